@@ -1,0 +1,29 @@
+"""stabwatch: sees a PyTorch training run go unstable before the loss does.
+
+    import stabwatch
+    watch = stabwatch.attach(model, optimizer)
+
+Everything here is loaded on first use, so that `import stabwatch` is cheap and needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stabwatch.config import Config as Config
+    from stabwatch.watch import Watch as Watch
+    from stabwatch.watch import attach as attach
+
+__version__ = "0.1.0"
+__all__ = ["Config", "Watch", "__version__", "attach"]
+
+_HOME = {"attach": "stabwatch.watch", "Watch": "stabwatch.watch", "Config": "stabwatch.config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'stabwatch' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

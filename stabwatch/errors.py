@@ -1,0 +1,38 @@
+"""Every error that stabwatch raises on purpose.
+
+StabwatchError
+├── ConfigError        (ValueError)   a setting is unknown or out of range
+├── RunLogError        (ValueError)   a run folder is missing, unreadable or of another schema
+├── RuleError          (ValueError)   an alert rule is malformed
+├── AgentError         (RuntimeError) the agent cannot serve (port, TLS files, ...)
+└── MissingExtraError  (ImportError)  an optional dependency is not installed
+
+Nothing here is ever raised from inside a hook: what goes wrong in a training process after
+`attach` is counted, written to the run log once, and swallowed.
+"""
+
+from __future__ import annotations
+
+
+class StabwatchError(Exception):
+    """Root of the tree."""
+
+
+class ConfigError(StabwatchError, ValueError):
+    """A setting is unknown or out of range."""
+
+
+class RunLogError(StabwatchError, ValueError):
+    """A run folder is missing, unreadable or of another schema."""
+
+
+class RuleError(StabwatchError, ValueError):
+    """An alert rule is malformed."""
+
+
+class AgentError(StabwatchError, RuntimeError):
+    """The agent cannot serve."""
+
+
+class MissingExtraError(StabwatchError, ImportError):
+    """An optional dependency is not installed."""

@@ -1,0 +1,20 @@
+"""The run log: the only thing between the training process and everybody who wants to know.
+
+See `schema.py` for what is in the folder, `writer.py` for the writing end, `reader.py` for the reading end.
+"""
+
+from stabwatch.runlog.reader import Run as Run
+from stabwatch.runlog.reader import RunLog as RunLog
+from stabwatch.runlog.reader import find_run as find_run
+from stabwatch.runlog.reader import read_run as read_run
+from stabwatch.runlog.reader import wait_for_run as wait_for_run
+from stabwatch.runlog.schema import Block as Block
+from stabwatch.runlog.schema import Cell as Cell
+from stabwatch.runlog.schema import Event as Event
+from stabwatch.runlog.schema import Meta as Meta
+from stabwatch.runlog.schema import SeriesKey as SeriesKey
+from stabwatch.runlog.schema import SlotTable as SlotTable
+from stabwatch.runlog.schema import host_cell as host_cell
+from stabwatch.runlog.writer import RunFolder as RunFolder
+from stabwatch.runlog.writer import Writer as Writer
+from stabwatch.runlog.writer import append_event as append_event

@@ -1,0 +1,254 @@
+"""What a run folder holds, and the slot table that says what each number in a record is.
+
+    RUN/
+      meta.json             Meta: written once at the start
+      signals-000.arrows    Arrow IPC stream: step, time, values; a new segment when the slot table changes
+      events.jsonl          one JSON object a line: start, end, alerts, notes, errors
+
+A record's `values` is a list of float32, one per slot; slots are the partial sums of the cells, in the
+order of the slot table, which stands as JSON in the stream's schema metadata under `stabwatch`. NaN in
+all slots of a cell means: not measured at this step. The table also lists the series (signal x layer),
+each with its formula and the slots it is made of, so that other tools can compute the values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.signals import CATALOGUE, Catalogue
+from stabwatch.signals.formulas import evaluate
+from stabwatch.signals.reductions import REDUCTIONS, MergeLaw, Op
+
+SCHEMA_VERSION = 1
+META = "meta.json"
+EVENTS = "events.jsonl"
+SEGMENTS = "signals-*.arrows"
+
+
+@dataclass(frozen=True, order=True)
+class SeriesKey:
+    """One line on a chart: a signal, and the layer it was measured at ('' for the whole run)."""
+
+    signal: str
+    layer: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.signal}[{self.layer}]" if self.layer else self.signal
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One reduction at one site: a run of consecutive slots."""
+
+    tap: str
+    site: str
+    reduction: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """How one series is made from slots."""
+
+    key: SeriesKey
+    formula: str
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SlotTable:
+    """The layout of a record: cells in order, each with the fields of its reduction.
+
+    In a table read from a file the fields come from the file, not from today's code.
+    """
+
+    cells: tuple[Cell, ...]
+    fields: tuple[tuple[tuple[str, Op], ...], ...]
+    series: tuple[Series, ...]
+
+    @classmethod
+    def build(cls, cells: Iterable[Cell], catalogue: Catalogue = CATALOGUE) -> SlotTable:
+        """Lay out cells in the given order and derive the series from the catalogue."""
+        cells = tuple(dict.fromkeys(cells))
+        fields = tuple(tuple((f.name, f.op) for f in REDUCTIONS[c.reduction].fields) for c in cells)
+        starts = np.cumsum([0, *(len(f) for f in fields)])[:-1]
+        series: list[Series] = []
+        for signal in catalogue:
+            mine = [
+                (cell, tuple(int(start) + REDUCTIONS[cell.reduction].index(f) for f in signal.fields))
+                for cell, start in zip(cells, starts, strict=True)
+                if (cell.tap, cell.reduction) == (signal.tap, signal.reduction) and _named(cell, signal.name)
+            ]
+            if signal.level == "layer":
+                series += [Series(SeriesKey(signal.name, c.site), signal.formula, slots) for c, slots in mine]
+            elif mine:
+                slots = tuple(slot for _, slots in mine for slot in slots)
+                series.append(Series(SeriesKey(signal.name), signal.formula, slots))
+        return cls(cells, fields, tuple(series))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First slot of each cell."""
+        return tuple(int(n) for n in np.cumsum([0, *(len(f) for f in self.fields)])[:-1])
+
+    @cached_property
+    def width(self) -> int:
+        """Number of slots."""
+        return sum(len(f) for f in self.fields)
+
+    @cached_property
+    def law(self) -> MergeLaw:
+        """The merge law of a whole record."""
+        ops = [op for fields in self.fields for _, op in fields]
+        cells = [i for i, fields in enumerate(self.fields) for _ in fields]
+        return MergeLaw(ops, cells)
+
+    @cached_property
+    def keys(self) -> tuple[SeriesKey, ...]:
+        """Keys of the series, in order."""
+        return tuple(s.key for s in self.series)
+
+    def start(self, cell: Cell) -> int:
+        """First slot of a cell."""
+        return self.starts[self._position[cell]]
+
+    @cached_property
+    def _position(self) -> dict[Cell, int]:
+        return {cell: i for i, cell in enumerate(self.cells)}
+
+    @cached_property
+    def _plan(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
+        groups: dict[tuple[str, int], list[int]] = {}
+        for i, s in enumerate(self.series):
+            groups.setdefault((s.formula, len(s.slots)), []).append(i)
+        return [
+            (formula, np.array(members), np.array([self.series[i].slots for i in members]))
+            for (formula, _), members in groups.items()
+        ]
+
+    def values(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Slots (..., width) to values of the series (..., len(series)); NaN where not measured."""
+        rows = np.asarray(rows)
+        out = np.full((*rows.shape[:-1], len(self.series)), np.nan)
+        for formula, members, slots in self._plan:
+            out[..., members] = evaluate(formula, rows[..., slots])
+        return out
+
+    def to_json(self) -> str:
+        """The table as it stands in the schema metadata."""
+        return json.dumps(
+            {
+                "schema": SCHEMA_VERSION,
+                "cells": [
+                    {**asdict(c), "fields": [list(f) for f in fields]}
+                    for c, fields in zip(self.cells, self.fields, strict=True)
+                ],
+                "series": [
+                    {"signal": s.key.signal, "layer": s.key.layer, "formula": s.formula, "slots": list(s.slots)}
+                    for s in self.series
+                ],
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> SlotTable:
+        """Inverse of `to_json`."""
+        d = json.loads(text)
+        return cls(
+            tuple(Cell(c["tap"], c["site"], c["reduction"]) for c in d["cells"]),
+            tuple(tuple((name, op) for name, op in c["fields"]) for c in d["cells"]),
+            tuple(Series(SeriesKey(s["signal"], s["layer"]), s["formula"], tuple(s["slots"])) for s in d["series"]),
+        )
+
+
+def _named(cell: Cell, signal: str) -> bool:
+    """Host cells are named after their signal; every other cell serves all signals of its tap and reduction."""
+    return cell.tap != "host" or cell.site == signal
+
+
+def host_cell(signal: str) -> Cell:
+    """The cell of a signal that is one host number per step."""
+    return Cell("host", signal, CATALOGUE[signal].reduction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """Static facts of a run."""
+
+    run: str
+    created: float
+    host: str
+    pid: int
+    pid_started: float
+    """Start time of the process (seconds since the epoch), to tell a recycled pid."""
+    world_size: int = 1
+    rank: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    """`name`, `parameters` (count), `layers` (sites in forward order)."""
+    config: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Text of meta.json."""
+        return json.dumps(asdict(self), indent=1)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of events.jsonl.
+
+    kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert'.
+    data: everything else on the line. 'end' has `reason` ('finished', 'exception', 'killed', ...);
+    'alert' has the fields of `stabwatch.alerts.Alert`.
+    """
+
+    kind: str
+    time: float
+    step: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The line, without its end."""
+        return json.dumps({"kind": self.kind, "time": self.time, "step": self.step, **self.data}, default=str)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Event:
+        """Inverse of `to_json`."""
+        d = json.loads(line)
+        if not isinstance(d, dict):
+            raise ValueError("an event is a JSON object")
+        return cls(str(d.pop("kind")), float(d.pop("time")), d.pop("step", None), d)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive records of one layout.
+
+    steps: int64 (n,). times: float64 (n,), seconds since the epoch. rows: float32 (n, table.width).
+    """
+
+    table: SlotTable
+    steps: NDArray[np.int64]
+    times: NDArray[np.float64]
+    rows: NDArray[np.float32]
+
+    @cached_property
+    def values(self) -> NDArray[np.float64]:
+        """float64 (n, len(table.series)): the signals."""
+        return self.table.values(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def common_series(tables: Sequence[SlotTable]) -> tuple[SeriesKey, ...]:
+    """All series of several tables, in order of first appearance."""
+    return tuple(dict.fromkeys(key for table in tables for key in table.keys))

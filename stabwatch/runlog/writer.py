@@ -1,0 +1,217 @@
+"""The writing end of a run folder: one thread, one flush per record, nothing raised into training."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stabwatch.runlog.schema import EVENTS, META, Event, Meta, SlotTable
+
+
+def arrow_schema(table: SlotTable) -> pa.Schema:
+    """Schema of a segment; the slot table is its metadata."""
+    return pa.schema(
+        [
+            pa.field("step", pa.int64(), nullable=False),
+            pa.field("time", pa.float64(), nullable=False),
+            pa.field("values", pa.list_(pa.field("slot", pa.float32(), nullable=False), table.width), nullable=False),
+        ],
+        metadata={"stabwatch": table.to_json()},
+    )
+
+
+class Segment:
+    """One `signals-NNN.arrows` file. A failed write is cut off, so that the file stays readable."""
+
+    def __init__(self, path: Path, table: SlotTable) -> None:
+        self.table = table
+        self._schema = arrow_schema(table)
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (lives as long as the segment)
+        self._good = 0
+        self._write(self._schema.serialize())
+
+    def _write(self, data: pa.Buffer) -> None:
+        view = memoryview(data)
+        try:
+            while len(view):
+                view = view[self._file.write(view) or 0 :]
+        except OSError:
+            self._file.truncate(self._good)
+            self._file.seek(self._good)
+            raise
+        self._good += len(data)
+
+    def append(self, step: int, time: float, values: NDArray[np.float32]) -> None:
+        """Write one record and hand it to the operating system."""
+        batch = pa.record_batch(
+            [
+                pa.array([step], pa.int64()),
+                pa.array([time], pa.float64()),
+                pa.FixedSizeListArray.from_arrays(
+                    pa.array(np.ascontiguousarray(values, dtype=np.float32)), type=self._schema.field("values").type
+                ),
+            ],
+            schema=self._schema,
+        )
+        self._write(batch.serialize())
+
+    def close(self) -> None:
+        """Close without an end-of-stream mark: a later reader must not take a crash for an end."""
+        self._file.close()
+
+
+class RunFolder:
+    """Creates the folder and appends to it, in the calling thread; errors are raised."""
+
+    def __init__(self, path: Path, meta: Meta) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        (path / META).write_text(meta.to_json(), encoding="utf-8")
+        self._segment: Segment | None = None
+        self._segments = 0
+
+    def append(self, table: SlotTable, step: int, time: float, values: NDArray[np.float32]) -> None:
+        """Append one record; a new layout opens a new segment."""
+        if self._segment is None or self._segment.table is not table:
+            if self._segment is not None:
+                self._segment.close()
+            self._segment = None
+            path = self.path / f"signals-{self._segments:03d}.arrows"
+            self._segments += 1
+            self._segment = Segment(path, table)
+        self._segment.append(step, time, values)
+
+    def event(self, event: Event) -> None:
+        """Append one line to events.jsonl."""
+        append_event(self.path, event)
+
+    def close(self) -> None:
+        """Close the open segment."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+
+def append_event(run: Path, event: Event) -> None:
+    """Append an event to a run folder; one write call, so that several processes may append."""
+    with open(run / EVENTS, "ab", buffering=0) as file:
+        file.write((event.to_json() + "\n").encode())
+
+
+@dataclass(frozen=True)
+class _Record:
+    table: SlotTable
+    step: int
+    time: float
+    resolve: Callable[[], NDArray[np.float32]]
+
+
+class Writer:
+    """A bounded queue and a daemon thread in front of a RunFolder.
+
+    Never blocks and never raises. A record that cannot be queued or written is dropped and counted in
+    `dropped`; the first failure of each kind is remembered in `failures` (text by kind) and written as an
+    `error` event as soon as the disk allows it. `idle` is called about once a second from the thread.
+    """
+
+    def __init__(self, folder: RunFolder, *, capacity: int = 4096, idle: Callable[[], None] | None = None) -> None:
+        self._folder = folder
+        self._queue: queue.Queue[_Record | Event | None] = queue.Queue(maxsize=capacity)
+        self._idle = idle
+        self._pending: list[Event] = []
+        self.dropped = 0
+        self.written = 0
+        self.failures: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._run, name="stabwatch-writer", daemon=True)
+        self._thread.start()
+
+    def record(self, table: SlotTable, step: int, time: float, resolve: Callable[[], NDArray[np.float32]]) -> None:
+        """Queue a record; `resolve` gives its slots and is called in the writer's thread."""
+        self._put(_Record(table, step, time, resolve))
+
+    def event(self, kind: str, step: int | None = None, **data: Any) -> None:
+        """Queue an event."""
+        self._put(Event(kind, time.time(), step, data))
+
+    def _put(self, item: _Record | Event) -> None:
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Write what is queued, then stop. Safe to call twice."""
+        if self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=timeout)
+            except queue.Full:
+                return
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        due = time.monotonic() + 1.0
+        while True:
+            try:
+                item = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                due = time.monotonic() + 1.0
+                self._attempt("idle", self._idle or (lambda: None))
+                continue
+            if item is None:
+                break
+            self._handle(item)
+        self._attempt("close", self._folder.close)
+
+    def _handle(self, item: _Record | Event) -> None:
+        if isinstance(item, Event):
+            self._pending.append(item)
+            self._flush_events()
+            return
+
+        def write() -> None:
+            self._folder.append(item.table, item.step, item.time, item.resolve())
+
+        if self._attempt("record", write):
+            self.written += 1
+            self._flush_events()
+        else:
+            self.dropped += 1
+
+    def _flush_events(self) -> None:
+        while self._pending:
+            event = self._pending[0]
+            if not self._attempt("event", lambda: self._folder.event(event)):
+                del self._pending[:-100]
+                return
+            self._pending.pop(0)
+
+    def _attempt(self, what: str, action: Callable[[], object]) -> bool:
+        try:
+            action()
+        except Exception as error:
+            if what not in self.failures:
+                self.failures[what] = f"{type(error).__name__}: {error}"
+                self._pending.append(
+                    Event(
+                        "error",
+                        time.time(),
+                        None,
+                        {
+                            "probe": f"writer.{what}",
+                            "message": self.failures[what],
+                            "traceback": traceback.format_exc(limit=8),
+                        },
+                    )
+                )
+            return False
+        return True

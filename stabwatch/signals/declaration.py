@@ -1,0 +1,89 @@
+"""What a signal is: frozen data from which metric, help, docs row, panel and contract tests are derived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from stabwatch.signals.reductions import REDUCTIONS
+
+Level = Literal["run", "layer"]
+Kind = Literal["gauge", "counter"]
+Tier = Literal["always", "sampled", "deep"]
+Worst = Literal["max", "min"]
+
+TAPS = ("activation", "attention", "logits", "loss", "gradient", "weight", "update", "host")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """One signal: a formula over the partials that one reduction leaves at one kind of tap.
+
+    name: Prometheus name without the `stabwatch_` prefix.
+    help: one sentence, ends with a full stop.
+    unit: base unit for people and panels ('1' for a plain number, 'ratio', 'nat', 'seconds', 'bytes').
+    tap, reduction, fields, formula: where the tensor is seen, and which partials become the value.
+    level: 'layer' gives one series per site; 'run' one series over all sites of the tap.
+    tier: how often it is measured (see `stabwatch.schedule`).
+    worst: the end of a window that matters, exported beside the last value.
+    source: paper or code that defines it.
+    """
+
+    name: str
+    help: str
+    unit: str
+    tap: str
+    reduction: str
+    fields: tuple[str, ...]
+    formula: str
+    level: Level = "layer"
+    kind: Kind = "gauge"
+    tier: Tier = "sampled"
+    worst: Worst = "max"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.tap in TAPS, f"{self.name}: no tap is called {self.tap!r}; taps: {TAPS}"
+        assert self.help.endswith("."), f"{self.name}: help ends with a full stop"
+        known = [f.name for f in REDUCTIONS[self.reduction].fields]
+        assert set(self.fields) <= set(known), f"{self.name}: {self.fields} not all in {known}"
+        assert (self.kind == "counter") == self.name.endswith("_total"), f"{self.name}: counters end with _total"
+
+    @property
+    def metric(self) -> str:
+        """Name on /metrics."""
+        return f"stabwatch_{self.name}"
+
+
+class Catalogue:
+    """Signals by name, in the order of registration."""
+
+    def __init__(self) -> None:
+        self._signals: dict[str, Signal] = {}
+
+    def register(self, signal: Signal) -> Signal:
+        """Add a signal; two of one name are a mistake."""
+        if signal.name in self._signals:
+            raise ValueError(f"A signal called `{signal.name}` is registered already.")
+        self._signals[signal.name] = signal
+        return signal
+
+    def __getitem__(self, name: str) -> Signal:
+        try:
+            return self._signals[name]
+        except KeyError:
+            raise KeyError(f"No signal is called `{name}`. Known signals: {', '.join(self._signals)}.") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._signals
+
+    def __iter__(self) -> Iterator[Signal]:
+        return iter(self._signals.values())
+
+    def __len__(self) -> int:
+        return len(self._signals)
+
+    def at(self, tap: str, reduction: str) -> tuple[Signal, ...]:
+        """All signals that read one reduction at one kind of tap."""
+        return tuple(s for s in self if s.tap == tap and s.reduction == reduction)

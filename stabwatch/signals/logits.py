@@ -1,0 +1,46 @@
+"""Output logits: how far the logsumexp has drifted from zero (what the z-loss holds back)."""
+
+from __future__ import annotations
+
+from stabwatch.signals.declaration import Signal
+
+_SOURCE = "Chowdhery et al. 2022 (PaLM), arXiv:2204.02311; Wortsman et al. 2023, arXiv:2309.14322"
+
+SIGNALS = (
+    Signal(
+        name="output_logit_logsumexp",
+        help="Mean logsumexp of the output logits; drifts from zero when the logits diverge.",
+        unit="nat",
+        tap="logits",
+        reduction="logsumexp",
+        fields=("sum", "count"),
+        formula="mean",
+        level="run",
+        tier="always",
+        source=_SOURCE,
+    ),
+    Signal(
+        name="output_logit_z",
+        help="Mean square of the logsumexp of the output logits: the z-loss before its coefficient.",
+        unit="1",
+        tap="logits",
+        reduction="logsumexp",
+        fields=("sumsq", "count"),
+        formula="mean",
+        level="run",
+        tier="always",
+        source=_SOURCE,
+    ),
+    Signal(
+        name="output_logit_nonfinite_total",
+        help="Rows of output logits whose logsumexp was NaN or infinite.",
+        unit="1",
+        tap="logits",
+        reduction="logsumexp",
+        fields=("nonfinite",),
+        formula="total",
+        level="run",
+        kind="counter",
+        tier="always",
+    ),
+)

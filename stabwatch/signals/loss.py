@@ -1,0 +1,31 @@
+"""The loss, as the training step saw it."""
+
+from __future__ import annotations
+
+from stabwatch.signals.declaration import Signal
+
+SIGNALS = (
+    Signal(
+        name="loss",
+        help="Training loss of the step, averaged over all samples or tokens of its micro-batches.",
+        unit="nat",
+        tap="loss",
+        reduction="mean",
+        fields=("sum", "count"),
+        formula="mean",
+        level="run",
+        tier="always",
+    ),
+    Signal(
+        name="loss_nonfinite_total",
+        help="Loss values that were NaN or infinite.",
+        unit="1",
+        tap="loss",
+        reduction="mean",
+        fields=("nonfinite",),
+        formula="total",
+        level="run",
+        kind="counter",
+        tier="always",
+    ),
+)

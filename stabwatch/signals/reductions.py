@@ -1,0 +1,117 @@
+"""The merge laws: which partial sums a reduction carries, and how two of them become one.
+
+A *cell* is one reduction of one tensor at one site. Its fields are merged by the operator declared
+here and nowhere else: over micro-batches, ranks, time windows and down-sampling alike. A mean is
+carried as (sum, count), never as a mean of means. `count` always comes first: a cell whose count is
+zero was not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Op = Literal["sum", "max", "min", "arg"]
+"""`arg` is the index that belongs to the `max` field before it; it follows the winner (ties: the smaller index)."""
+
+UNIT: dict[Op, float] = {"sum": 0.0, "max": -np.inf, "min": np.inf, "arg": np.inf}
+"""What an empty cell holds: the unit of each operator."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One partial of a reduction and its merge operator."""
+
+    name: str
+    op: Op
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A named tuple of partials, `count` first, sums before maxima."""
+
+    name: str
+    fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        ops = [f.op for f in self.fields]
+        assert self.fields[0] == Field("count", "sum"), f"{self.name}: the first field must be the count"
+        assert all(ops[i - 1] == "max" for i, op in enumerate(ops) if op == "arg"), f"{self.name}: arg follows max"
+        assert ops == sorted(ops, key=lambda op: op != "sum"), f"{self.name}: sums come first"
+
+    @property
+    def sums(self) -> int:
+        """How many leading fields are sums."""
+        return sum(f.op == "sum" for f in self.fields)
+
+    def index(self, field: str) -> int:
+        """Position of a field inside a cell."""
+        return [f.name for f in self.fields].index(field)
+
+
+def _reduction(name: str, **ops: Op) -> Reduction:
+    return Reduction(name, tuple(Field(field, op) for field, op in ops.items()))
+
+
+MOMENTS = _reduction("moments", count="sum", sumsq="sum", nonfinite="sum", abs_max="max")
+MEAN = _reduction("mean", count="sum", sum="sum", nonfinite="sum")
+UPDATE = _reduction("update", count="sum", update_sumsq="sum", weight_sumsq="sum")
+LOGSUMEXP = _reduction("logsumexp", count="sum", sum="sum", sumsq="sum", nonfinite="sum", max="max")
+ATTENTION_BRACKET = _reduction(
+    "attention_bracket",
+    count="sum", lse_sumsq="sum", nonfinite="sum", upper="max", head="arg", lower="max",
+)  # fmt: skip
+ATTENTION_EXACT = _reduction("attention_exact", count="sum", nonfinite="sum", max="max", head="arg")
+CLIP = _reduction("clip", count="sum", sumsq="sum")
+HOST = _reduction("host", count="sum", last="max")
+HOST_COUNT = _reduction("host_count", count="sum", sum="sum")
+
+REDUCTIONS: dict[str, Reduction] = {
+    r.name: r
+    for r in (MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, CLIP, HOST, HOST_COUNT)
+}
+
+
+class MergeLaw:
+    """Merges rows of slots, vectorised over a whole layout.
+
+    `ops` has one operator per slot. Rows are float arrays of shape (..., slots). NaN in a `count`
+    slot (not measured) must have been replaced by the units first: see `filled`.
+    """
+
+    def __init__(self, ops: Sequence[Op], cell_of_slot: Sequence[int]) -> None:
+        self.ops = tuple(ops)
+        self._is = {op: np.array([o == op for o in ops], dtype=bool) for op in UNIT}
+        self._arg = np.flatnonzero(self._is["arg"])
+        self.unit = np.array([UNIT[op] for op in ops], dtype=np.float64)
+        cells = np.asarray(cell_of_slot, dtype=np.int64)
+        self._count_slot = np.searchsorted(cells, cells, side="left") if len(cells) else cells
+
+    def filled(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Rows with every unmeasured cell replaced by the units of its operators."""
+        rows = np.asarray(rows, dtype=np.float64)
+        count = rows[..., self._count_slot]
+        return np.where(np.isnan(count) | (count == 0), self.unit, rows)
+
+    def blanked(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Rows with every unmeasured cell replaced by NaN: the form of the run log."""
+        rows = np.asarray(rows, dtype=np.float64)
+        count = rows[..., self._count_slot]
+        return np.where(np.isnan(count) | (count == 0), np.nan, rows)
+
+    def merge(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Merge rows of shape (n, slots) into one of shape (slots,); NaN marks what was not measured."""
+        rows = self.filled(rows)
+        out = np.empty(rows.shape[1:], dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            out[self._is["sum"]] = rows[:, self._is["sum"]].sum(axis=0)
+            out[self._is["max"]] = rows[:, self._is["max"]].max(axis=0, initial=-np.inf)
+            out[self._is["min"]] = rows[:, self._is["min"]].min(axis=0, initial=np.inf)
+        for slot in self._arg:
+            best = rows[:, slot - 1] == out[slot - 1]
+            out[slot] = rows[best, slot].min(initial=np.inf)
+        return self.blanked(out)

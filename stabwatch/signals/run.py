@@ -1,0 +1,32 @@
+"""The run itself: pace, learning rate, and what stabwatch costs and misses. Host numbers, one per step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stabwatch.signals.declaration import Signal
+
+
+def _host(name: str, help: str, unit: str = "1", **more: Any) -> Signal:
+    return Signal(
+        name=name, help=help, unit=unit, tap="host", reduction="host", fields=("last",), formula="same",
+        level="run", tier="always", **more,
+    )  # fmt: skip
+
+
+def _count(name: str, help: str) -> Signal:
+    return Signal(
+        name=name, help=help, unit="1", tap="host", reduction="host_count", fields=("sum",), formula="total",
+        level="run", kind="counter", tier="always",
+    )  # fmt: skip
+
+
+SIGNALS = (
+    _host("step_seconds", "Wall time of the step.", "seconds"),
+    _host("learning_rate", "Largest learning rate among the optimizer's parameter groups."),
+    _host("loss_scale", "Scale of the gradient scaler, when one is used.", worst="min"),
+    _host("overhead_ratio", "Share of the run's recent wall time that was spent inside stabwatch.", "ratio"),
+    _count("skipped_steps_total", "Optimizer steps that the gradient scaler skipped."),
+    _count("probe_errors_total", "Exceptions caught inside stabwatch's own probes."),
+    _count("records_dropped_total", "Records that could not be written to the run log."),
+)
