@@ -108,12 +108,15 @@ def append_event(run: Path, event: Event) -> None:
         file.write((event.to_json() + "\n").encode())
 
 
+Resolve = Callable[[], tuple[SlotTable, NDArray[np.float32]]]
+"""Gives the layout and the slots of a record; may wait for a device copy, so it is called in the writer's thread."""
+
+
 @dataclass(frozen=True)
 class _Record:
-    table: SlotTable
     step: int
     time: float
-    resolve: Callable[[], NDArray[np.float32]]
+    resolve: Resolve
 
 
 class Writer:
@@ -135,9 +138,9 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="stabwatch-writer", daemon=True)
         self._thread.start()
 
-    def record(self, table: SlotTable, step: int, time: float, resolve: Callable[[], NDArray[np.float32]]) -> None:
-        """Queue a record; `resolve` gives its slots and is called in the writer's thread."""
-        self._put(_Record(table, step, time, resolve))
+    def record(self, step: int, time: float, resolve: Resolve) -> None:
+        """Queue a record; `resolve` gives its layout and slots and is called in the writer's thread."""
+        self._put(_Record(step, time, resolve))
 
     def event(self, kind: str, step: int | None = None, **data: Any) -> None:
         """Queue an event."""
@@ -179,7 +182,8 @@ class Writer:
             return
 
         def write() -> None:
-            self._folder.append(item.table, item.step, item.time, item.resolve())
+            table, values = item.resolve()
+            self._folder.append(table, item.step, item.time, values)
 
         if self._attempt("record", write):
             self.written += 1
