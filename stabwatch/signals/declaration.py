@@ -13,7 +13,7 @@ Kind = Literal["gauge", "counter"]
 Tier = Literal["always", "sampled", "deep"]
 Worst = Literal["max", "min"]
 
-TAPS = ("activation", "attention", "logits", "loss", "gradient", "weight", "update", "host")
+TAPS = ("activation", "attention", "logits", "loss", "gradient", "weight", "update", "host", "logged")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,18 @@ SIGNALS = (
         tier="always",
     ),
     Signal(
+        name="gradient_norm_nonfinite_total",
+        help="Gradient norms that `clip_grad_norm_` found to be NaN or infinite.",
+        unit="1",
+        tap="gradient",
+        reduction="clip",
+        fields=("nonfinite",),
+        formula="total",
+        level="run",
+        kind="counter",
+        tier="always",
+    ),
+    Signal(
         name="gradient_norm",
         help="Euclidean norm of all gradients at the optimizer step.",
         unit="1",

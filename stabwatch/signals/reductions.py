@@ -66,7 +66,7 @@ ATTENTION_BRACKET = _reduction(
     count="sum", lse_sumsq="sum", nonfinite="sum", upper="max", head="arg", lower="max",
 )  # fmt: skip
 ATTENTION_EXACT = _reduction("attention_exact", count="sum", nonfinite="sum", max="max", head="arg")
-CLIP = _reduction("clip", count="sum", sumsq="sum")
+CLIP = _reduction("clip", count="sum", sumsq="sum", nonfinite="sum")
 HOST = _reduction("host", count="sum", last="max")
 HOST_COUNT = _reduction("host_count", count="sum", sum="sum")
 

@@ -22,10 +22,21 @@ def _count(name: str, help: str) -> Signal:
 
 
 SIGNALS = (
+    Signal(
+        name="logged_value",
+        help="A number that the training loop gave to `watch.log`; its name stands in the label `layer`.",
+        unit="1",
+        tap="logged",
+        reduction="mean",
+        fields=("sum", "count"),
+        formula="mean",
+        tier="always",
+    ),
     _host("step_seconds", "Wall time of the step.", "seconds"),
     _host("learning_rate", "Largest learning rate among the optimizer's parameter groups."),
     _host("loss_scale", "Scale of the gradient scaler, when one is used.", worst="min"),
     _host("overhead_ratio", "Share of the run's recent wall time that was spent inside stabwatch.", "ratio"),
+    _host("taps_missing", "Taps that should have shown something by now and have not; `stabwatch doctor` names them."),
     _count("skipped_steps_total", "Optimizer steps that the gradient scaler skipped."),
     _count("probe_errors_total", "Exceptions caught inside stabwatch's own probes."),
     _count("records_dropped_total", "Records that could not be written to the run log."),

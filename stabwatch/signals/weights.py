@@ -7,7 +7,7 @@ from stabwatch.signals.declaration import Signal
 SIGNALS = (
     Signal(
         name="weight_rms",
-        help="Root mean square of one layer's parameters after the step.",
+        help="Root mean square of one layer's parameters before the step.",
         unit="1",
         tap="weight",
         reduction="moments",

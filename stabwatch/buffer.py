@@ -1,0 +1,77 @@
+"""The StepBuffer: all partials of a step, on the device until the step ends, then one copy to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stabwatch.runlog import Cell
+from stabwatch.signals.reductions import REDUCTIONS, UNIT
+
+Source = Callable[[], Tensor]
+
+
+def unit_of(cells: tuple[Cell, ...], device: torch.device) -> Tensor:
+    """The empty value of one row per cell: float32 (cells, fields)."""
+    rows = [[UNIT[f.op] for f in REDUCTIONS[c.reduction].fields] for c in cells]
+    return torch.tensor(rows, dtype=torch.float32, device=device)
+
+
+class Copy:
+    """A step's partials on their way to the host. `wait` may block, and belongs in the writer's thread."""
+
+    def __init__(self, flat: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if flat.device.type == "cuda":
+            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._host.copy_(flat, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._host = flat.cpu()
+
+    def wait(self) -> NDArray[np.float32]:
+        """The values, once they have arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.numpy()
+
+
+class StepBuffer:
+    """Collects cells that live in different places (sites own theirs, layers share a matrix) into one flat vector."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cells: list[tuple[Cell, ...]] = []
+        self._sources: list[Source] = []
+        self._units: dict[tuple[tuple[Cell, ...], torch.device], Tensor] = {}
+
+    def add(self, cells: tuple[Cell, ...], source: Source) -> None:
+        """Register a tensor that holds the fields of `cells` in order; `source` gives it anew at each step."""
+        self._cells.append(cells)
+        self._sources.append(source)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, in the order of the flat vector."""
+        return tuple(cell for group in self._cells for cell in group)
+
+    def flush(self) -> Tensor:
+        """The flat vector of this step, float32 (slots,); every cell is empty again afterwards."""
+        with torch.no_grad():
+            tensors = [source() for source in self._sources]
+            flat = torch.cat([t.reshape(-1).to(self.device, non_blocking=True) for t in tensors])
+            for device in dict.fromkeys(t.device for t in tensors):
+                mine = [(t, c) for t, c in zip(tensors, self._cells, strict=True) if t.device == device]
+                torch._foreach_copy_([t for t, _ in mine], [self._unit(c, t) for t, c in mine])
+        return flat
+
+    def _unit(self, cells: tuple[Cell, ...], like: Tensor) -> Tensor:
+        key = (cells, like.device)
+        if key not in self._units:
+            self._units[key] = unit_of(cells, like.device).reshape(like.shape)
+        return self._units[key]

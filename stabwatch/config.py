@@ -1,0 +1,115 @@
+"""Settings of a watch: keywords over environment over a YAML file over the defaults below."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from stabwatch.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that can be set. Each field may be given to `attach` by keyword or as STABWATCH_<FIELD>."""
+
+    run: str | None = None
+    """Run id. Default: SLURM_JOB_ID if set, else date, time and pid."""
+    root: str = "stabwatch-runs"
+    """Folder in which run folders are made, when no run_dir is given."""
+    overhead_budget: float = 0.01
+    """Share of the step time that stabwatch may take; the governor stretches its intervals to stay inside."""
+    every_step: bool = False
+    """Measure everything at every step, whatever it costs."""
+    include: str | None = None
+    """Regular expression on layer names: watch only these."""
+    exclude: str | None = None
+    """Regular expression on layer names: do not watch these."""
+    update_bytes: int = 256 << 20
+    """Most bytes of parameters copied at a time to measure updates."""
+    attention_limit: float = 100.0
+    """Largest safe attention logit (QK-clip's tau); a bracket that holds it asks for the exact value."""
+    reduce: str = "auto"
+    """'auto': merge over ranks when the model is data-parallel or sharded. 'never': each rank for itself."""
+    agent: bool = True
+    """Start an agent process (on rank 0) that serves metrics, alerts and the live page."""
+    host: str = "127.0.0.1"
+    """Address the agent listens on."""
+    port: int = 9478
+    """Port the agent listens on; the next free one if it is taken."""
+    linger: float = 60.0
+    """Seconds the agent goes on serving after the run has ended."""
+    file_sd: str | None = None
+    """Folder for the Prometheus target file. Default: `targets` beside the run folder."""
+    verbose: bool = True
+    """Print one line with the run folder when attached."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.overhead_budget < 1, "overhead_budget", "between 0 and 1", self.overhead_budget)
+        _require(0 <= self.port < 65536, "port", "between 0 and 65535", self.port)
+        _require(self.linger >= 0, "linger", "zero or more seconds", self.linger)
+        _require(self.update_bytes >= 0, "update_bytes", "zero or more bytes", self.update_bytes)
+        _require(self.reduce in ("auto", "never"), "reduce", "'auto' or 'never'", self.reduce)
+
+    @classmethod
+    def load(
+        cls,
+        source: Config | Mapping[str, Any] | str | Path | None = None,
+        environ: Mapping[str, str] = os.environ,
+        **overrides: Any,
+    ) -> Config:
+        """Settings from a YAML file, a mapping or a Config, then the environment, then keywords.
+
+        Raises ConfigError on a name or a value that does not fit.
+        """
+        given = {**_from_source(source), **_from_environment(environ), **overrides}
+        kinds = {f.name: str(f.type) for f in fields(cls)}
+        for name in given:
+            if name not in kinds:
+                raise ConfigError(f"There is no setting `{name}`. Settings: {', '.join(sorted(kinds))}.")
+        return cls(**{name: _convert(name, kinds[name], value) for name, value in given.items()})
+
+
+def _require(holds: bool, name: str, what: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"`{name}` must be {what}, and is {value!r}.")
+
+
+def _from_source(source: Config | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    if isinstance(source, Config):
+        return {f.name: getattr(source, f.name) for f in fields(source)}
+    if isinstance(source, Mapping):
+        return dict(source)
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"The settings file {source} cannot be read: {error}.") from error
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"The settings file {source} must hold `name: value` lines, and holds a {type(data).__name__}.")
+    return data or {}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    names = {f"STABWATCH_{f.name.upper()}": f.name for f in fields(Config)}
+    return {names[key]: value for key, value in environ.items() if key in names}
+
+
+_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def _convert(name: str, kind: str, value: Any) -> Any:
+    if value is None and "None" in kind:
+        return None
+    wanted = kind.split(" ")[0]
+    try:
+        if wanted == "bool":
+            return value if isinstance(value, bool) else _WORDS[str(value).lower()]
+        return {"int": int, "float": float, "str": str}[wanted](value)
+    except (KeyError, ValueError, TypeError):
+        raise ConfigError(f"`{name}` must be a {wanted}, and is {value!r}.") from None

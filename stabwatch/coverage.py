@@ -1,0 +1,77 @@
+"""What was seen and what was not, and why: never silently blind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from stabwatch.hooks.cells import LOGITS, LOSS
+from stabwatch.hooks.parameters import ParameterTaps
+from stabwatch.hooks.sites import Site
+from stabwatch.runlog import Cell
+
+REPORT_AFTER = 8
+"""Records after which the coverage is reported; more taps may still begin to show something later."""
+
+COMPILED = (
+    "the hook never ran: either this module is not part of the training forward, or the model was compiled and called "
+    "before `attach`. Call `stabwatch.attach` before the first compiled call, or `torch.compiler.reset()` after it"
+)
+NO_LOSS = "no cross_entropy, no `.loss` on the model's output and no backward was seen; use `watch.log(loss=...)`"
+NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
+NO_GRADIENT = "no optimizer step updated these parameters"
+NO_UPDATE = "no optimizer step updated these parameters, or their turn has not come"
+NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
+
+
+class Coverage:
+    """Compares what fired with what should have."""
+
+    def __init__(self, sites: Iterable[Site], parameters: ParameterTaps, expected: Iterable[Cell]) -> None:
+        self._sites = tuple(sites)
+        self._expected = tuple(expected)
+        self._reasons: dict[tuple[str, str], str] = {
+            ("update", layer): "its parameters do not fit into `update_bytes`" for layer in parameters.too_large
+        }
+        self._lock = threading.Lock()
+
+    def unmeasured(self, what: str, site: str, reason: str) -> None:
+        """Remember why something was not measured; the first reason counts."""
+        with self._lock:
+            self._reasons.setdefault((what, site), reason)
+
+    def missing(self, fired: set[Cell]) -> list[dict[str, str]]:
+        """One entry {tap, site, reason} for everything that should have been seen and was not."""
+        out = [self._entry(cell) for cell in self._expected if cell not in fired]
+        for site in self._sites:
+            if site.attention_like and site.bracket is not None:
+                out += self._attention(site, fired)
+        return out
+
+    def _entry(self, cell: Cell) -> dict[str, str]:
+        fallback = {"activation": COMPILED, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_UPDATE}
+        reason = {LOSS: NO_LOSS, LOGITS: NO_LOGITS}.get(cell, fallback.get(cell.tap, "it was never measured"))
+        with self._lock:
+            reason = self._reasons.get((cell.tap, cell.site), reason)
+        return {"tap": cell.tap, "site": cell.site, "reason": reason}
+
+    def _attention(self, site: Site, fired: set[Cell]) -> list[dict[str, str]]:
+        bracket = Cell("attention", site.name, "attention_bracket") in fired
+        exact = Cell("attention", site.name, "attention_exact") in fired
+        below = site.name + "."
+        inner = any(c.tap == "attention" and c.site.startswith(below) for c in fired)
+        if bracket or inner:
+            return []
+        with self._lock:
+            why = self._reasons.get(("attention_bracket", site.name))
+        if exact:
+            why = why or "inside a compiled graph there is no saved logsumexp"
+            return [{"tap": "attention_bracket", "site": site.name, "reason": f"{why}; the exact value is on cadence"}]
+        return [{"tap": "attention", "site": site.name, "reason": why or NO_ATTENTION}]
+
+    def report(self, fired: set[Cell]) -> dict[str, Any]:
+        """The data of a `coverage` event."""
+        missing = self.missing(fired)
+        seen = sorted({c.tap for c in fired})
+        return {"taps": seen, "fired": len(fired), "missing": missing}

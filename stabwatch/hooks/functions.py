@@ -1,0 +1,132 @@
+"""Calls that are no modules: attention, the loss, clipping, the gradient scaler.
+
+Each wrapper calls the original first, with the arguments as they came, and returns its result untouched.
+The wrappers are installed while at least one watch is attached.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stabwatch.hooks import attention, loss
+from stabwatch.hooks.modules import CURSOR, in_backward
+from stabwatch.hooks.patching import Patch
+
+_sdpa = F.scaled_dot_product_attention
+_softmax = F.softmax
+_cross_entropy = F.cross_entropy
+_clip_grad_norm_ = torch.nn.utils.clip_grad_norm_
+_backward = torch.autograd.backward
+_scaler_update = torch.amp.GradScaler.update
+
+
+@functools.wraps(_sdpa)
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> Tensor:
+    out = _sdpa(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+    site = CURSOR.site
+    if site is not None and site.gate.recording:
+        call = (query, key, attn_mask, is_causal, kwargs.get("scale"))
+        if torch.compiler.is_compiling():
+            if site.gate.sampled:
+                attention.exact(site, *call)
+        elif not in_backward():
+            site.watch.guard.run("attention", "always", attention.bracket_of_call, site, out, *call)
+            if site.gate.deep:
+                site.watch.guard.run("attention_exact", "deep", attention.exact, site, *call)
+    return out
+
+
+@functools.wraps(_softmax)
+def softmax(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    out = _softmax(input, *args, **kwargs)
+    site = CURSOR.site
+    if site is not None and site.attention_like and site.gate.recording and input.dim() >= 3:
+        if torch.compiler.is_compiling():
+            if site.gate.sampled:
+                attention.exact_of_scores(site, input)
+        elif site.gate.deep and not in_backward():
+            site.watch.guard.run("attention_exact", "deep", attention.exact_of_scores, site, input)
+    return out
+
+
+@functools.wraps(_cross_entropy)
+def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    out = _cross_entropy(input, target, *args, **kwargs)
+    root = CURSOR.root
+    if root is not None and root.gate.recording and torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
+            loss.cross_entropy_traced(root.watch.cells, out, input, target, *args, **kwargs)
+        elif not in_backward():
+            root.watch.guard.run("loss", "always", loss.cross_entropy, root.watch, out, input, target, args, kwargs)
+    return out
+
+
+@functools.wraps(_clip_grad_norm_)
+def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    norm = _clip_grad_norm_(parameters, *args, **kwargs)
+    root = CURSOR.root
+    if root is not None and root.gate.open:
+        root.watch.guard.run("clip", "always", root.watch.clipped, norm, args, kwargs)
+    return norm
+
+
+@functools.wraps(_backward)
+def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+    root = CURSOR.root
+    if root is not None and root.gate.recording:
+        root.watch.guard.run("loss", "always", root.watch.backward_begins, tensors)
+    _backward(tensors, *args, **kwargs)
+
+
+def scaler_update(self: Any, *args: Any, **kwargs: Any) -> None:
+    _scaler_update(self, *args, **kwargs)
+    root = CURSOR.root
+    if root is not None:
+        root.watch.guard.run("scaler", "always", root.watch.scaler_updated, self)
+
+
+_PATCHES = (
+    Patch(_sdpa, scaled_dot_product_attention),
+    Patch(_softmax, softmax),
+    Patch(_cross_entropy, cross_entropy),
+    Patch(_clip_grad_norm_, clip_grad_norm_),
+    Patch(_backward, backward),
+)
+
+
+class FunctionTaps:
+    """Counts the watches that need the wrappers; installs them for the first, removes them after the last."""
+
+    _users = 0
+
+    @classmethod
+    def install(cls) -> None:
+        """One more watch needs the wrappers."""
+        cls._users += 1
+        if cls._users == 1:
+            for patch in _PATCHES:
+                patch.install()
+            torch.amp.GradScaler.update = scaler_update  # type: ignore[method-assign]
+
+    @classmethod
+    def remove(cls) -> None:
+        """One watch less."""
+        cls._users -= 1
+        if cls._users == 0:
+            for patch in _PATCHES:
+                patch.remove()
+            torch.amp.GradScaler.update = _scaler_update  # type: ignore[method-assign]

@@ -1,0 +1,59 @@
+"""Fault isolation: an exception of ours is caught, counted, logged once, and repeated ones switch the probe off."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from stabwatch.signals.declaration import Tier
+
+MAX_ERRORS = 3
+"""Failures after which a probe is switched off."""
+
+
+class Guard:
+    """Runs probes, keeps their exceptions away from training and their time on the books.
+
+    seconds: host time spent in each tier since the last `take_seconds`.
+    errors: exceptions by probe. disabled: probes that were switched off.
+    report: called with (probe, message, traceback, disabled) at the first failure and at the last one.
+    """
+
+    def __init__(self, report: Callable[[str, str, str, bool], None], clock: Callable[[], float] = time.perf_counter):
+        self._report = report
+        self._clock = clock
+        self.errors: Counter[str] = Counter()
+        self.disabled: set[str] = set()
+        self.seconds: dict[Tier, float] = {"always": 0.0, "sampled": 0.0, "deep": 0.0}
+
+    def run(self, probe: str, tier: Tier, action: Callable[..., Any], *args: Any) -> None:
+        """Call `action(*args)`; whatever happens, return."""
+        if probe in self.disabled:
+            return
+        start = self._clock()
+        try:
+            action(*args)
+        except Exception as error:
+            self._caught(probe, error)
+        finally:
+            self.seconds[tier] += self._clock() - start
+
+    def take_seconds(self) -> dict[Tier, float]:
+        """Host seconds by tier since the last call."""
+        taken = dict(self.seconds)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        return taken
+
+    def _caught(self, probe: str, error: Exception) -> None:
+        self.errors[probe] += 1
+        off = self.errors[probe] >= MAX_ERRORS
+        if off:
+            self.disabled.add(probe)
+        if off or self.errors[probe] == 1:
+            try:
+                self._report(probe, f"{type(error).__name__}: {error}", traceback.format_exc(limit=8), off)
+            except Exception:
+                self.disabled.add(probe)  # nothing is left to tell; the counter still goes to the log

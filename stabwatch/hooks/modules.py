@@ -1,0 +1,143 @@
+"""Forward hooks: three plain functions shared by all modules, so that torch.compile traces and shares them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from stabwatch.hooks.sites import Chosen, Gate, Site, device_of, looks_like_attention, new_cell
+from stabwatch.kernels.merge import merge_
+from stabwatch.kernels.moments import moments
+from stabwatch.signals.reductions import MOMENTS
+
+
+class Cursor:
+    """Where the forward pass is now. One per process: torch's functions do not say which module called them."""
+
+    def __init__(self) -> None:
+        self.site: Site | None = None
+        self.root: Site | None = None
+
+
+CURSOR = Cursor()
+
+
+def in_backward() -> bool:
+    """True while autograd runs: a forward seen then is a recomputation, counted already."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def before_root(module: nn.Module, args: Any) -> None:
+    """Pre-hook of the model: does this forward belong to a training step?"""
+    site: Site | None = module._stabwatch  # type: ignore[assignment]
+    if site is None:
+        return
+    site.gate.recording = torch.is_grad_enabled() and module.training and site.gate.open
+    CURSOR.root = site
+    CURSOR.site = site
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and module.training:
+        site.watch.forward_begins()
+
+
+def after_root(module: nn.Module, args: Any, output: Any) -> None:
+    """Hook of the model: its `.loss`, when it computes one itself."""
+    site: Site | None = module._stabwatch  # type: ignore[assignment]
+    if site is None:
+        return
+    CURSOR.site = None
+    if not torch.compiler.is_compiling() and site.gate.recording:
+        site.watch.forward_ended(output)
+
+
+def before(module: nn.Module, args: Any) -> None:
+    """Pre-hook of a watched module."""
+    CURSOR.site = module._stabwatch  # type: ignore[assignment]
+
+
+def after(module: nn.Module, args: Any, output: Any) -> None:
+    """Hook of a watched module: the moments of its output."""
+    site: Site | None = module._stabwatch  # type: ignore[assignment]
+    if site is None:
+        return
+    CURSOR.site = site.parent
+    if not (site.gate.sampled and site.gate.recording) or site.activation is None:
+        return
+    if torch.compiler.is_compiling():
+        _measure(site, output)
+    elif not in_backward():
+        site.watch.guard.run("activation", "sampled", _measure, site, output)
+
+
+def _measure(site: Site, output: Any) -> None:
+    x = first_tensor(output)
+    if x is None or x.numel() == 0 or site.activation is None:
+        return
+    with torch.no_grad():
+        if not torch.compiler.is_compiling() and site.activation.device != x.device:
+            site.activation = new_cell("moments", x.device)
+        merge_(MOMENTS, site.activation, moments(x.detach()))
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first floating-point tensor of a module's output: the hidden state by every convention we know."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() and not output.is_nested else None
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if isinstance(output, list | tuple):
+        for item in output:
+            found = first_tensor(item)
+            if found is not None:
+                return found
+    return None
+
+
+class ModuleTaps:
+    """The hooks of one watch on one model."""
+
+    def __init__(self, chosen: list[Chosen], gate: Gate, watch: Any, device: torch.device) -> None:
+        self.sites: dict[str, Site] = {}
+        self._modules: list[nn.Module] = []
+        self._handles: list[RemovableHandle] = []
+        for item in chosen:
+            parent = self._parent(item.path)
+            site = Site(item.name, gate, watch, parent, looks_like_attention(item.module))
+            self._hook(item, site, device_of(item.module, device))
+            self.sites[item.path] = site
+
+    def _parent(self, path: str) -> Site | None:
+        while path:
+            path = path.rpartition(".")[0]
+            if path in self.sites:
+                return self.sites[path]
+        return None
+
+    def _hook(self, item: Chosen, site: Site, device: torch.device) -> None:
+        if item.activation:
+            site.activation = new_cell("moments", device)
+        if not item.path or list(item.module.children()) or site.attention_like:
+            site.bracket = new_cell("attention_bracket", device)
+            site.exact = new_cell("attention_exact", device)
+        object.__setattr__(item.module, "_stabwatch", site)
+        self._modules.append(item.module)
+        pre, post = (before, after) if item.path else (before_root, after_root)
+        self._handles.append(item.module.register_forward_pre_hook(pre))
+        self._handles.append(item.module.register_forward_hook(post))
+
+    def register(self, buffer: Any) -> None:
+        """Put the sites' cells into a StepBuffer."""
+        for site in self.sites.values():
+            for cell, field in site.fields().items():
+                buffer.add((cell,), lambda site=site, field=field: getattr(site, field))
+
+    def remove(self) -> None:
+        """Take every hook and every attribute off the model again."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self._modules:
+            module.__dict__.pop("_stabwatch", None)
+        if CURSOR.root in self.sites.values():
+            CURSOR.root = CURSOR.site = None

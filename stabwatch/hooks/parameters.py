@@ -1,0 +1,172 @@
+"""Gradients, weights and updates at the optimizer step, gathered by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.hooks.sites import new_cell, site_name
+from stabwatch.kernels.multi_tensor import grouped_moments, grouped_sumsq
+from stabwatch.runlog import Cell
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A parameter and the row of its layer."""
+
+    parameter: nn.Parameter
+    row: int
+
+
+class ParameterTaps:
+    """One row per layer: a layer is the nearest watched module that owns the parameter.
+
+    gradient, weight: float32 (layers, 4), moments. update: float32 (layers, 3).
+    Updates need the parameters as they were: at most `update_bytes` of copies are held, only during the
+    optimizer's step, and the layers take turns when they do not fit together. `too_large` names the layers
+    that do not fit alone; their updates are not measured.
+    """
+
+    def __init__(self, model: nn.Module, sites: Iterable[str], device: torch.device, update_bytes: int) -> None:
+        self._owned = _owners(model, set(sites))
+        self.layers = tuple(dict.fromkeys(name for name, _ in self._owned))
+        rows = {name: i for i, name in enumerate(self.layers)}
+        self._by_id = {id(p): Owned(p, rows[name]) for name, p in self._owned}
+        self.gradient = _units("moments", len(rows), device)
+        self.weight = _units("moments", len(rows), device)
+        self.update = _units("update", len(rows), device)
+        self._turns, large = _turns(self._owned, rows, update_bytes)
+        self.too_large = tuple(self.layers[row] for row in large)
+        self._turn = 0
+        self._before: list[tuple[Tensor, Tensor, int]] = []
+
+    @property
+    def turns(self) -> int:
+        """Measured steps that one round over all updates takes."""
+        return len(self._turns)
+
+    def owns(self, optimizer: Any) -> bool:
+        """True if the optimizer steps a parameter of this model."""
+        return any(id(p) in self._by_id for group in optimizer.param_groups for p in group["params"])
+
+    def measure_gradients(self, optimizer: Any) -> None:
+        """Moments of the gradients that the optimizer is about to use."""
+        mine = [o for o in self._stepped(optimizer) if o.parameter.grad is not None]
+        grads = [local(o.parameter.grad) for o in mine]
+        _grouped(grads, [o.row for o in mine], self.gradient)
+        scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
+        if isinstance(scale, Tensor) and grads:
+            self.gradient[:, 1].div_(scale.square())
+            self.gradient[:, 3].div_(scale)
+
+    def measure_all_gradients(self) -> None:
+        """The same for all parameters, when no optimizer will step (a skipped step)."""
+        mine = [o for o in self._by_id.values() if o.parameter.grad is not None]
+        _grouped([local(o.parameter.grad) for o in mine], [o.row for o in mine], self.gradient)
+
+    def measure_weights(self, optimizer: Any) -> None:
+        """Moments of the parameters, before the step."""
+        mine = self._stepped(optimizer)
+        _grouped([local(o.parameter) for o in mine], [o.row for o in mine], self.weight)
+
+    def hold(self, optimizer: Any) -> None:
+        """Copy the parameters whose turn it is, before the step."""
+        turn = self._turns[self._turn % len(self._turns)] if self._turns else frozenset()
+        mine = [o for o in self._stepped(optimizer) if o.row in turn and o.parameter.grad is not None]
+        live = [local(o.parameter) for o in mine]
+        self._before = [(p, p.clone(), o.row) for p, o in zip(live, mine, strict=True)]
+
+    def measure_updates(self) -> None:
+        """Norms of what the step changed, and of what was there before; the copies are let go."""
+        held, self._before = self._before, []
+        if not held:
+            return
+        self._turn += 1
+        rows = [row for _, _, row in held]
+        copies = [before for _, before, _ in held]
+        numbers = torch.tensor([float(c.numel()) for c in copies], device=self.update.device)
+        self.update[:, 0].index_add_(0, torch.tensor(rows, device=self.update.device), numbers)
+        grouped_sumsq(copies, rows, self.update[:, 2])
+        torch._foreach_sub_(copies, [p for p, _, _ in held])
+        grouped_sumsq(copies, rows, self.update[:, 1])
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, in the order of `register`."""
+        return tuple(cell for cells, _ in self._matrices() for cell in cells)
+
+    def register(self, buffer: Any) -> None:
+        """Put the matrices into a StepBuffer."""
+        for cells, matrix in self._matrices():
+            buffer.add(cells, lambda matrix=matrix: matrix)
+
+    def _matrices(self) -> list[tuple[tuple[Cell, ...], Tensor]]:
+        return [
+            (tuple(Cell("gradient", name, "moments") for name in self.layers), self.gradient),
+            (tuple(Cell("weight", name, "moments") for name in self.layers), self.weight),
+            (tuple(Cell("update", name, "update") for name in self.layers), self.update),
+        ]
+
+    def _stepped(self, optimizer: Any) -> list[Owned]:
+        params = (p for group in optimizer.param_groups for p in group["params"])
+        return [self._by_id[id(p)] for p in params if id(p) in self._by_id]
+
+
+def local(tensor: Any) -> Tensor:
+    """This rank's shard of a DTensor; any other tensor as it is."""
+    tensor = tensor.detach()
+    return tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor
+
+
+def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:
+    """By device and by layout: sparse gradients show their stored values."""
+    tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    kept = [(t, row) for t, row in zip(tensors, rows, strict=True) if t.numel() and t.is_floating_point()]
+    for device in dict.fromkeys(t.device for t, _ in kept):
+        mine = [(t, row) for t, row in kept if t.device == device]
+        target = out if device == out.device else _units("moments", len(out), device)
+        grouped_moments([t for t, _ in mine], [row for _, row in mine], target)
+        if target is not out:
+            moved = target.to(out.device, non_blocking=True)
+            out[:, :3].add_(moved[:, :3])
+            out[:, 3] = torch.maximum(out[:, 3], moved[:, 3])
+
+
+def _units(reduction: str, rows: int, device: torch.device) -> Tensor:
+    return new_cell(reduction, device).repeat(rows, 1)
+
+
+def _owners(model: nn.Module, sites: set[str]) -> list[tuple[str, nn.Parameter]]:
+    owned: list[tuple[str, nn.Parameter]] = []
+    for path, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner = path.rpartition(".")[0]
+        while owner and owner not in sites:
+            owner = owner.rpartition(".")[0]
+        owned.append((site_name(owner), parameter))
+    return owned
+
+
+def _turns(
+    owned: list[tuple[str, nn.Parameter]], rows: dict[str, int], limit: int
+) -> tuple[list[frozenset[int]], list[int]]:
+    """Layers packed in order into turns of at most `limit` bytes, and the layers that no turn can hold."""
+    size: dict[int, int] = {}
+    for name, p in owned:
+        size[rows[name]] = size.get(rows[name], 0) + p.numel() * p.element_size()
+    turns: list[set[int]] = []
+    room = 0
+    for row, need in size.items():
+        if need > limit:
+            continue
+        if not turns or need > room:
+            turns.append(set())
+            room = limit
+        turns[-1].add(row)
+        room -= need
+    return [frozenset(turn) for turn in turns], [row for row, need in size.items() if need > limit]

@@ -1,0 +1,163 @@
+"""Which modules are watched, and what they are called.
+
+Watched: every module that contains others (a block, its attention, its MLP: residual branches are such
+modules), and leaves with parameters that stand outside repeated blocks (embeddings, final norm, head, the
+layers of a plain `nn.Sequential`) or that are themselves a branch of a block (no module around them).
+A `Sequential` is left out when its last child is watched: they return the same tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.kernels.merge import empty_cell
+from stabwatch.runlog import Cell
+from stabwatch.signals.reductions import REDUCTIONS
+
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=\.|$)")
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_NORMS = ("norm",)
+
+
+def site_name(path: str) -> str:
+    """A module path with the names of wrappers (DDP, FSDP, compile, checkpointing) taken out."""
+    return _WRAPPERS.sub("", path).strip(".")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside compile and data-parallel wrappers."""
+    inner: Any = model
+    while True:
+        if isinstance(inner, torch._dynamo.eval_frame.OptimizedModule):
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = inner.module
+        else:
+            return inner
+
+
+class Gate:
+    """What is to be measured now. Plain attributes: torch.compile guards on them, so each setting has its own graph."""
+
+    def __init__(self) -> None:
+        self.open = False
+        """Anything at all may be measured in this step."""
+        self.sampled = False
+        self.deep = False
+        self.recording = False
+        """The model's forward is under way (or has just run) with gradients enabled."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+class Site:
+    """A watched module: its name and the cells that its tensors are folded into.
+
+    Lives in the module's `__dict__` as `_stabwatch`, not in a closure, so that identical blocks share one
+    compiled graph. A deep copy or a pickle of the model carries None in its place: copies are not watched.
+    """
+
+    def __init__(self, name: str, gate: Gate, watch: Any, parent: Site | None, attention: bool) -> None:
+        self.name = name
+        self.gate = gate
+        self.watch = watch
+        self.parent = parent
+        self.attention_like = attention
+        self.heads = 0
+        self.activation: Tensor | None = None
+        self.bracket: Tensor | None = None
+        self.exact: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def fields(self) -> dict[Cell, str]:
+        """The site's cells, and the attributes that hold them on the device."""
+        named = {
+            Cell("activation", self.name, "moments"): "activation",
+            Cell("attention", self.name, "attention_bracket"): "bracket",
+            Cell("attention", self.name, "attention_exact"): "exact",
+        }
+        return {cell: field for cell, field in named.items() if getattr(self, field) is not None}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One module to hook."""
+
+    path: str
+    name: str
+    module: nn.Module
+    activation: bool
+    """False for the root: its output is seen as logits, but attention may be called from its own code."""
+
+
+def choose(model: nn.Module, include: str | None = None, exclude: str | None = None) -> list[Chosen]:
+    """Modules to watch, in the order of `named_modules()`; `include` and `exclude` are regular expressions on names."""
+    modules = dict(model.named_modules())
+    blocks = {path for path in modules if _is_repeated(path, modules)}
+    chosen = [Chosen("", "", model, False)]
+    for path, module in modules.items():
+        name = site_name(path)
+        if not path or isinstance(module, _CONTAINERS) or not _wanted(path, module, modules, blocks):
+            continue
+        shown = not (include and not re.search(include, name)) and not (exclude and re.search(exclude, name))
+        if shown or list(module.children()):
+            chosen.append(Chosen(path, name, module, shown and not _repeats_last_child(module)))
+    return chosen
+
+
+def _is_repeated(path: str, modules: dict[str, nn.Module]) -> bool:
+    parent = modules.get(path.rpartition(".")[0])
+    return path != "" and isinstance(parent, nn.ModuleList | nn.Sequential) and bool(list(modules[path].children()))
+
+
+def _wanted(path: str, module: nn.Module, modules: dict[str, nn.Module], blocks: set[str]) -> bool:
+    if list(module.children()):
+        return True
+    if not any(True for _ in module.parameters(recurse=False)):
+        return False
+    parents = [path[:i] for i, c in enumerate(path) if c == "."]
+    inside = [p for p in parents if p in blocks]
+    if not inside:
+        return True
+    is_norm = any(word in type(module).__name__.lower() for word in _NORMS)
+    return path.rpartition(".")[0] in blocks and not is_norm and not isinstance(modules[inside[-1]], nn.Sequential)
+
+
+def _repeats_last_child(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Sequential) or len(module) == 0:
+        return False
+    last = module[-1]
+    return bool(list(last.children())) or any(True for _ in last.parameters(recurse=False))
+
+
+def looks_like_attention(module: nn.Module) -> bool:
+    """By class name; used only to notice an attention whose call was never seen."""
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    name = type(module).__name__.lower()
+    return bool(re.search(r"attn$|attention$|attention2d$", name)) and any(True for _ in module.parameters())
+
+
+def device_of(module: nn.Module, default: torch.device) -> torch.device:
+    """Device of a module's first parameter."""
+    first = next(module.parameters(), None)
+    return default if first is None or first.device.type == "meta" else first.device
+
+
+def new_cell(reduction: str, device: torch.device) -> Tensor:
+    """An empty cell of a reduction by name."""
+    return empty_cell(REDUCTIONS[reduction], device)

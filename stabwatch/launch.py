@@ -1,0 +1,84 @@
+"""The agent as a child process: started by the training process, watched, and restarted when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stabwatch.config import Config
+
+MAX_RESTARTS = 3
+
+
+class AgentProcess:
+    """Starts `python -m stabwatch.agent RUN`; nothing here raises.
+
+    report: called with (kind, **data) when the agent dies, is restarted or is given up.
+    """
+
+    def __init__(self, run_dir: Path, config: Config, report: Callable[..., None]) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._report = report
+        self._child: subprocess.Popen[bytes] | None = None
+        self._restarts = 0
+        self._stopped = False
+        self._start()
+
+    def _command(self) -> list[str]:
+        c = self._config
+        command = [sys.executable, "-m", "stabwatch.agent", str(self._run_dir)]
+        command += ["--host", c.host, "--port", str(c.port), "--linger", str(c.linger)]
+        return command + (["--file-sd", c.file_sd] if c.file_sd else [])
+
+    def _start(self) -> None:
+        try:
+            with open(self._run_dir / "agent.log", "ab") as log:
+                self._child = subprocess.Popen(
+                    self._command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C in the training's terminal must not end it
+                    env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                )
+        except OSError as error:
+            self._stopped = True
+            self._report("agent", state="not started", message=f"{type(error).__name__}: {error}")
+
+    def check(self) -> None:
+        """Restart the agent if it died. Called about once a second."""
+        if self._stopped or self._child is None or self._child.poll() is None:
+            return
+        code = self._child.returncode
+        if self._restarts >= MAX_RESTARTS:
+            self._stopped = True
+            self._report("agent", state="given up", code=code, message="It died again and again: see agent.log.")
+            return
+        self._restarts += 1
+        self._report("agent", state="restarted", code=code, restarts=self._restarts)
+        self._start()
+
+    def url(self, timeout: float = 0.0) -> str | None:
+        """Address of the live page, once the agent serves; waits up to `timeout` seconds for it."""
+        end = time.monotonic() + timeout
+        while True:
+            info = self._info()
+            if info is not None:
+                return str(info["url"])
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.05)
+
+    def _info(self) -> dict[str, Any] | None:
+        try:
+            info = json.loads((self._run_dir / "agent.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return info if self._child is not None and info.get("pid") == self._child.pid else None

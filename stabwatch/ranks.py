@@ -1,0 +1,114 @@
+"""The merge over ranks: one packed collective per step, by the same laws as everything else.
+
+It takes place at every step, measured or not: what a rank measures depends on its own clock, and a
+collective must never depend on that.
+
+Every rank contributes its whole flat vector to one all-gather, and each cell is merged on the host by its
+declared operators, so that sums, maxima, and 'not measured' need no collective of their own. Gradients and
+weights that are replicated over ranks must not be summed: they are merged by maximum, which is the value
+itself when the ranks agree.
+
+No collective is issued before every rank has attached: a watch on one rank alone must not hang a job.
+Ranks announce themselves in the process group's store; rank 0 then names a step, a few ahead, from which
+all of them take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stabwatch.runlog import Cell, SlotTable
+
+REPLICATED = ("gradient", "weight", "update")
+_AHEAD = 8
+"""Steps between the agreement and the first collective: more than ranks of one job can be apart."""
+_PATIENCE = 200
+"""Steps to wait for the other ranks before saying that they are not there."""
+_attached = 0
+
+
+class Ranks:
+    """The ranks of a data-parallel or sharded job, seen from one of them. With one rank, everything is a no-op."""
+
+    def __init__(self, model: nn.Module, mode: str) -> None:
+        global _attached
+        ready = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if ready else 0
+        self.world = dist.get_world_size() if ready else 1
+        self._wanted = mode == "auto" and self.world > 1
+        self._coupled = isinstance(model, nn.parallel.DistributedDataParallel)
+        self.sharded = any(hasattr(p, "_local_tensor") for p in model.parameters())
+        self._start: int | None = None
+        self.gave_up = False
+        self._key = f"stabwatch/{_attached}"
+        if self._wanted:
+            _attached += 1
+            self._store: Any = dist.distributed_c10d._get_default_store()
+            self._store.set(f"{self._key}/{self.rank}", "1")
+
+    def seen_in_forward(self) -> None:
+        """Called during a forward: is our model inside a data-parallel wrapper that was put on after `attach`?"""
+        if self._wanted and not self._coupled:
+            ddp = nn.parallel.DistributedDataParallel
+            self._coupled = getattr(ddp, "_active_ddp_module", None) is not None
+
+    @property
+    def active(self) -> bool:
+        """True once collectives have been agreed on."""
+        return self._start is not None
+
+    def joins(self, step: int) -> bool:
+        """True if this step is merged over ranks: the same answer on every rank."""
+        if not self._wanted or self.gave_up or not (self._coupled or self.sharded):
+            return False
+        if self._start is None:
+            self._agree(step)
+        return self._start is not None and step >= self._start
+
+    def _agree(self, step: int) -> None:
+        if self.rank == 0 and step <= _PATIENCE:
+            if self._store.check([f"{self._key}/{r}" for r in range(self.world)]):
+                self._store.set(f"{self._key}/start", str(step + _AHEAD))
+        elif self.rank == 0:
+            self.gave_up = True
+            self._store.set(f"{self._key}/start", "never")
+        if self._store.check([f"{self._key}/start"]):
+            start = self._store.get(f"{self._key}/start").decode()
+            self.gave_up = start == "never"
+            self._start = None if self.gave_up else int(start)
+
+    def gather(self, flat: Tensor) -> Callable[[], Tensor]:
+        """Start the one collective of this step; the result's call waits and gives (world, slots)."""
+        out = torch.empty((self.world, flat.numel()), dtype=flat.dtype, device=flat.device)
+        work = dist.all_gather_into_tensor(out.view(-1), flat, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return out
+
+        return wait
+
+
+def merge_ranks(table: SlotTable, rows: NDArray[np.floating], sharded: bool) -> NDArray[np.float64]:
+    """Merge (ranks, slots) into (slots,); NaN marks cells that no rank measured."""
+    merged = table.law.merge(rows)
+    if sharded:
+        return merged
+    replicated = np.zeros(table.width, dtype=bool)
+    for cell, start, fields in zip(table.cells, table.starts, table.fields, strict=True):
+        replicated[start : start + len(fields)] = is_replicated(cell)
+    largest = table.law.filled(rows)[:, replicated].max(axis=0, initial=-np.inf)
+    merged[replicated] = np.where(np.isnan(merged[replicated]), np.nan, largest)
+    return merged
+
+
+def is_replicated(cell: Cell) -> bool:
+    """Every rank of a data-parallel job holds the same gradients, weights and updates."""
+    return cell.tap in REPLICATED

@@ -1,0 +1,111 @@
+"""When each tier is measured: the governor keeps the sum of all costs inside the overhead budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+from stabwatch.signals.declaration import Tier
+
+WARM_UP = 3
+"""First steps, all measured: they show what there is to see and what it costs."""
+LONGEST: dict[Tier, int] = {"always": 16, "sampled": 256, "deep": 1024}
+"""Longest interval of each tier, in steps: however tight the budget, nothing is left unseen for longer."""
+SHARE: dict[Tier, float] = {"always": 0.4, "sampled": 0.4, "deep": 0.2}
+"""How the budget is split when all three tiers want more than there is."""
+_MEMORY = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step measures."""
+
+    always: bool
+    sampled: bool
+    deep: bool
+
+
+class Governor:
+    """Chooses the tiers of each step from their measured cost.
+
+    A tier of cost c (seconds for one measured step) that runs every k steps of s seconds costs c / (k s).
+    Intervals are powers of two counted from step 0, so that ranks which measure different costs still
+    sample common steps.
+    Cost is host time inside the probes, or where that does not show it (compiled graphs, accelerators) the
+    difference between the median step with the tier and without.
+    """
+
+    def __init__(self, budget: float, every_step: bool = False) -> None:
+        self._budget = budget
+        self._every_step = every_step
+        self._cost: dict[Tier, list[float]] = {"always": [], "sampled": [], "deep": []}
+        self._bare: list[float] = []
+        self._pace: dict[bool, list[float]] = {True: [], False: []}
+        self._spent = 0.0
+        self._elapsed = 0.0
+        self._asked_deep = False
+        self.interval: dict[Tier, int] = {"always": 1, "sampled": 1, "deep": 1}
+        self._since_deep = 0
+
+    @property
+    def overhead(self) -> float:
+        """Share of recent wall time spent inside stabwatch: an exponential average over some hundred steps."""
+        return self._spent / self._elapsed if self._elapsed else math.nan
+
+    def ask_deep(self) -> None:
+        """The deep tier is wanted soon (a bracket holds the limit); granted when it has not run for a while."""
+        self._asked_deep = True
+
+    def plan(self, step: int) -> Plan:
+        """What step number `step` (from 0) measures."""
+        if self._every_step or step < WARM_UP:
+            return Plan(True, True, True)
+        sampled = step % self.interval["sampled"] == 0
+        half = self.interval["deep"] // 2  # out of phase, so that no step carries both
+        deep = (step + half) % self.interval["deep"] == 0 or self._may_go_deep()
+        return Plan(sampled or deep or step % self.interval["always"] == 0, sampled, deep)
+
+    def _may_go_deep(self) -> bool:
+        return self._asked_deep and self._since_deep >= max(2, self.interval["deep"] // 8)
+
+    def observe(self, plan: Plan, step_seconds: float, cost: dict[Tier, float]) -> None:
+        """Learn from one finished step: its wall time and the host time spent in each tier."""
+        ran: dict[Tier, bool] = {"always": plan.always, "sampled": plan.sampled, "deep": plan.deep}
+        own = sum(cost.values())
+        _remember(self._bare, max(step_seconds - own, 1e-9))
+        for tier, measured in ran.items():
+            if measured:
+                _remember(self._cost[tier], cost[tier])
+        self._since_deep = 0 if plan.deep else self._since_deep + 1
+        if plan.deep:
+            self._asked_deep = False
+        else:
+            _remember(self._pace[plan.sampled], step_seconds)
+        self._spent = 0.99 * self._spent + own + self._hidden(plan)
+        self._elapsed = 0.99 * self._elapsed + step_seconds
+        self._stretch()
+
+    def _hidden(self, plan: Plan) -> float:
+        """Cost of the sampled tier that the host clock did not see."""
+        with_it, without = self._pace[True], self._pace[False]
+        if not plan.sampled or len(with_it) < 5 or len(without) < 5:
+            return 0.0
+        slower = median(with_it) - median(without)
+        seen = median(self._cost["sampled"])
+        noise = median(abs(x - median(without)) for x in without)
+        return max(0.0, slower - seen) if slower - seen > 3 * noise else 0.0
+
+    def _stretch(self) -> None:
+        step = median(self._bare)
+        room = self._budget * step
+        cost = {tier: median(seen) if seen else 0.0 for tier, seen in self._cost.items()}
+        cost["sampled"] += self._hidden(Plan(True, True, False))
+        for tier, share in SHARE.items():
+            wanted = math.ceil(cost[tier] / max(room * share, 1e-12)) if cost[tier] > 0 else 1
+            self.interval[tier] = min(LONGEST[tier], 1 << (wanted - 1).bit_length())
+
+
+def _remember(memory: list[float], value: float) -> None:
+    memory.append(value)
+    del memory[:-_MEMORY]

@@ -1,0 +1,408 @@
+"""`attach` and the Watch: composes taps, schedule, buffer and writer, and keeps the step clock."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import stabwatch
+from stabwatch.assembly import Assembler, HostNumbers
+from stabwatch.buffer import Copy, StepBuffer
+from stabwatch.clock import StepClock
+from stabwatch.config import Config
+from stabwatch.coverage import REPORT_AFTER, Coverage
+from stabwatch.hooks.cells import RunCells
+from stabwatch.hooks.functions import FunctionTaps
+from stabwatch.hooks.guard import Guard
+from stabwatch.hooks.modules import ModuleTaps, first_tensor
+from stabwatch.hooks.parameters import ParameterTaps
+from stabwatch.hooks.sites import Gate, choose, device_of, unwrap
+from stabwatch.launch import AgentProcess
+from stabwatch.ranks import Ranks
+from stabwatch.runlog import Cell, Meta, RunFolder, SlotTable, Writer
+from stabwatch.schedule import Governor, Plan
+
+_log = logging.getLogger("stabwatch")
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Any = None,
+    *,
+    loss_fn: Any = None,
+    run_dir: str | Path | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    **overrides: Any,
+) -> Watch:
+    """Watch a training run from the inside; one line before the loop.
+
+    Args:
+        model: any module, also one wrapped in DistributedDataParallel or torch.compile (not yet called).
+        optimizer: the optimizer, or several of them; found by itself when left out. A step of the run ends
+            when all of them have stepped.
+        loss_fn: a loss module to read the loss from, when it is not `cross_entropy` (otherwise the loss is seen at
+            `cross_entropy`, the model output's `.loss`, `watch.log(loss=...)`, or the call of `backward`).
+        run_dir: folder for the run log; a new one below `stabwatch-runs` by default.
+        config: a Config, a mapping, or a YAML file; single settings may follow as keywords (see `Config`).
+
+    Returns a Watch. Values, gradients and random numbers of the training are the same with it as without it.
+
+    Raises ConfigError if a setting is unknown or out of range. Nothing else is raised, now or later.
+    """
+    return Watch(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=Config.load(config, **overrides))
+
+
+class Watch:
+    """A watched run. A context manager; `detach` ends it, and so does the end of the process."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        *,
+        loss_fn: Any = None,
+        run_dir: str | Path | None = None,
+        config: Config | None = None,
+    ) -> None:
+        self.config = config or Config()
+        self.step = 0
+        self.gate = Gate()
+        self.guard = Guard(self._report_error)
+        self.loss_seen = False
+        self.run: str
+        self.run_dir: Path
+        self._model = unwrap(model)
+        self._ranks = Ranks(model, self.config.reduce)
+        self._governor = Governor(self.config.overhead_budget, self.config.every_step)
+        self._clock = StepClock(optimizer)
+        self._host = HostNumbers()
+        self._agent: AgentProcess | None = None
+        self._writer: Writer | None = None
+        self._detached = False
+        self._scaled = False
+        self._began = time.perf_counter()
+        self._attached = self._began
+        self._pid = os.getpid()
+        self._records = 0
+        self._warned = False
+        self._tap(loss_fn)
+        if self._ranks.rank == 0 or self.config.reduce == "never":
+            self._open(run_dir)
+        self._plan_next()
+        atexit.register(self._at_exit)
+
+    # -- setting up ---------------------------------------------------------------------------------
+
+    def _tap(self, loss_fn: Any) -> None:
+        device = device_of(self._model, torch.device("cpu"))
+        chosen = choose(self._model, self.config.include, self.config.exclude)
+        self._modules = ModuleTaps(chosen, self.gate, self, device)
+        self._parameters = ParameterTaps(
+            self._model, [c.path for c in chosen if c.path], device, self.config.update_bytes
+        )
+        self.cells = RunCells(device)
+        self._buffer = StepBuffer(device)
+        self.cells.register(self._buffer)
+        self._modules.register(self._buffer)
+        self._parameters.register(self._buffer)
+        expected = self._expected()
+        self._assembler = Assembler(
+            self._buffer.cells, expected, self._ranks.sharded, self._governor.ask_deep, self.config.attention_limit
+        )
+        self._coverage = Coverage(self._modules.sites.values(), self._parameters, expected)
+        FunctionTaps.install()
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+        if isinstance(loss_fn, nn.Module):
+            self._handles.append(loss_fn.register_forward_hook(self._loss_module))
+
+    def _expected(self) -> tuple[Cell, ...]:
+        """Cells that should show something in every run: their absence is reported."""
+        sites = (cell for site in self._modules.sites.values() for cell in site.fields())
+        return (*self.cells.expected, *(c for c in sites if c.tap == "activation"), *self._parameters.cells)
+
+    def _open(self, run_dir: str | Path | None) -> None:
+        self.run = self._run_id()
+        path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
+        meta = self._meta()
+        try:
+            folder = RunFolder(path, meta)
+        except OSError as error:
+            path = Path(tempfile.mkdtemp(prefix="stabwatch-")) / self.run
+            folder = RunFolder(path, meta)
+            print(f"stabwatch: the run folder cannot be made ({error}); using {path} instead.", file=sys.stderr)
+        self.run_dir = path
+        self._writer = Writer(folder, idle=self._idle)
+        self._writer.event("start", 0, argv=sys.argv[:1])
+        if self.config.agent:
+            self._agent = AgentProcess(path, self.config, self._writer.event)
+        if self.config.verbose:
+            print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
+
+    def _run_id(self) -> str:
+        if self.config.run:
+            return self.config.run
+        job = os.environ.get("SLURM_JOB_ID")
+        return f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
+
+    def _meta(self) -> Meta:
+        parameters = list(self._model.parameters())
+        return Meta(
+            run=self.run,
+            created=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            pid_started=psutil.Process().create_time(),
+            world_size=self._ranks.world,
+            rank=self._ranks.rank,
+            versions={
+                "stabwatch": stabwatch.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            model={
+                "name": type(self._model).__name__,
+                "parameters": sum(p.numel() for p in parameters),
+                "layers": [s.name for s in self._modules.sites.values() if s.name],
+            },
+            config={name: value for name, value in vars(self.config).items() if value is not None},
+        )
+
+    # -- what the taps call -------------------------------------------------------------------------
+
+    def forward_begins(self) -> None:
+        """A training forward of the model starts: a step whose optimizers have stepped is over."""
+        if self._clock.open_step_is_over():
+            self.guard.run("clock", "always", self._close_step)
+
+    def forward_ended(self, output: Any) -> None:
+        """Read the loss that a model computes itself."""
+        self._ranks.seen_in_forward()
+        value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if isinstance(value, Tensor) and value.numel() == 1 and not self.loss_seen:
+            self.guard.run("loss", "always", self.cells.fold_loss, "output", value)
+            self.loss_seen = True
+
+    def _loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        value = first_tensor(output)
+        if value is not None and self.gate.open and torch.is_grad_enabled():
+            self.loss_seen = True
+            self.guard.run("loss", "always", self.cells.fold_loss, "module", value.mean())
+
+    def backward_begins(self, tensors: Any) -> None:
+        """The loss by elimination: what `backward` is called on, when nothing better was seen."""
+        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if len(roots) == 1 and roots[0].numel() == 1 and not self.loss_seen and not self._scaled:
+            self.cells.fold_backward_loss(roots[0])
+
+    def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
+        kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
+        if float(kind) == 2.0:
+            self.cells.fold_clip(norm)
+
+    def scaler_updated(self, scaler: Any) -> None:
+        """The gradient scaler moved on; if no optimizer stepped, it skipped this step."""
+        self._scaled = True
+        if isinstance(scaler._scale, Tensor):
+            self.cells.fold_loss_scale(scaler._scale)
+        if not self._clock.stepped_since_update() and self.gate.recording:
+            self._host.skipped += 1
+            if self.gate.sampled:
+                self._parameters.measure_all_gradients()
+            self._close_step()
+
+    def unmeasured(self, what: str, layer: str, reason: str) -> None:
+        """Note why something cannot be measured; reported once."""
+        self._coverage.unmeasured(what, layer, reason)
+
+    # -- the step clock -----------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self._parameters.owns(optimizer):
+            return
+        if self._clock.repeats(optimizer):
+            self.guard.run("clock", "always", self._close_step)
+        if self.gate.sampled:
+            self.guard.run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
+            self.guard.run("weight", "sampled", self._parameters.measure_weights, optimizer)
+            self.guard.run("update", "sampled", self._parameters.hold, optimizer)
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self._parameters.owns(optimizer):
+            return
+        if self.gate.sampled:
+            self.guard.run("update", "sampled", self._parameters.measure_updates)
+        self._host.learning_rate = _learning_rate(optimizer)
+        if self._clock.stepped(optimizer):
+            self.guard.run("clock", "always", self._close_step)
+
+    def _close_step(self) -> None:
+        now = time.perf_counter()
+        plan, step = self._plan, self.step
+        self._host.step_seconds = now - self._began
+        self._began = now
+        self._clock.close()
+        self.loss_seen = False
+        self.step = step + 1
+        joins = self._ranks.joins(step)
+        if plan.always or joins:
+            self._record(step, joins)
+        cost = self.guard.take_seconds()
+        cost["always"] += time.perf_counter() - now
+        self._governor.observe(plan, self._host.step_seconds, cost)
+        self._plan_next()
+
+    def _record(self, step: int, joins: bool) -> None:
+        flat = self._buffer.flush()
+        gathered = self._ranks.gather(flat) if joins else None
+        if self._writer is None:
+            return
+        copy = None if gathered else Copy(flat)
+        self._host.overhead = self._governor.overhead
+        self._host.errors = sum(self.guard.errors.values())
+        self._host.dropped = self._writer.dropped
+        host = self._host.take()
+        logged = {name: Copy(cell) for name, cell in self.cells.take_logged().items()}
+
+        def resolve() -> tuple[SlotTable, NDArray[np.float32]]:
+            rows = copy.wait()[None] if copy else gathered().cpu().numpy()  # type: ignore[misc]
+            out = self._assembler.assemble(rows, host, {name: c.wait() for name, c in logged.items()})
+            self._records += 1
+            if self._records == REPORT_AFTER:
+                self._report_coverage()
+            return out
+
+        self._writer.record(step, time.time(), resolve)
+
+    def _plan_next(self) -> None:
+        self._plan: Plan = self._governor.plan(self.step)
+        self.gate.open, self.gate.sampled, self.gate.deep = self._plan.always, self._plan.sampled, self._plan.deep
+        self.gate.recording = False
+
+    # -- reporting ----------------------------------------------------------------------------------
+
+    def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
+        if self._writer is not None:
+            self._writer.event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
+        what = "is switched off" if disabled else "failed; training goes on"
+        _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
+
+    def _report_coverage(self) -> None:
+        report = self._coverage.report(self._assembler.fired)
+        self._host.taps_missing = float(len(report["missing"]))
+        if self._writer is not None:
+            self._writer.event("coverage", self.step, **report)
+        if report["missing"]:
+            first = report["missing"][0]
+            _log.warning(
+                "stabwatch: %d taps show nothing. First: %s at `%s`: %s. `stabwatch doctor %s` lists them.",
+                len(report["missing"]), first["tap"], first["site"], first["reason"], self.run_dir,
+            )  # fmt: skip
+
+    def _idle(self) -> None:
+        """About once a second, in the writer's thread."""
+        if self._agent is not None:
+            self._agent.check()
+        if self._records == 0 and not self._warned and time.perf_counter() - self._attached > 60:
+            self._warned = True
+            assert self._writer is not None
+            self._writer.event("coverage", 0, taps=[], fired=0, missing=[_NO_STEP])
+            _log.warning("stabwatch: %s", _NO_STEP["reason"])
+
+    def coverage(self) -> dict[str, Any]:
+        """What was seen so far: `taps`, `fired` (cells), `missing` (list of tap, site, reason)."""
+        return self._coverage.report(set(self._assembler.fired))
+
+    # -- for the user -------------------------------------------------------------------------------
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Record numbers of this step: `loss` replaces what the taps saw, other names become `logged_value`."""
+        self.guard.run("log", "always", self._log_scalars, scalars)
+
+    def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
+        for name, value in scalars.items():
+            tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
+            if name == "loss":
+                self.cells.fold_loss("logged", tensor)
+                self.loss_seen = True
+            else:
+                self.cells.fold_logged(name, tensor)
+
+    @property
+    def url(self) -> str | None:
+        """Address of the live page, once the agent serves it."""
+        return self._agent.url() if self._agent is not None else None
+
+    def wait_for_agent(self, timeout: float = 10.0) -> str | None:
+        """Address of the live page, after waiting for the agent to serve it."""
+        return self._agent.url(timeout) if self._agent is not None else None
+
+    def detach(self, reason: str = "finished", **facts: Any) -> None:
+        """Remove every hook, write what is left, and end the run log. Safe to call twice."""
+        if self._detached or os.getpid() != self._pid:
+            return
+        self._detached = True
+        if self._clock.open_step_is_over():
+            self.guard.run("clock", "always", self._close_step)
+        self.gate.open = self.gate.sampled = self.gate.deep = self.gate.recording = False
+        for handle in self._handles:
+            handle.remove()
+        self._modules.remove()
+        FunctionTaps.remove()
+        atexit.unregister(self._at_exit)
+        if self._writer is not None:
+            if 0 < self._records < REPORT_AFTER:
+                self._report_coverage()
+            self._writer.event("end", self.step - 1, reason=reason, **facts)
+            self._writer.close()
+
+    def _at_exit(self) -> None:
+        error = getattr(sys, "last_value", None)
+        if error is None:
+            self.detach()
+        else:
+            self.detach("exception", error=f"{type(error).__name__}: {error}")
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.detach()
+        else:
+            self.detach("exception", error=f"{type(error).__name__}: {error}")
+
+
+_NO_STEP = {
+    "tap": "clock",
+    "site": "",
+    "reason": "no step of a torch optimizer on this model's parameters was seen yet, so nothing is recorded",
+}
+
+
+def _learning_rate(optimizer: Any) -> float:
+    """Largest learning rate of the groups; a tensor on an accelerator is not read (that would wait for it)."""
+    rates = [group.get("lr", math.nan) for group in optimizer.param_groups]
+    known = [float(r) for r in rates if not isinstance(r, Tensor) or r.device.type == "cpu"]
+    return max(known, default=math.nan)
