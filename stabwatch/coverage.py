@@ -15,9 +15,10 @@ REPORT_AFTER = 8
 """Records after which the coverage is reported; more taps may still begin to show something later."""
 
 COMPILED = (
-    "the hook never ran: either this module is not part of the training forward, or the model was compiled and called "
-    "before `attach`. Call `stabwatch.attach` before the first compiled call, or `torch.compiler.reset()` after it"
+    "no hook ran: the model was compiled and called before `attach`, or it is not the model that is trained. "
+    "Call `stabwatch.attach` before the first compiled call, or `torch.compiler.reset()` after it"
 )
+NOT_CALLED = "this module was not called in the training forward (its parameters may be used directly)"
 NO_LOSS = "no cross_entropy, no `.loss` on the model's output and no backward was seen; use `watch.log(loss=...)`"
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
@@ -43,14 +44,16 @@ class Coverage:
 
     def missing(self, fired: set[Cell]) -> list[dict[str, str]]:
         """One entry {tap, site, reason} for everything that should have been seen and was not."""
-        out = [self._entry(cell) for cell in self._expected if cell not in fired]
+        hooked = any(cell.tap == "activation" for cell in fired)
+        out = [self._entry(cell, hooked) for cell in self._expected if cell not in fired]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:
                 out += self._attention(site, fired)
         return out
 
-    def _entry(self, cell: Cell) -> dict[str, str]:
-        fallback = {"activation": COMPILED, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_UPDATE}
+    def _entry(self, cell: Cell, hooked: bool) -> dict[str, str]:
+        silent = NOT_CALLED if hooked else COMPILED
+        fallback = {"activation": silent, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_UPDATE}
         reason = {LOSS: NO_LOSS, LOGITS: NO_LOGITS}.get(cell, fallback.get(cell.tap, "it was never measured"))
         with self._lock:
             reason = self._reasons.get((cell.tap, cell.site), reason)

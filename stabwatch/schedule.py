@@ -12,7 +12,7 @@ WARM_UP = 3
 """First steps, all measured: they show what there is to see and what it costs."""
 LONGEST: dict[Tier, int] = {"always": 16, "sampled": 256, "deep": 1024}
 """Longest interval of each tier, in steps: however tight the budget, nothing is left unseen for longer."""
-SHARE: dict[Tier, float] = {"always": 0.4, "sampled": 0.4, "deep": 0.2}
+SHARE: dict[Tier, float] = {"always": 0.6, "sampled": 0.25, "deep": 0.15}
 """How the budget is split when all three tiers want more than there is."""
 _MEMORY = 32
 

@@ -29,6 +29,7 @@ from stabwatch.buffer import Copy, StepBuffer
 from stabwatch.clock import StepClock
 from stabwatch.config import Config
 from stabwatch.coverage import REPORT_AFTER, Coverage
+from stabwatch.hooks.attention import Brackets
 from stabwatch.hooks.cells import RunCells
 from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.guard import Guard
@@ -122,6 +123,8 @@ class Watch:
         self._buffer = StepBuffer(device)
         self.cells.register(self._buffer)
         self._modules.register(self._buffer)
+        self.brackets = Brackets(self._modules.attention_names, device)
+        self._buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
         self._parameters.register(self._buffer)
         expected = self._expected()
         self._assembler = Assembler(
@@ -198,6 +201,7 @@ class Watch:
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
         self._ranks.seen_in_forward()
+        self.guard.run("attention", "always", self.brackets.fold)
         value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(value, Tensor) and value.numel() == 1 and not self.loss_seen:
             self.guard.run("loss", "always", self.cells.fold_loss, "output", value)
@@ -274,6 +278,7 @@ class Watch:
         self._plan_next()
 
     def _record(self, step: int, joins: bool) -> None:
+        self.brackets.fold()
         flat = self._buffer.flush()
         gathered = self._ranks.gather(flat) if joins else None
         if self._writer is None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from stabwatch.hooks.sites import Site, new_cell
-from stabwatch.kernels.attention_bracket import bracket
+from stabwatch.kernels.attention_bracket import brackets
 from stabwatch.kernels.attention_scores import largest_logit
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.merge import merge_
+from stabwatch.runlog import Cell
 from stabwatch.signals.reductions import ATTENTION_BRACKET, ATTENTION_EXACT
 
 _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
@@ -21,21 +22,54 @@ _DEPTH = 4
 """Nodes to look through: some back ends pad the head width and slice the result."""
 
 
-@torch.no_grad()
-def bracket_of_call(
-    site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
-) -> None:
-    """Fold the bracket of a `scaled_dot_product_attention` call into the site's cell, if its kernel saved the LSE."""
+class Brackets:
+    """The bracket cells of all sites: float32 (sites, 6).
+
+    Calls leave their logsumexps here as they are (autograd holds them anyway until the backward); `fold`
+    reduces all layers of a forward together, in a handful of operations.
+    """
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.cells = tuple(Cell("attention", name, "attention_bracket") for name in names)
+        self.matrix = new_cell("attention_bracket", device).repeat(len(names), 1)
+        self._pending: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
+
+    def note(self, row: int, lse: Tensor, keys: int, causal: bool) -> None:
+        """Keep the logsumexp (B, H, T) of one call until `fold`."""
+        self._pending.setdefault((lse.shape, lse.device, keys, causal), []).append((row, lse))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Reduce what the calls left, and merge it into the cells."""
+        pending, self._pending = self._pending, {}
+        for (shape, device, keys, causal), calls in pending.items():
+            found = brackets(torch.stack([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
+            for rows, part in _distinct([row for row, _ in calls], found.to(self.matrix.device)):
+                index = torch.tensor(rows, device=self.matrix.device)
+                merged = self.matrix[index]
+                merge_(ATTENTION_BRACKET, merged, part)
+                self.matrix[index] = merged
+
+
+def _distinct(rows: list[int], found: Tensor) -> list[tuple[list[int], Tensor]]:
+    """The calls in batches in which no site comes twice (a module may attend more than once)."""
+    if len(set(rows)) == len(rows):
+        return [(rows, found)]
+    return [([row], found[i : i + 1]) for i, row in enumerate(rows)]
+
+
+def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool) -> None:
+    """Note a `scaled_dot_product_attention` call for its bracket, if its kernel saved the logsumexp."""
+    if site.bracket is None:
+        return
     lse = saved_logsumexp(out)
     if lse is None:
         site.watch.unmeasured("attention_bracket", site.name, "this attention kernel saves no logsumexp")
         return
-    queries, keys = query.shape[-2], key.shape[-2]
-    lse = lse[..., :queries].reshape(-1, query.shape[1], queries)
-    causal = is_causal and mask is None
-    site.bracket = _on(site.bracket, "attention_bracket", lse.device)
     site.heads = query.shape[1]
-    merge_(ATTENTION_BRACKET, site.bracket, bracket(lse, _log_keys(queries, keys, causal, lse.device)))
+    queries = query.shape[-2]
+    lse = lse[..., :queries].reshape(-1, query.shape[1], queries)
+    site.watch.brackets.note(site.bracket, lse, key.shape[-2], is_causal and mask is None)
 
 
 @torch.no_grad()
@@ -68,8 +102,9 @@ def saved_logsumexp(out: Tensor) -> Tensor | None:
         if node is None:
             return None
         for name in _SAVED:
-            if hasattr(node, name):
-                return getattr(node, name).detach()
+            saved = getattr(node, name, None)
+            if saved is not None:
+                return saved.detach()
         node = node.next_functions[0][0] if node.next_functions else None
     return None
 

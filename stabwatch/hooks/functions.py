@@ -43,7 +43,7 @@ def scaled_dot_product_attention(
             if site.gate.sampled:
                 attention.exact(site, *call)
         elif not in_backward():
-            site.watch.guard.run("attention", "always", attention.bracket_of_call, site, out, *call)
+            site.watch.guard.run("attention", "always", attention.note_call, site, out, *call[:4])
             if site.gate.deep:
                 site.watch.guard.run("attention_exact", "deep", attention.exact, site, *call)
     return out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stabwatch.kernels.logsumexp import row_statistics
-from stabwatch.kernels.merge import merge_
+from stabwatch.kernels.merge import Partials, merge_, on_host
 from stabwatch.signals.reductions import LOGSUMEXP, MEAN
 
 TRACED_ROWS = 1024
@@ -35,16 +36,19 @@ def cross_entropy_traced(cells: Any, out: Tensor, logits: Tensor, target: Tensor
     merge_(LOGSUMEXP, cells.logits, row_statistics(lse))
 
 
-def mean_partials(loss: Tensor, samples: Tensor | float) -> Tensor:
-    """float32 (3,): count, sum, non-finite count of a loss that is the mean over `samples` (or unreduced)."""
+def mean_partials(loss: Tensor, samples: Tensor | float) -> Partials:
+    """Count, sum, non-finite count of a loss that is the mean over `samples` (or unreduced)."""
     loss = loss.detach().float()
+    if on_host(loss) and not loss.dim():
+        value, count = loss.item(), float(samples)
+        return (count, value * count, 0.0) if math.isfinite(value) else (count, 0.0, 1.0)
     if loss.dim():
-        count: Tensor | float = float(loss.numel())
+        samples = float(loss.numel())
         total = torch.where(torch.isfinite(loss), loss, 0.0).sum()
     else:
-        count, total = samples, torch.where(torch.isfinite(loss), loss, 0.0) * samples
+        total = torch.where(torch.isfinite(loss), loss, 0.0) * samples
     bad = (~torch.isfinite(loss)).sum(dtype=torch.float32)
-    n = torch.as_tensor(count, dtype=torch.float32, device=loss.device)
+    n = torch.as_tensor(samples, dtype=torch.float32, device=loss.device)
     return torch.stack((n, total, bad))
 
 

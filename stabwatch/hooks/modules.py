@@ -119,7 +119,7 @@ class ModuleTaps:
         if item.activation:
             site.activation = new_cell("moments", device)
         if not item.path or list(item.module.children()) or site.attention_like:
-            site.bracket = new_cell("attention_bracket", device)
+            site.bracket = sum(s.bracket is not None for s in self.sites.values())
             site.exact = new_cell("attention_exact", device)
         object.__setattr__(item.module, "_stabwatch", site)
         self._modules.append(item.module)
@@ -132,6 +132,11 @@ class ModuleTaps:
         for site in self.sites.values():
             for cell, field in site.fields().items():
                 buffer.add((cell,), lambda site=site, field=field: getattr(site, field))
+
+    @property
+    def attention_names(self) -> tuple[str, ...]:
+        """Names of the sites that have a row in `Brackets`, in row order."""
+        return tuple(site.name for site in self.sites.values() if site.bracket is not None)
 
     def remove(self) -> None:
         """Take every hook and every attribute off the model again."""

@@ -74,7 +74,8 @@ class Site:
         self.attention_like = attention
         self.heads = 0
         self.activation: Tensor | None = None
-        self.bracket: Tensor | None = None
+        self.bracket: int | None = None
+        """Row in the watch's `Brackets`, for modules that may call attention."""
         self.exact: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -87,7 +88,6 @@ class Site:
         """The site's cells, and the attributes that hold them on the device."""
         named = {
             Cell("activation", self.name, "moments"): "activation",
-            Cell("attention", self.name, "attention_bracket"): "bracket",
             Cell("attention", self.name, "attention_exact"): "exact",
         }
         return {cell: field for cell, field in named.items() if getattr(self, field) is not None}

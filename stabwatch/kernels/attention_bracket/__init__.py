@@ -3,4 +3,4 @@
 For a query row with logsumexp L over n visible keys: L - ln n <= max_j s_j <= L.
 """
 
-from stabwatch.kernels.attention_bracket.eager import bracket as bracket
+from stabwatch.kernels.attention_bracket.eager import brackets as brackets

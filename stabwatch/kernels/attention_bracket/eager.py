@@ -1,29 +1,32 @@
-"""Plain torch over B x H x T numbers."""
+"""Plain torch over layers x batch x heads x queries numbers: all layers of a model at once."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 
-def bracket(lse: Tensor, log_keys: Tensor | float) -> Tensor:
-    """float32 (6,): rows, sum of LSE squared, non-finite rows, upper bound, its head, lower bound.
+def brackets(lse: Tensor, log_keys: Tensor | float) -> Tensor:
+    """float32 (L, 6): rows, sum of LSE squared, non-finite rows, upper bound, its head, lower bound.
 
-    lse: (B, H, T) logsumexp of each query row; -inf marks a row that sees no key and is left out.
+    lse: (L, B, H, T) logsumexp of each query row; -inf marks a row that sees no key and is left out.
     log_keys: natural log of the visible keys, (T,) or a number; an overestimate keeps the bounds sound.
     """
     lse = lse.float()
-    bad = torch.isnan(lse) | (lse == torch.inf)
-    finite = torch.isfinite(lse)
-    shown = torch.where(finite, lse, -torch.inf)
-    upper, head = shown.amax(dim=(0, 2)).max(dim=0)
-    return torch.stack(
-        (
-            finite.sum(dtype=torch.float32) + bad.sum(dtype=torch.float32),
-            torch.where(finite, lse, 0.0).square().sum(),
-            bad.sum(dtype=torch.float32),
-            upper,
-            head.float(),
-            (shown - log_keys).amax(),
-        )
-    )
+    if lse.device.type == "cpu" and math.isfinite(lse.sum().item()):
+        bad = torch.zeros(len(lse))
+        rows = torch.full((len(lse),), float(lse[0].numel()))
+        shown = kept = lse
+    else:
+        finite = torch.isfinite(lse)
+        wrong = torch.isnan(lse) | (lse == torch.inf)
+        bad = wrong.sum(dim=(1, 2, 3), dtype=torch.float32)
+        rows = finite.sum(dim=(1, 2, 3), dtype=torch.float32) + bad
+        shown = torch.where(finite, lse, -torch.inf)
+        kept = torch.where(finite, lse, 0.0)
+    upper, head = shown.amax(dim=(1, 3)).max(dim=1)
+    sumsq = torch.linalg.vector_norm(kept, dim=(1, 2, 3)).square()
+    lower = (shown - log_keys).amax(dim=(1, 2, 3))
+    return torch.stack((rows, sumsq, bad, upper, head.float(), lower), dim=1)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from stabwatch.kernels.merge import Partials, on_host
 
-def row_statistics(lse: Tensor) -> Tensor:
-    """lse: any shape, at least one row -> float32 (5,): count, sum, sum of squares, non-finite count, maximum."""
+
+def row_statistics(lse: Tensor) -> Partials:
+    """lse: any shape, at least one row -> count, sum, sum of squares, non-finite count, maximum."""
     lse = lse.float()
+    if on_host(lse):
+        return _host(lse.flatten())
     finite = torch.isfinite(lse)
     kept = torch.where(finite, lse, 0.0)
     rows = float(lse.numel())
@@ -21,3 +27,12 @@ def row_statistics(lse: Tensor) -> Tensor:
             torch.where(finite, lse, -torch.inf).amax(),
         )
     )
+
+
+def _host(lse: Tensor) -> tuple[float, ...]:
+    low, high = (x.item() for x in torch.aminmax(lse))
+    if math.isfinite(low) and math.isfinite(high):
+        return float(len(lse)), lse.sum().item(), torch.dot(lse, lse).item(), 0.0, high
+    kept = lse[torch.isfinite(lse)]
+    inner = _host(kept) if len(kept) else (0.0, 0.0, 0.0, 0.0, -math.inf)
+    return float(len(lse)), inner[1], inner[2], float(len(lse) - len(kept)), inner[4]

@@ -7,14 +7,16 @@ import math
 import torch
 from torch import Tensor
 
+from stabwatch.kernels.merge import Partials, on_host
 
-def moments(x: Tensor) -> Tensor:
-    """float32 (4,) on the device of `x`: count, sum of squares, non-finite count, absolute maximum.
+
+def moments(x: Tensor) -> Partials:
+    """Count, sum of squares, non-finite count, absolute maximum.
 
     x: floating point, any shape with at least one element.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return torch.tensor(host_moments(x), dtype=torch.float32)
+    if on_host(x):
+        return host_moments(x)
     wide = x.float()
     finite = torch.isfinite(wide)
     kept = torch.where(finite, wide, 0.0)
