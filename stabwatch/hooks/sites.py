@@ -108,14 +108,19 @@ def choose(model: nn.Module, include: str | None = None, exclude: str | None = N
     """Modules to watch, in the order of `named_modules()`; `include` and `exclude` are regular expressions on names."""
     modules = dict(model.named_modules())
     blocks = {path for path in modules if _is_repeated(path, modules)}
+    wanted = {
+        path: module
+        for path, module in modules.items()
+        if path and not isinstance(module, _CONTAINERS) and _wanted(path, module, modules, blocks)
+    }
+    seen = {id(module) for module in wanted.values()}
     chosen = [Chosen("", "", model, False)]
-    for path, module in modules.items():
+    for path, module in wanted.items():
         name = site_name(path)
-        if not path or isinstance(module, _CONTAINERS) or not _wanted(path, module, modules, blocks):
-            continue
         shown = not (include and not re.search(include, name)) and not (exclude and re.search(exclude, name))
+        repeats = isinstance(module, nn.Sequential) and len(module) > 0 and id(module[-1]) in seen
         if shown or list(module.children()):
-            chosen.append(Chosen(path, name, module, shown and not _repeats_last_child(module)))
+            chosen.append(Chosen(path, name, module, shown and not repeats))
     return chosen
 
 
@@ -135,13 +140,6 @@ def _wanted(path: str, module: nn.Module, modules: dict[str, nn.Module], blocks:
         return True
     is_norm = any(word in type(module).__name__.lower() for word in _NORMS)
     return path.rpartition(".")[0] in blocks and not is_norm and not isinstance(modules[inside[-1]], nn.Sequential)
-
-
-def _repeats_last_child(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Sequential) or len(module) == 0:
-        return False
-    last = module[-1]
-    return bool(list(last.children())) or any(True for _ in last.parameters(recurse=False))
 
 
 def looks_like_attention(module: nn.Module) -> bool:

@@ -1,0 +1,96 @@
+"""A watched run is the same run: parameters, buffers, losses and random numbers, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.training.models import ARCHITECTURES, gpt, run
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_is_bit_identical(name, autocast, attach):
+    plain = run(name, autocast=autocast)
+    watched = run(name, autocast=autocast, before=attach)
+    log = attach.finish()
+    assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
+    assert torch.equal(plain[1], watched[1]), "the random number generator was touched"
+    assert plain[2] == watched[2]
+    assert len(log.steps) == 12
+    assert not [e for e in log.events if e.kind == "error"]
+
+
+@pytest.mark.parametrize("name", ["gpt", "vit"])
+def test_training_is_bit_identical_when_the_optimizer_is_not_given(name, attach):
+    plain = run(name)
+    watched = run(name, before=lambda model, optimizer: attach(model))
+    assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
+    assert len(attach.finish().steps) == 12
+
+
+def test_detach_leaves_nothing_behind(attach):
+    original = F.scaled_dot_product_attention, F.cross_entropy, torch.autograd.backward, torch.nn.utils.clip_grad_norm_
+    task = gpt(torch.Generator())
+    before = {n: (set(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in task.model.named_modules()}
+    watch = attach(task.model)
+    assert F.scaled_dot_product_attention is not original[0]
+    watch.detach()
+    watch.detach()
+    after = {n: (set(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in task.model.named_modules()}
+    assert before == after
+    assert original == (
+        F.scaled_dot_product_attention,
+        F.cross_entropy,
+        torch.autograd.backward,
+        torch.nn.utils.clip_grad_norm_,
+    )
+
+
+def test_no_graph_is_kept_alive_and_memory_is_flat(attach):
+    """Live tensors after 200 steps are no more than after 20; nothing of a step outlives it."""
+    counts = {}
+
+    def look(step):
+        if step in (20, 199):
+            gc.collect()
+            live = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+            counts[step] = (len(live), sum(t.numel() for t in live), sum(t.grad_fn is not None for t in live))
+
+    run("gpt", steps=200, before=attach, after_step=look)
+    assert counts[199] == counts[20]
+
+
+def test_copies_and_pickles_of_a_watched_model_are_not_watched(attach):
+    task = gpt(torch.Generator())
+    attach(task.model)
+    twin = copy.deepcopy(task.model)
+    assert all(m._stabwatch is None for m in twin.modules() if "_stabwatch" in vars(m))
+    tokens = torch.zeros(2, 8, dtype=torch.long)
+    assert torch.equal(twin(tokens), task.model(tokens))
+    assert pickle.loads(pickle.dumps(task.model))(tokens).shape == (2, 8, 256)
+    assert set(twin.state_dict()) == set(gpt(torch.Generator()).model.state_dict())
+
+
+def test_evaluation_is_not_recorded(attach):
+    task = gpt(torch.Generator())
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+    attach(task.model, optimizer)
+    for _ in range(3):
+        task.loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            task.model.eval()
+            task.loss()
+            task.model.train()
+    log = attach.finish()
+    block = log.blocks[-1]
+    tokens = 4 * 16
+    start = block.table.starts[[c.tap for c in block.table.cells].index("loss")]
+    assert list(block.rows[:, start]) == [tokens] * 3
