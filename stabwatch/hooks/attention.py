@@ -14,6 +14,7 @@ from stabwatch.kernels.attention_bracket import brackets
 from stabwatch.kernels.attention_scores import largest_logit
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.merge import merge_
+from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Cell
 from stabwatch.signals.reductions import ATTENTION_BRACKET, ATTENTION_EXACT
 
@@ -79,7 +80,7 @@ def exact(
     """Fold the exact largest logit of a call into the site's cell."""
     if query.dim() == 3:
         query, key = query.unsqueeze(1), key.unsqueeze(1)
-    if not torch.compiler.is_compiling():
+    if not tracing():
         site.exact = _on(site.exact, "attention_exact", query.device)
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_logit(query, key, mask, is_causal, scale))
@@ -89,7 +90,7 @@ def exact(
 def exact_of_scores(site: Site, scores: Tensor) -> None:
     """The same for a module that computes its scores itself: (B, H, T, S), or (B*H, T, S) when the heads are known."""
     heads = scores.shape[-3] if scores.dim() > 3 else max(1, site.heads)
-    if not torch.compiler.is_compiling():
+    if not tracing():
         site.exact = _on(site.exact, "attention_exact", scores.device)
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_score(scores, heads))

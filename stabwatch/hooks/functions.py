@@ -16,6 +16,7 @@ from torch import Tensor
 from stabwatch.hooks import attention, loss
 from stabwatch.hooks.modules import CURSOR, in_backward
 from stabwatch.hooks.patching import Patch
+from stabwatch.kernels.where import is_fake, tracing
 
 _sdpa = F.scaled_dot_product_attention
 _softmax = F.softmax
@@ -39,10 +40,10 @@ def scaled_dot_product_attention(
     site = CURSOR.site
     if site is not None and site.gate.recording:
         call = (query, key, attn_mask, is_causal, kwargs.get("scale"))
-        if torch.compiler.is_compiling():
+        if tracing():
             if site.gate.sampled:
                 attention.exact(site, *call)
-        elif not in_backward():
+        elif not (in_backward() or is_fake(query)):
             site.watch.guard.run("attention", "always", attention.note_call, site, out, *call[:4])
             if site.gate.deep:
                 site.watch.guard.run("attention_exact", "deep", attention.exact, site, *call)
@@ -54,10 +55,10 @@ def softmax(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     out = _softmax(input, *args, **kwargs)
     site = CURSOR.site
     if site is not None and site.attention_like and site.gate.recording and input.dim() >= 3:
-        if torch.compiler.is_compiling():
+        if tracing():
             if site.gate.sampled:
                 attention.exact_of_scores(site, input)
-        elif site.gate.deep and not in_backward():
+        elif site.gate.deep and not (in_backward() or is_fake(input)):
             site.watch.guard.run("attention_exact", "deep", attention.exact_of_scores, site, input)
     return out
 
@@ -67,9 +68,9 @@ def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> T
     out = _cross_entropy(input, target, *args, **kwargs)
     root = CURSOR.root
     if root is not None and root.gate.recording and torch.is_grad_enabled():
-        if torch.compiler.is_compiling():
+        if tracing():
             loss.cross_entropy_traced(root.watch.cells, out, input, target, *args, **kwargs)
-        elif not in_backward():
+        elif not (in_backward() or is_fake(input)):
             root.watch.guard.run("loss", "always", loss.cross_entropy, root.watch, out, input, target, args, kwargs)
     return out
 

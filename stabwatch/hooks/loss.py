@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stabwatch.kernels.logsumexp import row_statistics
-from stabwatch.kernels.merge import Partials, merge_, on_host
+from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.kernels.where import on_host
 from stabwatch.signals.reductions import LOGSUMEXP, MEAN
 
 TRACED_ROWS = 1024

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from stabwatch.hooks.sites import Chosen, Gate, Site, device_of, looks_like_attention, new_cell
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.moments import moments
+from stabwatch.kernels.where import is_fake, tracing
 from stabwatch.signals.reductions import MOMENTS
 
 
@@ -35,11 +36,12 @@ def before_root(module: nn.Module, args: Any) -> None:
     site: Site | None = module._stabwatch  # type: ignore[assignment]
     if site is None:
         return
-    site.gate.recording = torch.is_grad_enabled() and module.training and site.gate.open
+    training = torch.is_grad_enabled() and module.training
+    if training and not tracing():
+        site.watch.forward_begins()
+    site.gate.recording = training and site.gate.open
     CURSOR.root = site
     CURSOR.site = site
-    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and module.training:
-        site.watch.forward_begins()
 
 
 def after_root(module: nn.Module, args: Any, output: Any) -> None:
@@ -48,7 +50,7 @@ def after_root(module: nn.Module, args: Any, output: Any) -> None:
     if site is None:
         return
     CURSOR.site = None
-    if not torch.compiler.is_compiling() and site.gate.recording:
+    if not tracing() and site.gate.recording:
         site.watch.forward_ended(output)
 
 
@@ -65,7 +67,7 @@ def after(module: nn.Module, args: Any, output: Any) -> None:
     CURSOR.site = site.parent
     if not (site.gate.sampled and site.gate.recording) or site.activation is None:
         return
-    if torch.compiler.is_compiling():
+    if tracing():
         _measure(site, output)
     elif not in_backward():
         site.watch.guard.run("activation", "sampled", _measure, site, output)
@@ -73,10 +75,10 @@ def after(module: nn.Module, args: Any, output: Any) -> None:
 
 def _measure(site: Site, output: Any) -> None:
     x = first_tensor(output)
-    if x is None or x.numel() == 0 or site.activation is None:
+    if x is None or x.numel() == 0 or site.activation is None or (not tracing() and is_fake(x)):
         return
     with torch.no_grad():
-        if not torch.compiler.is_compiling() and site.activation.device != x.device:
+        if not tracing() and site.activation.device != x.device:
             site.activation = new_cell("moments", x.device)
         merge_(MOMENTS, site.activation, moments(x.detach()))
 

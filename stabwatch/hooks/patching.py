@@ -13,6 +13,10 @@ from types import ModuleType
 from typing import Any
 
 
+_KEPT = ("stabwatch.", "torch._C", "torch._dynamo", "torch._decomp", "torch._inductor", "torch.fx")
+"""Namespaces in which names stand for the original: ours, and those that compilers read graphs with."""
+
+
 class Patch:
     """One function replaced in all module namespaces."""
 
@@ -31,7 +35,7 @@ class Patch:
 
 def _swap(old: Callable[..., Any], new: Callable[..., Any]) -> None:
     for module in list(sys.modules.values()):
-        if not isinstance(module, ModuleType) or module.__name__.startswith("stabwatch."):
+        if not isinstance(module, ModuleType) or module.__name__.startswith(_KEPT):
             continue
         namespace = vars(module)
         for name in [name for name, value in list(namespace.items()) if value is old]:

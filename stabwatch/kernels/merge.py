@@ -17,11 +17,6 @@ Partials: TypeAlias = Tensor | tuple[float, ...]
 """The fields of one cell: float32 (fields,), or as many floats."""
 
 
-def on_host(x: Tensor) -> bool:
-    """True where numbers may be read at once."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def empty_cell(reduction: Reduction, device: torch.device) -> Tensor:
     """A cell that holds the unit of each operator: float32 (fields,)."""
     return torch.tensor([UNIT[f.op] for f in reduction.fields], dtype=torch.float32, device=device)

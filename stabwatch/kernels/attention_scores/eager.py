@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stabwatch.kernels.where import tracing
+
 CHUNK_ELEMENTS = 1 << 22
 """Scores held at once: 16 MiB of float32."""
 TRACED_ELEMENTS = 1 << 24
@@ -26,7 +28,7 @@ def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bo
     q = (query.detach().float() * factor).reshape(b, g, h // g, t, d)
     k = key.detach().float().unsqueeze(2)
     m = None if mask is None else _grouped(mask.detach(), g, h // g)
-    if torch.compiler.is_compiling():
+    if tracing():
         stride = max(1, (b * h * t * s) // TRACED_ELEMENTS)
         rows = torch.arange(0, t, stride, device=query.device)
         peaks = _peaks(q[..., ::stride, :], k, _rows_of(m, slice(None, None, stride)), rows if is_causal else None)

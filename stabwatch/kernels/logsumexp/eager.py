@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.merge import Partials, on_host
+from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.where import on_host
 
 
 def row_statistics(lse: Tensor) -> Partials:

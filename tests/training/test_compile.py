@@ -1,0 +1,146 @@
+"""torch.compile: the taps are traced, cost nothing when they are off, and are never silently missing."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from stabwatch.demo import GPT, DemoConfig
+
+CONFIG = DemoConfig(width=32, layers=3, heads=2, context=16)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _train(compile_model, attach, steps=4, when="before", **settings):
+    torch.manual_seed(0)
+    model = GPT(CONFIG)
+    data = torch.randint(0, 256, (4, 17))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def step(call):
+        loss = F.cross_entropy(call(data[:, :-1]).flatten(0, 1), data[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    if when == "after":
+        call = compile_model(model)
+        step(call)
+    watch = attach(model, optimizer, **settings)
+    if when == "before":
+        call = compile_model(model)
+    for _ in range(steps):
+        step(call)
+    return watch, attach.finish(), [p.detach().clone() for p in model.parameters()]
+
+
+def _same(a, b, signals):
+    for key in a.keys:
+        if key.signal in signals:
+            mine, theirs = a.series(key.signal, key.layer), b.series(key.signal, key.layer)
+            assert len(mine[1]) > 0, key
+            np.testing.assert_array_equal(mine[0], theirs[0])
+            np.testing.assert_allclose(theirs[1], mine[1], rtol=1e-4, atol=1e-5, err_msg=str(key))
+
+
+SIGNALS = {
+    "loss", "gradient_norm", "layer_gradient_norm", "output_rms", "activation_abs_max", "attention_logit_max",
+    "attention_logit_head", "output_logit_logsumexp", "output_logit_z", "update_to_weight_ratio",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_fullgraph_gives_the_same_statistics_without_a_graph_break(backend, attach):
+    counter = CompileCounterWithBackend(backend)
+    _, eager, _ = _train(lambda m: m, attach)
+    _, compiled, _ = _train(lambda m: torch.compile(m, fullgraph=True, backend=counter), attach)
+    assert counter.frame_count == 1
+    _same(eager, compiled, SIGNALS)
+    coverage = next(e for e in compiled.events if e.kind == "coverage")
+    assert {m["tap"] for m in coverage.data["missing"]} == {"attention_bracket"}
+    assert "exact value is on cadence" in coverage.data["missing"][0]["reason"]
+
+
+def test_a_compiled_run_is_bit_identical_with_and_without_a_watch(attach):
+    def plain(model, optimizer, **settings):
+        return None
+
+    plain.finish = lambda: None
+    compile_model = lambda m: torch.compile(m, fullgraph=True, backend="aot_eager")  # noqa: E731
+    _, _, without = _train(compile_model, plain)
+    torch._dynamo.reset()
+    _, _, watched = _train(compile_model, attach)
+    assert all(torch.equal(a, b) for a, b in zip(without, watched, strict=True))
+
+
+def test_off_steps_run_a_graph_without_statistics(attach):
+    """Two graphs, one with and one without: switching between them compiles nothing."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    model = GPT(CONFIG)
+    watch = attach(model, every_step=True)
+    call = torch.compile(model, fullgraph=True, backend=backend)
+    tokens = torch.randint(0, 256, (2, 8))
+    sizes = []
+    for on in (True, False, True, False):
+        watch.gate.open = watch.gate.sampled = on
+        call(tokens).sum().backward()
+        sizes.append(len(graphs))
+    assert sizes == [1, 2, 2, 2]
+    names = ["".join(str(n.target) for n in g.graph.nodes) for g in graphs]
+    assert "isfinite" in names[0]
+    assert "isfinite" not in names[1]
+
+
+def test_blocks_compiled_one_by_one_share_their_graph(attach):
+    def regional(counter):
+        def compile_model(model):
+            for block in model.blocks:
+                block.compile(fullgraph=True, backend=counter)
+            return model
+
+        return compile_model
+
+    bare = CompileCounterWithBackend("aot_eager")
+    torch.manual_seed(0)
+    model = regional(bare)(GPT(CONFIG))
+    model(torch.randint(0, 256, (4, 16))).sum().backward()
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    _, eager, _ = _train(lambda m: m, attach)
+    _, compiled, _ = _train(regional(counter), attach)
+    _same(eager, compiled, SIGNALS)
+    assert counter.frame_count <= bare.frame_count + 1
+
+
+def test_attached_after_the_first_compiled_call_it_works_or_says_so(attach, caplog):
+    with caplog.at_level(logging.WARNING, logger="stabwatch"):
+        watch, log, _ = _train(
+            lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"), attach, steps=10, when="after"
+        )
+    missing = watch.coverage()["missing"]
+    if any(m["tap"] == "activation" for m in missing):
+        assert any("before `attach`" in m["reason"] for m in missing)
+        assert "compiled and called before `attach`" in caplog.text
+        assert log.series("taps_missing")[1][-1] > 0
+    else:
+        assert len(log.series("output_rms", "blocks.0")[1]) == 10
+    # what needs no hook inside the compiled graph goes on
+    assert len(log.series("gradient_norm")[1]) == 10
+    assert len(log.series("loss")[1]) == 10

@@ -1,0 +1,74 @@
+"""Two real gloo processes: the values of the job are those of one process on the whole batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stabwatch.demo import GPT, DemoConfig
+from stabwatch.ranks import _AHEAD
+from stabwatch.runlog import read_run
+from stabwatch.signals import CATALOGUE
+from tests.training.ddp_job import STEPS, batch
+
+ROOT = Path(__file__).parents[2]
+
+
+def _job(tmp_path, mode):
+    command = [sys.executable, "-m", "tests.training.ddp_job"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(r), "2", str(tmp_path / "store"), str(tmp_path / "run"), mode],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for r in range(2)
+    ]  # fmt: skip
+    outs = [rank.communicate(timeout=100) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outs
+    return read_run(tmp_path / "run"), [int(out.split("collectives ")[1]) for out, _ in outs]
+
+
+def _single(attach):
+    torch.manual_seed(0)
+    model = GPT(DemoConfig(width=32, layers=2, heads=2, context=16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    attach(model, optimizer)
+    for step in range(STEPS):
+        rows = batch(step)
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return attach.finish()
+
+
+@pytest.mark.parametrize("mode", ["wrapped", "inner"])
+def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, tmp_path, attach):
+    log, collectives = _job(tmp_path, mode)
+    whole = _single(attach)
+    assert log.meta.world_size == 2
+    assert collectives[0] == collectives[1]
+    assert STEPS - _AHEAD - 2 <= collectives[0] <= STEPS  # one per step, from the agreed step on
+    first = STEPS - collectives[0]
+    compared = 0
+    for key in whole.keys:
+        if CATALOGUE[key.signal].tap == "host" or key.signal.endswith("_head"):
+            continue  # the host's own numbers are rank 0's; two heads may tie within rounding
+        steps, values = log.series(key.signal, key.layer)
+        _, truth = whole.series(key.signal, key.layer)
+        merged = steps >= first
+        np.testing.assert_allclose(values[merged], truth[first:], rtol=2e-3, atol=1e-5, err_msg=str(key))
+        compared += 1
+    assert compared > 60
+
+
+def test_a_watch_on_one_rank_alone_hangs_nobody(tmp_path):
+    log, collectives = _job(tmp_path, "alone")
+    assert collectives == [0, 0]
+    assert len(log.steps) == STEPS
