@@ -91,7 +91,9 @@ def _from_source(source: Config | Mapping[str, Any] | str | Path | None) -> dict
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"The settings file {source} cannot be read: {error}.") from error
     if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"The settings file {source} must hold `name: value` lines, and holds a {type(data).__name__}.")
+        raise ConfigError(
+            f"The settings file {source} must hold `name: value` lines, and holds a {type(data).__name__}."
+        )
     return data or {}
 
 

@@ -228,13 +228,13 @@ class Watch:
     def scaler_updated(self, scaler: Any) -> None:
         """The gradient scaler moved on; if no optimizer stepped, it skipped this step."""
         self._scaled = True
-        if isinstance(scaler._scale, Tensor):
-            self.cells.fold_loss_scale(scaler._scale)
         if not self._clock.stepped_since_update() and self.gate.recording:
             self._host.skipped += 1
             if self.gate.sampled:
                 self._parameters.measure_all_gradients()
             self._close_step()
+        if isinstance(scaler._scale, Tensor):
+            self.cells.fold_loss_scale(scaler._scale)
 
     def unmeasured(self, what: str, layer: str, reason: str) -> None:
         """Note why something cannot be measured; reported once."""
@@ -392,7 +392,9 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             self.detach()
         else:

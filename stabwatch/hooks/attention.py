@@ -74,9 +74,7 @@ def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor 
 
 
 @torch.no_grad()
-def exact(
-    site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
-) -> None:
+def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
     """Fold the exact largest logit of a call into the site's cell."""
     if query.dim() == 3:
         query, key = query.unsqueeze(1), key.unsqueeze(1)

@@ -22,7 +22,9 @@ class Guard:
     report: called with (probe, message, traceback, disabled) at the first failure and at the last one.
     """
 
-    def __init__(self, report: Callable[[str, str, str, bool], None], clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self, report: Callable[[str, str, str, bool], None], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._report = report
         self._clock = clock
         self.errors: Counter[str] = Counter()

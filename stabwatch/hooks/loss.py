@@ -38,16 +38,19 @@ def cross_entropy_traced(cells: Any, out: Tensor, logits: Tensor, target: Tensor
 
 
 def mean_partials(loss: Tensor, samples: Tensor | float) -> Partials:
-    """Count, sum, non-finite count of a loss that is the mean over `samples` (or unreduced)."""
+    """Count, sum, non-finite count of a loss that is the mean over `samples` (or unreduced).
+
+    A NaN goes into the sum: a mean without its broken part would be a lie, and the count beside it tells.
+    """
     loss = loss.detach().float()
     if on_host(loss) and not loss.dim():
         value, count = loss.item(), float(samples)
-        return (count, value * count, 0.0) if math.isfinite(value) else (count, 0.0, 1.0)
+        return count, value * count, float(not math.isfinite(value))
     if loss.dim():
         samples = float(loss.numel())
-        total = torch.where(torch.isfinite(loss), loss, 0.0).sum()
+        total = loss.sum()
     else:
-        total = torch.where(torch.isfinite(loss), loss, 0.0) * samples
+        total = loss * samples
     bad = (~torch.isfinite(loss)).sum(dtype=torch.float32)
     n = torch.as_tensor(samples, dtype=torch.float32, device=loss.device)
     return torch.stack((n, total, bad))
@@ -70,7 +73,7 @@ def _samples(
 
 
 def saved_row_logsumexp(loss: Tensor, logits: Tensor, target: Tensor) -> Tensor | None:
-    """logsumexp of each row, free: the backward keeps log-probabilities p, and z_j - p_j is the same for every class j."""
+    """logsumexp of each row, free: the backward keeps log-probabilities p, and z_j - p_j is the same for all j."""
     logp = _saved_log_probabilities(loss)
     classes = 0 if logits.dim() == 1 else 1
     if logp is None or logp.shape != logits.shape or target.is_floating_point() or target.dim() != logits.dim() - 1:

@@ -35,15 +35,17 @@ def test_training_is_bit_identical_when_the_optimizer_is_not_given(name, attach)
 
 
 def test_detach_leaves_nothing_behind(attach):
+    def hooks(model):
+        return {n: (set(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()}
+
     original = F.scaled_dot_product_attention, F.cross_entropy, torch.autograd.backward, torch.nn.utils.clip_grad_norm_
     task = gpt(torch.Generator())
-    before = {n: (set(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in task.model.named_modules()}
+    before = hooks(task.model)
     watch = attach(task.model)
     assert F.scaled_dot_product_attention is not original[0]
     watch.detach()
     watch.detach()
-    after = {n: (set(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in task.model.named_modules()}
-    assert before == after
+    assert hooks(task.model) == before
     assert original == (
         F.scaled_dot_product_attention,
         F.cross_entropy,

@@ -36,7 +36,12 @@ def host_moments(x: Tensor) -> tuple[float, float, float, float]:
     low, high = torch.aminmax(x)
     peak = max(abs(low.item()), abs(high.item()))
     if math.isfinite(peak):
-        return float(x.numel()), torch.linalg.vector_norm(x, dtype=torch.float32).item() ** 2, 0.0, peak
+        return float(x.numel()), torch.linalg.vector_norm(x, dtype=norm_dtype(x)).item() ** 2, 0.0, peak
     finite = x[torch.isfinite(x)]
     inner = host_moments(finite) if finite.numel() else (0.0, 0.0, 0.0, 0.0)
     return float(x.numel()), inner[1], float(x.numel() - finite.numel()), inner[3]
+
+
+def norm_dtype(x: Tensor) -> torch.dtype:
+    """What norms of `x` are accumulated in: float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

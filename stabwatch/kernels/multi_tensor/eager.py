@@ -34,5 +34,6 @@ def _device_rows(tensors: Sequence[Tensor]) -> Tensor:
 
 def grouped_sumsq(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
     """Add the sum of squares of each tensor to `out[group[i]]`: float32 (groups,)."""
-    norms = torch.stack([n.float() for n in torch._foreach_norm(list(tensors), 2, torch.float32)])
+    wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    norms = torch.stack([n.float() for n in torch._foreach_norm(list(tensors), 2, wide)])
     out.index_add_(0, torch.tensor(group, device=out.device), norms.square())

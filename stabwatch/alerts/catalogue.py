@@ -1,0 +1,174 @@
+"""The rules. Each names the gauges it compares, the constants and where they come from."""
+
+from __future__ import annotations
+
+from stabwatch.alerts.rule import Condition, Level, Rule
+
+_PROXIES = (
+    "Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities, arXiv:2309.14322"
+)
+_VIT22B = "Dehghani et al. 2023, Scaling Vision Transformers to 22 Billion Parameters, arXiv:2302.05442"
+_MUONCLIP = "Kimi Team 2025, Kimi K2 (MuonClip), arXiv:2507.20534"
+_PALM = "Chowdhery et al. 2022, PaLM, arXiv:2204.02311"
+_MAXACT = "Sun et al. 2024, Massive Activations in Large Language Models, arXiv:2402.17762"
+_ZCLIP = "Kumar et al. 2025, ZClip, arXiv:2504.02507"
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="NonFinite",
+        family="nonfinite",
+        summary="NaN or infinite values appeared in training.",
+        description="{count:.0f} non-finite values in {signal} of {where} at step {step}.",
+        levels=(Level(severity="critical", when=(Condition("nonfinite", above=0),)),),
+        outside=(Condition("nonfinite", above=0),),
+        recover=20,
+        source="any",
+        remedy=(
+            "Stop, and resume from the last checkpoint before the onset.",
+            "Look at the batch of that step, and at the first layer named here: what came in finite and went out not?",
+            "In fp16: let a gradient scaler skip the step; or train in bfloat16.",
+        ),
+    ),
+    Rule(
+        name="AttentionLogitGrowth",
+        family="attention_logit",
+        summary="Attention logits grow past a safe size.",
+        description="The largest attention logit of {where} is at least {value:.4g} and {growth} (limit {limit:g}).",
+        levels=(
+            Level(severity="critical", when=(Condition("attention_logit_bound", above=100.0),), hold=3),
+            Level(
+                severity="warning",
+                when=(
+                    Condition("attention_logit_bound", above=40.0),
+                    Condition("attention_logit_steps_to_limit", below=200.0),
+                ),
+                hold=3,
+            ),
+        ),
+        outside=(Condition("attention_logit_bound", above=30.0),),
+        source=f"100: QK-clip's tau ({_MUONCLIP}); healthy small models stay under 20, as seen in calibration",
+        remedy=(
+            "Lower the learning rate, or lengthen its warm-up, before the loss moves.",
+            "For good: normalise queries and keys (QK-norm), or clip them (QK-clip at 100).",
+        ),
+        references=(_VIT22B, _PROXIES, _MUONCLIP),
+    ),
+    Rule(
+        name="OutputLogitDrift",
+        family="output_logit",
+        summary="Output logits drift away from zero.",
+        description="The mean logsumexp of the output logits is {value:.4g}, {drift:.4g} from where it began.",
+        levels=(
+            Level(severity="critical", when=(Condition("output_logit_drift", above=300.0),), hold=5),
+            Level(severity="warning", when=(Condition("output_logit_drift", above=100.0),), hold=5),
+        ),
+        outside=(Condition("output_logit_drift", above=50.0),),
+        source="at 128 the spacing of bfloat16 is 1, so that probabilities lose their first digit",
+        remedy=(
+            "Add a z-loss of 1e-4 times the mean square of the logsumexp.",
+            "Lower the learning rate; use weight decay on the output layer.",
+        ),
+        references=(_PALM, _PROXIES),
+    ),
+    Rule(
+        name="ActivationOutlierGrowth",
+        family="activation",
+        summary="Activations of a layer grow by orders of magnitude.",
+        description="The largest activation of {where} is {value:.4g}, {ratio:.3g} times its recent least.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(Condition("activation_growth_ratio", above=50.0), Condition("activation_abs_max", above=1000.0)),
+                hold=2,
+            ),
+        ),
+        outside=(Condition("activation_growth_ratio", above=10.0),),
+        source=f"massive activations begin at 100 and 1000 times the median ({_MAXACT}); 50-fold growth in 64 points",
+        remedy=(
+            "Lower the learning rate; look at the update-to-weight ratio of the layer named here (about 1e-3 is usual).",
+            "For good: normalise branch outputs, or scale residual branches down with depth.",
+        ),
+        references=(_MAXACT,),
+    ),
+    Rule(
+        name="GradientNormExplosion",
+        family="gradient_norm",
+        summary="The gradient norm explodes.",
+        description="The gradient norm is {value:.4g}, {ratio:.3g} times its recent median.",
+        levels=(
+            Level(
+                severity="critical",
+                when=(
+                    Condition("gradient_norm_to_median_ratio", above=100.0),
+                    Condition("gradient_norm_robust_z", above=6.0),
+                ),
+                hold=3,
+            ),
+            Level(
+                severity="warning",
+                when=(
+                    Condition("gradient_norm_to_median_ratio", above=10.0),
+                    Condition("gradient_norm_robust_z", above=6.0),
+                ),
+                hold=3,
+            ),
+        ),
+        outside=(Condition("gradient_norm_robust_z", above=4.0),),
+        warm_up=24,
+        source="ten times the recent median, and beyond its own scatter",
+        remedy=(
+            "Clip the global gradient norm at its usual size.",
+            "Look at the batches of these steps, and at the layer whose gradient norm rose first.",
+            "Lower the learning rate; in recurrent models, check the recurrent weights' largest singular value.",
+        ),
+        references=(_ZCLIP,),
+    ),
+    Rule(
+        name="LossSpike",
+        family="loss",
+        summary="The loss spikes.",
+        description="The loss is {value:.4g}, {z:.3g} robust standard deviations above its recent median.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(Condition("loss_robust_z", above=8.0), Condition("loss_to_median_ratio", above=1.2)),
+                hold=3,
+            ),
+        ),
+        outside=(Condition("loss_robust_z", above=4.0),),
+        warm_up=24,
+        source="robust form of SpikeScore's 6 sigma (OLMo), held over three points as KillLossSpike does over five",
+        remedy=(
+            "If it recovers within some hundred steps, go on; if spikes come back, lower the learning rate.",
+            "If it does not: go back to a checkpoint before the onset and skip the batches of these steps.",
+        ),
+        references=(_PALM,),
+    ),
+    Rule(
+        name="LossDivergence",
+        family="loss",
+        summary="The loss has diverged.",
+        description="The loss is {value:.4g}: {lost:.0%} of what it had come down is lost again.",
+        levels=(Level(severity="critical", when=(Condition("loss_lost_ratio", above=0.5),), hold=8),),
+        outside=(Condition("loss_lost_ratio", above=0.25),),
+        warm_up=40,
+        source="half of the progress lost, in the median of 16 points, held over eight",
+        remedy=(
+            "Stop. Resume from a checkpoint before the onset with a lower learning rate, or past the bad batches.",
+        ),
+        references=(_PROXIES,),
+    ),
+    Rule(
+        name="TrainingStopped",
+        family="run",
+        summary="Training stopped without finishing, or stands still.",
+        description="{what}",
+        source="the end event; no record for 20 median steps, 60 s at least",
+        remedy=(
+            "Look at the end of the training's own output: out of memory, a lost node, a killed job?",
+            "Resume from the last checkpoint; look first at what else fired here before the end.",
+        ),
+    ),
+)
+
+BY_NAME: dict[str, Rule] = {rule.name: rule for rule in RULES}

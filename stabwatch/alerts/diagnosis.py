@@ -1,0 +1,168 @@
+"""From alerts to causes, ordered by onset: what left its normal range first, where, and what helps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stabwatch.alerts.catalogue import BY_NAME
+from stabwatch.alerts.engine import Engine
+from stabwatch.alerts.rule import SEVERITIES, Alert
+
+LARGE_UPDATE = 0.1
+"""Update-to-weight ratio that no healthy step has: a hundred times the usual 1e-3."""
+
+_TITLES = {
+    "NonFinite": "Non-finite numbers",
+    "AttentionLogitGrowth": "Attention-logit growth",
+    "OutputLogitDrift": "Output-logit divergence",
+    "ActivationOutlierGrowth": "Exploding activations",
+    "GradientNormExplosion": "Gradient explosion",
+    "LossSpike": "A loss spike with no earlier sign",
+    "LossDivergence": "Loss divergence",
+    "TrainingStopped": "The process stopped",
+}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One possible cause, with what speaks for it and what to do.
+
+    layers: where, the earliest first. confidence: 0 to 1, a rank and not a probability.
+    """
+
+    name: str
+    title: str
+    since_step: int
+    layers: tuple[str, ...]
+    evidence: tuple[str, ...]
+    remedy: tuple[str, ...]
+    references: tuple[str, ...]
+    confidence: float
+    runbook_url: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A verdict in one sentence, and the causes in the order of their onset."""
+
+    verdict: str
+    causes: tuple[Cause, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def diagnose(engine: Engine) -> Diagnosis:
+    """What the alerts of a run so far amount to."""
+    fired = [a for a in engine.history if a.state == "firing"]
+    if not fired:
+        return Diagnosis(_calm(engine))
+    by_rule: dict[str, list[Alert]] = {}
+    for alert in fired:
+        by_rule.setdefault(alert.rule, []).append(alert)
+    groups = sorted(by_rule.values(), key=_order)
+    causes = [_cause(group, place) for place, group in enumerate(groups)]
+    causes = _with_learning_rate(engine, groups[0], causes)
+    return Diagnosis(_verdict(groups, engine), tuple(causes))
+
+
+def _calm(engine: Engine) -> str:
+    if engine.last_step is None:
+        return "Nothing has been recorded yet."
+    return f"Nothing left its normal range up to step {engine.last_step}."
+
+
+def _order(group: list[Alert]) -> tuple[int, int, int]:
+    gravest = min(SEVERITIES.index(a.severity) for a in group)  # type: ignore[arg-type]
+    return (group[0].rule == "TrainingStopped", min(a.onset for a in group), gravest)
+
+
+def _first(group: list[Alert]) -> Alert:
+    return min(group, key=lambda a: (a.onset, a.step))
+
+
+def _layers(group: list[Alert]) -> tuple[str, ...]:
+    ordered = sorted(group, key=lambda a: (a.onset, a.step))
+    return tuple(dict.fromkeys(a.layer for a in ordered if a.layer))
+
+
+def _verdict(groups: list[list[Alert]], engine: Engine) -> str:
+    group = groups[0]
+    first, layers = _first(group), _layers(group)
+    where = f", first in {layers[0]}" if layers else ""
+    others = f" {len(layers)} layers are affected." if len(layers) > 1 else ""
+    summary = BY_NAME[first.rule].summary.rstrip(".")
+    still = any(a.rule == first.rule for a in engine.active)
+    over = "" if still else " It has calmed down since."
+    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(group)}{over}"
+
+
+def _loss_so_far(group: list[Alert]) -> str:
+    alert = _first(group)
+    before, now = alert.context.get("loss_at_onset"), alert.context.get("loss")
+    if alert.rule in ("LossSpike", "LossDivergence") or before is None or now is None:
+        return ""
+    if abs(now - before) <= 0.25 * abs(before) or now < before:
+        return f" The loss did not show it: {before:.3g} then, {now:.3g} when it fired."
+    return f" The loss went from {before:.3g} to {now:.3g}."
+
+
+def _cause(group: list[Alert], place: int) -> Cause:
+    first, rule = _first(group), BY_NAME[group[0].rule]
+    critical = any(a.severity == "critical" for a in group)
+    return Cause(
+        name=rule.name,
+        title=_TITLES[rule.name],
+        since_step=first.onset,
+        layers=_layers(group),
+        evidence=_evidence(group),
+        remedy=rule.remedy,
+        references=rule.references,
+        confidence=round((0.9 if critical else 0.6) * 0.7**place, 2),
+        runbook_url=rule.runbook_url,
+    )
+
+
+def _evidence(group: list[Alert]) -> tuple[str, ...]:
+    first = _first(group)
+    worst = max(group, key=lambda a: a.value if a.value is not None and math.isfinite(a.value) else -math.inf)
+    lines = [f"Step {first.onset}: left its normal range. Step {first.step}: {first.description}"]
+    if worst is not first and worst.layer != first.layer:
+        lines.append(f"Step {worst.step}: {worst.description}")
+    layers = _layers(group)
+    if len(layers) > 1:
+        lines.append(f"Order of the layers: {', '.join(layers[:6])}{' ...' if len(layers) > 6 else ''}.")
+    for name, words in (("loss", "loss"), ("gradient_norm_before_clip", "gradient norm before clipping")):
+        before, now = first.context.get(f"{name}_at_onset"), first.context.get(name)
+        if before is not None and now is not None:
+            lines.append(f"The {words} was {before:.4g} at the onset and {now:.4g} when this fired.")
+    return tuple(lines)
+
+
+def _with_learning_rate(engine: Engine, first: list[Alert], causes: list[Cause]) -> list[Cause]:
+    """Steps that are far too large for the weights come before everything that follows from them."""
+    ratio, layer, step = engine.peak_update
+    alert = _first(first)
+    if ratio < LARGE_UPDATE or step > alert.onset or alert.rule in ("NonFinite", "TrainingStopped"):
+        return causes
+    rate = alert.context.get("learning_rate")
+    evidence = [f"Step {step}: the update of {layer} was {ratio:.0%} of its weights; about 0.1% is usual."]
+    if rate is not None:
+        evidence.append(f"The learning rate was {rate:.3g}.")
+    cause = Cause(
+        name="LearningRateTooHigh",
+        title="Learning rate too high",
+        since_step=step,
+        layers=(layer,),
+        evidence=tuple(evidence),
+        remedy=(
+            "Lower the learning rate until updates are about a thousandth of the weights.",
+            "Warm it up over the first hundreds of steps.",
+        ),
+        references=BY_NAME["AttentionLogitGrowth"].references[1:2],
+        confidence=0.8,
+    )
+    return [causes[0], cause, *causes[1:]]

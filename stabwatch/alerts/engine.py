@@ -1,0 +1,245 @@
+"""The step-exact engine: records in, transitions out. One at a time or many at once, the result is the same."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.alerts.catalogue import RULES
+from stabwatch.alerts.derived import Array, Family, NonFiniteFamily, families
+from stabwatch.alerts.rule import Alert, Condition, Rule
+from stabwatch.alerts.words import describe
+from stabwatch.runlog import Block, Event, SeriesKey
+
+STALL_SECONDS = 60.0
+STALL_STEPS = 20
+_CONTEXT = ("loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate")
+
+
+class RuleState:
+    """One rule over all layers of its family: hold, recovery and onset, each counted in measured points."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.since = np.full(0, -1, dtype=np.int64)
+        self.streak = np.zeros((len(rule.levels), 0), dtype=np.int64)
+        self.calm = np.zeros(0, dtype=np.int64)
+        self.level = np.zeros(0, dtype=np.int64)
+        """Index of the level that fires, len(levels) when none does."""
+        self.context: dict[int, dict[str, float]] = {}
+
+    def grow(self, layers: int) -> None:
+        """Make room for layers that appeared."""
+        more = layers - len(self.since)
+        self.since = np.append(self.since, np.full(more, -1, dtype=np.int64))
+        self.streak = np.pad(self.streak, ((0, 0), (0, more)))
+        self.calm = np.append(self.calm, np.zeros(more, dtype=np.int64))
+        self.level = np.append(self.level, np.full(more, len(self.rule.levels), dtype=np.int64))
+
+    def update(self, step: int, gauges: dict[str, Array], context: dict[str, float]) -> list[tuple[int, int]]:
+        """Judge one record; gives (layer, level) of each transition, level == len(levels) for a resolution."""
+        self.grow(len(gauges["points"]))
+        measured = ~np.isnan(gauges[self.rule.levels[0].when[0].gauge])
+        judged = measured & (gauges["points"] >= self.rule.warm_up)
+        self._mark_onset(step, judged, self._all(self.rule.outside, gauges), context)
+        fires = np.full(len(self.since), len(self.rule.levels))
+        met_any = np.zeros(len(self.since), dtype=bool)
+        for i, level in reversed(list(enumerate(self.rule.levels))):
+            met = judged & self._all(level.when, gauges)
+            met_any |= met
+            self.streak[i] = np.where(judged, np.where(met, self.streak[i] + 1, 0), self.streak[i])
+            fires = np.where(self.streak[i] >= level.hold, i, fires)
+        self.calm = np.where(judged, np.where(met_any, 0, self.calm + 1), self.calm)
+        return self._transitions(judged, fires)
+
+    def _mark_onset(
+        self, step: int, judged: NDArray[np.bool_], outside: NDArray[np.bool_], context: dict[str, float]
+    ) -> None:
+        silent = self.level == len(self.rule.levels)
+        for layer in np.flatnonzero(judged & outside & (self.since < 0)):
+            self.since[layer] = step
+            self.context[int(layer)] = dict(context)
+        self.since[judged & ~outside & silent] = -1
+
+    def _all(self, conditions: Sequence[Condition], gauges: dict[str, Array]) -> NDArray[np.bool_]:
+        met = np.ones(len(self.since), dtype=bool)
+        for condition in conditions:
+            met &= condition.holds(gauges[condition.gauge])
+        return met
+
+    def _transitions(self, judged: NDArray[np.bool_], fires: NDArray[np.int64]) -> list[tuple[int, int]]:
+        none = len(self.rule.levels)
+        graver = judged & (fires < self.level)
+        over = judged & (self.level < none) & (self.calm >= self.rule.recover)
+        self.level = np.where(graver, fires, np.where(over, none, self.level))
+        self.since[over] = -1
+        return [(int(layer), int(self.level[layer])) for layer in np.flatnonzero(graver | over)]
+
+
+class Engine:
+    """Evaluates rules over the records of one run.
+
+    active: alerts that fire now. history: every transition so far. derived: the latest derived gauges.
+    """
+
+    def __init__(self, rules: Sequence[Rule] = RULES) -> None:
+        self._families: dict[str, Family] = {f.name: f for f in families()}
+        self._states = {r.name: RuleState(r) for r in rules if r.levels}
+        self._stopped = next((r for r in rules if r.family == "run"), None)
+        self._firing: dict[tuple[str, str, str], Alert] = {}
+        self._history: list[Alert] = []
+        self._keys: tuple[SeriesKey, ...] | None = None
+        self._context_columns: dict[str, int] = {}
+        self._updates: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self.context: dict[str, float] = {}
+        self.peak_update: tuple[float, str, int] = (0.0, "", -1)
+        """Largest update-to-weight ratio seen before the first alert: (ratio, layer, step)."""
+        self.derived: dict[SeriesKey, float] = {}
+        self.first_step: int | None = None
+        self.last_step: int | None = None
+        self._last_time = math.nan
+        self._pace: deque[float] = deque(maxlen=101)
+        self._ended = False
+
+    @property
+    def active(self) -> tuple[Alert, ...]:
+        """Alerts that fire now, in the order in which they began."""
+        return tuple(self._firing.values())
+
+    @property
+    def history(self) -> tuple[Alert, ...]:
+        """Every transition so far."""
+        return tuple(self._history)
+
+    def observe(self, block: Block) -> list[Alert]:
+        """Take new records; gives the transitions that they caused."""
+        if block.table.keys is not self._keys:
+            self._bind(block.table.keys)
+        values = block.values
+        out: list[Alert] = []
+        for i in range(len(block)):
+            out += self._record(int(block.steps[i]), float(block.times[i]), values[i])
+        return out
+
+    def _bind(self, keys: tuple[SeriesKey, ...]) -> None:
+        self._keys = keys
+        for family in self._families.values():
+            family.bind(keys)
+        self._context_columns = {k.signal: i for i, k in enumerate(keys) if k.signal in _CONTEXT and not k.layer}
+        found = [i for i, k in enumerate(keys) if k.signal == "update_to_weight_ratio"]
+        self._updates = np.array(found, dtype=np.int64)
+
+    def _record(self, step: int, time: float, values: Array) -> list[Alert]:
+        if self.last_step is not None:
+            self._pace.append((time - self._last_time) / max(1, step - self.last_step))
+        self.first_step = step if self.first_step is None else self.first_step
+        self.last_step, self._last_time = step, time
+        self._look_around(step, values)
+        out = self._resume(step, time)
+        for family in self._families.values():
+            gauges = family.update(step, values)
+            if gauges is None:
+                continue
+            self._keep(family, gauges)
+            for state in self._states.values():
+                if state.rule.family == family.name:
+                    for layer, level in state.update(step, gauges, self.context):
+                        out.append(self._transition(state, family, layer, level, step, time, gauges))
+        self._history += out
+        return out
+
+    def _look_around(self, step: int, values: Array) -> None:
+        for name, column in self._context_columns.items():
+            if not math.isnan(values[column]):
+                self.context[name] = float(values[column])
+        ratios = values[self._updates]
+        if self._keys is not None and not self._firing and np.isfinite(ratios).any():
+            best = int(np.nanargmax(np.where(np.isfinite(ratios), ratios, np.nan)))
+            if ratios[best] > self.peak_update[0]:
+                self.peak_update = (float(ratios[best]), self._keys[self._updates[best]].layer, step)
+
+    def _keep(self, family: Family, gauges: dict[str, Array]) -> None:
+        for gauge in family.gauges:
+            for layer, value in zip(family.layers, gauges[gauge.name], strict=True):
+                if np.isfinite(value):
+                    self.derived[SeriesKey(gauge.name, layer)] = float(value)
+
+    def _transition(
+        self, state: RuleState, family: Family, layer: int, level: int, step: int, time: float, gauges: dict[str, Array]
+    ) -> Alert:
+        rule = state.rule
+        place = family.keys[layer] if isinstance(family, NonFiniteFamily) else None
+        signal = place.signal if place else family.signal
+        where = place.layer if place else family.layers[layer]
+        key = (rule.name, signal, where)
+        if level == len(rule.levels):
+            alert = replace(self._firing.pop(key), state="resolved", step=step, time=time)
+            return alert
+        chosen = rule.levels[level]
+        numbers = {name: float(column[layer]) for name, column in gauges.items()}
+        condition = chosen.when[0]
+        onset = int(state.since[layer]) if state.since[layer] >= 0 else step
+        before = {f"{name}_at_onset": value for name, value in state.context.get(layer, {}).items()}
+        alert = Alert(
+            rule=rule.name,
+            severity=chosen.severity,
+            state="firing",
+            signal=signal,
+            layer=where,
+            step=step,
+            onset=onset,
+            time=time,
+            value=numbers[rule.levels[0].when[0].gauge] if family.signal not in numbers else numbers[family.signal],
+            threshold=condition.above if condition.above is not None else condition.below,
+            summary=rule.summary,
+            description=describe(rule, signal, where, step, numbers),
+            context={**before, **self.context, **numbers},
+        )
+        self._firing[key] = alert
+        return alert
+
+    def observe_event(self, event: Event) -> list[Alert]:
+        """Take an event; an end that is no good end fires."""
+        if event.kind != "end" or self._stopped is None:
+            return []
+        self._ended = True
+        reason = str(event.data.get("reason", "unknown"))
+        out = self._resume(event.step or 0, event.time)
+        if reason != "finished":
+            step = event.step if event.step is not None else self.last_step or 0
+            said = event.data.get("error")
+            what = f"The training process ended at step {step}: {reason}" + (f" ({said})." if said else ".")
+            out.append(self._fire_stop("critical", step, event.time, what))
+        self._history += out
+        return out
+
+    def tick(self, now: float) -> list[Alert]:
+        """Let time pass without a record; `now` in seconds since the epoch."""
+        if self._ended or self._stopped is None or not self._pace or ("TrainingStopped", "", "") in self._firing:
+            return []
+        silent, limit = now - self._last_time, max(STALL_SECONDS, STALL_STEPS * median(self._pace))
+        if silent <= limit:
+            return []
+        step = self.last_step or 0
+        what = f"No record for {silent:.0f} s after step {step}; a step took {median(self._pace):.3g} s."
+        out = [self._fire_stop("warning", step, now, what)]
+        self._history += out
+        return out
+
+    def _fire_stop(self, severity: str, step: int, time: float, what: str) -> Alert:
+        assert self._stopped is not None
+        alert = Alert(
+            self._stopped.name, severity, "firing", "", "", step, step, time, None, None, self._stopped.summary, what
+        )
+        self._firing[(self._stopped.name, "", "")] = alert
+        return alert
+
+    def _resume(self, step: int, time: float) -> list[Alert]:
+        stalled = self._firing.pop(("TrainingStopped", "", ""), None)
+        return [replace(stalled, state="resolved", step=step, time=time)] if stalled else []

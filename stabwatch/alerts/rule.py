@@ -1,0 +1,112 @@
+"""What a rule is, and what an alert is. A rule compares derived gauges with constants, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Severity = Literal["critical", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
+RUNBOOKS = "https://github.com/stabwatch/stabwatch/blob/main/docs/runbooks"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`gauge > above` and/or `gauge < below`. NaN (not measured) satisfies nothing."""
+
+    gauge: str
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Where the condition is met."""
+        met = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            if self.above is not None:
+                met &= values > self.above
+            if self.below is not None:
+                met &= values < self.below
+        return met
+
+    def __str__(self) -> str:
+        parts = [f"{self.gauge} > {self.above:g}"] if self.above is not None else []
+        parts += [f"{self.gauge} < {self.below:g}"] if self.below is not None else []
+        return " and ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One severity of a rule: all conditions at `hold` measured points in a row."""
+
+    severity: Severity
+    when: tuple[Condition, ...]
+    hold: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One entry of the catalogue.
+
+    family: the group of derived gauges that the rule looks at (see `derived.py`); its series share a layer axis.
+    levels: by severity, the gravest first. normal: the conditions that mean 'outside the normal range';
+    the first step of the unbroken stretch before firing is the onset.
+    warm_up: measured points of a series before it is judged. recover: calm measured points that resolve an alert.
+    source: where the threshold comes from.
+    """
+
+    name: str
+    family: str
+    summary: str
+    description: str
+    remedy: tuple[str, ...]
+    source: str
+    levels: tuple[Level, ...] = ()
+    outside: tuple[Condition, ...] = ()
+    warm_up: int = 0
+    recover: int = 5
+    references: tuple[str, ...] = ()
+
+    @property
+    def alert(self) -> str:
+        """Name of the alert outside: `Stabwatch` + name."""
+        return f"Stabwatch{self.name}"
+
+    @property
+    def severity(self) -> Severity:
+        """The gravest severity that the rule can reach."""
+        return self.levels[0].severity if self.levels else "critical"
+
+    @property
+    def runbook_url(self) -> str:
+        """Page for whoever is woken up."""
+        return f"{RUNBOOKS}/{self.name}.md"
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One rule on one series, firing or resolved; also the payload of an `alert` event.
+
+    step: where it fired or resolved. onset: first step outside the normal range. context: numbers of the run
+    at the onset and at the firing, for the diagnosis.
+    """
+
+    rule: str
+    severity: str
+    state: str
+    signal: str
+    layer: str
+    step: int
+    onset: int
+    time: float
+    value: float | None
+    threshold: float | None
+    summary: str
+    description: str
+    context: dict[str, float] = field(default_factory=dict, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for events.jsonl and JSON."""
+        return asdict(self)

@@ -1,0 +1,48 @@
+"""Numbers into sentences: the description of an alert."""
+
+from __future__ import annotations
+
+import math
+
+from stabwatch.alerts.rule import Rule
+
+
+def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, float]) -> str:
+    """The description of one alert, from the rule's template and the gauges at firing."""
+    fields: dict[str, float | str] = {
+        "where": layer or "the run",
+        "signal": signal,
+        "step": step,
+        "limit": 100.0,
+        "count": numbers.get("nonfinite", math.nan),
+        "growth": growth_in_words(numbers.get("attention_logit_growth", math.nan)),
+        "drift": numbers.get("output_logit_drift", math.nan),
+        "z": numbers.get("loss_robust_z", math.nan),
+        "lost": numbers.get("loss_lost_ratio", math.nan),
+        "ratio": numbers.get("activation_growth_ratio", numbers.get("gradient_norm_to_median_ratio", math.nan)),
+        "value": next(
+            (
+                numbers[name]
+                for name in (
+                    "attention_logit_bound",
+                    "output_logit_logsumexp",
+                    "activation_abs_max",
+                    "gradient_norm",
+                    "loss",
+                )
+                if name in numbers
+            ),
+            math.nan,
+        ),
+    }
+    return rule.description.format_map(fields)
+
+
+def growth_in_words(slope: float) -> str:
+    """'doubles every 12 steps', from the slope of a logarithm per step."""
+    if math.isnan(slope):
+        return "too new to have a trend"
+    if slope > 1e-6 and math.log(2) / slope < 1e5:
+        steps = math.log(2) / slope
+        return f"doubles every {steps:.3g} steps"
+    return "no longer grows" if slope <= 1e-6 else "grows slowly"

@@ -1,0 +1,6 @@
+"""Post-hoc reading of runs: pure functions that return data; how it is shown is the CLI's business."""
+
+from stabwatch.analysis.analyze import Analysis as Analysis
+from stabwatch.analysis.analyze import SeriesSummary as SeriesSummary
+from stabwatch.analysis.analyze import analyze as analyze
+from stabwatch.analysis.analyze import analyze_run as analyze_run
