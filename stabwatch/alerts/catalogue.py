@@ -78,7 +78,7 @@ RULES: tuple[Rule, ...] = (
         levels=(
             Level(
                 severity="warning",
-                when=(Condition("activation_growth_ratio", above=50.0), Condition("activation_abs_max", above=1000.0)),
+                when=(Condition("activation_abs_max", above=1000.0), Condition("activation_growth_ratio", above=50.0)),
                 hold=2,
             ),
         ),

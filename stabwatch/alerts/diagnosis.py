@@ -13,6 +13,9 @@ from stabwatch.alerts.rule import SEVERITIES, Alert
 LARGE_UPDATE = 0.1
 """Update-to-weight ratio that no healthy step has: a hundred times the usual 1e-3."""
 
+TOGETHER = 8
+"""Steps within which the order of two onsets means nothing."""
+
 _TITLES = {
     "NonFinite": "Non-finite numbers",
     "AttentionLogitGrowth": "Attention-logit growth",
@@ -63,7 +66,7 @@ def diagnose(engine: Engine) -> Diagnosis:
     by_rule: dict[str, list[Alert]] = {}
     for alert in fired:
         by_rule.setdefault(alert.rule, []).append(alert)
-    groups = sorted(by_rule.values(), key=_order)
+    groups = _ranked(list(by_rule.values()))
     causes = [_cause(group, place) for place, group in enumerate(groups)]
     causes = _with_learning_rate(engine, groups[0], causes)
     return Diagnosis(_verdict(groups, engine), tuple(causes))
@@ -75,9 +78,20 @@ def _calm(engine: Engine) -> str:
     return f"Nothing left its normal range up to step {engine.last_step}."
 
 
-def _order(group: list[Alert]) -> tuple[int, int, int]:
-    gravest = min(SEVERITIES.index(a.severity) for a in group)  # type: ignore[arg-type]
-    return (group[0].rule == "TrainingStopped", min(a.onset for a in group), gravest)
+def _ranked(groups: list[list[Alert]]) -> list[list[Alert]]:
+    """By onset; onsets too close to tell apart (signals are sampled) by severity. A stopped process comes last."""
+    earliest = min(_onset(g) for g in groups)
+
+    def order(group: list[Alert]) -> tuple[bool, int, int, int]:
+        gravest = min(SEVERITIES.index(a.severity) for a in group)  # type: ignore[arg-type]
+        together = _onset(group) <= earliest + TOGETHER
+        return (group[0].rule == "TrainingStopped", 0 if together else _onset(group), gravest, _onset(group))
+
+    return sorted(groups, key=order)
+
+
+def _onset(group: list[Alert]) -> int:
+    return min(a.onset for a in group)
 
 
 def _first(group: list[Alert]) -> Alert:

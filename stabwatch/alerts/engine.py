@@ -195,7 +195,7 @@ class Engine:
             step=step,
             onset=onset,
             time=time,
-            value=numbers[rule.levels[0].when[0].gauge] if family.signal not in numbers else numbers[family.signal],
+            value=numbers[condition.gauge],
             threshold=condition.above if condition.above is not None else condition.below,
             summary=rule.summary,
             description=describe(rule, signal, where, step, numbers),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -18,14 +18,15 @@ from stabwatch.runlog.schema import (
     EVENTS,
     META,
     SCHEMA_VERSION,
-    SEGMENTS,
     Block,
     Event,
     Meta,
     SeriesKey,
     SlotTable,
     common_series,
+    segments_of,
 )
+from stabwatch.runlog.writer import arrow_schema
 
 
 class _Tail:
@@ -42,46 +43,90 @@ class _Tail:
                 return file.read()
         except FileNotFoundError:
             return b""
+        except OSError as error:
+            raise RunLogError(f"{self.path} cannot be read: {error.strerror}.") from error
 
 
 class _SegmentTail:
-    """Whole record batches of one segment, as they appear."""
+    """Whole records of one segment, as they appear.
+
+    All records of a segment have the same header and the same length, so a damaged one is counted and stepped
+    over; what is shorter, or still all zero, may be a record that has not arrived whole.
+    """
 
     def __init__(self, path: Path) -> None:
         self._tail = _Tail(path)
-        self._schema: pa.Schema | None = None
         self._table: SlotTable | None = None
+        self._schema: pa.Schema | None = None
+        self._header: pa.Buffer | None = None
+        self._size = 0
         self.path = path
+        self.damaged = 0
+        self.torn = 0
 
     def poll(self) -> Block | None:
         data = self._tail.read()
-        if not data:
-            return None
         source = pa.BufferReader(data)
         batches: list[pa.RecordBatch] = []
         done = 0
         while done < len(data):
             try:
-                message = pa.ipc.read_message(source)
-                if self._schema is None:
-                    self._schema = pa.ipc.read_schema(message)
-                    self._table = _table_of(self._schema, self.path)
-                else:
-                    batches.append(pa.ipc.read_record_batch(message, self._schema))
-            except (pa.ArrowInvalid, EOFError, OSError):
-                break  # a torn tail, or one still being written: the next poll starts here again
+                batch = self._next(source)
+            except (pa.ArrowException, EOFError, OSError):
+                if not self._whole(data[done : done + self._size]):
+                    break
+                self.damaged += 1
+                done += self._size
+                source.seek(done)
+                continue
+            if batch is not None:
+                batches.append(batch)
+                self._size = source.tell() - done
             done = source.tell()
         self._tail.offset += done
+        self.torn = len(data) - done
         if not batches or self._table is None:
             return None
         return _block(self._table, pa.Table.from_batches(batches))
 
+    def _whole(self, data: bytes) -> bool:
+        """Whether bytes that are no record have the length of one, and something in them."""
+        return 0 < self._size == len(data) and data.count(0) < len(data)
 
-def _table_of(schema: pa.Schema, path: Path) -> SlotTable:
-    text = (schema.metadata or {}).get(b"stabwatch")
-    if text is None:
+    def _next(self, source: pa.BufferReader) -> pa.RecordBatch | None:
+        """The next record; None for the schema message that the segment begins with."""
+        message = pa.ipc.read_message(source)
+        if self._schema is None:
+            self._table = _table_of(message, self.path)
+            self._schema = arrow_schema(self._table)
+            return None
+        if self._header is not None and not message.metadata.equals(self._header):
+            raise pa.ArrowInvalid("a record whose header differs from the first one's")
+        batch = pa.ipc.read_record_batch(message, self._schema)
+        batch.validate(full=True)
+        self._header = message.metadata
+        return batch
+
+
+def _table_of(message: pa.Message, path: Path) -> SlotTable:
+    """The slot table of a schema message. Raises RunLogError."""
+    # Cut out of the header by its length, because pa.ipc.read_schema can crash the process on a damaged header.
+    header = message.metadata.to_pybytes()
+    start = header.find(b'{"schema":')
+    if message.type != "schema" or start < 0:
         raise RunLogError(f"{path} is an Arrow stream, but not stabwatch's: its schema has no `stabwatch` metadata.")
-    return SlotTable.from_json(text)
+    text = header[start : start + int.from_bytes(header[start - 4 : start], "little")]
+    try:
+        found = json.loads(text).get("schema")
+        if found != SCHEMA_VERSION:
+            raise RunLogError(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
+        table = SlotTable.from_json(text)
+        table.check()
+    except RunLogError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunLogError(f"{path} has a damaged slot table: {type(error).__name__}: {error}.") from error
+    return table
 
 
 def _block(table: SlotTable, data: pa.Table) -> Block:
@@ -98,7 +143,8 @@ def _block(table: SlotTable, data: pa.Table) -> Block:
 class RunLog:
     """A run folder, opened for reading; `poll` gives what is new since the last call.
 
-    Raises RunLogError when the folder has no readable meta.json or another schema version.
+    Raises RunLogError when the folder has no readable meta.json or another schema version; so does `poll` when a
+    segment is unreadable or not stabwatch's.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,9 +154,19 @@ class RunLog:
         self._events = _Tail(self.path / EVENTS)
         self.bad_event_lines = 0
 
+    @property
+    def damaged_records(self) -> int:
+        """Records that were whole in length but not readable, so far."""
+        return sum(segment.damaged for segment in self._segments.values())
+
+    @property
+    def torn_bytes(self) -> int:
+        """Bytes at the ends of segments that are no whole record, at the last poll."""
+        return sum(segment.torn for segment in self._segments.values())
+
     def poll(self) -> list[Block]:
         """New records, in the order in which they were written."""
-        for path in sorted(self.path.glob(SEGMENTS)):
+        for path in segments_of(self.path):
             self._segments.setdefault(path, _SegmentTail(path))
         blocks = (segment.poll() for segment in self._segments.values())
         return [block for block in blocks if block is not None]
@@ -123,10 +179,12 @@ class RunLog:
         return list(self._parse(whole))
 
     def _parse(self, data: bytes) -> Iterator[Event]:
-        for line in data.splitlines():
+        for line in data.split(b"\n"):
+            if not line:
+                continue
             try:
                 yield Event.from_json(line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self.bad_event_lines += 1
 
 
@@ -135,12 +193,12 @@ def read_meta(run: Path) -> Meta:
     path = run / META
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         where = "no such folder" if not run.is_dir() else f"it has no {META}"
         raise RunLogError(
             f"{run} is not a run folder: {where}. Give the folder that `stabwatch.attach` printed."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunLogError(f"{path} cannot be read: {error}.") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA_VERSION:
         found = data.get("schema") if isinstance(data, dict) else None
@@ -159,7 +217,12 @@ class Run:
     path: Path
     meta: Meta
     blocks: tuple[Block, ...]
-    events: tuple[Event, ...] = field(default=())
+    events: tuple[Event, ...] = ()
+    damaged_records: int = 0
+    """Records that were stepped over because they could not be read."""
+    torn_bytes: int = 0
+    """Bytes at the ends of segments that were no whole record: what a crash or a full disk cut off."""
+    bad_event_lines: int = 0
 
     @cached_property
     def keys(self) -> tuple[SeriesKey, ...]:
@@ -192,7 +255,8 @@ class Run:
 def read_run(path: str | Path) -> Run:
     """Read a whole run folder. Raises RunLogError."""
     log = RunLog(path)
-    return Run(log.path, log.meta, tuple(log.poll()), tuple(log.poll_events()))
+    blocks, events = tuple(log.poll()), tuple(log.poll_events())
+    return Run(log.path, log.meta, blocks, events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
 
 
 def find_run(path: str | Path) -> Path:

@@ -17,14 +17,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.signals import CATALOGUE, Catalogue
-from stabwatch.signals.formulas import evaluate
-from stabwatch.signals.reductions import REDUCTIONS, MergeLaw, Op
+from stabwatch.signals.formulas import FORMULAS, evaluate
+from stabwatch.signals.reductions import REDUCTIONS, UNIT, MergeLaw, Op
 
 SCHEMA_VERSION = 1
 META = "meta.json"
@@ -167,6 +168,19 @@ class SlotTable:
             tuple(Series(SeriesKey(s["signal"], s["layer"]), s["formula"], tuple(s["slots"])) for s in d["series"]),
         )
 
+    def check(self) -> None:
+        """Raises ValueError when a table that was read from a file does not fit together or needs newer code."""
+        if not self.width:
+            raise ValueError("a layout needs at least one slot")
+        for name, op in (pair for fields in self.fields for pair in fields):
+            if op not in UNIT:
+                raise ValueError(f"field {name!r} has the unknown merge operator {op!r}")
+        for s in self.series:
+            if s.formula not in FORMULAS:
+                raise ValueError(f"{s.key} has the unknown formula {s.formula!r}")
+            if not s.slots or not all(0 <= slot < self.width for slot in s.slots):
+                raise ValueError(f"{s.key} names slots {s.slots}, and there are {self.width}")
+
 
 def _named(cell: Cell, signal: str) -> bool:
     """Host cells are named after their signal; every other cell serves all signals of its tap and reduction."""
@@ -247,6 +261,11 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+def segments_of(run: Path) -> list[Path]:
+    """The segments of a run folder, in the order in which they were written."""
+    return sorted(run.glob(SEGMENTS), key=lambda path: (len(path.name), path.name))
 
 
 def common_series(tables: Sequence[SlotTable]) -> tuple[SeriesKey, ...]:

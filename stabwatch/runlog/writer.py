@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stabwatch.runlog.schema import EVENTS, META, Event, Meta, SlotTable
+from stabwatch.runlog.schema import EVENTS, META, Event, Meta, SlotTable, segments_of
 
 
 def arrow_schema(table: SlotTable) -> pa.Schema:
@@ -31,14 +34,24 @@ def arrow_schema(table: SlotTable) -> pa.Schema:
 
 
 class Segment:
-    """One `signals-NNN.arrows` file. A failed write is cut off, so that the file stays readable."""
+    """One `signals-NNN.arrows` file. A failed write is cut off, so that the file stays readable.
+
+    Raises ValueError for a layout without slots, OSError when the file cannot be made; then it leaves none behind.
+    """
 
     def __init__(self, path: Path, table: SlotTable) -> None:
+        table.check()  # before Arrow sees it: a list of no slots crashes the process there
         self.table = table
+        self.torn = False
         self._schema = arrow_schema(table)
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (lives as long as the segment)
         self._good = 0
-        self._write(self._schema.serialize())
+        try:
+            self._write(self._schema.serialize())
+        except OSError:
+            self._file.close()
+            path.unlink()
+            raise
 
     def _write(self, data: pa.Buffer) -> None:
         view = memoryview(data)
@@ -46,8 +59,10 @@ class Segment:
             while len(view):
                 view = view[self._file.write(view) or 0 :]
         except OSError:
+            self.torn = True
             self._file.truncate(self._good)
             self._file.seek(self._good)
+            self.torn = False
             raise
         self._good += len(data)
 
@@ -76,19 +91,18 @@ class RunFolder:
     def __init__(self, path: Path, meta: Meta) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        (path / META).write_text(meta.to_json(), encoding="utf-8")
+        draft = path / f"{META}.new"
+        draft.write_text(meta.to_json(), encoding="utf-8")
+        draft.replace(path / META)
         self._segment: Segment | None = None
-        self._segments = 0
+        self._segments = len(segments_of(path))
 
     def append(self, table: SlotTable, step: int, time: float, values: NDArray[np.float32]) -> None:
-        """Append one record; a new layout opens a new segment."""
-        if self._segment is None or self._segment.table is not table:
-            if self._segment is not None:
-                self._segment.close()
-            self._segment = None
-            path = self.path / f"signals-{self._segments:03d}.arrows"
+        """Append one record; a new layout opens a new segment, and so does a torn record that could not be cut off."""
+        if self._segment is None or self._segment.table is not table or self._segment.torn:
+            self.close()
+            self._segment = Segment(self.path / f"signals-{self._segments:03d}.arrows", table)
             self._segments += 1
-            self._segment = Segment(path, table)
         self._segment.append(step, time, values)
 
     def event(self, event: Event) -> None:
@@ -103,9 +117,16 @@ class RunFolder:
 
 
 def append_event(run: Path, event: Event) -> None:
-    """Append an event to a run folder; one write call, so that several processes may append."""
-    with open(run / EVENTS, "ab", buffering=0) as file:
-        file.write((event.to_json() + "\n").encode())
+    """Append an event to a run folder; one write call, so that several processes may append. Raises OSError.
+
+    A line that a full disk cut off before is ended first, so that it takes no other line with it.
+    """
+    with open(run / EVENTS, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        line = b"\n" * (file.read(1) not in (b"", b"\n")) + event.to_json().encode() + b"\n"
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / EVENTS))
 
 
 Resolve = Callable[[], tuple[SlotTable, NDArray[np.float32]]]
@@ -132,6 +153,8 @@ class Writer:
         self._queue: queue.Queue[_Record | Event | None] = queue.Queue(maxsize=capacity)
         self._idle = idle
         self._pending: list[Event] = []
+        self._lock = threading.Lock()
+        self._closed = False
         self.dropped = 0
         self.written = 0
         self.failures: dict[str, str] = {}
@@ -148,12 +171,19 @@ class Writer:
 
     def _put(self, item: _Record | Event) -> None:
         try:
+            if self._closed:
+                raise queue.Full
             self._queue.put_nowait(item)
         except queue.Full:
+            self._drop()
+
+    def _drop(self) -> None:
+        with self._lock:  # both sides of the queue drop
             self.dropped += 1
 
     def close(self, timeout: float = 10.0) -> None:
-        """Write what is queued, then stop. Safe to call twice."""
+        """Write what is queued, then stop. Safe to call twice; what is queued later is dropped and counted."""
+        self._closed = True
         if self._thread.is_alive():
             try:
                 self._queue.put(None, timeout=timeout)
@@ -169,11 +199,13 @@ class Writer:
             except queue.Empty:
                 due = time.monotonic() + 1.0
                 self._attempt("idle", self._idle or (lambda: None))
+                self._flush_events()
                 continue
             if item is None:
                 break
             self._handle(item)
         self._attempt("close", self._folder.close)
+        self._flush_events()
 
     def _handle(self, item: _Record | Event) -> None:
         if isinstance(item, Event):
@@ -189,12 +221,11 @@ class Writer:
             self.written += 1
             self._flush_events()
         else:
-            self.dropped += 1
+            self._drop()
 
     def _flush_events(self) -> None:
         while self._pending:
-            event = self._pending[0]
-            if not self._attempt("event", lambda: self._folder.event(event)):
+            if not self._attempt("event", partial(self._folder.event, self._pending[0])):
                 del self._pending[:-100]
                 return
             self._pending.pop(0)

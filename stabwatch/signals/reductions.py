@@ -71,8 +71,7 @@ HOST = _reduction("host", count="sum", last="max")
 HOST_COUNT = _reduction("host_count", count="sum", sum="sum")
 
 REDUCTIONS: dict[str, Reduction] = {
-    r.name: r
-    for r in (MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, CLIP, HOST, HOST_COUNT)
+    r.name: r for r in (MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, CLIP, HOST, HOST_COUNT)
 }
 
 
