@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -51,6 +52,8 @@ class Config:
         _require(0 <= self.port < 65536, "port", "between 0 and 65535", self.port)
         _require(self.linger >= 0, "linger", "zero or more seconds", self.linger)
         _require(self.update_bytes >= 0, "update_bytes", "zero or more bytes", self.update_bytes)
+        for name in ("include", "exclude"):
+            _require(_is_pattern(getattr(self, name)), name, "a regular expression", getattr(self, name))
         _require(self.reduce in ("auto", "never"), "reduce", "'auto' or 'never'", self.reduce)
 
     @classmethod
@@ -70,6 +73,14 @@ class Config:
             if name not in kinds:
                 raise ConfigError(f"There is no setting `{name}`. Settings: {', '.join(sorted(kinds))}.")
         return cls(**{name: _convert(name, kinds[name], value) for name, value in given.items()})
+
+
+def _is_pattern(text: str | None) -> bool:
+    try:
+        re.compile(text or "")
+    except re.error:
+        return False
+    return True
 
 
 def _require(holds: bool, name: str, what: str, value: object) -> None:

@@ -99,16 +99,14 @@ class Ranks:
 def merge_ranks(table: SlotTable, rows: NDArray[np.floating], sharded: bool) -> NDArray[np.float64]:
     """Merge (ranks, slots) into (slots,); NaN marks cells that no rank measured."""
     merged = table.law.merge(rows)
-    if sharded:
-        return merged
-    replicated = np.zeros(table.width, dtype=bool)
+    same = np.zeros(table.width, dtype=bool)
     for cell, start, fields in zip(table.cells, table.starts, table.fields, strict=True):
-        replicated[start : start + len(fields)] = is_replicated(cell)
-    largest = table.law.filled(rows)[:, replicated].max(axis=0, initial=-np.inf)
-    merged[replicated] = np.where(np.isnan(merged[replicated]), np.nan, largest)
+        same[start : start + len(fields)] = is_replicated(cell, sharded)
+    largest = table.law.filled(rows)[:, same].max(axis=0, initial=-np.inf)
+    merged[same] = np.where(np.isnan(merged[same]), np.nan, largest)
     return merged
 
 
-def is_replicated(cell: Cell) -> bool:
-    """Every rank of a data-parallel job holds the same gradients, weights and updates."""
-    return cell.tap in REPLICATED
+def is_replicated(cell: Cell, sharded: bool) -> bool:
+    """Does every rank hold the same? Norms found by clipping always; parameters unless they are sharded."""
+    return cell.tap in REPLICATED and (cell.reduction == "clip" or not sharded)

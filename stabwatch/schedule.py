@@ -14,6 +14,8 @@ LONGEST: dict[Tier, int] = {"always": 16, "sampled": 256, "deep": 1024}
 """Longest interval of each tier, in steps: however tight the budget, nothing is left unseen for longer."""
 SHARE: dict[Tier, float] = {"always": 0.6, "sampled": 0.25, "deep": 0.15}
 """How the budget is split when all three tiers want more than there is."""
+CONTROLS_UNTIL = 24
+"""Up to this step every second one goes without the sampled tier, to learn soon what it really costs."""
 _MEMORY = 32
 
 
@@ -61,9 +63,9 @@ class Governor:
         """What step number `step` (from 0) measures."""
         if self._every_step or step < WARM_UP:
             return Plan(True, True, True)
-        sampled = step % self.interval["sampled"] == 0
-        half = self.interval["deep"] // 2  # out of phase, so that no step carries both
-        deep = (step + half) % self.interval["deep"] == 0 or self._may_go_deep()
+        sampled = step % self.interval["sampled"] == 0 and not _is_control(step)
+        phase = self.interval["deep"] // 2 + 1  # odd, so that no step carries both unless they are cheap
+        deep = (step + phase) % self.interval["deep"] == 0 or self._may_go_deep()
         return Plan(sampled or deep or step % self.interval["always"] == 0, sampled, deep)
 
     def _may_go_deep(self) -> bool:
@@ -104,6 +106,11 @@ class Governor:
         for tier, share in SHARE.items():
             wanted = math.ceil(cost[tier] / max(room * share, 1e-12)) if cost[tier] > 0 else 1
             self.interval[tier] = min(LONGEST[tier], 1 << (wanted - 1).bit_length())
+
+
+def _is_control(step: int) -> bool:
+    """Steps that leave the sampled tier out, to be compared with those that have it."""
+    return step % 2 == 1 if step < CONTROLS_UNTIL else step % 16 == 15
 
 
 def _remember(memory: list[float], value: float) -> None:

@@ -1,0 +1,91 @@
+"""The governor: the sum of all costs stays inside the budget, and nothing is left unseen for too long."""
+
+from __future__ import annotations
+
+import pytest
+
+from stabwatch.schedule import LONGEST, WARM_UP, Governor
+
+
+def _simulate(governor, steps, step_seconds, cost, hidden=0.0):
+    """Run a training of constant pace; gives (share spent after the warm-up, plans)."""
+    spent = total = 0.0
+    plans = []
+    for step in range(steps):
+        plan = governor.plan(step)
+        ran = {"always": plan.always, "sampled": plan.sampled, "deep": plan.deep}
+        paid = {tier: cost[tier] if ran[tier] else 0.0 for tier in cost}
+        extra = hidden if plan.sampled else 0.0
+        seconds = step_seconds + sum(paid.values()) + extra
+        governor.observe(plan, seconds, paid)
+        plans.append(plan)
+        if step >= 200:
+            spent += sum(paid.values()) + extra
+            total += seconds
+    return spent / total if total else 0.0, plans
+
+
+@pytest.mark.parametrize("budget", [0.003, 0.01, 0.05])
+@pytest.mark.parametrize(
+    "cost",
+    [
+        {"always": 1e-5, "sampled": 1e-4, "deep": 1e-3},
+        {"always": 1e-3, "sampled": 5e-3, "deep": 1e-2},
+        {"always": 2e-4, "sampled": 2e-2, "deep": 5e-2},
+    ],
+)
+def test_the_cost_stays_inside_the_budget(budget, cost):
+    share, _ = _simulate(Governor(budget), 3000, 0.1, cost)
+    assert share <= budget * 1.05
+
+
+def test_what_is_cheap_is_measured_at_every_step_but_for_the_controls():
+    _, plans = _simulate(Governor(0.01), 300, 1.0, {"always": 1e-4, "sampled": 5e-4, "deep": 5e-4})
+    assert all(p.always for p in plans)
+    assert sum(p.sampled for p in plans) > 270
+
+
+def test_the_first_steps_see_everything():
+    governor = Governor(0.01)
+    assert all(p.always and p.sampled and p.deep for p in _simulate(governor, WARM_UP, 1e-3, _DEAR)[1])
+
+
+_DEAR = {"always": 1.0, "sampled": 1.0, "deep": 1.0}
+
+
+def test_however_dear_no_tier_is_silent_for_longer_than_its_limit():
+    _, plans = _simulate(Governor(0.01), 3000, 1e-3, _DEAR)
+    for tier, limit in LONGEST.items():
+        at = [i for i, p in enumerate(plans) if getattr(p, tier)]
+        assert max(b - a for a, b in zip(at, at[1:], strict=False)) <= limit
+
+
+def test_sampled_and_deep_do_not_fall_on_one_step():
+    _, plans = _simulate(Governor(0.01), 2000, 0.1, {"always": 1e-4, "sampled": 5e-3, "deep": 2e-2})
+    assert not any(p.sampled and p.deep for p in plans[200:])
+
+
+def test_cost_that_the_host_clock_does_not_see_is_found_in_the_step_time():
+    share, _ = _simulate(Governor(0.01), 3000, 0.1, {"always": 1e-5, "sampled": 1e-5, "deep": 1e-5}, hidden=0.02)
+    assert share <= 0.012
+
+
+def test_a_bracket_that_holds_the_limit_brings_the_exact_value_sooner():
+    governor = Governor(0.01)
+    _simulate(governor, 640, 0.1, {"always": 1e-4, "sampled": 1e-3, "deep": 5e-2})
+    waits = governor.interval["deep"]
+    assert waits >= 64
+    governor.ask_deep()
+    step = 640
+    for _ in range(waits // 4):
+        plan = governor.plan(step)
+        governor.observe(plan, 0.1, {"always": 1e-4, "sampled": 0.0, "deep": 5e-2 if plan.deep else 0.0})
+        if plan.deep:
+            break
+        step += 1
+    assert plan.deep
+
+
+def test_every_step_means_every_step():
+    _, plans = _simulate(Governor(0.01, every_step=True), 50, 1e-3, _DEAR)
+    assert all(p.always and p.sampled and p.deep for p in plans)
