@@ -15,7 +15,7 @@ LONGEST: dict[Tier, int] = {"always": 16, "sampled": 256, "deep": 1024}
 SHARE: dict[Tier, float] = {"always": 0.6, "sampled": 0.25, "deep": 0.15}
 """How the budget is split when all three tiers want more than there is."""
 CONTROLS_UNTIL = 24
-"""Up to this step every second one goes without the sampled tier, to learn soon what it really costs."""
+"""Up to this step every second one goes without the dearer tiers, to learn soon what they really cost."""
 _MEMORY = 32
 
 
@@ -34,8 +34,8 @@ class Governor:
     A tier of cost c (seconds for one measured step) that runs every k steps of s seconds costs c / (k s).
     Intervals are powers of two counted from step 0, so that ranks which measure different costs still
     sample common steps.
-    Cost is host time inside the probes, or where that does not show it (compiled graphs, accelerators) the
-    difference between the median step with the tier and without.
+    Cost is host time inside the probes, and where that does not show it (compiled graphs, accelerators) also the
+    difference between the median step with measurements and without.
     """
 
     def __init__(self, budget: float, every_step: bool = False) -> None:
@@ -43,7 +43,8 @@ class Governor:
         self._every_step = every_step
         self._cost: dict[Tier, list[float]] = {"always": [], "sampled": [], "deep": []}
         self._bare: list[float] = []
-        self._pace: dict[bool, list[float]] = {True: [], False: []}
+        self._rest: dict[bool, list[float]] = {True: [], False: []}
+        """Step time less the host's cost: of measured steps, and of control steps."""
         self._spent = 0.0
         self._elapsed = 0.0
         self._asked_deep = False
@@ -65,7 +66,7 @@ class Governor:
             return Plan(True, True, True)
         sampled = step % self.interval["sampled"] == 0 and not _is_control(step)
         phase = self.interval["deep"] // 2 + 1  # odd, so that no step carries both unless they are cheap
-        deep = (step + phase) % self.interval["deep"] == 0 or self._may_go_deep()
+        deep = ((step + phase) % self.interval["deep"] == 0 and not _is_control(step)) or self._may_go_deep()
         return Plan(sampled or deep or step % self.interval["always"] == 0, sampled, deep)
 
     def _may_go_deep(self) -> bool:
@@ -75,41 +76,41 @@ class Governor:
         """Learn from one finished step: its wall time and the host time spent in each tier."""
         ran: dict[Tier, bool] = {"always": plan.always, "sampled": plan.sampled, "deep": plan.deep}
         own = sum(cost.values())
-        _remember(self._bare, max(step_seconds - own, 1e-9))
+        rest = max(step_seconds - own, 1e-9)
+        _remember(self._bare, rest)
+        _remember(self._rest[plan.sampled or plan.deep], rest)
         for tier, measured in ran.items():
             if measured:
                 _remember(self._cost[tier], cost[tier])
         self._since_deep = 0 if plan.deep else self._since_deep + 1
         if plan.deep:
             self._asked_deep = False
-        else:
-            _remember(self._pace[plan.sampled], step_seconds)
-        self._spent = 0.99 * self._spent + own + self._hidden(plan)
+        self._spent = 0.99 * self._spent + own + (self._hidden() if plan.sampled else 0.0)
         self._elapsed = 0.99 * self._elapsed + step_seconds
         self._stretch()
 
-    def _hidden(self, plan: Plan) -> float:
-        """Cost of the sampled tier that the host clock did not see."""
-        with_it, without = self._pace[True], self._pace[False]
-        if not plan.sampled or len(with_it) < 5 or len(without) < 5:
+    def _hidden(self) -> float:
+        """Cost of a measured step that the host clock did not see, when it stands out of the noise."""
+        measured, control = self._rest[True], self._rest[False]
+        if len(measured) < 5 or len(control) < 5:
             return 0.0
-        slower = median(with_it) - median(without)
-        seen = median(self._cost["sampled"])
-        noise = median(abs(x - median(without)) for x in without)
-        return max(0.0, slower - seen) if slower - seen > 3 * noise else 0.0
+        middle = median(control)
+        noise = median(abs(x - middle) for x in control)
+        more = median(measured) - middle
+        return more if more > 3 * noise else 0.0
 
     def _stretch(self) -> None:
         step = median(self._bare)
         room = self._budget * step
         cost = {tier: median(seen) if seen else 0.0 for tier, seen in self._cost.items()}
-        cost["sampled"] += self._hidden(Plan(True, True, False))
+        cost["sampled"] += self._hidden()
         for tier, share in SHARE.items():
             wanted = math.ceil(cost[tier] / max(room * share, 1e-12)) if cost[tier] > 0 else 1
             self.interval[tier] = min(LONGEST[tier], 1 << (wanted - 1).bit_length())
 
 
 def _is_control(step: int) -> bool:
-    """Steps that leave the sampled tier out, to be compared with those that have it."""
+    """Steps that leave the dearer tiers out, to be compared with those that have them."""
     return step % 2 == 1 if step < CONTROLS_UNTIL else step % 16 == 15
 
 
