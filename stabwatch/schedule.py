@@ -43,8 +43,8 @@ class Governor:
         self._every_step = every_step
         self._cost: dict[Tier, list[float]] = {"always": [], "sampled": [], "deep": []}
         self._bare: list[float] = []
-        self._rest: dict[bool, list[float]] = {True: [], False: []}
-        """Step time less the host's cost: of measured steps, and of control steps."""
+        self._rest: dict[Tier, list[float]] = {"always": [], "sampled": [], "deep": []}
+        """Step time less the host's cost, by the dearest tier of the step; 'always' are the control steps."""
         self._spent = 0.0
         self._elapsed = 0.0
         self._asked_deep = False
@@ -78,21 +78,22 @@ class Governor:
         own = sum(cost.values())
         rest = max(step_seconds - own, 1e-9)
         _remember(self._bare, rest)
-        _remember(self._rest[plan.sampled or plan.deep], rest)
+        _remember(self._rest["sampled" if plan.sampled else "deep" if plan.deep else "always"], rest)
         for tier, measured in ran.items():
             if measured:
                 _remember(self._cost[tier], cost[tier])
         self._since_deep = 0 if plan.deep else self._since_deep + 1
         if plan.deep:
             self._asked_deep = False
-        self._spent = 0.99 * self._spent + own + (self._hidden() if plan.sampled else 0.0)
+        hidden = sum(self._hidden(tier) for tier, measured in ran.items() if measured)
+        self._spent = 0.99 * self._spent + own + hidden
         self._elapsed = 0.99 * self._elapsed + step_seconds
         self._stretch()
 
-    def _hidden(self) -> float:
+    def _hidden(self, tier: Tier) -> float:
         """Cost of a measured step that the host clock did not see, when it stands out of the noise."""
-        measured, control = self._rest[True], self._rest[False]
-        if len(measured) < 5 or len(control) < 5:
+        measured, control = self._rest[tier], self._rest["always"]
+        if tier == "always" or len(measured) < 5 or len(control) < 5:
             return 0.0
         middle = median(control)
         noise = median(abs(x - middle) for x in control)
@@ -102,8 +103,7 @@ class Governor:
     def _stretch(self) -> None:
         step = median(self._bare)
         room = self._budget * step
-        cost = {tier: median(seen) if seen else 0.0 for tier, seen in self._cost.items()}
-        cost["sampled"] += self._hidden()
+        cost = {tier: (median(seen) if seen else 0.0) + self._hidden(tier) for tier, seen in self._cost.items()}
         for tier, share in SHARE.items():
             wanted = math.ceil(cost[tier] / max(room * share, 1e-12)) if cost[tier] > 0 else 1
             self.interval[tier] = min(LONGEST[tier], 1 << (wanted - 1).bit_length())
