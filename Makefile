@@ -1,0 +1,53 @@
+# From a fresh clone: git, make, python3 >= 3.10 and a package index are enough for every target.
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# Small models: more threads than this cost time.
+export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
+
+.PHONY: help demo test test-slow check format clean distclean
+
+help:
+	@echo "make demo        train a small GPT until its attention logits run away, watch it happen, read why"
+	@echo "make test        the tests; ARGS=\"-k name\" goes to pytest"
+	@echo "make test-slow   the tests that take longer"
+	@echo "make check       lint, format and types"
+	@echo "make format      format the sources"
+	@echo "make clean       remove caches and build output; distclean removes $(VENV) too"
+
+$(VENV)/.ready: pyproject.toml scripts/setup-venv
+	@scripts/setup-venv
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml scripts/setup-venv
+	@scripts/setup-venv dev
+	@touch $@ $(VENV)/.ready
+
+demo: $(VENV)/.ready
+	@$(BIN)/stabwatch demo $(ARGS)
+
+test: $(VENV)/.ready-dev
+	@scripts/setup-system
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.ready-dev
+	@scripts/setup-system
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/.ready-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.ready-dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,50 @@
+"""python -m stabwatch.agent RUN_DIR: what a training process starts. argparse, so that it starts fast."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from stabwatch.agent.service import serve
+from stabwatch.errors import StabwatchError
+
+PASSWORD = "STABWATCH_PASSWORD"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve; 2 with one line on standard error when it cannot."""
+    given = _parser().parse_args(arguments)
+    try:
+        return serve(
+            given.run_dir,
+            host=given.host,
+            port=given.port,
+            linger=given.linger,
+            file_sd=given.file_sd,
+            certfile=given.certfile,
+            keyfile=given.keyfile,
+            username=given.username,
+            password=os.environ.get(PASSWORD) if given.username else None,
+        )
+    except StabwatchError as error:
+        print(f"stabwatch agent: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m stabwatch.agent", description="Serve a stabwatch run.")
+    parser.add_argument("run_dir", type=Path, help="run folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
+    parser.add_argument("--port", type=int, default=9478, help="the next free one when it is taken; 0 for any")
+    parser.add_argument("--linger", type=float, default=60.0, help="seconds to go on serving after the run has ended")
+    parser.add_argument("--file-sd", type=Path, help="folder for the Prometheus target file (RUN_DIR/../targets)")
+    parser.add_argument("--certfile", type=Path, help="TLS certificate (PEM)")
+    parser.add_argument("--keyfile", type=Path, help="its private key (PEM)")
+    parser.add_argument("--username", help=f"ask for this user and the password in the environment's {PASSWORD}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

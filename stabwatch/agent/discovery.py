@@ -1,0 +1,73 @@
+"""How others find a running agent: agent.json in the run folder, a Prometheus file_sd target, and one lease per run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+AGENT = "agent.json"
+LEASE = "agent.lock"
+
+
+def write_atomically(path: Path, data: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+        os.chmod(name, 0o644)  # Prometheus runs as another user
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def target_file(folder: Path, run: str) -> Path:
+    """The target file of a run."""
+    return folder / (re.sub(r"[^A-Za-z0-9._-]", "_", run).lstrip(".") + ".json")
+
+
+def target(address: str, run: str, tls: bool) -> list[dict[str, Any]]:
+    """One target in the format of Prometheus file_sd."""
+    labels = {"run": run, **({"__scheme__": "https"} if tls else {})}
+    return [{"targets": [address], "labels": labels}]
+
+
+class Lease:
+    """At most one agent per run writes alerts and the end of the run; a second one only serves.
+
+    The lock goes with the process that holds it, however it dies.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / LEASE
+        self._file: IO[bytes] | None = None
+
+    def held(self) -> bool:
+        """Whether this agent is the writing one; takes the lease when nobody has it."""
+        if self._file is not None:
+            return True
+        try:
+            file = open(self._path, "ab")  # noqa: SIM115  (the lock lives as long as the file is open)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        """Let another agent have it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

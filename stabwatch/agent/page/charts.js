@@ -1,0 +1,235 @@
+// The charts: small multiples over steps, one line per layer in forward order, cursors in step with each other.
+/* global uPlot */
+
+const HEIGHT = 170;
+const LOG_FROM = 30; // a linear axis hides what happens at the low end when the range is wider than this
+const MANY = 12; // onsets: beyond this only the first of each rule is marked
+const SEVERITIES = ["critical", "warning", "info"];
+
+export function number(v) {
+  if (v === null || v === undefined) return "–";
+  const a = Math.abs(v);
+  if (a !== 0 && (a < 1e-3 || a >= 1e6)) return v.toExponential(1).replace("e+", "e");
+  return a >= 1000 ? Math.round(v).toString() : String(Number(v.toPrecision(3)));
+}
+
+// A long module path, shortened at its front: its end tells layers apart.
+export function short(name, most = 24) {
+  if (name.length <= most) return name;
+  const parts = name.split(".");
+  while (parts.length > 1 && parts.join(".").length >= most) parts.shift();
+  return `…${parts.join(".").slice(1 - most)}`;
+}
+
+function style(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// One colour per layer, from the first (blue) to the last (orange), equally light.
+export function layerColour(index, count) {
+  const t = count > 1 ? index / (count - 1) : 0;
+  return `oklch(${style("--layer-lightness")} 0.13 ${265 - 225 * t})`;
+}
+
+function finite(columns, fold, start) {
+  let out = start;
+  for (const c of columns) for (const v of c) if (v !== null && v !== undefined) out = fold(out, v);
+  return out;
+}
+
+function decades(_, splits) {
+  const whole = splits.map((v) => (Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9 ? v : null));
+  return whole.filter((v) => v !== null).length > 1 ? whole : splits;
+}
+
+export class Chart {
+  // spec: a chart as the agent describes it; colour: of a layer; marks: () => [{onset, severity}]
+  constructor(parent, colour, marks) {
+    this.colour = colour;
+    this.marks = marks;
+    this.root = document.createElement("article");
+    this.root.className = "card chart";
+    const header = document.createElement("header");
+    this.title = document.createElement("h3");
+    this.scale = document.createElement("span");
+    this.scale.className = "scale";
+    header.append(this.title, this.scale);
+    this.readout = document.createElement("p");
+    this.readout.className = "readout";
+    this.plotRoot = document.createElement("div");
+    this.root.append(header, this.readout, this.plotRoot);
+    parent.append(this.root);
+    this.plot = null;
+    this.shape = "";
+    this.chosen = null;
+  }
+
+  update(spec, steps, columns) {
+    this.spec = spec;
+    this.title.textContent = spec.title;
+    this.root.title = spec.help;
+    const focus = this.focus(columns);
+    const data = [steps];
+    const series = [{ label: "step" }];
+    const bands = [];
+    const lines = spec.lines;
+    for (const [i, line] of lines.entries()) {
+      data.push(columns[line.column]);
+      series.push(this.line(line, i));
+    }
+    // The bracket and the exact values of every layer would be a thicket: they are drawn for the worst one.
+    const worst = focus >= 0 ? lines[focus] : null;
+    if (worst && worst.low !== undefined) {
+      data.push(columns[worst.low]);
+      series.push({ ...this.line(worst, focus), width: 0, stroke: "transparent" });
+      bands.push({ series: [focus + 1, series.length - 1], fill: this.faint(worst) });
+    }
+    if (worst && worst.exact !== undefined) {
+      data.push(columns[worst.exact]);
+      series.push({ ...this.line(worst, focus), width: 0, points: { show: true, size: 5, fill: this.colour(worst.layer) } });
+    }
+    const low = finite(data.slice(1), Math.min, Infinity);
+    const high = finite(data.slice(1), Math.max, -Infinity);
+    const log = low > 0 && high / low > LOG_FROM;
+    this.scale.textContent = [spec.unit === "1" ? "" : spec.unit, log ? "log scale" : ""].filter(Boolean).join(", ");
+    const shape = JSON.stringify([lines.map((l) => l.layer), focus, bands.length, series.length, log, style("--ink")]);
+    if (shape !== this.shape) this.build(series, bands, log, data);
+    else this.plot.setData(data);
+    this.shape = shape;
+    this.worst = focus;
+    this.say(null);
+  }
+
+  // The line with the worst newest value.
+  focus(columns) {
+    let best = -1;
+    let top = -Infinity;
+    for (const [i, line] of this.spec.lines.entries()) {
+      const v = columns[line.column].findLast((x) => x !== null && x !== undefined);
+      if (v !== undefined && v > top) [best, top] = [i, v];
+    }
+    return best;
+  }
+
+  line(line, index) {
+    return {
+      label: line.layer || this.spec.title,
+      stroke: line.layer ? this.colour(line.layer) : style("--accent"),
+      width: this.spec.lines.length > 24 ? 1 : 1.5,
+      spanGaps: true,
+      points: { show: false },
+      index,
+    };
+  }
+
+  faint(line) {
+    return this.colour(line.layer).replace(")", " / 0.16)");
+  }
+
+  build(series, bands, log, data) {
+    this.plot?.destroy();
+    const axis = {
+      stroke: style("--soft"), grid: { stroke: style("--grid"), width: 1 }, ticks: { show: false },
+      font: "11px system-ui, sans-serif",
+    };
+    this.plot = new uPlot(
+      {
+        width: this.width(), height: HEIGHT, series, bands,
+        scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
+        axes: [
+          { ...axis, size: 26, gap: 4, grid: { show: false } },
+          { ...axis, size: 48, gap: 4, ...(log ? { filter: decades, grid: { ...axis.grid, filter: decades } } : {}), values: (_, splits) => splits.map((v) => (v === null ? "" : number(v))) },
+        ],
+        legend: { show: false },
+        focus: { alpha: 0.18 },
+        cursor: {
+          sync: { key: "steps", setSeries: false }, focus: { prox: 30 }, drag: { x: true, y: false },
+          points: { size: 6, width: 2 }, y: false,
+        },
+        hooks: {
+          draw: [(u) => this.drawMarks(u)],
+          setCursor: [(u) => this.say(u)],
+          setSeries: [(u, i) => { this.near = i; this.say(u); }],
+        },
+      },
+      data,
+      this.plotRoot,
+    );
+    this.choose(this.chosen);
+  }
+
+  width() {
+    return Math.max(200, this.plotRoot.clientWidth || 300);
+  }
+
+  resize() {
+    if (this.plot && this.plot.width !== this.width()) this.plot.setSize({ width: this.width(), height: HEIGHT });
+  }
+
+  // Vertical marks where a signal left its normal range.
+  drawMarks(u) {
+    const { left, top, width, height } = u.bbox;
+    const seen = new Set();
+    const rules = new Set();
+    const marks = this.marks();
+    for (const mark of [...marks].sort((a, b) => a.onset - b.onset)) {
+      const first = !rules.has(mark.rule);
+      const gravest = SEVERITIES.find((s) => marks.some((m) => m.rule === mark.rule && m.severity === s));
+      rules.add(mark.rule);
+      if (seen.has(mark.onset) || (!first && marks.length > MANY)) continue;
+      seen.add(mark.onset);
+      const x = Math.round(u.valToPos(mark.onset, "x", true)) + 0.5;
+      if (x < left || x > left + width) continue;
+      const ctx = u.ctx;
+      ctx.save();
+      ctx.strokeStyle = ctx.fillStyle = style(`--${gravest ?? "soft"}`);
+      ctx.lineWidth = devicePixelRatio;
+      ctx.globalAlpha = first ? 1 : 0.3;
+      ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
+      ctx.beginPath();
+      ctx.moveTo(x, top);
+      ctx.lineTo(x, top + height);
+      ctx.stroke();
+      if (!first) { ctx.restore(); continue; }
+      const size = 4 * devicePixelRatio;
+      ctx.beginPath();
+      ctx.moveTo(x - size, top);
+      ctx.lineTo(x + size, top);
+      ctx.lineTo(x, top + 1.5 * size);
+      ctx.fill();
+      ctx.restore();
+    }
+  }
+
+  // Under the cursor: the step and the nearest line. Else: the worst layer now.
+  say(u) {
+    const at = u?.cursor.idx;
+    const hovering = at !== null && at !== undefined && u.cursor.left >= 0;
+    let i = hovering ? (this.near ?? null) : null;
+    if (i === null || i < 1 || i > this.spec.lines.length) i = this.worst + 1;
+    const line = this.spec.lines[i - 1];
+    this.readout.replaceChildren();
+    if (!line || !this.plot) return;
+    const values = this.plot.data[i];
+    const last = values.findLastIndex((v, k) => v !== null && v !== undefined && (!hovering || k <= at));
+    const swatch = document.createElement("span");
+    swatch.className = "swatch";
+    swatch.style.background = line.layer ? this.colour(line.layer) : style("--accent");
+    const value = document.createElement("b");
+    value.textContent = number(last < 0 ? null : values[last]);
+    const layer = document.createElement("span");
+    layer.className = "layer";
+    const step = hovering && last >= 0 ? `step ${this.plot.data[0][last]}` : "";
+    layer.textContent = [line.layer && !hovering && this.spec.lines.length > 1 ? `highest: ${short(line.layer)}` : short(line.layer), step]
+      .filter(Boolean).join(", ");
+    this.readout.append(swatch, value, layer);
+  }
+
+  // Bring one layer forward; null: all alike.
+  choose(layer) {
+    this.chosen = layer;
+    if (!this.plot) return;
+    const i = this.spec.lines.findIndex((l) => l.layer === layer);
+    this.plot.setSeries(i >= 0 && layer ? i + 1 : null, { focus: true });
+  }
+}

@@ -1,0 +1,215 @@
+// The live page: asks the agent each second, shows what it says. Names come from user code: text only, never markup.
+import { Chart, layerColour, number, short } from "./charts.js";
+
+const PERIOD = 1000;
+const AWAY_AFTER = 3; // failed requests in a row
+const $ = (id) => document.getElementById(id);
+const charts = new Map();
+let steps = [];
+let columns = [];
+let cursor = "";
+let layers = [];
+let marks = [];
+let chosen = null;
+let failures = 0;
+let heard = 0;
+let last = null;
+let shown = "";
+let asking = false;
+
+function el(tag, className, ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children.filter((c) => c !== null && c !== undefined && c !== ""));
+  return node;
+}
+
+function ago(seconds) {
+  if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return seconds < 172800 ? `${(seconds / 3600).toFixed(1)} h` : `${Math.round(seconds / 86400)} days`;
+}
+
+function some(items, most) {
+  return items.length > most ? `${items.slice(0, most).join(", ")} and ${items.length - most} more` : items.join(", ");
+}
+
+function colour(layer) {
+  return layerColour(Math.max(0, layers.indexOf(layer)), layers.length);
+}
+
+function showHeader({ run, progress, now }) {
+  document.title = `${run.name} · stabwatch`;
+  $("name").textContent = run.name;
+  $("state").className = `state ${run.state}`;
+  const quiet = progress.time ? now - progress.time : 0;
+  const limit = Math.max(20, 10 * (progress.step_seconds ?? 0));
+  const silent = run.state === "running" && quiet > limit ? `, no step for ${ago(quiet)}` : "";
+  if (silent) $("state").classList.add("silent");
+  $("state").textContent = run.state + silent + (run.end ? `: ${run.end}` : "");
+  const pace = progress.step_seconds;
+  const facts = [
+    ["step", progress.step ?? "–"],
+    ["loss", number(progress.loss)],
+    ["pace", pace ? (pace < 1 ? `${number(1 / pace)} steps/s` : `${number(pace)} s/step`) : "–"],
+    ["cost of watching", progress.overhead_ratio === null ? "–" : `${number(100 * progress.overhead_ratio)} %`],
+    ["learning rate", number(progress.learning_rate)],
+    ["model", [run.model, run.parameters ? `${number(run.parameters / 1e6)} M` : ""].filter(Boolean).join(", ") || "–"],
+    [run.state === "running" ? "running for" : "ran for", ago((run.state === "running" ? now : progress.time ?? now) - run.created)],
+  ];
+  $("facts").replaceChildren(...facts.map(([k, v]) => el("div", "", el("dt", "", k), el("dd", "", String(v)))));
+  $("footer").textContent = `stabwatch on ${run.host}`;
+}
+
+function list(title, items) {
+  if (!items?.length) return null;
+  return el("div", "", el("h4", "", title), el("ul", "", ...items.map((text) => el("li", "", text))));
+}
+
+function showDiagnosis({ diagnosis, alerts, marks: fired }) {
+  const rank = ["info", "warning", "critical"];
+  const worst = Math.max(fired.length ? 0 : -1, ...alerts.map((a) => rank.indexOf(a.severity)));
+  $("diagnosis").className = `card diagnosis ${rank[worst] ?? ""}`;
+  const causes = (diagnosis.causes ?? []).map((cause) => {
+    const where = [...new Set(cause.layers ?? [])];
+    const since = cause.since_step === null || cause.since_step === undefined ? "" : `since step ${cause.since_step}`;
+    const references = cause.references?.length ? el("p", "references", cause.references.join(" · ")) : null;
+    return el("div", "cause", el("h3", "", cause.title), el("p", "where", [some(where, 6), since].filter(Boolean).join(", ")),
+      el("div", "columns", list("Why", cause.evidence), list("What to do", cause.remedy)), references);
+  });
+  $("diagnosis").replaceChildren(el("p", "verdict", diagnosis.verdict), ...causes);
+}
+
+function showAlerts({ alerts }) {
+  $("alerts").hidden = !alerts.length;
+  const groups = new Map();
+  for (const a of alerts) groups.set(a.rule, [...(groups.get(a.rule) ?? []), a]);
+  $("alerts").replaceChildren(
+    el("div", "heading", el("h2", "", alerts.length === 1 ? "1 alert is active" : `${alerts.length} alerts are active`)),
+    ...[...groups.values()].map((group) => {
+      const [a, ...others] = group.sort((x, y) => x.onset - y.onset);
+      const also = others.length ? el("small", "", `Also at ${some(others.map((o) => `${o.layer || "the run"} (step ${o.onset})`), 8)}`) : null;
+      return el("div", `alert ${a.severity}`, el("span", "severity", a.severity),
+        el("span", "text", a.summary, el("small", "", a.description), also), el("span", "when", `since step ${a.onset}`));
+    }),
+  );
+}
+
+function showTable({ table, alerts }) {
+  $("layers").hidden = !table.rows.length;
+  const broken = table.rows.some((row) => row.nonfinite);
+  const severity = new Map(alerts.map((a) => [a.layer, a.severity]));
+  const head = el("thead", "", el("tr", "", ...["Layer", ...table.columns, ...(broken ? ["Non-finite"] : [])].map((t) => el("th", "", t))));
+  const rows = table.rows.map((row) => {
+    const swatch = el("span", "swatch");
+    swatch.style.background = colour(row.layer);
+    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer));
+    name.title = row.layer;
+    const cells = row.cells.map((cell) => {
+      if (!cell) return el("td", "soft", "–");
+      const head_ = cell.head === null ? "" : `, head ${cell.head}`;
+      const worst = cell.worst === null ? "" : `${number(cell.worst)} at ${cell.step}${head_}`;
+      return el("td", "", cell.last === null ? "not finite" : number(cell.last), el("small", "", worst));
+    });
+    if (broken) cells.push(el("td", row.nonfinite ? "broken" : "soft", row.nonfinite ? number(row.nonfinite) : "–"));
+    const tr = el("tr", row.layer === chosen ? "chosen" : "", name, ...cells);
+    tr.tabIndex = 0;
+    tr.onclick = () => choose(row.layer);
+    tr.onkeydown = (e) => { if (e.key === "Enter") choose(row.layer); };
+    return tr;
+  });
+  const focused = [...$("table").querySelectorAll("tbody tr")].indexOf(document.activeElement);
+  $("table").replaceChildren(head, el("tbody", "", ...rows));
+  rows[focused]?.focus({ preventScroll: true });
+}
+
+function choose(layer) {
+  chosen = chosen === layer ? null : layer;
+  for (const chart of charts.values()) chart.choose(chosen);
+  if (last) showTable(last);
+}
+
+function showNotices({ notices }) {
+  $("notices").hidden = !notices.length;
+  $("notice-list").replaceChildren(...notices.map((n) => el("li", "", el("span", "", n.what), el("span", "soft", n.why ? ` (${n.why})` : ""))));
+}
+
+function take({ points }) {
+  const start = points.from * points.per_bucket;
+  steps = [...steps.slice(0, start), ...points.steps];
+  columns = points.values.map((tail, i) => [...(columns[i] ?? []).slice(0, start), ...tail]);
+  cursor = `${points.epoch}.${points.next}`;
+}
+
+function showCharts(state) {
+  $("charts-section").hidden = !state.charts.length;
+  for (const spec of state.charts) {
+    if (!charts.has(spec.title)) charts.set(spec.title, new Chart($("charts"), colour, () => marks));
+    charts.get(spec.title).update(spec, steps, columns);
+  }
+  $("legend").hidden = layers.length < 2;
+  if ($("ramp").childElementCount !== Math.min(24, layers.length)) {
+    const count = Math.min(24, layers.length);
+    $("ramp").replaceChildren(...Array.from({ length: count }, (_, i) => {
+      const part = el("span");
+      part.style.background = layerColour(i, count);
+      return part;
+    }));
+  }
+}
+
+function show(state) {
+  last = state;
+  marks = state.marks;
+  layers = state.layers;
+  take(state);
+  showHeader(state);
+  const now = JSON.stringify([state.diagnosis, state.alerts, state.notices, state.progress.step, state.table, layers]);
+  if (now === shown) return;
+  shown = now;
+  showDiagnosis(state);
+  showAlerts(state);
+  showCharts(state);
+  showTable(state);
+  showNotices(state);
+}
+
+function away() {
+  const gone = failures >= AWAY_AFTER;
+  document.body.classList.toggle("away", gone);
+  $("gone").hidden = !gone;
+  if (!gone) return;
+  const ended = last && last.run.state !== "running";
+  const why = ended ? `The run has ended (${last.run.state}) and its agent with it.` : "The agent does not answer.";
+  $("gone").textContent = heard ? `${why} What you see is ${ago((Date.now() - heard) / 1000)} old.` : why;
+}
+
+async function ask() {
+  if (asking) return;
+  asking = true;
+  try {
+    const answer = await fetch(`api/state.json?since=${cursor}`, { signal: AbortSignal.timeout(10000) });
+    if (!answer.ok) throw new Error(answer.statusText);
+    const state = await answer.json();
+    failures = 0;
+    heard = Date.now();
+    show(state);
+  } catch (error) {
+    failures += 1;
+    if (!(error instanceof TypeError) && error.name !== "TimeoutError") console.error(error);
+  }
+  asking = false;
+  away();
+}
+
+async function run() {
+  for (;;) {
+    if (!document.hidden) await ask();
+    await new Promise((resolve) => setTimeout(resolve, PERIOD));
+  }
+}
+
+document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
+new ResizeObserver(() => { for (const chart of charts.values()) chart.resize(); }).observe($("charts"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shown = ""; if (last) ask(); });
+run();

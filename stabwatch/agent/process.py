@@ -1,0 +1,87 @@
+"""Is the training process alive?
+
+On the same host its pid and start time say so. From another host only the log can: after a long silence the process
+is taken for dead.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from stabwatch.runlog import Meta
+
+STALE_SECONDS = 1800.0
+"""Silence after which a process that cannot be looked at is taken for dead."""
+START_TOLERANCE_SECONDS = 5.0
+"""A wall clock that is being corrected moves the start times that the system reports."""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The training process is gone: why we think so."""
+
+    detail: str
+
+
+class ProcessWatch:
+    """Looks for one training process. `proc` is /proc, or a folder that imitates it."""
+
+    def __init__(self, meta: Meta, *, stale_seconds: float = STALE_SECONDS, proc: Path = Path("/proc")) -> None:
+        self._meta = meta
+        self._proc = proc
+        self._stale = stale_seconds
+        self._ticks: int | None = None
+        self.local = meta.host == socket.gethostname()
+
+    def gone(self, quiet_seconds: float) -> Gone | None:
+        """Why the process counts as gone, or None. quiet_seconds: since the run log last grew."""
+        if not self.local:
+            if quiet_seconds < self._stale:
+                return None
+            return Gone(f"no record for {quiet_seconds:.0f} seconds, and {self._meta.host} cannot be looked into")
+        if self._alive():
+            return None
+        return Gone(f"process {self._meta.pid} is not there any more")
+
+    def _alive(self) -> bool:
+        if not (self._proc / "stat").exists():
+            return _alive_by_psutil(self._meta)
+        try:
+            text = (self._proc / str(self._meta.pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        # The command, in parentheses, may hold anything: fields are counted from the last parenthesis.
+        fields = text.rpartition(")")[2].split()
+        state, ticks = fields[0], int(fields[19])
+        if state in "ZX":
+            return False
+        if self._ticks is not None:
+            return ticks == self._ticks
+        started = self._boot_time() + ticks / os.sysconf("SC_CLK_TCK")
+        if abs(started - self._meta.pid_started) > START_TOLERANCE_SECONDS:
+            return False
+        self._ticks = ticks  # from here on the comparison does not depend on the wall clock
+        return True
+
+    def _boot_time(self) -> float:
+        for line in (self._proc / "stat").read_text(encoding="utf-8").splitlines():
+            if line.startswith("btime "):
+                return float(line.split()[1])
+        return time.time() - time.monotonic()
+
+
+def _alive_by_psutil(meta: Meta) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(meta.pid)
+        same = abs(process.create_time() - meta.pid_started) <= START_TOLERANCE_SECONDS
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True  # it is there, and we may not look at it

@@ -1,0 +1,144 @@
+"""The life of an agent: open the run, serve, follow, linger after the end, leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from stabwatch.agent.discovery import AGENT, target, target_file, write_atomically
+from stabwatch.agent.server import App, HttpServer
+from stabwatch.agent.state import Follower
+from stabwatch.errors import AgentError
+
+POLL_SECONDS = 0.25
+WAIT_SECONDS = 10.0
+"""How long a run folder may take to appear."""
+
+
+def serve(
+    run_dir: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 9478,
+    linger: float = 60.0,
+    file_sd: str | Path | None = None,
+    certfile: str | Path | None = None,
+    keyfile: str | Path | None = None,
+    username: str | None = None,
+    password: str | None = None,
+) -> int:
+    """Follow a run and serve it until `linger` seconds after its end, or until SIGTERM or SIGINT. Returns 0.
+
+    host: loopback by default; '0.0.0.0' opens it. port: the next free one when it is taken; 0 for any.
+    file_sd: folder for the Prometheus target file; `targets` beside the run folder by default.
+    Raises RunLogError when there is no run, AgentError when it cannot be served.
+    """
+    run = Path(run_dir).resolve()
+    token = _token(username, password)
+    with ExitStack() as leave:
+        follower = Follower(run, timeout=WAIT_SECONDS)
+        leave.enter_context(_signals(follower.stopping))
+        leave.callback(follower.lease.release)
+        server = HttpServer(App(follower, token), host, port, certfile=_path(certfile), keyfile=_path(keyfile))
+        leave.callback(server.close)
+        announcement = _Announcement(follower, server, Path(file_sd) if file_sd else run.parent / "targets")
+        leave.callback(announcement.withdraw)
+        server.start()
+        _say(server, follower, token)
+        _follow(follower, announcement, linger)
+    return 0
+
+
+def _follow(follower: Follower, announcement: _Announcement, linger: float) -> None:
+    ended: float | None = None
+    while not follower.stopping.is_set():
+        announcement.make()
+        follower.poll()
+        ended = None if follower.ended is None else ended or time.monotonic()
+        if ended is not None and time.monotonic() - ended >= linger:
+            return
+        follower.stopping.wait(POLL_SECONDS)
+
+
+class _Announcement:
+    """agent.json and the Prometheus target, written by the agent that holds the lease."""
+
+    def __init__(self, follower: Follower, server: HttpServer, folder: Path) -> None:
+        self._follower = follower
+        self._server = server
+        self._files = (follower.log.path / AGENT, target_file(folder, follower.meta.run))
+        self._made = False
+        self._complained = False
+
+    def make(self) -> None:
+        """Announce this agent, once it is the one that speaks for the run."""
+        if self._made or not self._follower.lease.held():
+            return
+        server, run = self._server, self._follower.meta.run
+        me = {"pid": os.getpid(), "url": server.url, "host": server.host, "port": server.port, "started": time.time()}
+        try:
+            write_atomically(self._files[0], me)
+            write_atomically(self._files[1], target(server.address, run, server.tls))
+            self._made = True
+        except OSError as error:
+            if not self._complained:
+                print(f"stabwatch agent: it cannot be announced: {error}; trying again.", file=sys.stderr)
+            self._complained = True
+
+    def withdraw(self) -> None:
+        """Remove what was announced."""
+        if self._made:
+            for file in self._files:
+                with suppress(OSError):
+                    file.unlink()
+
+
+def _say(server: HttpServer, follower: Follower, token: str | None) -> None:
+    if server.asked not in (0, server.port):
+        print(f"stabwatch agent: port {server.asked} is taken, using {server.port}.")
+    print(f"stabwatch agent: run {follower.meta.run}: {server.url} (Prometheus: {server.url}metrics)")
+    loopback = server.host in ("localhost", "::1") or server.host.startswith("127.")
+    if not loopback and token is None:
+        print("stabwatch agent: open to the network without a password; --username asks for one.")
+    elif not loopback and not server.tls:
+        print("stabwatch agent: the password crosses the network in the clear; --certfile and --keyfile encrypt it.")
+    sys.stdout.flush()
+
+
+def _token(username: str | None, password: str | None) -> str | None:
+    if not username and not password:
+        return None
+    if not username or not password:
+        raise AgentError("A login needs both a user name (--username) and a password (STABWATCH_PASSWORD).")
+    if ":" in username:
+        raise AgentError("A user name for HTTP basic authentication must not hold a colon.")
+    return f"{username}:{password}"
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT end the agent in good order. Only the main thread may set handlers; elsewhere nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,278 @@
+"""Follows a run folder: records and events in; a snapshot for Prometheus, data for the page, alert events out."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from stabwatch.agent.discovery import Lease
+from stabwatch.agent.history import History
+from stabwatch.agent.process import ProcessWatch
+from stabwatch.agent.view import CHARTED, PageHead, page_head, plain
+from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
+from stabwatch.exporters.prometheus import Snapshot
+from stabwatch.exporters.readings import MAX_SERIES, Readings, SeriesCap
+from stabwatch.runlog import Block, Event, Meta, append_event, wait_for_run
+
+CHUNK = 256
+"""Records looked at in one go: bounds the memory that a replay of a long log takes."""
+LOOK_SECONDS = 1.0
+"""How often the training process is looked for; twice in a row it must be missing."""
+PUBLISH_SECONDS = 0.5
+"""A long replay shows how far it is this often."""
+HEAD_SECONDS = 0.5
+"""The page's head is made at most this often."""
+
+T = TypeVar("T")
+WRITTEN = ("alert", "end")
+"""Kinds of events that an agent writes."""
+Identity = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Health:
+    """What /healthz says."""
+
+    polled: float
+    """Monotonic time of the last good look at the run log."""
+    step: int | None
+    record_age: float | None
+    """Seconds between the newest record and now; None without one."""
+    errors: int
+
+
+class Follower:
+    """The state of one run, moved on by `poll` in one thread and read by any number of others.
+
+    Everything that other threads read is replaced as a whole; `history` alone is shared under a lock, which a
+    scrape never takes. Restarted on the same folder, it comes to the same state and repeats no event.
+    """
+
+    def __init__(
+        self, run: Path, *, max_series: int = MAX_SERIES, process: ProcessWatch | None = None, timeout: float = 0.0
+    ) -> None:
+        self.log = wait_for_run(run, timeout)
+        self.meta = self.log.meta
+        self.lease = Lease(run)
+        self.lease.held()
+        self.ended: Event | None = None
+        self.errors = 0
+        self.snapshot = Snapshot(run=self.meta.run)
+        self.stopping = threading.Event()
+        """Set it to end a long replay."""
+        self.history_lock = threading.Lock()
+        self.history = History(CHARTED)
+        self._engine = Engine()
+        self._cap = SeriesCap(max_series)
+        self._readings = Readings(self._cap)
+        self._process = process or ProcessWatch(self.meta)
+        self._written: set[Identity] = set()
+        self._outbox: list[Event] = []
+        self._violations: Counter[tuple[str, str]] = Counter()
+        self._notices: dict[str, Event] = {}
+        self._reported: set[str] = set()
+        self._polled = time.monotonic()
+        self.health = self._make_health()
+        self._grew = time.monotonic()
+        self._looked = -math.inf
+        self._missing = 0
+        self._diagnosis: Diagnosis = diagnose(self._engine)
+        self.head: PageHead = self._make_head()
+        self._head_made = self._published = -math.inf
+
+    @property
+    def state(self) -> str:
+        """'running', or why the run ended."""
+        return "running" if self.ended is None else str(self.ended.data.get("reason", "ended"))
+
+    def poll(self) -> None:
+        """Read what is new. Never raises: what goes wrong is counted and said once on standard error."""
+        gone = self._attempt("process", self._look) or None
+        grew = bool(self._attempt("log", self._read))
+        if grew:
+            self._grew = time.monotonic()
+        if gone and not grew and self.ended is None:
+            self._attempt("end", partial(self._end, gone))
+        if self.ended is None:
+            self._attempt("tick", lambda: self._alerts(self._engine.tick(self._time())))
+        self._attempt("events", self._write)
+        self._attempt("snapshot", self._publish)
+
+    def _read(self) -> bool:
+        blocks, events = self.log.poll(), self.log.poll_events()
+        # What an earlier agent wrote must be known before the replay comes to it again.
+        self._written.update(_identity(e) for e in events if e.kind in WRITTEN)
+        for chunk in _chunks(blocks):
+            if self.stopping.is_set():
+                return True
+            self._attempt("records", partial(self._observe, chunk))
+            self._polled = time.monotonic()
+            if self._polled - self._published > PUBLISH_SECONDS:
+                self._attempt("snapshot", self._publish)
+        for event in events:
+            self._attempt("event", partial(self._observe_event, event))
+        self._polled = time.monotonic()
+        return bool(blocks or events)
+
+    def _observe(self, block: Block) -> None:
+        self._readings.observe(block, time.monotonic())
+        with self.history_lock:
+            self.history.observe(block)
+        if self.ended is not None and self.ended.data.get("by") == "agent":
+            self.ended = None  # taken for dead from afar, and it was not
+        self._alerts(self._engine.observe(block))
+
+    def _observe_event(self, event: Event) -> None:
+        if event.kind == "end":
+            if self.ended is not None or self._contradicted(event):
+                return
+            self.ended = event
+        elif event.kind == "error":
+            self._notices.setdefault(f"error {event.data.get('probe')}", event)
+        elif event.kind == "coverage":
+            self._notices["coverage"] = event
+        self._alerts(self._engine.observe_event(event))
+
+    def _contradicted(self, end: Event) -> bool:
+        """Whether a process that an agent took for dead has written since."""
+        newest = self._readings.time
+        return end.data.get("by") == "agent" and newest is not None and newest > end.time
+
+    def _alerts(self, transitions: Iterable[Alert]) -> None:
+        for alert in transitions:
+            self._outbox.append(event_of(alert))
+            if alert.state == "firing":
+                self._violations[alert.rule, alert.layer] += 1
+
+    def _look(self) -> str:
+        """Why the training process is gone; '' while it is not. Comes before the log is read, so that what a process
+        wrote last is seen before its end is declared."""
+        now = time.monotonic()
+        if self.ended is not None or now - self._looked < LOOK_SECONDS:
+            return ""
+        self._looked = now
+        gone = self._process.gone(now - self._grew)
+        self._missing = self._missing + 1 if gone else 0
+        return gone.detail if gone and self._missing > 1 else ""
+
+    def _end(self, detail: str) -> None:
+        event = Event("end", time.time(), self._readings.step, {"reason": "killed", "detail": detail, "by": "agent"})
+        self._outbox.append(event)
+        self._observe_event(event)
+
+    def _write(self) -> None:
+        """Write what is not in the log yet; what cannot be written now is tried again."""
+        if not self._outbox or not self.lease.held():
+            return
+        while self._outbox:
+            event = self._outbox[0]
+            if _identity(event) not in self._written:
+                append_event(self.log.path, event)
+                self._written.add(_identity(event))
+            self._outbox.pop(0)
+
+    def _time(self) -> float:
+        """Now, in seconds since the epoch, on the clock of the training process."""
+        return time.time() if self._process.local else self._readings.clock(time.monotonic())
+
+    def _publish(self) -> None:
+        now = self._published = time.monotonic()
+        self.snapshot = self._make_snapshot(now)
+        self.health = self._make_health()
+        if now - self._head_made >= HEAD_SECONDS:
+            self._diagnosis = diagnose(self._engine)
+            self.head = self._make_head()
+            self._head_made = now
+
+    def _make_health(self) -> Health:
+        age = None if self._readings.time is None else max(0.0, self._time() - self._readings.time)
+        return Health(self._polled, self._readings.step, age, self.errors)
+
+    def _make_snapshot(self, now: float) -> Snapshot:
+        r = self._readings
+        firing = [a for a in self._engine.active if self._cap.admit((a.rule, a.layer), 2, urgent=True)]
+        derived = [(k, v) for k, v in self._engine.derived.items() if self._cap.admit(("derived", k))]
+        return Snapshot(
+            run=self.meta.run,
+            info=facts(self.meta),
+            state=self.state,
+            step=r.step,
+            time=r.time,
+            keys=tuple(r.keys),
+            last=r.last.copy(),
+            window=r.window(now),
+            totals=r.totals.copy(),
+            nonfinite=r.nonfinite.copy(),
+            derived=tuple(derived),
+            firing=tuple(dict.fromkeys((a.rule, a.severity, a.layer) for a in firing)),
+            violations=tuple(
+                (*where, n) for where, n in self._violations.items() if self._cap.admit(where, 2, urgent=True)
+            ),
+            agent_errors=self.errors,
+            series_dropped=self._cap.dropped,
+        )
+
+    def _make_head(self) -> PageHead:
+        return page_head(
+            meta=self.meta,
+            state=self.state,
+            ended=self.ended,
+            readings=self._readings,
+            active=self._engine.active,
+            transitions=self._engine.history,
+            diagnosis=self._diagnosis,
+            notices=tuple(self._notices.values()),
+        )
+
+    def _attempt(self, what: str, action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except Exception as error:
+            self.errors += 1
+            if what not in self._reported:
+                self._reported.add(what)
+                print(f"stabwatch agent: {what}: {type(error).__name__}: {error}", file=sys.stderr)
+                traceback.print_exc(limit=8)
+            return None
+
+
+def facts(meta: Meta) -> tuple[tuple[str, str], ...]:
+    """The labels of stabwatch_run_info beside `run`."""
+    found = {
+        "host": meta.host,
+        "model": meta.model.get("name", ""),
+        "parameters": meta.model.get("parameters", ""),
+        "world_size": meta.world_size,
+        "stabwatch_version": meta.versions.get("stabwatch", ""),
+        "torch_version": meta.versions.get("torch", ""),
+    }
+    return tuple((name, str(value)) for name, value in found.items())
+
+
+def event_of(alert: Alert) -> Event:
+    """The event of an alert; numbers that JSON does not have become null."""
+    data = alert.to_dict()
+    step, at = data.pop("step"), data.pop("time")
+    return Event("alert", at, step, plain(data))
+
+
+def _identity(event: Event) -> Identity:
+    """What makes an event the same one, whichever agent writes it."""
+    what = (str(event.data.get(k, "")) for k in ("rule", "signal", "layer", "state"))
+    return (event.kind, *what, -1 if event.step is None else event.step)
+
+
+def _chunks(blocks: Iterable[Block]) -> Iterator[Block]:
+    for block in blocks:
+        for i in range(0, len(block), CHUNK):
+            part = slice(i, i + CHUNK)
+            yield Block(block.table, block.steps[part], block.times[part], block.rows[part])

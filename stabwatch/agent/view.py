@@ -1,0 +1,187 @@
+"""What the live page shows, as JSON-ready data; titles and units come from the catalogue, order from the run log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stabwatch.agent.history import History
+from stabwatch.alerts import Alert, Diagnosis
+from stabwatch.exporters.readings import Readings
+from stabwatch.runlog import Event, Meta, SeriesKey
+from stabwatch.signals import CATALOGUE
+
+PageHead = dict[str, Any]
+
+MARKS = 200
+"""Alert onsets drawn at most."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One panel. lines: signals drawn as lines, the first that a layer has. low, exact: the lower end of a bracket,
+    and values that are known exactly at some steps."""
+
+    title: str
+    lines: tuple[str, ...]
+    low: str = ""
+    exact: str = ""
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """All signals that the panel needs."""
+        return tuple(s for s in (*self.lines, self.low, self.exact) if s)
+
+
+_UPPER, _EXACT = "attention_logit_upper", "attention_logit_max"
+
+CHARTS = (
+    Chart("Loss", ("loss",)),
+    Chart("Gradient norm", ("gradient_norm_before_clip", "gradient_norm")),
+    Chart("Attention logit", (_UPPER, _EXACT), "attention_logit_lower", _EXACT),
+    Chart("Output RMS", ("output_rms",)),
+    Chart("Activation maximum", ("activation_abs_max",)),
+    Chart("Update to weight ratio", ("update_to_weight_ratio",)),
+    Chart("Output logit logsumexp", ("output_logit_logsumexp",)),
+)  # fmt: skip
+CHARTED = frozenset(signal for chart in CHARTS for signal in chart.signals)
+
+COLUMNS = (
+    ("Attention logit", (_UPPER, _EXACT)),
+    ("Output RMS", ("output_rms",)),
+    ("Activation max", ("activation_abs_max",)),
+    ("Gradient norm", ("layer_gradient_norm",)),
+    ("Update / weight", ("update_to_weight_ratio",)),
+)
+HEADS = {_UPPER: "attention_logit_upper_head", _EXACT: "attention_logit_head"}
+NONFINITE = tuple(s.name for s in CATALOGUE if s.level == "layer" and s.name.endswith("nonfinite_total"))
+PACE = ("step_seconds", "overhead_ratio", "learning_rate", "loss")
+
+
+def page_head(
+    *,
+    meta: Meta,
+    state: str,
+    ended: Event | None,
+    readings: Readings,
+    active: Sequence[Alert],
+    transitions: Sequence[Alert],
+    diagnosis: Diagnosis,
+    notices: Sequence[Event],
+) -> PageHead:
+    """Everything on the page but the points of the charts."""
+    last = {key: _number(v) for key, v in zip(readings.keys, readings.last.tolist(), strict=True)}
+    return {
+        "run": {
+            "name": meta.run,
+            "host": meta.host,
+            "model": str(meta.model.get("name", "")),
+            "parameters": meta.model.get("parameters"),
+            "created": meta.created,
+            "state": state,
+            "end": _end(ended),
+        },
+        "progress": {
+            "step": readings.step,
+            "time": readings.time,
+            **{name: last.get(SeriesKey(name)) for name in PACE},
+        },
+        "diagnosis": plain(diagnosis.to_dict()),
+        "layers": readings.layers,
+        "alerts": [_alert(a) for a in active],
+        "marks": [_alert(a) for a in transitions if a.state == "firing"][-MARKS:],
+        "table": _table(readings, last),
+        "notices": list(_notices(notices)),
+    }
+
+
+def charts(history: History, order: Sequence[str]) -> list[dict[str, Any]]:
+    """The panels that have something to draw; `column` is the place in the points of the history."""
+    columns = {key: i for i, key in enumerate(history.keys)}
+    layers = ["", *order]
+    out = []
+    for chart in CHARTS:
+        lines = []
+        for layer in layers:
+            signal = next((s for s in chart.lines if SeriesKey(s, layer) in columns), None)
+            if signal is None:
+                continue
+            line: dict[str, Any] = {"layer": layer, "column": columns[SeriesKey(signal, layer)]}
+            for role, other in (("low", chart.low), ("exact", chart.exact)):
+                if other != signal and SeriesKey(other, layer) in columns:
+                    line[role] = columns[SeriesKey(other, layer)]
+            lines.append({**line, "signal": signal})
+        if lines:
+            declared = CATALOGUE[lines[0]["signal"]]
+            out.append({"title": chart.title, "help": declared.help, "unit": declared.unit, "lines": lines})
+    return out
+
+
+def _table(readings: Readings, last: dict[SeriesKey, float | None]) -> dict[str, Any]:
+    column = {key: i for i, key in enumerate(readings.keys)}
+    rows = []
+    for layer in readings.layers:
+        cells: list[dict[str, Any] | None] = []
+        for _, signals in COLUMNS:
+            key = next((k for s in signals if (k := SeriesKey(s, layer)) in column), None)
+            cells.append(None if key is None else _cell(readings, last, column[key], key))
+        broken = sum(readings.totals[column[k]] for s in NONFINITE if (k := SeriesKey(s, layer)) in column)
+        if any(cells) or broken:
+            rows.append({"layer": layer, "cells": cells, "nonfinite": int(broken)})
+    return {"columns": [title for title, _ in COLUMNS], "rows": rows}
+
+
+def _cell(readings: Readings, last: dict[SeriesKey, float | None], i: int, key: SeriesKey) -> dict[str, Any] | None:
+    worst = _number(readings.worst[i])
+    if worst is None and not readings.nonfinite[i]:
+        return None
+    head = last.get(SeriesKey(HEADS.get(key.signal, ""), key.layer))
+    return {
+        "last": last[key],
+        "worst": worst,
+        "step": int(readings.worst_step[i]),
+        "head": None if head is None else int(head),
+    }
+
+
+def _alert(a: Alert) -> dict[str, Any]:
+    return {
+        "rule": a.rule, "severity": a.severity, "signal": a.signal, "layer": a.layer, "step": a.step,
+        "onset": a.onset, "time": a.time, "summary": a.summary, "description": a.description,
+    }  # fmt: skip
+
+
+def _end(event: Event | None) -> str:
+    if event is None:
+        return ""
+    return str(event.data.get("error") or event.data.get("detail") or "")
+
+
+def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
+    for event in events:
+        if event.kind == "error":
+            yield {"what": f"Probe {event.data.get('probe')}", "why": str(event.data.get("message", ""))}
+            continue
+        missing = event.data.get("missing")
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for entry in missing if isinstance(missing, list) else ():
+            if isinstance(entry, dict):
+                reasons.setdefault((str(entry.get("tap")), str(entry.get("reason"))), []).append(str(entry.get("site")))
+        for (tap, reason), sites in reasons.items():
+            where = ", ".join(s for s in sites[:6] if s) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
+            yield {"what": f"Not measured: {tap}" + (f" at {where}" if where else ""), "why": reason}
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def plain(data: Any) -> Any:
+    """The same with every number that JSON does not have replaced by None."""
+    if isinstance(data, dict):
+        return {k: plain(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

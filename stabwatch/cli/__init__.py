@@ -1,0 +1,14 @@
+"""The command line: one file per command, each of which parses, calls the library, renders, and sets the exit code.
+
+Nothing but typer is imported before a command runs, so that `stabwatch --help` answers at once; only `demo` imports
+torch. Exit codes are in `app.Exit`.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of the `stabwatch` command."""
+    from stabwatch.cli.app import app
+
+    app(prog_name="stabwatch")

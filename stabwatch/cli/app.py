@@ -1,0 +1,84 @@
+"""The typer application: which commands there are, and what every command does with an error."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from stabwatch import __version__
+from stabwatch.cli import agent, analyze, demo, doctor, signals, top
+from stabwatch.cli.arguments import Exit
+from stabwatch.errors import StabwatchError
+
+app = typer.Typer(
+    help=(
+        "Sees a PyTorch training run go unstable before the loss does.\n\n"
+        "RUN is a run folder, or a folder that holds runs: then the newest is meant."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich's help is prettier and takes as long again as everything else together
+    pretty_exceptions_enable=False,
+)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends with a documented exit code whatever happens to it."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(Exit.INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader left (`| head`). What is still buffered must not raise again when Python flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(Exit.BROKEN_PIPE) from None
+        except (StabwatchError, OSError) as error:
+            from stabwatch.cli.text import clean
+
+            print(f"stabwatch: {clean(str(error))}", file=sys.stderr)
+            raise typer.Exit(Exit.UNREADABLE) from None
+        except typer.Exit:
+            raise
+        except Exception:
+            import traceback
+
+            traceback.print_exc()
+            print("stabwatch: this is a bug in stabwatch, please report it with the lines above.", file=sys.stderr)
+            raise typer.Exit(Exit.BUG) from None
+
+    return run
+
+
+for name, command in (
+    ("demo", demo.demo),
+    ("agent", agent.agent),
+    ("top", top.top),
+    ("analyze", analyze.analyze),
+    ("signals", signals.signals),
+    ("doctor", doctor.doctor),
+):
+    app.command(name)(guarded(command))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"stabwatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""

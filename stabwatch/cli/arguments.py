@@ -1,0 +1,32 @@
+"""What several commands share on the command line."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    CALM = 0
+    FIRED = 1
+    """`analyze`: a warning or critical alert fired. `doctor`: something is missing. `demo`: it did not do its job."""
+    UNREADABLE = 2
+    """Bad input: wrong options, a folder that is not a run, a port in use. One line on stderr says which."""
+    BUG = 3
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+RUNS = Path("stabwatch-runs")
+"""Where `stabwatch.attach` puts run folders unless told otherwise."""
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of runs: the newest is taken.")
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

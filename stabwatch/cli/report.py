@@ -1,0 +1,212 @@
+"""An Analysis for people: the verdict first, then why, since when, where, what fired, what was not seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from stabwatch.alerts.rule import SEVERITIES
+from stabwatch.cli.plot import Chart, Line
+from stabwatch.cli.stretches import Stretch, rank, stretches
+from stabwatch.cli.text import clean, count, duration, listed, mapping, missing, number, tail
+from stabwatch.runlog import Run
+
+if TYPE_CHECKING:
+    from stabwatch.alerts import Cause
+    from stabwatch.analysis import Analysis
+
+MOST_ROWS = 12
+"""Rows of a table; the rest is counted, and stands in `--json`."""
+LINE_STYLES = ("red", "yellow", "cyan", "green", "blue")
+"""Styles of the layers in a chart, in forward order."""
+BAR = 24
+"""Columns of the time-line where there is room."""
+WIDE = 100
+"""Columns from which there is room."""
+
+
+class Report:
+    """Renders the analysis of a run, with charts of its series."""
+
+    def __init__(self, analysis: Analysis, run: Run) -> None:
+        self.analysis = analysis
+        self.run = run
+        self.stretches = stretches(analysis.alerts)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._verdict()
+        for place, cause in enumerate(self.analysis.diagnosis.causes, 1):
+            yield from _cause(place, cause)
+        if self.stretches:
+            yield from _section("What left its normal range, in order", self._onsets(options))
+            yield from _section("Alerts", self._alerts(options))
+        for title, chart in self._charts():
+            yield from _section(title, chart)
+        yield from _section("Not measured", *self._unseen())
+        yield from _section("The run", self._facts())
+
+    def _verdict(self) -> Text:
+        worst = min((s.severity for s in self.stretches), key=rank, default="calm")
+        return Text(clean(self.analysis.diagnosis.verdict), style=worst)
+
+    def _onsets(self, options: ConsoleOptions) -> Table:
+        """One row per signal: where it began, where it went from there, and a bar over the run."""
+        signals: dict[str, list[Stretch]] = {}
+        for stretch in self.stretches:
+            signals.setdefault(stretch.signal, []).append(stretch)
+        table = _table("step", "signal", "first in", "then in", "time-line")
+        table.columns[0].justify = "right"
+        wide = options.max_width >= WIDE
+        extent = self._extent()
+        for signal, mine in list(signals.items())[:MOST_ROWS]:
+            layers = list(dict.fromkeys(clean(s.layer) for s in mine if s.layer))
+            table.add_row(
+                str(mine[0].onset),
+                signal or "the process",
+                tail(layers[0], 24 if wide else 14) if layers else "",
+                _others(layers[1:], 2 if wide else 0),
+                timeline(mine[0], *extent, BAR if wide else BAR // 2, options.ascii_only),
+            )
+        return table
+
+    def _extent(self) -> tuple[int, int]:
+        steps = self.run.steps
+        return (int(steps.min()), int(steps.max())) if len(steps) else (0, 0)
+
+    def _alerts(self, options: ConsoleOptions) -> Table:
+        wide = options.max_width >= WIDE
+        severities = [s for s in SEVERITIES[::-1] if any(s in stretch.fired for stretch in self.stretches)]
+        headings = ("alert", "layer", "onset", *severities, "until", "value", "limit")
+        table = _table(*headings[: None if wide else -1], gap=2 if wide else 1)
+        for column in table.columns[2:]:
+            column.justify = "right"
+        for stretch in self.stretches[:MOST_ROWS]:
+            cells = (
+                Text(stretch.rule, style=stretch.severity),
+                tail(clean(stretch.layer), 28 if wide else 14),
+                str(stretch.onset),
+                *(str(stretch.fired.get(severity, "")) for severity in severities),
+                "end" if stretch.until is None else str(stretch.until),
+                number(stretch.worst.value),
+                number(stretch.worst.threshold),
+            )
+            table.add_row(*cells[: len(table.columns)])
+        if len(self.stretches) > MOST_ROWS:
+            table.add_row(Text(f"and {len(self.stretches) - MOST_ROWS:,} more", style="faint"))
+        return table
+
+    def _charts(self) -> Iterator[tuple[Text, Chart]]:
+        """The loss, and by layer the signal that left its normal range first."""
+        onset = self.stretches[0].onset if self.stretches else None
+        steps, values = self.run.series("loss")
+        if len(steps):
+            yield Text("loss", style="title"), Chart([Line(steps, values)], mark=onset)
+        signals = {key.signal for key in self.run.keys} - {"loss"}
+        signal = next((s.signal for s in self.stretches if s.signal in signals), None)
+        if signal is None:
+            return
+        lines, title = [], Text().append(signal, style="title")
+        for layer, style in zip(self._worst_layers(signal), LINE_STYLES, strict=False):
+            lines.append(Line(*self.run.series(signal, layer), style))
+            title.append(f"  {clean(layer)}", style=style)
+        yield title, Chart(lines[::-1], mark=onset, log=True)  # the first layer lies on top
+
+    def _worst_layers(self, signal: str) -> list[str]:
+        """At most as many layers as there are styles, those with an early onset first chosen, in forward order."""
+        layers = [key.layer for key in self.run.keys if key.signal == signal]
+        alarmed = [s.layer for s in self.stretches if s.signal == signal]
+        kept = list(dict.fromkeys([*alarmed, *layers]))[: len(LINE_STYLES)]
+        return [layer for layer in layers if layer in kept]
+
+    def _unseen(self) -> Iterator[Text]:
+        reasons = missing(self.analysis.coverage)
+        for (tap, reason), sites in reasons.items():
+            yield Text(f"{tap} at {listed(sites)}: {reason}")
+        if not reasons:
+            yield Text("nothing that should have been", style="faint")
+
+    def _facts(self) -> Table:
+        meta = self.run.meta
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="faint", no_wrap=True)
+        table.add_column()
+        model = mapping(meta.model)
+        name = clean(model.get("name") or "?")
+        if isinstance(model.get("parameters"), int):
+            name += f", {model['parameters']:,} parameters"
+        versions = ", ".join(f"{clean(k)} {clean(v)}" for k, v in mapping(meta.versions).items())
+        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta.created))
+        first, last = self._extent()
+        rows = {
+            "run": clean(meta.run),
+            "model": name,
+            "steps": f"{len(self.run.steps):,} recorded, {first:,} to {last:,}, {duration(self.analysis.duration)}",
+            "began": f"{begun} on {clean(meta.host)}" + (f", {meta.world_size} ranks" if meta.world_size > 1 else ""),
+            "ended": clean(self.analysis.ended or "not yet, or nothing was there to write it"),
+            "versions": versions or "?",
+            "errors": count(len(self.analysis.errors), "probe error") if self.analysis.errors else "none in stabwatch",
+            "log": clean(self.run.path),
+        }
+        for label, fact in rows.items():
+            table.add_row(label, Text(fact))
+        return table
+
+
+def timeline(stretch: Stretch, first: int, last: int, width: int = BAR, ascii_only: bool = False) -> Text:
+    """A bar over the run: thin while normal, medium from the onset on, thick while the alert fires."""
+    thin, medium, thick = "-=#" if ascii_only else "─━█"
+    changes = [(first, thin, "faint"), (stretch.onset, medium, "onset")]
+    changes += [(step, thick, severity) for severity, step in sorted(stretch.fired.items(), key=lambda item: item[1])]
+    if stretch.until is not None:
+        changes.append((stretch.until, thin, "faint"))
+    scale = width / max(last - first, 1)
+    at = [min(max(round((step - first) * scale), 0), width - 1) for step, *_ in changes] + [width]
+    text = Text(no_wrap=True)
+    for place, (_, glyph, style) in enumerate(changes):
+        text.append(glyph * (at[place + 1] - at[place]), style=style)
+    return text
+
+
+def _others(layers: Sequence[str], named: int) -> str:
+    """'blocks.1, blocks.2 and 1 more'."""
+    if len(layers) <= named or not named:
+        return ", ".join(layers) if named else f"{len(layers)} more" if layers else ""
+    return f"{', '.join(layers[:named])} and {len(layers) - named} more"
+
+
+def _table(*headings: str, gap: int = 2) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="faint")
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _section(title: str | Text, *body: RenderableType) -> Iterator[RenderableType]:
+    yield Text()
+    yield Text(title, style="title") if isinstance(title, str) else title
+    for part in body:
+        yield Padding(part, (0, 0, 0, 2), expand=False)
+
+
+def _cause(place: int, cause: Cause) -> Iterator[RenderableType]:
+    title = f"{place}. {clean(cause.title)}"
+    since = f"since step {cause.since_step}, {round(100 * cause.confidence)} % sure"
+    parts: list[RenderableType] = [Text(since, style="faint"), _bullets("•", cause.evidence)]
+    if cause.remedy:
+        parts += [Text("What to do", style="calm"), _bullets("→", cause.remedy)]
+    if cause.references:
+        parts.append(Text("; ".join(map(clean, cause.references)), style="faint"))
+    yield from _section(title, *parts)
+
+
+def _bullets(sign: str, lines: Sequence[str]) -> Table:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for line in lines:
+        grid.add_row(sign, Text(clean(line)))
+    return grid

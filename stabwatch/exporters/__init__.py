@@ -1,0 +1,1 @@
+"""What leaves a run log: one file per destination. No torch here."""

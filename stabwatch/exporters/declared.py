@@ -1,0 +1,49 @@
+"""How each series of a run log looks on the outside; everything is derived from the catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from stabwatch.signals import CATALOGUE
+from stabwatch.signals.declaration import Worst
+from stabwatch.signals.reductions import REDUCTIONS
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Name, help and type of a metric.
+
+    layered: it has the label `layer`.
+    worst: the end of a window that is exported beside the last value; None for a counter and for an index.
+    """
+
+    metric: str
+    help: str
+    counter: bool
+    layered: bool
+    worst: Worst | None
+
+    @property
+    def window_metric(self) -> str:
+        """Name of the windowed worst."""
+        return f"{self.metric}_window_{self.worst}"
+
+    @property
+    def series(self) -> int:
+        """How many series on /metrics one series of the run log becomes."""
+        return 1 if self.worst is None else 2
+
+
+@cache
+def declared(signal: str) -> Declared:
+    """The declaration of a signal. A log of another version may hold one that this catalogue does not know."""
+    if signal not in CATALOGUE:
+        counter = signal.endswith("_total")
+        text = f"The run log's signal {signal}, which this version of stabwatch does not know."
+        return Declared(f"stabwatch_{signal}", text, counter, True, None if counter else "max")
+    s = CATALOGUE[signal]
+    ops = {f.name: f.op for f in REDUCTIONS[s.reduction].fields}
+    index = any(ops[field] == "arg" for field in s.fields)
+    counter = s.kind == "counter"
+    return Declared(s.metric, s.help, counter, s.level == "layer", None if counter or index else s.worst)

@@ -1,0 +1,233 @@
+"""Prometheus: a collector over an immutable snapshot, so that a scrape never waits for anything.
+
+Names on /metrics, all with the label `run`:
+
+    stabwatch_<signal>{layer}               last value of a gauge; absent while the last value was NaN or infinite
+    stabwatch_<signal>_window_max{layer}    its worst finite value of the last 60 s or so (`_window_min` where the
+                                            low end is the bad one); a scrape resets nothing, so any number of
+                                            servers may scrape at any interval up to a minute and see each spike
+    stabwatch_<signal>_total{layer}         a counter, accumulated since the run began
+    stabwatch_<derived>{layer}              what the rules compare: trend, robust z-score, steps to the limit
+    stabwatch_alerts_firing{rule,severity,layer}   1 while it fires; 0 with an empty layer for each silent rule
+    stabwatch_rule_violations_total{rule,layer}    times that a rule began to fire or became graver
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from stabwatch.exporters.declared import Declared, declared
+from stabwatch.runlog import SeriesKey
+
+STATES = ("running", "finished", "exception", "killed")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that one scrape shows. Never changed once made; arrays are aligned with `keys`.
+
+    last, window: gauges, NaN where there is nothing finite to show. totals: counters.
+    nonfinite: how many measured values of each series were NaN or infinite.
+    firing: (rule, severity, layer). violations: times each (rule, layer) began to fire.
+    """
+
+    run: str
+    info: tuple[tuple[str, str], ...] = ()
+    state: str = "running"
+    step: int | None = None
+    time: float | None = None
+    keys: tuple[SeriesKey, ...] = ()
+    last: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    window: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    totals: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    nonfinite: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    derived: tuple[tuple[SeriesKey, float], ...] = ()
+    firing: tuple[tuple[str, str, str], ...] = ()
+    violations: tuple[tuple[str, str, int], ...] = ()
+    agent_errors: int = 0
+    series_dropped: int = 0
+
+
+@dataclass(frozen=True)
+class DerivedMetric:
+    """What an exporter needs to know of a derived signal."""
+
+    name: str
+    help: str
+
+
+class RunCollector(Collector):
+    """Turns the newest snapshot into metric families.
+
+    snapshot: gives the newest snapshot at once. derived: the derived signals there are. rules: (name, severity) of
+    every rule, so that one that never fired stands at zero.
+    A family that cannot be built is left out and counted; the rest of the scrape is served.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        derived: Iterable[DerivedMetric] = (),
+        rules: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        self._snapshot = snapshot
+        self._derived = {d.name: d for d in derived}
+        self._rules = tuple(rules)
+        self._errors = 0
+        self._lock = threading.Lock()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the names depend on the run."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of one scrape."""
+        snapshot = self._snapshot()
+        for build in (_run, _state, _progress, _signals, self._derived_gauges, self._alerts, _nonfinite):
+            try:
+                yield from list(build(snapshot))
+            except Exception:
+                with self._lock:
+                    self._errors += 1
+        yield from self._itself(snapshot)
+
+    def _derived_gauges(self, s: Snapshot) -> Iterator[Metric]:
+        values: dict[str, list[tuple[SeriesKey, float]]] = {}
+        for key, value in s.derived:
+            values.setdefault(key.signal, []).append((key, value))
+        for name, members in values.items():
+            layered = any(key.layer for key, _ in members)
+            family = _gauge(f"stabwatch_{name}", self._derived[name].help, layered)
+            for key, value in members:
+                if np.isfinite(value):
+                    family.add_metric(_labels(s, key, layered), value)
+            yield family
+
+    def _alerts(self, s: Snapshot) -> Iterator[Metric]:
+        firing = GaugeMetricFamily(
+            "stabwatch_alerts_firing",
+            "Whether a rule fires, by layer; 0 with an empty layer for a rule that fires nowhere.",
+            labels=["run", "rule", "severity", "layer"],
+        )
+        loud = {rule for rule, _, _ in s.firing}
+        rows = [*s.firing, *((rule, severity, "") for rule, severity in self._rules if rule not in loud)]
+        for rule, severity, layer in sorted(rows):
+            firing.add_metric([clean(s.run), rule, severity, clean(layer)], float(rule in loud))
+        yield firing
+        counts = {(rule, ""): 0 for rule, _ in self._rules}
+        counts.update({(rule, layer): n for rule, layer, n in s.violations})
+        violations = CounterMetricFamily(
+            "stabwatch_rule_violations",
+            "Times that a rule began to fire or became graver, by layer.",
+            labels=["run", "rule", "layer"],
+        )
+        for (rule, layer), n in sorted(counts.items()):
+            violations.add_metric([clean(s.run), rule, clean(layer)], n)
+        yield violations
+
+    def _itself(self, s: Snapshot) -> Iterator[Metric]:
+        counts = (
+            ("collect_errors", "Metric families that could not be built at a scrape.", self._errors),
+            ("agent_errors", "Exceptions caught in the agent while it followed the run log.", s.agent_errors),
+            ("series_dropped", "Series that are not exported because the agent's cap was reached.", s.series_dropped),
+        )
+        for name, text, value in counts:
+            family = CounterMetricFamily(f"stabwatch_{name}", text, labels=["run"])
+            family.add_metric([clean(s.run)], value)
+            yield family
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can carry: a lone surrogate from a hostile log must not break a scrape."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _gauge(name: str, text: str, layered: bool) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=["run", "layer"] if layered else ["run"])
+
+
+def _labels(s: Snapshot, key: SeriesKey, layered: bool) -> list[str]:
+    return [clean(s.run), clean(key.layer)] if layered else [clean(s.run)]
+
+
+def _run(s: Snapshot) -> Iterator[Metric]:
+    info = {"run": s.run, **dict(s.info)}
+    yield InfoMetricFamily("stabwatch_run", "Static facts of the run.", {k: clean(v) for k, v in info.items()})
+
+
+def _state(s: Snapshot) -> Iterator[Metric]:
+    family = GaugeMetricFamily(
+        "stabwatch_run_state", "1 for the state that the training process is in.", labels=["run", "state"]
+    )
+    for state in dict.fromkeys((*STATES, s.state)):
+        family.add_metric([clean(s.run), clean(state)], float(state == s.state))
+    yield family
+
+
+def _progress(s: Snapshot) -> Iterator[Metric]:
+    if s.step is None or s.time is None:
+        return
+    for name, text, value in (
+        ("stabwatch_step", "Newest step in the run log.", float(s.step)),
+        ("stabwatch_last_step_timestamp_seconds", "When the newest step ended, in seconds since the epoch.", s.time),
+    ):
+        family = _gauge(name, text, False)
+        family.add_metric([clean(s.run)], value)
+        yield family
+
+
+def _signals(s: Snapshot) -> Iterator[Metric]:
+    members: dict[str, list[int]] = {}
+    for i, key in enumerate(s.keys):
+        members.setdefault(key.signal, []).append(i)
+    for signal, columns in members.items():
+        d = declared(signal)
+        if d.counter:
+            yield _counter(s, d, columns)
+            continue
+        yield _filled(s, d.metric, d.help, d, s.last, columns)
+        if d.worst:
+            end = "Largest" if d.worst == "max" else "Smallest"
+            text = f"{end} value of {d.metric} in the last 60 seconds."
+            yield _filled(s, d.window_metric, text, d, s.window, columns)
+
+
+def _filled(
+    s: Snapshot, name: str, text: str, d: Declared, values: NDArray[np.float64], columns: list[int]
+) -> GaugeMetricFamily:
+    family = _gauge(name, text, d.layered)
+    for i in columns:
+        if np.isfinite(values[i]):
+            family.add_metric(_labels(s, s.keys[i], d.layered), float(f"{values[i]:.7g}"))  # the log holds float32
+    return family
+
+
+def _counter(s: Snapshot, d: Declared, columns: list[int]) -> CounterMetricFamily:
+    labels = ["run", "layer"] if d.layered else ["run"]
+    family = CounterMetricFamily(d.metric.removesuffix("_total"), d.help, labels=labels)
+    for i in columns:
+        family.add_metric(_labels(s, s.keys[i], d.layered), float(s.totals[i]))
+    return family
+
+
+def _nonfinite(s: Snapshot) -> Iterator[Metric]:
+    family = CounterMetricFamily(
+        "stabwatch_values_nonfinite",
+        "Values of a signal that came out NaN or infinite, over all layers; they stand on no gauge.",
+        labels=["run", "signal"],
+    )
+    counts: dict[str, int] = {}
+    for key, n in zip(s.keys, s.nonfinite.tolist(), strict=True):
+        if not declared(key.signal).counter:
+            counts[key.signal] = counts.get(key.signal, 0) + n
+    for signal, n in counts.items():
+        family.add_metric([clean(s.run), clean(signal)], n)
+    yield family

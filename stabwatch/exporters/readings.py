@@ -1,0 +1,191 @@
+"""Folds blocks of a run log into what leaves it: last values, worst values and accumulated counters."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.exporters.declared import declared
+from stabwatch.runlog import Block, SeriesKey, SlotTable
+
+Array = NDArray[np.float64]
+
+WINDOW_SECONDS = 60.0
+BUCKET_SECONDS = 5.0
+MAX_SERIES = 20_000
+RESERVED = 500
+"""Series kept free of the cap for alerts and for what the agent says about itself."""
+
+
+class SeriesCap:
+    """Guards the Prometheus server: what does not fit is left out, counted, and stays out."""
+
+    def __init__(self, limit: int = MAX_SERIES) -> None:
+        self.limit = limit
+        self.used = 0
+        self.dropped = 0
+        self._admitted: dict[Hashable, bool] = {}
+
+    def admit(self, key: Hashable, series: int = 1, *, urgent: bool = False) -> bool:
+        """Whether a key may be exported; `urgent` ones may use the reserve."""
+        if key not in self._admitted:
+            limit = self.limit if urgent else self.limit - min(RESERVED, self.limit // 2)
+            fits = self.used + series <= limit
+            self._admitted[key] = fits
+            self.used += series if fits else 0
+            self.dropped += 0 if fits else series
+        return self._admitted[key]
+
+
+class _Layout:
+    """One slot table, seen from outside: the columns of its series, and which cells say that they were measured."""
+
+    def __init__(self, table: SlotTable, columns: NDArray[np.int64]) -> None:
+        self.table = table
+        kept = columns >= 0
+        self.kept = np.flatnonzero(kept)
+        self.columns = columns[kept]
+        starts = np.asarray(table.starts)
+        cells = [
+            np.unique(np.searchsorted(starts, table.series[i].slots, side="right") - 1) for i in self.kept.tolist()
+        ]
+        self._counts = starts[np.concatenate([np.empty(0, np.int64), *cells])]
+        self._offsets = np.cumsum([0, *(len(c) for c in cells)])[:-1]
+
+    def values(self, block: Block) -> Array:
+        """(n, kept series)."""
+        return block.values[:, self.kept]
+
+    def measured(self, block: Block) -> NDArray[np.bool_]:
+        """(n, kept series): measured at all; a measured value may itself be NaN or infinite."""
+        if not len(self.kept):
+            return np.zeros((len(block), 0), dtype=bool)
+        counts = block.rows[:, self._counts] > 0
+        return np.logical_or.reduceat(counts, self._offsets, axis=1)
+
+
+class Readings:
+    """The present of a run, one column per series in `keys`; `layers` stand in forward order.
+
+    last: last measured value; NaN when there is none or when it was not finite.
+    worst, worst_step: worst finite value of the whole run, and where.
+    totals: counters, accumulated from the increments in the log.
+    nonfinite: how many measured values were NaN or infinite.
+    """
+
+    def __init__(self, cap: SeriesCap, window_seconds: float = WINDOW_SECONDS) -> None:
+        self.cap = cap
+        self.keys: list[SeriesKey] = []
+        self.layers: list[str] = []
+        self.step: int | None = None
+        self.time: float | None = None
+        self.records = 0
+        self.last = np.empty(0)
+        self.worst = np.empty(0)
+        self.worst_step = np.empty(0, np.int64)
+        self.totals = np.empty(0)
+        self.nonfinite = np.empty(0, np.int64)
+        self._sign = np.empty(0)
+        self._column: dict[SeriesKey, int] = {}
+        self._layouts: dict[int, _Layout] = {}
+        self._buckets: deque[tuple[int, Array]] = deque()
+        self._kept_buckets = int(window_seconds / BUCKET_SECONDS) + 1
+        self._newest = -np.inf
+        self._arrived = 0.0
+
+    def observe(self, block: Block, arrived: float) -> None:
+        """Fold a block in. `arrived`: when it was read, on a monotonic clock of the reader."""
+        if not len(block):
+            return
+        layout = self._layout(block.table)
+        values, measured = layout.values(block), layout.measured(block)
+        finite = measured & np.isfinite(values)
+        columns = layout.columns
+        self._fold_last(values, measured, finite, columns)
+        self._fold_worst(np.where(finite, values, np.nan) * self._sign[columns], block, columns)
+        self.totals[columns] += np.where(finite, values, 0.0).sum(axis=0)
+        self.nonfinite[columns] += (measured & ~finite).sum(axis=0)
+        self.step, self.time = int(block.steps[-1]), float(block.times[-1])
+        self.records += len(block)
+        if block.times.max() >= self._newest:
+            self._newest, self._arrived = float(block.times.max()), arrived
+
+    def clock(self, now: float) -> float:
+        """The time in the training process, in seconds since the epoch, at `now` on the reader's monotonic clock."""
+        return self._newest + max(0.0, now - self._arrived)
+
+    def window(self, now: float) -> Array:
+        """Worst finite value of each series in the last minute or so; the last value counts however old it is.
+
+        The window slides on the clock of the training process, so that neither a slow file system nor a host with
+        another time can hide a spike.
+        """
+        oldest = np.floor(self.clock(now) / BUCKET_SECONDS) - self._kept_buckets
+        signed = self.last * self._sign
+        for bucket, worst in self._buckets:
+            if bucket > oldest:
+                signed[: len(worst)] = np.fmax(signed[: len(worst)], worst)
+        return signed * self._sign
+
+    def _fold_last(
+        self, values: Array, measured: NDArray[np.bool_], finite: NDArray[np.bool_], columns: NDArray[np.int64]
+    ) -> None:
+        seen = measured.any(axis=0)
+        row = len(values) - 1 - np.argmax(measured[::-1], axis=0)
+        at = (row[seen], np.flatnonzero(seen))
+        self.last[columns[seen]] = np.where(finite[at], values[at], np.nan)
+
+    def _fold_worst(self, signed: Array, block: Block, columns: NDArray[np.int64]) -> None:
+        filled = np.where(np.isnan(signed), -np.inf, signed)
+        row = filled.argmax(axis=0)
+        peak = filled[row, np.arange(len(columns))]
+        beaten = (peak > -np.inf) & ~(peak <= self.worst[columns] * self._sign[columns])
+        self.worst[columns[beaten]] = (peak * self._sign[columns])[beaten]
+        self.worst_step[columns[beaten]] = block.steps[row[beaten]]
+        buckets = np.floor(block.times / BUCKET_SECONDS).astype(np.int64)
+        for bucket in np.unique(buckets)[-self._kept_buckets :].tolist():
+            rows = signed[buckets == bucket]
+            mine = self._bucket(bucket)
+            mine[columns] = np.fmax(mine[columns], np.fmax.reduce(rows, axis=0))
+
+    def _bucket(self, bucket: int) -> Array:
+        for i, (other, worst) in enumerate(self._buckets):
+            if other == bucket:
+                if len(worst) < len(self.keys):
+                    worst = np.concatenate([worst, np.full(len(self.keys) - len(worst), np.nan)])
+                    self._buckets[i] = (bucket, worst)
+                return worst
+        worst = np.full(len(self.keys), np.nan)
+        self._buckets.append((bucket, worst))
+        if len(self._buckets) > self._kept_buckets:
+            self._buckets.popleft()
+        return worst
+
+    def _layout(self, table: SlotTable) -> _Layout:
+        layout = self._layouts.get(id(table))
+        if layout is None:
+            whole_run_first = sorted(table.keys, key=lambda key: declared(key.signal).layered)
+            for key in whole_run_first:
+                if self.cap.admit(key, declared(key.signal).series) and key not in self._column:
+                    self._column[key] = len(self.keys)
+                    self.keys.append(key)
+            self._grow()
+            known = {*self.layers}
+            named = {key.layer for key in table.keys if key.layer and key in self._column}
+            self.layers += [s for s in dict.fromkeys(c.site for c in table.cells) if s in named and s not in known]
+            columns = np.array([self._column.get(key, -1) for key in table.keys], dtype=np.int64)
+            layout = self._layouts[id(table)] = _Layout(table, columns)
+        return layout
+
+    def _grow(self) -> None:
+        new = self.keys[len(self.last) :]
+        nan = np.full(len(new), np.nan)
+        self.last = np.concatenate([self.last, nan])
+        self.worst = np.concatenate([self.worst, nan])
+        self.worst_step = np.concatenate([self.worst_step, np.zeros(len(new), np.int64)])
+        self.totals = np.concatenate([self.totals, np.zeros(len(new))])
+        self.nonfinite = np.concatenate([self.nonfinite, np.zeros(len(new), np.int64)])
+        self._sign = np.concatenate([self._sign, [-1.0 if declared(k.signal).worst == "min" else 1.0 for k in new]])

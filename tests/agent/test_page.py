@@ -1,0 +1,121 @@
+"""The live page in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import pytest
+
+from tests.agent.conftest import until
+
+pytestmark = pytest.mark.chromium
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+           "--no-first-run", "--disable-dev-shm-usage"]  # fmt: skip
+HOSTILE = '<img src=x onerror="window.hacked=1">'
+COLOURED = """() => [...document.querySelectorAll('.uplot canvas')].map(canvas => {
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    let n = 0;
+    for (let i = 0; i < data.length; i += 4)
+    {
+        const [red, green, blue, alpha] = data.slice(i, i + 4);
+        n += alpha > 0 && Math.max(red, green, blue) - Math.min(red, green, blue) > 60;
+    }
+    return n;
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        path = next(p for name in BROWSERS if (p := shutil.which(name)))
+        chromium = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+def broken(message) -> bool:
+    """An error that is not the agent's silence."""
+    return message.type == "error" and "Failed to load resource" not in message.text
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens an address; fails at the end on any error on the console and any request to another host."""
+    contexts, complaints = [], []
+
+    def start(url: str, *, width: int = 1200, scheme: str = "light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.on("console", lambda message: complaints.append(message.text) if broken(message) else None)
+        page.on("request", lambda r: None if r.url.startswith((url, "data:")) else complaints.append(f"asked {r.url}"))
+        page.goto(url)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def sick(new_log):
+    """A sick run that goes on, with names that try to be markup."""
+    now = time.time()
+    layers = [HOSTILE, "blocks.1", "blocks.2", "blocks.3"]
+    log = new_log("sick", layers=layers, created=now - 40, now=lambda step: now - 30 + 0.1 * step)
+    log.write(range(260))
+    return log
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_the_page_shows_what_is_wrong_and_where(sick, start_agent, open_page, width, scheme):
+    url = start_agent(sick.path).info()["url"]
+    page = open_page(url, width=width, scheme=scheme)
+    page.wait_for_selector(".uplot canvas")
+    until(lambda: "critical" in (page.locator("#diagnosis").get_attribute("class") or ""))
+    assert page.inner_text("#name") == "sick"
+    assert "running" in page.inner_text("#state")
+    assert len(page.inner_text(".verdict")) > 20
+    assert HOSTILE in page.inner_text("#alerts")
+    assert HOSTILE in page.inner_text("#table")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img").count() == 0
+    titles = page.locator(".chart h3").all_inner_texts()
+    assert titles[:3] == ["Loss", "Gradient norm", "Attention logit"]
+    assert len(titles) == 7
+    assert min(page.evaluate(COLOURED)) > 400
+    assert page.locator(".chart").nth(2).locator(".scale").inner_text() == "log scale"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_page_follows_the_run_and_says_when_the_agent_is_gone(sick, start_agent, open_page):
+    agent = start_agent(sick.path)
+    page = open_page(agent.info()["url"])
+    page.wait_for_selector(".uplot canvas")
+    sick.write(range(260, 280))
+    until(lambda: "279" in page.inner_text("#facts"))
+    assert page.locator("#gone").is_hidden()
+    agent.process.kill()
+    page.wait_for_selector("#gone:not([hidden])", timeout=15000)
+    assert "does not answer" in page.inner_text("#gone")
+
+
+def test_a_chosen_layer_stays_chosen(sick, start_agent, open_page):
+    page = open_page(start_agent(sick.path).info()["url"])
+    page.wait_for_selector(".uplot canvas")
+    page.locator("#table tbody tr", has_text="blocks.1.attn").click()
+    sick.write(range(260, 262))
+    until(lambda: "261" in page.inner_text("#facts"))
+    assert page.locator("tr.chosen").inner_text().startswith("blocks.1.attn")
+
+
+def test_a_run_without_records_yet(new_log, start_agent, open_page):
+    page = open_page(start_agent(new_log("empty").path).info()["url"])
+    until(lambda: page.inner_text("#name") == "empty")
+    assert page.inner_text(".verdict")
+    assert page.locator("#charts-section").is_hidden()
+    assert page.locator("#layers").is_hidden()

@@ -1,0 +1,212 @@
+"""HTTP, on real sockets: what is served, to whom, and that nobody is kept waiting."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+
+from stabwatch.agent import server
+from stabwatch.agent.server import FILES, PAGE, App, HttpServer
+from stabwatch.agent.state import Follower
+from stabwatch.errors import AgentError
+from tests.agent.conftest import get, until
+
+
+@pytest.fixture
+def follower(new_log):
+    log = new_log("r")
+    log.write(range(60))
+    follower = Follower(log.path)
+    follower.poll()
+    yield follower
+    follower.lease.release()
+
+
+@pytest.fixture
+def listen(follower):
+    """An HttpServer that serves the follower."""
+    made = []
+
+    def start(host="127.0.0.1", port=0, token=None, **more) -> HttpServer:
+        made.append(HttpServer(App(follower, token), host, port, **more))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for http in made:
+        http.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """(certificate, key) for 127.0.0.1."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=stabwatch", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
+def test_metrics_are_negotiated_and_packed(listen):
+    url = listen().url + "metrics"
+    status, headers, plain = get(url)
+    assert (status, headers["Content-Type"].split(";")[0]) == (200, "text/plain")
+    assert b'stabwatch_step{run="r"} 59.0' in plain
+    _, headers, packed = get(url, headers={"Accept-Encoding": "gzip"})
+    assert headers["Content-Encoding"] == "gzip"
+    assert b'stabwatch_step{run="r"} 59.0' in gzip.decompress(packed)
+    _, headers, body = get(url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert headers["Content-Type"].startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+
+
+def test_health_says_whether_the_log_is_followed(listen, follower, monkeypatch):
+    url = listen().url + "healthz"
+    status, _, body = get(url)
+    health = json.loads(body)
+    assert (status, health["ok"], health["run"], health["step"], health["state"]) == (200, True, "r", 59, "running")
+    monkeypatch.setattr(server, "HEALTHY_SECONDS", 0.0)
+    status, _, body = get(url)
+    assert (status, json.loads(body)["ok"]) == (503, False)
+
+
+def test_page_data_comes_in_increments(listen, follower, new_log):
+    url = listen().url + "api/state.json"
+    whole = json.loads(get(url)[2])
+    assert whole["points"]["steps"] == list(range(60))
+    titles = [chart["title"] for chart in whole["charts"]]
+    assert titles[:3] == ["Loss", "Gradient norm", "Attention logit"]
+    attention = whole["charts"][2]["lines"]
+    assert [line["layer"] for line in attention] == [f"blocks.{i}.attn" for i in range(4)]
+    assert {"low", "exact"} <= attention[0].keys()
+    points = whole["points"]
+    rest = json.loads(get(f"{url}?since={points['epoch']}.{points['next']}")[2])["points"]
+    assert (rest["from"], rest["steps"]) == (59, [59])
+    for nonsense in ("x", "1.", "-1.-1", "1.2.3", "99999.0"):
+        assert json.loads(get(f"{url}?since={nonsense}")[2])["points"]["from"] == 0
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_page_files_are_served_with_a_strict_policy(listen, path):
+    status, headers, body = get(listen().url.rstrip("/") + path)
+    assert status == 200
+    assert body == (PAGE / FILES[path][0]).read_bytes()
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_page_asks_nobody_else():
+    for name in ("index.html", "page.js", "charts.js", "page.css"):
+        text = (PAGE / name).read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text and "https:" not in text and "//cdn" not in text, name
+        assert "innerHTML" not in text and "insertAdjacentHTML" not in text, name
+    assert "MIT" in (PAGE / "uplot" / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("path", ["nothing", "../errors.py", "uplot/../page.js", "%2e%2e/server.py"])
+def test_nothing_else_is_served(listen, path):
+    assert get(listen().url + path)[0] == 404
+
+
+def test_only_reading_is_allowed(listen):
+    http = listen()
+    with socket.create_connection(("127.0.0.1", http.port), timeout=5) as s:
+        s.sendall(b"POST / HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+        assert s.recv(100).startswith(b"HTTP/1.0 405")
+    with socket.create_connection(("127.0.0.1", http.port), timeout=5) as s:
+        s.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: s.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.0 200")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_a_login_guards_everything(listen):
+    url = listen(token="watcher:pässword").url
+
+    def status(path: str, login: str | None = None) -> int:
+        header = {} if login is None else {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+        return get(url + path, headers=header)[0]
+
+    for path in ("", "metrics", "healthz", "api/state.json", "page.js"):
+        assert status(path) == 401
+        assert status(path, "watcher:wrong") == 401
+        assert status(path, "watcher:pässword") == 200
+    assert get(url, headers={"Authorization": "Basic !!!"})[0] == 401
+    assert get(url, headers={"Authorization": "Bearer x"})[0] == 401
+    assert "Basic" in get(url)[1]["WWW-Authenticate"]
+
+
+def test_tls_with_a_silent_client_beside(listen, certificate):
+    http = listen(certfile=certificate[0], keyfile=certificate[1])
+    assert http.url.startswith("https://127.0.0.1:")
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    with socket.create_connection(("127.0.0.1", http.port)):  # connects, and never says hello
+        began = time.monotonic()
+        assert get(http.url + "healthz", context=context)[0] == 200
+        assert time.monotonic() - began < 3
+
+
+def test_a_scrape_does_not_wait_for_the_page(listen, follower):
+    url = listen().url
+    with follower.history_lock:  # as if the follower were in the middle of its work
+        stuck = threading.Thread(target=get, args=(url + "api/state.json",))
+        stuck.start()
+        assert get(url + "metrics")[0] == 200
+        assert get(url + "healthz")[0] == 200
+    stuck.join(10)
+    assert not stuck.is_alive()
+
+
+def test_a_taken_port_gives_the_next_one(listen):
+    first = listen()
+    second = listen(port=first.port)
+    assert second.port > first.port
+    assert get(second.url + "healthz")[0] == 200
+
+
+def test_ipv6(listen):
+    try:
+        http = listen(host="::1")
+    except AgentError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    assert http.url == f"http://[::1]:{http.port}/"
+    assert get(http.url + "healthz")[0] == 200
+
+
+def test_what_cannot_work_is_said_clearly(follower, tmp_path):
+    app = App(follower)
+    with pytest.raises(AgentError, match="`host` must be an address of this machine"):
+        HttpServer(app, "no.such.host.invalid", 0)
+    with pytest.raises(AgentError, match=r"cannot listen on 192\.0\.2\.1"):
+        HttpServer(app, "192.0.2.1", 9478)
+    with pytest.raises(AgentError, match="both a certificate and its key"):
+        HttpServer(app, "127.0.0.1", 0, certfile=tmp_path / "c.pem")
+    with pytest.raises(AgentError, match="cannot be used"):
+        HttpServer(app, "127.0.0.1", 0, certfile=tmp_path / "c.pem", keyfile=tmp_path / "k.pem")
+
+
+def test_a_client_that_hangs_up_is_no_news(listen, capsys):
+    http = listen()
+    for _ in range(3):
+        s = socket.create_connection(("127.0.0.1", http.port))
+        s.sendall(b"GET /api/state.json HTTP/1.0\r\n\r\n")
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        s.close()
+    until(lambda: get(http.url + "healthz")[0] == 200)
+    assert capsys.readouterr().err == ""

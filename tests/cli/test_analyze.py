@@ -1,0 +1,103 @@
+"""`stabwatch analyze`: what people read, what scripts read, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import pytest
+from typer.testing import CliRunner
+
+from stabwatch.analysis import analyze
+from stabwatch.cli.app import app
+from stabwatch.cli.console import console
+from stabwatch.cli.report import Report
+from stabwatch.runlog import Event, Meta, RunFolder, append_event, read_run
+
+
+def rendered(run, width: int = 100, **options) -> str:
+    out = console(file=StringIO(), width=width, **{"color_system": None, **options})
+    out.print(Report(analyze(run), read_run(run)))
+    return out.file.getvalue()
+
+
+def invoke(*args: object):
+    return CliRunner().invoke(app, ["analyze", *map(str, args)])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_report_fits(sick_run, width):
+    assert max(map(len, rendered(sick_run, width).splitlines())) <= width
+
+
+def test_the_report_begins_with_the_verdict(sick_run, healthy_run):
+    for run in (sick_run, healthy_run):
+        words = rendered(run, 1000).splitlines()[0].rstrip()
+        assert words == analyze(run).diagnosis.verdict
+
+
+def test_the_report_of_a_sick_run(sick_run):
+    text = rendered(sick_run)
+    for part in ("1. ", "What to do", "What left its normal range", "Alerts", "loss", "Not measured", "The run"):
+        assert part in text
+    assert "onset" in text
+    assert "blocks.0.attn" in text
+    assert "attention at blocks.9.attn: its forward never ran" in text
+    assert "GPT, 1,200,000 parameters" in text
+
+
+def test_the_report_of_a_healthy_run(healthy_run):
+    text = rendered(healthy_run)
+    assert "What to do" not in text
+    assert "onset" not in text
+
+
+def test_colours_on_a_terminal_and_none_elsewhere(sick_run):
+    assert "\x1b[" in rendered(sick_run, force_terminal=True, color_system="truecolor")
+    assert "\x1b" not in invoke(sick_run).output
+
+
+def test_exit_codes(sick_run, healthy_run):
+    assert invoke(sick_run).exit_code == invoke(sick_run, "--json").exit_code == 1
+    assert invoke(healthy_run).exit_code == invoke(healthy_run, "--json").exit_code == 0
+
+
+def test_json_is_the_analysis(sick_run):
+    result = invoke(sick_run, "--json")
+    data = json.loads(result.output, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert data["schema"] == 1
+    assert data == json.loads(json.dumps(analyze(sick_run).to_dict()))
+
+
+def test_hostile_names(new_run, tmp_path):
+    hostile = "a\x1b[2J[red]b\nc\u202e\x9b0m"
+    run = new_run(tmp_path / "run", sick=True, layers=[hostile], run=hostile, model={"name": hostile})
+    append_event(run, Event("error", 1.0, 3, {"probe": hostile, "message": hostile, "traceback": hostile}))
+    append_event(run, Event("coverage", 1.0, 3, {"missing": [{"tap": hostile, "site": hostile, "reason": hostile}]}))
+    text = rendered(run)
+    assert "a[red]b c" in text
+    assert not set(text) & set("\x1b\x9b\u202e\r\x07")
+
+
+@pytest.mark.parametrize("missing", ["text", 7, [1, None, {"tap": []}], {"a": 1}])
+def test_nonsense_in_the_log_is_survived(new_run, tmp_path, missing):
+    run = new_run(tmp_path / "run", sick=True, steps=30, end=None, versions=[], model="text")
+    append_event(run, Event("coverage", 1.0, None, {"missing": missing}))
+    append_event(run, Event("error", 1.0, None, {}))
+    append_event(run, Event("end", 1.0, None, {}))
+    with open(run / "events.jsonl", "ab") as file:
+        file.write(b"\xff\xfe{\n[]\n")
+    result = invoke(run)
+    assert result.exit_code in (0, 1), result.output
+
+
+def test_a_run_without_records(tmp_path):
+    folder = RunFolder(tmp_path / "run", Meta(run="new", created=0, host="h", pid=1, pid_started=0))
+    result = invoke(folder.path)
+    assert result.exit_code in (0, 1), result.output
+    assert "0 recorded" in result.output
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    result = invoke(tmp_path)
+    assert result.exit_code == 2

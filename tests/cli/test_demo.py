@@ -1,0 +1,91 @@
+"""`stabwatch demo`, as a person without a terminal sees it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from stabwatch.cli.console import console
+from stabwatch.cli.demo import EXPECTED_LR, EXPECTED_STEPS, done
+from stabwatch.cli.progress import Progress, alert_line
+from stabwatch.runlog import Event, append_event
+
+
+def demo(folder: Path, *args: object, timeout: float = 110) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stabwatch", "demo", "--run-dir", str(folder / "run"), *map(str, args)]
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=folder, env=env)
+
+
+def test_a_short_demo_without_an_agent(tmp_path):
+    result = demo(tmp_path, "--steps", 10, "--no-agent")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["run", "log", str(tmp_path / "run")]
+    assert sum(line.startswith("step ") for line in lines) >= 10
+    assert "The run" in lines
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_does_its_job_with_its_port_in_use(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = demo(tmp_path, "--port", port, "--linger", 0, timeout=300)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    page = next(line.split()[-1] for line in lines if line.startswith("live page"))
+    assert f":{port}/" not in page
+    raised = next(i for i, line in enumerate(lines) if line.startswith("step ") and "critical AttentionLogit" in line)
+    last = max(i for i, line in enumerate(lines) if line.startswith("step 300 of 300"))
+    assert raised < last, "the alert is raised while the training runs"
+    assert "What to do" in result.stdout
+
+
+def test_what_counts_as_done():
+    calm, fired = SimpleNamespace(exit_code=0), SimpleNamespace(exit_code=1)
+    assert done(fired, 1, 1.0)
+    assert not done(calm, EXPECTED_STEPS, EXPECTED_LR)
+    assert done(calm, EXPECTED_STEPS - 1, EXPECTED_LR)
+    assert done(calm, 1000, 1e-3)
+
+
+def alert(**data: object) -> Event:
+    return Event("alert", 1.0, 40, {"severity": "critical", "state": "firing", "rule": "R", **data})
+
+
+def test_alerts_are_printed_once_and_clean(healthy_run, tmp_path, new_run):
+    run = new_run(tmp_path / "run", sick=False, steps=2)
+    watch = SimpleNamespace(run_dir=run, config=SimpleNamespace(agent=False))
+    out = console(file=StringIO(), width=80, color_system=None)
+    with Progress(out, 3) as progress:
+        progress.start(watch)
+        append_event(run, alert(layer="a\x1b[2J", summary="too\nlarge"))
+        progress.alerts()
+        progress.alerts()
+    assert out.file.getvalue().splitlines()[-1] == "step 40: critical R a: too large"
+    assert out.file.getvalue().count("critical") == 1
+
+
+def test_an_alert_that_is_over():
+    assert alert_line(alert(state="resolved")).plain.startswith("step 40: resolved R")
+
+
+def test_an_agent_that_does_not_serve_is_said(tmp_path, new_run):
+    run = new_run(tmp_path / "run", sick=False, steps=2)
+    watch = SimpleNamespace(run_dir=run, config=SimpleNamespace(agent=True), wait_for_agent=lambda: None)
+    out = console(file=StringIO(), width=80, color_system=None)
+    with Progress(out, 3) as progress:
+        progress.start(watch)
+    assert "does not serve: see agent.log" in out.file.getvalue()
+    assert progress.page is None

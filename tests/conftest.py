@@ -1,0 +1,57 @@
+"""What every test stands on: a clean environment, few threads, no network, and skips that say why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+# Before anything imports torch: the models are small, and more threads cost time.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile("default")
+
+ALERTMANAGERS = ("prometheus-alertmanager", "alertmanager")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def _lacking(marker: str) -> str:
+    """Why tests with a marker cannot run here; '' when they can."""
+    if marker == "prometheus":
+        absent = [name for name in ("prometheus", "promtool") if not shutil.which(name)]
+        absent += [] if any(map(shutil.which, ALERTMANAGERS)) else [ALERTMANAGERS[0]]
+        return f"not installed: {', '.join(absent)}" if absent else ""
+    if marker == "chromium":
+        return "" if any(map(shutil.which, BROWSERS)) else "no Chromium or Chrome is installed"
+    import torch
+
+    return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what the machine cannot run, and say why."""
+    reasons: dict[str, str] = {}
+    for item in items:
+        for marker in ("prometheus", "chromium", "gpu"):
+            if item.get_closest_marker(marker):
+                if marker not in reasons:
+                    reasons[marker] = _lacking(marker)
+                if reasons[marker]:
+                    item.add_marker(pytest.mark.skip(reason=f"{marker}: {reasons[marker]}"))
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's shell reaches a test, and no test reaches the network."""
+    for name in list(os.environ):
+        if name.startswith("STABWATCH_"):
+            monkeypatch.delenv(name)
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    monkeypatch.setenv("WANDB_MODE", "offline")

@@ -1,0 +1,110 @@
+"""The layout of a record, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from stabwatch.runlog import Block, Cell, Event, SeriesKey, SlotTable, host_cell
+from stabwatch.signals import CATALOGUE
+
+
+def test_cells_lie_one_after_the_other(table: SlotTable) -> None:
+    assert table.width == sum(len(f) for f in table.fields) == len(table.law.ops)
+    assert table.starts[0] == 0
+    for cell, start, fields in zip(table.cells, table.starts, table.fields, strict=True):
+        assert table.start(cell) == start
+        assert fields[0] == ("count", "sum")
+        assert table.law.ops[start : start + len(fields)] == tuple(op for _, op in fields)
+
+
+def test_a_cell_named_twice_is_one_cell() -> None:
+    cell = Cell("loss", "", "mean")
+    assert SlotTable.build([cell, cell]).cells == (cell,)
+
+
+def test_layer_signals_have_one_series_a_site_and_run_signals_one(table: SlotTable) -> None:
+    layers = [k.layer for k in table.keys if k.signal == "layer_gradient_norm"]
+    assert layers == ["blocks.0", "blocks.1"]  # in forward order
+    assert table.keys.count(SeriesKey("gradient_norm")) == 1
+    assert len(set(table.keys)) == len(table.keys)
+    assert set(table.keys) >= {SeriesKey("loss"), SeriesKey("attention_logit_upper", "blocks.0.attn")}
+
+
+def test_a_norm_over_the_run_is_made_of_all_layers() -> None:
+    table = SlotTable.build([Cell("gradient", f"blocks.{i}", "moments") for i in range(2)])
+    rows = np.array([[4, 9.0, 0, 3, 4, 16.0, 0, 4], [4, 9.0, 0, 3, np.nan, np.nan, np.nan, np.nan]])
+    values = table.values(rows)[:, table.keys.index(SeriesKey("gradient_norm"))]
+    assert_array_equal(values, [5.0, 3.0])
+
+
+def test_host_cells_are_named_after_their_signal() -> None:
+    table = SlotTable.build([host_cell("learning_rate"), host_cell("skipped_steps_total")])
+    assert table.keys == (SeriesKey("learning_rate"), SeriesKey("skipped_steps_total"))
+    assert_array_equal(table.values(np.array([1, 0.5, 1, 2.0])), [0.5, 2.0])
+
+
+def test_values_of_rows_of_any_leading_shape(table: SlotTable) -> None:
+    rows = np.random.default_rng(0).random((2, 3, table.width))
+    assert_array_equal(table.values(rows)[1, 2], table.values(rows[1, 2]))
+
+
+def test_the_json_of_a_table_gives_the_table_back(table: SlotTable) -> None:
+    again = SlotTable.from_json(table.to_json())
+    assert again == table
+    again.check()
+    assert json.loads(table.to_json())["schema"] == 1
+
+
+def test_a_table_from_a_file_keeps_the_fields_of_the_file(table: SlotTable) -> None:
+    """A log of another version is read by the layout it was written with, not by today's."""
+    data = json.loads(table.to_json())
+    data["cells"][0]["fields"].append(["later", "max"])
+    again = SlotTable.from_json(json.dumps(data))
+    assert again.width == table.width + 1 and again.fields[0][-1] == ("later", "max")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["cells"].clear(), "at least one slot"),
+        (lambda d: d["cells"][0]["fields"].append(["x", "median"]), "unknown merge operator 'median'"),
+        (lambda d: d["series"][0].update(formula="median"), "unknown formula 'median'"),
+        (lambda d: d["series"][0].update(slots=[10**6]), "names slots"),
+        (lambda d: d["series"][0].update(slots=[]), "names slots"),
+    ],
+)
+def test_a_table_that_does_not_fit_together_is_refused(table: SlotTable, change, message: str) -> None:
+    data = json.loads(table.to_json())
+    change(data)
+    with pytest.raises(ValueError, match=message):
+        SlotTable.from_json(json.dumps(data)).check()
+
+
+def test_a_block_has_the_values_of_its_rows(table: SlotTable) -> None:
+    rows = np.ones((2, table.width), np.float32)
+    rows[1] = np.nan
+    block = Block(table, np.arange(2), np.arange(2.0), rows)
+    assert len(block) == 2 and block.values.shape == (2, len(table.series))
+    assert np.isfinite(block.values[0]).all() and np.isnan(block.values[1]).all()
+
+
+def test_an_event_survives_its_line() -> None:
+    event = Event("note", 12.5, 3, {"text": "é\n\u2028", "list": [1, None]})
+    assert "\n" not in event.to_json()
+    assert Event.from_json(event.to_json()) == event
+    assert Event.from_json('{"kind": "end", "time": 1}') == Event("end", 1.0, None, {})
+
+
+def test_series_keys_read_well_and_sort() -> None:
+    assert str(SeriesKey("loss")) == "loss" and str(SeriesKey("output_rms", "blocks.0")) == "output_rms[blocks.0]"
+    assert sorted([SeriesKey("b"), SeriesKey("a", "z"), SeriesKey("a")])[0] == SeriesKey("a")
+
+
+def test_the_example_layout_covers_every_reduction_but_the_rare(table: SlotTable) -> None:
+    """What the tests beside this one write is close to what is really written."""
+    missing = {s.reduction for s in CATALOGUE} - {c.reduction for c in table.cells}
+    assert missing <= {"update", "logsumexp", "clip", "host_count"}

@@ -1,0 +1,74 @@
+"""What imports what: nothing but the training side may load torch, and the command line starts in no time."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stabwatch
+
+ROOMS_WITHOUT_TORCH = ("signals", "runlog", "exporters", "alerts", "analysis", "agent", "cli")
+
+PROBE = """
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """All modules that a fresh interpreter has after importing the given ones."""
+    command = [sys.executable, "-c", PROBE, json.dumps(modules)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+def modules_in(room: str) -> list[str]:
+    """A room and every module in it, except the entry points that run on import."""
+    path = Path(stabwatch.__file__).parent / room
+    walked = pkgutil.walk_packages([str(path)], prefix=f"stabwatch.{room}.")
+    return [f"stabwatch.{room}", *(m.name for m in walked if not m.name.endswith("__main__"))]
+
+
+@pytest.mark.parametrize("room", ROOMS_WITHOUT_TORCH)
+def test_a_room_of_the_readers_loads_no_torch(room: str) -> None:
+    modules = modules_in(room)
+    assert len(modules) > 1, f"the walk found no module in {room}"
+    loaded = loaded_by(*modules)
+    assert set(modules) <= loaded
+    assert "torch" not in loaded, f"stabwatch.{room} loads torch, directly or indirectly"
+
+
+def test_the_probe_can_fail() -> None:
+    """Meta-test: a module that loads torch is seen to, or the test above guards nothing."""
+    assert "torch" in loaded_by("stabwatch.watch")
+
+
+def test_every_room_is_on_one_side() -> None:
+    """A new package must be put on the list above, or here among those that need torch."""
+    rooms = {m.name for m in pkgutil.iter_modules(stabwatch.__path__) if m.ispkg}
+    assert rooms - {"hooks", "kernels"} == set(ROOMS_WITHOUT_TORCH)
+
+
+def test_importing_stabwatch_is_cheap() -> None:
+    loaded = loaded_by("stabwatch")
+    assert {m for m in loaded if m.startswith("stabwatch")} == {"stabwatch"}
+    assert not loaded & {"torch", "numpy", "pyarrow", "typer", "rich", "prometheus_client", "yaml"}
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    loaded = loaded_by("stabwatch.cli", "stabwatch.cli.app")
+    assert not loaded & {"torch", "numpy", "pyarrow", "scipy", "prometheus_client"}
+
+
+def test_the_public_names_load_on_first_use() -> None:
+    code = "import sys, stabwatch; stabwatch.attach; print('torch' in sys.modules, stabwatch.attach.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "stabwatch.watch"]

@@ -1,0 +1,75 @@
+"""The public surface, frozen: what users import, and how it is called."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import stabwatch
+from stabwatch import errors
+
+ON_PURPOSE = "is what users build on. If you change it on purpose, change it here and in CHANGELOG.md."
+
+
+def test_public_names_are_frozen() -> None:
+    assert stabwatch.__all__ == ["Config", "Watch", "__version__", "attach"], f"The list of names {ON_PURPOSE}"
+    for name in stabwatch.__all__:
+        assert getattr(stabwatch, name) is not None
+
+
+def test_the_signature_of_attach_is_frozen() -> None:
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in _parameters(stabwatch.attach)]
+    assert ", ".join(map(str, parameters)) == (
+        "model, optimizer=None, loss_fn=None, run_dir=None, config=None, **overrides"
+    ), f"The signature of attach {ON_PURPOSE}"
+    keyword_only = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert keyword_only == ["loss_fn", "run_dir", "config"]
+
+
+def test_the_methods_of_a_watch_are_frozen() -> None:
+    public = sorted(name for name in vars(stabwatch.Watch) if not name.startswith("_"))
+    assert set(public) >= {"coverage", "detach", "log"}, f"Watch {ON_PURPOSE}"
+    assert {"__enter__", "__exit__"} <= set(dir(stabwatch.Watch))
+
+
+def _parameters(function) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'stabwatch' has no attribute 'atach'"):
+        stabwatch.atach  # noqa: B018
+
+
+def test_the_version_is_a_version_and_the_packages_own() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", stabwatch.__version__)
+    try:
+        installed = importlib.metadata.version("stabwatch")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("stabwatch is not installed here, only on the path")
+    assert installed == stabwatch.__version__
+
+
+def test_the_tree_of_errors_is_as_drawn() -> None:
+    classes = [c for c in vars(errors).values() if inspect.isclass(c) and c.__module__ == errors.__name__]
+    assert {c.__name__ for c in classes} == {
+        "StabwatchError",
+        "ConfigError",
+        "RunLogError",
+        "RuleError",
+        "AgentError",
+        "MissingExtraError",
+    }, f"The tree of errors {ON_PURPOSE}"
+    for error in classes:
+        assert issubclass(error, errors.StabwatchError)
+        assert error.__name__ in (errors.__doc__ or ""), "the drawing at the top of errors.py"
+        for base in error.__bases__:
+            assert base.__name__ in ("Exception", "StabwatchError") or f"({base.__name__})" in (errors.__doc__ or "")
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert (Path(stabwatch.__file__).parent / "py.typed").exists()
