@@ -103,6 +103,7 @@ class Watch:
         self._attached = self._began
         self._pid = os.getpid()
         self._records = 0
+        self._forwards = 0
         self._warned = False
         self._tap(loss_fn)
         if self._ranks.rank == 0 or self.config.reduce == "never":
@@ -195,6 +196,7 @@ class Watch:
 
     def forward_begins(self) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
+        self._forwards += 1
         if self._clock.open_step_is_over():
             self.guard.run("clock", "always", self._close_step)
 
@@ -329,7 +331,9 @@ class Watch:
         """About once a second, in the writer's thread."""
         if self._agent is not None:
             self._agent.check()
-        if self._records == 0 and not self._warned and time.perf_counter() - self._attached > 60:
+        waited = time.perf_counter() - self._attached
+        patience = 60.0 if self._forwards > 50 else 900.0  # a first compilation takes minutes
+        if self._records == 0 and not self._warned and waited > patience:
             self._warned = True
             assert self._writer is not None
             self._writer.event("coverage", 0, taps=[], fired=0, missing=[_NO_STEP])

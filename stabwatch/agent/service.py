@@ -104,6 +104,8 @@ def _say(server: HttpServer, follower: Follower, token: str | None) -> None:
     if server.asked not in (0, server.port):
         print(f"stabwatch agent: port {server.asked} is taken, using {server.port}.")
     print(f"stabwatch agent: run {follower.meta.run}: {server.url} (Prometheus: {server.url}metrics)")
+    if not follower.lease.held():
+        print("stabwatch agent: another agent speaks for this run (or its folder is read-only): this one only serves.")
     loopback = server.host in ("localhost", "::1") or server.host.startswith("127.")
     if not loopback and token is None:
         print("stabwatch agent: open to the network without a password; --username asks for one.")

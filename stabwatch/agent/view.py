@@ -43,7 +43,7 @@ CHARTS = (
     Chart("Attention logit", (_UPPER, _EXACT), "attention_logit_lower", _EXACT),
     Chart("Output RMS", ("output_rms",)),
     Chart("Activation maximum", ("activation_abs_max",)),
-    Chart("Update to weight ratio", ("update_to_weight_ratio",)),
+    Chart("Update / weight", ("update_to_weight_ratio",)),
     Chart("Output logit logsumexp", ("output_logit_logsumexp",)),
 )  # fmt: skip
 CHARTED = frozenset(signal for chart in CHARTS for signal in chart.signals)

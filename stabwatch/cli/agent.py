@@ -35,11 +35,12 @@ def agent(
     --linger has passed, or with Ctrl-C.
     """
     from stabwatch.agent import serve
-    from stabwatch.runlog import find_run
+    from stabwatch.runlog import RunLog, find_run
 
+    log = RunLog(find_run(run))  # `serve` waits for a run that is about to appear; a person wants to know at once
     raise typer.Exit(
         serve(
-            find_run(run),
+            log.path,
             host=host,
             port=port,
             linger=linger,

@@ -100,13 +100,14 @@ class Chart:
     def _axis(self, width: int, first: int, last: int, marked: int | None) -> str:
         left, right = f"step {first}", str(last)
         text = list(f"{left}{' ' * max(1, width - len(left) - len(right))}{right}"[:width])
-        label = f"^ {self.mark_label} {self.mark}"
         if marked is not None:
-            start = marked
+            name = f"{self.mark_label} {self.mark}"
+            label, start = f"^ {name}", marked
             if start + len(label) > width - len(right) - 1:  # no room to its right: write to its left
-                label = f"{self.mark_label} {self.mark} ^"
-                start = marked - len(label) + 1
-            if start > len(left) and start + len(label) < width - len(right):
+                label, start = f"{name} ^", marked - len(name) - 1
+            if start <= len(left):  # no room there either: it stands close to the beginning
+                label, start = name, len(left) + 2
+            if start + len(label) < width - len(right):
                 text[start : start + len(label)] = label
         return "".join(text)
 

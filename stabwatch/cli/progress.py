@@ -11,12 +11,11 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from stabwatch.cli.text import clean, duration, number
-from stabwatch.runlog import RunLog
+from stabwatch.runlog import Event, RunLog
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from stabwatch.runlog import Event
     from stabwatch.watch import Watch
 
 PLAIN_LINES = 10
@@ -82,19 +81,15 @@ class Progress:
             self.alerts()
 
     def alerts(self) -> None:
-        """Print the alerts that the agent has raised since the last call."""
+        """Print what the agent has raised since the last call, one line per rule."""
         self._polled = time.monotonic()
+        raised: dict[tuple[str, str], list[Event]] = {}
         for event in self._log.poll_events() if self._log is not None else ():
-            if event.kind == "alert":
-                self._console.print(alert_line(event), soft_wrap=True)
-
-
-def alert_line(event: Event) -> Text:
-    """One alert event as a line."""
-    severity = str(event.data.get("severity"))
-    firing = event.data.get("state") == "firing"
-    line = Text(f"step {event.step}: ")
-    line.append(f"{severity} " if firing else "resolved ", style=severity if firing else "calm")
-    line.append(clean(event.data.get("rule")), style="title")
-    line.append(f" {clean(event.data.get('layer') or '')}".rstrip())
-    return line.append(f": {clean(event.data.get('summary') or '')}")
+            if event.kind == "alert" and event.data.get("state") == "firing":
+                kind = (str(event.data.get("severity")), clean(event.data.get("rule")))
+                raised.setdefault(kind, []).append(event)
+        for (severity, rule), events in raised.items():
+            line = Text(f"step {events[0].step}: ").append(severity, style=severity).append(f" {rule}", style="title")
+            line.append(f": {clean(events[0].data.get('description') or '')}")
+            line.append(f" And {len(events) - 1} more." if len(events) > 1 else "")
+            self._console.print(line, soft_wrap=True)

@@ -87,7 +87,7 @@ class Report:
         for column in table.columns[2:]:
             column.justify = "right"
         for stretch in self.stretches[:MOST_ROWS]:
-            cells = (
+            cells: tuple[str | Text, ...] = (
                 Text(stretch.rule, style=stretch.severity),
                 tail(clean(stretch.layer), 28 if wide else 14),
                 str(stretch.onset),
@@ -102,20 +102,28 @@ class Report:
         return table
 
     def _charts(self) -> Iterator[tuple[Text, Chart]]:
-        """The loss, and by layer the signal that left its normal range first."""
-        onset = self.stretches[0].onset if self.stretches else None
+        """The loss, and by layer the signal of the first cause."""
+        offender = self._offender()
+        onset = None if offender is None else offender.onset
         steps, values = self.run.series("loss")
         if len(steps):
             yield Text("loss", style="title"), Chart([Line(steps, values)], mark=onset)
-        signals = {key.signal for key in self.run.keys} - {"loss"}
-        signal = next((s.signal for s in self.stretches if s.signal in signals), None)
-        if signal is None:
+        signal = "loss" if offender is None else offender.signal
+        if signal == "loss" or signal not in {key.signal for key in self.run.keys}:
             return
         lines, title = [], Text().append(signal, style="title")
         for layer, style in zip(self._worst_layers(signal), LINE_STYLES, strict=False):
             lines.append(Line(*self.run.series(signal, layer), style))
             title.append(f"  {clean(layer)}", style=style)
         yield title, Chart(lines[::-1], mark=onset, log=True)  # the first layer lies on top
+
+    def _offender(self) -> Stretch | None:
+        """The stretch that the first cause is about; the first one, if that cause is about none."""
+        for cause in self.analysis.diagnosis.causes:
+            for stretch in self.stretches:
+                if stretch.rule == cause.name:
+                    return stretch
+        return self.stretches[0] if self.stretches else None
 
     def _worst_layers(self, signal: str) -> list[str]:
         """At most as many layers as there are styles, those with an early onset first chosen, in forward order."""

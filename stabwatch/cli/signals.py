@@ -17,15 +17,19 @@ WIDE = 110
 def signals(as_json: JsonOption = False) -> None:
     """List what stabwatch measures.
 
-    For each signal: how often it is measured, its unit, its meaning, and the paper or code it comes from.
+    For each signal: how often it is measured, its unit, its meaning, and the paper or code it comes from. Derived
+    signals are computed by the agent from the measured ones; the alert rules compare them.
     """
     from dataclasses import asdict
 
+    from stabwatch.alerts import DERIVED
     from stabwatch.cli.console import console, print_json
     from stabwatch.signals import CATALOGUE
 
     if as_json:
-        print_json({"schema": 1, "signals": [{**asdict(s), "metric": s.metric} for s in CATALOGUE]})
+        measured = [{**asdict(s), "metric": s.metric} for s in CATALOGUE]
+        derived = [{**asdict(d), "metric": d.metric} for d in DERIVED]
+        print_json({"schema": 1, "signals": measured, "derived": derived})
     else:
         out = console()
         out.print(table(wide=out.width >= WIDE))
@@ -36,19 +40,21 @@ def table(wide: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from stabwatch.alerts import DERIVED
     from stabwatch.signals import CATALOGUE
 
     result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="title")
     for heading in ("signal", "per", "measured", "unit") if wide else ("signal",):
         result.add_column(heading, no_wrap=True)
     result.add_column("meaning and source", ratio=1)
-    for signal in CATALOGUE:
-        facts = (signal.level, HOW_OFTEN[signal.tier], signal.unit)
-        meaning = Text(signal.help)
+    rows: list[tuple[str, str, str, str, str, str]]
+    rows = [(s.name, s.level, HOW_OFTEN[s.tier], s.unit, s.help, s.source) for s in CATALOGUE]
+    rows += [(d.name, d.level, "derived", d.unit, d.help, "") for d in DERIVED]
+    for name, level, measured, unit, help, source in rows:
+        meaning = Text(help)
         if not wide:
-            unit = "" if signal.unit == "1" else f", in {signal.unit}"
-            meaning.append(f" Per {signal.level}, {HOW_OFTEN[signal.tier]}{unit}.", style="faint")
-        if signal.source:
-            meaning.append(f" {signal.source}", style="faint")
-        result.add_row(signal.name, *(facts if wide else ()), meaning)
+            meaning.append(f" Per {level}, {measured}{'' if unit == '1' else f', in {unit}'}.", style="faint")
+        if source:
+            meaning.append(f" {source}", style="faint")
+        result.add_row(name, *((level, measured, unit) if wide else ()), meaning)
     return result

@@ -18,7 +18,7 @@ WANTED = frozenset({"loss", "activation_abs_max"})
 def losses(values: list[float], first: int = 0) -> Block:
     rows = np.full((len(values), TABLE.width), np.nan, np.float32)
     rows[:, 0], rows[:, 1], rows[:, 2] = 1, values, 0
-    return Block(TABLE, first + np.arange(len(values)), 1.0 * np.arange(len(values)), rows)
+    return Block(TABLE, first + np.arange(len(values)), np.arange(len(values), dtype=np.float64), rows)
 
 
 def test_short_runs_are_shown_as_they_are():

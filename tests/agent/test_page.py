@@ -81,7 +81,7 @@ def test_the_page_shows_what_is_wrong_and_where(sick, start_agent, open_page, wi
     assert "running" in page.inner_text("#state")
     assert len(page.inner_text(".verdict")) > 20
     assert HOSTILE in page.inner_text("#alerts")
-    assert HOSTILE in page.inner_text("#table")
+    assert page.locator("#table tbody td").nth(6).get_attribute("title") == f"{HOSTILE}.attn"
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
     titles = page.locator(".chart h3").all_inner_texts()

@@ -65,4 +65,5 @@ def test_without_proc_psutil_answers(tmp_path):
 def test_from_another_host_only_a_long_silence_counts():
     watch = ProcessWatch(meta("r", host="elsewhere", pid=2**22 - 1), stale_seconds=100)
     assert watch.gone(99.0) is None
-    assert "elsewhere cannot be looked into" in watch.gone(101.0).detail
+    gone = watch.gone(101.0)
+    assert gone is not None and "elsewhere cannot be looked into" in gone.detail

@@ -99,6 +99,7 @@ def test_two_agents_on_one_run(new_log, start_agent):
     second = start_agent(log.path, port=port)
     url = until(lambda: [u for u in re.findall(r"run r: (\S+)", second.said()) if f":{port}/" not in u])[0]
     assert f"port {port} is taken, using" in second.said()
+    assert "this one only serves" in second.said()
     assert get(url + "healthz")[0] == 200
     log.write(range(250))
     until(lambda: len(events(log.path, "alert")) and "stabwatch_step{" in get(url + "metrics")[2].decode())

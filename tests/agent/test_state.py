@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from stabwatch.agent import state
-from stabwatch.agent.process import Gone
+from stabwatch.agent.process import Gone, ProcessWatch
 from stabwatch.agent.state import Follower
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, append_event
 from tests.agent.conftest import events
+from tests.agent.synthetic import meta
 
 
-class Process:
+class Process(ProcessWatch):
     """A training process whose end the test decides."""
 
-    local = True
-
     def __init__(self) -> None:
+        super().__init__(meta("any"))
         self.dead = False
 
     def gone(self, quiet_seconds: float) -> Gone | None:

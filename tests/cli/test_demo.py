@@ -14,7 +14,7 @@ import pytest
 
 from stabwatch.cli.console import console
 from stabwatch.cli.demo import EXPECTED_LR, EXPECTED_STEPS, done
-from stabwatch.cli.progress import Progress, alert_line
+from stabwatch.cli.progress import Progress
 from stabwatch.runlog import Event, append_event
 
 
@@ -25,12 +25,12 @@ def demo(folder: Path, *args: object, timeout: float = 110) -> subprocess.Comple
 
 
 def test_a_short_demo_without_an_agent(tmp_path):
-    result = demo(tmp_path, "--steps", 10, "--no-agent")
+    result = demo(tmp_path, "--steps", 5, "--no-agent")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["run", "log", str(tmp_path / "run")]
-    assert sum(line.startswith("step ") for line in lines) >= 10
+    assert sum(line.startswith("step ") for line in lines) >= 5
     assert "The run" in lines
     assert "\x1b" not in result.stdout
 
@@ -60,25 +60,31 @@ def test_what_counts_as_done():
     assert done(calm, 1000, 1e-3)
 
 
-def alert(**data: object) -> Event:
-    return Event("alert", 1.0, 40, {"severity": "critical", "state": "firing", "rule": "R", **data})
+def alert(layer: str, **data: object) -> Event:
+    facts = {
+        "severity": "critical",
+        "state": "firing",
+        "rule": "R",
+        "layer": layer,
+        "description": f"{layer} is too\nlarge.",
+    }
+    return Event("alert", 1.0, 40, {**facts, **data})
 
 
-def test_alerts_are_printed_once_and_clean(healthy_run, tmp_path, new_run):
+def test_alerts_are_printed_once_grouped_and_clean(tmp_path, new_run):
     run = new_run(tmp_path / "run", sick=False, steps=2)
     watch = SimpleNamespace(run_dir=run, config=SimpleNamespace(agent=False))
     out = console(file=StringIO(), width=80, color_system=None)
     with Progress(out, 3) as progress:
         progress.start(watch)
-        append_event(run, alert(layer="a\x1b[2J", summary="too\nlarge"))
+        for event in (alert("a\x1b[2J"), alert("b"), alert("c", severity="warning"), alert("a", state="resolved")):
+            append_event(run, event)
         progress.alerts()
         progress.alerts()
-    assert out.file.getvalue().splitlines()[-1] == "step 40: critical R a: too large"
-    assert out.file.getvalue().count("critical") == 1
-
-
-def test_an_alert_that_is_over():
-    assert alert_line(alert(state="resolved")).plain.startswith("step 40: resolved R")
+    assert out.file.getvalue().splitlines()[-2:] == [
+        "step 40: critical R: a is too large. And 1 more.",
+        "step 40: warning R: c is too large.",
+    ]
 
 
 def test_an_agent_that_does_not_serve_is_said(tmp_path, new_run):

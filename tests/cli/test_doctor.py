@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from stabwatch.alerts import DERIVED
 from stabwatch.cli import environment
 from stabwatch.cli.app import app
 from stabwatch.cli.environment import Check, check_environment
@@ -100,7 +101,7 @@ def test_signals_lists_the_whole_catalogue(monkeypatch):
     for width in ("80", "140"):
         monkeypatch.setenv("COLUMNS", width)
         text = CliRunner().invoke(app, ["signals"]).output
-        assert all(signal.name in text for signal in CATALOGUE)
+        assert all(signal.name in text for signal in (*CATALOGUE, *DERIVED))
         assert max(map(len, text.splitlines())) <= int(width)
 
 
@@ -108,6 +109,7 @@ def test_signals_json():
     data = json.loads(CliRunner().invoke(app, ["signals", "--json"]).output)
     assert data["schema"] == 1
     assert [s["metric"] for s in data["signals"]] == [s.metric for s in CATALOGUE]
+    assert [d["metric"] for d in data["derived"]] == [d.metric for d in DERIVED]
 
 
 def test_doctor_needs_no_run(tmp_path: Path, monkeypatch):

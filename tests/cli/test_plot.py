@@ -87,6 +87,11 @@ def test_a_mark_at_the_far_right_has_its_label_on_the_left():
     assert "onset 80 ^" in text
 
 
+def test_a_mark_at_the_far_left_is_named_too():
+    text = drawn(Chart([line(np.arange(100.0))], mark=1), width=60)
+    assert "step 0  onset 1" in text
+
+
 def test_points_far_apart_are_joined():
     rows = drawn(Chart([line([1, 1], steps=[0, 1000])], height=1), width=40).splitlines()
     assert " " not in rows[0].split("│")[1]

@@ -158,4 +158,4 @@ def test_a_signal_of_another_version_is_still_exported():
 
 def test_a_snapshot_cannot_be_changed():
     with pytest.raises(AttributeError):
-        snapshot().step = 1
+        snapshot().step = 1  # pyright: ignore[reportAttributeAccessIssue]

@@ -29,11 +29,11 @@ def block(values: list[dict[str, tuple[float, ...]]], start: float = 1000.0, ste
             if fields is not None:
                 row[TABLE.start(cell) : TABLE.start(cell) + len(fields)] = fields
     n = len(values)
-    return Block(TABLE, step + np.arange(n), start + dt * np.arange(n), rows)
+    return Block(TABLE, step + np.arange(n), start + dt * np.arange(n, dtype=np.float64), rows)
 
 
-def losses(*values: float, **more: float) -> Block:
-    return block([{"loss": (1, v, 0 if np.isfinite(v) else 1)} for v in values], **more)
+def losses(*values: float, start: float = 1000.0) -> Block:
+    return block([{"loss": (1, v, 0 if np.isfinite(v) else 1)} for v in values], start)
 
 
 def readings(limit: int = 20_000) -> Readings:

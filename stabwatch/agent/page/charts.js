@@ -91,7 +91,7 @@ export class Chart {
     const low = finite(data.slice(1), Math.min, Infinity);
     const high = finite(data.slice(1), Math.max, -Infinity);
     const log = low > 0 && high / low > LOG_FROM;
-    this.scale.textContent = [spec.unit === "1" ? "" : spec.unit, log ? "log scale" : ""].filter(Boolean).join(", ");
+    this.scale.textContent = [["1", "ratio"].includes(spec.unit) ? "" : spec.unit, log ? "log scale" : ""].filter(Boolean).join(", ");
     const shape = JSON.stringify([lines.map((l) => l.layer), focus, bands.length, series.length, log, style("--ink")]);
     if (shape !== this.shape) this.build(series, bands, log, data);
     else this.plot.setData(data);

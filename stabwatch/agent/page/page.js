@@ -16,6 +16,7 @@ let heard = 0;
 let last = null;
 let shown = "";
 let asking = false;
+const turned = new Set(); // causes that the reader opened or closed
 
 function el(tag, className, ...children) {
   const node = document.createElement(tag);
@@ -70,12 +71,17 @@ function showDiagnosis({ diagnosis, alerts, marks: fired }) {
   const rank = ["info", "warning", "critical"];
   const worst = Math.max(fired.length ? 0 : -1, ...alerts.map((a) => rank.indexOf(a.severity)));
   $("diagnosis").className = `card diagnosis ${rank[worst] ?? ""}`;
-  const causes = (diagnosis.causes ?? []).map((cause) => {
-    const where = [...new Set(cause.layers ?? [])];
-    const since = cause.since_step === null || cause.since_step === undefined ? "" : `since step ${cause.since_step}`;
-    const references = cause.references?.length ? el("p", "references", cause.references.join(" · ")) : null;
-    return el("div", "cause", el("h3", "", cause.title), el("p", "where", [some(where, 6), since].filter(Boolean).join(", ")),
+  const causes = diagnosis.causes.map((cause, place) => {
+    const since = `since step ${cause.since_step}`;
+    const head = el("summary", "", el("h3", "", cause.title),
+      el("span", "where", [some([...new Set(cause.layers)], 6), since].filter(Boolean).join(", ")));
+    const references = cause.references.length ? el("p", "references", cause.references.join(" · ")) : null;
+    const block = el("details", "cause", head,
       el("div", "columns", list("Why", cause.evidence), list("What to do", cause.remedy)), references);
+    // The first is open until closed, the others are closed until opened.
+    block.open = (place === 0) !== turned.has(cause.name);
+    block.ontoggle = () => { if (block.open === (place === 0)) turned.delete(cause.name); else turned.add(cause.name); };
+    return block;
   });
   $("diagnosis").replaceChildren(el("p", "verdict", diagnosis.verdict), ...causes);
 }
@@ -103,7 +109,7 @@ function showTable({ table, alerts }) {
   const rows = table.rows.map((row) => {
     const swatch = el("span", "swatch");
     swatch.style.background = colour(row.layer);
-    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer));
+    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer, 34));
     name.title = row.layer;
     const cells = row.cells.map((cell) => {
       if (!cell) return el("td", "soft", "–");
