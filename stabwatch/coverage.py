@@ -25,6 +25,17 @@ NO_GRADIENT = "no optimizer step updated these parameters"
 NO_UPDATE = "no optimizer step updated these parameters, or their turn has not come"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 
+NO_STEP = {
+    "tap": "clock",
+    "site": "",
+    "reason": "no step of a torch optimizer on this model's parameters was seen yet, so nothing is recorded",
+}
+UNATTACHED: dict[str, Any] = {
+    "taps": [],
+    "fired": 0,
+    "missing": [{"tap": "attach", "site": "", "reason": "attaching failed: see the log of the training process"}],
+}
+
 
 class Coverage:
     """Compares what fired with what should have."""

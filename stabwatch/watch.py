@@ -6,8 +6,6 @@ import atexit
 import logging
 import math
 import os
-import platform
-import socket
 import sys
 import tempfile
 import time
@@ -17,18 +15,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-import stabwatch
 from stabwatch.assembly import Assembler, HostNumbers
 from stabwatch.buffer import Copy, StepBuffer
 from stabwatch.clock import StepClock
 from stabwatch.config import Config
-from stabwatch.coverage import REPORT_AFTER, Coverage
+from stabwatch.coverage import NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
+from stabwatch.facts import run_id, run_meta
 from stabwatch.hooks.attention import Brackets
 from stabwatch.hooks.cells import RunCells
 from stabwatch.hooks.functions import FunctionTaps
@@ -38,7 +35,7 @@ from stabwatch.hooks.parameters import ParameterTaps
 from stabwatch.hooks.sites import Gate, choose, device_of, unwrap
 from stabwatch.launch import AgentProcess
 from stabwatch.ranks import Ranks
-from stabwatch.runlog import Cell, Meta, RunFolder, SlotTable, Writer
+from stabwatch.runlog import RunFolder, SlotTable, Writer
 from stabwatch.schedule import Governor, Plan
 
 _log = logging.getLogger("stabwatch")
@@ -66,9 +63,11 @@ def attach(
 
     Returns a Watch. Values, gradients and random numbers of the training are the same with it as without it.
 
-    Raises ConfigError if a setting is unknown or out of range. Nothing else is raised, now or later.
+    Raises ConfigError if a setting is unknown or out of range. Nothing else is raised, now or later: when attaching
+    fails, that is logged with its traceback, and the watch that comes back is detached already.
     """
-    return Watch(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=Config.load(config, **overrides))
+    settings = Config.load(config, **overrides)
+    return Watch(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=settings)
 
 
 class Watch:
@@ -88,26 +87,30 @@ class Watch:
         self.gate = Gate()
         self.guard = Guard(self._report_error)
         self.loss_seen = False
-        self.run: str
-        self.run_dir: Path
+        self.run = ""
+        self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
         self._model = unwrap(model)
-        self._ranks = Ranks(model, self.config.reduce)
         self._governor = Governor(self.config.overhead_budget, self.config.every_step)
         self._clock = StepClock(optimizer)
         self._host = HostNumbers()
         self._agent: AgentProcess | None = None
         self._writer: Writer | None = None
-        self._detached = False
-        self._scaled = False
-        self._began = time.perf_counter()
-        self._attached = self._began
+        self._modules: ModuleTaps | None = None
+        self._handles: list[Any] = []
+        self._detached = self._patched = self._scaled = self._warned = False
+        self._attached = self._began = time.perf_counter()
         self._pid = os.getpid()
-        self._records = 0
-        self._forwards = 0
-        self._warned = False
-        self._tap(loss_fn)
-        if self._ranks.rank == 0 or self.config.reduce == "never":
-            self._open(run_dir)
+        self._records = self._forwards = 0
+        try:
+            self._ranks = Ranks(model, self.config.reduce)
+            self._tap(loss_fn)
+            if self._ranks.rank == 0 or self.config.reduce == "never":
+                self._open(run_dir)
+        except Exception:
+            _log.exception("stabwatch: attaching failed; training goes on unwatched")
+            self._detached = True
+            self._untap()
+            return
         self._plan_next()
         atexit.register(self._at_exit)
 
@@ -116,39 +119,37 @@ class Watch:
     def _tap(self, loss_fn: Any) -> None:
         device = device_of(self._model, torch.device("cpu"))
         chosen = choose(self._model, self.config.include, self.config.exclude)
-        self._modules = ModuleTaps(chosen, self.gate, self, device)
+        self._modules = modules = ModuleTaps(chosen, self.gate, self, device)
         self._parameters = ParameterTaps(
             self._model, [c.path for c in chosen if c.path], device, self.config.update_bytes
         )
         self.cells = RunCells(device)
         self._buffer = StepBuffer(device)
         self.cells.register(self._buffer)
-        self._modules.register(self._buffer)
-        self.brackets = Brackets(self._modules.attention_names, device)
+        modules.register(self._buffer)
+        self.brackets = Brackets(modules.attention_names, device)
         self._buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
         self._parameters.register(self._buffer)
-        expected = self._expected()
+        shown = [cell for site in modules.sites.values() for cell in site.fields() if cell.tap == "activation"]
+        expected = (*self.cells.expected, *shown, *self._parameters.cells)
         self._assembler = Assembler(
             self._buffer.cells, expected, self._ranks.sharded, self._governor.ask_deep, self.config.attention_limit
         )
-        self._coverage = Coverage(self._modules.sites.values(), self._parameters, expected)
+        self._names = [site.name for site in modules.sites.values()]
+        self._coverage = Coverage(modules.sites.values(), self._parameters, expected)
         FunctionTaps.install()
-        self._handles = [
+        self._patched = True
+        self._handles += [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
         ]
         if isinstance(loss_fn, nn.Module):
             self._handles.append(loss_fn.register_forward_hook(self._loss_module))
 
-    def _expected(self) -> tuple[Cell, ...]:
-        """Cells that should show something in every run: their absence is reported."""
-        sites = (cell for site in self._modules.sites.values() for cell in site.fields())
-        return (*self.cells.expected, *(c for c in sites if c.tap == "activation"), *self._parameters.cells)
-
     def _open(self, run_dir: str | Path | None) -> None:
-        self.run = self._run_id()
+        self.run = run_id(self.config)
         path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
-        meta = self._meta()
+        meta = run_meta(self.run, self._model, self._names, self._ranks, self.config)
         try:
             folder = RunFolder(path, meta)
         except OSError as error:
@@ -163,35 +164,6 @@ class Watch:
         if self.config.verbose:
             print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
 
-    def _run_id(self) -> str:
-        if self.config.run:
-            return self.config.run
-        job = os.environ.get("SLURM_JOB_ID")
-        return f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
-
-    def _meta(self) -> Meta:
-        parameters = list(self._model.parameters())
-        return Meta(
-            run=self.run,
-            created=time.time(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            pid_started=psutil.Process().create_time(),
-            world_size=self._ranks.world,
-            rank=self._ranks.rank,
-            versions={
-                "stabwatch": stabwatch.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            model={
-                "name": type(self._model).__name__,
-                "parameters": sum(p.numel() for p in parameters),
-                "layers": [s.name for s in self._modules.sites.values() if s.name],
-            },
-            config={name: value for name, value in vars(self.config).items() if value is not None},
-        )
-
     # -- what the taps call -------------------------------------------------------------------------
 
     def forward_begins(self) -> None:
@@ -202,11 +174,14 @@ class Watch:
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
-        self._ranks.seen_in_forward()
         self.guard.run("attention", "always", self.brackets.fold)
+        self.guard.run("loss", "always", self._output_loss, output)
+
+    def _output_loss(self, output: Any) -> None:
+        self._ranks.seen_in_forward()
         value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(value, Tensor) and value.numel() == 1 and not self.loss_seen:
-            self.guard.run("loss", "always", self.cells.fold_loss, "output", value)
+            self.cells.fold_loss("output", value)
             self.loss_seen = True
 
     def _loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -259,9 +234,12 @@ class Watch:
             return
         if self.gate.sampled:
             self.guard.run("update", "sampled", self._parameters.measure_updates)
-        self._host.learning_rate = _learning_rate(optimizer)
+        self.guard.run("learning_rate", "always", self._note_rate, optimizer)
         if self._clock.stepped(optimizer):
             self.guard.run("clock", "always", self._close_step)
+
+    def _note_rate(self, optimizer: Any) -> None:
+        self._host.learning_rate = _learning_rate(optimizer)
 
     def _close_step(self) -> None:
         now = time.perf_counter()
@@ -336,12 +314,12 @@ class Watch:
         if self._records == 0 and not self._warned and waited > patience:
             self._warned = True
             assert self._writer is not None
-            self._writer.event("coverage", 0, taps=[], fired=0, missing=[_NO_STEP])
-            _log.warning("stabwatch: %s", _NO_STEP["reason"])
+            self._writer.event("coverage", 0, taps=[], fired=0, missing=[NO_STEP])
+            _log.warning("stabwatch: %s", NO_STEP["reason"])
 
     def coverage(self) -> dict[str, Any]:
         """What was seen so far: `taps`, `fired` (cells), `missing` (list of tap, site, reason)."""
-        return self._coverage.report(set(self._assembler.fired))
+        return self._coverage.report(set(self._assembler.fired)) if self._handles else dict(UNATTACHED)
 
     # -- for the user -------------------------------------------------------------------------------
 
@@ -375,16 +353,21 @@ class Watch:
         if self._clock.open_step_is_over():
             self.guard.run("clock", "always", self._close_step)
         self.gate.open = self.gate.sampled = self.gate.deep = self.gate.recording = False
-        for handle in self._handles:
-            handle.remove()
-        self._modules.remove()
-        FunctionTaps.remove()
+        self._untap()
         atexit.unregister(self._at_exit)
         if self._writer is not None:
             if 0 < self._records < REPORT_AFTER:
                 self._report_coverage()
             self._writer.event("end", self.step - 1, reason=reason, **facts)
             self._writer.close()
+
+    def _untap(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if self._modules is not None:
+            self._modules.remove()
+        if self._patched:
+            FunctionTaps.remove()
 
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)
@@ -403,13 +386,6 @@ class Watch:
             self.detach()
         else:
             self.detach("exception", error=f"{type(error).__name__}: {error}")
-
-
-_NO_STEP = {
-    "tap": "clock",
-    "site": "",
-    "reason": "no step of a torch optimizer on this model's parameters was seen yet, so nothing is recorded",
-}
 
 
 def _learning_rate(optimizer: Any) -> float:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the `stabwatch` command."""
-    from stabwatch.cli.app import app
+    try:
+        from stabwatch.cli.app import app
 
-    app(prog_name="stabwatch")
+        app(prog_name="stabwatch")
+    except KeyboardInterrupt:  # before a command has begun; `app.guarded` sees to the rest
+        raise SystemExit(130) from None

@@ -123,6 +123,7 @@ class ModuleTaps:
         if not item.path or list(item.module.children()) or site.attention_like:
             site.bracket = sum(s.bracket is not None for s in self.sites.values())
             site.exact = new_cell("attention_exact", device)
+            site.heads = int(getattr(item.module, "num_heads", 0) or 0)
         object.__setattr__(item.module, "_stabwatch", site)
         self._modules.append(item.module)
         pre, post = (before, after) if item.path else (before_root, after_root)

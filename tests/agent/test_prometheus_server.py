@@ -97,12 +97,13 @@ def test_a_run_is_found_scraped_and_its_end_is_seen(prometheus, tmp_path, start_
     until(lambda: not prometheus.query("up"), what="the target is gone")
 
 
-def test_a_spike_between_two_scrapes_is_seen(prometheus, new_log, start_agent):
+def test_a_spike_between_two_scrapes_and_a_loss_that_turns_nan(prometheus, new_log, start_agent):
     began = time.time()
     log = new_log("spike", now=lambda step: began + 0.001 * step, created=began)
     start_agent(log.path)
     log.write(range(10))
     until(lambda: prometheus.query("stabwatch_step").get(()) == 9, 30)
+
     spike = log.row(10)
     log.put(spike, "loss", "", "mean", sum=1e6)
     log.folder.append(log.table, 10, log.now(10), spike)
@@ -113,18 +114,11 @@ def test_a_spike_between_two_scrapes_is_seen(prometheus, new_log, start_agent):
     seen = prometheus.query("max_over_time(stabwatch_loss[1h])")[()]
     assert seen < 10, "the plain gauge saw the spike: the test proves nothing"
 
-
-def test_a_loss_that_turns_nan_is_absent_and_counted(prometheus, new_log, start_agent):
-    began = time.time()
-    log = new_log("nan", now=lambda step: began + 0.001 * step, created=began)
-    start_agent(log.path)
-    log.write(range(5))
-    until(lambda: prometheus.query("stabwatch_loss"), 30)
-    dead = log.row(5)
+    dead = log.row(14)
     log.put(dead, "loss", "", "mean", sum=float("nan"), nonfinite=1)
-    log.folder.append(log.table, 5, log.now(5), dead)
+    log.folder.append(log.table, 14, log.now(14), dead)
     until(lambda: not prometheus.query("stabwatch_loss"))
     assert prometheus.query("increase(stabwatch_loss_nonfinite_total[1m])")[()] > 0
     assert prometheus.query("stabwatch_loss_nonfinite_total")[()] == 1
     assert prometheus.query('stabwatch_values_nonfinite_total{signal="loss"}')[()] == 1
-    assert prometheus.query("stabwatch_step")[()] == 5
+    assert prometheus.query("stabwatch_step")[()] == 14

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
+import select
+import signal
 import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from contextlib import suppress
 from io import StringIO
 
 import numpy as np
@@ -153,6 +162,30 @@ def test_without_a_terminal_one_picture_is_printed(sick_run):
         assert result.exit_code == 0
         assert result.output.count("attn logit") == 1
         assert "\x1b" not in result.output
+
+
+def test_ctrl_c_leaves_the_live_view_quietly(sick_run):
+    reader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "stabwatch", "top", str(sick_run), "--interval", "0.1"]
+    env = {**os.environ, "TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, env=env) as process:
+        shown = b""
+        while shown.count(b"attn logit") < 2:
+            assert select.select([reader], [], [], 30)[0], "no second picture"
+            shown += os.read(reader, 65536)
+        process.send_signal(signal.SIGINT)
+        threading.Thread(target=_drain, args=(reader,), daemon=True).start()
+        assert process.wait(30) == 130
+        assert process.stderr.read() == b""
+    os.close(terminal)
+    assert b"\x1b[?1049h" in shown, "it draws on the alternate screen"
+
+
+def _drain(reader: int) -> None:
+    with suppress(OSError):
+        while os.read(reader, 65536):
+            pass
 
 
 def test_the_newest_run_of_a_folder_is_taken(sick_run):

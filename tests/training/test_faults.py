@@ -100,6 +100,19 @@ def test_an_exception_of_the_user_s_is_the_user_s(attach, tmp_path):
     assert caught.value is task_error
 
 
+@pytest.mark.parametrize("part", ["choose", "StepBuffer", "register_optimizer_step_post_hook", "Writer"])
+def test_when_attaching_fails_training_goes_on_unwatched(part, monkeypatch, attach, caplog):
+    from stabwatch import watch as module
+
+    plain = run("gpt", steps=4)
+    monkeypatch.setattr(module, part, _boom)
+    watched = run("gpt", steps=4, before=attach, after_step=lambda step: attach.watches[-1].log(x=1))
+    assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
+    assert attach.watches[-1].coverage()["missing"]
+    assert "training goes on unwatched" in caplog.text and "injected" in caplog.text
+    assert not hasattr(torch.nn.functional.cross_entropy, "__wrapped__")
+
+
 def test_a_run_folder_that_cannot_be_made_is_replaced(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     watch = stabwatch.attach(torch.nn.Linear(2, 2), run_dir=tmp_path / "file" / "run", agent=False)

@@ -162,3 +162,41 @@ def test_the_loss_is_found_wherever_it_is_computed(source, attach):
     assert log.series("loss")[1] == pytest.approx(truth, rel=1e-6)
     if source == "log":
         assert list(log.series("logged_value", "accuracy")[1]) == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_multihead_attention_with_and_without_its_weights(need_weights, attach):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=need_weights)[0]
+
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer)
+    x = torch.randn(3, 7, 16)
+    q, k, _ = F.linear(x, model.attention.in_proj_weight, model.attention.in_proj_bias).detach().chunk(3, dim=-1)
+    truth = largest_logit(*(y.view(3, 7, 4, 4).transpose(1, 2) for y in (q, k)), None, False, None)
+    model(x).square().mean().backward()
+    optimizer.step()
+    log = attach.finish()
+    assert log.series("attention_logit_max", "attention")[1] == pytest.approx([truth[2].item()], rel=1e-5)
+    assert log.series("attention_logit_head", "attention")[1] == [truth[3].item()]
+    assert len(log.series("attention_logit_lower", "attention")[1]) == (0 if need_weights else 1)
+
+
+def test_a_bracket_that_holds_the_limit_asks_for_the_exact_value(attach):
+    model, data = _model_and_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    watch = attach(model, optimizer, attention_limit=3.0)  # between the ends of the first layer's bracket
+    loss = F.cross_entropy(model(data[:, :-1]).flatten(0, 1), data[:, 1:].flatten())
+    loss.backward()
+    optimizer.step()
+    log = attach.finish()
+    ends = [log.series(f"attention_logit_{end}", "blocks.0.attn")[1][0] for end in ("lower", "upper")]
+    assert ends[0] < 3.0 < ends[1]
+    assert watch._governor._asked_deep
