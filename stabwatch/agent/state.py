@@ -136,6 +136,8 @@ class Follower:
             if self.ended is not None or self._contradicted(event):
                 return
             self.ended = event
+        elif event.kind == "start":
+            self.ended = None  # the run goes on in the same folder, from a checkpoint
         elif event.kind == "error":
             self._notices.setdefault(f"error {event.data.get('probe')}", event)
         elif event.kind == "coverage":

@@ -206,6 +206,8 @@ class Engine:
 
     def observe_event(self, event: Event) -> list[Alert]:
         """Take an event; an end that is no good end fires."""
+        if event.kind == "start":
+            self._ended = False  # also when the run goes on in the same folder, from a checkpoint
         if event.kind != "end" or self._stopped is None:
             return []
         self._ended = True

@@ -87,7 +87,7 @@ def analyze_run(run: Run) -> Analysis:
     engine = Engine()
     for block in run.blocks:
         engine.observe(block)
-    end = _last(run.events, "end")
+    end = _end(run.events)
     if end is not None:
         engine.observe_event(end)
     coverage = _last(run.events, "coverage")
@@ -109,6 +109,12 @@ def analyze_run(run: Run) -> Analysis:
 
 def _last(events: tuple[Event, ...], kind: str) -> Event | None:
     return next((e for e in reversed(events) if e.kind == kind), None)
+
+
+def _end(events: tuple[Event, ...]) -> Event | None:
+    """The end event, unless the run was started again after it."""
+    last = next((e for e in reversed(events) if e.kind in ("start", "end")), None)
+    return last if last is not None and last.kind == "end" else None
 
 
 def _summaries(run: Run) -> tuple[SeriesSummary, ...]:

@@ -17,7 +17,8 @@ def analyze(run: RunArgument = RUNS, as_json: JsonOption = False) -> None:
     """Say what happened in a run, where, since when, and why.
 
     Replays the alert rules over the run's log, exactly as they run live. Exit code 0: calm; 1: a warning or a
-    critical alert fired; 2: the log cannot be read.
+    critical alert fired; 2: the log cannot be read. With --json: `stabwatch.analysis.Analysis.to_dict()`, whose shape
+    is numbered by its key `schema`; numbers that are not finite are null.
     """
     from stabwatch.runlog import find_run
 

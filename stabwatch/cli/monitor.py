@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stabwatch.agent.process import ProcessWatch
 from stabwatch.alerts import Alert, Engine, diagnose
 from stabwatch.cli.stretches import rank
@@ -95,8 +92,8 @@ class Monitor:
             self._keep(block)
         for event in self.log.poll_events():
             self.engine.observe_event(event)
-            if event.kind == "end":
-                self._end = event
+            if event.kind in ("start", "end"):  # a run may go on in the same folder
+                self._end = event if event.kind == "end" else None
         if self._end is None:
             self.engine.tick(now)
 
@@ -106,7 +103,7 @@ class Monitor:
         shown = {key.layer for key in block.table.keys if key.signal in COLUMNS}
         self._layers.update(dict.fromkeys(cell.site for cell in block.table.cells if cell.site in shown))
         self._step, self._last = int(block.steps[-1]), float(block.times[-1])
-        for key, column, was in zip(block.table.keys, block.values.T, measured(block).T, strict=True):
+        for key, column, was in zip(block.table.keys, block.values.T, block.measured.T, strict=True):
             past = self._past.setdefault(key, _Past())
             seen = column[was].tolist()
             past.last = seen[-1] if seen else past.last
@@ -157,11 +154,3 @@ class Monitor:
                 alarm[column] = min(alarm.get(column, "info"), alert.severity, key=rank)
         trend = next((tuple(mine[signal].values) for signal in TRENDS if signal in mine), ())
         return LayerRow(name, {signal: past.last for signal, past in mine.items()}, trend, alarm)
-
-
-def measured(block: Block) -> NDArray[np.bool_]:
-    """(n, len(table.series)): whether each value was measured; a measured value may itself be NaN."""
-    starts = np.array(block.table.starts)
-    counts = block.rows[:, starts] > 0
-    cells = [np.unique(np.searchsorted(starts, s.slots, side="right") - 1) for s in block.table.series]
-    return np.stack([counts[:, c].any(axis=1) for c in cells], axis=1)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from stabwatch.cli.environment import Check
-from stabwatch.cli.monitor import measured
 from stabwatch.cli.text import clean, count, duration, listed, mapping, missing, number, size
 from stabwatch.runlog import Run, SeriesKey, read_run
 from stabwatch.signals.declaration import TAPS
@@ -53,7 +52,7 @@ def _fired(run: Run) -> dict[SeriesKey, bool]:
     """Whether each series was measured at least once."""
     fired: dict[SeriesKey, bool] = {}
     for block in run.blocks:
-        for key, column in zip(block.table.keys, measured(block).T, strict=True):
+        for key, column in zip(block.table.keys, block.measured.T, strict=True):
             fired[key] = fired.get(key, False) or bool(column.any())
     return fired
 

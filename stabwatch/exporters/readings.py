@@ -41,19 +41,13 @@ class SeriesCap:
 
 
 class _Layout:
-    """One slot table, seen from outside: the columns of its series, and which cells say that they were measured."""
+    """One slot table, seen from outside: which of its series are kept, and in which columns."""
 
     def __init__(self, table: SlotTable, columns: NDArray[np.int64]) -> None:
         self.table = table
         kept = columns >= 0
         self.kept = np.flatnonzero(kept)
         self.columns = columns[kept]
-        starts = np.asarray(table.starts)
-        cells = [
-            np.unique(np.searchsorted(starts, table.series[i].slots, side="right") - 1) for i in self.kept.tolist()
-        ]
-        self._counts = starts[np.concatenate([np.empty(0, np.int64), *cells])]
-        self._offsets = np.cumsum([0, *(len(c) for c in cells)])[:-1]
 
     def values(self, block: Block) -> Array:
         """(n, kept series)."""
@@ -61,10 +55,7 @@ class _Layout:
 
     def measured(self, block: Block) -> NDArray[np.bool_]:
         """(n, kept series): measured at all; a measured value may itself be NaN or infinite."""
-        if not len(self.kept):
-            return np.zeros((len(block), 0), dtype=bool)
-        counts = block.rows[:, self._counts] > 0
-        return np.logical_or.reduceat(counts, self._offsets, axis=1)
+        return block.measured[:, self.kept]
 
 
 class Readings:

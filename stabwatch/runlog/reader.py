@@ -240,15 +240,15 @@ class Run:
         return np.concatenate([np.empty(0), *(b.times for b in self.blocks)])
 
     def series(self, signal: str, layer: str = "") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """(steps, values) of one series, only where it was measured."""
+        """(steps, values) of one series where it was measured; a measured value may be NaN or infinite."""
         key = SeriesKey(signal, layer)
         steps, values = [np.empty(0, np.int64)], [np.empty(0)]
         for block in self.blocks:
             if key in block.table.keys:
-                column = block.values[:, block.table.keys.index(key)]
-                seen = ~np.isnan(column)
+                column = block.table.keys.index(key)
+                seen = block.measured[:, column]
                 steps.append(block.steps[seen])
-                values.append(column[seen])
+                values.append(block.values[seen, column])
         return np.concatenate(steps), np.concatenate(values)
 
 

@@ -141,6 +141,21 @@ class SlotTable:
             out[..., members] = evaluate(formula, rows[..., slots])
         return out
 
+    @cached_property
+    def _counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Count slots of the cells that each series is made of, one after the other, and where each series begins."""
+        starts = np.array(self.starts)
+        cells = [np.unique(np.searchsorted(starts, s.slots, side="right") - 1) for s in self.series]
+        offsets = np.cumsum([0, *(len(c) for c in cells)])[:-1]
+        return starts[np.concatenate(cells)] if cells else np.empty(0, np.int64), offsets
+
+    def measured(self, rows: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Slots (n, width) to (n, len(series)): was it measured at all? A measured value may itself be NaN."""
+        counts, offsets = self._counts
+        if not len(counts):
+            return np.zeros((len(rows), 0), dtype=bool)
+        return np.logical_or.reduceat(np.asarray(rows)[:, counts] > 0, offsets, axis=1)
+
     def to_json(self) -> str:
         """The table as it stands in the schema metadata."""
         return json.dumps(
@@ -258,6 +273,11 @@ class Block:
     def values(self) -> NDArray[np.float64]:
         """float64 (n, len(table.series)): the signals."""
         return self.table.values(self.rows)
+
+    @cached_property
+    def measured(self) -> NDArray[np.bool_]:
+        """(n, len(table.series)): was it measured at all? A measured value may itself be NaN."""
+        return self.table.measured(self.rows)
 
     def __len__(self) -> int:
         return len(self.steps)

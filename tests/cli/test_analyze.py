@@ -69,6 +69,31 @@ def test_json_is_the_analysis(sick_run):
     assert data == json.loads(json.dumps(analyze(sick_run).to_dict()))
 
 
+SHAPE = {
+    "": "schema run path steps first_step last_step duration_seconds ended calm diagnosis alerts series coverage "
+    "errors",
+    "run": "run created host pid pid_started world_size rank versions model config schema",
+    "diagnosis": "verdict causes",
+    "causes": "name title since_step layers evidence remedy references confidence runbook_url",
+    "alerts": "rule severity state signal layer step onset time value threshold summary description context",
+    "series": "signal layer points first last least largest largest_step nonfinite",
+}
+"""Keys of `analyze --json`, schema 1. New keys may be added here; one that goes or changes needs a new `schema`."""
+
+
+def test_the_shape_of_the_json_is_frozen(sick_run):
+    data = json.loads(invoke(sick_run, "--json").output)
+    parts = {
+        "": data,
+        "run": data["run"],
+        "diagnosis": data["diagnosis"],
+        "causes": data["diagnosis"]["causes"][0],
+        "alerts": data["alerts"][0],
+        "series": data["series"][0],
+    }
+    assert {name: " ".join(part) for name, part in parts.items()} == SHAPE
+
+
 def test_hostile_names(new_run, tmp_path):
     hostile = "a\x1b[2J[red]b\nc\u202e\x9b0m"
     run = new_run(tmp_path / "run", sick=True, layers=[hostile], run=hostile, model={"name": hostile})

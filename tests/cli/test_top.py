@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from stabwatch.cli.app import app
 from stabwatch.cli.console import console
 from stabwatch.cli.frame import FrameView, most_telling, shown
-from stabwatch.cli.monitor import Frame, LayerRow, Monitor, measured
+from stabwatch.cli.monitor import Frame, LayerRow, Monitor
 from stabwatch.runlog import Cell, Event, Meta, RunFolder, RunLog, SeriesKey, SlotTable, append_event
 
 NOW = 1_790_000_040.0

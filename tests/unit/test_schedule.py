@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from stabwatch.schedule import LONGEST, WARM_UP, Governor
@@ -57,7 +59,7 @@ def test_however_dear_no_tier_is_silent_for_longer_than_its_limit():
     _, plans = _simulate(Governor(0.01), 3000, 1e-3, _DEAR)
     for tier, limit in LONGEST.items():
         at = [i for i, p in enumerate(plans) if getattr(p, tier)]
-        assert max(b - a for a, b in zip(at, at[1:], strict=False)) <= limit
+        assert max(b - a for a, b in itertools.pairwise(at)) <= limit
 
 
 def test_sampled_and_deep_do_not_fall_on_one_step():
