@@ -89,6 +89,7 @@ class SlotTable:
             if signal.level == "layer":
                 series += [Series(SeriesKey(signal.name, c.site), signal.formula, slots) for c, slots in mine]
             elif mine:
+                assert len(mine) == 1 or len(signal.fields) == 1, f"{signal.name}: several cells, several fields"
                 slots = tuple(slot for _, slots in mine for slot in slots)
                 series.append(Series(SeriesKey(signal.name), signal.formula, slots))
         return cls(cells, fields, tuple(series))

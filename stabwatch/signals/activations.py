@@ -11,7 +11,7 @@ SIGNALS = (
         unit="1",
         tap="activation",
         reduction="moments",
-        fields=("sumsq", "count"),
+        fields=("sumsq", "count", "nonfinite"),
         formula="rms",
         source="microsoft/ArchScale lit_gpt/model.py",
     ),

@@ -21,13 +21,13 @@ def same(x: Array) -> Array:
 
 
 def mean(x: Array) -> Array:
-    """sum / count."""
-    return x[..., 0] / x[..., 1]
+    """sum / count; with a third partial, the elements that are not in the sum, sum / (count - left out)."""
+    return x[..., 0] / (x[..., 1] - x[..., 2:].sum(axis=-1))
 
 
 def rms(x: Array) -> Array:
-    """sqrt(sumsq / count)."""
-    return np.sqrt(x[..., 0] / x[..., 1])
+    """sqrt(sumsq / count); with a third partial, as `mean`."""
+    return np.sqrt(mean(x))
 
 
 def norm(x: Array) -> Array:

@@ -111,6 +111,6 @@ class MergeLaw:
             out[self._is["max"]] = rows[:, self._is["max"]].max(axis=0, initial=-np.inf)
             out[self._is["min"]] = rows[:, self._is["min"]].min(axis=0, initial=np.inf)
         for slot in self._arg:
-            best = rows[:, slot - 1] == out[slot - 1]
+            best = (rows[:, slot - 1] == out[slot - 1]) | (np.isnan(rows[:, slot - 1]) & np.isnan(out[slot - 1]))
             out[slot] = rows[best, slot].min(initial=np.inf)
         return self.blanked(out)

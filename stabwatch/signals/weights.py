@@ -11,7 +11,7 @@ SIGNALS = (
         unit="1",
         tap="weight",
         reduction="moments",
-        fields=("sumsq", "count"),
+        fields=("sumsq", "count", "nonfinite"),
         formula="rms",
     ),
     Signal(

@@ -122,7 +122,7 @@ def test_measured_tells_nan_from_not_measured(tmp_path):
     folder.append(table, 0, 0.0, values)
     folder.close()
     (block,) = RunLog(folder.path).poll()
-    seen = dict(zip(table.keys, measured(block)[0].tolist(), strict=True))
+    seen = dict(zip(table.keys, block.measured[0].tolist(), strict=True))
     assert seen[SeriesKey("loss")]
     assert not seen[SeriesKey("output_rms", "a")]
 

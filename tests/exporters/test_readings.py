@@ -120,7 +120,7 @@ def test_a_new_layout_goes_on_where_the_old_one_stopped():
     r.observe(losses(2.0), arrived=0.0)
     wider = SlotTable.build([Cell("activation", "z", "moments"), *TABLE.cells])
     rows = np.full((1, wider.width), np.nan, np.float32)
-    rows[0, :4] = (1, 9.0, 2, 3.0)
+    rows[0, :4] = (1, 9.0, 0, 3.0)
     r.observe(Block(wider, np.array([1]), np.array([1001.0]), rows), arrived=0.0)
     assert at(r, r.last, SeriesKey("output_rms", "z")) == 3.0
     assert at(r, r.window(0.0), LOSS) == 2.0

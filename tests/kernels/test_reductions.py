@@ -137,7 +137,7 @@ def test_the_long_case_needs_several_chunks():
 def test_attention_logits_that_are_not_finite_are_counted_apart():
     q, k = torch.randn(1, 2, 5, 4, generator=G), torch.randn(1, 2, 5, 4, generator=G)
     q[0, 1, 3] = math.nan
-    rows, bad, best, head = largest_logit(q, k, None, False, None).tolist()
+    rows, bad, best, head = _list(largest_logit(q, k, None, False, None))
     truth = naive_scores(q, k, None, False, None)
     assert (rows, bad, head) == (10, 1, naive_logit(q, k, None, False, None)[3])
     assert best == pytest.approx(truth[torch.isfinite(truth)].max().item(), rel=1e-6)
@@ -146,8 +146,8 @@ def test_attention_logits_that_are_not_finite_are_counted_apart():
 def test_scores_that_the_model_computed_itself():
     scores = torch.randn(2, 3, 5, 7, generator=G)
     scores[1, 2, 4, 6] = 9.0
-    assert largest_score(scores, 3).tolist() == [30, 0, 9, 2]
-    assert largest_score(scores.flatten(0, 1), 3).tolist() == [30, 0, 9, 2]
+    assert _list(largest_score(scores, 3)) == [30, 0, 9, 2]
+    assert _list(largest_score(scores.flatten(0, 1), 3)) == [30, 0, 9, 2]
 
 
 @pytest.mark.parametrize("causal", [False, True])

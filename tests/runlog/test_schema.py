@@ -85,8 +85,8 @@ def test_a_table_that_does_not_fit_together_is_refused(table: SlotTable, change,
 
 
 def test_a_block_has_the_values_of_its_rows(table: SlotTable) -> None:
-    rows = np.ones((2, table.width), np.float32)
-    rows[1] = np.nan
+    names = [name for fields in table.fields for name, _ in fields]
+    rows = np.array([[float(name != "nonfinite") for name in names], [np.nan] * table.width], np.float32)
     block = Block(table, np.arange(2), np.arange(2.0), rows)
     assert len(block) == 2 and block.values.shape == (2, len(table.series))
     assert np.isfinite(block.values[0]).all() and np.isnan(block.values[1]).all()

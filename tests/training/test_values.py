@@ -111,17 +111,22 @@ def test_non_finite_numbers_are_counted_where_they_are(attach):
     attach(model, optimizer)
     with torch.no_grad():
         model.blocks[1].mlp[2].bias[3] = math.nan
+    outputs = []
+    model.blocks[1].mlp.register_forward_hook(lambda m, a, out: outputs.append(out.detach().double()))
     loss = F.cross_entropy(model(data[:, :-1]).flatten(0, 1), data[:, 1:].flatten())
     loss.backward()
     optimizer.step()
     log = attach.finish()
+    finite_rms = outputs[0][torch.isfinite(outputs[0])].square().mean().sqrt().item()
     assert log.series("activation_nonfinite_total", "blocks.0")[1].sum() == 0
     assert log.series("activation_nonfinite_total", "blocks.1.mlp")[1].sum() == 6 * 24
     assert log.series("loss_nonfinite_total")[1].sum() == 1
     assert log.series("output_logit_nonfinite_total")[1].sum() == 6 * 24
     assert log.series("weight_nonfinite_total", "blocks.1.mlp")[1].sum() == 1
     assert log.series("gradient_nonfinite_total", "blocks.0.attn")[1].sum() > 0
-    assert np.isfinite(log.series("output_rms", "blocks.1.mlp")[1]).all()
+    assert np.isnan(log.series("loss")[1]).all() and len(log.series("loss")[1]) == 1
+    rms = log.series("output_rms", "blocks.1.mlp")[1][0]
+    assert rms == pytest.approx(finite_rms, rel=1e-5), "over the elements that are finite, and only those"
 
 
 @pytest.mark.parametrize("source", ["cross_entropy", "loss_fn", "output", "backward", "log"])
