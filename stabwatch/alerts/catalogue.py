@@ -85,7 +85,7 @@ RULES: tuple[Rule, ...] = (
         outside=(Condition("activation_growth_ratio", above=10.0),),
         source=f"massive activations begin at 100 and 1000 times the median ({_MAXACT}); 50-fold growth in 64 points",
         remedy=(
-            "Lower the learning rate; look at the update-to-weight ratio of the layer named here (about 1e-3 is usual).",
+            "Lower the learning rate; look at the update-to-weight ratio of the layer named here (usual: 1e-3).",
             "For good: normalise branch outputs, or scale residual branches down with depth.",
         ),
         references=(_MAXACT,),

@@ -129,7 +129,7 @@ class ScalarFamily:
         self._first: float | None = None
         self._best = math.inf
         self._used = ""
-        self.gauges = (
+        self.gauges: tuple[Derived, ...] = (
             Derived(f"{name}_robust_z", f"Robust z-score of {name} against its last {WINDOW} values.", level="run"),
             Derived(f"{name}_to_median_ratio", f"{name} over the median of its last {WINDOW} values.", "ratio", "run"),
             Derived(f"{name}_lost_ratio", f"Share of the progress of {name} that has been lost again.", "ratio", "run"),
@@ -204,7 +204,7 @@ class AttentionFamily:
 
     name = "attention_logit"
     signal = "attention_logit_lower"
-    gauges = (
+    gauges: tuple[Derived, ...] = (
         Derived("attention_logit_bound", "Largest attention logit that is certain: exact, or the bracket's lower end."),
         Derived("attention_logit_growth", "Slope of ln(attention_logit_bound) per step over its last 32 points."),
         Derived(
@@ -269,7 +269,7 @@ class GrowthFamily:
     def __init__(self, name: str, signal: str, help: str) -> None:
         self.name = name
         self.signal = signal
-        self.gauges = (Derived(f"{name}_growth_ratio", help, "ratio"),)
+        self.gauges: tuple[Derived, ...] = (Derived(f"{name}_growth_ratio", help, "ratio"),)
         self._columns = _Columns(signal)
         self._ring = Ring(0, WINDOW)
 
@@ -303,7 +303,7 @@ class DriftFamily:
 
     name = "output_logit"
     signal = "output_logit_logsumexp"
-    gauges = (
+    gauges: tuple[Derived, ...] = (
         Derived("output_logit_drift", "Absolute change of output_logit_logsumexp since its first value.", "nat", "run"),
     )
 

@@ -37,6 +37,8 @@ class RuleState:
     def grow(self, layers: int) -> None:
         """Make room for layers that appeared."""
         more = layers - len(self.since)
+        if not more:
+            return
         self.since = np.append(self.since, np.full(more, -1, dtype=np.int64))
         self.streak = np.pad(self.streak, ((0, 0), (0, more)))
         self.calm = np.append(self.calm, np.zeros(more, dtype=np.int64))
@@ -101,6 +103,7 @@ class Engine:
         self.peak_update: tuple[float, str, int] = (0.0, "", -1)
         """Largest update-to-weight ratio seen before the first alert: (ratio, layer, step)."""
         self.derived: dict[SeriesKey, float] = {}
+        self._derived_keys: dict[str, list[SeriesKey]] = {}
         self.first_step: int | None = None
         self.last_step: int | None = None
         self._last_time = math.nan
@@ -166,9 +169,13 @@ class Engine:
 
     def _keep(self, family: Family, gauges: dict[str, Array]) -> None:
         for gauge in family.gauges:
-            for layer, value in zip(family.layers, gauges[gauge.name], strict=True):
-                if np.isfinite(value):
-                    self.derived[SeriesKey(gauge.name, layer)] = float(value)
+            keys = self._derived_keys.setdefault(gauge.name, [])
+            keys += [SeriesKey(gauge.name, layer) for layer in family.layers[len(keys) :]]
+            for key, value in zip(keys, gauges[gauge.name].tolist(), strict=True):
+                if math.isfinite(value):
+                    self.derived[key] = value
+                elif math.isinf(value):
+                    self.derived.pop(key, None)  # no longer a number: better absent than old
 
     def _transition(
         self, state: RuleState, family: Family, layer: int, level: int, step: int, time: float, gauges: dict[str, Array]

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class SeriesSummary:
-    """One series over the run: measured points, first, last, least and largest finite value, and where it was largest."""
+    """One series over the run: measured points, first and last value, least and largest finite value and where."""
 
     signal: str
     layer: str
