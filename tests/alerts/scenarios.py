@@ -1,0 +1,74 @@
+"""Synthetic records: series by name and value into slots, None for a point that was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabwatch.runlog import Block, Cell, SlotTable, host_cell
+
+Values = Sequence[float | None]
+
+CELLS = {
+    "loss": Cell("loss", "", "mean"),
+    "gradient_norm": Cell("gradient", "", "clip"),
+    "logits": Cell("logits", "", "logsumexp"),
+    "learning_rate": host_cell("learning_rate"),
+    "skipped": host_cell("skipped_steps_total"),
+}
+_LAYERED = {
+    "lower": "attention_bracket",
+    "exact": "attention_exact",
+    "activation": "moments",
+    "gradient": "moments",
+    "update": "update",
+}
+_TAPS = {"lower": "attention", "exact": "attention"}
+
+
+def cell(name: str) -> Cell:
+    """'loss', 'lower blocks.0', 'activation blocks.1', ... to the cell that shows it."""
+    if name in CELLS:
+        return CELLS[name]
+    kind, _, layer = name.partition(" ")
+    return Cell(_TAPS.get(kind, kind), layer, _LAYERED[kind])
+
+
+def fields(name: str, value: float) -> dict[str, float]:
+    """The partials of one measured point."""
+    kind = name.partition(" ")[0]
+    bad = float(not np.isfinite(value))
+    return {
+        "loss": {"sum": value, "nonfinite": bad},
+        "gradient_norm": {"sumsq": value * value, "nonfinite": bad},
+        "logits": {"sum": value, "sumsq": value * value, "nonfinite": 0.0, "max": value},
+        "learning_rate": {"last": value},
+        "skipped": {"sum": value},
+        "lower": {"lse_sumsq": 1.0, "nonfinite": bad, "upper": value + 5, "head": 0.0, "lower": value},
+        "exact": {"nonfinite": bad, "max": value, "head": 0.0},
+        "activation": {"sumsq": 1.0, "nonfinite": bad, "abs_max": value},
+        "gradient": {"sumsq": 1.0, "nonfinite": value, "abs_max": 1.0},
+        "update": {"update_sumsq": value * value, "weight_sumsq": 1.0},
+    }[kind]
+
+
+def block(series: dict[str, Values], first: int = 0, table: SlotTable | None = None) -> Block:
+    """Records at consecutive steps, a second apart."""
+    table = table or SlotTable.build(cell(name) for name in series)
+    length = max((len(v) for v in series.values()), default=0)
+    rows = np.full((length, table.width), np.nan, np.float32)
+    for name, values in series.items():
+        start = table.start(cell(name))
+        names = [field for field, _ in table.fields[table.cells.index(cell(name))]]
+        for i, value in enumerate(values):
+            if value is not None:
+                partials = {"count": 1.0, **fields(name, value)}
+                rows[i, start : start + len(names)] = [partials[n] for n in names]
+    steps = np.arange(first, first + length)
+    return Block(table, steps, 1000.0 + steps, rows)
+
+
+def wave(length: int, level: float = 3.0, noise: float = 0.05, seed: int = 0) -> list[float]:
+    """A calm curve with some noise."""
+    return list(level * (1 + noise * np.random.default_rng(seed).standard_normal(length)))

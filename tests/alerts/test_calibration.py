@@ -1,0 +1,43 @@
+"""Real trainings: healthy ones of seven shapes raise nothing, the demo's unstable one is caught early and named."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.zoo import HEALTHY, UNSTABLE, cnn, gpt, gpt_hot, gpt_qk_norm, gru, mlp, regression, train, vit
+from stabwatch.analysis import analyze
+
+QUICK = {gpt: 150, gpt_qk_norm: 150, gru: 200, cnn: 200, vit: 200, mlp: 300, regression: 300}
+
+
+def _alerts(make, path, steps, **settings):
+    train(make, 0, path, steps, **settings)
+    return [(a.rule, a.severity, a.layer, a.step) for a in analyze(path).alerts if a.severity != "info"]
+
+
+@pytest.mark.parametrize("make", QUICK, ids=lambda f: f.__name__)
+def test_a_healthy_run_raises_nothing(make, tmp_path):
+    assert _alerts(make, tmp_path / "run", QUICK[make], every_step=True) == []
+
+
+def test_the_unstable_demo_is_caught_long_before_its_end(tmp_path):
+    losses = train(gpt_hot, 0, tmp_path / "run", 60, every_step=True)
+    analysis = analyze(tmp_path / "run")
+    assert analysis.exit_code == 1
+    assert analysis.diagnosis.causes[0].name == "AttentionLogitGrowth"
+    first = min(a.step for a in analysis.alerts if a.severity == "critical")
+    assert first < 40 and losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("density", [{"every_step": True}, {}], ids=["every step", "default"])
+@pytest.mark.parametrize("make", HEALTHY, ids=lambda f: f.__name__)
+def test_a_long_healthy_run_raises_nothing(make, density, tmp_path):
+    assert _alerts(make, tmp_path / "run", 300, **density) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", UNSTABLE, ids=lambda f: f.__name__)
+def test_an_unstable_run_is_caught_and_named(make, tmp_path):
+    train(make, 0, tmp_path / "run", every_step=True)
+    assert analyze(tmp_path / "run").diagnosis.causes[0].name in UNSTABLE[make]

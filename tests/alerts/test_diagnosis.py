@@ -1,0 +1,59 @@
+"""From alerts to words: what first, where, since when, and what the loss said."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from stabwatch.alerts import Engine, diagnose
+from tests.alerts.scenarios import block, wave
+
+
+def _diagnosis(series):
+    engine = Engine()
+    engine.observe(block(series))
+    return diagnose(engine)
+
+
+def test_a_healthy_run_and_an_empty_one_say_so():
+    assert diagnose(Engine()).verdict == "Nothing has been recorded yet."
+    assert _diagnosis({"loss": wave(50)}).verdict == "Nothing left its normal range up to step 49."
+
+
+def test_the_verdict_names_the_first_layer_its_onset_and_what_the_loss_said():
+    growing = [10 * math.exp(0.05 * i) for i in range(100)]
+    found = _diagnosis({"loss": wave(100, 2.5, 0.01), "lower b": [5.0] * 20 + growing[:80], "lower a": growing})
+    assert found.verdict.startswith("Attention logits grow past a safe size, first in a, since step 22. 2 layers")
+    assert "The loss did not show it: 2.5" in found.verdict
+    assert found.causes[0].layers == ("a", "b")
+    assert any("doubles every 13.9 steps" in line for line in found.causes[0].evidence)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_causes_come_in_the_order_of_their_onset():
+    series = {
+        "lower a": [10.0] * 80 + [150.0] * 40,
+        "gradient_norm": [*wave(40, 1.0, 0.2), *([60.0] * 6), *wave(74, 1.0, 0.2)],
+    }
+    assert [c.name for c in _diagnosis(series).causes] == ["GradientNormExplosion", "AttentionLogitGrowth"]
+    late, early = series["lower a"], [*wave(78, 1.0, 0.2), *([30.0] * 6), *wave(36, 1.0, 0.2)]
+    together = _diagnosis({"lower a": late, "gradient_norm": early})
+    assert [c.name for c in together.causes] == ["AttentionLogitGrowth", "GradientNormExplosion"], "two steps are a tie"
+
+
+def test_steps_that_are_too_large_are_named_with_the_learning_rate():
+    series = {
+        "lower a": [10.0] * 10 + [150.0] * 20,
+        "update a": [0.3, *([0.01] * 29)],
+        "learning_rate": [0.03] * 30,
+    }
+    causes = _diagnosis(series).causes
+    assert [c.name for c in causes] == ["AttentionLogitGrowth", "LearningRateTooHigh"]
+    assert any("30%" in line for line in causes[1].evidence) and any("0.03" in line for line in causes[1].evidence)
+    small = {**series, "update a": [0.01] * 30}
+    assert [c.name for c in _diagnosis(small).causes] == ["AttentionLogitGrowth"]
+
+
+def test_a_spike_that_is_over_is_said_to_be_over():
+    found = _diagnosis({"loss": [*wave(100), *([6.0] * 5), *wave(30)]})
+    assert found.verdict == "The loss spikes, since step 100. It has calmed down since."

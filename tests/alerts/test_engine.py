@@ -1,0 +1,140 @@
+"""The engine: the same result however the records come, onsets, derived gauges against scipy."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stabwatch.alerts import DERIVED, Engine
+from stabwatch.alerts.derived import slope
+from stabwatch.runlog import Block, SeriesKey, SlotTable
+from tests.alerts.scenarios import block, cell, wave
+
+POINT = st.one_of(st.none(), st.floats(0.01, 1e4), st.just(math.nan))
+
+
+def _state(engine):
+    return engine.history, engine.active, engine.derived
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "loss": st.lists(POINT, max_size=120),
+            "lower a": st.lists(POINT, max_size=120),
+            "lower b": st.lists(POINT, max_size=120),
+            "activation a": st.lists(POINT, max_size=120),
+            "gradient_norm": st.lists(POINT, max_size=120),
+        }
+    ),
+    st.lists(st.integers(1, 40), max_size=4),
+)
+def test_one_by_one_or_in_blocks_is_the_same(series, cuts):
+    whole = block(series)
+    together, one_by_one, in_parts = Engine(), Engine(), Engine()
+    together.observe(whole)
+    for i in range(len(whole)):
+        one_by_one.observe(_part(whole, i, i + 1))
+    start = 0
+    for cut in [*cuts, len(whole)]:
+        in_parts.observe(_part(whole, start, min(len(whole), start + cut)))
+        start += cut
+    assert _state(together) == _state(one_by_one) == _state(in_parts)
+
+
+def _part(b, start, stop):
+    return Block(b.table, b.steps[start:stop], b.times[start:stop], b.rows[start:stop])
+
+
+def test_a_table_that_grows_keeps_the_past_of_its_layers():
+    narrow, wide = ["loss", "lower a"], ["lower new", "loss", "lower a", "activation a"]
+    values = {"loss": wave(90), "lower a": [10.0] * 60 + [150.0] * 30}
+    one = Engine()
+    one.observe(block(values))
+    two = Engine()
+    two.observe(block({n: values[n][:61] for n in narrow}))
+    table = SlotTable.build(cell(n) for n in wide)
+    two.observe(block({n: values[n][61:] for n in narrow}, 61, table))
+    assert one.history == two.history
+    assert [(a.layer, a.onset, a.step) for a in one.history] == [("a", 60, 62)]
+
+
+def test_the_onset_is_the_first_step_of_the_unbroken_stretch():
+    engine = Engine()
+    engine.observe(block({"lower a": [10.0] * 20 + [35.0] * 3 + [10.0] * 5 + [35.0] * 7 + [110.0] * 5}))
+    assert {a.onset for a in engine.history} == {28}
+
+
+def test_runs_that_lack_signals_and_empty_blocks_are_no_trouble():
+    for series in ({}, {"loss": []}, {"activation a": wave(50)}, {"learning_rate": [0.1] * 50}):
+        engine = Engine()
+        engine.observe(block(series))
+        assert engine.history == ()
+
+
+def test_the_trend_is_that_of_linregress():
+    rng = np.random.default_rng(0)
+    steps = np.cumsum(rng.integers(1, 5, (6, 32)), axis=1).astype(float)
+    values = rng.standard_normal((6, 32)) + 0.3 * steps
+    steps[3, 20:] = values[3, 20:] = np.nan
+    for row, found in enumerate(slope(steps, values)):
+        seen = ~np.isnan(steps[row])
+        assert found == pytest.approx(scipy.stats.linregress(steps[row][seen], values[row][seen]).slope, rel=1e-12)
+    assert np.isnan(slope(steps[:, :3], values[:, :3])).all()
+
+
+def test_the_robust_z_is_that_of_scipy():
+    values = np.array(wave(100, 3.0, 0.2, seed=3), np.float32).astype(float)
+    engine = Engine()
+    engine.observe(block({"loss": list(values)}))
+    past = values[-65:-1]
+    scale = scipy.stats.median_abs_deviation(past, scale="normal")
+    truth = (values[-1] - np.median(past)) / scale
+    assert engine.derived[SeriesKey("loss_robust_z")] == pytest.approx(truth, rel=1e-4)
+    assert engine.derived[SeriesKey("loss_to_median_ratio")] == pytest.approx(values[-1] / np.median(past), rel=1e-6)
+
+
+def test_the_exact_value_and_the_bracket_are_one_bound():
+    engine = Engine()
+    engine.observe(block({"lower a": [10.0, 10.0], "exact a": [None, 14.0]}))
+    assert engine.derived[SeriesKey("attention_logit_bound", "a")] == 14.0
+
+
+def test_a_gauge_that_is_no_number_any_more_is_absent_and_not_old():
+    engine = Engine()
+    key = SeriesKey("attention_logit_steps_to_limit", "a")
+    engine.observe(block({"lower a": [10 * math.exp(0.05 * i) for i in range(30)]}))
+    assert engine.derived[key] > 0
+    engine.observe(block({"lower a": [5.0] * 60}, 30))
+    assert key not in engine.derived
+
+
+def test_what_is_derived_is_declared():
+    engine = Engine()
+    names = ("loss", "lower a", "activation a", "gradient_norm", "logits")
+    engine.observe(block({name: wave(100, 9.0) for name in names}))
+    assert {key.signal for key in engine.derived} <= {d.name for d in DERIVED}
+    assert len({d.name for d in DERIVED}) == len(DERIVED)
+
+
+def test_five_hundred_series_take_about_a_millisecond(capsys):
+    names = ["loss", "gradient_norm", *(f"{kind} {i}" for i in range(80) for kind in ("lower", "activation"))]
+    whole = block({name: wave(200, 9.0, seed=i) for i, name in enumerate(names)})
+    assert len(whole.table.series) >= 500
+    engine, seconds = Engine(), []
+    for i in range(len(whole)):
+        part = _part(whole, i, i + 1)
+        began = time.perf_counter()
+        engine.observe(part)
+        seconds.append(time.perf_counter() - began)
+    middle = statistics.median(seconds)
+    with capsys.disabled():
+        print(f" [{len(whole.table.series)} series: {middle * 1e3:.2f} ms a record]", end="")
+    assert middle < 0.01

@@ -1,0 +1,155 @@
+"""Each rule: fires, stays silent, is not silenced by NaN, is not resolved by a gap, recovers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stabwatch.alerts import RULES, Engine
+from stabwatch.runlog import Event
+from tests.alerts.scenarios import Values, block, wave
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """calm: 100 points of health. bad: points on which the rule fires. series: which series it is."""
+
+    series: str
+    calm: Values
+    bad: Values
+
+
+SCENARIOS = {
+    "NonFinite": Scenario("activation a", wave(100), [math.inf]),
+    "LossSpike": Scenario("loss", wave(100), [6.0] * 5),
+    "LossDivergence": Scenario("loss", [8 - 0.05 * i for i in range(100)], [9.0] * 40),
+    "GradientNormExplosion": Scenario("gradient_norm", wave(100, 1.0, 0.3), [50.0] * 5),
+    "AttentionLogitGrowth": Scenario("lower a", wave(100, 12.0), [120.0] * 5),
+    "OutputLogitDrift": Scenario("logits", wave(100, 5.0), [150.0] * 6),
+    "ActivationOutlierGrowth": Scenario("activation a", wave(100, 10.0), [3000.0] * 4),
+}
+BY_EVENT = {"TrainingStopped"}
+
+
+def _fired(engine, rule):
+    return [a for a in engine.history if a.rule == rule and a.state == "firing"]
+
+
+def _after(rule, *parts):
+    engine = Engine()
+    first = 0
+    for part in parts:
+        piece = block({SCENARIOS[rule].series: part}, first)
+        engine.observe(piece)
+        first += len(piece)
+    return engine
+
+
+def test_every_rule_has_a_scenario_and_a_runbook():
+    assert {r.name for r in RULES} == set(SCENARIOS) | BY_EVENT
+    pages = Path(__file__).parents[2] / "docs" / "runbooks"
+    for rule in RULES:
+        text = (pages / f"{rule.name}.md").read_text(encoding="utf-8")
+        for heading in ("What it means", "Confirm", "Do now", "Change for good", "References"):
+            assert f"## {heading}" in text, (rule.name, heading)
+        assert rule.runbook_url.endswith(f"docs/runbooks/{rule.name}.md")
+        assert rule.summary.endswith(".") and rule.remedy and rule.source
+
+
+@pytest.mark.parametrize("rule", SCENARIOS)
+def test_it_stays_silent_on_a_healthy_curve(rule):
+    assert _after(rule, SCENARIOS[rule].calm).history == ()
+
+
+@pytest.mark.parametrize("rule", SCENARIOS)
+def test_it_fires(rule):
+    scenario = SCENARIOS[rule]
+    engine = _after(rule, scenario.calm, scenario.bad)
+    fired = _fired(engine, rule)
+    assert len({(a.signal, a.layer) for a in fired}) == 1
+    assert all(len(scenario.calm) <= a.onset <= a.step for a in fired)
+    assert fired[-1] in engine.active
+    assert fired[-1].description and "nan" not in fired[-1].description
+
+
+@pytest.mark.parametrize("rule", SCENARIOS)
+def test_a_value_that_is_not_finite_neither_silences_nor_resolves_it(rule):
+    scenario = SCENARIOS[rule]
+    engine = _after(rule, scenario.calm, scenario.bad, [math.nan] * 30)
+    assert any(a.rule == rule for a in engine.active)
+    assert any(a.rule == "NonFinite" for a in engine.active) or scenario.series == "logits"
+    broken = [x for value in scenario.bad for x in (math.nan, value)]
+    assert _fired(_after(rule, scenario.calm, broken), rule), "NaN between the points"
+
+
+@pytest.mark.parametrize("rule", SCENARIOS)
+def test_a_gap_does_not_resolve_it(rule):
+    scenario = SCENARIOS[rule]
+    engine = _after(rule, scenario.calm, scenario.bad, [None] * 200)
+    assert any(a.rule == rule for a in engine.active)
+
+
+@pytest.mark.parametrize("rule", SCENARIOS)
+def test_it_recovers(rule):
+    scenario = SCENARIOS[rule]
+    engine = _after(rule, scenario.calm, scenario.bad, scenario.calm[-70:])
+    assert not any(a.rule == rule for a in engine.active)
+    last = [a for a in engine.history if a.rule == rule][-1]
+    assert last.state == "resolved" and last.step > last.onset
+
+
+@pytest.mark.parametrize("rule", [r for r in SCENARIOS if len(SCENARIOS[r].bad) > 1])
+def test_one_bad_point_is_not_enough(rule):
+    scenario = SCENARIOS[rule]
+    assert not _fired(_after(rule, scenario.calm, scenario.bad[:1], scenario.calm[-20:]), rule)
+
+
+@pytest.mark.parametrize(("reason", "fires"), [("finished", False), ("exception", True), ("killed", True)])
+def test_an_end_that_is_no_good_end_fires(reason, fires):
+    engine = Engine()
+    engine.observe(block({"loss": wave(10)}))
+    out = engine.observe_event(Event("end", 1010.0, 9, {"reason": reason, "error": "boom"}))
+    assert bool(out) is fires
+    if fires:
+        assert out[0].severity == "critical" and reason in out[0].description and "boom" in out[0].description
+    assert engine.tick(1e9) == []
+    engine.observe_event(Event("start", 1020.0, 0, {}))
+    engine.observe(block({"loss": wave(3)}, 10))
+    assert engine.active == ()
+    assert engine.tick(1e9), "a run that goes on in its folder may stall again"
+
+
+def test_silence_fires_and_the_next_record_resolves_it():
+    engine = Engine()
+    assert engine.tick(1e9) == [], "nothing recorded yet"
+    engine.observe(block({"loss": wave(50)}))
+    assert engine.tick(1049 + 59) == []
+    (stalled,) = engine.tick(1049 + 61)
+    assert (stalled.rule, stalled.severity, stalled.step) == ("TrainingStopped", "warning", 49)
+    assert engine.tick(1049 + 90) == []
+    out = engine.observe(block({"loss": wave(1)}, 50))
+    assert [a.state for a in out] == ["resolved"]
+
+
+def test_gradients_of_a_step_that_the_scaler_skipped_are_no_fault():
+    series = {"gradient a": [0.0, 7.0, 0.0], "skipped": [0.0, 1.0, 0.0]}
+    engine = Engine()
+    engine.observe(block(series))
+    assert engine.history == ()
+    engine.observe(block({"gradient a": [7.0], "skipped": [0.0]}, 3))
+    assert [a.layer for a in engine.active] == ["a"]
+
+
+def test_growth_toward_the_limit_warns_before_it():
+    engine = Engine()
+    engine.observe(block({"lower a": [20 * math.exp(0.02 * i) for i in range(70)]}))
+    first = engine.history[0]
+    assert (first.severity, first.rule) == ("warning", "AttentionLogitGrowth")
+    assert first.value < 100
+    engine.observe(block({"lower a": [20 * math.exp(0.02 * i) for i in range(70, 100)]}, 70))
+    assert [a.severity for a in engine.history] == ["warning", "critical"]
+    assert len(engine.active) == 1 and engine.active[0].severity == "critical"
+    assert "doubles every 34" in engine.active[0].description
