@@ -1,6 +1,6 @@
 """What watching costs: one training step, bare and watched in several ways, interleaved in one run.
 
-    python benchmarks/overhead.py            about 15 minutes on two cores
+    python benchmarks/overhead.py            about 25 minutes on two cores
     python benchmarks/overhead.py --quick    under a minute; shows that it runs, its numbers mean nothing
 
 Every variant trains the same model from the same weights on the same batches, in a process of its own. One
@@ -17,14 +17,15 @@ import multiprocessing
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import fmean, median, quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import psutil
@@ -49,6 +50,8 @@ class Plan:
     settle: int = 40
     """Steps before the first round for variants that choose their own intervals."""
     seed: int = 0
+    threads: int = 0
+    """Threads of torch; 0 leaves the choice to torch."""
 
 
 QUICK = Plan(width=64, layers=2, heads=2, context=32, rounds=4, settle=8)
@@ -66,6 +69,8 @@ def work(name: str, plan: Plan, folder: Path, pipe: Connection) -> None:
 
     folder.mkdir()
     os.chdir(folder)
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
     torch.manual_seed(plan.seed)
     config = DemoConfig(
         width=plan.width, layers=plan.layers, heads=plan.heads, context=plan.context, batch=plan.batch, seed=plan.seed
@@ -89,7 +94,7 @@ def work(name: str, plan: Plan, folder: Path, pipe: Connection) -> None:
 
     steps = plan.settle if name.startswith("stabwatch") and name != OWN else plan.warm_up
     kinds = Counter(step()[0] for _ in range(steps))
-    pipe.send(sum(p.numel() for p in model.parameters()))
+    pipe.send((sum(p.numel() for p in model.parameters()), torch.get_num_threads()))
     while (steps := pipe.recv()) > 0:
         variant.wake()
         done = [step() for _ in range(steps)]
@@ -106,10 +111,10 @@ class Worker:
     def __init__(self, name: str, plan: Plan, folder: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(name, plan, folder, theirs))
+        self._process = context.Process(target=work, args=(name, plan, folder, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self.parameters: int = self._pipe.recv()
+        self.parameters, self.threads = self._pipe.recv()
         self._stop()
 
     def turn(self, steps: int) -> list[tuple[str, float]]:
@@ -127,6 +132,12 @@ class Worker:
         facts = self._pipe.recv()
         self._process.join()
         return facts
+
+    def kill(self) -> None:
+        """End it at once, stopped as it may be."""
+        if self._process.is_alive():
+            for process in self._tree():
+                process.kill()
 
     def _tree(self) -> list[psutil.Process]:
         root = psutil.Process(self._process.pid)
@@ -147,22 +158,26 @@ Times = dict[str, list[list[tuple[str, float]]]]
 """By variant: for each round, (kind, seconds) of each step."""
 
 
-def measure(names: list[str], plan: Plan) -> tuple[Times, dict[str, dict[str, Any]], int]:
-    """All rounds. Gives the times, the facts of each variant, and the number of parameters."""
+def measure(names: list[str], plan: Plan) -> tuple[Times, dict[str, dict[str, Any]], dict[str, int]]:
+    """All rounds. Gives the times, the facts of each variant, and the number of parameters and threads."""
     order = random.Random(plan.seed)
     times: Times = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="stabwatch-overhead-") as folder:
-        workers = {}
-        for i, name in enumerate(names):
-            _say(f"starting {name}")
-            workers[name] = Worker(name, plan, Path(folder) / str(i))
-        for number in range(plan.rounds):
-            _say(f"round {number + 1} of {plan.rounds}")
-            for name in order.sample(names, len(names)):
-                times[name].append(workers[name].turn(plan.steps))
-        facts = {name: worker.close() for name, worker in workers.items()}
+        workers: dict[str, Worker] = {}
+        try:
+            for i, name in enumerate(names):
+                _say(f"starting {name}")
+                workers[name] = Worker(name, plan, Path(folder) / str(i))
+            for number in range(plan.rounds):
+                _say(f"round {number + 1} of {plan.rounds}")
+                for name in order.sample(names, len(names)):
+                    times[name].append(workers[name].turn(plan.steps))
+            facts = {name: worker.close() for name, worker in workers.items()}
+        finally:
+            for worker in workers.values():
+                worker.kill()
     _say("")
-    return times, facts, workers[BASE].parameters
+    return times, facts, {"parameters": workers[BASE].parameters, "threads": workers[BASE].threads}
 
 
 def summarise(times: Times, facts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -171,10 +186,10 @@ def summarise(times: Times, facts: dict[str, dict[str, Any]]) -> dict[str, dict[
     A variant's excess is the median over steps of the same kind, weighted by how often each kind came: a median
     over all steps would hide the few dear steps of a variant that samples.
     """
-    bare = [fmean(seconds for _, seconds in turn) for turn in times[BASE]]
+    bare = [median(seconds for _, seconds in turn) for turn in times[BASE]]
     rows = {}
     for name, turns in times.items():
-        ratios = [fmean(s for _, s in turn) / base for turn, base in zip(turns, bare, strict=True)]
+        ratios = [median(s for _, s in turn) / base for turn, base in zip(turns, bare, strict=True)]
         kinds: dict[str, list[float]] = {}
         for turn, base in zip(turns, bare, strict=True):
             for kind, seconds in turn:
@@ -202,7 +217,7 @@ def summarise(times: Times, facts: dict[str, dict[str, Any]]) -> dict[str, dict[
     return rows
 
 
-def machine(plan: Plan, parameters: int) -> dict[str, Any]:
+def machine(plan: Plan, found: dict[str, int]) -> dict[str, Any]:
     """Where and when this was measured."""
     import torch
 
@@ -211,12 +226,11 @@ def machine(plan: Plan, parameters: int) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "parameters": parameters,
         **asdict(plan),
+        **found,
     }
 
 
@@ -266,23 +280,25 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """The command line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stopped process is left behind
     from overhead_variants import VARIANTS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model and few rounds: does it run?")
     parser.add_argument("--rounds", type=int, help="how often every variant takes its turn")
+    parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help=f"these, beside '{BASE}' and '{OWN}'")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for overhead.json and overhead.md")
     options = parser.parse_args()
     plan = QUICK if options.quick else Plan()
-    if options.rounds:
-        plan = Plan(**{**asdict(plan), "rounds": options.rounds})
+    given = {name: getattr(options, name) for name in ("rounds", "threads") if getattr(options, name)}
+    plan = replace(plan, **given)
     names = [n for n in VARIANTS if options.only is None or n in (BASE, OWN, *options.only)]
     if "wandb.watch" in names and not _has_wandb():
         names.remove("wandb.watch")
         print("wandb is not installed: `wandb.watch` is left out (pip install 'stabwatch[bench]').", file=sys.stderr)
-    times, facts, parameters = measure(names, plan)
-    rows, where = summarise(times, facts), machine(plan, parameters)
+    times, facts, found = measure(names, plan)
+    rows, where = summarise(times, facts), machine(plan, found)
     text = table(rows, where)
     print(text)
     options.results.mkdir(parents=True, exist_ok=True)

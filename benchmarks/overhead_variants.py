@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class Bare:
 class Stabwatch(Bare):
     """stabwatch with some settings."""
 
-    settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         import stabwatch
@@ -82,7 +82,7 @@ class Stabwatch(Bare):
 class StabwatchWithAgent(Stabwatch):
     """The default configuration, agent and all."""
 
-    settings = {"agent": True, "linger": 0.0, "port": 0}
+    settings: ClassVar[dict[str, Any]] = {"agent": True, "linger": 0.0, "port": 0}
 
     def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         super().__init__(model, optimizer, folder)
@@ -92,7 +92,7 @@ class StabwatchWithAgent(Stabwatch):
 class StabwatchEveryStep(Stabwatch):
     """Everything on every step."""
 
-    settings = {"every_step": True}
+    settings: ClassVar[dict[str, Any]] = {"every_step": True}
 
 
 class Naive(Bare):
@@ -262,7 +262,6 @@ VARIANTS: dict[str, type[Bare]] = {
     "composer-style activations": ComposerActivations,
     "composer-style, with norms": Composer,
 }
-
 
 
 def _elements(run: Path) -> int:

@@ -16,7 +16,7 @@ import stabwatch
 from stabwatch.demo import GPT, Attention, Block, DemoConfig, batches, corpus
 
 STEPS = 300
-SMALL = DemoConfig(width=64, layers=3, heads=4, context=64, batch=12)
+SMALL = DemoConfig(width=64, layers=3, heads=4, context=64, batch=8)
 
 
 @dataclass
@@ -193,6 +193,54 @@ def autoencoder(seed: int) -> Setting:
     return Setting(model, torch.optim.RMSprop(model.parameters(), lr=1e-3), loss, clip=None)
 
 
+def overfit(seed: int) -> Setting:
+    """256 random labels learned by heart in batches of 16: the loss falls to nothing, with heavy tails."""
+    g = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Linear(256, 10))
+    inputs, labels = torch.randn(256, 20, generator=g), torch.randint(0, 10, (256,), generator=g)
+
+    def loss(step: int) -> Tensor:
+        chosen = torch.randint(0, 256, (16,), generator=g)
+        return F.cross_entropy(model(inputs[chosen]), labels[chosen])
+
+    return Setting(model, torch.optim.Adam(model.parameters(), lr=3e-3), loss, clip=None)
+
+
+class Adversaries(nn.Module):
+    """A generator of points and a discriminator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+        self.discriminator = nn.Sequential(nn.Linear(2, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return self.discriminator(self.generator(noise))
+
+
+def gan(seed: int) -> Setting:
+    """Points on a circle; two optimizers, two backwards a step, losses that only oscillate."""
+    g = torch.Generator().manual_seed(seed)
+    model = Adversaries()
+    critic = torch.optim.Adam(model.discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    ones, zeros = torch.ones(64, 1), torch.zeros(64, 1)
+
+    def loss(step: int) -> Tensor:
+        angle = 2 * math.pi * torch.rand(64, generator=g)
+        true = 2 * torch.stack((angle.cos(), angle.sin()), dim=1)
+        false = model.generator(torch.randn(64, 8, generator=g)).detach()
+        judged = F.binary_cross_entropy_with_logits(
+            model.discriminator(torch.cat((true, false))), torch.cat((ones, zeros))
+        )
+        critic.zero_grad()
+        judged.backward()
+        critic.step()
+        return F.binary_cross_entropy_with_logits(model(torch.randn(64, 8, generator=g)), ones)
+
+    optimizer = torch.optim.Adam(model.generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    return Setting(model, optimizer, loss, clip=None)
+
+
 def gpt_hot(seed: int) -> Setting:
     """The demo: attention logits run away while the loss looks calm."""
     return gpt(seed, lr=3e-2)
@@ -252,7 +300,9 @@ def rnn_explodes(seed: int) -> Setting:
     return setting
 
 
-HEALTHY = (gpt, gpt_qk_norm, gpt_schedule, lstm, gru, cnn, vit, mlp, regression, autoencoder)
+HEALTHY = (gpt, gpt_qk_norm, gpt_schedule, lstm, gru, cnn, vit, mlp, overfit, regression, autoencoder, gan)
+QUICK = (gpt, gpt_qk_norm, gru, cnn, vit, mlp)
+"""The demo's healthy twin and five other architectures."""
 UNSTABLE = {
     gpt_hot: ("AttentionLogitGrowth",),
     mlp_diverges: ("LossDivergence", "GradientNormExplosion", "LossSpike", "NonFinite", "ActivationOutlierGrowth"),

@@ -1,15 +1,16 @@
 """Rules, the step-exact engine, derived signals and the diagnosis. No torch here.
 
-`catalogue.py` declares the rules, `derived.py` the gauges they compare, `engine.py` evaluates them over
-records, `diagnosis.py` orders what fired into causes.
+`catalogue.py` declares the rules; `derived.py` (by layer) and `scalars.py` (of the run) compute the gauges that they
+compare, from the rings of points in `points.py`; `engine.py` evaluates them over records; `diagnosis.py` orders what
+fired into causes.
 """
 
 from stabwatch.alerts.catalogue import RULES as RULES
 from stabwatch.alerts.derived import DERIVED as DERIVED
-from stabwatch.alerts.derived import Derived as Derived
 from stabwatch.alerts.diagnosis import Cause as Cause
 from stabwatch.alerts.diagnosis import Diagnosis as Diagnosis
 from stabwatch.alerts.diagnosis import diagnose as diagnose
 from stabwatch.alerts.engine import Engine as Engine
+from stabwatch.alerts.points import Derived as Derived
 from stabwatch.alerts.rule import Alert as Alert
 from stabwatch.alerts.rule import Rule as Rule

@@ -19,10 +19,17 @@ RULES: tuple[Rule, ...] = (
         family="nonfinite",
         summary="NaN or infinite values appeared in training.",
         description="{count:.0f} non-finite values in {signal} of {where} at step {step}.",
-        levels=(Level(severity="critical", when=(Condition("nonfinite", above=0),)),),
+        levels=(
+            Level(severity="critical", when=(Condition("nonfinite_new", above=0),)),
+            Level(
+                severity="info",
+                when=(Condition("nonfinite", above=0),),
+                summary="Non-finite values from the first record on, beside a finite loss: a mask, most likely.",
+            ),
+        ),
         outside=(Condition("nonfinite", above=0),),
         recover=20,
-        source="any",
+        source="any; information where the first record has them already beside a finite loss, as masks of -inf do",
         remedy=(
             "Stop, and resume from the last checkpoint before the onset.",
             "Look at the batch of that step, and at the first layer named here: what came in finite and went out not?",
@@ -35,18 +42,33 @@ RULES: tuple[Rule, ...] = (
         summary="Attention logits grow past a safe size.",
         description="The largest attention logit of {where} is at least {value:.4g} and {growth} (limit {limit:g}).",
         levels=(
-            Level(severity="critical", when=(Condition("attention_logit_bound", above=100.0),), hold=3),
+            Level(
+                severity="critical",
+                when=(
+                    Condition("attention_logit_bound", above=100.0),
+                    Condition("attention_logit_rise_ratio", above=1.5),
+                ),
+                hold=3,
+            ),
             Level(
                 severity="warning",
                 when=(
                     Condition("attention_logit_bound", above=40.0),
                     Condition("attention_logit_steps_to_limit", below=200.0),
+                    Condition("attention_logit_rise_ratio", above=1.5),
                 ),
                 hold=3,
             ),
+            Level(
+                severity="info",
+                when=(Condition("attention_logit_bound", above=100.0),),
+                hold=3,
+                summary="Attention logits are large, and were so in the first record.",
+            ),
         ),
         outside=(Condition("attention_logit_bound", above=30.0),),
-        source=f"100: QK-clip's tau ({_MUONCLIP}); healthy small models stay under 20, as seen in calibration",
+        source=f"100: QK-clip's tau ({_MUONCLIP}); healthy small models stay under 35 (docs/calibration.md); half again "
+        "the first value, as models to be fine-tuned may come with logits beyond 100",
         remedy=(
             "Lower the learning rate, or lengthen its warm-up, before the loss moves.",
             "For good: normalise queries and keys (QK-norm), or clip them (QK-clip at 100).",
@@ -57,7 +79,7 @@ RULES: tuple[Rule, ...] = (
         name="OutputLogitDrift",
         family="output_logit",
         summary="Output logits drift away from zero.",
-        description="The mean logsumexp of the output logits is {value:.4g}, {drift:.4g} from where it began.",
+        description="The mean logsumexp of the output logits is {value:.4g}, {drift:.4g} farther from 0 than at first.",
         levels=(
             Level(severity="critical", when=(Condition("output_logit_drift", above=300.0),), hold=5),
             Level(severity="warning", when=(Condition("output_logit_drift", above=100.0),), hold=5),
@@ -82,7 +104,7 @@ RULES: tuple[Rule, ...] = (
                 hold=2,
             ),
         ),
-        outside=(Condition("activation_growth_ratio", above=10.0),),
+        outside=(Condition("activation_abs_max", above=100.0), Condition("activation_growth_ratio", above=10.0)),
         source=f"massive activations begin at 100 and 1000 times the median ({_MAXACT}); 50-fold growth in 64 points",
         remedy=(
             "Lower the learning rate; look at the update-to-weight ratio of the layer named here (usual: 1e-3).",
@@ -127,7 +149,7 @@ RULES: tuple[Rule, ...] = (
         name="LossSpike",
         family="loss",
         summary="The loss spikes.",
-        description="The loss is {value:.4g}, {z:.3g} robust standard deviations above its recent median.",
+        description="The loss is {value:.4g}: {ratio:.3g} times its recent median, {z:.3g} times its usual scatter.",
         levels=(
             Level(
                 severity="warning",
@@ -148,11 +170,12 @@ RULES: tuple[Rule, ...] = (
         name="LossDivergence",
         family="loss",
         summary="The loss has diverged.",
-        description="The loss is {value:.4g}: {lost:.0%} of what it had come down is lost again.",
-        levels=(Level(severity="critical", when=(Condition("loss_lost_ratio", above=0.5),), hold=8),),
+        description="The loss is {value:.4g}; at its best it was {best:.4g}, at first {first:.4g}.",
+        levels=(Level(severity="critical", when=(Condition("loss_lost_ratio", above=0.5),), hold=24),),
         outside=(Condition("loss_lost_ratio", above=0.25),),
         warm_up=40,
-        source="half of the progress lost, in the median of 16 points, held over eight",
+        source="half of the progress lost, or half again its best, in the median of 16 points, for longer than a spike "
+        "stays in that median",
         remedy=(
             "Stop. Resume from a checkpoint before the onset with a lower learning rate, or past the bad batches.",
         ),

@@ -60,9 +60,10 @@ class Diagnosis:
 
 def diagnose(engine: Engine) -> Diagnosis:
     """What the alerts of a run so far amount to."""
-    fired = [a for a in engine.history if a.state == "firing"]
+    firing = [a for a in engine.history if a.state == "firing"]
+    fired = [a for a in firing if a.severity != "info"]
     if not fired:
-        return Diagnosis(_calm(engine))
+        return Diagnosis(" ".join((_calm(engine), *dict.fromkeys(a.summary for a in firing))))
     by_rule: dict[str, list[Alert]] = {}
     for alert in fired:
         by_rule.setdefault(alert.rule, []).append(alert)
@@ -120,7 +121,7 @@ def _loss_so_far(group: list[Alert]) -> str:
     if alert.rule in ("LossSpike", "LossDivergence") or before is None or now is None:
         return ""
     if abs(now - before) <= 0.25 * abs(before) or now < before:
-        return f" The loss did not show it: {before:.3g} then, {now:.3g} when it fired."
+        return f" The loss did not show it: {before:.3g} before, {now:.3g} when it fired."
     return f" The loss went from {before:.3g} to {now:.3g}."
 
 
@@ -148,29 +149,35 @@ def _evidence(group: list[Alert]) -> tuple[str, ...]:
         lines.append(f"Step {worst.step}: {worst.description}")
     layers = _layers(group)
     if len(layers) > 1:
-        lines.append(f"Order of the layers: {', '.join(layers[:6])}{' ...' if len(layers) > 6 else ''}.")
+        lines.append(
+            f"Order of the layers: {', '.join(layers[:6])}{f' and {len(layers) - 6} more' if len(layers) > 6 else ''}."
+        )
     for name, words in (("loss", "loss"), ("gradient_norm_before_clip", "gradient norm before clipping")):
         before, now = first.context.get(f"{name}_at_onset"), first.context.get(name)
         if before is not None and now is not None:
-            lines.append(f"The {words} was {before:.4g} at the onset and {now:.4g} when this fired.")
+            lines.append(f"The {words} was {before:.4g} before the onset and {now:.4g} when this fired.")
     return tuple(lines)
 
 
 def _with_learning_rate(engine: Engine, first: list[Alert], causes: list[Cause]) -> list[Cause]:
     """Steps that are far too large for the weights come before everything that follows from them."""
-    ratio, layer, step = engine.peak_update
     alert = _first(first)
-    if ratio < LARGE_UPDATE or step > alert.onset or alert.rule in ("NonFinite", "TrainingStopped"):
+    earlier = [peak for peak in engine.update_peaks if peak.step <= alert.onset and peak.ratio >= LARGE_UPDATE]
+    if not earlier or alert.rule in ("NonFinite", "TrainingStopped"):
         return causes
+    peak = earlier[-1]
     rate = alert.context.get("learning_rate")
-    evidence = [f"Step {step}: the update of {layer} was {ratio:.0%} of its weights; about 0.1% is usual."]
+    evidence = [
+        f"Step {peak.step}: one update changed the weights by {peak.ratio:.0%} in the median layer, and by "
+        f"{peak.largest:.0%} in {peak.layer}; about 0.1% is usual."
+    ]
     if rate is not None:
         evidence.append(f"The learning rate was {rate:.3g}.")
     cause = Cause(
         name="LearningRateTooHigh",
         title="Learning rate too high",
-        since_step=step,
-        layers=(layer,),
+        since_step=peak.step,
+        layers=(peak.layer,),
         evidence=tuple(evidence),
         remedy=(
             "Lower the learning rate until updates are about a thousandth of the weights.",

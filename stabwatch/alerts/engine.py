@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.alerts.catalogue import RULES
-from stabwatch.alerts.derived import Array, Family, NonFiniteFamily, families
+from stabwatch.alerts.derived import NonFiniteFamily, families
+from stabwatch.alerts.points import Array, Family, middle
 from stabwatch.alerts.rule import Alert, Condition, Rule
 from stabwatch.alerts.words import describe
 from stabwatch.runlog import Block, Event, SeriesKey
@@ -20,6 +21,22 @@ from stabwatch.runlog import Block, Event, SeriesKey
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
 _CONTEXT = ("loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate")
+_HIGHER = 1.2
+"""Peaks of the update ratio are kept each time they are higher by this factor, so that few are kept."""
+
+
+@dataclass(frozen=True)
+class UpdatePeak:
+    """A step whose updates were the largest so far.
+
+    ratio: median over layers of update over weight, which a single layer that began at zero does not move.
+    layer, largest: the layer with the largest ratio of that step, and that ratio.
+    """
+
+    step: int
+    ratio: float
+    layer: str
+    largest: float
 
 
 class RuleState:
@@ -33,6 +50,8 @@ class RuleState:
         self.level = np.zeros(0, dtype=np.int64)
         """Index of the level that fires, len(levels) when none does."""
         self.context: dict[int, dict[str, float]] = {}
+        self._quiet = True
+        """No layer fires, holds, or is outside its normal range."""
 
     def grow(self, layers: int) -> None:
         """Make room for layers that appeared."""
@@ -49,7 +68,10 @@ class RuleState:
         self.grow(len(gauges["points"]))
         measured = ~np.isnan(gauges[self.rule.levels[0].when[0].gauge])
         judged = measured & (gauges["points"] >= self.rule.warm_up)
-        self._mark_onset(step, judged, self._all(self.rule.outside, gauges), context)
+        outside = judged & self._all(self.rule.outside, gauges)
+        if self._quiet and not outside.any():
+            return []  # each level lies inside `outside`, so none can be met
+        self._mark_onset(step, judged, outside, context)
         fires = np.full(len(self.since), len(self.rule.levels))
         met_any = np.zeros(len(self.since), dtype=bool)
         for i, level in reversed(list(enumerate(self.rule.levels))):
@@ -58,13 +80,20 @@ class RuleState:
             self.streak[i] = np.where(judged, np.where(met, self.streak[i] + 1, 0), self.streak[i])
             fires = np.where(self.streak[i] >= level.hold, i, fires)
         self.calm = np.where(judged, np.where(met_any, 0, self.calm + 1), self.calm)
-        return self._transitions(judged, fires)
+        out = self._transitions(judged, fires)
+        self._quiet = bool((self.level == len(self.rule.levels)).all() and (self.since < 0).all())
+        return out
+
+    def restart(self) -> None:
+        """The run goes on from an earlier step: what fires goes on firing until it is calm, what held begins anew."""
+        self.streak[:] = 0
+        self.since[self.level == len(self.rule.levels)] = -1
 
     def _mark_onset(
         self, step: int, judged: NDArray[np.bool_], outside: NDArray[np.bool_], context: dict[str, float]
     ) -> None:
         silent = self.level == len(self.rule.levels)
-        for layer in np.flatnonzero(judged & outside & (self.since < 0)):
+        for layer in np.flatnonzero(outside & (self.since < 0)):
             self.since[layer] = step
             self.context[int(layer)] = dict(context)
         self.since[judged & ~outside & silent] = -1
@@ -100,8 +129,8 @@ class Engine:
         self._context_columns: dict[str, int] = {}
         self._updates: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.context: dict[str, float] = {}
-        self.peak_update: tuple[float, str, int] = (0.0, "", -1)
-        """Largest update-to-weight ratio seen before the first alert: (ratio, layer, step)."""
+        self.update_peaks: list[UpdatePeak] = []
+        """Steps with larger updates than any before, the largest last."""
         self.derived: dict[SeriesKey, float] = {}
         self._derived_keys: dict[str, list[SeriesKey]] = {}
         self.first_step: int | None = None
@@ -139,10 +168,13 @@ class Engine:
         self._updates = np.array(found, dtype=np.int64)
 
     def _record(self, step: int, time: float, values: Array) -> list[Alert]:
-        if self.last_step is not None:
-            self._pace.append((time - self._last_time) / max(1, step - self.last_step))
+        if self.last_step is not None and step <= self.last_step:
+            self._restart()
+        elif self.last_step is not None:
+            self._pace.append((time - self._last_time) / (step - self.last_step))
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step, self._last_time = step, time
+        before = dict(self.context)
         self._look_around(step, values)
         out = self._resume(step, time)
         for family in self._families.values():
@@ -152,7 +184,7 @@ class Engine:
             self._keep(family, gauges)
             for state in self._states.values():
                 if state.rule.family == family.name:
-                    for layer, level in state.update(step, gauges, self.context):
+                    for layer, level in state.update(step, gauges, before):
                         out.append(self._transition(state, family, layer, level, step, time, gauges))
         self._history += out
         return out
@@ -162,10 +194,22 @@ class Engine:
             if not math.isnan(values[column]):
                 self.context[name] = float(values[column])
         ratios = values[self._updates]
-        if self._keys is not None and not self._firing and np.isfinite(ratios).any():
-            best = int(np.nanargmax(np.where(np.isfinite(ratios), ratios, np.nan)))
-            if ratios[best] > self.peak_update[0]:
-                self.peak_update = (float(ratios[best]), self._keys[self._updates[best]].layer, step)
+        measured = np.flatnonzero(np.isfinite(ratios))
+        if not len(measured) or self._keys is None:
+            return
+        typical = middle(ratios[measured])
+        if typical > _HIGHER * (self.update_peaks[-1].ratio if self.update_peaks else 0.0):
+            largest = measured[np.argmax(ratios[measured])]
+            layer = self._keys[self._updates[largest]].layer
+            self.update_peaks.append(UpdatePeak(step, typical, layer, float(ratios[largest])))
+
+    def _restart(self) -> None:
+        """The run goes on from an earlier step, in the same folder: from a checkpoint, or from the beginning."""
+        for family in self._families.values():
+            family.restart()
+        for state in self._states.values():
+            state.restart()
+        self.update_peaks.clear()
 
     def _keep(self, family: Family, gauges: dict[str, Array]) -> None:
         for gauge in family.gauges:
@@ -192,7 +236,7 @@ class Engine:
         numbers = {name: float(column[layer]) for name, column in gauges.items()}
         condition = chosen.when[0]
         onset = int(state.since[layer]) if state.since[layer] >= 0 else step
-        before = {f"{name}_at_onset": value for name, value in state.context.get(layer, {}).items()}
+        earlier = {f"{name}_at_onset": value for name, value in state.context.get(layer, {}).items()}
         alert = Alert(
             rule=rule.name,
             severity=chosen.severity,
@@ -204,9 +248,9 @@ class Engine:
             time=time,
             value=numbers[condition.gauge],
             threshold=condition.above if condition.above is not None else condition.below,
-            summary=rule.summary,
+            summary=chosen.summary or rule.summary,
             description=describe(rule, signal, where, step, numbers),
-            context={**before, **self.context, **numbers},
+            context={**earlier, **self.context, **numbers},
         )
         self._firing[key] = alert
         return alert

@@ -39,11 +39,15 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One severity of a rule: all conditions at `hold` measured points in a row."""
+    """One severity of a rule: all conditions at `hold` measured points in a row.
+
+    summary: in place of the rule's, where this level means something else.
+    """
 
     severity: Severity
     when: tuple[Condition, ...]
     hold: int = 1
+    summary: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,9 @@ class Rule:
     """One entry of the catalogue.
 
     family: the group of derived gauges that the rule looks at (see `derived.py`); its series share a layer axis.
-    levels: by severity, the gravest first. normal: the conditions that mean 'outside the normal range';
-    the first step of the unbroken stretch before firing is the onset.
+    levels: by severity, the gravest first. outside: the conditions that mean 'outside the normal range'; each level
+    lies inside them, and the first step of the unbroken stretch outside is the onset.
+    A point is judged where the first gauge of the first level was measured.
     warm_up: measured points of a series before it is judged. recover: calm measured points that resolve an alert.
     source: where the threshold comes from.
     """
@@ -90,7 +95,7 @@ class Alert:
     """One rule on one series, firing or resolved; also the payload of an `alert` event.
 
     step: where it fired or resolved. onset: first step outside the normal range. context: numbers of the run
-    at the onset and at the firing, for the diagnosis.
+    just before the onset (`*_at_onset`) and at the firing, for the diagnosis.
     """
 
     rule: str

@@ -18,24 +18,18 @@ def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, 
         "growth": growth_in_words(numbers.get("attention_logit_growth", math.nan)),
         "drift": numbers.get("output_logit_drift", math.nan),
         "z": numbers.get("loss_robust_z", math.nan),
-        "lost": numbers.get("loss_lost_ratio", math.nan),
-        "ratio": numbers.get("activation_growth_ratio", numbers.get("gradient_norm_to_median_ratio", math.nan)),
-        "value": next(
-            (
-                numbers[name]
-                for name in (
-                    "attention_logit_bound",
-                    "output_logit_logsumexp",
-                    "activation_abs_max",
-                    "gradient_norm",
-                    "loss",
-                )
-                if name in numbers
-            ),
-            math.nan,
+        "best": numbers.get("loss_best", math.nan),
+        "first": numbers.get("loss_first", math.nan),
+        "ratio": _first_of(numbers, "activation_growth_ratio", "gradient_norm_to_median_ratio", "loss_to_median_ratio"),
+        "value": _first_of(
+            numbers, "attention_logit_bound", "output_logit_logsumexp", "activation_abs_max", "gradient_norm", "loss"
         ),
     }
     return rule.description.format_map(fields)
+
+
+def _first_of(numbers: dict[str, float], *names: str) -> float:
+    return next((numbers[name] for name in names if name in numbers), math.nan)
 
 
 def growth_in_words(slope: float) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.sites import new_cell, site_name
-from stabwatch.kernels.multi_tensor import grouped_moments, grouped_sumsq
+from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Cell
 
 
@@ -86,13 +86,8 @@ class ParameterTaps:
         if not held:
             return
         self._turn += 1
-        rows = [row for _, _, row in held]
-        copies = [before for _, before, _ in held]
-        numbers = torch.tensor([float(c.numel()) for c in copies], device=self.update.device)
-        self.update[:, 0].index_add_(0, torch.tensor(rows, device=self.update.device), numbers)
-        grouped_sumsq(copies, rows, self.update[:, 2])
-        torch._foreach_sub_(copies, [p for p, _, _ in held])
-        grouped_sumsq(copies, rows, self.update[:, 1])
+        live, before, rows = zip(*held, strict=True)
+        grouped_change(before, live, rows, self.update)
 
     @property
     def cells(self) -> tuple[Cell, ...]:

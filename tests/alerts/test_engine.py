@@ -95,8 +95,8 @@ def test_the_robust_z_is_that_of_scipy():
     engine = Engine()
     engine.observe(block({"loss": list(values)}))
     past = values[-65:-1]
-    scale = scipy.stats.median_abs_deviation(past, scale="normal")
-    truth = (values[-1] - np.median(past)) / scale
+    scale = scipy.stats.median_abs_deviation(np.log(past), scale="normal")
+    truth = (np.log(values[-1]) - np.median(np.log(past))) / scale
     assert engine.derived[SeriesKey("loss_robust_z")] == pytest.approx(truth, rel=1e-4)
     assert engine.derived[SeriesKey("loss_to_median_ratio")] == pytest.approx(values[-1] / np.median(past), rel=1e-6)
 

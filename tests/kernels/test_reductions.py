@@ -20,8 +20,9 @@ from stabwatch.kernels.logsumexp import row_statistics
 from stabwatch.kernels.logsumexp.naive import row_statistics as naive_rows
 from stabwatch.kernels.merge import empty_cell, merge_
 from stabwatch.kernels.moments import moments
+from stabwatch.kernels.moments.eager import host_sumsq
 from stabwatch.kernels.moments.naive import moments as naive_moments
-from stabwatch.kernels.multi_tensor import grouped_moments, grouped_sumsq
+from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.signals.reductions import ATTENTION_BRACKET, ATTENTION_EXACT, MOMENTS
 
 G = torch.Generator().manual_seed(0)
@@ -87,12 +88,35 @@ def test_grouped_moments(name):
     assert out[1].tolist() == pytest.approx(naive_moments(tensors[1]).tolist(), rel=1e-6)
 
 
-def test_grouped_sumsq():
-    tensors = [CASES["normal"], CASES["bfloat16"], CASES["not contiguous"]]
-    out = torch.zeros(2)
-    grouped_sumsq(tensors, [1, 0, 1], out)
-    truth = [t.double().square().sum().item() for t in tensors]
-    assert out.tolist() == pytest.approx([truth[1], truth[0] + truth[2]], rel=1e-6)
+def test_grouped_change():
+    before = [CASES["normal"], CASES["bfloat16"], CASES["not contiguous"]]
+    after = [x * 1.5 for x in before]
+    out = torch.zeros(2, 3)
+    grouped_change([x.clone() for x in before], after, [1, 0, 1], out)
+    old = [x.double().square().sum().item() for x in before]
+    change = [(a - b).double().square().sum().item() for a, b in zip(after, before, strict=True)]
+    size = [x.numel() for x in before]
+    assert out[0].tolist() == pytest.approx([size[1], change[1], old[1]], rel=1e-6)
+    assert out[1].tolist() == pytest.approx([size[0] + size[2], change[0] + change[2], old[0] + old[2]], rel=1e-6)
+
+
+LONG = {
+    "normal": torch.randn(3_000_001, generator=G),
+    "all alike": torch.full((3_000_001,), 0.37),
+    "one outlier": torch.randn(3_000_001, generator=G).index_fill_(0, torch.tensor([5]), 1e4),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_sum_of_squares_of_a_long_tensor(name):
+    assert host_sumsq(LONG[name]) == pytest.approx(LONG[name].double().square().sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["all alike", "one outlier"])
+def test_the_long_cases_are_adversarial(name):
+    """Meta-test: the norm over all of it is not good enough."""
+    truth = LONG[name].double().square().sum().item()
+    assert abs(torch.linalg.vector_norm(LONG[name]).item() ** 2 - truth) / truth > 1e-5
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

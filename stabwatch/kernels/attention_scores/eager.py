@@ -5,19 +5,25 @@ Shapes: B batch, H query heads, G key heads (H = G * R), T queries, S keys, D he
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.where import tracing
+from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.where import on_host, tracing
 
 CHUNK_ELEMENTS = 1 << 22
 """Scores held at once: 16 MiB of float32."""
+CAUSAL_ROWS = 64
+"""Query rows at once under a causal mask on the CPU: keys that none of them sees are left out."""
 TRACED_ELEMENTS = 1 << 24
 """Scores of one call inside a compiled graph; beyond it query rows are strided and the value is a lower bound."""
 
 
-def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
-    """float32 (4,): rows, non-finite rows, the largest logit, its head.
+def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Partials:
+    """Rows, non-finite rows, the largest logit, its head.
 
     query (B, H, T, D), key (B, G, S, D) with G dividing H; mask bool (True is visible) or additive,
     broadcastable to (B, H, T, S); arguments mean what they mean to `scaled_dot_product_attention`.
@@ -25,43 +31,52 @@ def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bo
     b, h, t, d = query.shape
     g, s = key.shape[1], key.shape[2]
     factor = d**-0.5 if scale is None else scale
-    q = (query.detach().float() * factor).reshape(b, g, h // g, t, d)
-    k = key.detach().float().unsqueeze(2)
+    q = query.detach().float().contiguous().view(b, g, h // g, t, d)
+    k = key.detach().float().contiguous()
     m = None if mask is None else _grouped(mask.detach(), g, h // g)
     if tracing():
         stride = max(1, (b * h * t * s) // TRACED_ELEMENTS)
         rows = torch.arange(0, t, stride, device=query.device)
-        peaks = _peaks(q[..., ::stride, :], k, _rows_of(m, slice(None, None, stride)), rows if is_causal else None)
+        hidden = torch.arange(s, device=query.device) > rows[:, None] if is_causal else None
+        peaks = _peaks(q[..., ::stride, :], k, factor, _rows_of(m, slice(None, None, stride)), hidden)
     else:
-        peaks = _chunked(q, k, m, is_causal)
+        peaks = _chunked(q, k, factor, m, is_causal)
     return _summary(peaks.reshape(b, h, -1))
 
 
-def _chunked(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+def _chunked(q: Tensor, k: Tensor, factor: float, mask: Tensor | None, is_causal: bool) -> Tensor:
     t, s = q.shape[-2], k.shape[-2]
     heads = q.shape[0] * q.shape[1] * q.shape[2]
-    chunk = max(1, min(t, CHUNK_ELEMENTS // max(1, heads * s)))
+    most = CAUSAL_ROWS if is_causal and on_host(q) else t
+    chunk = max(1, min(most, CHUNK_ELEMENTS // max(1, heads * s)))
     out = []
     for start in range(0, t, chunk):
         stop = min(start + chunk, t)
         seen = min(s, stop) if is_causal else s
-        rows = torch.arange(start, stop, device=q.device) if is_causal else None
+        hidden = _above_diagonal(stop - start, seen - start, q.device) if is_causal and start < seen else None
         part = _rows_of(mask, slice(start, stop))
         if part is not None and part.shape[-1] > 1:
             part = part[..., :seen]
-        out.append(_peaks(q[..., start:stop, :], k[..., :seen, :], part, rows))
+        out.append(_peaks(q[..., start:stop, :], k[..., :seen, :], factor, part, hidden))
     return torch.cat(out, dim=-1)
 
 
-def _peaks(q: Tensor, k: Tensor, mask: Tensor | None, rows: Tensor | None) -> Tensor:
-    """Largest logit of each query row: (B, G, R, T'). `rows` are the query positions when causal."""
-    scores = q @ k.mT
-    if rows is not None:
-        hidden = torch.arange(k.shape[-2], device=q.device) > rows[:, None]
-        scores = scores.masked_fill(hidden, -torch.inf)
+def _peaks(q: Tensor, k: Tensor, factor: float, mask: Tensor | None, hidden: Tensor | None) -> Tensor:
+    """Largest logit of each query row: (B, G, R, T'). `hidden` (T', last keys) is the causal part of the mask."""
+    b, g, r, t, d = q.shape
+    heads = q.reshape(b * g, r * t, d)
+    scores = torch.baddbmm(q.new_zeros(()), heads, k.reshape(b * g, -1, d).mT, beta=0, alpha=factor)
+    scores = scores.view(b, g, r, t, -1)
+    if hidden is not None:
+        scores[..., -hidden.shape[1] :].masked_fill_(hidden, -torch.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.amax(dim=-1)
+
+
+@lru_cache(maxsize=16)
+def _above_diagonal(rows: int, keys: int, device: torch.device) -> Tensor:
+    return torch.ones(rows, keys, dtype=torch.bool, device=device).triu(1)
 
 
 def _grouped(mask: Tensor, g: int, r: int) -> Tensor:
@@ -79,14 +94,19 @@ def _rows_of(mask: Tensor | None, rows: slice) -> Tensor | None:
     return mask[..., rows, :]
 
 
-def _summary(peaks: Tensor) -> Tensor:
+def _summary(peaks: Tensor) -> Partials:
+    """peaks: (B, H, rows)."""
+    if on_host(peaks):
+        logit, index = (x.item() for x in peaks.amax(dim=(0, 2)).max(dim=0))
+        if math.isfinite(logit):
+            return float(peaks.numel()), 0.0, logit, float(index)
     bad = torch.isnan(peaks) | (peaks == torch.inf)
     best, head = torch.where(torch.isfinite(peaks), peaks, -torch.inf).amax(dim=(0, 2)).max(dim=0)
     rows = torch.full((), float(peaks.numel()), dtype=torch.float32, device=peaks.device)
     return torch.stack((rows, bad.sum(dtype=torch.float32), best, head.float()))
 
 
-def largest_score(scores: Tensor, heads: int) -> Tensor:
+def largest_score(scores: Tensor, heads: int) -> Partials:
     """The same from scores that the model computed itself: (..., T, S) with the heads in the axis before T."""
     peaks = scores.detach().float().amax(dim=-1)
     return _summary(peaks.reshape(-1, heads, peaks.shape[-1]))

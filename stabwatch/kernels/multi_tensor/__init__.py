@@ -1,4 +1,4 @@
-"""`multi_tensor`: moments of many tensors at once, gathered by group (parameters of one layer)."""
+"""`multi_tensor`: moments and changes of many tensors at once, gathered by group (parameters of one layer)."""
 
+from stabwatch.kernels.multi_tensor.eager import grouped_change as grouped_change
 from stabwatch.kernels.multi_tensor.eager import grouped_moments as grouped_moments
-from stabwatch.kernels.multi_tensor.eager import grouped_sumsq as grouped_sumsq

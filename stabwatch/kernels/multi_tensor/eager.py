@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.moments.eager import host_moments
+from stabwatch.kernels.moments.eager import host_moments, host_sumsq
 
 
 def grouped_moments(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
@@ -32,8 +32,27 @@ def _device_rows(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack((counts, norms.square(), counts - whole, peaks), dim=1)
 
 
-def grouped_sumsq(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
-    """Add the sum of squares of each tensor to `out[group[i]]`: float32 (groups,)."""
+def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
+    """Add count, sum of squares of the change and of what was before to row `group[i]` of `out`: float32 (groups, 3).
+
+    The tensors of `before` hold the change afterwards.
+    """
+    if before[0].device.type == "cpu":
+        rows = torch.tensor([_host_change(b, a) for b, a in zip(before, after, strict=True)], dtype=torch.float32)
+    else:
+        counts = torch.tensor([float(b.numel()) for b in before], device=out.device)
+        old = _sumsq(before)
+        torch._foreach_sub_(list(before), list(after))
+        rows = torch.stack((counts, _sumsq(before), old), dim=1)
+    out.index_add_(0, torch.tensor(group, device=out.device), rows.to(out.device))
+
+
+def _host_change(before: Tensor, after: Tensor) -> tuple[float, float, float]:
+    """One tensor after the other: what the first operation has read, the next finds in the cache."""
+    old = host_sumsq(before)
+    return float(before.numel()), host_sumsq(before.sub_(after)), old
+
+
+def _sumsq(tensors: Sequence[Tensor]) -> Tensor:
     wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-    norms = torch.stack([n.float() for n in torch._foreach_norm(list(tensors), 2, wide)])
-    out.index_add_(0, torch.tensor(group, device=out.device), norms.square())
+    return torch.stack([n.float() for n in torch._foreach_norm(list(tensors), 2, wide)]).square()

@@ -1,0 +1,136 @@
+"""What the derived signals are made with: rings of measured points, columns by layer, medians and slopes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.runlog import SeriesKey
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Declaration of one derived gauge; metric name and help come from here."""
+
+    name: str
+    help: str
+    unit: str = "1"
+    level: str = "layer"
+
+    @property
+    def metric(self) -> str:
+        """Name on /metrics."""
+        return f"stabwatch_{self.name}"
+
+
+class Family(Protocol):
+    """Turns raw signals into gauges over one axis of layers. `gauges` is the declaration."""
+
+    name: str
+    signal: str
+    gauges: tuple[Derived, ...]
+
+    @property
+    def layers(self) -> list[str]:
+        """The axis; layers are only ever added."""
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """Take the series of a slot table; layers seen before keep their past."""
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """One record: numbers by name, each (layers,), NaN where not measured; None when nothing was measured.
+
+        Always there: every gauge, and `points`, how many points of each layer have been measured.
+        """
+
+    def restart(self) -> None:
+        """Forget the past, keep the layers: the run goes on from an earlier step."""
+
+
+class Ring:
+    """The last `size` points of many series: steps and values, (series, size), NaN where there is none yet."""
+
+    def __init__(self, size: int) -> None:
+        self.steps = np.full((0, size), np.nan)
+        self.values = np.full((0, size), np.nan)
+        self.count = np.zeros(0, dtype=np.int64)
+
+    def grow(self, series: int) -> None:
+        """Make room for series that appeared."""
+        more = series - len(self.count)
+        if more > 0:
+            self.steps = np.pad(self.steps, ((0, more), (0, 0)), constant_values=np.nan)
+            self.values = np.pad(self.values, ((0, more), (0, 0)), constant_values=np.nan)
+            self.count = np.pad(self.count, (0, more))
+
+    def clear(self) -> None:
+        """Drop all points."""
+        self.steps[:], self.values[:], self.count[:] = np.nan, np.nan, 0
+
+    def push(self, rows: NDArray[np.int64], step: float, values: Array) -> None:
+        """Append one point to each of some series."""
+        at = self.count[rows] % self.values.shape[1]
+        self.steps[rows, at] = step
+        self.values[rows, at] = values
+        self.count[rows] += 1
+
+
+class Columns:
+    """Columns of some signals by layer, robust to tables that change."""
+
+    def __init__(self, *signals: str) -> None:
+        self.signals = signals
+        self.layers: list[str] = []
+        self._columns: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """Find the columns in a new table; layers that it lacks stay, unmeasured."""
+        mine = [(key, column) for column, key in enumerate(keys) if key.signal in self.signals]
+        self.layers = list(dict.fromkeys([*self.layers, *(key.layer for key, _ in mine)]))
+        row = {layer: i for i, layer in enumerate(self.layers)}
+        for signal in self.signals:
+            found = [(row[key.layer], column) for key, column in mine if key.signal == signal]
+            self._columns[signal] = (
+                np.array([r for r, _ in found], dtype=np.int64),
+                np.array([c for _, c in found], dtype=np.int64),
+            )
+
+    def of(self, signal: str, values: Array) -> Array:
+        """Values of one signal by layer, NaN where the table has no such series."""
+        out = np.full(len(self.layers), np.nan)
+        rows, columns = self._columns[signal]
+        out[rows] = values[columns]
+        return out
+
+
+def middle(values: Array) -> float:
+    """Median of finite numbers; NaN of none. (np.median costs ten times as much on a few dozen numbers.)"""
+    if not len(values):
+        return float("nan")
+    ordered = np.sort(values)
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def robust_spread(values: Array) -> float:
+    """1.4826 times the median absolute deviation: the standard deviation, if the values were normal."""
+    return 1.4826 * middle(np.abs(values - middle(values)))
+
+
+def slope(steps: Array, values: Array) -> Array:
+    """Least-squares slope of each row over its measured points; NaN below four."""
+    seen = ~np.isnan(values)
+    n = seen.sum(axis=1)
+    x = np.where(seen, steps, 0.0)
+    y = np.where(seen, values, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_x, mean_y = x.sum(axis=1) / n, y.sum(axis=1) / n
+        dx = np.where(seen, steps - mean_x[:, None], 0.0)
+        dy = np.where(seen, values - mean_y[:, None], 0.0)
+        out = (dx * dy).sum(axis=1) / (dx * dx).sum(axis=1)
+    return np.where(n >= 4, out, np.nan)
