@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.zoo import HEALTHY, QUICK, UNSTABLE, Setting, train
+from benchmarks.zoo import HEALTHY, QUICK, SPARSE, UNSTABLE, Setting, train
 from stabwatch.alerts import RULES, Engine, Rule, diagnose
 from stabwatch.alerts.derived import families
 from stabwatch.alerts.rule import Condition, Level
@@ -134,7 +134,7 @@ def measure(make: Callable[[int], Setting], seed: int, density: str, folder: Pat
         loss_step=min(in_loss, default=None),
         nearness=nearness(run) if not loud else {},
         seconds=seconds,
-        expected=UNSTABLE.get(make, ()),
+        expected=UNSTABLE.get(make, ()) + (SPARSE.get(make, ()) if density == "default" else ()),
     )
 
 
@@ -177,7 +177,8 @@ def unstable_table(results: list[Result]) -> str:
         late = "not in the run" if r.loss_step is None else r.loss_step
         lead = "" if r.loss_step is None or r.step is None else r.loss_step - r.step
         named = r.cause + ("" if r.good else " (WRONG)")
-        return (r.name, r.seed, r.density, named, r.where, r.onset, r.step, late, lead, ", ".join(r.fired))
+        seen = ("", "") if r.step is None else (r.onset, r.step)
+        return (r.name, r.seed, r.density, named or "nothing", r.where, *seen, late, lead, ", ".join(r.fired))
 
     head = "run seed measured named_first in onset fired loss_rules_fired lead all_that_fired"
     return table((word.replace("_", " ") for word in head.split()), map(row, results))
@@ -190,13 +191,13 @@ def page(command: str, results: list[Result], seconds: float) -> str:
     return f"""# Calibration of the rules
 
 `{command}`, {datetime.date.today()}, {where}, one thread, {seconds:.0f} s in all.
-The trainings are in `benchmarks/zoo.py`. 'every step' measures everything at every step; 'default' leaves it to the governor
-at a budget of 1%, which on models as small as these measures the dearer signals every 16 to 256 steps.
+The trainings are in `benchmarks/zoo.py`. 'every step' measures everything at every step; 'default' leaves it to the
+governor at a budget of 1%, which on steps of a few milliseconds measures even the loss only every 2 to 16 steps, and
+the dearer signals every 64 to 256.
 
 ## Healthy runs
 
-Nearness is the least of a level's conditions over its threshold, held as long as the rule holds it: at 1 it would
-have fired.
+Nearness is the least of a level's conditions over its threshold, held as long as the rule holds it: 1 would have fired.
 
 {healthy_table(healthy)}
 
@@ -206,7 +207,11 @@ By rule, the nearest that any healthy run came to a warning:
 
 ## Unstable runs
 
-Lead: steps from the first alert to the first alert of the rules that look at the loss alone.
+Lead: steps from the first alert to the first alert of the rules that look at the loss alone. `gpt_hot` is the demo's
+model at 3e-2; the others are disturbed at step 150 (`mlp_diverges`: learning rate times 100; `cnn_nan`: one NaN pixel;
+`gpt_bad_batches`: twelve batches of noise; `rnn_explodes`: recurrent weights doubled), where the loss is hit at once
+and what matters is that the right cause comes first. With the default budget these tiny models are measured so rarely
+that a burst of twelve steps can pass unseen, and that the first cause named is the first that was measured.
 
 {unstable_table(unstable)}
 """

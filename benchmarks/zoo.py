@@ -311,6 +311,13 @@ UNSTABLE = {
     rnn_explodes: ("GradientNormExplosion", "NonFinite"),
 }
 """Each with the rules of which one must be the first cause."""
+SPARSE = {
+    mlp_diverges: ("OutputLogitDrift", "LossSpike"),
+    rnn_explodes: ("OutputLogitDrift", "LossSpike"),
+    gpt_bad_batches: ("",),
+}
+"""What may come first besides when gradients and activations are measured every 64 steps or more, and the loss every
+16: steps of a few milliseconds leave a budget of 1% no more. Twelve bad batches may then pass unseen."""
 
 
 def train(make: Callable[[int], Setting], seed: int, run_dir: Path, steps: int = STEPS, **settings: Any) -> list[float]:

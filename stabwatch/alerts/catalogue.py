@@ -67,8 +67,8 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         outside=(Condition("attention_logit_bound", above=30.0),),
-        source=f"100: QK-clip's tau ({_MUONCLIP}); healthy small models stay under 35 (docs/calibration.md); half again "
-        "the first value, as models to be fine-tuned may come with logits beyond 100",
+        source=f"100: QK-clip's tau ({_MUONCLIP}); healthy small models stay under 35 (docs/calibration.md); "
+        "1.5 times the first value, as models to be fine-tuned may come with logits beyond 100",
         remedy=(
             "Lower the learning rate, or lengthen its warm-up, before the loss moves.",
             "For good: normalise queries and keys (QK-norm), or clip them (QK-clip at 100).",

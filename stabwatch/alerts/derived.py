@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabwatch.alerts.points import Array, Columns, Derived, Family, Ring, slope
-from stabwatch.alerts.scalars import WINDOW, LossFamily, ScalarFamily
+from stabwatch.alerts.scalars import WINDOW, GradientFamily, LossFamily
 from stabwatch.runlog import SeriesKey
 
 ATTENTION_LIMIT = 100.0
@@ -67,6 +67,7 @@ class AttentionFamily:
         """See Family."""
         lower, exact = (self._columns.of(signal, values) for signal in self._columns.signals)
         bound = np.fmax(lower, exact)
+        bound[np.isneginf(bound)] = np.nan  # no finite row at all: nothing is known, and nothing is calm
         if np.isnan(bound).all():
             return None
         sized = np.maximum(bound, 1.0)
@@ -85,14 +86,20 @@ class AttentionFamily:
         }
 
 
-class GrowthFamily:
-    """A layer's value over the least of its last 64 measured points: how far it has come up from where it was."""
+class ActivationFamily:
+    """A layer's largest activation over the least of its last 64 points: how far it has come up from where it was.
 
-    def __init__(self, name: str, signal: str, help: str) -> None:
-        self.name = name
-        self.signal = signal
-        self.gauges: tuple[Derived, ...] = (Derived(f"{name}_growth_ratio", help, "ratio"),)
-        self._columns = Columns(signal)
+    The maximum is that of the finite elements; beside non-finite ones it says little, and such a point is left out.
+    """
+
+    name = "activation"
+    signal = "activation_abs_max"
+    gauges: tuple[Derived, ...] = (
+        Derived("activation_growth_ratio", f"activation_abs_max over the least of its last {WINDOW} values.", "ratio"),
+    )
+
+    def __init__(self) -> None:
+        self._columns = Columns(self.signal, "activation_nonfinite_total")
         self._ring = Ring(WINDOW)
 
     @property
@@ -111,12 +118,13 @@ class GrowthFamily:
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
         """See Family."""
-        now = self._columns.of(self.signal, values)
-        if np.isnan(now).all():
-            return None
+        now, bad = (self._columns.of(signal, values) for signal in self._columns.signals)
+        now[bad > 0] = np.nan
         rows = np.flatnonzero(np.isfinite(now))
+        if not len(rows):
+            return None
         self._ring.push(rows, step, now[rows])
-        ratio = np.where(np.isnan(now), np.nan, np.inf)  # an infinite value has grown without bound
+        ratio = np.full(len(now), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio[rows] = now[rows] / np.fmin.reduce(self._ring.values[rows], axis=1)
         return {self.gauges[0].name: ratio, self.signal: now, "points": self._ring.count.astype(np.float64)}
@@ -235,12 +243,10 @@ def families() -> tuple[Family, ...]:
     return (
         NonFiniteFamily(),
         LossFamily(),
-        ScalarFamily("gradient_norm", "gradient_norm_before_clip", "gradient_norm"),
+        GradientFamily(),
         AttentionFamily(),
         DriftFamily(),
-        GrowthFamily(
-            "activation", "activation_abs_max", f"activation_abs_max over the least of its last {WINDOW} values."
-        ),
+        ActivationFamily(),
     )
 
 

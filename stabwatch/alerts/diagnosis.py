@@ -107,7 +107,7 @@ def _layers(group: list[Alert]) -> tuple[str, ...]:
 def _verdict(groups: list[list[Alert]], engine: Engine) -> str:
     group = groups[0]
     first, layers = _first(group), _layers(group)
-    where = f", first in {layers[0]}" if layers else ""
+    where = f", first in layer {layers[0]}" if layers else ""
     others = f" {len(layers)} layers are affected." if len(layers) > 1 else ""
     summary = BY_NAME[first.rule].summary.rstrip(".")
     still = any(a.rule == first.rule for a in engine.active)

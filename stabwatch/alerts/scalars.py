@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ LEAST_SPREAD = 0.02
 SMOOTH = 16
 """Points of the median that stands for the level of the loss."""
 NOISE = 6.0
-"""Progress below six times the noise is none: over 1e5 points a 16-point median of noise spans four of them."""
+"""Progress below six times the noise is none: over 1e5 points the 16-point median of noise spans some 2.5 of them."""
 
 
 class ScalarFamily:
@@ -93,12 +93,58 @@ def against(past: Array, x: float) -> tuple[float, float]:
     return (x - centre) / max(robust_spread(past), LEAST_SPREAD * size), ratio
 
 
+class GradientFamily(ScalarFamily):
+    """The gradient norm: before clipping where `clip_grad_norm_` is called.
+
+    The norm at the optimizer step is that of the finite elements; beside non-finite ones it says little, and such a
+    point is left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("gradient_norm", "gradient_norm_before_clip", "gradient_norm")
+        self._bad = Columns("gradient_nonfinite_total")
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        super().bind(keys)
+        self._bad.bind(keys)
+
+    def _pick(self, values: Array) -> float:
+        found = super()._pick(values)
+        broken = self._used == "gradient_norm" and (self._bad.of("gradient_nonfinite_total", values) > 0).any()
+        return math.nan if broken else found
+
+
+class Progress:
+    """How much of a loss's progress is lost again: (m - best) / max(first - best, 6 noise, floor).
+
+    m: median of the last 16 points. first: the first such median. best: the least so far. noise: robust spread of the
+    differences of neighbours (so a trend does not count) over the 64 points before the best.
+    """
+
+    def __init__(self, floor: Callable[[float], float]) -> None:
+        self._floor = floor
+        self.first = self._noise = math.nan
+        self.best = math.inf
+
+    def lost(self, past: Array) -> float:
+        """The share, from the values so far, the newest last; NaN below 16."""
+        if len(past) < SMOOTH:
+            return math.nan
+        now = middle(past[-SMOOTH:])
+        if math.isnan(self.first):
+            self.first = now
+        if now < self.best:
+            self.best, self._noise = now, robust_spread(np.diff(past)) / math.sqrt(2)
+        return (now - self.best) / max(self.first - self.best, NOISE * self._noise, self._floor(self.best), 1e-12)
+
+
 class LossFamily(ScalarFamily):
     """The loss, and how much of its progress is lost again.
 
-    lost: (m - best) / max(first - best, 6 noise, |best|), with m the median of the last 16 points, first the first
-    such median, best the least so far, noise the robust spread of the window that set it. So 0.5 means that half of
-    what was learned is gone, or, where little was learned, that the loss is one and a half times its best.
+    0.5 means that half of what was learned is gone, or, where little was learned, that the loss is one and a half
+    times its best. While the loss is positive it must be so of its logarithm too: heavy tails reach far up, but not
+    on that scale.
     """
 
     def __init__(self) -> None:
@@ -107,31 +153,26 @@ class LossFamily(ScalarFamily):
             *self.gauges,
             Derived("loss_lost_ratio", "Share of the progress of the loss that has been lost again.", "ratio", "run"),
         )
-        self._recent: deque[float] = deque(maxlen=SMOOTH)
-        self._first = self._noise = math.nan
-        self._best = math.inf
+        self._begin()
+
+    def _begin(self) -> None:
+        self._plain = Progress(abs)
+        self._log: Progress | None = Progress(lambda best: 2 * math.log(1.5))
 
     def restart(self) -> None:
         """See Family."""
         super().restart()
-        self._recent.clear()
-        self._first, self._noise, self._best = math.nan, math.nan, math.inf
+        self._begin()
 
     def _numbers(self, x: float) -> dict[str, float]:
-        self._recent.append(x)
+        past = np.array([*self._past, x])
+        lost = self._plain.lost(past)
+        if x <= 0:
+            self._log = None
+        if self._log is not None:
+            lost = min(lost, self._log.lost(np.log(past)))
         return super()._numbers(x) | {
-            "loss_lost_ratio": self._lost(),
-            "loss_first": self._first,
-            "loss_best": self._best,
+            "loss_lost_ratio": lost,
+            "loss_first": self._plain.first,
+            "loss_best": self._plain.best,
         }
-
-    def _lost(self) -> float:
-        if len(self._recent) < SMOOTH:
-            return math.nan
-        recent = np.array(self._recent)
-        now = middle(recent)
-        if math.isnan(self._first):
-            self._first = now
-        if now < self._best:
-            self._best, self._noise = now, robust_spread(recent)
-        return (now - self._best) / max(self._first - self._best, NOISE * self._noise, abs(self._best), 1e-12)

@@ -36,18 +36,19 @@ def cell(name: str) -> Cell:
 
 
 def fields(name: str, value: float) -> dict[str, float]:
-    """The partials of one measured point."""
+    """The partials of one measured point, as the kernels leave them: sums and maxima of what is finite."""
     kind = name.partition(" ")[0]
     bad = float(not np.isfinite(value))
+    peak, size = (-np.inf, 0.0) if bad else (value, value)
     return {
         "loss": {"sum": value, "nonfinite": bad},
         "gradient_norm": {"sumsq": value * value, "nonfinite": bad},
-        "logits": {"sum": value, "sumsq": value * value, "nonfinite": 0.0, "max": value},
+        "logits": {"sum": size, "sumsq": size * size, "nonfinite": bad, "max": peak},
         "learning_rate": {"last": value},
         "skipped": {"sum": value},
-        "lower": {"lse_sumsq": 1.0, "nonfinite": bad, "upper": value + 5, "head": 0.0, "lower": value},
-        "exact": {"nonfinite": bad, "max": value, "head": 0.0},
-        "activation": {"sumsq": 1.0, "nonfinite": bad, "abs_max": value},
+        "lower": {"lse_sumsq": 1.0, "nonfinite": bad, "upper": peak + 5, "head": 0.0, "lower": peak},
+        "exact": {"nonfinite": bad, "max": peak, "head": 0.0},
+        "activation": {"sumsq": size * size, "nonfinite": bad, "abs_max": size},
         "gradient": {"sumsq": 1.0, "nonfinite": value, "abs_max": 1.0},
         "update": {"update_sumsq": value * value, "weight_sumsq": 1.0},
     }[kind]

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from benchmarks import calibration
 from benchmarks.zoo import HEALTHY, UNSTABLE, cnn, gpt, gpt_hot, gpt_qk_norm, gru, mlp, regression, train, vit
 from stabwatch.analysis import analyze
 
 QUICK = {gpt: 150, gpt_qk_norm: 150, gru: 200, cnn: 200, vit: 200, mlp: 300, regression: 300}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are small
+    yield
+    torch.set_num_threads(before)
 
 
 def _alerts(make, path, steps, **settings):
@@ -34,6 +44,12 @@ def test_the_unstable_demo_is_caught_long_before_its_end(tmp_path):
 @pytest.mark.parametrize("make", HEALTHY, ids=lambda f: f.__name__)
 def test_a_long_healthy_run_raises_nothing(make, density, tmp_path):
     assert _alerts(make, tmp_path / "run", 300, **density) == []
+
+
+@pytest.mark.slow
+def test_the_quick_calibration_finds_nothing_wrong(capsys):
+    assert calibration.main(["--quick"]) == 0
+    assert "| rule | nearness |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import math
 
 from stabwatch.alerts import Engine, diagnose
+from stabwatch.runlog import Event
 from tests.alerts.scenarios import block, wave
 
 
@@ -23,7 +24,7 @@ def test_a_healthy_run_and_an_empty_one_say_so():
 def test_the_verdict_names_the_first_layer_its_onset_and_what_the_loss_said():
     growing = [10 * math.exp(0.05 * i) for i in range(100)]
     found = _diagnosis({"loss": wave(100, 2.5, 0.01), "lower b": [5.0] * 20 + growing[:80], "lower a": growing})
-    assert found.verdict.startswith("Attention logits grow past a safe size, first in a, since step 22. 2 layers")
+    assert found.verdict.startswith("Attention logits grow past a safe size, first in layer a, since step 22. 2 layers")
     assert "The loss did not show it: 2.5" in found.verdict
     assert found.causes[0].layers == ("a", "b")
     assert any("doubles every 13.9 steps" in line for line in found.causes[0].evidence)
@@ -52,6 +53,37 @@ def test_steps_that_are_too_large_are_named_with_the_learning_rate():
     assert any("30%" in line for line in causes[1].evidence) and any("0.03" in line for line in causes[1].evidence)
     small = {**series, "update a": [0.01] * 30}
     assert [c.name for c in _diagnosis(small).causes] == ["AttentionLogitGrowth"]
+
+
+def test_a_layer_that_began_at_zero_is_no_learning_rate_too_high():
+    """The first update of a zero-initialised layer is as large as the layer itself, at any learning rate."""
+    series = {
+        "lower a": [10.0] * 10 + [150.0] * 20,
+        "update zero": [math.inf, 1.0, 0.5, *([0.01] * 27)],
+        "update a": [0.01] * 30,
+        "update b": [0.01] * 30,
+    }
+    assert [c.name for c in _diagnosis(series).causes] == ["AttentionLogitGrowth"]
+
+
+def test_large_updates_after_the_onset_are_not_its_cause():
+    series = {"lower a": [10.0] * 10 + [150.0] * 20, "update a": [0.01] * 20 + [0.5] * 10}
+    assert [c.name for c in _diagnosis(series).causes] == ["AttentionLogitGrowth"]
+
+
+def test_information_is_said_but_is_no_cause():
+    found = _diagnosis({"loss": wave(50), "lower a": [150.0] * 50})
+    assert found.verdict == (
+        "Nothing left its normal range up to step 49. Attention logits are large, and were so in the first record."
+    )
+    assert found.causes == ()
+
+
+def test_a_process_that_stopped_comes_after_what_led_to_it():
+    engine = Engine()
+    engine.observe(block({"loss": wave(50), "lower a": [10.0] * 30 + [150.0] * 20}))
+    engine.observe_event(Event("end", 1050.0, 49, {"reason": "killed"}))
+    assert [c.name for c in diagnose(engine).causes] == ["AttentionLogitGrowth", "TrainingStopped"]
 
 
 def test_a_spike_that_is_over_is_said_to_be_over():

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabwatch.alerts import DERIVED, Engine
-from stabwatch.alerts.derived import slope
+from stabwatch.alerts.points import middle, slope
 from stabwatch.runlog import Block, SeriesKey, SlotTable
 from tests.alerts.scenarios import block, cell, wave
 
@@ -66,6 +66,38 @@ def test_a_table_that_grows_keeps_the_past_of_its_layers():
     assert [(a.layer, a.onset, a.step) for a in one.history] == [("a", 60, 62)]
 
 
+EARLY = ("loss", "lower a", "gradient_norm")
+LATE = ("lower b", "activation c", "logits")
+
+
+@given(
+    st.fixed_dictionaries({name: st.lists(POINT, min_size=60, max_size=60) for name in EARLY}),
+    st.fixed_dictionaries({name: st.lists(POINT, max_size=60) for name in LATE}),
+    st.integers(1, 59),
+)
+def test_layers_that_appear_in_a_later_segment_change_nothing_for_the_others(early, late, cut):
+    late = {name: values[cut:] for name, values in late.items()}
+    one, two = Engine(), Engine()
+    one.observe(block({**early, **{name: [*([None] * cut), *values] for name, values in late.items()}}))
+    two.observe(block({name: values[:cut] for name, values in early.items()}))
+    two.observe(block({**late, **{name: values[cut:] for name, values in early.items()}}, cut))
+    assert sorted(one.history, key=_by_place) == sorted(two.history, key=_by_place)
+    assert one.derived == two.derived
+
+
+def _by_place(alert):
+    return alert.step, alert.rule, alert.signal, alert.layer, alert.state
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_begins_its_past_anew():
+    """From a checkpoint in the same folder: the loss is higher than its best was, and nothing has diverged."""
+    engine = Engine()
+    engine.observe(block({"loss": [8 - 0.05 * i for i in range(120)], "lower a": [10.0] * 110 + [150.0] * 10}))
+    assert [a.rule for a in engine.active] == ["AttentionLogitGrowth"]
+    out = engine.observe(block({"loss": [7.5 - 0.05 * i for i in range(60)], "lower a": [10.0] * 60}, 10))
+    assert [(a.rule, a.state) for a in out] == [("AttentionLogitGrowth", "resolved")]
+
+
 def test_the_onset_is_the_first_step_of_the_unbroken_stretch():
     engine = Engine()
     engine.observe(block({"lower a": [10.0] * 20 + [35.0] * 3 + [10.0] * 5 + [35.0] * 7 + [110.0] * 5}))
@@ -99,6 +131,29 @@ def test_the_robust_z_is_that_of_scipy():
     truth = (np.log(values[-1]) - np.median(np.log(past))) / scale
     assert engine.derived[SeriesKey("loss_robust_z")] == pytest.approx(truth, rel=1e-4)
     assert engine.derived[SeriesKey("loss_to_median_ratio")] == pytest.approx(values[-1] / np.median(past), rel=1e-6)
+
+
+def test_the_robust_z_of_a_loss_that_goes_below_zero_is_linear():
+    values = np.array([x - 3 for x in wave(100, 3.0, 0.2, seed=3)], np.float32).astype(float)
+    engine = Engine()
+    engine.observe(block({"loss": list(values)}))
+    past = values[-65:-1]
+    truth = (values[-1] - np.median(past)) / scipy.stats.median_abs_deviation(past, scale="normal")
+    assert engine.derived[SeriesKey("loss_robust_z")] == pytest.approx(truth, rel=1e-4)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=70))
+def test_the_quick_median_is_the_median(values):
+    assert middle(np.array(values)) == pytest.approx(np.median(values), rel=1e-12, abs=1e-12)
+
+
+def test_the_lost_share_is_that_of_medians_of_sixteen():
+    values = [*np.linspace(8, 3, 80), *([5.5] * 16)]
+    engine = Engine()
+    engine.observe(block({"loss": values}))
+    first, best = np.median(values[:16]), np.median(values[64:80])
+    truth = (5.5 - best) / max(first - best, best)
+    assert engine.derived[SeriesKey("loss_lost_ratio")] == pytest.approx(truth, rel=1e-6)
 
 
 def test_the_exact_value_and_the_bracket_are_one_bound():

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stabwatch.alerts import RULES, Engine
-from stabwatch.runlog import Event
+from stabwatch.runlog import Block, Cell, Event, SlotTable
 from tests.alerts.scenarios import Values, block, wave
 
 
@@ -75,14 +76,15 @@ def test_it_fires(rule):
     assert fired[-1].description and "nan" not in fired[-1].description
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
 @pytest.mark.parametrize("rule", SCENARIOS)
-def test_a_value_that_is_not_finite_neither_silences_nor_resolves_it(rule):
+def test_a_value_that_is_not_finite_neither_silences_nor_resolves_it(rule, odd):
     scenario = SCENARIOS[rule]
-    engine = _after(rule, scenario.calm, scenario.bad, [math.nan] * 30)
+    engine = _after(rule, scenario.calm, scenario.bad, [odd] * 30)
     assert any(a.rule == rule for a in engine.active)
-    assert any(a.rule == "NonFinite" for a in engine.active) or scenario.series == "logits"
-    broken = [x for value in scenario.bad for x in (math.nan, value)]
-    assert _fired(_after(rule, scenario.calm, broken), rule), "NaN between the points"
+    assert any(a.rule == "NonFinite" for a in engine.active)
+    broken = [x for value in scenario.bad for x in (odd, value)]
+    assert _fired(_after(rule, scenario.calm, broken), rule), "between the points"
 
 
 @pytest.mark.parametrize("rule", SCENARIOS)
@@ -153,3 +155,90 @@ def test_growth_toward_the_limit_warns_before_it():
     assert [a.severity for a in engine.history] == ["warning", "critical"]
     assert len(engine.active) == 1 and engine.active[0].severity == "critical"
     assert "doubles every 34" in engine.active[0].description
+
+
+def test_every_level_lies_outside_the_normal_range():
+    """The engine looks no further when nothing is outside; and an onset is never later than the firing."""
+    sure = {"nonfinite_new": "nonfinite"}  # the part is positive only where the whole is
+    for rule in RULES:
+        for level in rule.levels:
+            above = {sure.get(c.gauge, c.gauge): c.above for c in level.when if c.above is not None}
+            for condition in rule.outside:
+                assert condition.below is None, "then compare it here as well"
+                assert above[condition.gauge] >= condition.above, (rule.name, level.severity, condition)
+
+
+def _engine(series):
+    engine = Engine()
+    engine.observe(block(series))
+    return engine
+
+
+def test_a_model_that_came_with_large_attention_logits_is_information_until_they_grow():
+    engine = _engine({"lower a": wave(100, 150.0)})
+    assert [a.severity for a in engine.history] == ["info"]
+    engine.observe(block({"lower a": [150 * math.exp(0.02 * i) for i in range(60)]}, 100))
+    assert [a.severity for a in engine.history] == ["info", "critical"]
+
+
+def test_a_mask_of_infinities_is_information_and_a_new_one_is_critical():
+    masked = {"loss": wave(5, 2.0), "activation head": [math.inf] * 5, "activation a": [1.0] * 5}
+    engine = _engine(masked)
+    assert [(a.severity, a.layer) for a in engine.active] == [("info", "head")]
+    assert "mask" in engine.active[0].summary
+    engine.observe(block({"loss": [2.0], "activation head": [math.inf], "activation a": [math.inf]}, 5))
+    assert [(a.severity, a.layer) for a in engine.active] == [("info", "head"), ("critical", "a")]
+    broken = _engine({**masked, "loss": [math.nan] * 5})
+    assert {a.severity for a in broken.active} == {"critical"}, "with a loss that is no number it is no mask"
+    assert {a.severity for a in _engine({"activation head": [math.inf]}).active} == {"critical"}, "nor without a loss"
+
+
+def test_a_branch_that_begins_at_zero_may_grow():
+    assert _engine({"activation a": [0.0, *(min(20.0, 1e-6 * 2**i) for i in range(100))]}).history == ()
+
+
+def test_output_logits_that_come_in_from_far_out_do_not_drift():
+    assert _engine({"logits": [500 * 0.9**i + 3 for i in range(100)]}).history == ()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("tail", [0.5, 2.0])
+def test_heavy_tails_are_no_spikes(tail, seed):
+    """A small-batch loss near zero: lognormal, most of it tiny, ten times the median every few steps."""
+    rng = np.random.default_rng(seed)
+    assert _engine({"loss": list(1e-3 * np.exp(tail * rng.standard_normal(8000)))}).history == ()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_without_progress_is_no_divergence(seed):
+    rng = np.random.default_rng(seed)
+    for loss in (2 + 0.02 * rng.standard_normal(8000), 0.3 * rng.standard_normal(8000), rng.gamma(2.0, 1.0, 8000)):
+        assert _engine({"loss": list(loss)}).history == ()
+
+
+def test_a_loss_that_swings_slowly_as_adversaries_do_is_no_divergence():
+    swing = 0.9 + 0.15 * np.sin(np.arange(2000) / 40) + 0.05 * np.random.default_rng(0).standard_normal(2000)
+    assert _engine({"loss": list(swing)}).history == ()
+
+
+def test_a_negative_loss_may_spike_too():
+    calm = list(-3 + 0.05 * np.random.default_rng(0).standard_normal(80))
+    assert [a.rule for a in _engine({"loss": [*calm, -1.0, -0.8, -0.9]}).active] == ["LossSpike"]
+
+
+def test_one_wild_first_loss_does_not_blind_the_divergence():
+    series = [1e6, *(4 - 0.02 * i for i in range(100)), *([6.0] * 60)]
+    assert "LossDivergence" in {a.rule for a in _engine({"loss": series}).history}
+
+
+def test_a_gradient_norm_of_the_finite_rest_is_no_calm():
+    """Without clipping the norm is that of the finite elements: near zero when a layer's gradient is all NaN."""
+    cells = [Cell("gradient", "a", "moments")]
+    table = SlotTable.build(cells)
+    rows = [[100.0, size * size, 0.0, size] for size in [*wave(80, 1.0, 0.3), *([50.0] * 5)]] + [
+        [100.0, 0, 100, 0]
+    ] * 30
+    steps = np.arange(len(rows))
+    engine = Engine()
+    engine.observe(Block(table, steps, 1000.0 + steps, np.array(rows, np.float32)))
+    assert [a.rule for a in engine.active] == ["GradientNormExplosion", "NonFinite"]
