@@ -36,6 +36,7 @@ class Analysis:
 
     steps: recorded steps. duration: seconds from the first record to the last. ended: reason of the end event, None
     when there is none. coverage: {'taps', 'fired', 'missing'} of the last coverage event. errors: probe errors.
+    damaged_records, bad_event_lines: stepped over while reading; torn_bytes: at the end, no whole record.
     """
 
     path: Path
@@ -50,6 +51,9 @@ class Analysis:
     series: tuple[SeriesSummary, ...]
     coverage: dict[str, Any]
     errors: tuple[dict[str, Any], ...]
+    damaged_records: int = 0
+    bad_event_lines: int = 0
+    torn_bytes: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -73,6 +77,9 @@ class Analysis:
             "series": [asdict(s) for s in self.series],
             "coverage": self.coverage,
             "errors": list(self.errors),
+            "damaged_records": self.damaged_records,
+            "bad_event_lines": self.bad_event_lines,
+            "torn_bytes": self.torn_bytes,
         }
         return _finite(plain)
 
@@ -104,6 +111,9 @@ def analyze_run(run: Run) -> Analysis:
         series=_summaries(run),
         coverage=coverage.data if coverage else {},
         errors=tuple({"time": e.time, "step": e.step, **e.data} for e in run.events if e.kind == "error"),
+        damaged_records=run.damaged_records,
+        bad_event_lines=run.bad_event_lines,
+        torn_bytes=run.torn_bytes,
     )
 
 

@@ -139,6 +139,15 @@ class Report:
         if not reasons:
             yield Text("nothing that should have been", style="faint")
 
+    def _damage(self) -> str:
+        """What of the log could not be read, if anything."""
+        a = self.analysis
+        over = ((a.damaged_records, "unreadable record"), (a.bad_event_lines, "unreadable event"))
+        parts = [f"{count(n, what)} stepped over" for n, what in over if n]
+        if a.torn_bytes:
+            parts.append(f"{count(a.torn_bytes, 'byte')} at the end of a file that are no whole record")
+        return ", ".join(parts)
+
     def _facts(self) -> Table:
         meta = self.run.meta
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -161,6 +170,8 @@ class Report:
             "errors": count(len(self.analysis.errors), "probe error") if self.analysis.errors else "none in stabwatch",
             "log": clean(self.run.path),
         }
+        if damage := self._damage():
+            rows["damage"] = damage
         for label, fact in rows.items():
             table.add_row(label, Text(fact))
         return table

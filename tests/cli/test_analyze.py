@@ -52,6 +52,17 @@ def test_the_report_of_a_healthy_run(healthy_run):
     assert "onset" not in text
 
 
+def test_the_report_says_what_of_the_log_could_not_be_read(new_run, healthy_run, tmp_path):
+    run = new_run(tmp_path / "run", sick=False)
+    with open(next(run.glob("*.arrows")), "ab") as file:
+        file.write(b"torn")
+    with open(run / "events.jsonl", "ab") as file:
+        file.write(b"{broken\n")
+    words = "1 unreadable event stepped over, 4 bytes at the end of a file that are no whole record"
+    assert words in rendered(run, 200)
+    assert "damage" not in rendered(healthy_run)
+
+
 def test_colours_on_a_terminal_and_none_elsewhere(sick_run):
     assert "\x1b[" in rendered(sick_run, force_terminal=True, color_system="truecolor")
     assert "\x1b" not in invoke(sick_run).output
@@ -71,7 +82,7 @@ def test_json_is_the_analysis(sick_run):
 
 SHAPE = {
     "": "schema run path steps first_step last_step duration_seconds ended calm diagnosis alerts series coverage "
-    "errors",
+    "errors damaged_records bad_event_lines torn_bytes",
     "run": "run created host pid pid_started world_size rank versions model config schema",
     "diagnosis": "verdict causes",
     "causes": "name title since_step layers evidence remedy references confidence runbook_url",
