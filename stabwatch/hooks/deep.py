@@ -1,0 +1,129 @@
+"""The deep tier at modules: residual stream, residual writers, routers. Sites take turns, so that no step carries all.
+
+Not measured inside a compiled graph; coverage says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.hooks.roles import Role
+from stabwatch.hooks.sites import Site, first_tensor, new_cell
+from stabwatch.kernels.geometry import stability
+from stabwatch.kernels.mean_mode import dead_units, mean_mode
+from stabwatch.kernels.merge import merge_
+from stabwatch.kernels.precision import precision
+from stabwatch.kernels.router import router
+from stabwatch.kernels.shape import shape
+from stabwatch.kernels.tokens import tokens
+from stabwatch.runlog import Cell
+from stabwatch.signals.reductions import REDUCTIONS
+
+TURNS = 8
+"""A deep step measures one site in so many."""
+ELEMENTS = 1 << 18
+"""Numbers of a residual stream that tails and formats are judged by: whole tokens, evenly spread."""
+POINTS = 128
+"""Tokens (or samples) between which distances are taken."""
+PARTITIONS = 8
+"""Random halves of the features per measurement."""
+NO_TOKENS = "its input has no token axis: it is not (batch, tokens, features)"
+NO_GRADIENT = "its output needs no gradient (a frozen branch, or reentrant checkpointing)"
+
+_RESIDUAL = ("shape", "tokens", "geometry", "precision")
+_WRITER = ("mean_mode", "units")
+
+
+class DeepTaps:
+    """Gives each site its deep cells and its turn. Random numbers come from a generator of its own."""
+
+    def __init__(self) -> None:
+        self._sites = 0
+        self.generator = torch.Generator().manual_seed(0)
+
+    def add(self, site: Site, role: Role, device: torch.device) -> None:
+        """What is to be seen at this module."""
+        site.role = role
+        taps = {"residual": _RESIDUAL if role.residual else (), "writer": _WRITER if role.writer else ()}
+        site.deep = {Cell(tap, site.name, r): new_cell(r, device) for tap, names in taps.items() for r in names}
+        if site.deep:
+            site.turn = self._sites % TURNS
+            self._sites += 1
+        if role.top_k:
+            site.deep[Cell("router", site.name, "router")] = new_cell("router", device)
+
+
+def observe(site: Site, args: Any, output: Any) -> None:
+    """The deep signals of one call of a module whose turn it is."""
+    guard = site.watch.guard
+    out = first_tensor(output)
+    if out is None or out.numel() == 0:
+        return
+    if site.role.residual:
+        guard.run("residual", "deep", _residual, site, out)
+    if site.role.writer:
+        guard.run("writer", "deep", _writer, site, args, out)
+
+
+@torch.no_grad()
+def _residual(site: Site, out: Tensor) -> None:
+    x = _as_tokens(out.detach())
+    rows = _spread(x.flatten(0, -2), max(1, ELEMENTS // x.shape[-1]))
+    _fold(site, "residual", "shape", shape(rows))
+    _fold(site, "residual", "precision", precision(rows))
+    if x.dim() == 3 and x.shape[1] > 1:
+        _fold(site, "residual", "tokens", tokens(x))
+    points = _spread(x.flatten(0, -2), POINTS)
+    if points.shape[0] > 3 and points.shape[1] > 3:
+        _fold(site, "residual", "geometry", stability(points, PARTITIONS, site.watch.deep.generator))
+
+
+def _writer(site: Site, args: Any, out: Tensor) -> None:
+    inputs = first_tensor(args)
+    if inputs is None or inputs.dim() != 3 or inputs.shape[1] < 2:
+        site.watch.unmeasured("writer", site.name, NO_TOKENS)
+    elif not out.requires_grad:
+        site.watch.unmeasured("writer", site.name, NO_GRADIENT)
+    else:
+        y = inputs.detach()
+        out.register_hook(lambda grad: site.watch.guard.run("writer", "deep", _written, site, y, grad))
+
+
+@torch.no_grad()
+def _written(site: Site, inputs: Tensor, gradients: Tensor) -> None:
+    _fold(site, "writer", "mean_mode", mean_mode(inputs, gradients))
+    _fold(site, "writer", "units", dead_units(inputs))
+
+
+@torch.no_grad()
+def route(site: Site, module: nn.Module, args: Any) -> None:
+    """A router's logits, from its input and weights: what it returns differs between libraries."""
+    inputs = first_tensor(args)
+    weight: Any = module.weight
+    if inputs is None or inputs.shape[-1] != weight.shape[-1]:
+        return
+    rows = _spread(inputs.detach().flatten(0, -2), max(1, ELEMENTS // weight.shape[-1]))
+    logits = nn.functional.linear(rows, weight.detach().to(rows.dtype))
+    _fold(site, "router", "router", router(logits, site.role.top_k))
+
+
+def _fold(site: Site, tap: str, reduction: str, partials: Tensor) -> None:
+    cell = Cell(tap, site.name, reduction)
+    held = site.deep[cell]
+    if held.device != partials.device:
+        held = site.deep[cell] = new_cell(reduction, partials.device)
+    merge_(REDUCTIONS[reduction], held, partials)
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    """(B, T, D) or (N, D); the places of an image are its tokens, its channels their features."""
+    if x.dim() == 4:
+        return x.flatten(2).mT
+    return x if x.dim() in (2, 3) else x.reshape(-1, x.shape[-1])
+
+
+def _spread(rows: Tensor, most: int) -> Tensor:
+    return rows[:: max(1, -(-len(rows) // most))]

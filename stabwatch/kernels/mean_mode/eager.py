@@ -1,0 +1,32 @@
+"""Plain torch: one matrix product over all tokens, one over the samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_mode(inputs: Tensor, gradients: Tensor) -> Tensor:
+    """float32 (5,): samples, |G_mean|^2, |G_centred|^2, |G|^2, sum over tokens of |d|^2 |y|^2.
+
+    inputs y (B, T, I), gradients d (B, T, O), any floating type. The centred part is the product of centred factors
+    and no difference of large numbers.
+    """
+    y, d = inputs.detach().float(), gradients.detach().float()
+    y_mean, d_mean = y.mean(dim=1), d.mean(dim=1)
+    mean = d_mean.mT @ y_mean * y.shape[1]
+    centred = (d - d_mean[:, None]).flatten(0, 1).mT @ (y - y_mean[:, None]).flatten(0, 1)
+    outer = (d.square().sum(-1) * y.square().sum(-1)).sum()
+    samples = torch.full((), float(len(y)), device=y.device)
+    return torch.stack((samples, _sumsq(mean), _sumsq(centred), _sumsq(mean + centred), outer))
+
+
+def dead_units(inputs: Tensor) -> Tensor:
+    """float32 (2,): features of (..., D), and how many of them are zero in every row."""
+    rows = inputs.detach().flatten(0, -2)
+    dead = (rows == 0).all(dim=0).sum(dtype=torch.float32)
+    return torch.stack((torch.full_like(dead, float(rows.shape[-1])), dead))
+
+
+def _sumsq(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x).square()

@@ -1,0 +1,3 @@
+"""`tokens`: how alike the tokens of a sample are."""
+
+from stabwatch.kernels.tokens.eager import tokens as tokens

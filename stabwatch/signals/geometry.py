@@ -1,0 +1,52 @@
+"""The geometry of the residual stream: do halves of the features tell the same story, do the tokens become alike?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stabwatch.signals.declaration import Signal
+
+_SHESHA = "shesha-geometry 0.3.0, feature_split"
+_MEAN_MODE = "Mean Mode Screaming, arXiv:2605.06169, erwold/mv-split"
+
+
+def _signal(name: str, help: str, reduction: str, formula: str, *fields: str, **more: Any) -> Signal:
+    return Signal(
+        name=name, help=help, unit=more.pop("unit", "1"), tap="residual", reduction=reduction, fields=fields,
+        formula=formula, tier="deep", **more,
+    )  # fmt: skip
+
+
+SIGNALS = (
+    _signal(
+        "geometry_stability",
+        "Rank correlation between the token distances that two random halves of the features give.",
+        "geometry", "mean", "sum", "count", worst="min", source=_SHESHA,
+    ),
+    _signal(
+        "geometry_stability_error",
+        "Monte-Carlo standard error of geometry_stability over its random halves.",
+        "geometry", "standard_error", "sum", "sumsq", "count", source=_SHESHA,
+    ),
+    _signal(
+        "token_similarity",
+        "Mean cosine between different tokens of one sample: near 1 they have become one.",
+        "tokens", "mean", "cosine", "count", source=_MEAN_MODE,
+    ),
+    _signal(
+        "token_mean_energy_ratio",
+        "Norm of the token mean over the norm of what differs from it.",
+        "tokens", "root_ratio", "mean_sumsq", "centred_sumsq", unit="ratio", source=_MEAN_MODE,
+    ),
+    _signal(
+        "activation_kurtosis",
+        "Fourth moment of a block's output over its squared second one, about zero: 3 for a normal distribution.",
+        "shape", "kurtosis", "fourth", "sumsq", "count",
+    ),
+    _signal(
+        "activation_outlier_ratio",
+        "Share of a block's output that lies more than five standard deviations from its token's mean.",
+        "shape", "mean", "outliers", "count", unit="ratio",
+        source="microsoft/ArchScale lit_gpt/model.py compute_outlier_percentage",
+    ),
+)  # fmt: skip

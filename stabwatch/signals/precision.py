@@ -1,0 +1,37 @@
+"""What narrower number formats would lose of each kind of tensor.
+
+fp16 as it stands, without a loss scale. fp8 with one scale for the tensor that brings its maximum to the format's
+largest number. MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
+Lost: not zero, and zero after rounding.
+"""
+
+from __future__ import annotations
+
+from stabwatch.signals.declaration import Signal
+
+_KINDS = {"activation": ("residual", "a block's output"), "gradient": ("gradient", "a layer's gradients")}
+_FIELDS = {
+    "zero": ("zeros", "is exactly zero"),
+    "fp16_lost": ("fp16_lost", "rounds to zero in float16"),
+    "fp16_saturated": ("fp16_saturated", "is too large for float16"),
+    "fp8_e4m3_lost": ("e4m3_lost", "rounds to zero in float8 e4m3, scaled by the tensor's maximum"),
+    "fp8_e5m2_lost": ("e5m2_lost", "rounds to zero in float8 e5m2, scaled by the tensor's maximum"),
+    "mxfp4_lost": ("mxfp4_lost", "rounds to zero in MXFP4"),
+    "nvfp4_lost": ("nvfp4_lost", "rounds to zero in NVFP4"),
+}
+
+SIGNALS = tuple(
+    Signal(
+        name=f"{kind}_{name}_ratio",
+        help=f"Share of {what} that {happens}.",
+        unit="ratio",
+        tap=tap,
+        reduction="precision",
+        fields=(field, "count"),
+        formula="mean",
+        tier="deep",
+        source="OCP Microscaling Formats (MX) 1.0; FP8 formats, arXiv:2209.05433; NVFP4 (NVIDIA)",
+    )
+    for kind, (tap, what) in _KINDS.items()
+    for name, (field, happens) in _FIELDS.items()
+)
