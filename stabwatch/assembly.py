@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +14,11 @@ from numpy.typing import NDArray
 from stabwatch.hooks.cells import LOSS, LOSS_FALLBACKS, loss_source
 from stabwatch.ranks import merge_ranks
 from stabwatch.runlog import Cell, SlotTable, host_cell
+from stabwatch.signals import CATALOGUE
 
-_HOST_GAUGES = ("step_seconds", "learning_rate", "overhead_ratio", "taps_missing")
+_HOST_GAUGES = (
+    "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
+)  # fmt: skip
 _HOST_COUNTS = ("skipped_steps_total", "probe_errors_total", "records_dropped_total")
 
 
@@ -22,6 +27,8 @@ class HostNumbers:
     """Numbers of a step that the host knows by itself. Counters are running totals here, increments in the log."""
 
     step_seconds: float = math.nan
+    data_wait: float = math.nan
+    samples: int = 0
     learning_rate: float = math.nan
     overhead: float = math.nan
     taps_missing: float = math.nan
@@ -30,16 +37,30 @@ class HostNumbers:
     dropped: int = 0
     _told: tuple[int, int, int] = (0, 0, 0)
 
+    def forward_begins(self, inputs: tuple[Any, ...], began: float) -> None:
+        """A training forward starts, in a step that began at `began` on the clock of `time.perf_counter`."""
+        if math.isnan(self.data_wait):
+            self.data_wait = time.perf_counter() - began
+        sizes = [x.shape[0] for x in inputs if hasattr(x, "shape") and len(x.shape)]
+        self.samples += sizes[0] if sizes else 0
+
+    def next_step(self) -> None:
+        """What is counted within a step begins anew."""
+        self.data_wait, self.samples = math.nan, 0
+
     def take(self) -> NDArray[np.float64]:
         """The slots of the host cells, (count, value) each; counters as the increment since the last call."""
         totals = (self.skipped, self.errors, self.dropped)
         increments = [new - old for new, old in zip(totals, self._told, strict=True)]
         self._told = totals
-        gauges = (self.step_seconds, self.learning_rate, self.overhead, self.taps_missing)
+        pace = self.samples / self.step_seconds if self.samples else math.nan
+        gauges = (self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing)
         pairs = [(0.0 if math.isnan(v) else 1.0, v) for v in gauges] + [(1.0, float(v)) for v in increments]
         return np.array(pairs).reshape(-1)
 
 
+TURN_TAKERS = {(s.tap, s.reduction) for s in CATALOGUE if s.tier == "deep" and s.tap != "attention"}
+"""Their sites are measured one after the other: the first of them brings all of them into the log."""
 HOST_CELLS = tuple(host_cell(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))
 
 
@@ -98,6 +119,8 @@ class Assembler:
         self.fired |= fired
         if not fired <= self._shown:
             self._shown |= fired
+            if any((c.tap, c.reduction) in TURN_TAKERS for c in fired):
+                self._shown |= {c for c in self._all.cells if (c.tap, c.reduction) in TURN_TAKERS}
             self._select()
         self._look_at_brackets(full)
         return self.table, full[self._slots].astype(np.float32)

@@ -7,6 +7,7 @@ import platform
 import socket
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import psutil
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 import stabwatch
 from stabwatch.config import Config
+from stabwatch.plugins import PLUGINS
 from stabwatch.ranks import Ranks
 from stabwatch.runlog import Meta
 
@@ -47,4 +49,5 @@ def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, co
             "layers": [name for name in layers if name],
         },
         config={name: value for name, value in vars(config).items() if value is not None},
+        signals=[asdict(plugin.signal) for plugin in PLUGINS.values()],
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from stabwatch import plugins
 from stabwatch.assembly import Assembler, HostNumbers
 from stabwatch.buffer import Copy, StepBuffer
 from stabwatch.clock import StepClock
@@ -28,11 +29,14 @@ from stabwatch.coverage import NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
 from stabwatch.facts import run_id, run_meta
 from stabwatch.hooks.attention import Brackets
 from stabwatch.hooks.cells import RunCells
+from stabwatch.hooks.deep import TURNS
+from stabwatch.hooks.deep_parameters import DeepParameters
 from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.guard import Guard
-from stabwatch.hooks.modules import ModuleTaps, first_tensor
+from stabwatch.hooks.modules import ModuleTaps
 from stabwatch.hooks.parameters import ParameterTaps
-from stabwatch.hooks.sites import Gate, choose, device_of, unwrap
+from stabwatch.hooks.plugged import PluginTaps
+from stabwatch.hooks.sites import Gate, choose, device_of, first_tensor, unwrap
 from stabwatch.launch import AgentProcess
 from stabwatch.ranks import Ranks
 from stabwatch.runlog import RunFolder, SlotTable, Writer
@@ -67,6 +71,7 @@ def attach(
     fails, that is logged with its traceback, and the watch that comes back is detached already.
     """
     settings = Config.load(config, **overrides)
+    plugins.load()
     return Watch(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=settings)
 
 
@@ -120,16 +125,20 @@ class Watch:
         device = device_of(self._model, torch.device("cpu"))
         chosen = choose(self._model, self.config.include, self.config.exclude)
         self._modules = modules = ModuleTaps(chosen, self.gate, self, device)
-        self._parameters = ParameterTaps(
-            self._model, [c.path for c in chosen if c.path], device, self.config.update_bytes
-        )
+        self.generator = modules.deep.generator
+        paths = [c.path for c in chosen if c.path and (c.activation or list(c.module.children()))]
+        self._parameters = ParameterTaps(self._model, paths, device, self.config.update_bytes)
+        self._deep_parameters = DeepParameters(self._parameters.owned, device, self)
         self.cells = RunCells(device)
         self._buffer = StepBuffer(device)
         self.cells.register(self._buffer)
         modules.register(self._buffer)
         self.brackets = Brackets(modules.attention_names, device)
         self._buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
+        self.plugins = PluginTaps(modules.sites.values(), self._parameters.owned, device, self)
+        self.plugins.register(self._buffer)
         self._parameters.register(self._buffer)
+        self._deep_parameters.register(self._buffer)
         shown = [cell for site in modules.sites.values() for cell in site.fields() if cell.tap == "activation"]
         expected = (*self.cells.expected, *shown, *self._parameters.cells)
         self._assembler = Assembler(
@@ -166,11 +175,12 @@ class Watch:
 
     # -- what the taps call -------------------------------------------------------------------------
 
-    def forward_begins(self) -> None:
+    def forward_begins(self, inputs: tuple[Any, ...]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
         self._forwards += 1
         if self._clock.open_step_is_over():
             self.guard.run("clock", "always", self._close_step)
+        self.guard.run("pace", "always", self._host.forward_begins, inputs, self._began)
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
@@ -228,12 +238,17 @@ class Watch:
             self.guard.run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
             self.guard.run("weight", "sampled", self._parameters.measure_weights, optimizer)
             self.guard.run("update", "sampled", self._parameters.hold, optimizer)
+        if self.gate.deep:
+            self.guard.run("deep_parameters", "deep", self._deep_parameters.before, optimizer, self.gate.turn)
+        self.guard.run("plugins", "always", self.plugins.parameters, optimizer)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._parameters.owns(optimizer):
             return
         if self.gate.sampled:
             self.guard.run("update", "sampled", self._parameters.measure_updates)
+        if self.gate.deep:
+            self.guard.run("deep_parameters", "deep", self._deep_parameters.after, optimizer)
         self.guard.run("learning_rate", "always", self._note_rate, optimizer)
         if self._clock.stepped(optimizer):
             self.guard.run("clock", "always", self._close_step)
@@ -254,6 +269,7 @@ class Watch:
             self._record(step, joins)
         cost = self.guard.take_seconds()
         cost["always"] += time.perf_counter() - now
+        self._host.next_step()
         self._governor.observe(plan, self._host.step_seconds, cost)
         self._plan_next()
 
@@ -283,6 +299,7 @@ class Watch:
     def _plan_next(self) -> None:
         self._plan: Plan = self._governor.plan(self.step)
         self.gate.open, self.gate.sampled, self.gate.deep = self._plan.always, self._plan.sampled, self._plan.deep
+        self.gate.turn = (self.gate.turn + self._plan.deep) % TURNS
         self.gate.recording = False
 
     # -- reporting ----------------------------------------------------------------------------------

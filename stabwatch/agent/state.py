@@ -19,6 +19,7 @@ from stabwatch.agent.history import History
 from stabwatch.agent.process import ProcessWatch
 from stabwatch.agent.view import CHARTED, PageHead, page_head, plain
 from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
+from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.readings import MAX_SERIES, Readings, SeriesCap
 from stabwatch.runlog import Block, Event, Meta, append_event, wait_for_run
@@ -62,6 +63,7 @@ class Follower:
     ) -> None:
         self.log = wait_for_run(run, timeout)
         self.meta = self.log.meta
+        adopt(self.meta.signals)
         self.lease = Lease(run)
         self.lease.held()
         self.ended: Event | None = None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from stabwatch.signals import CATALOGUE
 from stabwatch.signals.declaration import Worst
 from stabwatch.signals.reductions import REDUCTIONS
+
+_ADOPTED: dict[str, Declared] = {}
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,23 @@ class Declared:
         return 1 if self.worst is None else 2
 
 
+def adopt(signals: Iterable[Mapping[str, Any]]) -> None:
+    """Take over the declarations that a run log brings along: those of plugins, whose code is not here."""
+    for s in signals:
+        if isinstance(s, dict) and isinstance(s.get("name"), str) and s["name"] not in CATALOGUE:
+            counter, worst = s.get("kind") == "counter", "min" if s.get("worst") == "min" else "max"
+            _ADOPTED[s["name"]] = Declared(
+                f"stabwatch_{s['name']}", str(s.get("help", "")), counter, s.get("level") != "run",
+                None if counter else worst,  # type: ignore[arg-type]
+            )  # fmt: skip
+    declared.cache_clear()
+
+
 @cache
 def declared(signal: str) -> Declared:
     """The declaration of a signal. A log of another version may hold one that this catalogue does not know."""
+    if signal in _ADOPTED:
+        return _ADOPTED[signal]
     if signal not in CATALOGUE:
         counter = signal.endswith("_total")
         text = f"The run log's signal {signal}, which this version of stabwatch does not know."

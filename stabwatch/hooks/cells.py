@@ -15,6 +15,8 @@ from stabwatch.signals.reductions import CLIP, HOST, MEAN
 
 LOSS = Cell("loss", "", "mean")
 LOGITS = Cell("logits", "", "logsumexp")
+CERTAINTY = Cell("logits", "", "certainty")
+CLASSES = Cell("logits", "", "classes")
 CLIPPED = Cell("gradient", "", "clip")
 LOSS_SCALE = host_cell("loss_scale")
 LOSS_FALLBACKS = ("logged", "module", "output", "function", "backward")
@@ -36,6 +38,8 @@ class RunCells:
         self.losses = {name: new_cell("mean", device) for name in LOSS_FALLBACKS}
         self.loss = self.losses["function"]
         self.logits = new_cell("logsumexp", device)
+        self.certainty = new_cell("certainty", device)
+        self.classes = new_cell("classes", device)
         self.clip = new_cell("clip", device)
         self.loss_scale = new_cell("host", device)
         self.logged: dict[str, Tensor] = {}
@@ -45,6 +49,8 @@ class RunCells:
         for name in LOSS_FALLBACKS:
             buffer.add((loss_source(name),), lambda name=name: self.losses[name])
         buffer.add((LOGITS,), lambda: self.logits)
+        buffer.add((CERTAINTY,), lambda: self.certainty)
+        buffer.add((CLASSES,), lambda: self.classes)
         buffer.add((CLIPPED,), lambda: self.clip)
         buffer.add((LOSS_SCALE,), lambda: self.loss_scale)
 

@@ -78,7 +78,7 @@ def _residual(site: Site, out: Tensor) -> None:
         _fold(site, "residual", "tokens", tokens(x))
     points = _spread(x.flatten(0, -2), POINTS)
     if points.shape[0] > 3 and points.shape[1] > 3:
-        _fold(site, "residual", "geometry", stability(points, PARTITIONS, site.watch.deep.generator))
+        _fold(site, "residual", "geometry", stability(points, PARTITIONS, site.watch.generator))
 
 
 def _writer(site: Site, args: Any, out: Tensor) -> None:

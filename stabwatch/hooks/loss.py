@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stabwatch.kernels.classes import classes
 from stabwatch.kernels.logsumexp import row_statistics
 from stabwatch.kernels.merge import Partials, merge_
 from stabwatch.kernels.where import on_host
-from stabwatch.signals.reductions import LOGSUMEXP, MEAN
+from stabwatch.signals.reductions import CERTAINTY, CLASSES, LOGSUMEXP, MEAN
 
 TRACED_ROWS = 1024
 """Rows whose logsumexp is computed afresh inside a compiled graph, evenly spread."""
@@ -20,21 +21,43 @@ _DEPTH = 8
 
 @torch.no_grad()
 def cross_entropy(watch: Any, out: Tensor, logits: Tensor, target: Tensor, args: tuple[Any, ...], kw: Any) -> None:
-    """Fold one eager `cross_entropy` call: its loss, and the logsumexp of its logits from the saved log-softmax."""
+    """Fold one eager `cross_entropy` call: its loss, and what its saved log-softmax says of the output logits."""
     watch.loss_seen = True
     merge_(MEAN, watch.cells.loss, mean_partials(out, _samples(logits, target, *args, **kw)))
-    lse = saved_row_logsumexp(out, logits, target)
-    if lse is None:
-        lse = torch.logsumexp(_sampled_rows(logits).float(), dim=-1)
-    merge_(LOGSUMEXP, watch.cells.logits, row_statistics(lse))
+    free = saved_rows(out, logits, target)
+    if free is None:
+        _fold_rows(watch.cells, logits, target)
+    else:
+        _fold_certainty(watch.cells, *free)
+    watch.plugins.logits(logits, target)
+    if watch.gate.deep:
+        rows, _ = _sampled_rows(logits, target)
+        merge_(CLASSES, watch.cells.classes, classes(rows))
 
 
 @torch.no_grad()
 def cross_entropy_traced(cells: Any, out: Tensor, logits: Tensor, target: Tensor, *args: Any, **kw: Any) -> None:
     """The same inside a compiled graph, which has no saved tensors to look at: some rows afresh."""
     merge_(MEAN, cells.loss, mean_partials(out.detach(), _samples(logits, target, *args, **kw)))
-    lse = torch.logsumexp(_sampled_rows(logits.detach()).float(), dim=-1)
+    _fold_rows(cells, logits.detach(), target)
+
+
+def _fold_rows(cells: Any, logits: Tensor, target: Tensor) -> None:
+    rows, labels = _sampled_rows(logits, target)
+    lse = torch.logsumexp(rows.float(), dim=-1)
+    if labels is None:
+        merge_(LOGSUMEXP, cells.logits, row_statistics(lse))
+        return
+    z = rows.gather(1, labels.clamp(0, rows.shape[1] - 1).unsqueeze(1)).squeeze(1).float()
+    _fold_certainty(cells, lse, z - lse, labels)
+
+
+def _fold_certainty(cells: Any, lse: Tensor, log_p: Tensor, labels: Tensor) -> None:
+    """lse, log_p (of the label's class), labels: one of each per row."""
     merge_(LOGSUMEXP, cells.logits, row_statistics(lse))
+    known = labels >= 0  # those to be ignored are negative by every convention in use
+    collapsed = (known & (log_p == 0)).sum(dtype=torch.float32)
+    merge_(CERTAINTY, cells.certainty, torch.stack((known.sum(dtype=torch.float32), collapsed)))
 
 
 def mean_partials(loss: Tensor, samples: Tensor | float) -> Partials:
@@ -72,14 +95,18 @@ def _samples(
     return (target != ignore_index).sum(dtype=torch.float32)
 
 
-def saved_row_logsumexp(loss: Tensor, logits: Tensor, target: Tensor) -> Tensor | None:
-    """logsumexp of each row, free: the backward keeps log-probabilities p, and z_j - p_j is the same for all j."""
+def saved_rows(loss: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """logsumexp, log-probability of the label, and label of each row, free.
+
+    The backward keeps the log-probabilities p, and z_j - p_j is the logsumexp for every class j.
+    """
     logp = _saved_log_probabilities(loss)
-    classes = 0 if logits.dim() == 1 else 1
+    axis = 0 if logits.dim() == 1 else 1
     if logp is None or logp.shape != logits.shape or target.is_floating_point() or target.dim() != logits.dim() - 1:
         return None
-    column = target.clamp(0, logits.shape[classes] - 1).unsqueeze(classes)
-    return logits.detach().gather(classes, column).float() - logp.gather(classes, column).float()
+    column = target.clamp(0, logits.shape[axis] - 1).unsqueeze(axis)
+    z, p = logits.detach().gather(axis, column).float(), logp.gather(axis, column).float()
+    return z - p, p, target.unsqueeze(axis)
 
 
 def _saved_log_probabilities(loss: Tensor) -> Tensor | None:
@@ -94,10 +121,12 @@ def _saved_log_probabilities(loss: Tensor) -> Tensor | None:
     return None
 
 
-def _sampled_rows(logits: Tensor) -> Tensor:
+def _sampled_rows(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    """At most some thousand rows (N, classes), evenly spread, and their labels if these are class indices."""
+    labels = None if target.is_floating_point() else target.reshape(-1)
     if logits.dim() > 2:
         logits = logits.movedim(1, -1).flatten(0, -2)
     elif logits.dim() == 1:
         logits = logits.unsqueeze(0)
     stride = max(1, logits.shape[0] // TRACED_ROWS)
-    return logits[::stride]
+    return logits[::stride], None if labels is None else labels[::stride]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from stabwatch.hooks.sites import Chosen, Gate, Site, device_of, looks_like_attention, new_cell
+from stabwatch.hooks import deep
+from stabwatch.hooks.sites import Chosen, Gate, Site, device_of, first_tensor, looks_like_attention, new_cell
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.moments import moments
 from stabwatch.kernels.where import is_fake, tracing
@@ -31,14 +32,14 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def before_root(module: nn.Module, args: Any) -> None:
+def before_root(module: nn.Module, args: Any, kwargs: Any) -> None:
     """Pre-hook of the model: does this forward belong to a training step?"""
     site: Site | None = module._stabwatch  # type: ignore[assignment]
     if site is None:
         return
     training = torch.is_grad_enabled() and module.training
     if training and not tracing():
-        site.watch.forward_begins()
+        site.watch.forward_begins((*args, *kwargs.values()))
     site.gate.recording = training and site.gate.open
     CURSOR.root = site
     CURSOR.site = site
@@ -65,12 +66,25 @@ def after(module: nn.Module, args: Any, output: Any) -> None:
     if site is None:
         return
     CURSOR.site = site.parent
-    if not (site.gate.sampled and site.gate.recording) or site.activation is None:
+    if not site.gate.recording:
         return
     if tracing():
-        _measure(site, output)
-    elif not in_backward():
-        site.watch.guard.run("activation", "sampled", _measure, site, output)
+        if site.gate.sampled and site.activation is not None:
+            _measure(site, output)
+    elif (site.gate.sampled or site.gate.deep or site.gate.plugins) and not in_backward():
+        _see(site, module, args, output)
+
+
+def _see(site: Site, module: nn.Module, args: Any, output: Any) -> None:
+    guard = site.watch.guard
+    if site.gate.sampled and site.activation is not None:
+        guard.run("activation", "sampled", _measure, site, output)
+    if site.gate.sampled and site.role.top_k:
+        guard.run("router", "sampled", deep.route, site, module, args)
+    if site.gate.deep and site.turn == site.gate.turn:
+        deep.observe(site, args, output)
+    if site.activation is not None:
+        site.watch.plugins.activation(site, output)
 
 
 def _measure(site: Site, output: Any) -> None:
@@ -83,20 +97,6 @@ def _measure(site: Site, output: Any) -> None:
         merge_(MOMENTS, site.activation, moments(x.detach()))
 
 
-def first_tensor(output: Any) -> Tensor | None:
-    """The first floating-point tensor of a module's output: the hidden state by every convention we know."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() and not output.is_nested else None
-    if isinstance(output, dict):
-        output = tuple(output.values())
-    if isinstance(output, list | tuple):
-        for item in output:
-            found = first_tensor(item)
-            if found is not None:
-                return found
-    return None
-
-
 class ModuleTaps:
     """The hooks of one watch on one model."""
 
@@ -104,10 +104,12 @@ class ModuleTaps:
         self.sites: dict[str, Site] = {}
         self._modules: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
+        self.deep = deep.DeepTaps()
         for item in chosen:
             parent = self._parent(item.path)
             site = Site(item.name, gate, watch, parent, looks_like_attention(item.module))
             self._hook(item, site, device_of(item.module, device))
+            self.deep.add(site, item.role, device_of(item.module, device))
             self.sites[item.path] = site
 
     def _parent(self, path: str) -> Site | None:
@@ -126,15 +128,20 @@ class ModuleTaps:
             site.heads = int(getattr(item.module, "num_heads", 0) or 0)
         object.__setattr__(item.module, "_stabwatch", site)
         self._modules.append(item.module)
-        pre, post = (before, after) if item.path else (before_root, after_root)
-        self._handles.append(item.module.register_forward_pre_hook(pre))
-        self._handles.append(item.module.register_forward_hook(post))
+        if item.path:
+            self._handles.append(item.module.register_forward_pre_hook(before))
+            self._handles.append(item.module.register_forward_hook(after))
+        else:
+            self._handles.append(item.module.register_forward_pre_hook(before_root, with_kwargs=True))
+            self._handles.append(item.module.register_forward_hook(after_root))
 
     def register(self, buffer: Any) -> None:
         """Put the sites' cells into a StepBuffer."""
         for site in self.sites.values():
             for cell, field in site.fields().items():
                 buffer.add((cell,), lambda site=site, field=field: getattr(site, field))
+            for cell in site.deep:
+                buffer.add((cell,), lambda site=site, cell=cell: site.deep[cell])
 
     @property
     def attention_names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stabwatch.hooks.copies import Copies
 from stabwatch.hooks.sites import new_cell, site_name
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Cell
@@ -26,22 +27,22 @@ class ParameterTaps:
     """One row per layer: a layer is the nearest watched module that owns the parameter.
 
     gradient, weight: float32 (layers, 4), moments. update: float32 (layers, 3).
-    Updates need the parameters as they were: at most `update_bytes` of copies are held, only during the
-    optimizer's step, and the layers take turns when they do not fit together. `too_large` names the layers
-    that do not fit alone; their updates are not measured.
+    Updates need the parameters as they were: at most `update_bytes` of copies are held, and the layers take turns
+    when they do not fit together. `too_large` names the layers that do not fit alone; their updates are not measured.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[str], device: torch.device, update_bytes: int) -> None:
-        self._owned = _owners(model, set(sites))
-        self.layers = tuple(dict.fromkeys(name for name, _ in self._owned))
+        self.owned = _owners(model, set(sites))
+        self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.owned))
         rows = {name: i for i, name in enumerate(self.layers)}
-        self._by_id = {id(p): Owned(p, rows[name]) for name, p in self._owned}
+        self._by_id = {id(p): Owned(p, rows[layer]) for layer, _, p in self.owned}
         self.gradient = _units("moments", len(rows), device)
         self.weight = _units("moments", len(rows), device)
         self.update = _units("update", len(rows), device)
-        self._turns, large = _turns(self._owned, rows, update_bytes)
+        self._turns, large = _turns(self.owned, rows, update_bytes)
         self.too_large = tuple(self.layers[row] for row in large)
         self._turn = 0
+        self._copies = Copies()
         self._before: list[tuple[Tensor, Tensor, int]] = []
 
     @property
@@ -78,7 +79,8 @@ class ParameterTaps:
         turn = self._turns[self._turn % len(self._turns)] if self._turns else frozenset()
         mine = [o for o in self._stepped(optimizer) if o.row in turn and o.parameter.grad is not None]
         live = [local(o.parameter) for o in mine]
-        self._before = [(p, p.clone(), o.row) for p, o in zip(live, mine, strict=True)]
+        copies = self._copies.of(live)
+        self._before = [(p, b, o.row) for p, b, o in zip(live, copies, mine, strict=True)]
 
     def measure_updates(self) -> None:
         """Norms of what the step changed, and of what was there before; the copies are let go."""
@@ -135,24 +137,25 @@ def _units(reduction: str, rows: int, device: torch.device) -> Tensor:
     return new_cell(reduction, device).repeat(rows, 1)
 
 
-def _owners(model: nn.Module, sites: set[str]) -> list[tuple[str, nn.Parameter]]:
-    owned: list[tuple[str, nn.Parameter]] = []
+def _owners(model: nn.Module, sites: set[str]) -> list[tuple[str, str, nn.Parameter]]:
+    """(layer, name, parameter) of every parameter that is trained."""
+    owned: list[tuple[str, str, nn.Parameter]] = []
     for path, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         owner = path.rpartition(".")[0]
         while owner and owner not in sites:
             owner = owner.rpartition(".")[0]
-        owned.append((site_name(owner), parameter))
+        owned.append((site_name(owner), site_name(path), parameter))
     return owned
 
 
 def _turns(
-    owned: list[tuple[str, nn.Parameter]], rows: dict[str, int], limit: int
+    owned: list[tuple[str, str, nn.Parameter]], rows: dict[str, int], limit: int
 ) -> tuple[list[frozenset[int]], list[int]]:
     """Layers packed in order into turns of at most `limit` bytes, and the layers that no turn can hold."""
     size: dict[int, int] = {}
-    for name, p in owned:
+    for name, _, p in owned:
         size[rows[name]] = size.get(rows[name], 0) + p.numel() * p.element_size()
     turns: list[set[int]] = []
     room = 0

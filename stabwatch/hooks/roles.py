@@ -1,4 +1,4 @@
-"""Which part a module plays: the residual stream after a block, the last projection of a branch, a router of experts."""
+"""Which part a module plays: the residual stream after a block, the last projection of a branch, a router."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHOSEN = ("top_k", "num_experts_per_tok", "k", "topk")
 
 @dataclass(frozen=True)
 class Role:
-    """residual: its output is the residual stream. writer: it writes into that. top_k: a router's choice; 0 for none."""
+    """residual: its output is the residual stream. writer: it writes into that. top_k: of a router; 0 for none."""
 
     residual: bool = False
     writer: bool = False
@@ -22,6 +22,9 @@ class Role:
 
     def __bool__(self) -> bool:
         return self.residual or self.writer or self.top_k > 0
+
+
+NO_ROLE = Role()
 
 
 def find_roles(modules: Mapping[str, nn.Module], blocks: set[str], shown: set[str]) -> dict[str, Role]:

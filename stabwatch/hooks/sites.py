@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stabwatch.hooks.roles import NO_ROLE, Role, find_roles
 from stabwatch.kernels.merge import empty_cell
 from stabwatch.runlog import Cell
+from stabwatch.signals.declaration import Tier
 from stabwatch.signals.reductions import REDUCTIONS
 
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=\.|$)")
@@ -49,8 +51,16 @@ class Gate:
         """Anything at all may be measured in this step."""
         self.sampled = False
         self.deep = False
+        self.turn = 0
+        """Which of the sites that share the deep steps is measured in this one."""
+        self.plugins = False
+        """A plugin wants to see module outputs at every step."""
         self.recording = False
         """The model's forward is under way (or has just run) with gradients enabled."""
+
+    def allows(self, tier: Tier) -> bool:
+        """Is this tier measured now?"""
+        return {"always": self.open, "sampled": self.sampled, "deep": self.deep}[tier]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
@@ -77,6 +87,9 @@ class Site:
         self.bracket: int | None = None
         """Row in the watch's `Brackets`, for modules that may call attention."""
         self.exact: Tensor | None = None
+        self.role = NO_ROLE
+        self.deep: dict[Cell, Tensor] = {}
+        self.turn: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
@@ -102,6 +115,7 @@ class Chosen:
     module: nn.Module
     activation: bool
     """False for the root: its output is seen as logits, but attention may be called from its own code."""
+    role: Role = NO_ROLE
 
 
 def choose(model: nn.Module, include: str | None = None, exclude: str | None = None) -> list[Chosen]:
@@ -115,12 +129,20 @@ def choose(model: nn.Module, include: str | None = None, exclude: str | None = N
     }
     seen = {id(module) for module in wanted.values()}
     chosen = [Chosen("", "", model, False)]
-    for path, module in wanted.items():
+
+    def kept(path: str) -> bool:
         name = site_name(path)
-        shown = not (include and not re.search(include, name)) and not (exclude and re.search(exclude, name))
-        repeats = isinstance(module, nn.Sequential) and len(module) > 0 and id(module[-1]) in seen
-        if shown or list(module.children()):
-            chosen.append(Chosen(path, name, module, shown and not repeats))
+        return not (include and not re.search(include, name)) and not (exclude and re.search(exclude, name))
+
+    def repeats(module: nn.Module) -> bool:
+        return isinstance(module, nn.Sequential) and len(module) > 0 and id(module[-1]) in seen
+
+    shown = {path for path, module in wanted.items() if kept(path) and not repeats(module)}
+    roles = find_roles(modules, blocks, shown)
+    for path, module in modules.items():
+        role = roles.get(path, NO_ROLE) if kept(path) else NO_ROLE
+        if path and (role or path in shown or (path in wanted and list(module.children()))):
+            chosen.append(Chosen(path, site_name(path), module, path in shown, role))
     return chosen
 
 
@@ -159,3 +181,17 @@ def device_of(module: nn.Module, default: torch.device) -> torch.device:
 def new_cell(reduction: str, device: torch.device) -> Tensor:
     """An empty cell of a reduction by name."""
     return empty_cell(REDUCTIONS[reduction], device)
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first floating-point tensor of a module's output: the hidden state by every convention we know."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() and not output.is_nested else None
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if isinstance(output, list | tuple):
+        for item in output:
+            found = first_tensor(item)
+            if found is not None:
+                return found
+    return None

@@ -224,6 +224,8 @@ class Meta:
     model: dict[str, Any] = field(default_factory=dict)
     """`name`, `parameters` (count), `layers` (sites in forward order)."""
     config: dict[str, Any] = field(default_factory=dict)
+    signals: list[dict[str, Any]] = field(default_factory=list)
+    """Declarations of the signals that are not in the catalogue: the fields of `stabwatch.signals.Signal`."""
     schema: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

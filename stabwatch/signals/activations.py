@@ -26,6 +26,16 @@ SIGNALS = (
         source="Measuring Maximum Activations, clx1415926/Max_act_llm",
     ),
     Signal(
+        name="activation_peak_ratio",
+        help="Largest absolute value in a module's output over its root mean square.",
+        unit="ratio",
+        tap="activation",
+        reduction="moments",
+        fields=("abs_max", "sumsq", "count", "nonfinite"),
+        formula="peak",
+        source="Measuring Maximum Activations, clx1415926/Max_act_llm",
+    ),
+    Signal(
         name="activation_nonfinite_total",
         help="Elements of a module's output that were NaN or infinite.",
         unit="1",

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from stabwatch.signals import activations, attention, gradients, logits, loss, run, weights
+from stabwatch.signals import (
+    activations,
+    attention,
+    experts,
+    geometry,
+    gradients,
+    logits,
+    loss,
+    mean_mode,
+    optimizer,
+    precision,
+    run,
+    spectra,
+    weights,
+)
 from stabwatch.signals.declaration import Catalogue
 
 CATALOGUE = Catalogue()
 
-for family in (loss, gradients, weights, activations, attention, logits, run):
+for family in (
+    loss, gradients, weights, optimizer, spectra, activations, geometry, mean_mode, precision, attention, experts,
+    logits, run,
+):  # fmt: skip
     for signal in family.SIGNALS:
         CATALOGUE.register(signal)

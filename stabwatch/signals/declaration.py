@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from stabwatch.signals.formulas import ARITY, FORMULAS
 from stabwatch.signals.reductions import REDUCTIONS
 
 Level = Literal["run", "layer"]
@@ -13,7 +14,10 @@ Kind = Literal["gauge", "counter"]
 Tier = Literal["always", "sampled", "deep"]
 Worst = Literal["max", "min"]
 
-TAPS = ("activation", "attention", "logits", "loss", "gradient", "weight", "update", "host", "logged")
+TAPS = (
+    "activation", "residual", "writer", "attention", "router", "logits", "loss",
+    "gradient", "weight", "matrix", "update", "matrix_update", "optimizer", "host", "logged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,9 @@ class Signal:
         assert self.help.endswith("."), f"{self.name}: help ends with a full stop"
         known = [f.name for f in REDUCTIONS[self.reduction].fields]
         assert set(self.fields) <= set(known), f"{self.name}: {self.fields} not all in {known}"
+        assert self.formula in FORMULAS, f"{self.name}: no formula is called {self.formula!r}"
+        wanted = ARITY.get(self.formula, (len(self.fields),))
+        assert len(self.fields) in wanted, f"{self.name}: {self.formula} reads {wanted} partials, not {self.fields}"
         assert (self.kind == "counter") == self.name.endswith("_total"), f"{self.name}: counters end with _total"
 
     @property
@@ -68,6 +75,10 @@ class Catalogue:
             raise ValueError(f"A signal called `{signal.name}` is registered already.")
         self._signals[signal.name] = signal
         return signal
+
+    def remove(self, name: str) -> None:
+        """Take a signal out again."""
+        del self._signals[name]
 
     def __getitem__(self, name: str) -> Signal:
         try:

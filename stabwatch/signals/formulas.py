@@ -48,7 +48,55 @@ def total(x: Array) -> Array:
     return np.where(np.isnan(x).all(axis=-1), np.nan, np.nansum(x, axis=-1))
 
 
-FORMULAS: dict[str, Formula] = {f.__name__: f for f in (same, mean, rms, norm, root_ratio, total)}
+def share(x: Array) -> Array:
+    """a / (a + b)."""
+    return x[..., 0] / (x[..., 0] + x[..., 1])
+
+
+def quotient(x: Array) -> Array:
+    """a / b."""
+    return x[..., 0] / x[..., 1]
+
+
+def cosine(x: Array) -> Array:
+    """dot / sqrt(a b) of a product and two sums of squares."""
+    return x[..., 0] / np.sqrt(x[..., 1] * x[..., 2])
+
+
+def kurtosis(x: Array) -> Array:
+    """Fourth moment over the squared second one, about zero: sum of fourths, sum of squares, count. Normal: 3."""
+    return x[..., 0] * x[..., 2] / x[..., 1] ** 2
+
+
+def peak(x: Array) -> Array:
+    """A maximum over the root mean square: maximum, sumsq, count, left out."""
+    return x[..., 0] / rms(x[..., 1:])
+
+
+def stable_rank(x: Array) -> Array:
+    """Squared Frobenius norm over the squared largest singular value: sumsq, measurements, singular value."""
+    return x[..., 0] / x[..., 1] / x[..., 2] ** 2
+
+
+def standard_error(x: Array) -> Array:
+    """Of a mean: sum, sum of squares, count; NaN below two."""
+    total, squares, n = x[..., 0], x[..., 1], x[..., 2]
+    return np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0.0) / np.where(n > 1, n - 1, np.nan))
+
+
+ARITY: dict[str, tuple[int, ...]] = {
+    "same": (1,), "mean": (2, 3), "rms": (2, 3), "root_ratio": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
+    "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,),
+}  # fmt: skip
+"""How many partials each formula reads; those that are not listed take those of any number of cells."""
+
+FORMULAS: dict[str, Formula] = {
+    f.__name__: f
+    for f in (
+        same, mean, rms, norm, root_ratio, total,
+        share, quotient, cosine, kurtosis, peak, stable_rank, standard_error,
+    )
+}  # fmt: skip
 
 
 def evaluate(name: str, partials: NDArray[np.floating]) -> Array:

@@ -1,7 +1,8 @@
 """How much of a residual writer's gradient is common to all tokens, and how much of its input is alive.
 
 A residual writer is the last projection of a branch: attention output, MLP down projection. For its input y and its
-output gradient d, G = sum d y^T splits exactly into the part of the token means and the centred rest.
+output gradient d, G = sum d y^T splits exactly into the part of the token means and the centred rest. The split is
+that of one micro-batch on one rank, as its authors measure it; several of them add up as sums of squares.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from stabwatch.signals.declaration import Signal
 SIGNALS = (
     Signal(
         name="update_weight_cosine",
-        help="Cosine between a step's change of a layer's parameters and the parameters: growth above, decay below zero.",
+        help="Cosine between a step's change of a layer's parameters and these: growth above zero, decay below.",
         unit="1",
         tap="update",
         reduction="direction",
@@ -28,7 +28,7 @@ SIGNALS = (
     ),
     Signal(
         name="adam_epsilon_ratio",
-        help="Share of a layer's second moments below epsilon squared, where epsilon sets the step and not the gradient.",
+        help="Share of a layer's second moments below epsilon squared: there epsilon sets the step, not the gradient.",
         unit="ratio",
         tap="optimizer",
         reduction="adam",

@@ -70,9 +70,30 @@ CLIP = _reduction("clip", count="sum", sumsq="sum", nonfinite="sum")
 HOST = _reduction("host", count="sum", last="max")
 HOST_COUNT = _reduction("host_count", count="sum", sum="sum")
 
+SHAPE = _reduction("shape", count="sum", sumsq="sum", fourth="sum", outliers="sum")
+TOKENS = _reduction("tokens", count="sum", cosine="sum", mean_sumsq="sum", centred_sumsq="sum")
+GEOMETRY = _reduction("geometry", count="sum", sum="sum", sumsq="sum")
+MEAN_MODE = _reduction("mean_mode", count="sum", mean_sumsq="sum", centred_sumsq="sum", whole_sumsq="sum", outer="sum")
+UNITS = _reduction("units", count="sum", dead="sum")
+SPECTRUM = _reduction("spectrum", count="sum", sumsq="sum", first="max", second="max", residual="max")
+DIRECTION = _reduction("direction", count="sum", dot="sum", update_sumsq="sum", weight_sumsq="sum")
+ADAM = _reduction("adam", count="sum", step_sumsq="sum", stale="sum")
+PRECISION = _reduction(
+    "precision",
+    count="sum", zeros="sum", fp16_lost="sum", fp16_saturated="sum",
+    e4m3_lost="sum", e5m2_lost="sum", mxfp4_lost="sum", nvfp4_lost="sum",
+)  # fmt: skip
+CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
+CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
+ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
+
 REDUCTIONS: dict[str, Reduction] = {
-    r.name: r for r in (MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, CLIP, HOST, HOST_COUNT)
-}
+    r.name: r
+    for r in (
+        MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, CLIP, HOST, HOST_COUNT,
+        SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, PRECISION, CERTAINTY, CLASSES, ROUTER,
+    )
+}  # fmt: skip
 
 
 class MergeLaw:

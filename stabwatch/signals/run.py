@@ -33,6 +33,12 @@ SIGNALS = (
         tier="always",
     ),
     _host("step_seconds", "Wall time of the step.", "seconds"),
+    _host("data_wait_seconds", "Time from the end of the last step to the model's next forward.", "seconds"),
+    _host(
+        "samples_per_second",
+        "Samples (first dimension of the model's first input) over the wall time of the step.",
+        worst="min",
+    ),
     _host("learning_rate", "Largest learning rate among the optimizer's parameter groups."),
     _host("loss_scale", "Scale of the gradient scaler, when one is used.", worst="min"),
     _host("overhead_ratio", "Share of the run's recent wall time that was spent inside stabwatch.", "ratio"),

@@ -83,7 +83,7 @@ def test_json_is_the_analysis(sick_run):
 SHAPE = {
     "": "schema run path steps first_step last_step duration_seconds ended calm diagnosis alerts series coverage "
     "errors damaged_records bad_event_lines torn_bytes",
-    "run": "run created host pid pid_started world_size rank versions model config schema",
+    "run": "run created host pid pid_started world_size rank versions model config signals schema",
     "diagnosis": "verdict causes",
     "causes": "name title since_step layers evidence remedy references confidence runbook_url",
     "alerts": "rule severity state signal layer step onset time value threshold summary description context",

@@ -48,6 +48,10 @@ def _single(attach):
     return attach.finish()
 
 
+OF_A_RANK = ("host", "residual", "writer")
+"""The host's own numbers are rank 0's; tokens are drawn, and gradients split into modes, within each rank's batch."""
+
+
 @pytest.mark.parametrize("mode", ["wrapped", "inner"])
 def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, tmp_path, attach):
     log, collectives = _job(tmp_path, mode)
@@ -58,14 +62,16 @@ def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, tmp_pat
     first = STEPS - collectives[0]
     compared = 0
     for key in whole.keys:
-        if CATALOGUE[key.signal].tap == "host" or key.signal.endswith("_head"):
-            continue  # the host's own numbers are rank 0's; two heads may tie within rounding
-        steps, values = log.series(key.signal, key.layer)
-        _, truth = whole.series(key.signal, key.layer)
-        merged = steps >= first
-        np.testing.assert_allclose(values[merged], truth[first:], rtol=2e-3, atol=1e-5, err_msg=str(key))
-        compared += 1
-    assert compared > 60
+        if CATALOGUE[key.signal].tap in OF_A_RANK or key.signal.endswith("_head"):
+            continue  # two heads may tie within rounding
+        here, there = (dict(zip(*run.series(key.signal, key.layer), strict=True)) for run in (log, whole))
+        assert here.keys() == there.keys(), key
+        merged = [step for step in here if step >= first]
+        atol = 1e-3 if CATALOGUE[key.signal].reduction == "precision" else 1e-5  # one element on a boundary
+        values, truth = ([run[step] for step in merged] for run in (here, there))
+        np.testing.assert_allclose(values, truth, rtol=5e-3, atol=atol, err_msg=str(key))
+        compared += bool(merged)
+    assert compared > 100
 
 
 def test_a_watch_on_one_rank_alone_hangs_nobody(tmp_path):

@@ -59,13 +59,13 @@ def test_no_graph_is_kept_alive_and_memory_is_flat(attach):
     counts = {}
 
     def look(step):
-        if step in (20, 199):
+        if step in (20, 196):  # steps at which the same layers have their turn
             gc.collect()
             live = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
             counts[step] = (len(live), sum(t.numel() for t in live), sum(t.grad_fn is not None for t in live))
 
     run("gpt", steps=200, before=attach, after_step=look)
-    assert counts[199] == counts[20]
+    assert counts[196] == counts[20]
 
 
 def test_copies_and_pickles_of_a_watched_model_are_not_watched(attach):
@@ -92,7 +92,7 @@ def test_evaluation_is_not_recorded(attach):
             task.loss()
             task.model.train()
     log = attach.finish()
-    block = log.blocks[-1]
+    (block,) = log.blocks
     tokens = 4 * 16
     start = block.table.starts[[c.tap for c in block.table.cells].index("loss")]
     assert list(block.rows[:, start]) == [tokens] * 3

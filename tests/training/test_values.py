@@ -12,6 +12,7 @@ from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.kernels.attention_scores.naive import largest_logit
+from stabwatch.signals import CATALOGUE
 
 CONFIG = DemoConfig(width=32, layers=2, heads=4, context=24)
 
@@ -99,8 +100,8 @@ def test_micro_batches_merge_into_the_whole_batch(attach):
     assert [len(log.steps) for log in logs] == [2, 2, 2]
     for log in logs[1:]:
         for key in whole.keys:
-            if whole.blocks[-1].table.series[whole.keys.index(key)].key.signal in ("step_seconds", "overhead_ratio"):
-                continue
+            if CATALOGUE[key.signal].tap in ("host", "residual", "writer"):
+                continue  # clocks; tokens that are drawn, and gradients that are split, within each micro-batch
             mine, theirs = whole.series(key.signal, key.layer)[1], log.series(key.signal, key.layer)[1]
             np.testing.assert_allclose(theirs, mine, rtol=2e-4, atol=1e-6, err_msg=str(key))
 

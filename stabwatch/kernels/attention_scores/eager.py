@@ -16,7 +16,7 @@ from stabwatch.kernels.where import on_host, tracing
 
 CHUNK_ELEMENTS = 1 << 22
 """Scores held at once: 16 MiB of float32."""
-CAUSAL_ROWS = 64
+CAUSAL_ROWS = 32
 """Query rows at once under a causal mask on the CPU: keys that none of them sees are left out."""
 TRACED_ELEMENTS = 1 << 24
 """Scores of one call inside a compiled graph; beyond it query rows are strided and the value is a lower bound."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float
 
 
 def precision(x: Tensor) -> Tensor:
-    """x (N, D) -> float64 (8,): count, zeros, then elements lost: fp16 lost, fp16 saturated, e4m3, e5m2, MXFP4, NVFP4."""
+    """x (N, D) -> float64 (8,): count, zeros, fp16 lost, fp16 saturated, lost in e4m3, e5m2, MXFP4, NVFP4."""
     x = x.detach().double()
     half = x.half().double()
     lost = [_lost(x, half), torch.isinf(half).sum()]
@@ -25,7 +27,7 @@ def _lost(x: Tensor, rounded: Tensor) -> Tensor:
     return ((x != 0) & (rounded == 0)).sum()
 
 
-def _in_blocks(x: Tensor, size: int, scale_of) -> Tensor:  # type: ignore[no-untyped-def]
+def _in_blocks(x: Tensor, size: int, scale_of: Callable[[Tensor], float]) -> Tensor:
     out = torch.zeros_like(x)
     for i, row in enumerate(x):
         for start in range(0, len(row), size):
@@ -47,7 +49,7 @@ def _power_of_two(peak: Tensor) -> float:
     return 2.0 ** (torch.floor(torch.log2(peak)).item() - 2) if peak > 0 else 0.0
 
 
-def _e4m3_scale(tensor_peak: Tensor):  # type: ignore[no-untyped-def]
+def _e4m3_scale(tensor_peak: Tensor) -> Callable[[Tensor], float]:
     """NVFP4: the block's maximum over 6 in e4m3, itself scaled by a float32 of the whole tensor."""
     outer = (tensor_peak / (6.0 * 448.0)).item()
 

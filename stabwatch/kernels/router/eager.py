@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def router(logits: Tensor, top_k: int) -> Tensor:
-    """logits (N, E) -> float32 (4,): tokens, sum of entropies, sum of squared logsumexps, largest load / mean load - 1."""
+    """logits (N, E) -> float32 (4,): tokens, entropies, squared logsumexps, largest load / mean load - 1."""
     logits = logits.detach().float()
     lse = torch.logsumexp(logits, dim=-1)
     p = torch.softmax(logits, dim=-1)

@@ -1,0 +1,140 @@
+"""The deep tier at the optimizer step: spectra of matrices, direction of updates, Adam's moments, narrower formats.
+
+Layers take turns, so that no step carries all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.hooks.copies import Copies
+from stabwatch.hooks.deep import ELEMENTS, TURNS
+from stabwatch.hooks.parameters import local
+from stabwatch.hooks.sites import new_cell, site_name
+from stabwatch.kernels.direction import adam, direction
+from stabwatch.kernels.merge import merge_
+from stabwatch.kernels.power_iteration import iterate, start
+from stabwatch.kernels.precision import precision
+from stabwatch.runlog import Cell
+from stabwatch.signals.reductions import REDUCTIONS
+
+RANK = 4
+"""Columns of the block that is iterated: more than are reported, so that the first ones converge fast."""
+UPDATE_ITERATIONS = 2
+"""For an update there is no warm start that is worth much."""
+SHARDED = "this rank holds only a part of the matrix"
+_ROWS = 4096
+"""Elements of a row when a gradient is judged by formats: its blocks run along memory."""
+
+
+@dataclass
+class Member:
+    """A parameter, where it belongs, and the subspace that its singular vectors are sought in."""
+
+    name: str
+    layer: str
+    parameter: nn.Parameter
+    turn: int
+    basis: Tensor | None = None
+    update_basis: Tensor | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """More than one row and one column."""
+        shape = self.parameter.shape
+        return len(shape) >= 2 and shape[0] > 1 and self.parameter.numel() > shape[0]
+
+
+class DeepParameters:
+    """Cells by layer ('direction', 'adam', 'precision') and by matrix ('spectrum')."""
+
+    def __init__(self, owned: Iterable[tuple[str, str, nn.Parameter]], device: torch.device, watch: Any) -> None:
+        self._watch = watch
+        self._device = device
+        owned = list(owned)
+        layers = list(dict.fromkeys(layer for layer, _, _ in owned))
+        turns = {layer: i % TURNS for i, layer in enumerate(layers)}
+        self._members = {id(p): Member(site_name(name), layer, p, turns[layer]) for layer, name, p in owned}
+        cells = [Cell(tap, layer, r) for layer in layers for tap, r in _LAYER_CELLS]
+        for m in self._members.values():
+            if m.is_matrix:
+                cells += [Cell("matrix", m.name, "spectrum"), Cell("matrix_update", m.name, "spectrum")]
+        self.cells = {cell: new_cell(cell.reduction, device) for cell in cells}
+        self._copies = Copies()
+        self._held: list[tuple[Member, Tensor]] = []
+
+    def register(self, buffer: Any) -> None:
+        """Put the cells into a StepBuffer."""
+        for cell in self.cells:
+            buffer.add((cell,), lambda cell=cell: self.cells[cell])
+
+    @torch.no_grad()
+    def before(self, optimizer: Any, turn: int) -> None:
+        """Gradients, matrices and moments of the layers whose turn it is; their parameters are copied."""
+        mine = [m for m in self._of(optimizer) if m.turn == turn and m.parameter.grad is not None]
+        self._held = list(zip(mine, self._copies.of([local(m.parameter) for m in mine]), strict=True))
+        for m in mine:
+            grad = local(m.parameter.grad)
+            if grad.numel() and not grad.is_sparse:
+                self._fold("gradient", m.layer, "precision", precision(_as_rows(grad)))
+
+    @torch.no_grad()
+    def after(self, optimizer: Any) -> None:
+        """What the step did to them."""
+        held, self._held = self._held, []
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for m, old in held:
+            new = local(m.parameter)
+            change = new.float() - old.float()
+            self._fold("update", m.layer, "direction", direction(change, old))
+            self._moments(m, optimizer.state.get(m.parameter, {}), groups[id(m.parameter)])
+            if m.is_matrix:
+                self._spectra(m, new, change)
+
+    def _moments(self, m: Member, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if {"exp_avg", "exp_avg_sq", "step"} <= state.keys() and {"eps", "betas"} <= group.keys():
+            betas = float(group["betas"][0]), float(group["betas"][1])
+            moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
+            self._fold("optimizer", m.layer, "adam", adam(*moments, float(group["eps"]), state["step"], betas))
+
+    def _spectra(self, m: Member, new: Tensor, change: Tensor) -> None:
+        if new.shape != m.parameter.shape:
+            self._watch.unmeasured("matrix", m.name, SHARDED)
+            return
+        matrix, update = new.flatten(1).float(), change.flatten(1)
+        if m.basis is None or m.update_basis is None:
+            m.basis, m.update_basis = (start(matrix, RANK) for _ in range(2))
+            for _ in range(UPDATE_ITERATIONS):
+                m.basis = iterate(matrix, m.basis)[1]
+        values, m.basis, residual = iterate(matrix, m.basis)
+        self._fold("matrix", m.name, "spectrum", _partials(matrix, values, residual))
+        for _ in range(UPDATE_ITERATIONS):
+            values, m.update_basis, residual = iterate(update, m.update_basis)
+        self._fold("matrix_update", m.name, "spectrum", _partials(update, values, residual))
+
+    def _fold(self, tap: str, site: str, reduction: str, partials: Tensor) -> None:
+        merge_(REDUCTIONS[reduction], self.cells[Cell(tap, site, reduction)], partials)
+
+    def _of(self, optimizer: Any) -> list[Member]:
+        params = (p for group in optimizer.param_groups for p in group["params"])
+        return [self._members[id(p)] for p in params if id(p) in self._members]
+
+
+_LAYER_CELLS = (("update", "direction"), ("optimizer", "adam"), ("gradient", "precision"))
+
+
+def _partials(matrix: Tensor, values: Tensor, residual: Tensor) -> Tensor:
+    sumsq = torch.linalg.vector_norm(matrix).square()
+    second = values[1] if len(values) > 1 else torch.zeros_like(sumsq)
+    return torch.stack((torch.ones_like(sumsq), sumsq, values[0], second, residual))
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """(N, D) of at most `ELEMENTS` numbers, whole rows evenly spread."""
+    rows = x.flatten(1) if x.dim() > 1 else x[None]
+    return rows[:: max(1, x.numel() // ELEMENTS)]

@@ -1,0 +1,6 @@
+"""`geometry`: do random halves of the features order the distances between points alike?"""
+
+from stabwatch.kernels.geometry.eager import drift as drift
+from stabwatch.kernels.geometry.eager import shift_coherence as shift_coherence
+from stabwatch.kernels.geometry.eager import split_scores as split_scores
+from stabwatch.kernels.geometry.eager import stability as stability

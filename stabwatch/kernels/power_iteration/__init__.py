@@ -1,0 +1,4 @@
+"""`power_iteration`: the largest singular values of a matrix that changes slowly."""
+
+from stabwatch.kernels.power_iteration.eager import iterate as iterate
+from stabwatch.kernels.power_iteration.eager import start as start

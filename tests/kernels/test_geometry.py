@@ -1,0 +1,104 @@
+"""Geometric stability against scipy and against the authors' package."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stabwatch.kernels.geometry import drift, shift_coherence, split_scores, stability
+from stabwatch.kernels.geometry.eager import _ranks
+from stabwatch.kernels.geometry.naive import drift as naive_drift
+from stabwatch.kernels.geometry.naive import split_scores as naive_scores
+
+shesha = pytest.importorskip("shesha")
+
+
+def points(n: int, d: int, rank: int | None = None, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if rank is None:
+        return torch.randn(n, d, generator=generator)
+    return torch.randn(n, rank, generator=generator) @ torch.randn(rank, d, generator=generator)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), n=st.integers(4, 40), d=st.integers(4, 33), mean=st.sampled_from([0.0, 3.0]))
+def test_each_half_split_is_that_of_scipy(seed, n, d, mean):
+    """Measured: 3e-4 at most (float32 distances may swap neighbours in rank), 1e-6 as a rule."""
+    x = points(n, d, seed=seed) + mean
+    rng = np.random.default_rng(seed)
+    permutations = [rng.permutation(d).tolist() for _ in range(3)]
+    found, used = split_scores(x, torch.tensor(permutations))
+    assert used.all()
+    np.testing.assert_allclose(found, naive_scores(x.numpy(), permutations), atol=2e-3)
+
+
+def test_the_average_is_that_of_the_authors_package():
+    """Both average over random halves of their own, so they agree within the Monte-Carlo error of both."""
+    for rank in (3, 10, None):
+        x = points(100, 48, rank)
+        theirs = shesha.feature_split(x.numpy(), n_splits=200, seed=1)
+        n, total, squares = stability(x, 200, torch.Generator().manual_seed(0)).tolist()
+        error = np.sqrt((squares / n - (total / n) ** 2) / n)
+        assert n == 200
+        assert abs(total / n - theirs) < 6 * error + 1e-4, rank
+
+
+def test_drift_is_that_of_the_authors_package():
+    x = points(60, 30)
+    for size in (0.0, 0.1, 1.0, 30.0):
+        y = x + size * points(60, 30, seed=5)
+        theirs = shesha.rdm_drift(x.numpy(), y.numpy())
+        assert drift(y, x).item() == pytest.approx(theirs, abs=1e-3)
+        assert naive_drift(y.numpy(), x.numpy()) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_shift_coherence():
+    x = points(50, 20)
+    assert shift_coherence(x + 1.0, x).item() == pytest.approx(1.0, abs=1e-6)
+    assert abs(shift_coherence(x + points(50, 20, seed=3), x).item()) < 0.3
+
+
+def test_low_rank_is_stable_and_noise_is_not():
+    own = torch.Generator().manual_seed(0)
+
+    def mean(x: torch.Tensor) -> float:
+        n, total, _ = stability(x, 16, own).tolist()
+        return total / n
+
+    assert mean(points(128, 256, rank=2)) > 0.9
+    assert abs(mean(points(128, 256))) < 0.1
+
+
+def test_it_does_not_see_the_length_or_the_order_of_points():
+    x = points(40, 24)
+    scores = [
+        stability(y, 8, torch.Generator().manual_seed(0))[1] for y in (x, x * torch.rand(40, 1).add(0.1), x.flip(0))
+    ]
+    torch.testing.assert_close(scores[1:], [scores[0]] * 2, atol=1e-3, rtol=0)
+
+
+def test_halves_that_say_nothing_are_left_out():
+    assert stability(torch.ones(20, 8), 4, torch.Generator()).tolist() == [0.0, 0.0, 0.0]
+    assert stability(torch.zeros(20, 8), 4, torch.Generator()).tolist() == [0.0, 0.0, 0.0]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
+def test_ties_get_their_mean_rank(values):
+    np.testing.assert_array_equal(_ranks(torch.tensor(values).float()), scipy.stats.rankdata(values) - 1)
+
+
+def test_non_finite_points_do_not_look_stable():
+    x = points(20, 8)
+    x[3, 2] = torch.nan
+    n, total, _ = stability(x, 4, torch.Generator()).tolist()
+    assert n == 0 or np.isnan(total)
+
+
+def test_the_global_generator_is_not_touched():
+    before = torch.get_rng_state()
+    stability(points(10, 8), 4, torch.Generator().manual_seed(0))
+    assert before.equal(torch.get_rng_state())
