@@ -24,7 +24,7 @@ from stabwatch.signals.reductions import REDUCTIONS
 
 TURNS = 8
 """A deep step measures one site in so many."""
-ELEMENTS = 1 << 18
+ELEMENTS = 1 << 16
 """Numbers of a residual stream that tails and formats are judged by: whole tokens, evenly spread."""
 POINTS = 128
 """Tokens (or samples) between which distances are taken."""
