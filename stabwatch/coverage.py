@@ -25,6 +25,10 @@ NO_GRADIENT = "no optimizer step updated these parameters"
 NO_UPDATE = "no optimizer step updated these parameters, or their turn has not come"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 
+IN_GRAPH = "inside a compiled graph the deep signals of activations and of their gradients are not measured"
+MHA = "nn.MultiheadAttention applies its output projection as a function, where no hook sees it"
+NO_FAULT = ("residual", "writer", "matrix", "plugin")
+
 NO_STEP = {
     "tap": "clock",
     "site": "",
@@ -33,6 +37,7 @@ NO_STEP = {
 UNATTACHED: dict[str, Any] = {
     "taps": [],
     "fired": 0,
+    "unmeasured": [],
     "missing": [{"tap": "attach", "site": "", "reason": "attaching failed: see the log of the training process"}],
 }
 
@@ -84,8 +89,19 @@ class Coverage:
             return [{"tap": "attention_bracket", "site": site.name, "reason": f"{why}; the exact value is on cadence"}]
         return [{"tap": "attention", "site": site.name, "reason": why or NO_ATTENTION}]
 
+    def unmeasurable(self, fired: set[Cell]) -> list[dict[str, str]]:
+        """What cannot be measured in this run, by the reasons that the taps gave: no fault of its set-up."""
+        shown = {(cell.tap, cell.site) for cell in fired}
+        with self._lock:
+            reasons = dict(self._reasons)
+        return [
+            {"tap": tap, "site": site, "reason": reason}
+            for (tap, site), reason in reasons.items()
+            if tap in NO_FAULT and (tap, site) not in shown
+        ]
+
     def report(self, fired: set[Cell]) -> dict[str, Any]:
         """The data of a `coverage` event."""
-        missing = self.missing(fired)
         seen = sorted({c.tap for c in fired})
-        return {"taps": seen, "fired": len(fired), "missing": missing}
+        missing, unmeasured = self.missing(fired), self.unmeasurable(fired)
+        return {"taps": seen, "fired": len(fired), "missing": missing, "unmeasured": unmeasured}

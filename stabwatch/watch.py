@@ -25,7 +25,7 @@ from stabwatch.assembly import Assembler, HostNumbers
 from stabwatch.buffer import Copy, StepBuffer
 from stabwatch.clock import StepClock
 from stabwatch.config import Config
-from stabwatch.coverage import NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
+from stabwatch.coverage import IN_GRAPH, MHA, NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
 from stabwatch.facts import run_id, run_meta
 from stabwatch.hooks.attention import Brackets
 from stabwatch.hooks.cells import RunCells
@@ -146,6 +146,9 @@ class Watch:
         )
         self._names = [site.name for site in modules.sites.values()]
         self._coverage = Coverage(modules.sites.values(), self._parameters, expected)
+        for c in chosen:
+            if isinstance(c.module, nn.MultiheadAttention):
+                self.unmeasured("writer", f"{c.name}.out_proj", MHA)
         FunctionTaps.install()
         self._patched = True
         self._handles += [
@@ -311,6 +314,8 @@ class Watch:
         _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
 
     def _report_coverage(self) -> None:
+        if self.gate.traced:
+            self.unmeasured("residual", "", IN_GRAPH)
         report = self._coverage.report(self._assembler.fired)
         self._host.taps_missing = float(len(report["missing"]))
         if self._writer is not None:

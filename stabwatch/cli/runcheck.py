@@ -66,7 +66,7 @@ def _taps(run: Run) -> Iterator[Check]:
         sites = dict.fromkeys(key.layer for key in mine if key.layer)
         silent = [key for key, fired in mine.items() if not fired]
         if not mine:
-            if tap not in ("host", "logged") and run.blocks:
+            if tap not in ("host", "logged", "router") and run.blocks:
                 yield Check(f"tap {tap}", "note", "not laid out in this run's log")
             continue
         where = f"{count(len(sites), 'layer')}, " if sites else ""

@@ -75,9 +75,9 @@ def mapping(value: object) -> dict[str, Any]:
 
 def missing(coverage: object) -> dict[tuple[str, str], list[str]]:
     """Sites of the taps that showed nothing, by (tap, reason), from the data of a `coverage` event; cleaned."""
-    entries = mapping(coverage).get("missing")
+    lists = (mapping(coverage).get(name) for name in ("missing", "unmeasured"))
     found: dict[tuple[str, str], list[str]] = {}
-    for entry in map(mapping, entries if isinstance(entries, list) else ()):
+    for entry in (mapping(entry) for entries in lists if isinstance(entries, list) for entry in entries):
         tap, reason, site = (clean(entry.get(name) or "") for name in ("tap", "reason", "site"))
         found.setdefault((tap or "tap", reason or "no reason given"), []).append(site or "the whole run")
     return found

@@ -69,6 +69,7 @@ def after(module: nn.Module, args: Any, output: Any) -> None:
     if not site.gate.recording:
         return
     if tracing():
+        site.gate.traced = True
         if site.gate.sampled and site.activation is not None:
             _measure(site, output)
     elif (site.gate.sampled or site.gate.deep or site.gate.plugins) and not in_backward():

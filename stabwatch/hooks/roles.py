@@ -43,13 +43,21 @@ def _writers(block: str, modules: Mapping[str, nn.Module]) -> list[str]:
     branches = [*inner, [child for child in children if not list(modules[child].children())]]
     last = [projections[-1] for b in branches if (projections := [p for p in b if _projects(modules[p])])]
     width = _width(modules[block])
-    return [path for path in last if width is None or width in modules[path].weight.shape]  # type: ignore[operator, union-attr]
+    return [path for path in last if width in (None, _features(modules[path]))]
 
 
 def _projects(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # of nn.MultiheadAttention, which never calls it
     weight = getattr(module, "weight", None)
     is_matrix = isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
     return is_matrix and not list(module.children())
+
+
+def _features(projection: nn.Module) -> int:
+    """How many numbers a projection gives per token: `out_features`, or `nf` of transformers' Conv1D."""
+    given = getattr(projection, "out_features", getattr(projection, "nf", None))
+    return given if isinstance(given, int) else len(projection.weight)  # type: ignore[arg-type]
 
 
 def _width(block: nn.Module) -> int | None:

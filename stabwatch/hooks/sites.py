@@ -53,6 +53,8 @@ class Gate:
         self.deep = False
         self.turn = 0
         """Which of the sites that share the deep steps is measured in this one."""
+        self.traced = False
+        """A compiler has traced the taps: parts of the model run inside a compiled graph."""
         self.plugins = False
         """A plugin wants to see module outputs at every step."""
         self.recording = False

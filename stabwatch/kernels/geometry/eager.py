@@ -53,9 +53,14 @@ def _condensed(points: Tensor) -> Tensor:
 
 def _ranks(x: Tensor) -> Tensor:
     """Mean ranks along the last dimension, from 0."""
-    ordered = x.sort(dim=-1).values
-    below = torch.searchsorted(ordered, x)
-    return (below + torch.searchsorted(ordered, x, right=True) - 1).float() / 2
+    ordered, places = x.sort(dim=-1)
+    n = x.shape[-1]
+    at = torch.arange(n, device=x.device).expand_as(places)
+    starts = F.pad(ordered[..., 1:] != ordered[..., :-1], (1, 0), value=True)  # of runs of equal numbers
+    first = torch.where(starts, at, 0).cummax(dim=-1).values
+    ends = F.pad(starts[..., 1:], (0, 1), value=True)
+    last = torch.where(ends, at, n - 1).flip(-1).cummin(dim=-1).values.flip(-1)
+    return torch.empty_like(x).scatter_(-1, places, (first + last).to(x.dtype) / 2)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,190 @@
+"""The deep tier on real models: values against an independent computation, roles, turns, and what cannot be seen."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stabwatch.demo import GPT, DemoConfig
+from stabwatch.hooks.deep import TURNS
+from stabwatch.hooks.sites import choose
+from stabwatch.kernels.mean_mode.naive import mean_mode
+from stabwatch.kernels.router.naive import router
+from stabwatch.signals import CATALOGUE
+
+transformers = pytest.importorskip("transformers")
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=64)
+
+
+def gpt(steps, attach, optimizer=torch.optim.AdamW, watch=True, **see):
+    """Train a two-layer GPT; `see` maps names to functions that are called with the model after each backward."""
+    torch.manual_seed(0)
+    model = GPT(DemoConfig(width=32, layers=2, heads=2, context=16, batch=3))
+    opt = optimizer(model.parameters(), lr=1e-2)
+    seen = {name: function(model) for name, function in see.items()}
+    if watch:
+        attach(model, opt)
+    for _ in range(steps):
+        data = torch.randint(256, (3, 17))
+        opt.zero_grad()
+        F.cross_entropy(model(data[:, :-1]).flatten(0, 1), data[:, 1:].flatten()).backward()
+        opt.step()
+    return model, seen
+
+
+def writer_calls(path):
+    """(inputs, output gradients) of each call of a module."""
+
+    def look(model):
+        calls = []
+
+        def hook(module, args, output):
+            call = [args[0].detach().clone(), None]
+            calls.append(call)
+            output.register_hook(lambda g: call.__setitem__(1, g.detach().clone()))
+
+        model.get_submodule(path).register_forward_hook(hook)
+        return calls
+
+    return look
+
+
+def test_the_mean_mode_is_that_of_the_gradients_that_autograd_gives(attach):
+    _, seen = gpt(2 * TURNS, attach, calls=writer_calls("blocks.1.mlp.2"))
+    log = attach.finish()
+    steps, shares = log.series("mean_mode_share", "blocks.1.mlp.2")
+    assert len(steps) == 2, "once in a round of turns"
+    for step, share in zip(steps, shares, strict=True):
+        _, mean, centred, _, _ = mean_mode(*seen["calls"][step]).tolist()
+        assert share == pytest.approx(mean / (mean + centred), rel=1e-5)
+
+
+def test_spectra_are_those_of_the_matrices(attach):
+    model, _ = gpt(6 * TURNS, attach)
+    log = attach.finish()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            assert not len(log.series("singular_value_max", name)[0])
+            continue
+        truth = torch.linalg.svdvals(parameter.detach().double())
+        last = log.series("singular_value_max", name)[1][-1]  # some steps old; 1e-2 of change at this rate
+        assert last == pytest.approx(truth[0].item(), rel=0.1)
+        rank = log.series("stable_rank", name)[1][-1]
+        assert rank == pytest.approx((truth.square().sum() / truth[0].square()).item(), rel=0.2)
+
+
+def test_the_direction_and_the_size_of_a_step_of_sgd(attach):
+    """With weight decay alone the step points against the weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    attach(model, optimizer)
+    for _ in range(TURNS):
+        optimizer.zero_grad()
+        (0.0 * model(torch.randn(4, 8)).sum()).backward()
+        optimizer.step()
+    log = attach.finish()
+    assert log.series("update_weight_cosine", "0")[1].tolist() == pytest.approx([-1.0])
+    assert not len(log.series("adam_step_rms", "0")[0]), "SGD has no moments"
+
+
+def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attach):
+    """Mixtral with random weights; the few signals that need a clipping, a scaler or a log call are named here."""
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
+    model = transformers.MixtralForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    attach(model, optimizer)
+    for _ in range(TURNS + 1):
+        data = torch.randint(64, (2, 12))
+        optimizer.zero_grad()
+        model(input_ids=data, labels=data).loss.backward()
+        optimizer.step()
+    log = attach.finish()
+    silent = {s.name for s in CATALOGUE} - {key.signal for key in log.keys if len(log.series(key.signal, key.layer)[0])}
+    assert silent == {"gradient_norm_before_clip", "gradient_norm_nonfinite_total", "loss_scale", "logged_value"}
+
+
+def test_the_router_is_read_whatever_it_returns(attach):
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
+    model = transformers.MixtralForCausalLM(config)
+    name, gate = next((n, m) for n, m in model.named_modules() if n.endswith(("gate", "router")))
+    inputs = []
+    gate.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach().flatten(0, -2)))
+    weight = gate.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    attach(model, optimizer)
+    data = torch.randint(64, (2, 12))
+    model(input_ids=data, labels=data).loss.backward()
+    optimizer.step()
+    log = attach.finish()
+    n, entropy, squares, violation = router(inputs[0] @ weight.T, 2).tolist()
+    assert log.series("router_entropy", name)[1].tolist() == pytest.approx([entropy / n], rel=1e-4)
+    assert log.series("router_z", name)[1].tolist() == pytest.approx([squares / n], rel=1e-4)
+    assert log.series("router_max_violation", name)[1].tolist() == pytest.approx([violation], abs=1e-5)
+
+
+MODELS = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, num_key_value_heads=2)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32)
+    ),
+    "bert": lambda: transformers.BertModel(transformers.BertConfig(**SMALL)),
+    "torch": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 48, batch_first=True), 2),
+    "demo": lambda: GPT(DemoConfig(width=32, layers=2, heads=2, context=16)),
+}
+WRITERS = {
+    "llama": {"self_attn.o_proj", "mlp.down_proj"},
+    "gpt2": {"attn.c_proj", "mlp.c_proj"},
+    "bert": {"attention.output.dense", "output.dense"},
+    "torch": {"linear2"},
+    "demo": {"attn.proj", "mlp.2"},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_residual_writers_and_blocks_of_known_models(name):
+    chosen = choose(MODELS[name]())
+    writers = [c.name for c in chosen if c.role.writer]
+    assert len(writers) == 2 * len(WRITERS[name])
+    assert all(any(w.endswith(f".{i}.{ending}") for w in writers) for i in (0, 1) for ending in WRITERS[name])
+    assert sum(c.role.residual for c in chosen) == 2
+    assert not any(c.role.top_k for c in chosen)
+
+
+def test_what_cannot_be_measured_is_said_and_is_no_alarm(attach):
+    torch.manual_seed(0)
+    model = MODELS["torch"]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    watch = attach(model, optimizer)
+    for _ in range(9):
+        model(torch.randn(2, 5, 32)).sum().backward()
+        optimizer.step()
+    report = watch.coverage()
+    assert [(e["tap"], e["site"]) for e in report["unmeasured"]] == [
+        ("writer", "layers.0.self_attn.out_proj"),
+        ("writer", "layers.1.self_attn.out_proj"),
+    ]
+    assert not any(e["tap"] == "writer" for e in report["missing"])
+
+
+def test_samples_that_teach_nothing_are_counted(attach):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    attach(model, optimizer)
+    logits = model(torch.randn(5, 4)) * 0 + torch.tensor(
+        [[0.0, 0, 0], [200, 0, 0], [0, 200, 0], [0, 0, 0], [200, 0, 0]]
+    )
+    F.cross_entropy(logits, torch.tensor([0, 0, 0, -100, 0])).backward()
+    optimizer.step()
+    log = attach.finish()
+    assert log.series("softmax_collapse_ratio")[1].tolist() == [0.5], "two of the four that count"
+    assert log.series("output_logit_max")[1].tolist() == [200.0]
+    entropy = 2 * math.log(3) / 5
+    assert log.series("output_entropy")[1].tolist() == pytest.approx([entropy], rel=1e-5)
