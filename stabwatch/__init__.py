@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stabwatch.config import Config as Config
+    from stabwatch.guards import TaylorGuard as TaylorGuard
     from stabwatch.plugins import signal as signal
     from stabwatch.watch import Watch as Watch
     from stabwatch.watch import attach as attach
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Watch", "__version__", "attach", "signal"]
+__all__ = ["Config", "TaylorGuard", "Watch", "__version__", "attach", "signal"]
 
 _HOME = {
     "attach": "stabwatch.watch",
     "Watch": "stabwatch.watch",
     "Config": "stabwatch.config",
+    "TaylorGuard": "stabwatch.guards",
     "signal": "stabwatch.plugins",
 }
 

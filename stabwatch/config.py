@@ -30,6 +30,10 @@ class Config:
     """Regular expression on layer names: do not watch these."""
     update_bytes: int = 256 << 20
     """Most bytes of parameters copied at a time to measure updates."""
+    taylor: bool = False
+    """Measure the step against its Taylor radius: on deep steps the model is called once more, on eight samples."""
+    guard: str | None = None
+    """'taylor': shorten steps that leave their Taylor radius (see `stabwatch.TaylorGuard`). It changes training."""
     attention_limit: float = 100.0
     """Largest safe attention logit (QK-clip's tau); a bracket that holds it asks for the exact value."""
     reduce: str = "auto"
@@ -54,6 +58,7 @@ class Config:
         _require(self.update_bytes >= 0, "update_bytes", "zero or more bytes", self.update_bytes)
         for name in ("include", "exclude"):
             _require(_is_pattern(getattr(self, name)), name, "a regular expression", getattr(self, name))
+        _require(self.guard in (None, "taylor"), "guard", "'taylor', or nothing", self.guard)
         _require(self.reduce in ("auto", "never"), "reduce", "'auto' or 'never'", self.reduce)
 
     @classmethod

@@ -30,13 +30,13 @@ from stabwatch.facts import run_id, run_meta
 from stabwatch.hooks.attention import Brackets
 from stabwatch.hooks.cells import RunCells
 from stabwatch.hooks.deep import TURNS
-from stabwatch.hooks.deep_parameters import DeepParameters
 from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.guard import Guard
 from stabwatch.hooks.modules import ModuleTaps
 from stabwatch.hooks.parameters import ParameterTaps
 from stabwatch.hooks.plugged import PluginTaps
 from stabwatch.hooks.sites import Gate, choose, device_of, first_tensor, unwrap
+from stabwatch.hooks.steps import StepTaps
 from stabwatch.launch import AgentProcess
 from stabwatch.ranks import Ranks
 from stabwatch.runlog import RunFolder, SlotTable, Writer
@@ -102,6 +102,7 @@ class Watch:
         self._writer: Writer | None = None
         self._modules: ModuleTaps | None = None
         self._handles: list[Any] = []
+        self._steps: StepTaps | None = None
         self._detached = self._patched = self._scaled = self._warned = False
         self._attached = self._began = time.perf_counter()
         self._pid = os.getpid()
@@ -128,7 +129,6 @@ class Watch:
         self.generator = modules.deep.generator
         paths = [c.path for c in chosen if c.path and (c.activation or list(c.module.children()))]
         self._parameters = ParameterTaps(self._model, paths, device, self.config.update_bytes)
-        self._deep_parameters = DeepParameters(self._parameters.owned, device, self)
         self.cells = RunCells(device)
         self._buffer = StepBuffer(device)
         self.cells.register(self._buffer)
@@ -137,8 +137,8 @@ class Watch:
         self._buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
         self.plugins = PluginTaps(modules.sites.values(), self._parameters.owned, device, self)
         self.plugins.register(self._buffer)
-        self._parameters.register(self._buffer)
-        self._deep_parameters.register(self._buffer)
+        self._steps = steps = StepTaps(self._model, self._parameters, self.plugins, device, self)
+        steps.register(self._buffer)
         shown = [cell for site in modules.sites.values() for cell in site.fields() if cell.tap == "activation"]
         expected = (*self.cells.expected, *shown, *self._parameters.cells)
         self._assembler = Assembler(
@@ -237,21 +237,14 @@ class Watch:
             return
         if self._clock.repeats(optimizer):
             self.guard.run("clock", "always", self._close_step)
-        if self.gate.sampled:
-            self.guard.run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
-            self.guard.run("weight", "sampled", self._parameters.measure_weights, optimizer)
-            self.guard.run("update", "sampled", self._parameters.hold, optimizer)
-        if self.gate.deep:
-            self.guard.run("deep_parameters", "deep", self._deep_parameters.before, optimizer, self.gate.turn)
-        self.guard.run("plugins", "always", self.plugins.parameters, optimizer)
+        if self._steps is not None:
+            self._steps.before(optimizer)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._parameters.owns(optimizer):
             return
-        if self.gate.sampled:
-            self.guard.run("update", "sampled", self._parameters.measure_updates)
-        if self.gate.deep:
-            self.guard.run("deep_parameters", "deep", self._deep_parameters.after, optimizer)
+        if self._steps is not None:
+            self._steps.after(optimizer)
         self.guard.run("learning_rate", "always", self._note_rate, optimizer)
         if self._clock.stepped(optimizer):
             self.guard.run("clock", "always", self._close_step)
@@ -388,6 +381,8 @@ class Watch:
             handle.remove()
         if self._modules is not None:
             self._modules.remove()
+        if self._steps is not None:
+            self._steps.remove()
         if self._patched:
             FunctionTaps.remove()
 

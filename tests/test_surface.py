@@ -16,7 +16,7 @@ ON_PURPOSE = "is what users build on. If you change it on purpose, change it her
 
 
 def test_public_names_are_frozen() -> None:
-    assert stabwatch.__all__ == ["Config", "Watch", "__version__", "attach", "signal"], (
+    assert stabwatch.__all__ == ["Config", "TaylorGuard", "Watch", "__version__", "attach", "signal"], (
         f"The list of names {ON_PURPOSE}"
     )
     for name in stabwatch.__all__:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from stabwatch.hooks import deep
+from stabwatch.hooks.probe import Probing
 from stabwatch.hooks.sites import Chosen, Gate, Site, device_of, first_tensor, looks_like_attention, new_cell
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.moments import moments
@@ -37,7 +38,7 @@ def before_root(module: nn.Module, args: Any, kwargs: Any) -> None:
     site: Site | None = module._stabwatch  # type: ignore[assignment]
     if site is None:
         return
-    training = torch.is_grad_enabled() and module.training
+    training = torch.is_grad_enabled() and module.training and not Probing.now
     if training and not tracing():
         site.watch.forward_begins((*args, *kwargs.values()))
     site.gate.recording = training and site.gate.open

@@ -15,6 +15,7 @@ from stabwatch.signals import (
     precision,
     run,
     spectra,
+    taylor,
     weights,
 )
 from stabwatch.signals.declaration import Catalogue
@@ -22,8 +23,8 @@ from stabwatch.signals.declaration import Catalogue
 CATALOGUE = Catalogue()
 
 for family in (
-    loss, gradients, weights, optimizer, spectra, activations, geometry, mean_mode, precision, attention, experts,
-    logits, run,
+    loss, gradients, weights, optimizer, taylor, spectra, activations, geometry, mean_mode, precision, attention,
+    experts, logits, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:
         CATALOGUE.register(signal)

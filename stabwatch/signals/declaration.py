@@ -16,7 +16,7 @@ Worst = Literal["max", "min"]
 
 TAPS = (
     "activation", "residual", "writer", "attention", "router", "logits", "loss",
-    "gradient", "weight", "matrix", "update", "matrix_update", "optimizer", "host", "logged",
+    "gradient", "weight", "matrix", "update", "matrix_update", "optimizer", "step", "host", "logged",
 )  # fmt: skip
 
 

@@ -83,6 +83,7 @@ PRECISION = _reduction(
     count="sum", zeros="sum", fp16_lost="sum", fp16_saturated="sum",
     e4m3_lost="sum", e5m2_lost="sum", mxfp4_lost="sum", nvfp4_lost="sum",
 )  # fmt: skip
+TAYLOR = _reduction("taylor", count="sum", sum="sum", beyond="sum", max="max", step="max")
 CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
@@ -91,7 +92,8 @@ REDUCTIONS: dict[str, Reduction] = {
     r.name: r
     for r in (
         MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, CLIP, HOST, HOST_COUNT,
-        SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, PRECISION, CERTAINTY, CLASSES, ROUTER,
+        SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
+        ROUTER,
     )
 }  # fmt: skip
 

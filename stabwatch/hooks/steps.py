@@ -1,0 +1,79 @@
+"""Everything that is seen at the optimizer's step, in the order in which it must be seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from stabwatch.guards import TaylorGuard
+from stabwatch.hooks.deep_parameters import DeepParameters
+from stabwatch.hooks.parameters import ParameterTaps
+from stabwatch.hooks.plugged import PluginTaps
+from stabwatch.hooks.probe import Probe
+from stabwatch.hooks.taylor import STEP, TaylorTap
+
+SAMPLES = 8
+"""Samples of the batch with which the model is called once more, when that is asked for."""
+
+
+class StepTaps:
+    """The parameters of one watch, before and after each optimizer's step.
+
+    A guard that was asked for comes first: what is measured afterwards is the step that was taken.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: ParameterTaps, plugins: PluginTaps, device: torch.device, watch: Any
+    ) -> None:
+        self._model = model
+        self._watch = watch
+        self._plugins = plugins
+        self._parameters = parameters
+        self._deep = DeepParameters(parameters.owned, device, watch)
+        self._probe = Probe(model, SAMPLES) if watch.config.taylor or watch.config.guard else None
+        self._taylor = TaylorTap(model, self._probe, device) if self._probe and watch.config.taylor else None
+        self._guards: dict[int, TaylorGuard] = {}
+
+    def register(self, buffer: Any) -> None:
+        """Put all cells into a StepBuffer."""
+        self._parameters.register(buffer)
+        self._deep.register(buffer)
+        if (taylor := self._taylor) is not None:
+            buffer.add((STEP,), lambda: taylor.cell)
+
+    def before(self, optimizer: Any) -> None:
+        """The optimizer is about to step."""
+        run, gate = self._watch.guard.run, self._watch.gate
+        if self._watch.config.guard and id(optimizer) not in self._guards:
+            run("guard", "always", self._set_guard, optimizer)
+        if gate.sampled:
+            run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
+            run("weight", "sampled", self._parameters.measure_weights, optimizer)
+            run("update", "sampled", self._parameters.hold, optimizer)
+        if gate.deep:
+            run("deep_parameters", "deep", self._deep.before, optimizer, gate.turn)
+            if self._taylor is not None:
+                run("taylor", "deep", self._taylor.before, optimizer)
+        run("plugins", "always", self._plugins.parameters, optimizer)
+
+    def _set_guard(self, optimizer: Any) -> None:
+        self._guards[id(optimizer)] = TaylorGuard(optimizer, self._model, probe=self._probe)
+
+    def after(self, optimizer: Any) -> None:
+        """The optimizer has stepped."""
+        run, gate = self._watch.guard.run, self._watch.gate
+        if gate.sampled:
+            run("update", "sampled", self._parameters.measure_updates)
+        if gate.deep:
+            run("deep_parameters", "deep", self._deep.after, optimizer)
+            if self._taylor is not None:
+                run("taylor", "deep", self._taylor.after, optimizer)
+
+    def remove(self) -> None:
+        """Take the hooks of guards and probes off again."""
+        if self._probe is not None:
+            self._probe.remove()
+        for guard in self._guards.values():
+            guard.detach()

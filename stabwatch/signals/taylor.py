@@ -1,0 +1,42 @@
+"""The optimizer's step against the radius in which the loss is what its Taylor series says. Asked for by `taylor=True`.
+
+Per sample r = step length / radius; the radius is pi over the spread of the logits' rates along the step (exact for
+two classes, a lower bound for more). No failure was seen at r < 1; training collapses from r = 1 on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stabwatch.signals.declaration import Signal
+
+
+def _step(name: str, help: str, formula: str, *fields: str, **more: Any) -> Signal:
+    return Signal(
+        name=name, help=help, unit=more.pop("unit", "ratio"), tap="step", reduction="taylor", fields=fields,
+        formula=formula, level="run", tier="deep", source="Ghosts of Softmax, arXiv:2603.13552", **more,
+    )  # fmt: skip
+
+
+SIGNALS = (
+    _step(
+        "step_to_radius_ratio",
+        "Length of the step over the Taylor radius, for the sample with the least.",
+        "same", "max",
+    ),
+    _step(
+        "step_to_radius_mean_ratio",
+        "Length of the step over the Taylor radius, mean over samples.",
+        "mean", "sum", "count",
+    ),
+    _step(
+        "beyond_radius_ratio",
+        "Share of samples whose Taylor radius is shorter than the step.",
+        "mean", "beyond", "count",
+    ),
+    _step(
+        "taylor_radius",
+        "Least Taylor radius of the samples, along the step, in units of the parameters.",
+        "quotient", "step", "max", unit="1", worst="min",
+    ),
+)  # fmt: skip
