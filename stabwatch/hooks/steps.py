@@ -39,7 +39,7 @@ class StepTaps:
     def register(self, buffer: Any) -> None:
         """Put all cells into a StepBuffer."""
         self._parameters.register(buffer)
-        self._deep.register(buffer)
+        self._deep.store.register(buffer)
         if (taylor := self._taylor) is not None:
             buffer.add((STEP,), lambda: taylor.cell)
 

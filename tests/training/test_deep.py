@@ -98,7 +98,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    attach(model, optimizer)
+    attach(model, optimizer, taylor=True)
     for _ in range(TURNS + 1):
         data = torch.randint(64, (2, 12))
         optimizer.zero_grad()
