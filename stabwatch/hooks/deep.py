@@ -5,7 +5,7 @@ Not measured inside a compiled graph; coverage says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,27 +56,32 @@ class DeepTaps:
 
 def observe(site: Site, args: Any, output: Any) -> None:
     """The deep signals of one call of a module whose turn it is."""
-    guard = site.watch.guard
     out = first_tensor(output)
     if out is None or out.numel() == 0:
         return
     if site.role.residual:
-        guard.run("residual", "deep", _residual, site, out)
+        site.watch.guard.run("residual", "deep", _residual, site, out.detach())
     if site.role.writer:
-        guard.run("writer", "deep", _writer, site, args, out)
+        site.watch.guard.run("mean_mode", "deep", _writer, site, args, out)
 
 
 @torch.no_grad()
 def _residual(site: Site, out: Tensor) -> None:
-    x = _as_tokens(out.detach())
-    rows = _spread(x.flatten(0, -2), max(1, ELEMENTS // x.shape[-1]))
-    _fold(site, "residual", "shape", shape(rows))
-    _fold(site, "residual", "precision", precision(rows))
+    x = _as_tokens(out)
+    flat = x.flatten(0, -2)
+    rows = _spread(flat, max(1, ELEMENTS // x.shape[-1]))
+    _run(site, "shape", lambda: shape(rows))
+    _run(site, "precision", lambda: precision(rows))
     if x.dim() == 3 and x.shape[1] > 1:
-        _fold(site, "residual", "tokens", tokens(x))
-    points = _spread(x.flatten(0, -2), POINTS)
+        _run(site, "tokens", lambda: tokens(x))
+    points = _spread(flat, POINTS)
     if points.shape[0] > 3 and points.shape[1] > 3:
-        _fold(site, "residual", "geometry", stability(points, PARTITIONS, site.watch.deep.generator))
+        _run(site, "geometry", lambda: stability(points, PARTITIONS, site.watch.deep.generator))
+
+
+def _run(site: Site, reduction: str, measure: Callable[[], Tensor]) -> None:
+    """Under a guard of its own: what fails takes nothing else with it."""
+    site.watch.guard.run(reduction, "deep", lambda: _fold(site, "residual", reduction, measure()))
 
 
 def _writer(site: Site, args: Any, out: Tensor) -> None:
@@ -87,7 +92,7 @@ def _writer(site: Site, args: Any, out: Tensor) -> None:
         site.watch.unmeasured("writer", site.name, NO_GRADIENT)
     else:
         y = inputs.detach()
-        out.register_hook(lambda grad: site.watch.guard.run("writer", "deep", _written, site, y, grad))
+        out.register_hook(lambda grad: site.watch.guard.run("mean_mode", "deep", _written, site, y, grad))
 
 
 @torch.no_grad()

@@ -68,32 +68,47 @@ class DeepParameters:
 
     @torch.no_grad()
     def before(self, optimizer: Any, turn: int) -> None:
-        """Gradients, matrices and moments of the layers whose turn it is; their parameters are copied."""
+        """Gradients of the layers whose turn it is, by formats; their parameters are copied."""
         mine = [m for m in self._of(optimizer) if m.turn == turn and m.parameter.grad is not None]
         self._held = list(zip(mine, self._copies.of([local(m.parameter) for m in mine]), strict=True))
-        for m in mine:
+        self._run("precision", self._formats, mine)
+
+    @torch.no_grad()
+    def after(self, optimizer: Any) -> None:
+        """What the step did to them, and the optimizer's state."""
+        held, self._held = self._held, []
+        changes = [(m, old, local(m.parameter).float() - old.float()) for m, old in held]
+        self._run("direction", self._directions, changes)
+        self._run("adam", self._moments, [m for m, _, _ in changes], optimizer)
+        self._run("spectrum", self._all_spectra, changes)
+
+    def _run(self, probe: str, action: Any, *args: Any) -> None:
+        self._watch.guard.run(probe, "deep", action, *args)
+
+    def _formats(self, members: list[Member]) -> None:
+        for m in members:
             grad = local(m.parameter.grad)
             if grad.numel() and not grad.is_sparse:
                 self.store.fold("gradient", m.layer, "precision", precision(_as_rows(grad)))
 
-    @torch.no_grad()
-    def after(self, optimizer: Any) -> None:
-        """What the step did to them."""
-        held, self._held = self._held, []
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        for m, old in held:
-            new = local(m.parameter)
-            change = new.float() - old.float()
+    def _directions(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
+        for m, old, change in changes:
             self.store.fold("update", m.layer, "direction", direction(change, old))
-            self._moments(m, optimizer.state.get(m.parameter, {}), groups[id(m.parameter)])
-            if m.is_matrix:
-                self._spectra(m, new, change)
 
-    def _moments(self, m: Member, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if {"exp_avg", "exp_avg_sq", "step"} <= state.keys() and {"eps", "betas"} <= group.keys():
-            betas = float(group["betas"][0]), float(group["betas"][1])
-            moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
-            self.store.fold("optimizer", m.layer, "adam", adam(*moments, float(group["eps"]), state["step"], betas))
+    def _moments(self, members: list[Member], optimizer: Any) -> None:
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for m in members:
+            state, group = optimizer.state.get(m.parameter, {}), groups[id(m.parameter)]
+            if {"exp_avg", "exp_avg_sq", "step"} <= state.keys() and {"eps", "betas"} <= group.keys():
+                betas = float(group["betas"][0]), float(group["betas"][1])
+                moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
+                found = adam(*moments, float(group["eps"]), state["step"], betas)
+                self.store.fold("optimizer", m.layer, "adam", found)
+
+    def _all_spectra(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
+        for m, _, change in changes:
+            if m.is_matrix:
+                self._spectra(m, local(m.parameter), change)
 
     def _spectra(self, m: Member, new: Tensor, change: Tensor) -> None:
         if new.shape != m.parameter.shape:

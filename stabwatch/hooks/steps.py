@@ -53,7 +53,7 @@ class StepTaps:
             run("weight", "sampled", self._parameters.measure_weights, optimizer)
             run("update", "sampled", self._parameters.hold, optimizer)
         if gate.deep:
-            run("deep_parameters", "deep", self._deep.before, optimizer, gate.turn)
+            run("hold", "deep", self._deep.before, optimizer, gate.turn)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.before, optimizer)
         run("plugins", "always", self._plugins.parameters, optimizer)
@@ -67,7 +67,7 @@ class StepTaps:
         if gate.sampled:
             run("update", "sampled", self._parameters.measure_updates)
         if gate.deep:
-            run("deep_parameters", "deep", self._deep.after, optimizer)
+            run("hold", "deep", self._deep.after, optimizer)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.after, optimizer)
 
