@@ -3,8 +3,8 @@
     python benchmarks/cost.py            about two minutes; writes benchmarks/results/cost.json
     python benchmarks/cost.py --print    only prints
 
-The model is that of overhead.py. A figure is the cost of measuring a signal on a step that measures it; where sites take
-turns, of the mean turn. Signals of one reduction share it. On an accelerator host time is not the cost, and this script
+The model is that of overhead.py. A figure is the cost of measuring a signal on a step that measures it; where sites
+take turns, of the mean turn. Signals of one reduction share it. On an accelerator host time is not the cost, and this script
 says nothing.
 """
 
