@@ -1,3 +1,52 @@
-"""`attention_scores`: the exact largest attention logit of a call, and the head that holds it."""
+"""`attention_scores`: what the logits of an attention call are like, without holding them.
 
-from stabwatch.kernels.attention_scores.eager import largest_logit as largest_logit
+`largest_logit`: the exact largest logit of a call, and the head that holds it. `score_statistics`: seven numbers of each
+head.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stabwatch.kernels.attention_scores import eager
+from stabwatch.kernels.dispatch import choose
+from stabwatch.kernels.merge import Partials
+
+
+def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Partials:
+    """Rows, non-finite rows, the largest logit, its head.
+
+    query (B, H, T, D), key (B, G, S, D) with G dividing H; mask bool (True is visible) or additive,
+    broadcastable to (B, H, T, S); arguments mean what they mean to `scaled_dot_product_attention`.
+    """
+    if choose(query).fused:
+        from stabwatch.kernels.attention_scores import fused
+
+        return fused.largest_logit(query, key, mask, is_causal, scale)
+    return eager.largest_logit(query, key, mask, is_causal, scale)
+
+
+def score_statistics(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    window: int | None = None,
+    softcap: float | None = None,
+    stride: int = 1,
+) -> Tensor:
+    """Statistics of each head's rows of attention logits, float32 (H, 7).
+
+    Rows that see a key; those of them with a logit that is NaN or +inf; and over the others: sum of logsumexp, sum of its
+    square, sum of entropies (nats), largest logit, largest weight (-inf if there is no such row).
+
+    Arguments as of `largest_logit`, and: window, how many keys back a query sees, itself included; softcap c, logits
+    become c tanh(logit / c) before the mask; stride, only every so many rows are looked at, so that maxima become lower
+    bounds.
+    """
+    if choose(query).fused:
+        from stabwatch.kernels.attention_scores import fused
+
+        return fused.score_statistics(query, key, mask, is_causal, scale, window, softcap, stride)
+    return eager.score_statistics(query, key, mask, is_causal, scale, window, softcap, stride)

@@ -63,15 +63,23 @@ def _chunked(q: Tensor, k: Tensor, factor: float, mask: Tensor | None, is_causal
 
 def _peaks(q: Tensor, k: Tensor, factor: float, mask: Tensor | None, hidden: Tensor | None) -> Tensor:
     """Largest logit of each query row: (B, G, R, T'). `hidden` (T', last keys) is the causal part of the mask."""
+    scores = _products(q, k, factor)
+    if hidden is not None:
+        scores[..., -hidden.shape[1] :].masked_fill_(hidden, -torch.inf)
+    return _masked(scores, mask).amax(dim=-1)
+
+
+def _products(q: Tensor, k: Tensor, factor: float) -> Tensor:
     b, g, r, t, d = q.shape
     heads = q.reshape(b * g, r * t, d)
     scores = torch.baddbmm(q.new_zeros(()), heads, k.reshape(b * g, -1, d).mT, beta=0, alpha=factor)
-    scores = scores.view(b, g, r, t, -1)
-    if hidden is not None:
-        scores[..., -hidden.shape[1] :].masked_fill_(hidden, -torch.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.amax(dim=-1)
+    return scores.view(b, g, r, t, -1)
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
 
 
 @lru_cache(maxsize=16)
@@ -110,3 +118,54 @@ def largest_score(scores: Tensor, heads: int) -> Partials:
     """The same from scores that the model computed itself: (..., T, S) with the heads in the axis before T."""
     peaks = scores.detach().float().amax(dim=-1)
     return _summary(peaks.reshape(-1, heads, peaks.shape[-1]))
+
+
+def score_statistics(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    window: int | None = None,
+    softcap: float | None = None,
+    stride: int = 1,
+) -> Tensor:
+    """Statistics of each head's rows, float32 (H, 7); see `stabwatch.kernels.attention_scores`."""
+    b, h, t, d = query.shape
+    g, s = key.shape[1], key.shape[2]
+    q = query.detach()[:, :, ::stride].float().reshape(b, g, h // g, -1, d)
+    k = key.detach().float()
+    m = None if mask is None else _rows_of(_grouped(mask.detach(), g, h // g), slice(None, None, stride))
+    rows = torch.arange(0, t, stride, device=q.device)[:, None]
+    keys = torch.arange(s, device=q.device)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, b * h * s))
+    parts = []
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
+        scores = _products(q[..., part, :], k, d**-0.5 if scale is None else scale)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if is_causal:
+            scores = scores.masked_fill(keys > rows[part], -torch.inf)
+        if window is not None:
+            scores = scores.masked_fill(rows[part] - keys >= window, -torch.inf)
+        parts.append(_statistics(_masked(scores, _rows_of(m, part))))
+    found = torch.stack(parts)
+    return torch.cat((found[..., :5].sum(dim=0), found[..., 5:].amax(dim=0)), dim=-1)
+
+
+def _statistics(scores: Tensor) -> Tensor:
+    """scores: (B, G, R, T', S) -> (H, 7) of these rows."""
+    peak = scores.amax(dim=-1)
+    bad = torch.isnan(peak) | (peak == torch.inf)
+    good = torch.isfinite(peak)
+    away = scores - torch.where(good, peak, 0.0)[..., None]
+    weights = away.exp()
+    total = weights.sum(dim=-1)
+    mean = torch.where(weights > 0, weights * away, 0.0).sum(dim=-1) / total
+    lse = torch.where(good, peak + total.log(), 0.0)
+    entropy = torch.where(good, total.log() - mean, 0.0)
+    sums = torch.stack((good | bad, bad, lse, lse.square(), entropy), dim=-1).sum(dim=(0, 3))
+    peaks = torch.stack((peak, 1 / total), dim=-1)
+    highest = torch.where(good[..., None], peaks, -torch.inf).amax(dim=(0, 3))
+    return torch.cat((sums, highest), dim=-1).flatten(0, 1)

@@ -6,14 +6,28 @@ import torch
 from torch import Tensor
 
 
-def scores(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+def scores(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """float64 (B, H, T, S): scaled, masked logits of `scaled_dot_product_attention`; -inf where masked.
 
-    query (B, H, T, D), key (B, Hk, S, D) with Hk dividing H; mask bool (True is visible) or additive.
+    query (B, H, T, D), key (B, Hk, S, D) with Hk dividing H; mask bool (True is visible) or additive;
+    query t sees only keys s with t - s < window; softcap comes before the mask.
     """
     q, k = query.detach().double(), key.detach().double()
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     s = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        s = softcap * torch.tanh(s / softcap)
+    if window is not None:
+        behind = torch.arange(s.shape[-2])[:, None] - torch.arange(s.shape[-1])
+        s = s.masked_fill(behind >= window, -torch.inf)
     if is_causal:
         visible = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).tril()
         s = s.masked_fill(~visible, -torch.inf)
@@ -31,3 +45,31 @@ def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bo
     best = per_head.max()
     head = torch.nonzero(per_head == best)[0, 0]
     return torch.stack((torch.tensor(float(peaks.numel())), bad.sum().double(), best, head.double())).double()
+
+
+def score_statistics(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    window: int | None = None,
+    softcap: float | None = None,
+    stride: int = 1,
+) -> Tensor:
+    """float64 (H, 7): rows that see a key, rows of them not finite; over the others: sums of logsumexp, of its square,
+    of entropy; largest logit, largest weight."""
+    heads = scores(query, key, mask, is_causal, scale, window, softcap)[:, :, ::stride].transpose(0, 1).flatten(1, 2)
+    return torch.stack([_of_head(rows) for rows in heads])
+
+
+def _of_head(rows: Tensor) -> Tensor:
+    """rows: (N, S)."""
+    rows = rows[(rows != -torch.inf).any(dim=1)]
+    good = rows[(rows < torch.inf).all(dim=1)]
+    lse = torch.logsumexp(good, dim=1)
+    weights = torch.softmax(good, dim=1)
+    entropy = torch.special.entr(weights).sum()
+    peaks = (good.max().item(), weights.max().item()) if len(good) else (-torch.inf, -torch.inf)
+    counts = (len(rows), len(rows) - len(good))
+    return torch.tensor([*counts, lse.sum(), lse.square().sum(), entropy, *peaks], dtype=torch.float64)

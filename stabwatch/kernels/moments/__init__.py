@@ -1,6 +1,36 @@
-"""`moments`: count, sum of squares, non-finite count and absolute maximum of a tensor.
+"""`moments`: count, sum of squares, non-finite count and absolute maximum of a tensor; `moments_full`: seven of them.
 
 Sums and maxima run over the finite elements; the count is of all elements.
 """
 
-from stabwatch.kernels.moments.eager import moments as moments
+from __future__ import annotations
+
+from torch import Tensor
+
+from stabwatch.kernels.dispatch import choose
+from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.moments import eager
+
+
+def moments(x: Tensor) -> Partials:
+    """Count, sum of squares, non-finite count, absolute maximum.
+
+    x: floating point, any shape with at least one element.
+    """
+    if choose(x).fused:
+        from stabwatch.kernels.moments import fused
+
+        return fused.moments(x)
+    return eager.moments(x)
+
+
+def moments_full(x: Tensor) -> Tensor:
+    """float32 (7,): count, sum, sum of squares, sum of fourth powers, zeros, non-finite count, absolute maximum.
+
+    x: floating point, any shape. Fourth powers of numbers beyond 4e9 are infinite in float32.
+    """
+    if choose(x).fused:
+        from stabwatch.kernels.moments import fused
+
+        return fused.moments_full(x)
+    return eager.moments_full(x)

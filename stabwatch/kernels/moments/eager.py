@@ -34,6 +34,19 @@ def moments(x: Tensor) -> Partials:
     )
 
 
+def moments_full(x: Tensor) -> Tensor:
+    """float32 (7,): count, sum, sum of squares, sum of fourth powers, zeros, non-finite count, absolute maximum."""
+    wide = x.detach().float().flatten()
+    finite = torch.isfinite(wide)
+    kept = torch.where(finite, wide, 0.0)
+    squares = kept.square()
+    count = torch.full((), float(x.numel()), dtype=torch.float32, device=x.device)
+    zeros = (wide == 0).sum(dtype=torch.float32)
+    peak = kept.abs().amax() if x.numel() else torch.zeros_like(count)
+    sums = (kept.sum(), squares.sum(), squares.square().sum(), zeros, count - finite.sum(dtype=torch.float32))
+    return torch.stack((count, *sums, peak))
+
+
 def host_moments(x: Tensor) -> tuple[float, float, float, float]:
     """The same for a CPU tensor, as numbers; a third read only when something is not finite."""
     low, high = torch.aminmax(x)

@@ -1,0 +1,57 @@
+"""Triton: one read of tiles of tokens x features, strided as they come; stretches of tokens are folded afterwards."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stabwatch.kernels.launch import on, programs
+
+TOKENS, FEATURES = 32, 64
+MOST_TILES = 32
+"""Tiles that one program adds in float32, lane by lane."""
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """x (B, T, D) -> float32 (B, D), the sum over T."""
+    x = x.detach()
+    b, t, d = x.shape
+    across = triton.cdiv(d, FEATURES)
+    tiles = max(1, min(MOST_TILES, b * t * across // (TOKENS * programs(x.device))))
+    stretches = max(1, triton.cdiv(t, TOKENS * tiles))
+    partials = torch.empty((b, stretches, d), dtype=torch.float32, device=x.device)
+    if partials.numel():
+        with on(x.device):
+            _sums[(b * stretches * across,)](
+                x, partials, t, d, tiles, stretches, across, *x.stride(), TOKENS=TOKENS, FEATURES=FEATURES
+            )
+    return partials[:, 0] if stretches == 1 else partials.sum(dim=1)
+
+
+@triton.jit
+def _sums(
+    x: tl.tensor,
+    partials: tl.tensor,
+    t: tl.tensor,
+    d: tl.tensor,
+    tiles: tl.tensor,
+    stretches: tl.tensor,
+    across: tl.tensor,
+    stride_b: tl.tensor,
+    stride_t: tl.tensor,
+    stride_d: tl.tensor,
+    TOKENS: tl.constexpr,
+    FEATURES: tl.constexpr,
+) -> None:
+    program = tl.program_id(0).to(tl.int64)
+    feature = program % across * FEATURES + tl.arange(0, FEATURES)
+    row = program // across  # sample and stretch
+    source = x + row // stretches * stride_b + feature[None, :] * stride_d
+    start = row % stretches * tiles * TOKENS
+    total = tl.zeros((TOKENS, FEATURES), tl.float32)
+    for tile in range(tiles):
+        token = start + tile * TOKENS + tl.arange(0, TOKENS)[:, None]
+        total += tl.load(source + token * stride_t, mask=(token < t) & (feature[None, :] < d), other=0.0).to(tl.float32)
+    tl.store(partials + row * d + feature, tl.sum(total, axis=0), mask=feature < d)

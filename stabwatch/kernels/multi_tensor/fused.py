@@ -1,0 +1,217 @@
+"""Triton: all tensors of a list in one launch per data type, and one that folds.
+
+Each tensor is cut into chunks, one program each. A table says which program takes which chunk, another where the tensors
+lie. The first depends on the sizes alone and is built once; the second travels through pinned memory when a tensor has
+moved. The partials lie ordered by group, so that a group is folded without atomics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stabwatch.kernels.launch import dense, fold, on
+from stabwatch.kernels.moments.fused import BLOCK, FULL_FIELDS, reduce_chunk, tiles_of
+
+KINDS = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float64: tl.float64,
+}
+ALIGNMENT = 16
+"""Bytes that one thread loads at once."""
+
+
+def takes_moments(tensors: Sequence[Tensor], out: Tensor) -> bool:
+    """Can `grouped_moments` reduce these?"""
+    return all(x.dtype in KINDS and x.device == out.device for x in tensors)
+
+
+def takes_change(before: Sequence[Tensor], after: Sequence[Tensor], out: Tensor) -> bool:
+    """Can `grouped_change` reduce these? In float64 an update may be too small for float32: not here."""
+    pairs = [*before, *after]
+    return (
+        takes_moments(pairs, out)
+        and all(x.dtype != torch.float64 for x in pairs)
+        and all(dense(b) is b for b in before)
+    )
+
+
+def grouped_moments(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
+    """Merge the moments of each tensor into row `group[i]` of `out`: float32 (groups, 4), or (groups, 7) for all."""
+    tensors = [dense(x.detach()) for x in tensors]
+    plan = _plan_of(tensors, [x.dtype for x in tensors], group, out)
+    pointers, aligned = _pointers(tensors)
+    partials = torch.empty((out.shape[1], plan.columns), dtype=torch.float32, device=out.device)
+    with on(out.device):
+        for kind, work in plan.work:
+            _moments[(work.shape[1],)](
+                pointers, plan.sizes, work, work.shape[1], partials, plan.columns, plan.tiles,
+                KIND=KINDS[kind], ALIGNED=aligned, FULL=out.shape[1] == FULL_FIELDS, BLOCK=BLOCK, num_warps=8,
+            )  # fmt: skip
+    fold(partials, out, sums=out.shape[1] - 1, starts=plan.starts, merge=True)
+
+
+def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
+    """Add count, sum of squares of the change and of what was before to row `group[i]` of `out`: float32 (groups, 3).
+
+    The tensors of `before` hold the change afterwards.
+    """
+    after = [a.detach() if a.stride() == b.stride() else torch.empty_like(b, dtype=a.dtype).copy_(a.detach())
+             for a, b in zip(after, before, strict=True)]  # fmt: skip
+    plan = _plan_of(before, [(b.dtype, a.dtype) for b, a in zip(before, after, strict=True)], group, out)
+    old, old_aligned = _pointers(before)
+    new, new_aligned = _pointers(after)
+    partials = torch.empty((3, plan.columns), dtype=torch.float32, device=out.device)
+    with on(out.device):
+        for (old_kind, new_kind), work in plan.work:
+            _change[(work.shape[1],)](
+                old, new, plan.sizes, work, work.shape[1], partials, plan.columns, plan.tiles,
+                OLD=KINDS[old_kind], NEW=KINDS[new_kind], ALIGNED=old_aligned and new_aligned, BLOCK=BLOCK,
+            )  # fmt: skip
+    fold(partials, out, sums=3, starts=plan.starts, merge=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who does what. work: of each kind, int64 (3, programs): tensor, column of the partials, which of its chunks.
+
+    starts: int64 (groups + 1,), the columns of each group. sizes: int64 (tensors,).
+    """
+
+    tiles: int
+    columns: int
+    work: tuple[tuple[Any, Tensor], ...]
+    sizes: Tensor
+    starts: Tensor
+
+
+def _plan_of(tensors: Sequence[Tensor], kinds: Sequence[Hashable], group: Sequence[int], out: Tensor) -> Plan:
+    sizes = tuple(x.numel() for x in tensors)
+    return _plan(sizes, tuple(kinds), tuple(group), len(out), out.device, _stream(out.device))
+
+
+@lru_cache(maxsize=16)
+def _plan(
+    sizes: tuple[int, ...],
+    kinds: tuple[Hashable, ...],
+    group: tuple[int, ...],
+    groups: int,
+    device: torch.device,
+    stream: int,
+) -> Plan:
+    tiles = tiles_of(sum(sizes), device)
+    chunks = [triton.cdiv(n, tiles * BLOCK) for n in sizes]
+    work: dict[Hashable, list[tuple[int, int, int]]] = {}
+    per_group = [0] * groups
+    column = 0
+    for i in sorted(range(len(sizes)), key=group.__getitem__):
+        work.setdefault(kinds[i], []).extend((i, column + chunk, chunk) for chunk in range(chunks[i]))
+        column += chunks[i]
+        per_group[group[i]] += chunks[i]
+    tables = tuple((kind, _sent(zip(*rows, strict=True), device).view(3, -1)) for kind, rows in work.items() if rows)
+    return Plan(tiles, column, tables, _sent([sizes], device), _sent([accumulate(per_group, initial=0)], device))
+
+
+def _pointers(tensors: Sequence[Tensor]) -> tuple[Tensor, bool]:
+    """Where the tensors lie, and whether all of them are aligned."""
+    addresses = tuple(x.data_ptr() for x in tensors)
+    aligned = all(address % ALIGNMENT == 0 for address in addresses)
+    return _addresses(addresses, tensors[0].device, _stream(tensors[0].device)), aligned
+
+
+@lru_cache(maxsize=16)
+def _addresses(addresses: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    return _sent([addresses], device)
+
+
+def _sent(rows: Iterable[Iterable[int]], device: torch.device) -> Tensor:
+    """int64 numbers on the device, without waiting for them to arrive."""
+    numbers = torch.tensor([n for row in rows for n in row], dtype=torch.int64, pin_memory=device.type == "cuda")
+    return numbers.to(device, non_blocking=True)
+
+
+def _stream(device: torch.device) -> int:
+    """Part of each cache's key: what one stream copies, another must not read unordered."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+@triton.jit
+def _moments(
+    pointers: tl.tensor,
+    sizes: tl.tensor,
+    work: tl.tensor,
+    programs: tl.tensor,
+    partials: tl.tensor,
+    columns: tl.tensor,
+    tiles: tl.tensor,
+    KIND: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    program = tl.program_id(0)
+    tensor = tl.load(work + program)
+    column = tl.load(work + programs + program)
+    start = tl.load(work + 2 * programs + program) * tiles * BLOCK
+    x = tl.load(pointers + tensor).to(tl.pointer_type(KIND))
+    if ALIGNED:
+        x = tl.multiple_of(x, 16)
+    reduce_chunk(x, tl.load(sizes + tensor), start, tiles, partials + column, columns, FULL, BLOCK)
+
+
+@triton.jit
+def _change(
+    old: tl.tensor,
+    new: tl.tensor,
+    sizes: tl.tensor,
+    work: tl.tensor,
+    programs: tl.tensor,
+    partials: tl.tensor,
+    columns: tl.tensor,
+    tiles: tl.tensor,
+    OLD: tl.constexpr,
+    NEW: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    program = tl.program_id(0)
+    tensor = tl.load(work + program)
+    column = tl.load(work + programs + program)
+    start = tl.load(work + 2 * programs + program) * tiles * BLOCK
+    before = tl.load(old + tensor).to(tl.pointer_type(OLD))
+    after = tl.load(new + tensor).to(tl.pointer_type(NEW))
+    if ALIGNED:
+        before = tl.multiple_of(before, 16)
+        after = tl.multiple_of(after, 16)
+    held = tl.minimum(tl.load(sizes + tensor) - start, tiles * BLOCK)
+    changes = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    lanes = tl.arange(0, BLOCK)
+    for tile in range(held // BLOCK):  # without a mask, so that loads are 16 bytes wide whatever the size is
+        at = start + tile * BLOCK + lanes
+        was = tl.load(before + at).to(tl.float32)
+        change = was - tl.load(after + at).to(tl.float32)
+        tl.store(before + at, change.to(OLD))
+        changes += change * change
+        squares += was * was
+    if held % BLOCK != 0:
+        at = start + held // BLOCK * BLOCK + lanes
+        inside = at < start + held
+        was = tl.load(before + at, mask=inside, other=0.0).to(tl.float32)
+        change = was - tl.load(after + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(before + at, change.to(OLD), mask=inside)
+        changes += change * change
+        squares += was * was
+    tl.store(partials + column, held.to(tl.float32))
+    tl.store(partials + columns + column, tl.sum(changes, axis=0))
+    tl.store(partials + 2 * columns + column, tl.sum(squares, axis=0))
