@@ -49,7 +49,13 @@ def _reduced(x: Tensor, full: bool) -> Tensor:
 
 @triton.jit
 def _partials(
-    x: tl.tensor, partials: tl.tensor, n: tl.tensor, tiles: tl.tensor, count: tl.tensor, FULL: tl.constexpr, BLOCK: tl.constexpr
+    x: tl.tensor,
+    partials: tl.tensor,
+    n: tl.tensor,
+    tiles: tl.tensor,
+    count: tl.tensor,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     program = tl.program_id(0).to(tl.int64)
     reduce_chunk(x, n, program * tiles * BLOCK, tiles, partials + program, count, FULL, BLOCK)
