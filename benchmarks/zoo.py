@@ -317,8 +317,8 @@ SPARSE = {
     gpt_bad_batches: ("",),
 }
 """What may come first besides when gradients and activations are measured every 64 steps or more, and the loss every
-16: steps of a few milliseconds leave a budget of 1% no more. Three hundred steps are then some twenty points, too few for a
-rule that compares with what was before; twelve bad batches may pass unseen."""
+16: steps of a few milliseconds leave a budget of 1% no more. Three hundred steps are then some twenty points, too few
+for a rule that compares with what was before; twelve bad batches may pass unseen."""
 
 
 def train(make: Callable[[int], Setting], seed: int, run_dir: Path, steps: int = STEPS, **settings: Any) -> list[float]:
