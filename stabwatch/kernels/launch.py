@@ -18,8 +18,6 @@ from torch import Tensor
 
 jit: Callable[[Callable[..., Any]], Any] = triton.jit
 """With a type of its own, which triton's lacks."""
-INTERPRETED: bool = triton.knobs.runtime.interpret
-"""Read when the kernels are defined: later changes of TRITON_INTERPRET have no effect."""
 WAVES = 4
 """Programs for each multiprocessor: enough to hide the latency of memory and to even out the tail."""
 FOLD_FIELDS, FOLD = 8, 512
@@ -104,3 +102,7 @@ def _fold(
         added += old
         highest = tl.maximum(highest, old)
     tl.store(target, tl.where(field < SUMS, added, highest), mask=field < fields)
+
+
+INTERPRETED: bool = not isinstance(_fold, triton.JITFunction)
+"""Decided when the kernels are defined: later changes of TRITON_INTERPRET have no effect."""

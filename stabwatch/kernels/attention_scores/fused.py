@@ -46,7 +46,7 @@ def score_statistics(
     if kind == BOOL_MASK:
         m = m.view(torch.uint8)
     width = max(16, triton.next_power_of_2(d))
-    block = _block(width * q.element_size())
+    block = _block(width, q.element_size())
     blocks = triton.cdiv(triton.cdiv(t, stride), block)
     partials = torch.empty((h, FIELDS, b * blocks), dtype=torch.float32, device=q.device)
     out = torch.empty((h, FIELDS), dtype=torch.float32, device=q.device)
@@ -67,9 +67,11 @@ def _multiplies(kind: torch.dtype) -> bool:
     return kind in (torch.float32, torch.float16) or (kind == torch.bfloat16 and not INTERPRETED)
 
 
-def _block(row_bytes: int) -> int:
+def _block(width: int, size: int) -> int:
     """Rows in a tile, so that tiles of queries and keys fit the registers and the shared memory."""
-    return 64 if row_bytes <= 256 else 32 if row_bytes <= 1024 else 16
+    if size == 2 and width <= 128:
+        return 64
+    return 32 if width * size <= 1024 else 16
 
 
 @jit
