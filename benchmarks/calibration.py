@@ -17,7 +17,7 @@ import platform
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.report import table
 from benchmarks.zoo import HEALTHY, QUICK, SPARSE, UNSTABLE, Setting, train
 from stabwatch.alerts import RULES, Engine, Rule, diagnose
 from stabwatch.alerts.derived import families
@@ -136,13 +137,6 @@ def measure(make: Callable[[int], Setting], seed: int, density: str, folder: Pat
         seconds=seconds,
         expected=UNSTABLE.get(make, ()) + (SPARSE.get(make, ()) if density == "default" else ()),
     )
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Markdown."""
-    head = tuple(head)
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
 def healthy_table(results: list[Result]) -> str:

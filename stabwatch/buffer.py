@@ -48,7 +48,7 @@ class StepBuffer:
         self.device = device
         self._cells: list[tuple[Cell, ...]] = []
         self._sources: list[Source] = []
-        self._units: dict[tuple[tuple[Cell, ...], torch.device], Tensor] = {}
+        self._units: dict[tuple[int, torch.device], Tensor] = {}
 
     def add(self, cells: tuple[Cell, ...], source: Source) -> None:
         """Register a tensor that holds the fields of `cells` in order; `source` gives it anew at each step."""
@@ -64,14 +64,19 @@ class StepBuffer:
         """The flat vector of this step, float32 (slots,); every cell is empty again afterwards."""
         with torch.no_grad():
             tensors = [source() for source in self._sources]
-            flat = torch.cat([t.reshape(-1).to(self.device, non_blocking=True) for t in tensors])
+            flat = torch.cat([self._here(t) for t in tensors])
             for device in dict.fromkeys(t.device for t in tensors):
-                mine = [(t, c) for t, c in zip(tensors, self._cells, strict=True) if t.device == device]
-                torch._foreach_copy_([t for t, _ in mine], [self._unit(c, t) for t, c in mine])
+                mine = [(i, t) for i, t in enumerate(tensors) if t.device == device]
+                torch._foreach_copy_([t for _, t in mine], [self._unit(i, t) for i, t in mine])
         return flat
 
-    def _unit(self, cells: tuple[Cell, ...], like: Tensor) -> Tensor:
-        key = (cells, like.device)
+    def _here(self, x: Tensor) -> Tensor:
+        x = x.reshape(-1)
+        return x if x.device == self.device else x.to(self.device, non_blocking=True)
+
+    def _unit(self, source: int, like: Tensor) -> Tensor:
+        """By the place of the source: to hash its cells anew at each step would cost more than all the rest."""
+        key = (source, like.device)
         if key not in self._units:
-            self._units[key] = unit_of(cells, like.device).reshape(like.shape)
+            self._units[key] = unit_of(self._cells[source], like.device).reshape(like.shape)
         return self._units[key]

@@ -126,7 +126,7 @@ class Watch:
         device = device_of(self._model, torch.device("cpu"))
         chosen = choose(self._model, self.config.include, self.config.exclude)
         self._modules = modules = ModuleTaps(chosen, self.gate, self, device)
-        self.generator = modules.deep.generator
+        self.deep = modules.deep
         paths = [c.path for c in chosen if c.path and (c.activation or list(c.module.children()))]
         self._parameters = ParameterTaps(self._model, paths, device, self.config.update_bytes)
         self.cells = RunCells(device)
@@ -136,7 +136,7 @@ class Watch:
         self.brackets = Brackets(modules.attention_names, device)
         self._buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
         self.plugins = PluginTaps(modules.sites.values(), self._parameters.owned, device, self)
-        self.plugins.register(self._buffer)
+        self.plugins.store.register(self._buffer)
         self._steps = steps = StepTaps(self._model, self._parameters, self.plugins, device, self)
         steps.register(self._buffer)
         shown = [cell for site in modules.sites.values() for cell in site.fields() if cell.tap == "activation"]

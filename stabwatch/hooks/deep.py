@@ -5,22 +5,22 @@ Not measured inside a compiled graph; coverage says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.roles import Role
-from stabwatch.hooks.sites import Site, first_tensor, new_cell
+from stabwatch.hooks.sites import Site, first_tensor
+from stabwatch.hooks.store import CellStore
 from stabwatch.kernels.geometry import stability
 from stabwatch.kernels.mean_mode import dead_units, mean_mode
-from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.precision import precision
 from stabwatch.kernels.router import router
 from stabwatch.kernels.shape import shape
 from stabwatch.kernels.tokens import tokens
 from stabwatch.runlog import Cell
-from stabwatch.signals.reductions import REDUCTIONS
 
 TURNS = 8
 """A deep step measures one site in so many."""
@@ -38,47 +38,51 @@ _WRITER = ("mean_mode", "units")
 
 
 class DeepTaps:
-    """Gives each site its deep cells and its turn. Random numbers come from a generator of its own."""
+    """Gives each site its role and its turn, and keeps the cells. Random numbers come from a generator of its own."""
 
-    def __init__(self) -> None:
-        self._sites = 0
+    def __init__(self, roles: Mapping[Site, Role], device: torch.device) -> None:
         self.generator = torch.Generator().manual_seed(0)
-
-    def add(self, site: Site, role: Role, device: torch.device) -> None:
-        """What is to be seen at this module."""
-        site.role = role
-        taps = {"residual": _RESIDUAL if role.residual else (), "writer": _WRITER if role.writer else ()}
-        site.deep = {Cell(tap, site.name, r): new_cell(r, device) for tap, names in taps.items() for r in names}
-        if site.deep:
-            site.turn = self._sites % TURNS
-            self._sites += 1
-        if role.top_k:
-            site.deep[Cell("router", site.name, "router")] = new_cell("router", device)
+        cells: list[Cell] = []
+        busy = [site for site, role in roles.items() if role.residual or role.writer]
+        for turn, site in enumerate(busy):
+            site.turn = turn % TURNS
+        for site, role in roles.items():
+            site.role = role
+            cells += [Cell("residual", site.name, r) for r in _RESIDUAL if role.residual]
+            cells += [Cell("writer", site.name, r) for r in _WRITER if role.writer]
+            cells += [Cell("router", site.name, "router")] * (role.top_k > 0)
+            cells += [Cell("attention", site.name, "attention_entropy")] * (site.bracket is not None)
+        self.store = CellStore(cells, device)
 
 
 def observe(site: Site, args: Any, output: Any) -> None:
     """The deep signals of one call of a module whose turn it is."""
-    guard = site.watch.guard
     out = first_tensor(output)
     if out is None or out.numel() == 0:
         return
     if site.role.residual:
-        guard.run("residual", "deep", _residual, site, out)
+        site.watch.guard.run("residual", "deep", _residual, site, out.detach())
     if site.role.writer:
-        guard.run("writer", "deep", _writer, site, args, out)
+        site.watch.guard.run("mean_mode", "deep", _writer, site, args, out)
 
 
 @torch.no_grad()
 def _residual(site: Site, out: Tensor) -> None:
-    x = _as_tokens(out.detach())
-    rows = _spread(x.flatten(0, -2), max(1, ELEMENTS // x.shape[-1]))
-    _fold(site, "residual", "shape", shape(rows))
-    _fold(site, "residual", "precision", precision(rows))
+    x = _as_tokens(out)
+    flat = x.flatten(0, -2)
+    rows = _spread(flat, max(1, ELEMENTS // x.shape[-1]))
+    _run(site, "shape", lambda: shape(rows))
+    _run(site, "precision", lambda: precision(rows))
     if x.dim() == 3 and x.shape[1] > 1:
-        _fold(site, "residual", "tokens", tokens(x))
-    points = _spread(x.flatten(0, -2), POINTS)
+        _run(site, "tokens", lambda: tokens(x))
+    points = _spread(flat, POINTS)
     if points.shape[0] > 3 and points.shape[1] > 3:
-        _fold(site, "residual", "geometry", stability(points, PARTITIONS, site.watch.generator))
+        _run(site, "geometry", lambda: stability(points, PARTITIONS, site.watch.deep.generator))
+
+
+def _run(site: Site, reduction: str, measure: Callable[[], Tensor]) -> None:
+    """Under a guard of its own: what fails takes nothing else with it."""
+    site.watch.guard.run(reduction, "deep", lambda: _fold(site, "residual", reduction, measure()))
 
 
 def _writer(site: Site, args: Any, out: Tensor) -> None:
@@ -89,7 +93,7 @@ def _writer(site: Site, args: Any, out: Tensor) -> None:
         site.watch.unmeasured("writer", site.name, NO_GRADIENT)
     else:
         y = inputs.detach()
-        out.register_hook(lambda grad: site.watch.guard.run("writer", "deep", _written, site, y, grad))
+        out.register_hook(lambda grad: site.watch.guard.run("mean_mode", "deep", _written, site, y, grad))
 
 
 @torch.no_grad()
@@ -111,11 +115,7 @@ def route(site: Site, module: nn.Module, args: Any) -> None:
 
 
 def _fold(site: Site, tap: str, reduction: str, partials: Tensor) -> None:
-    cell = Cell(tap, site.name, reduction)
-    held = site.deep[cell]
-    if held.device != partials.device:
-        held = site.deep[cell] = new_cell(reduction, partials.device)
-    merge_(REDUCTIONS[reduction], held, partials)
+    site.watch.deep.store.fold(tap, site.name, reduction, partials)
 
 
 def _as_tokens(x: Tensor) -> Tensor:

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from stabwatch.hooks.copies import Copies
 from stabwatch.hooks.deep import ELEMENTS, TURNS
 from stabwatch.hooks.parameters import local
-from stabwatch.hooks.sites import new_cell, site_name
+from stabwatch.hooks.sites import site_name
+from stabwatch.hooks.store import CellStore
 from stabwatch.kernels.direction import adam, direction
-from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.power_iteration import iterate, start
 from stabwatch.kernels.precision import precision
 from stabwatch.runlog import Cell
-from stabwatch.signals.reductions import REDUCTIONS
 
 RANK = 4
 """Columns of the block that is iterated: more than are reported, so that the first ones converge fast."""
@@ -55,7 +54,6 @@ class DeepParameters:
 
     def __init__(self, owned: Iterable[tuple[str, str, nn.Parameter]], device: torch.device, watch: Any) -> None:
         self._watch = watch
-        self._device = device
         owned = list(owned)
         layers = list(dict.fromkeys(layer for layer, _, _ in owned))
         turns = {layer: i % TURNS for i, layer in enumerate(layers)}
@@ -64,43 +62,53 @@ class DeepParameters:
         for m in self._members.values():
             if m.is_matrix:
                 cells += [Cell("matrix", m.name, "spectrum"), Cell("matrix_update", m.name, "spectrum")]
-        self.cells = {cell: new_cell(cell.reduction, device) for cell in cells}
+        self.store = CellStore(cells, device)
         self._copies = Copies()
         self._held: list[tuple[Member, Tensor]] = []
 
-    def register(self, buffer: Any) -> None:
-        """Put the cells into a StepBuffer."""
-        for cell in self.cells:
-            buffer.add((cell,), lambda cell=cell: self.cells[cell])
-
     @torch.no_grad()
     def before(self, optimizer: Any, turn: int) -> None:
-        """Gradients, matrices and moments of the layers whose turn it is; their parameters are copied."""
+        """Gradients of the layers whose turn it is, by formats; their parameters are copied."""
         mine = [m for m in self._of(optimizer) if m.turn == turn and m.parameter.grad is not None]
         self._held = list(zip(mine, self._copies.of([local(m.parameter) for m in mine]), strict=True))
-        for m in mine:
-            grad = local(m.parameter.grad)
-            if grad.numel() and not grad.is_sparse:
-                self._fold("gradient", m.layer, "precision", precision(_as_rows(grad)))
+        self._run("precision", self._formats, mine)
 
     @torch.no_grad()
     def after(self, optimizer: Any) -> None:
-        """What the step did to them."""
+        """What the step did to them, and the optimizer's state."""
         held, self._held = self._held, []
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        for m, old in held:
-            new = local(m.parameter)
-            change = new.float() - old.float()
-            self._fold("update", m.layer, "direction", direction(change, old))
-            self._moments(m, optimizer.state.get(m.parameter, {}), groups[id(m.parameter)])
-            if m.is_matrix:
-                self._spectra(m, new, change)
+        changes = [(m, old, local(m.parameter).float() - old.float()) for m, old in held]
+        self._run("direction", self._directions, changes)
+        self._run("adam", self._moments, [m for m, _, _ in changes], optimizer)
+        self._run("spectrum", self._all_spectra, changes)
 
-    def _moments(self, m: Member, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if {"exp_avg", "exp_avg_sq", "step"} <= state.keys() and {"eps", "betas"} <= group.keys():
-            betas = float(group["betas"][0]), float(group["betas"][1])
-            moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
-            self._fold("optimizer", m.layer, "adam", adam(*moments, float(group["eps"]), state["step"], betas))
+    def _run(self, probe: str, action: Any, *args: Any) -> None:
+        self._watch.guard.run(probe, "deep", action, *args)
+
+    def _formats(self, members: list[Member]) -> None:
+        for m in members:
+            grad = local(m.parameter.grad)
+            if grad.numel() and not grad.is_sparse:
+                self.store.fold("gradient", m.layer, "precision", precision(_as_rows(grad)))
+
+    def _directions(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
+        for m, old, change in changes:
+            self.store.fold("update", m.layer, "direction", direction(change, old))
+
+    def _moments(self, members: list[Member], optimizer: Any) -> None:
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for m in members:
+            state, group = optimizer.state.get(m.parameter, {}), groups[id(m.parameter)]
+            if {"exp_avg", "exp_avg_sq", "step"} <= state.keys() and {"eps", "betas"} <= group.keys():
+                betas = float(group["betas"][0]), float(group["betas"][1])
+                moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
+                found = adam(*moments, float(group["eps"]), state["step"], betas)
+                self.store.fold("optimizer", m.layer, "adam", found)
+
+    def _all_spectra(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
+        for m, _, change in changes:
+            if m.is_matrix:
+                self._spectra(m, local(m.parameter), change)
 
     def _spectra(self, m: Member, new: Tensor, change: Tensor) -> None:
         if new.shape != m.parameter.shape:
@@ -112,13 +120,10 @@ class DeepParameters:
             for _ in range(UPDATE_ITERATIONS):
                 m.basis = iterate(matrix, m.basis)[1]
         values, m.basis, residual = iterate(matrix, m.basis)
-        self._fold("matrix", m.name, "spectrum", _partials(matrix, values, residual))
+        self.store.fold("matrix", m.name, "spectrum", _partials(matrix, values, residual))
         for _ in range(UPDATE_ITERATIONS):
             values, m.update_basis, residual = iterate(update, m.update_basis)
-        self._fold("matrix_update", m.name, "spectrum", _partials(update, values, residual))
-
-    def _fold(self, tap: str, site: str, reduction: str, partials: Tensor) -> None:
-        merge_(REDUCTIONS[reduction], self.cells[Cell(tap, site, reduction)], partials)
+        self.store.fold("matrix_update", m.name, "spectrum", _partials(update, values, residual))
 
     def _of(self, optimizer: Any) -> list[Member]:
         params = (p for group in optimizer.param_groups for p in group["params"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +18,7 @@ class Guard:
     """Runs probes, keeps their exceptions away from training and their time on the books.
 
     seconds: host time spent in each tier since the last `take_seconds`.
+    spent: host time by probe, since the beginning.
     errors: exceptions by probe. disabled: probes that were switched off.
     report: called with (probe, message, traceback, disabled) at the first failure and at the last one.
     """
@@ -29,19 +30,25 @@ class Guard:
         self._clock = clock
         self.errors: Counter[str] = Counter()
         self.disabled: set[str] = set()
+        self._inside = 0.0
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self.seconds: dict[Tier, float] = {"always": 0.0, "sampled": 0.0, "deep": 0.0}
 
     def run(self, probe: str, tier: Tier, action: Callable[..., Any], *args: Any) -> None:
-        """Call `action(*args)`; whatever happens, return."""
+        """Call `action(*args)`; whatever happens, return. A probe may run others: each has its own time."""
         if probe in self.disabled:
             return
-        start = self._clock()
+        start, outer, self._inside = self._clock(), self._inside, 0.0
         try:
             action(*args)
         except Exception as error:
             self._caught(probe, error)
         finally:
-            self.seconds[tier] += self._clock() - start
+            elapsed = self._clock() - start
+            own = elapsed - self._inside
+            self._inside = outer + elapsed
+            self.seconds[tier] += own
+            self.spent[probe] += own
 
     def take_seconds(self) -> dict[Tier, float]:
         """Host seconds by tier since the last call."""

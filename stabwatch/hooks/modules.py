@@ -106,13 +106,12 @@ class ModuleTaps:
         self.sites: dict[str, Site] = {}
         self._modules: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
-        self.deep = deep.DeepTaps()
         for item in chosen:
             parent = self._parent(item.path)
             site = Site(item.name, gate, watch, parent, looks_like_attention(item.module))
             self._hook(item, site, device_of(item.module, device))
-            self.deep.add(site, item.role, device_of(item.module, device))
             self.sites[item.path] = site
+        self.deep = deep.DeepTaps({self.sites[item.path]: item.role for item in chosen}, device)
 
     def _parent(self, path: str) -> Site | None:
         while path:
@@ -142,8 +141,7 @@ class ModuleTaps:
         for site in self.sites.values():
             for cell, field in site.fields().items():
                 buffer.add((cell,), lambda site=site, field=field: getattr(site, field))
-            for cell in site.deep:
-                buffer.add((cell,), lambda site=site, cell=cell: site.deep[cell])
+        self.deep.store.register(buffer)
 
     @property
     def attention_names(self) -> tuple[str, ...]:

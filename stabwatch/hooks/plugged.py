@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from stabwatch.hooks.parameters import local
-from stabwatch.hooks.sites import Site, first_tensor, new_cell
-from stabwatch.kernels.merge import merge_
+from stabwatch.hooks.sites import Site, first_tensor
+from stabwatch.hooks.store import CellStore
 from stabwatch.plugins import PLUGINS, Plugin
 from stabwatch.runlog import Cell
 
@@ -27,17 +27,11 @@ class PluginTaps:
         layers = list(dict.fromkeys(self._layers.values()))
         shown = [site.name for site in sites if site.activation is not None]
         places = {"activation": shown, "gradient": layers, "weight": layers, "logits": [""]}
-        self.cells = {
-            Cell(p.signal.tap, place, p.signal.reduction): new_cell(p.signal.reduction, device)
-            for p in self._plugins
-            for place in places[p.signal.tap]
-        }
+        self.store = CellStore(
+            (Cell(p.signal.tap, place, p.signal.reduction) for p in self._plugins for place in places[p.signal.tap]),
+            device,
+        )
         watch.gate.plugins = any(p.signal.tap == "activation" and p.signal.tier == "always" for p in self._plugins)
-
-    def register(self, buffer: Any) -> None:
-        """Put the cells into a StepBuffer."""
-        for cell in self.cells:
-            buffer.add((cell,), lambda cell=cell: self.cells[cell])
 
     def activation(self, site: Site, output: Any) -> None:
         """A watched module gave this output."""
@@ -69,5 +63,4 @@ class PluginTaps:
         self._watch.guard.run(f"plugin {plugin.signal.name}", plugin.signal.tier, self._fold, plugin, place, tensors)
 
     def _fold(self, plugin: Plugin, place: str, tensors: tuple[Tensor, ...]) -> None:
-        cell = Cell(plugin.signal.tap, place, plugin.signal.reduction)
-        merge_(plugin.reduction, self.cells[cell], plugin.partials(*tensors))
+        self.store.fold(plugin.signal.tap, place, plugin.signal.reduction, plugin.partials(*tensors))

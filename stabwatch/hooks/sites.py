@@ -90,7 +90,6 @@ class Site:
         """Row in the watch's `Brackets`, for modules that may call attention."""
         self.exact: Tensor | None = None
         self.role = NO_ROLE
-        self.deep: dict[Cell, Tensor] = {}
         self.turn: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:

@@ -14,9 +14,6 @@ from stabwatch.hooks.plugged import PluginTaps
 from stabwatch.hooks.probe import Probe
 from stabwatch.hooks.taylor import STEP, TaylorTap
 
-SAMPLES = 8
-"""Samples of the batch with which the model is called once more, when that is asked for."""
-
 
 class StepTaps:
     """The parameters of one watch, before and after each optimizer's step.
@@ -32,14 +29,14 @@ class StepTaps:
         self._plugins = plugins
         self._parameters = parameters
         self._deep = DeepParameters(parameters.owned, device, watch)
-        self._probe = Probe(model, SAMPLES) if watch.config.taylor or watch.config.guard else None
+        self._probe = Probe(model) if watch.config.taylor or watch.config.guard else None
         self._taylor = TaylorTap(model, self._probe, device) if self._probe and watch.config.taylor else None
         self._guards: dict[int, TaylorGuard] = {}
 
     def register(self, buffer: Any) -> None:
         """Put all cells into a StepBuffer."""
         self._parameters.register(buffer)
-        self._deep.register(buffer)
+        self._deep.store.register(buffer)
         if (taylor := self._taylor) is not None:
             buffer.add((STEP,), lambda: taylor.cell)
 
@@ -53,7 +50,7 @@ class StepTaps:
             run("weight", "sampled", self._parameters.measure_weights, optimizer)
             run("update", "sampled", self._parameters.hold, optimizer)
         if gate.deep:
-            run("deep_parameters", "deep", self._deep.before, optimizer, gate.turn)
+            run("hold", "deep", self._deep.before, optimizer, gate.turn)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.before, optimizer)
         run("plugins", "always", self._plugins.parameters, optimizer)
@@ -67,7 +64,7 @@ class StepTaps:
         if gate.sampled:
             run("update", "sampled", self._parameters.measure_updates)
         if gate.deep:
-            run("deep_parameters", "deep", self._deep.after, optimizer)
+            run("hold", "deep", self._deep.after, optimizer)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.after, optimizer)
 

@@ -98,7 +98,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    attach(model, optimizer)
+    attach(model, optimizer, taylor=True)
     for _ in range(TURNS + 1):
         data = torch.randint(64, (2, 12))
         optimizer.zero_grad()
@@ -188,3 +188,22 @@ def test_samples_that_teach_nothing_are_counted(attach):
     assert log.series("output_logit_max")[1].tolist() == [200.0]
     entropy = 2 * math.log(3) / 5
     assert log.series("output_entropy")[1].tolist() == pytest.approx([entropy], rel=1e-5)
+
+
+def test_the_entropy_of_attention_is_that_of_its_weights(attach):
+    calls = []
+
+    def look(model):
+        attn = model.blocks[0].attn
+        attn.qkv.register_forward_hook(lambda m, args, out: calls.append(out.detach().clone()))
+
+    gpt(TURNS, attach, calls=look)
+    log = attach.finish()
+    (step,), (mean,) = log.series("attention_entropy", "blocks.0.attn")
+    q, k, _ = (y.view(3, 16, 2, -1).transpose(1, 2).double() for y in calls[step].chunk(3, dim=-1))
+    scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~torch.ones(16, 16).tril().bool(), -torch.inf)
+    entropy = torch.special.entr(scores.softmax(-1)).sum(-1)
+    assert mean == pytest.approx(entropy.mean().item(), rel=1e-5)
+    heads = entropy.mean(dim=(0, 2))
+    assert log.series("attention_entropy_min", "blocks.0.attn")[1].tolist() == pytest.approx([heads.min().item()])
+    assert log.series("attention_entropy_head", "blocks.0.attn")[1].tolist() == [heads.argmin().item()]

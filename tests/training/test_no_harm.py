@@ -65,7 +65,7 @@ def test_no_graph_is_kept_alive_and_memory_is_flat(attach):
             counts[step] = (len(live), sum(t.numel() for t in live), sum(t.grad_fn is not None for t in live))
 
     run("gpt", steps=200, before=attach, after_step=look)
-    assert counts[196] == counts[20]
+    assert all(late <= early for late, early in zip(counts[196], counts[20], strict=True)), counts
 
 
 def test_copies_and_pickles_of_a_watched_model_are_not_watched(attach):

@@ -1,0 +1,32 @@
+"""The validations: every one is complete, and the runner writes its section."""
+
+from __future__ import annotations
+
+import importlib
+import types
+
+import pytest
+
+from benchmarks.validation import __main__ as runner
+
+
+@pytest.mark.parametrize("name", runner.NAMES)
+def test_each_has_a_claim_with_its_source_and_a_set_up(name):
+    module = importlib.import_module(f"benchmarks.validation.{name}")
+    assert module.TITLE and module.SETUP.endswith(".")
+    assert "[abstract" in module.CLAIM or "arXiv" in module.CLAIM
+    assert callable(module.main)
+
+
+def test_a_section_has_the_claim_the_finding_and_its_command(monkeypatch):
+    fake = types.SimpleNamespace(TITLE="T", CLAIM="C.", SETUP="S.", main=lambda: "found")
+    monkeypatch.setattr(runner.importlib, "import_module", lambda name: fake)
+    text = runner.section("ghosts")
+    assert text.startswith("## T\n\n**Claim.** C.\n\n**Here.** S.\n\nfound\n")
+    assert "`python -m benchmarks.validation ghosts`" in text
+
+
+def test_an_unknown_name_lists_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        runner.main(["nonsense"])
+    assert "there is no nonsense; there are adamp, attention_logits" in capsys.readouterr().err
