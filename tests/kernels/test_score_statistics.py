@@ -1,6 +1,6 @@
 """Statistics of attention logits, fused and in plain torch, against the dense float64 definition.
 
-Measured: 5e-7 of the sum of magnitudes, in the interpreter and in plain torch.
+Measured: 2e-7 of what the rows may add up to, in the interpreter and in plain torch.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def assert_statistics(form, *call):
     size = torch.cat((rows, rows, rows * 4, rows * 16, rows * 4, torch.ones_like(rows), torch.ones_like(rows)), dim=1)
     assert found[:, :2].double().equal(truth[:, :2]), "counts are exact"
     same = found.double() == truth  # infinities
-    assert (same | ((found - truth).abs() <= 2e-6 * torch.maximum(size, truth.abs()))).all(), (found, truth)
+    assert (same | ((found - truth).abs() <= 1e-6 * torch.maximum(size, truth.abs()))).all(), (found, truth)
 
 
 MASKS = ("none", "bool", "bool per key", "additive", "additive with -inf", "bfloat16")
@@ -126,15 +126,18 @@ def test_query_and_key_of_different_types(form):
     assert_statistics(form, q.bfloat16(), k, None, False, None)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 300.0])
+@pytest.mark.parametrize("scale", [1e-4, 1.0])
 def test_the_entropy_of_large_logits_is_not_a_difference_of_large_numbers(form, scale):
-    """With logits of thousands, logsumexp less mean score keeps three digits in float32; measured here: 4e-7 nats."""
+    """Measured: 6e-8 nats a row; 9e-5 and more as logsumexp less mean score, in float32 with logits of thousands."""
     q, k = _inputs("square", scale=1.0)
     offset = torch.full((1, 1, 1, k.shape[2]), 8192.0)  # exact in float32 with what is added to it
     q, k = (q * scale).round(), k.round()
     truth = naive.score_statistics(q, k, offset, False, 1.0)
     found = FORMS[form](q, k, offset, False, 1.0)
-    assert ((found - truth)[:, 4].abs() / truth[:, 0]).max() < 2e-6
+    assert ((found - truth)[:, 4].abs() / truth[:, 0]).max() < 5e-7
+    scores = naive.scores(q, k, offset, False, 1.0).float()
+    difference = torch.logsumexp(scores, -1) - (torch.softmax(scores, -1) * scores).sum(-1)
+    assert (difference.sum(dim=(0, 2)) - truth[:, 4]).abs().max() / truth[0, 0] > 2e-5, "the case is adversarial"
     assert (found - truth)[:, 5].abs().max() == 0
 
 
