@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stabwatch.kernels.direction import adam, direction
 from stabwatch.kernels.direction.naive import adam as naive_adam
 from stabwatch.kernels.direction.naive import direction as naive_direction
-from stabwatch.kernels.power_iteration import iterate, start
+from stabwatch.kernels.power_iteration import iterate, matrices, start
 from stabwatch.kernels.power_iteration.naive import singular_values
 
 
@@ -91,7 +91,82 @@ def test_a_warm_start_follows_a_matrix_in_training():
         values, basis, _ = iterate(matrix, basis)
         truth = singular_values(matrix, 1)[0]
         worst = max(worst, float(1 - values[0] / truth)) if visit >= 10 else 0.0
-    assert worst < 0.02
+    assert worst < 0.005
+
+
+def test_matrices_of_one_shape_go_together_as_they_go_alone():
+    """A stack that holds a zero matrix, a bad one and two of very different scale; measured: no difference."""
+    stack = torch.randn(4, 12, 9, generator=torch.Generator().manual_seed(2))
+    stack[1] = 0.0
+    stack[2] *= 1e20
+    stack[3, 5, 5] = torch.nan
+    values, basis, residual = settle(stack, 8)
+    assert values.shape == (4, 2) and basis.shape == (4, 9, 4) and residual.shape == (4,)
+    for i, matrix in enumerate(stack):
+        alone = settle(matrix, 8)
+        torch.testing.assert_close(values[i], alone[0], rtol=1e-4, atol=0, equal_nan=True)
+        torch.testing.assert_close(residual[i], alone[2], rtol=1e-2, atol=1e-5, equal_nan=True)
+
+
+def test_bfloat16_is_multiplied_in_float32():
+    """So the only error is that of the weights themselves; measured: 1e-7 after 60 rounds."""
+    matrix = spectrum([4.0, 2.0, 1.0], 40, 30).bfloat16()
+    truth = scipy.linalg.svdvals(matrix.double().numpy())
+    assert settle(matrix, 60)[0].tolist() == pytest.approx(truth[:2].tolist(), rel=1e-5)
+
+
+def test_nothing_is_read_on_the_host():
+    """Tensors without data refuse to be read, as a synchronisation with a device would have to."""
+    for shape in ((8, 6), (3, 8, 6)):
+        matrix, basis = torch.empty(shape, device="meta"), torch.empty(*shape[:-2], 6, 4, device="meta")
+        values, following, _ = iterate(matrix, basis)
+        assert values.shape == (*shape[:-2], 2) and following.shape == basis.shape
+    moment, step = torch.empty(8, device="meta"), torch.empty((), device="meta")
+    assert adam(moment, moment, 1e-8, step, (0.9, 0.999)).shape == direction(moment, moment)[:3].shape
+
+
+class TestMatrices:
+    """What a parameter holds is told from its name, its shape and its module."""
+
+    @pytest.mark.parametrize(
+        ("name", "shape", "module", "names", "parts"),
+        [
+            ("fc.weight", (6, 4), None, ("",), (1, 6, 4)),
+            ("embedding.weight", (100, 4), torch.nn.Embedding(2, 2), ("",), (1, 100, 4)),
+            ("conv.weight", (6, 4, 3, 3), torch.nn.Conv2d(1, 1, 1), ("",), (1, 6, 36)),
+            ("conv.weight", (6, 4, 3), torch.nn.Conv1d(1, 1, 1), ("",), (1, 6, 12)),
+            ("experts.up", (5, 6, 4), None, tuple("01234"), (5, 6, 4)),
+            ("position", (1, 6, 4), None, ("",), (1, 6, 4)),
+            ("attention.qkv.weight", (12, 4), None, ("q", "k", "v"), (3, 4, 4)),
+            ("attention.in_proj_weight", (12, 4), None, ("q", "k", "v"), (3, 4, 4)),
+            ("h.0.attn.c_attn.weight", (4, 12), None, ("q", "k", "v"), (3, 4, 4)),
+            ("attention.qkv.weight", (9, 4), None, ("",), (1, 9, 4)),
+            ("attention.query_key_value.weight", (12, 4), None, ("",), (1, 12, 4)),
+            ("fc.weight", (12, 4), None, ("",), (1, 12, 4)),
+        ],
+    )
+    def test_parts(self, name, shape, module, names, parts):
+        found, view = matrices(name, torch.zeros(shape), module)
+        assert found == names and view.shape == parts
+
+    @pytest.mark.parametrize("shape", [(), (5,), (1, 5), (5, 1), (1, 1, 5), (5, 1, 3)])
+    def test_vectors_are_none(self, shape):
+        names, view = matrices("bias", torch.zeros(shape))
+        assert names == () and len(view) == 0
+
+    def test_thirds_are_those_of_the_layer_and_no_copy(self):
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (torch.randn(4, 4, generator=generator) for _ in range(3))
+        for fused, parts in ((torch.cat((q, k, v)), (q, k, v)), (torch.cat((q, k, v), 1), (q, k, v))):
+            view = matrices("c_attn", fused)[1]
+            assert view.equal(torch.stack(parts)) and view.data_ptr() == fused.data_ptr()
+
+    def test_a_stack_of_experts_has_the_spectra_of_its_experts(self):
+        """As one matrix (E, R * C) it would have one, of no expert: 24.7 here, where the largest is 10.1."""
+        experts = torch.randn(4, 32, 16, generator=torch.Generator().manual_seed(0))
+        view = matrices("experts.up", experts)[1]
+        truth = torch.linalg.svdvals(experts.double())[:, 0].float()
+        torch.testing.assert_close(settle(view, 60)[0][:, 0], truth, rtol=1e-3, atol=0)
 
 
 def test_the_global_generator_is_not_touched():
@@ -108,7 +183,13 @@ def test_direction(kind):
     torch.testing.assert_close(direction(u, w).double(), naive_direction(u, w), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("step", [1, 10, torch.tensor(10.0)])
+def test_the_error_of_direction_grows_with_length():
+    """Of a float32 dot product of ten million elements: 2.6e-4 measured, a thousand times that of a thousand."""
+    w = torch.randn(10_000_000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(direction(w, w + 1).double(), naive_direction(w, w + 1), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("step", [1, 10, torch.tensor(10.0), torch.tensor(10)])
 def test_adam_health_is_that_of_the_step_that_adam_takes(step):
     generator = torch.Generator().manual_seed(0)
     m, v = torch.randn(30, generator=generator), torch.rand(30, generator=generator)

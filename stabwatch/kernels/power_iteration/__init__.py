@@ -2,3 +2,4 @@
 
 from stabwatch.kernels.power_iteration.eager import iterate as iterate
 from stabwatch.kernels.power_iteration.eager import start as start
+from stabwatch.kernels.power_iteration.matrices import matrices as matrices

@@ -17,53 +17,58 @@ _SPICE = 1e-6
 
 
 def start(matrix: Tensor, k: int) -> Tensor:
-    """An orthonormal block (C, min(k, R, C)) to begin with; the same for every matrix of one shape."""
-    k = min(k, *matrix.shape)
-    return _orthonormal(_directions(matrix.shape[1], k, matrix.device)).float()
+    """An orthonormal block (..., C, min(k, R, C)) to begin with; the same for every matrix (..., R, C) of one shape."""
+    *batch, rows, columns = matrix.shape
+    block = _orthonormal(_directions(columns, min(k, rows, columns), matrix.device)).float()
+    return block.expand(*batch, -1, -1)
 
 
 def iterate(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One step: the first two singular values (one if k is 1), the next basis (C, k), relative residual of the first.
+    """One step: the first two singular values (one if k is 1), the next basis, relative residual of the first.
 
-    matrix (R, C) float32, basis (C, k) with orthonormal columns. The values are those of the matrix restricted to
-    the block, so neither is larger than the true one; a true value squared lies within residual times the first
-    squared of the first squared. Elements that are not finite give NaN, a zero matrix zeros.
+    matrix (..., R, C), multiplied in float32 whatever its type, basis (..., C, k) with orthonormal columns; values
+    (..., 2), residual (...). Matrices of one shape are iterated together, each by itself. The values are those of the
+    matrix restricted to the block, so neither is larger than the true one; a true value squared lies within residual
+    times the first squared of the first squared. Elements that are not finite give NaN, a zero matrix zeros.
     """
-    low, high = torch.aminmax(matrix)
-    scale = _least(torch.maximum(low.abs(), high.abs()))  # without it squares may overflow or vanish
+    matrix = matrix.detach().float()
+    low, high = matrix.amin((-2, -1), keepdim=True), matrix.amax((-2, -1), keepdim=True)
+    scale = _least(torch.maximum(-low, high))  # without it squares may overflow or vanish
     seen = matrix @ basis / scale
     wide = seen.double()
-    squares, vectors = _largest(wide.mT @ wide, min(2, basis.shape[1]))
+    squares, vectors = _largest(wide.mT @ wide, min(2, basis.shape[-1]))
     back = matrix.mT @ seen / scale
-    top = vectors[:, 0].float()
-    away = torch.linalg.vector_norm(back @ top - squares[0].float() * (basis @ top))
-    residual = away / torch.where(squares[0] > 0, squares[0], 1.0).float()
+    first, top = squares[..., :1].float(), vectors[..., :1].float()
+    away = torch.linalg.vector_norm(back @ top - first[..., None] * (basis @ top), dim=(-2, -1))
+    residual = away / torch.where(first > 0, first, 1.0)[..., 0]
     following = _orthonormal(back.double()).float()
-    kept = torch.where(torch.isfinite(following).all(), following, basis)
-    return squares.clamp(min=0.0).sqrt().float() * scale, kept, residual
+    kept = torch.where(torch.isfinite(following).all(dim=(-2, -1), keepdim=True), following, basis)
+    return squares.clamp(min=0.0).sqrt().float() * scale[..., 0], kept, residual
 
 
 def _largest(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues of a symmetric non-negative matrix (n, n), and their eigenvectors (n, k)."""
+    """The k largest eigenvalues (..., k) of non-negative matrices (..., n, n), and their eigenvectors (..., n, k)."""
     values, vectors = [], []
     for _ in range(k):
         power = gram
         for _ in range(SQUARINGS):
-            power = power / _least(torch.linalg.matrix_norm(power))
+            power = power / _least(torch.linalg.matrix_norm(power, keepdim=True))
             power = power @ power
-        column = power[:, power.diagonal().argmax()]
-        vector = column / _least(torch.linalg.vector_norm(column))
-        value = vector @ gram @ vector
-        gram = gram - value * torch.outer(vector, vector)
-        values.append(value)
+        # gathered, as an index that is a tensor of no dimensions would be read on the host
+        best = power.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)[..., None, None]
+        column = power.take_along_dim(best, dim=-1)
+        vector = column / _least(torch.linalg.vector_norm(column, dim=-2, keepdim=True))
+        value = vector.mT @ gram @ vector
+        gram = gram - value * (vector @ vector.mT)
+        values.append(value[..., 0])
         vectors.append(vector)
-    return torch.stack(values), torch.stack(vectors, dim=1)
+    return torch.cat(values, dim=-1), torch.cat(vectors, dim=-1)
 
 
 def _orthonormal(block: Tensor) -> Tensor:
-    """Orthonormal columns that span the block (C, k) in float64, up to a millionth of other directions."""
-    block = block / _least(torch.linalg.vector_norm(block, dim=0))
-    block = block + _SPICE * _directions(block.shape[0], block.shape[1], block.device)
+    """Orthonormal columns that span the block (..., C, k) in float64, up to a millionth of other directions."""
+    block = block / _least(torch.linalg.vector_norm(block, dim=-2, keepdim=True))
+    block = block + _SPICE * _directions(block.shape[-2], block.shape[-1], block.device)
     for _ in range(2):  # the second round removes what rounding left of the first
         factor = torch.linalg.cholesky_ex(block.mT @ block, upper=True).L
         block = torch.linalg.solve_triangular(factor, block, upper=True, left=False)
