@@ -28,7 +28,7 @@ class StepTaps:
         self._watch = watch
         self._plugins = plugins
         self._parameters = parameters
-        self._deep = DeepParameters(parameters.owned, device, watch)
+        self._deep = DeepParameters(model, parameters.owned, device, watch)
         self._probe = Probe(model) if watch.config.taylor or watch.config.guard else None
         self._taylor = TaylorTap(model, self._probe, device) if self._probe and watch.config.taylor else None
         self._guards: dict[int, TaylorGuard] = {}

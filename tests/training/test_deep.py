@@ -66,11 +66,16 @@ def test_the_mean_mode_is_that_of_the_gradients_that_autograd_gives(attach):
 def test_spectra_are_those_of_the_matrices(attach):
     model, _ = gpt(6 * TURNS, attach)
     log = attach.finish()
+    measured = {key.layer for key in log.keys if key.signal == "singular_value_max"}
+    expected = {}
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            assert not len(log.series("singular_value_max", name)[0])
-            continue
-        truth = torch.linalg.svdvals(parameter.detach().double())
+        if name.endswith("qkv.weight"):
+            expected |= {f"{name}.{part}": x for part, x in zip("qkv", parameter.detach().chunk(3), strict=True)}
+        elif parameter.dim() > 1:
+            expected[name] = parameter.detach()
+    assert measured == expected.keys()
+    for name, matrix in expected.items():
+        truth = torch.linalg.svdvals(matrix.double())
         last = log.series("singular_value_max", name)[1][-1]  # some steps old; 1e-2 of change at this rate
         assert last == pytest.approx(truth[0].item(), rel=0.1)
         rank = log.series("stable_rank", name)[1][-1]
