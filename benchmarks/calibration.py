@@ -205,7 +205,8 @@ Lead: steps from the first alert to the first alert of the rules that look at th
 model at 3e-2; the others are disturbed at step 150 (`mlp_diverges`: learning rate times 100; `cnn_nan`: one NaN pixel;
 `gpt_bad_batches`: twelve batches of noise; `rnn_explodes`: recurrent weights doubled), where the loss is hit at once
 and what matters is that the right cause comes first. With the default budget these tiny models are measured so rarely
-that a burst of twelve steps can pass unseen, and that the first cause named is the first that was measured.
+(300 steps can be twenty points) that a burst can pass unseen, and that the first cause named is the first that was
+measured. `every_step=True` or a larger `overhead_budget` is what such models want.
 
 {unstable_table(unstable)}
 """

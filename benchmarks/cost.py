@@ -4,8 +4,8 @@
     python benchmarks/cost.py --print    only prints
 
 The model is that of overhead.py. A figure is the cost of measuring a signal on a step that measures it; where sites
-take turns, of the mean turn. Signals of one reduction share it. On an accelerator host time is not the cost, and this script
-says nothing.
+take turns, of the mean turn. Signals of one reduction share it. On an accelerator host time is not the cost, and this
+script says nothing.
 """
 
 from __future__ import annotations

@@ -313,11 +313,12 @@ UNSTABLE = {
 """Each with the rules of which one must be the first cause."""
 SPARSE = {
     mlp_diverges: ("OutputLogitDrift", "LossSpike"),
-    rnn_explodes: ("OutputLogitDrift", "LossSpike"),
+    rnn_explodes: ("OutputLogitDrift", "LossSpike", ""),
     gpt_bad_batches: ("",),
 }
 """What may come first besides when gradients and activations are measured every 64 steps or more, and the loss every
-16: steps of a few milliseconds leave a budget of 1% no more. Twelve bad batches may then pass unseen."""
+16: steps of a few milliseconds leave a budget of 1% no more. Three hundred steps are then some twenty points, too few
+for a rule that compares with what was before; twelve bad batches may pass unseen."""
 
 
 def train(make: Callable[[int], Setting], seed: int, run_dir: Path, steps: int = STEPS, **settings: Any) -> list[float]:

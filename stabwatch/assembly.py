@@ -121,6 +121,8 @@ class Assembler:
             self._shown |= fired
             if any((c.tap, c.reduction) in TURN_TAKERS for c in fired):
                 self._shown |= {c for c in self._all.cells if (c.tap, c.reduction) in TURN_TAKERS}
+            attending = {c.site for c in self.fired if c.reduction == "attention_exact"}
+            self._shown |= {c for c in self._all.cells if c.reduction == "attention_entropy" and c.site in attending}
             self._select()
         self._look_at_brackets(full)
         return self.table, full[self._slots].astype(np.float32)

@@ -31,7 +31,7 @@ class Config:
     update_bytes: int = 256 << 20
     """Most bytes of parameters copied at a time to measure updates."""
     taylor: bool = False
-    """Measure the step against its Taylor radius: on deep steps the model is called once more, on eight samples."""
+    """Measure the step against its Taylor radius: on deep steps the model is called once more, on a few samples."""
     guard: str | None = None
     """'taylor': shorten steps that leave their Taylor radius (see `stabwatch.TaylorGuard`). It changes training."""
     attention_limit: float = 100.0

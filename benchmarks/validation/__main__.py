@@ -45,13 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if options.write and options.names:
+        parser.error(f"the page has all of them: --write goes without {', '.join(options.names)}")
     torch.set_num_threads(1)  # the models are small
     began = time.perf_counter()
     sections = []
     for name in options.names or NAMES:
         sections.append(section(name))
         print(sections[-1], flush=True)
-    if options.write and not options.names:
+    if options.write:
         head = HEAD.format(date=datetime.date.today(), machine=machine(), seconds=time.perf_counter() - began)
         PAGE.write_text("\n".join([head, *sections]), encoding="utf-8")
     return 0

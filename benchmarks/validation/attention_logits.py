@@ -105,7 +105,7 @@ def main() -> str:
     )
     z = [train(64, rate, qk_norm=True, z_loss=1e-2) for rate in RATES]
     drift = table(
-        ("width 64, QK-norm: largest |logsumexp| of output logits", *rates),
+        ("width 64, QK-norm: largest size of the output logits' logsumexp", *rates),
         (
             ("without z-loss", *(float(o.drift) for o in normed[64])),
             ("z-loss 1e-2", *(float(o.drift) for o in z)),

@@ -45,6 +45,12 @@ CHARTS = (
     Chart("Activation maximum", ("activation_abs_max",)),
     Chart("Update / weight", ("update_to_weight_ratio",)),
     Chart("Output logit logsumexp", ("output_logit_logsumexp",)),
+    Chart("Attention entropy", ("attention_entropy",)),
+    Chart("Mean-mode share", ("mean_mode_share",)),
+    Chart("Token similarity", ("token_similarity",)),
+    Chart("Geometric stability", ("geometry_stability",)),
+    Chart("Largest singular value", ("singular_value_max",)),
+    Chart("Step / Taylor radius", ("step_to_radius_ratio",)),
 )  # fmt: skip
 CHARTED = frozenset(signal for chart in CHARTS for signal in chart.signals)
 
@@ -115,7 +121,8 @@ def charts(history: History, order: Sequence[str]) -> list[dict[str, Any]]:
             lines.append({**line, "signal": signal})
         if lines:
             declared = CATALOGUE[lines[0]["signal"]]
-            out.append({"title": chart.title, "help": declared.help, "unit": declared.unit, "lines": lines})
+            facts = {"help": declared.help, "unit": declared.unit, "worst": declared.worst}
+            out.append({"title": chart.title, **facts, "lines": lines})
     return out
 
 

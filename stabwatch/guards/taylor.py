@@ -21,7 +21,8 @@ _log = logging.getLogger("stabwatch")
 class TaylorGuard:
     """Shortens steps of an optimizer that are longer than `limit` times the Taylor radius.
 
-    After each step it measures r = step length over radius on `samples` samples of the batch; where r > limit the
+    After each step it measures r = step length over radius on `samples` samples of the batch (by default an eighth of
+    it, at least one and at most eight); where r > limit the
     parameters are set back to before + (limit / r) (after - before), and where r is not finite to before. All on the
     device: nothing waits, and a step within the limit changes no bit. Adam's moments are not set back.
 
@@ -34,7 +35,13 @@ class TaylorGuard:
     """
 
     def __init__(
-        self, optimizer: Any, model: nn.Module, *, limit: float = 1.0, samples: int = 8, probe: Probe | None = None
+        self,
+        optimizer: Any,
+        model: nn.Module,
+        *,
+        limit: float = 1.0,
+        samples: int | None = None,
+        probe: Probe | None = None,
     ) -> None:
         if limit <= 0:
             raise ValueError(f"`limit` must be positive, and is {limit!r}.")
@@ -73,7 +80,9 @@ class TaylorGuard:
             return
         self.ratio = ratios(*self._probe.rates(before, self._parameters)).amax()
         scale = torch.where(self.ratio > self._limit, self._limit / self.ratio, 1.0)
-        self.scale = torch.where(torch.isfinite(self.ratio), scale, 0.0)
+        sizes = torch._foreach_norm([p.detach() for p in self._parameters.values()])
+        whole = torch.isfinite(torch.stack(sizes)).all()  # a unit that is off hides a broken weight from the logits
+        self.scale = torch.where(torch.isfinite(self.ratio) & whole, scale, 0.0)
         inside = self.scale == 1
         self.limited += ~inside
         for name, old in before.items():

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from stabwatch.hooks.sites import Site, new_cell
 from stabwatch.kernels.attention_bracket import brackets
-from stabwatch.kernels.attention_scores import largest_logit
+from stabwatch.kernels.attention_scores import largest_logit, score_statistics
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Cell
 from stabwatch.signals.reductions import ATTENTION_BRACKET, ATTENTION_EXACT
 
+ENTROPY_ROWS = 64
+"""Query rows of each head whose entropy is looked at."""
 _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
 _DEPTH = 4
 """Nodes to look through: some back ends pad the head width and slice the result."""
@@ -82,6 +84,19 @@ def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal
         site.exact = _on(site.exact, "attention_exact", query.device)
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_logit(query, key, mask, is_causal, scale))
+
+
+@torch.no_grad()
+def entropy(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
+    """Fold the entropy of the attention weights of some rows, evenly spread, on an eager deep step."""
+    if query.dim() == 3:
+        query, key = query.unsqueeze(1), key.unsqueeze(1)
+    stride = max(1, query.shape[-2] // ENTROPY_ROWS)
+    found = score_statistics(query, key, mask, is_causal, scale, stride=stride)
+    rows = found[:, 0] - found[:, 1]
+    sharpest, head = torch.where(rows > 0, -found[:, 4] / rows, -torch.inf).max(dim=0)
+    partials = torch.stack((rows.sum(), found[:, 4].sum(), sharpest, head.float()))
+    site.watch.deep.store.fold("attention", site.name, "attention_entropy", partials)
 
 
 @torch.no_grad()

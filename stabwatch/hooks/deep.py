@@ -51,6 +51,7 @@ class DeepTaps:
             cells += [Cell("residual", site.name, r) for r in _RESIDUAL if role.residual]
             cells += [Cell("writer", site.name, r) for r in _WRITER if role.writer]
             cells += [Cell("router", site.name, "router")] * (role.top_k > 0)
+            cells += [Cell("attention", site.name, "attention_entropy")] * (site.bracket is not None)
         self.store = CellStore(cells, device)
 
 

@@ -15,53 +15,42 @@ from torch import Tensor, nn
 from stabwatch.hooks.copies import Copies
 from stabwatch.hooks.deep import ELEMENTS, TURNS
 from stabwatch.hooks.parameters import local
-from stabwatch.hooks.sites import site_name
+from stabwatch.hooks.spectra import Spectra
 from stabwatch.hooks.store import CellStore
 from stabwatch.kernels.direction import adam, direction
-from stabwatch.kernels.power_iteration import iterate, start
 from stabwatch.kernels.precision import precision
 from stabwatch.runlog import Cell
 
-RANK = 4
-"""Columns of the block that is iterated: more than are reported, so that the first ones converge fast."""
-UPDATE_ITERATIONS = 2
-"""For an update there is no warm start that is worth much."""
 SHARDED = "this rank holds only a part of the matrix"
-_ROWS = 4096
-"""Elements of a row when a gradient is judged by formats: its blocks run along memory."""
 
 
 @dataclass
 class Member:
-    """A parameter, where it belongs, and the subspace that its singular vectors are sought in."""
+    """A parameter, where it belongs, when its turn is, and its spectra."""
 
-    name: str
     layer: str
     parameter: nn.Parameter
     turn: int
-    basis: Tensor | None = None
-    update_basis: Tensor | None = None
-
-    @property
-    def is_matrix(self) -> bool:
-        """More than one row and one column."""
-        shape = self.parameter.shape
-        return len(shape) >= 2 and shape[0] > 1 and self.parameter.numel() > shape[0]
+    spectra: Spectra
 
 
 class DeepParameters:
     """Cells by layer ('direction', 'adam', 'precision') and by matrix ('spectrum')."""
 
-    def __init__(self, owned: Iterable[tuple[str, str, nn.Parameter]], device: torch.device, watch: Any) -> None:
+    def __init__(
+        self, model: nn.Module, owned: Iterable[tuple[str, str, nn.Parameter]], device: torch.device, watch: Any
+    ) -> None:
         self._watch = watch
+        modules = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
         owned = list(owned)
         layers = list(dict.fromkeys(layer for layer, _, _ in owned))
         turns = {layer: i % TURNS for i, layer in enumerate(layers)}
-        self._members = {id(p): Member(site_name(name), layer, p, turns[layer]) for layer, name, p in owned}
+        self._members = {
+            id(p): Member(layer, p, turns[layer], Spectra(name, p, modules.get(id(p)))) for layer, name, p in owned
+        }
         cells = [Cell(tap, layer, r) for layer in layers for tap, r in _LAYER_CELLS]
         for m in self._members.values():
-            if m.is_matrix:
-                cells += [Cell("matrix", m.name, "spectrum"), Cell("matrix_update", m.name, "spectrum")]
+            cells += [Cell(tap, name, "spectrum") for name in m.spectra.names for tap in ("matrix", "matrix_update")]
         self.store = CellStore(cells, device)
         self._copies = Copies()
         self._held: list[tuple[Member, Tensor]] = []
@@ -107,23 +96,17 @@ class DeepParameters:
 
     def _all_spectra(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
         for m, _, change in changes:
-            if m.is_matrix:
-                self._spectra(m, local(m.parameter), change)
+            new = local(m.parameter)
+            if new.shape != m.parameter.shape:
+                for name in m.spectra.names:
+                    self._watch.unmeasured("matrix", name, SHARDED)
+            elif m.spectra.names:
+                self._fold("matrix", m.spectra, m.spectra.of_weight(new))
+                self._fold("matrix_update", m.spectra, m.spectra.of_update(change))
 
-    def _spectra(self, m: Member, new: Tensor, change: Tensor) -> None:
-        if new.shape != m.parameter.shape:
-            self._watch.unmeasured("matrix", m.name, SHARDED)
-            return
-        matrix, update = new.flatten(1).float(), change.flatten(1)
-        if m.basis is None or m.update_basis is None:
-            m.basis, m.update_basis = (start(matrix, RANK) for _ in range(2))
-            for _ in range(UPDATE_ITERATIONS):
-                m.basis = iterate(matrix, m.basis)[1]
-        values, m.basis, residual = iterate(matrix, m.basis)
-        self.store.fold("matrix", m.name, "spectrum", _partials(matrix, values, residual))
-        for _ in range(UPDATE_ITERATIONS):
-            values, m.update_basis, residual = iterate(update, m.update_basis)
-        self.store.fold("matrix_update", m.name, "spectrum", _partials(update, values, residual))
+    def _fold(self, tap: str, spectra: Spectra, partials: Tensor) -> None:
+        for name, row in zip(spectra.names, partials, strict=True):
+            self.store.fold(tap, name, "spectrum", row)
 
     def _of(self, optimizer: Any) -> list[Member]:
         params = (p for group in optimizer.param_groups for p in group["params"])
@@ -131,12 +114,6 @@ class DeepParameters:
 
 
 _LAYER_CELLS = (("update", "direction"), ("optimizer", "adam"), ("gradient", "precision"))
-
-
-def _partials(matrix: Tensor, values: Tensor, residual: Tensor) -> Tensor:
-    sumsq = torch.linalg.vector_norm(matrix).square()
-    second = values[1] if len(values) > 1 else torch.zeros_like(sumsq)
-    return torch.stack((torch.ones_like(sumsq), sumsq, values[0], second, residual))
 
 
 def _as_rows(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stabwatch.hooks import attention, loss
+from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.modules import CURSOR, in_backward
 from stabwatch.hooks.patching import Patch
 from stabwatch.kernels.where import is_fake, tracing
@@ -47,6 +48,8 @@ def scaled_dot_product_attention(
             site.watch.guard.run("attention", "always", attention.note_call, site, out, *call[:4])
             if site.gate.deep:
                 site.watch.guard.run("attention_exact", "deep", attention.exact, site, *call)
+                if site.bracket is not None and site.bracket % TURNS == site.gate.turn:
+                    site.watch.guard.run("attention_entropy", "deep", attention.entropy, site, *call)
     return out
 
 

@@ -22,6 +22,10 @@ _DIFFERENCE = 2.0**-4
 """Share of the step by which a symmetric difference goes to either side."""
 
 
+MOST = 8
+"""Samples of a slice, and the share of the batch that it may be: three eighths of a forward is what it costs."""
+
+
 class Probing:
     """True while a model is called by us: the taps look away."""
 
@@ -29,9 +33,12 @@ class Probing:
 
 
 class Probe:
-    """Keeps a slice of the last training batch of a model, and evaluates the model on it along a direction."""
+    """Keeps a slice of the last training batch of a model, and evaluates the model on it along a direction.
 
-    def __init__(self, model: nn.Module, samples: int) -> None:
+    samples: of the batch; by default an eighth of it, at least one and at most eight.
+    """
+
+    def __init__(self, model: nn.Module, samples: int | None = None) -> None:
         self._model = model
         self._samples = samples
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -41,7 +48,7 @@ class Probe:
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if module.training and torch.is_grad_enabled() and not Probing.now and not torch.compiler.is_compiling():
             size = _batch_size((*args, *kwargs.values()))
-            part = _first(size, min(size, self._samples))
+            part = _first(size, min(size, self._samples or max(1, min(MOST, size // MOST))))
             self._call = part(args), part(kwargs)
 
     @property

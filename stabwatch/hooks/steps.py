@@ -14,9 +14,6 @@ from stabwatch.hooks.plugged import PluginTaps
 from stabwatch.hooks.probe import Probe
 from stabwatch.hooks.taylor import STEP, TaylorTap
 
-SAMPLES = 8
-"""Samples of the batch with which the model is called once more, when that is asked for."""
-
 
 class StepTaps:
     """The parameters of one watch, before and after each optimizer's step.
@@ -31,8 +28,8 @@ class StepTaps:
         self._watch = watch
         self._plugins = plugins
         self._parameters = parameters
-        self._deep = DeepParameters(parameters.owned, device, watch)
-        self._probe = Probe(model, SAMPLES) if watch.config.taylor or watch.config.guard else None
+        self._deep = DeepParameters(model, parameters.owned, device, watch)
+        self._probe = Probe(model) if watch.config.taylor or watch.config.guard else None
         self._taylor = TaylorTap(model, self._probe, device) if self._probe and watch.config.taylor else None
         self._guards: dict[int, TaylorGuard] = {}
 

@@ -6,6 +6,7 @@ its partials, fields x programs; the second folds them in a fixed order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -15,11 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED: bool = triton.knobs.runtime.interpret
-"""Read when the kernels are defined: later changes of TRITON_INTERPRET have no effect."""
+jit: Callable[[Callable[..., Any]], Any] = triton.jit
+"""With a type of its own, which triton's lacks."""
 WAVES = 4
 """Programs for each multiprocessor: enough to hide the latency of memory and to even out the tail."""
-FOLD = 1024
+FOLD_FIELDS, FOLD = 8, 512
+"""Fields and programs that are folded at once."""
 
 
 @lru_cache(maxsize=64)
@@ -56,13 +58,13 @@ def fold(partials: Tensor, out: Tensor, sums: int, starts: Tensor | None = None,
     rows, fields = out.shape
     row_stride = partials.stride(0) if partials.dim() == 3 else 0
     with on(out.device):
-        _fold[(rows, fields)](
+        _fold[(rows, triton.cdiv(fields, FOLD_FIELDS))](
             partials, starts, out, partials.shape[-1], row_stride, partials.stride(-2), fields,
-            SUMS=sums, MERGE=merge, BLOCK=FOLD,
+            SUMS=sums, MERGE=merge, FIELDS=FOLD_FIELDS, BLOCK=FOLD, num_warps=8,
         )  # fmt: skip
 
 
-@triton.jit
+@jit
 def _fold(
     partials: tl.tensor,
     starts: tl.tensor,
@@ -73,33 +75,34 @@ def _fold(
     fields: tl.tensor,
     SUMS: tl.constexpr,
     MERGE: tl.constexpr,
+    FIELDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
-    field = tl.program_id(1).to(tl.int64)
-    first = tl.zeros((), tl.int64)
+    field = tl.program_id(1).to(tl.int64) * FIELDS + tl.arange(0, FIELDS)
+    first = tl.full((), 0, tl.int64)
     last = first + n
     if starts is not None:
         first = tl.load(starts + row)
         last = tl.load(starts + row + 1)
-    source = partials + row * row_stride + field * field_stride
+    source = partials + row * row_stride + field[:, None] * field_stride
+    total = tl.full((FIELDS, BLOCK), 0.0, tl.float64)  # a few thousand numbers: float64 costs nothing here
+    peak = tl.full((FIELDS, BLOCK), float("-inf"), tl.float32)
+    for start in range(first, last, BLOCK):
+        at = start + tl.arange(0, BLOCK)[None, :]
+        held = (field[:, None] < fields) & (at < last)
+        value = tl.load(source + at, mask=held, other=0.0)
+        total += value.to(tl.float64)
+        peak = tl.maximum(peak, tl.where(held, value, float("-inf")))
     target = out + row * fields + field
-    lanes = tl.arange(0, BLOCK)
-    if field < SUMS:
-        total = tl.zeros((BLOCK,), tl.float64)  # a few thousand numbers: float64 costs nothing here
-        for start in range(first, last, BLOCK):
-            at = start + lanes
-            total += tl.load(source + at, mask=at < last, other=0.0).to(tl.float64)
-        value = tl.sum(total, axis=0).to(tl.float32)
-        if MERGE:
-            value += tl.load(target)
-        tl.store(target, value)
-    else:
-        peak = tl.full((BLOCK,), float("-inf"), tl.float32)
-        for start in range(first, last, BLOCK):
-            at = start + lanes
-            peak = tl.maximum(peak, tl.load(source + at, mask=at < last, other=float("-inf")))
-        value = tl.max(peak, axis=0)
-        if MERGE:
-            value = tl.maximum(value, tl.load(target))
-        tl.store(target, value)
+    added = tl.sum(total, axis=1).to(tl.float32)
+    highest = tl.max(peak, axis=1)
+    if MERGE:
+        old = tl.load(target, mask=field < fields, other=0.0)
+        added += old
+        highest = tl.maximum(highest, old)
+    tl.store(target, tl.where(field < SUMS, added, highest), mask=field < fields)
+
+
+INTERPRETED: bool = not isinstance(_fold, triton.JITFunction)
+"""Decided when the kernels are defined: later changes of TRITON_INTERPRET have no effect."""

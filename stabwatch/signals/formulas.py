@@ -20,6 +20,11 @@ def same(x: Array) -> Array:
     return x[..., 0]
 
 
+def negated(x: Array) -> Array:
+    """Minus the one partial: a minimum that was kept as a maximum."""
+    return -x[..., 0]
+
+
 def mean(x: Array) -> Array:
     """sum / count; with a third partial, the elements that are not in the sum, sum / (count - left out)."""
     return x[..., 0] / (x[..., 1] - x[..., 2:].sum(axis=-1))
@@ -85,7 +90,8 @@ def standard_error(x: Array) -> Array:
 
 
 ARITY: dict[str, tuple[int, ...]] = {
-    "same": (1,), "mean": (2, 3), "rms": (2, 3), "root_ratio": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
+    "same": (1,), "negated": (1,), "mean": (2, 3), "rms": (2, 3),
+    "root_ratio": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
     "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,),
 }  # fmt: skip
 """How many partials each formula reads; those that are not listed take those of any number of cells."""
@@ -93,7 +99,7 @@ ARITY: dict[str, tuple[int, ...]] = {
 FORMULAS: dict[str, Formula] = {
     f.__name__: f
     for f in (
-        same, mean, rms, norm, root_ratio, total,
+        same, negated, mean, rms, norm, root_ratio, total,
         share, quotient, cosine, kurtosis, peak, stable_rank, standard_error,
     )
 }  # fmt: skip

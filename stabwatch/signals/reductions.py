@@ -66,6 +66,7 @@ ATTENTION_BRACKET = _reduction(
     count="sum", lse_sumsq="sum", nonfinite="sum", upper="max", head="arg", lower="max",
 )  # fmt: skip
 ATTENTION_EXACT = _reduction("attention_exact", count="sum", nonfinite="sum", max="max", head="arg")
+ATTENTION_ENTROPY = _reduction("attention_entropy", count="sum", entropy="sum", sharpest="max", head="arg")
 CLIP = _reduction("clip", count="sum", sumsq="sum", nonfinite="sum")
 HOST = _reduction("host", count="sum", last="max")
 HOST_COUNT = _reduction("host_count", count="sum", sum="sum")
@@ -91,7 +92,7 @@ ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", viola
 REDUCTIONS: dict[str, Reduction] = {
     r.name: r
     for r in (
-        MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, CLIP, HOST, HOST_COUNT,
+        MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, ATTENTION_ENTROPY, CLIP, HOST, HOST_COUNT,
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER,
     )

@@ -6,6 +6,7 @@ import importlib
 import types
 
 import pytest
+import torch
 
 from benchmarks.validation import __main__ as runner
 
@@ -30,3 +31,21 @@ def test_an_unknown_name_lists_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         runner.main(["nonsense"])
     assert "there is no nonsense; there are adamp, attention_logits" in capsys.readouterr().err
+
+
+def test_the_page_has_a_head_and_every_section(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "section", lambda name: f"## {name}\n")
+    monkeypatch.setattr(runner, "PAGE", tmp_path / "validation.md")
+    monkeypatch.setattr(runner.torch, "set_num_threads", lambda count: None)
+    assert runner.main(["--write"]) == 0
+    text = runner.PAGE.read_text()
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(runner.NAMES)
+    assert all(fact in text for fact in ("python -m benchmarks.validation --write", torch.__version__, "cores of"))
+
+
+def test_a_part_is_not_written_as_the_page(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(runner, "PAGE", tmp_path / "validation.md")
+    with pytest.raises(SystemExit):
+        runner.main(["shesha", "--write"])
+    assert "--write goes without shesha" in capsys.readouterr().err
+    assert not runner.PAGE.exists()

@@ -66,11 +66,16 @@ def test_the_mean_mode_is_that_of_the_gradients_that_autograd_gives(attach):
 def test_spectra_are_those_of_the_matrices(attach):
     model, _ = gpt(6 * TURNS, attach)
     log = attach.finish()
+    measured = {key.layer for key in log.keys if key.signal == "singular_value_max"}
+    expected = {}
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            assert not len(log.series("singular_value_max", name)[0])
-            continue
-        truth = torch.linalg.svdvals(parameter.detach().double())
+        if name.endswith("qkv.weight"):
+            expected |= {f"{name}.{part}": x for part, x in zip("qkv", parameter.detach().chunk(3), strict=True)}
+        elif parameter.dim() > 1:
+            expected[name] = parameter.detach()
+    assert measured == expected.keys()
+    for name, matrix in expected.items():
+        truth = torch.linalg.svdvals(matrix.double())
         last = log.series("singular_value_max", name)[1][-1]  # some steps old; 1e-2 of change at this rate
         assert last == pytest.approx(truth[0].item(), rel=0.1)
         rank = log.series("stable_rank", name)[1][-1]
@@ -188,3 +193,22 @@ def test_samples_that_teach_nothing_are_counted(attach):
     assert log.series("output_logit_max")[1].tolist() == [200.0]
     entropy = 2 * math.log(3) / 5
     assert log.series("output_entropy")[1].tolist() == pytest.approx([entropy], rel=1e-5)
+
+
+def test_the_entropy_of_attention_is_that_of_its_weights(attach):
+    calls = []
+
+    def look(model):
+        attn = model.blocks[0].attn
+        attn.qkv.register_forward_hook(lambda m, args, out: calls.append(out.detach().clone()))
+
+    gpt(TURNS, attach, calls=look)
+    log = attach.finish()
+    (step,), (mean,) = log.series("attention_entropy", "blocks.0.attn")
+    q, k, _ = (y.view(3, 16, 2, -1).transpose(1, 2).double() for y in calls[step].chunk(3, dim=-1))
+    scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~torch.ones(16, 16).tril().bool(), -torch.inf)
+    entropy = torch.special.entr(scores.softmax(-1)).sum(-1)
+    assert mean == pytest.approx(entropy.mean().item(), rel=1e-5)
+    heads = entropy.mean(dim=(0, 2))
+    assert log.series("attention_entropy_min", "blocks.0.attn")[1].tolist() == pytest.approx([heads.min().item()])
+    assert log.series("attention_entropy_head", "blocks.0.attn")[1].tolist() == [heads.argmin().item()]

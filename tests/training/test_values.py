@@ -100,8 +100,9 @@ def test_micro_batches_merge_into_the_whole_batch(attach):
     assert [len(log.steps) for log in logs] == [2, 2, 2]
     for log in logs[1:]:
         for key in whole.keys:
-            if CATALOGUE[key.signal].tap in ("host", "residual", "writer"):
-                continue  # clocks; tokens that are drawn, and gradients that are split, within each micro-batch
+            tap = CATALOGUE[key.signal].tap
+            if tap in ("host", "residual", "writer") or key.signal.startswith("attention_entropy_"):
+                continue  # clocks; tokens drawn, gradients split and heads ordered within each micro-batch
             mine, theirs = whole.series(key.signal, key.layer)[1], log.series(key.signal, key.layer)[1]
             np.testing.assert_allclose(theirs, mine, rtol=2e-4, atol=1e-6, err_msg=str(key))
 

@@ -2,6 +2,7 @@
 /* global uPlot */
 
 const HEIGHT = 170;
+const FEW = 12; // measured points up to which each is drawn
 const LOG_FROM = 30; // a linear axis hides what happens at the low end when the range is wider than this
 const MANY = 12; // onsets: beyond this only the first of each rule is marked
 const SEVERITIES = ["critical", "warning", "info"];
@@ -106,7 +107,8 @@ export class Chart {
     let top = -Infinity;
     for (const [i, line] of this.spec.lines.entries()) {
       const v = columns[line.column].findLast((x) => x !== null && x !== undefined);
-      if (v !== undefined && v > top) [best, top] = [i, v];
+      const bad = this.spec.worst === "min" ? -v : v;
+      if (v !== undefined && bad > top) [best, top] = [i, bad];
     }
     return best;
   }
@@ -117,7 +119,7 @@ export class Chart {
       stroke: line.layer ? this.colour(line.layer) : style("--accent"),
       width: this.spec.lines.length > 24 ? 1 : 1.5,
       spanGaps: true,
-      points: { show: false },
+      points: { show: (u, i) => u.data[i].filter((v) => v !== null && v !== undefined).length <= FEW, size: 4 },
       index,
     };
   }
@@ -220,7 +222,7 @@ export class Chart {
     const layer = document.createElement("span");
     layer.className = "layer";
     const step = hovering && last >= 0 ? `step ${this.plot.data[0][last]}` : "";
-    layer.textContent = [line.layer && !hovering && this.spec.lines.length > 1 ? `highest: ${short(line.layer)}` : short(line.layer), step]
+    layer.textContent = [line.layer && !hovering && this.spec.lines.length > 1 ? `${this.spec.worst === "min" ? "lowest" : "highest"}: ${short(line.layer)}` : short(line.layer), step]
       .filter(Boolean).join(", ");
     this.readout.append(swatch, value, layer);
   }

@@ -1,7 +1,7 @@
 """`attention_scores`: what the logits of an attention call are like, without holding them.
 
-`largest_logit`: the exact largest logit of a call, and the head that holds it. `score_statistics`: seven numbers of each
-head.
+`largest_logit`: the exact largest logit of a call, and the head that holds it.
+`score_statistics`: seven numbers of each head.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def score_statistics(
 ) -> Tensor:
     """Statistics of each head's rows of attention logits, float32 (H, 7).
 
-    Rows that see a key; those of them with a logit that is NaN or +inf; and over the others: sum of logsumexp, sum of its
-    square, sum of entropies (nats), largest logit, largest weight (-inf if there is no such row).
+    Rows that see a key; those of them with a logit that is NaN or +inf; and over the others: sum of logsumexp, sum of
+    its square, sum of entropies (nats), largest logit, largest weight (-inf if there is no such row).
 
     Arguments as of `largest_logit`, and: window, how many keys back a query sees, itself included; softcap c, logits
     become c tanh(logit / c) before the mask; stride, only every so many rows are looked at, so that maxima become lower

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stabwatch.kernels.launch import fold, on
+from stabwatch.kernels.launch import INTERPRETED, fold, jit, on
 
 FIELDS, SUMS = 7, 5
 NO_MASK, BOOL_MASK, ADDITIVE_MASK = 0, 1, 2
@@ -37,7 +37,7 @@ def score_statistics(
 ) -> Tensor:
     """Statistics of each head's rows, float32 (H, 7); see `stabwatch.kernels.attention_scores`."""
     q, k = query.detach(), key.detach()
-    if q.dtype != k.dtype or q.dtype == torch.float64:
+    if q.dtype != k.dtype or not _multiplies(q.dtype):
         q, k = q.float(), k.float()
     b, h, t, d = q.shape
     s = k.shape[2]
@@ -46,7 +46,7 @@ def score_statistics(
     if kind == BOOL_MASK:
         m = m.view(torch.uint8)
     width = max(16, triton.next_power_of_2(d))
-    block = 64 if width * q.element_size() <= 512 else 32
+    block = _block(width, q.element_size())
     blocks = triton.cdiv(triton.cdiv(t, stride), block)
     partials = torch.empty((h, FIELDS, b * blocks), dtype=torch.float32, device=q.device)
     out = torch.empty((h, FIELDS), dtype=torch.float32, device=q.device)
@@ -56,13 +56,25 @@ def score_statistics(
             d**-0.5 if scale is None else float(scale), float(softcap or 0.0), window or 0,
             *q.stride(), *k.stride(), *m.stride(),
             CAUSAL=is_causal, WINDOW=window is not None, SOFTCAP=softcap is not None, MASK=kind,
-            BLOCK_T=block, BLOCK_S=block, BLOCK_D=width,
+            BLOCK_T=block, BLOCK_S=block, BLOCK_D=width, num_stages=2,
         )  # fmt: skip
     fold(partials, out, sums=SUMS)
     return out
 
 
-@triton.jit
+def _multiplies(kind: torch.dtype) -> bool:
+    """Is there a matrix product? Triton's interpreter takes the bits of bfloat16 for integers."""
+    return kind in (torch.float32, torch.float16) or (kind == torch.bfloat16 and not INTERPRETED)
+
+
+def _block(width: int, size: int) -> int:
+    """Rows in a tile, so that tiles of queries and keys fit the registers and the shared memory."""
+    if size == 2 and width <= 128:
+        return 64
+    return 32 if width * size <= 1024 else 16
+
+
+@jit
 def _statistics(
     q: tl.tensor,
     k: tl.tensor,
@@ -112,16 +124,16 @@ def _statistics(
     )  # (BLOCK_T, BLOCK_D)
     keys_of = k + sample * k_b + head // shared * k_h
     mask_of = mask + sample * mask_b + head * mask_h + t[:, None] * mask_t
-    start = tl.zeros((), tl.int64)
+    start = tl.full((), 0, tl.int64)
     stop = start + s_end
     if CAUSAL:
         stop = tl.minimum(stop, (block * BLOCK_T + BLOCK_T - 1) * stride + 1)
     if WINDOW:
         start = tl.maximum(block * BLOCK_T * stride - window + 1, 0) // BLOCK_S * BLOCK_S
     peak = tl.full((BLOCK_T,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_T,), tl.float32)
-    moment = tl.zeros((BLOCK_T,), tl.float32)
-    broken = tl.zeros((BLOCK_T,), tl.int32)
+    total = tl.full((BLOCK_T,), 0.0, tl.float32)
+    moment = tl.full((BLOCK_T,), 0.0, tl.float32)
+    broken = tl.full((BLOCK_T,), 0, tl.int32)
     for first in range(start, stop, BLOCK_S):
         s = first + tl.arange(0, BLOCK_S)
         keys = tl.load(

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stabwatch.kernels.launch import on, programs
+from stabwatch.kernels.launch import jit, on, programs
 
 TOKENS, FEATURES = 32, 64
 MOST_TILES = 32
@@ -30,7 +30,7 @@ def column_sums(x: Tensor) -> Tensor:
     return partials[:, 0] if stretches == 1 else partials.sum(dim=1)
 
 
-@triton.jit
+@jit
 def _sums(
     x: tl.tensor,
     partials: tl.tensor,
@@ -50,7 +50,7 @@ def _sums(
     row = program // across  # sample and stretch
     source = x + row // stretches * stride_b + feature[None, :] * stride_d
     start = row % stretches * tiles * TOKENS
-    total = tl.zeros((TOKENS, FEATURES), tl.float32)
+    total = tl.full((TOKENS, FEATURES), 0.0, tl.float32)
     for tile in range(tiles):
         token = start + tile * TOKENS + tl.arange(0, TOKENS)[:, None]
         total += tl.load(source + token * stride_t, mask=(token < t) & (feature[None, :] < d), other=0.0).to(tl.float32)

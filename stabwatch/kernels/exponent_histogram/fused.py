@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stabwatch.kernels.exponent_histogram.bins import BIAS, BINS, HIGH, LOW
-from stabwatch.kernels.launch import dense, fold, on
+from stabwatch.kernels.launch import dense, fold, jit, on
 from stabwatch.kernels.moments.fused import BLOCK, tiles_of
 
 ROOM = 128
@@ -31,7 +31,7 @@ def exponent_histogram(x: Tensor) -> Tensor:
     return out[0]
 
 
-@triton.jit
+@jit
 def _counts(
     x: tl.tensor,
     partials: tl.tensor,
@@ -46,7 +46,7 @@ def _counts(
     BLOCK: tl.constexpr,
 ) -> None:
     program = tl.program_id(0).to(tl.int64)
-    counts = tl.zeros((ROOM,), tl.int32)
+    counts = tl.full((ROOM,), 0, tl.int32)
     for tile in range(tiles):
         at = (program * tiles + tile) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)

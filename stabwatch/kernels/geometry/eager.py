@@ -13,10 +13,10 @@ CONSTANT = 1e-6
 def stability(x: Tensor, partitions: int, generator: torch.Generator) -> Tensor:
     """float32 (3,): halves compared, sum and sum of squares of their rank correlations.
 
-    x (n, D), n >= 3, D >= 4: points and their features. The generator is a CPU one and the caller's own.
+    x (n, D), n >= 3, D >= 4: points and their features. The generator is a CPU one and the caller's own. A point of
+    length zero has no direction and is left out; one that is not finite leaves nothing to compare.
     """
-    permutations = torch.stack([torch.randperm(x.shape[1], generator=generator) for _ in range(partitions)])
-    scores, used = split_scores(x, permutations.to(x.device, non_blocking=True))
+    scores, used = split_scores(x, _permutations(partitions, x.shape[1], generator, x.device))
     kept = torch.where(used, scores, 0.0)
     return torch.stack((used.sum(dtype=torch.float32), kept.sum(), kept.square().sum()))
 
@@ -26,16 +26,16 @@ def split_scores(x: Tensor, permutations: Tensor) -> tuple[Tensor, Tensor]:
     unit = F.normalize(x.detach().float(), dim=1, eps=1e-30)
     half = x.shape[1] // 2
     parts = unit.T[permutations[:, : 2 * half]].unflatten(1, (2, half)).mT  # (P, 2, n, half)
-    cosines = _condensed(parts)
-    used = (cosines.std(dim=-1) > CONSTANT).all(dim=1)
-    ranks = _ranks(cosines)
-    return _correlation(ranks[:, 0], ranks[:, 1]), used
+    return _rank_correlation(parts[:, 0], parts[:, 1])
 
 
 def drift(x: Tensor, reference: Tensor) -> Tensor:
-    """1 - rank correlation between the cosine distances in x (n, D) and in reference (n, E): a number in 0..2."""
-    ranks = [_ranks(_condensed(y.detach().float()[None, None]))[0, 0] for y in (x, reference)]
-    return 1 - _correlation(*ranks)
+    """1 - rank correlation between the cosine distances in x (n, D) and in reference (n, E): a number in 0..2.
+
+    NaN if either tells no points apart.
+    """
+    score, used = _rank_correlation(x.detach().float(), reference.detach().float())
+    return torch.where(used, 1 - score, torch.nan)
 
 
 def shift_coherence(x: Tensor, reference: Tensor) -> Tensor:
@@ -44,11 +44,38 @@ def shift_coherence(x: Tensor, reference: Tensor) -> Tensor:
     return F.cosine_similarity(shift, shift.mean(dim=0, keepdim=True), dim=1, eps=1e-30).mean()
 
 
-def _condensed(points: Tensor) -> Tensor:
-    """(P, 2, n, d) to the cosines of all pairs: (P, 2, n (n - 1) / 2). Distances order the same, upside down."""
+def _permutations(count: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(count, length), drawn where they are used: copying them from pageable memory may wait for the device."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    local = torch.Generator(device).manual_seed(seed)
+    return torch.rand(count, length, generator=local, device=device).argsort(dim=1)
+
+
+def _rank_correlation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Spearman's correlation (...) between the cosines of pairs in a (..., n, d) and b (..., n, e), and if both spread.
+
+    Distances order as cosines do, upside down.
+    """
+    known = (a != 0).any(dim=-1) & (b != 0).any(dim=-1)  # (..., n); NaN stays in, and in the result
+    rows, columns = torch.triu_indices(a.shape[-2], a.shape[-2], 1, device=a.device)
+    pairs = known[..., rows] & known[..., columns]
+    first, second = (_cosines(y)[..., rows, columns] for y in (a, b))
+    least = CONSTANT * pairs.sum(dim=-1).sqrt()
+    used = (_centred(first, pairs).norm(dim=-1) > least) & (_centred(second, pairs).norm(dim=-1) > least)
+    places = [_centred(_ranks(c.masked_fill(~pairs, torch.inf)), pairs) for c in (first, second)]
+    return F.cosine_similarity(places[0], places[1], dim=-1, eps=0.0), used
+
+
+def _cosines(points: Tensor) -> Tensor:
+    """(..., n, d) to (..., n, n)."""
     unit = F.normalize(points, dim=-1, eps=1e-30)
-    rows, columns = torch.triu_indices(points.shape[-2], points.shape[-2], 1, device=points.device)
-    return (unit @ unit.mT)[..., rows, columns]
+    return unit @ unit.mT
+
+
+def _centred(x: Tensor, kept: Tensor) -> Tensor:
+    """x minus the mean of what is kept; zero elsewhere."""
+    mean = x.where(kept, 0.0).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True).clamp(min=1)
+    return (x - mean).where(kept, 0.0)
 
 
 def _ranks(x: Tensor) -> Tensor:
@@ -61,8 +88,3 @@ def _ranks(x: Tensor) -> Tensor:
     ends = F.pad(starts[..., 1:], (0, 1), value=True)
     last = torch.where(ends, at, n - 1).flip(-1).cummin(dim=-1).values.flip(-1)
     return torch.empty_like(x).scatter_(-1, places, (first + last).to(x.dtype) / 2)
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    a, b = (y - y.mean(dim=-1, keepdim=True) for y in (a, b))
-    return F.cosine_similarity(a, b, dim=-1, eps=0.0)

@@ -12,23 +12,20 @@ Array = NDArray[np.float64]
 
 def split_scores(x: Array, permutations: Sequence[Sequence[int]]) -> list[float]:
     """x (n, D): for each permutation of the features, the correlation between the distances that its halves give."""
-    from scipy.spatial.distance import pdist
-    from scipy.stats import spearmanr
-
     x = np.asarray(x, np.float64)
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     half = x.shape[1] // 2
-    return [
-        float(
-            spearmanr(pdist(unit[:, list(p[:half])], "cosine"), pdist(unit[:, list(p[half : 2 * half])], "cosine"))[0]
-        )
-        for p in permutations
-    ]
+    return [_correlation(x[:, list(p[:half])], x[:, list(p[half : 2 * half])]) for p in permutations]
 
 
 def drift(x: Array, reference: Array) -> float:
     """1 - Spearman's correlation between the distances in x (n, D) and in reference (n, E): 0 to 2."""
+    return 1 - _correlation(np.asarray(x, np.float64), np.asarray(reference, np.float64))
+
+
+def _correlation(a: Array, b: Array) -> float:
+    """Over the pairs of points that have an angle in both: a point of length zero has none."""
     from scipy.spatial.distance import pdist
     from scipy.stats import spearmanr
 
-    return 1 - float(spearmanr(pdist(np.asarray(x), "cosine"), pdist(np.asarray(reference), "cosine"))[0])
+    known = a.any(axis=1) & b.any(axis=1)
+    return float(spearmanr(pdist(a[known], "cosine"), pdist(b[known], "cosine"))[0])

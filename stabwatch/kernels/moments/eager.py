@@ -36,6 +36,8 @@ def moments(x: Tensor) -> Partials:
 
 def moments_full(x: Tensor) -> Tensor:
     """float32 (7,): count, sum, sum of squares, sum of fourth powers, zeros, non-finite count, absolute maximum."""
+    if on_host(x) and x.numel():
+        return _host_full(x.detach())
     wide = x.detach().float().flatten()
     finite = torch.isfinite(wide)
     kept = torch.where(finite, wide, 0.0)
@@ -56,6 +58,13 @@ def host_moments(x: Tensor) -> tuple[float, float, float, float]:
     finite = x[torch.isfinite(x)]
     inner = host_moments(finite) if finite.numel() else (0.0, 0.0, 0.0, 0.0)
     return float(x.numel()), inner[1], float(x.numel() - finite.numel()), inner[3]
+
+
+def _host_full(x: Tensor) -> Tensor:
+    count, squares, bad, peak = host_moments(x)
+    kept = (x[torch.isfinite(x)] if bad else x).float().flatten()
+    zeros = float(kept.numel() - torch.count_nonzero(kept))
+    return torch.tensor((count, kept.sum().item(), squares, host_sumsq(kept.square()), zeros, bad, peak))
 
 
 def host_sumsq(x: Tensor) -> float:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stabwatch.kernels.launch import dense, fold, on, programs
+from stabwatch.kernels.launch import dense, fold, jit, on, programs
 
 BLOCK = 2048
 MOST_TILES = 32
@@ -47,15 +47,21 @@ def _reduced(x: Tensor, full: bool) -> Tensor:
     return out[0]
 
 
-@triton.jit
+@jit
 def _partials(
-    x: tl.tensor, partials: tl.tensor, n: tl.tensor, tiles: tl.tensor, count: tl.tensor, FULL: tl.constexpr, BLOCK: tl.constexpr
+    x: tl.tensor,
+    partials: tl.tensor,
+    n: tl.tensor,
+    tiles: tl.tensor,
+    count: tl.tensor,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     program = tl.program_id(0).to(tl.int64)
     reduce_chunk(x, n, program * tiles * BLOCK, tiles, partials + program, count, FULL, BLOCK)
 
 
-@triton.jit
+@jit
 def reduce_chunk(
     x: tl.tensor,
     n: tl.tensor,
@@ -68,7 +74,7 @@ def reduce_chunk(
 ) -> None:
     """Partials of x[start : start + tiles * BLOCK], cut at n, to out[0], out[stride], ..."""
     lanes = tl.arange(0, BLOCK)
-    nothing = tl.zeros((BLOCK,), tl.float32)
+    nothing = tl.full((BLOCK,), 0.0, tl.float32)
     first, second, fourth, zeros, broken, peak = nothing, nothing, nothing, nothing, nothing, nothing
     held = tl.maximum(tl.minimum(n - start, tiles * BLOCK), 0)
     whole = held // BLOCK
@@ -97,7 +103,7 @@ def reduce_chunk(
         tl.store(out + 3 * stride, tl.max(peak, axis=0))
 
 
-@triton.jit
+@jit
 def _add(
     value: tl.tensor,
     zero: tl.tensor,

@@ -1,8 +1,8 @@
 """Triton: all tensors of a list in one launch per data type, and one that folds.
 
-Each tensor is cut into chunks, one program each. A table says which program takes which chunk, another where the tensors
-lie. The first depends on the sizes alone and is built once; the second travels through pinned memory when a tensor has
-moved. The partials lie ordered by group, so that a group is folded without atomics.
+Each tensor is cut into chunks, one program each. A table says which program takes which chunk, another where the
+tensors lie. The first depends on the sizes alone and is built once; the second travels through pinned memory when a
+tensor has moved. The partials lie ordered by group, so that a group is folded without atomics.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stabwatch.kernels.launch import dense, fold, on
+from stabwatch.kernels.launch import dense, fold, jit, on
 from stabwatch.kernels.moments.fused import BLOCK, FULL_FIELDS, reduce_chunk, tiles_of
 
 KINDS = {
@@ -145,7 +145,7 @@ def _stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-@triton.jit
+@jit
 def _moments(
     pointers: tl.tensor,
     sizes: tl.tensor,
@@ -169,7 +169,7 @@ def _moments(
     reduce_chunk(x, tl.load(sizes + tensor), start, tiles, partials + column, columns, FULL, BLOCK)
 
 
-@triton.jit
+@jit
 def _change(
     old: tl.tensor,
     new: tl.tensor,
@@ -194,8 +194,8 @@ def _change(
         before = tl.multiple_of(before, 16)
         after = tl.multiple_of(after, 16)
     held = tl.minimum(tl.load(sizes + tensor) - start, tiles * BLOCK)
-    changes = tl.zeros((BLOCK,), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
+    changes = tl.full((BLOCK,), 0.0, tl.float32)
+    squares = tl.full((BLOCK,), 0.0, tl.float32)
     lanes = tl.arange(0, BLOCK)
     for tile in range(held // BLOCK):  # without a mask, so that loads are 16 bytes wide whatever the size is
         at = start + tile * BLOCK + lanes
