@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stabwatch.kernels.column_moments import column_sums
+
 
 def mean_mode(inputs: Tensor, gradients: Tensor) -> Tensor:
     """float32 (5,): samples, |G_mean|^2, |G_centred|^2, |G|^2, sum over tokens of |d|^2 |y|^2.
@@ -12,9 +14,10 @@ def mean_mode(inputs: Tensor, gradients: Tensor) -> Tensor:
     inputs y (B, T, I), gradients d (B, T, O), any floating type. The centred part is the product of centred factors
     and no difference of large numbers.
     """
+    tokens = inputs.shape[1]
+    y_mean, d_mean = (column_sums(x.detach()) / tokens for x in (inputs, gradients))
     y, d = inputs.detach().float(), gradients.detach().float()
-    y_mean, d_mean = y.mean(dim=1), d.mean(dim=1)
-    mean = d_mean.mT @ y_mean * y.shape[1]
+    mean = d_mean.mT @ y_mean * tokens
     centred = (d - d_mean[:, None]).flatten(0, 1).mT @ (y - y_mean[:, None]).flatten(0, 1)
     outer = (d.square().sum(-1) * y.square().sum(-1)).sum()
     samples = torch.full((), float(len(y)), device=y.device)
