@@ -6,16 +6,22 @@ Source: Ghosts of Softmax, arXiv:2603.13552: with tau <= rho_a a learning-rate s
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from stabwatch.hooks.copies import Copies
 from stabwatch.hooks.probe import Probe
 from stabwatch.kernels.taylor import ratios
+from stabwatch.ranks import Ranks
 
 _log = logging.getLogger("stabwatch")
+_T = TypeVar("_T")
+_PATIENCE = 32
+"""Steps without an agreement over ranks after which it is said that the guard does nothing."""
 
 
 class TaylorGuard:
@@ -30,8 +36,13 @@ class TaylorGuard:
     steps. Random states, buffers and gradients stay as they are. An exception of its own is logged once, and
     training goes on unguarded.
 
+    Over ranks: replicas stay equal, because all of them take the largest r (one all-reduce of two numbers per step).
+    It begins a few steps in, when every rank has announced its guard, and needs DistributedDataParallel; otherwise
+    the guard says so and does nothing. Detach it on all ranks or on none. Sharded parameters are refused.
+
     probe: one that sees the model's batches already, instead of one of its own with `samples` samples.
-    scale: what the last step was multiplied by, on the device. limited: how many steps were shortened.
+    ratio: r of the last step, inf where it was not finite. scale: what that step was multiplied by.
+    limited: how many steps were shortened. All on the device.
     """
 
     def __init__(
@@ -45,53 +56,99 @@ class TaylorGuard:
     ) -> None:
         if limit <= 0:
             raise ValueError(f"`limit` must be positive, and is {limit!r}.")
+        self._ranks = Ranks(model, "auto")
+        if self._ranks.sharded:
+            raise ValueError("The Taylor guard needs whole parameters, and those of this model are sharded over ranks.")
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._limit = limit
-        self._probe = probe or Probe(model, samples)
+        self._probe = probe or Probe(inner, samples)
+        self._owns_probe = probe is None
         self._copies = Copies()
         self._before: dict[str, Tensor] = {}
-        self._optimizer = optimizer
+        self._steps = 0
+        self._together = self._failed = False
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._parameters = {name: p for name, p in model.named_parameters() if id(p) in stepped}
+        self._parameters = {name: p for name, p in inner.named_parameters() if id(p) in stepped and p.numel()}
         device = next(iter(self._parameters.values())).device if self._parameters else torch.device("cpu")
         self.ratio = torch.zeros((), device=device)
         self.scale = torch.ones((), device=device)
         self.limited = torch.zeros((), dtype=torch.int64, device=device)
         self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._safely(self._hold)),
-            optimizer.register_step_post_hook(lambda *_: self._safely(self._limit_step)),
+            optimizer.register_step_pre_hook(self._step_begins),
+            optimizer.register_step_post_hook(self._step_ends),
         ]
+        if self._ranks.world > 1:
+            self._handles.append(inner.register_forward_pre_hook(self._look_for_replicas))
 
-    def _safely(self, action: Any) -> None:
-        try:
-            action()
-        except Exception:
-            _log.exception("stabwatch: the Taylor guard failed; training goes on unguarded")
-            self.detach()
+    def _look_for_replicas(self, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._ranks.seen_in_forward()
 
-    @torch.no_grad()
-    def _hold(self) -> None:
-        live = [p.detach() for p in self._parameters.values()]
-        self._before = dict(zip(self._parameters, self._copies.of(live), strict=True)) if self._probe.ready else {}
+    def _step_begins(self, *_: Any) -> None:
+        self._steps += 1
+        self._together = self._safely(lambda: self._ranks.joins(self._steps), False)
+        self._before = self._safely(self._hold, {})
 
-    @torch.no_grad()
-    def _limit_step(self) -> None:
+    def _step_ends(self, *_: Any) -> None:
         before, self._before = self._before, {}
-        if not before:
+        if not before and not self._together:
             return
-        self.ratio = ratios(*self._probe.rates(before, self._parameters)).amax()
-        scale = torch.where(self.ratio > self._limit, self._limit / self.ratio, 1.0)
-        sizes = torch._foreach_norm([p.detach() for p in self._parameters.values()])
-        whole = torch.isfinite(torch.stack(sizes)).all()  # a unit that is off hides a broken weight from the logits
-        self.scale = torch.where(torch.isfinite(self.ratio) & whole, scale, 0.0)
-        inside = self.scale == 1
+        self.ratio = self._safely(lambda: self._measure(before), self.ratio.new_zeros(()))
+        failed = torch.full_like(self.ratio, float(self._failed))
+        if self._together:  # also after a failure: the others must not wait for one who has left
+            both = torch.stack((self.ratio, failed))
+            dist.all_reduce(both, dist.ReduceOp.MAX)
+            self.ratio, failed = both.unbind()
+        self._safely(lambda: self._shorten(before, failed > 0), None)
+
+    def _safely(self, action: Callable[[], _T], otherwise: _T) -> _T:
+        try:
+            return action()
+        except Exception:
+            if not self._failed:
+                _log.exception("stabwatch: the Taylor guard failed; training goes on unguarded")
+            self._failed = True
+            if self._owns_probe:
+                self._probe.remove()
+            return otherwise
+
+    @torch.no_grad()
+    def _hold(self) -> dict[str, Tensor]:
+        several = self._ranks.world > 1
+        if several and not self._together and self._steps == _PATIENCE:
+            _log.warning("stabwatch: the Taylor guard does nothing: not every rank has one, or no DDP joins them")
+        if self._failed or not (self._together if several else self._probe.ready):
+            return {}
+        live = [p.detach() for p in self._parameters.values()]
+        return dict(zip(self._parameters, self._copies.of(live), strict=True))
+
+    @torch.no_grad()
+    def _measure(self, before: dict[str, Tensor]) -> Tensor:
+        """The largest r of the slice, 0-dim float32; inf where it or a weight is not finite."""
+        device, ratio = self.ratio.device, self.ratio.new_zeros(())
+        if not before:
+            return ratio
+        if self._probe.ready:
+            ratio = ratios(*self._probe.rates(before, self._parameters)).amax().to(device)
+        # a unit that is off hides a broken weight from the logits
+        sizes = torch._foreach_norm([p.detach() for p in self._parameters.values()], torch.inf)
+        whole = torch.stack([s.to(device, torch.float32) for s in sizes]).isfinite().all()
+        return torch.where(whole & ratio.isfinite(), ratio, torch.inf)
+
+    @torch.no_grad()
+    def _shorten(self, before: dict[str, Tensor], off: Tensor) -> None:
+        inside = (self.ratio <= self._limit) | off
+        self.scale = torch.where(inside, 1.0, self._limit / self.ratio)
         self.limited += ~inside
         for name, old in before.items():
             new = self._parameters[name]
-            part = old + self.scale.to(new.dtype) * (new - old)
-            new.copy_(torch.where(inside, new, torch.where(self.scale > 0, part, old)))
+            kept, scale = inside.to(new.device), self.scale.to(new.device, new.dtype)
+            part = torch.where(scale > 0, old + scale * (new - old), old)
+            new.copy_(torch.where(kept, new, part))
 
     def detach(self) -> None:
         """Take every hook off again."""
         for handle in self._handles:
             handle.remove()
-        self._probe.remove()
+        if self._owns_probe:
+            self._probe.remove()

@@ -28,6 +28,19 @@ def test_ratios_are_the_definition(seed, classes):
     np.testing.assert_allclose(ratios(rates, logits), truth, rtol=1e-5)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_a_class_that_cannot_be_has_no_part(classes):
+    """Also by a difference, where -inf less -inf is no number: as if the model did not have the class."""
+    generator = torch.Generator().manual_seed(0)
+    rates, logits = (torch.randn(4, classes, generator=generator) for _ in range(2))
+    masked = torch.cat((logits, torch.full((4, 2), -torch.inf)), dim=1)
+    wider = torch.cat((rates, torch.tensor([99.0, torch.nan]).expand(4, 2)), dim=1)
+    found = ratios(wider, masked).tolist()
+    assert found == [pytest.approx(ratio(a, z), rel=1e-6) for a, z in zip(wider, masked, strict=True)]
+    if classes > 2:  # two classes that are left are held to the bound of many
+        assert found == ratios(rates, logits).tolist()
+
+
 @pytest.mark.parametrize(("gap", "spread"), [(0.0, 1.0), (2.0, 0.5), (-5.0, 3.0)])
 def test_the_radius_of_two_classes_is_the_distance_of_the_nearest_zero(gap, spread):
     """exp(z1 + t a1) + exp(z2 + t a2) = 0, found by Newton from the formula's neighbourhood."""

@@ -13,9 +13,11 @@ def ratios(rates: Tensor, logits: Tensor) -> Tensor:
 
     rates: change of the linearised logits over the whole step. r < 1: the step stays inside the radius. More than two
     classes: the lower bound of the radius, pi over the spread of the rates (Ghosts of Softmax, arXiv:2603.13552).
+    A class whose logit is -inf has no part in the partition function, and none here.
     """
     a, z = (x.detach().float().flatten(0, -2) for x in (rates, logits))
-    spread = a.amax(dim=-1) - a.amin(dim=-1)
+    out = z == -torch.inf
+    spread = (a.masked_fill(out, -torch.inf).amax(dim=-1) - a.masked_fill(out, torch.inf).amin(dim=-1)).clamp(min=0)
     if a.shape[-1] == 2:
         return spread / ((z[:, 1] - z[:, 0]).square() + math.pi**2).sqrt()
     return spread / math.pi

@@ -16,9 +16,10 @@ def ratio(rates: Tensor, logits: Tensor) -> float:
     """One sample: rates a (K,) per unit of the step, logits z (K,) -> 1 / radius in units of the step.
 
     Two classes: exactly |a_1 - a_2| / sqrt((z_1 - z_2)^2 + pi^2). More: (max a - min a) / pi, an upper bound.
+    Classes whose logit is -inf are left out.
     """
     a, z = rates.double(), logits.double()
-    spread = float(a.max() - a.min())
+    spread = float(a[z > -math.inf].max() - a[z > -math.inf].min())
     if len(a) == 2:
         return spread / math.sqrt(float(z[1] - z[0]) ** 2 + math.pi**2)
     return spread / math.pi
