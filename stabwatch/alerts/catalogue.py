@@ -18,7 +18,7 @@ RULES: tuple[Rule, ...] = (
         name="NonFinite",
         family="nonfinite",
         summary="NaN or infinite values appeared in training.",
-        description="{count:.0f} non-finite values in {signal} of {where} at step {step}.",
+        description="{nonfinite:.0f} non-finite values in {signal} of {where} at step {step}.",
         levels=(
             Level(severity="critical", when=(Condition("nonfinite_new", above=0),)),
             Level(
@@ -40,7 +40,7 @@ RULES: tuple[Rule, ...] = (
         name="AttentionLogitGrowth",
         family="attention_logit",
         summary="Attention logits grow past a safe size.",
-        description="The largest attention logit of {where} is at least {value:.4g} and {growth} (limit {limit:g}).",
+        description="The largest attention logit of {where} is at least {attention_logit_bound:.4g} and {growth} (limit 100).",
         levels=(
             Level(
                 severity="critical",
@@ -79,7 +79,7 @@ RULES: tuple[Rule, ...] = (
         name="OutputLogitDrift",
         family="output_logit",
         summary="Output logits drift away from zero.",
-        description="The mean logsumexp of the output logits is {value:.4g}, {drift:.4g} farther from 0 than at first.",
+        description="The mean logsumexp of the output logits is {output_logit_logsumexp:.4g}, {output_logit_drift:.4g} farther from 0 than at first.",
         levels=(
             Level(severity="critical", when=(Condition("output_logit_drift", above=300.0),), hold=5),
             Level(severity="warning", when=(Condition("output_logit_drift", above=100.0),), hold=5),
@@ -96,7 +96,7 @@ RULES: tuple[Rule, ...] = (
         name="ActivationOutlierGrowth",
         family="activation",
         summary="Activations of a layer grow by orders of magnitude.",
-        description="The largest activation of {where} is {value:.4g}, {ratio:.3g} times its recent least.",
+        description="The largest activation of {where} is {activation_abs_max:.4g}, {activation_growth_ratio:.3g} times its recent least.",
         levels=(
             Level(
                 severity="warning",
@@ -116,7 +116,7 @@ RULES: tuple[Rule, ...] = (
         name="GradientNormExplosion",
         family="gradient_norm",
         summary="The gradient norm explodes.",
-        description="The gradient norm is {value:.4g}, {ratio:.3g} times its recent median.",
+        description="The gradient norm is {gradient_norm:.4g}, {gradient_norm_to_median_ratio:.3g} times its recent median.",
         levels=(
             Level(
                 severity="critical",
@@ -149,7 +149,8 @@ RULES: tuple[Rule, ...] = (
         name="LossSpike",
         family="loss",
         summary="The loss spikes.",
-        description="The loss is {value:.4g}: {ratio:.3g} times its recent median, {z:.3g} times its usual scatter.",
+        description="The loss is {loss:.4g}: {loss_to_median_ratio:.3g} times its recent median, {loss_robust_z:.3g} times its "
+        "usual scatter.",
         levels=(
             Level(
                 severity="warning",
@@ -170,7 +171,7 @@ RULES: tuple[Rule, ...] = (
         name="LossDivergence",
         family="loss",
         summary="The loss has diverged.",
-        description="The loss is {value:.4g}; at its best it was {best:.4g}, at first {first:.4g}.",
+        description="The loss is {loss:.4g}; at its best it was {loss_best:.4g}, at first {loss_first:.4g}.",
         levels=(Level(severity="critical", when=(Condition("loss_lost_ratio", above=0.5),), hold=24),),
         outside=(Condition("loss_lost_ratio", above=0.25),),
         warm_up=40,
