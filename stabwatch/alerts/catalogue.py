@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stabwatch.alerts.layer_rules import LAYER_RULES
 from stabwatch.alerts.rule import Condition, Level, Rule
 
 _PROXIES = (
@@ -16,6 +17,7 @@ _ZCLIP = "Kumar et al. 2025, ZClip, arXiv:2504.02507"
 RULES: tuple[Rule, ...] = (
     Rule(
         name="NonFinite",
+        title="Non-finite numbers",
         family="nonfinite",
         summary="NaN or infinite values appeared in training.",
         description="{nonfinite:.0f} non-finite values in {signal} of {where} at step {step}.",
@@ -38,9 +40,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="AttentionLogitGrowth",
+        title="Attention-logit growth",
         family="attention_logit",
         summary="Attention logits grow past a safe size.",
-        description="The largest attention logit of {where} is at least {attention_logit_bound:.4g} and {growth} (limit 100).",
+        description="The largest attention logit of {where} is at least {attention_logit_bound:.4g} and {growth} "
+        "(limit 100).",
         levels=(
             Level(
                 severity="critical",
@@ -77,9 +81,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="OutputLogitDrift",
+        title="Output-logit divergence",
         family="output_logit",
         summary="Output logits drift away from zero.",
-        description="The mean logsumexp of the output logits is {output_logit_logsumexp:.4g}, {output_logit_drift:.4g} farther from 0 than at first.",
+        description="The mean logsumexp of the output logits is {output_logit_logsumexp:.4g}, "
+        "{output_logit_drift:.4g} farther from 0 than at first.",
         levels=(
             Level(severity="critical", when=(Condition("output_logit_drift", above=300.0),), hold=5),
             Level(severity="warning", when=(Condition("output_logit_drift", above=100.0),), hold=5),
@@ -94,9 +100,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="ActivationOutlierGrowth",
+        title="Exploding activations",
         family="activation",
         summary="Activations of a layer grow by orders of magnitude.",
-        description="The largest activation of {where} is {activation_abs_max:.4g}, {activation_growth_ratio:.3g} times its recent least.",
+        description="The largest activation of {where} is {activation_abs_max:.4g}, "
+        "{activation_growth_ratio:.3g} times its recent least.",
         levels=(
             Level(
                 severity="warning",
@@ -114,9 +122,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="GradientNormExplosion",
+        title="Gradient explosion",
         family="gradient_norm",
         summary="The gradient norm explodes.",
-        description="The gradient norm is {gradient_norm:.4g}, {gradient_norm_to_median_ratio:.3g} times its recent median.",
+        description="The gradient norm is {gradient_norm:.4g}, {gradient_norm_to_median_ratio:.3g} times its recent "
+        "median.",
         levels=(
             Level(
                 severity="critical",
@@ -147,14 +157,15 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="LossSpike",
+        title="A loss spike with no earlier sign",
         family="loss",
         summary="The loss spikes.",
-        description="The loss is {loss:.4g}: {loss_to_median_ratio:.3g} times its recent median, {loss_robust_z:.3g} times its "
-        "usual scatter.",
+        description="The loss is {loss:.4g}: {loss_to_median_ratio:.3g} times its recent median, "
+        "{loss_robust_z:.3g} times its usual scatter.",
         levels=(
             Level(
                 severity="warning",
-                when=(Condition("loss_robust_z", above=8.0), Condition("loss_to_median_ratio", above=1.2)),
+                when=(Condition("loss_robust_z", above=5.0), Condition("loss_to_median_ratio", above=1.3)),
                 hold=3,
             ),
         ),
@@ -169,6 +180,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="LossDivergence",
+        title="Loss divergence",
         family="loss",
         summary="The loss has diverged.",
         description="The loss is {loss:.4g}; at its best it was {loss_best:.4g}, at first {loss_first:.4g}.",
@@ -182,8 +194,10 @@ RULES: tuple[Rule, ...] = (
         ),
         references=(_PROXIES,),
     ),
+    *LAYER_RULES,
     Rule(
         name="TrainingStopped",
+        title="The process stopped",
         family="run",
         summary="Training stopped without finishing, or stands still.",
         description="{what}",

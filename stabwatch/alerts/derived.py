@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stabwatch.alerts.layers import FadeFamily, MedianFamily, PlainFamily, WeightFamily
 from stabwatch.alerts.points import Array, Columns, Derived, Family, Ring, slope
 from stabwatch.alerts.scalars import WINDOW, GradientFamily, LossFamily
 from stabwatch.runlog import SeriesKey
@@ -247,6 +248,44 @@ def families() -> tuple[Family, ...]:
         AttentionFamily(),
         DriftFamily(),
         ActivationFamily(),
+        *_of_layers(),
+    )
+
+
+def _of_layers() -> tuple[Family, ...]:
+    return (
+        MedianFamily(
+            "update",
+            "update_to_weight_ratio",
+            Derived("update_to_weight_median_ratio", "Median over layers of update_to_weight_ratio.", "ratio", "run"),
+            Derived(
+                "update_to_weight_to_peak_ratio",
+                "update_to_weight_median_ratio over its largest value before.",
+                "ratio",
+                "run",
+            ),
+        ),
+        WeightFamily(),
+        FadeFamily(),
+        MedianFamily(
+            "token_similarity",
+            "token_similarity",
+            Derived("token_similarity_median", "Median over layers of token_similarity.", level="run"),
+            rise=Derived(
+                "token_similarity_rise", "token_similarity_median less that of the layers' first values.", level="run"
+            ),
+        ),
+        PlainFamily("adam_step_rms"),
+        MedianFamily(
+            "adam_epsilon",
+            "adam_epsilon_ratio",
+            Derived("adam_epsilon_median_ratio", "Median over layers of adam_epsilon_ratio.", "ratio", "run"),
+        ),
+        PlainFamily("softmax_collapse_ratio"),
+        PlainFamily("router_max_violation"),
+        PlainFamily(
+            "dead_units_ratio", Derived("dead_units_ratio_rise", "dead_units_ratio less its first value of the run.")
+        ),
     )
 
 

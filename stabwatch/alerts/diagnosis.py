@@ -7,25 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stabwatch.alerts.catalogue import BY_NAME
+from stabwatch.alerts.causes import ROOT_CAUSES, TOGETHER, Evidence
 from stabwatch.alerts.engine import Engine
 from stabwatch.alerts.rule import SEVERITIES, Alert
-
-LARGE_UPDATE = 0.1
-"""Update-to-weight ratio that no healthy step has: a hundred times the usual 1e-3."""
-
-TOGETHER = 8
-"""Steps within which the order of two onsets means nothing."""
-
-_TITLES = {
-    "NonFinite": "Non-finite numbers",
-    "AttentionLogitGrowth": "Attention-logit growth",
-    "OutputLogitDrift": "Output-logit divergence",
-    "ActivationOutlierGrowth": "Exploding activations",
-    "GradientNormExplosion": "Gradient explosion",
-    "LossSpike": "A loss spike with no earlier sign",
-    "LossDivergence": "Loss divergence",
-    "TrainingStopped": "The process stopped",
-}
 
 
 @dataclass(frozen=True)
@@ -69,8 +53,10 @@ def diagnose(engine: Engine) -> Diagnosis:
         by_rule.setdefault(alert.rule, []).append(alert)
     groups = _ranked(list(by_rule.values()))
     causes = [_cause(group, place) for place, group in enumerate(groups)]
-    causes = _with_learning_rate(engine, groups[0], causes)
-    return Diagnosis(_verdict(groups, engine), tuple(causes))
+    ordered = sorted(firing, key=lambda a: (a.onset, a.step))
+    loud, notes = ([a for a in ordered if (a.severity == "info") == quiet] for quiet in (False, True))
+    evidence = Evidence(loud, notes, engine.memory)
+    return Diagnosis(_verdict(groups, engine), tuple(_with_roots(evidence, causes)))
 
 
 def _calm(engine: Engine) -> str:
@@ -130,7 +116,7 @@ def _cause(group: list[Alert], place: int) -> Cause:
     critical = any(a.severity == "critical" for a in group)
     return Cause(
         name=rule.name,
-        title=_TITLES[rule.name],
+        title=rule.title,
         since_step=first.onset,
         layers=_layers(group),
         evidence=_evidence(group),
@@ -159,31 +145,23 @@ def _evidence(group: list[Alert]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _with_learning_rate(engine: Engine, first: list[Alert], causes: list[Cause]) -> list[Cause]:
-    """Steps that are far too large for the weights come before everything that follows from them."""
-    alert = _first(first)
-    earlier = [peak for peak in engine.update_peaks if peak.step <= alert.onset and peak.ratio >= LARGE_UPDATE]
-    if not earlier or alert.rule in ("NonFinite", "TrainingStopped"):
-        return causes
-    peak = earlier[-1]
-    rate = alert.context.get("learning_rate")
-    evidence = [
-        f"Step {peak.step}: one update changed the weights by {peak.ratio:.0%} in the median layer, and by "
-        f"{peak.largest:.0%} in {peak.layer}; about 0.1% is usual."
-    ]
-    if rate is not None:
-        evidence.append(f"The learning rate was {rate:.3g}.")
-    cause = Cause(
-        name="LearningRateTooHigh",
-        title="Learning rate too high",
-        since_step=peak.step,
-        layers=(peak.layer,),
-        evidence=tuple(evidence),
-        remedy=(
-            "Lower the learning rate until updates are about a thousandth of the weights.",
-            "Warm it up over the first hundreds of steps.",
-        ),
-        references=BY_NAME["AttentionLogitGrowth"].references[1:2],
-        confidence=0.8,
-    )
-    return [causes[0], cause, *causes[1:]]
+def _with_roots(evidence: Evidence, causes: list[Cause]) -> list[Cause]:
+    """What explains the alerts goes before them, or after the first of them where it only may."""
+    leading: list[Cause] = []
+    following: list[Cause] = []
+    for root in ROOT_CAUSES:
+        found = root.find(evidence)
+        if found:
+            made = Cause(
+                name=root.name,
+                title=root.title,
+                since_step=found.since_step,
+                layers=found.layers,
+                evidence=found.evidence,
+                remedy=root.remedy,
+                references=root.references,
+                confidence=round(found.confidence * 0.7 ** len(leading), 2),
+                runbook_url=root.runbook_url,
+            )
+            (leading if found.leads else following).append(made)
+    return [*leading, *causes[:1], *following, *causes[1:]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -13,30 +13,14 @@ from numpy.typing import NDArray
 
 from stabwatch.alerts.catalogue import RULES
 from stabwatch.alerts.derived import NonFiniteFamily, families
-from stabwatch.alerts.points import Array, Family, middle
+from stabwatch.alerts.memory import Memory
+from stabwatch.alerts.points import Array, Family
 from stabwatch.alerts.rule import Alert, Condition, Rule
 from stabwatch.alerts.words import describe
 from stabwatch.runlog import Block, Event, SeriesKey
 
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
-_CONTEXT = ("loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate")
-_HIGHER = 1.2
-"""Peaks of the update ratio are kept each time they are higher by this factor, so that few are kept."""
-
-
-@dataclass(frozen=True)
-class UpdatePeak:
-    """A step whose updates were the largest so far.
-
-    ratio: median over layers of update over weight, which a single layer that began at zero does not move.
-    layer, largest: the layer with the largest ratio of that step, and that ratio.
-    """
-
-    step: int
-    ratio: float
-    layer: str
-    largest: float
 
 
 class RuleState:
@@ -116,7 +100,8 @@ class RuleState:
 class Engine:
     """Evaluates rules over the records of one run.
 
-    active: alerts that fire now. history: every transition so far. derived: the latest derived gauges.
+    active: alerts that fire now. history: every transition so far. derived: the latest derived gauges. memory: what
+    else stood out.
     """
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
@@ -126,11 +111,7 @@ class Engine:
         self._firing: dict[tuple[str, str, str], Alert] = {}
         self._history: list[Alert] = []
         self._keys: tuple[SeriesKey, ...] | None = None
-        self._context_columns: dict[str, int] = {}
-        self._updates: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self.context: dict[str, float] = {}
-        self.update_peaks: list[UpdatePeak] = []
-        """Steps with larger updates than any before, the largest last."""
+        self.memory = Memory()
         self.derived: dict[SeriesKey, float] = {}
         self._derived_keys: dict[str, list[SeriesKey]] = {}
         self.first_step: int | None = None
@@ -163,9 +144,7 @@ class Engine:
         self._keys = keys
         for family in self._families.values():
             family.bind(keys)
-        self._context_columns = {k.signal: i for i, k in enumerate(keys) if k.signal in _CONTEXT and not k.layer}
-        found = [i for i, k in enumerate(keys) if k.signal == "update_to_weight_ratio"]
-        self._updates = np.array(found, dtype=np.int64)
+        self.memory.bind(keys)
 
     def _record(self, step: int, time: float, values: Array) -> list[Alert]:
         if self.last_step is not None and step <= self.last_step:
@@ -174,8 +153,8 @@ class Engine:
             self._pace.append((time - self._last_time) / (step - self.last_step))
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step, self._last_time = step, time
-        before = dict(self.context)
-        self._look_around(step, values)
+        before = dict(self.memory.context)
+        self.memory.observe(step, values)
         out = self._resume(step, time)
         for family in self._families.values():
             gauges = family.update(step, values)
@@ -189,27 +168,13 @@ class Engine:
         self._history += out
         return out
 
-    def _look_around(self, step: int, values: Array) -> None:
-        for name, column in self._context_columns.items():
-            if not math.isnan(values[column]):
-                self.context[name] = float(values[column])
-        ratios = values[self._updates]
-        measured = np.flatnonzero(np.isfinite(ratios))
-        if not len(measured) or self._keys is None:
-            return
-        typical = middle(ratios[measured])
-        if typical > _HIGHER * (self.update_peaks[-1].ratio if self.update_peaks else 0.0):
-            largest = measured[np.argmax(ratios[measured])]
-            layer = self._keys[self._updates[largest]].layer
-            self.update_peaks.append(UpdatePeak(step, typical, layer, float(ratios[largest])))
-
     def _restart(self) -> None:
         """The run goes on from an earlier step, in the same folder: from a checkpoint, or from the beginning."""
         for family in self._families.values():
             family.restart()
         for state in self._states.values():
             state.restart()
-        self.update_peaks.clear()
+        self.memory.restart()
 
     def _keep(self, family: Family, gauges: dict[str, Array]) -> None:
         for gauge in family.gauges:
@@ -250,7 +215,7 @@ class Engine:
             threshold=condition.above if condition.above is not None else condition.below,
             summary=chosen.summary or rule.summary,
             description=describe(rule, signal, where, step, numbers),
-            context={**earlier, **self.context, **numbers},
+            context={**earlier, **self.memory.context, **numbers},
         )
         self._firing[key] = alert
         return alert

@@ -54,6 +54,7 @@ class Level:
 class Rule:
     """One entry of the catalogue.
 
+    title: the cause that it stands for, in a diagnosis.
     family: the group of derived gauges that the rule looks at (see `derived.py`); its series share a layer axis.
     levels: by severity, the gravest first. outside: the conditions that mean 'outside the normal range'; each level
     lies inside them, and the first step of the unbroken stretch outside is the onset.
@@ -63,6 +64,7 @@ class Rule:
     """
 
     name: str
+    title: str
     family: str
     summary: str
     description: str

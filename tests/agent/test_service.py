@@ -47,6 +47,7 @@ def test_every_record_before_the_kill_is_there(tmp_path, start_training, start_a
     training = start_training(run)
     agent = start_agent(run, "--linger", "30")
     agent.info()
+    until(lambda: len(read_run(run).steps))
     training.kill()
     training.wait()
     last = read_run(run).steps[-1]

@@ -23,8 +23,25 @@ _LAYERED = {
     "activation": "moments",
     "gradient": "moments",
     "update": "update",
+    "weight": "moments",
+    "flow": "moments",
+    "tokens": "tokens",
+    "adam": "adam",
+    "epsilon": "adam",
+    "collapse": "certainty",
+    "router": "router",
+    "dead": "units",
 }
-_TAPS = {"lower": "attention", "exact": "attention"}
+_TAPS = {
+    "lower": "attention",
+    "exact": "attention",
+    "flow": "gradient",
+    "tokens": "residual",
+    "adam": "optimizer",
+    "epsilon": "optimizer",
+    "collapse": "logits",
+    "dead": "writer",
+}
 
 
 def cell(name: str) -> Cell:
@@ -51,6 +68,14 @@ def fields(name: str, value: float) -> dict[str, float]:
         "activation": {"sumsq": size * size, "nonfinite": bad, "abs_max": size},
         "gradient": {"sumsq": 1.0, "nonfinite": value, "abs_max": 1.0},
         "update": {"update_sumsq": value * value, "weight_sumsq": 1.0},
+        "weight": {"sumsq": value * value, "nonfinite": 0.0, "abs_max": value},
+        "flow": {"sumsq": value * value, "nonfinite": 0.0, "abs_max": value},
+        "tokens": {"cosine": value, "mean_sumsq": 1.0, "centred_sumsq": 1.0},
+        "adam": {"step_sumsq": value * value, "stale": 0.0},
+        "epsilon": {"step_sumsq": 0.01, "stale": value},
+        "collapse": {"collapsed": value},
+        "router": {"entropy": 1.0, "lse_sumsq": 1.0, "violation": value},
+        "dead": {"dead": value},
     }[kind]
 
 

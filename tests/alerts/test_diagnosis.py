@@ -68,7 +68,7 @@ def test_a_layer_that_began_at_zero_is_no_learning_rate_too_high():
 
 def test_large_updates_after_the_onset_are_not_its_cause():
     series = {"lower a": [10.0] * 10 + [150.0] * 20, "update a": [0.01] * 20 + [0.5] * 10}
-    assert [c.name for c in _diagnosis(series).causes] == ["AttentionLogitGrowth"]
+    assert [c.name for c in _diagnosis(series).causes] == ["AttentionLogitGrowth", "UpdateTooLarge"]
 
 
 def test_information_is_said_but_is_no_cause():

@@ -12,6 +12,7 @@ import pytest
 from stabwatch.alerts import RULES, Engine
 from stabwatch.runlog import Block, Cell, Event, SlotTable
 from tests.alerts.scenarios import Values, block, wave
+from tests.alerts.test_layer_rules import SCENARIOS as LAYER_SCENARIOS
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _after(rule, *parts):
 
 
 def test_every_rule_has_a_scenario_and_a_runbook():
-    assert {r.name for r in RULES} == set(SCENARIOS) | BY_EVENT
+    assert {r.name for r in RULES} == set(SCENARIOS) | set(LAYER_SCENARIOS) | BY_EVENT
     pages = Path(__file__).parents[2] / "docs" / "runbooks"
     for rule in RULES:
         text = (pages / f"{rule.name}.md").read_text(encoding="utf-8")
@@ -162,10 +163,11 @@ def test_every_level_lies_outside_the_normal_range():
     sure = {"nonfinite_new": "nonfinite"}  # the part is positive only where the whole is
     for rule in RULES:
         for level in rule.levels:
-            above = {sure.get(c.gauge, c.gauge): c.above for c in level.when if c.above is not None}
+            when = {sure.get(c.gauge, c.gauge): c for c in level.when}
             for condition in rule.outside:
-                assert condition.below is None, "then compare it here as well"
-                assert above[condition.gauge] >= condition.above, (rule.name, level.severity, condition)
+                inner, what = when[condition.gauge], (rule.name, level.severity, condition)
+                assert condition.above is None or inner.above >= condition.above, what
+                assert condition.below is None or inner.below <= condition.below, what
 
 
 def _engine(series):

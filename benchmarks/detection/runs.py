@@ -1,0 +1,102 @@
+"""Train the cases, each once: a run log, the losses, and the losses of the twin without the fault."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.detection.case import STEPS, Case
+from benchmarks.detection.healthy import HEALTHY
+from benchmarks.detection.unstable import UNSTABLE
+from benchmarks.zoo import train
+from stabwatch.runlog import Run, read_run
+
+SEEDS = {"A": (0, 1), "B": (2, 3)}
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has been trained. losses, twin: (steps,); the twin's are empty for a healthy run."""
+
+    case: Case
+    seed: int
+    log: Run
+    losses: Array
+    twin: Array
+
+
+def bare(case: Case, seed: int) -> list[float]:
+    """The losses of the twin; nobody watches."""
+    assert case.twin is not None
+    torch.manual_seed(seed)
+    made, out = case.twin(seed), []
+    base = [group["lr"] for group in made.optimizer.param_groups]
+    for step in range(STEPS):
+        for group, lr in zip(made.optimizer.param_groups, base, strict=True):
+            group["lr"] = lr * made.schedule(step)
+        loss = made.loss(step)
+        made.optimizer.zero_grad()
+        loss.backward()
+        if made.clip is not None:
+            nn.utils.clip_grad_norm_(made.model.parameters(), made.clip)
+        made.optimizer.step()
+        out.append(loss.item())
+    return out
+
+
+def trained(case: Case, seed: int, folder: Path, **watch: Any) -> Trained:
+    """Train, unless it has been; gives what was kept."""
+    path, kept = folder / f"{case.name}-{seed}", folder / f"{case.name}-{seed}.json"
+    if not kept.exists():
+        losses = train(case.make, seed, path, STEPS, **{"every_step": True, **watch})
+        kept.write_text(json.dumps({"losses": losses, "twin": bare(case, seed) if case.twin else []}))
+    found = {name: np.array(values, dtype=np.float64) for name, values in json.loads(kept.read_text()).items()}
+    return Trained(case, seed, read_run(path), found["losses"], found["twin"])
+
+
+def pairs(half: str) -> list[tuple[Case, int]]:
+    """Cases of a half with its seeds, unstable ones first."""
+    return [(case, seed) for case in (*UNSTABLE, *HEALTHY) if case.half == half for seed in SEEDS[half]]
+
+
+SMOOTH = 16
+VISIBLE = 0.1
+
+
+def hurt(run: Trained) -> int | None:
+    """First step from which the loss is visibly worse than without the fault; None if that never happens.
+
+    Worse: not finite; or a tenth of what the twin has learned so far (of half its first loss, at least) above the twin.
+    After an injected fault: at this step and in the median of 8. Else: from this step to the end, in medians of 32.
+    Looks back from the end, so that it is earlier than anybody who has only the loss could say so.
+    """
+    if not len(run.twin):
+        return None
+    bad = ~np.isfinite(run.losses)
+    if run.case.fault is None:
+        worse = bad | _worse(run, 32)
+        fine = np.flatnonzero(~worse)
+        start = int(fine[-1]) + 1 if len(fine) else 0
+    else:
+        worse = bad | (_worse(run, 8) & (run.losses > run.twin))
+        after = np.flatnonzero(worse[run.case.fault :])
+        start = run.case.fault + int(after[0]) if len(after) else len(worse)
+    return start if start < len(worse) else None
+
+
+def _worse(run: Trained, ahead: int) -> NDArray[np.bool_]:
+    """At each step, over the steps from it on."""
+    first, out = float(np.median(run.twin[:SMOOTH])), np.zeros(len(run.losses), dtype=bool)
+    for step in range(len(run.losses)):
+        now, twin = run.losses[step : step + ahead], run.twin[step : step + ahead]
+        gained = max(first - float(np.median(twin)), 0.5 * abs(first))
+        out[step] = np.median(now - twin) > VISIBLE * gained
+    return out

@@ -1,0 +1,118 @@
+"""What the engine remembers of a run besides its alerts, for the diagnosis: numbers and steps that stood out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.alerts.points import Array, middle
+from stabwatch.runlog import SeriesKey
+
+_CONTEXT = ("loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale")
+_HIGHER = 1.2
+"""Peaks of the update ratio are kept each time they are higher by this factor, so that few are kept."""
+_JUMP = 2.0
+_WARM = 8
+
+
+@dataclass(frozen=True)
+class UpdatePeak:
+    """A step whose updates were the largest so far.
+
+    ratio: median over layers of update over weight, which a single layer that began at zero does not move.
+    layer, largest: the layer with the largest ratio of that step, and that ratio.
+    """
+
+    step: int
+    ratio: float
+    layer: str
+    largest: float
+
+
+@dataclass(frozen=True)
+class RateJump:
+    """A step at which the learning rate was more than twice what it had been at the point before, and ever."""
+
+    step: int
+    before: float
+    after: float
+
+
+class Memory:
+    """Filled record by record.
+
+    context: the latest finite values of the run's own scalars. update_peaks: the largest last. largest_activation:
+    over all layers, of the last record in which every activation was finite; NaN before there is one.
+    """
+
+    def __init__(self) -> None:
+        self.context: dict[str, float] = {}
+        self.update_peaks: list[UpdatePeak] = []
+        self.rate_jumps: list[RateJump] = []
+        self.largest_rate = 0.0
+        self.rate_at: tuple[int, float] = (0, math.nan)
+        """Step and value of the first learning rate above zero."""
+        self.largest_activation = math.nan
+        self.layer_order: dict[str, int] = {}
+        self._rates = 0
+        self._keys: tuple[SeriesKey, ...] = ()
+        self._context_columns: dict[str, int] = {}
+        self._updates = self._peaks = self._bad = np.empty(0, dtype=np.int64)
+
+    def bind(self, keys: tuple[SeriesKey, ...]) -> None:
+        """Find the columns of a slot table."""
+        self._keys = keys
+        self._context_columns = {k.signal: i for i, k in enumerate(keys) if k.signal in _CONTEXT and not k.layer}
+        self._updates = _columns(keys, "update_to_weight_ratio")
+        self._peaks = _columns(keys, "activation_abs_max")
+        self._bad = _columns(keys, "activation_nonfinite_total")
+        self.layer_order = {keys[c].layer: i for i, c in enumerate(self._peaks.tolist())}
+
+    def restart(self) -> None:
+        """The run goes on from an earlier step."""
+        self.update_peaks.clear()
+        self.rate_jumps.clear()
+
+    def observe(self, step: int, values: Array) -> None:
+        """Look at one record."""
+        self._learning_rate(step, values)
+        for name, column in self._context_columns.items():
+            if not math.isnan(values[column]):
+                self.context[name] = float(values[column])
+        self._update_peak(step, values)
+        peaks = values[self._peaks]
+        if not (values[self._bad] > 0).any() and np.isfinite(peaks).any():
+            self.largest_activation = float(np.nanmax(peaks))
+
+    def _learning_rate(self, step: int, values: Array) -> None:
+        column = self._context_columns.get("learning_rate")
+        now = values[column] if column is not None else math.nan
+        if not now > 0:
+            return
+        before = self.context.get("learning_rate", math.nan)
+        if self._rates >= _WARM and now > _JUMP * max(before, self.largest_rate):
+            self.rate_jumps.append(RateJump(step, before, float(now)))
+        if math.isnan(self.rate_at[1]):
+            self.rate_at = (step, float(now))
+        self.largest_rate = max(self.largest_rate, float(now))
+        self.context["learning_rate_largest"] = self.largest_rate
+        self._rates += 1
+
+    def _update_peak(self, step: int, values: Array) -> None:
+        ratios = values[self._updates]
+        measured = np.flatnonzero(np.isfinite(ratios))
+        if not len(measured):
+            return
+        typical = middle(ratios[measured])
+        if typical > _HIGHER * (self.update_peaks[-1].ratio if self.update_peaks else 0.0):
+            largest = measured[np.argmax(ratios[measured])]
+            layer = self._keys[self._updates[largest]].layer
+            self.update_peaks.append(UpdatePeak(step, typical, layer, float(ratios[largest])))
+
+
+def _columns(keys: Sequence[SeriesKey], signal: str) -> NDArray[np.int64]:
+    return np.array([i for i, k in enumerate(keys) if k.signal == signal], dtype=np.int64)

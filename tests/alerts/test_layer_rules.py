@@ -1,0 +1,102 @@
+"""The rules over sampled and deep signals: each fires, stays silent, survives NaN and gaps, recovers where it can."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+
+from stabwatch.alerts import Engine
+from stabwatch.alerts.causes import ROOT_CAUSES
+from tests.alerts.scenarios import block, wave
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """calm and bad: values of one series. beside: what other series show all the while."""
+
+    series: str
+    calm: list[float]
+    bad: list[float]
+    beside: dict[str, float] = field(default_factory=dict)
+    recovers: bool = True
+
+
+SCENARIOS = {
+    "UpdateTooLarge": Scenario("update a", wave(100, 0.003, 0.1), [0.3] * 8),
+    "WeightsChangedOutsideStep": Scenario("weight a", wave(100, 1.0, 0.0005), [1.2], {"update a": 0.01}),
+    "VanishingGradients": Scenario("flow a", wave(100, 1e-3, 0.1), [1e-7] * 24, {"loss": 3.0}),
+    "TokenCollapse": Scenario("tokens a", wave(100, 0.3, 0.1), [0.995] * 20),
+    "AdamStepTooLarge": Scenario("adam a", wave(100, 0.3, 0.1), [3.0]),
+    "AdamEpsilonTooLarge": Scenario("epsilon a", wave(100, 0.1, 0.1), [0.95] * 12),
+    "SoftmaxCollapse": Scenario("collapse", wave(100, 0.1, 0.1), [0.95] * 20),
+    "RouterCollapse": Scenario("router a", wave(100, 0.5, 0.1), [3.0] * 80),
+    "DeadUnits": Scenario("dead a", wave(100, 0.2, 0.1), [0.9] * 6),
+}
+
+
+def _after(rule, *parts):
+    engine, scenario, first = Engine(), SCENARIOS[rule], 0
+    for part in parts:
+        beside = {name: [value] * len(part) for name, value in scenario.beside.items()}
+        piece = block({scenario.series: part, **beside}, first)
+        engine.observe(piece)
+        first += len(piece)
+    return engine
+
+
+def _states(engine, rule):
+    return [a.state for a in engine.history if a.rule == rule and a.severity != "info"]
+
+
+@pytest.mark.parametrize("rule", SCENARIOS)
+def test_it_stays_silent_on_a_healthy_curve_and_fires_on_a_bad_one(rule):
+    scenario = SCENARIOS[rule]
+    assert _after(rule, scenario.calm).history == ()
+    engine = _after(rule, scenario.calm, scenario.bad)
+    fired = [a for a in engine.history if a.rule == rule]
+    assert fired and all(len(scenario.calm) <= a.onset <= a.step for a in fired)
+    assert fired[-1].description and "nan" not in fired[-1].description
+
+
+@pytest.mark.parametrize("rule", SCENARIOS)
+def test_nan_and_gaps_neither_silence_nor_resolve_it(rule):
+    scenario = SCENARIOS[rule]
+    gaps = _after(rule, scenario.calm, scenario.bad, [None] * 200)
+    assert any(a.rule == rule for a in gaps.active)
+    odd = _after(rule, scenario.calm, scenario.bad, [math.nan] * 30)
+    assert any(a.rule == rule for a in odd.active)
+    between = [x for value in scenario.bad for x in (math.nan, value)]
+    assert _states(_after(rule, scenario.calm, between), rule) == ["firing"]
+
+
+@pytest.mark.parametrize("rule", SCENARIOS)
+def test_it_recovers(rule):
+    scenario = SCENARIOS[rule]
+    engine = _after(rule, scenario.calm, scenario.bad, scenario.calm)
+    assert not any(a.rule == rule for a in engine.active)
+
+
+def test_a_rate_that_comes_back_to_where_it_was_is_no_jump():
+    ratio = [0.05] * 30 + [0.001] * 60 + [0.05] * 30
+    assert Engine().observe(block({"update a": ratio})) == []
+
+
+def test_weights_that_nobody_measures_the_steps_of_are_not_judged():
+    """A layer that another optimizer moves."""
+    assert Engine().observe(block({"weight a": [1.0] * 10 + [2.0] * 10})) == []
+
+
+def test_weights_may_change_by_as_much_as_the_steps_in_a_gap():
+    series = {"weight a": [1.0, *([None] * 99), 1.5], "update a": [0.01, *([None] * 99), 0.01]}
+    assert Engine().observe(block(series)) == []
+
+
+def test_gradients_that_fade_with_the_loss_have_done_their_work():
+    loss = [3.0 * 0.9**i for i in range(150)]
+    assert Engine().observe(block({"flow a": [1e-3 * 0.9**i for i in range(150)], "loss": loss})) == []
+
+
+def test_every_root_cause_has_a_name_of_its_own():
+    assert len({cause.name for cause in ROOT_CAUSES}) == len(ROOT_CAUSES)
