@@ -60,7 +60,7 @@ class HostNumbers:
 
 
 TURN_TAKERS = {(s.tap, s.reduction) for s in CATALOGUE if s.tier == "deep" and s.tap != "attention"}
-"""Their sites are measured one after the other: the first of them brings all of them into the log."""
+"""Their sites are measured one after the other: the first of them brings all of its tap into the log."""
 HOST_CELLS = tuple(host_cell(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))
 
 
@@ -119,8 +119,8 @@ class Assembler:
         self.fired |= fired
         if not fired <= self._shown:
             self._shown |= fired
-            if any((c.tap, c.reduction) in TURN_TAKERS for c in fired):
-                self._shown |= {c for c in self._all.cells if (c.tap, c.reduction) in TURN_TAKERS}
+            taps = {c.tap for c in fired if (c.tap, c.reduction) in TURN_TAKERS}
+            self._shown |= {c for c in self._all.cells if c.tap in taps and (c.tap, c.reduction) in TURN_TAKERS}
             attending = {c.site for c in self.fired if c.reduction == "attention_exact"}
             self._shown |= {c for c in self._all.cells if c.reduction == "attention_entropy" and c.site in attending}
             self._select()

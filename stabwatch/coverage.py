@@ -27,7 +27,7 @@ NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_pro
 
 IN_GRAPH = "inside a compiled graph the deep signals of activations and of their gradients are not measured"
 MHA = "nn.MultiheadAttention applies its output projection as a function, where no hook sees it"
-NO_FAULT = ("residual", "writer", "matrix", "plugin")
+NO_FAULT = ("residual", "writer", "branch", "nonlinearity", "expert", "dropped", "matrix", "radial", "probe", "plugin")
 
 NO_STEP = {
     "tap": "clock",

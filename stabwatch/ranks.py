@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from stabwatch.runlog import Cell, SlotTable
 
-REPLICATED = ("gradient", "weight", "update", "matrix", "matrix_update", "optimizer")
+REPLICATED = ("gradient", "group", "weight", "update", "matrix", "matrix_update", "optimizer")
 _AHEAD = 8
 """Steps between the agreement and the first collective: more than ranks of one job can be apart."""
 _PATIENCE = 200

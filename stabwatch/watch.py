@@ -137,7 +137,7 @@ class Watch:
         self._buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
         self.plugins = PluginTaps(modules.sites.values(), self._parameters.owned, device, self)
         self.plugins.store.register(self._buffer)
-        self._steps = steps = StepTaps(self._model, self._parameters, self.plugins, device, self)
+        self._steps = steps = StepTaps(self._model, modules.sites, self._parameters, self.plugins, device, self)
         steps.register(self._buffer)
         shown = [cell for site in modules.sites.values() for cell in site.fields() if cell.tap == "activation"]
         expected = (*self.cells.expected, *shown, *self._parameters.cells)
@@ -247,6 +247,8 @@ class Watch:
             self._steps.after(optimizer)
         self.guard.run("learning_rate", "always", self._note_rate, optimizer)
         if self._clock.stepped(optimizer):
+            if self._steps is not None:
+                self._steps.step_ends()
             self.guard.run("clock", "always", self._close_step)
 
     def _note_rate(self, optimizer: Any) -> None:
@@ -296,6 +298,7 @@ class Watch:
         self._plan: Plan = self._governor.plan(self.step)
         self.gate.open, self.gate.sampled, self.gate.deep = self._plan.always, self._plan.sampled, self._plan.deep
         self.gate.turn = (self.gate.turn + self._plan.deep) % TURNS
+        self.gate.coming = (self.gate.turn + 1) % TURNS if self._governor.plan(self.step + 1).deep else None
         self.gate.recording = False
 
     # -- reporting ----------------------------------------------------------------------------------
@@ -341,6 +344,16 @@ class Watch:
     def log(self, **scalars: float | Tensor) -> None:
         """Record numbers of this step: `loss` replaces what the taps saw, other names become `logged_value`."""
         self.guard.run("log", "always", self._log_scalars, scalars)
+
+    def probe(self, *args: Any, **kwargs: Any) -> None:
+        """Measure geometry_drift and shift_coherence on this batch: the arguments of one call of the model.
+
+        The model is called on it now, for the reference, and then once in a round of deep steps: a few samples are
+        enough, as at most 128 tokens are compared. Values, gradients and random numbers of the training stay the same,
+        but hooks of others see these calls. A new batch is a new reference.
+        """
+        if self._steps is not None and not self._detached:
+            self.guard.run("drift", "deep", self._steps.drift.start, args, kwargs)
 
     def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
         for name, value in scalars.items():

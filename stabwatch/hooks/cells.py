@@ -17,6 +17,7 @@ LOSS = Cell("loss", "", "mean")
 LOGITS = Cell("logits", "", "logsumexp")
 CERTAINTY = Cell("logits", "", "certainty")
 CLASSES = Cell("logits", "", "classes")
+SCALING = Cell("logits", "", "descent")
 CLIPPED = Cell("gradient", "", "clip")
 LOSS_SCALE = host_cell("loss_scale")
 LOSS_FALLBACKS = ("logged", "module", "output", "function", "backward")
@@ -40,6 +41,7 @@ class RunCells:
         self.logits = new_cell("logsumexp", device)
         self.certainty = new_cell("certainty", device)
         self.classes = new_cell("classes", device)
+        self.scaling = new_cell("descent", device)
         self.clip = new_cell("clip", device)
         self.loss_scale = new_cell("host", device)
         self.logged: dict[str, Tensor] = {}
@@ -51,6 +53,7 @@ class RunCells:
         buffer.add((LOGITS,), lambda: self.logits)
         buffer.add((CERTAINTY,), lambda: self.certainty)
         buffer.add((CLASSES,), lambda: self.classes)
+        buffer.add((SCALING,), lambda: self.scaling)
         buffer.add((CLIPPED,), lambda: self.clip)
         buffer.add((LOSS_SCALE,), lambda: self.loss_scale)
 

@@ -1,4 +1,6 @@
-"""The deep tier at modules: residual stream, residual writers, routers. Sites take turns, so that no step carries all.
+"""The deep tier at modules: residual stream, residual writers, activation functions, experts.
+
+Sites take turns, so that no step carries all.
 
 Not measured inside a compiled graph; coverage says so.
 """
@@ -11,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stabwatch.hooks import experts
 from stabwatch.hooks.roles import Role
 from stabwatch.hooks.sites import Site, first_tensor
 from stabwatch.hooks.store import CellStore
+from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.geometry import stability
 from stabwatch.kernels.mean_mode import dead_units, mean_mode
+from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.moments import moments
 from stabwatch.kernels.precision import precision
-from stabwatch.kernels.router import router
+from stabwatch.kernels.saturation import saturation
 from stabwatch.kernels.shape import shape
 from stabwatch.kernels.tokens import tokens
 from stabwatch.runlog import Cell
@@ -33,8 +39,11 @@ PARTITIONS = 8
 NO_TOKENS = "its input has no token axis: it is not (batch, tokens, features)"
 NO_GRADIENT = "its output needs no gradient (a frozen branch, or reentrant checkpointing)"
 
-_RESIDUAL = ("shape", "tokens", "geometry", "precision")
-_WRITER = ("mean_mode", "units")
+NO_TRUNK = "its block gets no tensor as a positional argument"
+IN_PLACE = "it works in place: its input is gone when it returns"
+
+_RESIDUAL = ("shape", "tokens", "geometry", "precision", "exponents")
+_WRITER = ("mean_mode", "units", "branch")
 
 
 class DeepTaps:
@@ -43,20 +52,26 @@ class DeepTaps:
     def __init__(self, roles: Mapping[Site, Role], device: torch.device) -> None:
         self.generator = torch.Generator().manual_seed(0)
         cells: list[Cell] = []
-        busy = [site for site, role in roles.items() if role.residual or role.writer]
+        busy = [site for site, role in roles.items() if role.residual or role.writer or role.bends or role.stack]
         for turn, site in enumerate(busy):
             site.turn = turn % TURNS
         for site, role in roles.items():
             site.role = role
             cells += [Cell("residual", site.name, r) for r in _RESIDUAL if role.residual]
+            cells += [Cell("probe", site.name, "drift")] * role.residual
             cells += [Cell("writer", site.name, r) for r in _WRITER if role.writer]
-            cells += [Cell("router", site.name, "router")] * (role.top_k > 0)
+            cells += [Cell("nonlinearity", site.name, "saturation")] * role.bends
+            cells += experts.cells(site, role)
             cells += [Cell("attention", site.name, "attention_entropy")] * (site.bracket is not None)
         self.store = CellStore(cells, device)
 
 
-def observe(site: Site, args: Any, output: Any) -> None:
+def observe(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     """The deep signals of one call of a module whose turn it is."""
+    if site.role.bends:
+        site.watch.guard.run("saturation", "deep", _saturation, site, module, args)
+    if site.role.stack:
+        site.watch.guard.run("experts", "deep", experts.stacked, site, module, args)
     out = first_tensor(output)
     if out is None or out.numel() == 0:
         return
@@ -73,9 +88,10 @@ def _residual(site: Site, out: Tensor) -> None:
     rows = _spread(flat, max(1, ELEMENTS // x.shape[-1]))
     _run(site, "shape", lambda: shape(rows))
     _run(site, "precision", lambda: precision(rows))
+    _run(site, "exponents", lambda: exponents(rows))
     if x.dim() == 3 and x.shape[1] > 1:
         _run(site, "tokens", lambda: tokens(x))
-    points = _spread(flat, POINTS)
+    points = points_of(x)
     if points.shape[0] > 3 and points.shape[1] > 3:
         _run(site, "geometry", lambda: stability(points, PARTITIONS, site.watch.deep.generator))
 
@@ -86,6 +102,7 @@ def _run(site: Site, reduction: str, measure: Callable[[], Tensor]) -> None:
 
 
 def _writer(site: Site, args: Any, out: Tensor) -> None:
+    _branch(site, out)
     inputs = first_tensor(args)
     if inputs is None or inputs.dim() != 3 or inputs.shape[1] < 2:
         site.watch.unmeasured("writer", site.name, NO_TOKENS)
@@ -103,15 +120,38 @@ def _written(site: Site, inputs: Tensor, gradients: Tensor) -> None:
 
 
 @torch.no_grad()
-def route(site: Site, module: nn.Module, args: Any) -> None:
-    """A router's logits, from its input and weights: what it returns differs between libraries."""
-    inputs = first_tensor(args)
-    weight: Any = module.weight
-    if inputs is None or inputs.shape[-1] != weight.shape[-1]:
+def _branch(site: Site, out: Tensor) -> None:
+    """What the writer adds, beside the input of the block that it stands in."""
+    block = site.parent
+    while block is not None and not block.role.residual:
+        block = block.parent
+    if block is None or block.input is None:
+        site.watch.unmeasured("branch", site.name, NO_TRUNK)
         return
-    rows = _spread(inputs.detach().flatten(0, -2), max(1, ELEMENTS // weight.shape[-1]))
-    logits = nn.functional.linear(rows, weight.detach().to(rows.dtype))
-    _fold(site, "router", "router", router(logits, site.role.top_k))
+    branch, trunk = moments(out.detach()), moments(block.input.detach())
+    parts = (branch[0] - branch[2], branch[1], trunk[0] - trunk[2], trunk[1])
+    site.watch.deep.store.fold("writer", site.name, "branch", _together(parts))
+
+
+def _together(parts: tuple[Any, ...]) -> Partials:
+    """Numbers on the host stay numbers; those on a device become a tensor."""
+    return torch.stack(parts) if isinstance(parts[0], Tensor) else parts
+
+
+def _saturation(site: Site, module: nn.Module, args: Any) -> None:
+    """The slope of an activation function at some of its inputs, found by calling its `forward` on them again."""
+    x = first_tensor(args)
+    if getattr(module, "inplace", False):
+        site.watch.unmeasured("nonlinearity", site.name, IN_PLACE)
+    elif x is not None and x.numel() and x.dim() > 1:
+        rows = _as_tokens(x.detach()).flatten(0, -2)
+        rows = _spread(rows, max(1, ELEMENTS // rows.shape[-1]))
+        _fold(site, "nonlinearity", "saturation", saturation(module.forward, rows))
+
+
+def points_of(x: Tensor) -> Tensor:
+    """(n, D): at most `POINTS` tokens or samples, evenly spread."""
+    return _spread(_as_tokens(x).flatten(0, -2), POINTS)
 
 
 def _fold(site: Site, tap: str, reduction: str, partials: Tensor) -> None:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.copies import Copies
 from stabwatch.hooks.deep import ELEMENTS, TURNS
+from stabwatch.hooks.last_changes import LastChanges
 from stabwatch.hooks.parameters import local
 from stabwatch.hooks.spectra import Spectra
 from stabwatch.hooks.store import CellStore
-from stabwatch.kernels.direction import adam, direction
+from stabwatch.kernels.direction import adam, direction, invariance, radial
+from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.precision import precision
 from stabwatch.runlog import Cell
 
@@ -35,7 +37,7 @@ class Member:
 
 
 class DeepParameters:
-    """Cells by layer ('direction', 'adam', 'precision') and by matrix ('spectrum')."""
+    """Cells by layer (`_LAYER_CELLS`) and by matrix ('spectrum')."""
 
     def __init__(
         self, model: nn.Module, owned: Iterable[tuple[str, str, nn.Parameter]], device: torch.device, watch: Any
@@ -54,6 +56,8 @@ class DeepParameters:
         self.store = CellStore(cells, device)
         self._copies = Copies()
         self._held: list[tuple[Member, Tensor]] = []
+        self._invariant: dict[int, Tensor] = {}
+        self._last = LastChanges()
 
     @torch.no_grad()
     def before(self, optimizer: Any, turn: int) -> None:
@@ -61,6 +65,9 @@ class DeepParameters:
         mine = [m for m in self._of(optimizer) if m.turn == turn and m.parameter.grad is not None]
         self._held = list(zip(mine, self._copies.of([local(m.parameter) for m in mine]), strict=True))
         self._run("precision", self._formats, mine)
+        self._run("exponents", self._exponents, mine)
+        self._run("descent", self._descent, mine)
+        self._run("radial", self._test_invariance, mine)
 
     @torch.no_grad()
     def after(self, optimizer: Any) -> None:
@@ -68,8 +75,20 @@ class DeepParameters:
         held, self._held = self._held, []
         changes = [(m, old, local(m.parameter).float() - old.float()) for m, old in held]
         self._run("direction", self._directions, changes)
+        self._run("radial", self._radial, changes)
+        self._run("successive", self._successive, changes)
         self._run("adam", self._moments, [m for m, _, _ in changes], optimizer)
         self._run("spectrum", self._all_spectra, changes)
+
+    @torch.no_grad()
+    def before_turn(self, optimizer: Any, turn: int) -> None:
+        """The next step is the turn's: some numbers of its parameters are copied, to see what this one does."""
+        mine = [m for m in self._of(optimizer) if m.turn == turn and m.parameter.grad is not None]
+        self._last.hold([local(m.parameter) for m in mine])
+
+    def after_turn(self) -> None:
+        """Keep what the step did to them, until the next step."""
+        self._last.keep(self._watch.step)
 
     def _run(self, probe: str, action: Any, *args: Any) -> None:
         self._watch.guard.run(probe, "deep", action, *args)
@@ -79,6 +98,41 @@ class DeepParameters:
             grad = local(m.parameter.grad)
             if grad.numel() and not grad.is_sparse:
                 self.store.fold("gradient", m.layer, "precision", precision(_as_rows(grad)))
+
+    def _exponents(self, members: list[Member]) -> None:
+        for m in members:
+            grad = local(m.parameter.grad)
+            if grad.numel() and not grad.is_sparse:
+                self.store.fold("gradient", m.layer, "exponents", exponents(_as_rows(grad)))
+
+    def _descent(self, members: list[Member]) -> None:
+        for m in members:
+            grad = local(m.parameter.grad)
+            if grad.numel() and not grad.is_sparse:
+                self.store.fold("gradient", m.layer, "descent", direction(-grad, local(m.parameter)))
+
+    def _test_invariance(self, members: list[Member]) -> None:
+        self._invariant = {}
+        for m in members:
+            weight, grad = local(m.parameter), local(m.parameter.grad)
+            if weight.shape != m.parameter.shape:
+                self._watch.unmeasured("radial", m.layer, SHARDED)
+            elif weight.dim() > 1 and weight.numel() and not grad.is_sparse:
+                self._invariant[id(m.parameter)] = found = invariance(weight, grad)
+                size = torch.full((), float(weight.numel()), device=weight.device)
+                self.store.fold("update", m.layer, "invariance", torch.stack((size, size * found.any())))
+
+    def _radial(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
+        found, self._invariant = self._invariant, {}
+        for m, old, change in changes:
+            if id(m.parameter) in found:
+                self.store.fold("update", m.layer, "radial", radial(change, old, found[id(m.parameter)]))
+
+    def _successive(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
+        for m, _, change in changes:
+            partials = self._last.compare(local(m.parameter), change, self._watch.step)
+            if partials is not None:
+                self.store.fold("update", m.layer, "successive", partials)
 
     def _directions(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
         for m, old, change in changes:
@@ -113,7 +167,10 @@ class DeepParameters:
         return [self._members[id(p)] for p in params if id(p) in self._members]
 
 
-_LAYER_CELLS = (("update", "direction"), ("optimizer", "adam"), ("gradient", "precision"))
+_LAYER_CELLS = (
+    ("update", "direction"), ("update", "invariance"), ("update", "radial"), ("update", "successive"),
+    ("optimizer", "adam"), ("gradient", "precision"), ("gradient", "exponents"), ("gradient", "descent"),
+)  # fmt: skip
 
 
 def _as_rows(x: Tensor) -> Tensor:

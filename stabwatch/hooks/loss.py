@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from stabwatch.kernels.classes import classes
+from stabwatch.kernels.direction import direction
 from stabwatch.kernels.logsumexp import row_statistics
 from stabwatch.kernels.merge import Partials, merge_
 from stabwatch.kernels.where import on_host
-from stabwatch.signals.reductions import CERTAINTY, CLASSES, LOGSUMEXP, MEAN
+from stabwatch.signals.reductions import CERTAINTY, CLASSES, DESCENT, LOGSUMEXP, MEAN
 
 TRACED_ROWS = 1024
 """Rows whose logsumexp is computed afresh inside a compiled graph, evenly spread."""
+SCALING_ROWS = 256
+"""Rows of which a gradient is taken."""
 _DEPTH = 8
+_cross_entropy = torch.nn.functional.cross_entropy
 
 
 @torch.no_grad()
@@ -33,6 +37,7 @@ def cross_entropy(watch: Any, out: Tensor, logits: Tensor, target: Tensor, args:
     if watch.gate.deep:
         rows, _ = _sampled_rows(logits, target)
         merge_(CLASSES, watch.cells.classes, classes(rows))
+        merge_(DESCENT, watch.cells.scaling, scaling(logits, target, *args, **kw))
 
 
 @torch.no_grad()
@@ -58,6 +63,32 @@ def _fold_certainty(cells: Any, lse: Tensor, log_p: Tensor, labels: Tensor) -> N
     known = labels >= 0  # those to be ignored are negative by every convention in use
     collapsed = (known & (log_p == 0)).sum(dtype=torch.float32)
     merge_(CERTAINTY, cells.certainty, torch.stack((known.sum(dtype=torch.float32), collapsed)))
+
+
+def scaling(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """float32 (4,): how far the descent direction of some rows of logits points along the logits themselves.
+
+    The gradient is that of the loss as it was called, on a copy of those rows. The logits less their mean over the
+    classes, which the softmax does not see.
+    """
+    stride = max(1, logits.numel() // logits.shape[0 if logits.dim() == 1 else 1] // SCALING_ROWS)
+    rows = _rows_of(logits)[::stride].detach().float()
+    picked = (_rows_of(target) if target.is_floating_point() else target.reshape(-1))[::stride]
+    with torch.enable_grad():
+        free = rows.requires_grad_()
+        loss = _cross_entropy(free, picked, weight, None, ignore_index, None, "sum", label_smoothing)
+        (gradient,) = torch.autograd.grad(loss, free)
+    rows = rows.detach()
+    return direction(-gradient, rows - rows.mean(dim=-1, keepdim=True))
 
 
 def mean_partials(loss: Tensor, samples: Tensor | float) -> Partials:
@@ -124,9 +155,13 @@ def _saved_log_probabilities(loss: Tensor) -> Tensor | None:
 def _sampled_rows(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
     """At most some thousand rows (N, classes), evenly spread, and their labels if these are class indices."""
     labels = None if target.is_floating_point() else target.reshape(-1)
-    if logits.dim() > 2:
-        logits = logits.movedim(1, -1).flatten(0, -2)
-    elif logits.dim() == 1:
-        logits = logits.unsqueeze(0)
+    logits = _rows_of(logits)
     stride = max(1, logits.shape[0] // TRACED_ROWS)
     return logits[::stride], None if labels is None else labels[::stride]
+
+
+def _rows_of(logits: Tensor) -> Tensor:
+    """(N, classes) of (classes,), (N, classes) or (N, classes, ...)."""
+    if logits.dim() > 2:
+        return logits.movedim(1, -1).flatten(0, -2)
+    return logits.unsqueeze(0) if logits.dim() == 1 else logits

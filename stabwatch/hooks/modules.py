@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from stabwatch.hooks import deep
+from stabwatch.hooks import deep, experts
+from stabwatch.hooks.depth import Stacks
 from stabwatch.hooks.probe import Probing
 from stabwatch.hooks.sites import Chosen, Gate, Site, device_of, first_tensor, looks_like_attention, new_cell
 from stabwatch.kernels.merge import merge_
@@ -58,7 +59,10 @@ def after_root(module: nn.Module, args: Any, output: Any) -> None:
 
 def before(module: nn.Module, args: Any) -> None:
     """Pre-hook of a watched module."""
-    CURSOR.site = module._stabwatch  # type: ignore[assignment]
+    site: Site | None = module._stabwatch  # type: ignore[assignment]
+    CURSOR.site = site
+    if not tracing() and site is not None and site.role.residual and site.gate.recording and site.gate.deep:
+        site.input = first_tensor(args)
 
 
 def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -73,8 +77,10 @@ def after(module: nn.Module, args: Any, output: Any) -> None:
         site.gate.traced = True
         if site.gate.sampled and site.activation is not None:
             _measure(site, output)
-    elif (site.gate.sampled or site.gate.deep or site.gate.plugins) and not in_backward():
+        return
+    if (site.gate.sampled or site.gate.deep or site.gate.plugins) and not in_backward():
         _see(site, module, args, output)
+    site.input = None
 
 
 def _see(site: Site, module: nn.Module, args: Any, output: Any) -> None:
@@ -82,9 +88,9 @@ def _see(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     if site.gate.sampled and site.activation is not None:
         guard.run("activation", "sampled", _measure, site, output)
     if site.gate.sampled and site.role.top_k:
-        guard.run("router", "sampled", deep.route, site, module, args)
+        guard.run("router", "sampled", experts.routed, site, module, args)
     if site.gate.deep and site.turn == site.gate.turn:
-        deep.observe(site, args, output)
+        deep.observe(site, module, args, output)
     if site.activation is not None:
         site.watch.plugins.activation(site, output)
 
@@ -111,6 +117,7 @@ class ModuleTaps:
             site = Site(item.name, gate, watch, parent, looks_like_attention(item.module))
             self._hook(item, site, device_of(item.module, device))
             self.sites[item.path] = site
+        self._stacks = Stacks([(item, self.sites[item.path]) for item in chosen], gate, device)
         self.deep = deep.DeepTaps({self.sites[item.path]: item.role for item in chosen}, device)
 
     def _parent(self, path: str) -> Site | None:
@@ -141,6 +148,7 @@ class ModuleTaps:
         for site in self.sites.values():
             for cell, field in site.fields().items():
                 buffer.add((cell,), lambda site=site, field=field: getattr(site, field))
+        self._stacks.register(buffer)
         self.deep.store.register(buffer)
 
     @property

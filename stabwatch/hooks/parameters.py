@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,10 @@ from stabwatch.hooks.copies import Copies
 from stabwatch.hooks.sites import new_cell, site_name
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Cell
+
+GROUPS = 16
+"""Parameter groups that have a series of their own; those beyond share the last one."""
+GROUP_NAMES = (*(f"group{i}" for i in range(GROUPS)), "other groups")
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class Owned:
 class ParameterTaps:
     """One row per layer: a layer is the nearest watched module that owns the parameter.
 
-    gradient, weight: float32 (layers, 4), moments. update: float32 (layers, 3).
+    gradient, weight: float32 (layers, 4), moments. update: float32 (layers, 3). group: float32 (groups, 2), a row per
+    parameter group of the optimizers, in the order in which they are first seen.
     Updates need the parameters as they were: at most `update_bytes` of copies are held, and the layers take turns
     when they do not fit together. `too_large` names the layers that do not fit alone; their updates are not measured.
     """
@@ -42,6 +49,9 @@ class ParameterTaps:
         self._turns, large = _turns(self.owned, rows, update_bytes)
         self.too_large = tuple(self.layers[row] for row in large)
         self._turn = 0
+        self.group = _units("group", GROUPS + 1, device)
+        self._numbers: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
+        self._next_number = count()
         self._copies = Copies()
         self._before: list[tuple[Tensor, Tensor, int]] = []
 
@@ -56,13 +66,37 @@ class ParameterTaps:
 
     def measure_gradients(self, optimizer: Any) -> None:
         """Moments of the gradients that the optimizer is about to use."""
-        mine = [o for o in self._stepped(optimizer) if o.parameter.grad is not None]
-        grads = [local(o.parameter.grad) for o in mine]
-        _grouped(grads, [o.row for o in mine], self.gradient)
+        found = self._by_group(optimizer)
+        pairs = list(dict.fromkeys((o.row, group) for o, group in found))
+        rows = {pair: i for i, pair in enumerate(pairs)}
+        out = _units("moments", len(pairs), self.gradient.device)
+        _grouped([local(o.parameter.grad) for o, _ in found], [rows[o.row, group] for o, group in found], out)
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
-        if isinstance(scale, Tensor) and grads:
-            self.gradient[:, 1].div_(scale.square())
-            self.gradient[:, 3].div_(scale)
+        if isinstance(scale, Tensor):
+            out[:, 1].div_(scale.square())
+            out[:, 3].div_(scale)
+        self._add(out, pairs)
+
+    def _by_group(self, optimizer: Any) -> list[tuple[Owned, int]]:
+        """The parameters that will be stepped, each with the number of its group."""
+        known = self._numbers.setdefault(optimizer, {})
+        for i in range(len(known), len(optimizer.param_groups)):
+            known[i] = min(next(self._next_number), GROUPS)
+        return [
+            (self._by_id[id(p)], known[i])
+            for i, group in enumerate(optimizer.param_groups)
+            for p in group["params"]
+            if id(p) in self._by_id and p.grad is not None
+        ]
+
+    def _add(self, found: Tensor, pairs: list[tuple[int, int]]) -> None:
+        """Moments by layer and group, to those of the layers and to the norms of the groups."""
+        if not pairs:
+            return
+        layers, groups = (torch.tensor(numbers, device=found.device) for numbers in zip(*pairs, strict=True))
+        self.gradient[:, :3].index_add_(0, layers, found[:, :3])
+        self.gradient[:, 3].scatter_reduce_(0, layers, found[:, 3], reduce="amax")
+        self.group.index_add_(0, groups, found[:, :2])
 
     def measure_all_gradients(self) -> None:
         """The same for all parameters, when no optimizer will step (a skipped step)."""
@@ -93,8 +127,8 @@ class ParameterTaps:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, in the order of `register`."""
-        return tuple(cell for cells, _ in self._matrices() for cell in cells)
+        """The cells that are expected: those of the layers, in the order of `register`."""
+        return tuple(cell for cells, _ in self._matrices() for cell in cells if cell.tap != "group")
 
     def register(self, buffer: Any) -> None:
         """Put the matrices into a StepBuffer."""
@@ -104,6 +138,7 @@ class ParameterTaps:
     def _matrices(self) -> list[tuple[tuple[Cell, ...], Tensor]]:
         return [
             (tuple(Cell("gradient", name, "moments") for name in self.layers), self.gradient),
+            (tuple(Cell("group", name, "group") for name in GROUP_NAMES), self.group),
             (tuple(Cell("weight", name, "moments") for name in self.layers), self.weight),
             (tuple(Cell("update", name, "update") for name in self.layers), self.update),
         ]

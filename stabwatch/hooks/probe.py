@@ -6,7 +6,7 @@ of the model is changed: parameters and buffers are replaced for the call, rando
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,7 +81,7 @@ class Probe:
         assert self._call is not None
         args, kwargs = self._call
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
-        with _random_states_kept(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
+        with random_states_kept(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
             out = functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
         found = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
         logits = found if isinstance(found, Tensor) else first_tensor(out)
@@ -96,9 +96,14 @@ class Probe:
 
 
 @contextmanager
-def _random_states_kept(model: nn.Module) -> Iterator[None]:
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=[d.index for d in devices if d.index is not None]):
+def random_states_kept(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Puts the random states of the host and of the model's devices back; between, they begin at a seed of ours."""
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            generators = [torch.default_generator, *(torch.cuda.default_generators[d] for d in devices)]
+            for generator in generators:
+                generator.manual_seed(seed)
         yield
 
 
@@ -107,17 +112,21 @@ def _batch_size(inputs: Sequence[Any]) -> int:
     return int(sizes[0]) if sizes else 0
 
 
-class _first:
-    """Cuts every tensor of the batch's size in its first dimension to `most`, through tuples, lists and dicts."""
+def detached(x: Any) -> Any:
+    """Copies of all tensors of a call, through tuples, lists and dicts."""
+    return _mapped(x, lambda t: t.detach().clone())
 
-    def __init__(self, size: int, most: int) -> None:
-        self._size, self._most = size, most
 
-    def __call__(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return x.detach()[: self._most].clone() if x.dim() and x.shape[0] == self._size else x.detach()
-        if isinstance(x, dict):
-            return {key: self(value) for key, value in x.items()}
-        if type(x) in (tuple, list):
-            return type(x)(self(value) for value in x)
-        return x
+def _first(size: int, most: int) -> Callable[[Any], Any]:
+    """Cuts every tensor of the batch's size in its first dimension to `most`."""
+    return lambda x: _mapped(x, lambda t: t.detach()[:most].clone() if t.dim() and len(t) == size else t.detach())
+
+
+def _mapped(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(x, Tensor):
+        return change(x)
+    if isinstance(x, dict):
+        return {key: _mapped(value, change) for key, value in x.items()}
+    if type(x) in (tuple, list):
+        return type(x)(_mapped(value, change) for value in x)
+    return x

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
+_BENDS = re.compile(
+    r"(GELU|SiLU|Swish|Mish|Tanh|Sigmoid|Softsign|ELU)(Tanh|Activation)?$|^Hard(tanh|sigmoid|swish)$|^ReLU6$"
+)
+"""Classes of elementwise functions that go flat somewhere; ReLU, which is flat by design, is not among them."""
+_ROUTER = re.compile(r"router|^gate$|gating")
 _CHOSEN = ("top_k", "num_experts_per_tok", "k", "topk")
 
 
 @dataclass(frozen=True)
 class Role:
-    """residual: its output is the residual stream. writer: it writes into that. top_k: of a router; 0 for none."""
+    """residual: its output is the residual stream. writer: it writes into that. bends: an activation function.
+
+    top_k, experts, capacity: of a router; 0 for none, and the capacity factor that it states. stack: how many experts
+    one module holds; 0 for any other.
+    """
 
     residual: bool = False
     writer: bool = False
+    bends: bool = False
     top_k: int = 0
+    experts: int = 0
+    capacity: float = 0.0
+    stack: int = 0
 
     def __bool__(self) -> bool:
-        return self.residual or self.writer or self.top_k > 0
+        return self != NO_ROLE
 
 
 NO_ROLE = Role()
@@ -31,9 +46,17 @@ def find_roles(modules: Mapping[str, nn.Module], blocks: set[str], shown: set[st
     """The roles of modules by path. Where no block repeats, the stream is seen at every module in `shown`."""
     residual = {path for path in blocks if path in shown} or shown
     writers = {path for block in blocks for path in _writers(block, modules)}
-    routers = {path: k for path in modules if (k := _top_k(path, modules))}
-    paths = residual | writers | set(routers)
-    return {path: Role(path in residual, path in writers, routers.get(path, 0)) for path in modules if path in paths}
+    found = {
+        path: Role(
+            residual=path in residual,
+            writer=path in writers,
+            bends=bool(_BENDS.search(type(module).__name__)) and not list(module.children()),
+            stack=_stack(path, module),
+            **_router(path, modules),
+        )
+        for path, module in modules.items()
+    }
+    return {path: role for path, role in found.items() if role}
 
 
 def _writers(block: str, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -67,13 +90,26 @@ def _width(block: nn.Module) -> int | None:
     return max(sizes, key=lambda n: (sizes[n], n)) if sizes else None
 
 
-def _top_k(path: str, modules: Mapping[str, nn.Module]) -> int:
-    parent_path, _, name = path.rpartition(".")
-    parent = modules.get(parent_path)
-    if not path or parent is None or not hasattr(parent, "experts") or not re.search(r"router|^gate$|gating", name):
-        return 0
+def _router(path: str, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What is known of a router: a matrix beside `experts`, or inside of what lies beside them."""
     weight = getattr(modules[path], "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return {}
+    above = [path.rsplit(".", up)[0] for up in (1, 2) if path.count(".") >= up] + [""] * (path.count(".") < 2)
+    for child, owner in zip([path, *above], above, strict=False):
+        if hasattr(modules.get(owner), "experts") and _ROUTER.search(child.rpartition(".")[2]):
+            owners = [modules[p] for p in dict.fromkeys((path, child, owner))]
+            chosen = (getattr(o, word, None) for o in owners for word in _CHOSEN)
+            top_k = next((k for k in chosen if isinstance(k, int) and 0 < k <= len(weight)), 1)
+            stated = (getattr(o, "capacity_factor", None) for o in owners)
+            capacity = next((float(c) for c in stated if isinstance(c, int | float) and c > 0), 0.0)
+            return {"top_k": top_k, "experts": len(weight), "capacity": capacity}
+    return {}
+
+
+def _stack(path: str, module: nn.Module) -> int:
+    """Experts in one module that is called with tokens, the experts of each, and their weights."""
+    stacked = [p for p in module.parameters(recurse=False) if p.dim() == 3]
+    if not stacked or path.rpartition(".")[2] != "experts":
         return 0
-    found = (getattr(owner, word, None) for owner in (modules[path], parent) for word in _CHOSEN)
-    return next((k for k in found if isinstance(k, int) and 0 < k <= len(weight)), 1)
+    return len(stacked[0]) if len(inspect.signature(module.forward).parameters) >= 3 else 0

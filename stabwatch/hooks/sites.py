@@ -53,6 +53,8 @@ class Gate:
         self.deep = False
         self.turn = 0
         """Which of the sites that share the deep steps is measured in this one."""
+        self.coming: int | None = None
+        """The turn of the next step, if that is going to be a deep one."""
         self.traced = False
         """A compiler has traced the taps: parts of the model run inside a compiled graph."""
         self.plugins = False
@@ -91,6 +93,8 @@ class Site:
         self.exact: Tensor | None = None
         self.role = NO_ROLE
         self.turn: int | None = None
+        self.input: Tensor | None = None
+        """Of a block, while it runs and its writers may ask for it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

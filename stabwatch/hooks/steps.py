@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import nn
 
 from stabwatch.guards import TaylorGuard
 from stabwatch.hooks.deep_parameters import DeepParameters
+from stabwatch.hooks.drift import DriftTap
 from stabwatch.hooks.parameters import ParameterTaps
 from stabwatch.hooks.plugged import PluginTaps
 from stabwatch.hooks.probe import Probe
+from stabwatch.hooks.sites import Site
 from stabwatch.hooks.taylor import STEP, TaylorTap
 
 
@@ -22,7 +25,13 @@ class StepTaps:
     """
 
     def __init__(
-        self, model: nn.Module, parameters: ParameterTaps, plugins: PluginTaps, device: torch.device, watch: Any
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        parameters: ParameterTaps,
+        plugins: PluginTaps,
+        device: torch.device,
+        watch: Any,
     ) -> None:
         self._model = model
         self._watch = watch
@@ -32,6 +41,7 @@ class StepTaps:
         self._probe = Probe(model) if watch.config.taylor or watch.config.guard else None
         self._taylor = TaylorTap(model, self._probe, device) if self._probe and watch.config.taylor else None
         self._guards: dict[int, TaylorGuard] = {}
+        self.drift = DriftTap(model, sites, watch.deep)
 
     def register(self, buffer: Any) -> None:
         """Put all cells into a StepBuffer."""
@@ -53,7 +63,14 @@ class StepTaps:
             run("hold", "deep", self._deep.before, optimizer, gate.turn)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.before, optimizer)
+        if gate.coming is not None:
+            run("successive", "deep", self._deep.before_turn, optimizer, gate.coming)
         run("plugins", "always", self._plugins.parameters, optimizer)
+
+    def step_ends(self) -> None:
+        """All optimizers have stepped."""
+        if self._watch.gate.deep and self._watch.gate.turn == 0:
+            self._watch.guard.run("drift", "deep", self.drift.measure)
 
     def _set_guard(self, optimizer: Any) -> None:
         self._guards[id(optimizer)] = TaylorGuard(optimizer, self._model, probe=self._probe)
@@ -67,6 +84,8 @@ class StepTaps:
             run("hold", "deep", self._deep.after, optimizer)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.after, optimizer)
+        if gate.coming is not None:
+            run("successive", "deep", self._deep.after_turn)
 
     def remove(self) -> None:
         """Take the hooks of guards and probes off again."""

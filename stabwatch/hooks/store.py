@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stabwatch.hooks.sites import new_cell
-from stabwatch.kernels.merge import merge_
+from stabwatch.kernels.merge import Partials, merge_
 from stabwatch.runlog import Cell
 from stabwatch.signals.reductions import REDUCTIONS
 
@@ -29,6 +29,15 @@ class CellStore:
         for mine, rows in self._groups.values():
             buffer.add(mine, lambda rows=rows: rows)
 
-    def fold(self, tap: str, site: str, reduction: str, partials: Tensor) -> None:
+    def __contains__(self, cell: object) -> bool:
+        return cell in self._rows
+
+    def fold(self, tap: str, site: str, reduction: str, partials: Partials) -> None:
         """Merge partials into a cell."""
         merge_(REDUCTIONS[reduction], self._rows[Cell(tap, site, reduction)], partials)
+
+    def fold_all(self, first: Cell, partials: Tensor) -> None:
+        """Merge partials (n, fields) into n cells that were given one after the other, from `first` on."""
+        mine, rows = self._groups[first.reduction]
+        start = mine.index(first)
+        merge_(REDUCTIONS[first.reduction], rows[start : start + len(partials)], partials)

@@ -15,8 +15,8 @@ Tier = Literal["always", "sampled", "deep"]
 Worst = Literal["max", "min"]
 
 TAPS = (
-    "activation", "residual", "writer", "attention", "router", "logits", "loss",
-    "gradient", "weight", "matrix", "update", "matrix_update", "optimizer", "step", "host", "logged",
+    "activation", "residual", "writer", "nonlinearity", "attention", "router", "expert", "probe", "logits", "loss",
+    "gradient", "group", "weight", "matrix", "update", "matrix_update", "optimizer", "step", "host", "logged",
 )  # fmt: skip
 
 

@@ -83,6 +83,21 @@ def stable_rank(x: Array) -> Array:
     return x[..., 0] / x[..., 1] / x[..., 2] ** 2
 
 
+def rms_ratio(x: Array) -> Array:
+    """Root mean square over root mean square: sumsq and count of each."""
+    return np.sqrt(x[..., 0] / x[..., 1] * x[..., 3] / x[..., 2])
+
+
+def deviation(x: Array) -> Array:
+    """Standard deviation: sum, sum of squares, count."""
+    return np.sqrt(np.maximum(x[..., 1] / x[..., 2] - (x[..., 0] / x[..., 2]) ** 2, 0.0))
+
+
+def fp16_headroom(x: Array) -> Array:
+    """Powers of two between a maximum and 65504, the largest number of float16; negative beyond it; NaN for 0."""
+    return np.log2(65504.0) - np.log2(np.where(x[..., 0] > 0, x[..., 0], np.nan))
+
+
 def standard_error(x: Array) -> Array:
     """Of a mean: sum, sum of squares, count; NaN below two."""
     total, squares, n = x[..., 0], x[..., 1], x[..., 2]
@@ -93,6 +108,7 @@ ARITY: dict[str, tuple[int, ...]] = {
     "same": (1,), "negated": (1,), "mean": (2, 3), "rms": (2, 3),
     "root_ratio": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
     "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,),
+    "rms_ratio": (4,), "deviation": (3,), "fp16_headroom": (1,),
 }  # fmt: skip
 """How many partials each formula reads; those that are not listed take those of any number of cells."""
 
@@ -101,6 +117,7 @@ FORMULAS: dict[str, Formula] = {
     for f in (
         same, negated, mean, rms, norm, root_ratio, total,
         share, quotient, cosine, kurtosis, peak, stable_rank, standard_error,
+        rms_ratio, deviation, fp16_headroom,
     )
 }  # fmt: skip
 

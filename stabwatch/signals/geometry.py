@@ -12,8 +12,8 @@ _MEAN_MODE = "Mean Mode Screaming, arXiv:2605.06169, erwold/mv-split"
 
 def _signal(name: str, help: str, reduction: str, formula: str, *fields: str, **more: Any) -> Signal:
     return Signal(
-        name=name, help=help, unit=more.pop("unit", "1"), tap="residual", reduction=reduction, fields=fields,
-        formula=formula, tier="deep", **more,
+        name=name, help=help, unit=more.pop("unit", "1"), tap=more.pop("tap", "residual"), reduction=reduction,
+        fields=fields, formula=formula, tier="deep", **more,
     )  # fmt: skip
 
 
@@ -37,6 +37,18 @@ SIGNALS = (
         "token_mean_energy_ratio",
         "Norm of the token mean over the norm of what differs from it.",
         "tokens", "root_ratio", "mean_sumsq", "centred_sumsq", unit="ratio", source=_MEAN_MODE,
+    ),
+    _signal(
+        "geometry_drift",
+        "Change of a fixed batch's token distances since `watch.probe` was called: 1 less their rank correlation.",
+        "drift", "mean", "drift", "count", tap="probe",
+        source="shesha-geometry 0.3.0, rdm_drift",
+    ),
+    _signal(
+        "shift_coherence",
+        "Mean cosine of each token's shift since `watch.probe` was called to the mean shift.",
+        "drift", "mean", "coherence", "count", tap="probe",
+        source="Shesha geometric stability, its study of CRISPR screens",
     ),
     _signal(
         "activation_kurtosis",

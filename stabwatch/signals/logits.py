@@ -56,6 +56,18 @@ SIGNALS = (
         source="Prieto et al. 2025, Grokking at the edge of numerical stability, arXiv:2501.04697",
     ),
     Signal(
+        name="logit_scaling_cosine",
+        help="Cosine of the logits' descent direction with the logits: near 1 the loss falls by scaling them alone.",
+        unit="1",
+        tap="logits",
+        reduction="descent",
+        fields=("dot", "gradient_sumsq", "along_sumsq"),
+        formula="cosine",
+        level="run",
+        tier="deep",
+        source="Prieto et al. 2025, Grokking at the edge of numerical stability, arXiv:2501.04697",
+    ),
+    Signal(
         name="output_logit_max",
         help="Largest output logit.",
         unit="1",

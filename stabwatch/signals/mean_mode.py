@@ -38,6 +38,11 @@ SIGNALS = (
         "quotient", "whole_sumsq", "outer",
     ),
     _writer(
+        "branch_trunk_ratio",
+        "Root mean square of what a residual writer adds over that of its block's input.",
+        "rms_ratio", "branch_sumsq", "count", "trunk_sumsq", "trunk_count", unit="ratio", reduction="branch",
+    ),
+    _writer(
         "dead_units_ratio",
         "Share of the inputs of a residual writer that are zero for every token of the batch.",
         "mean", "dead", "count", unit="ratio", reduction="units", source="",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from stabwatch.signals.declaration import Signal
 
+_ADAMP = "AdamP, arXiv:2006.08217, its test of scale invariance"
+
 SIGNALS = (
     Signal(
         name="update_weight_cosine",
@@ -15,6 +17,51 @@ SIGNALS = (
         formula="cosine",
         tier="deep",
         source="AdamP, arXiv:2006.08217 (radial share of the update)",
+    ),
+    Signal(
+        name="update_last_cosine",
+        help="Cosine of a step's change of a layer's parameters with the last step's: at most 65,536 numbers of each.",
+        unit="1",
+        tap="update",
+        reduction="successive",
+        fields=("dot", "update_sumsq", "last_sumsq"),
+        formula="cosine",
+        tier="deep",
+        worst="min",
+    ),
+    Signal(
+        name="scale_invariant_ratio",
+        help="Share of a layer's matrices whose gradient is orthogonal to them: a norm follows, size says nothing.",
+        unit="ratio",
+        tap="update",
+        reduction="invariance",
+        fields=("invariant", "count"),
+        formula="mean",
+        tier="deep",
+        worst="min",
+        source=_ADAMP,
+    ),
+    Signal(
+        name="radial_update_share",
+        help="Share of the squared change of a layer's scale-invariant weights that only changes their size.",
+        unit="1",
+        tap="update",
+        reduction="radial",
+        fields=("radial_sumsq", "update_sumsq"),
+        formula="quotient",
+        tier="deep",
+        source=_ADAMP,
+    ),
+    Signal(
+        name="effective_step_size",
+        help="Angle in radians by which a step turns a layer's scale-invariant weight vectors, root mean square.",
+        unit="1",
+        tap="update",
+        reduction="radial",
+        fields=("turned_sumsq", "count"),
+        formula="rms",
+        tier="deep",
+        source=_ADAMP,
     ),
     Signal(
         name="adam_step_rms",

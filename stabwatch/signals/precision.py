@@ -20,7 +20,7 @@ _FIELDS = {
     "nvfp4_lost": ("nvfp4_lost", "rounds to zero in NVFP4"),
 }
 
-SIGNALS = tuple(
+_LOST = tuple(
     Signal(
         name=f"{kind}_{name}_ratio",
         help=f"Share of {what} that {happens}.",
@@ -35,3 +35,32 @@ SIGNALS = tuple(
     for kind, (tap, what) in _KINDS.items()
     for name, (field, happens) in _FIELDS.items()
 )
+
+_EXPONENTS = tuple(
+    signal
+    for kind, (tap, what) in _KINDS.items()
+    for signal in (
+        Signal(
+            name=f"{kind}_fp16_subnormal_ratio",
+            help=f"Share of {what} that float16 holds with fewer digits (below 2^-14, not lost), zeros left out.",
+            unit="ratio",
+            tap=tap,
+            reduction="exponents",
+            fields=("subnormal", "count"),
+            formula="mean",
+            tier="deep",
+        ),
+        Signal(
+            name=f"{kind}_exponent_spread",
+            help=f"Standard deviation of the binary exponents of {what}, zeros left out: a format needs several of it.",
+            unit="1",
+            tap=tap,
+            reduction="exponents",
+            fields=("sum", "sumsq", "count"),
+            formula="deviation",
+            tier="deep",
+        ),
+    )
+)
+
+SIGNALS = (*_LOST, *_EXPONENTS)

@@ -78,6 +78,16 @@ MEAN_MODE = _reduction("mean_mode", count="sum", mean_sumsq="sum", centred_sumsq
 UNITS = _reduction("units", count="sum", dead="sum")
 SPECTRUM = _reduction("spectrum", count="sum", sumsq="sum", first="max", second="max", residual="max")
 DIRECTION = _reduction("direction", count="sum", dot="sum", update_sumsq="sum", weight_sumsq="sum")
+SUCCESSIVE = _reduction("successive", count="sum", dot="sum", update_sumsq="sum", last_sumsq="sum")
+INVARIANCE = _reduction("invariance", count="sum", invariant="sum")
+RADIAL = _reduction("radial", count="sum", update_sumsq="sum", radial_sumsq="sum", turned_sumsq="sum")
+DESCENT = _reduction("descent", count="sum", dot="sum", gradient_sumsq="sum", along_sumsq="sum")
+GROUP = _reduction("group", count="sum", sumsq="sum")
+BRANCH = _reduction("branch", count="sum", branch_sumsq="sum", trunk_count="sum", trunk_sumsq="sum")
+DEPTH = _reduction("depth", count="sum", rise="sum", spread="sum")
+SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
+EXPONENTS = _reduction("exponents", count="sum", sum="sum", sumsq="sum", subnormal="sum")
+DRIFT = _reduction("drift", count="sum", drift="sum", coherence="sum")
 ADAM = _reduction("adam", count="sum", step_sumsq="sum", stale="sum")
 PRECISION = _reduction(
     "precision",
@@ -88,13 +98,18 @@ TAYLOR = _reduction("taylor", count="sum", sum="sum", beyond="sum", max="max", s
 CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
+CAPACITY = _reduction("capacity", count="sum", overflow="sum")
+DROPPED = _reduction("dropped", count="sum", dropped="sum")
+LOAD = _reduction("load", count="sum", load="sum")
+EXPERT = _reduction("expert", count="sum", sumsq="sum")
 
 REDUCTIONS: dict[str, Reduction] = {
     r.name: r
     for r in (
         MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, ATTENTION_ENTROPY, CLIP, HOST, HOST_COUNT,
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
-        ROUTER,
+        ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, DESCENT, GROUP, BRANCH, DEPTH,
+        SATURATION, EXPONENTS, DRIFT,
     )
 }  # fmt: skip
 

@@ -98,12 +98,13 @@ def test_the_direction_and_the_size_of_a_step_of_sgd(attach):
 
 
 def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attach):
-    """Mixtral with random weights; the few signals that need a clipping, a scaler or a log call are named here."""
+    """Mixtral with random weights; the few signals that need a clipping, a scaler, a log call, a layer that drops
+    tokens, or weights before a norm are named here."""
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    attach(model, optimizer, taylor=True)
+    attach(model, optimizer, taylor=True).probe(input_ids=torch.randint(64, (2, 12)))
     for _ in range(TURNS + 1):
         data = torch.randint(64, (2, 12))
         optimizer.zero_grad()
@@ -111,7 +112,10 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         optimizer.step()
     log = attach.finish()
     silent = {s.name for s in CATALOGUE} - {key.signal for key in log.keys if len(log.series(key.signal, key.layer)[0])}
-    assert silent == {"gradient_norm_before_clip", "gradient_norm_nonfinite_total", "loss_scale", "logged_value"}
+    assert silent == {
+        "gradient_norm_before_clip", "gradient_norm_nonfinite_total", "loss_scale", "logged_value",
+        "router_dropped_ratio", "radial_update_share", "effective_step_size",
+    }  # fmt: skip
 
 
 def test_the_router_is_read_whatever_it_returns(attach):

@@ -48,8 +48,9 @@ def _single(attach):
     return attach.finish()
 
 
-OF_A_RANK = ("host", "residual", "writer")
+OF_A_RANK = ("host", "residual", "writer", "nonlinearity")
 """The host's own numbers are rank 0's; tokens are drawn, and gradients split into modes, within each rank's batch."""
+ATOL = {"precision": 1e-3, "exponents": 0.05}  # one element on a boundary; gradients that are zero but for rounding
 
 
 @pytest.mark.parametrize("mode", ["wrapped", "inner"])
@@ -67,7 +68,7 @@ def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, tmp_pat
         here, there = (dict(zip(*run.series(key.signal, key.layer), strict=True)) for run in (log, whole))
         assert here.keys() == there.keys(), key
         merged = [step for step in here if step >= first]
-        atol = 1e-3 if CATALOGUE[key.signal].reduction == "precision" else 1e-5  # one element on a boundary
+        atol = ATOL.get(CATALOGUE[key.signal].reduction, 1e-5)
         values, truth = ([run[step] for step in merged] for run in (here, there))
         np.testing.assert_allclose(values, truth, rtol=5e-3, atol=atol, err_msg=str(key))
         compared += bool(merged)

@@ -1,4 +1,6 @@
-"""`direction`: where an update points; `adam`: the state of Adam's moments."""
+"""`direction`: where an update points, and whether the weight's length matters; `adam`: the state of Adam's moments."""
 
 from stabwatch.kernels.direction.eager import adam as adam
 from stabwatch.kernels.direction.eager import direction as direction
+from stabwatch.kernels.direction.eager import invariance as invariance
+from stabwatch.kernels.direction.eager import radial as radial

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BY_ROW, BY_MATRIX = 0.1, 0.03
+"""Cosines between weight and gradient, times the square root of their length, under which they count as orthogonal."""
+
 
 def direction(update: Tensor, weight: Tensor) -> Tensor:
     """float32 (4,): elements, update . weight, |update|^2, |weight|^2; two tensors of one shape.
 
-    With the last update in the place of the weight it tells how far the step keeps its direction.
+    With the last update in the place of the weight it tells how far the step keeps its direction; with minus the
+    gradient in that of the update, how far descending only scales the weight.
     """
     u, w = update.detach().float().flatten(), weight.detach().float().flatten()
     count = torch.full((), float(u.numel()), device=u.device)
@@ -30,3 +34,38 @@ def adam(mean: Tensor, square: Tensor, eps: float, step: Any, betas: tuple[float
     size = m / (v.sqrt() + eps)
     count = torch.full((), float(m.numel()), device=m.device)
     return torch.stack((count, size.square().sum(), (v.sqrt() < eps).sum(dtype=torch.float32)))
+
+
+def invariance(weight: Tensor, gradient: Tensor) -> Tensor:
+    """bool (2,): is the loss the same whatever the length of each row of a matrix (O, ...), and of the whole?
+
+    AdamP's test: the gradient is then orthogonal to them. A random direction of n numbers has a cosine of about
+    1 / sqrt(n); the whole, of which there is only one, is held to a narrower limit.
+    """
+    w, g = (x.detach().float().flatten(1) for x in (weight, gradient))
+    dots, squares = (w * g).sum(1), w.square().sum(1) * g.square().sum(1)
+    rows = (dots.square() * w.shape[1] < BY_ROW**2 * squares) | (squares == 0)
+    norms = torch.linalg.vector_norm(w).square() * torch.linalg.vector_norm(g).square()
+    whole = dots.sum().square() * w.numel() < BY_MATRIX**2 * norms
+    return torch.stack((rows.all() & (squares > 0).any() & (len(w) > 1), whole))
+
+
+def radial(update: Tensor, weight: Tensor, invariant: Tensor) -> Tensor:
+    """float32 (4,): scale-invariant vectors, |update|^2 there, its part along them, squared angles by which they turn.
+
+    update, weight: of one shape (O, ...), the weight before the step. invariant: what `invariance` found.
+    """
+    u, w = (x.detach().float().flatten(1) for x in (update, weight))
+    by_row, whole = invariant[0], invariant[1] & ~invariant[0]
+    rows = torch.stack(((u * w).sum(1), u.square().sum(1), w.square().sum(1)))
+    return _turned(*rows.where(by_row, 0.0)) + _turned(*rows.sum(1, keepdim=True).where(whole, 0.0))
+
+
+def _turned(dot: Tensor, update: Tensor, weight: Tensor) -> Tensor:
+    """(4,): vectors, |update|^2, its radial part, squared angles; vectors of length zero have no direction."""
+    known = weight > 0
+    radial = torch.where(known, dot.square() / weight, 0.0)
+    rest = (update - radial).clamp(min=0)
+    angle = torch.atan2(rest.sqrt(), weight.sqrt() + torch.where(known, dot / weight.sqrt(), 0.0))
+    kept = torch.where(known, update, 0.0)
+    return torch.stack((known.sum(dtype=torch.float32), kept.sum(), radial.sum(), (angle * known).square().sum()))

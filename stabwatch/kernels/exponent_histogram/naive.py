@@ -22,3 +22,11 @@ def exponent_histogram(x: Tensor) -> Tensor:
             exponent = math.frexp(value)[1] - 1  # frexp's mantissa begins at one half
             counts[1 + min(max(exponent, LOW), HIGH) - LOW] += 1
     return counts
+
+
+def exponents(x: Tensor) -> Tensor:
+    """float64 (4,): finite numbers but zeros, sums of their exponents and squares, subnormal ones in float16."""
+    kept = [v for v in x.detach().double().flatten().tolist() if math.isfinite(v) and v]
+    found = [min(max(math.frexp(v)[1] - 1, LOW), HIGH) for v in kept]
+    small = [e for e in found if -25 <= e < -14]
+    return torch.tensor([len(kept), sum(found), sum(e * e for e in found), len(small)], dtype=torch.float64)

@@ -1,3 +1,6 @@
-"""`router`: how a mixture of experts spreads its tokens."""
+"""`router`: how a mixture of experts spreads its tokens, and what its experts give."""
 
+from stabwatch.kernels.router.eager import beyond as beyond
+from stabwatch.kernels.router.eager import expert_moments as expert_moments
+from stabwatch.kernels.router.eager import loads as loads
 from stabwatch.kernels.router.eager import router as router

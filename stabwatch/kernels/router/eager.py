@@ -11,7 +11,30 @@ def router(logits: Tensor, top_k: int) -> Tensor:
     logits = logits.detach().float()
     lse = torch.logsumexp(logits, dim=-1)
     p = torch.softmax(logits, dim=-1)
-    chosen = logits.topk(top_k, dim=-1).indices.flatten()
-    load = torch.zeros(logits.shape[-1], device=logits.device).scatter_add_(0, chosen, torch.ones_like(chosen).float())
+    load = loads(logits, top_k)
     tokens = torch.full_like(lse[0], float(len(logits)))
     return torch.stack((tokens, torch.special.entr(p).sum(), lse.square().sum(), load.amax() / load.mean() - 1))
+
+
+def loads(logits: Tensor, top_k: int) -> Tensor:
+    """logits (N, E) -> float32 (E,): how many tokens have each expert among their `top_k`."""
+    chosen = logits.detach().topk(top_k, dim=-1).indices.flatten()
+    ones = torch.ones(chosen.shape, device=logits.device)
+    return torch.zeros(logits.shape[-1], device=logits.device).scatter_add_(0, chosen, ones)
+
+
+def beyond(loads: Tensor, capacity: float) -> Tensor:
+    """loads (E,) -> float32 (2,): assignments, and those beyond `capacity` times the mean load of an expert."""
+    return torch.stack((loads.sum(), (loads - capacity * loads.mean()).clamp(min=0).sum()))
+
+
+def expert_moments(outputs: Tensor, experts: Tensor, kept: Tensor, count: int) -> Tensor:
+    """outputs (N, D), experts (N,) indices, kept (N,) bool -> float32 (count, 2): numbers, their squares.
+
+    What is not finite is left out.
+    """
+    x = outputs.detach().float()
+    finite = torch.isfinite(x) & kept[:, None]
+    squares = torch.where(finite, x, 0.0).square().sum(dim=1)
+    rows = torch.stack((finite.sum(dim=1).float(), squares), dim=1)
+    return torch.zeros(count, 2, device=x.device).index_add_(0, experts, rows)

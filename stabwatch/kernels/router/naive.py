@@ -15,3 +15,28 @@ def router(logits: Tensor, top_k: int) -> Tensor:
     violation = load.max() / load.mean() - 1
     square = torch.logsumexp(logits, dim=-1).square().sum()
     return torch.stack((torch.tensor(float(len(logits))).double(), entropy, square, violation))
+
+
+def loads(logits: Tensor, top_k: int) -> list[int]:
+    """logits (N, E): how many tokens have each expert among their `top_k`, one token after the other."""
+    counts = [0] * logits.shape[1]
+    for row in logits.detach().double().tolist():
+        for expert in sorted(range(len(row)), key=lambda e: -row[e])[:top_k]:
+            counts[expert] += 1
+    return counts
+
+
+def beyond(loads: list[int], capacity: float) -> list[float]:
+    """Assignments, and those that an expert with room for `capacity` times the mean load turns away."""
+    room = capacity * sum(loads) / len(loads)
+    return [float(sum(loads)), sum(load - room for load in loads if load > room)]
+
+
+def expert_moments(outputs: Tensor, experts: Tensor, kept: Tensor, count: int) -> Tensor:
+    """float64 (count, 2): numbers of each expert, and the sum of their squares."""
+    out = torch.zeros(count, 2, dtype=torch.float64)
+    for x, expert, keep in zip(outputs.double(), experts.tolist(), kept.tolist(), strict=True):
+        finite = x[torch.isfinite(x)]
+        if keep:
+            out[expert] += torch.tensor([float(len(finite)), float(finite.square().sum())])
+    return out

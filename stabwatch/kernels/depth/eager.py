@@ -1,0 +1,21 @@
+"""Plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def growth(rows: Tensor) -> Tensor:
+    """rows (L, 4), moments by depth -> float32 (3,): blocks, covariance of depth with ln(RMS), variance of depth.
+
+    Both are sums; their quotient is the least-squares slope. A block without a measured or with a zero output is left
+    out; fewer than two have no slope, and a count of zero.
+    """
+    known_count = rows[:, 0] - rows[:, 2]
+    known = (known_count > 0) & (rows[:, 1] > 0)
+    log_rms = torch.where(known, rows[:, 1] / known_count, 1.0).log() / 2
+    depth = torch.arange(len(rows), dtype=torch.float32, device=rows.device)
+    blocks = known.sum(dtype=torch.float32)
+    centred = torch.where(known, depth - (depth * known).sum() / blocks.clamp(min=1), 0.0)
+    return torch.stack((blocks, (centred * log_rms).sum(), centred.square().sum())) * (blocks > 1)
