@@ -25,7 +25,7 @@ NO_GRADIENT = "no optimizer step updated these parameters"
 NO_UPDATE = "no optimizer step updated these parameters, or their turn has not come"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 
-IN_GRAPH = "inside a compiled graph the deep signals of activations and of their gradients are not measured"
+IN_GRAPH = "inside a compiled graph attention_entropy, branch_trunk_ratio and plugins at activations are not measured"
 MHA = "nn.MultiheadAttention applies its output projection as a function, where no hook sees it"
 NO_FAULT = ("residual", "writer", "branch", "nonlinearity", "expert", "dropped", "matrix", "radial", "probe", "plugin")
 

@@ -295,7 +295,9 @@ class Watch:
         self._writer.record(step, time.time(), resolve)
 
     def _plan_next(self) -> None:
-        self._plan: Plan = self._governor.plan(self.step)
+        plan = self._governor.plan(self.step)
+        # inside a compiled graph the deep tier stands in the graph of the sampled one
+        self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.gate.traced), plan.deep)
         self.gate.open, self.gate.sampled, self.gate.deep = self._plan.always, self._plan.sampled, self._plan.deep
         self.gate.turn = (self.gate.turn + self._plan.deep) % TURNS
         self.gate.coming = (self.gate.turn + 1) % TURNS if self._governor.plan(self.step + 1).deep else None

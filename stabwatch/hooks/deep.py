@@ -1,8 +1,6 @@
 """The deep tier at modules: residual stream, residual writers, activation functions, experts.
 
-Sites take turns, so that no step carries all.
-
-Not measured inside a compiled graph; coverage says so.
+Sites take turns, so that no step carries all. Inside a compiled graph they are called by `traced.py`.
 """
 
 from __future__ import annotations
@@ -79,6 +77,27 @@ def observe(site: Site, module: nn.Module, args: Any, output: Any) -> None:
         site.watch.guard.run("residual", "deep", _residual, site, out.detach())
     if site.role.writer:
         site.watch.guard.run("mean_mode", "deep", _writer, site, args, out)
+
+
+def observe_traced(site: Site, module: nn.Module, tensors: tuple[Tensor, ...]) -> None:
+    """The same where a compiled graph runs: `tensors` are what the role asks for, and the output last.
+
+    What a writer adds is not seen beside its block's input here: buffers of a graph are used again.
+    """
+    if site.role.bends:
+        site.watch.guard.run("saturation", "deep", _saturation, site, module, tensors)
+    if site.role.stack:
+        site.watch.guard.run("experts", "deep", experts.stacked, site, module, tensors)
+    if site.role.residual:
+        site.watch.guard.run("residual", "deep", _residual, site, tensors[-1])
+
+
+def observe_gradient(site: Site, inputs: Tensor, gradient: Tensor) -> None:
+    """The gradient of a writer's output, where a compiled graph runs."""
+    if inputs.shape[1] < 2:
+        site.watch.unmeasured("writer", site.name, NO_TOKENS)
+    else:
+        site.watch.guard.run("mean_mode", "deep", _written, site, inputs, gradient)
 
 
 @torch.no_grad()

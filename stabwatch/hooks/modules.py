@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from stabwatch.hooks import deep, experts
+from stabwatch.hooks import deep, experts, traced
 from stabwatch.hooks.depth import Stacks
 from stabwatch.hooks.probe import Probing
 from stabwatch.hooks.sites import Chosen, Gate, Site, device_of, first_tensor, looks_like_attention, new_cell
@@ -65,22 +65,25 @@ def before(module: nn.Module, args: Any) -> None:
         site.input = first_tensor(args)
 
 
-def after(module: nn.Module, args: Any, output: Any) -> None:
-    """Hook of a watched module: the moments of its output."""
+def after(module: nn.Module, args: Any, output: Any) -> Any:
+    """Hook of a watched module: the moments of its output. While a compiler traces, it may give the output anew."""
     site: Site | None = module._stabwatch  # type: ignore[assignment]
     if site is None:
-        return
+        return None
     CURSOR.site = site.parent
     if not site.gate.recording:
-        return
+        return None
     if tracing():
         site.gate.traced = True
-        if site.gate.sampled and site.activation is not None:
+        if not site.gate.sampled:
+            return None
+        if site.activation is not None:
             _measure(site, output)
-        return
+        return traced.tap(site, args, output)
     if (site.gate.sampled or site.gate.deep or site.gate.plugins) and not in_backward():
         _see(site, module, args, output)
     site.input = None
+    return None
 
 
 def _see(site: Site, module: nn.Module, args: Any, output: Any) -> None:
@@ -134,6 +137,8 @@ class ModuleTaps:
             site.bracket = sum(s.bracket is not None for s in self.sites.values())
             site.exact = new_cell("attention_exact", device)
             site.heads = int(getattr(item.module, "num_heads", 0) or 0)
+        if item.role:
+            traced.mark(site, item.module)
         object.__setattr__(item.module, "_stabwatch", site)
         self._modules.append(item.module)
         if item.path:

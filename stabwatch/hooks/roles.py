@@ -38,6 +38,11 @@ class Role:
     def __bool__(self) -> bool:
         return self != NO_ROLE
 
+    @property
+    def asks_inputs(self) -> bool:
+        """What is measured is found from what the module was called with."""
+        return self.bends or self.top_k > 0 or self.stack > 0
+
 
 NO_ROLE = Role()
 

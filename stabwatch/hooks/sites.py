@@ -93,6 +93,9 @@ class Site:
         self.exact: Tensor | None = None
         self.role = NO_ROLE
         self.turn: int | None = None
+        self.mark: Tensor | None = None
+        self.gradient_mark: Tensor | None = None
+        """Int64 (2,) on the host: the site's number, and how often a compiled graph has looked at it (`traced.py`)."""
         self.input: Tensor | None = None
         """Of a block, while it runs and its writers may ask for it."""
 

@@ -43,9 +43,14 @@ def test_the_page_has_a_head_and_every_section(monkeypatch, tmp_path):
     assert all(fact in text for fact in ("python -m benchmarks.validation --write", torch.__version__, "cores of"))
 
 
-def test_a_part_is_not_written_as_the_page(monkeypatch, tmp_path, capsys):
+def test_a_part_takes_the_place_of_its_section(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "section", lambda name: f"## {name}\n\nnew\n")
     monkeypatch.setattr(runner, "PAGE", tmp_path / "validation.md")
-    with pytest.raises(SystemExit):
-        runner.main(["shesha", "--write"])
-    assert "--write goes without shesha" in capsys.readouterr().err
-    assert not runner.PAGE.exists()
+    monkeypatch.setattr(runner.torch, "set_num_threads", lambda count: None)
+    runner.PAGE.write_text("# Head\n\n## ghosts\n\nold\n\n## shesha\n\nold\n")
+    assert runner.main(["ghosts", "--write"]) == 0
+    assert runner.PAGE.read_text() == "# Head\n\n## ghosts\n\nnew\n\n## shesha\n\nold\n"
+    assert runner.main(["shesha", "--write"]) == 0
+    assert runner.PAGE.read_text() == "# Head\n\n## ghosts\n\nnew\n\n## shesha\n\nnew\n"
+    with pytest.raises(SystemExit, match="no section 'spectra'"):
+        runner.main(["spectra", "--write"])

@@ -119,6 +119,30 @@ def regression(g: torch.Generator) -> Task:
     return Task(model, loss)
 
 
+class Gate(nn.Module):
+    """As in DeepSpeed: the projection lies inside of the gate, which states its capacity factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wg, self.k, self.capacity_factor = nn.Linear(8, 4, bias=False), 1, 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wg(x)
+
+
+class Mixture(nn.Module):
+    """Experts as a list of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.gate(x).argmax(-1)
+        return sum((chosen == i)[..., None] * expert(x) for i, expert in enumerate(self.experts))
+
+
 ARCHITECTURES = {f.__name__: f for f in (gpt, mlp, cnn, rnn, vit, regression)}
 
 

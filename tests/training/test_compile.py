@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from stabwatch.coverage import IN_GRAPH
 from stabwatch.demo import GPT, DemoConfig
+from stabwatch.hooks.deep import TURNS
+from stabwatch.hooks.traced import observe
+from stabwatch.runlog import Cell
+from stabwatch.schedule import Plan
+from tests.training.models import Mixture
 
 CONFIG = DemoConfig(width=32, layers=3, heads=2, context=16)
 
@@ -57,19 +64,23 @@ def _same(a, b, signals):
 SIGNALS = {
     "loss", "gradient_norm", "layer_gradient_norm", "output_rms", "activation_abs_max", "attention_logit_max",
     "attention_logit_head", "output_logit_logsumexp", "output_logit_z", "update_to_weight_ratio",
+    "residual_growth", "geometry_stability", "token_similarity", "token_mean_energy_ratio", "activation_kurtosis",
+    "activation_outlier_ratio", "activation_zero_ratio", "activation_exponent_spread", "activation_saturated_ratio",
+    "mean_mode_share", "mean_mode_ratio", "writer_amplification", "dead_units_ratio",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_fullgraph_gives_the_same_statistics_without_a_graph_break(backend, attach):
     counter = CompileCounterWithBackend(backend)
-    _, eager, _ = _train(lambda m: m, attach)
-    _, compiled, _ = _train(lambda m: torch.compile(m, fullgraph=True, backend=counter), attach)
-    assert counter.frame_count == 1
+    _, eager, _ = _train(lambda m: m, attach, steps=TURNS)
+    _, compiled, _ = _train(lambda m: torch.compile(m, fullgraph=True, backend=counter), attach, steps=TURNS)
+    assert counter.frame_count == 1, "the sites that take turns share one graph"
     _same(eager, compiled, SIGNALS)
     coverage = [e for e in compiled.events if e.kind == "coverage"][-1]
     assert {m["tap"] for m in coverage.data["missing"]} == {"attention_bracket"}
     assert "exact value is on cadence" in coverage.data["missing"][0]["reason"]
+    assert [e["reason"] for e in coverage.data["unmeasured"]] == [IN_GRAPH]
 
 
 def test_a_compiled_run_is_bit_identical_with_and_without_a_watch(attach):
@@ -104,8 +115,8 @@ def test_off_steps_run_a_graph_without_statistics(attach):
         sizes.append(len(graphs))
     assert sizes == [1, 2, 2, 2]
     names = ["".join(str(n.target) for n in g.graph.nodes) for g in graphs]
-    assert "isfinite" in names[0]
-    assert "isfinite" not in names[1]
+    assert "isfinite" in names[0] and "observe" in names[0]
+    assert "isfinite" not in names[1] and "observe" not in names[1]
 
 
 def test_blocks_compiled_one_by_one_share_their_graph(attach):
@@ -123,10 +134,57 @@ def test_blocks_compiled_one_by_one_share_their_graph(attach):
     model(torch.randint(0, 256, (4, 16))).sum().backward()
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    _, eager, _ = _train(lambda m: m, attach)
-    _, compiled, _ = _train(regional(counter), attach)
+    _, eager, _ = _train(lambda m: m, attach, steps=TURNS)
+    _, compiled, _ = _train(regional(counter), attach, steps=TURNS)
     _same(eager, compiled, SIGNALS)
     assert counter.frame_count <= bare.frame_count + 1
+
+
+def test_a_router_and_its_loads_are_seen_inside_a_graph(attach):
+    def train(compile_model):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), Mixture())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        attach(model, optimizer)
+        call = compile_model(model)
+        for _ in range(TURNS):
+            optimizer.zero_grad()
+            call(torch.randn(30, 8)).square().mean().backward()
+            optimizer.step()
+        return attach.finish()
+
+    eager, compiled = train(lambda m: m), train(lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"))
+    _same(
+        eager, compiled, {"router_entropy", "router_dropped_ratio", "expert_load_share", "activation_saturated_ratio"}
+    )
+
+
+def test_what_was_traced_is_measured_deeply_only_with_the_sampled_tier(attach):
+    model = GPT(CONFIG)
+    watch = attach(model, every_step=False)
+    watch._governor.plan = lambda step: Plan(True, False, True)
+    watch._plan_next()
+    assert not watch.gate.sampled
+    watch.gate.traced = True
+    watch._plan_next()
+    assert watch.gate.sampled and watch.gate.deep
+
+
+def test_recomputation_is_not_seen_twice_and_an_ended_watch_sees_nothing(attach):
+    model = GPT(CONFIG)
+    attach(model)
+    site = model.blocks[0]._stabwatch
+    site.gate.deep, site.gate.turn = True, site.turn
+    cells = site.watch.deep.store
+    row = cells._rows[Cell("residual", "blocks.0", "shape")]
+    observe(site.mark, [torch.ones(2, 3, 32)])
+    assert row[0] == 2 * 3 * 32
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda grad: observe(site.mark, [torch.ones(2, 3, 32)]))
+    x.sum().backward()
+    assert row[0] == 2 * 3 * 32
+    observe(torch.tensor([-1, 0]), [torch.ones(2, 3, 32)])
+    assert row[0] == 2 * 3 * 32
 
 
 def test_attached_after_the_first_compiled_call_it_works_or_says_so(attach, caplog):

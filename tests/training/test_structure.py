@@ -12,6 +12,7 @@ from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.sites import choose
 from stabwatch.kernels.depth.naive import slope
 from stabwatch.kernels.saturation.naive import saturation
+from tests.training.models import Mixture
 
 transformers = pytest.importorskip("transformers")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=64)
@@ -150,30 +151,6 @@ def test_many_experts_are_seen_together(attach):
     log = attach.finish()
     assert not any(key.signal.startswith("expert_") for key in log.keys)
     assert len(log.series("router_overflow_ratio", "model.layers.1.mlp.gate")[1]) == 1
-
-
-class Gate(nn.Module):
-    """As in DeepSpeed: the projection lies inside of the gate, which states its capacity factor."""
-
-    def __init__(self):
-        super().__init__()
-        self.wg, self.k, self.capacity_factor = nn.Linear(8, 4, bias=False), 1, 0.5
-
-    def forward(self, x):
-        return self.wg(x)
-
-
-class Mixture(nn.Module):
-    """Experts as a list of modules."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = Gate()
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(4))
-
-    def forward(self, x):
-        chosen = self.gate(x).argmax(-1)
-        return sum((chosen == i)[..., None] * expert(x) for i, expert in enumerate(self.experts))
 
 
 def test_a_stated_capacity_gives_the_share_that_is_dropped(attach):
