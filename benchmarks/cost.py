@@ -33,7 +33,8 @@ PROBES = {
     ("update", "update"): "update", ("gradient", "clip"): "clip", ("attention", "attention_bracket"): "attention",
     ("attention", "attention_exact"): "attention_exact", ("loss", "mean"): "loss", ("logits", "logsumexp"): "loss",
     ("logits", "certainty"): "loss", ("logits", "classes"): "loss", ("writer", "units"): "mean_mode",
-    ("step", "taylor"): "taylor",
+    ("step", "taylor"): "taylor", ("logits", "descent"): "loss", ("update", "invariance"): "radial",
+    ("group", "group"): "gradient", ("writer", "branch"): "mean_mode",
 }  # fmt: skip
 """The probe that measures a reduction at a tap, where it is not called after the reduction."""
 
@@ -70,6 +71,7 @@ def measure(width: int = 384, layers: int = 6, context: int = 256) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(run_dir=Path(folder) / "run", agent=False, verbose=False, every_step=True, taylor=True)
         with stabwatch.attach(model, optimizer, **settings) as watch:
+            watch.probe(draw()[0])
             steps(3, model, draw, optimizer)
             watch.guard.spent.clear()
             seen = steps(ROUNDS * TURNS, model, draw, optimizer)

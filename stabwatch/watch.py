@@ -273,6 +273,8 @@ class Watch:
 
     def _record(self, step: int, joins: bool) -> None:
         self.brackets.fold()
+        if self.gate.sampled and self._modules is not None:
+            self.guard.run("depth", "sampled", self._modules.stacks.fold)
         flat = self._buffer.flush()
         gathered = self._ranks.gather(flat) if joins else None
         if self._writer is None:

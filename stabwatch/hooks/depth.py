@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from stabwatch.hooks.sites import Chosen, Gate, Site, new_cell
+from stabwatch.hooks.sites import Chosen, Site, new_cell
 from stabwatch.kernels.depth import growth
 from stabwatch.runlog import Cell
 
@@ -19,22 +18,23 @@ LEAST = 2
 class Stacks:
     """Blocks by the list that holds them, in order of depth."""
 
-    def __init__(self, sites: Iterable[tuple[Chosen, Site]], gate: Gate, device: torch.device) -> None:
+    def __init__(self, sites: Iterable[tuple[Chosen, Site]], device: torch.device) -> None:
         stacks: dict[str, list[Site]] = {}
         for chosen, site in sites:
             if chosen.role.residual and site.activation is not None and list(chosen.module.children()):
                 stacks.setdefault(site.name.rpartition(".")[0], []).append(site)
         self._stacks = {name: mine for name, mine in stacks.items() if len(mine) >= LEAST}
-        self._gate = gate
-        self._device = device
+        self._cells = {name: new_cell("depth", device) for name in self._stacks}
 
     def register(self, buffer: Any) -> None:
         """Put one cell per stack into a StepBuffer."""
-        for name, sites in self._stacks.items():
-            buffer.add((Cell("residual", name, "depth"),), lambda sites=sites: self._growth(sites))
+        for name, cell in self._cells.items():
+            buffer.add((Cell("residual", name, "depth"),), lambda cell=cell: cell)
 
-    def _growth(self, sites: list[Site]) -> Tensor:
-        if not self._gate.sampled:
-            return new_cell("depth", self._device)
-        rows = [site.activation.to(self._device, non_blocking=True) for site in sites if site.activation is not None]
-        return growth(torch.stack(rows))
+    @torch.no_grad()
+    def fold(self) -> None:
+        """The step is over: the blocks' moments are complete."""
+        for name, sites in self._stacks.items():
+            cell = self._cells[name]
+            rows = [s.activation.to(cell.device, non_blocking=True) for s in sites if s.activation is not None]
+            cell.copy_(growth(torch.stack(rows)))

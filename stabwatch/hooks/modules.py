@@ -120,7 +120,7 @@ class ModuleTaps:
             site = Site(item.name, gate, watch, parent, looks_like_attention(item.module))
             self._hook(item, site, device_of(item.module, device))
             self.sites[item.path] = site
-        self._stacks = Stacks([(item, self.sites[item.path]) for item in chosen], gate, device)
+        self.stacks = Stacks([(item, self.sites[item.path]) for item in chosen], device)
         self.deep = deep.DeepTaps({self.sites[item.path]: item.role for item in chosen}, device)
 
     def _parent(self, path: str) -> Site | None:
@@ -153,7 +153,7 @@ class ModuleTaps:
         for site in self.sites.values():
             for cell, field in site.fields().items():
                 buffer.add((cell,), lambda site=site, field=field: getattr(site, field))
-        self._stacks.register(buffer)
+        self.stacks.register(buffer)
         self.deep.store.register(buffer)
 
     @property

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from stabwatch.hooks import deep, experts
 from stabwatch.hooks.sites import Site, first_tensor
 
+_TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name == "cudagraph_unsafe")
+"""A recorded CUDA graph would not come back to Python; torch that knows the tag leaves the operator out of it."""
 _numbers = count()
 _sites: WeakValueDictionary[int, Site] = WeakValueDictionary()
 _modules: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
@@ -30,7 +32,7 @@ def mark(site: Site, module: nn.Module) -> None:
     site.mark, site.gradient_mark = (torch.tensor([number, 0]) for _ in range(2))
 
 
-@torch.library.custom_op("stabwatch::observe", mutates_args=("mark",))
+@torch.library.custom_op("stabwatch::observe", mutates_args=("mark",), tags=_TAGS)
 def observe(mark: Tensor, tensors: list[Tensor]) -> None:
     """A module was called with the first of `tensors` and gave the last one."""
     mark[1] += 1
@@ -44,7 +46,7 @@ def observe(mark: Tensor, tensors: list[Tensor]) -> None:
         deep.observe_traced(site, module, tuple(tensors))
 
 
-@torch.library.custom_op("stabwatch::observe_gradient", mutates_args=("mark",))
+@torch.library.custom_op("stabwatch::observe_gradient", mutates_args=("mark",), tags=_TAGS)
 def observe_gradient(mark: Tensor, inputs: Tensor, gradient: Tensor) -> None:
     """A residual writer that was called with `inputs` got this gradient of its output."""
     mark[1] += 1
