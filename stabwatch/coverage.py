@@ -27,6 +27,9 @@ NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_pro
 
 IN_GRAPH = "inside a compiled graph attention_entropy, branch_trunk_ratio and plugins at activations are not measured"
 MHA = "nn.MultiheadAttention applies its output projection as a function, where no hook sees it"
+NO_SATURATION = (
+    "no activation module that saturates: one that is called as a function, or inside a fused kernel, is not seen"
+)
 NO_FAULT = ("residual", "writer", "branch", "nonlinearity", "expert", "dropped", "matrix", "radial", "probe", "plugin")
 
 NO_STEP = {

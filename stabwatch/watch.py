@@ -25,7 +25,7 @@ from stabwatch.assembly import Assembler, HostNumbers
 from stabwatch.buffer import Copy, StepBuffer
 from stabwatch.clock import StepClock
 from stabwatch.config import Config
-from stabwatch.coverage import IN_GRAPH, MHA, NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
+from stabwatch.coverage import IN_GRAPH, MHA, NO_SATURATION, NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
 from stabwatch.facts import run_id, run_meta
 from stabwatch.hooks.attention import Brackets
 from stabwatch.hooks.cells import RunCells
@@ -146,6 +146,8 @@ class Watch:
         )
         self._names = [site.name for site in modules.sites.values()]
         self._coverage = Coverage(modules.sites.values(), self._parameters, expected)
+        if not any(c.role.bends for c in chosen):
+            self.unmeasured("nonlinearity", "", NO_SATURATION)
         for c in chosen:
             if isinstance(c.module, nn.MultiheadAttention):
                 self.unmeasured("writer", f"{c.name}.out_proj", MHA)

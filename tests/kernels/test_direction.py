@@ -48,9 +48,9 @@ def test_matrices_without_a_gradient_or_of_zeros_are_not_scale_invariant():
 
 
 def test_chance_finds_few():
-    """Gradients and weights of random directions: rows 0 of 400, whole matrices 2.4 % expected."""
+    """Gradients and weights of random directions: rows 0 of 400, whole matrices 0.8 % expected."""
     found = torch.stack([invariance(*pair((8, 50), seed)) for seed in range(400)]).float().mean(0)
-    assert found[0] == 0 and found[1] < 0.05
+    assert found[0] == 0 and found[1] < 0.03
 
 
 @pytest.mark.parametrize("flags", [(True, True), (False, True), (False, False)])

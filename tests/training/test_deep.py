@@ -176,6 +176,7 @@ def test_what_cannot_be_measured_is_said_and_is_no_alarm(attach):
         optimizer.step()
     report = watch.coverage()
     assert [(e["tap"], e["site"]) for e in report["unmeasured"]] == [
+        ("nonlinearity", ""),
         ("writer", "layers.0.self_attn.out_proj"),
         ("writer", "layers.1.self_attn.out_proj"),
     ]

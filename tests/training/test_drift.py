@@ -99,4 +99,5 @@ def test_a_model_that_synchronises_over_ranks_is_not_called_alone(attach):
     model = nn.Sequential(nn.Linear(4, 4), nn.SyncBatchNorm(4))
     watch = attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
     watch.probe(torch.randn(8, 4))
-    assert {(e["tap"], e["site"]) for e in watch.coverage()["unmeasured"]} == {("probe", "0"), ("probe", "1")}
+    unmeasured = {(e["tap"], e["site"]) for e in watch.coverage()["unmeasured"]}
+    assert {("probe", "0"), ("probe", "1")} <= unmeasured

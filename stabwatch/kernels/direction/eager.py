@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BY_ROW, BY_MATRIX = 0.1, 0.03
+BY_ROW, BY_MATRIX = 0.1, 0.01
 """Cosines between weight and gradient, times the square root of their length, under which they count as orthogonal."""
 
 

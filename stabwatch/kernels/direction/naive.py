@@ -23,12 +23,12 @@ def adam(mean: Tensor, square: Tensor, eps: float, step: int, betas: tuple[float
 
 
 def invariance(weight: Tensor, gradient: Tensor) -> list[bool]:
-    """AdamP's test by row (all cosines under 0.1 / sqrt(n)), and of the whole matrix (under 0.03 / sqrt(n))."""
+    """AdamP's test by row (all cosines under 0.1 / sqrt(n)), and of the whole matrix (under 0.01 / sqrt(n))."""
     w, g = (x.detach().double().flatten(1) for x in (weight, gradient))
     cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in zip(w, g, strict=True) if a.norm() * b.norm() > 0]
     rows = len(w) > 1 and bool(cosines) and max(map(abs, cosines)) < 0.1 / w.shape[1] ** 0.5
     whole = float(w.flatten() @ g.flatten() / (w.norm() * g.norm())) if w.norm() * g.norm() > 0 else 1.0
-    return [rows, abs(whole) < 0.03 / w.numel() ** 0.5]
+    return [rows, abs(whole) < 0.01 / w.numel() ** 0.5]
 
 
 def radial(update: Tensor, weight: Tensor, by_row: bool, whole: bool) -> Tensor:
