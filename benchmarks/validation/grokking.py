@@ -18,7 +18,7 @@ in the softmax's precision (softmax collapse), learning stops before it generali
 prevents it. The gradient aligns with the direction that only scales the logits; without that part of it (OrthoGrad) the network generalises."""
 SETUP = """Addition modulo 31, 40 % of the pairs for training, one-hot inputs to an MLP of two hidden layers of 200, full batches, Adam without weight
 decay at a learning rate of 1e-2 (epsilon 1e-30, as in the authors' runs), for 2,000 epochs; weights in float32, the softmax in the precision
-named. logit_scaling_cosine is measured in float32, over the last hundred epochs. Collapse: the share of training samples whose loss is exactly zero, as `softmax_collapse_ratio` counts it."""
+named. logit_scaling_cosine: mean of the last hundred epochs. Collapse: the share of training samples whose loss is exactly zero, as `softmax_collapse_ratio` counts it."""
 MODULUS, EPOCHS, WIDTH = 31, 2000, 200
 
 
@@ -101,8 +101,8 @@ def train(variant: Variant) -> Outcome:
     for epoch in range(EPOCHS):
         logits = model(inputs[seen])
         if epoch >= EPOCHS - 100 and variant.log_probabilities is log_softmax:
-            _, dot, ours, theirs = scaling(logits.detach(), labels[seen]).tolist()
-            scalings.append(dot / (ours * theirs) ** 0.5 if ours else float("nan"))
+            rows, cosines = scaling(logits.detach(), labels[seen]).tolist()
+            scalings.append(cosines / rows)
         logp = variant.log_probabilities(logits.to(variant.precision))
         losses = -logp.gather(1, labels[seen, None])
         share = (losses == 0).float().mean().item()

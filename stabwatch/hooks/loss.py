@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from stabwatch.kernels.classes import classes
-from stabwatch.kernels.direction import direction
+from stabwatch.kernels.direction import row_cosines
 from stabwatch.kernels.logsumexp import row_statistics
 from stabwatch.kernels.merge import Partials, merge_
 from stabwatch.kernels.where import on_host
-from stabwatch.signals.reductions import CERTAINTY, CLASSES, DESCENT, LOGSUMEXP, MEAN
+from stabwatch.signals.reductions import CERTAINTY, CLASSES, LOGSUMEXP, MEAN, SCALING
 
 TRACED_ROWS = 1024
 """Rows whose logsumexp is computed afresh inside a compiled graph, evenly spread."""
@@ -37,7 +37,7 @@ def cross_entropy(watch: Any, out: Tensor, logits: Tensor, target: Tensor, args:
     if watch.gate.deep:
         rows, _ = _sampled_rows(logits, target)
         merge_(CLASSES, watch.cells.classes, classes(rows))
-        merge_(DESCENT, watch.cells.scaling, scaling(logits, target, *args, **kw))
+        merge_(SCALING, watch.cells.scaling, scaling(logits, target, *args, **kw))
 
 
 @torch.no_grad()
@@ -75,10 +75,11 @@ def scaling(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """float32 (4,): how far the descent direction of some rows of logits points along the logits themselves.
+    """float32 (2,): rows, and the sum of their cosines between the descent direction and the logits themselves.
 
-    The gradient is that of the loss as it was called, on a copy of those rows. The logits less their mean over the
-    classes, which the softmax does not see.
+    The gradient is that of the loss as it was called, on a copy of some rows. Over the classes it adds up to zero, and
+    that gives the component in which 1 - p is lost to rounding once a class is certain. The logits are taken less their
+    mean over the classes, which the softmax does not see.
     """
     stride = max(1, logits.numel() // logits.shape[0 if logits.dim() == 1 else 1] // SCALING_ROWS)
     rows = _rows_of(logits)[::stride].detach().float()
@@ -88,7 +89,10 @@ def scaling(
         loss = _cross_entropy(free, picked, weight, None, ignore_index, None, "sum", label_smoothing)
         (gradient,) = torch.autograd.grad(loss, free)
     rows = rows.detach()
-    return direction(-gradient, rows - rows.mean(dim=-1, keepdim=True))
+    top = rows.argmax(dim=-1, keepdim=True)
+    gradient.scatter_(-1, top, 0.0)
+    gradient.scatter_(-1, top, -gradient.sum(dim=-1, keepdim=True))
+    return row_cosines(-gradient, rows - rows.mean(dim=-1, keepdim=True))
 
 
 def mean_partials(loss: Tensor, samples: Tensor | float) -> Partials:

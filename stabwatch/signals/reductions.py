@@ -81,6 +81,7 @@ DIRECTION = _reduction("direction", count="sum", dot="sum", update_sumsq="sum", 
 SUCCESSIVE = _reduction("successive", count="sum", dot="sum", update_sumsq="sum", last_sumsq="sum")
 INVARIANCE = _reduction("invariance", count="sum", invariant="sum")
 RADIAL = _reduction("radial", count="sum", update_sumsq="sum", radial_sumsq="sum", turned_sumsq="sum")
+SCALING = _reduction("scaling", count="sum", cosine="sum")
 DESCENT = _reduction("descent", count="sum", dot="sum", gradient_sumsq="sum", along_sumsq="sum")
 GROUP = _reduction("group", count="sum", sumsq="sum")
 BRANCH = _reduction("branch", count="sum", branch_sumsq="sum", trunk_count="sum", trunk_sumsq="sum")
@@ -108,7 +109,7 @@ REDUCTIONS: dict[str, Reduction] = {
     for r in (
         MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, ATTENTION_ENTROPY, CLIP, HOST, HOST_COUNT,
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
-        ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, DESCENT, GROUP, BRANCH, DEPTH,
+        ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT,
     )
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BY_ROW, BY_MATRIX = 0.1, 0.01
@@ -34,6 +35,17 @@ def adam(mean: Tensor, square: Tensor, eps: float, step: Any, betas: tuple[float
     size = m / (v.sqrt() + eps)
     count = torch.full((), float(m.numel()), device=m.device)
     return torch.stack((count, size.square().sum(), (v.sqrt() < eps).sum(dtype=torch.float32)))
+
+
+def row_cosines(a: Tensor, b: Tensor) -> Tensor:
+    """float32 (2,): rows of a and b (N, D) that have a direction, and the sum of their cosines; of any length."""
+    units = []
+    for x in (a, b):
+        x = x.detach().float()
+        units.append(F.normalize(x / x.abs().amax(dim=1, keepdim=True).clamp(min=1e-38), dim=1, eps=1e-6))
+    cosines = (units[0] * units[1]).sum(dim=1)
+    known = units[0].any(dim=1) & units[1].any(dim=1)
+    return torch.stack((known.sum(dtype=torch.float32), cosines.sum()))
 
 
 def invariance(weight: Tensor, gradient: Tensor) -> Tensor:

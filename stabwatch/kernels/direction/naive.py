@@ -22,6 +22,12 @@ def adam(mean: Tensor, square: Tensor, eps: float, step: int, betas: tuple[float
     return torch.tensor([float(len(m)), float(ratio), float((v < eps**2).sum())], dtype=torch.float64)
 
 
+def row_cosines(a: Tensor, b: Tensor) -> list[float]:
+    """Rows of a and b that have a direction, and the sum of their cosines."""
+    pairs = [(x, y) for x, y in zip(a.double(), b.double(), strict=True) if x.norm() > 0 and y.norm() > 0]
+    return [float(len(pairs)), sum(float(x @ y / (x.norm() * y.norm())) for x, y in pairs)]
+
+
 def invariance(weight: Tensor, gradient: Tensor) -> list[bool]:
     """AdamP's test by row (all cosines under 0.1 / sqrt(n)), and of the whole matrix (under 0.01 / sqrt(n))."""
     w, g = (x.detach().double().flatten(1) for x in (weight, gradient))
