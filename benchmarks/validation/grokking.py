@@ -146,7 +146,8 @@ def main() -> str:
     return f"""{table(head, rows)}
 
 **Verdict.** More precision delays the collapse: {yes(reached[0] < reached[1] < reached[2], single.half is not None)}. StableMax prevents it: {yes(stable.half is None, single.half is not None)}; {also}.
-The gradient points along the weights (cosine {double.cosine:.2f} in float64), and the descent of the logits along the logits ({double.scaling:.2f}). OrthoGrad takes
+The gradient points along the weights (cosine {double.cosine:.2f} in float64; `descent_weight_cosine` is this number). Row by row the descent
+of the logits is not along the logits ({double.scaling:.2f}): it lifts the label over the class that comes next. OrthoGrad takes
 the test accuracy from {single.test:.2f} to {orthogonal.test:.2f} (chance {1 / MODULUS:.2f}); StableMax reaches {stable.test:.2f} in these {EPOCHS:,} epochs, where the authors give it 80,000."""
 
 

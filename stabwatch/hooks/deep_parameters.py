@@ -18,7 +18,7 @@ from stabwatch.hooks.last_changes import LastChanges
 from stabwatch.hooks.parameters import local
 from stabwatch.hooks.spectra import Spectra
 from stabwatch.hooks.store import CellStore
-from stabwatch.kernels.direction import adam, direction, invariance, radial
+from stabwatch.kernels.direction import adam, direction, invariance, radial, together
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.precision import precision
 from stabwatch.runlog import Cell
@@ -50,7 +50,7 @@ class DeepParameters:
         self._members = {
             id(p): Member(layer, p, turns[layer], Spectra(name, p, modules.get(id(p)))) for layer, name, p in owned
         }
-        cells = [Cell(tap, layer, r) for layer in layers for tap, r in _LAYER_CELLS]
+        cells = [Cell("step", "", "descent"), *(Cell(tap, layer, r) for layer in layers for tap, r in _LAYER_CELLS)]
         for m in self._members.values():
             cells += [Cell(tap, name, "spectrum") for name in m.spectra.names for tap in ("matrix", "matrix_update")]
         self.store = CellStore(cells, device)
@@ -67,6 +67,7 @@ class DeepParameters:
         self._run("precision", self._formats, mine)
         self._run("exponents", self._exponents, mine)
         self._run("descent", self._descent, mine)
+        self._run("descent", self._whole_descent, optimizer)
         self._run("radial", self._test_invariance, mine)
 
     @torch.no_grad()
@@ -109,7 +110,14 @@ class DeepParameters:
         for m in members:
             grad = local(m.parameter.grad)
             if grad.numel() and not grad.is_sparse:
-                self.store.fold("gradient", m.layer, "descent", direction(-grad, local(m.parameter)))
+                self.store.fold("gradient", m.layer, "descent", _opposite(direction(grad, local(m.parameter))))
+
+    def _whole_descent(self, optimizer: Any) -> None:
+        """Of all that the optimizer steps, at every deep step: a cosine of parts is none of the whole."""
+        pairs = [(local(m.parameter.grad), local(m.parameter)) for m in self._of(optimizer) if _dense(m.parameter.grad)]
+        for device in dict.fromkeys(w.device for _, w in pairs):
+            gradients, weights = zip(*(pair for pair in pairs if pair[1].device == device), strict=True)
+            self.store.fold("step", "", "descent", _opposite(together(gradients, weights)))
 
     def _test_invariance(self, members: list[Member]) -> None:
         self._invariant = {}
@@ -171,6 +179,16 @@ _LAYER_CELLS = (
     ("update", "direction"), ("update", "invariance"), ("update", "radial"), ("update", "successive"),
     ("optimizer", "adam"), ("gradient", "precision"), ("gradient", "exponents"), ("gradient", "descent"),
 )  # fmt: skip
+
+
+def _dense(gradient: Tensor | None) -> bool:
+    return gradient is not None and not gradient.is_sparse and gradient.numel() > 0
+
+
+def _opposite(partials: Tensor) -> Tensor:
+    """Of minus the gradient."""
+    partials[1].neg_()
+    return partials
 
 
 def _as_rows(x: Tensor) -> Tensor:

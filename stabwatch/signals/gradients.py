@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from stabwatch.signals.declaration import Signal
 
+_COLLAPSE = "Prieto et al. 2025, Grokking at the edge of numerical stability, arXiv:2501.04697"
+
 SIGNALS = (
     Signal(
         name="gradient_norm_before_clip",
@@ -65,7 +67,19 @@ SIGNALS = (
         fields=("dot", "gradient_sumsq", "along_sumsq"),
         formula="cosine",
         tier="deep",
-        source="Prieto et al. 2025, Grokking at the edge of numerical stability, arXiv:2501.04697",
+        source=_COLLAPSE,
+    ),
+    Signal(
+        name="descent_weight_cosine",
+        help="Cosine between minus the whole gradient and all weights: near 1 the descent only scales the logits.",
+        unit="1",
+        tap="step",
+        reduction="descent",
+        fields=("dot", "gradient_sumsq", "along_sumsq"),
+        formula="cosine",
+        level="run",
+        tier="deep",
+        source=_COLLAPSE,
     ),
     Signal(
         name="gradient_fp16_headroom",

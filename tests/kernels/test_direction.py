@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stabwatch.kernels.direction import direction, invariance, radial, row_cosines
+from stabwatch.kernels.direction import direction, invariance, radial, row_cosines, together
 from stabwatch.kernels.direction import naive as truth
 
 SEEDS = st.integers(0, 2**16)
@@ -93,3 +93,11 @@ def test_row_cosines(size):
     assert row_cosines(a, b).tolist() == pytest.approx(truth.row_cosines(a, b), abs=1e-5)
     parts = row_cosines(a[:7], b[:7]) + row_cosines(a[7:], b[7:])
     torch.testing.assert_close(parts, row_cosines(a, b))
+
+
+def test_many_tensors_have_the_direction_of_one():
+    """Measured: 3e-7."""
+    parts = [pair(shape, seed) for seed, shape in enumerate(SHAPES)]
+    whole = [torch.cat([p[i].flatten() for p in parts]) for i in (0, 1)]
+    found = together(*zip(*parts, strict=True)).double()
+    torch.testing.assert_close(found, truth.direction(*whole), rtol=1e-5, atol=1e-4)

@@ -160,6 +160,13 @@ def test_the_gradient_of_a_head_scales_the_logits_as_the_logits_say(attach):
         z = seen[step]
         dz = (z.softmax(1) - F.one_hot(y, 4)) / len(y)
         assert float((g * w).sum()) == pytest.approx(float((dz * z).sum()), rel=1e-4, abs=1e-7)
+    steps, found = log.series("descent_weight_cosine")
+    assert len(steps) == 3 * TURNS, "at every deep step"
+    for step, value in zip(steps, found, strict=True):
+        named = states[step].keys()
+        assert value == pytest.approx(
+            -cosine([gradients[step][n] for n in named], [states[step][n] for n in named]), abs=1e-5
+        )
     for step, value in zip(*log.series("logit_scaling_cosine"), strict=True):
         z = seen[step]
         dz = z.softmax(1) - F.one_hot(y, 4)

@@ -5,3 +5,4 @@ from stabwatch.kernels.direction.eager import direction as direction
 from stabwatch.kernels.direction.eager import invariance as invariance
 from stabwatch.kernels.direction.eager import radial as radial
 from stabwatch.kernels.direction.eager import row_cosines as row_cosines
+from stabwatch.kernels.direction.eager import together as together
