@@ -71,7 +71,7 @@ def measure(width: int = 384, layers: int = 6, context: int = 256) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(run_dir=Path(folder) / "run", agent=False, verbose=False, every_step=True, taylor=True)
         with stabwatch.attach(model, optimizer, **settings) as watch:
-            watch.probe(draw()[0])
+            watch.probe(draw()[0][:1])
             steps(3, model, draw, optimizer)
             watch.guard.spent.clear()
             seen = steps(ROUNDS * TURNS, model, draw, optimizer)
