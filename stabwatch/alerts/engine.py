@@ -237,12 +237,17 @@ class Engine:
         self._history += out
         return out
 
+    @property
+    def patience(self) -> float:
+        """The time from which on silence is an alert; infinity before a second record."""
+        return self._last_time + max(STALL_SECONDS, STALL_STEPS * median(self._pace)) if self._pace else math.inf
+
     def tick(self, now: float) -> list[Alert]:
         """Let time pass without a record; `now` in seconds since the epoch."""
         if self._ended or self._stopped is None or not self._pace or ("TrainingStopped", "", "") in self._firing:
             return []
-        silent, limit = now - self._last_time, max(STALL_SECONDS, STALL_STEPS * median(self._pace))
-        if silent <= limit:
+        silent = now - self._last_time
+        if now <= self.patience:
             return []
         step = self.last_step or 0
         what = f"No record for {silent:.0f} s after step {step}; a step took {median(self._pace):.3g} s."

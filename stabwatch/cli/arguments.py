@@ -29,4 +29,8 @@ RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of runs: the newest is taken.")
 ]
 
+RunsArgument = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs: all of them are taken.")
+]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from stabwatch.alerts.rule import SEVERITIES
+from stabwatch.alerts.stretches import rank
 from stabwatch.cli.monitor import Frame, LayerRow
 from stabwatch.cli.plot import ASCII_BLOCKS, BLOCKS, sparkline
-from stabwatch.cli.stretches import rank
 from stabwatch.cli.text import clean, count, duration, mapping, number, tail
 from stabwatch.runlog import SeriesKey
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stabwatch.agent.process import ProcessWatch
 from stabwatch.alerts import Alert, Engine, diagnose
-from stabwatch.cli.stretches import rank
+from stabwatch.alerts.stretches import rank
 from stabwatch.runlog import Block, Event, Meta, RunLog, SeriesKey
 
 RECENT = 600

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stabwatch.alerts.rule import SEVERITIES
+from stabwatch.alerts.stretches import Stretch, rank, stretches
 from stabwatch.cli.plot import Chart, Line
-from stabwatch.cli.stretches import Stretch, rank, stretches
 from stabwatch.cli.text import clean, count, duration, listed, mapping, missing, number, tail
 from stabwatch.runlog import Run
 

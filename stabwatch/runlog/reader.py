@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,9 @@ from stabwatch.runlog.schema import (
 )
 from stabwatch.runlog.writer import arrow_schema
 
+CHUNK = 8 << 20
+"""Bytes of a segment in memory at a time, when it is streamed."""
+
 
 class _Tail:
     """Bytes of a growing file that have not been consumed."""
@@ -36,11 +39,11 @@ class _Tail:
         self.path = path
         self.offset = 0
 
-    def read(self) -> bytes:
+    def read(self, most: int = -1) -> bytes:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
-                return file.read()
+                return file.read(most)
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -56,7 +59,7 @@ class _SegmentTail:
 
     def __init__(self, path: Path) -> None:
         self._tail = _Tail(path)
-        self._table: SlotTable | None = None
+        self.table: SlotTable | None = None
         self._schema: pa.Schema | None = None
         self._header: pa.Buffer | None = None
         self._size = 0
@@ -64,8 +67,26 @@ class _SegmentTail:
         self.damaged = 0
         self.torn = 0
 
-    def poll(self) -> Block | None:
-        data = self._tail.read()
+    @property
+    def offset(self) -> int:
+        """Bytes consumed."""
+        return self._tail.offset
+
+    def chunks(self, size: int) -> Iterator[Block]:
+        """All that is there now, in blocks of about `size` bytes, or of one record that is larger."""
+        while True:
+            before = self.offset
+            block = self.poll(size)
+            if block is not None:
+                yield block
+            elif self.offset == before:
+                if self.torn < size:
+                    return
+                size *= 2
+
+    def poll(self, most: int = -1) -> Block | None:
+        """New records, out of at most `most` bytes; all of them unless given."""
+        data = self._tail.read(most)
         source = pa.BufferReader(data)
         batches: list[pa.RecordBatch] = []
         done = 0
@@ -85,9 +106,9 @@ class _SegmentTail:
             done = source.tell()
         self._tail.offset += done
         self.torn = len(data) - done
-        if not batches or self._table is None:
+        if not batches or self.table is None:
             return None
-        return _block(self._table, pa.Table.from_batches(batches))
+        return _block(self.table, pa.Table.from_batches(batches))
 
     def _whole(self, data: bytes) -> bool:
         """Whether bytes that are no record have the length of one, and something in them."""
@@ -97,8 +118,8 @@ class _SegmentTail:
         """The next record; None for the schema message that the segment begins with."""
         message = pa.ipc.read_message(source)
         if self._schema is None:
-            self._table = _table_of(message, self.path)
-            self._schema = arrow_schema(self._table)
+            self.table = _table_of(message, self.path)
+            self._schema = arrow_schema(self.table)
             return None
         if self._header is not None and not message.metadata.equals(self._header):
             raise pa.ArrowInvalid("a record whose header differs from the first one's")
@@ -170,6 +191,29 @@ class RunLog:
             self._segments.setdefault(path, _SegmentTail(path))
         blocks = (segment.poll() for segment in self._segments.values())
         return [block for block in blocks if block is not None]
+
+    def stream(self, size: int = CHUNK) -> Iterator[Block]:
+        """The same records as `poll`, about `size` bytes at a time: a long log needs little memory."""
+        for path in segments_of(self.path):
+            yield from self._segments.setdefault(path, _SegmentTail(path)).chunks(size)
+
+    @property
+    def position(self) -> int:
+        """Bytes of the segments that have been read."""
+        return sum(segment.offset for segment in self._segments.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments that are there."""
+        return sum(path.stat().st_size for path in segments_of(self.path))
+
+    @property
+    def tables(self) -> list[SlotTable]:
+        """The slot tables of all segments, from their beginnings alone."""
+        heads = [_SegmentTail(path) for path in segments_of(self.path)]
+        for head in heads:
+            next(head.chunks(1 << 16), None)
+        return [head.table for head in heads if head.table is not None]
 
     def poll_events(self) -> list[Event]:
         """New events. A line without an end is left for the next call; a broken line is counted and skipped."""
@@ -268,6 +312,16 @@ def find_run(path: str | Path) -> Path:
     if not runs:
         raise RunLogError(f"{path} is neither a run folder (no {META}) nor a folder that holds one.")
     return runs[-1]
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """All run folders meant by paths: themselves, and those directly inside them, by age. Raises RunLogError."""
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        inside = [] if (path / META).exists() else [p.parent for p in path.glob(f"*/{META}")]
+        runs = sorted(inside, key=lambda p: (p / META).stat().st_mtime) or [find_run(path)]
+        found.update({run.resolve(): run for run in runs if run.resolve() not in found})
+    return list(found.values())
 
 
 def wait_for_run(path: Path, timeout: float = 10.0) -> RunLog:

@@ -227,3 +227,19 @@ def test_a_layout_without_slots_is_refused_before_arrow_crashes_on_it(folder: Ru
     with pytest.raises(ValueError, match="at least one slot"):
         folder.append(SlotTable.build([]), 0, 0.0, np.empty(0, np.float32))
     assert_array_equal(read_run(folder.path).steps, [])
+
+
+@pytest.mark.parametrize("size", [100, 700, 1 << 20])
+def test_a_stream_gives_what_a_poll_gives_whatever_the_size_of_its_pieces(run: Path, segment: Path, size: int) -> None:
+    data, ends = segment.read_bytes(), layout_of(segment)
+    damaged = bytearray(data)
+    damaged[ends[2] + 8 : ends[2] + 40] = b"\xff" * 32
+    for content in (data, data[: ends[-1] - 9], bytes(damaged), data[: ends[0] // 2], b""):
+        segment.write_bytes(content)
+        whole, log = RunLog(run), RunLog(run)
+        expected = [step for block in whole.poll() for step in block.steps.tolist()]
+        assert [step for block in log.stream(size) for step in block.steps.tolist()] == expected
+        assert (log.torn_bytes, log.damaged_records) == (whole.torn_bytes, whole.damaged_records)
+        assert log.position + log.torn_bytes == log.size
+        assert [table.keys for table in log.tables] == [segment.table.keys for segment in whole._segments.values()
+                                                        if segment.table is not None]  # fmt: skip

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from stabwatch.alerts import Alert
-from stabwatch.alerts.rule import SEVERITIES
+from stabwatch.alerts.rule import SEVERITIES, Alert
 
 
 @dataclass
