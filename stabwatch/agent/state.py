@@ -22,7 +22,8 @@ from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
 from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.readings import MAX_SERIES, Readings, SeriesCap
-from stabwatch.runlog import Block, Event, Meta, append_event, wait_for_run
+from stabwatch.exporters.snapshots import snapshot
+from stabwatch.runlog import Block, Event, append_event, wait_for_run
 
 CHUNK = 256
 """Records looked at in one go: bounds the memory that a replay of a long log takes."""
@@ -74,8 +75,7 @@ class Follower:
         self.history_lock = threading.Lock()
         self.history = History(CHARTED)
         self._engine = Engine()
-        self._cap = SeriesCap(max_series)
-        self._readings = Readings(self._cap)
+        self._readings = Readings(SeriesCap(max_series))
         self._process = process or ProcessWatch(self.meta)
         self._written: set[Identity] = set()
         self._outbox: list[Event] = []
@@ -202,27 +202,15 @@ class Follower:
         return Health(self._polled, self._readings.step, age, self.errors)
 
     def _make_snapshot(self, now: float) -> Snapshot:
-        r = self._readings
-        firing = [a for a in self._engine.active if self._cap.admit((a.rule, a.layer), 2, urgent=True)]
-        derived = [(k, v) for k, v in self._engine.derived.items() if self._cap.admit(("derived", k))]
-        return Snapshot(
-            run=self.meta.run,
-            info=facts(self.meta),
+        return snapshot(
+            self.meta,
+            self._readings,
+            now,
             state=self.state,
-            step=r.step,
-            time=r.time,
-            keys=tuple(r.keys),
-            last=r.last.copy(),
-            window=r.window(now),
-            totals=r.totals.copy(),
-            nonfinite=r.nonfinite.copy(),
-            derived=tuple(derived),
-            firing=tuple(dict.fromkeys((a.rule, a.severity, a.layer) for a in firing)),
-            violations=tuple(
-                (*where, n) for where, n in self._violations.items() if self._cap.admit(where, 2, urgent=True)
-            ),
-            agent_errors=self.errors,
-            series_dropped=self._cap.dropped,
+            derived=self._engine.derived,
+            firing=[(a.rule, a.severity, a.layer) for a in self._engine.active],
+            violations=self._violations,
+            errors=self.errors,
         )
 
     def _make_head(self) -> PageHead:
@@ -247,19 +235,6 @@ class Follower:
                 print(f"stabwatch agent: {what}: {type(error).__name__}: {error}", file=sys.stderr)
                 traceback.print_exc(limit=8)
             return None
-
-
-def facts(meta: Meta) -> tuple[tuple[str, str], ...]:
-    """The labels of stabwatch_run_info beside `run`."""
-    found = {
-        "host": meta.host,
-        "model": meta.model.get("name", ""),
-        "parameters": meta.model.get("parameters", ""),
-        "world_size": meta.world_size,
-        "stabwatch_version": meta.versions.get("stabwatch", ""),
-        "torch_version": meta.versions.get("torch", ""),
-    }
-    return tuple((name, str(value)) for name, value in found.items())
 
 
 def event_of(alert: Alert) -> Event:

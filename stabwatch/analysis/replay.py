@@ -10,7 +10,7 @@ from typing import Any
 from stabwatch.alerts import RULES, Alert, Engine, Rule
 from stabwatch.alerts.rule import SEVERITIES, Severity
 from stabwatch.alerts.stretches import Stretch, rank, stretches
-from stabwatch.analysis.timeline import follow
+from stabwatch.analysis.timeline import lead, timeline
 from stabwatch.runlog import Event, RunLog
 
 SCHEMA_VERSION = 1
@@ -116,8 +116,9 @@ def replay_run(path: Path, rules: Sequence[Rule] = RULES, progress: Callable[[Ru
     """Replay one run folder; it is streamed. Raises RunLogError."""
     log = RunLog(path)
     engine, records = Engine(rules), 0
-    for seen, _ in follow(log, engine):
-        records += 0 if isinstance(seen, Event) else len(seen)
+    for item in timeline(log):
+        lead(engine, item)
+        records += 0 if isinstance(item, Event) else len(item)
         if progress is not None:
             progress(log)
     now = {_said(a.to_dict()) for a in engine.history}

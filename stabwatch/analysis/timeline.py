@@ -17,10 +17,13 @@ PIECE = 4096
 """Most records in a block: bounds the memory that its values take."""
 
 
-def timeline(log: RunLog) -> Iterator[Block | Event]:
-    """Records, and the start and end events among them; an event comes after the records of its time."""
+def timeline(log: RunLog, every: float | None = None) -> Iterator[Block | Event]:
+    """Records, and the start and end events among them; an event comes after the records of its time.
+
+    A block ends where the run was silent, and where a multiple of `every` seconds has passed.
+    """
     events = sorted((e for e in log.poll_events() if e.kind in ("start", "end")), key=lambda e: e.time)
-    for block in _pieces(log):
+    for block in _pieces(log, every):
         done = 0
         while events and events[0].time < block.times[-1]:
             cut = int(np.searchsorted(block.times[done:], events[0].time, side="right")) + done
@@ -32,32 +35,29 @@ def timeline(log: RunLog) -> Iterator[Block | Event]:
     yield from events
 
 
+def begin(item: Block | Event) -> float:
+    """The time of an event, or of the first record."""
+    return item.time if isinstance(item, Event) else float(item.times[0])
+
+
+def lead(engine: Engine, item: Block | Event) -> list[Alert]:
+    """Show an engine what came next. A silence before it counts as it did for an agent that was there."""
+    silent = engine.patience < begin(item)
+    alerts = engine.tick(math.nextafter(engine.patience, math.inf)) if silent else []
+    return alerts + (engine.observe_event(item) if isinstance(item, Event) else engine.observe(item))
+
+
 def part(block: Block, start: int, stop: int) -> Block:
     """Some consecutive records of a block."""
     rows = slice(start, stop)
     return replace(block, steps=block.steps[rows], times=block.times[rows], rows=block.rows[rows])
 
 
-def _pieces(log: RunLog) -> Iterator[Block]:
+def _pieces(log: RunLog, every: float | None) -> Iterator[Block]:
     for block in log.stream():
-        for start in range(0, len(block), PIECE):
-            yield part(block, start, start + PIECE)
-
-
-def follow(log: RunLog, engine: Engine) -> Iterator[tuple[Block | Event, list[Alert]]]:
-    """Lead an engine through a run log as an agent did that was there: what it saw, and the transitions it caused.
-
-    Silences count as they did then, so that a stalled process is reported here too.
-    """
-    for item in timeline(log):
-        for piece in [item] if isinstance(item, Event) else _at_silences(item):
-            began = piece.time if isinstance(piece, Event) else float(piece.times[0])
-            alerts = engine.tick(math.nextafter(engine.patience, math.inf)) if engine.patience < began else []
-            alerts += engine.observe_event(piece) if isinstance(piece, Event) else engine.observe(piece)
-            yield piece, alerts
-
-
-def _at_silences(block: Block) -> Iterator[Block]:
-    cuts = np.flatnonzero(np.diff(block.times) > STALL_SECONDS) + 1
-    edges = [0, *cuts.tolist(), len(block)]
-    return (part(block, start, stop) for start, stop in pairwise(edges))
+        apart = np.diff(block.times) > STALL_SECONDS
+        if every is not None:
+            apart |= np.diff(np.ceil(block.times / every)) > 0
+        cuts = {*(np.flatnonzero(apart) + 1).tolist(), *range(0, len(block), PIECE), len(block)}
+        for start, stop in pairwise(sorted(cuts)):
+            yield part(block, start, stop)

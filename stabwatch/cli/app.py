@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from stabwatch import __version__
-from stabwatch.cli import agent, analyze, demo, doctor, replay, signals, top
+from stabwatch.cli import agent, analyze, demo, doctor, export, replay, signals, top
 from stabwatch.cli.arguments import Exit
 from stabwatch.errors import StabwatchError
 
@@ -64,6 +64,7 @@ for name, command in (
     ("top", top.top),
     ("analyze", analyze.analyze),
     ("replay", replay.replay),
+    ("export", export.export),
     ("signals", signals.signals),
     ("doctor", doctor.doctor),
 ):

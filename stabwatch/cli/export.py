@@ -1,0 +1,101 @@
+"""`stabwatch export`: a run log in the form that another tool reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from stabwatch.cli.arguments import RunArgument
+from stabwatch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stabwatch.runlog import RunLog
+
+ENDINGS = {"openmetrics": ".om", "parquet": ".parquet", "csv": ".csv", "tensorboard": "-tensorboard"}
+
+
+def export(
+    run: RunArgument,
+    openmetrics: Annotated[
+        bool, typer.Option("--openmetrics", help="Text for `promtool tsdb create-blocks-from openmetrics`.")
+    ] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="A Parquet file.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="A CSV file.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="A folder with an event file.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Where to. Default: named after the run, here. -: standard output."),
+    ] = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="CSV, Parquet: a column per series, not a row per value.")
+    ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option("--interval", min=0.001, help="OpenMetrics: seconds between scrapes. Default: 15, or less."),
+    ] = None,
+) -> None:
+    """Write a run for Prometheus, pandas, spreadsheets or TensorBoard.
+
+    OpenMetrics holds what Prometheus would hold if it had scraped the run's agent all along: the same names and labels.
+    The file appears whole or not at all.
+    """
+    from stabwatch.runlog import RunLog, find_run
+
+    chosen = {"openmetrics": openmetrics, "parquet": parquet, "csv": csv, "tensorboard": tensorboard}
+    form = _only(chosen)
+    if wide and form not in ("parquet", "csv"):
+        raise ConfigError(f"--wide goes with --csv and --parquet, not with --{form}.")
+    if interval is not None and form != "openmetrics":
+        raise ConfigError(f"--interval goes with --openmetrics, not with --{form}.")
+    log = RunLog(find_run(run))
+    target = out or Path(log.path.resolve().name + ENDINGS[form])
+    if str(target) == "-" and form in ("parquet", "tensorboard"):
+        raise ConfigError(f"--{form} cannot go to standard output: give a path with -o.")
+    written, what = _write(log, form, target, wide, interval)
+    if not log.position:
+        print(f"stabwatch: {log.path} has no records yet.", file=sys.stderr)
+    print(f"{target}: {written:,} {what}", file=sys.stderr)
+
+
+def _only(chosen: dict[str, bool]) -> str:
+    names = [name for name, wanted in chosen.items() if wanted]
+    if len(names) != 1:
+        raise ConfigError(f"Choose one of {', '.join(f'--{name}' for name in chosen)}.")
+    return names[0]
+
+
+def _write(log: RunLog, form: str, target: Path, wide: bool, interval: float | None) -> tuple[int, str]:
+    from stabwatch.analysis.files import whole
+    from stabwatch.cli.bar import LogBar
+
+    with LogBar("exporting") as bar:
+        if form == "openmetrics":
+            from stabwatch.analysis.openmetrics import write_openmetrics
+
+            return _stream(target, lambda file: write_openmetrics(log, file, interval, progress=bar)), "samples"
+        if form == "csv":
+            from stabwatch.analysis.tables import write_csv
+
+            return _stream(target, lambda file: write_csv(log, file, wide, bar)), "rows"
+        with whole(target) as draft:
+            if form == "parquet":
+                from stabwatch.analysis.tables import write_parquet
+
+                return write_parquet(log, draft, wide, bar), "rows"
+            from stabwatch.analysis.tensorboard import write_tensorboard
+
+            return write_tensorboard(log, draft, bar), "values"
+
+
+def _stream(target: Path, write: Callable[[BinaryIO], int]) -> int:
+    from stabwatch.analysis.files import whole
+
+    if str(target) == "-":
+        return write(sys.stdout.buffer)
+    with whole(target) as draft, open(draft, "wb") as file:
+        return write(file)
