@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from typing import Any
 
 import psutil
 import torch
@@ -19,6 +20,9 @@ from stabwatch.plugins import PLUGINS
 from stabwatch.ranks import Ranks
 from stabwatch.runlog import Meta
 
+MOST_GROUPS = 16
+"""Parameter groups with settings of their own that are written down."""
+
 
 def run_id(config: Config) -> str:
     """The run's name: given, else the job's, else date, time and pid."""
@@ -26,6 +30,21 @@ def run_id(config: Config) -> str:
         return config.run
     job = os.environ.get("SLURM_JOB_ID")
     return f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
+
+
+def optimizer_facts(optimizer: Any) -> dict[str, Any]:
+    """Name and settings of an optimizer, each distinct set of its groups once: the data of an `optimizer` event."""
+    plain = (bool, int, float, str, type(None))
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        settings = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in group.items()
+            if isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(v, plain) for v in value))
+        }
+        if settings not in groups:
+            groups.append(settings)
+    return {"name": type(optimizer).__name__, "groups": groups[:MOST_GROUPS]}
 
 
 def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, config: Config) -> Meta:

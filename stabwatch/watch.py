@@ -26,7 +26,7 @@ from stabwatch.buffer import Copy, StepBuffer
 from stabwatch.clock import StepClock
 from stabwatch.config import Config
 from stabwatch.coverage import IN_GRAPH, MHA, NO_SATURATION, NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
-from stabwatch.facts import run_id, run_meta
+from stabwatch.facts import optimizer_facts, run_id, run_meta
 from stabwatch.hooks.attention import Brackets
 from stabwatch.hooks.cells import RunCells
 from stabwatch.hooks.deep import TURNS
@@ -102,6 +102,7 @@ class Watch:
         self._writer: Writer | None = None
         self._modules: ModuleTaps | None = None
         self._handles: list[Any] = []
+        self._introduced: set[int] = set()
         self._steps: StepTaps | None = None
         self._detached = self._patched = self._scaled = self._warned = False
         self._attached = self._began = time.perf_counter()
@@ -255,6 +256,10 @@ class Watch:
 
     def _note_rate(self, optimizer: Any) -> None:
         self._host.learning_rate = _learning_rate(optimizer)
+        if id(optimizer) not in self._introduced:
+            self._introduced.add(id(optimizer))
+            if self._writer is not None:
+                self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
 
     def _close_step(self) -> None:
         now = time.perf_counter()

@@ -81,7 +81,7 @@ class Analysis:
             "bad_event_lines": self.bad_event_lines,
             "torn_bytes": self.torn_bytes,
         }
-        return _finite(plain)
+        return finite(plain)
 
 
 def analyze(path: str | Path) -> Analysis:
@@ -152,11 +152,12 @@ def _summaries(run: Run) -> tuple[SeriesSummary, ...]:
     return tuple(out)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Data for JSON: numbers that are not finite become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return value

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from stabwatch import __version__
-from stabwatch.cli import agent, analyze, demo, doctor, export, replay, signals, top
+from stabwatch.cli import agent, analyze, compare, demo, doctor, export, forecast, replay, signals, top
 from stabwatch.cli.arguments import Exit
 from stabwatch.errors import StabwatchError
 
@@ -63,6 +63,8 @@ for name, command in (
     ("agent", agent.agent),
     ("top", top.top),
     ("analyze", analyze.analyze),
+    ("compare", compare.compare),
+    ("forecast", forecast.forecast),
     ("replay", replay.replay),
     ("export", export.export),
     ("signals", signals.signals),

@@ -237,8 +237,9 @@ class Meta:
 class Event:
     """One line of events.jsonl.
 
-    kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert'.
-    data: everything else on the line. 'end' has `reason` ('finished', 'exception', 'killed', ...);
+    kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert', 'optimizer'.
+    data: everything else on the line. 'optimizer' has `name` and `groups` (settings of each distinct group), after its
+    first step; 'end' has `reason` ('finished', 'exception', 'killed', ...);
     'alert' has the fields of `stabwatch.alerts.Alert`.
     """
 

@@ -144,13 +144,18 @@ class MergeLaw:
 
     def merge(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         """Merge rows of shape (n, slots) into one of shape (slots,); NaN marks what was not measured."""
+        return self.merge_groups(rows, np.zeros(1, np.int64))[0] if len(rows) else np.full(len(self.ops), np.nan)
+
+    def merge_groups(self, rows: NDArray[np.floating], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Merge runs of rows that begin at `starts` (0 first, ascending): (n, slots) into (len(starts), slots)."""
         rows = self.filled(rows)
-        out = np.empty(rows.shape[1:], dtype=np.float64)
+        out = np.empty((len(starts), rows.shape[1]), dtype=np.float64)
         with np.errstate(invalid="ignore"):
-            out[self._is["sum"]] = rows[:, self._is["sum"]].sum(axis=0)
-            out[self._is["max"]] = rows[:, self._is["max"]].max(axis=0, initial=-np.inf)
-            out[self._is["min"]] = rows[:, self._is["min"]].min(axis=0, initial=np.inf)
+            for op, fold in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
+                out[:, self._is[op]] = fold.reduceat(rows[:, self._is[op]], starts, axis=0)  # type: ignore[index]
+        sizes = np.diff([*starts, len(rows)])
         for slot in self._arg:
-            best = (rows[:, slot - 1] == out[slot - 1]) | (np.isnan(rows[:, slot - 1]) & np.isnan(out[slot - 1]))
-            out[slot] = rows[best, slot].min(initial=np.inf)
+            mine, best = rows[:, slot - 1], np.repeat(out[:, slot - 1], sizes)
+            winners = (mine == best) | (np.isnan(mine) & np.isnan(best))
+            out[:, slot] = np.minimum.reduceat(np.where(winners, rows[:, slot], np.inf), starts)
         return self.blanked(out)

@@ -1,0 +1,62 @@
+"""A run in memory, however long it was: merged over windows of steps, by the merge law, when records are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from stabwatch.runlog import Block, Run, RunLog
+
+MOST = 8192
+"""Records in memory at most; about half of them at least, where there are more in the log."""
+
+
+def load(
+    path: Path, progress: Callable[[RunLog], None] | None = None, window: int = 1, most: int = MOST
+) -> tuple[Run, int]:
+    """A run, and the steps that a record of it stands for: 1 unless there are more than `most`. Raises RunLogError.
+
+    A merged record bears the first step of its window. window: merge at least this many steps.
+    """
+    log = RunLog(path)
+    kept: list[Block] = []
+    for block in log.stream():
+        kept = _appended(kept, merged(block, window))
+        while sum(map(len, kept)) > most:
+            window *= 2
+            kept = [merged(old, window) for old in kept]
+        if progress is not None:
+            progress(log)
+    kept = [merged(block, window) for block in kept]
+    events = tuple(log.poll_events())
+    run = Run(path, log.meta, tuple(kept), events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
+    return run, window
+
+
+def merged(block: Block, window: int) -> Block:
+    """A block with the records of each window of steps merged into one."""
+    if window == 1 or not len(block):
+        return block
+    of = block.steps // window
+    starts = np.flatnonzero(np.diff(of, prepend=of[0] - 1))
+    rows = block.table.law.merge_groups(block.rows, starts).astype(np.float32)
+    return Block(block.table, of[starts] * window, block.times[starts], rows)
+
+
+def _appended(kept: list[Block], block: Block) -> list[Block]:
+    """Pieces of one layout as one block, so that a window that a piece cuts in two becomes whole."""
+    if not kept or kept[-1].table is not block.table:
+        return [*kept, block]
+    return [*kept[:-1], _joined(kept[-1], block)]
+
+
+def _joined(one: Block, other: Block) -> Block:
+    return replace(
+        one,
+        steps=np.concatenate([one.steps, other.steps]),
+        times=np.concatenate([one.times, other.times]),
+        rows=np.concatenate([one.rows, other.rows]),
+    )
