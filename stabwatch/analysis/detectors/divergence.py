@@ -1,0 +1,124 @@
+"""Divergence: the loss leaves for good, at once or step by step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from stabwatch.analysis.curves import WINDOW, Array, level, rolling, scatter
+from stabwatch.analysis.excursions import Excursion
+from stabwatch.analysis.findings import Finding, sure
+from stabwatch.analysis.logs import Column
+from stabwatch.analysis.parts import Part
+
+LOST = 0.4
+"""Levels above its best at which a curve that still rises has diverged: as real logs that did, and none that did not."""
+NEAR = 0.7
+"""Of the way from the best to the worst since: where a curve that has not turned back ends."""
+LONGEST = 50
+"""Records: the longest spikes of real logs that came back lasted some 40."""
+FEW = 4
+"""Rises in a row, up to the end, that make a trend of an excerpt."""
+
+
+def diverges(values: Array, e: Excursion, dies: bool) -> bool:
+    """Whether an excursion is one that ends the run: twice the level at its end, or still rising there, or NaN next."""
+    if e.recovered:
+        return False
+    end = values[-3:] if e.stop - e.start >= 5 else values[-1:]
+    lost = float(np.median(end)) - e.base
+    tail = values[e.start :]
+    rising = len(tail) >= FEW and lost >= 0.9 * float(tail.max() - e.base) and bool(tail[-1] >= np.median(tail))
+    return dies or lost >= e.scale or ((rising or len(tail) > LONGEST) and lost >= LOST * e.scale)
+
+
+def find(part: Part) -> list[Finding]:
+    """At most one: by an excursion that never ends, else by a slow rise."""
+    loss = part.finite_loss
+    if loss is None or len(loss) < FEW:
+        return []
+    for e in part.excursions:
+        if diverges(loss.values, e, part.dies):
+            text = (
+                f"The {part.loss_name} diverged from step {loss.steps[e.start]} on: from {e.base:.4g} to "
+                f"{loss.values[-1]:.4g}" + (", and then to numbers that are not finite." if part.dies else ".")
+            )
+            return [_finding(part, loss, e.start, e.base, text, sure(e.over, e.stop - e.start))]
+    slow = _slow(loss.values, part.fresh)
+    if slow is None:
+        return []
+    start, best = slow
+    text = (
+        f"The {part.loss_name} rises steadily from step {loss.steps[start]} on: from {best:.4g}, its best, to "
+        f"{np.median(loss.values[-max(1, len(loss) // 20) :]):.4g} at the end."
+    )
+    return [_finding(part, loss, start, best, text, sure(2.0, len(loss) - start))]
+
+
+def _finding(part: Part, loss: Column, start: int, base: float, text: str, confidence: float) -> Finding:
+    grave = part.must_fall and loss.role == "loss"
+    if loss.role == "eval_loss":
+        text += " The log has no training loss: this may be overfitting."
+    elif not part.must_fall:
+        text += " In reinforcement learning and adversarial training a rising loss need not be bad."
+    worst = start + int(np.argmax(loss.values[start:]))
+    return Finding(
+        kind="divergence",
+        severity="critical" if grave else "info",
+        step=int(loss.steps[start]),
+        end_step=None,
+        points=len(loss) - start,
+        size=float(loss.values[worst]) / base if base > 0 else math.nan,
+        confidence=confidence if grave else min(confidence, 0.5),
+        line=int(loss.lines[start]),
+        text=text,
+        evidence=(
+            f"Before: {base:.4g}. Worst: {loss.values[worst]:.4g} at step {loss.steps[worst]}.",
+            f"{len(loss) - start} records up to the end of the log, without a return.",
+        ),
+    )
+
+
+def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
+    """Where a rise begins that ends at the end of the curve, and the level before it."""
+    short = _monotone(values, fresh)
+    if short is not None:
+        return short
+    width = min(WINDOW, max(3, len(values) // 20)) | 1
+    smooth = rolling(values, width, "median")
+    if len(smooth) < 2 * FEW:
+        return None
+    k = int(np.argmin(smooth))
+    tail, best = smooth[k:], float(smooth[k])
+    if len(tail) < max(FEW, width // 2):
+        return None
+    lost = float(np.median(tail[-max(1, len(tail) // 10) :])) - best
+    size = level(smooth[max(0, k - width) : k + width])
+    turned = lost < NEAR * float(tail.max() - best) and lost < size
+    if lost < LOST * size or turned or lost < _wander(smooth, width, len(tail)):
+        return None
+    below = np.flatnonzero(tail <= best + 0.1 * lost)
+    return k + int(below[-1]) + 1 + width // 2, best
+
+
+def _wander(smooth: Array, width: int, length: int) -> float:
+    """How far a random walk with the changes of this curve would get in so many records."""
+    changes = smooth[width:] - smooth[:-width]
+    return scatter(changes) * math.sqrt(length / width) if len(changes) >= 8 else 0.0
+
+
+def _monotone(values: Array, fresh: bool) -> tuple[int, float] | None:
+    """The same for an excerpt of a few records: each above the one before."""
+    down = np.flatnonzero(np.diff(values) <= 0)
+    start = int(down[-1]) + 1 if len(down) else 0
+    rises = len(values) - 1 - start
+    best = float(values[start])
+    size = level(values[: start + 1])
+    if rises < FEW - 1 or (fresh and (len(values) < 10 or values[-1] <= values[0])) or size <= 0:
+        return None
+    lost = float(values[-1]) - best
+    if lost < LOST * size or best > float(values.min()) + 0.1 * size:
+        return None
+    left = np.flatnonzero(values[start:] > best + 0.1 * lost)
+    return start + int(left[0]), best

@@ -1,0 +1,122 @@
+"""The gradient norm: blown up for many records, or in single ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, past_median, stretches
+from stabwatch.analysis.excursions import BASE
+from stabwatch.analysis.findings import Finding, sure
+from stabwatch.analysis.logs import Column
+from stabwatch.analysis.parts import Part, picked
+
+FAR = 100.0
+"""Times the usual norm, at three records in a row."""
+HIGH = 10.0
+"""Times the usual norm, at five records in a row: as the live rule has it."""
+ODD = 5.0
+"""Times the usual norm, for a word about single records."""
+
+
+def find(part: Part) -> list[Finding]:
+    """Explosions, each from its first record on; all isolated records as one finding."""
+    norm = part.of("grad_norm")
+    if norm is None:
+        return []
+    norm = picked(norm, ~np.isnan(norm.values) & (norm.values > 0))
+    if len(norm) < 5:
+        return []
+    values = norm.values
+    with np.errstate(invalid="ignore"):
+        ratio = np.nan_to_num(values / past_median(values), nan=1.0, posinf=np.inf)
+    first = BASE if part.fresh else 2
+    ratio[:first] = 1.0
+    found, done = [], first
+    for start, stop in _sustained(ratio):
+        if start < done:
+            continue
+        base = float(np.median(values[max(0, start - WINDOW) : start]))
+        stop = _end(values, stop, base)
+        found.append(_explosion(part, norm, start, stop, base))
+        done = stop
+        ratio[start:stop] = 1.0
+    return [*found, *_outliers(norm, ratio)]
+
+
+def _sustained(ratio: Array) -> list[tuple[int, int]]:
+    far = [(a, b) for a, b in stretches(ratio > FAR) if b - a >= 3]
+    high = [(a, b) for a, b in stretches(ratio > HIGH) if b - a >= SUSTAINED]
+    high += [(a, b) for a, b in stretches(ratio > HIGH) if any(a <= c < b for c, _ in far)]
+    return sorted(set(high))
+
+
+def _end(values: Array, stop: int, base: float) -> int:
+    """One past the last record before five in a row that are back, or before those that the log ends with."""
+    calm = values <= HIGH * base
+    for a, b in stretches(calm):
+        if b > stop and (b - max(a, stop) >= SUSTAINED or b == len(values)):
+            return max(a, stop)
+    return len(values)
+
+
+def _explosion(part: Part, norm: Column, start: int, stop: int, base: float) -> Finding:
+    inside = norm.values[start:stop]
+    worst, infinite = float(inside.max()), int(np.isinf(inside).sum())
+    lasts = stop >= len(norm)
+    finite = inside[np.isfinite(inside)]
+    largest = float(finite.max()) if len(finite) else worst
+    text = (
+        f"The gradient norm explodes at step {norm.steps[start]}: {base:.3g} before, {largest:.3g} at its worst, "
+        f"for {stop - start} records{' up to the end' if lasts else ''}{f', infinite in {infinite}' if infinite else ''}."
+    )
+    return Finding(
+        kind="gradient_explosion",
+        severity="warning",
+        step=int(norm.steps[start]),
+        end_step=None if lasts else int(norm.steps[stop - 1]),
+        points=stop - start,
+        size=worst / base,
+        confidence=sure(largest / base / HIGH, stop - start),
+        line=int(norm.lines[start]),
+        text=text,
+        evidence=(
+            f"Median of the {min(start, WINDOW)} records before: {base:.3g}.",
+            _of_loss(part, int(norm.steps[start]), int(norm.steps[stop - 1])),
+        ),
+    )
+
+
+def _of_loss(part: Part, first: int, last: int) -> str:
+    loss = part.finite_loss
+    if loss is None:
+        return "No loss in this log beside it."
+    before, inside = loss.values[loss.steps < first][-WINDOW:], loss.values[(loss.steps >= first) & (loss.steps <= last)]
+    if not len(before) or not len(inside):
+        return "No finite loss beside it."
+    return f"Meanwhile the {part.loss_name} went from {np.median(before):.4g} to at most {inside.max():.4g}."
+
+
+def _outliers(norm: Column, ratio: Array) -> list[Finding]:
+    places = np.flatnonzero(ratio > ODD)
+    if not len(places):
+        return []
+    worst = int(places[np.argmax(ratio[places])])
+    one = len(places) == 1
+    what = "In one record" if one else f"In {len(places)} single records"
+    return [
+        Finding(
+            kind="gradient_outliers",
+            severity="info",
+            step=int(norm.steps[places[0]]),
+            end_step=int(norm.steps[places[-1]]),
+            points=len(places),
+            size=float(ratio[worst]),
+            confidence=0.8,
+            line=int(norm.lines[places[0]]),
+            text=(
+                f"{what} the gradient norm is far above the usual, {norm.values[worst]:.3g} at step {norm.steps[worst]} "
+                f"({ratio[worst]:.3g} times) at most, and back in the next: common, and harmless where it is clipped."
+            ),
+            evidence=(f"Steps: {', '.join(str(norm.steps[i]) for i in places[:12])}{' ...' * (len(places) > 12)}",),
+        )
+    ]

@@ -1,0 +1,80 @@
+"""The learning rate: a jump, or none at all while the run goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stabwatch.analysis.curves import stretches
+from stabwatch.analysis.findings import Finding
+from stabwatch.analysis.logs import Column
+from stabwatch.analysis.parts import Part
+
+JUMP = 2.0
+"""Times from one record to the next, after the warm-up."""
+ZERO = 20
+"""Records at a rate of 0."""
+SHARE = 0.05
+"""Of the records: a schedule may end a little before the run."""
+
+
+def find(part: Part) -> list[Finding]:
+    """Jumps upwards, and a schedule that has ended."""
+    rate = part.of("learning_rate")
+    if rate is None or len(rate) < 8:
+        return []
+    return [*_jumps(part, rate), *_zero(rate)]
+
+
+def _jumps(part: Part, rate: Column) -> list[Finding]:
+    values = rate.values
+    past = np.maximum.accumulate(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        up = values[1:] / values[:-1]
+    # A warm-up sets new maxima in every record; a jump comes after a rate has been held or lowered.
+    settled = np.concatenate(([False], values[1:-1] <= past[:-2]))
+    at = np.flatnonzero((up > JUMP) & settled & (values[:-1] > 0)) + 1
+    if part.fresh:
+        at = at[at > ZERO // 2]
+    if not len(at):
+        return []
+    i = int(at[np.argmax(up[at - 1])])
+    more = f" There are {len(at) - 1} more such jumps." if len(at) > 1 else ""
+    return [
+        Finding(
+            kind="learning_rate_jump",
+            severity="info",
+            step=int(rate.steps[at[0]]),
+            end_step=int(rate.steps[at[-1]]),
+            points=len(at),
+            size=float(up[i - 1]),
+            confidence=0.9,
+            line=int(rate.lines[at[0]]),
+            text=f"The learning rate jumps at step {rate.steps[i]}, from {values[i - 1]:.3g} to {values[i]:.3g}.{more}",
+        )
+    ]
+
+
+def _zero(rate: Column) -> list[Finding]:
+    if not rate.values.any():
+        return []  # not printed with enough digits, or not learning: the loss tells which
+    last = stretches(rate.values == 0)
+    if not last or last[-1][1] < len(rate) or last[-1][1] - last[-1][0] < max(ZERO, SHARE * len(rate)):
+        return []
+    i, points = last[-1][0], len(rate) - last[-1][0]
+    return [
+        Finding(
+            kind="learning_rate_zero",
+            severity="info",
+            step=int(rate.steps[i]),
+            end_step=None,
+            points=points,
+            size=0.0,
+            confidence=0.7,
+            line=int(rate.lines[i]),
+            text=(
+                f"The learning rate is 0 from step {rate.steps[i]} on, for the last {points} records: the schedule has "
+                f"ended, or the log prints too few digits."
+            ),
+            evidence=(f"Before: {rate.values[i - 1]:.3g}.",) if i else (),
+        )
+    ]

@@ -1,0 +1,205 @@
+"""NaN and infinity: printed, left blank, dropped from the line, filtered to 0.0, or told in a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.analysis.curves import stretches
+from stabwatch.analysis.findings import Finding
+from stabwatch.analysis.logs import Column
+from stabwatch.analysis.parts import Part
+
+MISSED = 5
+"""Times the usual number of records between two losses after which a loss that is not there is missing."""
+FILLED = 8
+"""Losses that show how often there is one."""
+MANY = 3
+"""Records with a gradient norm that is not finite that are more than a skipped step."""
+
+
+def find(part: Part) -> list[Finding]:
+    """By where it was seen; each hides the weaker signs of the same thing."""
+    found = [*_printed(part), *_filtered(part)]
+    blank = list(_vanished(part))
+    if not found:
+        found = blank
+    elif blank and found[-1].end_step is None:
+        found[-1] = replace(found[-1], evidence=(*found[-1].evidence, blank[0].text))
+    if not found:
+        found = [*_counted(part), *_told(part)]
+    return [*found, *_elsewhere(part, bool(found))]
+
+
+def _printed(part: Part) -> Iterator[Finding]:
+    loss = part.loss
+    if loss is not None:
+        yield from _of_column(part, loss, part.loss_name, "critical")
+
+
+def _of_column(part: Part, column: Column, name: str, severity: str) -> Iterator[Finding]:
+    bad = ~np.isfinite(column.values)
+    if not bad.any():
+        return
+    runs = stretches(bad)
+    a, b = runs[0]
+    total, ended = int(bad.sum()), runs[-1][1] < len(bad)
+    stays = b == len(bad)
+    word = "NaN" if np.isnan(column.values[a]) else "infinite"
+    before = column.values[:a][np.isfinite(column.values[:a])]
+    if stays:
+        course = f"and is not finite again in the {total} records up to the end" if total > 1 else "in its last record"
+    else:
+        course = f"in {total} records, the last of them at step {column.steps[runs[-1][1] - 1]}"
+        course += ", and is finite again after" if ended else ""
+    yield Finding(
+        kind="nonfinite",
+        severity="warning" if severity == "critical" and ended and total <= 2 else severity,  # type: ignore[arg-type]
+        step=int(column.steps[a]),
+        end_step=int(column.steps[runs[-1][1] - 1]) if ended else None,
+        points=total,
+        size=float("nan"),
+        confidence=0.99,
+        line=int(column.lines[a]),
+        text=f"The {name} is {word} at step {column.steps[a]}, {course}.",
+        evidence=(f"Last finite value before: {before[-1]:.4g}." if len(before) else "It never was finite.",),
+    )
+
+
+def _filtered(part: Part) -> Iterator[Finding]:
+    """Hugging Face's trainer prints a loss of 0.0 in place of NaN; the gradient norm beside it says so."""
+    loss, norm = part.of("loss"), part.of("grad_norm")
+    if loss is None or norm is None:
+        return
+    _, mine, its = np.intersect1d(loss.steps, norm.steps, return_indices=True)
+    hidden = (loss.values[mine] == 0) & ~np.isfinite(norm.values[its])
+    if not hidden.any():
+        return
+    at = mine[hidden]
+    yield Finding(
+        kind="nonfinite",
+        severity="critical",
+        step=int(loss.steps[at[0]]),
+        end_step=int(loss.steps[at[-1]]) if at[-1] < len(loss) - 1 else None,
+        points=len(at),
+        size=float("nan"),
+        confidence=0.97,
+        line=int(loss.lines[at[0]]),
+        text=(
+            f"The loss is NaN from step {loss.steps[at[0]]} on, though the log says 0.0: the gradient norm beside it is "
+            f"not finite, and the trainer filters NaN out of the loss it prints."
+        ),
+        evidence=(f"{len(at)} records with loss 0.0 and a gradient norm that is not finite.",),
+    )
+
+
+def _vanished(part: Part) -> Iterator[Finding]:
+    """The loss stood in every record of training, and then in none, though training goes on."""
+    loss = part.of("loss")
+    if loss is None or len(loss) < FILLED:
+        return
+    beside = _beside(part, loss)
+    if beside is None:
+        return
+    later = beside.steps[beside.steps > loss.steps[-1]]
+    shared = np.isin(beside.steps, loss.steps)
+    usual = np.diff(np.flatnonzero(shared)).max(initial=1)
+    if len(later) < max(MISSED * int(usual), MISSED):
+        return
+    step = int(later[0])
+    yield Finding(
+        kind="nonfinite",
+        severity="critical",
+        step=step,
+        end_step=None,
+        points=len(later),
+        size=float("nan"),
+        confidence=0.85,
+        line=int(beside.lines[beside.steps == step][0]),
+        text=(
+            f"The loss is missing from step {step} on while the records go on ('{beside.name}' does to step "
+            f"{later[-1]}): a NaN that the log leaves blank, most likely."
+        ),
+        evidence=(
+            f"Up to step {loss.steps[-1]} it stood in every {'record' if usual == 1 else f'{usual} records'}, the last "
+            f"time as {loss.values[-1]:.4g}.",
+            f"{len(later)} records without it follow.",
+        ),
+    )
+
+
+def _beside(part: Part, loss: Column) -> Column | None:
+    """Another column of the records of training that goes on after the loss; the rarest wins, to be sure."""
+    seen = [
+        column
+        for column in part.columns
+        if column is not loss
+        and column.role in ("grad_norm", "learning_rate", "loss_scale", "skipped_steps", "nan_steps", "step_seconds", "throughput")
+        and len(column)
+        and column.steps[-1] > loss.steps[-1]
+        and np.isin(loss.steps, column.steps).mean() > 0.9
+    ]
+    return min(seen, key=lambda column: int((column.steps > loss.steps[-1]).sum()), default=None)
+
+
+def _counted(part: Part) -> Iterator[Finding]:
+    """The trainer counts iterations with NaN."""
+    counts = part.of("nan_steps")
+    if counts is None or not (counts.values > 0).any():
+        return
+    at = np.flatnonzero(counts.values > 0)
+    yield Finding(
+        kind="nonfinite",
+        severity="critical" if len(at) > 2 else "warning",
+        step=int(counts.steps[at[0]]),
+        end_step=int(counts.steps[at[-1]]) if at[-1] < len(counts) - 1 else None,
+        points=len(at),
+        size=float("nan"),
+        confidence=0.9,
+        line=int(counts.lines[at[0]]),
+        text=f"The trainer counts steps with NaN from step {counts.steps[at[0]]} on ('{counts.name}').",
+        evidence=(f"{counts.values[at].sum():.0f} in {len(at)} records.",),
+    )
+
+
+def _told(part: Part) -> Iterator[Finding]:
+    told = [remark for remark in part.remarks if remark.kind == "nan_message"]
+    if not told:
+        return
+    first = told[0]
+    step = first.step if first.step is not None else int(part.steps[0]) if len(part.steps) else 0
+    yield Finding(
+        kind="nonfinite",
+        severity="critical",
+        step=step,
+        end_step=None if told[-1].step is None or not len(part.steps) or told[-1].step >= part.steps[-1] else told[-1].step,
+        points=len(told),
+        size=float("nan"),
+        confidence=0.9,
+        line=first.line,
+        text=f"A message after step {step} speaks of NaN: {first.text.strip()[:160]}",
+        evidence=(f"{len(told)} such messages." if len(told) > 1 else "One such message.",),
+    )
+
+
+def _elsewhere(part: Part, known: bool) -> Iterator[Finding]:
+    """The validation loss and the gradient norm, where the loss itself is finite."""
+    if known:
+        return
+    for column in part.columns:
+        if column.role == "eval_loss" and column is not part.loss:
+            yield from _of_column(part, column, f"validation loss ('{column.name}')", "warning")
+    norm = part.of("grad_norm")
+    if norm is not None:
+        bad = ~np.isfinite(norm.values)
+        for finding in _of_column(part, norm, "gradient norm", "warning" if _many(bad) else "info"):
+            yield finding
+
+
+def _many(bad: NDArray[np.bool_]) -> bool:
+    """More than steps that a gradient scaler skipped."""
+    longest = max((b - a for a, b in stretches(bad)), default=0)
+    return longest >= MANY or bool(bad[-1] and len(bad) > 1 and bad[-2:].all())

@@ -1,0 +1,108 @@
+"""The pace: steps that take longer for long, and stops."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stabwatch.analysis.curves import Array, past_median, rolling, stretches
+from stabwatch.analysis.findings import Finding, sure
+from stabwatch.analysis.logs import Column
+from stabwatch.analysis.parts import Part
+from stabwatch.analysis.words import seconds
+
+SLOW = 2.0
+"""Times the usual, for a word."""
+SLOW_WARNING = 3.0
+"""Times the usual, for a warning, if it lasts to the end or costs more than LOST."""
+LONG = 20
+"""Records that make a slow stretch."""
+LOST = 1800.0
+"""Seconds."""
+STOP = 20.0
+"""Times the usual distance of two records, and a minute at least, in which nothing was written."""
+
+
+def find(part: Part) -> list[Finding]:
+    """Slow stretches, and stops where the log has times."""
+    return [*_slow(part), *_stops(part)]
+
+
+def _pace(part: Part) -> tuple[Column, Array] | None:
+    """Seconds per step, or what is in proportion to it."""
+    column = part.of("step_seconds")
+    if column is not None and len(column) > 3 * LONG and (column.values > 0).all():
+        return column, column.values
+    column = part.of("throughput")
+    if column is not None and len(column) > 3 * LONG and (column.values > 0).all():
+        return column, 1 / column.values
+    return None
+
+
+def _slow(part: Part) -> list[Finding]:
+    pace = _pace(part)
+    if pace is None:
+        return []
+    column, values = pace
+    middle = rolling(values, LONG // 2 + 1, "median")
+    base = float(np.median(values[3:]))  # the first records compile
+    found = []
+    for a, b in stretches(middle > SLOW * base):
+        if b - a >= LONG // 2 and a > LONG // 2:
+            start, stop = a + LONG // 4, min(b + LONG // 2, len(values))
+            found.append(_slowdown(part, column, values, start, stop, base))
+    return found
+
+
+def _slowdown(part: Part, column: Column, values: Array, start: int, stop: int, base: float) -> Finding:
+    times = float(np.median(values[start:stop])) / base
+    inside = part.times[(part.steps >= column.steps[start]) & (part.steps <= column.steps[stop - 1])]
+    cost = float(inside[-1] - inside[0]) * (1 - 1 / times) if len(inside) > 1 else float("nan")
+    lasts = stop >= len(values)
+    grave = times >= SLOW_WARNING and (lasts or cost > LOST)
+    lost = f", which cost {seconds(cost)}" if np.isfinite(cost) else ""
+    return Finding(
+        kind="slowdown",
+        severity="warning" if grave else "info",
+        step=int(column.steps[start]),
+        end_step=None if lasts else int(column.steps[stop - 1]),
+        points=stop - start,
+        size=times,
+        confidence=sure(times / SLOW, stop - start),
+        line=int(column.lines[start]),
+        text=(
+            f"Steps take {times:.2g} times as long as usual from step {column.steps[start]}, for {stop - start} records"
+            f"{' up to the end' if lasts else ''}{lost}."
+        ),
+        evidence=(f"By '{column.name}', whose usual value is {np.median(column.values):.4g}.",),
+    )
+
+
+def _stops(part: Part) -> list[Finding]:
+    gaps = np.diff(part.times)
+    if len(gaps) < LONG or not np.isfinite(gaps).all():
+        return []
+    apart = np.maximum(np.diff(part.steps), 1)  # the cadence of a log may change on the way
+    usual = past_median(gaps / apart) * apart
+    usual[: LONG // 2] = (np.median(gaps / apart) * apart)[: LONG // 2]
+    at = np.flatnonzero((gaps > STOP * usual) & (gaps > 60))
+    at = at[at >= 3]
+    if not len(at):
+        return []
+    worst = int(at[np.argmax(gaps[at])])
+    more = f" There are {len(at) - 1} more such gaps." if len(at) > 1 else ""
+    return [
+        Finding(
+            kind="stall",
+            severity="info",
+            step=int(part.steps[worst]),
+            end_step=int(part.steps[worst + 1]),
+            points=len(at),
+            size=float(gaps[worst]),
+            confidence=0.7,
+            line=int(part.lines[worst + 1]),
+            text=(
+                f"Nothing was written for {seconds(float(gaps[worst]))} after step {part.steps[worst]} "
+                f"({seconds(float(usual[worst]))} is usual): an evaluation, a checkpoint or a stop.{more}"
+            ),
+        )
+    ]

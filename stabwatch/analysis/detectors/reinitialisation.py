@@ -1,0 +1,62 @@
+"""Re-initialisation: the loss is back at the value of its very first record while the step counter runs on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stabwatch.analysis.curves import SUSTAINED, Array
+from stabwatch.analysis.findings import Finding
+from stabwatch.analysis.logs import Column
+from stabwatch.analysis.parts import Part
+
+LEARNED = 0.7
+"""Of its first value that the loss must have fallen below before: else there is nothing to lose."""
+SAME = 0.15
+"""How far the first record and those after it may differ from those of the beginning."""
+
+
+def find(part: Part) -> list[Finding]:
+    """Every return to the beginning, in order."""
+    loss = part.finite_loss
+    if loss is None or not part.fresh or len(loss) < 4 * SUSTAINED or loss.values[0] <= 0:
+        return []
+    values = loss.values
+    beginning = values[:SUSTAINED]
+    back = np.flatnonzero(np.abs(values / values[0] - 1) <= SAME)
+    found: list[Finding] = []
+    last = 0
+    for i in back.tolist():
+        learned = i - last >= 2 * SUSTAINED and bool((values[i - SUSTAINED : i] < LEARNED * values[0]).all())
+        if learned and _alike(values[i : i + SUSTAINED], beginning):
+            found.append(_finding(part, loss, i))
+            last = i
+    return found
+
+
+def _alike(now: Array, then: Array) -> bool:
+    """Whether what follows falls as it did in the beginning, as far as the log goes on."""
+    then = then[: len(now)]
+    return len(now) >= 3 and bool((np.abs(now / then - 1) <= 2 * SAME).all()) and bool(np.median(now) <= 1.05 * now[0])
+
+
+def _finding(part: Part, loss: Column, i: int) -> Finding:
+    before = float(np.median(loss.values[i - SUSTAINED : i]))
+    step, now, first = int(loss.steps[i]), float(loss.values[i]), float(loss.values[0])
+    return Finding(
+        kind="reinitialisation",
+        severity="critical",
+        step=step,
+        end_step=None,
+        points=len(loss) - i,
+        size=now / before,
+        confidence=0.95,
+        line=int(loss.lines[i]),
+        text=(
+            f"At step {step} the {part.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at step "
+            f"{loss.steps[0]}) while the step counter runs on: training starts from scratch."
+        ),
+        evidence=(
+            f"Median of the five records before: {before:.4g}.",
+            "The records that follow fall as those of the beginning did.",
+        ),
+    )

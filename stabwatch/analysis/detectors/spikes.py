@@ -1,0 +1,119 @@
+"""Loss spikes, single outliers, shifts of the level, and the hump that a training without warm-up begins with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from stabwatch.analysis.curves import WINDOW
+from stabwatch.analysis.detectors.divergence import diverges
+from stabwatch.analysis.excursions import BASE, Excursion, outliers
+from stabwatch.analysis.findings import Finding, sure
+from stabwatch.analysis.logs import Column
+from stabwatch.analysis.parts import Part
+
+HUMP = 1.5
+"""Times the first loss that the beginning has to reach to be worth a word."""
+SHIFT = 0.4
+"""Levels by which a shift that stays is a warning; less may be other data or another batch size."""
+
+
+def find(part: Part) -> list[Finding]:
+    """Everything of the loss that goes up and does not end the run."""
+    loss = part.finite_loss
+    if loss is None or not len(loss):
+        return []
+    found = [_spike(part, loss, e) for e in part.excursions if not diverges(loss.values, e, part.dies)]
+    return [*_hump(part, loss), *found, *_outliers(part, loss)]
+
+
+def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
+    peak, points = float(loss.values[e.peak]), e.stop - e.start
+    onset, name = int(loss.steps[e.start]), part.loss_name
+    after = loss.values[e.start + WINDOW :]
+    shifted = not e.recovered and len(after) >= WINDOW
+    height = float(np.median(after)) - e.base if shifted else peak - e.base
+    if shifted:
+        text = f"The {name} moved from {e.base:.4g} to a level of {e.base + height:.4g} at step {onset} and stayed there."
+    elif e.recovered:
+        text = (
+            f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and was back after {points} records, "
+            f"at step {loss.steps[min(e.stop, len(loss) - 1)]}."
+        )
+    else:
+        text = (
+            f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and had not come back "
+            f"{points} records later, where the log ends."
+        )
+    return Finding(
+        kind="level_shift" if shifted else "loss_spike",
+        severity="warning" if not shifted or height >= SHIFT * e.scale else "info",
+        step=onset,
+        end_step=int(loss.steps[e.stop - 1]) if e.recovered else None,
+        points=points,
+        size=peak / e.base if e.base > 0 else math.nan,
+        confidence=sure(e.over, points),
+        line=int(loss.lines[e.start]),
+        text=text,
+        evidence=(
+            f"Median of the {min(e.start, WINDOW)} records before: {e.base:.4g}.",
+            f"Worst: {peak:.4g} at step {loss.steps[e.peak]}, {e.over:.1f} times what counts as a spike here.",
+        ),
+    )
+
+
+def _hump(part: Part, loss: Column) -> list[Finding]:
+    """A loss far above its first value before anything was learned."""
+    values = loss.values
+    if not part.fresh or len(values) < 4 or values.min() < 0:
+        return []
+    above = values > HUMP * values[0]
+    if not above[1 : BASE + 1].any():
+        return []
+    start = int(np.argmax(above))
+    calm = np.flatnonzero(~above[start:])
+    points = int(calm[0]) if len(calm) else len(values) - start
+    peak = start + int(np.argmax(values[start : start + points]))
+    text = f"The {part.loss_name} rose from {values[0]:.4g} to {values[peak]:.4g} in the first records of the training."
+    return [
+        Finding(
+            kind="early_hump",
+            severity="info",
+            step=int(loss.steps[start]),
+            end_step=int(loss.steps[start + points - 1]) if len(calm) else None,
+            points=points,
+            size=float(values[peak] / values[0]),
+            confidence=0.7,
+            line=int(loss.lines[start]),
+            text=f"{text} That is usual where there is no warm-up, or an fp16 scale is being searched.",
+        )
+    ]
+
+
+def _outliers(part: Part, loss: Column) -> list[Finding]:
+    places = outliers(loss.values, part.excursions)
+    if not places:
+        return []
+    worst = max(places, key=lambda i: float(loss.values[i]))
+    usual = float(np.median(loss.values[max(0, worst - WINDOW) : worst]))
+    one = len(places) == 1
+    what = "One record stands" if one else f"{len(places)} single records stand"
+    text = (
+        f"{what} far above {'its' if one else 'their'} neighbours, the worst {loss.values[worst]:.4g} beside {usual:.4g} "
+        f"at step {loss.steps[worst]}: odd batches or heavy-tailed noise, not an instability."
+    )
+    return [
+        Finding(
+            kind="loss_outliers",
+            severity="info",
+            step=int(loss.steps[places[0]]),
+            end_step=int(loss.steps[places[-1]]),
+            points=len(places),
+            size=float(loss.values[worst]) / usual if usual > 0 else math.nan,
+            confidence=0.8,
+            line=int(loss.lines[places[0]]),
+            text=text,
+            evidence=(f"Steps: {', '.join(str(loss.steps[i]) for i in places[:12])}{' ...' * (len(places) > 12)}",),
+        )
+    ]

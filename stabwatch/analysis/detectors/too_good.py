@@ -1,0 +1,48 @@
+"""A loss too good to be true: nearly nothing, within a few records."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stabwatch.analysis.findings import Finding
+from stabwatch.analysis.parts import Part
+
+FALL = 1000.0
+"""Times that a loss falls within five records. A training that overfits gets there in many more."""
+WITHIN = 5
+MATTERS = 0.1
+"""A loss that was worth something before."""
+
+
+def find(part: Part) -> list[Finding]:
+    """At most one."""
+    loss = part.finite_loss
+    if loss is None or len(loss) < 3 or loss.values.min() < 0 or not part.must_fall:
+        return []
+    values = loss.values
+    norm = part.of("grad_norm")
+    if norm is not None and not np.isfinite(norm.values).all():
+        return []  # a loss of 0.0 beside such a norm is a NaN
+    for i in range(1, len(values)):
+        before = float(values[max(0, i - WITHIN) : i].min() if i > WITHIN else values[:i].max())
+        rest = values[i:]
+        if before < MATTERS or values[i] * FALL > before or float(np.median(rest)) * FALL > before or len(rest) < 2:
+            continue
+        return [
+            Finding(
+                kind="too_good",
+                severity="warning",
+                step=int(loss.steps[i]),
+                end_step=None,
+                points=len(rest),
+                size=float(values[i] / before),
+                confidence=0.85,
+                line=int(loss.lines[i]),
+                text=(
+                    f"The {part.loss_name} falls from {before:.4g} to {values[i]:.2g} at step {loss.steps[i]} and stays "
+                    f"there: too good to be true. Do the labels leak into the input, or are they all masked?"
+                ),
+                evidence=(f"Lowest: {rest.min():.2g}.",),
+            )
+        ]
+    return []

@@ -1,0 +1,128 @@
+"""Stretches over which a curve leaves its level upwards, and whether it comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, local_scatter, past_median, print_unit, rolling
+
+SIGMAS = 8.0
+"""Scatters of the curve's own medians of five. Of 1,000 records some 3 lie beyond three; eight leave room for tails."""
+RISE = 0.15
+"""Of the level. Below it changes of the data or of the batch size are as likely."""
+SHORT_SIGMAS = 20.0
+SHORT_RISE = 0.3
+"""What takes the place of the two when an excursion lasts three or four records only."""
+WANDER = 2.0
+"""How much farther a curve gets from its past median than from one five to the next, if it is a random walk."""
+BASE = 8
+"""Records of the past at least. An excerpt from the middle of a run may have two, if they agree."""
+EXPLOSION = 3.0
+"""Levels over the level by which the last record or two need no third."""
+BACK = 3
+"""Records whose median must be back at the level."""
+
+
+@dataclass(frozen=True)
+class Excursion:
+    """Points start..stop (one past the last) above `base`. recovered: the curve came back.
+
+    height: of the peak over the base, in levels; over: the same in thresholds. scale: of a change of the curve.
+    """
+
+    start: int
+    stop: int
+    peak: int
+    base: float
+    scale: float
+    over: float
+    recovered: bool
+
+
+def excursions(values: Array, fresh: bool, dies: bool = False) -> list[Excursion]:
+    """All of them, in order. values: (n,), finite. fresh: the curve starts with the training; dies: it ends in NaN."""
+    found: list[Excursion] = []
+    if len(values) < 4:
+        return found
+    base, scale, sigma = _reference(values)
+    rise = values - base
+    done = BASE if fresh else 2
+    for i in np.flatnonzero(rise > np.fmax(SIGMAS * np.nan_to_num(sigma), RISE * scale)).tolist():
+        if i < done or not _known(values, i, float(scale[i]), fresh):
+            continue
+        excursion = _follow(values, rise, i, float(base[i]), float(scale[i]), float(np.nan_to_num(sigma[i])), dies)
+        if excursion is not None:
+            found.append(excursion)
+            done = excursion.stop
+    return found
+
+
+def outliers(values: Array, taken: list[Excursion]) -> list[int]:
+    """Points far above the level that belong to no excursion."""
+    if len(values) < 2 * BASE:
+        return []
+    base, scale, _ = _reference(values)
+    rise = values - base
+    high = rise > np.fmax(SIGMAS * local_scatter(rise), SHORT_RISE * scale)
+    high[: 2 * BASE] = False
+    for excursion in taken:
+        high[excursion.start : excursion.stop] = False
+    return [int(i) for i in np.flatnonzero(high)]
+
+
+def _reference(values: Array) -> tuple[Array, Array, Array]:
+    """Per point: the level before it, the size of a change, and how far a median of five may lie from the level."""
+    base = past_median(values)
+    unit = print_unit(values)
+    middles = rolling(values, SUSTAINED, "median")
+    changes = np.full(len(values), np.nan)
+    # From one five to the next: a slope does not enter, as a distance from the past would.
+    changes[2 * SUSTAINED - 1 :] = middles[SUSTAINED:] - middles[:-SUSTAINED]
+    sigma = np.fmax(WANDER * local_scatter(changes), unit)
+    scale = np.abs(base) if values.min() >= 0 else np.fmax(np.abs(base), level(values))
+    return base, np.fmax(scale, unit), sigma
+
+
+def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:
+    """Whether there is a level to leave: enough records, below where a training began, or an excerpt's that agree."""
+    past = values[max(0, i - WINDOW) : i]
+    if fresh:
+        return len(past) >= BASE and float(np.median(past)) < 0.98 * float(values[0]) if values[0] > 0 else len(past) >= 16
+    return len(past) >= BASE or float(np.ptp(past)) < 0.2 * max(scale, 1e-300) or bool(len(past) >= 4)
+
+
+def _follow(values: Array, rise: Array, i: int, base: float, scale: float, sigma: float, dies: bool) -> Excursion | None:
+    """The excursion that begins at i, if it is one of the whole curve and not of a batch or two."""
+    over = values[i:] - base
+    limit = max(SIGMAS * sigma, RISE * scale)
+    run = _first_below(over, limit)
+    last = run == len(over)
+    explodes = last and float(over[-1]) > EXPLOSION * scale and (dies or run > 1) and bool((np.diff(over) > 0).all())
+    if not explodes and (run < BACK or (run < SUSTAINED and not _short(values, rise, i, run, scale, sigma, over))):
+        return None
+    back = rolling(over[run:], BACK, "median") <= max(SIGMAS * sigma / 2, RISE * scale / 2)
+    back |= rolling(over[run:], BACK, "min") < -limit  # it fell past the level in a way that the median will follow
+    recovered = bool(back.any())
+    if not recovered and len(over) - run == 2 and over[run:].max() <= limit / 2:
+        recovered = True  # two records remain, and both are back
+    stop = i + run + int(np.argmax(back)) if back.any() else i + run if recovered else len(values)
+    peak = i + int(np.argmax(values[i:stop]))
+    return Excursion(i, stop, peak, base, scale, float(values[peak] - base) / limit, recovered)
+
+
+def _first_below(over: Array, limit: float) -> int:
+    below = np.flatnonzero(over <= limit)
+    return int(below[0]) if len(below) else len(over)
+
+
+def _short(values: Array, rise: Array, i: int, run: int, scale: float, sigma: float, over: Array) -> bool:
+    """Three or four records count where the rest of the curve has no such tails."""
+    height = float(np.median(over[:run]))
+    if height < max(SHORT_SIGMAS * sigma, SHORT_RISE * scale):
+        return False
+    rest = np.concatenate((rise[BASE // 2 : max(i - 1, 0)], rise[i + run + WINDOW :]))
+    rest = rest[np.isfinite(rest)]
+    tail = float(np.quantile(rest, 0.99)) if len(rest) else 0.0
+    return height > 3 * max(tail, 0.0)

@@ -1,0 +1,196 @@
+"""What a training log says: findings in order, causes with their runbooks, and what the log cannot show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stabwatch.alerts import Cause, Diagnosis
+from stabwatch.alerts.catalogue import BY_NAME
+from stabwatch.alerts.diagnosis import TITLES, TOGETHER
+from stabwatch.alerts.rule import SEVERITIES
+from stabwatch.analysis.detectors import DETECTORS, reinitialisation, restarts
+from stabwatch.analysis.findings import Finding, Kind
+from stabwatch.analysis.logs import Log, LogRun
+from stabwatch.analysis.parts import Part, cut, parts
+from stabwatch.analysis.remedies import RULES, Remedy, remedies
+from stabwatch.analysis.unseen import unseen
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What one run of a log says.
+
+    records: of training. loss: what the loss column is called in the log, None if there is none. unseen: what the log
+    cannot show, in words.
+    """
+
+    run: LogRun
+    records: int
+    first_step: int | None
+    last_step: int | None
+    loss: str | None
+    findings: tuple[Finding, ...]
+    diagnosis: Diagnosis
+    unseen: tuple[str, ...]
+
+    @property
+    def calm(self) -> bool:
+        """Nothing more than information."""
+        return not any(finding.trouble for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers that are not finite are None."""
+        return _finite(
+            {
+                "name": self.run.name,
+                "records": self.records,
+                "step_unit": self.run.step_unit,
+                "first_step": self.first_step,
+                "last_step": self.last_step,
+                "loss": self.loss,
+                "calm": self.calm,
+                "diagnosis": self.diagnosis.to_dict(),
+                "findings": [finding.to_dict() for finding in self.findings],
+                "columns": [{"name": c.name, "role": c.role, "points": len(c)} for c in self.run.columns],
+                "unseen": list(self.unseen),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class LogReport:
+    """What a log says, run by run."""
+
+    path: Path
+    format: str
+    notes: tuple[str, ...]
+    runs: tuple[Examination, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 calm, 1 at least one finding that is more than information."""
+        return int(not all(run.calm for run in self.runs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `docs/analyze.md` describes it."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "kind": "log",
+            "path": str(self.path),
+            "format": self.format,
+            "notes": list(self.notes),
+            "calm": self.exit_code == 0,
+            "runs": [run.to_dict() for run in self.runs],
+        }
+
+
+def examine(log: Log) -> LogReport:
+    """Look at every run of a log."""
+    return LogReport(log.path, log.format, log.notes, tuple(examine_run(run) for run in log.runs))
+
+
+def examine_run(run: LogRun) -> Examination:
+    """Look at one run."""
+    stretches = list(parts(run))
+    findings = [*restarts.find(stretches), *(f for part in stretches for f in _of_part(part))]
+    findings.sort(key=lambda f: (f.line if f.line >= 0 else f.step, f.step, SEVERITIES.index(f.severity)))
+    losses = [part.loss.name for part in stretches if part.loss is not None]
+    return Examination(
+        run=run,
+        records=len(run.steps),
+        first_step=int(run.steps.min()) if len(run.steps) else None,
+        last_step=int(run.steps.max()) if len(run.steps) else None,
+        loss=losses[0] if losses else None,
+        findings=tuple(findings),
+        diagnosis=_diagnose(run, stretches, findings),
+        unseen=tuple(unseen(run, stretches)),
+    )
+
+
+def _of_part(part: Part) -> Iterator[Finding]:
+    """All findings of a part, which every re-initialisation cuts in two."""
+    begun = reinitialisation.find(part)
+    yield from begun
+    for finding in begun:
+        early, part = cut(part, finding.step)
+        yield from _detected(early)
+    yield from _detected(part)
+
+
+def _detected(part: Part) -> Iterator[Finding]:
+    for find in DETECTORS:
+        yield from find(part)
+
+
+def _diagnose(run: LogRun, stretches: list[Part], findings: list[Finding]) -> Diagnosis:
+    """As `alerts.diagnose` does for a run log: causes by onset, those too close to tell apart by severity."""
+    by_kind: dict[Kind, list[Finding]] = {}
+    for finding in findings:
+        if finding.trouble:
+            by_kind.setdefault(finding.kind, []).append(finding)
+    if not by_kind:
+        return Diagnosis(_calm(run, stretches))
+    earliest = min(group[0].step for group in by_kind.values())
+    near = earliest + TOGETHER * _spacing(run)
+
+    def order(group: list[Finding]) -> tuple[int, int, int]:
+        gravest = min(SEVERITIES.index(f.severity) for f in group)
+        return (0 if group[0].step <= near else group[0].step, gravest, group[0].step)
+
+    groups = sorted(by_kind.values(), key=order)
+    causes = tuple(_cause(group, place) for place, group in enumerate(groups))
+    more = "" if len(groups) == 1 else f" Also: {', '.join(cause.title.lower() for cause in causes[1:])}."
+    return Diagnosis(groups[0][0].text + more, causes)
+
+
+def _spacing(run: LogRun) -> float:
+    apart = np.diff(np.unique(run.steps))
+    return float(np.median(apart)) if len(apart) else 1.0
+
+
+def _calm(run: LogRun, stretches: list[Part]) -> str:
+    if not len(run.steps):
+        return "No record of training was found."
+    over = f"in {len(run.steps):,} records, {run.step_unit if run.step_unit != 'ordinal' else 'record'}s "
+    over += f"{run.steps.min():,} to {run.steps.max():,}"
+    if not any(part.loss is not None for part in stretches):
+        return f"There is no loss in this log: nothing can be said of how training went, {over}."
+    return f"Nothing went wrong that this log shows, {over}."
+
+
+def _cause(group: list[Finding], place: int) -> Cause:
+    first = group[0]
+    remedy: Remedy = remedies(first.kind)
+    name = RULES.get(first.kind, "")
+    rule = BY_NAME.get(name)
+    times = f" {len(group)} times in this log." if len(group) > 1 else ""
+    where = f" (line {first.line})" if first.line >= 0 else ""
+    return Cause(
+        name=name or first.kind,
+        title=TITLES[name] if rule is not None else remedy.title,
+        since_step=first.step,
+        layers=(),
+        evidence=(f"{first.text}{where}{times}", *first.evidence),
+        remedy=rule.remedy if rule is not None else remedy.advice,
+        references=rule.references if rule is not None else (),
+        confidence=round(max(f.confidence for f in group) * 0.7**place, 2),
+        runbook_url=rule.runbook_url if rule is not None else "",
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
