@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, local_scatter, past_median, print_unit, rolling
+from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, local_scatter, past_median, print_unit, rolling, stretches
 
 SIGMAS = 8.0
 """Scatters of the curve's own medians of five. Of 1,000 records some 3 lie beyond three; eight leave room for tails."""
@@ -21,6 +21,12 @@ BASE = 8
 """Records of the past at least. An excerpt from the middle of a run may have two, if they agree."""
 EXPLOSION = 3.0
 """Levels over the level by which the last record or two need no third."""
+STEEP = 11
+"""Records of the past that a steep descent is compared with."""
+SHAPE = 0.7
+"""Of the peak, at either end of a short excursion: what rises and falls is the curve, what is flat are odd batches."""
+TAILS = 2
+"""Single records a third as high, elsewhere in the curve, that make single records nothing unusual."""
 BACK = 3
 """Records whose median must be back at the level."""
 
@@ -52,7 +58,7 @@ def excursions(values: Array, fresh: bool, dies: bool = False) -> list[Excursion
     for i in np.flatnonzero(rise > np.fmax(SIGMAS * np.nan_to_num(sigma), RISE * scale)).tolist():
         if i < done or not _known(values, i, float(scale[i]), fresh):
             continue
-        excursion = _follow(values, rise, i, float(base[i]), float(scale[i]), float(np.nan_to_num(sigma[i])), dies)
+        excursion = _follow(values, rise, i, float(base[i]), scale, float(np.nan_to_num(sigma[i])), dies)
         if excursion is not None:
             found.append(excursion)
             done = excursion.stop
@@ -74,7 +80,7 @@ def outliers(values: Array, taken: list[Excursion]) -> list[int]:
 
 def _reference(values: Array) -> tuple[Array, Array, Array]:
     """Per point: the level before it, the size of a change, and how far a median of five may lie from the level."""
-    base = past_median(values)
+    base = np.fmin(past_median(values), past_median(values, STEEP))  # on a descent the longer past lies too high
     unit = print_unit(values)
     middles = rolling(values, SUSTAINED, "median")
     changes = np.full(len(values), np.nan)
@@ -93,36 +99,34 @@ def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:
     return len(past) >= BASE or float(np.ptp(past)) < 0.2 * max(scale, 1e-300) or bool(len(past) >= 4)
 
 
-def _follow(values: Array, rise: Array, i: int, base: float, scale: float, sigma: float, dies: bool) -> Excursion | None:
+def _follow(values: Array, rise: Array, i: int, base: float, sizes: Array, sigma: float, dies: bool) -> Excursion | None:
     """The excursion that begins at i, if it is one of the whole curve and not of a batch or two."""
-    over = values[i:] - base
+    over, scale = values[i:] - base, float(sizes[i])
     limit = max(SIGMAS * sigma, RISE * scale)
-    run = _first_below(over, limit)
-    last = run == len(over)
-    explodes = last and float(over[-1]) > EXPLOSION * scale and (dies or run > 1) and bool((np.diff(over) > 0).all())
-    if not explodes and (run < BACK or (run < SUSTAINED and not _short(values, rise, i, run, scale, sigma, over))):
+    below = np.flatnonzero(over <= limit)
+    run = int(below[0]) if len(below) else len(over)
+    explodes = run == len(over) and over[-1] > EXPLOSION * scale and (dies or run > 1) and bool((np.diff(over) > 0).all())
+    if not explodes and not _whole(rise, i, over[:run], sizes, sigma):
         return None
-    back = rolling(over[run:], BACK, "median") <= max(SIGMAS * sigma / 2, RISE * scale / 2)
-    back |= rolling(over[run:], BACK, "min") < -limit  # it fell past the level in a way that the median will follow
+    back = rolling(over[run:], BACK, "median") <= limit / 2
     recovered = bool(back.any())
-    if not recovered and len(over) - run == 2 and over[run:].max() <= limit / 2:
-        recovered = True  # two records remain, and both are back
+    if not recovered and len(over) - run in (1, 2) and over[run:].max() <= limit / 2:
+        recovered = True  # the log ends with one or two records, and they are back
     stop = i + run + int(np.argmax(back)) if back.any() else i + run if recovered else len(values)
     peak = i + int(np.argmax(values[i:stop]))
+    while i > 0 and values[i - 1] > base + limit / 3:
+        i -= 1
     return Excursion(i, stop, peak, base, scale, float(values[peak] - base) / limit, recovered)
 
 
-def _first_below(over: Array, limit: float) -> int:
-    below = np.flatnonzero(over <= limit)
-    return int(below[0]) if len(below) else len(over)
-
-
-def _short(values: Array, rise: Array, i: int, run: int, scale: float, sigma: float, over: Array) -> bool:
-    """Three or four records count where the rest of the curve has no such tails."""
-    height = float(np.median(over[:run]))
-    if height < max(SHORT_SIGMAS * sigma, SHORT_RISE * scale):
-        return False
-    rest = np.concatenate((rise[BASE // 2 : max(i - 1, 0)], rise[i + run + WINDOW :]))
-    rest = rest[np.isfinite(rest)]
-    tail = float(np.quantile(rest, 0.99)) if len(rest) else 0.0
-    return height > 3 * max(tail, 0.0)
+def _whole(rise: Array, i: int, over: Array, scale: Array, sigma: float) -> bool:
+    """Whether enough records in a row are high, for how often single ones are in the rest of this curve."""
+    height = float(np.median(over))
+    rise = rise / scale  # the curve may have been on another level elsewhere
+    rest = np.concatenate((rise[BASE // 2 : i], rise[i + len(over) + WINDOW :]))
+    single = sum(b - a < BACK for a, b in stretches(rest > height / scale[i] / 3))
+    if single >= TAILS:
+        return len(over) >= 2 * SUSTAINED
+    tall = height >= max(SHORT_SIGMAS * sigma, SHORT_RISE * float(scale[i]))
+    tall &= bool(over[[0, -1]].min() <= SHAPE * over.max())
+    return len(over) >= (BACK if tall else SUSTAINED)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from stabwatch.analysis.curves import WINDOW, Array, level, rolling, scatter
+from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, rolling, scatter
 from stabwatch.analysis.excursions import Excursion
 from stabwatch.analysis.findings import Finding, sure
 from stabwatch.analysis.logs import Column
@@ -96,10 +96,17 @@ def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
     lost = float(np.median(tail[-max(1, len(tail) // 10) :])) - best
     size = level(smooth[max(0, k - width) : k + width])
     turned = lost < NEAR * float(tail.max() - best) and lost < size
-    if lost < LOST * size or turned or lost < _wander(smooth, width, len(tail)):
+    if lost < LOST * size or turned or lost < _wander(smooth, width, len(tail)) or not _apart(values, k, width, len(tail)):
         return None
     below = np.flatnonzero(tail <= best + 0.1 * lost)
     return k + int(below[-1]) + 1 + width // 2, best
+
+
+def _apart(values: Array, k: int, width: int, length: int) -> bool:
+    """Whether the records at the end lie apart from those at the best, whatever their noise."""
+    end = values[-max(SUSTAINED, length // 4) :]
+    best = values[max(0, k - FEW) : k + width + FEW]
+    return float(np.quantile(end, 0.2)) > float(np.quantile(best, 0.9))
 
 
 def _wander(smooth: Array, width: int, length: int) -> float:
@@ -115,7 +122,7 @@ def _monotone(values: Array, fresh: bool) -> tuple[int, float] | None:
     rises = len(values) - 1 - start
     best = float(values[start])
     size = level(values[: start + 1])
-    if rises < FEW - 1 or (fresh and (len(values) < 10 or values[-1] <= values[0])) or size <= 0:
+    if rises < (FEW - 1 if len(values) <= 3 * FEW else 2 * FEW) or (fresh and (len(values) < 10 or values[-1] <= values[0])) or size <= 0:
         return None
     lost = float(values[-1]) - best
     if lost < LOST * size or best > float(values.min()) + 0.1 * size:

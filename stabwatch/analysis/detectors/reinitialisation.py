@@ -21,22 +21,32 @@ def find(part: Part) -> list[Finding]:
     if loss is None or not part.fresh or len(loss) < 4 * SUSTAINED or loss.values[0] <= 0:
         return []
     values = loss.values
-    beginning = values[:SUSTAINED]
     back = np.flatnonzero(np.abs(values / values[0] - 1) <= SAME)
     found: list[Finding] = []
     last = 0
     for i in back.tolist():
         learned = i - last >= 2 * SUSTAINED and bool((values[i - SUSTAINED : i] < LEARNED * values[0]).all())
-        if learned and _alike(values[i : i + SUSTAINED], beginning):
+        if learned and _alike(values, i):
             found.append(_finding(part, loss, i))
             last = i
     return found
 
 
-def _alike(now: Array, then: Array) -> bool:
-    """Whether what follows falls as it did in the beginning, as far as the log goes on."""
-    then = then[: len(now)]
-    return len(now) >= 3 and bool((np.abs(now / then - 1) <= 2 * SAME).all()) and bool(np.median(now) <= 1.05 * now[0])
+def _alike(values: Array, i: int) -> bool:
+    """Whether the loss falls from i on as it did in the beginning: as far, and not much faster, as a spike would."""
+    now, then = values[i : i + SUSTAINED], values[:SUSTAINED][: len(values) - i]
+    before = float(np.median(values[i - SUSTAINED : i]))
+    if len(now) < 3 or bool((np.abs(now / then - 1) > 2 * SAME).any()) or now.min() < 1.3 * before:
+        return False
+    target = before + (float(now.min()) - before) / 3
+    took, takes = _until(values[:i], target), _until(values[i:], target)
+    return takes >= took / 2 or takes == len(values) - i
+
+
+def _until(values: Array, target: float) -> int:
+    """Records before the first at or below the target; all of them if there is none."""
+    reached = np.flatnonzero(values <= target)
+    return int(reached[0]) if len(reached) else len(values)
 
 
 def _finding(part: Part, loss: Column, i: int) -> Finding:
