@@ -32,13 +32,12 @@ def print_unit(values: Array) -> float:
     return float(gaps[gaps > 0].min(initial=np.inf)) if (gaps > 0).any() else 0.0
 
 
-def rolling(values: Array, width: int, statistic: str) -> Array:
-    """`median` or `min` of each `width` values in a row: (n,) to (n - width + 1,)."""
+def rolling_median(values: Array, width: int) -> Array:
+    """Of each `width` values in a row: (n,) to (n - width + 1,)."""
     if len(values) < width:
         return np.empty(0)
     windows = sliding_window_view(values, width)
-    reduce = {"median": np.median, "min": np.min}[statistic]
-    parts = [reduce(windows[i : i + _CHUNK], axis=1) for i in range(0, len(windows), _CHUNK)]
+    parts = [np.median(windows[i : i + _CHUNK], axis=1) for i in range(0, len(windows), _CHUNK)]
     return np.concatenate(parts)
 
 
@@ -48,7 +47,7 @@ def past_median(values: Array, window: int = WINDOW) -> Array:
     for i in range(1, min(window, len(values))):
         out[i] = np.median(values[:i])
     if len(values) > window:
-        out[window:] = rolling(values[:-1], window, "median")
+        out[window:] = rolling_median(values[:-1], window)
     return out
 
 

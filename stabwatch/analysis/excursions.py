@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, local_scatter, past_median, print_unit, rolling, stretches
+from stabwatch.analysis.curves import (
+    SUSTAINED,
+    WINDOW,
+    Array,
+    level,
+    local_scatter,
+    past_median,
+    print_unit,
+    rolling_median,
+    stretches,
+)
 
 SIGMAS = 8.0
 """Scatters of the curve's own medians of five. Of 1,000 records some 3 lie beyond three; eight leave room for tails."""
@@ -82,7 +92,7 @@ def _reference(values: Array) -> tuple[Array, Array, Array]:
     """Per point: the level before it, the size of a change, and how far a median of five may lie from the level."""
     base = np.fmin(past_median(values), past_median(values, STEEP))  # on a descent the longer past lies too high
     unit = print_unit(values)
-    middles = rolling(values, SUSTAINED, "median")
+    middles = rolling_median(values, SUSTAINED)
     changes = np.full(len(values), np.nan)
     # From one five to the next: a slope does not enter, as a distance from the past would.
     changes[2 * SUSTAINED - 1 :] = middles[SUSTAINED:] - middles[:-SUSTAINED]
@@ -95,20 +105,26 @@ def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:
     """Whether there is a level to leave: enough records, below where a training began, or an excerpt's that agree."""
     past = values[max(0, i - WINDOW) : i]
     if fresh:
-        return len(past) >= BASE and float(np.median(past)) < 0.98 * float(values[0]) if values[0] > 0 else len(past) >= 16
+        return (
+            len(past) >= BASE and float(np.median(past)) < 0.98 * float(values[0]) if values[0] > 0 else len(past) >= 16
+        )
     return len(past) >= BASE or float(np.ptp(past)) < 0.2 * max(scale, 1e-300) or bool(len(past) >= 4)
 
 
-def _follow(values: Array, rise: Array, i: int, base: float, sizes: Array, sigma: float, dies: bool) -> Excursion | None:
+def _follow(
+    values: Array, rise: Array, i: int, base: float, sizes: Array, sigma: float, dies: bool
+) -> Excursion | None:
     """The excursion that begins at i, if it is one of the whole curve and not of a batch or two."""
     over, scale = values[i:] - base, float(sizes[i])
     limit = max(SIGMAS * sigma, RISE * scale)
     below = np.flatnonzero(over <= limit)
     run = int(below[0]) if len(below) else len(over)
-    explodes = run == len(over) and over[-1] > EXPLOSION * scale and (dies or run > 1) and bool((np.diff(over) > 0).all())
+    explodes = (
+        run == len(over) and over[-1] > EXPLOSION * scale and (dies or run > 1) and bool((np.diff(over) > 0).all())
+    )
     if not explodes and not _whole(rise, i, over[:run], sizes, sigma):
         return None
-    back = rolling(over[run:], BACK, "median") <= limit / 2
+    back = rolling_median(over[run:], BACK) <= limit / 2
     recovered = bool(back.any())
     if not recovered and len(over) - run in (1, 2) and over[run:].max() <= limit / 2:
         recovered = True  # the log ends with one or two records, and they are back

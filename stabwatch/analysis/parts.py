@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ def parts(run: LogRun) -> Iterator[Part]:
     bounds = [0, *cuts.tolist(), len(run.steps)]
     split = [_split(column, run, cuts) for column in run.columns]
     before: Part | None = None
-    for number, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for number, (a, b) in enumerate(pairwise(bounds)):
         before = Part(
             run=run,
             columns=tuple(pieces[number] for pieces in split),
@@ -143,7 +144,7 @@ def _split(column: Column, run: LogRun, cuts: NDArray[np.int64]) -> list[Column]
         at = np.flatnonzero(np.diff(column.steps) < 0) + 1
         at = np.concatenate((at[: len(cuts)], np.full(max(len(cuts) - len(at), 0), len(column)))).astype(np.int64)
     bounds = [0, *at.tolist(), len(column)]
-    return [picked(column, slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [picked(column, slice(a, b)) for a, b in pairwise(bounds)]
 
 
 def _remarks(run: LogRun, number: int, cuts: NDArray[np.int64]) -> tuple[Remark, ...]:

@@ -2,41 +2,100 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stabwatch.cli.arguments import RUNS, JsonOption, RunArgument
+from stabwatch.cli.arguments import RUNS, Exit, JsonOption, PathsArgument
+from stabwatch.errors import StabwatchError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from stabwatch.analysis import Analysis
 
+SCHEMA_VERSION = 1
+"""Of the list that `--json` prints for several paths."""
 
-def analyze(run: RunArgument = RUNS, as_json: JsonOption = False) -> None:
+
+def analyze(paths: PathsArgument = None, as_json: JsonOption = False) -> None:
     """Say what happened in a run, where, since when, and why.
 
-    Replays the alert rules over the run's log, exactly as they run live. Exit code 0: calm; 1: a warning or a
-    critical alert fired; 2: the log cannot be read. With --json: `stabwatch.analysis.Analysis.to_dict()`, whose shape
-    is numbered by its key `schema`; numbers that are not finite are null.
+    A run folder: replays the alert rules over its log, exactly as they run live. The log of another trainer (text,
+    CSV, JSON, TensorBoard events): finds spikes, divergence, NaN and what else such a log can show.
+    Exit code 0: calm; 1: a warning or a critical alert; 2: something cannot be read. With --json: see docs/analyze.md.
     """
-    from stabwatch.runlog import find_run
+    asked = paths or [RUNS]
+    seen: list[dict[str, Any]] = []
+    worst = Exit.CALM
+    for path in asked:
+        try:
+            data, view, code = _look(path)
+        except (StabwatchError, OSError) as error:
+            if len(asked) == 1:
+                raise
+            _complain(path, error)
+            seen.append({"path": str(path), "error": str(error)})
+            worst = Exit.UNREADABLE
+            continue
+        seen.append(data)
+        worst = max(worst, Exit(code))
+        if not as_json:
+            _show(path if len(asked) > 1 else None, view)
+    if as_json:
+        from stabwatch.cli.console import print_json
 
-    raise typer.Exit(show(find_run(run), as_json).exit_code)
+        print_json(seen[0] if len(asked) == 1 else {"schema": SCHEMA_VERSION, "kind": "list", "results": seen})
+    raise typer.Exit(worst)
 
 
-def show(run: Path, as_json: bool = False) -> Analysis:
+def _look(path: Path) -> tuple[dict[str, Any], RenderableType, int]:
+    """What a path says: as data, to be shown, and the exit code."""
+    if path.is_dir() or not path.exists():
+        from stabwatch.runlog import find_run
+
+        analysis, report = _run(find_run(path))
+        return analysis.to_dict(), report, analysis.exit_code
+    from stabwatch.analysis.readers import read_log
+    from stabwatch.analysis.verdict import examine
+    from stabwatch.cli.logview import LogView
+
+    examined = examine(read_log(path))
+    return examined.to_dict(), LogView(examined), examined.exit_code
+
+
+def show(run: Path) -> Analysis:
     """Analyse a run folder and print the result. Raises RunLogError."""
+    analysis, report = _run(run)
+    _show(None, report)
+    return analysis
+
+
+def _run(folder: Path) -> tuple[Analysis, RenderableType]:
     from stabwatch.analysis import analyze_run
-    from stabwatch.cli.console import console, print_json
+    from stabwatch.cli.report import Report
     from stabwatch.runlog import read_run
 
-    log = read_run(run)
-    analysis = analyze_run(log)
-    if as_json:
-        print_json(analysis.to_dict())
-    else:
-        from stabwatch.cli.report import Report
+    run = read_run(folder)
+    analysis = analyze_run(run)
+    return analysis, Report(analysis, run)
 
-        console().print(Report(analysis, log))
-    return analysis
+
+def _show(heading: Path | None, view: RenderableType) -> None:
+    from rich.rule import Rule
+
+    from stabwatch.cli.console import console
+    from stabwatch.cli.text import clean
+
+    out = console()
+    if heading is not None:
+        out.print(Rule(clean(heading), align="left", style="faint", characters="-" if out.options.ascii_only else "─"))
+    out.print(view)
+
+
+def _complain(path: Path, error: Exception) -> None:
+    from stabwatch.cli.text import clean
+
+    print(f"stabwatch: {clean(path)}: {clean(error)}", file=sys.stderr)

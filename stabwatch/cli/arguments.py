@@ -33,4 +33,11 @@ RunsArgument = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs: all of them are taken.")
 ]
 
+PathsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="PATH...", help="Run folders, folders of runs, and logs of other trainers; ./stabwatch-runs if none."
+    ),
+]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -59,6 +59,7 @@ class Line:
 class Chart:
     """Lines over steps, as wide as it is allowed to be, with an optional vertical mark.
 
+    events: (step, style) of further marks, numbered from 1 below the axis.
     log: logarithmic values, for what grows over decades; ignored when a value is not positive.
     """
 
@@ -67,6 +68,7 @@ class Chart:
     mark: int | None = None
     mark_label: str = "onset"
     log: bool = False
+    events: Sequence[tuple[int, str]] = ()
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(30, options.max_width)
@@ -88,7 +90,9 @@ class Chart:
             y = _unit(line.values[seen], low, high, log)
             canvas.draw(_unit(line.steps[seen].astype(np.float64), first, last), y, line.style)
         marked = None if self.mark is None else canvas.column((self.mark - first) / max(last - first, 1))
-        for row, cells in enumerate(canvas.rows(marked, options.ascii_only)):
+        numbered = [(canvas.column((step - first) / max(last - first, 1)), style) for step, style in self.events]
+        marks = dict(reversed(numbered)) | ({} if marked is None else {marked: "onset"})
+        for row, cells in enumerate(canvas.rows(marks, options.ascii_only)):
             label = labels[0] if row == 0 else labels[1] if row == self.height - 1 else ""
             yield Segment(f"{label:>{margin - 1}} ", console.get_style("faint"))
             yield Segment("|" if options.ascii_only else "│", console.get_style("faint"))
@@ -96,6 +100,8 @@ class Chart:
                 yield Segment(glyph, console.get_style(style))
             yield Segment.line()
         yield Text(" " * (margin + 1) + self._axis(canvas.width, first, last, marked), style="faint", no_wrap=True)
+        if numbered:
+            yield Text(" " * (margin + 1)).append_text(_numbers(numbered, canvas.width))
 
     def _axis(self, width: int, first: int, last: int, marked: int | None) -> str:
         left, right = f"step {first}", str(last)
@@ -110,6 +116,16 @@ class Chart:
             if start + len(label) < width - len(right):
                 text[start : start + len(label)] = label
         return "".join(text)
+
+
+def _numbers(numbered: Sequence[tuple[int, str]], width: int) -> Text:
+    """The numbers of the events below their columns; those without room are left out."""
+    text = Text(no_wrap=True)
+    for place, (column, style) in enumerate(numbered, 1):
+        label, free = str(place), len(text) + (len(text) > 0)
+        if free <= column + 1 and column + len(label) <= width:
+            text.append(" " * (max(column, free) - len(text))).append(label, style=style)
+    return text
 
 
 def _unit(values: Array, low: float, high: float, log: bool = False) -> Array:
@@ -158,14 +174,14 @@ class _Canvas:
         self._dots[cell] |= self.DOTS[x % 2][y % 4]
         self._styles[cell] = style
 
-    def rows(self, marked: int | None, ascii_only: bool) -> list[list[tuple[str, str]]]:
-        """Per character row: (glyph, style) per column."""
+    def rows(self, marks: Mapping[int, str], ascii_only: bool) -> list[list[tuple[str, str]]]:
+        """Per character row: (glyph, style) per column. marks: styles of the columns that are marked."""
 
         def glyph(row: int, column: int) -> tuple[str, str]:
             dots = int(self._dots[row, column])
-            if column == marked and not dots:
-                return ("|" if ascii_only else "┊", "onset")
-            style = "onset" if column == marked else self._styles.get((row, column), "none")
+            if column in marks and not dots:
+                return ("|" if ascii_only else "┊", marks[column])
+            style = marks.get(column) or self._styles.get((row, column), "none")
             if ascii_only:
                 return ("*" if dots else " ", style)
             return (chr(0x2800 + dots) if dots else " ", style)

@@ -6,19 +6,18 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.padding import Padding
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.alerts.stretches import Stretch, rank, stretches
+from stabwatch.cli.blocks import cause_section, new_table, section
 from stabwatch.cli.plot import Chart, Line
 from stabwatch.cli.text import clean, count, duration, listed, mapping, missing, number, tail
 from stabwatch.runlog import Run
 
 if TYPE_CHECKING:
-    from stabwatch.alerts import Cause
     from stabwatch.analysis import Analysis
 
 MOST_ROWS = 12
@@ -41,15 +40,15 @@ class Report:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._verdict()
-        for place, cause in enumerate(self.analysis.diagnosis.causes, 1):
-            yield from _cause(place, cause)
+        for place, found in enumerate(self.analysis.diagnosis.causes, 1):
+            yield from cause_section(place, found)
         if self.stretches:
-            yield from _section("What left its normal range, in order", self._onsets(options))
-            yield from _section("Alerts", self._alerts(options))
+            yield from section("What left its normal range, in order", self._onsets(options))
+            yield from section("Alerts", self._alerts(options))
         for title, chart in self._charts():
-            yield from _section(title, chart)
-        yield from _section("Not measured", *self._unseen())
-        yield from _section("The run", self._facts())
+            yield from section(title, chart)
+        yield from section("Not measured", *self._unseen())
+        yield from section("The run", self._facts())
 
     def _verdict(self) -> Text:
         worst = min((s.severity for s in self.stretches), key=rank, default="calm")
@@ -60,7 +59,7 @@ class Report:
         signals: dict[str, list[Stretch]] = {}
         for stretch in self.stretches:
             signals.setdefault(stretch.signal, []).append(stretch)
-        table = _table("step", "signal", "first in", "then in", "time-line")
+        table = new_table("step", "signal", "first in", "then in", "time-line")
         table.columns[0].justify = "right"
         wide = options.max_width >= WIDE
         extent = self._extent()
@@ -83,7 +82,7 @@ class Report:
         wide = options.max_width >= WIDE
         severities = [s for s in SEVERITIES[::-1] if any(s in stretch.fired for stretch in self.stretches)]
         headings = ("alert", "layer", "onset", *severities, "until", "value", "limit")
-        table = _table(*headings[: None if wide else -1], gap=2 if wide else 1)
+        table = new_table(*headings[: None if wide else -1], gap=2 if wide else 1)
         for column in table.columns[2:]:
             column.justify = "right"
         for stretch in self.stretches[:MOST_ROWS]:
@@ -197,35 +196,3 @@ def _others(layers: Sequence[str], named: int) -> str:
     if len(layers) <= named or not named:
         return ", ".join(layers) if named else f"{len(layers)} more" if layers else ""
     return f"{', '.join(layers[:named])} and {len(layers) - named} more"
-
-
-def _table(*headings: str, gap: int = 2) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="faint")
-    for heading in headings:
-        table.add_column(heading)
-    return table
-
-
-def _section(title: str | Text, *body: RenderableType) -> Iterator[RenderableType]:
-    yield Text()
-    yield Text(title, style="title") if isinstance(title, str) else title
-    for part in body:
-        yield Padding(part, (0, 0, 0, 2), expand=False)
-
-
-def _cause(place: int, cause: Cause) -> Iterator[RenderableType]:
-    title = f"{place}. {clean(cause.title)}"
-    since = f"since step {cause.since_step}, {round(100 * cause.confidence)} % sure"
-    parts: list[RenderableType] = [Text(since, style="faint"), _bullets("•", cause.evidence)]
-    if cause.remedy:
-        parts += [Text("What to do", style="calm"), _bullets("→", cause.remedy)]
-    if cause.references:
-        parts.append(Text("; ".join(map(clean, cause.references)), style="faint"))
-    yield from _section(title, *parts)
-
-
-def _bullets(sign: str, lines: Sequence[str]) -> Table:
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    for line in lines:
-        grid.add_row(sign, Text(clean(line)))
-    return grid

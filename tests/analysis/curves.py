@@ -68,8 +68,10 @@ def _wandering(rng: np.random.Generator, clean: Array) -> Array:
 
 
 def _mixup(rng: np.random.Generator, clean: Array) -> Array:
-    return clean * np.where(rng.random(len(clean)) < 0.03, rng.uniform(1.3, 1.8), 1.0) * (
-        1 + 0.03 * rng.standard_normal(len(clean))
+    return (
+        clean
+        * np.where(rng.random(len(clean)) < 0.03, rng.uniform(1.3, 1.8), 1.0)
+        * (1 + 0.03 * rng.standard_normal(len(clean)))
     )
 
 
@@ -148,7 +150,9 @@ def healthy(rng: np.random.Generator, family: str) -> LogRun:
     if rng.random() < 0.3:
         half = length // 3
         steps[half:] = steps[half] + np.arange(length - half) * 500
-    return run_of(steps=steps.tolist(), loss=loss.tolist(), grad_norm=norm.tolist(), learning_rate=(3e-4 * rate).tolist())
+    return run_of(
+        steps=steps.tolist(), loss=loss.tolist(), grad_norm=norm.tolist(), learning_rate=(3e-4 * rate).tolist()
+    )
 
 
 def spiked(rng: np.random.Generator) -> tuple[LogRun, int]:

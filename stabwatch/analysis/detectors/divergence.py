@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, rolling, scatter
+from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, rolling_median, scatter
 from stabwatch.analysis.excursions import Excursion
 from stabwatch.analysis.findings import Finding, sure
 from stabwatch.analysis.logs import Column
 from stabwatch.analysis.parts import Part
 
 LOST = 0.4
-"""Levels above its best at which a curve that still rises has diverged: as real logs that did, and none that did not."""
+"""Levels above its best at which a curve that does not turn back has diverged."""
 NEAR = 0.7
 """Of the way from the best to the worst since: where a curve that has not turned back ends."""
 LONGEST = 50
@@ -86,7 +86,7 @@ def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
     if short is not None:
         return short
     width = min(WINDOW, max(3, len(values) // 20)) | 1
-    smooth = rolling(values, width, "median")
+    smooth = rolling_median(values, width)
     if len(smooth) < 2 * FEW:
         return None
     k = int(np.argmin(smooth))
@@ -96,7 +96,12 @@ def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
     lost = float(np.median(tail[-max(1, len(tail) // 10) :])) - best
     size = level(smooth[max(0, k - width) : k + width])
     turned = lost < NEAR * float(tail.max() - best) and lost < size
-    if lost < LOST * size or turned or lost < _wander(smooth, width, len(tail)) or not _apart(values, k, width, len(tail)):
+    if (
+        lost < LOST * size
+        or turned
+        or lost < _wander(smooth, width, len(tail))
+        or not _apart(values, k, width, len(tail))
+    ):
         return None
     below = np.flatnonzero(tail <= best + 0.1 * lost)
     return k + int(below[-1]) + 1 + width // 2, best
@@ -122,8 +127,10 @@ def _monotone(values: Array, fresh: bool) -> tuple[int, float] | None:
     rises = len(values) - 1 - start
     best = float(values[start])
     size = level(values[: start + 1])
-    if rises < (FEW - 1 if len(values) <= 3 * FEW else 2 * FEW) or (fresh and (len(values) < 10 or values[-1] <= values[0])) or size <= 0:
+    if rises < (FEW - 1 if len(values) <= 3 * FEW else 2 * FEW) or size <= 0:
         return None
+    if fresh and (len(values) < 10 or values[-1] <= values[0]):
+        return None  # the hump of a beginning
     lost = float(values[-1]) - best
     if lost < LOST * size or best > float(values.min()) + 0.1 * size:
         return None

@@ -65,10 +65,9 @@ def _explosion(part: Part, norm: Column, start: int, stop: int, base: float) -> 
     lasts = stop >= len(norm)
     finite = inside[np.isfinite(inside)]
     largest = float(finite.max()) if len(finite) else worst
-    text = (
-        f"The gradient norm explodes at step {norm.steps[start]}: {base:.3g} before, {largest:.3g} at its worst, "
-        f"for {stop - start} records{' up to the end' if lasts else ''}{f', infinite in {infinite}' if infinite else ''}."
-    )
+    course = f"for {stop - start} records{' up to the end' if lasts else ''}"
+    course += f", infinite in {infinite}" if infinite else ""
+    text = f"The gradient norm explodes at step {norm.steps[start]}, from {base:.3g} to {largest:.3g}, {course}."
     return Finding(
         kind="gradient_explosion",
         severity="warning",
@@ -90,7 +89,10 @@ def _of_loss(part: Part, first: int, last: int) -> str:
     loss = part.finite_loss
     if loss is None:
         return "No loss in this log beside it."
-    before, inside = loss.values[loss.steps < first][-WINDOW:], loss.values[(loss.steps >= first) & (loss.steps <= last)]
+    before, inside = (
+        loss.values[loss.steps < first][-WINDOW:],
+        loss.values[(loss.steps >= first) & (loss.steps <= last)],
+    )
     if not len(before) or not len(inside):
         return "No finite loss beside it."
     return f"Meanwhile the {part.loss_name} went from {np.median(before):.4g} to at most {inside.max():.4g}."
@@ -114,8 +116,9 @@ def _outliers(norm: Column, ratio: Array) -> list[Finding]:
             confidence=0.8,
             line=int(norm.lines[places[0]]),
             text=(
-                f"{what} the gradient norm is far above the usual, {norm.values[worst]:.3g} at step {norm.steps[worst]} "
-                f"({ratio[worst]:.3g} times) at most, and back in the next: common, and harmless where it is clipped."
+                f"{what} the gradient norm is far above the usual, {norm.values[worst]:.3g} at step "
+                f"{norm.steps[worst]} ({ratio[worst]:.3g} times) at most, and back in "
+                f"the next: common, and harmless where it is clipped."
             ),
             evidence=(f"Steps: {', '.join(str(norm.steps[i]) for i in places[:12])}{' ...' * (len(places) > 12)}",),
         )

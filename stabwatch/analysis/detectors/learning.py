@@ -53,7 +53,7 @@ def _standstill(part: Part, loss: Column) -> list[Finding]:
             size=float(loss.values[0] / last) if last > 0 else math.nan,
             confidence=sure,
             line=int(loss.lines[0]),
-            text=f"The {part.loss_name} stands at {last:.4g} from the beginning on: {reason}. Nothing is being learned.",
+            text=f"The {part.loss_name} stands at {last:.4g} from the beginning on: {reason}. Nothing is learned.",
             evidence=(f"{loss.values[0]:.4g} in the first record, {loss.values[-1]:.4g} in the last of {len(loss)}.",),
         )
     ]

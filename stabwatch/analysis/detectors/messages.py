@@ -14,6 +14,7 @@ def find(part: Part) -> list[Finding]:
     last = told[-1]
     final = len(part.steps) > 0 and (last.line > part.lines[-1] >= 0)
     step = last.step if last.step is not None else int(part.steps[0]) if len(part.steps) else 0
+    words = "The log ends with an error" if final else "An error was printed"
     return [
         Finding(
             kind="error",
@@ -24,7 +25,7 @@ def find(part: Part) -> list[Finding]:
             size=float("nan"),
             confidence=0.8 if final else 0.5,
             line=last.line,
-            text=f"{'The log ends with an error' if final else 'An error was printed'} after step {step}: {last.text.strip()[:200]}",
+            text=f"{words} after step {step}: {last.text.strip()[:200]}",
             evidence=(f"{len(told)} lines that speak of errors.",) if len(told) > 1 else (),
         )
     ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stabwatch.analysis.curves import stretches
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import Column
+from stabwatch.analysis.logs import Column, Role
 from stabwatch.analysis.parts import Part
 
 MISSED = 5
@@ -19,6 +19,17 @@ FILLED = 8
 """Losses that show how often there is one."""
 MANY = 3
 """Records with a gradient norm that is not finite that are more than a skipped step."""
+
+_OF_TRAINING: tuple[Role, ...] = (
+    "grad_norm",
+    "learning_rate",
+    "loss_scale",
+    "skipped_steps",
+    "nan_steps",
+    "step_seconds",
+    "throughput",
+)
+"""Columns that stand in the records of training, and not in those of an evaluation."""
 
 
 def find(part: Part) -> list[Finding]:
@@ -89,8 +100,8 @@ def _filtered(part: Part) -> Iterator[Finding]:
         confidence=0.97,
         line=int(loss.lines[at[0]]),
         text=(
-            f"The loss is NaN from step {loss.steps[at[0]]} on, though the log says 0.0: the gradient norm beside it is "
-            f"not finite, and the trainer filters NaN out of the loss it prints."
+            f"The loss is NaN from step {loss.steps[at[0]]} on, though the log says 0.0: the gradient norm beside it "
+            f"is not finite, and the trainer filters NaN out of the loss it prints."
         ),
         evidence=(f"{len(at)} records with loss 0.0 and a gradient norm that is not finite.",),
     )
@@ -137,7 +148,8 @@ def _beside(part: Part, loss: Column) -> Column | None:
         column
         for column in part.columns
         if column is not loss
-        and column.role in ("grad_norm", "learning_rate", "loss_scale", "skipped_steps", "nan_steps", "step_seconds", "throughput")
+        and column.role
+        in ("grad_norm", "learning_rate", "loss_scale", "skipped_steps", "nan_steps", "step_seconds", "throughput")
         and len(column)
         and column.steps[-1] > loss.steps[-1]
         and np.isin(loss.steps, column.steps).mean() > 0.9
@@ -169,13 +181,13 @@ def _told(part: Part) -> Iterator[Finding]:
     told = [remark for remark in part.remarks if remark.kind == "nan_message"]
     if not told:
         return
-    first = told[0]
+    first, last = told[0], told[-1].step
     step = first.step if first.step is not None else int(part.steps[0]) if len(part.steps) else 0
     yield Finding(
         kind="nonfinite",
         severity="critical",
         step=step,
-        end_step=None if told[-1].step is None or not len(part.steps) or told[-1].step >= part.steps[-1] else told[-1].step,
+        end_step=last if last is not None and len(part.steps) and last < part.steps[-1] else None,
         points=len(told),
         size=float("nan"),
         confidence=0.9,
@@ -195,8 +207,7 @@ def _elsewhere(part: Part, known: bool) -> Iterator[Finding]:
     norm = part.of("grad_norm")
     if norm is not None:
         bad = ~np.isfinite(norm.values)
-        for finding in _of_column(part, norm, "gradient norm", "warning" if _many(bad) else "info"):
-            yield finding
+        yield from _of_column(part, norm, "gradient norm", "warning" if _many(bad) else "info")
 
 
 def _many(bad: NDArray[np.bool_]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.analysis.curves import Array, past_median, rolling, stretches
+from stabwatch.analysis.curves import Array, past_median, rolling_median, stretches
 from stabwatch.analysis.findings import Finding, sure
 from stabwatch.analysis.logs import Column
 from stabwatch.analysis.parts import Part
@@ -43,7 +43,7 @@ def _slow(part: Part) -> list[Finding]:
     if pace is None:
         return []
     column, values = pace
-    middle = rolling(values, LONG // 2 + 1, "median")
+    middle = rolling_median(values, LONG // 2 + 1)
     base = float(np.median(values[3:]))  # the first records compile
     found = []
     for a, b in stretches(middle > SLOW * base):

@@ -32,8 +32,8 @@ def find(parts: Sequence[Part]) -> list[Finding]:
             confidence=0.9,
             line=first.line,
             text=(
-                f"The step goes back {len(found)} times: {len(found) + 1} stretches in one file, {new} of them new runs "
-                f"and {len(found) - new} resumed."
+                f"The step goes back {len(found)} times: {len(found) + 1} stretches in one file, {new} of them new "
+                f"runs and {len(found) - new} resumed."
             ),
             evidence=(f"They begin at steps {steps}{' ...' * (len(found) > 12)}.",),
         )

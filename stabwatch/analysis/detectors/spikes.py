@@ -35,7 +35,9 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
     shifted = not e.recovered and len(after) >= WINDOW
     height = float(np.median(after)) - e.base if shifted else peak - e.base
     if shifted:
-        text = f"The {name} moved from {e.base:.4g} to a level of {e.base + height:.4g} at step {onset} and stayed there."
+        text = (
+            f"The {name} moved from {e.base:.4g} to a level of {e.base + height:.4g} at step {onset} and stayed there."
+        )
     elif e.recovered:
         text = (
             f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and was back after {points} records, "
@@ -100,8 +102,8 @@ def _outliers(part: Part, loss: Column) -> list[Finding]:
     one = len(places) == 1
     what = "One record stands" if one else f"{len(places)} single records stand"
     text = (
-        f"{what} far above {'its' if one else 'their'} neighbours, the worst {loss.values[worst]:.4g} beside {usual:.4g} "
-        f"at step {loss.steps[worst]}: odd batches or heavy-tailed noise, not an instability."
+        f"{what} far above {'its' if one else 'their'} neighbours, the worst {loss.values[worst]:.4g} beside "
+        f"{usual:.4g} at step {loss.steps[worst]}: odd batches or heavy-tailed noise, not an instability."
     )
     return [
         Finding(

@@ -39,8 +39,8 @@ def find(part: Part) -> list[Finding]:
                 confidence=0.85,
                 line=int(loss.lines[i]),
                 text=(
-                    f"The {part.loss_name} falls from {before:.4g} to {values[i]:.2g} at step {loss.steps[i]} and stays "
-                    f"there: too good to be true. Do the labels leak into the input, or are they all masked?"
+                    f"The {part.loss_name} falls from {before:.4g} to {values[i]:.2g} at step {loss.steps[i]} and "
+                    f"stays there: too good to be true. Do the labels leak into the input, or are they all masked?"
                 ),
                 evidence=(f"Lowest: {rest.min():.2g}.",),
             )
