@@ -125,9 +125,11 @@ def _of_part(part: Part) -> Iterator[Finding]:
     yield from _detected(part)
 
 
-def _detected(part: Part) -> Iterator[Finding]:
-    for find in DETECTORS:
-        yield from find(part)
+def _detected(part: Part) -> list[Finding]:
+    """What the detectors say; single outliers on the way into a divergence are part of it."""
+    found = [finding for find in DETECTORS for finding in find(part)]
+    gone = min((f.step for f in found if f.kind == "divergence"), default=None)
+    return [f for f in found if f.kind != "loss_outliers" or gone is None or (f.end_step or 0) < gone]
 
 
 def _diagnose(run: LogRun, stretches: list[Part], findings: list[Finding]) -> Diagnosis:

@@ -50,7 +50,7 @@ def find(part: Part) -> list[Finding]:
         return []
     start, best = slow
     text = (
-        f"The {part.loss_name} rises steadily from step {loss.steps[start]} on: from {best:.4g}, its best, to "
+        f"The {part.loss_name} rises from step {loss.steps[start]} on, from {best:.4g}, its best, to "
         f"{np.median(loss.values[-max(1, len(loss) // 20) :]):.4g} at the end."
     )
     return [_finding(part, loss, start, best, text, sure(2.0, len(loss) - start))]
@@ -110,7 +110,7 @@ def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
 def _apart(values: Array, k: int, width: int, length: int) -> bool:
     """Whether the records at the end lie apart from those at the best, whatever their noise."""
     end = values[-max(SUSTAINED, length // 4) :]
-    best = values[max(0, k - FEW) : k + width + FEW]
+    best = values[max(0, k - FEW) : k + width]
     return float(np.quantile(end, 0.2)) > float(np.quantile(best, 0.9))
 
 

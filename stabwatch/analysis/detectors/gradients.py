@@ -40,6 +40,11 @@ def find(part: Part) -> list[Finding]:
         found.append(_explosion(part, norm, start, stop, base))
         done = stop
         ratio[start:stop] = 1.0
+    for excursion in part.excursions:  # told there
+        loss = part.finite_loss
+        assert loss is not None
+        inside = (norm.steps >= loss.steps[excursion.start]) & (norm.steps <= loss.steps[excursion.stop - 1])
+        ratio[inside] = 1.0
     return [*found, *_outliers(norm, ratio)]
 
 

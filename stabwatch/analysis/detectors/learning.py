@@ -8,11 +8,13 @@ import numpy as np
 
 from stabwatch.analysis.curves import Array, level
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import Column
+from stabwatch.analysis.logs import Column, Role
 from stabwatch.analysis.parts import Part
 
 ENOUGH = 20
 """Records without which nothing is said: a slow start is no standstill."""
+SILENT = 8
+"""Records that are enough where neither gradient nor learning rate ever was other than 0."""
 SETTLED = 5
 """Records in which a loss may fall from its initial value to that of guessing."""
 FLAT = 0.01
@@ -28,12 +30,19 @@ WORSE = 1.5
 def find(part: Part) -> list[Finding]:
     """At most one."""
     loss = part.finite_loss
-    if loss is None or len(loss) < ENOUGH or not part.must_fall:
+    if loss is None or len(loss) < SILENT or not part.must_fall:
         return []
     return _standstill(part, loss) or _plateau(part, loss)
 
 
+def _zero(part: Part, role: Role) -> bool:
+    column = part.of(role)
+    return column is not None and len(column) >= SILENT and not column.values.any()
+
+
 def _standstill(part: Part, loss: Column) -> list[Finding]:
+    if not part.fresh:
+        return []  # a loss late in a training moves as little
     values = loss.values[SETTLED:]
     fifth = max(len(values) // 5, 3)
     first, last = float(np.median(values[:fifth])), float(np.median(values[-fifth:]))
@@ -61,16 +70,20 @@ def _standstill(part: Part, loss: Column) -> list[Finding]:
 
 def _reason(part: Part, loss: Column, values: Array) -> tuple[str, float]:
     """What says that a flat loss is not that of a finished training; empty if nothing does."""
-    norm, rate = part.of("grad_norm"), part.of("learning_rate")
-    if norm is not None and len(norm) >= ENOUGH // 2 and not norm.values.any():
+    norm, rate = _zero(part, "grad_norm"), _zero(part, "learning_rate")
+    if norm and rate:
+        return "the gradient norm and the learning rate are 0 in every record", 0.95
+    if len(loss) < ENOUGH:
+        return "", 0.0
+    if norm:
         return "the gradient norm is 0 in every record", 0.95
-    if rate is not None and len(rate) >= ENOUGH // 2 and not rate.values.any():
+    if rate:
         return "the learning rate is 0 in every record", 0.9
     if len(np.unique(loss.values)) == 1 and loss.values[0] != 0:
         return "it is the same number in every record", 0.9
     middle = float(np.median(values))
     for classes in CLASSES:
-        if part.fresh and abs(middle / math.log(classes) - 1) < GUESS:
+        if abs(middle / math.log(classes) - 1) < GUESS:
             return f"that is ln {classes}, the loss of guessing among {classes} classes", 0.85
     return "", 0.0
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stabwatch.analysis.curves import stretches
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.parts import Part
 
@@ -43,12 +44,37 @@ def find(part: Part) -> list[Finding]:
     """Collapses one by one; everything benign as one finding."""
     bursts = _told(part) or _printed(part)
     if not bursts:
-        return []
+        return _low(part)
     begun = max(10, round(START * len(part.steps))) if part.fresh else 0
     bad = [b for b in bursts if _bad(b, b.first < begun)]
-    found = [_collapse(part, b) for b in bad]
+    found = [_collapse(part, b) for b in bad] or _low(part)
     benign = [b for b in bursts if b not in bad]
     return [*found, *_search(part, benign, begun)]
+
+
+def _low(part: Part) -> list[Finding]:
+    """A scale that stands below 1, however it got there."""
+    column = part.of("loss_scale")
+    if column is None:
+        return []
+    low = stretches((column.values < LEAST) & (column.values > 0))
+    if not low or low[-1][1] < len(column) or low[-1][1] - low[-1][0] < 3:
+        return []
+    i, last = low[-1][0], float(column.values[-1])
+    step, line, points = int(column.steps[i]), int(column.lines[i]), len(column) - i
+    return [
+        Finding(
+            kind="loss_scale_collapse",
+            severity="critical",
+            step=step,
+            end_step=None,
+            points=points,
+            size=1 / last,
+            confidence=0.85,
+            line=line,
+            text=f"The loss scale is below 1 from step {step} to the end, {last:g} at last: no gradient needs that.",
+        )
+    ]
 
 
 def _bad(burst: _Burst, at_start: bool) -> bool:

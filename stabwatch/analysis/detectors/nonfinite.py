@@ -15,8 +15,8 @@ from stabwatch.analysis.parts import Part
 
 MISSED = 5
 """Times the usual number of records between two losses after which a loss that is not there is missing."""
-FILLED = 8
-"""Losses that show how often there is one."""
+FILLED = 3
+"""Losses that show how often there is one, and records without that show that there is none any more, at least."""
 MANY = 3
 """Records with a gradient norm that is not finite that are more than a skipped step."""
 
@@ -42,7 +42,7 @@ def find(part: Part) -> list[Finding]:
         found[-1] = replace(found[-1], evidence=(*found[-1].evidence, blank[0].text))
     if not found:
         found = [*_counted(part), *_told(part)]
-    return [*found, *_elsewhere(part, bool(found))]
+    return [*found, *_elsewhere(part, bool(found)), *_beside_the_loss(part)]
 
 
 def _printed(part: Part) -> Iterator[Finding]:
@@ -118,7 +118,7 @@ def _vanished(part: Part) -> Iterator[Finding]:
     later = beside.steps[beside.steps > loss.steps[-1]]
     shared = np.isin(beside.steps, loss.steps)
     usual = np.diff(np.flatnonzero(shared)).max(initial=1)
-    if len(later) < max(MISSED * int(usual), MISSED):
+    if len(later) < (FILLED if usual == 1 else MISSED * int(usual)):
         return
     step = int(later[0])
     yield Finding(
@@ -208,6 +208,27 @@ def _elsewhere(part: Part, known: bool) -> Iterator[Finding]:
     if norm is not None:
         bad = ~np.isfinite(norm.values)
         yield from _of_column(part, norm, "gradient norm", "warning" if _many(bad) else "info")
+
+
+def _beside_the_loss(part: Part) -> Iterator[Finding]:
+    """Other columns, together and as information: a NaN there is often a mean over nothing."""
+    others = [c for c in part.columns if c.role in ("component", "other") and np.isnan(c.values).any()]
+    if not others:
+        return
+    first = min(others, key=lambda c: int(c.steps[np.argmax(np.isnan(c.values))]))
+    at = int(np.argmax(np.isnan(first.values)))
+    names = ", ".join(f"'{c.name}'" for c in others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
+    yield Finding(
+        kind="nonfinite",
+        severity="info",
+        step=int(first.steps[at]),
+        end_step=None,
+        points=max(int(np.isnan(c.values).sum()) for c in others),
+        size=float("nan"),
+        confidence=0.6,
+        line=int(first.lines[at]),
+        text=f"Beside the loss there is NaN in {names}, from step {first.steps[at]} on.",
+    )
 
 
 def _many(bad: NDArray[np.bool_]) -> bool:

@@ -50,7 +50,7 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
         )
     return Finding(
         kind="level_shift" if shifted else "loss_spike",
-        severity="warning" if not shifted or height >= SHIFT * e.scale else "info",
+        severity="warning" if part.must_fall and (not shifted or height >= SHIFT * e.scale) else "info",
         step=onset,
         end_step=int(loss.steps[e.stop - 1]) if e.recovered else None,
         points=points,
@@ -61,8 +61,21 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
         evidence=(
             f"Median of the {min(e.start, WINDOW)} records before: {e.base:.4g}.",
             f"Worst: {peak:.4g} at step {loss.steps[e.peak]}, {e.over:.1f} times what counts as a spike here.",
+            *_gradient(part, onset, int(loss.steps[e.stop - 1])),
         ),
     )
+
+
+def _gradient(part: Part, first: int, last: int) -> tuple[str, ...]:
+    """What the gradient norm did beside a spike."""
+    norm = part.of("grad_norm")
+    if norm is None:
+        return ()
+    before = norm.values[norm.steps < first][-WINDOW:]
+    inside = norm.values[(norm.steps >= first) & (norm.steps <= last)]
+    if not len(before) or not np.isfinite(inside).any() or not before.any():
+        return ()
+    return (f"The gradient norm was {np.nanmedian(before):.3g} before and {np.nanmax(inside):.3g} at most in it.",)
 
 
 def _hump(part: Part, loss: Column) -> list[Finding]:

@@ -1,0 +1,124 @@
+"""Are the labelled events of real logs found, named right, and are healthy logs left alone?
+
+    python -m benchmarks.logs_findings FOLDER                     FOLDER/index.tsv names the logs and their labels
+    python -m benchmarks.logs_findings FOLDER --write docs/log-findings.md
+
+index.tsv has a header and the columns name, label and file (a path that begins with FOLDER's own name). A label
+that begins with 'healthy' or 'overflow-benign' wants silence: no finding above information. Any other names events:
+'spikes at 7100, 13800', 'diverged at 71, inf at 73', 'stuck'. An event is found if a finding above information of the
+right kind begins within five steps or one percent of the run's length.
+Exit code 1 if an event was missed or more than one healthy log in twenty was warned about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from stabwatch.analysis.readers import read_log
+
+from benchmarks.report import table
+from stabwatch.analysis.findings import Finding
+from stabwatch.analysis.verdict import Examination, examine
+
+WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"re-?initiali[sz]", ("reinitialisation",)),
+    (r"scale[ -]collapse|scale stuck", ("loss_scale_collapse",)),
+    (r"grad(?:ient)?[- ]norm (?:explosion|blow)", ("gradient_explosion",)),
+    (r"spike", ("loss_spike",)),
+    (r"diverg", ("divergence",)),
+    (r"\bnan\b|\binf\b|blank", ("nonfinite",)),
+    (r"stuck|plateau|not learning", ("not_learning", "plateau")),
+    (r"too good|collapse to 0", ("too_good",)),
+)
+CALM = re.compile(r"healthy|overflow-benign|multi-run|no loss", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An event of a label. step: None where the label does not say."""
+
+    kinds: tuple[str, ...]
+    step: int | None
+
+
+def expected(label: str) -> list[Expected]:
+    """The events of a label; none for a healthy log."""
+    if CALM.match(label):
+        return []
+    label = re.sub(r"\([^)]*\)", " ", label)
+    label = re.sub(r"[\d.]+ *-> *[\d.]+", " ", label)  # from one value to another
+    pattern = "|".join(f"(?P<k{i}>{word})" for i, (word, _) in enumerate(WORDS))
+    places = list(re.finditer(pattern, label, re.IGNORECASE))
+    events: list[Expected] = []
+    for place, end in zip(places, [m.start() for m in places[1:]] + [len(label)], strict=True):
+        kinds = WORDS[int(place.lastgroup[1:])][1] if place.lastgroup else ()
+        steps = [int(n) for n in re.findall(r"(?<![\d.-])\d+(?![\d.]*\d)(?!\.\d)", label[place.end() : end])]
+        named = [Expected(kinds, step) for step in steps] or [Expected(kinds, None)]
+        events += [event for event in named if event.step is not None or not any(e.kinds == kinds for e in events)]
+    return events
+
+
+def found(event: Expected, run: Examination) -> bool:
+    """Whether a run has the event."""
+    near = max(5, 0.01 * ((run.last_step or 0) - (run.first_step or 0)))
+    troubles = [f for f in run.findings if f.trouble and f.kind in event.kinds]
+    return any(event.step is None or abs(f.step - event.step) <= near for f in troubles)
+
+
+def _told(finding: Finding) -> str:
+    return f"{finding.kind} {finding.step}" + (f"-{finding.end_step}" if finding.end_step is not None else "-end")
+
+
+def main() -> int:
+    """Print the table and the figures, or write them to a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--write", type=Path, help="a Markdown file instead of the terminal")
+    options = parser.parse_args()
+    with open(options.folder / "index.tsv", newline="") as file:
+        listed = list(csv.DictReader(file, delimiter="\t"))
+    rows, missed, events, healthy, warned = [], 0, 0, 0, []
+    for entry in listed:
+        begun = time.perf_counter()
+        report = examine(read_log(options.folder / Path(entry["file"]).relative_to(options.folder.name)))
+        seconds = time.perf_counter() - begun
+        wanted = expected(entry["label"])
+        got = [event for event in wanted if any(found(event, run) for run in report.runs)]
+        troubles = [f for run in report.runs for f in run.findings if f.trouble]
+        notes = sum(len(run.findings) for run in report.runs) - len(troubles)
+        events, missed = events + len(wanted), missed + len(wanted) - len(got)
+        healthy += not wanted
+        if not wanted and troubles:
+            warned.append(entry["name"])
+        told = ", ".join(dict.fromkeys(map(_told, troubles))) or "-"
+        score = f"{len(got)} of {len(wanted)}" if wanted else "calm" if not troubles else "WARNED"
+        rows.append((entry["name"], entry["label"], score, told, str(notes), f"{seconds:.2f}"))
+    head = ("log", "label", "found", "warnings and worse", "notes", "s")
+    figures = (
+        f"{events - missed} of {events} labelled events found and named right. "
+        f"{len(warned)} of {healthy} healthy logs warned about{': ' + ', '.join(warned) if warned else ''}."
+    )
+    text = f"{figures}\n\n{table(head, rows)}"
+    if options.write:
+        options.write.write_text(HEADER + text + "\n")
+    else:
+        print(text)
+    return int(missed > 0 or len(warned) * 20 > healthy)
+
+
+HEADER = """# What is found in real training logs
+
+Generated by `python -m benchmarks.logs_findings FOLDER --write docs/log-findings.md`. The logs are public ones of other
+people's trainers, with labels by hand; they are not part of this repository. `found`: labelled events with a finding
+of the right kind within five steps or one percent of the run. `notes`: findings that are information only. `s`: reading
+and judging, on one core of a busy machine.
+
+"""
+
+if __name__ == "__main__":
+    raise SystemExit(main())
