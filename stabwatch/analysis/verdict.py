@@ -99,6 +99,11 @@ def examine(log: Log) -> LogReport:
 
 def examine_run(run: LogRun) -> Examination:
     """Look at one run."""
+    with np.errstate(all="ignore"):  # a log may hold any number
+        return _examined(run)
+
+
+def _examined(run: LogRun) -> Examination:
     stretches = list(parts(run))
     findings = [*restarts.find(stretches), *(f for part in stretches for f in _of_part(part))]
     findings.sort(key=lambda f: (f.line if f.line >= 0 else f.step, f.step, SEVERITIES.index(f.severity)))

@@ -103,7 +103,7 @@ def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
         or not _apart(values, k, width, len(tail))
     ):
         return None
-    below = np.flatnonzero(tail <= best + 0.1 * lost)
+    below = np.flatnonzero(tail <= best + 0.03 * lost)
     return k + int(below[-1]) + 1 + width // 2, best
 
 

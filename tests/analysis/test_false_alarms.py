@@ -1,0 +1,47 @@
+"""Healthy curves that nobody tuned a threshold on stay silent; unhealthy ones do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stabwatch.analysis.verdict import examine_run
+from tests.analysis.curves import HEALTHY, diverging, healthy, spiked
+
+ALLOWED = 0.005
+"""Share of healthy runs that may be warned about: a tenth of what is asked of real logs."""
+
+
+def alarms(family: str, seeds: range) -> list[str]:
+    """What is said of healthy runs above information, with the seed that repeats it."""
+    said = []
+    for seed in seeds:
+        run = healthy(np.random.default_rng([seed, list(HEALTHY).index(family)]), family)
+        said += [f"seed {seed}: {f.text}" for f in examine_run(run).findings if f.trouble][:1]
+    return said
+
+
+def test_healthy_curves_are_silent():
+    said = [text for family in HEALTHY for text in alarms(family, range(40))]
+    assert len(said) <= ALLOWED * 40 * len(HEALTHY), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", HEALTHY)
+def test_thousands_of_healthy_curves_are_silent(family):
+    said = alarms(family, range(1000, 1500))
+    assert len(said) <= 2 * ALLOWED * 500, said
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "near"),
+    [(spiked, "loss_spike", 0.01), (diverging, "divergence", 0.03)],
+    ids=["spikes", "divergence"],
+)
+def test_spikes_and_divergence_are_found_and_named(make, kind, near):
+    found = 0
+    for seed in range(100):
+        run, at = make(np.random.default_rng([seed, 7]))
+        troubles = [f for f in examine_run(run).findings if f.trouble and f.kind == kind]
+        found += any(abs(f.step - at) <= max(5, near * len(run.steps)) for f in troubles)
+    assert found >= 95
