@@ -12,7 +12,7 @@ import numpy as np
 
 from stabwatch.alerts import Cause, Diagnosis
 from stabwatch.alerts.catalogue import BY_NAME
-from stabwatch.alerts.diagnosis import TITLES, TOGETHER
+from stabwatch.alerts.causes import TOGETHER
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.analysis.detectors import DETECTORS, reinitialisation, restarts
 from stabwatch.analysis.findings import Finding, Kind
@@ -182,7 +182,7 @@ def _cause(group: list[Finding], place: int) -> Cause:
     where = f" (line {first.line})" if first.line >= 0 else ""
     return Cause(
         name=name or first.kind,
-        title=TITLES[name] if rule is not None else remedy.title,
+        title=rule.title if rule is not None else remedy.title,
         since_step=first.step,
         layers=(),
         evidence=(f"{first.text}{where}{times}", *first.evidence),

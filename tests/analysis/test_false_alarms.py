@@ -1,4 +1,4 @@
-"""Healthy curves that nobody tuned a threshold on stay silent; unhealthy ones do not."""
+"""Healthy curves of many kinds stay silent; unhealthy ones do not."""
 
 from __future__ import annotations
 
