@@ -57,19 +57,36 @@ def local_scatter(values: Array) -> Array:
     A median over blocks, so that neither a descent nor an earlier excursion is taken for noise; near the beginning
     also of the eight that follow, if that is less.
     """
-    out = np.full(len(values), np.nan)
-    blocks = [values[i : i + _BLOCK] for i in range(0, len(values), _BLOCK)]
-    inside = np.array([_of_block(block) for block in blocks])
-    for place in range(len(blocks)):
-        past, around = inside[max(0, place - 8) : place], inside[max(0, place - 8) : place + 9]
-        known = [float(np.nanmedian(some)) for some in (past, around) if np.isfinite(some).any()]
-        out[place * _BLOCK : (place + 1) * _BLOCK] = min(known, default=np.nan)
+    inside = _block_scatters(values)
+    past, around = _nearby(inside, 8, 0), _nearby(inside, 8, 9)
+    return np.repeat(np.fmin(past, around), _BLOCK)[: len(values)]
+
+
+def _block_scatters(values: Array) -> Array:
+    """The scatter of each block of 32; NaN for those with fewer than eight finite values."""
+    whole = len(values) // _BLOCK
+    blocks = values[: whole * _BLOCK].reshape(whole, _BLOCK)
+    middles = np.median(blocks, axis=1)
+    out = 1.4826 * np.median(np.abs(blocks - middles[:, None]), axis=1)
+    ragged = [*(blocks[i] for i in np.flatnonzero(np.isnan(out))), values[whole * _BLOCK :]]
+    patched = [scatter(b[np.isfinite(b)]) if np.isfinite(b).sum() >= 8 else np.nan for b in ragged]
+    out[np.isnan(out)] = patched[:-1]
+    return np.append(out, patched[-1])
+
+
+def _nearby(values: Array, before: int, after: int) -> Array:
+    """Median over the `before` values before each, itself and those after it if `after`; of those that are known."""
+    width = before + after
+    padded = np.concatenate((np.full(before, np.nan), values, np.full(max(after - 1, 0), np.nan)))
+    windows = sliding_window_view(padded, width)[: len(values)]
+    out = np.empty(len(values))
+    for i in range(0, len(windows), _CHUNK):
+        part = np.sort(windows[i : i + _CHUNK], axis=1)  # NaN last
+        known = np.isfinite(part).sum(axis=1)
+        rows = np.arange(len(part))
+        middle = (part[rows, np.maximum(known - 1, 0) // 2] + part[rows, known // 2]) / 2
+        out[i : i + _CHUNK] = np.where(known > 0, middle, np.nan)
     return out
-
-
-def _of_block(block: Array) -> float:
-    finite = block[np.isfinite(block)]
-    return scatter(finite) if len(finite) >= 8 else np.nan
 
 
 def stretches(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -57,12 +57,21 @@ class Excursion:
     recovered: bool
 
 
-def excursions(values: Array, fresh: bool, dies: bool = False) -> list[Excursion]:
+@dataclass(frozen=True)
+class Reference:
+    """Per point: the level before it, the size of a change, and how far a median of five may lie from the level."""
+
+    base: Array
+    scale: Array
+    sigma: Array
+
+
+def excursions(values: Array, reference: Reference, fresh: bool, dies: bool = False) -> list[Excursion]:
     """All of them, in order. values: (n,), finite. fresh: the curve starts with the training; dies: it ends in NaN."""
     found: list[Excursion] = []
     if len(values) < 4:
         return found
-    base, scale, sigma = _reference(values)
+    base, scale, sigma = reference.base, reference.scale, reference.sigma
     rise = values - base
     done = BASE if fresh else 2
     for i in np.flatnonzero(rise > np.fmax(SIGMAS * np.nan_to_num(sigma), RISE * scale)).tolist():
@@ -75,21 +84,22 @@ def excursions(values: Array, fresh: bool, dies: bool = False) -> list[Excursion
     return found
 
 
-def outliers(values: Array, taken: list[Excursion]) -> list[int]:
+def outliers(values: Array, reference: Reference, taken: list[Excursion]) -> list[int]:
     """Points far above the level that belong to no excursion."""
     if len(values) < 2 * BASE:
         return []
-    base, scale, _ = _reference(values)
-    rise = values - base
-    high = rise > np.fmax(SIGMAS * local_scatter(rise), SHORT_RISE * scale)
+    rise = values - reference.base
+    high = rise > SHORT_RISE * reference.scale
+    if high.any():
+        high &= rise > SIGMAS * np.nan_to_num(local_scatter(rise))
     high[: 2 * BASE] = False
     for excursion in taken:
         high[excursion.start : excursion.stop] = False
     return [int(i) for i in np.flatnonzero(high)]
 
 
-def _reference(values: Array) -> tuple[Array, Array, Array]:
-    """Per point: the level before it, the size of a change, and how far a median of five may lie from the level."""
+def reference(values: Array) -> Reference:
+    """Of a curve."""
     base = np.fmin(past_median(values), past_median(values, STEEP))  # on a descent the longer past lies too high
     unit = print_unit(values)
     middles = rolling_median(values, SUSTAINED)
@@ -98,7 +108,7 @@ def _reference(values: Array) -> tuple[Array, Array, Array]:
     changes[2 * SUSTAINED - 1 :] = middles[SUSTAINED:] - middles[:-SUSTAINED]
     sigma = np.fmax(WANDER * local_scatter(changes), unit)
     scale = np.abs(base) if values.min() >= 0 else np.fmax(np.abs(base), level(values))
-    return base, np.fmax(scale, unit), sigma
+    return Reference(base, np.fmax(scale, unit), sigma)
 
 
 def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.excursions import Excursion, excursions
+from stabwatch.analysis.excursions import Excursion, Reference, excursions, reference
 from stabwatch.analysis.logs import Column, LogRun, Remark, Role
 
 _FREE = re.compile(
@@ -69,10 +69,17 @@ class Part:
         return self.loss is not None and len(self.loss) > 0 and not np.isfinite(self.loss.values[-1])
 
     @cached_property
+    def reference(self) -> Reference | None:
+        """What the finite loss is compared with."""
+        return None if self.finite_loss is None or not len(self.finite_loss) else reference(self.finite_loss.values)
+
+    @cached_property
     def excursions(self) -> list[Excursion]:
         """Where the finite loss leaves its level upwards."""
         loss = self.finite_loss
-        return [] if loss is None else excursions(loss.values, self.fresh, self.dies)
+        if loss is None or self.reference is None:
+            return []
+        return excursions(loss.values, self.reference, self.fresh, self.dies)
 
     @cached_property
     def fresh(self) -> bool:

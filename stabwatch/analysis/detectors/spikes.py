@@ -107,7 +107,7 @@ def _hump(part: Part, loss: Column) -> list[Finding]:
 
 
 def _outliers(part: Part, loss: Column) -> list[Finding]:
-    places = outliers(loss.values, part.excursions)
+    places = outliers(loss.values, part.reference, part.excursions) if part.reference is not None else []
     if not places:
         return []
     worst = max(places, key=lambda i: float(loss.values[i]))

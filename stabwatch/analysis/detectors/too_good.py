@@ -23,7 +23,8 @@ def find(part: Part) -> list[Finding]:
     norm = part.of("grad_norm")
     if norm is not None and not np.isfinite(norm.values).all():
         return []  # a loss of 0.0 beside such a norm is a NaN
-    for i in range(1, len(values)):
+    fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1
+    for i in [*range(1, min(WITHIN + 1, len(values))), *fell.tolist()]:
         before = float(values[max(0, i - WITHIN) : i].min() if i > WITHIN else values[:i].max())
         rest = values[i:]
         if before < MATTERS or values[i] * FALL > before or float(np.median(rest)) * FALL > before or len(rest) < 2:
