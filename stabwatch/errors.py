@@ -3,6 +3,7 @@
 StabwatchError
 ├── ConfigError        (ValueError)   a setting is unknown or out of range
 ├── RunLogError        (ValueError)   a run folder is missing, unreadable or of another schema
+├── LogError           (ValueError)   a training log of somebody else's cannot be read
 ├── RuleError          (ValueError)   an alert rule is malformed
 ├── AgentError         (RuntimeError) the agent cannot serve (port, TLS files, ...)
 └── MissingExtraError  (ImportError)  an optional dependency is not installed
@@ -24,6 +25,10 @@ class ConfigError(StabwatchError, ValueError):
 
 class RunLogError(StabwatchError, ValueError):
     """A run folder is missing, unreadable or of another schema."""
+
+
+class LogError(StabwatchError, ValueError):
+    """A training log of somebody else's cannot be read."""
 
 
 class RuleError(StabwatchError, ValueError):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stabwatch.alerts.diagnosis import TOGETHER
+from stabwatch.alerts.causes import TOGETHER
 from stabwatch.analysis.analyze import finite
 from stabwatch.analysis.parting import Parting, parting
 from stabwatch.analysis.subject import Subject, keys_of, load_subjects

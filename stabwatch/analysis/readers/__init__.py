@@ -1,0 +1,66 @@
+"""Reading the training logs of others. What a file is, is told by its content and not by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stabwatch.analysis.logs import Log
+from stabwatch.analysis.readers import documents, lines, tables, tensorboard, wandb_file
+from stabwatch.analysis.readers.reader import Reader
+from stabwatch.analysis.readers.source import Source
+from stabwatch.errors import LogError
+
+READERS: tuple[Reader, ...] = (
+    tensorboard.READER,
+    wandb_file.READER,
+    documents.DOCUMENT,
+    documents.JSON_LINES,
+    tables.READER,
+    lines.READER,
+)
+"""In the order of trial; the last takes everything that is text."""
+
+_TELLING = ("trainer_state.json", "metrics.csv", "progress.csv", "metrics.jsonl", "log_history.json", "results.csv")
+_ENDINGS = (".log", ".jsonl", ".csv", ".out", ".txt", ".wandb")
+
+
+def read_log(path: str | Path) -> Log:
+    """Read a log, or the one that a folder holds. Raises LogError."""
+    path = Path(path)
+    if not path.exists():
+        raise LogError(f"{path} does not exist.")
+    if path.is_dir():
+        return _in_folder(path)
+    if not path.is_file():
+        raise LogError(f"{path} is no regular file.")
+    source = Source(path)
+    if not source.head:
+        raise LogError(f"{path} is empty.")
+    reader = next((r for r in READERS if r.sniff(source)), None)
+    if reader is None:
+        raise LogError(f"{path} is no text and no log that stabwatch knows; `docs/log-formats.md` lists those it does.")
+    log = reader.read(source)
+    if not any(run.columns or run.remarks for run in log.runs):
+        raise LogError(f"{path} was read as {log.format}, and nothing in it looks like a training record.")
+    return log
+
+
+def _in_folder(folder: Path) -> Log:
+    """TensorBoard's files together; else the first of the well-known names; else the largest log."""
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    events = [p for p in files if "tfevents" in p.name]
+    if events:
+        return tensorboard.read_files(folder, events)
+    known = [p for name in _TELLING for p in files if p.name == name]
+    others = sorted((p for p in files if p.suffix in _ENDINGS), key=lambda p: -p.stat().st_size)
+    for path in (*known, *others):
+        try:
+            return read_log(path)
+        except LogError:
+            continue
+    raise LogError(f"{folder} holds no log that stabwatch can read. Name the file itself to hear why.")
+
+
+def formats() -> list[tuple[str, str]]:
+    """Name and coverage of each reader."""
+    return [(reader.name, reader.covers) for reader in READERS]

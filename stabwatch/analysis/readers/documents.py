@@ -1,0 +1,190 @@
+"""JSON: one document (Hugging Face's `trainer_state.json`, Keras' history, golden values), or one object per line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from stabwatch.analysis.logs import Log
+from stabwatch.analysis.readers import lines
+from stabwatch.analysis.readers.gather import Gatherer
+from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, step_rank
+from stabwatch.analysis.readers.reader import Reader
+from stabwatch.analysis.readers.source import Source
+from stabwatch.errors import LogError
+
+LARGEST_DOCUMENT = 256 << 20
+_DEEPEST = 8
+_MODES = ("mode", "phase", "split", "subset")
+_TIMES = ("_timestamp", "timestamp", "wall_time", "time_ms")
+
+
+def flat(value: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, float]:
+    """Numbers of nested objects by path, joined with `/`; of statistics, the mean."""
+    out: dict[str, float] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, bool) or item is None:
+            continue
+        if isinstance(item, int | float):
+            try:
+                out[name] = float(item)
+            except OverflowError:
+                out[name] = float("inf")
+        elif isinstance(item, str):
+            if len(item) < 32 and (found := number(item)) is not None:
+                out[name] = found
+        elif isinstance(item, dict) and depth < _DEEPEST:
+            if isinstance(item.get("mean"), int | float):
+                out[name] = float(item["mean"])
+            else:
+                out |= flat(item, f"{name}/", depth + 1)
+    return out
+
+
+class Records:
+    """Takes flat records, finds their step, gives the run."""
+
+    def __init__(self) -> None:
+        self.gatherer = Gatherer()
+        self._units: set[str] = set()
+
+    def add(self, record: Mapping[str, Any], line: int) -> None:
+        """One record; numbers that are no step, time or total become columns."""
+        values = flat(record)
+        step_key = min((k for k in values if step_rank(k) is not None), key=lambda k: step_rank(k) or 0, default=None)
+        epoch_key = next((k for k in values if plain(k) in EPOCH_KEYS), None)
+        chosen = step_key or epoch_key
+        step = _whole(values.pop(chosen)) if chosen else None
+        unit = "step" if step_key else "epoch" if epoch_key else "ordinal"
+        time = next((values.pop(k) for k in _TIMES if k in values), float("nan"))
+        mode = next((str(record[k]).lower() for k in _MODES if isinstance(record.get(k), str)), "")
+        if mode.startswith(("val", "eval", "test")):
+            values = {f"eval/{k}": v for k, v in values.items()}
+        if values:
+            self._units.add(unit)
+            self.gatherer.add(len(self.gatherer) if step is None else step, line, values, time)
+
+    def log(self, source: Source, name: str, notes: Iterable[str] = ()) -> Log:
+        """What was read."""
+        self.gatherer.unit = next((u for u in ("step", "epoch", "ordinal") if u in self._units), "ordinal")  # type: ignore[assignment]
+        said = list(notes)
+        if self.gatherer.unit == "ordinal":
+            said.append("No step in it: records are numbered.")
+        if self.gatherer.left_out:
+            said.append("More keys than a training log has: the later ones are left out.")
+        return Log(source.path, name, (self.gatherer.run(),), tuple(said))
+
+
+def _whole(value: float) -> int | None:
+    return int(value) if abs(value) < 1 << 62 else None
+
+
+def _objects(text: str) -> Iterator[tuple[bool, str]]:
+    """Of each line that is not blank: does an object begin in it after a short prefix?"""
+    for line in text.splitlines()[:200]:
+        if line.strip():
+            yield 0 <= line.find("{") <= 120, line
+
+
+def _sniff_lines(source: Source) -> bool:
+    found = list(_objects(source.text))[:60]
+    if len(source.text) < source.size and len(found) > 1:
+        found.pop()  # cut by the head
+    good = sum(isinstance(_object(line), dict) for has, line in found if has)
+    return good >= 1 and good >= 0.5 * len(found)
+
+
+def _object(line: str) -> Any:
+    try:
+        return json.loads(line[line.index("{") :])
+    except (ValueError, RecursionError):
+        return None
+
+
+def _read_lines(source: Source) -> Log:
+    records, bad = Records(), 0
+    for number_of_line, line in source.lines():
+        if "{" not in line:
+            continue
+        found = _object(line)
+        if not isinstance(found, dict):
+            bad += 1
+            continue
+        if "key" in found and "value" in found:  # MLPerf's MLLOG
+            value, where = found["value"], found.get("metadata") or {}
+            found = {**where, **(value if isinstance(value, dict) else {str(found["key"]): value})}
+            if "step_num" in found:
+                found["step"] = found.pop("step_num")
+            found.pop("lineno", None)
+        records.add(found, number_of_line)
+    return records.log(source, "JSON lines", [f"{bad} lines are no JSON."] if bad else ())
+
+
+_OPENS = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*(?:[{\[\"\]]|-?\d[\d.eE+-]*\s*[,\]]))")
+
+
+def _sniff_document(source: Source) -> bool:
+    if not _OPENS.match(source.text):
+        return False
+    return "\n" not in source.text.strip() or not _sniff_lines(source)
+
+
+def _read_document(source: Source) -> Log:
+    try:
+        data = json.loads(source.read(LARGEST_DOCUMENT).decode("utf-8", "replace"))
+    except RecursionError as error:
+        raise LogError(f"{source.path} is nested too deeply to be a training log.") from error
+    except ValueError as error:
+        log = lines.read_lines(source, source.lines())
+        return replace(log, notes=(f"It begins like JSON, but is not: {error}.", *log.notes))
+    records = Records()
+    for record in _records(data):
+        records.add(record, -1)
+    return records.log(source, "JSON document")
+
+
+def _records(data: Any) -> Iterator[Mapping[str, Any]]:
+    """Of a list of objects, a list in an object, lists by name, or values by step by name."""
+    if isinstance(data, list):
+        yield from (item for item in data if isinstance(item, dict))
+        return
+    if not isinstance(data, dict):
+        return
+    lists = {k: v for k, v in data.items() if isinstance(v, list)}
+    history = lists.get("log_history") or next((v for v in lists.values() if v and isinstance(v[0], dict)), None)
+    if history is not None:
+        yield from _records(history)
+        return
+    columns = {k: v for k, v in lists.items() if v and all(isinstance(x, int | float) for x in v)}
+    if columns:
+        unit = "epoch" if not any(step_rank(k) is not None for k in columns) else ""
+        for i in range(max(map(len, columns.values()))):
+            yield {**({unit: i} if unit else {}), **{k: v[i] for k, v in columns.items() if i < len(v)}}
+        return
+    by_step: dict[int, dict[str, float]] = {}
+    for name, item in data.items():
+        values = item.get("values", item) if isinstance(item, dict) else {}
+        for step, value in values.items() if isinstance(values, dict) else ():
+            if str(step).isdigit() and isinstance(value, int | float):
+                by_step.setdefault(int(step), {})[name] = value
+    for step in sorted(by_step):
+        yield {"step": step, **by_step[step]}
+
+
+DOCUMENT = Reader(
+    "JSON document",
+    "Hugging Face `trainer_state.json`, Keras' `history`, Megatron's golden values, any list of records",
+    _sniff_document,
+    _read_document,
+)
+JSON_LINES = Reader(
+    "JSON lines",
+    "LLaMA-Factory `trainer_log.jsonl`, detectron2 `metrics.json`, mmcv and mmengine, DeiT, fairseq and metaseq with "
+    "`--log-format json`, W&B history, MLPerf's MLLOG, StyleGAN `stats.jsonl`; objects behind a prefix too",
+    _sniff_lines,
+    _read_lines,
+)

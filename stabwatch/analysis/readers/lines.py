@@ -1,0 +1,231 @@
+"""Free text: whatever a trainer printed. Keys and numbers are found line by line; see `templates.py`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+from stabwatch.analysis.logs import Log
+from stabwatch.analysis.readers.gather import Gatherer
+from stabwatch.analysis.readers.names import number, step_rank
+from stabwatch.analysis.readers.reader import Reader
+from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.templates import Template, Templates, count
+
+_TELLING = re.compile(
+    r"oss|OSS|tep|TEP|[Ii]ter|poch|EPOCH|orm\b|\blr\b|earning.rate|[Cc]ost|\bs:\d|verflow|VERFLOW|an\b|rror|xception|"
+    r"iverge|illed|signal|heckpoint|esum|\bUp\.|batch=|\|"
+)
+_RANK = re.compile(r"^\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s|\((\d+)/\d+\) Epoch")
+_OVERFLOW = re.compile(
+    r"(?:OVERFLOW|[Oo]verflow)\b.*?reducing to ([\d.e+-]+)|reducing loss scale to ([\d.e+-]+)|"
+    r"overflow detected, setting loss scale to:? ([\d.e+-]+)|Grad scale is small: ([\d.e+-]+)|"
+    r"[Ll]oss scale already at minimum"
+)
+_NAN = r"diverged with loss|(nan|inf)\b.{0,30}\b(loss|grad)|loss.{0,20}\b(is|became|was)\b.{0,9}nan"
+_ERROR = r"^Traceback|^\w*(Error|Exception)\b|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
+_REMARKS = (
+    ("nan_message", re.compile(_NAN, re.I)),
+    ("error", re.compile(_ERROR)),
+    ("checkpoint", re.compile(r"\bsav(ed|ing)\b.{0,40}(checkpoint|model)|checkpoint.{0,20}saved", re.I)),
+    ("restart", re.compile(r"resum(ed|ing)\b|load(ed|ing)\b.{0,30}\bcheckpoint|checkpoint.{0,20}\bloaded", re.I)),
+)  # fmt: skip
+_REMARKABLE = re.compile(
+    r"verflow|VERFLOW|cale|an\b|AN\b|inf\b|rror|xception|emory|signal|SIG|illed|NCCL|heckpoint|esum|av[ie]|diverged"
+)
+_EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
+_DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
+_BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
+_NEAR = 200
+"""Lines after a step's first within which a line without a step belongs to it."""
+
+
+class _Reading:
+    """The state between lines."""
+
+    def __init__(self) -> None:
+        self.gatherer = Gatherer()
+        self.templates = Templates()
+        self.rank: int | None = None
+        self.epoch: int | None = None
+        self.unstepped: list[tuple[int, int | None, dict[str, float]]] = []
+        self.table: dict[str, float] = {}
+        self.header: list[str] = []
+        self._raw = -1
+        self._offset = 0
+        self._with_values, self._apart = -1, 1
+        self._at = -_NEAR
+        self._keys: set[str] = set()
+        self._epoch_of_step: int | None = None
+        self.others = 0
+
+    def take(self, line: int, text: str) -> None:
+        """One line."""
+        if _REMARKABLE.search(text) and self._remarks(line, text):
+            return
+        if self._odd(line, text) or (("|" in text or self.table) and self._table(line, text)):
+            return
+        rank = _RANK.search(text) if text[:1] in " [0123456789" or "/8) E" in text or ") Epoch" in text else None
+        if rank and rank[3] is None:
+            text = text[rank.end() :]
+        found = self.templates.of(text)
+        if found is None or not found[0].tells:
+            return
+        template, numbers = found
+        if rank and template.values and self._other_rank(int(next(g for g in rank.groups() if g))):
+            return
+        self._record(line, template, numbers)
+
+    def _other_rank(self, rank: int) -> bool:
+        self.rank = rank if self.rank is None else self.rank
+        self.others += rank != self.rank
+        return rank != self.rank
+
+    def _record(self, line: int, template: Template, numbers: list[str]) -> None:
+        values = template.fill(numbers)
+        epoch, step = count(numbers, template.epoch), count(numbers, template.step)
+        if epoch is not None:
+            self.epoch = epoch
+        if step is not None:
+            if values or not template.of_epoch or step >= self._raw:  # else a bar of an evaluation
+                self._step(line, step, template.of_epoch, values)
+        elif not values:
+            return
+        elif self._raw >= 0 and line - self._at <= _NEAR:
+            if self._keys & values.keys():  # the next record, whose step was not printed
+                self._step(line, self._raw + self._apart, template.of_epoch, values)
+                return
+            self._keys |= values.keys()
+            self.gatherer.add(self._offset + self._raw, line, values)
+        elif self._raw < 0 and len(self.unstepped) < 5_000_000:
+            self.unstepped.append((line, self.epoch, values))
+
+    def _step(self, line: int, step: int, of_epoch: bool, values: dict[str, float], new: bool = False) -> None:
+        later = self.epoch is not None and self._epoch_of_step is not None and self.epoch > self._epoch_of_step
+        if later and step <= self._raw:
+            self._offset += self._raw  # the count begins again with each epoch
+        elif step < self._raw and not of_epoch and self._offset:
+            self._offset = 0
+        if values and step - self._with_values > 0:
+            self._apart = step - self._with_values
+        if values:
+            self._with_values = step
+        self._raw, self._at, self._epoch_of_step = step, line, self.epoch
+        self._keys = set(values)
+        if values:
+            self.gatherer.add(self._offset + step, line, values, new=new)
+
+    def _remarks(self, line: int, text: str) -> bool:
+        found = _OVERFLOW.search(text)
+        if found:
+            value = next((number(g) for g in found.groups() if g), None)
+            self.gatherer.remark("overflow", line, text.strip(), math.nan if value is None else value)
+            return "loss" not in text.replace("loss scale", "").replace("loss_scale", "")
+        for kind, pattern in _REMARKS:
+            if pattern.search(text):
+                self.gatherer.remark(kind, line, text.strip())
+                break
+        return False
+
+    def _odd(self, line: int, text: str) -> bool:
+        """Formats whose numbers have no names."""
+        found = _EPOCH_BATCHES.search(text) if "epoch:train" in text else None
+        if found:
+            self.epoch = int(found[1])
+            rest = self.templates.of(text[found.end() :])
+            if rest is not None:
+                self._step(line, int(found[2]), True, rest[0].fill(rest[1]))
+            return True
+        found = _DARKNET.match(text) if "avg loss" in text else None
+        bare = _BARE.match(text) if found is None and len(text) < 64 else None
+        value = number(found[2] if found else bare[3] if bare else "")
+        if value is None:
+            return False
+        if found:
+            self._step(line, int(found[1]), False, {"loss": value})
+        elif bare:
+            kind = (bare[2] or "train").lower()
+            self._step(line, int(bare[1]), False, {"loss" if kind == "train" else f"{kind}_loss": value})
+        return True
+
+    def _table(self, line: int, text: str) -> bool:
+        """Two-column tables (OpenAI baselines, stable-baselines3) and rows under a header of names."""
+        cells = [c.strip() for c in text.strip().strip("|").split("|")]
+        if text.lstrip().startswith("|") and len(cells) == 2 and (value := number(cells[1])) is not None:
+            self.table[cells[0]] = value
+            return True
+        if self.table and set(text.strip()) <= set("-+| =") and text.strip():
+            self._flush(line)
+            return True
+        if len(cells) > 2 and "loss" in text.lower() and not re.search(r"\d|[:=]", text):
+            self.header = cells
+            return True
+        numbers = [number(c) for c in cells] if len(cells) == len(self.header) > 2 else []
+        if sum(n is not None for n in numbers) > len(cells) / 2:
+            row = {n: v for n, v in zip(self.header, numbers, strict=True) if v is not None}
+            if row:
+                self._named(line, row)
+            return True
+        return False
+
+    def _flush(self, line: int) -> None:
+        row, self.table = self.table, {}
+        self._named(line, row)
+
+    def _named(self, line: int, row: dict[str, float]) -> None:
+        keys = sorted((k for k in row if step_rank(k) is not None), key=lambda k: step_rank(k) or 0)
+        if keys:
+            self._raw = -1  # steps are rounded in such tables: one that comes again is another
+            self._step(line, int(row.pop(keys[0])), False, row, new=True)
+        else:
+            self.unstepped.append((line, None, row))
+
+    def end(self) -> list[str]:
+        """Records without any step are numbered, or take the epoch. Gives notes."""
+        if self.table:
+            self._flush(-1)
+        notes = []
+        if self.others:
+            notes.append(f"{self.others} lines of other ranks than {self.rank} are left out.")
+        if len(self.gatherer) < 3 and len(self.unstepped) > len(self.gatherer):
+            epochs = [epoch for _, epoch, _ in self.unstepped if epoch is not None]
+            by_epoch = len(epochs) == len(self.unstepped) and len(set(epochs)) > 0.4 * len(epochs)
+            self.gatherer.unit = "epoch" if by_epoch else "ordinal"
+            notes.append("No step in it: " + ("epochs count." if by_epoch else "records are numbered."))
+            for at, (line, epoch, values) in enumerate(self.unstepped):
+                self.gatherer.add(epoch if by_epoch and epoch is not None else at, line, values)
+        return notes
+
+
+def _read(source: Source) -> Log:
+    return read_lines(source, source.lines())
+
+
+def read_lines(source: Source, lines: Iterable[tuple[int, str]]) -> Log:
+    """A log from numbered lines."""
+    reading = _Reading()
+    for number_of_line, text in lines:
+        if text and (_TELLING.search(text) or reading.table or (len(text) < 64 and _BARE.match(text))):
+            reading.take(number_of_line, text)
+    notes = reading.end()
+    run = reading.gatherer.run()
+    notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
+    return Log(source.path, "text", (run,), tuple(notes))
+
+
+def _sniff(source: Source) -> bool:
+    sample = source.head[:8192]
+    odd = sum(b < 9 or 13 < b < 27 or 27 < b < 32 for b in sample)
+    return b"\0" not in sample and odd <= 0.01 * len(sample)
+
+
+READER = Reader(
+    "text",
+    "what trainers print: Megatron-LM, Megatron-DeepSpeed, DeepSpeed, GPT-NeoX, torchtitan, nanotron, nanoGPT, llm.c, "
+    "modded-nanogpt, nanochat, OLMo, Hugging Face's dictionaries, Composer, llm-foundry, fairseq, ESPnet, icefall, "
+    "detectron2, mmengine, timm, Keras' and Lightning's bars, PaddlePaddle, Marian, MaxText, Coqui, nnU-Net, darknet; "
+    "any `key: value` or `key=value`; colours, time stamps, rank prefixes and progress bars are stepped over",
+    _sniff,
+    _read,
+)

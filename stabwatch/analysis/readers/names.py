@@ -1,0 +1,154 @@
+"""What the names in training logs mean: roles of columns, keys that count steps, numbers as they are written."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from stabwatch.analysis.logs import Role
+
+NUMBER = re.compile(
+    r"""(?<![\w.])(?=[-+.\dnNiI])[-+]?(?:
+        \d+(?:(?:,\d{3})+(?![\d,]))?(?:\.\d*)?(?:[eE][-+]?\d+)?   # 12, 1.5, 2e-4, 1,234,567.8
+        | \.\d+(?:[eE][-+]?\d+)?
+        | [nN][aA][nN](?:xxx|\.0)?(?![A-Za-z_])
+        | [iI][nN][fF](?:inity)?(?![A-Za-z_])
+        | [nN]/[aA](?![A-Za-z_])
+    )""",
+    re.VERBOSE,
+)
+"""A number of free text; not the digits of a name."""
+
+_UNITS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "s": 1.0, "sec": 1.0, "seconds": 1.0, "min": 60.0}
+_SI = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+
+STEP_KEYS = (
+    "iteration", "iterations", "global_step", "globalstep", "trainer/global_step", "num_updates", "current_steps",
+    "completed_step", "training_iteration", "step", "steps", "_step", "iter", "it", "up", "update", "s", "batch_idx",
+    "batch", "total_timesteps", "time/total_timesteps", "n_iter", "nimg", "kimg", "progress/kimg",
+)  # fmt: skip
+"""Keys that count steps, the most trusted first."""
+EPOCH_KEYS = ("epoch", "ep", "epochs")
+_ORDER = {key: i for i, key in enumerate(STEP_KEYS)}
+
+_EVAL = re.compile(r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|tel|holdout)([^a-z]|$)")
+_TRAIN = re.compile(r"(^|[^a-z])(train|training|trl)([^a-z]|$)")
+_LOSS = {
+    "loss", "lm_loss", "train_loss", "training_loss", "total_loss", "trl", "cost", "train_cost", "objective",
+    "crossentropyloss", "train_loss/train/total", "loss/train/total", "cross_entropy_loss", "ce_loss", "nll_loss",
+    "loss_step", "train_loss_step", "average_loss", "step_loss", "tot_loss",
+    "loss_train", "mlm_loss", "loss_avg", "batch_loss", "avg_loss", "main_loss", "train_main_loss", "loss_total",
+    "loss_epoch", "train_loss_epoch", "ce", "xent", "nll",
+}  # fmt: skip
+_LOSS_ORDER = (
+    "loss", "train_loss", "training_loss", "trl", "lm_loss", "total_loss", "tot_loss", "loss_total", "crossentropyloss",
+    "cross_entropy_loss", "main_loss", "loss_step", "train_loss_step", "step_loss", "batch_loss", "cost", "objective",
+    "loss_train", "mlm_loss", "average_loss", "avg_loss", "loss_avg", "ce_loss", "nll_loss", "loss_epoch",
+    "train_loss_epoch", "ce", "xent", "nll",
+)  # fmt: skip
+_GRAD = {
+    "grad_norm", "gradnorm", "total_grad_norm", "gradient_norm", "gnorm", "norm", "grad", "global_grad_norm",
+    "train_grad_norm",
+    "l2_norm/grad/global", "grad_norm_total", "total_norm", "grad_norm_before_clip", "gradnorm_total",
+}  # fmt: skip
+_RATE = {
+    "lr", "learning_rate", "learning-rate", "lr_0", "lr-adamw", "lr-adam", "train_lr", "learningrate", "rate", "lr/pg0",
+    "x/lr0", "lr_group0", "lr-sgd", "optimizer/lr",
+}  # fmt: skip
+_SCALE = {"loss_scale", "grad_scale", "scale", "amp_scale", "scaler"}
+_SECONDS = {
+    "dt", "step_time", "time_per_step", "iter_time", "time/iter", "seconds_per_step", "batch_time", "train_time_step",
+    "elapsed_time_per_iteration", "elapsed_time_per_iteration_ms", "elapsed_time_per_iteration_s", "sec_per_step",
+    "time_per_iteration", "step_seconds", "iteration_time", "seconds", "step_avg",
+}  # fmt: skip
+_PACE = {
+    "tps", "tok/sec", "tok/s", "tokens_per_sec", "tokens/s", "tokens_per_second", "wps", "throughput",
+    "samples_per_second",
+    "samples/sec", "it/s", "words/s", "tgs", "tokens_per_sec_per_gpu", "ips", "fps", "examples/s",
+    "throughput/device/tokens_per_second", "time/fps", "steps_per_second", "runningavgsamplespersec",
+}  # fmt: skip
+_NOT_LOSS = re.compile(r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost")
+
+
+def plain(name: str) -> str:
+    """A name as the tables above spell it."""
+    name = re.sub(r"\s*\(([^)]*)\)\s*$", r"_\1", name.strip().strip("'\"").lower())
+    return re.sub(r"[\s.]+", "_", name).strip("_:=-")
+
+
+def is_eval(name: str) -> bool:
+    """Does a name speak of evaluation?"""
+    low = name.lower()
+    return bool(_EVAL.search(low)) and not _TRAIN.search(low)
+
+
+def role_of(name: str) -> Role:
+    """What a column of this name is; `loss` for every candidate, of which `choose_loss` takes one."""
+    full = plain(name)
+    last = re.split(r"/|\s-\s", full)[-1].strip("_")
+    bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
+    names = {full, last, bare}
+    if is_eval(full):
+        return "eval_loss" if "loss" in last or last in ("tel", "nll") else "other"
+    if "skipped" in full and "iter" in full:
+        return "skipped_steps"
+    if "nan" in full and "iter" in full:
+        return "nan_steps"
+    for role, table in _TABLES:
+        if names & table:
+            return role
+    if "loss" in last and not _NOT_LOSS.search(full):
+        return "component"
+    return "other"
+
+
+_TABLES: tuple[tuple[Role, set[str]], ...] = (
+    ("loss", _LOSS),
+    ("grad_norm", _GRAD),
+    ("learning_rate", _RATE),
+    ("loss_scale", _SCALE),
+    ("step_seconds", _SECONDS),
+    ("throughput", _PACE),
+)
+
+
+def loss_rank(name: str) -> int:
+    """How good a name is for the training loss; the least is the best."""
+    full = plain(name)
+    last = full.split("/")[-1]
+    found = [_LOSS_ORDER.index(n) for n in (full, last) if n in _LOSS_ORDER]
+    return min(found, default=len(_LOSS_ORDER)) + (0 if full.count("/") < 2 else 10)
+
+
+def step_rank(name: str) -> int | None:
+    """Place of a key among those that count steps; None if it does not."""
+    return _ORDER.get(plain(name))
+
+
+def number(word: str) -> float | None:
+    """A number as logs write it; NaN and infinities too; None for what was not measured (`N/A`, `No Log`)."""
+    text = word.strip().strip("'\"").replace(",", "")
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    low = text.lower().lstrip("+-")
+    if low.startswith("nan"):
+        return math.nan
+    if low.startswith("inf"):
+        return -math.inf if text.startswith("-") else math.inf
+    return None
+
+
+def factor(after: str, role: Role, name: str) -> float:
+    """What a number is to be multiplied with, by the unit that follows it or that its name holds.
+
+    Seconds for times, plain numbers for 85.8G.
+    """
+    low = plain(name)
+    if role == "step_seconds":
+        unit = re.match(r"\s?([a-zµ]+)", after)
+        known = _UNITS.get(unit[1]) if unit else None
+        return known if known is not None else 1e-3 if low.endswith("_ms") else 1.0
+    si = re.match(r"([KMBGT])(?![A-Za-z])", after)
+    return _SI[si[1]] if si else 1.0

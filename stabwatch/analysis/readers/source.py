@@ -1,0 +1,124 @@
+"""Files as logs come: compressed or not, with any bytes in them, endless lines, more than memory holds."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from stabwatch.errors import LogError, MissingExtraError
+
+HEAD = 1 << 16
+LONGEST_LINE = 1 << 20
+"""Characters of a line that are looked at; what a longer one holds is no record."""
+MOST_UNPACKED = 64 << 30
+MOST_RATIO = 1000
+"""A gzip that grows by more than that is a bomb: logs grow by 5 to 50."""
+_CHUNK = 1 << 20
+_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+
+class Source:
+    """One file. head: its first 64 KiB, unpacked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.size = path.stat().st_size
+            with self.open() as stream:
+                self.head = stream.read(HEAD)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise LogError(f"{path} cannot be read: {error}.") from error
+        self.text = self.head.decode("utf-8", "replace").lstrip("\ufeff")
+
+    def open(self) -> IO[bytes]:
+        """The bytes, unpacked."""
+        with self.path.open("rb") as raw:
+            magic = raw.read(6)
+        if magic[:2] == b"\x1f\x8b":
+            return cast("IO[bytes]", _Bounded(cast("IO[bytes]", gzip.open(self.path)), self.path))
+        if magic[:4] == b"\x28\xb5\x2f\xfd":
+            return cast("IO[bytes]", _Bounded(_zstd(self.path), self.path))
+        if magic[:3] == b"BZh":
+            return cast("IO[bytes]", _Bounded(cast("IO[bytes]", bz2.open(self.path)), self.path))
+        if magic == b"\xfd7zXZ\x00":
+            return cast("IO[bytes]", _Bounded(cast("IO[bytes]", lzma.open(self.path)), self.path))
+        return self.path.open("rb")
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Lines with their numbers, from 1; a carriage return begins a new piece of the same line."""
+        number = 0
+        for block in self._blocks():
+            for raw in block.split(b"\n"):
+                number += 1
+                if b"\r" in raw:
+                    for piece in raw.split(b"\r"):
+                        if piece:
+                            yield number, _decoded(piece)
+                else:
+                    yield number, _decoded(raw)
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Whole lines, a megabyte or so at a time, without the last newline."""
+        kept = b""
+        try:
+            with self.open() as stream:
+                while chunk := stream.read(_CHUNK):
+                    cut = chunk.rfind(b"\n")
+                    if cut < 0:
+                        if len(kept) < 2 * LONGEST_LINE:
+                            kept += chunk
+                        continue
+                    yield kept + chunk[:cut]
+                    kept = chunk[cut + 1 :]
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            if not kept:
+                raise LogError(f"{self.path} cannot be unpacked: {error}. Is it whole?") from error
+        if kept:
+            yield kept
+
+    def read(self, most: int) -> bytes:
+        """The whole file, if it is not larger than `most` bytes."""
+        with self.open() as stream:
+            found = stream.read(most + 1)
+        if len(found) > most:
+            raise LogError(f"{self.path} is a single document of more than {most >> 20} MiB; split it, or export CSV.")
+        return found
+
+
+class _Bounded(io.RawIOBase):
+    """An unpacked stream that refuses to be a bomb."""
+
+    def __init__(self, inner: IO[bytes], path: Path) -> None:
+        self._inner, self._path = inner, path
+        self._most = min(MOST_UNPACKED, max(path.stat().st_size * MOST_RATIO, 64 << 20))
+        self._seen = 0
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._inner.read(min(size, self._most + 1) if size >= 0 else self._most + 1)
+        self._seen += len(found)
+        if self._seen > self._most:
+            raise LogError(f"{self._path} unpacks to more than {MOST_RATIO} times its size. Unpack it yourself first.")
+        return found
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+
+def _zstd(path: Path) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingExtraError(f"{path} is packed with zstd: pip install zstandard, or unpack it first.") from error
+    return cast("IO[bytes]", zstandard.open(path, "rb"))
+
+
+def _decoded(raw: bytes) -> str:
+    text = raw[:LONGEST_LINE].decode("utf-8", "replace")
+    return _ANSI.sub("", text) if "\x1b" in text else text

@@ -1,0 +1,156 @@
+"""One line of free text into keys and numbers. Lines that differ in their numbers only are understood once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from stabwatch.analysis.logs import Role
+from stabwatch.analysis.readers.names import EPOCH_KEYS, NUMBER, factor, is_eval, number, plain, role_of, step_rank
+
+_SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
+_DELIMITER = re.compile(r"[|,;\t{}\[\]()<>]|\s{2,}|(?<=[:=])\s|\s-\s|\s--\s")
+_SEPARATOR = re.compile(r"\s*[:=]\s*[\[({]*['\"]?$")
+_WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
+_CODE = re.compile(
+    r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\*\*|//\s"
+)
+_EVAL_LINE = re.compile(r"\b(valid|validation|eval|evaluation|evaluating|test|testing|dev)\b")
+_MAIN = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
+_BAR = re.compile(r"(%\|[^|]*\||^|\n|[|\]:])\s*$")
+_LONGEST_NAME = 48
+_LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
+
+
+@dataclass(frozen=True)
+class Template:
+    """Where the numbers of a line go. values: index, key, factor. epoch, step: indices of numbers."""
+
+    values: tuple[tuple[int, str, float], ...]
+    step: int | None
+    epoch: int | None
+    of_epoch: bool
+    """The step counts within the epoch."""
+    tells: bool
+    """There is something in such lines that a training log would say."""
+
+    def fill(self, numbers: list[str]) -> dict[str, float]:
+        """Values by key, the first of each; what is not measured is left out."""
+        out: dict[str, float] = {}
+        for at, key, times in self.values:
+            if key in out:
+                continue
+            try:
+                out[key] = float(numbers[at]) * times
+            except ValueError:
+                value = number(numbers[at])
+                if value is not None:
+                    out[key] = value * times
+        return out
+
+
+class Templates:
+    """The lines understood so far."""
+
+    _MOST = 20_000
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], Template | None] = {}
+
+    def of(self, line: str) -> tuple[Template, list[str]] | None:
+        """What a line is, and its numbers; None if there is nothing in it."""
+        parts = _SPLIT.split(line)
+        if len(parts) < 3:
+            return None
+        texts = tuple(map(str.rstrip, parts[0::2]))
+        try:
+            template = self._known[texts]
+        except KeyError:
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            template = self._known[texts] = _understand(texts)
+        return None if template is None else (template, parts[1::2])
+
+
+def count(numbers: list[str], at: int | None) -> int | None:
+    """The number at an index, whole; None without an index."""
+    value = None if at is None else number(numbers[at])
+    return int(value) if value is not None and abs(value) < 1 << 62 else None
+
+
+def _understand(texts: tuple[str, ...]) -> Template | None:
+    whole = " ".join(texts)
+    if len(texts) > 400 or _CODE.search(whole):
+        return None
+    evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
+    values: list[tuple[int, str, float]] = []
+    roles: list[Role] = []
+    steps: list[tuple[int, int]] = []
+    epoch = within = None
+    for i, text in enumerate(texts[:-1]):
+        after = texts[i + 1]
+        key = key_of(text)
+        if key is None:
+            if (after.strip() == "/" and (within is None) and _BAR.search(text)) or (
+                epoch is not None and i == epoch + 1 and re.fullmatch(r"[\]:)]*\s*\[\s*", text)
+            ):
+                within = i
+            continue
+        rank = step_rank(key)
+        if (rank is not None and plain(key) not in ("s", "it")) or (plain(key) == "s" and text in ("s:", "s=")):
+            steps.append((rank or 0, i))
+        elif plain(key) in EPOCH_KEYS:
+            epoch = i if epoch is None else epoch
+        else:
+            role = role_of(key)
+            if evaluates and not is_eval(key):
+                key, role = f"eval/{key}", "eval_loss" if role == "loss" else "other"
+            values.append((i, key, factor(after, role, key)))
+            roles.append(role)
+    if plain(texts[0]) in ("iteration", "iter") and not steps:
+        steps.append((0, 0))
+    step = min(steps)[1] if steps else within
+    if not values and step is None and epoch is None:
+        return None
+    tells = any(role != "other" for role in roles) or step is not None or epoch is not None
+    return Template(tuple(values), step, epoch, of_epoch=step is not None and step == within, tells=tells)
+
+
+def key_of(text: str) -> str | None:
+    """The name that belongs to a number, from the text between it and the number before."""
+    found = _SEPARATOR.search(text)
+    if found:
+        return _name(text[: found.start()])
+    stripped = text.strip()
+    if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
+        return _name(stripped.strip("|"))
+    words = _DELIMITER.split(text.rstrip(" [("))[-1].split()
+    if stripped.endswith(("[", "(")) and (not words or plain(words[-1]) not in EPOCH_KEYS):
+        return None
+    for count in (3, 2, 1):
+        name = " ".join(words[-count:]) if len(words) >= count else ""
+        if name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS or role_of(name) in _MAIN):
+            return name.lstrip("#")
+    return None
+
+
+def _name(text: str) -> str | None:
+    text = text.strip().strip("'\"")
+    if text.endswith(")") and (unit := _WITH_UNIT.search(text)):
+        text = unit[1]
+        words = text.rsplit(" (", 1)[0].split()
+        name = " ".join(words[-4:]) + " (" + text.rsplit(" (", 1)[1]
+    else:
+        words = [w for w in _DELIMITER.split(text)[-1].split() if w not in _LEVELS]
+        name = " ".join(words)
+        if len(words) <= 3 and role_of(name) == "component":
+            return name.strip("'\"`*> ")
+        for count in range(min(len(words), 4), 0, -1):
+            last = " ".join(words[-count:])
+            if role_of(last) not in ("other", "component") or step_rank(last) is not None or plain(last) in EPOCH_KEYS:
+                name = last
+                break
+        else:
+            name = " ".join(words[-3:])
+    name = name.strip("'\"`*> ")
+    return name if 0 < len(name) <= _LONGEST_NAME and re.search("[A-Za-zµɛ]", name) else None
