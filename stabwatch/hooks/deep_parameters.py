@@ -44,7 +44,7 @@ class DeepParameters:
     ) -> None:
         self._watch = watch
         modules = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
-        owned = list(owned)
+        owned = [(layer, name, p) for layer, name, p in owned if p.is_floating_point()]
         layers = list(dict.fromkeys(layer for layer, _, _ in owned))
         turns = {layer: i % TURNS for i, layer in enumerate(layers)}
         self._members = {

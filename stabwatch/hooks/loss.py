@@ -28,6 +28,8 @@ def cross_entropy(watch: Any, out: Tensor, logits: Tensor, target: Tensor, args:
     """Fold one eager `cross_entropy` call: its loss, and what its saved log-softmax says of the output logits."""
     watch.loss_seen = True
     merge_(MEAN, watch.cells.loss, mean_partials(out, _samples(logits, target, *args, **kw)))
+    if not logits.numel():
+        return
     free = saved_rows(out, logits, target)
     if free is None:
         _fold_rows(watch.cells, logits, target)

@@ -112,6 +112,7 @@ class ParameterTaps:
         """Copy the parameters whose turn it is, before the step."""
         turn = self._turns[self._turn % len(self._turns)] if self._turns else frozenset()
         mine = [o for o in self._stepped(optimizer) if o.row in turn and o.parameter.grad is not None]
+        mine = [o for o in mine if o.parameter.is_floating_point()]
         live = [local(o.parameter) for o in mine]
         copies = self._copies.of(live)
         self._before = [(p, b, o.row) for p, b, o in zip(live, copies, mine, strict=True)]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import stabwatch
 from stabwatch.errors import ConfigError
@@ -216,3 +218,21 @@ def test_an_agent_that_cannot_start_is_reported(tmp_path, monkeypatch):
     watch.detach()
     agent = next(e for e in read_run(tmp_path / "run").events if e.kind == "agent")
     assert agent.data["state"] == "not started"
+
+
+def test_empty_batches_and_complex_parameters_are_no_fault(attach):
+    """What has no rows shows no logits; of complex parameters no update, spectrum or format is measured."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4))
+    model.register_parameter("phase", nn.Parameter(torch.ones(3, dtype=torch.complex64)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer)
+    for rows in (0, 6, 0, 6):
+        optimizer.zero_grad()
+        target = torch.zeros(rows, dtype=torch.long)
+        value = F.cross_entropy(model(torch.randn(rows, 8)), target, reduction="sum") + model.phase.abs().sum()
+        value.backward()
+        optimizer.step()
+    log = attach.finish()
+    assert not [e for e in log.events if e.kind == "error"]
+    assert list(log.series("output_logit_logsumexp")[0]) == [1, 3]
