@@ -25,7 +25,7 @@ NO_GRADIENT = "no optimizer step updated these parameters"
 NO_UPDATE = "no optimizer step updated these parameters, or their turn has not come"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 
-IN_GRAPH = "inside a compiled graph attention_entropy, branch_trunk_ratio and plugins at activations are not measured"
+IN_GRAPH = "inside a compiled graph branch_trunk_ratio and plugins at activations are not measured"
 MHA = "nn.MultiheadAttention applies its output projection as a function, where no hook sees it"
 NO_SATURATION = (
     "no activation module that saturates: one that is called as a function, or inside a fused kernel, is not seen"

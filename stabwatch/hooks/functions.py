@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stabwatch.hooks import attention, loss
+from stabwatch.hooks import attention, loss, traced
 from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.modules import CURSOR, in_backward
 from stabwatch.hooks.patching import Patch
@@ -44,6 +44,7 @@ def scaled_dot_product_attention(
         if tracing():
             if site.gate.sampled:
                 attention.exact(site, *call)
+                traced.tap_attention(site, *call)
         elif not (in_backward() or is_fake(query)):
             site.watch.guard.run("attention", "always", attention.note_call, site, out, *call[:4])
             if site.gate.deep:

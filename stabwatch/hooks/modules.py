@@ -137,7 +137,7 @@ class ModuleTaps:
             site.bracket = sum(s.bracket is not None for s in self.sites.values())
             site.exact = new_cell("attention_exact", device)
             site.heads = int(getattr(item.module, "num_heads", 0) or 0)
-        if item.role:
+        if item.role or site.bracket is not None:
             traced.mark(site, item.module)
         object.__setattr__(item.module, "_stabwatch", site)
         self._modules.append(item.module)

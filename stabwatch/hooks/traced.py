@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks import deep, experts
+from stabwatch.hooks import attention, deep, experts
 from stabwatch.hooks.sites import Site, first_tensor
 
 _TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name == "cudagraph_unsafe")
@@ -55,6 +55,20 @@ def observe_gradient(mark: Tensor, inputs: Tensor, gradient: Tensor) -> None:
         deep.observe_gradient(site, inputs, gradient)
 
 
+@torch.library.custom_op("stabwatch::observe_attention", mutates_args=("mark",), tags=_TAGS)
+def observe_attention(
+    mark: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> None:
+    """`scaled_dot_product_attention` was called with these."""
+    mark[1] += 1
+    site = _sites.get(int(mark[0]))
+    if site is None or not site.gate.deep or torch._C._current_graph_task_id() != -1:
+        return
+    if site.bracket is not None and site.bracket % deep.TURNS == site.gate.turn:
+        call = (query, key, mask, is_causal, scale)
+        site.watch.guard.run("attention_entropy", "deep", attention.entropy, site, *call)
+
+
 @observe.register_fake
 def _(mark: Tensor, tensors: list[Tensor]) -> None:
     return None
@@ -62,6 +76,11 @@ def _(mark: Tensor, tensors: list[Tensor]) -> None:
 
 @observe_gradient.register_fake
 def _(mark: Tensor, inputs: Tensor, gradient: Tensor) -> None:
+    return None
+
+
+@observe_attention.register_fake
+def _(mark: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
     return None
 
 
@@ -94,3 +113,13 @@ def tap(site: Site, args: Any, output: Any) -> Any:
         if first is not None and first.dim() == 3:
             return _Seen.apply(output, first, site.gradient_mark)  # type: ignore[no-untyped-call]
     return output
+
+
+@torch.no_grad()
+def tap_attention(
+    site: Site, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> None:
+    """The same for an attention call."""
+    if site.mark is not None:
+        hidden = None if mask is None else mask.detach()
+        observe_attention(site.mark, query.detach(), key.detach(), hidden, causal, scale)
