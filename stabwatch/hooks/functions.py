@@ -74,6 +74,8 @@ def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> T
     if root is not None and root.gate.recording and torch.is_grad_enabled():
         if tracing():
             loss.cross_entropy_traced(root.watch.cells, out, input, target, *args, **kwargs)
+            if root.gate.sampled:
+                traced.tap_logits(root, input, target, *loss.options(*args, **kwargs))
         elif not (in_backward() or is_fake(input)):
             root.watch.guard.run("loss", "always", loss.cross_entropy, root.watch, out, input, target, args, kwargs)
     return out

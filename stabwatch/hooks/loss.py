@@ -18,9 +18,8 @@ from stabwatch.signals.reductions import CERTAINTY, CLASSES, LOGSUMEXP, MEAN, SC
 TRACED_ROWS = 1024
 """Rows whose logsumexp is computed afresh inside a compiled graph, evenly spread."""
 SCALING_ROWS = 256
-"""Rows of which a gradient is taken."""
+"""Rows of which the gradient is looked at."""
 _DEPTH = 8
-_cross_entropy = torch.nn.functional.cross_entropy
 
 
 @torch.no_grad()
@@ -37,9 +36,7 @@ def cross_entropy(watch: Any, out: Tensor, logits: Tensor, target: Tensor, args:
         _fold_certainty(watch.cells, *free)
     watch.plugins.logits(logits, target)
     if watch.gate.deep:
-        rows, _ = _sampled_rows(logits, target)
-        merge_(CLASSES, watch.cells.classes, classes(rows))
-        merge_(SCALING, watch.cells.scaling, scaling(logits, target, *args, **kw))
+        fold_deep(watch.cells, logits.detach(), target, *options(*args, **kw))
 
 
 @torch.no_grad()
@@ -67,34 +64,53 @@ def _fold_certainty(cells: Any, lse: Tensor, log_p: Tensor, labels: Tensor) -> N
     merge_(CERTAINTY, cells.certainty, torch.stack((known.sum(dtype=torch.float32), collapsed)))
 
 
-def scaling(
-    logits: Tensor,
-    target: Tensor,
+def options(
     weight: Tensor | None = None,
     size_average: Any = None,
     ignore_index: int = -100,
     reduce: Any = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+) -> tuple[Tensor | None, int, float]:
+    """Of a call of `cross_entropy`, those that change the direction of a row's gradient."""
+    return weight, ignore_index, label_smoothing
+
+
+@torch.no_grad()
+def fold_deep(cells: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
+    """What is asked about the output logits on deep steps."""
+    rows, _ = _sampled_rows(logits, target)
+    merge_(CLASSES, cells.classes, classes(rows))
+    merge_(SCALING, cells.scaling, scaling(logits, target, weight, ignored, smooth))
+
+
+def scaling(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, ignored: int = -100, smooth: float = 0.0
 ) -> Tensor:
     """float32 (2,): rows, and the sum of their cosines between the descent direction and the logits themselves.
 
-    The gradient is that of the loss as it was called, on a copy of some rows. Over the classes it adds up to zero, and
-    that gives the component in which 1 - p is lost to rounding once a class is certain. The logits are taken less their
-    mean over the classes, which the softmax does not see.
+    Of some rows. The gradient is that of the loss as it was called: sum(t) p - t, for t the weighted target. Over the
+    classes it adds up to zero, and that gives the component in which 1 - p is lost to rounding once a class is certain.
+    The logits are taken less their mean over the classes, which the softmax does not see.
     """
     stride = max(1, logits.numel() // logits.shape[0 if logits.dim() == 1 else 1] // SCALING_ROWS)
-    rows = _rows_of(logits)[::stride].detach().float()
-    picked = (_rows_of(target) if target.is_floating_point() else target.reshape(-1))[::stride]
-    with torch.enable_grad():
-        free = rows.requires_grad_()
-        loss = _cross_entropy(free, picked, weight, None, ignore_index, None, "sum", label_smoothing)
-        (gradient,) = torch.autograd.grad(loss, free)
-    rows = rows.detach()
+    rows = _rows_of(logits)[::stride].float()
+    wanted = _distribution(target, rows, stride, ignored)
+    wanted = (1 - smooth) * wanted + smooth / rows.shape[-1] * wanted.sum(dim=-1, keepdim=True)
+    wanted = wanted if weight is None else wanted * weight.float()
+    gradient = wanted.sum(dim=-1, keepdim=True) * rows.softmax(dim=-1) - wanted
     top = rows.argmax(dim=-1, keepdim=True)
     gradient.scatter_(-1, top, 0.0)
     gradient.scatter_(-1, top, -gradient.sum(dim=-1, keepdim=True))
     return row_cosines(-gradient, rows - rows.mean(dim=-1, keepdim=True))
+
+
+def _distribution(target: Tensor, rows: Tensor, stride: int, ignored: int) -> Tensor:
+    """Target probabilities, like `rows`; zeros for a row that is to be ignored."""
+    if target.is_floating_point():
+        return _rows_of(target)[::stride].float()
+    labels = target.reshape(-1)[::stride, None]
+    return torch.zeros_like(rows).scatter_(-1, labels.clamp(min=0), (labels != ignored).float())
 
 
 def mean_partials(loss: Tensor, samples: Tensor | float) -> Partials:

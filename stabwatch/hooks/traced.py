@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks import attention, deep, experts
+from stabwatch.hooks import attention, deep, experts, loss
 from stabwatch.hooks.sites import Site, first_tensor
 
 _TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name == "cudagraph_unsafe")
@@ -69,6 +69,17 @@ def observe_attention(
         site.watch.guard.run("attention_entropy", "deep", attention.entropy, site, *call)
 
 
+@torch.library.custom_op("stabwatch::observe_logits", mutates_args=("mark",), tags=_TAGS)
+def observe_logits(
+    mark: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float
+) -> None:
+    """`cross_entropy` was called with these."""
+    mark[1] += 1
+    site = _sites.get(int(mark[0]))
+    if site is not None and site.gate.deep and torch._C._current_graph_task_id() == -1 and logits.numel():
+        site.watch.guard.run("loss", "deep", loss.fold_deep, site.watch.cells, logits, target, weight, ignored, smooth)
+
+
 @observe.register_fake
 def _(mark: Tensor, tensors: list[Tensor]) -> None:
     return None
@@ -81,6 +92,11 @@ def _(mark: Tensor, inputs: Tensor, gradient: Tensor) -> None:
 
 @observe_attention.register_fake
 def _(mark: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
+    return None
+
+
+@observe_logits.register_fake
+def _(mark: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
     return None
 
 
@@ -123,3 +139,11 @@ def tap_attention(
     if site.mark is not None:
         hidden = None if mask is None else mask.detach()
         observe_attention(site.mark, query.detach(), key.detach(), hidden, causal, scale)
+
+
+@torch.no_grad()
+def tap_logits(site: Site, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
+    """The same for a call of `cross_entropy`."""
+    if site.mark is not None:
+        weight = None if weight is None else weight.detach()
+        observe_logits(site.mark, logits.detach(), target.detach(), weight, ignored, smooth)

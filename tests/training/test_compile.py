@@ -160,6 +160,34 @@ def test_a_router_and_its_loads_are_seen_inside_a_graph(attach):
     )
 
 
+class WithLoss(nn.Module):
+    """A model that computes its loss itself, as those of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 5)
+
+    def forward(self, x, y):
+        return {"loss": F.cross_entropy(self.inner(x), y, label_smoothing=0.1)}
+
+
+def test_the_logits_of_a_loss_inside_a_graph_are_looked_at(attach):
+    def train(compile_model):
+        torch.manual_seed(0)
+        model = WithLoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        attach(model, optimizer)
+        call = compile_model(model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            call(torch.randn(30, 8), torch.randint(5, (30,)))["loss"].backward()
+            optimizer.step()
+        return attach.finish()
+
+    eager, compiled = train(lambda m: m), train(lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"))
+    _same(eager, compiled, {"loss", "output_entropy", "output_logit_max", "logit_scaling_cosine"})
+
+
 def test_what_was_traced_is_measured_deeply_only_with_the_sampled_tier(attach):
     model = GPT(CONFIG)
     watch = attach(model, every_step=False)
