@@ -38,7 +38,6 @@ def test_the_report_of_a_spike():
     assert text.startswith("The loss spiked at step 150")
     for part in (
         "What to do",
-        "┊",
         "What happened, in order",
         "loss spike",
         "What this log does not show",
