@@ -8,10 +8,12 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.analysis.findings import Kind
-from stabwatch.analysis.logs import Log, LogRun
+from stabwatch.analysis.logs import Log, LogRun, Remark
 from stabwatch.analysis.remedies import RULES, remedies
 from stabwatch.analysis.verdict import examine, examine_run
 from tests.analysis.curves import run_of
@@ -88,3 +90,30 @@ def test_the_data_for_scripts_is_strict_json():
     assert [run["calm"] for run in data["runs"]] == [False, True]
     assert data["runs"][0]["findings"][0]["kind"] == "gradient_explosion"
     assert report.exit_code == 1
+
+
+COLUMNS = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale", "nan_steps", "step_seconds", "throughput")
+NUMBERS = st.floats(width=64) | st.sampled_from([0.0, 1.0, 2.0, 1e-300, 1e300, float("nan"), float("inf")])
+
+
+@st.composite
+def any_run(draw: st.DrawFn) -> LogRun:
+    length = draw(st.integers(0, 60))
+    steps = draw(st.lists(st.integers(-5, 200) | st.integers(0, 2**40), min_size=length, max_size=length))
+    columns = {
+        role: draw(st.lists(NUMBERS | st.none(), min_size=length, max_size=length))
+        for role in draw(st.sets(st.sampled_from(COLUMNS)))
+    }
+    times = np.array(draw(st.lists(NUMBERS, min_size=length, max_size=length)), dtype=np.float64)
+    kinds = st.sampled_from(["overflow", "nan_message", "error", "checkpoint"])
+    remarks = draw(
+        st.lists(st.builds(Remark, kinds, st.none() | st.integers(0, 99), st.integers(1, 99), st.text(), NUMBERS))
+    )
+    made = run_of(remarks, sorted(steps) if draw(st.booleans()) else steps, **columns)
+    return LogRun(**{**vars(made), "times": times if len(made.steps) == length else made.times})
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_run())
+def test_whatever_a_log_holds_it_is_judged(run):
+    json.dumps(examine_run(run).to_dict(), allow_nan=False)
