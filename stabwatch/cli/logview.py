@@ -109,8 +109,8 @@ def _events(run: Examination, shown: list[Finding], options: ConsoleOptions) -> 
         cells: list[RenderableType] = [Text(str(place), style=finding.severity), str(finding.step), until]
         if lined:
             cells.append(str(finding.line) if finding.line >= 0 else "")
-        kind = Text(finding.kind.replace("_", " "), style=finding.severity)
-        grid.add_row(*cells, kind.append(f"  {clean(finding.text)}", style="none"))
+        words = Text().append(finding.kind.replace("_", " "), style=finding.severity)
+        grid.add_row(*cells, words.append(f"  {clean(finding.text)}"))
     if len(run.findings) > len(shown):
         more = len(run.findings) - len(shown)
         grid.add_row("", "", "", *([""] if lined else []), Text(f"and {more:,} more", style="faint"))

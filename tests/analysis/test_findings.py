@@ -120,6 +120,12 @@ def test_a_restart_from_scratch_inside_one_counter():
     assert abs(plateau.step - 60_100) <= 300
 
 
+def test_without_a_step_a_beginning_is_a_new_run():
+    runs = run_of(loss=np.tile(calm_curve(200), 3))
+    assert {f.kind for f in troubles(runs)} == {"reinitialisation"}
+    assert noted(LogRun(**{**vars(runs), "step_unit": "ordinal"})) == {"restart"}
+
+
 def test_a_level_that_moved_is_a_note_unless_it_moved_far():
     loss = calm_curve(800, noise=0.005)
     loss[400:] *= 1.2

@@ -52,19 +52,22 @@ def _until(values: Array, target: float) -> int:
 def _finding(part: Part, loss: Column, i: int) -> Finding:
     before = float(np.median(loss.values[i - SUSTAINED : i]))
     step, now, first = int(loss.steps[i]), float(loss.values[i]), float(loss.values[0])
+    counted = part.run.step_unit != "ordinal"
+    text = f"At step {step} the {part.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at step "
+    text += f"{loss.steps[0]}) while the step counter runs on: training starts from scratch."
+    if not counted:
+        text = f"At record {step} the {part.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at first): "
+        text += "a new run in the same file, most likely; the log has no step that would tell."
     return Finding(
-        kind="reinitialisation",
-        severity="critical",
+        kind="reinitialisation" if counted else "restart",
+        severity="critical" if counted else "info",
         step=step,
         end_step=None,
         points=len(loss) - i,
         size=now / before,
         confidence=0.95,
         line=int(loss.lines[i]),
-        text=(
-            f"At step {step} the {part.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at step "
-            f"{loss.steps[0]}) while the step counter runs on: training starts from scratch."
-        ),
+        text=text,
         evidence=(
             f"Median of the five records before: {before:.4g}.",
             "The records that follow fall as those of the beginning did.",
