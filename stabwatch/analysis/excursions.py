@@ -15,6 +15,7 @@ from stabwatch.analysis.curves import (
     past_median,
     print_unit,
     rolling_median,
+    scatter,
     stretches,
 )
 
@@ -35,6 +36,12 @@ STEEP = 11
 """Records of the past that a steep descent is compared with."""
 SHAPE = 0.7
 """Of the peak, at either end of a short excursion: what rises and falls is the curve, what is flat are odd batches."""
+FIRST = 64
+"""Records at the beginning for which there may be no block of calm ones."""
+FEWEST = 4
+"""Differences that a scatter is taken from."""
+ROUGH = 1.5
+"""Scatters of differences that a median of five may move by; it is 0.5 for white noise, 2 for a random walk."""
 TAILS = 2
 """Single records a third as high, elsewhere in the curve, that make single records nothing unusual."""
 BACK = 3
@@ -106,9 +113,20 @@ def reference(values: Array) -> Reference:
     changes = np.full(len(values), np.nan)
     # From one five to the next: a slope does not enter, as a distance from the past would.
     changes[2 * SUSTAINED - 1 :] = middles[SUSTAINED:] - middles[:-SUSTAINED]
-    sigma = np.fmax(WANDER * local_scatter(changes), unit)
+    sigma = WANDER * local_scatter(changes)
+    known = np.isfinite(sigma[:FIRST])
+    sigma[:FIRST][known] = np.fmin(sigma[:FIRST], WANDER * _first_scatter(values[:FIRST]))[known]
+    sigma = np.fmax(sigma, unit)
     scale = np.abs(base) if values.min() >= 0 else np.fmax(np.abs(base), level(values))
     return Reference(base, np.fmax(scale, unit), sigma)
+
+
+def _first_scatter(values: Array) -> Array:
+    """Where a block would hold the excursion itself: from the differences of the records before, and generous."""
+    steps, out = np.diff(values), np.full(len(values), np.nan)
+    for i in range(FEWEST + 1, len(values)):
+        out[i] = ROUGH * scatter(steps[: i - 1])
+    return out
 
 
 def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:

@@ -63,6 +63,12 @@ def test_a_spike_in_an_excerpt_with_the_gradient_ahead_of_it():
     assert examine_run(run).diagnosis.causes[0].name == "GradientNormExplosion"
 
 
+def test_a_spike_that_fills_most_of_an_excerpt():
+    loss = [2.776, 2.773, 2.768, 2.771, 2.77, 2.769, 4.1, 6.3, 5.2, 4.0, 3.4, 3.1, 2.95, 2.88, 2.85, 2.83, 2.81, 2.8]
+    found = only(run_of(loss=loss, grad_norm=[0.0] * 18, steps=range(29_020, 29_200, 10)), "loss_spike")
+    assert found.step == 29_080
+
+
 def test_a_spike_that_the_log_ends_in():
     found = only(
         run_of(loss=[2.665, 2.667, 4.37, 4.37, 4.39, 4.40, 4.40, 4.1, 4.14], steps=range(17_060, 17_069)), "loss_spike"
