@@ -53,10 +53,9 @@ def analyze(paths: PathsArgument = None, as_json: JsonOption = False) -> None:
 
 def _look(path: Path) -> tuple[dict[str, Any], RenderableType, int]:
     """What a path says: as data, to be shown, and the exit code."""
-    if path.is_dir() or not path.exists():
-        from stabwatch.runlog import find_run
-
-        analysis, report = _run(find_run(path))
+    folder = _run_folder(path)
+    if folder is not None:
+        analysis, report = _run(folder)
         return analysis.to_dict(), report, analysis.exit_code
     from stabwatch.analysis.readers import read_log
     from stabwatch.analysis.verdict import examine
@@ -64,6 +63,21 @@ def _look(path: Path) -> tuple[dict[str, Any], RenderableType, int]:
 
     examined = examine(read_log(path))
     return examined.to_dict(), LogView(examined), examined.exit_code
+
+
+def _run_folder(path: Path) -> Path | None:
+    """The run folder meant by a path; None where it is a file, or a folder of other files: a log, then."""
+    from stabwatch.errors import RunLogError
+    from stabwatch.runlog import find_run
+
+    if path.is_file():
+        return None
+    try:
+        return find_run(path)
+    except RunLogError:
+        if any(entry.is_file() for entry in path.iterdir()):
+            return None
+        raise
 
 
 def show(run: Path) -> Analysis:
