@@ -31,7 +31,7 @@ WANDER = 2.0
 BASE = 8
 """Records of the past at least. An excerpt from the middle of a run may have two, if they agree."""
 EXPLOSION = 3.0
-"""Levels over the level by which the last record or two need no third."""
+"""Levels over the level, and times the record before, by which the last record or two need no third."""
 STEEP = 11
 """Records of the past that a steep descent is compared with."""
 SHAPE = 0.7
