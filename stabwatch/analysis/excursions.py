@@ -147,9 +147,8 @@ def _follow(
     limit = max(SIGMAS * sigma, RISE * scale)
     below = np.flatnonzero(over <= limit)
     run = int(below[0]) if len(below) else len(over)
-    explodes = (
-        run == len(over) and over[-1] > EXPLOSION * scale and (dies or run > 1) and bool((np.diff(over) > 0).all())
-    )
+    grows = dies or (run > 1 and over[-1] > EXPLOSION * over[-2])
+    explodes = run == len(over) and grows and over[-1] > EXPLOSION * scale and bool((np.diff(over) > 0).all())
     if not explodes and not _whole(rise, i, over[:run], sizes, sigma):
         return None
     back = rolling_median(over[run:], BACK) <= limit / 2
