@@ -10,11 +10,12 @@ from typing import Any
 from stabwatch.alerts.causes import TOGETHER
 from stabwatch.analysis.analyze import finite
 from stabwatch.analysis.parting import Parting, parting
+from stabwatch.analysis.source import Source
 from stabwatch.analysis.subject import Subject, keys_of, load_subjects
 from stabwatch.analysis.sweep import Sensitivity, sensitivities
 from stabwatch.analysis.widths import Widths, widths
 from stabwatch.exporters.declared import adopt, declared
-from stabwatch.runlog import RunLog, SeriesKey
+from stabwatch.runlog import SeriesKey
 from stabwatch.signals import CATALOGUE
 
 SCHEMA_VERSION = 1
@@ -80,9 +81,9 @@ class Comparison:
         return finite({"schema": SCHEMA_VERSION, **asdict(self), "paths": [str(path) for path in self.paths]})
 
 
-def compare(paths: Sequence[Path], progress: Callable[[RunLog], None] | None = None) -> Comparison:
-    """Compare two run folders or more. Raises RunLogError."""
-    return compare_subjects(load_subjects(paths, progress))
+def compare(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> Comparison:
+    """Compare two runs or more. Raises RunLogError."""
+    return compare_subjects(load_subjects(logs, progress))
 
 
 def compare_subjects(subjects: Sequence[Subject]) -> Comparison:

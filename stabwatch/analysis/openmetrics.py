@@ -19,12 +19,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
 from stabwatch.alerts import DERIVED, RULES, Engine, Rule
+from stabwatch.analysis.source import Source
 from stabwatch.analysis.timeline import begin, lead, timeline
+from stabwatch.errors import RunLogError
 from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector, Snapshot
 from stabwatch.exporters.readings import Readings, SeriesCap
 from stabwatch.exporters.snapshots import snapshot
-from stabwatch.runlog import Block, Event, RunLog
+from stabwatch.runlog import Block, Event
 from stabwatch.runlog.schema import segments_of
 
 INTERVAL = 15.0
@@ -40,41 +42,46 @@ SPOOLED = np.dtype([("series", np.int32), ("ms", np.int64), ("value", np.float64
 
 
 def write_openmetrics(
-    log: RunLog,
+    log: Source,
     out: BinaryIO,
     interval: float | None = None,
     rules: Sequence[Rule] = RULES,
-    progress: Callable[[RunLog], None] | None = None,
+    progress: Callable[[Source], None] | None = None,
 ) -> int:
     """Write a run as text for `promtool tsdb create-blocks-from openmetrics`; gives the number of samples.
 
     interval: seconds between scrapes; 15, or less for a run of less than an hour.
     """
+    said = log.poll_events()
     with tempfile.TemporaryDirectory(prefix="stabwatch-") as folder:
         families = _Families(Path(folder))
-        for time, metrics in scrapes(log, interval or suitable_interval(log), rules):
+        for time, metrics in scrapes(log, said, interval or suitable_interval(log, said), rules):
             families.add(round(1000 * time), metrics)
             if progress is not None:
                 progress(log)
         return families.write(out)
 
 
-def suitable_interval(log: RunLog) -> float:
+def suitable_interval(log: Source, said: Iterable[Event]) -> float:
     """Seconds between scrapes for a run of this length."""
     ends = [path.stat().st_mtime for path in segments_of(log.path)]
-    ends += [e.time for e in RunLog(log.path).poll_events() if e.kind == "end"][-1:]
+    ends += [e.time for e in said if e.kind == "end"][-1:]
     seconds = ends[-1] - log.meta.created if ends else 0.0
     return min(INTERVAL, max(seconds / SCRAPES, SHORTEST))
 
 
-def scrapes(log: RunLog, interval: float, rules: Sequence[Rule] = RULES) -> Iterator[tuple[float, list[Metric]]]:
+def scrapes(
+    log: Source, said: Iterable[Event], interval: float, rules: Sequence[Rule] = RULES
+) -> Iterator[tuple[float, list[Metric]]]:
     """What a scrape would have shown, every `interval` seconds, from the first record to just after the last."""
     adopt(log.meta.signals)
     past = _Past(log, rules)
     due: int | None = None
     """The next scrape, in intervals since the epoch."""
     seen = -math.inf
-    for item in timeline(log, interval):
+    for item in timeline(log, said, interval):
+        if math.isnan(begin(item)):
+            raise RunLogError(f"{log.path} has no times, and Prometheus keeps nothing without: try --csv or --parquet.")
         this = math.ceil(begin(item) / interval)
         while due is not None and due < this:
             yield due * interval, past.collect(due * interval)
@@ -89,7 +96,7 @@ def scrapes(log: RunLog, interval: float, rules: Sequence[Rule] = RULES) -> Iter
 class _Past:
     """An agent that was not there: led through the log, with the clock of the records."""
 
-    def __init__(self, log: RunLog, rules: Sequence[Rule]) -> None:
+    def __init__(self, log: Source, rules: Sequence[Rule]) -> None:
         self._meta = log.meta
         self._engine = Engine(rules)
         self._readings = Readings(SeriesCap())

@@ -10,8 +10,9 @@ from typing import Any
 from stabwatch.alerts import RULES, Alert, Engine, Rule
 from stabwatch.alerts.rule import SEVERITIES, Severity
 from stabwatch.alerts.stretches import Stretch, rank, stretches
+from stabwatch.analysis.source import Source
 from stabwatch.analysis.timeline import lead, timeline
-from stabwatch.runlog import Event, RunLog
+from stabwatch.runlog import Event
 
 SCHEMA_VERSION = 1
 Said = tuple[str, str, str, str, int]
@@ -106,26 +107,26 @@ class Replays:
 
 
 def replay(
-    paths: Iterable[Path], rules: Sequence[Rule] = RULES, progress: Callable[[RunLog], None] | None = None
+    logs: Iterable[Source], rules: Sequence[Rule] = RULES, progress: Callable[[Source], None] | None = None
 ) -> Replays:
-    """Replay run folders. progress: called with the log now and then. Raises RunLogError."""
-    return Replays(tuple(replay_run(path, rules, progress) for path in paths), tuple(r.name for r in rules))
+    """Replay runs. progress: called with the log now and then. Raises RunLogError."""
+    return Replays(tuple(replay_run(log, rules, progress) for log in logs), tuple(r.name for r in rules))
 
 
-def replay_run(path: Path, rules: Sequence[Rule] = RULES, progress: Callable[[RunLog], None] | None = None) -> Replay:
-    """Replay one run folder; it is streamed. Raises RunLogError."""
-    log = RunLog(path)
+def replay_run(log: Source, rules: Sequence[Rule] = RULES, progress: Callable[[Source], None] | None = None) -> Replay:
+    """Replay one run; it is streamed. Raises RunLogError."""
+    said = log.poll_events()
     engine, records = Engine(rules), 0
-    for item in timeline(log):
+    for item in timeline(log, said):
         lead(engine, item)
         records += 0 if isinstance(item, Event) else len(item)
         if progress is not None:
             progress(log)
     now = {_said(a.to_dict()) for a in engine.history}
-    then = {_said(e.data | {"step": e.step}) for e in RunLog(path).poll_events() if e.kind == "alert"}
+    then = {_said(e.data | {"step": e.step}) for e in said if e.kind == "alert"}
     known = {r.name for r in rules}
     return Replay(
-        path,
+        log.path,
         log.meta.run,
         records,
         engine.history,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.analysis.source import Source, named
 from stabwatch.analysis.thinned import load, merged
-from stabwatch.runlog import Run, RunLog, SeriesKey
+from stabwatch.runlog import Run, SeriesKey
 
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 LAST_SHARE = 0.1
@@ -87,14 +87,12 @@ class Subject:
         return {cell.site for block in self.run.blocks for cell in block.table.cells if cell.tap == tap}
 
 
-def load_subjects(paths: Sequence[Path], progress: Callable[[RunLog], None] | None = None) -> tuple[Subject, ...]:
+def load_subjects(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> tuple[Subject, ...]:
     """Runs with unique names and points of the same width. Raises RunLogError."""
-    loaded = [load(path, progress) for path in paths]
+    loaded = [load(log, progress) for log in logs]
     widest = max((window for _, window in loaded), default=1)
     runs = [replace(run, blocks=tuple(merged(b, widest) for b in run.blocks)) for run, _ in loaded]
-    names = [run.meta.run for run in runs]
-    names = [n if names.count(n) == 1 else str(path) for n, path in zip(names, paths, strict=True)]
-    return tuple(Subject(name, run, widest, facts(run)) for name, run in zip(names, runs, strict=True))
+    return tuple(Subject(name, run, widest, facts(run)) for name, run in zip(named(logs), runs, strict=True))
 
 
 def facts(run: Run) -> dict[str, Any]:

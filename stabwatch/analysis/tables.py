@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stabwatch.runlog import Block, RunLog, SeriesKey
+from stabwatch.analysis.source import Source
+from stabwatch.runlog import Block, SeriesKey
 from stabwatch.runlog.schema import common_series
 
 VALUES = 1 << 20
@@ -26,7 +27,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _RECORD = [("step", pa.int64()), ("time", _TIME)]
 LONG = pa.schema([*_RECORD, ("signal", _NAMES), ("layer", _NAMES), ("value", pa.float64())])
-Progress = Callable[[RunLog], None]
+Progress = Callable[[Source], None]
 
 
 def column(key: SeriesKey) -> str:
@@ -34,7 +35,7 @@ def column(key: SeriesKey) -> str:
     return f"{key.signal}/{key.layer}" if key.layer else key.signal
 
 
-def pieces(log: RunLog, progress: Progress | None = None) -> Iterator[Block]:
+def pieces(log: Source, progress: Progress | None = None) -> Iterator[Block]:
     """The records of a log, as many at a time as memory allows."""
     for block in log.stream():
         records = max(1, VALUES // max(1, len(block.table.keys)))
@@ -48,7 +49,7 @@ def pieces(log: RunLog, progress: Progress | None = None) -> Iterator[Block]:
 class Table:
     """The schema of an export, and its record batches."""
 
-    def __init__(self, log: RunLog, wide: bool, progress: Progress | None = None) -> None:
+    def __init__(self, log: Source, wide: bool, progress: Progress | None = None) -> None:
         self._log = log
         self._wide = wide
         self._progress = progress
@@ -87,10 +88,11 @@ def _as_long(block: Block) -> pa.RecordBatch:
 
 
 def _stamps(times: NDArray[np.float64]) -> pa.Array:
-    return pa.array(np.round(times * 1e6).astype(np.int64)).cast(_TIME)
+    unknown = np.isnan(times)
+    return pa.array(np.round(np.where(unknown, 0, times) * 1e6).astype(np.int64), mask=unknown).cast(_TIME)
 
 
-def write_parquet(log: RunLog, path: Path, wide: bool = False, progress: Progress | None = None) -> int:
+def write_parquet(log: Source, path: Path, wide: bool = False, progress: Progress | None = None) -> int:
     """Write a Parquet file; gives the number of rows."""
     import pyarrow.parquet as pq
 
@@ -100,7 +102,7 @@ def write_parquet(log: RunLog, path: Path, wide: bool = False, progress: Progres
         return _write(table, lambda part: writer.write_table(part, row_group_size=GROUP))
 
 
-def write_csv(log: RunLog, out: BinaryIO, wide: bool = False, progress: Progress | None = None) -> int:
+def write_csv(log: Source, out: BinaryIO, wide: bool = False, progress: Progress | None = None) -> int:
     """Write CSV with a header; `time` in seconds since the epoch, NaN as `nan`, null as nothing. Gives the rows."""
     import pyarrow.csv as csv
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from stabwatch.analysis.source import Source
 from stabwatch.analysis.tables import column, pieces
 from stabwatch.errors import MissingExtraError
-from stabwatch.runlog import RunLog
 
 
-def write_tensorboard(log: RunLog, folder: Path, progress: Callable[[RunLog], None] | None = None) -> int:
+def write_tensorboard(log: Source, folder: Path, progress: Callable[[Source], None] | None = None) -> int:
     """Write an event file into a new folder; gives the number of values. Raises MissingExtraError."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event

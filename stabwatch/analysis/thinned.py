@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from stabwatch.runlog import Block, Run, RunLog
+from stabwatch.analysis.source import Source
+from stabwatch.runlog import Block, Run
 
 MOST = 8192
 """Records in memory at most; about half of them at least, where there are more in the log."""
 
 
 def load(
-    path: Path, progress: Callable[[RunLog], None] | None = None, window: int = 1, most: int = MOST
+    log: Source, progress: Callable[[Source], None] | None = None, window: int = 1, most: int = MOST
 ) -> tuple[Run, int]:
     """A run, and the steps that a record of it stands for: 1 unless there are more than `most`. Raises RunLogError.
 
     A merged record bears the first step of its window. window: merge at least this many steps.
     """
-    log = RunLog(path)
     kept: list[Block] = []
     for block in log.stream():
         kept = _appended(kept, merged(block, window))
@@ -32,7 +31,7 @@ def load(
             progress(log)
     kept = [merged(block, window) for block in kept]
     events = tuple(log.poll_events())
-    run = Run(path, log.meta, tuple(kept), events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
+    run = Run(log.path, log.meta, tuple(kept), events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
     return run, window
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,18 +11,19 @@ import numpy as np
 
 from stabwatch.alerts import Alert, Engine
 from stabwatch.alerts.engine import STALL_SECONDS
-from stabwatch.runlog import Block, Event, RunLog
+from stabwatch.analysis.source import Source
+from stabwatch.runlog import Block, Event
 
 PIECE = 4096
 """Most records in a block: bounds the memory that its values take."""
 
 
-def timeline(log: RunLog, every: float | None = None) -> Iterator[Block | Event]:
-    """Records, and the start and end events among them; an event comes after the records of its time.
+def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> Iterator[Block | Event]:
+    """Records, and the start and end events among those that were `said`; an event comes after the records of its time.
 
     A block ends where the run was silent, and where a multiple of `every` seconds has passed.
     """
-    events = sorted((e for e in log.poll_events() if e.kind in ("start", "end")), key=lambda e: e.time)
+    events = sorted((e for e in said if e.kind in ("start", "end")), key=lambda e: e.time)
     for block in _pieces(log, every):
         done = 0
         while events and events[0].time < block.times[-1]:
@@ -53,7 +54,7 @@ def part(block: Block, start: int, stop: int) -> Block:
     return replace(block, steps=block.steps[rows], times=block.times[rows], rows=block.rows[rows])
 
 
-def _pieces(log: RunLog, every: float | None) -> Iterator[Block]:
+def _pieces(log: Source, every: float | None) -> Iterator[Block]:
     for block in log.stream():
         apart = np.diff(block.times) > STALL_SECONDS
         if every is not None:

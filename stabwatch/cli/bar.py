@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from stabwatch.runlog import RunLog
+    from stabwatch.analysis.source import Source
 
 PATIENCE_SECONDS = 2.0
 
@@ -32,7 +32,7 @@ class LogBar:
         if self._shown is not None:
             self._shown.stop()
 
-    def __call__(self, log: RunLog) -> None:
+    def __call__(self, log: Source) -> None:
         """Show how far the reading of a log is."""
         if self._shown is None and time.monotonic() - self._began > PATIENCE_SECONDS and sys.stderr.isatty():
             self._start()

@@ -29,13 +29,13 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     learning-rate sensitivity where the runs are a sweep.
     """
     from stabwatch.analysis.compare import compare as side_by_side
+    from stabwatch.analysis.source import sources
     from stabwatch.cli.bar import LogBar
     from stabwatch.cli.console import console, print_json
-    from stabwatch.runlog import find_runs
 
-    found = find_runs(runs)
+    found = sources(runs)
     if len(found) < 2:
-        raise ConfigError(f"Two runs or more are compared, and {found[0]} is one.")
+        raise ConfigError(f"Two runs or more are compared, and {found[0].path} is one.")
     with LogBar("reading") as bar:
         comparison = side_by_side(found, progress=bar)
     if as_json:

@@ -14,7 +14,7 @@ from stabwatch.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stabwatch.runlog import RunLog
+    from stabwatch.analysis.source import Source
 
 ENDINGS = {"openmetrics": ".om", "parquet": ".parquet", "csv": ".csv", "tensorboard": "-tensorboard"}
 
@@ -44,7 +44,8 @@ def export(
     OpenMetrics holds what Prometheus would hold if it had scraped the run's agent all along: the same names and labels.
     The file appears whole or not at all.
     """
-    from stabwatch.runlog import RunLog, find_run
+    from stabwatch.analysis.source import sources
+    from stabwatch.runlog import find_run
 
     chosen = {"openmetrics": openmetrics, "parquet": parquet, "csv": csv, "tensorboard": tensorboard}
     form = _only(chosen)
@@ -52,7 +53,10 @@ def export(
         raise ConfigError(f"--wide goes with --csv and --parquet, not with --{form}.")
     if interval is not None and form != "openmetrics":
         raise ConfigError(f"--interval goes with --openmetrics, not with --{form}.")
-    log = RunLog(find_run(run))
+    found = sources([find_run(run)])
+    if len(found) > 1:
+        raise ConfigError(f"{run} holds {len(found)} runs: export takes one.")
+    (log,) = found
     target = out or Path(log.path.resolve().name + ENDINGS[form])
     if str(target) == "-" and form in ("parquet", "tensorboard"):
         raise ConfigError(f"--{form} cannot go to standard output: give a path with -o.")
@@ -69,7 +73,7 @@ def _only(chosen: dict[str, bool]) -> str:
     return names[0]
 
 
-def _write(log: RunLog, form: str, target: Path, wide: bool, interval: float | None) -> tuple[int, str]:
+def _write(log: Source, form: str, target: Path, wide: bool, interval: float | None) -> tuple[int, str]:
     from stabwatch.analysis.files import whole
     from stabwatch.cli.bar import LogBar
 

@@ -39,13 +39,13 @@ def forecast(
     """
     from stabwatch.analysis.forecast import SCHEMA_VERSION
     from stabwatch.analysis.forecast import forecast as laws
+    from stabwatch.analysis.source import sources
     from stabwatch.analysis.subject import load_subjects
     from stabwatch.cli.bar import LogBar
     from stabwatch.cli.console import console, print_json
-    from stabwatch.runlog import find_runs
 
     with LogBar("reading") as bar:
-        subjects = load_subjects(find_runs(runs), progress=bar)
+        subjects = load_subjects(sources(runs), progress=bar)
     found = laws(subjects, parameters, learning_rate, epsilon or None)
     if as_json:
         print_json({"schema": SCHEMA_VERSION, "forecasts": [one.to_dict() for one in found]})

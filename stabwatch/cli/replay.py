@@ -25,12 +25,12 @@ def replay(runs: RunsArgument, as_json: JsonOption = False) -> None:
     say, or the other way round. Exit code 0: calm; 1: a warning or a critical alert fired; 2: a log cannot be read.
     """
     from stabwatch.analysis.replay import replay as over
+    from stabwatch.analysis.source import sources
     from stabwatch.cli.bar import LogBar
     from stabwatch.cli.console import console, print_json
-    from stabwatch.runlog import find_runs
 
     with LogBar("replaying") as bar:
-        found = over(find_runs(runs), progress=bar)
+        found = over(sources(runs), progress=bar)
     if as_json:
         print_json(found.to_dict())
     else:

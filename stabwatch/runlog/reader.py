@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from stabwatch.runlog.schema import (
 )
 from stabwatch.runlog.writer import arrow_schema
 
+Number = TypeVar("Number", np.int64, np.float64, np.float32)
 CHUNK = 8 << 20
 """Bytes of a segment in memory at a time, when it is streamed."""
 
@@ -108,7 +110,7 @@ class _SegmentTail:
         self.torn = len(data) - done
         if not batches or self.table is None:
             return None
-        return _block(self.table, pa.Table.from_batches(batches))
+        return _block(self.table, batches)
 
     def _whole(self, data: bytes) -> bool:
         """Whether bytes that are no record have the length of one, and something in them."""
@@ -150,15 +152,19 @@ def _table_of(message: pa.Message, path: Path) -> SlotTable:
     return table
 
 
-def _block(table: SlotTable, data: pa.Table) -> Block:
-    values = data.column("values").combine_chunks()
-    flat = values.flatten() if isinstance(values, pa.FixedSizeListArray) else values.chunk(0).flatten()
+def _block(table: SlotTable, batches: list[pa.RecordBatch]) -> Block:
+    rows = [_numbers(batch.column(2).values, np.float32) for batch in batches]
     return Block(
         table,
-        data.column("step").to_numpy(),
-        data.column("time").to_numpy(),
-        flat.to_numpy().reshape(len(data), table.width),
+        np.concatenate([_numbers(batch.column(0), np.int64) for batch in batches]),
+        np.concatenate([_numbers(batch.column(1), np.float64) for batch in batches]),
+        np.concatenate(rows).reshape(-1, table.width),
     )
+
+
+def _numbers(array: pa.Array, kind: type[Number]) -> NDArray[Number]:
+    """An array that owns no nulls. `to_numpy` would import pandas, half a second in which Ctrl-C is lost."""
+    return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * np.dtype(kind).itemsize)
 
 
 class RunLog:

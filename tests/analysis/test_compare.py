@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from stabwatch.analysis.compare import compare
+from stabwatch.analysis.source import sources
 from stabwatch.analysis.subject import load_subjects
 from stabwatch.analysis.thinned import load, merged
-from stabwatch.runlog import Event, read_run
+from stabwatch.runlog import Event, RunLog, read_run
 from tests.agent.synthetic import Log
 
 
@@ -31,7 +32,7 @@ def make(tmp_path):
 
 
 def test_what_parted_first_and_where(make):
-    found = compare([make("calm", sick=False), make("sick", sick=True)])
+    found = compare(sources([make("calm", sick=False), make("sick", sick=True)]))
     (pair,) = found.pairs
     assert pair.loss.differ is None, "the loss is blind"
     assert {p.signal.rpartition("_")[0] for p in pair.parted} <= {"attention_logit", "attention"}
@@ -52,7 +53,7 @@ def test_configuration_that_differs(make):
         "a", change=adam(1e-3), config={"overhead_budget": 0.01, "port": 1}, model={"name": "GPT", "parameters": 5}
     )
     b = make("b", 200, change=adam(1e-2), config={"overhead_budget": 0.02, "port": 2}, world_size=8)
-    found = {d.name: d.values for d in compare([a, b]).differences}
+    found = {d.name: d.values for d in compare(sources([a, b])).differences}
     assert found == {
         "model.parameters": (5, 1_200_000),
         "optimizer.groups.lr": (1e-3, 1e-2),
@@ -76,17 +77,17 @@ def test_learning_rate_sensitivity_by_its_definition(make):
 
     sweep = ((1e-3, 3.0), (1e-2, 2.0), (1e-1, math.nan), (1.0, 40.0))
     runs = [make(f"r{i}", 40, lambda log, s=s: rates(log, *s)) for i, s in enumerate(sweep)]
-    (found,) = compare(runs).sensitivity
+    (found,) = compare(sources(runs)).sensitivity
     assert found.rates == pytest.approx((1e-3, 1e-2, 1e-1, 1.0))
     assert found.losses == pytest.approx((3.0, 2.0, 5.0, 5.0)), "at most the initial loss, which NaN counts as too"
     assert found.value == pytest.approx(np.mean([1.0, 0.0, 3.0, 3.0]))
     assert (found.best, found.best_rate, found.initial) == pytest.approx((2.0, 1e-2, 5.0))
-    assert not compare(runs[:2]).sensitivity, "two rates are no sweep"
+    assert not compare(sources(runs[:2])).sensitivity, "two rates are no sweep"
 
 
 def test_a_long_run_is_thinned_by_the_merge_law(make):
     path = make("long", 900)
-    whole, (run, window) = read_run(path), load(path, most=200)
+    whole, (run, window) = read_run(path), load(RunLog(path), most=200)
     assert window == 8 and sum(map(len, run.blocks)) == 113
     assert run.steps.tolist() == list(range(0, 900, 8))
     steps, upper = whole.series("attention_logit_upper", "blocks.0.attn")
@@ -103,7 +104,7 @@ def test_a_long_run_is_thinned_by_the_merge_law(make):
 def test_names_stay_apart_and_one_window_serves_all(make, tmp_path, monkeypatch):
     long, short = make("long", 600), make("short", 100)
     monkeypatch.setattr("stabwatch.analysis.thinned.load.__defaults__", (None, 1, 200))
-    subjects = load_subjects([long, short, short])
+    subjects = load_subjects([*map(RunLog, (long, short, short))])
     assert [s.window for s in subjects] == [4, 4, 4]
     assert [s.name for s in subjects] == ["long", str(short), str(short)]
     assert subjects[1].run.steps.tolist() == list(range(0, 100, 4))
@@ -123,7 +124,7 @@ def real(tmp_path_factory):
 
 
 def test_singular_values_and_gains_across_widths(real):
-    found = compare(real)
+    found = compare(sources(real))
     assert found.widths.widths == pytest.approx((1.0, 2.0), rel=0.05), "by the parameters of the sub-layers"
     assert {row.layer for row in found.widths.gains} == {"blocks.0.attn", "blocks.0.mlp"}
     matrices = {row.layer: row for row in found.widths.singular_values}
@@ -136,7 +137,7 @@ def test_singular_values_and_gains_across_widths(real):
 
 
 def test_the_optimizer_stands_in_the_log(real):
-    facts = load_subjects(real)[0].facts
+    facts = load_subjects(sources(real))[0].facts
     assert (facts["optimizer.name"], facts["optimizer.groups.eps"]) == ("AdamW", 1e-8)
     assert "optimizer.groups.params" not in facts
-    assert {d.name for d in compare(real).differences} >= {"model.parameters"}
+    assert {d.name for d in compare(sources(real)).differences} >= {"model.parameters"}

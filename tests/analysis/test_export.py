@@ -74,7 +74,7 @@ def test_an_earlier_scrape_is_what_an_agent_showed_then(run, tmp_path):
     """At each multiple of the interval: all records up to it, and nothing later."""
     log = Log(tmp_path / "part")
     half = RunLog(run)
-    shown = dict(scrapes(half, 5.0))
+    shown = dict(scrapes(half, [], 5.0))
     assert list(shown) == [CREATED + 5.0 * i for i in range(5)]
     families = {m.name: m for m in shown[CREATED + 5.0]}
     assert families["stabwatch_step"].samples[0].value == 50
@@ -90,9 +90,9 @@ def test_a_long_silence_is_not_filled(tmp_path):
     log.now = lambda step: CREATED + 1e6 + step
     log.write(range(5, 10))
     log.folder.close()
-    times = [t for t, _ in scrapes(RunLog(log.path), 15.0)]
+    times = [t for t, _ in scrapes(RunLog(log.path), RunLog(log.path).poll_events(), 15.0)]
     assert len(times) < 260 and times[-1] > CREATED + 1e6 and times == sorted(set(times))
-    assert suitable_interval(RunLog(log.path)) == 15.0, "no end event: the age of the files counts"
+    assert suitable_interval(RunLog(log.path), []) == 15.0, "no end event: the age of the files counts"
 
 
 @pytest.mark.prometheus
@@ -231,4 +231,4 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_events_before_the_first_record_are_no_scrape(tmp_path):
     log = Log(tmp_path / "run")
     log.folder.event(Event("end", time.time(), 0, {"reason": "exception"}))
-    assert list(scrapes(RunLog(log.path), 15.0)) == []
+    assert list(scrapes(RunLog(log.path), RunLog(log.path).poll_events(), 15.0)) == []

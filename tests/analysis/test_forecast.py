@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from stabwatch.analysis.forecast import Law, Point, forecast
+from stabwatch.analysis.source import sources
 from stabwatch.analysis.subject import load_subjects
 from stabwatch.runlog import Event
 from tests.agent.synthetic import Log
@@ -102,7 +103,7 @@ def test_from_run_logs(tmp_path):
             log.write(range(20))
             log.folder.close()
             paths.append(log.path)
-    subjects = load_subjects(paths)
+    subjects = load_subjects(sources(paths))
     attention, gradient = forecast(subjects, parameters=1e8)
     assert not attention.refused and [t.exponent for t in attention.terms] == pytest.approx([0.5, 1.0], abs=1e-3)
     at = {(c.limit, c.fixed): c.at for c in attention.crossings if c.along == "parameters"}

@@ -12,6 +12,7 @@ from stabwatch.agent.state import Follower, event_of
 from stabwatch.alerts import RULES
 from stabwatch.alerts.rule import Condition
 from stabwatch.analysis.replay import replay, replay_run
+from stabwatch.analysis.source import sources
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, RunLog
 from tests.agent.conftest import AgentProcess
@@ -77,7 +78,7 @@ def test_it_says_what_the_agent_said_record_by_record(make_log, watch):
     live(log, agent, 300)
     log.end(300, "exception", error="RuntimeError: boom")
     agent.poll()
-    found = replay_run(log.path)
+    found = replay_run(RunLog(log.path))
     assert len(written(log.path)) > 5
     assert said(found) == written(log.path)
     assert (found.new, found.gone, found.recorded) == ((), (), len(found.alerts))
@@ -98,7 +99,7 @@ def test_a_restart_and_a_silence_are_replayed_too(make_log, watch):
     log.now = lambda step: late + 500 + 0.1 * step
     log.write(range(200, 260))
     agent.poll()
-    found = replay_run(log.path)
+    found = replay_run(RunLog(log.path))
     stalled = [a for a in found.alerts if (a.rule, a.severity, a.state) == ("TrainingStopped", "warning", "firing")]
     assert [a.step for a in stalled] == [199] and "60 s" in stalled[0].description
     rest = [s for s in said(found) if not (s["rule"] == "TrainingStopped" and s["step"] >= 199)]
@@ -115,18 +116,18 @@ def test_a_threshold_is_tried_over_many_runs(make_log, tmp_path):
     growth = next(r for r in RULES if r.name == "AttentionLogitGrowth")
     (level,) = [level for level in growth.levels if level.severity == "critical"]
     strict = replace(level, when=(Condition("attention_logit_bound", above=1e9), *level.when[1:]))
-    today = replay(runs, [growth])
+    today = replay(map(RunLog, runs), [growth])
     (tally,) = today.tallies
     assert (tally.runs, len(tally.incidents), today.exit_code) == (2, 2, 1), "layers of one rule are one incident"
     assert len(tally.incidents[0].layers) > 1 and tally.incidents[0].until is None
-    lax = replay(runs, [replace(growth, levels=(strict,))])
+    lax = replay(map(RunLog, runs), [replace(growth, levels=(strict,))])
     assert (lax.tallies[0].runs, lax.exit_code) == (0, 0)
     assert json.loads(json.dumps(today.to_dict(), allow_nan=False))["rules"][0]["severities"]["critical"] == 2
 
 
 def test_what_is_no_run_is_said(tmp_path):
     with pytest.raises(RunLogError, match="not a run folder"):
-        replay([tmp_path])
+        replay(sources([tmp_path / "none"]))
 
 
 @pytest.mark.slow
@@ -140,4 +141,4 @@ def test_a_real_training_with_its_real_agent(tmp_path):
                      watch={"agent": False, "verbose": False, "every_step": True}))  # fmt: skip
     assert agent.process.wait(60) == 0, agent.said()
     assert written(run)
-    assert said(replay_run(run)) == written(run)
+    assert said(replay_run(RunLog(run))) == written(run)

@@ -1,0 +1,89 @@
+"""`replay`, `export`, `compare` and `forecast` as people call them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.cli.test_app import imported, stabwatch
+
+
+@pytest.mark.parametrize("command", ["replay", "compare", "forecast", "export --csv"])
+def test_none_of_them_imports_torch(command, sick_run, healthy_run, tmp_path):
+    runs = [sick_run] if "export" in command else [sick_run, healthy_run]
+    options = ["-o", tmp_path / "x"] if "export" in command else []
+    modules, code = imported(*command.split(), *runs, *options)
+    assert "torch" not in modules and code in (0, 1)
+
+
+def test_replay_says_how_often_and_where(sick_run, healthy_run):
+    done = stabwatch("replay", sick_run, healthy_run)
+    assert done.returncode == 1
+    assert "AttentionLogitGrowth would have fired 1 time in 1 of 2 runs (1 critical):" in done.stdout
+    assert "Silent in 2 runs: NonFinite" in done.stdout
+    assert "no alert was written then" in done.stdout
+    calm = stabwatch("replay", healthy_run, "--json")
+    assert calm.returncode == 0 and json.loads(calm.stdout)["runs"][0]["incidents"] == 0
+
+
+def test_a_folder_of_runs_is_all_its_runs(sick_run, healthy_run):
+    assert json.loads(stabwatch("replay", sick_run.parent, sick_run, "--json").stdout)["schema"] == 1
+    done = stabwatch("compare", sick_run, sick_run, env=os.environ | {"COLUMNS": "100"})
+    assert done.returncode == 2 and "Two runs or more" in done.stderr
+
+
+def test_compare_names_what_parted(sick_run, healthy_run):
+    done = stabwatch("compare", healthy_run, sick_run)
+    assert done.returncode == 0, done.stderr
+    assert "learning_rate  0.001 at first" in " ".join(done.stdout.split()) or "0.03 at most" in done.stdout
+    assert "The losses are the same at all 300 common steps." in done.stdout
+    assert "First to part: learning_rate, at step 0" in done.stdout
+    data = json.loads(stabwatch("compare", healthy_run, sick_run, "--json").stdout)
+    assert {p["signal"] for p in data["pairs"][0]["parted"]} >= {"attention_logit_lower"}
+
+
+def test_forecast_refuses_in_words(sick_run, healthy_run):
+    done = stabwatch("forecast", sick_run, healthy_run)
+    assert done.returncode == 1 and "No forecast: 2 runs have it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--csv", "--parquet"], [], ["--openmetrics", "--wide"], ["--csv", "--interval", "1"], ["--parquet", "-o", "-"]],
+)
+def test_what_does_not_go_together_is_one_line(options, sick_run, tmp_path):
+    done = stabwatch("export", sick_run, *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
+
+
+def test_exports_lie_beside_and_go_through_pipes(sick_run, tmp_path):
+    for form, name in (("csv", "sick.csv"), ("parquet", "sick.parquet"), ("openmetrics", "sick.om")):
+        done = stabwatch("export", sick_run, f"--{form}", cwd=tmp_path)
+        assert done.returncode == 0 and (tmp_path / name).stat().st_size > 1000, done.stderr
+    piped = stabwatch("export", sick_run, "--csv", "--wide", "-o", "-")
+    assert piped.stdout.splitlines()[0].startswith('"step","time","loss"') and len(piped.stdout.splitlines()) == 301
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path, new_run):
+    run = new_run(tmp_path / "runs" / "long", sick=True, steps=3000)
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "stabwatch", "export", str(run), "--openmetrics", "-o", str(out / "x.om")]
+    process = subprocess.Popen([*command, "--interval", "0.01"], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 20
+    while not list(out.iterdir()) and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        process.wait(10)
+    assert list(out.iterdir()) == []
