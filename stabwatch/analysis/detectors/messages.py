@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.parts import Part
+
+_STOPPED = re.compile(r"signal: ?\d|SIGTERM|SIGHUP|SIGINT|KeyboardInterrupt|preempt", re.IGNORECASE)
+"""Somebody or the scheduler ended it: no trouble of the training's."""
 
 
 def find(part: Part) -> list[Finding]:
@@ -14,11 +19,12 @@ def find(part: Part) -> list[Finding]:
     last = told[-1]
     final = len(part.steps) > 0 and (last.line > part.lines[-1] >= 0)
     step = last.step if last.step is not None else int(part.steps[0]) if len(part.steps) else 0
-    words = "The log ends with an error" if final else "An error was printed"
+    stopped = bool(_STOPPED.search(last.text))
+    words = "The process was stopped" if stopped else "The log ends with an error" if final else "An error was printed"
     return [
         Finding(
             kind="error",
-            severity="warning" if final else "info",
+            severity="warning" if final and not stopped else "info",
             step=step,
             end_step=None if final else step,
             points=len(told),

@@ -23,7 +23,7 @@ _OVERFLOW = re.compile(
     r"overflow detected, setting loss scale to:? ([\d.e+-]+)|Grad scale is small: ([\d.e+-]+)|"
     r"[Ll]oss scale already at minimum"
 )
-_NAN = r"diverged with loss|(nan|inf)\b.{0,30}\b(loss|grad)|loss.{0,20}\b(is|became|was)\b.{0,9}nan"
+_NAN = r"diverged with loss|(?<![-\w])(nan|inf)\b.{0,30}\b(loss|grad)|loss.{0,20}\b(is|became|was)\b.{0,9}nan"
 _ERROR = r"^Traceback|^\w*(Error|Exception)\b|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
 _REMARKS = (
     ("nan_message", re.compile(_NAN, re.I)),
@@ -104,7 +104,7 @@ class _Reading:
     def _step(self, line: int, step: int, of_epoch: bool, values: dict[str, float], new: bool = False) -> None:
         later = self.epoch is not None and self._epoch_of_step is not None and self.epoch > self._epoch_of_step
         if later and step <= self._raw:
-            self._offset += self._raw  # the count begins again with each epoch
+            self._offset += self._raw + (self._apart if step == 0 else 0)  # the count begins again with each epoch
         elif step < self._raw and not of_epoch and self._offset:
             self._offset = 0
         if values and step - self._with_values > 0:

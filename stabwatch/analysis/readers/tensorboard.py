@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers.gather import Gatherer
+from stabwatch.analysis.readers.protobuf import fields
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.source import Source
 from stabwatch.errors import LogError
@@ -72,13 +72,13 @@ def _events(path: Path) -> tuple[list[tuple[int, float, dict[str, float]]], bool
 
 def _event(data: bytes) -> tuple[int, float, dict[str, float]] | None:
     step, wall, values = 0, float("nan"), {}
-    for field, value in _fields(data):
+    for field, value in fields(data):
         if field == 1 and isinstance(value, bytes):
             (wall,) = _DOUBLE.unpack(value)
         elif field == 2 and isinstance(value, int):
             step = value if value < 1 << 63 else value - (1 << 64)
         elif field == 5 and isinstance(value, bytes):
-            for inner, part in _fields(value):
+            for inner, part in fields(value):
                 if inner == 1 and isinstance(part, bytes):
                     found = _scalar(part)
                     if found:
@@ -88,7 +88,7 @@ def _event(data: bytes) -> tuple[int, float, dict[str, float]] | None:
 
 def _scalar(data: bytes) -> tuple[str, float] | None:
     tag, value = "", None
-    for field, part in _fields(data):
+    for field, part in fields(data):
         if field == 1 and isinstance(part, bytes):
             tag = part.decode("utf-8", "replace")
         elif field == 2 and isinstance(part, bytes) and len(part) == 4:
@@ -100,50 +100,16 @@ def _scalar(data: bytes) -> tuple[str, float] | None:
 
 def _tensor(data: bytes) -> float | None:
     """A tensor of one number: float or double."""
-    fields = dict(_fields(data))
-    kind = fields.get(1)
+    parts = dict(fields(data))
+    kind = parts.get(1)
     for field in (5, 4, 6):
-        raw = fields.get(field)
+        raw = parts.get(field)
         if isinstance(raw, bytes):
             if kind == 1 and len(raw) == 4:
                 return float(_FLOAT.unpack(raw)[0])
             if kind == 2 and len(raw) == 8:
                 return float(_DOUBLE.unpack(raw)[0])
     return None
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    at, size = 0, len(data)
-    while at < size:
-        key, at = _varint(data, at)
-        field, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield field, value
-            continue
-        if wire == 2:
-            length, at = _varint(data, at)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire}")
-        if at + length > size:
-            raise ValueError("a field ends outside its message")
-        yield field, data[at : at + length]
-        at += length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")
 
 
 READER = Reader(

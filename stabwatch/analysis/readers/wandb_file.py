@@ -1,64 +1,98 @@
-"""Weights & Biases' own offline file, by W&B's own reader."""
+"""Weights & Biases' offline file: a LevelDB log of protobuf records.
+
+File: `:W&B`, a magic number (u16), a version (u8). Then blocks of 32 KiB with frames: checksum (u32), length (u16),
+type (u8: 1 whole, 2 first, 3 middle, 4 last). Record: 2 HistoryRecord {1: HistoryItem {1: key, 2: nested key, 16: value
+as JSON}, 2: HistoryStep {1: number}}. Source: wandb/proto/wandb_internal.proto and LevelDB's log format.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import struct
+from collections.abc import Iterator
 
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers.documents import flat
 from stabwatch.analysis.readers.gather import Gatherer
+from stabwatch.analysis.readers.protobuf import fields
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.source import Source
-from stabwatch.errors import LogError, MissingExtraError
+from stabwatch.errors import LogError
+
+_BLOCK = 1 << 15
+_FRAME = struct.Struct("<IHB")
+_HEADER = 7
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """Whole records; stops at a torn or damaged frame."""
+    at, kept = _HEADER, b""
+    while at + _FRAME.size <= len(data):
+        room = _BLOCK - at % _BLOCK
+        if room < _FRAME.size:
+            at += room
+            continue
+        _, length, kind = _FRAME.unpack_from(data, at)
+        end = at + _FRAME.size + length
+        if kind not in (1, 2, 3, 4) or end > len(data):
+            return
+        part = data[at + _FRAME.size : end]
+        kept = part if kind in (1, 2) else kept + part
+        if kind in (1, 4):
+            yield kept
+        at = end
 
 
 def _read(source: Source) -> Log:
+    gatherer = Gatherer(source.path.stem)
     try:
-        from wandb.proto import wandb_internal_pb2
-        from wandb.sdk.internal.datastore import DataStore
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{source.path} is a W&B offline file, which W&B's own package reads: pip install wandb; "
-            "or export the run's history as CSV."
-        ) from error
-    store, gatherer, notes = DataStore(), Gatherer(source.path.stem), []
-    try:
-        store.open_for_scan(str(source.path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-            record.ParseFromString(data)
-            if record.WhichOneof("record_type") == "history":
-                _history(gatherer, record)
-    except Exception as error:  # a torn tail raises AssertionError and others
+        for record in _records(source.read(1 << 31)):
+            for field, value in fields(record):
+                if field == 2 and isinstance(value, bytes):
+                    _history(gatherer, value)
+    except (ValueError, IndexError) as error:
         if not len(gatherer):
             raise LogError(f"{source.path} cannot be read as a W&B file: {error}.") from error
-        notes.append("It ends in the middle of a record.")
-    return Log(source.path, "W&B offline", (gatherer.run(),), tuple(notes))
+    return Log(source.path, "W&B offline", (gatherer.run(),))
 
 
-def _history(gatherer: Gatherer, record: object) -> None:
+def _history(gatherer: Gatherer, data: bytes) -> None:
     values: dict[str, float] = {}
-    step, time = None, math.nan
-    for item in record.history.item:  # type: ignore[attr-defined]
-        key = item.key or "/".join(item.nested_key)
-        try:
-            value = json.loads(item.value_json)
-        except ValueError:
-            continue
-        if key == "_step":
-            step = int(value)
-        elif key == "_timestamp":
-            time = float(value)
-        elif not key.startswith("_"):
-            values |= flat({key: value})
+    step, time = len(gatherer), math.nan
+    for field, part in fields(data):
+        if field == 2 and isinstance(part, bytes):
+            step = next((v for f, v in fields(part) if f == 1 and isinstance(v, int)), step)
+        elif field == 1 and isinstance(part, bytes):
+            key, value = _item(part)
+            if key == "_step" and isinstance(value, int | float):
+                step = int(value)
+            elif key == "_timestamp" and isinstance(value, int | float):
+                time = float(value)
+            elif not key.startswith("_"):
+                values |= flat({key: value})
     if values:
-        gatherer.add(len(gatherer) if step is None else step, -1, values, time)
+        gatherer.add(step, -1, values, time)
+
+
+def _item(data: bytes) -> tuple[str, object]:
+    keys, value = [], None
+    for field, part in fields(data):
+        if not isinstance(part, bytes):
+            continue
+        if field in (1, 2):
+            keys.append(part.decode("utf-8", "replace"))
+        elif field == 16:
+            try:
+                value = json.loads(part)
+            except (ValueError, RecursionError):
+                value = None
+    return "/".join(k for k in keys if k), value
 
 
 READER = Reader(
     "W&B offline",
-    "`run-*.wandb` of Weights & Biases, with the package `wandb` installed",
+    "`run-*.wandb` of Weights & Biases, as `WANDB_MODE=offline` leaves it",
     lambda source: source.head[:4] == b":W&B",
     _read,
 )

@@ -1,0 +1,126 @@
+"""TensorBoard, W&B, JSON, tables; compressed; in folders."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import math
+
+import numpy as np
+import pytest
+import zstandard
+
+from stabwatch.analysis.readers import READERS, formats, read_log
+from stabwatch.errors import LogError
+
+LOSSES = [3.0 - 0.125 * i for i in range(16)]
+
+
+def _check(log, steps=None, unit="step"):
+    loss = log.runs[0].of("loss")
+    assert loss.values.tolist() == pytest.approx(LOSSES)
+    assert loss.steps.tolist() == (list(range(16)) if steps is None else steps)
+    assert log.runs[0].step_unit == unit
+
+
+def test_tensorboard_as_its_own_reader_reads_it(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for i, loss in enumerate(LOSSES):
+            writer.add_scalar("train/loss", loss, i * 10)
+            writer.add_scalar("optim/grad_norm", math.nan if i == 7 else i, i * 10)
+    theirs = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    log = read_log(tmp_path)
+    _check(log, [10 * i for i in range(16)])
+    norm = log.runs[0].of("grad_norm")
+    np.testing.assert_array_equal(norm.values, [e.value for e in theirs.Scalars("optim/grad_norm")])
+    (file,) = tmp_path.iterdir()
+    torn = file.read_bytes()[:-5]
+    file.write_bytes(torn)
+    assert "in the middle" in " ".join(read_log(file).notes)
+
+
+def test_json_lines_with_a_prefix_and_nan(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(
+        "".join(f'2024 INFO {{"step": {i}, "loss": {x}, "eval": {{"loss": NaN}}}}\n' for i, x in enumerate(LOSSES))
+    )
+    log = read_log(path)
+    _check(log)
+    assert np.isnan(log.runs[0].of("eval_loss").values).all()
+
+
+def test_hugging_faces_state_and_keras_history(tmp_path):
+    state = {"best_metric": None, "log_history": [{"step": i, "loss": x, "epoch": i / 4} for i, x in enumerate(LOSSES)]}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state, indent=2))
+    _check(read_log(tmp_path))
+    path = tmp_path / "history.json"
+    path.write_text(json.dumps({"loss": LOSSES, "val_loss": LOSSES}))
+    _check(read_log(path), unit="epoch")
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "  ,   "])
+def test_tables_with_blanks_and_evaluation_rows(delimiter, tmp_path):
+    rows = [delimiter.join(["epoch", "step", "train_loss_step", "val_loss", "lr"])]
+    rows += [delimiter.join(["0", str(i), str(x), "", "0.001"]) for i, x in enumerate(LOSSES)]
+    rows.append(delimiter.join(["0", "15", "", "2.5", ""]))
+    path = tmp_path / "metrics.csv"
+    path.write_text("\n".join(rows) + "\n")
+    log = read_log(path)
+    _check(log)
+    assert log.runs[0].of("eval_loss").values.tolist() == [2.5]
+    assert len(log.runs[0].steps) == 16, "a row of an evaluation is no training record"
+
+
+def test_blank_cells_keep_their_rows(tmp_path):
+    """What pandas writes for NaN: the loss is blank to the end while rows go on."""
+    path = tmp_path / "m.csv"
+    path.write_text("step,loss,lr\n" + "".join(f"{i},{'' if i > 9 else 2.5},0.1\n" for i in range(20)))
+    run = read_log(path).runs[0]
+    assert len(run.of("loss")) == 10 and run.steps.tolist() == list(range(20))
+
+
+def test_the_export_of_wandb_holds_several_runs(tmp_path):
+    head = '"Step","a - train/loss","a - train/loss__MIN","a - train/loss__MAX","b - train/loss"\n'
+    path = tmp_path / "wandb_export.csv"
+    path.write_text(head + "".join(f'"{i}","{x}","{x}","{x}",""\n' for i, x in enumerate(LOSSES)))
+    log = read_log(path)
+    assert [run.name for run in log.runs] == ["a", "b"]
+    _check(log)
+
+
+def test_wandbs_offline_file(tmp_path):
+    wandb = pytest.importorskip("wandb")
+    with wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(console="off")) as run:
+        for i, x in enumerate(LOSSES):
+            run.log({"train/loss": x}, step=i)
+    (path,) = tmp_path.rglob("*.wandb")
+    _check(read_log(path))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.ZstdCompressor().compress])
+def test_compressed_logs_are_told_by_content(pack, tmp_path):
+    path = tmp_path / "anything"
+    path.write_bytes(pack("".join(f"step: {i} loss: {x}\n" for i, x in enumerate(LOSSES)).encode()))
+    _check(read_log(path))
+
+
+def test_every_reader_is_documented():
+    assert len(formats()) == len(READERS) and all(name and covers for name, covers in formats())
+
+
+def test_what_cannot_be_read_says_so(tmp_path):
+    with pytest.raises(LogError, match="does not exist"):
+        read_log(tmp_path / "none")
+    with pytest.raises(LogError, match="holds no log"):
+        read_log(tmp_path)
+    (tmp_path / "empty").touch()
+    with pytest.raises(LogError, match="is empty"):
+        read_log(tmp_path / "empty")
+    (tmp_path / "poem.txt").write_text("no numbers here\n" * 10)
+    with pytest.raises(LogError, match="nothing in it looks like"):
+        read_log(tmp_path / "poem.txt")
