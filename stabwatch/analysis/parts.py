@@ -146,12 +146,22 @@ def _split(column: Column, run: LogRun, cuts: NDArray[np.int64]) -> list[Column]
     if not len(cuts):
         return [column]
     if len(column) and column.lines[0] >= 0:
-        at = np.searchsorted(column.lines, run.lines[cuts])
+        at = np.array([_first_after(column, int(run.lines[cut - 1]), int(run.lines[cut])) for cut in cuts])
     else:
         at = np.flatnonzero(np.diff(column.steps) < 0) + 1
         at = np.concatenate((at[: len(cuts)], np.full(max(len(cuts) - len(at), 0), len(column)))).astype(np.int64)
     bounds = [0, *at.tolist(), len(column)]
     return [picked(column, slice(a, b)) for a, b in pairwise(bounds)]
+
+
+def _first_after(column: Column, last: int, first: int) -> int:
+    """Where a stretch begins in a column, by the lines of the last record before it and of its own first.
+
+    An evaluation between the two belongs to the stretch whose steps it goes on with.
+    """
+    low, high = np.searchsorted(column.lines, (last, first), side="left")
+    back = np.flatnonzero(np.diff(column.steps[max(low - 1, 0) : high]) < 0)
+    return max(int(low) - 1, 0) + int(back[0]) + 1 if len(back) else int(high)
 
 
 def _remarks(run: LogRun, number: int, cuts: NDArray[np.int64]) -> tuple[Remark, ...]:

@@ -7,6 +7,7 @@ import pytest
 
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.logs import LogRun, Remark
+from stabwatch.analysis.parts import parts
 from stabwatch.analysis.verdict import examine_run
 from tests.analysis.curves import falling, run_of
 
@@ -192,6 +193,8 @@ def test_nan_that_the_trainer_filters_out_of_the_loss():
 def test_nan_in_messages_counts_and_gradients():
     told = [Remark("nan_message", 31, 32, "ERROR: Model diverged with loss = NaN.")]
     assert only(run_of(loss=calm_curve(32), remarks=told), "nonfinite").line == 32
+    early = [Remark("nan_message", 3, 4, "check for inf and nan: 0.1 ms")]
+    assert not troubles(run_of(loss=calm_curve(32), remarks=early)), "the loss outlived it"
     counted = only(run_of(loss=calm_curve(32), nan_steps=[0] * 30 + [1, 1]), "nonfinite")
     assert counted.step == 30
     norm = np.ones(50)
@@ -312,10 +315,21 @@ def test_steps_that_go_back():
     assert (found.kind, found.points) == ("restart", 5)
 
 
+def test_an_evaluation_before_the_first_record_belongs_to_the_new_run():
+    eval_loss = [10.8, None, None, 4.0, None, 3.3, 10.8, None, None, 4.0, None, 3.3]
+    made = run_of(eval_loss=eval_loss * 5, steps=[0, 1, 2, 3, 4, 5] * 10)
+    training = [i for i in range(60) if i % 6 != 0]
+    kept = {name: getattr(made, name)[training] for name in ("steps", "lines", "times")}
+    run = LogRun(**{**vars(made), **kept})
+    assert all(part.loss is not None and part.loss.steps[0] == 0 for part in parts(run))
+
+
 def test_a_log_that_ends_with_an_error():
     last = [Remark("error", 49, 60, "RuntimeError: CUDA error: out of memory")]
     assert "out of memory" in only(run_of(loss=calm_curve(50), remarks=last), "error").text
     assert not troubles(run_of(loss=calm_curve(50), remarks=[Remark("error", 3, 4, "worker failed, retrying")]))
+    stopped = [Remark("error", 49, 60, "SignalException: Process 16111 got signal: 15")]
+    assert not troubles(run_of(loss=calm_curve(50), remarks=stopped))
 
 
 @pytest.mark.parametrize("length", range(9))

@@ -7,8 +7,12 @@ import re
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.parts import Part
 
-_STOPPED = re.compile(r"signal: ?\d|SIGTERM|SIGHUP|SIGINT|KeyboardInterrupt|preempt", re.IGNORECASE)
-"""Somebody or the scheduler ended it: no trouble of the training's."""
+_FATAL = re.compile(
+    r"out of memory|cuda error|nccl|segmentation|floatingpoint|device-side assert|\becc\b|bus error"
+    r"|illegal (?:memory|instr)|\b(?:loss|grad\w*)\b.*\b(?:nan|inf)\b|no space left|runtimeerror",
+    re.IGNORECASE,
+)
+"""What ends a training by itself. Interrupts and signals come from outside, and often when all is done."""
 
 
 def find(part: Part) -> list[Finding]:
@@ -17,14 +21,13 @@ def find(part: Part) -> list[Finding]:
     if not told:
         return []
     last = told[-1]
-    final = len(part.steps) > 0 and (last.line > part.lines[-1] >= 0)
+    final = len(part.steps) > 0 and last.line > part.lines[-1] >= 0 and _FATAL.search(last.text) is not None
     step = last.step if last.step is not None else int(part.steps[0]) if len(part.steps) else 0
-    stopped = bool(_STOPPED.search(last.text))
-    words = "The process was stopped" if stopped else "The log ends with an error" if final else "An error was printed"
+    words = "The log ends with an error" if final else "An error was printed"
     return [
         Finding(
             kind="error",
-            severity="warning" if final and not stopped else "info",
+            severity="warning" if final else "info",
             step=step,
             end_step=None if final else step,
             points=len(told),

@@ -183,14 +183,16 @@ def _told(part: Part) -> Iterator[Finding]:
         return
     first, last = told[0], told[-1].step
     step = first.step if first.step is not None else int(part.steps[0]) if len(part.steps) else 0
+    loss = part.finite_loss
+    outlived = loss is not None and int((loss.steps > step).sum()) >= FILLED
     yield Finding(
         kind="nonfinite",
-        severity="critical",
+        severity="info" if outlived else "critical",
         step=step,
         end_step=last if last is not None and len(part.steps) and last < part.steps[-1] else None,
         points=len(told),
         size=float("nan"),
-        confidence=0.9,
+        confidence=0.4 if outlived else 0.9,
         line=first.line,
         text=f"A message after step {step} speaks of NaN: {first.text.strip()[:160]}",
         evidence=(f"{len(told)} such messages." if len(told) > 1 else "One such message.",),

@@ -44,7 +44,7 @@ def _finding(part: Part) -> Finding:
     before = part.before
     assert before is not None
     last, now = int(before.steps[-1]), int(part.steps[0])
-    fresh = part.fresh and now <= int(before.steps[0])
+    fresh = part.fresh
     if fresh:
         text = f"A new run begins in the same file after step {last}: the step goes back to {now}."
     else:
