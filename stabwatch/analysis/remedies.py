@@ -1,4 +1,4 @@
-"""What to do about a finding that no live rule stands for, and the rules that stand for the others."""
+"""What to do about a finding that nothing live stands for, and what stands for the others."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ RULES: dict[Kind, str] = {
     "divergence": "LossDivergence",
     "nonfinite": "NonFinite",
     "gradient_explosion": "GradientNormExplosion",
+    "loss_scale_collapse": "MixedPrecisionOverflow",
+    "learning_rate_jump": "LearningRateSpike",
     "error": "TrainingStopped",
 }
-"""The rule, and with it the runbook, that says the same of a run that is watched."""
+"""The rule or root cause, and with it the runbook, that says the same of a run that is watched."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,6 @@ _REMEDIES: dict[Kind, Remedy] = {
         (
             "Look for what builds the model anew at that step: a checkpoint that was not found, a stage that resets.",
             "Resume from the last checkpoint before it.",
-        ),
-    ),
-    "loss_scale_collapse": Remedy(
-        "Loss-scale collapse",
-        (
-            "The gradients overflow in fp16 whatever the scale: look at the batch and for what grows in the model.",
-            "Train in bfloat16, or go back to a checkpoint before it with a lower learning rate.",
         ),
     ),
     "too_good": Remedy(

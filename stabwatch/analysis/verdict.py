@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from stabwatch.alerts import Cause, Diagnosis
-from stabwatch.alerts.catalogue import BY_NAME
-from stabwatch.alerts.causes import TOGETHER
+from stabwatch.alerts import Diagnosis
 from stabwatch.alerts.rule import SEVERITIES
+from stabwatch.analysis.causes import causes_of
 from stabwatch.analysis.detectors import DETECTORS, reinitialisation, restarts
-from stabwatch.analysis.findings import Finding, Kind
+from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.logs import Log, LogRun
 from stabwatch.analysis.parts import Part, cut, parts
-from stabwatch.analysis.remedies import RULES, Remedy, remedies
 from stabwatch.analysis.unseen import unseen
 
 SCHEMA_VERSION = 1
@@ -115,7 +113,7 @@ def _examined(run: LogRun) -> Examination:
         last_step=int(run.steps.max()) if len(run.steps) else None,
         loss=losses[0] if losses else None,
         findings=tuple(findings),
-        diagnosis=_diagnose(run, stretches, findings),
+        diagnosis=_diagnosis(run, stretches, findings),
         unseen=tuple(unseen(run, stretches)),
     )
 
@@ -137,30 +135,13 @@ def _detected(part: Part) -> list[Finding]:
     return [f for f in found if f.kind != "loss_outliers" or gone is None or (f.end_step or 0) < gone]
 
 
-def _diagnose(run: LogRun, stretches: list[Part], findings: list[Finding]) -> Diagnosis:
-    """As `alerts.diagnose` does for a run log: causes by onset, those too close to tell apart by severity."""
-    by_kind: dict[Kind, list[Finding]] = {}
-    for finding in findings:
-        if finding.trouble:
-            by_kind.setdefault(finding.kind, []).append(finding)
-    if not by_kind:
+def _diagnosis(run: LogRun, stretches: list[Part], findings: list[Finding]) -> Diagnosis:
+    causes = causes_of(run, findings)
+    if not causes:
         return Diagnosis(_calm(run, stretches))
-    earliest = min(group[0].step for group in by_kind.values())
-    near = earliest + TOGETHER * _spacing(run)
-
-    def order(group: list[Finding]) -> tuple[int, int, int]:
-        gravest = min(SEVERITIES.index(f.severity) for f in group)
-        return (0 if group[0].step <= near else group[0].step, gravest, group[0].step)
-
-    groups = sorted(by_kind.values(), key=order)
-    causes = tuple(_cause(group, place) for place, group in enumerate(groups))
-    more = "" if len(groups) == 1 else f" Also: {', '.join(cause.title.lower() for cause in causes[1:])}."
-    return Diagnosis(groups[0][0].text + more, causes)
-
-
-def _spacing(run: LogRun) -> float:
-    apart = np.diff(np.unique(run.steps))
-    return float(np.median(apart)) if len(apart) else 1.0
+    also = [cause.title.lower() for _, cause in causes[1:]]
+    more = f" Also: {', '.join(also)}." if also else ""
+    return Diagnosis(causes[0][0].text + more, tuple(cause for _, cause in causes))
 
 
 def _calm(run: LogRun, stretches: list[Part]) -> str:
@@ -171,26 +152,6 @@ def _calm(run: LogRun, stretches: list[Part]) -> str:
     if not any(part.loss is not None for part in stretches):
         return f"There is no loss in this log: nothing can be said of how training went, {over}."
     return f"Nothing went wrong that this log shows, {over}."
-
-
-def _cause(group: list[Finding], place: int) -> Cause:
-    first = group[0]
-    remedy: Remedy = remedies(first.kind)
-    name = RULES.get(first.kind, "")
-    rule = BY_NAME.get(name)
-    times = f" {len(group)} times in this log." if len(group) > 1 else ""
-    where = f" (line {first.line})" if first.line >= 0 else ""
-    return Cause(
-        name=name or first.kind,
-        title=rule.title if rule is not None else remedy.title,
-        since_step=first.step,
-        layers=(),
-        evidence=(f"{first.text}{where}{times}", *first.evidence),
-        remedy=rule.remedy if rule is not None else remedy.advice,
-        references=rule.references if rule is not None else (),
-        confidence=round(max(f.confidence for f in group) * 0.7**place, 2),
-        runbook_url=rule.runbook_url if rule is not None else "",
-    )
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stabwatch.alerts.catalogue import BY_NAME
+from stabwatch.analysis.causes import KNOWN
 from stabwatch.analysis.findings import Kind
 from stabwatch.analysis.logs import Log, LogRun, Remark
 from stabwatch.analysis.remedies import RULES, remedies
@@ -33,17 +33,28 @@ def test_causes_come_by_onset_with_the_live_runbooks():
     diagnosis = examine_run(sick()).diagnosis
     assert [cause.name for cause in diagnosis.causes] == ["GradientNormExplosion", "LossDivergence", "NonFinite"]
     assert [cause.since_step for cause in diagnosis.causes] == [150, 170, 190]
-    assert diagnosis.causes[0].runbook_url == BY_NAME["GradientNormExplosion"].runbook_url
+    assert diagnosis.causes[0].runbook_url == KNOWN["GradientNormExplosion"].runbook_url
     assert diagnosis.causes[0].confidence > diagnosis.causes[1].confidence
     assert "line 151" in diagnosis.causes[0].evidence[0]
     assert diagnosis.verdict.startswith("The gradient norm explodes at step 150")
 
 
+def test_a_learning_rate_that_jumped_comes_first():
+    loss, rate = LOSS.copy(), np.full(200, 1e-3)
+    rate[150:], loss[155:] = 1e-1, 40
+    causes = examine_run(run_of(loss=loss, learning_rate=rate)).diagnosis.causes
+    assert [cause.name for cause in causes] == ["LearningRateSpike", "LossDivergence"]
+    rate[:] = 1e-3
+    rate[50:] = 1e-1
+    causes = examine_run(run_of(loss=loss, learning_rate=rate)).diagnosis.causes
+    assert [cause.name for cause in causes] == ["LossDivergence"]
+
+
 def test_every_trouble_has_a_remedy():
     for kind in get_args(Kind):
-        assert RULES.get(kind, "LossSpike") in BY_NAME
+        assert RULES.get(kind, "LossSpike") in KNOWN
     silent = {"early_hump", "loss_outliers", "gradient_outliers", "loss_scale_search", "stall", "restart", "resume"}
-    silent |= {"learning_rate_jump", "learning_rate_zero"}
+    silent |= {"learning_rate_zero"}
     assert {kind for kind in get_args(Kind) if kind not in RULES and not remedies(kind).advice} == silent
 
 
