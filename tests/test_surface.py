@@ -62,6 +62,7 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         "StabwatchError",
         "ConfigError",
         "RunLogError",
+        "LogError",
         "RuleError",
         "AgentError",
         "MissingExtraError",

@@ -18,6 +18,8 @@ MOST_COLUMNS = 4096
 
 @dataclass
 class _Series:
+    trains: bool
+    """Its values make a record a training record."""
     steps: array[int] = field(default_factory=lambda: array("q"))
     values: array[float] = field(default_factory=lambda: array("d"))
     lines: array[int] = field(default_factory=lambda: array("q"))
@@ -29,7 +31,6 @@ class Gatherer:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self._series: dict[str, _Series] = {}
-        self._roles: dict[str, Role] = {}
         self._steps, self._lines, self._times = array("q"), array("q"), array("d")
         self._now: set[str] = set()
         self._last: int | None = None
@@ -62,33 +63,32 @@ class Gatherer:
         if new or step != self._last:
             self._last, self._training = step, False
             self._now.clear()
+        training, now = row, self._now
         for key, value in values.items():
-            self._put(key, step, line, value)
-        training = row or any(self._trains(key) for key in values)
+            if key in now:
+                continue
+            series = self._series.get(key) or self._new(key)
+            if series is None:
+                self.left_out += 1
+                continue
+            now.add(key)
+            series.steps.append(step)
+            series.values.append(value)
+            series.lines.append(line)
+            training = training or series.trains
         if training and not self._training:
             self._steps.append(step)
             self._lines.append(line)
             self._times.append(time)
             self._training = True
 
-    def _put(self, key: str, step: int, line: int, value: float) -> None:
-        if key in self._now:
-            return
-        series = self._series.get(key)
-        if series is None:
-            if len(self._series) >= MOST_COLUMNS:
-                self.left_out += 1
-                return
-            series = self._series[key] = _Series()
-            self._roles[key] = role_of(key)
-        self._now.add(key)
-        series.steps.append(step)
-        series.values.append(value)
-        series.lines.append(line)
-
-    def _trains(self, key: str) -> bool:
-        role = self._roles.get(key, "other")
-        return role not in ("eval_loss", "other") or (role == "other" and not is_eval(key) and len(self._series) < 3)
+    def _new(self, key: str) -> _Series | None:
+        if len(self._series) >= MOST_COLUMNS:
+            return None
+        role = role_of(key)
+        alone = role == "other" and not is_eval(key) and len(self._series) < 2
+        series = self._series[key] = _Series(trains=alone or role not in ("eval_loss", "other"))
+        return series
 
     def remark(self, kind: str, line: int, text: str, value: float = math.nan) -> None:
         """A line that says something."""
@@ -97,15 +97,12 @@ class Gatherer:
 
     def run(self, name: str | None = None) -> LogRun:
         """What was gathered."""
-        loss = min((k for k, r in self._roles.items() if r == "loss"), key=self._loss_order, default=None)
+        roles = assign_roles({key: len(series.values) for key, series in self._series.items()})
         columns = []
         for key, series in self._series.items():
-            role = self._roles[key]
-            if role == "loss" and key != loss:
-                role = "component"
             arrays = (np.frombuffer(a, dtype=t).copy() for a, t in
                       ((series.steps, np.int64), (series.values, np.float64), (series.lines, np.int64)))  # fmt: skip
-            columns.append(Column(key, role, *arrays))
+            columns.append(Column(key, roles[key], *arrays))
         return LogRun(
             name=self.name if name is None else name,
             columns=tuple(columns),
@@ -116,8 +113,14 @@ class Gatherer:
             remarks=tuple(self.remarks),
         )
 
-    def _loss_order(self, key: str) -> tuple[bool, int, int]:
-        """The best name; one that hardly ever comes is none."""
-        points = len(self._series[key].values)
-        most = max(len(self._series[k].values) for k, r in self._roles.items() if r == "loss")
-        return points < 0.2 * most, loss_rank(key), -points
+
+def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
+    """Role of each column by its name; of the candidates for the loss one, the others are components.
+
+    points: how many each column has; one that hardly ever comes is no training loss.
+    """
+    roles = {key: role_of(key) for key in points}
+    losses = [key for key, role in roles.items() if role == "loss"]
+    most = max((points[key] for key in losses), default=0)
+    best = min(losses, key=lambda key: (points[key] < 0.2 * most, loss_rank(key), -points[key]), default=None)
+    return {key: "component" if role == "loss" and key != best else role for key, role in roles.items()}

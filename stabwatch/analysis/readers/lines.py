@@ -13,11 +13,8 @@ from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.source import Source
 from stabwatch.analysis.readers.templates import Template, Templates, count
 
-_TELLING = re.compile(
-    r"oss|OSS|tep|TEP|[Ii]ter|poch|EPOCH|orm\b|\blr\b|earning.rate|[Cc]ost|\bs:\d|verflow|VERFLOW|an\b|rror|xception|"
-    r"iverge|illed|signal|heckpoint|esum|\bUp\.|batch=|\|"
-)
-_RANK = re.compile(r"^\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s|\((\d+)/\d+\) Epoch")
+_RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
+_RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
 _OVERFLOW = re.compile(
     r"(?:OVERFLOW|[Oo]verflow)\b.*?reducing to ([\d.e+-]+)|reducing loss scale to ([\d.e+-]+)|"
     r"overflow detected, setting loss scale to:? ([\d.e+-]+)|Grad scale is small: ([\d.e+-]+)|"
@@ -31,9 +28,6 @@ _REMARKS = (
     ("checkpoint", re.compile(r"\bsav(ed|ing)\b.{0,40}(checkpoint|model)|checkpoint.{0,20}saved", re.I)),
     ("restart", re.compile(r"resum(ed|ing)\b|load(ed|ing)\b.{0,30}\bcheckpoint|checkpoint.{0,20}\bloaded", re.I)),
 )  # fmt: skip
-_REMARKABLE = re.compile(
-    r"verflow|VERFLOW|cale|an\b|AN\b|inf\b|rror|xception|emory|signal|SIG|illed|NCCL|heckpoint|esum|av[ie]|diverged"
-)
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
 _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
 _BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
@@ -46,7 +40,7 @@ class _Reading:
 
     def __init__(self) -> None:
         self.gatherer = Gatherer()
-        self.templates = Templates()
+        self.templates = Templates(_is_odd)
         self.rank: int | None = None
         self.epoch: int | None = None
         self.unstepped: list[tuple[int, int | None, dict[str, float]]] = []
@@ -62,20 +56,25 @@ class _Reading:
 
     def take(self, line: int, text: str) -> None:
         """One line."""
-        if _REMARKABLE.search(text) and self._remarks(line, text):
-            return
-        if self._odd(line, text) or (("|" in text or self.table) and self._table(line, text)):
-            return
-        rank = _RANK.search(text) if text[:1] in " [0123456789" or "/8) E" in text or ") Epoch" in text else None
-        if rank and rank[3] is None:
+        rank = _RANK.match(text) if text[:1] in " [0123456789" else None
+        if rank:
             text = text[rank.end() :]
+        elif ") Epoch" in text:
+            rank = _RANK_OF_ALL.search(text)
         found = self.templates.of(text)
+        if (found is None or found[0].odd) and self._special(line, text):
+            return
+        if self.header and self._row(line, text):
+            return
         if found is None or not found[0].tells:
             return
         template, numbers = found
-        if rank and template.values and self._other_rank(int(next(g for g in rank.groups() if g))):
+        if rank and template.values and self._other_rank(int(rank[1] or rank[rank.lastindex or 1])):
             return
         self._record(line, template, numbers)
+
+    def _special(self, line: int, text: str) -> bool:
+        return self._remarks(line, text) or self._odd(line, text) or self._table(line, text)
 
     def _other_rank(self, rank: int) -> bool:
         self.rank = rank if self.rank is None else self.rank
@@ -150,8 +149,8 @@ class _Reading:
         return True
 
     def _table(self, line: int, text: str) -> bool:
-        """Two-column tables (OpenAI baselines, stable-baselines3) and rows under a header of names."""
-        cells = [c.strip() for c in text.strip().strip("|").split("|")]
+        """Two-column tables (OpenAI baselines, stable-baselines3) and the header over rows."""
+        cells = _cells(text)
         if text.lstrip().startswith("|") and len(cells) == 2 and (value := number(cells[1])) is not None:
             self.table[cells[0]] = value
             return True
@@ -161,13 +160,15 @@ class _Reading:
         if len(cells) > 2 and "loss" in text.lower() and not re.search(r"\d|[:=]", text):
             self.header = cells
             return True
-        numbers = [number(c) for c in cells] if len(cells) == len(self.header) > 2 else []
-        if sum(n is not None for n in numbers) > len(cells) / 2:
-            row = {n: v for n, v in zip(self.header, numbers, strict=True) if v is not None}
-            if row:
-                self._named(line, row)
-            return True
         return False
+
+    def _row(self, line: int, text: str) -> bool:
+        cells = _cells(text)
+        numbers = [number(c) for c in cells] if len(cells) == len(self.header) else []
+        if sum(n is not None for n in numbers) <= len(cells) / 2:
+            return False
+        self._named(line, {n: v for n, v in zip(self.header, numbers, strict=True) if v is not None})
+        return True
 
     def _flush(self, line: int) -> None:
         row, self.table = self.table, {}
@@ -198,16 +199,43 @@ class _Reading:
         return notes
 
 
+def _telling(raw: bytes) -> bool:
+    """May a line say anything? Most lines of most logs do not; this is asked of each."""
+    return (
+        b"oss" in raw or b"tep" in raw or b"|" in raw or b"iter" in raw or b"Iter" in raw or b"poch" in raw
+        or b"orm" in raw or b"lr" in raw or b"ost " in raw or raw[:2] == b"s:" or b"Up." in raw or b"OSS" in raw
+        or b"earning" in raw or (b"=" in raw and raw[:2] == b"  ") or b"verflow" in raw or b"VERFLOW" in raw
+        or b"rror" in raw or b"xception" in raw or b"raceback" in raw or b"iverge" in raw or b"illed" in raw
+        or b"signal" in raw or b"heckpoint" in raw or b"esum" in raw or b"---" in raw
+        or (len(raw) < 48 and raw.strip()[:1].isdigit())
+    )  # fmt: skip
+
+
+def _is_odd(text: str) -> bool:
+    """May a line be more, or something else, than keys and numbers? Depends on the text between its numbers only."""
+    if (
+        text.lstrip().startswith("|")
+        or "epoch:train" in text
+        or "avg loss" in text
+        or (len(text) < 64 and _BARE.match(text))
+    ):
+        return True
+    return any(p.search(text) for p in (_OVERFLOW, *(pattern for _, pattern in _REMARKS)))
+
+
+def _cells(text: str) -> list[str]:
+    return [c.strip() for c in text.strip().strip("|").split("|")]
+
+
 def _read(source: Source) -> Log:
-    return read_lines(source, source.lines())
+    return read_lines(source, source.lines(_telling))
 
 
 def read_lines(source: Source, lines: Iterable[tuple[int, str]]) -> Log:
     """A log from numbered lines."""
     reading = _Reading()
     for number_of_line, text in lines:
-        if text and (_TELLING.search(text) or reading.table or (len(text) < 64 and _BARE.match(text))):
-            reading.take(number_of_line, text)
+        reading.take(number_of_line, text)
     notes = reading.end()
     run = reading.gatherer.run()
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")

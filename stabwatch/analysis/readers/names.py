@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 
 from stabwatch.analysis.logs import Role
 
@@ -70,18 +71,21 @@ _PACE = {
 _NOT_LOSS = re.compile(r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost")
 
 
+@lru_cache(maxsize=1 << 14)
 def plain(name: str) -> str:
     """A name as the tables above spell it."""
     name = re.sub(r"\s*\(([^)]*)\)\s*$", r"_\1", name.strip().strip("'\"").lower())
     return re.sub(r"[\s.]+", "_", name).strip("_:=-")
 
 
+@lru_cache(maxsize=1 << 14)
 def is_eval(name: str) -> bool:
     """Does a name speak of evaluation?"""
     low = name.lower()
     return bool(_EVAL.search(low)) and not _TRAIN.search(low)
 
 
+@lru_cache(maxsize=1 << 14)
 def role_of(name: str) -> Role:
     """What a column of this name is; `loss` for every candidate, of which `choose_loss` takes one."""
     full = plain(name)
@@ -120,6 +124,7 @@ def loss_rank(name: str) -> int:
     return min(found, default=len(_LOSS_ORDER)) + (0 if full.count("/") < 2 else 10)
 
 
+@lru_cache(maxsize=1 << 14)
 def step_rank(name: str) -> int | None:
     """Place of a key among those that count steps; None if it does not."""
     return _ORDER.get(plain(name))

@@ -9,21 +9,27 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Number and value of each field: an integer, or bytes. Raises ValueError and IndexError."""
     at, size = 0, len(data)
     while at < size:
-        key, at = _varint(data, at)
-        field, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield field, value
-            continue
+        key = data[at]
+        at += 1
+        if key > 127:
+            key, at = _varint(data, at - 1)
+        wire = key & 7
         if wire == 2:
-            length, at = _varint(data, at)
-        elif wire in (1, 5):
+            length = data[at]
+            at += 1
+            if length > 127:
+                length, at = _varint(data, at - 1)
+        elif wire == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        elif wire == 1 or wire == 5:
             length = 8 if wire == 1 else 4
         else:
             raise ValueError(f"wire type {wire}")
         if at + length > size:
             raise ValueError("a field ends outside its message")
-        yield field, data[at : at + length]
+        yield key >> 3, data[at : at + length]
         at += length
 
 

@@ -7,7 +7,7 @@ import gzip
 import io
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -50,12 +50,14 @@ class Source:
             return cast("IO[bytes]", _Bounded(cast("IO[bytes]", lzma.open(self.path)), self.path))
         return self.path.open("rb")
 
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """Lines with their numbers, from 1; a carriage return begins a new piece of the same line."""
+    def lines(self, wanted: Callable[[bytes], bool] = bool) -> Iterator[tuple[int, str]]:
+        """Wanted lines with their numbers, from 1; a carriage return begins a new piece of the same line."""
         number = 0
         for block in self._blocks():
             for raw in block.split(b"\n"):
                 number += 1
+                if not wanted(raw):
+                    continue
                 if b"\r" in raw:
                     for piece in raw.split(b"\r"):
                         if piece:

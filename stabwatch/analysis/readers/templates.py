@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from stabwatch.analysis.logs import Role
@@ -33,6 +34,8 @@ class Template:
     """The step counts within the epoch."""
     tells: bool
     """There is something in such lines that a training log would say."""
+    odd: bool
+    """It may be a remark, a row of a table, or numbers without names: to be looked at each time."""
 
     def fill(self, numbers: list[str]) -> dict[str, float]:
         """Values by key, the first of each; what is not measured is left out."""
@@ -54,22 +57,22 @@ class Templates:
 
     _MOST = 20_000
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, ...], Template | None] = {}
+    def __init__(self, odd: Callable[[str], bool] = lambda line: False) -> None:
+        self._known: dict[tuple[str, ...], Template] = {}
+        self._odd = odd
 
     def of(self, line: str) -> tuple[Template, list[str]] | None:
-        """What a line is, and its numbers; None if there is nothing in it."""
+        """What a line is, and its numbers; None if it has no number."""
         parts = _SPLIT.split(line)
         if len(parts) < 3:
             return None
         texts = tuple(map(str.rstrip, parts[0::2]))
-        try:
-            template = self._known[texts]
-        except KeyError:
+        template = self._known.get(texts)
+        if template is None:
             if len(self._known) >= self._MOST:
                 self._known.clear()
-            template = self._known[texts] = _understand(texts)
-        return None if template is None else (template, parts[1::2])
+            template = self._known[texts] = _understand(texts, self._odd(line))
+        return template, parts[1::2]
 
 
 def count(numbers: list[str], at: int | None) -> int | None:
@@ -78,10 +81,11 @@ def count(numbers: list[str], at: int | None) -> int | None:
     return int(value) if value is not None and abs(value) < 1 << 62 else None
 
 
-def _understand(texts: tuple[str, ...]) -> Template | None:
+def _understand(texts: tuple[str, ...], odd: bool) -> Template:
+    nothing = Template((), None, None, of_epoch=False, tells=False, odd=odd)
     whole = " ".join(texts)
     if len(texts) > 400 or _CODE.search(whole):
-        return None
+        return nothing
     evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
     values: list[tuple[int, str, float]] = []
     roles: list[Role] = []
@@ -111,9 +115,9 @@ def _understand(texts: tuple[str, ...]) -> Template | None:
         steps.append((0, 0))
     step = min(steps)[1] if steps else within
     if not values and step is None and epoch is None:
-        return None
+        return nothing
     tells = any(role != "other" for role in roles) or step is not None or epoch is not None
-    return Template(tuple(values), step, epoch, of_epoch=step is not None and step == within, tells=tells)
+    return Template(tuple(values), step, epoch, of_epoch=step is not None and step == within, tells=tells, odd=odd)
 
 
 def key_of(text: str) -> str | None:
