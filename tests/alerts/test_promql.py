@@ -1,0 +1,181 @@
+"""The rules for Prometheus say what the engine says: promtool runs them over what the exporter showed."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections import defaultdict
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from stabwatch.alerts import RULES, Engine
+from stabwatch.alerts.catalogue import BY_NAME
+from stabwatch.alerts.promql import groups, severities
+from stabwatch.exporters.prometheus import RunCollector, Snapshot
+from tests.agent.conftest import ROOT
+from tests.alerts import test_layer_rules, test_rules
+from tests.alerts.scenarios import block
+
+pytestmark = pytest.mark.prometheus
+FILE = ROOT / "alerts" / "stabwatch.rules.yaml"
+EVERY = 15
+"""Records, a second apart, from scrape to scrape."""
+SCENARIOS = {**test_rules.SCENARIOS, **test_layer_rules.SCENARIOS}
+PARTS = {
+    "fires": lambda s: (s.calm, s.bad),
+    "silent": lambda s: (s.calm,),
+    "nan": lambda s: (s.calm, s.bad, [math.nan] * 60),
+    "gap": lambda s: (s.calm, s.bad, [None] * 60),
+    "recovers": lambda s: (s.calm, s.bad, *[s.calm[-70:]] * 10),
+}
+
+
+class Watched:
+    """An engine over a scenario, scraped every fifteen records."""
+
+    def __init__(self, rule, parts):
+        self.engine, self.samples, self.scrapes = Engine(), defaultdict(dict), 0
+        self.violations = defaultdict(int)
+        scenario, first = SCENARIOS[rule], 0
+        for part in parts:
+            beside = {name: [value] * len(part) for name, value in getattr(scenario, "beside", {}).items()}
+            series = {scenario.series: list(part), **beside}
+            for i in range(len(part)):
+                for alert in self.engine.observe(block({k: v[i : i + 1] for k, v in series.items()}, first + i)):
+                    if alert.state == "firing":
+                        self.violations[alert.rule, alert.layer] += 1
+                if (first + i) % EVERY == 0:
+                    self._scrape()
+            first += len(part)
+        self._scrape()
+
+    def _scrape(self):
+        firing = tuple(dict.fromkeys((a.rule, a.severity, a.layer) for a in self.engine.active))
+        snapshot = Snapshot(run="r", firing=firing, violations=tuple((*k, n) for k, n in self.violations.items()))
+        registry = CollectorRegistry()
+        registry.register(RunCollector(lambda: snapshot, (), [(r.name, r.severity) for r in RULES]))
+        for family in registry.collect():
+            for sample in family.samples:
+                if sample.name.startswith(("stabwatch_alerts_firing", "stabwatch_rule_violations_total")):
+                    labels = ", ".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items()))
+                    self.samples[f"{sample.name}{{{labels}}}"][self.scrapes] = sample.value
+        self.scrapes += 1
+
+    def series(self):
+        return [
+            {"series": name, "values": " ".join(f"{at[i]:g}" if i in at else "stale" if i - 1 in at else "_"
+                                                for i in range(self.scrapes))}
+            for name, at in self.samples.items()
+        ]  # fmt: skip
+
+
+def _expected(rule, severity, layer):
+    (alert,) = (
+        a for g in groups()["groups"] for a in g["rules"]
+        if a.get("alert") == rule.alert and a["labels"]["severity"] == severity
+    )  # fmt: skip
+    said = {}
+    for name, text in alert["annotations"].items():
+        text = text.replace("{{ $labels.run }}", "r")
+        place = f"Layer {layer}. " if layer else ""
+        said[name] = text.replace("{{ with $labels.layer }}Layer {{ . }}. {{ end }}", place)
+    return {
+        "exp_labels": {"run": "r", "severity": severity, **({"layer": layer} if layer else {})},
+        "exp_annotations": said,
+    }
+
+
+def _promtool(tmp_path, name, tests):
+    path = tmp_path / f"{name}.yaml"
+    document = {"rule_files": [str(FILE)], "evaluation_interval": f"{EVERY}s", "tests": tests}
+    path.write_text(yaml.safe_dump(document, sort_keys=False, width=1000))
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_accepts_all_rules_and_every_rule_has_alerts():
+    done = subprocess.run(["promtool", "check", "rules", str(FILE)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alerts = {(a["alert"], a["labels"]["severity"]) for g in groups()["groups"] for a in g["rules"] if "alert" in a}
+    assert {(r.alert, s) for r in RULES for s in severities(r)} <= alerts
+    pages = ROOT / "docs" / "runbooks"
+    health = (pages / "Health.md").read_text()
+    for group in groups()["groups"]:
+        for alert in group["rules"]:
+            if "alert" not in alert:
+                continue
+            assert alert["annotations"].keys() >= {"summary", "description", "runbook_url"}
+            page, _, anchor = alert["annotations"]["runbook_url"].rsplit("/", 1)[1].partition("#")
+            assert (pages / page).exists() and (not anchor or f"## {alert['alert']}" in health)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_prometheus_says_what_the_engine_says(kind, tmp_path):
+    tests = []
+    for name, scenario in SCENARIOS.items():
+        watched = Watched(name, PARTS[kind](scenario))
+        firing = {(a.severity, a.layer) for a in watched.engine.active if a.rule == name}
+        assert bool(firing) == (kind in ("fires", "nan", "gap")), (name, firing)
+        rule = BY_NAME[name]
+        # A level that was left for a graver one, and what was over between two scrapes, is said for some minutes more.
+        passed = {(a.severity, a.layer) for a in watched.engine.history if a.rule == name and a.state == "firing"}
+        loud = [s for s in severities(rule) if s != "info"][-1]
+        if kind != "recovers":
+            firing |= passed | {(loud, layer) for severity, layer in passed if severity != "info"}
+        tests.append(
+            {
+                "interval": f"{EVERY}s",
+                "name": name,
+                "input_series": watched.series(),
+                "alert_rule_test": [
+                    {
+                        "eval_time": f"{(watched.scrapes - 1) * EVERY}s",
+                        "alertname": rule.alert,
+                        "exp_alerts": [_expected(rule, *pair) for pair in sorted(firing)],
+                    }
+                ],
+            }
+        )
+    _promtool(tmp_path, kind, tests)
+
+
+def test_a_spike_between_two_scrapes_fires(tmp_path):
+    """The gauge never showed it, the counter did: from 0, and from nothing for a layer that was never seen."""
+    rule = BY_NAME["LossSpike"]
+    layered = BY_NAME["AttentionLogitGrowth"]
+    zero = {"series": 'stabwatch_alerts_firing{rule="LossSpike",severity="warning",run="r",layer=""}', "values": "0x20"}
+    test = {
+        "interval": "15s",
+        "input_series": [
+            zero,
+            {"series": 'stabwatch_rule_violations_total{rule="LossSpike",run="r",layer=""}', "values": "0x10 1x10"},
+            {
+                "series": 'stabwatch_rule_violations_total{rule="AttentionLogitGrowth",run="r",layer="h.0"}',
+                "values": "_x10 1x10",
+            },
+        ],
+        "alert_rule_test": [
+            {"eval_time": "120s", "alertname": rule.alert, "exp_alerts": []},
+            {"eval_time": "180s", "alertname": rule.alert, "exp_alerts": [_expected(rule, "warning", "")]},
+            {"eval_time": "180s", "alertname": layered.alert, "exp_alerts": [_expected(layered, "warning", "h.0")]},
+        ],
+    }
+    _promtool(tmp_path, "spike", [test])
+
+
+def test_the_watchers_own_health(tmp_path):
+    series = {
+        'up{job="stabwatch",instance="a:1"}': "1x4 0x40",
+        'stabwatch_probe_errors_total{run="r"}': "0x4 1x40",
+        'stabwatch_overhead_ratio{run="r"}': "0.2x60",
+    }
+    at = [{"eval_time": "12m", "alertname": f"Stabwatch{name}"} for name in ("AgentDown", "OverheadOverBudget")]
+    found = {a["alert"]: a for g in groups()["groups"] for a in g["rules"] if "alert" in a}
+    for entry, labels in zip(at, ({"job": "stabwatch", "instance": "a:1"}, {"run": "r"}), strict=True):
+        alert = found[entry["alertname"]]
+        said = {k: v.replace("{{ $labels.instance }}", "a:1") for k, v in alert["annotations"].items()}
+        entry["exp_alerts"] = [{"exp_labels": {**labels, **alert["labels"]}, "exp_annotations": said}]
+    inputs = [{"series": name, "values": values} for name, values in series.items()]
+    _promtool(tmp_path, "health", [{"interval": "15s", "input_series": inputs, "alert_rule_test": at}])
