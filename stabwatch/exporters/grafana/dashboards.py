@@ -1,0 +1,204 @@
+"""The dashboards: which panels stand where. Every signal and every derived gauge stands on one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import DashboardLinkType, GridPos, VariableRefresh
+
+from stabwatch.alerts import DERIVED
+from stabwatch.exporters.grafana.panels import SOURCE, Panel, Shown, lines, number, panel, rows
+from stabwatch.signals import CATALOGUE, Signal
+
+WIDTH, HEIGHT = 8, 7
+_FLEET = ("host", "step")
+_SPECTRA = ("matrix", "matrix_update", "residual", "writer")
+_RUN = ("learning_rate", "loss_scale", "skipped_steps_total")
+
+
+@dataclass(frozen=True)
+class Page:
+    """One dashboard. rows: title and panels of each; those after the first are folded."""
+
+    uid: str
+    title: str
+    description: str
+    rows: Callable[[], list[tuple[str, list[Panel]]]]
+    by_layer: bool = False
+
+    @property
+    def file(self) -> str:
+        """Name of its file."""
+        return f"{self.uid}.json"
+
+
+def _of(signal: Signal) -> Shown:
+    return Shown(signal.metric, signal.help, signal.unit, signal.level == "layer", signal.kind == "counter")
+
+
+def where(signal: Signal) -> str:
+    """Dashboard of a signal."""
+    if signal.tap == "attention":
+        return "attention"
+    if signal.tap in _FLEET and signal.name not in _RUN:
+        return "fleet"
+    if signal.tap in _SPECTRA or "taylor" in signal.reduction:
+        return "spectra"
+    return "run" if signal.level == "run" else "layers"
+
+
+def _signals(page: str) -> list[Panel]:
+    return [panel(_of(s)) for s in CATALOGUE if where(s) == page]
+
+
+def _derived(page: str) -> list[Panel]:
+    out = []
+    for gauge in DERIVED:
+        place = "attention" if gauge.name.startswith("attention") else "run" if gauge.level == "run" else "layers"
+        if place == page:
+            unit = "1" if gauge.unit == "ratio" else gauge.unit  # against its own past: a number, not a share
+            out.append(panel(Shown(gauge.metric, gauge.help, unit, gauge.level == "layer")))
+    return out
+
+
+def _overview() -> list[tuple[str, list[Panel]]]:
+    firing = 'stabwatch_alerts_firing{severity="%s"} == 1'
+    return [
+        (
+            "Is any run in trouble?",
+            [
+                number("Runs watched", "Runs whose agents answer.", "count(stabwatch_run_info)"),
+                number("Critical", "Critical alerts that fire.", f'count({firing % "critical"}) or vector(0)'),
+                number("Warnings", "Warnings that fire.", f'count({firing % "warning"}) or vector(0)'),
+                rows("What fires", "Rule, run and layer of each alert that fires.", "stabwatch_alerts_firing == 1"),
+                rows("Most often so far", "Rules and layers that began to fire most often, by run.",
+                     "topk(20, stabwatch_rule_violations_total > 0)"),
+                lines(Shown("stabwatch_alerts_firing", "Alerts that fire, by run and severity.", "1", False),
+                      'sum by (run, severity) (stabwatch_alerts_firing{run=~"$run"})', "{{run}} {{severity}}"),
+                lines(Shown("stabwatch_loss", "Training loss.", "nat", False), 'stabwatch_loss{run=~"$run"}'),
+                lines(Shown("stabwatch_gradient_norm", "Norm of all gradients.", "1", False),
+                      'stabwatch_gradient_norm_before_clip{run=~"$run"} or stabwatch_gradient_norm{run=~"$run"}'),
+                lines(Shown("stabwatch_step", "Newest step.", "1", False), 'stabwatch_step{run=~"$run"}'),
+            ],
+        )
+    ]  # fmt: skip
+
+
+def _run() -> list[tuple[str, list[Panel]]]:
+    offending = rows(
+        "Top layers",
+        "Layers whose rules began to fire most often.",
+        'topk(10, sum by (layer, rule) (stabwatch_rule_violations_total{run=~"$run", layer!=""}))',
+    )
+    return [("The run", [*_signals("run"), offending]), ("Against its own past", _derived("run"))]
+
+
+def _layers() -> list[tuple[str, list[Panel]]]:
+    groups: dict[str, list[Panel]] = {}
+    for signal in CATALOGUE:
+        if where(signal) == "layers":
+            groups.setdefault(signal.tap.capitalize(), []).append(panel(_of(signal)))
+    return [*groups.items(), ("Against its own past", _derived("layers"))]
+
+
+def _attention() -> list[tuple[str, list[Panel]]]:
+    return [("Trend and limit", _derived("attention")), ("Attention", _signals("attention"))]
+
+
+def _spectra() -> list[tuple[str, list[Panel]]]:
+    return [("Spectra and geometry", _signals("spectra"))]
+
+
+def _fleet() -> list[tuple[str, list[Panel]]]:
+    counters = [
+        Shown("stabwatch_series_dropped_total", "Series beyond the agent's cap.", "1", False, True),
+        Shown("stabwatch_agent_errors_total", "Exceptions caught in the agent.", "1", False, True),
+        Shown("stabwatch_collect_errors_total", "Metric families that could not be built.", "1", False, True),
+    ]
+    state = rows("Runs", "State of every run, and what it runs on.",
+                 'max by (run, state) (stabwatch_run_state == 1) * on (run) group_left (host, model, world_size) '
+                 "stabwatch_run_info")  # fmt: skip
+    late = lines(
+        Shown("stabwatch_last_step_timestamp_seconds", "Seconds since the newest step.", "seconds", False),
+        'time() - stabwatch_last_step_timestamp_seconds{run=~"$run"}',
+    )
+    return [("Fleet and overhead", [state, late, *_signals("fleet"), *(panel(c) for c in counters)])]
+
+
+DASHBOARDS: tuple[Page, ...] = (
+    Page("stabwatch-overview", "stabwatch / Overview", "Is any run in trouble, since when, why.", _overview),
+    Page("stabwatch-run", "stabwatch / Run", "Loss, gradient, rate and everything that is one number per run.", _run),
+    Page("stabwatch-layers", "stabwatch / Layers", "Layer by time for every signal that has layers.", _layers, True),
+    Page("stabwatch-attention", "stabwatch / Attention", "Attention logits, entropy, heads.", _attention, True),
+    Page("stabwatch-spectra", "stabwatch / Spectra and geometry", "Singular values, tokens, geometry.", _spectra, True),
+    Page("stabwatch-fleet", "stabwatch / Fleet and overhead", "Runs, hosts, pace, and stabwatch itself.", _fleet),
+)
+
+
+def build(page: Page) -> dashboard.Dashboard:
+    """The dashboard of a page."""
+    made = (
+        dashboard.Dashboard(page.title)
+        .uid(page.uid)
+        .description(page.description)
+        .tags(["stabwatch"])
+        .readonly()
+        .refresh("30s")
+        .time("now-1h", "now")
+        .timezone("browser")
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(_label("run", "stabwatch_run_info"))
+        .annotation(_alerts())
+        .link(
+            dashboard.DashboardLink("stabwatch")
+            .type(DashboardLinkType.DASHBOARDS)  # type: ignore[arg-type]
+            .tags(["stabwatch"])
+            .include_vars(True)
+            .keep_time(True)
+        )
+    )
+    if page.by_layer:
+        made = made.with_variable(_label("layer", 'stabwatch_output_rms{run=~"$run"}'))
+    top, ids = 0, iter(range(1, 10_000))
+    for title, panels in page.rows():
+        made = made.with_row(dashboard.Row(title).id(next(ids)).grid_pos(GridPos(h=1, w=24, x=0, y=top)))
+        top += 1
+        for i, each in enumerate(panels):
+            at = GridPos(h=HEIGHT, w=WIDTH, x=i % 3 * WIDTH, y=top + i // 3 * HEIGHT)
+            made = made.with_panel(each.id(next(ids)).grid_pos(at))
+        top += (len(panels) + 2) // 3 * HEIGHT
+    return made
+
+
+def _label(name: str, metric: str) -> dashboard.QueryVariable:
+    return (
+        dashboard.QueryVariable(name)
+        .label(name.capitalize())
+        .datasource(SOURCE)
+        .query(f"label_values({metric}, {name})")
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .include_all(True)
+        .all_value(".*")
+        .multi(True)
+    )
+
+
+def _alerts() -> dashboard.AnnotationQuery:
+    return (
+        dashboard.AnnotationQuery()
+        .name("Alerts")
+        .datasource(SOURCE)
+        .enable(True)
+        .icon_color("red")
+        .expr('ALERTS{alertname=~"Stabwatch.+", alertstate="firing", run=~"$run"}')
+    )
+
+
+def render(page: Page) -> str:
+    """A dashboard as JSON, ending with a newline."""
+    text: str = JSONEncoder(sort_keys=True, indent=2).encode(build(page).build())
+    return json.dumps(json.loads(text), sort_keys=True, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,123 @@
+"""Panels: one per declaration, with its help and unit, and queries that stay readable with many layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.models.common import GraphDrawStyle, LegendDisplayMode, LegendPlacement
+from grafana_foundation_sdk.models.dashboard import DataSourceRef
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
+MOST_LAYERS = 40
+"""Layers of a heat map: those with the largest values in the range shown."""
+UNITS = {"seconds": "s", "ratio": "percentunit", "bytes": "bytes"}
+Panel = timeseries.Panel | heatmap.Panel | stat.Panel | table.Panel
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a panel shows: a metric, as it is declared."""
+
+    metric: str
+    help: str
+    unit: str
+    layered: bool
+    counter: bool = False
+
+    @property
+    def title(self) -> str:
+        """The metric's name in words."""
+        return self.metric.removeprefix("stabwatch_").removesuffix("_total").replace("_", " ").capitalize()
+
+
+def panel(shown: Shown) -> Panel:
+    """Heat map layer x time for a gauge by layer, lines for everything else."""
+    if shown.counter:
+        return lines(shown, counted(shown))
+    return heat(shown) if shown.layered else lines(shown, f'{shown.metric}{{run=~"$run"}}')
+
+
+def counted(shown: Shown) -> str:
+    """How much a counter went up, by run and, where it has them, the worst layers."""
+    grown = f'increase({shown.metric}{{run=~"$run"}}[$__rate_interval])'
+    return f"topk(10, sum by (run, layer) ({grown}))" if shown.layered else f"sum by (run) ({grown})"
+
+
+def lines(shown: Shown, expr: str, legend: str = "") -> timeseries.Panel:
+    """One line per series."""
+    named = legend or ("{{run}} {{layer}}" if shown.layered else "{{run}}")
+    return (
+        timeseries.Panel()
+        .title(shown.title)
+        .description(shown.help)
+        .datasource(SOURCE)
+        .unit(UNITS.get(shown.unit, "short"))
+        .draw_style(GraphDrawStyle.LINE)
+        .fill_opacity(0)
+        .line_width(1)
+        .span_nulls(True)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(LegendDisplayMode.LIST)  # type: ignore[arg-type]
+            .placement(LegendPlacement.BOTTOM)
+            .show_legend(True)
+        )
+        .with_target(query(expr, named))
+    )
+
+
+def heat(shown: Shown) -> heatmap.Panel:
+    """Layers downwards, time to the right; of many layers those with the largest values."""
+    chosen = f'{shown.metric}{{run=~"$run", layer=~"$layer"}}'
+    largest = f"topk({MOST_LAYERS}, max by (layer) (max_over_time({chosen}[$__range] @ end())))"
+    return (
+        heatmap.Panel()
+        .title(shown.title)
+        .description(shown.help)
+        .datasource(SOURCE)
+        .unit(UNITS.get(shown.unit, "short"))
+        .calculate(False)
+        .color(
+            heatmap.HeatmapColorOptions()
+            .mode(HeatmapColorMode.SCHEME)  # type: ignore[arg-type]
+            .scheme("Oranges")
+            .steps(64)
+        )
+        .with_target(
+            query(f"max by (layer) ({chosen}) and on (layer) {largest}", "{{layer}}").format(
+                PromQueryFormat.HEATMAP  # type: ignore[arg-type]
+            )
+        )
+    )
+
+
+def number(title: str, help_: str, expr: str, unit: str = "short") -> stat.Panel:
+    """One large number."""
+    return (
+        stat.Panel()
+        .title(title)
+        .description(help_)
+        .datasource(SOURCE)
+        .unit(unit)
+        .with_target(query(expr, "").instant())
+    )
+
+
+def rows(title: str, help_: str, expr: str) -> table.Panel:
+    """A table of the labels and values of a query, as they are now."""
+    return (
+        table.Panel()
+        .title(title)
+        .description(help_)
+        .datasource(SOURCE)
+        .unit("short")
+        .with_target(query(expr, "").instant().format(PromQueryFormat.TABLE))  # type: ignore[arg-type]
+    )
+
+
+def query(expr: str, legend: str) -> prometheus.Dataquery:
+    """A query of the chosen data source."""
+    return prometheus.Dataquery().ref_id("A").expr(expr).legend_format(legend).datasource(SOURCE)
