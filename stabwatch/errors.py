@@ -5,6 +5,7 @@ StabwatchError
 ├── RunLogError        (ValueError)   a run folder is missing, unreadable or of another schema
 ├── LogError           (ValueError)   a training log of somebody else's cannot be read
 ├── RuleError          (ValueError)   an alert rule is malformed
+├── GrafanaError       (RuntimeError) a Grafana does not answer, or refuses
 ├── AgentError         (RuntimeError) the agent cannot serve (port, TLS files, ...)
 └── MissingExtraError  (ImportError)  an optional dependency is not installed
 
@@ -33,6 +34,10 @@ class LogError(StabwatchError, ValueError):
 
 class RuleError(StabwatchError, ValueError):
     """An alert rule is malformed."""
+
+
+class GrafanaError(StabwatchError, RuntimeError):
+    """A Grafana does not answer, or refuses."""
 
 
 class AgentError(StabwatchError, RuntimeError):

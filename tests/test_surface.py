@@ -64,6 +64,7 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         "RunLogError",
         "LogError",
         "RuleError",
+        "GrafanaError",
         "AgentError",
         "MissingExtraError",
     }, f"The tree of errors {ON_PURPOSE}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from stabwatch import __version__
-from stabwatch.cli import agent, analyze, compare, demo, doctor, export, forecast, replay, signals, top
+from stabwatch.cli import agent, analyze, compare, demo, doctor, export, forecast, grafana, replay, signals, top
 from stabwatch.cli.arguments import Exit
 from stabwatch.errors import StabwatchError
 
@@ -71,6 +71,14 @@ for name, command in (
     ("doctor", doctor.doctor),
 ):
     app.command(name)(guarded(command))
+
+dashboards = typer.Typer(
+    help="Dashboards for Grafana: push, diff, export.", no_args_is_help=True, rich_markup_mode=None
+)
+dashboards.command("push")(guarded(grafana.push))
+dashboards.command("diff")(guarded(grafana.diff))
+dashboards.command("export")(guarded(grafana.export))
+app.add_typer(dashboards, name="grafana")
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,79 @@
+"""`stabwatch grafana`: the dashboards, to a Grafana or to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stabwatch.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from stabwatch.exporters.grafana.dashboards import Page
+    from stabwatch.exporters.grafana.server import Difference, Server
+
+UrlOption = Annotated[str, typer.Option("--url", envvar="GRAFANA_URL", help="Of the Grafana; or GRAFANA_URL.")]
+TokenOption = Annotated[
+    str, typer.Option("--token-file", help="File that holds the token; else the environment variable GRAFANA_TOKEN.")
+]
+
+
+def push(
+    url: UrlOption = "http://localhost:3000",
+    token_file: TokenOption = "",
+    folder: Annotated[str, typer.Option("--folder", help="Title of the folder; made if there is none.")] = "stabwatch",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace dashboards that were changed on the server.")
+    ] = False,
+) -> None:
+    """Create or update the dashboards in a Grafana. What is there already is left as it is."""
+    found = _server(url, token_file).push(_pages(), folder, overwrite)
+    words = {"new": "created", "changed": "updated", "same": "unchanged"}
+    _print(found, words)
+
+
+def diff(url: UrlOption = "http://localhost:3000", token_file: TokenOption = "") -> None:
+    """Say which dashboards a push would create or change. Exit code 1 if there are any."""
+    found = _server(url, token_file).differences(_pages())
+    _print(found, {"new": "missing", "changed": "differs", "same": "same"})
+    raise typer.Exit(int(any(d.state != "same" for d in found)))
+
+
+def export(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the JSON files.")] = Path("grafana"),
+) -> None:
+    """Write the dashboards as JSON, for provisioning or import by hand."""
+    pages = _pages()
+    from stabwatch.exporters.grafana import render
+
+    out.mkdir(parents=True, exist_ok=True)
+    for page in pages:
+        (out / page.file).write_text(render(page), encoding="utf-8")
+        print(out / page.file)
+
+
+def _pages() -> tuple[Page, ...]:
+    try:
+        from stabwatch.exporters.grafana import DASHBOARDS
+    except ImportError as error:
+        raise MissingExtraError("This needs the Grafana SDK: pip install 'stabwatch[grafana]'.") from error
+    return DASHBOARDS
+
+
+def _server(url: str, token_file: str) -> Server:
+    import os
+
+    from stabwatch.exporters.grafana.server import Server
+
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url is an address with http:// or https://, not {url!r}.")
+    token = Path(token_file).read_text(encoding="utf-8") if token_file else os.environ.get("GRAFANA_TOKEN", "")
+    if not token.strip():
+        raise ConfigError("No token: set GRAFANA_TOKEN, or name a file that holds it with --token-file.")
+    return Server(url, token.strip())
+
+
+def _print(found: list[Difference], words: dict[str, str]) -> None:
+    for difference in found:
+        print(f"{words[difference.state]:10}{difference.page.uid}  {difference.page.title}")
