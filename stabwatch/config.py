@@ -48,6 +48,8 @@ class Config:
     """Seconds the agent goes on serving after the run has ended."""
     file_sd: str | None = None
     """Folder for the Prometheus target file. Default: `targets` beside the run folder."""
+    rules: str | None = None
+    """YAML file that changes, silences or adds rules, for the agent (docs/alerts.md). Checked when attached."""
     verbose: bool = True
     """Print one line with the run folder when attached."""
 
@@ -58,6 +60,10 @@ class Config:
         _require(self.update_bytes >= 0, "update_bytes", "zero or more bytes", self.update_bytes)
         for name in ("include", "exclude"):
             _require(_is_pattern(getattr(self, name)), name, "a regular expression", getattr(self, name))
+        if self.rules is not None:
+            from stabwatch.alerts.user_rules import load_rules
+
+            load_rules(self.rules)
         _require(self.guard in (None, "taylor"), "guard", "'taylor', or nothing", self.guard)
         _require(self.reduce in ("auto", "never"), "reduce", "'auto' or 'never'", self.reduce)
 

@@ -35,7 +35,8 @@ class AgentProcess:
         c = self._config
         command = [sys.executable, "-m", "stabwatch.agent", str(self._run_dir)]
         command += ["--host", c.host, "--port", str(c.port), "--linger", str(c.linger)]
-        return command + (["--file-sd", c.file_sd] if c.file_sd else [])
+        command += ["--file-sd", c.file_sd] if c.file_sd else []
+        return command + (["--rules", str(Path(c.rules).resolve())] if c.rules else [])
 
     def _start(self) -> None:
         try:

@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
             keyfile=given.keyfile,
             username=given.username,
             password=os.environ.get(PASSWORD) if given.username else None,
+            rules=given.rules,
         )
     except StabwatchError as error:
         print(f"stabwatch agent: {error}", file=sys.stderr)
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--certfile", type=Path, help="TLS certificate (PEM)")
     parser.add_argument("--keyfile", type=Path, help="its private key (PEM)")
     parser.add_argument("--username", help=f"ask for this user and the password in the environment's {PASSWORD}")
+    parser.add_argument("--rules", type=Path, help="YAML file that changes, silences or adds rules")
     return parser
 
 

@@ -24,7 +24,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from stabwatch.agent.state import Follower
 from stabwatch.agent.view import charts
-from stabwatch.alerts import DERIVED, RULES
+from stabwatch.alerts import DERIVED
 from stabwatch.errors import AgentError
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector
 
@@ -89,7 +89,7 @@ class App:
             RunCollector(
                 lambda: follower.snapshot,
                 [DerivedMetric(d.name, d.help) for d in DERIVED],
-                [(rule.name, rule.severity) for rule in RULES],
+                [(rule.name, rule.severity) for rule in follower.rules],
             )
         )
         self._metrics = make_wsgi_app(registry)

@@ -15,6 +15,8 @@ from types import FrameType
 from stabwatch.agent.discovery import AGENT, target, target_file, write_atomically
 from stabwatch.agent.server import App, HttpServer
 from stabwatch.agent.state import Follower
+from stabwatch.alerts import RULES
+from stabwatch.alerts.user_rules import load_rules
 from stabwatch.errors import AgentError
 
 POLL_SECONDS = 0.25
@@ -33,17 +35,20 @@ def serve(
     keyfile: str | Path | None = None,
     username: str | None = None,
     password: str | None = None,
+    rules: str | Path | None = None,
 ) -> int:
     """Follow a run and serve it until `linger` seconds after its end, or until SIGTERM or SIGINT. Returns 0.
 
     host: loopback by default; '0.0.0.0' opens it. port: the next free one when it is taken; 0 for any.
     file_sd: folder for the Prometheus target file; `targets` beside the run folder by default.
-    Raises RunLogError when there is no run, AgentError when it cannot be served.
+    rules: YAML file that changes, silences or adds rules.
+    Raises RunLogError when there is no run, AgentError when it cannot be served, RuleError with the line of a rule that
+    is wrong.
     """
     run = Path(run_dir).resolve()
     token = _token(username, password)
     with ExitStack() as leave:
-        follower = Follower(run, timeout=WAIT_SECONDS)
+        follower = Follower(run, timeout=WAIT_SECONDS, rules=load_rules(rules) if rules else RULES)
         leave.enter_context(_signals(follower.stopping))
         leave.callback(follower.lease.release)
         server = HttpServer(App(follower, token), host, port, certfile=_path(certfile), keyfile=_path(keyfile))

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from stabwatch.agent.discovery import Lease
 from stabwatch.agent.history import History
 from stabwatch.agent.process import ProcessWatch
 from stabwatch.agent.view import CHARTED, PageHead, page_head, plain
-from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
+from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
 from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.readings import MAX_SERIES, Readings, SeriesCap
@@ -60,7 +60,13 @@ class Follower:
     """
 
     def __init__(
-        self, run: Path, *, max_series: int = MAX_SERIES, process: ProcessWatch | None = None, timeout: float = 0.0
+        self,
+        run: Path,
+        *,
+        max_series: int = MAX_SERIES,
+        process: ProcessWatch | None = None,
+        timeout: float = 0.0,
+        rules: Sequence[Rule] = RULES,
     ) -> None:
         self.log = wait_for_run(run, timeout)
         self.meta = self.log.meta
@@ -74,7 +80,8 @@ class Follower:
         """Set it to end a long replay."""
         self.history_lock = threading.Lock()
         self.history = History(CHARTED)
-        self._engine = Engine()
+        self.rules = tuple(rules)
+        self._engine = Engine(self.rules)
         self._readings = Readings(SeriesCap(max_series))
         self._process = process or ProcessWatch(self.meta)
         self._written: set[Identity] = set()

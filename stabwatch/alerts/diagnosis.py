@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.alerts.causes import ROOT_CAUSES, TOGETHER, Evidence
 from stabwatch.alerts.engine import Engine
-from stabwatch.alerts.rule import SEVERITIES, Alert
+from stabwatch.alerts.rule import SEVERITIES, Alert, Rule
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def diagnose(engine: Engine) -> Diagnosis:
     for alert in fired:
         by_rule.setdefault(alert.rule, []).append(alert)
     groups = _ranked(list(by_rule.values()))
-    causes = [_cause(group, place) for place, group in enumerate(groups)]
+    causes = [_cause(engine.rules, group, place) for place, group in enumerate(groups)]
     ordered = sorted(firing, key=lambda a: (a.onset, a.step))
     loud, notes = ([a for a in ordered if (a.severity == "info") == quiet] for quiet in (False, True))
     evidence = Evidence(loud, notes, engine.memory)
@@ -95,7 +95,7 @@ def _verdict(groups: list[list[Alert]], engine: Engine) -> str:
     first, layers = _first(group), _layers(group)
     where = f", first in layer {layers[0]}" if layers else ""
     others = f" {len(layers)} layers are affected." if len(layers) > 1 else ""
-    summary = BY_NAME[first.rule].summary.rstrip(".")
+    summary = engine.rules[first.rule].summary.rstrip(".")
     still = any(a.rule == first.rule for a in engine.active)
     over = "" if still else " It has calmed down since."
     return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(group)}{over}"
@@ -111,8 +111,8 @@ def _loss_so_far(group: list[Alert]) -> str:
     return f" The loss went from {before:.3g} to {now:.3g}."
 
 
-def _cause(group: list[Alert], place: int) -> Cause:
-    first, rule = _first(group), BY_NAME[group[0].rule]
+def _cause(rules: Mapping[str, Rule], group: list[Alert], place: int) -> Cause:
+    first, rule = _first(group), rules[group[0].rule]
     critical = any(a.severity == "critical" for a in group)
     return Cause(
         name=rule.name,

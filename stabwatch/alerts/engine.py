@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from statistics import median
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from stabwatch.alerts.catalogue import RULES
 from stabwatch.alerts.derived import NonFiniteFamily, families
+from stabwatch.alerts.layers import PlainFamily
 from stabwatch.alerts.memory import Memory
 from stabwatch.alerts.points import Array, Family
 from stabwatch.alerts.rule import Alert, Condition, Rule
@@ -97,6 +99,10 @@ class RuleState:
         return [(int(layer), int(self.level[layer])) for layer in np.flatnonzero(graver | over)]
 
 
+def _silent(rule: Rule, layer: str) -> bool:
+    return any(fnmatchcase(layer, pattern) for pattern in rule.silent)
+
+
 class Engine:
     """Evaluates rules over the records of one run.
 
@@ -105,7 +111,11 @@ class Engine:
     """
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
+        self.rules = {r.name: r for r in rules}
         self._families: dict[str, Family] = {f.name: f for f in families()}
+        for rule in rules:
+            if rule.family.startswith("signal:"):
+                self._families.setdefault(rule.family, PlainFamily(rule.family.removeprefix("signal:")))
         self._states = {r.name: RuleState(r) for r in rules if r.levels}
         self._stopped = next((r for r in rules if r.family == "run"), None)
         self._firing: dict[tuple[str, str, str], Alert] = {}
@@ -156,15 +166,16 @@ class Engine:
         before = dict(self.memory.context)
         self.memory.observe(step, values)
         out = self._resume(step, time)
-        for family in self._families.values():
+        for name, family in self._families.items():
             gauges = family.update(step, values)
             if gauges is None:
                 continue
             self._keep(family, gauges)
             for state in self._states.values():
-                if state.rule.family == family.name:
+                if state.rule.family == name:
                     for layer, level in state.update(step, gauges, before):
-                        out.append(self._transition(state, family, layer, level, step, time, gauges))
+                        if not _silent(state.rule, family.layers[layer]):
+                            out.append(self._transition(state, family, layer, level, step, time, gauges))
         self._history += out
         return out
 

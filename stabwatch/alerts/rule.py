@@ -75,6 +75,8 @@ class Rule:
     warm_up: int = 0
     recover: int = 5
     references: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+    """Patterns (`fnmatch`) of layers on which its user does not want to hear of it."""
 
     @property
     def alert(self) -> str:

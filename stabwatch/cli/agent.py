@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stabwatch.cli.arguments import RUNS, RunArgument
+from stabwatch.cli.arguments import RUNS, RulesOption, RunArgument
 
 PASSWORD = "STABWATCH_PASSWORD"
 """Environment variable with the password: an option would show it to everybody who lists processes."""
@@ -28,6 +28,7 @@ def agent(
     username: Annotated[
         str | None, typer.Option(help=f"Ask for this user, and for the password in the environment's {PASSWORD}.")
     ] = None,
+    rules: RulesOption = None,
 ) -> None:
     """Serve a run to Prometheus and to a browser.
 
@@ -49,5 +50,6 @@ def agent(
             keyfile=keyfile,
             username=username,
             password=os.environ.get(PASSWORD) if username else None,
+            rules=rules,
         )
     )

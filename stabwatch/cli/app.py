@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from stabwatch import __version__
-from stabwatch.cli import agent, analyze, compare, demo, doctor, export, forecast, grafana, replay, signals, top
+from stabwatch.cli import agent, analyze, compare, demo, doctor, export, forecast, grafana, replay, rules, signals, top
 from stabwatch.cli.arguments import Exit
 from stabwatch.errors import StabwatchError
 
@@ -79,6 +79,11 @@ dashboards.command("push")(guarded(grafana.push))
 dashboards.command("diff")(guarded(grafana.diff))
 dashboards.command("export")(guarded(grafana.export))
 app.add_typer(dashboards, name="grafana")
+
+catalogue = typer.Typer(help="The rules: check a file of your own, show.", no_args_is_help=True, rich_markup_mode=None)
+catalogue.command("check")(guarded(rules.check))
+catalogue.command("show")(guarded(rules.show))
+app.add_typer(catalogue, name="rules")
 
 
 def _version(wanted: bool) -> None:

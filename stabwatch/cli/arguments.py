@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from stabwatch.alerts import Rule
 
 
 class Exit(IntEnum):
@@ -41,3 +44,18 @@ PathsArgument = Annotated[
 ]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+RulesOption = Annotated[
+    Path | None, typer.Option("--rules", help="YAML file that changes, silences or adds rules (docs/alerts.md).")
+]
+
+
+def chosen(rules: Path | None) -> tuple[Rule, ...]:
+    """The rules of a file, or ours. Raises RuleError."""
+    from stabwatch.alerts import RULES
+
+    if rules is None:
+        return RULES
+    from stabwatch.alerts.user_rules import load_rules
+
+    return load_rules(rules)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from stabwatch.cli.arguments import JsonOption, RunsArgument
+from stabwatch.cli.arguments import JsonOption, RulesOption, RunsArgument, chosen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,7 +18,7 @@ MOST_PLACES = 8
 """Incidents listed per rule; the rest is counted, and stands in `--json`."""
 
 
-def replay(runs: RunsArgument, as_json: JsonOption = False) -> None:
+def replay(runs: RunsArgument, rules: RulesOption = None, as_json: JsonOption = False) -> None:
     """Run today's rules over old runs, exactly as live.
 
     Says how often each rule would have fired, and where; and what the agent said then that the rules of today do not
@@ -30,7 +30,7 @@ def replay(runs: RunsArgument, as_json: JsonOption = False) -> None:
     from stabwatch.cli.console import console, print_json
 
     with LogBar("replaying") as bar:
-        found = over(sources(runs), progress=bar)
+        found = over(sources(runs), chosen(rules), progress=bar)
     if as_json:
         print_json(found.to_dict())
     else:

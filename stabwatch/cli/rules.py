@@ -1,0 +1,48 @@
+"""`stabwatch rules`: the rules there are, and whether a file of one's own is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stabwatch.cli.arguments import RulesOption, chosen
+
+
+def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with rules.")]) -> None:
+    """Say what a file of rules changes. Exit code 2, with the line, if something in it is wrong."""
+    from stabwatch.alerts import RULES
+
+    ours = {rule.name: rule for rule in RULES}
+    theirs = {rule.name: rule for rule in chosen(file)}
+    for name, rule in theirs.items():
+        if name not in ours:
+            print(f"new       {name}")
+        elif rule != ours[name]:
+            print(f"changed   {name}")
+    for name in ours.keys() - theirs.keys():
+        print(f"silenced  {name}")
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="One rule, in full. Default: all, a line each.")] = "",
+    rules: RulesOption = None,
+) -> None:
+    """The rules, or one of them with its thresholds, their source and what to do."""
+    from stabwatch.errors import RuleError
+
+    found = {rule.name: rule for rule in chosen(rules)}
+    if name and name.removeprefix("Stabwatch") not in found:
+        raise RuleError(f"No rule is called `{name}`. Rules: {', '.join(found)}.")
+    for rule in found.values():
+        if not name:
+            print(f"{rule.name:28}{rule.severity:10}{rule.summary}")
+        elif rule.name == name.removeprefix("Stabwatch"):
+            print(rule.alert, rule.summary, sep="\n")
+            for level in rule.levels:
+                hold = f", {level.hold} points in a row" if level.hold > 1 else ""
+                print(f"  {level.severity}: {' and '.join(map(str, level.when))}{hold}")
+            print(
+                f"  from: {rule.source}", *(f"  do: {step}" for step in rule.remedy), f"  {rule.runbook_url}", sep="\n"
+            )
