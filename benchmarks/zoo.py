@@ -321,22 +321,26 @@ SPARSE = {
 for a rule that compares with what was before; twelve bad batches may pass unseen."""
 
 
+def loop(setting: Setting, steps: int) -> list[float]:
+    """Train; gives the losses."""
+    base, losses = [group["lr"] for group in setting.optimizer.param_groups], []
+    for step in range(steps):
+        for group, lr in zip(setting.optimizer.param_groups, base, strict=True):
+            group["lr"] = lr * setting.schedule(step)
+        loss = setting.loss(step)
+        setting.optimizer.zero_grad()
+        loss.backward()
+        if setting.clip is not None:
+            nn.utils.clip_grad_norm_(setting.model.parameters(), setting.clip)
+        setting.optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def train(make: Callable[[int], Setting], seed: int, run_dir: Path, steps: int = STEPS, **settings: Any) -> list[float]:
     """Train with a watch; gives the losses."""
     torch.manual_seed(seed)
     setting = make(seed)
-    base = [group["lr"] for group in setting.optimizer.param_groups]
-    losses = []
     options = {"agent": False, "verbose": False, **settings}
     with stabwatch.attach(setting.model, setting.optimizer, run_dir=run_dir, **options):
-        for step in range(steps):
-            for group, lr in zip(setting.optimizer.param_groups, base, strict=True):
-                group["lr"] = lr * setting.schedule(step)
-            loss = setting.loss(step)
-            setting.optimizer.zero_grad()
-            loss.backward()
-            if setting.clip is not None:
-                nn.utils.clip_grad_norm_(setting.model.parameters(), setting.clip)
-            setting.optimizer.step()
-            losses.append(loss.item())
-    return losses
+        return loop(setting, steps)

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from benchmarks.detection.case import STEPS, Case
 from benchmarks.detection.healthy import HEALTHY
 from benchmarks.detection.unstable import UNSTABLE
-from benchmarks.zoo import train
+from benchmarks.zoo import loop, train
 from stabwatch.runlog import Run, read_run
 
 SEEDS = {"A": (0, 1), "B": (2, 3)}
@@ -37,19 +36,7 @@ def bare(case: Case, seed: int) -> list[float]:
     """The losses of the twin; nobody watches."""
     assert case.twin is not None
     torch.manual_seed(seed)
-    made, out = case.twin(seed), []
-    base = [group["lr"] for group in made.optimizer.param_groups]
-    for step in range(STEPS):
-        for group, lr in zip(made.optimizer.param_groups, base, strict=True):
-            group["lr"] = lr * made.schedule(step)
-        loss = made.loss(step)
-        made.optimizer.zero_grad()
-        loss.backward()
-        if made.clip is not None:
-            nn.utils.clip_grad_norm_(made.model.parameters(), made.clip)
-        made.optimizer.step()
-        out.append(loss.item())
-    return out
+    return loop(case.twin(seed), STEPS)
 
 
 def trained(case: Case, seed: int, folder: Path, **watch: Any) -> Trained:

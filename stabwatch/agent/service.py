@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from stabwatch.agent.discovery import AGENT, target, target_file, write_atomically
+from stabwatch.agent.notify import Notifier, address
 from stabwatch.agent.server import App, HttpServer
 from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
@@ -48,7 +49,11 @@ def serve(
     run = Path(run_dir).resolve()
     token = _token(username, password)
     with ExitStack() as leave:
-        follower = Follower(run, timeout=WAIT_SECONDS, rules=load_rules(rules) if rules else RULES)
+        chosen, webhook = load_rules(rules) if rules else RULES, address()
+        notifier = Notifier(webhook, run.name, chosen) if webhook else None
+        if notifier:
+            leave.callback(notifier.close)
+        follower = Follower(run, timeout=WAIT_SECONDS, rules=chosen, tell=notifier.tell if notifier else None)
         leave.enter_context(_signals(follower.stopping))
         leave.callback(follower.lease.release)
         server = HttpServer(App(follower, token), host, port, certfile=_path(certfile), keyfile=_path(keyfile))

@@ -67,6 +67,7 @@ class Follower:
         process: ProcessWatch | None = None,
         timeout: float = 0.0,
         rules: Sequence[Rule] = RULES,
+        tell: Callable[[list[Event]], None] | None = None,
     ) -> None:
         self.log = wait_for_run(run, timeout)
         self.meta = self.log.meta
@@ -81,6 +82,7 @@ class Follower:
         self.history_lock = threading.Lock()
         self.history = History(CHARTED)
         self.rules = tuple(rules)
+        self._tell = tell
         self._engine = Engine(self.rules)
         self._readings = Readings(SeriesCap(max_series))
         self._process = process or ProcessWatch(self.meta)
@@ -184,12 +186,16 @@ class Follower:
         """Write what is not in the log yet; what cannot be written now is tried again."""
         if not self._outbox or not self.lease.held():
             return
+        new = []
         while self._outbox:
             event = self._outbox[0]
             if _identity(event) not in self._written:
                 append_event(self.log.path, event)
                 self._written.add(_identity(event))
+                new += [event] if event.kind == "alert" else []
             self._outbox.pop(0)
+        if self._tell is not None:
+            self._tell(new)
 
     def _time(self) -> float:
         """Now, in seconds since the epoch, on the clock of the training process."""

@@ -1,0 +1,113 @@
+"""Alerts to a webhook: grouped, told once, tried again, and the address is never shown."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from stabwatch.agent import notify
+from stabwatch.agent.notify import Notifier, address
+from stabwatch.alerts import RULES
+from stabwatch.errors import ConfigError
+from stabwatch.runlog import Event
+from tests.agent.conftest import until
+
+SECRET = "/services/T000/B000/secret"
+
+
+@pytest.fixture
+def receiver(monkeypatch):
+    monkeypatch.setattr(notify, "GROUP_SECONDS", 0.2)
+
+    class Slack(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            code = self.server.answers.pop(0) if self.server.answers else 200
+            if code == 200:
+                self.server.got.append(body["text"])
+            self.send_response(code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = HTTPServer(("127.0.0.1", 0), Slack)
+    server.got, server.answers = [], []
+    server.url = f"http://127.0.0.1:{server.server_port}{SECRET}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def _alert(layer="blocks.0", rule="AttentionLogitGrowth", severity="critical", state="firing", step=40):
+    data = {"rule": rule, "severity": severity, "state": state, "layer": layer, "onset": 12, "summary": "Logits grow."}
+    return Event("alert", 1.0, step, data)
+
+
+def test_layers_of_a_rule_are_one_line_and_told_once(receiver):
+    notifier = Notifier(receiver.url, "night", RULES)
+    notifier.tell([_alert(), _alert("blocks.1")])
+    notifier.tell([_alert("blocks.2"), _alert(rule="LossSpike", severity="info")])
+    until(lambda: receiver.got)
+    notifier.tell([_alert("blocks.3")])
+    notifier.close()
+    (text,) = receiver.got
+    assert text.startswith("CRITICAL night: Logits grow. First in blocks.0 and 2 more. Since step 12. https://")
+    assert text.endswith("AttentionLogitGrowth.md")
+
+
+def test_what_is_over_is_told(receiver):
+    notifier = Notifier(receiver.url, "night", RULES)
+    notifier.tell([_alert(state="resolved", step=90)])
+    notifier.close()
+    assert receiver.got == ["night: over at step 90: Logits grow."]
+
+
+def test_a_receiver_that_stumbles_is_tried_again_and_one_that_refuses_is_not(receiver, capfd):
+    receiver.answers = [503, 429]
+    notifier = Notifier(receiver.url, "night", RULES, waits=(0.01, 0.01, 0.01))
+    notifier.tell([_alert()])
+    until(lambda: receiver.got)
+    receiver.answers = [404]
+    notifier.tell([_alert(rule="NonFinite")])
+    until(lambda: notifier.failures == 1)
+    notifier.close()
+    said = capfd.readouterr().err
+    assert "it answers 404" in said and SECRET not in said
+
+
+def test_nobody_there_delays_nothing(capfd):
+    notifier = Notifier(f"http://127.0.0.1:9{SECRET}", "night", RULES, waits=())
+    began = time.monotonic()
+    notifier.tell([_alert()])
+    assert time.monotonic() - began < 0.5
+    notifier.close()
+    assert notifier.failures == 1 and SECRET not in capfd.readouterr().err
+
+
+def test_the_address_comes_from_the_environment_or_a_file(tmp_path):
+    assert address({}) is None
+    assert address({"STABWATCH_WEBHOOK": "https://x/y"}) == "https://x/y"
+    (tmp_path / "hook").write_text("https://x/z\n")
+    assert address({"STABWATCH_WEBHOOK_FILE": str(tmp_path / "hook")}) == "https://x/z"
+    with pytest.raises(ConfigError) as error:
+        address({"STABWATCH_WEBHOOK": "secret"})
+    assert "secret" not in str(error.value)
+
+
+def test_a_real_agent_tells_of_a_real_alert(receiver, new_log, start_agent, monkeypatch):
+    monkeypatch.setenv("STABWATCH_WEBHOOK", receiver.url)
+    now = time.time()
+    log = new_log("sick", now=lambda step: now + 0.1 * step - 30)
+    agent = start_agent(log.path)
+    log.write(range(300))
+    text = until(lambda: receiver.got and receiver.got[0], 30)
+    assert "sick" in text and SECRET not in agent.metrics()
