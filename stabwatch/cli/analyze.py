@@ -53,7 +53,7 @@ def analyze(paths: PathsArgument = None, as_json: JsonOption = False) -> None:
 
 def _look(path: Path) -> tuple[dict[str, Any], RenderableType, int]:
     """What a path says: as data, to be shown, and the exit code."""
-    folder = _run_folder(path)
+    folder = run_folder(path)
     if folder is not None:
         analysis, report = _run(folder)
         return analysis.to_dict(), report, analysis.exit_code
@@ -65,7 +65,7 @@ def _look(path: Path) -> tuple[dict[str, Any], RenderableType, int]:
     return examined.to_dict(), LogView(examined), examined.exit_code
 
 
-def _run_folder(path: Path) -> Path | None:
+def run_folder(path: Path) -> Path | None:
     """The run folder meant by a path; None where it is a file, or a folder of other files: a log, then."""
     from stabwatch.errors import RunLogError
     from stabwatch.runlog import find_run

@@ -11,7 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from stabwatch import __version__
-from stabwatch.cli import agent, analyze, compare, demo, doctor, export, forecast, grafana, replay, rules, signals, top
+from stabwatch.cli import (
+    agent,
+    analyze,
+    compare,
+    demo,
+    doctor,
+    export,
+    forecast,
+    grafana,
+    replay,
+    report_command,
+    rules,
+    signals,
+    top,
+)
 from stabwatch.cli.arguments import Exit
 from stabwatch.errors import StabwatchError
 
@@ -63,6 +77,7 @@ for name, command in (
     ("agent", agent.agent),
     ("top", top.top),
     ("analyze", analyze.analyze),
+    ("report", report_command.report),
     ("compare", compare.compare),
     ("forecast", forecast.forecast),
     ("replay", replay.replay),

@@ -1,0 +1,1 @@
+"""An analysis as one HTML file that needs no network."""

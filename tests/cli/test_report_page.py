@@ -1,0 +1,73 @@
+"""The HTML report in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from stabwatch.analysis import analyze_run
+from stabwatch.analysis.readers import read_log
+from stabwatch.analysis.verdict import examine
+from stabwatch.cli.html.pages import log_page, run_page
+from stabwatch.runlog import read_run
+from tests.agent.conftest import new_log  # noqa: F401
+from tests.agent.test_page import HOSTILE, OPTIONS
+
+pytestmark = pytest.mark.chromium
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def look(browser, tmp_path):
+    """Opens a page from a file; fails on any error and any request to elsewhere."""
+    complaints, contexts = [], []
+
+    def start(text: str, width: int, scheme: str):
+        path = tmp_path / "report.html"
+        path.write_text(text, encoding="utf-8")
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        page.on("request", lambda r: None if r.url == path.as_uri() else complaints.append(r.url))
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_a_sick_run(new_log, look, width, scheme):  # noqa: F811
+    log = new_log("sick", layers=[HOSTILE, "blocks.1", "blocks.2", "\x1b[31mblocks.3"])
+    log.write(range(260))
+    run = read_run(log.path)
+    page = look(run_page(analyze_run(run), run), width, scheme)
+    assert "critical" in page.locator(".verdict").get_attribute("class")
+    assert page.locator("img").count() == 0
+    assert HOSTILE in page.inner_text("main")
+    assert "\x1b" not in page.content()
+    assert page.locator("svg polyline").count() >= 1
+    assert page.locator("svg rect").count() > 50
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (390, "light")])
+def test_a_foreign_log(tmp_path, look, width, scheme):
+    path = tmp_path / "log.csv"
+    rows = [f"{i},{2 + 0.01 * (i % 7) if i < 150 else float('nan')}" for i in range(200)]
+    path.write_text("\n".join(["step,loss", *rows]))
+    page = look(log_page(examine(read_log(path))), width, scheme)
+    assert page.locator("svg polyline").count() == 1
+    assert "nonfinite" in page.inner_text("main")
