@@ -31,7 +31,7 @@ def _run(analysis: Analysis, run: Run) -> Iterator[str]:
     yield markup.verdict(analysis.diagnosis.verdict, worst)
     yield markup.section("Causes", markup.causes(analysis.diagnosis.causes))
     marks: list[Mark] = [(s.onset, s.severity, f"{s.rule} {s.layer}") for s in fired[:MOST_ROWS]]
-    for title, signal in (("Loss", "loss"), ("Gradient norm", "grad_norm")):
+    for title, signal in (("Loss", "loss"), ("Gradient norm", "gradient_norm_before_clip")):
         yield markup.section(title, chart(run.series(signal), marks))
     yield markup.section("By layer", _maps(run, [s.signal for s in fired]))
     rows = [
@@ -112,6 +112,7 @@ def _examined(run: Examination) -> Iterator[str]:
     shown = sorted(run.findings, key=lambda f: SEVERITIES.index(f.severity))[:MOST_ROWS]
     marks: list[Mark] = [(f.step, f.severity, f.text) for f in shown]
     curves = [c for c in run.run.columns if c.name == run.loss or c.role == "grad_norm"]
+    curves.sort(key=lambda c: c.name != run.loss)
     for column in curves[:3]:
         yield markup.section(column.name, chart((column.steps, column.values), marks))
     rows = [
