@@ -18,6 +18,17 @@ COLUMNS = 320
 DECADES = 30.0
 """Largest over least value from which a logarithm shows more."""
 
+_VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+"""Even steps look even, in grey and to the colour-blind too (van der Walt and Smith 2015)."""
+
+
+def shade(share: float) -> str:
+    """The colour of a share from 0 to 1."""
+    at = min(max(share, 0.0), 1.0) * (len(_VIRIDIS) - 1)
+    i = min(int(at), len(_VIRIDIS) - 2)
+    red, green, blue = (a + (b - a) * (at - i) for a, b in zip(_VIRIDIS[i], _VIRIDIS[i + 1], strict=True))
+    return f"rgb({red:.0f},{green:.0f},{blue:.0f})"
+
 
 def chart(series: Series, marks: Sequence[Mark] = ()) -> str:
     """A curve, as the envelope of its least and largest value in each column, with marked steps."""
@@ -81,14 +92,14 @@ def heat_map(layers: Sequence[tuple[str, Series]]) -> str:
             value = float(good.max()) if len(good) else float("nan")
             level = (np.log10(value) if log else value) if len(good) else low
             share = (level - low) / (high - low) if high > low else 0.0
-            fill = "var(--critical)" if bad else f"hsl({250 - 210 * share:.0f} 70% {30 + 30 * share:.0f}%)"
+            fill = "var(--critical)" if bad else shade(share)
             text = f"{safe(name)}: {'not finite' if bad else number(value)}"
             rows.append(
                 f'<rect x="{left + wide * place:.1f}" y="{top}" width="{wide * (end - place) + 0.3:.1f}" height="16" '
                 f'fill="{fill}"><title>{text}</title></rect>'
             )
     height = 4 + 17 * len(layers) + 22
-    scale = f"{number(float(everything.min()))} (blue) to {number(float(everything.max()))} (yellow)"
+    scale = f"{number(float(everything.min()))} (dark) to {number(float(everything.max()))} (bright)"
     rows.append(f'<text x="{left}" y="{height - 6}">step {first:,}</text>')
     rows.append(
         f'<text x="{WIDTH - 10}" y="{height - 6}" text-anchor="end">{last:,}; {scale}{", log" if log else ""}</text>'
