@@ -19,10 +19,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from stabwatch.analysis.readers import read_log
-
 from benchmarks.report import table
 from stabwatch.analysis.findings import Finding
+from stabwatch.analysis.readers import read_log
 from stabwatch.analysis.verdict import Examination, examine
 
 WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
