@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -91,6 +92,37 @@ def test_the_export_of_wandb_holds_several_runs(tmp_path):
     log = read_log(path)
     assert [run.name for run in log.runs] == ["a", "b"]
     _check(log)
+
+
+def _field(number, data):
+    key = bytes([number << 3 | 2]) if number < 16 else bytes([(number << 3 | 2) & 127 | 128, number >> 4])
+    return key + bytes([len(data) & 127 | 128, len(data) >> 7]) + data
+
+
+def test_wandbs_offline_file_over_its_blocks(tmp_path):
+    """Records as wandb_internal.proto has them, in LevelDB's frames; some lie across two blocks of 32 KiB."""
+    out = bytearray(b":W&B\xe1\xbe\x00")
+    for i in range(2000):
+        items = b"".join(
+            _field(1, _field(2, key) + _field(16, value))
+            for key, value in ((b"train/loss", str(3 - i / 1000).encode()), (b"_step", str(i).encode()))
+        )
+        record = _field(2, items)
+        room = 32768 - len(out) % 32768
+        if room < 7:
+            out += bytes(room)
+            room = 32768
+        if len(record) + 7 <= room:
+            out += struct.pack("<IHB", 0, len(record), 1) + record
+        else:
+            first, rest = record[: room - 7], record[room - 7 :]
+            out += struct.pack("<IHB", 0, len(first), 2) + first + struct.pack("<IHB", 0, len(rest), 4) + rest
+    path = tmp_path / "run-x.wandb"
+    path.write_bytes(bytes(out))
+    loss = read_log(path).runs[0].of("loss")
+    assert len(loss) == 2000 and loss.steps[-1] == 1999 and loss.values[-1] == pytest.approx(1.001)
+    path.write_bytes(bytes(out[:-9]))
+    assert len(read_log(path).runs[0].of("loss")) == 1999, "a torn tail"
 
 
 def test_wandbs_offline_file(tmp_path):
