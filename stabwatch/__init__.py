@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stabwatch.config import Config as Config
+    from stabwatch.errors import TrainingUnstableError as TrainingUnstableError
     from stabwatch.guards import TaylorGuard as TaylorGuard
+    from stabwatch.hooks.batches import fingerprint as fingerprint
     from stabwatch.plugins import signal as signal
     from stabwatch.watch import Watch as Watch
     from stabwatch.watch import attach as attach
 
 __version__ = "0.1.0"
-__all__ = ["Config", "TaylorGuard", "Watch", "__version__", "attach", "signal"]
+__all__ = ["Config", "TaylorGuard", "TrainingUnstableError", "Watch", "__version__", "attach", "fingerprint", "signal"]
 
 _HOME = {
     "attach": "stabwatch.watch",
     "Watch": "stabwatch.watch",
     "Config": "stabwatch.config",
     "TaylorGuard": "stabwatch.guards",
+    "TrainingUnstableError": "stabwatch.errors",
+    "fingerprint": "stabwatch.hooks.batches",
     "signal": "stabwatch.plugins",
 }
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from stabwatch.errors import ConfigError
 
+GUARDS = ("taylor", "skip_step", "snapshot", "lr_backoff", "raise")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -33,7 +35,14 @@ class Config:
     taylor: bool = False
     """Measure the step against its Taylor radius: on deep steps the model is called once more, on a few samples."""
     guard: str | None = None
-    """'taylor': shorten steps that leave their Taylor radius (see `stabwatch.TaylorGuard`). It changes training."""
+    """What may change training, by name, several with commas between them. 'taylor': shorten steps that leave their
+    Taylor radius. 'skip_step': undo steps whose gradient norm is not finite or far out. At a critical alert:
+    'snapshot': go back to before its onset; 'lr_backoff': halve the learning rate; 'raise': raise
+    TrainingUnstableError (beside others: when they could do nothing). See docs/guards.md."""
+    snapshot_every: int = 100
+    """Steps between two snapshots of the guard 'snapshot'."""
+    escalate: int = 32
+    """Steps for which everything is measured at every step after an alert; 0 for none. Needs an agent or a guard."""
     attention_limit: float = 100.0
     """Largest safe attention logit (QK-clip's tau); a bracket that holds it asks for the exact value."""
     reduce: str = "auto"
@@ -64,8 +73,15 @@ class Config:
             from stabwatch.alerts.user_rules import load_rules
 
             load_rules(self.rules)
-        _require(self.guard in (None, "taylor"), "guard", "'taylor', or nothing", self.guard)
+        _require(set(self.guards) <= set(GUARDS), "guard", f"made of {', '.join(GUARDS)}", self.guard)
+        _require(self.snapshot_every > 0, "snapshot_every", "one or more steps", self.snapshot_every)
+        _require(self.escalate >= 0, "escalate", "zero or more steps", self.escalate)
         _require(self.reduce in ("auto", "never"), "reduce", "'auto' or 'never'", self.reduce)
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """The guards that are asked for."""
+        return tuple(name.strip() for name in (self.guard or "").split(",") if name.strip())
 
     @classmethod
     def load(

@@ -7,10 +7,11 @@ StabwatchError
 ├── RuleError          (ValueError)   an alert rule is malformed
 ├── GrafanaError       (RuntimeError) a Grafana does not answer, or refuses
 ├── AgentError         (RuntimeError) the agent cannot serve (port, TLS files, ...)
+├── TrainingUnstableError (RuntimeError) a critical alert, where `guard="raise"` asked for it
 └── MissingExtraError  (ImportError)  an optional dependency is not installed
 
-Nothing here is ever raised from inside a hook: what goes wrong in a training process after
-`attach` is counted, written to the run log once, and swallowed.
+Only TrainingUnstableError is ever raised from inside a hook, and only for who asked for it: what goes wrong in a
+training process after `attach` is counted, written to the run log once, and swallowed.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class GrafanaError(StabwatchError, RuntimeError):
 
 class AgentError(StabwatchError, RuntimeError):
     """The agent cannot serve."""
+
+
+class TrainingUnstableError(StabwatchError, RuntimeError):
+    """A critical alert, where `guard="raise"` asked for it; an `on_alert` may raise it too."""
 
 
 class MissingExtraError(StabwatchError, ImportError):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from stabwatch.runlog import Cell, SlotTable
 
 REPLICATED = ("gradient", "group", "weight", "update", "matrix", "matrix_update", "optimizer")
-_AHEAD = 8
+AHEAD = 8
 """Steps between the agreement and the first collective: more than ranks of one job can be apart."""
 _PATIENCE = 200
 """Steps to wait for the other ranks before saying that they are not there."""
@@ -47,11 +47,11 @@ class Ranks:
         self.sharded = any(hasattr(p, "_local_tensor") for p in model.parameters())
         self._start: int | None = None
         self.gave_up = False
-        self._key = f"stabwatch/{_attached}"
+        self.key = f"stabwatch/{_attached}"
         if self._wanted:
             _attached += 1
-            self._store: Any = dist.distributed_c10d._get_default_store()
-            self._store.set(f"{self._key}/{self.rank}", "1")
+            self.store: Any = dist.distributed_c10d._get_default_store()
+            self.store.set(f"{self.key}/{self.rank}", "1")
 
     def seen_in_forward(self) -> None:
         """Called during a forward: is our model inside a data-parallel wrapper that was put on after `attach`?"""
@@ -74,13 +74,13 @@ class Ranks:
 
     def _agree(self, step: int) -> None:
         if self.rank == 0 and step <= _PATIENCE:
-            if self._store.check([f"{self._key}/{r}" for r in range(self.world)]):
-                self._store.set(f"{self._key}/start", str(step + _AHEAD))
+            if self.store.check([f"{self.key}/{r}" for r in range(self.world)]):
+                self.store.set(f"{self.key}/start", str(step + AHEAD))
         elif self.rank == 0:
             self.gave_up = True
-            self._store.set(f"{self._key}/start", "never")
-        if self._store.check([f"{self._key}/start"]):
-            start = self._store.get(f"{self._key}/start").decode()
+            self.store.set(f"{self.key}/start", "never")
+        if self.store.check([f"{self.key}/start"]):
+            start = self.store.get(f"{self.key}/start").decode()
             self.gave_up = start == "never"
             self._start = None if self.gave_up else int(start)
 

@@ -14,6 +14,8 @@ LONGEST: dict[Tier, int] = {"always": 16, "sampled": 256, "deep": 1024}
 """Longest interval of each tier, in steps: however tight the budget, nothing is left unseen for longer."""
 SHARE: dict[Tier, float] = {"always": 0.6, "sampled": 0.25, "deep": 0.15}
 """How the budget is split when all three tiers want more than there is."""
+ESCALATE_AGAIN = 32
+"""Alerts escalate once in this many times the steps of an escalation: on the whole the budget is kept."""
 CONTROLS_UNTIL = 24
 """Up to this step every second one goes without the dearer tiers, to learn soon what they really cost."""
 _MEMORY = 32
@@ -48,6 +50,8 @@ class Governor:
         self._spent = 0.0
         self._elapsed = 0.0
         self._asked_deep = False
+        self._step = 0
+        self._until = self._quiet = -1
         self.interval: dict[Tier, int] = {"always": 1, "sampled": 1, "deep": 1}
         self._since_deep = 0
 
@@ -60,9 +64,16 @@ class Governor:
         """The deep tier is wanted soon (a bracket holds the limit); granted when it has not run for a while."""
         self._asked_deep = True
 
+    def escalate(self, steps: int) -> None:
+        """An alert: everything at each of the next `steps` steps, whatever it costs; then not again for a while."""
+        if self._step >= self._quiet:
+            self._until = self._step + steps + 1
+            self._quiet = self._step + ESCALATE_AGAIN * steps
+
     def plan(self, step: int) -> Plan:
         """What step number `step` (from 0) measures."""
-        if self._every_step or step < WARM_UP:
+        self._step = max(self._step, step)
+        if self._every_step or step < WARM_UP or step < self._until:
             return Plan(True, True, True)
         sampled = step % self.interval["sampled"] == 0 and not _is_control(step)
         phase = self.interval["deep"] // 2 + 1  # odd, so that no step carries both unless they are cheap

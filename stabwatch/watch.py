@@ -9,10 +9,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabwatch import plugins
+from stabwatch.alarm import alarm_of
 from stabwatch.assembly import Assembler, HostNumbers
 from stabwatch.buffer import Copy, StepBuffer
 from stabwatch.clock import StepClock
@@ -28,6 +29,7 @@ from stabwatch.config import Config
 from stabwatch.coverage import IN_GRAPH, MHA, NO_SATURATION, NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
 from stabwatch.facts import optimizer_facts, run_id, run_meta
 from stabwatch.hooks.attention import Brackets
+from stabwatch.hooks.batches import Batches
 from stabwatch.hooks.cells import RunCells
 from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.functions import FunctionTaps
@@ -42,6 +44,9 @@ from stabwatch.ranks import Ranks
 from stabwatch.runlog import RunFolder, SlotTable, Writer
 from stabwatch.schedule import Governor, Plan
 
+if TYPE_CHECKING:
+    from stabwatch.alerts import Alert
+
 _log = logging.getLogger("stabwatch")
 
 
@@ -52,6 +57,7 @@ def attach(
     loss_fn: Any = None,
     run_dir: str | Path | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
+    on_alert: Callable[[Alert], object] | None = None,
     **overrides: Any,
 ) -> Watch:
     """Watch a training run from the inside; one line before the loop.
@@ -64,15 +70,18 @@ def attach(
             `cross_entropy`, the model output's `.loss`, `watch.log(loss=...)`, or the call of `backward`).
         run_dir: folder for the run log; a new one below `stabwatch-runs` by default.
         config: a Config, a mapping, or a YAML file; single settings may follow as keywords (see `Config`).
+        on_alert: called with each `stabwatch.alerts.Alert` that fires or resolves, between two steps (on rank 0). What
+            it raises is logged, and training goes on; a TrainingUnstableError is let through.
 
     Returns a Watch. Values, gradients and random numbers of the training are the same with it as without it.
 
-    Raises ConfigError if a setting is unknown or out of range. Nothing else is raised, now or later: when attaching
-    fails, that is logged with its traceback, and the watch that comes back is detached already.
+    Raises ConfigError if a setting is unknown or out of range. Nothing else is raised, now or later (but for
+    TrainingUnstableError, for who asks for `guard="raise"`): when attaching fails, that is logged with its traceback,
+    and the watch that comes back is detached already.
     """
     settings = Config.load(config, **overrides)
     plugins.load()
-    return Watch(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=settings)
+    return Watch(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=settings, on_alert=on_alert)
 
 
 class Watch:
@@ -86,6 +95,7 @@ class Watch:
         loss_fn: Any = None,
         run_dir: str | Path | None = None,
         config: Config | None = None,
+        on_alert: Callable[[Alert], object] | None = None,
     ) -> None:
         self.config = config or Config()
         self.step = 0
@@ -113,6 +123,10 @@ class Watch:
             self._tap(loss_fn)
             if self._ranks.rank == 0 or self.config.reduce == "never":
                 self._open(run_dir)
+            self._alarm = alarm_of(
+                self.config, self._model, self._ranks, self._writer, self.run_dir, self._governor, self._batches,
+                on_alert, self.guard.run,
+            )  # fmt: skip
         except Exception:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
             self._detached = True
@@ -132,6 +146,7 @@ class Watch:
         self._parameters = ParameterTaps(self._model, paths, device, self.config.update_bytes)
         self.cells = RunCells(device)
         self._buffer = StepBuffer(device)
+        self._batches = Batches(device)
         self.cells.register(self._buffer)
         modules.register(self._buffer)
         self.brackets = Brackets(modules.attention_names, device)
@@ -154,10 +169,8 @@ class Watch:
                 self.unmeasured("writer", f"{c.name}.out_proj", MHA)
         FunctionTaps.install()
         self._patched = True
-        self._handles += [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
-        ]
+        self._handles.append(register_optimizer_step_pre_hook(self._before_step))
+        self._handles.append(register_optimizer_step_post_hook(self._after_step))
         if isinstance(loss_fn, nn.Module):
             self._handles.append(loss_fn.register_forward_hook(self._loss_module))
 
@@ -185,8 +198,10 @@ class Watch:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
         self._forwards += 1
         if self._clock.open_step_is_over():
-            self.guard.run("clock", "always", self._close_step)
+            self._end_step()
         self.guard.run("pace", "always", self._host.forward_begins, inputs, self._began)
+        if self.gate.open:
+            self.guard.run("batch", "always", self._batches.forward_begins, self.step, inputs)
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
@@ -215,7 +230,11 @@ class Watch:
     def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
         kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
-        if float(kind) == 2.0:
+        if float(kind) != 2.0:
+            return
+        if self._steps is not None:
+            self._steps.clipped(norm)
+        if self.gate.open:
             self.cells.fold_clip(norm)
 
     def scaler_updated(self, scaler: Any) -> None:
@@ -239,9 +258,10 @@ class Watch:
         if not self._parameters.owns(optimizer):
             return
         if self._clock.repeats(optimizer):
-            self.guard.run("clock", "always", self._close_step)
+            self._end_step()
         if self._steps is not None:
             self._steps.before(optimizer)
+        self._alarm.before(optimizer, self.step)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._parameters.owns(optimizer):
@@ -249,10 +269,11 @@ class Watch:
         if self._steps is not None:
             self._steps.after(optimizer)
         self.guard.run("learning_rate", "always", self._note_rate, optimizer)
+        self._alarm.after(optimizer)
         if self._clock.stepped(optimizer):
             if self._steps is not None:
                 self._steps.step_ends()
-            self.guard.run("clock", "always", self._close_step)
+            self._end_step()
 
     def _note_rate(self, optimizer: Any) -> None:
         self._host.learning_rate = _learning_rate(optimizer)
@@ -260,6 +281,10 @@ class Watch:
             self._introduced.add(id(optimizer))
             if self._writer is not None:
                 self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
+
+    def _end_step(self) -> None:
+        self.guard.run("clock", "always", self._close_step)
+        self._alarm.boundary(self.step)
 
     def _close_step(self) -> None:
         now = time.perf_counter()
@@ -299,6 +324,7 @@ class Watch:
             self._records += 1
             if self._records == REPORT_AFTER:
                 self._report_coverage()
+            self._alarm.record(out[0], step, out[1])
             return out
 
         self._writer.record(step, time.time(), resolve)
@@ -365,6 +391,16 @@ class Watch:
         """
         if self._steps is not None and not self._detached:
             self.guard.run("drift", "deep", self._steps.drift.start, args, kwargs)
+
+    def log_batch(self, indices: Any = None, **facts: Any) -> None:
+        """Say which batch this step (or micro-batch) is trained on, to find it again when an alert is traced to it.
+
+        indices: of its samples in the dataset, as a list, an array or a tensor. facts: anything else that names it,
+        such as `epoch=3, shard="00031"`. Kept for the last steps and written with an alert, beside a fingerprint and
+        the first token ids of the model's first input (`stabwatch.fingerprint` computes the same of a batch).
+        """
+        if not self._detached:
+            self.guard.run("batch", "always", self._batches.say, self.step, indices, facts)
 
     def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
         for name, value in scalars.items():

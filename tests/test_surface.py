@@ -16,9 +16,9 @@ ON_PURPOSE = "is what users build on. If you change it on purpose, change it her
 
 
 def test_public_names_are_frozen() -> None:
-    assert stabwatch.__all__ == ["Config", "TaylorGuard", "Watch", "__version__", "attach", "signal"], (
-        f"The list of names {ON_PURPOSE}"
-    )
+    assert ", ".join(stabwatch.__all__) == (
+        "Config, TaylorGuard, TrainingUnstableError, Watch, __version__, attach, fingerprint, signal"
+    ), f"The list of names {ON_PURPOSE}"
     for name in stabwatch.__all__:
         assert getattr(stabwatch, name) is not None
 
@@ -26,10 +26,10 @@ def test_public_names_are_frozen() -> None:
 def test_the_signature_of_attach_is_frozen() -> None:
     parameters = [p.replace(annotation=inspect.Parameter.empty) for p in _parameters(stabwatch.attach)]
     assert ", ".join(map(str, parameters)) == (
-        "model, optimizer=None, loss_fn=None, run_dir=None, config=None, **overrides"
+        "model, optimizer=None, loss_fn=None, run_dir=None, config=None, on_alert=None, **overrides"
     ), f"The signature of attach {ON_PURPOSE}"
     keyword_only = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    assert keyword_only == ["loss_fn", "run_dir", "config"]
+    assert keyword_only == ["loss_fn", "run_dir", "config", "on_alert"]
 
 
 def test_the_methods_of_a_watch_are_frozen() -> None:
@@ -66,6 +66,7 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         "RuleError",
         "GrafanaError",
         "AgentError",
+        "TrainingUnstableError",
         "MissingExtraError",
     }, f"The tree of errors {ON_PURPOSE}"
     for error in classes:

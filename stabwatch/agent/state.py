@@ -17,7 +17,7 @@ from typing import TypeVar
 from stabwatch.agent.discovery import Lease
 from stabwatch.agent.history import History
 from stabwatch.agent.process import ProcessWatch
-from stabwatch.agent.view import CHARTED, PageHead, page_head, plain
+from stabwatch.agent.view import CHARTED, PageHead, page_head
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
 from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.prometheus import Snapshot
@@ -153,6 +153,8 @@ class Follower:
             self._notices.setdefault(f"error {event.data.get('probe')}", event)
         elif event.kind == "coverage":
             self._notices["coverage"] = event
+        elif event.kind == "guard":
+            self._notices[f"guard {event.data.get('guard')}"] = event
         self._alerts(self._engine.observe_event(event))
 
     def _contradicted(self, end: Event) -> bool:
@@ -162,7 +164,7 @@ class Follower:
 
     def _alerts(self, transitions: Iterable[Alert]) -> None:
         for alert in transitions:
-            self._outbox.append(event_of(alert))
+            self._outbox.append(alert.to_event())
             if alert.state == "firing":
                 self._violations[alert.rule, alert.layer] += 1
 
@@ -248,13 +250,6 @@ class Follower:
                 print(f"stabwatch agent: {what}: {type(error).__name__}: {error}", file=sys.stderr)
                 traceback.print_exc(limit=8)
             return None
-
-
-def event_of(alert: Alert) -> Event:
-    """The event of an alert; numbers that JSON does not have become null."""
-    data = alert.to_dict()
-    step, at = data.pop("step"), data.pop("time")
-    return Event("alert", at, step, plain(data))
 
 
 def _identity(event: Event) -> Identity:

@@ -9,8 +9,9 @@ from typing import Any
 
 from stabwatch.agent.history import History
 from stabwatch.alerts import Alert, Diagnosis
+from stabwatch.alerts.words import guard_in_words
 from stabwatch.exporters.readings import Readings
-from stabwatch.runlog import Event, Meta, SeriesKey
+from stabwatch.runlog import Event, Meta, SeriesKey, plain
 from stabwatch.signals import CATALOGUE
 
 PageHead = dict[str, Any]
@@ -168,6 +169,9 @@ def _end(event: Event | None) -> str:
 
 def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
     for event in events:
+        if event.kind == "guard":
+            yield {"what": f"Step {event.step}: a guard acted", "why": guard_in_words(event.data)}
+            continue
         if event.kind == "error":
             yield {"what": f"Probe {event.data.get('probe')}", "why": str(event.data.get("message", ""))}
             continue
@@ -183,12 +187,3 @@ def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
 
 def _number(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def plain(data: Any) -> Any:
-    """The same with every number that JSON does not have replaced by None."""
-    if isinstance(data, dict):
-        return {k: plain(v) for k, v in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [plain(v) for v in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from stabwatch.alerts.causes import ROOT_CAUSES, TOGETHER, Evidence
 from stabwatch.alerts.engine import Engine
-from stabwatch.alerts.rule import SEVERITIES, Alert, Rule
+from stabwatch.alerts.rule import SEVERITIES, Alert
+from stabwatch.alerts.words import batch_in_words
+
+MOST_BATCHES = 4
+"""Batches of one step that are told."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def diagnose(engine: Engine) -> Diagnosis:
     for alert in fired:
         by_rule.setdefault(alert.rule, []).append(alert)
     groups = _ranked(list(by_rule.values()))
-    causes = [_cause(engine.rules, group, place) for place, group in enumerate(groups)]
+    causes = [_cause(engine, group, place) for place, group in enumerate(groups)]
     ordered = sorted(firing, key=lambda a: (a.onset, a.step))
     loud, notes = ([a for a in ordered if (a.severity == "info") == quiet] for quiet in (False, True))
     evidence = Evidence(loud, notes, engine.memory)
@@ -98,7 +101,15 @@ def _verdict(groups: list[list[Alert]], engine: Engine) -> str:
     summary = engine.rules[first.rule].summary.rstrip(".")
     still = any(a.rule == first.rule for a in engine.active)
     over = "" if still else " It has calmed down since."
-    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(group)}{over}"
+    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(group)}{over}{_guarded(engine)}"
+
+
+def _guarded(engine: Engine) -> str:
+    done = engine.memory.guarded
+    if not done:
+        return ""
+    times = f"; guards acted {len(done)} times, this was the last" if len(done) > 1 else ""
+    return f" At step {done[-1][0]} the guard {done[-1][1]}{times}."
 
 
 def _loss_so_far(group: list[Alert]) -> str:
@@ -111,15 +122,15 @@ def _loss_so_far(group: list[Alert]) -> str:
     return f" The loss went from {before:.3g} to {now:.3g}."
 
 
-def _cause(rules: Mapping[str, Rule], group: list[Alert], place: int) -> Cause:
-    first, rule = _first(group), rules[group[0].rule]
+def _cause(engine: Engine, group: list[Alert], place: int) -> Cause:
+    first, rule = _first(group), engine.rules[group[0].rule]
     critical = any(a.severity == "critical" for a in group)
     return Cause(
         name=rule.name,
         title=rule.title,
         since_step=first.onset,
         layers=_layers(group),
-        evidence=_evidence(group),
+        evidence=(*_evidence(group), *_batches(engine, first)),
         remedy=rule.remedy,
         references=rule.references,
         confidence=round((0.9 if critical else 0.6) * 0.7**place, 2),
@@ -143,6 +154,13 @@ def _evidence(group: list[Alert]) -> tuple[str, ...]:
         if before is not None and now is not None:
             lines.append(f"The {words} was {before:.4g} before the onset and {now:.4g} when this fired.")
     return tuple(lines)
+
+
+def _batches(engine: Engine, first: Alert) -> tuple[str, ...]:
+    """The batch of the onset; the first of them where gradients were accumulated."""
+    known = engine.memory.batches.get(first.onset, [])
+    lines = [f"Batch of step {first.onset}: {batch_in_words(entry)}." for entry in known[:MOST_BATCHES]]
+    return (*lines, *([f"And {len(known) - MOST_BATCHES} more batches."] if len(known) > MOST_BATCHES else []))
 
 
 def _with_roots(evidence: Evidence, causes: list[Cause]) -> list[Cause]:

@@ -21,6 +21,8 @@ from stabwatch.alerts.rule import Alert, Condition, Rule
 from stabwatch.alerts.words import describe
 from stabwatch.runlog import Block, Event, SeriesKey
 
+HEARD = ("start", "end", "flight", "guard")
+"""Kinds of events that an engine looks at."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
 
@@ -233,6 +235,7 @@ class Engine:
 
     def observe_event(self, event: Event) -> list[Alert]:
         """Take an event; an end that is no good end fires."""
+        self.memory.note(event)
         if event.kind == "start":
             self._ended = False  # also when the run goes on in the same folder, from a checkpoint
         if event.kind != "end" or self._stopped is None:

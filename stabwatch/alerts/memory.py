@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.alerts.points import Array, middle
-from stabwatch.runlog import SeriesKey
+from stabwatch.alerts.words import guard_in_words
+from stabwatch.runlog import Event, SeriesKey
 
 _CONTEXT = ("loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale")
 _HIGHER = 1.2
@@ -46,7 +48,8 @@ class Memory:
     """Filled record by record.
 
     context: the latest finite values of the run's own scalars. update_peaks: the largest last. largest_activation:
-    over all layers, of the last record in which every activation was finite; NaN before there is one.
+    over all layers, of the last record in which every activation was finite; NaN before there is one. batches: of each
+    step that an alert is traced to, what is known of them. guarded: what guards did, as (step, words).
     """
 
     def __init__(self) -> None:
@@ -58,6 +61,8 @@ class Memory:
         """Step and value of the first learning rate above zero."""
         self.largest_activation = math.nan
         self.layer_order: dict[str, int] = {}
+        self.batches: dict[int, list[dict[str, Any]]] = {}
+        self.guarded: list[tuple[int, str]] = []
         self._rates = 0
         self._keys: tuple[SeriesKey, ...] = ()
         self._context_columns: dict[str, int] = {}
@@ -76,6 +81,16 @@ class Memory:
         """The run goes on from an earlier step."""
         self.update_peaks.clear()
         self.rate_jumps.clear()
+
+    def note(self, event: Event) -> None:
+        """Look at an event: the flight recorder's, or a guard's."""
+        if event.kind == "flight":
+            onset, entries = event.data.get("onset"), event.data.get("batches")
+            known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+            if isinstance(onset, int):
+                self.batches[onset] = [e for e in known if e.get("step") == onset]
+        elif event.kind == "guard":
+            self.guarded.append((event.step or 0, guard_in_words(event.data)))
 
     def observe(self, step: int, values: Array) -> None:
         """Look at one record."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stabwatch.runlog import Event, plain
 
 Severity = Literal["critical", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
@@ -119,3 +121,19 @@ class Alert:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for events.jsonl and JSON."""
         return asdict(self)
+
+    @property
+    def runbook_url(self) -> str:
+        """Page for whoever is woken up."""
+        return f"{RUNBOOKS}/{self.rule}.md"
+
+    def to_event(self) -> Event:
+        """The event of the run log; numbers that JSON does not have become null."""
+        data = self.to_dict()
+        return Event("alert", data.pop("time"), data.pop("step"), plain(data))
+
+    @classmethod
+    def from_event(cls, event: Event) -> Alert:
+        """Inverse of `to_event`, but for numbers that JSON does not have."""
+        known = {f.name for f in fields(cls)}
+        return cls(step=event.step or 0, time=event.time, **{k: v for k, v in event.data.items() if k in known})

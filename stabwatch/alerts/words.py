@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stabwatch.alerts.rule import Rule
 
@@ -27,3 +29,36 @@ def growth_in_words(slope: float) -> str:
         steps = math.log(2) / slope
         return f"doubles every {steps:.3g} steps"
     return "no longer grows" if slope <= 1e-6 else "grows slowly"
+
+
+_SHOWN = 8
+_OWN = ("step", "indices", "fingerprint", "first", "shape", "dtype")
+
+
+def batch_in_words(entry: Mapping[str, Any]) -> str:
+    """What is known of one batch, from an entry of a 'flight' event."""
+    parts = [f"{name} {value}" for name, value in entry.items() if name not in _OWN]
+    if "indices" in entry:
+        parts.insert(0, f"samples {_some(entry['indices'])}")
+    if "fingerprint" in entry:
+        shape = " x ".join(str(n) for n in _list(entry.get("shape")))
+        parts.append(f"input of {shape or 'unknown shape'} ({entry.get('dtype')}), fingerprint {entry['fingerprint']}")
+    if "first" in entry:
+        parts.append(f"first numbers {_some(entry['first'])}")
+    return "; ".join(parts) or "nothing is known of it"
+
+
+def guard_in_words(data: Mapping[str, Any]) -> str:
+    """What a guard did, from a 'guard' event."""
+    more = [f"{name.replace('_', ' ')} {data[name]}" for name in ("to_step", "scale") if name in data]
+    return f"{data.get('guard')}: {data.get('did')}" + (f" ({', '.join(more)})" if more else "")
+
+
+def _list(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _some(value: object) -> str:
+    numbers = _list(value)
+    rest = len(numbers) - _SHOWN
+    return ", ".join(str(n) for n in numbers[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

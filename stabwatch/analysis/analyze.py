@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
-from stabwatch.runlog import Event, Meta, Run, find_run, read_run
+from stabwatch.runlog import Event, Meta, Run, find_run, plain, read_run
 
 SCHEMA_VERSION = 1
 
@@ -62,7 +62,7 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite are None."""
-        plain = {
+        data = {
             "schema": SCHEMA_VERSION,
             "run": asdict(self.meta),
             "path": str(self.path),
@@ -81,7 +81,7 @@ class Analysis:
             "bad_event_lines": self.bad_event_lines,
             "torn_bytes": self.torn_bytes,
         }
-        return finite(plain)
+        return plain(data)
 
 
 def analyze(path: str | Path) -> Analysis:
@@ -94,6 +94,9 @@ def analyze_run(run: Run) -> Analysis:
     engine = Engine()
     for block in run.blocks:
         engine.observe(block)
+    for event in run.events:
+        if event.kind in ("flight", "guard"):
+            engine.observe_event(event)
     end = _end(run.events)
     if end is not None:
         engine.observe_event(end)
@@ -150,14 +153,3 @@ def _summaries(run: Run) -> tuple[SeriesSummary, ...]:
             )
         )
     return tuple(out)
-
-
-def finite(value: Any) -> Any:
-    """Data for JSON: numbers that are not finite become None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return value

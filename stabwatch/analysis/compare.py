@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.alerts.causes import TOGETHER
-from stabwatch.analysis.analyze import finite
 from stabwatch.analysis.parting import Parting, parting
 from stabwatch.analysis.source import Source
 from stabwatch.analysis.subject import Subject, keys_of, load_subjects
 from stabwatch.analysis.sweep import Sensitivity, sensitivities
 from stabwatch.analysis.widths import Widths, widths
 from stabwatch.exporters.declared import adopt, declared
-from stabwatch.runlog import SeriesKey
+from stabwatch.runlog import SeriesKey, plain
 from stabwatch.signals import CATALOGUE
 
 SCHEMA_VERSION = 1
@@ -78,7 +77,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite are None."""
-        return finite({"schema": SCHEMA_VERSION, **asdict(self), "paths": [str(path) for path in self.paths]})
+        return plain({"schema": SCHEMA_VERSION, **asdict(self), "paths": [str(path) for path in self.paths]})
 
 
 def compare(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> Comparison:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from stabwatch.analysis.analyze import finite
 from stabwatch.analysis.subject import Subject
+from stabwatch.runlog import plain
 
 SCHEMA_VERSION = 1
 ATTENTION_LIMITS = (100.0, 1e4)
@@ -115,7 +115,7 @@ class Forecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite are None."""
-        return finite(asdict(self))
+        return plain(asdict(self))
 
 
 class Law:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from stabwatch.alerts import Alert, Engine
-from stabwatch.alerts.engine import STALL_SECONDS
+from stabwatch.alerts.engine import HEARD, STALL_SECONDS
 from stabwatch.analysis.source import Source
 from stabwatch.runlog import Block, Event
 
@@ -19,11 +19,11 @@ PIECE = 4096
 
 
 def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> Iterator[Block | Event]:
-    """Records, and the start and end events among those that were `said`; an event comes after the records of its time.
+    """Records, and those of the events that were `said` which an engine looks at; each after the records of its time.
 
     A block ends where the run was silent, and where a multiple of `every` seconds has passed.
     """
-    events = sorted((e for e in said if e.kind in ("start", "end")), key=lambda e: e.time)
+    events = sorted((e for e in said if e.kind in HEARD), key=lambda e: e.time)
     for block in _pieces(log, every):
         done = 0
         while events and events[0].time < block.times[-1]:

@@ -1,3 +1,6 @@
 """What may change a training run, and only when its owner asks for it."""
 
+from stabwatch.guards.backoff import LearningRateBackoff as LearningRateBackoff
+from stabwatch.guards.skip_step import SkipStep as SkipStep
+from stabwatch.guards.snapshots import Snapshots as Snapshots
 from stabwatch.guards.taylor import TaylorGuard as TaylorGuard

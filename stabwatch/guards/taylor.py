@@ -42,7 +42,7 @@ class TaylorGuard:
 
     probe: one that sees the model's batches already, instead of one of its own with `samples` samples.
     ratio: r of the last step, inf where it was not finite. scale: what that step was multiplied by.
-    limited: how many steps were shortened. All on the device.
+    interventions: how many steps were shortened. All on the device.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TaylorGuard:
         device = next(iter(self._parameters.values())).device if self._parameters else torch.device("cpu")
         self.ratio = torch.zeros((), device=device)
         self.scale = torch.ones((), device=device)
-        self.limited = torch.zeros((), dtype=torch.int64, device=device)
+        self.interventions = torch.zeros((), dtype=torch.int64, device=device)
         self._handles = [
             optimizer.register_step_pre_hook(self._step_begins),
             optimizer.register_step_post_hook(self._step_ends),
@@ -139,7 +139,7 @@ class TaylorGuard:
     def _shorten(self, before: dict[str, Tensor], off: Tensor) -> None:
         inside = (self.ratio <= self._limit) | off
         self.scale = torch.where(inside, 1.0, self._limit / self.ratio)
-        self.limited += ~inside
+        self.interventions += ~inside
         for name, old in before.items():
             new = self._parameters[name]
             kept, scale = inside.to(new.device), self.scale.to(new.device, new.dtype)

@@ -86,7 +86,7 @@ def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     norm = _clip_grad_norm_(parameters, *args, **kwargs)
     root = CURSOR.root
-    if root is not None and root.gate.open:
+    if root is not None:
         root.watch.guard.run("clip", "always", root.watch.clipped, norm, args, kwargs)
     return norm
 

@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stabwatch.guards import TaylorGuard
+from stabwatch.guards import SkipStep, TaylorGuard
 from stabwatch.hooks.deep_parameters import DeepParameters
 from stabwatch.hooks.drift import DriftTap
 from stabwatch.hooks.parameters import ParameterTaps
 from stabwatch.hooks.plugged import PluginTaps
 from stabwatch.hooks.probe import Probe
-from stabwatch.hooks.sites import Site
+from stabwatch.hooks.sites import Site, new_cell
 from stabwatch.hooks.taylor import STEP, TaylorTap
+from stabwatch.kernels.merge import merge_
+from stabwatch.runlog import Cell
+from stabwatch.signals.reductions import HOST_COUNT
+
+INTERVENTIONS = Cell("optimizer", "", "host_count")
 
 
 class StepTaps:
@@ -38,9 +43,12 @@ class StepTaps:
         self._plugins = plugins
         self._parameters = parameters
         self._deep = DeepParameters(model, parameters.owned, device, watch)
-        self._probe = Probe(model) if watch.config.taylor or watch.config.guard else None
+        self._wanted = tuple(name for name in watch.config.guards if name in ("taylor", "skip_step"))
+        self._probe = Probe(model) if watch.config.taylor or "taylor" in self._wanted else None
         self._taylor = TaylorTap(model, self._probe, device) if self._probe and watch.config.taylor else None
-        self._guards: dict[int, TaylorGuard] = {}
+        self._guards: dict[int, list[TaylorGuard | SkipStep]] = {}
+        self._interventions = new_cell("host_count", device)
+        self._told = torch.zeros((), device=device)
         self.drift = DriftTap(model, sites, watch.deep)
 
     def register(self, buffer: Any) -> None:
@@ -49,11 +57,13 @@ class StepTaps:
         self._deep.store.register(buffer)
         if (taylor := self._taylor) is not None:
             buffer.add((STEP,), lambda: taylor.cell)
+        if self._wanted:
+            buffer.add((INTERVENTIONS,), lambda: self._interventions)
 
     def before(self, optimizer: Any) -> None:
         """The optimizer is about to step."""
         run, gate = self._watch.guard.run, self._watch.gate
-        if self._watch.config.guard and id(optimizer) not in self._guards:
+        if self._wanted and id(optimizer) not in self._guards:
             run("guard", "always", self._set_guard, optimizer)
         if gate.sampled:
             run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
@@ -67,13 +77,32 @@ class StepTaps:
             run("successive", "deep", self._deep.before_turn, optimizer, gate.coming)
         run("plugins", "always", self._plugins.parameters, optimizer)
 
+    def clipped(self, norm: Tensor) -> None:
+        """Gradients were clipped, and this was their norm before."""
+        for guard in (g for guards in self._guards.values() for g in guards if isinstance(g, SkipStep)):
+            guard.clipped(norm)
+
     def step_ends(self) -> None:
         """All optimizers have stepped."""
+        if self._guards and self._watch.gate.open:
+            self._watch.guard.run("guard", "always", self._count)
         if self._watch.gate.deep and self._watch.gate.turn == 0:
             self._watch.guard.run("drift", "deep", self.drift.measure)
 
     def _set_guard(self, optimizer: Any) -> None:
-        self._guards[id(optimizer)] = TaylorGuard(optimizer, self._model, probe=self._probe)
+        guards = self._guards[id(optimizer)] = []  # also when it cannot be set: said once
+        if "skip_step" in self._wanted:
+            guards.append(SkipStep(optimizer))
+        if "taylor" in self._wanted:
+            guards.append(TaylorGuard(optimizer, self._model, probe=self._probe))
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        device = self._interventions.device
+        counts = [g.interventions.to(device, torch.float32) for guards in self._guards.values() for g in guards]
+        total = torch.stack(counts).sum() if counts else self._told
+        merge_(HOST_COUNT, self._interventions, torch.stack((torch.ones_like(total), total - self._told)))
+        self._told = total
 
     def after(self, optimizer: Any) -> None:
         """The optimizer has stepped."""
@@ -91,5 +120,5 @@ class StepTaps:
         """Take the hooks of guards and probes off again."""
         if self._probe is not None:
             self._probe.remove()
-        for guard in self._guards.values():
+        for guard in (g for guards in self._guards.values() for g in guards):
             guard.detach()

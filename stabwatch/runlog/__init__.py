@@ -16,6 +16,7 @@ from stabwatch.runlog.schema import Meta as Meta
 from stabwatch.runlog.schema import SeriesKey as SeriesKey
 from stabwatch.runlog.schema import SlotTable as SlotTable
 from stabwatch.runlog.schema import host_cell as host_cell
+from stabwatch.runlog.schema import plain as plain
 from stabwatch.runlog.writer import RunFolder as RunFolder
 from stabwatch.runlog.writer import Writer as Writer
 from stabwatch.runlog.writer import append_event as append_event

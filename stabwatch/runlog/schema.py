@@ -14,6 +14,7 @@ each with its formula and the slots it is made of, so that other tools can compu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -237,10 +238,12 @@ class Meta:
 class Event:
     """One line of events.jsonl.
 
-    kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert', 'optimizer'.
+    kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert', 'flight', 'guard', 'optimizer'.
     data: everything else on the line. 'optimizer' has `name` and `groups` (settings of each distinct group), after its
     first step; 'end' has `reason` ('finished', 'exception', 'killed', ...);
-    'alert' has the fields of `stabwatch.alerts.Alert`.
+    'alert' has the fields of `stabwatch.alerts.Alert`; 'flight' the `batches` of the steps around the onset of one
+    (`step`, and what is known of it: `indices`, `fingerprint`, `first` token ids, `shape`, `dtype`); 'guard' what a
+    guard did.
     """
 
     kind: str
@@ -249,8 +252,9 @@ class Event:
     data: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The line, without its end."""
-        return json.dumps({"kind": self.kind, "time": self.time, "step": self.step, **self.data}, default=str)
+        """The line, without its end; numbers that JSON does not have become null."""
+        line = {"kind": self.kind, "time": self.time, "step": self.step, **self.data}
+        return json.dumps(plain(line), default=str)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Event:
@@ -259,6 +263,15 @@ class Event:
         if not isinstance(d, dict):
             raise ValueError("an event is a JSON object")
         return cls(str(d.pop("kind")), float(d.pop("time")), d.pop("step", None), d)
+
+
+def plain(data: Any) -> Any:
+    """The same with every number that JSON does not have replaced by None."""
+    if isinstance(data, dict):
+        return {k: plain(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,12 @@ class Writer:
         self._put(_Record(step, time, resolve))
 
     def event(self, kind: str, step: int | None = None, **data: Any) -> None:
+        """Queue an event of now."""
+        self.put(Event(kind, time.time(), step, data))
+
+    def put(self, event: Event) -> None:
         """Queue an event."""
-        self._put(Event(kind, time.time(), step, data))
+        self._put(event)
 
     def _put(self, item: _Record | Event) -> None:
         try:

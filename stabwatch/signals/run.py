@@ -44,6 +44,18 @@ SIGNALS = (
     _host("overhead_ratio", "Share of the run's recent wall time that was spent inside stabwatch.", "ratio"),
     _host("taps_missing", "Taps that should have shown something by now and have not; `stabwatch doctor` names them."),
     _count("skipped_steps_total", "Optimizer steps that the gradient scaler skipped."),
+    Signal(
+        name="guard_interventions_total",
+        help="Optimizer steps that a guard undid (skip_step) or shortened (taylor); measured where one was asked for.",
+        unit="1",
+        tap="optimizer",
+        reduction="host_count",
+        fields=("sum",),
+        formula="total",
+        level="run",
+        kind="counter",
+        tier="always",
+    ),
     _count("probe_errors_total", "Exceptions caught inside stabwatch's own probes."),
     _count("records_dropped_total", "Records that could not be written to the run log."),
 )

@@ -222,7 +222,7 @@ def test_numbers_that_json_lacks_become_null_in_alert_events():
 
     alert = Alert(rule="NonFinite", severity="critical", state="firing", signal="loss", layer="", step=1, onset=1,
                   time=1.0, value=float("nan"), threshold=None, summary="s", description="d")  # fmt: skip
-    line = json.loads(state.event_of(alert).to_json(), parse_constant=lambda name: pytest.fail(name))
+    line = json.loads(alert.to_event().to_json(), parse_constant=lambda name: pytest.fail(name))
     assert line["value"] is None
     assert line["step"] == 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stabwatch.agent.state import Follower, event_of
+from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
 from stabwatch.alerts.rule import Condition
 from stabwatch.analysis.replay import replay, replay_run
@@ -33,7 +33,7 @@ def written(run: Path) -> list[dict]:
 
 
 def said(found) -> list[dict]:
-    events = [json.loads(event_of(a).to_json()) for a in found.alerts]
+    events = [json.loads(a.to_event().to_json()) for a in found.alerts]
     return [{k: v for k, v in e.items() if k != "kind"} for e in events]
 
 

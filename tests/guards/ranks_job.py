@@ -38,7 +38,7 @@ def train(rank: int, mode: str) -> dict[str, float]:
     dist.all_gather(both, mine)
     return {
         "apart": float((both[0] - both[1]).abs().max()),
-        "limited": int(guard.limited) if guard else 0,
+        "limited": int(guard.interventions) if guard else 0,
         "loss": loss.item(),
     }
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.ranks import _AHEAD
+from stabwatch.ranks import AHEAD
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
 from tests.training.ddp_job import STEPS, batch
@@ -59,7 +59,7 @@ def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, tmp_pat
     whole = _single(attach)
     assert log.meta.world_size == 2
     assert collectives[0] == collectives[1]
-    assert STEPS - _AHEAD - 2 <= collectives[0] <= STEPS  # one per step, from the agreed step on
+    assert STEPS - AHEAD - 2 <= collectives[0] <= STEPS  # one per step, from the agreed step on
     first = STEPS - collectives[0]
     compared = 0
     for key in whole.keys:

@@ -1,0 +1,283 @@
+"""What an alert sets off in the training process: a closer look, the flight recorder, callbacks, guards.
+
+The agent judges, and its alerts come back through the run log, a second or less later. Where something is to be done
+at an alert (`on_alert`, a guard), the same engine judges in the writer's thread, record by record: no alert is late by
+more than the records that are under way, and none depends on another process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from stabwatch.agreement import Agreement
+from stabwatch.config import Config
+from stabwatch.errors import TrainingUnstableError
+from stabwatch.guards import LearningRateBackoff, Snapshots
+from stabwatch.hooks.batches import Batches
+from stabwatch.ranks import Ranks
+from stabwatch.runlog import Block, Event, RunLog, SlotTable, Writer
+from stabwatch.schedule import Governor
+
+if TYPE_CHECKING:
+    from stabwatch.alerts import Alert, Engine
+
+_log = logging.getLogger("stabwatch")
+
+LISTEN_SECONDS = 0.25
+BEFORE = 2
+"""Steps before the onset whose batches are kept with an alert."""
+MOST_BATCHES = 64
+MOST_FLIGHTS = 100
+"""Alerts of one run that are kept with their batches."""
+
+
+class Reaction(Protocol):
+    """What a guard does at an alert."""
+
+    @property
+    def name(self) -> str:
+        """As in the setting `guard`."""
+
+    def before(self, optimizer: Any, step: int) -> None:
+        """An optimizer is about to step."""
+
+    def after(self, optimizer: Any) -> None:
+        """It has stepped."""
+
+    def boundary(self, step: int) -> None:
+        """Between two steps; `step` is the next one."""
+
+    def react(self, onset: int) -> dict[str, Any] | None:
+        """Act on an alert, between two steps; says what was done, or None when nothing could be."""
+
+
+class Ear(Protocol):
+    """Where alerts come from. Called in the writer's thread."""
+
+    def record(self, table: SlotTable, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+        """A record was made."""
+
+    def restart(self, step: int) -> None:
+        """The run was set back: records from before `step` count no more."""
+
+
+class AgentEar:
+    """Hears the alerts that an agent writes into the run log."""
+
+    def __init__(self, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = RunLog(run_dir)
+        self._log.poll_events()  # of an earlier run in the same folder
+        self._clock = clock
+        self._due = 0.0
+
+    def record(self, table: SlotTable, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+        """Alerts that were written since; the log is looked at four times a second at most."""
+        if self._clock() < self._due:
+            return ()
+        self._due = self._clock() + LISTEN_SECONDS
+        events = [e for e in self._log.poll_events() if e.kind == "alert"]
+        if not events:
+            return ()
+        from stabwatch.alerts import Alert
+
+        return [Alert.from_event(e) for e in events]
+
+    def restart(self, step: int) -> None:
+        """An agent sees for itself."""
+
+
+class EngineEar:
+    """Judges each record with the rules, here.
+
+    write: told each alert, when there is no agent to write it.
+    """
+
+    def __init__(self, rules: str | None, write: Callable[[Event], None] | None) -> None:
+        from stabwatch.alerts import RULES, Engine
+        from stabwatch.alerts.user_rules import load_rules
+
+        self._make: Callable[[], Engine] = lambda: Engine(load_rules(rules) if rules else RULES)
+        self._judge = (0, self._make())
+        """The first step that counts, and the engine; replaced together, as two threads look at them."""
+        self._write = write
+
+    def record(self, table: SlotTable, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+        """The transitions of this record."""
+        first, engine = self._judge
+        if step < first:
+            return ()
+        alerts = engine.observe(Block(table, np.array([step]), np.array([now]), slots[None]))
+        for alert in alerts if self._write is not None else ():
+            self._write(alert.to_event())  # type: ignore[misc]
+        return alerts
+
+    def restart(self, step: int) -> None:
+        """Judge anew: what was normal before a fault is learned again."""
+        self._judge = (step, self._make())
+
+
+class Alarm:
+    """Hears alerts in the writer's thread, acts on them there or at the next step boundary."""
+
+    def __init__(
+        self,
+        *,
+        ear: Ear | None,
+        writer: Writer | None,
+        governor: Governor,
+        batches: Batches,
+        agreement: Agreement,
+        on_alert: Callable[[Alert], object] | None,
+        reactions: Sequence[Reaction],
+        escalate: int,
+        stop: bool,
+        run: Callable[..., None],
+    ) -> None:
+        self._ear = ear
+        self._writer = writer
+        self._governor = governor
+        self._batches = batches
+        self._agreement = agreement
+        self._on_alert = on_alert
+        self._reactions = reactions
+        self._escalate = escalate
+        self._stop = stop
+        self._run = run
+        self._heard: deque[Alert] = deque()
+        self._flights = 0
+        self._from = 0
+
+    # -- in the writer's thread ---------------------------------------------------------------------
+
+    def record(self, table: SlotTable, step: int, slots: NDArray[np.float32]) -> None:
+        """A record is about to be written."""
+        if self._ear is not None:
+            self._run("alarm", "always", self._listen, self._ear, table, step, slots)
+
+    def _listen(self, ear: Ear, table: SlotTable, step: int, slots: NDArray[np.float32]) -> None:
+        for alert in ear.record(table, step, time.time(), slots):
+            if alert.state == "firing":
+                self._governor.escalate(self._escalate)
+                self._keep(alert)
+            self._heard.append(alert)
+
+    def _keep(self, alert: Alert) -> None:
+        """The flight recorder: records are in the log already, whole; which batches they were of is added."""
+        if self._writer is None or self._flights >= MOST_FLIGHTS:
+            return
+        batches = self._batches.of(alert.onset - BEFORE, alert.step)
+        self._flights += 1
+        self._writer.event(
+            "flight", alert.step, rule=alert.rule, signal=alert.signal, layer=alert.layer, onset=alert.onset,
+            batches=batches[:MOST_BATCHES], left_out=max(0, len(batches) - MOST_BATCHES),
+        )  # fmt: skip
+
+    # -- in the training thread ---------------------------------------------------------------------
+
+    def before(self, optimizer: Any, step: int) -> None:
+        """An optimizer is about to step."""
+        for reaction in self._reactions:
+            self._run(reaction.name, "always", reaction.before, optimizer, step)
+
+    def after(self, optimizer: Any) -> None:
+        """It has stepped."""
+        for reaction in self._reactions:
+            self._run(reaction.name, "always", reaction.after, optimizer)
+
+    def boundary(self, step: int) -> None:
+        """Between two steps; `step` is the next one. Raises TrainingUnstableError where that was asked for."""
+        from stabwatch.alerts import Alert
+
+        critical: Alert | None = None
+        while self._heard:
+            alert = self._heard.popleft()
+            if alert.step < self._from:
+                continue  # judged while the run was set back
+            if self._on_alert is not None:
+                try:
+                    self._on_alert(alert)
+                except TrainingUnstableError:
+                    raise
+                except Exception as error:
+                    self._complain(error)
+            if alert.state == "firing" and alert.severity == "critical" and alert.rule != "TrainingStopped":
+                critical = critical or alert
+        if not (self._reactions or self._stop):
+            return
+        for reaction in self._reactions:
+            self._run(reaction.name, "always", reaction.boundary, step)
+        if critical is not None and not self._agreement.possible:
+            self._act(critical, step, ())
+        elif critical is not None and not self._agreement.pending:
+            self._agreement.say(step, critical.to_event().to_json())
+        for said in self._agreement.due(step) if self._agreement.possible else ():
+            self._act(Alert.from_event(Event.from_json(said)), step, self._reactions)
+
+    def _complain(self, error: Exception) -> None:
+        def again() -> None:
+            raise error
+
+        self._run("on_alert", "always", again)
+
+    def _act(self, alert: Alert, step: int, reactions: Sequence[Reaction]) -> None:
+        done = False
+        for reaction in reactions:
+            outcome: dict[str, Any] | None = None
+
+            def react(reaction: Reaction = reaction) -> None:
+                nonlocal outcome
+                outcome = reaction.react(alert.onset)
+
+            self._run(reaction.name, "always", react)
+            done = done or outcome is not None
+            self._tell(reaction.name, alert, step, outcome)
+        if done and self._ear is not None:
+            self._ear.restart(step)
+            self._from = step
+        if self._stop and not done:
+            self._tell("raise", alert, step, {"did": "raised"})
+            raise TrainingUnstableError(f"{alert.summary} {alert.description} See {alert.runbook_url}")
+
+    def _tell(self, guard: str, alert: Alert, step: int, outcome: dict[str, Any] | None) -> None:
+        facts = {"did": "nothing"} if outcome is None else outcome
+        _log.warning("stabwatch: guard %s at step %d, for %s: %s", guard, step, alert.rule, facts)
+        if self._writer is not None:
+            self._writer.event("guard", step, guard=guard, rule=alert.rule, onset=alert.onset, **facts)
+
+
+def alarm_of(
+    config: Config,
+    model: nn.Module,
+    ranks: Ranks,
+    writer: Writer | None,
+    run_dir: Path,
+    governor: Governor,
+    batches: Batches,
+    on_alert: Callable[[Alert], object] | None,
+    run: Callable[..., None],
+) -> Alarm:
+    """The alarm that the settings ask for."""
+    made: dict[str, Callable[[], Reaction]] = {
+        "snapshot": lambda: Snapshots(model, config.snapshot_every),
+        "lr_backoff": LearningRateBackoff,
+    }
+    reactions = [make() for name, make in made.items() if name in config.guards]
+    stop = "raise" in config.guards
+    ear: Ear | None = None
+    if writer is not None and (on_alert is not None or reactions or stop):
+        ear = EngineEar(config.rules, None if config.agent else writer.put)
+    elif writer is not None and config.agent:
+        ear = AgentEar(run_dir)
+    return Alarm(
+        ear=ear, writer=writer, governor=governor, batches=batches, agreement=Agreement(ranks), on_alert=on_alert,
+        reactions=reactions, escalate=config.escalate, stop=stop, run=run,
+    )  # fmt: skip

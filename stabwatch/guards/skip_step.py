@@ -1,0 +1,127 @@
+"""Undo a step whose gradient stands far out, on the device.
+
+Source: OLMo 2 (arXiv:2501.00656) skips steps whose gradient norm lies six standard deviations above its mean over the
+last 128 steps; steps that are not finite are skipped by every loss scaler.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabwatch.hooks.copies import Copies
+
+_log = logging.getLogger("stabwatch")
+
+WINDOW = 128
+SIGMAS = 6.0
+LEAST_RATIO = 2.0
+"""A norm below twice the mean is no reason, however little it varied before."""
+
+
+class SkipStep:
+    """Undoes steps of an optimizer whose gradient norm is not finite, or far above those of the last 128 steps.
+
+    Far is more than six standard deviations above their mean and more than twice the mean, from 64 norms on; a norm
+    that was far counts among them from then on, so that a lasting change is not refused for ever. The norm is the one
+    before clipping where `clip_grad_norm_` found it. Parameters and the optimizer's state are set back by a selection
+    on the device: nothing waits, and a step that is kept changes no bit. Numbers of the state that live on the host (a
+    step count that is no tensor) go on. State that this very step made becomes zero.
+
+    Costs a copy of parameters and optimizer state while the optimizer steps. Replicas that hold the same gradients
+    decide the same. Sharded parameters are refused, with ValueError: a shard does not know the norm. An exception of
+    its own is logged once, and training goes on unguarded.
+
+    interventions: steps undone so far, int64 () on the device.
+    """
+
+    def __init__(self, optimizer: Any, *, window: int = WINDOW, sigmas: float = SIGMAS) -> None:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        if any(hasattr(p, "_local_tensor") for p in params):
+            raise ValueError("The guard skip_step needs whole parameters, and those of this model are sharded.")
+        device = params[0].device if params else torch.device("cpu")
+        self._optimizer = optimizer
+        self._sigmas = sigmas
+        self._copies = Copies()
+        self._norms = torch.full((window,), torch.nan, device=device)
+        self._steps = 0
+        self._clipped: Tensor | None = None
+        self._held: dict[tuple[int, str], Tensor] = {}
+        self._skip = torch.zeros((), dtype=torch.bool, device=device)
+        self._failed = False
+        self.interventions = torch.zeros((), dtype=torch.int64, device=device)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._step_begins),
+            optimizer.register_step_post_hook(self._step_ends),
+        ]
+
+    def clipped(self, norm: Tensor) -> None:
+        """`clip_grad_norm_` found this norm for the step to come; of several the largest counts."""
+        norm = norm.detach().to(self._norms.device, torch.float32)
+        self._clipped = norm if self._clipped is None else torch.maximum(self._clipped, norm)
+
+    def _step_begins(self, *_: Any) -> None:
+        self._safely(self._judge)
+
+    def _step_ends(self, *_: Any) -> None:
+        self._safely(self._select)
+
+    def _safely(self, action: Any) -> None:
+        if self._failed:
+            return
+        try:
+            with torch.no_grad():
+                action()
+        except Exception:
+            _log.exception("stabwatch: the guard skip_step failed; training goes on unguarded")
+            self._failed = True
+            self._held = {}
+
+    def _judge(self) -> None:
+        norm = self._norm()
+        known = self._norms.isfinite()
+        count = known.sum()
+        mean = torch.where(known, self._norms, 0.0).sum() / count
+        spread = (torch.where(known, self._norms - mean, 0.0).square().sum() / (count - 1)).sqrt()
+        far = (norm > mean + self._sigmas * spread) & (norm > LEAST_RATIO * mean) & (count >= len(self._norms) // 2)
+        self._skip = ~norm.isfinite() | far
+        self._norms[self._steps % len(self._norms)] = norm
+        self._steps += 1
+        live = self._live()
+        self._held = dict(zip(live, self._copies.of(list(live.values())), strict=True))
+
+    def _norm(self) -> Tensor:
+        clipped, self._clipped = self._clipped, None
+        device = self._norms.device
+        grads = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
+        parts = [n.to(device, torch.float32) for n in torch._foreach_norm(dense)] if dense else []
+        norm = torch.linalg.vector_norm(torch.stack(parts)) if parts else self._norms.new_zeros(())
+        scale = getattr(self._optimizer, "grad_scale", None)  # a fused optimizer unscales by itself
+        norm = norm / scale.to(device) if isinstance(scale, Tensor) else norm
+        return norm if clipped is None else torch.maximum(norm, clipped)
+
+    def _live(self) -> dict[tuple[int, str], Tensor]:
+        """Everything on a device that the step may change: parameters, and by its name what the state holds of them."""
+        params = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        live = {(id(p), ""): p.detach() for p in params}
+        for p in params:
+            state = self._optimizer.state.get(p, {})
+            live |= {(id(p), name): t for name, t in state.items() if isinstance(t, Tensor)}
+        return live
+
+    def _select(self) -> None:
+        held, self._held = self._held, {}
+        for place, now in self._live().items():
+            old = held.get(place)
+            old = torch.zeros_like(now) if old is None else old
+            now.copy_(torch.where(self._skip.to(now.device), old, now))
+        self.interventions += self._skip
+
+    def detach(self) -> None:
+        """Take every hook off again."""
+        for handle in self._handles:
+            handle.remove()
