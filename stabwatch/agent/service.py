@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from stabwatch.agent.alertmanager import Alertmanager
 from stabwatch.agent.discovery import AGENT, target, target_file, write_atomically
-from stabwatch.agent.notify import Notifier, address
+from stabwatch.agent.notify import Notifier
+from stabwatch.agent.receivers import ALERTMANAGER, TOKEN, address, receivers, secret
 from stabwatch.agent.server import App, HttpServer
 from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
@@ -49,11 +51,15 @@ def serve(
     run = Path(run_dir).resolve()
     token = _token(username, password)
     with ExitStack() as leave:
-        chosen, webhook = load_rules(rules) if rules else RULES, address()
-        notifier = Notifier(webhook, run.name, chosen) if webhook else None
-        if notifier:
+        chosen = load_rules(rules) if rules else RULES
+        found, upstream, bearer = receivers(), address(ALERTMANAGER), secret(TOKEN)
+        follower = Follower(run, timeout=WAIT_SECONDS, rules=chosen)
+        name, failed = follower.meta.run, follower.count_error
+        for notifier in [Notifier(receiver, name, chosen, failed) for receiver in found]:
+            follower.tell.append(notifier.tell)
             leave.callback(notifier.close)
-        follower = Follower(run, timeout=WAIT_SECONDS, rules=chosen, tell=notifier.tell if notifier else None)
+        if upstream:
+            leave.callback(Alertmanager(upstream, name, chosen, follower.firing, token=bearer, failed=failed).close)
         leave.enter_context(_signals(follower.stopping))
         leave.callback(follower.lease.release)
         server = HttpServer(App(follower, token), host, port, certfile=_path(certfile), keyfile=_path(keyfile))

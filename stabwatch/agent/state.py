@@ -67,7 +67,6 @@ class Follower:
         process: ProcessWatch | None = None,
         timeout: float = 0.0,
         rules: Sequence[Rule] = RULES,
-        tell: Callable[[list[Event]], None] | None = None,
     ) -> None:
         self.log = wait_for_run(run, timeout)
         self.meta = self.log.meta
@@ -82,7 +81,9 @@ class Follower:
         self.history_lock = threading.Lock()
         self.history = History(CHARTED)
         self.rules = tuple(rules)
-        self._tell = tell
+        self.tell: list[Callable[[list[Event]], None]] = []
+        """Told each alert event that this agent has written."""
+        self._active: tuple[Alert, ...] | None = None
         self._engine = Engine(self.rules)
         self._readings = Readings(SeriesCap(max_series))
         self._process = process or ProcessWatch(self.meta)
@@ -117,6 +118,15 @@ class Follower:
             self._attempt("tick", lambda: self._alerts(self._engine.tick(self._time())))
         self._attempt("events", self._write)
         self._attempt("snapshot", self._publish)
+        self._active = self._engine.active if self.lease.held() else None
+
+    def firing(self) -> tuple[Alert, ...] | None:
+        """The alerts that fire now; None while another agent speaks for the run. For any thread."""
+        return self._active
+
+    def count_error(self) -> None:
+        """Something failed that was logged elsewhere. For any thread."""
+        self.errors += 1
 
     def _read(self) -> bool:
         blocks, events = self.log.poll(), self.log.poll_events()
@@ -196,8 +206,8 @@ class Follower:
                 self._written.add(_identity(event))
                 new += [event] if event.kind == "alert" else []
             self._outbox.pop(0)
-        if self._tell is not None:
-            self._tell(new)
+        for tell in self.tell if new else ():
+            tell(new)
 
     def _time(self) -> float:
         """Now, in seconds since the epoch, on the clock of the training process."""

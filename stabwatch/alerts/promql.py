@@ -16,7 +16,6 @@ from stabwatch.alerts.rule import RUNBOOKS, SEVERITIES, Rule, Severity
 BETWEEN = "2m"
 """How far back a transition that no scrape saw is looked for: several scrape intervals."""
 KEEP = {"critical": "5m", "warning": "5m", "info": "1m"}
-DASHBOARD = "/d/stabwatch-run?var-run={{ $labels.run }}"
 
 _HEALTH: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
@@ -90,18 +89,25 @@ def _alert(rule: Rule, severity: Severity, missed: bool) -> dict[str, Any]:
         f"max by (run, layer) (increase({counter}[{BETWEEN}])) > 0\n"
         f"or max by (run, layer) ({counter} unless {counter} offset {BETWEEN}) > 0"
     )
-    summary = next((level.summary for level in rule.levels if level.severity == severity and level.summary), "")
     return {
         "alert": rule.alert,
         "expr": f"{verdict}\nor {over}" if missed else verdict,
         "keep_firing_for": KEEP[severity],
         "labels": {"severity": severity},
-        "annotations": {
-            "summary": f"{summary or rule.summary} Run {{{{ $labels.run }}}}",
-            "description": "{{ with $labels.layer }}Layer {{ . }}. {{ end }}" + " ".join(rule.remedy),
-            "runbook_url": rule.runbook_url,
-            "dashboard_url": DASHBOARD,
-        },
+        "annotations": annotations_of(
+            rule, severity, "{{ $labels.run }}", "{{ with $labels.layer }}Layer {{ . }}. {{ end }}"
+        ),
+    }
+
+
+def annotations_of(rule: Rule, severity: str, run: str, place: str) -> dict[str, str]:
+    """The annotations of an alert. place: 'Layer x. ', or nothing."""
+    summary = next((level.summary for level in rule.levels if level.severity == severity and level.summary), "")
+    return {
+        "summary": f"{summary or rule.summary} Run {run}",
+        "description": place + " ".join(rule.remedy),
+        "runbook_url": rule.runbook_url,
+        "dashboard_url": f"/d/stabwatch-run?var-run={run}",
     }
 
 

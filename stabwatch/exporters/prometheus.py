@@ -136,7 +136,11 @@ class RunCollector(Collector):
     def _itself(self, s: Snapshot) -> Iterator[Metric]:
         counts = (
             ("collect_errors", "Metric families that could not be built at a scrape.", self._errors),
-            ("agent_errors", "Exceptions caught in the agent while it followed the run log.", s.agent_errors),
+            (
+                "agent_errors",
+                "What failed in the agent, following the run log or telling of alerts.",
+                s.agent_errors,
+            ),
             ("series_dropped", "Series that are not exported because the agent's cap was reached.", s.series_dropped),
         )
         for name, text, value in counts:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from stabwatch.agent import notify
-from stabwatch.agent.notify import Notifier, address
+from stabwatch.agent import notify, receivers
+from stabwatch.agent.notify import Notifier
+from stabwatch.agent.receivers import WEBHOOK, Command, Message, Refused, Webhook, address
 from stabwatch.alerts import RULES
 from stabwatch.errors import ConfigError
 from stabwatch.runlog import Event
@@ -53,7 +55,7 @@ def _alert(layer="blocks.0", rule="AttentionLogitGrowth", severity="critical", s
 
 
 def test_layers_of_a_rule_are_one_line_and_told_once(receiver):
-    notifier = Notifier(receiver.url, "night", RULES)
+    notifier = Notifier(Webhook(receiver.url), "night", RULES)
     notifier.tell([_alert(), _alert("blocks.1")])
     notifier.tell([_alert("blocks.2"), _alert(rule="LossSpike", severity="info")])
     until(lambda: receiver.got)
@@ -65,7 +67,7 @@ def test_layers_of_a_rule_are_one_line_and_told_once(receiver):
 
 
 def test_what_is_over_is_told(receiver):
-    notifier = Notifier(receiver.url, "night", RULES)
+    notifier = Notifier(Webhook(receiver.url), "night", RULES)
     notifier.tell([_alert(state="resolved", step=90)])
     notifier.close()
     assert receiver.got == ["night: over at step 90: Logits grow."]
@@ -73,33 +75,35 @@ def test_what_is_over_is_told(receiver):
 
 def test_a_receiver_that_stumbles_is_tried_again_and_one_that_refuses_is_not(receiver, capfd):
     receiver.answers = [503, 429]
-    notifier = Notifier(receiver.url, "night", RULES, waits=(0.01, 0.01, 0.01))
+    failures = []
+    notifier = Notifier(Webhook(receiver.url), "night", RULES, lambda: failures.append(1), waits=(0.01, 0.01, 0.01))
     notifier.tell([_alert()])
     until(lambda: receiver.got)
     receiver.answers = [404]
     notifier.tell([_alert(rule="NonFinite")])
-    until(lambda: notifier.failures == 1)
+    until(lambda: failures)
     notifier.close()
     said = capfd.readouterr().err
     assert "it answers 404" in said and SECRET not in said
 
 
 def test_nobody_there_delays_nothing(capfd):
-    notifier = Notifier(f"http://127.0.0.1:9{SECRET}", "night", RULES, waits=())
+    failures = []
+    notifier = Notifier(Webhook(f"http://127.0.0.1:9{SECRET}"), "night", RULES, lambda: failures.append(1), waits=())
     began = time.monotonic()
     notifier.tell([_alert()])
     assert time.monotonic() - began < 0.5
     notifier.close()
-    assert notifier.failures == 1 and SECRET not in capfd.readouterr().err
+    assert failures == [1] and SECRET not in capfd.readouterr().err
 
 
 def test_the_address_comes_from_the_environment_or_a_file(tmp_path):
-    assert address({}) is None
-    assert address({"STABWATCH_WEBHOOK": "https://x/y"}) == "https://x/y"
+    assert address(WEBHOOK, {}) is None
+    assert address(WEBHOOK, {"STABWATCH_WEBHOOK": "https://x/y"}) == "https://x/y"
     (tmp_path / "hook").write_text("https://x/z\n")
-    assert address({"STABWATCH_WEBHOOK_FILE": str(tmp_path / "hook")}) == "https://x/z"
+    assert address(WEBHOOK, {"STABWATCH_WEBHOOK_FILE": str(tmp_path / "hook")}) == "https://x/z"
     with pytest.raises(ConfigError) as error:
-        address({"STABWATCH_WEBHOOK": "secret"})
+        address(WEBHOOK, {"STABWATCH_WEBHOOK": "secret"})
     assert "secret" not in str(error.value)
 
 
@@ -111,3 +115,54 @@ def test_a_real_agent_tells_of_a_real_alert(receiver, new_log, start_agent, monk
     log.write(range(300))
     text = until(lambda: receiver.got and receiver.got[0], 30)
     assert "sick" in text and SECRET not in agent.metrics()
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A real program that appends what it is given to a file, and ends with the codes that stand in another."""
+    code = (
+        "import json, pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "codes = folder / 'codes'\n"
+        "left = json.loads(codes.read_text()) if codes.exists() else []\n"
+        "codes.write_text(json.dumps(left[1:]))\n"
+        "(folder / 'got').open('a').write(sys.stdin.read() + chr(10))\n"
+        "print('thank you')\n"
+        "sys.exit(left[0] if left else 0)\n"
+    )
+    (tmp_path / "tell it.py").write_text(code)
+    return Command(f"{sys.executable} '{tmp_path / 'tell it.py'}' '{tmp_path}'"), tmp_path
+
+
+def test_a_command_gets_the_alerts_as_json(receiver, program, capfd):
+    command, folder = program
+    notifier = Notifier(command, "night", RULES)
+    notifier.tell([_alert(), _alert("blocks.1")])
+    notifier.close()
+    got = json.loads((folder / "got").read_text())
+    assert got["run"] == "night" and got["text"].startswith("CRITICAL night: Logits grow.")
+    [alert] = got["alerts"]
+    assert (alert["rule"], alert["layers"], alert["onset"]) == ("AttentionLogitGrowth", ["blocks.0", "blocks.1"], 12)
+    assert "thank you" in capfd.readouterr().err
+
+
+def test_a_command_that_fails_for_now_is_tried_again_and_one_that_refuses_is_not(program, monkeypatch):
+    command, folder = program
+    (folder / "codes").write_text("[75, 3]")
+    for again in (True, False):
+        with pytest.raises(Refused) as refused:
+            command.send(Message("night", "x"))
+        assert refused.value.again is again
+    with pytest.raises(Refused, match="cannot be started"):
+        Command("/no/such/program").send(Message("night", "x"))
+    monkeypatch.setattr(receivers, "COMMAND_TIMEOUT", 0.2)
+    with pytest.raises(Refused, match="did not end"):
+        Command("sleep 30").send(Message("night", "x"))
+    with pytest.raises(ConfigError, match="no command line"):
+        Command("say 'it")
+
+
+def test_receivers_come_from_the_environment():
+    found = receivers.receivers({"STABWATCH_WEBHOOK": "https://x/y", "STABWATCH_NOTIFY_COMMAND": "say"})
+    assert [type(r) for r in found] == [Webhook, Command]
+    assert receivers.receivers({}) == []

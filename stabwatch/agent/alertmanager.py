@@ -1,0 +1,102 @@
+"""Alerts straight to an Alertmanager, without a Prometheus, with the labels and annotations that one would give them.
+
+So routes, groups and inhibitions that were written for Prometheus hold here too (`exporters/alertmanager.yml`).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from stabwatch.agent.receivers import Refused, post
+from stabwatch.alerts import Alert
+from stabwatch.alerts.promql import annotations_of
+from stabwatch.alerts.rule import Rule
+
+LOOK_SECONDS = 1.0
+RESEND_SECONDS = 60.0
+"""Alertmanager forgets what nobody repeats."""
+EXPIRE_SECONDS = 240.0
+"""As long as a Prometheus lets an alert live that it does not repeat."""
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Alertmanager:
+    """Tells an Alertmanager what fires now: at once when that changes, and again each minute.
+
+    active: gives the alerts that fire now, or None when this agent does not speak for the run. What cannot be told is
+    told again a second later; `failed` is called once for each time that it begins to fail.
+    """
+
+    name = "Alertmanager"
+
+    def __init__(
+        self,
+        url: str,
+        run: str,
+        rules: Sequence[Rule],
+        active: Callable[[], Sequence[Alert] | None],
+        *,
+        token: str | None = None,
+        failed: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._url = url.rstrip("/") + "/api/v2/alerts"
+        self._run, self._active, self._token, self._failed = run, active, token, failed
+        self._rules = {rule.name: rule for rule in rules}
+        self._told: dict[Labels, dict[str, Any]] = {}
+        self._due = 0.0
+        self._failing = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="stabwatch-alertmanager", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Tell the last state; what fires then is left to expire."""
+        self._stopping.set()
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            self._tell()
+        self._tell()
+
+    def _tell(self) -> None:
+        active = self._active()
+        if active is None:
+            return
+        now, clock = time.time(), time.monotonic()
+        found = dict(self._alert(a) for a in active)
+        over = {labels: alert for labels, alert in self._told.items() if labels not in found}
+        if not over and found.keys() == self._told.keys() and (clock < self._due or not found):
+            return
+        sent = [{**a, "endsAt": _time(now + EXPIRE_SECONDS)} for a in found.values()]
+        sent += [{**a, "endsAt": _time(now)} for a in over.values()]
+        try:
+            post(self._url, sent, self._token)
+        except Refused as error:
+            self._complain(str(error))
+            return
+        self._told, self._due, self._failing = found, clock + RESEND_SECONDS, False
+
+    def _alert(self, alert: Alert) -> tuple[Labels, dict[str, Any]]:
+        name = {"alertname": f"Stabwatch{alert.rule}", "severity": alert.severity, "run": self._run}
+        labels = name | ({"layer": alert.layer} if alert.layer else {})
+        rule = self._rules.get(alert.rule)
+        place = f"Layer {alert.layer}. " if alert.layer else ""
+        said = annotations_of(rule, alert.severity, self._run, place) if rule else {"summary": alert.summary}
+        return tuple(sorted(labels.items())), {"labels": labels, "annotations": said, "startsAt": _time(alert.time)}
+
+    def _complain(self, said: str) -> None:
+        if not self._failing:
+            self._failing = True
+            self._failed()
+            print(f"stabwatch agent: the Alertmanager did not take the alerts: {said}.", file=sys.stderr, flush=True)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()

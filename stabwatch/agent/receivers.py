@@ -1,0 +1,146 @@
+"""Where messages can go: a webhook, a command. Addresses and tokens are secrets: they come from the environment or from
+a file, and stand in no log, no process list, no error."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shlex
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from stabwatch.errors import ConfigError
+
+WEBHOOK = "STABWATCH_WEBHOOK"
+COMMAND = "STABWATCH_NOTIFY_COMMAND"
+ALERTMANAGER = "STABWATCH_ALERTMANAGER"
+TOKEN = "STABWATCH_ALERTMANAGER_TOKEN"
+TIMEOUT = 10.0
+COMMAND_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """What somebody is told at one time. text: a line per rule. alerts: the same as data, an entry per rule."""
+
+    run: str
+    text: str
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Refused(Exception):
+    """A receiver did not take a message. again: whether it may do so later. Its text holds no secret."""
+
+    def __init__(self, said: str, again: bool) -> None:
+        super().__init__(said)
+        self.again = again
+
+
+class Receiver(Protocol):
+    """One way to tell somebody."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the agent's log."""
+
+    def send(self, message: Message) -> None:
+        """Hand it over. Raises Refused."""
+
+
+def secret(variable: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The environment's VARIABLE, or the content of the file VARIABLE_FILE. Raises ConfigError."""
+    path = environ.get(f"{variable}_FILE")
+    try:
+        found = Path(path).read_text(encoding="utf-8").strip() if path else environ.get(variable, "").strip()
+    except OSError as error:
+        raise ConfigError(f"{variable}_FILE cannot be read: {error.strerror}.") from None
+    return found or None
+
+
+def address(variable: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """A secret that is an address. Raises ConfigError."""
+    found = secret(variable, environ)
+    if found and not found.startswith(("http://", "https://")):
+        raise ConfigError(f"{variable} must be an address with http:// or https://.")
+    return found
+
+
+def receivers(environ: Mapping[str, str] = os.environ) -> list[Receiver]:
+    """The receivers of messages that the environment names. Raises ConfigError."""
+    found: list[Receiver] = []
+    if url := address(WEBHOOK, environ):
+        found.append(Webhook(url))
+    if command := secret(COMMAND, environ):
+        found.append(Command(command))
+    return found
+
+
+def post(url: str, data: Any, token: str | None = None) -> None:
+    """POST JSON; a name and a password in the address become basic authentication. Raises Refused."""
+    parts = urllib.parse.urlsplit(url)
+    headers = {"Content-Type": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    elif parts.username:
+        login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+        headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
+    bare = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    request = urllib.request.Request(bare, json.dumps(data).encode(), headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT):
+            return
+    except urllib.error.HTTPError as error:
+        raise Refused(f"it answers {error.code}", error.code >= 500 or error.code == 429) from None
+    except Exception as error:  # the text of some holds the address
+        raise Refused(type(error).__name__, True) from None
+
+
+class Webhook:
+    """An address that takes the JSON of Slack, Mattermost and Discord's Slack address."""
+
+    name = "webhook"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def send(self, message: Message) -> None:
+        """Hand it over. Raises Refused."""
+        post(self._url, {"text": message.text})
+
+
+class Command:
+    """A program that gets the message as JSON on standard input: `run`, `text`, `alerts`.
+
+    It is started without a shell; what it prints goes to the agent's log. Exit code 75 (a temporary failure) has it
+    tried again, any other but 0 is a refusal. After 30 seconds it is ended.
+    """
+
+    name = "command"
+
+    def __init__(self, command: str) -> None:
+        try:
+            self._words = shlex.split(command)
+        except ValueError as error:
+            raise ConfigError(f"{COMMAND} is no command line: {error}.") from None
+
+    def send(self, message: Message) -> None:
+        """Hand it over. Raises Refused."""
+        data = json.dumps({"run": message.run, "text": message.text, "alerts": message.alerts})
+        try:
+            done = subprocess.run(
+                self._words, input=data.encode(), stdout=sys.stderr.fileno(), timeout=COMMAND_TIMEOUT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise Refused(f"it did not end within {COMMAND_TIMEOUT:.0f} s", True) from None
+        except OSError as error:
+            raise Refused(f"it cannot be started: {error.strerror}", False) from None
+        if done.returncode:
+            raise Refused(f"it ended with exit code {done.returncode}", done.returncode == os.EX_TEMPFAIL)
