@@ -18,44 +18,19 @@ rules:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from stabwatch.alerts.catalogue import RULES
 from stabwatch.alerts.derived import families
+from stabwatch.alerts.entries import Entry, as_mapping, read
 from stabwatch.alerts.rule import SEVERITIES, Condition, Level, Rule
-from stabwatch.errors import RuleError
 from stabwatch.signals import CATALOGUE
 
 _CHANGES = ("hold", "thresholds", "recover", "silent")
 _OWN = ("signal", "above", "below", "hold", "severity", "summary", "remedy", "recover", "silent")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A mapping of the file, with the line of each of its keys."""
-
-    where: str
-    values: dict[str, Any]
-    lines: dict[str, int]
-    line: int
-
-    def fail(self, message: str, key: str = "") -> RuleError:
-        return RuleError(f"{self.where}:{self.lines.get(key, self.line)}: {message}")
-
-    def only(self, known: Sequence[str]) -> None:
-        for key in self.values:
-            if key not in known:
-                raise self.fail(f"`{key}` is none of {', '.join(known)}.", key)
-
-    def number(self, key: str, value: Any, least: float | None = None) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or (least is not None and value < least):
-            least_said = "" if least is None else f" of {least:g} or more"
-            raise self.fail(f"`{key}` is a number{least_said}, not {value!r}.", key)
-        return float(value)
 
 
 def load_rules(path: str | Path, rules: Sequence[Rule] = RULES) -> tuple[Rule, ...]:
@@ -73,36 +48,21 @@ def load_rules(path: str | Path, rules: Sequence[Rule] = RULES) -> tuple[Rule, .
     return tuple(found.values())
 
 
-def _entries(path: Path) -> Iterator[tuple[str, _Entry]]:
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise RuleError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RuleError(f"{path}:{line}: this is no YAML: {error.problem}.") from error
-    if root is None:
+def _entries(path: Path) -> Iterator[tuple[str, Entry]]:
+    top = read(path, "the file holds `rules:` and below it rules by name")
+    if top is None:
         return
-    top = _entry(path, root, "the file holds `rules:` and below it rules by name")
     top.only(("rules",))
-    inner = next((value for key, value in root.value if key.value == "rules"), None)
+    inner = top.nodes.get("rules")
     if inner is None or inner.value == "":
         return
     if not isinstance(inner, yaml.MappingNode):
         raise top.fail("`rules` holds rules by name.", "rules")
     for key, value in inner.value:
-        yield str(key.value), _entry(path, value, f"`{key.value}` holds settings by name", key.start_mark.line + 1)
+        yield str(key.value), as_mapping(path, value, f"`{key.value}` holds settings by name", key.start_mark.line + 1)
 
 
-def _entry(path: Path, node: yaml.Node, what: str, line: int = 1) -> _Entry:
-    if not isinstance(node, yaml.MappingNode):
-        raise RuleError(f"{path}:{line}: {what}.")
-    loader = yaml.SafeLoader("")
-    values = {str(k.value): loader.construct_object(v, deep=True) for k, v in node.value}
-    return _Entry(str(path), values, {str(k.value): k.start_mark.line + 1 for k, _ in node.value}, line)
-
-
-def _changed(rule: Rule, entry: _Entry) -> Rule | None:
+def _changed(rule: Rule, entry: Entry) -> Rule | None:
     """A rule of ours, changed; None if it is silent everywhere."""
     entry.only(_CHANGES)
     silent = _silent(entry)
@@ -144,7 +104,7 @@ def _widened(condition: Condition, levels: Sequence[Level]) -> Condition:
     )
 
 
-def _own(name: str, entry: _Entry) -> Rule:
+def _own(name: str, entry: Entry) -> Rule:
     """A new rule on a signal or a derived gauge."""
     entry.only(_OWN)
     if "signal" not in entry.values:
@@ -167,7 +127,7 @@ def _own(name: str, entry: _Entry) -> Rule:
         summary=str(entry.values.get("summary", f"{condition}.")),
         description=f"{signal} of {{where}} is {{{signal}:.4g}}.",
         remedy=(remedy,) if isinstance(remedy, str) else tuple(map(str, remedy)),
-        source=f"{entry.where}:{entry.line}",
+        source=f"{entry.path}:{entry.line}",
         levels=(Level(severity=severity, when=(condition,), hold=hold),),
         outside=(condition,),
         recover=int(entry.number("recover", entry.values.get("recover", 5), 1)),
@@ -175,7 +135,7 @@ def _own(name: str, entry: _Entry) -> Rule:
     )  # fmt: skip
 
 
-def _family(signal: str, entry: _Entry) -> str:
+def _family(signal: str, entry: Entry) -> str:
     """The family that has a derived gauge; a signal is a family of its own."""
     for family in families():
         if signal in {gauge.name for gauge in family.gauges}:
@@ -187,7 +147,7 @@ def _family(signal: str, entry: _Entry) -> str:
     return f"signal:{signal}"
 
 
-def _silent(entry: _Entry) -> tuple[str, ...] | None:
+def _silent(entry: Entry) -> tuple[str, ...] | None:
     """Layer patterns; None for everywhere."""
     value = entry.values.get("silent", ())
     if value is True:

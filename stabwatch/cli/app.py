@@ -95,9 +95,12 @@ dashboards.command("diff")(guarded(grafana.diff))
 dashboards.command("export")(guarded(grafana.export))
 app.add_typer(dashboards, name="grafana")
 
-catalogue = typer.Typer(help="The rules: check a file of your own, show.", no_args_is_help=True, rich_markup_mode=None)
+catalogue = typer.Typer(
+    help="The rules: check a file of your own, show, test.", no_args_is_help=True, rich_markup_mode=None
+)
 catalogue.command("check")(guarded(rules.check))
 catalogue.command("show")(guarded(rules.show))
+catalogue.command("test")(guarded(rules.test))
 app.add_typer(catalogue, name="rules")
 
 

@@ -1,4 +1,4 @@
-"""`stabwatch rules`: the rules there are, and whether a file of one's own is right."""
+"""`stabwatch rules`: the rules there are, whether a file of one's own is right, whether they do what they should."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stabwatch.cli.arguments import RulesOption, chosen
+from stabwatch.cli.arguments import Exit, RulesOption, chosen
 
 
 def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with rules.")]) -> None:
@@ -23,6 +23,24 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file w
             print(f"changed   {name}")
     for name in ours.keys() - theirs.keys():
         print(f"silenced  {name}")
+
+
+def test(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files with tests (docs/alerts.md).")],
+) -> None:
+    """Run tests of rules: series or recorded runs in, alerts out. Exit code 1 if a test fails, 2 if a file is wrong."""
+    from stabwatch.analysis.rule_tests import run_tests
+
+    failed = passed = 0
+    for file in files:
+        for outcome in run_tests(file):
+            failed, passed = failed + (not outcome.passed), passed + outcome.passed
+            print(f"{'ok  ' if outcome.passed else 'FAIL'}  {file}:{outcome.line}  {outcome.name}")
+            for sign, lines in (("-", outcome.missing), ("+", outcome.extra)):
+                for line in lines:
+                    print(f"      {sign} {line}")
+    print(f"{passed} passed, {failed} failed" + ("; - expected, + fired" if failed else ""))
+    raise typer.Exit(Exit.FIRED if failed else Exit.CALM)
 
 
 def show(
