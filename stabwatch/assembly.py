@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.hooks.cells import LOSS, LOSS_FALLBACKS, loss_source
+from stabwatch.rank_health import RankHealth
 from stabwatch.ranks import merge_ranks
 from stabwatch.runlog import Cell, SlotTable, host_cell
 from stabwatch.signals import CATALOGUE
@@ -84,7 +85,9 @@ class Assembler:
         self._undecided = undecided
         self._limit = attention_limit
         self._sources = [self._device.start(loss_source(name)) for name in LOSS_FALLBACKS]
-        self._fixed = (LOSS, *(c for c in self._device.cells if c.tap != "loss_source"), *HOST_CELLS)
+        self._ranks = RankHealth(self._device, sharded)
+        kept = (c for c in self._device.cells if c.tap not in ("loss_source", "rank_source"))
+        self._fixed = (LOSS, *kept, *HOST_CELLS, *self._ranks.cells)
         self._logged: list[str] = []
         self.fired: set[Cell] = set()
         self._shown = set(expected) | set(HOST_CELLS) | {LOSS}
@@ -113,7 +116,7 @@ class Assembler:
         merged = merge_ranks(self._device, rows, self._sharded) if len(rows) > 1 else self._device.law.blanked(rows[0])
         after = self._sources[-1] + 3
         given = [logged.get(name, np.full(3, np.nan)) for name in self._logged]
-        full = np.concatenate([self._loss(merged), merged[after:], host, *given])
+        full = np.concatenate([self._loss(merged), merged[after:], host, self._ranks.partials(rows), *given])
         full = self._all.law.blanked(full)
         fired = {cell for cell, here in zip(self._all.cells, ~np.isnan(full[self._starts]), strict=True) if here}
         self.fired |= fired

@@ -40,6 +40,7 @@ from stabwatch.hooks.plugged import PluginTaps
 from stabwatch.hooks.sites import Gate, choose, device_of, first_tensor, unwrap
 from stabwatch.hooks.steps import StepTaps
 from stabwatch.launch import AgentProcess
+from stabwatch.rank_health import SHARDED
 from stabwatch.ranks import Ranks
 from stabwatch.runlog import RunFolder, SlotTable, Writer
 from stabwatch.schedule import Governor, Plan
@@ -118,6 +119,7 @@ class Watch:
         self._attached = self._began = time.perf_counter()
         self._pid = os.getpid()
         self._records = self._forwards = 0
+        self._busy: float | None = None
         try:
             self._ranks = Ranks(model, self.config.reduce)
             self._tap(loss_fn)
@@ -162,6 +164,8 @@ class Watch:
         )
         self._names = [site.name for site in modules.sites.values()]
         self._coverage = Coverage(modules.sites.values(), self._parameters, expected)
+        if self._ranks.sharded:
+            self.unmeasured("replica", "", SHARDED)
         if not any(c.role.bends for c in chosen):
             self.unmeasured("nonlinearity", "", NO_SATURATION)
         for c in chosen:
@@ -207,6 +211,7 @@ class Watch:
         """Read the loss that a model computes itself."""
         self.guard.run("attention", "always", self.brackets.fold)
         self.guard.run("loss", "always", self._output_loss, output)
+        self._busy = time.perf_counter() - self._began
 
     def _output_loss(self, output: Any) -> None:
         self._ranks.seen_in_forward()
@@ -300,6 +305,7 @@ class Watch:
         cost = self.guard.take_seconds()
         cost["always"] += time.perf_counter() - now
         self._host.next_step()
+        self._busy = None
         self._governor.observe(plan, self._host.step_seconds, cost)
         self._plan_next()
 
@@ -307,6 +313,8 @@ class Watch:
         self.brackets.fold()
         if self.gate.sampled and self._modules is not None:
             self.guard.run("depth", "sampled", self._modules.stacks.fold)
+        if joins and self._busy is not None:
+            self.cells.fill_busy(self._busy)
         flat = self._buffer.flush()
         gathered = self._ranks.gather(flat) if joins else None
         if self._writer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stabwatch.alerts.layer_rules import LAYER_RULES
+from stabwatch.alerts.ranks import RANK_RULES
 from stabwatch.alerts.rule import Condition, Level, Rule
 
 _PROXIES = (
@@ -195,6 +196,7 @@ RULES: tuple[Rule, ...] = (
         references=(_PROXIES,),
     ),
     *LAYER_RULES,
+    *RANK_RULES,
     Rule(
         name="TrainingStopped",
         title="The process stopped",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stabwatch.alerts.memory import Memory
 from stabwatch.alerts.rule import RUNBOOKS, Alert
+from stabwatch.alerts.words import rank_in_words
 
 TOGETHER = 8
 """Steps within which the order of two onsets means nothing: signals are sampled."""
@@ -73,9 +74,28 @@ class RootCause:
         return f"{RUNBOOKS}/{self.name}.md"
 
 
+def _one_rank(e: Evidence) -> Found | None:
+    apart = [a for a in e.of("ReplicasDiffer") if a.step <= e.onset + TOGETHER]
+    if not apart:
+        return None
+    first = min(apart, key=lambda a: a.step)
+    rank = rank_in_words(first.context.get("replica_difference_rank", -1))
+    layers = tuple(dict.fromkeys(a.layer for a in apart if a.step == first.step))
+    where = f"{len(layers)} layers" if len(layers) > 1 else layers[0]
+    return Found(
+        first.step,
+        (
+            f"Step {first.step}: {first.description}",
+            f"{rank.capitalize()} was the first to be apart, in {where}.",
+        ),
+        layers,
+        confidence=0.95,
+    )
+
+
 def _hardware(e: Evidence) -> Found | None:
     changed = [a for a in e.of("WeightsChangedOutsideStep") if a.step <= e.onset + 1]
-    if not changed or len(e.alerts) == len(changed):
+    if not changed or _one_rank(e) or len(e.alerts) == len(changed):
         return None
     first = min(changed, key=lambda a: a.step)
     layers = tuple(a.layer for a in changed if a.step == first.step)
@@ -208,6 +228,16 @@ def _first_is_non_finite(e: Evidence) -> bool:
 
 
 ROOT_CAUSES: tuple[RootCause, ...] = (
+    RootCause(
+        "RankFault",
+        "One rank differs from the others: a hardware fault, or a rank that missed an update",
+        _one_rank,
+        (
+            "Take the device of that rank out and run its diagnostics; resume all ranks from before this step.",
+            "Checkpoints since then hold the damage if that rank wrote them, or as soon as gradients were exchanged.",
+        ),
+        ("Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245",),
+    ),
     RootCause(
         "HardwareFault",
         "Weights were changed from outside: a hardware fault, or a load",

@@ -14,6 +14,7 @@ import numpy as np
 
 from stabwatch.alerts.layers import FadeFamily, MedianFamily, PlainFamily, WeightFamily
 from stabwatch.alerts.points import Array, Columns, Derived, Family, Ring, slope
+from stabwatch.alerts.ranks import ReplicaFamily, SlowRankFamily
 from stabwatch.alerts.scalars import WINDOW, GradientFamily, LossFamily
 from stabwatch.runlog import SeriesKey
 
@@ -249,6 +250,8 @@ def families() -> tuple[Family, ...]:
         DriftFamily(),
         ActivationFamily(),
         *_of_layers(),
+        ReplicaFamily(),
+        SlowRankFamily(),
     )
 
 

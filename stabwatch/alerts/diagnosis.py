@@ -153,6 +153,8 @@ def _evidence(group: list[Alert]) -> tuple[str, ...]:
         before, now = first.context.get(f"{name}_at_onset"), first.context.get(name)
         if before is not None and now is not None:
             lines.append(f"The {words} was {before:.4g} before the onset and {now:.4g} when this fired.")
+    if first.rule == "NonFinite" and first.context.get("rank_nonfinite_max", 0) > 0:
+        lines.append(f"Rank {first.context['rank_nonfinite_worst']:.0f} counted the most non-finite values at first.")
     return tuple(lines)
 
 

@@ -14,7 +14,10 @@ from stabwatch.alerts.points import Array, middle
 from stabwatch.alerts.words import guard_in_words
 from stabwatch.runlog import Event, SeriesKey
 
-_CONTEXT = ("loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale")
+_CONTEXT = (
+    "loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale",
+    "rank_nonfinite_max", "rank_nonfinite_worst",
+)  # fmt: skip
 _HIGHER = 1.2
 """Peaks of the update ratio are kept each time they are higher by this factor, so that few are kept."""
 _JUMP = 2.0

@@ -13,12 +13,18 @@ from stabwatch.alerts.rule import Rule
 def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, float]) -> str:
     """The description of one alert, from the rule's template and the gauges at firing, each by its own name.
 
-    Besides: {where}, {signal}, {step}, and {growth}, the attention logits' in words.
+    Besides: {where}, {signal}, {step}; {growth}, the attention logits' in words; {rank}, whose replica differs.
     """
     fields: dict[str, float | str] = defaultdict(lambda: math.nan, numbers)
     fields |= {"where": layer or "the run", "signal": signal, "step": step}
     fields["growth"] = growth_in_words(numbers.get("attention_logit_growth", math.nan))
+    fields["rank"] = rank_in_words(numbers.get("replica_difference_rank", math.nan))
     return rule.description.format_map(fields)
+
+
+def rank_in_words(rank: float) -> str:
+    """'rank 3'; where it is not clear which, 'one of two ranks'."""
+    return f"rank {rank:.0f}" if rank >= 0 else "one of two ranks"
 
 
 def growth_in_words(slope: float) -> str:

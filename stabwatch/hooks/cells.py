@@ -10,6 +10,7 @@ from torch import Tensor
 from stabwatch.hooks.loss import mean_partials
 from stabwatch.hooks.sites import new_cell
 from stabwatch.kernels.merge import merge_
+from stabwatch.rank_health import BUSY_SOURCE
 from stabwatch.runlog import Cell, host_cell
 from stabwatch.signals.reductions import CLIP, HOST, MEAN
 
@@ -44,10 +45,14 @@ class RunCells:
         self.scaling = new_cell("scaling", device)
         self.clip = new_cell("clip", device)
         self.loss_scale = new_cell("host", device)
+        self.busy = new_cell("host", device)
         self.logged: dict[str, Tensor] = {}
 
     def register(self, buffer: Any) -> None:
         """Put the cells into a StepBuffer."""
+        buffer.add(
+            (BUSY_SOURCE,), lambda: self.busy
+        )  # with the sources of the loss: what is before their end stays here
         for name in LOSS_FALLBACKS:
             buffer.add((loss_source(name),), lambda name=name: self.losses[name])
         buffer.add((LOGITS,), lambda: self.logits)
@@ -81,6 +86,11 @@ class RunCells:
         """The gradient scaler's scale."""
         scale = scale.detach().to(self._device, torch.float32, non_blocking=True).reshape(())
         merge_(HOST, self.loss_scale, torch.stack((torch.ones_like(scale), scale)))
+
+    def fill_busy(self, seconds: float) -> None:
+        """This rank's time to the end of its forward, in a step that is merged over ranks."""
+        self.busy[0].fill_(1.0)
+        self.busy[1].fill_(seconds)
 
     @torch.no_grad()
     def fold_logged(self, name: str, value: Tensor) -> None:

@@ -13,6 +13,7 @@ from stabwatch.signals import (
     mean_mode,
     optimizer,
     precision,
+    ranks,
     run,
     spectra,
     taylor,
@@ -24,7 +25,7 @@ CATALOGUE = Catalogue()
 
 for family in (
     loss, gradients, weights, optimizer, taylor, spectra, activations, geometry, mean_mode, precision, attention,
-    experts, logits, run,
+    experts, logits, ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:
         CATALOGUE.register(signal)

@@ -17,6 +17,7 @@ Worst = Literal["max", "min"]
 TAPS = (
     "activation", "residual", "writer", "nonlinearity", "attention", "router", "expert", "probe", "logits", "loss",
     "gradient", "group", "weight", "matrix", "update", "matrix_update", "optimizer", "step", "host", "logged",
+    "rank_busy", "rank_loss", "rank_nonfinite", "replica",
 )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ CELLS = {
     "logits": Cell("logits", "", "logsumexp"),
     "learning_rate": host_cell("learning_rate"),
     "skipped": host_cell("skipped_steps_total"),
+    "step_seconds": host_cell("step_seconds"),
+    "busy": Cell("rank_busy", "", "rank_spread"),
 }
 _LAYERED = {
     "lower": "attention_bracket",
@@ -31,6 +33,7 @@ _LAYERED = {
     "collapse": "certainty",
     "router": "router",
     "dead": "units",
+    "replica": "replica",
 }
 _TAPS = {
     "lower": "attention",
@@ -63,6 +66,9 @@ def fields(name: str, value: float) -> dict[str, float]:
         "logits": {"sum": size, "sumsq": size * size, "nonfinite": bad, "max": peak},
         "learning_rate": {"last": value},
         "skipped": {"sum": value},
+        "step_seconds": {"last": value},
+        "busy": {"sum": value + 0.1, "max": value, "rank": 2.0, "min": 0.1},
+        "replica": {"max": value, "rank": 5.0},
         "lower": {"lse_sumsq": 1.0, "nonfinite": bad, "upper": peak + 5, "head": 0.0, "lower": peak},
         "exact": {"nonfinite": bad, "max": peak, "head": 0.0},
         "activation": {"sumsq": size * size, "nonfinite": bad, "abs_max": size},

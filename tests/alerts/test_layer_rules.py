@@ -33,6 +33,8 @@ SCENARIOS = {
     "SoftmaxCollapse": Scenario("collapse", wave(100, 0.1, 0.1), [0.95] * 20),
     "RouterCollapse": Scenario("router a", wave(100, 0.5, 0.1), [3.0] * 80),
     "DeadUnits": Scenario("dead a", wave(100, 0.2, 0.1), [0.9] * 6),
+    "ReplicasDiffer": Scenario("replica a", [0.0] * 100, [1e-3] * 3),
+    "SlowRank": Scenario("busy", wave(100, 0.12, 0.1), [0.7] * 20, {"step_seconds": 1.0}),
 }
 
 

@@ -18,6 +18,7 @@ from stabwatch.exporters.declared import declared
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector, Snapshot
 from stabwatch.runlog import SeriesKey
 from stabwatch.signals import CATALOGUE
+from stabwatch.signals.reductions import REDUCTIONS
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.txt"
 REFRESH = "STABWATCH_GOLDEN"  # read at import, before the test environment is cleaned
@@ -99,7 +100,7 @@ def test_every_signal_is_exported_as_declared(signal):
         assert sample(s, signal.metric, **layer) == s.totals[i]
         return
     assert sample(s, signal.metric, **layer) == s.last[i]
-    index = signal.name.endswith("_head")
+    index = any(f.op == "arg" for f in REDUCTIONS[signal.reduction].fields if f.name in signal.fields)
     assert sample(s, f"{signal.metric}_window_{signal.worst}", **layer) == (None if index else s.window[i])
 
 

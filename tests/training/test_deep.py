@@ -14,7 +14,7 @@ from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.sites import choose
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.router.naive import router
-from stabwatch.signals import CATALOGUE
+from stabwatch.signals import CATALOGUE, ranks
 
 transformers = pytest.importorskip("transformers")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=64)
@@ -99,7 +99,7 @@ def test_the_direction_and_the_size_of_a_step_of_sgd(attach):
 
 def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attach):
     """Mixtral with random weights; the few signals that need a clipping, a scaler, a log call, a layer that drops
-    tokens, or weights before a norm are named here."""
+    tokens, weights before a norm, or several ranks are named here."""
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
@@ -115,6 +115,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
     assert silent == {
         "gradient_norm_before_clip", "gradient_norm_nonfinite_total", "loss_scale", "logged_value",
         "router_dropped_ratio", "radial_update_share", "effective_step_size",
+        *(s.name for s in ranks.SIGNALS),
     }  # fmt: skip
 
 

@@ -1,0 +1,140 @@
+"""Derived signals that compare ranks, and the rules over them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabwatch.alerts.points import Array, Columns, Derived, middle
+from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.runlog import SeriesKey
+
+WINDOW = 16
+SAME = 0.75
+"""Share of the window in which it must be the same rank: batches of unlike lengths make another one slow each time."""
+_LLAMA = "Llama team 2024, The Llama 3 Herd of Models, section 3.3.4, arXiv:2407.21783"
+_SDC = "Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245"
+
+
+class ReplicaFamily:
+    """How far the replica of one rank is from the others, and which rank it is."""
+
+    name = "replica"
+    signal = "replica_difference_ratio"
+    gauges: tuple[Derived, ...] = ()
+
+    def __init__(self) -> None:
+        self._columns = Columns(self.signal, "replica_difference_rank")
+        self._points = np.empty(0)
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers in forward order."""
+        return self._columns.layers
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        self._columns.bind(keys)
+        self._points = np.append(self._points, np.zeros(len(self.layers) - len(self._points)))
+
+    def restart(self) -> None:
+        """See Family."""
+        self._points[:] = 0
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Family."""
+        apart, rank = (self._columns.of(signal, values) for signal in self._columns.signals)
+        measured = ~np.isnan(apart)
+        if not measured.any():
+            return None
+        self._points += measured
+        return {self.signal: apart, "replica_difference_rank": rank, "points": self._points.copy()}
+
+
+class SlowRankFamily:
+    """The share of a step that the fastest rank waits for the slowest, where it is the same one again and again."""
+
+    name = "slow_rank"
+    signal = "rank_busy_max_seconds"
+    gauges: tuple[Derived, ...] = (
+        Derived(
+            "rank_wait_ratio",
+            f"Share of the step that the fastest rank waits for the slowest: median of {WINDOW} points, 0 unless it is "
+            "mostly the same rank.",
+            "ratio",
+            "run",
+        ),
+    )
+
+    def __init__(self) -> None:
+        self._columns = Columns("rank_busy_max_seconds", "rank_busy_min_seconds", "rank_slowest", "step_seconds")
+        self._past: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._points = 0
+
+    @property
+    def layers(self) -> list[str]:
+        """The run itself."""
+        return [""]
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        self._columns.bind(keys)
+
+    def restart(self) -> None:
+        """See Family."""
+        self._past.clear()
+        self._points = 0
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Family."""
+        found = [self._columns.of(signal, values) for signal in self._columns.signals]
+        if not all(len(x) and np.isfinite(x[0]) for x in found) or not found[3][0] > 0:
+            return None
+        slow, fast, rank, step_seconds = (float(x[0]) for x in found)
+        self._past.append((min((slow - fast) / step_seconds, 1.0), rank))
+        self._points += 1
+        ranks = [r for _, r in self._past]
+        usual = max(set(ranks), key=ranks.count)
+        same = ranks.count(usual) >= SAME * len(ranks)
+        share = middle(np.array([x for x, _ in self._past])) if same else 0.0
+        numbers = {"rank_wait_ratio": share, "rank_slowest": usual, "points": float(self._points)}
+        return {name: np.array([n]) for name, n in numbers.items()}
+
+
+RANK_RULES: tuple[Rule, ...] = (
+    Rule(
+        name="ReplicasDiffer",
+        title="One rank's weights are not those of the others",
+        family="replica",
+        summary="The replicas of the model are not equal any more.",
+        description="The weights of {where} on {rank} differ from the others' by "
+        "{replica_difference_ratio:.2g} of their sum of squares.",
+        levels=(Level(severity="critical", when=(Condition("replica_difference_ratio", above=1e-6),)),),
+        outside=(Condition("replica_difference_ratio", above=1e-6),),
+        source="replicas do the same arithmetic on the same numbers, so equal is 0; 1e-6 is left to float32 sums on "
+        "unlike devices",
+        remedy=(
+            "Resume all ranks from a checkpoint before this step, without that rank's device; run its diagnostics.",
+            "Do ranks step on their own here (local SGD, experts inside DDP)? Silence this rule for those layers.",
+        ),
+        references=(_SDC, _LLAMA),
+    ),
+    Rule(
+        name="SlowRank",
+        title="One rank is slow",
+        family="slow_rank",
+        summary="The other ranks wait for a slow one.",
+        description="Rank {rank_slowest:.0f} is the last: the fastest waits {rank_wait_ratio:.0%} of a step for it.",
+        levels=(Level(severity="warning", when=(Condition("rank_wait_ratio", above=0.25),), hold=4),),
+        outside=(Condition("rank_wait_ratio", above=0.25),),
+        warm_up=WINDOW,
+        source="a quarter of the step, in the median of 16 points, the same rank in three of four of them",
+        remedy=(
+            "Look at its data loader (data_wait_seconds), its node's clocks, temperature and neighbours.",
+            "If it stays slow, take the node out.",
+        ),
+        references=(_LLAMA,),
+    ),
+)

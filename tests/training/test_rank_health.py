@@ -1,0 +1,121 @@
+"""One rank differs: which one is said, by real gloo processes and by rows made for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stabwatch.alerts import Engine, diagnose
+from stabwatch.rank_health import BUSY_SOURCE, RankHealth
+from stabwatch.runlog import Cell, SlotTable, read_run
+from tests.training.rank_job import AT
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = (Cell("weight", "a", "moments"), Cell("weight", "b", "moments"))
+
+
+def _job(tmp_path, fault, world):
+    command = [sys.executable, "-m", "tests.training.rank_job"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(r), str(world), str(tmp_path / f"store-{fault}"), str(tmp_path / fault), fault],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for r in range(world)
+    ]  # fmt: skip
+    outs = [rank.communicate(timeout=100) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world, outs
+    return [out.split("sum ")[1] for out, _ in outs]
+
+
+def _judged(run):
+    engine = Engine()
+    for block in run.blocks:
+        engine.observe(block)
+    return engine
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_bit_that_turns_over_on_one_rank_names_the_rank_and_the_layer(tmp_path, world):
+    _job(tmp_path, "flip", world)
+    run = read_run(tmp_path / "flip")
+    engine = _judged(run)
+    [first] = [a for a in engine.history if a.rule == "ReplicasDiffer"][:1]
+    assert first.onset == AT and first.layer == "blocks.1.mlp"
+    assert first.context["replica_difference_rank"] == world - 1
+    cause = diagnose(engine).causes[0]
+    assert cause.name == "RankFault" and f"Rank {world - 1}" in " ".join(cause.evidence)
+    calm, _ = run.series("replica_difference_ratio", "blocks.0.mlp")
+    assert len(calm) > 10, "replicas were compared at every step"
+
+
+def test_a_healthy_job_is_silent_and_the_same_as_unwatched(tmp_path):
+    assert _job(tmp_path, "healthy", 2) == _job(tmp_path, "unwatched", 2)
+    run = read_run(tmp_path / "healthy")
+    engine = _judged(run)
+    assert not [a for a in engine.history if a.severity != "info"]
+    differences = [run.series(k.signal, k.layer)[1] for k in run.keys if k.signal == "replica_difference_ratio"]
+    assert differences and all((d == 0).all() for d in differences)
+    low, high = (run.series(f"rank_loss_{end}")[1] for end in ("min", "max"))
+    loss = dict(zip(*run.series("loss"), strict=True))
+    steps = run.series("rank_loss_max")[0]
+    np.testing.assert_allclose((low + high) / 2, [loss[s] for s in steps], rtol=1e-6)
+
+
+def test_a_rank_whose_batch_is_not_finite_is_named(tmp_path):
+    _job(tmp_path, "nan", 2)
+    engine = _judged(read_run(tmp_path / "nan"))
+    [cause] = [c for c in diagnose(engine).causes if c.name == "NonFinite"]
+    assert "Rank 1 counted the most non-finite values at first" in " ".join(cause.evidence)
+
+
+def test_a_slow_rank_is_named(tmp_path):
+    _job(tmp_path, "slow", 2)
+    engine = _judged(read_run(tmp_path / "slow"))
+    [first] = [a for a in engine.history if a.rule == "SlowRank"][:1]
+    assert first.step > AT and "Rank 1" in first.description and first.severity == "warning"
+
+
+def _rows(health, table, values):
+    """Rows of ranks, from the sums of squares of two layers on each."""
+    rows = np.full((len(values), table.width), np.nan)
+    for row, pair in zip(rows, values, strict=True):
+        for cell, value in zip(WEIGHTS, pair, strict=True):
+            start = table.start(cell)
+            row[start : start + 4] = [1, value, 0, 1] if np.isfinite(value) else [1, 1.0, 3, 1]
+    return health.partials(rows)[15:].reshape(2, 3)
+
+
+def test_which_rank_it_is():
+    table = SlotTable.build(WEIGHTS)
+    health = RankHealth(table, sharded=False)
+    assert _rows(health, table, [(1, 2)] * 4).tolist() == [[4, 0, -1], [4, 0, -1]]
+    a, b = _rows(health, table, [(1, 2), (1, 2.2), (1, 2), (1, 2)])
+    assert a.tolist() == [4, 0, -1] and b == pytest.approx([4, 0.1, 1])
+    a, b = _rows(health, table, [(1, 2), (1, 2), (np.inf, 2), (1, 2)])
+    assert a.tolist() == [4, np.inf, 2] and b.tolist() == [4, 0, -1]
+
+
+def test_of_two_ranks_it_is_the_one_that_jumped_for_as_long_as_they_are_apart():
+    table = SlotTable.build(WEIGHTS)
+    health = RankHealth(table, sharded=False)
+    _rows(health, table, [(1, 2), (1, 2)])
+    for step in range(1, 4):
+        a, _ = _rows(health, table, [(1 + 0.01 * step, 2), (1.5 + 0.02 * step, 2)])
+        assert a[2] == 1
+    assert _rows(health, table, [(1, 2), (1, 2)])[0].tolist() == [2, 0, -1]
+    assert _rows(health, table, [(3, 2), (1, 2)])[0][2] == 0
+    _rows(health, table, [(1, 2), (1, 2)])
+    assert _rows(health, table, [(1.001, 2), (1.002, 2)])[0][2] == -1, "both moved: unclear"
+
+
+def test_one_rank_is_not_compared_nor_are_shards():
+    table = SlotTable.build((BUSY_SOURCE, *WEIGHTS))
+    rows = np.ones((1, table.width))
+    assert np.isnan(RankHealth(table, sharded=False).partials(rows)).all()
+    sharded = RankHealth(table, sharded=True)
+    assert len(sharded.partials(np.ones((2, table.width)))) == 15 and len(sharded.cells) == 3
