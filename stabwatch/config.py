@@ -57,6 +57,12 @@ class Config:
     """Seconds the agent goes on serving after the run has ended."""
     file_sd: str | None = None
     """Folder for the Prometheus target file. Default: `targets` beside the run folder."""
+    cardinality: str = "layer"
+    """Series on /metrics: one per 'layer', per 'block', or one for the 'run'; the worst layers besides."""
+    worst: int = 5
+    """Layers of each signal that stand on /metrics by themselves, at `cardinality` 'block' and 'run'."""
+    max_series: int = 20_000
+    """Most series on /metrics; more are left out and counted."""
     rules: str | None = None
     """YAML file that changes, silences or adds rules, for the agent (docs/alerts.md). Checked when attached."""
     verbose: bool = True
@@ -76,6 +82,10 @@ class Config:
         _require(set(self.guards) <= set(GUARDS), "guard", f"made of {', '.join(GUARDS)}", self.guard)
         _require(self.snapshot_every > 0, "snapshot_every", "one or more steps", self.snapshot_every)
         _require(self.escalate >= 0, "escalate", "zero or more steps", self.escalate)
+        levels = ("run", "block", "layer")
+        _require(self.cardinality in levels, "cardinality", "'run', 'block' or 'layer'", self.cardinality)
+        _require(self.worst >= 0, "worst", "zero or more layers", self.worst)
+        _require(self.max_series > 0, "max_series", "one or more", self.max_series)
         _require(self.reduce in ("auto", "never"), "reduce", "'auto' or 'never'", self.reduce)
 
     @property

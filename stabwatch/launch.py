@@ -35,6 +35,7 @@ class AgentProcess:
         c = self._config
         command = [sys.executable, "-m", "stabwatch.agent", str(self._run_dir)]
         command += ["--host", c.host, "--port", str(c.port), "--linger", str(c.linger)]
+        command += ["--cardinality", c.cardinality, "--worst", str(c.worst), "--max-series", str(c.max_series)]
         command += ["--file-sd", c.file_sd] if c.file_sd else []
         return command + (["--rules", str(Path(c.rules).resolve())] if c.rules else [])
 

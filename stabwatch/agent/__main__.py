@@ -9,6 +9,8 @@ from pathlib import Path
 
 from stabwatch.agent.service import serve
 from stabwatch.errors import StabwatchError
+from stabwatch.exporters.levels import CARDINALITIES, WORST
+from stabwatch.exporters.readings import MAX_SERIES
 
 PASSWORD = "STABWATCH_PASSWORD"
 
@@ -28,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
             username=given.username,
             password=os.environ.get(PASSWORD) if given.username else None,
             rules=given.rules,
+            cardinality=given.cardinality,
+            worst=given.worst,
+            max_series=given.max_series,
         )
     except StabwatchError as error:
         print(f"stabwatch agent: {error}", file=sys.stderr)
@@ -45,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keyfile", type=Path, help="its private key (PEM)")
     parser.add_argument("--username", help=f"ask for this user and the password in the environment's {PASSWORD}")
     parser.add_argument("--rules", type=Path, help="YAML file that changes, silences or adds rules")
+    parser.add_argument("--cardinality", choices=CARDINALITIES, default="layer", help="series on /metrics")
+    parser.add_argument("--worst", type=int, default=WORST, help="layers shown by themselves at run and block")
+    parser.add_argument("--max-series", type=int, default=MAX_SERIES, help="more than these are left out and counted")
     return parser
 
 

@@ -21,6 +21,8 @@ from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
 from stabwatch.alerts.user_rules import load_rules
 from stabwatch.errors import AgentError
+from stabwatch.exporters.levels import WORST, Cardinality
+from stabwatch.exporters.readings import MAX_SERIES
 
 POLL_SECONDS = 0.25
 WAIT_SECONDS = 10.0
@@ -39,12 +41,17 @@ def serve(
     username: str | None = None,
     password: str | None = None,
     rules: str | Path | None = None,
+    cardinality: Cardinality = "layer",
+    worst: int = WORST,
+    max_series: int = MAX_SERIES,
 ) -> int:
     """Follow a run and serve it until `linger` seconds after its end, or until SIGTERM or SIGINT. Returns 0.
 
     host: loopback by default; '0.0.0.0' opens it. port: the next free one when it is taken; 0 for any.
     file_sd: folder for the Prometheus target file; `targets` beside the run folder by default.
     rules: YAML file that changes, silences or adds rules.
+    cardinality: on /metrics, a series per 'layer', per 'block', or one for the 'run'; below 'layer' also the `worst`
+    layers of each signal. max_series: what goes beyond it is left out and counted.
     Raises RunLogError when there is no run, AgentError when it cannot be served, RuleError with the line of a rule that
     is wrong.
     """
@@ -53,7 +60,9 @@ def serve(
     with ExitStack() as leave:
         chosen = load_rules(rules) if rules else RULES
         found, upstream, bearer = receivers(), address(ALERTMANAGER), secret(TOKEN)
-        follower = Follower(run, timeout=WAIT_SECONDS, rules=chosen)
+        follower = Follower(
+            run, timeout=WAIT_SECONDS, rules=chosen, cardinality=cardinality, worst=worst, max_series=max_series
+        )
         name, failed = follower.meta.run, follower.count_error
         for notifier in [Notifier(receiver, name, chosen, failed) for receiver in found]:
             follower.tell.append(notifier.tell)

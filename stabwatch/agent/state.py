@@ -20,6 +20,7 @@ from stabwatch.agent.process import ProcessWatch
 from stabwatch.agent.view import CHARTED, PageHead, page_head
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
 from stabwatch.exporters.declared import adopt
+from stabwatch.exporters.levels import WORST, Cardinality, Coarse
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.readings import MAX_SERIES, Readings, SeriesCap
 from stabwatch.exporters.snapshots import snapshot
@@ -64,6 +65,8 @@ class Follower:
         run: Path,
         *,
         max_series: int = MAX_SERIES,
+        cardinality: Cardinality = "layer",
+        worst: int = WORST,
         process: ProcessWatch | None = None,
         timeout: float = 0.0,
         rules: Sequence[Rule] = RULES,
@@ -85,7 +88,10 @@ class Follower:
         """Told each alert event that this agent has written."""
         self._active: tuple[Alert, ...] | None = None
         self._engine = Engine(self.rules)
-        self._readings = Readings(SeriesCap(max_series))
+        self._low = {c.gauge for r in self.rules for lv in r.levels for c in lv.when if c.below is not None}
+        cap = SeriesCap(max_series)
+        self._coarse = None if cardinality == "layer" else Coarse(cardinality, cap, worst)
+        self._readings = Readings(SeriesCap(sys.maxsize) if self._coarse else cap)
         self._process = process or ProcessWatch(self.meta)
         self._written: set[Identity] = set()
         self._outbox: list[Event] = []
@@ -145,7 +151,10 @@ class Follower:
         return bool(blocks or events)
 
     def _observe(self, block: Block) -> None:
-        self._readings.observe(block, time.monotonic())
+        arrived = time.monotonic()
+        self._readings.observe(block, arrived)
+        if self._coarse is not None:
+            self._coarse.observe(block, arrived)
         with self.history_lock:
             self.history.observe(block)
         if self.ended is not None and self.ended.data.get("by") == "agent":
@@ -236,6 +245,8 @@ class Follower:
             firing=[(a.rule, a.severity, a.layer) for a in self._engine.active],
             violations=self._violations,
             errors=self.errors,
+            coarse=self._coarse,
+            low=self._low,
         )
 
     def _make_head(self) -> PageHead:

@@ -52,7 +52,7 @@ _HEALTH: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "SeriesDropped", "info", "stabwatch_series_dropped_total > 0", "10m",
         "Series are not exported because the agent's cap is reached.",
-        "All of them are in the run log; alerts are not cut. Fewer layers: include= or exclude= at attach.",
+        "All of them are in the run log; alerts are not cut. cardinality='block' exports blocks in place of layers.",
     ),
 )  # fmt: skip
 """Name, severity, expression, for, summary, description: the health of stabwatch itself."""

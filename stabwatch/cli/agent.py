@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stabwatch.cli.arguments import RUNS, RulesOption, RunArgument
+
+
+class Cardinality(str, Enum):
+    """How finely a run is exported."""
+
+    RUN = "run"
+    BLOCK = "block"
+    LAYER = "layer"
+
 
 PASSWORD = "STABWATCH_PASSWORD"
 """Environment variable with the password: an option would show it to everybody who lists processes."""
@@ -29,6 +39,11 @@ def agent(
         str | None, typer.Option(help=f"Ask for this user, and for the password in the environment's {PASSWORD}.")
     ] = None,
     rules: RulesOption = None,
+    cardinality: Annotated[
+        Cardinality, typer.Option(help="Series on /metrics: one per layer, per block, or for the run.")
+    ] = Cardinality.LAYER,
+    worst: Annotated[int, typer.Option(help="At run and block: layers of each signal shown besides.", min=0)] = 5,
+    max_series: Annotated[int, typer.Option(help="What goes beyond is left out and counted.", min=1)] = 20_000,
 ) -> None:
     """Serve a run to Prometheus and to a browser.
 
@@ -51,5 +66,8 @@ def agent(
             username=username,
             password=os.environ.get(PASSWORD) if username else None,
             rules=rules,
+            cardinality=cardinality.value,
+            worst=worst,
+            max_series=max_series,
         )
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stabwatch.exporters.declared import declared
 from stabwatch.runlog import Block, SeriesKey, SlotTable
+from stabwatch.signals import CATALOGUE
 
 Array = NDArray[np.float64]
 
@@ -38,6 +39,12 @@ class SeriesCap:
             self.used += series if fits else 0
             self.dropped += 0 if fits else series
         return self._admitted[key]
+
+
+def _importance(signal: str) -> tuple[bool, int]:
+    """What a cap leaves out last: the run before its layers, and what is measured often before what is not."""
+    tier = CATALOGUE[signal].tier if signal in CATALOGUE else "sampled"
+    return declared(signal).layered, ("always", "sampled", "deep").index(tier)
 
 
 class _Layout:
@@ -158,8 +165,7 @@ class Readings:
     def _layout(self, table: SlotTable) -> _Layout:
         layout = self._layouts.get(id(table))
         if layout is None:
-            whole_run_first = sorted(table.keys, key=lambda key: declared(key.signal).layered)
-            for key in whole_run_first:
+            for key in sorted(table.keys, key=lambda key: _importance(key.signal)):
                 if self.cap.admit(key, declared(key.signal).series) and key not in self._column:
                     self._column[key] = len(self.keys)
                     self.keys.append(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from stabwatch.exporters.levels import Coarse, Shown
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.readings import Readings
 from stabwatch.runlog import Meta, SeriesKey
@@ -19,32 +20,60 @@ def snapshot(
     firing: Iterable[tuple[str, str, str]],
     violations: Mapping[tuple[str, str], int],
     errors: int = 0,
+    coarse: Coarse | None = None,
+    low: Iterable[str] = (),
 ) -> Snapshot:
     """What a scrape shows at `now`, on the clock that `readings` was told of; within the cap of `readings`.
 
-    firing: (rule, severity, layer). violations: times that each (rule, layer) began to fire.
+    firing: (rule, severity, layer). violations: times that each (rule, layer) began to fire. coarse: the same run, less
+    finely; then its cap counts. low: derived gauges whose low end is bad.
     """
-    r, admit = readings, readings.cap.admit
-    loud = [alert for alert in firing if admit((alert[0], alert[2]), 2, urgent=True)]
-    shown = [(key, value) for key, value in derived.items() if admit(("derived", key))]
-    counted = [(*where, n) for where, n in violations.items() if admit(where, 2, urgent=True)]
+    r = readings
+    cap, series = r.cap, Shown(tuple(r.keys), r.last.copy(), r.window(now), r.totals.copy(), r.nonfinite.copy())
+    if coarse is not None:
+        cap, series = coarse.cap, coarse.shown(r, now)
+        firing, violations, derived = _places(coarse, firing), _sums(coarse, violations), coarse.derived(derived, low)
+    loud = [alert for alert in firing if cap.admit((alert[0], alert[2]), 2, urgent=True)]
+    shown = [(key, value) for key, value in derived.items() if cap.admit(("derived", key))]
+    counted = [(*where, n) for where, n in violations.items() if cap.admit(where, 2, urgent=True)]
     return Snapshot(
         run=meta.run,
         info=facts(meta),
         state=state,
         step=r.step,
         time=r.time,
-        keys=tuple(r.keys),
-        last=r.last.copy(),
-        window=r.window(now),
-        totals=r.totals.copy(),
-        nonfinite=r.nonfinite.copy(),
+        keys=series.keys,
+        last=series.last,
+        window=series.window,
+        totals=series.totals,
+        nonfinite=series.nonfinite,
         derived=tuple(shown),
         firing=tuple(dict.fromkeys(loud)),
         violations=tuple(counted),
         agent_errors=errors,
-        series_dropped=r.cap.dropped,
+        series_dropped=cap.dropped,
     )
+
+
+def _places(coarse: Coarse, firing: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    layers: dict[tuple[str, str], list[str]] = {}
+    for rule, severity, layer in firing:
+        layers.setdefault((rule, severity), []).append(layer)
+    return [(*which, place) for which, mine in layers.items() for place in coarse.places(mine)]
+
+
+def _sums(coarse: Coarse, violations: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    """Of a group all that its layers add up to; and the first layers by themselves."""
+    layers: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], int] = {}
+    for (rule, layer), n in violations.items():
+        layers.setdefault(rule, []).append(layer)
+        place = (rule, coarse.group(layer))
+        found[place] = found.get(place, 0) + n
+    for rule, mine in layers.items():
+        for layer in coarse.first(mine):
+            found.setdefault((rule, layer), violations[rule, layer])
+    return found
 
 
 def facts(meta: Meta) -> tuple[tuple[str, str], ...]:

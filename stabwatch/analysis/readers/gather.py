@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stabwatch.analysis.logs import Column, LogRun, Remark, Role, StepUnit
 from stabwatch.analysis.readers.names import is_eval, loss_rank, role_of
 
+Floats = NDArray[np.float64]
 MOST_COLUMNS = 4096
 """More keys than that are no log of a training; the rest is left out, and said."""
 
@@ -81,6 +83,24 @@ class Gatherer:
             self._lines.append(line)
             self._times.append(time)
             self._training = True
+
+    def extend(self, steps: NDArray[np.int64], lines: NDArray[np.int64], columns: Mapping[str, Floats]) -> None:
+        """Many records at once, each with all columns; their steps rise, from above that of the newest record."""
+        training = False
+        for key, values in columns.items():
+            series = self._series.get(key) or self._new(key)
+            if series is None:
+                self.left_out += len(values)
+                continue
+            series.steps.frombytes(steps.tobytes())
+            series.values.frombytes(values.tobytes())
+            series.lines.frombytes(lines.tobytes())
+            training = training or series.trains
+        if training:
+            self._steps.frombytes(steps.tobytes())
+            self._lines.frombytes(lines.tobytes())
+            self._times.frombytes(np.full(len(steps), math.nan).tobytes())
+        self._last, self._training, self._now = int(steps[-1]), training, set(columns)
 
     def _new(self, key: str) -> _Series | None:
         if len(self._series) >= MOST_COLUMNS:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers.gather import Gatherer
 from stabwatch.analysis.readers.names import number, step_rank
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.source import Source, pieces
+from stabwatch.analysis.readers.stretches import Stretches, floats
 from stabwatch.analysis.readers.templates import Template, Templates, count
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
@@ -53,9 +57,12 @@ class _Reading:
         self._keys: set[str] = set()
         self._epoch_of_step: int | None = None
         self.others = 0
+        self.latest: Template | None = None
+        """See `stretches.Reading`."""
 
     def take(self, line: int, text: str) -> None:
         """One line."""
+        self.latest = None
         rank = _RANK.match(text) if text[:1] in " [0123456789" else None
         if rank:
             text = text[rank.end() :]
@@ -69,6 +76,8 @@ class _Reading:
         if found is None or not found[0].tells:
             return
         template, numbers = found
+        plain = template.values and template.step is not None and not (template.of_epoch or template.odd)
+        self.latest = template if plain and not rank and not self.header else None
         if rank and template.values and self._other_rank(int(rank[1] or rank[rank.lastindex or 1])):
             return
         self._record(line, template, numbers)
@@ -114,6 +123,32 @@ class _Reading:
         self._keys = set(values)
         if values:
             self.gatherer.add(self._offset + step, line, values, new=new)
+
+    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: list[tuple[bytes, ...]]) -> bool:
+        """See `stretches.Reading`: lines with rising steps, which none of the rules of `_step` concerns."""
+        assert template.step is not None
+        columns = list(zip(*numbers, strict=True))
+        places: dict[str, tuple[int, float]] = {}
+        for at, key, times in template.values:
+            places.setdefault(key, (at, times))
+        try:
+            steps = floats(columns[template.step])
+            values = {key: floats(columns[at]) * times for key, (at, times) in places.items()}
+        except ValueError:
+            return False
+        if self.header or not (np.isfinite(steps).all() and np.abs(steps).max() < 1 << 62):
+            return False
+        whole = steps.astype(np.int64)
+        if whole[0] <= self._raw or (np.diff(whole) <= 0).any():
+            return False
+        self.gatherer.extend(self._offset + whole, lines, values)
+        if template.epoch is not None:
+            self.epoch = count([columns[template.epoch][-1].decode()], 0)
+        before = int(whole[-2]) if len(whole) > 1 else self._with_values
+        self._apart = int(whole[-1]) - before
+        self._raw = self._with_values = int(whole[-1])
+        self._at, self._epoch_of_step, self._keys = int(lines[-1]), self.epoch, set(values)
+        return True
 
     def _remarks(self, line: int, text: str) -> bool:
         found = _OVERFLOW.search(text)
@@ -199,16 +234,30 @@ class _Reading:
         return notes
 
 
-def _telling(raw: bytes) -> bool:
+_SIGNS = (
+    b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
+    b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal", b"heckpoint", b"esum", b"---",
+)  # fmt: skip
+
+
+_WITHOUT_SIGN = re.compile(rb"^(?:s:|  |\s*\d.{0,47}$)", re.MULTILINE)
+"""Wider than what `_telling` takes without a sign, and quick over a block."""
+
+
+def _telling(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
     """May a line say anything? Most lines of most logs do not; this is asked of each."""
-    return (
-        b"oss" in raw or b"tep" in raw or b"|" in raw or b"iter" in raw or b"Iter" in raw or b"poch" in raw
-        or b"orm" in raw or b"lr" in raw or b"ost " in raw or raw[:2] == b"s:" or b"Up." in raw or b"OSS" in raw
-        or b"earning" in raw or (b"=" in raw and raw[:2] == b"  ") or b"verflow" in raw or b"VERFLOW" in raw
-        or b"rror" in raw or b"xception" in raw or b"raceback" in raw or b"iverge" in raw or b"illed" in raw
-        or b"signal" in raw or b"heckpoint" in raw or b"esum" in raw or b"---" in raw
-        or (len(raw) < 48 and raw.strip()[:1].isdigit())
-    )  # fmt: skip
+    for sign in signs:
+        if sign in raw:
+            return True
+    return raw[:2] == b"s:" or (raw[:2] == b"  " and b"=" in raw) or (len(raw) < 48 and raw.strip()[:1].isdigit())
+
+
+def _telling_in(block: bytes) -> Callable[[bytes], bool] | None:
+    """The same for the lines of a block: signs that are nowhere in it need not be looked for. None: no line may."""
+    there = tuple(sign for sign in _SIGNS if sign in block)
+    if not there and _WITHOUT_SIGN.search(block) is None:
+        return None
+    return lambda raw: _telling(raw, there)
 
 
 def _is_odd(text: str) -> bool:
@@ -228,7 +277,11 @@ def _cells(text: str) -> list[str]:
 
 
 def _read(source: Source) -> Log:
-    return read_lines(source, source.lines(_telling))
+    reading = _Reading()
+    stretches = Stretches(reading, _telling_in, pieces)
+    for first, block in source.blocks():
+        stretches.block(first, block)
+    return _log(source, reading)
 
 
 def read_lines(source: Source, lines: Iterable[tuple[int, str]]) -> Log:
@@ -236,6 +289,10 @@ def read_lines(source: Source, lines: Iterable[tuple[int, str]]) -> Log:
     reading = _Reading()
     for number_of_line, text in lines:
         reading.take(number_of_line, text)
+    return _log(source, reading)
+
+
+def _log(source: Source, reading: _Reading) -> Log:
     notes = reading.end()
     run = reading.gatherer.run()
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")

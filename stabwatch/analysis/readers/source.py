@@ -52,18 +52,18 @@ class Source:
 
     def lines(self, wanted: Callable[[bytes], bool] = bool) -> Iterator[tuple[int, str]]:
         """Wanted lines with their numbers, from 1; a carriage return begins a new piece of the same line."""
-        number = 0
+        for first, block in self.blocks():
+            for number, raw in enumerate(block.split(b"\n"), first):
+                if wanted(raw):
+                    for piece in pieces(raw):
+                        yield number, piece
+
+    def blocks(self) -> Iterator[tuple[int, bytes]]:
+        """Consecutive lines as they stand in the file, without the last newline; the number of the first, from 1."""
+        first = 1
         for block in self._blocks():
-            for raw in block.split(b"\n"):
-                number += 1
-                if not wanted(raw):
-                    continue
-                if b"\r" in raw:
-                    for piece in raw.split(b"\r"):
-                        if piece:
-                            yield number, _decoded(piece)
-                else:
-                    yield number, _decoded(raw)
+            yield first, block
+            first += block.count(b"\n") + 1
 
     def _blocks(self) -> Iterator[bytes]:
         """Whole lines, a megabyte or so at a time, without the last newline."""
@@ -119,6 +119,11 @@ def _zstd(path: Path) -> IO[bytes]:
     except ImportError as error:
         raise MissingExtraError(f"{path} is packed with zstd: pip install zstandard, or unpack it first.") from error
     return cast("IO[bytes]", zstandard.open(path, "rb"))
+
+
+def pieces(raw: bytes) -> list[str]:
+    """A line as text; a carriage return begins a new piece of the same line."""
+    return [_decoded(piece) for piece in raw.split(b"\r") if piece] if b"\r" in raw else [_decoded(raw)]
 
 
 def _decoded(raw: bytes) -> str:

@@ -36,6 +36,8 @@ class Template:
     """There is something in such lines that a training log would say."""
     odd: bool
     """It may be a remark, a row of a table, or numbers without names: to be looked at each time."""
+    texts: tuple[str, ...] = ()
+    """What stands between the numbers."""
 
     def fill(self, numbers: list[str]) -> dict[str, float]:
         """Values by key, the first of each; what is not measured is left out."""
@@ -117,7 +119,8 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
     if not values and step is None and epoch is None:
         return nothing
     tells = any(role != "other" for role in roles) or step is not None or epoch is not None
-    return Template(tuple(values), step, epoch, of_epoch=step is not None and step == within, tells=tells, odd=odd)
+    of_epoch = step is not None and step == within
+    return Template(tuple(values), step, epoch, of_epoch=of_epoch, tells=tells, odd=odd, texts=texts)
 
 
 def key_of(text: str) -> str | None:

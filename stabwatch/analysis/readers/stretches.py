@@ -1,0 +1,150 @@
+"""Long stretches of lines that differ in their numbers only, read at once.
+
+A template that has come many times in a row becomes one regular expression; the lines that it matches are gathered, and
+their numbers are converted column by column. What is read is what `lines.py` reads line by line: whatever is not plain
+(other lines, numbers in other forms, steps that do not rise) goes there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stabwatch.analysis.readers.templates import Template
+
+LEARN = 8
+"""Lines of one template in a row that make it worth a regular expression."""
+LEAST = 4
+"""Fewer lines in a row are read one by one."""
+PATIENCE = 64
+"""Short stretches in a row after which a template is given up: lines of several kinds take turns."""
+_NUMBER = rb"([-+.\d][-+.\deE]*|[-+]?[nN][aA][nN]|[-+]?[iI][nN][fF])"
+"""More than numbers, and quick: what is none fails to become one, and is read line by line."""
+_GLUE = frozenset((",", ".", "+", "e", "E"))
+"""Between two numbers these may be part of one."""
+
+
+class Reading(Protocol):
+    """The line-by-line reading that this one speeds up."""
+
+    @property
+    def latest(self) -> Template | None:
+        """The template of the line that was taken last, if lines like it may be read at once."""
+
+    def take(self, line: int, text: str) -> None:
+        """One line."""
+
+    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: list[tuple[bytes, ...]]) -> bool:
+        """Lines of one template; False, and nothing was taken, if they have to be read one by one."""
+
+
+class Stretches:
+    """Reads blocks of lines. telling: gives, for a block, whether one of its lines may say anything; None if none
+    may. pieces: a line as the texts that it consists of."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        telling: Callable[[bytes], Callable[[bytes], bool] | None],
+        pieces: Callable[[bytes], list[str]],
+    ) -> None:
+        self._reading = reading
+        self._telling, self._pieces = telling, pieces
+        self._template: Template | None = None
+        self._pattern: re.Pattern[bytes] | None = None
+        self._given_up: set[int] = set()
+        self._whole = False
+        """Every line of the last block was of the template."""
+        self._short = 0
+        self._last: Template | None = None
+        self._times = 0
+
+    def block(self, first: int, block: bytes) -> None:
+        """Consecutive lines, the first of which has the number `first`."""
+        raws = block.split(b"\n")
+        if self._whole and self._pattern is not None:
+            numbers = self._pattern.findall(block)
+            if len(numbers) == len(raws) and len(numbers[0]) > 1:
+                self._flush(list(range(first, first + len(raws))), numbers, first, raws)
+                return
+        telling = self._telling(block)
+        self._whole = telling is not None and self._by_line(first, raws, telling)
+
+    def _by_line(self, first: int, raws: list[bytes], telling: Callable[[bytes], bool]) -> bool:
+        """Whether every line was of the template."""
+        at: list[int] = []
+        numbers: list[tuple[bytes, ...]] = []
+        whole = True
+        for line, raw in enumerate(raws, first):
+            if self._pattern is not None and (found := self._pattern.fullmatch(raw)) is not None:
+                at.append(line)
+                numbers.append(found.groups())
+                continue
+            whole = False
+            if not telling(raw):
+                continue
+            if at:
+                self._flush(at, numbers, first, raws)
+                at, numbers = [], []
+            self._one(line, raw)
+        if at:
+            self._flush(at, numbers, first, raws)
+        return whole
+
+    def _flush(self, at: list[int], numbers: list[tuple[bytes, ...]], first: int, raws: list[bytes]) -> None:
+        assert self._template is not None
+        many = len(at) >= LEAST
+        if many and self._reading.take_all(self._template, np.array(at, dtype=np.int64), numbers):
+            self._short = 0
+            return
+        for line in at:
+            for text in self._pieces(raws[line - first]):
+                self._reading.take(line, text)
+        self._short += 1
+        if self._short >= PATIENCE:
+            self._given_up.add(id(self._template))
+            self._pattern = self._template = None
+            self._short = 0
+
+    def _one(self, line: int, raw: bytes) -> None:
+        for text in self._pieces(raw):
+            self._reading.take(line, text)
+            latest = self._reading.latest
+            self._times = self._times + 1 if latest is not None and latest is self._last else 0
+            self._last = latest
+            new = latest is not None and latest is not self._template and id(latest) not in self._given_up
+            if new and self._times >= LEARN:
+                self._learn(latest)
+
+    def _learn(self, template: Template | None) -> None:
+        assert template is not None
+        pattern = _pattern(template)
+        if pattern is None:
+            self._given_up.add(id(template))
+        else:
+            self._template, self._pattern, self._short = template, re.compile(pattern, re.MULTILINE), 0
+
+
+def floats(words: Sequence[bytes]) -> NDArray[np.float64]:
+    """Words as numbers, (words,); a quarter of the time that `float` takes. Raises ValueError."""
+    try:
+        return np.asarray(pa.array(words, pa.binary()).cast(pa.string()).cast(pa.float64()), dtype=np.float64)
+    except pa.ArrowInvalid:
+        return np.array([float(word) for word in words])
+
+
+def _pattern(template: Template) -> bytes | None:
+    """A regular expression of all such lines; None where it could match others, or would be slow."""
+    texts = template.texts
+    first = texts[0].strip()
+    if not first or first[0] in "[(" or not all(t.isascii() for t in texts) or len(texts) > 64:
+        return None
+    if any(t.strip() in _GLUE for t in texts[1:-1]) or any("\r" in t or "\x1b" in t for t in texts):
+        return None
+    parts = [re.escape(t.encode()) + (rb"[ \t]*" if t.strip() else rb"[ \t]+") for t in texts[:-1]]
+    return b"^" + _NUMBER.join([*parts, re.escape(texts[-1].encode()) + rb"[ \t]*$"])
