@@ -16,7 +16,7 @@ from stabwatch.analysis.logs import Column, LogRun, Remark, Role
 
 _FREE = re.compile(
     r"(?<![a-z])(?:rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|policy(?:_gradient)?_loss"
-    r"|approx_kl|advantages?|[gd]_loss|loss_[gd]|loss/[gd]|gen(?:erator)?_?loss|disc(?:riminator)?_?loss"
+    r"|approx_kl|advantages?|[gd]_loss|loss_[gd]|loss/[gd]|gen(?:erator)?[_ ]?loss|disc(?:riminator)?[_ ]?loss"
     r"|loss_(?:gen|disc)\w*)(?![a-z])",
     re.IGNORECASE,
 )

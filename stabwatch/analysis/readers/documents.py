@@ -11,7 +11,7 @@ from typing import Any
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import lines
 from stabwatch.analysis.readers.gather import Gatherer
-from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, step_rank
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.source import Source
 from stabwatch.errors import LogError
@@ -19,6 +19,7 @@ from stabwatch.errors import LogError
 LARGEST_DOCUMENT = 256 << 20
 _DEEPEST = 8
 _MODES = ("mode", "phase", "split", "subset")
+_EVALUATES = ("val", "eval", "test")
 _TIMES = ("_timestamp", "timestamp", "wall_time", "time_ms")
 
 
@@ -51,18 +52,23 @@ class Records:
     def __init__(self) -> None:
         self.gatherer = Gatherer()
         self._units: set[str] = set()
+        self._counter = Counter()
 
     def add(self, record: Mapping[str, Any], line: int) -> None:
         """One record; numbers that are no step, time or total become columns."""
         values = flat(record)
+        mode = next((str(record[k]).lower() for k in _MODES if isinstance(record.get(k), str)), "")
         step_key = min((k for k in values if step_rank(k) is not None), key=lambda k: step_rank(k) or 0, default=None)
         epoch_key = next((k for k in values if plain(k) in EPOCH_KEYS), None)
         chosen = step_key or epoch_key
         step = _whole(values.pop(chosen)) if chosen else None
+        if step is not None and step_key and epoch_key and not mode.startswith(_EVALUATES):
+            step = self._counter.at(step, values.get(epoch_key))
         unit = "step" if step_key else "epoch" if epoch_key else "ordinal"
+        if unit == "epoch" and "step" in self._units:  # a summary or an evaluation, between steps
+            step, unit = self.gatherer.last_step, "step"
         time = next((values.pop(k) for k in _TIMES if k in values), float("nan"))
-        mode = next((str(record[k]).lower() for k in _MODES if isinstance(record.get(k), str)), "")
-        if mode.startswith(("val", "eval", "test")):
+        if mode.startswith(_EVALUATES):
             values = {f"eval/{k}": v for k, v in values.items()}
         if values:
             self._units.add(unit)

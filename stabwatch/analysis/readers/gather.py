@@ -141,6 +141,10 @@ def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
     """
     roles = {key: role_of(key) for key in points}
     losses = [key for key, role in roles.items() if role == "loss"]
+    if not losses:  # no total: the first part of it that is written as often as any
+        parts = {key: points[key] for key, role in roles.items() if role == "component"}
+        losses = [key for key in parts if 2 * parts[key] >= max(parts.values())][:1]
+        roles |= dict.fromkeys(losses, "loss")
     most = max((points[key] for key in losses), default=0)
     best = min(losses, key=lambda key: (points[key] < 0.2 * most, loss_rank(key), -points[key]), default=None)
     return {key: "component" if role == "loss" and key != best else role for key, role in roles.items()}

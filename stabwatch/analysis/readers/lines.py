@@ -24,8 +24,14 @@ _OVERFLOW = re.compile(
     r"overflow detected, setting loss scale to:? ([\d.e+-]+)|Grad scale is small: ([\d.e+-]+)|"
     r"[Ll]oss scale already at minimum"
 )
-_NAN = r"diverged with loss|(?<![-\w])(nan|inf)\b.{0,30}\b(loss|grad)|loss.{0,20}\b(is|became|was)\b.{0,9}nan"
-_ERROR = r"^Traceback|^\w*(Error|Exception)\b|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
+_NAN = (
+    r"^(?!\s*[\w.]+\().*(?:diverged with loss|(?<![-\w=:])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
+    r"|loss.{0,20}\b(is|became|was)\b.{0,9}nan)"
+)
+"""Said in words: neither a value nor a call in source code."""
+_ERROR = (
+    r"^Traceback|^[\w.]*(Error|Exception)(?::|$)|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
+)
 _REMARKS = (
     ("nan_message", re.compile(_NAN, re.I)),
     ("error", re.compile(_ERROR)),
@@ -48,6 +54,7 @@ class _Reading:
         self.rank: int | None = None
         self.epoch: int | None = None
         self.unstepped: list[tuple[int, int | None, dict[str, float]]] = []
+        self.bare: list[tuple[int, int, float]] = []
         self.table: dict[str, float] = {}
         self.header: list[str] = []
         self._raw = -1
@@ -59,6 +66,9 @@ class _Reading:
         self.others = 0
         self.latest: Template | None = None
         """See `stretches.Reading`."""
+        self._reckoned = False
+        self._whole = True
+        """No epoch had a fraction; beside one that has, steps are counted over all epochs."""
 
     def take(self, line: int, text: str) -> None:
         """One line."""
@@ -95,7 +105,10 @@ class _Reading:
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
         if epoch is not None:
             self.epoch = epoch
-        if step is not None:
+            self._whole = self._whole and not (number(numbers[template.epoch or 0]) or 0.0) % 1
+        if step is not None and template.of_epoch and template.evaluates and self._raw >= 0:
+            self.gatherer.add(self._offset + self._raw, line, values)
+        elif step is not None:
             if values or not template.of_epoch or step >= self._raw:  # else a bar of an evaluation
                 self._step(line, step, template.of_epoch, values)
         elif not values:
@@ -103,6 +116,7 @@ class _Reading:
         elif self._raw >= 0 and line - self._at <= _NEAR:
             if self._keys & values.keys():  # the next record, whose step was not printed
                 self._step(line, self._raw + self._apart, template.of_epoch, values)
+                self._reckoned = True
                 return
             self._keys |= values.keys()
             self.gatherer.add(self._offset + self._raw, line, values)
@@ -110,7 +124,12 @@ class _Reading:
             self.unstepped.append((line, self.epoch, values))
 
     def _step(self, line: int, step: int, of_epoch: bool, values: dict[str, float], new: bool = False) -> None:
-        later = self.epoch is not None and self._epoch_of_step is not None and self.epoch > self._epoch_of_step
+        later = (
+            self._whole
+            and self.epoch is not None
+            and self._epoch_of_step is not None
+            and self.epoch > self._epoch_of_step
+        )
         if later and step <= self._raw:
             self._offset += self._raw + (self._apart if step == 0 else 0)  # the count begins again with each epoch
         elif step < self._raw and not of_epoch and self._offset:
@@ -119,8 +138,10 @@ class _Reading:
             self._apart = step - self._with_values
         if values:
             self._with_values = step
+        if values or not self._reckoned or step != self._raw:
+            self._keys = set(values)
+        self._reckoned = False
         self._raw, self._at, self._epoch_of_step = step, line, self.epoch
-        self._keys = set(values)
         if values:
             self.gatherer.add(self._offset + step, line, values, new=new)
 
@@ -133,17 +154,20 @@ class _Reading:
             places.setdefault(key, (at, times))
         try:
             steps = floats(columns[template.step])
+            epochs = steps[:1] if template.epoch is None else floats(columns[template.epoch])
             values = {key: floats(columns[at]) * times for key, (at, times) in places.items()}
         except ValueError:
             return False
-        if self.header or not (np.isfinite(steps).all() and np.abs(steps).max() < 1 << 62):
+        if self.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # not for NaN either
             return False
         whole = steps.astype(np.int64)
         if whole[0] <= self._raw or (np.diff(whole) <= 0).any():
             return False
         self.gatherer.extend(self._offset + whole, lines, values)
         if template.epoch is not None:
-            self.epoch = count([columns[template.epoch][-1].decode()], 0)
+            self.epoch = int(epochs[-1])
+            self._whole = self._whole and not (epochs % 1).any()
+        self._reckoned = False
         before = int(whole[-2]) if len(whole) > 1 else self._with_values
         self._apart = int(whole[-1]) - before
         self._raw = self._with_values = int(whole[-1])
@@ -178,8 +202,10 @@ class _Reading:
             return False
         if found:
             self._step(line, int(found[1]), False, {"loss": value})
+        elif bare and not bare[2]:
+            self.bare.append((line, int(bare[1]), value))
         elif bare:
-            kind = (bare[2] or "train").lower()
+            kind = bare[2].lower()
             self._step(line, int(bare[1]), False, {"loss" if kind == "train" else f"{kind}_loss": value})
         return True
 
@@ -222,16 +248,41 @@ class _Reading:
         if self.table:
             self._flush(-1)
         notes = []
+        if len(self.bare) > 2 * (len(self.gatherer) + len(self.unstepped)):
+            for line, step, value in self.bare:
+                self._step(line, step, False, {"loss": value})
         if self.others:
             notes.append(f"{self.others} lines of other ranks than {self.rank} are left out.")
         if len(self.gatherer) < 3 and len(self.unstepped) > len(self.gatherer):
-            epochs = [epoch for _, epoch, _ in self.unstepped if epoch is not None]
-            by_epoch = len(epochs) == len(self.unstepped) and len(set(epochs)) > 0.4 * len(epochs)
+            by_epoch = _by_epoch(self.unstepped)
             self.gatherer.unit = "epoch" if by_epoch else "ordinal"
             notes.append("No step in it: " + ("epochs count." if by_epoch else "records are numbered."))
+            begun, before = 0, 0
             for at, (line, epoch, values) in enumerate(self.unstepped):
-                self.gatherer.add(epoch if by_epoch and epoch is not None else at, line, values)
+                if epoch is None:
+                    if by_epoch:
+                        continue  # settings, above the first epoch
+                else:
+                    begun = at if epoch < 2 <= before - epoch else begun  # another training
+                    before = epoch
+                self.gatherer.add(epoch if by_epoch and epoch is not None else at - begun, line, values)
         return notes
+
+
+def _by_epoch(records: list[tuple[int, int | None, dict[str, float]]]) -> bool:
+    """Do epochs number the records? Nearly all have one, and few keys come twice in a stretch of the same."""
+    epochs = [epoch for _, epoch, _ in records if epoch is not None]
+    if 5 * len(epochs) < 4 * len(records) or len(set(epochs)) < 2:
+        return False
+    last: int | None = None
+    seen, again, count = set[str](), 0, 0
+    for _, epoch, values in records:
+        if epoch != last:
+            last, seen = epoch, set()
+        again += len(seen & values.keys())
+        count += len(values)
+        seen |= values.keys()
+    return again <= 0.2 * count
 
 
 _SIGNS = (

@@ -26,13 +26,14 @@ _SI = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 STEP_KEYS = (
     "iteration", "iterations", "global_step", "globalstep", "trainer/global_step", "num_updates", "current_steps",
     "completed_step", "training_iteration", "step", "steps", "_step", "iter", "it", "up", "update", "s", "batch_idx",
-    "batch", "total_timesteps", "time/total_timesteps", "n_iter", "nimg", "kimg", "progress/kimg",
+    "batch", "batch_id", "total_timesteps", "time/total_timesteps", "n_iter", "iters", "train_step", "training_step",
+    "nimg", "kimg", "progress/kimg", "episode", "episodes",
 )  # fmt: skip
 """Keys that count steps, the most trusted first."""
 EPOCH_KEYS = ("epoch", "ep", "epochs")
 _ORDER = {key: i for i, key in enumerate(STEP_KEYS)}
 
-_EVAL = re.compile(r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|tel|holdout)([^a-z]|$)")
+_EVAL = re.compile(r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|tel|holdout|predict)([^a-z]|$)")
 _TRAIN = re.compile(r"(^|[^a-z])(train|training|trl)([^a-z]|$)")
 _LOSS = {
     "loss", "lm_loss", "train_loss", "training_loss", "total_loss", "trl", "cost", "train_cost", "objective",
@@ -49,7 +50,7 @@ _LOSS_ORDER = (
 )  # fmt: skip
 _GRAD = {
     "grad_norm", "gradnorm", "total_grad_norm", "gradient_norm", "gnorm", "norm", "grad", "global_grad_norm",
-    "train_grad_norm",
+    "train_grad_norm", "grdn", "grad_l2_norm", "grad_l2",
     "l2_norm/grad/global", "grad_norm_total", "total_norm", "grad_norm_before_clip", "gradnorm_total",
 }  # fmt: skip
 _RATE = {
@@ -60,7 +61,7 @@ _SCALE = {"loss_scale", "grad_scale", "scale", "amp_scale", "scaler"}
 _SECONDS = {
     "dt", "step_time", "time_per_step", "iter_time", "time/iter", "seconds_per_step", "batch_time", "train_time_step",
     "elapsed_time_per_iteration", "elapsed_time_per_iteration_ms", "elapsed_time_per_iteration_s", "sec_per_step",
-    "time_per_iteration", "step_seconds", "iteration_time", "seconds", "step_avg",
+    "time_per_iteration", "step_seconds", "iteration_time", "seconds", "step_avg", "step_avg_ms", "updt_s",
 }  # fmt: skip
 _PACE = {
     "tps", "tok/sec", "tok/s", "tokens_per_sec", "tokens/s", "tokens_per_second", "wps", "throughput",
@@ -68,7 +69,14 @@ _PACE = {
     "samples/sec", "it/s", "words/s", "tgs", "tokens_per_sec_per_gpu", "ips", "fps", "examples/s",
     "throughput/device/tokens_per_second", "time/fps", "steps_per_second", "runningavgsamplespersec",
 }  # fmt: skip
-_NOT_LOSS = re.compile(r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost")
+_NOT_LOSS = re.compile(
+    r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|^best|every|threshold"
+)
+_OF_TRAINING = re.compile(
+    r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"
+    r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*loss(?:_(?:so_far|avg|mean|value|epoch|step))*"
+)
+"""Names that say no more than that they are the loss."""
 
 
 @lru_cache(maxsize=1 << 14)
@@ -93,7 +101,8 @@ def role_of(name: str) -> Role:
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
     names = {full, last, bare}
     if is_eval(full):
-        return "eval_loss" if "loss" in last or last in ("tel", "nll") else "other"
+        told = "loss" in full and not _NOT_LOSS.search(full)
+        return "eval_loss" if told or last in ("tel", "nll") else "other"
     if "skipped" in full and "iter" in full:
         return "skipped_steps"
     if "nan" in full and "iter" in full:
@@ -101,6 +110,8 @@ def role_of(name: str) -> Role:
     for role, table in _TABLES:
         if names & table:
             return role
+    if _OF_TRAINING.fullmatch(last) or re.fullmatch(r"loss(?:es)?/train(?:ing)?(?:_\w+)?", full):
+        return "loss"
     if "loss" in last and not _NOT_LOSS.search(full):
         return "component"
     return "other"
@@ -157,3 +168,21 @@ def factor(after: str, role: Role, name: str) -> float:
         return known if known is not None else 1e-3 if low.endswith("_ms") else 1.0
     si = re.match(r"([KMBGT])(?![A-Za-z])", after)
     return _SI[si[1]] if si else 1.0
+
+
+class Counter:
+    """Steps of records that have an epoch too: a count that begins again with each epoch goes on."""
+
+    def __init__(self) -> None:
+        self._offset, self._step, self._epoch = 0, -1, -math.inf
+
+    def at(self, step: int, epoch: float | None) -> int:
+        """The step over all epochs."""
+        if epoch is not None:
+            if epoch > self._epoch and step < self._step:
+                self._offset += self._step + (step == 0)
+            elif epoch < self._epoch:
+                self._offset = 0
+            self._epoch = epoch
+        self._step = step
+        return self._offset + step

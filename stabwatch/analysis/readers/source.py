@@ -20,6 +20,8 @@ MOST_UNPACKED = 64 << 30
 MOST_RATIO = 1000
 """A gzip that grows by more than that is a bomb: logs grow by 5 to 50."""
 _CHUNK = 1 << 20
+_LONGEST_HOLE = 1 << 30
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
@@ -31,7 +33,7 @@ class Source:
         try:
             self.size = path.stat().st_size
             with self.open() as stream:
-                self.head = stream.read(HEAD)
+                self.head = _head(stream)
         except (OSError, EOFError, lzma.LZMAError) as error:
             raise LogError(f"{path} cannot be read: {error}.") from error
         self.text = self.head.decode("utf-8", "replace").lstrip("\ufeff")
@@ -40,6 +42,8 @@ class Source:
         """The bytes, unpacked."""
         with self.path.open("rb") as raw:
             magic = raw.read(6)
+        if magic[:2] in _UTF16:
+            return cast("IO[bytes]", _Utf8(self.path))
         if magic[:2] == b"\x1f\x8b":
             return cast("IO[bytes]", _Bounded(cast("IO[bytes]", gzip.open(self.path)), self.path))
         if magic[:4] == b"\x28\xb5\x2f\xfd":
@@ -93,6 +97,20 @@ class Source:
         return found
 
 
+class _Utf8(io.RawIOBase):
+    """A file of 16-bit characters, as PowerShell's `>` writes it, in UTF-8."""
+
+    def __init__(self, path: Path) -> None:
+        self._inner = path.open(encoding="utf-16", errors="replace", newline="")
+
+    def read(self, size: int = -1) -> bytes:
+        return self._inner.read(max(size // 4, 1) if size >= 0 else -1).encode("utf-8", "replace")
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+
 class _Bounded(io.RawIOBase):
     """An unpacked stream that refuses to be a bomb."""
 
@@ -126,6 +144,16 @@ def pieces(raw: bytes) -> list[str]:
     return [_decoded(piece) for piece in raw.split(b"\r") if piece] if b"\r" in raw else [_decoded(raw)]
 
 
+def _head(stream: IO[bytes]) -> bytes:
+    """The first bytes; not the hole that a log begins with which was cut while its writer went on."""
+    for _ in range(_LONGEST_HOLE // HEAD):
+        chunk = stream.read(HEAD)
+        head = chunk.lstrip(b"\0")
+        if head or not chunk:
+            return head
+    return b""
+
+
 def _decoded(raw: bytes) -> str:
-    text = raw[:LONGEST_LINE].decode("utf-8", "replace")
+    text = raw.lstrip(b"\0")[:LONGEST_LINE].decode("utf-8", "replace")
     return _ANSI.sub("", text) if "\x1b" in text else text

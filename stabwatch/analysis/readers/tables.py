@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers.gather import MOST_COLUMNS, Gatherer
-from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, role_of, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.source import Source
 
@@ -54,7 +54,8 @@ def _read(source: Source) -> Log:
     ]
     for gatherer in gatherers.values():
         gatherer.unit = unit  # type: ignore[assignment]
-    _fill(_rows(source, delimiter, first), columns, list(gatherers.values()), step_at, time_at)
+    epoch_at = next((i for i, n in enumerate(names) if i != step_at and plain(n) in EPOCH_KEYS), None)
+    _fill(_rows(source, delimiter, first), columns, list(gatherers.values()), step_at, time_at, epoch_at)
     notes = [f"{len(names)} columns" + (f" of {len(runs)} runs" if runs else "") + "."]
     if len(names) > MOST_COLUMNS:
         notes.append(f"Only the first {MOST_COLUMNS} are read.")
@@ -78,7 +79,9 @@ def _fill(
     gatherers: list[Gatherer],
     step_at: int | None,
     time_at: int | None,
+    epoch_at: int | None,
 ) -> None:
+    counter = Counter()
     for count, (line, cells) in enumerate(rows):
         step, time = _cell(cells, step_at), _cell(cells, time_at)
         if step is None:
@@ -87,13 +90,14 @@ def _fill(
             step = float(count)
         if not abs(step) < 1 << 62:
             continue
+        number_of_step = counter.at(int(step), _cell(cells, epoch_at))
         for gatherer in gatherers:
             values = {}
             for at, name, mine in columns:
                 if mine is gatherer and (value := _cell(cells, at)) is not None:
                     values[name] = value
             if values or len(gatherers) == 1:
-                gatherer.add(int(step), line, values, float("nan") if time is None else time, row=not values)
+                gatherer.add(number_of_step, line, values, float("nan") if time is None else time, row=not values)
 
 
 def _cell(cells: list[str], at: int | None) -> float | None:

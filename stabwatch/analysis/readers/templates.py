@@ -15,10 +15,27 @@ _SEPARATOR = re.compile(r"\s*[:=]\s*[\[({]*['\"]?$")
 _WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
 _CODE = re.compile(
     r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\*\*|//\s"
+    r"|\{[\w.()/ -]+: [defg]\}"
 )
+_ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
+"""An indented assignment: source code that a log begins with."""
 _EVAL_LINE = re.compile(r"\b(valid|validation|eval|evaluation|evaluating|test|testing|dev)\b")
 _MAIN = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
 _BAR = re.compile(r"(%\|[^|]*\||^|\n|[|\]:])\s*$")
+_TRAINS = re.compile(r"epoch|train|step|iter|batch|update|\bep\b|fit|progress|round", re.IGNORECASE)
+_PREPARES = re.compile(
+    r"load|map\b|token|filter|fetch|download|shard|dataset|captur|sanity|prompt|files|caching|example|saving|compil",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(r"[A-Za-z]{2}[^|]*$")
+_SETTING = re.compile(
+    r"\b(?:total|max|num|optimi[sz]ation|accumulation|warm-?up|save|eval|logging|log|per|val|decay|of) steps$",
+    re.IGNORECASE,
+)
+"""A setting, and no count."""
+_FILE = re.compile(r"\.(?:py|cpp|cu|cc|h|json|ya?ml|safetensors|txt|bin)$|^--")
+_VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
+_LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
 _LONGEST_NAME = 48
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
@@ -32,6 +49,8 @@ class Template:
     epoch: int | None
     of_epoch: bool
     """The step counts within the epoch."""
+    evaluates: bool
+    """It speaks of an evaluation, whose own count is no step."""
     tells: bool
     """There is something in such lines that a training log would say."""
     odd: bool
@@ -84,17 +103,24 @@ def count(numbers: list[str], at: int | None) -> int | None:
 
 
 def _understand(texts: tuple[str, ...], odd: bool) -> Template:
-    nothing = Template((), None, None, of_epoch=False, tells=False, odd=odd)
+    nothing = Template((), None, None, of_epoch=False, evaluates=False, tells=False, odd=odd)
     whole = " ".join(texts)
-    if len(texts) > 400 or _CODE.search(whole):
+    if len(texts) > 400 or _CODE.search(whole) or _ASSIGNS.fullmatch(texts[0]):
         return nothing
     evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
     values: list[tuple[int, str, float]] = []
     roles: list[Role] = []
     steps: list[tuple[int, int]] = []
     epoch = within = None
+    other_bar: object = None
     for i, text in enumerate(texts[:-1]):
         after = texts[i + 1]
+        if after.startswith("%|"):  # how far a bar has come
+            label = " ".join(texts[: i + 1])
+            other_bar = (
+                "examples/s" in whole or _PREPARES.search(label) or (_LABEL.search(label) and not _TRAINS.search(label))
+            )
+            continue
         key = key_of(text)
         if key is None:
             if (after.strip() == "/" and (within is None) and _BAR.search(text)) or (
@@ -103,6 +129,8 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
                 within = i
             continue
         rank = step_rank(key)
+        if rank is not None and re.match(r"[KMB]\b", after):
+            continue  # rounded: the step of such a record is reckoned from those before
         if (rank is not None and plain(key) not in ("s", "it")) or (plain(key) == "s" and text in ("s:", "s=")):
             steps.append((rank or 0, i))
         elif plain(key) in EPOCH_KEYS:
@@ -115,12 +143,14 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
             roles.append(role)
     if plain(texts[0]) in ("iteration", "iter") and not steps:
         steps.append((0, 0))
+    if other_bar and not any(role in _MAIN for role in roles):
+        return nothing
     step = min(steps)[1] if steps else within
     if not values and step is None and epoch is None:
         return nothing
     tells = any(role != "other" for role in roles) or step is not None or epoch is not None
-    of_epoch = step is not None and step == within
-    return Template(tuple(values), step, epoch, of_epoch=of_epoch, tells=tells, odd=odd, texts=texts)
+    within_epoch = step is not None and step == within
+    return Template(tuple(values), step, epoch, within_epoch, evaluates and bool(values), tells, odd, texts)
 
 
 def key_of(text: str) -> str | None:
@@ -128,6 +158,7 @@ def key_of(text: str) -> str | None:
     found = _SEPARATOR.search(text)
     if found:
         return _name(text[: found.start()])
+    text = _LOGGER.sub("", _VERB.sub("", text))
     stripped = text.strip()
     if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
         return _name(stripped.strip("|"))
@@ -156,8 +187,12 @@ def _name(text: str) -> str | None:
             last = " ".join(words[-count:])
             if role_of(last) not in ("other", "component") or step_rank(last) is not None or plain(last) in EPOCH_KEYS:
                 name = last
+                if _SETTING.search(" ".join(words)):
+                    name = " ".join(words[-3:])
                 break
         else:
             name = " ".join(words[-3:])
-    name = name.strip("'\"`*> ")
+    name = re.sub(r"^- ", "", name.strip("'\"`*> "))
+    if _FILE.search(name):
+        return None
     return name if 0 < len(name) <= _LONGEST_NAME and re.search("[A-Za-zµɛ]", name) else None
