@@ -279,6 +279,13 @@ def test_too_good_to_be_true():
 # Pace, learning rate, restarts, messages.
 
 
+def test_a_loss_that_comes_back_from_where_it_flew_is_not_too_good():
+    rng = np.random.default_rng(0)
+    wild = rng.lognormal(8, 1, 300)
+    run = run_of(loss=[4.0, 9.0, *wild, *rng.normal(4.5, 0.1, 300)])
+    assert not [f for f in troubles(run) if f.kind == "too_good"]
+
+
 def test_steps_that_become_slow():
     seconds = np.ones(300)
     seconds[100:140] = 2.5

@@ -12,6 +12,8 @@ FALL = 1000.0
 WITHIN = 5
 MATTERS = 0.1
 """A loss that was worth something before."""
+BELOW_FIRST = 100.0
+"""Times below the log's first loss: what had flown off may come back."""
 
 
 def find(part: Part) -> list[Finding]:
@@ -25,6 +27,8 @@ def find(part: Part) -> list[Finding]:
         return []  # a loss of 0.0 beside such a norm is a NaN
     fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1
     for i in [*range(1, min(WITHIN + 1, len(values))), *fell.tolist()]:
+        if values[i] * BELOW_FIRST > values[0]:
+            continue  # back from where it had gone, and no lower than it began
         before = float(values[max(0, i - WITHIN) : i].min() if i > WITHIN else values[:i].max())
         rest = values[i:]
         if before < MATTERS or values[i] * FALL > before or float(np.median(rest)) * FALL > before or len(rest) < 2:

@@ -360,7 +360,8 @@ READER = Reader(
     "text",
     "what trainers print: Megatron-LM, Megatron-DeepSpeed, DeepSpeed, GPT-NeoX, torchtitan, nanotron, nanoGPT, llm.c, "
     "modded-nanogpt, nanochat, OLMo, Hugging Face's dictionaries, Composer, llm-foundry, fairseq, ESPnet, icefall, "
-    "detectron2, mmengine, timm, Keras' and Lightning's bars, PaddlePaddle, Marian, MaxText, Coqui, nnU-Net, darknet; "
+    "detectron2, mmengine, timm, Keras' and Lightning's bars, PaddlePaddle, Marian, MaxText, Coqui, nnU-Net, darknet, "
+    "openpi, LeRobot, verl, Demucs, YOLOX; "
     "any `key: value` or `key=value`; colours, time stamps, rank prefixes and progress bars are stepped over",
     _sniff,
     _read,

@@ -70,7 +70,7 @@ _PACE = {
     "throughput/device/tokens_per_second", "time/fps", "steps_per_second", "runningavgsamplespersec",
 }  # fmt: skip
 _NOT_LOSS = re.compile(
-    r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|^best|every|threshold"
+    r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|^best|every|threshold|(?<!cross_)entropy"
 )
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"
@@ -89,7 +89,7 @@ def plain(name: str) -> str:
 @lru_cache(maxsize=1 << 14)
 def is_eval(name: str) -> bool:
     """Does a name speak of evaluation?"""
-    low = name.lower()
+    low = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     return bool(_EVAL.search(low)) and not _TRAIN.search(low)
 
 
@@ -100,7 +100,7 @@ def role_of(name: str) -> Role:
     last = re.split(r"/|\s-\s", full)[-1].strip("_")
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
     names = {full, last, bare}
-    if is_eval(full):
+    if is_eval(name):
         told = "loss" in full and not _NOT_LOSS.search(full)
         return "eval_loss" if told or last in ("tel", "nll") else "other"
     if "skipped" in full and "iter" in full:

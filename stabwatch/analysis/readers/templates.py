@@ -155,6 +155,7 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
 
 def key_of(text: str) -> str | None:
     """The name that belongs to a number, from the text between it and the number before."""
+    text = re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text)
     found = _SEPARATOR.search(text)
     if found:
         return _name(text[: found.start()])

@@ -25,6 +25,8 @@ GOOD = {
     "gzip": gzip.compress(b"step: 1 loss: 2.5\n" * 30),
     "tfevents": b'\x18\x00\x00\x00\x00\x00\x00\x00\xa3\x7fK"\t\x00\x00\xc0\xf3\x12x\xd9A\x1a\rbrain.Event:2\xec\xcc\x00\x00'
     * 2,
+    "16-bit": "".join(f"step: {i} loss: {3 - i / 10}\r\n" for i in range(30)).encode("utf-16"),
+    "hole": bytes(100) + b"step: 1 loss: 2.5\n" * 30,
     "wandb": b":W&B\xbe\x04\x00\x00\x00" + bytes(200),
 }
 

@@ -1,0 +1,131 @@
+"""Counts in logs: per epoch or over all, rounded, of bars that are no training; and what is no count and no loss."""
+
+# ruff: noqa: E501 -- lines as trainers print them
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stabwatch.analysis.readers import read_log
+from stabwatch.analysis.readers.names import is_eval, role_of
+from stabwatch.analysis.verdict import examine
+
+
+def _read(tmp_path, text, name="train.log"):
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_log(path).runs[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("Average Training loss", "loss"),
+        ("avg loss", "loss"),
+        ("Loss/train", "loss"),
+        ("Loss/val", "eval_loss"),
+        ("val/box_loss", "eval_loss"),
+        ("train/box_loss", "component"),
+        ("losses", "other"),
+        ("entropy_loss", "other"),
+        ("grdn", "grad_norm"),
+    ],
+)
+def test_roles_of_names(name, role):
+    assert role_of(name) == role
+    assert is_eval("ValLoss")
+
+
+def test_the_first_part_is_judged_where_no_total_is_written(tmp_path):
+    rows = "".join(f"{i},{3 - i / 10},{2 - i / 20},{4 - i / 10}\n" for i in range(20))
+    run = _read(tmp_path, "epoch,train/box_loss,train/cls_loss,val/box_loss\n" + rows)
+    assert run.of("loss").name == "train/box_loss" and run.of("eval_loss").name == "val/box_loss"
+
+
+def test_batches_that_are_counted_anew_in_each_epoch(tmp_path):
+    table = "Epoch,Batch,loss\n" + "".join(f"{e},{b},{2.5 - e / 10}\n" for e in range(4) for b in range(10))
+    records = "".join(
+        json.dumps({"mode": "train", "epoch": e, "iter": 50 * b, "loss": 2.5}) + "\n"
+        for e in (1, 2, 3)
+        for b in range(1, 6)
+    )
+    assert _read(tmp_path, table).steps.tolist() == list(range(40))
+    assert _read(tmp_path, records).steps.tolist() == list(range(50, 800, 50))
+
+
+def test_a_summary_without_a_step_stays_where_it_stands(tmp_path):
+    history = [
+        {"step": 500, "loss": 2.0, "epoch": 0.9},
+        {"epoch": 1.0, "predict_loss": 1.5},
+        {"step": 1000, "loss": 1.0},
+    ]
+    run = _read(tmp_path, json.dumps({"log_history": history}), "trainer_state.json")
+    assert run.steps.tolist() == [500, 1000]
+
+
+def test_rounded_steps_are_reckoned(tmp_path):
+    names = ["400", "600", "800", *["1K"] * 5, *["2K"] * 5, *["3K"] * 5]
+    text = "".join(
+        f"INFO 2026-06-12 train.py:357 step:{n} loss:{5 - i / 10:.3f} grdn:8.5\n" for i, n in enumerate(names)
+    )
+    text = text.replace("loss:4.200", "loss:4.200 lr:1e-5\nINFO train.py:367 Checkpoint policy after step 2000\n", 1)
+    assert _read(tmp_path, text).of("loss").steps.tolist() == list(range(400, 4000, 200))
+
+
+def test_bars_that_prepare_and_lines_that_evaluate_count_nothing(tmp_path):
+    text = "Map: 100%|████| 3290/3290 [00:11<00:00, 274.45 examples/s]\nLoading weights:  50%|██  | 5/10 [00:01<00:01,  5.82it/s]\n"
+    text += "  Total optimization steps = 5,490\n"
+    for e in (1, 2, 3):
+        text += "".join(
+            f"Train | Epoch {e} | {i}/573 | 1.45 it/sec | Loss 0.2343 | Grad 0.12\n" for i in (143, 286, 429)
+        )
+        text += f"Valid | Epoch {e} | 1/3 | 0.31 it/sec | Loss 0.2213\nValid | Epoch {e} | 2/3 | 0.31 it/sec | Loss 0.2213\n"
+    run = _read(tmp_path, text)
+    assert run.steps.tolist() == [143, 286, 429, 572, 715, 858, 1001, 1144, 1287]
+    assert run.of("eval_loss").steps.tolist() == [429, 858, 1287]
+
+
+def test_epochs_of_a_fraction_leave_the_step_alone(tmp_path):
+    text = "".join(
+        f"{{'loss': {2 - i / 10}, 'epoch': {0.9 * i:.2f}}}\n 10%|██  | {549 * i}/5490 [05:02<38:38,  2.13it/s]\n"
+        f"{{'eval_loss': 1.5, 'epoch': {i}.0}}\n 10%|██  | {549 * i}/5490 [50:28<38:38,  2.13it/s]\n"
+        for i in range(1, 6)
+    )
+    assert _read(tmp_path, text).of("eval_loss").steps.tolist() == [549 * i for i in range(1, 6)]
+
+
+def test_epochs_count_below_settings_and_beside_evaluations(tmp_path):
+    text = "lr: 0.0001\nbatch_size: 128\n" + "".join(
+        f"INFO:root:Epoch {e} - Average Loss: {3 - e / 10:.4f}, Samples: 693\nINFO:root:Evaluation Epoch {e} - Average Loss: 3.1\n"
+        for e in range(12)
+    )
+    run = _read(tmp_path, text)
+    assert run.step_unit == "epoch" and run.of("loss").steps.tolist() == list(range(12))
+    assert run.of("loss").values[0] == 3.0
+
+
+def test_nan_in_a_metric_or_in_source_code_is_no_message(tmp_path):
+    code = 'logging.warning(f"NaN loss at Epoch {epoch}")\n        val_loss = 0.0\n  print(f"step:{step} val_loss:{val_loss:.4f}")\n'
+    text = code + "".join(
+        f"iter={i:04} reward={i}.5 approx_kl=inf loss_critic={5 - i / 10:.4f} val_loss=3.5\n" for i in range(30)
+    )
+    run = _read(tmp_path, text)
+    assert not run.remarks and set(run.of("eval_loss").values.tolist()) == {3.5}
+    assert run.steps.tolist() == list(range(30))
+
+
+def test_pairs_of_numbers_are_a_loss_only_where_nothing_else_is(tmp_path):
+    pairs = "".join(f"{i} {i / 2}\n" for i in range(10))
+    text = pairs + "".join(f"step {i} loss {4 - i / 20}\n" for i in range(30))
+    assert _read(tmp_path, text).of("loss").values[0] == 4.0
+    assert _read(tmp_path, pairs).of("loss").values.tolist() == [i / 2 for i in range(10)]
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t.encode("utf-16"), lambda t: bytes(200_000) + t.encode()])
+def test_sixteen_bits_and_a_hole_of_zeros(wrap, tmp_path):
+    """PowerShell's `>`; a log that was cut while its writer went on."""
+    text = "".join(f"step {i} | loss {4 - i / 20:.4f} | lr 1e-4\r\n" for i in range(30))
+    run = _read(tmp_path, wrap(text))
+    assert run.of("loss").steps.tolist() == list(range(30)) and run.of("loss").lines[0] == 1
+    assert examine(read_log(tmp_path / "train.log")).exit_code == 0
