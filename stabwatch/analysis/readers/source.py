@@ -34,7 +34,7 @@ class Source:
             self.size = path.stat().st_size
             with self.open() as stream:
                 self.head = _head(stream)
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except OSError as error:
             raise LogError(f"{path} cannot be read: {error}.") from error
         self.text = self.head.decode("utf-8", "replace").lstrip("\ufeff")
 
@@ -82,7 +82,7 @@ class Source:
                         continue
                     yield kept + chunk[:cut]
                     kept = chunk[cut + 1 :]
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except OSError as error:
             if not kept:
                 raise LogError(f"{self.path} cannot be unpacked: {error}. Is it whole?") from error
         if kept:
@@ -90,8 +90,11 @@ class Source:
 
     def read(self, most: int) -> bytes:
         """The whole file, if it is not larger than `most` bytes."""
-        with self.open() as stream:
-            found = stream.read(most + 1)
+        try:
+            with self.open() as stream:
+                found = stream.read(most + 1)
+        except OSError as error:
+            raise LogError(f"{self.path} cannot be unpacked: {error}. Is it whole?") from error
         if len(found) > most:
             raise LogError(f"{self.path} is a single document of more than {most >> 20} MiB; split it, or export CSV.")
         return found
@@ -120,7 +123,10 @@ class _Bounded(io.RawIOBase):
         self._seen = 0
 
     def read(self, size: int = -1) -> bytes:
-        found = self._inner.read(min(size, self._most + 1) if size >= 0 else self._most + 1)
+        try:
+            found = self._inner.read(min(size, self._most + 1) if size >= 0 else self._most + 1)
+        except Exception as error:  # each way of packing has errors of its own
+            raise OSError(str(error)) from error
         self._seen += len(found)
         if self._seen > self._most:
             raise LogError(f"{self._path} unpacks to more than {MOST_RATIO} times its size. Unpack it yourself first.")

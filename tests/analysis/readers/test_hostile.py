@@ -3,13 +3,16 @@
 # ruff: noqa: E501 -- lines as trainers print them
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import random
 import resource
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +79,20 @@ def test_json_without_a_bottom(tmp_path):
     path = tmp_path / "deep.json"
     path.write_text('{"a":' * 200_000 + "1" + "}" * 200_000)
     _read(path)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+@pytest.mark.parametrize("text", ["step: 1 loss: 2.5\n", '{"loss": 2.5}, '])
+def test_packed_and_damaged(pack, text, tmp_path):
+    rng = random.Random(0)
+    body = "".join(text.replace("2.5", str(rng.random())) for _ in range(20_000))
+    packed = bytearray(pack((f"[{body}]" if "{" in text else body).encode()))
+    for at in (3, len(packed) // 2, len(packed) - 9):
+        path = tmp_path / str(at)
+        path.write_bytes(bytes(packed[:at]))
+        _read(path)
+        path.write_bytes(bytes(packed[:at]) + b"damaged" + bytes(packed[at + 7 :]))
+        _read(path)
 
 
 def test_a_bomb(tmp_path):
