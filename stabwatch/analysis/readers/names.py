@@ -110,9 +110,9 @@ def role_of(name: str) -> Role:
     for role, table in _TABLES:
         if names & table:
             return role
-    if _OF_TRAINING.fullmatch(last) or re.fullmatch(r"loss(?:es)?/train(?:ing)?(?:_\w+)?", full):
+    if _OF_TRAINING.fullmatch(last) or re.fullmatch(r"loss(?:es)?/(?:train(?:ing)?(?:_\w+)?|total|all|sum)", full):
         return "loss"
-    if "loss" in last and not _NOT_LOSS.search(full):
+    if ("loss" in last or full.startswith(("loss/", "losses/"))) and not _NOT_LOSS.search(full):
         return "component"
     return "other"
 

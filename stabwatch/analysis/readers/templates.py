@@ -36,6 +36,7 @@ _SETTING = re.compile(
 _FILE = re.compile(r"\.(?:py|cpp|cu|cc|h|json|ya?ml|safetensors|txt|bin)$|^--")
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
 _LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
+_DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
 _LONGEST_NAME = 48
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
@@ -137,6 +138,8 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
             epoch = i if epoch is None else epoch
         else:
             role = role_of(key)
+            if role == "loss" and _DURATION.match(after):  # `Cost 7.2 sec`
+                key, role = f"{key} time", "other"
             if evaluates and not is_eval(key):
                 key, role = f"eval/{key}", "eval_loss" if role == "loss" else "other"
             values.append((i, key, factor(after, role, key)))

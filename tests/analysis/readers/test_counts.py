@@ -25,6 +25,8 @@ def _read(tmp_path, text, name="train.log"):
         ("avg loss", "loss"),
         ("Loss/train", "loss"),
         ("Loss/val", "eval_loss"),
+        ("Loss/Total", "loss"),
+        ("Loss/Mask", "component"),
         ("val/box_loss", "eval_loss"),
         ("train/box_loss", "component"),
         ("losses", "other"),
@@ -35,6 +37,11 @@ def _read(tmp_path, text, name="train.log"):
 def test_roles_of_names(name, role):
     assert role_of(name) == role
     assert is_eval("ValLoss")
+
+
+def test_what_an_epoch_costs_in_seconds_is_no_loss(tmp_path):
+    run = _read(tmp_path, "".join(f"Epoch {e} Train, mse: {9 - e / 10}, Cost 715.7 sec\n" for e in range(9)))
+    assert run.of("loss") is None
 
 
 def test_the_first_part_is_judged_where_no_total_is_written(tmp_path):
