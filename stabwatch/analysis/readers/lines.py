@@ -285,14 +285,12 @@ def _by_epoch(records: list[tuple[int, int | None, dict[str, float]]]) -> bool:
     return again <= 0.2 * count
 
 
+_BARE_LENGTH = 48
+"""Shorter lines may hold numbers without names."""
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
     b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal", b"heckpoint", b"esum", b"---",
 )  # fmt: skip
-
-
-_WITHOUT_SIGN = re.compile(rb"^(?:s:|  |\s*\d.{0,47}$)", re.MULTILINE)
-"""Wider than what `_telling` takes without a sign, and quick over a block."""
 
 
 def _telling(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
@@ -300,15 +298,25 @@ def _telling(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
     for sign in signs:
         if sign in raw:
             return True
-    return raw[:2] == b"s:" or (raw[:2] == b"  " and b"=" in raw) or (len(raw) < 48 and raw.strip()[:1].isdigit())
+    return (
+        raw[:2] == b"s:"
+        or (raw[:2] == b"  " and b"=" in raw)
+        or (len(raw) < _BARE_LENGTH and raw.strip()[:1].isdigit())
+    )
 
 
 def _telling_in(block: bytes) -> Callable[[bytes], bool] | None:
     """The same for the lines of a block: signs that are nowhere in it need not be looked for. None: no line may."""
     there = tuple(sign for sign in _SIGNS if sign in block)
-    if not there and _WITHOUT_SIGN.search(block) is None:
-        return None
-    return lambda raw: _telling(raw, there)
+    if there or block[:2] in (b"s:", b"  ") or b"\ns:" in block or b"\n  " in block or _shortest(block) < _BARE_LENGTH:
+        return lambda raw: _telling(raw, there)
+    return None
+
+
+def _shortest(block: bytes) -> int:
+    """Length of the shortest line."""
+    ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n"))
+    return int(np.diff(ends, prepend=-1, append=len(block)).min()) - 1
 
 
 def _is_odd(text: str) -> bool:

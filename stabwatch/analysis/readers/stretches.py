@@ -66,17 +66,17 @@ class Stretches:
 
     def block(self, first: int, block: bytes) -> None:
         """Consecutive lines, the first of which has the number `first`."""
-        raws = block.split(b"\n")
         if self._whole and self._pattern is not None:
-            numbers = self._pattern.findall(block)
-            if len(numbers) == len(raws) and len(numbers[0]) > 1:
-                self._flush(list(range(first, first + len(raws))), numbers, first, raws)
+            numbers, count = self._pattern.findall(block), block.count(b"\n") + 1
+            if len(numbers) == count and len(numbers[0]) > 1:
+                self._flush(range(first, first + count), numbers, first, lambda: block.split(b"\n"))
                 return
         telling = self._telling(block)
-        self._whole = telling is not None and self._by_line(first, raws, telling)
+        self._whole = telling is not None and self._by_line(first, block, telling)
 
-    def _by_line(self, first: int, raws: list[bytes], telling: Callable[[bytes], bool]) -> bool:
+    def _by_line(self, first: int, block: bytes, telling: Callable[[bytes], bool]) -> bool:
         """Whether every line was of the template."""
+        raws = block.split(b"\n")
         at: list[int] = []
         numbers: list[tuple[bytes, ...]] = []
         whole = True
@@ -89,21 +89,24 @@ class Stretches:
             if not telling(raw):
                 continue
             if at:
-                self._flush(at, numbers, first, raws)
+                self._flush(at, numbers, first, lambda: raws)
                 at, numbers = [], []
             self._one(line, raw)
         if at:
-            self._flush(at, numbers, first, raws)
+            self._flush(at, numbers, first, lambda: raws)
         return whole
 
-    def _flush(self, at: list[int], numbers: list[tuple[bytes, ...]], first: int, raws: list[bytes]) -> None:
+    def _flush(
+        self, at: Sequence[int], numbers: list[tuple[bytes, ...]], first: int, raws: Callable[[], list[bytes]]
+    ) -> None:
         assert self._template is not None
         many = len(at) >= LEAST
         if many and self._reading.take_all(self._template, np.array(at, dtype=np.int64), numbers):
             self._short = 0
             return
+        there = raws()
         for line in at:
-            for text in self._pieces(raws[line - first]):
+            for text in self._pieces(there[line - first]):
                 self._reading.take(line, text)
         self._short += 1
         if self._short >= PATIENCE:
