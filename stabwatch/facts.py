@@ -1,24 +1,28 @@
-"""The static facts of a run: who it is, where it runs, what is trained."""
+"""The facts of a run: who it is, where it runs and is written, what is trained."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import socket
+import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import stabwatch
 from stabwatch.config import Config
 from stabwatch.plugins import PLUGINS
 from stabwatch.ranks import Ranks
-from stabwatch.runlog import Meta
+from stabwatch.runlog import Meta, RunFolder
 
 MOST_GROUPS = 16
 """Parameter groups with settings of their own that are written down."""
@@ -70,3 +74,21 @@ def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, co
         config={name: value for name, value in vars(config).items() if value is not None},
         signals=[asdict(plugin.signal) for plugin in PLUGINS.values()],
     )
+
+
+def open_folder(path: Path, meta: Meta) -> RunFolder:
+    """A new run folder; below the system's temporary files when `path` cannot be made, and that is said."""
+    try:
+        return RunFolder(path, meta)
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix="stabwatch-")) / meta.run
+        folder = RunFolder(other, meta)
+        print(f"stabwatch: the run folder cannot be made ({error}); using {other} instead.", file=sys.stderr)
+        return folder
+
+
+def learning_rate(optimizer: Any) -> float:
+    """Largest learning rate of the groups; a tensor on an accelerator is not read (that would wait for it)."""
+    rates = [group.get("lr", math.nan) for group in optimizer.param_groups]
+    known = [float(r) for r in rates if not isinstance(r, Tensor) or r.device.type == "cpu"]
+    return max(known, default=math.nan)

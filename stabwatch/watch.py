@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,32 +16,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabwatch import plugins
 from stabwatch.alarm import alarm_of
-from stabwatch.assembly import Assembler, HostNumbers
-from stabwatch.buffer import Copy, StepBuffer
+from stabwatch.assembly import HostNumbers
+from stabwatch.buffer import Copy
 from stabwatch.clock import StepClock
 from stabwatch.config import Config
-from stabwatch.coverage import IN_GRAPH, MHA, NO_SATURATION, NO_STEP, REPORT_AFTER, UNATTACHED, Coverage
-from stabwatch.facts import optimizer_facts, run_id, run_meta
-from stabwatch.hooks.attention import Brackets
-from stabwatch.hooks.batches import Batches
-from stabwatch.hooks.cells import RunCells
+from stabwatch.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
+from stabwatch.facts import learning_rate, open_folder, optimizer_facts, run_id, run_meta
 from stabwatch.hooks.deep import TURNS
-from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.guard import Guard
-from stabwatch.hooks.modules import ModuleTaps
-from stabwatch.hooks.parameters import ParameterTaps
-from stabwatch.hooks.plugged import PluginTaps
-from stabwatch.hooks.sites import Gate, choose, device_of, first_tensor, unwrap
-from stabwatch.hooks.steps import StepTaps
+from stabwatch.hooks.sites import Gate, first_tensor, unwrap
 from stabwatch.launch import AgentProcess
-from stabwatch.rank_health import SHARDED
 from stabwatch.ranks import Ranks
-from stabwatch.runlog import RunFolder, SlotTable, Writer
+from stabwatch.runlog import SlotTable, Writer
 from stabwatch.schedule import Governor, Plan
+from stabwatch.taps import Taps
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert
@@ -111,84 +100,40 @@ class Watch:
         self._host = HostNumbers()
         self._agent: AgentProcess | None = None
         self._writer: Writer | None = None
-        self._modules: ModuleTaps | None = None
-        self._handles: list[Any] = []
         self._introduced: set[int] = set()
-        self._steps: StepTaps | None = None
-        self._detached = self._patched = self._scaled = self._warned = False
+        self._blind = self._detached = self._scaled = self._warned = False
         self._attached = self._began = time.perf_counter()
         self._pid = os.getpid()
         self._records = self._forwards = 0
         self._busy: float | None = None
+        taps = None
         try:
             self._ranks = Ranks(model, self.config.reduce)
-            self._tap(loss_fn)
+            self._taps = taps = Taps(self, self._model, loss_fn, self._ranks, self._governor)
+            self.cells, self.brackets = taps.cells, taps.brackets
+            self.plugins, self.deep = taps.plugins, taps.modules.deep
             if self._ranks.rank == 0 or self.config.reduce == "never":
                 self._open(run_dir)
             self._alarm = alarm_of(
-                self.config, self._model, self._ranks, self._writer, self.run_dir, self._governor, self._batches,
+                self.config, self._model, self._ranks, self._writer, self.run_dir, self._governor, taps.batches,
                 on_alert, self.guard.run,
             )  # fmt: skip
         except Exception:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
-            self._detached = True
-            self._untap()
+            self._blind = self._detached = True
+            if taps is not None:
+                taps.remove()
             return
         self._plan_next()
         atexit.register(self._at_exit)
 
     # -- setting up ---------------------------------------------------------------------------------
 
-    def _tap(self, loss_fn: Any) -> None:
-        device = device_of(self._model, torch.device("cpu"))
-        chosen = choose(self._model, self.config.include, self.config.exclude)
-        self._modules = modules = ModuleTaps(chosen, self.gate, self, device)
-        self.deep = modules.deep
-        paths = [c.path for c in chosen if c.path and (c.activation or list(c.module.children()))]
-        self._parameters = ParameterTaps(self._model, paths, device, self.config.update_bytes)
-        self.cells = RunCells(device)
-        self._buffer = StepBuffer(device)
-        self._batches = Batches(device)
-        self.cells.register(self._buffer)
-        modules.register(self._buffer)
-        self.brackets = Brackets(modules.attention_names, device)
-        self._buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
-        self.plugins = PluginTaps(modules.sites.values(), self._parameters.owned, device, self)
-        self.plugins.store.register(self._buffer)
-        self._steps = steps = StepTaps(self._model, modules.sites, self._parameters, self.plugins, device, self)
-        steps.register(self._buffer)
-        shown = [cell for site in modules.sites.values() for cell in site.fields() if cell.tap == "activation"]
-        expected = (*self.cells.expected, *shown, *self._parameters.cells)
-        self._assembler = Assembler(
-            self._buffer.cells, expected, self._ranks.sharded, self._governor.ask_deep, self.config.attention_limit
-        )
-        self._names = [site.name for site in modules.sites.values()]
-        self._coverage = Coverage(modules.sites.values(), self._parameters, expected)
-        if self._ranks.sharded:
-            self.unmeasured("replica", "", SHARDED)
-        if not any(c.role.bends for c in chosen):
-            self.unmeasured("nonlinearity", "", NO_SATURATION)
-        for c in chosen:
-            if isinstance(c.module, nn.MultiheadAttention):
-                self.unmeasured("writer", f"{c.name}.out_proj", MHA)
-        FunctionTaps.install()
-        self._patched = True
-        self._handles.append(register_optimizer_step_pre_hook(self._before_step))
-        self._handles.append(register_optimizer_step_post_hook(self._after_step))
-        if isinstance(loss_fn, nn.Module):
-            self._handles.append(loss_fn.register_forward_hook(self._loss_module))
-
     def _open(self, run_dir: str | Path | None) -> None:
         self.run = run_id(self.config)
         path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
-        meta = run_meta(self.run, self._model, self._names, self._ranks, self.config)
-        try:
-            folder = RunFolder(path, meta)
-        except OSError as error:
-            path = Path(tempfile.mkdtemp(prefix="stabwatch-")) / self.run
-            folder = RunFolder(path, meta)
-            print(f"stabwatch: the run folder cannot be made ({error}); using {path} instead.", file=sys.stderr)
-        self.run_dir = path
+        folder = open_folder(path, run_meta(self.run, self._model, self._taps.names, self._ranks, self.config))
+        self.run_dir = path = folder.path
         self._writer = Writer(folder, idle=self._idle)
         self._writer.event("start", 0, argv=sys.argv[:1])
         if self.config.agent:
@@ -205,7 +150,7 @@ class Watch:
             self._end_step()
         self.guard.run("pace", "always", self._host.forward_begins, inputs, self._began)
         if self.gate.open:
-            self.guard.run("batch", "always", self._batches.forward_begins, self.step, inputs)
+            self.guard.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
@@ -220,7 +165,7 @@ class Watch:
             self.cells.fold_loss("output", value)
             self.loss_seen = True
 
-    def _loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
+    def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
         value = first_tensor(output)
         if value is not None and self.gate.open and torch.is_grad_enabled():
             self.loss_seen = True
@@ -237,8 +182,7 @@ class Watch:
         kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
         if float(kind) != 2.0:
             return
-        if self._steps is not None:
-            self._steps.clipped(norm)
+        self._taps.steps.clipped(norm)
         if self.gate.open:
             self.cells.fold_clip(norm)
 
@@ -248,40 +192,37 @@ class Watch:
         if not self._clock.stepped_since_update() and self.gate.recording:
             self._host.skipped += 1
             if self.gate.sampled:
-                self._parameters.measure_all_gradients()
+                self._taps.parameters.measure_all_gradients()
             self._close_step()
         if isinstance(scaler._scale, Tensor):
             self.cells.fold_loss_scale(scaler._scale)
 
     def unmeasured(self, what: str, layer: str, reason: str) -> None:
         """Note why something cannot be measured; reported once."""
-        self._coverage.unmeasured(what, layer, reason)
+        self._taps.coverage.unmeasured(what, layer, reason)
 
     # -- the step clock -----------------------------------------------------------------------------
 
-    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._parameters.owns(optimizer):
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self._taps.parameters.owns(optimizer):
             return
         if self._clock.repeats(optimizer):
             self._end_step()
-        if self._steps is not None:
-            self._steps.before(optimizer)
+        self._taps.steps.before(optimizer)
         self._alarm.before(optimizer, self.step)
 
-    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._parameters.owns(optimizer):
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self._taps.parameters.owns(optimizer):
             return
-        if self._steps is not None:
-            self._steps.after(optimizer)
+        self._taps.steps.after(optimizer)
         self.guard.run("learning_rate", "always", self._note_rate, optimizer)
         self._alarm.after(optimizer)
         if self._clock.stepped(optimizer):
-            if self._steps is not None:
-                self._steps.step_ends()
+            self._taps.steps.step_ends()
             self._end_step()
 
     def _note_rate(self, optimizer: Any) -> None:
-        self._host.learning_rate = _learning_rate(optimizer)
+        self._host.learning_rate = learning_rate(optimizer)
         if id(optimizer) not in self._introduced:
             self._introduced.add(id(optimizer))
             if self._writer is not None:
@@ -311,11 +252,11 @@ class Watch:
 
     def _record(self, step: int, joins: bool) -> None:
         self.brackets.fold()
-        if self.gate.sampled and self._modules is not None:
-            self.guard.run("depth", "sampled", self._modules.stacks.fold)
+        if self.gate.sampled:
+            self.guard.run("depth", "sampled", self._taps.modules.stacks.fold)
         if joins and self._busy is not None:
             self.cells.fill_busy(self._busy)
-        flat = self._buffer.flush()
+        flat = self._taps.buffer.flush()
         gathered = self._ranks.gather(flat) if joins else None
         if self._writer is None:
             return
@@ -328,7 +269,7 @@ class Watch:
 
         def resolve() -> tuple[SlotTable, NDArray[np.float32]]:
             rows = copy.wait()[None] if copy else gathered().cpu().numpy()  # type: ignore[misc]
-            out = self._assembler.assemble(rows, host, {name: c.wait() for name, c in logged.items()})
+            out = self._taps.assembler.assemble(rows, host, {name: c.wait() for name, c in logged.items()})
             self._records += 1
             if self._records == REPORT_AFTER:
                 self._report_coverage()
@@ -357,7 +298,7 @@ class Watch:
     def _report_coverage(self) -> None:
         if self.gate.traced:
             self.unmeasured("residual", "", IN_GRAPH)
-        report = self._coverage.report(self._assembler.fired)
+        report = self._taps.coverage.report(self._taps.assembler.fired)
         self._host.taps_missing = float(len(report["missing"]))
         if self._writer is not None:
             self._writer.event("coverage", self.step, **report)
@@ -382,13 +323,16 @@ class Watch:
 
     def coverage(self) -> dict[str, Any]:
         """What was seen so far: `taps`, `fired` (cells), `missing` (list of tap, site, reason)."""
-        return self._coverage.report(set(self._assembler.fired)) if self._handles else dict(UNATTACHED)
+        if self._blind:
+            return dict(UNATTACHED)
+        return self._taps.coverage.report(set(self._taps.assembler.fired))
 
     # -- for the user -------------------------------------------------------------------------------
 
     def log(self, **scalars: float | Tensor) -> None:
         """Record numbers of this step: `loss` replaces what the taps saw, other names become `logged_value`."""
-        self.guard.run("log", "always", self._log_scalars, scalars)
+        if not self._detached:
+            self.guard.run("log", "always", self._log_scalars, scalars)
 
     def probe(self, *args: Any, **kwargs: Any) -> None:
         """Measure geometry_drift and shift_coherence on this batch: the arguments of one call of the model.
@@ -397,8 +341,8 @@ class Watch:
         enough, as at most 128 tokens are compared. Values, gradients and random numbers of the training stay the same,
         but hooks of others see these calls. A new batch is a new reference.
         """
-        if self._steps is not None and not self._detached:
-            self.guard.run("drift", "deep", self._steps.drift.start, args, kwargs)
+        if not self._detached:
+            self.guard.run("drift", "deep", self._taps.steps.drift.start, args, kwargs)
 
     def log_batch(self, indices: Any = None, **facts: Any) -> None:
         """Say which batch this step (or micro-batch) is trained on, to find it again when an alert is traced to it.
@@ -408,7 +352,7 @@ class Watch:
         the first token ids of the model's first input (`stabwatch.fingerprint` computes the same of a batch).
         """
         if not self._detached:
-            self.guard.run("batch", "always", self._batches.say, self.step, indices, facts)
+            self.guard.run("batch", "always", self._taps.batches.say, self.step, indices, facts)
 
     def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
         for name, value in scalars.items():
@@ -436,23 +380,13 @@ class Watch:
         if self._clock.open_step_is_over():
             self.guard.run("clock", "always", self._close_step)
         self.gate.open = self.gate.sampled = self.gate.deep = self.gate.recording = False
-        self._untap()
+        self._taps.remove()
         atexit.unregister(self._at_exit)
         if self._writer is not None:
             if 0 < self._records < REPORT_AFTER:
                 self._report_coverage()
             self._writer.event("end", self.step - 1, reason=reason, **facts)
             self._writer.close()
-
-    def _untap(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        if self._modules is not None:
-            self._modules.remove()
-        if self._steps is not None:
-            self._steps.remove()
-        if self._patched:
-            FunctionTaps.remove()
 
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)
@@ -471,10 +405,3 @@ class Watch:
             self.detach()
         else:
             self.detach("exception", error=f"{type(error).__name__}: {error}")
-
-
-def _learning_rate(optimizer: Any) -> float:
-    """Largest learning rate of the groups; a tensor on an accelerator is not read (that would wait for it)."""
-    rates = [group.get("lr", math.nan) for group in optimizer.param_groups]
-    known = [float(r) for r in rates if not isinstance(r, Tensor) or r.device.type == "cpu"]
-    return max(known, default=math.nan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 from stabwatch.guards import SkipStep, TaylorGuard
 from stabwatch.hooks.deep_parameters import DeepParameters
 from stabwatch.hooks.drift import DriftTap
+from stabwatch.hooks.modules import ModuleTaps
 from stabwatch.hooks.parameters import ParameterTaps
 from stabwatch.hooks.plugged import PluginTaps
 from stabwatch.hooks.probe import Probe
-from stabwatch.hooks.sites import Site, new_cell
+from stabwatch.hooks.sites import new_cell
 from stabwatch.hooks.taylor import STEP, TaylorTap
 from stabwatch.kernels.merge import merge_
 from stabwatch.runlog import Cell
@@ -32,7 +32,7 @@ class StepTaps:
     def __init__(
         self,
         model: nn.Module,
-        sites: Mapping[str, Site],
+        modules: ModuleTaps,
         parameters: ParameterTaps,
         plugins: PluginTaps,
         device: torch.device,
@@ -49,7 +49,7 @@ class StepTaps:
         self._guards: dict[int, list[TaylorGuard | SkipStep]] = {}
         self._interventions = new_cell("host_count", device)
         self._told = torch.zeros((), device=device)
-        self.drift = DriftTap(model, sites, watch.deep)
+        self.drift = DriftTap(model, modules.sites, modules.deep)
 
     def register(self, buffer: Any) -> None:
         """Put all cells into a StepBuffer."""

@@ -1,0 +1,92 @@
+"""All taps of one watch and the buffer that they write into, put up together and taken down together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from stabwatch.assembly import Assembler
+from stabwatch.buffer import StepBuffer
+from stabwatch.coverage import MHA, NO_SATURATION, Coverage
+from stabwatch.hooks.attention import Brackets
+from stabwatch.hooks.batches import Batches
+from stabwatch.hooks.cells import RunCells
+from stabwatch.hooks.functions import FunctionTaps
+from stabwatch.hooks.modules import ModuleTaps
+from stabwatch.hooks.parameters import ParameterTaps
+from stabwatch.hooks.plugged import PluginTaps
+from stabwatch.hooks.sites import Chosen, choose, device_of
+from stabwatch.hooks.steps import StepTaps
+from stabwatch.rank_health import SHARDED
+from stabwatch.ranks import Ranks
+from stabwatch.schedule import Governor
+
+
+class Taps:
+    """The taps of a watch on a model: they call the watch, and fill the cells of `buffer`.
+
+    Nothing is left behind when one of them cannot be put up.
+    """
+
+    def __init__(self, watch: Any, model: nn.Module, loss_fn: Any, ranks: Ranks, governor: Governor) -> None:
+        device = device_of(model, torch.device("cpu"))
+        config = watch.config
+        chosen = choose(model, config.include, config.exclude)
+        with ExitStack() as undo:
+            self.modules = ModuleTaps(chosen, watch.gate, watch, device)
+            undo.callback(self.modules.remove)
+            paths = [c.path for c in chosen if c.path and (c.activation or list(c.module.children()))]
+            self.parameters = ParameterTaps(model, paths, device, config.update_bytes)
+            self.batches = Batches(device)
+            self.cells = RunCells(device)
+            self.brackets = Brackets(self.modules.attention_names, device)
+            self.plugins = PluginTaps(self.modules.sites.values(), self.parameters.owned, device, watch)
+            self.steps = StepTaps(model, self.modules, self.parameters, self.plugins, device, watch)
+            undo.callback(self.steps.remove)
+            self.buffer = self._register(StepBuffer(device))
+            sites = self.modules.sites.values()
+            shown = [cell for site in sites for cell in site.fields() if cell.tap == "activation"]
+            expected = (*self.cells.expected, *shown, *self.parameters.cells)
+            self.assembler = Assembler(
+                self.buffer.cells, expected, ranks.sharded, governor.ask_deep, config.attention_limit
+            )
+            self.names = [site.name for site in sites]
+            self.coverage = Coverage(sites, self.parameters, expected)
+            for what, layer, reason in _blind_spots(chosen, ranks):
+                self.coverage.unmeasured(what, layer, reason)
+            FunctionTaps.install()
+            undo.callback(FunctionTaps.remove)
+            undo.callback(register_optimizer_step_pre_hook(watch.before_step).remove)
+            undo.callback(register_optimizer_step_post_hook(watch.after_step).remove)
+            if isinstance(loss_fn, nn.Module):
+                undo.callback(loss_fn.register_forward_hook(watch.loss_module).remove)
+            self._undo = undo.pop_all()
+
+    def _register(self, buffer: StepBuffer) -> StepBuffer:
+        """Give the buffer all cells, in the order that a record has."""
+        self.cells.register(buffer)
+        self.modules.register(buffer)
+        buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
+        self.plugins.store.register(buffer)
+        self.steps.register(buffer)
+        return buffer
+
+    def remove(self) -> None:
+        """Take everything down."""
+        self._undo.close()
+
+
+def _blind_spots(chosen: list[Chosen], ranks: Ranks) -> Iterable[tuple[str, str, str]]:
+    """What is known before the first step not to be measurable: what, where, why."""
+    if ranks.sharded:
+        yield "replica", "", SHARDED
+    if not any(c.role.bends for c in chosen):
+        yield "nonlinearity", "", NO_SATURATION
+    for c in chosen:
+        if isinstance(c.module, nn.MultiheadAttention):
+            yield "writer", f"{c.name}.out_proj", MHA
