@@ -102,17 +102,18 @@ def test_an_exception_of_the_user_s_is_the_user_s(attach, tmp_path):
     assert caught.value is task_error
 
 
-@pytest.mark.parametrize("part", ["choose", "StepBuffer", "register_optimizer_step_post_hook", "Writer"])
+@pytest.mark.parametrize(
+    "part", ["taps.choose", "taps.StepBuffer", "taps.register_optimizer_step_post_hook", "watch.Writer"]
+)
 def test_when_attaching_fails_training_goes_on_unwatched(part, monkeypatch, attach, caplog):
-    from stabwatch import watch as module
-
     plain = run("gpt", steps=4)
-    monkeypatch.setattr(module, part, _boom)
+    monkeypatch.setattr(f"stabwatch.{part}", _boom)
     watched = run("gpt", steps=4, before=attach, after_step=lambda step: attach.watches[-1].log(x=1))
     assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
     assert attach.watches[-1].coverage()["missing"]
     assert "training goes on unwatched" in caplog.text and "injected" in caplog.text
     assert not hasattr(torch.nn.functional.cross_entropy, "__wrapped__")
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in attach.watches[-1]._model.modules())
 
 
 def test_a_run_folder_that_cannot_be_made_is_replaced(tmp_path, capsys):
