@@ -17,6 +17,9 @@ UrlOption = Annotated[str, typer.Option("--url", envvar="GRAFANA_URL", help="Of 
 TokenOption = Annotated[
     str, typer.Option("--token-file", help="File that holds the token; else the environment variable GRAFANA_TOKEN.")
 ]
+RunsOption = Annotated[
+    list[Path] | None, typer.Option("--run", help="Run folder whose plugins get panels too; may be repeated.")
+]
 
 
 def push(
@@ -26,25 +29,27 @@ def push(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace dashboards that were changed on the server.")
     ] = False,
+    run: RunsOption = None,
 ) -> None:
     """Create or update the dashboards in a Grafana. What is there already is left as it is."""
-    found = _server(url, token_file).push(_pages(), folder, overwrite)
+    found = _server(url, token_file).push(_pages(run), folder, overwrite)
     words = {"new": "created", "changed": "updated", "same": "unchanged"}
     _print(found, words)
 
 
-def diff(url: UrlOption = "http://localhost:3000", token_file: TokenOption = "") -> None:
+def diff(url: UrlOption = "http://localhost:3000", token_file: TokenOption = "", run: RunsOption = None) -> None:
     """Say which dashboards a push would create or change. Exit code 1 if there are any."""
-    found = _server(url, token_file).differences(_pages())
+    found = _server(url, token_file).differences(_pages(run))
     _print(found, {"new": "missing", "changed": "differs", "same": "same"})
     raise typer.Exit(int(any(d.state != "same" for d in found)))
 
 
 def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the JSON files.")] = Path("grafana"),
+    run: RunsOption = None,
 ) -> None:
     """Write the dashboards as JSON, for provisioning or import by hand."""
-    pages = _pages()
+    pages = _pages(run)
     from stabwatch.exporters.grafana import render
 
     out.mkdir(parents=True, exist_ok=True)
@@ -53,12 +58,14 @@ def export(
         print(out / page.file)
 
 
-def _pages() -> tuple[Page, ...]:
+def _pages(runs: list[Path] | None) -> tuple[Page, ...]:
     try:
-        from stabwatch.exporters.grafana import DASHBOARDS
+        from stabwatch.exporters.grafana import with_plugins
     except ImportError as error:
         raise MissingExtraError("This needs the Grafana SDK: pip install 'stabwatch[grafana]'.") from error
-    return DASHBOARDS
+    from stabwatch.runlog import RunLog, find_run
+
+    return with_plugins(signal for run in runs or () for signal in RunLog(find_run(run)).meta.signals)
 
 
 def _server(url: str, token_file: str) -> Server:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
+import jsonschema
 import pytest
 
 pytest.importorskip("grafana_foundation_sdk")
 
 from stabwatch.alerts import DERIVED
-from stabwatch.exporters.grafana import DASHBOARDS, render
+from stabwatch.exporters.grafana import DASHBOARDS, render, with_plugins
 from stabwatch.signals import CATALOGUE
 from tests.agent.conftest import ROOT
 
@@ -53,6 +55,72 @@ def test_the_rules_of_grafanas_dashboard_linter_hold(uid):
                 assert "[$__rate_interval]" in target["expr"], target["expr"]
             used = set(re.findall(r"\$(\w+)", target["expr"])) - {"__rate_interval", "__range"}
             assert used <= variables.keys(), target["expr"]
+
+
+SCHEMA = json.loads((ROOT / "tests" / "exporters" / "grafana-schema.json").read_text())
+NOT_IN_THE_SCHEMA = {
+    # Grafana reads a Prometheus annotation's query from here; the schema leaves a data source's own fields out
+    ("annotations/list/*", "expr"),
+    # the SDK has one type for variables of every kind, and these are of the kind `interval`
+    *(("templating/list/*", name) for name in ("auto", "auto_count", "auto_min")),
+    # in the SDK's Grafana 11; 13 moved it
+    ("panels/*/options", "footer"),
+}  # fmt: skip
+
+
+def _against_grafanas_schema(page):
+    """Where, and what: of each violation of @grafana/schema, down to the branch that comes closest."""
+
+    def told(error, at):
+        at = [*at, *error.relative_path]
+        if error.context:
+            yield from told(max(error.context, key=lambda c: len(c.absolute_path)), at)
+        elif error.validator == "additionalProperties":
+            extra = set(error.instance) - set(error.schema["properties"])
+            yield from (("/".join("*" if isinstance(p, int) else p for p in at), name) for name in extra)
+        else:
+            yield "/".join(map(str, at)), error.message
+
+    def violations(name, value, *at):
+        for error in jsonschema.Draft7Validator(SCHEMA[name]).iter_errors(value):
+            yield from told(error, at)
+
+    yield from violations("Dashboard", page)
+    for panel in _panels(page):
+        yield from violations(f"{panel['type']}.Options", panel["options"], "panels", 0, "options")
+        custom = panel["fieldConfig"]["defaults"].get("custom", {})
+        yield from violations(f"{panel['type']}.FieldConfig", custom, "panels", 0, "fieldConfig")
+
+
+@pytest.mark.parametrize("uid", PAGES)
+def test_grafanas_own_schema_holds(uid):
+    assert set(_against_grafanas_schema(PAGES[uid])) <= NOT_IN_THE_SCHEMA
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda page: page["panels"][1].update(options=None),
+    lambda page: page["panels"][1].update(kind="x"),
+    lambda page: page["templating"]["list"][0].update(hide="no"),
+    lambda page: page.update(editable="no"),
+])  # fmt: skip
+def test_the_schema_tells_what_is_wrong(spoil):
+    page = copy.deepcopy(PAGES["stabwatch-overview"])
+    spoil(page)
+    assert not set(_against_grafanas_schema(page)) <= NOT_IN_THE_SCHEMA
+
+
+def test_the_signals_of_plugins_get_panels_where_theirs_belong():
+    share = {"name": "negative_ratio", "help": "Share below zero.", "unit": "ratio", "level": "layer", "kind": "gauge"}
+    count = {"name": "oops_total", "help": "How often.", "unit": "1", "level": "run", "kind": "counter"}
+    pages = {p.uid: json.loads(render(p)) for p in with_plugins([share, share, count, {"name": "loss"}, {"odd": 1}])}
+    added = {
+        uid: [p for p in _panels(page) if p["title"] not in {q["title"] for q in _panels(PAGES[uid])}]
+        for uid, page in pages.items()
+    }
+    assert [(uid, [(p["title"], p["type"]) for p in panels]) for uid, panels in added.items() if panels] == [
+        ("stabwatch-run", [("Oops", "timeseries")]), ("stabwatch-layers", [("Negative ratio", "heatmap")]),
+    ]  # fmt: skip
+    assert all(set(_against_grafanas_schema(page)) <= NOT_IN_THE_SCHEMA for page in pages.values())
 
 
 @pytest.mark.parametrize("uid", PAGES)

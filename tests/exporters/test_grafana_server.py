@@ -17,6 +17,7 @@ pytest.importorskip("grafana_client")
 from stabwatch.errors import GrafanaError
 from stabwatch.exporters.grafana import DASHBOARDS
 from stabwatch.exporters.grafana.server import Server
+from stabwatch.runlog import Meta, RunFolder
 
 TOKEN = "glsa_secret"
 
@@ -133,3 +134,14 @@ def test_the_command_never_shows_the_token(grafana, tmp_path):
     assert none.returncode == 2 and "GRAFANA_TOKEN" in none.stderr
     assert TOKEN not in done.stdout + done.stderr + refused.stderr + none.stderr
     assert _run("export", "-o", str(tmp_path)).stdout.count(".json") == len(DASHBOARDS)
+
+
+def test_a_run_brings_the_panels_of_its_plugins(grafana, tmp_path):
+    declared = [{"name": "negative_ratio", "help": "Share below zero.", "unit": "ratio", "level": "layer"}]
+    RunFolder(tmp_path / "run", Meta(run="r", created=0.0, host="h", pid=1, pid_started=0.0, signals=declared)).close()
+    options = ("--url", grafana.url, "--run", str(tmp_path / "run"))
+    assert _run("push", *options, GRAFANA_TOKEN=TOKEN).returncode == 0
+    assert "stabwatch_negative_ratio" in json.dumps(grafana.state["dashboards"]["stabwatch-layers"])
+    assert _run("diff", *options, GRAFANA_TOKEN=TOKEN).returncode == 0
+    none = _run("export", "-o", str(tmp_path), "--run", str(tmp_path / "none"))
+    assert none.returncode == 2 and "none" in none.stderr

@@ -2,3 +2,4 @@
 
 from stabwatch.exporters.grafana.dashboards import DASHBOARDS as DASHBOARDS
 from stabwatch.exporters.grafana.dashboards import render as render
+from stabwatch.exporters.grafana.dashboards import with_plugins as with_plugins

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import DashboardLinkType, GridPos, VariableRefresh
 
 from stabwatch.alerts import DERIVED
+from stabwatch.exporters.declared import adopt, declared
 from stabwatch.exporters.grafana.panels import SOURCE, Panel, Shown, lines, number, panel, rows
 from stabwatch.signals import CATALOGUE, Signal
 
@@ -22,13 +24,14 @@ _RUN = ("learning_rate", "loss_scale", "skipped_steps_total")
 
 @dataclass(frozen=True)
 class Page:
-    """One dashboard. rows: title and panels of each; those after the first are folded."""
+    """One dashboard. rows: title and panels of each. own: signals of plugins, in a row at the end."""
 
     uid: str
     title: str
     description: str
     rows: Callable[[], list[tuple[str, list[Panel]]]]
     by_layer: bool = False
+    own: tuple[Shown, ...] = ()
 
     @property
     def file(self) -> str:
@@ -139,6 +142,20 @@ DASHBOARDS: tuple[Page, ...] = (
 )
 
 
+def with_plugins(signals: Iterable[Mapping[str, Any]]) -> tuple[Page, ...]:
+    """The dashboards with panels for the signals of plugins, as a run's meta.json declares them."""
+    known = [dict(s) for s in signals if isinstance(s.get("name"), str) and s["name"] not in CATALOGUE]
+    adopt(known)
+    own: dict[bool, dict[str, Shown]] = {True: {}, False: {}}
+    for s in known:
+        d = declared(s["name"])
+        own[d.layered][d.metric] = Shown(d.metric, d.help, str(s.get("unit", "")), d.layered, d.counter)
+    place = {"stabwatch-layers": True, "stabwatch-run": False}
+    return tuple(
+        replace(page, own=tuple(own[place[page.uid]].values())) if page.uid in place else page for page in DASHBOARDS
+    )
+
+
 def build(page: Page) -> dashboard.Dashboard:
     """The dashboard of a page."""
     made = (
@@ -164,7 +181,8 @@ def build(page: Page) -> dashboard.Dashboard:
     if page.by_layer:
         made = made.with_variable(_label("layer", 'stabwatch_output_rms{run=~"$run"}'))
     top, ids = 0, iter(range(1, 10_000))
-    for title, panels in page.rows():
+    own = [("Signals of plugins", [panel(shown) for shown in page.own])] if page.own else []
+    for title, panels in [*page.rows(), *own]:
         made = made.with_row(dashboard.Row(title).id(next(ids)).grid_pos(GridPos(h=1, w=24, x=0, y=top)))
         top += 1
         for i, each in enumerate(panels):

@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, table, timeseries
-from grafana_foundation_sdk.models.common import GraphDrawStyle, LegendDisplayMode, LegendPlacement
-from grafana_foundation_sdk.models.dashboard import DataSourceRef
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    FieldTextAlignment,
+    GraphDrawStyle,
+    LegendDisplayMode,
+    LegendPlacement,
+    TableAutoCellOptions,
+)
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, DataTransformerConfig
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
@@ -14,6 +22,7 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
 MOST_LAYERS = 40
 """Layers of a heat map: those with the largest values in the range shown."""
 UNITS = {"seconds": "s", "ratio": "percentunit", "bytes": "bytes"}
+_SCRAPING = dict.fromkeys(("Time", "__name__", "instance", "job"), True)
 Panel = timeseries.Panel | heatmap.Panel | stat.Panel | table.Panel
 
 
@@ -102,18 +111,26 @@ def number(title: str, help_: str, expr: str, unit: str = "short") -> stat.Panel
         .description(help_)
         .datasource(SOURCE)
         .unit(unit)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .color_mode(BigValueColorMode.VALUE)  # type: ignore[arg-type]
+        .graph_mode(BigValueGraphMode.NONE)  # type: ignore[arg-type]
         .with_target(query(expr, "").instant())
     )
 
 
 def rows(title: str, help_: str, expr: str) -> table.Panel:
-    """A table of the labels and values of a query, as they are now."""
+    """A table of the labels and values of a query, as they are now; without those that the scrape adds."""
     return (
         table.Panel()
         .title(title)
         .description(help_)
         .datasource(SOURCE)
         .unit("short")
+        .show_header(True)
+        .align(FieldTextAlignment.AUTO)  # type: ignore[arg-type]
+        .cell_options(TableAutoCellOptions())
+        .inspect(False)
+        .with_transformation(DataTransformerConfig(id_val="organize", options={"excludeByName": _SCRAPING}))
         .with_target(query(expr, "").instant().format(PromQueryFormat.TABLE))  # type: ignore[arg-type]
     )
 
