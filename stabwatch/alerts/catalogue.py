@@ -180,6 +180,34 @@ RULES: tuple[Rule, ...] = (
         references=(_PALM,),
     ),
     Rule(
+        name="LossRisesWithRate",
+        title="The loss gets worse as the learning rate climbs",
+        family="loss",
+        summary="The loss gets worse while the learning rate climbs.",
+        description="{loss_worse_share:.0%} of the last losses exceed those of the best stretch, and the learning rate "
+        "is {learning_rate_climb_ratio:.3g} times what it ever was until then.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(
+                    Condition("loss_worse_share", above=0.8),
+                    Condition("learning_rate_climb_ratio", above=1.25),
+                    Condition("loss_lost_ratio", above=0.1),
+                ),
+                hold=8,
+            ),
+        ),
+        outside=(Condition("loss_worse_share", above=0.7), Condition("learning_rate_climb_ratio", above=1.0)),
+        warm_up=64,
+        source="0.8 is a shift by 1.2 standard deviations (Mann-Whitney), and a tenth of the progress lost "
+        "(docs/detection.md)",
+        remedy=(
+            "End the warm-up here: go back to where the loss was best, and keep to the learning rate it had there.",
+            "Warming up again on a checkpoint of a finished run? Then some rise is usual; watch that it ends.",
+        ),
+        references=(_PROXIES,),
+    ),
+    Rule(
         name="LossDivergence",
         title="Loss divergence",
         family="loss",

@@ -176,13 +176,16 @@ def _rate_too_high(e: Evidence) -> Found | None:
     if rate is not None and (alert or peaks):
         lines.append(f"The learning rate was {rate:.3g}.")
     step, first = e.memory.rate_at
+    worse = next((a for a in e.of("LossRisesWithRate") if a.onset <= e.onset + TOGETHER), None)
+    if worse is not None:
+        lines.append(f"Step {worse.step}: {worse.description}")
     climbed = rate is not None and largest is not None and rate > 3 * first and rate >= 0.99 * largest
     if climbed and not _data_first(e):
         lines.append(f"The learning rate had come up from {first:.3g} at step {step} to {rate:.3g}, its highest.")
     if not lines:
         return None
     since = peaks[-1].step if peaks else e.onset
-    leads = alert is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE
+    leads = alert is not None or worse is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE
     return Found(since, tuple(lines), (peaks[-1].layer,) if peaks else (), leads=leads)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from stabwatch.alerts.climb import Climb
 from stabwatch.alerts.points import Array, Columns, Derived, middle, robust_spread
 from stabwatch.runlog import SeriesKey
 
@@ -152,12 +153,27 @@ class LossFamily(ScalarFamily):
         self.gauges = (
             *self.gauges,
             Derived("loss_lost_ratio", "Share of the progress of the loss that has been lost again.", "ratio", "run"),
+            *Climb.gauges,
         )
+        self._rates = Columns("learning_rate")
+        self._rate = math.nan
         self._begin()
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        super().bind(keys)
+        self._rates.bind(keys)
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Family."""
+        rates = self._rates.of("learning_rate", values)
+        self._rate = float(rates[0]) if len(rates) else math.nan
+        return super().update(step, values)
 
     def _begin(self) -> None:
         self._plain = Progress(abs)
         self._log: Progress | None = Progress(lambda best: 2 * math.log(1.5))
+        self._climb = Climb()
 
     def restart(self) -> None:
         """See Family."""
@@ -171,8 +187,12 @@ class LossFamily(ScalarFamily):
             self._log = None
         if self._log is not None:
             lost = min(lost, self._log.lost(np.log(past)))
-        return super()._numbers(x) | {
-            "loss_lost_ratio": lost,
-            "loss_first": self._plain.first,
-            "loss_best": self._plain.best,
-        }
+        return (
+            super()._numbers(x)
+            | self._climb.numbers(x, self._rate)
+            | {
+                "loss_lost_ratio": lost,
+                "loss_first": self._plain.first,
+                "loss_best": self._plain.best,
+            }
+        )

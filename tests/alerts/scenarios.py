@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -83,6 +83,12 @@ def fields(name: str, value: float) -> dict[str, float]:
         "router": {"entropy": 1.0, "lse_sumsq": 1.0, "violation": value},
         "dead": {"dead": value},
     }[kind]
+
+
+def around(beside: Mapping[str, float | Callable[[int], float]], first: int, length: int) -> dict[str, Values]:
+    """What other series show meanwhile: a constant each, or a function of the step."""
+    steps = range(first, first + length)
+    return {name: [value(i) if callable(value) else value for i in steps] for name, value in beside.items()}
 
 
 def block(series: dict[str, Values], first: int = 0, table: SlotTable | None = None) -> Block:

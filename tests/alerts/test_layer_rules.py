@@ -1,29 +1,33 @@
-"""The rules over sampled and deep signals: each fires, stays silent, survives NaN and gaps, recovers where it can."""
+"""The rules over several signals: each fires, stays silent, survives NaN and gaps, recovers where it can."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
 from stabwatch.alerts import Engine
 from stabwatch.alerts.causes import ROOT_CAUSES
-from tests.alerts.scenarios import block, wave
+from tests.alerts.scenarios import around, block, wave
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """calm and bad: values of one series. beside: what other series show all the while."""
+    """calm and bad: values of one series. beside: what other series show all the while, at every step or by step."""
 
     series: str
     calm: list[float]
     bad: list[float]
-    beside: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, float | Callable[[int], float]] = field(default_factory=dict)
     recovers: bool = True
 
 
 SCENARIOS = {
+    "LossRisesWithRate": Scenario(
+        "loss", [8 - 0.05 * i for i in range(100)], [5.2] * 60, {"learning_rate": lambda step: 1e-3 * 1.02**step}
+    ),
     "UpdateTooLarge": Scenario("update a", wave(100, 0.003, 0.1), [0.3] * 8),
     "WeightsChangedOutsideStep": Scenario("weight a", wave(100, 1.0, 0.0005), [1.2], {"update a": 0.01}),
     "VanishingGradients": Scenario("flow a", wave(100, 1e-3, 0.1), [1e-7] * 24, {"loss": 3.0}),
@@ -41,8 +45,7 @@ SCENARIOS = {
 def _after(rule, *parts):
     engine, scenario, first = Engine(), SCENARIOS[rule], 0
     for part in parts:
-        beside = {name: [value] * len(part) for name, value in scenario.beside.items()}
-        piece = block({scenario.series: part, **beside}, first)
+        piece = block({scenario.series: part, **around(scenario.beside, first, len(part))}, first)
         engine.observe(piece)
         first += len(piece)
     return engine
@@ -78,6 +81,15 @@ def test_it_recovers(rule):
     scenario = SCENARIOS[rule]
     engine = _after(rule, scenario.calm, scenario.bad, scenario.calm)
     assert not any(a.rule == rule for a in engine.active)
+
+
+@pytest.mark.parametrize("rate", [lambda step: 1e-3, lambda step: 1e-3 * (2 if 40 < step < 60 or step > 100 else 1)])
+def test_a_loss_that_rises_at_a_rate_it_has_known_is_not_put_down_to_it(rate):
+    scenario = SCENARIOS["LossRisesWithRate"]
+    loss = [*scenario.calm, *scenario.bad]
+    engine = Engine()
+    engine.observe(block({"loss": loss, **around({"learning_rate": rate}, 0, len(loss))}))
+    assert not _states(engine, "LossRisesWithRate")
 
 
 def test_a_rate_that_comes_back_to_where_it_was_is_no_jump():

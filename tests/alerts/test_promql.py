@@ -16,7 +16,7 @@ from stabwatch.alerts.promql import groups, severities
 from stabwatch.exporters.prometheus import RunCollector, Snapshot
 from tests.agent.conftest import ROOT
 from tests.alerts import test_layer_rules, test_rules
-from tests.alerts.scenarios import block
+from tests.alerts.scenarios import around, block
 
 pytestmark = pytest.mark.prometheus
 FILE = ROOT / "alerts" / "stabwatch.rules.yaml"
@@ -40,8 +40,7 @@ class Watched:
         self.violations = defaultdict(int)
         scenario, first = SCENARIOS[rule], 0
         for part in parts:
-            beside = {name: [value] * len(part) for name, value in getattr(scenario, "beside", {}).items()}
-            series = {scenario.series: list(part), **beside}
+            series = {scenario.series: list(part), **around(getattr(scenario, "beside", {}), first, len(part))}
             for i in range(len(part)):
                 for alert in self.engine.observe(block({k: v[i : i + 1] for k, v in series.items()}, first + i)):
                     if alert.state == "firing":
