@@ -69,6 +69,9 @@ class Ear(Protocol):
     def restart(self, step: int) -> None:
         """The run was set back: records from before `step` count no more."""
 
+    def announce(self, event: Event) -> None:
+        """A change was announced; its record is yet to come."""
+
 
 class AgentEar:
     """Hears the alerts that an agent writes into the run log."""
@@ -93,6 +96,9 @@ class AgentEar:
 
     def restart(self, step: int) -> None:
         """An agent sees for itself."""
+
+    def announce(self, event: Event) -> None:
+        """An agent reads of it."""
 
 
 class EngineEar:
@@ -123,6 +129,10 @@ class EngineEar:
     def restart(self, step: int) -> None:
         """Judge anew: what was normal before a fault is learned again."""
         self._judge = (step, self._make())
+
+    def announce(self, event: Event) -> None:
+        """What was usual for the data says nothing from its step on."""
+        self._judge[1].observe_event(event)
 
 
 class Alarm:
@@ -182,6 +192,13 @@ class Alarm:
         )  # fmt: skip
 
     # -- in the training thread ---------------------------------------------------------------------
+
+    def announce(self, step: int, what: str) -> None:
+        """The data change at this step, and somebody knows it."""
+        if self._writer is not None:
+            self._writer.event("change", step, what=what)
+        if self._ear is not None:
+            self._ear.announce(Event("change", time.time(), step, {"what": what}))
 
     def before(self, optimizer: Any, step: int) -> None:
         """An optimizer is about to step."""

@@ -354,6 +354,17 @@ class Watch:
         if not self._detached:
             self.guard.run("batch", "always", self._taps.batches.say, self.step, indices, facts)
 
+    def announce(self, what: str) -> None:
+        """Say that the data or the loss change from this step on, and that it is meant: `what` is shown beside them.
+
+        Another task, a new mixture, a longer context, another weight of a loss term. The rules that compare the loss
+        and the gradient norm with their own past begin anew, so that they do not ring for it; all others go on. To be
+        called between two steps, on every rank or on rank 0.
+        """
+        if not self._detached:
+            step = self.step + self._clock.open_step_is_over()
+            self.guard.run("announce", "always", self._alarm.announce, step, what)
+
     def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
         for name, value in scalars.items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))

@@ -138,6 +138,9 @@ class Follower:
         blocks, events = self.log.poll(), self.log.poll_events()
         # What an earlier agent wrote must be known before the replay comes to it again.
         self._written.update(_identity(e) for e in events if e.kind in WRITTEN)
+        changes = [e for e in events if e.kind == "change"]
+        for event in changes:  # before the records that they are about
+            self._attempt("event", partial(self._observe_event, event))
         for chunk in _chunks(blocks):
             if self.stopping.is_set():
                 return True
@@ -145,7 +148,7 @@ class Follower:
             self._polled = time.monotonic()
             if self._polled - self._published > PUBLISH_SECONDS:
                 self._attempt("snapshot", self._publish)
-        for event in events:
+        for event in (e for e in events if e.kind != "change"):
             self._attempt("event", partial(self._observe_event, event))
         self._polled = time.monotonic()
         return bool(blocks or events)
@@ -174,6 +177,8 @@ class Follower:
             self._notices["coverage"] = event
         elif event.kind == "guard":
             self._notices[f"guard {event.data.get('guard')}"] = event
+        elif event.kind == "change":
+            self._notices[f"change {event.step}"] = event
         self._alerts(self._engine.observe_event(event))
 
     def _contradicted(self, end: Event) -> bool:

@@ -172,6 +172,9 @@ def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
         if event.kind == "guard":
             yield {"what": f"Step {event.step}: a guard acted", "why": guard_in_words(event.data)}
             continue
+        if event.kind == "change":
+            yield {"what": f"Step {event.step}: a change was announced", "why": str(event.data.get("what", ""))}
+            continue
         if event.kind == "error":
             yield {"what": f"Probe {event.data.get('probe')}", "why": str(event.data.get("message", ""))}
             continue

@@ -23,8 +23,9 @@ class Climb:
     """
 
     gauges: tuple[Derived, ...] = (
-        Derived("loss_worse_share", f"Share of pairs in which one of the last {STRETCH} losses exceeds one of the best.",
-                "ratio", "run"),
+        Derived("loss_worse_share",
+                f"Share of pairs in which one of the last {STRETCH} losses exceeds one of the best {STRETCH}.", "ratio",
+                "run"),
         Derived("learning_rate_climb_ratio", "learning_rate over its largest value until the loss was best.", "ratio",
                 "run"),
     )  # fmt: skip

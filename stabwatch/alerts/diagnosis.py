@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stabwatch.alerts.causes import ROOT_CAUSES, TOGETHER, Evidence
+from stabwatch.alerts.causes import RECENT, ROOT_CAUSES, TOGETHER, Evidence
 from stabwatch.alerts.engine import Engine
 from stabwatch.alerts.rule import SEVERITIES, Alert
 from stabwatch.alerts.words import batch_in_words
@@ -101,7 +101,13 @@ def _verdict(groups: list[list[Alert]], engine: Engine) -> str:
     summary = engine.rules[first.rule].summary.rstrip(".")
     still = any(a.rule == first.rule for a in engine.active)
     over = "" if still else " It has calmed down since."
-    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(group)}{over}{_guarded(engine)}"
+    known = _announced(engine, first.onset) + _guarded(engine)
+    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(group)}{over}{known}"
+
+
+def _announced(engine: Engine, onset: int) -> str:
+    near = [(step, what) for step, what in engine.memory.announced if 0 <= onset - step <= RECENT]
+    return f" A change was announced at step {near[-1][0]}: {near[-1][1]}." if near else ""
 
 
 def _guarded(engine: Engine) -> str:

@@ -21,8 +21,10 @@ from stabwatch.alerts.rule import Alert, Condition, Rule
 from stabwatch.alerts.words import describe
 from stabwatch.runlog import Block, Event, SeriesKey
 
-HEARD = ("start", "end", "flight", "guard")
+HEARD = ("start", "end", "flight", "guard", "change")
 """Kinds of events that an engine looks at."""
+OF_THE_DATA = ("loss", "gradient_norm")
+"""Families whose past says nothing any more after a change that was announced."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
 
@@ -128,6 +130,7 @@ class Engine:
         self._derived_keys: dict[str, list[SeriesKey]] = {}
         self.first_step: int | None = None
         self.last_step: int | None = None
+        self._changes: list[int] = []
         self._last_time = math.nan
         self._pace: deque[float] = deque(maxlen=101)
         self._ended = False
@@ -163,6 +166,7 @@ class Engine:
             self._restart()
         elif self.last_step is not None:
             self._pace.append((time - self._last_time) / (step - self.last_step))
+        self._cross(self.last_step, step)
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step, self._last_time = step, time
         before = dict(self.memory.context)
@@ -180,6 +184,13 @@ class Engine:
                             out.append(self._transition(state, family, layer, level, step, time, gauges))
         self._history += out
         return out
+
+    def _cross(self, last: int | None, step: int) -> None:
+        """Forget what was usual, on the first record after a change that was announced."""
+        before = -1 if last is None or last >= step else last
+        if any(before < change <= step for change in self._changes):
+            for name in OF_THE_DATA:
+                self._families[name].restart()
 
     def _restart(self) -> None:
         """The run goes on from an earlier step, in the same folder: from a checkpoint, or from the beginning."""
@@ -234,8 +245,10 @@ class Engine:
         return alert
 
     def observe_event(self, event: Event) -> list[Alert]:
-        """Take an event; an end that is no good end fires."""
+        """Take an event; an end that is no good end fires. A 'change' must come before the records that it is about."""
         self.memory.note(event)
+        if event.kind == "change" and event.step is not None:
+            self._changes.append(event.step)
         if event.kind == "start":
             self._ended = False  # also when the run goes on in the same folder, from a checkpoint
         if event.kind != "end" or self._stopped is None:

@@ -52,7 +52,8 @@ class Memory:
 
     context: the latest finite values of the run's own scalars. update_peaks: the largest last. largest_activation:
     over all layers, of the last record in which every activation was finite; NaN before there is one. batches: of each
-    step that an alert is traced to, what is known of them. guarded: what guards did, as (step, words).
+    step that an alert is traced to, what is known of them. guarded: what guards did, as (step, words);
+    announced: changes, likewise.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class Memory:
         self.layer_order: dict[str, int] = {}
         self.batches: dict[int, list[dict[str, Any]]] = {}
         self.guarded: list[tuple[int, str]] = []
+        self.announced: list[tuple[int, str]] = []
         self._rates = 0
         self._keys: tuple[SeriesKey, ...] = ()
         self._context_columns: dict[str, int] = {}
@@ -86,7 +88,7 @@ class Memory:
         self.rate_jumps.clear()
 
     def note(self, event: Event) -> None:
-        """Look at an event: the flight recorder's, or a guard's."""
+        """Look at an event: the flight recorder's, a guard's, a change that was announced."""
         if event.kind == "flight":
             onset, entries = event.data.get("onset"), event.data.get("batches")
             known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
@@ -94,6 +96,8 @@ class Memory:
                 self.batches[onset] = [e for e in known if e.get("step") == onset]
         elif event.kind == "guard":
             self.guarded.append((event.step or 0, guard_in_words(event.data)))
+        elif event.kind == "change":
+            self.announced.append((event.step or 0, str(event.data.get("what", ""))))
 
     def observe(self, step: int, values: Array) -> None:
         """Look at one record."""

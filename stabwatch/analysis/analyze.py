@@ -92,11 +92,10 @@ def analyze(path: str | Path) -> Analysis:
 def analyze_run(run: Run) -> Analysis:
     """Analyse a run that has been read."""
     engine = Engine()
+    _show(engine, run.events, "change")
     for block in run.blocks:
         engine.observe(block)
-    for event in run.events:
-        if event.kind in ("flight", "guard"):
-            engine.observe_event(event)
+    _show(engine, run.events, "flight", "guard")
     end = _end(run.events)
     if end is not None:
         engine.observe_event(end)
@@ -118,6 +117,12 @@ def analyze_run(run: Run) -> Analysis:
         bad_event_lines=run.bad_event_lines,
         torn_bytes=run.torn_bytes,
     )
+
+
+def _show(engine: Engine, events: tuple[Event, ...], *kinds: str) -> None:
+    for event in events:
+        if event.kind in kinds:
+            engine.observe_event(event)
 
 
 def _last(events: tuple[Event, ...], kind: str) -> Event | None:

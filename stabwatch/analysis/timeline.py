@@ -21,9 +21,12 @@ PIECE = 4096
 def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> Iterator[Block | Event]:
     """Records, and those of the events that were `said` which an engine looks at; each after the records of its time.
 
-    A block ends where the run was silent, and where a multiple of `every` seconds has passed.
+    Changes that were announced come first of all: an engine waits for their steps. A block ends where the run was
+    silent, and where a multiple of `every` seconds has passed.
     """
-    events = sorted((e for e in said if e.kind in HEARD), key=lambda e: e.time)
+    heard = sorted((e for e in said if e.kind in HEARD), key=lambda e: e.time)
+    yield from (e for e in heard if e.kind == "change")
+    events = [e for e in heard if e.kind != "change"]
     for block in _pieces(log, every):
         done = 0
         while events and events[0].time < block.times[-1]:

@@ -87,10 +87,13 @@ class Monitor:
 
     def poll(self, now: float) -> None:
         """Take in new records and events, and let time pass for the rules."""
-        for block in self.log.poll():
+        blocks, events = self.log.poll(), self.log.poll_events()
+        for change in (e for e in events if e.kind == "change"):
+            self.engine.observe_event(change)
+        for block in blocks:
             self.engine.observe(block)
             self._keep(block)
-        for event in self.log.poll_events():
+        for event in (e for e in events if e.kind != "change"):
             self.engine.observe_event(event)
             if event.kind in ("start", "end"):  # a run may go on in the same folder
                 self._end = event if event.kind == "end" else None
