@@ -21,13 +21,17 @@ SMALL = DemoConfig(width=64, layers=3, heads=4, context=64, batch=8)
 
 @dataclass
 class Setting:
-    """A model, its optimizer, the loss of a step; `schedule` scales the learning rate, `clip` bounds the gradient."""
+    """A model, its optimizer, the loss of a step; `schedule` scales the learning rate, `clip` bounds the gradient.
+
+    changes: what is announced before a step.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Callable[[int], Tensor]
     clip: float | None = 1.0
     schedule: Callable[[int], float] = field(default=lambda step: 1.0)
+    changes: dict[int, str] = field(default_factory=dict)
 
 
 def _text(model: nn.Module, config: DemoConfig) -> Callable[[int], Tensor]:
@@ -321,10 +325,12 @@ SPARSE = {
 for a rule that compares with what was before; twelve bad batches may pass unseen."""
 
 
-def loop(setting: Setting, steps: int) -> list[float]:
+def loop(setting: Setting, steps: int, watch: stabwatch.Watch | None = None) -> list[float]:
     """Train; gives the losses."""
     base, losses = [group["lr"] for group in setting.optimizer.param_groups], []
     for step in range(steps):
+        if watch is not None and step in setting.changes:
+            watch.announce(setting.changes[step])
         for group, lr in zip(setting.optimizer.param_groups, base, strict=True):
             group["lr"] = lr * setting.schedule(step)
         loss = setting.loss(step)
@@ -342,5 +348,5 @@ def train(make: Callable[[int], Setting], seed: int, run_dir: Path, steps: int =
     torch.manual_seed(seed)
     setting = make(seed)
     options = {"agent": False, "verbose": False, **settings}
-    with stabwatch.attach(setting.model, setting.optimizer, run_dir=run_dir, **options):
-        return loop(setting, steps)
+    with stabwatch.attach(setting.model, setting.optimizer, run_dir=run_dir, **options) as watch:
+        return loop(setting, steps, watch)

@@ -61,7 +61,7 @@ def new_task(seed: int) -> Setting:
         x, y = draw(step)
         return F.cross_entropy(model(x), y if step < STEPS // 2 else (y + 3) % 10)
 
-    return Setting(model, adam(model, 1e-3), loss)
+    return Setting(model, adam(model, 1e-3), loss, changes={STEPS // 2: "the labels mean something else"})
 
 
 def table_classes(seed: int, lr: float = 1e-3) -> Setting:

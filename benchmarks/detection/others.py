@@ -99,7 +99,7 @@ OTHERS: dict[str, Detector] = {
 }
 
 
-def episodes(steps: list[int], apart: int = 20) -> list[int]:
+def episodes(steps: list[int], apart: int) -> list[int]:
     """First steps of what is one alarm to a person: steps on, less than `apart` from each other."""
     out: list[int] = []
     last = -apart

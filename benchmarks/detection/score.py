@@ -11,20 +11,28 @@ import numpy as np
 from benchmarks.detection.others import OTHERS, episodes
 from benchmarks.detection.runs import Array, Trained, hurt
 from stabwatch.alerts import Engine, diagnose
+from stabwatch.alerts.stretches import stretches
+from stabwatch.runlog import Run
 
 OURS = "stabwatch"
+APART = 20
+"""Steps: alarms that are closer are one, to a person."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One run. first: by detector, its first alarm at or after the fault; None: never. false: by detector, its alarms
-    on healthy steps. healthy_steps: how many of those there are. cause: what the diagnosis named first.
+    """One run.
+
+    first: by detector, its first alarm at or after the fault that it does not raise in the twin as well; None: never.
+    false: by detector, its alarms on healthy steps; unannounced: ours, had nobody announced what was to change.
+    healthy_steps: how many of those there are. cause: what the diagnosis named first.
     """
 
     run: Trained
     hurt: int | None
     first: dict[str, int | None]
     false: dict[str, int]
+    unannounced: int
     healthy_steps: int
     cause: str
     rules: tuple[str, ...]
@@ -42,35 +50,60 @@ class Verdict:
 
 
 def judge(run: Trained) -> Verdict:
-    """Replay every detector over one run."""
-    engine = Engine()
-    for block in run.log.blocks:
-        engine.observe(block)
-    loud = [a for a in engine.history if a.state == "firing" and a.severity != "info"]
-    norms = _series(run, "gradient_norm_before_clip", "gradient_norm")
-    alarms = {OURS: episodes([a.step for a in loud])}
-    alarms |= {name: episodes(detect(run.losses, norms)) for name, detect in OTHERS.items()}
+    """Replay every detector over one run, and over its twin."""
+    engine, alarms = _alarms(run.log, run.losses)
+    twin = _alarms(run.twin_log, run.twin)[1] if run.twin_log else {}
     bad, steps = bool(run.case.causes), len(run.losses)
     fault = (run.case.fault or 0) if bad else steps
     diagnosis = diagnose(engine)
     return Verdict(
         run=run,
         hurt=hurt(run),
-        first={name: next((s for s in found if s >= fault), None) for name, found in alarms.items()},
+        first={name: _first(found, twin.get(name, ()), fault) for name, found in alarms.items()},
         false={name: sum(s < fault for s in found) for name, found in alarms.items()},
+        unannounced=sum(s < fault for s in _ours(_engine(run.log, announced=False), steps)),
         healthy_steps=fault,
         cause=diagnosis.causes[0].name if diagnosis.causes else "",
-        rules=tuple(dict.fromkeys(a.rule for a in loud)),
+        rules=tuple(dict.fromkeys(a.rule for a in engine.history if a.severity != "info")),
     )
 
 
-def _series(run: Trained, *signals: str) -> Array:
+def _first(found: Iterable[int], twin: Iterable[int], fault: int) -> int | None:
+    """What rings in the twin at about the same step is not about the fault."""
+    return next((s for s in found if s >= fault and not any(abs(s - t) < APART for t in twin)), None)
+
+
+def _alarms(log: Run, losses: Array) -> tuple[Engine, dict[str, list[int]]]:
+    engine = _engine(log)
+    norms = _series(log, len(losses), "gradient_norm_before_clip", "gradient_norm")
+    found = {name: episodes(detect(losses, norms), APART) for name, detect in OTHERS.items()}
+    return engine, {OURS: _ours(engine, len(losses)), **found}
+
+
+def _engine(log: Run, announced: bool = True) -> Engine:
+    engine = Engine()
+    for event in log.events:
+        if event.kind == "change" and announced:
+            engine.observe_event(event)
+    for block in log.blocks:
+        engine.observe(block)
+    return engine
+
+
+def _ours(engine: Engine, end: int) -> list[int]:
+    """As for the others: the steps at which something is on, and what is close is one."""
+    loud = stretches(a for a in engine.history if a.severity != "info")
+    on = {step for s in loud for step in range(min(s.fired.values()), end if s.until is None else s.until)}
+    return episodes(sorted(on), APART)
+
+
+def _series(log: Run, length: int, *signals: str) -> Array:
     """By step, the first of some signals that there is."""
-    out = np.full(len(run.losses), np.nan)
-    known = {key.signal for key in run.log.keys}
+    out = np.full(length, np.nan)
+    known = {key.signal for key in log.keys}
     for signal in signals:
         if signal in known and np.isnan(out).all():
-            steps, values = run.log.series(signal, "")
+            steps, values = log.series(signal, "")
             kept = steps < len(out)
             out[steps[kept].astype(int)] = values[kept]
     return out
@@ -102,10 +135,12 @@ def right_causes(verdicts: Iterable[Verdict]) -> float:
     return _share([v for v in verdicts if v.run.case.causes], lambda v: v.right)
 
 
-def lead_over(verdicts: Iterable[Verdict], others: Iterable[str]) -> float:
-    """Median over unstable runs of our lead over the best of some others, run by run."""
-    names, bad = list(others), [v for v in verdicts if v.run.case.causes]
-    return statistics.median(v.lead(OURS) - max(v.lead(name) for name in names) for v in bad)
+def lead_over(verdicts: Iterable[Verdict], *others: str) -> float:
+    """Median over unstable runs of our lead over another, or, of several, over whichever is first in that run; NaN of
+    none."""
+    bad = [v for v in verdicts if v.run.case.causes] if others else []
+    leads = [v.lead(OURS) - max(v.lead(name) for name in others) for v in bad]
+    return statistics.median(leads) if leads else float("nan")
 
 
 def _share(verdicts: list[Verdict], true: Callable[[Verdict], bool]) -> float:

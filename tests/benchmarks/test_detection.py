@@ -15,7 +15,7 @@ from stabwatch.alerts.causes import ROOT_CAUSES
 
 
 def _run(losses, twin, fault=None):
-    return Trained(Case("x", None, "A", ("BadBatch",), fault), 0, None, np.array(losses), np.array(twin))
+    return Trained(Case("x", None, "A", ("BadBatch",), fault), 0, None, np.array(losses), None, np.array(twin))
 
 
 def test_a_loss_is_hurt_where_it_leaves_its_twin_for_good():
@@ -39,7 +39,7 @@ def test_the_others_see_an_explosion_and_are_silent_on_a_calm_curve(name):
 
 
 def test_alarms_that_are_close_are_one():
-    assert episodes([5, 6, 20, 60, 61]) == [5, 60]
+    assert episodes([5, 6, 20, 60, 61], 20) == [5, 60]
 
 
 def test_halves_have_their_own_cases_and_seeds_and_every_cause_exists():
