@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.logs import Column, LogRun, Role
-from stabwatch.runlog import Block, Cell, Event, Meta, RunLog, SlotTable, find_runs, host_cell
+from stabwatch.runlog import Block, Cell, Event, Meta, RunLog, SlotTable, find_runs, holds_run, host_cell
 
 HOST: dict[Role, str] = {
     "learning_rate": "learning_rate",
@@ -64,11 +64,14 @@ class Source(Protocol):
 
 
 def sources(paths: Iterable[Path]) -> list[Source]:
-    """All runs at some paths: run folders, folders of run folders, logs of other trainers. Raises RunLogError."""
+    """All runs at some paths: run folders and folders of them; logs of other trainers and folders that hold one.
+
+    Raises RunLogError and LogError.
+    """
     found: list[Source] = []
     folders: list[Path] = []
     for path in paths:
-        if path.is_file():
+        if path.is_file() or (path.is_dir() and not holds_run(path)):
             from stabwatch.analysis.readers import read_log  # type: ignore[import-not-found,unused-ignore]
 
             found += [ForeignLog(path, run) for run in read_log(path).runs]

@@ -33,13 +33,15 @@ RunArgument = Annotated[
 ]
 
 RunsArgument = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs: all of them are taken.")
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run folders, or folders of runs: all are taken; logs of other trainers."),
 ]
 
 PathsArgument = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="PATH...", help="Run folders, folders of runs, and logs of other trainers; ./stabwatch-runs if none."
+        metavar="PATH...",
+        help="Run folders, folders of runs, logs of other trainers, folders with one; ./stabwatch-runs if none.",
     ),
 ]
 

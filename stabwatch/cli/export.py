@@ -45,7 +45,7 @@ def export(
     The file appears whole or not at all.
     """
     from stabwatch.analysis.source import sources
-    from stabwatch.runlog import find_run
+    from stabwatch.runlog import find_run, holds_run
 
     chosen = {"openmetrics": openmetrics, "parquet": parquet, "csv": csv, "tensorboard": tensorboard}
     form = _only(chosen)
@@ -53,7 +53,7 @@ def export(
         raise ConfigError(f"--wide goes with --csv and --parquet, not with --{form}.")
     if interval is not None and form != "openmetrics":
         raise ConfigError(f"--interval goes with --openmetrics, not with --{form}.")
-    found = sources([find_run(run)])
+    found = sources([find_run(run) if holds_run(run) else run])
     if len(found) > 1:
         raise ConfigError(f"{run} holds {len(found)} runs: export takes one.")
     (log,) = found

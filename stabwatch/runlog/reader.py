@@ -320,6 +320,11 @@ def find_run(path: str | Path) -> Path:
     return runs[-1]
 
 
+def holds_run(path: Path) -> bool:
+    """Is there a run folder, here or directly inside?"""
+    return (path / META).exists() or next(path.glob(f"*/{META}"), None) is not None
+
+
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """All run folders meant by paths: themselves, and those directly inside them, by age. Raises RunLogError."""
     found: dict[Path, Path] = {}

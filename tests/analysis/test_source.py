@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from stabwatch.analysis.compare import compare
 from stabwatch.analysis.logs import Column, LogRun
 from stabwatch.analysis.openmetrics import scrapes
 from stabwatch.analysis.replay import replay_run
-from stabwatch.analysis.source import ForeignLog
+from stabwatch.analysis.source import ForeignLog, sources
 from stabwatch.analysis.tables import write_parquet
-from stabwatch.errors import RunLogError
+from stabwatch.cli.app import app
+from stabwatch.errors import LogError, RunLogError
 
 
 def column(name: str, role: str, steps, values, lines=None) -> Column:
@@ -84,3 +87,37 @@ def test_a_log_without_lines_is_split_where_its_columns_go_back():
     assert block.steps.tolist() == steps.tolist() and block.values[:, 0].tolist() == list(range(6))
     nothing = LogRun("x", (), np.empty(0, int), np.empty(0, int), np.empty(0))
     assert list(ForeignLog(Path("x"), nothing).stream()) == []
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """Folders with a log each: nanoGPT's, with another learning rate and a jump; and Hugging Face's state."""
+    rng = np.random.default_rng(0)
+    for name, rate, jump in (("calm", 1e-3, 1.0), ("jumps", 3e-3, 3.0)):
+        loss = (2 + np.exp(-np.arange(300) / 60)) * np.exp(0.01 * rng.standard_normal(300))
+        loss[200:] *= jump
+        (tmp_path / name).mkdir()
+        lines = (f"iter {i}: loss {x:.4f}, lr {rate}, time 50.00ms, mfu 30.00%" for i, x in enumerate(loss))
+        (tmp_path / name / "train.log").write_text("\n".join(lines))
+    state = {"log_history": [{"step": i, "loss": 2.0, "learning_rate": 1e-3} for i in range(100)]}
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "trainer_state.json").write_text(json.dumps(state))
+    return tmp_path
+
+
+def test_a_folder_with_somebody_s_log_is_a_run(theirs):
+    calm, hf = sources([theirs / "calm", theirs / "hf"])
+    assert sum(len(block) for block in calm.stream()) == 300 and sum(len(block) for block in hf.stream()) == 100
+    with pytest.raises(LogError, match="holds no log"):
+        sources([theirs])
+
+
+def test_the_commands_take_somebody_s_logs(theirs):
+    run = lambda *args: CliRunner().invoke(app, [str(a) for a in args])  # noqa: E731
+    compared = run("compare", theirs / "calm", theirs / "jumps")
+    assert "0.003" in compared.output and "part at step 200" in compared.output, compared.output
+    replayed = run("replay", theirs / "jumps", theirs / "calm", "--json")
+    spikes = next(t for t in json.loads(replayed.output)["rules"] if t["rule"] == "LossSpike")
+    assert replayed.exit_code == 1 and [i["onset"] for i in spikes["incidents"]] == [200]
+    exported = run("export", theirs / "calm", "--csv", "-o", theirs / "out.csv", "--wide")
+    assert exported.exit_code == 0 and len((theirs / "out.csv").read_text().splitlines()) == 301
