@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stabwatch.agreement import Agreement
+from stabwatch.calls import Calls
 from stabwatch.config import Config
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards import LearningRateBackoff, Snapshots
@@ -146,6 +147,7 @@ class Alarm:
         governor: Governor,
         batches: Batches,
         agreement: Agreement,
+        calls: Calls,
         on_alert: Callable[[Alert], object] | None,
         reactions: Sequence[Reaction],
         escalate: int,
@@ -157,6 +159,7 @@ class Alarm:
         self._governor = governor
         self._batches = batches
         self._agreement = agreement
+        self._calls = calls
         self._on_alert = on_alert
         self._reactions = reactions
         self._escalate = escalate
@@ -178,6 +181,7 @@ class Alarm:
             if alert.state == "firing":
                 self._governor.escalate(self._escalate)
                 self._keep(alert)
+                self._calls.make(alert.onset, step=alert.step, rule=alert.rule, signal=alert.signal, layer=alert.layer)
             self._heard.append(alert)
 
     def _keep(self, alert: Alert) -> None:
@@ -228,6 +232,7 @@ class Alarm:
                     self._complain(error)
             if alert.state == "firing" and alert.severity == "critical" and alert.rule != "TrainingStopped":
                 critical = critical or alert
+        self._run("calls", "always", self._hear, step)
         if not (self._reactions or self._stop):
             return
         for reaction in self._reactions:
@@ -238,6 +243,15 @@ class Alarm:
             self._agreement.say(step, critical.to_event().to_json())
         for said in self._agreement.due(step) if self._agreement.possible else ():
             self._act(Alert.from_event(Event.from_json(said)), step, self._reactions)
+
+    def _hear(self, step: int) -> None:
+        for answered in self._calls.boundary(step):
+            if self._writer is not None:
+                batches = answered.pop("batches")
+                self._writer.event(
+                    "flight", answered.pop("step"), **answered,
+                    batches=batches[:MOST_BATCHES], left_out=max(0, len(batches) - MOST_BATCHES),
+                )  # fmt: skip
 
     def _complain(self, error: Exception) -> None:
         def again() -> None:
@@ -294,7 +308,8 @@ def alarm_of(
         ear = EngineEar(config.rules, None if config.agent else writer.put)
     elif writer is not None and config.agent:
         ear = AgentEar(run_dir)
+    calls = Calls(ranks, batches, lambda: governor.escalate(config.escalate))
     return Alarm(
-        ear=ear, writer=writer, governor=governor, batches=batches, agreement=Agreement(ranks), on_alert=on_alert,
-        reactions=reactions, escalate=config.escalate, stop=stop, run=run,
+        ear=ear, writer=writer, governor=governor, batches=batches, agreement=Agreement(ranks), calls=calls,
+        on_alert=on_alert, reactions=reactions, escalate=config.escalate, stop=stop, run=run,
     )  # fmt: skip

@@ -93,7 +93,8 @@ class Memory:
             onset, entries = event.data.get("onset"), event.data.get("batches")
             known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
             if isinstance(onset, int):
-                self.batches[onset] = [e for e in known if e.get("step") == onset]
+                kept = self.batches.setdefault(onset, [])
+                kept += [e for e in known if e.get("step") == onset and e not in kept]
         elif event.kind == "guard":
             self.guarded.append((event.step or 0, guard_in_words(event.data)))
         elif event.kind == "change":

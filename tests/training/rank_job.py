@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import stabwatch
 from stabwatch.demo import GPT, DemoConfig
 
-STEPS, AT = 64, 30
+STEPS, AT = 96, 30
 
 
 def main(rank: int, world: int, store: str, out: str, fault: str) -> None:
@@ -24,7 +24,8 @@ def main(rank: int, world: int, store: str, out: str, fault: str) -> None:
     model = torch.nn.parallel.DistributedDataParallel(inner)
     watch = None
     if fault != "unwatched":
-        watch = stabwatch.attach(model, optimizer, agent=False, verbose=False, every_step=True, run_dir=out)
+        judged = {"on_alert": lambda alert: None} if fault == "nan" else {}
+        watch = stabwatch.attach(model, optimizer, agent=False, verbose=False, every_step=True, run_dir=out, **judged)
     odd = rank == world - 1
     generator = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
@@ -34,6 +35,8 @@ def main(rank: int, world: int, store: str, out: str, fault: str) -> None:
                 inner.blocks[1].mlp[0].weight.view(torch.int32)[3, 5] ^= 1 << 25  # 16 times as large
         if odd and fault == "slow" and step >= AT:
             time.sleep(0.1)
+        if watch is not None:
+            watch.log_batch([step * world + rank], shard=f"shard-{rank}")
         logits = model(rows[:, :-1]).flatten(0, 1)
         if odd and fault == "nan" and step == AT:
             logits = logits * float("nan")
@@ -43,6 +46,7 @@ def main(rank: int, world: int, store: str, out: str, fault: str) -> None:
         optimizer.step()
     if watch is not None:
         watch.detach()
+        print("closer until", watch._governor._until, flush=True)
     mine = torch.nn.utils.parameters_to_vector(inner.parameters()).detach()
     print("sum", mine.double().sum().item().hex(), flush=True)
     dist.barrier()

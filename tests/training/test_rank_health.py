@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 WEIGHTS = (Cell("weight", "a", "moments"), Cell("weight", "b", "moments"))
 
 
-def _job(tmp_path, fault, world):
+def _job(tmp_path, fault, world, whole=False):
     command = [sys.executable, "-m", "tests.training.rank_job"]
     ranks = [
         subprocess.Popen(
@@ -29,7 +29,7 @@ def _job(tmp_path, fault, world):
     ]  # fmt: skip
     outs = [rank.communicate(timeout=100) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world, outs
-    return [out.split("sum ")[1] for out, _ in outs]
+    return [out if whole else out.split("sum ")[1] for out, _ in outs]
 
 
 def _judged(run):
@@ -67,10 +67,18 @@ def test_a_healthy_job_is_silent_and_the_same_as_unwatched(tmp_path):
 
 
 def test_a_rank_whose_batch_is_not_finite_is_named(tmp_path):
-    _job(tmp_path, "nan", 2)
-    engine = _judged(read_run(tmp_path / "nan"))
+    """Its batch too, and every rank is measured closely from then on."""
+    outs = _job(tmp_path, "nan", 2, whole=True)
+    run = read_run(tmp_path / "nan")
+    engine = _judged(run)
+    for event in run.events:
+        engine.observe_event(event)
     [cause] = [c for c in diagnose(engine).causes if c.name == "NonFinite"]
-    assert "Rank 1 counted the most non-finite values at first" in " ".join(cause.evidence)
+    said = " ".join(cause.evidence)
+    assert "Rank 1 counted the most non-finite values at first" in said
+    assert f"Batch of step {AT}: samples {2 * AT}; shard shard-0" in said
+    assert f"Batch of step {AT}: samples {2 * AT + 1}; rank 1; shard shard-1" in said
+    assert all(AT < int(out.split("closer until")[1].split()[0]) < AT + 64 for out in outs)
 
 
 def test_a_slow_rank_is_named(tmp_path):
