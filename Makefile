@@ -7,12 +7,13 @@ ARGS ?=
 # Small models: more threads than this cost time.
 export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
 
-.PHONY: help demo test test-slow check format clean distclean
+.PHONY: help demo test test-slow detect check format clean distclean
 
 help:
 	@echo "make demo        train a small GPT until its attention logits run away, watch it happen, read why"
 	@echo "make test        the tests; ARGS=\"-k name\" goes to pytest"
 	@echo "make test-slow   the tests that take longer"
+	@echo "make detect      real trainings, some of which go wrong: are they found, and the others left alone? (5 minutes)"
 	@echo "make check       lint, format and types"
 	@echo "make format      format the sources"
 	@echo "make clean       remove caches and build output; distclean removes $(VENV) too"
@@ -35,6 +36,9 @@ test: $(VENV)/.ready-dev
 test-slow: $(VENV)/.ready-dev
 	@scripts/setup-system
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+detect: $(VENV)/.ready-dev
+	@$(BIN)/python -m benchmarks.detection --quick
 
 check: $(VENV)/.ready-dev
 	@$(BIN)/ruff check .
