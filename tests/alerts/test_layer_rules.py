@@ -26,7 +26,10 @@ class Scenario:
 
 SCENARIOS = {
     "LossRisesWithRate": Scenario(
-        "loss", [8 - 0.05 * i for i in range(100)], [5.2] * 60, {"learning_rate": lambda step: 1e-3 * 1.02**step}
+        "loss",
+        [max(3.0, 8 - 0.2 * i) for i in range(100)],
+        [5.2] * 60,
+        {"learning_rate": lambda step: 1e-3 * 1.02**step},
     ),
     "UpdateTooLarge": Scenario("update a", wave(100, 0.003, 0.1), [0.3] * 8),
     "WeightsChangedOutsideStep": Scenario("weight a", wave(100, 1.0, 0.0005), [1.2], {"update a": 0.01}),
