@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,9 @@ class Verdict:
     """One run.
 
     first: by detector, its first alarm at or after the fault that it does not raise in the twin as well; None: never.
-    false: by detector, its alarms on healthy steps; unannounced: ours, had nobody announced what was to change.
-    healthy_steps: how many of those there are. cause: what the diagnosis named first.
+    false: by detector, its alarms on healthy steps: of a healthy run, of any before its fault, of the twin.
+    unannounced: ours, had nobody announced what was to change. healthy_steps: how many of those there are.
+    cause: what the diagnosis named first.
     """
 
     run: Trained
@@ -51,33 +52,48 @@ class Verdict:
 
 def judge(run: Trained) -> Verdict:
     """Replay every detector over one run, and over its twin."""
-    engine, alarms = _alarms(run.log, run.losses)
-    twin = _alarms(run.twin_log, run.twin)[1] if run.twin_log else {}
+    engine, heard = _heard(run.log, run.losses)
+    twin = _heard(run.twin_log, run.twin)[1] if run.twin_log else {}
     bad, steps = bool(run.case.causes), len(run.losses)
     fault = (run.case.fault or 0) if bad else steps
     diagnosis = diagnose(engine)
+    false = {name: sum(s < fault for s in _alarms(on)) for name, on in heard.items()}
+    of_twin = {name: sum(s >= fault for s in _alarms(twin.get(name, {}))) for name in heard}
     return Verdict(
         run=run,
         hurt=hurt(run),
-        first={name: _first(found, twin.get(name, ()), fault) for name, found in alarms.items()},
-        false={name: sum(s < fault for s in found) for name, found in alarms.items()},
-        unannounced=sum(s < fault for s in _ours(_engine(run.log, announced=False), steps)),
-        healthy_steps=fault,
+        first={name: _first(on, twin.get(name, {}), fault) for name, on in heard.items()},
+        false={name: false[name] + of_twin[name] for name in heard},
+        unannounced=sum(s < fault for s in _alarms(_on(_engine(run.log, announced=False), steps))) + of_twin[OURS],
+        healthy_steps=fault + max(len(run.twin) - fault, 0),
         cause=diagnosis.causes[0].name if diagnosis.causes else "",
         rules=tuple(dict.fromkeys(a.rule for a in engine.history if a.severity != "info")),
     )
 
 
-def _first(found: Iterable[int], twin: Iterable[int], fault: int) -> int | None:
-    """What rings in the twin at about the same step is not about the fault."""
-    return next((s for s in found if s >= fault and not any(abs(s - t) < APART for t in twin)), None)
+def _alarms(on: Mapping[str, list[int]]) -> list[int]:
+    """Whatever it is that rings: what is close is one alarm to a person."""
+    return episodes(sorted({step for steps in on.values() for step in steps}), APART)
 
 
-def _alarms(log: Run, losses: Array) -> tuple[Engine, dict[str, list[int]]]:
+def _first(on: Mapping[str, list[int]], twin: Mapping[str, list[int]], fault: int) -> int | None:
+    """What rings in the twin at about the same step, by the same rule, is not about the fault."""
+    known = {what: episodes(steps, APART) for what, steps in twin.items()}
+    found = [
+        step
+        for what, steps in on.items()
+        for step in episodes(steps, APART)
+        if step >= fault and not any(abs(step - t) < APART for t in known.get(what, ()))
+    ]
+    return min(found, default=None)
+
+
+def _heard(log: Run, losses: Array) -> tuple[Engine, dict[str, dict[str, list[int]]]]:
+    """By detector and rule (the others have one, without a name), the steps at which it is on."""
     engine = _engine(log)
     norms = _series(log, len(losses), "gradient_norm_before_clip", "gradient_norm")
-    found = {name: episodes(detect(losses, norms), APART) for name, detect in OTHERS.items()}
-    return engine, {OURS: _ours(engine, len(losses)), **found}
+    others = {name: {"": detect(losses, norms)} for name, detect in OTHERS.items()}
+    return engine, {OURS: _on(engine, len(losses)), **others}
 
 
 def _engine(log: Run, announced: bool = True) -> Engine:
@@ -90,11 +106,12 @@ def _engine(log: Run, announced: bool = True) -> Engine:
     return engine
 
 
-def _ours(engine: Engine, end: int) -> list[int]:
-    """As for the others: the steps at which something is on, and what is close is one."""
-    loud = stretches(a for a in engine.history if a.severity != "info")
-    on = {step for s in loud for step in range(min(s.fired.values()), end if s.until is None else s.until)}
-    return episodes(sorted(on), APART)
+def _on(engine: Engine, end: int) -> dict[str, list[int]]:
+    """By rule, the steps at which it is on in any layer."""
+    on: dict[str, set[int]] = {}
+    for s in stretches(a for a in engine.history if a.severity != "info"):
+        on.setdefault(s.rule, set()).update(range(min(s.fired.values()), end if s.until is None else s.until))
+    return {rule: sorted(steps) for rule, steps in on.items()}
 
 
 def _series(log: Run, length: int, *signals: str) -> Array:

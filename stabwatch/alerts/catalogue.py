@@ -180,6 +180,30 @@ RULES: tuple[Rule, ...] = (
         references=(_PALM,),
     ),
     Rule(
+        name="LossShift",
+        title="The loss stays on a higher level",
+        family="loss",
+        summary="The loss has jumped to a higher level.",
+        description="The last losses are {loss_shift_ratio:.3g} times those before, {loss_shift_z:.3g} times their "
+        "scatter higher.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(Condition("loss_shift_z", above=3.0), Condition("loss_shift_ratio", above=1.3)),
+                hold=8,
+            ),
+        ),
+        outside=(Condition("loss_shift_z", above=2.0),),
+        warm_up=40,
+        source="a median of eight scatters by 0.44 sigma, so seven times its own; eight points "
+        "in a row, so that a spike of a few steps is none (docs/detection.md)",
+        remedy=(
+            "Look at the batches since the onset, and at what changed there: data, learning rate, a loss's weight.",
+            "Was a change of data or loss meant? Announce it (`watch.announce`), and this stays silent.",
+        ),
+        references=(_PALM,),
+    ),
+    Rule(
         name="LossRisesWithRate",
         title="The loss gets worse as the learning rate climbs",
         family="loss",

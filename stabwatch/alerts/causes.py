@@ -17,6 +17,7 @@ HUGE_UPDATE = 0.5
 """A step that replaces half of the weights explains whatever follows."""
 RECENT = 32
 """Steps after a jump of the learning rate in which trouble is put down to it."""
+_JUMPS = ("LossSpike", "LossShift")
 HALF_LARGEST = 65504.0
 NEAR_OVERFLOW = HALF_LARGEST / 64
 """An activation within six doublings of float16's largest number."""
@@ -165,7 +166,7 @@ def _rate_too_high(e: Evidence) -> Found | None:
         return None
     alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + TOGETHER), None)
     peaks = [p for p in e.memory.update_peaks if p.step <= e.onset and p.ratio >= LARGE_UPDATE]
-    rate, largest = (e.alerts[0].context.get(name) for name in ("learning_rate", "learning_rate_largest"))
+    rate = e.alerts[0].context.get("learning_rate")
     lines = []
     if peaks:
         peak = peaks[-1]
@@ -179,8 +180,8 @@ def _rate_too_high(e: Evidence) -> Found | None:
     worse = next((a for a in e.of("LossRisesWithRate") if a.onset <= e.onset + TOGETHER), None)
     if worse is not None:
         lines.append(f"Step {worse.step}: {worse.description}")
-    climbed = rate is not None and largest is not None and rate > 3 * first and rate >= 0.99 * largest
-    if climbed and not _data_first(e):
+    climbed = rate is not None and rate > 3 * first and _at_its_highest(e)
+    if rate is not None and climbed and (_climbs(e) or not _data_first(e)):
         lines.append(f"The learning rate had come up from {first:.3g} at step {step} to {rate:.3g}, its highest.")
     if not lines:
         return None
@@ -201,26 +202,38 @@ def _stale_moment(e: Evidence) -> Found | None:
 def _bad_batch(e: Evidence) -> Found | None:
     if not _data_first(e):
         return None
-    spike = min(e.of("LossSpike"), key=lambda a: a.onset)
+    spike = min(e.of(*_JUMPS), key=lambda a: a.onset)
     before, now = spike.context.get("loss_at_onset"), spike.context.get("loss")
-    lines = [
-        f"Step {spike.onset}: the loss jumped before any large step was taken, at a usual learning rate.",
-        "Weights that were good a step earlier do not explain it; the batch does.",
-    ]
+    climbs = _climbs(e)
+    rate = "while the learning rate climbed" if climbs else "at a usual learning rate"
+    lines = [f"Step {spike.onset}: the loss jumped before any large step was taken, {rate}."]
+    if not climbs:
+        lines.append("Weights that were good a step earlier do not explain it; the batch does.")
     if before is not None and now is not None:
         lines.append(f"The loss was {before:.4g} before, {now:.4g} at step {spike.step}.")
-    return Found(spike.onset, tuple(lines), confidence=0.7)
+    return Found(spike.onset, tuple(lines), confidence=0.4 if climbs else 0.7, leads=not climbs)
+
+
+def _at_its_highest(e: Evidence) -> bool:
+    rate, largest = (e.alerts[0].context.get(name) for name in ("learning_rate", "learning_rate_largest"))
+    return rate is not None and largest is not None and rate >= 0.99 * largest
+
+
+def _climbs(e: Evidence) -> bool:
+    """The learning rate is where it never was before: that is the likelier cause of whatever happens."""
+    rate, earlier = (e.alerts[0].context.get(name) for name in ("learning_rate", "learning_rate_earlier"))
+    return rate is not None and earlier is not None and rate > 1.01 * earlier and _at_its_highest(e)
 
 
 def _data_first(e: Evidence) -> bool:
     """The loss jumped, and nothing of the model had moved before."""
-    spikes = e.of("LossSpike")
+    spikes = e.of(*_JUMPS)
     if not spikes or _rate_spike(e) or _hardware(e) or e.of("NonFinite"):
         return False
     onset = min(a.onset for a in spikes)
     if onset > e.onset + TOGETHER:
         return False
-    model = [a for a in e.alerts if a.rule not in ("LossSpike", "LossDivergence", "TrainingStopped")]
+    model = [a for a in e.alerts if a.rule not in (*_JUMPS, "LossDivergence", "TrainingStopped")]
     large = [p for p in e.memory.update_peaks if onset - RECENT <= p.step < onset and p.ratio >= LARGE_UPDATE]
     return not large and all(a.onset >= onset for a in model)
 

@@ -121,7 +121,7 @@ def _guarded(engine: Engine) -> str:
 def _loss_so_far(group: list[Alert]) -> str:
     alert = _first(group)
     before, now = alert.context.get("loss_at_onset"), alert.context.get("loss")
-    if alert.rule in ("LossSpike", "LossDivergence") or before is None or now is None:
+    if alert.rule in ("LossSpike", "LossShift", "LossDivergence") or before is None or now is None:
         return ""
     if abs(now - before) <= 0.25 * abs(before) or now < before:
         return f" The loss did not show it: {before:.3g} before, {now:.3g} when it fired."

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.points import Array, Columns, Derived, middle
+from stabwatch.alerts.points import Array, Columns, Derived, middle, middle_of_each
 from stabwatch.runlog import SeriesKey
 
 
@@ -160,7 +160,8 @@ class WeightFamily:
 class FadeFamily:
     """How far the gradients of the layers have faded, beside what became of the loss.
 
-    fade: median over layers of the gradient RMS over its largest of the run, as the median of the last 16 points.
+    fade: median over layers of the gradient RMS over its largest level of the run, as the median of the last 16 points.
+    level: median of 5 points, so that one explosion at the start is not what all that follows is held against.
     left, stall: the loss over its first value and over that of 32 points before, all as medians of 16 points; a loss
     that is not positive has none.
     """
@@ -169,18 +170,21 @@ class FadeFamily:
     signal = "gradient_rms"
     gauges: tuple[Derived, ...] = (
         Derived(
-            "gradient_fade_ratio", "Median over layers of the gradient RMS over its largest so far.", "ratio", "run"
+            "gradient_fade_ratio",
+            "Median over layers of the gradient RMS over its largest median of 5 values so far.",
+            "ratio",
+            "run",
         ),
         Derived("loss_left_ratio", "The loss over its first value, medians of 16 values.", "ratio", "run"),
         Derived(
             "loss_stall_ratio", "The loss over what it was 32 values before, medians of 16 values.", "ratio", "run"
         ),
     )
-    _SMOOTH, _BEFORE = 16, 32
+    _SMOOTH, _BEFORE, _LEVEL = 16, 32, 5
 
     def __init__(self) -> None:
         self._columns, self._loss = Columns("gradient_rms"), Columns("loss")
-        self._peak = np.empty(0)
+        self._peak, self._recent = np.empty(0), np.empty((self._LEVEL, 0))
         self.restart()
 
     @property
@@ -192,11 +196,14 @@ class FadeFamily:
         """See Family."""
         self._columns.bind(keys)
         self._loss.bind(keys)
-        self._peak = np.append(self._peak, np.full(len(self._columns.layers) - len(self._peak), np.nan))
+        more = len(self._columns.layers) - len(self._peak)
+        self._peak = np.append(self._peak, np.full(more, np.nan))
+        self._recent = np.pad(self._recent, ((0, 0), (0, more)), constant_values=np.nan)
 
     def restart(self) -> None:
         """See Family."""
         self._peak[:] = np.nan
+        self._recent = np.full((self._LEVEL, len(self._peak)), np.nan)
         self._fades: deque[float] = deque(maxlen=self._SMOOTH)
         self._losses: deque[float] = deque(maxlen=self._SMOOTH)
         self._levels: deque[float] = deque(maxlen=self._BEFORE)
@@ -210,7 +217,9 @@ class FadeFamily:
         now = self._columns.of("gradient_rms", values)
         if np.isnan(now).all():
             return None
-        self._peak = np.fmax(self._peak, np.where(np.isfinite(now), now, np.nan))
+        now = np.where(np.isfinite(now), now, np.nan)
+        self._recent[self._points % self._LEVEL] = now
+        self._peak = np.fmax(self._peak, middle_of_each(self._recent))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = now / self._peak
         self._fades.append(middle(ratio[np.isfinite(ratio)]))

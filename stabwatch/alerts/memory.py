@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ _HIGHER = 1.2
 """Peaks of the update ratio are kept each time they are higher by this factor, so that few are kept."""
 _JUMP = 2.0
 _WARM = 8
+_RISE = 32
+"""Points over which it is seen whether the learning rate climbs."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class UpdatePeak:
 
 @dataclass(frozen=True)
 class RateJump:
-    """A step at which the learning rate was more than twice what it had been at the point before, and ever."""
+    """A step at which the learning rate was more than twice what it had been at the point before, and ever.
+
+    Ever: since the run last went back to an earlier step; in the first points after that, before it.
+    """
 
     step: int
     before: float
@@ -60,9 +66,11 @@ class Memory:
         self.context: dict[str, float] = {}
         self.update_peaks: list[UpdatePeak] = []
         self.rate_jumps: list[RateJump] = []
-        self.largest_rate = 0.0
         self.rate_at: tuple[int, float] = (0, math.nan)
         """Step and value of the first learning rate above zero."""
+        self.largest_rate = 0.0
+        self._largest_earlier = math.inf
+        self._last_rates: deque[float] = deque(maxlen=_RISE)
         self.largest_activation = math.nan
         self.layer_order: dict[str, int] = {}
         self.batches: dict[int, list[dict[str, Any]]] = {}
@@ -85,7 +93,9 @@ class Memory:
     def restart(self) -> None:
         """The run goes on from an earlier step."""
         self.update_peaks.clear()
-        self.rate_jumps.clear()
+        self._last_rates.clear()
+        self._largest_earlier, self.largest_rate = self.largest_rate or math.inf, 0.0
+        self._rates, self.rate_at = 0, (0, math.nan)
 
     def note(self, event: Event) -> None:
         """Look at an event: the flight recorder's, a guard's, a change that was announced."""
@@ -117,12 +127,14 @@ class Memory:
         if not now > 0:
             return
         before = self.context.get("learning_rate", math.nan)
-        if self._rates >= _WARM and now > _JUMP * max(before, self.largest_rate):
+        largest = self.largest_rate if self._rates >= _WARM else self._largest_earlier
+        if now > _JUMP * max(before, largest):
             self.rate_jumps.append(RateJump(step, before, float(now)))
         if math.isnan(self.rate_at[1]):
             self.rate_at = (step, float(now))
         self.largest_rate = max(self.largest_rate, float(now))
-        self.context["learning_rate_largest"] = self.largest_rate
+        self._last_rates.append(float(now))
+        self.context |= {"learning_rate_largest": self.largest_rate, "learning_rate_earlier": self._last_rates[0]}
         self._rates += 1
 
     def _update_peak(self, step: int, values: Array) -> None:

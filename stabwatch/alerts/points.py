@@ -117,6 +117,12 @@ def middle(values: Array) -> float:
     return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
+def middle_of_each(columns: Array) -> Array:
+    """Lower median of the numbers of each column that are not NaN; NaN of none. columns: (points, series)."""
+    ordered = np.sort(columns, axis=0)
+    return ordered[((~np.isnan(columns)).sum(axis=0) - 1) // 2, np.arange(columns.shape[1])]
+
+
 def robust_spread(values: Array) -> float:
     """1.4826 times the median absolute deviation: the standard deviation, if the values were normal."""
     return 1.4826 * middle(np.abs(values - middle(values)))

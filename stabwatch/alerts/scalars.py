@@ -13,6 +13,8 @@ from stabwatch.alerts.points import Array, Columns, Derived, middle, robust_spre
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 64
+SHIFTED = 8
+"""Values whose median is a level."""
 LEAST_PAST = 8
 LEAST_SPREAD = 0.02
 """Scatter below 2% counts as 2%: a deterministic series has no spread of its own."""
@@ -148,11 +150,19 @@ class LossFamily(ScalarFamily):
     on that scale.
     """
 
+    _SHIFT = (
+        Derived("loss_shift_z", f"Robust z-score of the median of the last {SHIFTED} values of ln(loss) against the "
+                f"{WINDOW} before them.", level="run"),
+        Derived("loss_shift_ratio", f"Median of the last {SHIFTED} values of loss over that of the {WINDOW} before "
+                "them.", "ratio", "run"),
+    )  # fmt: skip
+
     def __init__(self) -> None:
         super().__init__("loss", "loss")
         self.gauges = (
             *self.gauges,
             Derived("loss_lost_ratio", "Share of the progress of the loss that has been lost again.", "ratio", "run"),
+            *self._SHIFT,
             *Climb.gauges,
         )
         self._rates = Columns("learning_rate")
@@ -174,6 +184,7 @@ class LossFamily(ScalarFamily):
         self._plain = Progress(abs)
         self._log: Progress | None = Progress(lambda best: 2 * math.log(1.5))
         self._climb = Climb()
+        self._long: deque[float] = deque(maxlen=WINDOW + SHIFTED)
 
     def restart(self) -> None:
         """See Family."""
@@ -187,8 +198,12 @@ class LossFamily(ScalarFamily):
             self._log = None
         if self._log is not None:
             lost = min(lost, self._log.lost(np.log(past)))
+        self._long.append(x)
+        long = np.array(self._long)
+        shift = against(long[:-SHIFTED], middle(long[-SHIFTED:]))
         return (
             super()._numbers(x)
+            | {gauge.name: n for gauge, n in zip(self._SHIFT, shift, strict=True)}
             | self._climb.numbers(x, self._rate)
             | {
                 "loss_lost_ratio": lost,

@@ -66,6 +66,30 @@ def test_a_layer_that_began_at_zero_is_no_learning_rate_too_high():
     assert [c.name for c in _diagnosis(series).causes] == ["AttentionLogitGrowth"]
 
 
+def test_a_loss_that_jumps_is_put_down_to_the_batch_but_not_while_the_learning_rate_climbs():
+    losses = [*wave(100, 2.0, 0.02), *([6.0] * 20)]
+    steady, climbing = [1e-3] * 120, [1e-4 * 1.03**i for i in range(120)]
+    assert _diagnosis({"loss": losses, "learning_rate": steady}).causes[0].name == "BadBatch"
+    causes = [c.name for c in _diagnosis({"loss": losses, "learning_rate": climbing}).causes]
+    assert causes[0] == "LearningRateTooHigh" and "BadBatch" in causes
+
+
+def test_the_same_spike_of_the_learning_rate_is_named_again_after_the_run_went_back():
+    rates, losses = [0.05] * 60 + [5.0] * 10, [*wave(60, 2.0, 0.02), *([9.0] * 10)]
+    engine = Engine()
+    engine.observe(block({"loss": losses, "learning_rate": rates}))
+    engine.observe(block({"loss": losses, "learning_rate": rates}, first=10))
+    assert [j.step for j in engine.memory.rate_jumps] == [60, 70]
+    assert diagnose(engine).causes[0].name == "LearningRateSpike"
+
+
+def test_a_warm_up_that_begins_again_is_no_jump():
+    engine = Engine()
+    engine.observe(block({"learning_rate": [1e-3] * 60}))
+    engine.observe(block({"learning_rate": [1e-7, 1e-5, 4e-5, *([1e-4] * 20)]}, first=30))
+    assert not engine.memory.rate_jumps
+
+
 def test_large_updates_after_the_onset_are_not_its_cause():
     series = {"lower a": [10.0] * 10 + [150.0] * 20, "update a": [0.01] * 20 + [0.5] * 10}
     assert [c.name for c in _diagnosis(series).causes] == ["AttentionLogitGrowth", "UpdateTooLarge"]

