@@ -138,19 +138,19 @@ batches, wrong labels, a bit that turns over, NaN in the data, louder gradients)
 restarts, a new task, a longer context, mixup, a GAN, a policy gradient.
 
 Thresholds were chosen on half A (seeds {SEEDS["A"]}); half B has other architectures and seeds {SEEDS["B"]}.
-B was looked at twice before, and its seeds are new each time:
-seeds (2, 3): recall 0.97, 3.3 false alarms per 10,000 steps, 0.84 of the causes right. Then VanishingGradients got its
-third condition, that the loss stands still, because `rnn_text` had learned on; LossRisesWithRate was added, from half A;
-and `new_task` announces its task (`watch.announce`), as four of the five false alarms were there.
+B was looked at twice before, and its seeds are new each time.
+Seeds (2, 3): recall 0.97, 3.3 false alarms per 10,000 steps, 0.84 of the causes right. Then VanishingGradients got its
+third condition, that the loss stands still, because `rnn_text` had learned on; LossRisesWithRate was added, from half
+A; and `new_task` announces its task (`watch.announce`), as four of the five false alarms were there.
 Seeds (4, 5): recall 0.94, 3.3 false alarms (the twins' now among them), 0.88 of the causes right. Then LossShift was
 added, as wrong labels had hidden in a noisy loss; VanishingGradients holds gradients against a level, and no longer
 against one explosion; while the rate climbs to where it never was, it is blamed before the batch; and the rate of
 `cnn_dead` begins at 0.1 (it was 0.3), as its twin had spikes of its own.
 
 An alarm is a warning or a critical alert that is on; what is less than 20 steps apart is one, and one that a twin
-(same seed, same batches, no fault) raises by the same rule within 20 steps as well finds no fault. *Loss hurt*: the first step at
-which the loss is a tenth of what the twin has learned above that twin, for good or, after an injected fault, in the
-median of eight steps: hindsight, earlier than anybody with the loss alone could say.
+(same seed, same batches, no fault) raises by the same rule within 20 steps as well finds no fault. *Loss hurt*: the
+first step at which the loss is a tenth of what the twin has learned above that twin, for good or, after an injected
+fault, in the median of eight steps: hindsight, earlier than anybody with the loss alone could say.
 *Lead*: from the first alarm to that step; what never comes counts as the end. *stabwatch earlier*: median over runs of
 its lead less the other's. An injected fault that hits the loss at once (a NaN, a wrong batch) leaves no lead to
 anybody, and a third of the runs is such.
