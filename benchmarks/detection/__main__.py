@@ -28,7 +28,7 @@ from benchmarks.report import table
 
 QUICK = (
     "gpt_hot", "gpt_lr_spike", "cnn_labels", "gpt_bit_flip", "cnn_nan", "mlp_dead", "mlp_louder",
-    "gpt", "cnn", "mlp", "regression", "digits_cnn", "table_classes", "warm_restarts",
+    "mlp", "regression", "table_classes", "warm_restarts",
 )  # fmt: skip
 CALM = 10.0
 """False alarms per 10,000 healthy steps up to which a detector can be listened to."""
