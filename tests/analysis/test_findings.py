@@ -183,6 +183,13 @@ def test_nan_that_is_not_printed():
     )
 
 
+def test_a_loss_that_is_printed_no_more_while_evaluations_stay_finite_is_no_nan():
+    curve = calm_curve(60)
+    blank = {"loss": [*curve[:40], *[None] * 20], "learning_rate": [0.001] * 60}
+    assert only(run_of(**blank), "nonfinite").step == 40
+    assert "nonfinite" not in noted(run_of(**blank, eval_loss=[x if i % 5 == 0 else None for i, x in enumerate(curve)]))
+
+
 def test_nan_that_the_trainer_filters_out_of_the_loss():
     loss, norm = [2.0, 1.9, 1.8, *[0.0] * 10], [1.0, 1.0, 1.0, *[NAN] * 10]
     found = only(run_of(loss=loss, grad_norm=norm), "nonfinite")
@@ -253,6 +260,7 @@ def test_the_search_for_a_loss_scale_is_a_note():
     [
         ({"loss": np.linspace(10.38, 10.32, 43), "grad_norm": [0.0] * 43}, "gradient norm is 0"),
         ({"loss": [0.7185, 0.698, 0.695, 0.694, *[0.6932] * 40]}, "ln 2"),
+        ({"loss": [5.56, *[5.55, 5.54, 5.55] * 40]}, "ln 256"),
         ({"loss": np.linspace(12.1, 12.05, 10), "grad_norm": [0.0] * 10, "learning_rate": [0.0] * 10}, "learning rate"),
         ({"loss": [4.2] * 30}, "same number"),
     ],

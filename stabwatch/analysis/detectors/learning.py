@@ -19,8 +19,8 @@ SETTLED = 5
 """Records in which a loss may fall from its initial value to that of guessing."""
 FLAT = 0.01
 """Of the level: the most that a loss which stands still changes, first fifth to last fifth."""
-CLASSES = (2, 3, 4, 5, 10, 100, 1000)
-"""Numbers of classes whose logarithm is the loss of guessing."""
+CLASSES = (2, 3, 4, 5, 10, 100, 256, 1000, 32_000, 32_768, 50_257, 65_536, 128_256)
+"""Numbers of classes, of values of a byte, and of tokens, whose logarithm is the loss of guessing."""
 GUESS = 0.003
 """How close to such a logarithm."""
 WORSE = 1.5

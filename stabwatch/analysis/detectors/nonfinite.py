@@ -118,7 +118,7 @@ def _vanished(part: Part) -> Iterator[Finding]:
     later = beside.steps[beside.steps > loss.steps[-1]]
     shared = np.isin(beside.steps, loss.steps)
     usual = np.diff(np.flatnonzero(shared)).max(initial=1)
-    if len(later) < (FILLED if usual == 1 else MISSED * int(usual)):
+    if len(later) < (FILLED if usual == 1 else MISSED * int(usual)) or _evaluated(part, int(loss.steps[-1])):
         return
     step = int(later[0])
     yield Finding(
@@ -140,6 +140,12 @@ def _vanished(part: Part) -> Iterator[Finding]:
             f"{len(later)} records without it follow.",
         ),
     )
+
+
+def _evaluated(part: Part, step: int) -> bool:
+    """Whether evaluations after a step gave finite losses, as no model with NaN in it does."""
+    later = [c.values[c.steps > step] for c in part.columns if c.role == "eval_loss"]
+    return any(len(values) > 1 and bool(np.isfinite(values[-2:]).all()) for values in later)
 
 
 def _beside(part: Part, loss: Column) -> Column | None:
@@ -229,7 +235,8 @@ def _beside_the_loss(part: Part) -> Iterator[Finding]:
         size=float("nan"),
         confidence=0.6,
         line=int(first.lines[at]),
-        text=f"Beside the loss there is NaN in {names}, from step {first.steps[at]} on.",
+        text=f"{'Beside the loss there' if part.loss is not None else 'There'} is NaN in {names}, from step "
+        f"{first.steps[at]} on.",
     )
 
 

@@ -88,7 +88,9 @@ def _hump(part: Part, loss: Column) -> list[Finding]:
         return []
     start = int(np.argmax(above))
     calm = np.flatnonzero(~above[start:])
-    points = int(calm[0]) if len(calm) else len(values) - start
+    if not len(calm):
+        return []  # no hump, but what the other detectors look for
+    points = int(calm[0])
     peak = start + int(np.argmax(values[start : start + points]))
     text = f"The {part.loss_name} rose from {values[0]:.4g} to {values[peak]:.4g} in the first records of the training."
     return [
@@ -96,7 +98,7 @@ def _hump(part: Part, loss: Column) -> list[Finding]:
             kind="early_hump",
             severity="info",
             step=int(loss.steps[start]),
-            end_step=int(loss.steps[start + points - 1]) if len(calm) else None,
+            end_step=int(loss.steps[start + points - 1]),
             points=points,
             size=float(values[peak] / values[0]),
             confidence=0.7,

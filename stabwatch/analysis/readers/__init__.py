@@ -20,6 +20,8 @@ READERS: tuple[Reader, ...] = (
 )
 """In the order of trial; the last takes everything that is text."""
 
+_GRAVE = ("error", "nan_message", "overflow")
+"""Remarks that tell something also where there is no record."""
 _TELLING = ("trainer_state.json", "metrics.csv", "progress.csv", "metrics.jsonl", "log_history.json", "results.csv")
 _ENDINGS = (".log", ".jsonl", ".csv", ".out", ".txt", ".wandb")
 
@@ -40,7 +42,7 @@ def read_log(path: str | Path) -> Log:
     if reader is None:
         raise LogError(f"{path} is no text and no log that stabwatch knows; `docs/log-formats.md` lists those it does.")
     log = reader.read(source)
-    if not any(run.columns or run.remarks for run in log.runs):
+    if not any(run.columns or any(r.kind in _GRAVE for r in run.remarks) for run in log.runs):
         raise LogError(f"{path} was read as {log.format}, and nothing in it looks like a training record.")
     return log
 

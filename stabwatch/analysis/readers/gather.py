@@ -146,5 +146,6 @@ def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
         losses = [key for key in parts if 2 * parts[key] >= max(parts.values())][:1]
         roles |= dict.fromkeys(losses, "loss")
     most = max((points[key] for key in losses), default=0)
-    best = min(losses, key=lambda key: (points[key] < 0.2 * most, loss_rank(key), -points[key]), default=None)
+    told = "eval_loss" in roles.values()
+    best = min(losses, key=lambda key: (points[key] < 0.2 * most, loss_rank(key, told), -points[key]), default=None)
     return {key: "component" if role == "loss" and key != best else role for key, role in roles.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -255,6 +256,8 @@ class _Reading:
             notes.append(f"{self.others} lines of other ranks than {self.rank} are left out.")
         if len(self.gatherer) < 3 and len(self.unstepped) > len(self.gatherer):
             by_epoch = _by_epoch(self.unstepped)
+            if not by_epoch:
+                self.unstepped = _without_settings(self.unstepped)
             self.gatherer.unit = "epoch" if by_epoch else "ordinal"
             notes.append("No step in it: " + ("epochs count." if by_epoch else "records are numbered."))
             begun, before = 0, 0
@@ -269,7 +272,11 @@ class _Reading:
         return notes
 
 
-def _by_epoch(records: list[tuple[int, int | None, dict[str, float]]]) -> bool:
+_Unstepped = tuple[int, int | None, dict[str, float]]
+"""Line, epoch, values."""
+
+
+def _by_epoch(records: list[_Unstepped]) -> bool:
     """Do epochs number the records? Nearly all have one, and few keys come twice in a stretch of the same."""
     epochs = [epoch for _, epoch, _ in records if epoch is not None]
     if 5 * len(epochs) < 4 * len(records) or len(set(epochs)) < 2:
@@ -283,6 +290,12 @@ def _by_epoch(records: list[tuple[int, int | None, dict[str, float]]]) -> bool:
         count += len(values)
         seen |= values.keys()
     return again <= 0.2 * count
+
+
+def _without_settings(records: list[_Unstepped]) -> list[_Unstepped]:
+    """Records with a key that comes again; what is printed once, above a training, is none of its records."""
+    times = Counter(key for _, _, values in records for key in values)
+    return [record for record in records if any(times[key] > 1 for key in record[2])] or records
 
 
 _BARE_LENGTH = 48

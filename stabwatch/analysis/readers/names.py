@@ -20,6 +20,8 @@ NUMBER = re.compile(
 )
 """A number of free text; not the digits of a name."""
 
+_ODD_NAN = re.compile(r"[-+]?nan(?:xxx|\.0|\(\w*\))", re.IGNORECASE)
+"""NaN as PaddleOCR, Lightning and C write it; names may begin like that too (`Nancy`, `Infantry`)."""
 _UNITS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "s": 1.0, "sec": 1.0, "seconds": 1.0, "min": 60.0}
 _SI = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
@@ -70,7 +72,8 @@ _PACE = {
     "throughput/device/tokens_per_second", "time/fps", "steps_per_second", "runningavgsamplespersec",
 }  # fmt: skip
 _NOT_LOSS = re.compile(
-    r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|^best|every|threshold|(?<!cross_)entropy"
+    r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
+    r"|(?<!cross_)entropy|(?<![a-z])(?:best|min(?:imum)?|lowest)(?![a-z])|[<\"]|http"
 )
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"
@@ -127,9 +130,14 @@ _TABLES: tuple[tuple[Role, set[str]], ...] = (
 )
 
 
-def loss_rank(name: str) -> int:
-    """How good a name is for the training loss; the least is the best."""
+def loss_rank(name: str, evaluated: bool = True) -> int:
+    """How good a name is for the training loss; the least is the best.
+
+    evaluated: another column is the loss of an evaluation. If none is, a bare `loss` beside a `train_loss` is.
+    """
     full = plain(name)
+    if full == "loss" and not evaluated:
+        return _LOSS_ORDER.index("training_loss") + 1
     last = full.split("/")[-1]
     found = [_LOSS_ORDER.index(n) for n in (full, last) if n in _LOSS_ORDER]
     return min(found, default=len(_LOSS_ORDER)) + (0 if full.count("/") < 2 else 10)
@@ -148,12 +156,7 @@ def number(word: str) -> float | None:
         return float(text)
     except ValueError:
         pass
-    low = text.lower().lstrip("+-")
-    if low.startswith("nan"):
-        return math.nan
-    if low.startswith("inf"):
-        return -math.inf if text.startswith("-") else math.inf
-    return None
+    return math.nan if _ODD_NAN.fullmatch(text) else None
 
 
 def factor(after: str, role: Role, name: str) -> float:

@@ -124,7 +124,8 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
             continue
         key = key_of(text)
         if key is None:
-            if (after.strip() == "/" and (within is None) and _BAR.search(text)) or (
+            bracket = i == 0 and text.strip() == "[" and "".join(texts[2:3]).lstrip().startswith("]")  # `[50/1000]`
+            if (after.strip() == "/" and within is None and (bracket or _BAR.search(text))) or (
                 epoch is not None and i == epoch + 1 and re.fullmatch(r"[\]:)]*\s*\[\s*", text)
             ):
                 within = i

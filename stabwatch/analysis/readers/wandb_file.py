@@ -23,6 +23,8 @@ from stabwatch.errors import LogError
 _BLOCK = 1 << 15
 _FRAME = struct.Struct("<IHB")
 _HEADER = 7
+_COUNTERS = ("trainer/global_step", "train/global_step")
+"""Steps of the training as Lightning and Hugging Face log them; W&B's own step counts calls of `log`."""
 
 
 def _records(data: bytes) -> Iterator[bytes]:
@@ -45,19 +47,20 @@ def _records(data: bytes) -> Iterator[bytes]:
 
 
 def _read(source: Source) -> Log:
-    gatherer = Gatherer(source.path.stem)
+    gatherer, counter = Gatherer(source.path.stem), None
     try:
         for record in _records(source.read(1 << 31)):
             for field, value in fields(record):
                 if field == 2 and isinstance(value, bytes):
-                    _history(gatherer, value)
+                    counter = _history(gatherer, value, counter)
     except (ValueError, IndexError) as error:
         if not len(gatherer):
             raise LogError(f"{source.path} cannot be read as a W&B file: {error}.") from error
     return Log(source.path, "W&B offline", (gatherer.run(),))
 
 
-def _history(gatherer: Gatherer, data: bytes) -> None:
+def _history(gatherer: Gatherer, data: bytes, counter: str | None) -> str | None:
+    """Takes one record. counter: the column that counts steps, as the first record has it; given back."""
     values: dict[str, float] = {}
     step, time = len(gatherer), math.nan
     for field, part in fields(data):
@@ -71,8 +74,15 @@ def _history(gatherer: Gatherer, data: bytes) -> None:
                 time = float(value)
             elif not key.startswith("_"):
                 values |= flat({key: value})
-    if values:
-        gatherer.add(step, -1, values, time)
+    if not values:
+        return counter
+    if not len(gatherer):
+        counter = next((key for key in _COUNTERS if key in values), None)
+    if counter is not None:
+        counted = values.pop(counter, math.nan)
+        step = int(counted) if abs(counted) < 1 << 62 else gatherer.last_step or 0
+    gatherer.add(step, -1, values, time)
+    return counter
 
 
 def _item(data: bytes) -> tuple[str, object]:

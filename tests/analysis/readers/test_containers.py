@@ -125,6 +125,27 @@ def test_wandbs_offline_file_over_its_blocks(tmp_path):
     assert len(read_log(path).runs[0].of("loss")) == 1999, "a torn tail"
 
 
+def test_the_steps_of_lightning_in_wandbs_file_are_those_of_the_training(tmp_path):
+    out = bytearray(b":W&B\xe1\xbe\x00")
+    for i, loss in enumerate(LOSSES):
+        row = {"trainer/global_step": 49 + 50 * i, "loss" if i else "lr-AdamW": loss, "_step": i}
+        items = b"".join(
+            _field(1, _field(2, key.encode()) + _field(16, json.dumps(value).encode())) for key, value in row.items()
+        )
+        record = _field(2, items)
+        out += struct.pack("<IHB", 0, len(record), 1) + record
+    path = tmp_path / "run-x.wandb"
+    path.write_bytes(bytes(out))
+    loss = read_log(path).runs[0].of("loss")
+    assert loss.steps.tolist() == [49 + 50 * i for i in range(1, 16)]
+
+
+def test_names_that_begin_like_nan_or_inf_are_no_numbers(tmp_path):
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps([{"step": i, "loss": 2.5, "subject": s} for i, s in enumerate(("Nancy", "Infantry"))]))
+    assert [column.name for column in read_log(path).runs[0].columns] == ["loss"]
+
+
 def test_wandbs_offline_file(tmp_path):
     wandb = pytest.importorskip("wandb")
     with wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(console="off")) as run:

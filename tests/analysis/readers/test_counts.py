@@ -10,6 +10,7 @@ import pytest
 from stabwatch.analysis.readers import read_log
 from stabwatch.analysis.readers.names import is_eval, role_of
 from stabwatch.analysis.verdict import examine
+from stabwatch.errors import LogError
 
 
 def _read(tmp_path, text, name="train.log"):
@@ -31,6 +32,9 @@ def _read(tmp_path, text, name="train.log"):
         ("train/box_loss", "component"),
         ("losses", "other"),
         ("entropy_loss", "other"),
+        ("eval/best_loss", "other"),
+        ("Minimum validation loss", "other"),
+        ('img src="https://host/w2v-loss.png" width', "other"),
         ("grdn", "grad_norm"),
     ],
 )
@@ -136,3 +140,30 @@ def test_sixteen_bits_and_a_hole_of_zeros(wrap, tmp_path):
     run = _read(tmp_path, wrap(text))
     assert run.of("loss").steps.tolist() == list(range(30)) and run.of("loss").lines[0] == 1
     assert examine(read_log(tmp_path / "train.log")).exit_code == 0
+
+
+def test_a_step_in_brackets_at_the_beginning_of_a_line_and_no_date(tmp_path):
+    text = "".join(f"[{s:6}/1000  ] loss={9 - s / 500} lr=0.01 gnorm=10.9 tok/s=361\n" for s in range(50, 1001, 50))
+    dated = "".join(f"[11/17 09:38:{s:02}] trainer: iter: {s}  loss: {9 - s / 50}\n" for s in range(1, 20))
+    assert _read(tmp_path, "Learning rate: 0.02\n" + text).of("loss").steps.tolist() == list(range(50, 1001, 50))
+    assert _read(tmp_path, dated).of("loss").steps.tolist() == list(range(1, 20))
+
+
+def test_settings_above_records_that_are_numbered_are_none_of_them(tmp_path):
+    settings = "Batch size: 2\nLearning rate: 0.001\nWeight decay: 0.1\n\nModel training.\n"
+    text = "".join(f"Training Loss: {1 / (1 + i):.4f}\nModel test error: {2 / (1 + i):.4f}\n" for i in range(20))
+    run = _read(tmp_path, settings + text)
+    assert run.step_unit == "ordinal" and run.of("loss").steps[0] == 0 and run.of("learning_rate") is None
+
+
+def test_a_loss_that_says_it_is_of_training_is_taken_before_one_that_does_not(tmp_path):
+    """As where a validation gives its results bare, beside the training loss of the same record."""
+    rows = [{"epoch": e, "train_loss": 0.2 - e / 200, "loss": 0.18 + e / 300, "f1": 0.5} for e in range(1, 21)]
+    assert _read(tmp_path, json.dumps(rows), "metrics.json").of("loss").name == "train_loss"
+    many = "".join(f"step: {s} loss: {3 - s / 100}\n" for s in range(100)) + "train_loss: 2.5\n"
+    assert _read(tmp_path, many).of("loss").name == "loss"
+
+
+def test_a_text_that_is_no_log_is_refused(tmp_path):
+    with pytest.raises(LogError, match="nothing in it"):
+        _read(tmp_path, "They'll sit by the fire, and presume to know\nWhich, I presumed, is resumed.\n" * 30)
