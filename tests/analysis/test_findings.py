@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -353,3 +355,10 @@ def test_short_logs_break_nothing(length):
     columns = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale", "step_seconds", "nan_steps")
     for fill in (values, np.full(length, NAN), np.full(length, INF), np.zeros(length)):
         examine_run(run_of(**dict.fromkeys(columns, fill)))
+
+
+def test_a_slow_stretch_told_by_the_times_of_the_records_alone():
+    seconds = np.where((np.arange(300) >= 120) & (np.arange(300) < 200), 90.0, 15.0)
+    run = replace(run_of(loss=calm_curve(300)), times=np.cumsum(seconds))
+    found = only(run, "slowdown")
+    assert abs(found.step - 120) <= 5 and abs(found.end_step - 199) <= 5 and found.size == pytest.approx(6)

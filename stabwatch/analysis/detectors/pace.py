@@ -14,6 +14,8 @@ SLOW = 2.0
 """Times the usual, for a word."""
 SLOW_WARNING = 3.0
 """Times the usual, for a warning, if it lasts to the end or costs more than LOST."""
+APART = 5.0
+"""Seconds between two records by which a pace can be told: time stamps have whole seconds."""
 LONG = 20
 """Records that make a slow stretch."""
 LOST = 1800.0
@@ -35,7 +37,17 @@ def _pace(part: Part) -> tuple[Column, Array] | None:
     column = part.of("throughput")
     if column is not None and len(column) > 3 * LONG and (column.values > 0).all():
         return column, 1 / column.values
-    return None
+    return _by_times(part)
+
+
+def _by_times(part: Part) -> tuple[Column, Array] | None:
+    """Seconds per step from the times of the records, where these are far enough apart."""
+    known = np.isfinite(part.times)
+    gaps, steps = np.diff(part.times[known]), part.steps[known]
+    if len(gaps) <= 3 * LONG or np.median(gaps) < APART or (gaps < 0).any():
+        return None
+    values = np.maximum(gaps, 1e-3) / np.maximum(np.diff(steps), 1)
+    return Column("times of the records", "step_seconds", steps[1:], values, part.lines[known][1:]), values
 
 
 def _slow(part: Part) -> list[Finding]:
@@ -78,10 +90,12 @@ def _slowdown(part: Part, column: Column, values: Array, start: int, stop: int, 
 
 
 def _stops(part: Part) -> list[Finding]:
-    gaps = np.diff(part.times)
-    if len(gaps) < LONG or not np.isfinite(gaps).all():
+    known = np.isfinite(part.times)
+    times, steps, lines = part.times[known], part.steps[known], part.lines[known]
+    gaps = np.diff(times)
+    if len(gaps) < LONG:
         return []
-    apart = np.maximum(np.diff(part.steps), 1)  # the cadence of a log may change on the way
+    apart = np.maximum(np.diff(steps), 1)  # the cadence of a log may change on the way
     usual = past_median(gaps / apart) * apart
     usual[: LONG // 2] = (np.median(gaps / apart) * apart)[: LONG // 2]
     at = np.flatnonzero((gaps > STOP * usual) & (gaps > 60))
@@ -94,15 +108,15 @@ def _stops(part: Part) -> list[Finding]:
         Finding(
             kind="stall",
             severity="info",
-            step=int(part.steps[worst]),
-            end_step=int(part.steps[worst + 1]),
+            step=int(steps[worst]),
+            end_step=int(steps[worst + 1]),
             points=len(at),
             size=float(gaps[worst]),
             confidence=0.7,
-            line=int(part.lines[worst + 1]),
+            line=int(lines[worst + 1]),
             text=(
-                f"Nothing was written for {seconds(float(gaps[worst]))} after step {part.steps[worst]} "
-                f"({seconds(float(usual[worst]))} is usual): an evaluation, a checkpoint or a stop.{more}"
+                f"Nothing was written for {seconds(float(gaps[worst]))} after step {steps[worst]} "
+                f"({seconds(max(float(usual[worst]), 1.0))} is usual): an evaluation, a checkpoint or a stop.{more}"
             ),
         )
     ]

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from stabwatch.analysis.readers.gather import Gatherer
 from stabwatch.analysis.readers.names import number, step_rank
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.source import Source, pieces
+from stabwatch.analysis.readers.stamps import stamps
 from stabwatch.analysis.readers.stretches import Stretches, floats
 from stabwatch.analysis.readers.templates import Template, Templates, count
 
@@ -367,6 +369,7 @@ def read_lines(source: Source, lines: Iterable[tuple[int, str]]) -> Log:
 def _log(source: Source, reading: _Reading) -> Log:
     notes = reading.end()
     run = reading.gatherer.run()
+    run = replace(run, times=stamps(source.blocks(), run.lines))
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
     return Log(source.path, "text", (run,), tuple(notes))
 
@@ -383,7 +386,8 @@ READER = Reader(
     "modded-nanogpt, nanochat, OLMo, Hugging Face's dictionaries, Composer, llm-foundry, fairseq, ESPnet, icefall, "
     "detectron2, mmengine, timm, Keras' and Lightning's bars, PaddlePaddle, Marian, MaxText, Coqui, nnU-Net, darknet, "
     "openpi, LeRobot, verl, Demucs, YOLOX; "
-    "any `key: value` or `key=value`; colours, time stamps, rank prefixes and progress bars are stepped over",
+    "any `key: value` or `key=value`; time stamps are the times of records; colours, rank prefixes and "
+    "progress bars are stepped over",
     _sniff,
     _read,
 )

@@ -34,6 +34,8 @@ _SETTING = re.compile(
 )
 """A setting, and no count."""
 _FILE = re.compile(r"\.(?:py|cpp|cu|cc|h|json|ya?ml|safetensors|txt|bin)$|^--")
+_RULE = re.compile(r"[-=*#~_]{3,}")
+"""A line drawn on both sides of a title."""
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
 _LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
 _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
@@ -159,7 +161,7 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
 
 def key_of(text: str) -> str | None:
     """The name that belongs to a number, from the text between it and the number before."""
-    text = re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text)
+    text = _RULE.sub("  ", re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text))
     found = _SEPARATOR.search(text)
     if found:
         return _name(text[: found.start()])

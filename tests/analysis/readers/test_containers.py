@@ -8,6 +8,7 @@ import json
 import lzma
 import math
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -152,6 +153,9 @@ def test_wandbs_offline_file(tmp_path):
         for i, x in enumerate(LOSSES):
             run.log({"train/loss": x}, step=i)
     (path,) = tmp_path.rglob("*.wandb")
+    size = -1
+    while size < (size := path.stat().st_size) or not size:  # its service may go on writing after `finish`
+        time.sleep(0.3)
     _check(read_log(path))
 
 

@@ -167,3 +167,14 @@ def test_a_loss_that_says_it_is_of_training_is_taken_before_one_that_does_not(tm
 def test_a_text_that_is_no_log_is_refused(tmp_path):
     with pytest.raises(LogError, match="nothing in it"):
         _read(tmp_path, "They'll sit by the fire, and presume to know\nWhich, I presumed, is resumed.\n" * 30)
+
+
+def test_a_ruled_title_counts_epochs_and_no_steps(tmp_path):
+    rule = "-" * 50
+    text = "".join(
+        f"04-06 22:01:17, {rule}Epoch:{e}/299{rule}\n04-06 22:12:25, Epoch {e} Train, loss:{0.3 - e / 200:.4f}, Cost: 668.1 sec\n"
+        + (f"04-07 07:30:38, Epoch {e} Val, MAE: 14.68 Cost 239.5 sec\n" if e > 20 else "")
+        for e in range(40)
+    )
+    run = _read(tmp_path, text)
+    assert run.step_unit == "epoch" and run.of("loss").steps.tolist() == list(range(40))
