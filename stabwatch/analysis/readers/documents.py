@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+from numpy.typing import NDArray
+
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import lines
 from stabwatch.analysis.readers.gather import Gatherer
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, step_rank
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.source import Source, pieces
 from stabwatch.errors import LogError
 
 LARGEST_DOCUMENT = 256 << 20
+_AT_ONCE = 4096
+"""Lines parsed at once: the fewer, the fewer are read one by one where some are of another kind."""
 _DEEPEST = 8
 _MODES = ("mode", "phase", "split", "subset")
 _EVALUATES = ("val", "eval", "test")
@@ -58,8 +66,7 @@ class Records:
         """One record; numbers that are no step, time or total become columns."""
         values = flat(record)
         mode = next((str(record[k]).lower() for k in _MODES if isinstance(record.get(k), str)), "")
-        step_key = min((k for k in values if step_rank(k) is not None), key=lambda k: step_rank(k) or 0, default=None)
-        epoch_key = next((k for k in values if plain(k) in EPOCH_KEYS), None)
+        step_key, epoch_key = _counting(values)
         chosen = step_key or epoch_key
         step = _whole(values.pop(chosen)) if chosen else None
         if step is not None and step_key and epoch_key and not mode.startswith(_EVALUATES):
@@ -74,15 +81,46 @@ class Records:
             self._units.add(unit)
             self.gatherer.add(len(self.gatherer) if step is None else step, line, values, time)
 
+    def add_all(self, columns: dict[str, NDArray[np.float64]], lines: range) -> bool:
+        """Records that all have the same numbers, and nothing else; False, and none was taken, if steps do not rise.
+
+        What `add` makes of them one by one, in a tenth of the time.
+        """
+        step_key, epoch_key = _counting(columns)
+        if step_key is None or not (np.abs(columns[step_key]) < 1 << 62).all():
+            return False
+        counts = steps = columns.pop(step_key).astype(np.int64)
+        if epoch_key is not None:
+            epochs = columns[epoch_key]
+            if not (np.diff(epochs) >= 0).all():
+                return False
+            steps = steps + self._counter.at(int(steps[0]), float(epochs[0])) - steps[0]
+        last = self.gatherer.last_step
+        if (np.diff(steps) <= 0).any() or (last is not None and steps[0] <= last):
+            return False
+        if epoch_key is not None:
+            self._counter.at(int(counts[-1]), float(epochs[-1]))
+        time_key = next((k for k in _TIMES if k in columns), None)
+        times = None if time_key is None else columns.pop(time_key)
+        if columns:
+            self._units.add("step")
+            self.gatherer.extend(steps, np.arange(lines.start, lines.stop), columns, times)
+        return True
+
     def log(self, source: Source, name: str, notes: Iterable[str] = ()) -> Log:
         """What was read."""
         self.gatherer.unit = next((u for u in ("step", "epoch", "ordinal") if u in self._units), "ordinal")  # type: ignore[assignment]
         said = list(notes)
         if self.gatherer.unit == "ordinal":
             said.append("No step in it: records are numbered.")
-        if self.gatherer.left_out:
-            said.append("More keys than a training log has: the later ones are left out.")
+        said += self.gatherer.notes()
         return Log(source.path, name, (self.gatherer.run(),), tuple(said))
+
+
+def _counting(values: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The keys of step and epoch."""
+    step = min((k for k in values if step_rank(k) is not None), key=lambda k: step_rank(k) or 0, default=None)
+    return step, next((k for k in values if plain(k) in EPOCH_KEYS), None)
 
 
 def _whole(value: float) -> int | None:
@@ -113,21 +151,48 @@ def _object(line: str) -> Any:
 
 def _read_lines(source: Source) -> Log:
     records, bad = Records(), 0
-    for number_of_line, line in source.lines():
-        if "{" not in line:
-            continue
-        found = _object(line)
-        if not isinstance(found, dict):
-            bad += 1
-            continue
-        if "key" in found and "value" in found:  # MLPerf's MLLOG
-            value, where = found["value"], found.get("metadata") or {}
-            found = {**where, **(value if isinstance(value, dict) else {str(found["key"]): value})}
-            if "step_num" in found:
-                found["step"] = found.pop("step_num")
-            found.pop("lineno", None)
-        records.add(found, number_of_line)
+    for first, block in source.blocks():
+        raws = block.split(b"\n")
+        for i in range(0, len(raws), _AT_ONCE):
+            some = raws[i : i + _AT_ONCE]
+            at = range(first + i, first + i + len(some))
+            if not _take_all(records, some, at):
+                bad += sum(
+                    _take(records, piece, line) for line, raw in zip(at, some, strict=True) for piece in pieces(raw)
+                )
     return records.log(source, "JSON lines", [f"{bad} lines are no JSON."] if bad else ())
+
+
+def _take_all(records: Records, raws: list[bytes], at: range) -> bool:
+    """Whether the lines were plain enough to be taken at once: flat objects of the same numbers."""
+    text = b"\n".join(raws)
+    try:
+        table = pa.json.read_json(io.BytesIO(text), pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
+    numbers = all(
+        (pa.types.is_integer(c.type) or pa.types.is_floating(c.type)) and not c.null_count for c in table.columns
+    )
+    if table.num_rows != len(raws) or not numbers or "key" in table.column_names:
+        return False
+    return records.add_all({name: np.asarray(table[name], dtype=np.float64) for name in table.column_names}, at)
+
+
+def _take(records: Records, line: str, at: int) -> bool:
+    """Whether the line looks like JSON, and is none."""
+    if "{" not in line:
+        return False
+    found = _object(line)
+    if not isinstance(found, dict):
+        return True
+    if "key" in found and "value" in found:  # MLPerf's MLLOG
+        value, where = found["value"], found.get("metadata") or {}
+        found = {**where, **(value if isinstance(value, dict) else {str(found["key"]): value})}
+        if "step_num" in found:
+            found["step"] = found.pop("step_num")
+        found.pop("lineno", None)
+    records.add(found, at)
+    return False
 
 
 _OPENS = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*(?:[{\[\"\]]|-?\d[\d.eE+-]*\s*[,\]]))")

@@ -6,16 +6,22 @@ import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.logs import Column, LogRun, Remark, Role, StepUnit
 from stabwatch.analysis.readers.names import is_eval, loss_rank, role_of
+from stabwatch.analysis.readers.notable import notable
 
 Floats = NDArray[np.float64]
 MOST_COLUMNS = 4096
 """More keys than that are no log of a training; the rest is left out, and said."""
+MOST_POINTS = 2_000_000
+"""Of all columns together; from there on calm records are thinned, to one in 2, 4, 8 ..."""
+_RARE = 16
+"""A column with fewer points than this share of the records is left whole."""
 
 
 @dataclass
@@ -34,6 +40,8 @@ class Gatherer:
         self.name = name
         self._series: dict[str, _Series] = {}
         self._steps, self._lines, self._times = array("q"), array("q"), array("d")
+        self._ordinals = array("q")
+        self._count, self._stride, self._check = 0, 1, MOST_POINTS // 64
         self._now: set[str] = set()
         self._last: int | None = None
         self._training = False
@@ -42,7 +50,8 @@ class Gatherer:
         self.left_out = 0
 
     def __len__(self) -> int:
-        return len(self._steps)
+        """Training records so far, kept or not."""
+        return self._count
 
     @property
     def last_step(self) -> int | None:
@@ -82,9 +91,19 @@ class Gatherer:
             self._steps.append(step)
             self._lines.append(line)
             self._times.append(time)
+            self._ordinals.append(self._count)
+            self._count += 1
             self._training = True
+            if len(self._steps) >= self._check:
+                self._thin()
 
-    def extend(self, steps: NDArray[np.int64], lines: NDArray[np.int64], columns: Mapping[str, Floats]) -> None:
+    def extend(
+        self,
+        steps: NDArray[np.int64],
+        lines: NDArray[np.int64],
+        columns: Mapping[str, Floats],
+        times: Floats | None = None,
+    ) -> None:
         """Many records at once, each with all columns; their steps rise, from above that of the newest record."""
         training = False
         for key, values in columns.items():
@@ -99,8 +118,45 @@ class Gatherer:
         if training:
             self._steps.frombytes(steps.tobytes())
             self._lines.frombytes(lines.tobytes())
-            self._times.frombytes(np.full(len(steps), math.nan).tobytes())
+            self._times.frombytes((np.full(len(steps), math.nan) if times is None else times).tobytes())
+            self._ordinals.frombytes(np.arange(self._count, self._count + len(steps), dtype=np.int64).tobytes())
+            self._count += len(steps)
         self._last, self._training, self._now = int(steps[-1]), training, set(columns)
+        if len(self._steps) >= self._check:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Above the most points, keep every other of the records that were kept so far, and those that stand out."""
+        lines = _as(self._lines, np.int64)
+        if self._points() > MOST_POINTS and lines[0] >= 0 and (np.diff(lines) >= 0).all():
+            self._stride *= 2
+            self._keep(lines)
+        points, records = max(self._points(), 1), len(self._steps)
+        self._check = records + max((MOST_POINTS - points) * records // points, MOST_POINTS // 64)
+
+    def _points(self) -> int:
+        return sum(len(series.values) for series in self._series.values())
+
+    def _keep(self, lines: NDArray[np.int64]) -> None:
+        roles = assign_roles({key: len(series.values) for key, series in self._series.items()})
+        dense = [(key, s) for key, s in self._series.items() if len(s.values) * _RARE > len(lines)]
+        at = [np.maximum(np.searchsorted(lines, _as(s.lines, np.int64), "right") - 1, 0) for _, s in dense]
+        columns = [(roles[key], of, _as(s.values, np.float64)) for (key, s), of in zip(dense, at, strict=True)]
+        keep = notable(_as(self._steps, np.int64), columns) | (_as(self._ordinals, np.int64) % self._stride == 0)
+        for (_, s), of in zip(dense, at, strict=True):
+            s.steps, s.values, s.lines = (_picked(a, keep[of]) for a in (s.steps, s.values, s.lines))
+        mine = (self._steps, self._lines, self._times, self._ordinals)
+        self._steps, self._lines, self._times, self._ordinals = (_picked(a, keep) for a in mine)
+
+    def notes(self) -> list[str]:
+        """What of the log is not there, in words."""
+        said = []
+        if self._stride > 1:
+            calm = f"of those in which nothing stands out one in {self._stride} is kept"
+            said.append(f"There are {self._count:,} records; {calm}.")
+        if self.left_out:
+            said.append("More keys than a training log has: the later ones are left out.")
+        return said
 
     def _new(self, key: str) -> _Series | None:
         if len(self._series) >= MOST_COLUMNS:
@@ -132,6 +188,16 @@ class Gatherer:
             step_unit=self.unit,
             remarks=tuple(self.remarks),
         )
+
+
+def _as(values: array[Any], kind: type[np.generic]) -> NDArray[Any]:
+    """Without a copy; to be gone before the array grows."""
+    return np.frombuffer(values, dtype=kind)
+
+
+def _picked(values: array[Any], keep: NDArray[np.bool_]) -> array[Any]:
+    """Some elements, as an array of their own size."""
+    return array(values.typecode, np.frombuffer(values, dtype=values.typecode)[keep].tobytes())
 
 
 def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:

@@ -44,6 +44,8 @@ _REMARKS = (
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
 _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
 _BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
+_MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
+"""Records that wait for the end of the file, to be numbered; what comes after so many is not read."""
 _NEAR = 200
 """Lines after a step's first within which a line without a step belongs to it."""
 
@@ -123,7 +125,7 @@ class _Reading:
                 return
             self._keys |= values.keys()
             self.gatherer.add(self._offset + self._raw, line, values)
-        elif self._raw < 0 and len(self.unstepped) < 5_000_000:
+        elif self._raw < 0 and len(self.unstepped) < _MOST_UNSTEPPED:
             self.unstepped.append((line, self.epoch, values))
 
     def _step(self, line: int, step: int, of_epoch: bool, values: dict[str, float], new: bool = False) -> None:
@@ -205,9 +207,9 @@ class _Reading:
             return False
         if found:
             self._step(line, int(found[1]), False, {"loss": value})
-        elif bare and not bare[2]:
+        elif bare and not bare[2] and len(self.bare) < _MOST_BARE:
             self.bare.append((line, int(bare[1]), value))
-        elif bare:
+        elif bare and bare[2]:
             kind = bare[2].lower()
             self._step(line, int(bare[1]), False, {"loss" if kind == "train" else f"{kind}_loss": value})
         return True
@@ -254,6 +256,8 @@ class _Reading:
         if len(self.bare) > 2 * (len(self.gatherer) + len(self.unstepped)):
             for line, step, value in self.bare:
                 self._step(line, step, False, {"loss": value})
+        if len(self.unstepped) == _MOST_UNSTEPPED or len(self.bare) == _MOST_BARE:
+            notes.append("Records without a step are too many: the later ones are left out.")
         if self.others:
             notes.append(f"{self.others} lines of other ranks than {self.rank} are left out.")
         if len(self.gatherer) < 3 and len(self.unstepped) > len(self.gatherer):
@@ -370,6 +374,7 @@ def _log(source: Source, reading: _Reading) -> Log:
     notes = reading.end()
     run = reading.gatherer.run()
     run = replace(run, times=stamps(source.blocks(), run.lines))
+    notes += reading.gatherer.notes()
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
     return Log(source.path, "text", (run,), tuple(notes))
 

@@ -61,6 +61,7 @@ def _read(source: Source) -> Log:
         notes.append(f"Only the first {MOST_COLUMNS} are read.")
     if step_at is None:
         notes.append("No step in it: rows are numbered.")
+    notes += dict.fromkeys(note for gatherer in gatherers.values() for note in gatherer.notes())
     return Log(source.path, "table", tuple(g.run() for g in gatherers.values()), tuple(notes))
 
 
