@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
-from stabwatch.runlog import Event, Meta, Run, find_run, plain, read_run
+from stabwatch.analysis.source import Source
+from stabwatch.analysis.summaries import SeriesSummary, Summaries
+from stabwatch.analysis.thinned import Thinned
+from stabwatch.analysis.timeline import PIECE, part
+from stabwatch.runlog import Block, Event, Meta, Run, RunLog, find_run, plain
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class SeriesSummary:
-    """One series over the run: measured points, first and last value, least and largest finite value and where."""
-
-    signal: str
-    layer: str
-    points: int
-    first: float
-    last: float
-    least: float
-    largest: float
-    largest_step: int
-    nonfinite: int
 
 
 @dataclass(frozen=True)
@@ -86,33 +73,58 @@ class Analysis:
 
 def analyze(path: str | Path) -> Analysis:
     """Analyse a run folder, or the newest one inside a folder. Raises RunLogError."""
-    return analyze_run(read_run(find_run(path)))
+    return analyze_log(RunLog(find_run(path)))[0]
+
+
+def analyze_log(log: Source, progress: Callable[[Source], None] | None = None) -> tuple[Analysis, Run]:
+    """Analyse a run log that is streamed; gives also the run, its records merged where they are many, for the curves.
+
+    Raises RunLogError.
+    """
+    kept, events = Thinned(), tuple(log.poll_events())
+
+    def blocks() -> Iterator[Block]:
+        for block in log.stream():
+            for start in range(0, len(block), PIECE):
+                piece = part(block, start, start + PIECE)
+                kept.add(piece)
+                yield piece
+            if progress is not None:
+                progress(log)
+
+    analysis = _analyzed(log, blocks(), events)
+    return analysis, kept.run(log, events)
 
 
 def analyze_run(run: Run) -> Analysis:
     """Analyse a run that has been read."""
-    engine = Engine()
-    _show(engine, run.events, "change")
-    for block in run.blocks:
+    return _analyzed(run, run.blocks, run.events)
+
+
+def _analyzed(run: Run | Source, blocks: Iterable[Block], events: tuple[Event, ...]) -> Analysis:
+    engine, summaries = Engine(), Summaries()
+    _show(engine, events, "change")
+    for block in blocks:
         engine.observe(block)
-    _show(engine, run.events, "flight", "guard")
-    end = _end(run.events)
+        summaries.add(block)
+    _show(engine, events, "flight", "guard")
+    end = _end(events)
     if end is not None:
         engine.observe_event(end)
-    coverage = _last(run.events, "coverage")
+    coverage = _last(events, "coverage")
     return Analysis(
         path=run.path,
         meta=run.meta,
-        steps=len(run.steps),
-        first_step=int(run.steps[0]) if len(run.steps) else None,
-        last_step=int(run.steps[-1]) if len(run.steps) else None,
-        duration=float(run.times[-1] - run.times[0]) if len(run.times) else 0.0,
+        steps=summaries.records,
+        first_step=summaries.first_step,
+        last_step=summaries.last_step,
+        duration=summaries.duration,
         ended=str(end.data.get("reason", "unknown")) if end else None,
         diagnosis=diagnose(engine),
         alerts=engine.history,
-        series=_summaries(run),
+        series=summaries.of_all(),
         coverage=coverage.data if coverage else {},
-        errors=tuple({"time": e.time, "step": e.step, **e.data} for e in run.events if e.kind == "error"),
+        errors=tuple({"time": e.time, "step": e.step, **e.data} for e in events if e.kind == "error"),
         damaged_records=run.damaged_records,
         bad_event_lines=run.bad_event_lines,
         torn_bytes=run.torn_bytes,
@@ -133,28 +145,3 @@ def _end(events: tuple[Event, ...]) -> Event | None:
     """The end event, unless the run was started again after it."""
     last = next((e for e in reversed(events) if e.kind in ("start", "end")), None)
     return last if last is not None and last.kind == "end" else None
-
-
-def _summaries(run: Run) -> tuple[SeriesSummary, ...]:
-    out = []
-    for key in run.keys:
-        steps, values = run.series(key.signal, key.layer)
-        good = np.isfinite(values)
-        if not len(values):
-            continue
-        kept, where = values[good], steps[good]
-        peak = int(np.argmax(kept)) if len(kept) else -1
-        out.append(
-            SeriesSummary(
-                signal=key.signal,
-                layer=key.layer,
-                points=len(values),
-                first=float(values[0]),
-                last=float(values[-1]),
-                least=float(kept.min()) if len(kept) else math.nan,
-                largest=float(kept[peak]) if len(kept) else math.nan,
-                largest_step=int(where[peak]) if len(kept) else -1,
-                nonfinite=int((~good).sum()),
-            )
-        )
-    return tuple(out)

@@ -8,10 +8,37 @@ from dataclasses import replace
 import numpy as np
 
 from stabwatch.analysis.source import Source
-from stabwatch.runlog import Block, Run
+from stabwatch.runlog import Block, Event, Run
 
 MOST = 8192
 """Records in memory at most; about half of them at least, where there are more in the log."""
+MOST_NUMBERS = 1 << 24
+"""Partials in memory at most: fewer records where a record is long."""
+
+
+class Thinned:
+    """Takes the records of a run, block by block. window: steps that a record of it stands for.
+
+    A merged record bears the first step of its window.
+    """
+
+    def __init__(self, window: int = 1, most: int = MOST) -> None:
+        self.window = window
+        self._most = most
+        self._kept: list[Block] = []
+
+    def add(self, block: Block) -> None:
+        """More records; those before are merged further where they have become too many."""
+        most = max(64, min(self._most, MOST_NUMBERS // max(block.table.width, 1)))
+        self._kept = _appended(self._kept, merged(block, self.window))
+        while sum(map(len, self._kept)) > most:
+            self.window *= 2
+            self._kept = [merged(old, self.window) for old in self._kept]
+
+    def run(self, log: Source, events: tuple[Event, ...]) -> Run:
+        """What was kept."""
+        kept = tuple(merged(block, self.window) for block in self._kept)
+        return Run(log.path, log.meta, kept, events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
 
 
 def load(
@@ -19,20 +46,14 @@ def load(
 ) -> tuple[Run, int]:
     """A run, and the steps that a record of it stands for: 1 unless there are more than `most`. Raises RunLogError.
 
-    A merged record bears the first step of its window. window: merge at least this many steps.
+    window: merge at least this many steps.
     """
-    kept: list[Block] = []
+    thinned = Thinned(window, most)
     for block in log.stream():
-        kept = _appended(kept, merged(block, window))
-        while sum(map(len, kept)) > most:
-            window *= 2
-            kept = [merged(old, window) for old in kept]
+        thinned.add(block)
         if progress is not None:
             progress(log)
-    kept = [merged(block, window) for block in kept]
-    events = tuple(log.poll_events())
-    run = Run(log.path, log.meta, tuple(kept), events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
-    return run, window
+    return thinned.run(log, tuple(log.poll_events())), thinned.window
 
 
 def merged(block: Block, window: int) -> Block:

@@ -88,12 +88,13 @@ def show(run: Path) -> Analysis:
 
 
 def _run(folder: Path) -> tuple[Analysis, RenderableType]:
-    from stabwatch.analysis import analyze_run
+    from stabwatch.analysis import analyze_log
+    from stabwatch.cli.bar import LogBar
     from stabwatch.cli.report import Report
-    from stabwatch.runlog import read_run
+    from stabwatch.runlog import RunLog
 
-    run = read_run(folder)
-    analysis = analyze_run(run)
+    with LogBar("reading") as bar:
+        analysis, run = analyze_log(RunLog(folder), bar)
     return analysis, Report(analysis, run)
 
 

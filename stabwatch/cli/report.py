@@ -76,7 +76,7 @@ class Report:
 
     def _extent(self) -> tuple[int, int]:
         steps = self.run.steps
-        return (int(steps.min()), int(steps.max())) if len(steps) else (0, 0)
+        return (int(steps.min()), int(max(steps.max(), self.analysis.last_step or 0))) if len(steps) else (0, 0)
 
     def _alerts(self, options: ConsoleOptions) -> Table:
         wide = options.max_width >= WIDE
@@ -162,7 +162,7 @@ class Report:
         rows = {
             "run": clean(meta.run),
             "model": name,
-            "steps": f"{len(self.run.steps):,} recorded, {first:,} to {last:,}, {duration(self.analysis.duration)}",
+            "steps": f"{self.analysis.steps:,} recorded, {first:,} to {last:,}, {duration(self.analysis.duration)}",
             "began": f"{begun} on {clean(meta.host)}" + (f", {meta.world_size} ranks" if meta.world_size > 1 else ""),
             "ended": clean(self.analysis.ended or "not yet, or nothing was there to write it"),
             "versions": versions or "?",

@@ -33,11 +33,12 @@ def _page(path: Path) -> str:
 
     folder = run_folder(path)
     if folder is not None:
-        from stabwatch.analysis import analyze_run
-        from stabwatch.runlog import read_run
+        from stabwatch.analysis import analyze_log
+        from stabwatch.cli.bar import LogBar
+        from stabwatch.runlog import RunLog
 
-        run = read_run(folder)
-        return run_page(analyze_run(run), run)
+        with LogBar("reading") as bar:
+            return run_page(*analyze_log(RunLog(folder), bar))
     from stabwatch.analysis.readers import read_log
     from stabwatch.analysis.verdict import examine
 

@@ -1,0 +1,102 @@
+"""What each series of a run was like, gathered block by block."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from stabwatch.runlog import Block, SeriesKey
+
+
+@dataclass(frozen=True)
+class SeriesSummary:
+    """One series over the run: measured points, first and last value, least and largest finite value and where."""
+
+    signal: str
+    layer: str
+    points: int
+    first: float
+    last: float
+    least: float
+    largest: float
+    largest_step: int
+    nonfinite: int
+
+
+class Summaries:
+    """Takes the records of a run. records, first_step, last_step, duration (seconds): of the records so far."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.first_step: int | None = None
+        self.last_step: int | None = None
+        self._began = self._last = 0.0
+        self._series: dict[SeriesKey, SeriesSummary] = {}
+
+    @property
+    def duration(self) -> float:
+        """From the first record to the last."""
+        return self._last - self._began
+
+    def of_all(self) -> tuple[SeriesSummary, ...]:
+        """Of the series that were ever measured, in order of first appearance."""
+        return tuple(summary for summary in self._series.values() if summary.points)
+
+    def add(self, block: Block) -> None:
+        """More records."""
+        if not len(block):
+            return
+        if self.first_step is None:
+            self.first_step, self._began = int(block.steps[0]), float(block.times[0])
+        self.last_step, self._last = int(block.steps[-1]), float(block.times[-1])
+        self.records += len(block)
+        for key, now in zip(block.table.keys, _of_block(block), strict=True):
+            before = self._series.get(key)
+            self._series[key] = now if before is None or not before.points else _merged(before, now)
+
+
+def _of_block(block: Block) -> list[SeriesSummary]:
+    values, measured = block.values, block.measured
+    finite = measured & np.isfinite(values)
+    points, good = measured.sum(axis=0), finite.sum(axis=0)
+    rows = np.arange(values.shape[1])
+    first = values[measured.argmax(axis=0), rows]
+    last = values[len(values) - 1 - measured[::-1].argmax(axis=0), rows]
+    least = np.where(finite, values, math.inf).min(axis=0)
+    high = np.where(finite, values, -math.inf)
+    peak = high.argmax(axis=0)
+    largest, steps = high[peak, rows], block.steps[peak]
+    return [
+        SeriesSummary(
+            signal=key.signal,
+            layer=key.layer,
+            points=int(points[i]),
+            first=float(first[i]) if points[i] else math.nan,
+            last=float(last[i]) if points[i] else math.nan,
+            least=float(least[i]) if good[i] else math.nan,
+            largest=float(largest[i]) if good[i] else math.nan,
+            largest_step=int(steps[i]) if good[i] else -1,
+            nonfinite=int(points[i] - good[i]),
+        )
+        for i, key in enumerate(block.table.keys)
+    ]
+
+
+def _merged(a: SeriesSummary, b: SeriesSummary) -> SeriesSummary:
+    """Of two consecutive stretches."""
+    if not b.points:
+        return a
+    larger = b if math.isnan(a.largest) or b.largest > a.largest else a
+    return SeriesSummary(
+        signal=a.signal,
+        layer=a.layer,
+        points=a.points + b.points,
+        first=a.first,
+        last=b.last,
+        least=float(np.fmin(a.least, b.least)),
+        largest=larger.largest,
+        largest_step=larger.largest_step,
+        nonfinite=a.nonfinite + b.nonfinite,
+    )
