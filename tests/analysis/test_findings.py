@@ -284,6 +284,8 @@ def test_too_good_to_be_true():
     assert only(run_of(loss=[12.18, 1.8e-6, 0.0], grad_norm=[231, 0.1, 0.1]), "too_good").step == 1
     overfit = 2.0 * 0.9 ** np.arange(120)
     assert not troubles(run_of(loss=np.round(overfit, 4)))
+    assert only(run_of(loss=[0.0] * 16), "too_good").step == 0
+    assert not troubles(run_of(loss=[0.0] * 16, other__reward=np.arange(16))), "as in GRPO"
 
 
 # Pace, learning rate, restarts, messages.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stabwatch.analysis.findings import Finding
+from stabwatch.analysis.logs import Column
 from stabwatch.analysis.parts import Part
 
 FALL = 1000.0
@@ -14,6 +15,8 @@ MATTERS = 0.1
 """A loss that was worth something before."""
 BELOW_FIRST = 100.0
 """Times below the log's first loss: what had flown off may come back."""
+ALWAYS = 8
+"""Records of nothing but 0 that are worth a word."""
 
 
 def find(part: Part) -> list[Finding]:
@@ -25,6 +28,8 @@ def find(part: Part) -> list[Finding]:
     norm = part.of("grad_norm")
     if norm is not None and not np.isfinite(norm.values).all():
         return []  # a loss of 0.0 beside such a norm is a NaN
+    if not values.any() and len(values) >= ALWAYS and loss.role == "loss":
+        return [_always(loss)]
     fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1
     for i in [*range(1, min(WITHIN + 1, len(values))), *fell.tolist()]:
         if values[i] * BELOW_FIRST > values[0]:
@@ -51,3 +56,20 @@ def find(part: Part) -> list[Finding]:
             )
         ]
     return []
+
+
+def _always(loss: Column) -> Finding:
+    return Finding(
+        kind="too_good",
+        severity="warning",
+        step=int(loss.steps[0]),
+        end_step=None,
+        points=len(loss),
+        size=0.0,
+        confidence=0.8,
+        line=int(loss.lines[0]),
+        text=(
+            f"The loss is 0 in each of its {len(loss)} records: are all labels masked, is another loss trained than is "
+            f"printed, or has the log too few digits?"
+        ),
+    )

@@ -78,7 +78,7 @@ class _Reading:
     def take(self, line: int, text: str) -> None:
         """One line."""
         self.latest = None
-        rank = _RANK.match(text) if text[:1] in " [0123456789" else None
+        rank = _RANK.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
         if rank:
             text = text[rank.end() :]
         elif ") Epoch" in text:
@@ -304,6 +304,8 @@ def _without_settings(records: list[_Unstepped]) -> list[_Unstepped]:
     return [record for record in records if any(times[key] > 1 for key in record[2])] or records
 
 
+_HOLE = re.compile(rb"\0{16,}")
+"""What a log holds where it was cut while its writer went on."""
 _BARE_LENGTH = 48
 """Shorter lines may hold numbers without names."""
 _SIGNS = (
@@ -380,7 +382,7 @@ def _log(source: Source, reading: _Reading) -> Log:
 
 
 def _sniff(source: Source) -> bool:
-    sample = source.head[:8192]
+    sample = _HOLE.sub(b"", source.head[:8192])
     odd = sum(b < 9 or 13 < b < 27 or 27 < b < 32 for b in sample)
     return b"\0" not in sample and odd <= 0.01 * len(sample)
 

@@ -56,7 +56,7 @@ _GRAD = {
     "l2_norm/grad/global", "grad_norm_total", "total_norm", "grad_norm_before_clip", "gradnorm_total",
 }  # fmt: skip
 _RATE = {
-    "lr", "learning_rate", "learning-rate", "lr_0", "lr-adamw", "lr-adam", "train_lr", "learningrate", "rate", "lr/pg0",
+    "lr", "learning_rate", "learning-rate", "lr_0", "lr-adamw", "lr-adam", "train_lr", "learningrate", "lr/pg0",
     "x/lr0", "lr_group0", "lr-sgd", "optimizer/lr",
 }  # fmt: skip
 _SCALE = {"loss_scale", "grad_scale", "scale", "amp_scale", "scaler"}
@@ -73,7 +73,7 @@ _PACE = {
 }  # fmt: skip
 _NOT_LOSS = re.compile(
     r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
-    r"|(?<!cross_)entropy|(?<![a-z])(?:best|min(?:imum)?|lowest)(?![a-z])|[<\"]|http"
+    r"|(?<!cross_)entropy|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma)(?![a-z])|[<\"]|http"
 )
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"

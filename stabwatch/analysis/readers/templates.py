@@ -7,7 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stabwatch.analysis.logs import Role
-from stabwatch.analysis.readers.names import EPOCH_KEYS, NUMBER, factor, is_eval, number, plain, role_of, step_rank
+from stabwatch.analysis.readers.names import (
+    EPOCH_KEYS,
+    NUMBER,
+    STEP_KEYS,
+    factor,
+    is_eval,
+    number,
+    plain,
+    role_of,
+    step_rank,
+)
 
 _SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
 _DELIMITER = re.compile(r"[|,;\t{}\[\]()<>]|\s{2,}|(?<=[:=])\s|\s-\s|\s--\s")
@@ -15,7 +25,7 @@ _SEPARATOR = re.compile(r"\s*[:=]\s*[\[({]*['\"]?$")
 _WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
 _CODE = re.compile(
     r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\*\*|//\s"
-    r"|\{[\w.()/ -]+: [defg]\}"
+    r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b"
 )
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code that a log begins with."""
@@ -34,6 +44,12 @@ _SETTING = re.compile(
 )
 """A setting, and no count."""
 _FILE = re.compile(r"\.(?:py|cpp|cu|cc|h|json|ya?ml|safetensors|txt|bin)$|^--")
+_NEXT = re.compile(r"[\]:)]*\s*\[\s*")
+"""Between an epoch and the count within it."""
+_LAST = float(len(STEP_KEYS))
+_BATCH = step_rank("batch")
+_UNNAMED = (step_rank("s") or 0) + 0.5
+"""Rank of `[50/1000]`: above batches, whose size is printed as well."""
 _RULE = re.compile(r"[-=*#~_]{3,}")
 """A line drawn on both sides of a title."""
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
@@ -113,7 +129,7 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
     evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
     values: list[tuple[int, str, float]] = []
     roles: list[Role] = []
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[float, int]] = []
     epoch = within = None
     other_bar: object = None
     for i, text in enumerate(texts[:-1]):
@@ -124,11 +140,20 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
                 "examples/s" in whole or _PREPARES.search(label) or (_LABEL.search(label) and not _TRAINS.search(label))
             )
             continue
+        place, place_rank = _fraction(texts, i) if after.strip() == "/" else ("", 0.0)
+        if place == "step":
+            steps.append((place_rank, i))
+            continue
+        if place and epoch is None:
+            epoch, within = (i, within) if place == "epoch" else (i - 1, i)
+            values = [value for value in values if value[0] != epoch]
+            continue
         key = key_of(text)
         if key is None:
-            bracket = i == 0 and text.strip() == "[" and "".join(texts[2:3]).lstrip().startswith("]")  # `[50/1000]`
-            if (after.strip() == "/" and within is None and (bracket or _BAR.search(text))) or (
-                epoch is not None and i == epoch + 1 and re.fullmatch(r"[\]:)]*\s*\[\s*", text)
+            if (after.strip() == "/" and within is None and _BAR.search(text)) or (
+                epoch is not None
+                and (i == epoch + 1 or (i == epoch + 2 and texts[i - 1].strip() == after.strip() == "/"))
+                and _NEXT.fullmatch(text)
             ):
                 within = i
             continue
@@ -151,12 +176,35 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
         steps.append((0, 0))
     if other_bar and not any(role in _MAIN for role in roles):
         return nothing
+    if not any(role in ("loss", "component") for role in roles):  # `batch = 64` is a size, `batch 5/90` is none
+        steps = [(rank, i) for rank, i in steps if rank != _BATCH or texts[i + 1].lstrip().startswith("/")]
     step = min(steps)[1] if steps else within
     if not values and step is None and epoch is None:
         return nothing
     tells = any(role != "other" for role in roles) or step is not None or epoch is not None
     within_epoch = step is not None and step == within
     return Template(tuple(values), step, epoch, within_epoch, evaluates and bool(values), tells, odd, texts)
+
+
+def _fraction(texts: tuple[str, ...], i: int) -> tuple[str, float]:
+    """What `[N/M]` counts, whose N is number i: 'step' and its rank, 'epoch', 'within' the epoch before it, or ''."""
+    before = texts[i].rstrip(" [(")
+    if before == texts[i].rstrip():
+        return ("step", _LAST) if re.search(r"\bi\s?=$", before) else ("", 0.0)
+    word = re.search(r"([A-Za-z]+)\W*$", before)
+    rank = step_rank(word[1]) if word else None
+    if rank is not None:
+        return "step", rank
+    closed = "".join(texts[i + 2 : i + 3]).lstrip()
+    if not before and i and re.search(r"\btrain:$", texts[i - 1], re.IGNORECASE):
+        return "within", 0.0  # `Train: 1 [50/600]`
+    if not before and closed.startswith("]"):
+        return "step", _UNNAMED
+    if word is None or plain(word[1]) != "train":
+        return "", 0.0
+    if _NEXT.match(closed) and "".join(texts[i + 3 : i + 4]).strip() == "/":  # `Train: [1/300][20/600]`
+        return "epoch", 0.0
+    return "", 0.0
 
 
 def key_of(text: str) -> str | None:

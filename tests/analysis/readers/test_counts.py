@@ -33,6 +33,8 @@ def _read(tmp_path, text, name="train.log"):
         ("losses", "other"),
         ("entropy_loss", "other"),
         ("eval/best_loss", "other"),
+        ("FOCAL_LOSS_ALPHA", "other"),
+        ("Win Rate", "other"),
         ("Minimum validation loss", "other"),
         ('img src="https://host/w2v-loss.png" width', "other"),
         ("grdn", "grad_norm"),

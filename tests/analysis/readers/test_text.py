@@ -110,16 +110,56 @@ def test_every_spelling_of_nan(word, tmp_path):
     assert len(held) == 5, "not measured is not NaN"
 
 
-def test_an_epoch_and_its_batch_count_together(tmp_path):
-    text = "".join(
-        f"Epoch: [{e}][{i}/10]  Time 0.690 (0.986)  Loss {e + i / 10:.4f} (10.9521)\n"
-        for e in range(3)
-        for i in range(10)
-    )
+FRACTIONS = (
+    "Epoch: [{e}][{i}/10]  Time 0.690 (0.986)  Loss {l:.4f} (10.9521)",
+    "Epoch [{e}/5], Step [{i}/10], Loss: {l:.4f}",
+    "Epoch: [ {e}/200] Iter [  {i}/10] || Time: 3.7 sec || lr: 0.0099 || Loss: {l:.4f}",
+    "epoch={e} i={i}/10 total_loss={l:.4f} spectro_loss=0.56",
+    "Train: {e} [{i:4}/10 ( 90%)]  Loss: {l:.4f} (4.1)  Time: 0.5s,  2.3/s  LR: 1.0e-06  Data: 0.1 (0.2)",
+    "[2022-03-01 swin](main.py 226): INFO Train: [{e}/300][{i}/10]\teta 0:50:00 lr 0.01\ttime 2.4 (2.4)\tloss {l:.4f} (6.9)",
+    "Train Epoch: {e} [{i}/10 (10%)]\tLoss: {l:.6f}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", FRACTIONS)
+def test_an_epoch_and_its_batch_count_together(shape, tmp_path):
+    text = "".join(shape.format(e=e, i=i, l=e + i / 10) + "\n" for e in range(3) for i in range(10))
     (run,) = read_log(_write(tmp_path, text)).runs
+    assert run.step_unit == "step"
     steps = run.of("loss").steps.tolist()
-    assert len(steps) == 30 and steps == sorted(steps)
+    assert len(steps) == 30 and steps == sorted(set(steps))
     assert run.of("loss").values[1] == 0.1, "the first number, not the running mean"
+
+
+def test_a_count_in_brackets_is_a_step_and_the_size_of_a_batch_none(tmp_path):
+    text = "".join(
+        f"[{s:06}/50000] X4K    | loss {1 / (1 + s):.4f} | VRAM 9.8/15.9GB (62%) | 3.04 it/s | batch 16\n"
+        for s in range(0, 50_000, 5000)
+    )
+    (run,) = read_log(_write(tmp_path, "mini_batch = 4, batch = 64, train = 1\nBatch=16 | LR=5e-05\n" + text)).runs
+    assert run.of("loss").steps.tolist() == run.steps.tolist() == list(range(0, 50_000, 5000))
+
+
+def test_epochs_with_their_seconds_in_brackets_stay_epochs(tmp_path):
+    text = "".join(f"Epoch {e}/100 [38.7s] | LR: 3.8e-06 | Train Loss: {3 - e / 50:.4f}\n" for e in range(1, 20))
+    (run,) = read_log(_write(tmp_path, text)).runs
+    assert run.step_unit == "epoch" and run.of("loss").steps.tolist() == list(range(1, 20))
+
+
+def test_a_hole_of_zeros_within_the_head_of_a_log(tmp_path):
+    lines = [f" {i}: {9 / i:.6f}, {9 / i:.6f} avg loss, 0.000010 rate, 22.2 seconds, 64 images\n" for i in range(1, 40)]
+    data = "".join(lines[:9]).encode() + bytes(5000) + "".join(lines[9:]).encode()
+    (run,) = read_log(_write(tmp_path, data)).runs
+    assert run.of("loss").steps.tolist() == list(range(1, 40))
+
+
+def test_what_nccl_says_is_no_record(tmp_path):
+    text = (
+        "r6i4n5:37339:37473 [0] NCCL INFO Channel 00/02 :    0   1\nr9i1n7:8760:8836 [0] NCCL INFO Trees [0] -1/-1->1\n"
+    )
+    text = text * 20 + "".join(f"iteration {i}/ 90 | lm loss: {9 - i / 10:.4f} |\n" for i in range(1, 9))
+    (run,) = read_log(_write(tmp_path, text)).runs
+    assert run.steps.tolist() == list(range(1, 9)) and [c.name for c in run.columns] == ["lm loss"]
 
 
 def test_copies_of_other_ranks_are_left_out(tmp_path):
