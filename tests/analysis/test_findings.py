@@ -135,6 +135,21 @@ def test_without_a_step_a_beginning_is_a_new_run():
     assert noted(LogRun(**{**vars(runs), "step_unit": "ordinal"})) == {"restart"}
 
 
+def test_the_cycles_of_a_schedule_are_neither_spikes_nor_a_start_from_scratch():
+    """Cosine with warm restarts: the rate is back at its highest, and the loss rises with it for a while."""
+    at = np.arange(600)
+    rate = 0.05 * (1 + np.cos(np.pi * (at % 100) / 100))
+    noise = np.random.default_rng(0).normal(0, 0.02, 600)
+    loss = 0.5 + 2.5 * (1 + at / 20) ** -0.8 + 3 * rate * (at > 5) + noise
+    assert noted(run_of(loss=loss, learning_rate=rate)) == {"learning_rate_jump", "loss_spike"}
+    assert {f.kind for f in troubles(run_of(loss=loss))} == {"loss_spike"}, "where no rate is logged"
+    jumped = np.where(at < 300, 0.01, 0.1)
+    spiked = run_of(
+        loss=0.7 + 2.5 * (1 + at / 20) ** -0.8 + noise + 2 * ((300 < at) & (at < 330)), learning_rate=jumped
+    )
+    assert "loss_spike" in {f.kind for f in troubles(spiked)}, "a rate that was never there before"
+
+
 def test_a_level_that_moved_is_a_note_unless_it_moved_far():
     loss = calm_curve(800, noise=0.005)
     loss[400:] *= 1.2

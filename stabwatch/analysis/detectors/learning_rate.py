@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stabwatch.analysis.curves import stretches
 from stabwatch.analysis.findings import Finding
@@ -11,6 +12,8 @@ from stabwatch.analysis.parts import Part
 
 JUMP = 2.0
 """Times from one record to the next, after the warm-up."""
+SAME = 1.05
+"""Times the highest rate before, at most: where the cycle of a schedule begins anew."""
 ZERO = 20
 """Records at a rate of 0."""
 SHARE = 0.05
@@ -25,7 +28,22 @@ def find(part: Part) -> list[Finding]:
     return [*_jumps(part, rate), *_zero(rate)]
 
 
-def _jumps(part: Part, rate: Column) -> list[Finding]:
+def warm_restart(part: Part, first: int, last: int) -> int | None:
+    """The step of a jump between two steps that a schedule makes: back to a rate that was there before.
+
+    A single one may be a mistake; the caller asks how much the loss minded.
+    """
+    rate = part.of("learning_rate")
+    if rate is None or len(rate) < 8:
+        return None
+    at = _jumped(part, rate)
+    at = at[rate.values[at] <= SAME * np.maximum.accumulate(rate.values)[at - 1]]
+    found = rate.steps[at][(rate.steps[at] >= first) & (rate.steps[at] <= last)]
+    return int(found[0]) if len(found) else None
+
+
+def _jumped(part: Part, rate: Column) -> NDArray[np.int64]:
+    """Records at which the rate is far above that of the record before."""
     values = rate.values
     past = np.maximum.accumulate(values)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -33,11 +51,15 @@ def _jumps(part: Part, rate: Column) -> list[Finding]:
     # A warm-up sets new maxima in every record; a jump comes after a rate has been held or lowered.
     settled = np.concatenate(([False], values[1:-1] <= past[:-2]))
     at = np.flatnonzero((up > JUMP) & settled & (values[:-1] > 0)) + 1
-    if part.fresh:
-        at = at[at > ZERO // 2]
+    return at[at > ZERO // 2] if part.fresh else at
+
+
+def _jumps(part: Part, rate: Column) -> list[Finding]:
+    at, values = _jumped(part, rate), rate.values
     if not len(at):
         return []
-    i = int(at[np.argmax(up[at - 1])])
+    up = values[at] / values[at - 1]
+    i = int(at[np.argmax(up)])
     more = f" There are {len(at) - 1} more such jumps." if len(at) > 1 else ""
     return [
         Finding(
@@ -46,7 +68,7 @@ def _jumps(part: Part, rate: Column) -> list[Finding]:
             step=int(rate.steps[at[0]]),
             end_step=int(rate.steps[at[-1]]),
             points=len(at),
-            size=float(up[i - 1]),
+            size=float(up.max()),
             confidence=0.9,
             line=int(rate.lines[at[0]]),
             text=f"The learning rate jumps at step {rate.steps[i]}, from {values[i - 1]:.3g} to {values[i]:.3g}.{more}",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from stabwatch.analysis.curves import SUSTAINED, Array
+from stabwatch.analysis.detectors.learning_rate import warm_restart
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.logs import Column
 from stabwatch.analysis.parts import Part
 
 LEARNED = 0.7
 """Of its first value that the loss must have fallen below before: else there is nothing to lose."""
+CYCLE = 0.05
+"""How far below its first value a loss is back after a warm restart of the schedule, at least."""
 SAME = 0.15
 """How far the first record and those after it may differ from those of the beginning."""
 
@@ -26,10 +29,16 @@ def find(part: Part) -> list[Finding]:
     last = 0
     for i in back.tolist():
         learned = i - last >= 2 * SUSTAINED and bool((values[i - SUSTAINED : i] < LEARNED * values[0]).all())
-        if learned and _alike(values, i):
+        if learned and _alike(values, i) and not _cycle(part, loss, i):
             found.append(_finding(part, loss, i))
             last = i
     return found
+
+
+def _cycle(part: Part, loss: Column, i: int) -> bool:
+    """Whether a schedule only set the learning rate up again: the loss rises, but not to that of a fresh model."""
+    near = warm_restart(part, int(loss.steps[i - SUSTAINED]), int(loss.steps[min(i + 1, len(loss) - 1)]))
+    return near is not None and float(loss.values[i]) < (1 - CYCLE) * float(loss.values[0])
 
 
 def _alike(values: Array, i: int) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from stabwatch.analysis.curves import WINDOW
 from stabwatch.analysis.detectors.divergence import diverges
+from stabwatch.analysis.detectors.learning_rate import warm_restart
 from stabwatch.analysis.excursions import BASE, Excursion, outliers
 from stabwatch.analysis.findings import Finding, sure
 from stabwatch.analysis.logs import Column
@@ -33,6 +34,7 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
     onset, name = int(loss.steps[e.start]), part.loss_name
     after = loss.values[e.start + WINDOW :]
     shifted = not e.recovered and len(after) >= WINDOW
+    cycle = _cycle(part, loss, e)
     height = float(np.median(after)) - e.base if shifted else peak - e.base
     if shifted:
         text = (
@@ -48,9 +50,12 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
             f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and had not come back "
             f"{points} records later, where the log ends."
         )
+    if cycle is not None:
+        text += f" The learning rate was set up again at step {cycle}, as a schedule with warm restarts does."
+    grave = part.must_fall and cycle is None and (not shifted or height >= SHIFT * e.scale)
     return Finding(
         kind="level_shift" if shifted else "loss_spike",
-        severity="warning" if part.must_fall and (not shifted or height >= SHIFT * e.scale) else "info",
+        severity="warning" if grave else "info",
         step=onset,
         end_step=int(loss.steps[e.stop - 1]) if e.recovered else None,
         points=points,
@@ -64,6 +69,13 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
             *_gradient(part, onset, int(loss.steps[e.stop - 1])),
         ),
     )
+
+
+def _cycle(part: Part, loss: Column, e: Excursion) -> int | None:
+    """The step of the warm restart that a rise of less than the level itself comes from."""
+    if float(loss.values[e.peak]) - e.base >= e.scale:
+        return None
+    return warm_restart(part, int(loss.steps[max(e.start - 5, 0)]), int(loss.steps[min(e.start + 5, e.peak)]))
 
 
 def _gradient(part: Part, first: int, last: int) -> tuple[str, ...]:
