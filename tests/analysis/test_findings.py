@@ -144,9 +144,8 @@ def test_the_cycles_of_a_schedule_are_neither_spikes_nor_a_start_from_scratch():
     assert noted(run_of(loss=loss, learning_rate=rate)) == {"learning_rate_jump", "loss_spike"}
     assert {f.kind for f in troubles(run_of(loss=loss))} == {"loss_spike"}, "where no rate is logged"
     jumped = np.where(at < 300, 0.01, 0.1)
-    spiked = run_of(
-        loss=0.7 + 2.5 * (1 + at / 20) ** -0.8 + noise + 2 * ((300 < at) & (at < 330)), learning_rate=jumped
-    )
+    high = 0.8 * ((at > 300) & (at < 330))
+    spiked = run_of(loss=0.7 + 2.5 * (1 + at / 20) ** -0.8 + noise + high, learning_rate=jumped)
     assert "loss_spike" in {f.kind for f in troubles(spiked)}, "a rate that was never there before"
 
 
