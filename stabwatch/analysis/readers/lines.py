@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -13,12 +12,14 @@ from numpy.typing import NDArray
 
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers.gather import Gatherer
-from stabwatch.analysis.readers.names import number, step_rank
+from stabwatch.analysis.readers.interleaved import in_order
+from stabwatch.analysis.readers.names import number, role_of, step_rank
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.source import Source, pieces
 from stabwatch.analysis.readers.stamps import stamps
 from stabwatch.analysis.readers.stretches import Stretches, floats
 from stabwatch.analysis.readers.templates import Template, Templates, count
+from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, without_settings
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
@@ -58,7 +59,7 @@ class _Reading:
         self.templates = Templates(_is_odd)
         self.rank: int | None = None
         self.epoch: int | None = None
-        self.unstepped: list[tuple[int, int | None, dict[str, float]]] = []
+        self.unstepped: list[Unstepped] = []
         self.bare: list[tuple[int, int, float]] = []
         self.table: dict[str, float] = {}
         self.header: list[str] = []
@@ -95,7 +96,14 @@ class _Reading:
         self.latest = template if plain and not rank and not self.header else None
         if rank and template.values and self._other_rank(int(rank[1] or rank[rank.lastindex or 1])):
             return
+        if "[Rank 0] step=" in text or "RunningAvgSamplesPerSec=" in text:
+            template = self._of_deepspeed(template, numbers)
         self._record(line, template, numbers)
+
+    def _of_deepspeed(self, template: Template, numbers: list[str]) -> Template:
+        """DeepSpeed counts optimizer steps; beside a script that counts batches its lines belong to the record."""
+        behind = (count(numbers, template.step) or 0) < self._raw and any(role_of(key) == "loss" for key in self._keys)
+        return replace(template, step=None, epoch=None) if behind else template
 
     def _special(self, line: int, text: str) -> bool:
         return self._remarks(line, text) or self._odd(line, text) or self._table(line, text)
@@ -261,47 +269,21 @@ class _Reading:
         if self.others:
             notes.append(f"{self.others} lines of other ranks than {self.rank} are left out.")
         if len(self.gatherer) < 3 and len(self.unstepped) > len(self.gatherer):
-            by_epoch = _by_epoch(self.unstepped)
-            if not by_epoch:
-                self.unstepped = _without_settings(self.unstepped)
-            self.gatherer.unit = "epoch" if by_epoch else "ordinal"
-            notes.append("No step in it: " + ("epochs count." if by_epoch else "records are numbered."))
+            epochs = by_epoch(self.unstepped)
+            if not epochs:
+                self.unstepped = without_settings(self.unstepped)
+            self.gatherer.unit = "epoch" if epochs else "ordinal"
+            notes.append("No step in it: " + ("epochs count." if epochs else "records are numbered."))
             begun, before = 0, 0
             for at, (line, epoch, values) in enumerate(self.unstepped):
                 if epoch is None:
-                    if by_epoch:
+                    if epochs:
                         continue  # settings, above the first epoch
                 else:
                     begun = at if epoch < 2 <= before - epoch else begun  # another training
                     before = epoch
-                self.gatherer.add(epoch if by_epoch and epoch is not None else at - begun, line, values)
+                self.gatherer.add(epoch if epochs and epoch is not None else at - begun, line, values)
         return notes
-
-
-_Unstepped = tuple[int, int | None, dict[str, float]]
-"""Line, epoch, values."""
-
-
-def _by_epoch(records: list[_Unstepped]) -> bool:
-    """Do epochs number the records? Nearly all have one, and few keys come twice in a stretch of the same."""
-    epochs = [epoch for _, epoch, _ in records if epoch is not None]
-    if 5 * len(epochs) < 4 * len(records) or len(set(epochs)) < 2:
-        return False
-    last: int | None = None
-    seen, again, count = set[str](), 0, 0
-    for _, epoch, values in records:
-        if epoch != last:
-            last, seen = epoch, set()
-        again += len(seen & values.keys())
-        count += len(values)
-        seen |= values.keys()
-    return again <= 0.2 * count
-
-
-def _without_settings(records: list[_Unstepped]) -> list[_Unstepped]:
-    """Records with a key that comes again; what is printed once, above a training, is none of its records."""
-    times = Counter(key for _, _, values in records for key in values)
-    return [record for record in records if any(times[key] > 1 for key in record[2])] or records
 
 
 _HOLE = re.compile(rb"\0{16,}")
@@ -375,7 +357,9 @@ def read_lines(source: Source, lines: Iterable[tuple[int, str]]) -> Log:
 def _log(source: Source, reading: _Reading) -> Log:
     notes = reading.end()
     run = reading.gatherer.run()
-    run = replace(run, times=stamps(source.blocks(), run.lines))
+    run, others = in_order(replace(run, times=stamps(source.blocks(), run.lines)))
+    if others:
+        notes.append(f"Several writers take turns in it: {others} of their records are left out.")
     notes += reading.gatherer.notes()
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
     return Log(source.path, "text", (run,), tuple(notes))

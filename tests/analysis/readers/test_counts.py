@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -180,3 +181,26 @@ def test_a_ruled_title_counts_epochs_and_no_steps(tmp_path):
     )
     run = _read(tmp_path, text)
     assert run.step_unit == "epoch" and run.of("loss").steps.tolist() == list(range(40))
+
+
+def test_deepspeeds_own_steps_beside_those_of_a_script_begin_no_new_run(tmp_path):
+    text = ""
+    for s in range(1, 801):
+        text += f"Epoch 0 step {s} loss {9 - s / 100:.4f}\n"
+        if s % 40 == 0:
+            text += f"[2023-04-18 02:33:34,071] [INFO] [logging.py:96:log_dist] [Rank 0] step={s // 4}, skipped=0, lr=[4.9e-06], mom=[(0.9, 0.95)]\n"
+            text += f"[2023-04-18 02:33:34,071] [INFO] [timer.py:199:stop] epoch=0/micro_step={s}/global_step={s // 4}, RunningAvgSamplesPerSec=171.7, CurrSamplesPerSec=171.6\n"
+    run = _read(tmp_path, text)
+    assert run.steps.tolist() == run.of("loss").steps.tolist() == list(range(1, 801))
+    assert run.of("learning_rate").steps.tolist() == list(range(40, 801, 40))
+
+
+def test_two_writers_that_do_not_wait_for_each_other_are_one_run(tmp_path):
+    rng = random.Random(0)
+    late = sorted((s + 1.6 * rng.random(), s) for s in range(1, 300) for _ in range(2))
+    path = tmp_path / "train.log"
+    path.write_text("".join(f"step {s} loss {9 - s / 100:.4f} lr 0.001\n" for _, s in late))
+    log = read_log(path)
+    steps = log.runs[0].of("loss").steps.tolist()
+    assert steps == sorted(set(steps)) and len(steps) > 280 and "Several writers" in log.notes[-1]
+    assert not [f for f in examine(log).runs[0].findings if f.kind in ("restart", "resume")]

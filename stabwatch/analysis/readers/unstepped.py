@@ -1,0 +1,30 @@
+"""Records of a text that has no step: do epochs number them, and which are records at all?"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+Unstepped = tuple[int, int | None, dict[str, float]]
+"""Line, epoch, values."""
+
+
+def by_epoch(records: list[Unstepped]) -> bool:
+    """Do epochs number the records? Nearly all have one, and few keys come twice in a stretch of the same."""
+    epochs = [epoch for _, epoch, _ in records if epoch is not None]
+    if 5 * len(epochs) < 4 * len(records) or len(set(epochs)) < 2:
+        return False
+    last: int | None = None
+    seen, again, count = set[str](), 0, 0
+    for _, epoch, values in records:
+        if epoch != last:
+            last, seen = epoch, set()
+        again += len(seen & values.keys())
+        count += len(values)
+        seen |= values.keys()
+    return again <= 0.2 * count
+
+
+def without_settings(records: list[Unstepped]) -> list[Unstepped]:
+    """Records with a key that comes again; what is printed once, above a training, is none of its records."""
+    times = Counter(key for _, _, values in records for key in values)
+    return [record for record in records if any(times[key] > 1 for key in record[2])] or records
