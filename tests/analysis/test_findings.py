@@ -110,6 +110,14 @@ def test_a_slow_divergence(loss, step):
     assert found.end_step is None
 
 
+def test_a_loss_without_a_lower_bound():
+    """As of an adversarial loss with the wrong sign, in the parts of a total."""
+    down = 1.55 - np.concatenate((np.zeros(30), 1e3 * np.arange(300) ** 2.0))
+    found = only(run_of(loss=down, component__vocoder_loss=down - 1), "divergence")
+    assert 30 <= found.step <= 33 and "downwards" in found.text and found.severity == "critical"
+    assert not troubles(run_of(loss=np.linspace(400.0, -5000.0, 300))), "a log-likelihood"
+
+
 def test_a_slow_divergence_after_a_hump():
     loss = [12.4, 12.4, *np.linspace(48, 11.6, 29), *np.linspace(11.8, 20.4, 31)]
     found = only(run_of(loss=loss, steps=range(1, 63)), "divergence")

@@ -18,6 +18,8 @@ NEAR = 0.7
 """Of the way from the best to the worst since: where a curve that has not turned back ends."""
 LONGEST = 50
 """Records: the longest spikes of real logs that came back lasted some 40."""
+BOUNDLESS = 1e4
+"""Times its first values below zero at which a loss has no lower bound: log-likelihoods end far above."""
 FEW = 4
 """Rises in a row, up to the end, that make a trend of an excerpt."""
 
@@ -45,6 +47,14 @@ def find(part: Part) -> list[Finding]:
                 f"{loss.values[-1]:.4g}" + (", and then to numbers that are not finite." if part.dies else ".")
             )
             return [_finding(part, loss, e.start, e.base, text, sure(e.over, e.stop - e.start))]
+    away = _below(loss.values)
+    if away is not None:
+        base = float(np.median(np.abs(loss.values[:FEW])))
+        text = (
+            f"The {part.loss_name} runs away downwards from step {loss.steps[away]} on, to {loss.values.min():.4g} at "
+            f"the lowest: it has no lower bound, as where a discriminator's or a likelihood's sign is wrong."
+        )
+        return [_finding(part, loss, away, base, text, 0.9, down=True)]
     slow = _slow(loss.values, part.fresh)
     if slow is None:
         return []
@@ -56,13 +66,15 @@ def find(part: Part) -> list[Finding]:
     return [_finding(part, loss, start, best, text, sure(2.0, len(loss) - start))]
 
 
-def _finding(part: Part, loss: Column, start: int, base: float, text: str, confidence: float) -> Finding:
+def _finding(
+    part: Part, loss: Column, start: int, base: float, text: str, confidence: float, down: bool = False
+) -> Finding:
     grave = part.must_fall and loss.role == "loss"
     if loss.role == "eval_loss":
         text += " The log has no training loss: this may be overfitting."
     elif not part.must_fall:
         text += " In reinforcement learning and adversarial training a rising loss need not be bad."
-    worst = start + int(np.argmax(loss.values[start:]))
+    worst = start + int((np.argmin if down else np.argmax)(loss.values[start:]))
     return Finding(
         kind="divergence",
         severity="critical" if grave else "info",
@@ -78,6 +90,14 @@ def _finding(part: Part, loss: Column, start: int, base: float, text: str, confi
             f"{len(loss) - start} records up to the end of the log, without a return.",
         ),
     )
+
+
+def _below(values: Array) -> int | None:
+    """Where a loss leaves for minus infinity, if it ends there."""
+    size = max(float(np.median(np.abs(values[:FEW]))), 1.0)
+    if len(values) < 2 * FEW or float(np.median(values[-max(FEW, len(values) // 10) :])) > -BOUNDLESS * size:
+        return None
+    return int(np.flatnonzero(values >= -10 * size)[-1]) + 1 if values[0] >= -10 * size else 0
 
 
 def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:

@@ -29,10 +29,11 @@ _OVERFLOW = re.compile(
     r"[Ll]oss scale already at minimum"
 )
 _NAN = (
-    r"^(?!\s*[\w.]+\().*(?:diverged with loss|(?<![-\w=:])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
+    r"^(?!\s*[\w.]+\()(?!.*\b(?:no|without|never|any|zero|0)\W{1,4}(?:nan|inf)\b)"
+    r".*(?:diverged with loss|(?<![-\w=:])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
     r"|loss.{0,20}\b(is|became|was)\b.{0,9}nan)"
 )
-"""Said in words: neither a value nor a call in source code."""
+"""Said in words: neither a value nor a call in source code, nor that there is none."""
 _ERROR = (
     r"^Traceback|^[\w.]*(Error|Exception)(?::|$)|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
 )

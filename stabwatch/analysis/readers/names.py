@@ -73,7 +73,7 @@ _PACE = {
 }  # fmt: skip
 _NOT_LOSS = re.compile(
     r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
-    r"|(?<!cross_)entropy|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma)(?![a-z])|[<\"]|http"
+    r"|(?<!cross_)entropy|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma|num)(?![a-z])|[<\"]|http"
 )
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"

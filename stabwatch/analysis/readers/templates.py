@@ -25,7 +25,7 @@ _SEPARATOR = re.compile(r"\s*[:=]\s*[\[({]*['\"]?$")
 _WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
 _CODE = re.compile(
     r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\*\*|//\s"
-    r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b"
+    r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b|^\s*Averaged stats:"
 )
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code that a log begins with."""

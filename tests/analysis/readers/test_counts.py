@@ -35,6 +35,7 @@ def _read(tmp_path, text, name="train.log"):
         ("entropy_loss", "other"),
         ("eval/best_loss", "other"),
         ("FOCAL_LOSS_ALPHA", "other"),
+        ("FED_LOSS_NUM_CLASSES", "other"),
         ("Win Rate", "other"),
         ("Minimum validation loss", "other"),
         ('img src="https://host/w2v-loss.png" width', "other"),
@@ -204,3 +205,17 @@ def test_two_writers_that_do_not_wait_for_each_other_are_one_run(tmp_path):
     steps = log.runs[0].of("loss").steps.tolist()
     assert steps == sorted(set(steps)) and len(steps) > 280 and "Several writers" in log.notes[-1]
     assert not [f for f in examine(log).runs[0].findings if f.kind in ("restart", "resume")]
+
+
+def test_averages_over_an_epoch_are_no_records_and_neither_is_that_there_was_no_nan(tmp_path):
+    text = ""
+    for e in range(5):
+        text += "".join(
+            f"Epoch: [{e}]  [{i}/9]  eta: 0:00:10  lr: 0.0001  loss: {9 - e - i / 10:.4f} (9.1)  loss_ce: 4.5\n"
+            for i in range(9)
+        )
+        text += "Averaged stats: lr: 0.0001  loss: 5.5 (5.5)  loss_ce: 4.1\n"
+        text += "Test:  [0/4]  eta: 0:00:01  loss: 50.5 (51.5)  loss_ce: 40\nAveraged stats: loss: 50.5 (50.9)  loss_ce: 40.1\n"
+    run = _read(tmp_path, text + "- **No NaN losses** detected across all runs\n")
+    assert len(run.of("loss")) == 45 and run.of("loss").values.max() < 10
+    assert not run.remarks
