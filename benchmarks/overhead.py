@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -92,8 +93,7 @@ def work(name: str, plan: Plan, folder: Path, pipe: Connection) -> None:
         variant.after_step()
         return kind, time.perf_counter() - start
 
-    steps = plan.settle if name.startswith("stabwatch") and name != OWN else plan.warm_up
-    kinds = Counter(step()[0] for _ in range(steps))
+    kinds = Counter(step()[0] for _ in range(plan.warm_up))
     pipe.send((sum(p.numel() for p in model.parameters()), torch.get_num_threads()))
     while (steps := pipe.recv()) > 0:
         variant.wake()
@@ -105,15 +105,22 @@ def work(name: str, plan: Plan, folder: Path, pipe: Connection) -> None:
     pipe.send({"elements": variant.elements, "kinds": dict(kinds), "parameters": checksum, **facts})
 
 
+Job = Callable[[str, Any, Path, Connection], None]
+"""What runs in the process of a variant."""
+
+
 class Worker:
     """A variant's process, with all of its children; stopped except in its turn."""
 
-    def __init__(self, name: str, plan: Plan, folder: Path) -> None:
+    def __init__(self, name: str, plan: Plan, folder: Path, job: Job) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(name, plan, folder, theirs), daemon=True)
+        self._process = context.Process(target=job, args=(name, plan, folder, theirs), daemon=True)
         self._process.start()
         theirs.close()
+
+    def ready(self) -> None:
+        """Wait until its first steps are done."""
         self.parameters, self.threads = self._pipe.recv()
         self._stop()
 
@@ -152,14 +159,24 @@ class Worker:
             process.resume()
 
 
+def settles(name: str) -> bool:
+    """Does it choose its own intervals?"""
+    return name.startswith("stabwatch") and name != OWN
+
+
 # -- the comparison -----------------------------------------------------------------------------------
 
 Times = dict[str, list[list[tuple[str, float]]]]
 """By variant: for each round, (kind, seconds) of each step."""
 
 
-def measure(names: list[str], plan: Plan) -> tuple[Times, dict[str, dict[str, Any]], dict[str, int]]:
-    """All rounds. Gives the times, the facts of each variant, and the number of parameters and threads."""
+def measure(
+    names: list[str], plan: Plan, job: Job = work, at_once: bool = False
+) -> tuple[Times, dict[str, dict[str, Any]], dict[str, int]]:
+    """All rounds. Gives the times, the facts of each variant, and the number of parameters and threads.
+
+    at_once: the processes make their first steps, and compile, side by side.
+    """
     order = random.Random(plan.seed)
     times: Times = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="stabwatch-overhead-") as folder:
@@ -167,7 +184,14 @@ def measure(names: list[str], plan: Plan) -> tuple[Times, dict[str, dict[str, An
         try:
             for i, name in enumerate(names):
                 _say(f"starting {name}")
-                workers[name] = Worker(name, plan, Path(folder) / str(i))
+                workers[name] = Worker(name, plan, Path(folder) / str(i), job)
+                if not at_once:
+                    workers[name].ready()
+            for name, worker in workers.items():
+                if at_once:
+                    worker.ready()
+                if settles(name):
+                    worker.turn(plan.settle)
             for number in range(plan.rounds):
                 _say(f"round {number + 1} of {plan.rounds}")
                 for name in order.sample(names, len(names)):
@@ -207,10 +231,9 @@ def summarise(times: Times, facts: dict[str, dict[str, Any]]) -> dict[str, dict[
             "elements_per_step": facts[name]["elements"] / max(1, sum(facts[name]["kinds"].values())),
             "interval": facts[name].get("interval"),
         }
-    own = rows[OWN]
     for name in ("naive hooks", "wandb.watch", "composer-style activations", "composer-style, with norms"):
         if name in rows:
-            row = rows[name]
+            row, own = rows[name], rows[OWN]
             row["times_stabwatch"] = row["excess_ms"] / own["excess_ms"]
             share = row["elements_per_step"] / own["elements_per_step"]
             row["times_stabwatch_per_element"] = row["times_stabwatch"] / share
@@ -245,12 +268,13 @@ def _cpu() -> str:
 # -- what people read ---------------------------------------------------------------------------------
 
 
-def table(rows: dict[str, dict[str, Any]], where: dict[str, Any]) -> str:
+def table(rows: dict[str, dict[str, Any]], where: dict[str, Any], precision: str = "float32") -> str:
     """Markdown."""
     lines = [
         f"{where['date']}, {where['cpu']}, {where['cores']} cores, {where['threads']} threads, load "
         f"{where['load_average']}, torch {where['torch']}, Python {where['python']}. GPT with "
-        f"{where['parameters'] / 1e6:.1f} M parameters, batch {where['batch']} x {where['context']}, float32, AdamW; "
+        f"{where['parameters'] / 1e6:.1f} M parameters, batch {where['batch']} x {where['context']}, "
+        f"{precision}, AdamW; "
         f"{where['rounds']} rounds of {where['steps']} steps. `{where['command']}`",
         "",
         "| variant | step, ms | ratio to bare: median (quartiles) | amortised ratio | excess, ms | M numbers read "

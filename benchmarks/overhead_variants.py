@@ -71,6 +71,7 @@ class Stabwatch(Bare):
 
     def wake(self) -> None:
         self.watch._began = time.perf_counter()  # the pause is no part of a step: the governor must not count it
+        self.watch._times.restart()
 
     def close(self) -> dict[str, Any]:
         facts = {"interval": dict(self.watch._governor.interval)}

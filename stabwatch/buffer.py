@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stabwatch.kernels.constants import sent
 from stabwatch.runlog import Cell
 from stabwatch.signals.reductions import REDUCTIONS, UNIT
 
@@ -17,8 +18,8 @@ Source = Callable[[], Tensor]
 
 def unit_of(cells: tuple[Cell, ...], device: torch.device) -> Tensor:
     """The empty value of one row per cell: float32 (cells, fields)."""
-    rows = [[UNIT[f.op] for f in REDUCTIONS[c.reduction].fields] for c in cells]
-    return torch.tensor(rows, dtype=torch.float32, device=device)
+    units = [UNIT[f.op] for c in cells for f in REDUCTIONS[c.reduction].fields]
+    return sent(units, torch.float32, device).view(len(cells), -1)
 
 
 class Copy:

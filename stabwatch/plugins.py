@@ -51,7 +51,14 @@ class Plugin:
             names = ", ".join(f.name for f in self.reduction.fields)
             raise ValueError(f"`{self.signal.name}` returned {len(found)} numbers; its partials are: {names}.")
         device = tensors[0].device
-        return torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device).reshape(()) for x in found])
+        return torch.stack([_number(x, device) for x in found])
+
+
+def _number(x: Any, device: torch.device) -> Tensor:
+    """float32 () on the device, without waiting for it."""
+    if isinstance(x, Tensor):
+        return x.to(device, torch.float32, non_blocking=True).reshape(())
+    return torch.full((), float(x), dtype=torch.float32, device=device)
 
 
 PLUGINS: dict[str, Plugin] = {}

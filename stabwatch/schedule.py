@@ -18,6 +18,8 @@ ESCALATE_AGAIN = 32
 """Alerts escalate once in this many times the steps of an escalation: on the whole the budget is kept."""
 CONTROLS_UNTIL = 24
 """Up to this step every second one goes without the dearer tiers, to learn soon what they really cost."""
+MEDIAN_ERROR = 1.86
+"""Standard error of a median of n normal numbers, in median absolute deviations over sqrt(n): 1.4826 sqrt(pi / 2)."""
 _MEMORY = 32
 
 
@@ -107,9 +109,10 @@ class Governor:
         if tier == "always" or len(measured) < 5 or len(control) < 5:
             return 0.0
         middle = median(control)
-        noise = median(abs(x - middle) for x in control)
+        spread = median(abs(x - middle) for x in control)
+        error = MEDIAN_ERROR * spread * math.sqrt(1 / len(measured) + 1 / len(control))
         more = median(measured) - middle
-        return more if more > 3 * noise else 0.0
+        return more if more > 3 * error else 0.0
 
     def _stretch(self) -> None:
         step = median(self._bare)

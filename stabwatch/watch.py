@@ -24,6 +24,7 @@ from stabwatch.buffer import Copy
 from stabwatch.clock import StepClock
 from stabwatch.config import Config
 from stabwatch.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
+from stabwatch.durations import StepTimes
 from stabwatch.facts import learning_rate, open_folder, optimizer_facts, run_id, run_meta
 from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.guard import Guard
@@ -32,6 +33,7 @@ from stabwatch.launch import AgentProcess
 from stabwatch.ranks import Ranks
 from stabwatch.runlog import SlotTable, Writer
 from stabwatch.schedule import Governor, Plan
+from stabwatch.signals.declaration import Tier
 from stabwatch.taps import Taps
 
 if TYPE_CHECKING:
@@ -111,6 +113,7 @@ class Watch:
             self._ranks = Ranks(model, self.config.reduce)
             self._taps = taps = Taps(self, self._model, loss_fn, self._ranks, self._governor)
             self.cells, self.brackets = taps.cells, taps.brackets
+            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(taps.buffer.device)
             self.plugins, self.deep = taps.plugins, taps.modules.deep
             if self._ranks.rank == 0 or self.config.reduce == "never":
                 self._open(run_dir)
@@ -247,7 +250,8 @@ class Watch:
         cost["always"] += time.perf_counter() - now
         self._host.next_step()
         self._busy = None
-        self._governor.observe(plan, self._host.step_seconds, cost)
+        for seconds, (planned, spent) in self._times.step_ends(self._host.step_seconds, (plan, cost)):
+            self._governor.observe(planned, seconds, spent)
         self._plan_next()
 
     def _record(self, step: int, joins: bool) -> None:

@@ -13,6 +13,7 @@ from stabwatch.hooks.sites import Site, new_cell
 from stabwatch.kernels.attention_bracket import brackets
 from stabwatch.kernels.attention_scores import largest_logit, score_statistics
 from stabwatch.kernels.attention_scores.eager import largest_score
+from stabwatch.kernels.constants import constant
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Cell
@@ -48,7 +49,7 @@ class Brackets:
         for (shape, device, keys, causal), calls in pending.items():
             found = brackets(torch.stack([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
             for rows, part in _distinct([row for row, _ in calls], found.to(self.matrix.device)):
-                index = torch.tensor(rows, device=self.matrix.device)
+                index = constant(tuple(rows), torch.int64, self.matrix.device)
                 merged = self.matrix[index]
                 merge_(ATTENTION_BRACKET, merged, part)
                 self.matrix[index] = merged

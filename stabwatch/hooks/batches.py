@@ -47,9 +47,9 @@ def _digest(bits: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _weights(n: int, device: torch.device) -> Tensor:
     """Odd numbers without a pattern, int64 (n,): the mixing steps of splitmix64."""
-    x = torch.arange(1, n + 1) * -7046029254386353131
+    x = torch.arange(1, n + 1, device=device) * -7046029254386353131
     x = (x ^ (x >> 30)) * -4658895280553007687
-    return ((x ^ (x >> 27)) | 1).to(device)
+    return (x ^ (x >> 27)) | 1
 
 
 def _hex(digest: int) -> str:

@@ -128,8 +128,9 @@ def mean_partials(loss: Tensor, samples: Tensor | float) -> Partials:
     else:
         total = loss * samples
     bad = (~torch.isfinite(loss)).sum(dtype=torch.float32)
-    n = torch.as_tensor(samples, dtype=torch.float32, device=loss.device)
-    return torch.stack((n, total, bad))
+    if not isinstance(samples, Tensor):
+        samples = torch.full((), samples, dtype=torch.float32, device=loss.device)
+    return torch.stack((samples.float(), total, bad))
 
 
 def _samples(

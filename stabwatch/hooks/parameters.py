@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.copies import Copies
 from stabwatch.hooks.sites import new_cell, site_name
+from stabwatch.kernels.constants import constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Cell
 
@@ -93,7 +94,7 @@ class ParameterTaps:
         """Moments by layer and group, to those of the layers and to the norms of the groups."""
         if not pairs:
             return
-        layers, groups = (torch.tensor(numbers, device=found.device) for numbers in zip(*pairs, strict=True))
+        layers, groups = (constant(numbers, torch.int64, found.device) for numbers in zip(*pairs, strict=True))
         self.gradient[:, :3].index_add_(0, layers, found[:, :3])
         self.gradient[:, 3].scatter_reduce_(0, layers, found[:, 3], reduce="amax")
         self.group.index_add_(0, groups, found[:, :2])

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from stabwatch.kernels.constants import constant, sent
 from stabwatch.signals.reductions import UNIT, Reduction
 
 Partials: TypeAlias = Tensor | tuple[float, ...]
@@ -19,7 +20,7 @@ Partials: TypeAlias = Tensor | tuple[float, ...]
 
 def empty_cell(reduction: Reduction, device: torch.device) -> Tensor:
     """A cell that holds the unit of each operator: float32 (fields,)."""
-    return torch.tensor([UNIT[f.op] for f in reduction.fields], dtype=torch.float32, device=device)
+    return constant(tuple(UNIT[f.op] for f in reduction.fields), torch.float32, device).clone()
 
 
 def merge_(reduction: Reduction, cell: Tensor, partials: Partials) -> None:
@@ -28,7 +29,7 @@ def merge_(reduction: Reduction, cell: Tensor, partials: Partials) -> None:
         if cell.device.type == "cpu":
             cell.copy_(torch.tensor(_merged(reduction, cell.tolist(), partials), dtype=torch.float32))
             return
-        partials = torch.tensor(partials, dtype=torch.float32, device=cell.device)
+        partials = sent(partials, torch.float32, cell.device)
     elif partials.device != cell.device:
         partials = partials.to(cell.device, non_blocking=True)
     _merge_tensors(reduction, cell, partials)

@@ -10,13 +10,15 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from stabwatch.kernels.attention_scores.fused import tiles_of
+
 KERNELS = "stabwatch.kernels."
 LISTS = {"sizes": "*i64", "work": "*i64", "partials": "*fp32"}
 SIZES = {"BLOCK": 2048}
 
 
 def variants():
-    """(module, kernel, types of what is no 32-bit integer, constants)."""
+    """(module, kernel, types of what is no 32-bit integer, constants, options if not eight warps)."""
     for kind in ("*bf16", "*fp16", "*fp32", "*fp64"):
         for full in (False, True):
             yield "moments", "_partials", {"x": kind, "partials": "*fp32"}, {"FULL": full, **SIZES}
@@ -31,17 +33,26 @@ def variants():
     fold = {"SUMS": 3, "FIELDS": 8, "BLOCK": 512}
     yield "launch", "_fold", {"partials": "*fp32", "out": "*fp32"}, {"starts": None, "MERGE": False, **fold}
     yield "launch", "_fold", {"partials": "*fp32", "starts": "*i64", "out": "*fp32"}, {"MERGE": True, **fold}
-    shapes = (("*bf16", 128, 64), ("*fp32", 64, 32)), (("*bf16", 64, 64),), (("*fp16", 256, 32), ("*fp32", 512, 16))
-    for mask, of_mask in enumerate(shapes):
-        for kind, width, block in of_mask:
+    for full in (True, False):
+        yield from attention(full)
+
+
+def attention(full):
+    """Every kind of call, with the tiles that a call of that width and type gets."""
+    heads = (("*bf16", 2, 128), ("*fp32", 4, 64)), (("*bf16", 2, 64),), (("*fp16", 2, 256), ("*fp32", 4, 512))
+    for mask, of_mask in enumerate(heads):
+        for kind, size, width in of_mask:
+            tiles = tiles_of(width, size)
             types = {"q": kind, "k": kind, "mask": "*u8" if mask < 2 else kind, "partials": "*fp32"}
             flags = {"CAUSAL": mask == 0, "WINDOW": mask == 1, "SOFTCAP": mask == 2, "MASK": mask}
-            blocks = {"BLOCK_T": block, "BLOCK_S": block, "BLOCK_D": width}
+            flags |= {"FULL": full, "SCALED": mask == 2, "WHOLE": mask != 1}
+            blocks = {"BLOCK_T": tiles.rows, "BLOCK_S": tiles.keys, "BLOCK_D": width}
             types |= {"scale": "fp32", "softcap": "fp32"}
-            yield "attention_scores", "_statistics", types, {"q_d": 1, "k_d": 1, **flags, **blocks}
+            options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+            yield "attention_scores", "_statistics", types, {"q_d": 1, "k_d": 1, **flags, **blocks}, options
 
 
-def compiled(capability, module, kernel, types, constants):
+def compiled(capability, module, kernel, types, constants, options=None):
     """Compile one variant; pointers are taken to be aligned, numbers are not."""
     place = KERNELS + module if module == "launch" else f"{KERNELS}{module}.fused"
     function = getattr(import_module(place), kernel)
@@ -53,8 +64,7 @@ def compiled(capability, module, kernel, types, constants):
         constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")},
     )
-    options = {"num_stages": 2} if module == "attention_scores" else {"num_warps": 8}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options or {"num_warps": 8})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from stabwatch.kernels import constants
 from stabwatch.kernels.column_moments import eager as eager_columns
 from stabwatch.kernels.column_moments import fused as fused_columns
 from stabwatch.kernels.column_moments import naive as naive_columns
@@ -148,7 +149,7 @@ def test_grouped_moments_merge_into_what_is_there():
 
 def test_tables_are_built_once_and_follow_tensors_that_move():
     fused_lists._plan.cache_clear()
-    fused_lists._addresses.cache_clear()
+    constants._kept.cache_clear()
     x = [torch.randn(5, generator=G).to(DEVICE), torch.randn(7, generator=G).to(DEVICE)]
     moved = [y.clone() for y in x]
     found = []
@@ -157,7 +158,7 @@ def test_tables_are_built_once_and_follow_tensors_that_move():
         fused_lists.grouped_moments(tensors, [1, 0], out)
         found.append(out)
     assert fused_lists._plan.cache_info().misses == 1
-    assert fused_lists._addresses.cache_info().misses == 2
+    assert constants._kept.cache_info().misses == 2
     assert found[0].equal(found[1]) and found[0].equal(found[2])
 
 

@@ -26,11 +26,21 @@ def _fused(*call):
     return fused.score_statistics(*moved).cpu()
 
 
+def _fused_largest(*call):
+    pytest.importorskip("triton")
+    from stabwatch.kernels.attention_scores import fused
+
+    moved = (x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in call)
+    return fused.largest_logit(*moved).cpu()
+
+
 FORMS = {"eager": eager.score_statistics, "fused": _fused}
+LARGEST = {"eager": lambda *call: torch.as_tensor(eager.largest_logit(*call)), "fused": _fused_largest}
 pytestmark = [
     pytest.mark.parametrize("form", FORMS),
     pytest.mark.usefixtures("poison"),
-    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # numpy's, under the interpreter, of inf and NaN
+    # numpy's, under the interpreter, of inf and NaN
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:All-NaN:RuntimeWarning"),
 ]
 
 # B, H, G, T, S, D: off the powers of two, more queries than keys and fewer, several blocks.
@@ -189,12 +199,27 @@ def test_statistics_of_any_split_of_the_queries_merge_to_those_of_the_whole(form
     assert merged[:, :2].equal(whole[:, :2])
 
 
-def test_the_largest_logit_agrees(form):
-    q, k = _inputs("square")
-    truth = naive.largest_logit(q, k, None, True, None)
-    found = FORMS[form](q, k, None, True, None)
-    logit, head = found[:, 5].max(dim=0)
-    assert (logit.item(), head.item()) == (pytest.approx(truth[2].item(), rel=2e-6), truth[3].item())
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("shape", "mask", "causal", "scale"),
+    [
+        ("square", "none", True, None),
+        ("square", "none", False, -1.3),
+        ("cross", "bool", False, None),
+        ("square", "additive with -inf", True, 0.3),
+        ("blocks", "none", True, 1e-20),
+        ("tall", "bool per key", False, None),
+    ],
+)
+def test_the_largest_logit_agrees(form, shape, mask, causal, scale, bad):
+    q, k = _inputs(shape)
+    if bad is not None:
+        q[0, 0, -1, 0] = bad
+    call = (q, k, _mask(mask, shape), causal, scale)
+    rows, broken, logit, head = naive.largest_logit(*call).tolist()
+    found = LARGEST[form](*call).tolist()
+    assert found[:2] == [rows, broken]
+    assert (found[2], found[3]) == (pytest.approx(logit, rel=2e-6, abs=1e-26), head)
 
 
 def test_long_calls_go_in_chunks(form):

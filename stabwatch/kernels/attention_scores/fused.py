@@ -1,10 +1,16 @@
-"""Triton: online softmax over the keys, a block of query rows in each program; the scores never reach memory.
+"""Triton: a block of query rows in each program, over tiles of keys; the scores never reach memory.
 
-Each row carries its maximum m, l = sum exp(s - m) and u = sum exp(s - m) (s - m). The entropy is then log l - u / l:
-without the difference of two large numbers that log-sum-exp less mean score would be when logits are large.
+`largest_logit` keeps the largest score of each place of a tile. `score_statistics` is an online softmax: each row
+carries its maximum m, l = sum exp(s - m) and u = sum exp(s - m) (s - m). The entropy is then log l - u / l: without the
+difference of two large numbers that log-sum-exp less mean score would be when logits are large.
+
+Tiles that every row of the block sees whole come first, without a mask. A score that is NaN or +inf makes l NaN, so
+nothing needs to be asked of each score.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,14 +21,27 @@ from stabwatch.kernels.launch import INTERPRETED, fold, jit, on
 
 FIELDS, SUMS = 7, 5
 NO_MASK, BOOL_MASK, ADDITIVE_MASK = 0, 1, 2
+LEAST_SCALE = 1e-18
+"""A smaller scale is multiplied in score by score; of a larger one, once at the end."""
+LOG2_E = tl.constexpr(1.4426950408889634)
+FAR = tl.constexpr(-3e38)
+
+
+class Tiles(NamedTuple):
+    """Query rows and keys of a tile, and how the kernel is compiled."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
 
 
 def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
     """Rows, non-finite rows, the largest logit, its head: float32 (4,)."""
-    found = score_statistics(query, key, mask, is_causal, scale)
-    logit, head = found[:, SUMS].max(dim=0)
+    found = _launched(query, key, mask, is_causal, scale, full=False)
+    logit, head = found[:, 1].max(dim=0)
     b, h, t, _ = query.shape
-    return torch.stack((torch.full_like(logit, float(b * h * t)), found[:, 1].sum(), logit, head.float()))
+    return torch.stack((torch.full_like(logit, float(b * h * t)), found[:, 0].sum(), logit, head.float()))
 
 
 def score_statistics(
@@ -36,6 +55,21 @@ def score_statistics(
     stride: int = 1,
 ) -> Tensor:
     """Statistics of each head's rows, float32 (H, 7); see `stabwatch.kernels.attention_scores`."""
+    return _launched(query, key, mask, is_causal, scale, window, softcap, stride)
+
+
+def _launched(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    window: int | None = None,
+    softcap: float | None = None,
+    stride: int = 1,
+    full: bool = True,
+) -> Tensor:
+    """float32 (H, 7); or, if not full, (H, 2): rows that are not finite, the largest logit of the others."""
     q, k = query.detach(), key.detach()
     if q.dtype != k.dtype or not _multiplies(q.dtype):
         q, k = q.float(), k.float()
@@ -45,20 +79,22 @@ def score_statistics(
     m = q if mask is None else mask.detach().expand(b, h, t, s)
     if kind == BOOL_MASK:
         m = m.view(torch.uint8)
+    factor = d**-0.5 if scale is None else float(scale)
     width = max(16, triton.next_power_of_2(d))
-    block = _block(width, q.element_size())
-    blocks = triton.cdiv(triton.cdiv(t, stride), block)
-    partials = torch.empty((h, FIELDS, b * blocks), dtype=torch.float32, device=q.device)
-    out = torch.empty((h, FIELDS), dtype=torch.float32, device=q.device)
+    tiles = tiles_of(width, q.element_size())
+    blocks = triton.cdiv(triton.cdiv(t, stride), tiles.rows)
+    fields, sums = (FIELDS, SUMS) if full else (2, 1)
+    partials = torch.empty((h, fields, b * blocks), dtype=torch.float32, device=q.device)
+    out = torch.empty((h, fields), dtype=torch.float32, device=q.device)
     with on(q.device):
         _statistics[(b * h * blocks,)](
             q, k, m, partials, h, h // k.shape[1], t, s, d, blocks, b * blocks, stride,
-            d**-0.5 if scale is None else float(scale), float(softcap or 0.0), window or 0,
-            *q.stride(), *k.stride(), *m.stride(),
-            CAUSAL=is_causal, WINDOW=window is not None, SOFTCAP=softcap is not None, MASK=kind,
-            BLOCK_T=block, BLOCK_S=block, BLOCK_D=width, num_stages=2,
+            factor, float(softcap or 0.0), window or 0, *q.stride(), *k.stride(), *m.stride(),
+            FULL=full, CAUSAL=is_causal, WINDOW=window is not None, SOFTCAP=softcap is not None, MASK=kind,
+            SCALED=softcap is not None or kind == ADDITIVE_MASK or factor < LEAST_SCALE, WHOLE=width == d,
+            BLOCK_T=tiles.rows, BLOCK_S=tiles.keys, BLOCK_D=width, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-    fold(partials, out, sums=SUMS)
+    fold(partials, out, sums=sums)
     return out
 
 
@@ -67,11 +103,12 @@ def _multiplies(kind: torch.dtype) -> bool:
     return kind in (torch.float32, torch.float16) or (kind == torch.bfloat16 and not INTERPRETED)
 
 
-def _block(width: int, size: int) -> int:
-    """Rows in a tile, so that tiles of queries and keys fit the registers and the shared memory."""
+def tiles_of(width: int, size: int) -> Tiles:
+    """Tiles that fit the registers and the shared memory. width: of a head; size: bytes of a number."""
     if size == 2 and width <= 128:
-        return 64
-    return 32 if width * size <= 1024 else 16
+        return Tiles(128, 64, 8, 3)
+    rows = 32 if width * size <= 1024 else 16
+    return Tiles(rows, rows, 4, 2)
 
 
 @jit
@@ -103,45 +140,65 @@ def _statistics(
     mask_h: tl.tensor,
     mask_t: tl.tensor,
     mask_s: tl.tensor,
+    FULL: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK: tl.constexpr,
+    SCALED: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    program = tl.program_id(0).to(tl.int64)
-    block = program % blocks
-    head = program // blocks % heads
-    sample = program // blocks // heads
-    t = (block * BLOCK_T + tl.arange(0, BLOCK_T)) * stride
+    program = tl.program_id(0)
+    block = blocks - 1 - program % blocks  # under a causal mask the last ones have most to do: they begin
+    head = (program // blocks % heads).to(tl.int64)
+    sample = (program // blocks // heads).to(tl.int64)
+    t_first = block * BLOCK_T * stride
+    t = t_first + tl.arange(0, BLOCK_T) * stride
     d = tl.arange(0, BLOCK_D)
+    lanes = tl.arange(0, BLOCK_S)
+    row_offset = t.to(tl.int64)[:, None]
     queries = tl.load(
-        q + sample * q_b + head * q_h + t[:, None] * q_t + d[None, :] * q_d,
+        q + sample * q_b + head * q_h + row_offset * q_t + d[None, :] * q_d,
         mask=(t[:, None] < t_end) & (d[None, :] < d_end),
         other=0.0,
     )  # (BLOCK_T, BLOCK_D)
-    keys_of = k + sample * k_b + head // shared * k_h
-    mask_of = mask + sample * mask_b + head * mask_h + t[:, None] * mask_t
-    start = tl.full((), 0, tl.int64)
+    start = t_first * 0
     stop = start + s_end
     if CAUSAL:
-        stop = tl.minimum(stop, (block * BLOCK_T + BLOCK_T - 1) * stride + 1)
+        stop = tl.minimum(stop, t_first + (BLOCK_T - 1) * stride + 1)
     if WINDOW:
-        start = tl.maximum(block * BLOCK_T * stride - window + 1, 0) // BLOCK_S * BLOCK_S
+        start = tl.maximum(t_first - window + 1, 0) // BLOCK_S * BLOCK_S
+    middle = start  # up to here every row of the block sees every key
+    if MASK == 0 and not WINDOW:
+        middle = stop // BLOCK_S * BLOCK_S
+        if CAUSAL:
+            middle = tl.minimum(middle, (t_first + 1) // BLOCK_S * BLOCK_S)
+    keys_at = (
+        k + sample * k_b + head // shared * k_h + start.to(tl.int64) * k_s + (lanes[None, :] * k_s + d[:, None] * k_d)
+    )  # (BLOCK_D, BLOCK_S)
+    mask_of = mask + sample * mask_b + head * mask_h + row_offset * mask_t
+    unit = scale  # what a score is counted in
+    if SCALED:
+        unit = scale * 0.0 + 1.0
+    best = tl.full((BLOCK_T, BLOCK_S), float("-inf"), tl.float32)
     peak = tl.full((BLOCK_T,), float("-inf"), tl.float32)
     total = tl.full((BLOCK_T,), 0.0, tl.float32)
     moment = tl.full((BLOCK_T,), 0.0, tl.float32)
-    broken = tl.full((BLOCK_T,), 0, tl.int32)
-    for first in range(start, stop, BLOCK_S):
-        s = first + tl.arange(0, BLOCK_S)
-        keys = tl.load(
-            keys_of + s[None, :] * k_s + d[:, None] * k_d, mask=(s[None, :] < s_end) & (d[:, None] < d_end), other=0.0
-        )  # (BLOCK_D, BLOCK_S)
-        logits = tl.dot(queries, keys, input_precision="ieee") * scale
-        if SOFTCAP:
-            logits = softcap * (1.0 - 2.0 / (tl.exp(2.0 * logits / softcap) + 1.0))  # tanh
+    for _ in range(start, middle, BLOCK_S):
+        keys = tl.load(keys_at) if WHOLE else tl.load(keys_at, mask=d[:, None] < d_end, other=0.0)
+        logits = _logits(queries, keys, scale, softcap, SOFTCAP, SCALED)
+        if FULL:
+            peak, total, moment = _add(logits, unit * LOG2_E, peak, total, moment)
+        else:
+            best = tl.maximum(best, logits, propagate_nan=tl.PropagateNan.ALL)
+        keys_at += BLOCK_S * k_s
+    for first in range(middle, stop, BLOCK_S):
+        s = first + lanes
+        keys = tl.load(keys_at, mask=(s[None, :] < s_end) & (d[:, None] < d_end), other=0.0)
+        logits = _logits(queries, keys, scale, softcap, SOFTCAP, SCALED)
         visible = (t[:, None] < t_end) & (s[None, :] < s_end)
         if CAUSAL:
             visible = visible & (s[None, :] <= t[:, None])
@@ -151,24 +208,68 @@ def _statistics(
             visible = visible & (tl.load(mask_of + s[None, :] * mask_s, mask=visible, other=0) != 0)
         if MASK == 2:
             logits += tl.load(mask_of + s[None, :] * mask_s, mask=visible, other=0.0).to(tl.float32)
-        bounded = logits < float("inf")  # not so for NaN
-        broken = tl.maximum(broken, tl.max((visible & (bounded == 0)).to(tl.int32), axis=1))
-        logits = tl.where(visible & bounded, logits, float("-inf"))
-        higher = tl.maximum(peak, tl.max(logits, axis=1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        rescale = tl.exp(peak - base)
-        away = logits - base[:, None]
-        weights = tl.exp(away)
-        moved = tl.where(total > 0.0, peak - base, 0.0)
-        moment = rescale * (moment + total * moved) + tl.sum(weights * tl.where(weights > 0.0, away, 0.0), axis=1)
-        total = rescale * total + tl.sum(weights, axis=1)
-        peak = higher
-    whole = (broken == 0) & (total > 0.0)
+        logits = tl.where(visible, logits, float("-inf"))
+        if FULL:
+            peak, total, moment = _add(logits, unit * LOG2_E, peak, total, moment)
+        else:
+            best = tl.maximum(best, logits, propagate_nan=tl.PropagateNan.ALL)
+        keys_at += BLOCK_S * k_s
+    out = partials + sample * blocks + block
+    if FULL:
+        _store(out + head * 7 * columns, columns, t < t_end, peak * unit, total, moment * unit)
+    else:
+        wrong = (best != best) | (best == float("inf"))
+        broken = tl.max(wrong.to(tl.int32), axis=1)
+        peak = tl.max(tl.where(wrong, float("-inf"), best), axis=1)
+        out += head * 2 * columns
+        tl.store(out, tl.sum(((broken > 0) & (t < t_end)).to(tl.float32), axis=0))
+        tl.store(out + columns, tl.max(tl.where((broken == 0) & (t < t_end), peak * unit, float("-inf")), axis=0))
+
+
+@jit
+def _logits(
+    queries: tl.tensor,
+    keys: tl.tensor,
+    scale: tl.tensor,
+    softcap: tl.tensor,
+    SOFTCAP: tl.constexpr,
+    SCALED: tl.constexpr,
+) -> tl.tensor:
+    """(BLOCK_T, BLOCK_S); without the scale where that can wait for the end."""
+    logits = tl.dot(queries, keys, input_precision="ieee")
+    if SCALED:
+        logits *= scale
+    if SOFTCAP:
+        logits = softcap * (1.0 - 2.0 / (tl.exp(2.0 * logits / softcap) + 1.0))  # tanh
+    return logits
+
+
+@jit
+def _add(
+    logits: tl.tensor, rate: tl.tensor, peak: tl.tensor, total: tl.tensor, moment: tl.tensor
+) -> tuple[tl.tensor, ...]:
+    """One more tile of the online softmax; exp(s) is 2 to the power of s * rate."""
+    higher = tl.maximum(peak, tl.max(logits, axis=1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    rescale = tl.exp2((peak - base) * rate)
+    moved = tl.where(total > 0.0, peak - base, 0.0)
+    away = logits - base[:, None]
+    weights = tl.exp2(away * rate)
+    moment = rescale * (moment + total * moved) + tl.sum(weights * tl.maximum(away, FAR), axis=1)
+    total = rescale * total + tl.sum(weights, axis=1)
+    return higher, total, moment
+
+
+@jit
+def _store(
+    out: tl.tensor, columns: tl.tensor, held: tl.tensor, peak: tl.tensor, total: tl.tensor, moment: tl.tensor
+) -> None:
+    broken = held & (total != total)
+    whole = held & (total > 0.0)
     length = tl.where(whole, total, 1.0)
     lse = tl.where(whole, peak + tl.log(length), 0.0)
     entropy = tl.where(whole, tl.log(length) - moment / length, 0.0)
-    out = partials + head * 7 * columns + sample * blocks + block
-    tl.store(out, tl.sum((whole | (broken > 0)).to(tl.float32), axis=0))
+    tl.store(out, tl.sum((whole | broken).to(tl.float32), axis=0))
     tl.store(out + columns, tl.sum(broken.to(tl.float32), axis=0))
     tl.store(out + 2 * columns, tl.sum(lse, axis=0))
     tl.store(out + 3 * columns, tl.sum(lse * lse, axis=0))

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stabwatch.kernels.constants import constant, sent, stream
 from stabwatch.kernels.launch import dense, fold, jit, on
 from stabwatch.kernels.moments.fused import BLOCK, FULL_FIELDS, reduce_chunk, tiles_of
 
@@ -97,7 +98,7 @@ class Plan:
 
 def _plan_of(tensors: Sequence[Tensor], kinds: Sequence[Hashable], group: Sequence[int], out: Tensor) -> Plan:
     sizes = tuple(x.numel() for x in tensors)
-    return _plan(sizes, tuple(kinds), tuple(group), len(out), out.device, _stream(out.device))
+    return _plan(sizes, tuple(kinds), tuple(group), len(out), out.device, stream(out.device))
 
 
 @lru_cache(maxsize=16)
@@ -107,7 +108,7 @@ def _plan(
     group: tuple[int, ...],
     groups: int,
     device: torch.device,
-    stream: int,
+    of_stream: int,
 ) -> Plan:
     tiles = tiles_of(sum(sizes), device)
     chunks = [triton.cdiv(n, tiles * BLOCK) for n in sizes]
@@ -118,31 +119,19 @@ def _plan(
         work.setdefault(kinds[i], []).extend((i, column + chunk, chunk) for chunk in range(chunks[i]))
         column += chunks[i]
         per_group[group[i]] += chunks[i]
-    tables = tuple((kind, _sent(zip(*rows, strict=True), device).view(3, -1)) for kind, rows in work.items() if rows)
-    return Plan(tiles, column, tables, _sent([sizes], device), _sent([accumulate(per_group, initial=0)], device))
+    tables = tuple((kind, _table(zip(*rows, strict=True), device).view(3, -1)) for kind, rows in work.items() if rows)
+    return Plan(tiles, column, tables, _table([sizes], device), _table([accumulate(per_group, initial=0)], device))
 
 
 def _pointers(tensors: Sequence[Tensor]) -> tuple[Tensor, bool]:
     """Where the tensors lie, and whether all of them are aligned."""
     addresses = tuple(x.data_ptr() for x in tensors)
     aligned = all(address % ALIGNMENT == 0 for address in addresses)
-    return _addresses(addresses, tensors[0].device, _stream(tensors[0].device)), aligned
+    return constant(addresses, torch.int64, tensors[0].device), aligned
 
 
-@lru_cache(maxsize=16)
-def _addresses(addresses: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    return _sent([addresses], device)
-
-
-def _sent(rows: Iterable[Iterable[int]], device: torch.device) -> Tensor:
-    """int64 numbers on the device, without waiting for them to arrive."""
-    numbers = torch.tensor([n for row in rows for n in row], dtype=torch.int64, pin_memory=device.type == "cuda")
-    return numbers.to(device, non_blocking=True)
-
-
-def _stream(device: torch.device) -> int:
-    """Part of each cache's key: what one stream copies, another must not read unordered."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+def _table(rows: Iterable[Iterable[int]], device: torch.device) -> Tensor:
+    return sent([n for row in rows for n in row], torch.int64, device)
 
 
 @jit

@@ -1,0 +1,33 @@
+"""Numbers that the host knows, on a device, without waiting for it.
+
+`torch.tensor(numbers, device=...)` copies from pageable memory, and that waits until all work queued before has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def sent(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A new tensor (n,) of these numbers."""
+    host = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
+
+
+def constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same, kept for the next time: not to be written to."""
+    return _kept(numbers, dtype, device, stream(device))
+
+
+@lru_cache(maxsize=256)
+def _kept(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device, of_stream: int) -> Tensor:
+    return sent(numbers, dtype, device)
+
+
+def stream(device: torch.device) -> int:
+    """The current stream. Part of the key of what is kept: what one stream copies, another must not read unordered."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
