@@ -38,17 +38,19 @@ class Governor:
     A tier of cost c (seconds for one measured step) that runs every k steps of s seconds costs c / (k s).
     Intervals are powers of two counted from step 0, so that ranks which measure different costs still
     sample common steps.
-    Cost is host time inside the probes, and where that does not show it (compiled graphs, accelerators) also the
-    difference between the median step with measurements and without.
+    Cost is host time inside the probes, and where that does not show it (compiled graphs) also the difference between
+    the median step with measurements and without. overlapped: steps are timed on an accelerator, and while that has
+    work queued the host's time costs nothing. There the difference is the cost, with two standard errors on top of it.
     """
 
-    def __init__(self, budget: float, every_step: bool = False) -> None:
+    def __init__(self, budget: float, every_step: bool = False, overlapped: bool = False) -> None:
         self._budget = budget
         self._every_step = every_step
+        self._overlapped = overlapped
         self._cost: dict[Tier, list[float]] = {"always": [], "sampled": [], "deep": []}
         self._bare: list[float] = []
         self._rest: dict[Tier, list[float]] = {"always": [], "sampled": [], "deep": []}
-        """Step time less the host's cost, by the dearest tier of the step; 'always' are the control steps."""
+        """Step time, less the host's cost where that is part of it, by the dearest tier; 'always': the control steps."""
         self._spent = 0.0
         self._elapsed = 0.0
         self._asked_deep = False
@@ -89,7 +91,7 @@ class Governor:
         """Learn from one finished step: its wall time and the host time spent in each tier."""
         ran: dict[Tier, bool] = {"always": plan.always, "sampled": plan.sampled, "deep": plan.deep}
         own = sum(cost.values())
-        rest = max(step_seconds - own, 1e-9)
+        rest = step_seconds if self._overlapped else max(step_seconds - own, 1e-9)
         _remember(self._bare, rest)
         _remember(self._rest["sampled" if plan.sampled else "deep" if plan.deep else "always"], rest)
         for tier, measured in ran.items():
@@ -98,26 +100,35 @@ class Governor:
         self._since_deep = 0 if plan.deep else self._since_deep + 1
         if plan.deep:
             self._asked_deep = False
-        hidden = sum(self._hidden(tier) for tier, measured in ran.items() if measured)
-        self._spent = 0.99 * self._spent + own + hidden
+        spent = sum(self._cost_of(tier, cost[tier]) for tier, measured in ran.items() if measured)
+        self._spent = 0.99 * self._spent + spent
         self._elapsed = 0.99 * self._elapsed + step_seconds
         self._stretch()
 
-    def _hidden(self, tier: Tier) -> float:
-        """Cost of a measured step that the host clock did not see, when it stands out of the noise."""
+    def _cost_of(self, tier: Tier, host: float) -> float:
+        """Seconds of a measured step: `host` in the probes, and what the times of steps tell besides."""
+        found = self._difference(tier)
+        if found is None:
+            return host
+        more, error = found
+        if self._overlapped:
+            return min(host + max(more, 0.0), max(more, 0.0) + 2 * error)
+        return host + (more if more > 3 * error else 0.0)
+
+    def _difference(self, tier: Tier) -> tuple[float, float] | None:
+        """Median step with this tier less the median control step, and its standard error; None: not known yet."""
         measured, control = self._rest[tier], self._rest["always"]
         if tier == "always" or len(measured) < 5 or len(control) < 5:
-            return 0.0
+            return None
         middle = median(control)
         spread = median(abs(x - middle) for x in control)
         error = MEDIAN_ERROR * spread * math.sqrt(1 / len(measured) + 1 / len(control))
-        more = median(measured) - middle
-        return more if more > 3 * error else 0.0
+        return median(measured) - middle, error
 
     def _stretch(self) -> None:
         step = median(self._bare)
         room = self._budget * step
-        cost = {tier: (median(seen) if seen else 0.0) + self._hidden(tier) for tier, seen in self._cost.items()}
+        cost = {tier: self._cost_of(tier, median(seen) if seen else 0.0) for tier, seen in self._cost.items()}
         for tier, share in SHARE.items():
             wanted = math.ceil(cost[tier] / max(room * share, 1e-12)) if cost[tier] > 0 else 1
             self.interval[tier] = min(LONGEST[tier], 1 << (wanted - 1).bit_length())

@@ -28,7 +28,7 @@ from stabwatch.durations import StepTimes
 from stabwatch.facts import learning_rate, open_folder, optimizer_facts, run_id, run_meta
 from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.guard import Guard
-from stabwatch.hooks.sites import Gate, first_tensor, unwrap
+from stabwatch.hooks.sites import Gate, device_of, first_tensor, unwrap
 from stabwatch.launch import AgentProcess
 from stabwatch.ranks import Ranks
 from stabwatch.runlog import SlotTable, Writer
@@ -97,7 +97,8 @@ class Watch:
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
         self._model = unwrap(model)
-        self._governor = Governor(self.config.overhead_budget, self.config.every_step)
+        on_accelerator = device_of(self._model, torch.device("cpu")).type == "cuda"
+        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=on_accelerator)
         self._clock = StepClock(optimizer)
         self._host = HostNumbers()
         self._agent: AgentProcess | None = None

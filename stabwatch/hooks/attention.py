@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stabwatch.hooks.sites import Site, new_cell
 from stabwatch.kernels.attention_bracket import brackets
-from stabwatch.kernels.attention_scores import largest_logit, score_statistics
+from stabwatch.kernels.attention_scores import fold_largest_logit, score_statistics
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.constants import constant
 from stabwatch.kernels.merge import merge_
@@ -84,7 +84,7 @@ def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", query.device)
     assert site.exact is not None
-    merge_(ATTENTION_EXACT, site.exact, largest_logit(query, key, mask, is_causal, scale))
+    fold_largest_logit(query, key, mask, is_causal, scale, site.exact)
 
 
 @torch.no_grad()

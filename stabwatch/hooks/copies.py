@@ -27,7 +27,7 @@ class Copies:
         out = []
         for t in tensors:
             if t.device.type != "cpu":
-                out.append(t.clone())
+                out.append(torch.empty_like(t))
                 continue
             key = (t.shape, t.dtype)
             kept = self._kept.setdefault(key, [])
@@ -35,4 +35,8 @@ class Copies:
                 kept.append(torch.empty(t.shape, dtype=t.dtype))
             out.append(kept[used[key]].copy_(t))
             used[key] += 1
+        pairs = [(copy, t) for copy, t in zip(out, tensors, strict=True) if t.device.type != "cpu"]
+        if pairs:
+            copies, live = zip(*pairs, strict=True)
+            torch._foreach_copy_(copies, live)
         return out

@@ -12,10 +12,8 @@ from stabwatch.hooks import deep, experts, traced
 from stabwatch.hooks.depth import Stacks
 from stabwatch.hooks.probe import Probing
 from stabwatch.hooks.sites import Chosen, Gate, Site, device_of, first_tensor, looks_like_attention, new_cell
-from stabwatch.kernels.merge import merge_
-from stabwatch.kernels.moments import moments
+from stabwatch.kernels.moments import fold_moments
 from stabwatch.kernels.where import is_fake, tracing
-from stabwatch.signals.reductions import MOMENTS
 
 
 class Cursor:
@@ -105,7 +103,7 @@ def _measure(site: Site, output: Any) -> None:
     with torch.no_grad():
         if not tracing() and site.activation.device != x.device:
             site.activation = new_cell("moments", x.device)
-        merge_(MOMENTS, site.activation, moments(x.detach()))
+        fold_moments(x.detach(), site.activation)
 
 
 class ModuleTaps:

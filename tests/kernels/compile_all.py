@@ -33,6 +33,9 @@ def variants():
     fold = {"SUMS": 3, "FIELDS": 8, "BLOCK": 512}
     yield "launch", "_fold", {"partials": "*fp32", "out": "*fp32"}, {"starts": None, "MERGE": False, **fold}
     yield "launch", "_fold", {"partials": "*fp32", "starts": "*i64", "out": "*fp32"}, {"MERGE": True, **fold}
+    for merge in (True, False):
+        constants = {"MERGE": merge, "HEADS": 16, "BLOCK": 256}
+        yield "attention_scores", "_largest", {"partials": "*fp32", "out": "*fp32"}, constants
     for full in (True, False):
         yield from attention(full)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 
@@ -70,6 +71,34 @@ def test_sampled_and_deep_do_not_fall_on_one_step():
 def test_cost_that_the_host_clock_does_not_see_is_found_in_the_step_time():
     share, _ = _simulate(Governor(0.01), 3000, 0.1, {"always": 1e-5, "sampled": 1e-5, "deep": 1e-5}, hidden=0.02)
     assert share <= 0.012
+
+
+def _overlapped(steps, step_seconds, host, kernels):
+    """On an accelerator that has `step_seconds` of work a step: (share by which steps are longer, plans)."""
+    governor, noise = Governor(0.01, overlapped=True), random.Random(0)
+    longer, plans = [], []
+    for step in range(steps):
+        plan = governor.plan(step)
+        ran = {"always": plan.always, "sampled": plan.sampled, "deep": plan.deep}
+        paid = {tier: host[tier] if ran[tier] else 0.0 for tier in host}
+        queueing = 0.04 + sum(paid.values())
+        seconds = max(step_seconds + sum(kernels for tier in ran if ran[tier]), queueing)
+        longer.append(seconds - max(step_seconds, 0.04))
+        governor.observe(plan, seconds * noise.gauss(1.0, 0.002), paid)
+        plans.append(plan)
+    return sum(longer[200:]) / (len(longer) - 200) / max(step_seconds, 0.04), plans
+
+
+def test_an_accelerator_with_work_queued_hides_the_time_of_the_host():
+    share, plans = _overlapped(3000, 0.1, {"always": 5e-4, "sampled": 1e-2, "deep": 2e-2}, kernels=5e-5)
+    assert share <= 0.01
+    assert sum(p.sampled for p in plans[200:]) > 0.4 * 2800, "a hundredth of its host time is what it costs"
+
+
+def test_an_accelerator_that_waits_for_the_host_does_not():
+    share, plans = _overlapped(3000, 0.01, {"always": 1e-4, "sampled": 1e-2, "deep": 2e-2}, kernels=5e-5)
+    assert share <= 0.011
+    assert sum(p.sampled for p in plans[200:]) < 0.05 * 2800
 
 
 def test_a_bracket_that_holds_the_limit_brings_the_exact_value_sooner():

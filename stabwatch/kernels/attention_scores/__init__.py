@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stabwatch.kernels.attention_scores import eager
 from stabwatch.kernels.dispatch import choose
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.signals.reductions import ATTENTION_EXACT
 
 
 def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Partials:
@@ -24,6 +25,18 @@ def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bo
 
         return fused.largest_logit(query, key, mask, is_causal, scale)
     return eager.largest_logit(query, key, mask, is_causal, scale)
+
+
+def fold_largest_logit(
+    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, cell: Tensor
+) -> None:
+    """Merge the largest logit of a call into a cell in place: float32 (4,)."""
+    if query.device == cell.device and choose(query).fused:
+        from stabwatch.kernels.attention_scores import fused
+
+        fused.largest_logit(query, key, mask, is_causal, scale, into=cell)
+    else:
+        merge_(ATTENTION_EXACT, cell, largest_logit(query, key, mask, is_causal, scale))
 
 
 def score_statistics(

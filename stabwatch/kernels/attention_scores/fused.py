@@ -36,12 +36,19 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
-    """Rows, non-finite rows, the largest logit, its head: float32 (4,)."""
-    found = _launched(query, key, mask, is_causal, scale, full=False)
-    logit, head = found[:, 1].max(dim=0)
-    b, h, t, _ = query.shape
-    return torch.stack((torch.full_like(logit, float(b * h * t)), found[:, 0].sum(), logit, head.float()))
+def largest_logit(
+    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, into: Tensor | None = None
+) -> Tensor:
+    """Rows, non-finite rows, the largest logit, its head: float32 (4,); merged into a cell (4,), if one is given."""
+    partials = _launched(query, key, mask, is_causal, scale, full=False)
+    h, _, columns = partials.shape
+    out = torch.empty(4, dtype=torch.float32, device=query.device) if into is None else into
+    with on(query.device):
+        _largest[(1,)](
+            partials, out, h, columns, query.shape[0] * h * query.shape[2], MERGE=into is not None,
+            HEADS=triton.next_power_of_2(h), BLOCK=max(16, 4096 // triton.next_power_of_2(h)), num_warps=8,
+        )  # fmt: skip
+    return out
 
 
 def score_statistics(
@@ -55,7 +62,10 @@ def score_statistics(
     stride: int = 1,
 ) -> Tensor:
     """Statistics of each head's rows, float32 (H, 7); see `stabwatch.kernels.attention_scores`."""
-    return _launched(query, key, mask, is_causal, scale, window, softcap, stride)
+    partials = _launched(query, key, mask, is_causal, scale, window, softcap, stride)
+    out = torch.empty((len(partials), FIELDS), dtype=torch.float32, device=query.device)
+    fold(partials, out, sums=SUMS)
+    return out
 
 
 def _launched(
@@ -69,7 +79,7 @@ def _launched(
     stride: int = 1,
     full: bool = True,
 ) -> Tensor:
-    """float32 (H, 7); or, if not full, (H, 2): rows that are not finite, the largest logit of the others."""
+    """float32 (H, 7, programs); if not full, (H, 2, programs): rows that are not finite, largest logit of the others."""
     q, k = query.detach(), key.detach()
     if q.dtype != k.dtype or not _multiplies(q.dtype):
         q, k = q.float(), k.float()
@@ -83,9 +93,7 @@ def _launched(
     width = max(16, triton.next_power_of_2(d))
     tiles = tiles_of(width, q.element_size())
     blocks = triton.cdiv(triton.cdiv(t, stride), tiles.rows)
-    fields, sums = (FIELDS, SUMS) if full else (2, 1)
-    partials = torch.empty((h, fields, b * blocks), dtype=torch.float32, device=q.device)
-    out = torch.empty((h, fields), dtype=torch.float32, device=q.device)
+    partials = torch.empty((h, FIELDS if full else 2, b * blocks), dtype=torch.float32, device=q.device)
     with on(q.device):
         _statistics[(b * h * blocks,)](
             q, k, m, partials, h, h // k.shape[1], t, s, d, blocks, b * blocks, stride,
@@ -94,8 +102,7 @@ def _launched(
             SCALED=softcap is not None or kind == ADDITIVE_MASK or factor < LEAST_SCALE, WHOLE=width == d,
             BLOCK_T=tiles.rows, BLOCK_S=tiles.keys, BLOCK_D=width, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-    fold(partials, out, sums=sums)
-    return out
+    return partials
 
 
 def _multiplies(kind: torch.dtype) -> bool:
@@ -106,7 +113,7 @@ def _multiplies(kind: torch.dtype) -> bool:
 def tiles_of(width: int, size: int) -> Tiles:
     """Tiles that fit the registers and the shared memory. width: of a head; size: bytes of a number."""
     if size == 2 and width <= 128:
-        return Tiles(128, 64, 8, 3)
+        return Tiles(128, 64, 8, 4)
     rows = 32 if width * size <= 1024 else 16
     return Tiles(rows, rows, 4, 2)
 
@@ -258,6 +265,45 @@ def _add(
     moment = rescale * (moment + total * moved) + tl.sum(weights * tl.maximum(away, FAR), axis=1)
     total = rescale * total + tl.sum(weights, axis=1)
     return higher, total, moment
+
+
+@jit
+def _largest(
+    partials: tl.tensor,
+    out: tl.tensor,
+    heads: tl.tensor,
+    columns: tl.tensor,
+    rows: tl.tensor,
+    MERGE: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The largest logit of all heads; of equal ones that of the first."""
+    head = tl.arange(0, HEADS)
+    broken = tl.full((HEADS, BLOCK), 0.0, tl.float32)
+    best = tl.full((HEADS, BLOCK), float("-inf"), tl.float32)
+    for start in range(0, columns, BLOCK):
+        at = start + tl.arange(0, BLOCK)[None, :]
+        held = (head[:, None] < heads) & (at < columns)
+        source = partials + head[:, None] * 2 * columns + at
+        broken += tl.load(source, mask=held, other=0.0)
+        best = tl.maximum(best, tl.load(source + columns, mask=held, other=float("-inf")))
+    of_head = tl.max(best, axis=1)
+    peak = tl.max(of_head, axis=0)
+    first = tl.min(tl.where(of_head == peak, head, HEADS), axis=0).to(tl.float32)
+    count = tl.full((), 0.0, tl.float32) + rows
+    wrong = tl.sum(tl.sum(broken, axis=1), axis=0)
+    if MERGE:
+        old, old_head = tl.load(out + 2), tl.load(out + 3)
+        count += tl.load(out)
+        wrong += tl.load(out + 1)
+        tied = tl.where(old == peak, tl.minimum(first, old_head), old_head)
+        first = tl.where(peak > old, first, tied)
+        peak = tl.maximum(peak, old)
+    tl.store(out, count)
+    tl.store(out + 1, wrong)
+    tl.store(out + 2, peak)
+    tl.store(out + 3, first)
 
 
 @jit

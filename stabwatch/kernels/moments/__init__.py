@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from stabwatch.kernels.dispatch import choose
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Partials, merge_
 from stabwatch.kernels.moments import eager
+from stabwatch.signals.reductions import MOMENTS
 
 
 def moments(x: Tensor) -> Partials:
@@ -22,6 +23,16 @@ def moments(x: Tensor) -> Partials:
 
         return fused.moments(x)
     return eager.moments(x)
+
+
+def fold_moments(x: Tensor, cell: Tensor) -> None:
+    """Merge the moments of `x` into a cell in place: float32 (4,)."""
+    if x.device == cell.device and choose(x).fused:
+        from stabwatch.kernels.moments import fused
+
+        fused.moments(x, into=cell)
+    else:
+        merge_(MOMENTS, cell, moments(x))
 
 
 def moments_full(x: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 A program reduces `tiles` tiles: lanes add at most MOST_TILES numbers in float32, then a tree adds the lanes; the
 partials of all programs are folded in float64. So the rounding does not grow with the length of the tensor.
+
+Whether a number is finite is not asked at first: if the sum of squares of a program is, all of its numbers are. Else it
+reads them once more, and asks.
 """
 
 from __future__ import annotations
@@ -14,18 +17,18 @@ from torch import Tensor
 from stabwatch.kernels.launch import dense, fold, jit, on, programs
 
 BLOCK = 2048
-MOST_TILES = 32
+MOST_TILES = 64
 FIELDS, FULL_FIELDS = 4, 7
 
 
-def moments(x: Tensor) -> Tensor:
-    """float32 (4,): count, sum of squares, non-finite count, absolute maximum."""
-    return _reduced(x, full=False)
+def moments(x: Tensor, into: Tensor | None = None) -> Tensor:
+    """float32 (4,): count, sum of squares, non-finite count, absolute maximum; merged into a cell, if one is given."""
+    return _reduced(x, into, full=False)
 
 
 def moments_full(x: Tensor) -> Tensor:
     """float32 (7,): count, sum, sum of squares, sum of fourth powers, zeros, non-finite count, absolute maximum."""
-    return _reduced(x, full=True)
+    return _reduced(x, None, full=True)
 
 
 def tiles_of(n: int, device: torch.device) -> int:
@@ -33,18 +36,18 @@ def tiles_of(n: int, device: torch.device) -> int:
     return max(1, min(MOST_TILES, n // (BLOCK * programs(device))))
 
 
-def _reduced(x: Tensor, full: bool) -> Tensor:
+def _reduced(x: Tensor, into: Tensor | None, full: bool) -> Tensor:
     x = dense(x.detach())
     n = x.numel()
     tiles = tiles_of(n, x.device)
     count = max(1, triton.cdiv(n, BLOCK * tiles))
     fields = FULL_FIELDS if full else FIELDS
     partials = torch.empty((fields, count), dtype=torch.float32, device=x.device)
-    out = torch.empty((1, fields), dtype=torch.float32, device=x.device)
+    out = torch.empty(fields, dtype=torch.float32, device=x.device) if into is None else into
     with on(x.device):
         _partials[(count,)](x, partials, n, tiles, count, FULL=full, BLOCK=BLOCK, num_warps=8)
-    fold(partials, out, sums=fields - 1)
-    return out[0]
+    fold(partials, out.view(1, fields), sums=fields - 1, merge=into is not None)
+    return out
 
 
 @jit
@@ -73,34 +76,52 @@ def reduce_chunk(
     BLOCK: tl.constexpr,
 ) -> None:
     """Partials of x[start : start + tiles * BLOCK], cut at n, to out[0], out[stride], ..."""
+    held = tl.maximum(tl.minimum(n - start, tiles * BLOCK), 0)
+    first, second, fourth, zeros, broken, peak = _pass(x, n, start, held, False, FULL, BLOCK)
+    if not second < float("inf"):
+        first, second, fourth, zeros, broken, peak = _pass(x, n, start, held, True, FULL, BLOCK)
+    tl.store(out, held.to(tl.float32))
+    if FULL:
+        tl.store(out + stride, first)
+        tl.store(out + 2 * stride, second)
+        tl.store(out + 3 * stride, fourth)
+        tl.store(out + 4 * stride, zeros)
+        tl.store(out + 5 * stride, broken)
+        tl.store(out + 6 * stride, peak)
+    else:
+        tl.store(out + stride, second)
+        tl.store(out + 2 * stride, broken)
+        tl.store(out + 3 * stride, peak)
+
+
+@jit
+def _pass(
+    x: tl.tensor,
+    n: tl.tensor,
+    start: tl.tensor,
+    held: tl.tensor,
+    CAREFUL: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
     lanes = tl.arange(0, BLOCK)
     nothing = tl.full((BLOCK,), 0.0, tl.float32)
     first, second, fourth, zeros, broken, peak = nothing, nothing, nothing, nothing, nothing, nothing
-    held = tl.maximum(tl.minimum(n - start, tiles * BLOCK), 0)
     whole = held // BLOCK
     for tile in range(whole):  # without a mask, so that loads are 16 bytes wide whatever n is
         value = tl.load(x + start + tile * BLOCK + lanes).to(tl.float32)
+        zero = value == 0.0
         first, second, fourth, zeros, broken, peak = _add(
-            value, value == 0.0, first, second, fourth, zeros, broken, peak, FULL
+            value, zero, first, second, fourth, zeros, broken, peak, CAREFUL, FULL
         )
     if whole * BLOCK < held:
         at = start + whole * BLOCK + lanes
         value = tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)
+        zero = (value == 0.0) & (at < n)
         first, second, fourth, zeros, broken, peak = _add(
-            value, (value == 0.0) & (at < n), first, second, fourth, zeros, broken, peak, FULL
+            value, zero, first, second, fourth, zeros, broken, peak, CAREFUL, FULL
         )
-    tl.store(out, held.to(tl.float32))
-    if FULL:
-        tl.store(out + stride, tl.sum(first, axis=0))
-        tl.store(out + 2 * stride, tl.sum(second, axis=0))
-        tl.store(out + 3 * stride, tl.sum(fourth, axis=0))
-        tl.store(out + 4 * stride, tl.sum(zeros, axis=0))
-        tl.store(out + 5 * stride, tl.sum(broken, axis=0))
-        tl.store(out + 6 * stride, tl.max(peak, axis=0))
-    else:
-        tl.store(out + stride, tl.sum(second, axis=0))
-        tl.store(out + 2 * stride, tl.sum(broken, axis=0))
-        tl.store(out + 3 * stride, tl.max(peak, axis=0))
+    return tl.sum(first), tl.sum(second), tl.sum(fourth), tl.sum(zeros), tl.sum(broken), tl.max(peak)
 
 
 @jit
@@ -113,13 +134,15 @@ def _add(
     zeros: tl.tensor,
     broken: tl.tensor,
     peak: tl.tensor,
+    CAREFUL: tl.constexpr,
     FULL: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
-    finite = tl.abs(value) < float("inf")
-    value = tl.where(finite, value, 0.0)
+    if CAREFUL:
+        finite = tl.abs(value) < float("inf")
+        value = tl.where(finite, value, 0.0)
+        broken += tl.where(finite, 0.0, 1.0)
     square = value * value
     second += square
-    broken += tl.where(finite, 0.0, 1.0)
     peak = tl.maximum(peak, tl.abs(value))
     if FULL:
         first += value

@@ -49,7 +49,7 @@ def takes_change(before: Sequence[Tensor], after: Sequence[Tensor], out: Tensor)
 
 def grouped_moments(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
     """Merge the moments of each tensor into row `group[i]` of `out`: float32 (groups, 4), or (groups, 7) for all."""
-    tensors = [dense(x.detach()) for x in tensors]
+    tensors = [dense(x) for x in tensors]
     plan = _plan_of(tensors, [x.dtype for x in tensors], group, out)
     pointers, aligned = _pointers(tensors)
     partials = torch.empty((out.shape[1], plan.columns), dtype=torch.float32, device=out.device)
