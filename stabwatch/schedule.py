@@ -50,7 +50,7 @@ class Governor:
         self._cost: dict[Tier, list[float]] = {"always": [], "sampled": [], "deep": []}
         self._bare: list[float] = []
         self._rest: dict[Tier, list[float]] = {"always": [], "sampled": [], "deep": []}
-        """Step time, less the host's cost where that is part of it, by the dearest tier; 'always': the control steps."""
+        """Step time, less the host's cost where it is part of it, by the dearest tier; 'always': the control steps."""
         self._spent = 0.0
         self._elapsed = 0.0
         self._asked_deep = False

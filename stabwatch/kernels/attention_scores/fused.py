@@ -79,7 +79,7 @@ def _launched(
     stride: int = 1,
     full: bool = True,
 ) -> Tensor:
-    """float32 (H, 7, programs); if not full, (H, 2, programs): rows that are not finite, largest logit of the others."""
+    """float32 (H, 7, programs); if not full, (H, 2, programs): rows not finite, the largest logit of the others."""
     q, k = query.detach(), key.detach()
     if q.dtype != k.dtype or not _multiplies(q.dtype):
         q, k = q.float(), k.float()
