@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import stabwatch
 from benchmarks.report import machine, table
 from stabwatch.demo import GPT, DemoConfig, batches, corpus
-from stabwatch.hooks.deep import TURNS
+from stabwatch.schedule import TURNS
 from stabwatch.signals import CATALOGUE, Signal
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"

@@ -22,7 +22,6 @@ NOT_CALLED = "this module was not called in the training forward (its parameters
 NO_LOSS = "no cross_entropy, no `.loss` on the model's output and no backward was seen; use `watch.log(loss=...)`"
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
-NO_UPDATE = "no optimizer step updated these parameters, or their turn has not come"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 
 IN_GRAPH = "inside a compiled graph branch_trunk_ratio and plugins at activations are not measured"
@@ -51,6 +50,7 @@ class Coverage:
     def __init__(self, sites: Iterable[Site], parameters: ParameterTaps, expected: Iterable[Cell]) -> None:
         self._sites = tuple(sites)
         self._expected = tuple(expected)
+        self._parameters = parameters
         self._reasons: dict[tuple[str, str], str] = {
             ("update", layer): "its parameters do not fit into `update_bytes`" for layer in parameters.too_large
         }
@@ -64,15 +64,18 @@ class Coverage:
     def missing(self, fired: set[Cell]) -> list[dict[str, str]]:
         """One entry {tap, site, reason} for everything that should have been seen and was not."""
         hooked = any(cell.tap == "activation" for cell in fired)
-        out = [self._entry(cell, hooked) for cell in self._expected if cell not in fired]
+        out = [self._entry(cell, hooked) for cell in self._expected if cell not in fired and not self._early(cell)]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:
                 out += self._attention(site, fired)
         return out
 
+    def _early(self, cell: Cell) -> bool:
+        return cell.tap == "update" and self._parameters.awaits_turn(cell.site)
+
     def _entry(self, cell: Cell, hooked: bool) -> dict[str, str]:
         silent = NOT_CALLED if hooked else COMPILED
-        fallback = {"activation": silent, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_UPDATE}
+        fallback = {"activation": silent, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
         reason = {LOSS: NO_LOSS, LOGITS: NO_LOGITS}.get(cell, fallback.get(cell.tap, "it was never measured"))
         with self._lock:
             reason = self._reasons.get((cell.tap, cell.site), reason)

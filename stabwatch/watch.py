@@ -26,7 +26,6 @@ from stabwatch.config import Config
 from stabwatch.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
 from stabwatch.durations import StepTimes
 from stabwatch.facts import learning_rate, open_folder, optimizer_facts, run_id, run_meta
-from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.guard import Guard
 from stabwatch.hooks.sites import Gate, device_of, first_tensor, unwrap
 from stabwatch.launch import AgentProcess
@@ -288,8 +287,9 @@ class Watch:
         # inside a compiled graph the deep tier stands in the graph of the sampled one
         self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.gate.traced), plan.deep)
         self.gate.open, self.gate.sampled, self.gate.deep = self._plan.always, self._plan.sampled, self._plan.deep
-        self.gate.turn = (self.gate.turn + self._plan.deep) % TURNS
-        self.gate.coming = (self.gate.turn + 1) % TURNS if self._governor.plan(self.step + 1).deep else None
+        turns = self.gate.turns = self._governor.turns
+        self.gate.turn = (self.gate.turn + self._plan.deep) % turns
+        self.gate.coming = (self.gate.turn + 1) % turns if self._governor.plan(self.step + 1).deep else None
         self.gate.recording = False
 
     # -- reporting ----------------------------------------------------------------------------------

@@ -26,8 +26,6 @@ from stabwatch.kernels.shape import shape
 from stabwatch.kernels.tokens import tokens
 from stabwatch.runlog import Cell
 
-TURNS = 8
-"""A deep step measures one site in so many."""
 ELEMENTS = 1 << 16
 """Numbers of a residual stream that tails and formats are judged by: whole tokens, evenly spread."""
 POINTS = 128
@@ -45,14 +43,14 @@ _WRITER = ("mean_mode", "units", "branch")
 
 
 class DeepTaps:
-    """Gives each site its role and its turn, and keeps the cells. Random numbers come from a generator of its own."""
+    """Gives each site its role and its place in the turns, keeps the cells, and a generator for what is drawn."""
 
     def __init__(self, roles: Mapping[Site, Role], device: torch.device) -> None:
         self.generator = torch.Generator().manual_seed(0)
         cells: list[Cell] = []
         busy = [site for site, role in roles.items() if role.residual or role.writer or role.bends or role.stack]
-        for turn, site in enumerate(busy):
-            site.turn = turn % TURNS
+        for place, site in enumerate(busy):
+            site.place = place
         for site, role in roles.items():
             site.role = role
             cells += [Cell("residual", site.name, r) for r in _RESIDUAL if role.residual]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.copies import Copies
-from stabwatch.hooks.deep import ELEMENTS, TURNS
+from stabwatch.hooks.deep import ELEMENTS
 from stabwatch.hooks.last_changes import LastChanges
 from stabwatch.hooks.parameters import local
 from stabwatch.hooks.spectra import Spectra
@@ -28,11 +28,11 @@ SHARDED = "this rank holds only a part of the matrix"
 
 @dataclass
 class Member:
-    """A parameter, where it belongs, when its turn is, and its spectra."""
+    """A parameter, the layer where it belongs, the layer's place in the turns, and its spectra."""
 
     layer: str
     parameter: nn.Parameter
-    turn: int
+    place: int
     spectra: Spectra
 
 
@@ -46,9 +46,9 @@ class DeepParameters:
         modules = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
         owned = [(layer, name, p) for layer, name, p in owned if p.is_floating_point()]
         layers = list(dict.fromkeys(layer for layer, _, _ in owned))
-        turns = {layer: i % TURNS for i, layer in enumerate(layers)}
+        places = {layer: i for i, layer in enumerate(layers)}
         self._members = {
-            id(p): Member(layer, p, turns[layer], Spectra(name, p, modules.get(id(p)))) for layer, name, p in owned
+            id(p): Member(layer, p, places[layer], Spectra(name, p, modules.get(id(p)))) for layer, name, p in owned
         }
         cells = [Cell("step", "", "descent"), *(Cell(tap, layer, r) for layer in layers for tap, r in _LAYER_CELLS)]
         for m in self._members.values():
@@ -60,9 +60,9 @@ class DeepParameters:
         self._last = LastChanges()
 
     @torch.no_grad()
-    def before(self, optimizer: Any, turn: int) -> None:
+    def before(self, optimizer: Any) -> None:
         """Gradients of the layers whose turn it is, by formats; their parameters are copied."""
-        mine = [m for m in self._of(optimizer) if m.turn == turn and m.parameter.grad is not None]
+        mine = self._whose_turn(optimizer, self._watch.gate.turn)
         self._held = list(zip(mine, self._copies.of([local(m.parameter) for m in mine]), strict=True))
         self._run("precision", self._formats, mine)
         self._run("exponents", self._exponents, mine)
@@ -84,7 +84,7 @@ class DeepParameters:
     @torch.no_grad()
     def before_turn(self, optimizer: Any, turn: int) -> None:
         """The next step is the turn's: some numbers of its parameters are copied, to see what this one does."""
-        mine = [m for m in self._of(optimizer) if m.turn == turn and m.parameter.grad is not None]
+        mine = self._whose_turn(optimizer, turn)
         self._last.hold([local(m.parameter) for m in mine])
 
     def after_turn(self) -> None:
@@ -169,6 +169,10 @@ class DeepParameters:
     def _fold(self, tap: str, spectra: Spectra, partials: Tensor) -> None:
         for name, row in zip(spectra.names, partials, strict=True):
             self.store.fold(tap, name, "spectrum", row)
+
+    def _whose_turn(self, optimizer: Any, turn: int) -> list[Member]:
+        turns = self._watch.gate.turns
+        return [m for m in self._of(optimizer) if m.place % turns == turn and m.parameter.grad is not None]
 
     def _of(self, optimizer: Any) -> list[Member]:
         params = (p for group in optimizer.param_groups for p in group["params"])

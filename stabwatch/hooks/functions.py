@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stabwatch.hooks import attention, loss, traced
-from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.modules import CURSOR, in_backward
 from stabwatch.hooks.patching import Patch
 from stabwatch.kernels.where import is_fake, tracing
@@ -49,7 +48,7 @@ def scaled_dot_product_attention(
             site.watch.guard.run("attention", "always", attention.note_call, site, out, *call[:4])
             if site.gate.deep:
                 site.watch.guard.run("attention_exact", "deep", attention.exact, site, *call)
-                if site.bracket is not None and site.bracket % TURNS == site.gate.turn:
+                if site.gate.takes(site.bracket):
                     site.watch.guard.run("attention_entropy", "deep", attention.entropy, site, *call)
     return out
 

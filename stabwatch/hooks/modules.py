@@ -90,7 +90,7 @@ def _see(site: Site, module: nn.Module, args: Any, output: Any) -> None:
         guard.run("activation", "sampled", _measure, site, output)
     if site.gate.sampled and site.role.top_k:
         guard.run("router", "sampled", experts.routed, site, module, args)
-    if site.gate.deep and site.turn == site.gate.turn:
+    if site.gate.takes(site.place):
         deep.observe(site, module, args, output)
     if site.activation is not None:
         site.watch.plugins.activation(site, output)

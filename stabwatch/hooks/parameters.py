@@ -61,6 +61,10 @@ class ParameterTaps:
         """Measured steps that one round over all updates takes."""
         return len(self._turns)
 
+    def awaits_turn(self, layer: str) -> bool:
+        """True while the updates of a layer have not had their first turn."""
+        return any(self.layers.index(layer) in turn for turn in self._turns[self._turn :])
+
     def owns(self, optimizer: Any) -> bool:
         """True if the optimizer steps a parameter of this model."""
         return any(id(p) in self._by_id for group in optimizer.param_groups for p in group["params"])

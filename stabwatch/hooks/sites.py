@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stabwatch.hooks.roles import NO_ROLE, Role, find_roles
 from stabwatch.kernels.merge import empty_cell
 from stabwatch.runlog import Cell
+from stabwatch.schedule import TURNS
 from stabwatch.signals.declaration import Tier
 from stabwatch.signals.reductions import REDUCTIONS
 
@@ -51,6 +52,8 @@ class Gate:
         """Anything at all may be measured in this step."""
         self.sampled = False
         self.deep = False
+        self.turns = TURNS
+        """Over how many deep steps the sites that take turns are dealt out."""
         self.turn = 0
         """Which of the sites that share the deep steps is measured in this one."""
         self.coming: int | None = None
@@ -61,6 +64,10 @@ class Gate:
         """A plugin wants to see module outputs at every step."""
         self.recording = False
         """The model's forward is under way (or has just run) with gradients enabled."""
+
+    def takes(self, place: int | None) -> bool:
+        """Has the site with this place in the order of turns its turn now?"""
+        return self.deep and place is not None and place % self.turns == self.turn
 
     def allows(self, tier: Tier) -> bool:
         """Is this tier measured now?"""
@@ -92,7 +99,8 @@ class Site:
         """Row in the watch's `Brackets`, for modules that may call attention."""
         self.exact: Tensor | None = None
         self.role = NO_ROLE
-        self.turn: int | None = None
+        self.place: int | None = None
+        """In the order of the sites that take turns."""
         self.mark: Tensor | None = None
         self.gradient_mark: Tensor | None = None
         """Int64 (2,) on the host: the site's number, and how often a compiled graph has looked at it (`traced.py`)."""

@@ -70,7 +70,7 @@ class StepTaps:
             run("weight", "sampled", self._parameters.measure_weights, optimizer)
             run("update", "sampled", self._parameters.hold, optimizer)
         if gate.deep:
-            run("hold", "deep", self._deep.before, optimizer, gate.turn)
+            run("hold", "deep", self._deep.before, optimizer)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.before, optimizer)
         if gate.coming is not None:

@@ -42,7 +42,7 @@ def observe(mark: Tensor, tensors: list[Tensor]) -> None:
         return  # the watch has ended, or this is a recomputation, counted already
     if site.role.top_k:
         site.watch.guard.run("router", "sampled", experts.routed, site, module, tuple(tensors))
-    if site.gate.deep and site.turn == site.gate.turn:
+    if site.gate.takes(site.place):
         deep.observe_traced(site, module, tuple(tensors))
 
 
@@ -51,7 +51,7 @@ def observe_gradient(mark: Tensor, inputs: Tensor, gradient: Tensor) -> None:
     """A residual writer that was called with `inputs` got this gradient of its output."""
     mark[1] += 1
     site = _sites.get(int(mark[0]))
-    if site is not None and site.gate.deep and site.turn == site.gate.turn:
+    if site is not None and site.gate.takes(site.place):
         deep.observe_gradient(site, inputs, gradient)
 
 
@@ -62,9 +62,7 @@ def observe_attention(
     """`scaled_dot_product_attention` was called with these."""
     mark[1] += 1
     site = _sites.get(int(mark[0]))
-    if site is None or not site.gate.deep or torch._C._current_graph_task_id() != -1:
-        return
-    if site.bracket is not None and site.bracket % deep.TURNS == site.gate.turn:
+    if site is not None and site.gate.takes(site.bracket) and torch._C._current_graph_task_id() == -1:
         call = (query, key, mask, is_causal, scale)
         site.watch.guard.run("attention_entropy", "deep", attention.entropy, site, *call)
 

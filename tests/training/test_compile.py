@@ -13,10 +13,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from stabwatch.coverage import IN_GRAPH
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.traced import observe
 from stabwatch.runlog import Cell
-from stabwatch.schedule import Plan
+from stabwatch.schedule import TURNS, Plan
 from tests.training.models import Mixture
 
 CONFIG = DemoConfig(width=32, layers=3, heads=2, context=16)
@@ -203,7 +202,7 @@ def test_recomputation_is_not_seen_twice_and_an_ended_watch_sees_nothing(attach)
     model = GPT(CONFIG)
     attach(model)
     site = model.blocks[0]._stabwatch
-    site.gate.deep, site.gate.turn = True, site.turn
+    site.gate.deep, site.gate.turn = True, site.place
     cells = site.watch.deep.store
     row = cells._rows[Cell("residual", "blocks.0", "shape")]
     observe(site.mark, [torch.ones(2, 3, 32)])

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.deep import TURNS
 from stabwatch.hooks.sites import choose
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.router.naive import router
+from stabwatch.schedule import TURNS
 from stabwatch.signals import CATALOGUE, ranks
 
 transformers = pytest.importorskip("transformers")
