@@ -37,6 +37,8 @@ RESULTS = Path(__file__).with_name("results")
 WARM, REPEATS = 3, 15
 IN_A_ROW = 10
 """Calls that are timed together on an accelerator: the host queues them while it works, as in a training."""
+ENOUGH = 0.02
+"""Seconds that a measurement may take; of slow calls fewer are timed together."""
 FORMS = {"plain torch": "eager", "fused": ""}
 
 
@@ -55,11 +57,11 @@ class Case:
 class Sizes:
     tensor: tuple[int, int, int]
     list_of: int
-    attention: tuple[int, int, int, int, int]  # B, H, G, T, D
+    attention: tuple[tuple[int, int, int, int, int], ...]  # B, H, G, T, D of each call
 
 
-LARGE = Sizes(tensor=(16, 4096, 4096), list_of=64, attention=(4, 32, 8, 4096, 128))
-SMALL = Sizes(tensor=(4, 512, 512), list_of=16, attention=(1, 4, 4, 512, 64))
+LARGE = Sizes(tensor=(16, 4096, 4096), list_of=64, attention=((4, 32, 8, 4096, 128), (16, 16, 16, 2048, 64)))
+SMALL = Sizes(tensor=(4, 512, 512), list_of=16, attention=((1, 4, 4, 512, 64),))
 
 
 def cases(sizes: Sizes, device: torch.device) -> list[Case]:
@@ -80,11 +82,10 @@ def cases(sizes: Sizes, device: torch.device) -> list[Case]:
         rows, before = rows[:, :3].clone(), [p.clone() for p in parts]
         change = lambda b=before, p=parts, g=group, r=rows: grouped_change(b, p, g, r)  # noqa: E731
         found.append(Case("grouped_change", label, change, 3 * x.nbytes))
-    return found + list(_attention(sizes, device))
+    return found + [case for call in sizes.attention for case in _attention(*call, device)]
 
 
-def _attention(sizes: Sizes, device: torch.device) -> list[Case]:
-    b, h, g, t, d = sizes.attention
+def _attention(b: int, h: int, g: int, t: int, d: int, device: torch.device) -> list[Case]:
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     q, k = torch.randn(b, h, t, d, device=device).to(kind), torch.randn(b, g, t, d, device=device).to(kind)
     whole = k.repeat_interleave(h // g, dim=1)
@@ -105,21 +106,22 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     """Median time of one call, on the device's own clock where it has one."""
     for _ in range(WARM):
         call()
-    return statistics.median(_once(call, device) for _ in range(REPEATS))
+    count = max(1, min(IN_A_ROW, int(ENOUGH / _once(call, device, 1)))) if device.type == "cuda" else 1
+    return statistics.median(_once(call, device, count) for _ in range(REPEATS))
 
 
-def _once(call: Callable[[], object], device: torch.device) -> float:
+def _once(call: Callable[[], object], device: torch.device, count: int) -> float:
     if device.type != "cuda":
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
-    for _ in range(IN_A_ROW):
+    for _ in range(count):
         call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / IN_A_ROW
+    return begin.elapsed_time(end) / 1e3 / count
 
 
 def copy_rate(sizes: Sizes, device: torch.device) -> float:

@@ -16,7 +16,7 @@ from stabwatch.hooks.copies import Copies
 from stabwatch.hooks.deep import ELEMENTS
 from stabwatch.hooks.last_changes import LastChanges
 from stabwatch.hooks.parameters import local
-from stabwatch.hooks.spectra import Spectra
+from stabwatch.hooks.spectra import Spectra, of_updates, of_weights
 from stabwatch.hooks.store import CellStore
 from stabwatch.kernels.direction import adam, direction, invariance, radial, together
 from stabwatch.kernels.exponent_histogram import exponents
@@ -157,14 +157,15 @@ class DeepParameters:
                 self.store.fold("optimizer", m.layer, "adam", found)
 
     def _all_spectra(self, changes: list[tuple[Member, Tensor, Tensor]]) -> None:
-        for m, _, change in changes:
-            new = local(m.parameter)
-            if new.shape != m.parameter.shape:
-                for name in m.spectra.names:
-                    self._watch.unmeasured("matrix", name, SHARDED)
-            elif m.spectra.names:
-                self._fold("matrix", m.spectra, m.spectra.of_weight(new))
-                self._fold("matrix_update", m.spectra, m.spectra.of_update(change))
+        whole = [(m.spectra, local(m.parameter), change) for m, _, change in changes if _is_whole(m.parameter)]
+        weights = [(spectra, weight) for spectra, weight, _ in whole if spectra.names]
+        updates = [(spectra, change) for spectra, _, change in whole if spectra.names]
+        for spectra, partials in of_weights(weights):
+            self._fold("matrix", spectra, partials)
+        for spectra, partials in of_updates(updates):
+            self._fold("matrix_update", spectra, partials)
+        for name in (n for m, _, _ in changes if not _is_whole(m.parameter) for n in m.spectra.names):
+            self._watch.unmeasured("matrix", name, SHARDED)
 
     def _fold(self, tap: str, spectra: Spectra, partials: Tensor) -> None:
         for name, row in zip(spectra.names, partials, strict=True):
@@ -183,6 +184,11 @@ _LAYER_CELLS = (
     ("update", "direction"), ("update", "invariance"), ("update", "radial"), ("update", "successive"),
     ("optimizer", "adam"), ("gradient", "precision"), ("gradient", "exponents"), ("gradient", "descent"),
 )  # fmt: skip
+
+
+def _is_whole(parameter: Tensor) -> bool:
+    """Not a shard of it."""
+    return local(parameter).shape == parameter.shape
 
 
 def _dense(gradient: Tensor | None) -> bool:

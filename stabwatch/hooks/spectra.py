@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -16,37 +19,74 @@ UPDATE_ITERATIONS = 2
 
 
 class Spectra:
-    """One parameter. names: of its matrices (fused queries, keys and values are three, a stack of experts is many)."""
+    """One parameter. names: of its matrices (fused queries, keys and values are three, a stack of experts is many).
+
+    basis, update_basis: where the last visit ended, float32 (matrices, columns, RANK).
+    """
 
     def __init__(self, name: str, parameter: Tensor, module: nn.Module | None) -> None:
         self._module = module
         parts, _ = matrices(name, parameter, module)
         self._name = name
         self.names = tuple(f"{name}.{part}" if part else name for part in parts)
-        self._basis: Tensor | None = None
-        self._update_basis: Tensor | None = None
+        self.basis: Tensor | None = None
+        self.update_basis: Tensor | None = None
 
-    def of_weight(self, weight: Tensor) -> Tensor:
-        """float32 (matrices, 5): partials of `spectrum`, by one more iteration from where the last visit ended."""
-        x = self._parts(weight)
-        if self._basis is None:
-            self._basis = start(x, RANK)
-            for _ in range(FIRST_ITERATIONS):
-                self._basis = iterate(x, self._basis)[1]
-        values, self._basis, residual = iterate(x, self._basis)
-        return _partials(x, values, residual)
-
-    def of_update(self, change: Tensor) -> Tensor:
-        """The same of a step's change."""
-        x = self._parts(change)
-        if self._update_basis is None:
-            self._update_basis = start(x, RANK)
-        for _ in range(UPDATE_ITERATIONS):
-            values, self._update_basis, residual = iterate(x, self._update_basis)
-        return _partials(x, values, residual)
-
-    def _parts(self, x: Tensor) -> Tensor:
+    def parts(self, x: Tensor) -> Tensor:
+        """The matrices (n, R, C) of the parameter, or of something of its shape."""
         return matrices(self._name, x, self._module)[1]
+
+
+def of_weights(found: Sequence[tuple[Spectra, Tensor]]) -> Iterator[tuple[Spectra, Tensor]]:
+    """float32 (matrices, 5) of each: partials of `spectrum`, by one more iteration from where the last visit ended."""
+    for group in _by_shape(found, [s.basis for s, _ in found]):
+        basis = group.basis
+        if basis is None:
+            basis = start(group.x, RANK)
+            for _ in range(FIRST_ITERATIONS):
+                basis = iterate(group.x, basis)[1]
+        values, basis, residual = iterate(group.x, basis)
+        for spectra, kept, partials in group.split(basis, _partials(group.x, values, residual)):
+            spectra.basis = kept
+            yield spectra, partials
+
+
+def of_updates(found: Sequence[tuple[Spectra, Tensor]]) -> Iterator[tuple[Spectra, Tensor]]:
+    """The same of a step's changes."""
+    for group in _by_shape(found, [s.update_basis for s, _ in found]):
+        basis = start(group.x, RANK) if group.basis is None else group.basis
+        for _ in range(UPDATE_ITERATIONS):
+            values, basis, residual = iterate(group.x, basis)
+        for spectra, kept, partials in group.split(basis, _partials(group.x, values, residual)):
+            spectra.update_basis = kept
+            yield spectra, partials
+
+
+@dataclass
+class _Group:
+    """Matrices of one shape (n, R, C), of several parameters, and the blocks of those that have been visited."""
+
+    members: list[Spectra]
+    sizes: list[int]
+    x: Tensor
+    basis: Tensor | None
+
+    def split(self, basis: Tensor, partials: Tensor) -> Iterator[tuple[Spectra, Tensor, Tensor]]:
+        parts = zip(self.members, basis.split(self.sizes), partials.split(self.sizes), strict=True)
+        return ((spectra, kept.clone(), rows) for spectra, kept, rows in parts)
+
+
+def _by_shape(found: Sequence[tuple[Spectra, Tensor]], bases: Sequence[Tensor | None]) -> Iterator[_Group]:
+    """Iterated together: a few launches for all of them."""
+    groups: dict[tuple[object, ...], list[tuple[Spectra, Tensor, Tensor | None]]] = {}
+    for (spectra, tensor), basis in zip(found, bases, strict=True):
+        x = spectra.parts(tensor)
+        groups.setdefault((x.shape[1:], x.dtype, x.device, basis is None), []).append((spectra, x, basis))
+    for group in groups.values():
+        members, xs, kept = (list(column) for column in zip(*group, strict=True))
+        visited = [basis for basis in kept if basis is not None]
+        x = xs[0] if len(xs) == 1 else torch.cat(xs)
+        yield _Group(members, [len(y) for y in xs], x, torch.cat(visited) if visited else None)
 
 
 def _partials(x: Tensor, values: Tensor, residual: Tensor) -> Tensor:

@@ -87,6 +87,10 @@ class Waits(warnings.catch_warnings):
         super().__init__(record=False)
         self.lines = set()
 
+    def __enter__(self):
+        super().__enter__()
+        return self
+
     def begin(self, step):
         """What is compiled and allocated in the first steps is not looked at."""
         if step == 4:

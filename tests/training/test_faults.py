@@ -34,7 +34,7 @@ def _boom(*args, **kwargs):
 TAPS = {
     "activation": (modules, "_measure"),
     "attention": (attention, "saved_logsumexp"),
-    "attention_exact": (attention, "largest_logit"),
+    "attention_exact": (attention, "fold_largest_logit"),
     "loss": (loss, "cross_entropy"),
     "clip": (RunCells, "fold_clip"),
     "gradient": (ParameterTaps, "measure_gradients"),

@@ -83,5 +83,5 @@ def _directions(n: int, k: int, device: torch.device) -> Tensor:
 
 
 def _least(x: Tensor) -> Tensor:
-    """x, or 1 where it is zero: to divide by."""
-    return torch.where(x > 0, x, 1.0)
+    """x, or the least number where it is zero: to divide zeros by."""
+    return x.clamp(min=torch.finfo(x.dtype).tiny)
