@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -171,11 +172,12 @@ Times = dict[str, list[list[tuple[str, float]]]]
 
 
 def measure(
-    names: list[str], plan: Plan, job: Job = work, at_once: bool = False
+    names: list[str], plan: Plan, job: Job = work, at_once: bool = False, seconds: float = math.inf
 ) -> tuple[Times, dict[str, dict[str, Any]], dict[str, int]]:
     """All rounds. Gives the times, the facts of each variant, and the number of parameters and threads.
 
-    at_once: the processes make their first steps, and compile, side by side.
+    at_once: the processes make their first steps, and compile, side by side. seconds: after so many no round begins
+    (but for the first two).
     """
     order = random.Random(plan.seed)
     times: Times = {name: [] for name in names}
@@ -192,7 +194,10 @@ def measure(
                     worker.ready()
                 if settles(name):
                     worker.turn(plan.settle)
+            began = time.monotonic()
             for number in range(plan.rounds):
+                if number >= 2 and time.monotonic() - began > seconds:
+                    break
                 _say(f"round {number + 1} of {plan.rounds}")
                 for name in order.sample(names, len(names)):
                     times[name].append(workers[name].turn(plan.steps))

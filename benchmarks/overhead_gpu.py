@@ -1,7 +1,8 @@
 """What watching costs on a GPU: a GPT of 355 M parameters in bfloat16, bare and watched, interleaved in one run.
 
-    python benchmarks/overhead_gpu.py              eager
-    python benchmarks/overhead_gpu.py --compiled   with torch.compile
+    python benchmarks/overhead_gpu.py                     eager; about two minutes on an H100
+    python benchmarks/overhead_gpu.py --compiled blocks   with torch.compile, block by block
+    python benchmarks/overhead_gpu.py --compiled whole    the whole model, whose compilation takes minutes
 
 As `overhead.py`: each variant is a process of its own, and the others are stopped in its turn. Steps are timed by
 events on the device, so that the host may run ahead as it does in a training that nobody measures.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -47,7 +49,7 @@ class GpuPlan(Plan):
     steps: int = 10
     warm_up: int = 6
     settle: int = 60
-    compiled: bool = False
+    compiled: str = ""
 
 
 class Large(GPT):
@@ -69,10 +71,11 @@ def work(name: str, plan: GpuPlan, folder: Path, pipe: Connection) -> None:
     os.chdir(folder)
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(plan.seed)
-    model = Large(plan).to(DEVICE)
+    with DEVICE:
+        model = Large(plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     variant = VARIANTS[name](model, optimizer, folder)
-    called = torch.compile(model) if plan.compiled else model
+    called = _compiled(model, plan.compiled)
     data = [_batch(plan, i) for i in range(8)]
     count = 0
 
@@ -98,6 +101,14 @@ def work(name: str, plan: GpuPlan, folder: Path, pipe: Connection) -> None:
     facts = variant.close()
     peak = torch.cuda.max_memory_allocated() / 2**30
     pipe.send({"elements": variant.elements, "kinds": dict(kinds), "peak_gib": peak, **facts})
+
+
+def _compiled(model: Large, form: str) -> nn.Module:
+    """As a whole, which takes minutes, or block by block, which share one graph."""
+    if form == "blocks":
+        for block in model.blocks:
+            block.compile()
+    return torch.compile(model) if form == "whole" else model
 
 
 def _batch(plan: GpuPlan, seed: int) -> tuple[Tensor, Tensor]:
@@ -130,21 +141,22 @@ def main() -> None:
     """The command line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compiled", action="store_true", help="with torch.compile")
+    parser.add_argument("--compiled", choices=["blocks", "whole"], default="", help="with torch.compile")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after so many, no new round begins")
     parser.add_argument("--rounds", type=int, default=GpuPlan.rounds)
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     plan = replace(GpuPlan(), compiled=options.compiled, rounds=options.rounds)
     began = time.perf_counter()
-    times, facts, found = measure(list(options.only), plan, work, at_once=True)
+    times, facts, found = measure(list(options.only), plan, work, at_once=True, seconds=options.seconds)
     rows, where = summarise(times, facts), machine(plan, found)
     where["device"] = torch.cuda.get_device_name()
-    form = "torch.compile" if plan.compiled else "eager"
+    form = f"torch.compile of the {plan.compiled}" if plan.compiled else "eager"
     head = f"{where['device']}, {form}; {time.perf_counter() - began:.0f} s in all.\n\n"
     text = head + table(rows, where, "bfloat16 autocast, fused")
     print(text)
-    name = "overhead-gpu-compiled" if plan.compiled else "overhead-gpu"
+    name = f"overhead-gpu-{plan.compiled or 'eager'}"
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / f"{name}.md").write_text(text, encoding="utf-8")
     data = {"machine": where, "variants": rows, "facts": facts}

@@ -16,7 +16,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,16 +131,15 @@ def copy_rate(sizes: Sizes, device: torch.device) -> float:
     return 2 * x.nbytes / seconds(lambda: y.copy_(x), device)
 
 
-def table(sizes: Sizes, device: torch.device) -> str:
-    """The results, as Markdown."""
+def table(sizes: Sizes, device: torch.device) -> Iterator[str]:
+    """The results, as lines of Markdown, each as soon as it is known."""
     rate = copy_rate(sizes, device)
     fused = choose(torch.empty(0, device=device))
     forms = FORMS if fused.fused else {"plain torch": "eager"}
-    lines = [f"Copy: {rate / 1e9:,.1f} GB/s. Fused kernels: {fused.reason}.", ""]
-    lines += [
-        "| reduction | input | form | ms | GB/s | of copy | / attention forward |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    yield f"Copy: {rate / 1e9:,.1f} GB/s. Fused kernels: {fused.reason}."
+    yield ""
+    yield "| reduction | input | form | ms | GB/s | of copy | / attention forward |"
+    yield "|---|---|---|---|---|---|---|"
     for case in cases(sizes, device):
         forward = seconds(case.against, device) if case.against else 0.0
         for form, wish in forms.items():
@@ -148,10 +147,8 @@ def table(sizes: Sizes, device: torch.device) -> str:
             took = seconds(case.call, device)
             moved = [f"{case.bytes / took / 1e9:,.1f}", f"{case.bytes / took / rate:.0%}"] if case.bytes else ["", ""]
             ratio = f"{took / forward:.2f}" if forward else ""
-            lines.append("| " + " | ".join([case.name, case.input, form, f"{took * 1e3:.3f}", *moved, ratio]) + " |")
-            print(lines[-1], flush=True)
+            yield "| " + " | ".join([case.name, case.input, form, f"{took * 1e3:.3f}", *moved, ratio]) + " |"
     os.environ.pop(VARIABLE, None)
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -162,11 +159,14 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     sizes = SMALL if small or device.type != "cuda" else LARGE
-    text = f"# {name}\n\ntorch {torch.__version__}{threads}. Median of {REPEATS}. {table(sizes, device)}\n"
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / (re.sub(r"\W+", "-", name).strip("-").lower() + ".md")
-    path.write_text(text)
-    print(f"\n{text}\nwritten to {path}")
+    with path.open("w", encoding="utf-8") as out:
+        out.write(f"# {name}\n\ntorch {torch.__version__}{threads}. Median of {REPEATS}. ")
+        for line in table(sizes, device):
+            print(line, flush=True)
+            print(line, file=out, flush=True)
+    print(f"\nwritten to {path}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import stabwatch
 from stabwatch.demo import GPT, DemoConfig
 from tests.training.models import Mixture
 
@@ -106,6 +107,14 @@ class Waits(warnings.catch_warnings):
         frames = [f for f in traceback.extract_stack() if "/stabwatch/" in f.filename]
         if "synchronizing" in str(message) and frames:
             self.lines.add(" < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[::-1]))
+
+
+def test_what_waits_is_noticed():
+    """`fingerprint` waits, and says so."""
+    with Waits() as waits:
+        waits.begin(4)
+        stabwatch.fingerprint(torch.ones(4, device="cuda"))
+    assert any("batches.py" in line for line in waits.lines)
 
 
 @pytest.mark.parametrize("form", FORMS)
