@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from typer.testing import CliRunner
 
 import stabwatch
 from stabwatch import plugins
+from stabwatch.cli.app import app
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
 from stabwatch.signals.reductions import REDUCTIONS
@@ -102,6 +105,18 @@ def test_a_plugin_that_fails_is_reported_and_switched_off_and_training_goes_on(d
     assert "ZeroDivisionError" in errors["plugin activation_negative_ratio"]
     assert "returned 3 numbers; its partials are: count, negative" in errors["plugin wrong_number_of_partials"]
     assert len(log.series("loss")[0]) == 6
+
+
+def test_a_plugin_stands_in_the_table_of_signals(declare, tmp_path):
+    declare("activation_negative_ratio", negative, source="ours | theirs")
+    run(tmp_path / "run")
+    told = CliRunner().invoke(app, ["signals", "--run", str(tmp_path / "run"), "--markdown"]).output
+    row = next(line for line in told.splitlines() if "activation_negative_ratio" in line)
+    help = "Share of a module's output below zero."
+    assert row == f"| `stabwatch_activation_negative_ratio` | layer | sampled | ratio | {help} | ours \\| theirs |"
+    assert told.count("stabwatch_activation_negative_ratio") == 1
+    found = json.loads(CliRunner().invoke(app, ["signals", "--run", str(tmp_path / "run"), "--json"]).output)
+    assert "stabwatch_activation_negative_ratio" in [s["metric"] for s in found["signals"]]
 
 
 @pytest.mark.parametrize(
