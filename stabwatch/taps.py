@@ -40,8 +40,8 @@ class Taps:
         with ExitStack() as undo:
             self.modules = ModuleTaps(chosen, watch.gate, watch, device)
             undo.callback(self.modules.remove)
-            paths = [c.path for c in chosen if c.path and (c.activation or list(c.module.children()))]
-            self.parameters = ParameterTaps(model, paths, device, config.update_bytes)
+            owners = [c for c in chosen if c.path and (c.activation or list(c.module.children())) and not c.role.gate]
+            self.parameters = ParameterTaps(model, [c.path for c in owners], device, config.update_bytes)
             self.batches = Batches(device)
             self.cells = RunCells(device)
             self.brackets = Brackets(self.modules.attention_names, device)

@@ -15,6 +15,7 @@ _BENDS = re.compile(
     r"(GELU|SiLU|Swish|Mish|Tanh|Sigmoid|Softsign|ELU)(Tanh|Activation)?$|^Hard(tanh|sigmoid|swish)$|^ReLU6$"
 )
 """Classes of elementwise functions that go flat somewhere; ReLU, which is flat by design, is not among them."""
+_GATE = re.compile(r"^(gate_proj|gate_up_proj|fc_gate|wi_0)$")
 _ROUTER = re.compile(r"router|^gate$|gating")
 _CHOSEN = ("top_k", "num_experts_per_tok", "k", "topk")
 
@@ -22,6 +23,7 @@ _CHOSEN = ("top_k", "num_experts_per_tok", "k", "topk")
 @dataclass(frozen=True)
 class Role:
     """residual: its output is the residual stream. writer: it writes into that. bends: an activation function.
+    gate: the projection that gates another one, in a gated MLP.
 
     top_k, experts, capacity: of a router; 0 for none, and the capacity factor that it states. stack: how many experts
     one module holds; 0 for any other.
@@ -30,6 +32,7 @@ class Role:
     residual: bool = False
     writer: bool = False
     bends: bool = False
+    gate: bool = False
     top_k: int = 0
     experts: int = 0
     capacity: float = 0.0
@@ -56,12 +59,23 @@ def find_roles(modules: Mapping[str, nn.Module], blocks: set[str], shown: set[st
             residual=path in residual,
             writer=path in writers,
             bends=bool(_BENDS.search(type(module).__name__)) and not list(module.children()),
+            gate=is_gate(path, modules),
             stack=_stack(path, module),
             **_router(path, modules),
         )
         for path, module in modules.items()
     }
     return {path: role for path, role in found.items() if role}
+
+
+def is_gate(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """By the names in use: of LLaMA, Phi-3 (which keeps both projections in one), T5, and LLaMA's own code (w1).
+
+    Not those of single experts, which are seen as a whole.
+    """
+    owner, _, name = path.rpartition(".")
+    known = _GATE.search(name) or (name == "w1" and f"{owner}.w3" in modules)
+    return bool(known) and "experts" not in owner.split(".")
 
 
 def _writers(block: str, modules: Mapping[str, nn.Module]) -> list[str]:

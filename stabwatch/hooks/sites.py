@@ -2,7 +2,8 @@
 
 Watched: every module that contains others (a block, its attention, its MLP: residual branches are such
 modules), and leaves with parameters that stand outside repeated blocks (embeddings, final norm, head, the
-layers of a plain `nn.Sequential`) or that are themselves a branch of a block (no module around them).
+layers of a plain `nn.Sequential`) or that are themselves a branch of a block (no module around them), and the gates of
+gated MLPs.
 A `Sequential` is left out when its last child is watched: they return the same tensor.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.roles import NO_ROLE, Role, find_roles
+from stabwatch.hooks.roles import NO_ROLE, Role, find_roles, is_gate
 from stabwatch.kernels.merge import empty_cell
 from stabwatch.runlog import Cell
 from stabwatch.schedule import TURNS
@@ -174,7 +175,7 @@ def _wanted(path: str, module: nn.Module, modules: dict[str, nn.Module], blocks:
         return False
     parents = [path[:i] for i, c in enumerate(path) if c == "."]
     inside = [p for p in parents if p in blocks]
-    if not inside:
+    if not inside or is_gate(path, modules):
         return True
     is_norm = any(word in type(module).__name__.lower() for word in _NORMS)
     return path.rpartition(".")[0] in blocks and not is_norm and not isinstance(modules[inside[-1]], nn.Sequential)

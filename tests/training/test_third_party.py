@@ -84,3 +84,28 @@ def test_a_family_is_watched_without_configuration(family, attach):
     assert missing == []
     layers = [k.layer for k in log.keys if k.signal == "output_rms"]
     assert len(layers) >= 6
+
+
+def test_the_sites_of_the_study_of_maximum_activations(attach):
+    """Embeddings, residual stream, attention and MLP out, gate, final norm; a gate's weights stay with their MLP."""
+    torch.manual_seed(0)
+    model, inputs = _llama()
+    sites = ["embed_tokens", "norm", *(f"layers.1{part}" for part in ("", ".self_attn", ".mlp", ".mlp.gate_proj"))]
+    peaks = {}
+
+    def keep(name):
+        def hook(module, args, out):
+            peaks[name] = (out[0] if isinstance(out, tuple) else out).detach().abs().max().item()
+
+        return hook
+
+    for name in sites:
+        model.get_submodule(f"model.{name}").register_forward_hook(keep(name))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    attach(model, optimizer)
+    model(**inputs).loss.backward()
+    optimizer.step()
+    log = attach.finish()
+    for name in sites:
+        assert log.series("activation_abs_max", f"model.{name}")[1][0] == np.float32(peaks[name]), name
+    assert not [key for key in log.keys if key.signal == "weight_rms" and "gate_proj" in key.layer]
