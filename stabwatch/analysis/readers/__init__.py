@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import documents, lines, tables, tensorboard, wandb_file
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.totals import with_total
 from stabwatch.errors import LogError
 
 READERS: tuple[Reader, ...] = (
@@ -44,7 +46,11 @@ def read_log(path: str | Path) -> Log:
     log = reader.read(source)
     if not any(run.columns or any(r.kind in _GRAVE for r in run.remarks) for run in log.runs):
         raise LogError(f"{path} was read as {log.format}, and nothing in it looks like a training record.")
-    return log
+    return _whole(log)
+
+
+def _whole(log: Log) -> Log:
+    return replace(log, runs=tuple(with_total(run) for run in log.runs))
 
 
 def _in_folder(folder: Path) -> Log:
@@ -52,7 +58,7 @@ def _in_folder(folder: Path) -> Log:
     files = sorted(p for p in folder.iterdir() if p.is_file())
     events = [p for p in files if "tfevents" in p.name]
     if events:
-        return tensorboard.read_files(folder, events)
+        return _whole(tensorboard.read_files(folder, events))
     known = [p for name in _TELLING for p in files if p.name == name]
     others = sorted((p for p in files if p.suffix in _ENDINGS), key=lambda p: -p.stat().st_size)
     for path in (*known, *others):

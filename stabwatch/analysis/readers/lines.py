@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.logs import Log
+from stabwatch.analysis.readers import epoch_rows
 from stabwatch.analysis.readers.gather import Gatherer
 from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.names import number, role_of, step_rank
@@ -64,6 +65,7 @@ class _Reading:
         self.bare: list[tuple[int, int, float]] = []
         self.table: dict[str, float] = {}
         self.header: list[str] = []
+        self.rows = epoch_rows.EpochRows()
         self._raw = -1
         self._offset = 0
         self._with_values, self._apart = -1, 1
@@ -80,6 +82,12 @@ class _Reading:
     def take(self, line: int, text: str) -> None:
         """One line."""
         self.latest = None
+        row = self.rows.row(text) if "/" in text[:16] else None
+        if row is not None:
+            if row[1]:
+                self.gatherer.unit = "epoch"
+                self._step(line, row[0], False, row[1])
+            return
         rank = _RANK.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
         if rank:
             text = text[rank.end() :]
@@ -90,7 +98,10 @@ class _Reading:
             return
         if self.header and self._row(line, text):
             return
-        if found is None or not found[0].tells:
+        if found is None:
+            self.rows.header(text)
+            return
+        if not found[0].tells:
             return
         template, numbers = found
         plain = template.values and template.step is not None and not (template.of_epoch or template.odd)
@@ -289,6 +300,7 @@ class _Reading:
 
 _HOLE = re.compile(rb"\0{16,}")
 """What a log holds where it was cut while its writer went on."""
+_COUNTED = re.compile(rb"^\d{1,6}/\d", re.MULTILINE)
 _BARE_LENGTH = 48
 """Shorter lines may hold numbers without names."""
 _SIGNS = (
@@ -304,6 +316,7 @@ def _telling(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
             return True
     return (
         raw[:2] == b"s:"
+        or (b"/" in raw[:12] and raw.lstrip()[:1].isdigit())
         or (raw[:2] == b"  " and b"=" in raw)
         or (len(raw) < _BARE_LENGTH and raw.strip()[:1].isdigit())
     )
@@ -312,7 +325,8 @@ def _telling(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
 def _telling_in(block: bytes) -> Callable[[bytes], bool] | None:
     """The same for the lines of a block: signs that are nowhere in it need not be looked for. None: no line may."""
     there = tuple(sign for sign in _SIGNS if sign in block)
-    if there or block[:2] in (b"s:", b"  ") or b"\ns:" in block or b"\n  " in block or _shortest(block) < _BARE_LENGTH:
+    begins = block[:2] in (b"s:", b"  ") or b"\ns:" in block or b"\n  " in block or _COUNTED.search(block) is not None
+    if there or begins or _shortest(block) < _BARE_LENGTH:
         return lambda raw: _telling(raw, there)
     return None
 

@@ -10,7 +10,7 @@ from stabwatch.analysis.logs import Role
 
 NUMBER = re.compile(
     r"""(?<![\w.])(?=[-+.\dnNiI])[-+]?(?:
-        \d+(?:(?:,\d{3})+(?![\d,]))?(?:\.\d*)?(?:[eE][-+]?\d+)?   # 12, 1.5, 2e-4, 1,234,567.8
+        \d+(?:(?:,\d{3})+(?!\d|,\d))?(?:\.\d*)?(?:[eE][-+]?\d+)?   # 12, 1.5, 2e-4, 1,234,567.8
         | \.\d+(?:[eE][-+]?\d+)?
         | [nN][aA][nN](?:xxx|\.0)?(?![A-Za-z_])
         | [iI][nN][fF](?:inity)?(?![A-Za-z_])
@@ -42,7 +42,8 @@ _LOSS = {
     "crossentropyloss", "train_loss/train/total", "loss/train/total", "cross_entropy_loss", "ce_loss", "nll_loss",
     "loss_step", "train_loss_step", "average_loss", "step_loss", "tot_loss",
     "loss_train", "mlm_loss", "loss_avg", "batch_loss", "avg_loss", "main_loss", "train_main_loss", "loss_total",
-    "loss_epoch", "train_loss_epoch", "ce", "xent", "nll",
+    "loss_epoch", "train_loss_epoch", "ce", "xent", "nll", "train-loss", "train-cross-entropy", "train-crossentropy",
+    "train-nll-loss", "train-smoothl1", "train-mse", "train-rmse",
 }  # fmt: skip
 _LOSS_ORDER = (
     "loss", "train_loss", "training_loss", "trl", "lm_loss", "total_loss", "tot_loss", "loss_total", "crossentropyloss",
@@ -73,8 +74,12 @@ _PACE = {
 }  # fmt: skip
 _NOT_LOSS = re.compile(
     r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
-    r"|(?<!cross_)entropy|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma|num)(?![a-z])|[<\"]|http"
+    r"|(?<!cross_)entropy|multiplier|(?<![a-z])time|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma|num)(?![a-z])|[<\"]|http"
 )
+_PART = re.compile(
+    r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]"
+)
+"""Parts of a loss that image restoration (BasicSR) and translation (CycleGAN, pix2pix) print under these names."""
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*loss(?:_(?:so_far|avg|mean|value|epoch|step))*"
@@ -115,6 +120,8 @@ def role_of(name: str) -> Role:
             return role
     if _OF_TRAINING.fullmatch(last) or re.fullmatch(r"loss(?:es)?/(?:train(?:ing)?(?:_\w+)?|total|all|sum)", full):
         return "loss"
+    if _PART.fullmatch(last):
+        return "component"
     if ("loss" in last or full.startswith(("loss/", "losses/"))) and not _NOT_LOSS.search(full):
         return "component"
     return "other"

@@ -27,6 +27,10 @@ _CODE = re.compile(
     r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\*\*|//\s"
     r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b|^\s*Averaged stats:"
 )
+_SETTINGS = re.compile(
+    r"\b(?:config\w*|Namespace|hyp(?:er)?_?-?param\w*|arguments|args)\b[^{(=]{0,40}(?:= *)?(?:[{(]|: *\w+=)"
+)
+"""What a run was configured with, in one line."""
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code that a log begins with."""
 _EVAL_LINE = re.compile(r"\b(valid|validation|eval|evaluation|evaluating|test|testing|dev)\b")
@@ -55,6 +59,7 @@ _RULE = re.compile(r"[-=*#~_]{3,}")
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
 _LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
 _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
+_ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
 _LONGEST_NAME = 48
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
@@ -124,7 +129,7 @@ def count(numbers: list[str], at: int | None) -> int | None:
 def _understand(texts: tuple[str, ...], odd: bool) -> Template:
     nothing = Template((), None, None, of_epoch=False, evaluates=False, tells=False, odd=odd)
     whole = " ".join(texts)
-    if len(texts) > 400 or _CODE.search(whole) or _ASSIGNS.fullmatch(texts[0]):
+    if len(texts) > 400 or _CODE.search(whole) or _SETTINGS.search(whole) or _ASSIGNS.fullmatch(texts[0]):
         return nothing
     evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
     values: list[tuple[int, str, float]] = []
@@ -177,7 +182,7 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
     if other_bar and not any(role in _MAIN for role in roles):
         return nothing
     if not any(role in ("loss", "component") for role in roles):  # `batch = 64` is a size, `batch 5/90` is none
-        steps = [(rank, i) for rank, i in steps if rank != _BATCH or texts[i + 1].lstrip().startswith("/")]
+        steps = [(rank, i) for rank, i in steps if rank != _BATCH or texts[i + 1].lstrip()[:1] in ("/", "]")]
     step = min(steps)[1] if steps else within
     if not values and step is None and epoch is None:
         return nothing
@@ -218,7 +223,9 @@ def key_of(text: str) -> str | None:
     if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
         return _name(stripped.strip("|"))
     words = _DELIMITER.split(text.rstrip(" [("))[-1].split()
-    if stripped.endswith(("[", "(")) and (not words or plain(words[-1]) not in EPOCH_KEYS):
+    if stripped.endswith(("[", "(")) and not (
+        words and (plain(words[-1]) in EPOCH_KEYS or (stripped[-1] == "[" and step_rank(words[-1]) is not None))
+    ):
         return None
     for count in (3, 2, 1):
         name = " ".join(words[-count:]) if len(words) >= count else ""
@@ -236,6 +243,8 @@ def _name(text: str) -> str | None:
     else:
         words = [w for w in _DELIMITER.split(text)[-1].split() if w not in _LEVELS]
         name = " ".join(words)
+        if _ELAPSED.search(name):
+            return name
         if len(words) <= 3 and role_of(name) == "component":
             return name.strip("'\"`*> ")
         for count in range(min(len(words), 4), 0, -1):
