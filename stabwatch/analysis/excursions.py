@@ -46,6 +46,8 @@ TAILS = 2
 """Single records a third as high, elsewhere in the curve, that make single records nothing unusual."""
 BACK = 3
 """Records whose median must be back at the level."""
+COMMON = 20
+"""Other stretches, at least half as high, that make an excursion the noise of a curve."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,15 @@ def excursions(values: Array, reference: Reference, fresh: bool, dies: bool = Fa
         if excursion is not None:
             found.append(excursion)
             done = excursion.stop
-    return found
+    return [e for e in found if not (e.recovered and _common(rise / scale, e, found))]
+
+
+def _common(rise: Array, e: Excursion, found: list[Excursion]) -> bool:
+    """Whether the curve is restless: it gets half as far from its level everywhere."""
+    high = rise > (rise[e.peak] if np.isfinite(rise[e.peak]) else np.inf) / 2
+    for other in found:
+        high[other.start : other.stop + WINDOW // 2] = False
+    return len(stretches(high)) >= COMMON
 
 
 def outliers(values: Array, reference: Reference, taken: list[Excursion]) -> list[int]:
@@ -149,7 +159,9 @@ def _follow(
     run = int(below[0]) if len(below) else len(over)
     grows = dies or (run > 1 and over[-1] > EXPLOSION * over[-2])
     explodes = run == len(over) and grows and over[-1] > EXPLOSION * scale and bool((np.diff(over) > 0).all())
-    if not explodes and not _whole(rise, i, over[:run], sizes, sigma):
+    ebbed = np.flatnonzero(over <= limit / 3)
+    tail = int(ebbed[0]) if len(ebbed) else len(over)
+    if not explodes and not _whole(rise, i, over[:run], over[:tail], sizes, sigma):
         return None
     back = rolling_median(over[run:], BACK) <= limit / 2
     recovered = bool(back.any())
@@ -162,14 +174,17 @@ def _follow(
     return Excursion(i, stop, peak, base, scale, float(values[peak] - base) / limit, recovered)
 
 
-def _whole(rise: Array, i: int, over: Array, scale: Array, sigma: float) -> bool:
-    """Whether enough records in a row are high, for how often single ones are in the rest of this curve."""
+def _whole(rise: Array, i: int, over: Array, ebbing: Array, scale: Array, sigma: float) -> bool:
+    """Whether enough records in a row are high, for how often single ones are in the rest of this curve.
+
+    ebbing: those and the ones after them that are on the way back.
+    """
     height = float(np.median(over))
     rise = rise / scale  # the curve may have been on another level elsewhere
     rest = np.concatenate((rise[BASE // 2 : i], rise[i + len(over) + WINDOW :]))
     single = sum(b - a < BACK for a, b in stretches(rest > height / scale[i] / 3))
     if single >= TAILS:
-        return len(over) >= 2 * SUSTAINED
+        return len(ebbing) >= 2 * SUSTAINED
     tall = height >= max(SHORT_SIGMAS * sigma, SHORT_RISE * float(scale[i]))
-    tall &= bool(over[[0, -1]].min() <= SHAPE * over.max())
-    return len(over) >= (BACK if tall else SUSTAINED)
+    tall &= bool(ebbing[[0, -1]].min() <= SHAPE * ebbing.max())
+    return len(ebbing) >= (BACK if tall else SUSTAINED)

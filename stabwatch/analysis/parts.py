@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.analysis import coarse
 from stabwatch.analysis.excursions import Excursion, Reference, excursions, reference
 from stabwatch.analysis.logs import Column, LogRun, Remark, Role
 
@@ -79,7 +80,8 @@ class Part:
         loss = self.finite_loss
         if loss is None or self.reference is None:
             return []
-        return excursions(loss.values, self.reference, self.fresh, self.dies)
+        found = excursions(loss.values, self.reference, self.fresh, self.dies)
+        return found or coarse.spikes(loss.values, self.fresh)
 
     @cached_property
     def fresh(self) -> bool:

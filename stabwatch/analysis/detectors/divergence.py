@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from stabwatch.analysis.coarse import EXCERPT
 from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, rolling_median, scatter
-from stabwatch.analysis.excursions import Excursion
+from stabwatch.analysis.excursions import BACK, Excursion
 from stabwatch.analysis.findings import Finding, sure
 from stabwatch.analysis.logs import Column
 from stabwatch.analysis.parts import Part
@@ -20,6 +21,8 @@ LONGEST = 50
 """Records: the longest spikes of real logs that came back lasted some 40."""
 BOUNDLESS = 1e4
 """Times its first values below zero at which a loss has no lower bound: log-likelihoods end far above."""
+RETURN = 0.75
+"""Of the peak: what an excerpt that ends on the way back has come down to."""
 FEW = 4
 """Rises in a row, up to the end, that make a trend of an excerpt."""
 
@@ -28,11 +31,23 @@ def diverges(values: Array, e: Excursion, dies: bool) -> bool:
     """Whether an excursion is one that ends the run: twice the level at its end, or still rising there, or NaN next."""
     if e.recovered:
         return False
+    if not dies and _returning(values, e):
+        return False
     end = values[-3:] if e.stop - e.start >= 5 else values[-1:]
     lost = float(np.median(end)) - e.base
     tail = values[e.start :]
     rising = len(tail) >= FEW and lost >= 0.9 * float(tail.max() - e.base) and bool(tail[-1] >= np.median(tail))
     return dies or lost >= e.scale or ((rising or len(tail) > LONGEST) and lost >= LOST * e.scale)
+
+
+def _returning(values: Array, e: Excursion) -> bool:
+    """Whether an excerpt ends soon after the peak, on the way back, or in the first records of the excursion."""
+    if len(values) > EXCERPT:
+        return False
+    down = values[e.peak :]
+    left = float(down[-1]) - e.base
+    falls = len(down) > BACK and bool((np.diff(down) < 0).all()) and left < RETURN * (float(down[0]) - e.base)
+    return falls or len(values) - e.start < FEW
 
 
 def find(part: Part) -> list[Finding]:

@@ -6,16 +6,18 @@ import math
 
 import numpy as np
 
-from stabwatch.analysis.curves import WINDOW
+from stabwatch.analysis.curves import WINDOW, Array
 from stabwatch.analysis.detectors.divergence import diverges
 from stabwatch.analysis.detectors.learning_rate import warm_restart
-from stabwatch.analysis.excursions import BASE, Excursion, outliers
+from stabwatch.analysis.excursions import BASE, FIRST, Excursion, outliers
 from stabwatch.analysis.findings import Finding, sure
 from stabwatch.analysis.logs import Column
 from stabwatch.analysis.parts import Part
 
 HUMP = 1.5
 """Times the first loss that the beginning has to reach to be worth a word."""
+EARLY = 0.25
+"""Of the whole descent in logarithms: an excursion before it is of the beginning."""
 SHIFT = 0.4
 """Levels by which a shift that stays is a warning; less may be other data or another batch size."""
 
@@ -52,7 +54,10 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
         )
     if cycle is not None:
         text += f" The learning rate was set up again at step {cycle}, as a schedule with warm restarts does."
-    grave = part.must_fall and cycle is None and (not shifted or height >= SHIFT * e.scale)
+    early = part.fresh and e.recovered and peak <= loss.values[0] and _unlearned(loss.values, e)
+    if early:
+        text += " That was early: most of what was learned came later."
+    grave = part.must_fall and cycle is None and not early and (not shifted or height >= SHIFT * e.scale)
     return Finding(
         kind="level_shift" if shifted else "loss_spike",
         severity="warning" if grave else "info",
@@ -69,6 +74,14 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
             *_gradient(part, onset, int(loss.steps[e.stop - 1])),
         ),
     )
+
+
+def _unlearned(values: Array, e: Excursion) -> bool:
+    """Whether most of the descent, in logarithms, came after it: a burn-in, whose loss still moves by its own size."""
+    least = float(values[e.stop :].min(initial=math.inf))
+    if not 0 < least < e.base <= values[0] or e.start > FIRST:
+        return False
+    return math.log(values[0] / e.base) < EARLY * math.log(values[0] / least)
 
 
 def _cycle(part: Part, loss: Column, e: Excursion) -> int | None:

@@ -54,8 +54,8 @@ def test_what_an_epoch_costs_in_seconds_is_no_loss(tmp_path):
 
 def test_the_first_part_is_judged_where_no_total_is_written(tmp_path):
     rows = "".join(f"{i},{3 - i / 10},{2 - i / 20},{4 - i / 10}\n" for i in range(20))
-    run = _read(tmp_path, "epoch,train/box_loss,train/cls_loss,val/box_loss\n" + rows)
-    assert run.of("loss").name == "train/box_loss" and run.of("eval_loss").name == "val/box_loss"
+    run = _read(tmp_path, "epoch,train/mel_loss,train/kl_loss,val/mel_loss\n" + rows)
+    assert run.of("loss").name == "train/mel_loss" and run.of("eval_loss").name == "val/mel_loss"
 
 
 def test_batches_that_are_counted_anew_in_each_epoch(tmp_path):
