@@ -305,7 +305,8 @@ _BARE_LENGTH = 48
 """Shorter lines may hold numbers without names."""
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
-    b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal", b"heckpoint", b"esum", b"---",
+    b"[batch", b"trl:", b"tel:", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
+    b"heckpoint", b"esum", b"---",
 )  # fmt: skip
 
 

@@ -26,10 +26,10 @@ _UNITS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "s": 1.0, "sec": 1.0, "seconds": 
 _SI = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 STEP_KEYS = (
-    "iteration", "iterations", "global_step", "globalstep", "trainer/global_step", "num_updates", "current_steps",
-    "completed_step", "training_iteration", "step", "steps", "_step", "iter", "it", "up", "update", "s", "batch_idx",
-    "batch", "batch_id", "total_timesteps", "time/total_timesteps", "n_iter", "iters", "train_step", "training_step",
-    "nimg", "kimg", "progress/kimg", "episode", "episodes",
+    "iteration", "iterations", "global_step", "global_step/max_steps", "globalstep", "trainer/global_step",
+    "num_updates", "current_steps", "completed_step", "training_iteration", "step", "steps", "_step", "iter", "it",
+    "up", "update", "s", "batch_idx", "batch", "batch_id", "total_timesteps", "time/total_timesteps", "n_iter",
+    "iters", "train_step", "training_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
 )  # fmt: skip
 """Keys that count steps, the most trusted first."""
 EPOCH_KEYS = ("epoch", "ep", "epochs")

@@ -35,7 +35,7 @@ _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code that a log begins with."""
 _EVAL_LINE = re.compile(r"\b(valid|validation|eval|evaluation|evaluating|test|testing|dev)\b")
 _MAIN = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
-_BAR = re.compile(r"(%\|[^|]*\||^|\n|[|\]:])\s*$")
+_BAR = re.compile(r"(%\|[^|]*\||^Z?|\n|[|\]:)])\s*$")
 _TRAINS = re.compile(r"epoch|train|step|iter|batch|update|\bep\b|fit|progress|round", re.IGNORECASE)
 _PREPARES = re.compile(
     r"load|map\b|token|filter|fetch|download|shard|dataset|captur|sanity|prompt|files|caching|example|saving|compil",
@@ -61,6 +61,11 @@ _LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
 _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
 _ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
 _LONGEST_NAME = 48
+_MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
+"""mmengine's `Epoch(train) [1][50/200]`."""
+_LLMC = re.compile(r"\bt[re]l:")
+_CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
+"""What stands before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
 
@@ -132,6 +137,7 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
     if len(texts) > 400 or _CODE.search(whole) or _SETTINGS.search(whole) or _ASSIGNS.fullmatch(texts[0]):
         return nothing
     evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
+    printed, texts = texts, tuple(_MODE.sub(" ", text) for text in texts)
     values: list[tuple[int, str, float]] = []
     roles: list[Role] = []
     steps: list[tuple[float, int]] = []
@@ -153,9 +159,12 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
             epoch, within = (i, within) if place == "epoch" else (i - 1, i)
             values = [value for value in values if value[0] != epoch]
             continue
+        if "logging_writer.py" in " ".join(texts[: i + 1]) and text.endswith("] [") and after.startswith("]"):
+            steps.append((_LAST, i))  # Flax's and AlgoPerf's `[100] loss=2.5`
+            continue
         key = key_of(text)
         if key is None:
-            if (after.strip() == "/" and within is None and _BAR.search(text)) or (
+            if (after.strip() == "/" and within is None and _BAR.search(text) and not _date(texts, i)) or (
                 epoch is not None
                 and (i == epoch + 1 or (i == epoch + 2 and texts[i - 1].strip() == after.strip() == "/"))
                 and _NEXT.fullmatch(text)
@@ -165,7 +174,9 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
         rank = step_rank(key)
         if rank is not None and re.match(r"[KMB]\b", after):
             continue  # rounded: the step of such a record is reckoned from those before
-        if (rank is not None and plain(key) not in ("s", "it")) or (plain(key) == "s" and text in ("s:", "s=")):
+        if (rank is not None and plain(key) not in ("s", "it")) or (
+            plain(key) == "s" and (text in ("s:", "s=") or (text.endswith(("s:", " s=")) and _LLMC.search(whole)))
+        ):
             steps.append((rank or 0, i))
         elif plain(key) in EPOCH_KEYS:
             epoch = i if epoch is None else epoch
@@ -188,7 +199,13 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
         return nothing
     tells = any(role != "other" for role in roles) or step is not None or epoch is not None
     within_epoch = step is not None and step == within
-    return Template(tuple(values), step, epoch, within_epoch, evaluates and bool(values), tells, odd, texts)
+    return Template(tuple(values), step, epoch, within_epoch, evaluates and bool(values), tells, odd, printed)
+
+
+def _date(texts: tuple[str, ...], i: int) -> bool:
+    """Whether number i begins a date, `2023/05/01` or `05/01 12:00:00`, and no `3/100`."""
+    after = [text.strip() for text in texts[i + 2 : i + 5]]
+    return after[:1] == ["/"] or after == ["", ":", ":"]
 
 
 def _fraction(texts: tuple[str, ...], i: int) -> tuple[str, float]:
@@ -257,6 +274,6 @@ def _name(text: str) -> str | None:
         else:
             name = " ".join(words[-3:])
     name = re.sub(r"^- ", "", name.strip("'\"`*> "))
-    if _FILE.search(name):
+    if _FILE.search(name) or _CLOCK.fullmatch(name):
         return None
     return name if 0 < len(name) <= _LONGEST_NAME and re.search("[A-Za-zµɛ]", name) else None

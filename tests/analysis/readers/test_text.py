@@ -217,3 +217,42 @@ def test_messages_of_gradient_scalers(line, tmp_path):
 def test_a_log_without_a_step_is_numbered_and_says_so(tmp_path):
     log = read_log(_write(tmp_path, "".join(f"{{'loss': {3 - i / 10}, 'grad_norm': nan}}\n" for i in range(8))))
     assert log.runs[0].step_unit == "ordinal" and any("numbered" in note for note in log.notes)
+
+
+WRAPPED = {
+    "nothing": "{}",
+    "torchrun": "[rank3]:{}",
+    "slurm": "0: {}",
+    "clock": "2024-05-01T12:00:00.123456Z {}",
+    "date": "[2024-05-01 12:00:00] {}",
+    "ray": "(TrainWorker pid=12345) {}",
+    "mpi": "[1,0]<stdout>:{}",
+    "compose": "trainer-1  | {}",
+    "journal": "May 01 12:00:00 host python[1234]: {}",
+    "colour": "\x1b[32m{}\x1b[0m",
+    "carriage return": "{}\r",
+}
+AWKWARD = {
+    "mmengine by iterations": "2023/05/01 12:00:00 - mmengine - INFO - Iter(train) [{s:6}/160000]  lr: 9.9e-03  eta: 1:02:03  time: 0.5  memory: 5000  loss: {l:.4f}",
+    "mmengine by epochs": "2023/05/01 12:00:00 - mmengine - INFO - Epoch(train)  [1][{s:5}/70000]  base_lr: 1.0e-02 lr: 9.9e-03  eta: 1:02:03  loss: {l:.4f}",
+    "composer": "[batch={s}/4800]:\n\t Train time/batch: {s}\n\t Train time/sample: 245760\n\t Train loss/train/total: {l:.4f}",
+    "flax": "I0520 12:00:00.000000 140 logging_writer.py:48] [{s}] accuracy=0.1, learning_rate=0.1, loss={l:.4f}",
+    "swift": "{{'loss': {l:.4f}, 'acc': 0.6, 'epoch': 0.01, 'global_step/max_steps': '{s}/3900', 'percentage': '1.2%'}}",
+    "llm.c": "s:{s} trl:{l:.4f} lr:0.000051 norm:2.5",
+    "llm.c on the terminal": "step {s:4}/18865 | loss {l:.6f} (+1.23z)| norm 0.5000 (+0.50z)| lr 6.00e-04 | 1845.52 ms | 284092 tok/s",
+    "nanochat": "step {s:05d}/21400 (0.05%) | loss: {l:.6f} | lrm: 1.00 | dt: 1234.56ms | tok/sec: 424,672 | epoch: 1 | total time: 0.21m",
+    "keras": "{s}/3900 [=====>........................] - ETA: 1:23 - loss: {l:.4f} - accuracy: 0.1234",
+    "olmo": "2025-12-11 00:27:01.586\thost:0\tolmo.train:979\tINFO\t[step={s}/2500,epoch=0]\n    train/CrossEntropyLoss={l:.3f}\n    train/Perplexity=83,361",
+    "thousands": "Step {s:,}/100,000 - loss: {l:.4f} - lr: 3e-04 - tok/s: 12,345",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("form", AWKWARD)
+def test_awkward_lines_and_what_is_put_before_them(form, wrapped, tmp_path):
+    losses = [7.5 - 0.25 * i for i in range(12)]
+    lines = [AWKWARD[form].format(s=960 + 10 * i, l=loss) for i, loss in enumerate(losses)]
+    text = "\n".join(WRAPPED[wrapped].format(piece) for line in lines for piece in line.split("\n"))
+    loss = read_log(_write(tmp_path, "starting up\n" + text + "\n")).runs[0].of("loss")
+    assert loss.values.tolist() == pytest.approx(losses, abs=0.001)
+    assert loss.steps.tolist() == [960 + 10 * i for i in range(12)]
