@@ -16,9 +16,9 @@ from stabwatch.analysis.readers.gather import Gatherer
 from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.names import number, role_of, step_rank
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source, pieces
+from stabwatch.analysis.readers.source import Source, pieces, without_colours
 from stabwatch.analysis.readers.stamps import stamps
-from stabwatch.analysis.readers.stretches import Stretches, floats
+from stabwatch.analysis.readers.stretches import Columns, Stretches
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, without_settings
 
@@ -105,9 +105,9 @@ class _Reading:
             return
         template, numbers = found
         plain = template.values and template.step is not None and not (template.of_epoch or template.odd)
-        self.latest = template if plain and not rank and not self.header else None
         if rank and template.values and self._other_rank(int(rank[1] or rank[rank.lastindex or 1])):
             return
+        self.latest = template if plain and not self.header else None
         if "[Rank 0] step=" in text or "RunningAvgSamplesPerSec=" in text:
             template = self._of_deepspeed(template, numbers)
         self._record(line, template, numbers)
@@ -170,17 +170,16 @@ class _Reading:
         if values:
             self.gatherer.add(self._offset + step, line, values, new=new)
 
-    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: list[tuple[bytes, ...]]) -> bool:
+    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
         """See `stretches.Reading`: lines with rising steps, which none of the rules of `_step` concerns."""
         assert template.step is not None
-        columns = list(zip(*numbers, strict=True))
         places: dict[str, tuple[int, float]] = {}
         for at, key, times in template.values:
             places.setdefault(key, (at, times))
         try:
-            steps = floats(columns[template.step])
-            epochs = steps[:1] if template.epoch is None else floats(columns[template.epoch])
-            values = {key: floats(columns[at]) * times for key, (at, times) in places.items()}
+            steps = numbers(template.step)
+            epochs = steps[:1] if template.epoch is None else numbers(template.epoch)
+            values = {key: numbers(at) * times for key, (at, times) in places.items()}
         except ValueError:
             return False
         if self.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # not for NaN either
@@ -326,7 +325,12 @@ def _telling(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
 def _telling_in(block: bytes) -> Callable[[bytes], bool] | None:
     """The same for the lines of a block: signs that are nowhere in it need not be looked for. None: no line may."""
     there = tuple(sign for sign in _SIGNS if sign in block)
-    begins = block[:2] in (b"s:", b"  ") or b"\ns:" in block or b"\n  " in block or _COUNTED.search(block) is not None
+    begins = (
+        block[:2] in (b"s:", b"  ")
+        or b"\ns:" in block
+        or b"\n  " in block
+        or (b"/" in block and _COUNTED.search(block) is not None)
+    )
     if there or begins or _shortest(block) < _BARE_LENGTH:
         return lambda raw: _telling(raw, there)
     return None
@@ -358,7 +362,7 @@ def _read(source: Source) -> Log:
     reading = _Reading()
     stretches = Stretches(reading, _telling_in, pieces)
     for first, block in source.blocks():
-        stretches.block(first, block)
+        stretches.block(first, without_colours(block))
     return _log(source, reading)
 
 

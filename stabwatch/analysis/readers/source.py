@@ -21,6 +21,7 @@ MOST_RATIO = 1000
 """A gzip that grows by more than that is a bomb: logs grow by 5 to 50."""
 _CHUNK = 1 << 20
 _LONGEST_HOLE = 1 << 30
+_COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
@@ -143,6 +144,11 @@ def _zstd(path: Path) -> IO[bytes]:
     except ImportError as error:
         raise MissingExtraError(f"{path} is packed with zstd: pip install zstandard, or unpack it first.") from error
     return cast("IO[bytes]", zstandard.open(path, "rb"))
+
+
+def without_colours(block: bytes) -> bytes:
+    """A block without the escape sequences that colour text."""
+    return _COLOUR.sub(b"", block) if b"\x1b" in block else block
 
 
 def pieces(raw: bytes) -> list[str]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.templates import Template
+from stabwatch.analysis.readers.uniform import Uniform
 
 LEARN = 8
 """Lines of one template in a row that make it worth a regular expression."""
@@ -23,10 +24,16 @@ LEAST = 4
 """Fewer lines in a row are read one by one."""
 PATIENCE = 64
 """Short stretches in a row after which a template is given up: lines of several kinds take turns."""
+SHARE = 0.5
+"""Of the lines of a block, that are of the shape: where fewer are, they are looked for line by line."""
 _NUMBER = rb"([-+.\d][-+.\deE]*|[-+]?[nN][aA][nN]|[-+]?[iI][nN][fF])"
 """More than numbers, and quick: what is none fails to become one, and is read line by line."""
 _GLUE = frozenset((",", ".", "+", "e", "E"))
 """Between two numbers these may be part of one."""
+
+
+Columns = Callable[[int], NDArray[np.float64]]
+"""The numbers at one place of all the lines; raises ValueError if one of them is none."""
 
 
 class Reading(Protocol):
@@ -39,7 +46,7 @@ class Reading(Protocol):
     def take(self, line: int, text: str) -> None:
         """One line."""
 
-    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: list[tuple[bytes, ...]]) -> bool:
+    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
         """Lines of one template; False, and nothing was taken, if they have to be read one by one."""
 
 
@@ -57,6 +64,7 @@ class Stretches:
         self._telling, self._pieces = telling, pieces
         self._template: Template | None = None
         self._pattern: re.Pattern[bytes] | None = None
+        self._uniform: Uniform | None = None
         self._given_up: set[int] = set()
         self._whole = False
         """Every line of the last block was of the template."""
@@ -66,13 +74,36 @@ class Stretches:
 
     def block(self, first: int, block: bytes) -> None:
         """Consecutive lines, the first of which has the number `first`."""
+        if self._uniform is not None and self._by_shape(first, block, self._uniform):
+            return
         if self._whole and self._pattern is not None:
             numbers, count = self._pattern.findall(block), block.count(b"\n") + 1
             if len(numbers) == count and len(numbers[0]) > 1:
-                self._flush(range(first, first + count), numbers, first, lambda: block.split(b"\n"))
+                self._flush(range(first, first + count), _columns(numbers), first, lambda: block.split(b"\n"))
                 return
         telling = self._telling(block)
         self._whole = telling is not None and self._by_line(first, block, telling)
+
+    def _by_shape(self, first: int, block: bytes, uniform: Uniform) -> bool:
+        """Whether nearly all lines were of the shape; they, and the others between them, are taken."""
+        found = uniform.read(block)
+        if found is None or found[0].sum() < SHARE * len(found[0]):
+            return False
+        same, numbers = found
+        whole = bool(same.all())
+        raws = [] if whole else block.split(b"\n")
+        telling = None if whole else self._telling(block)
+        others = [i for i in np.flatnonzero(~same).tolist() if telling is not None and telling(raws[i])]
+        lines, start = np.flatnonzero(same) + first, 0
+        for i in [*others, len(same)]:
+            stop = int(np.searchsorted(lines, first + i))
+            if stop > start:
+                columns = _slices(uniform, numbers[start:stop])
+                self._flush(lines[start:stop].tolist(), columns, first, lambda: raws or block.split(b"\n"))
+            if i < len(same):
+                self._one(first + i, raws[i])
+            start = stop
+        return True
 
     def _by_line(self, first: int, block: bytes, telling: Callable[[bytes], bool]) -> bool:
         """Whether every line was of the template."""
@@ -89,16 +120,14 @@ class Stretches:
             if not telling(raw):
                 continue
             if at:
-                self._flush(at, numbers, first, lambda: raws)
+                self._flush(at, _columns(numbers), first, lambda: raws)
                 at, numbers = [], []
             self._one(line, raw)
         if at:
-            self._flush(at, numbers, first, lambda: raws)
+            self._flush(at, _columns(numbers), first, lambda: raws)
         return whole
 
-    def _flush(
-        self, at: Sequence[int], numbers: list[tuple[bytes, ...]], first: int, raws: Callable[[], list[bytes]]
-    ) -> None:
+    def _flush(self, at: Sequence[int], numbers: Columns, first: int, raws: Callable[[], list[bytes]]) -> None:
         assert self._template is not None
         many = len(at) >= LEAST
         if many and self._reading.take_all(self._template, np.array(at, dtype=np.int64), numbers):
@@ -111,7 +140,7 @@ class Stretches:
         self._short += 1
         if self._short >= PATIENCE:
             self._given_up.add(id(self._template))
-            self._pattern = self._template = None
+            self._pattern = self._template = self._uniform = None
             self._short = 0
 
     def _one(self, line: int, raw: bytes) -> None:
@@ -122,15 +151,25 @@ class Stretches:
             self._last = latest
             new = latest is not None and latest is not self._template and id(latest) not in self._given_up
             if new and self._times >= LEARN:
-                self._learn(latest)
+                self._learn(latest, raw)
 
-    def _learn(self, template: Template | None) -> None:
+    def _learn(self, template: Template | None, raw: bytes) -> None:
         assert template is not None
-        pattern = _pattern(template)
-        if pattern is None:
+        pattern, uniform = _pattern(template), Uniform(template, raw)
+        if pattern is None and not uniform.works:
             self._given_up.add(id(template))
-        else:
-            self._template, self._pattern, self._short = template, re.compile(pattern, re.MULTILINE), 0
+            return
+        self._template, self._short = template, 0
+        self._pattern = None if pattern is None else re.compile(pattern, re.MULTILINE)
+        self._uniform = uniform if uniform.works else None
+
+
+def _slices(uniform: Uniform, numbers: NDArray[np.float64]) -> Columns:
+    return lambda at: uniform.column(numbers, at)
+
+
+def _columns(numbers: list[tuple[bytes, ...]]) -> Columns:
+    return lambda at: floats([words[at] for words in numbers])
 
 
 def floats(words: Sequence[bytes]) -> NDArray[np.float64]:

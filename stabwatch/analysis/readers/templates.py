@@ -125,6 +125,11 @@ class Templates:
         return template, parts[1::2]
 
 
+def numbers_of(line: str) -> list[str]:
+    """The numbers of a line, as they are written."""
+    return _SPLIT.split(line)[1::2]
+
+
 def count(numbers: list[str], at: int | None) -> int | None:
     """The number at an index, whole; None without an index."""
     value = None if at is None else number(numbers[at])

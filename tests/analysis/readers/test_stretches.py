@@ -1,5 +1,7 @@
 """Many lines at once give what they give one by one: steps, values, line numbers, remarks, notes."""
 
+# ruff: noqa: E501 -- lines as trainers print them
+
 from __future__ import annotations
 
 import re
@@ -30,6 +32,9 @@ FORMS = {
     "remark": "saved checkpoint at step {i}\n",
     "bad": "step {i} loss nan grad_norm inf\n",
     "odd": "iter {i}: loss N/A, time 1,234.5ms, mfu 12.34%\n",
+    "titan": "[rank0]:[titan] 2026-05-18 16:04:46,338 - root - INFO - step: {i:2}  loss: {x:.5f}  l2_norm: {x:.1e}  tps: {i},282\n",
+    "other rank": "[rank1]:[titan] 2026-05-18 16:04:46,338 - root - INFO - step: {i:2}  loss: {x:.5f}  l2_norm: 0.5  tps: {i},282\n",
+    "coloured": "\x1b[32mstep {i}\x1b[0m loss \x1b[1m{x:.4f}\x1b[0m\n",
     "windows": "step {i} loss {x:.4f}\r\n",
 }
 
