@@ -59,9 +59,11 @@ def _look(path: Path) -> tuple[dict[str, Any], RenderableType, int]:
         return analysis.to_dict(), report, analysis.exit_code
     from stabwatch.analysis.readers import read_log
     from stabwatch.analysis.verdict import examine
+    from stabwatch.cli.bar import LogBar
     from stabwatch.cli.logview import LogView
 
-    examined = examine(read_log(path))
+    with LogBar("reading") as bar:
+        examined = examine(read_log(path, lambda position, size: bar.at(path.name, position, size)))
     return examined.to_dict(), LogView(examined), examined.exit_code
 
 

@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 2.0
 
 
 class LogBar:
-    """Call it with a run log that is being read. Nothing is shown before two seconds, or where nobody looks."""
+    """Call it with a run log that is being read, or `at`. Shows nothing before two seconds, or where nobody looks."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -33,14 +33,18 @@ class LogBar:
             self._shown.stop()
 
     def __call__(self, log: Source) -> None:
-        """Show how far the reading of a log is."""
+        """Show how far the reading of a run log is."""
+        self.at(log.meta.run, log.position, log.size)
+
+    def at(self, name: str, position: int, size: int) -> None:
+        """Show how many bytes of what were read."""
         if self._shown is None and time.monotonic() - self._began > PATIENCE_SECONDS and sys.stderr.isatty():
             self._start()
         if self._shown is not None:
             from stabwatch.cli.text import clean
 
-            about = f"{self._title} {clean(log.meta.run)}"
-            self._shown.update(self._task, description=about, completed=log.position, total=log.size)
+            about = f"{self._title} {clean(name)}"
+            self._shown.update(self._task, description=about, completed=position, total=size)
 
     def _start(self) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

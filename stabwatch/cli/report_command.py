@@ -29,12 +29,12 @@ def report(
 
 def _page(path: Path) -> str:
     from stabwatch.cli.analyze import run_folder
+    from stabwatch.cli.bar import LogBar
     from stabwatch.cli.html.pages import log_page, run_page
 
     folder = run_folder(path)
     if folder is not None:
         from stabwatch.analysis import analyze_log
-        from stabwatch.cli.bar import LogBar
         from stabwatch.runlog import RunLog
 
         with LogBar("reading") as bar:
@@ -42,4 +42,5 @@ def _page(path: Path) -> str:
     from stabwatch.analysis.readers import read_log
     from stabwatch.analysis.verdict import examine
 
-    return log_page(examine(read_log(path)))
+    with LogBar("reading") as bar:
+        return log_page(examine(read_log(path, lambda position, size: bar.at(path.name, position, size))))

@@ -61,6 +61,9 @@ def test_a_sick_run(new_log, look, width, scheme):  # noqa: F811
     assert "\x1b" not in page.content()
     assert page.locator("svg polyline").count() >= 1
     assert page.locator("svg rect").count() > 50
+    bars = page.locator("svg.map").first.locator("g.critical rect")
+    places = [float(bars.nth(i).get_attribute("x")) for i in range(bars.count())]
+    assert len(places) >= 2 and places == sorted(places), "the time-line goes by onset"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (390, "light")])
@@ -71,3 +74,11 @@ def test_a_foreign_log(tmp_path, look, width, scheme):
     page = look(log_page(examine(read_log(path))), width, scheme)
     assert page.locator("svg polyline").count() == 1
     assert "nonfinite" in page.inner_text("main")
+
+
+def test_runs_in_one_file_are_lines_of_their_own(tmp_path, look):
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n" + "".join(f"{i},{3 - i / 50}\n" for _ in range(3) for i in range(100)))
+    page = look(log_page(examine(read_log(path))), 390, "light")
+    assert page.locator("svg.chart polyline").count() == 3
+    assert "restart" in page.locator("svg.map").first.inner_html()

@@ -8,7 +8,7 @@ from pathlib import Path
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import documents, lines, tables, tensorboard, wandb_file
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.source import Progress, Source
 from stabwatch.analysis.readers.totals import with_total
 from stabwatch.errors import LogError
 
@@ -28,16 +28,16 @@ _TELLING = ("trainer_state.json", "metrics.csv", "progress.csv", "metrics.jsonl"
 _ENDINGS = (".log", ".jsonl", ".csv", ".out", ".txt", ".wandb")
 
 
-def read_log(path: str | Path) -> Log:
-    """Read a log, or the one that a folder holds. Raises LogError."""
+def read_log(path: str | Path, progress: Progress | None = None) -> Log:
+    """Read a log, or the one that a folder holds. progress: is told bytes and size. Raises LogError."""
     path = Path(path)
     if not path.exists():
         raise LogError(f"{path} does not exist.")
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path, progress)
     if not path.is_file():
         raise LogError(f"{path} is no regular file.")
-    source = Source(path)
+    source = Source(path, progress)
     if not source.head:
         raise LogError(f"{path} is empty.")
     reader = next((r for r in READERS if r.sniff(source)), None)
@@ -53,7 +53,7 @@ def _whole(log: Log) -> Log:
     return replace(log, runs=tuple(with_total(run) for run in log.runs))
 
 
-def _in_folder(folder: Path) -> Log:
+def _in_folder(folder: Path, progress: Progress | None) -> Log:
     """TensorBoard's files together; else the first of the well-known names; else the largest log."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
     events = [p for p in files if "tfevents" in p.name]
@@ -63,7 +63,7 @@ def _in_folder(folder: Path) -> Log:
     others = sorted((p for p in files if p.suffix in _ENDINGS), key=lambda p: -p.stat().st_size)
     for path in (*known, *others):
         try:
-            return read_log(path)
+            return read_log(path, progress)
         except LogError:
             continue
     raise LogError(f"{folder} holds no log that stabwatch can read. Name the file itself to hear why.")

@@ -26,11 +26,16 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
-class Source:
-    """One file. head: its first 64 KiB, unpacked."""
+Progress = Callable[[int, int], None]
+"""Takes the bytes of the file that were read, and its size."""
 
-    def __init__(self, path: Path) -> None:
+
+class Source:
+    """One file. head: its first 64 KiB, unpacked. progress: is told how far reading is."""
+
+    def __init__(self, path: Path, progress: Progress | None = None) -> None:
         self.path = path
+        self._progress = progress
         try:
             self.size = path.stat().st_size
             with self.open() as stream:
@@ -41,19 +46,23 @@ class Source:
 
     def open(self) -> IO[bytes]:
         """The bytes, unpacked."""
-        with self.path.open("rb") as raw:
+        return self._open()[0]
+
+    def _open(self) -> tuple[IO[bytes], IO[bytes]]:
+        """The bytes, unpacked, and the file that they come from."""
+        raw = self.path.open("rb")
+        try:
             magic = raw.read(6)
-        if magic[:2] in _UTF16:
-            return cast("IO[bytes]", _Utf8(self.path))
-        if magic[:2] == b"\x1f\x8b":
-            return cast("IO[bytes]", _Bounded(cast("IO[bytes]", gzip.open(self.path)), self.path))
-        if magic[:4] == b"\x28\xb5\x2f\xfd":
-            return cast("IO[bytes]", _Bounded(_zstd(self.path), self.path))
-        if magic[:3] == b"BZh":
-            return cast("IO[bytes]", _Bounded(cast("IO[bytes]", bz2.open(self.path)), self.path))
-        if magic == b"\xfd7zXZ\x00":
-            return cast("IO[bytes]", _Bounded(cast("IO[bytes]", lzma.open(self.path)), self.path))
-        return self.path.open("rb")
+            raw.seek(0)
+            unpack = next((unpack for start, unpack in _PACKINGS if magic.startswith(start)), None)
+            if unpack is not None:
+                return cast("IO[bytes]", _Bounded(unpack(raw, self.path), raw, self.path)), raw
+            if magic[:2] in _UTF16:
+                return cast("IO[bytes]", _Utf8(raw)), raw
+        except BaseException:
+            raw.close()
+            raise
+        return raw, raw
 
     def lines(self, wanted: Callable[[bytes], bool] = bool) -> Iterator[tuple[int, str]]:
         """Wanted lines with their numbers, from 1; a carriage return begins a new piece of the same line."""
@@ -74,8 +83,11 @@ class Source:
         """Whole lines, a megabyte or so at a time, without the last newline."""
         kept = b""
         try:
-            with self.open() as stream:
+            stream, raw = self._open()
+            with stream:
                 while chunk := stream.read(_CHUNK):
+                    if self._progress is not None:
+                        self._progress(raw.tell(), self.size)
                     cut = chunk.rfind(b"\n")
                     if cut < 0:
                         if len(kept) < 2 * LONGEST_LINE:
@@ -104,8 +116,8 @@ class Source:
 class _Utf8(io.RawIOBase):
     """A file of 16-bit characters, as PowerShell's `>` writes it, in UTF-8."""
 
-    def __init__(self, path: Path) -> None:
-        self._inner = path.open(encoding="utf-16", errors="replace", newline="")
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._inner = io.TextIOWrapper(raw, encoding="utf-16", errors="replace", newline="")
 
     def read(self, size: int = -1) -> bytes:
         return self._inner.read(max(size // 4, 1) if size >= 0 else -1).encode("utf-8", "replace")
@@ -118,8 +130,8 @@ class _Utf8(io.RawIOBase):
 class _Bounded(io.RawIOBase):
     """An unpacked stream that refuses to be a bomb."""
 
-    def __init__(self, inner: IO[bytes], path: Path) -> None:
-        self._inner, self._path = inner, path
+    def __init__(self, inner: IO[bytes], raw: IO[bytes], path: Path) -> None:
+        self._inner, self._raw, self._path = inner, raw, path
         self._most = min(MOST_UNPACKED, max(path.stat().st_size * MOST_RATIO, 64 << 20))
         self._seen = 0
 
@@ -135,15 +147,24 @@ class _Bounded(io.RawIOBase):
 
     def close(self) -> None:
         self._inner.close()
+        self._raw.close()
         super().close()
 
 
-def _zstd(path: Path) -> IO[bytes]:
+def _zstd(raw: IO[bytes], path: Path) -> IO[bytes]:
     try:
         import zstandard
     except ImportError as error:
         raise MissingExtraError(f"{path} is packed with zstd: pip install zstandard, or unpack it first.") from error
-    return cast("IO[bytes]", zstandard.open(path, "rb"))
+    return cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+
+
+_PACKINGS: tuple[tuple[bytes, Callable[[IO[bytes], Path], IO[bytes]]], ...] = (
+    (b"\x1f\x8b", lambda raw, _: cast("IO[bytes]", gzip.GzipFile(fileobj=raw))),
+    (b"\x28\xb5\x2f\xfd", _zstd),
+    (b"BZh", lambda raw, _: cast("IO[bytes]", bz2.BZ2File(raw))),
+    (b"\xfd7zXZ\x00", lambda raw, _: cast("IO[bytes]", lzma.LZMAFile(raw))),  # noqa: SIM115 -- `_Bounded` closes it
+)
 
 
 def without_colours(block: bytes) -> bytes:

@@ -13,6 +13,8 @@ from stabwatch.cli.text import number, tail
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 Mark = tuple[int, str, str]
 """Step, severity, text."""
+Bar = tuple[str, str, int, int | None]
+"""What, severity, onset, end (None: to the end of the run)."""
 WIDTH, LEFT, HEIGHT = 720, 70, 210
 COLUMNS = 320
 DECADES = 30.0
@@ -48,10 +50,12 @@ def chart(series: Series, marks: Sequence[Mark] = ()) -> str:
 
     down = 20 + (HEIGHT - 50) * (1 - (scaled - low) / (high - low if high > low else 1.0))
     columns = ((x - first) / max(last - first, 1) * COLUMNS).astype(int)
-    points = []
-    for part in np.split(np.arange(len(x)), np.flatnonzero(np.diff(columns)) + 1):
+    curves: list[list[str]] = [[]]
+    for part in np.split(np.arange(len(x)), np.flatnonzero((np.diff(columns) != 0) | (np.diff(x) < 0)) + 1):
+        if part[0] and x[part[0]] < x[part[0] - 1]:
+            curves.append([])  # the step went back: another line
         for i in sorted({int(part[down[part].argmin()]), int(part[down[part].argmax()])}):
-            points.append(f"{across(float(x[i])):.1f},{down[i]:.1f}")
+            curves[-1].append(f"{across(float(x[i])):.1f},{down[i]:.1f}")
     lines = "".join(
         f'<g class="{safe(severity)}"><line x1="{across(step):.1f}" x2="{across(step):.1f}" y1="14" y2="{HEIGHT - 28}" '
         f'stroke="currentColor" stroke-width="1.5" stroke-dasharray="4 3"/><title>step {step}: {safe(text)}</title></g>'
@@ -59,13 +63,39 @@ def chart(series: Series, marks: Sequence[Mark] = ()) -> str:
         if first <= step <= last
     )
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{lines}'
-        f'<polyline points="{" ".join(points)}" fill="none" stroke="var(--line)" stroke-width="1.6"/>'
-        f'<text x="{LEFT - 8}" y="24" text-anchor="end">{number(float(y.max()))}</text>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" class="chart">{lines}'
+        + "".join(f'<polyline points="{" ".join(curve)}" class="curve"/>' for curve in curves)
+        + f'<text x="{LEFT - 8}" y="24" text-anchor="end">{number(float(y.max()))}</text>'
         f'<text x="{LEFT - 8}" y="{HEIGHT - 30}" text-anchor="end">{number(float(y.min()))}</text>'
         f'<text x="{LEFT}" y="{HEIGHT - 8}">step {first:,}</text>'
         f'<text x="{WIDTH - 10}" y="{HEIGHT - 8}" text-anchor="end">{last:,}{", log scale" if log else ""}</text></svg>'
     )
+
+
+def timeline(bars: Sequence[Bar], first: int, last: int) -> str:
+    """When what began and ended: a bar for each, in the given order, over the steps from first to last."""
+    if not bars:
+        return ""
+    left = 250
+    room, rows = WIDTH - left - 12, []
+
+    def across(step: float) -> float:
+        return left + room * min(max((step - first) / max(last - first, 1), 0.0), 1.0)
+
+    for row, (name, severity, onset, until) in enumerate(bars):
+        top, start = 4 + 20 * row, across(onset)
+        wide = max(across(last if until is None else until) - start, 3.0)
+        rows.append(
+            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{safe(tail(name, 34))}</text>'
+            f'<line x1="{left}" x2="{WIDTH - 12}" y1="{top + 9}" y2="{top + 9}" stroke="var(--edge)"/>'
+            f'<g class="{safe(severity)}"><rect x="{start:.1f}" y="{top + 3}" width="{wide:.1f}" height="12" rx="2" '
+            f'fill="currentColor"/><title>{safe(name)}: step {onset:,} to {"the end" if until is None else until}'
+            f"</title></g>"
+        )
+    height = 4 + 20 * len(bars) + 20
+    rows.append(f'<text x="{left}" y="{height - 5}">step {first:,}</text>')
+    rows.append(f'<text x="{WIDTH - 12}" y="{height - 5}" text-anchor="end">{last:,}</text>')
+    return f'<div class="wide"><svg viewBox="0 0 {WIDTH} {height}" role="img" class="map">{"".join(rows)}</svg></div>'
 
 
 def heat_map(layers: Sequence[tuple[str, Series]]) -> str:
@@ -104,4 +134,4 @@ def heat_map(layers: Sequence[tuple[str, Series]]) -> str:
     rows.append(
         f'<text x="{WIDTH - 10}" y="{height - 6}" text-anchor="end">{last:,}; {scale}{", log" if log else ""}</text>'
     )
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(rows)}</svg>'
+    return f'<div class="wide"><svg viewBox="0 0 {WIDTH} {height}" role="img" class="map">{"".join(rows)}</svg></div>'

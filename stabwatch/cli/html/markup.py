@@ -20,10 +20,11 @@ h3{font-size:1rem;margin:20px 0 4px}.faint{color:var(--faint);font-size:.875rem}
 .verdict{font-size:1.2rem;padding:14px 18px;border-left:5px solid;background:var(--card);border-radius:4px;margin:0}
 .critical{color:var(--critical)}.warning{color:var(--warning)}.info{color:var(--info)}.calm{color:var(--calm)}
 .verdict span{color:var(--fg)}ul{margin:6px 0;padding-left:22px}svg{display:block;width:100%;height:auto}
-svg text{fill:var(--faint);font-size:12px}.wide{overflow-x:auto}
+.curve{fill:none;stroke:var(--line);stroke-width:1.6}svg text{fill:var(--faint);font-size:12px}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.875rem;width:100%;overflow-wrap:normal}
 th{color:var(--faint);font-weight:500}th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--edge);
 vertical-align:top;font-variant-numeric:tabular-nums}a{color:var(--line)}
+@media(max-width:600px){.chart text{font-size:20px}.map{min-width:640px}}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.alerts.stretches import rank, stretches
 from stabwatch.cli.html import markup
-from stabwatch.cli.html.drawing import Mark, chart, heat_map
+from stabwatch.cli.html.drawing import Bar, Mark, chart, heat_map, timeline
 from stabwatch.cli.text import listed, mapping, missing, number
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stabwatch.analysis.verdict import Examination, LogReport
     from stabwatch.runlog import Run
 
-MOST_ROWS, MOST_MAPS, MOST_LAYERS, MOST_RUNS = 60, 6, 64, 20
+MOST_ROWS, MOST_MAPS, MOST_LAYERS, MOST_RUNS, MOST_BARS = 60, 6, 64, 20, 24
 
 
 def run_page(analysis: Analysis, run: Run) -> str:
@@ -31,6 +31,9 @@ def _run(analysis: Analysis, run: Run) -> Iterator[str]:
     yield markup.verdict(analysis.diagnosis.verdict, worst)
     yield markup.section("Causes", markup.causes(analysis.diagnosis.causes))
     marks: list[Mark] = [(s.onset, s.severity, f"{s.rule} {s.layer}") for s in fired[:MOST_ROWS]]
+    bars: list[Bar] = [(f"{s.rule} {s.layer}".strip(), s.severity, s.onset, s.until) for s in fired[:MOST_BARS]]
+    extent = analysis.first_step or 0, analysis.last_step or 0
+    yield markup.section("What left its normal range, in order of onset", timeline(bars, *extent))
     for title, signal in (("Loss", "loss"), ("Gradient norm", "gradient_norm_before_clip")):
         yield markup.section(title, chart(run.series(signal), marks))
     yield markup.section("By layer", _maps(run, [s.signal for s in fired]))
@@ -113,6 +116,9 @@ def _examined(run: Examination) -> Iterator[str]:
     marks: list[Mark] = [(f.step, f.severity, f.text) for f in shown]
     curves = [c for c in run.run.columns if c.name == run.loss or c.role == "grad_norm"]
     curves.sort(key=lambda c: c.name != run.loss)
+    events = [f for f in run.findings if f in shown][:MOST_BARS]
+    bars: list[Bar] = [(f.kind.replace("_", " "), f.severity, f.step, f.end_step) for f in events]
+    yield markup.section("Time-line", timeline(bars, run.first_step or 0, run.last_step or 0))
     for column in curves[:3]:
         yield markup.section(column.name, chart((column.steps, column.values), marks))
     rows = [
