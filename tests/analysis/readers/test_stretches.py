@@ -15,6 +15,7 @@ from benchmarks.logs import MEGATRON, SHORT, TALK
 from stabwatch.analysis.readers import lines, source
 from stabwatch.analysis.readers.source import Source
 from stabwatch.analysis.readers.stretches import _pattern, floats
+from stabwatch.analysis.readers.telling import telling
 from stabwatch.analysis.readers.templates import Templates
 
 FORMS = {
@@ -41,7 +42,7 @@ FORMS = {
 
 def _both(path):
     s = Source(path)
-    return lines._read(s), lines.read_lines(s, s.lines(lines._telling))
+    return lines._read(s), lines.read_lines(s, s.lines(telling))
 
 
 def _same(path):
