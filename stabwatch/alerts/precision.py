@@ -203,18 +203,18 @@ PRECISION_RULES: tuple[Rule, ...] = (
         name="ZeroGradients",
         title="Dead paths: gradients that are exactly zero",
         family="gradient_zero",
-        summary="Most gradients have become exactly zero.",
+        summary="Nearly all gradients have become exactly zero.",
         description="{gradient_zero_median_ratio:.0%} of the gradients of the median layer are exactly zero, "
         "{gradient_zero_rise:.0%} more than at first.",
         levels=(
             Level(
                 severity="warning",
-                when=(Condition("gradient_zero_median_ratio", above=0.5), Condition("gradient_zero_rise", above=0.3)),
+                when=(Condition("gradient_zero_median_ratio", above=0.9), Condition("gradient_zero_rise", above=0.5)),
                 hold=3,
             ),
         ),
-        outside=(Condition("gradient_zero_median_ratio", above=0.3), Condition("gradient_zero_rise", above=0.15)),
-        source=f"half of the values of the median layer; {_CALIBRATED}",
+        outside=(Condition("gradient_zero_median_ratio", above=0.7), Condition("gradient_zero_rise", above=0.3)),
+        source=f"nine tenths of the values of the median layer; a healthy ReLU language model reaches 0.6 ({_CALIBRATED})",
         remedy=(
             "Units that are dead: lower the learning rate, and resume from before the onset, as they do not come back.",
             "In float16 without a gradient scaler: use one, or bfloat16.",

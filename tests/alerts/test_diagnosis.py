@@ -117,7 +117,7 @@ def test_a_spike_that_is_over_is_said_to_be_over():
 
 def test_gradients_at_the_end_of_float16_are_underflow_and_zeros_elsewhere_are_not():
     """Dead units leave gradients of a usual size beside their zeros."""
-    zeros = {"zeros a": [*wave(60, 0.1, 0.1), *([0.9] * 20)]}
+    zeros = {"zeros a": [*wave(60, 0.1, 0.1), *([0.95] * 20)]}
     tiny = {"exponents a": [0.6] * 80, "flow a": [1e-6] * 80}
     causes = [c.name for c in _diagnosis(zeros | tiny).causes]
     assert causes[0] == "MixedPrecisionUnderflow" and {"GradientUnderflow", "ZeroGradients"} <= set(causes)

@@ -47,7 +47,7 @@ SCENARIOS = {
     "LossScaleCollapse": Scenario("loss_scale", [65536.0] * 100, [2.0 ** (16 - i) for i in range(1, 20)]),
     "StepsSkipped": Scenario("skipped", [1.0, 1.0, *([0.0] * 98)], [1.0] * 24),
     "GradientUnderflow": Scenario("zeros a", wave(100, 0.1, 0.1), [0.45] * 12, {"exponents a": 0.9, "flow a": 1e-6}),
-    "ZeroGradients": Scenario("zeros a", wave(100, 0.1, 0.1), [0.9] * 5),
+    "ZeroGradients": Scenario("zeros a", wave(100, 0.1, 0.1), [0.95] * 5),
     "SaturatedUnits": Scenario("saturated a", wave(100, 0.1, 0.1), [0.95] * 5),
     "AttentionEntropyCollapse": Scenario("entropy a", wave(100, 2.5, 0.1), [0.01] * 12),
     "ResidualStreamGrowth": Scenario("growth blocks", wave(100, 0.05, 0.1), [3.0] * 5),
