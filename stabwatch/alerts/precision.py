@@ -214,7 +214,7 @@ PRECISION_RULES: tuple[Rule, ...] = (
             ),
         ),
         outside=(Condition("gradient_zero_median_ratio", above=0.7), Condition("gradient_zero_rise", above=0.3)),
-        source=f"nine tenths of the values of the median layer; a healthy ReLU language model reaches 0.6 ({_CALIBRATED})",
+        source=f"nine tenths of the values of the median layer; a ReLU language model reaches 0.6 ({_CALIBRATED})",
         remedy=(
             "Units that are dead: lower the learning rate, and resume from before the onset, as they do not come back.",
             "In float16 without a gradient scaler: use one, or bfloat16.",
