@@ -312,7 +312,7 @@ UNSTABLE = {
     mlp_diverges: ("LossDivergence", "GradientNormExplosion", "LossSpike", "NonFinite", "ActivationOutlierGrowth"),
     cnn_nan: ("NonFinite",),
     gpt_bad_batches: ("LossSpike",),
-    rnn_explodes: ("GradientNormExplosion", "NonFinite"),
+    rnn_explodes: ("HardwareFault", "GradientNormExplosion", "NonFinite", "ExplodingRecurrentGradients"),
 }
 """Each with the rules of which one must be the first cause."""
 SPARSE = {

@@ -4,6 +4,7 @@
     python -m benchmarks.detection --quick               a few runs of half A, five minutes at most
     python -m benchmarks.detection --write docs/detection.md
     python -m benchmarks.detection --keep FOLDER         keep the runs there, and take those that are there
+    python -m benchmarks.detection --seeds 1             one seed of each half in place of two
 
 Exit code 1 if a quick run misses an unstable run, names a wrong cause, or raises a false alarm.
 """
@@ -21,69 +22,88 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.detection.others import OTHERS
-from benchmarks.detection.runs import SEEDS, pairs, trained
-from benchmarks.detection.score import OURS, Verdict, figures, judge, lead_over, right_causes
+from benchmarks.detection.others import OTHERS, Detector, at
+from benchmarks.detection.runs import SEEDS, Trained, pairs, trained
+from benchmarks.detection.score import OURS, Verdict, calibrated, figures, judge, lead_over, right_causes
 from benchmarks.report import table
 
 QUICK = (
-    "gpt_hot", "gpt_lr_spike", "cnn_labels", "gpt_bit_flip", "cnn_nan", "mlp_dead", "mlp_louder",
+    "gpt_hot", "gpt_lr_spike", "cnn_labels", "gpt_bit_flip", "cnn_nan", "mlp_dead", "mlp_small_loss", "mlp_louder",
     "mlp", "regression", "table_classes", "warm_restarts",
 )  # fmt: skip
-CALM = 10.0
-"""False alarms per 10,000 healthy steps up to which a detector can be listened to."""
+BUDGET = 1.0
+"""False alarms per 10,000 healthy steps that anybody would bear: the target of this project, and that to which the
+thresholds of the others are brought."""
 
 
-def run_half(half: str, folder: Path, only: tuple[str, ...] = ()) -> list[Verdict]:
-    """Train and judge a half; with `only`, those cases with one seed."""
+def train_half(half: str, folder: Path, seeds: int, only: tuple[str, ...] = ()) -> list[Trained]:
+    """The runs of a half; with `only`, those cases with one seed."""
     out = []
-    for case, seed in pairs(half):
-        if only and (case.name not in only or seed != SEEDS[half][0]):
-            continue
-        began = time.perf_counter()
-        verdict = judge(trained(case, seed, folder))
-        out.append(verdict)
-        said = verdict.cause or "nothing"
-        print(f"{half} {case.name:18} {seed} {time.perf_counter() - began:6.1f} s  {said}", flush=True)
+    for case, seed in pairs(half, 1 if only else seeds):
+        if not only or case.name in only:
+            began = time.perf_counter()
+            out.append(trained(case, seed, folder))
+            print(f"{half} {case.name:18} {seed} {time.perf_counter() - began:6.1f} s", flush=True)
     return out
 
 
-def summary(verdicts: list[Verdict]) -> str:
+def judged(runs: list[Trained], others: dict[str, Detector]) -> list[Verdict]:
+    """Each run with the detectors as they come and with those of other thresholds."""
+    return [judge(run, {**OTHERS, **{_tuned(name): detect for name, detect in others.items()}}) for run in runs]
+
+
+def _tuned(name: str) -> str:
+    return f"{name}, calibrated"
+
+
+def kinds(verdicts: list[Verdict]) -> dict[str, list[Verdict]]:
+    """Unstable runs: those that go wrong by nature, those with an injected fault, all."""
+    bad = [v for v in verdicts if v.run.case.causes]
+    natural = [v for v in bad if v.run.case.fault is None]
+    return {"by nature": natural, "injected": [v for v in bad if v not in natural], "all": bad}
+
+
+def summary(verdicts: list[Verdict], names: tuple[str, ...]) -> str:
     """One row per detector."""
-    natural, rows = _natural(verdicts), []
-    for name in (OURS, *OTHERS):
+    of, rows = kinds(verdicts), []
+    for name in (OURS, *names):
         f = figures(verdicts, name)
-        if name == OURS:
-            last = (f"{right_causes(verdicts):.2f}", "", "")
-        else:
-            last = ("", f"{lead_over(natural, name):.0f}", f"{lead_over(verdicts, name):.0f}")
-        rows.append((name, f"{f.recall:.2f}", f"{f.lead:.0f}", f"{f.false:.1f}", *last))
+        leads = [f"{figures(some, name).lead:.0f}" for some in of.values()]
+        earlier = ["" if name == OURS else f"{lead_over(some, name):.0f}" for some in of.values()]
+        rows.append((name, f"{f.recall:.2f}", f"{f.false:.1f}", *leads, *earlier))
     head = (
-        "detector", "recall", "median lead", "false alarms per 10,000 steps", "cause right",
-        "stabwatch earlier: by nature", "all",
+        "detector", "recall", "false alarms per 10,000 steps", *(f"median lead, {kind}" for kind in of),
+        *(f"stabwatch earlier, {kind}" for kind in of),
     )  # fmt: skip
     return table(head, rows)
 
 
-def _natural(verdicts: list[Verdict]) -> list[Verdict]:
-    return [v for v in verdicts if v.run.case.causes and v.run.case.fault is None]
-
-
-def unstable_table(verdicts: list[Verdict]) -> str:
+def unstable_table(verdicts: list[Verdict], names: tuple[str, ...]) -> str:
     """One row per unstable run."""
 
     def row(v: Verdict) -> tuple[object, ...]:
-        best = max(OTHERS, key=v.lead)
+        best = max(names, key=v.lead)
         steps = ["never" if s is None else s for s in (v.hurt, v.first[OURS], v.first[best])]
         cause = (v.cause or "nothing") + ("" if v.right else " (WRONG)")
-        return (v.run.case.name, v.run.seed, v.run.case.fault or "", *steps, best, cause, ", ".join(v.rules))
+        which = best.removesuffix(", calibrated") if v.first[best] is not None else ""
+        return (v.run.case.name, v.run.seed, v.run.case.fault or "", *steps, which, cause, ", ".join(v.rules))
 
-    head = ("run", "seed", "fault at", "loss hurt at", "stabwatch at", "best other at", "which", "first cause", "rules")
+    head = (
+        "run",
+        "seed",
+        "fault at",
+        "loss hurt at",
+        "stabwatch at",
+        "first other at",
+        "which",
+        "first cause",
+        "rules",
+    )
     return table(head, (row(v) for v in verdicts if v.run.case.causes))
 
 
 def healthy_table(verdicts: list[Verdict]) -> str:
-    """Alarms on healthy steps, by detector."""
+    """Alarms on healthy steps, by detector with its defaults."""
     names = (OURS, *OTHERS)
     rows = [
         (v.run.case.name, v.run.seed, v.healthy_steps, *(v.false[name] or "" for name in names))
@@ -93,52 +113,78 @@ def healthy_table(verdicts: list[Verdict]) -> str:
     return table(("run", "seed", "healthy steps", *names), rows)
 
 
-def half_text(title: str, verdicts: list[Verdict]) -> str:
-    """One half."""
-    bad, natural = [v for v in verdicts if v.run.case.causes], _natural(verdicts)
-    calm = [name for name in OTHERS if figures(verdicts, name).false <= CALM]
-    steps = sum(v.healthy_steps for v in verdicts)
+def half_text(title: str, verdicts: list[Verdict], scales: dict[str, float]) -> str:
+    """One half. scales: the thresholds of the others, calibrated; none for a few runs."""
+    of, steps = kinds(verdicts), sum(v.healthy_steps for v in verdicts)
     unannounced = sum(v.unannounced for v in verdicts)
+    tuned = tuple(_tuned(name) for name in scales)
+    names = tuned or tuple(OTHERS)
+    fair = ""
+    if tuned:
+        times = ", ".join(f"{name} {by:.3g}" for name, by in scales.items())
+        first = " and ".join(f"{lead_over(some, *tuned):.0f} ({kind})" for kind, some in of.items())
+        fair = f"""
+With thresholds of their own half A, the least with at most {BUDGET:g} false alarm per 10,000 steps there (times the
+usual one: {times}):
+
+{summary(verdicts, tuned)}
+
+Over an oracle that were, in each run, whichever of these is first there: {first} steps.
+"""
     return f"""## {title}
 
-{len(bad)} unstable runs ({len(natural)} by nature), {len(verdicts) - len(bad)} healthy ones, {steps:,} healthy steps
-(those before an injected fault and those of the twins among them).
+{len(of["all"])} unstable runs ({len(of["by nature"])} by nature), {len(verdicts) - len(of["all"])} healthy ones,
+{steps:,} healthy steps (those before an injected fault and those of the twins among them).
+First cause right: {right_causes(verdicts):.2f}. Had nobody announced the new task, stabwatch would have
+{1e4 * unannounced / max(steps, 1):.1f} false alarms per 10,000 steps.
 
-{summary(verdicts)}
+With their usual thresholds:
 
-Had nobody announced the new task, stabwatch would have {1e4 * unannounced / steps:.1f} false alarms per 10,000 steps.
-Over a detector that were, in each run, the first of those with at most {CALM:.0f} false alarms per 10,000
-({", ".join(calm)}),
-stabwatch's median lead is {lead_over(natural, *calm):.0f} steps by nature and {lead_over(bad, *calm):.0f} in all;
-over the first of all five, {lead_over(natural, *OTHERS):.0f} and {lead_over(bad, *OTHERS):.0f}.
-The median lead over the loss, of those that go wrong by nature: {figures(natural, OURS).lead:.0f} steps.
+{summary(verdicts, tuple(OTHERS))}
+{fair}
+{unstable_table(verdicts, names)}
 
-{unstable_table(verdicts)}
-
-Alarms on healthy steps (blank: none):
+Alarms on healthy steps (blank: none), all with their usual thresholds:
 
 {healthy_table(verdicts)}
 """
 
 
-def page(command: str, halves: dict[str, list[Verdict]], seconds: float) -> str:
+def page(command: str, halves: dict[str, list[Verdict]], scales: dict[str, float], seeds: int, seconds: float) -> str:
     """docs/detection.md."""
     where = f"{platform.system()}, {os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} on the CPU"
     titles = {"B": "Held out", "A": "Calibrated on"}
-    parts = "\n".join(half_text(titles[half], halves[half]) for half in ("B", "A") if half in halves)
+    parts = "\n".join(half_text(titles[half], halves[half], scales) for half in ("B", "A") if half in halves)
+    of_a, of_b = (SEEDS[half][:seeds] for half in "AB")
     return f"""# How well trouble is detected
 
 `{command}`, {datetime.date.today()}, {where}, one thread, {seconds:.0f} s.
 
 Real trainings of 400 steps (`benchmarks/detection/`): small language models, vision transformers, CNNs, recurrent
-networks, stacks that predict noise, mixtures of experts, MLPs; on the text of the standard library, on scikit-learn's
-digits and tables, and on made-up data. Everything is measured at every step. Unstable ones go wrong by nature
-(learning rate, no warm-up, no norm, depth, float16, epsilon) or by an injected fault at step 200 (rate spike, corrupted
-batches, wrong labels, a bit that turns over, NaN in the data, louder gradients). Among the healthy ones are traps: warm
-restarts, a new task, a longer context, mixup, a GAN, a policy gradient.
+networks, stacks that predict noise, mixtures of experts, transformers on tables, MLPs; on the text of the standard
+library, on scikit-learn's digits and tables, and on made-up data. Everything is measured at every step. Unstable ones
+go wrong by nature (learning rate, no warm-up, no norm, depth, float16, saturation, epsilon) or by an injected fault at
+step 200 (rate spike, corrupted batches, wrong labels, a bit that turns over, NaN in the data, louder gradients). Among
+the healthy ones are traps: warm restarts, a new task, a longer context, mixup, a GAN, a policy gradient.
 
-Thresholds were chosen on half A (seeds {SEEDS["A"]}); half B has other architectures and seeds {SEEDS["B"]}.
-B was looked at twice before, and its seeds are new each time.
+## How it is counted
+
+An alarm is a warning or a critical alert that is on; what is less than 20 steps apart is one, and one that a twin
+(same seed, same batches, no fault) raises by the same rule within 20 steps as well finds no fault. *Loss hurt*: the
+first step at which the loss is a tenth of what the twin has learned above that twin, for good or, after an injected
+fault, in the median of eight steps: hindsight, earlier than anybody with the loss alone could say.
+*Lead*: from the first alarm to that step; what never comes counts as the end of the run. *stabwatch earlier*: the
+median over runs of its lead less that of the other, each of them by itself. An injected fault that hits the loss at
+once (a NaN, a wrong batch) leaves no lead to anybody; therefore leads are told apart.
+
+The others are written from their sources, on loss and gradient norm of every step (`others.py`). A detector is
+listened to when it rings seldom, and a threshold may always be lowered to ring earlier. So they are compared twice:
+with their usual thresholds, and with thresholds from half A that ring as seldom as stabwatch is meant to.
+
+## What was chosen on what
+
+Thresholds, ours and theirs, were chosen on half A (seeds {of_a}); half B has other architectures and seeds {of_b}.
+B was looked at before, with other seeds each time.
 Seeds (2, 3): recall 0.97, 3.3 false alarms per 10,000 steps, 0.84 of the causes right. Then VanishingGradients got its
 third condition, that the loss stands still, because `rnn_text` had learned on; LossRisesWithRate was added, from half
 A; and `new_task` announces its task (`watch.announce`), as four of the five false alarms were there.
@@ -146,16 +192,12 @@ Seeds (4, 5): recall 0.94, 3.3 false alarms (the twins' now among them), 0.88 of
 added, as wrong labels had hidden in a noisy loss; VanishingGradients holds gradients against a level, and no longer
 against one explosion; while the rate climbs to where it never was, it is blamed before the batch; and the rate of
 `cnn_dead` begins at 0.1 (it was 0.3), as its twin had spikes of its own.
-
-An alarm is a warning or a critical alert that is on; what is less than 20 steps apart is one, and one that a twin
-(same seed, same batches, no fault) raises by the same rule within 20 steps as well finds no fault. *Loss hurt*: the
-first step at which the loss is a tenth of what the twin has learned above that twin, for good or, after an injected
-fault, in the median of eight steps: hindsight, earlier than anybody with the loss alone could say.
-*Lead*: from the first alarm to that step; what never comes counts as the end. *stabwatch earlier*: median over runs of
-its lead less the other's. An injected fault that hits the loss at once (a NaN, a wrong batch) leaves no lead to
-anybody, and a third of the runs is such.
-
-The others are written from their sources, with their defaults, on loss and gradient norm of every step (`others.py`).
+Since then each half got three more cases, before anybody saw what was said of them in B: a small loss in float16,
+units that saturate, a transformer whose warm-up does not end. Underflow and saturation are named causes that no case
+had; and failures that are published are mostly slow ones, while six cases of sixteen were blows. Then B was looked at
+a third time, in part (seed 6, nine unstable runs): all found, 0.89 of the causes right, but seven false alarms in the
+twin of `rnn_text`, most of them of the new rule ZeroGradients, which rang at half of the gradients; now it is nine
+tenths.
 
 {parts}"""
 
@@ -165,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--keep", type=Path, help="folder of runs that are kept")
+    parser.add_argument("--seeds", type=int, choices=(1, 2), default=2, help="seeds of each half")
     parser.add_argument("--write", type=Path, help="write the page to this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)  # the models are small
@@ -174,9 +217,11 @@ def main(argv: list[str] | None = None) -> int:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         only = QUICK if options.quick else ()
-        halves = {half: run_half(half, folder, only) for half in (("A",) if options.quick else ("A", "B"))}
-    command = "python -m benchmarks.detection" + (" --quick" if options.quick else "")
-    text = page(command, halves, time.perf_counter() - began)
+        runs = {half: train_half(half, folder, options.seeds, only) for half in ("A" if only else "AB")}
+        scales = {} if only else calibrated(runs["A"], BUDGET)
+        halves = {half: judged(some, at(scales)) for half, some in runs.items()}
+    flags = (" --quick" if only else "") + (f" --seeds {options.seeds}" if options.seeds != 2 else "")
+    text = page(f"python -m benchmarks.detection{flags}", halves, scales, options.seeds, time.perf_counter() - began)
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.detection.others import OTHERS, episodes
+from benchmarks.detection.others import GRID, OTHERS, Detector, episodes
 from benchmarks.detection.runs import Array, Trained, hurt
 from stabwatch.alerts import Engine, diagnose
 from stabwatch.alerts.stretches import stretches
@@ -50,25 +50,51 @@ class Verdict:
         return (end if self.hurt is None else self.hurt) - (end if first is None else first)
 
 
-def judge(run: Trained) -> Verdict:
+def calibrated(runs: Sequence[Trained], budget: float) -> dict[str, float]:
+    """By other detector, the least threshold with at most `budget` false alarms per 10,000 healthy steps, over the
+    usual one; the largest that was tried where none is quiet enough."""
+    curves = [
+        (_fault(run), run.losses, norms_of(run.log, len(run.losses)), run.twin,
+         norms_of(run.twin_log, len(run.twin)) if run.twin_log else run.twin)
+        for run in runs
+    ]  # fmt: skip
+    most = budget / 1e4 * sum(fault + max(len(twin) - fault, 0) for fault, _, _, twin, _ in curves)
+
+    def rings(detect: Detector, by: float) -> int:
+        count = 0
+        for fault, losses, norms, twin, twin_norms in curves:
+            count += sum(s < fault for s in episodes(detect(losses, norms, by), APART))
+            count += sum(s >= fault for s in episodes(detect(twin, twin_norms, by), APART))
+        return count
+
+    return {name: next((by for by in GRID if rings(detect, by) <= most), GRID[-1]) for name, detect in OTHERS.items()}
+
+
+def judge(run: Trained, others: Mapping[str, Detector] = OTHERS) -> Verdict:
     """Replay every detector over one run, and over its twin."""
-    engine, heard = _heard(run.log, run.losses)
-    twin = _heard(run.twin_log, run.twin)[1] if run.twin_log else {}
-    bad, steps = bool(run.case.causes), len(run.losses)
-    fault = (run.case.fault or 0) if bad else steps
+    engine, heard = _heard(run.log, run.losses, others)
+    twin = _heard(run.twin_log, run.twin, others)[1] if run.twin_log else {}
+    steps, fault = len(run.losses), _fault(run)
     diagnosis = diagnose(engine)
     false = {name: sum(s < fault for s in _alarms(on)) for name, on in heard.items()}
     of_twin = {name: sum(s >= fault for s in _alarms(twin.get(name, {}))) for name in heard}
+    announced = any(event.kind == "change" for event in run.log.events)
+    silent = _on(_engine(run.log, announced=False), steps) if announced else heard[OURS]
     return Verdict(
         run=run,
         hurt=hurt(run),
         first={name: _first(on, twin.get(name, {}), fault) for name, on in heard.items()},
         false={name: false[name] + of_twin[name] for name in heard},
-        unannounced=sum(s < fault for s in _alarms(_on(_engine(run.log, announced=False), steps))) + of_twin[OURS],
+        unannounced=sum(s < fault for s in _alarms(silent)) + of_twin[OURS],
         healthy_steps=fault + max(len(run.twin) - fault, 0),
         cause=diagnosis.causes[0].name if diagnosis.causes else "",
         rules=tuple(dict.fromkeys(a.rule for a in engine.history if a.severity != "info")),
     )
+
+
+def _fault(run: Trained) -> int:
+    """The first step that is not healthy."""
+    return (run.case.fault or 0) if run.case.causes else len(run.losses)
 
 
 def _alarms(on: Mapping[str, list[int]]) -> list[int]:
@@ -88,11 +114,13 @@ def _first(on: Mapping[str, list[int]], twin: Mapping[str, list[int]], fault: in
     return min(found, default=None)
 
 
-def _heard(log: Run, losses: Array) -> tuple[Engine, dict[str, dict[str, list[int]]]]:
+def _heard(
+    log: Run, losses: Array, detectors: Mapping[str, Detector]
+) -> tuple[Engine, dict[str, dict[str, list[int]]]]:
     """By detector and rule (the others have one, without a name), the steps at which it is on."""
     engine = _engine(log)
-    norms = _series(log, len(losses), "gradient_norm_before_clip", "gradient_norm")
-    others = {name: {"": detect(losses, norms)} for name, detect in OTHERS.items()}
+    norms = norms_of(log, len(losses))
+    others = {name: {"": detect(losses, norms)} for name, detect in detectors.items()}
     return engine, {OURS: _on(engine, len(losses)), **others}
 
 
@@ -114,11 +142,11 @@ def _on(engine: Engine, end: int) -> dict[str, list[int]]:
     return {rule: sorted(steps) for rule, steps in on.items()}
 
 
-def _series(log: Run, length: int, *signals: str) -> Array:
-    """By step, the first of some signals that there is."""
+def norms_of(log: Run, length: int) -> Array:
+    """The gradient norm by step, before clipping where it is clipped."""
     out = np.full(length, np.nan)
     known = {key.signal for key in log.keys}
-    for signal in signals:
+    for signal in ("gradient_norm_before_clip", "gradient_norm"):
         if signal in known and np.isnan(out).all():
             steps, values = log.series(signal, "")
             kept = steps < len(out)

@@ -223,6 +223,36 @@ class ViTOfExperts(DigitsViT):
         return self.head(self.norm(x + self.mixture(x)).mean(1))
 
 
+class TableTransformer(nn.Module):
+    """A token for each column of a table, an encoder, a mean and a head (Gorishniy et al. 2021)."""
+
+    def __init__(self, columns: int, outputs: int, layers: int = 2, width: int = 48) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(columns, width) / math.sqrt(width))
+        self.shift = nn.Parameter(torch.randn(columns, width) / math.sqrt(width))
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.encoder(x[..., None] * self.scale + self.shift)).mean(1))
+
+
+class TanhCNN(nn.Module):
+    """Convolutions and tanh, as the first ones had them."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        sizes = [1, *[width] * 3]
+        self.layers = nn.Sequential(
+            *(part for i, o in pairwise(sizes) for part in (nn.Conv2d(i, o, 3, padding=1), nn.Tanh()))
+        )
+        self.head = nn.Linear(width * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).flatten(1))
+
+
 class PostNorm(nn.Module):
     """A language model with the norms behind the residual sums, as the first transformers had them."""
 
@@ -269,14 +299,15 @@ class Half(nn.Module):
             return self.inner(x).float()
 
 
-def plain(inputs: int, outputs: int, layers: int = 3, width: int = 64) -> nn.Sequential:
-    """Linear layers and ReLUs, He's initialisation."""
+def plain(inputs: int, outputs: int, layers: int = 3, width: int = 64,
+          unit: type[nn.Module] = nn.ReLU) -> nn.Sequential:  # fmt: skip
+    """Linear layers and ReLUs (or other units), He's initialisation."""
     sizes = [inputs, *[width] * layers]
     parts: list[nn.Module] = [nn.Flatten()]
     for i, o in pairwise(sizes):
         layer = nn.Linear(i, o)
         nn.init.normal_(layer.weight, std=math.sqrt(2 / i))
-        parts += [layer, nn.ReLU()]
+        parts += [layer, unit()]
     return nn.Sequential(*parts, nn.Linear(width, outputs))
 
 

@@ -144,6 +144,30 @@ def by_heart(seed: int, model: Callable[[], nn.Module], draw: Callable[[int], ta
     return tasks.setting(made, lambda step: first, optimizer, clip=None)
 
 
+def small_loss(seed: int, model: Callable[[], nn.Module], draw: Callable[[int], tasks.Draw], half: bool = True,
+               weight: float = 1e-5) -> Setting:  # fmt: skip
+    """A loss with a small weight, in float16 without a gradient scaler: what is nearly learned gets no gradient."""
+    made = tasks.Half(model()) if half else model()
+    optimizer = torch.optim.Adam(made.parameters(), lr=1e-3, eps=1e-16)
+    out = tasks.setting(made, draw(seed), optimizer, clip=None)
+    inner = out.loss
+    out.loss = lambda step: weight * inner(step)
+    return out
+
+
+def saturating(seed: int, model: Callable[[], nn.Module], lr: float) -> Setting:
+    """Units that can saturate, SGD."""
+    made = model()
+    optimizer = torch.optim.SGD(made.parameters(), lr=lr, momentum=0.9)
+    return tasks.setting(made, tasks.digits(seed), optimizer, clip=None)
+
+
+def table_transformer(seed: int, lr: float = 1e-3) -> Setting:
+    """A transformer on a table."""
+    model = tasks.TableTransformer(30, 2)
+    return tasks.setting(model, tasks.cancer(seed), healthy.adam(model, lr))
+
+
 def case(half: str, name: str, causes: str, make: Make, twin: Make | None = None, injected: bool = False) -> Case:
     """Causes by name, separated by blanks."""
     return Case(name, make, half, tuple(causes.split()), FAULT if injected else None, twin)  # type: ignore[arg-type]
@@ -164,8 +188,11 @@ def _table() -> nn.Module:
     return tasks.plain(30, 2)
 
 
+_rows = partial(tasks.Residual, 30, 2)
+_tanh = partial(tasks.plain, 64, 10, layers=6, unit=nn.Tanh)
 _mlp = partial(tasks.plain, 64, 10)
 _no_norm = partial(tasks.Digits, norm=False)
+_dead = f"{RATE} DeadUnits ZeroGradients"
 _hot = f"{RATE} AttentionLogitGrowth"
 UNSTABLE: tuple[Case, ...] = (
     case("A", "gpt_hot", _hot, partial(zoo.gpt, lr=3e-2), zoo.gpt),
@@ -176,11 +203,13 @@ UNSTABLE: tuple[Case, ...] = (
     case("A", "post_norm_cold", f"{RATE} VanishingGradients TokenCollapse",
          partial(healthy.post_norm, lr=3e-3, layers=12, warm_up=1), partial(healthy.post_norm, layers=12)),
     case("B", "dit_hot", f"{RATE} TokenCollapse", partial(healthy.dit_short, lr=0.1), healthy.dit_short),
-    case("A", "rnn_memory", f"{RATE} GradientNormExplosion", partial(ramp, partial(recurrent, lr=1e-4), factor=1000),
+    case("A", "rnn_memory", f"{RATE} GradientNormExplosion ExplodingRecurrentGradients",
+         partial(ramp, partial(recurrent, lr=1e-4), factor=1000),
          partial(recurrent, lr=1e-4)),
-    case("B", "rnn_text", f"{RATE} GradientNormExplosion", partial(ramp, partial(recurrent_text, lr=3e-3), factor=100),
+    case("B", "rnn_text", f"{RATE} GradientNormExplosion ExplodingRecurrentGradients",
+         partial(ramp, partial(recurrent_text, lr=3e-3), factor=100),
          partial(recurrent_text, lr=3e-3)),
-    case("A", "deep_plain", f"{RATE} VanishingGradients DeadUnits", partial(deep, lr=1e-2), partial(deep, lr=1e-3)),
+    case("A", "deep_plain", f"{_dead} VanishingGradients", partial(deep, lr=1e-2), partial(deep, lr=1e-3)),
     case("B", "residual_hot", f"{RATE} ActivationOutlierGrowth GradientNormExplosion",
          partial(ramp, partial(residual, lr=3e-3), factor=100), partial(residual, lr=3e-3)),
     _spoilt("A", "gpt_bad_batches", "BadBatch", 12, tasks.noise_bytes, _gpt, tasks.text),
@@ -203,12 +232,24 @@ UNSTABLE: tuple[Case, ...] = (
     case("B", "vit_moe_hot", f"RouterCollapse {_hot}", partial(healthy.vit_moe, lr=1e-2, balance=0.0), healthy.vit_moe),
     case("A", "qk_norm_hot", f"{RATE} OutputLogitDrift", qk_norm_hot, zoo.gpt_qk_norm),
     case("B", "head_hot", f"{RATE} OutputLogitDrift", output_only_hot, healthy.digits_cnn),
-    case("A", "mlp_dead", f"{RATE} DeadUnits", partial(ramp, partial(dead, model=_mlp, lr=0.1), factor=30),
+    case("A", "mlp_dead", _dead, partial(ramp, partial(dead, model=_mlp, lr=0.1), factor=30),
          partial(dead, model=_mlp, lr=0.1)),
-    case("B", "cnn_dead", f"{RATE} DeadUnits", partial(ramp, partial(dead, model=_no_norm, lr=0.1), factor=300),
+    case("B", "cnn_dead", _dead, partial(ramp, partial(dead, model=_no_norm, lr=0.1), factor=300),
          partial(dead, model=_no_norm, lr=0.1)),
     case("A", "mlp_by_heart", "SoftmaxCollapse", partial(by_heart, model=_mlp, draw=tasks.digits)),
     case("B", "table_by_heart", "SoftmaxCollapse", partial(by_heart, model=_table, draw=tasks.cancer)),
+    case("A", "mlp_small_loss", "MixedPrecisionUnderflow", partial(small_loss, model=_mlp, draw=tasks.digits),
+         partial(small_loss, model=_mlp, draw=tasks.digits, half=False)),
+    case("B", "table_small_loss", "MixedPrecisionUnderflow", partial(small_loss, model=_rows, draw=tasks.cancer),
+         partial(small_loss, model=_rows, draw=tasks.cancer, half=False)),
+    case("A", "tanh_mlp", f"{RATE} SaturatedUnits",
+         partial(ramp, partial(saturating, model=_tanh, lr=1e-2), factor=300),
+         partial(saturating, model=_tanh, lr=1e-2)),
+    case("B", "tanh_cnn", f"{RATE} SaturatedUnits",
+         partial(ramp, partial(saturating, model=tasks.TanhCNN, lr=1e-2), factor=300),
+         partial(saturating, model=tasks.TanhCNN, lr=1e-2)),
+    case("A", "table_ramp", _hot, partial(ramp, table_transformer, factor=100), table_transformer),
+    case("B", "vit_ramp", _hot, partial(ramp, healthy.digits_vit, factor=100), healthy.digits_vit),
     case("A", "mlp_louder", "AdamSecondMomentStale", partial(louder, healthy.table_numbers), healthy.table_numbers,
          True),
     case("B", "vit_louder", "AdamSecondMomentStale", partial(louder, healthy.digits_vit), healthy.digits_vit, True),

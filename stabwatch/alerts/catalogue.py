@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stabwatch.alerts.layer_rules import LAYER_RULES
+from stabwatch.alerts.precision import PRECISION_RULES
 from stabwatch.alerts.ranks import RANK_RULES
 from stabwatch.alerts.rule import Condition, Level, Rule
 
@@ -248,6 +249,7 @@ RULES: tuple[Rule, ...] = (
         references=(_PROXIES,),
     ),
     *LAYER_RULES,
+    *PRECISION_RULES,
     *RANK_RULES,
     Rule(
         name="TrainingStopped",

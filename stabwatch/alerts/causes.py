@@ -149,6 +149,16 @@ def _overflow(e: Evidence) -> Found | None:
     )
 
 
+def _underflow(e: Evidence) -> Found | None:
+    found = [a for a in e.of("GradientUnderflow", "LossScaleCollapse") if a.onset <= e.onset + TOGETHER]
+    if not found:
+        return None
+    first = min(found, key=lambda a: a.onset)
+    scale = first.context.get("loss_scale")
+    used = "No gradient scaler is in use." if scale is None else f"The loss scale was {scale:.3g}."
+    return Found(first.onset, (f"Step {first.step}: {first.description}", used))
+
+
 def _rate_spike(e: Evidence) -> Found | None:
     jumps = [j for j in e.memory.rate_jumps if j.step <= e.onset + 1 and e.onset - j.step <= RECENT]
     if not jumps:
@@ -197,6 +207,20 @@ def _stale_moment(e: Evidence) -> Found | None:
         return None
     first = alerts[0]
     return Found(first.onset, (f"Step {first.step}: {first.description}",), tuple(a.layer for a in alerts))
+
+
+def _recurrent(e: Evidence) -> Found | None:
+    grown = {name: pair for name, pair in e.memory.recurrent.items() if pair[1] > 1}
+    exploded = [a for a in e.of("GradientNormExplosion") if a.onset <= e.onset + TOGETHER]
+    if not grown or not exploded or _rate_spike(e) or _data_first(e) or _first_is_non_finite(e) or _stale_moment(e):
+        return None
+    name, (first, now) = max(grown.items(), key=lambda item: item[1][1])
+    lines = [
+        f"Step {exploded[0].step}: {exploded[0].description}",
+        f"The largest singular value of {name} is {now:.3g} (at first {first:.3g}): above 1, a gradient may grow with "
+        "every step of the sequence.",
+    ]
+    return Found(exploded[0].onset, tuple(lines), (name.rpartition(".")[0],), confidence=0.7)
 
 
 def _bad_batch(e: Evidence) -> Found | None:
@@ -294,6 +318,16 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
     ),
     RootCause(
+        "MixedPrecisionUnderflow",
+        "Underflow of a narrow number format",
+        _underflow,
+        (
+            "In float16: use a gradient scaler (`torch.amp.GradScaler`), or train in bfloat16.",
+            "With a scaler whose scale falls: find what overflows first, as its scale is too low because of that.",
+        ),
+        ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
+    ),
+    RootCause(
         "LearningRateTooHigh",
         "Learning rate too high",
         _rate_too_high,
@@ -315,6 +349,17 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
             "Lower beta2 to 0.95 to 0.99; clip the update (StableAdamW) or the gradient.",
         ),
         ("Molybog et al. 2023, A Theory on Adam Instability in Large-Scale Machine Learning, arXiv:2304.09871",),
+    ),
+    RootCause(
+        "ExplodingRecurrentGradients",
+        "Exploding gradients of a recurrent network",
+        _recurrent,
+        (
+            "Clip the gradient norm (1 is usual), and resume from before the onset.",
+            "Did sequences become longer here? Lengthen them slowly, or cut the gradient after some steps of time.",
+            "For good: LSTM or GRU in place of a plain recurrence; an orthogonal start of the recurrent matrix.",
+        ),
+        ("Pascanu et al. 2013, On the difficulty of training recurrent neural networks, arXiv:1211.5063",),
     ),
     RootCause(
         "BadBatch",

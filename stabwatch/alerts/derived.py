@@ -14,7 +14,8 @@ import numpy as np
 
 from stabwatch.alerts.layers import FadeFamily, MedianFamily, PlainFamily, WeightFamily
 from stabwatch.alerts.points import Array, Columns, Derived, Family, Ring, slope
-from stabwatch.alerts.ranks import ReplicaFamily, SlowRankFamily
+from stabwatch.alerts.precision import scaler_families
+from stabwatch.alerts.ranks import ReplicaFamily, rank_spreads
 from stabwatch.alerts.scalars import WINDOW, GradientFamily, LossFamily
 from stabwatch.runlog import SeriesKey
 
@@ -251,7 +252,8 @@ def families() -> tuple[Family, ...]:
         ActivationFamily(),
         *_of_layers(),
         ReplicaFamily(),
-        SlowRankFamily(),
+        *rank_spreads(),
+        *scaler_families(),
     )
 
 
@@ -286,8 +288,19 @@ def _of_layers() -> tuple[Family, ...]:
         ),
         PlainFamily("softmax_collapse_ratio"),
         PlainFamily("router_max_violation"),
-        PlainFamily(
-            "dead_units_ratio", Derived("dead_units_ratio_rise", "dead_units_ratio less its first value of the run.")
+        *(
+            PlainFamily(signal, Derived(f"{signal}_rise", f"{signal} less its first value of the run."))
+            for signal in ("dead_units_ratio", "saturated_units_ratio", "residual_growth", "attention_entropy")
+        ),
+        PlainFamily("router_dropped_ratio"),
+        PlainFamily("beyond_radius_ratio"),
+        MedianFamily(
+            "geometry_drift",
+            "geometry_drift",
+            Derived("geometry_drift_median", "Median over layers of geometry_drift.", level="run"),
+            jump=Derived(
+                "geometry_drift_jump", "geometry_drift_median less what it was at the point before.", level="run"
+            ),
         ),
     )
 

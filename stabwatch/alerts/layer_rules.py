@@ -12,6 +12,13 @@ _GROKKING = "Prieto et al. 2025, Grokking at the edge of numerical stability, ar
 _SWITCH = "Fedus et al. 2021, Switch Transformers, arXiv:2101.03961"
 _ADAM = "Molybog et al. 2023, A Theory on Adam Instability in Large-Scale Machine Learning, arXiv:2304.09871"
 _SDC = "Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245"
+_ENTROPY = (
+    "Zhai et al. 2023, Stabilizing Transformer Training by Preventing Attention Entropy Collapse, arXiv:2303.06296"
+)
+_TANH = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks"
+_RESIDUAL = "Zhang et al. 2019, Fixup Initialization, arXiv:1901.09321"
+_GHOSTS = "Ghosts of Softmax, arXiv:2603.13552"
+_SHESHA = "shesha-geometry 0.3.0, rdm_drift"
 _RELU = "Lu et al. 2019, Dying ReLU and Initialization, arXiv:1903.06733"
 _CALIBRATED = "docs/detection.md"
 
@@ -195,5 +202,128 @@ LAYER_RULES: tuple[Rule, ...] = (
             "For good: GELU or leaky ReLU, warm-up, smaller biases.",
         ),
         references=(_RELU,),
+    ),
+    Rule(
+        name="SaturatedUnits",
+        title="Saturated units",
+        family="saturated_units_ratio",
+        summary="Hidden units saturate.",
+        description="{saturated_units_ratio:.0%} of the units of {where} are saturated for every token, "
+        "{saturated_units_ratio_rise:.0%} more than at first.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(
+                    Condition("saturated_units_ratio", above=0.8),
+                    Condition("saturated_units_ratio_rise", above=0.3),
+                ),
+                hold=3,
+            ),
+        ),
+        outside=(Condition("saturated_units_ratio", above=0.5), Condition("saturated_units_ratio_rise", above=0.2)),
+        source="as dead units: four fifths of a layer pass no gradient back",
+        remedy=(
+            "Lower the learning rate; resume from before the onset, as saturated units hardly come back.",
+            "For good: normalise before the activation, initialise smaller, or use GELU or SiLU in place of tanh.",
+        ),
+        references=(_TANH,),
+    ),
+    Rule(
+        name="AttentionEntropyCollapse",
+        title="Attention-entropy collapse",
+        family="attention_entropy",
+        summary="Attention looks at one token only: its entropy has collapsed.",
+        description="The mean entropy of the attention of {where} is {attention_entropy:.2g} nat, "
+        "{attention_entropy_rise:.2g} against its first value.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(Condition("attention_entropy", below=0.05), Condition("attention_entropy_rise", below=-1.0)),
+                hold=8,
+            ),
+        ),
+        outside=(Condition("attention_entropy", below=0.2), Condition("attention_entropy_rise", below=-0.5)),
+        source=f"0.05 nat is 99% of the weight on one token, over all heads of the layer ({_ENTROPY}); {_CALIBRATED}",
+        remedy=(
+            "Lower the learning rate; look at the attention logits of the layer named here.",
+            "For good: QK-norm, or sigma-reparametrisation of the weights; a longer warm-up.",
+        ),
+        references=(_ENTROPY,),
+    ),
+    Rule(
+        name="ResidualStreamGrowth",
+        title="Exploding residual stream",
+        family="residual_growth",
+        summary="The residual stream grows from block to block.",
+        description="From block to block of {where} the output RMS grows by the factor exp({residual_growth:.2g}), "
+        "{residual_growth_rise:.2g} more than at first.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(Condition("residual_growth", above=2.0), Condition("residual_growth_rise", above=1.0)),
+                hold=3,
+            ),
+        ),
+        outside=(Condition("residual_growth", above=1.0), Condition("residual_growth_rise", above=0.5)),
+        source=f"2 is sevenfold in each block ({_RESIDUAL}); healthy stacks reach 1.1 ({_CALIBRATED})",
+        remedy=(
+            "Lower the learning rate; look at the branch over trunk of the first blocks named here.",
+            "For good: normalise each branch, or scale its output by 1 / sqrt(2 x depth).",
+        ),
+        references=(_RESIDUAL,),
+    ),
+    Rule(
+        name="RepresentationDrift",
+        title="Representation drift",
+        family="geometry_drift",
+        summary="What the network makes of the fixed batch has changed its geometry.",
+        description="The token distances of the fixed batch have drifted by {geometry_drift_median:.2g} in the median "
+        "layer, {geometry_drift_jump:.2g} since the point before; 1 is unrelated.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(Condition("geometry_drift_median", above=0.3), Condition("geometry_drift_jump", above=0.2)),
+                summary="What the network makes of the fixed batch has changed its geometry at one blow.",
+            ),
+            Level(severity="warning", when=(Condition("geometry_drift_median", above=0.85),), hold=3),
+        ),
+        outside=(Condition("geometry_drift_median", above=0.3),),
+        source=f"1 is a geometry that has nothing of the reference ({_SHESHA}); a healthy ViT and GPT from scratch "
+        "reach 0.7 in 240 steps and move by 0.1 from point to point; a learning-rate spike of 30 times moves 0.3",
+        remedy=(
+            "Fine-tuning? What was learned before is being lost: lower the learning rate, or freeze the first layers.",
+            "A sudden jump: look at what came just before it, and go back to a checkpoint from before.",
+            "Was the reference taken at initialisation? Then take it again (`watch.probe`) from a trained network.",
+        ),
+    ),
+    Rule(
+        name="ExpertTokensDropped",
+        title="A router drops tokens",
+        family="router_dropped_ratio",
+        summary="Experts are full, and tokens are dropped.",
+        description="{router_dropped_ratio:.0%} of the assignments of {where} are beyond the experts' capacity.",
+        levels=(Level(severity="warning", when=(Condition("router_dropped_ratio", above=0.3),), hold=64),),
+        outside=(Condition("router_dropped_ratio", above=0.2),),
+        source=f"{_SWITCH}: below 1% once balanced; 0.3 for 64 points, as routers begin unbalanced",
+        remedy=(
+            "Raise the weight of the load-balancing loss; a larger capacity factor meanwhile.",
+            "Is the router collapsing (RouterCollapse)? Then resume from before the onset.",
+        ),
+        references=(_SWITCH,),
+    ),
+    Rule(
+        name="StepBeyondRadius",
+        title="Steps longer than the Taylor radius",
+        family="beyond_radius_ratio",
+        summary="Steps are longer than the radius within which the loss is what its series says.",
+        description="For {beyond_radius_ratio:.0%} of the samples the step is longer than the Taylor radius.",
+        levels=(Level(severity="warning", when=(Condition("beyond_radius_ratio", above=0.5),), hold=3),),
+        outside=(Condition("beyond_radius_ratio", above=0.25),),
+        source=f"no step within the radius failed, seven of ten beyond it did ({_GHOSTS}; docs/validation.md)",
+        remedy=(
+            "Lower the learning rate; lengthen the warm-up.",
+            'The guard `guard="taylor"` shortens such steps.',
+        ),
+        references=(_GHOSTS,),
     ),
 )

@@ -53,19 +53,25 @@ class MedianFamily:
     """The median over layers of a signal, each layer with its last value: the deep tier takes turns.
 
     to_peak: over its largest value so far, so that a learning rate that comes back to where it was is no jump.
-    rise: less the median of the layers' first values.
+    rise: less the median of the layers' first values. jump: less the median at the point before.
     """
 
     def __init__(
-        self, name: str, signal: str, median: Derived, to_peak: Derived | None = None, rise: Derived | None = None
+        self,
+        name: str,
+        signal: str,
+        median: Derived,
+        to_peak: Derived | None = None,
+        rise: Derived | None = None,
+        jump: Derived | None = None,
     ) -> None:
         self.name = name
         self.signal = signal
-        self._median, self._to_peak, self._rise = median, to_peak, rise
-        self.gauges: tuple[Derived, ...] = tuple(gauge for gauge in (median, to_peak, rise) if gauge)
+        self._median, self._to_peak, self._rise, self._jump = median, to_peak, rise, jump
+        self.gauges: tuple[Derived, ...] = tuple(gauge for gauge in (median, to_peak, rise, jump) if gauge)
         self._columns = Columns(signal)
         self._last = self._first = np.empty(0)
-        self._peak = math.nan
+        self._peak = self._before = math.nan
         self._points = 0
 
     @property
@@ -81,7 +87,8 @@ class MedianFamily:
 
     def restart(self) -> None:
         """See Family."""
-        self._last[:], self._first[:], self._peak, self._points = np.nan, np.nan, math.nan, 0
+        self._last[:], self._first[:] = np.nan, np.nan
+        self._peak, self._before, self._points = math.nan, math.nan, 0
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
         """See Family."""
@@ -96,6 +103,9 @@ class MedianFamily:
             numbers[self._to_peak.name] = value / self._peak if self._peak > 0 else math.nan
         if self._rise:
             numbers[self._rise.name] = value - middle(self._first[np.isfinite(self._first)])
+        if self._jump:
+            numbers[self._jump.name] = value - self._before
+        self._before = value
         self._peak = float(np.fmax(self._peak, value))
         self._points += 1
         return {name: np.array([n]) for name, n in (numbers | {"points": float(self._points)}).items()}

@@ -23,6 +23,8 @@ _HIGHER = 1.2
 """Peaks of the update ratio are kept each time they are higher by this factor, so that few are kept."""
 _JUMP = 2.0
 _WARM = 8
+RECURRENT = "weight_hh"
+"""What the recurrent matrices of `torch.nn.RNN`, `LSTM`, `GRU` and their cells are called."""
 _RISE = 32
 """Points over which it is seen whether the learning rate climbs."""
 
@@ -59,7 +61,7 @@ class Memory:
     context: the latest finite values of the run's own scalars. update_peaks: the largest last. largest_activation:
     over all layers, of the last record in which every activation was finite; NaN before there is one. batches: of each
     step that an alert is traced to, what is known of them. guarded: what guards did, as (step, words);
-    announced: changes, likewise.
+    announced: changes, likewise. recurrent: by recurrent weight matrix, its first and its last largest singular value.
     """
 
     def __init__(self) -> None:
@@ -76,10 +78,11 @@ class Memory:
         self.batches: dict[int, list[dict[str, Any]]] = {}
         self.guarded: list[tuple[int, str]] = []
         self.announced: list[tuple[int, str]] = []
+        self.recurrent: dict[str, tuple[float, float]] = {}
         self._rates = 0
         self._keys: tuple[SeriesKey, ...] = ()
         self._context_columns: dict[str, int] = {}
-        self._updates = self._peaks = self._bad = np.empty(0, dtype=np.int64)
+        self._updates = self._peaks = self._bad = self._recurrent = np.empty(0, dtype=np.int64)
 
     def bind(self, keys: tuple[SeriesKey, ...]) -> None:
         """Find the columns of a slot table."""
@@ -88,6 +91,8 @@ class Memory:
         self._updates = _columns(keys, "update_to_weight_ratio")
         self._peaks = _columns(keys, "activation_abs_max")
         self._bad = _columns(keys, "activation_nonfinite_total")
+        spectra = _columns(keys, "singular_value_max")
+        self._recurrent = np.array([c for c in spectra.tolist() if RECURRENT in keys[c].layer], dtype=np.int64)
         self.layer_order = {keys[c].layer: i for i, c in enumerate(self._peaks.tolist())}
 
     def restart(self) -> None:
@@ -95,6 +100,7 @@ class Memory:
         self.update_peaks.clear()
         self._last_rates.clear()
         self._largest_earlier, self.largest_rate = self.largest_rate or math.inf, 0.0
+        self.recurrent.clear()
         self._rates, self.rate_at = 0, (0, math.nan)
 
     def note(self, event: Event) -> None:
@@ -117,6 +123,10 @@ class Memory:
             if not math.isnan(values[column]):
                 self.context[name] = float(values[column])
         self._update_peak(step, values)
+        for column in self._recurrent.tolist():
+            if math.isfinite(now := float(values[column])):
+                layer = self._keys[column].layer
+                self.recurrent[layer] = (self.recurrent.get(layer, (now,))[0], now)
         peaks = values[self._peaks]
         if not (values[self._bad] > 0).any() and np.isfinite(peaks).any():
             self.largest_activation = float(np.nanmax(peaks))

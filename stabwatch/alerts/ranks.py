@@ -53,23 +53,17 @@ class ReplicaFamily:
         return {self.signal: apart, "replica_difference_rank": rank, "points": self._points.copy()}
 
 
-class SlowRankFamily:
-    """The share of a step that the fastest rank waits for the slowest, where it is the same one again and again."""
+class SpreadFamily:
+    """How far the highest rank is above the lowest, where it is the same one again and again.
 
-    name = "slow_rank"
-    signal = "rank_busy_max_seconds"
-    gauges: tuple[Derived, ...] = (
-        Derived(
-            "rank_wait_ratio",
-            f"Share of the step that the fastest rank waits for the slowest: median of {WINDOW} points, 0 unless it is "
-            "mostly the same rank.",
-            "ratio",
-            "run",
-        ),
-    )
+    high, low, rank, scale: signals; the spread is told as a share of the scale, as the median of 16 points.
+    """
 
-    def __init__(self) -> None:
-        self._columns = Columns("rank_busy_max_seconds", "rank_busy_min_seconds", "rank_slowest", "step_seconds")
+    def __init__(self, name: str, high: str, low: str, rank: str, scale: str, gauge: Derived) -> None:
+        self.name, self.signal, self._rank = name, high, rank
+        self.gauges: tuple[Derived, ...] = (gauge,)
+        self._read = (high, low, rank, scale)
+        self._columns = Columns(*dict.fromkeys(self._read))
         self._past: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._points = 0
 
@@ -89,18 +83,45 @@ class SlowRankFamily:
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
         """See Family."""
-        found = [self._columns.of(signal, values) for signal in self._columns.signals]
+        found = [self._columns.of(signal, values) for signal in self._read]
         if not all(len(x) and np.isfinite(x[0]) for x in found) or not found[3][0] > 0:
             return None
-        slow, fast, rank, step_seconds = (float(x[0]) for x in found)
-        self._past.append((min((slow - fast) / step_seconds, 1.0), rank))
+        high, low, rank, scale = (float(x[0]) for x in found)
+        self._past.append(((high - low) / scale, rank))
         self._points += 1
         ranks = [r for _, r in self._past]
         usual = max(set(ranks), key=ranks.count)
         same = ranks.count(usual) >= SAME * len(ranks)
         share = middle(np.array([x for x, _ in self._past])) if same else 0.0
-        numbers = {"rank_wait_ratio": share, "rank_slowest": usual, "points": float(self._points)}
+        numbers = {self.gauges[0].name: share, self._rank: usual, "points": float(self._points)}
         return {name: np.array([n]) for name, n in numbers.items()}
+
+
+_MOSTLY = f"median of {WINDOW} points, 0 unless it is mostly the same rank."
+
+
+def rank_spreads() -> tuple[SpreadFamily, ...]:
+    """Fresh state for one run."""
+    return (
+        SpreadFamily(
+            "slow_rank", "rank_busy_max_seconds", "rank_busy_min_seconds", "rank_slowest", "step_seconds",
+            Derived(
+                "rank_wait_ratio",
+                f"Share of the step that the fastest rank waits for the slowest: {_MOSTLY}",
+                "ratio",
+                "run",
+            ),
+        ),
+        SpreadFamily(
+            "rank_loss", "rank_loss_max", "rank_loss_min", "rank_loss_highest", "rank_loss_min",
+            Derived(
+                "rank_loss_excess_ratio",
+                f"Largest loss of a rank over the smallest, less one: {_MOSTLY}",
+                "ratio",
+                "run",
+            ),
+        ),
+    )  # fmt: skip
 
 
 RANK_RULES: tuple[Rule, ...] = (
@@ -136,5 +157,24 @@ RANK_RULES: tuple[Rule, ...] = (
             "If it stays slow, take the node out.",
         ),
         references=(_LLAMA,),
+    ),
+    Rule(
+        name="RankLossHigher",
+        title="One rank's loss is higher than the others'",
+        family="rank_loss",
+        summary="The loss of one rank is higher than that of the others, step after step.",
+        description="Rank {rank_loss_highest:.0f} has the largest loss: {rank_loss_excess_ratio:.0%} above the "
+        "smallest.",
+        levels=(Level(severity="warning", when=(Condition("rank_loss_excess_ratio", above=0.5),), hold=4),),
+        outside=(Condition("rank_loss_excess_ratio", above=0.5),),
+        warm_up=WINDOW,
+        source="ranks see samples of one distribution, so which is highest changes from step to step; half above, in "
+        "the median of 16 points, the same rank in three of four of them",
+        remedy=(
+            "Look at the data of that rank: its shard, its preprocessing, its tokenizer's version.",
+            "Are its weights those of the others (ReplicasDiffer)? If so and its data is like theirs, take the device "
+            "out and run its diagnostics.",
+        ),
+        references=(_SDC, _LLAMA),
     ),
 )

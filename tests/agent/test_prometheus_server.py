@@ -20,14 +20,14 @@ CONFIG = ROOT / "exporters" / "prometheus.yml"
 
 
 class Prometheus:
-    """A server that scrapes four times a second what the target files under `folder` name."""
+    """A server that scrapes what the target files under `folder` name, four times a second or as told."""
 
-    def __init__(self, folder: Path, alertmanager: str = "") -> None:
+    def __init__(self, folder: Path, alertmanager: str = "", every: str = "250ms") -> None:
         config = yaml.safe_load(CONFIG.read_text())
         config["rule_files"] = [str(CONFIG.parent / name) for name in config["rule_files"]]
         if alertmanager:
             config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]}
-        config["global"]["scrape_interval"] = config["global"]["evaluation_interval"] = "250ms"
+        config["global"]["scrape_interval"] = config["global"]["evaluation_interval"] = every
         (job,) = config["scrape_configs"]
         job["file_sd_configs"][0]["files"] = [str(folder / "targets" / "*.json")]
         (folder / "targets").mkdir()

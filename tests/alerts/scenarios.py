@@ -18,6 +18,9 @@ CELLS = {
     "skipped": host_cell("skipped_steps_total"),
     "step_seconds": host_cell("step_seconds"),
     "busy": Cell("rank_busy", "", "rank_spread"),
+    "rank_loss": Cell("rank_loss", "", "rank_spread"),
+    "loss_scale": host_cell("loss_scale"),
+    "radius": Cell("step", "", "taylor"),
 }
 _LAYERED = {
     "lower": "attention_bracket",
@@ -33,6 +36,14 @@ _LAYERED = {
     "collapse": "certainty",
     "router": "router",
     "dead": "units",
+    "saturated": "saturation",
+    "entropy": "attention_entropy",
+    "growth": "depth",
+    "drift": "drift",
+    "dropped": "dropped",
+    "zeros": "precision",
+    "exponents": "exponents",
+    "spectrum": "spectrum",
     "replica": "replica",
 }
 _TAPS = {
@@ -44,6 +55,14 @@ _TAPS = {
     "epsilon": "optimizer",
     "collapse": "logits",
     "dead": "writer",
+    "saturated": "nonlinearity",
+    "entropy": "attention",
+    "growth": "residual",
+    "drift": "probe",
+    "dropped": "router",
+    "zeros": "gradient",
+    "exponents": "gradient",
+    "spectrum": "matrix",
 }
 
 
@@ -69,6 +88,9 @@ def fields(name: str, value: float) -> dict[str, float]:
         "step_seconds": {"last": value},
         "busy": {"sum": value + 0.1, "max": value, "rank": 2.0, "min": 0.1},
         "replica": {"max": value, "rank": 5.0},
+        "rank_loss": {"sum": value + 2, "max": value, "rank": 3.0, "min": 2.0},
+        "loss_scale": {"last": value},
+        "radius": {"sum": 0.5, "beyond": value, "max": 0.5, "step": 1.0},
         "lower": {"lse_sumsq": 1.0, "nonfinite": bad, "upper": peak + 5, "head": 0.0, "lower": peak},
         "exact": {"nonfinite": bad, "max": peak, "head": 0.0},
         "activation": {"sumsq": size * size, "nonfinite": bad, "abs_max": size},
@@ -82,6 +104,17 @@ def fields(name: str, value: float) -> dict[str, float]:
         "collapse": {"collapsed": value},
         "router": {"entropy": 1.0, "lse_sumsq": 1.0, "violation": value},
         "dead": {"dead": value},
+        "saturated": {"saturated": value, "units": 1.0, "stuck": value},
+        "entropy": {"entropy": value, "sharpest": -value, "head": 0.0},
+        "growth": {"rise": value, "spread": 1.0},
+        "exponents": {"sum": -20.0, "sumsq": 400.0, "subnormal": value},
+        "spectrum": {"sumsq": 64.0, "first": value, "second": 0.5, "residual": 0.0},
+        "drift": {"drift": value, "coherence": 0.0},
+        "dropped": {"dropped": value},
+        "zeros": dict.fromkeys(
+            ("fp16_lost", "fp16_saturated", "e4m3_lost", "e5m2_lost", "mxfp4_lost", "nvfp4_lost"), 0.0
+        )
+        | {"zeros": value},
     }[kind]
 
 

@@ -113,3 +113,28 @@ def test_a_process_that_stopped_comes_after_what_led_to_it():
 def test_a_spike_that_is_over_is_said_to_be_over():
     found = _diagnosis({"loss": [*wave(100), *([6.0] * 5), *wave(30)]})
     assert found.verdict == "The loss spikes, since step 100. It has calmed down since."
+
+
+def test_gradients_at_the_end_of_float16_are_underflow_and_zeros_elsewhere_are_not():
+    """Dead units leave gradients of a usual size beside their zeros."""
+    zeros = {"zeros a": [*wave(60, 0.1, 0.1), *([0.95] * 20)]}
+    tiny = {"exponents a": [0.6] * 80, "flow a": [1e-6] * 80}
+    causes = [c.name for c in _diagnosis(zeros | tiny).causes]
+    assert causes[0] == "MixedPrecisionUnderflow" and {"GradientUnderflow", "ZeroGradients"} <= set(causes)
+    large = {"exponents a": [0.6] * 80, "flow a": [1e-2] * 80}
+    assert [c.name for c in _diagnosis(zeros | large).causes] == ["ZeroGradients"]
+
+
+def test_a_loss_scale_that_collapses_is_underflow():
+    scale = [65536.0] * 50 + [2.0 ** (16 - i) for i in range(1, 20)]
+    cause = _diagnosis({"loss_scale": scale}).causes[0]
+    assert cause.name == "MixedPrecisionUnderflow" and any("loss scale was" in line for line in cause.evidence)
+
+
+def test_exploding_gradients_of_a_recurrent_network_name_its_matrix():
+    norms = [*wave(60, 1.0, 0.2), *([60.0] * 6)]
+    spectrum = [1.0 + 0.01 * i for i in range(66)]
+    cause = _diagnosis({"gradient_norm": norms, "spectrum cell.weight_hh_l0": spectrum}).causes[0]
+    assert cause.name == "ExplodingRecurrentGradients" and cause.layers == ("cell",)
+    other = _diagnosis({"gradient_norm": norms, "spectrum cell.weight_ih_l0": spectrum}).causes
+    assert [c.name for c in other] == ["GradientNormExplosion"]

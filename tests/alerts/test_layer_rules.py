@@ -43,6 +43,17 @@ SCENARIOS = {
     "DeadUnits": Scenario("dead a", wave(100, 0.2, 0.1), [0.9] * 6),
     "ReplicasDiffer": Scenario("replica a", [0.0] * 100, [1e-3] * 3),
     "SlowRank": Scenario("busy", wave(100, 0.12, 0.1), [0.7] * 20, {"step_seconds": 1.0}),
+    "RankLossHigher": Scenario("rank_loss", wave(100, 2.2, 0.01), [4.0] * 20),
+    "LossScaleCollapse": Scenario("loss_scale", [65536.0] * 100, [2.0 ** (16 - i) for i in range(1, 20)]),
+    "StepsSkipped": Scenario("skipped", [1.0, 1.0, *([0.0] * 98)], [1.0] * 24),
+    "GradientUnderflow": Scenario("zeros a", wave(100, 0.1, 0.1), [0.45] * 12, {"exponents a": 0.9, "flow a": 1e-6}),
+    "ZeroGradients": Scenario("zeros a", wave(100, 0.1, 0.1), [0.95] * 5),
+    "SaturatedUnits": Scenario("saturated a", wave(100, 0.1, 0.1), [0.95] * 5),
+    "AttentionEntropyCollapse": Scenario("entropy a", wave(100, 2.5, 0.1), [0.01] * 12),
+    "ResidualStreamGrowth": Scenario("growth blocks", wave(100, 0.05, 0.1), [3.0] * 5),
+    "RepresentationDrift": Scenario("drift a", wave(100, 0.25, 0.05), [0.9] * 4),
+    "ExpertTokensDropped": Scenario("dropped a", wave(100, 0.05, 0.1), [0.5] * 70),
+    "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),
 }
 
 

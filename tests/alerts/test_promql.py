@@ -14,9 +14,10 @@ from stabwatch.alerts import RULES, Engine
 from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.alerts.promql import groups, severities
 from stabwatch.exporters.prometheus import RunCollector, Snapshot
+from stabwatch.runlog import SlotTable
 from tests.agent.conftest import ROOT
 from tests.alerts import test_layer_rules, test_rules
-from tests.alerts.scenarios import around, block
+from tests.alerts.scenarios import around, block, cell
 
 pytestmark = pytest.mark.prometheus
 FILE = ROOT / "alerts" / "stabwatch.rules.yaml"
@@ -38,11 +39,13 @@ class Watched:
     def __init__(self, rule, parts):
         self.engine, self.samples, self.scrapes = Engine(), defaultdict(dict), 0
         self.violations = defaultdict(int)
-        scenario, first = SCENARIOS[rule], 0
+        scenario, first, table = SCENARIOS[rule], 0, None
         for part in parts:
             series = {scenario.series: list(part), **around(getattr(scenario, "beside", {}), first, len(part))}
+            table = table or SlotTable.build(map(cell, series))
             for i in range(len(part)):
-                for alert in self.engine.observe(block({k: v[i : i + 1] for k, v in series.items()}, first + i)):
+                record = block({k: v[i : i + 1] for k, v in series.items()}, first + i, table)
+                for alert in self.engine.observe(record):
                     if alert.state == "firing":
                         self.violations[alert.rule, alert.layer] += 1
                 if (first + i) % EVERY == 0:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.detection import __main__ as detection
+from benchmarks.detection import score
 from benchmarks.detection.case import Case
 from benchmarks.detection.others import OTHERS, episodes
 from benchmarks.detection.runs import Trained, hurt, pairs
@@ -36,6 +37,18 @@ def test_the_others_see_an_explosion_and_are_silent_on_a_calm_curve(name):
     assert name.startswith("ZClip") or calm == []
     losses[300:], norms[300:] = 30.0, 100.0
     assert 300 in OTHERS[name](losses, norms) or 304 in OTHERS[name](losses, norms)
+
+
+def test_the_others_get_the_least_threshold_that_rings_as_seldom_as_is_borne(monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(score, "norms_of", lambda log, length: 1 + 0.02 * rng.standard_normal(length))
+    losses = 3 + 0.02 * rng.standard_normal(2000)
+    losses[500::300] += 0.3  # fifteen standard deviations
+    runs = [Trained(Case("x", None, "A"), 0, None, losses)]
+    quiet, loud = (score.calibrated(runs, budget)["SpikeScore (OLMo)"] for budget in (0.0, 1e4))
+    assert loud < 1 < quiet
+    found = OTHERS["SpikeScore (OLMo)"]
+    assert found(losses, losses, quiet) == [] and found(losses, losses, quiet / 2**0.5)
 
 
 def test_alarms_that_are_close_are_one():

@@ -1,0 +1,82 @@
+"""Real trainings that show every signal between them, each until it is killed.
+
+python -m tests.agent.whole_run FOLDER: one process with attention, experts with a capacity, a gradient scaler, a fixed
+batch, the Taylor radius and a guard; the learning rate is too high, and the loss is NaN now and then.
+python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
+weight.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import stabwatch
+
+
+def alone(folder: str) -> None:
+    """See the module's docstring."""
+    from benchmarks.detection import tasks
+
+    model, draw = tasks.gpt_of_experts(0), tasks.text(0)
+    for block in model.blocks:
+        block.mlp.capacity_factor = 1.25
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    settings = {"agent": False, "verbose": False, "every_step": True, "taylor": True, "guard": "skip_step"}
+    watch = stabwatch.attach(model, optimizer, run_dir=folder, **settings)
+    watch.probe(draw(0)[0][:2])
+    for step in itertools.count():
+        x, y = (part[:2, :16] for part in draw(step))
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        if step % 16 == 15:
+            loss = loss * float("nan")
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        watch.log(accuracy=0.5)
+
+
+class Both(nn.Module):
+    """A tiny Mixtral, and a linear layer in front of a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import transformers  # takes seconds, which the other run does not need
+
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = transformers.MixtralConfig(
+            **sizes, num_key_value_heads=2, vocab_size=64, num_local_experts=4, num_experts_per_tok=2
+        )
+        self.lm = transformers.MixtralForCausalLM(config)
+        self.front = nn.Sequential(nn.Linear(8, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 1))
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        return self.lm(input_ids=ids, labels=ids).loss + (self.front(x) - 1).square().mean()
+
+
+def of_two(folder: str, rank: int, store: str) -> None:
+    """See the module's docstring."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(Both(), find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    stabwatch.attach(model, optimizer, run_dir=folder, agent=False, verbose=False, every_step=True)
+    while True:
+        loss = model(torch.randint(64, (2, 12)), torch.randn(8, 8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    alone(sys.argv[1]) if len(sys.argv) == 2 else of_two(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,90 @@
+"""Every signal that can announce trouble has a rule; of every other one it is said why it has none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from stabwatch.alerts import RULES
+from stabwatch.alerts.causes import ROOT_CAUSES
+from stabwatch.alerts.derived import families
+from stabwatch.alerts.points import Columns
+from stabwatch.runlog import SeriesKey
+from stabwatch.signals import CATALOGUE
+
+RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
+NO_RULE = {
+    "part of what a rule reads: the same number by layer, group, head, rank, or in another form": (
+        "layer_gradient_norm", "group_gradient_norm", "gradient_fp16_headroom", "attention_logit_head",
+        "attention_logit_upper", "attention_logit_upper_head", "attention_z", "attention_entropy_min",
+        "attention_entropy_head", "output_logit_z", "output_logit_max", "output_rms", "activation_peak_ratio",
+        "activation_fp16_headroom", "activation_saturated_ratio", "branch_trunk_ratio", "step_to_radius_ratio",
+        "step_to_radius_mean_ratio", "taylor_radius", "router_overflow_ratio", "expert_load_share",
+        "shift_coherence", "token_mean_energy_ratio", "gradient_fp16_saturated_ratio",
+        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst",
+    ),
+    "evidence: it tells why, and healthy runs show any value of it": (
+        "singular_value_max", "singular_value_second_ratio", "singular_value_residual_ratio", "stable_rank",
+        "update_singular_value_max", "update_stable_rank", "update_weight_cosine", "update_last_cosine",
+        "scale_invariant_ratio", "radial_update_share", "effective_step_size", "gradient_weight_cosine",
+        "descent_weight_cosine", "logit_scaling_cosine", "output_entropy", "geometry_stability",
+        "geometry_stability_error", "activation_kurtosis", "activation_outlier_ratio", "activation_zero_ratio",
+        "router_entropy", "router_z", "expert_output_rms",
+    ),
+    "it shows in healthy networks too (docs/validation.md); TokenCollapse is what it leads to": (
+        "mean_mode_share", "mean_mode_ratio", "writer_amplification",
+    ),
+    "what a number format would lose, whether it is used or not": (
+        *(f"{kind}_{name}_lost_ratio" for kind in ("activation", "gradient")
+          for name in ("fp8_e4m3", "fp8_e5m2", "mxfp4", "nvfp4")),
+        "activation_fp16_lost_ratio", "activation_fp16_subnormal_ratio",
+        "activation_exponent_spread", "gradient_exponent_spread",
+    ),
+    "how fast, not how well": ("data_wait_seconds", "samples_per_second"),
+    "the watcher itself: an alert of Prometheus (docs/runbooks/Health.md)": (
+        "overhead_ratio", "taps_missing", "probe_errors_total", "records_dropped_total",
+    ),
+    "the user's own: rules of one's own read it": ("logged_value",),
+    "what guards did: an event of the run log": ("guard_interventions_total",),
+}  # fmt: skip
+
+
+def _read_by_rules() -> set[str]:
+    keys = tuple(SeriesKey(s.name, "" if s.level == "run" else "a") for s in CATALOGUE)
+    used = {rule.family for rule in RULES}
+    found = set()
+    for family in families():
+        family.bind(keys)
+        columns = [value for value in vars(family).values() if isinstance(value, Columns)]
+        if family.name in used:
+            found |= {signal for c in columns for signal in c.signals}
+    return found | {s.name for s in CATALOGUE if s.name.endswith("nonfinite_total")}
+
+
+def test_every_signal_has_a_rule_or_a_reason():
+    without = [name for names in NO_RULE.values() for name in names]
+    assert len(without) == len(set(without))
+    assert {s.name for s in CATALOGUE} - _read_by_rules() == set(without)
+
+
+def test_every_family_is_read_by_a_rule():
+    assert {family.name for family in families()} <= {rule.family for rule in RULES}
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in RUNBOOKS.glob("*.md") if p.stem not in ("README", "Health")))
+def test_a_runbook_confirms_with_two_commands_over_signals_that_exist(page):
+    text = (RUNBOOKS / page).read_text(encoding="utf-8")
+    confirm = text.split("## Confirm")[1].split("\n## ")[0]
+    commands = [line.strip() for line in confirm.splitlines() if line.startswith("    ")]
+    assert len(commands) >= 2 and commands[0].startswith("stabwatch "), commands
+    known = {s.metric for s in CATALOGUE} | {g.metric for family in families() for g in family.gauges}
+    others = {"stabwatch_alerts_firing", "stabwatch_last_step_timestamp_seconds", "stabwatch_step"}
+    for name in re.findall(r"\bstabwatch_\w+", text):
+        assert re.sub("_window_(max|min)$", "", name) in known | others, name
+
+
+def test_every_runbook_belongs_to_a_rule_or_a_cause():
+    pages = {p.stem for p in RUNBOOKS.glob("*.md")} - {"README", "Health"}
+    assert pages == {rule.name for rule in RULES} | {cause.name for cause in ROOT_CAUSES}
