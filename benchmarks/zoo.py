@@ -309,12 +309,12 @@ QUICK = (gpt, gpt_qk_norm, gru, cnn, vit, mlp)
 """The demo's healthy twin and five other architectures."""
 UNSTABLE = {
     gpt_hot: ("AttentionLogitGrowth",),
-    mlp_diverges: ("LossDivergence", "GradientNormExplosion", "LossSpike", "NonFinite", "ActivationOutlierGrowth"),
-    cnn_nan: ("NonFinite",),
-    gpt_bad_batches: ("LossSpike",),
+    mlp_diverges: ("LearningRateSpike", "LossDivergence", "GradientNormExplosion", "NonFinite"),
+    cnn_nan: ("NonFiniteData", "NonFinite"),
+    gpt_bad_batches: ("BadBatch", "LossSpike"),
     rnn_explodes: ("HardwareFault", "GradientNormExplosion", "NonFinite", "ExplodingRecurrentGradients"),
 }
-"""Each with the rules of which one must be the first cause."""
+"""Each with the causes of which one must be named first."""
 SPARSE = {
     mlp_diverges: ("OutputLogitDrift", "LossSpike"),
     rnn_explodes: ("OutputLogitDrift", "LossSpike", ""),

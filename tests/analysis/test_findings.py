@@ -386,3 +386,9 @@ def test_a_slow_stretch_told_by_the_times_of_the_records_alone():
     run = replace(run_of(loss=calm_curve(300)), times=np.cumsum(seconds))
     found = only(run, "slowdown")
     assert abs(found.step - 120) <= 5 and abs(found.end_step - 199) <= 5 and found.size == pytest.approx(6)
+
+
+def test_a_loss_that_leaves_downwards_and_is_back_in_its_last_record():
+    loss = np.concatenate((np.zeros(16), np.full(12, -2e4), [-10.0]))
+    found = [f for f in examine_run(run_of(loss=loss)).findings if f.kind == "divergence"]
+    assert [f.step for f in found] == [16]

@@ -112,7 +112,10 @@ def _below(values: Array) -> int | None:
     size = max(float(np.median(np.abs(values[:FEW]))), 1.0)
     if len(values) < 2 * FEW or float(np.median(values[-max(FEW, len(values) // 10) :])) > -BOUNDLESS * size:
         return None
-    return int(np.flatnonzero(values >= -10 * size)[-1]) + 1 if values[0] >= -10 * size else 0
+    outside = values < -10 * size
+    last = int(np.flatnonzero(outside)[-1])  # a record after it may be back, for once
+    inside = np.flatnonzero(~outside[:last])
+    return int(inside[-1]) + 1 if len(inside) else 0
 
 
 def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
