@@ -63,7 +63,8 @@ class ParameterTaps:
 
     def awaits_turn(self, layer: str) -> bool:
         """True while the updates of a layer have not had their first turn."""
-        return any(self.layers.index(layer) in turn for turn in self._turns[self._turn :])
+        row = self.layers.index(layer)
+        return any(row in turn for turn in self._turns[self._turn :])
 
     def owns(self, optimizer: Any) -> bool:
         """True if the optimizer steps a parameter of this model."""
