@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
-from stabwatch.analysis.source import Source
+from stabwatch.analysis.source import PIECE, Source, part
 from stabwatch.analysis.summaries import SeriesSummary, Summaries
 from stabwatch.analysis.thinned import Thinned
-from stabwatch.analysis.timeline import PIECE, part
 from stabwatch.runlog import Block, Event, Meta, Run, RunLog, find_run, plain
 
 SCHEMA_VERSION = 1

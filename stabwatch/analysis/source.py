@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.logs import Column, LogRun, Role
+from stabwatch.analysis.readers.source import Progress
 from stabwatch.runlog import Block, Cell, Event, Meta, RunLog, SlotTable, find_runs, holds_run, host_cell
 
 HOST: dict[Role, str] = {
@@ -23,6 +25,8 @@ HOST: dict[Role, str] = {
 becomes `logged_value`, under its name."""
 
 
+PIECE = 4096
+"""Most records in a block: bounds the memory that its values take."""
 _NOTHING = SlotTable.build([Cell("loss", "", "mean")])
 
 
@@ -63,8 +67,10 @@ class Source(Protocol):
         """The events; at once, and once."""
 
 
-def sources(paths: Iterable[Path]) -> list[Source]:
+def sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | None = None) -> list[Source]:
     """All runs at some paths: run folders and folders of them; logs of other trainers and folders that hold one.
+
+    progress: gives, for the path of such a log, what is told the bytes that were read and the size.
 
     Raises RunLogError and LogError.
     """
@@ -72,13 +78,19 @@ def sources(paths: Iterable[Path]) -> list[Source]:
     folders: list[Path] = []
     for path in paths:
         if path.is_file() or (path.is_dir() and not holds_run(path)):
-            from stabwatch.analysis.readers import read_log  # type: ignore[import-not-found,unused-ignore]
+            from stabwatch.analysis.readers import read_log
 
-            found += [ForeignLog(path, run) for run in read_log(path).runs]
+            found += [ForeignLog(path, run) for run in read_log(path, progress and progress(path)).runs]
         else:
             folders.append(path)
     folders_found: list[Source] = [RunLog(folder) for folder in find_runs(folders)]
     return folders_found + found
+
+
+def part(block: Block, start: int, stop: int) -> Block:
+    """Some consecutive records of a block."""
+    rows = slice(start, stop)
+    return replace(block, steps=block.steps[rows], times=block.times[rows], rows=block.rows[rows])
 
 
 class ForeignLog:
@@ -94,13 +106,15 @@ class ForeignLog:
         self.meta = Meta(run=name, created=float(known[0]) if len(known) else 0.0, host="", pid=0, pid_started=0.0,
                          config=dict(run.config))  # fmt: skip
         self.tables = [self._block.table]
-        self.position, self.size = 0, 1
+        self.position, self.size = 0, max(self._block.rows.nbytes, 1)
 
     def stream(self) -> Iterator[Block]:
-        """All records at once."""
-        self.position = 1
-        if len(self._block):
-            yield self._block
+        """The records; they are in memory already, and come in pieces for whoever shows how far it is."""
+        self.position = 0
+        for start in range(0, len(self._block), PIECE):
+            piece = part(self._block, start, start + PIECE)
+            self.position += piece.rows.nbytes
+            yield piece
 
     def poll_events(self) -> list[Event]:
         """None: the log says nothing of its end."""

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from stabwatch.alerts import Alert, Engine
 from stabwatch.alerts.engine import HEARD, STALL_SECONDS
-from stabwatch.analysis.source import Source
+from stabwatch.analysis.source import PIECE, Source, part
 from stabwatch.runlog import Block, Event
-
-PIECE = 4096
-"""Most records in a block: bounds the memory that its values take."""
 
 
 def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> Iterator[Block | Event]:
@@ -49,12 +45,6 @@ def lead(engine: Engine, item: Block | Event) -> list[Alert]:
     silent = engine.patience < begin(item)
     alerts = engine.tick(math.nextafter(engine.patience, math.inf)) if silent else []
     return alerts + (engine.observe_event(item) if isinstance(item, Event) else engine.observe(item))
-
-
-def part(block: Block, start: int, stop: int) -> Block:
-    """Some consecutive records of a block."""
-    rows = slice(start, stop)
-    return replace(block, steps=block.steps[rows], times=block.times[rows], rows=block.rows[rows])
 
 
 def _pieces(log: Source, every: float | None) -> Iterator[Block]:

@@ -61,9 +61,12 @@ def _look(path: Path) -> tuple[dict[str, Any], RenderableType, int]:
     from stabwatch.analysis.verdict import examine
     from stabwatch.cli.bar import LogBar
     from stabwatch.cli.logview import LogView
+    from stabwatch.cli.text import clean
 
     with LogBar("reading") as bar:
-        examined = examine(read_log(path, lambda position, size: bar.at(path.name, position, size)))
+        log = read_log(path, bar.reading(path))
+        bar.working(f"judging {clean(path.name)}")
+        examined = examine(log)
     return examined.to_dict(), LogView(examined), examined.exit_code
 
 

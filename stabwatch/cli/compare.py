@@ -33,10 +33,10 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     from stabwatch.cli.bar import LogBar
     from stabwatch.cli.console import console, print_json
 
-    found = sources(runs)
-    if len(found) < 2:
-        raise ConfigError(f"Two runs or more are compared, and {found[0].path} is one.")
     with LogBar("reading") as bar:
+        found = sources(runs, bar.reading)
+        if len(found) < 2:
+            raise ConfigError(f"Two runs or more are compared, and {found[0].path} is one.")
         comparison = side_by_side(found, progress=bar)
     if as_json:
         print_json(comparison.to_dict())

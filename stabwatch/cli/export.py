@@ -45,6 +45,7 @@ def export(
     The file appears whole or not at all.
     """
     from stabwatch.analysis.source import sources
+    from stabwatch.cli.bar import LogBar
     from stabwatch.runlog import find_run, holds_run
 
     chosen = {"openmetrics": openmetrics, "parquet": parquet, "csv": csv, "tensorboard": tensorboard}
@@ -53,14 +54,15 @@ def export(
         raise ConfigError(f"--wide goes with --csv and --parquet, not with --{form}.")
     if interval is not None and form != "openmetrics":
         raise ConfigError(f"--interval goes with --openmetrics, not with --{form}.")
-    found = sources([find_run(run) if holds_run(run) else run])
-    if len(found) > 1:
-        raise ConfigError(f"{run} holds {len(found)} runs: export takes one.")
-    (log,) = found
-    target = out or Path(log.path.resolve().name + ENDINGS[form])
-    if str(target) == "-" and form in ("parquet", "tensorboard"):
+    if str(out) == "-" and form in ("parquet", "tensorboard"):
         raise ConfigError(f"--{form} cannot go to standard output: give a path with -o.")
-    written, what = _write(log, form, target, wide, interval)
+    with LogBar("exporting") as bar:
+        found = sources([find_run(run) if holds_run(run) else run], bar.reading)
+        if len(found) > 1:
+            raise ConfigError(f"{run} holds {len(found)} runs: export takes one.")
+        (log,) = found
+        target = out or Path(log.path.resolve().name + ENDINGS[form])
+        written, what = _write(log, form, target, wide, interval, bar)
     if not log.position:
         print(f"stabwatch: {log.path} has no records yet.", file=sys.stderr)
     print(f"{target}: {written:,} {what}", file=sys.stderr)
@@ -73,27 +75,27 @@ def _only(chosen: dict[str, bool]) -> str:
     return names[0]
 
 
-def _write(log: Source, form: str, target: Path, wide: bool, interval: float | None) -> tuple[int, str]:
+def _write(
+    log: Source, form: str, target: Path, wide: bool, interval: float | None, bar: Callable[[Source], None]
+) -> tuple[int, str]:
     from stabwatch.analysis.files import whole
-    from stabwatch.cli.bar import LogBar
 
-    with LogBar("exporting") as bar:
-        if form == "openmetrics":
-            from stabwatch.analysis.openmetrics import write_openmetrics
+    if form == "openmetrics":
+        from stabwatch.analysis.openmetrics import write_openmetrics
 
-            return _stream(target, lambda file: write_openmetrics(log, file, interval, progress=bar)), "samples"
-        if form == "csv":
-            from stabwatch.analysis.tables import write_csv
+        return _stream(target, lambda file: write_openmetrics(log, file, interval, progress=bar)), "samples"
+    if form == "csv":
+        from stabwatch.analysis.tables import write_csv
 
-            return _stream(target, lambda file: write_csv(log, file, wide, bar)), "rows"
-        with whole(target) as draft:
-            if form == "parquet":
-                from stabwatch.analysis.tables import write_parquet
+        return _stream(target, lambda file: write_csv(log, file, wide, bar)), "rows"
+    with whole(target) as draft:
+        if form == "parquet":
+            from stabwatch.analysis.tables import write_parquet
 
-                return write_parquet(log, draft, wide, bar), "rows"
-            from stabwatch.analysis.tensorboard import write_tensorboard
+            return write_parquet(log, draft, wide, bar), "rows"
+        from stabwatch.analysis.tensorboard import write_tensorboard
 
-            return write_tensorboard(log, draft, bar), "values"
+        return write_tensorboard(log, draft, bar), "values"
 
 
 def _stream(target: Path, write: Callable[[BinaryIO], int]) -> int:

@@ -45,8 +45,9 @@ def forecast(
     from stabwatch.cli.console import console, print_json
 
     with LogBar("reading") as bar:
-        subjects = load_subjects(sources(runs), progress=bar)
-    found = laws(subjects, parameters, learning_rate, epsilon or None)
+        subjects = load_subjects(sources(runs, bar.reading), progress=bar)
+        bar.working("fitting")
+        found = laws(subjects, parameters, learning_rate, epsilon or None)
     if as_json:
         print_json({"schema": SCHEMA_VERSION, "forecasts": [one.to_dict() for one in found]})
     else:

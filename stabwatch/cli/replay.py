@@ -30,7 +30,7 @@ def replay(runs: RunsArgument, rules: RulesOption = None, as_json: JsonOption = 
     from stabwatch.cli.console import console, print_json
 
     with LogBar("replaying") as bar:
-        found = over(sources(runs), chosen(rules), progress=bar)
+        found = over(sources(runs, bar.reading), chosen(rules), progress=bar)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -41,6 +41,9 @@ def _page(path: Path) -> str:
             return run_page(*analyze_log(RunLog(folder), bar))
     from stabwatch.analysis.readers import read_log
     from stabwatch.analysis.verdict import examine
+    from stabwatch.cli.text import clean
 
     with LogBar("reading") as bar:
-        return log_page(examine(read_log(path, lambda position, size: bar.at(path.name, position, size))))
+        log = read_log(path, bar.reading(path))
+        bar.working(f"judging {clean(path.name)}")
+        return log_page(examine(log))

@@ -58,7 +58,7 @@ def _in_folder(folder: Path, progress: Progress | None) -> Log:
     files = sorted(p for p in folder.iterdir() if p.is_file())
     events = [p for p in files if "tfevents" in p.name]
     if events:
-        return _whole(tensorboard.read_files(folder, events))
+        return _whole(tensorboard.read_files(folder, events, progress))
     known = [p for name in _TELLING for p in files if p.name == name]
     others = sorted((p for p in files if p.suffix in _ENDINGS), key=lambda p: -p.stat().st_size)
     for path in (*known, *others):

@@ -35,7 +35,7 @@ class Source:
 
     def __init__(self, path: Path, progress: Progress | None = None) -> None:
         self.path = path
-        self._progress = progress
+        self.progress = progress or (lambda position, size: None)
         try:
             self.size = path.stat().st_size
             with self.open() as stream:
@@ -86,8 +86,7 @@ class Source:
             stream, raw = self._open()
             with stream:
                 while chunk := stream.read(_CHUNK):
-                    if self._progress is not None:
-                        self._progress(raw.tell(), self.size)
+                    self.progress(raw.tell(), self.size)
                     cut = chunk.rfind(b"\n")
                     if cut < 0:
                         if len(kept) < 2 * LONGEST_LINE:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import mmap
 import struct
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers.points import Points
 from stabwatch.analysis.readers.protobuf import fields
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.source import Progress, Source
 from stabwatch.errors import LogError
 
 _LENGTH, _DOUBLE, _FLOAT = struct.Struct("<Q"), struct.Struct("<d"), struct.Struct("<f")
@@ -40,47 +42,55 @@ def _sniff(source: Source) -> bool:
 
 
 def _read(source: Source) -> Log:
-    return read_files(source.path, [source.path])
+    return read_files(source.path, [source.path], source.progress)
 
 
-def read_files(path: Path, files: list[Path]) -> Log:
+def read_files(path: Path, files: list[Path], progress: Progress | None = None) -> Log:
     """One run out of the event files of a folder, in the order of their names."""
     points, notes = Points(), []
-    for file in files:
-        points.next_file(file.stat().st_size)
-        if not _read_file(file, points):
+    sizes = [file.stat().st_size for file in files]
+    for file, size, before in zip(files, sizes, accumulate(sizes, initial=0), strict=False):
+        points.next_file(size)
+        for read in _read_file(file, points):
+            if progress is not None:
+                progress(before + read, sum(sizes))
+        if read < size:
             notes.append(f"{file.name} ends in the middle of an event.")
     notes.insert(0, f"{points.count} scalars in {len(files)} file{'s' * (len(files) != 1)}.")
     return Log(path, "TensorBoard", (points.run(path.name),), tuple(notes))
 
 
-def _read_file(path: Path, points: Points) -> bool:
-    """Take all scalars of a file; gives whether it ends where an event does."""
-    found = points.count
+def _read_file(path: Path, points: Points) -> Iterator[int]:
+    """Take all scalars of a file; gives now and then how much has been read, at last how much could be."""
+    found, at = points.count, 0
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            starts, lengths, whole = _frames(data)
-            for length in np.unique(lengths).tolist():
-                _alike(data, starts[lengths == length], length, points)
-            return whole
+            while True:
+                starts, lengths, end = _frames(data, at)
+                for length in np.unique(lengths).tolist():
+                    _alike(data, starts[lengths == length], length, points)
+                yield end
+                if end == at:
+                    return
+                at = end
     except (OSError, ValueError, IndexError, struct.error) as error:
-        if points.count > found:
-            return False
-        raise LogError(f"{path} cannot be read as TensorBoard events: {error}.") from error
+        if points.count == found:
+            raise LogError(f"{path} cannot be read as TensorBoard events: {error}.") from error
+        yield at
 
 
-def _frames(data: mmap.mmap) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
-    """Where the events begin, how long they are, and whether the file ends with one."""
+def _frames(data: mmap.mmap, at: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Where the next events begin, how long they are, and where they end."""
     starts, lengths = array("q"), array("q")
-    at, size, unpack = 0, len(data), _LENGTH.unpack_from
-    while at + 16 <= size:
+    size, unpack, stop = len(data), _LENGTH.unpack_from, at + _AT_ONCE
+    while at + 16 <= size and at < stop:
         (length,) = unpack(data, at)
         if length > _LARGEST or at + 16 + length > size:
             break
         starts.append(at + 12)
         lengths.append(length)
         at += 16 + length
-    return np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64), at == size
+    return np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64), at
 
 
 def _alike(data: mmap.mmap, starts: NDArray[np.int64], length: int, points: Points) -> None:

@@ -9,11 +9,13 @@ line) has another skeleton.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stabwatch.analysis.readers.layouts import LEAST, Layout, Lengths, layout
 from stabwatch.analysis.readers.names import number
 from stabwatch.analysis.readers.templates import Template, numbers_of
 
@@ -22,6 +24,12 @@ _PIECE = 1 << 15
 """Bytes at a time, whose masks stay in the cache: three times as fast as a megabyte."""
 _LONGEST_GLUED = 8
 """Digits of a word (`l2_norm`, `pg0`) that are stepped over; hashes are not."""
+
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+_MOST_LAYOUTS = 256
+_FEW = 0.5
+_PATIENCE = 8
+"""Blocks of which more than `_FEW` lines have no layout in common, after which none is looked for."""
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -72,9 +80,47 @@ class Uniform:
             numbers = np.empty(0)
         self.works = len(numbers) == self._count > 0
         self._prefix = numbers[:before]
+        self._layouts: dict[bytes, Layout] = {}
+        self._patience = _PATIENCE
 
     def read(self, block: bytes) -> tuple[Bools, Floats] | None:
         """Which lines of a block are of this kind, (lines,), and their numbers, (those, numbers); None if unknown."""
+        lines = Lengths(block)
+        same, numbers = np.zeros(len(lines), dtype=np.bool_), np.empty((len(lines), self._count))
+        left = np.ones(len(lines), dtype=np.bool_)
+        if self._patience:
+            self._by_layout(lines, left, same, numbers)
+            self._patience -= left.mean() > _FEW
+        if left.any():
+            others = np.flatnonzero(left)
+            found = self._by_piece(lines.text(others) if len(others) < len(lines) else block)
+            if found is None:
+                return None
+            same[others] = found[0]
+            numbers[others[found[0]]] = found[1]
+        if len(self._prefix):
+            same &= (numbers[:, : len(self._prefix)] == self._prefix).all(axis=1)
+        return same, numbers[same]
+
+    def _by_layout(self, lines: Lengths, left: Bools, same: Bools, numbers: Floats) -> None:
+        """Lines that have their numbers in the same columns are read, and no longer left."""
+        for group in lines.groups():
+            rows = lines.rows(group)
+            while len(group) >= LEAST:
+                layout = self._layout_of(rows[0].tobytes())
+                if layout is None:
+                    break
+                fits = layout.fits(rows)
+                found = group[fits]
+                left[found] = False
+                if layout.ours:
+                    same[found] = True
+                    numbers[found] = layout.read(rows[fits])
+                if len(found) < LEAST / 2:
+                    break
+                group, rows = group[~fits], rows[~fits]
+
+    def _by_piece(self, block: bytes) -> tuple[Bools, Floats] | None:
         parts = []
         for piece in _pieces(block):
             part = self._read(piece)
@@ -97,14 +143,22 @@ class Uniform:
             counts = np.fromiter([line.count(_MARK) for line in each], dtype=np.int64, count=lines)
             digits, starts = _picked(digits, starts, np.repeat(same, counts))
         try:
-            numbers = _floats(digits, starts).reshape(-1, self._count)
+            return same, _floats(digits, starts).reshape(-1, self._count)
         except ValueError:
             return None
-        if len(self._prefix):
-            mine = (numbers[:, : len(self._prefix)] == self._prefix).all(axis=1)
-            same[same] = mine
-            numbers = numbers[mine]
-        return same, numbers
+
+    def _layout_of(self, line: bytes) -> Layout | None:
+        key = line.translate(_ZEROS)
+        known = self._layouts.get(key)
+        if known is None or not known.fits(np.frombuffer(line, dtype=np.uint8)[None])[0]:
+            found = _places(line)
+            if found is None:
+                return None
+            if len(self._layouts) >= _MOST_LAYOUTS:
+                self._layouts.clear()
+            known = layout(line, *found.written(), ours=found.skeleton() == self._skeleton)
+            self._layouts[key] = known
+        return known
 
     def column(self, numbers: Floats, at: int) -> Floats:
         """Number `at` of the template in rows that `read` gave."""
@@ -135,8 +189,39 @@ def _floats(digits: NDArray[np.uint8], starts: Places) -> Floats:
     return np.asarray(words.cast(pa.float64()), dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where the numbers of a block are. data: its bytes between two newlines; the masks: what each of them is."""
+
+    data: NDArray[np.uint8]
+    number: Bools
+    start: Bools
+    blank: Bools
+    comma: Bools | None
+
+    def skeleton(self) -> bytes:
+        kept = np.flatnonzero(self.start | ~(self.number | self.blank))
+        skeleton = self.data.take(kept)
+        np.putmask(skeleton, self.start.take(kept), _MARK)
+        return skeleton[1:-1].tobytes()
+
+    def written(self) -> tuple[Places, Bools]:
+        """Places of the bytes of numbers, commas between thousands left out; which of them begin one."""
+        written = np.flatnonzero(self.number if self.comma is None else self.number & ~self.comma)
+        return written - 1, self.start.take(written)
+
+
 def _marked(block: bytes) -> tuple[bytes, NDArray[np.uint8], Places] | None:
     """Skeletons, one a line; all digits of numbers; where each number begins in them. None where it is not clear."""
+    found = _places(block)
+    if found is None:
+        return None
+    written, first = found.written()
+    return found.skeleton(), found.data[1:].take(written), np.flatnonzero(first)
+
+
+def _places(block: bytes) -> _Places | None:
+    """None where it is not clear."""
     if _MARK in block:
         return None
     data = np.frombuffer(b"\n" + block + b"\n", dtype=np.uint8)
@@ -166,12 +251,7 @@ def _marked(block: bytes) -> tuple[bytes, NDArray[np.uint8], Places] | None:
         else:
             return None
         number &= ~glued
-    first = number & ~_before(number)
-    kept = np.flatnonzero(first | ~(number | (kind == _BLANK)))
-    skeleton = data.take(kept)
-    np.putmask(skeleton, first.take(kept), _MARK)
-    written = np.flatnonzero(number & ~comma if thousands else number)
-    return skeleton[1:-1].tobytes(), data.take(written), np.flatnonzero(first.take(written))
+    return _Places(data, number, number & ~_before(number), kind == _BLANK, comma if thousands else None)
 
 
 def _before(mask: Bools) -> Bools:

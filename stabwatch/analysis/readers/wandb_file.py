@@ -17,7 +17,7 @@ from stabwatch.analysis.readers.documents import flat
 from stabwatch.analysis.readers.gather import Gatherer
 from stabwatch.analysis.readers.protobuf import fields
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.source import Progress, Source
 from stabwatch.errors import LogError
 
 _BLOCK = 1 << 15
@@ -27,13 +27,14 @@ _COUNTERS = ("trainer/global_step", "train/global_step")
 """Steps of the training as Lightning and Hugging Face log them; W&B's own step counts calls of `log`."""
 
 
-def _records(data: bytes) -> Iterator[bytes]:
+def _records(data: bytes, progress: Progress) -> Iterator[bytes]:
     """Whole records; stops at a torn or damaged frame."""
     at, kept = _HEADER, b""
     while at + _FRAME.size <= len(data):
         room = _BLOCK - at % _BLOCK
         if room < _FRAME.size:
             at += room
+            progress(at, len(data))
             continue
         _, length, kind = _FRAME.unpack_from(data, at)
         end = at + _FRAME.size + length
@@ -49,7 +50,7 @@ def _records(data: bytes) -> Iterator[bytes]:
 def _read(source: Source) -> Log:
     gatherer, counter = Gatherer(source.path.stem), None
     try:
-        for record in _records(source.read(1 << 31)):
+        for record in _records(source.read(1 << 31), source.progress):
             for field, value in fields(record):
                 if field == 2 and isinstance(value, bytes):
                     counter = _history(gatherer, value, counter)
