@@ -47,6 +47,7 @@ class Climb:
             if level <= self._level:
                 self._level, self._best, self._until_best = level, now, self._largest
             difference = now[:, None] - self._best[None, :]
-            share = float(np.mean(difference > 0) + np.mean(difference == 0) / 2)
+            ties = difference.size - np.count_nonzero(difference)
+            share = (np.count_nonzero(difference > 0) + ties / 2) / difference.size
             climb = rate / self._until_best if self._until_best > 0 else math.nan
         return {self.gauges[0].name: share, self.gauges[1].name: climb}

@@ -56,11 +56,14 @@ class RuleState:
     def update(self, step: int, gauges: dict[str, Array], context: dict[str, float]) -> list[tuple[int, int]]:
         """Judge one record; gives (layer, level) of each transition, level == len(levels) for a resolution."""
         self.grow(len(gauges["points"]))
+        outside = self._all(self.rule.outside, gauges)
+        if self._quiet and not np.count_nonzero(outside):
+            return []  # each level lies inside `outside`, so none can be met
         measured = ~np.isnan(gauges[self.rule.levels[0].when[0].gauge])
         judged = measured & (gauges["points"] >= self.rule.warm_up)
-        outside = judged & self._all(self.rule.outside, gauges)
-        if self._quiet and not outside.any():
-            return []  # each level lies inside `outside`, so none can be met
+        outside &= judged
+        if self._quiet and not np.count_nonzero(outside):
+            return []
         self._mark_onset(step, judged, outside, context)
         fires = np.full(len(self.since), len(self.rule.levels))
         met_any = np.zeros(len(self.since), dtype=bool)
@@ -89,8 +92,8 @@ class RuleState:
         self.since[judged & ~outside & silent] = -1
 
     def _all(self, conditions: Sequence[Condition], gauges: dict[str, Array]) -> NDArray[np.bool_]:
-        met = np.ones(len(self.since), dtype=bool)
-        for condition in conditions:
+        met = conditions[0].holds(gauges[conditions[0].gauge])
+        for condition in conditions[1:]:
             met &= condition.holds(gauges[condition.gauge])
         return met
 
@@ -110,8 +113,7 @@ def _silent(rule: Rule, layer: str) -> bool:
 class Engine:
     """Evaluates rules over the records of one run.
 
-    active: alerts that fire now. history: every transition so far. derived: the latest derived gauges. memory: what
-    else stood out.
+    active: alerts that fire now. history: every transition so far. memory: what else stood out.
     """
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
@@ -121,13 +123,15 @@ class Engine:
             if rule.family.startswith("signal:"):
                 self._families.setdefault(rule.family, PlainFamily(rule.family.removeprefix("signal:")))
         self._states = {r.name: RuleState(r) for r in rules if r.levels}
+        self._judges = {
+            name: [state for state in self._states.values() if state.rule.family == name] for name in self._families
+        }
         self._stopped = next((r for r in rules if r.family == "run"), None)
         self._firing: dict[tuple[str, str, str], Alert] = {}
         self._history: list[Alert] = []
         self._keys: tuple[SeriesKey, ...] | None = None
         self.memory = Memory()
-        self.derived: dict[SeriesKey, float] = {}
-        self._derived_keys: dict[str, list[SeriesKey]] = {}
+        self._derived: dict[str, tuple[Family, Array]] = {}
         self.first_step: int | None = None
         self.last_step: int | None = None
         self._changes: list[int] = []
@@ -139,6 +143,16 @@ class Engine:
     def active(self) -> tuple[Alert, ...]:
         """Alerts that fire now, in the order in which they began."""
         return tuple(self._firing.values())
+
+    @property
+    def derived(self) -> dict[SeriesKey, float]:
+        """The latest derived gauges; one that is no number any more is better absent than old."""
+        return {
+            SeriesKey(name, layer): value
+            for name, (family, kept) in self._derived.items()
+            for layer, value in zip(family.layers, kept.tolist(), strict=False)
+            if math.isfinite(value)
+        }
 
     @property
     def history(self) -> tuple[Alert, ...]:
@@ -177,11 +191,10 @@ class Engine:
             if gauges is None:
                 continue
             self._keep(family, gauges)
-            for state in self._states.values():
-                if state.rule.family == name:
-                    for layer, level in state.update(step, gauges, before):
-                        if not _silent(state.rule, family.layers[layer]):
-                            out.append(self._transition(state, family, layer, level, step, time, gauges))
+            for state in self._judges[name]:
+                for layer, level in state.update(step, gauges, before):
+                    if not _silent(state.rule, family.layers[layer]):
+                        out.append(self._transition(state, family, layer, level, step, time, gauges))
         self._history += out
         return out
 
@@ -202,13 +215,14 @@ class Engine:
 
     def _keep(self, family: Family, gauges: dict[str, Array]) -> None:
         for gauge in family.gauges:
-            keys = self._derived_keys.setdefault(gauge.name, [])
-            keys += [SeriesKey(gauge.name, layer) for layer in family.layers[len(keys) :]]
-            for key, value in zip(keys, gauges[gauge.name].tolist(), strict=True):
-                if math.isfinite(value):
-                    self.derived[key] = value
-                elif math.isinf(value):
-                    self.derived.pop(key, None)  # no longer a number: better absent than old
+            now = gauges[gauge.name]
+            kept = self._derived.get(gauge.name)
+            if kept is None or len(kept[1]) != len(now):
+                longer = np.full(len(now), np.nan)
+                if kept is not None:
+                    longer[: len(kept[1])] = kept[1]
+                kept = self._derived[gauge.name] = (family, longer)
+            np.copyto(kept[1], now, where=~np.isnan(now))
 
     def _transition(
         self, state: RuleState, family: Family, layer: int, level: int, step: int, time: float, gauges: dict[str, Array]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -87,7 +88,8 @@ class Columns:
     def __init__(self, *signals: str) -> None:
         self.signals = signals
         self.layers: list[str] = []
-        self._columns: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._columns: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.int64]]] = {}
+        """Rows and columns by signal; no rows where the columns are those of all rows in order."""
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """Find the columns in a new table; layers that it lacks stay, unmeasured."""
@@ -96,25 +98,28 @@ class Columns:
         row = {layer: i for i, layer in enumerate(self.layers)}
         for signal in self.signals:
             found = [(row[key.layer], column) for key, column in mine if key.signal == signal]
-            self._columns[signal] = (
-                np.array([r for r, _ in found], dtype=np.int64),
-                np.array([c for _, c in found], dtype=np.int64),
-            )
+            rows, columns = (np.array([pair[i] for pair in found], dtype=np.int64) for i in (0, 1))
+            whole = len(rows) == len(self.layers) and bool((np.diff(rows, prepend=-1) == 1).all())
+            self._columns[signal] = (None if whole else rows, columns)
 
     def of(self, signal: str, values: Array) -> Array:
         """Values of one signal by layer, NaN where the table has no such series."""
-        out = np.full(len(self.layers), np.nan)
         rows, columns = self._columns[signal]
+        if rows is None:
+            return np.asarray(values[columns])
+        out = np.full(len(self.layers), np.nan)
         out[rows] = values[columns]
         return out
 
 
 def middle(values: Array) -> float:
     """Median of finite numbers; NaN of none. (np.median costs ten times as much on a few dozen numbers.)"""
-    if not len(values):
-        return float("nan")
-    ordered = np.sort(values)
-    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    n = len(values)
+    if not n:
+        return math.nan
+    ordered = values.copy()
+    ordered.sort()
+    return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def middle_of_each(columns: Array) -> Array:

@@ -25,13 +25,8 @@ class Condition:
 
     def holds(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Where the condition is met."""
-        met = ~np.isnan(values)
-        with np.errstate(invalid="ignore"):
-            if self.above is not None:
-                met &= values > self.above
-            if self.below is not None:
-                met &= values < self.below
-        return met
+        met = ~np.isnan(values) if self.above is None else values > self.above
+        return met if self.below is None else met & (values < self.below)
 
     def __str__(self) -> str:
         parts = [f"{self.gauge} > {self.above:g}"] if self.above is not None else []
