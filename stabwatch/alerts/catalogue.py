@@ -185,19 +185,19 @@ RULES: tuple[Rule, ...] = (
         title="The loss stays on a higher level",
         family="loss",
         summary="The loss has jumped to a higher level.",
-        description="The last losses are {loss_shift_ratio:.3g} times those before, {loss_shift_z:.3g} times their "
-        "scatter higher.",
+        description="The last losses are {loss_shift_ratio:.3g} times those before: in {loss_shift_share:.0%} of all "
+        "pairs the later one is higher.",
         levels=(
             Level(
                 severity="warning",
-                when=(Condition("loss_shift_z", above=3.0), Condition("loss_shift_ratio", above=1.3)),
-                hold=8,
+                when=(Condition("loss_shift_share", above=0.95), Condition("loss_shift_ratio", above=1.2)),
+                hold=3,
             ),
         ),
-        outside=(Condition("loss_shift_z", above=2.0),),
+        outside=(Condition("loss_shift_share", above=0.75), Condition("loss_shift_ratio", above=1.1)),
         warm_up=40,
-        source="a median of eight scatters by 0.44 sigma, so seven times its own; eight points "
-        "in a row, so that a spike of a few steps is none (docs/detection.md)",
+        source="nearly each of eight losses is above nearly all of the 64 before, three times in a row: no healthy run "
+        "of half A has 0.9 once, beside a median a tenth higher (docs/detection.md)",
         remedy=(
             "Look at the batches since the onset, and at what changed there: data, learning rate, a loss's weight.",
             "Was a change of data or loss meant? Announce it (`watch.announce`), and this stays silent.",
@@ -215,17 +215,18 @@ RULES: tuple[Rule, ...] = (
             Level(
                 severity="warning",
                 when=(
-                    Condition("loss_worse_share", above=0.8),
+                    Condition("loss_climb_score", above=0.2),
                     Condition("learning_rate_climb_ratio", above=1.25),
+                    Condition("loss_worse_share", above=0.6),
                     Condition("loss_lost_ratio", above=0.1),
                 ),
                 hold=8,
             ),
         ),
-        outside=(Condition("loss_worse_share", above=0.7), Condition("learning_rate_climb_ratio", above=1.0)),
+        outside=(Condition("loss_worse_share", above=0.6), Condition("loss_climb_score", above=0.0)),
         warm_up=64,
-        source="0.8 is a shift by 1.2 standard deviations (Mann-Whitney), and a tenth of the progress lost "
-        "(docs/detection.md)",
+        source="a score of 0.2 is a share of 0.8 (a shift by 1.2 standard deviations) where the rate is 1.26 times as "
+        "high, or 0.6 where it has doubled; and a tenth of the progress lost (docs/detection.md)",
         remedy=(
             "End the warm-up here: go back to where the loss was best, and keep to the learning rate it had there.",
             "Warming up again on a checkpoint of a finished run? Then some rise is usual; watch that it ends.",
@@ -257,7 +258,7 @@ RULES: tuple[Rule, ...] = (
         family="run",
         summary="Training stopped without finishing, or stands still.",
         description="{what}",
-        source="the end event; no record for 20 median steps, 60 s at least",
+        source="the end event; no record for 20 median steps, 60 s, and twice the longest pause before",
         remedy=(
             "Look at the end of the training's own output: out of memory, a lost node, a killed job?",
             "Resume from the last checkpoint; look first at what else fired here before the end.",

@@ -27,6 +27,8 @@ OF_THE_DATA = ("loss", "gradient_norm")
 """Families whose past says nothing any more after a change that was announced."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
+LONGEST_PAUSE_SECONDS = 1800.0
+"""Of pauses that a run came back from (evaluations, checkpoints), those that are longer say nothing of the next."""
 
 
 class RuleState:
@@ -137,6 +139,7 @@ class Engine:
         self._changes: list[int] = []
         self._last_time = math.nan
         self._pace: deque[float] = deque(maxlen=101)
+        self._pause = 0.0
         self._ended = False
 
     @property
@@ -180,6 +183,7 @@ class Engine:
             self._restart()
         elif self.last_step is not None:
             self._pace.append((time - self._last_time) / (step - self.last_step))
+            self._pause = float(np.fmax(self._pause, time - self._last_time))
         self._cross(self.last_step, step)
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step, self._last_time = step, time
@@ -280,8 +284,14 @@ class Engine:
 
     @property
     def patience(self) -> float:
-        """The time from which on silence is an alert; infinity before a second record."""
-        return self._last_time + max(STALL_SECONDS, STALL_STEPS * median(self._pace)) if self._pace else math.inf
+        """The time from which on silence is an alert; infinity before a second record.
+
+        Twice the longest pause that the run came back from: it evaluates, or writes a checkpoint, every so often.
+        """
+        if not self._pace:
+            return math.inf
+        paused = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        return self._last_time + max(STALL_SECONDS, STALL_STEPS * median(self._pace), paused)
 
     def tick(self, now: float) -> list[Alert]:
         """Let time pass without a record; `now` in seconds since the epoch."""

@@ -133,6 +133,17 @@ def robust_spread(values: Array) -> float:
     return 1.4826 * middle(np.abs(values - middle(values)))
 
 
+def exceeds(some: Array, others: Array) -> float:
+    """Share of all pairs in which one of `some` is the larger, ties as halves (Mann-Whitney's U over all pairs).
+
+    0.5 where there is no difference, 1 where every one is larger than every other. It knows no scale, and no outlier
+    moves it far.
+    """
+    difference = some[:, None] - others[None, :]
+    ties = difference.size - np.count_nonzero(difference)
+    return (np.count_nonzero(difference > 0) + ties / 2) / difference.size
+
+
 def slope(steps: Array, values: Array) -> Array:
     """Least-squares slope of each row over its measured points; NaN below four."""
     seen = ~np.isnan(values)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from stabwatch.alerts.climb import Climb
-from stabwatch.alerts.points import Array, Columns, Derived, middle, robust_spread
+from stabwatch.alerts.points import Array, Columns, Derived, exceeds, middle, robust_spread
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 64
@@ -96,6 +96,15 @@ def against(past: Array, x: float) -> tuple[float, float]:
     return (x - centre) / max(robust_spread(past), LEAST_SPREAD * size), ratio
 
 
+def shifted(past: Array, now: Array) -> tuple[float, float]:
+    """Share of pairs in which a value of now exceeds one of the past, and the ratio of their medians; NaN below eight
+    points."""
+    if len(past) < LEAST_PAST:
+        return math.nan, math.nan
+    centre = middle(past)
+    return exceeds(now, past), 1 + (middle(now) - centre) / max(abs(centre), 1e-30)
+
+
 class GradientFamily(ScalarFamily):
     """The gradient norm: before clipping where `clip_grad_norm_` is called.
 
@@ -147,12 +156,13 @@ class LossFamily(ScalarFamily):
 
     0.5 means that half of what was learned is gone, or, where little was learned, that the loss is one and a half
     times its best. While the loss is positive it must be so of its logarithm too: heavy tails reach far up, but not
-    on that scale.
+    on that scale. For a loss that has been negative, zero is no floor and its size tells nothing (a policy gradient's
+    comes back to zero when all is learned): half is gone, at the least, when it is positive again.
     """
 
     _SHIFT = (
-        Derived("loss_shift_z", f"Robust z-score of the median of the last {SHIFTED} values of ln(loss) against the "
-                f"{WINDOW} before them.", level="run"),
+        Derived("loss_shift_share", f"Share of pairs in which one of the last {SHIFTED} losses exceeds one of the "
+                f"{WINDOW} before them.", "ratio", "run"),
         Derived("loss_shift_ratio", f"Median of the last {SHIFTED} values of loss over that of the {WINDOW} before "
                 "them.", "ratio", "run"),
     )  # fmt: skip
@@ -181,7 +191,7 @@ class LossFamily(ScalarFamily):
         return super().update(step, values)
 
     def _begin(self) -> None:
-        self._plain = Progress(abs)
+        self._plain = Progress(lambda best: abs(best) if best > 0 else 2 * abs(best))
         self._log: Progress | None = Progress(lambda best: 2 * math.log(1.5))
         self._climb = Climb()
         self._long: deque[float] = deque(maxlen=WINDOW + SHIFTED)
@@ -200,7 +210,7 @@ class LossFamily(ScalarFamily):
             lost = min(lost, self._log.lost(np.log(past)))
         self._long.append(x)
         long = np.array(self._long)
-        shift = against(long[:-SHIFTED], middle(long[-SHIFTED:]))
+        shift = shifted(long[:-SHIFTED], long[-SHIFTED:])
         return (
             super()._numbers(x)
             | {gauge.name: n for gauge, n in zip(self._SHIFT, shift, strict=True)}

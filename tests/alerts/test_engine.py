@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabwatch.alerts import DERIVED, Engine
-from stabwatch.alerts.points import middle, slope
+from stabwatch.alerts.points import exceeds, middle, slope
 from stabwatch.runlog import Block, SeriesKey, SlotTable
 from tests.alerts.scenarios import block, cell, wave
 
@@ -154,6 +154,46 @@ def test_the_lost_share_is_that_of_medians_of_sixteen():
     first, best = np.median(values[:16]), np.median(values[64:80])
     truth = (5.5 - best) / max(first - best, best)
     assert engine.derived[SeriesKey("loss_lost_ratio")] == pytest.approx(truth, rel=1e-6)
+
+
+@given(*[st.lists(st.integers(0, 6), min_size=1, max_size=40)] * 2)
+def test_the_share_of_pairs_is_that_of_mann_and_whitney(some, others):
+    found = exceeds(np.array(some, float), np.array(others, float))
+    u = scipy.stats.mannwhitneyu(some, others, method="asymptotic").statistic
+    assert found == pytest.approx(u / (len(some) * len(others)), abs=1e-12)
+
+
+def test_a_score_is_a_correlation_times_doublings():
+    """The loss, best at the 40th step, is worse in every pair at the end, and the rate has doubled twice since."""
+    losses, rates = [*np.linspace(4, 2, 72), *([3.0] * 32)], [*([1e-3] * 72), *([4e-3] * 32)]
+    engine = Engine()
+    engine.observe(block({"loss": losses, "learning_rate": rates}))
+    found = {name: engine.derived[SeriesKey(name)] for name in ("loss_worse_share", "learning_rate_climb_ratio")}
+    share = np.mean(np.array(losses[-32:])[:, None] > np.array(losses[40:72]))
+    assert found["loss_worse_share"] == pytest.approx(share) == 1
+    assert found["learning_rate_climb_ratio"] == pytest.approx(4)
+    assert engine.derived[SeriesKey("loss_climb_score")] == pytest.approx((2 * share - 1) * 2)
+
+
+def test_a_loss_below_zero_that_comes_back_to_zero_has_not_diverged():
+    """As that of a policy gradient does when all is learned; above zero it counts."""
+    learned = [*np.linspace(-0.2, -1.2, 100), *np.linspace(-1.2, -0.05, 100), *wave(100, -0.05, 0.01)]
+    engine = Engine()
+    engine.observe(block({"loss": learned}))
+    assert not [a for a in engine.history if a.rule == "LossDivergence"]
+    engine.observe(block({"loss": [0.8] * 60}, 300))
+    assert [a.rule for a in engine.active if a.rule == "LossDivergence"]
+
+
+def test_a_noisy_loss_that_jumps_by_a_third_has_shifted():
+    """No value of it is a spike: its scatter is a fifth, as in small batches with labels that turned wrong."""
+    rng = np.random.default_rng(3)
+    calm = 1.85 + rng.uniform(-0.4, 0.4, 200)
+    engine = Engine()
+    engine.observe(block({"loss": list(calm)}))
+    assert engine.history == ()
+    engine.observe(block({"loss": list(np.linspace(2.8, 2.4, 14) + rng.uniform(-0.1, 0.1, 14))}, 200))
+    assert [a.rule for a in engine.history] == ["LossShift"]
 
 
 def test_the_exact_value_and_the_bracket_are_one_bound():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +133,21 @@ def test_silence_fires_and_the_next_record_resolves_it():
     (stalled,) = engine.tick(1049 + 61)
     assert (stalled.rule, stalled.severity, stalled.step) == ("TrainingStopped", "warning", 49)
     assert engine.tick(1049 + 90) == []
+
     out = engine.observe(block({"loss": wave(1)}, 50))
     assert [a.state for a in out] == ["resolved"]
+
+
+def test_a_pause_like_those_before_is_no_stall():
+    """An evaluation of 100 s every 50 steps: the first is new, later ones are not, and a real stall is one still."""
+    engine, said, time = Engine(), 0, 0.0
+    for step in range(0, 300, 50):
+        steps = block({"loss": [2.0] * 50}, step)
+        engine.observe(replace(steps, times=time + np.arange(50.0)))
+        time += 49 + 100
+        said += len(engine.tick(time - 1))
+    assert said == 1
+    assert engine.tick(time + 101)
 
 
 def test_gradients_of_a_step_that_the_scaler_skipped_are_no_fault():
