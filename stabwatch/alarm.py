@@ -57,8 +57,11 @@ class Reaction(Protocol):
     def boundary(self, step: int) -> None:
         """Between two steps; `step` is the next one."""
 
-    def react(self, onset: int) -> dict[str, Any] | None:
-        """Act on an alert, between two steps; says what was done, or None when nothing could be."""
+    def react(self, since: int) -> dict[str, Any] | None:
+        """Act on an alert, between two steps; says what was done, or None when nothing could be.
+
+        since: the earliest step in which it can have begun.
+        """
 
 
 class Ear(Protocol):
@@ -181,18 +184,25 @@ class Alarm:
             if alert.state == "firing":
                 self._governor.escalate(self._escalate)
                 self._keep(alert)
-                self._calls.make(alert.onset, step=alert.step, rule=alert.rule, signal=alert.signal, layer=alert.layer)
+                self._calls.make(
+                    alert.since,
+                    alert.onset,
+                    step=alert.step,
+                    rule=alert.rule,
+                    signal=alert.signal,
+                    layer=alert.layer,
+                )
             self._heard.append(alert)
 
     def _keep(self, alert: Alert) -> None:
         """The flight recorder: records are in the log already, whole; which batches they were of is added."""
         if self._writer is None or self._flights >= MOST_FLIGHTS:
             return
-        batches = self._batches.of(alert.onset - BEFORE, alert.step)
+        batches = self._batches.of(min(alert.onset - BEFORE, alert.since), alert.step)
         self._flights += 1
         self._writer.event(
             "flight", alert.step, rule=alert.rule, signal=alert.signal, layer=alert.layer, onset=alert.onset,
-            batches=batches[:MOST_BATCHES], left_out=max(0, len(batches) - MOST_BATCHES),
+            since=alert.since, batches=batches[:MOST_BATCHES], left_out=max(0, len(batches) - MOST_BATCHES),
         )  # fmt: skip
 
     # -- in the training thread ---------------------------------------------------------------------
@@ -266,7 +276,7 @@ class Alarm:
 
             def react(reaction: Reaction = reaction) -> None:
                 nonlocal outcome
-                outcome = reaction.react(alert.onset)
+                outcome = reaction.react(alert.since)
 
             self._run(reaction.name, "always", react)
             done = done or outcome is not None

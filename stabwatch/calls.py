@@ -15,7 +15,7 @@ EVERY = 16
 MOST = 8
 """Calls of one run that are answered with batches; later ones bring a closer look only."""
 MOST_ANSWERED = 4
-"""Batches of one rank that are told: those of the first micro-batches of the step."""
+"""Batches of one rank that are told: those of the first micro-batches of the first of the steps."""
 
 
 class Calls:
@@ -28,12 +28,12 @@ class Calls:
         self._made = self._heard = 0
         self._open: dict[int, dict[str, Any]] = {}
 
-    def make(self, onset: int, **about: Any) -> None:
+    def make(self, since: int, onset: int, **about: Any) -> None:
         """Rank 0, any thread: call the others. about: facts of the alert, given back with the answers."""
         if self._ranks.active and self._ranks.rank == 0:
-            self._ranks.store.set(f"{self._key}/{self._made}", str(onset))
+            self._ranks.store.set(f"{self._key}/{self._made}", f"{since} {onset}")
             if self._made < MOST:
-                self._open[self._made] = {"onset": onset, **about}
+                self._open[self._made] = {"since": since, "onset": onset, **about}
             self._made += 1
 
     def boundary(self, step: int) -> list[dict[str, Any]]:
@@ -51,8 +51,8 @@ class Calls:
         return []
 
     def _answer(self, number: int) -> None:
-        onset = int(self._ranks.store.get(f"{self._key}/{number}"))
-        known = [{"rank": self._ranks.rank, **entry} for entry in self._batches.of(onset, onset)[:MOST_ANSWERED]]
+        since, onset = map(int, self._ranks.store.get(f"{self._key}/{number}").split())
+        known = [{"rank": self._ranks.rank, **entry} for entry in self._batches.of(since, onset)[:MOST_ANSWERED]]
         self._ranks.store.set(self._place(number, self._ranks.rank), json.dumps(known, default=str))
 
     def _collect(self) -> list[dict[str, Any]]:

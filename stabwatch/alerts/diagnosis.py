@@ -165,9 +165,11 @@ def _evidence(group: list[Alert]) -> tuple[str, ...]:
 
 
 def _batches(engine: Engine, first: Alert) -> tuple[str, ...]:
-    """The batch of the onset; the first of them where gradients were accumulated."""
+    """The batch of the onset; the first of them where gradients were accumulated, or steps passed unmeasured."""
     known = engine.memory.batches.get(first.onset, [])
-    lines = [f"Batch of step {first.onset}: {batch_in_words(entry)}." for entry in known[:MOST_BATCHES]]
+    lines = [f"Batch of step {entry['step']}: {batch_in_words(entry)}." for entry in known[:MOST_BATCHES]]
+    if known and first.since < first.onset:
+        lines.insert(0, f"Steps {first.since} to {first.onset} were measured as one: it began in any of them.")
     return (*lines, *([f"And {len(known) - MOST_BATCHES} more batches."] if len(known) > MOST_BATCHES else []))
 
 

@@ -179,6 +179,9 @@ class Engine:
         self.memory.bind(keys)
 
     def _record(self, step: int, time: float, values: Array) -> list[Alert]:
+        before = dict(self.memory.context)
+        if self.last_step is not None and step > self.last_step:
+            before["step"] = float(self.last_step)
         if self.last_step is not None and step <= self.last_step:
             self._restart()
         elif self.last_step is not None:
@@ -187,7 +190,6 @@ class Engine:
         self._cross(self.last_step, step)
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step, self._last_time = step, time
-        before = dict(self.memory.context)
         self.memory.observe(step, values)
         out = self._resume(step, time)
         for name, family in self._families.items():

@@ -60,8 +60,9 @@ class Memory:
 
     context: the latest finite values of the run's own scalars. update_peaks: the largest last. largest_activation:
     over all layers, of the last record in which every activation was finite; NaN before there is one. batches: of each
-    step that an alert is traced to, what is known of them. guarded: what guards did, as (step, words);
-    announced: changes, likewise. recurrent: by recurrent weight matrix, its first and its last largest singular value.
+    step that an alert is traced to, what is known of them, and of those since the record before it. guarded: what
+    guards did, as (step, words); announced: changes, likewise. recurrent: by recurrent weight matrix, its first and its
+    last largest singular value.
     """
 
     def __init__(self) -> None:
@@ -107,10 +108,11 @@ class Memory:
         """Look at an event: the flight recorder's, a guard's, a change that was announced."""
         if event.kind == "flight":
             onset, entries = event.data.get("onset"), event.data.get("batches")
+            since = event.data.get("since", onset)
             known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
             if isinstance(onset, int):
                 kept = self.batches.setdefault(onset, [])
-                kept += [e for e in known if e.get("step") == onset and e not in kept]
+                kept += [e for e in known if since <= e.get("step", -1) <= onset and e not in kept]
         elif event.kind == "guard":
             self.guarded.append((event.step or 0, guard_in_words(event.data)))
         elif event.kind == "change":

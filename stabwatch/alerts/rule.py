@@ -95,7 +95,7 @@ class Rule:
 class Alert:
     """One rule on one series, firing or resolved; also the payload of an `alert` event.
 
-    step: where it fired or resolved. onset: first step outside the normal range. context: numbers of the run
+    step: where it fired or resolved. onset: first measured step outside the normal range. context: numbers of the run
     just before the onset (`*_at_onset`) and at the firing, for the diagnosis.
     """
 
@@ -112,6 +112,15 @@ class Alert:
     summary: str
     description: str
     context: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def since(self) -> int:
+        """The earliest step in which it can have begun: the one after the last record before the onset.
+
+        The onset itself where every step is measured.
+        """
+        before = self.context.get("step_at_onset")
+        return self.onset if before is None else min(int(before) + 1, self.onset)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for events.jsonl and JSON."""

@@ -29,7 +29,7 @@ class LearningRateBackoff:
     def boundary(self, step: int) -> None:
         """Nothing to do between two steps."""
 
-    def react(self, onset: int) -> dict[str, Any] | None:
+    def react(self, since: int) -> dict[str, Any] | None:
         """One more halving; None when the least is reached."""
         if self.scale * self._factor < self._least:
             return None

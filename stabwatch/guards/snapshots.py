@@ -75,9 +75,9 @@ class Snapshots:
         kept.step = step
         self._ring.append(kept)
 
-    def react(self, onset: int) -> dict[str, Any] | None:
-        """Go back to before `onset`; None when there is no such snapshot, or too often the same."""
-        usable = [s for s in self._ring if s.step <= onset]
+    def react(self, since: int) -> dict[str, Any] | None:
+        """Go back to before `since`; None when there is no such snapshot, or too often the same."""
+        usable = [s for s in self._ring if s.step <= since]
         if not usable or self._returns[usable[-1].step] >= MOST_RETURNS:
             return None
         chosen = usable[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stabwatch.alerts import DERIVED, Engine
+from stabwatch.alerts import DERIVED, Alert, Engine
 from stabwatch.alerts.points import exceeds, middle, slope
 from stabwatch.runlog import Block, SeriesKey, SlotTable
 from tests.alerts.scenarios import block, cell, wave
@@ -102,6 +103,19 @@ def test_the_onset_is_the_first_step_of_the_unbroken_stretch():
     engine = Engine()
     engine.observe(block({"lower a": [10.0] * 20 + [35.0] * 3 + [10.0] * 5 + [35.0] * 7 + [110.0] * 5}))
     assert {a.onset for a in engine.history} == {28}
+
+
+def test_between_two_records_it_can_have_begun_at_any_step():
+    """Every eighth step is measured; a guard goes back to before the first step that nobody saw."""
+    sparse = block({"gradient_norm": [*wave(40), *([9e3] * 8)]})
+    engine = Engine()
+    engine.observe(replace(sparse, steps=8 * np.arange(48)))
+    found = next(a for a in engine.history if a.rule == "GradientNormExplosion")
+    assert (found.since, found.onset) == (8 * 39 + 1, 8 * 40)
+    assert Alert.from_event(found.to_event()).since == found.since
+    dense = Engine()
+    dense.observe(sparse)
+    assert {a.since for a in dense.history} == {a.onset for a in dense.history} == {40}
 
 
 def test_runs_that_lack_signals_and_empty_blocks_are_no_trouble():

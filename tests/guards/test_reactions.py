@@ -44,12 +44,12 @@ def test_a_snapshot_brings_everything_back(settings):
         snapshots.before(optimizer, number)
         step(model, optimizer, number)
         snapshots.boundary(number + 1)
-    assert snapshots.react(onset=45) == {"did": "rolled back", "to_step": 40}
+    assert snapshots.react(since=45) == {"did": "rolled back", "to_step": 40}
     assert all(torch.equal(a, b) for a, b in zip(kept[40], numbers(model, optimizer), strict=True))
     step(model, optimizer, 51)
-    assert snapshots.react(onset=33) == {"did": "rolled back", "to_step": 30}, "those since the onset are gone"
+    assert snapshots.react(since=33) == {"did": "rolled back", "to_step": 30}, "those since the onset are gone"
     assert all(torch.equal(a, b) for a, b in zip(kept[30], numbers(model, optimizer), strict=True))
-    assert snapshots.react(onset=12) is None, "none is that old"
+    assert snapshots.react(since=12) is None, "none is that old"
 
 
 def test_the_same_snapshot_is_gone_back_to_three_times():

@@ -65,6 +65,23 @@ def test_the_batch_of_the_onset_is_kept_with_the_alert(attach):
     assert seen[0]["fingerprint"] in told
 
 
+def test_where_few_steps_are_measured_all_that_it_can_have_been_are_kept(attach, monkeypatch):
+    """As where steps are too quick for the budget: the batch lies somewhere between two records."""
+    monkeypatch.setattr(Governor, "plan", lambda self, step: Plan(*[step % 7 == 0] * 3))
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer, on_alert=lambda alert: None)
+    train(watch, model, optimizer, 90)
+    run = attach.finish()
+    flight = next(e for e in run.events if e.kind == "flight" and e.data["rule"] == "NonFinite")
+    since, onset = flight.data["since"], flight.data["onset"]
+    assert (since, onset) == (57, 63)
+    assert {b["step"] for b in flight.data["batches"]} >= set(range(since, onset + 1))
+    told = [e for c in analyze(run.path).diagnosis.causes for e in c.evidence]
+    assert any(f"Steps {since} to {onset} were measured as one" in e for e in told)
+
+
 def test_an_agent_s_alerts_come_back_and_bring_a_closer_look(attach):
     """Nothing is judged in the training process; the agent's words are enough."""
     torch.manual_seed(0)

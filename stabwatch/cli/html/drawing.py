@@ -76,7 +76,7 @@ def timeline(bars: Sequence[Bar], first: int, last: int) -> str:
     """When what began and ended: a bar for each, in the given order, over the steps from first to last."""
     if not bars:
         return ""
-    left = 250
+    left = 290
     room, rows = WIDTH - left - 12, []
 
     def across(step: float) -> float:
@@ -86,7 +86,7 @@ def timeline(bars: Sequence[Bar], first: int, last: int) -> str:
         top, start = 4 + 20 * row, across(onset)
         wide = max(across(last if until is None else until) - start, 3.0)
         rows.append(
-            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{safe(tail(name, 34))}</text>'
+            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{safe(tail(name, 40))}</text>'
             f'<line x1="{left}" x2="{WIDTH - 12}" y1="{top + 9}" y2="{top + 9}" stroke="var(--edge)"/>'
             f'<g class="{safe(severity)}"><rect x="{start:.1f}" y="{top + 3}" width="{wide:.1f}" height="12" rx="2" '
             f'fill="currentColor"/><title>{safe(name)}: step {onset:,} to {"the end" if until is None else until}'
