@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -86,20 +88,46 @@ def test_hostile_names_and_empty_runs(tmp_path, new_run):
             assert done.returncode == 0, done.stderr
 
 
-def test_an_interrupted_export_leaves_nothing(tmp_path, new_run):
+@pytest.mark.parametrize("form", ["openmetrics", "csv", "parquet", "tensorboard"])
+def test_an_interrupted_export_leaves_nothing(form, tmp_path, new_run):
     run = new_run(tmp_path / "runs" / "long", sick=True, steps=3000)
     out = tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-m", "stabwatch", "export", str(run), "--openmetrics", "-o", str(out / "x.om")]
-    process = subprocess.Popen([*command, "--interval", "0.01"], stderr=subprocess.DEVNULL)
+    often = ["--interval", "0.01"] if form == "openmetrics" else []
+    _interrupted(out, ["export", str(run), f"--{form}", "-o", str(out / "x"), *often], lambda _: any(out.iterdir()))
+
+
+@pytest.mark.parametrize("command", [["analyze"], ["report", "-o", "out/x.html"], ["replay"]], ids=lambda c: c[0])
+def test_an_interrupted_reader_of_logs_leaves_nothing(command, tmp_path):
+    """While it reads a log of bars, which takes seconds."""
+    log, out = tmp_path / "train.log", tmp_path / "out"
+    out.mkdir()
+    with log.open("w") as file:
+        file.writelines(
+            f"Epoch 1:  50%|##   | {i}/900000 [00:10<00:10, 5.00it/s, loss={i % 7}.1]\r" for i in range(300_000)
+        )
+    _interrupted(out, [command[0], str(log), *command[1:]], lambda process: _reads(process, log))
+
+
+def _interrupted(out: Path, command: list[str], ready: Callable[[subprocess.Popen[str]], bool]) -> None:
+    """Ctrl-C, once it is at work: exit code 130, no word, nothing in the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stabwatch", *command], cwd=out.parent, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
     end = time.monotonic() + 20
-    while not list(out.iterdir()) and time.monotonic() < end:
-        time.sleep(0.05)
-    time.sleep(0.3)
+    while not ready(process) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     try:
-        assert process.wait(20) == 130
+        said = process.communicate(timeout=20)[1]
     finally:
         process.kill()
         process.wait(10)
-    assert list(out.iterdir()) == []
+    assert (process.returncode, list(out.iterdir())) == (130, []), said
+    assert "Traceback" not in said
+
+
+def _reads(process: subprocess.Popen[str], path: Path) -> bool:
+    return any(os.path.realpath(link) == str(path) for link in Path(f"/proc/{process.pid}/fd").glob("*"))
