@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabwatch.alerts.layers import FadeFamily, MedianFamily, PlainFamily, WeightFamily
-from stabwatch.alerts.points import Array, Columns, Derived, Family, Ring, slope
+from stabwatch.alerts.points import Array, Columns, Derived, Family, Ring, RunFamily, slope
 from stabwatch.alerts.precision import scaler_families
 from stabwatch.alerts.ranks import ReplicaFamily, rank_spreads
 from stabwatch.alerts.scalars import WINDOW, GradientFamily, LossFamily
@@ -133,14 +133,12 @@ class ActivationFamily:
         return {self.gauges[0].name: ratio, self.signal: now, "points": self._ring.count.astype(np.float64)}
 
 
-class DriftFamily:
+class DriftFamily(RunFamily):
     """How much farther from zero the mean logsumexp of the output logits is than at first.
 
     A model that begins far out and comes in (inputs of a large scale) does not drift.
     """
 
-    name = "output_logit"
-    signal = "output_logit_logsumexp"
     gauges: tuple[Derived, ...] = (
         Derived(
             "output_logit_drift",
@@ -151,36 +149,18 @@ class DriftFamily:
     )
 
     def __init__(self) -> None:
-        self._columns = Columns(self.signal)
+        super().__init__("output_logit", "output_logit_logsumexp")
+
+    def _begin(self) -> None:
         self._first = math.nan
-        self._points = 0
 
-    @property
-    def layers(self) -> list[str]:
-        """The run itself."""
-        return [""]
-
-    def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
-        self._columns.bind(keys)
-
-    def restart(self) -> None:
-        """See Family."""
-        self._first, self._points = math.nan, 0
-
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
-        found = self._columns.of(self.signal, values)
-        if not len(found) or not math.isfinite(found[0]):
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        now = self._one(self.signal, values)
+        if not math.isfinite(now):
             return None
         if math.isnan(self._first):
-            self._first = abs(float(found[0]))
-        self._points += 1
-        return {
-            self.gauges[0].name: np.maximum(np.abs(found) - self._first, 0.0),
-            self.signal: found,
-            "points": np.array([float(self._points)]),
-        }
+            self._first = abs(now)
+        return {self.gauges[0].name: max(abs(now) - self._first, 0.0), self.signal: now}
 
 
 _FORWARD = ("activation", "attention", "output_logit")

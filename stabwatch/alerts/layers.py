@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.points import Array, Columns, Derived, middle, middle_of_each
+from stabwatch.alerts.points import Array, Columns, Derived, RunFamily, middle, middle_of_each
 from stabwatch.runlog import SeriesKey
 
 
@@ -49,7 +49,7 @@ class PlainFamily:
         return {self.signal: now, "points": self._points.copy()} | {g.name: now - self._first for g in self.gauges}
 
 
-class MedianFamily:
+class MedianFamily(RunFamily):
     """The median over layers of a signal, each layer with its last value: the deep tier takes turns.
 
     to_peak: over its largest value so far, so that a learning rate that comes back to where it was is no jump.
@@ -65,33 +65,22 @@ class MedianFamily:
         rise: Derived | None = None,
         jump: Derived | None = None,
     ) -> None:
-        self.name = name
-        self.signal = signal
         self._median, self._to_peak, self._rise, self._jump = median, to_peak, rise, jump
-        self.gauges: tuple[Derived, ...] = tuple(gauge for gauge in (median, to_peak, rise, jump) if gauge)
-        self._columns = Columns(signal)
+        self.gauges = tuple(gauge for gauge in (median, to_peak, rise, jump) if gauge)
         self._last = self._first = np.empty(0)
-        self._peak = self._before = math.nan
-        self._points = 0
-
-    @property
-    def layers(self) -> list[str]:
-        """The run itself."""
-        return [""]
+        super().__init__(name, signal)
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Family."""
-        self._columns.bind(keys)
+        super().bind(keys)
         more = np.full(len(self._columns.layers) - len(self._last), np.nan)
         self._last, self._first = np.append(self._last, more), np.append(self._first, more)
 
-    def restart(self) -> None:
-        """See Family."""
+    def _begin(self) -> None:
         self._last[:], self._first[:] = np.nan, np.nan
-        self._peak, self._before, self._points = math.nan, math.nan, 0
+        self._peak = self._before = math.nan
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+    def _observe(self, values: Array) -> dict[str, float] | None:
         now = self._columns.of(self.signal, values)
         if np.isnan(now).all():
             return None
@@ -107,8 +96,7 @@ class MedianFamily:
             numbers[self._jump.name] = value - self._before
         self._before = value
         self._peak = float(np.fmax(self._peak, value))
-        self._points += 1
-        return {name: np.array([n]) for name, n in (numbers | {"points": float(self._points)}).items()}
+        return numbers
 
 
 class WeightFamily:
@@ -167,7 +155,7 @@ class WeightFamily:
         return {self.gauges[0].name: beyond, "weight_rms": rms, "points": self._points.copy()}
 
 
-class FadeFamily:
+class FadeFamily(RunFamily):
     """How far the gradients of the layers have faded, beside what became of the loss.
 
     fade: median over layers of the gradient RMS over its largest level of the run, as the median of the last 16 points.
@@ -176,8 +164,6 @@ class FadeFamily:
     that is not positive has none.
     """
 
-    name = "gradient_fade"
-    signal = "gradient_rms"
     gauges: tuple[Derived, ...] = (
         Derived(
             "gradient_fade_ratio",
@@ -193,34 +179,27 @@ class FadeFamily:
     _SMOOTH, _BEFORE, _LEVEL = 16, 32, 5
 
     def __init__(self) -> None:
-        self._columns, self._loss = Columns("gradient_rms"), Columns("loss")
+        self._loss = Columns("loss")
         self._peak, self._recent = np.empty(0), np.empty((self._LEVEL, 0))
-        self.restart()
-
-    @property
-    def layers(self) -> list[str]:
-        """The run itself."""
-        return [""]
+        super().__init__("gradient_fade", "gradient_rms")
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Family."""
-        self._columns.bind(keys)
+        super().bind(keys)
         self._loss.bind(keys)
         more = len(self._columns.layers) - len(self._peak)
         self._peak = np.append(self._peak, np.full(more, np.nan))
         self._recent = np.pad(self._recent, ((0, 0), (0, more)), constant_values=np.nan)
 
-    def restart(self) -> None:
-        """See Family."""
+    def _begin(self) -> None:
         self._peak[:] = np.nan
         self._recent = np.full((self._LEVEL, len(self._peak)), np.nan)
         self._fades: deque[float] = deque(maxlen=self._SMOOTH)
         self._losses: deque[float] = deque(maxlen=self._SMOOTH)
         self._levels: deque[float] = deque(maxlen=self._BEFORE)
-        self._first, self._points = math.nan, 0
+        self._first = math.nan
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+    def _observe(self, values: Array) -> dict[str, float] | None:
         loss = self._loss.of("loss", values)
         if len(loss) and math.isfinite(loss[0]):
             self._losses.append(float(loss[0]))
@@ -233,11 +212,8 @@ class FadeFamily:
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = now / self._peak
         self._fades.append(middle(ratio[np.isfinite(ratio)]))
-        self._points += 1
         numbers = (middle(np.array(self._fades)), *self._of_loss())
-        return {gauge.name: np.array([n]) for gauge, n in zip(self.gauges, numbers, strict=True)} | {
-            "points": np.array([float(self._points)])
-        }
+        return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
     def _of_loss(self) -> tuple[float, float]:
         """Left and stall."""

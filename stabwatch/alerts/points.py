@@ -112,6 +112,52 @@ class Columns:
         return out
 
 
+class RunFamily:
+    """A family whose only row is the run itself. What it says of a record is its `_observe`."""
+
+    gauges: tuple[Derived, ...] = ()
+
+    def __init__(self, name: str, *signals: str) -> None:
+        self.name, self.signal = name, signals[0]
+        self._columns = Columns(*signals)
+        self._points = 0
+        self._begin()
+
+    @property
+    def layers(self) -> list[str]:
+        """The run itself."""
+        return [""]
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        self._columns.bind(keys)
+
+    def restart(self) -> None:
+        """See Family."""
+        self._points = 0
+        self._begin()
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Family."""
+        found = self._observe(values)
+        if found is None:
+            return None
+        self._points += 1
+        return {name: np.array([n]) for name, n in {**found, "points": float(self._points)}.items()}
+
+    def _begin(self) -> None:
+        """Forget the past."""
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        """Numbers of one record by name, every gauge among them; None when nothing was measured."""
+        raise NotImplementedError
+
+    def _one(self, signal: str, values: Array) -> float:
+        """A number of the run; NaN where there is none."""
+        found = self._columns.of(signal, values)
+        return float(found[0]) if len(found) else math.nan
+
+
 def middle(values: Array) -> float:
     """Median of finite numbers; NaN of none. (np.median costs ten times as much on a few dozen numbers.)"""
     n = len(values)

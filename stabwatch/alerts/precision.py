@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from stabwatch.alerts.points import Array, Columns, Derived, Family, middle
+from stabwatch.alerts.points import Array, Derived, Family, RunFamily, middle
 from stabwatch.alerts.rule import Condition, Level, Rule
 from stabwatch.runlog import SeriesKey
 
@@ -21,46 +21,28 @@ _MIXED = "Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740"
 _OPT = "Zhang et al. 2022, OPT (its logbook: a loss scale that crashes comes with divergence), arXiv:2205.01068"
 
 
-class HistoryFamily:
+class HistoryFamily(RunFamily):
     """One number of the run, and another that follows from its values so far, the last of them this one."""
 
     def __init__(self, signal: str, gauge: Derived, number: Callable[[deque[float], float], float]) -> None:
-        self.name = self.signal = signal
-        self.gauges: tuple[Derived, ...] = (gauge,)
-        self._columns = Columns(signal)
+        self.gauges = (gauge,)
         self._number = number
-        self.restart()
+        super().__init__(signal, signal)
 
-    @property
-    def layers(self) -> list[str]:
-        """The run itself."""
-        return [""]
-
-    def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
-        self._columns.bind(keys)
-
-    def restart(self) -> None:
-        """See Family."""
+    def _begin(self) -> None:
         self._past: deque[float] = deque(maxlen=WINDOW)
-        self._peak, self._points = -math.inf, 0
+        self._peak = -math.inf
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
-        found = self._columns.of(self.signal, values)
-        if not len(found) or not math.isfinite(found[0]):
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        now = self._one(self.signal, values)
+        if not math.isfinite(now):
             return None
-        self._past.append(float(found[0]))
-        self._peak = max(self._peak, float(found[0]))
-        self._points += 1
-        return {
-            self.gauges[0].name: np.array([self._number(self._past, self._peak)]),
-            self.signal: found,
-            "points": np.array([float(self._points)]),
-        }
+        self._past.append(now)
+        self._peak = max(self._peak, now)
+        return {self.gauges[0].name: self._number(self._past, self._peak), self.signal: now}
 
 
-class ZeroFamily:
+class ZeroFamily(RunFamily):
     """Gradients that are exactly zero, each layer with its last value: the deep tier takes turns.
 
     floor: median over layers of the share of what is not zero that float16 holds with fewer digits. 0 where float16
@@ -68,8 +50,6 @@ class ZeroFamily:
     and where the largest gradient of the median layer is not small: then nothing else needs to be lost.
     """
 
-    name = "gradient_zero"
-    signal = "gradient_zero_ratio"
     gauges: tuple[Derived, ...] = (
         Derived("gradient_zero_median_ratio", "Median over layers of gradient_zero_ratio.", "ratio", "run"),
         Derived("gradient_zero_rise", "gradient_zero_median_ratio less that of the layers' first values.", level="run"),
@@ -82,29 +62,23 @@ class ZeroFamily:
     )
 
     def __init__(self) -> None:
-        self._columns = Columns(
-            self.signal, "gradient_fp16_subnormal_ratio", "gradient_fp16_lost_ratio", "gradient_abs_max"
-        )
-        self._last, self._first, self._points = np.empty((4, 0)), np.empty(0), 0
-
-    @property
-    def layers(self) -> list[str]:
-        """The run itself."""
-        return [""]
+        self._last, self._first = np.empty((4, 0)), np.empty(0)
+        super().__init__(
+            "gradient_zero", "gradient_zero_ratio", "gradient_fp16_subnormal_ratio", "gradient_fp16_lost_ratio",
+            "gradient_abs_max",
+        )  # fmt: skip
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Family."""
-        self._columns.bind(keys)
+        super().bind(keys)
         more = len(self._columns.layers) - len(self._first)
         self._last = np.pad(self._last, ((0, 0), (0, more)), constant_values=np.nan)
         self._first = np.append(self._first, np.full(more, np.nan))
 
-    def restart(self) -> None:
-        """See Family."""
-        self._last[:], self._first[:], self._points = np.nan, np.nan, 0
+    def _begin(self) -> None:
+        self._last[:], self._first[:] = np.nan, np.nan
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+    def _observe(self, values: Array) -> dict[str, float] | None:
         now = np.array([self._columns.of(signal, values) for signal in self._columns.signals])
         if np.isnan(now[0]).all():
             return None
@@ -116,10 +90,7 @@ class ZeroFamily:
         floor = middle(subnormal[np.isfinite(subnormal)]) if made_in_half and small else 0.0
         value = middle(zero[np.isfinite(zero)])
         numbers = (value, value - middle(self._first[np.isfinite(self._first)]), floor)
-        self._points += 1
-        return {gauge.name: np.array([n]) for gauge, n in zip(self.gauges, numbers, strict=True)} | {
-            "points": np.array([float(self._points)])
-        }
+        return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
 
 def scaler_families() -> tuple[Family, ...]:

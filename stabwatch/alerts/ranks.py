@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.points import Array, Columns, Derived, middle
+from stabwatch.alerts.points import Array, Columns, Derived, RunFamily, middle
 from stabwatch.alerts.rule import Condition, Level, Rule
 from stabwatch.runlog import SeriesKey
 
@@ -53,48 +54,31 @@ class ReplicaFamily:
         return {self.signal: apart, "replica_difference_rank": rank, "points": self._points.copy()}
 
 
-class SpreadFamily:
+class SpreadFamily(RunFamily):
     """How far the highest rank is above the lowest, where it is the same one again and again.
 
     high, low, rank, scale: signals; the spread is told as a share of the scale, as the median of 16 points.
     """
 
     def __init__(self, name: str, high: str, low: str, rank: str, scale: str, gauge: Derived) -> None:
-        self.name, self.signal, self._rank = name, high, rank
-        self.gauges: tuple[Derived, ...] = (gauge,)
+        self._rank = rank
+        self.gauges = (gauge,)
         self._read = (high, low, rank, scale)
-        self._columns = Columns(*dict.fromkeys(self._read))
+        super().__init__(name, *dict.fromkeys(self._read))
+
+    def _begin(self) -> None:
         self._past: deque[tuple[float, float]] = deque(maxlen=WINDOW)
-        self._points = 0
 
-    @property
-    def layers(self) -> list[str]:
-        """The run itself."""
-        return [""]
-
-    def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
-        self._columns.bind(keys)
-
-    def restart(self) -> None:
-        """See Family."""
-        self._past.clear()
-        self._points = 0
-
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
-        found = [self._columns.of(signal, values) for signal in self._read]
-        if not all(len(x) and np.isfinite(x[0]) for x in found) or not found[3][0] > 0:
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        high, low, rank, scale = (self._one(signal, values) for signal in self._read)
+        if not all(map(math.isfinite, (high, low, rank, scale))) or not scale > 0:
             return None
-        high, low, rank, scale = (float(x[0]) for x in found)
         self._past.append(((high - low) / scale, rank))
-        self._points += 1
         ranks = [r for _, r in self._past]
         usual = max(set(ranks), key=ranks.count)
         same = ranks.count(usual) >= SAME * len(ranks)
         share = middle(np.array([x for x, _ in self._past])) if same else 0.0
-        numbers = {self.gauges[0].name: share, self._rank: usual, "points": float(self._points)}
-        return {name: np.array([n]) for name, n in numbers.items()}
+        return {self.gauges[0].name: share, self._rank: usual}
 
 
 _MOSTLY = f"median of {WINDOW} points, 0 unless it is mostly the same rank."

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from stabwatch.alerts.climb import Climb
-from stabwatch.alerts.points import Array, Columns, Derived, exceeds, middle, robust_spread
+from stabwatch.alerts.points import Array, Columns, Derived, RunFamily, exceeds, middle, robust_spread
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 64
@@ -24,7 +24,7 @@ NOISE = 6.0
 """Progress below six times the noise is none: over 1e5 points the 16-point median of noise spans some 2.5 of them."""
 
 
-class ScalarFamily:
+class ScalarFamily(RunFamily):
     """A run-level signal against the 64 points before it.
 
     robust z: (y - median) / (1.4826 MAD) with y = ln x; y = x while a point of the window is not positive.
@@ -33,49 +33,31 @@ class ScalarFamily:
     """
 
     def __init__(self, name: str, *signals: str) -> None:
-        self.name = name
-        self.signal = signals[0]
-        self._signals = signals
-        self._columns = Columns(*signals)
-        self._past: deque[float] = deque(maxlen=WINDOW)
-        self._points = 0
-        self._used = ""
-        self.gauges: tuple[Derived, ...] = (
+        self.gauges = (
             Derived(f"{name}_robust_z", f"Robust z-score of ln({name}) against its last {WINDOW} values.", level="run"),
             Derived(f"{name}_to_median_ratio", f"{name} over the median of its last {WINDOW} values.", "ratio", "run"),
         )
+        super().__init__(name, *signals)
 
-    @property
-    def layers(self) -> list[str]:
-        """The run itself."""
-        return [""]
+    def _begin(self) -> None:
+        self._past: deque[float] = deque(maxlen=WINDOW)
+        self._used = ""
 
-    def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
-        self._columns.bind(keys)
-
-    def restart(self) -> None:
-        """See Family."""
-        self._past.clear()
-        self._points, self._used = 0, ""
-
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+    def _observe(self, values: Array) -> dict[str, float] | None:
         x = self._pick(values)
         if not math.isfinite(x):
             return None
         numbers = self._numbers(x)
         self._past.append(x)
-        self._points += 1
-        return {name: np.array([n]) for name, n in (numbers | {self.name: x, "points": self._points}).items()}
+        return numbers | {self.name: x}
 
     def _pick(self, values: Array) -> float:
         """The first of the signals that is there; then always that one: norms before and after clipping differ."""
-        for signal in self._signals:
-            found = self._columns.of(signal, values)
-            if len(found) and not math.isnan(found[0]) and self._used in ("", signal):
+        for signal in self._columns.signals:
+            found = self._one(signal, values)
+            if not math.isnan(found) and self._used in ("", signal):
                 self._used = signal
-                return float(found[0])
+                return found
         return math.nan
 
     def _numbers(self, x: float) -> dict[str, float]:
@@ -177,29 +159,23 @@ class LossFamily(ScalarFamily):
         )
         self._rates = Columns("learning_rate")
         self._rate = math.nan
-        self._begin()
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Family."""
         super().bind(keys)
         self._rates.bind(keys)
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+    def _observe(self, values: Array) -> dict[str, float] | None:
         rates = self._rates.of("learning_rate", values)
         self._rate = float(rates[0]) if len(rates) else math.nan
-        return super().update(step, values)
+        return super()._observe(values)
 
     def _begin(self) -> None:
+        super()._begin()
         self._plain = Progress(lambda best: abs(best) if best > 0 else 2 * abs(best))
         self._log: Progress | None = Progress(lambda best: 2 * math.log(1.5))
         self._climb = Climb()
         self._long: deque[float] = deque(maxlen=WINDOW + SHIFTED)
-
-    def restart(self) -> None:
-        """See Family."""
-        super().restart()
-        self._begin()
 
     def _numbers(self, x: float) -> dict[str, float]:
         past = np.array([*self._past, x])
