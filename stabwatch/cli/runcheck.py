@@ -34,6 +34,18 @@ def _records(run: Run) -> Iterator[Check]:
         "ok",
         f"{count(len(run.steps), 'record')} over steps {run.steps.min():,} to {run.steps.max():,}, "
         f"{duration(float(run.times.max() - run.times.min()))}, {size(disk)}",
+        _sparse(run),
+    )
+
+
+def _sparse(run: Run) -> str:
+    """What to do where many steps were not measured at all; empty where nearly all were."""
+    every = (run.steps.max() - run.steps.min()) / max(len(run.steps) - 1, 1)
+    if every < 1.5:
+        return ""
+    return (
+        f"one step in {every:.3g} was measured, as the others fit no budget: a higher `overhead_budget`, or "
+        "`every_step=True`, sees more"
     )
 
 

@@ -16,6 +16,7 @@ from stabwatch.cli.environment import Check, check_environment
 from stabwatch.cli.runcheck import check_run
 from stabwatch.runlog import Event, Meta, RunFolder, append_event
 from stabwatch.signals import CATALOGUE
+from tests.agent.synthetic import Log
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -59,9 +60,18 @@ def test_what_torch_is_built_for_is_read_from_its_version_file(text, cuda, hip):
 def test_a_whole_run(sick_run):
     checks = by_name(check_run(sick_run))
     assert checks["records"].found.startswith("300 records over steps 0 to 299")
+    assert not checks["records"].remedy
     assert checks["tap attention"].found == "4 layers, 28 series, all measured"
     assert checks["no attention"] == Check("no attention", "note", "blocks.9.attn: its forward never ran")
     assert checks["overhead"].state == checks["end"].state == "ok"
+
+
+def test_a_run_of_which_few_steps_were_measured_says_so(tmp_path):
+    log = Log(tmp_path / "run", layers=["a"])
+    for step in range(0, 240, 6):
+        log.folder.append(log.table, step, log.now(step), log.row(step))
+    log.folder.close()
+    assert "one step in 6 was measured" in by_name(check_run(tmp_path / "run"))["records"].remedy
 
 
 def test_errors_losses_and_hostile_names_are_named(new_run, tmp_path):
