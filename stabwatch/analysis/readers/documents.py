@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import lines
+from stabwatch.analysis.readers.arrow import float64s
 from stabwatch.analysis.readers.gather import Gatherer
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, step_rank
 from stabwatch.analysis.readers.reader import Reader
@@ -175,7 +176,7 @@ def _take_all(records: Records, raws: list[bytes], at: range) -> bool:
     )
     if table.num_rows != len(raws) or not numbers or "key" in table.column_names:
         return False
-    return records.add_all({name: np.asarray(table[name], dtype=np.float64) for name in table.column_names}, at)
+    return records.add_all({name: float64s(table[name]) for name in table.column_names}, at)
 
 
 def _take(records: Records, line: str, at: int) -> bool:

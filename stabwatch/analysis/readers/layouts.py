@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+
+from stabwatch.analysis.readers.arrow import words_as_float64s
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
@@ -60,11 +61,8 @@ class Number:
         return -value if self.negative else value
 
     def _words(self, rows: Bytes) -> Floats:
-        width = len(self.columns)
-        offsets = np.arange(0, (len(rows) + 1) * width, width, dtype=np.int32)
         texts = np.ascontiguousarray(rows[:, self.columns])
-        words = pa.Array.from_buffers(pa.string(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(texts)])
-        return np.asarray(words.cast(pa.float64()), dtype=np.float64)
+        return words_as_float64s(texts, len(self.columns) * np.arange(len(rows) + 1))
 
 
 def _whole(rows: Bytes, columns: Places) -> Floats:

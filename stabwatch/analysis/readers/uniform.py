@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from stabwatch.analysis.readers.arrow import words_as_float64s
 from stabwatch.analysis.readers.layouts import LEAST, Layout, Lengths, layout
 from stabwatch.analysis.readers.names import number
 from stabwatch.analysis.readers.templates import Template, numbers_of
@@ -184,9 +184,7 @@ def _picked(digits: NDArray[np.uint8], starts: Places, keep: Bools) -> tuple[NDA
 
 def _floats(digits: NDArray[np.uint8], starts: Places) -> Floats:
     """Numbers that stand one behind the other. Raises ValueError."""
-    offsets = np.append(starts, len(digits)).astype(np.int32)
-    words = pa.Array.from_buffers(pa.string(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(digits)])
-    return np.asarray(words.cast(pa.float64()), dtype=np.float64)
+    return words_as_float64s(digits, np.append(starts, len(digits)))
 
 
 @dataclass(frozen=True)
