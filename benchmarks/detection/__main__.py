@@ -150,7 +150,7 @@ Alarms on healthy steps (blank: none), all with their usual thresholds:
 """
 
 
-def page(command: str, halves: dict[str, list[Verdict]], scales: dict[str, float], seeds: int, seconds: float) -> str:
+def page(command: str, halves: dict[str, list[Verdict]], scales: dict[str, float], seeds: int, took: str) -> str:
     """docs/detection.md."""
     where = f"{platform.system()}, {os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} on the CPU"
     titles = {"B": "Held out", "A": "Calibrated on"}
@@ -158,7 +158,7 @@ def page(command: str, halves: dict[str, list[Verdict]], scales: dict[str, float
     of_a, of_b = (SEEDS[half][:seeds] for half in "AB")
     return f"""# How well trouble is detected
 
-`{command}`, {datetime.date.today()}, {where}, one thread, {seconds:.0f} s.
+`{command}`, {datetime.date.today()}, {where}, one thread, {took}.
 
 Real trainings of 400 steps (`benchmarks/detection/`): small language models, vision transformers, CNNs, recurrent
 networks, stacks that predict noise, mixtures of experts, transformers on tables, MLPs; on the text of the standard
@@ -227,7 +227,8 @@ def main(argv: list[str] | None = None) -> int:
         scales = {} if only else calibrated(runs["A"], BUDGET)
         halves = {half: judged(some, at(scales)) for half, some in runs.items()}
     flags = (" --quick" if only else "") + (f" --seeds {options.seeds}" if options.seeds != 2 else "")
-    text = page(f"python -m benchmarks.detection{flags}", halves, scales, options.seeds, time.perf_counter() - began)
+    took = f"{time.perf_counter() - began:.0f} s" + (", with runs kept from before" if options.keep else "")
+    text = page(f"python -m benchmarks.detection{flags}", halves, scales, options.seeds, took)
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
