@@ -53,7 +53,7 @@ OF_A_RANK = ("host", "residual", "writer", "nonlinearity")
 ATOL = {"precision": 1e-3, "exponents": 0.05}  # one element on a boundary; gradients that are zero but for rounding
 
 
-@pytest.mark.parametrize("mode", ["wrapped", "inner"])
+@pytest.mark.parametrize("mode", ["wrapped", pytest.param("inner", marks=pytest.mark.slow)])
 def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, tmp_path, attach):
     log, collectives = _job(tmp_path, mode)
     whole = _single(attach)

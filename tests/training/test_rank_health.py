@@ -39,7 +39,7 @@ def _judged(run):
     return engine
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_bit_that_turns_over_on_one_rank_names_the_rank_and_the_layer(tmp_path, world):
     _job(tmp_path, "flip", world)
     run = read_run(tmp_path / "flip")

@@ -29,7 +29,7 @@ values = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(PRINTED), st.sampled_from(PRINTED), st.lists(st.tuples(values, values), min_size=40, max_size=80)
 )
