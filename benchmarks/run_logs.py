@@ -1,6 +1,6 @@
 """How long stabwatch's own commands take on a long run log, and how much memory: streamed, whatever its length.
 
-python -m benchmarks.run_logs                      1e6 records of 500 slots (2 GB); about twenty minutes
+python -m benchmarks.run_logs                      1e6 records of 500 slots (2 GB); forty minutes
 python -m benchmarks.run_logs --records 100000
 """
 
