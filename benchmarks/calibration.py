@@ -85,7 +85,8 @@ class Nearness:
 def share(values: Array, condition: Condition) -> Array:
     """Value over threshold, or threshold over value where less is worse: above 1 the condition is met."""
     if condition.below is not None:
-        return condition.below / values
+        with np.errstate(divide="ignore"):
+            return condition.below / values
     return values / condition.above if condition.above else np.where(values > 0, np.inf, 0.0)
 
 
