@@ -108,11 +108,12 @@ class Memory:
         """Look at an event: the flight recorder's, a guard's, a change that was announced."""
         if event.kind == "flight":
             onset, entries = event.data.get("onset"), event.data.get("batches")
-            since = event.data.get("since", onset)
             known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
             if isinstance(onset, int):
+                since = event.data.get("since")
+                steps = range(since if isinstance(since, int) else onset, onset + 1)
                 kept = self.batches.setdefault(onset, [])
-                kept += [e for e in known if since <= e.get("step", -1) <= onset and e not in kept]
+                kept += [e for e in known if e.get("step") in steps and e not in kept]
         elif event.kind == "guard":
             self.guarded.append((event.step or 0, guard_in_words(event.data)))
         elif event.kind == "change":

@@ -16,6 +16,7 @@ WINDOW = 64
 SHIFTED = 8
 """Values whose median is a level."""
 LEAST_PAST = 8
+TINY = 1e-30
 LEAST_SPREAD = 0.02
 """Scatter below 2% counts as 2%: a deterministic series has no spread of its own."""
 SMOOTH = 16
@@ -70,12 +71,16 @@ def against(past: Array, x: float) -> tuple[float, float]:
     if len(past) < LEAST_PAST:
         return math.nan, math.nan
     centre = middle(past)
-    size = max(abs(centre), 1e-30)
-    ratio = 1 + (x - centre) / size
+    size, ratio = max(abs(centre), TINY), _ratio(x, centre)
     if x > 0 and past.min() > 0:
         shown = np.log(past)
         return (math.log(x) - middle(shown)) / max(robust_spread(shown), LEAST_SPREAD), ratio
     return (x - centre) / max(robust_spread(past), LEAST_SPREAD * size), ratio
+
+
+def _ratio(x: float, centre: float) -> float:
+    """x over centre where that is positive."""
+    return 1 + (x - centre) / max(abs(centre), TINY)
 
 
 def shifted(past: Array, now: Array) -> tuple[float, float]:
@@ -83,8 +88,7 @@ def shifted(past: Array, now: Array) -> tuple[float, float]:
     points."""
     if len(past) < LEAST_PAST:
         return math.nan, math.nan
-    centre = middle(past)
-    return exceeds(now, past), 1 + (middle(now) - centre) / max(abs(centre), 1e-30)
+    return exceeds(now, past), _ratio(middle(now), middle(past))
 
 
 class GradientFamily(ScalarFamily):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from stabwatch.analysis import Analysis
+    from stabwatch.analysis.verdict import LogReport
 
 SCHEMA_VERSION = 1
 """Of the list that `--json` prints for several paths."""
@@ -57,17 +58,23 @@ def _look(path: Path) -> tuple[dict[str, Any], RenderableType, int]:
     if folder is not None:
         analysis, report = _run(folder)
         return analysis.to_dict(), report, analysis.exit_code
+    from stabwatch.cli.logview import LogView
+
+    seen = examined(path)
+    return seen.to_dict(), LogView(seen), seen.exit_code
+
+
+def examined(path: Path) -> LogReport:
+    """What the log of another trainer says. Raises LogError."""
     from stabwatch.analysis.readers import read_log
     from stabwatch.analysis.verdict import examine
     from stabwatch.cli.bar import LogBar
-    from stabwatch.cli.logview import LogView
     from stabwatch.cli.text import clean
 
     with LogBar("reading") as bar:
         log = read_log(path, bar.reading(path))
         bar.working(f"judging {clean(path.name)}")
-        examined = examine(log)
-    return examined.to_dict(), LogView(examined), examined.exit_code
+        return examine(log)
 
 
 def run_folder(path: Path) -> Path | None:

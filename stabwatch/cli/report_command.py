@@ -28,7 +28,7 @@ def report(
 
 
 def _page(path: Path) -> str:
-    from stabwatch.cli.analyze import run_folder
+    from stabwatch.cli.analyze import examined, run_folder
     from stabwatch.cli.bar import LogBar
     from stabwatch.cli.html.pages import log_page, run_page
 
@@ -39,11 +39,4 @@ def _page(path: Path) -> str:
 
         with LogBar("reading") as bar:
             return run_page(*analyze_log(RunLog(folder), bar))
-    from stabwatch.analysis.readers import read_log
-    from stabwatch.analysis.verdict import examine
-    from stabwatch.cli.text import clean
-
-    with LogBar("reading") as bar:
-        log = read_log(path, bar.reading(path))
-        bar.working(f"judging {clean(path.name)}")
-        return log_page(examine(log))
+    return log_page(examined(path))

@@ -153,16 +153,16 @@ def _table_of(message: pa.Message, path: Path) -> SlotTable:
 
 
 def _block(table: SlotTable, batches: list[pa.RecordBatch]) -> Block:
-    rows = [_numbers(batch.column(2).values, np.float32) for batch in batches]
+    rows = [numbers(batch.column(2).values, np.float32) for batch in batches]
     return Block(
         table,
-        np.concatenate([_numbers(batch.column(0), np.int64) for batch in batches]),
-        np.concatenate([_numbers(batch.column(1), np.float64) for batch in batches]),
+        np.concatenate([numbers(batch.column(0), np.int64) for batch in batches]),
+        np.concatenate([numbers(batch.column(1), np.float64) for batch in batches]),
         np.concatenate(rows).reshape(-1, table.width),
     )
 
 
-def _numbers(array: pa.Array, kind: type[Number]) -> NDArray[Number]:
+def numbers(array: pa.Array, kind: type[Number]) -> NDArray[Number]:
     """An array that owns no nulls. `to_numpy` would import pandas, half a second in which Ctrl-C is lost."""
     return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * np.dtype(kind).itemsize)
 

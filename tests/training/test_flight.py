@@ -144,4 +144,7 @@ def test_a_flight_that_is_no_flight_hurts_nobody():
     engine = Engine()
     for batches in (None, 3, [4], [{"step": 3}, {"step": 3, "indices": "x", "shape": 7, "fingerprint": 4}]):
         engine.observe_event(stabwatch.runlog.Event("flight", 0.0, 3, {"onset": 3, "batches": batches}))
+    for since in (None, "x", [1], 2):
+        batches = [{"step": "3"}, {"step": None}, {"indices": 1}, {"step": 2}]
+        engine.observe_event(stabwatch.runlog.Event("flight", 0.0, 3, {"onset": 3, "since": since, "batches": batches}))
     assert diagnose(engine).causes == ()

@@ -112,10 +112,13 @@ class Uniform:
                     break
                 fits = layout.fits(rows)
                 found = group[fits]
-                left[found] = False
                 if layout.ours:
+                    try:
+                        numbers[found] = layout.read(rows[fits])
+                    except ValueError:
+                        break
                     same[found] = True
-                    numbers[found] = layout.read(rows[fits])
+                left[found] = False
                 if len(found) < LEAST / 2:
                     break
                 group, rows = group[~fits], rows[~fits]
@@ -148,6 +151,7 @@ class Uniform:
             return None
 
     def _layout_of(self, line: bytes) -> Layout | None:
+        """Of lines like this one; None where it is not clear, as beside `1.2.3`, which is no number."""
         key = line.translate(_ZEROS)
         known = self._layouts.get(key)
         if known is None or not known.fits(np.frombuffer(line, dtype=np.uint8)[None])[0]:
@@ -156,7 +160,13 @@ class Uniform:
                 return None
             if len(self._layouts) >= _MOST_LAYOUTS:
                 self._layouts.clear()
-            known = layout(line, *found.written(), ours=found.skeleton() == self._skeleton)
+            ours = found.skeleton() == self._skeleton
+            if ours:
+                try:
+                    _floats(*found.words())
+                except ValueError:
+                    return None
+            known = layout(line, *found.written(), ours=ours)
             self._layouts[key] = known
         return known
 
@@ -208,14 +218,16 @@ class _Places:
         written = np.flatnonzero(self.number if self.comma is None else self.number & ~self.comma)
         return written - 1, self.start.take(written)
 
+    def words(self) -> tuple[NDArray[np.uint8], Places]:
+        """All digits of numbers; where each number begins in them."""
+        written, first = self.written()
+        return self.data[1:].take(written), np.flatnonzero(first)
+
 
 def _marked(block: bytes) -> tuple[bytes, NDArray[np.uint8], Places] | None:
     """Skeletons, one a line; all digits of numbers; where each number begins in them. None where it is not clear."""
     found = _places(block)
-    if found is None:
-        return None
-    written, first = found.written()
-    return found.skeleton(), found.data[1:].take(written), np.flatnonzero(first)
+    return None if found is None else (found.skeleton(), *found.words())
 
 
 def _places(block: bytes) -> _Places | None:

@@ -69,6 +69,13 @@ def test_thousands_and_carried_exponents():
     assert found[1][:, 1].tolist() == [float(n.replace(",", "")) for n in numbers]
 
 
+@pytest.mark.parametrize("odd", ["1.2.3", "1..23", "1e2e3", "1.2.3e4"])
+def test_what_only_looks_like_a_number_is_left_to_others(odd):
+    """It is not taken for the number that its digits would be: None has the block read line by line."""
+    lines = [f"step {i} loss 2.5" for i in range(100, 140)] + [f"step {i} loss {odd}" for i in range(140, 180)]
+    assert _uniform(lines[0]).read("\n".join(lines).encode()) is None
+
+
 def test_lengths_keep_every_line():
     block = b"\n".join([b"a", b"", b"bb", *[b"c%02d" % i for i in range(LEAST)], b""])
     lines = Lengths(block)
