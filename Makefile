@@ -5,15 +5,19 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 # Small models: more threads than this cost time.
-export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
+CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
+export OMP_NUM_THREADS ?= $(CORES)
+# Tests run side by side, each in one thread.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
 
-.PHONY: help demo test test-slow detect check format clean distclean
+.PHONY: help demo test test-slow detect gpu check format clean distclean
 
 help:
 	@echo "make demo        train a small GPT until its attention logits run away, watch it happen, read why"
-	@echo "make test        the tests; ARGS=\"-k name\" goes to pytest"
+	@echo "make test        the tests, side by side; ARGS=\"-k name\" goes to pytest, ARGS=\"-n 0\" runs one after the other"
 	@echo "make test-slow   the tests that take longer"
 	@echo "make detect      real trainings, some of which go wrong: are they found, and the others left alone? (5 minutes)"
+	@echo "make gpu         on a machine with a CUDA device: the tests and benchmarks that need one (6 minutes)"
 	@echo "make check       lint, format and types"
 	@echo "make format      format the sources"
 	@echo "make clean       remove caches and build output; distclean removes $(VENV) too"
@@ -31,14 +35,17 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	@scripts/setup-system
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(TESTS) $(ARGS)
 
 test-slow: $(VENV)/.ready-dev
 	@scripts/setup-system
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(TESTS) -m slow $(ARGS)
 
 detect: $(VENV)/.ready-dev
 	@$(BIN)/python -m benchmarks.detection --quick
+
+gpu: $(VENV)/.ready-dev
+	@scripts/measure-gpu $(ARGS)
 
 check: $(VENV)/.ready-dev
 	@$(BIN)/ruff check .

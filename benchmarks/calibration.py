@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
-import os
-import platform
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -26,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.report import table
+from benchmarks.report import machine, table
 from benchmarks.zoo import HEALTHY, QUICK, SPARSE, UNSTABLE, Setting, train
 from stabwatch.alerts import RULES, Engine, Rule, diagnose
 from stabwatch.alerts.derived import families
@@ -182,7 +180,7 @@ def unstable_table(results: list[Result]) -> str:
 def page(command: str, results: list[Result], seconds: float) -> str:
     """docs/calibration.md."""
     healthy, unstable = ([r for r in results if bool(r.expected) == wanted] for wanted in (False, True))
-    where = f"{platform.system()}, {os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} on the CPU"
+    where = machine()
     return f"""# Calibration of the rules
 
 `{command}`, {datetime.date.today()}, {where}, one thread, {seconds:.0f} s in all.

@@ -1,11 +1,12 @@
-"""What each signal costs on the CPU: host time of its probe over the time of a bare step.
+"""What each signal costs: the time of its probe over the time of a bare step.
 
-    python benchmarks/cost.py            about two minutes; writes benchmarks/results/cost.json
-    python benchmarks/cost.py --print    only prints
+    python -m benchmarks.cost            about two minutes; writes benchmarks/results/cost-cpu.json
+    python -m benchmarks.cost --gpu      about a minute; writes benchmarks/results/cost-gpu.json
+    python -m benchmarks.cost --print    only prints
 
-The model is that of overhead.py. A figure is the cost of measuring a signal on a step that measures it; where sites
-take turns, of the mean turn. Signals of one reduction share it. On an accelerator host time is not the cost, and this
-script says nothing.
+On the CPU the model is that of overhead.py and time is the host's; on a GPU it is that of overhead_gpu.py and time is
+the device's, between events before and after what the probe queues. A figure is the cost of measuring a signal on a
+step that measures it; where sites take turns, of the mean turn. Signals of one reduction share it.
 """
 
 from __future__ import annotations
@@ -14,20 +15,31 @@ import argparse
 import json
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import stabwatch
+from benchmarks import large
 from benchmarks.report import machine, table
 from stabwatch.demo import GPT, DemoConfig, batches, corpus
+from stabwatch.hooks.guard import Guard
 from stabwatch.schedule import TURNS
 from stabwatch.signals import CATALOGUE, Signal
 
-RESULTS = Path(__file__).parent / "results" / "cost.json"
+RESULTS = Path(__file__).parent / "results"
 ROUNDS = 2
+AHEAD = 0.05
+"""Seconds that a device sleeps before each step, so that the host is ahead of it. Where the host falls behind, its time
+is counted."""
 PROBES = {
     ("activation", "moments"): "activation", ("gradient", "moments"): "gradient", ("weight", "moments"): "weight",
     ("update", "update"): "update", ("gradient", "clip"): "clip", ("attention", "attention_bracket"): "attention",
@@ -46,36 +58,149 @@ def probe_of(signal: Signal) -> str | None:
     return PROBES.get((signal.tap, signal.reduction), signal.reduction)
 
 
-def steps(count: int, model: GPT, draw, optimizer) -> list[float]:
-    """Seconds of each of so many training steps."""
-    out = []
-    for _ in range(count):
-        tokens, following = draw()
-        start = time.perf_counter()
-        loss = F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
-        optimizer.zero_grad()
+class HostClock:
+    """Marks are the host's seconds."""
+
+    def mark(self) -> float:
+        """Now."""
+        return time.perf_counter()
+
+    def between(self, first: float, second: float) -> float:
+        """Seconds from one mark to the other."""
+        return second - first
+
+    def step_begins(self) -> None:
+        """Nothing has to be prepared."""
+
+    def wait(self) -> None:
+        """The host's marks are known at once."""
+
+
+class DeviceClock:
+    """Marks are events on the device, which is kept behind the host by a sleep before each step."""
+
+    def __init__(self) -> None:
+        begin, some = self.mark(), 10_000_000
+        torch.cuda._sleep(some)
+        end = self.mark()
+        self.wait()
+        self._cycles = int(AHEAD * some / self.between(begin, end))
+
+    def mark(self) -> Any:
+        """An event at the end of what is queued."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, first: Any, second: Any) -> float:
+        """Seconds of the device from one event to the other."""
+        return first.elapsed_time(second) / 1e3
+
+    def step_begins(self) -> None:
+        """Let the host run ahead."""
+        self.wait()
+        torch.cuda._sleep(self._cycles)
+
+    def wait(self) -> None:
+        """Until every event has come."""
+        torch.cuda.synchronize()
+
+
+class Meter:
+    """Takes the time of each probe that a guard runs, less that of the probes inside it."""
+
+    def __init__(self, guard: Guard, clock: HostClock | DeviceClock) -> None:
+        self._run, self._clock = guard.run, clock
+        self._inside: list[list[tuple[Any, Any]]] = [[]]
+        self._seen: list[tuple[str, Any, Any, list[tuple[Any, Any]]]] = []
+        guard.run = self.run  # type: ignore[method-assign]
+
+    def run(self, probe: str, *args: Any) -> None:
+        """In place of the guard's."""
+        begin = self._clock.mark()
+        self._inside.append([])
+        self._run(probe, *args)
+        inside = self._inside.pop()
+        end = self._clock.mark()
+        self._inside[-1].append((begin, end))
+        self._seen.append((probe, begin, end, inside))
+
+    def take(self) -> dict[str, float]:
+        """Seconds by probe since the last call."""
+        self._clock.wait()
+        out: defaultdict[str, float] = defaultdict(float)
+        for probe, begin, end, inside in self._seen:
+            out[probe] += self._clock.between(begin, end) - sum(self._clock.between(*pair) for pair in inside)
+        self._seen.clear()
+        return dict(out)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained: `loss` draws a batch and returns the loss of it; `few` are tokens for `watch.probe`."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[], Tensor]
+    few: Tensor
+
+    def step(self) -> None:
+        """One step of training."""
+        loss = self.loss()
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        out.append(time.perf_counter() - start)
-    return out
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def steps(self, count: int, clock: HostClock | DeviceClock) -> list[float]:
+        """Seconds of each of so many steps."""
+        marks = []
+        for _ in range(count):
+            clock.step_begins()
+            begin = clock.mark()
+            self.step()
+            marks.append((begin, clock.mark()))
+        clock.wait()
+        return [clock.between(*pair) for pair in marks]
 
 
-def measure(width: int = 384, layers: int = 6, context: int = 256) -> dict[str, float]:
-    """Cost by probe, as a share of a bare step; and under 'worst step' the longest step over the median one."""
+def on_the_cpu(width: int = 384, layers: int = 6, context: int = 256) -> Subject:
+    """The model of overhead.py."""
     torch.manual_seed(0)
     config = DemoConfig(width=width, layers=layers, heads=width // 64 or 1, context=context, batch=4)
     model, draw = GPT(config), batches(corpus(), config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    bare = median(steps(8, model, draw, optimizer)[2:])
+
+    def loss() -> Tensor:
+        tokens, following = draw()
+        return F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
+
+    return Subject(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss, draw()[0][:1])
+
+
+def on_a_gpu() -> Subject:
+    """The model of overhead_gpu.py."""
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda")
+    with device:
+        model = large.Large()
+    data = [large.rows(device, seed) for seed in range(8)]
+    numbers = count()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+    return Subject(model, optimizer, lambda: large.loss(model, *data[next(numbers) % len(data)]), data[0][0][:1])
+
+
+def measure(subject: Subject, clock: HostClock | DeviceClock) -> dict[str, float]:
+    """Cost by probe, as a share of a bare step; and under 'worst step' the longest step over the median one."""
+    bare = median(subject.steps(8, clock)[2:])
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(run_dir=Path(folder) / "run", agent=False, verbose=False, every_step=True, taylor=True)
-        with stabwatch.attach(model, optimizer, **settings) as watch:
-            watch.probe(draw()[0][:1])
-            steps(3, model, draw, optimizer)
-            watch.guard.spent.clear()
-            seen = steps(ROUNDS * TURNS, model, draw, optimizer)
-            spent = dict(watch.guard.spent)
+        with stabwatch.attach(subject.model, subject.optimizer, **settings) as watch:
+            watch.probe(subject.few)
+            subject.steps(TURNS, clock)
+            meter = Meter(watch.guard, clock)
+            seen = subject.steps(ROUNDS * TURNS, clock)
+            spent = meter.take()
     cost = {probe: seconds / (ROUNDS * TURNS) / bare for probe, seconds in spent.items()}
     return {**cost, "worst step": max(seen) / median(seen)}
 
@@ -83,16 +208,22 @@ def measure(width: int = 384, layers: int = 6, context: int = 256) -> dict[str, 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="on the first CUDA device")
     parser.add_argument("--print", action="store_true", help="write no file")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cost = measure()
+    subject, clock = (on_a_gpu(), DeviceClock()) if options.gpu else (on_the_cpu(), HostClock())
+    cost = measure(subject, clock)
     print(table(("probe", "share of a step"), sorted(cost.items(), key=lambda item: -item[1])))
     if not options.print:
+        size = sum(p.numel() for p in subject.model.parameters()) / 1e6
+        kind = " in bfloat16" if options.gpu else ""
+        where = f"GPT of {size:.1f} M parameters{kind}, {machine(subject.few.device)}"
         found = {s.name: cost[p] for s in CATALOGUE if (p := probe_of(s)) in cost}
-        RESULTS.write_text(
-            json.dumps({"where": f"GPT of 10.9 M parameters, {machine()}", "cost": found}, indent=1) + "\n"
-        )
+        options.results.mkdir(parents=True, exist_ok=True)
+        path = options.results / f"cost-{'gpu' if options.gpu else 'cpu'}.json"
+        path.write_text(json.dumps({"where": where, "cost": found}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

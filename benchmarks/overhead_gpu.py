@@ -24,12 +24,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from overhead import BASE, OWN, RESULTS, Plan, machine, measure, summarise, table
 from overhead_variants import VARIANTS
-from torch import Tensor, nn
+from torch import nn
 
-from stabwatch.demo import GPT, DemoConfig
+from benchmarks import large
 
 NAMES = (BASE, "bare again", "stabwatch", OWN)
 DEVICE = torch.device("cuda")
@@ -37,32 +36,19 @@ DEVICE = torch.device("cuda")
 
 @dataclass(frozen=True)
 class GpuPlan(Plan):
-    """A GPT-2 medium and its batch."""
+    """What is trained, as in `large.py`."""
 
-    width: int = 1024
-    layers: int = 24
-    heads: int = 16
-    context: int = 1024
-    batch: int = 8
-    vocabulary: int = 50304
+    width: int = large.MEDIUM.width
+    layers: int = large.MEDIUM.layers
+    heads: int = large.MEDIUM.heads
+    context: int = large.MEDIUM.context
+    batch: int = large.MEDIUM.batch
+    vocabulary: int = large.VOCABULARY
     rounds: int = 16
     steps: int = 10
     warm_up: int = 6
     settle: int = 60
     compiled: str = ""
-
-
-class Large(GPT):
-    """The demo's model with a vocabulary of that size, and the head tied to the embedding."""
-
-    def __init__(self, plan: GpuPlan) -> None:
-        super().__init__(
-            DemoConfig(width=plan.width, layers=plan.layers, heads=plan.heads, context=plan.context, batch=plan.batch)
-        )
-        self.tokens = nn.Embedding(plan.vocabulary, plan.width)
-        self.head = nn.Linear(plan.width, plan.vocabulary, bias=False)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        self.head.weight = self.tokens.weight
 
 
 def work(name: str, plan: GpuPlan, folder: Path, pipe: Connection) -> None:
@@ -72,18 +58,17 @@ def work(name: str, plan: GpuPlan, folder: Path, pipe: Connection) -> None:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(plan.seed)
     with DEVICE:
-        model = Large(plan)
+        model = large.Large()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     variant = VARIANTS[name](model, optimizer, folder)
     called = _compiled(model, plan.compiled)
-    data = [_batch(plan, i) for i in range(8)]
+    data = [large.rows(DEVICE, seed) for seed in range(8)]
     count = 0
 
     def step() -> str:
         nonlocal count
         kind, count = variant.kind(), count + 1
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = _loss(called, *data[count % len(data)])
+        loss = large.loss(called, *data[count % len(data)])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -103,25 +88,12 @@ def work(name: str, plan: GpuPlan, folder: Path, pipe: Connection) -> None:
     pipe.send({"elements": variant.elements, "kinds": dict(kinds), "peak_gib": peak, **facts})
 
 
-def _compiled(model: Large, form: str) -> nn.Module:
+def _compiled(model: large.Large, form: str) -> nn.Module:
     """As a whole, which takes minutes, or block by block, which share one graph."""
     if form == "blocks":
         for block in model.blocks:
             block.compile()
     return torch.compile(model) if form == "whole" else model
-
-
-def _batch(plan: GpuPlan, seed: int) -> tuple[Tensor, Tensor]:
-    """Tokens of a language that can be learned a little: each follows from the one before it, or from nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(plan.vocabulary, (plan.batch, plan.context + 1), generator=generator)
-    known = torch.rand(rows.shape, generator=generator) < 0.5
-    rows = torch.where(known, (rows.roll(1, 1) * 31 + 7) % plan.vocabulary, rows).to(DEVICE)
-    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
-
-def _loss(model: nn.Module, tokens: Tensor, following: Tensor) -> Tensor:
-    return F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
 
 
 def _timed(step: object, steps: int) -> list[tuple[str, float]]:

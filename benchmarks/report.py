@@ -20,6 +20,7 @@ def _cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def machine() -> str:
-    """'Linux, 2 cores of x86_64, torch 2.13.0 on the CPU'."""
-    return f"{platform.system()}, {os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} on the CPU"
+def machine(device: torch.device = torch.device("cpu")) -> str:  # noqa: B008
+    """'Linux, 2 cores of x86_64, torch 2.13.0 on the CPU'; or '... on an NVIDIA H200'."""
+    where = "the CPU" if device.type == "cpu" else f"an {torch.cuda.get_device_name(device)}"
+    return f"{platform.system()}, {os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} on {where}"

@@ -154,13 +154,14 @@ def table(sizes: Sizes, device: torch.device) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
-    small = parser.parse_args().small
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    sizes = SMALL if small or device.type != "cuda" else LARGE
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / (re.sub(r"\W+", "-", name).strip("-").lower() + ".md")
+    sizes = SMALL if options.small or device.type != "cuda" else LARGE
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / (re.sub(r"\W+", "-", name).strip("-").lower() + ".md")
     with path.open("w", encoding="utf-8") as out:
         out.write(f"# {name}\n\ntorch {torch.__version__}{threads}. Median of {REPEATS}. ")
         for line in table(sizes, device):

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
 import tempfile
 import time
 import warnings
@@ -25,7 +23,7 @@ import torch
 from benchmarks.detection.others import OTHERS, Detector, at
 from benchmarks.detection.runs import SEEDS, Trained, pairs, trained
 from benchmarks.detection.score import OURS, Verdict, calibrated, figures, judge, lead_over, right_causes
-from benchmarks.report import table
+from benchmarks.report import machine, table
 
 QUICK = (
     "gpt_hot", "gpt_lr_spike", "cnn_labels", "gpt_bit_flip", "cnn_nan", "mlp_dead", "mlp_small_loss", "mlp_louder",
@@ -152,7 +150,7 @@ Alarms on healthy steps (blank: none), all with their usual thresholds:
 
 def page(command: str, halves: dict[str, list[Verdict]], scales: dict[str, float], seeds: int, took: str) -> str:
     """docs/detection.md."""
-    where = f"{platform.system()}, {os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} on the CPU"
+    where = machine()
     titles = {"B": "Held out", "A": "Calibrated on"}
     parts = "\n".join(half_text(titles[half], halves[half], scales) for half in ("B", "A") if half in halves)
     of_a, of_b = (SEEDS[half][:seeds] for half in "AB")

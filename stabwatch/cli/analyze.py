@@ -114,11 +114,12 @@ def _show(heading: Path | None, view: RenderableType) -> None:
     from rich.rule import Rule
 
     from stabwatch.cli.console import console
-    from stabwatch.cli.text import clean
+    from stabwatch.cli.text import clean, tail
 
     out = console()
     if heading is not None:
-        out.print(Rule(clean(heading), align="left", style="faint", characters="-" if out.options.ascii_only else "─"))
+        title = tail(clean(heading), out.width - 4)
+        out.print(Rule(title, align="left", style="faint", characters="-" if out.options.ascii_only else "─"))
     out.print(view)
 
 

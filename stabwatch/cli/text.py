@@ -95,5 +95,5 @@ def count(n: int, what: str) -> str:
 
 
 def tail(name: str, width: int) -> str:
-    """A module path shortened at its front, where paths are alike."""
+    """A path, of a module or a file, shortened at its front, where paths are alike."""
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]

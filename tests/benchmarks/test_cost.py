@@ -1,0 +1,36 @@
+"""The benchmark of costs: its meter agrees with the guard's own books, and every probe of the catalogue is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.cost import HostClock, Meter, measure, on_the_cpu, probe_of
+from stabwatch.hooks.guard import Guard
+from stabwatch.signals import CATALOGUE
+
+NOT_THERE = {"router", "expert", "load", "dropped", "capacity"} | {"rank_spread", "replica", "host_count"}
+"""Probes of experts and of several ranks."""
+
+
+def test_a_probe_s_time_is_without_that_of_the_probes_inside_it():
+    guard = Guard(lambda *_: None)
+    meter = Meter(guard, HostClock())
+
+    def outer() -> None:
+        sum(range(200_000))
+        guard.run("inner", "deep", sum, range(1_000_000))
+        guard.run("inner", "deep", sum, range(1_000_000))
+
+    guard.run("outer", "always", outer)
+    taken = meter.take()
+    assert set(taken) == {"outer", "inner"}
+    assert taken == {name: pytest.approx(seconds, rel=0.05, abs=1e-4) for name, seconds in guard.spent.items()}
+    assert taken["inner"] > taken["outer"] > 0
+    assert meter.take() == {}
+
+
+def test_every_measured_signal_has_a_cost():
+    cost = measure(on_the_cpu(width=64, layers=2, context=32), HostClock())
+    wanted = {probe for signal in CATALOGUE if (probe := probe_of(signal))}
+    assert all(share >= 0 for share in cost.values())
+    assert wanted - set(cost) <= NOT_THERE
