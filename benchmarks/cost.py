@@ -45,8 +45,8 @@ PROBES = {
     ("update", "update"): "update", ("gradient", "clip"): "clip", ("attention", "attention_bracket"): "attention",
     ("attention", "attention_exact"): "attention_exact", ("loss", "mean"): "loss", ("logits", "logsumexp"): "loss",
     ("logits", "certainty"): "loss", ("logits", "classes"): "loss", ("writer", "units"): "mean_mode",
-    ("step", "taylor"): "taylor", ("logits", "scaling"): "loss", ("update", "invariance"): "radial",
-    ("group", "group"): "gradient", ("writer", "branch"): "mean_mode",
+    ("step", "taylor"): "taylor", ("step", "radii"): "taylor", ("logits", "scaling"): "loss",
+    ("update", "invariance"): "radial", ("group", "group"): "gradient", ("writer", "branch"): "mean_mode",
 }  # fmt: skip
 """The probe that measures a reduction at a tap, where it is not called after the reduction."""
 

@@ -62,6 +62,8 @@ class HostNumbers:
 
 TURN_TAKERS = {(s.tap, s.reduction) for s in CATALOGUE if s.tier == "deep" and s.tap != "attention"}
 """Their sites are measured one after the other: the first of them brings all of its tap into the log."""
+OF_CALLS = {s.reduction for s in CATALOGUE if s.tier == "deep" and s.tap == "attention"}
+"""Of attention: those come where an exact maximum was seen."""
 HOST_CELLS = tuple(host_cell(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))
 
 
@@ -125,7 +127,7 @@ class Assembler:
             taps = {c.tap for c in fired if (c.tap, c.reduction) in TURN_TAKERS}
             self._shown |= {c for c in self._all.cells if c.tap in taps and (c.tap, c.reduction) in TURN_TAKERS}
             attending = {c.site for c in self.fired if c.reduction == "attention_exact"}
-            self._shown |= {c for c in self._all.cells if c.reduction == "attention_entropy" and c.site in attending}
+            self._shown |= {c for c in self._all.cells if c.reduction in OF_CALLS and c.site in attending}
             self._select()
         self._look_at_brackets(full)
         return self.table, full[self._slots].astype(np.float32)

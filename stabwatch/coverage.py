@@ -29,7 +29,10 @@ MHA = "nn.MultiheadAttention applies its output projection as a function, where 
 NO_SATURATION = (
     "no activation module that saturates: one that is called as a function, or inside a fused kernel, is not seen"
 )
-NO_FAULT = ("residual", "writer", "branch", "nonlinearity", "expert", "dropped", "matrix", "radial", "probe", "plugin")
+NO_FAULT = (
+    "residual", "writer", "branch", "nonlinearity", "expert", "dropped", "matrix", "radial", "probe", "plugin",
+    "attention_contraction",
+)  # fmt: skip
 
 NO_STEP = {
     "tap": "clock",
@@ -97,7 +100,7 @@ class Coverage:
 
     def unmeasurable(self, fired: set[Cell]) -> list[dict[str, str]]:
         """What cannot be measured in this run, by the reasons that the taps gave: no fault of its set-up."""
-        shown = {(cell.tap, cell.site) for cell in fired}
+        shown = {(what, cell.site) for cell in fired for what in (cell.tap, cell.reduction)}
         with self._lock:
             reasons = dict(self._reasons)
         return [

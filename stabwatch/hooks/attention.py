@@ -14,6 +14,7 @@ from stabwatch.kernels.attention_bracket import brackets
 from stabwatch.kernels.attention_scores import fold_largest_logit, score_statistics
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.constants import constant
+from stabwatch.kernels.contraction import contraction
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Cell
@@ -21,6 +22,7 @@ from stabwatch.signals.reductions import ATTENTION_BRACKET, ATTENTION_EXACT
 
 ENTROPY_ROWS = 64
 """Query rows of each head whose entropy is looked at."""
+OTHER_TOKENS = "its queries and keys are not the same tokens"
 _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
 _DEPTH = 4
 """Nodes to look through: some back ends pad the head width and slice the result."""
@@ -87,6 +89,12 @@ def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal
     fold_largest_logit(query, key, mask, is_causal, scale, site.exact)
 
 
+def observe(site: Site, *call: Any) -> None:
+    """The deep signals of one attention call whose turn it is."""
+    site.watch.guard.run("attention_entropy", "deep", entropy, site, *call)
+    site.watch.guard.run("attention_contraction", "deep", contracted, site, *call)
+
+
 @torch.no_grad()
 def entropy(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
     """Fold the entropy of the attention weights of some rows, evenly spread, on an eager deep step."""
@@ -98,6 +106,20 @@ def entropy(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_caus
     sharpest, head = torch.where(rows > 0, -found[:, 4] / rows, -torch.inf).max(dim=0)
     partials = torch.stack((rows.sum(), found[:, 4].sum(), sharpest, head.float()))
     site.watch.deep.store.fold("attention", site.name, "attention_entropy", partials)
+
+
+@torch.no_grad()
+def contracted(
+    site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> None:
+    """Fold how much of what tells tokens apart the call lets through."""
+    if query.dim() == 3:
+        query, key = query.unsqueeze(1), key.unsqueeze(1)
+    if query.shape[-2] != key.shape[-2]:
+        site.watch.unmeasured("attention_contraction", site.name, OTHER_TOKENS)
+    elif query.shape[0] and query.shape[-2] > 1:
+        found = contraction(query, key, mask, is_causal, scale)
+        site.watch.deep.store.fold("attention", site.name, "attention_contraction", found)
 
 
 @torch.no_grad()

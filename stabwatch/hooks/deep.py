@@ -40,6 +40,7 @@ IN_PLACE = "it works in place: its input is gone when it returns"
 
 _RESIDUAL = ("shape", "tokens", "geometry", "precision", "exponents")
 _WRITER = ("mean_mode", "units", "branch")
+_ATTENTION = ("attention_entropy", "attention_contraction")
 
 
 class DeepTaps:
@@ -58,7 +59,7 @@ class DeepTaps:
             cells += [Cell("writer", site.name, r) for r in _WRITER if role.writer]
             cells += [Cell("nonlinearity", site.name, "saturation")] * role.bends
             cells += experts.cells(site, role)
-            cells += [Cell("attention", site.name, "attention_entropy")] * (site.bracket is not None)
+            cells += [Cell("attention", site.name, r) for r in _ATTENTION if site.bracket is not None]
         self.store = CellStore(cells, device)
 
 

@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
             if site.gate.deep:
                 site.watch.guard.run("attention_exact", "deep", attention.exact, site, *call)
                 if site.gate.takes(site.bracket):
-                    site.watch.guard.run("attention_entropy", "deep", attention.entropy, site, *call)
+                    attention.observe(site, *call)
     return out
 
 

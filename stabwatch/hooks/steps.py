@@ -15,7 +15,7 @@ from stabwatch.hooks.parameters import ParameterTaps
 from stabwatch.hooks.plugged import PluginTaps
 from stabwatch.hooks.probe import Probe
 from stabwatch.hooks.sites import new_cell
-from stabwatch.hooks.taylor import STEP, TaylorTap
+from stabwatch.hooks.taylor import TaylorTap
 from stabwatch.kernels.merge import merge_
 from stabwatch.runlog import Cell
 from stabwatch.signals.reductions import HOST_COUNT
@@ -55,8 +55,8 @@ class StepTaps:
         """Put all cells into a StepBuffer."""
         self._parameters.register(buffer)
         self._deep.store.register(buffer)
-        if (taylor := self._taylor) is not None:
-            buffer.add((STEP,), lambda: taylor.cell)
+        if self._taylor is not None:
+            self._taylor.register(buffer)
         if self._wanted:
             buffer.add((INTERVENTIONS,), lambda: self._interventions)
 

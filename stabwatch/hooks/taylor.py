@@ -12,22 +12,20 @@ from stabwatch.hooks.parameters import local
 from stabwatch.hooks.probe import Probe
 from stabwatch.hooks.sites import new_cell
 from stabwatch.kernels.merge import merge_
-from stabwatch.kernels.taylor import ratios, taylor
+from stabwatch.kernels.taylor import radii, ratios, taylor
 from stabwatch.runlog import Cell
-from stabwatch.signals.reductions import TAYLOR
-
-STEP = Cell("step", "", "taylor")
+from stabwatch.signals.reductions import RADII, TAYLOR
 
 
 class TaylorTap:
-    """One cell, for the whole run."""
+    """Two cells, for the whole run."""
 
     def __init__(self, model: nn.Module, probe: Probe, device: torch.device) -> None:
         self._probe = probe
         self._named = {id(p): name for name, p in model.named_parameters()}
         self._copies = Copies()
         self._before: dict[str, Tensor] = {}
-        self.cell = new_cell("taylor", device)
+        self.cells = {TAYLOR: new_cell("taylor", device), RADII: new_cell("radii", device)}
 
     @torch.no_grad()
     def before(self, optimizer: Any) -> None:
@@ -43,7 +41,14 @@ class TaylorTap:
             after = self._of(optimizer)
             change = torch._foreach_sub(list(after.values()), list(before.values()))
             length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(change)))
-            merge_(TAYLOR, self.cell, taylor(ratios(*self._probe.rates(before, after)), length))
+            found = ratios(*self._probe.rates(before, after))
+            merge_(TAYLOR, self.cells[TAYLOR], taylor(found, length))
+            merge_(RADII, self.cells[RADII], radii(found))
+
+    def register(self, buffer: Any) -> None:
+        """Put the cells into a StepBuffer."""
+        for reduction, cell in self.cells.items():
+            buffer.add((Cell("step", "", reduction.name),), lambda cell=cell: cell)
 
     def _of(self, optimizer: Any) -> dict[str, Tensor]:
         params = (p for group in optimizer.param_groups for p in group["params"])

@@ -63,8 +63,7 @@ def observe_attention(
     mark[1] += 1
     site = _sites.get(int(mark[0]))
     if site is not None and site.gate.takes(site.bracket) and torch._C._current_graph_task_id() == -1:
-        call = (query, key, mask, is_causal, scale)
-        site.watch.guard.run("attention_entropy", "deep", attention.entropy, site, *call)
+        attention.observe(site, query, key, mask, is_causal, scale)
 
 
 @torch.library.custom_op("stabwatch::observe_logits", mutates_args=("mark",), tags=_TAGS)

@@ -106,6 +106,18 @@ SIGNALS = (
         tier="deep",
     ),
     Signal(
+        name="attention_contraction",
+        help="Largest factor by which a head lets differences between tokens through: near 0 they become one.",
+        unit="1",
+        tap="attention",
+        reduction="attention_contraction",
+        fields=("sum", "count"),
+        formula="mean",
+        tier="deep",
+        worst="min",
+        source="Mean Mode Screaming, arXiv:2605.06169, erwold/mv-split gradient_diagnosis.py (mu_eff)",
+    ),
+    Signal(
         name="attention_nonfinite_total",
         help="Query rows whose logsumexp was NaN or plus infinity, by layer.",
         unit="1",

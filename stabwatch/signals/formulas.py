@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.signals.reductions import EDGES
+
 Array = NDArray[np.float64]
 Formula = Callable[[Array], Array]
 
@@ -98,6 +100,29 @@ def fp16_headroom(x: Array) -> Array:
     return np.log2(65504.0) - np.log2(np.where(x[..., 0] > 0, x[..., 0], np.nan))
 
 
+def median(x: Array) -> Array:
+    """Of a distribution that is given as a count and how many are at least each edge; see `quantile`."""
+    return quantile(x, 0.5)
+
+
+def percentile99(x: Array) -> Array:
+    """The same for what one in a hundred exceeds."""
+    return quantile(x, 0.01)
+
+
+def quantile(x: Array, above: float) -> Array:
+    """The value that a share `above` is at least: count, then how many are at least each of `EDGES`.
+
+    Between two edges (a factor of 1.41) on a straight line in the logarithm; beyond the outermost ones, these.
+    """
+    share = x[..., 1:] / x[..., :1]
+    last = np.maximum((share >= above).sum(axis=-1) - 1, 0)[..., None]
+    here, following = (np.take_along_axis(share, np.minimum(last + i, len(EDGES) - 1), axis=-1) for i in (0, 1))
+    part = np.where(here > following, np.clip((here - above) / (here - following), 0.0, 1.0), 0.0)
+    logs = np.interp(last + part, np.arange(len(EDGES)), np.log2(EDGES))
+    return np.where(np.isnan(share[..., 0]), np.nan, np.exp2(logs[..., 0]))
+
+
 def standard_error(x: Array) -> Array:
     """Of a mean: sum, sum of squares, count; NaN below two."""
     total, squares, n = x[..., 0], x[..., 1], x[..., 2]
@@ -109,6 +134,7 @@ ARITY: dict[str, tuple[int, ...]] = {
     "root_ratio": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
     "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,),
     "rms_ratio": (4,), "deviation": (3,), "fp16_headroom": (1,),
+    "median": (len(EDGES) + 1,), "percentile99": (len(EDGES) + 1,),
 }  # fmt: skip
 """How many partials each formula reads; those that are not listed take those of any number of cells."""
 
@@ -117,7 +143,7 @@ FORMULAS: dict[str, Formula] = {
     for f in (
         same, negated, mean, rms, norm, root_ratio, total,
         share, quotient, cosine, kurtosis, peak, stable_rank, standard_error,
-        rms_ratio, deviation, fp16_headroom,
+        rms_ratio, deviation, fp16_headroom, median, percentile99,
     )
 }  # fmt: skip
 

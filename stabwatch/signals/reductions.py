@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 Op = Literal["sum", "max", "min", "arg"]
 """`arg` is the index that belongs to the `max` field before it; it follows the winner (ties: the smaller index)."""
 
+EDGES = tuple(2.0 ** (i / 2 - 10) for i in range(33))
+"""Half powers of two from 1/1024 to 64: between two of them a quantile is interpolated."""
+
 UNIT: dict[Op, float] = {"sum": 0.0, "max": -np.inf, "min": np.inf, "arg": np.inf}
 """What an empty cell holds: the unit of each operator."""
 
@@ -53,6 +56,9 @@ class Reduction:
         return [f.name for f in self.fields].index(field)
 
 
+_SUM: Op = "sum"
+
+
 def _reduction(name: str, **ops: Op) -> Reduction:
     return Reduction(name, tuple(Field(field, op) for field, op in ops.items()))
 
@@ -67,6 +73,7 @@ ATTENTION_BRACKET = _reduction(
 )  # fmt: skip
 ATTENTION_EXACT = _reduction("attention_exact", count="sum", nonfinite="sum", max="max", head="arg")
 ATTENTION_ENTROPY = _reduction("attention_entropy", count="sum", entropy="sum", sharpest="max", head="arg")
+ATTENTION_CONTRACTION = _reduction("attention_contraction", count="sum", sum="sum")
 CLIP = _reduction("clip", count="sum", sumsq="sum", nonfinite="sum")
 HOST = _reduction("host", count="sum", last="max")
 HOST_COUNT = _reduction("host_count", count="sum", sum="sum")
@@ -98,6 +105,8 @@ PRECISION = _reduction(
     e4m3_lost="sum", e5m2_lost="sum", mxfp4_lost="sum", nvfp4_lost="sum",
 )  # fmt: skip
 TAYLOR = _reduction("taylor", count="sum", sum="sum", beyond="sum", max="max", step="max")
+RADII = _reduction("radii", count="sum", **dict.fromkeys((f"from_{i}" for i in range(len(EDGES))), _SUM))
+"""How many ratios are at least the i-th edge."""
 CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
@@ -112,7 +121,7 @@ REDUCTIONS: dict[str, Reduction] = {
         MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, ATTENTION_ENTROPY, CLIP, HOST, HOST_COUNT,
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
-        SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA,
+        SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII,
     )
 }  # fmt: skip
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from stabwatch.signals.declaration import Signal
+from stabwatch.signals.reductions import RADII
+
+_DISTRIBUTION = tuple(field.name for field in RADII.fields)
 
 
 def _step(name: str, help: str, formula: str, *fields: str, **more: Any) -> Signal:
     return Signal(
-        name=name, help=help, unit=more.pop("unit", "ratio"), tap="step", reduction="taylor", fields=fields,
-        formula=formula, level="run", tier="deep", source="Ghosts of Softmax, arXiv:2603.13552", **more,
+        name=name, help=help, unit=more.pop("unit", "ratio"), tap="step", reduction=more.pop("reduction", "taylor"),
+        fields=fields, formula=formula, level="run", tier="deep", source="Ghosts of Softmax, arXiv:2603.13552", **more,
     )  # fmt: skip
 
 
@@ -38,5 +41,15 @@ SIGNALS = (
         "taylor_radius",
         "Least Taylor radius of the samples, along the step, in units of the parameters.",
         "quotient", "step", "max", unit="1", worst="min",
+    ),
+    _step(
+        "step_to_radius_median_ratio",
+        "Length of the step over the Taylor radius, median over samples.",
+        "median", *_DISTRIBUTION, reduction="radii",
+    ),
+    _step(
+        "step_to_radius_p99_ratio",
+        "Length of the step over the Taylor radius that one sample in a hundred exceeds.",
+        "percentile99", *_DISTRIBUTION, reduction="radii",
     ),
 )  # fmt: skip

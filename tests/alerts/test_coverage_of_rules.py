@@ -21,7 +21,8 @@ NO_RULE = {
         "attention_logit_upper", "attention_logit_upper_head", "attention_z", "attention_entropy_min",
         "attention_entropy_head", "output_logit_z", "output_logit_max", "output_rms", "activation_peak_ratio",
         "activation_fp16_headroom", "activation_saturated_ratio", "branch_trunk_ratio", "step_to_radius_ratio",
-        "step_to_radius_mean_ratio", "taylor_radius", "router_overflow_ratio", "expert_load_share",
+        "step_to_radius_mean_ratio", "step_to_radius_median_ratio", "step_to_radius_p99_ratio",
+        "taylor_radius", "router_overflow_ratio", "expert_load_share",
         "shift_coherence", "token_mean_energy_ratio", "gradient_fp16_saturated_ratio",
         "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst",
     ),
@@ -31,7 +32,7 @@ NO_RULE = {
         "scale_invariant_ratio", "radial_update_share", "effective_step_size", "gradient_weight_cosine",
         "descent_weight_cosine", "logit_scaling_cosine", "output_entropy", "geometry_stability",
         "geometry_stability_error", "activation_kurtosis", "activation_outlier_ratio", "activation_zero_ratio",
-        "router_entropy", "router_z", "expert_output_rms",
+        "router_entropy", "router_z", "expert_output_rms", "attention_contraction",
     ),
     "it shows in healthy networks too (docs/validation.md); TokenCollapse is what it leads to": (
         "mean_mode_share", "mean_mode_ratio", "writer_amplification",

@@ -16,8 +16,10 @@ from torch.func import functional_call
 
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.hooks.probe import Probe
-from stabwatch.kernels.taylor import ratios, taylor
+from stabwatch.kernels.taylor import radii, ratios, taylor
 from stabwatch.kernels.taylor.naive import rates_by_difference, ratio
+from stabwatch.signals.formulas import evaluate
+from stabwatch.signals.reductions import EDGES
 
 
 @given(st.integers(0, 2**16), st.integers(2, 6))
@@ -70,6 +72,29 @@ def test_the_radius_of_many_classes_is_a_lower_bound(seed):
 def test_partials_merge_as_sums_and_maxima():
     found = torch.tensor([0.5, 1.5, 2.0])
     assert taylor(found, torch.tensor(3.0)).tolist() == [3.0, 4.0, 2.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 30.0])
+def test_the_distribution_gives_its_quantiles(scale):
+    """Measured: within 3 % of numpy's between the outermost edges."""
+    found = scale * torch.randn(4000, generator=torch.Generator().manual_seed(0)).exp()
+    parts = radii(found)
+    assert parts[0] == 4000 and parts[1:].tolist() == [(found >= edge).sum().item() for edge in EDGES]
+    for name, above in (("median", 0.5), ("percentile99", 0.01)):
+        true = np.clip(np.quantile(found.numpy(), 1 - above), EDGES[0], EDGES[-1])
+        assert evaluate(name, parts.numpy()) == pytest.approx(true, rel=0.05)
+    halves = sum(radii(part) for part in found.split(1500))
+    assert halves.equal(parts)
+
+
+@pytest.mark.parametrize(("found", "middle"), [([0.0] * 3, EDGES[0]), ([1e9] * 3, EDGES[-1]), ([0.1], 0.1)])
+def test_a_quantile_beyond_the_edges_is_the_outermost(found, middle):
+    assert evaluate("median", radii(torch.tensor(found)).numpy()) == pytest.approx(middle, rel=0.2)
+
+
+def test_what_is_no_number_is_far_out():
+    parts = radii(torch.tensor([0.1, torch.nan, torch.nan]))
+    assert evaluate("median", parts.numpy()) == EDGES[-1]
 
 
 def small_gpt():

@@ -123,7 +123,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         ({"tap": "weights"}, "no tap is called 'weights'"),
         ({"help": "Loss"}, "full stop"),
         ({"fields": ("sumsq",)}, "not all in"),
-        ({"formula": "median"}, "no formula is called"),
+        ({"formula": "mode"}, "no formula is called"),
         ({"formula": "rms", "fields": ("sum",)}, "reads"),
         ({"kind": "counter"}, "counters end with _total"),
         ({"name": "loss_total"}, "counters end with _total"),

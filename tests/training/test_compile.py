@@ -65,7 +65,7 @@ SIGNALS = {
     "attention_logit_head", "output_logit_logsumexp", "output_logit_z", "update_to_weight_ratio",
     "residual_growth", "geometry_stability", "token_similarity", "token_mean_energy_ratio", "activation_kurtosis",
     "activation_outlier_ratio", "activation_zero_ratio", "activation_exponent_spread", "activation_saturated_ratio",
-    "attention_entropy", "attention_entropy_min",
+    "attention_entropy", "attention_entropy_min", "attention_contraction",
     "mean_mode_share", "mean_mode_ratio", "writer_amplification", "dead_units_ratio",
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.hooks.sites import choose
+from stabwatch.kernels.contraction.naive import contraction
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.router.naive import router
 from stabwatch.schedule import TURNS
@@ -201,7 +202,7 @@ def test_samples_that_teach_nothing_are_counted(attach):
     assert log.series("output_entropy")[1].tolist() == pytest.approx([entropy], rel=1e-5)
 
 
-def test_the_entropy_of_attention_is_that_of_its_weights(attach):
+def test_attention_is_that_of_its_weights(attach):
     calls = []
 
     def look(model):
@@ -218,3 +219,26 @@ def test_the_entropy_of_attention_is_that_of_its_weights(attach):
     heads = entropy.mean(dim=(0, 2))
     assert log.series("attention_entropy_min", "blocks.0.attn")[1].tolist() == pytest.approx([heads.min().item()])
     assert log.series("attention_entropy_head", "blocks.0.attn")[1].tolist() == [heads.argmin().item()]
+    lets_through = contraction(q, k, None, True, None).mean().item()
+    assert log.series("attention_contraction", "blocks.0.attn")[1].tolist() == pytest.approx([lets_through], rel=0.02)
+
+
+def test_attention_between_other_tokens_has_no_contraction_and_says_so(attach):
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attn(x, x[:, :3], x[:, :3], need_weights=False)[0]
+
+    model = Cross()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer, every_step=True)
+    for _ in range(TURNS):
+        model(torch.randn(2, 6, 8)).square().mean().backward()
+        optimizer.step()
+    coverage = watch.coverage()
+    log = attach.finish()
+    assert not len(log.series("attention_contraction", "attn")[0])
+    assert "queries and keys are not the same tokens" in str(coverage)

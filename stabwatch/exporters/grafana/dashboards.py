@@ -49,7 +49,7 @@ def where(signal: Signal) -> str:
         return "attention"
     if signal.tap in _FLEET and signal.name not in _RUN:
         return "fleet"
-    if signal.tap in _SPECTRA or "taylor" in signal.reduction:
+    if signal.tap in _SPECTRA or signal.tap == "step":
         return "spectra"
     return "run" if signal.level == "run" else "layers"
 

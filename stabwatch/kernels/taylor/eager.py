@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from stabwatch.kernels.constants import constant
+from stabwatch.signals.reductions import EDGES
+
 
 def ratios(rates: Tensor, logits: Tensor) -> Tensor:
     """Step length over Taylor radius of each row: float32 (N,), from two (..., K) tensors.
@@ -21,6 +24,13 @@ def ratios(rates: Tensor, logits: Tensor) -> Tensor:
     if a.shape[-1] == 2:
         return spread / ((z[:, 1] - z[:, 0]).square() + math.pi**2).sqrt()
     return spread / math.pi
+
+
+def radii(found: Tensor) -> Tensor:
+    """float32 (34,): rows, and how many of their ratios (N,) are at least each of `EDGES`; NaN is above all."""
+    edges = constant(EDGES, torch.float32, found.device)
+    above = (torch.where(torch.isnan(found), torch.inf, found)[:, None] >= edges).sum(dim=0, dtype=torch.float32)
+    return torch.cat((torch.full((1,), float(found.numel()), device=found.device), above))
 
 
 def taylor(found: Tensor, length: Tensor) -> Tensor:

@@ -1,0 +1,71 @@
+"""Plain torch: the weights between some tokens of one sample, and some steps of power iteration on all heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stabwatch.kernels.power_iteration import iterate, orthonormal, start
+
+MOST = 256
+"""Tokens that are looked at, evenly spread: beyond it the weights are those of a softmax over their keys alone."""
+BLOCK = 4
+STEPS = 6
+"""Of a block of so many vectors: what is left of the error is measured in `tests/kernels/test_contraction.py`."""
+HIDDEN = -1e30
+"""An additive mask hides a key with minus infinity or with the least number of its type."""
+
+
+def contraction(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    """float32 (2,): heads, sum of the largest singular values of their P A P, for the first sample of a call.
+
+    query (B, H, T, D), key (B, G, T, D) with G dividing H; the other arguments mean what they mean to
+    `scaled_dot_product_attention`. A holds the attention weights and P takes the mean over tokens away. Heads with a
+    logit that is NaN or infinite are left out. Without a generator and without waiting for the device.
+    """
+    stride = -(-query.shape[-2] // MOST)
+    q, k = (x.detach()[0, :, ::stride].float() for x in (query, key))
+    heads, n, width = q.shape
+    scores = q @ k.repeat_interleave(heads // len(k), dim=0).mT * (width**-0.5 if scale is None else scale)
+    visible = torch.ones(n, n, dtype=torch.bool, device=q.device).tril() if is_causal else None
+    if mask is not None:
+        part = _of_first(mask.detach(), stride, n)
+        shown = part if part.dtype == torch.bool else part > HIDDEN
+        visible = shown if visible is None else visible & shown
+        scores = scores if part.dtype == torch.bool else scores + part.float()
+    weights = (scores if visible is None else scores.masked_fill(~visible, -torch.inf)).softmax(dim=-1)
+    inner = _centred(weights) if mask is None or visible is None else _centred_where(weights, visible)
+    found = torch.isfinite(values := _largest(inner))
+    return torch.stack((found.sum(dtype=torch.float32), torch.where(found, values, 0.0).sum()))
+
+
+def _of_first(mask: Tensor, stride: int, n: int) -> Tensor:
+    """(H or 1, n, n) of a mask that broadcasts to (B, H, T, T)."""
+    while mask.dim() < 4:
+        mask = mask.unsqueeze(0)
+    rows, columns = (slice(None) if size == 1 else slice(None, None, stride) for size in mask.shape[-2:])
+    return mask[0, :, rows, columns].expand(-1, n, n)
+
+
+def _centred(weights: Tensor) -> Tensor:
+    """P A P (H, n, n)."""
+    inner = weights - weights.mean(dim=-1, keepdim=True)
+    return inner - inner.mean(dim=-2, keepdim=True)
+
+
+def _centred_where(weights: Tensor, visible: Tensor) -> Tensor:
+    """The same where only keys that some row sees and rows that see some key take part."""
+    rows, columns = visible.any(dim=-1, keepdim=True), visible.any(dim=-2, keepdim=True)
+    inner = torch.where(rows, weights, 0.0)
+    inner = inner - inner.sum(-1, keepdim=True) / columns.sum(-1, keepdim=True).clamp(min=1)
+    inner = torch.where(rows & columns, inner, 0.0)
+    inner = inner - inner.sum(-2, keepdim=True) / rows.sum(-2, keepdim=True).clamp(min=1)
+    return torch.where(rows & columns, inner, 0.0)
+
+
+def _largest(inner: Tensor) -> Tensor:
+    """The largest singular value (H,) of matrices (H, n, n). Vectors are rows: so the products are faster on a CPU."""
+    block = start(inner, BLOCK).mT
+    for _ in range(STEPS):
+        block = torch.nn.functional.normalize(block @ inner.mT @ inner, dim=-1, eps=1e-30)
+    return iterate(inner, orthonormal(block.mT.double()).float())[0][..., 0]
