@@ -28,6 +28,7 @@ from stabwatch.durations import StepTimes
 from stabwatch.facts import learning_rate, open_folder, optimizer_facts, run_id, run_meta
 from stabwatch.hooks.guard import Guard
 from stabwatch.hooks.sites import Gate, device_of, first_tensor, unwrap
+from stabwatch.hooks.token_groups import TokenGroups
 from stabwatch.launch import AgentProcess
 from stabwatch.ranks import Ranks
 from stabwatch.runlog import SlotTable, Writer
@@ -92,6 +93,7 @@ class Watch:
         self.step = 0
         self.gate = Gate()
         self.guard = Guard(self._report_error)
+        self.token_masks = TokenGroups()
         self.loss_seen = False
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
@@ -146,13 +148,14 @@ class Watch:
 
     # -- what the taps call -------------------------------------------------------------------------
 
-    def forward_begins(self, inputs: tuple[Any, ...]) -> None:
+    def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
         self._forwards += 1
         if self._clock.open_step_is_over():
             self._end_step()
         self.guard.run("pace", "always", self._host.forward_begins, inputs, self._began)
         if self.gate.open:
+            self.guard.run("token_groups", "always", self.token_masks.forward_begins, self._model, named)
             self.guard.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
 
     def forward_ended(self, output: Any) -> None:
@@ -358,6 +361,15 @@ class Watch:
         """
         if not self._detached:
             self.guard.run("batch", "always", self._taps.batches.say, self.step, indices, facts)
+
+    def token_groups(self, **masks: Tensor) -> None:
+        """Say which tokens of the next batch are of one kind, such as `text=..., image=...`: bool (batch, tokens) each.
+
+        token_similarity, token_mean_energy_ratio and the mean-mode signals average each kind apart; a token of none is
+        padding. Needs not be said where the model is called with `attention_mask` or a key padding mask by name.
+        """
+        if not self._detached:
+            self.guard.run("token_groups", "always", self.token_masks.say, masks)
 
     def announce(self, what: str) -> None:
         """Say that the data or the loss change from this step on, and that it is meant: `what` is shown beside them.

@@ -96,7 +96,8 @@ def observe_gradient(site: Site, inputs: Tensor, gradient: Tensor) -> None:
     if inputs.shape[1] < 2:
         site.watch.unmeasured("writer", site.name, NO_TOKENS)
     else:
-        site.watch.guard.run("mean_mode", "deep", _written, site, inputs, gradient)
+        groups = site.watch.token_masks.of(inputs)
+        site.watch.guard.run("mean_mode", "deep", _written, site, inputs, gradient, groups)
 
 
 @torch.no_grad()
@@ -108,7 +109,7 @@ def _residual(site: Site, out: Tensor) -> None:
     _run(site, "precision", lambda: precision(rows))
     _run(site, "exponents", lambda: exponents(rows))
     if x.dim() == 3 and x.shape[1] > 1:
-        _run(site, "tokens", lambda: tokens(x))
+        _run(site, "tokens", lambda: tokens(x, site.watch.token_masks.of(x)))
     points = points_of(x)
     if points.shape[0] > 3 and points.shape[1] > 3:
         _run(site, "geometry", lambda: stability(points, PARTITIONS, site.watch.deep.generator))
@@ -127,13 +128,13 @@ def _writer(site: Site, args: Any, out: Tensor) -> None:
     elif not out.requires_grad:
         site.watch.unmeasured("writer", site.name, NO_GRADIENT)
     else:
-        y = inputs.detach()
-        out.register_hook(lambda grad: site.watch.guard.run("mean_mode", "deep", _written, site, y, grad))
+        y, groups = inputs.detach(), site.watch.token_masks.of(inputs)
+        out.register_hook(lambda grad: site.watch.guard.run("mean_mode", "deep", _written, site, y, grad, groups))
 
 
 @torch.no_grad()
-def _written(site: Site, inputs: Tensor, gradients: Tensor) -> None:
-    _fold(site, "writer", "mean_mode", mean_mode(inputs, gradients))
+def _written(site: Site, inputs: Tensor, gradients: Tensor, groups: Tensor | None) -> None:
+    _fold(site, "writer", "mean_mode", mean_mode(inputs, gradients, groups))
     _fold(site, "writer", "units", dead_units(inputs))
 
 

@@ -39,7 +39,7 @@ def before_root(module: nn.Module, args: Any, kwargs: Any) -> None:
         return
     training = torch.is_grad_enabled() and module.training and not Probing.now
     if training and not tracing():
-        site.watch.forward_begins((*args, *kwargs.values()))
+        site.watch.forward_begins((*args, *kwargs.values()), kwargs)
     site.gate.recording = training and site.gate.open
     CURSOR.root = site
     CURSOR.site = site

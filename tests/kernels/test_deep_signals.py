@@ -57,6 +57,41 @@ def test_one_token_direction_is_all_mean_mode_and_centred_tokens_have_none():
     assert mean < 1e-10 * centred
 
 
+def groups_of(batch, count):
+    """Two kinds of tokens, padding at the end, one sample without the second kind, one with a single token of it."""
+    first = torch.zeros(batch, count, dtype=torch.bool)
+    second = torch.zeros(batch, count, dtype=torch.bool)
+    for b in range(batch):
+        first[b, : 5 + b] = True
+    second[1, 9:10] = True
+    second[2:, 9:14] = True
+    return torch.stack((first, second))
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+def test_tokens_of_different_kinds_are_averaged_apart(mean):
+    """Measured: 2e-7."""
+    y, d, groups = randn(4, 17, 20, mean=mean), randn(4, 17, 11, seed=1, mean=mean), groups_of(4, 17)
+    torch.testing.assert_close(mean_mode(y, d, groups).double(), naive_mean_mode(y, d, groups), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(mean_mode(y, d, groups)[3:], mean_mode(y, d)[3:])  # the whole is the whole
+    torch.testing.assert_close(tokens(y, groups).double(), naive_tokens(y, groups), rtol=1e-5, atol=1e-4)
+
+
+def test_one_group_of_all_is_no_group():
+    y, d, all_of_them = randn(3, 8, 6), randn(3, 8, 4, seed=1), torch.ones(1, 3, 8, dtype=torch.bool)
+    torch.testing.assert_close(mean_mode(y, d, all_of_them), mean_mode(y, d))
+    torch.testing.assert_close(tokens(y, all_of_them), tokens(y))
+    none = torch.zeros(1, 3, 8, dtype=torch.bool)
+    assert tokens(y, none).tolist() == [0.0] * 4
+
+
+def test_padding_may_hold_anything():
+    x, groups = randn(2, 9, 6), torch.ones(1, 2, 9, dtype=torch.bool)
+    groups[..., 5:] = False
+    x[:, 5:] = torch.nan
+    torch.testing.assert_close(tokens(x, groups), tokens(x[:, :5]))
+
+
 def test_dead_units():
     y = randn(2, 5, 6)
     y[..., 1], y[..., 4] = 0.0, 0.0

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.sites import choose
+from stabwatch.hooks.sites import choose, first_tensor
 from stabwatch.kernels.contraction.naive import contraction
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.router.naive import router
+from stabwatch.kernels.tokens.naive import tokens as naive_tokens
 from stabwatch.schedule import TURNS
 from stabwatch.signals import CATALOGUE, ranks
 
@@ -200,6 +201,54 @@ def test_samples_that_teach_nothing_are_counted(attach):
     assert log.series("output_logit_max")[1].tolist() == [200.0]
     entropy = 2 * math.log(3) / 5
     assert log.series("output_entropy")[1].tolist() == pytest.approx([entropy], rel=1e-5)
+
+
+def padded(attach, said):
+    """The token similarity of a layer of a padded batch, and the definition without the padding."""
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SMALL, num_key_value_heads=4, attn_implementation="sdpa")
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    watch = attach(model, optimizer)
+    ids, mask = torch.randint(1, 64, (3, 16)), torch.ones(3, 16, dtype=torch.long)
+    for b, real in enumerate((16, 9, 5)):
+        ids[b, real:], mask[b, real:] = 0, 0
+    outputs = []
+    model.model.layers[0].register_forward_hook(lambda m, a, out: outputs.append(first_tensor(out).detach()))
+    gradients = writer_calls("model.layers.0.mlp.down_proj")(model)
+    labels = ids.masked_fill(mask == 0, -100)
+    for _ in range(TURNS):
+        if said:
+            watch.token_groups(text=mask == 1)
+        model(ids, labels=labels, **({} if said else {"attention_mask": mask})).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    log = attach.finish()
+    assert not [e for e in log.events if e.kind == "error"]
+    (step,), (similarity,) = log.series("token_similarity", "model.layers.0")
+    (turn,), (share,) = log.series("mean_mode_share", "model.layers.0.mlp.down_proj")
+    groups = (mask == 1)[None]
+    parts = naive_tokens(outputs[step], groups)
+    _, mean, centred, *_ = mean_mode(*gradients[turn], groups).tolist()
+    return (similarity, share), ((parts[1] / parts[0]).item(), mean / (mean + centred))
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_padding_is_averaged_apart(attach, said):
+    found, true = padded(attach, said)
+    assert found == pytest.approx(true, rel=1e-4)
+
+
+def test_a_wrong_mask_is_said_and_stops_nothing(attach):
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+    watch.token_groups(text=torch.ones(4))
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    (error,) = [e for e in attach.finish().events if e.kind == "error"]
+    assert "`text` must be a tensor of shape (batch, tokens)" in error.data["message"]
 
 
 def test_attention_is_that_of_its_weights(attach):

@@ -8,17 +8,26 @@ from torch import Tensor
 from stabwatch.kernels.column_moments import column_sums
 
 
-def mean_mode(inputs: Tensor, gradients: Tensor) -> Tensor:
+def mean_mode(inputs: Tensor, gradients: Tensor, groups: Tensor | None = None) -> Tensor:
     """float32 (5,): samples, |G_mean|^2, |G_centred|^2, |G|^2, sum over tokens of |d|^2 |y|^2.
 
-    inputs y (B, T, I), gradients d (B, T, O), any floating type. The centred part is the product of centred factors
-    and no difference of large numbers.
+    inputs y (B, T, I), gradients d (B, T, O), any floating type. groups: bool (K, B, T), no token in two; the tokens of
+    each, and those of none, are averaged apart. The centred part is the product of centred factors and no difference of
+    large numbers.
     """
-    tokens = inputs.shape[1]
-    y_mean, d_mean = (column_sums(x.detach()) / tokens for x in (inputs, gradients))
     y, d = inputs.detach().float(), gradients.detach().float()
-    mean = d_mean.mT @ y_mean * tokens
-    centred = (d - d_mean[:, None]).flatten(0, 1).mT @ (y - y_mean[:, None]).flatten(0, 1)
+    if groups is None:
+        tokens = inputs.shape[1]
+        y_mean, d_mean = (column_sums(x.detach()) / tokens for x in (inputs, gradients))
+        mean = d_mean.mT @ y_mean * tokens
+        y_centred, d_centred = y - y_mean[:, None], d - d_mean[:, None]
+    else:
+        member = torch.cat((groups, ~groups.any(dim=0, keepdim=True))).movedim(0, 1).float()
+        tokens_of = member.sum(-1, keepdim=True)
+        y_mean, d_mean = (member @ x / tokens_of.clamp(min=1) for x in (y, d))
+        mean = (d_mean * tokens_of).flatten(0, 1).mT @ y_mean.flatten(0, 1)
+        y_centred, d_centred = y - member.mT @ y_mean, d - member.mT @ d_mean
+    centred = d_centred.flatten(0, 1).mT @ y_centred.flatten(0, 1)
     outer = (d.square().sum(-1) * y.square().sum(-1)).sum()
     samples = torch.full((), float(len(y)), device=y.device)
     return torch.stack((samples, _sumsq(mean), _sumsq(centred), _sumsq(mean + centred), outer))

@@ -1,0 +1,56 @@
+"""Which tokens are averaged apart: padding from the others, text from images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHOWN = ("attention_mask",)
+HIDDEN = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
+"""Keywords by which models are told what is padding: true where a token counts, and true where it does not."""
+
+
+class TokenGroups:
+    """Masks of the forward that is under way: what the user said, or what the model is called with."""
+
+    def __init__(self) -> None:
+        self._said: tuple[Tensor, ...] | None = None
+        self._masks: tuple[Tensor, ...] = ()
+
+    def say(self, masks: Mapping[str, Tensor]) -> None:
+        """For the next forward. Raises ValueError for what is no (batch, tokens) mask."""
+        for name, mask in masks.items():
+            if not isinstance(mask, Tensor) or mask.dim() != 2:
+                raise ValueError(f"token_groups: `{name}` must be a tensor of shape (batch, tokens)")
+        self._said = tuple(mask.detach() for mask in masks.values())
+
+    def forward_begins(self, model: nn.Module, named: Mapping[str, Any]) -> None:
+        """The model is called, with these keywords."""
+        self._masks, self._said = self._said if self._said is not None else _masks(model, named), None
+
+    def of(self, x: Tensor) -> Tensor | None:
+        """bool (groups, B, T) for tokens x (B, T, D); no token is in two. None where no mask is known for them."""
+        masks = [m for m in self._masks if m.shape == x.shape[:2] and m.device == x.device]
+        if not masks:
+            return None
+        out: list[Tensor] = []
+        free = torch.ones_like(masks[0], dtype=torch.bool)
+        for mask in masks:
+            out.append(free & (mask != 0))
+            free = free & (mask == 0)
+        return torch.stack(out)
+
+
+def _masks(model: nn.Module, named: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """One group at most: what is no padding. Of an encoder and a decoder one mask says too little."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return ()
+    for name in (*SHOWN, *HIDDEN):
+        mask = named.get(name)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+            mask = mask.detach()
+            return (mask == 0 if name in HIDDEN else mask,)
+    return ()
