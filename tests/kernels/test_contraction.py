@@ -33,7 +33,7 @@ def mean_of(found):
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_largest_singular_value_between_centred_vectors(case):
-    """Measured: 0.9 % below at most, up to 256 tokens and over four decades of sharpness; above by rounding only."""
+    """Measured: 0.6 % below at most, up to 256 tokens and over four decades of sharpness; above by rounding only."""
     q, k, causal, scale = call(**CASES[case])
     found, true = contraction(q, k, None, causal, scale), naive(q, k, None, causal, scale)
     assert found[0] == len(true)

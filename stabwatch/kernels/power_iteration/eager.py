@@ -19,7 +19,7 @@ _SPICE = 1e-6
 def start(matrix: Tensor, k: int) -> Tensor:
     """An orthonormal block (..., C, min(k, R, C)) to begin with; the same for every matrix (..., R, C) of one shape."""
     *batch, rows, columns = matrix.shape
-    block = orthonormal(_directions(columns, min(k, rows, columns), matrix.device)).float()
+    block = _orthonormal(_directions(columns, min(k, rows, columns), matrix.device)).float()
     return block.expand(*batch, -1, -1)
 
 
@@ -41,7 +41,7 @@ def iterate(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     first, top = squares[..., :1].float(), vectors[..., :1].float()
     away = torch.linalg.vector_norm(back @ top - first[..., None] * (basis @ top), dim=(-2, -1))
     residual = away / torch.where(first > 0, first, 1.0)[..., 0]
-    following = orthonormal(back.double()).float()
+    following = _orthonormal(back.double()).float()
     kept = torch.where(torch.isfinite(following).all(dim=(-2, -1), keepdim=True), following, basis)
     return squares.clamp(min=0.0).sqrt().float() * scale[..., 0], kept, residual
 
@@ -65,7 +65,7 @@ def _largest(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat(values, dim=-1), torch.cat(vectors, dim=-1)
 
 
-def orthonormal(block: Tensor) -> Tensor:
+def _orthonormal(block: Tensor) -> Tensor:
     """Orthonormal columns that span the block (..., C, k) in float64, up to a millionth of other directions."""
     block = block / _least(torch.linalg.vector_norm(block, dim=-2, keepdim=True))
     block = block + _SPICE * _directions(block.shape[-2], block.shape[-1], block.device)
