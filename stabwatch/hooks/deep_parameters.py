@@ -61,7 +61,7 @@ class DeepParameters:
 
     @torch.no_grad()
     def before(self, optimizer: Any) -> None:
-        """Gradients of the layers whose turn it is, by formats; their parameters are copied."""
+        """Gradients and parameters of the layers whose turn it is, by formats; the parameters are copied."""
         mine = self._whose_turn(optimizer, self._watch.gate.turn)
         self._held = list(zip(mine, self._copies.of([local(m.parameter) for m in mine]), strict=True))
         self._run("precision", self._formats, mine)
@@ -96,9 +96,9 @@ class DeepParameters:
 
     def _formats(self, members: list[Member]) -> None:
         for m in members:
-            grad = local(m.parameter.grad)
-            if grad.numel() and not grad.is_sparse:
-                self.store.fold("gradient", m.layer, "precision", precision(_as_rows(grad)))
+            for tap, x in (("gradient", local(m.parameter.grad)), ("weight", local(m.parameter))):
+                if x.numel() and not x.is_sparse:
+                    self.store.fold(tap, m.layer, "precision", precision(_as_rows(x)))
 
     def _exponents(self, members: list[Member]) -> None:
         for m in members:
@@ -183,6 +183,7 @@ class DeepParameters:
 _LAYER_CELLS = (
     ("update", "direction"), ("update", "invariance"), ("update", "radial"), ("update", "successive"),
     ("optimizer", "adam"), ("gradient", "precision"), ("gradient", "exponents"), ("gradient", "descent"),
+    ("weight", "precision"),
 )  # fmt: skip
 
 

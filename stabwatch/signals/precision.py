@@ -10,6 +10,7 @@ from __future__ import annotations
 from stabwatch.signals.declaration import Signal
 
 _KINDS = {"activation": ("residual", "a block's output"), "gradient": ("gradient", "a layer's gradients")}
+_WEIGHTS = {"weight": ("weight", "a layer's parameters")}
 _FIELDS = {
     "zero": ("zeros", "is exactly zero"),
     "fp16_lost": ("fp16_lost", "rounds to zero in float16"),
@@ -32,7 +33,7 @@ _LOST = tuple(
         tier="deep",
         source="OCP Microscaling Formats (MX) 1.0; FP8 formats, arXiv:2209.05433; NVFP4 (NVIDIA)",
     )
-    for kind, (tap, what) in _KINDS.items()
+    for kind, (tap, what) in (_KINDS | _WEIGHTS).items()
     for name, (field, happens) in _FIELDS.items()
 )
 

@@ -32,15 +32,16 @@ NO_RULE = {
         "scale_invariant_ratio", "radial_update_share", "effective_step_size", "gradient_weight_cosine",
         "descent_weight_cosine", "logit_scaling_cosine", "output_entropy", "geometry_stability",
         "geometry_stability_error", "activation_kurtosis", "activation_outlier_ratio", "activation_zero_ratio",
-        "router_entropy", "router_z", "expert_output_rms", "attention_contraction",
+        "weight_zero_ratio", "router_entropy", "router_z", "expert_output_rms", "attention_contraction",
     ),
     "it shows in healthy networks too (docs/validation.md); TokenCollapse is what it leads to": (
         "mean_mode_share", "mean_mode_ratio", "writer_amplification",
     ),
     "what a number format would lose, whether it is used or not": (
-        *(f"{kind}_{name}_lost_ratio" for kind in ("activation", "gradient")
+        *(f"{kind}_{name}_lost_ratio" for kind in ("activation", "gradient", "weight")
           for name in ("fp8_e4m3", "fp8_e5m2", "mxfp4", "nvfp4")),
-        "activation_fp16_lost_ratio", "activation_fp16_subnormal_ratio",
+        "activation_fp16_lost_ratio", "activation_fp16_subnormal_ratio", "weight_fp16_lost_ratio",
+        "weight_fp16_saturated_ratio",
         "activation_exponent_spread", "gradient_exponent_spread",
     ),
     "how fast, not how well": ("data_wait_seconds", "samples_per_second"),

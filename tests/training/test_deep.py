@@ -291,3 +291,22 @@ def test_attention_between_other_tokens_has_no_contraction_and_says_so(attach):
     log = attach.finish()
     assert not len(log.series("attention_contraction", "attn")[0])
     assert "queries and keys are not the same tokens" in str(coverage)
+
+
+def test_weights_too_are_judged_by_narrower_formats(attach):
+    torch.manual_seed(0)
+    model = nn.Linear(32, 8, bias=False)
+    with torch.no_grad():
+        model.weight[:4] = 0.0
+        model.weight[4, :16] = 1e-9
+        model.weight[5, 0] = 1e5
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    attach(model, optimizer)
+    for _ in range(TURNS):
+        model(torch.randn(2, 32)).square().mean().backward()
+        optimizer.step()
+    log = attach.finish()
+    (layer,) = {key.layer for key in log.keys if key.signal == "weight_zero_ratio"}
+    assert log.series("weight_zero_ratio", layer)[1].tolist() == [0.5]
+    assert log.series("weight_fp16_lost_ratio", layer)[1].tolist() == [16 / 256]
+    assert log.series("weight_fp16_saturated_ratio", layer)[1].tolist() == [1 / 256]
