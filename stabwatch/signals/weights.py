@@ -25,6 +25,15 @@ SIGNALS = (
         kind="counter",
     ),
     Signal(
+        name="update_rms",
+        help="Root mean square of what a step changes in one layer's parameters.",
+        unit="1",
+        tap="update",
+        reduction="update",
+        fields=("update_sumsq", "count"),
+        formula="rms",
+    ),
+    Signal(
         name="update_to_weight_ratio",
         help="Norm of the step's parameter change over the norm of the parameters before it, by layer.",
         unit="ratio",

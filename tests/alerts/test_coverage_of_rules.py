@@ -32,7 +32,7 @@ NO_RULE = {
         "scale_invariant_ratio", "radial_update_share", "effective_step_size", "gradient_weight_cosine",
         "descent_weight_cosine", "logit_scaling_cosine", "output_entropy", "geometry_stability",
         "geometry_stability_error", "activation_kurtosis", "activation_outlier_ratio", "activation_zero_ratio",
-        "weight_zero_ratio", "router_entropy", "router_z", "expert_output_rms", "attention_contraction",
+        "weight_zero_ratio", "update_rms", "router_entropy", "router_z", "expert_output_rms", "attention_contraction",
     ),
     "it shows in healthy networks too (docs/validation.md); TokenCollapse is what it leads to": (
         "mean_mode_share", "mean_mode_ratio", "writer_amplification",

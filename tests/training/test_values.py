@@ -71,6 +71,7 @@ def test_every_signal_of_one_step_against_float64(attach):
         assert got("layer_gradient_norm", layer) == pytest.approx(gradient, rel=1e-5)
         assert got("gradient_rms", layer) == pytest.approx(gradient / math.sqrt(size), rel=1e-5)
         assert got("weight_rms", layer) == pytest.approx(math.sqrt(sumsq / size), rel=1e-5)
+        assert got("update_rms", layer) == pytest.approx(update / math.sqrt(size), rel=1e-3)
         assert got("update_to_weight_ratio", layer) == pytest.approx(update / math.sqrt(sumsq), rel=1e-3)
     for i in range(CONFIG.layers):
         q, k, _ = (y.view(6, 24, 4, -1).transpose(1, 2) for y in qkv[i].chunk(3, dim=-1))
