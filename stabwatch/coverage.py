@@ -24,6 +24,10 @@ NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 
+ONE_CALL = (
+    "no attention call was seen: in a compiled graph that of nn.MultiheadAttention is inside one of the compiler's"
+)
+NO_SAVED = "inside a compiled graph there is no saved logsumexp"
 IN_GRAPH = "inside a compiled graph branch_trunk_ratio and plugins at activations are not measured"
 MHA = "nn.MultiheadAttention applies its output projection as a function, where no hook sees it"
 NO_SATURATION = (
@@ -31,7 +35,7 @@ NO_SATURATION = (
 )
 NO_FAULT = (
     "residual", "writer", "branch", "nonlinearity", "expert", "dropped", "matrix", "radial", "probe", "plugin",
-    "attention_contraction",
+    "attention_entropy", "attention_contraction", "taylor", "precision", "exponents", "descent",
 )  # fmt: skip
 
 NO_STEP = {
@@ -67,24 +71,28 @@ class Coverage:
     def missing(self, fired: set[Cell]) -> list[dict[str, str]]:
         """One entry {tap, site, reason} for everything that should have been seen and was not."""
         hooked = any(cell.tap == "activation" for cell in fired)
-        out = [self._entry(cell, hooked) for cell in self._expected if cell not in fired and not self._early(cell)]
+        with self._lock:
+            unseen = None if hooked else self._reasons.get(("forward", ""))
+        silent = NOT_CALLED if hooked else unseen or COMPILED
+        expected = [cell for cell in self._expected if cell not in fired and not self._early(cell)]
+        out = [self._entry(cell, silent, unseen) for cell in expected]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:
-                out += self._attention(site, fired)
+                out += self._attention(site, fired, unseen)
         return out
 
     def _early(self, cell: Cell) -> bool:
         return cell.tap == "update" and self._parameters.awaits_turn(cell.site)
 
-    def _entry(self, cell: Cell, hooked: bool) -> dict[str, str]:
-        silent = NOT_CALLED if hooked else COMPILED
+    def _entry(self, cell: Cell, silent: str, unseen: str | None) -> dict[str, str]:
         fallback = {"activation": silent, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
-        reason = {LOSS: NO_LOSS, LOGITS: NO_LOGITS}.get(cell, fallback.get(cell.tap, "it was never measured"))
+        whole = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
+        reason = whole.get(cell, fallback.get(cell.tap, "it was never measured"))
         with self._lock:
             reason = self._reasons.get((cell.tap, cell.site), reason)
         return {"tap": cell.tap, "site": cell.site, "reason": reason}
 
-    def _attention(self, site: Site, fired: set[Cell]) -> list[dict[str, str]]:
+    def _attention(self, site: Site, fired: set[Cell], unseen: str | None) -> list[dict[str, str]]:
         bracket = Cell("attention", site.name, "attention_bracket") in fired
         exact = Cell("attention", site.name, "attention_exact") in fired
         below = site.name + "."
@@ -94,13 +102,14 @@ class Coverage:
         with self._lock:
             why = self._reasons.get(("attention_bracket", site.name))
         if exact:
-            why = why or "inside a compiled graph there is no saved logsumexp"
+            why = why or NO_SAVED
             return [{"tap": "attention_bracket", "site": site.name, "reason": f"{why}; the exact value is on cadence"}]
-        return [{"tap": "attention", "site": site.name, "reason": why or NO_ATTENTION}]
+        silent = ONE_CALL if site.gate.traced else NO_ATTENTION
+        return [{"tap": "attention", "site": site.name, "reason": why or unseen or silent}]
 
     def unmeasurable(self, fired: set[Cell]) -> list[dict[str, str]]:
         """What cannot be measured in this run, by the reasons that the taps gave: no fault of its set-up."""
-        shown = {(what, cell.site) for cell in fired for what in (cell.tap, cell.reduction)}
+        shown = {(what, cell.site) for cell in fired for what in _answers(cell)}
         with self._lock:
             reasons = dict(self._reasons)
         return [
@@ -114,3 +123,10 @@ class Coverage:
         seen = sorted({c.tap for c in fired})
         missing, unmeasured = self.missing(fired), self.unmeasurable(fired)
         return {"taps": seen, "fired": len(fired), "missing": missing, "unmeasured": unmeasured}
+
+
+def _answers(cell: Cell) -> tuple[str, ...]:
+    """The names under which a reason given before is void once this has fired."""
+    if cell.reduction == "branch":  # from the forward alone: the rest of its tap may still be missing
+        return (cell.reduction,)
+    return cell.tap, cell.reduction

@@ -102,7 +102,9 @@ def merge_ranks(table: SlotTable, rows: NDArray[np.floating], sharded: bool) -> 
     same = np.zeros(table.width, dtype=bool)
     for cell, start, fields in zip(table.cells, table.starts, table.fields, strict=True):
         same[start : start + len(fields)] = is_replicated(cell, sharded)
-    largest = table.law.filled(rows)[:, same].max(axis=0, initial=-np.inf)
+    filled = table.law.filled(rows)
+    absent = np.isnan(table.law.blanked(rows)) & ~np.isnan(filled)  # zeros there would win against a negative sum
+    largest = np.where(absent, -np.inf, filled)[:, same].max(axis=0, initial=-np.inf)
     merged[same] = np.where(np.isnan(merged[same]), np.nan, largest)
     return merged
 

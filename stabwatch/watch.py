@@ -28,6 +28,7 @@ from stabwatch.durations import StepTimes
 from stabwatch.facts import learning_rate, open_folder, optimizer_facts, run_id, run_meta
 from stabwatch.hooks.guard import Guard
 from stabwatch.hooks.sites import Gate, device_of, first_tensor, unwrap
+from stabwatch.hooks.steps import has_closure
 from stabwatch.hooks.token_groups import TokenGroups
 from stabwatch.launch import AgentProcess
 from stabwatch.ranks import Ranks
@@ -154,8 +155,8 @@ class Watch:
         if self._clock.open_step_is_over():
             self._end_step()
         self.guard.run("pace", "always", self._host.forward_begins, inputs, self._began)
+        self.guard.run("token_groups", "always", self.token_masks.forward_begins, self._model, named)
         if self.gate.open:
-            self.guard.run("token_groups", "always", self.token_masks.forward_begins, self._model, named)
             self.guard.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
 
     def forward_ended(self, output: Any) -> None:
@@ -167,7 +168,7 @@ class Watch:
     def _output_loss(self, output: Any) -> None:
         self._ranks.seen_in_forward()
         value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-        if isinstance(value, Tensor) and value.numel() == 1 and not self.loss_seen:
+        if isinstance(value, Tensor) and value.numel() == 1:
             self.cells.fold_loss("output", value)
             self.loss_seen = True
 
@@ -214,13 +215,13 @@ class Watch:
             return
         if self._clock.repeats(optimizer):
             self._end_step()
-        self._taps.steps.before(optimizer)
+        self._taps.steps.before(optimizer, has_closure(args, kwargs))
         self._alarm.before(optimizer, self.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._taps.parameters.owns(optimizer):
             return
-        self._taps.steps.after(optimizer)
+        self._taps.steps.after(optimizer, has_closure(args, kwargs))
         self.guard.run("learning_rate", "always", self._note_rate, optimizer)
         self._alarm.after(optimizer)
         if self._clock.stepped(optimizer):

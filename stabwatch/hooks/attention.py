@@ -23,6 +23,9 @@ from stabwatch.signals.reductions import ATTENTION_BRACKET, ATTENTION_EXACT
 ENTROPY_ROWS = 64
 """Query rows of each head whose entropy is looked at."""
 OTHER_TOKENS = "its queries and keys are not the same tokens"
+NOTHING_SAVED = "this attention kernel saves no logsumexp"
+NO_GRADIENT = "it needs no gradient (frozen layers, or reentrant checkpointing), so no logsumexp is saved"
+OWN_SCORES = "the model computes its attention weights itself"
 _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
 _DEPTH = 4
 """Nodes to look through: some back ends pad the head width and slice the result."""
@@ -70,7 +73,8 @@ def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor 
         return
     lse = saved_logsumexp(out)
     if lse is None:
-        site.watch.unmeasured("attention_bracket", site.name, "this attention kernel saves no logsumexp")
+        why = NO_GRADIENT if out.grad_fn is None else NOTHING_SAVED
+        site.watch.unmeasured("attention_bracket", site.name, why)
         return
     site.heads = query.shape[1]
     queries = query.shape[-2]
@@ -78,11 +82,34 @@ def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor 
     site.watch.brackets.note(site.bracket, lse, key.shape[-2], is_causal and mask is None)
 
 
+def as_heads(query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same call with queries (B, H, T, D): one head if there is no such axis, axes before the heads are samples."""
+    if query.dim() == key.dim() == 4 and query.shape[0] == key.shape[0] and query.shape[1] >= key.shape[1]:
+        return query, key, mask
+    if query.dim() < 4:
+        query, key = (x.reshape(-1, 1, *x.shape[-2:]) for x in (query, key))
+        mask = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
+    samples = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3])
+    heads = max(query.shape[-3], key.shape[-3])
+    query = query.expand(*samples, heads, -1, -1).flatten(0, -4)
+    key = key.expand(*samples, -1, -1, -1).flatten(0, -4)
+    if mask is not None and mask.dim() > 3:
+        mask = mask.expand(*samples, -1, -1, -1).flatten(0, -4)
+    return query, key, mask
+
+
+@torch.no_grad()
+def measure(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
+    """All that a deep step asks of one attention call."""
+    call = (*as_heads(query, key, mask), is_causal, scale)
+    site.watch.guard.run("attention_exact", "deep", exact, site, *call)
+    if site.gate.takes(site.bracket):
+        observe(site, *call)
+
+
 @torch.no_grad()
 def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
-    """Fold the exact largest logit of a call into the site's cell."""
-    if query.dim() == 3:
-        query, key = query.unsqueeze(1), key.unsqueeze(1)
+    """Fold the exact largest logit of a call, as `as_heads` gives it, into the site's cell."""
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", query.device)
     assert site.exact is not None
@@ -98,8 +125,6 @@ def observe(site: Site, *call: Any) -> None:
 @torch.no_grad()
 def entropy(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
     """Fold the entropy of the attention weights of some rows, evenly spread, on an eager deep step."""
-    if query.dim() == 3:
-        query, key = query.unsqueeze(1), key.unsqueeze(1)
     stride = max(1, query.shape[-2] // ENTROPY_ROWS)
     found = score_statistics(query, key, mask, is_causal, scale, stride=stride)
     rows = found[:, 0] - found[:, 1]
@@ -113,12 +138,12 @@ def contracted(
     site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
 ) -> None:
     """Fold how much of what tells tokens apart the call lets through."""
-    if query.dim() == 3:
-        query, key = query.unsqueeze(1), key.unsqueeze(1)
     if query.shape[-2] != key.shape[-2]:
         site.watch.unmeasured("attention_contraction", site.name, OTHER_TOKENS)
     elif query.shape[0] and query.shape[-2] > 1:
-        found = contraction(query, key, mask, is_causal, scale)
+        groups = site.watch.token_masks.of(query.transpose(1, 2))
+        real = None if groups is None else groups.any(dim=0)
+        found = contraction(query, key, mask, is_causal, scale, real)
         site.watch.deep.store.fold("attention", site.name, "attention_contraction", found)
 
 
@@ -128,6 +153,8 @@ def exact_of_scores(site: Site, scores: Tensor) -> None:
     heads = scores.shape[-3] if scores.dim() > 3 else max(1, site.heads)
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", scores.device)
+        for what in ("attention_bracket", "attention_entropy", "attention_contraction"):
+            site.watch.unmeasured(what, site.name, OWN_SCORES)
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_score(scores, heads))
 

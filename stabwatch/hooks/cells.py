@@ -21,7 +21,7 @@ CLASSES = Cell("logits", "", "classes")
 SCALING = Cell("logits", "", "scaling")
 CLIPPED = Cell("gradient", "", "clip")
 LOSS_SCALE = host_cell("loss_scale")
-LOSS_FALLBACKS = ("logged", "module", "output", "function", "backward")
+LOSS_FALLBACKS = ("logged", "module", "function", "output", "backward")
 """Where the loss may come from, best first; the first that was measured in a step becomes the loss."""
 
 
@@ -47,6 +47,8 @@ class RunCells:
         self.loss_scale = new_cell("host", device)
         self.busy = new_cell("host", device)
         self.logged: dict[str, Tensor] = {}
+        self.classifies = False
+        """A call of `cross_entropy` was seen, outside of compiled graphs."""
 
     def register(self, buffer: Any) -> None:
         """Put the cells into a StepBuffer."""

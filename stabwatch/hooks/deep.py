@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks import experts
-from stabwatch.hooks.roles import Role
+from stabwatch.hooks.roles import NO_ROLE, Role
+from stabwatch.hooks.samples import ELEMENTS
+from stabwatch.hooks.samples import spread as _spread
 from stabwatch.hooks.sites import Site, first_tensor
 from stabwatch.hooks.store import CellStore
+from stabwatch.hooks.untouched import asked
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.geometry import stability
 from stabwatch.kernels.mean_mode import dead_units, mean_mode
@@ -26,8 +29,6 @@ from stabwatch.kernels.shape import shape
 from stabwatch.kernels.tokens import tokens
 from stabwatch.runlog import Cell
 
-ELEMENTS = 1 << 16
-"""Numbers of a residual stream that tails and formats are judged by: whole tokens, evenly spread."""
 POINTS = 128
 """Tokens (or samples) between which distances are taken."""
 PARTITIONS = 8
@@ -93,6 +94,7 @@ def observe_traced(site: Site, module: nn.Module, tensors: tuple[Tensor, ...]) -
 
 def observe_gradient(site: Site, inputs: Tensor, gradient: Tensor) -> None:
     """The gradient of a writer's output, where a compiled graph runs."""
+    inputs, gradient = _samples(inputs, site.role), _samples(gradient, site.role)
     if inputs.shape[1] < 2:
         site.watch.unmeasured("writer", site.name, NO_TOKENS)
     else:
@@ -102,15 +104,15 @@ def observe_gradient(site: Site, inputs: Tensor, gradient: Tensor) -> None:
 
 @torch.no_grad()
 def _residual(site: Site, out: Tensor) -> None:
-    x = _as_tokens(out)
-    flat = x.flatten(0, -2)
-    rows = _spread(flat, max(1, ELEMENTS // x.shape[-1]))
+    x = _as_tokens(out, site.role)
+    rows = _spread(x.flatten(0, -2), max(1, ELEMENTS // x.shape[-1]))
     _run(site, "shape", lambda: shape(rows))
     _run(site, "precision", lambda: precision(rows))
     _run(site, "exponents", lambda: exponents(rows))
-    if x.dim() == 3 and x.shape[1] > 1:
-        _run(site, "tokens", lambda: tokens(x, site.watch.token_masks.of(x)))
-    points = points_of(x)
+    samples = _as_tokens(_samples(out, site.role), site.role)
+    if samples.dim() == 3 and samples.shape[1] > 1:
+        _run(site, "tokens", lambda: tokens(samples, site.watch.token_masks.of(samples)))
+    points = points_of(out, site.role)
     if points.shape[0] > 3 and points.shape[1] > 3:
         _run(site, "geometry", lambda: stability(points, PARTITIONS, site.watch.deep.generator))
 
@@ -122,14 +124,17 @@ def _run(site: Site, reduction: str, measure: Callable[[], Tensor]) -> None:
 
 def _writer(site: Site, args: Any, out: Tensor) -> None:
     _branch(site, out)
-    inputs = first_tensor(args)
+    found = first_tensor(args)
+    inputs = None if found is None else _samples(found, site.role)
     if inputs is None or inputs.dim() != 3 or inputs.shape[1] < 2:
         site.watch.unmeasured("writer", site.name, NO_TOKENS)
     elif not out.requires_grad:
         site.watch.unmeasured("writer", site.name, NO_GRADIENT)
     else:
         y, groups = inputs.detach(), site.watch.token_masks.of(inputs)
-        out.register_hook(lambda grad: site.watch.guard.run("mean_mode", "deep", _written, site, y, grad, groups))
+        out.register_hook(
+            lambda d: site.watch.guard.run("mean_mode", "deep", _written, site, y, _samples(d, site.role), groups)
+        )
 
 
 @torch.no_grad()
@@ -165,24 +170,25 @@ def _saturation(site: Site, module: nn.Module, args: Any) -> None:
     elif x is not None and x.numel() and x.dim() > 1:
         rows = _as_tokens(x.detach()).flatten(0, -2)
         rows = _spread(rows, max(1, ELEMENTS // rows.shape[-1]))
-        _fold(site, "nonlinearity", "saturation", saturation(module.forward, rows))
+        _fold(site, "nonlinearity", "saturation", saturation(lambda x: asked(module, x), rows))
 
 
-def points_of(x: Tensor) -> Tensor:
+def points_of(x: Tensor, role: Role = NO_ROLE) -> Tensor:
     """(n, D): at most `POINTS` tokens or samples, evenly spread."""
-    return _spread(_as_tokens(x).flatten(0, -2), POINTS)
+    return _spread(_as_tokens(x, role).flatten(0, -2), POINTS)
 
 
 def _fold(site: Site, tap: str, reduction: str, partials: Tensor) -> None:
     site.watch.deep.store.fold(tap, site.name, reduction, partials)
 
 
-def _as_tokens(x: Tensor) -> Tensor:
+def _samples(x: Tensor, role: Role) -> Tensor:
+    """Samples before tokens."""
+    return x.transpose(0, 1) if role.sequence_first and x.dim() == 3 else x
+
+
+def _as_tokens(x: Tensor, role: Role = NO_ROLE) -> Tensor:
     """(B, T, D) or (N, D); the places of an image are its tokens, its channels their features."""
     if x.dim() == 4:
-        return x.flatten(2).mT
+        return x.flatten(1, 2) if role.features_last(x.shape) else x.flatten(2).mT
     return x if x.dim() in (2, 3) else x.reshape(-1, x.shape[-1])
-
-
-def _spread(rows: Tensor, most: int) -> Tensor:
-    return rows[:: max(1, -(-len(rows) // most))]

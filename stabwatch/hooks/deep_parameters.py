@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.copies import Copies
-from stabwatch.hooks.deep import ELEMENTS
 from stabwatch.hooks.last_changes import LastChanges
 from stabwatch.hooks.parameters import local
+from stabwatch.hooks.samples import some_rows
 from stabwatch.hooks.spectra import Spectra, of_updates, of_weights
 from stabwatch.hooks.store import CellStore
 from stabwatch.kernels.direction import adam, direction, invariance, radial, together
@@ -23,6 +23,7 @@ from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.precision import precision
 from stabwatch.runlog import Cell
 
+CLOSURE = "the optimizer computes gradients inside its step (a closure)"
 SHARDED = "this rank holds only a part of the matrix"
 
 
@@ -60,12 +61,20 @@ class DeepParameters:
         self._last = LastChanges()
 
     @torch.no_grad()
-    def before(self, optimizer: Any) -> None:
-        """Gradients and parameters of the layers whose turn it is, by formats; the parameters are copied."""
+    def before(self, optimizer: Any, closure: bool = False) -> None:
+        """Gradients and parameters of the layers whose turn it is, by formats; the parameters are copied.
+
+        Before a step with a closure the gradients are those of the last step, and are not looked at.
+        """
         mine = self._whose_turn(optimizer, self._watch.gate.turn)
         self._held = list(zip(mine, self._copies.of([local(m.parameter) for m in mine]), strict=True))
-        self._run("precision", self._formats, mine)
-        self._run("exponents", self._exponents, mine)
+        self._run("precision", self._weight_formats, mine)
+        if closure:
+            self._without_gradients(mine)
+            return
+        scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
+        self._run("precision", self._gradient_formats, mine, scale)
+        self._run("exponents", self._exponents, mine, scale)
         self._run("descent", self._descent, mine)
         self._run("descent", self._whole_descent, optimizer)
         self._run("radial", self._test_invariance, mine)
@@ -94,17 +103,30 @@ class DeepParameters:
     def _run(self, probe: str, action: Any, *args: Any) -> None:
         self._watch.guard.run(probe, "deep", action, *args)
 
-    def _formats(self, members: list[Member]) -> None:
-        for m in members:
-            for tap, x in (("gradient", local(m.parameter.grad)), ("weight", local(m.parameter))):
-                if x.numel() and not x.is_sparse:
-                    self.store.fold(tap, m.layer, "precision", precision(_as_rows(x)))
+    def _without_gradients(self, members: list[Member]) -> None:
+        self._invariant = {}
+        self._watch.unmeasured("descent", "", CLOSURE)
+        for layer in dict.fromkeys(m.layer for m in members):
+            for what in ("exponents", "descent", "radial"):
+                self._watch.unmeasured(what, layer, CLOSURE)
 
-    def _exponents(self, members: list[Member]) -> None:
+    def _weight_formats(self, members: list[Member]) -> None:
+        for m in members:
+            weight = local(m.parameter)
+            if weight.numel():
+                self.store.fold("weight", m.layer, "precision", precision(some_rows(weight)))
+
+    def _gradient_formats(self, members: list[Member], scale: Any) -> None:
         for m in members:
             grad = local(m.parameter.grad)
-            if grad.numel() and not grad.is_sparse:
-                self.store.fold("gradient", m.layer, "exponents", exponents(_as_rows(grad)))
+            if _dense(grad):
+                self.store.fold("gradient", m.layer, "precision", precision(_gradient_rows(grad, scale)))
+
+    def _exponents(self, members: list[Member], scale: Any) -> None:
+        for m in members:
+            grad = local(m.parameter.grad)
+            if _dense(grad):
+                self.store.fold("gradient", m.layer, "exponents", exponents(_gradient_rows(grad, scale)))
 
     def _descent(self, members: list[Member]) -> None:
         for m in members:
@@ -202,7 +224,7 @@ def _opposite(partials: Tensor) -> Tensor:
     return partials
 
 
-def _as_rows(x: Tensor) -> Tensor:
-    """(N, D) of at most `ELEMENTS` numbers, whole rows evenly spread."""
-    rows = x.flatten(1) if x.dim() > 1 else x[None]
-    return rows[:: max(1, x.numel() // ELEMENTS)]
+def _gradient_rows(gradient: Tensor, scale: Any) -> Tensor:
+    """Some of its rows, without the loss scale."""
+    rows = some_rows(gradient)
+    return rows.float() / scale.to(rows.device, non_blocking=True) if isinstance(scale, Tensor) else rows

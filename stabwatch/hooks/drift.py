@@ -1,8 +1,8 @@
 """A fixed batch of the user's, given by `watch.probe`: how far have its representations moved since then?
 
 The model is called once more on it, once in a round of turns. Hooks of others would see that call, so it is asked for.
-Nothing of the model is changed: buffers are replaced for the call, random states are put back. Each call draws the same
-random numbers, so that dropout moves nothing.
+Nothing of the model is changed: buffers are replaced for the call, random states and attributes are put back. Each
+call draws the same random numbers, so that dropout moves nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stabwatch.hooks.deep import DeepTaps, points_of
-from stabwatch.hooks.probe import Probing, detached, random_states_kept
+from stabwatch.hooks.probe import Probing, detached
 from stabwatch.hooks.sites import Site, first_tensor
+from stabwatch.hooks.untouched import untouched
 from stabwatch.kernels.geometry import drift, shift_coherence
 
 COLLECTIVE = "a call of the model alone on one rank would hang: it is sharded, or it synchronises batch norms"
@@ -63,7 +64,7 @@ class DriftTap:
     def _points(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
-        with self._seen(found), random_states_kept(self._model, seed=0), torch.compiler.set_stance("force_eager"):
+        with self._seen(found), untouched(self._model, seed=0), torch.compiler.set_stance("force_eager"):
             functional_call(self._model, buffers, args, kwargs)
         return found
 
@@ -72,7 +73,7 @@ class DriftTap:
         def keep(path: str, output: Any) -> None:
             out = first_tensor(output)
             if out is not None and path not in found:
-                found[path] = points_of(out).clone()
+                found[path] = points_of(out, self._sites[path].role).clone()
 
         handles = [
             self._model.get_submodule(path).register_forward_hook(lambda m, args, out, path=path: keep(path, out))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.roles import Role
+from stabwatch.hooks.roles import Choice, Role
 from stabwatch.hooks.sites import Site, first_tensor
-from stabwatch.kernels.router import beyond, expert_moments, loads, router
+from stabwatch.hooks.untouched import untouched
+from stabwatch.kernels.router import beyond, expert_moments, grouped, loads, router
 from stabwatch.runlog import Cell
 
 TOKENS = 1024
@@ -51,14 +52,17 @@ def _experts_of(router: str) -> str:
 
 
 @torch.no_grad()
-def route(site: Site, weight: Tensor, inputs: Tensor) -> None:
+def route(site: Site, weight: Tensor, bias: Tensor | None, inputs: Tensor) -> None:
     """A router's logits, from its input and weights: what it returns differs between libraries."""
     rows = inputs.detach().flatten(0, -2)
     rows = rows[:: max(1, -(-len(rows) // TOKENS))]
-    logits = nn.functional.linear(rows, weight.detach().to(rows.dtype)).float()
+    kind = torch.promote_types(rows.dtype, weight.dtype)  # routers that are kept in float32 compute in it
+    bias = None if bias is None else bias.detach().to(kind)
+    logits = nn.functional.linear(rows.to(kind), weight.detach().to(kind), bias).float()
     store, role = site.watch.deep.store, site.role
-    load = loads(logits, role.top_k)
-    store.fold("router", site.name, "router", router(logits, role.top_k))
+    wanted = logits if role.choice is None else _wanted(role.choice, logits)
+    load = loads(wanted, role.top_k)
+    store.fold("router", site.name, "router", router(logits, role.top_k, wanted))
     store.fold("router", site.name, "capacity", beyond(load, OVERFLOW))
     if role.capacity:
         store.fold("router", site.name, "dropped", beyond(load, role.capacity))
@@ -71,11 +75,18 @@ def route(site: Site, weight: Tensor, inputs: Tensor) -> None:
         store.fold_all(first, torch.stack((load.sum().expand_as(load), load), dim=1))
 
 
+def _wanted(choice: Choice, logits: Tensor) -> Tensor:
+    """What the experts with the largest numbers are chosen by."""
+    scores = logits.softmax(dim=-1) if choice.softmax else logits.sigmoid()
+    correction: Tensor = getattr(choice.holder, choice.correction)
+    return grouped(scores + correction.detach().float().flatten(), choice.groups, choice.kept)
+
+
 def routed(site: Site, module: nn.Module, args: Any) -> None:
     """A router was called."""
-    inputs, weight = first_tensor(args), module.weight
+    inputs, weight, bias = first_tensor(args), module.weight, getattr(module, "bias", None)
     if inputs is not None and isinstance(weight, Tensor) and inputs.shape[-1] == weight.shape[-1]:
-        route(site, weight, inputs)
+        route(site, weight, bias if isinstance(bias, Tensor) else None, inputs)
 
 
 @torch.no_grad()
@@ -97,7 +108,8 @@ def stacked(site: Site, module: nn.Module, args: Any) -> None:
     kept, rows = sent.topk(each, dim=1)
     asked = experts.repeat_interleave(each)
     ones = torch.ones(len(asked), 1, dtype=args[2].dtype, device=tokens.device)
-    out = module.forward(tokens[rows.flatten()], asked[:, None], ones)
+    with untouched(module, tokens, evaluating=True):
+        out = module.forward(tokens[rows.flatten()], asked[:, None], ones)
     found = expert_moments(out, asked, kept.flatten() > 0, site.role.stack)
     site.watch.deep.store.fold_all(Cell("expert", f"{site.name}.0", "expert"), found)
 

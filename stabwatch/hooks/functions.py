@@ -18,6 +18,9 @@ from stabwatch.hooks.modules import CURSOR, in_backward
 from stabwatch.hooks.patching import Patch
 from stabwatch.kernels.where import is_fake, tracing
 
+EVALUATING = "the model was called, but not in training mode: call `model.train()`"
+NO_ROOT = "parts of the model were called, but never the model itself: attach what the training loop calls"
+
 _sdpa = F.scaled_dot_product_attention
 _softmax = F.softmax
 _cross_entropy = F.cross_entropy
@@ -39,17 +42,17 @@ def scaled_dot_product_attention(
     out = _sdpa(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
     site = CURSOR.site
     if site is not None and site.gate.recording:
-        call = (query, key, attn_mask, is_causal, kwargs.get("scale"))
+        options = (is_causal, kwargs.get("scale"))
         if tracing():
             if site.gate.sampled:
-                attention.exact(site, *call)
-                traced.tap_attention(site, *call)
+                call = attention.as_heads(query, key, attn_mask)
+                attention.exact(site, *call, *options)
+                traced.tap_attention(site, *call, *options)
         elif not (in_backward() or is_fake(query)):
-            site.watch.guard.run("attention", "always", attention.note_call, site, out, *call[:4])
+            call = (query, key, attn_mask)
+            site.watch.guard.run("attention", "always", attention.note_call, site, out, *call, is_causal)
             if site.gate.deep:
-                site.watch.guard.run("attention_exact", "deep", attention.exact, site, *call)
-                if site.gate.takes(site.bracket):
-                    attention.observe(site, *call)
+                site.watch.guard.run("attention_call", "deep", attention.measure, site, *call, *options)
     return out
 
 
@@ -95,7 +98,18 @@ def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
     root = CURSOR.root
     if root is not None and root.gate.recording:
         root.watch.guard.run("loss", "always", root.watch.backward_begins, tensors)
+    elif not in_backward():
+        _say_why_unseen()
     _backward(tensors, *args, **kwargs)
+
+
+def _say_why_unseen() -> None:
+    """A backward begins, and no forward was measured before it: this may be how the whole run goes."""
+    root, site = CURSOR.root, CURSOR.site
+    if site is not None:  # the end of the root's forward would have taken it away
+        site.watch.guard.run("coverage", "always", site.watch.unmeasured, "forward", "", NO_ROOT)
+    elif root is not None and root.gate.open:
+        root.watch.guard.run("coverage", "always", root.watch.unmeasured, "forward", "", EVALUATING)
 
 
 def scaler_update(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -25,43 +25,55 @@ _DEPTH = 8
 @torch.no_grad()
 def cross_entropy(watch: Any, out: Tensor, logits: Tensor, target: Tensor, args: tuple[Any, ...], kw: Any) -> None:
     """Fold one eager `cross_entropy` call: its loss, and what its saved log-softmax says of the output logits."""
-    watch.loss_seen = True
-    merge_(MEAN, watch.cells.loss, mean_partials(out, _samples(logits, target, *args, **kw)))
+    watch.loss_seen = watch.cells.classifies = True
+    merge_(MEAN, watch.cells.loss, call_partials(out, logits, target, *args, **kw))
     if not logits.numel():
         return
+    weight, ignored, smooth = options(*args, **kw)
     free = saved_rows(out, logits, target)
     if free is None:
-        _fold_rows(watch.cells, logits, target)
+        _fold_rows(watch.cells, logits, target, ignored)
     else:
-        _fold_certainty(watch.cells, *free)
+        _fold_certainty(watch.cells, *free, ignored)
     watch.plugins.logits(logits, target)
     if watch.gate.deep:
-        fold_deep(watch.cells, logits.detach(), target, *options(*args, **kw))
+        fold_deep(watch.cells, logits.detach(), target, weight, ignored, smooth)
 
 
 @torch.no_grad()
 def cross_entropy_traced(cells: Any, out: Tensor, logits: Tensor, target: Tensor, *args: Any, **kw: Any) -> None:
     """The same inside a compiled graph, which has no saved tensors to look at: some rows afresh."""
-    merge_(MEAN, cells.loss, mean_partials(out.detach(), _samples(logits, target, *args, **kw)))
-    _fold_rows(cells, logits.detach(), target)
+    merge_(MEAN, cells.loss, call_partials(out, logits, target, *args, **kw))
+    _fold_rows(cells, logits.detach(), target, options(*args, **kw)[1])
 
 
-def _fold_rows(cells: Any, logits: Tensor, target: Tensor) -> None:
+def _fold_rows(cells: Any, logits: Tensor, target: Tensor, ignored: int) -> None:
     rows, labels = _sampled_rows(logits, target)
     lse = torch.logsumexp(rows.float(), dim=-1)
     if labels is None:
         merge_(LOGSUMEXP, cells.logits, row_statistics(lse))
         return
     z = rows.gather(1, labels.clamp(0, rows.shape[1] - 1).unsqueeze(1)).squeeze(1).float()
-    _fold_certainty(cells, lse, z - lse, labels)
+    _fold_certainty(cells, lse, z - lse, labels, ignored)
 
 
-def _fold_certainty(cells: Any, lse: Tensor, log_p: Tensor, labels: Tensor) -> None:
-    """lse, log_p (of the label's class), labels: one of each per row."""
-    merge_(LOGSUMEXP, cells.logits, row_statistics(lse))
-    known = labels >= 0  # those to be ignored are negative by every convention in use
+def _fold_certainty(cells: Any, lse: Tensor, log_p: Tensor, labels: Tensor, ignored: int) -> None:
+    """lse, log_p (of the label's class), labels: one of each per row. Those to be ignored have no part."""
+    known = labels != ignored
+    merge_(LOGSUMEXP, cells.logits, _statistics_of(lse, known))
     collapsed = (known & (log_p == 0)).sum(dtype=torch.float32)
     merge_(CERTAINTY, cells.certainty, torch.stack((known.sum(dtype=torch.float32), collapsed)))
+
+
+def _statistics_of(lse: Tensor, known: Tensor) -> Partials:
+    """`row_statistics` of the rows that are known: the others go in as NaN, and are taken out of the counts again."""
+    found = row_statistics(torch.where(known, lse, torch.nan))
+    gone = (~known).sum(dtype=torch.float32)
+    if isinstance(found, tuple):
+        count, total, squares, bad, top = found
+        return count - gone.item(), total, squares, bad - gone.item(), top
+    none = torch.zeros_like(gone)
+    return found - torch.stack((gone, none, none, gone, none))
 
 
 def options(
@@ -113,27 +125,24 @@ def _distribution(target: Tensor, rows: Tensor, stride: int, ignored: int) -> Te
     return torch.zeros_like(rows).scatter_(-1, labels.clamp(min=0), (labels != ignored).float())
 
 
-def mean_partials(loss: Tensor, samples: Tensor | float) -> Partials:
-    """Count, sum, non-finite count of a loss that is the mean over `samples` (or unreduced).
+def mean_partials(loss: Tensor, samples: Tensor | float, summed: bool = False) -> Partials:
+    """Count, sum, non-finite count of a loss that is the mean over `samples`, or their sum, or has one number of each.
 
     A NaN goes into the sum: a mean without its broken part would be a lie, and the count beside it tells.
     """
     loss = loss.detach().float()
     if on_host(loss) and not loss.dim():
         value, count = loss.item(), float(samples)
-        return count, value * count, float(not math.isfinite(value))
-    if loss.dim():
-        samples = float(loss.numel())
-        total = loss.sum()
-    else:
-        total = loss * samples
+        return count, value if summed else value * count, float(not math.isfinite(value))
+    total = loss.sum() if summed or loss.dim() else loss * samples
     bad = (~torch.isfinite(loss)).sum(dtype=torch.float32)
     if not isinstance(samples, Tensor):
         samples = torch.full((), samples, dtype=torch.float32, device=loss.device)
     return torch.stack((samples.float(), total, bad))
 
 
-def _samples(
+def call_partials(
+    loss: Tensor,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -142,11 +151,21 @@ def _samples(
     reduce: Any = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
-) -> Tensor | float:
-    """How many samples a scalar loss is the mean of."""
-    if reduction != "mean" or target.is_floating_point():
-        return 1.0
-    return (target != ignore_index).sum(dtype=torch.float32)
+) -> Partials:
+    """`mean_partials` of a call of `cross_entropy`, over its valid targets, whichever way it reduces them."""
+    summed = reduction == "sum" or size_average is False
+    return mean_partials(loss, _samples(logits, target, weight, ignore_index), summed)
+
+
+def _samples(logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -> Tensor | float:
+    """What a mean of `cross_entropy` divides by: its valid targets, each with the weight of its class."""
+    if target.is_floating_point():
+        return float(target.numel() // max(1, target.shape[min(1, target.dim() - 1)]))
+    known = target != ignored
+    if weight is None:
+        return known.sum(dtype=torch.float32)
+    of_class = weight.detach().float()[target.clamp(0, len(weight) - 1)]
+    return torch.where(known, of_class, 0.0).sum()
 
 
 def saved_rows(loss: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -1,13 +1,12 @@
 """Calls the model once more, on a slice of the last batch: how fast do its logits change along the optimizer's step?
 
 Only for what a user asks for (`taylor=True`, `guard="taylor"`): a second call may be seen by hooks of others. Nothing
-of the model is changed: parameters and buffers are replaced for the call, random states are put back.
+of the model is changed: parameters and buffers are replaced for the call, random states and attributes are put back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from stabwatch.hooks.sites import first_tensor
+from stabwatch.hooks.untouched import untouched
 
 _DIFFERENCE = 2.0**-4
 """Share of the step by which a symmetric difference goes to either side."""
@@ -81,10 +81,12 @@ class Probe:
         assert self._call is not None
         args, kwargs = self._call
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
-        with random_states_kept(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
+        with untouched(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
             out = functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
         found = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
         logits = found if isinstance(found, Tensor) else first_tensor(out)
+        if logits is not None and logits.dim() > 3:
+            logits = logits.movedim(1, -1)  # of an image: `cross_entropy` takes classes there
         if logits is None or logits.dim() < 2 or logits.shape[-1] < 2:
             raise ValueError("the model gives no logits: no floating-point tensor (..., classes) in its output")
         return logits
@@ -93,18 +95,6 @@ class Probe:
         """Take the hook off the model, and let the batch go."""
         self._handle.remove()
         self._call = None
-
-
-@contextmanager
-def random_states_kept(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Puts the random states of the host and of the model's devices back; between, they begin at a seed of ours."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            generators = [torch.default_generator, *(torch.cuda.default_generators[d] for d in devices)]
-            for generator in generators:
-                generator.manual_seed(seed)
-        yield
 
 
 def _batch_size(inputs: Sequence[Any]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,22 @@ _BENDS = re.compile(
 _GATE = re.compile(r"^(gate_proj|gate_up_proj|fc_gate|wi_0)$")
 _ROUTER = re.compile(r"router|^gate$|gating")
 _CHOSEN = ("top_k", "num_experts_per_tok", "k", "topk")
+_CORRECTIONS = ("e_score_correction_bias", "expert_bias")
+_SCORING = ("scoring_func", "score_func")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a router chooses that is balanced without an auxiliary loss (DeepSeek-V3): by its scores plus a correction.
+
+    The correction is looked up anew in its holder. groups, kept: only the best groups of experts are chosen from.
+    """
+
+    holder: nn.Module
+    correction: str
+    softmax: bool = False
+    groups: int = 1
+    kept: int = 1
 
 
 @dataclass(frozen=True)
@@ -25,8 +41,11 @@ class Role:
     """residual: its output is the residual stream. writer: it writes into that. bends: an activation function.
     gate: the projection that gates another one, in a gated MLP.
 
-    top_k, experts, capacity: of a router; 0 for none, and the capacity factor that it states. stack: how many experts
-    one module holds; 0 for any other.
+    top_k, experts, capacity: of a router; 0 for none, and the capacity factor that it states. choice: of a router that
+    does not choose by its logits. stack: how many experts one module holds; 0 for any other.
+
+    sequence_first: its tensors are (tokens, batch, features). widths: how many features its norms and projections have
+    along the last dimension, where it has norms that work there.
     """
 
     residual: bool = False
@@ -36,7 +55,10 @@ class Role:
     top_k: int = 0
     experts: int = 0
     capacity: float = 0.0
+    choice: Choice | None = None
     stack: int = 0
+    sequence_first: bool = False
+    widths: frozenset[int] = frozenset()
 
     def __bool__(self) -> bool:
         return self != NO_ROLE
@@ -45,6 +67,10 @@ class Role:
     def asks_inputs(self) -> bool:
         """What is measured is found from what the module was called with."""
         return self.bends or self.top_k > 0 or self.stack > 0
+
+    def features_last(self, shape: Sequence[int]) -> bool:
+        """Of an image: is it (batch, height, width, channels)?"""
+        return shape[-1] in self.widths and shape[1] not in self.widths
 
 
 NO_ROLE = Role()
@@ -61,6 +87,8 @@ def find_roles(modules: Mapping[str, nn.Module], blocks: set[str], shown: set[st
             bends=bool(_BENDS.search(type(module).__name__)) and not list(module.children()),
             gate=is_gate(path, modules),
             stack=_stack(path, module),
+            sequence_first=path in residual | writers and _is_sequence_first(path, modules, blocks),
+            widths=_widths(module) if path in residual else frozenset(),
             **_router(path, modules),
         )
         for path, module in modules.items()
@@ -109,6 +137,19 @@ def _width(block: nn.Module) -> int | None:
     return max(sizes, key=lambda n: (sizes[n], n)) if sizes else None
 
 
+def _is_sequence_first(path: str, modules: Mapping[str, nn.Module], blocks: set[str]) -> bool:
+    """By `batch_first` of what is inside of it, or of the blocks that it stands in: where all say no."""
+    around = [p for p in (path[:i] for i, c in enumerate(path) if c == ".") if p in blocks]
+    inside = (m for p in (path, *around) for m in modules[p].modules())
+    return {getattr(m, "batch_first", None) for m in inside} - {None} == {False}
+
+
+def _widths(block: nn.Module) -> frozenset[int]:
+    """Sizes of the last dimension where features are: of layer norms, and of projections beside them."""
+    sizes = {m.normalized_shape[-1] for m in block.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm)}
+    return frozenset(sizes | {m.out_features for m in block.modules() if isinstance(m, nn.Linear)} if sizes else ())
+
+
 def _router(path: str, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     """What is known of a router: a matrix beside `experts`, or inside of what lies beside them."""
     weight = getattr(modules[path], "weight", None)
@@ -122,8 +163,33 @@ def _router(path: str, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
             top_k = next((k for k in chosen if isinstance(k, int) and 0 < k <= len(weight)), 1)
             stated = (getattr(o, "capacity_factor", None) for o in owners)
             capacity = next((float(c) for c in stated if isinstance(c, int | float) and c > 0), 0.0)
-            return {"top_k": top_k, "experts": len(weight), "capacity": capacity}
+            return {"top_k": top_k, "experts": len(weight), "capacity": capacity, "choice": _choice(owners)}
     return {}
+
+
+def _choice(owners: list[nn.Module]) -> Choice | None:
+    """Of a router, given it and what it lies in, from the inside to the outside."""
+    near = [*owners, *(part for owner in owners for part in owner.children())]
+    held = ((o, name) for o in near for name in _CORRECTIONS if isinstance(getattr(o, name, None), Tensor))
+    holder, name = next(held, (None, ""))
+    if holder is None:
+        return None
+    return Choice(
+        holder, name, _scores_are_softmax(owners), _count(owners, "num_group", "n_group"), _count(owners, "topk_group")
+    )
+
+
+def _count(owners: list[nn.Module], *names: str) -> int:
+    stated = (getattr(o, name, None) for o in owners for name in names)
+    return next((n for n in stated if isinstance(n, int) and n > 0), 1)
+
+
+def _scores_are_softmax(owners: list[nn.Module]) -> bool:
+    """By what is stated, or else by what the code of the innermost that names one calls; sigmoid is the custom."""
+    stated = [str(getattr(o, name)) for o in owners for name in _SCORING if hasattr(o, name)]
+    codes = (getattr(inspect.unwrap(type(o).forward), "__code__", None) for o in owners)
+    named = (set(code.co_names) & {"softmax", "sigmoid"} for code in codes if code is not None)
+    return "softmax" in stated[0] if stated else next((n == {"softmax"} for n in named if n), False)
 
 
 def _stack(path: str, module: nn.Module) -> int:

@@ -90,5 +90,5 @@ def _by_shape(found: Sequence[tuple[Spectra, Tensor]], bases: Sequence[Tensor | 
 
 
 def _partials(x: Tensor, values: Tensor, residual: Tensor) -> Tensor:
-    sumsq = torch.linalg.vector_norm(x.float(), dim=(-2, -1)).square()
+    sumsq = torch.linalg.vector_norm(x.float(), dim=-1).square().sum(dim=-1)  # by rows: see `host_sumsq`
     return torch.stack((torch.ones_like(sumsq), sumsq, values[:, 0], values[:, 1], residual), dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class StepTaps:
         self._deep = DeepParameters(model, parameters.owned, device, watch)
         self._wanted = tuple(name for name in watch.config.guards if name in ("taylor", "skip_step"))
         self._probe = Probe(model) if watch.config.taylor or "taylor" in self._wanted else None
-        self._taylor = TaylorTap(model, self._probe, device) if self._probe and watch.config.taylor else None
+        self._taylor = TaylorTap(model, self._probe, device, watch) if self._probe and watch.config.taylor else None
         self._guards: dict[int, list[TaylorGuard | SkipStep]] = {}
         self._interventions = new_cell("host_count", device)
         self._told = torch.zeros((), device=device)
@@ -60,17 +61,18 @@ class StepTaps:
         if self._wanted:
             buffer.add((INTERVENTIONS,), lambda: self._interventions)
 
-    def before(self, optimizer: Any) -> None:
-        """The optimizer is about to step."""
+    def before(self, optimizer: Any, closure: bool = False) -> None:
+        """The optimizer is about to step. With a closure it has no gradients yet, or those of the last step."""
         run, gate = self._watch.guard.run, self._watch.gate
         if self._wanted and id(optimizer) not in self._guards:
             run("guard", "always", self._set_guard, optimizer)
         if gate.sampled:
-            run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
+            if not closure:
+                run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
             run("weight", "sampled", self._parameters.measure_weights, optimizer)
             run("update", "sampled", self._parameters.hold, optimizer)
         if gate.deep:
-            run("hold", "deep", self._deep.before, optimizer)
+            run("hold", "deep", self._deep.before, optimizer, closure)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.before, optimizer)
         if gate.coming is not None:
@@ -86,6 +88,8 @@ class StepTaps:
         """All optimizers have stepped."""
         if self._guards and self._watch.gate.open:
             self._watch.guard.run("guard", "always", self._count)
+        if self._watch.gate.deep and self._taylor is not None:
+            self._watch.guard.run("taylor", "deep", self._taylor.step_ends)
         if self._watch.gate.deep and self._watch.gate.turn == 0:
             self._watch.guard.run("drift", "deep", self.drift.measure)
 
@@ -104,15 +108,15 @@ class StepTaps:
         merge_(HOST_COUNT, self._interventions, torch.stack((torch.ones_like(total), total - self._told)))
         self._told = total
 
-    def after(self, optimizer: Any) -> None:
-        """The optimizer has stepped."""
+    def after(self, optimizer: Any, closure: bool = False) -> None:
+        """The optimizer has stepped. With a closure its gradients are those of the last time that it was called."""
         run, gate = self._watch.guard.run, self._watch.gate
         if gate.sampled:
+            if closure:
+                run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
             run("update", "sampled", self._parameters.measure_updates)
         if gate.deep:
             run("hold", "deep", self._deep.after, optimizer)
-            if self._taylor is not None:
-                run("taylor", "deep", self._taylor.after, optimizer)
         if gate.coming is not None:
             run("successive", "deep", self._deep.after_turn)
 
@@ -122,3 +126,8 @@ class StepTaps:
             self._probe.remove()
         for guard in (g for guards in self._guards.values() for g in guards):
             guard.detach()
+
+
+def has_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """From the arguments of a call of `Optimizer.step`, the optimizer among them: is it to compute the gradients?"""
+    return any(callable(x) and not isinstance(x, torch.optim.Optimizer) for x in (*args, kwargs.get("closure")))

@@ -16,34 +16,55 @@ from stabwatch.kernels.taylor import radii, ratios, taylor
 from stabwatch.runlog import Cell
 from stabwatch.signals.reductions import RADII, TAYLOR
 
+NO_SOFTMAX = "no call of `cross_entropy` was seen, and the radius is that of a softmax"
+
 
 class TaylorTap:
-    """Two cells, for the whole run."""
+    """Two cells, for the whole run. A step is what all optimizers change together."""
 
-    def __init__(self, model: nn.Module, probe: Probe, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, probe: Probe, device: torch.device, watch: Any) -> None:
         self._probe = probe
+        self._watch = watch
         self._named = {id(p): name for name, p in model.named_parameters()}
-        self._copies = Copies()
+        self._copies: dict[int, Copies] = {}
         self._before: dict[str, Tensor] = {}
+        self._after: dict[str, Tensor] = {}
+        self._fails = False
         self.cells = {TAYLOR: new_cell("taylor", device), RADII: new_cell("radii", device)}
 
     @torch.no_grad()
     def before(self, optimizer: Any) -> None:
         """Copy what the optimizer is about to change."""
-        mine = self._of(optimizer) if self._probe.ready else {}
-        self._before = dict(zip(mine, self._copies.of(list(mine.values())), strict=True))
+        mine = self._of(optimizer) if self._probe.ready and self._applies() else {}
+        if mine.keys() & self._before.keys():  # the others did not step
+            self._before, self._after = {}, {}
+        copies = self._copies.setdefault(id(optimizer), Copies())
+        self._before.update(zip(mine, copies.of(list(mine.values())), strict=True))
+        self._after.update(mine)
 
     @torch.no_grad()
-    def after(self, optimizer: Any) -> None:
+    def step_ends(self) -> None:
         """Fold the ratios of the last batch's first samples."""
-        before, self._before = self._before, {}
-        if before:
-            after = self._of(optimizer)
-            change = torch._foreach_sub(list(after.values()), list(before.values()))
-            length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(change)))
+        before, self._before, after, self._after = self._before, {}, self._after, {}
+        if not before:
+            return
+        try:
             found = ratios(*self._probe.rates(before, after))
-            merge_(TAYLOR, self.cells[TAYLOR], taylor(found, length))
-            merge_(RADII, self.cells[RADII], radii(found))
+        except ValueError as error:
+            self._fails = True
+            self._watch.unmeasured("taylor", "", f"the model was called on a part of its batch: {error}")
+            return
+        change = [after[name].float() - old.float() for name, old in before.items()]
+        squares = torch.stack([c.square().sum().to(found.device) for c in change])
+        merge_(TAYLOR, self.cells[TAYLOR], taylor(found, squares.sum().sqrt()))
+        merge_(RADII, self.cells[RADII], radii(found))
+
+    def _applies(self) -> bool:
+        """To a loss that has no softmax it does not."""
+        softmax = self._watch.cells.classifies or self._watch.gate.traced
+        if not softmax:
+            self._watch.unmeasured("taylor", "", NO_SOFTMAX)
+        return softmax and not self._fails
 
     def register(self, buffer: Any) -> None:
         """Put the cells into a StepBuffer."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 SHOWN = ("attention_mask",)
-HIDDEN = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
+HIDDEN = ("src_key_padding_mask", "key_padding_mask")
 """Keywords by which models are told what is padding: true where a token counts, and true where it does not."""
 
 
@@ -25,10 +25,10 @@ class TokenGroups:
         for name, mask in masks.items():
             if not isinstance(mask, Tensor) or mask.dim() != 2:
                 raise ValueError(f"token_groups: `{name}` must be a tensor of shape (batch, tokens)")
-        self._said = tuple(mask.detach() for mask in masks.values())
+        self._said = tuple(mask.detach() for mask in masks.values()) or None
 
     def forward_begins(self, model: nn.Module, named: Mapping[str, Any]) -> None:
-        """The model is called, with these keywords."""
+        """The model is called, with these keywords; also on a step that measures nothing: what was said is for it."""
         self._masks, self._said = self._said if self._said is not None else _masks(model, named), None
 
     def of(self, x: Tensor) -> Tensor | None:
@@ -44,13 +44,18 @@ class TokenGroups:
         return torch.stack(out)
 
 
+def _tells(mask: Tensor, name: str) -> bool:
+    """Numbers of an `attention_mask` are ones and zeros; those of a key padding mask are added to the logits."""
+    return not mask.is_floating_point() or name in SHOWN
+
+
 def _masks(model: nn.Module, named: Mapping[str, Any]) -> tuple[Tensor, ...]:
     """One group at most: what is no padding. Of an encoder and a decoder one mask says too little."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return ()
     for name in (*SHOWN, *HIDDEN):
         mask = named.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+        if isinstance(mask, Tensor) and mask.dim() == 2 and _tells(mask, name):
             mask = mask.detach()
             return (mask == 0 if name in HIDDEN else mask,)
     return ()

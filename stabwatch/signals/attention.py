@@ -107,7 +107,7 @@ SIGNALS = (
     ),
     Signal(
         name="attention_contraction",
-        help="Largest factor by which a head lets differences between tokens through: near 0 they become one.",
+        help="How far attention lets differences between tokens through, mean over heads: at 0 they become one.",
         unit="1",
         tap="attention",
         reduction="attention_contraction",

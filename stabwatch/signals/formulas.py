@@ -101,7 +101,7 @@ def fp16_headroom(x: Array) -> Array:
 
 
 def median(x: Array) -> Array:
-    """Of a distribution that is given as a count and how many are at least each edge; see `quantile`."""
+    """Of a distribution: its count, how many are at least each edge, its maximum; see `quantile`."""
     return quantile(x, 0.5)
 
 
@@ -111,16 +111,18 @@ def percentile99(x: Array) -> Array:
 
 
 def quantile(x: Array, above: float) -> Array:
-    """The value that a share `above` is at least: count, then how many are at least each of `EDGES`.
+    """The value that a share `above` is at least: count, how many are at least each of `EDGES`, maximum.
 
-    Between two edges (a factor of 1.41) on a straight line in the logarithm; beyond the outermost ones, these.
+    Between two edges (a factor of 1.41) on a straight line in the logarithm, and no more than the maximum; beyond the
+    outermost edges, these.
     """
-    share = x[..., 1:] / x[..., :1]
+    share = x[..., 1:-1] / x[..., :1]
     last = np.maximum((share >= above).sum(axis=-1) - 1, 0)[..., None]
     here, following = (np.take_along_axis(share, np.minimum(last + i, len(EDGES) - 1), axis=-1) for i in (0, 1))
     part = np.where(here > following, np.clip((here - above) / (here - following), 0.0, 1.0), 0.0)
     logs = np.interp(last + part, np.arange(len(EDGES)), np.log2(EDGES))
-    return np.where(np.isnan(share[..., 0]), np.nan, np.exp2(logs[..., 0]))
+    found = np.fmin(np.exp2(logs[..., 0]), np.maximum(x[..., -1], EDGES[0]))
+    return np.where(np.isnan(share[..., 0]), np.nan, found)
 
 
 def standard_error(x: Array) -> Array:
@@ -134,7 +136,7 @@ ARITY: dict[str, tuple[int, ...]] = {
     "root_ratio": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
     "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,),
     "rms_ratio": (4,), "deviation": (3,), "fp16_headroom": (1,),
-    "median": (len(EDGES) + 1,), "percentile99": (len(EDGES) + 1,),
+    "median": (len(EDGES) + 2,), "percentile99": (len(EDGES) + 2,),
 }  # fmt: skip
 """How many partials each formula reads; those that are not listed take those of any number of cells."""
 

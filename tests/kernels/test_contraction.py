@@ -33,11 +33,11 @@ def mean_of(found):
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_largest_singular_value_between_centred_vectors(case):
-    """Measured: 0.6 % below at most, up to 256 tokens and over four decades of sharpness; above by rounding only."""
+    """Measured: 0.1 % below at most, up to 256 tokens and over four decades of sharpness; above by rounding only."""
     q, k, causal, scale = call(**CASES[case])
     found, true = contraction(q, k, None, causal, scale), naive(q, k, None, causal, scale)
     assert found[0] == len(true)
-    assert true.mean().item() * (1 - 0.02) <= mean_of(found) <= true.mean().item() * (1 + 1e-5)
+    assert true.mean().item() * (1 - 0.002) <= mean_of(found) <= true.mean().item() * (1 + 1e-5)
 
 
 def masks(tokens):
@@ -62,7 +62,7 @@ def test_a_mask_is_applied_and_who_takes_no_part_is_left_out(name):
     q, k, *_ = call()
     mask = masks(q.shape[-2])[name]
     true = naive(q, k, mask, False, None).mean().item()
-    assert mean_of(contraction(q, k, mask, False, None)) == pytest.approx(true, rel=0.02)
+    assert mean_of(contraction(q, k, mask, False, None)) == pytest.approx(true, rel=0.002)
 
 
 def test_hidden_keys_change_nothing():
@@ -94,13 +94,58 @@ def test_where_all_keys_are_looked_at_alike_it_is_what_the_authors_measure():
     weights = (shift * (rates / rates.sum())[:, None, None]).sum(0)
     own = eager._largest(eager._centred(weights[None])).item()
     centred = weights.double() - weights.double().mean(1, keepdim=True)
-    assert own == pytest.approx(torch.linalg.matrix_norm(centred, 2).item(), rel=0.02)
+    assert own == pytest.approx(torch.linalg.matrix_norm(centred, 2).item(), rel=0.002)
 
 
-def test_long_sequences_are_looked_at_in_strides():
-    q, k, causal, scale = call(tokens=600, heads=2, groups=2)
-    part = naive(q[:, :, ::3], k[:, :, ::3], None, causal, scale).mean().item()
-    assert mean_of(contraction(q, k, None, causal, scale)) == pytest.approx(part, rel=0.02)
+def test_of_long_sequences_the_first_tokens_are_looked_at():
+    """Local attention stays what it is: a head that copies the token before lets everything through."""
+    q, k, _, scale = call(tokens=600, heads=2, groups=2)
+    part = naive(q[:, :, :256], k[:, :, :256], None, True, scale).mean().item()
+    assert mean_of(contraction(q, k, None, True, scale)) == pytest.approx(part, rel=0.002)
+    angle = torch.arange(600) * 0.5
+    own = 20 * torch.stack((angle.cos(), angle.sin(), (angle * 0.037).cos(), (angle * 0.037).sin()), dim=-1)[None, None]
+    assert mean_of(contraction(own.roll(1, 2), own, None, False, 1.0)) > 0.9
+
+
+SPECTRA = {"spread": torch.linspace(0, 1, 256), "half": torch.linspace(0.5, 1, 256), "flat": torch.ones(256)}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_singular_values_that_lie_close_together(name):
+    """Measured: 0.5 %, 1.1 % and, for one 5 % above all others, 3.5 % below."""
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(256, 256, generator=draw, dtype=torch.float64))[0] for _ in range(2))
+    values = SPECTRA[name].double().clone()
+    values[-1] *= 1.05
+    found = eager._largest((left * values @ right.T).float()[None]).item()
+    assert 0.96 * values[-1] <= found <= values[-1] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("pads", [8, 40])
+def test_padding_has_no_part(pads):
+    q, k, *_ = call(tokens=8 + pads)
+    real = torch.arange(8 + pads).expand(2, -1) < 8
+    true = naive(q[:, :, :8], k[:, :, :8], None, True, None).mean().item()
+    assert mean_of(contraction(q, k, None, True, None, real)) == pytest.approx(true, rel=0.002)
+    mask = real[:, None, None, :] & torch.ones(8 + pads, 8 + pads, dtype=torch.bool).tril()
+    assert mean_of(contraction(q, k, mask, False, None, real)) == pytest.approx(true, rel=0.002)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_least_number_of_any_type_hides(kind):
+    """As transformers write their masks, for padding on the left."""
+    q, k, *_ = call(tokens=20)
+    shown = torch.ones(20, 20, dtype=torch.bool).tril() & (torch.arange(20) >= 6)
+    mask = torch.zeros(1, 1, 20, 20, dtype=kind).masked_fill(~shown, torch.finfo(kind).min)
+    true = naive(q, k, shown, False, None).mean().item()
+    assert mean_of(contraction(q, k, mask, False, None)) == pytest.approx(true, rel=0.002)
+
+
+def test_one_token_alone_is_nothing_to_measure():
+    q, k, *_ = call(tokens=9)
+    one = torch.arange(9).expand(2, -1) < 1
+    assert contraction(q, k, None, True, None, one).tolist() == [0.0, 0.0]
+    assert contraction(q, k, torch.zeros(9, 9, dtype=torch.bool), False, None).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -109,6 +154,6 @@ def test_a_head_that_is_not_finite_is_left_out(bad):
     q[0, 1, 3, 0] = bad
     found, true = contraction(q, k, None, causal, scale), naive(q, k, None, causal, scale)
     assert found[0] == 3 and true.isnan().sum() == 1
-    assert mean_of(found) == pytest.approx(true.nanmean().item(), rel=0.02)
+    assert mean_of(found) == pytest.approx(true.nanmean().item(), rel=0.002)
     q[:] = bad
     assert contraction(q, k, None, causal, scale).tolist() == [0.0, 0.0]

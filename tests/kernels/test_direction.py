@@ -38,6 +38,14 @@ def test_scale_invariance_is_found_and_told_apart(kind, shape):
     assert found == {"row": [True, True], "whole": [False, True], "none": [False, False]}[kind]
 
 
+def test_sums_of_millions_of_equal_numbers():
+    """Measured: 2e-5; in one dot product, or by one norm, 1.4e-2 and 1.9e-2."""
+    x = torch.full((4096, 4096), 0.1)
+    expected = x.numel() * x[0, 0].double().item() ** 2
+    for found in (direction(x, x), together([x], [x])):
+        assert found[1:].tolist() == pytest.approx([expected] * 3, rel=5e-5)
+
+
 def test_matrices_without_a_gradient_or_of_zeros_are_not_scale_invariant():
     g, w = pair((4, 6))
     for weight, gradient in ((w, 0 * g), (0 * w, g)):

@@ -14,7 +14,7 @@ from stabwatch.kernels.depth.naive import slope
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.exponent_histogram.naive import exponents as naive_exponents
 from stabwatch.kernels.moments import moments
-from stabwatch.kernels.router import beyond, expert_moments, loads
+from stabwatch.kernels.router import beyond, expert_moments, grouped, loads, router
 from stabwatch.kernels.router import naive as naive_router
 from stabwatch.kernels.saturation import saturation
 from stabwatch.kernels.saturation.naive import saturation as naive_saturation
@@ -112,6 +112,22 @@ def test_loads_and_what_is_beyond_a_capacity(seed, top_k, capacity):
     found = loads(logits, top_k)
     assert found.tolist() == naive_router.loads(logits, top_k)
     assert beyond(found, capacity).tolist() == pytest.approx(naive_router.beyond(found.tolist(), capacity), abs=1e-4)
+
+
+@given(SEEDS, st.sampled_from([(1, 1), (2, 1), (4, 2), (4, 3), (8, 3), (4, 4)]))
+def test_experts_are_chosen_from_the_best_groups(seed, parts):
+    """Equal."""
+    scores = randn(20, 8, seed=seed)
+    assert grouped(scores, *parts).tolist() == naive_router.grouped(scores, *parts).tolist()
+
+
+@given(SEEDS)
+def test_a_router_that_does_not_choose_by_its_logits(seed):
+    """Measured: 2e-7."""
+    logits, wanted = randn(30, 8, seed=seed), randn(30, 8, seed=seed + 1)
+    torch.testing.assert_close(
+        router(logits, 2, wanted).double(), naive_router.router(logits, 2, wanted), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_capacity_that_holds_all_drops_nothing_and_one_expert_for_all_drops_most():

@@ -72,7 +72,7 @@ def test_a_table_from_a_file_keeps_the_fields_of_the_file(table: SlotTable) -> N
     [
         (lambda d: d["cells"].clear(), "at least one slot"),
         (lambda d: d["cells"][0]["fields"].append(["x", "median"]), "unknown merge operator 'median'"),
-        (lambda d: d["series"][0].update(formula="median"), "unknown formula 'median'"),
+        (lambda d: d["series"][0].update(formula="mode"), "unknown formula 'mode'"),
         (lambda d: d["series"][0].update(slots=[10**6]), "names slots"),
         (lambda d: d["series"][0].update(slots=[]), "names slots"),
     ],

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
+from stabwatch.hooks.samples import ELEMENTS, some_rows, spread
 from stabwatch.hooks.sites import choose, first_tensor
 from stabwatch.kernels.contraction.naive import contraction
 from stabwatch.kernels.mean_mode.naive import mean_mode
@@ -310,3 +311,78 @@ def test_weights_too_are_judged_by_narrower_formats(attach):
     assert log.series("weight_zero_ratio", layer)[1].tolist() == [0.5]
     assert log.series("weight_fp16_lost_ratio", layer)[1].tolist() == [16 / 256]
     assert log.series("weight_fp16_saturated_ratio", layer)[1].tolist() == [1 / 256]
+
+
+def test_a_sample_of_rows_keeps_step_with_no_structure():
+    places = spread(torch.arange(32 * 1024)[:, None], 64).flatten()
+    assert len(places.unique()) == 64
+    assert (places % 1024 == 0).float().mean() < 0.05, "not the first token of every sequence"
+    assert len((places // 1024).unique()) == 32, "of every sequence"
+    weight = torch.ones(4096, 1024)
+    weight[::64] = 0.0
+    assert (some_rows(weight) == 0).float().mean() < 0.1
+    weight = torch.ones(4096, 4096)
+    weight[::64] = 0.0
+    assert (some_rows(weight) == 0).float().mean().item() == pytest.approx(1 / 64, rel=0.3)
+    few = torch.randn(5, 3)
+    assert spread(few, 5) is few
+
+
+@pytest.mark.parametrize("size", [(), (7,), (3, 5), (3, 1_000_000), (5_000_000,), (100, 4096), (2, 300_001), (9000, 9)])
+def test_a_sample_of_a_weight_is_small_and_holds_whole_blocks(size):
+    x = torch.arange(math.prod(size), dtype=torch.float64).reshape(size)
+    rows = some_rows(x)
+    assert min(x.numel(), ELEMENTS * 0.9) <= rows.numel() <= ELEMENTS
+    assert len(rows.unique()) == rows.numel()
+    length = size[-1] if size else 1
+    if rows.shape[1] < length:
+        assert rows.shape[1] == 32 and (rows[:, 0] % length % 32 == 0).all()
+    assert (rows - rows[:, :1] == torch.arange(rows.shape[1])).all()
+
+
+def test_a_fused_optimizer_shows_its_gradients_without_the_loss_scale(attach):
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        attach(model, optimizer)
+        for _ in range(TURNS):
+            loss = 1e-5 * F.cross_entropy(model(1e-3 * torch.randn(8, 16)), torch.randint(4, (8,)))
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        log = attach.finish()
+        signals = ("gradient_fp16_lost_ratio", "gradient_exponent_spread", "gradient_exponent_mean")
+        found.append({k: log.series(k.signal, k.layer)[1].tolist() for k in log.keys if k.signal in signals})
+    assert any(key.signal == "gradient_fp16_lost_ratio" and values[0] > 0.1 for key, values in found[0].items())
+    assert found[0].keys() == found[1].keys()
+    for key, values in found[0].items():
+        assert found[1][key] == pytest.approx(values, rel=1e-5), key
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_gradients_that_a_closure_computes_are_seen_after_the_step(attach, named):
+    torch.manual_seed(0)
+    model, norms = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    watch = attach(model, optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(torch.randn(6, 8)), torch.randint(3, (6,)))
+        loss.backward()
+        norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
+        return loss
+
+    for _ in range(TURNS + 2):
+        optimizer.step(closure=closure) if named else optimizer.step(closure)
+    reasons = {e["reason"] for e in watch.coverage()["unmeasured"] if e["tap"] == "radial"}
+    log = attach.finish()
+    assert log.series("gradient_norm")[1].tolist() == pytest.approx(norms, rel=1e-5)
+    assert reasons == {"the optimizer computes gradients inside its step (a closure)"}
+    measured = {key.signal for key in log.keys if len(log.series(key.signal, key.layer)[0])}
+    assert {"update_to_weight_ratio", "weight_rms", "update_weight_cosine", "weight_zero_ratio"} <= measured
+    assert not measured & {"gradient_fp16_lost_ratio", "gradient_exponent_spread", "gradient_weight_cosine"}

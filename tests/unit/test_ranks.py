@@ -44,6 +44,18 @@ def test_a_rank_that_measured_nothing_changes_nothing():
         np.testing.assert_array_equal(merge_ranks(TABLE, np.stack([ROWS[0], empty]), sharded), alone)
 
 
+def test_a_rank_that_measured_nothing_does_not_win_against_a_negative_sum():
+    table = SlotTable.build([Cell("update", "a", "direction"), Cell("gradient", "a", "moments")])
+    row = np.array([8, -3.0, 4.0, 9.0, 8, 16.0, 0, 3.0])
+    merged = merge_ranks(table, np.stack([row, np.where(np.arange(8) < 8, table.law.unit, 0)]), sharded=False)
+    np.testing.assert_array_equal(merged, row)
+    broken = row.copy()
+    broken[1] = np.nan
+    assert np.isnan(merge_ranks(table, np.stack([row, broken]), sharded=False)[1]), (
+        "what one rank measured as NaN stays"
+    )
+
+
 def test_what_no_rank_measured_is_not_a_number():
     empty = np.stack([TABLE.law.unit, TABLE.law.unit])
     assert np.isnan(merge_ranks(TABLE, empty, sharded=False)).all()

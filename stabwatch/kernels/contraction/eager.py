@@ -8,43 +8,58 @@ from torch import Tensor
 from stabwatch.kernels.power_iteration import start
 
 MOST = 256
-"""Tokens that are looked at, evenly spread: beyond it the weights are those of a softmax over their keys alone."""
+"""Tokens that are looked at, the first: under a causal mask their weights are those of the call, else of a window."""
 VECTORS = 8
-STEPS = 8
+STEPS = 16
 """Power iteration of so many vectors, of which the best counts; a Rayleigh-Ritz step is a hundred small operations."""
 HIDDEN = -1e30
-"""An additive mask hides a key with minus infinity or with the least number of its type."""
+"""An additive mask hides a key with minus infinity, or with the least number of its type."""
 
 
-def contraction(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+def contraction(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    real: Tensor | None = None,
+) -> Tensor:
     """float32 (2,): heads, sum of the largest singular values of their P A P, for the first sample of a call.
 
     query (B, H, T, D), key (B, G, T, D) with G dividing H; the other arguments mean what they mean to
-    `scaled_dot_product_attention`. A holds the attention weights and P takes the mean over tokens away. Heads with a
-    logit that is NaN or infinite are left out. Without a generator and without waiting for the device.
+    `scaled_dot_product_attention`. real: bool (B, T), false for padding. A holds the attention weights and P takes the
+    mean over tokens away. Left out are heads with a logit that is NaN or infinite, and those in which fewer than two
+    tokens take part. Without a generator and without waiting for the device.
     """
-    stride = -(-query.shape[-2] // MOST)
-    q, k = (x.detach()[0, :, ::stride].float() for x in (query, key))
+    q, k = (x.detach()[0, :, :MOST].float() for x in (query, key))
     heads, n, width = q.shape
     scores = q @ k.repeat_interleave(heads // len(k), dim=0).mT * (width**-0.5 if scale is None else scale)
-    visible = torch.ones(n, n, dtype=torch.bool, device=q.device).tril() if is_causal else None
+    visible = torch.ones(n, n, dtype=torch.bool, device=q.device)
+    visible = (visible.tril() if is_causal else visible).expand(heads, n, n)
     if mask is not None:
-        part = _of_first(mask.detach(), stride, n)
-        shown = part if part.dtype == torch.bool else part > HIDDEN
-        visible = shown if visible is None else visible & shown
+        part = _of_first(mask.detach(), n)
+        visible = visible & (part if part.dtype == torch.bool else part > _hidden(part.dtype))
         scores = scores if part.dtype == torch.bool else scores + part.float()
-    weights = (scores if visible is None else scores.masked_fill(~visible, -torch.inf)).softmax(dim=-1)
-    inner = _centred(weights) if mask is None or visible is None else _centred_where(weights, visible)
-    found = torch.isfinite(values := _largest(inner))
+    if real is not None:
+        visible = visible & real[0, :n, None] & real[0, :n]
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+    plain = mask is None and real is None
+    values = _largest(_centred(weights) if plain else _centred_where(weights, visible))
+    several = visible.any(dim=-1).sum(dim=-1) > 1
+    found = torch.isfinite(values) & several
     return torch.stack((found.sum(dtype=torch.float32), torch.where(found, values, 0.0).sum()))
 
 
-def _of_first(mask: Tensor, stride: int, n: int) -> Tensor:
+def _of_first(mask: Tensor, n: int) -> Tensor:
     """(H or 1, n, n) of a mask that broadcasts to (B, H, T, T)."""
     while mask.dim() < 4:
         mask = mask.unsqueeze(0)
-    rows, columns = (slice(None) if size == 1 else slice(None, None, stride) for size in mask.shape[-2:])
-    return mask[0, :, rows, columns].expand(-1, n, n)
+    return mask[0, :, :n, :n].expand(-1, n, n)
+
+
+def _hidden(kind: torch.dtype) -> float:
+    """float16 knows no number below -65504."""
+    return max(HIDDEN, torch.finfo(kind).min / 2)
 
 
 def _centred(weights: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 from stabwatch.kernels.moments.eager import host_sumsq
 from stabwatch.kernels.where import on_host
 
+PART = 1 << 16
+"""Numbers that one float32 dot product on the CPU runs over."""
 BY_ROW, BY_MATRIX = 0.1, 0.01
 """Cosines between weight and gradient, times the square root of their length, under which they count as orthogonal."""
 
@@ -24,7 +26,7 @@ def direction(update: Tensor, weight: Tensor) -> Tensor:
     """
     u, w = update.detach().float().flatten(), weight.detach().float().flatten()
     count = torch.full((), float(u.numel()), device=u.device)
-    return torch.stack((count, torch.dot(u, w), torch.dot(u, u), torch.dot(w, w)))
+    return torch.stack((count, _dot(u, w), _dot(u, u), _dot(w, w)))
 
 
 def adam(mean: Tensor, square: Tensor, eps: float, step: Any, betas: tuple[float, float]) -> Tensor:
@@ -46,9 +48,16 @@ def together(updates: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     pairs = [
         (u.detach().float().flatten(), w.detach().float().flatten()) for u, w in zip(updates, weights, strict=True)
     ]
-    dot = torch.stack([torch.dot(u, w) for u, w in pairs]).sum()
+    dot = torch.stack([_dot(u, w) for u, w in pairs]).sum()
     count = torch.full_like(dot, float(sum(len(u) for u, _ in pairs)))
     return torch.stack((count, dot, *(_sumsq(x, dot) for x in zip(*pairs, strict=True))))
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """x . y of two vectors: on the CPU in parts, as it adds one number after another in each vector lane."""
+    if not on_host(x):
+        return torch.dot(x, y)
+    return torch.stack([torch.dot(a, b) for a, b in zip(x.split(PART), y.split(PART), strict=True)]).sum()
 
 
 def _sumsq(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -75,10 +84,10 @@ def invariance(weight: Tensor, gradient: Tensor) -> Tensor:
     1 / sqrt(n); the whole, of which there is only one, is held to a narrower limit.
     """
     w, g = (x.detach().float().flatten(1) for x in (weight, gradient))
-    dots, squares = (w * g).sum(1), w.square().sum(1) * g.square().sum(1)
+    dots, lengths, others = (w * g).sum(1), w.square().sum(1), g.square().sum(1)
+    squares = lengths * others
     rows = (dots.square() * w.shape[1] < BY_ROW**2 * squares) | (squares == 0)
-    norms = torch.linalg.vector_norm(w).square() * torch.linalg.vector_norm(g).square()
-    whole = dots.sum().square() * w.numel() < BY_MATRIX**2 * norms
+    whole = dots.sum().square() * w.numel() < BY_MATRIX**2 * lengths.sum() * others.sum()
     return torch.stack((rows.all() & (squares > 0).any() & (len(w) > 1), whole))
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 CONSTANT = 1e-6
 """Spread of cosines under which all distances are the same, in float32: such a half says nothing and is left out."""
+EXACTLY_CONSTANT = 1e-13
+"""The same in float64: what float32 points of one direction show, each rounded for itself, is a tenth of it at most."""
 
 
 def stability(x: Tensor, partitions: int, generator: torch.Generator) -> Tensor:
@@ -32,10 +34,10 @@ def split_scores(x: Tensor, permutations: Tensor) -> tuple[Tensor, Tensor]:
 def drift(x: Tensor, reference: Tensor) -> Tensor:
     """1 - rank correlation between the cosine distances in x (n, D) and in reference (n, E): a number in 0..2.
 
-    NaN if either tells no points apart.
+    NaN if either tells no points apart. In float64: cosines of nearly collapsed points all round to 1 in float32.
     """
-    score, used = _rank_correlation(x.detach().float(), reference.detach().float())
-    return torch.where(used, 1 - score, torch.nan)
+    score, used = _rank_correlation(x.detach().double(), reference.detach().double())
+    return torch.where(used, 1 - score, torch.nan).float()
 
 
 def shift_coherence(x: Tensor, reference: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def _rank_correlation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = torch.triu_indices(a.shape[-2], a.shape[-2], 1, device=a.device)
     pairs = known[..., rows] & known[..., columns]
     first, second = (_cosines(y)[..., rows, columns] for y in (a, b))
-    least = CONSTANT * pairs.sum(dim=-1).sqrt()
+    least = (EXACTLY_CONSTANT if first.dtype == torch.float64 else CONSTANT) * pairs.sum(dim=-1).sqrt()
     used = (_centred(first, pairs).norm(dim=-1) > least) & (_centred(second, pairs).norm(dim=-1) > least)
     places = [_centred(_ranks(c.masked_fill(~pairs, torch.inf)), pairs) for c in (first, second)]
     return F.cosine_similarity(places[0], places[1], dim=-1, eps=0.0), used

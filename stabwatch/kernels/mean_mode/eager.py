@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from stabwatch.kernels.column_moments import column_sums
+from stabwatch.kernels.moments.eager import host_sumsq
+from stabwatch.kernels.where import on_host
 
 
 def mean_mode(inputs: Tensor, gradients: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -41,4 +43,4 @@ def dead_units(inputs: Tensor) -> Tensor:
 
 
 def _sumsq(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x).square()
+    return torch.tensor(host_sumsq(x)) if on_host(x) else torch.linalg.vector_norm(x).square()

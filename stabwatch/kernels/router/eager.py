@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 
-def router(logits: Tensor, top_k: int) -> Tensor:
-    """logits (N, E) -> float32 (4,): tokens, entropies, squared logsumexps, largest load / mean load - 1."""
+def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
+    """logits (N, E) -> float32 (4,): tokens, entropies, squared logsumexps, largest load / mean load - 1.
+
+    wanted (N, E): what the experts are chosen by, where that is not the logits.
+    """
     logits = logits.detach().float()
     lse = torch.logsumexp(logits, dim=-1)
     p = torch.softmax(logits, dim=-1)
-    load = loads(logits, top_k)
+    load = loads(logits if wanted is None else wanted, top_k)
     tokens = torch.full_like(lse[0], float(len(logits)))
     return torch.stack((tokens, torch.special.entr(p).sum(), lse.square().sum(), load.amax() / load.mean() - 1))
 
@@ -21,6 +24,16 @@ def loads(logits: Tensor, top_k: int) -> Tensor:
     chosen = logits.detach().topk(top_k, dim=-1).indices.flatten()
     ones = torch.ones(chosen.shape, device=logits.device)
     return torch.zeros(logits.shape[-1], device=logits.device).scatter_add_(0, chosen, ones)
+
+
+def grouped(scores: Tensor, groups: int, kept: int) -> Tensor:
+    """scores (N, E) -> the same, -inf outside of the `kept` groups whose two largest scores add up to most."""
+    if kept >= groups:
+        return scores
+    parts = scores.unflatten(-1, (groups, -1))
+    worth = parts.topk(min(2, parts.shape[-1]), dim=-1).values.sum(dim=-1)
+    best = torch.zeros_like(worth, dtype=torch.bool).scatter_(-1, worth.topk(kept, dim=-1).indices, True)
+    return parts.masked_fill(~best[..., None], -torch.inf).flatten(-2)
 
 
 def beyond(loads: Tensor, capacity: float) -> Tensor:

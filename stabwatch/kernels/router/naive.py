@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 
-def router(logits: Tensor, top_k: int) -> Tensor:
-    """logits (N, E) -> float64 (4,): tokens, entropies, squared logsumexps, largest load / mean load - 1."""
+def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
+    """logits (N, E) -> float64 (4,): tokens, entropies, squared logsumexps, largest load / mean load - 1.
+
+    wanted (N, E): what the experts are chosen by, where that is not the logits.
+    """
+    wanted = logits if wanted is None else wanted
     logits = logits.detach().double()
     p = torch.softmax(logits, dim=-1)
     entropy = -(p * p.log()).nan_to_num().sum()
-    load = torch.bincount(logits.topk(top_k, dim=-1).indices.flatten(), minlength=logits.shape[1]).double()
+    load = torch.bincount(wanted.topk(top_k, dim=-1).indices.flatten(), minlength=logits.shape[1]).double()
     violation = load.max() / load.mean() - 1
     square = torch.logsumexp(logits, dim=-1).square().sum()
     return torch.stack((torch.tensor(float(len(logits))).double(), entropy, square, violation))
@@ -24,6 +28,17 @@ def loads(logits: Tensor, top_k: int) -> list[int]:
         for expert in sorted(range(len(row)), key=lambda e: -row[e])[:top_k]:
             counts[expert] += 1
     return counts
+
+
+def grouped(scores: Tensor, groups: int, kept: int) -> Tensor:
+    """scores (N, E), those outside of the `kept` groups whose two largest add up to most as -inf, row after row."""
+    out, size = torch.full_like(scores, -torch.inf), scores.shape[1] // groups
+    for row, into in zip(scores, out, strict=True):
+        parts = [range(g * size, (g + 1) * size) for g in range(groups)]
+        worth = [sum(sorted((float(row[e]) for e in part), reverse=True)[:2]) for part in parts]
+        for g in sorted(range(groups), key=lambda g: -worth[g])[:kept]:
+            into[list(parts[g])] = row[list(parts[g])]
+    return out
 
 
 def beyond(loads: list[int], capacity: float) -> list[float]:

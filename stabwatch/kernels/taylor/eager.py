@@ -27,10 +27,11 @@ def ratios(rates: Tensor, logits: Tensor) -> Tensor:
 
 
 def radii(found: Tensor) -> Tensor:
-    """float32 (34,): rows, and how many of their ratios (N,) are at least each of `EDGES`; NaN is above all."""
+    """float32 (35,): rows, how many of their ratios (N,) reach each of `EDGES`, and the largest; NaN is above all."""
     edges = constant(EDGES, torch.float32, found.device)
-    above = (torch.where(torch.isnan(found), torch.inf, found)[:, None] >= edges).sum(dim=0, dtype=torch.float32)
-    return torch.cat((torch.full((1,), float(found.numel()), device=found.device), above))
+    found = torch.where(torch.isnan(found), torch.inf, found)
+    above = (found[:, None] >= edges).sum(dim=0, dtype=torch.float32)
+    return torch.cat((torch.full((1,), float(found.numel()), device=found.device), above, found.amax(0, keepdim=True)))
 
 
 def taylor(found: Tensor, length: Tensor) -> Tensor:

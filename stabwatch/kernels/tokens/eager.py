@@ -17,7 +17,7 @@ def tokens(x: Tensor, groups: Tensor | None = None) -> Tensor:
     groups: bool (K, B, T), no token in two: each of two tokens or more is a sample of its own, and what is in none is
     left out.
     """
-    stride = max(1, x.shape[1] // MOST)
+    stride = -(-x.shape[1] // MOST)
     x = x.detach()[:, ::stride].float()
     if groups is not None:
         return _grouped(x, groups[..., ::stride].movedim(0, 1).float())

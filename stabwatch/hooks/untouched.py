@@ -1,0 +1,74 @@
+"""To call a module of the user's once more, and leave it and all random numbers as they were."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_PLAIN = ("torch.nn.modules.activation", "transformers.activations")
+"""Where classes are defined that draw nothing and keep nothing (but for torch's RReLU, which is not asked)."""
+
+
+def asked(module: nn.Module, x: Tensor) -> Tensor:
+    """What an activation function gives for x; of a class of the user's, without its dropout and leaving no trace."""
+    if type(module).__module__ in _PLAIN:
+        return module.forward(x)
+    with untouched(module, x, evaluating=True):
+        return module.forward(x)
+
+
+@contextmanager
+def untouched(module: nn.Module, *inputs: Tensor, seed: int | None = None, evaluating: bool = False) -> Iterator[None]:
+    """Puts back: random states of torch, numpy and Python, buffers, and attributes that `forward` sets.
+
+    inputs: their devices' random states too. seed: torch's random numbers begin at it meanwhile. evaluating: as after
+    `module.eval()`. What lies deeper, in lists or objects of the user's, is not kept.
+    """
+    tensors = (*inputs, *module.parameters(), *module.buffers())
+    devices = sorted({x.device.index for x in tensors if x.device.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(_random_states_kept(devices, seed))
+        for part in module.modules():
+            stack.callback(_put_back, part, dict(part.__dict__), dict(part._buffers), _copies(part))
+            part.__dict__["training"] = part.training and not evaluating
+        yield
+
+
+@contextmanager
+def _random_states_kept(devices: list[int], seed: int | None) -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            if seed is not None:
+                for generator in (torch.default_generator, *(torch.cuda.default_generators[d] for d in devices)):
+                    generator.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _copies(part: nn.Module) -> list[tuple[Tensor, Tensor, int]]:
+    """Tensors that may be written to in place: buffers and plain attributes, a copy of each, and its version."""
+    found = [*part._buffers.values(), *part.__dict__.values()]
+    return [(x, x.detach().clone(), x._version) for x in found if isinstance(x, Tensor)]
+
+
+@torch.no_grad()
+def _put_back(
+    part: nn.Module, attributes: dict[str, Any], buffers: dict[str, Any], copies: list[tuple[Tensor, Tensor, int]]
+) -> None:
+    for name in part.__dict__.keys() - attributes.keys():
+        del part.__dict__[name]
+    part.__dict__.update(attributes)
+    part._buffers.clear()
+    part._buffers.update(buffers)
+    for tensor, copy, version in copies:
+        if tensor._version != version:
+            tensor.copy_(copy)
