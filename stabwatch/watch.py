@@ -225,7 +225,6 @@ class Watch:
         self.guard.run("learning_rate", "always", self._note_rate, optimizer)
         self._alarm.after(optimizer)
         if self._clock.stepped(optimizer):
-            self._taps.steps.step_ends()
             self._end_step()
 
     def _note_rate(self, optimizer: Any) -> None:
@@ -236,6 +235,7 @@ class Watch:
                 self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
 
     def _end_step(self) -> None:
+        self._taps.steps.step_ends()
         self.guard.run("clock", "always", self._close_step)
         self._alarm.boundary(self.step)
 

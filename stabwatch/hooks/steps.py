@@ -85,7 +85,7 @@ class StepTaps:
             guard.clipped(norm)
 
     def step_ends(self) -> None:
-        """All optimizers have stepped."""
+        """All optimizers have stepped that do in this step."""
         if self._guards and self._watch.gate.open:
             self._watch.guard.run("guard", "always", self._count)
         if self._watch.gate.deep and self._taylor is not None:
