@@ -269,7 +269,7 @@ def _elements(run: Path) -> int:
     """Sum of the counts of all moments and updates in a run log."""
     total = 0.0
     for block in read_run(run).blocks:
-        measured = ("activation", "gradient", "weight", "update")
-        slots = [at for cell, at in zip(block.table.cells, block.table.starts, strict=True) if cell.tap in measured]
+        cells = zip(block.table.cells, block.table.starts, strict=True)
+        slots = [at for cell, at in cells if cell.reduction in ("moments", "update")]
         total += np.nansum(block.rows[:, slots])
     return int(total)
