@@ -180,10 +180,9 @@ def unstable_table(results: list[Result]) -> str:
 def page(command: str, results: list[Result], seconds: float) -> str:
     """docs/calibration.md."""
     healthy, unstable = ([r for r in results if bool(r.expected) == wanted] for wanted in (False, True))
-    where = machine()
     return f"""# Calibration of the rules
 
-`{command}`, {datetime.date.today()}, {where}, one thread, {seconds:.0f} s in all.
+`{command}`, {datetime.date.today()}, {machine()}, one thread, {seconds:.0f} s in all.
 The trainings are in `benchmarks/zoo.py`. 'every step' measures everything at every step; 'default' leaves it to the
 governor at a budget of 1%, which on steps of a few milliseconds measures even the loss only every 2 to 16 steps, and
 the dearer signals every 64 to 256.

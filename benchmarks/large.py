@@ -15,22 +15,20 @@ VOCABULARY = 50304
 class Large(GPT):
     """The demo's model with a vocabulary of that size, and the head tied to the embedding."""
 
-    def __init__(self, config: DemoConfig = MEDIUM, vocabulary: int = VOCABULARY) -> None:
-        super().__init__(config)
-        self.tokens = nn.Embedding(vocabulary, config.width)
-        self.head = nn.Linear(config.width, vocabulary, bias=False)
+    def __init__(self) -> None:
+        super().__init__(MEDIUM)
+        self.tokens = nn.Embedding(VOCABULARY, MEDIUM.width)
+        self.head = nn.Linear(MEDIUM.width, VOCABULARY, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.head.weight = self.tokens.weight
 
 
-def rows(
-    device: torch.device, seed: int, config: DemoConfig = MEDIUM, vocabulary: int = VOCABULARY
-) -> tuple[Tensor, Tensor]:
+def rows(device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Tokens of a language that can be learned a little: each follows from the one before it, or from nothing."""
     generator = torch.Generator().manual_seed(seed)
-    found = torch.randint(vocabulary, (config.batch, config.context + 1), generator=generator)
+    found = torch.randint(VOCABULARY, (MEDIUM.batch, MEDIUM.context + 1), generator=generator)
     known = torch.rand(found.shape, generator=generator) < 0.5
-    found = torch.where(known, (found.roll(1, 1) * 31 + 7) % vocabulary, found).to(device)
+    found = torch.where(known, (found.roll(1, 1) * 31 + 7) % VOCABULARY, found).to(device)
     return found[:, :-1].contiguous(), found[:, 1:].contiguous()
 
 

@@ -150,13 +150,12 @@ Alarms on healthy steps (blank: none), all with their usual thresholds:
 
 def page(command: str, halves: dict[str, list[Verdict]], scales: dict[str, float], seeds: int, took: str) -> str:
     """docs/detection.md."""
-    where = machine()
     titles = {"B": "Held out", "A": "Calibrated on"}
     parts = "\n".join(half_text(titles[half], halves[half], scales) for half in ("B", "A") if half in halves)
     of_a, of_b = (SEEDS[half][:seeds] for half in "AB")
     return f"""# How well trouble is detected
 
-`{command}`, {datetime.date.today()}, {where}, one thread, {took}.
+`{command}`, {datetime.date.today()}, {machine()}, one thread, {took}.
 
 Real trainings of 400 steps (`benchmarks/detection/`): small language models, vision transformers, CNNs, recurrent
 networks, stacks that predict noise, mixtures of experts, transformers on tables, MLPs; on the text of the standard

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from stabwatch.hooks import experts
 from stabwatch.hooks.roles import NO_ROLE, Role
-from stabwatch.hooks.samples import ELEMENTS
-from stabwatch.hooks.samples import spread as _spread
+from stabwatch.hooks.samples import ELEMENTS, spread
 from stabwatch.hooks.sites import Site, first_tensor
 from stabwatch.hooks.store import CellStore
 from stabwatch.hooks.untouched import asked
@@ -105,7 +104,7 @@ def observe_gradient(site: Site, inputs: Tensor, gradient: Tensor) -> None:
 @torch.no_grad()
 def _residual(site: Site, out: Tensor) -> None:
     x = _as_tokens(out, site.role)
-    rows = _spread(x.flatten(0, -2), max(1, ELEMENTS // x.shape[-1]))
+    rows = spread(x.flatten(0, -2), max(1, ELEMENTS // x.shape[-1]))
     _run(site, "shape", lambda: shape(rows))
     _run(site, "precision", lambda: precision(rows))
     _run(site, "exponents", lambda: exponents(rows))
@@ -169,13 +168,13 @@ def _saturation(site: Site, module: nn.Module, args: Any) -> None:
         site.watch.unmeasured("nonlinearity", site.name, IN_PLACE)
     elif x is not None and x.numel() and x.dim() > 1:
         rows = _as_tokens(x.detach()).flatten(0, -2)
-        rows = _spread(rows, max(1, ELEMENTS // rows.shape[-1]))
+        rows = spread(rows, max(1, ELEMENTS // rows.shape[-1]))
         _fold(site, "nonlinearity", "saturation", saturation(lambda x: asked(module, x), rows))
 
 
 def points_of(x: Tensor, role: Role = NO_ROLE) -> Tensor:
     """(n, D): at most `POINTS` tokens or samples, evenly spread."""
-    return _spread(_as_tokens(x, role).flatten(0, -2), POINTS)
+    return spread(_as_tokens(x, role).flatten(0, -2), POINTS)
 
 
 def _fold(site: Site, tap: str, reduction: str, partials: Tensor) -> None:
