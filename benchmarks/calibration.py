@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from benchmarks.report import machine, table
 from benchmarks.zoo import HEALTHY, QUICK, SPARSE, UNSTABLE, Setting, train
 from stabwatch.alerts import RULES, Engine, Rule, diagnose
-from stabwatch.alerts.derived import families
+from stabwatch.alerts.catalogue import families
 from stabwatch.alerts.rule import Condition, Level
 from stabwatch.runlog import Run, read_run
 

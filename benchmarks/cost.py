@@ -31,8 +31,8 @@ import stabwatch
 from benchmarks import large
 from benchmarks.report import machine, table
 from stabwatch.demo import GPT, DemoConfig, batches, corpus
-from stabwatch.hooks.guard import Guard
-from stabwatch.schedule import TURNS
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.isolation import Guard
 from stabwatch.signals import CATALOGUE, Signal
 
 RESULTS = Path(__file__).parent / "results"

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stabwatch.demo import GPT
-from stabwatch.hooks.sites import choose
+from stabwatch.hooks.base.sites import choose
 from stabwatch.runlog import read_run
 
 

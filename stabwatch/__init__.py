@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from stabwatch.config import Config as Config
     from stabwatch.errors import TrainingUnstableError as TrainingUnstableError
     from stabwatch.guards import TaylorGuard as TaylorGuard
-    from stabwatch.hooks.batches import fingerprint as fingerprint
+    from stabwatch.hooks.probes.batches import fingerprint as fingerprint
     from stabwatch.plugins import signal as signal
     from stabwatch.watch import Watch as Watch
     from stabwatch.watch import attach as attach
@@ -28,7 +28,7 @@ _HOME = {
     "Config": "stabwatch.config",
     "TaylorGuard": "stabwatch.guards",
     "TrainingUnstableError": "stabwatch.errors",
-    "fingerprint": "stabwatch.hooks.batches",
+    "fingerprint": "stabwatch.hooks.probes.batches",
     "signal": "stabwatch.plugins",
 }
 

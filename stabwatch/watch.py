@@ -18,24 +18,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stabwatch import plugins
-from stabwatch.alarm import alarm_of
-from stabwatch.assembly import HostNumbers
-from stabwatch.buffer import Copy
-from stabwatch.clock import StepClock
 from stabwatch.config import Config
-from stabwatch.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
-from stabwatch.durations import StepTimes
-from stabwatch.facts import learning_rate, open_folder, optimizer_facts, run_id, run_meta
-from stabwatch.hooks.guard import Guard
-from stabwatch.hooks.sites import Gate, device_of, first_tensor, unwrap
-from stabwatch.hooks.steps import has_closure
-from stabwatch.hooks.token_groups import TokenGroups
-from stabwatch.launch import AgentProcess
-from stabwatch.ranks import Ranks
+from stabwatch.distributed.ranks import Ranks
+from stabwatch.guards.dispatcher import alarm_of
+from stabwatch.hooks.base.context import Gate
+from stabwatch.hooks.base.host_transfer import Copy
+from stabwatch.hooks.base.isolation import Guard
+from stabwatch.hooks.base.sites import unwrap
+from stabwatch.hooks.base.tensors import device_of, first_tensor
+from stabwatch.hooks.base.token_groups import TokenGroups
+from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.runlog import SlotTable, Writer
-from stabwatch.schedule import Governor, Plan
+from stabwatch.runtime.agent_process import AgentProcess
+from stabwatch.runtime.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
+from stabwatch.runtime.device_timer import StepTimes
+from stabwatch.runtime.governor import Governor, Plan
+from stabwatch.runtime.record import HostNumbers
+from stabwatch.runtime.run_metadata import learning_rate, open_folder, optimizer_facts, run_id, run_meta
+from stabwatch.runtime.step_clock import StepClock
+from stabwatch.runtime.taps import Taps
 from stabwatch.signals.declaration import Tier
-from stabwatch.taps import Taps
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.detection.others import GRID, OTHERS, Detector, episodes
 from benchmarks.detection.runs import Array, Trained, hurt
 from stabwatch.alerts import Engine, diagnose
-from stabwatch.alerts.stretches import stretches
+from stabwatch.alerts.incidents import stretches
 from stabwatch.runlog import Run
 
 OURS = "stabwatch"

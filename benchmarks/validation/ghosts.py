@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import table
 from stabwatch.guards import TaylorGuard
-from stabwatch.hooks.probe import Probe
+from stabwatch.hooks.probes.directional import Probe
 from stabwatch.kernels.taylor import ratios
 
 TITLE = "Step length over Taylor radius (Ghosts of Softmax)"

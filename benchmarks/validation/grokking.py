@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.report import table
-from stabwatch.hooks.loss import scaling
+from stabwatch.hooks.probes.loss import scaling
 
 TITLE = "Softmax collapse (Grokking at the edge of numerical stability)"
 CLAIM = """Prieto et al. 2025, arXiv:2501.04697 [abstract, code]: without regularisation the loss of more and more samples becomes exactly zero

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from stabwatch.agent.service import serve
 from stabwatch.errors import StabwatchError
-from stabwatch.exporters.levels import CARDINALITIES, WORST
-from stabwatch.exporters.readings import MAX_SERIES
+from stabwatch.exporters.cardinality import CARDINALITIES, WORST
+from stabwatch.exporters.latest import MAX_SERIES
 
 PASSWORD = "STABWATCH_PASSWORD"
 

@@ -21,8 +21,8 @@ from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
 from stabwatch.alerts.user_rules import load_rules
 from stabwatch.errors import AgentError
-from stabwatch.exporters.levels import WORST, Cardinality
-from stabwatch.exporters.readings import MAX_SERIES
+from stabwatch.exporters.cardinality import WORST, Cardinality
+from stabwatch.exporters.latest import MAX_SERIES
 
 POLL_SECONDS = 0.25
 WAIT_SECONDS = 10.0

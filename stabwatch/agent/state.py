@@ -19,10 +19,10 @@ from stabwatch.agent.history import History
 from stabwatch.agent.process import ProcessWatch
 from stabwatch.agent.view import CHARTED, PageHead, page_head
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
+from stabwatch.exporters.cardinality import WORST, Cardinality, Coarse
 from stabwatch.exporters.declared import adopt
-from stabwatch.exporters.levels import WORST, Cardinality, Coarse
+from stabwatch.exporters.latest import MAX_SERIES, Readings, SeriesCap
 from stabwatch.exporters.prometheus import Snapshot
-from stabwatch.exporters.readings import MAX_SERIES, Readings, SeriesCap
 from stabwatch.exporters.snapshots import snapshot
 from stabwatch.runlog import Block, Event, append_event, wait_for_run
 

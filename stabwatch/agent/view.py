@@ -9,8 +9,8 @@ from typing import Any
 
 from stabwatch.agent.history import History
 from stabwatch.alerts import Alert, Diagnosis
-from stabwatch.alerts.words import guard_in_words
-from stabwatch.exporters.readings import Readings
+from stabwatch.alerts.templates import guard_in_words
+from stabwatch.exporters.latest import Readings
 from stabwatch.runlog import Event, Meta, SeriesKey, plain
 from stabwatch.signals import CATALOGUE
 

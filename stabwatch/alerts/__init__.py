@@ -5,12 +5,12 @@ compare, from the rings of points in `points.py`; `engine.py` evaluates them ove
 fired into causes.
 """
 
+from stabwatch.alerts.catalogue import DERIVED as DERIVED
 from stabwatch.alerts.catalogue import RULES as RULES
-from stabwatch.alerts.derived import DERIVED as DERIVED
 from stabwatch.alerts.diagnosis import Cause as Cause
 from stabwatch.alerts.diagnosis import Diagnosis as Diagnosis
 from stabwatch.alerts.diagnosis import diagnose as diagnose
 from stabwatch.alerts.engine import Engine as Engine
-from stabwatch.alerts.points import Derived as Derived
+from stabwatch.alerts.features import Derived as Derived
 from stabwatch.alerts.rule import Alert as Alert
 from stabwatch.alerts.rule import Rule as Rule

@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stabwatch.alerts.causes import RECENT, ROOT_CAUSES, TOGETHER, Evidence
 from stabwatch.alerts.engine import Engine
+from stabwatch.alerts.root_causes import RECENT, ROOT_CAUSES, TOGETHER, Evidence
 from stabwatch.alerts.rule import SEVERITIES, Alert
-from stabwatch.alerts.words import batch_in_words
+from stabwatch.alerts.templates import batch_in_words
 
 MOST_BATCHES = 4
 """Batches of one step that are told."""

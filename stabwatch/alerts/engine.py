@@ -12,13 +12,13 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.alerts.catalogue import RULES
-from stabwatch.alerts.derived import NonFiniteFamily, families
-from stabwatch.alerts.layers import PlainFamily
-from stabwatch.alerts.memory import Memory
-from stabwatch.alerts.points import Array, Family
+from stabwatch.alerts.catalogue import RULES, families
+from stabwatch.alerts.features import Family, PlainFamily
 from stabwatch.alerts.rule import Alert, Condition, Rule
-from stabwatch.alerts.words import describe
+from stabwatch.alerts.run_context import Memory
+from stabwatch.alerts.statistics import Array
+from stabwatch.alerts.templates import describe
+from stabwatch.alerts.themes.nonfinite import NonFiniteFamily
 from stabwatch.runlog import Block, Event, SeriesKey
 
 HEARD = ("start", "end", "flight", "guard", "change")

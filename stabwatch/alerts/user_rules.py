@@ -23,10 +23,9 @@ from pathlib import Path
 
 import yaml
 
-from stabwatch.alerts.catalogue import RULES
-from stabwatch.alerts.derived import families
-from stabwatch.alerts.entries import Entry, as_mapping, read
+from stabwatch.alerts.catalogue import RULES, families
 from stabwatch.alerts.rule import SEVERITIES, Condition, Level, Rule
+from stabwatch.alerts.yaml_lines import Entry, as_mapping, read
 from stabwatch.signals import CATALOGUE
 
 _CHANGES = ("hold", "thresholds", "recover", "silent")

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
-from stabwatch.analysis.source import PIECE, Source, part
+from stabwatch.analysis.readers.records import PIECE
 from stabwatch.analysis.summaries import SeriesSummary, Summaries
-from stabwatch.analysis.thinned import Thinned
 from stabwatch.runlog import Block, Event, Meta, Run, RunLog, find_run, plain
+from stabwatch.runlog.downsample import Thinned
+from stabwatch.runlog.source import Source, part
 
 SCHEMA_VERSION = 1
 

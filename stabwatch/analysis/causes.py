@@ -8,10 +8,10 @@ import numpy as np
 
 from stabwatch.alerts import Cause, Rule
 from stabwatch.alerts.catalogue import BY_NAME
-from stabwatch.alerts.causes import RECENT, ROOT_CAUSES, TOGETHER, RootCause
+from stabwatch.alerts.root_causes import RECENT, ROOT_CAUSES, TOGETHER, RootCause
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.analysis.findings import Finding, Kind
-from stabwatch.analysis.logs import LogRun
+from stabwatch.analysis.readers.log import LogRun
 from stabwatch.analysis.remedies import RULES, remedies
 
 KNOWN: dict[str, Rule | RootCause] = {**BY_NAME, **{cause.name: cause for cause in ROOT_CAUSES}}

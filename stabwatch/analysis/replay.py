@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.alerts import RULES, Alert, Engine, Rule
+from stabwatch.alerts.incidents import Stretch, rank, stretches
 from stabwatch.alerts.rule import SEVERITIES, Severity
-from stabwatch.alerts.stretches import Stretch, rank, stretches
-from stabwatch.analysis.source import Source
-from stabwatch.analysis.timeline import lead, timeline
+from stabwatch.alerts.timeline import lead, timeline
 from stabwatch.runlog import Event
+from stabwatch.runlog.source import Source
 
 SCHEMA_VERSION = 1
 Said = tuple[str, str, str, str, int]

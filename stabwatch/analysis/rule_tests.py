@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 
 from stabwatch.alerts import RULES, Engine, Rule
-from stabwatch.alerts.entries import Entry, read
+from stabwatch.alerts.incidents import Stretch, stretches
 from stabwatch.alerts.rule import SEVERITIES
-from stabwatch.alerts.stretches import Stretch, stretches
 from stabwatch.alerts.user_rules import load_rules
+from stabwatch.alerts.yaml_lines import Entry, read
 from stabwatch.analysis.replay import replay_run
-from stabwatch.analysis.source import sources
+from stabwatch.analysis.sources import sources
 from stabwatch.runlog import Block, Cell, SeriesKey, SlotTable
 from stabwatch.runlog.schema import Series
 from stabwatch.signals import CATALOGUE

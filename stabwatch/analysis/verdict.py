@@ -14,10 +14,10 @@ from stabwatch.alerts import Diagnosis
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.analysis.causes import causes_of
 from stabwatch.analysis.detectors import DETECTORS, reinitialisation, restarts
+from stabwatch.analysis.detectors.segments import Part, cut, parts
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import Log, LogRun
-from stabwatch.analysis.parts import Part, cut, parts
-from stabwatch.analysis.unseen import unseen
+from stabwatch.analysis.limitations import unseen
+from stabwatch.analysis.readers.log import Log, LogRun
 
 SCHEMA_VERSION = 1
 

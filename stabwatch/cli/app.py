@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from stabwatch import __version__
-from stabwatch.cli import (
+from stabwatch.cli.arguments import Exit
+from stabwatch.cli.commands import (
     agent,
     analyze,
     compare,
@@ -21,12 +22,11 @@ from stabwatch.cli import (
     forecast,
     grafana,
     replay,
-    report_command,
+    report,
     rules,
     signals,
     top,
 )
-from stabwatch.cli.arguments import Exit
 from stabwatch.errors import StabwatchError
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(Exit.BROKEN_PIPE) from None
         except (StabwatchError, OSError) as error:
-            from stabwatch.cli.text import clean
+            from stabwatch.cli.render.text import clean
 
             print(f"stabwatch: {clean(str(error))}", file=sys.stderr)
             raise typer.Exit(Exit.UNREADABLE) from None
@@ -77,7 +77,7 @@ for name, command in (
     ("agent", agent.agent),
     ("top", top.top),
     ("analyze", analyze.analyze),
-    ("report", report_command.report),
+    ("report", report.report),
     ("compare", compare.compare),
     ("forecast", forecast.forecast),
     ("replay", replay.replay),

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from stabwatch.alerts.rule import SEVERITIES
-from stabwatch.cli.blocks import cause_section, new_table, section
-from stabwatch.cli.plot import Chart, Line
-from stabwatch.cli.text import clean, count, number
+from stabwatch.cli.render.layout import cause_section, new_table, section
+from stabwatch.cli.render.plot import Chart, Line
+from stabwatch.cli.render.text import clean, count, number
 
 if TYPE_CHECKING:
     from stabwatch.analysis.findings import Finding

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from stabwatch.exporters.levels import Coarse, Shown
+from stabwatch.exporters.cardinality import Coarse, Shown
+from stabwatch.exporters.latest import Readings
 from stabwatch.exporters.prometheus import Snapshot
-from stabwatch.exporters.readings import Readings
 from stabwatch.runlog import Meta, SeriesKey
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabwatch.hooks.copies import Copies
+from stabwatch.hooks.base.copies import Copies
 
 _log = logging.getLogger("stabwatch")
 

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stabwatch.hooks.copies import Copies
-from stabwatch.hooks.probe import Probe
+from stabwatch.distributed.ranks import Ranks
+from stabwatch.hooks.base.copies import Copies
+from stabwatch.hooks.probes.directional import Probe
 from stabwatch.kernels.taylor import ratios
-from stabwatch.ranks import Ranks
 
 _log = logging.getLogger("stabwatch")
 _T = TypeVar("_T")

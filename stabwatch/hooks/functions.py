@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stabwatch.hooks import attention, loss, traced
-from stabwatch.hooks.modules import CURSOR, in_backward
+from stabwatch.hooks import compiled
+from stabwatch.hooks.forward import CURSOR, in_backward
 from stabwatch.hooks.patching import Patch
+from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake, tracing
 
 EVALUATING = "the model was called, but not in training mode: call `model.train()`"
@@ -47,7 +48,7 @@ def scaled_dot_product_attention(
             if site.gate.sampled:
                 call = attention.as_heads(query, key, attn_mask)
                 attention.exact(site, *call, *options)
-                traced.tap_attention(site, *call, *options)
+                compiled.tap_attention(site, *call, *options)
         elif not (in_backward() or is_fake(query)):
             call = (query, key, attn_mask)
             site.watch.guard.run("attention", "always", attention.note_call, site, out, *call, is_causal)
@@ -77,7 +78,7 @@ def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> T
         if tracing():
             loss.cross_entropy_traced(root.watch.cells, out, input, target, *args, **kwargs)
             if root.gate.sampled:
-                traced.tap_logits(root, input, target, *loss.options(*args, **kwargs))
+                compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))
         elif not (in_backward() or is_fake(input)):
             root.watch.guard.run("loss", "always", loss.cross_entropy, root.watch, out, input, target, args, kwargs)
     return out

@@ -30,7 +30,7 @@ class Signal:
     unit: base unit for people and panels ('1' for a plain number, 'ratio', 'nat', 'seconds', 'bytes').
     tap, reduction, fields, formula: where the tensor is seen, and which partials become the value.
     level: 'layer' gives one series per site; 'run' one series over all sites of the tap.
-    tier: how often it is measured (see `stabwatch.schedule`).
+    tier: how often it is measured (see `stabwatch.runtime.governor`).
     worst: the end of a window that matters, exported beside the last value.
     source: paper or code that defines it.
     """

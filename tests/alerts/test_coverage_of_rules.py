@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from stabwatch.alerts import RULES
-from stabwatch.alerts.causes import ROOT_CAUSES
-from stabwatch.alerts.derived import families
-from stabwatch.alerts.points import Columns
+from stabwatch.alerts.catalogue import families
+from stabwatch.alerts.features import Columns
+from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.runlog import SeriesKey
 from stabwatch.signals import CATALOGUE
 

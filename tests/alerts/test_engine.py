@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabwatch.alerts import DERIVED, Alert, Engine
-from stabwatch.alerts.points import exceeds, middle, slope
+from stabwatch.alerts.statistics import exceeds, middle, slope
 from stabwatch.runlog import Block, SeriesKey, SlotTable
 from tests.alerts.scenarios import block, cell, wave
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from stabwatch.alerts import Engine
-from stabwatch.alerts.causes import ROOT_CAUSES
+from stabwatch.alerts.root_causes import ROOT_CAUSES
 from tests.alerts.scenarios import around, block, wave
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stabwatch.alerts import Alert
-from stabwatch.alerts.stretches import rank, stretches
-from stabwatch.cli.report import timeline
+from stabwatch.alerts.incidents import rank, stretches
+from stabwatch.cli.render.analysis import timeline
 
 
 def alert(step: int, severity: str = "warning", state: str = "firing", layer: str = "a", onset: int = 10) -> Alert:

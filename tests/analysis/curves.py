@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.logs import Column, LogRun, Remark, Role
+from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
 
 Array = NDArray[np.float64]
 

@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from stabwatch.analysis.compare import compare
-from stabwatch.analysis.source import sources
-from stabwatch.analysis.subject import load_subjects
-from stabwatch.analysis.thinned import load, merged
+from stabwatch.analysis.compare.compare import compare
+from stabwatch.analysis.compare.curve_set import load_subjects
+from stabwatch.analysis.sources import sources
 from stabwatch.runlog import Event, RunLog, read_run
+from stabwatch.runlog.downsample import load, merged
 from tests.agent.synthetic import Log
 
 
@@ -103,7 +103,7 @@ def test_a_long_run_is_thinned_by_the_merge_law(make):
 
 def test_names_stay_apart_and_one_window_serves_all(make, tmp_path, monkeypatch):
     long, short = make("long", 600), make("short", 100)
-    monkeypatch.setattr("stabwatch.analysis.thinned.load.__defaults__", (None, 1, 200))
+    monkeypatch.setattr("stabwatch.runlog.downsample.load.__defaults__", (None, 1, 200))
     subjects = load_subjects([*map(RunLog, (long, short, short))])
     assert [s.window for s in subjects] == [4, 4, 4]
     assert [s.name for s in subjects] == ["long", str(short), str(short)]

@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families as text_stri
 
 from stabwatch.agent.server import App
 from stabwatch.agent.state import Follower
-from stabwatch.analysis.files import whole
-from stabwatch.analysis.openmetrics import scrapes, suitable_interval, write_openmetrics
-from stabwatch.analysis.tables import write_csv, write_parquet
+from stabwatch.exporters.openmetrics import scrapes, suitable_interval, write_openmetrics
+from stabwatch.exporters.tables import write_csv, write_parquet
 from stabwatch.runlog import Event, RunLog, read_run
+from stabwatch.runlog.atomic import whole
 from tests.agent.conftest import get, until
 from tests.agent.synthetic import CREATED, LAYERS, Log
 
@@ -200,7 +200,7 @@ def test_a_changed_layout_and_an_empty_log(tmp_path):
 
 def test_tensorboard_reads_it(run, tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    from stabwatch.analysis.tensorboard import write_tensorboard
+    from stabwatch.exporters.tensorboard import write_tensorboard
 
     log = read_run(run)
     assert write_tensorboard(RunLog(run), tmp_path / "tb") == sum(int(b.measured.sum()) for b in log.blocks)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stabwatch.analysis.detectors.segments import parts
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import LogRun, Remark
-from stabwatch.analysis.parts import parts
+from stabwatch.analysis.readers.log import LogRun, Remark
 from stabwatch.analysis.verdict import examine_run
 from tests.analysis.curves import falling, run_of
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stabwatch.analysis.forecast import Law, Point, forecast
-from stabwatch.analysis.source import sources
-from stabwatch.analysis.subject import load_subjects
+from stabwatch.analysis.compare.curve_set import load_subjects
+from stabwatch.analysis.compare.forecast import Law, Point, forecast
+from stabwatch.analysis.sources import sources
 from stabwatch.runlog import Event
 from tests.agent.synthetic import Log
 

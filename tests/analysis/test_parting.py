@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stabwatch.analysis.parting import parting
+from stabwatch.analysis.compare.divergence_point import parting
 
 
 def curves(n: int, seed: int, noise: float = 0.05, alike: float = 0.0) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -12,7 +12,7 @@ from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
 from stabwatch.alerts.rule import Condition
 from stabwatch.analysis.replay import replay, replay_run
-from stabwatch.analysis.source import sources
+from stabwatch.analysis.sources import sources
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, RunLog
 from tests.agent.conftest import AgentProcess

@@ -11,14 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from stabwatch.analysis.compare import compare
-from stabwatch.analysis.logs import Column, LogRun
-from stabwatch.analysis.openmetrics import scrapes
+from stabwatch.analysis.compare.compare import compare
+from stabwatch.analysis.readers.log import Column, LogRun
+from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.analysis.replay import replay_run
-from stabwatch.analysis.source import ForeignLog, sources
-from stabwatch.analysis.tables import write_parquet
+from stabwatch.analysis.sources import sources
 from stabwatch.cli.app import app
 from stabwatch.errors import LogError, RunLogError
+from stabwatch.exporters.openmetrics import scrapes
+from stabwatch.exporters.tables import write_parquet
 
 
 def column(name: str, role: str, steps, values, lines=None) -> Column:

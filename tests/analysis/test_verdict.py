@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stabwatch.analysis.causes import KNOWN
 from stabwatch.analysis.findings import Kind
-from stabwatch.analysis.logs import Log, LogRun, Remark
+from stabwatch.analysis.readers.log import Log, LogRun, Remark
 from stabwatch.analysis.remedies import RULES, remedies
 from stabwatch.analysis.verdict import examine, examine_run
 from tests.analysis.curves import run_of

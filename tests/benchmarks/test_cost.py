@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.cost import HostClock, Meter, measure, on_the_cpu, probe_of
-from stabwatch.hooks.guard import Guard
+from stabwatch.hooks.base.isolation import Guard
 from stabwatch.signals import CATALOGUE
 
 NOT_THERE = {"router", "expert", "load", "dropped", "capacity"} | {"rank_spread", "replica", "host_count"}

@@ -12,7 +12,7 @@ from benchmarks.detection.others import OTHERS, episodes
 from benchmarks.detection.runs import Trained, hurt, pairs
 from benchmarks.detection.unstable import UNSTABLE
 from stabwatch.alerts.catalogue import BY_NAME
-from stabwatch.alerts.causes import ROOT_CAUSES
+from stabwatch.alerts.root_causes import ROOT_CAUSES
 
 
 def _run(losses, twin, fault=None):

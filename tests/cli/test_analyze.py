@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from stabwatch.analysis import analyze
 from stabwatch.cli.app import app
-from stabwatch.cli.console import console
-from stabwatch.cli.report import Report
+from stabwatch.cli.render.analysis import Report
+from stabwatch.cli.render.console import console
 from stabwatch.runlog import Event, Meta, RunFolder, append_event, read_run
 
 

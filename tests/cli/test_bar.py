@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from stabwatch.analysis.readers import read_log
-from stabwatch.analysis.source import ForeignLog, sources
-from stabwatch.cli import bar as bars
+from stabwatch.analysis.readers.records import ForeignLog
+from stabwatch.analysis.sources import sources
+from stabwatch.cli.render import progress_bar as bars
 
 STEPS = 4_000
 
@@ -43,7 +44,7 @@ def logs(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["text", "lines", "table", "events"])
 def test_every_reader_tells_how_far_it_is(logs, kind, monkeypatch):
-    monkeypatch.setattr("stabwatch.analysis.readers.source._CHUNK", 1 << 15)
+    monkeypatch.setattr("stabwatch.analysis.readers.file._CHUNK", 1 << 15)
     monkeypatch.setattr("stabwatch.analysis.readers.tensorboard._AT_ONCE", 1 << 15)
     told: list[tuple[int, int]] = []
     read_log(logs[kind], lambda position, size: told.append((position, size)))
@@ -56,7 +57,7 @@ def test_every_reader_tells_how_far_it_is(logs, kind, monkeypatch):
 def test_a_foreign_log_says_how_far_its_records_are_gone_through(logs, monkeypatch):
     (log,) = sources([logs["text"]])
     assert isinstance(log, ForeignLog) and not log.position
-    monkeypatch.setattr("stabwatch.analysis.source.PIECE", 1000)
+    monkeypatch.setattr("stabwatch.analysis.readers.records.PIECE", 1000)
     shares = [log.position / log.size for _ in log.stream()]
     assert len(shares) > 2 and shares == sorted(shares) and shares[-1] == 1
 
@@ -67,7 +68,7 @@ COMMANDS = [
 ]  # fmt: skip
 SHOWS_AT_ONCE = """
 import rich.progress
-import stabwatch.cli.console, stabwatch.cli.bar as bar
+import stabwatch.cli.render.console, stabwatch.cli.render.progress_bar as bar
 bar.PATIENCE_SECONDS = 0.0
 from stabwatch.cli import main
 main()

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from stabwatch.cli.console import console
-from stabwatch.cli.demo import EXPECTED_LR, EXPECTED_STEPS, done
-from stabwatch.cli.progress import Progress
+from stabwatch.cli.commands.demo import EXPECTED_LR, EXPECTED_STEPS, done
+from stabwatch.cli.render.console import console
+from stabwatch.cli.render.demo_progress import Progress
 from stabwatch.runlog import Event, append_event
 
 

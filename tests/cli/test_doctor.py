@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from stabwatch.alerts import DERIVED
-from stabwatch.cli import environment
 from stabwatch.cli.app import app
-from stabwatch.cli.environment import Check, check_environment
-from stabwatch.cli.runcheck import check_run
+from stabwatch.cli.commands.doctor import environment
+from stabwatch.cli.doctor.environment import Check, check_environment
+from stabwatch.cli.doctor.run import check_run
 from stabwatch.runlog import Event, Meta, RunFolder, append_event
 from stabwatch.signals import CATALOGUE
 from tests.agent.synthetic import Log

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from stabwatch.analysis.logs import Log
+from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.verdict import examine
 from stabwatch.cli.app import app
-from stabwatch.cli.console import console
 from stabwatch.cli.logview import LogView
+from stabwatch.cli.render.console import console
 from tests.analysis.curves import run_of
 
 CALM = 2 + 5 / (1 + np.arange(300) / 5)

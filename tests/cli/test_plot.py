@@ -7,8 +7,8 @@ from io import StringIO
 import numpy as np
 from rich.console import Console
 
-from stabwatch.cli.console import THEME
-from stabwatch.cli.plot import ASCII_BLOCKS, Chart, Line, resample, sparkline
+from stabwatch.cli.render.console import THEME
+from stabwatch.cli.render.plot import ASCII_BLOCKS, Chart, Line, resample, sparkline
 
 GOLDEN = [
     "16 │                ⢀⡴⠛⢦⡀               ",

@@ -9,7 +9,7 @@ import pytest
 from stabwatch.analysis import analyze_run
 from stabwatch.analysis.readers import read_log
 from stabwatch.analysis.verdict import examine
-from stabwatch.cli.html.pages import log_page, run_page
+from stabwatch.cli.render.html.pages import log_page, run_page
 from stabwatch.runlog import read_run
 from tests.agent.conftest import new_log  # noqa: F401
 from tests.agent.test_page import HOSTILE, OPTIONS

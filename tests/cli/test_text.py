@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stabwatch.cli.text import clean, count, duration, number, size, tail
+from stabwatch.cli.render.text import clean, count, duration, number, size, tail
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ import pytest
 from typer.testing import CliRunner
 
 from stabwatch.cli.app import app
-from stabwatch.cli.console import console
-from stabwatch.cli.frame import FrameView, most_telling, shown
-from stabwatch.cli.monitor import Frame, LayerRow, Monitor
+from stabwatch.cli.render.console import console
+from stabwatch.cli.render.live import FrameView, most_telling, shown
+from stabwatch.cli.render.monitor import Frame, LayerRow, Monitor
 from stabwatch.runlog import Cell, Event, Meta, RunFolder, RunLog, SeriesKey, SlotTable, append_event
 
 NOW = 1_790_000_040.0

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stabwatch.exporters.levels import Coarse, Coarsening, group_of
-from stabwatch.exporters.readings import Readings, SeriesCap
+from stabwatch.exporters.cardinality import Coarse, Coarsening, group_of
+from stabwatch.exporters.latest import Readings, SeriesCap
 from stabwatch.exporters.snapshots import snapshot
 from stabwatch.runlog import Block, Cell, Meta, SeriesKey, SlotTable, host_cell
 from stabwatch.signals.reductions import REDUCTIONS

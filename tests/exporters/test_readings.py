@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stabwatch.exporters.readings import Readings, SeriesCap
+from stabwatch.exporters.latest import Readings, SeriesCap
 from stabwatch.runlog import Block, Cell, SeriesKey, SlotTable
 
 TABLE = SlotTable.build(

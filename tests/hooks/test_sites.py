@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
+from stabwatch.hooks.base.sites import choose, looks_like_attention, site_name, unwrap
 from stabwatch.hooks.patching import Patch
-from stabwatch.hooks.sites import choose, looks_like_attention, site_name, unwrap
 
 
 def _shown(model, **filters):

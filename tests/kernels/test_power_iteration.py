@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stabwatch.hooks.spectra import Spectra, of_weights
+from stabwatch.hooks.probes.spectra import Spectra, of_weights
 from stabwatch.kernels.direction import adam, direction
 from stabwatch.kernels.direction.naive import adam as naive_adam
 from stabwatch.kernels.direction.naive import direction as naive_direction

@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.probe import Probe
+from stabwatch.hooks.probes.directional import Probe
 from stabwatch.kernels.taylor import radii, ratios, taylor
 from stabwatch.kernels.taylor.naive import rates_by_difference, ratio
 from stabwatch.signals.formulas import evaluate

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stabwatch.coverage import ONE_CALL
-from stabwatch.hooks.attention import NO_GRADIENT, NOTHING_SAVED, OWN_SCORES, as_heads
-from stabwatch.hooks.deep import NO_GRADIENT as NO_WRITER_GRADIENT
 from stabwatch.hooks.functions import EVALUATING, NO_ROOT
+from stabwatch.hooks.probes.attention import NO_GRADIENT, NOTHING_SAVED, OWN_SCORES, as_heads
+from stabwatch.hooks.probes.residual import NO_GRADIENT as NO_WRITER_GRADIENT
 from stabwatch.kernels.attention_scores.naive import scores
+from stabwatch.runtime.coverage import ONE_CALL
 from tests.training.models import GPT, DemoConfig
 
 FORMS = {

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from stabwatch.coverage import IN_GRAPH
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.traced import observe
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.compiled import observe
 from stabwatch.runlog import Cell
-from stabwatch.schedule import TURNS, Plan
+from stabwatch.runtime.coverage import IN_GRAPH
+from stabwatch.runtime.governor import Plan
 from tests.training.models import Mixture
 
 CONFIG = DemoConfig(width=32, layers=3, heads=2, context=16)

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.samples import ELEMENTS, some_rows, spread
-from stabwatch.hooks.sites import choose, first_tensor
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.sampling import ELEMENTS, some_rows, spread
+from stabwatch.hooks.base.sites import choose
+from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.kernels.contraction.naive import contraction
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.router.naive import router
 from stabwatch.kernels.tokens.naive import tokens as naive_tokens
-from stabwatch.schedule import TURNS
 from stabwatch.signals import CATALOGUE, ranks
 
 transformers = pytest.importorskip("transformers")

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks.loss import scaling
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.probes.loss import scaling
 from stabwatch.kernels.direction import naive
-from stabwatch.schedule import TURNS
 
 
 def train(model, optimizer, loss, steps):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.ranks import AHEAD
+from stabwatch.distributed.ranks import AHEAD
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
 from tests.training.ddp_job import STEPS, batch

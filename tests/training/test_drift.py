@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
+from stabwatch.hooks.base.context import TURNS
 from stabwatch.kernels.geometry.naive import drift
-from stabwatch.schedule import TURNS
 from tests.training.models import ARCHITECTURES, run
 
 BATCH = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(9))

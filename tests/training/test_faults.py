@@ -17,9 +17,10 @@ from torch import nn
 
 import stabwatch
 from stabwatch.errors import ConfigError
-from stabwatch.hooks import attention, loss, modules
-from stabwatch.hooks.cells import RunCells
-from stabwatch.hooks.parameters import ParameterTaps
+from stabwatch.hooks import forward
+from stabwatch.hooks.probes import attention, loss
+from stabwatch.hooks.probes.layers import ParameterTaps
+from stabwatch.hooks.probes.run import RunCells
 from stabwatch.runlog import read_run
 from stabwatch.runlog.writer import RunFolder
 from tests.training.models import run
@@ -32,7 +33,7 @@ def _boom(*args, **kwargs):
 
 
 TAPS = {
-    "activation": (modules, "_measure"),
+    "activation": (forward, "_measure"),
     "attention": (attention, "saved_logsumexp"),
     "attention_exact": (attention, "fold_largest_logit"),
     "loss": (loss, "cross_entropy"),

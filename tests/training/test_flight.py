@@ -13,8 +13,8 @@ from torch import nn
 import stabwatch
 from stabwatch.alerts import Engine, diagnose
 from stabwatch.analysis.analyze import analyze
-from stabwatch.hooks.batches import KEPT, Batches
-from stabwatch.schedule import ESCALATE_AGAIN, Governor, Plan
+from stabwatch.hooks.probes.batches import KEPT, Batches
+from stabwatch.runtime.governor import ESCALATE_AGAIN, Governor, Plan
 
 BROKEN = 60
 

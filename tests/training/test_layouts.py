@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from stabwatch.hooks.sites import choose
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.sites import choose
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.tokens.naive import tokens
-from stabwatch.schedule import TURNS
 
 
 def encoder(batch_first):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stabwatch.alerts import Engine, diagnose
-from stabwatch.rank_health import BUSY_SOURCE, RankHealth
+from stabwatch.distributed.health import BUSY_SOURCE, RankHealth
 from stabwatch.runlog import Cell, SlotTable, read_run
 from tests.training.rank_job import AT
 

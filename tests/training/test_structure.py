@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.sites import choose
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.sites import choose
 from stabwatch.kernels.depth.naive import slope
 from stabwatch.kernels.saturation.naive import saturation
-from stabwatch.schedule import TURNS
 from tests.training.models import Mixture
 
 transformers = pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks.untouched import untouched
-from stabwatch.schedule import TURNS
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.side_effects import untouched
 
 
 class DropGELU(nn.Module):

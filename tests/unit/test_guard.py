@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabwatch.hooks.guard import MAX_ERRORS, Guard
+from stabwatch.hooks.base.isolation import MAX_ERRORS, Guard
 
 
 class Clock:

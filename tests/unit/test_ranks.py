@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.ranks import merge_ranks
+from stabwatch.distributed.ranks import merge_ranks
 from stabwatch.runlog import Cell, SlotTable
 
 TABLE = SlotTable.build(

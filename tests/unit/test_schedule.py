@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from stabwatch.schedule import DEAR, LONGEST, TURNS, WARM_UP, Governor
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.runtime.governor import DEAR, LONGEST, WARM_UP, Governor
 
 
 def _simulate(governor, steps, step_seconds, cost, hidden=0.0):

@@ -17,8 +17,8 @@ from stabwatch.analysis.detectors import (
     spikes,
     too_good,
 )
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.parts import Part
 
 Detector = Callable[[Part], list[Finding]]
 

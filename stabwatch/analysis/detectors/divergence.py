@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from stabwatch.analysis.coarse import EXCERPT
-from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, level, rolling_median, scatter
-from stabwatch.analysis.excursions import BACK, Excursion
+from stabwatch.analysis.detectors.excursions import BACK, Excursion
+from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, level, rolling_median, scatter
+from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.short_curves import EXCERPT
 from stabwatch.analysis.findings import Finding, sure
-from stabwatch.analysis.logs import Column
-from stabwatch.analysis.parts import Part
+from stabwatch.analysis.readers.log import Column
 
 LOST = 0.4
 """Levels above its best at which a curve that does not turn back has diverged."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.analysis.curves import SUSTAINED, WINDOW, Array, past_median, stretches
-from stabwatch.analysis.excursions import BASE
+from stabwatch.analysis.detectors.excursions import BASE
+from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, past_median, stretches
+from stabwatch.analysis.detectors.segments import Part, picked
 from stabwatch.analysis.findings import Finding, sure
-from stabwatch.analysis.logs import Column
-from stabwatch.analysis.parts import Part, picked
+from stabwatch.analysis.readers.log import Column
 
 FAR = 100.0
 """Times the usual norm, at three records in a row."""

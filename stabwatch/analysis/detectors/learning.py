@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from stabwatch.analysis.curves import Array, level
+from stabwatch.analysis.detectors.robust import Array, level
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import Column, Role
-from stabwatch.analysis.parts import Part
+from stabwatch.analysis.readers.log import Column, Role
 
 ENOUGH = 20
 """Records without which nothing is said: a slow start is no standstill."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.curves import stretches
+from stabwatch.analysis.detectors.robust import stretches
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import Column
-from stabwatch.analysis.parts import Part
+from stabwatch.analysis.readers.log import Column
 
 JUMP = 2.0
 """Times from one record to the next, after the warm-up."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabwatch.analysis.curves import stretches
+from stabwatch.analysis.detectors.robust import stretches
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.parts import Part
 
 FALL = 32.0
 """Five halvings in a row. The scaler's own probing upwards costs one, or two where it has patience."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.parts import Part
 
 _FATAL = re.compile(
     r"out of memory|cuda error|nccl|segmentation|floatingpoint|device-side assert|\becc\b|bus error"

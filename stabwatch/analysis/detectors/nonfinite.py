@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.curves import stretches
+from stabwatch.analysis.detectors.robust import stretches
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import Column, Role
-from stabwatch.analysis.parts import Part
+from stabwatch.analysis.readers.log import Column, Role
 
 MISSED = 5
 """Times the usual number of records between two losses after which a loss that is not there is missing."""

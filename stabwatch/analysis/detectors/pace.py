@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.analysis.curves import Array, past_median, rolling_median, stretches
+from stabwatch.analysis.detectors.robust import Array, past_median, rolling_median, stretches
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding, sure
-from stabwatch.analysis.logs import Column
-from stabwatch.analysis.parts import Part
+from stabwatch.analysis.readers.log import Column
 from stabwatch.analysis.words import seconds
 
 SLOW = 2.0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.analysis.curves import SUSTAINED, Array
 from stabwatch.analysis.detectors.learning_rate import warm_restart
+from stabwatch.analysis.detectors.robust import SUSTAINED, Array
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import Column
-from stabwatch.analysis.parts import Part
+from stabwatch.analysis.readers.log import Column
 
 LEARNED = 0.7
 """Of its first value that the loss must have fallen below before: else there is nothing to lose."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.parts import Part
 
 SHOWN = 3
 """Restarts that are told one by one; of more, the first, with their number."""

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 
-from stabwatch.analysis.curves import WINDOW, Array
 from stabwatch.analysis.detectors.divergence import diverges
+from stabwatch.analysis.detectors.excursions import BASE, FIRST, Excursion, outliers
 from stabwatch.analysis.detectors.learning_rate import warm_restart
-from stabwatch.analysis.excursions import BASE, FIRST, Excursion, outliers
+from stabwatch.analysis.detectors.robust import WINDOW, Array
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding, sure
-from stabwatch.analysis.logs import Column
-from stabwatch.analysis.parts import Part
+from stabwatch.analysis.readers.log import Column
 
 HUMP = 1.5
 """Times the first loss that the beginning has to reach to be worth a word."""

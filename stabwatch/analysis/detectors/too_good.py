@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from stabwatch.analysis.detectors.segments import Part
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.logs import Column
-from stabwatch.analysis.parts import Part
+from stabwatch.analysis.readers.log import Column
 
 FALL = 1000.0
 """Times that a loss falls within five records. A training that overfits gets there in many more."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import documents, lines, tables, tensorboard, wandb_file
+from stabwatch.analysis.readers.file import Progress, Source
+from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Progress, Source
 from stabwatch.analysis.readers.totals import with_total
 from stabwatch.errors import LogError
 

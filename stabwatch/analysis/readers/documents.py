@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.json
 from numpy.typing import NDArray
 
-from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import lines
 from stabwatch.analysis.readers.arrow import float64s
-from stabwatch.analysis.readers.gather import Gatherer
+from stabwatch.analysis.readers.file import Source, pieces
+from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, step_rank
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source, pieces
+from stabwatch.analysis.readers.run_builder import Gatherer
 from stabwatch.errors import LogError
 
 LARGEST_DOCUMENT = 256 << 20

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.logs import Column, LogRun
+from stabwatch.analysis.readers.log import Column, LogRun
 
 OFTEN = 0.05
 """Of the records: a run that is resumed goes back far more rarely."""

@@ -10,17 +10,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import epoch_rows
-from stabwatch.analysis.readers.gather import Gatherer
+from stabwatch.analysis.readers.file import Source, pieces, without_colours
 from stabwatch.analysis.readers.interleaved import in_order
+from stabwatch.analysis.readers.line_runs import Columns, Stretches
+from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.names import number, role_of, step_rank
+from stabwatch.analysis.readers.prefilter import telling_in
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source, pieces, without_colours
-from stabwatch.analysis.readers.stamps import stamps
-from stabwatch.analysis.readers.stretches import Columns, Stretches
-from stabwatch.analysis.readers.telling import telling_in
+from stabwatch.analysis.readers.run_builder import Gatherer
 from stabwatch.analysis.readers.templates import Template, Templates, count
+from stabwatch.analysis.readers.timestamps import stamps
 from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, without_settings
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")

@@ -6,7 +6,7 @@ import math
 import re
 from functools import lru_cache
 
-from stabwatch.analysis.logs import Role
+from stabwatch.analysis.readers.log import Role
 
 NUMBER = re.compile(
     r"""(?<![\w.])(?=[-+.\dnNiI])[-+]?(?:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.logs import Column, LogRun
-from stabwatch.analysis.readers.gather import assign_roles
+from stabwatch.analysis.readers.log import Column, LogRun
+from stabwatch.analysis.readers.run_builder import assign_roles
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

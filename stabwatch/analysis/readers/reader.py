@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stabwatch.analysis.logs import Log
-from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.file import Source
+from stabwatch.analysis.readers.log import Log
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import csv
 import re
 from collections.abc import Iterator
 
-from stabwatch.analysis.logs import Log
-from stabwatch.analysis.readers.gather import MOST_COLUMNS, Gatherer
+from stabwatch.analysis.readers.file import Source
+from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Source
+from stabwatch.analysis.readers.run_builder import MOST_COLUMNS, Gatherer
 
 _DELIMITERS = (",", "\t", ";")
 _TIMES = ("wall time", "_timestamp", "timestamp", "wall_time", "time/time_elapsed", "total_duration", "elapsed")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stabwatch.analysis.logs import Role
+from stabwatch.analysis.readers.log import Role
 from stabwatch.analysis.readers.names import (
     EPOCH_KEYS,
     NUMBER,

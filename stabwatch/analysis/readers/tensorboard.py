@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.logs import Log
+from stabwatch.analysis.readers.file import Progress, Source
+from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.points import Points
 from stabwatch.analysis.readers.protobuf import fields
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Progress, Source
 from stabwatch.errors import LogError
 
 _LENGTH, _DOUBLE, _FLOAT = struct.Struct("<Q"), struct.Struct("<d"), struct.Struct("<f")

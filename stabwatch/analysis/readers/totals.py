@@ -9,7 +9,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.logs import Column, LogRun
+from stabwatch.analysis.readers.log import Column, LogRun
 from stabwatch.analysis.readers.names import role_of
 
 _PART = re.compile(r"(?P<of>(?:train/)?)(?:box|obj|cls|dfl|theta|seg|pose|kobj|iou|giou|angle|rle)_loss")

@@ -12,12 +12,12 @@ import math
 import struct
 from collections.abc import Iterator
 
-from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers.documents import flat
-from stabwatch.analysis.readers.gather import Gatherer
+from stabwatch.analysis.readers.file import Progress, Source
+from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.protobuf import fields
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.source import Progress, Source
+from stabwatch.analysis.readers.run_builder import Gatherer
 from stabwatch.errors import LogError
 
 _BLOCK = 1 << 15

@@ -16,8 +16,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stabwatch.analysis.logs import Log
 from stabwatch.analysis.readers import read_log
+from stabwatch.analysis.readers.log import Log
 from stabwatch.errors import StabwatchError
 
 GOOD = {

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stabwatch.analysis.readers.fixed_format import Uniform
 from stabwatch.analysis.readers.layouts import LEAST, Lengths
 from stabwatch.analysis.readers.templates import Templates
-from stabwatch.analysis.readers.uniform import Uniform
 
 PRINTED = ("d", ".1f", ".4f", ".2e", ".6E", "g", ".12g", "+.3f", "8.3f", "012.5f", "r")
 

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from stabwatch.analysis.readers import documents, gather, read_log
-from stabwatch.analysis.readers.notable import BLOCK, notable
+from stabwatch.analysis.readers import documents, read_log, run_builder
+from stabwatch.analysis.readers.salience import BLOCK, notable
 from stabwatch.analysis.verdict import examine_run
 
 
@@ -38,7 +38,7 @@ def test_thinned_records_tell_the_same(write, tmp_path, monkeypatch):
     path = tmp_path / "train.log"
     path.write_text(write(_losses()))
     whole = read_log(path)
-    monkeypatch.setattr(gather, "MOST_POINTS", 20_000)
+    monkeypatch.setattr(run_builder, "MOST_POINTS", 20_000)
     thinned = read_log(path)
     points = [sum(len(c) for c in log.runs[0].columns) for log in (whole, thinned)]
     assert points[0] >= 80_000 and 3 * points[1] < points[0]

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.logs import MEGATRON, SHORT, TALK
-from stabwatch.analysis.readers import lines, source
-from stabwatch.analysis.readers.source import Source
-from stabwatch.analysis.readers.stretches import _pattern, floats
-from stabwatch.analysis.readers.telling import telling
+from stabwatch.analysis.readers import file, lines
+from stabwatch.analysis.readers.file import Source
+from stabwatch.analysis.readers.line_runs import _pattern, floats
+from stabwatch.analysis.readers.prefilter import telling
 from stabwatch.analysis.readers.templates import Templates
 
 FORMS = {
@@ -78,7 +78,7 @@ def test_the_same_is_read_whatever_the_lines_are(tmp_path_factory, drawn, chunk)
     )
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "_CHUNK", chunk)
+        patch.setattr(file, "_CHUNK", chunk)
         _same(path)
 
 
@@ -88,7 +88,7 @@ def test_a_long_log_is_read_at_once(name, tmp_path, monkeypatch):
     path = tmp_path / "train.log"
     steps = [*range(3000), *range(2000, 6000)]
     path.write_text("".join(FORMS[name].format(i=i, x=9.0 if k == 5000 else 2.5) for k, i in enumerate(steps)))
-    monkeypatch.setattr(source, "_CHUNK", 1 << 14)
+    monkeypatch.setattr(file, "_CHUNK", 1 << 14)
     taken = []
     take = lines._Reading.take
     monkeypatch.setattr(lines._Reading, "take", lambda self, *a: taken.append(1) or take(self, *a))

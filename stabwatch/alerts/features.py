@@ -1,0 +1,294 @@
+"""What the derived signals are made with: rings of measured points, columns by layer, medians and slopes."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.alerts.statistics import Array, against, middle
+from stabwatch.runlog import SeriesKey
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Declaration of one derived gauge; metric name and help come from here."""
+
+    name: str
+    help: str
+    unit: str = "1"
+    level: str = "layer"
+
+    @property
+    def metric(self) -> str:
+        """Name on /metrics."""
+        return f"stabwatch_{self.name}"
+
+
+class Family(Protocol):
+    """Turns raw signals into gauges over one axis of layers. `gauges` is the declaration."""
+
+    name: str
+    signal: str
+    gauges: tuple[Derived, ...]
+
+    @property
+    def layers(self) -> list[str]:
+        """The axis; layers are only ever added."""
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """Take the series of a slot table; layers seen before keep their past."""
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """One record: numbers by name, each (layers,), NaN where not measured; None when nothing was measured.
+
+        Always there: every gauge, and `points`, how many points of each layer have been measured.
+        """
+
+    def restart(self) -> None:
+        """Forget the past, keep the layers: the run goes on from an earlier step."""
+
+
+class Ring:
+    """The last `size` points of many series: steps and values, (series, size), NaN where there is none yet."""
+
+    def __init__(self, size: int) -> None:
+        self.steps = np.full((0, size), np.nan)
+        self.values = np.full((0, size), np.nan)
+        self.count = np.zeros(0, dtype=np.int64)
+
+    def grow(self, series: int) -> None:
+        """Make room for series that appeared."""
+        more = series - len(self.count)
+        if more > 0:
+            self.steps = np.pad(self.steps, ((0, more), (0, 0)), constant_values=np.nan)
+            self.values = np.pad(self.values, ((0, more), (0, 0)), constant_values=np.nan)
+            self.count = np.pad(self.count, (0, more))
+
+    def clear(self) -> None:
+        """Drop all points."""
+        self.steps[:], self.values[:], self.count[:] = np.nan, np.nan, 0
+
+    def push(self, rows: NDArray[np.int64], step: float, values: Array) -> None:
+        """Append one point to each of some series."""
+        at = self.count[rows] % self.values.shape[1]
+        self.steps[rows, at] = step
+        self.values[rows, at] = values
+        self.count[rows] += 1
+
+
+class Columns:
+    """Columns of some signals by layer, robust to tables that change."""
+
+    def __init__(self, *signals: str) -> None:
+        self.signals = signals
+        self.layers: list[str] = []
+        self._columns: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.int64]]] = {}
+        """Rows and columns by signal; no rows where the columns are those of all rows in order."""
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """Find the columns in a new table; layers that it lacks stay, unmeasured."""
+        mine = [(key, column) for column, key in enumerate(keys) if key.signal in self.signals]
+        self.layers = list(dict.fromkeys([*self.layers, *(key.layer for key, _ in mine)]))
+        row = {layer: i for i, layer in enumerate(self.layers)}
+        for signal in self.signals:
+            found = [(row[key.layer], column) for key, column in mine if key.signal == signal]
+            rows, columns = (np.array([pair[i] for pair in found], dtype=np.int64) for i in (0, 1))
+            whole = len(rows) == len(self.layers) and bool((np.diff(rows, prepend=-1) == 1).all())
+            self._columns[signal] = (None if whole else rows, columns)
+
+    def of(self, signal: str, values: Array) -> Array:
+        """Values of one signal by layer, NaN where the table has no such series."""
+        rows, columns = self._columns[signal]
+        if rows is None:
+            return np.asarray(values[columns])
+        out = np.full(len(self.layers), np.nan)
+        out[rows] = values[columns]
+        return out
+
+
+class RunFamily:
+    """A family whose only row is the run itself. What it says of a record is its `_observe`."""
+
+    gauges: tuple[Derived, ...] = ()
+
+    def __init__(self, name: str, *signals: str) -> None:
+        self.name, self.signal = name, signals[0]
+        self._columns = Columns(*signals)
+        self._points = 0
+        self._begin()
+
+    @property
+    def layers(self) -> list[str]:
+        """The run itself."""
+        return [""]
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        self._columns.bind(keys)
+
+    def restart(self) -> None:
+        """See Family."""
+        self._points = 0
+        self._begin()
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Family."""
+        found = self._observe(values)
+        if found is None:
+            return None
+        self._points += 1
+        return {name: np.array([n]) for name, n in {**found, "points": float(self._points)}.items()}
+
+    def _begin(self) -> None:
+        """Forget the past."""
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        """Numbers of one record by name, every gauge among them; None when nothing was measured."""
+        raise NotImplementedError
+
+    def _one(self, signal: str, values: Array) -> float:
+        """A number of the run; NaN where there is none."""
+        found = self._columns.of(signal, values)
+        return float(found[0]) if len(found) else math.nan
+
+
+WINDOW = 64
+
+
+class ScalarFamily(RunFamily):
+    """A run-level signal against the 64 points before it.
+
+    robust z: (y - median) / (1.4826 MAD) with y = ln x; y = x while a point of the window is not positive.
+    The logarithm keeps heavy-tailed losses near zero from looking like spikes.
+    to median: 1 + (x - median) / |median|, so x / median wherever the median is positive.
+    """
+
+    def __init__(self, name: str, *signals: str) -> None:
+        self.gauges = (
+            Derived(f"{name}_robust_z", f"Robust z-score of ln({name}) against its last {WINDOW} values.", level="run"),
+            Derived(f"{name}_to_median_ratio", f"{name} over the median of its last {WINDOW} values.", "ratio", "run"),
+        )
+        super().__init__(name, *signals)
+
+    def _begin(self) -> None:
+        self._past: deque[float] = deque(maxlen=WINDOW)
+        self._used = ""
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        x = self._pick(values)
+        if not math.isfinite(x):
+            return None
+        numbers = self._numbers(x)
+        self._past.append(x)
+        return numbers | {self.name: x}
+
+    def _pick(self, values: Array) -> float:
+        """The first of the signals that is there; then always that one: norms before and after clipping differ."""
+        for signal in self._columns.signals:
+            found = self._one(signal, values)
+            if not math.isnan(found) and self._used in ("", signal):
+                self._used = signal
+                return found
+        return math.nan
+
+    def _numbers(self, x: float) -> dict[str, float]:
+        z, ratio = against(np.array(self._past), x)
+        return {self.gauges[0].name: z, self.gauges[1].name: ratio}
+
+
+class PlainFamily:
+    """A signal as it is, and how far it has risen above its first value: a trained model may come with any."""
+
+    def __init__(self, signal: str, rise: Derived | None = None) -> None:
+        self.name = self.signal = signal
+        self.gauges: tuple[Derived, ...] = (rise,) if rise else ()
+        self._columns = Columns(signal)
+        self._first = np.empty(0)
+        self._points = np.empty(0)
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers in forward order."""
+        return self._columns.layers
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        self._columns.bind(keys)
+        more = len(self.layers) - len(self._first)
+        self._first = np.append(self._first, np.full(more, np.nan))
+        self._points = np.append(self._points, np.zeros(more))
+
+    def restart(self) -> None:
+        """See Family."""
+        self._first[:], self._points[:] = np.nan, 0
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Family."""
+        now = self._columns.of(self.signal, values)
+        measured = ~np.isnan(now)
+        if not measured.any():
+            return None
+        self._points += measured
+        self._first = np.where(np.isnan(self._first), now, self._first)
+        return {self.signal: now, "points": self._points.copy()} | {g.name: now - self._first for g in self.gauges}
+
+
+class MedianFamily(RunFamily):
+    """The median over layers of a signal, each layer with its last value: the deep tier takes turns.
+
+    to_peak: over its largest value so far, so that a learning rate that comes back to where it was is no jump.
+    rise: less the median of the layers' first values. jump: less the median at the point before.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        signal: str,
+        median: Derived,
+        to_peak: Derived | None = None,
+        rise: Derived | None = None,
+        jump: Derived | None = None,
+    ) -> None:
+        self._median, self._to_peak, self._rise, self._jump = median, to_peak, rise, jump
+        self.gauges = tuple(gauge for gauge in (median, to_peak, rise, jump) if gauge)
+        self._last = self._first = np.empty(0)
+        super().__init__(name, signal)
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        super().bind(keys)
+        more = np.full(len(self._columns.layers) - len(self._last), np.nan)
+        self._last, self._first = np.append(self._last, more), np.append(self._first, more)
+
+    def _begin(self) -> None:
+        self._last[:], self._first[:] = np.nan, np.nan
+        self._peak = self._before = math.nan
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        now = self._columns.of(self.signal, values)
+        if np.isnan(now).all():
+            return None
+        self._last = np.where(np.isnan(now), self._last, now)
+        self._first = np.where(np.isnan(self._first), now, self._first)
+        value = middle(self._last[np.isfinite(self._last)])
+        numbers = {self._median.name: value}
+        if self._to_peak:
+            numbers[self._to_peak.name] = value / self._peak if self._peak > 0 else math.nan
+        if self._rise:
+            numbers[self._rise.name] = value - middle(self._first[np.isfinite(self._first)])
+        if self._jump:
+            numbers[self._jump.name] = value - self._before
+        self._before = value
+        self._peak = float(np.fmax(self._peak, value))
+        return numbers
+
+
+def rising(signal: str) -> PlainFamily:
+    """A signal, and how far it has risen above its first value of the run."""
+    return PlainFamily(signal, Derived(f"{signal}_rise", f"{signal} less its first value of the run."))

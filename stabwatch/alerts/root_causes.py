@@ -1,0 +1,375 @@
+"""Causes that no single rule names: each reads the alerts and what the engine remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stabwatch.alerts.rule import RUNBOOKS, Alert
+from stabwatch.alerts.run_context import Memory
+from stabwatch.alerts.templates import rank_in_words
+
+TOGETHER = 8
+"""Steps within which the order of two onsets means nothing: signals are sampled."""
+LARGE_UPDATE = 0.1
+"""Update-to-weight ratio that no healthy step has: a hundred times the usual 1e-3."""
+HUGE_UPDATE = 0.5
+"""A step that replaces half of the weights explains whatever follows."""
+RECENT = 32
+"""Steps after a jump of the learning rate in which trouble is put down to it."""
+_JUMPS = ("LossSpike", "LossShift")
+HALF_LARGEST = 65504.0
+NEAR_OVERFLOW = HALF_LARGEST / 64
+"""An activation within six doublings of float16's largest number."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All alerts above information, in order of onset, those of information, and the engine's memory.
+
+    There is one alert above information at least.
+    """
+
+    alerts: Sequence[Alert]
+    notes: Sequence[Alert]
+    memory: Memory
+
+    @property
+    def onset(self) -> int:
+        """Step at which the first thing left its normal range; a process that stopped is no such thing."""
+        return min((a.onset for a in self.alerts if a.rule != "TrainingStopped"), default=self.alerts[0].onset)
+
+    def of(self, *rules: str) -> list[Alert]:
+        """Alerts of some rules."""
+        return [a for a in self.alerts if a.rule in rules]
+
+    def begins_with(self, *rules: str) -> bool:
+        """Did one of them leave its range when, or just after, the first thing did?"""
+        return any(a.onset <= self.onset + TOGETHER for a in self.of(*rules))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cause found for itself. leads: it comes before the causes that the rules name, else after the first."""
+
+    since_step: int
+    evidence: tuple[str, ...]
+    layers: tuple[str, ...] = ()
+    confidence: float = 0.8
+    leads: bool = True
+
+
+@dataclass(frozen=True)
+class RootCause:
+    """One cause; `find` gives None where it does not apply."""
+
+    name: str
+    title: str
+    find: Callable[[Evidence], Found | None]
+    remedy: tuple[str, ...]
+    references: tuple[str, ...] = ()
+
+    @property
+    def runbook_url(self) -> str:
+        """Page for whoever is woken up."""
+        return f"{RUNBOOKS}/{self.name}.md"
+
+
+def _one_rank(e: Evidence) -> Found | None:
+    apart = [a for a in e.of("ReplicasDiffer") if a.step <= e.onset + TOGETHER]
+    if not apart:
+        return None
+    first = min(apart, key=lambda a: a.step)
+    rank = rank_in_words(first.context.get("replica_difference_rank", -1))
+    layers = tuple(dict.fromkeys(a.layer for a in apart if a.step == first.step))
+    where = f"{len(layers)} layers" if len(layers) > 1 else layers[0]
+    return Found(
+        first.step,
+        (
+            f"Step {first.step}: {first.description}",
+            f"{rank.capitalize()} was the first to be apart, in {where}.",
+        ),
+        layers,
+        confidence=0.95,
+    )
+
+
+def _hardware(e: Evidence) -> Found | None:
+    changed = [a for a in e.of("WeightsChangedOutsideStep") if a.step <= e.onset + 1]
+    if not changed or _one_rank(e) or len(e.alerts) == len(changed):
+        return None
+    first = min(changed, key=lambda a: a.step)
+    layers = tuple(a.layer for a in changed if a.step == first.step)
+    return Found(
+        first.step,
+        (
+            f"Step {first.step}: {first.description}",
+            "Everything else left its normal range in that step or after it.",
+        ),
+        layers,
+        confidence=0.9 if len(layers) == 1 else 0.6,
+    )
+
+
+def _bad_number_in_data(e: Evidence) -> Found | None:
+    if not _first_is_non_finite(e) or e.memory.largest_activation > NEAR_OVERFLOW:
+        return None
+    step = min(a.step for a in e.of("NonFinite"))
+    now = [a for a in e.of("NonFinite") if a.step == step]
+    forward = [a.layer for a in now if a.signal == "activation_nonfinite_total"]
+    first = min(e.memory.layer_order, key=e.memory.layer_order.__getitem__, default=None)
+    if first not in forward or any(a.signal == "weight_nonfinite_total" for a in now):
+        return None
+    return Found(
+        step,
+        (
+            f"Step {step}: the output of {first or 'the model'}, the first layer, is not finite while its weights are.",
+            f"The largest activation before was {e.memory.largest_activation:.3g}: nothing had grown.",
+        ),
+        (first,),
+        confidence=0.9,
+    )
+
+
+def _overflow(e: Evidence) -> Found | None:
+    largest = e.memory.largest_activation
+    if not e.of("NonFinite") or not NEAR_OVERFLOW <= largest <= HALF_LARGEST:
+        return None
+    first = min(e.of("NonFinite"), key=lambda a: a.step)
+    if e.onset < first.step - RECENT and not e.begins_with("ActivationOutlierGrowth", "UpdateTooLarge", "NonFinite"):
+        return None
+    return Found(
+        first.onset,
+        (
+            f"The largest activation before the first non-finite one was {largest:.4g}; float16 ends at 65504.",
+            f"Step {first.step}: {first.description}",
+        ),
+        (first.layer,) if first.layer else (),
+        confidence=0.85,
+    )
+
+
+def _underflow(e: Evidence) -> Found | None:
+    found = [a for a in e.of("GradientUnderflow", "LossScaleCollapse") if a.onset <= e.onset + TOGETHER]
+    if not found:
+        return None
+    first = min(found, key=lambda a: a.onset)
+    scale = first.context.get("loss_scale")
+    used = "No gradient scaler is in use." if scale is None else f"The loss scale was {scale:.3g}."
+    return Found(first.onset, (f"Step {first.step}: {first.description}", used))
+
+
+def _rate_spike(e: Evidence) -> Found | None:
+    jumps = [j for j in e.memory.rate_jumps if j.step <= e.onset + 1 and e.onset - j.step <= RECENT]
+    if not jumps:
+        return None
+    jump = jumps[-1]
+    return Found(
+        jump.step,
+        (f"Step {jump.step}: the learning rate went from {jump.before:.3g} to {jump.after:.3g}, its highest so far.",),
+        confidence=0.9,
+    )
+
+
+def _rate_too_high(e: Evidence) -> Found | None:
+    if _first_is_non_finite(e) or _rate_spike(e):
+        return None
+    alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + TOGETHER), None)
+    peaks = [p for p in e.memory.update_peaks if p.step <= e.onset and p.ratio >= LARGE_UPDATE]
+    rate = e.alerts[0].context.get("learning_rate")
+    lines = []
+    if peaks:
+        peak = peaks[-1]
+        lines.append(
+            f"Step {peak.step}: one update changed the weights by {peak.ratio:.0%} in the median layer, and by "
+            f"{peak.largest:.0%} in {peak.layer}; about 0.1% is usual."
+        )
+    if rate is not None and (alert or peaks):
+        lines.append(f"The learning rate was {rate:.3g}.")
+    step, first = e.memory.rate_at
+    worse = next((a for a in e.of("LossRisesWithRate") if a.onset <= e.onset + TOGETHER), None)
+    if worse is not None:
+        lines.append(f"Step {worse.step}: {worse.description}")
+    climbed = rate is not None and rate > 3 * first and _at_its_highest(e)
+    if rate is not None and climbed and (_climbs(e) or not _data_first(e)):
+        lines.append(f"The learning rate had come up from {first:.3g} at step {step} to {rate:.3g}, its highest.")
+    if not lines:
+        return None
+    since = peaks[-1].step if peaks else e.onset
+    leads = alert is not None or worse is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE
+    return Found(since, tuple(lines), (peaks[-1].layer,) if peaks else (), leads=leads)
+
+
+def _stale_moment(e: Evidence) -> Found | None:
+    notes = [a for a in (*e.notes, *e.alerts) if a.rule == "AdamStepTooLarge"]
+    alerts = [a for a in notes if abs(a.onset - e.onset) <= TOGETHER]
+    if not alerts or _rate_spike(e) or _data_first(e) or _first_is_non_finite(e):
+        return None
+    first = alerts[0]
+    return Found(first.onset, (f"Step {first.step}: {first.description}",), tuple(a.layer for a in alerts))
+
+
+def _recurrent(e: Evidence) -> Found | None:
+    grown = {name: pair for name, pair in e.memory.recurrent.items() if pair[1] > 1}
+    exploded = [a for a in e.of("GradientNormExplosion") if a.onset <= e.onset + TOGETHER]
+    if not grown or not exploded or _rate_spike(e) or _data_first(e) or _first_is_non_finite(e) or _stale_moment(e):
+        return None
+    name, (first, now) = max(grown.items(), key=lambda item: item[1][1])
+    lines = [
+        f"Step {exploded[0].step}: {exploded[0].description}",
+        f"The largest singular value of {name} is {now:.3g} (at first {first:.3g}): above 1, a gradient may grow with "
+        "every step of the sequence.",
+    ]
+    return Found(exploded[0].onset, tuple(lines), (name.rpartition(".")[0],), confidence=0.7)
+
+
+def _bad_batch(e: Evidence) -> Found | None:
+    if not _data_first(e):
+        return None
+    spike = min(e.of(*_JUMPS), key=lambda a: a.onset)
+    before, now = spike.context.get("loss_at_onset"), spike.context.get("loss")
+    climbs = _climbs(e)
+    rate = "while the learning rate climbed" if climbs else "at a usual learning rate"
+    lines = [f"Step {spike.onset}: the loss jumped before any large step was taken, {rate}."]
+    if not climbs:
+        lines.append("Weights that were good a step earlier do not explain it; the batch does.")
+    if before is not None and now is not None:
+        lines.append(f"The loss was {before:.4g} before, {now:.4g} at step {spike.step}.")
+    return Found(spike.onset, tuple(lines), confidence=0.4 if climbs else 0.7, leads=not climbs)
+
+
+def _at_its_highest(e: Evidence) -> bool:
+    rate, largest = (e.alerts[0].context.get(name) for name in ("learning_rate", "learning_rate_largest"))
+    return rate is not None and largest is not None and rate >= 0.99 * largest
+
+
+def _climbs(e: Evidence) -> bool:
+    """The learning rate is where it never was before: that is the likelier cause of whatever happens."""
+    rate, earlier = (e.alerts[0].context.get(name) for name in ("learning_rate", "learning_rate_earlier"))
+    return rate is not None and earlier is not None and rate > 1.01 * earlier and _at_its_highest(e)
+
+
+def _data_first(e: Evidence) -> bool:
+    """The loss jumped, and nothing of the model had moved before."""
+    spikes = e.of(*_JUMPS)
+    if not spikes or _rate_spike(e) or _hardware(e) or e.of("NonFinite"):
+        return False
+    onset = min(a.onset for a in spikes)
+    if onset > e.onset + TOGETHER:
+        return False
+    model = [a for a in e.alerts if a.rule not in (*_JUMPS, "LossDivergence", "TrainingStopped")]
+    large = [p for p in e.memory.update_peaks if onset - RECENT <= p.step < onset and p.ratio >= LARGE_UPDATE]
+    return not large and all(a.onset >= onset for a in model)
+
+
+def _first_is_non_finite(e: Evidence) -> bool:
+    found = e.of("NonFinite")
+    return bool(found) and min(a.onset for a in found) <= e.onset
+
+
+ROOT_CAUSES: tuple[RootCause, ...] = (
+    RootCause(
+        "RankFault",
+        "One rank differs from the others: a hardware fault, or a rank that missed an update",
+        _one_rank,
+        (
+            "Take the device of that rank out and run its diagnostics; resume all ranks from before this step.",
+            "Checkpoints since then hold the damage if that rank wrote them, or as soon as gradients were exchanged.",
+        ),
+        ("Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245",),
+    ),
+    RootCause(
+        "HardwareFault",
+        "Weights were changed from outside: a hardware fault, or a load",
+        _hardware,
+        (
+            "Resume from a checkpoint before this step, on another device; take this one out and run its diagnostics.",
+            "If a checkpoint was loaded or a layer initialised again at this step, look there.",
+        ),
+        ("Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245",),
+    ),
+    RootCause(
+        "NonFiniteData",
+        "Non-finite numbers in the data",
+        _bad_number_in_data,
+        (
+            "Look for NaN and infinities in the batch of this step; skip it, and resume from before it.",
+            "Check batches where they are made: `torch.isfinite(x).all()` in the data loader's workers"
+            " costs the GPU nothing.",
+        ),
+    ),
+    RootCause(
+        "LearningRateSpike",
+        "The learning rate jumped",
+        _rate_spike,
+        (
+            "Look at the schedule at this step: a restart, a resumed counter, a factor applied twice?",
+            "Resume from before it with the rate that was meant.",
+        ),
+    ),
+    RootCause(
+        "MixedPrecisionOverflow",
+        "Overflow of float16",
+        _overflow,
+        (
+            "Train in bfloat16, or let a gradient scaler skip such steps.",
+            "Find what made the activations grow: it comes before the overflow (see the other causes).",
+        ),
+        ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
+    ),
+    RootCause(
+        "MixedPrecisionUnderflow",
+        "Underflow of a narrow number format",
+        _underflow,
+        (
+            "In float16: use a gradient scaler (`torch.amp.GradScaler`), or train in bfloat16.",
+            "With a scaler whose scale falls: find what overflows first, as its scale is too low because of that.",
+        ),
+        ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
+    ),
+    RootCause(
+        "LearningRateTooHigh",
+        "Learning rate too high",
+        _rate_too_high,
+        (
+            "Lower the learning rate until updates are about a thousandth of the weights.",
+            "Warm it up over the first hundreds of steps.",
+        ),
+        (
+            "Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities, "
+            "arXiv:2309.14322",
+        ),
+    ),
+    RootCause(
+        "AdamSecondMomentStale",
+        "Adam's second moment is stale",
+        _stale_moment,
+        (
+            "What changed at this step: the data, the weight of a loss, a layer that was thawed? Bring it in slowly.",
+            "Lower beta2 to 0.95 to 0.99; clip the update (StableAdamW) or the gradient.",
+        ),
+        ("Molybog et al. 2023, A Theory on Adam Instability in Large-Scale Machine Learning, arXiv:2304.09871",),
+    ),
+    RootCause(
+        "ExplodingRecurrentGradients",
+        "Exploding gradients of a recurrent network",
+        _recurrent,
+        (
+            "Clip the gradient norm (1 is usual), and resume from before the onset.",
+            "Did sequences become longer here? Lengthen them slowly, or cut the gradient after some steps of time.",
+            "For good: LSTM or GRU in place of a plain recurrence; an orthogonal start of the recurrent matrix.",
+        ),
+        ("Pascanu et al. 2013, On the difficulty of training recurrent neural networks, arXiv:1211.5063",),
+    ),
+    RootCause(
+        "BadBatch",
+        "Bad batches",
+        _bad_batch,
+        (
+            "Look at the batches of these steps; skip them, and resume from before if the loss does not come back.",
+            "If it comes back within some hundred steps, go on.",
+        ),
+        ("Chowdhery et al. 2022, PaLM (restart and skip 200 to 500 batches), arXiv:2204.02311",),
+    ),
+)
+"""The first that is found and leads comes first."""

@@ -1,0 +1,166 @@
+"""What the engine remembers of a run besides its alerts, for the diagnosis: numbers and steps that stood out."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.alerts.statistics import Array, middle
+from stabwatch.alerts.templates import guard_in_words
+from stabwatch.runlog import Event, SeriesKey
+
+_CONTEXT = (
+    "loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale",
+    "rank_nonfinite_max", "rank_nonfinite_worst",
+)  # fmt: skip
+_HIGHER = 1.2
+"""Peaks of the update ratio are kept each time they are higher by this factor, so that few are kept."""
+_JUMP = 2.0
+_WARM = 8
+RECURRENT = "weight_hh"
+"""What the recurrent matrices of `torch.nn.RNN`, `LSTM`, `GRU` and their cells are called."""
+_RISE = 32
+"""Points over which it is seen whether the learning rate climbs."""
+
+
+@dataclass(frozen=True)
+class UpdatePeak:
+    """A step whose updates were the largest so far.
+
+    ratio: median over layers of update over weight, which a single layer that began at zero does not move.
+    layer, largest: the layer with the largest ratio of that step, and that ratio.
+    """
+
+    step: int
+    ratio: float
+    layer: str
+    largest: float
+
+
+@dataclass(frozen=True)
+class RateJump:
+    """A step at which the learning rate was more than twice what it had been at the point before, and ever.
+
+    Ever: since the run last went back to an earlier step; in the first points after that, before it.
+    """
+
+    step: int
+    before: float
+    after: float
+
+
+class Memory:
+    """Filled record by record.
+
+    context: the latest finite values of the run's own scalars. update_peaks: the largest last. largest_activation:
+    over all layers, of the last record in which every activation was finite; NaN before there is one. batches: of each
+    step that an alert is traced to, what is known of them, and of those since the record before it. guarded: what
+    guards did, as (step, words); announced: changes, likewise. recurrent: by recurrent weight matrix, its first and its
+    last largest singular value.
+    """
+
+    def __init__(self) -> None:
+        self.context: dict[str, float] = {}
+        self.update_peaks: list[UpdatePeak] = []
+        self.rate_jumps: list[RateJump] = []
+        self.rate_at: tuple[int, float] = (0, math.nan)
+        """Step and value of the first learning rate above zero."""
+        self.largest_rate = 0.0
+        self._largest_earlier = math.inf
+        self._last_rates: deque[float] = deque(maxlen=_RISE)
+        self.largest_activation = math.nan
+        self.layer_order: dict[str, int] = {}
+        self.batches: dict[int, list[dict[str, Any]]] = {}
+        self.guarded: list[tuple[int, str]] = []
+        self.announced: list[tuple[int, str]] = []
+        self.recurrent: dict[str, tuple[float, float]] = {}
+        self._rates = 0
+        self._keys: tuple[SeriesKey, ...] = ()
+        self._context_columns: dict[str, int] = {}
+        self._updates = self._peaks = self._bad = self._recurrent = np.empty(0, dtype=np.int64)
+
+    def bind(self, keys: tuple[SeriesKey, ...]) -> None:
+        """Find the columns of a slot table."""
+        self._keys = keys
+        self._context_columns = {k.signal: i for i, k in enumerate(keys) if k.signal in _CONTEXT and not k.layer}
+        self._updates = _columns(keys, "update_to_weight_ratio")
+        self._peaks = _columns(keys, "activation_abs_max")
+        self._bad = _columns(keys, "activation_nonfinite_total")
+        spectra = _columns(keys, "singular_value_max")
+        self._recurrent = np.array([c for c in spectra.tolist() if RECURRENT in keys[c].layer], dtype=np.int64)
+        self.layer_order = {keys[c].layer: i for i, c in enumerate(self._peaks.tolist())}
+
+    def restart(self) -> None:
+        """The run goes on from an earlier step."""
+        self.update_peaks.clear()
+        self._last_rates.clear()
+        self._largest_earlier, self.largest_rate = self.largest_rate or math.inf, 0.0
+        self.recurrent.clear()
+        self._rates, self.rate_at = 0, (0, math.nan)
+
+    def note(self, event: Event) -> None:
+        """Look at an event: the flight recorder's, a guard's, a change that was announced."""
+        if event.kind == "flight":
+            onset, entries = event.data.get("onset"), event.data.get("batches")
+            known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+            if isinstance(onset, int):
+                since = event.data.get("since")
+                steps = range(since if isinstance(since, int) else onset, onset + 1)
+                kept = self.batches.setdefault(onset, [])
+                kept += [e for e in known if e.get("step") in steps and e not in kept]
+        elif event.kind == "guard":
+            self.guarded.append((event.step or 0, guard_in_words(event.data)))
+        elif event.kind == "change":
+            self.announced.append((event.step or 0, str(event.data.get("what", ""))))
+
+    def observe(self, step: int, values: Array) -> None:
+        """Look at one record."""
+        self._learning_rate(step, values)
+        for name, column in self._context_columns.items():
+            if not math.isnan(values[column]):
+                self.context[name] = float(values[column])
+        self._update_peak(step, values)
+        for column in self._recurrent.tolist():
+            if math.isfinite(now := float(values[column])):
+                layer = self._keys[column].layer
+                self.recurrent[layer] = (self.recurrent.get(layer, (now,))[0], now)
+        peaks = values[self._peaks]
+        if not (values[self._bad] > 0).any() and np.isfinite(peaks).any():
+            self.largest_activation = float(np.nanmax(peaks))
+
+    def _learning_rate(self, step: int, values: Array) -> None:
+        column = self._context_columns.get("learning_rate")
+        now = values[column] if column is not None else math.nan
+        if not now > 0:
+            return
+        before = self.context.get("learning_rate", math.nan)
+        largest = self.largest_rate if self._rates >= _WARM else self._largest_earlier
+        if now > _JUMP * max(before, largest):
+            self.rate_jumps.append(RateJump(step, before, float(now)))
+        if math.isnan(self.rate_at[1]):
+            self.rate_at = (step, float(now))
+        self.largest_rate = max(self.largest_rate, float(now))
+        self._last_rates.append(float(now))
+        self.context |= {"learning_rate_largest": self.largest_rate, "learning_rate_earlier": self._last_rates[0]}
+        self._rates += 1
+
+    def _update_peak(self, step: int, values: Array) -> None:
+        ratios = values[self._updates]
+        measured = np.flatnonzero(np.isfinite(ratios))
+        if not len(measured):
+            return
+        typical = middle(ratios[measured])
+        if typical > _HIGHER * (self.update_peaks[-1].ratio if self.update_peaks else 0.0):
+            largest = measured[np.argmax(ratios[measured])]
+            layer = self._keys[self._updates[largest]].layer
+            self.update_peaks.append(UpdatePeak(step, typical, layer, float(ratios[largest])))
+
+
+def _columns(keys: Sequence[SeriesKey], signal: str) -> NDArray[np.int64]:
+    return np.array([i for i, k in enumerate(keys) if k.signal == signal], dtype=np.int64)

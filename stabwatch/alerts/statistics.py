@@ -1,0 +1,91 @@
+"""Robust statistics of a few dozen points: medians, spreads, ranks, slopes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def middle(values: Array) -> float:
+    """Median of finite numbers; NaN of none. (np.median costs ten times as much on a few dozen numbers.)"""
+    n = len(values)
+    if not n:
+        return math.nan
+    ordered = values.copy()
+    ordered.sort()
+    return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def middle_of_each(columns: Array) -> Array:
+    """Lower median of the numbers of each column that are not NaN; NaN of none. columns: (points, series)."""
+    ordered = np.sort(columns, axis=0)
+    return ordered[((~np.isnan(columns)).sum(axis=0) - 1) // 2, np.arange(columns.shape[1])]
+
+
+def robust_spread(values: Array) -> float:
+    """1.4826 times the median absolute deviation: the standard deviation, if the values were normal."""
+    return 1.4826 * middle(np.abs(values - middle(values)))
+
+
+def exceeds(some: Array, others: Array) -> float:
+    """Share of all pairs in which one of `some` is the larger, ties as halves (Mann-Whitney's U over all pairs).
+
+    0.5 where there is no difference, 1 where every one is larger than every other. It knows no scale, and no outlier
+    moves it far.
+    """
+    difference = some[:, None] - others[None, :]
+    ties = difference.size - np.count_nonzero(difference)
+    return (np.count_nonzero(difference > 0) + ties / 2) / difference.size
+
+
+def slope(steps: Array, values: Array) -> Array:
+    """Least-squares slope of each row over its measured points; NaN below four."""
+    seen = ~np.isnan(values)
+    n = seen.sum(axis=1)
+    x = np.where(seen, steps, 0.0)
+    y = np.where(seen, values, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_x, mean_y = x.sum(axis=1) / n, y.sum(axis=1) / n
+        dx = np.where(seen, steps - mean_x[:, None], 0.0)
+        dy = np.where(seen, values - mean_y[:, None], 0.0)
+        out = (dx * dy).sum(axis=1) / (dx * dx).sum(axis=1)
+    return np.where(n >= 4, out, np.nan)
+
+
+LEAST_PAST = 8
+
+
+TINY = 1e-30
+
+
+LEAST_SPREAD = 0.02
+"""Scatter below 2% counts as 2%: a deterministic series has no spread of its own."""
+
+
+def against(past: Array, x: float) -> tuple[float, float]:
+    """Robust z and ratio to the median of a value against its past; NaN below eight points."""
+    if len(past) < LEAST_PAST:
+        return math.nan, math.nan
+    centre = middle(past)
+    size, ratio = max(abs(centre), TINY), _ratio(x, centre)
+    if x > 0 and past.min() > 0:
+        shown = np.log(past)
+        return (math.log(x) - middle(shown)) / max(robust_spread(shown), LEAST_SPREAD), ratio
+    return (x - centre) / max(robust_spread(past), LEAST_SPREAD * size), ratio
+
+
+def _ratio(x: float, centre: float) -> float:
+    """x over centre where that is positive."""
+    return 1 + (x - centre) / max(abs(centre), TINY)
+
+
+def shifted(past: Array, now: Array) -> tuple[float, float]:
+    """Share of pairs in which a value of now exceeds one of the past, and the ratio of their medians; NaN below eight
+    points."""
+    if len(past) < LEAST_PAST:
+        return math.nan, math.nan
+    return exceeds(now, past), _ratio(middle(now), middle(past))

@@ -1,0 +1,180 @@
+"""The gradient norm against its own past, and gradients that vanish."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabwatch.alerts.features import Columns, Derived, Family, RunFamily, ScalarFamily
+from stabwatch.alerts.references import CALIBRATED, RELU, ZCLIP
+from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.statistics import Array, middle, middle_of_each
+from stabwatch.runlog import SeriesKey
+
+
+class GradientFamily(ScalarFamily):
+    """The gradient norm: before clipping where `clip_grad_norm_` is called.
+
+    The norm at the optimizer step is that of the finite elements; beside non-finite ones it says little, and such a
+    point is left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("gradient_norm", "gradient_norm_before_clip", "gradient_norm")
+        self._bad = Columns("gradient_nonfinite_total")
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        super().bind(keys)
+        self._bad.bind(keys)
+
+    def _pick(self, values: Array) -> float:
+        found = super()._pick(values)
+        broken = self._used == "gradient_norm" and (self._bad.of("gradient_nonfinite_total", values) > 0).any()
+        return math.nan if broken else found
+
+
+class FadeFamily(RunFamily):
+    """How far the gradients of the layers have faded, beside what became of the loss.
+
+    fade: median over layers of the gradient RMS over its largest level of the run, as the median of the last 16 points.
+    level: median of 5 points, so that one explosion at the start is not what all that follows is held against.
+    left, stall: the loss over its first value and over that of 32 points before, all as medians of 16 points; a loss
+    that is not positive has none.
+    """
+
+    gauges: tuple[Derived, ...] = (
+        Derived(
+            "gradient_fade_ratio",
+            "Median over layers of the gradient RMS over its largest median of 5 values so far.",
+            "ratio",
+            "run",
+        ),
+        Derived("loss_left_ratio", "The loss over its first value, medians of 16 values.", "ratio", "run"),
+        Derived(
+            "loss_stall_ratio", "The loss over what it was 32 values before, medians of 16 values.", "ratio", "run"
+        ),
+    )
+    _SMOOTH, _BEFORE, _LEVEL = 16, 32, 5
+
+    def __init__(self) -> None:
+        self._loss = Columns("loss")
+        self._peak, self._recent = np.empty(0), np.empty((self._LEVEL, 0))
+        super().__init__("gradient_fade", "gradient_rms")
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        super().bind(keys)
+        self._loss.bind(keys)
+        more = len(self._columns.layers) - len(self._peak)
+        self._peak = np.append(self._peak, np.full(more, np.nan))
+        self._recent = np.pad(self._recent, ((0, 0), (0, more)), constant_values=np.nan)
+
+    def _begin(self) -> None:
+        self._peak[:] = np.nan
+        self._recent = np.full((self._LEVEL, len(self._peak)), np.nan)
+        self._fades: deque[float] = deque(maxlen=self._SMOOTH)
+        self._losses: deque[float] = deque(maxlen=self._SMOOTH)
+        self._levels: deque[float] = deque(maxlen=self._BEFORE)
+        self._first = math.nan
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        loss = self._loss.of("loss", values)
+        if len(loss) and math.isfinite(loss[0]):
+            self._losses.append(float(loss[0]))
+        now = self._columns.of("gradient_rms", values)
+        if np.isnan(now).all():
+            return None
+        now = np.where(np.isfinite(now), now, np.nan)
+        self._recent[self._points % self._LEVEL] = now
+        self._peak = np.fmax(self._peak, middle_of_each(self._recent))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = now / self._peak
+        self._fades.append(middle(ratio[np.isfinite(ratio)]))
+        numbers = (middle(np.array(self._fades)), *self._of_loss())
+        return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
+
+    def _of_loss(self) -> tuple[float, float]:
+        """Left and stall."""
+        if len(self._losses) < self._SMOOTH:
+            return math.nan, math.nan
+        now = middle(np.array(self._losses))
+        if math.isnan(self._first):
+            self._first = now
+        before = self._levels[0] if len(self._levels) == self._BEFORE else math.nan
+        self._levels.append(now)
+        return tuple(now / past if past > 0 < now else math.nan for past in (self._first, before))  # type: ignore[return-value]
+
+
+def families() -> tuple[Family, ...]:
+    """Fresh state for one run."""
+    return (GradientFamily(), FadeFamily())
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="GradientNormExplosion",
+        title="Gradient explosion",
+        family="gradient_norm",
+        summary="The gradient norm explodes.",
+        description="The gradient norm is {gradient_norm:.4g}, {gradient_norm_to_median_ratio:.3g} times its recent "
+        "median.",
+        levels=(
+            Level(
+                severity="critical",
+                when=(
+                    Condition("gradient_norm_to_median_ratio", above=100.0),
+                    Condition("gradient_norm_robust_z", above=6.0),
+                ),
+                hold=3,
+            ),
+            Level(
+                severity="warning",
+                when=(
+                    Condition("gradient_norm_to_median_ratio", above=10.0),
+                    Condition("gradient_norm_robust_z", above=6.0),
+                ),
+                hold=3,
+            ),
+        ),
+        outside=(Condition("gradient_norm_robust_z", above=4.0),),
+        warm_up=24,
+        source="ten times the recent median, and beyond its own scatter",
+        remedy=(
+            "Clip the global gradient norm at its usual size.",
+            "Look at the batches of these steps, and at the layer whose gradient norm rose first.",
+            "Lower the learning rate; in recurrent models, check the recurrent weights' largest singular value.",
+        ),
+        references=(ZCLIP,),
+    ),
+    Rule(
+        name="VanishingGradients",
+        title="Vanishing gradients",
+        family="gradient_fade",
+        summary="Gradients have faded, and the loss stands still.",
+        description="The gradient RMS of the median layer is {gradient_fade_ratio:.2g} of what it was, and the loss is "
+        "still {loss_left_ratio:.0%} of its first value and stands still.",
+        levels=(
+            Level(
+                severity="warning",
+                when=(
+                    Condition("gradient_fade_ratio", below=0.02),
+                    Condition("loss_left_ratio", above=0.5),
+                    Condition("loss_stall_ratio", above=0.97),
+                ),
+                hold=8,
+            ),
+        ),
+        outside=(Condition("gradient_fade_ratio", below=0.05), Condition("loss_left_ratio", above=0.5)),
+        warm_up=24,
+        source=f"healthy runs with half of their loss left keep a fifth of their gradients ({CALIBRATED})",
+        remedy=(
+            "Which layers? The gradient of the first layers gone: warm up longer, normalise before the branches.",
+            "Go back to before the onset: a network in this state does not learn its way out.",
+        ),
+        references=(RELU,),
+    ),
+)

@@ -1,0 +1,88 @@
+"""Output logits that drift away from zero, and a softmax that collapses."""
+
+from __future__ import annotations
+
+import math
+
+from stabwatch.alerts.features import (
+    Array,
+    Derived,
+    Family,
+    PlainFamily,
+    RunFamily,
+)
+from stabwatch.alerts.references import CALIBRATED, GROKKING, PALM, PROXIES
+from stabwatch.alerts.rule import Condition, Level, Rule
+
+
+class DriftFamily(RunFamily):
+    """How much farther from zero the mean logsumexp of the output logits is than at first.
+
+    A model that begins far out and comes in (inputs of a large scale) does not drift.
+    """
+
+    gauges: tuple[Derived, ...] = (
+        Derived(
+            "output_logit_drift",
+            "How much farther from zero output_logit_logsumexp is than its first value was.",
+            "nat",
+            "run",
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("output_logit", "output_logit_logsumexp")
+
+    def _begin(self) -> None:
+        self._first = math.nan
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        now = self._one(self.signal, values)
+        if not math.isfinite(now):
+            return None
+        if math.isnan(self._first):
+            self._first = abs(now)
+        return {self.gauges[0].name: max(abs(now) - self._first, 0.0), self.signal: now}
+
+
+def families() -> tuple[Family, ...]:
+    """Fresh state for one run."""
+    return (DriftFamily(), PlainFamily("softmax_collapse_ratio"))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="OutputLogitDrift",
+        title="Output-logit divergence",
+        family="output_logit",
+        summary="Output logits drift away from zero.",
+        description="The mean logsumexp of the output logits is {output_logit_logsumexp:.4g}, "
+        "{output_logit_drift:.4g} farther from 0 than at first.",
+        levels=(
+            Level(severity="critical", when=(Condition("output_logit_drift", above=300.0),), hold=5),
+            Level(severity="warning", when=(Condition("output_logit_drift", above=100.0),), hold=5),
+        ),
+        outside=(Condition("output_logit_drift", above=50.0),),
+        source="at 128 the spacing of bfloat16 is 1, so that probabilities lose their first digit",
+        remedy=(
+            "Add a z-loss of 1e-4 times the mean square of the logsumexp.",
+            "Lower the learning rate; use weight decay on the output layer.",
+        ),
+        references=(PALM, PROXIES),
+    ),
+    Rule(
+        name="SoftmaxCollapse",
+        title="Softmax collapse",
+        family="softmax_collapse_ratio",
+        summary="Softmax collapse: most samples' losses are exactly zero, and teach nothing.",
+        description="The loss of {softmax_collapse_ratio:.0%} of the samples is exactly zero.",
+        levels=(Level(severity="warning", when=(Condition("softmax_collapse_ratio", above=0.8),), hold=16),),
+        outside=(Condition("softmax_collapse_ratio", above=0.3),),
+        source=f"{GROKKING}; {CALIBRATED}",
+        remedy=(
+            "Has it learned all there is? Then stop here.",
+            "If it should still generalise: weight decay, StableMax, or the loss in a higher precision.",
+        ),
+        references=(GROKKING,),
+    ),
+)

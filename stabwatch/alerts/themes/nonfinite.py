@@ -1,0 +1,104 @@
+"""Non-finite numbers: the counters as a derived signal, and their rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabwatch.alerts.features import (
+    Array,
+    Derived,
+    Family,
+)
+from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.runlog import SeriesKey
+
+_FORWARD = ("activation", "attention", "output_logit")
+
+
+class NonFiniteFamily:
+    """Non-finite values of this record, by the place where they were counted; `nonfinite_new` leaves out a mask.
+
+    Gradients of a step that the gradient scaler skipped are left out: there a non-finite gradient is routine.
+    A forward value that is non-finite in the first record already, beside a finite loss, is a mask (-inf on the
+    logits of actions that are not allowed, rows without a visible key) and not new.
+    """
+
+    name = "nonfinite"
+    signal = "nonfinite"
+    gauges: tuple[Derived, ...] = ()
+
+    def __init__(self) -> None:
+        self.keys: list[SeriesKey] = []
+        self._columns: list[int] = []
+        self._gradient = self._forward = self._loss = self._mask = np.zeros(0, dtype=bool)
+        self._skipped: int | None = None
+        self._begun = False
+
+    @property
+    def layers(self) -> list[str]:
+        """One row per counter."""
+        return [key.layer for key in self.keys]
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        self.keys = list(dict.fromkeys([*self.keys, *(key for key in keys if key.signal.endswith("nonfinite_total"))]))
+        place = {key: i for i, key in enumerate(keys)}
+        self._columns = [place.get(key, -1) for key in self.keys]
+        self._gradient = np.array([key.signal.startswith("gradient") for key in self.keys], dtype=bool)
+        self._forward = np.array([key.signal.startswith(_FORWARD) for key in self.keys], dtype=bool)
+        self._loss = np.array([key.signal.startswith("loss") for key in self.keys], dtype=bool)
+        self._mask = np.append(self._mask, np.zeros(len(self.keys) - len(self._mask), dtype=bool))
+        self._skipped = place.get(SeriesKey("skipped_steps_total"))
+
+    def restart(self) -> None:
+        """See Family."""
+        self._begun = False
+        self._mask[:] = False
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Family."""
+        counts = np.append(values, np.nan)[self._columns]
+        if self._skipped is not None and values[self._skipped] > 0:
+            counts[self._gradient] = np.nan
+        if np.isnan(counts).all():
+            return None
+        if not self._begun:
+            self._begun = True
+            if (counts[self._loss] == 0).any() and not (counts[~self._forward] > 0).any():
+                self._mask = self._forward & (counts > 0)
+        new = np.where(self._mask & (counts > 0), 0.0, counts)
+        return {"nonfinite": counts, "nonfinite_new": new, "points": np.ones(len(counts))}
+
+
+def families() -> tuple[Family, ...]:
+    """Fresh state for one run."""
+    return (NonFiniteFamily(),)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="NonFinite",
+        title="Non-finite numbers",
+        family="nonfinite",
+        summary="NaN or infinite values appeared in training.",
+        description="{nonfinite:.0f} non-finite values in {signal} of {where} at step {step}.",
+        levels=(
+            Level(severity="critical", when=(Condition("nonfinite_new", above=0),)),
+            Level(
+                severity="info",
+                when=(Condition("nonfinite", above=0),),
+                summary="Non-finite values from the first record on, beside a finite loss: a mask, most likely.",
+            ),
+        ),
+        outside=(Condition("nonfinite", above=0),),
+        recover=20,
+        source="any; information where the first record has them already beside a finite loss, as masks of -inf do",
+        remedy=(
+            "Stop, and resume from the last checkpoint before the onset.",
+            "Look at the batch of that step, and at the first layer named here: what came in finite and went out not?",
+            "In fp16: let a gradient scaler skip the step; or train in bfloat16.",
+        ),
+    ),
+)

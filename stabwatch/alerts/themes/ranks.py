@@ -1,0 +1,165 @@
+"""Derived signals that compare ranks, and the rules over them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabwatch.alerts.features import Columns, Derived, Family, RunFamily
+from stabwatch.alerts.references import LLAMA, SDC
+from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.statistics import Array, middle
+from stabwatch.runlog import SeriesKey
+
+WINDOW = 16
+SAME = 0.75
+"""Share of the window in which it must be the same rank: batches of unlike lengths make another one slow each time."""
+
+
+class ReplicaFamily:
+    """How far the replica of one rank is from the others, and which rank it is."""
+
+    name = "replica"
+    signal = "replica_difference_ratio"
+    gauges: tuple[Derived, ...] = ()
+
+    def __init__(self) -> None:
+        self._columns = Columns(self.signal, "replica_difference_rank")
+        self._points = np.empty(0)
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers in forward order."""
+        return self._columns.layers
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Family."""
+        self._columns.bind(keys)
+        self._points = np.append(self._points, np.zeros(len(self.layers) - len(self._points)))
+
+    def restart(self) -> None:
+        """See Family."""
+        self._points[:] = 0
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Family."""
+        apart, rank = (self._columns.of(signal, values) for signal in self._columns.signals)
+        measured = ~np.isnan(apart)
+        if not measured.any():
+            return None
+        self._points += measured
+        return {self.signal: apart, "replica_difference_rank": rank, "points": self._points.copy()}
+
+
+class SpreadFamily(RunFamily):
+    """How far the highest rank is above the lowest, where it is the same one again and again.
+
+    high, low, rank, scale: signals; the spread is told as a share of the scale, as the median of 16 points.
+    """
+
+    def __init__(self, name: str, high: str, low: str, rank: str, scale: str, gauge: Derived) -> None:
+        self._rank = rank
+        self.gauges = (gauge,)
+        self._read = (high, low, rank, scale)
+        super().__init__(name, *dict.fromkeys(self._read))
+
+    def _begin(self) -> None:
+        self._past: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        high, low, rank, scale = (self._one(signal, values) for signal in self._read)
+        if not all(map(math.isfinite, (high, low, rank, scale))) or not scale > 0:
+            return None
+        self._past.append(((high - low) / scale, rank))
+        ranks = [r for _, r in self._past]
+        usual = max(set(ranks), key=ranks.count)
+        same = ranks.count(usual) >= SAME * len(ranks)
+        share = middle(np.array([x for x, _ in self._past])) if same else 0.0
+        return {self.gauges[0].name: share, self._rank: usual}
+
+
+_MOSTLY = f"median of {WINDOW} points, 0 unless it is mostly the same rank."
+
+
+def families() -> tuple[Family, ...]:
+    """Fresh state for one run."""
+    return (
+        ReplicaFamily(),
+        SpreadFamily(
+            "slow_rank", "rank_busy_max_seconds", "rank_busy_min_seconds", "rank_slowest", "step_seconds",
+            Derived(
+                "rank_wait_ratio",
+                f"Share of the step that the fastest rank waits for the slowest: {_MOSTLY}",
+                "ratio",
+                "run",
+            ),
+        ),
+        SpreadFamily(
+            "rank_loss", "rank_loss_max", "rank_loss_min", "rank_loss_highest", "rank_loss_min",
+            Derived(
+                "rank_loss_excess_ratio",
+                f"Largest loss of a rank over the smallest, less one: {_MOSTLY}",
+                "ratio",
+                "run",
+            ),
+        ),
+    )  # fmt: skip
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="ReplicasDiffer",
+        title="One rank's weights are not those of the others",
+        family="replica",
+        summary="The replicas of the model are not equal any more.",
+        description="The weights of {where} on {rank} differ from the others' by "
+        "{replica_difference_ratio:.2g} of their sum of squares.",
+        levels=(Level(severity="critical", when=(Condition("replica_difference_ratio", above=1e-6),)),),
+        outside=(Condition("replica_difference_ratio", above=1e-6),),
+        source="replicas do the same arithmetic on the same numbers, so equal is 0; 1e-6 is left to float32 sums on "
+        "unlike devices",
+        remedy=(
+            "Resume all ranks from a checkpoint before this step, without that rank's device; run its diagnostics.",
+            "Do ranks step on their own here (local SGD, experts inside DDP)? Silence this rule for those layers.",
+        ),
+        references=(SDC, LLAMA),
+    ),
+    Rule(
+        name="SlowRank",
+        title="One rank is slow",
+        family="slow_rank",
+        summary="The other ranks wait for a slow one.",
+        description="Rank {rank_slowest:.0f} is the last: the fastest waits {rank_wait_ratio:.0%} of a step for it.",
+        levels=(Level(severity="warning", when=(Condition("rank_wait_ratio", above=0.25),), hold=4),),
+        outside=(Condition("rank_wait_ratio", above=0.25),),
+        warm_up=WINDOW,
+        source="a quarter of the step, in the median of 16 points, the same rank in three of four of them",
+        remedy=(
+            "Look at its data loader (data_wait_seconds), its node's clocks, temperature and neighbours.",
+            "If it stays slow, take the node out.",
+        ),
+        references=(LLAMA,),
+    ),
+    Rule(
+        name="RankLossHigher",
+        title="One rank's loss is higher than the others'",
+        family="rank_loss",
+        summary="The loss of one rank is higher than that of the others, step after step.",
+        description="Rank {rank_loss_highest:.0f} has the largest loss: {rank_loss_excess_ratio:.0%} above the "
+        "smallest.",
+        levels=(Level(severity="warning", when=(Condition("rank_loss_excess_ratio", above=0.5),), hold=4),),
+        outside=(Condition("rank_loss_excess_ratio", above=0.5),),
+        warm_up=WINDOW,
+        source="ranks see samples of one distribution, so which is highest changes from step to step; half above, in "
+        "the median of 16 points, the same rank in three of four of them",
+        remedy=(
+            "Look at the data of that rank: its shard, its preprocessing, its tokenizer's version.",
+            "Are its weights those of the others (ReplicasDiffer)? If so and its data is like theirs, take the device "
+            "out and run its diagnostics.",
+        ),
+        references=(SDC, LLAMA),
+    ),
+)

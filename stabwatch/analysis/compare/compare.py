@@ -1,0 +1,141 @@
+"""Runs side by side: what differs in their configuration, where their curves part, what parted first and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stabwatch.alerts.root_causes import TOGETHER
+from stabwatch.analysis.compare.curve_set import Subject, keys_of, load_subjects
+from stabwatch.analysis.compare.divergence_point import Parting, parting
+from stabwatch.analysis.compare.sweep import Sensitivity, sensitivities
+from stabwatch.analysis.compare.widths import Widths, widths
+from stabwatch.exporters.declared import adopt, declared
+from stabwatch.runlog import SeriesKey, plain
+from stabwatch.runlog.source import Source
+from stabwatch.signals import CATALOGUE
+
+SCHEMA_VERSION = 1
+OF_TRAINING = ("learning_rate", "loss_scale")
+"""What the host knows of the training itself; pace and cost of watching part for reasons of their own."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fact that is not the same in all runs: its value in each, None where it is unknown."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Parted:
+    """A series that parts."""
+
+    signal: str
+    layer: str
+    parting: Parting
+
+    @property
+    def step(self) -> int:
+        """Where."""
+        return self.parting.step or 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A run beside the reference.
+
+    loss: None without enough common points. parted: series that part, by step; the first of them, as many as `together`
+    says, lie within so few steps that an order means nothing, and the clearest stands first. compared: series that
+    were looked at; short: those with too few common points. only_here, only_there: series that just one of them has.
+    """
+
+    run: str
+    loss: Parting | None
+    parted: tuple[Parted, ...]
+    together: int
+    compared: int
+    short: int
+    only_here: int
+    only_there: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs; the first is the reference. window: steps that a point stands for."""
+
+    runs: tuple[str, ...]
+    paths: tuple[Path, ...]
+    window: int
+    differences: tuple[Difference, ...]
+    pairs: tuple[Pair, ...]
+    widths: Widths | None
+    sensitivity: tuple[Sensitivity, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers that are not finite are None."""
+        return plain({"schema": SCHEMA_VERSION, **asdict(self), "paths": [str(path) for path in self.paths]})
+
+
+def compare(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> Comparison:
+    """Compare two runs or more. Raises RunLogError."""
+    return compare_subjects(load_subjects(logs, progress))
+
+
+def compare_subjects(subjects: Sequence[Subject]) -> Comparison:
+    """Compare runs that have been read."""
+    for subject in subjects:
+        adopt(subject.run.meta.signals)
+    return Comparison(
+        runs=tuple(s.name for s in subjects),
+        paths=tuple(s.run.path for s in subjects),
+        window=subjects[0].window,
+        differences=differences(subjects),
+        pairs=tuple(_pair(subjects[0], other) for other in subjects[1:]),
+        widths=widths(subjects),
+        sensitivity=sensitivities(subjects),
+    )
+
+
+def differences(subjects: Sequence[Subject]) -> tuple[Difference, ...]:
+    """Facts that differ, in the order in which they were found."""
+    names = dict.fromkeys(name for s in subjects for name in s.facts)
+    rows = [Difference(name, tuple(s.facts.get(name) for s in subjects)) for name in names]
+    return tuple(row for row in rows if any(value != row.values[0] for value in row.values))
+
+
+def _pair(reference: Subject, other: Subject) -> Pair:
+    keys = [key for key in keys_of([reference, other]) if _compared(key)]
+    found = [(key, parting(reference.curve(*_of(key)), other.curve(*_of(key)))) for key in keys]
+    judged = [(key, p) for key, p in found if p is not None]
+    apart = [Parted(*_of(key), p) for key, p in judged if p.step is not None]
+    apart.sort(key=lambda one: one.step)
+    limit = apart[0].step + max(TOGETHER, apart[0].parting.resolution) if apart else 0
+    together = sum(one.step <= limit for one in apart)
+    apart[:together] = sorted(apart[:together], key=lambda one: -one.parting.strength)
+    here, there = set(other.run.keys), set(reference.run.keys)
+    return Pair(
+        run=other.name,
+        loss=next((p for key, p in judged if key == SeriesKey("loss")), None),
+        parted=tuple(apart),
+        together=together,
+        compared=len(judged),
+        short=len(found) - len(judged),
+        only_here=len(here - there),
+        only_there=len(there - here),
+    )
+
+
+def _of(key: SeriesKey) -> tuple[str, str]:
+    return key.signal, key.layer
+
+
+def _compared(key: SeriesKey) -> bool:
+    """Not counters, not indices (a head), not what the host says of pace and cost."""
+    if key.signal in OF_TRAINING:
+        return True
+    host = key.signal in CATALOGUE and CATALOGUE[key.signal].tap == "host"
+    return declared(key.signal).worst is not None and not host

@@ -1,0 +1,171 @@
+"""A run cut into parts: a step that goes back begins a new one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.analysis.detectors import short_curves
+from stabwatch.analysis.detectors.excursions import Excursion, Reference, excursions, reference
+from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
+
+_FREE = re.compile(
+    r"(?<![a-z])(?:rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|policy(?:_gradient)?_loss"
+    r"|approx_kl|advantages?|[gd]_loss|loss_[gd]|loss/[gd]|gen(?:erator)?[_ ]?loss|disc(?:riminator)?[_ ]?loss"
+    r"|loss_(?:gen|disc)\w*)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Columns of reinforcement learning and of adversarial training, whose losses need not fall. The rewards of preference
+tuning (chosen, rejected) belong to a loss that does."""
+
+_BEGINNING = 5
+"""Records' worth of steps from 0 within which a log holds the beginning of the training."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a run over which the step does not go back.
+
+    steps, lines, times: of its records. before: the part before it in the same run. restarted: it begins with a
+    re-initialisation, in the middle of the step counter.
+    """
+
+    run: LogRun
+    columns: tuple[Column, ...]
+    steps: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    times: NDArray[np.float64]
+    remarks: tuple[Remark, ...]
+    before: Part | None = None
+    restarted: bool = False
+
+    def of(self, role: Role) -> Column | None:
+        """The first column of a role that has a value."""
+        return next((c for c in self.columns if c.role == role and len(c)), None)
+
+    @cached_property
+    def loss(self) -> Column | None:
+        """The training loss, or the validation loss where there is no other."""
+        return self.of("loss") or self.of("eval_loss")
+
+    @property
+    def loss_name(self) -> str:
+        """What to call it in a sentence."""
+        return "validation loss" if self.loss is not None and self.loss.role == "eval_loss" else "loss"
+
+    @cached_property
+    def finite_loss(self) -> Column | None:
+        """The loss where it is finite."""
+        return None if self.loss is None else picked(self.loss, np.isfinite(self.loss.values))
+
+    @cached_property
+    def dies(self) -> bool:
+        """Whether no finite loss follows one that is not."""
+        return self.loss is not None and len(self.loss) > 0 and not np.isfinite(self.loss.values[-1])
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """What the finite loss is compared with."""
+        return None if self.finite_loss is None or not len(self.finite_loss) else reference(self.finite_loss.values)
+
+    @cached_property
+    def excursions(self) -> list[Excursion]:
+        """Where the finite loss leaves its level upwards."""
+        loss = self.finite_loss
+        if loss is None or self.reference is None:
+            return []
+        found = excursions(loss.values, self.reference, self.fresh, self.dies)
+        return found or short_curves.spikes(loss.values, self.fresh)
+
+    @cached_property
+    def fresh(self) -> bool:
+        """Whether it holds the beginning of a training."""
+        if self.restarted or not len(self.steps):
+            return self.restarted
+        apart = np.diff(np.unique(self.steps))
+        return self.run.step_unit == "ordinal" or int(self.steps[0]) <= _BEGINNING * (
+            float(np.median(apart)) if len(apart) else 1
+        )
+
+    @cached_property
+    def must_fall(self) -> bool:
+        """Whether the loss of a healthy run falls: not in reinforcement learning, nor in adversarial training."""
+        return not any(_FREE.search(column.name) for column in self.run.columns)
+
+
+def picked(column: Column, keep: NDArray[np.bool_] | slice) -> Column:
+    """Some points of a column."""
+    return Column(column.name, column.role, column.steps[keep], column.values[keep], column.lines[keep])
+
+
+def parts(run: LogRun) -> Iterator[Part]:
+    """The parts of a run, in the order of the file."""
+    cuts = np.flatnonzero(np.diff(run.steps) < 0) + 1
+    bounds = [0, *cuts.tolist(), len(run.steps)]
+    split = [_split(column, run, cuts) for column in run.columns]
+    before: Part | None = None
+    for number, (a, b) in enumerate(pairwise(bounds)):
+        before = Part(
+            run=run,
+            columns=tuple(pieces[number] for pieces in split),
+            steps=run.steps[a:b],
+            lines=run.lines[a:b],
+            times=run.times[a:b],
+            remarks=_remarks(run, number, cuts),
+            before=before,
+        )
+        yield before
+
+
+def cut(part: Part, at: int) -> tuple[Part, Part]:
+    """A part up to the step of a re-initialisation, and from it on."""
+
+    def side(late: bool, before: Part | None) -> Part:
+        keep = (part.steps >= at) == late
+        return Part(
+            run=part.run,
+            columns=tuple(picked(c, (c.steps >= at) == late) for c in part.columns),
+            steps=part.steps[keep],
+            lines=part.lines[keep],
+            times=part.times[keep],
+            remarks=tuple(r for r in part.remarks if ((r.step or 0) >= at) == late),
+            before=before,
+            restarted=late or part.restarted,
+        )
+
+    early = side(False, part.before)
+    return early, side(True, early)
+
+
+def _split(column: Column, run: LogRun, cuts: NDArray[np.int64]) -> list[Column]:
+    """By lines where the format has them, else by the column's own steps that go back."""
+    if not len(cuts):
+        return [column]
+    if len(column) and column.lines[0] >= 0:
+        at = np.array([_first_after(column, int(run.lines[cut - 1]), int(run.lines[cut])) for cut in cuts])
+    else:
+        at = np.flatnonzero(np.diff(column.steps) < 0) + 1
+        at = np.concatenate((at[: len(cuts)], np.full(max(len(cuts) - len(at), 0), len(column)))).astype(np.int64)
+    bounds = [0, *at.tolist(), len(column)]
+    return [picked(column, slice(a, b)) for a, b in pairwise(bounds)]
+
+
+def _first_after(column: Column, last: int, first: int) -> int:
+    """Where a stretch begins in a column, by the lines of the last record before it and of its own first.
+
+    An evaluation between the two belongs to the stretch whose steps it goes on with.
+    """
+    low, high = np.searchsorted(column.lines, (last, first), side="left")
+    back = np.flatnonzero(np.diff(column.steps[max(low - 1, 0) : high]) < 0)
+    return max(int(low) - 1, 0) + int(back[0]) + 1 if len(back) else int(high)
+
+
+def _remarks(run: LogRun, number: int, cuts: NDArray[np.int64]) -> tuple[Remark, ...]:
+    at = np.searchsorted(run.lines[cuts], [r.line for r in run.remarks], side="right")
+    return tuple(remark for remark, place in zip(run.remarks, at.tolist(), strict=True) if place == number)

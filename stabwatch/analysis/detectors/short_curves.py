@@ -1,0 +1,94 @@
+"""Spikes in curves of few records, where no noise can be told from: a jump above all that was near, and the way back.
+
+Between two records of such a log (an evaluation each thousand steps, lines pasted into an issue) hundreds of steps may
+lie, so that one record stands for many, and its neighbours for the way down.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stabwatch.analysis.detectors.excursions import Excursion
+from stabwatch.analysis.detectors.robust import Array, scatter
+
+MOST = 200
+"""Records: longer curves have a scatter of their own."""
+EXCERPT = 16
+"""Records of an excerpt from the middle of a run, in which a jump needs no way back."""
+JUMP = 1.5
+"""Times the highest of the records just before."""
+STILL = 1.1
+"""Times the same, that the record after the jump is still above."""
+EBB = (0.25, 0.6)
+"""Of a jump, that is left one record later: of odd batches less, or nearly all until they are gone."""
+FALLS = 3
+"""In a row, by which the way back differs from noise."""
+NEAR = 3
+"""Records before a jump that it is compared with."""
+SHARE = 0.05
+"""Of what was learned so far: below it a jump of a small loss is nothing."""
+ROUGH = 12.0
+"""Scatters of the differences of neighbours that a jump is above."""
+RELAPSE = 0.5
+"""Of the first loss: a curve that was below it and is above the first loss again has lost all."""
+
+
+def spikes(values: Array, fresh: bool) -> list[Excursion]:
+    """All of them, in order. values: (n,), finite."""
+    if not 3 <= len(values) <= MOST or values.min() < 0 or values[0] == 0:
+        return []
+    found: list[Excursion] = []
+    at = [*([] if fresh else [1, 2]), *range(NEAR if not fresh else 2 * NEAR - 1, len(values))]
+    single = [i for i in at if i + 1 < len(values) and _jumps(values, i) and values[i + 1] <= STILL * _top(values, i)]
+    if len(single) >= 2:
+        return []  # single records jump in this curve
+    for i in at:
+        if (found and i < found[-1].stop) or not _jumps(values, i) or i in single:
+            continue
+        top = _top(values, i)
+        excerpt = not fresh and len(values) <= EXCERPT
+        way_back = values[i : i + FALLS + 1]
+        ebbs = (
+            len(way_back) > FALLS
+            and STILL * top < way_back[1]
+            and EBB[0] < (way_back[1] - top) / (way_back[0] - top) < EBB[1]
+            and bool((np.diff(way_back) < 0).all())
+        )
+        rough = ROUGH * scatter(np.diff(values[:i] if excerpt else values))
+        learned = values[0] - values[:i].min() if fresh else 0.0
+        if (excerpt or ebbs) and values[i] - top >= max(SHARE * learned, rough):
+            found.append(_excursion(values, i, top))
+    return (_relapse(values) if fresh else []) or found
+
+
+def _top(values: Array, i: int) -> float:
+    return float(values[max(0, i - NEAR) : i].max())
+
+
+def _jumps(values: Array, i: int) -> bool:
+    return bool(values[i] >= JUMP * _top(values, i) > 0)
+
+
+def _excursion(values: Array, i: int, base: float) -> Excursion:
+    back = np.flatnonzero(values[i:] <= STILL * base)
+    stop = i + int(back[0]) if len(back) else len(values)
+    peak = i + int(np.argmax(values[i:stop]))
+    over = float(values[peak] - base) / max((JUMP - 1) * base, 1e-300)
+    return Excursion(i, stop, peak, base, base, over, recovered=bool(len(back)))
+
+
+def _relapse(values: Array) -> list[Excursion]:
+    """Up over its first value again, for four records or more: bad batches last three."""
+    least = np.minimum.accumulate(values)
+    lost = (least <= RELAPSE * values[0]) & (values >= values[0])
+    high = np.flatnonzero(lost[3:] & lost[2:-1] & lost[1:-2] & lost[:-3])
+    if not len(high):
+        return []
+    base = float(least[high[0]])
+    i = int(high[0])
+    while values[i - 1] > 1 / RELAPSE * base:
+        i -= 1
+    back = np.flatnonzero(values[i:] <= base / RELAPSE)
+    stop = i + int(back[0]) if len(back) else len(values)
+    peak = i + int(np.argmax(values[i:stop]))
+    return [Excursion(i, stop, peak, base, base, float(values[peak]) / base, recovered=bool(len(back)))]

@@ -1,0 +1,193 @@
+"""Long stretches of lines that differ in their numbers only, read at once.
+
+A template that has come many times in a row becomes one regular expression; the lines that it matches are gathered, and
+their numbers are converted column by column. What is read is what `lines.py` reads line by line: whatever is not plain
+(other lines, numbers in other forms, steps that do not rise) goes there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stabwatch.analysis.readers.arrow import words_as_float64s
+from stabwatch.analysis.readers.fixed_format import Uniform
+from stabwatch.analysis.readers.templates import Template
+
+LEARN = 8
+"""Lines of one template in a row that make it worth a regular expression."""
+LEAST = 4
+"""Fewer lines in a row are read one by one."""
+PATIENCE = 64
+"""Short stretches in a row after which a template is given up: lines of several kinds take turns."""
+SHARE = 0.5
+"""Of the lines of a block, that are of the shape: where fewer are, they are looked for line by line."""
+_NUMBER = rb"([-+.\d][-+.\deE]*|[-+]?[nN][aA][nN]|[-+]?[iI][nN][fF])"
+"""More than numbers, and quick: what is none fails to become one, and is read line by line."""
+_GLUE = frozenset((",", ".", "+", "e", "E"))
+"""Between two numbers these may be part of one."""
+
+
+Columns = Callable[[int], NDArray[np.float64]]
+"""The numbers at one place of all the lines; raises ValueError if one of them is none."""
+
+
+class Reading(Protocol):
+    """The line-by-line reading that this one speeds up."""
+
+    @property
+    def latest(self) -> Template | None:
+        """The template of the line that was taken last, if lines like it may be read at once."""
+
+    def take(self, line: int, text: str) -> None:
+        """One line."""
+
+    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
+        """Lines of one template; False, and nothing was taken, if they have to be read one by one."""
+
+
+class Stretches:
+    """Reads blocks of lines. telling: gives, for a block, whether one of its lines may say anything; None if none
+    may. pieces: a line as the texts that it consists of."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        telling: Callable[[bytes], Callable[[bytes], bool] | None],
+        pieces: Callable[[bytes], list[str]],
+    ) -> None:
+        self._reading = reading
+        self._telling, self._pieces = telling, pieces
+        self._template: Template | None = None
+        self._pattern: re.Pattern[bytes] | None = None
+        self._uniform: Uniform | None = None
+        self._given_up: set[int] = set()
+        self._whole = False
+        """Every line of the last block was of the template."""
+        self._short = 0
+        self._last: Template | None = None
+        self._times = 0
+
+    def block(self, first: int, block: bytes) -> None:
+        """Consecutive lines, the first of which has the number `first`."""
+        if self._uniform is not None and self._by_shape(first, block, self._uniform):
+            return
+        if self._whole and self._pattern is not None:
+            numbers, count = self._pattern.findall(block), block.count(b"\n") + 1
+            if len(numbers) == count and len(numbers[0]) > 1:
+                self._flush(range(first, first + count), _columns(numbers), first, lambda: block.split(b"\n"))
+                return
+        telling = self._telling(block)
+        self._whole = telling is not None and self._by_line(first, block, telling)
+
+    def _by_shape(self, first: int, block: bytes, uniform: Uniform) -> bool:
+        """Whether nearly all lines were of the shape; they, and the others between them, are taken."""
+        found = uniform.read(block)
+        if found is None or found[0].sum() < SHARE * len(found[0]):
+            return False
+        same, numbers = found
+        whole = bool(same.all())
+        raws = [] if whole else block.split(b"\n")
+        telling = None if whole else self._telling(block)
+        others = [i for i in np.flatnonzero(~same).tolist() if telling is not None and telling(raws[i])]
+        lines, start = np.flatnonzero(same) + first, 0
+        for i in [*others, len(same)]:
+            stop = int(np.searchsorted(lines, first + i))
+            if stop > start:
+                columns = _slices(uniform, numbers[start:stop])
+                self._flush(lines[start:stop].tolist(), columns, first, lambda: raws or block.split(b"\n"))
+            if i < len(same):
+                self._one(first + i, raws[i])
+            start = stop
+        return True
+
+    def _by_line(self, first: int, block: bytes, telling: Callable[[bytes], bool]) -> bool:
+        """Whether every line was of the template."""
+        raws = block.split(b"\n")
+        at: list[int] = []
+        numbers: list[tuple[bytes, ...]] = []
+        whole = True
+        for line, raw in enumerate(raws, first):
+            if self._pattern is not None and (found := self._pattern.fullmatch(raw)) is not None:
+                at.append(line)
+                numbers.append(found.groups())
+                continue
+            whole = False
+            if not telling(raw):
+                continue
+            if at:
+                self._flush(at, _columns(numbers), first, lambda: raws)
+                at, numbers = [], []
+            self._one(line, raw)
+        if at:
+            self._flush(at, _columns(numbers), first, lambda: raws)
+        return whole
+
+    def _flush(self, at: Sequence[int], numbers: Columns, first: int, raws: Callable[[], list[bytes]]) -> None:
+        assert self._template is not None
+        many = len(at) >= LEAST
+        if many and self._reading.take_all(self._template, np.array(at, dtype=np.int64), numbers):
+            self._short = 0
+            return
+        there = raws()
+        for line in at:
+            for text in self._pieces(there[line - first]):
+                self._reading.take(line, text)
+        self._short += 1
+        if self._short >= PATIENCE:
+            self._given_up.add(id(self._template))
+            self._pattern = self._template = self._uniform = None
+            self._short = 0
+
+    def _one(self, line: int, raw: bytes) -> None:
+        for text in self._pieces(raw):
+            self._reading.take(line, text)
+            latest = self._reading.latest
+            self._times = self._times + 1 if latest is not None and latest is self._last else 0
+            self._last = latest
+            new = latest is not None and latest is not self._template and id(latest) not in self._given_up
+            if new and self._times >= LEARN:
+                self._learn(latest, raw)
+
+    def _learn(self, template: Template | None, raw: bytes) -> None:
+        assert template is not None
+        pattern, uniform = _pattern(template), Uniform(template, raw)
+        if pattern is None and not uniform.works:
+            self._given_up.add(id(template))
+            return
+        self._template, self._short = template, 0
+        self._pattern = None if pattern is None else re.compile(pattern, re.MULTILINE)
+        self._uniform = uniform if uniform.works else None
+
+
+def _slices(uniform: Uniform, numbers: NDArray[np.float64]) -> Columns:
+    return lambda at: uniform.column(numbers, at)
+
+
+def _columns(numbers: list[tuple[bytes, ...]]) -> Columns:
+    return lambda at: floats([words[at] for words in numbers])
+
+
+def floats(words: Sequence[bytes]) -> NDArray[np.float64]:
+    """Words as numbers, (words,); a quarter of the time that `float` takes. Raises ValueError."""
+    try:
+        return words_as_float64s(b"".join(words), np.cumsum([0, *map(len, words)]))
+    except pa.ArrowInvalid:
+        return np.array([float(word) for word in words])
+
+
+def _pattern(template: Template) -> bytes | None:
+    """A regular expression of all such lines; None where it could match others, or would be slow."""
+    texts = template.texts
+    first = texts[0].strip()
+    if not first or first[0] in "[(" or not all(t.isascii() for t in texts) or len(texts) > 64:
+        return None
+    if any(t.strip() in _GLUE for t in texts[1:-1]) or any("\r" in t or "\x1b" in t for t in texts):
+        return None
+    parts = [re.escape(t.encode()) + (rb"[ \t]*" if t.strip() else rb"[ \t]+") for t in texts[:-1]]
+    return b"^" + _NUMBER.join([*parts, re.escape(texts[-1].encode()) + rb"[ \t]*$"])

@@ -1,0 +1,122 @@
+"""A run in another trainer's log as records of a run log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.analysis.readers.log import Column, LogRun, Role
+from stabwatch.runlog import Block, Cell, Event, Meta, SlotTable, host_cell
+from stabwatch.runlog.source import part
+
+HOST: dict[Role, str] = {
+    "learning_rate": "learning_rate",
+    "loss_scale": "loss_scale",
+    "step_seconds": "step_seconds",
+    "skipped_steps": "skipped_steps_total",
+}
+"""Columns that are host numbers of a run log. The loss and the gradient norm have cells of their own; everything else
+becomes `logged_value`, under its name."""
+
+
+PIECE = 4096
+"""Most records in a block: bounds the memory that its values take."""
+
+
+_NOTHING = SlotTable.build([Cell("loss", "", "mean")])
+
+
+class ForeignLog:
+    """A run of another trainer's log as records of a run log, with what such a log can hold."""
+
+    damaged_records = torn_bytes = bad_event_lines = 0
+
+    def __init__(self, path: Path, run: LogRun) -> None:
+        self.path = path
+        self._block = _block(run)
+        known = self._block.times[np.isfinite(self._block.times)]
+        name = run.name or path.name
+        self.meta = Meta(run=name, created=float(known[0]) if len(known) else 0.0, host="", pid=0, pid_started=0.0,
+                         config=dict(run.config))  # fmt: skip
+        self.tables = [self._block.table]
+        self.position, self.size = 0, max(self._block.rows.nbytes, 1)
+
+    def stream(self) -> Iterator[Block]:
+        """The records; they are in memory already, and come in pieces for whoever shows how far it is."""
+        self.position = 0
+        for start in range(0, len(self._block), PIECE):
+            piece = part(self._block, start, start + PIECE)
+            self.position += piece.rows.nbytes
+            yield piece
+
+    def poll_events(self) -> list[Event]:
+        """None: the log says nothing of its end."""
+        return []
+
+
+def _block(run: LogRun) -> Block:
+    if not len(run.steps) and not any(map(len, run.columns)):
+        return Block(_NOTHING, np.empty(0, np.int64), np.empty(0), np.empty((0, _NOTHING.width), np.float32))
+    columns = {cell: column for column in run.columns if (cell := _cell(column)) is not None}
+    table = SlotTable.build(columns)
+    records = _keys(run.steps, run.lines, run)
+    placed = {cell: _keys(column.steps, column.lines, run) for cell, column in columns.items()}
+    keys = np.unique(np.concatenate([records, *placed.values()]), axis=0)
+    rows = np.full((len(keys), table.width), np.nan, np.float32)
+    with np.errstate(over="ignore"):
+        for cell, column in columns.items():
+            start = table.start(cell)
+            filled = _partials(cell, column.values)
+            rows[_places(keys, placed[cell]), start : start + filled.shape[1]] = filled
+    return Block(table, keys[:, 1], _times(keys, records, run.times), rows)
+
+
+def _cell(column: Column) -> Cell | None:
+    if not len(column):
+        return None
+    if column.role == "loss":
+        return Cell("loss", "", "mean")
+    if column.role == "grad_norm":
+        return Cell("gradient", "", "clip")
+    if column.role in HOST:
+        return host_cell(HOST[column.role])
+    return Cell("logged", column.name, "mean")
+
+
+def _partials(cell: Cell, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The slots of a cell: count first, then the value, then how many are not finite."""
+    one, bad = np.ones_like(values), (~np.isfinite(values)).astype(np.float64)
+    value = values**2 if cell.reduction == "clip" else values
+    return np.column_stack([one, value, bad] if cell.tap != "host" else [one, value])
+
+
+def _keys(steps: NDArray[np.int64], lines: NDArray[np.int64], run: LogRun) -> NDArray[np.int64]:
+    """(stretch, step) of each point; a new stretch begins where the steps go back, as after a restart."""
+    back = np.flatnonzero(np.diff(run.steps) < 0) + 1
+    if (lines >= 0).all() and (run.lines >= 0).all():
+        stretch = np.searchsorted(run.lines[back], lines, side="right")
+    else:
+        stretch = np.cumsum(np.diff(steps, prepend=steps[:1]) < 0)
+    return np.column_stack([stretch, steps]).astype(np.int64)
+
+
+def _places(keys: NDArray[np.int64], mine: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Rows of some keys; both hold (stretch, step), `keys` in order."""
+    edges = np.searchsorted(keys[:, 0], np.arange(keys[-1, 0] + 2))
+    out = np.empty(len(mine), np.intp)
+    for stretch, (start, stop) in enumerate(pairwise(edges.tolist())):
+        here = mine[:, 0] == stretch
+        out[here] = start + np.searchsorted(keys[start:stop, 1], mine[here, 1])
+    return out
+
+
+def _times(keys: NDArray[np.int64], records: NDArray[np.int64], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Times of the records, and between them for points that are none; NaN if the log has no times."""
+    known = np.isfinite(times)
+    if not known.any():
+        return np.full(len(keys), np.nan)
+    return np.interp(np.arange(len(keys)), _places(keys, records)[known], times[known])

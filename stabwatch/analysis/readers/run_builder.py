@@ -1,0 +1,217 @@
+"""From records, one at a time, to the runs of a log: columns, copies taken out, roles given."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role, StepUnit
+from stabwatch.analysis.readers.names import is_eval, loss_rank, role_of
+from stabwatch.analysis.readers.salience import notable
+
+Floats = NDArray[np.float64]
+MOST_COLUMNS = 4096
+"""More keys than that are no log of a training; the rest is left out, and said."""
+MOST_POINTS = 2_000_000
+"""Of all columns together; from there on calm records are thinned, to one in 2, 4, 8 ..."""
+_RARE = 16
+"""A column with fewer points than this share of the records is left whole."""
+
+
+@dataclass
+class _Series:
+    trains: bool
+    """Its values make a record a training record."""
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+    lines: array[int] = field(default_factory=lambda: array("q"))
+
+
+class Gatherer:
+    """Takes records in the order of the file. A key that comes twice for a step in a row is a copy and is left out."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self._series: dict[str, _Series] = {}
+        self._steps, self._lines, self._times = array("q"), array("q"), array("d")
+        self._ordinals = array("q")
+        self._count, self._stride, self._check = 0, 1, MOST_POINTS // 64
+        self._now: set[str] = set()
+        self._last: int | None = None
+        self._training = False
+        self.remarks: list[Remark] = []
+        self.unit: StepUnit = "step"
+        self.left_out = 0
+
+    def __len__(self) -> int:
+        """Training records so far, kept or not."""
+        return self._count
+
+    @property
+    def last_step(self) -> int | None:
+        """Step of the newest record."""
+        return self._last
+
+    def add(
+        self,
+        step: int,
+        line: int,
+        values: Mapping[str, float],
+        time: float = math.nan,
+        row: bool = False,
+        new: bool = False,
+    ) -> None:
+        """One record, or more of the newest one.
+
+        row: it counts as a training record whatever it holds. new: it is another record, though its step is the same.
+        """
+        if new or step != self._last:
+            self._last, self._training = step, False
+            self._now.clear()
+        training, now = row, self._now
+        for key, value in values.items():
+            if key in now:
+                continue
+            series = self._series.get(key) or self._new(key)
+            if series is None:
+                self.left_out += 1
+                continue
+            now.add(key)
+            series.steps.append(step)
+            series.values.append(value)
+            series.lines.append(line)
+            training = training or series.trains
+        if training and not self._training:
+            self._steps.append(step)
+            self._lines.append(line)
+            self._times.append(time)
+            self._ordinals.append(self._count)
+            self._count += 1
+            self._training = True
+            if len(self._steps) >= self._check:
+                self._thin()
+
+    def extend(
+        self,
+        steps: NDArray[np.int64],
+        lines: NDArray[np.int64],
+        columns: Mapping[str, Floats],
+        times: Floats | None = None,
+    ) -> None:
+        """Many records at once, each with all columns; their steps rise, from above that of the newest record."""
+        training = False
+        for key, values in columns.items():
+            series = self._series.get(key) or self._new(key)
+            if series is None:
+                self.left_out += len(values)
+                continue
+            series.steps.frombytes(steps.tobytes())
+            series.values.frombytes(values.tobytes())
+            series.lines.frombytes(lines.tobytes())
+            training = training or series.trains
+        if training:
+            self._steps.frombytes(steps.tobytes())
+            self._lines.frombytes(lines.tobytes())
+            self._times.frombytes((np.full(len(steps), math.nan) if times is None else times).tobytes())
+            self._ordinals.frombytes(np.arange(self._count, self._count + len(steps), dtype=np.int64).tobytes())
+            self._count += len(steps)
+        self._last, self._training, self._now = int(steps[-1]), training, set(columns)
+        if len(self._steps) >= self._check:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Above the most points, keep every other of the records that were kept so far, and those that stand out."""
+        lines = _as(self._lines, np.int64)
+        if self._points() > MOST_POINTS and lines[0] >= 0 and (np.diff(lines) >= 0).all():
+            self._stride *= 2
+            self._keep(lines)
+        points, records = max(self._points(), 1), len(self._steps)
+        self._check = records + max((MOST_POINTS - points) * records // points, MOST_POINTS // 64)
+
+    def _points(self) -> int:
+        return sum(len(series.values) for series in self._series.values())
+
+    def _keep(self, lines: NDArray[np.int64]) -> None:
+        roles = assign_roles({key: len(series.values) for key, series in self._series.items()})
+        dense = [(key, s) for key, s in self._series.items() if len(s.values) * _RARE > len(lines)]
+        at = [np.maximum(np.searchsorted(lines, _as(s.lines, np.int64), "right") - 1, 0) for _, s in dense]
+        columns = [(roles[key], of, _as(s.values, np.float64)) for (key, s), of in zip(dense, at, strict=True)]
+        keep = notable(_as(self._steps, np.int64), columns) | (_as(self._ordinals, np.int64) % self._stride == 0)
+        for (_, s), of in zip(dense, at, strict=True):
+            s.steps, s.values, s.lines = (_picked(a, keep[of]) for a in (s.steps, s.values, s.lines))
+        mine = (self._steps, self._lines, self._times, self._ordinals)
+        self._steps, self._lines, self._times, self._ordinals = (_picked(a, keep) for a in mine)
+
+    def notes(self) -> list[str]:
+        """What of the log is not there, in words."""
+        said = []
+        if self._stride > 1:
+            calm = f"of those in which nothing stands out one in {self._stride} is kept"
+            said.append(f"There are {self._count:,} records; {calm}.")
+        if self.left_out:
+            said.append("More keys than a training log has: the later ones are left out.")
+        return said
+
+    def _new(self, key: str) -> _Series | None:
+        if len(self._series) >= MOST_COLUMNS:
+            return None
+        role = role_of(key)
+        alone = role == "other" and not is_eval(key) and len(self._series) < 2
+        series = self._series[key] = _Series(trains=alone or role not in ("eval_loss", "other"))
+        return series
+
+    def remark(self, kind: str, line: int, text: str, value: float = math.nan) -> None:
+        """A line that says something."""
+        if len(self.remarks) < 100_000:
+            self.remarks.append(Remark(kind, self._last, line, text[:300], value))
+
+    def run(self, name: str | None = None) -> LogRun:
+        """What was gathered."""
+        roles = assign_roles({key: len(series.values) for key, series in self._series.items()})
+        columns = []
+        for key, series in self._series.items():
+            arrays = (np.frombuffer(a, dtype=t).copy() for a, t in
+                      ((series.steps, np.int64), (series.values, np.float64), (series.lines, np.int64)))  # fmt: skip
+            columns.append(Column(key, roles[key], *arrays))
+        return LogRun(
+            name=self.name if name is None else name,
+            columns=tuple(columns),
+            steps=np.frombuffer(self._steps, dtype=np.int64).copy(),
+            lines=np.frombuffer(self._lines, dtype=np.int64).copy(),
+            times=np.frombuffer(self._times, dtype=np.float64).copy(),
+            step_unit=self.unit,
+            remarks=tuple(self.remarks),
+        )
+
+
+def _as(values: array[Any], kind: type[np.generic]) -> NDArray[Any]:
+    """Without a copy; to be gone before the array grows."""
+    return np.frombuffer(values, dtype=kind)
+
+
+def _picked(values: array[Any], keep: NDArray[np.bool_]) -> array[Any]:
+    """Some elements, as an array of their own size."""
+    return array(values.typecode, np.frombuffer(values, dtype=values.typecode)[keep].tobytes())
+
+
+def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
+    """Role of each column by its name; of the candidates for the loss one, the others are components.
+
+    points: how many each column has; one that hardly ever comes is no training loss.
+    """
+    roles = {key: role_of(key) for key in points}
+    losses = [key for key, role in roles.items() if role == "loss"]
+    if not losses:  # no total: the first part of it that is written as often as any
+        parts = {key: points[key] for key, role in roles.items() if role == "component"}
+        losses = [key for key in parts if 2 * parts[key] >= max(parts.values())][:1]
+        roles |= dict.fromkeys(losses, "loss")
+    most = max((points[key] for key in losses), default=0)
+    told = "eval_loss" in roles.values()
+    best = min(losses, key=lambda key: (points[key] < 0.2 * most, loss_rank(key, told), -points[key]), default=None)
+    return {key: "component" if role == "loss" and key != best else role for key, role in roles.items()}

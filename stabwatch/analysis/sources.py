@@ -1,0 +1,38 @@
+"""Opens any log: run folders and other trainers' logs, all as a Source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stabwatch.analysis.readers.file import Progress
+from stabwatch.analysis.readers.records import ForeignLog
+from stabwatch.runlog import RunLog, find_runs, holds_run
+from stabwatch.runlog.source import Source
+
+
+def sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | None = None) -> list[Source]:
+    """All runs at some paths: run folders and folders of them; logs of other trainers and folders that hold one.
+
+    progress: gives, for the path of such a log, what is told the bytes that were read and the size.
+
+    Raises RunLogError and LogError.
+    """
+    found: list[Source] = []
+    folders: list[Path] = []
+    for path in paths:
+        if path.is_file() or (path.is_dir() and not holds_run(path)):
+            from stabwatch.analysis.readers import read_log
+
+            found += [ForeignLog(path, run) for run in read_log(path, progress and progress(path)).runs]
+        else:
+            folders.append(path)
+    folders_found: list[Source] = [RunLog(folder) for folder in find_runs(folders)]
+    return folders_found + found
+
+
+def named(logs: Sequence[Source]) -> list[str]:
+    """Names of runs; those that are not unique are told apart by their paths."""
+    names: list[Any] = [log.meta.run for log in logs]
+    return [name if names.count(name) == 1 else str(log.path) for name, log in zip(names, logs, strict=True)]

@@ -1,0 +1,216 @@
+"""`stabwatch compare`: what differs between runs, and since when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stabwatch.cli.arguments import JsonOption, RunsArgument
+from stabwatch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from stabwatch.analysis.compare.compare import Comparison, Pair, Parted
+    from stabwatch.analysis.compare.divergence_point import Parting
+    from stabwatch.analysis.compare.sweep import Sensitivity
+    from stabwatch.analysis.compare.widths import Matched, Widths
+
+MOST_ROWS = 12
+"""Rows of a table; the rest is counted, and stands in `--json`."""
+
+
+def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
+    """Say what differs between runs, and where they part.
+
+    The first run is the reference. Configuration; the step from which the curves differ by more than their noise, and
+    which signal in which layer was first; singular values and sub-layer gains where the widths differ; the
+    learning-rate sensitivity where the runs are a sweep.
+    """
+    from stabwatch.analysis.compare.compare import compare as side_by_side
+    from stabwatch.analysis.sources import sources
+    from stabwatch.cli.render.console import console, print_json
+    from stabwatch.cli.render.progress_bar import LogBar
+
+    with LogBar("reading") as bar:
+        found = sources(runs, bar.reading)
+        if len(found) < 2:
+            raise ConfigError(f"Two runs or more are compared, and {found[0].path} is one.")
+        comparison = side_by_side(found, progress=bar)
+    if as_json:
+        print_json(comparison.to_dict())
+    else:
+        out = console()
+        for part in rendered(comparison):
+            out.print(part)
+
+
+def rendered(found: Comparison) -> Iterator[RenderableType]:
+    """All sections; those that have nothing to say are left out."""
+    from rich.text import Text
+
+    from stabwatch.cli.render.text import clean
+
+    yield from _section("What differs", _differences(found))
+    if found.window > 1:
+        yield Text(f"The runs are long: a point stands for {found.window} steps.", style="faint")
+    for pair in found.pairs:
+        title = f"{clean(pair.run)} beside {clean(found.runs[0])}"
+        yield from _section(title, *_pair(pair))
+    if found.widths is not None and _differ(found.widths):
+        yield from _section("Across widths, at the end of each run", *_widths(found, found.widths))
+    if found.sensitivity:
+        yield from _section("Learning-rate sensitivity", *map(_sensitivity, found.sensitivity))
+
+
+def _section(title: str, *body: RenderableType) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    yield Text(title, style="title")
+    for part in body:
+        yield Padding(part, (0, 0, 0, 2), expand=False)
+    yield Text()
+
+
+def _table(*headings: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="faint")
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _differences(found: Comparison) -> RenderableType:
+    from rich.text import Text
+
+    from stabwatch.cli.render.text import clean
+
+    if not found.differences:
+        return Text("Nothing that the logs know of.")
+    table = _table("", *map(clean, found.runs))
+    for row in found.differences:
+        table.add_row(clean(row.name), *(Text(_value(value)) for value in row.values))
+    return table
+
+
+def _value(value: Any) -> str:
+    from stabwatch.cli.render.text import clean
+
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "-" if value is None else clean(f"{value:g}" if isinstance(value, float) else value)
+
+
+def _pair(pair: Pair) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from stabwatch.cli.render.text import count
+
+    yield Text(_loss(pair.loss))
+    if not pair.parted:
+        yield Text(f"No signal parts, of {count(pair.compared, 'series')} compared.".replace("seriess", "series"))
+    else:
+        yield Text(_first(pair))
+        yield _parted(pair.parted[:MOST_ROWS])
+    left = [
+        f"{len(pair.parted) - MOST_ROWS:,} more part later" if len(pair.parted) > MOST_ROWS else "",
+        f"{pair.compared - len(pair.parted):,} of {pair.compared:,} never part" if pair.parted else "",
+        f"{pair.short:,} have too few common points" if pair.short else "",
+        f"{pair.only_here:,} are in this run only" if pair.only_here else "",
+        f"{pair.only_there:,} in the reference only" if pair.only_there else "",
+    ]
+    if any(left):
+        yield Text("Series: " + ", ".join(filter(None, left)) + ".", style="faint")
+
+
+def _loss(p: Parting | None) -> str:
+    if p is None:
+        return "The losses have too few common points."
+    if p.differ is None:
+        return f"The losses are the same at all {p.points:,} common steps."
+    if p.step is None:
+        return (
+            f"The losses never differ by more than their noise ({p.noise:.2g}); first difference at step {p.differ:,}."
+        )
+    after = f"after step {p.before:,}" if p.before is not None else "from the first common step on"
+    met = f"; from step {p.until:,} on they are within their noise again" if p.until is not None else ""
+    return f"The losses part at step {p.step:,} ({after}): {_gap(p, p.gap)} there, {_gap(p, p.end)} at the end{met}."
+
+
+def _gap(p: Parting, gap: float) -> str:
+    from stabwatch.cli.render.text import number
+
+    return f"{number(gap)} times the reference" if p.relative else f"{number(gap)} typical sizes apart"
+
+
+def _first(pair: Pair) -> str:
+    from stabwatch.cli.render.text import clean
+
+    first = pair.parted[0]
+    where = f" in {clean(first.layer)}" if first.layer else ""
+    text = f"First to part: {clean(first.signal)}{where}, at step {first.parting.step:,}"
+    others = pair.together - 1
+    return f"{text}; {others:,} more within the steps in which an order means nothing." if others else f"{text}."
+
+
+def _parted(rows: Sequence[Parted]) -> Table:
+    from stabwatch.cli.render.text import clean, number, tail
+
+    table = _table("step", "signal", "layer", "there", "at the end", "noise", "until")
+    for column in (0, 3, 4, 5, 6):
+        table.columns[column].justify = "right"
+    for row in rows:
+        p = row.parting
+        until = "the end" if p.until is None else f"{p.until:,}"
+        sign = "×" if p.relative else ""
+        gaps = (f"{sign}{number(gap)}" for gap in (p.gap, p.end))
+        table.add_row(f"{p.step:,}", clean(row.signal), tail(clean(row.layer), 28), *gaps, number(p.noise), until)
+    return table
+
+
+def _differ(found: Widths) -> bool:
+    return any(abs(width - 1) > 0.05 for width in found.widths)
+
+
+def _widths(found: Comparison, widths: Widths) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    for title, rows in (("Top singular values", widths.singular_values), ("Sub-layer gains", widths.gains)):
+        if not rows:
+            yield Text(f"{title}: not measured in all runs.")
+            continue
+        exponent, spread, share = widths.summary(rows)
+        yield Text(
+            f"{title}: {share:.0%} of {len(rows):,} layers match within 10 %; median spread ×{spread:.3g}; "
+            f"median growth as width^{exponent:.2f}."
+        )
+        yield _layers(found, widths, rows)
+
+
+def _layers(found: Comparison, widths: Widths, rows: Sequence[Matched]) -> Table:
+    from stabwatch.cli.render.text import clean, number, tail
+
+    runs = (f"{clean(run)} (×{width:.3g})" for run, width in zip(found.runs, widths.widths, strict=True))
+    table = _table("layer", *runs, "spread", "width^")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    worst = sorted(rows, key=lambda row: -row.spread)[:MOST_ROWS]
+    for row in worst:
+        values = map(number, row.values)
+        table.add_row(tail(clean(row.layer), 30), *values, f"×{row.spread:.3g}", f"{row.exponent:.2f}")
+    return table
+
+
+def _sensitivity(found: Sensitivity) -> RenderableType:
+    from rich.text import Text
+
+    from stabwatch.cli.render.text import number
+
+    losses = ", ".join(f"{number(loss)} at {rate:g}" for rate, loss in zip(found.rates, found.losses, strict=True))
+    return Text(
+        f"{found.parameters:,.0f} parameters: {found.value:.4g} over {len(found.rates)} learning rates "
+        f"(best {found.best:.4g} at {found.best_rate:g}, initial {found.initial:.4g}). Loss: {losses}."
+    )

@@ -1,0 +1,100 @@
+"""`stabwatch replay`: what rules would have said of old runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+from stabwatch.cli.arguments import JsonOption, RulesOption, RunsArgument, chosen
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from stabwatch.analysis.replay import Incident, Replays, RuleTally
+
+MOST_PLACES = 8
+"""Incidents listed per rule; the rest is counted, and stands in `--json`."""
+
+
+def replay(runs: RunsArgument, rules: RulesOption = None, as_json: JsonOption = False) -> None:
+    """Run today's rules over old runs, exactly as live.
+
+    Says how often each rule would have fired, and where; and what the agent said then that the rules of today do not
+    say, or the other way round. Exit code 0: calm; 1: a warning or a critical alert fired; 2: a log cannot be read.
+    """
+    from stabwatch.analysis.replay import replay as over
+    from stabwatch.analysis.sources import sources
+    from stabwatch.cli.render.console import console, print_json
+    from stabwatch.cli.render.progress_bar import LogBar
+
+    with LogBar("replaying") as bar:
+        found = over(sources(runs, bar.reading), chosen(rules), progress=bar)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        out = console()
+        for part in rendered(found):
+            out.print(part)
+    raise typer.Exit(found.exit_code)
+
+
+def rendered(found: Replays) -> Iterator[RenderableType]:
+    """The verdict of each rule, where it fired, and the difference to what was said then."""
+    from rich.text import Text
+
+    from stabwatch.cli.render.text import count
+
+    runs = count(len(found.runs), "run")
+    fired = [tally for tally in found.tallies if tally.incidents]
+    for tally in fired:
+        yield from _tally(tally, runs)
+    silent = [tally.rule for tally in found.tallies if not tally.incidents]
+    if silent:
+        yield Text(f"Silent in {runs}: {', '.join(silent)}.", style="calm" if not fired else "none")
+    yield from _differences(found)
+
+
+def _tally(tally: RuleTally, runs: str) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from stabwatch.cli.render.text import clean, count
+
+    worst = next(severity for severity, n in tally.severities.items() if n)
+    counts = ", ".join(f"{n} {severity}" for severity, n in tally.severities.items() if n)
+    times = count(len(tally.incidents), "time")
+    line = Text(clean(tally.rule), style=worst)
+    yield line.append(f" would have fired {times} in {tally.runs} of {runs} ({counts}):", style="none")
+    for incident in tally.incidents[:MOST_PLACES]:
+        yield Padding(Text(_place(incident)), (0, 0, 0, 2))
+    if len(tally.incidents) > MOST_PLACES:
+        yield Padding(Text(f"and {len(tally.incidents) - MOST_PLACES:,} more", style="faint"), (0, 0, 0, 2))
+    yield Text()
+
+
+def _place(incident: Incident) -> str:
+    from stabwatch.cli.render.text import clean, listed
+
+    layers = [clean(layer) for layer in incident.layers if layer]
+    where = f" in {listed(layers, 3)}" if layers else ""
+    until = "to the end" if incident.until is None else f"to {incident.until:,}"
+    since = f", outside its range since {incident.onset:,}" if incident.onset != incident.step else ""
+    return f"{clean(incident.run)}: step {incident.step:,} {until}{since}{where}. {clean(incident.description)}"
+
+
+def _differences(found: Replays) -> Iterator[RenderableType]:
+    """Runs whose agent said something else; those without any alert on record had no agent, most likely."""
+    from rich.text import Text
+
+    from stabwatch.cli.render.text import clean, count
+
+    for run in found.runs:
+        if not run.recorded and run.alerts:
+            yield Text(f"{clean(run.run)}: no alert was written then (no agent, or other rules).", style="faint")
+        elif run.new or run.gone:
+            new, gone = count(len(run.new), "alert"), count(len(run.gone), "alert")
+            yield Text(
+                f"{clean(run.run)}: {new} that the agent did not write then; {gone} that it wrote and these do not."
+            )

@@ -1,0 +1,82 @@
+"""Pieces of HTML; every text from a log goes through `safe`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+from stabwatch.alerts import Cause
+from stabwatch.cli.render.text import clean
+
+STYLE = """
+:root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--faint:#667080;--edge:#dde1e6;--card:#f6f7f9;--line:#2563c9;
+--critical:#c62828;--warning:#b26a00;--info:#2563c9;--calm:#2e7d32}
+@media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e4e7eb;--faint:#98a2b0;--edge:#30363d;--card:#1c2026;
+--line:#6ea8fe;--critical:#ff6b6b;--warning:#f0a93b;--info:#6ea8fe;--calm:#66bb6a}}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
+main{max-width:960px;margin:auto;padding:24px 16px 64px;overflow-wrap:anywhere}
+h1{font-size:1rem;color:var(--faint);font-weight:500;margin:0 0 12px}h2{font-size:1.15rem;margin:36px 0 10px}
+h3{font-size:1rem;margin:20px 0 4px}.faint{color:var(--faint);font-size:.875rem}
+.verdict{font-size:1.2rem;padding:14px 18px;border-left:5px solid;background:var(--card);border-radius:4px;margin:0}
+.critical{color:var(--critical)}.warning{color:var(--warning)}.info{color:var(--info)}.calm{color:var(--calm)}
+.verdict span{color:var(--fg)}ul{margin:6px 0;padding-left:22px}svg{display:block;width:100%;height:auto}
+.curve{fill:none;stroke:var(--line);stroke-width:1.6}svg text{fill:var(--faint);font-size:12px}.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.875rem;width:100%;overflow-wrap:normal}
+th{color:var(--faint);font-weight:500}th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--edge);
+vertical-align:top;font-variant-numeric:tabular-nums}a{color:var(--line)}
+@media(max-width:600px){.chart text{font-size:20px}.map{min-width:640px}}
+"""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def safe(text: object) -> str:
+    """Foreign text without control characters and escape sequences, as text in HTML."""
+    return html.escape(clean(text))
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole document; nothing in it can run or load."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{safe(title)}</title><style>{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def verdict(text: str, severity: str) -> str:
+    """The first thing on the page."""
+    return f'<p class="verdict {safe(severity)}"><span>{safe(text)}</span></p>'
+
+
+def section(title: str, body: str) -> str:
+    """A heading and what belongs to it; nothing without a body."""
+    return f"<section><h2>{safe(title)}</h2>{body}</section>" if body else ""
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list."""
+    return f"<ul>{''.join(f'<li>{safe(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table that scrolls by itself where the screen is narrow."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{safe(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{safe(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def causes(found: Sequence[Cause]) -> str:
+    """Causes with what speaks for them and what to do."""
+    parts = []
+    for place, cause in enumerate(found, 1):
+        parts.append(f"<h3>{place}. {safe(cause.title)}</h3>")
+        parts.append(f'<p class="faint">since step {cause.since_step:,}, {round(100 * cause.confidence)} % sure</p>')
+        parts.append(bullets(cause.evidence))
+        if cause.remedy:
+            parts.append(f"<strong>What to do</strong>{bullets(cause.remedy)}")
+        if cause.runbook_url:
+            parts.append(f'<a href="{html.escape(cause.runbook_url)}">Runbook</a>')
+    return "".join(parts)

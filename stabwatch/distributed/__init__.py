@@ -1,0 +1,1 @@
+"""Many ranks: which group a watch measures in, and how ranks compare."""

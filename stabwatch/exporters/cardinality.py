@@ -1,0 +1,175 @@
+"""How finely a run is exported: every layer, every block, or the run alone, and then the worst layers besides.
+
+Layers become blocks by the merge laws of their partials, record by record: the RMS of a block is that of all its
+elements and no mean of RMS values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.exporters.declared import declared
+from stabwatch.exporters.latest import Readings, SeriesCap
+from stabwatch.runlog import Block, Cell, SeriesKey, SlotTable
+from stabwatch.runlog.schema import Series
+
+Cardinality = Literal["run", "block", "layer"]
+CARDINALITIES: tuple[Cardinality, ...] = ("run", "block", "layer")
+WORST = 5
+WHOLE = ("host", "logged")
+"""Taps whose sites are names and not layers."""
+_BLOCK = re.compile(r"(.*?\.\d+)(?:\.|$)")
+
+
+def group_of(layer: str, cardinality: Cardinality) -> str:
+    """The name under which a layer is exported: 'blocks.3' for 'blocks.3.attn.proj', '' for the run."""
+    if cardinality == "layer":
+        return layer
+    if cardinality == "run":
+        return ""
+    found = _BLOCK.match(layer)
+    return found[1] if found else layer.partition(".")[0]
+
+
+class Coarsening:
+    """Merges the cells of one layout that fall into the same group. `table`: the coarser layout."""
+
+    def __init__(self, table: SlotTable, group: Callable[[Cell], Cell]) -> None:
+        self._fine = table
+        cells = [group(cell) for cell in table.cells]
+        fields = dict(zip(cells, table.fields, strict=True))
+        starts = dict(zip(fields, np.cumsum([0, *map(len, fields.values())])[:-1].tolist(), strict=True))
+        to = np.concatenate([starts[c] + np.arange(len(f)) for c, f in zip(cells, table.fields, strict=True)])
+        series: dict[SeriesKey, Series] = {}
+        for s in table.series:
+            place = group(_cell_of(table, s.slots[0])).site if s.key.layer else ""
+            key = SeriesKey(s.key.signal, place)
+            slots = tuple(dict.fromkeys(to[list(s.slots)].tolist()))
+            series.setdefault(key, Series(key, s.formula, slots))
+        self.table = SlotTable(tuple(fields), tuple(fields.values()), tuple(series.values()))
+        ops = np.array([op for f in table.fields for _, op in f])
+        self._runs = {op: _runs(np.flatnonzero(ops == op), to) for op in ("sum", "max", "min", "arg")}
+        self._to = to
+
+    def __call__(self, block: Block) -> Block:
+        """The same records, merged."""
+        rows = self._fine.law.filled(block.rows)
+        out = np.empty((len(rows), self.table.width))
+        with np.errstate(invalid="ignore"):
+            for op, fold in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
+                slots, starts, places = self._runs[op]
+                if len(slots):
+                    out[:, places] = fold.reduceat(rows[:, slots], starts, axis=1)  # type: ignore[attr-defined]
+        slots, starts, places = self._runs["arg"]
+        if len(slots):
+            winners = rows[:, slots - 1] == out[:, self._to[slots] - 1]
+            out[:, places] = np.minimum.reduceat(np.where(winners, rows[:, slots], np.inf), starts, axis=1)
+        return Block(self.table, block.steps, block.times, self.table.law.blanked(out).astype(np.float32))
+
+
+def _runs(
+    slots: NDArray[np.int64], to: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Slots sorted by where they go, where each run of them begins, and where it goes."""
+    ordered = slots[np.argsort(to[slots], kind="stable")]
+    places, starts = np.unique(to[ordered], return_index=True)
+    return ordered, starts, places
+
+
+def _cell_of(table: SlotTable, slot: int) -> Cell:
+    return table.cells[int(np.searchsorted(np.array(table.starts), slot, side="right")) - 1]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Series to export; arrays are aligned with `keys`."""
+
+    keys: tuple[SeriesKey, ...]
+    last: NDArray[np.float64]
+    window: NDArray[np.float64]
+    totals: NDArray[np.float64]
+    nonfinite: NDArray[np.int64]
+
+
+class Coarse:
+    """The present of a run by groups, and of each signal its worst layers."""
+
+    def __init__(self, cardinality: Cardinality, cap: SeriesCap, worst: int = WORST) -> None:
+        self.cap = cap
+        self._cardinality = cardinality
+        self._worst = worst
+        self._readings = Readings(cap)
+        self._made: dict[int, Coarsening] = {}
+
+    def observe(self, block: Block, arrived: float) -> None:
+        """See Readings."""
+        made = self._made.get(id(block.table))
+        if made is None:
+            made = self._made[id(block.table)] = Coarsening(block.table, self._group)
+        self._readings.observe(made(block), arrived)
+
+    def _group(self, cell: Cell) -> Cell:
+        if cell.tap in WHOLE or not cell.site:
+            return cell
+        return Cell(cell.tap, group_of(cell.site, self._cardinality), cell.reduction)
+
+    def shown(self, fine: Readings, now: float) -> Shown:
+        """The groups, and the layers of `fine` with the worst values of the last minute."""
+        coarse, window = self._readings, fine.window(now)
+        mine = [i for i in self._worst_of(fine, window) if self.cap.admit(("worst", i), 2)]
+        at = np.array(mine, dtype=np.int64)
+        return Shown(
+            (*coarse.keys, *(fine.keys[i] for i in mine)),
+            np.concatenate([coarse.last, fine.last[at]]),
+            np.concatenate([coarse.window(now), window[at]]),
+            np.concatenate([coarse.totals, fine.totals[at]]),
+            np.concatenate([coarse.nonfinite, fine.nonfinite[at]]),
+        )
+
+    def _worst_of(self, fine: Readings, window: NDArray[np.float64]) -> list[int]:
+        there = set(self._readings.keys)
+        members: dict[str, list[int]] = {}
+        for i, key in enumerate(fine.keys):
+            if key.layer and key not in there:
+                members.setdefault(key.signal, []).append(i)
+        found: list[int] = []
+        for signal, columns in members.items():
+            d = declared(signal)
+            if d.worst is None and not d.counter:
+                continue  # an index is no size
+            values = (fine.totals if d.counter else window)[columns]
+            sized = np.where(np.isfinite(values), values, -np.inf if d.worst != "min" else np.inf)
+            order = np.argsort(sized if d.worst == "min" else -sized, kind="stable")[: self._worst]
+            found += [columns[i] for i in order if np.isfinite(sized[i]) and (not d.counter or sized[i] > 0)]
+        return found
+
+    def derived(self, values: Mapping[SeriesKey, float], low: Iterable[str]) -> dict[SeriesKey, float]:
+        """Derived gauges by group, each by its worst layer, and the worst layers. low: gauges whose low end is bad."""
+        smallest = set(low)
+        ordered = sorted(values.items(), key=lambda kv: kv[1] if kv[0].signal in smallest else -kv[1])
+        found: dict[SeriesKey, float] = {}
+        kept: dict[str, int] = {}
+        for key, value in ordered:
+            found.setdefault(SeriesKey(key.signal, group_of(key.layer, self._cardinality)), value)
+            kept[key.signal] = kept.get(key.signal, 0) + bool(key.layer)
+            if key.layer and kept[key.signal] <= self._worst:
+                found.setdefault(key, value)
+        return found
+
+    def group(self, layer: str) -> str:
+        """The name under which a layer is exported."""
+        return group_of(layer, self._cardinality)
+
+    def first(self, layers: Iterable[str]) -> list[str]:
+        """Of the layers of an alert, in the order in which it fired: those that are shown by themselves."""
+        return list(dict.fromkeys(layers))[: self._worst]
+
+    def places(self, layers: list[str]) -> list[str]:
+        """Where alerts of some layers are shown: the first of them by themselves, all of them by their groups."""
+        return list(dict.fromkeys([*self.first(layers), *(self.group(n) for n in layers)]))

@@ -1,0 +1,228 @@
+"""What an alert sets off in the training process: a closer look, the flight recorder, callbacks, guards.
+
+The agent judges, and its alerts come back through the run log, a second or less later. Where something is to be done
+at an alert (`on_alert`, a guard), the same engine judges in the writer's thread, record by record: no alert is late by
+more than the records that are under way, and none depends on another process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from stabwatch.config import Config
+from stabwatch.distributed.ranks import Ranks
+from stabwatch.errors import TrainingUnstableError
+from stabwatch.guards import LearningRateBackoff, Snapshots
+from stabwatch.guards.alert_sources import AgentEar, Ear, EngineEar
+from stabwatch.guards.broadcast import Agreement
+from stabwatch.guards.protocol import Reaction
+from stabwatch.guards.requests import Calls
+from stabwatch.hooks.probes.batches import Batches
+from stabwatch.runlog import Event, SlotTable, Writer
+from stabwatch.runtime.governor import Governor
+
+if TYPE_CHECKING:
+    from stabwatch.alerts import Alert
+
+_log = logging.getLogger("stabwatch")
+
+BEFORE = 2
+"""Steps before the onset whose batches are kept with an alert."""
+MOST_BATCHES = 64
+MOST_FLIGHTS = 100
+"""Alerts of one run that are kept with their batches."""
+
+
+class Alarm:
+    """Hears alerts in the writer's thread, acts on them there or at the next step boundary."""
+
+    def __init__(
+        self,
+        *,
+        ear: Ear | None,
+        writer: Writer | None,
+        governor: Governor,
+        batches: Batches,
+        agreement: Agreement,
+        calls: Calls,
+        on_alert: Callable[[Alert], object] | None,
+        reactions: Sequence[Reaction],
+        escalate: int,
+        stop: bool,
+        run: Callable[..., None],
+    ) -> None:
+        self._ear = ear
+        self._writer = writer
+        self._governor = governor
+        self._batches = batches
+        self._agreement = agreement
+        self._calls = calls
+        self._on_alert = on_alert
+        self._reactions = reactions
+        self._escalate = escalate
+        self._stop = stop
+        self._run = run
+        self._heard: deque[Alert] = deque()
+        self._flights = 0
+        self._from = 0
+
+    # -- in the writer's thread ---------------------------------------------------------------------
+
+    def record(self, table: SlotTable, step: int, slots: NDArray[np.float32]) -> None:
+        """A record is about to be written."""
+        if self._ear is not None:
+            self._run("alarm", "always", self._listen, self._ear, table, step, slots)
+
+    def _listen(self, ear: Ear, table: SlotTable, step: int, slots: NDArray[np.float32]) -> None:
+        for alert in ear.record(table, step, time.time(), slots):
+            if alert.state == "firing":
+                self._governor.escalate(self._escalate)
+                self._keep(alert)
+                self._calls.make(
+                    alert.since,
+                    alert.onset,
+                    step=alert.step,
+                    rule=alert.rule,
+                    signal=alert.signal,
+                    layer=alert.layer,
+                )
+            self._heard.append(alert)
+
+    def _keep(self, alert: Alert) -> None:
+        """The flight recorder: records are in the log already, whole; which batches they were of is added."""
+        if self._writer is None or self._flights >= MOST_FLIGHTS:
+            return
+        batches = self._batches.of(min(alert.onset - BEFORE, alert.since), alert.step)
+        self._flights += 1
+        self._writer.event(
+            "flight", alert.step, rule=alert.rule, signal=alert.signal, layer=alert.layer, onset=alert.onset,
+            since=alert.since, batches=batches[:MOST_BATCHES], left_out=max(0, len(batches) - MOST_BATCHES),
+        )  # fmt: skip
+
+    # -- in the training thread ---------------------------------------------------------------------
+
+    def announce(self, step: int, what: str) -> None:
+        """The data change at this step, and somebody knows it."""
+        if self._writer is not None:
+            self._writer.event("change", step, what=what)
+        if self._ear is not None:
+            self._ear.announce(Event("change", time.time(), step, {"what": what}))
+
+    def before(self, optimizer: Any, step: int) -> None:
+        """An optimizer is about to step."""
+        for reaction in self._reactions:
+            self._run(reaction.name, "always", reaction.before, optimizer, step)
+
+    def after(self, optimizer: Any) -> None:
+        """It has stepped."""
+        for reaction in self._reactions:
+            self._run(reaction.name, "always", reaction.after, optimizer)
+
+    def boundary(self, step: int) -> None:
+        """Between two steps; `step` is the next one. Raises TrainingUnstableError where that was asked for."""
+        from stabwatch.alerts import Alert
+
+        critical: Alert | None = None
+        while self._heard:
+            alert = self._heard.popleft()
+            if alert.step < self._from:
+                continue  # judged while the run was set back
+            if self._on_alert is not None:
+                try:
+                    self._on_alert(alert)
+                except TrainingUnstableError:
+                    raise
+                except Exception as error:
+                    self._complain(error)
+            if alert.state == "firing" and alert.severity == "critical" and alert.rule != "TrainingStopped":
+                critical = critical or alert
+        self._run("calls", "always", self._hear, step)
+        if not (self._reactions or self._stop):
+            return
+        for reaction in self._reactions:
+            self._run(reaction.name, "always", reaction.boundary, step)
+        if critical is not None and not self._agreement.possible:
+            self._act(critical, step, ())
+        elif critical is not None and not self._agreement.pending:
+            self._agreement.say(step, critical.to_event().to_json())
+        for said in self._agreement.due(step) if self._agreement.possible else ():
+            self._act(Alert.from_event(Event.from_json(said)), step, self._reactions)
+
+    def _hear(self, step: int) -> None:
+        for answered in self._calls.boundary(step):
+            if self._writer is not None:
+                batches = answered.pop("batches")
+                self._writer.event(
+                    "flight", answered.pop("step"), **answered,
+                    batches=batches[:MOST_BATCHES], left_out=max(0, len(batches) - MOST_BATCHES),
+                )  # fmt: skip
+
+    def _complain(self, error: Exception) -> None:
+        def again() -> None:
+            raise error
+
+        self._run("on_alert", "always", again)
+
+    def _act(self, alert: Alert, step: int, reactions: Sequence[Reaction]) -> None:
+        done = False
+        for reaction in reactions:
+            outcome: dict[str, Any] | None = None
+
+            def react(reaction: Reaction = reaction) -> None:
+                nonlocal outcome
+                outcome = reaction.react(alert.since)
+
+            self._run(reaction.name, "always", react)
+            done = done or outcome is not None
+            self._tell(reaction.name, alert, step, outcome)
+        if done and self._ear is not None:
+            self._ear.restart(step)
+            self._from = step
+        if self._stop and not done:
+            self._tell("raise", alert, step, {"did": "raised"})
+            raise TrainingUnstableError(f"{alert.summary} {alert.description} See {alert.runbook_url}")
+
+    def _tell(self, guard: str, alert: Alert, step: int, outcome: dict[str, Any] | None) -> None:
+        facts = {"did": "nothing"} if outcome is None else outcome
+        _log.warning("stabwatch: guard %s at step %d, for %s: %s", guard, step, alert.rule, facts)
+        if self._writer is not None:
+            self._writer.event("guard", step, guard=guard, rule=alert.rule, onset=alert.onset, **facts)
+
+
+def alarm_of(
+    config: Config,
+    model: nn.Module,
+    ranks: Ranks,
+    writer: Writer | None,
+    run_dir: Path,
+    governor: Governor,
+    batches: Batches,
+    on_alert: Callable[[Alert], object] | None,
+    run: Callable[..., None],
+) -> Alarm:
+    """The alarm that the settings ask for."""
+    made: dict[str, Callable[[], Reaction]] = {
+        "snapshot": lambda: Snapshots(model, config.snapshot_every),
+        "lr_backoff": LearningRateBackoff,
+    }
+    reactions = [make() for name, make in made.items() if name in config.guards]
+    stop = "raise" in config.guards
+    ear: Ear | None = None
+    if writer is not None and (on_alert is not None or reactions or stop):
+        ear = EngineEar(config.rules, None if config.agent else writer.put)
+    elif writer is not None and config.agent:
+        ear = AgentEar(run_dir)
+    calls = Calls(ranks, batches, lambda: governor.escalate(config.escalate))
+    return Alarm(
+        ear=ear, writer=writer, governor=governor, batches=batches, agreement=Agreement(ranks), calls=calls,
+        on_alert=on_alert, reactions=reactions, escalate=config.escalate, stop=stop, run=run,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What all hooks share: sites, roles, isolation of errors, accumulators."""

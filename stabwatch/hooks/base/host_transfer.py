@@ -1,0 +1,28 @@
+"""A tensor on its way to the host, copied without waiting for the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Copy:
+    """A step's partials on their way to the host. `wait` may block, and belongs in the writer's thread."""
+
+    def __init__(self, flat: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if flat.device.type == "cuda":
+            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._host.copy_(flat, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._host = flat.cpu()
+
+    def wait(self) -> NDArray[np.float32]:
+        """The values, once they have arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.numpy()

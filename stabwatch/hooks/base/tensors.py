@@ -1,0 +1,42 @@
+"""Small helpers on tensors and modules that all hooks share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.kernels.merge import empty_cell
+from stabwatch.signals.reductions import REDUCTIONS
+
+
+def local(tensor: Any) -> Tensor:
+    """This rank's shard of a DTensor; any other tensor as it is."""
+    tensor = tensor.detach()
+    return tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor
+
+
+def device_of(module: nn.Module, default: torch.device) -> torch.device:
+    """Device of a module's first parameter."""
+    first = next(module.parameters(), None)
+    return default if first is None or first.device.type == "meta" else first.device
+
+
+def new_cell(reduction: str, device: torch.device) -> Tensor:
+    """An empty cell of a reduction by name."""
+    return empty_cell(REDUCTIONS[reduction], device)
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first floating-point tensor of a module's output: the hidden state by every convention we know."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() and not output.is_nested else None
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if isinstance(output, list | tuple):
+        for item in output:
+            found = first_tensor(item)
+            if found is not None:
+                return found
+    return None

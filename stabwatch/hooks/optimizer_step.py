@@ -1,0 +1,133 @@
+"""Everything that is seen at the optimizer's step, in the order in which it must be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.guards import SkipStep, TaylorGuard
+from stabwatch.hooks.base.tensors import new_cell
+from stabwatch.hooks.forward import ModuleTaps
+from stabwatch.hooks.probes.custom import PluginTaps
+from stabwatch.hooks.probes.directional import Probe
+from stabwatch.hooks.probes.drift import DriftTap
+from stabwatch.hooks.probes.layers import ParameterTaps
+from stabwatch.hooks.probes.taylor import TaylorTap
+from stabwatch.hooks.probes.weights import DeepParameters
+from stabwatch.kernels.merge import merge_
+from stabwatch.runlog import Cell
+from stabwatch.signals.reductions import HOST_COUNT
+
+INTERVENTIONS = Cell("optimizer", "", "host_count")
+
+
+class StepTaps:
+    """The parameters of one watch, before and after each optimizer's step.
+
+    A guard that was asked for comes first: what is measured afterwards is the step that was taken.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: ModuleTaps,
+        parameters: ParameterTaps,
+        plugins: PluginTaps,
+        device: torch.device,
+        watch: Any,
+    ) -> None:
+        self._model = model
+        self._watch = watch
+        self._plugins = plugins
+        self._parameters = parameters
+        self._deep = DeepParameters(model, parameters.owned, device, watch)
+        self._wanted = tuple(name for name in watch.config.guards if name in ("taylor", "skip_step"))
+        self._probe = Probe(model) if watch.config.taylor or "taylor" in self._wanted else None
+        self._taylor = TaylorTap(model, self._probe, device, watch) if self._probe and watch.config.taylor else None
+        self._guards: dict[int, list[TaylorGuard | SkipStep]] = {}
+        self._interventions = new_cell("host_count", device)
+        self._told = torch.zeros((), device=device)
+        self.drift = DriftTap(model, modules.sites, modules.deep)
+
+    def register(self, buffer: Any) -> None:
+        """Put all cells into a StepBuffer."""
+        self._parameters.register(buffer)
+        self._deep.store.register(buffer)
+        if self._taylor is not None:
+            self._taylor.register(buffer)
+        if self._wanted:
+            buffer.add((INTERVENTIONS,), lambda: self._interventions)
+
+    def before(self, optimizer: Any, closure: bool = False) -> None:
+        """The optimizer is about to step. With a closure it has no gradients yet, or those of the last step."""
+        run, gate = self._watch.guard.run, self._watch.gate
+        if self._wanted and id(optimizer) not in self._guards:
+            run("guard", "always", self._set_guard, optimizer)
+        if gate.sampled:
+            if not closure:
+                run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
+            run("weight", "sampled", self._parameters.measure_weights, optimizer)
+            run("update", "sampled", self._parameters.hold, optimizer)
+        if gate.deep:
+            run("hold", "deep", self._deep.before, optimizer, closure)
+            if self._taylor is not None:
+                run("taylor", "deep", self._taylor.before, optimizer)
+        if gate.coming is not None:
+            run("successive", "deep", self._deep.before_turn, optimizer, gate.coming)
+        run("plugins", "always", self._plugins.parameters, optimizer)
+
+    def clipped(self, norm: Tensor) -> None:
+        """Gradients were clipped, and this was their norm before."""
+        for guard in (g for guards in self._guards.values() for g in guards if isinstance(g, SkipStep)):
+            guard.clipped(norm)
+
+    def step_ends(self) -> None:
+        """All optimizers have stepped that do in this step."""
+        if self._guards and self._watch.gate.open:
+            self._watch.guard.run("guard", "always", self._count)
+        if self._watch.gate.deep and self._taylor is not None:
+            self._watch.guard.run("taylor", "deep", self._taylor.step_ends)
+        if self._watch.gate.deep and self._watch.gate.turn == 0:
+            self._watch.guard.run("drift", "deep", self.drift.measure)
+
+    def _set_guard(self, optimizer: Any) -> None:
+        guards = self._guards[id(optimizer)] = []  # also when it cannot be set: said once
+        if "skip_step" in self._wanted:
+            guards.append(SkipStep(optimizer))
+        if "taylor" in self._wanted:
+            guards.append(TaylorGuard(optimizer, self._model, probe=self._probe))
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        device = self._interventions.device
+        counts = [g.interventions.to(device, torch.float32) for guards in self._guards.values() for g in guards]
+        total = torch.stack(counts).sum() if counts else self._told
+        merge_(HOST_COUNT, self._interventions, torch.stack((torch.ones_like(total), total - self._told)))
+        self._told = total
+
+    def after(self, optimizer: Any, closure: bool = False) -> None:
+        """The optimizer has stepped. With a closure its gradients are those of the last time that it was called."""
+        run, gate = self._watch.guard.run, self._watch.gate
+        if gate.sampled:
+            if closure:
+                run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
+            run("update", "sampled", self._parameters.measure_updates)
+        if gate.deep:
+            run("hold", "deep", self._deep.after, optimizer)
+        if gate.coming is not None:
+            run("successive", "deep", self._deep.after_turn)
+
+    def remove(self) -> None:
+        """Take the hooks of guards and probes off again."""
+        if self._probe is not None:
+            self._probe.remove()
+        for guard in (g for guards in self._guards.values() for g in guards):
+            guard.detach()
+
+
+def has_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """From the arguments of a call of `Optimizer.step`, the optimizer among them: is it to compute the gradients?"""
+    return any(callable(x) and not isinstance(x, torch.optim.Optimizer) for x in (*args, kwargs.get("closure")))

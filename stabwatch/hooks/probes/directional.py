@@ -1,0 +1,122 @@
+"""Calls the model once more, on a slice of the last batch: how fast do its logits change along the optimizer's step?
+
+Only for what a user asks for (`taylor=True`, `guard="taylor"`): a second call may be seen by hooks of others. Nothing
+of the model is changed: parameters and buffers are replaced for the call, random states and attributes are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
+
+from stabwatch.hooks.base.side_effects import untouched
+from stabwatch.hooks.base.tensors import first_tensor
+
+_DIFFERENCE = 2.0**-4
+"""Share of the step by which a symmetric difference goes to either side."""
+
+
+MOST = 8
+"""Samples of a slice, and the share of the batch that it may be: three eighths of a forward is what it costs."""
+
+
+class Probing:
+    """True while a model is called by us: the taps look away."""
+
+    now = False
+
+
+class Probe:
+    """Keeps a slice of the last training batch of a model, and evaluates the model on it along a direction.
+
+    samples: of the batch; by default an eighth of it, at least one and at most eight.
+    """
+
+    def __init__(self, model: nn.Module, samples: int | None = None) -> None:
+        self._model = model
+        self._samples = samples
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._forward_mode = True
+        self._handle: RemovableHandle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if module.training and torch.is_grad_enabled() and not Probing.now and not torch.compiler.is_compiling():
+            size = _batch_size((*args, *kwargs.values()))
+            part = _first(size, min(size, self._samples or max(1, min(MOST, size // MOST))))
+            self._call = part(args), part(kwargs)
+
+    @property
+    def ready(self) -> bool:
+        """A batch has been seen."""
+        return self._call is not None
+
+    @torch.no_grad()
+    def rates(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Derivative of the logits along the step from `before` to `after`, over the whole step, and the logits.
+
+        Both (..., K). By forward-mode differentiation, or by a symmetric difference where an operation of the model
+        has none.
+        """
+        step = {name: after[name].detach() - p for name, p in before.items()}
+        Probing.now = True
+        try:
+            if self._forward_mode:
+                try:
+                    logits, rates = jvp(self._logits, (dict(before),), (step,))[:2]
+                    return rates.detach(), logits.detach()
+                except (RuntimeError, NotImplementedError):
+                    self._forward_mode = False
+            ends = [self._logits({n: p + s * step[n] for n, p in before.items()}) for s in (_DIFFERENCE, -_DIFFERENCE)]
+            return (ends[0] - ends[1]) / (2 * _DIFFERENCE), (ends[0] + ends[1]) / 2
+        finally:
+            Probing.now = False
+
+    def _logits(self, parameters: dict[str, Tensor]) -> Tensor:
+        assert self._call is not None
+        args, kwargs = self._call
+        buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
+        with untouched(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
+            out = functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
+        found = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
+        logits = found if isinstance(found, Tensor) else first_tensor(out)
+        if logits is not None and logits.dim() > 3:
+            logits = logits.movedim(1, -1)  # of an image: `cross_entropy` takes classes there
+        if logits is None or logits.dim() < 2 or logits.shape[-1] < 2:
+            raise ValueError("the model gives no logits: no floating-point tensor (..., classes) in its output")
+        return logits
+
+    def remove(self) -> None:
+        """Take the hook off the model, and let the batch go."""
+        self._handle.remove()
+        self._call = None
+
+
+def _batch_size(inputs: Sequence[Any]) -> int:
+    sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()]
+    return int(sizes[0]) if sizes else 0
+
+
+def detached(x: Any) -> Any:
+    """Copies of all tensors of a call, through tuples, lists and dicts."""
+    return _mapped(x, lambda t: t.detach().clone())
+
+
+def _first(size: int, most: int) -> Callable[[Any], Any]:
+    """Cuts every tensor of the batch's size in its first dimension to `most`."""
+    return lambda x: _mapped(x, lambda t: t.detach()[:most].clone() if t.dim() and len(t) == size else t.detach())
+
+
+def _mapped(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(x, Tensor):
+        return change(x)
+    if isinstance(x, dict):
+        return {key: _mapped(value, change) for key, value in x.items()}
+    if type(x) in (tuple, list):
+        return type(x)(_mapped(value, change) for value in x)
+    return x

@@ -1,0 +1,207 @@
+"""Gradients, weights and updates at the optimizer step, gathered by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.hooks.base.copies import Copies
+from stabwatch.hooks.base.sites import site_name
+from stabwatch.hooks.base.tensors import local, new_cell
+from stabwatch.kernels.constants import constant
+from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
+from stabwatch.runlog import Cell
+
+GROUPS = 16
+"""Parameter groups that have a series of their own; those beyond share the last one."""
+GROUP_NAMES = (*(f"group{i}" for i in range(GROUPS)), "other groups")
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A parameter and the row of its layer."""
+
+    parameter: nn.Parameter
+    row: int
+
+
+class ParameterTaps:
+    """One row per layer: a layer is the nearest watched module that owns the parameter.
+
+    gradient, weight: float32 (layers, 4), moments. update: float32 (layers, 3). group: float32 (groups, 2), a row per
+    parameter group of the optimizers, in the order in which they are first seen.
+    Updates need the parameters as they were: at most `update_bytes` of copies are held, and the layers take turns
+    when they do not fit together. `too_large` names the layers that do not fit alone; their updates are not measured.
+    """
+
+    def __init__(self, model: nn.Module, sites: Iterable[str], device: torch.device, update_bytes: int) -> None:
+        self.owned = _owners(model, set(sites))
+        self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.owned))
+        rows = {name: i for i, name in enumerate(self.layers)}
+        self._by_id = {id(p): Owned(p, rows[layer]) for layer, _, p in self.owned}
+        self.gradient = _units("moments", len(rows), device)
+        self.weight = _units("moments", len(rows), device)
+        self.update = _units("update", len(rows), device)
+        self._turns, large = _turns(self.owned, rows, update_bytes)
+        self.too_large = tuple(self.layers[row] for row in large)
+        self._turn = 0
+        self.group = _units("group", GROUPS + 1, device)
+        self._numbers: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
+        self._next_number = count()
+        self._copies = Copies()
+        self._before: list[tuple[Tensor, Tensor, int]] = []
+
+    @property
+    def turns(self) -> int:
+        """Measured steps that one round over all updates takes."""
+        return len(self._turns)
+
+    def awaits_turn(self, layer: str) -> bool:
+        """True while the updates of a layer have not had their first turn."""
+        row = self.layers.index(layer)
+        return any(row in turn for turn in self._turns[self._turn :])
+
+    def owns(self, optimizer: Any) -> bool:
+        """True if the optimizer steps a parameter of this model."""
+        return any(id(p) in self._by_id for group in optimizer.param_groups for p in group["params"])
+
+    def measure_gradients(self, optimizer: Any) -> None:
+        """Moments of the gradients that the optimizer is about to use."""
+        found = self._by_group(optimizer)
+        pairs = list(dict.fromkeys((o.row, group) for o, group in found))
+        rows = {pair: i for i, pair in enumerate(pairs)}
+        out = _units("moments", len(pairs), self.gradient.device)
+        _grouped([local(o.parameter.grad) for o, _ in found], [rows[o.row, group] for o, group in found], out)
+        scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
+        if isinstance(scale, Tensor):
+            out[:, 1].div_(scale.square())
+            out[:, 3].div_(scale)
+        self._add(out, pairs)
+
+    def _by_group(self, optimizer: Any) -> list[tuple[Owned, int]]:
+        """The parameters that will be stepped, each with the number of its group."""
+        known = self._numbers.setdefault(optimizer, {})
+        for i in range(len(known), len(optimizer.param_groups)):
+            known[i] = min(next(self._next_number), GROUPS)
+        return [
+            (self._by_id[id(p)], known[i])
+            for i, group in enumerate(optimizer.param_groups)
+            for p in group["params"]
+            if id(p) in self._by_id and p.grad is not None
+        ]
+
+    def _add(self, found: Tensor, pairs: list[tuple[int, int]]) -> None:
+        """Moments by layer and group, to those of the layers and to the norms of the groups."""
+        if not pairs:
+            return
+        layers, groups = (constant(numbers, torch.int64, found.device) for numbers in zip(*pairs, strict=True))
+        self.gradient[:, :3].index_add_(0, layers, found[:, :3])
+        self.gradient[:, 3].scatter_reduce_(0, layers, found[:, 3], reduce="amax")
+        self.group.index_add_(0, groups, found[:, :2])
+
+    def measure_all_gradients(self) -> None:
+        """The same for all parameters, when no optimizer will step (a skipped step)."""
+        mine = [o for o in self._by_id.values() if o.parameter.grad is not None]
+        _grouped([local(o.parameter.grad) for o in mine], [o.row for o in mine], self.gradient)
+
+    def measure_weights(self, optimizer: Any) -> None:
+        """Moments of the parameters, before the step."""
+        mine = self._stepped(optimizer)
+        _grouped([local(o.parameter) for o in mine], [o.row for o in mine], self.weight)
+
+    def hold(self, optimizer: Any) -> None:
+        """Copy the parameters whose turn it is, before the step."""
+        turn = self._turns[self._turn % len(self._turns)] if self._turns else frozenset()
+        mine = [o for o in self._stepped(optimizer) if o.row in turn and o.parameter.grad is not None]
+        mine = [o for o in mine if o.parameter.is_floating_point()]
+        live = [local(o.parameter) for o in mine]
+        copies = self._copies.of(live)
+        self._before = [(p, b, o.row) for p, b, o in zip(live, copies, mine, strict=True)]
+
+    def measure_updates(self) -> None:
+        """Norms of what the step changed, and of what was there before; the copies are let go."""
+        held, self._before = self._before, []
+        if not held:
+            return
+        self._turn += 1
+        live, before, rows = zip(*held, strict=True)
+        grouped_change(before, live, rows, self.update)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells that are expected: those of the layers, in the order of `register`."""
+        return tuple(cell for cells, _ in self._matrices() for cell in cells if cell.tap != "group")
+
+    def register(self, buffer: Any) -> None:
+        """Put the matrices into a StepBuffer."""
+        for cells, matrix in self._matrices():
+            buffer.add(cells, lambda matrix=matrix: matrix)
+
+    def _matrices(self) -> list[tuple[tuple[Cell, ...], Tensor]]:
+        return [
+            (tuple(Cell("gradient", name, "moments") for name in self.layers), self.gradient),
+            (tuple(Cell("group", name, "group") for name in GROUP_NAMES), self.group),
+            (tuple(Cell("weight", name, "moments") for name in self.layers), self.weight),
+            (tuple(Cell("update", name, "update") for name in self.layers), self.update),
+        ]
+
+    def _stepped(self, optimizer: Any) -> list[Owned]:
+        params = (p for group in optimizer.param_groups for p in group["params"])
+        return [self._by_id[id(p)] for p in params if id(p) in self._by_id]
+
+
+def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:
+    """By device and by layout: sparse gradients show their stored values."""
+    tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    kept = [(t, row) for t, row in zip(tensors, rows, strict=True) if t.numel() and t.is_floating_point()]
+    for device in dict.fromkeys(t.device for t, _ in kept):
+        mine = [(t, row) for t, row in kept if t.device == device]
+        target = out if device == out.device else _units("moments", len(out), device)
+        grouped_moments([t for t, _ in mine], [row for _, row in mine], target)
+        if target is not out:
+            moved = target.to(out.device, non_blocking=True)
+            out[:, :3].add_(moved[:, :3])
+            out[:, 3] = torch.maximum(out[:, 3], moved[:, 3])
+
+
+def _units(reduction: str, rows: int, device: torch.device) -> Tensor:
+    return new_cell(reduction, device).repeat(rows, 1)
+
+
+def _owners(model: nn.Module, sites: set[str]) -> list[tuple[str, str, nn.Parameter]]:
+    """(layer, name, parameter) of every parameter that is trained."""
+    owned: list[tuple[str, str, nn.Parameter]] = []
+    for path, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner = path.rpartition(".")[0]
+        while owner and owner not in sites:
+            owner = owner.rpartition(".")[0]
+        owned.append((site_name(owner), site_name(path), parameter))
+    return owned
+
+
+def _turns(
+    owned: list[tuple[str, str, nn.Parameter]], rows: dict[str, int], limit: int
+) -> tuple[list[frozenset[int]], list[int]]:
+    """Layers packed in order into turns of at most `limit` bytes, and the layers that no turn can hold."""
+    size: dict[int, int] = {}
+    for name, _, p in owned:
+        size[rows[name]] = size.get(rows[name], 0) + p.numel() * p.element_size()
+    turns: list[set[int]] = []
+    room = 0
+    for row, need in size.items():
+        if need > limit:
+            continue
+        if not turns or need > room:
+            turns.append(set())
+            room = limit
+        turns[-1].add(row)
+        room -= need
+    return [frozenset(turn) for turn in turns], [row for row, need in size.items() if need > limit]

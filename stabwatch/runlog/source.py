@@ -1,0 +1,53 @@
+"""Where records come from: a run folder, or a run in another trainer's log that looks like one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from stabwatch.runlog import Block, Event, Meta, SlotTable
+
+
+class Source(Protocol):
+    """What is asked of a run log; `RunLog` has it."""
+
+    meta: Meta
+    bad_event_lines: int
+
+    @property
+    def damaged_records(self) -> int:
+        """Records that could not be read, so far."""
+
+    @property
+    def torn_bytes(self) -> int:
+        """What was no whole record at the end."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def tables(self) -> list[SlotTable]:
+        """The layouts of its records."""
+
+    @property
+    def position(self) -> int:
+        """How much of it has been read, of `size`."""
+
+    @property
+    def size(self) -> int:
+        """All of it."""
+
+    def stream(self) -> Iterator[Block]:
+        """The records, in pieces."""
+
+    def poll_events(self) -> list[Event]:
+        """The events; at once, and once."""
+
+
+def part(block: Block, start: int, stop: int) -> Block:
+    """Some consecutive records of a block."""
+    rows = slice(start, stop)
+    return replace(block, steps=block.steps[rows], times=block.times[rows], rows=block.rows[rows])

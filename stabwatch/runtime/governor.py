@@ -1,0 +1,212 @@
+"""When each tier is measured: the governor keeps the sum of all costs inside the overhead budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+from stabwatch.hooks.base.context import TURNS
+from stabwatch.signals.declaration import Tier
+
+WARM_UP = 3
+"""First steps, all measured: they show what there is to see and what it costs."""
+LONGEST: dict[Tier, int] = {"always": 16, "sampled": 256, "deep": 1024}
+"""Longest interval of each tier, in steps: however tight the budget, nothing is left unseen for longer."""
+SHARE: dict[Tier, float] = {"always": 0.6, "sampled": 0.25, "deep": 0.15}
+"""How the budget is split when all three tiers want more than there is."""
+ESCALATE_AGAIN = 32
+"""Alerts escalate once in this many times the steps of an escalation: on the whole the budget is kept."""
+CONTROLS_UNTIL = 24
+"""Up to this step every second one goes without the dearer tiers, to learn soon what they really cost."""
+MOST_TURNS = 256
+DEAR, CHEAP = 0.2, 0.05
+"""A deep step that is longer by more than this share of a step has its sites dealt out over more turns; by less than
+that one, over fewer."""
+WORTH = 0.75
+"""More turns again only if the last doubling has left no more than this of the cost: some of it does not take turns."""
+MEDIAN_ERROR = 1.86
+"""Standard error of a median of n normal numbers, in median absolute deviations over sqrt(n): 1.4826 sqrt(pi / 2)."""
+_ENOUGH = 5
+"""Steps of a kind before their median says something."""
+_MEMORY = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step measures."""
+
+    always: bool
+    sampled: bool
+    deep: bool
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers that it measures."""
+        ran = {"always": self.always, "sampled": self.sampled, "deep": self.deep}
+        return tuple(tier for tier in SHARE if ran[tier])
+
+    @property
+    def kind(self) -> str:
+        """Its dearest part: steps of one kind are compared with those of another."""
+        return "sampled" if self.sampled else "deep" if self.deep else "always" if self.always else "bare"
+
+
+class Governor:
+    """Chooses the tiers of each step from their measured cost.
+
+    A tier of cost c (seconds for one measured step) that runs every k steps of s seconds costs c / (k s).
+    Intervals are powers of two counted from step 0, so that ranks which measure different costs still
+    sample common steps. With each measurement an interval grows to its double at most: first steps compile and
+    allocate, and what they cost is not what the later ones do.
+    Cost is host time inside the probes, and where that does not show it (compiled graphs) also the difference between
+    the median step with measurements and without. overlapped: steps are timed on an accelerator, and while that has
+    work queued the host's time costs nothing. There the difference is the cost, with two standard errors on top of it.
+
+    turns: in how many deep steps every site that takes turns is measured once.
+    """
+
+    def __init__(self, budget: float, every_step: bool = False, overlapped: bool = False) -> None:
+        self._budget = budget
+        self._every_step = every_step
+        self._overlapped = overlapped
+        self._cost: dict[Tier, list[float]] = {tier: [] for tier in SHARE}
+        self._first: dict[Tier, list[float]] = {tier: [] for tier in SHARE}
+        """Host time of the first steps, which says little."""
+        self._bare: list[float] = []
+        self._rest: dict[str, list[float]] = {kind: [] for kind in (*SHARE, "bare")}
+        """Step time, less the host's cost where it is part of it, by the kind of step."""
+        self._spent = 0.0
+        self._elapsed = 0.0
+        self._asked_deep = False
+        self._step = self._seen = 0
+        self._until = self._quiet = -1
+        self.interval: dict[Tier, int] = dict.fromkeys(SHARE, 1)
+        self._more: dict[Tier, tuple[float, float] | None] = dict.fromkeys(SHARE)
+        self._most: dict[Tier, int] = dict.fromkeys(SHARE, 2)
+        self._since_deep = 0
+        self.turns = TURNS
+        self._dealt_at = math.inf
+
+    @property
+    def overhead(self) -> float:
+        """Share of recent wall time spent inside stabwatch: an exponential average over some hundred steps."""
+        return self._spent / self._elapsed if self._elapsed else math.nan
+
+    def ask_deep(self) -> None:
+        """The deep tier is wanted soon (a bracket holds the limit); granted when it has not run for a while."""
+        self._asked_deep = True
+
+    def escalate(self, steps: int) -> None:
+        """An alert: everything at each of the next `steps` steps, whatever it costs; then not again for a while."""
+        if self._step >= self._quiet:
+            self._until = self._step + steps + 1
+            self._quiet = self._step + ESCALATE_AGAIN * steps
+
+    def plan(self, step: int) -> Plan:
+        """What step number `step` (from 0) measures."""
+        self._step = max(self._step, step)
+        if self._every_step or step < WARM_UP or step < self._until:
+            return Plan(True, True, True)
+        if self._overlapped and _is_bare(step):
+            return Plan(False, False, False)
+        sampled = step % self.interval["sampled"] == 0 and not _is_control(step)
+        deep = (_has_deep(step, self.interval["deep"]) and not _is_control(step)) or self._may_go_deep()
+        return Plan(sampled or deep or step % self.interval["always"] == 0, sampled, deep)
+
+    def _may_go_deep(self) -> bool:
+        return self._asked_deep and self._since_deep >= max(2, self.interval["deep"] // 8)
+
+    def observe(self, plan: Plan, step_seconds: float, cost: dict[Tier, float]) -> None:
+        """Learn from one finished step: its wall time and the host time spent in each tier."""
+        rest = step_seconds if self._overlapped else max(step_seconds - sum(cost.values()), 1e-9)
+        _remember(self._bare, rest)
+        warm, self._seen = self._seen < WARM_UP, self._seen + 1
+        if not warm:
+            _remember(self._rest[plan.kind], rest)
+        for tier in plan.tiers:
+            _remember((self._first if warm else self._cost)[tier], cost[tier])
+            self._most[tier] = min(LONGEST[tier], self._most[tier] * (1 if warm else 2))
+        self._since_deep = 0 if plan.deep else self._since_deep + 1
+        if plan.deep:
+            self._asked_deep = False
+        self._spent = 0.99 * self._spent + self._paid(plan, cost)
+        self._elapsed = 0.99 * self._elapsed + step_seconds
+        if self._seen <= CONTROLS_UNTIL or plan.kind in ("sampled", "deep") or self._seen % 16 == 0:
+            self._more = {tier: self._difference(tier) for tier in SHARE}
+            self._stretch()
+
+    def _paid(self, plan: Plan, cost: dict[Tier, float]) -> float:
+        """Seconds that this step has cost. Host time outside of the tiers that were planned is paid too."""
+        others = 0.0 if self._overlapped else sum(cost.values()) - sum(cost[tier] for tier in plan.tiers)
+        return sum(self._cost_of(tier, cost[tier]) for tier in plan.tiers) + others
+
+    def _cost_of(self, tier: Tier, host: float) -> float:
+        """Seconds of a measured step: `host` in the probes, and what the times of steps tell besides."""
+        found = self._more[tier]
+        if found is None:
+            return host
+        more, error = found
+        if self._overlapped:
+            return min(host + max(more, 0.0), max(more, 0.0) + 2 * error)
+        return host + (more if more > 3 * error else 0.0)
+
+    def _difference(self, tier: Tier) -> tuple[float, float] | None:
+        """Median step with this tier less the median step without, and its standard error; None: not known yet."""
+        measured, control = self._rest[tier], self._control(tier)
+        if len(measured) < _ENOUGH or len(control) < _ENOUGH:
+            return None
+        middle = median(control)
+        spread = median(abs(x - middle) for x in control)
+        error = MEDIAN_ERROR * spread * math.sqrt(1 / len(measured) + 1 / len(control))
+        return median(measured) - middle, error
+
+    def _control(self, tier: Tier) -> list[float]:
+        """Steps to compare those of a tier with. Without an accelerator nothing is hidden in what runs always."""
+        if tier == "always":
+            return self._rest["bare"] if self._overlapped else []
+        if self._overlapped and len(self._rest["always"]) >= _ENOUGH:
+            return self._rest["always"]
+        return self._rest["always"] + self._rest["bare"]
+
+    def _stretch(self) -> None:
+        step = median(self._bare)
+        for tier, share in SHARE.items():
+            seen = self._cost[tier] or self._first[tier]
+            cost = self._cost_of(tier, median(seen) if seen else 0.0)
+            wanted = math.ceil(cost / max(self._budget * step * share, 1e-12)) if cost > 0 else 1
+            self.interval[tier] = min(LONGEST[tier], self._most[tier], 1 << (wanted - 1).bit_length())
+            if tier == "deep" and len(self._cost["deep"]) >= _ENOUGH and not self._every_step:
+                self._deal(cost / step)
+
+    def _deal(self, share: float) -> None:
+        """Over how many steps: what was learned of their cost so far is taken to change as their number does."""
+        turns = self.turns
+        if share > DEAR and share < WORTH * self._dealt_at:
+            turns, self._dealt_at = min(turns * 2, MOST_TURNS), share
+        elif share < CHEAP:
+            turns, self._dealt_at = max(turns // 2, TURNS), math.inf
+        if turns != self.turns:
+            self._cost["deep"] = [c * self.turns / turns for c in self._cost["deep"][-1:]]
+            self._rest["deep"].clear()
+            self.turns = turns
+
+
+def _has_deep(step: int, interval: int) -> bool:
+    """Even steps, which are never controls; from 8 on no multiples of 4, at which the sampled tier may have its own."""
+    return step % interval == (interval // 2 + 2 if interval > 4 else 0)
+
+
+def _is_control(step: int) -> bool:
+    """Steps that leave the dearer tiers out, to be compared with those that have them."""
+    return step % 2 == 1 if step < CONTROLS_UNTIL else step % 16 == 15
+
+
+def _is_bare(step: int) -> bool:
+    """Some of the controls, which leave out everything."""
+    return step % 4 == 3 if step < CONTROLS_UNTIL else step % 64 == 47
+
+
+def _remember(memory: list[float], value: float) -> None:
+    memory.append(value)
+    del memory[:-_MEMORY]

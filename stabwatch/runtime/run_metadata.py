@@ -1,0 +1,94 @@
+"""The facts of a run: who it is, where it runs and is written, what is trained."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+import stabwatch
+from stabwatch.config import Config
+from stabwatch.distributed.ranks import Ranks
+from stabwatch.plugins import PLUGINS
+from stabwatch.runlog import Meta, RunFolder
+
+MOST_GROUPS = 16
+"""Parameter groups with settings of their own that are written down."""
+
+
+def run_id(config: Config) -> str:
+    """The run's name: given, else the job's, else date, time and pid."""
+    if config.run:
+        return config.run
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
+
+
+def optimizer_facts(optimizer: Any) -> dict[str, Any]:
+    """Name and settings of an optimizer, each distinct set of its groups once: the data of an `optimizer` event."""
+    plain = (bool, int, float, str, type(None))
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        settings = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in group.items()
+            if isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(v, plain) for v in value))
+        }
+        if settings not in groups:
+            groups.append(settings)
+    return {"name": type(optimizer).__name__, "groups": groups[:MOST_GROUPS]}
+
+
+def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, config: Config) -> Meta:
+    """What meta.json holds. `layers`: names of the watched modules in forward order."""
+    return Meta(
+        run=run,
+        created=time.time(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        pid_started=psutil.Process().create_time(),
+        world_size=ranks.world,
+        rank=ranks.rank,
+        versions={
+            "stabwatch": stabwatch.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        model={
+            "name": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": [name for name in layers if name],
+        },
+        config={name: value for name, value in vars(config).items() if value is not None},
+        signals=[asdict(plugin.signal) for plugin in PLUGINS.values()],
+    )
+
+
+def open_folder(path: Path, meta: Meta) -> RunFolder:
+    """A new run folder; below the system's temporary files when `path` cannot be made, and that is said."""
+    try:
+        return RunFolder(path, meta)
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix="stabwatch-")) / meta.run
+        folder = RunFolder(other, meta)
+        print(f"stabwatch: the run folder cannot be made ({error}); using {other} instead.", file=sys.stderr)
+        return folder
+
+
+def learning_rate(optimizer: Any) -> float:
+    """Largest learning rate of the groups; a tensor on an accelerator is not read (that would wait for it)."""
+    rates = [group.get("lr", math.nan) for group in optimizer.param_groups]
+    known = [float(r) for r in rates if not isinstance(r, Tensor) or r.device.type == "cpu"]
+    return max(known, default=math.nan)
