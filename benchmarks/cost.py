@@ -198,7 +198,7 @@ def measure(subject: Subject, clock: HostClock | DeviceClock) -> dict[str, float
         with stabwatch.attach(subject.model, subject.optimizer, **settings) as watch:
             watch.probe(subject.few)
             subject.steps(TURNS, clock)
-            meter = Meter(watch.guard, clock)
+            meter = Meter(watch._session.guard, clock)
             seen = subject.steps(ROUNDS * TURNS, clock)
             spent = meter.take()
     cost = {probe: seconds / (ROUNDS * TURNS) / bare for probe, seconds in spent.items()}

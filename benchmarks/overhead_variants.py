@@ -66,15 +66,17 @@ class Stabwatch(Bare):
         )
 
     def kind(self) -> str:
-        gate = self.watch.gate
+        gate = self.watch._session.gate
         return "+".join(tier for tier, on in (("sampled", gate.sampled), ("deep", gate.deep)) if on) or "always"
 
     def wake(self) -> None:
-        self.watch._began = time.perf_counter()  # the pause is no part of a step: the governor must not count it
-        self.watch._times.restart()
+        self.watch._session._began = (
+            time.perf_counter()
+        )  # the pause is no part of a step: the governor must not count it
+        self.watch._session._times.restart()
 
     def close(self) -> dict[str, Any]:
-        facts = {"interval": dict(self.watch._governor.interval)}
+        facts = {"interval": dict(self.watch._session._governor.interval)}
         self.watch.detach()
         self.elements = _elements(self.folder / "run")
         return facts

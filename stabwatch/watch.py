@@ -1,48 +1,21 @@
-"""`attach` and the Watch: composes taps, schedule, buffer and writer, and keeps the step clock."""
+"""`attach`, and the `Watch` that it returns: all that a training script calls."""
 
 from __future__ import annotations
 
-import atexit
-import logging
-import os
-import sys
-import time
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stabwatch import plugins
 from stabwatch.config import Config
-from stabwatch.distributed.ranks import Ranks
-from stabwatch.guards.dispatcher import alarm_of
-from stabwatch.hooks.base.context import Gate
-from stabwatch.hooks.base.host_transfer import Copy
-from stabwatch.hooks.base.isolation import Guard
-from stabwatch.hooks.base.sites import unwrap
-from stabwatch.hooks.base.tensors import device_of, first_tensor
-from stabwatch.hooks.base.token_groups import TokenGroups
-from stabwatch.hooks.optimizer_step import has_closure
-from stabwatch.runlog import SlotTable, Writer
-from stabwatch.runtime.agent_process import AgentProcess
-from stabwatch.runtime.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
-from stabwatch.runtime.device_timer import StepTimes
-from stabwatch.runtime.governor import Governor, Plan
-from stabwatch.runtime.record import HostNumbers
-from stabwatch.runtime.run_metadata import learning_rate, open_folder, optimizer_facts, run_id, run_meta
-from stabwatch.runtime.step_clock import StepClock
-from stabwatch.runtime.taps import Taps
-from stabwatch.signals.declaration import Tier
+from stabwatch.runtime.session import Session
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert
-
-_log = logging.getLogger("stabwatch")
 
 
 def attach(
@@ -76,355 +49,105 @@ def attach(
     """
     settings = Config.load(config, **overrides)
     plugins.load()
-    return Watch(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=settings, on_alert=on_alert)
+    return Watch(Session(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=settings, on_alert=on_alert))
 
 
 class Watch:
-    """A watched run. A context manager; `detach` ends it, and so does the end of the process."""
+    """A watched run; `attach` makes it.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Any = None,
-        *,
-        loss_fn: Any = None,
-        run_dir: str | Path | None = None,
-        config: Config | None = None,
-        on_alert: Callable[[Alert], object] | None = None,
-    ) -> None:
-        self.config = config or Config()
-        self.step = 0
-        self.gate = Gate()
-        self.guard = Guard(self._report_error)
-        self.token_masks = TokenGroups()
-        self.loss_seen = False
-        self.run = ""
-        self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
-        self._model = unwrap(model)
-        on_accelerator = device_of(self._model, torch.device("cpu")).type == "cuda"
-        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=on_accelerator)
-        self._clock = StepClock(optimizer)
-        self._host = HostNumbers()
-        self._agent: AgentProcess | None = None
-        self._writer: Writer | None = None
-        self._introduced: set[int] = set()
-        self._blind = self._detached = self._scaled = self._warned = False
-        self._attached = self._began = time.perf_counter()
-        self._pid = os.getpid()
-        self._records = self._forwards = 0
-        self._busy: float | None = None
-        taps = None
-        try:
-            self._ranks = Ranks(model, self.config.reduce)
-            self._taps = taps = Taps(self, self._model, loss_fn, self._ranks, self._governor)
-            self.cells, self.brackets = taps.cells, taps.brackets
-            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(taps.buffer.device)
-            self.plugins, self.deep = taps.plugins, taps.modules.deep
-            if self._ranks.rank == 0 or self.config.reduce == "never":
-                self._open(run_dir)
-            self._alarm = alarm_of(
-                self.config, self._model, self._ranks, self._writer, self.run_dir, self._governor, taps.batches,
-                on_alert, self.guard.run,
-            )  # fmt: skip
-        except Exception:
-            _log.exception("stabwatch: attaching failed; training goes on unwatched")
-            self._blind = self._detached = True
-            if taps is not None:
-                taps.remove()
-            return
-        self._plan_next()
-        atexit.register(self._at_exit)
+    A context manager: leaving the block ends the run. `detach` and the end of the process end it too.
+    """
 
-    # -- setting up ---------------------------------------------------------------------------------
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
-    def _open(self, run_dir: str | Path | None) -> None:
-        self.run = run_id(self.config)
-        path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
-        folder = open_folder(path, run_meta(self.run, self._model, self._taps.names, self._ranks, self.config))
-        self.run_dir = path = folder.path
-        self._writer = Writer(folder, idle=self._idle)
-        self._writer.event("start", 0, argv=sys.argv[:1])
-        if self.config.agent:
-            self._agent = AgentProcess(path, self.config, self._writer.event)
-        if self.config.verbose:
-            print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        return self._session.run
 
-    # -- what the taps call -------------------------------------------------------------------------
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run log."""
+        return self._session.run_dir
 
-    def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """A training forward of the model starts: a step whose optimizers have stepped is over."""
-        self._forwards += 1
-        if self._clock.open_step_is_over():
-            self._end_step()
-        self.guard.run("pace", "always", self._host.forward_begins, inputs, self._began)
-        self.guard.run("token_groups", "always", self.token_masks.forward_begins, self._model, named)
-        if self.gate.open:
-            self.guard.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+        return self._session.config
 
-    def forward_ended(self, output: Any) -> None:
-        """Read the loss that a model computes itself."""
-        self.guard.run("attention", "always", self.brackets.fold)
-        self.guard.run("loss", "always", self._output_loss, output)
-        self._busy = time.perf_counter() - self._began
-
-    def _output_loss(self, output: Any) -> None:
-        self._ranks.seen_in_forward()
-        value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            self.cells.fold_loss("output", value)
-            self.loss_seen = True
-
-    def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        value = first_tensor(output)
-        if value is not None and self.gate.open and torch.is_grad_enabled():
-            self.loss_seen = True
-            self.guard.run("loss", "always", self.cells.fold_loss, "module", value.mean())
-
-    def backward_begins(self, tensors: Any) -> None:
-        """The loss by elimination: what `backward` is called on, when nothing better was seen."""
-        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        if len(roots) == 1 and roots[0].numel() == 1 and not self.loss_seen and not self._scaled:
-            self.cells.fold_backward_loss(roots[0])
-
-    def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
-        kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
-        if float(kind) != 2.0:
-            return
-        self._taps.steps.clipped(norm)
-        if self.gate.open:
-            self.cells.fold_clip(norm)
-
-    def scaler_updated(self, scaler: Any) -> None:
-        """The gradient scaler moved on; if no optimizer stepped, it skipped this step."""
-        self._scaled = True
-        if not self._clock.stepped_since_update() and self.gate.recording:
-            self._host.skipped += 1
-            if self.gate.sampled:
-                self._taps.parameters.measure_all_gradients()
-            self._close_step()
-        if isinstance(scaler._scale, Tensor):
-            self.cells.fold_loss_scale(scaler._scale)
-
-    def unmeasured(self, what: str, layer: str, reason: str) -> None:
-        """Note why something cannot be measured; reported once."""
-        self._taps.coverage.unmeasured(what, layer, reason)
-
-    # -- the step clock -----------------------------------------------------------------------------
-
-    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._taps.parameters.owns(optimizer):
-            return
-        if self._clock.repeats(optimizer):
-            self._end_step()
-        self._taps.steps.before(optimizer, has_closure(args, kwargs))
-        self._alarm.before(optimizer, self.step)
-
-    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._taps.parameters.owns(optimizer):
-            return
-        self._taps.steps.after(optimizer, has_closure(args, kwargs))
-        self.guard.run("learning_rate", "always", self._note_rate, optimizer)
-        self._alarm.after(optimizer)
-        if self._clock.stepped(optimizer):
-            self._end_step()
-
-    def _note_rate(self, optimizer: Any) -> None:
-        self._host.learning_rate = learning_rate(optimizer)
-        if id(optimizer) not in self._introduced:
-            self._introduced.add(id(optimizer))
-            if self._writer is not None:
-                self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
-
-    def _end_step(self) -> None:
-        self._taps.steps.step_ends()
-        self.guard.run("clock", "always", self._close_step)
-        self._alarm.boundary(self.step)
-
-    def _close_step(self) -> None:
-        now = time.perf_counter()
-        plan, step = self._plan, self.step
-        self._host.step_seconds = now - self._began
-        self._began = now
-        self._clock.close()
-        self.loss_seen = False
-        self.step = step + 1
-        joins = self._ranks.joins(step)
-        if plan.always or joins:
-            self._record(step, joins)
-        cost = self.guard.take_seconds()
-        cost["always"] += time.perf_counter() - now
-        self._host.next_step()
-        self._busy = None
-        for seconds, (planned, spent) in self._times.step_ends(self._host.step_seconds, (plan, cost)):
-            self._governor.observe(planned, seconds, spent)
-        self._plan_next()
-
-    def _record(self, step: int, joins: bool) -> None:
-        self.brackets.fold()
-        if self.gate.sampled:
-            self.guard.run("depth", "sampled", self._taps.modules.stacks.fold)
-        if joins and self._busy is not None:
-            self.cells.fill_busy(self._busy)
-        flat = self._taps.buffer.flush()
-        gathered = self._ranks.gather(flat) if joins else None
-        if self._writer is None:
-            return
-        copy = None if gathered else Copy(flat)
-        self._host.overhead = self._governor.overhead
-        self._host.errors = sum(self.guard.errors.values())
-        self._host.dropped = self._writer.dropped
-        host = self._host.take()
-        logged = {name: Copy(cell) for name, cell in self.cells.take_logged().items()}
-
-        def resolve() -> tuple[SlotTable, NDArray[np.float32]]:
-            rows = copy.wait()[None] if copy else gathered().cpu().numpy()  # type: ignore[misc]
-            out = self._taps.assembler.assemble(rows, host, {name: c.wait() for name, c in logged.items()})
-            self._records += 1
-            if self._records == REPORT_AFTER:
-                self._report_coverage()
-            self._alarm.record(out[0], step, out[1])
-            return out
-
-        self._writer.record(step, time.time(), resolve)
-
-    def _plan_next(self) -> None:
-        plan = self._governor.plan(self.step)
-        # inside a compiled graph the deep tier stands in the graph of the sampled one
-        self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.gate.traced), plan.deep)
-        self.gate.open, self.gate.sampled, self.gate.deep = self._plan.always, self._plan.sampled, self._plan.deep
-        turns = self.gate.turns = self._governor.turns
-        self.gate.turn = (self.gate.turn + self._plan.deep) % turns
-        self.gate.coming = (self.gate.turn + 1) % turns if self._governor.plan(self.step + 1).deep else None
-        self.gate.recording = False
-
-    # -- reporting ----------------------------------------------------------------------------------
-
-    def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
-        if self._writer is not None:
-            self._writer.event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
-        what = "is switched off" if disabled else "failed; training goes on"
-        _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
-
-    def _report_coverage(self) -> None:
-        if self.gate.traced:
-            self.unmeasured("residual", "", IN_GRAPH)
-        report = self._taps.coverage.report(self._taps.assembler.fired)
-        self._host.taps_missing = float(len(report["missing"]))
-        if self._writer is not None:
-            self._writer.event("coverage", self.step, **report)
-        if report["missing"]:
-            first = report["missing"][0]
-            _log.warning(
-                "stabwatch: %d taps show nothing. First: %s at `%s`: %s. `stabwatch doctor %s` lists them.",
-                len(report["missing"]), first["tap"], first["site"], first["reason"], self.run_dir,
-            )  # fmt: skip
-
-    def _idle(self) -> None:
-        """About once a second, in the writer's thread."""
-        if self._agent is not None:
-            self._agent.check()
-        waited = time.perf_counter() - self._attached
-        patience = 60.0 if self._forwards > 50 else 900.0  # a first compilation takes minutes
-        if self._records == 0 and not self._warned and waited > patience:
-            self._warned = True
-            assert self._writer is not None
-            self._writer.event("coverage", 0, taps=[], fired=0, missing=[NO_STEP])
-            _log.warning("stabwatch: %s", NO_STEP["reason"])
-
-    def coverage(self) -> dict[str, Any]:
-        """What was seen so far: `taps`, `fired` (cells), `missing` (list of tap, site, reason)."""
-        if self._blind:
-            return dict(UNATTACHED)
-        return self._taps.coverage.report(set(self._taps.assembler.fired))
-
-    # -- for the user -------------------------------------------------------------------------------
-
-    def log(self, **scalars: float | Tensor) -> None:
-        """Record numbers of this step: `loss` replaces what the taps saw, other names become `logged_value`."""
-        if not self._detached:
-            self.guard.run("log", "always", self._log_scalars, scalars)
-
-    def probe(self, *args: Any, **kwargs: Any) -> None:
-        """Measure geometry_drift and shift_coherence on this batch: the arguments of one call of the model.
-
-        The model is called on it now, for the reference, and then once in a round of deep steps: a few samples are
-        enough, as at most 128 tokens are compared. Values, gradients and random numbers of the training stay the same,
-        but hooks of others see these calls. A new batch is a new reference.
-        """
-        if not self._detached:
-            self.guard.run("drift", "deep", self._taps.steps.drift.start, args, kwargs)
-
-    def log_batch(self, indices: Any = None, **facts: Any) -> None:
-        """Say which batch this step (or micro-batch) is trained on, to find it again when an alert is traced to it.
-
-        indices: of its samples in the dataset, as a list, an array or a tensor. facts: anything else that names it,
-        such as `epoch=3, shard="00031"`. Kept for the last steps and written with an alert, beside a fingerprint and
-        the first token ids of the model's first input (`stabwatch.fingerprint` computes the same of a batch).
-        """
-        if not self._detached:
-            self.guard.run("batch", "always", self._taps.batches.say, self.step, indices, facts)
-
-    def token_groups(self, **masks: Tensor) -> None:
-        """Say which tokens of the next batch are of one kind, such as `text=..., image=...`: bool (batch, tokens) each.
-
-        token_similarity, token_mean_energy_ratio and the mean-mode signals average each kind apart; a token of none is
-        padding. Needs not be said where the model is called with `attention_mask` or a key padding mask by name.
-        """
-        if not self._detached:
-            self.guard.run("token_groups", "always", self.token_masks.say, masks)
-
-    def announce(self, what: str) -> None:
-        """Say that the data or the loss change from this step on, and that it is meant: `what` is shown beside them.
-
-        Another task, a new mixture, a longer context, another weight of a loss term. The rules that compare the loss
-        and the gradient norm with their own past begin anew, so that they do not ring for it; all others go on. To be
-        called between two steps, on every rank or on rank 0.
-        """
-        if not self._detached:
-            step = self.step + self._clock.open_step_is_over()
-            self.guard.run("announce", "always", self._alarm.announce, step, what)
-
-    def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
-        for name, value in scalars.items():
-            tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
-            if name == "loss":
-                self.cells.fold_loss("logged", tensor)
-                self.loss_seen = True
-            else:
-                self.cells.fold_logged(name, tensor)
+    @property
+    def step(self) -> int:
+        """Number of the step that is open now, from 0."""
+        return self._session.step
 
     @property
     def url(self) -> str | None:
-        """Address of the live page, once the agent serves it."""
-        return self._agent.url() if self._agent is not None else None
+        """Address of the live page, or None while no agent serves it."""
+        return self._session.url()
 
     def wait_for_agent(self, timeout: float = 10.0) -> str | None:
-        """Address of the live page, after waiting for the agent to serve it."""
-        return self._agent.url(timeout) if self._agent is not None else None
+        """Address of the live page, or None if no agent serves it within `timeout` seconds."""
+        return self._session.url(timeout)
 
-    def detach(self, reason: str = "finished", **facts: Any) -> None:
-        """Remove every hook, write what is left, and end the run log. Safe to call twice."""
-        if self._detached or os.getpid() != self._pid:
-            return
-        self._detached = True
-        if self._clock.open_step_is_over():
-            self.guard.run("clock", "always", self._close_step)
-        self.gate.open = self.gate.sampled = self.gate.deep = self.gate.recording = False
-        self._taps.remove()
-        atexit.unregister(self._at_exit)
-        if self._writer is not None:
-            if 0 < self._records < REPORT_AFTER:
-                self._report_coverage()
-            self._writer.event("end", self.step - 1, reason=reason, **facts)
-            self._writer.close()
+    def coverage(self) -> dict[str, Any]:
+        """What has been measured so far, and what has not.
 
-    def _at_exit(self) -> None:
-        error = getattr(sys, "last_value", None)
-        if error is None:
-            self.detach()
-        else:
-            self.detach("exception", error=f"{type(error).__name__}: {error}")
+        Returns a dict: `taps` (names of the taps that have measured something), `fired` (how many accumulators have),
+        `missing` (list of {tap, site, reason}: should have been measured), `unmeasured` (the same, for what this model
+        cannot show).
+        """
+        return self._session.coverage()
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Record numbers of this step, one scalar each.
+
+        `loss` takes the place of the loss that the hooks see. Every other name becomes a series of its own.
+        """
+        self._session.log(scalars)
+
+    def log_batch(self, indices: Any = None, **facts: Any) -> None:
+        """Say which batch this step (or micro-batch) is trained on, so that an alert can name it.
+
+        Args:
+            indices: of its samples in the dataset: a list, an array or a tensor.
+            facts: anything else that names it, such as `epoch=3, shard="00031"`.
+
+        Kept for the last steps and written with an alert, beside a fingerprint and the first token ids of the model's
+        first input (`stabwatch.fingerprint` computes the same of a batch).
+        """
+        self._session.log_batch(indices, facts)
+
+    def announce(self, what: str) -> None:
+        """Say that the data or the loss change from this step on, and that the change is intended.
+
+        Another task, a new mixture, a longer context, another weight of a loss term. Rules that compare the loss and
+        the gradient norm with their own past start again, so that they do not fire for it; all others go on. Call it
+        between two steps, on every rank or on rank 0. `what` is shown beside the curves.
+        """
+        self._session.announce(what)
+
+    def probe(self, *args: Any, **kwargs: Any) -> None:
+        """Track how far the representations of one batch move: geometry_drift and shift_coherence.
+
+        The arguments are those of one call of the model. The model is called on them now, for the reference, and then
+        once in a round of deep steps; at most 128 tokens are compared, so a few samples are enough. Values, gradients
+        and random numbers of the training stay the same, but other people's hooks see these calls. A new batch is a
+        new reference.
+        """
+        self._session.probe(args, kwargs)
+
+    def token_groups(self, **masks: Tensor) -> None:
+        """Say which tokens of the next batch are of one kind: `text=..., image=...`, bool (batch, tokens) each.
+
+        token_similarity, token_mean_energy_ratio and the mean-mode signals average each kind apart; a token of no kind
+        is padding. Not needed where the model is called with `attention_mask` or a key padding mask by name.
+        """
+        self._session.token_groups(masks)
+
+    def detach(self) -> None:
+        """End the run: remove every hook, write what is left, close the run log. Safe to call twice."""
+        self._session.detach()
 
     def __enter__(self) -> Watch:
         return self
@@ -433,6 +156,31 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self.detach()
+            self._session.detach()
         else:
-            self.detach("exception", error=f"{type(error).__name__}: {error}")
+            self._session.detach("exception", error=f"{type(error).__name__}: {error}")
+
+    def __repr__(self) -> str:
+        return f"<stabwatch.Watch {', '.join(f'{name}={value}' for name, value in self._facts())}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{_linked(value)}</td></tr>" for name, value in self._facts())
+        return f"<table><caption>stabwatch</caption>{rows}</table>"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Run, state, step, folder, page and active alerts, as `repr` shows them."""
+        alerts = [f"{alert.severity} {alert.rule}" + f" ({alert.layer})" * bool(alert.layer)
+                  for alert in self._session.active_alerts]  # fmt: skip
+        return [
+            ("run", self.run or "none"),
+            ("state", self._session.state),
+            ("step", str(self.step)),
+            ("folder", str(self.run_dir)),
+            ("page", self.url or "none"),
+            ("alerts", "; ".join(alerts) or "none"),
+        ]
+
+
+def _linked(value: str) -> str:
+    text = escape(value)
+    return f'<a href="{text}">{text}</a>' if value.startswith("http") else text

@@ -8,8 +8,14 @@ import shutil
 # Before anything imports torch: the models are small, and on a busy machine a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import hypothesis
 import pytest
+
+from tests.attaching import Attacher
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
@@ -55,3 +61,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
     monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture
+def attach(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Attaches like a user, with no agent, in a fresh folder; detached at the end whatever happens."""
+    attacher = Attacher(tmp_path)
+    yield attacher
+    for watch in attacher.watches:
+        watch.detach()

@@ -10,9 +10,8 @@ import numpy as np
 
 from stabwatch.alerts import Alert, Engine
 from stabwatch.alerts.engine import HEARD, STALL_SECONDS
-from stabwatch.analysis.readers.records import PIECE
 from stabwatch.runlog import Block, Event
-from stabwatch.runlog.source import Source, part
+from stabwatch.runlog.source import PIECE, Source, part
 
 
 def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> Iterator[Block | Event]:

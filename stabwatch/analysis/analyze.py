@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
-from stabwatch.analysis.readers.records import PIECE
 from stabwatch.analysis.summaries import SeriesSummary, Summaries
 from stabwatch.runlog import Block, Event, Meta, Run, RunLog, find_run, plain
 from stabwatch.runlog.downsample import Thinned
-from stabwatch.runlog.source import Source, part
+from stabwatch.runlog.source import PIECE, Source, part
 
 SCHEMA_VERSION = 1
 

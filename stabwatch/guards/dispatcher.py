@@ -21,14 +21,15 @@ from torch import nn
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
-from stabwatch.guards import LearningRateBackoff, Snapshots
+from stabwatch.guards import LearningRateBackoff, SkipStep, Snapshots, TaylorGuard
 from stabwatch.guards.alert_sources import AgentEar, Ear, EngineEar
 from stabwatch.guards.broadcast import Agreement
 from stabwatch.guards.protocol import Reaction
 from stabwatch.guards.requests import Calls
+from stabwatch.hooks.optimizer_step import StepGuard, StepGuards
 from stabwatch.hooks.probes.batches import Batches
+from stabwatch.hooks.probes.directional import Probe
 from stabwatch.runlog import Event, SlotTable, Writer
-from stabwatch.runtime.governor import Governor
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert
@@ -50,28 +51,27 @@ class Alarm:
         *,
         ear: Ear | None,
         writer: Writer | None,
-        governor: Governor,
+        closer: Callable[[], None],
         batches: Batches,
         agreement: Agreement,
         calls: Calls,
         on_alert: Callable[[Alert], object] | None,
         reactions: Sequence[Reaction],
-        escalate: int,
         stop: bool,
         run: Callable[..., None],
     ) -> None:
         self._ear = ear
         self._writer = writer
-        self._governor = governor
+        self._closer = closer
         self._batches = batches
         self._agreement = agreement
         self._calls = calls
         self._on_alert = on_alert
         self._reactions = reactions
-        self._escalate = escalate
         self._stop = stop
         self._run = run
         self._heard: deque[Alert] = deque()
+        self._active: dict[tuple[str, str, str], Alert] = {}
         self._flights = 0
         self._from = 0
 
@@ -85,7 +85,7 @@ class Alarm:
     def _listen(self, ear: Ear, table: SlotTable, step: int, slots: NDArray[np.float32]) -> None:
         for alert in ear.record(table, step, time.time(), slots):
             if alert.state == "firing":
-                self._governor.escalate(self._escalate)
+                self._closer()
                 self._keep(alert)
                 self._calls.make(
                     alert.since,
@@ -96,6 +96,19 @@ class Alarm:
                     layer=alert.layer,
                 )
             self._heard.append(alert)
+            self._note(alert)
+
+    def _note(self, alert: Alert) -> None:
+        series = (alert.rule, alert.signal, alert.layer)
+        if alert.state == "firing":
+            self._active[series] = alert
+        else:
+            self._active.pop(series, None)
+
+    @property
+    def active(self) -> list[Alert]:
+        """Alerts that fire now; from any thread."""
+        return list(self._active.copy().values())
 
     def _keep(self, alert: Alert) -> None:
         """The flight recorder: records are in the log already, whole; which batches they were of is added."""
@@ -198,13 +211,25 @@ class Alarm:
             self._writer.event("guard", step, guard=guard, rule=alert.rule, onset=alert.onset, **facts)
 
 
+def step_guards(config: Config, model: nn.Module) -> StepGuards | None:
+    """Makes the guards that act inside an optimizer's step; None when the settings ask for none."""
+    if not {"skip_step", "taylor"} & set(config.guards):
+        return None
+
+    def make(optimizer: Any, probe: Probe | None) -> list[StepGuard]:
+        guards: list[StepGuard] = [SkipStep(optimizer)] if "skip_step" in config.guards else []
+        return guards + ([TaylorGuard(optimizer, model, probe=probe)] if "taylor" in config.guards else [])
+
+    return make
+
+
 def alarm_of(
     config: Config,
     model: nn.Module,
     ranks: Ranks,
     writer: Writer | None,
     run_dir: Path,
-    governor: Governor,
+    closer: Callable[[], None],
     batches: Batches,
     on_alert: Callable[[Alert], object] | None,
     run: Callable[..., None],
@@ -221,8 +246,8 @@ def alarm_of(
         ear = EngineEar(config.rules, None if config.agent else writer.put)
     elif writer is not None and config.agent:
         ear = AgentEar(run_dir)
-    calls = Calls(ranks, batches, lambda: governor.escalate(config.escalate))
+    calls = Calls(ranks, batches, closer)
     return Alarm(
-        ear=ear, writer=writer, governor=governor, batches=batches, agreement=Agreement(ranks), calls=calls,
-        on_alert=on_alert, reactions=reactions, escalate=config.escalate, stop=stop, run=run,
+        ear=ear, writer=writer, closer=closer, batches=batches, agreement=Agreement(ranks), calls=calls,
+        on_alert=on_alert, reactions=reactions, stop=stop, run=run,
     )  # fmt: skip

@@ -146,6 +146,9 @@ class TaylorGuard:
             part = torch.where(scale > 0, old + scale * (new - old), old)
             new.copy_(torch.where(kept, new, part))
 
+    def clipped(self, norm: Tensor) -> None:
+        """Gradients were clipped: the radius does not depend on it."""
+
     def detach(self) -> None:
         """Take every hook off again."""
         for handle in self._handles:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from stabwatch.guards import SkipStep, TaylorGuard
 from stabwatch.hooks.base.tensors import new_cell
 from stabwatch.hooks.forward import ModuleTaps
 from stabwatch.hooks.probes.custom import PluginTaps
@@ -22,6 +21,23 @@ from stabwatch.runlog import Cell
 from stabwatch.signals.reductions import HOST_COUNT
 
 INTERVENTIONS = Cell("optimizer", "", "host_count")
+
+
+class StepGuard(Protocol):
+    """A guard that acts inside the optimizer's step, as the hooks see it."""
+
+    interventions: Tensor
+    """How often it has acted, on the device, ()."""
+
+    def clipped(self, norm: Tensor) -> None:
+        """Gradients were clipped, and this was their norm before."""
+
+    def detach(self) -> None:
+        """Take it off the optimizer."""
+
+
+StepGuards = Callable[[Any, Probe | None], Sequence[StepGuard]]
+"""Makes the guards that were asked for, for an optimizer."""
 
 
 class StepTaps:
@@ -38,16 +54,17 @@ class StepTaps:
         plugins: PluginTaps,
         device: torch.device,
         watch: Any,
+        guards: StepGuards | None,
     ) -> None:
         self._model = model
         self._watch = watch
         self._plugins = plugins
         self._parameters = parameters
         self._deep = DeepParameters(model, parameters.owned, device, watch)
-        self._wanted = tuple(name for name in watch.config.guards if name in ("taylor", "skip_step"))
-        self._probe = Probe(model) if watch.config.taylor or "taylor" in self._wanted else None
+        self._make_guards = guards
+        self._probe = Probe(model) if watch.config.taylor or "taylor" in watch.config.guards else None
         self._taylor = TaylorTap(model, self._probe, device, watch) if self._probe and watch.config.taylor else None
-        self._guards: dict[int, list[TaylorGuard | SkipStep]] = {}
+        self._guards: dict[int, Sequence[StepGuard]] = {}
         self._interventions = new_cell("host_count", device)
         self._told = torch.zeros((), device=device)
         self.drift = DriftTap(model, modules.sites, modules.deep)
@@ -58,14 +75,14 @@ class StepTaps:
         self._deep.store.register(buffer)
         if self._taylor is not None:
             self._taylor.register(buffer)
-        if self._wanted:
+        if self._make_guards is not None:
             buffer.add((INTERVENTIONS,), lambda: self._interventions)
 
     def before(self, optimizer: Any, closure: bool = False) -> None:
         """The optimizer is about to step. With a closure it has no gradients yet, or those of the last step."""
         run, gate = self._watch.guard.run, self._watch.gate
-        if self._wanted and id(optimizer) not in self._guards:
-            run("guard", "always", self._set_guard, optimizer)
+        if self._make_guards is not None and id(optimizer) not in self._guards:
+            run("guard", "always", self._set_guard, optimizer, self._make_guards)
         if gate.sampled:
             if not closure:
                 run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
@@ -81,7 +98,7 @@ class StepTaps:
 
     def clipped(self, norm: Tensor) -> None:
         """Gradients were clipped, and this was their norm before."""
-        for guard in (g for guards in self._guards.values() for g in guards if isinstance(g, SkipStep)):
+        for guard in (g for guards in self._guards.values() for g in guards):
             guard.clipped(norm)
 
     def step_ends(self) -> None:
@@ -93,12 +110,9 @@ class StepTaps:
         if self._watch.gate.deep and self._watch.gate.turn == 0:
             self._watch.guard.run("drift", "deep", self.drift.measure)
 
-    def _set_guard(self, optimizer: Any) -> None:
-        guards = self._guards[id(optimizer)] = []  # also when it cannot be set: said once
-        if "skip_step" in self._wanted:
-            guards.append(SkipStep(optimizer))
-        if "taylor" in self._wanted:
-            guards.append(TaylorGuard(optimizer, self._model, probe=self._probe))
+    def _set_guard(self, optimizer: Any, make: StepGuards) -> None:
+        self._guards[id(optimizer)] = ()  # also when it cannot be set: reported once
+        self._guards[id(optimizer)] = make(optimizer, self._probe)
 
     @torch.no_grad()
     def _count(self) -> None:

@@ -9,6 +9,9 @@ from typing import Protocol
 
 from stabwatch.runlog import Block, Event, Meta, SlotTable
 
+PIECE = 4096
+"""Most records in a block: bounds the memory that its values take."""
+
 
 class Source(Protocol):
     """What is asked of a run log; `RunLog` has it."""

@@ -16,7 +16,7 @@ from stabwatch.hooks.base.sites import Chosen, choose
 from stabwatch.hooks.base.tensors import device_of
 from stabwatch.hooks.forward import ModuleTaps
 from stabwatch.hooks.functions import FunctionTaps
-from stabwatch.hooks.optimizer_step import StepTaps
+from stabwatch.hooks.optimizer_step import StepGuards, StepTaps
 from stabwatch.hooks.probes.attention import Brackets
 from stabwatch.hooks.probes.batches import Batches
 from stabwatch.hooks.probes.custom import PluginTaps
@@ -34,7 +34,9 @@ class Taps:
     Nothing is left behind when one of them cannot be put up.
     """
 
-    def __init__(self, watch: Any, model: nn.Module, loss_fn: Any, ranks: Ranks, governor: Governor) -> None:
+    def __init__(
+        self, watch: Any, model: nn.Module, loss_fn: Any, ranks: Ranks, governor: Governor, guards: StepGuards | None
+    ) -> None:
         device = device_of(model, torch.device("cpu"))
         config = watch.config
         chosen = choose(model, config.include, config.exclude)
@@ -47,7 +49,7 @@ class Taps:
             self.cells = RunCells(device)
             self.brackets = Brackets(self.modules.attention_names, device)
             self.plugins = PluginTaps(self.modules.sites.values(), self.parameters.owned, device, watch)
-            self.steps = StepTaps(model, self.modules, self.parameters, self.plugins, device, watch)
+            self.steps = StepTaps(model, self.modules, self.parameters, self.plugins, device, watch, guards)
             undo.callback(self.steps.remove)
             self.buffer = self._register(StepBuffer(device))
             sites = self.modules.sites.values()

@@ -6,18 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import (
-    WINDOW,
-    Array,
-    Columns,
-    Derived,
-    Family,
-    MedianFamily,
-    Ring,
-    rising,
-)
+from stabwatch.alerts.features import WINDOW, Columns, Derived, Family, MedianFamily, Ring, rising
 from stabwatch.alerts.references import CALIBRATED, MAXACT, RESIDUAL, SHESHA
 from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.statistics import Array
 from stabwatch.runlog import SeriesKey
 
 

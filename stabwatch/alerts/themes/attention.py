@@ -6,17 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import (
-    Array,
-    Columns,
-    Derived,
-    Family,
-    Ring,
-    rising,
-)
+from stabwatch.alerts.features import Columns, Derived, Family, Ring, rising
 from stabwatch.alerts.references import CALIBRATED, ENTROPY, MUONCLIP, PROXIES, VIT22B
 from stabwatch.alerts.rule import Condition, Level, Rule
-from stabwatch.alerts.statistics import slope
+from stabwatch.alerts.statistics import Array, slope
 from stabwatch.runlog import SeriesKey
 
 ATTENTION_LIMIT = 100.0

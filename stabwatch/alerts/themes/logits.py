@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import math
 
-from stabwatch.alerts.features import (
-    Array,
-    Derived,
-    Family,
-    PlainFamily,
-    RunFamily,
-)
+from stabwatch.alerts.features import Derived, Family, PlainFamily, RunFamily
 from stabwatch.alerts.references import CALIBRATED, GROKKING, PALM, PROXIES
 from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.statistics import Array
 
 
 class DriftFamily(RunFamily):

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import (
-    Array,
-    Derived,
-    Family,
-)
+from stabwatch.alerts.features import Derived, Family
 from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.statistics import Array
 from stabwatch.runlog import SeriesKey
 
 _FORWARD = ("activation", "attention", "output_logit")

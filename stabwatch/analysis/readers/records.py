@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.log import Column, LogRun, Role
 from stabwatch.runlog import Block, Cell, Event, Meta, SlotTable, host_cell
-from stabwatch.runlog.source import part
+from stabwatch.runlog.source import PIECE, part
 
 HOST: dict[Role, str] = {
     "learning_rate": "learning_rate",
@@ -21,10 +21,6 @@ HOST: dict[Role, str] = {
 }
 """Columns that are host numbers of a run log. The loss and the gradient norm have cells of their own; everything else
 becomes `logged_value`, under its name."""
-
-
-PIECE = 4096
-"""Most records in a block: bounds the memory that its values take."""
 
 
 _NOTHING = SlotTable.build([Cell("loss", "", "mean")])

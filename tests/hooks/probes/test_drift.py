@@ -11,7 +11,7 @@ from torch import nn
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.hooks.base.context import TURNS
 from stabwatch.kernels.geometry.naive import drift
-from tests.training.models import ARCHITECTURES, run
+from tests.models import ARCHITECTURES, run
 
 BATCH = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(9))
 

@@ -1,12 +1,9 @@
-"""A watch with no agent, in a fresh folder, detached at the end whatever happens."""
+"""Attaches like a user does; see the fixture `attach`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 import stabwatch
 from stabwatch.runlog import Run, read_run
@@ -29,11 +26,3 @@ class Attacher:
         """Detach the last watch and read what it wrote."""
         self.watches[-1].detach()
         return read_run(self.watches[-1].run_dir)
-
-
-@pytest.fixture
-def attach(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    attacher = Attacher(tmp_path)
-    yield attacher
-    for watch in attacher.watches:
-        watch.detach()

@@ -23,9 +23,9 @@ from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.run import RunCells
 from stabwatch.runlog import read_run
 from stabwatch.runlog.writer import RunFolder
-from tests.training.models import run
+from tests.models import run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def _boom(*args, **kwargs):
@@ -56,7 +56,7 @@ def test_a_fault_in_a_tap_changes_nothing_and_is_named(probe, attach, monkeypatc
     watch = attach.watches[-1]
     log = attach.finish()
     assert len(log.steps) == 6
-    assert watch.guard.errors[probe] == 3 and probe in watch.guard.disabled
+    assert watch._session.guard.errors[probe] == 3 and probe in watch._session.guard.disabled
     errors = [e.data for e in log.events if e.kind == "error"]
     assert [(e["probe"], e["disabled"]) for e in errors] == [(probe, False), (probe, True)]
     assert "injected" in errors[0]["traceback"]
@@ -68,7 +68,7 @@ def test_a_fault_at_the_end_of_a_step_changes_nothing(attach, monkeypatch):
     monkeypatch.setattr(stabwatch.Watch, "_record", _boom)
     watched = run("gpt", steps=6, before=attach)
     assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
-    assert attach.watches[-1].guard.errors["clock"] == 3
+    assert attach.watches[-1]._session.guard.errors["clock"] == 3
 
 
 def test_a_fault_in_the_writer_changes_nothing_and_is_named(attach, monkeypatch):
@@ -88,7 +88,7 @@ def test_a_fault_in_the_writer_changes_nothing_and_is_named(attach, monkeypatch)
     log = attach.finish()
     assert list(log.steps) == [4, 5, 6, 7, 8, 9]
     assert any("No space left" in e.data["message"] for e in log.events if e.kind == "error")
-    assert attach.watches[-1]._writer.dropped == 4
+    assert attach.watches[-1]._session._writer.dropped == 4
 
 
 def test_an_exception_of_the_user_s_is_the_user_s(attach, tmp_path):
@@ -114,7 +114,7 @@ def test_when_attaching_fails_training_goes_on_unwatched(part, monkeypatch, atta
     assert attach.watches[-1].coverage()["missing"]
     assert "training goes on unwatched" in caplog.text and "injected" in caplog.text
     assert not hasattr(torch.nn.functional.cross_entropy, "__wrapped__")
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in attach.watches[-1]._model.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in attach.watches[-1]._session._model.modules())
 
 
 def test_a_run_folder_that_cannot_be_made_is_replaced(tmp_path, capsys):
@@ -148,7 +148,7 @@ for step in range({steps}):
     x = torch.randint(0, 256, (2, 9))
     F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()).backward()
     optimizer.step(); optimizer.zero_grad()
-    print(step, watch._writer.written, flush=True)
+    print(step, watch._session._writer.written, flush=True)
     {each}
 """
 

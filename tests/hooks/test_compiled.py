@@ -17,7 +17,7 @@ from stabwatch.hooks.compiled import observe
 from stabwatch.runlog import Cell
 from stabwatch.runtime.coverage import IN_GRAPH
 from stabwatch.runtime.governor import Plan
-from tests.training.models import Mixture
+from tests.models import Mixture
 
 CONFIG = DemoConfig(width=32, layers=3, heads=2, context=16)
 
@@ -111,7 +111,7 @@ def test_off_steps_run_a_graph_without_statistics(attach):
     tokens = torch.randint(0, 256, (2, 8))
     sizes = []
     for on in (True, False, True, False):
-        watch.gate.open = watch.gate.sampled = on
+        watch._session.gate.open = watch._session.gate.sampled = on
         call(tokens).sum().backward()
         sizes.append(len(graphs))
     assert sizes == [1, 2, 2, 2]
@@ -191,12 +191,12 @@ def test_the_logits_of_a_loss_inside_a_graph_are_looked_at(attach):
 def test_what_was_traced_is_measured_deeply_only_with_the_sampled_tier(attach):
     model = GPT(CONFIG)
     watch = attach(model, every_step=False)
-    watch._governor.plan = lambda step: Plan(True, False, True)
-    watch._plan_next()
-    assert not watch.gate.sampled
-    watch.gate.traced = True
-    watch._plan_next()
-    assert watch.gate.sampled and watch.gate.deep
+    watch._session._governor.plan = lambda step: Plan(True, False, True)
+    watch._session._plan_next()
+    assert not watch._session.gate.sampled
+    watch._session.gate.traced = True
+    watch._session._plan_next()
+    assert watch._session.gate.sampled and watch._session.gate.deep
 
 
 def test_recomputation_is_not_seen_twice_and_an_ended_watch_sees_nothing(attach):
@@ -204,7 +204,7 @@ def test_recomputation_is_not_seen_twice_and_an_ended_watch_sees_nothing(attach)
     attach(model)
     site = model.blocks[0]._stabwatch
     site.gate.deep, site.gate.turn = True, site.place
-    cells = site.watch.deep.store
+    cells = site.watch._session.deep.store
     row = cells._rows[Cell("residual", "blocks.0", "shape")]
     observe(site.mark, [torch.ones(2, 3, 32)])
     assert row[0] == 2 * 3 * 32

@@ -1,4 +1,4 @@
-"""One rank of a gloo job in which one rank fails: python -m tests.training.rank_job RANK WORLD STORE OUT FAULT."""
+"""One rank of a gloo job in which one rank fails: python -m tests.distributed.rank_job RANK WORLD STORE OUT FAULT."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(rank: int, world: int, store: str, out: str, fault: str) -> None:
         optimizer.step()
     if watch is not None:
         watch.detach()
-        print("closer until", watch._governor._until, flush=True)
+        print("closer until", watch._session._governor._until, flush=True)
     mine = torch.nn.utils.parameters_to_vector(inner.parameters()).detach()
     print("sum", mine.double().sum().item().hex(), flush=True)
     dist.barrier()

@@ -12,14 +12,14 @@ import pytest
 from stabwatch.alerts import Engine, diagnose
 from stabwatch.distributed.health import BUSY_SOURCE, RankHealth
 from stabwatch.runlog import Cell, SlotTable, read_run
-from tests.training.rank_job import AT
+from tests.distributed.rank_job import AT
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = (Cell("weight", "a", "moments"), Cell("weight", "b", "moments"))
 
 
 def _job(tmp_path, fault, world, whole=False):
-    command = [sys.executable, "-m", "tests.training.rank_job"]
+    command = [sys.executable, "-m", "tests.distributed.rank_job"]
     ranks = [
         subprocess.Popen(
             [*command, str(r), str(world), str(tmp_path / f"store-{fault}"), str(tmp_path / fault), fault],

@@ -15,13 +15,13 @@ from stabwatch.demo import GPT, DemoConfig
 from stabwatch.distributed.ranks import AHEAD
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
-from tests.training.ddp_job import STEPS, batch
+from tests.distributed.ddp_job import STEPS, batch
 
 ROOT = Path(__file__).parents[2]
 
 
 def _job(tmp_path, mode):
-    command = [sys.executable, "-m", "tests.training.ddp_job"]
+    command = [sys.executable, "-m", "tests.distributed.ddp_job"]
     ranks = [
         subprocess.Popen(
             [*command, str(r), "2", str(tmp_path / "store"), str(tmp_path / "run"), mode],

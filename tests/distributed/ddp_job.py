@@ -1,4 +1,4 @@
-"""One rank of a two-process gloo job: python -m tests.training.ddp_job RANK WORLD STORE OUT MODE."""
+"""One rank of a two-process gloo job: python -m tests.distributed.ddp_job RANK WORLD STORE OUT MODE."""
 
 from __future__ import annotations
 

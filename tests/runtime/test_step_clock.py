@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.models import gpt
+from tests.models import gpt
 
 
 def _setup():

@@ -81,9 +81,9 @@ def test_a_deep_step_whose_last_step_was_not_foreseen_measures_no_cosine(attach)
     model, loss = classifier(nn.Linear(12, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = attach(model, optimizer)
-    watch.gate.coming = None
+    watch._session.gate.coming = None
     train(model, optimizer, loss, 1)
-    watch.gate.deep, watch.gate.turn, watch.gate.coming = True, 0, None
+    watch._session.gate.deep, watch._session.gate.turn, watch._session.gate.coming = True, 0, None
     train(model, optimizer, loss, 1)
     assert not len(attach.finish().series("update_last_cosine", "0")[0])
 

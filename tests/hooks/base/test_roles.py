@@ -12,7 +12,7 @@ from stabwatch.hooks.base.context import TURNS
 from stabwatch.hooks.base.sites import choose
 from stabwatch.kernels.depth.naive import slope
 from stabwatch.kernels.saturation.naive import saturation
-from tests.training.models import Mixture
+from tests.models import Mixture
 
 transformers = pytest.importorskip("transformers")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=64)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stabwatch.runlog import Cell
-from tests.training.models import ARCHITECTURES, gpt, run
+from tests.models import ARCHITECTURES, gpt, run
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])

@@ -1,0 +1,386 @@
+"""The step loop: composes taps, schedule, buffer and writer, and keeps the step clock."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stabwatch.config import Config
+from stabwatch.distributed.ranks import Ranks
+from stabwatch.guards.dispatcher import alarm_of, step_guards
+from stabwatch.hooks.base.context import Gate
+from stabwatch.hooks.base.host_transfer import Copy
+from stabwatch.hooks.base.isolation import Guard
+from stabwatch.hooks.base.sites import unwrap
+from stabwatch.hooks.base.tensors import device_of, first_tensor
+from stabwatch.hooks.base.token_groups import TokenGroups
+from stabwatch.hooks.optimizer_step import has_closure
+from stabwatch.runlog import SlotTable, Writer
+from stabwatch.runtime.agent_process import AgentProcess
+from stabwatch.runtime.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
+from stabwatch.runtime.device_timer import StepTimes
+from stabwatch.runtime.governor import Governor, Plan
+from stabwatch.runtime.record import HostNumbers
+from stabwatch.runtime.run_metadata import learning_rate, open_folder, optimizer_facts, run_id, run_meta
+from stabwatch.runtime.step_clock import StepClock
+from stabwatch.runtime.taps import Taps
+from stabwatch.signals.declaration import Tier
+
+if TYPE_CHECKING:
+    from stabwatch.alerts import Alert
+
+_log = logging.getLogger("stabwatch")
+
+
+class Session:
+    """One watched run in its training process: the step loop behind a `Watch`.
+
+    Hooks call it, it keeps the step clock, and it turns each measured step into a record. Nothing here raises (but
+    for TrainingUnstableError, which a guard asks for).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        *,
+        loss_fn: Any = None,
+        run_dir: str | Path | None = None,
+        config: Config | None = None,
+        on_alert: Callable[[Alert], object] | None = None,
+    ) -> None:
+        self.config = config or Config()
+        self.step = 0
+        self.gate = Gate()
+        self.guard = Guard(self._report_error)
+        self.token_masks = TokenGroups()
+        self.loss_seen = False
+        self.run = ""
+        self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
+        self._model = unwrap(model)
+        on_accelerator = device_of(self._model, torch.device("cpu")).type == "cuda"
+        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=on_accelerator)
+        self._clock = StepClock(optimizer)
+        self._host = HostNumbers()
+        self._agent: AgentProcess | None = None
+        self._writer: Writer | None = None
+        self._introduced: set[int] = set()
+        self._blind = self._detached = self._scaled = self._warned = False
+        self._attached = self._began = time.perf_counter()
+        self._pid = os.getpid()
+        self._records = self._forwards = 0
+        self._busy: float | None = None
+        taps = None
+        try:
+            self._ranks = Ranks(model, self.config.reduce)
+            self._taps = taps = Taps(
+                self, self._model, loss_fn, self._ranks, self._governor, step_guards(self.config, self._model)
+            )
+            self.cells, self.brackets = taps.cells, taps.brackets
+            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(taps.buffer.device)
+            self.plugins, self.deep = taps.plugins, taps.modules.deep
+            if self._ranks.rank == 0 or self.config.reduce == "never":
+                self._open(run_dir)
+            self._alarm = alarm_of(
+                self.config, self._model, self._ranks, self._writer, self.run_dir, self._look_closer, taps.batches,
+                on_alert, self.guard.run,
+            )  # fmt: skip
+        except Exception:
+            _log.exception("stabwatch: attaching failed; training goes on unwatched")
+            self._blind = self._detached = True
+            if taps is not None:
+                taps.remove()
+            return
+        self._plan_next()
+        atexit.register(self._at_exit)
+
+    # -- setting up ---------------------------------------------------------------------------------
+
+    def _open(self, run_dir: str | Path | None) -> None:
+        self.run = run_id(self.config)
+        path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
+        folder = open_folder(path, run_meta(self.run, self._model, self._taps.names, self._ranks, self.config))
+        self.run_dir = path = folder.path
+        self._writer = Writer(folder, idle=self._idle)
+        self._writer.event("start", 0, argv=sys.argv[:1])
+        if self.config.agent:
+            self._agent = AgentProcess(path, self.config, self._writer.event)
+        if self.config.verbose:
+            print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
+
+    # -- what the taps call -------------------------------------------------------------------------
+
+    def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """A training forward of the model starts: a step whose optimizers have stepped is over."""
+        self._forwards += 1
+        if self._clock.open_step_is_over():
+            self._end_step()
+        self.guard.run("pace", "always", self._host.forward_begins, inputs, self._began)
+        self.guard.run("token_groups", "always", self.token_masks.forward_begins, self._model, named)
+        if self.gate.open:
+            self.guard.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
+
+    def forward_ended(self, output: Any) -> None:
+        """Read the loss that a model computes itself."""
+        self.guard.run("attention", "always", self.brackets.fold)
+        self.guard.run("loss", "always", self._output_loss, output)
+        self._busy = time.perf_counter() - self._began
+
+    def _output_loss(self, output: Any) -> None:
+        self._ranks.seen_in_forward()
+        value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            self.cells.fold_loss("output", value)
+            self.loss_seen = True
+
+    def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        value = first_tensor(output)
+        if value is not None and self.gate.open and torch.is_grad_enabled():
+            self.loss_seen = True
+            self.guard.run("loss", "always", self.cells.fold_loss, "module", value.mean())
+
+    def backward_begins(self, tensors: Any) -> None:
+        """The loss by elimination: what `backward` is called on, when nothing better was seen."""
+        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if len(roots) == 1 and roots[0].numel() == 1 and not self.loss_seen and not self._scaled:
+            self.cells.fold_backward_loss(roots[0])
+
+    def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
+        kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
+        if float(kind) != 2.0:
+            return
+        self._taps.steps.clipped(norm)
+        if self.gate.open:
+            self.cells.fold_clip(norm)
+
+    def scaler_updated(self, scaler: Any) -> None:
+        """The gradient scaler moved on; if no optimizer stepped, it skipped this step."""
+        self._scaled = True
+        if not self._clock.stepped_since_update() and self.gate.recording:
+            self._host.skipped += 1
+            if self.gate.sampled:
+                self._taps.parameters.measure_all_gradients()
+            self._close_step()
+        if isinstance(scaler._scale, Tensor):
+            self.cells.fold_loss_scale(scaler._scale)
+
+    def unmeasured(self, what: str, layer: str, reason: str) -> None:
+        """Note why something cannot be measured; reported once."""
+        self._taps.coverage.unmeasured(what, layer, reason)
+
+    # -- the step clock -----------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self._taps.parameters.owns(optimizer):
+            return
+        if self._clock.repeats(optimizer):
+            self._end_step()
+        self._taps.steps.before(optimizer, has_closure(args, kwargs))
+        self._alarm.before(optimizer, self.step)
+
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self._taps.parameters.owns(optimizer):
+            return
+        self._taps.steps.after(optimizer, has_closure(args, kwargs))
+        self.guard.run("learning_rate", "always", self._note_rate, optimizer)
+        self._alarm.after(optimizer)
+        if self._clock.stepped(optimizer):
+            self._end_step()
+
+    def _note_rate(self, optimizer: Any) -> None:
+        self._host.learning_rate = learning_rate(optimizer)
+        if id(optimizer) not in self._introduced:
+            self._introduced.add(id(optimizer))
+            if self._writer is not None:
+                self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
+
+    def _end_step(self) -> None:
+        self._taps.steps.step_ends()
+        self.guard.run("clock", "always", self._close_step)
+        self._alarm.boundary(self.step)
+
+    def _close_step(self) -> None:
+        now = time.perf_counter()
+        plan, step = self._plan, self.step
+        self._host.step_seconds = now - self._began
+        self._began = now
+        self._clock.close()
+        self.loss_seen = False
+        self.step = step + 1
+        joins = self._ranks.joins(step)
+        if plan.always or joins:
+            self._record(step, joins)
+        cost = self.guard.take_seconds()
+        cost["always"] += time.perf_counter() - now
+        self._host.next_step()
+        self._busy = None
+        for seconds, (planned, spent) in self._times.step_ends(self._host.step_seconds, (plan, cost)):
+            self._governor.observe(planned, seconds, spent)
+        self._plan_next()
+
+    def _record(self, step: int, joins: bool) -> None:
+        self.brackets.fold()
+        if self.gate.sampled:
+            self.guard.run("depth", "sampled", self._taps.modules.stacks.fold)
+        if joins and self._busy is not None:
+            self.cells.fill_busy(self._busy)
+        flat = self._taps.buffer.flush()
+        gathered = self._ranks.gather(flat) if joins else None
+        if self._writer is None:
+            return
+        copy = None if gathered else Copy(flat)
+        self._host.overhead = self._governor.overhead
+        self._host.errors = sum(self.guard.errors.values())
+        self._host.dropped = self._writer.dropped
+        host = self._host.take()
+        logged = {name: Copy(cell) for name, cell in self.cells.take_logged().items()}
+
+        def resolve() -> tuple[SlotTable, NDArray[np.float32]]:
+            rows = copy.wait()[None] if copy else gathered().cpu().numpy()  # type: ignore[misc]
+            out = self._taps.assembler.assemble(rows, host, {name: c.wait() for name, c in logged.items()})
+            self._records += 1
+            if self._records == REPORT_AFTER:
+                self._report_coverage()
+            self._alarm.record(out[0], step, out[1])
+            return out
+
+        self._writer.record(step, time.time(), resolve)
+
+    def _plan_next(self) -> None:
+        plan = self._governor.plan(self.step)
+        # inside a compiled graph the deep tier stands in the graph of the sampled one
+        self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.gate.traced), plan.deep)
+        self.gate.open, self.gate.sampled, self.gate.deep = self._plan.always, self._plan.sampled, self._plan.deep
+        turns = self.gate.turns = self._governor.turns
+        self.gate.turn = (self.gate.turn + self._plan.deep) % turns
+        self.gate.coming = (self.gate.turn + 1) % turns if self._governor.plan(self.step + 1).deep else None
+        self.gate.recording = False
+
+    def _look_closer(self) -> None:
+        self._governor.escalate(self.config.escalate)
+
+    # -- reporting ----------------------------------------------------------------------------------
+
+    def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
+        if self._writer is not None:
+            self._writer.event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
+        what = "is switched off" if disabled else "failed; training goes on"
+        _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
+
+    def _report_coverage(self) -> None:
+        if self.gate.traced:
+            self.unmeasured("residual", "", IN_GRAPH)
+        report = self._taps.coverage.report(self._taps.assembler.fired)
+        self._host.taps_missing = float(len(report["missing"]))
+        if self._writer is not None:
+            self._writer.event("coverage", self.step, **report)
+        if report["missing"]:
+            first = report["missing"][0]
+            _log.warning(
+                "stabwatch: %d taps show nothing. First: %s at `%s`: %s. `stabwatch doctor %s` lists them.",
+                len(report["missing"]), first["tap"], first["site"], first["reason"], self.run_dir,
+            )  # fmt: skip
+
+    def _idle(self) -> None:
+        """About once a second, in the writer's thread."""
+        if self._agent is not None:
+            self._agent.check()
+        waited = time.perf_counter() - self._attached
+        patience = 60.0 if self._forwards > 50 else 900.0  # a first compilation takes minutes
+        if self._records == 0 and not self._warned and waited > patience:
+            self._warned = True
+            assert self._writer is not None
+            self._writer.event("coverage", 0, taps=[], fired=0, missing=[NO_STEP])
+            _log.warning("stabwatch: %s", NO_STEP["reason"])
+
+    # -- what the user calls through Watch ----------------------------------------------------------
+
+    def coverage(self) -> dict[str, Any]:
+        """See Watch.coverage."""
+        if self._blind:
+            return dict(UNATTACHED)
+        return self._taps.coverage.report(set(self._taps.assembler.fired))
+
+    def log(self, scalars: Mapping[str, float | Tensor]) -> None:
+        """See Watch.log."""
+        if not self._detached:
+            self.guard.run("log", "always", self._log_scalars, scalars)
+
+    def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See Watch.probe."""
+        if not self._detached:
+            self.guard.run("drift", "deep", self._taps.steps.drift.start, args, kwargs)
+
+    def log_batch(self, indices: Any, facts: dict[str, Any]) -> None:
+        """See Watch.log_batch."""
+        if not self._detached:
+            self.guard.run("batch", "always", self._taps.batches.say, self.step, indices, facts)
+
+    def token_groups(self, masks: Mapping[str, Tensor]) -> None:
+        """See Watch.token_groups."""
+        if not self._detached:
+            self.guard.run("token_groups", "always", self.token_masks.say, masks)
+
+    def announce(self, what: str) -> None:
+        """See Watch.announce."""
+        if not self._detached:
+            step = self.step + self._clock.open_step_is_over()
+            self.guard.run("announce", "always", self._alarm.announce, step, what)
+
+    def url(self, timeout: float = 0.0) -> str | None:
+        """Address of the live page, once the agent serves it; waits up to `timeout` seconds."""
+        return self._agent.url(timeout) if self._agent is not None else None
+
+    @property
+    def state(self) -> str:
+        """'watching', 'detached', or 'failed' when attaching failed."""
+        return "failed" if self._blind else "detached" if self._detached else "watching"
+
+    @property
+    def active_alerts(self) -> list[Alert]:
+        """Alerts that fire now, as far as the training process has heard of them."""
+        return [] if self._blind else self._alarm.active
+
+    def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
+        for name, value in scalars.items():
+            tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
+            if name == "loss":
+                self.cells.fold_loss("logged", tensor)
+                self.loss_seen = True
+            else:
+                self.cells.fold_logged(name, tensor)
+
+    def detach(self, reason: str = "finished", **facts: Any) -> None:
+        """See Watch.detach. reason, facts: what the end event of the run log says."""
+        if self._detached or os.getpid() != self._pid:
+            return
+        self._detached = True
+        if self._clock.open_step_is_over():
+            self.guard.run("clock", "always", self._close_step)
+        self.gate.open = self.gate.sampled = self.gate.deep = self.gate.recording = False
+        self._taps.remove()
+        atexit.unregister(self._at_exit)
+        if self._writer is not None:
+            if 0 < self._records < REPORT_AFTER:
+                self._report_coverage()
+            self._writer.event("end", self.step - 1, reason=reason, **facts)
+            self._writer.close()
+
+    def _at_exit(self) -> None:
+        error = getattr(sys, "last_value", None)
+        if error is None:
+            self.detach()
+        else:
+            self.detach("exception", error=f"{type(error).__name__}: {error}")
