@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from benchmarks.report import machine, table
 from benchmarks.zoo import HEALTHY, QUICK, SPARSE, UNSTABLE, Setting, train
 from stabwatch.alerts import RULES, Engine, Rule, diagnose
-from stabwatch.alerts.catalogue import families
-from stabwatch.alerts.rule import Condition, Level
+from stabwatch.alerts.catalogue import features
+from stabwatch.alerts.rule import Condition, Threshold
 from stabwatch.runlog import Run, read_run
 
 Array = NDArray[np.float64]
@@ -64,9 +64,9 @@ class Result:
 class Nearness:
     """How near a level came to firing: the least of its conditions' value / threshold, over `hold` points in a row."""
 
-    def __init__(self, rule: Rule, level: Level) -> None:
+    def __init__(self, rule: Rule, level: Threshold) -> None:
         self.family, self.rule, self.level = rule.family, rule, level
-        self._last = np.empty((level.hold, 0))
+        self._last = np.empty((level.for_points, 0))
         self.most = 0.0
 
     def update(self, gauges: dict[str, Array]) -> None:
@@ -74,7 +74,7 @@ class Nearness:
         points = gauges["points"]
         self._last = np.pad(self._last, ((0, 0), (0, len(points) - self._last.shape[1])))
         parts = [share(gauges[c.gauge], c) for c in self.level.when]
-        judged = ~np.isnan(gauges[self.rule.levels[0].when[0].gauge]) & (points >= self.rule.warm_up)
+        judged = ~np.isnan(gauges[self.rule.thresholds[0].when[0].gauge]) & (points >= self.rule.warm_up)
         now = np.nan_to_num(np.minimum.reduce(parts), posinf=1e9)
         self._last[:, judged] = np.vstack((self._last[1:, judged], now[None, judged]))
         self.most = max(self.most, float(self._last.min(axis=0).max(initial=0.0)))
@@ -90,8 +90,8 @@ def share(values: Array, condition: Condition) -> Array:
 
 def nearness(run: Run) -> dict[str, float]:
     """By rule, the nearest that a level above information came to firing."""
-    meters = [Nearness(r, level) for r in RULES for level in r.levels if level.severity != "info"]
-    groups = families()
+    meters = [Nearness(r, level) for r in RULES for level in r.thresholds if level.severity != "info"]
+    groups = features()
     for block in run.blocks:
         for family in groups:
             family.bind(block.table.keys)
@@ -157,7 +157,7 @@ def margin_table(results: list[Result]) -> str:
     rows = []
     for rule in RULES:
         near = [(r.nearness.get(rule.name, 0.0), f"{r.name}, seed {r.seed}, {r.density}") for r in results]
-        if rule.levels and near:
+        if rule.thresholds and near:
             most, where = max(near)
             rows.append((rule.name, f"{most:.2f}", where if most else ""))
     return table(("rule", "nearness", "in"), rows)

@@ -31,8 +31,8 @@ import stabwatch
 from benchmarks import large
 from benchmarks.report import machine, table
 from stabwatch.demo import GPT, DemoConfig, batches, corpus
-from stabwatch.hooks.base.context import TURNS
-from stabwatch.hooks.base.isolation import Guard
+from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.signals import CATALOGUE, Signal
 
 RESULTS = Path(__file__).parent / "results"
@@ -109,7 +109,7 @@ class DeviceClock:
 class Meter:
     """Takes the time of each probe that a guard runs, less that of the probes inside it."""
 
-    def __init__(self, guard: Guard, clock: HostClock | DeviceClock) -> None:
+    def __init__(self, guard: Isolation, clock: HostClock | DeviceClock) -> None:
         self._run, self._clock = guard.run, clock
         self._inside: list[list[tuple[Any, Any]]] = [[]]
         self._seen: list[tuple[str, Any, Any, list[tuple[Any, Any]]]] = []
@@ -197,11 +197,11 @@ def measure(subject: Subject, clock: HostClock | DeviceClock) -> dict[str, float
         settings = dict(run_dir=Path(folder) / "run", agent=False, verbose=False, every_step=True, taylor=True)
         with stabwatch.attach(subject.model, subject.optimizer, **settings) as watch:
             watch.probe(subject.few)
-            subject.steps(TURNS, clock)
-            meter = Meter(watch._session.guard, clock)
-            seen = subject.steps(ROUNDS * TURNS, clock)
+            subject.steps(PHASES, clock)
+            meter = Meter(watch._session.isolation, clock)
+            seen = subject.steps(ROUNDS * PHASES, clock)
             spent = meter.take()
-    cost = {probe: seconds / (ROUNDS * TURNS) / bare for probe, seconds in spent.items()}
+    cost = {probe: seconds / (ROUNDS * PHASES) / bare for probe, seconds in spent.items()}
     return {**cost, "worst step": max(seen) / median(seen)}
 
 

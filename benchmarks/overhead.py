@@ -193,14 +193,14 @@ def measure(
                 if at_once:
                     worker.ready()
                 if settles(name):
-                    worker.turn(plan.settle)
+                    worker.phase(plan.settle)
             began = time.monotonic()
             for number in range(plan.rounds):
                 if number >= 2 and time.monotonic() - began > seconds:
                     break
                 _say(f"round {number + 1} of {plan.rounds}")
                 for name in order.sample(names, len(names)):
-                    times[name].append(workers[name].turn(plan.steps))
+                    times[name].append(workers[name].phase(plan.steps))
             facts = {name: worker.close() for name, worker in workers.items()}
         finally:
             for worker in workers.values():

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stabwatch.demo import GPT
-from stabwatch.hooks.base.sites import choose
+from stabwatch.hooks.base.sites import select_modules
 from stabwatch.runlog import read_run
 
 
@@ -66,8 +66,8 @@ class Stabwatch(Bare):
         )
 
     def kind(self) -> str:
-        gate = self.watch._session.gate
-        return "+".join(tier for tier, on in (("sampled", gate.sampled), ("deep", gate.deep)) if on) or "always"
+        flags = self.watch._session.gate
+        return "+".join(tier for tier, on in (("sampled", flags.sampled), ("deep", flags.deep)) if on) or "always"
 
     def wake(self) -> None:
         self.watch._session._began = (
@@ -105,7 +105,7 @@ class Naive(Bare):
         super().__init__(model, optimizer, folder)
         self.values: dict[str, float] = {}
         self.log = open(folder / "naive.jsonl", "w", encoding="utf-8")  # noqa: SIM115
-        watched = {item.name for item in choose(model) if item.activation}
+        watched = {item.name for item in select_modules(model) if item.activation}
         for name, module in model.named_modules():
             if name in watched:
                 module.register_forward_hook(self._hook(name))

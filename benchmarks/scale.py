@@ -37,7 +37,7 @@ from stabwatch.agent.discovery import target, target_file, write_atomically
 from stabwatch.agent.server import App, HttpServer
 from stabwatch.agent.state import Follower
 from stabwatch.demo import GPT, DemoConfig, batches, corpus
-from stabwatch.runlog import Cell, Meta, RunFolder, SlotTable, host_cell
+from stabwatch.runlog import Accumulator, Meta, RecordLayout, RunFolder, host_accumulator
 from stabwatch.signals.reductions import REDUCTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -48,18 +48,18 @@ KINDS = (
 )  # fmt: skip
 
 
-def layout(blocks: int, parts: int) -> SlotTable:
+def layout(blocks: int, parts: int) -> RecordLayout:
     """A run of so many blocks with so many layers each."""
     layers = [f"blocks.{b}.part{p}" for b in range(blocks) for p in range(parts)]
-    host = [host_cell(name) for name in ("learning_rate", "step_seconds", "overhead_ratio")]
-    cells = [Cell(tap, layer, reduction) for tap, reduction in KINDS for layer in layers]
-    return SlotTable.build([Cell("loss", "", "mean"), *host, *cells])
+    host = [host_accumulator(name) for name in ("learning_rate", "step_seconds", "overhead_ratio")]
+    cells = [Accumulator(tap, layer, reduction) for tap, reduction in KINDS for layer in layers]
+    return RecordLayout.build([Accumulator("loss", "", "mean"), *host, *cells])
 
 
 class MadeRun:
     """A run log that grows, with numbers of a healthy run."""
 
-    def __init__(self, path: Path, table: SlotTable) -> None:
+    def __init__(self, path: Path, table: RecordLayout) -> None:
         now = time.time()
         me = psutil.Process()
         meta = Meta(run=path.name, created=now, host=socket.gethostname(), pid=me.pid, pid_started=me.create_time())

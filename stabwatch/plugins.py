@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.merge import empty_cell, merge_
+from stabwatch.kernels.merge import empty_accumulator, merge_
 from stabwatch.signals import CATALOGUE, Signal
 from stabwatch.signals.declaration import Kind, Level, Tier, Worst
 from stabwatch.signals.reductions import REDUCTIONS, Field, Op, Reduction
@@ -162,7 +162,7 @@ def check(name: str, *examples: tuple[Tensor, ...]) -> None:
     """
     plugin = PLUGINS[name]
     before = torch.get_rng_state()
-    whole = empty_cell(plugin.reduction, examples[0][0].device)
+    whole = empty_accumulator(plugin.reduction, examples[0][0].device)
     for tensors in examples:
         copies = [t.clone() for t in tensors]
         part = plugin.partials(*tensors)

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.detection.others import GRID, OTHERS, Detector, episodes
 from benchmarks.detection.runs import Array, Trained, hurt
 from stabwatch.alerts import Engine, diagnose
-from stabwatch.alerts.incidents import stretches
+from stabwatch.alerts.incidents import alert_spans
 from stabwatch.runlog import Run
 
 OURS = "stabwatch"
@@ -72,8 +72,8 @@ def calibrated(runs: Sequence[Trained], budget: float) -> dict[str, float]:
 
 def judge(run: Trained, others: Mapping[str, Detector] = OTHERS) -> Verdict:
     """Replay every detector over one run, and over its twin."""
-    engine, heard = _heard(run.log, run.losses, others)
-    twin = _heard(run.twin_log, run.twin, others)[1] if run.twin_log else {}
+    engine, heard = _received(run.log, run.losses, others)
+    twin = _received(run.twin_log, run.twin, others)[1] if run.twin_log else {}
     steps, fault = len(run.losses), _fault(run)
     diagnosis = diagnose(engine)
     false = {name: sum(s < fault for s in _alarms(on)) for name, on in heard.items()}
@@ -114,7 +114,7 @@ def _first(on: Mapping[str, list[int]], twin: Mapping[str, list[int]], fault: in
     return min(found, default=None)
 
 
-def _heard(
+def _received(
     log: Run, losses: Array, detectors: Mapping[str, Detector]
 ) -> tuple[Engine, dict[str, dict[str, list[int]]]]:
     """By detector and rule (the others have one, without a name), the steps at which it is on."""
@@ -137,7 +137,7 @@ def _engine(log: Run, announced: bool = True) -> Engine:
 def _on(engine: Engine, end: int) -> dict[str, list[int]]:
     """By rule, the steps at which it is on in any layer."""
     on: dict[str, set[int]] = {}
-    for s in stretches(a for a in engine.history if a.severity != "info"):
+    for s in alert_spans(a for a in engine.history if a.severity != "info"):
         on.setdefault(s.rule, set()).update(range(min(s.fired.values()), end if s.until is None else s.until))
     return {rule: sorted(steps) for rule, steps in on.items()}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.runlog import Block, SeriesKey
+from stabwatch.runlog import RecordBatch, SeriesKey
 
 BUCKETS = 400
 
@@ -85,7 +85,7 @@ class History:
         self._ids: list[int] = []
         self._data: list[_Buckets] = []
 
-    def observe(self, block: Block) -> None:
+    def observe(self, block: RecordBatch) -> None:
         """Fold a block in."""
         picked = [i for i, key in enumerate(block.table.keys) if key.signal in self._wanted]
         if not picked or not len(block):
@@ -158,7 +158,7 @@ class History:
             np.concatenate([b.low, nan]), np.concatenate([b.high, nan]), np.concatenate([b.low_first, nan == 0])
         )
 
-    def _spans_too_much(self, block: Block) -> bool:
+    def _spans_too_much(self, block: RecordBatch) -> bool:
         return len({*self._ids, *(block.steps // self.stride).tolist()}) > self._limit
 
     def _halve(self) -> None:

@@ -21,10 +21,10 @@ from stabwatch.agent.view import CHARTED, PageHead, page_head
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
 from stabwatch.exporters.cardinality import WORST, Cardinality, Coarse
 from stabwatch.exporters.declared import adopt
-from stabwatch.exporters.latest import MAX_SERIES, Readings, SeriesCap
+from stabwatch.exporters.latest import MAX_SERIES, Latest, SeriesCap
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.snapshots import snapshot
-from stabwatch.runlog import Block, Event, append_event, wait_for_run
+from stabwatch.runlog import Event, RecordBatch, append_event, wait_for_run
 
 CHUNK = 256
 """Records looked at in one go: bounds the memory that a replay of a long log takes."""
@@ -88,10 +88,10 @@ class Follower:
         """Told each alert event that this agent has written."""
         self._active: tuple[Alert, ...] | None = None
         self._engine = Engine(self.rules)
-        self._low = {c.gauge for r in self.rules for lv in r.levels for c in lv.when if c.below is not None}
+        self._low = {c.gauge for r in self.rules for lv in r.thresholds for c in lv.when if c.below is not None}
         cap = SeriesCap(max_series)
         self._coarse = None if cardinality == "layer" else Coarse(cardinality, cap, worst)
-        self._readings = Readings(SeriesCap(sys.maxsize) if self._coarse else cap)
+        self._readings = Latest(SeriesCap(sys.maxsize) if self._coarse else cap)
         self._process = process or ProcessWatch(self.meta)
         self._written: set[Identity] = set()
         self._outbox: list[Event] = []
@@ -153,7 +153,7 @@ class Follower:
         self._polled = time.monotonic()
         return bool(blocks or events)
 
-    def _observe(self, block: Block) -> None:
+    def _observe(self, block: RecordBatch) -> None:
         arrived = time.monotonic()
         self._readings.observe(block, arrived)
         if self._coarse is not None:
@@ -284,8 +284,8 @@ def _identity(event: Event) -> Identity:
     return (event.kind, *what, -1 if event.step is None else event.step)
 
 
-def _chunks(blocks: Iterable[Block]) -> Iterator[Block]:
+def _chunks(blocks: Iterable[RecordBatch]) -> Iterator[RecordBatch]:
     for block in blocks:
         for i in range(0, len(block), CHUNK):
             part = slice(i, i + CHUNK)
-            yield Block(block.table, block.steps[part], block.times[part], block.rows[part])
+            yield RecordBatch(block.table, block.steps[part], block.times[part], block.rows[part])

@@ -9,8 +9,8 @@ from typing import Any
 
 from stabwatch.agent.history import History
 from stabwatch.alerts import Alert, Diagnosis
-from stabwatch.alerts.templates import guard_in_words
-from stabwatch.exporters.latest import Readings
+from stabwatch.alerts.templates import format_guard
+from stabwatch.exporters.latest import Latest
 from stabwatch.runlog import Event, Meta, SeriesKey, plain
 from stabwatch.signals import CATALOGUE
 
@@ -72,7 +72,7 @@ def page_head(
     meta: Meta,
     state: str,
     ended: Event | None,
-    readings: Readings,
+    readings: Latest,
     active: Sequence[Alert],
     transitions: Sequence[Alert],
     diagnosis: Diagnosis,
@@ -127,7 +127,7 @@ def charts(history: History, order: Sequence[str]) -> list[dict[str, Any]]:
     return out
 
 
-def _table(readings: Readings, last: dict[SeriesKey, float | None]) -> dict[str, Any]:
+def _table(readings: Latest, last: dict[SeriesKey, float | None]) -> dict[str, Any]:
     column = {key: i for i, key in enumerate(readings.keys)}
     rows = []
     for layer in readings.layers:
@@ -141,7 +141,7 @@ def _table(readings: Readings, last: dict[SeriesKey, float | None]) -> dict[str,
     return {"columns": [title for title, _ in COLUMNS], "rows": rows}
 
 
-def _cell(readings: Readings, last: dict[SeriesKey, float | None], i: int, key: SeriesKey) -> dict[str, Any] | None:
+def _cell(readings: Latest, last: dict[SeriesKey, float | None], i: int, key: SeriesKey) -> dict[str, Any] | None:
     worst = _number(readings.worst[i])
     if worst is None and not readings.nonfinite[i]:
         return None
@@ -170,7 +170,7 @@ def _end(event: Event | None) -> str:
 def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
     for event in events:
         if event.kind == "guard":
-            yield {"what": f"Step {event.step}: a guard acted", "why": guard_in_words(event.data)}
+            yield {"what": f"Step {event.step}: a guard acted", "why": format_guard(event.data)}
             continue
         if event.kind == "change":
             yield {"what": f"Step {event.step}: a change was announced", "why": str(event.data.get("what", ""))}

@@ -11,6 +11,6 @@ from stabwatch.alerts.diagnosis import Cause as Cause
 from stabwatch.alerts.diagnosis import Diagnosis as Diagnosis
 from stabwatch.alerts.diagnosis import diagnose as diagnose
 from stabwatch.alerts.engine import Engine as Engine
-from stabwatch.alerts.features import Derived as Derived
+from stabwatch.alerts.features import DerivedSignal as DerivedSignal
 from stabwatch.alerts.rule import Alert as Alert
 from stabwatch.alerts.rule import Rule as Rule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts.features import Derived, Family
+from stabwatch.alerts.features import DerivedSignal, Feature
 from stabwatch.alerts.rule import Rule
 from stabwatch.alerts.themes import (
     activations,
@@ -40,9 +40,9 @@ RULES: tuple[Rule, ...] = tuple(rule for theme in THEMES for rule in theme.RULES
 BY_NAME: dict[str, Rule] = {rule.name: rule for rule in RULES}
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """The derived signals of all themes, with fresh state for one run."""
     return tuple(family for theme in THEMES for family in theme.families())
 
 
-DERIVED: tuple[Derived, ...] = tuple(gauge for family in families() for gauge in family.gauges)
+DERIVED: tuple[DerivedSignal, ...] = tuple(gauge for family in features() for gauge in family.gauges)

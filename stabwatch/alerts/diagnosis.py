@@ -9,7 +9,7 @@ from typing import Any
 from stabwatch.alerts.engine import Engine
 from stabwatch.alerts.root_causes import RECENT, ROOT_CAUSES, TOGETHER, Evidence
 from stabwatch.alerts.rule import SEVERITIES, Alert
-from stabwatch.alerts.templates import batch_in_words
+from stabwatch.alerts.templates import format_batch
 
 MOST_BATCHES = 4
 """Batches of one step that are told."""
@@ -167,7 +167,7 @@ def _evidence(group: list[Alert]) -> tuple[str, ...]:
 def _batches(engine: Engine, first: Alert) -> tuple[str, ...]:
     """The batch of the onset; the first of them where gradients were accumulated, or steps passed unmeasured."""
     known = engine.memory.batches.get(first.onset, [])
-    lines = [f"Batch of step {entry['step']}: {batch_in_words(entry)}." for entry in known[:MOST_BATCHES]]
+    lines = [f"Batch of step {entry['step']}: {format_batch(entry)}." for entry in known[:MOST_BATCHES]]
     if known and first.since < first.onset:
         lines.insert(0, f"Steps {first.since} to {first.onset} were measured as one: it began in any of them.")
     return (*lines, *([f"And {len(known) - MOST_BATCHES} more batches."] if len(known) > MOST_BATCHES else []))

@@ -12,18 +12,18 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.alerts.catalogue import RULES, families
-from stabwatch.alerts.features import Family, PlainFamily
+from stabwatch.alerts.catalogue import RULES, features
+from stabwatch.alerts.features import Feature, PlainFeature
 from stabwatch.alerts.rule import Alert, Condition, Rule
-from stabwatch.alerts.run_context import Memory
+from stabwatch.alerts.run_context import RunContext
 from stabwatch.alerts.statistics import Array
 from stabwatch.alerts.templates import describe
-from stabwatch.alerts.themes.nonfinite import NonFiniteFamily
-from stabwatch.runlog import Block, Event, SeriesKey
+from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
+from stabwatch.runlog import Event, RecordBatch, SeriesKey
 
-HEARD = ("start", "end", "flight", "guard", "change")
+ENGINE_EVENTS = ("start", "end", "flight", "guard", "change")
 """Kinds of events that an engine looks at."""
-OF_THE_DATA = ("loss", "gradient_norm")
+BASELINE_FEATURES = ("loss", "gradient_norm")
 """Families whose past says nothing any more after a change that was announced."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
@@ -37,8 +37,8 @@ class RuleState:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.since = np.full(0, -1, dtype=np.int64)
-        self.streak = np.zeros((len(rule.levels), 0), dtype=np.int64)
-        self.calm = np.zeros(0, dtype=np.int64)
+        self.points_firing = np.zeros((len(rule.thresholds), 0), dtype=np.int64)
+        self.points_normal = np.zeros(0, dtype=np.int64)
         self.level = np.zeros(0, dtype=np.int64)
         """Index of the level that fires, len(levels) when none does."""
         self.context: dict[int, dict[str, float]] = {}
@@ -51,43 +51,43 @@ class RuleState:
         if not more:
             return
         self.since = np.append(self.since, np.full(more, -1, dtype=np.int64))
-        self.streak = np.pad(self.streak, ((0, 0), (0, more)))
-        self.calm = np.append(self.calm, np.zeros(more, dtype=np.int64))
-        self.level = np.append(self.level, np.full(more, len(self.rule.levels), dtype=np.int64))
+        self.points_firing = np.pad(self.points_firing, ((0, 0), (0, more)))
+        self.points_normal = np.append(self.points_normal, np.zeros(more, dtype=np.int64))
+        self.level = np.append(self.level, np.full(more, len(self.rule.thresholds), dtype=np.int64))
 
     def update(self, step: int, gauges: dict[str, Array], context: dict[str, float]) -> list[tuple[int, int]]:
         """Judge one record; gives (layer, level) of each transition, level == len(levels) for a resolution."""
         self.grow(len(gauges["points"]))
-        outside = self._all(self.rule.outside, gauges)
+        outside = self._all(self.rule.abnormal, gauges)
         if self._quiet and not np.count_nonzero(outside):
             return []  # each level lies inside `outside`, so none can be met
-        measured = ~np.isnan(gauges[self.rule.levels[0].when[0].gauge])
+        measured = ~np.isnan(gauges[self.rule.thresholds[0].when[0].gauge])
         judged = measured & (gauges["points"] >= self.rule.warm_up)
         outside &= judged
         if self._quiet and not np.count_nonzero(outside):
             return []
         self._mark_onset(step, judged, outside, context)
-        fires = np.full(len(self.since), len(self.rule.levels))
+        fires = np.full(len(self.since), len(self.rule.thresholds))
         met_any = np.zeros(len(self.since), dtype=bool)
-        for i, level in reversed(list(enumerate(self.rule.levels))):
+        for i, level in reversed(list(enumerate(self.rule.thresholds))):
             met = judged & self._all(level.when, gauges)
             met_any |= met
-            self.streak[i] = np.where(judged, np.where(met, self.streak[i] + 1, 0), self.streak[i])
-            fires = np.where(self.streak[i] >= level.hold, i, fires)
-        self.calm = np.where(judged, np.where(met_any, 0, self.calm + 1), self.calm)
+            self.points_firing[i] = np.where(judged, np.where(met, self.points_firing[i] + 1, 0), self.points_firing[i])
+            fires = np.where(self.points_firing[i] >= level.for_points, i, fires)
+        self.points_normal = np.where(judged, np.where(met_any, 0, self.points_normal + 1), self.points_normal)
         out = self._transitions(judged, fires)
-        self._quiet = bool((self.level == len(self.rule.levels)).all() and (self.since < 0).all())
+        self._quiet = bool((self.level == len(self.rule.thresholds)).all() and (self.since < 0).all())
         return out
 
     def restart(self) -> None:
         """The run goes on from an earlier step: what fires goes on firing until it is calm, what held begins anew."""
-        self.streak[:] = 0
-        self.since[self.level == len(self.rule.levels)] = -1
+        self.points_firing[:] = 0
+        self.since[self.level == len(self.rule.thresholds)] = -1
 
     def _mark_onset(
         self, step: int, judged: NDArray[np.bool_], outside: NDArray[np.bool_], context: dict[str, float]
     ) -> None:
-        silent = self.level == len(self.rule.levels)
+        silent = self.level == len(self.rule.thresholds)
         for layer in np.flatnonzero(outside & (self.since < 0)):
             self.since[layer] = step
             self.context[int(layer)] = dict(context)
@@ -100,16 +100,16 @@ class RuleState:
         return met
 
     def _transitions(self, judged: NDArray[np.bool_], fires: NDArray[np.int64]) -> list[tuple[int, int]]:
-        none = len(self.rule.levels)
+        none = len(self.rule.thresholds)
         graver = judged & (fires < self.level)
-        over = judged & (self.level < none) & (self.calm >= self.rule.recover)
+        over = judged & (self.level < none) & (self.points_normal >= self.rule.resolve_after)
         self.level = np.where(graver, fires, np.where(over, none, self.level))
         self.since[over] = -1
         return [(int(layer), int(self.level[layer])) for layer in np.flatnonzero(graver | over)]
 
 
-def _silent(rule: Rule, layer: str) -> bool:
-    return any(fnmatchcase(layer, pattern) for pattern in rule.silent)
+def _is_muted(rule: Rule, layer: str) -> bool:
+    return any(fnmatchcase(layer, pattern) for pattern in rule.muted)
 
 
 class Engine:
@@ -120,11 +120,11 @@ class Engine:
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
         self.rules = {r.name: r for r in rules}
-        self._families: dict[str, Family] = {f.name: f for f in families()}
+        self._families: dict[str, Feature] = {f.name: f for f in features()}
         for rule in rules:
             if rule.family.startswith("signal:"):
-                self._families.setdefault(rule.family, PlainFamily(rule.family.removeprefix("signal:")))
-        self._states = {r.name: RuleState(r) for r in rules if r.levels}
+                self._families.setdefault(rule.family, PlainFeature(rule.family.removeprefix("signal:")))
+        self._states = {r.name: RuleState(r) for r in rules if r.thresholds}
         self._judges = {
             name: [state for state in self._states.values() if state.rule.family == name] for name in self._families
         }
@@ -132,8 +132,8 @@ class Engine:
         self._firing: dict[tuple[str, str, str], Alert] = {}
         self._history: list[Alert] = []
         self._keys: tuple[SeriesKey, ...] | None = None
-        self.memory = Memory()
-        self._derived: dict[str, tuple[Family, Array]] = {}
+        self.memory = RunContext()
+        self._derived: dict[str, tuple[Feature, Array]] = {}
         self.first_step: int | None = None
         self.last_step: int | None = None
         self._changes: list[int] = []
@@ -162,7 +162,7 @@ class Engine:
         """Every transition so far."""
         return tuple(self._history)
 
-    def observe(self, block: Block) -> list[Alert]:
+    def observe(self, block: RecordBatch) -> list[Alert]:
         """Take new records; gives the transitions that they caused."""
         if block.table.keys is not self._keys:
             self._bind(block.table.keys)
@@ -199,7 +199,7 @@ class Engine:
             self._keep(family, gauges)
             for state in self._judges[name]:
                 for layer, level in state.update(step, gauges, before):
-                    if not _silent(state.rule, family.layers[layer]):
+                    if not _is_muted(state.rule, family.layers[layer]):
                         out.append(self._transition(state, family, layer, level, step, time, gauges))
         self._history += out
         return out
@@ -208,7 +208,7 @@ class Engine:
         """Forget what was usual, on the first record after a change that was announced."""
         before = -1 if last is None or last >= step else last
         if any(before < change <= step for change in self._changes):
-            for name in OF_THE_DATA:
+            for name in BASELINE_FEATURES:
                 self._families[name].restart()
 
     def _restart(self) -> None:
@@ -219,7 +219,7 @@ class Engine:
             state.restart()
         self.memory.restart()
 
-    def _keep(self, family: Family, gauges: dict[str, Array]) -> None:
+    def _keep(self, family: Feature, gauges: dict[str, Array]) -> None:
         for gauge in family.gauges:
             now = gauges[gauge.name]
             kept = self._derived.get(gauge.name)
@@ -231,17 +231,24 @@ class Engine:
             np.copyto(kept[1], now, where=~np.isnan(now))
 
     def _transition(
-        self, state: RuleState, family: Family, layer: int, level: int, step: int, time: float, gauges: dict[str, Array]
+        self,
+        state: RuleState,
+        family: Feature,
+        layer: int,
+        level: int,
+        step: int,
+        time: float,
+        gauges: dict[str, Array],
     ) -> Alert:
         rule = state.rule
-        place = family.keys[layer] if isinstance(family, NonFiniteFamily) else None
+        place = family.keys[layer] if isinstance(family, NonFiniteFeature) else None
         signal = place.signal if place else family.signal
         where = place.layer if place else family.layers[layer]
         key = (rule.name, signal, where)
-        if level == len(rule.levels):
+        if level == len(rule.thresholds):
             alert = replace(self._firing.pop(key), state="resolved", step=step, time=time)
             return alert
-        chosen = rule.levels[level]
+        chosen = rule.thresholds[level]
         numbers = {name: float(column[layer]) for name, column in gauges.items()}
         condition = chosen.when[0]
         onset = int(state.since[layer]) if state.since[layer] >= 0 else step

@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.alerts.statistics import Array, against, middle
+from stabwatch.alerts.statistics import Array, against, median
 from stabwatch.runlog import SeriesKey
 
 
 @dataclass(frozen=True)
-class Derived:
+class DerivedSignal:
     """Declaration of one derived gauge; metric name and help come from here."""
 
     name: str
@@ -30,12 +30,12 @@ class Derived:
         return f"stabwatch_{self.name}"
 
 
-class Family(Protocol):
+class Feature(Protocol):
     """Turns raw signals into gauges over one axis of layers. `gauges` is the declaration."""
 
     name: str
     signal: str
-    gauges: tuple[Derived, ...]
+    gauges: tuple[DerivedSignal, ...]
 
     @property
     def layers(self) -> list[str]:
@@ -54,7 +54,7 @@ class Family(Protocol):
         """Forget the past, keep the layers: the run goes on from an earlier step."""
 
 
-class Ring:
+class RollingWindow:
     """The last `size` points of many series: steps and values, (series, size), NaN where there is none yet."""
 
     def __init__(self, size: int) -> None:
@@ -82,7 +82,7 @@ class Ring:
         self.count[rows] += 1
 
 
-class Columns:
+class LayerColumns:
     """Columns of some signals by layer, robust to tables that change."""
 
     def __init__(self, *signals: str) -> None:
@@ -112,14 +112,14 @@ class Columns:
         return out
 
 
-class RunFamily:
+class RunFeature:
     """A family whose only row is the run itself. What it says of a record is its `_observe`."""
 
-    gauges: tuple[Derived, ...] = ()
+    gauges: tuple[DerivedSignal, ...] = ()
 
     def __init__(self, name: str, *signals: str) -> None:
         self.name, self.signal = name, signals[0]
-        self._columns = Columns(*signals)
+        self._columns = LayerColumns(*signals)
         self._points = 0
         self._begin()
 
@@ -161,7 +161,7 @@ class RunFamily:
 WINDOW = 64
 
 
-class ScalarFamily(RunFamily):
+class ScalarFeature(RunFeature):
     """A run-level signal against the 64 points before it.
 
     robust z: (y - median) / (1.4826 MAD) with y = ln x; y = x while a point of the window is not positive.
@@ -171,8 +171,12 @@ class ScalarFamily(RunFamily):
 
     def __init__(self, name: str, *signals: str) -> None:
         self.gauges = (
-            Derived(f"{name}_robust_z", f"Robust z-score of ln({name}) against its last {WINDOW} values.", level="run"),
-            Derived(f"{name}_to_median_ratio", f"{name} over the median of its last {WINDOW} values.", "ratio", "run"),
+            DerivedSignal(
+                f"{name}_robust_z", f"Robust z-score of ln({name}) against its last {WINDOW} values.", level="run"
+            ),
+            DerivedSignal(
+                f"{name}_to_median_ratio", f"{name} over the median of its last {WINDOW} values.", "ratio", "run"
+            ),
         )
         super().__init__(name, *signals)
 
@@ -202,13 +206,13 @@ class ScalarFamily(RunFamily):
         return {self.gauges[0].name: z, self.gauges[1].name: ratio}
 
 
-class PlainFamily:
+class PlainFeature:
     """A signal as it is, and how far it has risen above its first value: a trained model may come with any."""
 
-    def __init__(self, signal: str, rise: Derived | None = None) -> None:
+    def __init__(self, signal: str, rise: DerivedSignal | None = None) -> None:
         self.name = self.signal = signal
-        self.gauges: tuple[Derived, ...] = (rise,) if rise else ()
-        self._columns = Columns(signal)
+        self.gauges: tuple[DerivedSignal, ...] = (rise,) if rise else ()
+        self._columns = LayerColumns(signal)
         self._first = np.empty(0)
         self._points = np.empty(0)
 
@@ -239,7 +243,7 @@ class PlainFamily:
         return {self.signal: now, "points": self._points.copy()} | {g.name: now - self._first for g in self.gauges}
 
 
-class MedianFamily(RunFamily):
+class MedianFeature(RunFeature):
     """The median over layers of a signal, each layer with its last value: the deep tier takes turns.
 
     to_peak: over its largest value so far, so that a learning rate that comes back to where it was is no jump.
@@ -250,13 +254,13 @@ class MedianFamily(RunFamily):
         self,
         name: str,
         signal: str,
-        median: Derived,
-        to_peak: Derived | None = None,
-        rise: Derived | None = None,
-        jump: Derived | None = None,
+        gauge: DerivedSignal,
+        to_peak: DerivedSignal | None = None,
+        rise: DerivedSignal | None = None,
+        jump: DerivedSignal | None = None,
     ) -> None:
-        self._median, self._to_peak, self._rise, self._jump = median, to_peak, rise, jump
-        self.gauges = tuple(gauge for gauge in (median, to_peak, rise, jump) if gauge)
+        self._median, self._to_peak, self._rise, self._jump = gauge, to_peak, rise, jump
+        self.gauges = tuple(gauge for gauge in (gauge, to_peak, rise, jump) if gauge)
         self._last = self._first = np.empty(0)
         super().__init__(name, signal)
 
@@ -276,12 +280,12 @@ class MedianFamily(RunFamily):
             return None
         self._last = np.where(np.isnan(now), self._last, now)
         self._first = np.where(np.isnan(self._first), now, self._first)
-        value = middle(self._last[np.isfinite(self._last)])
+        value = median(self._last[np.isfinite(self._last)])
         numbers = {self._median.name: value}
         if self._to_peak:
             numbers[self._to_peak.name] = value / self._peak if self._peak > 0 else math.nan
         if self._rise:
-            numbers[self._rise.name] = value - middle(self._first[np.isfinite(self._first)])
+            numbers[self._rise.name] = value - median(self._first[np.isfinite(self._first)])
         if self._jump:
             numbers[self._jump.name] = value - self._before
         self._before = value
@@ -289,6 +293,6 @@ class MedianFamily(RunFamily):
         return numbers
 
 
-def rising(signal: str) -> PlainFamily:
+def rising(signal: str) -> PlainFeature:
     """A signal, and how far it has risen above its first value of the run."""
-    return PlainFamily(signal, Derived(f"{signal}_rise", f"{signal} less its first value of the run."))
+    return PlainFeature(signal, DerivedSignal(f"{signal}_rise", f"{signal} less its first value of the run."))

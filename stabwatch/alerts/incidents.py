@@ -9,7 +9,7 @@ from stabwatch.alerts.rule import SEVERITIES, Alert
 
 
 @dataclass
-class Stretch:
+class AlertSpan:
     """One rule on one series, from onset to resolution; its severity may change on the way.
 
     fired: step at which each severity was first reached. until: step of the resolution, None when it never came.
@@ -30,10 +30,10 @@ class Stretch:
         return self.worst.severity
 
 
-def stretches(history: Iterable[Alert]) -> list[Stretch]:
+def alert_spans(history: Iterable[Alert]) -> list[AlertSpan]:
     """Stretches by onset, from every transition of an engine in order."""
-    done: list[Stretch] = []
-    going: dict[tuple[str, str, str], Stretch] = {}
+    done: list[AlertSpan] = []
+    going: dict[tuple[str, str, str], AlertSpan] = {}
     for alert in history:
         key = (alert.rule, alert.signal, alert.layer)
         if alert.state != "firing":
@@ -41,7 +41,7 @@ def stretches(history: Iterable[Alert]) -> list[Stretch]:
                 going.pop(key).until = alert.step
             continue
         if key not in going:
-            going[key] = Stretch(*key, alert.onset, alert)
+            going[key] = AlertSpan(*key, alert.onset, alert)
             done.append(going[key])
         stretch = going[key]
         stretch.fired.setdefault(alert.severity, alert.step)

@@ -71,7 +71,7 @@ def groups(rules: tuple[Rule, ...] = RULES) -> dict[str, Any]:
 
 def severities(rule: Rule) -> tuple[Severity, ...]:
     """The severities that a rule can reach, the gravest first."""
-    found = {level.severity for level in rule.levels} or {"critical", "warning"}
+    found = {level.severity for level in rule.thresholds} or {"critical", "warning"}
     return tuple(s for s in SEVERITIES if s in found)
 
 
@@ -102,7 +102,7 @@ def _alert(rule: Rule, severity: Severity, missed: bool) -> dict[str, Any]:
 
 def annotations_of(rule: Rule, severity: str, run: str, place: str) -> dict[str, str]:
     """The annotations of an alert. place: 'Layer x. ', or nothing."""
-    summary = next((level.summary for level in rule.levels if level.severity == severity and level.summary), "")
+    summary = next((level.summary for level in rule.thresholds if level.severity == severity and level.summary), "")
     return {
         "summary": f"{summary or rule.summary} Run {run}",
         "description": place + " ".join(rule.remedy),
@@ -134,14 +134,14 @@ def _records(rules: tuple[Rule, ...]) -> list[dict[str, Any]]:
         }
     ]
     for rule in rules:
-        if rule.levels and rule.family != "nonfinite":
+        if rule.thresholds and rule.family != "nonfinite":
             out.append({"record": f"run_layer:stabwatch_{_snake(rule.name)}:outside", "expr": _condition(rule)})
     return out
 
 
 def _condition(rule: Rule) -> str:
     parts = []
-    for condition in rule.outside:
+    for condition in rule.abnormal:
         gauge = f"max by (run, layer) (stabwatch_{condition.gauge})"
         parts += [f"{gauge} > {condition.above:g}"] if condition.above is not None else []
         parts += [f"{gauge} < {condition.below:g}"] if condition.below is not None else []

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stabwatch.alerts.rule import RUNBOOKS, Alert
-from stabwatch.alerts.run_context import Memory
-from stabwatch.alerts.templates import rank_in_words
+from stabwatch.alerts.run_context import RunContext
+from stabwatch.alerts.templates import format_rank
 
 TOGETHER = 8
 """Steps within which the order of two onsets means nothing: signals are sampled."""
@@ -32,7 +32,7 @@ class Evidence:
 
     alerts: Sequence[Alert]
     notes: Sequence[Alert]
-    memory: Memory
+    memory: RunContext
 
     @property
     def onset(self) -> int:
@@ -80,7 +80,7 @@ def _one_rank(e: Evidence) -> Found | None:
     if not apart:
         return None
     first = min(apart, key=lambda a: a.step)
-    rank = rank_in_words(first.context.get("replica_difference_rank", -1))
+    rank = format_rank(first.context.get("replica_difference_rank", -1))
     layers = tuple(dict.fromkeys(a.layer for a in apart if a.step == first.step))
     where = f"{len(layers)} layers" if len(layers) > 1 else layers[0]
     return Found(

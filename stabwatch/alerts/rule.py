@@ -35,7 +35,7 @@ class Condition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class Threshold:
     """One severity of a rule: all conditions at `hold` measured points in a row.
 
     summary: in place of the rule's, where this level means something else.
@@ -43,7 +43,7 @@ class Level:
 
     severity: Severity
     when: tuple[Condition, ...]
-    hold: int = 1
+    for_points: int = 1
     summary: str = ""
 
 
@@ -67,12 +67,12 @@ class Rule:
     description: str
     remedy: tuple[str, ...]
     source: str
-    levels: tuple[Level, ...] = ()
-    outside: tuple[Condition, ...] = ()
+    thresholds: tuple[Threshold, ...] = ()
+    abnormal: tuple[Condition, ...] = ()
     warm_up: int = 0
-    recover: int = 5
+    resolve_after: int = 5
     references: tuple[str, ...] = ()
-    silent: tuple[str, ...] = ()
+    muted: tuple[str, ...] = ()
     """Patterns (`fnmatch`) of layers on which its user does not want to hear of it."""
 
     @property
@@ -83,7 +83,7 @@ class Rule:
     @property
     def severity(self) -> Severity:
         """The gravest severity that the rule can reach."""
-        return self.levels[0].severity if self.levels else "critical"
+        return self.thresholds[0].severity if self.thresholds else "critical"
 
     @property
     def runbook_url(self) -> str:

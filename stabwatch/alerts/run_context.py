@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.alerts.statistics import Array, middle
-from stabwatch.alerts.templates import guard_in_words
+from stabwatch.alerts.statistics import Array, median
+from stabwatch.alerts.templates import format_guard
 from stabwatch.runlog import Event, SeriesKey
 
 _CONTEXT = (
@@ -55,7 +55,7 @@ class RateJump:
     after: float
 
 
-class Memory:
+class RunContext:
     """Filled record by record.
 
     context: the latest finite values of the run's own scalars. update_peaks: the largest last. largest_activation:
@@ -115,7 +115,7 @@ class Memory:
                 kept = self.batches.setdefault(onset, [])
                 kept += [e for e in known if e.get("step") in steps and e not in kept]
         elif event.kind == "guard":
-            self.guarded.append((event.step or 0, guard_in_words(event.data)))
+            self.guarded.append((event.step or 0, format_guard(event.data)))
         elif event.kind == "change":
             self.announced.append((event.step or 0, str(event.data.get("what", ""))))
 
@@ -155,7 +155,7 @@ class Memory:
         measured = np.flatnonzero(np.isfinite(ratios))
         if not len(measured):
             return
-        typical = middle(ratios[measured])
+        typical = median(ratios[measured])
         if typical > _HIGHER * (self.update_peaks[-1].ratio if self.update_peaks else 0.0):
             largest = measured[np.argmax(ratios[measured])]
             layer = self._keys[self._updates[largest]].layer

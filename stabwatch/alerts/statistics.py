@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def middle(values: Array) -> float:
+def median(values: Array) -> float:
     """Median of finite numbers; NaN of none. (np.median costs ten times as much on a few dozen numbers.)"""
     n = len(values)
     if not n:
@@ -20,7 +20,7 @@ def middle(values: Array) -> float:
     return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
-def middle_of_each(columns: Array) -> Array:
+def column_medians(columns: Array) -> Array:
     """Lower median of the numbers of each column that are not NaN; NaN of none. columns: (points, series)."""
     ordered = np.sort(columns, axis=0)
     return ordered[((~np.isnan(columns)).sum(axis=0) - 1) // 2, np.arange(columns.shape[1])]
@@ -28,7 +28,7 @@ def middle_of_each(columns: Array) -> Array:
 
 def robust_spread(values: Array) -> float:
     """1.4826 times the median absolute deviation: the standard deviation, if the values were normal."""
-    return 1.4826 * middle(np.abs(values - middle(values)))
+    return 1.4826 * median(np.abs(values - median(values)))
 
 
 def exceeds(some: Array, others: Array) -> float:
@@ -70,11 +70,11 @@ def against(past: Array, x: float) -> tuple[float, float]:
     """Robust z and ratio to the median of a value against its past; NaN below eight points."""
     if len(past) < LEAST_PAST:
         return math.nan, math.nan
-    centre = middle(past)
+    centre = median(past)
     size, ratio = max(abs(centre), TINY), _ratio(x, centre)
     if x > 0 and past.min() > 0:
         shown = np.log(past)
-        return (math.log(x) - middle(shown)) / max(robust_spread(shown), LEAST_SPREAD), ratio
+        return (math.log(x) - median(shown)) / max(robust_spread(shown), LEAST_SPREAD), ratio
     return (x - centre) / max(robust_spread(past), LEAST_SPREAD * size), ratio
 
 
@@ -88,4 +88,4 @@ def shifted(past: Array, now: Array) -> tuple[float, float]:
     points."""
     if len(past) < LEAST_PAST:
         return math.nan, math.nan
-    return exceeds(now, past), _ratio(middle(now), middle(past))
+    return exceeds(now, past), _ratio(median(now), median(past))

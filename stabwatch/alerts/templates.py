@@ -17,17 +17,17 @@ def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, 
     """
     fields: dict[str, float | str] = defaultdict(lambda: math.nan, numbers)
     fields |= {"where": layer or "the run", "signal": signal, "step": step}
-    fields["growth"] = growth_in_words(numbers.get("attention_logit_growth", math.nan))
-    fields["rank"] = rank_in_words(numbers.get("replica_difference_rank", math.nan))
+    fields["growth"] = format_growth(numbers.get("attention_logit_growth", math.nan))
+    fields["rank"] = format_rank(numbers.get("replica_difference_rank", math.nan))
     return rule.description.format_map(fields)
 
 
-def rank_in_words(rank: float) -> str:
+def format_rank(rank: float) -> str:
     """'rank 3'; where it is not clear which, 'one of two ranks'."""
     return f"rank {rank:.0f}" if rank >= 0 else "one of two ranks"
 
 
-def growth_in_words(slope: float) -> str:
+def format_growth(slope: float) -> str:
     """'doubles every 12 steps', from the slope of a logarithm per step."""
     if math.isnan(slope):
         return "too new to have a trend"
@@ -41,7 +41,7 @@ _SHOWN = 8
 _OWN = ("step", "indices", "fingerprint", "first", "shape", "dtype")
 
 
-def batch_in_words(entry: Mapping[str, Any]) -> str:
+def format_batch(entry: Mapping[str, Any]) -> str:
     """What is known of one batch, from an entry of a 'flight' event."""
     parts = [f"{name} {value}" for name, value in entry.items() if name not in _OWN]
     if "indices" in entry:
@@ -54,7 +54,7 @@ def batch_in_words(entry: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "nothing is known of it"
 
 
-def guard_in_words(data: Mapping[str, Any]) -> str:
+def format_guard(data: Mapping[str, Any]) -> str:
     """What a guard did, from a 'guard' event."""
     more = [f"{name.replace('_', ' ')} {data[name]}" for name in ("to_step", "scale") if name in data]
     return f"{data.get('guard')}: {data.get('did')}" + (f" ({', '.join(more)})" if more else "")

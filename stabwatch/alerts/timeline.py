@@ -9,18 +9,18 @@ from itertools import pairwise
 import numpy as np
 
 from stabwatch.alerts import Alert, Engine
-from stabwatch.alerts.engine import HEARD, STALL_SECONDS
-from stabwatch.runlog import Block, Event
-from stabwatch.runlog.source import PIECE, Source, part
+from stabwatch.alerts.engine import ENGINE_EVENTS, STALL_SECONDS
+from stabwatch.runlog import Event, RecordBatch
+from stabwatch.runlog.source import BATCH_RECORDS, Source, record_slice
 
 
-def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> Iterator[Block | Event]:
+def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> Iterator[RecordBatch | Event]:
     """Records, and those of the events that were `said` which an engine looks at; each after the records of its time.
 
     Changes that were announced come first of all: an engine waits for their steps. A block ends where the run was
     silent, and where a multiple of `every` seconds has passed.
     """
-    heard = sorted((e for e in said if e.kind in HEARD), key=lambda e: e.time)
+    heard = sorted((e for e in said if e.kind in ENGINE_EVENTS), key=lambda e: e.time)
     yield from (e for e in heard if e.kind == "change")
     events = [e for e in heard if e.kind != "change"]
     for block in _pieces(log, every):
@@ -28,30 +28,30 @@ def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> 
         while events and events[0].time < block.times[-1]:
             cut = int(np.searchsorted(block.times[done:], events[0].time, side="right")) + done
             if cut > done:
-                yield part(block, done, cut)
+                yield record_slice(block, done, cut)
                 done = cut
             yield events.pop(0)
-        yield part(block, done, len(block))
+        yield record_slice(block, done, len(block))
     yield from events
 
 
-def begin(item: Block | Event) -> float:
+def begin(item: RecordBatch | Event) -> float:
     """The time of an event, or of the first record."""
     return item.time if isinstance(item, Event) else float(item.times[0])
 
 
-def lead(engine: Engine, item: Block | Event) -> list[Alert]:
+def lead(engine: Engine, item: RecordBatch | Event) -> list[Alert]:
     """Show an engine what came next. A silence before it counts as it did for an agent that was there."""
     silent = engine.patience < begin(item)
     alerts = engine.tick(math.nextafter(engine.patience, math.inf)) if silent else []
     return alerts + (engine.observe_event(item) if isinstance(item, Event) else engine.observe(item))
 
 
-def _pieces(log: Source, every: float | None) -> Iterator[Block]:
+def _pieces(log: Source, every: float | None) -> Iterator[RecordBatch]:
     for block in log.stream():
         apart = np.diff(block.times) > STALL_SECONDS
         if every is not None:
             apart |= np.diff(np.ceil(block.times / every)) > 0
-        cuts = {*(np.flatnonzero(apart) + 1).tolist(), *range(0, len(block), PIECE), len(block)}
+        cuts = {*(np.flatnonzero(apart) + 1).tolist(), *range(0, len(block), BATCH_RECORDS), len(block)}
         for start, stop in pairwise(sorted(cuts)):
-            yield part(block, start, stop)
+            yield record_slice(block, start, stop)

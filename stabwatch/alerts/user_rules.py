@@ -2,14 +2,14 @@
 
 rules:
   LossSpike:                       # one of ours
-    hold: 5                        # of every level
+    for_points: 5                        # of every level
     thresholds: {loss_robust_z: 7} # by gauge, in every level that compares it
   ActivationOutlierGrowth:
-    silent: ["lm_head*"]           # on these layers; `silent: true` everywhere
+    muted: ["lm_head*"]           # on these layers; `muted: true` everywhere
   RankFalls:                       # one of your own
     signal: stable_rank            # a signal, or a derived gauge
     below: 2                       # and/or above
-    hold: 3
+    for_points: 3
     severity: warning
     summary: The stable rank of a layer falls.
     remedy: Look at its weight decay.
@@ -23,13 +23,13 @@ from pathlib import Path
 
 import yaml
 
-from stabwatch.alerts.catalogue import RULES, families
-from stabwatch.alerts.rule import SEVERITIES, Condition, Level, Rule
+from stabwatch.alerts.catalogue import RULES, features
+from stabwatch.alerts.rule import SEVERITIES, Condition, Rule, Threshold
 from stabwatch.alerts.yaml_lines import Entry, as_mapping, read
 from stabwatch.signals import CATALOGUE
 
-_CHANGES = ("hold", "thresholds", "recover", "silent")
-_OWN = ("signal", "above", "below", "hold", "severity", "summary", "remedy", "recover", "silent")
+_CHANGES = ("for_points", "thresholds", "resolve_after", "muted")
+_OWN = ("signal", "above", "below", "for_points", "severity", "summary", "remedy", "resolve_after", "muted")
 
 
 def load_rules(path: str | Path, rules: Sequence[Rule] = RULES) -> tuple[Rule, ...]:
@@ -64,25 +64,25 @@ def _entries(path: Path) -> Iterator[tuple[str, Entry]]:
 def _changed(rule: Rule, entry: Entry) -> Rule | None:
     """A rule of ours, changed; None if it is silent everywhere."""
     entry.only(_CHANGES)
-    silent = _silent(entry)
-    if silent is None:
+    muted = _muted(entry)
+    if muted is None:
         return None
-    levels = rule.levels
-    if "hold" in entry.values:
-        hold = int(entry.number("hold", entry.values["hold"], 1))
-        levels = tuple(replace(level, hold=hold) for level in levels)
-    thresholds = entry.values.get("thresholds") or {}
-    if not isinstance(thresholds, dict):
+    thresholds = rule.thresholds
+    if "for_points" in entry.values:
+        for_points = int(entry.number("for_points", entry.values["for_points"], 1))
+        thresholds = tuple(replace(threshold, for_points=for_points) for threshold in thresholds)
+    limits = entry.values.get("thresholds") or {}
+    if not isinstance(limits, dict):
         raise entry.fail("`thresholds` holds numbers by gauge.", "thresholds")
-    for gauge, value in thresholds.items():
-        compared = sorted({c.gauge for level in rule.levels for c in level.when})
+    for gauge, value in limits.items():
+        compared = sorted({c.gauge for threshold in rule.thresholds for c in threshold.when})
         if gauge not in compared:
             raise entry.fail(f"{rule.name} compares {', '.join(compared)}, not `{gauge}`.", "thresholds")
         number = entry.number("thresholds", value)
-        levels = tuple(replace(lv, when=tuple(_moved(c, gauge, number) for c in lv.when)) for lv in levels)
-    outside = tuple(_widened(c, levels) for c in rule.outside)
-    recover = int(entry.number("recover", entry.values.get("recover", rule.recover), 1))
-    return replace(rule, levels=levels, outside=outside, recover=recover, silent=silent)
+        thresholds = tuple(replace(lv, when=tuple(_moved(c, gauge, number) for c in lv.when)) for lv in thresholds)
+    abnormal = tuple(_widened(c, thresholds) for c in rule.abnormal)
+    resolve_after = int(entry.number("resolve_after", entry.values.get("resolve_after", rule.resolve_after), 1))
+    return replace(rule, thresholds=thresholds, abnormal=abnormal, resolve_after=resolve_after, muted=muted)
 
 
 def _moved(condition: Condition, gauge: str, number: float) -> Condition:
@@ -91,9 +91,9 @@ def _moved(condition: Condition, gauge: str, number: float) -> Condition:
     return replace(condition, above=number) if condition.above is not None else replace(condition, below=number)
 
 
-def _widened(condition: Condition, levels: Sequence[Level]) -> Condition:
+def _widened(condition: Condition, thresholds: Sequence[Threshold]) -> Condition:
     """The normal range ends where the first level begins, at the latest."""
-    met = [c for level in levels for c in level.when if c.gauge == condition.gauge]
+    met = [c for threshold in thresholds for c in threshold.when if c.gauge == condition.gauge]
     above = min([c.above for c in met if c.above is not None] + [condition.above or 0.0], default=None)
     below = max([c.below for c in met if c.below is not None] + [condition.below or 0.0], default=None)
     return replace(
@@ -118,7 +118,7 @@ def _own(name: str, entry: Entry) -> Rule:
         raise entry.fail(f"`severity` is one of {', '.join(SEVERITIES)}, not {severity!r}.", "severity")
     condition = Condition(signal, **limits)
     remedy = entry.values.get("remedy", ())
-    hold = int(entry.number("hold", entry.values.get("hold", 1), 1))
+    for_points = int(entry.number("for_points", entry.values.get("for_points", 1), 1))
     return Rule(
         name=name,
         title=name,
@@ -127,16 +127,16 @@ def _own(name: str, entry: Entry) -> Rule:
         description=f"{signal} of {{where}} is {{{signal}:.4g}}.",
         remedy=(remedy,) if isinstance(remedy, str) else tuple(map(str, remedy)),
         source=f"{entry.path}:{entry.line}",
-        levels=(Level(severity=severity, when=(condition,), hold=hold),),
-        outside=(condition,),
-        recover=int(entry.number("recover", entry.values.get("recover", 5), 1)),
-        silent=_silent(entry) or (),
+        thresholds=(Threshold(severity=severity, when=(condition,), for_points=for_points),),
+        abnormal=(condition,),
+        resolve_after=int(entry.number("resolve_after", entry.values.get("resolve_after", 5), 1)),
+        muted=_muted(entry) or (),
     )  # fmt: skip
 
 
 def _family(signal: str, entry: Entry) -> str:
     """The family that has a derived gauge; a signal is a family of its own."""
-    for family in families():
+    for family in features():
         if signal in {gauge.name for gauge in family.gauges}:
             return family.name
     if signal not in CATALOGUE:
@@ -146,9 +146,9 @@ def _family(signal: str, entry: Entry) -> str:
     return f"signal:{signal}"
 
 
-def _silent(entry: Entry) -> tuple[str, ...] | None:
+def _muted(entry: Entry) -> tuple[str, ...] | None:
     """Layer patterns; None for everywhere."""
-    value = entry.values.get("silent", ())
+    value = entry.values.get("muted", ())
     if value is True:
         return None
     if value is False:
@@ -156,5 +156,5 @@ def _silent(entry: Entry) -> tuple[str, ...] | None:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list | tuple):
-        raise entry.fail("`silent` is true, or a list of layer patterns.", "silent")
+        raise entry.fail("`muted` is true, or a list of layer patterns.", "muted")
     return tuple(map(str, value))

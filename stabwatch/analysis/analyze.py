@@ -9,9 +9,9 @@ from typing import Any
 
 from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
 from stabwatch.analysis.summaries import SeriesSummary, Summaries
-from stabwatch.runlog import Block, Event, Meta, Run, RunLog, find_run, plain
-from stabwatch.runlog.downsample import Thinned
-from stabwatch.runlog.source import PIECE, Source, part
+from stabwatch.runlog import Event, Meta, RecordBatch, Run, RunLog, find_run, plain
+from stabwatch.runlog.downsample import Downsampled
+from stabwatch.runlog.source import BATCH_RECORDS, Source, record_slice
 
 SCHEMA_VERSION = 1
 
@@ -80,12 +80,12 @@ def analyze_log(log: Source, progress: Callable[[Source], None] | None = None) -
 
     Raises RunLogError.
     """
-    kept, events = Thinned(), tuple(log.poll_events())
+    kept, events = Downsampled(), tuple(log.poll_events())
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[RecordBatch]:
         for block in log.stream():
-            for start in range(0, len(block), PIECE):
-                piece = part(block, start, start + PIECE)
+            for start in range(0, len(block), BATCH_RECORDS):
+                piece = record_slice(block, start, start + BATCH_RECORDS)
                 kept.add(piece)
                 yield piece
             if progress is not None:
@@ -100,7 +100,7 @@ def analyze_run(run: Run) -> Analysis:
     return _analyzed(run, run.blocks, run.events)
 
 
-def _analyzed(run: Run | Source, blocks: Iterable[Block], events: tuple[Event, ...]) -> Analysis:
+def _analyzed(run: Run | Source, blocks: Iterable[RecordBatch], events: tuple[Event, ...]) -> Analysis:
     engine, summaries = Engine(), Summaries()
     _show(engine, events, "change")
     for block in blocks:

@@ -64,7 +64,7 @@ class Finding:
         return asdict(self)
 
 
-def sure(ratio: float, points: int) -> float:
+def confidence_of(ratio: float, points: int) -> float:
     """Confidence of a finding that is `ratio` times over its threshold for `points` records: 0.5 to 0.98."""
     over = min(max(ratio - 1, 0.0) / 4, 1.0)
     long = min(points / 20, 1.0)

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import LogRun
 
 SHORT = 20
 """Records without which slow trouble cannot be told from noise."""
 
 
-def unseen(run: LogRun, stretches: Sequence[Part]) -> Iterator[str]:
+def limitations(run: LogRun, stretches: Sequence[RunSegment]) -> Iterator[str]:
     """One sentence for each thing."""
     if run.of("loss") is None:
         other = run.of("eval_loss")

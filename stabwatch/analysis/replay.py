@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.alerts import RULES, Alert, Engine, Rule
-from stabwatch.alerts.incidents import Stretch, rank, stretches
+from stabwatch.alerts.incidents import AlertSpan, alert_spans, rank
 from stabwatch.alerts.rule import SEVERITIES, Severity
 from stabwatch.alerts.timeline import lead, timeline
 from stabwatch.runlog import Event
@@ -55,7 +55,7 @@ class Replay:
     @property
     def incidents(self) -> tuple[Incident, ...]:
         """The alerts of all layers, folded; in the order in which they began."""
-        return tuple(_fold(self.run, stretches(self.alerts)))
+        return tuple(_fold(self.run, alert_spans(self.alerts)))
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def _tally(rule: str, by_run: list[list[Incident]]) -> RuleTally:
     return RuleTally(rule, sum(map(bool, by_run)), counts, incidents)
 
 
-def _fold(run: str, found: list[Stretch]) -> list[Incident]:
+def _fold(run: str, found: list[AlertSpan]) -> list[Incident]:
     out: list[tuple[int, Incident]] = []
     for rule in dict.fromkeys(s.rule for s in found):
-        group: list[Stretch] = []
+        group: list[AlertSpan] = []
         for stretch in sorted((s for s in found if s.rule == rule), key=_fired):
             if group and not any(s.until is None or s.until >= _fired(stretch) for s in group):
                 out.append((_fired(group[0]), _incident(run, group)))
@@ -165,11 +165,11 @@ def _fold(run: str, found: list[Stretch]) -> list[Incident]:
     return [incident for _, incident in sorted(out, key=lambda pair: pair[0])]
 
 
-def _fired(stretch: Stretch) -> int:
+def _fired(stretch: AlertSpan) -> int:
     return min(stretch.fired.values())
 
 
-def _incident(run: str, group: list[Stretch]) -> Incident:
+def _incident(run: str, group: list[AlertSpan]) -> Incident:
     worst = min(group, key=lambda s: rank(s.severity))
     ends = [s.until for s in group if s.until is not None]
     return Incident(

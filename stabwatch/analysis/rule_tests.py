@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 
 from stabwatch.alerts import RULES, Engine, Rule
-from stabwatch.alerts.incidents import Stretch, stretches
+from stabwatch.alerts.incidents import AlertSpan, alert_spans
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.alerts.user_rules import load_rules
 from stabwatch.alerts.yaml_lines import Entry, read
 from stabwatch.analysis.replay import replay_run
-from stabwatch.analysis.sources import sources
-from stabwatch.runlog import Block, Cell, SeriesKey, SlotTable
+from stabwatch.analysis.sources import open_sources
+from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, SeriesKey
 from stabwatch.runlog.schema import Series
 from stabwatch.signals import CATALOGUE
 
@@ -61,7 +61,7 @@ class Expected:
     onset: tuple[int, int] | None = None
     step: tuple[int, int] | None = None
 
-    def fits(self, found: Stretch) -> bool:
+    def fits(self, found: AlertSpan) -> bool:
         """Whether an alert is this one."""
         fired = min(found.fired.values())
         return (
@@ -161,14 +161,14 @@ def _span(entry: Entry, key: str) -> tuple[int, int] | None:
     return ends[0], ends[1]
 
 
-def _of_run(test: Entry, rules: Sequence[Rule]) -> list[Stretch]:
-    found = sources([test.path.parent / str(test.values["run"])])
+def _of_run(test: Entry, rules: Sequence[Rule]) -> list[AlertSpan]:
+    found = open_sources([test.path.parent / str(test.values["run"])])
     if len(found) != 1:
         raise test.fail(f"`run` names one run, and {len(found)} are there.", "run")
-    return stretches(replay_run(found[0], rules).alerts)
+    return alert_spans(replay_run(found[0], rules).alerts)
 
 
-def _of_series(test: Entry, rules: Sequence[Rule]) -> list[Stretch]:
+def _of_series(test: Entry, rules: Sequence[Rule]) -> list[AlertSpan]:
     series = dict(_series(s) for s in test.children("input_series", "a series has a name and values"))
     length = max(map(len, series.values()), default=0)
     engine = Engine(rules)
@@ -178,15 +178,15 @@ def _of_series(test: Entry, rules: Sequence[Rule]) -> list[Stretch]:
             rows[: len(values), 2 * i + 1] = values
             rows[: len(values), 2 * i] = np.where(np.isnan(values), np.nan, 1.0)
         steps = np.arange(length)
-        engine.observe(Block(_table(list(series)), steps, steps.astype(float), rows))
-    return stretches(engine.history)
+        engine.observe(RecordBatch(_table(list(series)), steps, steps.astype(float), rows))
+    return alert_spans(engine.history)
 
 
-def _table(keys: Sequence[SeriesKey]) -> SlotTable:
+def _table(keys: Sequence[SeriesKey]) -> RecordLayout:
     """A layout in which each series is one slot, beside its count."""
-    cells = tuple(Cell("given", str(key), "host") for key in keys)
+    cells = tuple(Accumulator("given", str(key), "host") for key in keys)
     series = tuple(Series(key, "same", (2 * i + 1,)) for i, key in enumerate(keys))
-    return SlotTable(cells, ((("count", "sum"), ("last", "max")),) * len(cells), series)
+    return RecordLayout(cells, ((("count", "sum"), ("last", "max")),) * len(cells), series)
 
 
 def _series(entry: Entry) -> tuple[SeriesKey, list[float]]:
@@ -222,7 +222,7 @@ def _inside(step: int, span: tuple[int, int] | None) -> bool:
     return span is None or span[0] <= step <= span[1]
 
 
-def _said(found: Stretch) -> str:
+def _said(found: AlertSpan) -> str:
     where = f" in {found.layer}" if found.layer else ""
     of: Any = f" of {found.signal}" if found.signal else ""
     return f"{found.severity} {found.rule}{where}{of} onset {found.onset} step {min(found.fired.values())}"

@@ -12,7 +12,7 @@ from stabwatch.runlog import RunLog, find_runs, holds_run
 from stabwatch.runlog.source import Source
 
 
-def sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | None = None) -> list[Source]:
+def open_sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | None = None) -> list[Source]:
     """All runs at some paths: run folders and folders of them; logs of other trainers and folders that hold one.
 
     progress: gives, for the path of such a log, what is told the bytes that were read and the size.

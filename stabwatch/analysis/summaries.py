@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabwatch.runlog import Block, SeriesKey
+from stabwatch.runlog import RecordBatch, SeriesKey
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Summaries:
         """Of the series that were ever measured, in order of first appearance."""
         return tuple(summary for summary in self._series.values() if summary.points)
 
-    def add(self, block: Block) -> None:
+    def add(self, block: RecordBatch) -> None:
         """More records."""
         if not len(block):
             return
@@ -57,7 +57,7 @@ class Summaries:
             self._series[key] = now if before is None or not before.points else _merged(before, now)
 
 
-def _of_block(block: Block) -> list[SeriesSummary]:
+def _of_block(block: RecordBatch) -> list[SeriesSummary]:
     values, measured = block.values, block.measured
     finite = measured & np.isfinite(values)
     points, good = measured.sum(axis=0), finite.sum(axis=0)

@@ -14,9 +14,9 @@ from stabwatch.alerts import Diagnosis
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.analysis.causes import causes_of
 from stabwatch.analysis.detectors import DETECTORS, reinitialisation, restarts
-from stabwatch.analysis.detectors.segments import Part, cut, parts
+from stabwatch.analysis.detectors.segments import RunSegment, cut, segments
 from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.limitations import unseen
+from stabwatch.analysis.limitations import limitations
 from stabwatch.analysis.readers.log import Log, LogRun
 
 SCHEMA_VERSION = 1
@@ -37,7 +37,7 @@ class Examination:
     loss: str | None
     findings: tuple[Finding, ...]
     diagnosis: Diagnosis
-    unseen: tuple[str, ...]
+    limitations: tuple[str, ...]
 
     @property
     def calm(self) -> bool:
@@ -58,7 +58,7 @@ class Examination:
                 "diagnosis": self.diagnosis.to_dict(),
                 "findings": [finding.to_dict() for finding in self.findings],
                 "columns": [{"name": c.name, "role": c.role, "points": len(c)} for c in self.run.columns],
-                "unseen": list(self.unseen),
+                "unseen": list(self.limitations),
             }
         )
 
@@ -102,7 +102,7 @@ def examine_run(run: LogRun) -> Examination:
 
 
 def _examined(run: LogRun) -> Examination:
-    stretches = list(parts(run))
+    stretches = list(segments(run))
     findings = [*restarts.find(stretches), *(f for part in stretches for f in _of_part(part))]
     findings.sort(key=lambda f: (f.line if f.line >= 0 else f.step, f.step, SEVERITIES.index(f.severity)))
     losses = [part.loss.name for part in stretches if part.loss is not None]
@@ -114,11 +114,11 @@ def _examined(run: LogRun) -> Examination:
         loss=losses[0] if losses else None,
         findings=tuple(findings),
         diagnosis=_diagnosis(run, stretches, findings),
-        unseen=tuple(unseen(run, stretches)),
+        limitations=tuple(limitations(run, stretches)),
     )
 
 
-def _of_part(part: Part) -> Iterator[Finding]:
+def _of_part(part: RunSegment) -> Iterator[Finding]:
     """All findings of a part, which every re-initialisation cuts in two."""
     begun = reinitialisation.find(part)
     yield from begun
@@ -128,14 +128,14 @@ def _of_part(part: Part) -> Iterator[Finding]:
     yield from _detected(part)
 
 
-def _detected(part: Part) -> list[Finding]:
+def _detected(part: RunSegment) -> list[Finding]:
     """What the detectors say; single outliers on the way into a divergence are part of it."""
     found = [finding for find in DETECTORS for finding in find(part)]
     gone = min((f.step for f in found if f.kind == "divergence"), default=None)
     return [f for f in found if f.kind != "loss_outliers" or gone is None or (f.end_step or 0) < gone]
 
 
-def _diagnosis(run: LogRun, stretches: list[Part], findings: list[Finding]) -> Diagnosis:
+def _diagnosis(run: LogRun, stretches: list[RunSegment], findings: list[Finding]) -> Diagnosis:
     causes = causes_of(run, findings)
     if not causes:
         return Diagnosis(_calm(run, stretches))
@@ -144,7 +144,7 @@ def _diagnosis(run: LogRun, stretches: list[Part], findings: list[Finding]) -> D
     return Diagnosis(causes[0][0].text + more, tuple(cause for _, cause in causes))
 
 
-def _calm(run: LogRun, stretches: list[Part]) -> str:
+def _calm(run: LogRun, stretches: list[RunSegment]) -> str:
     if not len(run.steps):
         return "No record of training was found."
     over = f"in {len(run.steps):,} records, {run.step_unit if run.step_unit != 'ordinal' else 'record'}s "

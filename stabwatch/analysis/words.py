@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def seconds(amount: float) -> str:
+def format_seconds(amount: float) -> str:
     """'45 s', '12 min', '3.5 h'."""
     if amount < 120:
         return f"{amount:.3g} s"

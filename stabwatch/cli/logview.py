@@ -79,7 +79,7 @@ def _run(run: Examination, named: bool, options: ConsoleOptions) -> Iterator[Ren
         yield from section(Text(clean(run.loss), style="title"), _chart(run, shown))
     if shown:
         yield from section("What happened, in order", _events(run, shown, options))
-    yield from section("What this log does not show", *(Text(clean(line), style="none") for line in run.unseen))
+    yield from section("What this log does not show", *(Text(clean(line), style="none") for line in run.limitations))
 
 
 def _shown(run: Examination) -> list[Finding]:

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.distributed.ranks import REPLICATED
-from stabwatch.runlog import Cell, SlotTable
+from stabwatch.runlog import Accumulator, RecordLayout
 
-BUSY_SOURCE = Cell("rank_source", "busy", "host")
+BUSY_SOURCE = Accumulator("rank_source", "busy", "host")
 """Each rank's own; it stays inside the training process."""
-BUSY = Cell("rank_busy", "", "rank_spread")
-LOSS = Cell("rank_loss", "", "rank_spread")
-NONFINITE = Cell("rank_nonfinite", "", "rank_spread")
+BUSY = Accumulator("rank_busy", "", "rank_spread")
+LOSS = Accumulator("rank_loss", "", "rank_spread")
+NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
 SHARDED = "parameters are sharded over ranks: there are no replicas to compare"
 LEAST = 1e-9
 """A difference of replicas that is none: for which of two ranks jumped, not for an alert."""
@@ -26,7 +26,7 @@ Rows = NDArray[np.float64]
 class RankHealth:
     """Makes the cells that compare ranks. A layer is compared where two ranks or more measured it in the same step."""
 
-    def __init__(self, device: SlotTable, sharded: bool) -> None:
+    def __init__(self, device: RecordLayout, sharded: bool) -> None:
         self._busy = _starts(device, [c for c in device.cells if c == BUSY_SOURCE])
         self._losses = _starts(device, [c for c in device.cells if c.tap == "loss_source"])
         own = [c for c in device.cells if c.tap not in REPLICATED]
@@ -34,7 +34,7 @@ class RankHealth:
         weights = [c for c in device.cells if c.tap == "weight" and c.reduction == "moments"]
         replicas = [] if sharded else weights
         self._weights, self._broken = _field(device, replicas, "sumsq"), _field(device, replicas, "nonfinite")
-        self.cells = (BUSY, LOSS, NONFINITE, *(Cell("replica", c.site, "replica") for c in replicas))
+        self.cells = (BUSY, LOSS, NONFINITE, *(Accumulator("replica", c.site, "replica") for c in replicas))
         self._last: Rows | None = None
         self._blamed = np.full(len(replicas), -1)
 
@@ -101,11 +101,11 @@ def _spread(values: Rows) -> Rows:
     return np.array([good.sum(), values[good].sum(), kept.max(), kept.argmax(), values[good].min()])
 
 
-def _starts(table: SlotTable, cells: list[Cell]) -> NDArray[np.int64]:
+def _starts(table: RecordLayout, cells: list[Accumulator]) -> NDArray[np.int64]:
     return np.array([table.start(c) for c in cells], dtype=np.int64)
 
 
-def _field(table: SlotTable, cells: list[Cell], name: str) -> NDArray[np.int64]:
+def _field(table: RecordLayout, cells: list[Accumulator], name: str) -> NDArray[np.int64]:
     """Slots of one field of some cells, of those that have it."""
     by_cell = dict(zip(table.cells, table.fields, strict=True))
     names = {c: [field for field, _ in by_cell[c]] for c in cells}

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stabwatch.runlog import Cell, SlotTable
+from stabwatch.runlog import Accumulator, RecordLayout
 
 REPLICATED = ("gradient", "group", "weight", "update", "matrix", "matrix_update", "optimizer")
 AHEAD = 8
@@ -96,19 +96,21 @@ class Ranks:
         return wait
 
 
-def merge_ranks(table: SlotTable, rows: NDArray[np.floating], sharded: bool) -> NDArray[np.float64]:
+def merge_ranks(table: RecordLayout, rows: NDArray[np.floating], sharded: bool) -> NDArray[np.float64]:
     """Merge (ranks, slots) into (slots,); NaN marks cells that no rank measured."""
-    merged = table.law.merge(rows)
+    merged = table.operators.merge(rows)
     same = np.zeros(table.width, dtype=bool)
     for cell, start, fields in zip(table.cells, table.starts, table.fields, strict=True):
         same[start : start + len(fields)] = is_replicated(cell, sharded)
-    filled = table.law.filled(rows)
-    absent = np.isnan(table.law.blanked(rows)) & ~np.isnan(filled)  # zeros there would win against a negative sum
+    filled = table.operators.with_identity(rows)
+    absent = np.isnan(table.operators.with_nan(rows)) & ~np.isnan(
+        filled
+    )  # zeros there would win against a negative sum
     largest = np.where(absent, -np.inf, filled)[:, same].max(axis=0, initial=-np.inf)
     merged[same] = np.where(np.isnan(merged[same]), np.nan, largest)
     return merged
 
 
-def is_replicated(cell: Cell, sharded: bool) -> bool:
+def is_replicated(cell: Accumulator, sharded: bool) -> bool:
     """Does every rank hold the same? Norms found by clipping always; parameters unless they are sharded."""
     return cell.tap in REPLICATED and (cell.reduction == "clip" or not sharded)

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.exporters.declared import declared
-from stabwatch.exporters.latest import Readings, SeriesCap
-from stabwatch.runlog import Block, Cell, SeriesKey, SlotTable
+from stabwatch.exporters.latest import Latest, SeriesCap
+from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, SeriesKey
 from stabwatch.runlog.schema import Series
 
 Cardinality = Literal["run", "block", "layer"]
 CARDINALITIES: tuple[Cardinality, ...] = ("run", "block", "layer")
 WORST = 5
-WHOLE = ("host", "logged")
+UNLAYERED_TAPS = ("host", "logged")
 """Taps whose sites are names and not layers."""
 _BLOCK = re.compile(r"(.*?\.\d+)(?:\.|$)")
 
@@ -40,7 +40,7 @@ def group_of(layer: str, cardinality: Cardinality) -> str:
 class Coarsening:
     """Merges the cells of one layout that fall into the same group. `table`: the coarser layout."""
 
-    def __init__(self, table: SlotTable, group: Callable[[Cell], Cell]) -> None:
+    def __init__(self, table: RecordLayout, group: Callable[[Accumulator], Accumulator]) -> None:
         self._fine = table
         cells = [group(cell) for cell in table.cells]
         fields = dict(zip(cells, table.fields, strict=True))
@@ -52,14 +52,14 @@ class Coarsening:
             key = SeriesKey(s.key.signal, place)
             slots = tuple(dict.fromkeys(to[list(s.slots)].tolist()))
             series.setdefault(key, Series(key, s.formula, slots))
-        self.table = SlotTable(tuple(fields), tuple(fields.values()), tuple(series.values()))
+        self.table = RecordLayout(tuple(fields), tuple(fields.values()), tuple(series.values()))
         ops = np.array([op for f in table.fields for _, op in f])
         self._runs = {op: _runs(np.flatnonzero(ops == op), to) for op in ("sum", "max", "min", "arg")}
         self._to = to
 
-    def __call__(self, block: Block) -> Block:
+    def __call__(self, block: RecordBatch) -> RecordBatch:
         """The same records, merged."""
-        rows = self._fine.law.filled(block.rows)
+        rows = self._fine.operators.with_identity(block.rows)
         out = np.empty((len(rows), self.table.width))
         with np.errstate(invalid="ignore"):
             for op, fold in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
@@ -70,7 +70,7 @@ class Coarsening:
         if len(slots):
             winners = rows[:, slots - 1] == out[:, self._to[slots] - 1]
             out[:, places] = np.minimum.reduceat(np.where(winners, rows[:, slots], np.inf), starts, axis=1)
-        return Block(self.table, block.steps, block.times, self.table.law.blanked(out).astype(np.float32))
+        return RecordBatch(self.table, block.steps, block.times, self.table.operators.with_nan(out).astype(np.float32))
 
 
 def _runs(
@@ -82,7 +82,7 @@ def _runs(
     return ordered, starts, places
 
 
-def _cell_of(table: SlotTable, slot: int) -> Cell:
+def _cell_of(table: RecordLayout, slot: int) -> Accumulator:
     return table.cells[int(np.searchsorted(np.array(table.starts), slot, side="right")) - 1]
 
 
@@ -104,22 +104,22 @@ class Coarse:
         self.cap = cap
         self._cardinality = cardinality
         self._worst = worst
-        self._readings = Readings(cap)
+        self._readings = Latest(cap)
         self._made: dict[int, Coarsening] = {}
 
-    def observe(self, block: Block, arrived: float) -> None:
+    def observe(self, block: RecordBatch, arrived: float) -> None:
         """See Readings."""
         made = self._made.get(id(block.table))
         if made is None:
             made = self._made[id(block.table)] = Coarsening(block.table, self._group)
         self._readings.observe(made(block), arrived)
 
-    def _group(self, cell: Cell) -> Cell:
-        if cell.tap in WHOLE or not cell.site:
+    def _group(self, cell: Accumulator) -> Accumulator:
+        if cell.tap in UNLAYERED_TAPS or not cell.site:
             return cell
-        return Cell(cell.tap, group_of(cell.site, self._cardinality), cell.reduction)
+        return Accumulator(cell.tap, group_of(cell.site, self._cardinality), cell.reduction)
 
-    def shown(self, fine: Readings, now: float) -> Shown:
+    def shown(self, fine: Latest, now: float) -> Shown:
         """The groups, and the layers of `fine` with the worst values of the last minute."""
         coarse, window = self._readings, fine.window(now)
         mine = [i for i in self._worst_of(fine, window) if self.cap.admit(("worst", i), 2)]
@@ -132,7 +132,7 @@ class Coarse:
             np.concatenate([coarse.nonfinite, fine.nonfinite[at]]),
         )
 
-    def _worst_of(self, fine: Readings, window: NDArray[np.float64]) -> list[int]:
+    def _worst_of(self, fine: Latest, window: NDArray[np.float64]) -> list[int]:
         there = set(self._readings.keys)
         members: dict[str, list[int]] = {}
         for i, key in enumerate(fine.keys):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.exporters.declared import declared
-from stabwatch.runlog import Block, SeriesKey, SlotTable
+from stabwatch.runlog import RecordBatch, RecordLayout, SeriesKey
 from stabwatch.signals import CATALOGUE
 
 Array = NDArray[np.float64]
@@ -50,22 +50,22 @@ def _importance(signal: str) -> tuple[bool, int]:
 class _Layout:
     """One slot table, seen from outside: which of its series are kept, and in which columns."""
 
-    def __init__(self, table: SlotTable, columns: NDArray[np.int64]) -> None:
+    def __init__(self, table: RecordLayout, columns: NDArray[np.int64]) -> None:
         self.table = table
         kept = columns >= 0
         self.kept = np.flatnonzero(kept)
         self.columns = columns[kept]
 
-    def values(self, block: Block) -> Array:
+    def values(self, block: RecordBatch) -> Array:
         """(n, kept series)."""
         return block.values[:, self.kept]
 
-    def measured(self, block: Block) -> NDArray[np.bool_]:
+    def measured(self, block: RecordBatch) -> NDArray[np.bool_]:
         """(n, kept series): measured at all; a measured value may itself be NaN or infinite."""
         return block.measured[:, self.kept]
 
 
-class Readings:
+class Latest:
     """The present of a run, one column per series in `keys`; `layers` stand in forward order.
 
     last: last measured value; NaN when there is none or when it was not finite.
@@ -94,7 +94,7 @@ class Readings:
         self._newest = -np.inf
         self._arrived = 0.0
 
-    def observe(self, block: Block, arrived: float) -> None:
+    def observe(self, block: RecordBatch, arrived: float) -> None:
         """Fold a block in. `arrived`: when it was read, on a monotonic clock of the reader."""
         if not len(block):
             return
@@ -136,7 +136,7 @@ class Readings:
         at = (row[seen], np.flatnonzero(seen))
         self.last[columns[seen]] = np.where(finite[at], values[at], np.nan)
 
-    def _fold_worst(self, signed: Array, block: Block, columns: NDArray[np.int64]) -> None:
+    def _fold_worst(self, signed: Array, block: RecordBatch, columns: NDArray[np.int64]) -> None:
         filled = np.where(np.isnan(signed), -np.inf, signed)
         row = filled.argmax(axis=0)
         peak = filled[row, np.arange(len(columns))]
@@ -162,7 +162,7 @@ class Readings:
             self._buckets.popleft()
         return worst
 
-    def _layout(self, table: SlotTable) -> _Layout:
+    def _layout(self, table: RecordLayout) -> _Layout:
         layout = self._layouts.get(id(table))
         if layout is None:
             for key in sorted(table.keys, key=lambda key: _importance(key.signal)):

@@ -22,10 +22,10 @@ from stabwatch.alerts import DERIVED, RULES, Engine, Rule
 from stabwatch.alerts.timeline import begin, lead, timeline
 from stabwatch.errors import RunLogError
 from stabwatch.exporters.declared import adopt
-from stabwatch.exporters.latest import Readings, SeriesCap
+from stabwatch.exporters.latest import Latest, SeriesCap
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector, Snapshot
 from stabwatch.exporters.snapshots import snapshot
-from stabwatch.runlog import Block, Event
+from stabwatch.runlog import Event, RecordBatch
 from stabwatch.runlog.schema import segments_of
 from stabwatch.runlog.source import Source
 
@@ -88,7 +88,7 @@ def scrapes(
             due = due + 1 if (due + 1) * interval <= seen + GAP_SECONDS else this
         past.take(item)
         seen = max(seen, item.time if isinstance(item, Event) else float(item.times[-1]))
-        due = this if due is None and isinstance(item, Block) else due
+        due = this if due is None and isinstance(item, RecordBatch) else due
     if due is not None:
         yield due * interval, past.collect(due * interval)
 
@@ -99,18 +99,18 @@ class _Past:
     def __init__(self, log: Source, rules: Sequence[Rule]) -> None:
         self._meta = log.meta
         self._engine = Engine(rules)
-        self._readings = Readings(SeriesCap())
+        self._readings = Latest(SeriesCap())
         self._violations: Counter[tuple[str, str]] = Counter()
         self._state = "running"
         self._shown = Snapshot(run=log.meta.run)
         derived = [DerivedMetric(d.name, d.help) for d in DERIVED]
         self._collector = RunCollector(lambda: self._shown, derived, [(r.name, r.severity) for r in rules])
 
-    def take(self, item: Block | Event) -> None:
+    def take(self, item: RecordBatch | Event) -> None:
         """See what came next."""
         for alert in lead(self._engine, item):
             self._violations[alert.rule, alert.layer] += alert.state == "firing"
-        if isinstance(item, Block):
+        if isinstance(item, RecordBatch):
             self._readings.observe(item, float(item.times[-1]))
         else:
             self._state = str(item.data.get("reason", "ended")) if item.kind == "end" else "running"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from stabwatch.exporters.cardinality import Coarse, Shown
-from stabwatch.exporters.latest import Readings
+from stabwatch.exporters.latest import Latest
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.runlog import Meta, SeriesKey
 
 
 def snapshot(
     meta: Meta,
-    readings: Readings,
+    readings: Latest,
     now: float,
     *,
     state: str,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import compute
 
 from stabwatch.exporters.prometheus import clean
-from stabwatch.runlog import Block, SeriesKey
+from stabwatch.runlog import RecordBatch, SeriesKey
 from stabwatch.runlog.schema import common_series
 from stabwatch.runlog.source import Source
 
@@ -37,13 +37,13 @@ def column(key: SeriesKey) -> str:
     return clean(f"{key.signal}/{key.layer}" if key.layer else key.signal)
 
 
-def pieces(log: Source, progress: Progress | None = None) -> Iterator[Block]:
+def pieces(log: Source, progress: Progress | None = None) -> Iterator[RecordBatch]:
     """The records of a log, as many at a time as memory allows."""
     for block in log.stream():
         records = max(1, VALUES // max(1, len(block.table.keys)))
         for start in range(0, len(block), records):
             rows = slice(start, start + records)
-            yield Block(block.table, block.steps[rows], block.times[rows], block.rows[rows])
+            yield RecordBatch(block.table, block.steps[rows], block.times[rows], block.rows[rows])
         if progress is not None:
             progress(log)
 
@@ -63,7 +63,7 @@ class Table:
         for block in pieces(self._log, self._progress):
             yield self._as_wide(block) if self._wide else _as_long(block)
 
-    def _as_wide(self, block: Block) -> pa.RecordBatch:
+    def _as_wide(self, block: RecordBatch) -> pa.RecordBatch:
         at = {key: i for i, key in enumerate(block.table.keys)}
         values, measured = block.values, block.measured
         empty = pa.array(np.empty(len(block)), mask=np.ones(len(block), bool))
@@ -74,7 +74,7 @@ class Table:
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
 
-def _as_long(block: Block) -> pa.RecordBatch:
+def _as_long(block: RecordBatch) -> pa.RecordBatch:
     rows, columns = np.nonzero(block.measured)
     keys = block.table.keys
     signals = np.array([clean(key.signal) for key in keys], dtype=object)

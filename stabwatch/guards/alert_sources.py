@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.runlog import Block, Event, RunLog, SlotTable
+from stabwatch.runlog import Event, RecordBatch, RecordLayout, RunLog
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert, Engine
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from stabwatch.alerts import Alert, Engine
 
 
-LISTEN_SECONDS = 0.25
+POLL_SECONDS = 0.25
 
 
-class Ear(Protocol):
+class AlertSource(Protocol):
     """Where alerts come from. Called in the writer's thread."""
 
-    def record(self, table: SlotTable, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+    def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
         """A record was made."""
 
     def restart(self, step: int) -> None:
@@ -37,7 +37,7 @@ class Ear(Protocol):
         """A change was announced; its record is yet to come."""
 
 
-class AgentEar:
+class AgentAlerts:
     """Hears the alerts that an agent writes into the run log."""
 
     def __init__(self, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,11 +46,11 @@ class AgentEar:
         self._clock = clock
         self._due = 0.0
 
-    def record(self, table: SlotTable, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+    def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
         """Alerts that were written since; the log is looked at four times a second at most."""
         if self._clock() < self._due:
             return ()
-        self._due = self._clock() + LISTEN_SECONDS
+        self._due = self._clock() + POLL_SECONDS
         events = [e for e in self._log.poll_events() if e.kind == "alert"]
         if not events:
             return ()
@@ -65,7 +65,7 @@ class AgentEar:
         """An agent reads of it."""
 
 
-class EngineEar:
+class LocalEngine:
     """Judges each record with the rules, here.
 
     write: told each alert, when there is no agent to write it.
@@ -80,12 +80,12 @@ class EngineEar:
         """The first step that counts, and the engine; replaced together, as two threads look at them."""
         self._write = write
 
-    def record(self, table: SlotTable, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+    def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
         """The transitions of this record."""
         first, engine = self._judge
         if step < first:
             return ()
-        alerts = engine.observe(Block(table, np.array([step]), np.array([now]), slots[None]))
+        alerts = engine.observe(RecordBatch(table, np.array([step]), np.array([now]), slots[None]))
         for alert in alerts if self._write is not None else ():
             self._write(alert.to_event())  # type: ignore[misc]
         return alerts

@@ -7,7 +7,7 @@ from typing import Any
 from stabwatch.distributed.ranks import AHEAD, Ranks
 
 
-class Agreement:
+class RankBroadcast:
     """Words of rank 0 for all ranks, each with the step before which it is to be heard.
 
     They go through the process group's store, a few steps ahead: more than ranks of one job can be apart. One look
@@ -16,7 +16,7 @@ class Agreement:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._said = self._heard = 0
+        self._sent = self._received = 0
         self._waiting: list[tuple[int, str]] = []
 
     @property
@@ -27,22 +27,22 @@ class Agreement:
     @property
     def pending(self) -> bool:
         """Something was said and is not due yet."""
-        return bool(self._waiting) or self._said > self._heard
+        return bool(self._waiting) or self._sent > self._received
 
-    def say(self, step: int, words: str) -> None:
+    def send(self, step: int, words: str) -> None:
         """Say something, before step `step`. Words of other ranks than 0 are not heard."""
         if self._ranks.world == 1:
             self._waiting.append((step, words))
         elif self._ranks.rank == 0:
-            self._store.set(self._key(self._said), f"{step + AHEAD} {words}")
-            self._said += 1
+            self._store.set(self._key(self._sent), f"{step + AHEAD} {words}")
+            self._sent += 1
 
-    def due(self, step: int) -> list[str]:
+    def receive(self, step: int) -> list[str]:
         """What is to be done now, before step `step`."""
-        if self._ranks.active and self._store.check([self._key(self._heard)]):
-            when, _, words = self._store.get(self._key(self._heard)).decode().partition(" ")
+        if self._ranks.active and self._store.check([self._key(self._received)]):
+            when, _, words = self._store.get(self._key(self._received)).decode().partition(" ")
             self._waiting.append((int(when), words))
-            self._heard += 1
+            self._received += 1
         now = [words for when, words in self._waiting if when <= step]
         self._waiting = [(when, words) for when, words in self._waiting if when > step]
         return now

@@ -22,14 +22,14 @@ from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards import LearningRateBackoff, SkipStep, Snapshots, TaylorGuard
-from stabwatch.guards.alert_sources import AgentEar, Ear, EngineEar
-from stabwatch.guards.broadcast import Agreement
+from stabwatch.guards.alert_sources import AgentAlerts, AlertSource, LocalEngine
+from stabwatch.guards.broadcast import RankBroadcast
 from stabwatch.guards.protocol import Reaction
-from stabwatch.guards.requests import Calls
+from stabwatch.guards.requests import RankRequests
 from stabwatch.hooks.optimizer_step import StepGuard, StepGuards
 from stabwatch.hooks.probes.batches import Batches
 from stabwatch.hooks.probes.directional import Probe
-from stabwatch.runlog import Event, SlotTable, Writer
+from stabwatch.runlog import Event, RecordLayout, Writer
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert
@@ -43,51 +43,51 @@ MOST_FLIGHTS = 100
 """Alerts of one run that are kept with their batches."""
 
 
-class Alarm:
+class AlertDispatcher:
     """Hears alerts in the writer's thread, acts on them there or at the next step boundary."""
 
     def __init__(
         self,
         *,
-        ear: Ear | None,
+        source: AlertSource | None,
         writer: Writer | None,
         closer: Callable[[], None],
         batches: Batches,
-        agreement: Agreement,
-        calls: Calls,
+        broadcast: RankBroadcast,
+        requests: RankRequests,
         on_alert: Callable[[Alert], object] | None,
         reactions: Sequence[Reaction],
         stop: bool,
         run: Callable[..., None],
     ) -> None:
-        self._ear = ear
+        self._source = source
         self._writer = writer
         self._closer = closer
         self._batches = batches
-        self._agreement = agreement
-        self._calls = calls
+        self._broadcast = broadcast
+        self._requests = requests
         self._on_alert = on_alert
         self._reactions = reactions
         self._stop = stop
         self._run = run
-        self._heard: deque[Alert] = deque()
+        self._received: deque[Alert] = deque()
         self._active: dict[tuple[str, str, str], Alert] = {}
         self._flights = 0
         self._from = 0
 
     # -- in the writer's thread ---------------------------------------------------------------------
 
-    def record(self, table: SlotTable, step: int, slots: NDArray[np.float32]) -> None:
+    def record(self, table: RecordLayout, step: int, slots: NDArray[np.float32]) -> None:
         """A record is about to be written."""
-        if self._ear is not None:
-            self._run("alarm", "always", self._listen, self._ear, table, step, slots)
+        if self._source is not None:
+            self._run("alarm", "always", self._listen, self._source, table, step, slots)
 
-    def _listen(self, ear: Ear, table: SlotTable, step: int, slots: NDArray[np.float32]) -> None:
-        for alert in ear.record(table, step, time.time(), slots):
+    def _listen(self, source: AlertSource, table: RecordLayout, step: int, slots: NDArray[np.float32]) -> None:
+        for alert in source.record(table, step, time.time(), slots):
             if alert.state == "firing":
                 self._closer()
                 self._keep(alert)
-                self._calls.make(
+                self._requests.make(
                     alert.since,
                     alert.onset,
                     step=alert.step,
@@ -95,7 +95,7 @@ class Alarm:
                     signal=alert.signal,
                     layer=alert.layer,
                 )
-            self._heard.append(alert)
+            self._received.append(alert)
             self._note(alert)
 
     def _note(self, alert: Alert) -> None:
@@ -127,8 +127,8 @@ class Alarm:
         """The data change at this step, and somebody knows it."""
         if self._writer is not None:
             self._writer.event("change", step, what=what)
-        if self._ear is not None:
-            self._ear.announce(Event("change", time.time(), step, {"what": what}))
+        if self._source is not None:
+            self._source.announce(Event("change", time.time(), step, {"what": what}))
 
     def before(self, optimizer: Any, step: int) -> None:
         """An optimizer is about to step."""
@@ -145,8 +145,8 @@ class Alarm:
         from stabwatch.alerts import Alert
 
         critical: Alert | None = None
-        while self._heard:
-            alert = self._heard.popleft()
+        while self._received:
+            alert = self._received.popleft()
             if alert.step < self._from:
                 continue  # judged while the run was set back
             if self._on_alert is not None:
@@ -155,7 +155,7 @@ class Alarm:
                 except TrainingUnstableError:
                     raise
                 except Exception as error:
-                    self._complain(error)
+                    self._report(error)
             if alert.state == "firing" and alert.severity == "critical" and alert.rule != "TrainingStopped":
                 critical = critical or alert
         self._run("calls", "always", self._hear, step)
@@ -163,15 +163,15 @@ class Alarm:
             return
         for reaction in self._reactions:
             self._run(reaction.name, "always", reaction.boundary, step)
-        if critical is not None and not self._agreement.possible:
+        if critical is not None and not self._broadcast.possible:
             self._act(critical, step, ())
-        elif critical is not None and not self._agreement.pending:
-            self._agreement.say(step, critical.to_event().to_json())
-        for said in self._agreement.due(step) if self._agreement.possible else ():
+        elif critical is not None and not self._broadcast.pending:
+            self._broadcast.send(step, critical.to_event().to_json())
+        for said in self._broadcast.receive(step) if self._broadcast.possible else ():
             self._act(Alert.from_event(Event.from_json(said)), step, self._reactions)
 
     def _hear(self, step: int) -> None:
-        for answered in self._calls.boundary(step):
+        for answered in self._requests.boundary(step):
             if self._writer is not None:
                 batches = answered.pop("batches")
                 self._writer.event(
@@ -179,7 +179,7 @@ class Alarm:
                     batches=batches[:MOST_BATCHES], left_out=max(0, len(batches) - MOST_BATCHES),
                 )  # fmt: skip
 
-    def _complain(self, error: Exception) -> None:
+    def _report(self, error: Exception) -> None:
         def again() -> None:
             raise error
 
@@ -196,15 +196,15 @@ class Alarm:
 
             self._run(reaction.name, "always", react)
             done = done or outcome is not None
-            self._tell(reaction.name, alert, step, outcome)
-        if done and self._ear is not None:
-            self._ear.restart(step)
+            self._notify(reaction.name, alert, step, outcome)
+        if done and self._source is not None:
+            self._source.restart(step)
             self._from = step
         if self._stop and not done:
-            self._tell("raise", alert, step, {"did": "raised"})
+            self._notify("raise", alert, step, {"did": "raised"})
             raise TrainingUnstableError(f"{alert.summary} {alert.description} See {alert.runbook_url}")
 
-    def _tell(self, guard: str, alert: Alert, step: int, outcome: dict[str, Any] | None) -> None:
+    def _notify(self, guard: str, alert: Alert, step: int, outcome: dict[str, Any] | None) -> None:
         facts = {"did": "nothing"} if outcome is None else outcome
         _log.warning("stabwatch: guard %s at step %d, for %s: %s", guard, step, alert.rule, facts)
         if self._writer is not None:
@@ -223,7 +223,7 @@ def step_guards(config: Config, model: nn.Module) -> StepGuards | None:
     return make
 
 
-def alarm_of(
+def make_dispatcher(
     config: Config,
     model: nn.Module,
     ranks: Ranks,
@@ -233,7 +233,7 @@ def alarm_of(
     batches: Batches,
     on_alert: Callable[[Alert], object] | None,
     run: Callable[..., None],
-) -> Alarm:
+) -> AlertDispatcher:
     """The alarm that the settings ask for."""
     made: dict[str, Callable[[], Reaction]] = {
         "snapshot": lambda: Snapshots(model, config.snapshot_every),
@@ -241,13 +241,13 @@ def alarm_of(
     }
     reactions = [make() for name, make in made.items() if name in config.guards]
     stop = "raise" in config.guards
-    ear: Ear | None = None
+    source: AlertSource | None = None
     if writer is not None and (on_alert is not None or reactions or stop):
-        ear = EngineEar(config.rules, None if config.agent else writer.put)
+        source = LocalEngine(config.rules, None if config.agent else writer.put)
     elif writer is not None and config.agent:
-        ear = AgentEar(run_dir)
-    calls = Calls(ranks, batches, closer)
-    return Alarm(
-        ear=ear, writer=writer, closer=closer, batches=batches, agreement=Agreement(ranks), calls=calls,
+        source = AgentAlerts(run_dir)
+    requests = RankRequests(ranks, batches, closer)
+    return AlertDispatcher(
+        source=source, writer=writer, closer=closer, batches=batches, broadcast=RankBroadcast(ranks), requests=requests,
         on_alert=on_alert, reactions=reactions, stop=stop, run=run,
     )  # fmt: skip

@@ -18,14 +18,14 @@ MOST_ANSWERED = 4
 """Batches of one rank that are told: those of the first micro-batches of the first of the steps."""
 
 
-class Calls:
+class RankRequests:
     """Calls go out on rank 0 and are heard on the others, up to 16 steps later; no step waits for an answer."""
 
     def __init__(self, ranks: Ranks, batches: Batches, closer: Callable[[], None]) -> None:
         self._ranks = ranks
         self._batches = batches
         self._closer = closer
-        self._made = self._heard = 0
+        self._made = self._received = 0
         self._open: dict[int, dict[str, Any]] = {}
 
     def make(self, since: int, onset: int, **about: Any) -> None:
@@ -42,12 +42,12 @@ class Calls:
             return []
         if self._ranks.rank == 0:
             return self._collect()
-        while self._ranks.store.check([f"{self._key}/{self._heard}"]):
+        while self._ranks.store.check([f"{self._key}/{self._received}"]):
             self._closer()
-            if self._heard < MOST:
+            if self._received < MOST:
                 # a batch may still be on its way from the device, and the training does not wait for it
-                threading.Thread(target=self._answer, args=(self._heard,), daemon=True).start()
-            self._heard += 1
+                threading.Thread(target=self._answer, args=(self._received,), daemon=True).start()
+            self._received += 1
         return []
 
     def _answer(self, number: int) -> None:

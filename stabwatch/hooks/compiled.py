@@ -1,9 +1,9 @@
 """The deep tier inside a compiled graph: an opaque operator that looks at a tensor when the graph runs.
 
-The operator stands in the graph of measured steps, and decides by itself whether its site has its turn: all deep steps
-share one graph, and steps without measurements have another, without it. A site is known by the number in its mark, a
-tensor on the host: a graph that several blocks share gets it as an input. The operator writes into the mark, so that
-compilers do not take it out.
+The operator is part of the graph of measured steps, and decides by itself whether its site is due: all deep steps share
+one graph, and steps without measurements have another, without it. A site is known by the number in its graph handle, a
+tensor on the host: a graph that several blocks share gets it as an input. The operator writes into the handle, so that
+compilers do not remove it.
 """
 
 from __future__ import annotations
@@ -26,75 +26,79 @@ _sites: WeakValueDictionary[int, Site] = WeakValueDictionary()
 _modules: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
 
-def mark(site: Site, module: nn.Module) -> None:
-    """Give a site that may be looked at inside a graph its marks: one for the forward, one for the backward."""
+def graph_handle(site: Site, module: nn.Module) -> None:
+    """Give a site that may be measured inside a graph its handles: one for the forward, one for the backward."""
     number = next(_numbers)
     _sites[number], _modules[number] = site, module
-    site.mark, site.gradient_mark = (torch.tensor([number, 0]) for _ in range(2))
+    site.graph_handle, site.gradient_handle = (torch.tensor([number, 0]) for _ in range(2))
 
 
-@torch.library.custom_op("stabwatch::observe", mutates_args=("mark",), tags=_TAGS)
-def observe(mark: Tensor, tensors: list[Tensor]) -> None:
+@torch.library.custom_op("stabwatch::observe", mutates_args=("graph_handle",), tags=_TAGS)
+def observe(graph_handle: Tensor, tensors: list[Tensor]) -> None:
     """A module was called with the first of `tensors` and gave the last one."""
-    mark[1] += 1
-    number = int(mark[0])
+    graph_handle[1] += 1
+    number = int(graph_handle[0])
     site, module = _sites.get(number), _modules.get(number)
     if site is None or module is None or torch._C._current_graph_task_id() != -1:
         return  # the watch has ended, or this is a recomputation, counted already
     if site.role.top_k:
-        site.watch.guard.run("router", "sampled", experts.routed, site, module, tuple(tensors))
-    if site.gate.takes(site.place):
+        site.watch.isolation.run("router", "sampled", experts.routed, site, module, tuple(tensors))
+    if site.flags.is_due(site.index):
         residual.observe_traced(site, module, tuple(tensors))
 
 
-@torch.library.custom_op("stabwatch::observe_gradient", mutates_args=("mark",), tags=_TAGS)
-def observe_gradient(mark: Tensor, inputs: Tensor, gradient: Tensor) -> None:
+@torch.library.custom_op("stabwatch::observe_gradient", mutates_args=("graph_handle",), tags=_TAGS)
+def observe_gradient(graph_handle: Tensor, inputs: Tensor, gradient: Tensor) -> None:
     """A residual writer that was called with `inputs` got this gradient of its output."""
-    mark[1] += 1
-    site = _sites.get(int(mark[0]))
-    if site is not None and site.gate.takes(site.place):
+    graph_handle[1] += 1
+    site = _sites.get(int(graph_handle[0]))
+    if site is not None and site.flags.is_due(site.index):
         residual.observe_gradient(site, inputs, gradient)
 
 
-@torch.library.custom_op("stabwatch::observe_attention", mutates_args=("mark",), tags=_TAGS)
+@torch.library.custom_op("stabwatch::observe_attention", mutates_args=("graph_handle",), tags=_TAGS)
 def observe_attention(
-    mark: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+    graph_handle: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
 ) -> None:
     """`scaled_dot_product_attention` was called with these."""
-    mark[1] += 1
-    site = _sites.get(int(mark[0]))
-    if site is not None and site.gate.takes(site.bracket) and torch._C._current_graph_task_id() == -1:
+    graph_handle[1] += 1
+    site = _sites.get(int(graph_handle[0]))
+    if site is not None and site.flags.is_due(site.bracket) and torch._C._current_graph_task_id() == -1:
         attention.observe(site, query, key, mask, is_causal, scale)
 
 
-@torch.library.custom_op("stabwatch::observe_logits", mutates_args=("mark",), tags=_TAGS)
+@torch.library.custom_op("stabwatch::observe_logits", mutates_args=("graph_handle",), tags=_TAGS)
 def observe_logits(
-    mark: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float
+    graph_handle: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float
 ) -> None:
     """`cross_entropy` was called with these."""
-    mark[1] += 1
-    site = _sites.get(int(mark[0]))
-    if site is not None and site.gate.deep and torch._C._current_graph_task_id() == -1 and logits.numel():
-        site.watch.guard.run("loss", "deep", loss.fold_deep, site.watch.cells, logits, target, weight, ignored, smooth)
+    graph_handle[1] += 1
+    site = _sites.get(int(graph_handle[0]))
+    if site is not None and site.flags.deep and torch._C._current_graph_task_id() == -1 and logits.numel():
+        site.watch.isolation.run(
+            "loss", "deep", loss.update_deep, site.watch.cells, logits, target, weight, ignored, smooth
+        )
 
 
 @observe.register_fake
-def _(mark: Tensor, tensors: list[Tensor]) -> None:
+def _(graph_handle: Tensor, tensors: list[Tensor]) -> None:
     return None
 
 
 @observe_gradient.register_fake
-def _(mark: Tensor, inputs: Tensor, gradient: Tensor) -> None:
+def _(graph_handle: Tensor, inputs: Tensor, gradient: Tensor) -> None:
     return None
 
 
 @observe_attention.register_fake
-def _(mark: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
+def _(
+    graph_handle: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> None:
     return None
 
 
 @observe_logits.register_fake
-def _(mark: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
+def _(graph_handle: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
     return None
 
 
@@ -102,30 +106,30 @@ class _Seen(torch.autograd.Function):
     """The identity, whose backward is looked at."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, inputs: Tensor, mark: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, mark)
+    def forward(ctx: Any, out: Tensor, inputs: Tensor, graph_handle: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, graph_handle)
         return out.view_as(out)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        inputs, mark = ctx.saved_tensors
-        observe_gradient(mark, inputs.detach(), gradient.detach())
+        inputs, graph_handle = ctx.saved_tensors
+        observe_gradient(graph_handle, inputs.detach(), gradient.detach())
         return gradient, None, None
 
 
 def tap(site: Site, args: Any, output: Any) -> Any:
     """Called while a compiler traces a module's hook: put the operators into its graph; gives the module's output."""
-    if site.mark is None:
+    if site.graph_handle is None:
         return output
     out = first_tensor(output)
     if out is not None and (site.role.residual or site.role.asks_inputs):
         inputs = [x.detach() for x in args if isinstance(x, Tensor)] if site.role.asks_inputs else []
         with torch.no_grad():
-            observe(site.mark, [*inputs, out.detach()])
+            observe(site.graph_handle, [*inputs, out.detach()])
     if site.role.writer and isinstance(output, Tensor) and output.requires_grad:
         first = first_tensor(args)
         if first is not None and first.dim() == 3:
-            return _Seen.apply(output, first, site.gradient_mark)  # type: ignore[no-untyped-call]
+            return _Seen.apply(output, first, site.gradient_handle)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -134,14 +138,14 @@ def tap_attention(
     site: Site, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None
 ) -> None:
     """The same for an attention call."""
-    if site.mark is not None:
+    if site.graph_handle is not None:
         hidden = None if mask is None else mask.detach()
-        observe_attention(site.mark, query.detach(), key.detach(), hidden, causal, scale)
+        observe_attention(site.graph_handle, query.detach(), key.detach(), hidden, causal, scale)
 
 
 @torch.no_grad()
 def tap_logits(site: Site, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
     """The same for a call of `cross_entropy`."""
-    if site.mark is not None:
+    if site.graph_handle is not None:
         weight = None if weight is None else weight.detach()
-        observe_logits(site.mark, logits.detach(), target.detach(), weight, ignored, smooth)
+        observe_logits(site.graph_handle, logits.detach(), target.detach(), weight, ignored, smooth)

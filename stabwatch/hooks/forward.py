@@ -9,13 +9,13 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from stabwatch.hooks import compiled
-from stabwatch.hooks.base.context import Gate
-from stabwatch.hooks.base.sites import Chosen, Site, looks_like_attention
-from stabwatch.hooks.base.tensors import device_of, first_tensor, new_cell
+from stabwatch.hooks.base.context import MeasurementFlags
+from stabwatch.hooks.base.sites import Site, Target, looks_like_attention
+from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
 from stabwatch.hooks.probes import experts, residual
 from stabwatch.hooks.probes.depth import Stacks
 from stabwatch.hooks.probes.directional import Probing
-from stabwatch.kernels.moments import fold_moments
+from stabwatch.kernels.moments import update_moments
 from stabwatch.kernels.where import is_fake, tracing
 
 
@@ -43,7 +43,7 @@ def before_root(module: nn.Module, args: Any, kwargs: Any) -> None:
     training = torch.is_grad_enabled() and module.training and not Probing.now
     if training and not tracing():
         site.watch.forward_begins((*args, *kwargs.values()), kwargs)
-    site.gate.recording = training and site.gate.open
+    site.flags.recording = training and site.flags.open
     CURSOR.root = site
     CURSOR.site = site
 
@@ -54,7 +54,7 @@ def after_root(module: nn.Module, args: Any, output: Any) -> None:
     if site is None:
         return
     CURSOR.site = None
-    if not tracing() and site.gate.recording:
+    if not tracing() and site.flags.recording:
         site.watch.forward_ended(output)
 
 
@@ -62,7 +62,7 @@ def before(module: nn.Module, args: Any) -> None:
     """Pre-hook of a watched module."""
     site: Site | None = module._stabwatch  # type: ignore[assignment]
     CURSOR.site = site
-    if not tracing() and site is not None and site.role.residual and site.gate.recording and site.gate.deep:
+    if not tracing() and site is not None and site.role.residual and site.flags.recording and site.flags.deep:
         site.input = first_tensor(args)
 
 
@@ -72,16 +72,16 @@ def after(module: nn.Module, args: Any, output: Any) -> Any:
     if site is None:
         return None
     CURSOR.site = site.parent
-    if not site.gate.recording:
+    if not site.flags.recording:
         return None
     if tracing():
-        site.gate.traced = True
-        if not site.gate.sampled:
+        site.flags.traced = True
+        if not site.flags.sampled:
             return None
         if site.activation is not None:
             _measure(site, output)
         return compiled.tap(site, args, output)
-    if (site.gate.sampled or site.gate.deep or site.gate.plugins) and not in_backward():
+    if (site.flags.sampled or site.flags.deep or site.flags.plugins) and not in_backward():
         _see(site, module, args, output)
     site.input = None
     return None
@@ -89,11 +89,11 @@ def after(module: nn.Module, args: Any, output: Any) -> Any:
 
 def _see(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     guard = site.watch.guard
-    if site.gate.sampled and site.activation is not None:
+    if site.flags.sampled and site.activation is not None:
         guard.run("activation", "sampled", _measure, site, output)
-    if site.gate.sampled and site.role.top_k:
+    if site.flags.sampled and site.role.top_k:
         guard.run("router", "sampled", experts.routed, site, module, args)
-    if site.gate.takes(site.place):
+    if site.flags.is_due(site.index):
         residual.observe(site, module, args, output)
     if site.activation is not None:
         site.watch.plugins.activation(site, output)
@@ -105,20 +105,20 @@ def _measure(site: Site, output: Any) -> None:
         return
     with torch.no_grad():
         if not tracing() and site.activation.device != x.device:
-            site.activation = new_cell("moments", x.device)
-        fold_moments(x.detach(), site.activation)
+            site.activation = new_accumulator("moments", x.device)
+        update_moments(x.detach(), site.activation)
 
 
 class ModuleTaps:
     """The hooks of one watch on one model."""
 
-    def __init__(self, chosen: list[Chosen], gate: Gate, watch: Any, device: torch.device) -> None:
+    def __init__(self, chosen: list[Target], flags: MeasurementFlags, watch: Any, device: torch.device) -> None:
         self.sites: dict[str, Site] = {}
         self._modules: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
         for item in chosen:
             parent = self._parent(item.path)
-            site = Site(item.name, gate, watch, parent, looks_like_attention(item.module))
+            site = Site(item.name, flags, watch, parent, looks_like_attention(item.module))
             self._hook(item, site, device_of(item.module, device))
             self.sites[item.path] = site
         self.stacks = Stacks([(item, self.sites[item.path]) for item in chosen], device)
@@ -131,15 +131,15 @@ class ModuleTaps:
                 return self.sites[path]
         return None
 
-    def _hook(self, item: Chosen, site: Site, device: torch.device) -> None:
+    def _hook(self, item: Target, site: Site, device: torch.device) -> None:
         if item.activation:
-            site.activation = new_cell("moments", device)
+            site.activation = new_accumulator("moments", device)
         if not item.path or list(item.module.children()) or site.attention_like:
             site.bracket = sum(s.bracket is not None for s in self.sites.values())
-            site.exact = new_cell("attention_exact", device)
+            site.exact = new_accumulator("attention_exact", device)
             site.heads = int(getattr(item.module, "num_heads", 0) or 0)
         if item.role or site.bracket is not None:
-            compiled.mark(site, item.module)
+            compiled.graph_handle(site, item.module)
         object.__setattr__(item.module, "_stabwatch", site)
         self._modules.append(item.module)
         if item.path:

@@ -42,18 +42,18 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     out = _sdpa(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
     site = CURSOR.site
-    if site is not None and site.gate.recording:
+    if site is not None and site.flags.recording:
         options = (is_causal, kwargs.get("scale"))
         if tracing():
-            if site.gate.sampled:
+            if site.flags.sampled:
                 call = attention.as_heads(query, key, attn_mask)
                 attention.exact(site, *call, *options)
                 compiled.tap_attention(site, *call, *options)
         elif not (in_backward() or is_fake(query)):
             call = (query, key, attn_mask)
-            site.watch.guard.run("attention", "always", attention.note_call, site, out, *call, is_causal)
-            if site.gate.deep:
-                site.watch.guard.run("attention_call", "deep", attention.measure, site, *call, *options)
+            site.watch.isolation.run("attention", "always", attention.note_call, site, out, *call, is_causal)
+            if site.flags.deep:
+                site.watch.isolation.run("attention_call", "deep", attention.measure, site, *call, *options)
     return out
 
 
@@ -61,12 +61,12 @@ def scaled_dot_product_attention(
 def softmax(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     out = _softmax(input, *args, **kwargs)
     site = CURSOR.site
-    if site is not None and site.attention_like and site.gate.recording and input.dim() >= 3:
+    if site is not None and site.attention_like and site.flags.recording and input.dim() >= 3:
         if tracing():
-            if site.gate.sampled:
+            if site.flags.sampled:
                 attention.exact_of_scores(site, input)
-        elif site.gate.deep and not (in_backward() or is_fake(input)):
-            site.watch.guard.run("attention_exact", "deep", attention.exact_of_scores, site, input)
+        elif site.flags.deep and not (in_backward() or is_fake(input)):
+            site.watch.isolation.run("attention_exact", "deep", attention.exact_of_scores, site, input)
     return out
 
 
@@ -74,13 +74,13 @@ def softmax(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     out = _cross_entropy(input, target, *args, **kwargs)
     root = CURSOR.root
-    if root is not None and root.gate.recording and torch.is_grad_enabled():
+    if root is not None and root.flags.recording and torch.is_grad_enabled():
         if tracing():
             loss.cross_entropy_traced(root.watch.cells, out, input, target, *args, **kwargs)
-            if root.gate.sampled:
+            if root.flags.sampled:
                 compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))
         elif not (in_backward() or is_fake(input)):
-            root.watch.guard.run("loss", "always", loss.cross_entropy, root.watch, out, input, target, args, kwargs)
+            root.watch.isolation.run("loss", "always", loss.cross_entropy, root.watch, out, input, target, args, kwargs)
     return out
 
 
@@ -90,15 +90,15 @@ def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
     norm = _clip_grad_norm_(parameters, *args, **kwargs)
     root = CURSOR.root
     if root is not None:
-        root.watch.guard.run("clip", "always", root.watch.clipped, norm, args, kwargs)
+        root.watch.isolation.run("clip", "always", root.watch.clipped, norm, args, kwargs)
     return norm
 
 
 @functools.wraps(_backward)
 def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
     root = CURSOR.root
-    if root is not None and root.gate.recording:
-        root.watch.guard.run("loss", "always", root.watch.backward_begins, tensors)
+    if root is not None and root.flags.recording:
+        root.watch.isolation.run("loss", "always", root.watch.backward_begins, tensors)
     elif not in_backward():
         _say_why_unseen()
     _backward(tensors, *args, **kwargs)
@@ -108,16 +108,16 @@ def _say_why_unseen() -> None:
     """A backward begins, and no forward was measured before it: this may be how the whole run goes."""
     root, site = CURSOR.root, CURSOR.site
     if site is not None:  # the end of the root's forward would have taken it away
-        site.watch.guard.run("coverage", "always", site.watch.unmeasured, "forward", "", NO_ROOT)
-    elif root is not None and root.gate.open:
-        root.watch.guard.run("coverage", "always", root.watch.unmeasured, "forward", "", EVALUATING)
+        site.watch.isolation.run("coverage", "always", site.watch.unmeasured, "forward", "", NO_ROOT)
+    elif root is not None and root.flags.open:
+        root.watch.isolation.run("coverage", "always", root.watch.unmeasured, "forward", "", EVALUATING)
 
 
 def scaler_update(self: Any, *args: Any, **kwargs: Any) -> None:
     _scaler_update(self, *args, **kwargs)
     root = CURSOR.root
     if root is not None:
-        root.watch.guard.run("scaler", "always", root.watch.scaler_updated, self)
+        root.watch.isolation.run("scaler", "always", root.watch.scaler_updated, self)
 
 
 _PATCHES = (

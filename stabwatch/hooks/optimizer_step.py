@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.base.tensors import new_cell
+from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.hooks.forward import ModuleTaps
 from stabwatch.hooks.probes.custom import PluginTaps
 from stabwatch.hooks.probes.directional import Probe
@@ -17,10 +17,10 @@ from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.taylor import TaylorTap
 from stabwatch.hooks.probes.weights import DeepParameters
 from stabwatch.kernels.merge import merge_
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import HOST_COUNT
 
-INTERVENTIONS = Cell("optimizer", "", "host_count")
+INTERVENTIONS = Accumulator("optimizer", "", "host_count")
 
 
 class StepGuard(Protocol):
@@ -60,12 +60,12 @@ class StepTaps:
         self._watch = watch
         self._plugins = plugins
         self._parameters = parameters
-        self._deep = DeepParameters(model, parameters.owned, device, watch)
+        self._deep = DeepParameters(model, parameters.tracked, device, watch)
         self._make_guards = guards
         self._probe = Probe(model) if watch.config.taylor or "taylor" in watch.config.guards else None
         self._taylor = TaylorTap(model, self._probe, device, watch) if self._probe and watch.config.taylor else None
         self._guards: dict[int, Sequence[StepGuard]] = {}
-        self._interventions = new_cell("host_count", device)
+        self._interventions = new_accumulator("host_count", device)
         self._told = torch.zeros((), device=device)
         self.drift = DriftTap(model, modules.sites, modules.deep)
 
@@ -80,20 +80,20 @@ class StepTaps:
 
     def before(self, optimizer: Any, closure: bool = False) -> None:
         """The optimizer is about to step. With a closure it has no gradients yet, or those of the last step."""
-        run, gate = self._watch.guard.run, self._watch.gate
+        run, flags = self._watch.isolation.run, self._watch.gate
         if self._make_guards is not None and id(optimizer) not in self._guards:
             run("guard", "always", self._set_guard, optimizer, self._make_guards)
-        if gate.sampled:
+        if flags.sampled:
             if not closure:
                 run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
             run("weight", "sampled", self._parameters.measure_weights, optimizer)
-            run("update", "sampled", self._parameters.hold, optimizer)
-        if gate.deep:
+            run("update", "sampled", self._parameters.snapshot, optimizer)
+        if flags.deep:
             run("hold", "deep", self._deep.before, optimizer, closure)
             if self._taylor is not None:
                 run("taylor", "deep", self._taylor.before, optimizer)
-        if gate.coming is not None:
-            run("successive", "deep", self._deep.before_turn, optimizer, gate.coming)
+        if flags.next_phase is not None:
+            run("successive", "deep", self._deep.before_phase, optimizer, flags.next_phase)
         run("plugins", "always", self._plugins.parameters, optimizer)
 
     def clipped(self, norm: Tensor) -> None:
@@ -103,12 +103,12 @@ class StepTaps:
 
     def step_ends(self) -> None:
         """All optimizers have stepped that do in this step."""
-        if self._guards and self._watch.gate.open:
-            self._watch.guard.run("guard", "always", self._count)
-        if self._watch.gate.deep and self._taylor is not None:
-            self._watch.guard.run("taylor", "deep", self._taylor.step_ends)
-        if self._watch.gate.deep and self._watch.gate.turn == 0:
-            self._watch.guard.run("drift", "deep", self.drift.measure)
+        if self._guards and self._watch.flags.open:
+            self._watch.isolation.run("guard", "always", self._count)
+        if self._watch.flags.deep and self._taylor is not None:
+            self._watch.isolation.run("taylor", "deep", self._taylor.step_ends)
+        if self._watch.flags.deep and self._watch.flags.phase == 0:
+            self._watch.isolation.run("drift", "deep", self.drift.measure)
 
     def _set_guard(self, optimizer: Any, make: StepGuards) -> None:
         self._guards[id(optimizer)] = ()  # also when it cannot be set: reported once
@@ -124,15 +124,15 @@ class StepTaps:
 
     def after(self, optimizer: Any, closure: bool = False) -> None:
         """The optimizer has stepped. With a closure its gradients are those of the last time that it was called."""
-        run, gate = self._watch.guard.run, self._watch.gate
-        if gate.sampled:
+        run, flags = self._watch.isolation.run, self._watch.gate
+        if flags.sampled:
             if closure:
                 run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
             run("update", "sampled", self._parameters.measure_updates)
-        if gate.deep:
+        if flags.deep:
             run("hold", "deep", self._deep.after, optimizer)
-        if gate.coming is not None:
-            run("successive", "deep", self._deep.after_turn)
+        if flags.next_phase is not None:
+            run("successive", "deep", self._deep.after_phase)
 
     def remove(self) -> None:
         """Take the hooks of guards and probes off again."""

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 
-def sent(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A new tensor (n,) of these numbers."""
     host = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
 
 
-def constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def device_constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The same, kept for the next time: not to be written to."""
     return _kept(numbers, dtype, device, stream(device))
 
 
 @lru_cache(maxsize=256)
 def _kept(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device, of_stream: int) -> Tensor:
-    return sent(numbers, dtype, device)
+    return to_device(numbers, dtype, device)
 
 
 def stream(device: torch.device) -> int:

@@ -49,7 +49,7 @@ def dense(x: Tensor) -> Tensor:
     return x
 
 
-def fold(partials: Tensor, out: Tensor, sums: int, starts: Tensor | None = None, merge: bool = False) -> None:
+def update(partials: Tensor, out: Tensor, sums: int, starts: Tensor | None = None, merge: bool = False) -> None:
     """Fold partials into out (rows, fields): the first `sums` fields are added up, of the others the maximum is taken.
 
     partials: float32 (rows, fields, programs); or (fields, programs) with starts, int64 (rows + 1,), where row r owns
@@ -58,14 +58,14 @@ def fold(partials: Tensor, out: Tensor, sums: int, starts: Tensor | None = None,
     rows, fields = out.shape
     row_stride = partials.stride(0) if partials.dim() == 3 else 0
     with on(out.device):
-        _fold[(rows, triton.cdiv(fields, FOLD_FIELDS))](
+        _update[(rows, triton.cdiv(fields, FOLD_FIELDS))](
             partials, starts, out, partials.shape[-1], row_stride, partials.stride(-2), fields,
             SUMS=sums, MERGE=merge, FIELDS=FOLD_FIELDS, BLOCK=FOLD, num_warps=8,
         )  # fmt: skip
 
 
 @jit
-def _fold(
+def _update(
     partials: tl.tensor,
     starts: tl.tensor,
     out: tl.tensor,
@@ -104,5 +104,5 @@ def _fold(
     tl.store(target, tl.where(field < SUMS, added, highest), mask=field < fields)
 
 
-INTERPRETED: bool = not isinstance(_fold, triton.JITFunction)
+INTERPRETED: bool = not isinstance(_update, triton.JITFunction)
 """Decided when the kernels are defined: later changes of TRITON_INTERPRET have no effect."""

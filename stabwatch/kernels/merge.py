@@ -11,16 +11,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.constants import constant, sent
-from stabwatch.signals.reductions import UNIT, Reduction
+from stabwatch.kernels.constants import device_constant, to_device
+from stabwatch.signals.reductions import IDENTITY, Reduction
 
 Partials: TypeAlias = Tensor | tuple[float, ...]
 """The fields of one cell: float32 (fields,), or as many floats."""
 
 
-def empty_cell(reduction: Reduction, device: torch.device) -> Tensor:
+def empty_accumulator(reduction: Reduction, device: torch.device) -> Tensor:
     """A cell that holds the unit of each operator: float32 (fields,)."""
-    return constant(tuple(UNIT[f.op] for f in reduction.fields), torch.float32, device).clone()
+    return device_constant(tuple(IDENTITY[f.op] for f in reduction.fields), torch.float32, device).clone()
 
 
 def merge_(reduction: Reduction, cell: Tensor, partials: Partials) -> None:
@@ -29,7 +29,7 @@ def merge_(reduction: Reduction, cell: Tensor, partials: Partials) -> None:
         if cell.device.type == "cpu":
             cell.copy_(torch.tensor(_merged(reduction, cell.tolist(), partials), dtype=torch.float32))
             return
-        partials = sent(partials, torch.float32, cell.device)
+        partials = to_device(partials, torch.float32, cell.device)
     elif partials.device != cell.device:
         partials = partials.to(cell.device, non_blocking=True)
     _merge_tensors(reduction, cell, partials)

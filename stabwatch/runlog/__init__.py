@@ -10,13 +10,13 @@ from stabwatch.runlog.reader import find_runs as find_runs
 from stabwatch.runlog.reader import holds_run as holds_run
 from stabwatch.runlog.reader import read_run as read_run
 from stabwatch.runlog.reader import wait_for_run as wait_for_run
-from stabwatch.runlog.schema import Block as Block
-from stabwatch.runlog.schema import Cell as Cell
+from stabwatch.runlog.schema import Accumulator as Accumulator
 from stabwatch.runlog.schema import Event as Event
 from stabwatch.runlog.schema import Meta as Meta
+from stabwatch.runlog.schema import RecordBatch as RecordBatch
+from stabwatch.runlog.schema import RecordLayout as RecordLayout
 from stabwatch.runlog.schema import SeriesKey as SeriesKey
-from stabwatch.runlog.schema import SlotTable as SlotTable
-from stabwatch.runlog.schema import host_cell as host_cell
+from stabwatch.runlog.schema import host_accumulator as host_accumulator
 from stabwatch.runlog.schema import plain as plain
 from stabwatch.runlog.writer import RunFolder as RunFolder
 from stabwatch.runlog.writer import Writer as Writer

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_output(path: Path) -> Iterator[Path]:
     """A folder beside `path` to work in; what is made there under the name of `path` takes its place at the end.
 
     Whatever ends it early, a signal of the keyboard too, leaves `path` as it was and nothing beside it.

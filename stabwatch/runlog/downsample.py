@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stabwatch.runlog import Block, Event, Run
+from stabwatch.runlog import Event, RecordBatch, Run
 from stabwatch.runlog.source import Source
 
 MOST = 8192
@@ -16,7 +16,7 @@ MOST_NUMBERS = 1 << 24
 """Partials in memory at most: fewer records where a record is long."""
 
 
-class Thinned:
+class Downsampled:
     """Takes the records of a run, block by block. window: steps that a record of it stands for.
 
     A merged record bears the first step of its window.
@@ -25,9 +25,9 @@ class Thinned:
     def __init__(self, window: int = 1, most: int = MOST) -> None:
         self.window = window
         self._most = most
-        self._kept: list[Block] = []
+        self._kept: list[RecordBatch] = []
 
-    def add(self, block: Block) -> None:
+    def add(self, block: RecordBatch) -> None:
         """More records; those before are merged further where they have become too many."""
         most = max(64, min(self._most, MOST_NUMBERS // max(block.table.width, 1)))
         self._kept = _appended(self._kept, merged(block, self.window))
@@ -48,7 +48,7 @@ def load(
 
     window: merge at least this many steps.
     """
-    thinned = Thinned(window, most)
+    thinned = Downsampled(window, most)
     for block in log.stream():
         thinned.add(block)
         if progress is not None:
@@ -56,24 +56,24 @@ def load(
     return thinned.run(log, tuple(log.poll_events())), thinned.window
 
 
-def merged(block: Block, window: int) -> Block:
+def merged(block: RecordBatch, window: int) -> RecordBatch:
     """A block with the records of each window of steps merged into one."""
     if window == 1 or not len(block):
         return block
     of = block.steps // window
     starts = np.flatnonzero(np.diff(of, prepend=of[0] - 1))
-    rows = block.table.law.merge_groups(block.rows, starts).astype(np.float32)
-    return Block(block.table, of[starts] * window, block.times[starts], rows)
+    rows = block.table.operators.merge_groups(block.rows, starts).astype(np.float32)
+    return RecordBatch(block.table, of[starts] * window, block.times[starts], rows)
 
 
-def _appended(kept: list[Block], block: Block) -> list[Block]:
+def _appended(kept: list[RecordBatch], block: RecordBatch) -> list[RecordBatch]:
     """Pieces of one layout as one block, so that a window that a piece cuts in two becomes whole."""
     if not kept or kept[-1].table is not block.table:
         return [*kept, block]
     return [*kept[:-1], _joined(kept[-1], block)]
 
 
-def _joined(one: Block, other: Block) -> Block:
+def _joined(one: RecordBatch, other: RecordBatch) -> RecordBatch:
     return replace(
         one,
         steps=np.concatenate([one.steps, other.steps]),

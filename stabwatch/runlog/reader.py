@@ -19,11 +19,11 @@ from stabwatch.runlog.schema import (
     EVENTS,
     META,
     SCHEMA_VERSION,
-    Block,
     Event,
     Meta,
+    RecordBatch,
+    RecordLayout,
     SeriesKey,
-    SlotTable,
     common_series,
     segments_of,
 )
@@ -61,7 +61,7 @@ class _SegmentTail:
 
     def __init__(self, path: Path) -> None:
         self._tail = _Tail(path)
-        self.table: SlotTable | None = None
+        self.table: RecordLayout | None = None
         self._schema: pa.Schema | None = None
         self._header: pa.Buffer | None = None
         self._size = 0
@@ -74,7 +74,7 @@ class _SegmentTail:
         """Bytes consumed."""
         return self._tail.offset
 
-    def chunks(self, size: int) -> Iterator[Block]:
+    def chunks(self, size: int) -> Iterator[RecordBatch]:
         """All that is there now, in blocks of about `size` bytes, or of one record that is larger."""
         while True:
             before = self.offset
@@ -86,7 +86,7 @@ class _SegmentTail:
                     return
                 size *= 2
 
-    def poll(self, most: int = -1) -> Block | None:
+    def poll(self, most: int = -1) -> RecordBatch | None:
         """New records, out of at most `most` bytes; all of them unless given."""
         data = self._tail.read(most)
         source = pa.BufferReader(data)
@@ -131,7 +131,7 @@ class _SegmentTail:
         return batch
 
 
-def _table_of(message: pa.Message, path: Path) -> SlotTable:
+def _table_of(message: pa.Message, path: Path) -> RecordLayout:
     """The slot table of a schema message. Raises RunLogError."""
     # Cut out of the header by its length, because pa.ipc.read_schema can crash the process on a damaged header.
     header = message.metadata.to_pybytes()
@@ -143,7 +143,7 @@ def _table_of(message: pa.Message, path: Path) -> SlotTable:
         found = json.loads(text).get("schema")
         if found != SCHEMA_VERSION:
             raise RunLogError(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
-        table = SlotTable.from_json(text)
+        table = RecordLayout.from_json(text)
         table.check()
     except RunLogError:
         raise
@@ -152,9 +152,9 @@ def _table_of(message: pa.Message, path: Path) -> SlotTable:
     return table
 
 
-def _block(table: SlotTable, batches: list[pa.RecordBatch]) -> Block:
+def _block(table: RecordLayout, batches: list[pa.RecordBatch]) -> RecordBatch:
     rows = [numbers(batch.column(2).values, np.float32) for batch in batches]
-    return Block(
+    return RecordBatch(
         table,
         np.concatenate([numbers(batch.column(0), np.int64) for batch in batches]),
         np.concatenate([numbers(batch.column(1), np.float64) for batch in batches]),
@@ -191,14 +191,14 @@ class RunLog:
         """Bytes at the ends of segments that are no whole record, at the last poll."""
         return sum(segment.torn for segment in self._segments.values())
 
-    def poll(self) -> list[Block]:
+    def poll(self) -> list[RecordBatch]:
         """New records, in the order in which they were written."""
         for path in segments_of(self.path):
             self._segments.setdefault(path, _SegmentTail(path))
         blocks = (segment.poll() for segment in self._segments.values())
         return [block for block in blocks if block is not None]
 
-    def stream(self, size: int = CHUNK) -> Iterator[Block]:
+    def stream(self, size: int = CHUNK) -> Iterator[RecordBatch]:
         """The same records as `poll`, about `size` bytes at a time: a long log needs little memory."""
         for path in segments_of(self.path):
             yield from self._segments.setdefault(path, _SegmentTail(path)).chunks(size)
@@ -214,7 +214,7 @@ class RunLog:
         return sum(path.stat().st_size for path in segments_of(self.path))
 
     @property
-    def tables(self) -> list[SlotTable]:
+    def tables(self) -> list[RecordLayout]:
         """The slot tables of all segments, from their beginnings alone."""
         heads = [_SegmentTail(path) for path in segments_of(self.path)]
         for head in heads:
@@ -266,7 +266,7 @@ class Run:
 
     path: Path
     meta: Meta
-    blocks: tuple[Block, ...]
+    blocks: tuple[RecordBatch, ...]
     events: tuple[Event, ...] = ()
     damaged_records: int = 0
     """Records that were stepped over because they could not be read."""

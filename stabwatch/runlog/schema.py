@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from stabwatch.signals import CATALOGUE, Catalogue
 from stabwatch.signals.formulas import FORMULAS, evaluate
-from stabwatch.signals.reductions import REDUCTIONS, UNIT, MergeLaw, Op
+from stabwatch.signals.reductions import IDENTITY, REDUCTIONS, MergeOperators, Op
 
 SCHEMA_VERSION = 1
 META = "meta.json"
@@ -46,7 +46,7 @@ class SeriesKey:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Accumulator:
     """One reduction at one site: a run of consecutive slots."""
 
     tap: str
@@ -64,18 +64,18 @@ class Series:
 
 
 @dataclass(frozen=True)
-class SlotTable:
+class RecordLayout:
     """The layout of a record: cells in order, each with the fields of its reduction.
 
     In a table read from a file the fields come from the file, not from today's code.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Accumulator, ...]
     fields: tuple[tuple[tuple[str, Op], ...], ...]
     series: tuple[Series, ...]
 
     @classmethod
-    def build(cls, cells: Iterable[Cell], catalogue: Catalogue = CATALOGUE) -> SlotTable:
+    def build(cls, cells: Iterable[Accumulator], catalogue: Catalogue = CATALOGUE) -> RecordLayout:
         """Lay out cells in the given order and derive the series from the catalogue."""
         cells = tuple(dict.fromkeys(cells))
         fields = tuple(tuple((f.name, f.op) for f in REDUCTIONS[c.reduction].fields) for c in cells)
@@ -106,23 +106,23 @@ class SlotTable:
         return sum(len(f) for f in self.fields)
 
     @cached_property
-    def law(self) -> MergeLaw:
+    def operators(self) -> MergeOperators:
         """The merge law of a whole record."""
         ops = [op for fields in self.fields for _, op in fields]
         cells = [i for i, fields in enumerate(self.fields) for _ in fields]
-        return MergeLaw(ops, cells)
+        return MergeOperators(ops, cells)
 
     @cached_property
     def keys(self) -> tuple[SeriesKey, ...]:
         """Keys of the series, in order."""
         return tuple(s.key for s in self.series)
 
-    def start(self, cell: Cell) -> int:
+    def start(self, cell: Accumulator) -> int:
         """First slot of a cell."""
         return self.starts[self._position[cell]]
 
     @cached_property
-    def _position(self) -> dict[Cell, int]:
+    def _position(self) -> dict[Accumulator, int]:
         return {cell: i for i, cell in enumerate(self.cells)}
 
     @cached_property
@@ -176,11 +176,11 @@ class SlotTable:
         )
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> SlotTable:
+    def from_json(cls, text: str | bytes) -> RecordLayout:
         """Inverse of `to_json`."""
         d = json.loads(text)
         return cls(
-            tuple(Cell(c["tap"], c["site"], c["reduction"]) for c in d["cells"]),
+            tuple(Accumulator(c["tap"], c["site"], c["reduction"]) for c in d["cells"]),
             tuple(tuple((name, op) for name, op in c["fields"]) for c in d["cells"]),
             tuple(Series(SeriesKey(s["signal"], s["layer"]), s["formula"], tuple(s["slots"])) for s in d["series"]),
         )
@@ -190,7 +190,7 @@ class SlotTable:
         if not self.width:
             raise ValueError("a layout needs at least one slot")
         for name, op in (pair for fields in self.fields for pair in fields):
-            if op not in UNIT:
+            if op not in IDENTITY:
                 raise ValueError(f"field {name!r} has the unknown merge operator {op!r}")
         for s in self.series:
             if s.formula not in FORMULAS:
@@ -199,14 +199,14 @@ class SlotTable:
                 raise ValueError(f"{s.key} names slots {s.slots}, and there are {self.width}")
 
 
-def _named(cell: Cell, signal: str) -> bool:
+def _named(cell: Accumulator, signal: str) -> bool:
     """Host cells are named after their signal; every other cell serves all signals of its tap and reduction."""
     return cell.tap != "host" or cell.site == signal
 
 
-def host_cell(signal: str) -> Cell:
+def host_accumulator(signal: str) -> Accumulator:
     """The cell of a signal that is one host number per step."""
-    return Cell("host", signal, CATALOGUE[signal].reduction)
+    return Accumulator("host", signal, CATALOGUE[signal].reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,13 +276,13 @@ def plain(data: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Block:
+class RecordBatch:
     """Consecutive records of one layout.
 
     steps: int64 (n,). times: float64 (n,), seconds since the epoch. rows: float32 (n, table.width).
     """
 
-    table: SlotTable
+    table: RecordLayout
     steps: NDArray[np.int64]
     times: NDArray[np.float64]
     rows: NDArray[np.float32]
@@ -306,6 +306,6 @@ def segments_of(run: Path) -> list[Path]:
     return sorted(run.glob(SEGMENTS), key=lambda path: (len(path.name), path.name))
 
 
-def common_series(tables: Sequence[SlotTable]) -> tuple[SeriesKey, ...]:
+def common_series(tables: Sequence[RecordLayout]) -> tuple[SeriesKey, ...]:
     """All series of several tables, in order of first appearance."""
     return tuple(dict.fromkeys(key for table in tables for key in table.keys))

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from stabwatch.runlog import Block, Event, Meta, SlotTable
+from stabwatch.runlog import Event, Meta, RecordBatch, RecordLayout
 
-PIECE = 4096
+BATCH_RECORDS = 4096
 """Most records in a block: bounds the memory that its values take."""
 
 
@@ -32,7 +32,7 @@ class Source(Protocol):
         """Where it lies."""
 
     @property
-    def tables(self) -> list[SlotTable]:
+    def tables(self) -> list[RecordLayout]:
         """The layouts of its records."""
 
     @property
@@ -43,14 +43,14 @@ class Source(Protocol):
     def size(self) -> int:
         """All of it."""
 
-    def stream(self) -> Iterator[Block]:
+    def stream(self) -> Iterator[RecordBatch]:
         """The records, in pieces."""
 
     def poll_events(self) -> list[Event]:
         """The events; at once, and once."""
 
 
-def part(block: Block, start: int, stop: int) -> Block:
+def record_slice(block: RecordBatch, start: int, stop: int) -> RecordBatch:
     """Some consecutive records of a block."""
     rows = slice(start, stop)
     return replace(block, steps=block.steps[rows], times=block.times[rows], rows=block.rows[rows])

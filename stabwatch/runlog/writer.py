@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stabwatch.runlog.schema import EVENTS, META, Event, Meta, SlotTable, segments_of
+from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, segments_of
 
 
-def arrow_schema(table: SlotTable) -> pa.Schema:
+def arrow_schema(table: RecordLayout) -> pa.Schema:
     """Schema of a segment; the slot table is its metadata."""
     return pa.schema(
         [
@@ -39,7 +39,7 @@ class Segment:
     Raises ValueError for a layout without slots, OSError when the file cannot be made; then it leaves none behind.
     """
 
-    def __init__(self, path: Path, table: SlotTable) -> None:
+    def __init__(self, path: Path, table: RecordLayout) -> None:
         table.check()  # before Arrow sees it: a list of no slots crashes the process there
         self.table = table
         self.torn = False
@@ -97,7 +97,7 @@ class RunFolder:
         self._segment: Segment | None = None
         self._segments = len(segments_of(path))
 
-    def append(self, table: SlotTable, step: int, time: float, values: NDArray[np.float32]) -> None:
+    def append(self, table: RecordLayout, step: int, time: float, values: NDArray[np.float32]) -> None:
         """Append one record; a new layout opens a new segment, and so does a torn record that could not be cut off."""
         if self._segment is None or self._segment.table is not table or self._segment.torn:
             self.close()
@@ -129,7 +129,7 @@ def append_event(run: Path, event: Event) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / EVENTS))
 
 
-Resolve = Callable[[], tuple[SlotTable, NDArray[np.float32]]]
+Resolve = Callable[[], tuple[RecordLayout, NDArray[np.float32]]]
 """Gives the layout and the slots of a record; may wait for a device copy, so it is called in the writer's thread."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.run import LOGITS, LOSS
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 
 REPORT_AFTER = 8
 """Records after which the coverage is reported; more taps may still begin to show something later."""
@@ -33,7 +33,7 @@ MHA = "nn.MultiheadAttention applies its output projection as a function, where 
 NO_SATURATION = (
     "no activation module that saturates: one that is called as a function, or inside a fused kernel, is not seen"
 )
-NO_FAULT = (
+OPTIONAL_TAPS = (
     "residual", "writer", "branch", "nonlinearity", "expert", "dropped", "matrix", "radial", "probe", "plugin",
     "attention_entropy", "attention_contraction", "taylor", "precision", "exponents", "descent",
 )  # fmt: skip
@@ -54,7 +54,7 @@ UNATTACHED: dict[str, Any] = {
 class Coverage:
     """Compares what fired with what should have."""
 
-    def __init__(self, sites: Iterable[Site], parameters: ParameterTaps, expected: Iterable[Cell]) -> None:
+    def __init__(self, sites: Iterable[Site], parameters: ParameterTaps, expected: Iterable[Accumulator]) -> None:
         self._sites = tuple(sites)
         self._expected = tuple(expected)
         self._parameters = parameters
@@ -68,7 +68,7 @@ class Coverage:
         with self._lock:
             self._reasons.setdefault((what, site), reason)
 
-    def missing(self, fired: set[Cell]) -> list[dict[str, str]]:
+    def missing(self, fired: set[Accumulator]) -> list[dict[str, str]]:
         """One entry {tap, site, reason} for everything that should have been seen and was not."""
         hooked = any(cell.tap == "activation" for cell in fired)
         with self._lock:
@@ -81,10 +81,10 @@ class Coverage:
                 out += self._attention(site, fired, unseen)
         return out
 
-    def _early(self, cell: Cell) -> bool:
-        return cell.tap == "update" and self._parameters.awaits_turn(cell.site)
+    def _early(self, cell: Accumulator) -> bool:
+        return cell.tap == "update" and self._parameters.awaits_phase(cell.site)
 
-    def _entry(self, cell: Cell, silent: str, unseen: str | None) -> dict[str, str]:
+    def _entry(self, cell: Accumulator, silent: str, unseen: str | None) -> dict[str, str]:
         fallback = {"activation": silent, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
         whole = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
         reason = whole.get(cell, fallback.get(cell.tap, "it was never measured"))
@@ -92,9 +92,9 @@ class Coverage:
             reason = self._reasons.get((cell.tap, cell.site), reason)
         return {"tap": cell.tap, "site": cell.site, "reason": reason}
 
-    def _attention(self, site: Site, fired: set[Cell], unseen: str | None) -> list[dict[str, str]]:
-        bracket = Cell("attention", site.name, "attention_bracket") in fired
-        exact = Cell("attention", site.name, "attention_exact") in fired
+    def _attention(self, site: Site, fired: set[Accumulator], unseen: str | None) -> list[dict[str, str]]:
+        bracket = Accumulator("attention", site.name, "attention_bracket") in fired
+        exact = Accumulator("attention", site.name, "attention_exact") in fired
         below = site.name + "."
         inner = any(c.tap == "attention" and c.site.startswith(below) for c in fired)
         if bracket or inner:
@@ -104,10 +104,10 @@ class Coverage:
         if exact:
             why = why or NO_SAVED
             return [{"tap": "attention_bracket", "site": site.name, "reason": f"{why}; the exact value is on cadence"}]
-        silent = ONE_CALL if site.gate.traced else NO_ATTENTION
+        silent = ONE_CALL if site.flags.traced else NO_ATTENTION
         return [{"tap": "attention", "site": site.name, "reason": why or unseen or silent}]
 
-    def unmeasurable(self, fired: set[Cell]) -> list[dict[str, str]]:
+    def unmeasurable(self, fired: set[Accumulator]) -> list[dict[str, str]]:
         """What cannot be measured in this run, by the reasons that the taps gave: no fault of its set-up."""
         shown = {(what, cell.site) for cell in fired for what in _answers(cell)}
         with self._lock:
@@ -115,17 +115,17 @@ class Coverage:
         return [
             {"tap": tap, "site": site, "reason": reason}
             for (tap, site), reason in reasons.items()
-            if tap in NO_FAULT and (tap, site) not in shown
+            if tap in OPTIONAL_TAPS and (tap, site) not in shown
         ]
 
-    def report(self, fired: set[Cell]) -> dict[str, Any]:
+    def report(self, fired: set[Accumulator]) -> dict[str, Any]:
         """The data of a `coverage` event."""
         seen = sorted({c.tap for c in fired})
         missing, unmeasured = self.missing(fired), self.unmeasurable(fired)
         return {"taps": seen, "fired": len(fired), "missing": missing, "unmeasured": unmeasured}
 
 
-def _answers(cell: Cell) -> tuple[str, ...]:
+def _answers(cell: Accumulator) -> tuple[str, ...]:
     """The names under which a reason given before is void once this has fired."""
     if cell.reduction == "branch":  # from the forward alone: the rest of its tap may still be missing
         return (cell.reduction,)

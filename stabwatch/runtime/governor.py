@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.context import PHASES
 from stabwatch.signals.declaration import Tier
 
 WARM_UP = 3
@@ -19,7 +19,7 @@ ESCALATE_AGAIN = 32
 """Alerts escalate once in this many times the steps of an escalation: on the whole the budget is kept."""
 CONTROLS_UNTIL = 24
 """Up to this step every second one goes without the dearer tiers, to learn soon what they really cost."""
-MOST_TURNS = 256
+MAX_PHASES = 256
 DEAR, CHEAP = 0.2, 0.05
 """A deep step that is longer by more than this share of a step has its sites dealt out over more turns; by less than
 that one, over fewer."""
@@ -85,8 +85,8 @@ class Governor:
         self._more: dict[Tier, tuple[float, float] | None] = dict.fromkeys(SHARE)
         self._most: dict[Tier, int] = dict.fromkeys(SHARE, 2)
         self._since_deep = 0
-        self.turns = TURNS
-        self._dealt_at = math.inf
+        self.phases = PHASES
+        self._rebalanced_at = math.inf
 
     @property
     def overhead(self) -> float:
@@ -177,19 +177,19 @@ class Governor:
             wanted = math.ceil(cost / max(self._budget * step * share, 1e-12)) if cost > 0 else 1
             self.interval[tier] = min(LONGEST[tier], self._most[tier], 1 << (wanted - 1).bit_length())
             if tier == "deep" and len(self._cost["deep"]) >= _ENOUGH and not self._every_step:
-                self._deal(cost / step)
+                self._rebalance(cost / step)
 
-    def _deal(self, share: float) -> None:
+    def _rebalance(self, share: float) -> None:
         """Over how many steps: what was learned of their cost so far is taken to change as their number does."""
-        turns = self.turns
-        if share > DEAR and share < WORTH * self._dealt_at:
-            turns, self._dealt_at = min(turns * 2, MOST_TURNS), share
+        turns = self.phases
+        if share > DEAR and share < WORTH * self._rebalanced_at:
+            turns, self._rebalanced_at = min(turns * 2, MAX_PHASES), share
         elif share < CHEAP:
-            turns, self._dealt_at = max(turns // 2, TURNS), math.inf
-        if turns != self.turns:
-            self._cost["deep"] = [c * self.turns / turns for c in self._cost["deep"][-1:]]
+            turns, self._rebalanced_at = max(turns // 2, PHASES), math.inf
+        if turns != self.phases:
+            self._cost["deep"] = [c * self.phases / turns for c in self._cost["deep"][-1:]]
             self._rest["deep"].clear()
-            self.turns = turns
+            self.phases = turns
 
 
 def _has_deep(step: int, interval: int) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.ranks import merge_ranks
 from stabwatch.hooks.probes.run import LOSS, LOSS_FALLBACKS, loss_source
-from stabwatch.runlog import Cell, SlotTable, host_cell
+from stabwatch.runlog import Accumulator, RecordLayout, host_accumulator
 from stabwatch.signals import CATALOGUE
 
 _HOST_GAUGES = (
@@ -60,11 +60,11 @@ class HostNumbers:
         return np.array(pairs).reshape(-1)
 
 
-TURN_TAKERS = {(s.tap, s.reduction) for s in CATALOGUE if s.tier == "deep" and s.tap != "attention"}
+ROUND_ROBIN = {(s.tap, s.reduction) for s in CATALOGUE if s.tier == "deep" and s.tap != "attention"}
 """Their sites are measured one after the other: the first of them brings all of its tap into the log."""
-OF_CALLS = {s.reduction for s in CATALOGUE if s.tier == "deep" and s.tap == "attention"}
+PER_CALL = {s.reduction for s in CATALOGUE if s.tier == "deep" and s.tap == "attention"}
 """Of attention: those come where an exact maximum was seen."""
-HOST_CELLS = tuple(host_cell(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))
+HOST_ACCUMULATORS = tuple(host_accumulator(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))
 
 
 class Assembler:
@@ -76,58 +76,62 @@ class Assembler:
 
     def __init__(
         self,
-        cells: Iterable[Cell],
-        expected: Iterable[Cell],
+        cells: Iterable[Accumulator],
+        expected: Iterable[Accumulator],
         sharded: bool,
         undecided: Callable[[], None] = lambda: None,
         attention_limit: float = math.inf,
     ) -> None:
-        self._device = SlotTable.build(cells)
+        self._device = RecordLayout.build(cells)
         self._sharded = sharded
         self._undecided = undecided
         self._limit = attention_limit
         self._sources = [self._device.start(loss_source(name)) for name in LOSS_FALLBACKS]
         self._ranks = RankHealth(self._device, sharded)
         kept = (c for c in self._device.cells if c.tap not in ("loss_source", "rank_source"))
-        self._fixed = (LOSS, *kept, *HOST_CELLS, *self._ranks.cells)
+        self._fixed = (LOSS, *kept, *HOST_ACCUMULATORS, *self._ranks.cells)
         self._logged: list[str] = []
-        self.fired: set[Cell] = set()
-        self._shown = set(expected) | set(HOST_CELLS) | {LOSS}
+        self.fired: set[Accumulator] = set()
+        self._shown = set(expected) | set(HOST_ACCUMULATORS) | {LOSS}
         self._lay_out()
 
     def _lay_out(self) -> None:
-        self._all = SlotTable.build((*self._fixed, *(Cell("logged", name, "mean") for name in self._logged)))
+        self._all = RecordLayout.build((*self._fixed, *(Accumulator("logged", name, "mean") for name in self._logged)))
         self._starts = np.array(self._all.starts, dtype=np.int64)
         self._brackets = _brackets(self._all)
         self._select()
 
     def _select(self) -> None:
         keep = [i for i, cell in enumerate(self._all.cells) if cell in self._shown]
-        self.table = SlotTable.build(self._all.cells[i] for i in keep)
+        self.table = RecordLayout.build(self._all.cells[i] for i in keep)
         spans = [np.arange(len(self._all.fields[i])) + self._all.starts[i] for i in keep]
         self._slots = np.concatenate(spans)
 
     def assemble(
         self, rows: NDArray[np.floating], host: NDArray[np.float64], logged: Mapping[str, NDArray[np.floating]]
-    ) -> tuple[SlotTable, NDArray[np.float32]]:
+    ) -> tuple[RecordLayout, NDArray[np.float32]]:
         """rows: (ranks, device slots). Gives the table and the slots of the record, NaN where not measured."""
         new = [name for name in logged if name not in self._logged]
         if new:
             self._logged += new
             self._lay_out()
-        merged = merge_ranks(self._device, rows, self._sharded) if len(rows) > 1 else self._device.law.blanked(rows[0])
+        merged = (
+            merge_ranks(self._device, rows, self._sharded)
+            if len(rows) > 1
+            else self._device.operators.with_nan(rows[0])
+        )
         after = self._sources[-1] + 3
         given = [logged.get(name, np.full(3, np.nan)) for name in self._logged]
         full = np.concatenate([self._loss(merged), merged[after:], host, self._ranks.partials(rows), *given])
-        full = self._all.law.blanked(full)
+        full = self._all.operators.with_nan(full)
         fired = {cell for cell, here in zip(self._all.cells, ~np.isnan(full[self._starts]), strict=True) if here}
         self.fired |= fired
         if not fired <= self._shown:
             self._shown |= fired
-            taps = {c.tap for c in fired if (c.tap, c.reduction) in TURN_TAKERS}
-            self._shown |= {c for c in self._all.cells if c.tap in taps and (c.tap, c.reduction) in TURN_TAKERS}
+            taps = {c.tap for c in fired if (c.tap, c.reduction) in ROUND_ROBIN}
+            self._shown |= {c for c in self._all.cells if c.tap in taps and (c.tap, c.reduction) in ROUND_ROBIN}
             attending = {c.site for c in self.fired if c.reduction == "attention_exact"}
-            self._shown |= {c for c in self._all.cells if c.reduction in OF_CALLS and c.site in attending}
+            self._shown |= {c for c in self._all.cells if c.reduction in PER_CALL and c.site in attending}
             self._select()
         self._look_at_brackets(full)
         return self.table, full[self._slots].astype(np.float32)
@@ -146,7 +150,7 @@ class Assembler:
                 self._undecided()
 
 
-def _brackets(table: SlotTable) -> NDArray[np.int64]:
+def _brackets(table: RecordLayout) -> NDArray[np.int64]:
     """Slots of the upper and of the lower ends of all attention brackets: (2, brackets)."""
     pairs = []
     for cell, start, fields in zip(table.cells, table.starts, table.fields, strict=True):

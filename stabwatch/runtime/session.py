@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
-from stabwatch.guards.dispatcher import alarm_of, step_guards
-from stabwatch.hooks.base.context import Gate
-from stabwatch.hooks.base.host_transfer import Copy
-from stabwatch.hooks.base.isolation import Guard
+from stabwatch.guards.dispatcher import make_dispatcher, step_guards
+from stabwatch.hooks.base.context import MeasurementFlags
+from stabwatch.hooks.base.host_transfer import HostTransfer
+from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.hooks.base.sites import unwrap
 from stabwatch.hooks.base.tensors import device_of, first_tensor
 from stabwatch.hooks.base.token_groups import TokenGroups
 from stabwatch.hooks.optimizer_step import has_closure
-from stabwatch.runlog import SlotTable, Writer
+from stabwatch.runlog import RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
 from stabwatch.runtime.device_timer import StepTimes
@@ -62,9 +62,9 @@ class Session:
     ) -> None:
         self.config = config or Config()
         self.step = 0
-        self.gate = Gate()
-        self.guard = Guard(self._report_error)
-        self.token_masks = TokenGroups()
+        self.flags = MeasurementFlags()
+        self.isolation = Isolation(self._report_error)
+        self.token_groups_seen = TokenGroups()
         self.loss_seen = False
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
@@ -92,9 +92,9 @@ class Session:
             self.plugins, self.deep = taps.plugins, taps.modules.deep
             if self._ranks.rank == 0 or self.config.reduce == "never":
                 self._open(run_dir)
-            self._alarm = alarm_of(
+            self._dispatcher = make_dispatcher(
                 self.config, self._model, self._ranks, self._writer, self.run_dir, self._look_closer, taps.batches,
-                on_alert, self.guard.run,
+                on_alert, self.isolation.run,
             )  # fmt: skip
         except Exception:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
@@ -126,35 +126,35 @@ class Session:
         self._forwards += 1
         if self._clock.open_step_is_over():
             self._end_step()
-        self.guard.run("pace", "always", self._host.forward_begins, inputs, self._began)
-        self.guard.run("token_groups", "always", self.token_masks.forward_begins, self._model, named)
-        if self.gate.open:
-            self.guard.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
+        self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
+        self.isolation.run("token_groups", "always", self.token_groups_seen.forward_begins, self._model, named)
+        if self.flags.open:
+            self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
-        self.guard.run("attention", "always", self.brackets.fold)
-        self.guard.run("loss", "always", self._output_loss, output)
+        self.isolation.run("attention", "always", self.brackets.update)
+        self.isolation.run("loss", "always", self._output_loss, output)
         self._busy = time.perf_counter() - self._began
 
     def _output_loss(self, output: Any) -> None:
         self._ranks.seen_in_forward()
         value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(value, Tensor) and value.numel() == 1:
-            self.cells.fold_loss("output", value)
+            self.cells.update_loss("output", value)
             self.loss_seen = True
 
     def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
         value = first_tensor(output)
-        if value is not None and self.gate.open and torch.is_grad_enabled():
+        if value is not None and self.flags.open and torch.is_grad_enabled():
             self.loss_seen = True
-            self.guard.run("loss", "always", self.cells.fold_loss, "module", value.mean())
+            self.isolation.run("loss", "always", self.cells.update_loss, "module", value.mean())
 
     def backward_begins(self, tensors: Any) -> None:
         """The loss by elimination: what `backward` is called on, when nothing better was seen."""
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         if len(roots) == 1 and roots[0].numel() == 1 and not self.loss_seen and not self._scaled:
-            self.cells.fold_backward_loss(roots[0])
+            self.cells.update_backward_loss(roots[0])
 
     def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
@@ -162,19 +162,19 @@ class Session:
         if float(kind) != 2.0:
             return
         self._taps.steps.clipped(norm)
-        if self.gate.open:
-            self.cells.fold_clip(norm)
+        if self.flags.open:
+            self.cells.update_clip(norm)
 
     def scaler_updated(self, scaler: Any) -> None:
         """The gradient scaler moved on; if no optimizer stepped, it skipped this step."""
         self._scaled = True
-        if not self._clock.stepped_since_update() and self.gate.recording:
+        if not self._clock.stepped_since_update() and self.flags.recording:
             self._host.skipped += 1
-            if self.gate.sampled:
+            if self.flags.sampled:
                 self._taps.parameters.measure_all_gradients()
             self._close_step()
         if isinstance(scaler._scale, Tensor):
-            self.cells.fold_loss_scale(scaler._scale)
+            self.cells.update_loss_scale(scaler._scale)
 
     def unmeasured(self, what: str, layer: str, reason: str) -> None:
         """Note why something cannot be measured; reported once."""
@@ -183,19 +183,19 @@ class Session:
     # -- the step clock -----------------------------------------------------------------------------
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._taps.parameters.owns(optimizer):
+        if not self._taps.parameters.tracks(optimizer):
             return
         if self._clock.repeats(optimizer):
             self._end_step()
         self._taps.steps.before(optimizer, has_closure(args, kwargs))
-        self._alarm.before(optimizer, self.step)
+        self._dispatcher.before(optimizer, self.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._taps.parameters.owns(optimizer):
+        if not self._taps.parameters.tracks(optimizer):
             return
         self._taps.steps.after(optimizer, has_closure(args, kwargs))
-        self.guard.run("learning_rate", "always", self._note_rate, optimizer)
-        self._alarm.after(optimizer)
+        self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
+        self._dispatcher.after(optimizer)
         if self._clock.stepped(optimizer):
             self._end_step()
 
@@ -208,8 +208,8 @@ class Session:
 
     def _end_step(self) -> None:
         self._taps.steps.step_ends()
-        self.guard.run("clock", "always", self._close_step)
-        self._alarm.boundary(self.step)
+        self.isolation.run("clock", "always", self._close_step)
+        self._dispatcher.boundary(self.step)
 
     def _close_step(self) -> None:
         now = time.perf_counter()
@@ -222,7 +222,7 @@ class Session:
         joins = self._ranks.joins(step)
         if plan.always or joins:
             self._record(step, joins)
-        cost = self.guard.take_seconds()
+        cost = self.isolation.take_seconds()
         cost["always"] += time.perf_counter() - now
         self._host.next_step()
         self._busy = None
@@ -231,29 +231,29 @@ class Session:
         self._plan_next()
 
     def _record(self, step: int, joins: bool) -> None:
-        self.brackets.fold()
-        if self.gate.sampled:
-            self.guard.run("depth", "sampled", self._taps.modules.stacks.fold)
+        self.brackets.update()
+        if self.flags.sampled:
+            self.isolation.run("depth", "sampled", self._taps.modules.stacks.update)
         if joins and self._busy is not None:
             self.cells.fill_busy(self._busy)
         flat = self._taps.buffer.flush()
         gathered = self._ranks.gather(flat) if joins else None
         if self._writer is None:
             return
-        copy = None if gathered else Copy(flat)
+        copy = None if gathered else HostTransfer(flat)
         self._host.overhead = self._governor.overhead
-        self._host.errors = sum(self.guard.errors.values())
+        self._host.errors = sum(self.isolation.errors.values())
         self._host.dropped = self._writer.dropped
         host = self._host.take()
-        logged = {name: Copy(cell) for name, cell in self.cells.take_logged().items()}
+        logged = {name: HostTransfer(cell) for name, cell in self.cells.take_logged().items()}
 
-        def resolve() -> tuple[SlotTable, NDArray[np.float32]]:
+        def resolve() -> tuple[RecordLayout, NDArray[np.float32]]:
             rows = copy.wait()[None] if copy else gathered().cpu().numpy()  # type: ignore[misc]
             out = self._taps.assembler.assemble(rows, host, {name: c.wait() for name, c in logged.items()})
             self._records += 1
             if self._records == REPORT_AFTER:
                 self._report_coverage()
-            self._alarm.record(out[0], step, out[1])
+            self._dispatcher.record(out[0], step, out[1])
             return out
 
         self._writer.record(step, time.time(), resolve)
@@ -261,12 +261,12 @@ class Session:
     def _plan_next(self) -> None:
         plan = self._governor.plan(self.step)
         # inside a compiled graph the deep tier stands in the graph of the sampled one
-        self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.gate.traced), plan.deep)
-        self.gate.open, self.gate.sampled, self.gate.deep = self._plan.always, self._plan.sampled, self._plan.deep
-        turns = self.gate.turns = self._governor.turns
-        self.gate.turn = (self.gate.turn + self._plan.deep) % turns
-        self.gate.coming = (self.gate.turn + 1) % turns if self._governor.plan(self.step + 1).deep else None
-        self.gate.recording = False
+        self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.flags.traced), plan.deep)
+        self.flags.open, self.flags.sampled, self.flags.deep = self._plan.always, self._plan.sampled, self._plan.deep
+        turns = self.flags.phases = self._governor.phases
+        self.flags.phase = (self.flags.phase + self._plan.deep) % turns
+        self.flags.next_phase = (self.flags.phase + 1) % turns if self._governor.plan(self.step + 1).deep else None
+        self.flags.recording = False
 
     def _look_closer(self) -> None:
         self._governor.escalate(self.config.escalate)
@@ -280,7 +280,7 @@ class Session:
         _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
 
     def _report_coverage(self) -> None:
-        if self.gate.traced:
+        if self.flags.traced:
             self.unmeasured("residual", "", IN_GRAPH)
         report = self._taps.coverage.report(self._taps.assembler.fired)
         self._host.taps_missing = float(len(report["missing"]))
@@ -316,28 +316,28 @@ class Session:
     def log(self, scalars: Mapping[str, float | Tensor]) -> None:
         """See Watch.log."""
         if not self._detached:
-            self.guard.run("log", "always", self._log_scalars, scalars)
+            self.isolation.run("log", "always", self._log_scalars, scalars)
 
     def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See Watch.probe."""
         if not self._detached:
-            self.guard.run("drift", "deep", self._taps.steps.drift.start, args, kwargs)
+            self.isolation.run("drift", "deep", self._taps.steps.drift.start, args, kwargs)
 
     def log_batch(self, indices: Any, facts: dict[str, Any]) -> None:
         """See Watch.log_batch."""
         if not self._detached:
-            self.guard.run("batch", "always", self._taps.batches.say, self.step, indices, facts)
+            self.isolation.run("batch", "always", self._taps.batches.send, self.step, indices, facts)
 
     def token_groups(self, masks: Mapping[str, Tensor]) -> None:
         """See Watch.token_groups."""
         if not self._detached:
-            self.guard.run("token_groups", "always", self.token_masks.say, masks)
+            self.isolation.run("token_groups", "always", self.token_groups_seen.send, masks)
 
     def announce(self, what: str) -> None:
         """See Watch.announce."""
         if not self._detached:
             step = self.step + self._clock.open_step_is_over()
-            self.guard.run("announce", "always", self._alarm.announce, step, what)
+            self.isolation.run("announce", "always", self._dispatcher.announce, step, what)
 
     def url(self, timeout: float = 0.0) -> str | None:
         """Address of the live page, once the agent serves it; waits up to `timeout` seconds."""
@@ -351,16 +351,16 @@ class Session:
     @property
     def active_alerts(self) -> list[Alert]:
         """Alerts that fire now, as far as the training process has heard of them."""
-        return [] if self._blind else self._alarm.active
+        return [] if self._blind else self._dispatcher.active
 
     def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
         for name, value in scalars.items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
             if name == "loss":
-                self.cells.fold_loss("logged", tensor)
+                self.cells.update_loss("logged", tensor)
                 self.loss_seen = True
             else:
-                self.cells.fold_logged(name, tensor)
+                self.cells.update_logged(name, tensor)
 
     def detach(self, reason: str = "finished", **facts: Any) -> None:
         """See Watch.detach. reason, facts: what the end event of the run log says."""
@@ -368,8 +368,8 @@ class Session:
             return
         self._detached = True
         if self._clock.open_step_is_over():
-            self.guard.run("clock", "always", self._close_step)
-        self.gate.open = self.gate.sampled = self.gate.deep = self.gate.recording = False
+            self.isolation.run("clock", "always", self._close_step)
+        self.flags.open = self.flags.sampled = self.flags.deep = self.flags.recording = False
         self._taps.remove()
         atexit.unregister(self._at_exit)
         if self._writer is not None:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.constants import sent
-from stabwatch.runlog import Cell
-from stabwatch.signals.reductions import REDUCTIONS, UNIT
+from stabwatch.kernels.constants import to_device
+from stabwatch.runlog import Accumulator
+from stabwatch.signals.reductions import IDENTITY, REDUCTIONS
 
 Source = Callable[[], Tensor]
 
 
-def unit_of(cells: tuple[Cell, ...], device: torch.device) -> Tensor:
+def identity_of(cells: tuple[Accumulator, ...], device: torch.device) -> Tensor:
     """The empty value of one row per cell: float32 (cells, fields)."""
-    units = [UNIT[f.op] for c in cells for f in REDUCTIONS[c.reduction].fields]
-    return sent(units, torch.float32, device).view(len(cells), -1)
+    units = [IDENTITY[f.op] for c in cells for f in REDUCTIONS[c.reduction].fields]
+    return to_device(units, torch.float32, device).view(len(cells), -1)
 
 
 class StepBuffer:
@@ -25,17 +25,17 @@ class StepBuffer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._cells: list[tuple[Cell, ...]] = []
+        self._cells: list[tuple[Accumulator, ...]] = []
         self._sources: list[Source] = []
         self._units: dict[tuple[int, torch.device], Tensor] = {}
 
-    def add(self, cells: tuple[Cell, ...], source: Source) -> None:
+    def add(self, cells: tuple[Accumulator, ...], source: Source) -> None:
         """Register a tensor that holds the fields of `cells` in order; `source` gives it anew at each step."""
         self._cells.append(cells)
         self._sources.append(source)
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[Accumulator, ...]:
         """All cells, in the order of the flat vector."""
         return tuple(cell for group in self._cells for cell in group)
 
@@ -57,5 +57,5 @@ class StepBuffer:
         """By the place of the source: to hash its cells anew at each step would cost more than all the rest."""
         key = (source, like.device)
         if key not in self._units:
-            self._units[key] = unit_of(self._cells[source], like.device).reshape(like.shape)
+            self._units[key] = identity_of(self._cells[source], like.device).reshape(like.shape)
         return self._units[key]

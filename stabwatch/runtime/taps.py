@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from stabwatch.distributed.health import SHARDED
 from stabwatch.distributed.ranks import Ranks
-from stabwatch.hooks.base.sites import Chosen, choose
+from stabwatch.hooks.base.sites import Target, select_modules
 from stabwatch.hooks.base.tensors import device_of
 from stabwatch.hooks.forward import ModuleTaps
 from stabwatch.hooks.functions import FunctionTaps
@@ -21,7 +21,7 @@ from stabwatch.hooks.probes.attention import Brackets
 from stabwatch.hooks.probes.batches import Batches
 from stabwatch.hooks.probes.custom import PluginTaps
 from stabwatch.hooks.probes.layers import ParameterTaps
-from stabwatch.hooks.probes.run import RunCells
+from stabwatch.hooks.probes.run import RunAccumulators
 from stabwatch.runtime.coverage import MHA, NO_SATURATION, Coverage
 from stabwatch.runtime.governor import Governor
 from stabwatch.runtime.record import Assembler
@@ -39,16 +39,16 @@ class Taps:
     ) -> None:
         device = device_of(model, torch.device("cpu"))
         config = watch.config
-        chosen = choose(model, config.include, config.exclude)
+        chosen = select_modules(model, config.include, config.exclude)
         with ExitStack() as undo:
-            self.modules = ModuleTaps(chosen, watch.gate, watch, device)
+            self.modules = ModuleTaps(chosen, watch.flags, watch, device)
             undo.callback(self.modules.remove)
             owners = [c for c in chosen if c.path and (c.activation or list(c.module.children())) and not c.role.gate]
             self.parameters = ParameterTaps(model, [c.path for c in owners], device, config.update_bytes)
             self.batches = Batches(device)
-            self.cells = RunCells(device)
+            self.cells = RunAccumulators(device)
             self.brackets = Brackets(self.modules.attention_names, device)
-            self.plugins = PluginTaps(self.modules.sites.values(), self.parameters.owned, device, watch)
+            self.plugins = PluginTaps(self.modules.sites.values(), self.parameters.tracked, device, watch)
             self.steps = StepTaps(model, self.modules, self.parameters, self.plugins, device, watch, guards)
             undo.callback(self.steps.remove)
             self.buffer = self._register(StepBuffer(device))
@@ -84,11 +84,11 @@ class Taps:
         self._undo.close()
 
 
-def _blind_spots(chosen: list[Chosen], ranks: Ranks) -> Iterable[tuple[str, str, str]]:
+def _blind_spots(chosen: list[Target], ranks: Ranks) -> Iterable[tuple[str, str, str]]:
     """What is known before the first step not to be measurable: what, where, why."""
     if ranks.sharded:
         yield "replica", "", SHARDED
-    if not any(c.role.bends for c in chosen):
+    if not any(c.role.nonlinear for c in chosen):
         yield "nonlinearity", "", NO_SATURATION
     for c in chosen:
         if isinstance(c.module, nn.MultiheadAttention):

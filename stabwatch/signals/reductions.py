@@ -21,7 +21,7 @@ Op = Literal["sum", "max", "min", "arg"]
 EDGES = tuple(2.0 ** (i / 2 - 10) for i in range(33))
 """Half powers of two from 1/1024 to 64: between two of them a quantile is interpolated."""
 
-UNIT: dict[Op, float] = {"sum": 0.0, "max": -np.inf, "min": np.inf, "arg": np.inf}
+IDENTITY: dict[Op, float] = {"sum": 0.0, "max": -np.inf, "min": np.inf, "arg": np.inf}
 """What an empty cell holds: the unit of each operator."""
 
 
@@ -126,7 +126,7 @@ REDUCTIONS: dict[str, Reduction] = {
 }  # fmt: skip
 
 
-class MergeLaw:
+class MergeOperators:
     """Merges rows of slots, vectorised over a whole layout.
 
     `ops` has one operator per slot. Rows are float arrays of shape (..., slots). NaN in a `count`
@@ -135,19 +135,19 @@ class MergeLaw:
 
     def __init__(self, ops: Sequence[Op], cell_of_slot: Sequence[int]) -> None:
         self.ops = tuple(ops)
-        self._is = {op: np.array([o == op for o in ops], dtype=bool) for op in UNIT}
+        self._is = {op: np.array([o == op for o in ops], dtype=bool) for op in IDENTITY}
         self._arg = np.flatnonzero(self._is["arg"])
-        self.unit = np.array([UNIT[op] for op in ops], dtype=np.float64)
+        self.unit = np.array([IDENTITY[op] for op in ops], dtype=np.float64)
         cells = np.asarray(cell_of_slot, dtype=np.int64)
         self._count_slot = np.searchsorted(cells, cells, side="left") if len(cells) else cells
 
-    def filled(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    def with_identity(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         """Rows with every unmeasured cell replaced by the units of its operators."""
         rows = np.asarray(rows, dtype=np.float64)
         count = rows[..., self._count_slot]
         return np.where(np.isnan(count) | (count == 0), self.unit, rows)
 
-    def blanked(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    def with_nan(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         """Rows with every unmeasured cell replaced by NaN: the form of the run log."""
         rows = np.asarray(rows, dtype=np.float64)
         count = rows[..., self._count_slot]
@@ -159,7 +159,7 @@ class MergeLaw:
 
     def merge_groups(self, rows: NDArray[np.floating], starts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Merge runs of rows that begin at `starts` (0 first, ascending): (n, slots) into (len(starts), slots)."""
-        rows = self.filled(rows)
+        rows = self.with_identity(rows)
         out = np.empty((len(starts), rows.shape[1]), dtype=np.float64)
         with np.errstate(invalid="ignore"):
             for op, fold in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
@@ -169,4 +169,4 @@ class MergeLaw:
             mine, best = rows[:, slot - 1], np.repeat(out[:, slot - 1], sizes)
             winners = (mine == best) | (np.isnan(mine) & np.isnan(best))
             out[:, slot] = np.minimum.reduceat(np.where(winners, rows[:, slot], np.inf), starts)
-        return self.blanked(out)
+        return self.with_nan(out)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from stabwatch.runlog import Cell, Event, Meta, RunFolder, SlotTable, host_cell
+from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout, RunFolder, host_accumulator
 
 CREATED = 1_790_000_000.0
 LAYERS = tuple(f"blocks.{i}" for i in range(4))
@@ -42,17 +42,17 @@ class Log:
         self.attention = [f"{name}.attn" for name in layers]
         self.sites = ["wte", *(f"{n}{part}" for n in layers for part in (".attn", ".mlp", "")), "lm_head"]
         self.weights = ["wte", *(f"{n}{part}" for n in layers for part in (".attn", ".mlp")), "lm_head"]
-        self.table = SlotTable.build(
+        self.table = RecordLayout.build(
             [
-                Cell("loss", "", "mean"),
-                *(Cell("activation", s, "moments") for s in self.sites),
-                *(Cell("attention", s, f"attention_{kind}") for s in self.attention for kind in ("bracket", "exact")),
-                Cell("logits", "", "logsumexp"),
-                *(Cell("gradient", s, "moments") for s in self.weights),
-                Cell("gradient", "", "clip"),
-                *(Cell("weight", s, "moments") for s in self.weights),
-                *(Cell("update", s, "update") for s in self.weights),
-                *(host_cell(s) for s in ("learning_rate", "step_seconds", "overhead_ratio", "skipped_steps_total")),
+                Accumulator("loss", "", "mean"),
+                *(Accumulator("activation", s, "moments") for s in self.sites),
+                *(Accumulator("attention", s, f"attention_{k}") for s in self.attention for k in ("bracket", "exact")),
+                Accumulator("logits", "", "logsumexp"),
+                *(Accumulator("gradient", s, "moments") for s in self.weights),
+                Accumulator("gradient", "", "clip"),
+                *(Accumulator("weight", s, "moments") for s in self.weights),
+                *(Accumulator("update", s, "update") for s in self.weights),
+                *map(host_accumulator, ("learning_rate", "step_seconds", "overhead_ratio", "skipped_steps_total")),
             ]
         )  # fmt: skip
         self.folder = RunFolder(path, meta(path.name, **facts))
@@ -61,7 +61,7 @@ class Log:
 
     def put(self, row: np.ndarray, tap: str, site: str, reduction: str, **fields: float) -> None:
         """Fill one cell; count is 1 unless given, other fields are 0."""
-        cell = Cell(tap, site, reduction)
+        cell = Accumulator(tap, site, reduction)
         names = [name for name, _ in self.table.fields[self.table.cells.index(cell)]]
         start = self.table.start(cell)
         values = {"count": 1.0, **fields}

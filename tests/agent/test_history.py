@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabwatch.agent.history import History
-from stabwatch.runlog import Block, Cell, SlotTable
+from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout
 
-TABLE = SlotTable.build([Cell("loss", "", "mean"), Cell("activation", "a", "moments")])
+TABLE = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("activation", "a", "moments")])
 WANTED = frozenset({"loss", "activation_abs_max"})
 
 
-def losses(values: list[float], first: int = 0) -> Block:
+def losses(values: list[float], first: int = 0) -> RecordBatch:
     rows = np.full((len(values), TABLE.width), np.nan, np.float32)
     rows[:, 0], rows[:, 1], rows[:, 2] = 1, values, 0
-    return Block(TABLE, first + np.arange(len(values)), np.arange(len(values), dtype=np.float64), rows)
+    return RecordBatch(TABLE, first + np.arange(len(values)), np.arange(len(values), dtype=np.float64), rows)
 
 
 def test_short_runs_are_shown_as_they_are():
@@ -85,8 +85,8 @@ def test_layers_that_appear_later_and_steps_far_apart():
     h = History(WANTED, buckets=16)
     h.observe(losses([1.0]))
     h.observe(losses([2.0], first=10**12))
-    wider = SlotTable.build([*TABLE.cells, Cell("activation", "b", "moments")])
-    h.observe(Block(wider, np.array([10**12 + 1]), np.array([0.0]), np.ones((1, wider.width), np.float32)))
+    wider = RecordLayout.build([*TABLE.cells, Accumulator("activation", "b", "moments")])
+    h.observe(RecordBatch(wider, np.array([10**12 + 1]), np.array([0.0]), np.ones((1, wider.width), np.float32)))
     points = h.since(-1, 0).to_dict()
     assert len(points["values"]) == 3
     assert len({len(v) for v in points["values"]} | {len(points["steps"])}) == 1

@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from stabwatch.runlog import Block, Cell, SlotTable, host_cell
+from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, host_accumulator
 
 Values = Sequence[float | None]
 
 CELLS = {
-    "loss": Cell("loss", "", "mean"),
-    "gradient_norm": Cell("gradient", "", "clip"),
-    "logits": Cell("logits", "", "logsumexp"),
-    "learning_rate": host_cell("learning_rate"),
-    "skipped": host_cell("skipped_steps_total"),
-    "step_seconds": host_cell("step_seconds"),
-    "busy": Cell("rank_busy", "", "rank_spread"),
-    "rank_loss": Cell("rank_loss", "", "rank_spread"),
-    "loss_scale": host_cell("loss_scale"),
-    "radius": Cell("step", "", "taylor"),
+    "loss": Accumulator("loss", "", "mean"),
+    "gradient_norm": Accumulator("gradient", "", "clip"),
+    "logits": Accumulator("logits", "", "logsumexp"),
+    "learning_rate": host_accumulator("learning_rate"),
+    "skipped": host_accumulator("skipped_steps_total"),
+    "step_seconds": host_accumulator("step_seconds"),
+    "busy": Accumulator("rank_busy", "", "rank_spread"),
+    "rank_loss": Accumulator("rank_loss", "", "rank_spread"),
+    "loss_scale": host_accumulator("loss_scale"),
+    "radius": Accumulator("step", "", "taylor"),
 }
 _LAYERED = {
     "lower": "attention_bracket",
@@ -66,12 +66,12 @@ _TAPS = {
 }
 
 
-def cell(name: str) -> Cell:
+def cell(name: str) -> Accumulator:
     """'loss', 'lower blocks.0', 'activation blocks.1', ... to the cell that shows it."""
     if name in CELLS:
         return CELLS[name]
     kind, _, layer = name.partition(" ")
-    return Cell(_TAPS.get(kind, kind), layer, _LAYERED[kind])
+    return Accumulator(_TAPS.get(kind, kind), layer, _LAYERED[kind])
 
 
 def fields(name: str, value: float) -> dict[str, float]:
@@ -124,9 +124,9 @@ def around(beside: Mapping[str, float | Callable[[int], float]], first: int, len
     return {name: [value(i) if callable(value) else value for i in steps] for name, value in beside.items()}
 
 
-def block(series: dict[str, Values], first: int = 0, table: SlotTable | None = None) -> Block:
+def block(series: dict[str, Values], first: int = 0, table: RecordLayout | None = None) -> RecordBatch:
     """Records at consecutive steps, a second apart."""
-    table = table or SlotTable.build(cell(name) for name in series)
+    table = table or RecordLayout.build(cell(name) for name in series)
     length = max((len(v) for v in series.values()), default=0)
     rows = np.full((length, table.width), np.nan, np.float32)
     for name, values in series.items():
@@ -137,7 +137,7 @@ def block(series: dict[str, Values], first: int = 0, table: SlotTable | None = N
                 partials = {"count": 1.0, **fields(name, value)}
                 rows[i, start : start + len(names)] = [partials[n] for n in names]
     steps = np.arange(first, first + length)
-    return Block(table, steps, 1000.0 + steps, rows)
+    return RecordBatch(table, steps, 1000.0 + steps, rows)
 
 
 def wave(length: int, level: float = 3.0, noise: float = 0.05, seed: int = 0) -> list[float]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stabwatch.alerts import RULES
-from stabwatch.alerts.catalogue import families
-from stabwatch.alerts.features import Columns
+from stabwatch.alerts.catalogue import features
+from stabwatch.alerts.features import LayerColumns
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.runlog import SeriesKey
 from stabwatch.signals import CATALOGUE
@@ -57,9 +57,9 @@ def _read_by_rules() -> set[str]:
     keys = tuple(SeriesKey(s.name, "" if s.level == "run" else "a") for s in CATALOGUE)
     used = {rule.family for rule in RULES}
     found = set()
-    for family in families():
+    for family in features():
         family.bind(keys)
-        columns = [value for value in vars(family).values() if isinstance(value, Columns)]
+        columns = [value for value in vars(family).values() if isinstance(value, LayerColumns)]
         if family.name in used:
             found |= {signal for c in columns for signal in c.signals}
     return found | {s.name for s in CATALOGUE if s.name.endswith("nonfinite_total")}
@@ -72,7 +72,7 @@ def test_every_signal_has_a_rule_or_a_reason():
 
 
 def test_every_family_is_read_by_a_rule():
-    assert {family.name for family in families()} <= {rule.family for rule in RULES}
+    assert {family.name for family in features()} <= {rule.family for rule in RULES}
 
 
 @pytest.mark.parametrize("page", sorted(p.name for p in RUNBOOKS.glob("*.md") if p.stem not in ("README", "Health")))
@@ -81,7 +81,7 @@ def test_a_runbook_confirms_with_two_commands_over_signals_that_exist(page):
     confirm = text.split("## Confirm")[1].split("\n## ")[0]
     commands = [line.strip() for line in confirm.splitlines() if line.startswith("    ")]
     assert len(commands) >= 2 and commands[0].startswith("stabwatch "), commands
-    known = {s.metric for s in CATALOGUE} | {g.metric for family in families() for g in family.gauges}
+    known = {s.metric for s in CATALOGUE} | {g.metric for family in features() for g in family.gauges}
     others = {"stabwatch_alerts_firing", "stabwatch_last_step_timestamp_seconds", "stabwatch_step"}
     for name in re.findall(r"\bstabwatch_\w+", text):
         assert re.sub("_window_(max|min)$", "", name) in known | others, name

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabwatch.alerts import DERIVED, Alert, Engine
-from stabwatch.alerts.statistics import exceeds, middle, slope
-from stabwatch.runlog import Block, SeriesKey, SlotTable
+from stabwatch.alerts.statistics import exceeds, median, slope
+from stabwatch.runlog import RecordBatch, RecordLayout, SeriesKey
 from tests.alerts.scenarios import block, cell, wave
 
 POINT = st.one_of(st.none(), st.floats(0.01, 1e4), st.just(math.nan))
@@ -51,7 +51,7 @@ def test_one_by_one_or_in_blocks_is_the_same(series, cuts):
 
 
 def _part(b, start, stop):
-    return Block(b.table, b.steps[start:stop], b.times[start:stop], b.rows[start:stop])
+    return RecordBatch(b.table, b.steps[start:stop], b.times[start:stop], b.rows[start:stop])
 
 
 def test_a_table_that_grows_keeps_the_past_of_its_layers():
@@ -61,7 +61,7 @@ def test_a_table_that_grows_keeps_the_past_of_its_layers():
     one.observe(block(values))
     two = Engine()
     two.observe(block({n: values[n][:61] for n in narrow}))
-    table = SlotTable.build(cell(n) for n in wide)
+    table = RecordLayout.build(cell(n) for n in wide)
     two.observe(block({n: values[n][61:] for n in narrow}, 61, table))
     assert one.history == two.history
     assert [(a.layer, a.onset, a.step) for a in one.history] == [("a", 60, 62)]
@@ -158,7 +158,7 @@ def test_the_robust_z_of_a_loss_that_goes_below_zero_is_linear():
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=70))
 def test_the_quick_median_is_the_median(values):
-    assert middle(np.array(values)) == pytest.approx(np.median(values), rel=1e-12, abs=1e-12)
+    assert median(np.array(values)) == pytest.approx(np.median(values), rel=1e-12, abs=1e-12)
 
 
 def test_the_lost_share_is_that_of_medians_of_sixteen():
@@ -243,7 +243,7 @@ def test_five_hundred_series_take_about_a_millisecond(capsys):
         began = time.perf_counter()
         engine.observe(part)
         seconds.append(time.perf_counter() - began)
-    middle = statistics.median(seconds)
+    median = statistics.median(seconds)
     with capsys.disabled():
-        print(f" [{len(whole.table.series)} series: {middle * 1e3:.2f} ms a record]", end="")
-    assert middle < 0.01
+        print(f" [{len(whole.table.series)} series: {median * 1e3:.2f} ms a record]", end="")
+    assert median < 0.01

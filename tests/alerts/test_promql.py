@@ -14,7 +14,7 @@ from stabwatch.alerts import RULES, Engine
 from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.alerts.promql import groups, severities
 from stabwatch.exporters.prometheus import RunCollector, Snapshot
-from stabwatch.runlog import SlotTable
+from stabwatch.runlog import RecordLayout
 from tests.agent.conftest import ROOT
 from tests.alerts import test_layer_rules, test_rules
 from tests.alerts.scenarios import around, block, cell
@@ -42,7 +42,7 @@ class Watched:
         scenario, first, table = SCENARIOS[rule], 0, None
         for part in parts:
             series = {scenario.series: list(part), **around(getattr(scenario, "beside", {}), first, len(part))}
-            table = table or SlotTable.build(map(cell, series))
+            table = table or RecordLayout.build(map(cell, series))
             for i in range(len(part)):
                 record = block({k: v[i : i + 1] for k, v in series.items()}, first + i, table)
                 for alert in self.engine.observe(record):

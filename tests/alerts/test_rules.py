@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stabwatch.alerts import RULES, Engine
-from stabwatch.runlog import Block, Cell, Event, SlotTable
+from stabwatch.runlog import Accumulator, Event, RecordBatch, RecordLayout
 from tests.alerts.scenarios import Values, block, wave
 from tests.alerts.test_layer_rules import SCENARIOS as LAYER_SCENARIOS
 
@@ -175,9 +175,9 @@ def test_every_level_lies_outside_the_normal_range():
     """The engine looks no further when nothing is outside; and an onset is never later than the firing."""
     sure = {"nonfinite_new": "nonfinite"}  # the part is positive only where the whole is
     for rule in RULES:
-        for level in rule.levels:
+        for level in rule.thresholds:
             when = {sure.get(c.gauge, c.gauge): c for c in level.when}
-            for condition in rule.outside:
+            for condition in rule.abnormal:
                 inner, what = when[condition.gauge], (rule.name, level.severity, condition)
                 assert condition.above is None or inner.above >= condition.above, what
                 assert condition.below is None or inner.below <= condition.below, what
@@ -248,12 +248,12 @@ def test_one_wild_first_loss_does_not_blind_the_divergence():
 
 def test_a_gradient_norm_of_the_finite_rest_is_no_calm():
     """Without clipping the norm is that of the finite elements: near zero when a layer's gradient is all NaN."""
-    cells = [Cell("gradient", "a", "moments")]
-    table = SlotTable.build(cells)
+    cells = [Accumulator("gradient", "a", "moments")]
+    table = RecordLayout.build(cells)
     rows = [[100.0, size * size, 0.0, size] for size in [*wave(80, 1.0, 0.3), *([50.0] * 5)]] + [
         [100.0, 0, 100, 0]
     ] * 30
     steps = np.arange(len(rows))
     engine = Engine()
-    engine.observe(Block(table, steps, 1000.0 + steps, np.array(rows, np.float32)))
+    engine.observe(RecordBatch(table, steps, 1000.0 + steps, np.array(rows, np.float32)))
     assert [a.rule for a in engine.active] == ["GradientNormExplosion", "NonFinite"]

@@ -12,7 +12,7 @@ from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
 from stabwatch.alerts.rule import Condition
 from stabwatch.analysis.replay import replay, replay_run
-from stabwatch.analysis.sources import sources
+from stabwatch.analysis.sources import open_sources
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, RunLog
 from tests.agent.conftest import AgentProcess
@@ -127,7 +127,7 @@ def test_a_threshold_is_tried_over_many_runs(make_log, tmp_path):
 
 def test_what_is_no_run_is_said(tmp_path):
     with pytest.raises(RunLogError, match="not a run folder"):
-        replay(sources([tmp_path / "none"]))
+        replay(open_sources([tmp_path / "none"]))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from stabwatch.analysis.compare.compare import compare
 from stabwatch.analysis.readers.log import Column, LogRun
 from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.analysis.replay import replay_run
-from stabwatch.analysis.sources import sources
+from stabwatch.analysis.sources import open_sources
 from stabwatch.cli.app import app
 from stabwatch.errors import LogError, RunLogError
 from stabwatch.exporters.openmetrics import scrapes
@@ -107,10 +107,10 @@ def theirs(tmp_path):
 
 
 def test_a_folder_with_somebody_s_log_is_a_run(theirs):
-    calm, hf = sources([theirs / "calm", theirs / "hf"])
+    calm, hf = open_sources([theirs / "calm", theirs / "hf"])
     assert sum(len(block) for block in calm.stream()) == 300 and sum(len(block) for block in hf.stream()) == 100
     with pytest.raises(LogError, match="holds no log"):
-        sources([theirs])
+        open_sources([theirs])
 
 
 def test_the_commands_take_somebody_s_logs(theirs):

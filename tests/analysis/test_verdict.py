@@ -86,7 +86,7 @@ def test_a_calm_run():
     ],
 )
 def test_what_a_log_cannot_show_is_said(run, words):
-    assert any(words in line for line in examine_run(run).unseen)
+    assert any(words in line for line in examine_run(run).limitations)
 
 
 def test_a_log_without_a_loss_is_not_called_healthy():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.cost import HostClock, Meter, measure, on_the_cpu, probe_of
-from stabwatch.hooks.base.isolation import Guard
+from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.signals import CATALOGUE
 
 NOT_THERE = {"router", "expert", "load", "dropped", "capacity"} | {"rank_spread", "replica", "host_count"}
@@ -13,7 +13,7 @@ NOT_THERE = {"router", "expert", "load", "dropped", "capacity"} | {"rank_spread"
 
 
 def test_a_probe_s_time_is_without_that_of_the_probes_inside_it():
-    guard = Guard(lambda *_: None)
+    guard = Isolation(lambda *_: None)
     meter = Meter(guard, HostClock())
 
     def outer() -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stabwatch.runlog import Cell, Event, Meta, RunFolder, SlotTable, host_cell
+from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout, RunFolder, host_accumulator
 
 BLOCKS = 4
 CREATED = 1_790_000_000.0
 MakeRun = Callable[..., Path]
 
 
-def cells(layers: list[str]) -> list[Cell]:
+def cells(layers: list[str]) -> list[Accumulator]:
     attention = [f"{name}.attn" for name in layers]
     branches = [f"{name}.{branch}" for name in layers for branch in ("attn", "mlp")]
     weights = ["wte", *branches, "lm_head"]
@@ -26,30 +26,30 @@ def cells(layers: list[str]) -> list[Cell]:
         sites += [f"{name}.attn", f"{name}.mlp", name]
     sites += ["lm_head"]
     return [
-        Cell("loss", "", "mean"),
-        *(Cell("activation", s, "moments") for s in sites),
-        *(Cell("attention", s, "attention_bracket") for s in attention),
-        *(Cell("attention", s, "attention_exact") for s in attention),
-        Cell("logits", "", "logsumexp"),
-        *(Cell("gradient", s, "moments") for s in weights),
-        *(Cell("weight", s, "moments") for s in weights),
-        *(Cell("update", s, "update") for s in weights),
-        host_cell("learning_rate"),
-        host_cell("step_seconds"),
-        host_cell("overhead_ratio"),
-        host_cell("probe_errors_total"),
+        Accumulator("loss", "", "mean"),
+        *(Accumulator("activation", s, "moments") for s in sites),
+        *(Accumulator("attention", s, "attention_bracket") for s in attention),
+        *(Accumulator("attention", s, "attention_exact") for s in attention),
+        Accumulator("logits", "", "logsumexp"),
+        *(Accumulator("gradient", s, "moments") for s in weights),
+        *(Accumulator("weight", s, "moments") for s in weights),
+        *(Accumulator("update", s, "update") for s in weights),
+        host_accumulator("learning_rate"),
+        host_accumulator("step_seconds"),
+        host_accumulator("overhead_ratio"),
+        host_accumulator("probe_errors_total"),
     ]
 
 
 class Row:
     """One record, filled by the names of fields."""
 
-    def __init__(self, table: SlotTable) -> None:
+    def __init__(self, table: RecordLayout) -> None:
         self.table = table
         self.values = np.full(table.width, np.nan, np.float32)
 
     def put(self, tap: str, site: str, reduction: str, **fields: float) -> None:
-        cell = Cell(tap, site, reduction)
+        cell = Accumulator(tap, site, reduction)
         names = [name for name, _ in self.table.fields[self.table.cells.index(cell)]]
         start = self.table.start(cell)
         self.values[start : start + len(names)] = 0
@@ -93,7 +93,7 @@ def make_run(
     path: Path, *, sick: bool, steps: int = 300, layers: list[str] | None = None, end: str | None = "finished", **meta
 ) -> Path:
     layers = [f"blocks.{i}" for i in range(BLOCKS)] if layers is None else layers
-    table = SlotTable.build(cells(layers))
+    table = RecordLayout.build(cells(layers))
     rng = np.random.default_rng(0)
     facts = {
         "run": path.name, "created": CREATED, "host": "testhost", "pid": 2**22 - 1, "pid_started": CREATED,

@@ -11,11 +11,11 @@ import pytest
 
 from stabwatch.alerts import Engine, diagnose
 from stabwatch.distributed.health import BUSY_SOURCE, RankHealth
-from stabwatch.runlog import Cell, SlotTable, read_run
+from stabwatch.runlog import Accumulator, RecordLayout, read_run
 from tests.distributed.rank_job import AT
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = (Cell("weight", "a", "moments"), Cell("weight", "b", "moments"))
+WEIGHTS = (Accumulator("weight", "a", "moments"), Accumulator("weight", "b", "moments"))
 
 
 def _job(tmp_path, fault, world, whole=False):
@@ -99,7 +99,7 @@ def _rows(health, table, values):
 
 
 def test_which_rank_it_is():
-    table = SlotTable.build(WEIGHTS)
+    table = RecordLayout.build(WEIGHTS)
     health = RankHealth(table, sharded=False)
     assert _rows(health, table, [(1, 2)] * 4).tolist() == [[4, 0, -1], [4, 0, -1]]
     a, b = _rows(health, table, [(1, 2), (1, 2.2), (1, 2), (1, 2)])
@@ -109,7 +109,7 @@ def test_which_rank_it_is():
 
 
 def test_of_two_ranks_it_is_the_one_that_jumped_for_as_long_as_they_are_apart():
-    table = SlotTable.build(WEIGHTS)
+    table = RecordLayout.build(WEIGHTS)
     health = RankHealth(table, sharded=False)
     _rows(health, table, [(1, 2), (1, 2)])
     for step in range(1, 4):
@@ -122,7 +122,7 @@ def test_of_two_ranks_it_is_the_one_that_jumped_for_as_long_as_they_are_apart():
 
 
 def test_one_rank_is_not_compared_nor_are_shards():
-    table = SlotTable.build((BUSY_SOURCE, *WEIGHTS))
+    table = RecordLayout.build((BUSY_SOURCE, *WEIGHTS))
     rows = np.ones((1, table.width))
     assert np.isnan(RankHealth(table, sharded=False).partials(rows)).all()
     sharded = RankHealth(table, sharded=True)

@@ -8,22 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabwatch.exporters.cardinality import Coarse, Coarsening, group_of
-from stabwatch.exporters.latest import Readings, SeriesCap
+from stabwatch.exporters.latest import Latest, SeriesCap
 from stabwatch.exporters.snapshots import snapshot
-from stabwatch.runlog import Block, Cell, Meta, SeriesKey, SlotTable, host_cell
+from stabwatch.runlog import Accumulator, Meta, RecordBatch, RecordLayout, SeriesKey, host_accumulator
 from stabwatch.signals.reductions import REDUCTIONS
 
 META = Meta(run="r", created=0.0, host="h", pid=1, pid_started=0.0)
 LAYERS = [f"blocks.{i}.{part}" for i in range(4) for part in ("attn", "mlp")]
 CELLS = (
-    host_cell("learning_rate"),
-    Cell("loss", "", "mean"),
-    *(Cell("activation", layer, "moments") for layer in LAYERS),
-    *(Cell("attention", layer, "attention_bracket") for layer in LAYERS[::2]),
-    *(Cell("gradient", layer, "moments") for layer in LAYERS),
-    Cell("logged", "accuracy", "mean"),
+    host_accumulator("learning_rate"),
+    Accumulator("loss", "", "mean"),
+    *(Accumulator("activation", layer, "moments") for layer in LAYERS),
+    *(Accumulator("attention", layer, "attention_bracket") for layer in LAYERS[::2]),
+    *(Accumulator("gradient", layer, "moments") for layer in LAYERS),
+    Accumulator("logged", "accuracy", "mean"),
 )
-TABLE = SlotTable.build(CELLS)
+TABLE = RecordLayout.build(CELLS)
 
 
 def _rows(seed=0, n=3):
@@ -40,7 +40,7 @@ def _rows(seed=0, n=3):
 
 def _block(rows):
     steps = np.arange(len(rows))
-    return Block(TABLE, steps, 1000.0 + steps, rows)
+    return RecordBatch(TABLE, steps, 1000.0 + steps, rows)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_groups_are_merged_by_the_law(seed, cardinality):
     merged = Coarsening(TABLE, group)(_block(rows))
     for cell, start in zip(merged.table.cells, merged.table.starts, strict=True):
         mine = [c for c in TABLE.cells if group(c) == cell]
-        one = SlotTable.build(mine[:1])
+        one = RecordLayout.build(mine[:1])
         width = one.width
         for row, out in zip(rows, merged.rows, strict=True):
             parts = np.stack([row[TABLE.start(c) : TABLE.start(c) + width] for c in mine])
-            np.testing.assert_allclose(out[start : start + width], one.law.merge(parts), rtol=1e-6)
+            np.testing.assert_allclose(out[start : start + width], one.operators.merge(parts), rtol=1e-6)
 
 
 def test_a_run_level_signal_is_what_it_was():
@@ -81,7 +81,7 @@ def test_a_run_level_signal_is_what_it_was():
 def _shown(cardinality, worst=2, firing=(), violations=None, limit=10_000):
     cap = SeriesCap(limit)
     coarse = Coarse(cardinality, cap, worst) if cardinality != "layer" else None
-    fine = Readings(SeriesCap(10**9) if coarse else cap)
+    fine = Latest(SeriesCap(10**9) if coarse else cap)
     block = _block(_rows(2, 20))
     for reader in (fine, coarse):
         if reader is not None:
@@ -118,9 +118,11 @@ def test_alerts_are_as_loud_at_every_level():
 
 
 def test_a_cap_leaves_out_the_layers_of_rare_signals_first():
-    deep = Cell("residual", "blocks.0", "tokens")
-    table = SlotTable.build((deep, Cell("activation", "blocks.0", "moments"), Cell("loss", "", "mean")))
-    readings = Readings(SeriesCap(8))  # half of a small cap is kept for alerts
-    readings.observe(Block(table, np.array([0]), np.array([0.0]), np.ones((1, table.width), np.float32)), 0.0)
+    deep = Accumulator("residual", "blocks.0", "tokens")
+    table = RecordLayout.build(
+        (deep, Accumulator("activation", "blocks.0", "moments"), Accumulator("loss", "", "mean"))
+    )
+    readings = Latest(SeriesCap(8))  # half of a small cap is kept for alerts
+    readings.observe(RecordBatch(table, np.array([0]), np.array([0.0]), np.ones((1, table.width), np.float32)), 0.0)
     kept = {key.signal for key in readings.keys}
     assert "loss" in kept and "token_similarity" not in kept and readings.cap.dropped > 0

@@ -23,7 +23,7 @@ from stabwatch.agent.state import Follower
 from stabwatch.exporters.openmetrics import scrapes, suitable_interval, write_openmetrics
 from stabwatch.exporters.tables import write_csv, write_parquet
 from stabwatch.runlog import Event, RunLog, read_run
-from stabwatch.runlog.atomic import whole
+from stabwatch.runlog.atomic import atomic_output
 from tests.agent.conftest import get, until
 from tests.agent.synthetic import CREATED, LAYERS, Log
 
@@ -215,14 +215,14 @@ def test_tensorboard_reads_it(run, tmp_path):
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "out.csv"
-    with whole(target) as draft:
+    with atomic_output(target) as draft:
         draft.write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole(target) as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_output(target) as draft:
         draft.write_text("half")
         raise KeyboardInterrupt
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
     for generation in ("first", "second"):
-        with whole(tmp_path / "folder") as draft:
+        with atomic_output(tmp_path / "folder") as draft:
             draft.mkdir()
             (draft / generation).touch()
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["second"]

@@ -5,22 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stabwatch.exporters.latest import Readings, SeriesCap
-from stabwatch.runlog import Block, Cell, SeriesKey, SlotTable
+from stabwatch.exporters.latest import Latest, SeriesCap
+from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, SeriesKey
 
-TABLE = SlotTable.build(
+TABLE = RecordLayout.build(
     [
-        Cell("loss", "", "mean"),
-        Cell("activation", "a", "moments"),
-        Cell("activation", "b", "moments"),
-        Cell("gradient", "a", "moments"),
-        Cell("attention", "a", "attention_bracket"),
+        Accumulator("loss", "", "mean"),
+        Accumulator("activation", "a", "moments"),
+        Accumulator("activation", "b", "moments"),
+        Accumulator("gradient", "a", "moments"),
+        Accumulator("attention", "a", "attention_bracket"),
     ]
 )
 LOSS = SeriesKey("loss")
 
 
-def block(values: list[dict[str, tuple[float, ...]]], start: float = 1000.0, step: int = 0, dt: float = 1.0) -> Block:
+def block(
+    values: list[dict[str, tuple[float, ...]]], start: float = 1000.0, step: int = 0, dt: float = 1.0
+) -> RecordBatch:
     """One record per dict; keys are '<tap> <site>', values the fields of the cell."""
     rows = np.full((len(values), TABLE.width), np.nan, np.float32)
     for row, cells in zip(rows, values, strict=True):
@@ -29,18 +31,18 @@ def block(values: list[dict[str, tuple[float, ...]]], start: float = 1000.0, ste
             if fields is not None:
                 row[TABLE.start(cell) : TABLE.start(cell) + len(fields)] = fields
     n = len(values)
-    return Block(TABLE, step + np.arange(n), start + dt * np.arange(n, dtype=np.float64), rows)
+    return RecordBatch(TABLE, step + np.arange(n), start + dt * np.arange(n, dtype=np.float64), rows)
 
 
-def losses(*values: float, start: float = 1000.0) -> Block:
+def losses(*values: float, start: float = 1000.0) -> RecordBatch:
     return block([{"loss": (1, v, 0 if np.isfinite(v) else 1)} for v in values], start)
 
 
-def readings(limit: int = 20_000) -> Readings:
-    return Readings(SeriesCap(limit))
+def readings(limit: int = 20_000) -> Latest:
+    return Latest(SeriesCap(limit))
 
 
-def at(r: Readings, what: np.ndarray, key: SeriesKey) -> float:
+def at(r: Latest, what: np.ndarray, key: SeriesKey) -> float:
     return float(what[r.keys.index(key)])
 
 
@@ -118,10 +120,10 @@ def test_one_block_or_many_come_to_the_same():
 def test_a_new_layout_goes_on_where_the_old_one_stopped():
     r = readings()
     r.observe(losses(2.0), arrived=0.0)
-    wider = SlotTable.build([Cell("activation", "z", "moments"), *TABLE.cells])
+    wider = RecordLayout.build([Accumulator("activation", "z", "moments"), *TABLE.cells])
     rows = np.full((1, wider.width), np.nan, np.float32)
     rows[0, :4] = (1, 9.0, 0, 3.0)
-    r.observe(Block(wider, np.array([1]), np.array([1001.0]), rows), arrived=0.0)
+    r.observe(RecordBatch(wider, np.array([1]), np.array([1001.0]), rows), arrived=0.0)
     assert at(r, r.last, SeriesKey("output_rms", "z")) == 3.0
     assert at(r, r.window(0.0), LOSS) == 2.0
     assert r.layers == ["a", "b", "z"]

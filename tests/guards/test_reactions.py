@@ -149,7 +149,7 @@ def test_on_alert_is_told_between_steps_and_its_mistakes_stop_nothing(attach):
     for number in range(200):
         step(model, optimizer, number, broken=[BROKEN])
     assert heard[0].state == "firing" and heard[0].onset == BROKEN and heard[0].rule == "NonFinite"
-    assert watch._session.guard.errors["on_alert"] >= 1
+    assert watch._session.isolation.errors["on_alert"] >= 1
     alerts = [e for e in attach.finish().events if e.kind == "alert"]
     assert alerts[0].data["rule"] == "NonFinite" and alerts[0].step == heard[0].step, "no agent: written from here"
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.context import PHASES
 from stabwatch.hooks.compiled import observe
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 from stabwatch.runtime.coverage import IN_GRAPH
 from stabwatch.runtime.governor import Plan
 from tests.models import Mixture
@@ -74,8 +74,8 @@ SIGNALS = {
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_fullgraph_gives_the_same_statistics_without_a_graph_break(backend, attach):
     counter = CompileCounterWithBackend(backend)
-    _, eager, _ = _train(lambda m: m, attach, steps=TURNS)
-    _, compiled, _ = _train(lambda m: torch.compile(m, fullgraph=True, backend=counter), attach, steps=TURNS)
+    _, eager, _ = _train(lambda m: m, attach, steps=PHASES)
+    _, compiled, _ = _train(lambda m: torch.compile(m, fullgraph=True, backend=counter), attach, steps=PHASES)
     assert counter.frame_count == 1, "the sites that take turns share one graph"
     _same(eager, compiled, SIGNALS)
     coverage = [e for e in compiled.events if e.kind == "coverage"][-1]
@@ -111,7 +111,7 @@ def test_off_steps_run_a_graph_without_statistics(attach):
     tokens = torch.randint(0, 256, (2, 8))
     sizes = []
     for on in (True, False, True, False):
-        watch._session.gate.open = watch._session.gate.sampled = on
+        watch._session.flags.open = watch._session.flags.sampled = on
         call(tokens).sum().backward()
         sizes.append(len(graphs))
     assert sizes == [1, 2, 2, 2]
@@ -135,8 +135,8 @@ def test_blocks_compiled_one_by_one_share_their_graph(attach):
     model(torch.randint(0, 256, (4, 16))).sum().backward()
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    _, eager, _ = _train(lambda m: m, attach, steps=TURNS)
-    _, compiled, _ = _train(regional(counter), attach, steps=TURNS)
+    _, eager, _ = _train(lambda m: m, attach, steps=PHASES)
+    _, compiled, _ = _train(regional(counter), attach, steps=PHASES)
     _same(eager, compiled, SIGNALS)
     assert counter.frame_count <= bare.frame_count + 1
 
@@ -148,7 +148,7 @@ def test_a_router_and_its_loads_are_seen_inside_a_graph(attach):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         attach(model, optimizer)
         call = compile_model(model)
-        for _ in range(TURNS):
+        for _ in range(PHASES):
             optimizer.zero_grad()
             call(torch.randn(30, 8)).square().mean().backward()
             optimizer.step()
@@ -193,23 +193,23 @@ def test_what_was_traced_is_measured_deeply_only_with_the_sampled_tier(attach):
     watch = attach(model, every_step=False)
     watch._session._governor.plan = lambda step: Plan(True, False, True)
     watch._session._plan_next()
-    assert not watch._session.gate.sampled
-    watch._session.gate.traced = True
+    assert not watch._session.flags.sampled
+    watch._session.flags.traced = True
     watch._session._plan_next()
-    assert watch._session.gate.sampled and watch._session.gate.deep
+    assert watch._session.flags.sampled and watch._session.flags.deep
 
 
 def test_recomputation_is_not_seen_twice_and_an_ended_watch_sees_nothing(attach):
     model = GPT(CONFIG)
     attach(model)
     site = model.blocks[0]._stabwatch
-    site.gate.deep, site.gate.turn = True, site.place
+    site.flags.deep, site.flags.phase = True, site.index
     cells = site.watch._session.deep.store
-    row = cells._rows[Cell("residual", "blocks.0", "shape")]
-    observe(site.mark, [torch.ones(2, 3, 32)])
+    row = cells._rows[Accumulator("residual", "blocks.0", "shape")]
+    observe(site.graph_handle, [torch.ones(2, 3, 32)])
     assert row[0] == 2 * 3 * 32
     x = torch.ones(2, requires_grad=True)
-    x.register_hook(lambda grad: observe(site.mark, [torch.ones(2, 3, 32)]))
+    x.register_hook(lambda grad: observe(site.graph_handle, [torch.ones(2, 3, 32)]))
     x.sum().backward()
     assert row[0] == 2 * 3 * 32
     observe(torch.tensor([-1, 0]), [torch.ones(2, 3, 32)])

@@ -31,8 +31,8 @@ def variants():
     constants = {"OLD": tl.bfloat16, "NEW": tl.float32, "ALIGNED": False, **SIZES}
     yield "multi_tensor", "_change", {"old": "*i64", "new": "*i64", **LISTS}, constants
     fold = {"SUMS": 3, "FIELDS": 8, "BLOCK": 512}
-    yield "launch", "_fold", {"partials": "*fp32", "out": "*fp32"}, {"starts": None, "MERGE": False, **fold}
-    yield "launch", "_fold", {"partials": "*fp32", "starts": "*i64", "out": "*fp32"}, {"MERGE": True, **fold}
+    yield "launch", "_update", {"partials": "*fp32", "out": "*fp32"}, {"starts": None, "MERGE": False, **fold}
+    yield "launch", "_update", {"partials": "*fp32", "starts": "*i64", "out": "*fp32"}, {"MERGE": True, **fold}
     for merge in (True, False):
         constants = {"MERGE": merge, "HEADS": 16, "BLOCK": 256}
         yield "attention_scores", "_largest", {"partials": "*fp32", "out": "*fp32"}, constants

@@ -29,7 +29,7 @@ def test_every_kernel_compiles(capability, tmp_path):
     found = re.findall(r"(\w+) (\w+) shared=(\d+) wide_loads=(\d+)", done.stdout)
     assert {kernel for _, kernel, _, _ in found} >= {
         "_partials",
-        "_fold",
+        "_update",
         "_counts",
         "_moments",
         "_change",

@@ -10,13 +10,13 @@ import torch
 
 from stabwatch.kernels import dispatch
 from stabwatch.kernels.attention_scores import eager as eager_scores
-from stabwatch.kernels.attention_scores import fold_largest_logit, largest_logit, score_statistics
+from stabwatch.kernels.attention_scores import largest_logit, score_statistics, update_largest_logit
 from stabwatch.kernels.attention_scores import naive as naive_scores
 from stabwatch.kernels.column_moments import column_sums
 from stabwatch.kernels.dispatch import VARIABLE, Choice, choose
 from stabwatch.kernels.exponent_histogram import exponent_histogram
-from stabwatch.kernels.merge import empty_cell, merge_
-from stabwatch.kernels.moments import eager, fold_moments, moments, moments_full, naive
+from stabwatch.kernels.merge import empty_accumulator, merge_
+from stabwatch.kernels.moments import eager, moments, moments_full, naive, update_moments
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.signals.reductions import ATTENTION_EXACT, MOMENTS
 
@@ -105,18 +105,18 @@ def test_every_reduction_takes_the_fused_kernel(fused):
 
 def test_partials_are_merged_into_a_cell_as_the_law_says(fused):
     x, y = torch.randn(300, generator=G).to(DEVICE), torch.tensor([math.nan, 3.0, -7.0], device=DEVICE)
-    cell, law = empty_cell(MOMENTS, x.device), empty_cell(MOMENTS, x.device)
+    cell, law = empty_accumulator(MOMENTS, x.device), empty_accumulator(MOMENTS, x.device)
     for part in (x, y, x[:2]):
-        fold_moments(part, cell)
+        update_moments(part, cell)
         merge_(MOMENTS, law, moments(part))
     assert torch.allclose(cell, law, rtol=1e-6)
     q = torch.randn(2, 5, 9, 8, generator=G).to(DEVICE)
     broken = q.clone()
     broken[0, 2] = math.nan
-    cell, law = empty_cell(ATTENTION_EXACT, q.device), empty_cell(ATTENTION_EXACT, q.device)
+    cell, law = empty_accumulator(ATTENTION_EXACT, q.device), empty_accumulator(ATTENTION_EXACT, q.device)
     for query in (q * 0.5, q, broken, q.flip(1), q):
         call = (query, query, None, True, None)
-        fold_largest_logit(*call, cell)
+        update_largest_logit(*call, cell)
         merge_(ATTENTION_EXACT, law, largest_logit(*call))
         assert torch.allclose(cell, law, rtol=1e-6)
 

@@ -23,7 +23,7 @@ from stabwatch.kernels.exponent_histogram import BINS
 from stabwatch.kernels.exponent_histogram import eager as eager_histogram
 from stabwatch.kernels.exponent_histogram import fused as fused_histogram
 from stabwatch.kernels.exponent_histogram import naive as naive_histogram
-from stabwatch.kernels.launch import INTERPRETED, fold
+from stabwatch.kernels.launch import INTERPRETED, update
 from stabwatch.kernels.moments import eager, fused, naive
 from stabwatch.kernels.moments.fused import BLOCK
 from stabwatch.kernels.multi_tensor import fused as fused_lists
@@ -259,9 +259,9 @@ def test_histograms_of_any_split_add_up(cut):
     assert torch.equal(parts, fused_histogram.exponent_histogram(x))
 
 
-def test_the_fold_of_no_programs_is_the_unit():
+def test_the_update_of_no_programs_is_the_unit():
     out = torch.full((1, 3), math.nan, device=DEVICE)
-    fold(torch.empty(3, 0, device=DEVICE), out, sums=2)
+    update(torch.empty(3, 0, device=DEVICE), out, sums=2)
     assert out.tolist() == [[0, 0, -math.inf]]
 
 

@@ -18,7 +18,7 @@ from stabwatch.kernels.attention_scores.naive import largest_logit as naive_logi
 from stabwatch.kernels.attention_scores.naive import scores as naive_scores
 from stabwatch.kernels.logsumexp import row_statistics
 from stabwatch.kernels.logsumexp.naive import row_statistics as naive_rows
-from stabwatch.kernels.merge import empty_cell, merge_
+from stabwatch.kernels.merge import empty_accumulator, merge_
 from stabwatch.kernels.moments import moments
 from stabwatch.kernels.moments.eager import host_sumsq
 from stabwatch.kernels.moments.naive import moments as naive_moments
@@ -81,7 +81,7 @@ def test_the_adversarial_case_is_adversarial():
 @pytest.mark.parametrize("name", CASES)
 def test_grouped_moments(name):
     tensors = [CASES[name], CASES["normal"], CASES[name] * 2]
-    out = empty_cell(MOMENTS, torch.device("cpu")).repeat(2, 1)
+    out = empty_accumulator(MOMENTS, torch.device("cpu")).repeat(2, 1)
     grouped_moments(tensors, [0, 1, 0], out)
     both = torch.cat([tensors[0].flatten(), tensors[2].flatten()])
     assert out[0].tolist() == pytest.approx(naive_moments(both).tolist(), rel=1e-6)
@@ -206,7 +206,7 @@ def test_a_bracket_with_rows_that_see_nothing_or_are_broken():
 @pytest.mark.parametrize("reduction", [MOMENTS, ATTENTION_EXACT, ATTENTION_BRACKET], ids=lambda r: r.name)
 def test_tensors_and_numbers_merge_alike(reduction):
     parts = [torch.randn(len(reduction.fields), generator=G).round() for _ in range(20)]
-    a, b = empty_cell(reduction, torch.device("cpu")), empty_cell(reduction, torch.device("cpu"))
+    a, b = empty_accumulator(reduction, torch.device("cpu")), empty_accumulator(reduction, torch.device("cpu"))
     for part in parts:
         merge_(reduction, a, part)
         merge_(reduction, b, tuple(part.tolist()))

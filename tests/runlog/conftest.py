@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stabwatch.runlog import Cell, Meta, RunFolder, SlotTable, host_cell
+from stabwatch.runlog import Accumulator, Meta, RecordLayout, RunFolder, host_accumulator
 
 
 def meta(**changes) -> Meta:
@@ -17,7 +17,7 @@ def meta(**changes) -> Meta:
     return Meta(**{"run": "x", "created": now, "host": "h", "pid": os.getpid(), "pid_started": now, **changes})
 
 
-def row(table: SlotTable, step: int) -> np.ndarray:
+def row(table: RecordLayout, step: int) -> np.ndarray:
     """Slots that name their step: the count slots are 1, all others the step."""
     values = np.full(table.width, step, dtype=np.float32)
     values[list(table.starts)] = 1
@@ -25,16 +25,16 @@ def row(table: SlotTable, step: int) -> np.ndarray:
 
 
 @pytest.fixture
-def table() -> SlotTable:
-    return SlotTable.build(
+def table() -> RecordLayout:
+    return RecordLayout.build(
         [
-            Cell("loss", "", "mean"),
-            Cell("activation", "blocks.0", "moments"),
-            Cell("attention", "blocks.0.attn", "attention_bracket"),
-            Cell("attention", "blocks.0.attn", "attention_exact"),
-            Cell("gradient", "blocks.0", "moments"),
-            Cell("gradient", "blocks.1", "moments"),
-            host_cell("learning_rate"),
+            Accumulator("loss", "", "mean"),
+            Accumulator("activation", "blocks.0", "moments"),
+            Accumulator("attention", "blocks.0.attn", "attention_bracket"),
+            Accumulator("attention", "blocks.0.attn", "attention_exact"),
+            Accumulator("gradient", "blocks.0", "moments"),
+            Accumulator("gradient", "blocks.1", "moments"),
+            host_accumulator("learning_rate"),
         ]
     )
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path):
 
 
 @pytest.fixture
-def run(folder: RunFolder, table: SlotTable) -> Path:
+def run(folder: RunFolder, table: RecordLayout) -> Path:
     """A run folder with the records of steps 0 to 4."""
     for step in range(5):
         folder.append(table, step, 100.0 + step, row(table, step))

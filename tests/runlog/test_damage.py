@@ -15,7 +15,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from stabwatch.errors import RunLogError
-from stabwatch.runlog import Event, RunFolder, RunLog, SlotTable, append_event, read_run
+from stabwatch.runlog import Event, RecordLayout, RunFolder, RunLog, append_event, read_run
 from stabwatch.runlog.writer import arrow_schema
 
 from .conftest import row
@@ -120,7 +120,7 @@ def test_no_bytes_crash_the_reader(run: Path, segment: Path) -> None:
     assert done.stdout == "survived\n", (done.returncode, done.stderr[-2000:])
 
 
-def test_damage_costs_no_time(folder: RunFolder, table: SlotTable) -> None:
+def test_damage_costs_no_time(folder: RunFolder, table: RecordLayout) -> None:
     for step in range(2000):
         folder.append(table, step, float(step), row(table, step))
     segment = folder.path / "signals-000.arrows"
@@ -153,7 +153,7 @@ def test_an_arrow_stream_of_somebody_else_is_refused(run: Path) -> None:
         ({"series": [{"signal": "loss"}]}, "damaged slot table: KeyError: 'layer'"),
     ],
 )
-def test_a_layout_that_cannot_be_read_is_named(run: Path, table: SlotTable, change: dict, message: str) -> None:
+def test_a_layout_that_cannot_be_read_is_named(run: Path, table: RecordLayout, change: dict, message: str) -> None:
     text = json.dumps({**json.loads(table.to_json()), **change}, separators=(",", ":"))
     schema = arrow_schema(table).with_metadata({"stabwatch": text})
     write_stream(run / "signals-001.arrows", schema)
@@ -225,7 +225,7 @@ def test_a_segment_that_cannot_be_opened_is_named(run: Path) -> None:
 
 def test_a_layout_without_slots_is_refused_before_arrow_crashes_on_it(folder: RunFolder) -> None:
     with pytest.raises(ValueError, match="at least one slot"):
-        folder.append(SlotTable.build([]), 0, 0.0, np.empty(0, np.float32))
+        folder.append(RecordLayout.build([]), 0, 0.0, np.empty(0, np.float32))
     assert_array_equal(read_run(folder.path).steps, [])
 
 

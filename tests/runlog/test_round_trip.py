@@ -16,13 +16,13 @@ from numpy.testing import assert_array_equal
 
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import (
-    Cell,
+    Accumulator,
     Event,
     Meta,
+    RecordLayout,
     RunFolder,
     RunLog,
     SeriesKey,
-    SlotTable,
     append_event,
     find_run,
     read_run,
@@ -32,7 +32,7 @@ from stabwatch.runlog import (
 from .conftest import meta, row
 
 
-def test_a_run_is_read_as_it_was_written(run: Path, table: SlotTable) -> None:
+def test_a_run_is_read_as_it_was_written(run: Path, table: RecordLayout) -> None:
     append_event(run, Event("end", 7.0, 4, {"reason": "finished"}))
     read = read_run(run)
     assert_array_equal(read.steps, range(5))
@@ -45,7 +45,7 @@ def test_a_run_is_read_as_it_was_written(run: Path, table: SlotTable) -> None:
     assert (read.damaged_records, read.torn_bytes, read.bad_event_lines) == (0, 0, 0)
 
 
-def test_special_values_come_back_bit_for_bit(folder: RunFolder, table: SlotTable) -> None:
+def test_special_values_come_back_bit_for_bit(folder: RunFolder, table: RecordLayout) -> None:
     values = row(table, 1)
     values[:6] = [np.nan, np.inf, -np.inf, -0.0, np.float32(1e-45), np.finfo(np.float32).max]
     folder.append(table, 2**62, 1.5, values)
@@ -53,7 +53,7 @@ def test_special_values_come_back_bit_for_bit(folder: RunFolder, table: SlotTabl
     assert block.rows[0].tobytes() == values.tobytes() and block.steps[0] == 2**62
 
 
-def test_values_of_another_type_or_stride_are_written_as_float32(folder: RunFolder, table: SlotTable) -> None:
+def test_values_of_another_type_or_stride_are_written_as_float32(folder: RunFolder, table: RecordLayout) -> None:
     folder.append(table, 1, 1.0, np.arange(2.0 * table.width)[::2])
     assert_array_equal(read_run(folder.path).blocks[0].rows[0], np.arange(0, 2 * table.width, 2))
 
@@ -71,8 +71,8 @@ def test_a_field_of_a_later_version_in_meta_is_ignored(run: Path) -> None:
     assert RunLog(run).meta == Meta(**data)
 
 
-def test_a_new_layout_opens_a_new_segment(folder: RunFolder, table: SlotTable) -> None:
-    wider = SlotTable.build([*table.cells, Cell("activation", "late", "moments")])
+def test_a_new_layout_opens_a_new_segment(folder: RunFolder, table: RecordLayout) -> None:
+    wider = RecordLayout.build([*table.cells, Accumulator("activation", "late", "moments")])
     for step, layout in enumerate([table, table, wider, table]):
         folder.append(layout, step, float(step), row(layout, step))
     assert len(list(folder.path.glob("signals-*.arrows"))) == 3
@@ -85,7 +85,7 @@ def test_a_new_layout_opens_a_new_segment(folder: RunFolder, table: SlotTable) -
     assert_array_equal(values, row(wider, 2)[-1:])
 
 
-def test_segments_keep_their_order_beyond_a_thousand(folder: RunFolder, table: SlotTable) -> None:
+def test_segments_keep_their_order_beyond_a_thousand(folder: RunFolder, table: RecordLayout) -> None:
     for number in (1000, 101, 999):
         (folder.path / f"signals-{number:03d}.arrows").touch()
     folder._segments = 1001
@@ -95,18 +95,18 @@ def test_segments_keep_their_order_beyond_a_thousand(folder: RunFolder, table: S
     assert [p.stem for p in log._segments] == ["signals-101", "signals-999", "signals-1000", "signals-1001"]
 
 
-def test_a_folder_that_is_opened_again_is_continued(run: Path, table: SlotTable) -> None:
+def test_a_folder_that_is_opened_again_is_continued(run: Path, table: RecordLayout) -> None:
     again = RunFolder(run, meta())
     again.append(table, 5, 105.0, row(table, 5))
     again.close()
     assert_array_equal(read_run(run).steps, range(6))
 
 
-def test_series_gives_only_what_was_measured(folder: RunFolder, table: SlotTable) -> None:
+def test_series_gives_only_what_was_measured(folder: RunFolder, table: RecordLayout) -> None:
     for step in range(4):
         values = row(table, step)
         if step % 2:
-            start = table.start(Cell("activation", "blocks.0", "moments"))
+            start = table.start(Accumulator("activation", "blocks.0", "moments"))
             values[start : start + 4] = np.nan
         folder.append(table, step, float(step), values)
     read = read_run(folder.path)
@@ -120,11 +120,11 @@ def test_a_run_without_records_is_empty(folder: RunFolder) -> None:
     assert len(read.steps) == len(read.times) == len(read.keys) == len(read.events) == 0
 
 
-def test_a_reader_beside_a_writer_gets_each_record_once(folder: RunFolder, table: SlotTable) -> None:
+def test_a_reader_beside_a_writer_gets_each_record_once(folder: RunFolder, table: RecordLayout) -> None:
     records = 400
 
     def write() -> None:
-        other = SlotTable.build(table.cells[:3])
+        other = RecordLayout.build(table.cells[:3])
         for step in range(records):
             layout = other if step % 100 >= 50 else table
             folder.append(layout, step, float(step), row(layout, step))

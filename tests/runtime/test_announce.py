@@ -47,7 +47,7 @@ def test_it_does_not_where_somebody_did(attach):
     assert not [a for a in analyze(run.path).alerts if a.severity != "info"]
 
 
-def test_a_replay_says_what_the_agent_said(attach):
+def test_a_replay_says_what_the_agent_sent(attach):
     run, _ = train(attach, announced=True, agent=True, port=0, linger=0.0)
     attach.watches[-1]._session._agent._child.wait(timeout=20)
     found = replay_run(RunLog(run.path))

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.context import PHASES
 from stabwatch.runtime.governor import DEAR, LONGEST, WARM_UP, Governor
 
 
@@ -95,20 +95,20 @@ def test_first_steps_that_compile_do_not_silence_a_tier():
     assert [sum(s < 256 for s in steps) >= 8 for steps in at.values()] == [True, True]
 
 
-def test_a_deep_step_that_is_dear_is_dealt_out_over_more_turns():
+def test_a_deep_step_that_is_dear_is_dealt_out_over_more_phases():
     governor = Governor(0.01)
     for step in range(20_000):
         plan = governor.plan(step)
-        cost = {"always": 1e-5, "sampled": 0.0, "deep": plan.deep * 0.1 * TURNS / governor.turns}
+        cost = {"always": 1e-5, "sampled": 0.0, "deep": plan.deep * 0.1 * PHASES / governor.phases}
         governor.observe(plan, 0.06 + sum(cost.values()), cost)
-    assert 0.1 * TURNS / governor.turns <= DEAR * 0.06
-    assert governor.turns <= 2 * TURNS * 0.1 / 0.06 / DEAR
+    assert 0.1 * PHASES / governor.phases <= DEAR * 0.06
+    assert governor.phases <= 2 * PHASES * 0.1 / 0.06 / DEAR
 
 
 def test_what_does_not_take_turns_does_not_make_rounds_longer():
     governor = Governor(0.01)
     _simulate(governor, 20_000, 0.06, {"always": 1e-5, "sampled": 0.0, "deep": 0.1})
-    assert governor.turns == 2 * TURNS
+    assert governor.phases == 2 * PHASES
 
 
 def test_sampled_and_deep_do_not_fall_on_one_step():

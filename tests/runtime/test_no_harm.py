@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 from tests.models import ARCHITECTURES, gpt, run
 
 
@@ -95,6 +95,6 @@ def test_evaluation_is_not_recorded(attach):
             task.loss()
             task.model.train()
     log = attach.finish()
-    loss = Cell("loss", "", "mean")
+    loss = Accumulator("loss", "", "mean")
     counts = [count for block in log.blocks for count in block.rows[:, block.table.start(loss)]]
     assert counts == [4 * 16] * 3

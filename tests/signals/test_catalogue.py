@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import stabwatch.signals
-from stabwatch.runlog import Cell, SlotTable, host_cell
+from stabwatch.runlog import Accumulator, RecordLayout, host_accumulator
 from stabwatch.signals import CATALOGUE, Catalogue, Signal
 from stabwatch.signals.declaration import TAPS
 from stabwatch.signals.formulas import FORMULAS
@@ -62,8 +62,10 @@ def test_a_counter_sums_a_sum(signal: Signal) -> None:
 
 @every_signal
 def test_it_becomes_a_series_and_its_value_is_a_number(signal: Signal) -> None:
-    cell = host_cell(signal.name) if signal.tap == "host" else Cell(signal.tap, "blocks.0", signal.reduction)
-    table = SlotTable.build([cell])
+    cell = (
+        host_accumulator(signal.name) if signal.tap == "host" else Accumulator(signal.tap, "blocks.0", signal.reduction)
+    )
+    table = RecordLayout.build([cell])
     (index,) = (i for i, key in enumerate(table.keys) if key.signal == signal.name)
     assert table.keys[index].layer == ("" if signal.level == "run" else "blocks.0")
     row = np.array([0.0 if name == "nonfinite" else 2.0 for fields in table.fields for name, _ in fields])

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from stabwatch.signals.reductions import REDUCTIONS, UNIT, Field, MergeLaw, Op, Reduction
+from stabwatch.signals.reductions import IDENTITY, REDUCTIONS, Field, MergeOperators, Op, Reduction
 
 NAN, INF = np.nan, np.inf
 
 
-def law_of(*reductions: Reduction) -> MergeLaw:
+def law_of(*reductions: Reduction) -> MergeOperators:
     """The law of a record that has one cell of each reduction."""
     ops = [f.op for r in reductions for f in r.fields]
-    return MergeLaw(ops, [i for i, r in enumerate(reductions) for _ in r.fields])
+    return MergeOperators(ops, [i for i, r in enumerate(reductions) for _ in r.fields])
 
 
 # One cell of every reduction that there is, and one of every operator, so that a new one is covered when it appears.
@@ -94,11 +94,11 @@ def test_an_unmeasured_cell_stays_nan_beside_a_measured_one() -> None:
 def test_filled_and_blanked_are_each_others_inverse_on_unmeasured_cells() -> None:
     law = law_of(REDUCTIONS["attention_exact"])
     unmeasured = np.full(4, NAN)
-    assert_array_equal(law.filled(unmeasured), [0, 0, -INF, INF])
-    assert_array_equal(law.blanked(law.filled(unmeasured)), unmeasured)
+    assert_array_equal(law.with_identity(unmeasured), [0, 0, -INF, INF])
+    assert_array_equal(law.with_nan(law.with_identity(unmeasured)), unmeasured)
     measured = np.array([8, 0, 3.5, 1])
-    assert_array_equal(law.filled(measured), measured)
-    assert_array_equal(law.blanked(measured), measured)
+    assert_array_equal(law.with_identity(measured), measured)
+    assert_array_equal(law.with_nan(measured), measured)
 
 
 def test_arg_follows_the_maximum_and_ties_go_to_the_smaller_index() -> None:
@@ -160,7 +160,7 @@ def test_a_reduction_begins_with_its_count_and_its_sums(reduction: Reduction) ->
     assert reduction.fields[0] == Field("count", "sum")
     assert ops[: reduction.sums] == ["sum"] * reduction.sums
     assert "sum" not in ops[reduction.sums :]
-    assert set(ops) <= set(UNIT)
+    assert set(ops) <= set(IDENTITY)
     assert len({f.name for f in reduction.fields}) == len(ops)
     assert [reduction.index(f.name) for f in reduction.fields] == list(range(len(ops)))
 

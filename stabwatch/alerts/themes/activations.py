@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import WINDOW, Columns, Derived, Family, MedianFamily, Ring, rising
+from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, LayerColumns, MedianFeature, RollingWindow, rising
 from stabwatch.alerts.references import CALIBRATED, MAXACT, RESIDUAL, SHESHA
-from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array
 from stabwatch.runlog import SeriesKey
 
 
-class ActivationFamily:
+class ActivationFeature:
     """A layer's largest activation over the least of its last 64 points: how far it has come up from where it was.
 
     The maximum is that of the finite elements; beside non-finite ones it says little, and such a point is left out.
@@ -21,13 +21,15 @@ class ActivationFamily:
 
     name = "activation"
     signal = "activation_abs_max"
-    gauges: tuple[Derived, ...] = (
-        Derived("activation_growth_ratio", f"activation_abs_max over the least of its last {WINDOW} values.", "ratio"),
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "activation_growth_ratio", f"activation_abs_max over the least of its last {WINDOW} values.", "ratio"
+        ),
     )
 
     def __init__(self) -> None:
-        self._columns = Columns(self.signal, "activation_nonfinite_total")
-        self._ring = Ring(WINDOW)
+        self._columns = LayerColumns(self.signal, "activation_nonfinite_total")
+        self._ring = RollingWindow(WINDOW)
 
     @property
     def layers(self) -> list[str]:
@@ -57,16 +59,16 @@ class ActivationFamily:
         return {self.gauges[0].name: ratio, self.signal: now, "points": self._ring.count.astype(np.float64)}
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
-        ActivationFamily(),
+        ActivationFeature(),
         rising("residual_growth"),
-        MedianFamily(
+        MedianFeature(
             "geometry_drift",
             "geometry_drift",
-            Derived("geometry_drift_median", "Median over layers of geometry_drift.", level="run"),
-            jump=Derived(
+            DerivedSignal("geometry_drift_median", "Median over layers of geometry_drift.", level="run"),
+            jump=DerivedSignal(
                 "geometry_drift_jump", "geometry_drift_median less what it was at the point before.", level="run"
             ),
         ),
@@ -81,14 +83,14 @@ RULES: tuple[Rule, ...] = (
         summary="Activations of a layer grow by orders of magnitude.",
         description="The largest activation of {where} is {activation_abs_max:.4g}, "
         "{activation_growth_ratio:.3g} times its recent least.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("activation_abs_max", above=1000.0), Condition("activation_growth_ratio", above=50.0)),
-                hold=2,
+                for_points=2,
             ),
         ),
-        outside=(Condition("activation_abs_max", above=100.0), Condition("activation_growth_ratio", above=10.0)),
+        abnormal=(Condition("activation_abs_max", above=100.0), Condition("activation_growth_ratio", above=10.0)),
         source=f"massive activations begin at 100 and 1000 times the median ({MAXACT}); 50-fold growth in 64 points",
         remedy=(
             "Lower the learning rate; look at the update-to-weight ratio of the layer named here (usual: 1e-3).",
@@ -103,14 +105,14 @@ RULES: tuple[Rule, ...] = (
         summary="The residual stream grows from block to block.",
         description="From block to block of {where} the output RMS grows by the factor exp({residual_growth:.2g}), "
         "{residual_growth_rise:.2g} more than at first.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("residual_growth", above=2.0), Condition("residual_growth_rise", above=1.0)),
-                hold=3,
+                for_points=3,
             ),
         ),
-        outside=(Condition("residual_growth", above=1.0), Condition("residual_growth_rise", above=0.5)),
+        abnormal=(Condition("residual_growth", above=1.0), Condition("residual_growth_rise", above=0.5)),
         source=f"2 is sevenfold in each block ({RESIDUAL}); healthy stacks reach 1.1 ({CALIBRATED})",
         remedy=(
             "Lower the learning rate; look at the branch over trunk of the first blocks named here.",
@@ -125,15 +127,15 @@ RULES: tuple[Rule, ...] = (
         summary="What the network makes of the fixed batch has changed its geometry.",
         description="The token distances of the fixed batch have drifted by {geometry_drift_median:.2g} in the median "
         "layer, {geometry_drift_jump:.2g} since the point before; 1 is unrelated.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("geometry_drift_median", above=0.3), Condition("geometry_drift_jump", above=0.2)),
                 summary="What the network makes of the fixed batch has changed its geometry at one blow.",
             ),
-            Level(severity="warning", when=(Condition("geometry_drift_median", above=0.85),), hold=3),
+            Threshold(severity="warning", when=(Condition("geometry_drift_median", above=0.85),), for_points=3),
         ),
-        outside=(Condition("geometry_drift_median", above=0.3),),
+        abnormal=(Condition("geometry_drift_median", above=0.3),),
         source=f"1 is a geometry that has nothing of the reference ({SHESHA}); a healthy ViT and GPT from scratch "
         "reach 0.7 in 240 steps and move by 0.1 from point to point; a learning-rate spike of 30 times moves 0.3",
         remedy=(

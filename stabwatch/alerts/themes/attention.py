@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import Columns, Derived, Family, Ring, rising
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RollingWindow, rising
 from stabwatch.alerts.references import CALIBRATED, ENTROPY, MUONCLIP, PROXIES, VIT22B
-from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, slope
 from stabwatch.runlog import SeriesKey
 
@@ -17,7 +17,7 @@ ATTENTION_LIMIT = 100.0
 TREND = 32
 
 
-class AttentionFamily:
+class AttentionFeature:
     """The best known lower bound of each layer's largest attention logit, its growth, and the steps left.
 
     bound: the exact value where it was measured, else the lower end of the bracket. growth: slope of ln(bound)
@@ -28,19 +28,23 @@ class AttentionFamily:
 
     name = "attention_logit"
     signal = "attention_logit_lower"
-    gauges: tuple[Derived, ...] = (
-        Derived("attention_logit_bound", "Largest attention logit that is certain: exact, or the bracket's lower end."),
-        Derived("attention_logit_growth", f"Slope of ln(attention_logit_bound) per step over its last {TREND} points."),
-        Derived(
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "attention_logit_bound", "Largest attention logit that is certain: exact, or the bracket's lower end."
+        ),
+        DerivedSignal(
+            "attention_logit_growth", f"Slope of ln(attention_logit_bound) per step over its last {TREND} points."
+        ),
+        DerivedSignal(
             "attention_logit_steps_to_limit",
             f"Steps until the bound reaches {ATTENTION_LIMIT:g} at its present growth.",
         ),
-        Derived("attention_logit_rise_ratio", "attention_logit_bound over its first value of the run.", "ratio"),
+        DerivedSignal("attention_logit_rise_ratio", "attention_logit_bound over its first value of the run.", "ratio"),
     )
 
     def __init__(self) -> None:
-        self._columns = Columns("attention_logit_lower", "attention_logit_max")
-        self._ring = Ring(TREND)
+        self._columns = LayerColumns("attention_logit_lower", "attention_logit_max")
+        self._ring = RollingWindow(TREND)
         self._first = np.empty(0)
 
     @property
@@ -82,9 +86,9 @@ class AttentionFamily:
         }
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (AttentionFamily(), rising("attention_entropy"))
+    return (AttentionFeature(), rising("attention_entropy"))
 
 
 RULES: tuple[Rule, ...] = (
@@ -95,32 +99,32 @@ RULES: tuple[Rule, ...] = (
         summary="Attention logits grow past a safe size.",
         description="The largest attention logit of {where} is at least {attention_logit_bound:.4g} and {growth} "
         "(limit 100).",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="critical",
                 when=(
                     Condition("attention_logit_bound", above=100.0),
                     Condition("attention_logit_rise_ratio", above=1.5),
                 ),
-                hold=3,
+                for_points=3,
             ),
-            Level(
+            Threshold(
                 severity="warning",
                 when=(
                     Condition("attention_logit_bound", above=40.0),
                     Condition("attention_logit_steps_to_limit", below=200.0),
                     Condition("attention_logit_rise_ratio", above=1.5),
                 ),
-                hold=3,
+                for_points=3,
             ),
-            Level(
+            Threshold(
                 severity="info",
                 when=(Condition("attention_logit_bound", above=100.0),),
-                hold=3,
+                for_points=3,
                 summary="Attention logits are large, and were so in the first record.",
             ),
         ),
-        outside=(Condition("attention_logit_bound", above=30.0),),
+        abnormal=(Condition("attention_logit_bound", above=30.0),),
         source=f"100: QK-clip's tau ({MUONCLIP}); healthy small models stay under 35 (docs/calibration.md); "
         "1.5 times the first value, as models to be fine-tuned may come with logits beyond 100",
         remedy=(
@@ -136,14 +140,14 @@ RULES: tuple[Rule, ...] = (
         summary="Attention looks at one token only: its entropy has collapsed.",
         description="The mean entropy of the attention of {where} is {attention_entropy:.2g} nat, "
         "{attention_entropy_rise:.2g} against its first value.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("attention_entropy", below=0.05), Condition("attention_entropy_rise", below=-1.0)),
-                hold=8,
+                for_points=8,
             ),
         ),
-        outside=(Condition("attention_entropy", below=0.2), Condition("attention_entropy_rise", below=-0.5)),
+        abnormal=(Condition("attention_entropy", below=0.2), Condition("attention_entropy_rise", below=-0.5)),
         source=f"0.05 nat is 99% of the weight on one token, over all heads of the layer ({ENTROPY}); {CALIBRATED}",
         remedy=(
             "Lower the learning rate; look at the attention logits of the layer named here.",

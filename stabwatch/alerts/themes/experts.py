@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts.features import Family, PlainFamily
+from stabwatch.alerts.features import Feature, PlainFeature
 from stabwatch.alerts.references import CALIBRATED, SWITCH
-from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.rule import Condition, Rule, Threshold
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (PlainFamily("router_max_violation"), PlainFamily("router_dropped_ratio"))
+    return (PlainFeature("router_max_violation"), PlainFeature("router_dropped_ratio"))
 
 
 RULES: tuple[Rule, ...] = (
@@ -19,8 +19,10 @@ RULES: tuple[Rule, ...] = (
         family="router_max_violation",
         summary="A router sends nearly everything to one expert.",
         description="The busiest expert of {where} has {router_max_violation:.3g} times more than its share.",
-        levels=(Level(severity="warning", when=(Condition("router_max_violation", above=2.5),), hold=64),),
-        outside=(Condition("router_max_violation", above=2.0),),
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("router_max_violation", above=2.5),), for_points=64),
+        ),
+        abnormal=(Condition("router_max_violation", above=2.0),),
         source=f"3 is all tokens to one of four experts, or to the same two of eight; {CALIBRATED}",
         remedy=(
             "Raise the weight of the load-balancing loss, or use a bias per expert; lower the router's learning rate.",
@@ -34,8 +36,10 @@ RULES: tuple[Rule, ...] = (
         family="router_dropped_ratio",
         summary="Experts are full, and tokens are dropped.",
         description="{router_dropped_ratio:.0%} of the assignments of {where} are beyond the experts' capacity.",
-        levels=(Level(severity="warning", when=(Condition("router_dropped_ratio", above=0.3),), hold=64),),
-        outside=(Condition("router_dropped_ratio", above=0.2),),
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("router_dropped_ratio", above=0.3),), for_points=64),
+        ),
+        abnormal=(Condition("router_dropped_ratio", above=0.2),),
         source=f"{SWITCH}: below 1% once balanced; 0.3 for 64 points, as routers begin unbalanced",
         remedy=(
             "Raise the weight of the load-balancing loss; a larger capacity factor meanwhile.",

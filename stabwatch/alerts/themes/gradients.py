@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import Columns, Derived, Family, RunFamily, ScalarFamily
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RunFeature, ScalarFeature
 from stabwatch.alerts.references import CALIBRATED, RELU, ZCLIP
-from stabwatch.alerts.rule import Condition, Level, Rule
-from stabwatch.alerts.statistics import Array, middle, middle_of_each
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import Array, column_medians, median
 from stabwatch.runlog import SeriesKey
 
 
-class GradientFamily(ScalarFamily):
+class GradientFeature(ScalarFeature):
     """The gradient norm: before clipping where `clip_grad_norm_` is called.
 
     The norm at the optimizer step is that of the finite elements; beside non-finite ones it says little, and such a
@@ -24,7 +24,7 @@ class GradientFamily(ScalarFamily):
 
     def __init__(self) -> None:
         super().__init__("gradient_norm", "gradient_norm_before_clip", "gradient_norm")
-        self._bad = Columns("gradient_nonfinite_total")
+        self._bad = LayerColumns("gradient_nonfinite_total")
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Family."""
@@ -37,7 +37,7 @@ class GradientFamily(ScalarFamily):
         return math.nan if broken else found
 
 
-class FadeFamily(RunFamily):
+class VanishingFeature(RunFeature):
     """How far the gradients of the layers have faded, beside what became of the loss.
 
     fade: median over layers of the gradient RMS over its largest level of the run, as the median of the last 16 points.
@@ -46,22 +46,22 @@ class FadeFamily(RunFamily):
     that is not positive has none.
     """
 
-    gauges: tuple[Derived, ...] = (
-        Derived(
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
             "gradient_fade_ratio",
             "Median over layers of the gradient RMS over its largest median of 5 values so far.",
             "ratio",
             "run",
         ),
-        Derived("loss_left_ratio", "The loss over its first value, medians of 16 values.", "ratio", "run"),
-        Derived(
+        DerivedSignal("loss_left_ratio", "The loss over its first value, medians of 16 values.", "ratio", "run"),
+        DerivedSignal(
             "loss_stall_ratio", "The loss over what it was 32 values before, medians of 16 values.", "ratio", "run"
         ),
     )
     _SMOOTH, _BEFORE, _LEVEL = 16, 32, 5
 
     def __init__(self) -> None:
-        self._loss = Columns("loss")
+        self._loss = LayerColumns("loss")
         self._peak, self._recent = np.empty(0), np.empty((self._LEVEL, 0))
         super().__init__("gradient_fade", "gradient_rms")
 
@@ -90,18 +90,18 @@ class FadeFamily(RunFamily):
             return None
         now = np.where(np.isfinite(now), now, np.nan)
         self._recent[self._points % self._LEVEL] = now
-        self._peak = np.fmax(self._peak, middle_of_each(self._recent))
+        self._peak = np.fmax(self._peak, column_medians(self._recent))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = now / self._peak
-        self._fades.append(middle(ratio[np.isfinite(ratio)]))
-        numbers = (middle(np.array(self._fades)), *self._of_loss())
+        self._fades.append(median(ratio[np.isfinite(ratio)]))
+        numbers = (median(np.array(self._fades)), *self._of_loss())
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
     def _of_loss(self) -> tuple[float, float]:
         """Left and stall."""
         if len(self._losses) < self._SMOOTH:
             return math.nan, math.nan
-        now = middle(np.array(self._losses))
+        now = median(np.array(self._losses))
         if math.isnan(self._first):
             self._first = now
         before = self._levels[0] if len(self._levels) == self._BEFORE else math.nan
@@ -109,9 +109,9 @@ class FadeFamily(RunFamily):
         return tuple(now / past if past > 0 < now else math.nan for past in (self._first, before))  # type: ignore[return-value]
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (GradientFamily(), FadeFamily())
+    return (GradientFeature(), VanishingFeature())
 
 
 RULES: tuple[Rule, ...] = (
@@ -122,25 +122,25 @@ RULES: tuple[Rule, ...] = (
         summary="The gradient norm explodes.",
         description="The gradient norm is {gradient_norm:.4g}, {gradient_norm_to_median_ratio:.3g} times its recent "
         "median.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="critical",
                 when=(
                     Condition("gradient_norm_to_median_ratio", above=100.0),
                     Condition("gradient_norm_robust_z", above=6.0),
                 ),
-                hold=3,
+                for_points=3,
             ),
-            Level(
+            Threshold(
                 severity="warning",
                 when=(
                     Condition("gradient_norm_to_median_ratio", above=10.0),
                     Condition("gradient_norm_robust_z", above=6.0),
                 ),
-                hold=3,
+                for_points=3,
             ),
         ),
-        outside=(Condition("gradient_norm_robust_z", above=4.0),),
+        abnormal=(Condition("gradient_norm_robust_z", above=4.0),),
         warm_up=24,
         source="ten times the recent median, and beyond its own scatter",
         remedy=(
@@ -157,18 +157,18 @@ RULES: tuple[Rule, ...] = (
         summary="Gradients have faded, and the loss stands still.",
         description="The gradient RMS of the median layer is {gradient_fade_ratio:.2g} of what it was, and the loss is "
         "still {loss_left_ratio:.0%} of its first value and stands still.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(
                     Condition("gradient_fade_ratio", below=0.02),
                     Condition("loss_left_ratio", above=0.5),
                     Condition("loss_stall_ratio", above=0.97),
                 ),
-                hold=8,
+                for_points=8,
             ),
         ),
-        outside=(Condition("gradient_fade_ratio", below=0.05), Condition("loss_left_ratio", above=0.5)),
+        abnormal=(Condition("gradient_fade_ratio", below=0.05), Condition("loss_left_ratio", above=0.5)),
         warm_up=24,
         source=f"healthy runs with half of their loss left keep a fifth of their gradients ({CALIBRATED})",
         remedy=(

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 
-from stabwatch.alerts.features import Derived, Family, PlainFamily, RunFamily
+from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature
 from stabwatch.alerts.references import CALIBRATED, GROKKING, PALM, PROXIES
-from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array
 
 
-class DriftFamily(RunFamily):
+class DriftFeature(RunFeature):
     """How much farther from zero the mean logsumexp of the output logits is than at first.
 
     A model that begins far out and comes in (inputs of a large scale) does not drift.
     """
 
-    gauges: tuple[Derived, ...] = (
-        Derived(
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
             "output_logit_drift",
             "How much farther from zero output_logit_logsumexp is than its first value was.",
             "nat",
@@ -40,9 +40,9 @@ class DriftFamily(RunFamily):
         return {self.gauges[0].name: max(abs(now) - self._first, 0.0), self.signal: now}
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (DriftFamily(), PlainFamily("softmax_collapse_ratio"))
+    return (DriftFeature(), PlainFeature("softmax_collapse_ratio"))
 
 
 RULES: tuple[Rule, ...] = (
@@ -53,11 +53,11 @@ RULES: tuple[Rule, ...] = (
         summary="Output logits drift away from zero.",
         description="The mean logsumexp of the output logits is {output_logit_logsumexp:.4g}, "
         "{output_logit_drift:.4g} farther from 0 than at first.",
-        levels=(
-            Level(severity="critical", when=(Condition("output_logit_drift", above=300.0),), hold=5),
-            Level(severity="warning", when=(Condition("output_logit_drift", above=100.0),), hold=5),
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("output_logit_drift", above=300.0),), for_points=5),
+            Threshold(severity="warning", when=(Condition("output_logit_drift", above=100.0),), for_points=5),
         ),
-        outside=(Condition("output_logit_drift", above=50.0),),
+        abnormal=(Condition("output_logit_drift", above=50.0),),
         source="at 128 the spacing of bfloat16 is 1, so that probabilities lose their first digit",
         remedy=(
             "Add a z-loss of 1e-4 times the mean square of the logsumexp.",
@@ -71,8 +71,10 @@ RULES: tuple[Rule, ...] = (
         family="softmax_collapse_ratio",
         summary="Softmax collapse: most samples' losses are exactly zero, and teach nothing.",
         description="The loss of {softmax_collapse_ratio:.0%} of the samples is exactly zero.",
-        levels=(Level(severity="warning", when=(Condition("softmax_collapse_ratio", above=0.8),), hold=16),),
-        outside=(Condition("softmax_collapse_ratio", above=0.3),),
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("softmax_collapse_ratio", above=0.8),), for_points=16),
+        ),
+        abnormal=(Condition("softmax_collapse_ratio", above=0.3),),
         source=f"{GROKKING}; {CALIBRATED}",
         remedy=(
             "Has it learned all there is? Then stop here.",

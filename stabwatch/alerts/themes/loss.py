@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import WINDOW, Columns, Derived, Family, ScalarFamily
+from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, LayerColumns, ScalarFeature
 from stabwatch.alerts.references import PALM, PROXIES
-from stabwatch.alerts.rule import Condition, Level, Rule
-from stabwatch.alerts.statistics import Array, exceeds, middle, robust_spread, shifted
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import Array, exceeds, median, robust_spread, shifted
 from stabwatch.runlog import SeriesKey
 
 SHIFTED = 8
@@ -38,7 +38,7 @@ class Progress:
         """The share, from the values so far, the newest last; NaN below 16."""
         if len(past) < SMOOTH:
             return math.nan
-        now = middle(past[-SMOOTH:])
+        now = median(past[-SMOOTH:])
         if math.isnan(self.first):
             self.first = now
         if now < self.best:
@@ -46,7 +46,7 @@ class Progress:
         return (now - self.best) / max(self.first - self.best, NOISE * self._noise, self._floor(self.best), 1e-12)
 
 
-class LossFamily(ScalarFamily):
+class LossFeature(ScalarFeature):
     """The loss, and how much of its progress is lost again.
 
     0.5 means that half of what was learned is gone, or, where little was learned, that the loss is one and a half
@@ -56,21 +56,31 @@ class LossFamily(ScalarFamily):
     """
 
     _SHIFT = (
-        Derived("loss_shift_share", f"Share of pairs in which one of the last {SHIFTED} losses exceeds one of the "
-                f"{WINDOW} before them.", "ratio", "run"),
-        Derived("loss_shift_ratio", f"Median of the last {SHIFTED} values of loss over that of the {WINDOW} before "
-                "them.", "ratio", "run"),
-    )  # fmt: skip
+        DerivedSignal(
+            "loss_shift_share",
+            f"Share of pairs in which one of the last {SHIFTED} losses exceeds one of the {WINDOW} before them.",
+            "ratio",
+            "run",
+        ),
+        DerivedSignal(
+            "loss_shift_ratio",
+            f"Median of the last {SHIFTED} values of loss over that of the {WINDOW} before them.",
+            "ratio",
+            "run",
+        ),
+    )
 
     def __init__(self) -> None:
         super().__init__("loss", "loss")
         self.gauges = (
             *self.gauges,
-            Derived("loss_lost_ratio", "Share of the progress of the loss that has been lost again.", "ratio", "run"),
+            DerivedSignal(
+                "loss_lost_ratio", "Share of the progress of the loss that has been lost again.", "ratio", "run"
+            ),
             *self._SHIFT,
             *Climb.gauges,
         )
-        self._rates = Columns("learning_rate")
+        self._rates = LayerColumns("learning_rate")
         self._rate = math.nan
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
@@ -125,15 +135,23 @@ class Climb:
     while the rate has hardly climbed, and one that has become somewhat worse while the rate has doubled.
     """
 
-    gauges: tuple[Derived, ...] = (
-        Derived("loss_worse_share",
-                f"Share of pairs in which one of the last {STRETCH} losses exceeds one of the best {STRETCH}.", "ratio",
-                "run"),
-        Derived("learning_rate_climb_ratio", "learning_rate over its largest value until the loss was best.", "ratio",
-                "run"),
-        Derived("loss_climb_score", "Rank correlation of the last losses with being worse than the best, times the "
-                "doublings of the learning rate since those.", level="run"),
-    )  # fmt: skip
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "loss_worse_share",
+            f"Share of pairs in which one of the last {STRETCH} losses exceeds one of the best {STRETCH}.",
+            "ratio",
+            "run",
+        ),
+        DerivedSignal(
+            "learning_rate_climb_ratio", "learning_rate over its largest value until the loss was best.", "ratio", "run"
+        ),
+        DerivedSignal(
+            "loss_climb_score",
+            "Rank correlation of the last losses with being worse than the best, times the "
+            "doublings of the learning rate since those.",
+            level="run",
+        ),
+    )
 
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=STRETCH)
@@ -157,9 +175,9 @@ class Climb:
         return {gauge.name: n for gauge, n in zip(self.gauges, (share, climb, score), strict=True)}
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (LossFamily(),)
+    return (LossFeature(),)
 
 
 RULES: tuple[Rule, ...] = (
@@ -170,14 +188,14 @@ RULES: tuple[Rule, ...] = (
         summary="The loss spikes.",
         description="The loss is {loss:.4g}: {loss_to_median_ratio:.3g} times its recent median, "
         "{loss_robust_z:.3g} times its usual scatter.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("loss_robust_z", above=5.0), Condition("loss_to_median_ratio", above=1.3)),
-                hold=3,
+                for_points=3,
             ),
         ),
-        outside=(Condition("loss_robust_z", above=4.0),),
+        abnormal=(Condition("loss_robust_z", above=4.0),),
         warm_up=24,
         source="robust form of SpikeScore's 6 sigma (OLMo), held over three points as KillLossSpike does over five",
         remedy=(
@@ -193,14 +211,14 @@ RULES: tuple[Rule, ...] = (
         summary="The loss has jumped to a higher level.",
         description="The last losses are {loss_shift_ratio:.3g} times those before: in {loss_shift_share:.0%} of all "
         "pairs the later one is higher.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("loss_shift_share", above=0.95), Condition("loss_shift_ratio", above=1.2)),
-                hold=3,
+                for_points=3,
             ),
         ),
-        outside=(Condition("loss_shift_share", above=0.75), Condition("loss_shift_ratio", above=1.1)),
+        abnormal=(Condition("loss_shift_share", above=0.75), Condition("loss_shift_ratio", above=1.1)),
         warm_up=40,
         source="nearly each of eight losses is above nearly all of the 64 before, three times in a row: no healthy run "
         "of half A has 0.9 once, beside a median a tenth higher (docs/detection.md)",
@@ -217,8 +235,8 @@ RULES: tuple[Rule, ...] = (
         summary="The loss gets worse while the learning rate climbs.",
         description="{loss_worse_share:.0%} of the last losses exceed those of the best stretch, and the learning rate "
         "is {learning_rate_climb_ratio:.3g} times what it ever was until then.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(
                     Condition("loss_climb_score", above=0.2),
@@ -226,10 +244,10 @@ RULES: tuple[Rule, ...] = (
                     Condition("loss_worse_share", above=0.6),
                     Condition("loss_lost_ratio", above=0.1),
                 ),
-                hold=8,
+                for_points=8,
             ),
         ),
-        outside=(Condition("loss_worse_share", above=0.6), Condition("loss_climb_score", above=0.0)),
+        abnormal=(Condition("loss_worse_share", above=0.6), Condition("loss_climb_score", above=0.0)),
         warm_up=64,
         source="a score of 0.2 is a share of 0.8 (a shift by 1.2 standard deviations) where the rate is 1.26 times as "
         "high, or 0.6 where it has doubled; and a tenth of the progress lost (docs/detection.md)",
@@ -245,8 +263,8 @@ RULES: tuple[Rule, ...] = (
         family="loss",
         summary="The loss has diverged.",
         description="The loss is {loss:.4g}; at its best it was {loss_best:.4g}, at first {loss_first:.4g}.",
-        levels=(Level(severity="critical", when=(Condition("loss_lost_ratio", above=0.5),), hold=24),),
-        outside=(Condition("loss_lost_ratio", above=0.25),),
+        thresholds=(Threshold(severity="critical", when=(Condition("loss_lost_ratio", above=0.5),), for_points=24),),
+        abnormal=(Condition("loss_lost_ratio", above=0.25),),
         warm_up=40,
         source="half of the progress lost, or half again its best, in the median of 16 points, for longer than a spike "
         "stays in that median",

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import Derived, Family
-from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.features import DerivedSignal, Feature
+from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array
 from stabwatch.runlog import SeriesKey
 
 _FORWARD = ("activation", "attention", "output_logit")
 
 
-class NonFiniteFamily:
+class NonFiniteFeature:
     """Non-finite values of this record, by the place where they were counted; `nonfinite_new` leaves out a mask.
 
     Gradients of a step that the gradient scaler skipped are left out: there a non-finite gradient is routine.
@@ -24,7 +24,7 @@ class NonFiniteFamily:
 
     name = "nonfinite"
     signal = "nonfinite"
-    gauges: tuple[Derived, ...] = ()
+    gauges: tuple[DerivedSignal, ...] = ()
 
     def __init__(self) -> None:
         self.keys: list[SeriesKey] = []
@@ -69,9 +69,9 @@ class NonFiniteFamily:
         return {"nonfinite": counts, "nonfinite_new": new, "points": np.ones(len(counts))}
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (NonFiniteFamily(),)
+    return (NonFiniteFeature(),)
 
 
 RULES: tuple[Rule, ...] = (
@@ -81,16 +81,16 @@ RULES: tuple[Rule, ...] = (
         family="nonfinite",
         summary="NaN or infinite values appeared in training.",
         description="{nonfinite:.0f} non-finite values in {signal} of {where} at step {step}.",
-        levels=(
-            Level(severity="critical", when=(Condition("nonfinite_new", above=0),)),
-            Level(
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("nonfinite_new", above=0),)),
+            Threshold(
                 severity="info",
                 when=(Condition("nonfinite", above=0),),
                 summary="Non-finite values from the first record on, beside a finite loss: a mask, most likely.",
             ),
         ),
-        outside=(Condition("nonfinite", above=0),),
-        recover=20,
+        abnormal=(Condition("nonfinite", above=0),),
+        resolve_after=20,
         source="any; information where the first record has them already beside a finite loss, as masks of -inf do",
         remedy=(
             "Stop, and resume from the last checkpoint before the onset.",

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import Derived, Family, RunFamily
+from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature
 from stabwatch.alerts.references import CALIBRATED, MIXED, OPT, RELU
-from stabwatch.alerts.rule import Condition, Level, Rule
-from stabwatch.alerts.statistics import Array, middle
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import Array, median
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 32
@@ -19,10 +19,10 @@ SMALL = 2.0**-11
 """Eight times the least number that float16 holds with all its digits."""
 
 
-class HistoryFamily(RunFamily):
+class HistoryFeature(RunFeature):
     """One number of the run, and another that follows from its values so far, the last of them this one."""
 
-    def __init__(self, signal: str, gauge: Derived, number: Callable[[deque[float], float], float]) -> None:
+    def __init__(self, signal: str, gauge: DerivedSignal, number: Callable[[deque[float], float], float]) -> None:
         self.gauges = (gauge,)
         self._number = number
         super().__init__(signal, signal)
@@ -40,7 +40,7 @@ class HistoryFamily(RunFamily):
         return {self.gauges[0].name: self._number(self._past, self._peak), self.signal: now}
 
 
-class ZeroFamily(RunFamily):
+class ZeroFeature(RunFeature):
     """Gradients that are exactly zero, each layer with its last value: the deep tier takes turns.
 
     floor: median over layers of the share of what is not zero that float16 holds with fewer digits. 0 where float16
@@ -48,10 +48,12 @@ class ZeroFamily(RunFamily):
     and where the largest gradient of the median layer is not small: then nothing else needs to be lost.
     """
 
-    gauges: tuple[Derived, ...] = (
-        Derived("gradient_zero_median_ratio", "Median over layers of gradient_zero_ratio.", "ratio", "run"),
-        Derived("gradient_zero_rise", "gradient_zero_median_ratio less that of the layers' first values.", level="run"),
-        Derived(
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal("gradient_zero_median_ratio", "Median over layers of gradient_zero_ratio.", "ratio", "run"),
+        DerivedSignal(
+            "gradient_zero_rise", "gradient_zero_median_ratio less that of the layers' first values.", level="run"
+        ),
+        DerivedSignal(
             "gradient_floor_ratio",
             "Share of gradients at the lower end of float16 (median layer), 0 if they were not made in it.",
             "ratio",
@@ -84,27 +86,29 @@ class ZeroFamily(RunFamily):
         zero, subnormal, lost, largest = self._last
         self._first = np.where(np.isnan(self._first), zero, self._first)
         made_in_half = (lost > 0).sum() <= 0.25 * np.isfinite(lost).sum()
-        small = middle(largest[np.isfinite(largest)]) < SMALL
-        floor = middle(subnormal[np.isfinite(subnormal)]) if made_in_half and small else 0.0
-        value = middle(zero[np.isfinite(zero)])
-        numbers = (value, value - middle(self._first[np.isfinite(self._first)]), floor)
+        small = median(largest[np.isfinite(largest)]) < SMALL
+        floor = median(subnormal[np.isfinite(subnormal)]) if made_in_half and small else 0.0
+        value = median(zero[np.isfinite(zero)])
+        numbers = (value, value - median(self._first[np.isfinite(self._first)]), floor)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
-        HistoryFamily(
+        HistoryFeature(
             "loss_scale",
-            Derived("loss_scale_to_peak_ratio", "loss_scale over its largest value so far.", "ratio", "run"),
+            DerivedSignal("loss_scale_to_peak_ratio", "loss_scale over its largest value so far.", "ratio", "run"),
             lambda past, peak: past[-1] / peak if peak > 0 else math.nan,
         ),
-        HistoryFamily(
+        HistoryFeature(
             "skipped_steps_total",
-            Derived("skipped_steps_share", f"Share of the last {WINDOW} steps that were skipped.", "ratio", "run"),
+            DerivedSignal(
+                "skipped_steps_share", f"Share of the last {WINDOW} steps that were skipped.", "ratio", "run"
+            ),
             lambda past, peak: sum(past) / len(past),
         ),
-        ZeroFamily(),
+        ZeroFeature(),
     )
 
 
@@ -115,13 +119,13 @@ RULES: tuple[Rule, ...] = (
         family="loss_scale",
         summary="The gradient scaler has nearly no scale left.",
         description="The loss scale is {loss_scale:.3g}, {loss_scale_to_peak_ratio:.2g} of its largest value.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="critical",
                 when=(Condition("loss_scale", below=2.0), Condition("loss_scale_to_peak_ratio", below=0.001)),
             ),
         ),
-        outside=(Condition("loss_scale", below=16.0), Condition("loss_scale_to_peak_ratio", below=0.01)),
+        abnormal=(Condition("loss_scale", below=16.0), Condition("loss_scale_to_peak_ratio", below=0.01)),
         source="a scaler halves at each overflow: from 65,536 to below 2 are sixteen in a row, and what is left does "
         "not lift small gradients into float16's range; a scale that was 1 from the start is no fall",
         remedy=(
@@ -136,8 +140,8 @@ RULES: tuple[Rule, ...] = (
         family="skipped_steps_total",
         summary="Most steps are skipped: their gradients are not finite.",
         description="{skipped_steps_share:.0%} of the last steps were skipped.",
-        levels=(Level(severity="warning", when=(Condition("skipped_steps_share", above=0.5),)),),
-        outside=(Condition("skipped_steps_share", above=0.25),),
+        thresholds=(Threshold(severity="warning", when=(Condition("skipped_steps_share", above=0.5),)),),
+        abnormal=(Condition("skipped_steps_share", above=0.25),),
         warm_up=WINDOW,
         source="half of 32 steps; a scaler that looks for its scale skips some ten at first, then one in 2,000",
         remedy=(
@@ -153,14 +157,14 @@ RULES: tuple[Rule, ...] = (
         summary="Gradients are too small for float16.",
         description="{gradient_floor_ratio:.0%} of the median layer's gradients are where float16 has fewer digits, "
         "and {gradient_zero_median_ratio:.0%} are zero.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("gradient_floor_ratio", above=0.5), Condition("gradient_zero_median_ratio", above=0.3)),
-                hold=8,
+                for_points=8,
             ),
         ),
-        outside=(Condition("gradient_floor_ratio", above=0.3), Condition("gradient_zero_median_ratio", above=0.2)),
+        abnormal=(Condition("gradient_floor_ratio", above=0.3), Condition("gradient_zero_median_ratio", above=0.2)),
         source=f"half of what is left is below 2^-14, where digits are lost, and a third below 2^-24 ({MIXED})",
         remedy=(
             "Use a gradient scaler (`torch.amp.GradScaler`), or train in bfloat16.",
@@ -175,14 +179,14 @@ RULES: tuple[Rule, ...] = (
         summary="Nearly all gradients have become exactly zero.",
         description="{gradient_zero_median_ratio:.0%} of the gradients of the median layer are exactly zero, "
         "{gradient_zero_rise:.0%} more than at first.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("gradient_zero_median_ratio", above=0.9), Condition("gradient_zero_rise", above=0.5)),
-                hold=3,
+                for_points=3,
             ),
         ),
-        outside=(Condition("gradient_zero_median_ratio", above=0.7), Condition("gradient_zero_rise", above=0.3)),
+        abnormal=(Condition("gradient_zero_median_ratio", above=0.7), Condition("gradient_zero_rise", above=0.3)),
         source=f"nine tenths of the values of the median layer; a ReLU language model reaches 0.6 ({CALIBRATED})",
         remedy=(
             "Units that are dead: lower the learning rate, and resume from before the onset, as they do not come back.",

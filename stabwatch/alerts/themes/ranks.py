@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import Columns, Derived, Family, RunFamily
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RunFeature
 from stabwatch.alerts.references import LLAMA, SDC
-from stabwatch.alerts.rule import Condition, Level, Rule
-from stabwatch.alerts.statistics import Array, middle
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import Array, median
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 16
@@ -19,15 +19,15 @@ SAME = 0.75
 """Share of the window in which it must be the same rank: batches of unlike lengths make another one slow each time."""
 
 
-class ReplicaFamily:
+class ReplicaFeature:
     """How far the replica of one rank is from the others, and which rank it is."""
 
     name = "replica"
     signal = "replica_difference_ratio"
-    gauges: tuple[Derived, ...] = ()
+    gauges: tuple[DerivedSignal, ...] = ()
 
     def __init__(self) -> None:
-        self._columns = Columns(self.signal, "replica_difference_rank")
+        self._columns = LayerColumns(self.signal, "replica_difference_rank")
         self._points = np.empty(0)
 
     @property
@@ -54,13 +54,13 @@ class ReplicaFamily:
         return {self.signal: apart, "replica_difference_rank": rank, "points": self._points.copy()}
 
 
-class SpreadFamily(RunFamily):
+class SpreadFeature(RunFeature):
     """How far the highest rank is above the lowest, where it is the same one again and again.
 
     high, low, rank, scale: signals; the spread is told as a share of the scale, as the median of 16 points.
     """
 
-    def __init__(self, name: str, high: str, low: str, rank: str, scale: str, gauge: Derived) -> None:
+    def __init__(self, name: str, high: str, low: str, rank: str, scale: str, gauge: DerivedSignal) -> None:
         self._rank = rank
         self.gauges = (gauge,)
         self._read = (high, low, rank, scale)
@@ -77,29 +77,29 @@ class SpreadFamily(RunFamily):
         ranks = [r for _, r in self._past]
         usual = max(set(ranks), key=ranks.count)
         same = ranks.count(usual) >= SAME * len(ranks)
-        share = middle(np.array([x for x, _ in self._past])) if same else 0.0
+        share = median(np.array([x for x, _ in self._past])) if same else 0.0
         return {self.gauges[0].name: share, self._rank: usual}
 
 
 _MOSTLY = f"median of {WINDOW} points, 0 unless it is mostly the same rank."
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
-        ReplicaFamily(),
-        SpreadFamily(
+        ReplicaFeature(),
+        SpreadFeature(
             "slow_rank", "rank_busy_max_seconds", "rank_busy_min_seconds", "rank_slowest", "step_seconds",
-            Derived(
+            DerivedSignal(
                 "rank_wait_ratio",
                 f"Share of the step that the fastest rank waits for the slowest: {_MOSTLY}",
                 "ratio",
                 "run",
             ),
         ),
-        SpreadFamily(
+        SpreadFeature(
             "rank_loss", "rank_loss_max", "rank_loss_min", "rank_loss_highest", "rank_loss_min",
-            Derived(
+            DerivedSignal(
                 "rank_loss_excess_ratio",
                 f"Largest loss of a rank over the smallest, less one: {_MOSTLY}",
                 "ratio",
@@ -117,8 +117,8 @@ RULES: tuple[Rule, ...] = (
         summary="The replicas of the model are not equal any more.",
         description="The weights of {where} on {rank} differ from the others' by "
         "{replica_difference_ratio:.2g} of their sum of squares.",
-        levels=(Level(severity="critical", when=(Condition("replica_difference_ratio", above=1e-6),)),),
-        outside=(Condition("replica_difference_ratio", above=1e-6),),
+        thresholds=(Threshold(severity="critical", when=(Condition("replica_difference_ratio", above=1e-6),)),),
+        abnormal=(Condition("replica_difference_ratio", above=1e-6),),
         source="replicas do the same arithmetic on the same numbers, so equal is 0; 1e-6 is left to float32 sums on "
         "unlike devices",
         remedy=(
@@ -133,8 +133,8 @@ RULES: tuple[Rule, ...] = (
         family="slow_rank",
         summary="The other ranks wait for a slow one.",
         description="Rank {rank_slowest:.0f} is the last: the fastest waits {rank_wait_ratio:.0%} of a step for it.",
-        levels=(Level(severity="warning", when=(Condition("rank_wait_ratio", above=0.25),), hold=4),),
-        outside=(Condition("rank_wait_ratio", above=0.25),),
+        thresholds=(Threshold(severity="warning", when=(Condition("rank_wait_ratio", above=0.25),), for_points=4),),
+        abnormal=(Condition("rank_wait_ratio", above=0.25),),
         warm_up=WINDOW,
         source="a quarter of the step, in the median of 16 points, the same rank in three of four of them",
         remedy=(
@@ -150,8 +150,10 @@ RULES: tuple[Rule, ...] = (
         summary="The loss of one rank is higher than that of the others, step after step.",
         description="Rank {rank_loss_highest:.0f} has the largest loss: {rank_loss_excess_ratio:.0%} above the "
         "smallest.",
-        levels=(Level(severity="warning", when=(Condition("rank_loss_excess_ratio", above=0.5),), hold=4),),
-        outside=(Condition("rank_loss_excess_ratio", above=0.5),),
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("rank_loss_excess_ratio", above=0.5),), for_points=4),
+        ),
+        abnormal=(Condition("rank_loss_excess_ratio", above=0.5),),
         warm_up=WINDOW,
         source="ranks see samples of one distribution, so which is highest changes from step to step; half above, in "
         "the median of 16 points, the same rank in three of four of them",

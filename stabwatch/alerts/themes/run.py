@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts.features import Family
+from stabwatch.alerts.features import Feature
 from stabwatch.alerts.rule import Rule
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return ()
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts.features import Derived, Family, MedianFamily
+from stabwatch.alerts.features import DerivedSignal, Feature, MedianFeature
 from stabwatch.alerts.references import CALIBRATED, MEAN_MODE
-from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.rule import Condition, Rule, Threshold
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
-        MedianFamily(
+        MedianFeature(
             "token_similarity",
             "token_similarity",
-            Derived("token_similarity_median", "Median over layers of token_similarity.", level="run"),
-            rise=Derived(
+            DerivedSignal("token_similarity_median", "Median over layers of token_similarity.", level="run"),
+            rise=DerivedSignal(
                 "token_similarity_rise", "token_similarity_median less that of the layers' first values.", level="run"
             ),
         ),
@@ -29,14 +29,14 @@ RULES: tuple[Rule, ...] = (
         summary="Tokens become one: their representations no longer differ.",
         description="The mean cosine between tokens is {token_similarity_median:.4g} in the median layer, "
         "{token_similarity_rise:.2g} higher than at first.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("token_similarity_median", above=0.97), Condition("token_similarity_rise", above=0.3)),
-                hold=16,
+                for_points=16,
             ),
         ),
-        outside=(Condition("token_similarity_median", above=0.9), Condition("token_similarity_rise", above=0.2)),
+        abnormal=(Condition("token_similarity_median", above=0.9), Condition("token_similarity_rise", above=0.2)),
         warm_up=16,
         source=f"1 is the end ({MEAN_MODE}); {CALIBRATED}",
         remedy=(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts.features import Family, rising
+from stabwatch.alerts.features import Feature, rising
 from stabwatch.alerts.references import CALIBRATED, RELU, TANH
-from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.rule import Condition, Rule, Threshold
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (rising("dead_units_ratio"), rising("saturated_units_ratio"))
 
@@ -20,14 +20,14 @@ RULES: tuple[Rule, ...] = (
         summary="Hidden units die.",
         description="{dead_units_ratio:.0%} of the inputs of {where} are zero for every token, "
         "{dead_units_ratio_rise:.0%} more than at first.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(Condition("dead_units_ratio", above=0.8), Condition("dead_units_ratio_rise", above=0.3)),
-                hold=3,
+                for_points=3,
             ),
         ),
-        outside=(Condition("dead_units_ratio", above=0.5), Condition("dead_units_ratio_rise", above=0.2)),
+        abnormal=(Condition("dead_units_ratio", above=0.5), Condition("dead_units_ratio_rise", above=0.2)),
         source=f"{CALIBRATED}",
         remedy=(
             "Lower the learning rate; dead units stay dead, so resume from before the onset.",
@@ -42,17 +42,17 @@ RULES: tuple[Rule, ...] = (
         summary="Hidden units saturate.",
         description="{saturated_units_ratio:.0%} of the units of {where} are saturated for every token, "
         "{saturated_units_ratio_rise:.0%} more than at first.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(
                     Condition("saturated_units_ratio", above=0.8),
                     Condition("saturated_units_ratio_rise", above=0.3),
                 ),
-                hold=3,
+                for_points=3,
             ),
         ),
-        outside=(Condition("saturated_units_ratio", above=0.5), Condition("saturated_units_ratio_rise", above=0.2)),
+        abnormal=(Condition("saturated_units_ratio", above=0.5), Condition("saturated_units_ratio_rise", above=0.2)),
         source="as dead units: four fifths of a layer pass no gradient back",
         remedy=(
             "Lower the learning rate; resume from before the onset, as saturated units hardly come back.",

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import Columns, Derived, Family, MedianFamily, PlainFamily
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, MedianFeature, PlainFeature
 from stabwatch.alerts.references import ADAM, CALIBRATED, GHOSTS, PROXIES, SDC
-from stabwatch.alerts.rule import Condition, Level, Rule
+from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array
 from stabwatch.runlog import SeriesKey
 
 
-class WeightFamily:
+class WeightFeature:
     """By how much a layer's weights changed beyond what the optimizer's own steps can have done.
 
     The norm after a step lies within (1 +- update-to-weight ratio) of the norm before it; between two measured points,
@@ -23,14 +23,14 @@ class WeightFamily:
 
     name = "weight"
     signal = "weight_rms"
-    gauges: tuple[Derived, ...] = (
-        Derived(
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
             "weight_unexplained_ratio", "Change of a layer's weight norm beyond what its updates explain.", "ratio"
         ),
     )
 
     def __init__(self) -> None:
-        self._columns = Columns("weight_rms", "update_to_weight_ratio")
+        self._columns = LayerColumns("weight_rms", "update_to_weight_ratio")
         self._rms = self._ratio = self._steps = self._points = np.empty(0)
 
     @property
@@ -69,28 +69,30 @@ class WeightFamily:
         return {self.gauges[0].name: beyond, "weight_rms": rms, "points": self._points.copy()}
 
 
-def families() -> tuple[Family, ...]:
+def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
-        MedianFamily(
+        MedianFeature(
             "update",
             "update_to_weight_ratio",
-            Derived("update_to_weight_median_ratio", "Median over layers of update_to_weight_ratio.", "ratio", "run"),
-            Derived(
+            DerivedSignal(
+                "update_to_weight_median_ratio", "Median over layers of update_to_weight_ratio.", "ratio", "run"
+            ),
+            DerivedSignal(
                 "update_to_weight_to_peak_ratio",
                 "update_to_weight_median_ratio over its largest value before.",
                 "ratio",
                 "run",
             ),
         ),
-        WeightFamily(),
-        PlainFamily("adam_step_rms"),
-        MedianFamily(
+        WeightFeature(),
+        PlainFeature("adam_step_rms"),
+        MedianFeature(
             "adam_epsilon",
             "adam_epsilon_ratio",
-            Derived("adam_epsilon_median_ratio", "Median over layers of adam_epsilon_ratio.", "ratio", "run"),
+            DerivedSignal("adam_epsilon_median_ratio", "Median over layers of adam_epsilon_ratio.", "ratio", "run"),
         ),
-        PlainFamily("beyond_radius_ratio"),
+        PlainFeature("beyond_radius_ratio"),
     )
 
 
@@ -102,8 +104,8 @@ RULES: tuple[Rule, ...] = (
         summary="Steps are far too large for the weights.",
         description="A step changes the weights by {update_to_weight_median_ratio:.2g} of their size in the median "
         "layer, {update_to_weight_to_peak_ratio:.3g} times the largest before; 0.001 is usual.",
-        levels=(
-            Level(
+        thresholds=(
+            Threshold(
                 severity="warning",
                 when=(
                     Condition("update_to_weight_median_ratio", above=0.02),
@@ -111,9 +113,9 @@ RULES: tuple[Rule, ...] = (
                 ),
                 summary="Steps have become many times larger than any before.",
             ),
-            Level(severity="warning", when=(Condition("update_to_weight_median_ratio", above=0.07),), hold=4),
+            Threshold(severity="warning", when=(Condition("update_to_weight_median_ratio", above=0.07),), for_points=4),
         ),
-        outside=(Condition("update_to_weight_median_ratio", above=0.02),),
+        abnormal=(Condition("update_to_weight_median_ratio", above=0.02),),
         warm_up=8,
         source=f"seventy times the usual 1e-3; the healthy runs of {CALIBRATED} stay below 0.04 after eight points",
         remedy=(
@@ -129,8 +131,8 @@ RULES: tuple[Rule, ...] = (
         summary="Weights changed by more than the optimizer's steps explain.",
         description="The weights of {where} changed by {weight_unexplained_ratio:.3g} of their norm beyond what the "
         "updates explain.",
-        levels=(Level(severity="warning", when=(Condition("weight_unexplained_ratio", above=0.05),)),),
-        outside=(Condition("weight_unexplained_ratio", above=0.05),),
+        thresholds=(Threshold(severity="warning", when=(Condition("weight_unexplained_ratio", above=0.05),)),),
+        abnormal=(Condition("weight_unexplained_ratio", above=0.05),),
         source="a norm after a step lies within 1 +- the step's own ratio; 0.05 is rounding many times over",
         remedy=(
             "Was a checkpoint loaded, an average swapped in, a layer initialised again here? Then all is well.",
@@ -146,11 +148,11 @@ RULES: tuple[Rule, ...] = (
         summary="Adam's second moment is stale: its steps are longer than the learning rate.",
         description="The root mean square of m / (sqrt(v) + eps) of {where} is {adam_step_rms:.3g}; steady gradients "
         "give at most 1.",
-        levels=(
-            Level(severity="warning", when=(Condition("adam_step_rms", above=2.0),)),
-            Level(severity="info", when=(Condition("adam_step_rms", above=1.1),)),
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("adam_step_rms", above=2.0),)),
+            Threshold(severity="info", when=(Condition("adam_step_rms", above=1.1),)),
         ),
-        outside=(Condition("adam_step_rms", above=1.1),),
+        abnormal=(Condition("adam_step_rms", above=1.1),),
         warm_up=2,
         source="1 is what gradients that never change give; one gradient far larger than all before gives up to "
         "(1 - beta1) / sqrt(1 - beta2) = 3.2",
@@ -167,8 +169,10 @@ RULES: tuple[Rule, ...] = (
         summary="Adam's epsilon is larger than the gradients: it sets the steps.",
         description="In the median layer, {adam_epsilon_median_ratio:.0%} of the second moments lie below epsilon "
         "squared.",
-        levels=(Level(severity="warning", when=(Condition("adam_epsilon_median_ratio", above=0.8),), hold=8),),
-        outside=(Condition("adam_epsilon_median_ratio", above=0.5),),
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("adam_epsilon_median_ratio", above=0.8),), for_points=8),
+        ),
+        abnormal=(Condition("adam_epsilon_median_ratio", above=0.5),),
         source=f"gradient RMS below epsilon ({PROXIES}); embeddings reach 0.75 in healthy runs, other layers 0.1",
         remedy=("Lower epsilon (1e-8, or 1e-15 for large models), or scale the loss up.",),
         references=(PROXIES,),
@@ -179,8 +183,8 @@ RULES: tuple[Rule, ...] = (
         family="beyond_radius_ratio",
         summary="Steps are longer than the radius within which the loss is what its series says.",
         description="For {beyond_radius_ratio:.0%} of the samples the step is longer than the Taylor radius.",
-        levels=(Level(severity="warning", when=(Condition("beyond_radius_ratio", above=0.5),), hold=3),),
-        outside=(Condition("beyond_radius_ratio", above=0.25),),
+        thresholds=(Threshold(severity="warning", when=(Condition("beyond_radius_ratio", above=0.5),), for_points=3),),
+        abnormal=(Condition("beyond_radius_ratio", above=0.25),),
         source=f"no step within the radius failed, seven of ten beyond it did ({GHOSTS}; docs/validation.md)",
         remedy=(
             "Lower the learning rate; lengthen the warm-up.",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.alerts.root_causes import TOGETHER
-from stabwatch.analysis.compare.curve_set import Subject, keys_of, load_subjects
-from stabwatch.analysis.compare.divergence_point import Parting, parting
+from stabwatch.analysis.compare.curve_set import CurveSet, keys_of, load_curve_sets
+from stabwatch.analysis.compare.divergence_point import DivergencePoint, divergence_point
 from stabwatch.analysis.compare.sweep import Sensitivity, sensitivities
 from stabwatch.analysis.compare.widths import Widths, widths
 from stabwatch.exporters.declared import adopt, declared
@@ -36,12 +36,12 @@ class Parted:
 
     signal: str
     layer: str
-    parting: Parting
+    divergence: DivergencePoint
 
     @property
     def step(self) -> int:
         """Where."""
-        return self.parting.step or 0
+        return self.divergence.step or 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Pair:
     """
 
     run: str
-    loss: Parting | None
+    loss: DivergencePoint | None
     parted: tuple[Parted, ...]
     together: int
     compared: int
@@ -82,10 +82,10 @@ class Comparison:
 
 def compare(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> Comparison:
     """Compare two runs or more. Raises RunLogError."""
-    return compare_subjects(load_subjects(logs, progress))
+    return compare_subjects(load_curve_sets(logs, progress))
 
 
-def compare_subjects(subjects: Sequence[Subject]) -> Comparison:
+def compare_subjects(subjects: Sequence[CurveSet]) -> Comparison:
     """Compare runs that have been read."""
     for subject in subjects:
         adopt(subject.run.meta.signals)
@@ -100,22 +100,22 @@ def compare_subjects(subjects: Sequence[Subject]) -> Comparison:
     )
 
 
-def differences(subjects: Sequence[Subject]) -> tuple[Difference, ...]:
+def differences(subjects: Sequence[CurveSet]) -> tuple[Difference, ...]:
     """Facts that differ, in the order in which they were found."""
     names = dict.fromkeys(name for s in subjects for name in s.facts)
     rows = [Difference(name, tuple(s.facts.get(name) for s in subjects)) for name in names]
     return tuple(row for row in rows if any(value != row.values[0] for value in row.values))
 
 
-def _pair(reference: Subject, other: Subject) -> Pair:
+def _pair(reference: CurveSet, other: CurveSet) -> Pair:
     keys = [key for key in keys_of([reference, other]) if _compared(key)]
-    found = [(key, parting(reference.curve(*_of(key)), other.curve(*_of(key)))) for key in keys]
+    found = [(key, divergence_point(reference.curve(*_of(key)), other.curve(*_of(key)))) for key in keys]
     judged = [(key, p) for key, p in found if p is not None]
     apart = [Parted(*_of(key), p) for key, p in judged if p.step is not None]
     apart.sort(key=lambda one: one.step)
-    limit = apart[0].step + max(TOGETHER, apart[0].parting.resolution) if apart else 0
+    limit = apart[0].step + max(TOGETHER, apart[0].divergence.resolution) if apart else 0
     together = sum(one.step <= limit for one in apart)
-    apart[:together] = sorted(apart[:together], key=lambda one: -one.parting.strength)
+    apart[:together] = sorted(apart[:together], key=lambda one: -one.divergence.strength)
     here, there = set(other.run.keys), set(reference.run.keys)
     return Pair(
         run=other.name,

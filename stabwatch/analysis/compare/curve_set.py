@@ -25,7 +25,7 @@ _OF_WATCHING = {"run", "root", "agent", "host", "port", "linger", "file_sd", "ve
 
 
 @dataclass(frozen=True)
-class Subject:
+class CurveSet:
     """One run.
 
     window: steps that a point stands for. facts: configuration and environment, flat, by dotted name.
@@ -88,12 +88,12 @@ class Subject:
         return {cell.site for block in self.run.blocks for cell in block.table.cells if cell.tap == tap}
 
 
-def load_subjects(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> tuple[Subject, ...]:
+def load_curve_sets(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> tuple[CurveSet, ...]:
     """Runs with unique names and points of the same width. Raises RunLogError."""
     loaded = [load(log, progress) for log in logs]
     widest = max((window for _, window in loaded), default=1)
     runs = [replace(run, blocks=tuple(merged(b, widest) for b in run.blocks)) for run, _ in loaded]
-    return tuple(Subject(name, run, widest, facts(run)) for name, run in zip(named(logs), runs, strict=True))
+    return tuple(CurveSet(name, run, widest, facts(run)) for name, run in zip(named(logs), runs, strict=True))
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(part, name if alone else f"{name}.{key}".lstrip("."))
 
 
-def keys_of(subjects: Sequence[Subject]) -> list[SeriesKey]:
+def keys_of(subjects: Sequence[CurveSet]) -> list[SeriesKey]:
     """Series that all subjects have, in the order of the first."""
     shared = set.intersection(*(set(s.run.keys) for s in subjects))
     return [key for key in subjects[0].run.keys if key in shared]

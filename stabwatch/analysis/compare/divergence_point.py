@@ -39,7 +39,7 @@ SAME = 1e-6
 
 
 @dataclass(frozen=True)
-class Parting:
+class DivergencePoint:
     """How one curve compares with another, its reference.
 
     step: first step at which they are apart; None if they never are. before: the common step before it.
@@ -68,7 +68,7 @@ class Parting:
         return gap / max(self.noise, FLOOR) if np.isfinite(gap) else float("inf")
 
 
-def parting(reference: tuple[Steps, Array], other: tuple[Steps, Array]) -> Parting | None:
+def divergence_point(reference: tuple[Steps, Array], other: tuple[Steps, Array]) -> DivergencePoint | None:
     """Where `other` parts from `reference`, each (steps, values); None when they have too few steps in common."""
     steps, a, b = _common(reference, other)
     both = np.isfinite(a) & np.isfinite(b)
@@ -95,7 +95,7 @@ def parting(reference: tuple[Steps, Array], other: tuple[Steps, Array]) -> Parti
     unequal = at[np.abs(difference) > SAME].tolist() + steps[broken][:1].tolist()
     show = np.exp if relative else np.asarray
     from_here = difference[at >= step][:shortest] if step is not None else difference[:0]
-    return Parting(
+    return DivergencePoint(
         step=step,
         before=max((s for s in steps.tolist() if s < step), default=None) if step is not None else None,
         until=int(at[last]) if over and last is not None else None,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from stabwatch.analysis.compare.curve_set import Subject
+from stabwatch.analysis.compare.curve_set import CurveSet
 from stabwatch.runlog import plain
 
 SCHEMA_VERSION = 1
@@ -201,7 +201,7 @@ def _varies(values: Sequence[float]) -> bool:
 
 
 def forecast(
-    subjects: Sequence[Subject],
+    subjects: Sequence[CurveSet],
     parameters: float | None = None,
     learning_rate: float | None = None,
     epsilon: float | None = None,
@@ -252,16 +252,16 @@ def _laws(
     return [whole, *(one for one in apart if not one.refused)]
 
 
-def _values(subject: Subject, signal: str) -> list[float]:
+def _values(subject: CurveSet, signal: str) -> list[float]:
     ends = (subject.end(signal, layer) for layer in subject.layers(signal))
     return [value for value in ends if value > 0]
 
 
-def _point(subject: Subject, value: float) -> Point:
+def _point(subject: CurveSet, value: float) -> Point:
     return Point(subject.name, subject.parameters, subject.learning_rate, value)
 
 
-def _epsilon(subject: Subject) -> float:
+def _epsilon(subject: CurveSet) -> float:
     found = [v for name, v in subject.facts.items() if name.startswith("optimizer") and name.endswith(".eps")]
     return max((float(v) for v in found if isinstance(v, int | float) and v > 0), default=EPSILON)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabwatch.analysis.compare.curve_set import Subject
+from stabwatch.analysis.compare.curve_set import CurveSet
 
 LEAST_RATES = 3
 
@@ -31,9 +31,9 @@ class Sensitivity:
     value: float
 
 
-def sensitivities(subjects: Sequence[Subject]) -> tuple[Sensitivity, ...]:
+def sensitivities(subjects: Sequence[CurveSet]) -> tuple[Sensitivity, ...]:
     """One for each model size with three learning rates or more, by size."""
-    sizes: dict[float, list[Subject]] = {}
+    sizes: dict[float, list[CurveSet]] = {}
     for subject in subjects:
         if math.isfinite(subject.learning_rate) and len(subject.curve("loss")[1]):
             sizes.setdefault(subject.parameters, []).append(subject)
@@ -41,7 +41,7 @@ def sensitivities(subjects: Sequence[Subject]) -> tuple[Sensitivity, ...]:
     return tuple(s for s in found if s is not None)
 
 
-def _sensitivity(size: float, group: list[Subject]) -> Sensitivity | None:
+def _sensitivity(size: float, group: list[CurveSet]) -> Sensitivity | None:
     firsts = np.array([s.curve("loss")[1][0] for s in group])
     firsts = firsts[np.isfinite(firsts)]
     rates = sorted({s.learning_rate for s in group})
@@ -54,6 +54,6 @@ def _sensitivity(size: float, group: list[Subject]) -> Sensitivity | None:
     return Sensitivity(size, tuple(rates), tuple(losses), initial, best, rate, float(np.mean(losses)) - best)
 
 
-def _final(subject: Subject) -> float:
+def _final(subject: CurveSet) -> float:
     loss = subject.end("loss")
     return loss if math.isfinite(loss) else math.inf

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from stabwatch.analysis.compare.curve_set import Subject
+from stabwatch.analysis.compare.curve_set import CurveSet
 
 MATCHED = 0.1
 """Values within 10 % of each other are matched."""
@@ -53,7 +53,7 @@ class Widths:
         return median(row.exponent for row in rows), median(spreads), share
 
 
-def widths(subjects: Sequence[Subject]) -> Widths | None:
+def widths(subjects: Sequence[CurveSet]) -> Widths | None:
     """The diagnostic; None when the runs have no layer in common that was measured."""
     relative = _relative(subjects)
     values = tuple(_matched(subjects, "singular_value_max", relative, lambda layer: True))
@@ -62,7 +62,7 @@ def widths(subjects: Sequence[Subject]) -> Widths | None:
     return Widths(relative, values, gains) if values or gains else None
 
 
-def _relative(subjects: Sequence[Subject]) -> tuple[float, ...]:
+def _relative(subjects: Sequence[CurveSet]) -> tuple[float, ...]:
     """Widths by the parameters of sub-layers, whose matrices are as wide as they are high."""
     elements = [s.elements() for s in subjects]
     shared = set.intersection(*(_branches(s) & set(e) for s, e in zip(subjects, elements, strict=True)))
@@ -71,7 +71,7 @@ def _relative(subjects: Sequence[Subject]) -> tuple[float, ...]:
     return tuple(math.sqrt(s.parameters / subjects[0].parameters) for s in subjects)
 
 
-def _branches(subject: Subject) -> set[str]:
+def _branches(subject: CurveSet) -> set[str]:
     """The watched modules that hold the last projection of a residual branch."""
     shown = set(subject.layers("output_rms")) - subject.sites("residual")
     return {top for site in subject.sites("writer") for top in (_nearest(site, shown),) if top}
@@ -84,7 +84,7 @@ def _nearest(site: str, shown: set[str]) -> str:
 
 
 def _matched(
-    subjects: Sequence[Subject], signal: str, relative: tuple[float, ...], wanted: Callable[[str], bool]
+    subjects: Sequence[CurveSet], signal: str, relative: tuple[float, ...], wanted: Callable[[str], bool]
 ) -> Iterator[Matched]:
     shared = set.intersection(*(set(s.layers(signal)) for s in subjects))
     for layer in (x for x in subjects[0].layers(signal) if x in shared and wanted(x)):

@@ -17,10 +17,10 @@ from stabwatch.analysis.detectors import (
     spikes,
     too_good,
 )
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 
-Detector = Callable[[Part], list[Finding]]
+Detector = Callable[[RunSegment], list[Finding]]
 
 DETECTORS: tuple[Detector, ...] = (
     nonfinite.find,

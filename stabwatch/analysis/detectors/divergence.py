@@ -8,9 +8,9 @@ import numpy as np
 
 from stabwatch.analysis.detectors.excursions import BACK, Excursion
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, level, rolling_median, scatter
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.short_curves import EXCERPT
-from stabwatch.analysis.findings import Finding, sure
+from stabwatch.analysis.findings import Finding, confidence_of
 from stabwatch.analysis.readers.log import Column
 
 LOST = 0.4
@@ -50,7 +50,7 @@ def _returning(values: Array, e: Excursion) -> bool:
     return falls or len(values) - e.start < FEW
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """At most one: by an excursion that never ends, else by a slow rise."""
     loss = part.finite_loss
     if loss is None or len(loss) < FEW:
@@ -61,7 +61,7 @@ def find(part: Part) -> list[Finding]:
                 f"The {part.loss_name} diverged from step {loss.steps[e.start]} on: from {e.base:.4g} to "
                 f"{loss.values[-1]:.4g}" + (", and then to numbers that are not finite." if part.dies else ".")
             )
-            return [_finding(part, loss, e.start, e.base, text, sure(e.over, e.stop - e.start))]
+            return [_finding(part, loss, e.start, e.base, text, confidence_of(e.over, e.stop - e.start))]
     away = _below(loss.values)
     if away is not None:
         base = float(np.median(np.abs(loss.values[:FEW])))
@@ -78,11 +78,11 @@ def find(part: Part) -> list[Finding]:
         f"The {part.loss_name} rises from step {loss.steps[start]} on, from {best:.4g}, its best, to "
         f"{np.median(loss.values[-max(1, len(loss) // 20) :]):.4g} at the end."
     )
-    return [_finding(part, loss, start, best, text, sure(2.0, len(loss) - start))]
+    return [_finding(part, loss, start, best, text, confidence_of(2.0, len(loss) - start))]
 
 
 def _finding(
-    part: Part, loss: Column, start: int, base: float, text: str, confidence: float, down: bool = False
+    part: RunSegment, loss: Column, start: int, base: float, text: str, confidence: float, down: bool = False
 ) -> Finding:
     grave = part.must_fall and loss.role == "loss"
     if loss.role == "eval_loss":

@@ -16,7 +16,7 @@ from stabwatch.analysis.detectors.robust import (
     print_unit,
     rolling_median,
     scatter,
-    stretches,
+    spans,
 )
 
 SIGMAS = 8.0
@@ -98,7 +98,7 @@ def _common(rise: Array, e: Excursion, found: list[Excursion]) -> bool:
     high = rise > (rise[e.peak] if np.isfinite(rise[e.peak]) else np.inf) / 2
     for other in found:
         high[other.start : other.stop + WINDOW // 2] = False
-    return len(stretches(high)) >= COMMON
+    return len(spans(high)) >= COMMON
 
 
 def outliers(values: Array, reference: Reference, taken: list[Excursion]) -> list[int]:
@@ -182,7 +182,7 @@ def _whole(rise: Array, i: int, over: Array, ebbing: Array, scale: Array, sigma:
     height = float(np.median(over))
     rise = rise / scale  # the curve may have been on another level elsewhere
     rest = np.concatenate((rise[BASE // 2 : i], rise[i + len(over) + WINDOW :]))
-    single = sum(b - a < BACK for a, b in stretches(rest > height / scale[i] / 3))
+    single = sum(b - a < BACK for a, b in spans(rest > height / scale[i] / 3))
     if single >= TAILS:
         return len(ebbing) >= 2 * SUSTAINED
     tall = height >= max(SHORT_SIGMAS * sigma, SHORT_RISE * float(scale[i]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from stabwatch.analysis.detectors.excursions import BASE
-from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, past_median, stretches
-from stabwatch.analysis.detectors.segments import Part, picked
-from stabwatch.analysis.findings import Finding, sure
+from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, past_median, spans
+from stabwatch.analysis.detectors.segments import RunSegment, picked
+from stabwatch.analysis.findings import Finding, confidence_of
 from stabwatch.analysis.readers.log import Column
 
 FAR = 100.0
@@ -18,7 +18,7 @@ ODD = 5.0
 """Times the usual norm, for a word about single records."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """Explosions, each from its first record on; all isolated records as one finding."""
     norm = part.of("grad_norm")
     if norm is None:
@@ -49,22 +49,22 @@ def find(part: Part) -> list[Finding]:
 
 
 def _sustained(ratio: Array) -> list[tuple[int, int]]:
-    far = [(a, b) for a, b in stretches(ratio > FAR) if b - a >= 3]
-    high = [(a, b) for a, b in stretches(ratio > HIGH) if b - a >= SUSTAINED]
-    high += [(a, b) for a, b in stretches(ratio > HIGH) if any(a <= c < b for c, _ in far)]
+    far = [(a, b) for a, b in spans(ratio > FAR) if b - a >= 3]
+    high = [(a, b) for a, b in spans(ratio > HIGH) if b - a >= SUSTAINED]
+    high += [(a, b) for a, b in spans(ratio > HIGH) if any(a <= c < b for c, _ in far)]
     return sorted(set(high))
 
 
 def _end(values: Array, stop: int, base: float) -> int:
     """One past the last record before five in a row that are back, or before those that the log ends with."""
     calm = values <= HIGH * base
-    for a, b in stretches(calm):
+    for a, b in spans(calm):
         if b > stop and (b - max(a, stop) >= SUSTAINED or b == len(values)):
             return max(a, stop)
     return len(values)
 
 
-def _explosion(part: Part, norm: Column, start: int, stop: int, base: float) -> Finding:
+def _explosion(part: RunSegment, norm: Column, start: int, stop: int, base: float) -> Finding:
     inside = norm.values[start:stop]
     worst, infinite = float(inside.max()), int(np.isinf(inside).sum())
     lasts = stop >= len(norm)
@@ -80,7 +80,7 @@ def _explosion(part: Part, norm: Column, start: int, stop: int, base: float) -> 
         end_step=None if lasts else int(norm.steps[stop - 1]),
         points=stop - start,
         size=worst / base,
-        confidence=sure(largest / base / HIGH, stop - start),
+        confidence=confidence_of(largest / base / HIGH, stop - start),
         line=int(norm.lines[start]),
         text=text,
         evidence=(
@@ -90,7 +90,7 @@ def _explosion(part: Part, norm: Column, start: int, stop: int, base: float) -> 
     )
 
 
-def _of_loss(part: Part, first: int, last: int) -> str:
+def _of_loss(part: RunSegment, first: int, last: int) -> str:
     loss = part.finite_loss
     if loss is None:
         return "No loss in this log beside it."

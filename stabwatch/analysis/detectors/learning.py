@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from stabwatch.analysis.detectors.robust import Array, level
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column, Role
 
@@ -27,7 +27,7 @@ WORSE = 1.5
 """Times its earlier best at which a plateau is one."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """At most one."""
     loss = part.finite_loss
     if loss is None or len(loss) < SILENT or not part.must_fall:
@@ -35,12 +35,12 @@ def find(part: Part) -> list[Finding]:
     return _standstill(part, loss) or _plateau(part, loss)
 
 
-def _zero(part: Part, role: Role) -> bool:
+def _zero(part: RunSegment, role: Role) -> bool:
     column = part.of(role)
     return column is not None and len(column) >= SILENT and not column.values.any()
 
 
-def _standstill(part: Part, loss: Column) -> list[Finding]:
+def _standstill(part: RunSegment, loss: Column) -> list[Finding]:
     if not part.fresh:
         return []  # a loss late in a training moves as little
     values = loss.values[SETTLED:]
@@ -68,7 +68,7 @@ def _standstill(part: Part, loss: Column) -> list[Finding]:
     ]
 
 
-def _reason(part: Part, loss: Column, values: Array) -> tuple[str, float]:
+def _reason(part: RunSegment, loss: Column, values: Array) -> tuple[str, float]:
     """What says that a flat loss is not that of a finished training; empty if nothing does."""
     norm, rate = _zero(part, "grad_norm"), _zero(part, "learning_rate")
     if norm and rate:
@@ -88,7 +88,7 @@ def _reason(part: Part, loss: Column, values: Array) -> tuple[str, float]:
     return "", 0.0
 
 
-def _plateau(part: Part, loss: Column) -> list[Finding]:
+def _plateau(part: RunSegment, loss: Column) -> list[Finding]:
     """After a restart from scratch: flat, and far above what the part before had reached."""
     earlier = part.before.finite_loss if part.restarted and part.before is not None else None
     if earlier is None or len(earlier) < ENOUGH:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.detectors.robust import stretches
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.robust import spans
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column
 
@@ -20,7 +20,7 @@ SHARE = 0.05
 """Of the records: a schedule may end a little before the run."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """Jumps upwards, and a schedule that has ended."""
     rate = part.of("learning_rate")
     if rate is None or len(rate) < 8:
@@ -28,7 +28,7 @@ def find(part: Part) -> list[Finding]:
     return [*_jumps(part, rate), *_zero(rate)]
 
 
-def warm_restart(part: Part, first: int, last: int) -> int | None:
+def warm_restart(part: RunSegment, first: int, last: int) -> int | None:
     """The step of a jump between two steps that a schedule makes: back to a rate that was there before.
 
     A single one may be a mistake; the caller asks how much the loss minded.
@@ -42,7 +42,7 @@ def warm_restart(part: Part, first: int, last: int) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def _jumped(part: Part, rate: Column) -> NDArray[np.int64]:
+def _jumped(part: RunSegment, rate: Column) -> NDArray[np.int64]:
     """Records at which the rate is far above that of the record before."""
     values = rate.values
     past = np.maximum.accumulate(values)
@@ -54,7 +54,7 @@ def _jumped(part: Part, rate: Column) -> NDArray[np.int64]:
     return at[at > ZERO // 2] if part.fresh else at
 
 
-def _jumps(part: Part, rate: Column) -> list[Finding]:
+def _jumps(part: RunSegment, rate: Column) -> list[Finding]:
     at, values = _jumped(part, rate), rate.values
     if not len(at):
         return []
@@ -79,7 +79,7 @@ def _jumps(part: Part, rate: Column) -> list[Finding]:
 def _zero(rate: Column) -> list[Finding]:
     if not rate.values.any():
         return []  # not printed with enough digits, or not learning: the loss tells which
-    last = stretches(rate.values == 0)
+    last = spans(rate.values == 0)
     if not last or last[-1][1] < len(rate) or last[-1][1] - last[-1][0] < max(ZERO, SHARE * len(rate)):
         return []
     i, points = last[-1][0], len(rate) - last[-1][0]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabwatch.analysis.detectors.robust import stretches
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.robust import spans
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 
 FALL = 32.0
@@ -40,7 +40,7 @@ class _Burst:
         return self.before / self.after if self.after > 0 and np.isfinite(self.before) else 1.0
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """Collapses one by one; everything benign as one finding."""
     bursts = _told(part) or _printed(part)
     if not bursts:
@@ -52,12 +52,12 @@ def find(part: Part) -> list[Finding]:
     return [*found, *_search(part, benign, begun)]
 
 
-def _low(part: Part) -> list[Finding]:
+def _low(part: RunSegment) -> list[Finding]:
     """A scale that stands below 1, however it got there."""
     column = part.of("loss_scale")
     if column is None:
         return []
-    low = stretches((column.values < LEAST) & (column.values > 0))
+    low = spans((column.values < LEAST) & (column.values > 0))
     if not low or low[-1][1] < len(column) or low[-1][1] - low[-1][0] < 3:
         return []
     i, last = low[-1][0], float(column.values[-1])
@@ -85,7 +85,7 @@ def _bad(burst: _Burst, at_start: bool) -> bool:
     return not at_start or burst.after <= LOW
 
 
-def _told(part: Part) -> list[_Burst]:
+def _told(part: RunSegment) -> list[_Burst]:
     """From messages of overflows, which name the new scale."""
     bursts: list[_Burst] = []
     for remark in (r for r in part.remarks if r.kind == "overflow"):
@@ -100,7 +100,7 @@ def _told(part: Part) -> list[_Burst]:
     return bursts
 
 
-def _scale_before(part: Part, step: int | None) -> float | None:
+def _scale_before(part: RunSegment, step: int | None) -> float | None:
     """The scale that the log printed last."""
     column = part.of("loss_scale")
     if column is None or step is None:
@@ -109,7 +109,7 @@ def _scale_before(part: Part, step: int | None) -> float | None:
     return float(earlier[-1]) if len(earlier) else None
 
 
-def _printed(part: Part) -> list[_Burst]:
+def _printed(part: RunSegment) -> list[_Burst]:
     """From the column of the scale, which may skip many steps between two records."""
     column = part.of("loss_scale")
     if column is None:
@@ -125,11 +125,11 @@ def _printed(part: Part) -> list[_Burst]:
     return bursts
 
 
-def _step(part: Part, at: int) -> int:
+def _step(part: RunSegment, at: int) -> int:
     return int(part.steps[min(at, len(part.steps) - 1)]) if len(part.steps) else 0
 
 
-def _collapse(part: Part, burst: _Burst) -> Finding:
+def _collapse(part: RunSegment, burst: _Burst) -> Finding:
     last = burst.last >= len(part.steps) - NEAR
     low = burst.after < LEAST or burst.stuck > 0
     text = (
@@ -150,7 +150,7 @@ def _collapse(part: Part, burst: _Burst) -> Finding:
     )
 
 
-def _search(part: Part, bursts: list[_Burst], begun: int) -> list[Finding]:
+def _search(part: RunSegment, bursts: list[_Burst], begun: int) -> list[Finding]:
     if not bursts:
         return []
     total = sum(b.count for b in bursts)

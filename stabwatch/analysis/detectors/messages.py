@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 
 _FATAL = re.compile(
@@ -15,7 +15,7 @@ _FATAL = re.compile(
 """What ends a training by itself. Interrupts and signals come from outside, and often when all is done."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """At most one: the last, as an error that training survived is not what ended it."""
     told = [remark for remark in part.remarks if remark.kind == "error"]
     if not told:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.detectors.robust import stretches
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.robust import spans
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column, Role
 
@@ -32,7 +32,7 @@ _OF_TRAINING: tuple[Role, ...] = (
 """Columns that stand in the records of training, and not in those of an evaluation."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """By where it was seen; each hides the weaker signs of the same thing."""
     found = [*_printed(part), *_filtered(part)]
     blank = list(_vanished(part))
@@ -45,17 +45,17 @@ def find(part: Part) -> list[Finding]:
     return [*found, *_elsewhere(part, bool(found)), *_beside_the_loss(part)]
 
 
-def _printed(part: Part) -> Iterator[Finding]:
+def _printed(part: RunSegment) -> Iterator[Finding]:
     loss = part.loss
     if loss is not None:
         yield from _of_column(part, loss, part.loss_name, "critical")
 
 
-def _of_column(part: Part, column: Column, name: str, severity: str) -> Iterator[Finding]:
+def _of_column(part: RunSegment, column: Column, name: str, severity: str) -> Iterator[Finding]:
     bad = ~np.isfinite(column.values)
     if not bad.any():
         return
-    runs = stretches(bad)
+    runs = spans(bad)
     a, b = runs[0]
     total, ended = int(bad.sum()), runs[-1][1] < len(bad)
     stays = b == len(bad)
@@ -80,7 +80,7 @@ def _of_column(part: Part, column: Column, name: str, severity: str) -> Iterator
     )
 
 
-def _filtered(part: Part) -> Iterator[Finding]:
+def _filtered(part: RunSegment) -> Iterator[Finding]:
     """Hugging Face's trainer prints a loss of 0.0 in place of NaN; the gradient norm beside it says so."""
     loss, norm = part.of("loss"), part.of("grad_norm")
     if loss is None or norm is None:
@@ -107,7 +107,7 @@ def _filtered(part: Part) -> Iterator[Finding]:
     )
 
 
-def _vanished(part: Part) -> Iterator[Finding]:
+def _vanished(part: RunSegment) -> Iterator[Finding]:
     """The loss stood in every record of training, and then in none, though training goes on."""
     loss = part.of("loss")
     if loss is None or len(loss) < FILLED:
@@ -142,13 +142,13 @@ def _vanished(part: Part) -> Iterator[Finding]:
     )
 
 
-def _evaluated(part: Part, step: int) -> bool:
+def _evaluated(part: RunSegment, step: int) -> bool:
     """Whether evaluations after a step gave finite losses, as no model with NaN in it does."""
     later = [c.values[c.steps > step] for c in part.columns if c.role == "eval_loss"]
     return any(len(values) > 1 and bool(np.isfinite(values[-2:]).all()) for values in later)
 
 
-def _beside(part: Part, loss: Column) -> Column | None:
+def _beside(part: RunSegment, loss: Column) -> Column | None:
     """Another column of the records of training that goes on after the loss; the rarest wins, to be sure."""
     seen = [
         column
@@ -163,7 +163,7 @@ def _beside(part: Part, loss: Column) -> Column | None:
     return min(seen, key=lambda column: int((column.steps > loss.steps[-1]).sum()), default=None)
 
 
-def _counted(part: Part) -> Iterator[Finding]:
+def _counted(part: RunSegment) -> Iterator[Finding]:
     """The trainer counts iterations with NaN."""
     counts = part.of("nan_steps")
     if counts is None or not (counts.values > 0).any():
@@ -183,7 +183,7 @@ def _counted(part: Part) -> Iterator[Finding]:
     )
 
 
-def _told(part: Part) -> Iterator[Finding]:
+def _told(part: RunSegment) -> Iterator[Finding]:
     told = [remark for remark in part.remarks if remark.kind == "nan_message"]
     if not told:
         return
@@ -205,7 +205,7 @@ def _told(part: Part) -> Iterator[Finding]:
     )
 
 
-def _elsewhere(part: Part, known: bool) -> Iterator[Finding]:
+def _elsewhere(part: RunSegment, known: bool) -> Iterator[Finding]:
     """The validation loss and the gradient norm, where the loss itself is finite."""
     if known:
         return
@@ -218,7 +218,7 @@ def _elsewhere(part: Part, known: bool) -> Iterator[Finding]:
         yield from _of_column(part, norm, "gradient norm", "warning" if _many(bad) else "info")
 
 
-def _beside_the_loss(part: Part) -> Iterator[Finding]:
+def _beside_the_loss(part: RunSegment) -> Iterator[Finding]:
     """Other columns, together and as information: a NaN there is often a mean over nothing."""
     others = [c for c in part.columns if c.role in ("component", "other") and np.isnan(c.values).any()]
     if not others:
@@ -242,5 +242,5 @@ def _beside_the_loss(part: Part) -> Iterator[Finding]:
 
 def _many(bad: NDArray[np.bool_]) -> bool:
     """More than steps that a gradient scaler skipped."""
-    longest = max((b - a for a, b in stretches(bad)), default=0)
+    longest = max((b - a for a, b in spans(bad)), default=0)
     return longest >= MANY or bool(bad[-1] and len(bad) > 1 and bad[-2:].all())

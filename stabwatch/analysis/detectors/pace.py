@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.analysis.detectors.robust import Array, past_median, rolling_median, stretches
-from stabwatch.analysis.detectors.segments import Part
-from stabwatch.analysis.findings import Finding, sure
+from stabwatch.analysis.detectors.robust import Array, past_median, rolling_median, spans
+from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.findings import Finding, confidence_of
 from stabwatch.analysis.readers.log import Column
-from stabwatch.analysis.words import seconds
+from stabwatch.analysis.words import format_seconds
 
 SLOW = 2.0
 """Times the usual, for a word."""
@@ -24,12 +24,12 @@ STOP = 20.0
 """Times the usual distance of two records, and a minute at least, in which nothing was written."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """Slow stretches, and stops where the log has times."""
     return [*_slow(part), *_stops(part)]
 
 
-def _pace(part: Part) -> tuple[Column, Array] | None:
+def _pace(part: RunSegment) -> tuple[Column, Array] | None:
     """Seconds per step, or what is in proportion to it."""
     column = part.of("step_seconds")
     if column is not None and len(column) > 3 * LONG and (column.values > 0).all():
@@ -40,7 +40,7 @@ def _pace(part: Part) -> tuple[Column, Array] | None:
     return _by_times(part)
 
 
-def _by_times(part: Part) -> tuple[Column, Array] | None:
+def _by_times(part: RunSegment) -> tuple[Column, Array] | None:
     """Seconds per step from the times of the records, where these are far enough apart."""
     known = np.isfinite(part.times)
     gaps, steps = np.diff(part.times[known]), part.steps[known]
@@ -50,7 +50,7 @@ def _by_times(part: Part) -> tuple[Column, Array] | None:
     return Column("times of the records", "step_seconds", steps[1:], values, part.lines[known][1:]), values
 
 
-def _slow(part: Part) -> list[Finding]:
+def _slow(part: RunSegment) -> list[Finding]:
     pace = _pace(part)
     if pace is None:
         return []
@@ -58,20 +58,20 @@ def _slow(part: Part) -> list[Finding]:
     middle = rolling_median(values, LONG // 2 + 1)
     base = float(np.quantile(values[3:], 0.25))  # of the usual pace, also where half of the run is slow
     found = []
-    for a, b in stretches(middle > SLOW * base):
+    for a, b in spans(middle > SLOW * base):
         if b - a >= LONG // 2 and a > LONG // 2:
             start, stop = a + LONG // 4, min(b + LONG // 2, len(values))
             found.append(_slowdown(part, column, values, start, stop, base))
     return found
 
 
-def _slowdown(part: Part, column: Column, values: Array, start: int, stop: int, base: float) -> Finding:
+def _slowdown(part: RunSegment, column: Column, values: Array, start: int, stop: int, base: float) -> Finding:
     times = float(np.median(values[start:stop])) / base
     inside = part.times[(part.steps >= column.steps[start]) & (part.steps <= column.steps[stop - 1])]
     cost = float(inside[-1] - inside[0]) * (1 - 1 / times) if len(inside) > 1 else float("nan")
     lasts = stop >= len(values)
     grave = times >= SLOW_WARNING and (lasts or cost > LOST)
-    lost = f", which cost {seconds(cost)}" if np.isfinite(cost) else ""
+    lost = f", which cost {format_seconds(cost)}" if np.isfinite(cost) else ""
     return Finding(
         kind="slowdown",
         severity="warning" if grave else "info",
@@ -79,7 +79,7 @@ def _slowdown(part: Part, column: Column, values: Array, start: int, stop: int, 
         end_step=None if lasts else int(column.steps[stop - 1]),
         points=stop - start,
         size=times,
-        confidence=sure(times / SLOW, stop - start),
+        confidence=confidence_of(times / SLOW, stop - start),
         line=int(column.lines[start]),
         text=(
             f"Steps take {times:.2g} times as long as usual from step {column.steps[start]}, for {stop - start} records"
@@ -89,7 +89,7 @@ def _slowdown(part: Part, column: Column, values: Array, start: int, stop: int, 
     )
 
 
-def _stops(part: Part) -> list[Finding]:
+def _stops(part: RunSegment) -> list[Finding]:
     known = np.isfinite(part.times)
     times, steps, lines = part.times[known], part.steps[known], part.lines[known]
     gaps = np.diff(times)
@@ -115,8 +115,9 @@ def _stops(part: Part) -> list[Finding]:
             confidence=0.7,
             line=int(lines[worst + 1]),
             text=(
-                f"Nothing was written for {seconds(float(gaps[worst]))} after step {steps[worst]} "
-                f"({seconds(max(float(usual[worst]), 1.0))} is usual): an evaluation, a checkpoint or a stop.{more}"
+                f"Nothing was written for {format_seconds(float(gaps[worst]))} after step {steps[worst]} "
+                f"({format_seconds(max(float(usual[worst]), 1.0))} is usual): an evaluation, a checkpoint or a stop."
+                f"{more}"
             ),
         )
     ]

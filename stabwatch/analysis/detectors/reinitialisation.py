@@ -6,7 +6,7 @@ import numpy as np
 
 from stabwatch.analysis.detectors.learning_rate import warm_restart
 from stabwatch.analysis.detectors.robust import SUSTAINED, Array
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column
 
@@ -18,7 +18,7 @@ SAME = 0.15
 """How far the first record and those after it may differ from those of the beginning."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """Every return to the beginning, in order."""
     loss = part.finite_loss
     if loss is None or not part.fresh or len(loss) < 4 * SUSTAINED or loss.values[0] <= 0:
@@ -35,7 +35,7 @@ def find(part: Part) -> list[Finding]:
     return found
 
 
-def _cycle(part: Part, loss: Column, i: int) -> bool:
+def _cycle(part: RunSegment, loss: Column, i: int) -> bool:
     """Whether a schedule only set the learning rate up again: the loss rises, but not to that of a fresh model."""
     near = warm_restart(part, int(loss.steps[i - SUSTAINED]), int(loss.steps[min(i + 1, len(loss) - 1)]))
     return near is not None and float(loss.values[i]) < (1 - CYCLE) * float(loss.values[0])
@@ -58,7 +58,7 @@ def _until(values: Array, target: float) -> int:
     return int(reached[0]) if len(reached) else len(values)
 
 
-def _finding(part: Part, loss: Column, i: int) -> Finding:
+def _finding(part: RunSegment, loss: Column, i: int) -> Finding:
     before = float(np.median(loss.values[i - SUSTAINED : i]))
     step, now, first = int(loss.steps[i]), float(loss.values[i]), float(loss.values[0])
     counted = part.run.step_unit != "ordinal"

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 
 SHOWN = 3
 """Restarts that are told one by one; of more, the first, with their number."""
 
 
-def find(parts: Sequence[Part]) -> list[Finding]:
+def find(parts: Sequence[RunSegment]) -> list[Finding]:
     """From the parts of a run."""
     again = [part for part in parts if part.before is not None and len(part.before.steps) and len(part.steps)]
     found = [_finding(part) for part in again]
@@ -40,7 +40,7 @@ def find(parts: Sequence[Part]) -> list[Finding]:
     ]
 
 
-def _finding(part: Part) -> Finding:
+def _finding(part: RunSegment) -> Finding:
     before = part.before
     assert before is not None
     last, now = int(before.steps[-1]), int(part.steps[0])
@@ -63,7 +63,7 @@ def _finding(part: Part) -> Finding:
     )
 
 
-def _losses(before: Part, part: Part) -> tuple[str, ...]:
+def _losses(before: RunSegment, part: RunSegment) -> tuple[str, ...]:
     old, new = before.finite_loss, part.finite_loss
     if old is None or new is None or not len(old) or not len(new):
         return ()

@@ -89,7 +89,7 @@ def _nearby(values: Array, before: int, after: int) -> Array:
     return out
 
 
-def stretches(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def spans(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Stretches of True: (first, one past the last)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]

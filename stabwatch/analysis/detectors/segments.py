@@ -29,7 +29,7 @@ _BEGINNING = 5
 
 
 @dataclass(frozen=True)
-class Part:
+class RunSegment:
     """A stretch of a run over which the step does not go back.
 
     steps, lines, times: of its records. before: the part before it in the same run. restarted: it begins with a
@@ -42,7 +42,7 @@ class Part:
     lines: NDArray[np.int64]
     times: NDArray[np.float64]
     remarks: tuple[Remark, ...]
-    before: Part | None = None
+    before: RunSegment | None = None
     restarted: bool = False
 
     def of(self, role: Role) -> Column | None:
@@ -104,14 +104,14 @@ def picked(column: Column, keep: NDArray[np.bool_] | slice) -> Column:
     return Column(column.name, column.role, column.steps[keep], column.values[keep], column.lines[keep])
 
 
-def parts(run: LogRun) -> Iterator[Part]:
+def segments(run: LogRun) -> Iterator[RunSegment]:
     """The parts of a run, in the order of the file."""
     cuts = np.flatnonzero(np.diff(run.steps) < 0) + 1
     bounds = [0, *cuts.tolist(), len(run.steps)]
     split = [_split(column, run, cuts) for column in run.columns]
-    before: Part | None = None
+    before: RunSegment | None = None
     for number, (a, b) in enumerate(pairwise(bounds)):
-        before = Part(
+        before = RunSegment(
             run=run,
             columns=tuple(pieces[number] for pieces in split),
             steps=run.steps[a:b],
@@ -123,12 +123,12 @@ def parts(run: LogRun) -> Iterator[Part]:
         yield before
 
 
-def cut(part: Part, at: int) -> tuple[Part, Part]:
+def cut(part: RunSegment, at: int) -> tuple[RunSegment, RunSegment]:
     """A part up to the step of a re-initialisation, and from it on."""
 
-    def side(late: bool, before: Part | None) -> Part:
+    def side(late: bool, before: RunSegment | None) -> RunSegment:
         keep = (part.steps >= at) == late
-        return Part(
+        return RunSegment(
             run=part.run,
             columns=tuple(picked(c, (c.steps >= at) == late) for c in part.columns),
             steps=part.steps[keep],

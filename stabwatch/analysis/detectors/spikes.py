@@ -10,8 +10,8 @@ from stabwatch.analysis.detectors.divergence import diverges
 from stabwatch.analysis.detectors.excursions import BASE, FIRST, Excursion, outliers
 from stabwatch.analysis.detectors.learning_rate import warm_restart
 from stabwatch.analysis.detectors.robust import WINDOW, Array
-from stabwatch.analysis.detectors.segments import Part
-from stabwatch.analysis.findings import Finding, sure
+from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.findings import Finding, confidence_of
 from stabwatch.analysis.readers.log import Column
 
 HUMP = 1.5
@@ -22,7 +22,7 @@ SHIFT = 0.4
 """Levels by which a shift that stays is a warning; less may be other data or another batch size."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """Everything of the loss that goes up and does not end the run."""
     loss = part.finite_loss
     if loss is None or not len(loss):
@@ -31,7 +31,7 @@ def find(part: Part) -> list[Finding]:
     return [*_hump(part, loss), *found, *_outliers(part, loss)]
 
 
-def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
+def _spike(part: RunSegment, loss: Column, e: Excursion) -> Finding:
     peak, points = float(loss.values[e.peak]), e.stop - e.start
     onset, name = int(loss.steps[e.start]), part.loss_name
     after = loss.values[e.start + WINDOW :]
@@ -65,7 +65,7 @@ def _spike(part: Part, loss: Column, e: Excursion) -> Finding:
         end_step=int(loss.steps[e.stop - 1]) if e.recovered else None,
         points=points,
         size=peak / e.base if e.base > 0 else math.nan,
-        confidence=sure(e.over, points),
+        confidence=confidence_of(e.over, points),
         line=int(loss.lines[e.start]),
         text=text,
         evidence=(
@@ -84,14 +84,14 @@ def _unlearned(values: Array, e: Excursion) -> bool:
     return math.log(values[0] / e.base) < EARLY * math.log(values[0] / least)
 
 
-def _cycle(part: Part, loss: Column, e: Excursion) -> int | None:
+def _cycle(part: RunSegment, loss: Column, e: Excursion) -> int | None:
     """The step of the warm restart that a rise of less than the level itself comes from."""
     if float(loss.values[e.peak]) - e.base >= e.scale:
         return None
     return warm_restart(part, int(loss.steps[max(e.start - 5, 0)]), int(loss.steps[min(e.start + 5, e.peak)]))
 
 
-def _gradient(part: Part, first: int, last: int) -> tuple[str, ...]:
+def _gradient(part: RunSegment, first: int, last: int) -> tuple[str, ...]:
     """What the gradient norm did beside a spike."""
     norm = part.of("grad_norm")
     if norm is None:
@@ -103,7 +103,7 @@ def _gradient(part: Part, first: int, last: int) -> tuple[str, ...]:
     return (f"The gradient norm was {np.nanmedian(before):.3g} before and {np.nanmax(inside):.3g} at most in it.",)
 
 
-def _hump(part: Part, loss: Column) -> list[Finding]:
+def _hump(part: RunSegment, loss: Column) -> list[Finding]:
     """A loss far above its first value before anything was learned."""
     values = loss.values
     if not part.fresh or len(values) < 4 or values.min() < 0:
@@ -133,7 +133,7 @@ def _hump(part: Part, loss: Column) -> list[Finding]:
     ]
 
 
-def _outliers(part: Part, loss: Column) -> list[Finding]:
+def _outliers(part: RunSegment, loss: Column) -> list[Finding]:
     places = outliers(loss.values, part.reference, part.excursions) if part.reference is not None else []
     if not places:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.analysis.detectors.segments import Part
+from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column
 
@@ -19,7 +19,7 @@ ALWAYS = 8
 """Records of nothing but 0 that are worth a word."""
 
 
-def find(part: Part) -> list[Finding]:
+def find(part: RunSegment) -> list[Finding]:
     """At most one."""
     loss = part.finite_loss
     if loss is None or len(loss) < 3 or loss.values.min() < 0 or not part.must_fall:

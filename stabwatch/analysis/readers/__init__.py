@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stabwatch.analysis.readers import documents, lines, tables, tensorboard, wandb_file
-from stabwatch.analysis.readers.file import Progress, Source
+from stabwatch.analysis.readers.file import LogFile, Progress
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.totals import with_total
@@ -37,7 +37,7 @@ def read_log(path: str | Path, progress: Progress | None = None) -> Log:
         return _in_folder(path, progress)
     if not path.is_file():
         raise LogError(f"{path} is no regular file.")
-    source = Source(path, progress)
+    source = LogFile(path, progress)
     if not source.head:
         raise LogError(f"{path} is empty.")
     reader = next((r for r in READERS if r.sniff(source)), None)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from stabwatch.analysis.readers import lines
 from stabwatch.analysis.readers.arrow import float64s
-from stabwatch.analysis.readers.file import Source, pieces
+from stabwatch.analysis.readers.file import LogFile, pieces
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, step_rank
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.run_builder import Gatherer
+from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.errors import LogError
 
 LARGEST_DOCUMENT = 256 << 20
@@ -59,7 +59,7 @@ class Records:
     """Takes flat records, finds their step, gives the run."""
 
     def __init__(self) -> None:
-        self.gatherer = Gatherer()
+        self.gatherer = RunBuilder()
         self._units: set[str] = set()
         self._counter = Counter()
 
@@ -108,7 +108,7 @@ class Records:
             self.gatherer.extend(steps, np.arange(lines.start, lines.stop), columns, times)
         return True
 
-    def log(self, source: Source, name: str, notes: Iterable[str] = ()) -> Log:
+    def log(self, source: LogFile, name: str, notes: Iterable[str] = ()) -> Log:
         """What was read."""
         self.gatherer.unit = next((u for u in ("step", "epoch", "ordinal") if u in self._units), "ordinal")  # type: ignore[assignment]
         said = list(notes)
@@ -135,7 +135,7 @@ def _objects(text: str) -> Iterator[tuple[bool, str]]:
             yield 0 <= line.find("{") <= 120, line
 
 
-def _sniff_lines(source: Source) -> bool:
+def _sniff_lines(source: LogFile) -> bool:
     found = list(_objects(source.text))[:60]
     if len(source.text) < source.size and len(found) > 1:
         found.pop()  # cut by the head
@@ -150,7 +150,7 @@ def _object(line: str) -> Any:
         return None
 
 
-def _read_lines(source: Source) -> Log:
+def _read_lines(source: LogFile) -> Log:
     records, bad = Records(), 0
     for first, block in source.blocks():
         raws = block.split(b"\n")
@@ -199,13 +199,13 @@ def _take(records: Records, line: str, at: int) -> bool:
 _OPENS = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*(?:[{\[\"\]]|-?\d[\d.eE+-]*\s*[,\]]))")
 
 
-def _sniff_document(source: Source) -> bool:
+def _sniff_document(source: LogFile) -> bool:
     if not _OPENS.match(source.text):
         return False
     return "\n" not in source.text.strip() or not _sniff_lines(source)
 
 
-def _read_document(source: Source) -> Log:
+def _read_document(source: LogFile) -> Log:
     try:
         data = json.loads(source.read(LARGEST_DOCUMENT).decode("utf-8", "replace"))
     except RecursionError as error:

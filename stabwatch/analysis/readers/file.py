@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 """Takes the bytes of the file that were read, and its size."""
 
 
-class Source:
+class LogFile:
     """One file. head: its first 64 KiB, unpacked. progress: is told how far reading is."""
 
     def __init__(self, path: Path, progress: Progress | None = None) -> None:

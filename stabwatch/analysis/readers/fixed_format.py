@@ -51,7 +51,7 @@ def _classes() -> bytes:
 _CLASSES = _classes()
 
 
-class Uniform:
+class FixedFormat:
     """Reads lines like one that was understood. raw: that line in the file; template: what it was understood as.
 
     works: False where its numbers cannot be found like that.

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.arrow import words_as_float64s
-from stabwatch.analysis.readers.fixed_format import Uniform
+from stabwatch.analysis.readers.fixed_format import FixedFormat
 from stabwatch.analysis.readers.templates import Template
 
 LEARN = 8
@@ -37,7 +37,7 @@ Columns = Callable[[int], NDArray[np.float64]]
 """The numbers at one place of all the lines; raises ValueError if one of them is none."""
 
 
-class Reading(Protocol):
+class Parser(Protocol):
     """The line-by-line reading that this one speeds up."""
 
     @property
@@ -51,13 +51,13 @@ class Reading(Protocol):
         """Lines of one template; False, and nothing was taken, if they have to be read one by one."""
 
 
-class Stretches:
+class LineRuns:
     """Reads blocks of lines. telling: gives, for a block, whether one of its lines may say anything; None if none
     may. pieces: a line as the texts that it consists of."""
 
     def __init__(
         self,
-        reading: Reading,
+        reading: Parser,
         telling: Callable[[bytes], Callable[[bytes], bool] | None],
         pieces: Callable[[bytes], list[str]],
     ) -> None:
@@ -65,7 +65,7 @@ class Stretches:
         self._telling, self._pieces = telling, pieces
         self._template: Template | None = None
         self._pattern: re.Pattern[bytes] | None = None
-        self._uniform: Uniform | None = None
+        self._uniform: FixedFormat | None = None
         self._given_up: set[int] = set()
         self._whole = False
         """Every line of the last block was of the template."""
@@ -85,7 +85,7 @@ class Stretches:
         telling = self._telling(block)
         self._whole = telling is not None and self._by_line(first, block, telling)
 
-    def _by_shape(self, first: int, block: bytes, uniform: Uniform) -> bool:
+    def _by_shape(self, first: int, block: bytes, uniform: FixedFormat) -> bool:
         """Whether nearly all lines were of the shape; they, and the others between them, are taken."""
         found = uniform.read(block)
         if found is None or found[0].sum() < SHARE * len(found[0]):
@@ -156,7 +156,7 @@ class Stretches:
 
     def _learn(self, template: Template | None, raw: bytes) -> None:
         assert template is not None
-        pattern, uniform = _pattern(template), Uniform(template, raw)
+        pattern, uniform = _pattern(template), FixedFormat(template, raw)
         if pattern is None and not uniform.works:
             self._given_up.add(id(template))
             return
@@ -165,7 +165,7 @@ class Stretches:
         self._uniform = uniform if uniform.works else None
 
 
-def _slices(uniform: Uniform, numbers: NDArray[np.float64]) -> Columns:
+def _slices(uniform: FixedFormat, numbers: NDArray[np.float64]) -> Columns:
     return lambda at: uniform.column(numbers, at)
 
 

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers import epoch_rows
-from stabwatch.analysis.readers.file import Source, pieces, without_colours
+from stabwatch.analysis.readers.file import LogFile, pieces, without_colours
 from stabwatch.analysis.readers.interleaved import in_order
-from stabwatch.analysis.readers.line_runs import Columns, Stretches
+from stabwatch.analysis.readers.line_runs import Columns, LineRuns
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.names import number, role_of, step_rank
-from stabwatch.analysis.readers.prefilter import telling_in
+from stabwatch.analysis.readers.prefilter import worth_parsing_in
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.run_builder import Gatherer
+from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
-from stabwatch.analysis.readers.timestamps import stamps
+from stabwatch.analysis.readers.timestamps import timestamps
 from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, without_settings
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
@@ -54,11 +54,11 @@ _NEAR = 200
 """Lines after a step's first within which a line without a step belongs to it."""
 
 
-class _Reading:
+class _Parser:
     """The state between lines."""
 
     def __init__(self) -> None:
-        self.gatherer = Gatherer()
+        self.gatherer = RunBuilder()
         self.templates = Templates(_is_odd)
         self.rank: int | None = None
         self.epoch: int | None = None
@@ -318,26 +318,26 @@ def _cells(text: str) -> list[str]:
     return [c.strip() for c in text.strip().strip("|").split("|")]
 
 
-def _read(source: Source) -> Log:
-    reading = _Reading()
-    stretches = Stretches(reading, telling_in, pieces)
+def _read(source: LogFile) -> Log:
+    reading = _Parser()
+    stretches = LineRuns(reading, worth_parsing_in, pieces)
     for first, block in source.blocks():
         stretches.block(first, without_colours(block))
     return _log(source, reading)
 
 
-def read_lines(source: Source, lines: Iterable[tuple[int, str]]) -> Log:
+def read_lines(source: LogFile, lines: Iterable[tuple[int, str]]) -> Log:
     """A log from numbered lines."""
-    reading = _Reading()
+    reading = _Parser()
     for number_of_line, text in lines:
         reading.take(number_of_line, text)
     return _log(source, reading)
 
 
-def _log(source: Source, reading: _Reading) -> Log:
+def _log(source: LogFile, reading: _Parser) -> Log:
     notes = reading.end()
     run = reading.gatherer.run()
-    run, others = in_order(replace(run, times=stamps(source.blocks(), run.lines)))
+    run, others = in_order(replace(run, times=timestamps(source.blocks(), run.lines)))
     if others:
         notes.append(f"Several writers take turns in it: {others} of their records are left out.")
     notes += reading.gatherer.notes()
@@ -345,7 +345,7 @@ def _log(source: Source, reading: _Reading) -> Log:
     return Log(source.path, "text", (run,), tuple(notes))
 
 
-def _sniff(source: Source) -> bool:
+def _sniff(source: LogFile) -> bool:
     sample = _HOLE.sub(b"", source.head[:8192])
     odd = sum(b < 9 or 13 < b < 27 or 27 < b < 32 for b in sample)
     return b"\0" not in sample and odd <= 0.01 * len(sample)

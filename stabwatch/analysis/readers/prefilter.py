@@ -17,7 +17,7 @@ _SIGNS = (
 )  # fmt: skip
 
 
-def telling(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
+def worth_parsing(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
     """May a line say anything? Most lines of most logs do not; this is asked of each."""
     for sign in signs:
         if sign in raw:
@@ -30,7 +30,7 @@ def telling(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
     )
 
 
-def telling_in(block: bytes) -> Callable[[bytes], bool] | None:
+def worth_parsing_in(block: bytes) -> Callable[[bytes], bool] | None:
     """The same for the lines of a block: signs that are nowhere in it need not be looked for. None: no line may."""
     there = tuple(sign for sign in _SIGNS if sign in block)
     begins = (
@@ -40,7 +40,7 @@ def telling_in(block: bytes) -> Callable[[bytes], bool] | None:
         or (b"/" in block and _COUNTED.search(block) is not None)
     )
     if there or begins or _shortest(block) < _BARE_LENGTH:
-        return lambda raw: telling(raw, there)
+        return lambda raw: worth_parsing(raw, there)
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stabwatch.analysis.readers.file import Source
+from stabwatch.analysis.readers.file import LogFile
 from stabwatch.analysis.readers.log import Log
 
 
@@ -19,5 +19,5 @@ class Reader:
 
     name: str
     covers: str
-    sniff: Callable[[Source], bool]
-    read: Callable[[Source], Log]
+    sniff: Callable[[LogFile], bool]
+    read: Callable[[LogFile], Log]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.log import Column, LogRun, Role
-from stabwatch.runlog import Block, Cell, Event, Meta, SlotTable, host_cell
-from stabwatch.runlog.source import PIECE, part
+from stabwatch.runlog import Accumulator, Event, Meta, RecordBatch, RecordLayout, host_accumulator
+from stabwatch.runlog.source import BATCH_RECORDS, record_slice
 
 HOST: dict[Role, str] = {
     "learning_rate": "learning_rate",
@@ -23,7 +23,7 @@ HOST: dict[Role, str] = {
 becomes `logged_value`, under its name."""
 
 
-_NOTHING = SlotTable.build([Cell("loss", "", "mean")])
+_NOTHING = RecordLayout.build([Accumulator("loss", "", "mean")])
 
 
 class ForeignLog:
@@ -41,11 +41,11 @@ class ForeignLog:
         self.tables = [self._block.table]
         self.position, self.size = 0, max(self._block.rows.nbytes, 1)
 
-    def stream(self) -> Iterator[Block]:
+    def stream(self) -> Iterator[RecordBatch]:
         """The records; they are in memory already, and come in pieces for whoever shows how far it is."""
         self.position = 0
-        for start in range(0, len(self._block), PIECE):
-            piece = part(self._block, start, start + PIECE)
+        for start in range(0, len(self._block), BATCH_RECORDS):
+            piece = record_slice(self._block, start, start + BATCH_RECORDS)
             self.position += piece.rows.nbytes
             yield piece
 
@@ -54,11 +54,11 @@ class ForeignLog:
         return []
 
 
-def _block(run: LogRun) -> Block:
+def _block(run: LogRun) -> RecordBatch:
     if not len(run.steps) and not any(map(len, run.columns)):
-        return Block(_NOTHING, np.empty(0, np.int64), np.empty(0), np.empty((0, _NOTHING.width), np.float32))
+        return RecordBatch(_NOTHING, np.empty(0, np.int64), np.empty(0), np.empty((0, _NOTHING.width), np.float32))
     columns = {cell: column for column in run.columns if (cell := _cell(column)) is not None}
-    table = SlotTable.build(columns)
+    table = RecordLayout.build(columns)
     records = _keys(run.steps, run.lines, run)
     placed = {cell: _keys(column.steps, column.lines, run) for cell, column in columns.items()}
     keys = np.unique(np.concatenate([records, *placed.values()]), axis=0)
@@ -68,22 +68,22 @@ def _block(run: LogRun) -> Block:
             start = table.start(cell)
             filled = _partials(cell, column.values)
             rows[_places(keys, placed[cell]), start : start + filled.shape[1]] = filled
-    return Block(table, keys[:, 1], _times(keys, records, run.times), rows)
+    return RecordBatch(table, keys[:, 1], _times(keys, records, run.times), rows)
 
 
-def _cell(column: Column) -> Cell | None:
+def _cell(column: Column) -> Accumulator | None:
     if not len(column):
         return None
     if column.role == "loss":
-        return Cell("loss", "", "mean")
+        return Accumulator("loss", "", "mean")
     if column.role == "grad_norm":
-        return Cell("gradient", "", "clip")
+        return Accumulator("gradient", "", "clip")
     if column.role in HOST:
-        return host_cell(HOST[column.role])
-    return Cell("logged", column.name, "mean")
+        return host_accumulator(HOST[column.role])
+    return Accumulator("logged", column.name, "mean")
 
 
-def _partials(cell: Cell, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _partials(cell: Accumulator, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The slots of a cell: count first, then the value, then how many are not finite."""
     one, bad = np.ones_like(values), (~np.isfinite(values)).astype(np.float64)
     value = values**2 if cell.reduction == "clip" else values

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role, StepUnit
 from stabwatch.analysis.readers.names import is_eval, loss_rank, role_of
-from stabwatch.analysis.readers.salience import notable
+from stabwatch.analysis.readers.salience import salient
 
 Floats = NDArray[np.float64]
 MOST_COLUMNS = 4096
@@ -33,7 +33,7 @@ class _Series:
     lines: array[int] = field(default_factory=lambda: array("q"))
 
 
-class Gatherer:
+class RunBuilder:
     """Takes records in the order of the file. A key that comes twice for a step in a row is a copy and is left out."""
 
     def __init__(self, name: str = "") -> None:
@@ -142,7 +142,7 @@ class Gatherer:
         dense = [(key, s) for key, s in self._series.items() if len(s.values) * _RARE > len(lines)]
         at = [np.maximum(np.searchsorted(lines, _as(s.lines, np.int64), "right") - 1, 0) for _, s in dense]
         columns = [(roles[key], of, _as(s.values, np.float64)) for (key, s), of in zip(dense, at, strict=True)]
-        keep = notable(_as(self._steps, np.int64), columns) | (_as(self._ordinals, np.int64) % self._stride == 0)
+        keep = salient(_as(self._steps, np.int64), columns) | (_as(self._ordinals, np.int64) % self._stride == 0)
         for (_, s), of in zip(dense, at, strict=True):
             s.steps, s.values, s.lines = (_picked(a, keep[of]) for a in (s.steps, s.values, s.lines))
         mine = (self._steps, self._lines, self._times, self._ordinals)

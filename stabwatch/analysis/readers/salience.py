@@ -26,7 +26,7 @@ _STEP = 1.5
 _SURE = 100.0
 
 
-def notable(steps: Ints, columns: Iterable[tuple[Role, Ints, Floats]]) -> NDArray[np.bool_]:
+def salient(steps: Ints, columns: Iterable[tuple[Role, Ints, Floats]]) -> NDArray[np.bool_]:
     """Records to keep, (records,): blocks in which a value is not finite, or far from its level, or jumps, or a counter
     counts, or the step goes back; with the blocks beside them, and the first and last.
 

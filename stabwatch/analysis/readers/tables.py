@@ -6,17 +6,17 @@ import csv
 import re
 from collections.abc import Iterator
 
-from stabwatch.analysis.readers.file import Source
+from stabwatch.analysis.readers.file import LogFile
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.run_builder import MOST_COLUMNS, Gatherer
+from stabwatch.analysis.readers.run_builder import MOST_COLUMNS, RunBuilder
 
 _DELIMITERS = (",", "\t", ";")
 _TIMES = ("wall time", "_timestamp", "timestamp", "wall_time", "time/time_elapsed", "total_duration", "elapsed")
 
 
-def _header(source: Source) -> tuple[str, list[str], int] | None:
+def _header(source: LogFile) -> tuple[str, list[str], int] | None:
     """Delimiter, names, and the line that holds them."""
     lines = source.text.splitlines()[:20]
     for i, line in enumerate(lines[:-1]):
@@ -39,12 +39,12 @@ def _fits(names: list[str], cells: list[str]) -> bool:
     return named and known and short and len(cells) == len(names) and any(x is not None for x in numbers)
 
 
-def _read(source: Source) -> Log:
+def _read(source: LogFile) -> Log:
     found = _header(source)
     assert found is not None
     delimiter, names, first = found
     runs = _by_run(names)
-    gatherers = {run: Gatherer(run) for run in dict.fromkeys(runs.values())} or {"": Gatherer()}
+    gatherers = {run: RunBuilder(run) for run in dict.fromkeys(runs.values())} or {"": RunBuilder()}
     step_at, unit = _step(names)
     time_at = next((i for i, n in enumerate(names) if n.lower() in _TIMES), None)
     columns = [
@@ -65,7 +65,7 @@ def _read(source: Source) -> Log:
     return Log(source.path, "table", tuple(g.run() for g in gatherers.values()), tuple(notes))
 
 
-def _rows(source: Source, delimiter: str, first: int) -> Iterator[tuple[int, list[str]]]:
+def _rows(source: LogFile, delimiter: str, first: int) -> Iterator[tuple[int, list[str]]]:
     for line, text in source.lines():
         if line > first and text.strip():
             try:
@@ -76,8 +76,8 @@ def _rows(source: Source, delimiter: str, first: int) -> Iterator[tuple[int, lis
 
 def _fill(
     rows: Iterator[tuple[int, list[str]]],
-    columns: list[tuple[int, str, Gatherer]],
-    gatherers: list[Gatherer],
+    columns: list[tuple[int, str, RunBuilder]],
+    gatherers: list[RunBuilder],
     step_at: int | None,
     time_at: int | None,
     epoch_at: int | None,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.readers.file import Progress, Source
+from stabwatch.analysis.readers.file import LogFile, Progress
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.points import Points
 from stabwatch.analysis.readers.protobuf import fields
@@ -32,7 +32,7 @@ _AT_ONCE = 1 << 24
 _LAYOUTS = 256
 
 
-def _sniff(source: Source) -> bool:
+def _sniff(source: LogFile) -> bool:
     head = source.head
     if len(head) < 24:
         return False
@@ -41,7 +41,7 @@ def _sniff(source: Source) -> bool:
     return 8 < length < 4096 and head[12:13] == b"\x09" and b"brain.Event" in head[:64]
 
 
-def _read(source: Source) -> Log:
+def _read(source: LogFile) -> Log:
     return read_files(source.path, [source.path], source.progress)
 
 

@@ -25,7 +25,7 @@ _SAMPLE, _MOST = 100, 0.9
 _DAY = 86_400.0
 
 
-def stamps(blocks: Iterable[tuple[int, bytes]], lines: Ints) -> Floats:
+def timestamps(blocks: Iterable[tuple[int, bytes]], lines: Ints) -> Floats:
     """Seconds of each record, (lines,), since the epoch or since a midnight; NaN where the text does not say.
 
     blocks: consecutive lines of the text, with the number of the first. lines: of the records.

@@ -13,11 +13,11 @@ import struct
 from collections.abc import Iterator
 
 from stabwatch.analysis.readers.documents import flat
-from stabwatch.analysis.readers.file import Progress, Source
+from stabwatch.analysis.readers.file import LogFile, Progress
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.protobuf import fields
 from stabwatch.analysis.readers.reader import Reader
-from stabwatch.analysis.readers.run_builder import Gatherer
+from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.errors import LogError
 
 _BLOCK = 1 << 15
@@ -47,8 +47,8 @@ def _records(data: bytes, progress: Progress) -> Iterator[bytes]:
         at = end
 
 
-def _read(source: Source) -> Log:
-    gatherer, counter = Gatherer(source.path.stem), None
+def _read(source: LogFile) -> Log:
+    gatherer, counter = RunBuilder(source.path.stem), None
     try:
         for record in _records(source.read(1 << 31), source.progress):
             for field, value in fields(record):
@@ -60,7 +60,7 @@ def _read(source: Source) -> Log:
     return Log(source.path, "W&B offline", (gatherer.run(),))
 
 
-def _history(gatherer: Gatherer, data: bytes, counter: str | None) -> str | None:
+def _history(gatherer: RunBuilder, data: bytes, counter: str | None) -> str | None:
     """Takes one record. counter: the column that counts steps, as the first record has it; given back."""
     values: dict[str, float] = {}
     step, time = len(gatherer), math.nan

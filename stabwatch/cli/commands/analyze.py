@@ -68,10 +68,10 @@ def examined(path: Path) -> LogReport:
     """What the log of another trainer says. Raises LogError."""
     from stabwatch.analysis.readers import read_log
     from stabwatch.analysis.verdict import examine
-    from stabwatch.cli.render.progress_bar import LogBar
+    from stabwatch.cli.render.progress_bar import ProgressBar
     from stabwatch.cli.render.text import clean
 
-    with LogBar("reading") as bar:
+    with ProgressBar("reading") as bar:
         log = read_log(path, bar.reading(path))
         bar.working(f"judging {clean(path.name)}")
         return examine(log)
@@ -102,10 +102,10 @@ def show(run: Path) -> Analysis:
 def _run(folder: Path) -> tuple[Analysis, RenderableType]:
     from stabwatch.analysis import analyze_log
     from stabwatch.cli.render.analysis import Report
-    from stabwatch.cli.render.progress_bar import LogBar
+    from stabwatch.cli.render.progress_bar import ProgressBar
     from stabwatch.runlog import RunLog
 
-    with LogBar("reading") as bar:
+    with ProgressBar("reading") as bar:
         analysis, run = analyze_log(RunLog(folder), bar)
     return analysis, Report(analysis, run)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from stabwatch.analysis.compare.compare import Comparison, Pair, Parted
-    from stabwatch.analysis.compare.divergence_point import Parting
+    from stabwatch.analysis.compare.divergence_point import DivergencePoint
     from stabwatch.analysis.compare.sweep import Sensitivity
     from stabwatch.analysis.compare.widths import Matched, Widths
 
@@ -29,12 +29,12 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     learning-rate sensitivity where the runs are a sweep.
     """
     from stabwatch.analysis.compare.compare import compare as side_by_side
-    from stabwatch.analysis.sources import sources
+    from stabwatch.analysis.sources import open_sources
     from stabwatch.cli.render.console import console, print_json
-    from stabwatch.cli.render.progress_bar import LogBar
+    from stabwatch.cli.render.progress_bar import ProgressBar
 
-    with LogBar("reading") as bar:
-        found = sources(runs, bar.reading)
+    with ProgressBar("reading") as bar:
+        found = open_sources(runs, bar.reading)
         if len(found) < 2:
             raise ConfigError(f"Two runs or more are compared, and {found[0].path} is one.")
         comparison = side_by_side(found, progress=bar)
@@ -126,7 +126,7 @@ def _pair(pair: Pair) -> Iterator[RenderableType]:
         yield Text("Series: " + ", ".join(filter(None, left)) + ".", style="faint")
 
 
-def _loss(p: Parting | None) -> str:
+def _loss(p: DivergencePoint | None) -> str:
     if p is None:
         return "The losses have too few common points."
     if p.differ is None:
@@ -140,7 +140,7 @@ def _loss(p: Parting | None) -> str:
     return f"The losses part at step {p.step:,} ({after}): {_gap(p, p.gap)} there, {_gap(p, p.end)} at the end{met}."
 
 
-def _gap(p: Parting, gap: float) -> str:
+def _gap(p: DivergencePoint, gap: float) -> str:
     from stabwatch.cli.render.text import number
 
     return f"{number(gap)} times the reference" if p.relative else f"{number(gap)} typical sizes apart"
@@ -151,7 +151,7 @@ def _first(pair: Pair) -> str:
 
     first = pair.parted[0]
     where = f" in {clean(first.layer)}" if first.layer else ""
-    text = f"First to part: {clean(first.signal)}{where}, at step {first.parting.step:,}"
+    text = f"First to part: {clean(first.signal)}{where}, at step {first.divergence.step:,}"
     others = pair.together - 1
     return f"{text}; {others:,} more within the steps in which an order means nothing." if others else f"{text}."
 
@@ -163,7 +163,7 @@ def _parted(rows: Sequence[Parted]) -> Table:
     for column in (0, 3, 4, 5, 6):
         table.columns[column].justify = "right"
     for row in rows:
-        p = row.parting
+        p = row.divergence
         until = "the end" if p.until is None else f"{p.until:,}"
         sign = "×" if p.relative else ""
         gaps = (f"{sign}{number(gap)}" for gap in (p.gap, p.end))

@@ -44,8 +44,8 @@ def export(
     OpenMetrics holds what Prometheus would hold if it had scraped the run's agent all along: the same names and labels.
     The file appears whole or not at all.
     """
-    from stabwatch.analysis.sources import sources
-    from stabwatch.cli.render.progress_bar import LogBar
+    from stabwatch.analysis.sources import open_sources
+    from stabwatch.cli.render.progress_bar import ProgressBar
     from stabwatch.runlog import find_run, holds_run
 
     chosen = {"openmetrics": openmetrics, "parquet": parquet, "csv": csv, "tensorboard": tensorboard}
@@ -56,8 +56,8 @@ def export(
         raise ConfigError(f"--interval goes with --openmetrics, not with --{form}.")
     if str(out) == "-" and form in ("parquet", "tensorboard"):
         raise ConfigError(f"--{form} cannot go to standard output: give a path with -o.")
-    with LogBar("exporting") as bar:
-        found = sources([find_run(run) if holds_run(run) else run], bar.reading)
+    with ProgressBar("exporting") as bar:
+        found = open_sources([find_run(run) if holds_run(run) else run], bar.reading)
         if len(found) > 1:
             raise ConfigError(f"{run} holds {len(found)} runs: export takes one.")
         (log,) = found
@@ -78,7 +78,7 @@ def _only(chosen: dict[str, bool]) -> str:
 def _write(
     log: Source, form: str, target: Path, wide: bool, interval: float | None, bar: Callable[[Source], None]
 ) -> tuple[int, str]:
-    from stabwatch.runlog.atomic import whole
+    from stabwatch.runlog.atomic import atomic_output
 
     if form == "openmetrics":
         from stabwatch.exporters.openmetrics import write_openmetrics
@@ -88,7 +88,7 @@ def _write(
         from stabwatch.exporters.tables import write_csv
 
         return _stream(target, lambda file: write_csv(log, file, wide, bar)), "rows"
-    with whole(target) as draft:
+    with atomic_output(target) as draft:
         if form == "parquet":
             from stabwatch.exporters.tables import write_parquet
 
@@ -99,9 +99,9 @@ def _write(
 
 
 def _stream(target: Path, write: Callable[[BinaryIO], int]) -> int:
-    from stabwatch.runlog.atomic import whole
+    from stabwatch.runlog.atomic import atomic_output
 
     if str(target) == "-":
         return write(sys.stdout.buffer)
-    with whole(target) as draft, open(draft, "wb") as file:
+    with atomic_output(target) as draft, open(draft, "wb") as file:
         return write(file)

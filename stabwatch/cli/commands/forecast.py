@@ -37,15 +37,15 @@ def forecast(
     limits: attention logits of 100 and 10,000, a gradient RMS of Adam's epsilon. Intervals are 95 % prediction
     intervals. Exit code 1: no law could be fitted, for the reasons that are printed.
     """
-    from stabwatch.analysis.compare.curve_set import load_subjects
+    from stabwatch.analysis.compare.curve_set import load_curve_sets
     from stabwatch.analysis.compare.forecast import SCHEMA_VERSION
     from stabwatch.analysis.compare.forecast import forecast as laws
-    from stabwatch.analysis.sources import sources
+    from stabwatch.analysis.sources import open_sources
     from stabwatch.cli.render.console import console, print_json
-    from stabwatch.cli.render.progress_bar import LogBar
+    from stabwatch.cli.render.progress_bar import ProgressBar
 
-    with LogBar("reading") as bar:
-        subjects = load_subjects(sources(runs, bar.reading), progress=bar)
+    with ProgressBar("reading") as bar:
+        subjects = load_curve_sets(open_sources(runs, bar.reading), progress=bar)
         bar.working("fitting")
         found = laws(subjects, parameters, learning_rate, epsilon or None)
     if as_json:

@@ -25,12 +25,12 @@ def replay(runs: RunsArgument, rules: RulesOption = None, as_json: JsonOption = 
     say, or the other way round. Exit code 0: calm; 1: a warning or a critical alert fired; 2: a log cannot be read.
     """
     from stabwatch.analysis.replay import replay as over
-    from stabwatch.analysis.sources import sources
+    from stabwatch.analysis.sources import open_sources
     from stabwatch.cli.render.console import console, print_json
-    from stabwatch.cli.render.progress_bar import LogBar
+    from stabwatch.cli.render.progress_bar import ProgressBar
 
-    with LogBar("replaying") as bar:
-        found = over(sources(runs, bar.reading), chosen(rules), progress=bar)
+    with ProgressBar("replaying") as bar:
+        found = over(open_sources(runs, bar.reading), chosen(rules), progress=bar)
     if as_json:
         print_json(found.to_dict())
     else:

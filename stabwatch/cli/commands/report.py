@@ -17,12 +17,12 @@ def report(
     Exit code 0: written; 2: something cannot be read or written.
     """
     from stabwatch.errors import StabwatchError
-    from stabwatch.runlog.atomic import whole
+    from stabwatch.runlog.atomic import atomic_output
 
     if out.is_dir():
         raise StabwatchError(f"{out} is a folder; name a file with -o.")
     text = _page(path)
-    with whole(out) as draft:
+    with atomic_output(out) as draft:
         draft.write_text(text, encoding="utf-8")
     print(f"Wrote {out}")
 
@@ -30,13 +30,13 @@ def report(
 def _page(path: Path) -> str:
     from stabwatch.cli.commands.analyze import examined, run_folder
     from stabwatch.cli.render.html.pages import log_page, run_page
-    from stabwatch.cli.render.progress_bar import LogBar
+    from stabwatch.cli.render.progress_bar import ProgressBar
 
     folder = run_folder(path)
     if folder is not None:
         from stabwatch.analysis import analyze_log
         from stabwatch.runlog import RunLog
 
-        with LogBar("reading") as bar:
+        with ProgressBar("reading") as bar:
             return run_page(*analyze_log(RunLog(folder), bar))
     return log_page(examined(path))

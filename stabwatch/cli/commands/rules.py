@@ -58,8 +58,8 @@ def show(
             print(f"{rule.name:28}{rule.severity:10}{rule.summary}")
         elif rule.name == name.removeprefix("Stabwatch"):
             print(rule.alert, rule.summary, sep="\n")
-            for level in rule.levels:
-                hold = f", {level.hold} points in a row" if level.hold > 1 else ""
+            for level in rule.thresholds:
+                hold = f", {level.for_points} points in a row" if level.for_points > 1 else ""
                 print(f"  {level.severity}: {' and '.join(map(str, level.when))}{hold}")
             print(
                 f"  from: {rule.source}", *(f"  do: {step}" for step in rule.remedy), f"  {rule.runbook_url}", sep="\n"

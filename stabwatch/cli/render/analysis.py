@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from stabwatch.alerts.incidents import Stretch, rank, stretches
+from stabwatch.alerts.incidents import AlertSpan, alert_spans, rank
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.cli.render.layout import cause_section, new_table, section
 from stabwatch.cli.render.plot import Chart, Line
@@ -36,7 +36,7 @@ class Report:
     def __init__(self, analysis: Analysis, run: Run) -> None:
         self.analysis = analysis
         self.run = run
-        self.stretches = stretches(analysis.alerts)
+        self.stretches = alert_spans(analysis.alerts)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._verdict()
@@ -56,7 +56,7 @@ class Report:
 
     def _onsets(self, options: ConsoleOptions) -> Table:
         """One row per signal: where it began, where it went from there, and a bar over the run."""
-        signals: dict[str, list[Stretch]] = {}
+        signals: dict[str, list[AlertSpan]] = {}
         for stretch in self.stretches:
             signals.setdefault(stretch.signal, []).append(stretch)
         table = new_table("step", "signal", "first in", "then in", "time-line")
@@ -116,7 +116,7 @@ class Report:
             title.append(f"  {clean(layer)}", style=style)
         yield title, Chart(lines[::-1], mark=onset, log=True)  # the first layer lies on top
 
-    def _offender(self) -> Stretch | None:
+    def _offender(self) -> AlertSpan | None:
         """The stretch that the first cause is about; the first one, if that cause is about none."""
         for cause in self.analysis.diagnosis.causes:
             for stretch in self.stretches:
@@ -176,7 +176,7 @@ class Report:
         return table
 
 
-def timeline(stretch: Stretch, first: int, last: int, width: int = BAR, ascii_only: bool = False) -> Text:
+def timeline(stretch: AlertSpan, first: int, last: int, width: int = BAR, ascii_only: bool = False) -> Text:
     """A bar over the run: thin while normal, medium from the onset on, thick while the alert fires."""
     thin, medium, thick = "-=#" if ascii_only else "─━█"
     changes = [(first, thin, "faint"), (stretch.onset, medium, "onset")]

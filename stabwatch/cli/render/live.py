@@ -12,7 +12,7 @@ from rich.text import Text
 
 from stabwatch.alerts.incidents import rank
 from stabwatch.alerts.rule import SEVERITIES
-from stabwatch.cli.render.monitor import Frame, LayerRow
+from stabwatch.cli.render.monitor import LayerRow, LiveView
 from stabwatch.cli.render.plot import ASCII_BLOCKS, BLOCKS, sparkline
 from stabwatch.cli.render.text import clean, count, duration, mapping, number, tail
 from stabwatch.runlog import SeriesKey
@@ -39,7 +39,7 @@ LAYER_COLUMNS = (
 class FrameView:
     """Renders a frame into `height` lines."""
 
-    def __init__(self, frame: Frame, height: int) -> None:
+    def __init__(self, frame: LiveView, height: int) -> None:
         self.frame = frame
         self.height = height
 
@@ -166,7 +166,7 @@ def shown(row: LayerRow, column: str) -> str:
     return number(values[signal]) if signal in values else ""
 
 
-def _calm(frame: Frame, rows: Sequence[LayerRow]) -> bool:
+def _calm(frame: LiveView, rows: Sequence[LayerRow]) -> bool:
     """Whether every layer with an alarm is among the rows."""
     kept = {row.name for row in rows}
     return all(row.name in kept for row in frame.layers if row.alarm)

@@ -10,7 +10,7 @@ from pathlib import Path
 from stabwatch.agent.process import ProcessWatch
 from stabwatch.alerts import Alert, Engine, diagnose
 from stabwatch.alerts.incidents import rank
-from stabwatch.runlog import Block, Event, Meta, RunLog, SeriesKey
+from stabwatch.runlog import Event, Meta, RecordBatch, RunLog, SeriesKey
 
 RECENT = 600
 """Measured values that a trend covers."""
@@ -44,7 +44,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Frame:
+class LiveView:
     """One picture of a run. `values` and `loss` are the run's own signals; times are seconds since the epoch."""
 
     meta: Meta
@@ -100,7 +100,7 @@ class Monitor:
         if self._end is None:
             self.engine.tick(now)
 
-    def _keep(self, block: Block) -> None:
+    def _keep(self, block: RecordBatch) -> None:
         if not len(block):
             return
         shown = {key.layer for key in block.table.keys if key.signal in COLUMNS}
@@ -113,10 +113,10 @@ class Monitor:
             if key.signal in TRENDS or key.signal == "loss":
                 past.values.extend(seen)
 
-    def frame(self, now: float) -> Frame:
+    def frame(self, now: float) -> LiveView:
         """The picture at `now`."""
         alerts = tuple(self.engine.active)
-        return Frame(
+        return LiveView(
             meta=self.log.meta,
             state=self._state(now),
             step=self._step,

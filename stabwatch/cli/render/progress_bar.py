@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 2.0
 
 
-class LogBar:
+class ProgressBar:
     """A bar around what may take long. Shows nothing before two seconds, or where nobody looks.
 
     Call it with a run log that is being read; `reading` gives what a reader of other logs calls. What tells of no
@@ -33,7 +33,7 @@ class LogBar:
         self._timer = threading.Timer(PATIENCE_SECONDS, self._show)
         self._timer.daemon = True
 
-    def __enter__(self) -> LogBar:
+    def __enter__(self) -> ProgressBar:
         if sys.stderr.isatty():
             self._timer.start()
         return self

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabwatch.hooks.base.tensors import new_cell
+from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.kernels.merge import Partials, merge_
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import REDUCTIONS
 
 
-class CellStore:
+class Accumulators:
     """Every cell is a row; partials from other devices come to the store's own."""
 
-    def __init__(self, cells: Iterable[Cell], device: torch.device) -> None:
-        groups: dict[str, list[Cell]] = {}
+    def __init__(self, cells: Iterable[Accumulator], device: torch.device) -> None:
+        groups: dict[str, list[Accumulator]] = {}
         for cell in dict.fromkeys(cells):
             groups.setdefault(cell.reduction, []).append(cell)
-        self._groups = {r: (tuple(mine), new_cell(r, device).repeat(len(mine), 1)) for r, mine in groups.items()}
+        self._groups = {r: (tuple(mine), new_accumulator(r, device).repeat(len(mine), 1)) for r, mine in groups.items()}
         self._rows = {cell: rows[i] for mine, rows in self._groups.values() for i, cell in enumerate(mine)}
 
     def register(self, buffer: Any) -> None:
@@ -32,11 +32,11 @@ class CellStore:
     def __contains__(self, cell: object) -> bool:
         return cell in self._rows
 
-    def fold(self, tap: str, site: str, reduction: str, partials: Partials) -> None:
+    def update(self, tap: str, site: str, reduction: str, partials: Partials) -> None:
         """Merge partials into a cell."""
-        merge_(REDUCTIONS[reduction], self._rows[Cell(tap, site, reduction)], partials)
+        merge_(REDUCTIONS[reduction], self._rows[Accumulator(tap, site, reduction)], partials)
 
-    def fold_all(self, first: Cell, partials: Tensor) -> None:
+    def update_all(self, first: Accumulator, partials: Tensor) -> None:
         """Merge partials (n, fields) into n cells that were given one after the other, from `first` on."""
         mine, rows = self._groups[first.reduction]
         start = mine.index(first)

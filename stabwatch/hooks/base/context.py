@@ -7,7 +7,7 @@ from typing import Any
 from stabwatch.signals.declaration import Tier
 
 
-class Gate:
+class MeasurementFlags:
     """What is to be measured now. Plain attributes: torch.compile guards on them, so each setting has its own graph."""
 
     def __init__(self) -> None:
@@ -15,11 +15,11 @@ class Gate:
         """Anything at all may be measured in this step."""
         self.sampled = False
         self.deep = False
-        self.turns = TURNS
+        self.phases = PHASES
         """Over how many deep steps the sites that take turns are dealt out."""
-        self.turn = 0
+        self.phase = 0
         """Which of the sites that share the deep steps is measured in this one."""
-        self.coming: int | None = None
+        self.next_phase: int | None = None
         """The turn of the next step, if that is going to be a deep one."""
         self.traced = False
         """A compiler has traced the taps: parts of the model run inside a compiled graph."""
@@ -28,9 +28,9 @@ class Gate:
         self.recording = False
         """The model's forward is under way (or has just run) with gradients enabled."""
 
-    def takes(self, place: int | None) -> bool:
-        """Has the site with this place in the order of turns its turn now?"""
-        return self.deep and place is not None and place % self.turns == self.turn
+    def is_due(self, index: int | None) -> bool:
+        """Is the site with this index due in the current phase?"""
+        return self.deep and index is not None and index % self.phases == self.phase
 
     def allows(self, tier: Tier) -> bool:
         """Is this tier measured now?"""
@@ -43,5 +43,5 @@ class Gate:
         return type(None), ()
 
 
-TURNS = 8
+PHASES = 8
 """Fewest deep steps of a round: each measures one in so many of the sites that take turns."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Copy:
+class HostTransfer:
     """A step's partials on their way to the host. `wait` may block, and belongs in the writer's thread."""
 
     def __init__(self, flat: Tensor) -> None:

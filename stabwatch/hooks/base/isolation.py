@@ -14,7 +14,7 @@ MAX_ERRORS = 3
 """Failures after which a probe is switched off."""
 
 
-class Guard:
+class Isolation:
     """Runs probes, keeps their exceptions away from training and their time on the books.
 
     seconds: host time spent in each tier since the last `take_seconds`.

@@ -38,7 +38,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Role:
-    """residual: its output is the residual stream. writer: it writes into that. bends: an activation function.
+    """residual: its output is the residual stream. writer: it writes into that. nonlinear: an activation function.
     gate: the projection that gates another one, in a gated MLP.
 
     top_k, experts, capacity: of a router; 0 for none, and the capacity factor that it states. choice: of a router that
@@ -50,7 +50,7 @@ class Role:
 
     residual: bool = False
     writer: bool = False
-    bends: bool = False
+    nonlinear: bool = False
     gate: bool = False
     top_k: int = 0
     experts: int = 0
@@ -66,7 +66,7 @@ class Role:
     @property
     def asks_inputs(self) -> bool:
         """What is measured is found from what the module was called with."""
-        return self.bends or self.top_k > 0 or self.stack > 0
+        return self.nonlinear or self.top_k > 0 or self.stack > 0
 
     def features_last(self, shape: Sequence[int]) -> bool:
         """Of an image: is it (batch, height, width, channels)?"""
@@ -84,7 +84,7 @@ def find_roles(modules: Mapping[str, nn.Module], blocks: set[str], shown: set[st
         path: Role(
             residual=path in residual,
             writer=path in writers,
-            bends=bool(_BENDS.search(type(module).__name__)) and not list(module.children()),
+            nonlinear=bool(_BENDS.search(type(module).__name__)) and not list(module.children()),
             gate=is_gate(path, modules),
             stack=_stack(path, module),
             sequence_first=path in residual | writers and _is_sequence_first(path, modules, blocks),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.constants import sent, stream
+from stabwatch.kernels.constants import stream, to_device
 
 ELEMENTS = 1 << 16
 """Numbers of a tensor that tails and formats are judged by: whole tokens, or rows of a weight, evenly spread."""
@@ -50,4 +50,4 @@ def places(count: int, most: int, device: torch.device) -> Tensor:
 @lru_cache(maxsize=256)
 def _kept(count: int, most: int, device: torch.device, of_stream: int) -> Tensor:
     ends = np.arange(most + 1) * count // most
-    return sent(np.random.default_rng(0).integers(ends[:-1], ends[1:]).tolist(), torch.int64, device)
+    return to_device(np.random.default_rng(0).integers(ends[:-1], ends[1:]).tolist(), torch.int64, device)

@@ -15,16 +15,18 @@ _PLAIN = ("torch.nn.modules.activation", "transformers.activations")
 """Where classes are defined that draw nothing and keep nothing (but for torch's RReLU, which is not asked)."""
 
 
-def asked(module: nn.Module, x: Tensor) -> Tensor:
+def call_isolated(module: nn.Module, x: Tensor) -> Tensor:
     """What an activation function gives for x; of a class of the user's, without its dropout and leaving no trace."""
     if type(module).__module__ in _PLAIN:
         return module.forward(x)
-    with untouched(module, x, evaluating=True):
+    with restore_side_effects(module, x, evaluating=True):
         return module.forward(x)
 
 
 @contextmanager
-def untouched(module: nn.Module, *inputs: Tensor, seed: int | None = None, evaluating: bool = False) -> Iterator[None]:
+def restore_side_effects(
+    module: nn.Module, *inputs: Tensor, seed: int | None = None, evaluating: bool = False
+) -> Iterator[None]:
     """Puts back: random states of torch, numpy and Python, buffers, and attributes that `forward` sets.
 
     inputs: their devices' random states too. seed: torch's random numbers begin at it meanwhile. evaluating: as after

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.base.context import Gate
+from stabwatch.hooks.base.context import MeasurementFlags
 from stabwatch.hooks.base.roles import NO_ROLE, Role, find_roles, is_gate
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=\.|$)")
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -49,9 +49,9 @@ class Site:
     compiled graph. A deep copy or a pickle of the model carries None in its place: copies are not watched.
     """
 
-    def __init__(self, name: str, gate: Gate, watch: Any, parent: Site | None, attention: bool) -> None:
+    def __init__(self, name: str, flags: MeasurementFlags, watch: Any, parent: Site | None, attention: bool) -> None:
         self.name = name
-        self.gate = gate
+        self.flags = flags
         self.watch = watch
         self.parent = parent
         self.attention_like = attention
@@ -61,10 +61,10 @@ class Site:
         """Row in the watch's `Brackets`, for modules that may call attention."""
         self.exact: Tensor | None = None
         self.role = NO_ROLE
-        self.place: int | None = None
+        self.index: int | None = None
         """In the order of the sites that take turns."""
-        self.mark: Tensor | None = None
-        self.gradient_mark: Tensor | None = None
+        self.graph_handle: Tensor | None = None
+        self.gradient_handle: Tensor | None = None
         """Int64 (2,) on the host: the site's number, and how often a compiled graph has looked at it (`traced.py`)."""
         self.input: Tensor | None = None
         """Of a block, while it runs and its writers may ask for it."""
@@ -75,17 +75,17 @@ class Site:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    def fields(self) -> dict[Cell, str]:
+    def fields(self) -> dict[Accumulator, str]:
         """The site's cells, and the attributes that hold them on the device."""
         named = {
-            Cell("activation", self.name, "moments"): "activation",
-            Cell("attention", self.name, "attention_exact"): "exact",
+            Accumulator("activation", self.name, "moments"): "activation",
+            Accumulator("attention", self.name, "attention_exact"): "exact",
         }
         return {cell: field for cell, field in named.items() if getattr(self, field) is not None}
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Target:
     """One module to hook."""
 
     path: str
@@ -96,7 +96,7 @@ class Chosen:
     role: Role = NO_ROLE
 
 
-def choose(model: nn.Module, include: str | None = None, exclude: str | None = None) -> list[Chosen]:
+def select_modules(model: nn.Module, include: str | None = None, exclude: str | None = None) -> list[Target]:
     """Modules to watch, in the order of `named_modules()`; `include` and `exclude` are regular expressions on names."""
     modules = dict(model.named_modules())
     blocks = {path for path in modules if _is_repeated(path, modules)}
@@ -106,7 +106,7 @@ def choose(model: nn.Module, include: str | None = None, exclude: str | None = N
         if path and not isinstance(module, _CONTAINERS) and _wanted(path, module, modules, blocks)
     }
     seen = {id(module) for module in wanted.values()}
-    chosen = [Chosen("", "", model, False)]
+    chosen = [Target("", "", model, False)]
 
     def kept(path: str) -> bool:
         name = site_name(path)
@@ -120,7 +120,7 @@ def choose(model: nn.Module, include: str | None = None, exclude: str | None = N
     for path, module in modules.items():
         role = roles.get(path, NO_ROLE) if kept(path) else NO_ROLE
         if path and (role or path in shown or (path in wanted and list(module.children()))):
-            chosen.append(Chosen(path, site_name(path), module, path in shown, role))
+            chosen.append(Target(path, site_name(path), module, path in shown, role))
     return chosen
 
 

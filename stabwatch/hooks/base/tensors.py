@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.kernels.merge import empty_cell
+from stabwatch.kernels.merge import empty_accumulator
 from stabwatch.signals.reductions import REDUCTIONS
 
 
@@ -23,9 +23,9 @@ def device_of(module: nn.Module, default: torch.device) -> torch.device:
     return default if first is None or first.device.type == "meta" else first.device
 
 
-def new_cell(reduction: str, device: torch.device) -> Tensor:
+def new_accumulator(reduction: str, device: torch.device) -> Tensor:
     """An empty cell of a reduction by name."""
-    return empty_cell(REDUCTIONS[reduction], device)
+    return empty_accumulator(REDUCTIONS[reduction], device)
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -17,19 +17,19 @@ class TokenGroups:
     """Masks of the forward that is under way: what the user said, or what the model is called with."""
 
     def __init__(self) -> None:
-        self._said: tuple[Tensor, ...] | None = None
+        self._sent: tuple[Tensor, ...] | None = None
         self._masks: tuple[Tensor, ...] = ()
 
-    def say(self, masks: Mapping[str, Tensor]) -> None:
+    def send(self, masks: Mapping[str, Tensor]) -> None:
         """For the next forward. Raises ValueError for what is no (batch, tokens) mask."""
         for name, mask in masks.items():
             if not isinstance(mask, Tensor) or mask.dim() != 2:
                 raise ValueError(f"token_groups: `{name}` must be a tensor of shape (batch, tokens)")
-        self._said = tuple(mask.detach() for mask in masks.values()) or None
+        self._sent = tuple(mask.detach() for mask in masks.values()) or None
 
     def forward_begins(self, model: nn.Module, named: Mapping[str, Any]) -> None:
         """The model is called, with these keywords; also on a step that measures nothing: what was said is for it."""
-        self._masks, self._said = self._said if self._said is not None else _masks(model, named), None
+        self._masks, self._sent = self._sent if self._sent is not None else _masks(model, named), None
 
     def of(self, x: Tensor) -> Tensor | None:
         """bool (groups, B, T) for tokens x (B, T, D); no token is in two. None where no mask is known for them."""

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.base.tensors import new_cell
+from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.kernels.attention_bracket import brackets
-from stabwatch.kernels.attention_scores import fold_largest_logit, score_statistics
+from stabwatch.kernels.attention_scores import score_statistics, update_largest_logit
 from stabwatch.kernels.attention_scores.eager import largest_score
-from stabwatch.kernels.constants import constant
+from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.contraction import contraction
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.where import tracing
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import ATTENTION_BRACKET, ATTENTION_EXACT
 
 ENTROPY_ROWS = 64
@@ -40,8 +40,8 @@ class Brackets:
     """
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        self.cells = tuple(Cell("attention", name, "attention_bracket") for name in names)
-        self.matrix = new_cell("attention_bracket", device).repeat(len(names), 1)
+        self.cells = tuple(Accumulator("attention", name, "attention_bracket") for name in names)
+        self.matrix = new_accumulator("attention_bracket", device).repeat(len(names), 1)
         self._pending: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
 
     def note(self, row: int, lse: Tensor, keys: int, causal: bool) -> None:
@@ -49,13 +49,13 @@ class Brackets:
         self._pending.setdefault((lse.shape, lse.device, keys, causal), []).append((row, lse))
 
     @torch.no_grad()
-    def fold(self) -> None:
+    def update(self) -> None:
         """Reduce what the calls left, and merge it into the cells."""
         pending, self._pending = self._pending, {}
         for (shape, device, keys, causal), calls in pending.items():
             found = brackets(torch.stack([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
             for rows, part in _distinct([row for row, _ in calls], found.to(self.matrix.device)):
-                index = constant(tuple(rows), torch.int64, self.matrix.device)
+                index = device_constant(tuple(rows), torch.int64, self.matrix.device)
                 merged = self.matrix[index]
                 merge_(ATTENTION_BRACKET, merged, part)
                 self.matrix[index] = merged
@@ -103,8 +103,8 @@ def as_heads(query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, T
 def measure(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
     """All that a deep step asks of one attention call."""
     call = (*as_heads(query, key, mask), is_causal, scale)
-    site.watch.guard.run("attention_exact", "deep", exact, site, *call)
-    if site.gate.takes(site.bracket):
+    site.watch.isolation.run("attention_exact", "deep", exact, site, *call)
+    if site.flags.is_due(site.bracket):
         observe(site, *call)
 
 
@@ -114,13 +114,13 @@ def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", query.device)
     assert site.exact is not None
-    fold_largest_logit(query, key, mask, is_causal, scale, site.exact)
+    update_largest_logit(query, key, mask, is_causal, scale, site.exact)
 
 
 def observe(site: Site, *call: Any) -> None:
     """The deep signals of one attention call whose turn it is."""
-    site.watch.guard.run("attention_entropy", "deep", entropy, site, *call)
-    site.watch.guard.run("attention_contraction", "deep", contracted, site, *call)
+    site.watch.isolation.run("attention_entropy", "deep", entropy, site, *call)
+    site.watch.isolation.run("attention_contraction", "deep", contracted, site, *call)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def entropy(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_caus
     rows = found[:, 0] - found[:, 1]
     sharpest, head = torch.where(rows > 0, -found[:, 4] / rows, -torch.inf).max(dim=0)
     partials = torch.stack((rows.sum(), found[:, 4].sum(), sharpest, head.float()))
-    site.watch.deep.store.fold("attention", site.name, "attention_entropy", partials)
+    site.watch.deep.store.update("attention", site.name, "attention_entropy", partials)
 
 
 @torch.no_grad()
@@ -142,10 +142,10 @@ def contracted(
     if query.shape[-2] != key.shape[-2]:
         site.watch.unmeasured("attention_contraction", site.name, OTHER_TOKENS)
     elif query.shape[0] and query.shape[-2] > 1:
-        groups = site.watch.token_masks.of(query.transpose(1, 2))
+        groups = site.watch.token_groups_seen.of(query.transpose(1, 2))
         real = None if groups is None else groups.any(dim=0)
         found = contraction(query, key, mask, is_causal, scale, real)
-        site.watch.deep.store.fold("attention", site.name, "attention_contraction", found)
+        site.watch.deep.store.update("attention", site.name, "attention_contraction", found)
 
 
 @torch.no_grad()
@@ -183,5 +183,5 @@ def _log_keys(queries: int, keys: int, causal: bool, device: torch.device) -> Te
 
 def _on(cell: Tensor | None, reduction: str, device: torch.device) -> Tensor:
     if cell is None or cell.device != device:
-        return new_cell(reduction, device)
+        return new_accumulator(reduction, device)
     return cell

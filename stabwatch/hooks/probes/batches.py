@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabwatch.hooks.base.host_transfer import Copy
+from stabwatch.hooks.base.host_transfer import HostTransfer
 
 KEPT = 256
 """Forwards of which the batch is remembered."""
@@ -74,7 +74,7 @@ class Batches:
     def __init__(self, device: torch.device) -> None:
         self._rows = torch.zeros((KEPT, 1 + FIRST), dtype=torch.int64, pin_memory=device.type == "cuda")
         self._seen: deque[_Seen] = deque(maxlen=KEPT)
-        self._said: deque[tuple[int, Copy | list[Any] | None, dict[str, Any]]] = deque(maxlen=KEPT)
+        self._sent: deque[tuple[int, HostTransfer | list[Any] | None, dict[str, Any]]] = deque(maxlen=KEPT)
         self._next = 0
 
     def forward_begins(self, step: int, inputs: Iterable[Any]) -> None:
@@ -89,19 +89,19 @@ class Batches:
         self._seen.append(_Seen(step, self._next, tuple(batch.shape), batch.dtype))
         self._next = (self._next + 1) % KEPT
 
-    def say(self, step: int, indices: Any, facts: dict[str, Any]) -> None:
+    def send(self, step: int, indices: Any, facts: dict[str, Any]) -> None:
         """What the user says of the batch of this step."""
         if isinstance(indices, Tensor):
-            kept: Copy | list[Any] | None = Copy(indices.detach().reshape(-1)[:MOST_INDICES].clone())
+            kept: HostTransfer | list[Any] | None = HostTransfer(indices.detach().reshape(-1)[:MOST_INDICES].clone())
         else:
             kept = None if indices is None else list(indices)[:MOST_INDICES]
-        self._said.append((step, kept, facts))
+        self._sent.append((step, kept, facts))
 
     def of(self, first: int, last: int) -> list[dict[str, Any]]:
         """What is known of the batches of the steps `first` to `last`; for the writer's thread."""
         said = [
             {"step": step, **({} if kept is None else {"indices": _numbers(kept)}), **facts}
-            for step, kept, facts in tuple(self._said)
+            for step, kept, facts in tuple(self._sent)
             if first <= step <= last
         ]
         seen = [self._entry(s) for s in tuple(self._seen) if first <= s.step <= last]
@@ -124,5 +124,9 @@ def _tensors(inputs: Iterable[Any]) -> Iterable[Tensor]:
             yield from _tensors(x)
 
 
-def _numbers(kept: Copy | list[Any]) -> list[Any]:
-    return kept.wait().tolist() if isinstance(kept, Copy) else [int(i) if hasattr(i, "__index__") else i for i in kept]
+def _numbers(kept: HostTransfer | list[Any]) -> list[Any]:
+    return (
+        kept.wait().tolist()
+        if isinstance(kept, HostTransfer)
+        else [int(i) if hasattr(i, "__index__") else i for i in kept]
+    )

@@ -7,31 +7,35 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stabwatch.hooks.base.accumulators import CellStore
+from stabwatch.hooks.base.accumulators import Accumulators
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor, local
 from stabwatch.plugins import PLUGINS, Plugin
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 
 
 class PluginTaps:
     """The plugins that were registered when the watch was attached, and their cells."""
 
     def __init__(
-        self, sites: Iterable[Site], owned: Iterable[tuple[str, str, nn.Parameter]], device: Any, watch: Any
+        self, sites: Iterable[Site], tracked: Iterable[tuple[str, str, nn.Parameter]], device: Any, watch: Any
     ) -> None:
         self._watch = watch
         self._plugins = tuple(PLUGINS.values())
-        owned = list(owned)
-        self._layers = {id(p): layer for layer, _, p in owned}
+        tracked = list(tracked)
+        self._layers = {id(p): layer for layer, _, p in tracked}
         layers = list(dict.fromkeys(self._layers.values()))
         shown = [site.name for site in sites if site.activation is not None]
         places = {"activation": shown, "gradient": layers, "weight": layers, "logits": [""]}
-        self.store = CellStore(
-            (Cell(p.signal.tap, place, p.signal.reduction) for p in self._plugins for place in places[p.signal.tap]),
+        self.store = Accumulators(
+            (
+                Accumulator(p.signal.tap, place, p.signal.reduction)
+                for p in self._plugins
+                for place in places[p.signal.tap]
+            ),
             device,
         )
-        watch.gate.plugins = any(p.signal.tap == "activation" and p.signal.tier == "always" for p in self._plugins)
+        watch.flags.plugins = any(p.signal.tap == "activation" and p.signal.tier == "always" for p in self._plugins)
 
     def activation(self, site: Site, output: Any) -> None:
         """A watched module gave this output."""
@@ -57,10 +61,12 @@ class PluginTaps:
             self._run(plugin, "", logits, target)
 
     def _at(self, tap: str) -> list[Plugin]:
-        return [p for p in self._plugins if p.signal.tap == tap and self._watch.gate.allows(p.signal.tier)]
+        return [p for p in self._plugins if p.signal.tap == tap and self._watch.flags.allows(p.signal.tier)]
 
     def _run(self, plugin: Plugin, place: str, *tensors: Tensor) -> None:
-        self._watch.guard.run(f"plugin {plugin.signal.name}", plugin.signal.tier, self._fold, plugin, place, tensors)
+        self._watch.isolation.run(
+            f"plugin {plugin.signal.name}", plugin.signal.tier, self._update, plugin, place, tensors
+        )
 
-    def _fold(self, plugin: Plugin, place: str, tensors: tuple[Tensor, ...]) -> None:
-        self.store.fold(plugin.signal.tap, place, plugin.signal.reduction, plugin.partials(*tensors))
+    def _update(self, plugin: Plugin, place: str, tensors: tuple[Tensor, ...]) -> None:
+        self.store.update(plugin.signal.tap, place, plugin.signal.reduction, plugin.partials(*tensors))

@@ -15,7 +15,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from stabwatch.hooks.base.side_effects import untouched
+from stabwatch.hooks.base.side_effects import restore_side_effects
 from stabwatch.hooks.base.tensors import first_tensor
 
 _DIFFERENCE = 2.0**-4
@@ -81,7 +81,7 @@ class Probe:
         assert self._call is not None
         args, kwargs = self._call
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
-        with untouched(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
+        with restore_side_effects(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
             out = functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
         found = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
         logits = found if isinstance(found, Tensor) else first_tensor(out)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stabwatch.hooks.base.side_effects import untouched
+from stabwatch.hooks.base.side_effects import restore_side_effects
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.hooks.probes.directional import Probing, detached
@@ -55,7 +55,7 @@ class DriftTap:
             if reference is not None and reference.shape == points.shape and len(points) > 2:
                 moved = torch.stack((drift(points, reference), shift_coherence(points, reference)))
                 partials = torch.cat((torch.ones_like(moved[:1]), moved))
-                self._deep.store.fold("probe", self._sites[path].name, "drift", partials)
+                self._deep.store.update("probe", self._sites[path].name, "drift", partials)
 
     def _calls_alone(self) -> bool:
         sharded = any(hasattr(p, "_local_tensor") for p in self._model.parameters())
@@ -65,7 +65,7 @@ class DriftTap:
     def _points(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
-        with self._seen(found), untouched(self._model, seed=0), torch.compiler.set_stance("force_eager"):
+        with self._seen(found), restore_side_effects(self._model, seed=0), torch.compiler.set_stance("force_eager"):
             functional_call(self._model, buffers, args, kwargs)
         return found
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.base.roles import Choice, Role
-from stabwatch.hooks.base.side_effects import untouched
+from stabwatch.hooks.base.side_effects import restore_side_effects
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.kernels.router import beyond, expert_moments, grouped, loads, router
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 
 TOKENS = 1024
 """Tokens of a call that the router is asked about again, evenly spread."""
@@ -29,23 +29,23 @@ SHARDED = "its experts are sharded over ranks"
 CALL = "its experts are not called with (tokens, experts of each, weights)"
 
 
-def cells(site: Site, role: Role) -> Iterator[Cell]:
+def cells(site: Site, role: Role) -> Iterator[Accumulator]:
     """The cells of a router or of a stack of experts."""
     if role.top_k:
-        yield Cell("router", site.name, "router")
-        yield Cell("router", site.name, "capacity")
+        yield Accumulator("router", site.name, "router")
+        yield Accumulator("router", site.name, "capacity")
         if role.capacity:
-            yield Cell("router", site.name, "dropped")
+            yield Accumulator("router", site.name, "dropped")
         yield from _each(_experts_of(site.name), role.experts, "load")
     yield from _each(site.name, role.stack, "expert")
 
 
-def _each(experts: str, count: int, reduction: str) -> Iterator[Cell]:
-    return (Cell("expert", f"{experts}.{i}", reduction) for i in range(count if count <= MOST else 0))
+def _each(experts: str, count: int, reduction: str) -> Iterator[Accumulator]:
+    return (Accumulator("expert", f"{experts}.{i}", reduction) for i in range(count if count <= MOST else 0))
 
 
 def _experts_of(router: str) -> str:
-    """`layers.0.mlp.gate` and `layers.0.mlp.gate.wg` route to `layers.0.mlp.experts`."""
+    """`layers.0.mlp.gate` and `layers.0.mlp.flags.wg` route to `layers.0.mlp.experts`."""
     owner, _, name = router.rpartition(".")
     if not any(word in name for word in ("gate", "router", "gating")):
         owner = owner.rpartition(".")[0]
@@ -63,17 +63,17 @@ def route(site: Site, weight: Tensor, bias: Tensor | None, inputs: Tensor) -> No
     store, role = site.watch.deep.store, site.role
     wanted = logits if role.choice is None else _wanted(role.choice, logits)
     load = loads(wanted, role.top_k)
-    store.fold("router", site.name, "router", router(logits, role.top_k, wanted))
-    store.fold("router", site.name, "capacity", beyond(load, OVERFLOW))
+    store.update("router", site.name, "router", router(logits, role.top_k, wanted))
+    store.update("router", site.name, "capacity", beyond(load, OVERFLOW))
     if role.capacity:
-        store.fold("router", site.name, "dropped", beyond(load, role.capacity))
+        store.update("router", site.name, "dropped", beyond(load, role.capacity))
     else:
         site.watch.unmeasured("dropped", site.name, NO_CAPACITY)
     if role.experts > MOST:
         site.watch.unmeasured("expert", _experts_of(site.name), MANY)
     else:
-        first = Cell("expert", f"{_experts_of(site.name)}.0", "load")
-        store.fold_all(first, torch.stack((load.sum().expand_as(load), load), dim=1))
+        first = Accumulator("expert", f"{_experts_of(site.name)}.0", "load")
+        store.update_all(first, torch.stack((load.sum().expand_as(load), load), dim=1))
 
 
 def _wanted(choice: Choice, logits: Tensor) -> Tensor:
@@ -109,10 +109,10 @@ def stacked(site: Site, module: nn.Module, args: Any) -> None:
     kept, rows = sent.topk(each, dim=1)
     asked = experts.repeat_interleave(each)
     ones = torch.ones(len(asked), 1, dtype=args[2].dtype, device=tokens.device)
-    with untouched(module, tokens, evaluating=True):
+    with restore_side_effects(module, tokens, evaluating=True):
         out = module.forward(tokens[rows.flatten()], asked[:, None], ones)
     found = expert_moments(out, asked, kept.flatten() > 0, site.role.stack)
-    site.watch.deep.store.fold_all(Cell("expert", f"{site.name}.0", "expert"), found)
+    site.watch.deep.store.update_all(Accumulator("expert", f"{site.name}.0", "expert"), found)
 
 
 def _fits(tokens: Any, chosen: Any, weights: Any) -> bool:

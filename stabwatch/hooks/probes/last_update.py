@@ -22,7 +22,7 @@ class LastChanges:
         self._held: list[tuple[Tensor, Tensor]] = []
         self._changes: dict[int, tuple[int, Tensor]] = {}
 
-    def hold(self, parameters: Sequence[Tensor]) -> None:
+    def snapshot(self, parameters: Sequence[Tensor]) -> None:
         """Before a step: copy samples."""
         self._held = [(p, _sample(p).clone()) for p in parameters]
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.base.copies import Copies
 from stabwatch.hooks.base.sites import site_name
-from stabwatch.hooks.base.tensors import local, new_cell
-from stabwatch.kernels.constants import constant
+from stabwatch.hooks.base.tensors import local, new_accumulator
+from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 
 GROUPS = 16
 """Parameter groups that have a series of their own; those beyond share the last one."""
@@ -24,7 +24,7 @@ GROUP_NAMES = (*(f"group{i}" for i in range(GROUPS)), "other groups")
 
 
 @dataclass(frozen=True)
-class Owned:
+class TrackedParameter:
     """A parameter and the row of its layer."""
 
     parameter: nn.Parameter
@@ -41,16 +41,16 @@ class ParameterTaps:
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[str], device: torch.device, update_bytes: int) -> None:
-        self.owned = _owners(model, set(sites))
-        self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.owned))
+        self.tracked = _tracked(model, set(sites))
+        self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.tracked))
         rows = {name: i for i, name in enumerate(self.layers)}
-        self._by_id = {id(p): Owned(p, rows[layer]) for layer, _, p in self.owned}
+        self._by_id = {id(p): TrackedParameter(p, rows[layer]) for layer, _, p in self.tracked}
         self.gradient = _units("moments", len(rows), device)
         self.weight = _units("moments", len(rows), device)
         self.update = _units("update", len(rows), device)
-        self._turns, large = _turns(self.owned, rows, update_bytes)
+        self._phases, large = _phases(self.tracked, rows, update_bytes)
         self.too_large = tuple(self.layers[row] for row in large)
-        self._turn = 0
+        self._phase = 0
         self.group = _units("group", GROUPS + 1, device)
         self._numbers: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
         self._next_number = count()
@@ -60,14 +60,14 @@ class ParameterTaps:
     @property
     def turns(self) -> int:
         """Measured steps that one round over all updates takes."""
-        return len(self._turns)
+        return len(self._phases)
 
-    def awaits_turn(self, layer: str) -> bool:
+    def awaits_phase(self, layer: str) -> bool:
         """True while the updates of a layer have not had their first turn."""
         row = self.layers.index(layer)
-        return any(row in turn for turn in self._turns[self._turn :])
+        return any(row in turn for turn in self._phases[self._phase :])
 
-    def owns(self, optimizer: Any) -> bool:
+    def tracks(self, optimizer: Any) -> bool:
         """True if the optimizer steps a parameter of this model."""
         return any(id(p) in self._by_id for group in optimizer.param_groups for p in group["params"])
 
@@ -84,7 +84,7 @@ class ParameterTaps:
             out[:, 3].div_(scale)
         self._add(out, pairs)
 
-    def _by_group(self, optimizer: Any) -> list[tuple[Owned, int]]:
+    def _by_group(self, optimizer: Any) -> list[tuple[TrackedParameter, int]]:
         """The parameters that will be stepped, each with the number of its group."""
         known = self._numbers.setdefault(optimizer, {})
         for i in range(len(known), len(optimizer.param_groups)):
@@ -100,7 +100,7 @@ class ParameterTaps:
         """Moments by layer and group, to those of the layers and to the norms of the groups."""
         if not pairs:
             return
-        layers, groups = (constant(numbers, torch.int64, found.device) for numbers in zip(*pairs, strict=True))
+        layers, groups = (device_constant(numbers, torch.int64, found.device) for numbers in zip(*pairs, strict=True))
         self.gradient[:, :3].index_add_(0, layers, found[:, :3])
         self.gradient[:, 3].scatter_reduce_(0, layers, found[:, 3], reduce="amax")
         self.group.index_add_(0, groups, found[:, :2])
@@ -115,9 +115,9 @@ class ParameterTaps:
         mine = self._stepped(optimizer)
         _grouped([local(o.parameter) for o in mine], [o.row for o in mine], self.weight)
 
-    def hold(self, optimizer: Any) -> None:
+    def snapshot(self, optimizer: Any) -> None:
         """Copy the parameters whose turn it is, before the step."""
-        turn = self._turns[self._turn % len(self._turns)] if self._turns else frozenset()
+        turn = self._phases[self._phase % len(self._phases)] if self._phases else frozenset()
         mine = [o for o in self._stepped(optimizer) if o.row in turn and o.parameter.grad is not None]
         mine = [o for o in mine if o.parameter.is_floating_point()]
         live = [local(o.parameter) for o in mine]
@@ -129,12 +129,12 @@ class ParameterTaps:
         held, self._before = self._before, []
         if not held:
             return
-        self._turn += 1
+        self._phase += 1
         live, before, rows = zip(*held, strict=True)
         grouped_change(before, live, rows, self.update)
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[Accumulator, ...]:
         """The cells that are expected: those of the layers, in the order of `register`."""
         return tuple(cell for cells, _ in self._matrices() for cell in cells if cell.tap != "group")
 
@@ -143,15 +143,15 @@ class ParameterTaps:
         for cells, matrix in self._matrices():
             buffer.add(cells, lambda matrix=matrix: matrix)
 
-    def _matrices(self) -> list[tuple[tuple[Cell, ...], Tensor]]:
+    def _matrices(self) -> list[tuple[tuple[Accumulator, ...], Tensor]]:
         return [
-            (tuple(Cell("gradient", name, "moments") for name in self.layers), self.gradient),
-            (tuple(Cell("group", name, "group") for name in GROUP_NAMES), self.group),
-            (tuple(Cell("weight", name, "moments") for name in self.layers), self.weight),
-            (tuple(Cell("update", name, "update") for name in self.layers), self.update),
+            (tuple(Accumulator("gradient", name, "moments") for name in self.layers), self.gradient),
+            (tuple(Accumulator("group", name, "group") for name in GROUP_NAMES), self.group),
+            (tuple(Accumulator("weight", name, "moments") for name in self.layers), self.weight),
+            (tuple(Accumulator("update", name, "update") for name in self.layers), self.update),
         ]
 
-    def _stepped(self, optimizer: Any) -> list[Owned]:
+    def _stepped(self, optimizer: Any) -> list[TrackedParameter]:
         params = (p for group in optimizer.param_groups for p in group["params"])
         return [self._by_id[id(p)] for p in params if id(p) in self._by_id]
 
@@ -171,28 +171,28 @@ def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:
 
 
 def _units(reduction: str, rows: int, device: torch.device) -> Tensor:
-    return new_cell(reduction, device).repeat(rows, 1)
+    return new_accumulator(reduction, device).repeat(rows, 1)
 
 
-def _owners(model: nn.Module, sites: set[str]) -> list[tuple[str, str, nn.Parameter]]:
+def _tracked(model: nn.Module, sites: set[str]) -> list[tuple[str, str, nn.Parameter]]:
     """(layer, name, parameter) of every parameter that is trained."""
-    owned: list[tuple[str, str, nn.Parameter]] = []
+    tracked: list[tuple[str, str, nn.Parameter]] = []
     for path, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         owner = path.rpartition(".")[0]
         while owner and owner not in sites:
             owner = owner.rpartition(".")[0]
-        owned.append((site_name(owner), site_name(path), parameter))
-    return owned
+        tracked.append((site_name(owner), site_name(path), parameter))
+    return tracked
 
 
-def _turns(
-    owned: list[tuple[str, str, nn.Parameter]], rows: dict[str, int], limit: int
+def _phases(
+    tracked: list[tuple[str, str, nn.Parameter]], rows: dict[str, int], limit: int
 ) -> tuple[list[frozenset[int]], list[int]]:
     """Layers packed in order into turns of at most `limit` bytes, and the layers that no turn can hold."""
     size: dict[int, int] = {}
-    for name, _, p in owned:
+    for name, _, p in tracked:
         size[rows[name]] = size.get(rows[name], 0) + p.numel() * p.element_size()
     turns: list[set[int]] = []
     room = 0

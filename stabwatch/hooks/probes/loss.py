@@ -32,32 +32,32 @@ def cross_entropy(watch: Any, out: Tensor, logits: Tensor, target: Tensor, args:
     weight, ignored, smooth = options(*args, **kw)
     free = saved_rows(out, logits, target)
     if free is None:
-        _fold_rows(watch.cells, logits, target, ignored)
+        _update_rows(watch.cells, logits, target, ignored)
     else:
-        _fold_certainty(watch.cells, *free, ignored)
+        _update_certainty(watch.cells, *free, ignored)
     watch.plugins.logits(logits, target)
-    if watch.gate.deep:
-        fold_deep(watch.cells, logits.detach(), target, weight, ignored, smooth)
+    if watch.flags.deep:
+        update_deep(watch.cells, logits.detach(), target, weight, ignored, smooth)
 
 
 @torch.no_grad()
 def cross_entropy_traced(cells: Any, out: Tensor, logits: Tensor, target: Tensor, *args: Any, **kw: Any) -> None:
     """The same inside a compiled graph, which has no saved tensors to look at: some rows afresh."""
     merge_(MEAN, cells.loss, call_partials(out, logits, target, *args, **kw))
-    _fold_rows(cells, logits.detach(), target, options(*args, **kw)[1])
+    _update_rows(cells, logits.detach(), target, options(*args, **kw)[1])
 
 
-def _fold_rows(cells: Any, logits: Tensor, target: Tensor, ignored: int) -> None:
+def _update_rows(cells: Any, logits: Tensor, target: Tensor, ignored: int) -> None:
     rows, labels = _sampled_rows(logits, target)
     lse = torch.logsumexp(rows.float(), dim=-1)
     if labels is None:
         merge_(LOGSUMEXP, cells.logits, row_statistics(lse))
         return
     z = rows.gather(1, labels.clamp(0, rows.shape[1] - 1).unsqueeze(1)).squeeze(1).float()
-    _fold_certainty(cells, lse, z - lse, labels, ignored)
+    _update_certainty(cells, lse, z - lse, labels, ignored)
 
 
-def _fold_certainty(cells: Any, lse: Tensor, log_p: Tensor, labels: Tensor, ignored: int) -> None:
+def _update_certainty(cells: Any, lse: Tensor, log_p: Tensor, labels: Tensor, ignored: int) -> None:
     """lse, log_p (of the label's class), labels: one of each per row. Those to be ignored have no part."""
     known = labels != ignored
     merge_(LOGSUMEXP, cells.logits, _statistics_of(lse, known))
@@ -89,7 +89,7 @@ def options(
 
 
 @torch.no_grad()
-def fold_deep(cells: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
+def update_deep(cells: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
     """What is asked about the output logits on deep steps."""
     rows, _ = _sampled_rows(logits, target)
     merge_(CLASSES, cells.classes, classes(rows))

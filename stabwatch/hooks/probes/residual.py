@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.base.accumulators import CellStore
+from stabwatch.hooks.base.accumulators import Accumulators
 from stabwatch.hooks.base.roles import NO_ROLE, Role
 from stabwatch.hooks.base.sampling import ELEMENTS, spread
-from stabwatch.hooks.base.side_effects import asked
+from stabwatch.hooks.base.side_effects import call_isolated
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.hooks.probes import experts
@@ -27,7 +27,7 @@ from stabwatch.kernels.precision import precision
 from stabwatch.kernels.saturation import saturation
 from stabwatch.kernels.shape import shape
 from stabwatch.kernels.tokens import tokens
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 
 POINTS = 128
 """Tokens (or samples) between which distances are taken."""
@@ -49,34 +49,34 @@ class DeepTaps:
 
     def __init__(self, roles: Mapping[Site, Role], device: torch.device) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        cells: list[Cell] = []
-        busy = [site for site, role in roles.items() if role.residual or role.writer or role.bends or role.stack]
+        cells: list[Accumulator] = []
+        busy = [site for site, role in roles.items() if role.residual or role.writer or role.nonlinear or role.stack]
         for place, site in enumerate(busy):
-            site.place = place
+            site.index = place
         for site, role in roles.items():
             site.role = role
-            cells += [Cell("residual", site.name, r) for r in _RESIDUAL if role.residual]
-            cells += [Cell("probe", site.name, "drift")] * role.residual
-            cells += [Cell("writer", site.name, r) for r in _WRITER if role.writer]
-            cells += [Cell("nonlinearity", site.name, "saturation")] * role.bends
+            cells += [Accumulator("residual", site.name, r) for r in _RESIDUAL if role.residual]
+            cells += [Accumulator("probe", site.name, "drift")] * role.residual
+            cells += [Accumulator("writer", site.name, r) for r in _WRITER if role.writer]
+            cells += [Accumulator("nonlinearity", site.name, "saturation")] * role.nonlinear
             cells += experts.cells(site, role)
-            cells += [Cell("attention", site.name, r) for r in _ATTENTION if site.bracket is not None]
-        self.store = CellStore(cells, device)
+            cells += [Accumulator("attention", site.name, r) for r in _ATTENTION if site.bracket is not None]
+        self.store = Accumulators(cells, device)
 
 
 def observe(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     """The deep signals of one call of a module whose turn it is."""
-    if site.role.bends:
-        site.watch.guard.run("saturation", "deep", _saturation, site, module, args)
+    if site.role.nonlinear:
+        site.watch.isolation.run("saturation", "deep", _saturation, site, module, args)
     if site.role.stack:
-        site.watch.guard.run("experts", "deep", experts.stacked, site, module, args)
+        site.watch.isolation.run("experts", "deep", experts.stacked, site, module, args)
     out = first_tensor(output)
     if out is None or out.numel() == 0:
         return
     if site.role.residual:
-        site.watch.guard.run("residual", "deep", _residual, site, out.detach())
+        site.watch.isolation.run("residual", "deep", _residual, site, out.detach())
     if site.role.writer:
-        site.watch.guard.run("mean_mode", "deep", _writer, site, args, out)
+        site.watch.isolation.run("mean_mode", "deep", _writer, site, args, out)
 
 
 def observe_traced(site: Site, module: nn.Module, tensors: tuple[Tensor, ...]) -> None:
@@ -84,12 +84,12 @@ def observe_traced(site: Site, module: nn.Module, tensors: tuple[Tensor, ...]) -
 
     What a writer adds is not seen beside its block's input here: buffers of a graph are used again.
     """
-    if site.role.bends:
-        site.watch.guard.run("saturation", "deep", _saturation, site, module, tensors)
+    if site.role.nonlinear:
+        site.watch.isolation.run("saturation", "deep", _saturation, site, module, tensors)
     if site.role.stack:
-        site.watch.guard.run("experts", "deep", experts.stacked, site, module, tensors)
+        site.watch.isolation.run("experts", "deep", experts.stacked, site, module, tensors)
     if site.role.residual:
-        site.watch.guard.run("residual", "deep", _residual, site, tensors[-1])
+        site.watch.isolation.run("residual", "deep", _residual, site, tensors[-1])
 
 
 def observe_gradient(site: Site, inputs: Tensor, gradient: Tensor) -> None:
@@ -98,8 +98,8 @@ def observe_gradient(site: Site, inputs: Tensor, gradient: Tensor) -> None:
     if inputs.shape[1] < 2:
         site.watch.unmeasured("writer", site.name, NO_TOKENS)
     else:
-        groups = site.watch.token_masks.of(inputs)
-        site.watch.guard.run("mean_mode", "deep", _written, site, inputs, gradient, groups)
+        groups = site.watch.token_groups_seen.of(inputs)
+        site.watch.isolation.run("mean_mode", "deep", _written, site, inputs, gradient, groups)
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def _residual(site: Site, out: Tensor) -> None:
     _run(site, "exponents", lambda: exponents(rows))
     samples = _as_tokens(_samples(out, site.role), site.role)
     if samples.dim() == 3 and samples.shape[1] > 1:
-        _run(site, "tokens", lambda: tokens(samples, site.watch.token_masks.of(samples)))
+        _run(site, "tokens", lambda: tokens(samples, site.watch.token_groups_seen.of(samples)))
     points = points_of(out, site.role)
     if points.shape[0] > 3 and points.shape[1] > 3:
         _run(site, "geometry", lambda: stability(points, PARTITIONS, site.watch.deep.generator))
@@ -119,7 +119,7 @@ def _residual(site: Site, out: Tensor) -> None:
 
 def _run(site: Site, reduction: str, measure: Callable[[], Tensor]) -> None:
     """Under a guard of its own: what fails takes nothing else with it."""
-    site.watch.guard.run(reduction, "deep", lambda: _fold(site, "residual", reduction, measure()))
+    site.watch.isolation.run(reduction, "deep", lambda: _update(site, "residual", reduction, measure()))
 
 
 def _writer(site: Site, args: Any, out: Tensor) -> None:
@@ -131,16 +131,16 @@ def _writer(site: Site, args: Any, out: Tensor) -> None:
     elif not out.requires_grad:
         site.watch.unmeasured("writer", site.name, NO_GRADIENT)
     else:
-        y, groups = inputs.detach(), site.watch.token_masks.of(inputs)
+        y, groups = inputs.detach(), site.watch.token_groups_seen.of(inputs)
         out.register_hook(
-            lambda d: site.watch.guard.run("mean_mode", "deep", _written, site, y, _samples(d, site.role), groups)
+            lambda d: site.watch.isolation.run("mean_mode", "deep", _written, site, y, _samples(d, site.role), groups)
         )
 
 
 @torch.no_grad()
 def _written(site: Site, inputs: Tensor, gradients: Tensor, groups: Tensor | None) -> None:
-    _fold(site, "writer", "mean_mode", mean_mode(inputs, gradients, groups))
-    _fold(site, "writer", "units", dead_units(inputs))
+    _update(site, "writer", "mean_mode", mean_mode(inputs, gradients, groups))
+    _update(site, "writer", "units", dead_units(inputs))
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def _branch(site: Site, out: Tensor) -> None:
         return
     branch, trunk = moments(out.detach()), moments(block.input.detach())
     parts = (branch[0] - branch[2], branch[1], trunk[0] - trunk[2], trunk[1])
-    site.watch.deep.store.fold("writer", site.name, "branch", _together(parts))
+    site.watch.deep.store.update("writer", site.name, "branch", _together(parts))
 
 
 def _together(parts: tuple[Any, ...]) -> Partials:
@@ -170,7 +170,7 @@ def _saturation(site: Site, module: nn.Module, args: Any) -> None:
     elif x is not None and x.numel() and x.dim() > 1:
         rows = _as_tokens(x.detach()).flatten(0, -2)
         rows = spread(rows, max(1, ELEMENTS // rows.shape[-1]))
-        _fold(site, "nonlinearity", "saturation", saturation(lambda x: asked(module, x), rows))
+        _update(site, "nonlinearity", "saturation", saturation(lambda x: call_isolated(module, x), rows))
 
 
 def points_of(x: Tensor, role: Role = NO_ROLE) -> Tensor:
@@ -178,8 +178,8 @@ def points_of(x: Tensor, role: Role = NO_ROLE) -> Tensor:
     return spread(_as_tokens(x, role).flatten(0, -2), POINTS)
 
 
-def _fold(site: Site, tap: str, reduction: str, partials: Tensor) -> None:
-    site.watch.deep.store.fold(tap, site.name, reduction, partials)
+def _update(site: Site, tap: str, reduction: str, partials: Tensor) -> None:
+    site.watch.deep.store.update(tap, site.name, reduction, partials)
 
 
 def _samples(x: Tensor, role: Role) -> Tensor:

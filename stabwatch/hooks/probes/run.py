@@ -8,44 +8,44 @@ import torch
 from torch import Tensor
 
 from stabwatch.distributed.health import BUSY_SOURCE
-from stabwatch.hooks.base.tensors import new_cell
+from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.hooks.probes.loss import mean_partials
 from stabwatch.kernels.merge import merge_
-from stabwatch.runlog import Cell, host_cell
+from stabwatch.runlog import Accumulator, host_accumulator
 from stabwatch.signals.reductions import CLIP, HOST, MEAN
 
-LOSS = Cell("loss", "", "mean")
-LOGITS = Cell("logits", "", "logsumexp")
-CERTAINTY = Cell("logits", "", "certainty")
-CLASSES = Cell("logits", "", "classes")
-SCALING = Cell("logits", "", "scaling")
-CLIPPED = Cell("gradient", "", "clip")
-LOSS_SCALE = host_cell("loss_scale")
+LOSS = Accumulator("loss", "", "mean")
+LOGITS = Accumulator("logits", "", "logsumexp")
+CERTAINTY = Accumulator("logits", "", "certainty")
+CLASSES = Accumulator("logits", "", "classes")
+SCALING = Accumulator("logits", "", "scaling")
+CLIPPED = Accumulator("gradient", "", "clip")
+LOSS_SCALE = host_accumulator("loss_scale")
 LOSS_FALLBACKS = ("logged", "module", "function", "output", "backward")
 """Where the loss may come from, best first; the first that was measured in a step becomes the loss."""
 
 
-def loss_source(name: str) -> Cell:
+def loss_source(name: str) -> Accumulator:
     """The cell of one source of the loss; these stay inside the training process."""
-    return Cell("loss_source", name, "mean")
+    return Accumulator("loss_source", name, "mean")
 
 
-class RunCells:
+class RunAccumulators:
     """Device cells that belong to no module."""
 
     expected = (LOSS, LOGITS)
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.losses = {name: new_cell("mean", device) for name in LOSS_FALLBACKS}
+        self.losses = {name: new_accumulator("mean", device) for name in LOSS_FALLBACKS}
         self.loss = self.losses["function"]
-        self.logits = new_cell("logsumexp", device)
-        self.certainty = new_cell("certainty", device)
-        self.classes = new_cell("classes", device)
-        self.scaling = new_cell("scaling", device)
-        self.clip = new_cell("clip", device)
-        self.loss_scale = new_cell("host", device)
-        self.busy = new_cell("host", device)
+        self.logits = new_accumulator("logsumexp", device)
+        self.certainty = new_accumulator("certainty", device)
+        self.classes = new_accumulator("classes", device)
+        self.scaling = new_accumulator("scaling", device)
+        self.clip = new_accumulator("clip", device)
+        self.loss_scale = new_accumulator("host", device)
+        self.busy = new_accumulator("host", device)
         self.logged: dict[str, Tensor] = {}
         self.classifies = False
         """A call of `cross_entropy` was seen, outside of compiled graphs."""
@@ -65,18 +65,18 @@ class RunCells:
         buffer.add((LOSS_SCALE,), lambda: self.loss_scale)
 
     @torch.no_grad()
-    def fold_loss(self, source: str, value: Tensor) -> None:
+    def update_loss(self, source: str, value: Tensor) -> None:
         """One more micro-batch's mean loss."""
-        self._fold(self.losses[source], value)
+        self._update(self.losses[source], value)
 
     @torch.no_grad()
-    def fold_backward_loss(self, value: Tensor) -> None:
+    def update_backward_loss(self, value: Tensor) -> None:
         """What `backward` is called on: summed over the micro-batches of a step, as the gradients are."""
-        self._fold(self.losses["backward"], value)
+        self._update(self.losses["backward"], value)
         self.losses["backward"][0].fill_(1.0)
 
     @torch.no_grad()
-    def fold_clip(self, norm: Tensor) -> None:
+    def update_clip(self, norm: Tensor) -> None:
         """The norm that clipping found; calls on several groups of parameters add up as squares."""
         norm = norm.detach().to(self._device, torch.float32, non_blocking=True)
         norm = norm._local_tensor if hasattr(norm, "_local_tensor") else norm
@@ -84,7 +84,7 @@ class RunCells:
         merge_(CLIP, self.clip, torch.stack((one, norm.square(), (~torch.isfinite(norm)).float())))
 
     @torch.no_grad()
-    def fold_loss_scale(self, scale: Tensor) -> None:
+    def update_loss_scale(self, scale: Tensor) -> None:
         """The gradient scaler's scale."""
         scale = scale.detach().to(self._device, torch.float32, non_blocking=True).reshape(())
         merge_(HOST, self.loss_scale, torch.stack((torch.ones_like(scale), scale)))
@@ -95,16 +95,16 @@ class RunCells:
         self.busy[1].fill_(seconds)
 
     @torch.no_grad()
-    def fold_logged(self, name: str, value: Tensor) -> None:
+    def update_logged(self, name: str, value: Tensor) -> None:
         """A number of the user's; these cells stay with this rank and are taken by `take_logged`."""
-        cell = self.logged.setdefault(name, new_cell("mean", self._device))
-        self._fold(cell, value)
+        cell = self.logged.setdefault(name, new_accumulator("mean", self._device))
+        self._update(cell, value)
 
     def take_logged(self) -> dict[str, Tensor]:
         """The cells of this step's logged numbers."""
         taken, self.logged = self.logged, {}
         return taken
 
-    def _fold(self, cell: Tensor, value: Tensor) -> None:
+    def _update(self, cell: Tensor, value: Tensor) -> None:
         value = value.detach().to(cell.device, torch.float32, non_blocking=True).reshape(())
         merge_(MEAN, cell, mean_partials(value, 1.0))

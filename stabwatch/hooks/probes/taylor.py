@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.base.copies import Copies
-from stabwatch.hooks.base.tensors import local, new_cell
+from stabwatch.hooks.base.tensors import local, new_accumulator
 from stabwatch.hooks.probes.directional import Probe
 from stabwatch.kernels.merge import merge_
 from stabwatch.kernels.taylor import radii, ratios, taylor
-from stabwatch.runlog import Cell
+from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import RADII, TAYLOR
 
 NO_SOFTMAX = "no call of `cross_entropy` was seen, and the radius is that of a softmax"
@@ -29,7 +29,7 @@ class TaylorTap:
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
         self._fails = False
-        self.cells = {TAYLOR: new_cell("taylor", device), RADII: new_cell("radii", device)}
+        self.cells = {TAYLOR: new_accumulator("taylor", device), RADII: new_accumulator("radii", device)}
 
     @torch.no_grad()
     def before(self, optimizer: Any) -> None:
@@ -60,7 +60,7 @@ class TaylorTap:
 
     def _applies(self) -> bool:
         """To a loss that has no softmax it does not."""
-        softmax = self._watch.cells.classifies or self._watch.gate.traced
+        softmax = self._watch.cells.classifies or self._watch.flags.traced
         if not softmax:
             self._watch.unmeasured("taylor", "", NO_SOFTMAX)
         return softmax and not self._fails
@@ -68,7 +68,7 @@ class TaylorTap:
     def register(self, buffer: Any) -> None:
         """Put the cells into a StepBuffer."""
         for reduction, cell in self.cells.items():
-            buffer.add((Cell("step", "", reduction.name),), lambda cell=cell: cell)
+            buffer.add((Accumulator("step", "", reduction.name),), lambda cell=cell: cell)
 
     def _of(self, optimizer: Any) -> dict[str, Tensor]:
         params = (p for group in optimizer.param_groups for p in group["params"])

@@ -27,7 +27,7 @@ def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bo
     return eager.largest_logit(query, key, mask, is_causal, scale)
 
 
-def fold_largest_logit(
+def update_largest_logit(
     query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, cell: Tensor
 ) -> None:
     """Merge the largest logit of a call into a cell in place: float32 (4,)."""

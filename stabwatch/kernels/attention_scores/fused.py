@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stabwatch.kernels.launch import INTERPRETED, fold, jit, on
+from stabwatch.kernels.launch import INTERPRETED, jit, on, update
 
 FIELDS, SUMS = 7, 5
 NO_MASK, BOOL_MASK, ADDITIVE_MASK = 0, 1, 2
@@ -64,7 +64,7 @@ def score_statistics(
     """Statistics of each head's rows, float32 (H, 7); see `stabwatch.kernels.attention_scores`."""
     partials = _launched(query, key, mask, is_causal, scale, window, softcap, stride)
     out = torch.empty((len(partials), FIELDS), dtype=torch.float32, device=query.device)
-    fold(partials, out, sums=SUMS)
+    update(partials, out, sums=SUMS)
     return out
 
 

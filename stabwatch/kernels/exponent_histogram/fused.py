@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stabwatch.kernels.exponent_histogram.bins import BIAS, BINS, HIGH, LOW
-from stabwatch.kernels.launch import dense, fold, jit, on
+from stabwatch.kernels.launch import dense, jit, on, update
 from stabwatch.kernels.moments.fused import BLOCK, tiles_of
 
 ROOM = 128
@@ -27,7 +27,7 @@ def exponent_histogram(x: Tensor) -> Tensor:
         _counts[(count,)](
             x, partials, n, tiles, count, BINS=BINS, LOW=LOW, HIGH=HIGH, BIAS=BIAS, ROOM=ROOM, BLOCK=BLOCK
         )
-    fold(partials, out, sums=BINS)
+    update(partials, out, sums=BINS)
     return out[0]
 
 

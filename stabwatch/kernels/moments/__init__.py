@@ -25,7 +25,7 @@ def moments(x: Tensor) -> Partials:
     return eager.moments(x)
 
 
-def fold_moments(x: Tensor, cell: Tensor) -> None:
+def update_moments(x: Tensor, cell: Tensor) -> None:
     """Merge the moments of `x` into a cell in place: float32 (4,)."""
     if x.device == cell.device and choose(x).fused:
         from stabwatch.kernels.moments import fused

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stabwatch.kernels.launch import dense, fold, jit, on, programs
+from stabwatch.kernels.launch import dense, jit, on, programs, update
 
 BLOCK = 2048
 MOST_TILES = 64
@@ -46,7 +46,7 @@ def _reduced(x: Tensor, into: Tensor | None, full: bool) -> Tensor:
     out = torch.empty(fields, dtype=torch.float32, device=x.device) if into is None else into
     with on(x.device):
         _partials[(count,)](x, partials, n, tiles, count, FULL=full, BLOCK=BLOCK, num_warps=8)
-    fold(partials, out.view(1, fields), sums=fields - 1, merge=into is not None)
+    update(partials, out.view(1, fields), sums=fields - 1, merge=into is not None)
     return out
 
 

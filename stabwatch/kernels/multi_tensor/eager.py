@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.constants import constant
+from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.moments.eager import host_moments, host_sumsq
 
 
@@ -17,7 +17,7 @@ def grouped_moments(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor
         rows = torch.tensor([host_moments(x) for x in tensors], dtype=torch.float32)
     else:
         rows = _device_rows(tensors)
-    index = constant(tuple(group), torch.int64, out.device)
+    index = device_constant(tuple(group), torch.int64, out.device)
     out[:, :3].index_add_(0, index, rows[:, :3])
     out[:, 3].scatter_reduce_(0, index, rows[:, 3], reduce="amax")
 
@@ -26,7 +26,7 @@ def _device_rows(tensors: Sequence[Tensor]) -> Tensor:
     device = tensors[0].device
     finite = [torch.isfinite(x) for x in tensors]
     kept = [torch.where(f, x.float(), 0.0) for f, x in zip(finite, tensors, strict=True)]
-    counts = constant(tuple(float(x.numel()) for x in tensors), torch.float32, device)
+    counts = device_constant(tuple(float(x.numel()) for x in tensors), torch.float32, device)
     whole = torch.stack([f.sum(dtype=torch.float32) for f in finite])
     norms = torch.stack(list(torch._foreach_norm(kept)))
     peaks = torch.stack(list(torch._foreach_norm(kept, float("inf"))))
@@ -41,11 +41,11 @@ def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Seq
     if before[0].device.type == "cpu":
         rows = torch.tensor([_host_change(b, a) for b, a in zip(before, after, strict=True)], dtype=torch.float32)
     else:
-        counts = constant(tuple(float(b.numel()) for b in before), torch.float32, out.device)
+        counts = device_constant(tuple(float(b.numel()) for b in before), torch.float32, out.device)
         old = _sumsq(before)
         torch._foreach_sub_(list(before), list(after))
         rows = torch.stack((counts, _sumsq(before), old), dim=1)
-    out.index_add_(0, constant(tuple(group), torch.int64, out.device), rows.to(out.device))
+    out.index_add_(0, device_constant(tuple(group), torch.int64, out.device), rows.to(out.device))
 
 
 def _host_change(before: Tensor, after: Tensor) -> tuple[float, float, float]:

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stabwatch.kernels.constants import constant, sent, stream
-from stabwatch.kernels.launch import dense, fold, jit, on
+from stabwatch.kernels.constants import device_constant, stream, to_device
+from stabwatch.kernels.launch import dense, jit, on, update
 from stabwatch.kernels.moments.fused import BLOCK, FULL_FIELDS, reduce_chunk, tiles_of
 
 KINDS = {
@@ -59,7 +59,7 @@ def grouped_moments(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor
                 pointers, plan.sizes, work, work.shape[1], partials, plan.columns, plan.tiles,
                 KIND=KINDS[kind], ALIGNED=aligned, FULL=out.shape[1] == FULL_FIELDS, BLOCK=BLOCK, num_warps=8,
             )  # fmt: skip
-    fold(partials, out, sums=out.shape[1] - 1, starts=plan.starts, merge=True)
+    update(partials, out, sums=out.shape[1] - 1, starts=plan.starts, merge=True)
 
 
 def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
@@ -79,7 +79,7 @@ def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Seq
                 old, new, plan.sizes, work, work.shape[1], partials, plan.columns, plan.tiles,
                 OLD=KINDS[old_kind], NEW=KINDS[new_kind], ALIGNED=old_aligned and new_aligned, BLOCK=BLOCK,
             )  # fmt: skip
-    fold(partials, out, sums=3, starts=plan.starts, merge=True)
+    update(partials, out, sums=3, starts=plan.starts, merge=True)
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ def _pointers(tensors: Sequence[Tensor]) -> tuple[Tensor, bool]:
     """Where the tensors lie, and whether all of them are aligned."""
     addresses = tuple(x.data_ptr() for x in tensors)
     aligned = all(address % ALIGNMENT == 0 for address in addresses)
-    return constant(addresses, torch.int64, tensors[0].device), aligned
+    return device_constant(addresses, torch.int64, tensors[0].device), aligned
 
 
 def _table(rows: Iterable[Iterable[int]], device: torch.device) -> Tensor:
-    return sent([n for row in rows for n in row], torch.int64, device)
+    return to_device([n for row in rows for n in row], torch.int64, device)
 
 
 @jit

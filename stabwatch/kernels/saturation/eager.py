@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.constants import constant
+from stabwatch.kernels.constants import device_constant
 
 SLOPE = 0.01
 _STEP = 2.0**-7
@@ -25,6 +25,6 @@ def saturation(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         step = (1 + x.abs()) * _STEP
         flat = (function(x + step) - function(x - step)).abs() < SLOPE * 2 * step
         flat &= torch.isfinite(x)
-    sizes = constant((float(x.numel()), float(x.shape[1])), torch.float32, x.device)
+    sizes = device_constant((float(x.numel()), float(x.shape[1])), torch.float32, x.device)
     counts = torch.stack((flat.sum(), flat.all(dim=0).sum())).float()
     return torch.stack((sizes, counts), dim=1).flatten()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.constants import constant
+from stabwatch.kernels.constants import device_constant
 from stabwatch.signals.reductions import EDGES
 
 
@@ -28,7 +28,7 @@ def ratios(rates: Tensor, logits: Tensor) -> Tensor:
 
 def radii(found: Tensor) -> Tensor:
     """float32 (35,): rows, how many of their ratios (N,) reach each of `EDGES`, and the largest; NaN is above all."""
-    edges = constant(EDGES, torch.float32, found.device)
+    edges = device_constant(EDGES, torch.float32, found.device)
     found = torch.where(torch.isnan(found), torch.inf, found)
     above = (found[:, None] >= edges).sum(dim=0, dtype=torch.float32)
     return torch.cat((torch.full((1,), float(found.numel()), device=found.device), above, found.amax(0, keepdim=True)))

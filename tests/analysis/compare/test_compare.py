@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from stabwatch.analysis.compare.compare import compare
-from stabwatch.analysis.compare.curve_set import load_subjects
-from stabwatch.analysis.sources import sources
+from stabwatch.analysis.compare.curve_set import load_curve_sets
+from stabwatch.analysis.sources import open_sources
 from stabwatch.runlog import Event, RunLog, read_run
 from stabwatch.runlog.downsample import load, merged
 from tests.agent.synthetic import Log
@@ -32,14 +32,14 @@ def make(tmp_path):
 
 
 def test_what_parted_first_and_where(make):
-    found = compare(sources([make("calm", sick=False), make("sick", sick=True)]))
+    found = compare(open_sources([make("calm", sick=False), make("sick", sick=True)]))
     (pair,) = found.pairs
     assert pair.loss.differ is None, "the loss is blind"
     assert {p.signal.rpartition("_")[0] for p in pair.parted} <= {"attention_logit", "attention"}
     lower = {p.layer: p.step for p in pair.parted if p.signal == "attention_logit_lower"}
     assert list(lower) == sorted(lower, key=lower.get) and len(lower) == 4
     assert pair.parted[0].layer == "blocks.0.attn" and pair.parted[0].step < 20
-    assert pair.parted[0].parting.end > 100
+    assert pair.parted[0].divergence.end > 100
     assert not found.differences and found.window == 1
     json.dumps(found.to_dict(), allow_nan=False)
 
@@ -53,7 +53,7 @@ def test_configuration_that_differs(make):
         "a", change=adam(1e-3), config={"overhead_budget": 0.01, "port": 1}, model={"name": "GPT", "parameters": 5}
     )
     b = make("b", 200, change=adam(1e-2), config={"overhead_budget": 0.02, "port": 2}, world_size=8)
-    found = {d.name: d.values for d in compare(sources([a, b])).differences}
+    found = {d.name: d.values for d in compare(open_sources([a, b])).differences}
     assert found == {
         "model.parameters": (5, 1_200_000),
         "optimizer.groups.lr": (1e-3, 1e-2),
@@ -77,12 +77,12 @@ def test_learning_rate_sensitivity_by_its_definition(make):
 
     sweep = ((1e-3, 3.0), (1e-2, 2.0), (1e-1, math.nan), (1.0, 40.0))
     runs = [make(f"r{i}", 40, lambda log, s=s: rates(log, *s)) for i, s in enumerate(sweep)]
-    (found,) = compare(sources(runs)).sensitivity
+    (found,) = compare(open_sources(runs)).sensitivity
     assert found.rates == pytest.approx((1e-3, 1e-2, 1e-1, 1.0))
     assert found.losses == pytest.approx((3.0, 2.0, 5.0, 5.0)), "at most the initial loss, which NaN counts as too"
     assert found.value == pytest.approx(np.mean([1.0, 0.0, 3.0, 3.0]))
     assert (found.best, found.best_rate, found.initial) == pytest.approx((2.0, 1e-2, 5.0))
-    assert not compare(sources(runs[:2])).sensitivity, "two rates are no sweep"
+    assert not compare(open_sources(runs[:2])).sensitivity, "two rates are no sweep"
 
 
 def test_a_long_run_is_thinned_by_the_merge_law(make):
@@ -97,14 +97,14 @@ def test_a_long_run_is_thinned_by_the_merge_law(make):
     assert run.series("loss")[1] == pytest.approx([losses[k * 8 : k * 8 + 8].mean() for k in range(113)], rel=1e-5)
     (block,) = whole.blocks
     pieces = [merged(block, 8).rows[i] for i in range(5)]
-    law = block.table.law
+    law = block.table.operators
     np.testing.assert_allclose(pieces, [law.merge(block.rows[i * 8 : i * 8 + 8]) for i in range(5)], rtol=1e-6)
 
 
 def test_names_stay_apart_and_one_window_serves_all(make, tmp_path, monkeypatch):
     long, short = make("long", 600), make("short", 100)
     monkeypatch.setattr("stabwatch.runlog.downsample.load.__defaults__", (None, 1, 200))
-    subjects = load_subjects([*map(RunLog, (long, short, short))])
+    subjects = load_curve_sets([*map(RunLog, (long, short, short))])
     assert [s.window for s in subjects] == [4, 4, 4]
     assert [s.name for s in subjects] == ["long", str(short), str(short)]
     assert subjects[1].run.steps.tolist() == list(range(0, 100, 4))
@@ -124,7 +124,7 @@ def real(tmp_path_factory):
 
 
 def test_singular_values_and_gains_across_widths(real):
-    found = compare(sources(real))
+    found = compare(open_sources(real))
     assert found.widths.widths == pytest.approx((1.0, 2.0), rel=0.05), "by the parameters of the sub-layers"
     assert {row.layer for row in found.widths.gains} == {"blocks.0.attn", "blocks.0.mlp"}
     matrices = {row.layer: row for row in found.widths.singular_values}
@@ -137,7 +137,7 @@ def test_singular_values_and_gains_across_widths(real):
 
 
 def test_the_optimizer_stands_in_the_log(real):
-    facts = load_subjects(sources(real))[0].facts
+    facts = load_curve_sets(open_sources(real))[0].facts
     assert (facts["optimizer.name"], facts["optimizer.groups.eps"]) == ("AdamW", 1e-8)
     assert "optimizer.groups.params" not in facts
-    assert {d.name for d in compare(sources(real)).differences} >= {"model.parameters"}
+    assert {d.name for d in compare(open_sources(real)).differences} >= {"model.parameters"}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stabwatch.analysis.compare.curve_set import load_subjects
+from stabwatch.analysis.compare.curve_set import load_curve_sets
 from stabwatch.analysis.compare.forecast import Law, Point, forecast
-from stabwatch.analysis.sources import sources
+from stabwatch.analysis.sources import open_sources
 from stabwatch.runlog import Event
 from tests.agent.synthetic import Log
 
@@ -107,7 +107,7 @@ def test_from_run_logs(tmp_path):
             log.write(range(20))
             log.folder.close()
             paths.append(log.path)
-    subjects = load_subjects(sources(paths))
+    subjects = load_curve_sets(open_sources(paths))
     attention, gradient = forecast(subjects, parameters=1e8)
     assert not attention.refused and [t.exponent for t in attention.terms] == pytest.approx([0.5, 1.0], abs=1e-3)
     at = {(c.limit, c.fixed): c.at for c in attention.crossings if c.along == "parameters"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stabwatch.analysis.detectors.segments import parts
+from stabwatch.analysis.detectors.segments import segments
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import LogRun, Remark
 from stabwatch.analysis.verdict import examine_run
@@ -362,7 +362,7 @@ def test_an_evaluation_before_the_first_record_belongs_to_the_new_run():
     training = [i for i in range(60) if i % 6 != 0]
     kept = {name: getattr(made, name)[training] for name in ("steps", "lines", "times")}
     run = LogRun(**{**vars(made), **kept})
-    assert all(part.loss is not None and part.loss.steps[0] == 0 for part in parts(run))
+    assert all(part.loss is not None and part.loss.steps[0] == 0 for part in segments(run))
 
 
 def test_a_log_that_ends_with_an_error():

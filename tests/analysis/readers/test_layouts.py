@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stabwatch.analysis.readers.fixed_format import Uniform
+from stabwatch.analysis.readers.fixed_format import FixedFormat
 from stabwatch.analysis.readers.layouts import LEAST, Lengths
 from stabwatch.analysis.readers.templates import Templates
 
 PRINTED = ("d", ".1f", ".4f", ".2e", ".6E", "g", ".12g", "+.3f", "8.3f", "012.5f", "r")
 
 
-def _uniform(line: str) -> Uniform:
+def _uniform(line: str) -> FixedFormat:
     found = Templates().of(line)
     assert found is not None
-    return Uniform(found[0], line.encode())
+    return FixedFormat(found[0], line.encode())
 
 
 def _print(value: float, how: str) -> str:

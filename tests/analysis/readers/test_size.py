@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stabwatch.analysis.readers import documents, read_log, run_builder
-from stabwatch.analysis.readers.salience import BLOCK, notable
+from stabwatch.analysis.readers.salience import BLOCK, salient
 from stabwatch.analysis.verdict import examine_run
 
 
@@ -58,13 +58,13 @@ def test_where_everything_stands_out_nothing_does():
     rng = np.random.default_rng(0)
     values = rng.standard_cauchy(64 * BLOCK * 8)
     steps = np.arange(len(values))
-    kept = notable(steps, [("loss", steps, values)])
+    kept = salient(steps, [("loss", steps, values)])
     assert kept.mean() < 0.5 and kept[:BLOCK].all() and kept[-BLOCK:].all()
 
 
 def test_a_step_that_goes_back_stays_with_both_of_its_sides():
     steps = np.append(np.arange(50_000), np.arange(30_000, 60_000))
-    kept = notable(steps, [("loss", np.arange(len(steps)), np.ones(len(steps)))])
+    kept = salient(steps, [("loss", np.arange(len(steps)), np.ones(len(steps)))])
     assert kept[49_990:50_010].all() and not kept[20_000]
 
 

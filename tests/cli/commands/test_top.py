@@ -24,19 +24,19 @@ from typer.testing import CliRunner
 from stabwatch.cli.app import app
 from stabwatch.cli.render.console import console
 from stabwatch.cli.render.live import FrameView, most_telling, shown
-from stabwatch.cli.render.monitor import Frame, LayerRow, Monitor
-from stabwatch.runlog import Cell, Event, Meta, RunFolder, RunLog, SeriesKey, SlotTable, append_event
+from stabwatch.cli.render.monitor import LayerRow, LiveView, Monitor
+from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout, RunFolder, RunLog, SeriesKey, append_event
 
 NOW = 1_790_000_040.0
 
 
-def rendered(frame: Frame, width: int = 80, height: int = 24) -> list[str]:
+def rendered(frame: LiveView, width: int = 80, height: int = 24) -> list[str]:
     out = console(file=StringIO(), width=width, color_system=None)
     out.print(FrameView(frame, height))
     return out.file.getvalue().splitlines()
 
 
-def picture(run, now: float = NOW) -> Frame:
+def picture(run, now: float = NOW) -> LiveView:
     monitor = Monitor(run)
     monitor.poll(now)
     return monitor.frame(now)
@@ -102,7 +102,7 @@ def test_cells_of_the_layer_table():
 
 
 def test_a_loss_of_nan_is_shown_as_nan(new_run, tmp_path):
-    table = SlotTable.build([Cell("loss", "", "mean")])
+    table = RecordLayout.build([Accumulator("loss", "", "mean")])
     folder = RunFolder(tmp_path / "nan", Meta(run="nan", created=0, host="h", pid=1, pid_started=0))
     for step, value in enumerate([3.0, 2.9, 2.8, math.nan, math.nan]):
         folder.append(table, step, NOW + step, np.array([1, value, math.isnan(value)], np.float32))
@@ -115,7 +115,7 @@ def test_a_loss_of_nan_is_shown_as_nan(new_run, tmp_path):
 
 
 def test_measured_tells_nan_from_not_measured(tmp_path):
-    table = SlotTable.build([Cell("loss", "", "mean"), Cell("activation", "a", "moments")])
+    table = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("activation", "a", "moments")])
     folder = RunFolder(tmp_path / "run", Meta(run="r", created=0, host="h", pid=1, pid_started=0))
     values = np.full(table.width, np.nan, np.float32)
     values[:3] = [1, np.nan, 1]

@@ -16,7 +16,7 @@ import pytest
 
 from stabwatch.analysis.readers import read_log
 from stabwatch.analysis.readers.records import ForeignLog
-from stabwatch.analysis.sources import sources
+from stabwatch.analysis.sources import open_sources
 from stabwatch.cli.render import progress_bar as bars
 
 STEPS = 4_000
@@ -55,7 +55,7 @@ def test_every_reader_tells_how_far_it_is(logs, kind, monkeypatch):
 
 
 def test_a_foreign_log_says_how_far_its_records_are_gone_through(logs, monkeypatch):
-    (log,) = sources([logs["text"]])
+    (log,) = open_sources([logs["text"]])
     assert isinstance(log, ForeignLog) and not log.position
     monkeypatch.setattr("stabwatch.analysis.readers.records.PIECE", 1000)
     shares = [log.position / log.size for _ in log.stream()]
@@ -102,7 +102,7 @@ def test_on_a_terminal_a_bar_is_drawn_and_taken_away(logs, command, tmp_path):
 
 def test_nothing_is_drawn_where_nobody_looks(capsys, monkeypatch):
     monkeypatch.setattr(bars, "PATIENCE_SECONDS", 0.0)
-    with bars.LogBar("reading") as bar:
+    with bars.ProgressBar("reading") as bar:
         bar.reading(Path("x"))(1, 2)
         time.sleep(0.05)
     assert capsys.readouterr() == ("", "")
@@ -113,7 +113,7 @@ def test_a_bar_that_comes_too_late_does_not_come(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     for _ in range(20):
         monkeypatch.setattr(bars, "PATIENCE_SECONDS", 0.001)
-        with bars.LogBar("reading"):
+        with bars.ProgressBar("reading"):
             time.sleep(0.001)
     deadline = time.monotonic() + 5
     while threading.active_count() > 1 and time.monotonic() < deadline:

@@ -20,7 +20,7 @@ from stabwatch.errors import ConfigError
 from stabwatch.hooks import forward
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.hooks.probes.layers import ParameterTaps
-from stabwatch.hooks.probes.run import RunCells
+from stabwatch.hooks.probes.run import RunAccumulators
 from stabwatch.runlog import read_run
 from stabwatch.runlog.writer import RunFolder
 from tests.models import run
@@ -35,12 +35,12 @@ def _boom(*args, **kwargs):
 TAPS = {
     "activation": (forward, "_measure"),
     "attention": (attention, "saved_logsumexp"),
-    "attention_exact": (attention, "fold_largest_logit"),
+    "attention_exact": (attention, "update_largest_logit"),
     "loss": (loss, "cross_entropy"),
-    "clip": (RunCells, "fold_clip"),
+    "clip": (RunAccumulators, "update_clip"),
     "gradient": (ParameterTaps, "measure_gradients"),
     "weight": (ParameterTaps, "measure_weights"),
-    "update": (ParameterTaps, "hold"),
+    "update": (ParameterTaps, "snapshot"),
     "log": (stabwatch.Watch, "_log_scalars"),
 }
 
@@ -56,7 +56,7 @@ def test_a_fault_in_a_tap_changes_nothing_and_is_named(probe, attach, monkeypatc
     watch = attach.watches[-1]
     log = attach.finish()
     assert len(log.steps) == 6
-    assert watch._session.guard.errors[probe] == 3 and probe in watch._session.guard.disabled
+    assert watch._session.isolation.errors[probe] == 3 and probe in watch._session.isolation.disabled
     errors = [e.data for e in log.events if e.kind == "error"]
     assert [(e["probe"], e["disabled"]) for e in errors] == [(probe, False), (probe, True)]
     assert "injected" in errors[0]["traceback"]
@@ -68,7 +68,7 @@ def test_a_fault_at_the_end_of_a_step_changes_nothing(attach, monkeypatch):
     monkeypatch.setattr(stabwatch.Watch, "_record", _boom)
     watched = run("gpt", steps=6, before=attach)
     assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
-    assert attach.watches[-1]._session.guard.errors["clock"] == 3
+    assert attach.watches[-1]._session.isolation.errors["clock"] == 3
 
 
 def test_a_fault_in_the_writer_changes_nothing_and_is_named(attach, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabwatch.hooks.base.isolation import MAX_ERRORS, Guard
+from stabwatch.hooks.base.isolation import MAX_ERRORS, Isolation
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
 
 def test_nested_probes_have_their_own_time():
     clock, reports = Clock(), []
-    guard = Guard(lambda *args: reports.append(args), clock)
+    guard = Isolation(lambda *args: reports.append(args), clock)
 
     def inner():
         clock.now += 3
@@ -34,7 +34,7 @@ def test_nested_probes_have_their_own_time():
 
 def test_a_probe_that_fails_inside_another_takes_nothing_else_with_it():
     reports, done = [], []
-    guard = Guard(lambda probe, message, trace, off: reports.append((probe, off)))
+    guard = Isolation(lambda probe, message, trace, off: reports.append((probe, off)))
     for _ in range(MAX_ERRORS + 2):
         guard.run("outer", "deep", lambda: (guard.run("bad", "deep", lambda: 1 / 0), done.append(1)))
     assert len(done) == MAX_ERRORS + 2

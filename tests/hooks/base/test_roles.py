@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import TURNS
-from stabwatch.hooks.base.sites import choose
+from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.sites import select_modules
 from stabwatch.kernels.depth.naive import slope
 from stabwatch.kernels.saturation.naive import saturation
 from tests.models import Mixture
@@ -48,10 +48,10 @@ def test_growth_over_depth_branch_and_saturation_of_a_gpt(attach):
     paths = [f"blocks.{i}" for i in range(3)]
     seen = outputs_of(model, *paths, "blocks.1.attn.proj", "blocks.1.mlp.2", "blocks.1.mlp.1")
     attach(model, optimizer)
-    train(model, optimizer, TURNS)
+    train(model, optimizer, PHASES)
     log = attach.finish()
     steps, found = log.series("residual_growth", "blocks")
-    assert list(steps) == list(range(TURNS))
+    assert list(steps) == list(range(PHASES))
     for step, value in zip(steps, found, strict=True):
         assert value == pytest.approx(slope([seen[p][step][1].numpy() for p in paths]), abs=1e-5)
     for writer in ("blocks.1.attn.proj", "blocks.1.mlp.2"):
@@ -69,7 +69,7 @@ def test_micro_batches_merge_by_the_law(attach):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     seen = outputs_of(model, "blocks.0", "blocks.1", "blocks.0.mlp.2")
     attach(model, optimizer)
-    train(model, optimizer, TURNS, micro=3)
+    train(model, optimizer, PHASES, micro=3)
     log = attach.finish()
 
     def of(path, step, which):
@@ -90,7 +90,7 @@ def test_activation_functions_of_many_kinds_are_found_and_pinned_ones_are_seen(a
         model[0].bias[:3] = 100.0
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     watch = attach(model, optimizer)
-    for _ in range(TURNS):
+    for _ in range(PHASES):
         model(torch.randn(10, 4)).sum().backward()
         optimizer.step()
     assert [(e["tap"], e["site"]) for e in watch.coverage()["unmeasured"]] == [("nonlinearity", "3")]
@@ -99,8 +99,10 @@ def test_activation_functions_of_many_kinds_are_found_and_pinned_ones_are_seen(a
     assert not [e for e in log.events if e.kind == "error"]
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, num_key_value_heads=2))
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64))
-    assert [c.name for c in choose(llama) if c.role.bends] == [f"model.layers.{i}.mlp.act_fn" for i in (0, 1)]
-    assert [c.name for c in choose(gpt2) if c.role.bends] == [f"transformer.h.{i}.mlp.act" for i in (0, 1)]
+    assert [c.name for c in select_modules(llama) if c.role.nonlinear] == [
+        f"model.layers.{i}.mlp.act_fn" for i in (0, 1)
+    ]
+    assert [c.name for c in select_modules(gpt2) if c.role.nonlinear] == [f"transformer.h.{i}.mlp.act" for i in (0, 1)]
 
 
 def mixtral(attach, steps, experts=4):
@@ -124,7 +126,7 @@ def mixtral(attach, steps, experts=4):
 
 
 def test_the_load_and_the_output_of_each_expert_of_a_stack(attach):
-    watch, calls, weights = mixtral(attach, TURNS)
+    watch, calls, weights = mixtral(attach, PHASES)
     log = attach.finish()
     assert not [e for e in log.events if e.kind == "error"]
     for i in range(4):
@@ -134,8 +136,8 @@ def test_the_load_and_the_output_of_each_expert_of_a_stack(attach):
         ((step,), (value,)) = log.series("expert_output_rms", name)
         tokens, chosen, _ = calls[step]
         mine = tokens[(chosen == i).any(dim=1)].double()
-        gate, up = (mine @ weights["gate_up_proj"][i].double().T).chunk(2, dim=-1)
-        out = (F.silu(gate) * up) @ weights["down_proj"][i].double().T
+        flags, up = (mine @ weights["gate_up_proj"][i].double().T).chunk(2, dim=-1)
+        out = (F.silu(flags) * up) @ weights["down_proj"][i].double().T
         assert value == pytest.approx(rms(out), rel=0.3), "8 tokens of those that were sent to it"
     loads = torch.tensor([[float((chosen == i).sum()) for i in range(4)] for _, chosen, _ in calls])
     overflow = (loads - 1.25 * loads.mean(1, keepdim=True)).clamp(min=0).sum(1) / loads.sum(1)
@@ -157,16 +159,16 @@ def test_a_stated_capacity_gives_the_share_that_is_dropped(attach):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), Mixture())
     inputs = []
-    model[1].gate.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach()))
+    model[1].flags.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach()))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     attach(model, optimizer)
     model(torch.randn(30, 8)).square().mean().backward()
-    weight = model[1].gate.wg.weight.detach().clone()
+    weight = model[1].flags.wg.weight.detach().clone()
     optimizer.step()
     log = attach.finish()
     loads = torch.bincount((inputs[0] @ weight.T).argmax(-1), minlength=4).float()
     dropped = (loads - 0.5 * 30 / 4).clamp(min=0).sum() / 30
-    assert log.series("router_dropped_ratio", "1.gate.wg")[1].tolist() == pytest.approx([dropped.item()])
+    assert log.series("router_dropped_ratio", "1.flags.wg")[1].tolist() == pytest.approx([dropped.item()])
     shares = [log.series("expert_load_share", f"1.experts.{i}")[1][0] for i in range(4)]
     assert shares == pytest.approx((loads / 30).tolist())
     assert log.series("output_rms", "1.experts.2")[1][0] > 0, "experts that are modules have their own"

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks.base.context import TURNS
-from stabwatch.hooks.base.side_effects import untouched
+from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.side_effects import restore_side_effects
 
 
 class DropGELU(nn.Module):
@@ -81,7 +81,7 @@ def train(make, attach=None, **settings):
     if attach:
         attach(model, optimizer, **settings)
     losses = []
-    for step in range(TURNS + 4):
+    for step in range(PHASES + 4):
         x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
         loss = F.cross_entropy(model(x), torch.arange(16) % 4)
         optimizer.zero_grad()
@@ -109,21 +109,21 @@ def test_what_a_call_leaves_is_put_back():
     module(torch.ones(3))
     before = (module.middle.clone(), module.last.clone(), module.calls)
     middle = module.middle
-    with untouched(module, seed=0):
+    with restore_side_effects(module, seed=0):
         module(torch.full((3,), 5.0))
         module.extra = 1
         module.middle = torch.ones(())
         drawn = torch.rand(1)
     assert (module.middle.equal(before[0]), module.last.equal(before[1]), module.calls) == (True, True, before[2])
     assert module.middle is middle and not hasattr(module, "extra")
-    with untouched(module, seed=0, evaluating=True):
+    with restore_side_effects(module, seed=0, evaluating=True):
         assert torch.rand(1).equal(drawn) and not module.training
     assert module.training
 
 
 def test_also_after_an_error():
     module, state = MovingTanh(), torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), untouched(module):
+    with pytest.raises(ZeroDivisionError), restore_side_effects(module):
         torch.rand(3)
         module.calls = 9
         raise ZeroDivisionError

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.sites import choose, looks_like_attention, site_name, unwrap
+from stabwatch.hooks.base.sites import looks_like_attention, select_modules, site_name, unwrap
 from stabwatch.hooks.patching import Patch
 
 
 def _shown(model, **filters):
-    return [c.name for c in choose(model, **filters) if c.activation]
+    return [c.name for c in select_modules(model, **filters) if c.activation]
 
 
 def test_a_transformer_shows_embeddings_blocks_branches_final_norm_and_head():

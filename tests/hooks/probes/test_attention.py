@@ -94,7 +94,7 @@ def test_calls_without_an_axis_of_heads_and_with_more_axes(frames, attach):
     model, inputs = Model(frames), (torch.randn(4, 10, 8), visible(4, 10))
     watch = attach(model)
     train(model, inputs)
-    assert not watch._session.guard.errors
+    assert not watch._session.isolation.errors
     log = attach.finish()
     found = model.attention.scores
     entropy = torch.special.entr(found.softmax(-1)).sum(-1).mean().item()
@@ -109,7 +109,7 @@ def test_a_compiled_call_of_five_axes(attach):
     model, inputs = Model(True), (torch.randn(4, 10, 8), visible(4, 10))
     watch = attach(model)
     train(model, inputs, call=torch.compile(model, backend="aot_eager"))
-    assert not watch._session.guard.errors
+    assert not watch._session.isolation.errors
     log = attach.finish()
     model(*inputs)
     peak = model.attention.scores.max().item()

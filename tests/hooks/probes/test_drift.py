@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.context import PHASES
 from stabwatch.kernels.geometry.naive import drift
 from tests.models import ARCHITECTURES, run
 
@@ -32,7 +32,7 @@ def test_drift_and_coherence_against_float64(attach):
 
     reference, seen = points(), {}
     watch.probe(BATCH)
-    for step in range(2 * TURNS):
+    for step in range(2 * PHASES):
         data = torch.randint(256, (3, 17))
         optimizer.zero_grad()
         F.cross_entropy(model(data[:, :-1]).flatten(0, 1), data[:, 1:].flatten()).backward()
@@ -55,7 +55,7 @@ def test_a_model_that_does_not_move_does_not_drift_dropout_and_batch_norm_or_not
     model = nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     attach(model, optimizer).probe(torch.randn(30, 20))
-    for _ in range(TURNS):
+    for _ in range(PHASES):
         model(torch.randn(8, 20)).sum().backward()
         optimizer.step()
     log = attach.finish()

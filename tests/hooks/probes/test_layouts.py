@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from stabwatch.hooks.base.context import TURNS
-from stabwatch.hooks.base.sites import choose
+from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.sites import select_modules
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.tokens.naive import tokens
 
@@ -24,7 +24,7 @@ def alike_samples():
     return torch.randn(3, 20, 16) + 3 * torch.randn(3, 1, 16)
 
 
-def trained(attach, model, x, steps=TURNS, **named):
+def trained(attach, model, x, steps=PHASES, **named):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     attach(model, optimizer)
     for _ in range(steps):
@@ -82,7 +82,7 @@ def test_a_sequence_without_a_batch_stays_as_it_is(attach):
 @pytest.mark.parametrize(("first", "second"), [(False, False), (False, True), (True, True)])
 def test_the_layout_is_known_where_all_parts_agree(first, second):
     block = nn.Sequential(nn.GRU(8, 8, batch_first=first), nn.GRU(8, 8, batch_first=second))
-    roles = [c.role for c in choose(nn.Sequential(block, nn.Linear(8, 8))) if c.role.residual]
+    roles = [c.role for c in select_modules(nn.Sequential(block, nn.Linear(8, 8))) if c.role.residual]
     assert [role.sequence_first for role in roles] == [not first and not second]
 
 

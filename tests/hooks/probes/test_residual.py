@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.context import PHASES
 from stabwatch.hooks.base.sampling import ELEMENTS, some_rows, spread
-from stabwatch.hooks.base.sites import choose
+from stabwatch.hooks.base.sites import select_modules
 from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.kernels.contraction.naive import contraction
 from stabwatch.kernels.mean_mode.naive import mean_mode
@@ -58,7 +58,7 @@ def writer_calls(path):
 
 
 def test_the_mean_mode_is_that_of_the_gradients_that_autograd_gives(attach):
-    _, seen = gpt(2 * TURNS, attach, calls=writer_calls("blocks.1.mlp.2"))
+    _, seen = gpt(2 * PHASES, attach, calls=writer_calls("blocks.1.mlp.2"))
     log = attach.finish()
     steps, shares = log.series("mean_mode_share", "blocks.1.mlp.2")
     assert len(steps) == 2, "once in a round of turns"
@@ -68,7 +68,7 @@ def test_the_mean_mode_is_that_of_the_gradients_that_autograd_gives(attach):
 
 
 def test_spectra_are_those_of_the_matrices(attach):
-    model, _ = gpt(6 * TURNS, attach)
+    model, _ = gpt(6 * PHASES, attach)
     log = attach.finish()
     measured = {key.layer for key in log.keys if key.signal == "singular_value_max"}
     expected = {}
@@ -92,7 +92,7 @@ def test_the_direction_and_the_size_of_a_step_of_sgd(attach):
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
     attach(model, optimizer)
-    for _ in range(TURNS):
+    for _ in range(PHASES):
         optimizer.zero_grad()
         (0.0 * model(torch.randn(4, 8)).sum()).backward()
         optimizer.step()
@@ -109,7 +109,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
     model = transformers.MixtralForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     attach(model, optimizer, taylor=True, guard="skip_step").probe(input_ids=torch.randint(64, (2, 12)))
-    for _ in range(TURNS + 1):
+    for _ in range(PHASES + 1):
         data = torch.randint(64, (2, 12))
         optimizer.zero_grad()
         model(input_ids=data, labels=data).loss.backward()
@@ -127,10 +127,10 @@ def test_the_router_is_read_whatever_it_returns(attach):
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
-    name, gate = next((n, m) for n, m in model.named_modules() if n.endswith(("gate", "router")))
+    name, flags = next((n, m) for n, m in model.named_modules() if n.endswith(("gate", "router")))
     inputs = []
-    gate.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach().flatten(0, -2)))
-    weight = gate.weight.detach().clone()
+    flags.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach().flatten(0, -2)))
+    weight = flags.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     attach(model, optimizer)
     data = torch.randint(64, (2, 12))
@@ -163,7 +163,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_residual_writers_and_blocks_of_known_models(name):
-    chosen = choose(MODELS[name]())
+    chosen = select_modules(MODELS[name]())
     writers = [c.name for c in chosen if c.role.writer]
     assert len(writers) == 2 * len(WRITERS[name])
     assert all(any(w.endswith(f".{i}.{ending}") for w in writers) for i in (0, 1) for ending in WRITERS[name])
@@ -171,7 +171,7 @@ def test_the_residual_writers_and_blocks_of_known_models(name):
     assert not any(c.role.top_k for c in chosen)
 
 
-def test_what_cannot_be_measured_is_said_and_is_no_alarm(attach):
+def test_what_cannot_be_measured_is_said_and_is_no_dispatcher(attach):
     torch.manual_seed(0)
     model = MODELS["torch"]()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -220,7 +220,7 @@ def padded(attach, said):
     model.model.layers[0].register_forward_hook(lambda m, a, out: outputs.append(first_tensor(out).detach()))
     gradients = writer_calls("model.layers.0.mlp.down_proj")(model)
     labels = ids.masked_fill(mask == 0, -100)
-    for _ in range(TURNS):
+    for _ in range(PHASES):
         if said:
             watch.token_groups(text=mask == 1)
         model(ids, labels=labels, **({} if said else {"attention_mask": mask})).loss.backward()
@@ -260,7 +260,7 @@ def test_attention_is_that_of_its_weights(attach):
         attn = model.blocks[0].attn
         attn.qkv.register_forward_hook(lambda m, args, out: calls.append(out.detach().clone()))
 
-    gpt(TURNS, attach, calls=look)
+    gpt(PHASES, attach, calls=look)
     log = attach.finish()
     (step,), (mean,) = log.series("attention_entropy", "blocks.0.attn")
     q, k, _ = (y.view(3, 16, 2, -1).transpose(1, 2).double() for y in calls[step].chunk(3, dim=-1))
@@ -286,7 +286,7 @@ def test_attention_between_other_tokens_has_no_contraction_and_says_so(attach):
     model = Cross()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = attach(model, optimizer, every_step=True)
-    for _ in range(TURNS):
+    for _ in range(PHASES):
         model(torch.randn(2, 6, 8)).square().mean().backward()
         optimizer.step()
     coverage = watch.coverage()
@@ -304,7 +304,7 @@ def test_weights_too_are_judged_by_narrower_formats(attach):
         model.weight[5, 0] = 1e5
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     attach(model, optimizer)
-    for _ in range(TURNS):
+    for _ in range(PHASES):
         model(torch.randn(2, 32)).square().mean().backward()
         optimizer.step()
     log = attach.finish()
@@ -349,7 +349,7 @@ def test_a_fused_optimizer_shows_its_gradients_without_the_loss_scale(attach):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
         attach(model, optimizer)
-        for _ in range(TURNS):
+        for _ in range(PHASES):
             loss = 1e-5 * F.cross_entropy(model(1e-3 * torch.randn(8, 16)), torch.randint(4, (8,)))
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -378,7 +378,7 @@ def test_gradients_that_a_closure_computes_are_seen_after_the_step(attach, named
         norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
         return loss
 
-    for _ in range(TURNS + 2):
+    for _ in range(PHASES + 2):
         optimizer.step(closure=closure) if named else optimizer.step(closure)
     reasons = {e["reason"] for e in watch.coverage()["unmeasured"] if e["tap"] == "radial"}
     log = attach.finish()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks.base.context import TURNS
+from stabwatch.hooks.base.context import PHASES
 from stabwatch.hooks.probes.loss import scaling
 from stabwatch.kernels.direction import naive
 
@@ -51,7 +51,7 @@ def test_the_cosine_with_the_last_update_is_that_of_two_steps_in_a_row(kind, att
     model, loss = classifier(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
     optimizer = kind(model.parameters(), lr=1e-2)
     attach(model, optimizer)
-    states, _ = train(model, optimizer, loss, 2 * TURNS + 1)
+    states, _ = train(model, optimizer, loss, 2 * PHASES + 1)
     log = attach.finish()
     for layer in ("0", "2"):
         steps, found = log.series("update_last_cosine", layer)
@@ -68,7 +68,7 @@ def test_large_parameters_are_compared_by_a_sample_of_their_numbers(attach):
     model = nn.Sequential(nn.Linear(500, 400), nn.Linear(400, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     attach(model, optimizer)
-    states, _ = train(model, optimizer, lambda: model(torch.randn(8, 500)).square().mean(), 2 * TURNS)
+    states, _ = train(model, optimizer, lambda: model(torch.randn(8, 500)).square().mean(), 2 * PHASES)
     steps, found = attach.finish().series("update_last_cosine", "0")
     step = steps[-1]
     now, last = ([states[s + 1][n] - states[s][n] for n in states[0] if n[0] == "0"] for s in (step, step - 1))
@@ -81,9 +81,9 @@ def test_a_deep_step_whose_last_step_was_not_foreseen_measures_no_cosine(attach)
     model, loss = classifier(nn.Linear(12, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = attach(model, optimizer)
-    watch._session.gate.coming = None
+    watch._session.flags.next_phase = None
     train(model, optimizer, loss, 1)
-    watch._session.gate.deep, watch._session.gate.turn, watch._session.gate.coming = True, 0, None
+    watch._session.flags.deep, watch._session.flags.phase, watch._session.flags.next_phase = True, 0, None
     train(model, optimizer, loss, 1)
     assert not len(attach.finish().series("update_last_cosine", "0")[0])
 
@@ -96,7 +96,7 @@ def test_weights_before_a_norm_are_found_and_the_turn_of_their_vectors_is_measur
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     attach(model, optimizer)
     x, y = torch.randn(32, 3, 8, 8), torch.randint(0, 4, (32,))
-    states, gradients = train(model, optimizer, lambda: F.cross_entropy(model(x), y), 3 * TURNS)
+    states, gradients = train(model, optimizer, lambda: F.cross_entropy(model(x), y), 3 * PHASES)
     log = attach.finish()
     steps, found = log.series("scale_invariant_ratio", "0")
     assert len(steps) == 3 and (found == 1).all(), "a convolution before a batch norm"
@@ -151,7 +151,7 @@ def test_the_gradient_of_a_head_scales_the_logits_as_the_logits_say(attach):
     y = torch.randint(0, 4, (64,), generator=torch.Generator().manual_seed(1))
     x = torch.randn(64, 12)
     attach(model, optimizer)
-    states, gradients = train(model, optimizer, lambda: F.cross_entropy(model(x), y), 3 * TURNS)
+    states, gradients = train(model, optimizer, lambda: F.cross_entropy(model(x), y), 3 * PHASES)
     log = attach.finish()
     steps, found = log.series("gradient_weight_cosine", "2")
     for step, value in zip(steps, found, strict=True):
@@ -161,7 +161,7 @@ def test_the_gradient_of_a_head_scales_the_logits_as_the_logits_say(attach):
         dz = (z.softmax(1) - F.one_hot(y, 4)) / len(y)
         assert float((g * w).sum()) == pytest.approx(float((dz * z).sum()), rel=1e-4, abs=1e-7)
     steps, found = log.series("descent_weight_cosine")
-    assert len(steps) == 3 * TURNS, "at every deep step"
+    assert len(steps) == 3 * PHASES, "at every deep step"
     for step, value in zip(steps, found, strict=True):
         named = states[step].keys()
         assert value == pytest.approx(

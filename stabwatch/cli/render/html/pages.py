@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from stabwatch.alerts.incidents import rank, stretches
+from stabwatch.alerts.incidents import alert_spans, rank
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.cli.render.html import markup
 from stabwatch.cli.render.html.drawing import Bar, Mark, chart, heat_map, timeline
@@ -25,7 +25,7 @@ def run_page(analysis: Analysis, run: Run) -> str:
 
 
 def _run(analysis: Analysis, run: Run) -> Iterator[str]:
-    fired = stretches(analysis.alerts)
+    fired = alert_spans(analysis.alerts)
     worst = min((s.severity for s in fired), key=rank, default="calm")
     yield f"<h1>stabwatch report: {markup.safe(analysis.meta.run)}</h1>"
     yield markup.verdict(analysis.diagnosis.verdict, worst)
@@ -127,5 +127,5 @@ def _examined(run: Examination) -> Iterator[str]:
         if f in shown
     ]
     yield markup.section("What happened, in order", markup.table(("step", "until", "what", "severity", ""), rows))
-    yield markup.section("What this log does not show", markup.bullets(run.unseen))
+    yield markup.section("What this log does not show", markup.bullets(run.limitations))
     yield markup.section("Configuration", markup.table(("", ""), list(run.run.config.items())))
