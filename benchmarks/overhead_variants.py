@@ -66,7 +66,7 @@ class Stabwatch(Bare):
         )
 
     def kind(self) -> str:
-        flags = self.watch._session.gate
+        flags = self.watch._session.flags
         return "+".join(tier for tier, on in (("sampled", flags.sampled), ("deep", flags.deep)) if on) or "always"
 
     def wake(self) -> None:

@@ -120,7 +120,7 @@ def regression(g: torch.Generator) -> Task:
 
 
 class Gate(nn.Module):
-    """As in DeepSpeed: the projection lies inside of the flags, which states its capacity factor."""
+    """As in DeepSpeed: the projection lies inside of the gate, which states its capacity factor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Mixture(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flags = Gate()
+        self.gate = Gate()
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:

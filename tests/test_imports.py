@@ -12,7 +12,7 @@ import pytest
 
 import stabwatch
 
-ROOMS_WITHOUT_TORCH = ("signals", "runlog", "exporters", "alerts", "analysis", "agent", "cli")
+WITHOUT_TORCH = ("signals", "runlog", "exporters", "alerts", "analysis", "agent", "cli")
 
 PROBE = """
 import importlib, json, sys
@@ -30,20 +30,20 @@ def loaded_by(*modules: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def modules_in(room: str) -> list[str]:
-    """A room and every module in it, except the entry points that run on import."""
-    path = Path(stabwatch.__file__).parent / room
-    walked = pkgutil.walk_packages([str(path)], prefix=f"stabwatch.{room}.")
-    return [f"stabwatch.{room}", *(m.name for m in walked if not m.name.endswith("__main__"))]
+def modules_in(package: str) -> list[str]:
+    """A package and every module in it, except the entry points that run on import."""
+    path = Path(stabwatch.__file__).parent / package
+    walked = pkgutil.walk_packages([str(path)], prefix=f"stabwatch.{package}.")
+    return [f"stabwatch.{package}", *(m.name for m in walked if not m.name.endswith("__main__"))]
 
 
-@pytest.mark.parametrize("room", ROOMS_WITHOUT_TORCH)
-def test_a_room_of_the_readers_loads_no_torch(room: str) -> None:
-    modules = modules_in(room)
-    assert len(modules) > 1, f"the walk found no module in {room}"
+@pytest.mark.parametrize("package", WITHOUT_TORCH)
+def test_a_package_for_readers_loads_no_torch(package: str) -> None:
+    modules = modules_in(package)
+    assert len(modules) > 1, f"the walk found no module in {package}"
     loaded = loaded_by(*modules)
     assert set(modules) <= loaded
-    assert "torch" not in loaded, f"stabwatch.{room} loads torch, directly or indirectly"
+    assert "torch" not in loaded, f"stabwatch.{package} loads torch, directly or indirectly"
 
 
 def test_the_probe_can_fail() -> None:
@@ -51,10 +51,10 @@ def test_the_probe_can_fail() -> None:
     assert "torch" in loaded_by("stabwatch.watch")
 
 
-def test_every_room_is_on_one_side() -> None:
+def test_every_package_is_on_one_side() -> None:
     """A new package must be put on the list above, or here among those that need torch."""
-    rooms = {m.name for m in pkgutil.iter_modules(stabwatch.__path__) if m.ispkg}
-    assert rooms - {"guards", "hooks", "kernels"} == set(ROOMS_WITHOUT_TORCH)
+    packages = {m.name for m in pkgutil.iter_modules(stabwatch.__path__) if m.ispkg}
+    assert packages - {"distributed", "guards", "hooks", "kernels", "runtime"} == set(WITHOUT_TORCH)
 
 
 def test_importing_stabwatch_is_cheap() -> None:

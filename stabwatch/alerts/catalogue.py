@@ -42,7 +42,7 @@ BY_NAME: dict[str, Rule] = {rule.name: rule for rule in RULES}
 
 def features() -> tuple[Feature, ...]:
     """The derived signals of all themes, with fresh state for one run."""
-    return tuple(family for theme in THEMES for family in theme.families())
+    return tuple(feature for theme in THEMES for feature in theme.features())
 
 
-DERIVED: tuple[DerivedSignal, ...] = tuple(gauge for family in features() for gauge in family.gauges)
+DERIVED: tuple[DerivedSignal, ...] = tuple(gauge for feature in features() for gauge in feature.gauges)

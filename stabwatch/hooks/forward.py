@@ -88,11 +88,11 @@ def after(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 def _see(site: Site, module: nn.Module, args: Any, output: Any) -> None:
-    guard = site.watch.guard
+    isolation = site.watch.isolation
     if site.flags.sampled and site.activation is not None:
-        guard.run("activation", "sampled", _measure, site, output)
+        isolation.run("activation", "sampled", _measure, site, output)
     if site.flags.sampled and site.role.top_k:
-        guard.run("router", "sampled", experts.routed, site, module, args)
+        isolation.run("router", "sampled", experts.routed, site, module, args)
     if site.flags.is_due(site.index):
         residual.observe(site, module, args, output)
     if site.activation is not None:

@@ -80,7 +80,7 @@ class StepTaps:
 
     def before(self, optimizer: Any, closure: bool = False) -> None:
         """The optimizer is about to step. With a closure it has no gradients yet, or those of the last step."""
-        run, flags = self._watch.isolation.run, self._watch.gate
+        run, flags = self._watch.isolation.run, self._watch.flags
         if self._make_guards is not None and id(optimizer) not in self._guards:
             run("guard", "always", self._set_guard, optimizer, self._make_guards)
         if flags.sampled:
@@ -124,7 +124,7 @@ class StepTaps:
 
     def after(self, optimizer: Any, closure: bool = False) -> None:
         """The optimizer has stepped. With a closure its gradients are those of the last time that it was called."""
-        run, flags = self._watch.isolation.run, self._watch.gate
+        run, flags = self._watch.isolation.run, self._watch.flags
         if flags.sampled:
             if closure:
                 run("gradient", "sampled", self._parameters.measure_gradients, optimizer)

@@ -14,15 +14,15 @@ from tests.alerts.scenarios import block, wave
 FILE = """
 rules:
   LossSpike:
-    hold: 6
+    for_points: 6
     thresholds: {loss_robust_z: 4}
   ActivationOutlierGrowth:
-    silent: ["head*"]
-  LossDivergence: {silent: true}
+    muted: ["head*"]
+  LossDivergence: {muted: true}
   Tokens:
     signal: token_similarity
     above: 0.9
-    hold: 2
+    for_points: 2
     severity: critical
   Bound:
     signal: attention_logit_bound
@@ -80,7 +80,7 @@ def test_the_diagnosis_knows_them(write):
 
 MISTAKES = {
     "rules:\n  LossSpike:\n    holds: 3": (3, "`holds` is none of"),
-    "rules:\n  LossSpike:\n    hold: many": (3, "`hold` is a number of 1 or more"),
+    "rules:\n  LossSpike:\n    for_points: many": (3, "`for_points` is a number of 1 or more"),
     "rules:\n  LossSpike:\n    thresholds: {los: 3}": (3, "compares loss_robust_z, loss_to_median_ratio"),
     "rules:\n  Mine:\n    above: 3": (2, "names its `signal`"),
     "rules:\n  Mine:\n    signal: loss": (2, "give `above` or `below`"),

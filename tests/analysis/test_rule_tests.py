@@ -11,7 +11,7 @@ from stabwatch.errors import RuleError
 
 RULES = """
 rules:
-  RankFalls: {signal: stable_rank, below: 2, hold: 3, severity: warning, summary: It falls.}
+  RankFalls: {signal: stable_rank, below: 2, for_points: 3, severity: warning, summary: It falls.}
 """
 FALLS = """\
   input_series:

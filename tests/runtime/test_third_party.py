@@ -87,7 +87,7 @@ def test_a_family_is_watched_without_configuration(family, attach):
 
 
 def test_the_sites_of_the_study_of_maximum_activations(attach):
-    """Embeddings, residual stream, attention and MLP out, flags, final norm; a gate's weights stay with their MLP."""
+    """Embeddings, residual stream, attention and MLP out, gates, final norm; a gate's weights stay with their MLP."""
     torch.manual_seed(0)
     model, inputs = _llama()
     sites = ["embed_tokens", "norm", *(f"layers.1{part}" for part in ("", ".self_attn", ".mlp", ".mlp.gate_proj"))]

@@ -1,1 +1,1 @@
-"""Derived signals and rules by theme: `families()` gives the signals, `RULES` the rules that compare them."""
+"""Derived signals and rules by theme: `features()` gives the signals, `RULES` the rules that compare them."""

@@ -45,7 +45,7 @@ def _each(experts: str, count: int, reduction: str) -> Iterator[Accumulator]:
 
 
 def _experts_of(router: str) -> str:
-    """`layers.0.mlp.gate` and `layers.0.mlp.flags.wg` route to `layers.0.mlp.experts`."""
+    """`layers.0.mlp.gate` and `layers.0.mlp.gate.wg` route to `layers.0.mlp.experts`."""
     owner, _, name = router.rpartition(".")
     if not any(word in name for word in ("gate", "router", "gating")):
         owner = owner.rpartition(".")[0]

@@ -23,6 +23,7 @@ from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.run import RunAccumulators
 from stabwatch.runlog import read_run
 from stabwatch.runlog.writer import RunFolder
+from stabwatch.runtime.session import Session
 from tests.models import run
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +42,7 @@ TAPS = {
     "gradient": (ParameterTaps, "measure_gradients"),
     "weight": (ParameterTaps, "measure_weights"),
     "update": (ParameterTaps, "snapshot"),
-    "log": (stabwatch.Watch, "_log_scalars"),
+    "log": (Session, "_log_scalars"),
 }
 
 
@@ -65,7 +66,7 @@ def test_a_fault_in_a_tap_changes_nothing_and_is_named(probe, attach, monkeypatc
 
 def test_a_fault_at_the_end_of_a_step_changes_nothing(attach, monkeypatch):
     plain = run("gpt", steps=6)
-    monkeypatch.setattr(stabwatch.Watch, "_record", _boom)
+    monkeypatch.setattr(Session, "_record", _boom)
     watched = run("gpt", steps=6, before=attach)
     assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
     assert attach.watches[-1]._session.isolation.errors["clock"] == 3
@@ -104,7 +105,13 @@ def test_an_exception_of_the_user_s_is_the_user_s(attach, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part", ["taps.choose", "taps.StepBuffer", "taps.register_optimizer_step_post_hook", "watch.Writer"]
+    "part",
+    [
+        "runtime.taps.select_modules",
+        "runtime.taps.StepBuffer",
+        "runtime.taps.register_optimizer_step_post_hook",
+        "runtime.session.Writer",
+    ],
 )
 def test_when_attaching_fails_training_goes_on_unwatched(part, monkeypatch, attach, caplog):
     plain = run("gpt", steps=4)

@@ -136,8 +136,8 @@ def test_the_load_and_the_output_of_each_expert_of_a_stack(attach):
         ((step,), (value,)) = log.series("expert_output_rms", name)
         tokens, chosen, _ = calls[step]
         mine = tokens[(chosen == i).any(dim=1)].double()
-        flags, up = (mine @ weights["gate_up_proj"][i].double().T).chunk(2, dim=-1)
-        out = (F.silu(flags) * up) @ weights["down_proj"][i].double().T
+        gate, up = (mine @ weights["gate_up_proj"][i].double().T).chunk(2, dim=-1)
+        out = (F.silu(gate) * up) @ weights["down_proj"][i].double().T
         assert value == pytest.approx(rms(out), rel=0.3), "8 tokens of those that were sent to it"
     loads = torch.tensor([[float((chosen == i).sum()) for i in range(4)] for _, chosen, _ in calls])
     overflow = (loads - 1.25 * loads.mean(1, keepdim=True)).clamp(min=0).sum(1) / loads.sum(1)
@@ -159,16 +159,16 @@ def test_a_stated_capacity_gives_the_share_that_is_dropped(attach):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), Mixture())
     inputs = []
-    model[1].flags.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach()))
+    model[1].gate.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach()))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     attach(model, optimizer)
     model(torch.randn(30, 8)).square().mean().backward()
-    weight = model[1].flags.wg.weight.detach().clone()
+    weight = model[1].gate.wg.weight.detach().clone()
     optimizer.step()
     log = attach.finish()
     loads = torch.bincount((inputs[0] @ weight.T).argmax(-1), minlength=4).float()
     dropped = (loads - 0.5 * 30 / 4).clamp(min=0).sum() / 30
-    assert log.series("router_dropped_ratio", "1.flags.wg")[1].tolist() == pytest.approx([dropped.item()])
+    assert log.series("router_dropped_ratio", "1.gate.wg")[1].tolist() == pytest.approx([dropped.item()])
     shares = [log.series("expert_load_share", f"1.experts.{i}")[1][0] for i in range(4)]
     assert shares == pytest.approx((loads / 30).tolist())
     assert log.series("output_rms", "1.experts.2")[1][0] > 0, "experts that are modules have their own"

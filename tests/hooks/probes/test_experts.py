@@ -46,7 +46,7 @@ def _unbalance(model):
         for name, x in (*model.named_parameters(), *model.named_buffers()):
             if name.endswith(("router.bias", "e_score_correction_bias")):
                 x.copy_(torch.linspace(0.3, 0.0, 8).roll(3).view(x.shape))
-            elif name.endswith(("flags.weight", "router.weight")):
+            elif name.endswith(("gate.weight", "router.weight")):
                 x.normal_(std=0.05)
 
 
@@ -98,7 +98,7 @@ class Corrected(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
         self.router = nn.Module()
-        self.router.flags = nn.Linear(8, 4)
+        self.router.gate = nn.Linear(8, 4)
         self.router.score_func, self.router.top_k = score_func, 1
         self.register_buffer("expert_bias", torch.tensor([0.0, 0.3, 0.0, 0.1]))
 
@@ -114,9 +114,9 @@ def test_a_biased_projection_and_a_correction_beside_the_experts(score_func, att
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), Corrected(score_func))
     with torch.no_grad():
-        model[1].router.flags.bias.copy_(torch.tensor([2.0, 0.0, 1.0, -1.0]))
+        model[1].router.gate.bias.copy_(torch.tensor([2.0, 0.0, 1.0, -1.0]))
     logits = []
-    model[1].router.flags.register_forward_hook(lambda m, args, out: logits.append(out.detach()))
+    model[1].router.gate.register_forward_hook(lambda m, args, out: logits.append(out.detach()))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     attach(model, optimizer)
     model(3 * torch.randn(200, 8)).square().mean().backward()

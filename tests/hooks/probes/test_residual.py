@@ -127,10 +127,10 @@ def test_the_router_is_read_whatever_it_returns(attach):
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
-    name, flags = next((n, m) for n, m in model.named_modules() if n.endswith(("gate", "router")))
+    name, gate = next((n, m) for n, m in model.named_modules() if n.endswith(("gate", "router")))
     inputs = []
-    flags.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach().flatten(0, -2)))
-    weight = flags.weight.detach().clone()
+    gate.register_forward_pre_hook(lambda m, args: inputs.append(args[0].detach().flatten(0, -2)))
+    weight = gate.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     attach(model, optimizer)
     data = torch.randint(64, (2, 12))
