@@ -114,7 +114,7 @@ def test_a_threshold_is_tried_over_many_runs(make_log, tmp_path):
         log.end(200)
     runs = sorted(tmp_path.iterdir())
     growth = next(r for r in RULES if r.name == "AttentionLogitGrowth")
-    (level,) = [level for level in growth.levels if level.severity == "critical"]
+    (level,) = [level for level in growth.thresholds if level.severity == "critical"]
     strict = replace(level, when=(Condition("attention_logit_bound", above=1e9), *level.when[1:]))
     today = replay(map(RunLog, runs), [growth])
     (tally,) = today.tallies

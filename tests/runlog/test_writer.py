@@ -128,8 +128,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from stabwatch.runlog import Cell, Meta, RunFolder, SlotTable, Writer
-table = SlotTable.build([Cell("loss", "", "mean")])
+from stabwatch.runlog import Accumulator, Meta, RecordLayout, RunFolder, Writer
+table = RecordLayout.build([Accumulator("loss", "", "mean")])
 writer = Writer(RunFolder(Path(sys.argv[1]), Meta(run="x", created=0.0, host="h", pid=1, pid_started=0.0)))
 for step in range(1_000_000):
     writer.record(step, 0.0, lambda step=step: (table, np.array([1, step, 0], np.float32)))
@@ -230,10 +230,10 @@ LIMITED = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from stabwatch.runlog import Cell, RunFolder, SlotTable
+from stabwatch.runlog import Accumulator, RecordLayout, RunFolder
 from tests.runlog.conftest import meta
 from tests.runlog.test_writer import full_and_free_again
-table = SlotTable.build([Cell("activation", f"blocks.{i}", "moments") for i in range(40)])
+table = RecordLayout.build([Accumulator("activation", f"blocks.{i}", "moments") for i in range(40)])
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 folder = RunFolder(Path(sys.argv[1]), meta())
 def fill():

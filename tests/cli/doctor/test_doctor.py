@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stabwatch.alerts import DERIVED
 from stabwatch.cli.app import app
-from stabwatch.cli.commands.doctor import environment
+from stabwatch.cli.doctor import environment
 from stabwatch.cli.doctor.environment import Check, check_environment
 from stabwatch.cli.doctor.run import check_run
 from stabwatch.runlog import Event, Meta, RunFolder, append_event

@@ -57,7 +57,7 @@ def test_every_reader_tells_how_far_it_is(logs, kind, monkeypatch):
 def test_a_foreign_log_says_how_far_its_records_are_gone_through(logs, monkeypatch):
     (log,) = open_sources([logs["text"]])
     assert isinstance(log, ForeignLog) and not log.position
-    monkeypatch.setattr("stabwatch.analysis.readers.records.PIECE", 1000)
+    monkeypatch.setattr("stabwatch.analysis.readers.records.BATCH_RECORDS", 1000)
     shares = [log.position / log.size for _ in log.stream()]
     assert len(shares) > 2 and shares == sorted(shares) and shares[-1] == 1
 
