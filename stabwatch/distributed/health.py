@@ -1,104 +1,156 @@
-"""One rank against the others, from the rows of all of them. Runs in the writer's thread of rank 0."""
+"""One rank against the others, from partial aggregates that merge over ranks.
+
+Each rank states a few numbers of its own (`own`); they are merged over the tree as everything is; rank 0 reads off the
+result which rank is slowest, has the largest loss, counted the most non-finite values, or holds other weights
+(`compare`). Nothing here needs all rows in one place.
+
+Replicas are compared by the sums of squares of their layers: equal weights give equal bits. Carried are their number,
+sum, largest and smallest, each with its rank. Of n values with one odd, the sum says which extreme it is: it is
+(n - 1) * smallest + largest, or smallest + (n - 1) * largest. Where more than one differs it is neither, and which rank
+it is, is not known (-1). Of two ranks that part, it is the one whose weights jumped.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.distributed.ranks import REPLICATED
 from stabwatch.runlog import Accumulator, RecordLayout
 
+REPLICATED = ("gradient", "group", "weight", "update", "matrix", "matrix_update", "optimizer")
+"""Taps of what all ranks hold alike, unless parameters are sharded."""
 BUSY_SOURCE = Accumulator("rank_source", "busy", "host")
 """Each rank's own; it stays inside the training process."""
 BUSY = Accumulator("rank_busy", "", "rank_spread")
 LOSS = Accumulator("rank_loss", "", "rank_spread")
 NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
-SHARDED = "parameters are sharded over ranks: there are no replicas to compare"
-LEAST = 1e-9
-"""A difference of replicas that is none: for which of two ranks jumped, not for an alert."""
+SPREADS = (BUSY, LOSS, NONFINITE)
+SHARDED = "parameters are sharded over ranks: replicas are compared only where every rank holds the whole model"
+UNKNOWN = -1
+"""In place of a rank: which one it is, is not known."""
 
+LEAST = 1e-9
+"""A difference of two replicas that is none: for which of them jumped, not for an alert."""
 CLEAR = 3.0
 """Of two ranks that part, the one whose weights moved this many times as far is the odd one."""
 
-Rows = NDArray[np.float64]
+Row = NDArray[np.float64]
 
 
 class RankHealth:
-    """Makes the cells that compare ranks. A layer is compared where two ranks or more measured it in the same step."""
+    """Makes the accumulators that compare ranks. A layer is compared where two ranks or more measured it in a step.
 
-    def __init__(self, device: RecordLayout, sharded: bool) -> None:
+    sources: what each rank states. cells: what rank 0 writes down.
+    coupled (set by the owner): something keeps replicas equal from the start. Without that (a hand-written
+        all-reduce), a layer is compared from the first step on in which all replicas of it are equal: ranks that
+        train models of their own are not replicas of one.
+    """
+
+    def __init__(self, device: RecordLayout) -> None:
         self._busy = _starts(device, [c for c in device.cells if c == BUSY_SOURCE])
         self._losses = _starts(device, [c for c in device.cells if c.tap == "loss_source"])
         own = [c for c in device.cells if c.tap not in REPLICATED]
         self._nonfinite = _field(device, own, "nonfinite")
         weights = [c for c in device.cells if c.tap == "weight" and c.reduction == "moments"]
-        replicas = [] if sharded else weights
-        self._weights, self._broken = _field(device, replicas, "sumsq"), _field(device, replicas, "nonfinite")
-        self.cells = (BUSY, LOSS, NONFINITE, *(Accumulator("replica", c.site, "replica") for c in replicas))
-        self._last: Rows | None = None
-        self._blamed = np.full(len(replicas), -1)
+        self._weights, self._broken = _field(device, weights, "sumsq"), _field(device, weights, "nonfinite")
+        self._counts = _field(device, weights, "count")
+        self.sources = (*SPREADS, *(Accumulator("replica_source", c.site, "replica_source") for c in weights))
+        self.cells = (*SPREADS, *(Accumulator("replica", c.site, "replica") for c in weights))
+        self.coupled = False
+        self._equal_once = np.zeros(len(weights), dtype=bool)
+        self._last = np.full((2, len(weights)), np.nan)
+        self._odd = np.full(len(weights), float(UNKNOWN))
+        self._apart = np.zeros(len(weights), dtype=bool)
 
-    def partials(self, gathered: NDArray[np.floating]) -> Rows:
-        """gathered: (ranks, device slots). The slots of `cells`; with one rank nothing is measured."""
-        rows: Rows = gathered.astype(np.float64)
-        if len(rows) < 2:
-            return np.full(15 + 3 * len(self._weights), np.nan)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            busy = np.where(rows[:, self._busy] > 0, rows[:, self._busy + 1], np.nan).max(axis=1, initial=-np.inf)
-            spread = [_spread(busy), _spread(self._loss(rows)), _spread(np.nansum(rows[:, self._nonfinite], axis=1))]
-            return np.concatenate([*spread, self._replicas(rows)])
+    @property
+    def width(self) -> int:
+        """Number of slots of `sources`."""
+        return 5 * len(SPREADS) + 7 * len(self._weights)
 
-    def _loss(self, rows: Rows) -> Rows:
-        """The loss of each rank by the best source that it has, (ranks,)."""
-        found = np.full(len(rows), np.nan)
-        for start in self._losses[::-1]:
-            here = rows[:, start] > 0
-            found = np.where(here, rows[:, start + 1] / rows[:, start], found)
-        return found
+    @property
+    def absent(self) -> Row:
+        """The slots of `cells` in a record of one rank alone."""
+        return np.full(5 * len(SPREADS) + 3 * len(self._weights), np.nan)
 
-    def _replicas(self, rows: Rows) -> Rows:
-        """(3 * layers,): how many ranks measured a layer, the largest difference, and whose it is."""
-        norms, bad = rows[:, self._weights], rows[:, self._broken]
-        there = ~np.isnan(norms)
-        norms = np.where(bad > 0, np.inf, norms)
-        count = there.sum(axis=0)
-        several = count > 1
-        out = np.full((len(self._weights), 3), np.nan)
-        if several.any():
-            apart = _apart(norms, there)
-            jump = apart if self._last is None else np.abs(norms / self._last - 1)
-            self._blame(apart, np.where(there, jump, -np.inf), count, several)
-            out[several] = np.column_stack([count, apart.max(axis=0), self._blamed])[several]
-        self._last = norms if self._last is None else np.where(there, norms, self._last)
+    def own(self, rank: int, row: NDArray[np.floating]) -> Row:
+        """row: (device slots,), of one rank. The slots of `sources`, NaN where this rank measured nothing."""
+        x = np.asarray(row, dtype=np.float64)
+        busy = x[self._busy + 1].max() if (x[self._busy] > 0).any() else np.nan
+        nonfinite = np.nansum(x[self._nonfinite])
+        spreads = [_spread(rank, value) for value in (busy, self._loss(x), nonfinite)]
+        return np.concatenate([*spreads, self._replica(rank, x)])
+
+    def _loss(self, x: Row) -> float:
+        """The loss by the best source that this rank has."""
+        for start in self._losses:
+            if x[start] > 0:
+                return float(x[start + 1] / x[start])
+        return np.nan
+
+    def _replica(self, rank: int, x: Row) -> Row:
+        """(7 * layers,): count, sum, broken, largest, its rank, minus the smallest, its rank."""
+        norms, measured = x[self._weights], x[self._counts] > 0
+        broken = (x[self._broken] > 0) | ~np.isfinite(norms)
+        out = np.empty((len(norms), 7))
+        out[:, 0], out[:, 1], out[:, 2] = 1, np.where(broken, 0, norms), broken
+        out[:, 3], out[:, 4] = np.where(broken, np.inf, norms), rank
+        out[:, 5], out[:, 6] = np.where(broken, -np.inf, -norms), rank
+        out[~measured] = np.nan
         return out.reshape(-1)
 
-    def _blame(self, apart: Rows, jump: Rows, count: NDArray[np.int64], several: NDArray[np.bool_]) -> None:
-        """The farthest rank; of two, the one that jumped when they parted, for as long as they are apart."""
-        differs = apart.max(axis=0) > LEAST
-        pair = several & (count == 2) & differs
-        new = pair & (self._blamed < 0)
-        ordered = np.sort(np.where(np.isfinite(jump) | (jump == np.inf), jump, 0.0), axis=0)
-        clear = ordered[-1] > CLEAR * ordered[-2]
-        self._blamed[new] = np.where(clear, jump.argmax(axis=0), -1)[new]
-        rest = several & ~pair
-        self._blamed[rest] = np.where(differs, apart.argmax(axis=0), -1)[rest]
+    def compare(self, merged: NDArray[np.floating]) -> Row:
+        """merged: slots of `sources` over all ranks. The slots of `cells`, NaN where fewer than two ranks measured."""
+        x = np.asarray(merged, dtype=np.float64)
+        spreads = x[: 5 * len(SPREADS)].reshape(-1, 5).copy()
+        spreads[~(spreads[:, 0] > 1)] = np.nan
+        if spreads[2, 4] > 0:  # every rank counted some: which was the first, is not known from this step
+            spreads[2, 3] = UNKNOWN
+        return np.concatenate([spreads.reshape(-1), self._compared(x[5 * len(SPREADS) :].reshape(-1, 7)).reshape(-1)])
+
+    def _compared(self, x: Row) -> Row:
+        """(layers, 3): how many ranks measured a layer, the largest difference, and whose it is."""
+        count, total, broken, high, high_rank, low, low_rank = x.T
+        low = -low
+        several = count > 1
+        out = np.full((len(x), 3), np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            whole = several & (broken == 0)
+            differs = whole & (high > low)
+            self._equal_once |= whole & ~differs
+            place = (total - count * low) / (high - low)  # 1: all but one are low; n - 1: all but one are high
+            odd_high, odd_low = differs & (count > 2) & (place < 1.5), differs & (count > 2) & (place > count - 1.5)
+            usual = np.where(odd_high, low, np.where(odd_low, high, (high + low) / 2))
+            apart = np.maximum(high - usual, usual - low) / np.where(usual > 0, usual, 1.0)
+        rank = np.where(odd_high, high_rank, np.where(odd_low, low_rank, UNKNOWN))
+        pair = whole & (count == 2)
+        rank = np.where(pair, self._odd_of(high, high_rank, low, low_rank, pair), rank)
+        mixed = several & (broken > 0) & (broken < count)
+        finite_one = mixed & (broken == count - 1)
+        rank = np.where(mixed, np.where(broken == 1, high_rank, np.where(finite_one, low_rank, UNKNOWN)), rank)
+        apart = np.where(mixed, np.inf, np.where(differs, apart, 0.0))
+        shown = several & (self._equal_once | self.coupled)
+        out[shown] = np.column_stack([count, apart, rank])[shown]
+        return out
+
+    def _odd_of(self, high: Row, high_rank: Row, low: Row, low_rank: Row, pair: NDArray[np.bool_]) -> Row:
+        """(layers,): of two ranks, the one that jumped when they parted, for as long as they are apart."""
+        order = high_rank < low_rank
+        norms = np.stack([np.where(order, high, low), np.where(order, low, high)])
+        ranks = np.stack([np.minimum(high_rank, low_rank), np.maximum(high_rank, low_rank)])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            jump = np.nan_to_num(np.abs(norms / self._last - 1), nan=0.0, posinf=np.inf)
+            differs = pair & (high - low > LEAST * np.abs(high))
+        clear = jump.max(axis=0) > CLEAR * jump.min(axis=0)
+        jumped = np.where(clear, np.where(jump[0] > jump[1], ranks[0], ranks[1]), UNKNOWN)
+        self._odd = np.where(differs, np.where(self._apart, self._odd, jumped), np.where(pair, UNKNOWN, self._odd))
+        self._apart = np.where(pair, differs, self._apart)
+        self._last = np.where(pair, norms, self._last)
+        return self._odd
 
 
-def _apart(norms: Rows, there: NDArray[np.bool_]) -> Rows:
-    """|norm - median over ranks| / median: 0 where a rank is not there, inf for one that alone is not finite."""
-    middle = np.nanmedian(np.where(there, norms, np.nan), axis=0)
-    apart = np.abs(norms / np.where(middle > 0, middle, 1.0) - np.where(middle > 0, 1.0, 0.0))
-    both = np.isinf(norms) & np.isinf(middle)
-    return np.where(there & ~both, np.where(np.isnan(apart), np.inf, apart), 0.0)
-
-
-def _spread(values: Rows) -> Rows:
-    """The slots of a `rank_spread`, from one number per rank; NaN and infinities are left out."""
-    good = np.isfinite(values)
-    if good.sum() < 2:
-        return np.full(5, np.nan)
-    kept = np.where(good, values, -np.inf)
-    return np.array([good.sum(), values[good].sum(), kept.max(), kept.argmax(), values[good].min()])
+def _spread(rank: int, value: float) -> Row:
+    """The slots of a `rank_spread` of one rank; a value that is not finite is left out."""
+    return np.array([1.0, value, value, rank, value]) if np.isfinite(value) else np.full(5, np.nan)
 
 
 def _starts(table: RecordLayout, cells: list[Accumulator]) -> NDArray[np.int64]:
@@ -106,7 +158,7 @@ def _starts(table: RecordLayout, cells: list[Accumulator]) -> NDArray[np.int64]:
 
 
 def _field(table: RecordLayout, cells: list[Accumulator], name: str) -> NDArray[np.int64]:
-    """Slots of one field of some cells, of those that have it."""
+    """Slots of one field of some accumulators, of those that have it."""
     by_cell = dict(zip(table.cells, table.fields, strict=True))
     names = {c: [field for field, _ in by_cell[c]] for c in cells}
     return np.array([table.start(c) + names[c].index(name) for c in cells if name in names[c]], dtype=np.int64)

@@ -2,54 +2,101 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
 
-from stabwatch.distributed.ranks import AHEAD, Ranks
+from stabwatch.distributed.agreement import AHEAD
+from stabwatch.distributed.exchange import Exchange
+
+PATIENCE = 10.0
+"""Seconds to wait until all ranks have answered, before a message is withdrawn."""
+NEVER = "never"
 
 
 class RankBroadcast:
-    """Words of rank 0 for all ranks, each with the step before which it is to be heard.
+    """Messages of rank 0 for all ranks, each with the step before which it is to be acted on.
 
-    They go through the process group's store, a few steps ahead: more than ranks of one job can be apart. One look
-    into the store per step, and no collective. With one rank they are heard at once.
+    In two rounds, as a rank that misses one would go on with other weights than the rest. First rank 0 asks through
+    the exchange whether all ranks are there; each answers, and looks into the job's store at every step from then
+    on. When all have answered, rank 0 writes the message and a step a few ahead into the store: ranks that train
+    together are less than that apart, so all of them find it in time. No collective, and without a message no look
+    into the store. A message that some rank did not answer is withdrawn. With one rank it is acted on at once.
+
+    exchange: None with one rank, or where ranks do not exchange anything (`possible` says which).
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._sent = self._received = 0
+    def __init__(self, world: int, exchange: Exchange | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._world = world
+        self._exchange = exchange
+        self._clock = clock
+        self._number = 0
+        self._proposed: tuple[str, float] | None = None
+        self._answered: set[int] = set()
+        self._expected: dict[int, float] = {}
         self._waiting: list[tuple[int, str]] = []
 
     @property
     def possible(self) -> bool:
         """False while there are other ranks that cannot be told."""
-        return self._ranks.world == 1 or self._ranks.active
+        if self._exchange is None:
+            return self._world == 1
+        return not self._exchange.broken and (self._exchange.rank > 0 or self._exchange.covered == self._world)
 
     @property
     def pending(self) -> bool:
         """Something was said and is not due yet."""
-        return bool(self._waiting) or self._sent > self._received
+        return bool(self._waiting) or self._proposed is not None
 
-    def send(self, step: int, words: str) -> None:
-        """Say something, before step `step`. Words of other ranks than 0 are not heard."""
-        if self._ranks.world == 1:
-            self._waiting.append((step, words))
-        elif self._ranks.rank == 0:
-            self._store.set(self._key(self._sent), f"{step + AHEAD} {words}")
-            self._sent += 1
+    def send(self, step: int, message: str) -> None:
+        """Say something, before step `step`. Messages of other ranks than 0 are not heard."""
+        if self._exchange is None:
+            self._waiting.append((step, message))
+        elif self._exchange.rank == 0:
+            self._number += 1
+            self._proposed, self._answered = (message, self._clock()), set()
+            self._exchange.tell("prepare", self._number)
 
-    def receive(self, step: int) -> list[str]:
-        """What is to be done now, before step `step`."""
-        if self._ranks.active and self._store.check([self._key(self._received)]):
-            when, _, words = self._store.get(self._key(self._received)).decode().partition(" ")
-            self._waiting.append((int(when), words))
-            self._received += 1
-        now = [words for when, words in self._waiting if when <= step]
-        self._waiting = [(when, words) for when, words in self._waiting if when > step]
-        return now
+    def receive(self, step: int) -> tuple[list[str], list[str]]:
+        """Before step `step`: the messages that all ranks act on now, and those that were withdrawn."""
+        withdrawn: list[str] = []
+        if self._exchange is not None:
+            if self._exchange.rank == 0:
+                withdrawn = self._settle(self._exchange, step)
+            else:
+                self._look(self._exchange)
+        now = [message for when, message in self._waiting if when <= step]
+        self._waiting = [(when, message) for when, message in self._waiting if when > step]
+        return now, withdrawn
 
-    @property
-    def _store(self) -> Any:
-        return self._ranks.store
+    def _settle(self, exchange: Exchange, step: int) -> list[str]:
+        for number, rank in exchange.received("prepared"):
+            if number == self._number:
+                self._answered.add(rank)
+        if self._proposed is None:
+            return []
+        message, since = self._proposed
+        if len(self._answered) == self._world - 1:
+            exchange.directory.set_now(_key(self._number), f"{step + AHEAD} {message}")
+            self._waiting.append((step + AHEAD, message))
+            self._proposed = None
+        elif self._clock() - since > PATIENCE:
+            exchange.directory.set_now(_key(self._number), NEVER)
+            self._proposed = None
+            return [message]
+        return []
 
-    def _key(self, number: int) -> str:
-        return f"{self._ranks.key}/said/{number}"
+    def _look(self, exchange: Exchange) -> None:
+        for number in exchange.received("prepare"):
+            self._expected[number] = self._clock()
+            exchange.reply("prepared", [number, exchange.rank])
+        for number, since in list(self._expected.items()):
+            found = exchange.directory.read_now(_key(number))
+            if found is not None and found != NEVER:
+                when, _, message = found.partition(" ")
+                self._waiting.append((int(when), message))
+            if found is not None or self._clock() - since > 3 * PATIENCE:
+                del self._expected[number]
+
+
+def _key(number: int) -> str:
+    return f"said/{number}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stabwatch.config import Config
-from stabwatch.distributed.ranks import Ranks
+from stabwatch.distributed.exchange import Exchange
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards import LearningRateBackoff, SkipStep, Snapshots, TaylorGuard
 from stabwatch.guards.alert_sources import AgentAlerts, AlertSource, LocalEngine
@@ -158,7 +158,7 @@ class AlertDispatcher:
                     self._report(error)
             if alert.state == "firing" and alert.severity == "critical" and alert.rule != "TrainingStopped":
                 critical = critical or alert
-        self._run("calls", "always", self._hear, step)
+        self._run("calls", "always", self._hear)
         if not (self._reactions or self._stop):
             return
         for reaction in self._reactions:
@@ -167,11 +167,21 @@ class AlertDispatcher:
             self._act(critical, step, ())
         elif critical is not None and not self._broadcast.pending:
             self._broadcast.send(step, critical.to_event().to_json())
-        for said in self._broadcast.receive(step) if self._broadcast.possible else ():
-            self._act(Alert.from_event(Event.from_json(said)), step, self._reactions)
+        said: list[str] = []
+        withdrawn: list[str] = []
 
-    def _hear(self, step: int) -> None:
-        for answered in self._requests.boundary(step):
+        def receive() -> None:
+            nonlocal said, withdrawn
+            said, withdrawn = self._broadcast.receive(step)
+
+        self._run("broadcast", "always", receive)
+        for message in said:
+            self._act(Alert.from_event(Event.from_json(message)), step, self._reactions)
+        for message in withdrawn:  # not every rank can be told: nothing that changes one rank's weights
+            self._act(Alert.from_event(Event.from_json(message)), step, ())
+
+    def _hear(self) -> None:
+        for answered in self._requests.boundary():
             if self._writer is not None:
                 batches = answered.pop("batches")
                 self._writer.event(
@@ -226,7 +236,8 @@ def step_guards(config: Config, model: nn.Module) -> StepGuards | None:
 def make_dispatcher(
     config: Config,
     model: nn.Module,
-    ranks: Ranks,
+    world: int,
+    exchange: Exchange | None,
     writer: Writer | None,
     run_dir: Path,
     closer: Callable[[], None],
@@ -246,8 +257,8 @@ def make_dispatcher(
         source = LocalEngine(config.rules, None if config.agent else writer.put)
     elif writer is not None and config.agent:
         source = AgentAlerts(run_dir)
-    requests = RankRequests(ranks, batches, closer)
+    requests = RankRequests(exchange, batches, closer)
     return AlertDispatcher(
-        source=source, writer=writer, closer=closer, batches=batches, broadcast=RankBroadcast(ranks), requests=requests,
-        on_alert=on_alert, reactions=reactions, stop=stop, run=run,
+        source=source, writer=writer, closer=closer, batches=batches, broadcast=RankBroadcast(world, exchange),
+        requests=requests, on_alert=on_alert, reactions=reactions, stop=stop, run=run,
     )  # fmt: skip

@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from stabwatch.distributed.agreement import StepAgreement
 from stabwatch.distributed.ranks import Ranks
+from stabwatch.distributed.topology import Topology
 from stabwatch.hooks.base.copies import Copies
 from stabwatch.hooks.probes.directional import Probe
 from stabwatch.kernels.taylor import ratios
@@ -57,9 +59,10 @@ class TaylorGuard:
         if limit <= 0:
             raise ValueError(f"`limit` must be positive, and is {limit!r}.")
         self._ranks = Ranks(model, "auto")
-        if self._ranks.sharded:
+        if Topology(model, self._ranks.rank, self._ranks.world, ()).sharded:
             raise ValueError("The Taylor guard needs whole parameters, and those of this model are sharded over ranks.")
         inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self._agreement = StepAgreement(self._ranks)
         self._limit = limit
         self._probe = probe or Probe(inner, samples)
         self._owns_probe = probe is None
@@ -86,7 +89,7 @@ class TaylorGuard:
 
     def _step_begins(self, *_: Any) -> None:
         self._steps += 1
-        self._together = self._safely(lambda: self._ranks.joins(self._steps), False)
+        self._together = self._safely(lambda: self._agreement.joins(self._steps), False)
         self._before = self._safely(self._hold, {})
 
     def _step_ends(self, *_: Any) -> None:

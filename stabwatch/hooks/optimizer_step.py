@@ -69,6 +69,10 @@ class StepTaps:
         self._told = torch.zeros((), device=device)
         self.drift = DriftTap(model, modules.sites, modules.deep)
 
+    def count_only(self, counts: Callable[[nn.Parameter], bool]) -> None:
+        """Measure only the parameters for which `counts` is true: other ranks hold the same as the others."""
+        self._parameters.counts = self._deep.counts = self._plugins.counts = counts
+
     def register(self, buffer: Any) -> None:
         """Put all cells into a StepBuffer."""
         self._parameters.register(buffer)

@@ -1,4 +1,4 @@
-"""From a step's flat vectors (one per rank) to a record of the run log. Runs in the writer's thread."""
+"""From a step's row (of this rank, or merged over ranks) to a record of the run log. Runs in the writer's thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.distributed.health import RankHealth
-from stabwatch.distributed.ranks import merge_ranks
+from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.probes.run import LOSS, LOSS_FALLBACKS, loss_source
 from stabwatch.runlog import Accumulator, RecordLayout, host_accumulator
 from stabwatch.signals import CATALOGUE
@@ -60,6 +60,19 @@ class HostNumbers:
         return np.array(pairs).reshape(-1)
 
 
+NO_HOST_NUMBERS = np.full(2 * (len(_HOST_GAUGES) + len(_HOST_COUNTS)), np.nan)
+"""Of a step that this rank did not measure."""
+
+
+@dataclass(frozen=True)
+class RankExtra:
+    """What rank 0 adds to a record by itself. time: seconds since the epoch. host: slots of the host accumulators."""
+
+    time: float
+    host: NDArray[np.float64]
+    logged: Mapping[str, HostTransfer]
+
+
 ROUND_ROBIN = {(s.tap, s.reduction) for s in CATALOGUE if s.tier == "deep" and s.tap != "attention"}
 """Their sites are measured one after the other: the first of them brings all of its tap into the log."""
 PER_CALL = {s.reduction for s in CATALOGUE if s.tier == "deep" and s.tap == "attention"}
@@ -68,7 +81,7 @@ HOST_ACCUMULATORS = tuple(host_accumulator(name) for name in (*_HOST_GAUGES, *_H
 
 
 class Assembler:
-    """Merges ranks, settles the source of the loss, and keeps to the cells that exist in this run.
+    """Settles the source of the loss, and keeps to the cells that exist in this run.
 
     The device holds a cell for every place where something might be seen; the log lists those that are
     expected, and any other from the first record in which it was measured (a new segment begins then).
@@ -78,18 +91,17 @@ class Assembler:
         self,
         cells: Iterable[Accumulator],
         expected: Iterable[Accumulator],
-        sharded: bool,
+        health: RankHealth,
         undecided: Callable[[], None] = lambda: None,
         attention_limit: float = math.inf,
     ) -> None:
         self._device = RecordLayout.build(cells)
-        self._sharded = sharded
         self._undecided = undecided
         self._limit = attention_limit
         self._sources = [self._device.start(loss_source(name)) for name in LOSS_FALLBACKS]
-        self._ranks = RankHealth(self._device, sharded)
+        self._health = health
         kept = (c for c in self._device.cells if c.tap not in ("loss_source", "rank_source"))
-        self._fixed = (LOSS, *kept, *HOST_ACCUMULATORS, *self._ranks.cells)
+        self._fixed = (LOSS, *kept, *HOST_ACCUMULATORS, *health.cells)
         self._logged: list[str] = []
         self.fired: set[Accumulator] = set()
         self._shown = set(expected) | set(HOST_ACCUMULATORS) | {LOSS}
@@ -108,21 +120,25 @@ class Assembler:
         self._slots = np.concatenate(spans)
 
     def assemble(
-        self, rows: NDArray[np.floating], host: NDArray[np.float64], logged: Mapping[str, NDArray[np.floating]]
+        self,
+        row: NDArray[np.floating],
+        health: NDArray[np.float64] | None,
+        host: NDArray[np.float64],
+        logged: Mapping[str, NDArray[np.floating]],
     ) -> tuple[RecordLayout, NDArray[np.float32]]:
-        """rows: (ranks, device slots). Gives the table and the slots of the record, NaN where not measured."""
+        """row: (device slots,). health: slots of the accumulators that compare ranks, None for one rank alone.
+
+        Gives the table and the slots of the record, NaN where not measured.
+        """
         new = [name for name in logged if name not in self._logged]
         if new:
             self._logged += new
             self._lay_out()
-        merged = (
-            merge_ranks(self._device, rows, self._sharded)
-            if len(rows) > 1
-            else self._device.operators.with_nan(rows[0])
-        )
+        merged = self._device.operators.with_nan(row)
+        compared = self._health.absent if health is None else health
         after = self._sources[-1] + 3
         given = [logged.get(name, np.full(3, np.nan)) for name in self._logged]
-        full = np.concatenate([self._loss(merged), merged[after:], host, self._ranks.partials(rows), *given])
+        full = np.concatenate([self._loss(merged), merged[after:], host, compared, *given])
         full = self._all.operators.with_nan(full)
         fired = {cell for cell, here in zip(self._all.cells, ~np.isnan(full[self._starts]), strict=True) if here}
         self.fired |= fired

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stabwatch.config import Config
+from stabwatch.distributed.exchange import Exchange, Merged
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.hooks.base.context import MeasurementFlags
@@ -31,7 +32,8 @@ from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
 from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
-from stabwatch.runtime.record import HostNumbers
+from stabwatch.runtime.ranks import open_exchange
+from stabwatch.runtime.record import NO_HOST_NUMBERS, HostNumbers, RankExtra
 from stabwatch.runtime.run_metadata import learning_rate, open_folder, optimizer_facts, run_id, run_meta
 from stabwatch.runtime.step_clock import StepClock
 from stabwatch.runtime.taps import Taps
@@ -75,6 +77,7 @@ class Session:
         self._host = HostNumbers()
         self._agent: AgentProcess | None = None
         self._writer: Writer | None = None
+        self._exchange: Exchange | None = None
         self._introduced: set[int] = set()
         self._blind = self._detached = self._scaled = self._warned = False
         self._attached = self._began = time.perf_counter()
@@ -92,9 +95,10 @@ class Session:
             self.plugins, self.deep = taps.plugins, taps.modules.deep
             if self._ranks.rank == 0 or self.config.reduce == "never":
                 self._open(run_dir)
+            self._exchange = open_exchange(self._ranks, taps, self._merged, self._event, self._exchange_failed)
             self._dispatcher = make_dispatcher(
-                self.config, self._model, self._ranks, self._writer, self.run_dir, self._look_closer, taps.batches,
-                on_alert, self.isolation.run,
+                self.config, self._model, self._ranks.world, self._exchange, self._writer, self.run_dir,
+                self._look_closer, taps.batches, on_alert, self.isolation.run,
             )  # fmt: skip
         except Exception:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
@@ -219,9 +223,11 @@ class Session:
         self._clock.close()
         self.loss_seen = False
         self.step = step + 1
-        joins = self._ranks.joins(step)
-        if plan.always or joins:
-            self._record(step, joins)
+        exchange = self._exchange if self._exchange is not None and not self._exchange.broken else None
+        if plan.always:
+            self._record(step, exchange)
+        elif exchange is not None:  # others may have measured something
+            exchange.submit(step, None, RankExtra(time.time(), NO_HOST_NUMBERS, {}))
         cost = self.isolation.take_seconds()
         cost["always"] += time.perf_counter() - now
         self._host.next_step()
@@ -230,33 +236,52 @@ class Session:
             self._governor.observe(planned, seconds, spent)
         self._plan_next()
 
-    def _record(self, step: int, joins: bool) -> None:
+    def _record(self, step: int, exchange: Exchange | None) -> None:
         self.brackets.update()
         if self.flags.sampled:
             self.isolation.run("depth", "sampled", self._taps.modules.stacks.update)
-        if joins and self._busy is not None:
+        if exchange is not None and self._busy is not None:
             self.cells.fill_busy(self._busy)
-        flat = self._taps.buffer.flush()
-        gathered = self._ranks.gather(flat) if joins else None
+        copy = HostTransfer(self._taps.buffer.flush())
         if self._writer is None:
+            if exchange is not None:
+                exchange.submit(step, copy)
             return
-        copy = None if gathered else HostTransfer(flat)
         self._host.overhead = self._governor.overhead
         self._host.errors = sum(self.isolation.errors.values())
         self._host.dropped = self._writer.dropped
-        host = self._host.take()
         logged = {name: HostTransfer(cell) for name, cell in self.cells.take_logged().items()}
+        extra = RankExtra(time.time(), self._host.take(), logged)
+        if exchange is not None:
+            exchange.submit(step, copy, extra)
+        else:
+            self._write(step, copy.wait, None, extra)
+
+    def _merged(self, merged: Merged) -> None:
+        """On rank 0, in the exchange's thread: a step over ranks."""
+        if merged.extra.host is NO_HOST_NUMBERS and np.isnan(merged.row).all():
+            return  # no rank measured anything
+        self._write(merged.step, lambda: merged.row, merged.health if merged.covered > 1 else None, merged.extra)
+
+    def _write(
+        self,
+        step: int,
+        row: Callable[[], NDArray[np.floating]],
+        health: NDArray[np.float64] | None,
+        extra: RankExtra,
+    ) -> None:
+        assert self._writer is not None
 
         def resolve() -> tuple[RecordLayout, NDArray[np.float32]]:
-            rows = copy.wait()[None] if copy else gathered().cpu().numpy()  # type: ignore[misc]
-            out = self._taps.assembler.assemble(rows, host, {name: c.wait() for name, c in logged.items()})
+            logged = {name: cell.wait() for name, cell in extra.logged.items()}
+            out = self._taps.assembler.assemble(row(), health, extra.host, logged)
             self._records += 1
             if self._records == REPORT_AFTER:
                 self._report_coverage()
             self._dispatcher.record(out[0], step, out[1])
             return out
 
-        self._writer.record(step, time.time(), resolve)
+        self._writer.record(step, extra.time, resolve)
 
     def _plan_next(self) -> None:
         plan = self._governor.plan(self.step)
@@ -278,6 +303,13 @@ class Session:
             self._writer.event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
         what = "is switched off" if disabled else "failed; training goes on"
         _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
+
+    def _event(self, kind: str, step: int | None, **data: Any) -> None:
+        if self._writer is not None:
+            self._writer.event(kind, step, **data)
+
+    def _exchange_failed(self, error: Exception) -> None:
+        self.isolation.failed("exchange", error)
 
     def _report_coverage(self) -> None:
         if self.flags.traced:
@@ -372,6 +404,8 @@ class Session:
         self.flags.open = self.flags.sampled = self.flags.deep = self.flags.recording = False
         self._taps.remove()
         atexit.unregister(self._at_exit)
+        if self._exchange is not None:
+            self._exchange.close(reason)
         if self._writer is not None:
             if 0 < self._records < REPORT_AFTER:
                 self._report_coverage()

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from stabwatch.distributed.health import SHARDED
+from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.ranks import Ranks
+from stabwatch.distributed.topology import Topology
 from stabwatch.hooks.base.sites import Target, select_modules
 from stabwatch.hooks.base.tensors import device_of
 from stabwatch.hooks.forward import ModuleTaps
@@ -22,6 +23,7 @@ from stabwatch.hooks.probes.batches import Batches
 from stabwatch.hooks.probes.custom import PluginTaps
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.run import RunAccumulators
+from stabwatch.runlog import RecordLayout
 from stabwatch.runtime.coverage import MHA, NO_SATURATION, Coverage
 from stabwatch.runtime.governor import Governor
 from stabwatch.runtime.record import Assembler
@@ -52,15 +54,19 @@ class Taps:
             self.steps = StepTaps(model, self.modules, self.parameters, self.plugins, device, watch, guards)
             undo.callback(self.steps.remove)
             self.buffer = self._register(StepBuffer(device))
+            self.topology = Topology(model, ranks.rank, ranks.world if ranks.wanted else 1, self.parameters.tracked)
+            self.steps.count_only(self.topology.counts)
+            self.layout = RecordLayout.build(self.buffer.cells)
+            self.health = RankHealth(self.layout)
             sites = self.modules.sites.values()
             shown = [cell for site in sites for cell in site.fields() if cell.tap == "activation"]
             expected = (*self.cells.expected, *shown, *self.parameters.cells)
             self.assembler = Assembler(
-                self.buffer.cells, expected, ranks.sharded, governor.ask_deep, config.attention_limit
+                self.buffer.cells, expected, self.health, governor.ask_deep, config.attention_limit
             )
             self.names = [site.name for site in sites]
             self.coverage = Coverage(sites, self.parameters, expected)
-            for what, layer, reason in _blind_spots(chosen, ranks):
+            for what, layer, reason in _blind_spots(chosen):
                 self.coverage.unmeasured(what, layer, reason)
             FunctionTaps.install()
             undo.callback(FunctionTaps.remove)
@@ -84,10 +90,8 @@ class Taps:
         self._undo.close()
 
 
-def _blind_spots(chosen: list[Target], ranks: Ranks) -> Iterable[tuple[str, str, str]]:
+def _blind_spots(chosen: list[Target]) -> Iterable[tuple[str, str, str]]:
     """What is known before the first step not to be measurable: what, where, why."""
-    if ranks.sharded:
-        yield "replica", "", SHARDED
     if not any(c.role.nonlinear for c in chosen):
         yield "nonlinearity", "", NO_SATURATION
     for c in chosen:

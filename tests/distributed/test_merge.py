@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.distributed.ranks import AHEAD
+from stabwatch.distributed.agreement import AHEAD
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
 from tests.distributed.ddp_job import STEPS, batch

@@ -21,6 +21,10 @@ class HostTransfer:
         else:
             self._host = flat.cpu()
 
+    def arrived(self) -> bool:
+        """`wait` would not block."""
+        return self._event is None or self._event.query()
+
     def wait(self) -> NDArray[np.float32]:
         """The values, once they have arrived."""
         if self._event is not None:

@@ -50,6 +50,10 @@ class Isolation:
             self.seconds[tier] += own
             self.spent[probe] += own
 
+    def failed(self, probe: str, error: Exception) -> None:
+        """Count and report an exception that was caught elsewhere, in another thread."""
+        self._caught(probe, error)
+
     def take_seconds(self) -> dict[Tier, float]:
         """Host seconds by tier since the last call."""
         taken = dict(self.seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,12 +15,16 @@ from stabwatch.runlog import Accumulator
 
 
 class PluginTaps:
-    """The plugins that were registered when the watch was attached, and their cells."""
+    """The plugins that were registered when the watch was attached, and their cells.
+
+    counts: does this rank count a parameter? Another rank may hold the same.
+    """
 
     def __init__(
         self, sites: Iterable[Site], tracked: Iterable[tuple[str, str, nn.Parameter]], device: Any, watch: Any
     ) -> None:
         self._watch = watch
+        self.counts: Callable[[nn.Parameter], bool] = lambda parameter: True
         self._plugins = tuple(PLUGINS.values())
         tracked = list(tracked)
         self._layers = {id(p): layer for layer, _, p in tracked}
@@ -50,6 +54,8 @@ class PluginTaps:
         if not gradients and not weights:
             return
         for p in (p for group in optimizer.param_groups for p in group["params"] if id(p) in self._layers):
+            if not self.counts(p):
+                continue
             for plugin in gradients if p.grad is not None else ():
                 self._run(plugin, self._layers[id(p)], local(p.grad))
             for plugin in weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -38,9 +38,11 @@ class ParameterTaps:
     parameter group of the optimizers, in the order in which they are first seen.
     Updates need the parameters as they were: at most `update_bytes` of copies are held, and the layers take turns
     when they do not fit together. `too_large` names the layers that do not fit alone; their updates are not measured.
+    counts: does this rank count a parameter? Another rank may hold the same.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[str], device: torch.device, update_bytes: int) -> None:
+        self.counts: Callable[[nn.Parameter], bool] = lambda parameter: True
         self.tracked = _tracked(model, set(sites))
         self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.tracked))
         rows = {name: i for i, name in enumerate(self.layers)}
@@ -93,7 +95,7 @@ class ParameterTaps:
             (self._by_id[id(p)], known[i])
             for i, group in enumerate(optimizer.param_groups)
             for p in group["params"]
-            if id(p) in self._by_id and p.grad is not None
+            if id(p) in self._by_id and p.grad is not None and self.counts(p)
         ]
 
     def _add(self, found: Tensor, pairs: list[tuple[int, int]]) -> None:
@@ -107,7 +109,7 @@ class ParameterTaps:
 
     def measure_all_gradients(self) -> None:
         """The same for all parameters, when no optimizer will step (a skipped step)."""
-        mine = [o for o in self._by_id.values() if o.parameter.grad is not None]
+        mine = [o for o in self._by_id.values() if o.parameter.grad is not None and self.counts(o.parameter)]
         _grouped([local(o.parameter.grad) for o in mine], [o.row for o in mine], self.gradient)
 
     def measure_weights(self, optimizer: Any) -> None:
@@ -153,7 +155,7 @@ class ParameterTaps:
 
     def _stepped(self, optimizer: Any) -> list[TrackedParameter]:
         params = (p for group in optimizer.param_groups for p in group["params"])
-        return [self._by_id[id(p)] for p in params if id(p) in self._by_id]
+        return [self._by_id[id(p)] for p in params if id(p) in self._by_id and self.counts(p)]
 
 
 def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:

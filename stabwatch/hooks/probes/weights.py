@@ -5,7 +5,7 @@ Layers take turns, so that no step carries all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,16 @@ class Member:
 
 
 class DeepParameters:
-    """Cells by layer (`_LAYER_CELLS`) and by matrix ('spectrum')."""
+    """Cells by layer (`_LAYER_CELLS`) and by matrix ('spectrum').
+
+    counts: does this rank count a parameter? Another rank may hold the same.
+    """
 
     def __init__(
         self, model: nn.Module, tracked: Iterable[tuple[str, str, nn.Parameter]], device: torch.device, watch: Any
     ) -> None:
         self._watch = watch
+        self.counts: Callable[[nn.Parameter], bool] = lambda parameter: True
         modules = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
         tracked = [(layer, name, p) for layer, name, p in tracked if p.is_floating_point()]
         layers = list(dict.fromkeys(layer for layer, _, _ in tracked))
@@ -204,7 +208,7 @@ class DeepParameters:
 
     def _of(self, optimizer: Any) -> list[Member]:
         params = (p for group in optimizer.param_groups for p in group["params"])
-        return [self._members[id(p)] for p in params if id(p) in self._members]
+        return [self._members[id(p)] for p in params if id(p) in self._members and self.counts(p)]
 
 
 _LAYER_CELLS = (

@@ -1,0 +1,116 @@
+"""Which ranks the records cover, since when, and why the others are missing. On rank 0, in the exchange's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from stabwatch.distributed.channel import unfit
+from stabwatch.distributed.directory import Directory, Info
+from stabwatch.distributed.layout import difference
+from stabwatch.distributed.tree import RankSet, missing, size
+
+MOST_NAMED = 16
+"""Missing ranks of which the reason is looked up and written down."""
+SETTLE = 1.0
+"""Seconds for which a change is held, so that ranks that come or go together are one piece of news."""
+ASK = 3.0
+"""Seconds to wait for the store's answers about missing ranks."""
+
+NOT_THERE = "no step of it was seen: it is not watched, or has ended none"
+NOT_HEARD = "it is watched, and nothing came from it in time: it is stopped, killed or cannot be reached"
+START = "it was attached at another step of the training, so its steps are counted from another one"
+NOT_KNOWN = "not known: the job's store does not answer"
+
+
+@dataclass(frozen=True)
+class CoverageNews:
+    """From step `since` on, records cover `covered` of `world` ranks. missing: rank and reason, the first few."""
+
+    covered: int
+    world: int
+    since: int
+    missing: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RankCoverage:
+    """Turns the ranks of each row into news, and finds reasons."""
+
+    def __init__(self, world: int, mine: Info, description: str, directory: Directory) -> None:
+        self._world = world
+        self._mine = mine
+        self._description = description
+        self._directory = directory
+        self._ranks: RankSet | None = None
+        self._since = 0
+        self._changed_at: float | None = None
+        self._asked_at: float | None = None
+        self._open: list[int] = []
+        self._infos: dict[int, Info | None] = {}
+        self._layouts: dict[str, str | None] = {}
+        self._fresh = False
+
+    def observe(self, step: int, ranks: RankSet) -> None:
+        """The ranks of a row."""
+        if ranks != self._ranks:
+            self._ranks, self._since, self._fresh = ranks, step, True
+            self._asked_at = None
+
+    def news(self, now: float) -> Iterator[CoverageNews]:
+        """What has changed and settled; reasons are asked for first, and waited for without blocking."""
+        if self._fresh:
+            self._changed_at, self._fresh = now, False
+        if self._changed_at is None or self._ranks is None or now - self._changed_at < SETTLE:
+            return
+        if self._asked_at is None:
+            self._asked_at = now
+            self._ask()
+        if now - self._asked_at < ASK and not self._answered():
+            return
+        self._changed_at = None
+        yield self._state()
+
+    def last(self) -> Iterator[CoverageNews]:
+        """What has changed and was not yet told, at the end."""
+        if (self._fresh or self._changed_at is not None) and self._ranks is not None:
+            self._open = missing(self._ranks, self._world, MOST_NAMED)
+            yield self._state()
+
+    def _ask(self) -> None:
+        assert self._ranks is not None
+        self._open = missing(self._ranks, self._world, MOST_NAMED)
+        self._infos = {}
+        for rank in self._open:
+            self._directory.look_up(rank, self._found)
+
+    def _found(self, rank: int, info: Info | None) -> None:
+        self._infos[rank] = info
+        if info is not None and info["digest"] != self._mine["digest"]:
+            self._directory.layout(info["digest"], self._layouts.__setitem__)
+
+    def _answered(self) -> bool:
+        digests = {info["digest"] for info in self._infos.copy().values() if info is not None}
+        known = digests - {self._mine["digest"]} <= self._layouts.keys()
+        return known and all(rank in self._infos for rank in self._open)
+
+    def _state(self) -> CoverageNews:
+        assert self._ranks is not None
+        reasons = [{"rank": rank, "reason": self._reason(rank)} for rank in self._open]
+        return CoverageNews(size(self._ranks), self._world, self._since, reasons)
+
+    def _reason(self, rank: int) -> str:
+        if rank not in self._infos:
+            return NOT_KNOWN
+        info = self._infos[rank]
+        if info is None:
+            return NOT_THERE
+        what = unfit(info, self._mine)
+        if what == "version":
+            return f"it runs stabwatch {info['version'].partition(' ')[2]}, rank 0 another version"
+        if what == "layout":
+            other = self._layouts.get(info["digest"])
+            return "it measures other things: " + (difference(self._description, other) if other else "not known which")
+        if what == "start":
+            return START
+        return NOT_HEARD if info["state"] == "here" else f"it left: {info['state']}"

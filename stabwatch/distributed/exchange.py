@@ -1,0 +1,272 @@
+"""What all ranks measured in a step becomes one row on rank 0, beside the training and never in its way.
+
+The training thread hands over what it measured (`submit`: an append to a queue) and goes on. A thread of this module
+waits for the copy from the device, merges it with what the children in the tree sent (merger.py), and passes the result
+to the parent (channel.py); rank 0 gives it to its owner. No collective, no process group of the training, nothing on
+the device. A rank that is late, stopped, killed, detached or different costs the others a bounded wait of this
+thread, and the rows say whom they cover.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.distributed.channel import Channel
+from stabwatch.distributed.coverage import CoverageNews, RankCoverage
+from stabwatch.distributed.directory import Directory
+from stabwatch.distributed.frames import Message
+from stabwatch.distributed.health import RankHealth
+from stabwatch.distributed.layout import MergeLayout, Partial
+from stabwatch.distributed.merger import OWN, Merger
+from stabwatch.distributed.tree import children, height, size
+
+PATIENCE = 2.0
+"""Seconds that a node waits for a source, for each level of the tree below it."""
+IDLE = 0.5
+POLL = 0.002
+"""Seconds between two looks at copies that are on their way from the device."""
+MOST_TOPIC = 1024
+"""Messages of one topic that wait for their reader."""
+
+
+class Transfer(Protocol):
+    """A row on its way to the host."""
+
+    def arrived(self) -> bool:
+        """`wait` would not block."""
+
+    def wait(self) -> NDArray[np.float32]:
+        """The row."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A step over ranks, on rank 0. row: device slots, NaN where not measured. health: slots of `RankHealth.cells`."""
+
+    step: int
+    row: NDArray[np.float64]
+    health: NDArray[np.float64]
+    covered: int
+    extra: Any
+
+
+class Exchange:
+    """One rank's end of the exchange.
+
+    layout: makes the layout, in the training thread, when the first step ends.
+    merged: on rank 0, called with each step in order, in the exchange's thread. changed: on rank 0, called when the
+    ranks that records cover have changed, there too. failed: told the one exception that ends the exchange.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        rank: int,
+        world: int,
+        version: str,
+        health: RankHealth,
+        layout: Callable[[], MergeLayout],
+        merged: Callable[[Merged], None],
+        changed: Callable[[CoverageNews], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self.rank, self.world = rank, world
+        self.directory = Directory(key, rank)
+        self._version = version
+        self._health = health
+        self._make_layout = layout
+        self._merged, self._changed, self._failed = merged, changed, failed
+        self._submitted: deque[tuple[int, Transfer | None, Any]] = deque()
+        self._outgoing: deque[Message] = deque()
+        self._topics: dict[str, deque[Any]] = {}
+        self._thread: threading.Thread | None = None
+        self._channel: Channel | None = None
+        self._closing: float | None = None
+        self._reason = "failed"
+        self._pid = os.getpid()
+        self.broken = False
+        self.covered = 1
+        """Ranks in the last row, on rank 0."""
+
+    # -- in the training thread ---------------------------------------------------------------------
+
+    def submit(self, step: int, transfer: Transfer | None, extra: Any = None) -> None:
+        """This rank has ended a step; transfer: (device slots,), None if nothing was measured. Never waits."""
+        if self.broken or os.getpid() != self._pid:
+            return
+        if self._thread is None:
+            try:
+                self._start()
+            except Exception as error:
+                self.broken = True
+                self._failed(error)
+                return
+        self._submitted.append((step, transfer, extra))
+        self._wake()
+
+    def tell(self, topic: str, data: Any) -> None:
+        """On rank 0, from any thread: `received(topic)` gives data on all other ranks, as soon as it gets there."""
+        self._outgoing.append({"kind": "tell", "topic": topic, "data": data})
+        self._wake()
+
+    def reply(self, topic: str, data: Any) -> None:
+        """On another rank, from any thread: `received(topic)` gives data on rank 0."""
+        self._outgoing.append({"kind": "reply", "topic": topic, "data": data})
+        self._wake()
+
+    def received(self, topic: str) -> list[Any]:
+        """What came on a topic since the last call. Never waits."""
+        waiting = self._topics.get(topic)
+        return [waiting.popleft() for _ in range(len(waiting))] if waiting else []
+
+    def close(self, reason: str) -> None:
+        """Pass on what is under way, a bounded time, and leave. reason: why, for the other ranks."""
+        if self._thread is None or os.getpid() != self._pid:
+            return
+        self._reason = reason
+        levels = 1 + height(self.rank, self.world)
+        self._closing = time.monotonic() + PATIENCE * levels
+        self._wake()
+        self._thread.join(PATIENCE * levels + 1.0)
+        self.directory.close(0.5)
+
+    def _start(self) -> None:
+        self._layout = self._make_layout()
+        self.directory.first_step()
+        levels = height(self.rank, self.world)
+        self._merger = Merger(self._layout, self.rank == 0, PATIENCE * max(1, levels))
+        for first, _ in children(self.rank, self.world):
+            self._merger.add(first)
+        self._channel = Channel(self.rank, self.world, self._version, self._layout.digest, self.directory, self)
+        self._coverage = RankCoverage(self.world, self._channel.info, self._layout.description, self.directory)
+        self.directory.announce(self._channel.info, self._layout.description)
+        self._thread = threading.Thread(target=self._run, name="stabwatch-exchange", daemon=True)
+        self._thread.start()
+
+    def _wake(self) -> None:
+        if self._channel is not None:
+            self._channel.wake()
+
+    # -- in the exchange's thread -------------------------------------------------------------------
+
+    def _run(self) -> None:
+        assert self._channel is not None
+        reason = "failed"
+        try:
+            while not self._done():
+                busy = bool(self._submitted)
+                self._channel.turn(POLL if busy else 0.05 if self._merger.waits or self._closing else IDLE)
+                self._step()
+            self._last()
+            reason = self._reason
+        except Exception as error:
+            self.broken = True
+            self._failed(error)
+        finally:
+            self._channel.info["state"] = reason
+            self.directory.announce(self._channel.info, self._layout.description)
+            self._channel.close()
+
+    def _done(self) -> bool:
+        if self._closing is None:
+            return False
+        assert self._channel is not None
+        passed = not self._submitted and not self._outgoing and not self._merger.waits and self._channel.idle
+        alone = self._channel.apart is not None
+        return (passed and (self.rank == 0 or self._channel.connected)) or alone or time.monotonic() > self._closing
+
+    def _step(self) -> None:
+        """One round: what this rank measured, what is complete, what is to be said."""
+        now = time.monotonic()
+        while self._submitted:
+            step, transfer, extra = self._submitted[0]
+            if transfer is not None and not transfer.arrived():
+                break
+            self._submitted.popleft()
+            self._merger.put(OWN, step, self._own(transfer), now, extra)
+        for step, entry in self._merger.take(now):
+            self._pass_on(step, entry.partial, entry.extra, entry.own)
+        self._talk()
+        if self.rank == 0:
+            for news in self._coverage.news(now):
+                self._changed(news)
+
+    def _own(self, transfer: Transfer | None) -> Partial:
+        if transfer is None:
+            return self._layout.partial(self.rank, None)
+        row = transfer.wait()
+        return self._layout.partial(self.rank, np.concatenate([row, self._health.own(self.rank, row)]))
+
+    def _pass_on(self, step: int, partial: Partial | None, extra: Any, own: bool) -> None:
+        assert self._channel is not None
+        if partial is None:
+            return
+        if self.rank:
+            message = {"kind": "row", "step": step, "ranks": partial.ranks}
+            self._channel.up(message, self._layout.pack(partial))
+            return
+        self.covered = size(partial.ranks)
+        self._coverage.observe(step, partial.ranks)
+        if own:
+            row = self._layout.row(partial, self.covered == self.world)
+            width = len(row) - self._health.width
+            self._merged(Merged(step, row[:width], self._health.compare(row[width:]), self.covered, extra))
+
+    def _talk(self) -> None:
+        assert self._channel is not None
+        while self._outgoing:
+            message = self._outgoing.popleft()
+            if message["kind"] == "tell":
+                self._channel.down(message)
+            else:
+                self._channel.up(message)
+
+    def _last(self) -> None:
+        """What was not complete in time goes out as it is."""
+        for step, entry in self._merger.flush():
+            self._pass_on(step, entry.partial, entry.extra, entry.own)
+        assert self._channel is not None
+        if self.rank:
+            self._channel.turn(0.0)
+        else:
+            for news in self._coverage.last():
+                self._changed(news)
+
+    # -- called by the channel ----------------------------------------------------------------------
+
+    def child_joined(self, rank: int) -> None:
+        """See Handler."""
+        self._merger.add(rank)
+
+    def child_left(self, rank: int) -> None:
+        """See Handler."""
+        self._merger.remove(rank)
+
+    def from_child(self, rank: int, message: Message, block: bytes) -> None:
+        """See Handler."""
+        assert self._channel is not None
+        if message["kind"] == "reply":
+            if self.rank:
+                self._channel.up(message)
+            else:
+                self._receive(message)
+            return
+        ranks = tuple((int(first), int(end)) for first, end in message["ranks"])
+        self._merger.put(rank, int(message["step"]), self._layout.unpack(ranks, block), time.monotonic())
+
+    def from_parent(self, message: Message) -> None:
+        """See Handler."""
+        self._receive(message)
+
+    def _receive(self, message: Message) -> None:
+        waiting = self._topics.setdefault(message["topic"], deque(maxlen=MOST_TOPIC))
+        waiting.append(message["data"])

@@ -1,0 +1,150 @@
+"""What ranks merge: partial aggregates of one step, and the operators that merge two of them.
+
+A row has the accumulators of a RecordLayout. On the wire its fields are sorted by operator, so that merging two rows
+is one addition, one maximum, one minimum and one choice of indices, and only accumulators that were measured travel.
+
+An accumulator is of one of three kinds over ranks:
+
+- *own*: each rank measured its own data (activations, the loss). Merged by the reduction's operators over the ranks
+  that measured it.
+- *replicated*: every rank holds the same (gradients and weights of replicas). Merged by maximum of each field, which
+  is the value itself when the ranks agree.
+- *part*: each rank holds a part of one whole (shards). Merged by the reduction's operators, and valid only if every
+  rank that holds a part measured it: a sum over some of the parts is the value of nothing. `lacking` marks that.
+
+Merging is associative and commutative and has an identity (no rank): any tree gives the same result, up to the
+rounding of float64 sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.distributed.tree import RankSet, union
+from stabwatch.runlog import Accumulator, RecordLayout
+from stabwatch.signals.reductions import IDENTITY, Op
+
+Kind = Literal["own", "replicated", "part"]
+Row = NDArray[np.float64]
+_ORDER: tuple[Op, ...] = ("sum", "max", "min", "arg")
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Partial aggregates of one step over some ranks.
+
+    values: float64 (fields,), sorted by operator, the identity where not measured. lacking: bool (accumulators,), parts
+    that a rank holds and did not measure.
+    """
+
+    ranks: RankSet
+    values: Row
+    lacking: NDArray[np.bool_]
+
+
+class MergeLayout:
+    """A RecordLayout with the kind of each accumulator over ranks.
+
+    kinds: of accumulators that are not 'own'. holds: for parts, whether this rank holds any.
+    """
+
+    def __init__(self, table: RecordLayout, kinds: Mapping[Accumulator, Kind], holds: frozenset[Accumulator]) -> None:
+        self.table = table
+        self._kinds = [kinds.get(cell, "own") for cell in table.cells]
+        same = np.repeat([kind == "replicated" for kind in self._kinds], [len(f) for f in table.fields])
+        ops = [
+            "max" if twin and op != "arg" else op
+            for twin, op in zip(same, (op for fields in table.fields for _, op in fields), strict=True)
+        ]
+        self._order = np.argsort([_ORDER.index(op) for op in ops], kind="stable")  # type: ignore[arg-type]
+        self._back = np.argsort(self._order)
+        ends = np.cumsum([ops.count(op) for op in _ORDER])
+        self._sums, self._maxima, self._minima, self._args = (
+            slice(int(a), int(b)) for a, b in zip((0, *ends[:-1]), ends, strict=True)
+        )
+        self._winners = self._back[self._order[self._args] - 1]
+        self._identity = np.array([IDENTITY[op] for op in ops])[self._order]  # type: ignore[index]
+        cells = np.repeat(np.arange(len(table.cells)), [len(f) for f in table.fields])
+        self._cell = cells[self._order]
+        self._counts = self._back[np.array(table.starts, dtype=np.int64)]
+        self._whole = np.array([kind != "part" for kind in self._kinds], dtype=bool)
+        self._holds = np.array([cell in holds for cell in table.cells], dtype=bool) & ~self._whole
+        self.has_parts = bool((~self._whole).any())
+
+    @property
+    def description(self) -> str:
+        """All that has to be equal on two ranks that merge, as JSON."""
+        cells = [[c.tap, c.site, c.reduction, kind] for c, kind in zip(self.table.cells, self._kinds, strict=True)]
+        return json.dumps(cells, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the description."""
+        return hashlib.sha256(self.description.encode()).hexdigest()[:16]
+
+    def partial(self, rank: int, row: NDArray[np.floating] | None) -> Partial:
+        """What one rank measured in a step; row: (fields,) in the order of the table, None for nothing."""
+        ranks = ((rank, rank + 1),)
+        if row is None:
+            return Partial(ranks, self._identity, self._holds)
+        values = np.asarray(row, dtype=np.float64)[self._order]
+        present = values[self._counts] > 0
+        values = np.where(present[self._cell], values, self._identity)
+        return Partial(ranks, values, self._holds & ~present)
+
+    def merge(self, a: Partial, b: Partial) -> Partial:
+        """Partial aggregates over the ranks of both, which must be disjoint."""
+        x, y = a.values, b.values
+        out = np.empty_like(x)
+        with np.errstate(invalid="ignore"):
+            np.add(x[self._sums], y[self._sums], out=out[self._sums])
+            np.maximum(x[self._maxima], y[self._maxima], out=out[self._maxima])
+            np.minimum(x[self._minima], y[self._minima], out=out[self._minima])
+            best_x, best_y = x[self._winners], y[self._winners]
+            i, j = x[self._args], y[self._args]
+            more = (best_x > best_y) | (np.isnan(best_x) & ~np.isnan(best_y))
+            tie = (best_x == best_y) | (np.isnan(best_x) & np.isnan(best_y))
+        out[self._args] = np.where(more, i, np.where(tie, np.minimum(i, j), j))
+        return Partial(union((a.ranks, b.ranks)), out, a.lacking | b.lacking)
+
+    def row(self, partial: Partial, complete: bool) -> Row:
+        """(fields,) in the order of the table, NaN where not measured; parts only if all ranks are in (`complete`)."""
+        present = partial.values[self._counts] > 0
+        present &= self._whole | (~partial.lacking & complete)
+        return np.where(present[self._cell], partial.values, np.nan)[self._back]
+
+    def pack(self, partial: Partial) -> bytes:
+        """The numbers of a partial, without its ranks: two bit sets over accumulators, then what was measured."""
+        present = partial.values[self._counts] > 0
+        bits = np.packbits(present).tobytes() + np.packbits(partial.lacking).tobytes()
+        return bits + partial.values[present[self._cell]].tobytes()
+
+    def unpack(self, ranks: RankSet, block: bytes) -> Partial:
+        """Inverse of `pack`. Raises ValueError when the block is not of this layout."""
+        cells = len(self.table.cells)
+        size = -(-cells // 8)
+        bits = np.unpackbits(np.frombuffer(block, np.uint8, 2 * size).reshape(2, size), axis=1)[:, :cells].astype(bool)
+        values = self._identity.copy()
+        values[bits[0][self._cell]] = np.frombuffer(block, np.float64, offset=2 * size)
+        return Partial(ranks, values, bits[1])
+
+
+def difference(mine: str, other: str) -> str:
+    """In words, what two descriptions do not share; at most a few names."""
+    a, b = (dict.fromkeys(tuple(cell) for cell in json.loads(text)) for text in (mine, other))
+    only_mine, only_other = [c for c in a if c not in b], [c for c in b if c not in a]
+    if not only_mine and not only_other:
+        return "the same accumulators in another order"
+    parts = []
+    for name, cells in (("it lacks", only_mine), ("it has besides", only_other)):
+        if cells:
+            first = ", ".join(f"{tap} of `{site}`" if site else str(tap) for tap, site, *_ in cells[:3])
+            parts.append(f"{name} {len(cells)} accumulators ({first}{', ...' if len(cells) > 3 else ''})")
+    return "; ".join(parts)

@@ -1,0 +1,133 @@
+"""Who holds what of the model: by the placements of its parameters, so that each number is counted once.
+
+A parameter is *whole* if this rank holds all of it, and every rank does; otherwise it is a *part*. If a model has
+parts, one rank of those that hold the same part counts it: the first. Known are DTensor placements (FSDP2, hybrid
+meshes, tensor parallelism) and the handles of FSDP1. Everything else is taken to be whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from stabwatch.distributed.health import REPLICATED
+from stabwatch.distributed.layout import Kind
+from stabwatch.runlog import Accumulator
+
+Placed = tuple[bool, bool]
+"""(it is a part, this rank counts it)"""
+
+
+class Topology:
+    """Placements as they are when first asked for: a model may be sharded after `attach`.
+
+    tracked: (layer, name, parameter) of the parameters that are watched.
+    """
+
+    def __init__(
+        self, model: nn.Module, rank: int, world: int, tracked: Iterable[tuple[str, str, nn.Parameter]]
+    ) -> None:
+        self._model = model
+        self._rank, self._world = rank, world
+        self._tracked = tuple(tracked)
+
+    @cached_property
+    def _placed(self) -> dict[int, Placed]:
+        if self._world == 1:
+            return {}
+        found = {id(p): placed for p, placed in _of_fsdp1(self._model)}
+        for p in self._model.parameters():
+            if hasattr(p, "device_mesh") and hasattr(p, "placements"):
+                found[id(p)] = _of_dtensor(p)
+        return found
+
+    @cached_property
+    def sharded(self) -> bool:
+        """Some rank does not hold the whole model."""
+        return any(part for part, _ in self._placed.values())
+
+    def counts(self, parameter: nn.Parameter) -> bool:
+        """Is this parameter, as this rank holds it, part of the model's sums?"""
+        if not self.sharded:
+            return True
+        return self._placed.get(id(parameter), (False, self._rank == 0))[1]
+
+    def kinds(self, cells: Iterable[Accumulator]) -> tuple[dict[Accumulator, Kind], frozenset[Accumulator]]:
+        """Kinds of accumulators over ranks (see layout.py), and the parts of which this rank holds something."""
+        kinds: dict[Accumulator, Kind] = {}
+        held = {layer for layer, name, p in self._tracked if self.counts(p) and _elements(p)}
+        holds = set()
+        for cell in cells:
+            whole_step = (cell.tap, cell.reduction) == ("step", "descent")
+            if cell.reduction in ("clip", "host_count") and cell.tap in REPLICATED:
+                kinds[cell] = "replicated"
+            elif cell.tap in REPLICATED or (whole_step and self.sharded):
+                kinds[cell] = "part" if self.sharded else "replicated"
+                if self.sharded and (cell.site in held or (whole_step and held)):
+                    holds.add(cell)
+        return kinds, frozenset(holds)
+
+
+def is_partial_sum(tensor: Any) -> bool:
+    """A DTensor that is yet to be summed over ranks: its values here are no part of the whole's."""
+    return any(placement.is_partial() for placement in getattr(tensor, "placements", ()))
+
+
+def _elements(p: Any) -> int:
+    return int(getattr(p, "_local_tensor", p).numel())
+
+
+def _of_dtensor(p: Any) -> Placed:
+    mesh = p.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        return True, False
+    part = any(not placement.is_replicate() for placement in p.placements)
+    first = all(c == 0 for c, placement in zip(coordinate, p.placements, strict=True) if placement.is_replicate())
+    return part, first and _first_outside(mesh)
+
+
+def _root_of(mesh: Any) -> Any:
+    if hasattr(mesh, "_get_root_mesh"):
+        return mesh._get_root_mesh()
+    from torch.distributed.device_mesh import _mesh_resources
+
+    return _mesh_resources.get_root_mesh(mesh)
+
+
+def _first_outside(mesh: Any) -> bool:
+    """Of the ranks that hold the same in other slices of the root mesh, this is the first.
+
+    Without a root mesh over them, it is the mesh in which rank 0 is.
+    """
+    root = _root_of(mesh)
+    names, outer = mesh.mesh_dim_names, root.mesh_dim_names
+    if root is mesh or names is None or outer is None or not set(names) <= set(outer):
+        return bool((mesh.mesh == 0).any())
+    coordinate = root.get_coordinate()
+    return all(c == 0 for c, name in zip(coordinate, outer, strict=True) if name not in names)
+
+
+def _of_fsdp1(model: nn.Module) -> Iterable[tuple[Any, Placed]]:
+    try:
+        from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+    except ImportError:
+        return
+    hybrid = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2)
+    for module in model.modules():
+        handle = getattr(module, "_handle", None) if isinstance(module, FullyShardedDataParallel) else None
+        if handle is None:
+            continue
+        wrapper: Any = module
+        strategy = wrapper.sharding_strategy
+        part = strategy != ShardingStrategy.NO_SHARD
+        if strategy in hybrid:
+            first = dist.get_rank(wrapper._inter_node_pg) == 0
+        else:
+            first = 0 in dist.get_process_group_ranks(wrapper.process_group)
+        for p in (handle.flat_param, *(handle.flat_param._params or ())):
+            yield p, (part, first if part else dist.get_rank() == 0)
