@@ -96,7 +96,7 @@ class Merger:
             if waiting and not full and (self._awaits_own(step) or now < entry.since + self._longest(waiting)):
                 return
             for source in waiting:
-                source.behind = True
+                source.behind = not (self._root and source is self._sources[OWN])
             del self._pending[step]
             self._bytes -= entry.bytes
             self._passed = step

@@ -56,8 +56,8 @@ def open_exchange(
 
     try:
         return Exchange(
-            ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, taps.health, layout, merged, changed,
-            failed,
+            ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, taps.health, layout, merged,
+            changed, failed,
         )  # fmt: skip
     except Exception as error:
         failed(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from stabwatch.alerts import Engine, diagnose
 from stabwatch.distributed.health import BUSY_SOURCE, RankHealth
+from stabwatch.distributed.layout import MergeLayout
 from stabwatch.runlog import Accumulator, RecordLayout, read_run
 from tests.distributed.rank_job import AT
 
@@ -88,29 +90,55 @@ def test_a_slow_rank_is_named(tmp_path):
     assert first.step > AT and "Rank 1" in first.description and first.severity == "warning"
 
 
+def _layout(health):
+    return MergeLayout(RecordLayout.build(health.sources), {}, frozenset())
+
+
+def _merged(health, rows):
+    """Slots of `health.cells` from the device rows of several ranks, by way of what each states."""
+    layout = _layout(health)
+    each = [layout.partial(rank, health.own(rank, row)) for rank, row in enumerate(rows)]
+    return health.compare(layout.row(functools.reduce(layout.merge, each), True))
+
+
+def _health(table=None, coupled=True):
+    health = RankHealth(table or RecordLayout.build(WEIGHTS))
+    health.coupled = coupled
+    return health
+
+
 def _rows(health, table, values):
-    """Rows of ranks, from the sums of squares of two layers on each."""
+    """Rows of ranks, from the sums of squares of two layers on each; None where it did not measure."""
     rows = np.full((len(values), table.width), np.nan)
     for row, pair in zip(rows, values, strict=True):
         for cell, value in zip(WEIGHTS, pair, strict=True):
             start = table.start(cell)
-            row[start : start + 4] = [1, value, 0, 1] if np.isfinite(value) else [1, 1.0, 3, 1]
-    return health.partials(rows)[15:].reshape(2, 3)
+            if value is None:
+                row[start : start + 4] = 0
+            else:
+                row[start : start + 4] = [1, value, 0, 1] if np.isfinite(value) else [1, 1.0, 3, 1]
+    return _merged(health, rows)[15:].reshape(2, 3)
 
 
 def test_which_rank_it_is():
     table = RecordLayout.build(WEIGHTS)
-    health = RankHealth(table, sharded=False)
+    health = _health()
     assert _rows(health, table, [(1, 2)] * 4).tolist() == [[4, 0, -1], [4, 0, -1]]
     a, b = _rows(health, table, [(1, 2), (1, 2.2), (1, 2), (1, 2)])
     assert a.tolist() == [4, 0, -1] and b == pytest.approx([4, 0.1, 1])
     a, b = _rows(health, table, [(1, 2), (1, 2), (np.inf, 2), (1, 2)])
     assert a.tolist() == [4, np.inf, 2] and b.tolist() == [4, 0, -1]
+    a, b = _rows(health, table, [(1, 2), (1, 1.5), (1, 2), (1, 2)])
+    assert b == pytest.approx([4, 0.25, 1]), "the odd one may be the smallest"
+    a, b = _rows(health, table, [(1, 1.0), (1, 2.0), (1, 3.0), (1, 2.0)])
+    assert b[1] > 0.4 and b[2] == -1, "several differ: which one it is, is not known"
+    a, b = _rows(health, table, [(np.inf, 2), (np.inf, 2), (np.inf, 2), (1, 2)])
+    assert a.tolist() == [4, np.inf, 3]
 
 
 def test_of_two_ranks_it_is_the_one_that_jumped_for_as_long_as_they_are_apart():
     table = RecordLayout.build(WEIGHTS)
-    health = RankHealth(table, sharded=False)
+    health = _health()
     _rows(health, table, [(1, 2), (1, 2)])
     for step in range(1, 4):
         a, _ = _rows(health, table, [(1 + 0.01 * step, 2), (1.5 + 0.02 * step, 2)])
@@ -121,9 +149,40 @@ def test_of_two_ranks_it_is_the_one_that_jumped_for_as_long_as_they_are_apart():
     assert _rows(health, table, [(1.001, 2), (1.002, 2)])[0][2] == -1, "both moved: unclear"
 
 
-def test_one_rank_is_not_compared_nor_are_shards():
+def test_a_rank_that_did_not_measure_a_layer_is_no_replica_of_it():
+    table = RecordLayout.build(WEIGHTS)
+    a, b = _rows(_health(), table, [(None, 2), (5, 2), (5, 2), (5, None)])
+    assert a.tolist() == [3, 0, -1] and b.tolist() == [3, 0, -1]
+    a, b = _rows(_health(), table, [(None, None), (5, None)])
+    assert np.isnan(a).all() and np.isnan(b).all(), "one alone is not compared, none is not measured"
+
+
+def test_ranks_that_nothing_is_known_to_join_are_compared_once_they_were_equal():
+    table = RecordLayout.build(WEIGHTS)
+    health = _health(coupled=False)
+    a, b = _rows(health, table, [(1, 2), (3, 2)])
+    assert np.isnan(a).all() and b.tolist() == [2, 0, -1]
+    a, b = _rows(health, table, [(1, 2), (3, 4)])
+    assert np.isnan(a).all() and b[1] > 0.1
+
+
+def test_extremes_and_their_ranks():
+    """Busy time, loss and non-finite counts of three ranks; the third measured no loss."""
+    loss, activation = Accumulator("loss_source", "function", "mean"), Accumulator("activation", "a", "moments")
+    table = RecordLayout.build((BUSY_SOURCE, loss, activation))
+    rows = [[1, 0.1, 2, 4.0, 0, 8, 1, 0, 1], [1, 0.3, 2, 8.0, 0, 8, 1, 5, 1], [1, 0.2, 0, 0, 0, 8, 1, 0, 1]]
+    busy, losses, bad = _merged(_health(table), np.array(rows)).reshape(-1, 5)
+    assert busy == pytest.approx([3, 0.6, 0.3, 1, 0.1])
+    assert losses == pytest.approx([2, 6.0, 4.0, 1, 2.0])
+    assert bad.tolist() == [3, 5, 5, 1, 0]
+
+
+def test_where_every_rank_counted_non_finite_values_the_first_is_not_known():
+    table = RecordLayout.build((Accumulator("activation", "a", "moments"),))
+    assert _merged(_health(table), np.array([[8, 1, 2, 1], [8, 1, 5, 1.0]]))[10:].tolist() == [2, 7, 5, -1, 2]
+
+
+def test_one_rank_is_not_compared():
     table = RecordLayout.build((BUSY_SOURCE, *WEIGHTS))
-    rows = np.ones((1, table.width))
-    assert np.isnan(RankHealth(table, sharded=False).partials(rows)).all()
-    sharded = RankHealth(table, sharded=True)
-    assert len(sharded.partials(np.ones((2, table.width)))) == 15 and len(sharded.cells) == 3
+    assert np.isnan(_merged(_health(table), np.ones((1, table.width)))).all()
+    assert len(_health(table).absent) == 15 + 6

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stabwatch.distributed.ranks import AHEAD
+from stabwatch.distributed.agreement import AHEAD
 from stabwatch.runlog import read_run
 from tests.guards.reactions_job import BROKEN
 
