@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ SETTLE = 1.0
 """Seconds for which a change is held, so that ranks that come or go together are one piece of news."""
 ASK = 3.0
 """Seconds to wait for the store's answers about missing ranks."""
+LAST = 1.0
+"""The same, when the run ends."""
 
 NOT_THERE = "no step of it was seen: it is not watched, or has ended none"
 NOT_HEARD = "it is watched, and nothing came from it in time: it is stopped, killed or cannot be reached"
@@ -72,9 +75,12 @@ class RankCoverage:
         yield self._state()
 
     def last(self) -> Iterator[CoverageNews]:
-        """What has changed and was not yet told, at the end."""
+        """What has changed and was not yet told, at the end; waits a second for reasons."""
         if (self._fresh or self._changed_at is not None) and self._ranks is not None:
-            self._open = missing(self._ranks, self._world, MOST_NAMED)
+            self._ask()
+            end = time.monotonic() + LAST
+            while not self._answered() and time.monotonic() < end:
+                time.sleep(0.01)
             yield self._state()
 
     def _ask(self) -> None:
@@ -113,4 +119,4 @@ class RankCoverage:
             return "it measures other things: " + (difference(self._description, other) if other else "not known which")
         if what == "start":
             return START
-        return NOT_HEARD if info["state"] == "here" else f"it left: {info['state']}"
+        return NOT_HEARD if info["state"] == "here" else f"its watch has ended ({info['state']})"

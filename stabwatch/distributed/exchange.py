@@ -133,10 +133,10 @@ class Exchange:
         if self._thread is None or os.getpid() != self._pid:
             return
         self._reason = reason
-        levels = 1 + height(self.rank, self.world)
+        levels = max(1, height(self.rank, self.world))
         self._closing = time.monotonic() + PATIENCE * levels
         self._wake()
-        self._thread.join(PATIENCE * levels + 1.0)
+        self._thread.join(PATIENCE * levels + 2.0)
         self.directory.close(0.5)
 
     def _start(self) -> None:

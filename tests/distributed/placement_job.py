@@ -1,0 +1,135 @@
+"""A small model under a parallelism: python -m tests.distributed.placement_job OUT MODE:WORLD [MODE:WORLD ...].
+
+Every mode trains the same model on the same global batches; 'single:1' is what all are held against. Ranks are forked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import stabwatch
+
+STEPS = 6
+
+
+class Net(nn.Module):
+    """Two blocks between an input and an output layer; 'up' and 'down' may be split by columns and rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(8, 12)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"norm": nn.LayerNorm(12), "up": nn.Linear(12, 16), "down": nn.Linear(16, 12)})
+            for _ in range(2)
+        )
+        self.leave = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = x + block["down"](F.relu(block["up"](block["norm"](x))))
+        return self.leave(x)
+
+
+def parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, int, int]:
+    """The model as it is called, the number of shares of the batch, and this rank's."""
+    if mode == "single":
+        return model, 1, 0
+    if mode in ("ddp", "zero"):
+        return nn.parallel.DistributedDataParallel(model), world, rank
+    if mode == "compiled":
+        return torch.compile(nn.parallel.DistributedDataParallel(model), backend="eager"), world, rank
+    if mode == "manual":
+        return model, world, rank
+    if mode == "replicate":
+        from torch.distributed._composable.replicate import replicate
+
+        return replicate(model), world, rank
+    if mode == "fsdp1":
+        return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu")), world, rank
+    if mode in ("fsdp2", "hsdp"):
+        mesh = init_device_mesh("cpu", (world,) if mode == "fsdp2" else (2, world // 2))
+        if mode == "hsdp":
+            mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh), world, rank
+    return _tensor_parallel(mode, model, rank, world)
+
+
+def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, int, int]:
+    if mode == "2d":
+        whole = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", "tp"))
+        mesh = whole["tp"]
+    else:
+        mesh = init_device_mesh("cpu", (world,))
+    for block in model.blocks:
+        parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    if mode == "tp":
+        return model, 1, 0
+    for block in model.blocks:
+        fully_shard(block, mesh=whole["dp"])
+    return fully_shard(model, mesh=whole["dp"]), world // 2, rank // 2
+
+
+def main(rank: int, world: int, out: Path, mode: str) -> None:
+    """One rank."""
+    if world > 1:
+        store = f"file://{out}/store-{mode}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    torch.manual_seed(0)
+    inner = Net()
+    model, shares, mine = parallel(mode, inner, rank, world)
+    if mode == "zero":
+        optimizer = ZeroRedundancyOptimizer(inner.parameters(), torch.optim.SGD, lr=0.1)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=mode not in ("tp", "2d"))
+    watch = stabwatch.attach(model, optimizer, agent=False, verbose=False, every_step=True, run_dir=out / mode)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        x = torch.randn(16, 8, generator=generator)
+        part = x.chunk(shares)[mine]
+        loss = F.cross_entropy(model(part), part[:, :4].argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        if mode == "manual":
+            for p in inner.parameters():
+                dist.all_reduce(p.grad)
+                p.grad /= world
+        optimizer.step()
+    watch.detach()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    failed = False
+    for job in sys.argv[2:]:
+        mode, _, world = job.partition(":")
+        pids = []
+        for rank in range(int(world)):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    main(rank, int(world), out, mode)
+                    code = 0
+                except BaseException:
+                    print(mode, rank, traceback.format_exc(), file=sys.stderr, flush=True)
+                finally:
+                    os._exit(code)
+            pids.append(pid)
+        failed |= any([os.waitpid(pid, 0)[1] for pid in pids])
+    sys.exit(failed)
