@@ -12,7 +12,7 @@ _attached: Counter[str] = Counter()
 
 
 class Ranks:
-    """mode: 'auto', or 'never' for each rank alone.
+    """model: as it is called in training, with its wrappers. mode: 'auto', or 'never' for each rank alone.
 
     coupled: something keeps the replicas of the model equal from the start (DistributedDataParallel, `replicate()`).
     """
@@ -22,6 +22,7 @@ class Ranks:
         self.rank = dist.get_rank() if ready else 0
         self.world = dist.get_world_size() if ready else 1
         self.wanted = mode == "auto" and self.world > 1
+        self.model = model
         self.coupled = _is_coupled(model)
 
     def seen_in_forward(self) -> None:

@@ -25,7 +25,7 @@ Placed = tuple[bool, bool]
 class Topology:
     """Placements as they are when first asked for: a model may be sharded after `attach`.
 
-    tracked: (layer, name, parameter) of the parameters that are watched.
+    model: with its wrappers. tracked: (layer, name, parameter) of the parameters that are watched.
     """
 
     def __init__(

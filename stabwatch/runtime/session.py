@@ -79,6 +79,7 @@ class Session:
         self._writer: Writer | None = None
         self._exchange: Exchange | None = None
         self._introduced: set[int] = set()
+        self._stepping: list[Any] = []
         self._blind = self._detached = self._scaled = self._warned = False
         self._attached = self._began = time.perf_counter()
         self._pid = os.getpid()
@@ -189,6 +190,9 @@ class Session:
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._taps.parameters.tracks(optimizer):
             return
+        self._stepping.append(optimizer)
+        if len(self._stepping) > 1:
+            return  # a step inside another optimizer's (ZeroRedundancyOptimizer): part of that step
         if self._clock.repeats(optimizer):
             self._end_step()
         self._taps.steps.before(optimizer, has_closure(args, kwargs))
@@ -196,6 +200,10 @@ class Session:
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._taps.parameters.tracks(optimizer):
+            return
+        while self._stepping and self._stepping.pop() is not optimizer:
+            continue  # a step that raised never came here
+        if self._stepping:
             return
         self._taps.steps.after(optimizer, has_closure(args, kwargs))
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)

@@ -54,7 +54,9 @@ class Taps:
             self.steps = StepTaps(model, self.modules, self.parameters, self.plugins, device, watch, guards)
             undo.callback(self.steps.remove)
             self.buffer = self._register(StepBuffer(device))
-            self.topology = Topology(model, ranks.rank, ranks.world if ranks.wanted else 1, self.parameters.tracked)
+            self.topology = Topology(
+                ranks.model, ranks.rank, ranks.world if ranks.wanted else 1, self.parameters.tracked
+            )
             self.steps.count_only(self.topology.counts)
             self.layout = RecordLayout.build(self.buffer.cells)
             self.health = RankHealth(self.layout)

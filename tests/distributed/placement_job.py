@@ -24,22 +24,30 @@ import stabwatch
 STEPS = 6
 
 
+class Block(nn.Module):
+    """A norm and two projections, which may be split by columns and by rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(12), nn.Linear(12, 16), nn.Linear(16, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(F.relu(self.up(self.norm(x))))
+
+
 class Net(nn.Module):
-    """Two blocks between an input and an output layer; 'up' and 'down' may be split by columns and rows."""
+    """Two blocks between an input and an output layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Linear(8, 12)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({"norm": nn.LayerNorm(12), "up": nn.Linear(12, 16), "down": nn.Linear(16, 12)})
-            for _ in range(2)
-        )
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.leave = nn.Linear(12, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.enter(x)
         for block in self.blocks:
-            x = x + block["down"](F.relu(block["up"](block["norm"](x))))
+            x = block(x)
         return self.leave(x)
 
 
