@@ -90,10 +90,15 @@ class MergeLayout:
         return hashlib.sha256(self.description.encode()).hexdigest()[:16]
 
     def partial(self, rank: int, row: NDArray[np.floating] | None) -> Partial:
-        """What one rank measured in a step; row: (fields,) in the order of the table, None for nothing."""
+        """What one rank measured in a step; row: (fields,) in the order of the table, None for nothing.
+
+        Raises ValueError when the row does not fit.
+        """
         ranks = ((rank, rank + 1),)
         if row is None:
             return Partial(ranks, self._identity, self._holds)
+        if len(row) != self.table.width:
+            raise ValueError(f"a row of {len(row)} fields for a layout of {self.table.width}")
         values = np.asarray(row, dtype=np.float64)[self._order]
         present = values[self._counts] > 0
         values = np.where(present[self._cell], values, self._identity)

@@ -54,12 +54,19 @@ class Topology:
         """Is this parameter, as this rank holds it, part of the model's sums?"""
         if not self.sharded:
             return True
+        _ = self._held  # now, at an optimizer's step: FSDP1 has whole parameters at other times
         return self._placed.get(id(parameter), (False, self._rank == 0))[1]
+
+    @cached_property
+    def _held(self) -> frozenset[str]:
+        """Layers of which this rank counts something."""
+        placed, other = self._placed, (False, self._rank == 0)
+        return frozenset(layer for layer, _, p in self._tracked if placed.get(id(p), other)[1] and _elements(p))
 
     def kinds(self, cells: Iterable[Accumulator]) -> tuple[dict[Accumulator, Kind], frozenset[Accumulator]]:
         """Kinds of accumulators over ranks (see layout.py), and the parts of which this rank holds something."""
         kinds: dict[Accumulator, Kind] = {}
-        held = {layer for layer, name, p in self._tracked if self.counts(p) and _elements(p)}
+        held = self._held
         holds = set()
         for cell in cells:
             whole_step = (cell.tap, cell.reduction) == ("step", "descent")

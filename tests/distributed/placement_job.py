@@ -139,5 +139,6 @@ if __name__ == "__main__":
                 finally:
                     os._exit(code)
             pids.append(pid)
-        failed |= any([os.waitpid(pid, 0)[1] for pid in pids])
+        codes = [os.waitpid(pid, 0)[1] for pid in pids]
+        failed |= any(codes)
     sys.exit(failed)

@@ -15,11 +15,12 @@ from tests.distributed.fault_job import AT, STEPS
 ROOT = Path(__file__).parents[2]
 ENDED, START, GONE = "its watch has ended", "attached at another step", "stopped, killed or cannot be reached"
 EXPECTED = {
-    "late": (0, START), "late0": (0, START), "never": (0, "it is not watched"), "include": (0, "it measures other things"),
+    "late": (0, START), "late0": (0, START), "never": (0, "it is not watched"),
+    "include": (0, "it measures other things"),
     "detach": (AT, ENDED), "error": (AT, ENDED), "step_error": (AT + 3, ENDED), "join": (STEPS - 6, ENDED),
     "killed": (AT, GONE), "stopped": (AT, GONE),
 }  # fmt: skip
-"""Fault -> from which step on the odd rank is missing, and part of the reason. (A probe is switched off after three errors.)"""
+"""Fault -> from which step on the odd rank is missing, and part of the reason. A probe is off after three errors."""
 GROUPS = [("late", "late0", "never", "include"), ("detach", "error", "step_error"), ("join", "killed", "stopped")]
 PATIENCE = 5.0
 """Seconds a step may take on a busy machine: far below what waiting for a lost rank would cost."""

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabwatch.distributed.layout import MergeLayout, difference
+from stabwatch.distributed.tree import children
 from stabwatch.runlog import Accumulator, RecordLayout
 
 ACTIVATION, GRADIENT = Accumulator("activation", "a", "moments"), Accumulator("gradient", "a", "moments")
@@ -135,6 +136,11 @@ def test_a_block_of_another_layout_is_refused():
         layout_of(False).unpack(((0, 1),), b"\xff\x00" + bytes(12))
 
 
+def test_a_row_of_another_layout_is_refused():
+    with pytest.raises(ValueError, match="16 fields"):
+        layout_of(False).partial(0, np.ones(16))
+
+
 def test_what_two_layouts_do_not_share_is_said():
     other = MergeLayout(RecordLayout.build([ACTIVATION, CLIP]), KINDS, frozenset())
     mine = layout_of(False)
@@ -144,3 +150,25 @@ def test_what_two_layouts_do_not_share_is_said():
     )
     assert "it has besides 2" in difference(other.description, mine.description)
     assert layout_of(True).digest != mine.digest
+
+
+@pytest.mark.parametrize("world", [1, 26, 10_000])
+def test_the_tree_gives_the_merge_of_all_ranks(world):
+    """10,000 ranks without processes: each node merges what its children send over the wire."""
+    layout = layout_of(False)
+    row = ROWS[0]
+
+    def node(rank):
+        mine = row.copy()
+        mine[13], mine[14] = rank % 977, rank
+        merged = layout.partial(rank, mine)
+        for first, _ in children(rank, world):
+            below = node(first)
+            merged = layout.merge(merged, layout.unpack(below.ranks, layout.pack(below)))
+        return merged
+
+    whole = node(0)
+    assert whole.ranks == ((0, world),)
+    highest = min(976, world - 1)
+    expected = [10 * world, 4.0 * world, 0, 2, 8, 16, 0, 3, 1, 9, 0, 5 * world, 0, highest, highest]
+    assert layout.row(whole, True).tolist() == expected

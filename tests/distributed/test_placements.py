@@ -20,7 +20,6 @@ MODES = {
     "replicate": 2,
     "manual": 2,
     "compiled": 2,
-    "fsdp1": 2,
     "fsdp2": 2,
     "tp": 2,
     "hsdp": 4,

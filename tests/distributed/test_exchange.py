@@ -1,0 +1,203 @@
+"""Four ends of an exchange in one process, in a chain 0 - 1 - 2 - 3: over real sockets, with a store in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from stabwatch.distributed import channel, exchange, merger, tree
+from stabwatch.distributed.exchange import Exchange
+from stabwatch.distributed.health import RankHealth
+from stabwatch.distributed.layout import MergeLayout
+from stabwatch.runlog import Accumulator, RecordLayout
+
+WORLD = 4
+LOSS = Accumulator("loss_source", "function", "mean")
+OTHER = Accumulator("activation", "a", "moments")
+
+
+class Row:
+    def __init__(self, values):
+        self.values = np.array(values, np.float32)
+
+    def arrived(self):
+        return True
+
+    def wait(self):
+        return self.values
+
+
+class Job:
+    """The ranks of a job; `merged` and `news` are what rank 0 was given."""
+
+    def __init__(self, cells_of=lambda rank: (LOSS,)):
+        self.merged, self.news, self.failures = [], [], []
+        self.ranks = [self._rank(rank, cells_of(rank)) for rank in range(WORLD)]
+
+    def _rank(self, rank, cells):
+        table = RecordLayout.build(cells)
+        health = RankHealth(table)
+
+        def layout():
+            return MergeLayout(RecordLayout.build((*cells, *health.sources)), {}, frozenset())
+
+        return Exchange(
+            "job", rank, WORLD, "1.0", health, layout, self.merged.append, self.news.append, self.failures.append
+        )
+
+    def step(self, step, ranks=range(WORLD)):
+        for rank in ranks:
+            self.ranks[rank].submit(step, Row([1, 10.0**rank, 0]))
+
+    def wait(self, holds, seconds=20.0):
+        end = time.monotonic() + seconds
+        while not holds() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert holds()
+
+    def close(self, ranks=range(WORLD)):
+        ends = [threading.Thread(target=self.ranks[rank].close, args=("finished",)) for rank in ranks]
+        for end in ends:
+            end.start()
+        for end in ends:
+            end.join()
+
+
+@pytest.fixture
+def make(monkeypatch):
+    store = dist.HashStore()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    for shape in (tree.children, tree.ancestors, tree.height):
+        monkeypatch.setattr(shape, "__defaults__", (1,))
+    monkeypatch.setattr(channel, "SILENT", 1.0)
+    monkeypatch.setattr(channel, "BEAT", 0.2)
+    monkeypatch.setattr(exchange, "PATIENCE", 0.5)
+    monkeypatch.setattr(merger, "START_PATIENCE", 2.0)
+    jobs = []
+
+    def build(*args):
+        jobs.append(Job(*args))
+        return jobs[-1]
+
+    yield build
+    for job in jobs:
+        job.close()
+
+
+def _begin(job):
+    """The first steps end together: every rank is attached before the first of them ends."""
+    for rank in job.ranks:
+        rank.submit(0, None)
+    job.step(1)
+    job.wait(lambda: job.merged and job.merged[-1].covered == WORLD)
+
+
+def test_rank_0_gets_the_merge_of_all(make):
+    job = make()
+    job.step(0)
+    job.step(1)
+    job.wait(lambda: len(job.merged) == 2)
+    for step, merged in enumerate(job.merged):
+        assert (merged.step, merged.covered) == (step, WORLD)
+        assert merged.row.tolist() == [4, 1111.0, 0]
+        assert merged.health[5:10].tolist() == [4, 1111.0, 1000.0, 3, 1]
+    job.close()
+    assert [(n.covered, n.since, n.missing) for n in job.news] == [(4, 0, [])]
+
+
+def test_a_node_that_leaves_takes_nobody_with_it(make):
+    job = make()
+    _begin(job)
+    job.ranks[1].close("detached")
+    for step in range(2, 200):
+        job.step(step, (0, 2, 3))
+        time.sleep(0.02)
+        if job.merged[-1].covered == 3:
+            break
+    assert job.merged[-1].row.tolist() == [3, 1101.0, 0]
+    job.close((0, 2, 3))
+    [missing] = job.news[-1].missing
+    assert missing == {"rank": 1, "reason": "its watch has ended (detached)"}
+    assert [m.step for m in job.merged] == sorted({m.step for m in job.merged})
+
+
+def test_a_node_that_stops_is_passed_by(make):
+    """Its connections stay open, as those of a stopped process do."""
+    job = make()
+    _begin(job)
+    stopped = threading.Event()
+    real = job.ranks[1]._channel.turn
+    job.ranks[1]._channel.turn = lambda timeout: real(timeout) if stopped.wait(30) else None
+    submitted = 0.0
+    for step in range(2, 400):
+        began = time.perf_counter()
+        job.step(step, (0, 2, 3))
+        submitted = max(submitted, time.perf_counter() - began)
+        time.sleep(0.02)
+        if step > 20 and job.merged[-1].covered == 3:
+            break
+    assert job.merged[-1].row.tolist() == [3, 1101.0, 0]
+    assert submitted < 0.5, "handing over never waits"
+    stopped.set()
+
+
+def test_what_another_rank_measures_besides_is_said(make):
+    job = make(lambda rank: (LOSS, OTHER) if rank == 2 else (LOSS,))
+    for step in range(200):
+        for rank in range(WORLD):
+            job.ranks[rank].submit(step, Row([1, 10.0**rank, 0] + [1, 1, 0, 1] * (rank == 2)))
+        time.sleep(0.05)
+        if job.news and job.news[-1].covered == 3:
+            break
+    [missing] = job.news[-1].missing
+    assert missing["rank"] == 2
+    assert missing["reason"] == "it measures other things: it has besides 1 accumulators (activation of `a`)"
+    assert job.merged[-1].row.tolist() == [3, 1011.0, 0]
+
+
+def test_messages_go_down_to_all_and_up_to_rank_0(make):
+    job = make()
+    _begin(job)
+    job.ranks[0].tell("call", [1, "x"])
+    got = {}
+    job.wait(
+        lambda: got.update({r: d for r in range(1, WORLD) if (d := job.ranks[r].received("call"))}) or len(got) == 3
+    )
+    assert all(data == [[1, "x"]] for data in got.values())
+    for rank in range(1, WORLD):
+        job.ranks[rank].reply("answer", rank)
+    answers = []
+    job.wait(lambda: answers.extend(job.ranks[0].received("answer")) or len(answers) == 3)
+    assert sorted(answers) == [1, 2, 3]
+
+
+def test_an_error_of_ours_ends_one_end_and_is_reported(make):
+    job = make()
+    _begin(job)
+    job.ranks[3].submit(2, Row([1, 2.0]))  # too short
+    job.wait(lambda: job.ranks[3].broken)
+    assert len(job.failures) == 1
+    job.step(2)
+    job.wait(lambda: job.merged[-1].step == 2)
+    assert job.merged[-1].covered == 3
+
+
+def test_a_stranger_is_not_let_in(make):
+    import socket
+
+    from stabwatch.distributed.frames import encode
+
+    job = make()
+    _begin(job)
+    info = job.ranks[0]._channel.info
+    for hello in (encode({"kind": "hello", "rank": 7, "token": "guessed"}), b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64):
+        with socket.create_connection((info["address"], info["port"]), timeout=10) as sock:
+            sock.sendall(hello)
+            assert sock.recv(10) == b""
+    job.step(2)
+    job.wait(lambda: job.merged[-1].step == 2)
+    assert job.merged[-1].covered == WORLD
