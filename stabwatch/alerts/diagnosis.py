@@ -160,7 +160,11 @@ def _evidence(group: list[Alert]) -> tuple[str, ...]:
         if before is not None and now is not None:
             lines.append(f"The {words} was {before:.4g} before the onset and {now:.4g} when this fired.")
     if first.rule == "NonFinite" and first.context.get("rank_nonfinite_max", 0) > 0:
-        lines.append(f"Rank {first.context['rank_nonfinite_worst']:.0f} counted the most non-finite values at first.")
+        rank = first.context["rank_nonfinite_worst"]
+        if rank >= 0:
+            lines.append(f"Rank {rank:.0f} counted the most non-finite values at first.")
+        else:
+            lines.append("When they were first counted every rank had some: which rank was the first, is not known.")
     return tuple(lines)
 
 

@@ -23,8 +23,8 @@ def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, 
 
 
 def format_rank(rank: float) -> str:
-    """'rank 3'; where it is not clear which, 'one of two ranks'."""
-    return f"rank {rank:.0f}" if rank >= 0 else "one of two ranks"
+    """'rank 3'; where it is not known which, 'one or more ranks'."""
+    return f"rank {rank:.0f}" if rank >= 0 else "one or more ranks"
 
 
 def format_growth(slope: float) -> str:

@@ -79,11 +79,6 @@ class Topology:
         return kinds, frozenset(holds)
 
 
-def is_partial_sum(tensor: Any) -> bool:
-    """A DTensor that is yet to be summed over ranks: its values here are no part of the whole's."""
-    return any(placement.is_partial() for placement in getattr(tensor, "placements", ()))
-
-
 def _elements(p: Any) -> int:
     return int(getattr(p, "_local_tensor", p).numel())
 

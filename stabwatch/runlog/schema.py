@@ -239,12 +239,14 @@ class Event:
     """One line of events.jsonl.
 
     kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert', 'flight', 'guard', 'optimizer',
-        'change'.
+        'change', 'ranks'.
     data: everything else on the line. 'optimizer' has `name` and `groups` (settings of each distinct group), after its
     first step; 'end' has `reason` ('finished', 'exception', 'killed', ...);
     'alert' has the fields of `stabwatch.alerts.Alert`; 'flight' the `batches` of the steps around the onset of one
     (`step`, and what is known of it: `indices`, `fingerprint`, `first` token ids, `shape`, `dtype`); 'guard' what a
-    guard did; 'change' the `what` of a change that was announced for this step, and comes before its record.
+    guard did; 'change' the `what` of a change that was announced for this step, and comes before its record;
+    'ranks' says that records from step `since` on cover `covered` of `world` ranks, and which are `missing` (`rank` and
+    `reason` of the first few).
     """
 
     kind: str

@@ -1,6 +1,6 @@
 """One rank against the others: who is slow, whose batch is odd, whose replica is another. In jobs of several ranks.
 
-All of it is read off the rows that the one collective of a step gathers anyway. Where parameters are replicated, every
+All of it is merged over ranks from what each states of itself. Where parameters are replicated, every
 rank does the same arithmetic on the same numbers: replicas that differ at all were changed by something else.
 """
 
@@ -39,11 +39,15 @@ SIGNALS = (
         "rank_nonfinite_max", "rank_nonfinite",
         "Most non-finite values that one rank counted in its own batch, over all layers.", "max",
     ),
-    _rank("rank_nonfinite_worst", "rank_nonfinite", "The rank that counted the most non-finite values.", "rank"),
+    _rank(
+        "rank_nonfinite_worst", "rank_nonfinite",
+        "The rank that counted the most non-finite values; -1: every rank counted some, which was first is not known.",
+        "rank",
+    ),
     Signal(
         name="replica_difference_ratio",
-        help="Sum of squares of a layer's weights on the rank that is farthest from the others, less their median, "
-        "over it.",
+        help="Sum of squares of a layer's weights on the rank that differs from the others, less theirs, over theirs; "
+        "of two ranks, or where several differ, half the range over its middle.",
         unit="ratio",
         tap="replica",
         reduction="replica",
@@ -53,7 +57,7 @@ SIGNALS = (
     ),
     Signal(
         name="replica_difference_rank",
-        help="The rank whose weights are farthest from the others (of two, the one that jumped); -1: none, or unclear.",
+        help="The rank whose weights differ from the others (of two, the one that jumped); -1: none, or not known.",
         unit="1",
         tap="replica",
         reduction="replica",
