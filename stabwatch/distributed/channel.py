@@ -32,6 +32,8 @@ from stabwatch.distributed.link import Link, listen, own_address
 from stabwatch.distributed.tree import ancestors, children
 
 BEAT = 1.0
+GOODBYE = 0.5
+"""Seconds that a rank which leaves waits for its parent to have read everything."""
 SILENT = 10.0
 """Seconds without a byte after which the other end is given up."""
 GREETING = 3.0
@@ -169,6 +171,8 @@ class Channel:
         for link in self._links():
             link.send({"kind": "bye"})
         self._write_all()
+        if self._parent is not None:
+            self._parent.finish(GOODBYE)
         for link in self._links():
             self._forget(link)
         for sock in (self._listener, self._awake, self._waker):

@@ -93,6 +93,19 @@ class Link:
             out += self._decoder.feed(data)
         return out
 
+    def finish(self, timeout: float) -> None:
+        """Say that nothing follows, and wait until the other end has closed, `timeout` seconds at the most.
+
+        A socket that is closed with bytes unread resets the connection, and what was sent last may be lost.
+        """
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+            self.socket.settimeout(timeout)
+            while self.socket.recv(1 << 16):
+                continue
+        except OSError:
+            return
+
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()

@@ -21,7 +21,7 @@ EXPECTED = {
     "killed": (AT, GONE), "stopped": (AT, GONE),
 }  # fmt: skip
 """Fault -> from which step on the odd rank is missing, and part of the reason. A probe is off after three errors."""
-GROUPS = [("late", "late0", "never", "include"), ("detach", "error", "step_error"), ("join", "killed", "stopped")]
+GROUPS = [("late", "late0"), ("never", "include"), ("detach", "error"), ("step_error", "join"), ("killed", "stopped")]
 PATIENCE = 5.0
 """Seconds a step may take on a busy machine: far below what waiting for a lost rank would cost."""
 
