@@ -147,7 +147,7 @@ def test_a_node_that_stops_is_passed_by(make):
 
 def test_what_another_rank_measures_besides_is_said(make):
     job = make(lambda rank: (LOSS, OTHER) if rank == 2 else (LOSS,))
-    for step in range(200):
+    for step in range(600):
         for rank in range(WORLD):
             job.ranks[rank].submit(step, Row([1, 10.0**rank, 0] + [1, 1, 0, 1] * (rank == 2)))
         time.sleep(0.05)
