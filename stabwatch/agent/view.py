@@ -47,7 +47,7 @@ CHARTS = (
     Chart("Update / weight", ("update_to_weight_ratio",)),
     Chart("Output logit logsumexp", ("output_logit_logsumexp",)),
     Chart("Attention entropy", ("attention_entropy",)),
-    Chart("Mean-mode share", ("mean_mode_share",)),
+    Chart("Mean-mode share", ("mean_mode_energy_ratio",)),
     Chart("Token similarity", ("token_similarity",)),
     Chart("Geometric stability", ("geometry_stability",)),
     Chart("Largest singular value", ("singular_value_max",)),

@@ -56,9 +56,9 @@ SIGNALS = (
         source="Fedus et al. 2021 (Switch Transformers), arXiv:2101.03961",
     ),
     Signal(
-        name="expert_load_share",
+        name="expert_load_ratio",
         help="Share of a router's assignments that go to one expert.",
-        unit="1",
+        unit="ratio",
         tap="expert",
         reduction="load",
         fields=("load", "count"),

@@ -34,7 +34,7 @@ SIGNALS = (
         "tokens", "mean", "cosine", "count", source=_MEAN_MODE,
     ),
     _signal(
-        "token_mean_energy_ratio",
+        "token_mean_to_centred_ratio",
         "Norm of the token mean over the norm of what differs from it.",
         "tokens", "root_ratio", "mean_sumsq", "centred_sumsq", unit="ratio", source=_MEAN_MODE,
     ),

@@ -23,12 +23,12 @@ def _writer(name: str, help: str, formula: str, *fields: str, **more: Any) -> Si
 
 SIGNALS = (
     _writer(
-        "mean_mode_share",
+        "mean_mode_energy_ratio",
         "Share of a residual writer's squared weight gradient that the token means carry.",
-        "share", "mean_sumsq", "centred_sumsq",
+        "share", "mean_sumsq", "centred_sumsq", unit="ratio",
     ),
     _writer(
-        "mean_mode_ratio",
+        "mean_mode_to_centred_ratio",
         "Norm of the token-mean part of a residual writer's weight gradient over that of the centred part.",
         "root_ratio", "mean_sumsq", "centred_sumsq", unit="ratio",
     ),

@@ -19,7 +19,7 @@ SIGNALS = (
         source="AdamP, arXiv:2006.08217 (radial share of the update)",
     ),
     Signal(
-        name="update_last_cosine",
+        name="update_successive_cosine",
         help="Cosine of a step's change of a layer's parameters with the last step's: at most 65,536 numbers of each.",
         unit="1",
         tap="update",
@@ -42,9 +42,9 @@ SIGNALS = (
         source=_ADAMP,
     ),
     Signal(
-        name="radial_update_share",
+        name="radial_update_ratio",
         help="Share of the squared change of a layer's scale-invariant weights that only changes their size.",
-        unit="1",
+        unit="ratio",
         tap="update",
         reduction="radial",
         fields=("radial_sumsq", "update_sumsq"),

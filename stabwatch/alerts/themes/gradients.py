@@ -48,12 +48,12 @@ class VanishingFeature(RunFeature):
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "gradient_fade_ratio",
+            "gradient_rms_to_peak_ratio",
             "Median over layers of the gradient RMS over its largest median of 5 values so far.",
             "ratio",
             "run",
         ),
-        DerivedSignal("loss_left_ratio", "The loss over its first value, medians of 16 values.", "ratio", "run"),
+        DerivedSignal("loss_remaining_ratio", "The loss over its first value, medians of 16 values.", "ratio", "run"),
         DerivedSignal(
             "loss_stall_ratio", "The loss over what it was 32 values before, medians of 16 values.", "ratio", "run"
         ),
@@ -63,7 +63,7 @@ class VanishingFeature(RunFeature):
     def __init__(self) -> None:
         self._loss = LayerColumns("loss")
         self._peak, self._recent = np.empty(0), np.empty((self._LEVEL, 0))
-        super().__init__("gradient_fade", "gradient_rms")
+        super().__init__("gradient_vanishing", "gradient_rms")
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Family."""
@@ -153,22 +153,22 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="VanishingGradients",
         title="Vanishing gradients",
-        family="gradient_fade",
+        family="gradient_vanishing",
         summary="Gradients have faded, and the loss stands still.",
-        description="The gradient RMS of the median layer is {gradient_fade_ratio:.2g} of what it was, and the loss is "
-        "still {loss_left_ratio:.0%} of its first value and stands still.",
+        description="The gradient RMS of the median layer is {gradient_rms_to_peak_ratio:.2g} of what it was, and the loss "
+        "is still {loss_remaining_ratio:.0%} of its first value and stands still.",
         thresholds=(
             Threshold(
                 severity="warning",
                 when=(
-                    Condition("gradient_fade_ratio", below=0.02),
-                    Condition("loss_left_ratio", above=0.5),
+                    Condition("gradient_rms_to_peak_ratio", below=0.02),
+                    Condition("loss_remaining_ratio", above=0.5),
                     Condition("loss_stall_ratio", above=0.97),
                 ),
                 for_points=8,
             ),
         ),
-        abnormal=(Condition("gradient_fade_ratio", below=0.05), Condition("loss_left_ratio", above=0.5)),
+        abnormal=(Condition("gradient_rms_to_peak_ratio", below=0.05), Condition("loss_remaining_ratio", above=0.5)),
         warm_up=24,
         source=f"healthy runs with half of their loss left keep a fifth of their gradients ({CALIBRATED})",
         remedy=(

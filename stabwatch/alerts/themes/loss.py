@@ -57,7 +57,7 @@ class LossFeature(ScalarFeature):
 
     _SHIFT = (
         DerivedSignal(
-            "loss_shift_share",
+            "loss_shift_exceedance_ratio",
             f"Share of pairs in which one of the last {SHIFTED} losses exceeds one of the {WINDOW} before them.",
             "ratio",
             "run",
@@ -75,7 +75,7 @@ class LossFeature(ScalarFeature):
         self.gauges = (
             *self.gauges,
             DerivedSignal(
-                "loss_lost_ratio", "Share of the progress of the loss that has been lost again.", "ratio", "run"
+                "loss_regression_ratio", "Share of the progress of the loss that has been lost again.", "ratio", "run"
             ),
             *self._SHIFT,
             *Climb.gauges,
@@ -115,7 +115,7 @@ class LossFeature(ScalarFeature):
             | {gauge.name: n for gauge, n in zip(self._SHIFT, shift, strict=True)}
             | self._climb.numbers(x, self._rate)
             | {
-                "loss_lost_ratio": lost,
+                "loss_regression_ratio": lost,
                 "loss_first": self._plain.first,
                 "loss_best": self._plain.best,
             }
@@ -137,16 +137,16 @@ class Climb:
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "loss_worse_share",
+            "loss_best_exceedance_ratio",
             f"Share of pairs in which one of the last {STRETCH} losses exceeds one of the best {STRETCH}.",
             "ratio",
             "run",
         ),
         DerivedSignal(
-            "learning_rate_climb_ratio", "learning_rate over its largest value until the loss was best.", "ratio", "run"
+            "learning_rate_rise_ratio", "learning_rate over its largest value until the loss was best.", "ratio", "run"
         ),
         DerivedSignal(
-            "loss_climb_score",
+            "warm_up_loss_rise_score",
             "Rank correlation of the last losses with being worse than the best, times the "
             "doublings of the learning rate since those.",
             level="run",
@@ -209,16 +209,16 @@ RULES: tuple[Rule, ...] = (
         title="The loss stays on a higher level",
         family="loss",
         summary="The loss has jumped to a higher level.",
-        description="The last losses are {loss_shift_ratio:.3g} times those before: in {loss_shift_share:.0%} of all "
-        "pairs the later one is higher.",
+        description="The last losses are {loss_shift_ratio:.3g} times those before: in {loss_shift_exceedance_ratio:.0%} of "
+        "all pairs the later one is higher.",
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(Condition("loss_shift_share", above=0.95), Condition("loss_shift_ratio", above=1.2)),
+                when=(Condition("loss_shift_exceedance_ratio", above=0.95), Condition("loss_shift_ratio", above=1.2)),
                 for_points=3,
             ),
         ),
-        abnormal=(Condition("loss_shift_share", above=0.75), Condition("loss_shift_ratio", above=1.1)),
+        abnormal=(Condition("loss_shift_exceedance_ratio", above=0.75), Condition("loss_shift_ratio", above=1.1)),
         warm_up=40,
         source="nearly each of eight losses is above nearly all of the 64 before, three times in a row: no healthy run "
         "of half A has 0.9 once, beside a median a tenth higher (docs/detection.md)",
@@ -233,21 +233,21 @@ RULES: tuple[Rule, ...] = (
         title="The loss gets worse as the learning rate climbs",
         family="loss",
         summary="The loss gets worse while the learning rate climbs.",
-        description="{loss_worse_share:.0%} of the last losses exceed those of the best stretch, and the learning rate "
-        "is {learning_rate_climb_ratio:.3g} times what it ever was until then.",
+        description="{loss_best_exceedance_ratio:.0%} of the last losses exceed those of the best stretch, and the learning "
+        "rate is {learning_rate_rise_ratio:.3g} times what it ever was until then.",
         thresholds=(
             Threshold(
                 severity="warning",
                 when=(
-                    Condition("loss_climb_score", above=0.2),
-                    Condition("learning_rate_climb_ratio", above=1.25),
-                    Condition("loss_worse_share", above=0.6),
-                    Condition("loss_lost_ratio", above=0.1),
+                    Condition("warm_up_loss_rise_score", above=0.2),
+                    Condition("learning_rate_rise_ratio", above=1.25),
+                    Condition("loss_best_exceedance_ratio", above=0.6),
+                    Condition("loss_regression_ratio", above=0.1),
                 ),
                 for_points=8,
             ),
         ),
-        abnormal=(Condition("loss_worse_share", above=0.6), Condition("loss_climb_score", above=0.0)),
+        abnormal=(Condition("loss_best_exceedance_ratio", above=0.6), Condition("warm_up_loss_rise_score", above=0.0)),
         warm_up=64,
         source="a score of 0.2 is a share of 0.8 (a shift by 1.2 standard deviations) where the rate is 1.26 times as "
         "high, or 0.6 where it has doubled; and a tenth of the progress lost (docs/detection.md)",
@@ -263,8 +263,10 @@ RULES: tuple[Rule, ...] = (
         family="loss",
         summary="The loss has diverged.",
         description="The loss is {loss:.4g}; at its best it was {loss_best:.4g}, at first {loss_first:.4g}.",
-        thresholds=(Threshold(severity="critical", when=(Condition("loss_lost_ratio", above=0.5),), for_points=24),),
-        abnormal=(Condition("loss_lost_ratio", above=0.25),),
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("loss_regression_ratio", above=0.5),), for_points=24),
+        ),
+        abnormal=(Condition("loss_regression_ratio", above=0.25),),
         warm_up=40,
         source="half of the progress lost, or half again its best, in the median of 16 points, for longer than a spike "
         "stays in that median",

@@ -54,7 +54,7 @@ class ZeroFeature(RunFeature):
             "gradient_zero_rise", "gradient_zero_median_ratio less that of the layers' first values.", level="run"
         ),
         DerivedSignal(
-            "gradient_floor_ratio",
+            "gradient_underflow_ratio",
             "Share of gradients at the lower end of float16 (median layer), 0 if they were not made in it.",
             "ratio",
             "run",
@@ -104,7 +104,7 @@ def features() -> tuple[Feature, ...]:
         HistoryFeature(
             "skipped_steps_total",
             DerivedSignal(
-                "skipped_steps_share", f"Share of the last {WINDOW} steps that were skipped.", "ratio", "run"
+                "skipped_steps_ratio", f"Share of the last {WINDOW} steps that were skipped.", "ratio", "run"
             ),
             lambda past, peak: sum(past) / len(past),
         ),
@@ -139,9 +139,9 @@ RULES: tuple[Rule, ...] = (
         title="The gradient scaler skips most steps",
         family="skipped_steps_total",
         summary="Most steps are skipped: their gradients are not finite.",
-        description="{skipped_steps_share:.0%} of the last steps were skipped.",
-        thresholds=(Threshold(severity="warning", when=(Condition("skipped_steps_share", above=0.5),)),),
-        abnormal=(Condition("skipped_steps_share", above=0.25),),
+        description="{skipped_steps_ratio:.0%} of the last steps were skipped.",
+        thresholds=(Threshold(severity="warning", when=(Condition("skipped_steps_ratio", above=0.5),)),),
+        abnormal=(Condition("skipped_steps_ratio", above=0.25),),
         warm_up=WINDOW,
         source="half of 32 steps; a scaler that looks for its scale skips some ten at first, then one in 2,000",
         remedy=(
@@ -155,16 +155,19 @@ RULES: tuple[Rule, ...] = (
         title="Gradients at the lower end of float16",
         family="gradient_zero",
         summary="Gradients are too small for float16.",
-        description="{gradient_floor_ratio:.0%} of the median layer's gradients are where float16 has fewer digits, "
-        "and {gradient_zero_median_ratio:.0%} are zero.",
+        description="{gradient_underflow_ratio:.0%} of the median layer's gradients are where float16 has fewer "
+        "digits, and {gradient_zero_median_ratio:.0%} are zero.",
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(Condition("gradient_floor_ratio", above=0.5), Condition("gradient_zero_median_ratio", above=0.3)),
+                when=(
+                    Condition("gradient_underflow_ratio", above=0.5),
+                    Condition("gradient_zero_median_ratio", above=0.3),
+                ),
                 for_points=8,
             ),
         ),
-        abnormal=(Condition("gradient_floor_ratio", above=0.3), Condition("gradient_zero_median_ratio", above=0.2)),
+        abnormal=(Condition("gradient_underflow_ratio", above=0.3), Condition("gradient_zero_median_ratio", above=0.2)),
         source=f"half of what is left is below 2^-14, where digits are lost, and a third below 2^-24 ({MIXED})",
         remedy=(
             "Use a gradient scaler (`torch.amp.GradScaler`), or train in bfloat16.",
