@@ -63,7 +63,7 @@ COLUMNS = (
     ("Update / weight", ("update_to_weight_ratio",)),
 )
 HEADS = {_UPPER: "attention_logit_upper_head", _EXACT: "attention_logit_head"}
-NONFINITE = tuple(s.name for s in CATALOGUE if s.level == "layer" and s.name.endswith("nonfinite_total"))
+NONFINITE = tuple(s.name for s in CATALOGUE if s.scope == "layer" and s.name.endswith("nonfinite_total"))
 PACE = ("step_seconds", "overhead_ratio", "learning_rate", "loss")
 
 

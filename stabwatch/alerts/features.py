@@ -22,7 +22,7 @@ class DerivedSignal:
     name: str
     help: str
     unit: str = "1"
-    level: str = "layer"
+    scope: str = "layer"
 
     @property
     def metric(self) -> str:
@@ -172,7 +172,7 @@ class ScalarFeature(RunFeature):
     def __init__(self, name: str, *signals: str) -> None:
         self.gauges = (
             DerivedSignal(
-                f"{name}_robust_z", f"Robust z-score of ln({name}) against its last {WINDOW} values.", level="run"
+                f"{name}_robust_z", f"Robust z-score of ln({name}) against its last {WINDOW} values.", scope="run"
             ),
             DerivedSignal(
                 f"{name}_to_median_ratio", f"{name} over the median of its last {WINDOW} values.", "ratio", "run"

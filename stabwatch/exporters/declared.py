@@ -45,7 +45,7 @@ def adopt(signals: Iterable[Mapping[str, Any]]) -> None:
         if isinstance(s, dict) and isinstance(s.get("name"), str) and s["name"] not in CATALOGUE:
             counter, worst = s.get("kind") == "counter", "min" if s.get("worst") == "min" else "max"
             _ADOPTED[s["name"]] = Declared(
-                f"stabwatch_{s['name']}", str(s.get("help", "")), counter, s.get("level") != "run",
+                f"stabwatch_{s['name']}", str(s.get("help", "")), counter, s.get("scope") != "run",
                 None if counter else worst,  # type: ignore[arg-type]
             )  # fmt: skip
     declared.cache_clear()
@@ -64,4 +64,4 @@ def declared(signal: str) -> Declared:
     ops = {f.name: f.op for f in REDUCTIONS[s.reduction].fields}
     index = any(ops[field] == "arg" for field in s.fields)
     counter = s.kind == "counter"
-    return Declared(s.metric, s.help, counter, s.level == "layer", None if counter or index else s.worst)
+    return Declared(s.metric, s.help, counter, s.scope == "layer", None if counter or index else s.worst)

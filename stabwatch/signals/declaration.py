@@ -9,7 +9,7 @@ from typing import Literal
 from stabwatch.signals.formulas import ARITY, FORMULAS
 from stabwatch.signals.reductions import REDUCTIONS
 
-Level = Literal["run", "layer"]
+Scope = Literal["run", "layer"]
 Kind = Literal["gauge", "counter"]
 Tier = Literal["always", "sampled", "deep"]
 Worst = Literal["max", "min"]
@@ -29,7 +29,7 @@ class Signal:
     help: one sentence, ends with a full stop.
     unit: base unit for people and panels ('1' for a plain number, 'ratio', 'nat', 'seconds', 'bytes').
     tap, reduction, fields, formula: where the tensor is seen, and which partials become the value.
-    level: 'layer' gives one series per site; 'run' one series over all sites of the tap.
+    scope: 'layer' gives one series per site; 'run' one series over all sites of the tap.
     tier: how often it is measured (see `stabwatch.runtime.governor`).
     worst: the end of a window that matters, exported beside the last value.
     source: paper or code that defines it.
@@ -42,7 +42,7 @@ class Signal:
     reduction: str
     fields: tuple[str, ...]
     formula: str
-    level: Level = "layer"
+    scope: Scope = "layer"
     kind: Kind = "gauge"
     tier: Tier = "sampled"
     worst: Worst = "max"

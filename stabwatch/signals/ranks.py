@@ -16,7 +16,7 @@ _SDC = "Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245"
 def _rank(name: str, tap: str, help: str, field: str, unit: str = "1", **more: Any) -> Signal:
     return Signal(
         name=name, help=help, unit=unit, tap=tap, reduction="rank_spread", fields=(field,), formula="same",
-        level="run", tier="always", **more,
+        scope="run", tier="always", **more,
     )  # fmt: skip
 
 

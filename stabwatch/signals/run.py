@@ -10,14 +10,14 @@ from stabwatch.signals.declaration import Signal
 def _host(name: str, help: str, unit: str = "1", **more: Any) -> Signal:
     return Signal(
         name=name, help=help, unit=unit, tap="host", reduction="host", fields=("last",), formula="same",
-        level="run", tier="always", **more,
+        scope="run", tier="always", **more,
     )  # fmt: skip
 
 
 def _count(name: str, help: str) -> Signal:
     return Signal(
         name=name, help=help, unit="1", tap="host", reduction="host_count", fields=("sum",), formula="total",
-        level="run", kind="counter", tier="always",
+        scope="run", kind="counter", tier="always",
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ SIGNALS = (
         reduction="host_count",
         fields=("sum",),
         formula="total",
-        level="run",
+        scope="run",
         kind="counter",
         tier="always",
     ),

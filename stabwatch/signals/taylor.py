@@ -17,7 +17,7 @@ _DISTRIBUTION = tuple(field.name for field in RADII.fields)
 def _step(name: str, help: str, formula: str, *fields: str, **more: Any) -> Signal:
     return Signal(
         name=name, help=help, unit=more.pop("unit", "ratio"), tap="step", reduction=more.pop("reduction", "taylor"),
-        fields=fields, formula=formula, level="run", tier="deep", source="Ghosts of Softmax, arXiv:2603.13552", **more,
+        fields=fields, formula=formula, scope="run", tier="deep", source="Ghosts of Softmax, arXiv:2603.13552", **more,
     )  # fmt: skip
 
 

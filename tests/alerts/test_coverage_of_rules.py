@@ -54,7 +54,7 @@ NO_RULE = {
 
 
 def _read_by_rules() -> set[str]:
-    keys = tuple(SeriesKey(s.name, "" if s.level == "run" else "a") for s in CATALOGUE)
+    keys = tuple(SeriesKey(s.name, "" if s.scope == "run" else "a") for s in CATALOGUE)
     used = {rule.family for rule in RULES}
     found = set()
     for family in features():

@@ -30,7 +30,7 @@ def snapshot(**more) -> Snapshot:
     keys = tuple(
         SeriesKey(s.name, layer)
         for s in CATALOGUE
-        for layer in (("blocks.0", "blocks.1") if s.level == "layer" else ("",))
+        for layer in (("blocks.0", "blocks.1") if s.scope == "layer" else ("",))
     )
     n = np.arange(len(keys), dtype=np.float64)
     given = {
@@ -43,7 +43,7 @@ def snapshot(**more) -> Snapshot:
         "window": 2.5 + n,
         "totals": n,
         "nonfinite": np.zeros(len(keys), np.int64),
-        "derived": tuple((SeriesKey(d.name, "blocks.0" if d.level == "layer" else ""), 0.25) for d in DERIVED),
+        "derived": tuple((SeriesKey(d.name, "blocks.0" if d.scope == "layer" else ""), 0.25) for d in DERIVED),
         "firing": ((RULES[0].name, RULES[0].severity, "blocks.0"),),
         "violations": ((RULES[0].name, "blocks.0", 2),),
     }
@@ -93,7 +93,7 @@ def test_openmetrics_says_the_same():
 
 @pytest.mark.parametrize("signal", CATALOGUE, ids=lambda s: s.name)
 def test_every_signal_is_exported_as_declared(signal):
-    layer = {"layer": "blocks.0"} if signal.level == "layer" else {}
+    layer = {"layer": "blocks.0"} if signal.scope == "layer" else {}
     s = snapshot()
     i = s.keys.index(SeriesKey(signal.name, layer.get("layer", "")))
     if signal.kind == "counter":

@@ -67,9 +67,9 @@ def features() -> tuple[Feature, ...]:
         MedianFeature(
             "geometry_drift",
             "geometry_drift",
-            DerivedSignal("geometry_drift_median", "Median over layers of geometry_drift.", level="run"),
+            DerivedSignal("geometry_drift_median", "Median over layers of geometry_drift.", scope="run"),
             jump=DerivedSignal(
-                "geometry_drift_jump", "geometry_drift_median less what it was at the point before.", level="run"
+                "geometry_drift_jump", "geometry_drift_median less what it was at the point before.", scope="run"
             ),
         ),
     )

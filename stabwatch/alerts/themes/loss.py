@@ -149,7 +149,7 @@ class Climb:
             "warm_up_loss_rise_score",
             "Rank correlation of the last losses with being worse than the best, times the "
             "doublings of the learning rate since those.",
-            level="run",
+            scope="run",
         ),
     )
 

@@ -51,7 +51,7 @@ class ZeroFeature(RunFeature):
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal("gradient_zero_median_ratio", "Median over layers of gradient_zero_ratio.", "ratio", "run"),
         DerivedSignal(
-            "gradient_zero_rise", "gradient_zero_median_ratio less that of the layers' first values.", level="run"
+            "gradient_zero_rise", "gradient_zero_median_ratio less that of the layers' first values.", scope="run"
         ),
         DerivedSignal(
             "gradient_underflow_ratio",

@@ -13,9 +13,9 @@ def features() -> tuple[Feature, ...]:
         MedianFeature(
             "token_similarity",
             "token_similarity",
-            DerivedSignal("token_similarity_median", "Median over layers of token_similarity.", level="run"),
+            DerivedSignal("token_similarity_median", "Median over layers of token_similarity.", scope="run"),
             rise=DerivedSignal(
-                "token_similarity_rise", "token_similarity_median less that of the layers' first values.", level="run"
+                "token_similarity_rise", "token_similarity_median less that of the layers' first values.", scope="run"
             ),
         ),
     )

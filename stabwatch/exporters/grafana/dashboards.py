@@ -40,7 +40,7 @@ class Page:
 
 
 def _of(signal: Signal) -> Shown:
-    return Shown(signal.metric, signal.help, signal.unit, signal.level == "layer", signal.kind == "counter")
+    return Shown(signal.metric, signal.help, signal.unit, signal.scope == "layer", signal.kind == "counter")
 
 
 def where(signal: Signal) -> str:
@@ -51,7 +51,7 @@ def where(signal: Signal) -> str:
         return "fleet"
     if signal.tap in _SPECTRA or signal.tap == "step":
         return "spectra"
-    return "run" if signal.level == "run" else "layers"
+    return "run" if signal.scope == "run" else "layers"
 
 
 def _signals(page: str) -> list[Panel]:
@@ -61,10 +61,10 @@ def _signals(page: str) -> list[Panel]:
 def _derived(page: str) -> list[Panel]:
     out = []
     for gauge in DERIVED:
-        place = "attention" if gauge.name.startswith("attention") else "run" if gauge.level == "run" else "layers"
+        place = "attention" if gauge.name.startswith("attention") else "run" if gauge.scope == "run" else "layers"
         if place == page:
             unit = "1" if gauge.unit == "ratio" else gauge.unit  # against its own past: a number, not a share
-            out.append(panel(Shown(gauge.metric, gauge.help, unit, gauge.level == "layer")))
+            out.append(panel(Shown(gauge.metric, gauge.help, unit, gauge.scope == "layer")))
     return out
 
 
