@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
+from stabwatch.exporters.declared import adopt, own_name
 from stabwatch.exporters.prometheus import clean
 from stabwatch.runlog import RecordBatch, SeriesKey
 from stabwatch.runlog.schema import common_series
@@ -34,7 +35,8 @@ Progress = Callable[[Source], None]
 
 def column(key: SeriesKey) -> str:
     """The name of a series as a column, or as a tag of TensorBoard, which groups by what is before the slash."""
-    return clean(f"{key.signal}/{key.layer}" if key.layer else key.signal)
+    name = own_name(key)
+    return clean(f"{name.signal}/{name.layer}" if name.layer else name.signal)
 
 
 def pieces(log: Source, progress: Progress | None = None) -> Iterator[RecordBatch]:
@@ -55,6 +57,7 @@ class Table:
         self._log = log
         self._wide = wide
         self._progress = progress
+        adopt(log.meta.signals)
         self._keys = common_series(log.tables)
         columns = [(column(key), pa.float64()) for key in self._keys]
         self.schema: pa.Schema = pa.schema([*_RECORD, *columns]) if wide else LONG
@@ -76,7 +79,7 @@ class Table:
 
 def _as_long(block: RecordBatch) -> pa.RecordBatch:
     rows, columns = np.nonzero(block.measured)
-    keys = block.table.keys
+    keys = [own_name(key) for key in block.table.keys]
     signals = np.array([clean(key.signal) for key in keys], dtype=object)
     layers = np.array([clean(key.layer) for key in keys], dtype=object)
     arrays = [

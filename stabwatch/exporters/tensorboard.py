@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stabwatch.errors import MissingExtraError
+from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.tables import column, pieces
 from stabwatch.runlog.source import Source
 
@@ -22,6 +23,7 @@ def write_tensorboard(log: Source, folder: Path, progress: Callable[[Source], No
         raise MissingExtraError(
             f"TensorBoard's writer is not installed ({error}): pip install 'stabwatch[tensorboard]'."
         ) from error
+    adopt(log.meta.signals)
     folder.mkdir()
     host = re.sub(r"[^A-Za-z0-9._-]", "_", log.meta.host)
     written = 0

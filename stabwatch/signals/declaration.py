@@ -60,8 +60,13 @@ class Signal:
 
     @property
     def metric(self) -> str:
-        """Name on /metrics."""
-        return f"stabwatch_{self.name}"
+        """Name on /metrics; `watch.log` gives a number its own name in place of `<name>`."""
+        return "stabwatch_logged_<name>" if self.tap == "logged" else f"stabwatch_{self.name}"
+
+    @property
+    def label(self) -> str:
+        """The label that holds the site of a series; empty for a signal of the run."""
+        return "" if self.scope == "run" else {"group": "group", "logged": "name"}.get(self.tap, "layer")
 
 
 class Catalogue:

@@ -24,7 +24,7 @@ def _count(name: str, help: str) -> Signal:
 SIGNALS = (
     Signal(
         name="logged_value",
-        help="A number that the training loop gave to `watch.log`; its name stands in the label `layer`.",
+        help="A number that the training loop gave to `watch.log`; the label `name` holds its name unchanged.",
         unit="1",
         tap="logged",
         reduction="mean",

@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families as text_stri
 from stabwatch.agent.server import App
 from stabwatch.agent.state import Follower
 from stabwatch.exporters.openmetrics import scrapes, suitable_interval, write_openmetrics
-from stabwatch.exporters.tables import write_csv, write_parquet
-from stabwatch.runlog import Event, RunLog, read_run
+from stabwatch.exporters.tables import column, write_csv, write_parquet
+from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout, RunFolder, RunLog, SeriesKey, read_run
 from stabwatch.runlog.atomic import atomic_output
 from tests.agent.conftest import get, until
 from tests.agent.synthetic import CREATED, LAYERS, Log
@@ -232,3 +232,27 @@ def test_events_before_the_first_record_are_no_scrape(tmp_path):
     log = Log(tmp_path / "run")
     log.folder.event(Event("end", time.time(), 0, {"reason": "exception"}))
     assert list(scrapes(RunLog(log.path), RunLog(log.path).poll_events(), 15.0)) == []
+
+
+def test_numbers_of_the_users_keep_their_names_in_tables():
+    names = ["policy/kl", "loss", "loss/valid", "logged/loss", "step", "logged", "Ключ"]
+    own = [column(SeriesKey("logged_value", name)) for name in names]
+    assert own[:4] == ["policy/kl", "logged/loss", "logged/loss/valid", "logged/logged/loss"]
+    assert own[4:] == ["logged/step", "logged/logged", "Ключ"]
+    assert column(SeriesKey("loss", "")) == "loss" and len(set(own)) == len(own)
+
+
+def test_a_users_number_is_read_back_under_its_name(tmp_path):
+    table = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("logged", "policy/kl", "mean")])
+    folder = RunFolder(tmp_path / "run", Meta(run="r", created=CREATED, host="h", pid=1, pid_started=0.0))
+    for step in range(3):
+        folder.append(table, step, CREATED + step, np.array([1, 2, 0, 1, step, 0], np.float32))
+    folder.close()
+    write_parquet(RunLog(tmp_path / "run"), tmp_path / "long.parquet")
+    long = pq.read_table(tmp_path / "long.parquet").to_pandas()
+    assert long[long.signal == "policy/kl"].value.tolist() == [0, 1, 2]
+    write_parquet(RunLog(tmp_path / "run"), tmp_path / "wide.parquet", wide=True)
+    assert pq.read_table(tmp_path / "wide.parquet")["policy/kl"].to_pylist() == [0, 1, 2]
+    out = io.BytesIO()
+    write_openmetrics(RunLog(tmp_path / "run"), out, interval=1.0)
+    assert 'stabwatch_logged_policy_kl{run="r",name="policy/kl"} 2.0' in out.getvalue().decode()
