@@ -90,7 +90,7 @@ def test_a_sink_of_a_package_gets_records_and_events_in_order(package, run, tmp_
     assert [line for line in lines if "records" not in line] == [
         "open run 1", "event start 0", "event coverage 2", "event end 7",
     ]  # fmt: skip
-    assert lines.index("records 0 to 2") < lines.index("event coverage 2") < lines.index("records 3 to 7")
+    assert lines.index("records 1 to 2") < lines.index("event coverage 2") < lines.index("records 3 to 7")
 
 
 def test_a_sink_that_fails_is_one_line_and_leaves_nothing(package, run, tmp_path):
