@@ -98,7 +98,7 @@ def test_large_updates_after_the_onset_are_not_its_cause():
 def test_information_is_said_but_is_no_cause():
     found = _diagnosis({"loss": wave(50), "lower a": [150.0] * 50})
     assert found.verdict == (
-        "Nothing left its normal range up to step 49. Attention logits are large, and were so in the first record."
+        "Nothing left its normal range up to step 49. Attention logits are large, and were large in the first record."
     )
     assert found.causes == ()
 
@@ -112,7 +112,7 @@ def test_a_process_that_stopped_comes_after_what_led_to_it():
 
 def test_a_spike_that_is_over_is_said_to_be_over():
     found = _diagnosis({"loss": [*wave(100), *([6.0] * 5), *wave(30)]})
-    assert found.verdict == "The loss spikes, since step 100. It has calmed down since."
+    assert found.verdict == "The loss has spiked, since step 100. It has calmed down since."
 
 
 def test_gradients_at_the_end_of_float16_are_underflow_and_zeros_elsewhere_are_not():
