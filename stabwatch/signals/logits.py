@@ -1,4 +1,4 @@
-"""Output logits: how far the logsumexp has drifted from zero (what the z-loss holds back)."""
+"""Output logits: drift of the logsumexp from zero (which a z-loss limits), softmax collapse, entropy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SOURCE = "Chowdhery et al. 2022 (PaLM), arXiv:2204.02311; Wortsman et al. 2023,
 SIGNALS = (
     Signal(
         name="output_logit_logsumexp",
-        help="Mean logsumexp of the output logits; drifts from zero when the logits diverge.",
+        help="Mean logsumexp of the output logits; it drifts away from zero when the logits diverge.",
         unit="nat",
         tap="logits",
         reduction="logsumexp",
@@ -21,7 +21,7 @@ SIGNALS = (
     ),
     Signal(
         name="output_logit_z",
-        help="Mean square of the logsumexp of the output logits: the z-loss before its coefficient.",
+        help="Mean square of the logsumexp of the output logits: the z-loss without its coefficient.",
         unit="1",
         tap="logits",
         reduction="logsumexp",
@@ -45,7 +45,7 @@ SIGNALS = (
     ),
     Signal(
         name="softmax_collapse_ratio",
-        help="Share of samples whose loss is exactly zero in the softmax's precision: they no longer teach anything.",
+        help="Share of samples whose loss is exactly zero in the softmax's precision, so that they give no gradient.",
         unit="ratio",
         tap="logits",
         reduction="certainty",
@@ -57,7 +57,8 @@ SIGNALS = (
     ),
     Signal(
         name="logit_scaling_cosine",
-        help="Mean cosine of a row of logits with its descent direction: near 1 the loss falls by scaling them alone.",
+        help="Mean cosine similarity of a row of logits and its descent direction; near 1 a step only scales the "
+        "logits.",
         unit="1",
         tap="logits",
         reduction="scaling",

@@ -1,4 +1,4 @@
-"""The run itself: pace, learning rate, and what stabwatch costs and misses. Host numbers, one per step."""
+"""The run as a whole: pace, learning rate, and the cost and gaps of stabwatch itself. Host numbers, one per step."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ SIGNALS = (
         tier="always",
     ),
     _host("step_seconds", "Wall time of the step.", "seconds"),
-    _host("data_wait_seconds", "Time from the end of the last step to the model's next forward.", "seconds"),
+    _host("data_wait_seconds", "Time from the end of the previous step to the model's next forward.", "seconds"),
     _host(
         "samples_per_second",
-        "Samples (first dimension of the model's first input) over the wall time of the step.",
+        "Samples (first dimension of the model's first input) per second of wall time.",
         worst="min",
     ),
     _host("learning_rate", "Largest learning rate among the optimizer's parameter groups."),
-    _host("loss_scale", "Scale of the gradient scaler, when one is used.", worst="min"),
-    _host("overhead_ratio", "Share of the run's recent wall time that was spent inside stabwatch.", "ratio"),
-    _host("taps_missing", "Taps that should have shown something by now and have not; `stabwatch doctor` names them."),
+    _host("loss_scale", "Loss scale of the gradient scaler, if one is used.", worst="min"),
+    _host("overhead_ratio", "Share of recent wall time that was spent in stabwatch.", "ratio"),
+    _host(
+        "taps_missing", "Taps that should have measured something by now and have not; `stabwatch doctor` lists them."
+    ),
     _count("skipped_steps_total", "Optimizer steps that the gradient scaler skipped."),
     Signal(
         name="guard_interventions_total",
-        help="Optimizer steps that a guard undid (skip_step) or shortened (taylor); measured where one was asked for.",
+        help="Optimizer steps that a guard undid (skip_step) or shortened (taylor); measured if such a guard is on.",
         unit="1",
         tap="optimizer",
         reduction="host_count",
@@ -56,6 +58,6 @@ SIGNALS = (
         kind="counter",
         tier="always",
     ),
-    _count("probe_errors_total", "Exceptions caught inside stabwatch's own probes."),
+    _count("probe_errors_total", "Exceptions that stabwatch's own probes raised; all were caught."),
     _count("records_dropped_total", "Records that could not be written to the run log."),
 )

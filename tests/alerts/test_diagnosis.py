@@ -24,7 +24,9 @@ def test_a_healthy_run_and_an_empty_one_say_so():
 def test_the_verdict_names_the_first_layer_its_onset_and_what_the_loss_said():
     growing = [10 * math.exp(0.05 * i) for i in range(100)]
     found = _diagnosis({"loss": wave(100, 2.5, 0.01), "lower b": [5.0] * 20 + growing[:80], "lower a": growing})
-    assert found.verdict.startswith("Attention logits grow past a safe size, first in layer a, since step 22. 2 layers")
+    assert found.verdict.startswith(
+        "Attention logits have grown beyond a safe size, first in layer a, since step 22. 2 layers"
+    )
     assert "The loss did not show it: 2.5" in found.verdict
     assert found.causes[0].layers == ("a", "b")
     assert any("doubles every 13.9 steps" in line for line in found.causes[0].evidence)
