@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stabwatch.kernels.merge import empty_accumulator, merge_
 from stabwatch.signals import CATALOGUE, Signal
-from stabwatch.signals.declaration import Kind, Level, Tier, Worst
+from stabwatch.signals.declaration import Kind, Scope, Tier, Worst
 from stabwatch.signals.reductions import REDUCTIONS, Field, Op, Reduction
 
 GROUP = "stabwatch.signals"
@@ -99,13 +99,13 @@ def signal(
     if name not in PLUGINS and (name in REDUCTIONS or name in CATALOGUE):
         raise ValueError(f"A signal or reduction called `{name}` is registered already.")
     reduction = _reduction(name, partials)
-    level: Level = "run" if tap == "logits" else "layer"
+    scope: Scope = "run" if tap == "logits" else "layer"
     before = REDUCTIONS.get(name)
     REDUCTIONS[name] = reduction
     try:
         declared = Signal(
             name=name, help=help, unit=unit, tap=tap, reduction=name, fields=tuple(value), formula=formula,
-            level=level, kind=kind, tier=tier, worst=worst, source=source,
+            scope=scope, kind=kind, tier=tier, worst=worst, source=source,
         )  # fmt: skip
     except AssertionError as error:
         raise ValueError(str(error)) from None

@@ -140,8 +140,8 @@ class Watch:
     def token_groups(self, **masks: Tensor) -> None:
         """Say which tokens of the next batch are of one kind: `text=..., image=...`, bool (batch, tokens) each.
 
-        token_similarity, token_mean_energy_ratio and the mean-mode signals average each kind apart; a token of no kind
-        is padding. Not needed where the model is called with `attention_mask` or a key padding mask by name.
+        token_similarity, token_mean_to_centred_ratio and the mean-mode signals average each kind apart; a token of no
+        kind is padding. Not needed where the model is called with `attention_mask` or a key padding mask by name.
         """
         self._session.token_groups(masks)
 

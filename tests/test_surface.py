@@ -118,6 +118,7 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         "RuleError",
         "GrafanaError",
         "AgentError",
+        "SinkError",
         "TrainingUnstableError",
         "MissingExtraError",
     }, f"The tree of errors {ON_PURPOSE}"

@@ -47,7 +47,7 @@ CHARTS = (
     Chart("Update / weight", ("update_to_weight_ratio",)),
     Chart("Output logit logsumexp", ("output_logit_logsumexp",)),
     Chart("Attention entropy", ("attention_entropy",)),
-    Chart("Mean-mode share", ("mean_mode_share",)),
+    Chart("Mean-mode share", ("mean_mode_energy_ratio",)),
     Chart("Token similarity", ("token_similarity",)),
     Chart("Geometric stability", ("geometry_stability",)),
     Chart("Largest singular value", ("singular_value_max",)),
@@ -63,7 +63,7 @@ COLUMNS = (
     ("Update / weight", ("update_to_weight_ratio",)),
 )
 HEADS = {_UPPER: "attention_logit_upper_head", _EXACT: "attention_logit_head"}
-NONFINITE = tuple(s.name for s in CATALOGUE if s.level == "layer" and s.name.endswith("nonfinite_total"))
+NONFINITE = tuple(s.name for s in CATALOGUE if s.scope == "layer" and s.name.endswith("nonfinite_total"))
 PACE = ("step_seconds", "overhead_ratio", "learning_rate", "loss")
 
 

@@ -44,7 +44,7 @@ class SeriesCap:
 def _importance(signal: str) -> tuple[bool, int]:
     """What a cap leaves out last: the run before its layers, and what is measured often before what is not."""
     tier = CATALOGUE[signal].tier if signal in CATALOGUE else "sampled"
-    return declared(signal).layered, ("always", "sampled", "deep").index(tier)
+    return bool(declared(signal).label), ("always", "sampled", "deep").index(tier)
 
 
 class _Layout:

@@ -15,7 +15,7 @@ Names on /metrics, all with the label `run`:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from stabwatch.exporters.declared import Declared, declared
+from stabwatch.exporters.declared import Declared, declared_series
 from stabwatch.runlog import SeriesKey
 
 STATES = ("running", "finished", "exception", "killed")
@@ -104,11 +104,11 @@ class RunCollector(Collector):
         for key, value in s.derived:
             values.setdefault(key.signal, []).append((key, value))
         for name, members in values.items():
-            layered = any(key.layer for key, _ in members)
-            family = _gauge(f"stabwatch_{name}", self._derived[name].help, layered)
+            labels = ("run", "layer") if any(key.layer for key, _ in members) else ("run",)
+            family = _gauge(f"stabwatch_{name}", self._derived[name].help, labels)
             for key, value in members:
                 if np.isfinite(value):
-                    family.add_metric(_labels(s, key, layered), value)
+                    family.add_metric(_labels(s, key, labels), value)
             yield family
 
     def _alerts(self, s: Snapshot) -> Iterator[Metric]:
@@ -154,12 +154,12 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _gauge(name: str, text: str, layered: bool) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, labels=["run", "layer"] if layered else ["run"])
+def _gauge(name: str, text: str, labels: Sequence[str] = ("run",)) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=labels)
 
 
-def _labels(s: Snapshot, key: SeriesKey, layered: bool) -> list[str]:
-    return [clean(s.run), clean(key.layer)] if layered else [clean(s.run)]
+def _labels(s: Snapshot, key: SeriesKey, labels: Sequence[str]) -> list[str]:
+    return [clean(s.run), clean(key.layer)][: len(labels)]
 
 
 def _run(s: Snapshot) -> Iterator[Metric]:
@@ -183,43 +183,38 @@ def _progress(s: Snapshot) -> Iterator[Metric]:
         ("stabwatch_step", "Newest step in the run log.", float(s.step)),
         ("stabwatch_last_step_timestamp_seconds", "When the newest step ended, in seconds since the epoch.", s.time),
     ):
-        family = _gauge(name, text, False)
+        family = _gauge(name, text)
         family.add_metric([clean(s.run)], value)
         yield family
 
 
 def _signals(s: Snapshot) -> Iterator[Metric]:
-    members: dict[str, list[int]] = {}
+    """Families by metric name: numbers of `watch.log` with similar names may share one."""
+    families: dict[str, Metric] = {}
     for i, key in enumerate(s.keys):
-        members.setdefault(key.signal, []).append(i)
-    for signal, columns in members.items():
-        d = declared(signal)
+        d = declared_series(key)
+        labels = _labels(s, key, d.labels)
         if d.counter:
-            yield _counter(s, d, columns)
+            _family(families, d.metric, d.help, d).add_metric(labels, float(s.totals[i]))
             continue
-        yield _filled(s, d.metric, d.help, d, s.last, columns)
+        _add(_family(families, d.metric, d.help, d), labels, s.last[i])
         if d.worst:
             end = "Largest" if d.worst == "max" else "Smallest"
             text = f"{end} value of {d.metric} in the last 60 seconds."
-            yield _filled(s, d.window_metric, text, d, s.window, columns)
+            _add(_family(families, d.window_metric, text, d), labels, s.window[i])
+    yield from families.values()
 
 
-def _filled(
-    s: Snapshot, name: str, text: str, d: Declared, values: NDArray[np.float64], columns: list[int]
-) -> GaugeMetricFamily:
-    family = _gauge(name, text, d.layered)
-    for i in columns:
-        if np.isfinite(values[i]):
-            family.add_metric(_labels(s, s.keys[i], d.layered), float(f"{values[i]:.7g}"))  # the log holds float32
-    return family
+def _family(families: dict[str, Metric], name: str, text: str, d: Declared) -> GaugeMetricFamily | CounterMetricFamily:
+    if name not in families:
+        counter = CounterMetricFamily(name.removesuffix("_total"), text, labels=d.labels) if d.counter else None
+        families[name] = counter or _gauge(name, text, d.labels)
+    return families[name]  # type: ignore[return-value]
 
 
-def _counter(s: Snapshot, d: Declared, columns: list[int]) -> CounterMetricFamily:
-    labels = ["run", "layer"] if d.layered else ["run"]
-    family = CounterMetricFamily(d.metric.removesuffix("_total"), d.help, labels=labels)
-    for i in columns:
-        family.add_metric(_labels(s, s.keys[i], d.layered), float(s.totals[i]))
-    return family
+def _add(family: GaugeMetricFamily | CounterMetricFamily, labels: list[str], value: float) -> None:
+    if np.isfinite(value):
+        family.add_metric(labels, float(f"{value:.7g}"))  # the log has float32
 
 
 def _nonfinite(s: Snapshot) -> Iterator[Metric]:
@@ -230,8 +225,10 @@ def _nonfinite(s: Snapshot) -> Iterator[Metric]:
     )
     counts: dict[str, int] = {}
     for key, n in zip(s.keys, s.nonfinite.tolist(), strict=True):
-        if not declared(key.signal).counter:
-            counts[key.signal] = counts.get(key.signal, 0) + n
+        d = declared_series(key)
+        if not d.counter:
+            signal = d.metric.removeprefix("stabwatch_")
+            counts[signal] = counts.get(signal, 0) + n
     for signal, n in counts.items():
         family.add_metric([clean(s.run), clean(signal)], n)
     yield family

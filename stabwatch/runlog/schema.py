@@ -87,7 +87,7 @@ class RecordLayout:
                 for cell, start in zip(cells, starts, strict=True)
                 if (cell.tap, cell.reduction) == (signal.tap, signal.reduction) and _named(cell, signal.name)
             ]
-            if signal.level == "layer":
+            if signal.scope == "layer":
                 series += [Series(SeriesKey(signal.name, c.site), signal.formula, slots) for c, slots in mine]
             elif mine:
                 assert len(mine) == 1 or len(signal.fields) == 1, f"{signal.name}: several cells, several fields"

@@ -64,10 +64,10 @@ def _same(a, b, signals):
 SIGNALS = {
     "loss", "gradient_norm", "layer_gradient_norm", "output_rms", "activation_abs_max", "attention_logit_max",
     "attention_logit_head", "output_logit_logsumexp", "output_logit_z", "update_to_weight_ratio",
-    "residual_growth", "geometry_stability", "token_similarity", "token_mean_energy_ratio", "activation_kurtosis",
+    "residual_growth", "geometry_stability", "token_similarity", "token_mean_to_centred_ratio", "activation_kurtosis",
     "activation_outlier_ratio", "activation_zero_ratio", "activation_exponent_spread", "activation_saturated_ratio",
     "attention_entropy", "attention_entropy_min", "attention_contraction",
-    "mean_mode_share", "mean_mode_ratio", "writer_amplification", "dead_units_ratio",
+    "mean_mode_energy_ratio", "mean_mode_to_centred_ratio", "writer_amplification", "dead_units_ratio",
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_a_router_and_its_loads_are_seen_inside_a_graph(attach):
 
     eager, compiled = train(lambda m: m), train(lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"))
     _same(
-        eager, compiled, {"router_entropy", "router_dropped_ratio", "expert_load_share", "activation_saturated_ratio"}
+        eager, compiled, {"router_entropy", "router_dropped_ratio", "expert_load_ratio", "activation_saturated_ratio"}
     )
 
 

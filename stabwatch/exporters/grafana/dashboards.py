@@ -40,7 +40,7 @@ class Page:
 
 
 def _of(signal: Signal) -> Shown:
-    return Shown(signal.metric, signal.help, signal.unit, signal.level == "layer", signal.kind == "counter")
+    return Shown(signal.metric, signal.help, signal.unit, signal.label, signal.kind == "counter")
 
 
 def where(signal: Signal) -> str:
@@ -51,7 +51,7 @@ def where(signal: Signal) -> str:
         return "fleet"
     if signal.tap in _SPECTRA or signal.tap == "step":
         return "spectra"
-    return "run" if signal.level == "run" else "layers"
+    return "layers" if signal.label == "layer" else "run"
 
 
 def _signals(page: str) -> list[Panel]:
@@ -61,10 +61,10 @@ def _signals(page: str) -> list[Panel]:
 def _derived(page: str) -> list[Panel]:
     out = []
     for gauge in DERIVED:
-        place = "attention" if gauge.name.startswith("attention") else "run" if gauge.level == "run" else "layers"
+        place = "attention" if gauge.name.startswith("attention") else "run" if gauge.scope == "run" else "layers"
         if place == page:
             unit = "1" if gauge.unit == "ratio" else gauge.unit  # against its own past: a number, not a share
-            out.append(panel(Shown(gauge.metric, gauge.help, unit, gauge.level == "layer")))
+            out.append(panel(Shown(gauge.metric, gauge.help, unit, "layer" if gauge.scope == "layer" else "")))
     return out
 
 
@@ -80,12 +80,12 @@ def _overview() -> list[tuple[str, list[Panel]]]:
                 rows("What fires", "Rule, run and layer of each alert that fires.", "stabwatch_alerts_firing == 1"),
                 rows("Most often so far", "Rules and layers that began to fire most often, by run.",
                      "topk(20, stabwatch_rule_violations_total > 0)"),
-                lines(Shown("stabwatch_alerts_firing", "Alerts that fire, by run and severity.", "1", False),
+                lines(Shown("stabwatch_alerts_firing", "Alerts that fire, by run and severity.", "1"),
                       'sum by (run, severity) (stabwatch_alerts_firing{run=~"$run"})', "{{run}} {{severity}}"),
-                lines(Shown("stabwatch_loss", "Training loss.", "nat", False), 'stabwatch_loss{run=~"$run"}'),
-                lines(Shown("stabwatch_gradient_norm", "Norm of all gradients.", "1", False),
+                lines(Shown("stabwatch_loss", "Training loss.", "nat"), 'stabwatch_loss{run=~"$run"}'),
+                lines(Shown("stabwatch_gradient_norm", "Norm of all gradients.", "1"),
                       'stabwatch_gradient_norm_before_clip{run=~"$run"} or stabwatch_gradient_norm{run=~"$run"}'),
-                lines(Shown("stabwatch_step", "Newest step.", "1", False), 'stabwatch_step{run=~"$run"}'),
+                lines(Shown("stabwatch_step", "Newest step.", "1"), 'stabwatch_step{run=~"$run"}'),
             ],
         )
     ]  # fmt: skip
@@ -118,15 +118,15 @@ def _spectra() -> list[tuple[str, list[Panel]]]:
 
 def _fleet() -> list[tuple[str, list[Panel]]]:
     counters = [
-        Shown("stabwatch_series_dropped_total", "Series beyond the agent's cap.", "1", False, True),
-        Shown("stabwatch_agent_errors_total", "Exceptions caught in the agent.", "1", False, True),
-        Shown("stabwatch_collect_errors_total", "Metric families that could not be built.", "1", False, True),
+        Shown("stabwatch_series_dropped_total", "Series beyond the agent's cap.", "1", counter=True),
+        Shown("stabwatch_agent_errors_total", "Exceptions caught in the agent.", "1", counter=True),
+        Shown("stabwatch_collect_errors_total", "Metric families that could not be built.", "1", counter=True),
     ]
     state = rows("Runs", "State of every run, and what it runs on.",
                  'max by (run, state) (stabwatch_run_state == 1) * on (run) group_left (host, model, world_size) '
                  "stabwatch_run_info")  # fmt: skip
     late = lines(
-        Shown("stabwatch_last_step_timestamp_seconds", "Seconds since the newest step.", "seconds", False),
+        Shown("stabwatch_last_step_timestamp_seconds", "Seconds since the newest step.", "seconds"),
         'time() - stabwatch_last_step_timestamp_seconds{run=~"$run"}',
     )
     return [("Fleet and overhead", [state, late, *_signals("fleet"), *(panel(c) for c in counters)])]
@@ -149,7 +149,7 @@ def with_plugins(signals: Iterable[Mapping[str, Any]]) -> tuple[Page, ...]:
     own: dict[bool, dict[str, Shown]] = {True: {}, False: {}}
     for s in known:
         d = declared(s["name"])
-        own[d.layered][d.metric] = Shown(d.metric, d.help, str(s.get("unit", "")), d.layered, d.counter)
+        own[bool(d.label)][d.metric] = Shown(d.metric, d.help, str(s.get("unit", "")), d.label, d.counter)
     place = {"stabwatch-layers": True, "stabwatch-run": False}
     return tuple(
         replace(page, own=tuple(own[place[page.uid]].values())) if page.uid in place else page for page in DASHBOARDS

@@ -28,36 +28,50 @@ Panel = timeseries.Panel | heatmap.Panel | stat.Panel | table.Panel
 
 @dataclass(frozen=True)
 class Shown:
-    """What a panel shows: a metric, as it is declared."""
+    """What a panel shows: a metric, as it is declared. label: that of its sites; empty for a metric of the run."""
 
     metric: str
     help: str
     unit: str
-    layered: bool
+    label: str = ""
     counter: bool = False
 
     @property
     def title(self) -> str:
         """The metric's name in words."""
-        return self.metric.removeprefix("stabwatch_").removesuffix("_total").replace("_", " ").capitalize()
+        return (
+            self.metric.removeprefix("stabwatch_")
+            .removesuffix("_<name>")
+            .removesuffix("_total")
+            .replace("_", " ")
+            .capitalize()
+        )
 
 
 def panel(shown: Shown) -> Panel:
     """Heat map layer x time for a gauge by layer, lines for everything else."""
     if shown.counter:
         return lines(shown, counted(shown))
-    return heat(shown) if shown.layered else lines(shown, f'{shown.metric}{{run=~"$run"}}')
+    if shown.label == "layer":
+        return heat(shown)
+    name = shown.metric.removesuffix("<name>")
+    return lines(shown, f'{name}{{run=~"$run"}}' if name == shown.metric else any_name(name))
+
+
+def any_name(prefix: str) -> str:
+    """All metrics whose names begin so; without the worst values of their last minute."""
+    return f'{{__name__=~"{prefix}.*", __name__!~".*_window_(max|min)", run=~"$run"}}'
 
 
 def counted(shown: Shown) -> str:
     """How much a counter went up, by run and, where it has them, the worst layers."""
     grown = f'increase({shown.metric}{{run=~"$run"}}[$__rate_interval])'
-    return f"topk(10, sum by (run, layer) ({grown}))" if shown.layered else f"sum by (run) ({grown})"
+    return f"topk(10, sum by (run, {shown.label}) ({grown}))" if shown.label else f"sum by (run) ({grown})"
 
 
 def lines(shown: Shown, expr: str, legend: str = "") -> timeseries.Panel:
     """One line per series."""
-    named = legend or ("{{run}} {{layer}}" if shown.layered else "{{run}}")
+    named = legend or (f"{{{{run}}}} {{{{{shown.label}}}}}" if shown.label else "{{run}}")
     return (
         timeseries.Panel()
         .title(shown.title)
