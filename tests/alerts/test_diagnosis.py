@@ -114,7 +114,7 @@ def test_a_process_that_stopped_comes_after_what_led_to_it():
 
 def test_a_spike_that_is_over_is_said_to_be_over():
     found = _diagnosis({"loss": [*wave(100), *([6.0] * 5), *wave(30)]})
-    assert found.verdict == "The loss has spiked, since step 100. It has calmed down since."
+    assert found.verdict == "The loss has spiked, since step 100. It has returned to normal since."
 
 
 def test_gradients_at_the_end_of_float16_are_underflow_and_zeros_elsewhere_are_not():

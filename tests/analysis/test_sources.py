@@ -120,6 +120,6 @@ def test_the_commands_take_somebody_s_logs(theirs):
     assert "0.003" in compared.output and "part at step 200" in compared.output, compared.output
     replayed = run("replay", theirs / "jumps", theirs / "calm", "--json")
     spikes = next(t for t in json.loads(replayed.output)["rules"] if t["rule"] == "LossSpike")
-    assert replayed.exit_code == 1 and [i["onset"] for i in spikes["incidents"]] == [200]
+    assert replayed.exit_code == 1 and [i["first_step"] for i in spikes["incidents"]] == [200]
     exported = run("export", theirs / "calm", "--csv", "-o", theirs / "out.csv", "--wide")
     assert exported.exit_code == 0 and len((theirs / "out.csv").read_text().splitlines()) == 301

@@ -17,7 +17,7 @@ from stabwatch.runlog import SeriesKey, plain
 from stabwatch.runlog.source import Source
 from stabwatch.signals import CATALOGUE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OF_TRAINING = ("learning_rate", "loss_scale")
 """What the host knows of the training itself; pace and cost of watching part for reasons of their own."""
 
@@ -77,7 +77,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite are None."""
-        return plain({"schema": SCHEMA_VERSION, **asdict(self), "paths": [str(path) for path in self.paths]})
+        return plain({"schema_version": SCHEMA_VERSION, **asdict(self), "paths": [str(path) for path in self.paths]})
 
 
 def compare(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> Comparison:

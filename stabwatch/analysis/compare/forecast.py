@@ -20,7 +20,7 @@ from scipy import stats
 from stabwatch.analysis.compare.curve_set import CurveSet
 from stabwatch.runlog import plain
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ATTENTION_LIMITS = (100.0, 1e4)
 """QK-clip's tau (Kimi K2, arXiv:2507.20534), and where small-scale-proxies runs diverge (arXiv:2309.14322)."""
 EPSILON = 1e-8

@@ -12,12 +12,12 @@ from stabwatch.analysis import analyze
 from stabwatch.cli.app import app
 from stabwatch.cli.render.analysis import Report
 from stabwatch.cli.render.console import console
-from stabwatch.runlog import Event, Meta, RunFolder, append_event, read_run
+from stabwatch.runlog import Event, Meta, RunFolder, append_event
 
 
 def rendered(run, width: int = 100, **options) -> str:
     out = console(file=StringIO(), width=width, **{"color_system": None, **options})
-    out.print(Report(analyze(run), read_run(run)))
+    out.print(Report([analyze(run)]))
     return out.file.getvalue()
 
 
@@ -38,7 +38,7 @@ def test_the_report_begins_with_the_verdict(sick_run, healthy_run):
 
 def test_the_report_of_a_sick_run(sick_run):
     text = rendered(sick_run)
-    for part in ("1. ", "What to do", "What left its normal range", "Alerts", "loss", "Not measured", "The run"):
+    for part in ("1. ", "What to do", "What happened, in order", "Attention", "loss", "Not measured", "The run"):
         assert part in text
     assert "onset" in text
     assert "blocks.0.attn" in text
@@ -58,7 +58,7 @@ def test_the_report_says_what_of_the_log_could_not_be_read(new_run, healthy_run,
         file.write(b"torn")
     with open(run / "events.jsonl", "ab") as file:
         file.write(b"{broken\n")
-    words = "1 unreadable event stepped over, 4 bytes at the end of a file that are no whole record"
+    words = "1 unreadable event skipped, an incomplete record of 4 bytes at the end"
     assert words in rendered(run, 200)
     assert "damage" not in rendered(healthy_run)
 
@@ -76,8 +76,8 @@ def test_exit_codes(sick_run, healthy_run):
 def test_json_is_the_analysis(sick_run):
     result = invoke(sick_run, "--json")
     data = json.loads(result.output, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert data["schema"] == 1
-    assert data == json.loads(json.dumps(analyze(sick_run).to_dict()))
+    assert data["schema_version"] == 2
+    assert data["runs"] == [json.loads(json.dumps(analyze(sick_run).to_dict()))]
 
 
 SHAPE = {

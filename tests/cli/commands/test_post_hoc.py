@@ -35,7 +35,7 @@ def test_replay_says_how_often_and_where(sick_run, healthy_run):
 
 
 def test_a_folder_of_runs_is_all_its_runs(sick_run, healthy_run):
-    assert json.loads(stabwatch("replay", sick_run.parent, sick_run, "--json").stdout)["schema"] == 1
+    assert json.loads(stabwatch("replay", sick_run.parent, sick_run, "--json").stdout)["schema_version"] == 2
     done = stabwatch("compare", sick_run, sick_run, env=os.environ | {"COLUMNS": "100"})
     assert done.returncode == 2 and "Two runs or more" in done.stderr
 

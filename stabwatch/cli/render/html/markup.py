@@ -50,7 +50,7 @@ def verdict(text: str, severity: str) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """A heading and what belongs to it; nothing without a body."""
+    """A heading and its body; nothing without a body."""
     return f"<section><h2>{safe(title)}</h2>{body}</section>" if body else ""
 
 
@@ -60,7 +60,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table that scrolls by itself where the screen is narrow."""
+    """A table that scrolls sideways where the screen is narrow."""
     if not rows:
         return ""
     head = "".join(f"<th>{safe(heading)}</th>" for heading in headings)
@@ -69,11 +69,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def causes(found: Sequence[Cause]) -> str:
-    """Causes with what speaks for them and what to do."""
+    """Causes with their evidence and what to do."""
     parts = []
     for place, cause in enumerate(found, 1):
         parts.append(f"<h3>{place}. {safe(cause.title)}</h3>")
-        parts.append(f'<p class="faint">since step {cause.since_step:,}, {round(100 * cause.confidence)} % sure</p>')
+        parts.append(f'<p class="faint">since step {cause.since_step:,}, {safe(cause.confidence)}</p>')
         parts.append(bullets(cause.evidence))
         if cause.remedy:
             parts.append(f"<strong>What to do</strong>{bullets(cause.remedy)}")

@@ -1,23 +1,23 @@
-"""From findings to a verdict: causes in order, what could not be seen, and the data for scripts."""
+"""One analysis of every log: causes in order, what could not be seen, and the data for scripts."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stabwatch.analysis.causes import KNOWN
-from stabwatch.analysis.findings import Kind
-from stabwatch.analysis.readers.log import Log, LogRun, Remark
-from stabwatch.analysis.remedies import RULES, remedies
-from stabwatch.analysis.verdict import examine, examine_run
-from tests.analysis.curves import run_of
+from stabwatch.alerts import RULES
+from stabwatch.alerts.conditions import CONDITIONS
+from stabwatch.analysis.analyze import document
+from stabwatch.analysis.readers.log import LogRun, Remark
+from tests.analysis.curves import analysed, run_of
 
+ROOT = Path(__file__).parents[2]
 LOSS = 2 + 5 / (1 + np.arange(200) / 5)
 
 
@@ -30,11 +30,11 @@ def sick() -> LogRun:
 
 
 def test_causes_come_by_onset_with_the_live_runbooks():
-    diagnosis = examine_run(sick()).diagnosis
+    diagnosis = analysed(sick()).diagnosis
     assert [cause.name for cause in diagnosis.causes] == ["GradientNormExplosion", "LossDivergence", "NonFinite"]
     assert [cause.since_step for cause in diagnosis.causes] == [150, 170, 190]
-    assert diagnosis.causes[0].runbook_url == KNOWN["GradientNormExplosion"].runbook_url
-    assert diagnosis.causes[0].confidence > diagnosis.causes[1].confidence
+    assert diagnosis.causes[0].runbook_url == CONDITIONS["GradientNormExplosion"].runbook_url
+    assert [cause.confidence for cause in diagnosis.causes] == ["likely", "likely", "possible"]
     assert "line 151" in diagnosis.causes[0].evidence[0]
     assert diagnosis.verdict.startswith("The gradient norm explodes at step 150")
 
@@ -42,31 +42,48 @@ def test_causes_come_by_onset_with_the_live_runbooks():
 def test_a_learning_rate_that_jumped_comes_first():
     loss, rate = LOSS.copy(), np.full(200, 1e-3)
     rate[150:], loss[155:] = 1e-1, 40
-    causes = examine_run(run_of(loss=loss, learning_rate=rate)).diagnosis.causes
+    causes = analysed(run_of(loss=loss, learning_rate=rate)).diagnosis.causes
     assert [cause.name for cause in causes] == ["LearningRateSpike", "LossDivergence"]
     rate[:] = 1e-3
     rate[50:] = 1e-1
-    causes = examine_run(run_of(loss=loss, learning_rate=rate)).diagnosis.causes
+    causes = analysed(run_of(loss=loss, learning_rate=rate)).diagnosis.causes
     assert [cause.name for cause in causes] == ["LossDivergence"]
 
 
-def test_every_trouble_has_a_remedy():
-    for kind in get_args(Kind):
-        assert RULES.get(kind, "LossSpike") in KNOWN
-    silent = {"early_hump", "loss_outliers", "gradient_outliers", "loss_scale_search", "stall", "restart", "resume"}
-    silent |= {"learning_rate_zero"}
-    assert {kind for kind in get_args(Kind) if kind not in RULES and not remedies(kind).advice} == silent
+def _named_by_detectors() -> set[str]:
+    """Names of conditions in the source of the detectors."""
+    sources = (ROOT / "stabwatch" / "analysis" / "detectors").glob("*.py")
+    lines = (line for path in sources for line in path.read_text().splitlines() if "condition=" in line)
+    return {name for line in lines for name in re.findall(r'"([A-Z]\w+)"', line)}
 
 
-def test_every_kind_is_in_the_documentation():
-    page = (Path(__file__).parents[2] / "docs" / "analyze.md").read_text()
-    assert [kind for kind in get_args(Kind) if f"`{kind}`" not in page] == []
+def test_every_problem_has_a_remedy():
+    assert {rule.name for rule in RULES} <= set(CONDITIONS)
+    silent = {"EarlyLossHump", "LossOutliers", "GradientNormOutliers", "LossScaleSearch", "TrainingPaused"}
+    silent |= {"RunRestarted", "RunResumed", "LearningRateZero", "LoggedError"}
+    assert {name for name, condition in CONDITIONS.items() if not condition.remedy} == silent
+
+
+def test_the_catalogue_knows_what_detectors_find():
+    found = _named_by_detectors() | {"TrainingPaused"}
+    assert found == {name for name, condition in CONDITIONS.items() if condition.detector}
+
+
+def test_every_condition_of_a_detector_is_in_the_documentation():
+    page = (ROOT / "docs" / "analyze.md").read_text()
+    assert [name for name in sorted(_named_by_detectors()) if f"`{name}`" not in page] == []
+
+
+def test_every_runbook_is_there():
+    for name, condition in CONDITIONS.items():
+        assert not condition.remedy or (ROOT / "docs" / "runbooks" / f"{name}.md").is_file(), name
+        assert bool(condition.runbook_url) == bool(condition.remedy)
 
 
 def test_a_calm_run():
-    examined = examine_run(run_of(loss=LOSS, steps=range(0, 2000, 10)))
-    assert examined.calm
-    assert examined.diagnosis.verdict == "Nothing went wrong that this log shows, in 200 records, steps 0 to 1,990."
+    found = analysed(run_of(loss=LOSS, steps=range(0, 2000, 10)))
+    assert found.calm
+    assert found.diagnosis.verdict == "Nothing went wrong that this log shows, in 200 records, steps 0 to 1,990."
 
 
 @pytest.mark.parametrize(
@@ -79,28 +96,29 @@ def test_a_calm_run():
         (run_of(loss=LOSS, steps=range(0, 2000, 10)), "One record in 10 steps"),
         (run_of(loss=LOSS, grad_norm=[0.0] * 200), "it was not measured"),
         (run_of(loss=LOSS[:9]), "9 records only"),
-        (run_of(eval_loss=LOSS), "a validation loss, was judged in its place"),
+        (run_of(eval_loss=LOSS), "a validation loss, was judged instead"),
         (run_of(learning_rate=LOSS), "No training loss in this log."),
         (run_of(loss=LOSS, other__policy_loss=LOSS), "whether the loss falls was not judged"),
         (LogRun(**{**vars(run_of(loss=LOSS)), "step_unit": "ordinal"}), "its records were numbered"),
     ],
 )
 def test_what_a_log_cannot_show_is_said(run, words):
-    assert any(words in line for line in examine_run(run).limitations)
+    assert any(words in line for line in analysed(run).limitations)
 
 
 def test_a_log_without_a_loss_is_not_called_healthy():
-    assert "There is no loss in this log" in examine_run(run_of(learning_rate=LOSS)).diagnosis.verdict
-    assert examine_run(run_of()).diagnosis.verdict == "No record of training was found."
+    assert "There is no loss in this log" in analysed(run_of(learning_rate=LOSS)).diagnosis.verdict
+    assert analysed(run_of()).diagnosis.verdict == "No record of training was found."
 
 
 def test_the_data_for_scripts_is_strict_json():
-    report = examine(Log(Path("x.log"), "text", (sick(), run_of(loss=LOSS)), ("a note",)))
-    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert (data["schema"], data["kind"], data["calm"]) == (1, "log", False)
+    runs = [analysed(run, "x.log", ("a note",)) for run in (sick(), run_of(loss=LOSS))]
+    data = json.loads(json.dumps(document(runs, [(Path("y.log"), "is empty")]), allow_nan=False))
+    assert (data["schema_version"], data["calm"]) == (2, False)
     assert [run["calm"] for run in data["runs"]] == [False, True]
-    assert data["runs"][0]["findings"][0]["kind"] == "gradient_explosion"
-    assert report.exit_code == 1
+    assert data["runs"][0]["incidents"][0]["condition"] == "GradientNormExplosion"
+    assert data["unreadable"] == [{"path": "y.log", "error": "is empty"}]
+    assert runs[0].exit_code == 1
 
 
 COLUMNS = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale", "nan_steps", "step_seconds", "throughput")
@@ -127,4 +145,4 @@ def any_run(draw: st.DrawFn) -> LogRun:
 @settings(max_examples=150, deadline=None)
 @given(any_run())
 def test_whatever_a_log_holds_it_is_judged(run):
-    json.dumps(examine_run(run).to_dict(), allow_nan=False)
+    json.dumps(analysed(run).to_dict(), allow_nan=False)
