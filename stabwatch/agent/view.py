@@ -1,4 +1,5 @@
-"""The data of the live page, ready for JSON. Help and units come from the catalogue, the order of layers from the run log."""
+"""The data of the live page, ready for JSON. Help and units come from the catalogue, the order of layers from the "
+"run log."""
 
 from __future__ import annotations
 

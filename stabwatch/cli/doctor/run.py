@@ -84,7 +84,7 @@ def _taps(run: Run) -> Iterator[Check]:
                 yield Check(
                     f"tap {tap}",
                     "note",
-                    "this run has no such signals: no such module, a single rank, or an option that is off",
+                    "no signals of this kind in this run",
                 )
             continue
         where = f"{count(len(sites), 'layer')}, " if sites else ""
