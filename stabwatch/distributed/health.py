@@ -1,4 +1,4 @@
-"""One rank against the others, from the rows of all of them. Runs in the writer's thread of rank 0."""
+"""Comparison of ranks from the rows of all of them, in the writer's thread of rank 0."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from stabwatch.distributed.ranks import REPLICATED
 from stabwatch.runlog import Accumulator, RecordLayout
 
 BUSY_SOURCE = Accumulator("rank_source", "busy", "host")
-"""Each rank's own; it stays inside the training process."""
+"""The value of each rank; it is not written to the log."""
 BUSY = Accumulator("rank_busy", "", "rank_spread")
 LOSS = Accumulator("rank_loss", "", "rank_spread")
 NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
-SHARDED = "parameters are sharded over ranks: there are no replicas to compare"
-LEAST = 1e-9
-"""A difference of replicas that is none: for which of two ranks jumped, not for an alert."""
+SHARDED = "parameters are sharded over ranks: measured are no replicas to compare"
+MIN_DIFFERENCE = 1e-9
+"""Below this difference two replicas count as equal; used to attribute a difference, not for an alert."""
 
 CLEAR = 3.0
-"""Of two ranks that part, the one whose weights moved this many times as far is the odd one."""
+"""Of two ranks that diverge, the faulty one is that whose weights moved this many times as far."""
 
 Rows = NDArray[np.float64]
 
 
 class RankHealth:
-    """Makes the cells that compare ranks. A layer is compared where two ranks or more measured it in the same step."""
+    """Computes the accumulators that compare ranks. A layer is compared if several ranks measured it in the same "
+    "step."""
 
     def __init__(self, device: RecordLayout, sharded: bool) -> None:
         self._busy = _starts(device, [c for c in device.cells if c == BUSY_SOURCE])
@@ -38,9 +39,9 @@ class RankHealth:
         self._last: Rows | None = None
         self._blamed = np.full(len(replicas), -1)
 
-    def partials(self, gathered: NDArray[np.floating]) -> Rows:
-        """gathered: (ranks, device slots). The slots of `cells`; with one rank nothing is measured."""
-        rows: Rows = gathered.astype(np.float64)
+    def partials(self, gameasuredd: NDArray[np.floating]) -> Rows:
+        """The columns of `cells`, from gameasuredd rows (ranks, device columns). With one rank nothing is measured."""
+        rows: Rows = gameasuredd.astype(np.float64)
         if len(rows) < 2:
             return np.full(15 + 3 * len(self._weights), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -49,7 +50,7 @@ class RankHealth:
             return np.concatenate([*spread, self._replicas(rows)])
 
     def _loss(self, rows: Rows) -> Rows:
-        """The loss of each rank by the best source that it has, (ranks,)."""
+        """The loss of each rank by its best source, (ranks,)."""
         found = np.full(len(rows), np.nan)
         for start in self._losses[::-1]:
             here = rows[:, start] > 0
@@ -57,43 +58,43 @@ class RankHealth:
         return found
 
     def _replicas(self, rows: Rows) -> Rows:
-        """(3 * layers,): how many ranks measured a layer, the largest difference, and whose it is."""
+        """(3 * layers,): number of ranks that measured a layer, the largest difference, and its rank."""
         norms, bad = rows[:, self._weights], rows[:, self._broken]
-        there = ~np.isnan(norms)
+        measured = ~np.isnan(norms)
         norms = np.where(bad > 0, np.inf, norms)
-        count = there.sum(axis=0)
+        count = measured.sum(axis=0)
         several = count > 1
         out = np.full((len(self._weights), 3), np.nan)
         if several.any():
-            apart = _apart(norms, there)
-            jump = apart if self._last is None else np.abs(norms / self._last - 1)
-            self._blame(apart, np.where(there, jump, -np.inf), count, several)
-            out[several] = np.column_stack([count, apart.max(axis=0), self._blamed])[several]
-        self._last = norms if self._last is None else np.where(there, norms, self._last)
+            difference = _difference(norms, measured)
+            jump = difference if self._last is None else np.abs(norms / self._last - 1)
+            self._blame(difference, np.where(measured, jump, -np.inf), count, several)
+            out[several] = np.column_stack([count, difference.max(axis=0), self._blamed])[several]
+        self._last = norms if self._last is None else np.where(measured, norms, self._last)
         return out.reshape(-1)
 
-    def _blame(self, apart: Rows, jump: Rows, count: NDArray[np.int64], several: NDArray[np.bool_]) -> None:
-        """The farthest rank; of two, the one that jumped when they parted, for as long as they are apart."""
-        differs = apart.max(axis=0) > LEAST
+    def _blame(self, difference: Rows, jump: Rows, count: NDArray[np.int64], several: NDArray[np.bool_]) -> None:
+        """The most deviating rank; of two, the one that jumped when they diverged, while they differ."""
+        differs = difference.max(axis=0) > MIN_DIFFERENCE
         pair = several & (count == 2) & differs
         new = pair & (self._blamed < 0)
         ordered = np.sort(np.where(np.isfinite(jump) | (jump == np.inf), jump, 0.0), axis=0)
         clear = ordered[-1] > CLEAR * ordered[-2]
         self._blamed[new] = np.where(clear, jump.argmax(axis=0), -1)[new]
         rest = several & ~pair
-        self._blamed[rest] = np.where(differs, apart.argmax(axis=0), -1)[rest]
+        self._blamed[rest] = np.where(differs, difference.argmax(axis=0), -1)[rest]
 
 
-def _apart(norms: Rows, there: NDArray[np.bool_]) -> Rows:
-    """|norm - median over ranks| / median: 0 where a rank is not there, inf for one that alone is not finite."""
-    middle = np.nanmedian(np.where(there, norms, np.nan), axis=0)
-    apart = np.abs(norms / np.where(middle > 0, middle, 1.0) - np.where(middle > 0, 1.0, 0.0))
-    both = np.isinf(norms) & np.isinf(middle)
-    return np.where(there & ~both, np.where(np.isnan(apart), np.inf, apart), 0.0)
+def _difference(norms: Rows, measured: NDArray[np.bool_]) -> Rows:
+    """|norm - median over ranks| / median: 0 where not measured, inf if only that rank is not finite."""
+    median = np.nanmedian(np.where(measured, norms, np.nan), axis=0)
+    difference = np.abs(norms / np.where(median > 0, median, 1.0) - np.where(median > 0, 1.0, 0.0))
+    both = np.isinf(norms) & np.isinf(median)
+    return np.where(measured & ~both, np.where(np.isnan(difference), np.inf, difference), 0.0)
 
 
 def _spread(values: Rows) -> Rows:
-    """The slots of a `rank_spread`, from one number per rank; NaN and infinities are left out."""
+    """The columns of a `rank_spread` from one number per rank, without NaN and infinities."""
     good = np.isfinite(values)
     if good.sum() < 2:
         return np.full(5, np.nan)
@@ -106,7 +107,7 @@ def _starts(table: RecordLayout, cells: list[Accumulator]) -> NDArray[np.int64]:
 
 
 def _field(table: RecordLayout, cells: list[Accumulator], name: str) -> NDArray[np.int64]:
-    """Slots of one field of some cells, of those that have it."""
+    """Columns of one field of some accumulators, of those that have it."""
     by_cell = dict(zip(table.cells, table.fields, strict=True))
     names = {c: [field for field, _ in by_cell[c]] for c in cells}
     return np.array([table.start(c) + names[c].index(name) for c in cells if name in names[c]], dtype=np.int64)

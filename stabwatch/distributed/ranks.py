@@ -1,16 +1,13 @@
-"""The merge over ranks: one packed collective per step, by the same laws as everything else.
+"""The merge over ranks: one packed collective per step, with the same merge operators as everywhere.
 
-It takes place at every step, measured or not: what a rank measures depends on its own clock, and a
-collective must never depend on that.
+It runs at every step, measured or not, because a collective must not depend on what a rank measures.
 
-Every rank contributes its whole flat vector to one all-gather, and each cell is merged on the host by its
-declared operators, so that sums, maxima, and 'not measured' need no collective of their own. Gradients and
-weights that are replicated over ranks must not be summed: they are merged by maximum, which is the value
-itself when the ranks agree.
+Every rank contributes its flat vector to one all-gather. The accumulators are merged on the host by their operators, so
+sums, maxima and 'not measured' need no separate collectives. Values of replicated gradients and weights must not be
+summed. They are merged by maximum, which is the value itself when the ranks agree.
 
-No collective is issued before every rank has attached: a watch on one rank alone must not hang a job.
-Ranks announce themselves in the process group's store; rank 0 then names a step, a few ahead, from which
-all of them take part.
+No collective is issued before every rank has attached, so a watch on a single rank cannot hang a job. Ranks announce
+themselves in the process group's store. Then rank 0 sets a step, a few ahead, from which all of them take part.
 """
 
 from __future__ import annotations
@@ -28,14 +25,14 @@ from stabwatch.runlog import Accumulator, RecordLayout
 
 REPLICATED = ("gradient", "group", "weight", "update", "matrix", "matrix_update", "optimizer")
 AHEAD = 8
-"""Steps between the agreement and the first collective: more than ranks of one job can be apart."""
+"""Steps between the agreement and the first collective, more than ranks of one job can be apart."""
 _PATIENCE = 200
-"""Steps to wait for the other ranks before saying that they are not there."""
+"""Steps to wait for the other ranks before giving up."""
 _attached = 0
 
 
 class Ranks:
-    """The ranks of a data-parallel or sharded job, seen from one of them. With one rank, everything is a no-op."""
+    """The ranks of a data-parallel or sharded job. With one rank, everything is a no-op."""
 
     def __init__(self, model: nn.Module, mode: str) -> None:
         global _attached
@@ -54,7 +51,7 @@ class Ranks:
             self.store.set(f"{self.key}/{self.rank}", "1")
 
     def seen_in_forward(self) -> None:
-        """Called during a forward: is our model inside a data-parallel wrapper that was put on after `attach`?"""
+        """Called during a forward, to detect a data-parallel wrapper that was added after `attach`."""
         if self._wanted and not self._coupled:
             ddp = nn.parallel.DistributedDataParallel
             self._coupled = getattr(ddp, "_active_ddp_module", None) is not None
@@ -65,7 +62,7 @@ class Ranks:
         return self._start is not None
 
     def joins(self, step: int) -> bool:
-        """True if this step is merged over ranks: the same answer on every rank."""
+        """Whether this step is merged over ranks; the same on every rank."""
         if not self._wanted or self.gave_up or not (self._coupled or self.sharded):
             return False
         if self._start is None:
@@ -85,7 +82,7 @@ class Ranks:
             self._start = None if self.gave_up else int(start)
 
     def gather(self, flat: Tensor) -> Callable[[], Tensor]:
-        """Start the one collective of this step; the result's call waits and gives (world, slots)."""
+        """Start the collective of this step. Calling the result waits and returns (world, columns)."""
         out = torch.empty((self.world, flat.numel()), dtype=flat.dtype, device=flat.device)
         work = dist.all_gather_into_tensor(out.view(-1), flat, async_op=True)
 
@@ -97,7 +94,7 @@ class Ranks:
 
 
 def merge_ranks(table: RecordLayout, rows: NDArray[np.floating], sharded: bool) -> NDArray[np.float64]:
-    """Merge (ranks, slots) into (slots,); NaN marks cells that no rank measured."""
+    """Merge (ranks, columns) into (columns,); NaN where no rank measured."""
     merged = table.operators.merge(rows)
     same = np.zeros(table.width, dtype=bool)
     for cell, start, fields in zip(table.cells, table.starts, table.fields, strict=True):
@@ -112,5 +109,5 @@ def merge_ranks(table: RecordLayout, rows: NDArray[np.floating], sharded: bool) 
 
 
 def is_replicated(cell: Accumulator, sharded: bool) -> bool:
-    """Does every rank hold the same? Norms found by clipping always; parameters unless they are sharded."""
+    """Whether every rank has the same value: norms from clipping always, parameters unless sharded."""
     return cell.tap in REPLICATED and (cell.reduction == "clip" or not sharded)

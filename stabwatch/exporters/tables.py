@@ -33,7 +33,7 @@ LONG = pa.schema([*_RECORD, ("signal", _NAMES), ("layer", _NAMES), ("value", pa.
 
 
 def column(key: SeriesKey) -> str:
-    """The name of a series as a column, or as a tag of TensorBoard, which groups by what is before the slash."""
+    """The name of a series as a column, or as a tag of TensorBoard, which groups tags by the part before the slash."""
     name = own_name(key)
     return clean(f"{name.signal}/{name.layer}" if name.layer else name.signal)
 

@@ -1,4 +1,4 @@
-"""An alert on rank 0 is a call to all ranks: look closer, and say which batch you had."""
+"""Requests of rank 0 to all ranks at an alert: escalate, and report the batches."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from stabwatch.distributed.ranks import Ranks
 from stabwatch.hooks.probes.batches import Batches
 
 EVERY = 16
-"""Steps between two looks into the process group's store."""
+"""Steps between two lookups in the process group's store."""
 MOST = 8
-"""Calls of one run that are answered with batches; later ones bring a closer look only."""
+"""Requests of one run that are answered with batches; later ones only escalate."""
 MOST_ANSWERED = 4
-"""Batches of one rank that are told: those of the first micro-batches of the first of the steps."""
+"""Batches that one rank reports: the first micro-batches of the first of the steps."""
 
 
 class RankRequests:
-    """Calls go out on rank 0 and are heard on the others, up to 16 steps later; no step waits for an answer."""
+    """Sends requests on rank 0 and receives them on the others, up to 16 steps later. No step waits for an answer."""
 
     def __init__(self, ranks: Ranks, batches: Batches, closer: Callable[[], None]) -> None:
         self._ranks = ranks
@@ -29,7 +29,7 @@ class RankRequests:
         self._open: dict[int, dict[str, Any]] = {}
 
     def make(self, since: int, onset: int, **about: Any) -> None:
-        """Rank 0, any thread: call the others. about: facts of the alert, given back with the answers."""
+        """Send a request, on rank 0 and from any thread. about: data of the alert, returned with the answers."""
         if self._ranks.active and self._ranks.rank == 0:
             self._ranks.store.set(f"{self._key}/{self._made}", f"{since} {onset}")
             if self._made < MOST:
@@ -37,7 +37,7 @@ class RankRequests:
             self._made += 1
 
     def boundary(self, step: int) -> list[dict[str, Any]]:
-        """Between two steps, on every rank. Gives, on rank 0, what all have answered: `about`, and the `batches`."""
+        """Between two steps, on every rank. On rank 0, returns the answers: `about`, and the `batches`."""
         if step % EVERY or not self._ranks.active:
             return []
         if self._ranks.rank == 0:
@@ -45,7 +45,7 @@ class RankRequests:
         while self._ranks.store.check([f"{self._key}/{self._received}"]):
             self._closer()
             if self._received < MOST:
-                # a batch may still be on its way from the device, and the training does not wait for it
+                # a batch may still be in transfer from the device, and training must not wait for it
                 threading.Thread(target=self._answer, args=(self._received,), daemon=True).start()
             self._received += 1
         return []

@@ -49,11 +49,11 @@ class Signal:
     source: str = ""
 
     def __post_init__(self) -> None:
-        assert self.tap in TAPS, f"{self.name}: there is no tap {self.tap!r}; taps: {TAPS}"
+        assert self.tap in TAPS, f"{self.name}: no tap is called {self.tap!r}; taps: {TAPS}"
         assert self.help.endswith("."), f"{self.name}: help ends with a full stop"
         known = [f.name for f in REDUCTIONS[self.reduction].fields]
         assert set(self.fields) <= set(known), f"{self.name}: {self.fields} not all in {known}"
-        assert self.formula in FORMULAS, f"{self.name}: there is no formula {self.formula!r}"
+        assert self.formula in FORMULAS, f"{self.name}: no formula is called {self.formula!r}"
         wanted = ARITY.get(self.formula, (len(self.fields),))
         assert len(self.fields) in wanted, f"{self.name}: {self.formula} reads {wanted} fields, not {self.fields}"
         assert (self.kind == "counter") == self.name.endswith("_total"), f"{self.name}: counters end with _total"
@@ -78,7 +78,7 @@ class Catalogue:
     def register(self, signal: Signal) -> Signal:
         """Add a signal. Raises ValueError when the name is taken."""
         if signal.name in self._signals:
-            raise ValueError(f"The signal `{signal.name}` is already registered.")
+            raise ValueError(f"A signal called `{signal.name}` is registered already.")
         self._signals[signal.name] = signal
         return signal
 
@@ -90,7 +90,7 @@ class Catalogue:
         try:
             return self._signals[name]
         except KeyError:
-            raise KeyError(f"There is no signal `{name}`. Signals: {', '.join(self._signals)}.") from None
+            raise KeyError(f"No signal is called `{name}`. Known signals: {', '.join(self._signals)}.") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._signals

@@ -1,6 +1,7 @@
 """Values that narrower number formats would lose, by kind of tensor.
 
-fp16 is without a loss scale. fp8 has one scale per tensor, which maps its maximum to the format's largest number. MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
+fp16 is without a loss scale. fp8 has one scale per tensor, which maps its maximum to the format's largest number.
+MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
 Lost means: not zero, but zero after rounding.
 """
 

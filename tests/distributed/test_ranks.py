@@ -38,7 +38,7 @@ def test_the_norm_that_clipping_found_is_global_even_when_parameters_are_sharded
 
 
 def test_a_rank_that_measured_nothing_changes_nothing():
-    empty = np.where(np.arange(15) < 15, TABLE.operators.unit, 0)
+    empty = np.where(np.arange(15) < 15, TABLE.operators.identity, 0)
     for sharded in (False, True):
         alone = merge_ranks(TABLE, ROWS[:1], sharded)
         np.testing.assert_array_equal(merge_ranks(TABLE, np.stack([ROWS[0], empty]), sharded), alone)
@@ -47,7 +47,7 @@ def test_a_rank_that_measured_nothing_changes_nothing():
 def test_a_rank_that_measured_nothing_does_not_win_against_a_negative_sum():
     table = RecordLayout.build([Accumulator("update", "a", "direction"), Accumulator("gradient", "a", "moments")])
     row = np.array([8, -3.0, 4.0, 9.0, 8, 16.0, 0, 3.0])
-    merged = merge_ranks(table, np.stack([row, np.where(np.arange(8) < 8, table.operators.unit, 0)]), sharded=False)
+    merged = merge_ranks(table, np.stack([row, np.where(np.arange(8) < 8, table.operators.identity, 0)]), sharded=False)
     np.testing.assert_array_equal(merged, row)
     broken = row.copy()
     broken[1] = np.nan
@@ -57,5 +57,5 @@ def test_a_rank_that_measured_nothing_does_not_win_against_a_negative_sum():
 
 
 def test_what_no_rank_measured_is_not_a_number():
-    empty = np.stack([TABLE.operators.unit, TABLE.operators.unit])
+    empty = np.stack([TABLE.operators.identity, TABLE.operators.identity])
     assert np.isnan(merge_ranks(TABLE, empty, sharded=False)).all()

@@ -1,4 +1,4 @@
-"""`stabwatch signals`: the catalogue."""
+"""`stabwatch signals`: list the catalogue."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 HOW_OFTEN = {"always": "each step", "sampled": "sampled", "deep": "rarely"}
 WIDE = 110
-"""Columns from which per, measured and unit have columns of their own."""
+"""Terminal width from which scope, frequency and unit have their own columns."""
 HEAD = ("signal", "per", "measured", "unit", "meaning", "source")
 
 RunOption = Annotated[
-    list[Path] | None, typer.Option("--run", help="Run folder whose plugins are listed too; may be repeated.")
+    list[Path] | None, typer.Option("--run", help="Run folder whose plugin signals are listed too. May be repeated.")
 ]
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, for a page of your own.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
 
 
 class Row(NamedTuple):
@@ -63,7 +63,7 @@ def signals(run: RunOption = None, as_json: JsonOption = False, markdown: Markdo
 
 
 def _plugins(runs: Iterable[Path]) -> list[dict[str, Any]]:
-    """What the runs declare that is not in our catalogue, each once."""
+    """The signals that the runs declare and the catalogue lacks, each once."""
     from stabwatch.runlog import RunLog, find_run
     from stabwatch.signals import CATALOGUE
 
@@ -72,7 +72,7 @@ def _plugins(runs: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def _row(signal: dict[str, Any]) -> Row:
-    """A declaration as meta.json holds it."""
+    """A row from a declaration in meta.json."""
     measured = HOW_OFTEN.get(signal.get("tier", ""), "")
     others = (str(signal.get(name, "")) for name in ("unit", "help", "source"))
     return Row(str(signal["name"]), str(signal.get("scope", "")), measured, *others)
