@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.runtime.governor import DEAR, LONGEST, WARM_UP, Governor
 
 
