@@ -142,7 +142,7 @@ def _from_source(source: Config | Mapping[str, Any] | str | Path | None) -> dict
         raise ConfigError(f"The settings file {source} cannot be read: {error}.") from error
     if data is not None and not isinstance(data, dict):
         raise ConfigError(
-            f"The settings file {source} must contain `name: value` lines, and contains a {type(data).__name__}."
+            f"The settings file {source} must hold `name: value` lines, and holds a {type(data).__name__}."
         )
     return data or {}
 
