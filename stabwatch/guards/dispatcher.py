@@ -28,7 +28,7 @@ from stabwatch.guards.protocol import Reaction
 from stabwatch.guards.requests import RankRequests
 from stabwatch.hooks.optimizer_step import StepGuard, StepGuards
 from stabwatch.hooks.probes.batches import Batches
-from stabwatch.hooks.probes.directional import Probe
+from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.runlog import Event, RecordLayout, Writer
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def step_guards(config: Config, model: nn.Module) -> StepGuards | None:
     if not {"skip_step", "taylor"} & set(config.guards):
         return None
 
-    def make(optimizer: Any, probe: Probe | None) -> list[StepGuard]:
+    def make(optimizer: Any, probe: DirectionalDerivative | None) -> list[StepGuard]:
         guards: list[StepGuard] = [SkipStep(optimizer)] if "skip_step" in config.guards else []
         return guards + ([TaylorGuard(optimizer, model, probe=probe)] if "taylor" in config.guards else [])
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.hooks.base.copies import Copies
-from stabwatch.hooks.probes.directional import Probe
+from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.kernels.taylor import ratios
 
 _log = logging.getLogger("stabwatch")
@@ -52,7 +52,7 @@ class TaylorGuard:
         *,
         limit: float = 1.0,
         samples: int | None = None,
-        probe: Probe | None = None,
+        probe: DirectionalDerivative | None = None,
     ) -> None:
         if limit <= 0:
             raise ValueError(f"`limit` must be positive, and is {limit!r}.")
@@ -61,7 +61,7 @@ class TaylorGuard:
             raise ValueError("The Taylor guard needs whole parameters, and those of this model are sharded over ranks.")
         inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._limit = limit
-        self._probe = probe or Probe(inner, samples)
+        self._probe = probe or DirectionalDerivative(inner, samples)
         self._owns_probe = probe is None
         self._copies = Copies()
         self._before: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The step loop: composes taps, schedule, buffer and writer, and keeps the step clock."""
+"""The step loop: composes hooks, governor, buffer and writer, and keeps the step clock."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
-from stabwatch.hooks.base.context import MeasurementFlags
+from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.hooks.base.sites import unwrap
 from stabwatch.hooks.base.tensors import device_of, first_tensor
-from stabwatch.hooks.base.token_groups import TokenGroups
 from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.runlog import RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
-from stabwatch.runtime.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
+from stabwatch.runtime.coverage import NO_STEP, REPORT_AFTER, UNATTACHED, not_in_graph, summary
 from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
 from stabwatch.runtime.record import HostNumbers
@@ -46,8 +44,8 @@ _log = logging.getLogger("stabwatch")
 class Session:
     """One watched run in its training process: the step loop behind a `Watch`.
 
-    Hooks call it, it keeps the step clock, and it turns each measured step into a record. Nothing here raises (but
-    for TrainingUnstableError, which a guard asks for).
+    Hooks report their events to it (see `TapEvents`), it keeps the step clock, and it makes a record of each measured
+    step. Nothing here raises, except for TrainingUnstableError, where the guard 'raise' is set.
     """
 
     def __init__(
@@ -61,21 +59,18 @@ class Session:
         on_alert: Callable[[Alert], object] | None = None,
     ) -> None:
         self.config = config or Config()
-        self.step = 0
-        self.flags = MeasurementFlags()
-        self.isolation = Isolation(self._report_error)
-        self.token_groups_seen = TokenGroups()
-        self.loss_seen = False
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
         self._model = unwrap(model)
-        on_accelerator = device_of(self._model, torch.device("cpu")).type == "cuda"
-        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=on_accelerator)
+        device = device_of(self._model, torch.device("cpu"))
+        self.context = TapContext(self, self._report_error, device)
+        self.flags, self.isolation = self.context.flags, self.context.isolation
+        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
         self._clock = StepClock(optimizer)
         self._host = HostNumbers()
         self._agent: AgentProcess | None = None
         self._writer: Writer | None = None
-        self._introduced: set[int] = set()
+        self._seen_optimizers: set[int] = set()
         self._blind = self._detached = self._scaled = self._warned = False
         self._attached = self._began = time.perf_counter()
         self._pid = os.getpid()
@@ -85,11 +80,10 @@ class Session:
         try:
             self._ranks = Ranks(model, self.config.reduce)
             self._taps = taps = Taps(
-                self, self._model, loss_fn, self._ranks, self._governor, step_guards(self.config, self._model)
-            )
-            self.cells, self.brackets = taps.cells, taps.brackets
-            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(taps.buffer.device)
-            self.plugins, self.deep = taps.plugins, taps.modules.deep
+                self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
+                step_guards(self.config, self._model),
+            )  # fmt: skip
+            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
             if self._ranks.rank == 0 or self.config.reduce == "never":
                 self._open(run_dir)
             self._dispatcher = make_dispatcher(
@@ -119,7 +113,7 @@ class Session:
         if self.config.verbose:
             print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
 
-    # -- what the taps call -------------------------------------------------------------------------
+    # -- events that hooks report (TapEvents) -------------------------------------------------------
 
     def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
@@ -127,13 +121,13 @@ class Session:
         if self._clock.open_step_is_over():
             self._end_step()
         self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
-        self.isolation.run("token_groups", "always", self.token_groups_seen.forward_begins, self._model, named)
+        self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
         if self.flags.open:
             self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
-        self.isolation.run("attention", "always", self.brackets.update)
+        self.isolation.run("attention", "always", self.context.brackets.update)
         self.isolation.run("loss", "always", self._output_loss, output)
         self._busy = time.perf_counter() - self._began
 
@@ -141,20 +135,21 @@ class Session:
         self._ranks.seen_in_forward()
         value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(value, Tensor) and value.numel() == 1:
-            self.cells.update_loss("output", value)
-            self.loss_seen = True
+            self.context.run.update_loss("output", value)
+            self.context.run.loss_seen = True
 
     def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The loss module that the user named was called."""
         value = first_tensor(output)
         if value is not None and self.flags.open and torch.is_grad_enabled():
-            self.loss_seen = True
-            self.isolation.run("loss", "always", self.cells.update_loss, "module", value.mean())
+            self.context.run.loss_seen = True
+            self.isolation.run("loss", "always", self.context.run.update_loss, "module", value.mean())
 
     def backward_begins(self, tensors: Any) -> None:
-        """The loss by elimination: what `backward` is called on, when nothing better was seen."""
+        """What `backward` is called on is the loss, when no better source was seen."""
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        if len(roots) == 1 and roots[0].numel() == 1 and not self.loss_seen and not self._scaled:
-            self.cells.update_backward_loss(roots[0])
+        if len(roots) == 1 and roots[0].numel() == 1 and not self.context.run.loss_seen and not self._scaled:
+            self.context.run.update_backward_loss(roots[0])
 
     def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
@@ -163,10 +158,10 @@ class Session:
             return
         self._taps.steps.clipped(norm)
         if self.flags.open:
-            self.cells.update_clip(norm)
+            self.context.run.update_clip(norm)
 
     def scaler_updated(self, scaler: Any) -> None:
-        """The gradient scaler moved on; if no optimizer stepped, it skipped this step."""
+        """The gradient scaler was updated; if no optimizer stepped, it skipped this step."""
         self._scaled = True
         if not self._clock.stepped_since_update() and self.flags.recording:
             self._host.skipped += 1
@@ -174,15 +169,12 @@ class Session:
                 self._taps.parameters.measure_all_gradients()
             self._close_step()
         if isinstance(scaler._scale, Tensor):
-            self.cells.update_loss_scale(scaler._scale)
-
-    def unmeasured(self, what: str, layer: str, reason: str) -> None:
-        """Note why something cannot be measured; reported once."""
-        self._taps.coverage.unmeasured(what, layer, reason)
+            self.context.run.update_loss_scale(scaler._scale)
 
     # -- the step clock -----------------------------------------------------------------------------
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Any torch optimizer is about to step; those of other models are ignored."""
         if not self._taps.parameters.tracks(optimizer):
             return
         if self._clock.repeats(optimizer):
@@ -191,6 +183,7 @@ class Session:
         self._dispatcher.before(optimizer, self.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """It has stepped."""
         if not self._taps.parameters.tracks(optimizer):
             return
         self._taps.steps.after(optimizer, has_closure(args, kwargs))
@@ -201,8 +194,8 @@ class Session:
 
     def _note_rate(self, optimizer: Any) -> None:
         self._host.learning_rate = learning_rate(optimizer)
-        if id(optimizer) not in self._introduced:
-            self._introduced.add(id(optimizer))
+        if id(optimizer) not in self._seen_optimizers:
+            self._seen_optimizers.add(id(optimizer))
             if self._writer is not None:
                 self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
 
@@ -217,8 +210,8 @@ class Session:
         self._host.step_seconds = now - self._began
         self._began = now
         self._clock.close()
-        self.loss_seen = False
-        self.step = step + 1
+        self.context.run.loss_seen = False
+        self.context.step = step + 1
         joins = self._ranks.joins(step)
         if plan.always or joins:
             self._record(step, joins)
@@ -231,25 +224,24 @@ class Session:
         self._plan_next()
 
     def _record(self, step: int, joins: bool) -> None:
-        self.brackets.update()
+        self.context.brackets.update()
         if self.flags.sampled:
             self.isolation.run("depth", "sampled", self._taps.modules.stacks.update)
         if joins and self._busy is not None:
-            self.cells.fill_busy(self._busy)
+            self.context.run.fill_busy(self._busy)
         flat = self._taps.buffer.flush()
         gathered = self._ranks.gather(flat) if joins else None
         if self._writer is None:
             return
-        copy = None if gathered else HostTransfer(flat)
+        rows = (lambda: gathered().cpu().numpy()) if gathered else _one_row(HostTransfer(flat))
         self._host.overhead = self._governor.overhead
         self._host.errors = sum(self.isolation.errors.values())
         self._host.dropped = self._writer.dropped
         host = self._host.take()
-        logged = {name: HostTransfer(cell) for name, cell in self.cells.take_logged().items()}
+        logged = {name: HostTransfer(partials) for name, partials in self.context.run.take_logged().items()}
 
         def resolve() -> tuple[RecordLayout, NDArray[np.float32]]:
-            rows = copy.wait()[None] if copy else gathered().cpu().numpy()  # type: ignore[misc]
-            out = self._taps.assembler.assemble(rows, host, {name: c.wait() for name, c in logged.items()})
+            out = self._taps.assembler.assemble(rows(), host, {name: t.wait() for name, t in logged.items()})
             self._records += 1
             if self._records == REPORT_AFTER:
                 self._report_coverage()
@@ -260,12 +252,12 @@ class Session:
 
     def _plan_next(self) -> None:
         plan = self._governor.plan(self.step)
-        # inside a compiled graph the deep tier stands in the graph of the sampled one
+        # the graph that measures the sampled tier is the one that measures the deep tier
         self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.flags.traced), plan.deep)
         self.flags.open, self.flags.sampled, self.flags.deep = self._plan.always, self._plan.sampled, self._plan.deep
-        turns = self.flags.phases = self._governor.phases
-        self.flags.phase = (self.flags.phase + self._plan.deep) % turns
-        self.flags.next_phase = (self.flags.phase + 1) % turns if self._governor.plan(self.step + 1).deep else None
+        phases = self.flags.phases = self._governor.phases
+        self.flags.phase = (self.flags.phase + self._plan.deep) % phases
+        self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(self.step + 1).deep else None
         self.flags.recording = False
 
     def _look_closer(self) -> None:
@@ -276,22 +268,20 @@ class Session:
     def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
         if self._writer is not None:
             self._writer.event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
-        what = "is switched off" if disabled else "failed; training goes on"
+        what = "is switched off" if disabled else "failed; training continues"
         _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
 
     def _report_coverage(self) -> None:
         if self.flags.traced:
-            self.unmeasured("residual", "", IN_GRAPH)
+            self.context.unmeasured("residual", "", not_in_graph(self.context.probes))
         report = self._taps.coverage.report(self._taps.assembler.fired)
         self._host.taps_missing = float(len(report["missing"]))
         if self._writer is not None:
             self._writer.event("coverage", self.step, **report)
         if report["missing"]:
-            first = report["missing"][0]
-            _log.warning(
-                "stabwatch: %d taps show nothing. First: %s at `%s`: %s. `stabwatch doctor %s` lists them.",
-                len(report["missing"]), first["tap"], first["site"], first["reason"], self.run_dir,
-            )  # fmt: skip
+            verb = "lists it" if len(report["missing"]) == 1 else "lists them"
+            text = summary(report["missing"], self._taps.assembler.fired)
+            _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, self.run_dir, verb)
 
     def _idle(self) -> None:
         """About once a second, in the writer's thread."""
@@ -321,7 +311,7 @@ class Session:
     def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See Watch.probe."""
         if not self._detached:
-            self.isolation.run("drift", "deep", self._taps.steps.drift.start, args, kwargs)
+            self.isolation.run("drift", "deep", self._taps.steps.tracked_batch.start, args, kwargs)
 
     def log_batch(self, indices: Any, facts: dict[str, Any]) -> None:
         """See Watch.log_batch."""
@@ -331,7 +321,7 @@ class Session:
     def token_groups(self, masks: Mapping[str, Tensor]) -> None:
         """See Watch.token_groups."""
         if not self._detached:
-            self.isolation.run("token_groups", "always", self.token_groups_seen.send, masks)
+            self.isolation.run("token_groups", "always", self.context.token_groups.send, masks)
 
     def announce(self, what: str) -> None:
         """See Watch.announce."""
@@ -344,23 +334,28 @@ class Session:
         return self._agent.url(timeout) if self._agent is not None else None
 
     @property
+    def step(self) -> int:
+        """Number of the open step, from 0."""
+        return self.context.step
+
+    @property
     def state(self) -> str:
         """'watching', 'detached', or 'failed' when attaching failed."""
         return "failed" if self._blind else "detached" if self._detached else "watching"
 
     @property
     def active_alerts(self) -> list[Alert]:
-        """Alerts that fire now, as far as the training process has heard of them."""
+        """Alerts that fire now, as far as the training process knows."""
         return [] if self._blind else self._dispatcher.active
 
     def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
         for name, value in scalars.items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
             if name == "loss":
-                self.cells.update_loss("logged", tensor)
-                self.loss_seen = True
+                self.context.run.update_loss("logged", tensor)
+                self.context.run.loss_seen = True
             else:
-                self.cells.update_logged(name, tensor)
+                self.context.run.update_logged(name, tensor)
 
     def detach(self, reason: str = "finished", **facts: Any) -> None:
         """See Watch.detach. reason, facts: what the end event of the run log says."""
@@ -384,3 +379,8 @@ class Session:
             self.detach()
         else:
             self.detach("exception", error=f"{type(error).__name__}: {error}")
+
+
+def _one_row(transfer: HostTransfer) -> Callable[[], NDArray[np.float32]]:
+    """The step of a single rank: (1, fields), once it has arrived."""
+    return lambda: transfer.wait()[None]

@@ -12,10 +12,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
+from stabwatch.hooks.base.probe import PROBES
 from stabwatch.hooks.compiled import observe
 from stabwatch.runlog import Accumulator
-from stabwatch.runtime.coverage import IN_GRAPH
+from stabwatch.runtime.coverage import not_in_graph
 from stabwatch.runtime.governor import Plan
 from tests.models import Mixture
 
@@ -81,7 +82,7 @@ def test_fullgraph_gives_the_same_statistics_without_a_graph_break(backend, atta
     coverage = [e for e in compiled.events if e.kind == "coverage"][-1]
     assert {m["tap"] for m in coverage.data["missing"]} == {"attention_bracket"}
     assert "exact value is on cadence" in coverage.data["missing"][0]["reason"]
-    assert [e["reason"] for e in coverage.data["unmeasured"]] == [IN_GRAPH]
+    assert [e["reason"] for e in coverage.data["unmeasured"]] == [not_in_graph(PROBES)]
 
 
 def test_a_compiled_run_is_bit_identical_with_and_without_a_watch(attach):

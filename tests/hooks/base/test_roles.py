@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.kernels.depth.naive import slope
 from stabwatch.kernels.saturation.naive import saturation

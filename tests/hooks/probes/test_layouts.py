@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.tokens.naive import tokens

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.sampling import ELEMENTS, some_rows, spread
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.hooks.base.tensors import first_tensor

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.probes.loss import scaling
 from stabwatch.kernels.direction import naive
 
