@@ -337,7 +337,7 @@ def read_lines(source: LogFile, lines: Iterable[tuple[int, str]]) -> Log:
 def _log(source: LogFile, reading: _Parser) -> Log:
     notes = reading.end()
     run = reading.gatherer.run()
-    run, others = in_order(replace(run, times=timestamps(source.blocks(), run.lines)))
+    run, others = in_order(replace(run, times=timestamps(source.raw_blocks(), run.lines)))
     if others:
         notes.append(f"Several writers take turns in it: {others} of their records are left out.")
     notes += reading.gatherer.notes()
