@@ -70,7 +70,8 @@ class FixedFormat:
         found = _marked(raw)
         self._skeleton, self._prefix = b"", np.empty(0)
         self.works = before >= 0 and not any(spelled[: max(before, 0)]) and found is not None
-        self.works = self.works and None not in values and b"\r" not in raw.rstrip(b"\r") and b"\x1b" not in raw
+        self.works = self.works and None not in values and not any("#" in word for word in printed)
+        self.works = self.works and b"\r" not in raw.rstrip(b"\r") and b"\x1b" not in raw
         if found is None or not self.works:
             return
         self._skeleton = found[0]

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from stabwatch.analysis.readers.timestamps import timestamps
 from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, without_settings
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
+_RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
 _RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
 _OVERFLOW = re.compile(
     r"(?:OVERFLOW|[Oo]verflow)\b.*?reducing to ([\d.e+-]+)|reducing loss scale to ([\d.e+-]+)|"
@@ -50,6 +52,11 @@ _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss
 _BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Records that wait for the end of the file, to be numbered; what comes after so many is not read."""
+_MANY = 4
+"""Times as many records without a step as with one, whose step is then a stray one."""
+_RISES = 0.8
+_LEADING = re.compile(r"\s*[\[(#|]{0,2}\s*(\d{1,9})(?![\d.,/%-])(?=[\])|:]|\s)")
+_METRIC = re.compile(r"\b(?:rmse|mse|mae|logloss|error|auc|elbo|nll|reward|ppl)\b", re.IGNORECASE)
 _NEAR = 200
 """Lines after a step's first within which a line without a step belongs to it."""
 
@@ -57,12 +64,20 @@ _NEAR = 200
 class _Parser:
     """The state between lines."""
 
-    def __init__(self) -> None:
-        self.gatherer = RunBuilder()
-        self.templates = Templates(_is_odd)
+    def __init__(self, head: str = "") -> None:
+        """head: the first lines, which say whether numbers that begin lines count records."""
+        self.builder = RunBuilder()
+        leading = counts_records(head)
+        self.templates = Templates(_is_odd, leading)
+        self._rank_pattern = _RANK_IN_BRACKETS if leading else _RANK
         self.rank: int | None = None
         self.epoch: int | None = None
         self.unstepped: list[Unstepped] = []
+        self.repeated: list[Unstepped] = []
+        """Records without a step, near a step that has all of their values already."""
+        self._fractions: dict[int, tuple[int | None, int | None]] = {}
+        self._updates = False
+        """A step that counts updates was found."""
         self.bare: list[tuple[int, int, float]] = []
         self.table: dict[str, float] = {}
         self.header: list[str] = []
@@ -75,7 +90,7 @@ class _Parser:
         self._epoch_of_step: int | None = None
         self.others = 0
         self.latest: Template | None = None
-        """See `stretches.Reading`."""
+        """See `line_runs.Parser`."""
         self._reckoned = False
         self._whole = True
         """No epoch had a fraction; beside one that has, steps are counted over all epochs."""
@@ -86,10 +101,10 @@ class _Parser:
         row = self.rows.row(text) if "/" in text[:16] else None
         if row is not None:
             if row[1]:
-                self.gatherer.unit = "epoch"
+                self.builder.unit = "epoch"
                 self._step(line, row[0], False, row[1])
             return
-        rank = _RANK.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
+        rank = self._rank_pattern.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
         if rank:
             text = text[rank.end() :]
         elif ") Epoch" in text:
@@ -127,27 +142,58 @@ class _Parser:
         return rank != self.rank
 
     def _record(self, line: int, template: Template, numbers: list[str]) -> None:
+        template = self._pair(template, numbers)
         values = template.fill(numbers)
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
         if epoch is not None:
             self.epoch = epoch
             self._whole = self._whole and not (number(numbers[template.epoch or 0]) or 0.0) % 1
+        if step is not None and self._is_no_step(line, template, numbers):
+            step = None
         if step is not None and template.of_epoch and template.evaluates and self._raw >= 0:
-            self.gatherer.add(self._offset + self._raw, line, values)
+            self.builder.add(self._offset + self._raw, line, values)
         elif step is not None:
             if values or not template.of_epoch or step >= self._raw:  # else a bar of an evaluation
+                self._updates = self._updates or not template.of_environment
                 self._step(line, step, template.of_epoch, values)
-        elif not values:
-            return
-        elif self._raw >= 0 and line - self._at <= _NEAR:
-            if self._keys & values.keys():  # the next record, whose step was not printed
+        elif values:
+            self._without_step(line, template, values)
+
+    def _is_no_step(self, line: int, template: Template, numbers: list[str]) -> bool:
+        """Whether the step of a line counts something else: episodes below a step, or seconds in brackets."""
+        if template.unnamed:
+            return not numbers[template.step or 0].isdigit()
+        return template.of_environment and self._updates and line - self._at <= _NEAR
+
+    def _without_step(self, line: int, template: Template, values: dict[str, float]) -> None:
+        if self._raw >= 0 and line - self._at <= _NEAR:
+            if not self._keys & values.keys():
+                self._keys |= values.keys()
+                self.builder.add(self._offset + self._raw, line, values)
+            elif template.rounded or (template.epoch is not None and not self._whole):
+                # the next record, whose step was rounded, or not drawn by the bar before it
                 self._step(line, self._raw + self._apart, template.of_epoch, values)
                 self._reckoned = True
-                return
-            self._keys |= values.keys()
-            self.gatherer.add(self._offset + self._raw, line, values)
+            elif len(self.repeated) < _MOST_UNSTEPPED:
+                self.repeated.append((line, self.epoch, values))
         elif self._raw < 0 and len(self.unstepped) < _MOST_UNSTEPPED:
             self.unstepped.append((line, self.epoch, values))
+
+    def _pair(self, template: Template, numbers: list[str]) -> Template:
+        """`Batch 3/4000` is batch 3 of 4,000, or batch 4,000 of epoch 3: where the second changes under the first."""
+        if template.total is None or template.step is None or template.epoch is not None:
+            return template
+        now = count(numbers, template.step), count(numbers, template.total)
+        before = self._fractions.get(id(template))
+        self._fractions[id(template)] = now
+        if before is None or None in (*now, *before) or before[0] != now[0] or not (now[1] or 0) > (before[1] or 0):
+            return template
+        pair = replace(template, epoch=template.step, step=template.total, of_epoch=True, total=None)
+        self.templates.correct(template, pair)
+        if self._raw == before[0]:
+            self._raw, self.epoch, self._epoch_of_step, self._with_values = before[1] or 0, before[0], before[0], before[1] or 0
+            self.builder.last_step_was(self._raw)
+        return pair
 
     def _step(self, line: int, step: int, of_epoch: bool, values: dict[str, float], new: bool = False) -> None:
         later = (
@@ -169,10 +215,10 @@ class _Parser:
         self._reckoned = False
         self._raw, self._at, self._epoch_of_step = step, line, self.epoch
         if values:
-            self.gatherer.add(self._offset + step, line, values, new=new)
+            self.builder.add(self._offset + step, line, values, new=new)
 
     def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
-        """See `stretches.Reading`: lines with rising steps, which none of the rules of `_step` concerns."""
+        """See `line_runs.Parser`: lines with rising steps, which none of the rules of `_step` concerns."""
         assert template.step is not None
         places: dict[str, tuple[int, float]] = {}
         for at, key, times in template.values:
@@ -183,12 +229,14 @@ class _Parser:
             values = {key: numbers(at) * times for key, (at, times) in places.items()}
         except ValueError:
             return False
+        if template.unnamed and (steps % 1).any():
+            return False
         if self.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # not for NaN either
             return False
         whole = steps.astype(np.int64)
         if whole[0] <= self._raw or (np.diff(whole) <= 0).any():
             return False
-        self.gatherer.extend(self._offset + whole, lines, values)
+        self.builder.extend(self._offset + whole, lines, values)
         if template.epoch is not None:
             self.epoch = int(epochs[-1])
             self._whole = self._whole and not (epochs % 1).any()
@@ -203,11 +251,11 @@ class _Parser:
         found = _OVERFLOW.search(text)
         if found:
             value = next((number(g) for g in found.groups() if g), None)
-            self.gatherer.remark("overflow", line, text.strip(), math.nan if value is None else value)
+            self.builder.remark("overflow", line, text.strip(), math.nan if value is None else value)
             return "loss" not in text.replace("loss scale", "").replace("loss_scale", "")
         for kind, pattern in _REMARKS:
             if pattern.search(text):
-                self.gatherer.remark(kind, line, text.strip())
+                self.builder.remark(kind, line, text.strip())
                 break
         return False
 
@@ -273,18 +321,19 @@ class _Parser:
         if self.table:
             self._flush(-1)
         notes = []
-        if len(self.bare) > 2 * (len(self.gatherer) + len(self.unstepped)):
+        if len(self.bare) > 2 * (len(self.builder) + len(self.unstepped)):
             for line, step, value in self.bare:
                 self._step(line, step, False, {"loss": value})
         if len(self.unstepped) == _MOST_UNSTEPPED or len(self.bare) == _MOST_BARE:
             notes.append("Records without a step are too many: the later ones are left out.")
         if self.others:
             notes.append(f"{self.others} lines of other ranks than {self.rank} are left out.")
-        if len(self.gatherer) < 3 and len(self.unstepped) > len(self.gatherer):
+        notes += self._end_repeated()
+        if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):
             epochs = by_epoch(self.unstepped)
             if not epochs:
                 self.unstepped = without_settings(self.unstepped)
-            self.gatherer.unit = "epoch" if epochs else "ordinal"
+            self.builder.unit = "epoch" if epochs else "ordinal"
             notes.append("No step in it: " + ("epochs count." if epochs else "records are numbered."))
             begun, before = 0, 0
             for at, (line, epoch, values) in enumerate(self.unstepped):
@@ -294,8 +343,28 @@ class _Parser:
                 else:
                     begun = at if epoch < 2 <= before - epoch else begun  # another training
                     before = epoch
-                self.gatherer.add(epoch if epochs and epoch is not None else at - begun, line, values)
+                self.builder.add(epoch if epochs and epoch is not None else at - begun, line, values)
         return notes
+
+    def _end_repeated(self) -> list[str]:
+        """Records that repeat the values of a step: numbered where they are nearly all of the log, else left out."""
+        if len(self.repeated) > _MANY * len(self.builder):
+            remarks = self.builder.remarks
+            self.builder = RunBuilder()
+            self.builder.remarks = remarks
+            self.unstepped += self.repeated
+            return []
+        return [f"{len(self.repeated)} lines without a step of their own are left out."] if self.repeated else []
+
+
+def counts_records(head: str) -> bool:
+    """Whether the numbers that begin lines with a loss rise from line to line, as a step does and a rank does not."""
+    found = [_LEADING.match(line) for line in head.splitlines() if "loss" in line.lower() or _METRIC.search(line)]
+    numbers = [int(match[1]) for match in found if match]
+    if len(numbers) < 2 or 2 * len(numbers) < len(found):
+        return False
+    steps = list(pairwise(numbers))
+    return sum(a < b for a, b in steps) >= _RISES * len(steps)
 
 
 _HOLE = re.compile(rb"\0{16,}")
@@ -319,28 +388,28 @@ def _cells(text: str) -> list[str]:
 
 
 def _read(source: LogFile) -> Log:
-    reading = _Parser()
-    stretches = LineRuns(reading, worth_parsing_in, pieces)
+    parser = _Parser(source.text)
+    line_runs = LineRuns(parser, worth_parsing_in, pieces)
     for first, block in source.blocks():
-        stretches.block(first, without_colours(block))
-    return _log(source, reading)
+        line_runs.block(first, without_colours(block))
+    return _log(source, parser)
 
 
 def read_lines(source: LogFile, lines: Iterable[tuple[int, str]]) -> Log:
     """A log from numbered lines."""
-    reading = _Parser()
+    parser = _Parser(source.text)
     for number_of_line, text in lines:
-        reading.take(number_of_line, text)
-    return _log(source, reading)
+        parser.take(number_of_line, text)
+    return _log(source, parser)
 
 
-def _log(source: LogFile, reading: _Parser) -> Log:
-    notes = reading.end()
-    run = reading.gatherer.run()
+def _log(source: LogFile, parser: _Parser) -> Log:
+    notes = parser.end()
+    run = parser.builder.run()
     run, others = in_order(replace(run, times=timestamps(source.raw_blocks(), run.lines)))
     if others:
         notes.append(f"Several writers take turns in it: {others} of their records are left out.")
-    notes += reading.gatherer.notes()
+    notes += parser.builder.notes()
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
     return Log(source.path, "text", (run,), tuple(notes))
 

@@ -58,6 +58,13 @@ class RunBuilder:
         """Step of the newest record."""
         return self._last
 
+    def last_step_was(self, step: int) -> None:
+        """Correct the step of the newest record."""
+        for array_of_steps in (self._steps, *(series.steps for series in self._series.values())):
+            if array_of_steps and array_of_steps[-1] == self._last:
+                array_of_steps[-1] = step
+        self._last = step
+
     def add(
         self,
         step: int,
