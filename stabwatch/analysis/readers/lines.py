@@ -16,7 +16,7 @@ from stabwatch.analysis.readers.file import LogFile, pieces, without_colours
 from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.line_runs import Columns, LineRuns
 from stabwatch.analysis.readers.log import Log
-from stabwatch.analysis.readers.names import number, role_of, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.prefilter import worth_parsing_in
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
@@ -291,13 +291,15 @@ class _Parser:
         if self.table and set(text.strip()) <= set("-+| =") and text.strip():
             self._flush(line)
             return True
-        if len(cells) > 2 and "loss" in text.lower() and not re.search(r"\d|[:=]", text):
+        if len(cells) > 2 and "loss" in text.lower() and not re.search(r"[:=]|(?<![A-Za-z_])\d", text):
             self.header = cells
+            self.rows.header(text)
             return True
         return False
 
     def _row(self, line: int, text: str) -> bool:
         cells = _cells(text)
+        cells = text.split() if len(cells) != len(self.header) else cells
         numbers = [number(c) for c in cells] if len(cells) == len(self.header) else []
         if sum(n is not None for n in numbers) <= len(cells) / 2:
             return False
@@ -310,11 +312,12 @@ class _Parser:
 
     def _named(self, line: int, row: dict[str, float]) -> None:
         keys = sorted((k for k in row if step_rank(k) is not None), key=lambda k: step_rank(k) or 0)
-        if keys:
+        epoch = next((int(row[k]) for k in row if plain(k) in (*EPOCH_KEYS, "e") and abs(row[k]) < 1 << 62), None)
+        if keys and abs(row[keys[0]]) < 1 << 62:
             self._raw = -1  # steps are rounded in such tables: one that comes again is another
             self._step(line, int(row.pop(keys[0])), False, row, new=True)
         else:
-            self.unstepped.append((line, None, row))
+            self.unstepped.append((line, epoch, {k: v for k, v in row.items() if plain(k) not in (*EPOCH_KEYS, "e")}))
 
     def end(self) -> list[str]:
         """Records without any step are numbered, or take the epoch. Gives notes."""
@@ -354,7 +357,7 @@ class _Parser:
             self.builder.remarks = remarks
             self.unstepped += self.repeated
             return []
-        return [f"{len(self.repeated)} lines without a step of their own are left out."] if self.repeated else []
+        return [f"Records without a step of their own: {len(self.repeated)}; left out."] if self.repeated else []
 
 
 def counts_records(head: str) -> bool:
@@ -367,6 +370,8 @@ def counts_records(head: str) -> bool:
     return sum(a < b for a, b in steps) >= _RISES * len(steps)
 
 
+_BARS = str.maketrans("│┃║", "|||")
+_GAP = re.compile(r"\s{2,}|\t")
 _HOLE = re.compile(rb"\0{16,}")
 """What a log holds where it was cut while its writer went on."""
 
@@ -384,7 +389,9 @@ def _is_odd(text: str) -> bool:
 
 
 def _cells(text: str) -> list[str]:
-    return [c.strip() for c in text.strip().strip("|").split("|")]
+    """Cells between bars, those of boxes too, or between wide gaps."""
+    text = text.strip().translate(_BARS)
+    return [c.strip() for c in text.strip("|").split("|")] if "|" in text else _GAP.split(text)
 
 
 def _read(source: LogFile) -> Log:

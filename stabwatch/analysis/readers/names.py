@@ -36,7 +36,7 @@ STEP_KEYS = (
     "up", "update", "s", "batch_idx", "batch", "batch_id", "n_iter",
     "iters", "itr", "itrs", "n_itr", "iter_num", "iter_idx", "niter", "train_step", "training_step", "train_iter",
     "training_iter", "global_steps", "gstep", "step_num", "optimizer_step", "opt_step", "update_step",
-    "updates", "n_updates", "minibatch", "total_timesteps", "time/total_timesteps", "timesteps", "env_steps",
+    "updates", "n_updates", "minibatch", "#", "total_timesteps", "time/total_timesteps", "timesteps", "env_steps",
     "env_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
 )  # fmt: skip
 """Keys that count steps, the most trusted first."""
@@ -57,6 +57,9 @@ _LOSS = {
     "train-nll-loss", "train-smoothl1", "train-mse", "train-rmse", "loss_value", "loss_mean", "mean_loss", "trainloss",
     "running_loss", "final_loss", "loss_all", "loss_sum", "neg_elbo", "train_nll", "train_ce",
 }  # fmt: skip
+_EVAL_LABEL = re.compile(r"^(?:val|valid|validation|eval|test|dev|cv)[-_/]")
+_EVALUATED = {"nll", "rmse", "mse", "ce", "xent", "cross-entropy", "cross_entropy", "crossentropy", "logloss"}
+"""Names of losses, if `eval` is before them."""
 _LOSS_ORDER = (
     "loss", "train_loss", "training_loss", "trl", "lm_loss", "total_loss", "tot_loss", "loss_total", "crossentropyloss",
     "cross_entropy_loss", "main_loss", "loss_step", "train_loss_step", "step_loss", "batch_loss", "cost", "objective",
@@ -141,7 +144,8 @@ def role_of(name: str) -> Role:
     names = {full, last, bare}
     if is_eval(name):
         told = "loss" in full and not _NOT_LOSS.search(full)
-        return "eval_loss" if told or last in ("tel", "nll") else "other"
+        told = told or last == "tel" or _EVAL_LABEL.sub("", full) in _EVALUATED
+        return "eval_loss" if told else "other"
     if "skipped" in full and "iter" in full:
         return "skipped_steps"
     if "nan" in full and "iter" in full:

@@ -13,7 +13,7 @@ _BARE_LENGTH = 48
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
     b"[batch", b"trl:", b"tel:", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
-    b"heckpoint", b"esum", b"---",
+    b"heckpoint", b"esum", b"---", b"\xe2\x94", b"nan", b"NaN", b"NAN", b"inite", b"cale", b"tr ", b"ppl",
 )  # fmt: skip
 
 
@@ -24,6 +24,7 @@ def worth_parsing(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
             return True
     return (
         raw[:2] == b"s:"
+        or (b"  " in raw[:16] and raw.strip()[:1].isdigit())
         or (b"/" in raw[:12] and raw.lstrip()[:1].isdigit())
         or (raw[:2] == b"  " and b"=" in raw)
         or (len(raw) < _BARE_LENGTH and raw.strip()[:1].isdigit())

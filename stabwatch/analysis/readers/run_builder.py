@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role, StepUnit
-from stabwatch.analysis.readers.names import is_eval, loss_rank, role_of
+from stabwatch.analysis.readers.names import is_eval, is_perplexity, loss_rank, role_of
 from stabwatch.analysis.readers.salience import salient
 
 Floats = NDArray[np.float64]
@@ -169,7 +169,7 @@ class RunBuilder:
         if len(self._series) >= MOST_COLUMNS:
             return None
         role = role_of(key)
-        alone = role == "other" and not is_eval(key) and len(self._series) < 2
+        alone = role == "other" and not is_eval(key) and (len(self._series) < 2 or is_perplexity(key))
         series = self._series[key] = _Series(trains=alone or role not in ("eval_loss", "other"))
         return series
 
@@ -217,6 +217,7 @@ def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
     if not losses:  # no total: the first part of it that is written as often as any
         parts = {key: points[key] for key, role in roles.items() if role == "component"}
         losses = [key for key in parts if 2 * parts[key] >= max(parts.values())][:1]
+        losses = losses or [key for key in points if is_perplexity(key) and not is_eval(key)][:1]
         roles |= dict.fromkeys(losses, "loss")
     most = max((points[key] for key in losses), default=0)
     told = "eval_loss" in roles.values()

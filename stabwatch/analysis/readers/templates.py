@@ -312,6 +312,7 @@ def key_of(text: str) -> str | None:
         words and (plain(words[-1]) in EPOCH_KEYS or (stripped[-1] == "[" and step_rank(words[-1]) is not None))
     ):
         return None
+    words = [word.strip("*`") for word in words]
     for count in (3, 2, 1):
         name = " ".join(words[-count:]) if len(words) >= count else ""
         if name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS or role_of(name) in _MAIN):

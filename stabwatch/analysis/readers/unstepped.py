@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from stabwatch.analysis.readers.names import role_of
+
 Unstepped = tuple[int, int | None, dict[str, float]]
 """Line, epoch, values."""
 
@@ -18,9 +20,10 @@ def by_epoch(records: list[Unstepped]) -> bool:
     for _, epoch, values in records:
         if epoch != last:
             last, seen = epoch, set()
-        again += len(seen & values.keys())
-        count += len(values)
-        seen |= values.keys()
+        told = {key for key in values if role_of(key) != "other"}
+        again += len(seen & told)
+        count += len(told)
+        seen |= told
     return again <= 0.2 * count
 
 
