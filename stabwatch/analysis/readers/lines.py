@@ -29,13 +29,18 @@ _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
 _RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
 _OVERFLOW = re.compile(
     r"(?:OVERFLOW|[Oo]verflow)\b.*?reducing to ([\d.e+-]+)|reducing loss scale to ([\d.e+-]+)|"
-    r"overflow detected, setting loss scale to:? ([\d.e+-]+)|Grad scale is small: ([\d.e+-]+)|"
-    r"[Ll]oss scale already at minimum"
+    r"overflow detected,.*?setting loss scale to:? ([\d.e+-]+)|[Gg]rad[_ ]scale is (?:too )?small\D*([\d.][\d.e+-]*)|"
+    r"[Mm]inimum loss scale reached \(([\d.e+-]+)\)|[Ll]oss scale already at minimum"
 )
 _NAN = (
-    r"^(?!\s*[\w.]+\()(?!.*\b(?:no|without|never|any|zero|0)\W{1,4}(?:nan|inf)\b)"
+    r"^(?!\s*[\w.]+\()(?!.*\b(?:no|not|without|never|any|zero|0)\W{1,4}(?:nan|inf|non-?finite)\b)"
     r".*(?:diverged with loss|(?<![-\w=:])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
-    r"|loss.{0,20}\b(is|became|was)\b.{0,9}nan)"
+    r"|\b(?:loss|grad\w*|param\w*|weights?|activations?|outputs?)\b[^=]{0,30}\b(?:is|are|became|become|was|were|contains?|turned|has|have|went)\b"
+    r"[^=]{0,14}\b(?:nans?|infs?|infinite|non-?finite|not finite)\b"
+    r"|\b(?:nans?|infs?)(?: (?:or|and|/) ?(?:nans?|infs?)|/(?:nans?|infs?))?"
+    r" (?:values? )?(?:was |were )?(?:detected|found|encountered|occurred)\b"
+    r"|\b(?:detected|found|encountered|got|received)(?: an?)? (?:nans?|infs?|non-?finite|not finite)\b"
+    r"|\bnon-?finite (?:loss|grad)|\bloss is probably exploding)"
 )
 """Said in words: neither a value nor a call in source code, nor that there is none."""
 _ERROR = (

@@ -14,6 +14,7 @@ from stabwatch.analysis.readers.names import (
     STEP_KEYS,
     factor,
     is_eval,
+    is_perplexity,
     number,
     plain,
     role_of,
@@ -317,8 +318,9 @@ def key_of(text: str) -> str | None:
         name = " ".join(words[-count:]) if len(words) >= count else ""
         if name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS or role_of(name) in _MAIN):
             return name.lstrip("#")
-    if words and _IDENTIFIER.fullmatch(words[-1]) and role_of(words[-1]) == "component":
-        return words[-1]
+    last = words[-1] if words else ""
+    if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and role_of(last) == "component"):
+        return last
     return None
 
 
