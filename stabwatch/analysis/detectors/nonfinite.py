@@ -12,6 +12,7 @@ from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column, Role
+from stabwatch.analysis.readers.names import is_trained, role_of
 
 MISSED = 5
 """Times the usual number of records between two losses after which a loss that is not there is missing."""
@@ -34,7 +35,7 @@ _OF_TRAINING: tuple[Role, ...] = (
 
 def find(part: RunSegment) -> list[Finding]:
     """By where it was seen; each hides the weaker signs of the same thing."""
-    found = [*_printed(part), *_filtered(part)]
+    found = [*_printed(part), *(list(_filtered(part)) or _filtered_beside_validation(part))]
     blank = list(_vanished(part))
     if not found:
         found = blank
@@ -107,6 +108,33 @@ def _filtered(part: RunSegment) -> Iterator[Finding]:
     )
 
 
+def _filtered_beside_validation(part: RunSegment) -> Iterator[Finding]:
+    """The same without a gradient norm: the loss is exactly 0.0, and each validation from there on gives NaN."""
+    loss, norm = part.of("loss"), part.of("grad_norm")
+    if loss is None or norm is not None or not len(loss) or loss.values[-1] != 0:
+        return
+    start = spans(loss.values == 0)[-1][0]
+    step, points = int(loss.steps[start]), len(loss) - start
+    later = [c.values[c.steps >= step] for c in part.columns if c.role == "eval_loss"]
+    if not any(len(values) for values in later) or not all(np.isnan(values).all() for values in later):
+        return
+    yield Finding(
+        kind="nonfinite",
+        severity="critical",
+        step=step,
+        end_step=None,
+        points=points,
+        size=float("nan"),
+        confidence=0.95,
+        line=int(loss.lines[start]),
+        text=(
+            f"The loss is NaN from step {step} on, though the log says 0.0: the validation loss from there on is NaN, "
+            f"and the trainer filters NaN out of the training loss it prints."
+        ),
+        evidence=(f"{points} records with loss 0.0 up to the end, {sum(map(len, later))} validations with NaN.",),
+    )
+
+
 def _vanished(part: RunSegment) -> Iterator[Finding]:
     """The loss stood in every record of training, and then in none, though training goes on."""
     loss = part.of("loss")
@@ -160,6 +188,8 @@ def _beside(part: RunSegment, loss: Column) -> Column | None:
         and column.steps[-1] > loss.steps[-1]
         and np.isin(loss.steps, column.steps).mean() > 0.9
     ]
+    if not seen and len(part.steps) and part.steps[-1] > loss.steps[-1] and np.isin(loss.steps, part.steps).all():
+        return Column("step", "other", part.steps, part.steps.astype(np.float64), part.lines)  # rows that are blank
     return min(seen, key=lambda column: int((column.steps > loss.steps[-1]).sum()), default=None)
 
 
@@ -212,6 +242,8 @@ def _elsewhere(part: RunSegment, known: bool) -> Iterator[Finding]:
     for column in part.columns:
         if column.role == "eval_loss" and column is not part.loss:
             yield from _of_column(part, column, f"validation loss ('{column.name}')", "warning")
+    for column in _trained(part):
+        yield from _of_column(part, column, f"'{column.name}'", "critical")
     norm = part.of("grad_norm")
     if norm is not None:
         bad = ~np.isfinite(norm.values)
@@ -220,7 +252,12 @@ def _elsewhere(part: RunSegment, known: bool) -> Iterator[Finding]:
 
 def _beside_the_loss(part: RunSegment) -> Iterator[Finding]:
     """Other columns, together and as information: a NaN there is often a mean over nothing."""
-    others = [c for c in part.columns if c.role in ("component", "other") and np.isnan(c.values).any()]
+    trained = _trained(part)
+    others = [
+        c
+        for c in part.columns
+        if c.role in ("component", "other") and not any(c is t for t in trained) and np.isnan(c.values).any()
+    ]
     if not others:
         return
     first = min(others, key=lambda c: int(c.steps[np.argmax(np.isnan(c.values))]))
@@ -238,6 +275,13 @@ def _beside_the_loss(part: RunSegment) -> Iterator[Finding]:
         text=f"{'Beside the loss there' if part.loss is not None else 'There'} is NaN in {names}, from step "
         f"{first.steps[at]} on.",
     )
+
+
+def _trained(part: RunSegment) -> list[Column]:
+    """Losses beside the one called so that are trained on as well: of a critic, of a policy, or all parts of no total."""
+    total = part.loss is not None and role_of(part.loss.name) != "component"
+    columns = [c for c in part.columns if c.role == "component" and c is not part.loss]
+    return [c for c in columns if is_trained(c.name) or not total]
 
 
 def _many(bad: NDArray[np.bool_]) -> bool:

@@ -196,7 +196,12 @@ class _Parser:
         pair = replace(template, epoch=template.step, step=template.total, of_epoch=True, total=None)
         self.templates.correct(template, pair)
         if self._raw == before[0]:
-            self._raw, self.epoch, self._epoch_of_step, self._with_values = before[1] or 0, before[0], before[0], before[1] or 0
+            self._raw, self.epoch, self._epoch_of_step, self._with_values = (
+                before[1] or 0,
+                before[0],
+                before[0],
+                before[1] or 0,
+            )
             self.builder.last_step_was(self._raw)
         return pair
 

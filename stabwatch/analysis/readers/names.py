@@ -45,8 +45,10 @@ ENVIRONMENT = STEP_KEYS.index("total_timesteps")
 """From there on keys count what was seen, and not updates of the weights."""
 _ORDER = {key: i for i, key in enumerate(STEP_KEYS)}
 
-_EVAL = re.compile(r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|cv|tel|holdout|predict)([^a-z]|$)"
-                   r"|(^|[^a-z])(val|valid|eval|test|dev)(loss|acc|ppl)([^a-z]|$)")
+_EVAL = re.compile(
+    r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|cv|tel|holdout|predict)([^a-z]|$)"
+    r"|(^|[^a-z])(val|valid|eval|test|dev)(loss|acc|ppl)([^a-z]|$)"
+)
 _TRAIN = re.compile(r"(^|[^a-z])(train|training|trl)([^a-z]|$)")
 _LOSS = {
     "loss", "lm_loss", "train_loss", "training_loss", "total_loss", "trl", "cost", "train_cost", "objective",

@@ -258,7 +258,9 @@ def _begins(text: str, after: str) -> bool:
     before, rest = text.strip(), after.lstrip()
     if before in ("[", "(", "[#"):
         return rest.startswith((")", "]"))
-    return before in ("", "#", "|") and (rest[:1] in ("|", ":", ")", ".") or (rest == after and bool(rest)) or after[:1].isspace())
+    return before in ("", "#", "|") and (
+        rest[:1] in ("|", ":", ")", ".") or (rest == after and bool(rest)) or after[:1].isspace()
+    )
 
 
 def _is_count(key: str, text: str, whole: str) -> bool:
@@ -337,7 +339,11 @@ def _name(text: str) -> str | None:
             return name
         if len(words) <= 3 and role_of(name) == "component":
             return name.strip("'\"`*> ")
-        if role_of(" ".join(words[-2:])) == "other" and role_of(words[-1] if words else "") == "loss" and len(words) > 1:
+        if (
+            role_of(" ".join(words[-2:])) == "other"
+            and role_of(words[-1] if words else "") == "loss"
+            and len(words) > 1
+        ):
             return " ".join(words[-3:]).strip("'\"`*> ")  # `entropy loss`, `best loss`
         for count in range(min(len(words), 4), 0, -1):
             last = " ".join(words[-count:])
