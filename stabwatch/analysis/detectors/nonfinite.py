@@ -278,7 +278,7 @@ def _beside_the_loss(part: RunSegment) -> Iterator[Finding]:
 
 
 def _trained(part: RunSegment) -> list[Column]:
-    """Losses beside the one called so that are trained on as well: of a critic, of a policy, or all parts of no total."""
+    """Losses beside the first that are trained too: a critic's, a policy's, or all parts if no total is logged."""
     total = part.loss is not None and role_of(part.loss.name) != "component"
     columns = [c for c in part.columns if c.role == "component" and c is not part.loss]
     return [c for c in columns if is_trained(c.name) or not total]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.readers import epoch_rows
+from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.file import LogFile, pieces, without_colours
 from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.line_runs import Columns, LineRuns
@@ -27,31 +26,6 @@ from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, without_se
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
 _RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
-_OVERFLOW = re.compile(
-    r"(?:OVERFLOW|[Oo]verflow)\b.*?reducing to ([\d.e+-]+)|reducing loss scale to ([\d.e+-]+)|"
-    r"overflow detected,.*?setting loss scale to:? ([\d.e+-]+)|[Gg]rad[_ ]scale is (?:too )?small\D*([\d.][\d.e+-]*)|"
-    r"[Mm]inimum loss scale reached \(([\d.e+-]+)\)|[Ll]oss scale already at minimum"
-)
-_NAN = (
-    r"^(?!\s*[\w.]+\()(?!.*\b(?:no|not|without|never|any|zero|0)\W{1,4}(?:nan|inf|non-?finite)\b)"
-    r".*(?:diverged with loss|(?<![-\w=:])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
-    r"|\b(?:loss|grad\w*|param\w*|weights?|activations?|outputs?)\b[^=]{0,30}\b(?:is|are|became|become|was|were|contains?|turned|has|have|went)\b"
-    r"[^=]{0,14}\b(?:nans?|infs?|infinite|non-?finite|not finite)\b"
-    r"|\b(?:nans?|infs?)(?: (?:or|and|/) ?(?:nans?|infs?)|/(?:nans?|infs?))?"
-    r" (?:values? )?(?:was |were )?(?:detected|found|encountered|occurred)\b"
-    r"|\b(?:detected|found|encountered|got|received)(?: an?)? (?:nans?|infs?|non-?finite|not finite)\b"
-    r"|\bnon-?finite (?:loss|grad)|\bloss is probably exploding)"
-)
-"""Said in words: neither a value nor a call in source code, nor that there is none."""
-_ERROR = (
-    r"^Traceback|^[\w.]*(Error|Exception)(?::|$)|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
-)
-_REMARKS = (
-    ("nan_message", re.compile(_NAN, re.I)),
-    ("error", re.compile(_ERROR)),
-    ("checkpoint", re.compile(r"\bsav(ed|ing)\b.{0,40}(checkpoint|model)|checkpoint.{0,20}saved", re.I)),
-    ("restart", re.compile(r"resum(ed|ing)\b|load(ed|ing)\b.{0,30}\bcheckpoint|checkpoint.{0,20}\bloaded", re.I)),
-)  # fmt: skip
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
 _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
 _BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
@@ -258,16 +232,12 @@ class _Parser:
         return True
 
     def _remarks(self, line: int, text: str) -> bool:
-        found = _OVERFLOW.search(text)
-        if found:
-            value = next((number(g) for g in found.groups() if g), None)
-            self.builder.remark("overflow", line, text.strip(), math.nan if value is None else value)
-            return "loss" not in text.replace("loss scale", "").replace("loss_scale", "")
-        for kind, pattern in _REMARKS:
-            if pattern.search(text):
-                self.builder.remark(kind, line, text.strip())
-                break
-        return False
+        found = messages.kind_of(text)
+        if found is None:
+            return False
+        kind, value = found
+        self.builder.remark(kind, line, text.strip(), value)
+        return kind == "overflow" and "loss" not in text.replace("loss scale", "").replace("loss_scale", "")
 
     def _odd(self, line: int, text: str) -> bool:
         """Formats whose numbers have no names."""
@@ -395,7 +365,7 @@ def _is_odd(text: str) -> bool:
         or (len(text) < 64 and _BARE.match(text))
     ):
         return True
-    return any(p.search(text) for p in (_OVERFLOW, *(pattern for _, pattern in _REMARKS)))
+    return messages.kind_of(text) is not None
 
 
 def _cells(text: str) -> list[str]:

@@ -232,7 +232,8 @@ def _without(name: str, run: str | None) -> str:
 READER = Reader(
     "table",
     "Lightning `metrics.csv`, Keras `CSVLogger`, W&B's exported CSV, stable-baselines3 and OpenAI `progress.csv`, "
-    "ultralytics `results.csv`, timm `summary.csv`, AlgoPerf, TensorBoard's CSV; MLflow's and Comet's rows of one value; comma, tab, semicolon or blanks, with decimal commas too",
+    "ultralytics `results.csv`, timm `summary.csv`, AlgoPerf, TensorBoard's CSV, fastai and skorch, rows of one value "
+    "as MLflow and Comet export them; comma, tab, semicolon or blanks, with decimal commas too",
     lambda source: _table(source) is not None,
     _read,
 )
