@@ -19,6 +19,7 @@ from stabwatch.analysis.readers.arrow import float64s
 from stabwatch.analysis.readers.file import LogFile, pieces
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, step_rank
+from stabwatch.analysis.readers.notebook import notebook_lines
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.errors import LogError
@@ -213,6 +214,9 @@ def _read_document(source: LogFile) -> Log:
     except ValueError as error:
         log = lines.read_lines(source, source.lines())
         return replace(log, notes=(f"It begins like JSON, but is not: {error}.", *log.notes))
+    if isinstance(data, dict) and "nbformat" in data:
+        log = lines.read_lines(source, enumerate(notebook_lines(data), 1))
+        return replace(log, format="notebook", notes=("Lines are counted over the outputs of its cells.", *log.notes))
     records = Records()
     for record in _records(data):
         records.add(record, -1)
@@ -249,7 +253,8 @@ def _records(data: Any) -> Iterator[Mapping[str, Any]]:
 
 DOCUMENT = Reader(
     "JSON document",
-    "Hugging Face `trainer_state.json`, Keras' `history`, Megatron's golden values, any list of records",
+    "Hugging Face `trainer_state.json`, Keras' `history`, Megatron's golden values, any list of records; the outputs of "
+    "notebooks (`.ipynb`), with the tables of Hugging Face's trainer and of fastai",
     _sniff_document,
     _read_document,
 )

@@ -77,6 +77,8 @@ class _Parser:
     def take(self, line: int, text: str) -> None:
         """One line."""
         self.latest = None
+        if self.table and text[:1] not in " |" and text.strip():
+            self._flush(line)
         row = self.rows.row(text) if "/" in text[:16] else None
         if row is not None:
             if row[1]:
@@ -266,6 +268,8 @@ class _Parser:
         """Two-column tables (OpenAI baselines, stable-baselines3) and the header over rows."""
         cells = _cells(text)
         if text.lstrip().startswith("|") and len(cells) == 2 and (value := number(cells[1])) is not None:
+            if cells[0] in self.table:
+                self._flush(line)
             self.table[cells[0]] = value
             return True
         if self.table and set(text.strip()) <= set("-+| =") and text.strip():
@@ -296,6 +300,9 @@ class _Parser:
         if keys and abs(row[keys[0]]) < 1 << 62:
             self._raw = -1  # steps are rounded in such tables: one that comes again is another
             self._step(line, int(row.pop(keys[0])), False, row, new=True)
+        elif self._raw >= 0 and line - self._at <= _NEAR and epoch is None and not self._keys & row.keys():
+            self._keys |= row.keys()
+            self.builder.add(self._offset + self._raw, line, row)
         else:
             self.unstepped.append((line, epoch, {k: v for k, v in row.items() if plain(k) not in (*EPOCH_KEYS, "e")}))
 

@@ -43,6 +43,8 @@ STEP_KEYS = (
 EPOCH_KEYS = ("epoch", "ep", "epochs")
 ENVIRONMENT = STEP_KEYS.index("total_timesteps")
 """From there on keys count what was seen, and not updates of the weights."""
+_COUNTERS = ("iteration", "iterations", "global_step", "step", "num_updates")
+"""Keys that count below any path, as `train/global_step` and `Diagnostics/Iteration`."""
 _ORDER = {key: i for i, key in enumerate(STEP_KEYS)}
 
 _EVAL = re.compile(
@@ -96,9 +98,11 @@ _PACE = {
     "throughput/device/tokens_per_second", "time/fps", "steps_per_second", "runningavgsamplespersec",
 }  # fmt: skip
 _NOT_LOSS = re.compile(
-    r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
+    r"scale|__min|__max|loss[/_]?(?:std|stddev|min|max|median|var)$|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
     r"|(?<!cross_)entropy|multiplier|(?<![a-z])time|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma|num)(?![a-z])|[<\"]|http"
 )
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_STATISTIC = re.compile(r"[/_](?:average|mean|avg)$")
 _NORM = re.compile(
     r"(?:(?:total|global|overall|mean|avg|train|raw|model|world_model|actor|critic|policy|value|pi|vf|q|opt"
     r"|generator|discriminator|gen|disc|[gd])_)*grad(?:ient)?s?_(?:l2_|global_|total_)?norm"
@@ -140,10 +144,10 @@ def is_eval(name: str) -> bool:
 @lru_cache(maxsize=1 << 14)
 def role_of(name: str) -> Role:
     """What a column of this name is; `loss` for every candidate, of which `choose_loss` takes one."""
-    full = plain(name)
+    full = _STATISTIC.sub("", plain(_CAMEL.sub("_", name)))
     last = re.split(r"/|\s-\s", full)[-1].strip("_")
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
-    names = {full, last, bare}
+    names = {full, last, bare, plain(name)}
     if is_eval(name):
         told = "loss" in full and not _NOT_LOSS.search(full)
         told = told or last == "tel" or _EVAL_LABEL.sub("", full) in _EVALUATED
@@ -204,13 +208,20 @@ def loss_rank(name: str, evaluated: bool = True) -> int:
 @lru_cache(maxsize=1 << 14)
 def step_rank(name: str) -> int | None:
     """Place of a key among those that count steps; None if it does not."""
-    return _ORDER.get(plain(name))
+    full = plain(name)
+    found = _ORDER.get(full)
+    if found is None:
+        found = _ORDER.get(plain(_CAMEL.sub("_", name)))
+    last = full.rsplit("/", 1)[-1]
+    if found is None and last != full and last in _COUNTERS and not is_eval(name):
+        found = len(STEP_KEYS) + 1 + _ORDER[last]
+    return found
 
 
 def counts_environment(name: str) -> bool:
     """Whether a step key counts what was seen (frames, episodes, images) and not updates of the weights."""
     rank = step_rank(name)
-    return rank is not None and rank >= ENVIRONMENT
+    return rank is not None and ENVIRONMENT <= rank < len(STEP_KEYS)
 
 
 def number(word: str) -> float | None:

@@ -13,7 +13,7 @@ _BARE_LENGTH = 48
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
     b"[batch", b"trl:", b"tel:", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
-    b"heckpoint", b"esum", b"---", b"\xe2\x94", b"nan", b"NaN", b"NAN", b"inite", b"cale", b"tr ", b"ppl",
+    b"heckpoint", b"esum", b"---", b"\xe2\x94", b"nan", b"NaN", b"NAN", b"inite", b"cale", b"tr ", b"ppl", b"LR", b"it ",
 )  # fmt: skip
 
 

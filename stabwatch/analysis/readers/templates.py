@@ -44,12 +44,13 @@ _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 _EVAL_LINE = re.compile(r"\b(valid|validation|eval|evaluation|evaluating|test|testing|dev)\b")
 _SECTION = re.compile(
     r"\b(?:(train(?:ing)?)|val(?:id(?:ation)?)?|test(?:ing)?|eval(?:uat(?:e|ion|ing))?|dev|cv)\b"
-    r"(?:\s*(?:[:|\])>]|=>)+\s*(?=[A-Za-z*'\"{(\[])|\s+(?:Batch|Epoch|Step|Iter(?:ation)?)\b)",
+    r"(?:=\w+\s|\s*(?:[:|\])>]|=>)+\s*(?=[A-Za-z*'\"{(\[])|\s+(?:Batch|Epoch|Step|Iter(?:ation)?)\b)",
     re.IGNORECASE,
 )
 """A label that says what the values after it are of: `val: loss 0.5`."""
 _MAIN = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
-_BAR = re.compile(r"(%\|[^|]*\||^Z?|\n|[|\]:)])\s*$")
+_BAR = re.compile(r"(%\|[^|]*\||^Z?|\n|[|\]:)]|\bprogress)\s*$")
+_BESIDE = re.compile(r"\s*[,;|-]\s*")
 _TRAINS = re.compile(r"epoch|train|step|iter|batch|update|\bep\b|fit|progress|round", re.IGNORECASE)
 _PREPARES = re.compile(
     r"load|map\b|token|filter|fetch|download|shard|dataset|captur|sanity|prompt|files|caching|example|saving|compil",
@@ -145,7 +146,7 @@ class Templates:
         if template is None:
             if len(self._known) >= self._MOST:
                 self._known.clear()
-            template = self._known[texts] = _understand(texts, self._odd(line), self._leading)
+            template = self._known[texts] = _understand(texts, parts[1::2], self._odd(line), self._leading)
         return template, parts[1::2]
 
     def correct(self, template: Template, corrected: Template) -> None:
@@ -164,7 +165,7 @@ def count(numbers: list[str], at: int | None) -> int | None:
     return int(value) if value is not None and abs(value) < 1 << 62 else None
 
 
-def _understand(texts: tuple[str, ...], odd: bool, leading: bool) -> Template:
+def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: bool) -> Template:
     nothing = Template((), None, None, of_epoch=False, evaluates=False, tells=False, odd=odd)
     whole = _TENSOR.sub("", " ".join(texts))
     if len(texts) > 400 or _CODE.search(whole) or _SETTINGS.search(whole) or _ASSIGNS.fullmatch(texts[0]):
@@ -204,10 +205,15 @@ def _understand(texts: tuple[str, ...], odd: bool, leading: bool) -> Template:
             continue
         key = key_of(text)
         if key is None:
-            if (after.strip() == "/" and within is None and _BAR.search(text) and not _date(texts, i)) or (
-                epoch is not None
-                and (i == epoch + 1 or (i == epoch + 2 and texts[i - 1].strip() == after.strip() == "/"))
-                and _NEXT.fullmatch(text)
+            beside = epoch is not None and i == epoch + 1 and after.strip() == "/" and _BESIDE.fullmatch(text)
+            if (
+                beside
+                or (after.strip() == "/" and within is None and _BAR.search(text) and not _date(texts, i))
+                or (
+                    epoch is not None
+                    and (i == epoch + 1 or (i == epoch + 2 and texts[i - 1].strip() == after.strip() == "/"))
+                    and _NEXT.fullmatch(text)
+                )
             ):
                 within = i
             continue
@@ -221,6 +227,11 @@ def _understand(texts: tuple[str, ...], odd: bool, leading: bool) -> Template:
             epoch = i if epoch is None else epoch
         else:
             role = role_of(key)
+            if role in ("loss", "eval_loss") and i + 1 < len(numbers) and _is_before(text, after, numbers[i : i + 2]):
+                steps.append((_UNNAMED, i))  # `Train loss 100 2.5`
+                values.append((i + 1, key, 1.0))
+                roles.append(role)
+                continue
             if role == "loss" and _DURATION.match(after):  # `Cost 7.2 sec`
                 key, role = f"{key} time", "other"
             if section and not is_eval(key):
@@ -240,7 +251,7 @@ def _understand(texts: tuple[str, ...], odd: bool, leading: bool) -> Template:
     within_epoch = step is not None and step == within
     return Template(
         tuple(values), step, epoch, within_epoch, (evaluates or section) and bool(values), tells, odd,
-        unnamed=bool(steps) and rank_of_step == _UNNAMED and step == 0, rounded=rounded,
+        unnamed=bool(steps) and rank_of_step == _UNNAMED, rounded=rounded,
         of_environment=bool(steps) and ENVIRONMENT <= rank_of_step < _LAST,
         total=step + 1 if step is not None and bool(steps) and texts[step + 1].strip() == "/" else None,
         texts=printed,
@@ -261,6 +272,12 @@ def _begins(text: str, after: str) -> bool:
     return before in ("", "#", "|") and (
         rest[:1] in ("|", ":", ")", ".") or (rest == after and bool(rest)) or after[:1].isspace()
     )
+
+
+def _is_before(text: str, after: str, numbers: list[str]) -> bool:
+    """Whether the first of two numbers after a name is a count, and the second the value."""
+    whole, value = numbers
+    return not _SEPARATOR.search(text) and after.strip() in ("", ":") and whole.isdigit() and not value.isdigit()
 
 
 def _is_count(key: str, text: str, whole: str) -> bool:
@@ -327,7 +344,7 @@ def key_of(text: str) -> str | None:
 
 
 def _name(text: str) -> str | None:
-    text = text.strip().strip("'\"")
+    text = text.strip().strip("'\"").lstrip("- ")
     if text.endswith(")") and (unit := _WITH_UNIT.search(text)):
         text = unit[1]
         words = text.rsplit(" (", 1)[0].split()
