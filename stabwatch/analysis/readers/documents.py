@@ -253,8 +253,8 @@ def _records(data: Any) -> Iterator[Mapping[str, Any]]:
 
 DOCUMENT = Reader(
     "JSON document",
-    "Hugging Face `trainer_state.json`, Keras' `history`, Megatron's golden values, any list of records; the outputs of "
-    "notebooks (`.ipynb`), with the tables of Hugging Face's trainer and of fastai",
+    "Hugging Face `trainer_state.json`, Keras' `history`, Megatron's golden values, any list of records; the outputs "
+    "of notebooks (`.ipynb`), with the tables of Hugging Face's trainer and of fastai",
     _sniff_document,
     _read_document,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.timestamps import timestamps
-from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, without_settings
+from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, counts_records, without_settings
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
@@ -33,9 +32,6 @@ _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Records that wait for the end of the file, to be numbered; what comes after so many is not read."""
 _MANY = 4
 """Times as many records without a step as with one, whose step is then a stray one."""
-_RISES = 0.8
-_LEADING = re.compile(r"\s*[\[(#|]{0,2}\s*(\d{1,9})(?![\d.,/%-])(?=[\])|:]|\s)")
-_METRIC = re.compile(r"\b(?:rmse|mse|mae|logloss|error|auc|elbo|nll|reward|ppl)\b", re.IGNORECASE)
 _NEAR = 200
 """Lines after a step's first within which a line without a step belongs to it."""
 
@@ -55,6 +51,8 @@ class _Parser:
         self.repeated: list[Unstepped] = []
         """Records without a step, near a step that has all of their values already."""
         self._fractions: dict[int, tuple[int | None, int | None]] = {}
+        self._pairs: set[str] = set()
+        """Words before a fraction of epoch and batch."""
         self._updates = False
         """A step that counts updates was found."""
         self.bare: list[tuple[int, int, float]] = []
@@ -167,8 +165,12 @@ class _Parser:
         now = count(numbers, template.step), count(numbers, template.total)
         before = self._fractions.get(id(template))
         self._fractions[id(template)] = now
-        if before is None or None in (*now, *before) or before[0] != now[0] or not (now[1] or 0) > (before[1] or 0):
+        word = template.texts[template.step].split()[-1:]
+        if word and word[0] in self._pairs:
+            before = None, None
+        elif before is None or None in (*now, *before) or before[0] != now[0] or not (now[1] or 0) > (before[1] or 0):
             return template
+        self._pairs.update(word)
         pair = replace(template, epoch=template.step, step=template.total, of_epoch=True, total=None)
         self.templates.correct(template, pair)
         if self._raw == before[0]:
@@ -345,16 +347,6 @@ class _Parser:
             self.unstepped += self.repeated
             return []
         return [f"Records without a step of their own: {len(self.repeated)}; left out."] if self.repeated else []
-
-
-def counts_records(head: str) -> bool:
-    """Whether the numbers that begin lines with a loss rise from line to line, as a step does and a rank does not."""
-    found = [_LEADING.match(line) for line in head.splitlines() if "loss" in line.lower() or _METRIC.search(line)]
-    numbers = [int(match[1]) for match in found if match]
-    if len(numbers) < 2 or 2 * len(numbers) < len(found):
-        return False
-    steps = list(pairwise(numbers))
-    return sum(a < b for a, b in steps) >= _RISES * len(steps)
 
 
 _BARS = str.maketrans("│┃║", "|||")

@@ -12,13 +12,13 @@ _MONTHS = rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _LEVELS = rb"(?:TRACE|DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|CRITICAL)"
 _COMMON = (
     rb"\[?\d{4}[-/]\d\d[-/]\d\d[ T_]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|UTC|[+-]\d\d:?\d\d))?"
-    rb"\]?:?(?: +(?:[|-] +)?|(?=\[))",
+    rb"\]?:?(?: +(?:- +|\| +(?![^\n]*\|[ \t\r]*$))?|(?=\[))",
     rb"(?:<\d+>)?" + _MONTHS + rb" +\d{1,2} \d\d:\d\d:\d\d(?:\.\d+)? [\w.-]+ [\w./-]+(?:\[\d+\])?: ",
     rb"(?:stdout|stderr) [FP] ",
     rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ",
     _LEVELS + rb":[\w.]+:",
     rb"(?:- )?[\w.]+ - " + _LEVELS + rb" - ",
-    _LEVELS + rb" +\| [\w.<>]+:[\w.<>]+:\d+ - ",
+    rb"(?:\| +)?" + _LEVELS + rb" +\| [\w.<>]+:[\w.<>]+:\d+ - ",
     rb"\[[\w.]+\]\[" + _LEVELS + rb"\] - ",
 )
 """Prefixes that say when, and who in the program: ISO 8601, syslog, Kubernetes (CRI), glog, and Python's loggers as
@@ -77,7 +77,7 @@ def find_prefix(head: bytes) -> Prefix | None:
         if part is None:
             break
         parts.append(part)
-        pattern = re.compile(part)
+        pattern = re.compile(part, re.MULTILINE)
         lines = [pattern.sub(b"", line, count=1) if pattern.match(line) else line for line in lines]
     if not parts:
         return None
@@ -86,7 +86,7 @@ def find_prefix(head: bytes) -> Prefix | None:
 
 def _share(part: bytes, lines: list[bytes]) -> list[bytes] | None:
     """What a pattern matches at the start of the lines; None if too few have it."""
-    found = [match[0] for match in map(re.compile(part).match, lines) if match]
+    found = [match[0] for match in map(re.compile(part, re.MULTILINE).match, lines) if match]
     return found if len(found) >= _SHARE * len(lines) else None
 
 

@@ -218,6 +218,10 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
                 within = i
             continue
         rank = step_rank(key)
+        if rank is not None and i and numbers[i - 1].lower() == "nan" and texts[i - 1].endswith(" of"):
+            values.append((i, "number of nan iterations", 1.0))  # whose `nan` was taken for a number
+            roles.append("nan_steps")
+            continue
         if rank is not None and re.match(r"[KMB]\b", after):
             rounded = True  # the step of such a record is reckoned from those before
             continue
