@@ -144,7 +144,7 @@ def is_eval(name: str) -> bool:
 @lru_cache(maxsize=1 << 14)
 def role_of(name: str) -> Role:
     """What a column of this name is; `loss` for every candidate, of which `choose_loss` takes one."""
-    full = _STATISTIC.sub("", plain(_CAMEL.sub("_", name)))
+    full = _without_statistic(name)
     last = re.split(r"/|\s-\s", full)[-1].strip("_")
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
     names = {full, last, bare, plain(name)}
@@ -179,7 +179,12 @@ def is_perplexity(name: str) -> bool:
 @lru_cache(maxsize=1 << 14)
 def is_trained(name: str) -> bool:
     """Whether a component is a loss that a network of its own is trained on, as critic, actor or discriminator."""
-    return role_of(name) == "component" and _OF_ITS_OWN.search(plain(name)) is not None
+    return role_of(name) == "component" and _OF_ITS_OWN.search(_without_statistic(name)) is not None
+
+
+def _without_statistic(name: str) -> str:
+    """A name without the mean that it says it is: `lossAverage`, `actor_loss/Average`."""
+    return _STATISTIC.sub("", plain(_CAMEL.sub("_", name)))
 
 
 _TABLES: tuple[tuple[Role, set[str]], ...] = (

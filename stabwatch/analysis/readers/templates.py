@@ -331,10 +331,8 @@ def key_of(text: str) -> str | None:
     stripped = text.strip()
     if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
         return _name(stripped.strip("|"))
-    words = _DELIMITER.split(text.rstrip(" [(*`"))[-1].split()
-    if stripped.endswith(("[", "(")) and not (
-        words and (plain(words[-1]) in EPOCH_KEYS or (stripped[-1] == "[" and step_rank(words[-1]) is not None))
-    ):
+    words = _DELIMITER.split(text.rstrip(" [({<*`'\""))[-1].split()
+    if stripped.endswith(("[", "(")) and not (words and _may_open(words[-1], stripped[-1])):
         return None
     words = [word.strip("*`") for word in words]
     for count in (3, 2, 1):
@@ -345,6 +343,13 @@ def key_of(text: str) -> str | None:
     if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and role_of(last) == "component"):
         return last
     return None
+
+
+def _may_open(word: str, bracket: str) -> bool:
+    """Whether a bracket after a word holds its number: `epoch [3`, `step (3`, `loss [0.5`."""
+    if plain(word) in EPOCH_KEYS or (bracket == "[" and step_rank(word) is not None):
+        return True
+    return role_of(word) in ("loss", "eval_loss", "grad_norm")
 
 
 def _name(text: str) -> str | None:
