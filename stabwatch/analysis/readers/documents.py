@@ -60,7 +60,7 @@ class Records:
     """Takes flat records, finds their step, gives the run."""
 
     def __init__(self) -> None:
-        self.gatherer = RunBuilder()
+        self.builder = RunBuilder()
         self._units: set[str] = set()
         self._counter = Counter()
 
@@ -75,13 +75,13 @@ class Records:
             step = self._counter.at(step, values.get(epoch_key))
         unit = "step" if step_key else "epoch" if epoch_key else "ordinal"
         if unit == "epoch" and "step" in self._units:  # a summary or an evaluation, between steps
-            step, unit = self.gatherer.last_step, "step"
+            step, unit = self.builder.last_step, "step"
         time = next((values.pop(k) for k in _TIMES if k in values), float("nan"))
         if mode.startswith(_EVALUATES):
             values = {f"eval/{k}": v for k, v in values.items()}
         if values:
             self._units.add(unit)
-            self.gatherer.add(len(self.gatherer) if step is None else step, line, values, time)
+            self.builder.add(len(self.builder) if step is None else step, line, values, time)
 
     def add_all(self, columns: dict[str, NDArray[np.float64]], lines: range) -> bool:
         """Records that all have the same numbers, and nothing else; False, and none was taken, if steps do not rise.
@@ -97,7 +97,7 @@ class Records:
             if not (np.diff(epochs) >= 0).all():
                 return False
             steps = steps + self._counter.at(int(steps[0]), float(epochs[0])) - steps[0]
-        last = self.gatherer.last_step
+        last = self.builder.last_step
         if (np.diff(steps) <= 0).any() or (last is not None and steps[0] <= last):
             return False
         if epoch_key is not None:
@@ -106,17 +106,17 @@ class Records:
         times = None if time_key is None else columns.pop(time_key)
         if columns:
             self._units.add("step")
-            self.gatherer.extend(steps, np.arange(lines.start, lines.stop), columns, times)
+            self.builder.extend(steps, np.arange(lines.start, lines.stop), columns, times)
         return True
 
     def log(self, source: LogFile, name: str, notes: Iterable[str] = ()) -> Log:
         """What was read."""
-        self.gatherer.unit = next((u for u in ("step", "epoch", "ordinal") if u in self._units), "ordinal")  # type: ignore[assignment]
+        self.builder.unit = next((u for u in ("step", "epoch", "ordinal") if u in self._units), "ordinal")  # type: ignore[assignment]
         said = list(notes)
-        if self.gatherer.unit == "ordinal":
+        if self.builder.unit == "ordinal":
             said.append("No step in it: records are numbered.")
-        said += self.gatherer.notes()
-        return Log(source.path, name, (self.gatherer.run(),), tuple(said))
+        said += self.builder.notes()
+        return Log(source.path, name, (self.builder.run(),), tuple(said))
 
 
 def _counting(values: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -68,7 +68,7 @@ class _Parser:
         self.others = 0
         self.latest: Template | None = None
         """See `line_runs.Parser`."""
-        self._reckoned = False
+        self._step_estimated = False
         self._whole = True
         """No epoch had a fraction; beside one that has, steps are counted over all epochs."""
 
@@ -152,7 +152,7 @@ class _Parser:
             elif template.rounded or (template.epoch is not None and not self._whole):
                 # the next record, whose step was rounded, or not drawn by the bar before it
                 self._step(line, self._raw + self._apart, template.of_epoch, values)
-                self._reckoned = True
+                self._step_estimated = True
             elif len(self.repeated) < _MOST_UNSTEPPED:
                 self.repeated.append((line, self.epoch, values))
         elif self._raw < 0 and len(self.unstepped) < _MOST_UNSTEPPED:
@@ -198,9 +198,9 @@ class _Parser:
             self._apart = step - self._with_values
         if values:
             self._with_values = step
-        if values or not self._reckoned or step != self._raw:
+        if values or not self._step_estimated or step != self._raw:
             self._keys = set(values)
-        self._reckoned = False
+        self._step_estimated = False
         self._raw, self._at, self._epoch_of_step = step, line, self.epoch
         if values:
             self.builder.add(self._offset + step, line, values, new=new)
@@ -228,7 +228,7 @@ class _Parser:
         if template.epoch is not None:
             self.epoch = int(epochs[-1])
             self._whole = self._whole and not (epochs % 1).any()
-        self._reckoned = False
+        self._step_estimated = False
         before = int(whole[-2]) if len(whole) > 1 else self._with_values
         self._apart = int(whole[-1]) - before
         self._raw = self._with_values = int(whole[-1])

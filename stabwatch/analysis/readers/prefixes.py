@@ -43,20 +43,18 @@ _MOST_WRITERS = 64
 
 @dataclass(frozen=True)
 class Prefix:
-    """pattern: matches the prefix at the start of a line. writers: the processes by their part of it, if several."""
+    """pattern: matches a line's end and the next one's prefix. writers: the processes, if several, by their part."""
 
     pattern: re.Pattern[bytes]
     writers: tuple[bytes, ...] = ()
 
     def strip(self, block: bytes) -> bytes:
         """Some lines without it; of several processes `[rank3]: ` is left."""
-        if not self.writers:
-            return self.pattern.sub(b"", block)
-        return self.pattern.sub(self._rank, block)
+        return self.pattern.sub(self._rank if self.writers else b"\n", b"\n" + block)[1:]
 
     def _rank(self, found: re.Match[bytes]) -> bytes:
         writer = found["writer"].strip()
-        return b"[rank%d]: " % (self.writers.index(writer) if writer in self.writers else len(self.writers))
+        return b"\n[rank%d]: " % (self.writers.index(writer) if writer in self.writers else len(self.writers))
 
 
 def find_prefix(head: bytes) -> Prefix | None:
@@ -81,7 +79,7 @@ def find_prefix(head: bytes) -> Prefix | None:
         lines = [pattern.sub(b"", line, count=1) if pattern.match(line) else line for line in lines]
     if not parts:
         return None
-    return Prefix(re.compile(b"^" + b"".join(parts), re.MULTILINE), writers)
+    return Prefix(re.compile(b"\n" + b"".join(parts), re.MULTILINE), writers)
 
 
 def _share(part: bytes, lines: list[bytes]) -> list[bytes] | None:

@@ -133,7 +133,7 @@ class RunBuilder:
             self._thin()
 
     def _thin(self) -> None:
-        """Above the most points, keep every other of the records that were kept so far, and those that stand out."""
+        """Above the most points, keep every other of the records that were kept so far, and those that are unusual."""
         lines = _as(self._lines, np.int64)
         if self._points() > MOST_POINTS and lines[0] >= 0 and (np.diff(lines) >= 0).all():
             self._stride *= 2
@@ -159,7 +159,7 @@ class RunBuilder:
         """What of the log is not there, in words."""
         said = []
         if self._stride > 1:
-            calm = f"of those in which nothing stands out one in {self._stride} is kept"
+            calm = f"of those in which nothing is unusual one in {self._stride} is kept"
             said.append(f"There are {self._count:,} records; {calm}.")
         if self.left_out:
             said.append("More keys than a training log has: the later ones are left out.")
@@ -179,7 +179,7 @@ class RunBuilder:
             self.remarks.append(Remark(kind, self._last, line, text[:300], value))
 
     def run(self, name: str | None = None) -> LogRun:
-        """What was gathered."""
+        """The run of all records that were added."""
         roles = assign_roles({key: len(series.values) for key, series in self._series.items()})
         columns = []
         for key, series in self._series.items():

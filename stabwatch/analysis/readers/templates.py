@@ -81,7 +81,7 @@ _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
 _LLMC = re.compile(r"\bt[re]l:")
 _CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
-"""What stands before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
+"""What precedes the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
 
@@ -223,7 +223,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
             roles.append("nan_steps")
             continue
         if rank is not None and re.match(r"[KMB]\b", after):
-            rounded = True  # the step of such a record is reckoned from those before
+            rounded = True  # the step of such a record is estimated from those before
             continue
         if rank is not None and _is_count(key, text, whole):
             steps.append((rank, i))

@@ -18,7 +18,7 @@ _METRIC = re.compile(r"\b(?:rmse|mse|mae|logloss|error|auc|elbo|nll|reward|ppl)\
 
 
 def by_epoch(records: list[Unstepped]) -> bool:
-    """Do epochs number the records? Nearly all have one, and few keys come twice in a stretch of the same."""
+    """Do epochs number the records? Nearly all have one, and few keys come twice in a run of the same."""
     epochs = [epoch for _, epoch, _ in records if epoch is not None]
     if 5 * len(epochs) < 4 * len(records) or len(set(epochs)) < 2:
         return False
