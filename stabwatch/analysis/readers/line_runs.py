@@ -1,8 +1,8 @@
 """Long runs of lines that differ in their numbers only, read at once.
 
 A template that has come many times in a row becomes one regular expression; the lines that match are collected,
-and their numbers are converted column by column. What is read is what `lines.py` reads line by line: whatever is not plain
-(other lines, numbers in other forms, steps that do not rise) goes there.
+and their numbers are converted column by column. What is read is what `lines.py` reads line by line: whatever is not
+plain (other lines, numbers in other forms, steps that do not rise) goes there.
 """
 
 from __future__ import annotations

@@ -47,4 +47,5 @@ def counts_records(head: str) -> bool:
     if len(numbers) < 2 or 2 * len(numbers) < len(found):
         return False
     steps = list(pairwise(numbers))
-    return sum(a < b for a, b in steps) >= _RISES * len(steps)
+    distinct = len(set(numbers)) >= _RISES * len(numbers)
+    return distinct and sum(a < b for a, b in steps) >= _RISES * len(steps)

@@ -89,5 +89,8 @@ def test_a_first_column_is_no_prefix(name, tmp_path):
 def test_counts_before_a_colon_are_steps_and_no_ranks(tmp_path):
     run = _run(tmp_path, "".join(f"{10 * i}: loss {4 - i / 20} gnorm 0.5\n" for i in range(N)))
     assert run.of("loss").steps.tolist() == [10 * i for i in range(N)]
-    ranks = _run(tmp_path, "".join(f"{r}: step {i} loss {4 - i / 20}\n" for i in range(N) for r in (0, 1)))
-    assert ranks.of("loss").steps.tolist() == list(range(N))
+    for many in (2, 8):
+        text = "".join(f"{r}: step {i} loss {4 - i / 20 + r}\n" for i in range(N) for r in range(many))
+        ranks = _run(tmp_path, text)
+        assert ranks.of("loss").steps.tolist() == list(range(N))
+        assert ranks.of("loss").values.tolist() == [4 - i / 20 for i in range(N)]
