@@ -36,7 +36,7 @@ _OF_TRAINING: tuple[Role, ...] = (
 def find(part: RunSegment) -> list[Finding]:
     """By where it was seen; each hides the weaker signs of the same thing."""
     found = [*_printed(part), *(list(_filtered(part)) or _filtered_beside_validation(part))]
-    blank = list(_vanished(part))
+    blank = list(_vanished(part)) or list(_blank_for_a_while(part))
     if not found:
         found = blank
     elif blank and found[-1].end_step is None:
@@ -166,6 +166,31 @@ def _vanished(part: RunSegment) -> Iterator[Finding]:
             f"Up to step {loss.steps[-1]} it stood in every {'record' if usual == 1 else f'{usual} records'}, the last "
             f"time as {loss.values[-1]:.4g}.",
             f"{len(later)} records without it follow.",
+        ),
+    )
+
+
+def _blank_for_a_while(part: RunSegment) -> Iterator[Finding]:
+    """The loss is in every record of training but for a few in a row."""
+    loss = part.of("loss")
+    if loss is None or len(loss) < MISSED or len(np.unique(part.steps)) < len(part.steps):
+        return
+    missing = [(a, b) for a, b in spans(~np.isin(part.steps, loss.steps)) if b < len(part.steps)]
+    a, b = max(missing, key=lambda run: run[1] - run[0], default=(0, 0))
+    if len(missing) > MANY or b - a < FILLED or a < MISSED:
+        return
+    yield Finding(
+        kind="nonfinite",
+        severity="warning",
+        step=int(part.steps[a]),
+        end_step=int(part.steps[b - 1]),
+        points=b - a,
+        size=float("nan"),
+        confidence=0.6,
+        line=int(part.lines[a]),
+        text=(
+            f"The loss is missing in {b - a} records in a row, from step {part.steps[a]} to {part.steps[b - 1]}, and is "
+            f"in the others: NaN that the log leaves blank, perhaps."
         ),
     )
 

@@ -118,6 +118,14 @@ def test_rows_that_go_blank_are_missing_losses(beside, tmp_path):
     assert (found.step, found.end_step, found.severity) == (AT, None, "critical")
 
 
+@pytest.mark.parametrize("beside", ["", ",0.1"])
+def test_rows_that_are_blank_for_a_while(beside, tmp_path):
+    head = "step,loss" + (",lr" if beside else "") + "\n"
+    rows = "".join(f"{i},{'' if AT <= i < AT + 5 else 3 - i / 50}{beside}\n" for i in range(2 * N))
+    (found,) = _findings(tmp_path, head + rows, "metrics.csv")
+    assert (found.step, found.end_step, found.severity) == (AT, AT + 4, "warning")
+
+
 def test_blank_cells_of_a_table_that_logs_now_and_then_are_none(tmp_path):
     rows = "".join(f"{i},{3 - i / 200 if i % 10 == 0 else ''},0.1\n" for i in range(200))
     assert not _findings(tmp_path, "step,loss,lr\n" + rows, "metrics.csv")
