@@ -412,10 +412,10 @@ READER = Reader(
     "modded-nanogpt, nanochat, OLMo, Hugging Face's dictionaries, Composer, llm-foundry, fairseq, ESPnet, icefall, "
     "detectron2, mmengine, timm, Keras' and Lightning's bars, PaddlePaddle, Marian, MaxText, Coqui, nnU-Net, darknet, "
     "openpi, LeRobot, verl, Demucs, YOLOX, ultralytics' and YOLOv7's rows, MXNet, BasicSR, CycleGAN, Flax, swift, "
-    "rsl_rl, rlpyt, WeNet, OpenNMT, Ignite, Tacotron, llama2.c, Dreamer, Caffe, XGBoost, LightGBM, skorch, fastai, spaCy; "
-    "tables between bars, boxes or blanks; any `key: value`, `key=value`, or known name before a number; time stamps are "
-    "the times of records; colours, progress bars and what launchers and collectors write before each line are stepped "
-    "over",
+    "rsl_rl, rlpyt, WeNet, OpenNMT, Ignite, Tacotron, llama2.c, Dreamer, Caffe, XGBoost, LightGBM, skorch, fastai, "
+    "spaCy; tables between bars, boxes or blanks; any `key: value`, `key=value`, or known name before a number; time "
+    "stamps are the times of records; colours, progress bars and what launchers and collectors write before each line "
+    "are stepped over",
     _sniff,
     _read,
 )
