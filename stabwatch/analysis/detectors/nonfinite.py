@@ -189,8 +189,8 @@ def _blank_for_a_while(part: RunSegment) -> Iterator[Finding]:
         confidence=0.6,
         line=int(part.lines[a]),
         text=(
-            f"The loss is missing in {b - a} records in a row, from step {part.steps[a]} to {part.steps[b - 1]}, and is "
-            f"in the others: NaN that the log leaves blank, perhaps."
+            f"The loss is missing in {b - a} records in a row, from step {part.steps[a]} to {part.steps[b - 1]}, and "
+            f"is in the others: NaN that the log leaves blank, perhaps."
         ),
     )
 
