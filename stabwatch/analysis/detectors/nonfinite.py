@@ -12,6 +12,7 @@ from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import Column, Role
+from stabwatch.analysis.readers.names import is_trained, role_of
 
 MISSED = 5
 """Times the usual number of records between two losses after which a loss that is not there is missing."""
@@ -37,8 +38,8 @@ def find(segment: RunSegment) -> list[Incident]:
     found = [*_printed(segment)]
     blank: list[Incident] = []
     if not segment.watched:
-        found += _filtered(segment)
-        blank += _vanished(segment)
+        found += list(_filtered(segment)) or _filtered_beside_validation(segment)
+        blank += list(_vanished(segment)) or _blank_for_a_while(segment)
     if not found:
         found = blank
     elif blank and found[-1].last_step is None:
@@ -109,6 +110,34 @@ def _filtered(segment: RunSegment) -> Iterator[Incident]:
     )
 
 
+def _filtered_beside_validation(segment: RunSegment) -> Iterator[Incident]:
+    """The same without a gradient norm: the loss is exactly 0.0, and each validation from there on gives NaN."""
+    loss, norm = segment.of("loss"), segment.of("grad_norm")
+    if loss is None or norm is not None or not len(loss) or loss.values[-1] != 0:
+        return
+    start = spans(loss.values == 0)[-1][0]
+    step, points = int(loss.steps[start]), len(loss) - start
+    later = [c.values[c.steps >= step] for c in segment.columns if c.role == "eval_loss"]
+    if not any(len(values) for values in later) or not all(np.isnan(values).all() for values in later):
+        return
+    yield Incident(
+        condition="NonFinite",
+        severity="critical",
+        first_step=step,
+        last_step=None,
+        records=points,
+        confidence="likely",
+        line=int(loss.lines[start]),
+        text=(
+            f"The loss is NaN from step {step} on, though the log says 0.0: the validation loss from there on is NaN, "
+            f"and the trainer filters NaN out of the training loss it prints."
+        ),
+        evidence=(
+            f"{len(loss) - start} records with loss 0.0 up to the end, {sum(map(len, later))} validations with NaN.",
+        ),
+    )
+
+
 def _vanished(segment: RunSegment) -> Iterator[Incident]:
     """The loss was in every record of training, and then in none, while training goes on."""
     loss = segment.of("loss")
@@ -143,6 +172,30 @@ def _vanished(segment: RunSegment) -> Iterator[Incident]:
     )
 
 
+def _blank_for_a_while(segment: RunSegment) -> Iterator[Incident]:
+    """The loss is in every record of training but for a few in a row."""
+    loss = segment.of("loss")
+    if loss is None or len(loss) < MISSED or len(np.unique(segment.steps)) < len(segment.steps):
+        return
+    missing = [(a, b) for a, b in spans(~np.isin(segment.steps, loss.steps)) if b < len(segment.steps)]
+    a, b = max(missing, key=lambda run: run[1] - run[0], default=(0, 0))
+    if len(missing) > MANY or b - a < FILLED or a < MISSED:
+        return
+    yield Incident(
+        condition="NonFinite",
+        severity="warning",
+        first_step=int(segment.steps[a]),
+        last_step=int(segment.steps[b - 1]),
+        records=b - a,
+        confidence="possible",
+        line=int(segment.lines[a]),
+        text=(
+            f"The loss is missing in {b - a} records in a row, from step {segment.steps[a]} to "
+            f"{segment.steps[b - 1]}, and is in the others: NaN that the log leaves blank, perhaps."
+        ),
+    )
+
+
 def _evaluated(segment: RunSegment, step: int) -> bool:
     """Whether evaluations after a step gave finite losses, as no model with NaN in it does."""
     later = [c.values[c.steps > step] for c in segment.columns if c.role == "eval_loss"]
@@ -161,6 +214,15 @@ def _beside(segment: RunSegment, loss: Column) -> Column | None:
         and column.steps[-1] > loss.steps[-1]
         and np.isin(loss.steps, column.steps).mean() > 0.9
     ]
+    if (
+        not seen
+        and len(segment.steps)
+        and segment.steps[-1] > loss.steps[-1]
+        and np.isin(loss.steps, segment.steps).all()
+    ):
+        return Column(
+            "step", "other", segment.steps, segment.steps.astype(np.float64), segment.lines
+        )  # rows that are blank
     return min(seen, key=lambda column: int((column.steps > loss.steps[-1]).sum()), default=None)
 
 
@@ -211,6 +273,8 @@ def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:
     for column in segment.columns:
         if column.role == "eval_loss" and column is not segment.loss:
             yield from _of_column(segment, column, f"validation loss ('{column.name}')", "warning")
+    for column in _trained(segment):
+        yield from _of_column(segment, column, f"'{column.name}'", "critical")
     norm = segment.of("grad_norm")
     if norm is not None:
         bad = ~np.isfinite(norm.values)
@@ -219,7 +283,12 @@ def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:
 
 def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
     """Other columns, together and as information: a NaN there is often a mean over nothing."""
-    others = [c for c in segment.columns if c.role in ("component", "other") and np.isnan(c.values).any()]
+    trained = _trained(segment)
+    others = [
+        c
+        for c in segment.columns
+        if c.role in ("component", "other") and not any(c is t for t in trained) and np.isnan(c.values).any()
+    ]
     if not others:
         return
     first = min(others, key=lambda c: int(c.steps[np.argmax(np.isnan(c.values))]))
@@ -236,6 +305,13 @@ def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
         text=f"{'Beside the loss there' if segment.loss is not None else 'There'} is NaN in {names}, from step "
         f"{first.steps[at]} on.",
     )
+
+
+def _trained(segment: RunSegment) -> list[Column]:
+    """Losses beside the first that are trained too: a critic's, a policy's, or all parts if no total is logged."""
+    total = segment.loss is not None and role_of(segment.loss.name) != "component"
+    columns = [c for c in segment.columns if c.role == "component" and c is not segment.loss]
+    return [c for c in columns if is_trained(c.name) or not total]
 
 
 def _many(bad: NDArray[np.bool_]) -> bool:

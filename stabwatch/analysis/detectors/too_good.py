@@ -31,6 +31,8 @@ def find(segment: RunSegment) -> list[Incident]:
     norm = segment.of("grad_norm")
     if norm is not None and not np.isfinite(norm.values).all():
         return []  # a loss of 0.0 beside such a norm is a NaN
+    if any(c.role == "eval_loss" and len(c) and np.isnan(c.values[-1]) for c in segment.columns):
+        return []  # and so it is beside such a validation
     if not values.any() and len(values) >= ALWAYS and loss.role == "loss":
         return [_always(loss)]
     fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1
