@@ -112,9 +112,14 @@ def signal(
             the optimizer's step), 'logits' (the arguments of `cross_entropy`: logits and target).
         partials: the numbers that the function returns, in order, with their merge operators ('sum', 'max', 'min');
             the first one is `count`. The same operators merge micro-batches, parameters of a layer, ranks and windows.
-        value, formula: the partials that become the value, by a formula of `stabwatch.signals.formulas`.
+        value: the partials that become the value.
+        formula: how they become it, by its name in `stabwatch.signals.formulas`.
         tier: 'always', 'sampled' or 'deep': how expensive it is (the governor decides how often it is measured).
-        help, unit, kind, worst, source: see `stabwatch.signals.Signal`.
+        help: one sentence, ends with a full stop.
+        unit: base unit for people and panels, such as 'ratio' or 'seconds'; '1' for a plain number.
+        kind: 'gauge', or 'counter' for a name that ends with `_total`.
+        worst: 'max' or 'min', the end of a window that matters.
+        source: paper or code that defines it.
 
     The function gets detached tensors, must not change them, and may return tensors: it need not wait for a device.
     Inside a compiled graph plugins are not measured. Raises ValueError if the declaration does not fit together.

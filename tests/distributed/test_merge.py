@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
@@ -16,22 +14,27 @@ from stabwatch.distributed.ranks import AHEAD
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
 from tests.distributed.ddp_job import STEPS, batch
+from tests.processes import run_ranks
 
-ROOT = Path(__file__).parents[2]
+
+def _job(folder, *modes):
+    """Runs a job, each mode with a run of its own in the folder; found.json has each rank's count of all-gathers."""
+    outs = run_ranks("tests.distributed.ddp_job", 2, 2, folder / "store", folder, *modes)
+    found = [json.loads(out.split("collectives ")[1]) for out, _ in outs]
+    (folder / "found.json").write_text(json.dumps(found))
 
 
-def _job(tmp_path, mode):
-    command = [sys.executable, "-m", "tests.distributed.ddp_job"]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(r), "2", str(tmp_path / "store"), str(tmp_path / "run"), mode],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for r in range(2)
-    ]  # fmt: skip
-    outs = [rank.communicate(timeout=100) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outs
-    return read_run(tmp_path / "run"), [int(out.split("collectives ")[1]) for out, _ in outs]
+@pytest.fixture
+def merged(once):
+    """merged(mode): the log of a job of two ranks, and how many all-gathers each rank saw."""
+
+    def of(mode):
+        modes = ("inner",) if mode == "inner" else ("wrapped", "alone")  # `inner` is for the slow tests only
+        folder = once(f"merged-{modes[0]}", lambda folder: _job(folder, *modes))
+        found = json.loads((folder / "found.json").read_text())
+        return read_run(folder / mode), [rank[mode] for rank in found]
+
+    return of
 
 
 def _single(attach):
@@ -54,8 +57,8 @@ ATOL = {"precision": 1e-3, "exponents": 0.05}  # one element on a boundary; grad
 
 
 @pytest.mark.parametrize("mode", ["wrapped", pytest.param("inner", marks=pytest.mark.slow)])
-def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, tmp_path, attach):
-    log, collectives = _job(tmp_path, mode)
+def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, merged, attach):
+    log, collectives = merged(mode)
     whole = _single(attach)
     assert log.meta.world_size == 2
     assert collectives[0] == collectives[1]
@@ -67,15 +70,15 @@ def test_two_ranks_are_merged_by_the_laws_in_one_packed_collective(mode, tmp_pat
             continue  # two heads may tie within rounding; the least entropy is that of a rank's rows
         here, there = (dict(zip(*run.series(key.signal, key.layer), strict=True)) for run in (log, whole))
         assert here.keys() == there.keys(), key
-        merged = [step for step in here if step >= first]
+        common = [step for step in here if step >= first]
         atol = ATOL.get(CATALOGUE[key.signal].reduction, 1e-5)
-        values, truth = ([run[step] for step in merged] for run in (here, there))
+        values, truth = ([run[step] for step in common] for run in (here, there))
         np.testing.assert_allclose(values, truth, rtol=5e-3, atol=atol, err_msg=str(key))
-        compared += bool(merged)
+        compared += bool(common)
     assert compared > 100
 
 
-def test_a_watch_on_one_rank_alone_hangs_nobody(tmp_path):
-    log, collectives = _job(tmp_path, "alone")
+def test_a_watch_on_one_rank_alone_hangs_nobody(merged):
+    log, collectives = merged("alone")
     assert collectives == [0, 0]
     assert len(log.steps) == STEPS
