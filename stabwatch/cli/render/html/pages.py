@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from stabwatch.alerts.incidents import worst_of
+from stabwatch.alerts.incidents import alert_spans, worst_of
 from stabwatch.cli.render.analysis import limitation_lines, log_facts, place_of, run_facts, shown_incidents
 from stabwatch.cli.render.html import markup
 from stabwatch.cli.render.html.drawing import Bar, Mark, chart, heat_map, timeline
@@ -44,8 +44,8 @@ def _run(run: Analysis) -> Iterator[str]:
     yield markup.verdict(run.diagnosis.verdict, worst_of(run.incidents))
     yield markup.section("Causes", markup.causes(run.diagnosis.causes))
     shown = shown_incidents(run, MOST_ROWS)
-    bars: list[Bar] = [(_label(i), i.severity, i.first_step, i.last_step) for i in shown[:MOST_BARS]]
-    yield markup.section("Time-line", timeline(bars, run.first_step or 0, run.last_step or 0))
+    bars = [bar for incident in shown for bar in _bars(incident)]
+    yield markup.section("Time-line", timeline(bars[:MOST_BARS], run.first_step or 0, run.last_step or 0))
     marks: list[Mark] = [(i.first_step, i.severity, f"{_label(i)}: {i.text}") for i in shown]
     yield from _curves(run, marks)
     yield markup.section("By layer", _maps(run))
@@ -66,6 +66,14 @@ def _row(incident: Incident) -> tuple[object, ...]:
     alert = "no alert" if incident.live_step is None else incident.live_step
     where = place_of(incident) or "the whole run"
     return incident.first_step, until, incident.condition, where, incident.severity, alert, incident.text
+
+
+def _bars(incident: Incident) -> list[Bar]:
+    """One for each layer where there are several, by onset."""
+    if len(incident.layers) < 2:
+        return [(_label(incident), incident.severity, incident.first_step, incident.last_step)]
+    spans = alert_spans(incident.alerts)
+    return [(f"{s.rule} {s.layer}", s.severity, s.onset, s.until) for s in spans]
 
 
 def _label(incident: Incident) -> str:
