@@ -49,7 +49,7 @@ def _run(run: Analysis) -> Iterator[str]:
     marks: list[Mark] = [(i.first_step, i.severity, f"{_label(i)}: {i.text}") for i in shown]
     yield from _curves(run, marks)
     yield markup.section("By layer", _maps(run))
-    yield markup.section("What happened, in order", markup.table(HEADINGS, [_row(i) for i in shown]))
+    yield markup.section("What happened, in order", markup.events(HEADINGS, [_row(i) for i in shown]))
     yield markup.section("What this log does not show", markup.bullets(limitation_lines(run)))
     if run.is_run_folder:
         yield markup.section("Series", _series(run))
@@ -58,14 +58,15 @@ def _run(run: Analysis) -> Iterator[str]:
         yield markup.section("Configuration", markup.table(("", ""), list(run.curves.config.items())))
 
 
-HEADINGS = ("step", "until", "what", "where", "severity", "alert at step", "what happened")
+HEADINGS = ("step", "until", "condition", "alert", "what happened")
 
 
-def _row(incident: Incident) -> tuple[object, ...]:
-    until = "end" if incident.last_step is None else incident.last_step
-    alert = "no alert" if incident.live_step is None else incident.live_step
-    where = place_of(incident) or "the whole run"
-    return incident.first_step, until, incident.condition, where, incident.severity, alert, incident.text
+def _row(incident: Incident) -> tuple[str, tuple[object, ...]]:
+    until = "end" if incident.last_step is None else f"{incident.last_step:,}"
+    alert = "none" if incident.live_step is None else f"{incident.live_step:,}"
+    where = place_of(incident)
+    text = f"{where}: {incident.text}" if where else incident.text
+    return incident.severity, (f"{incident.first_step:,}", until, incident.condition, alert, text)
 
 
 def _bars(incident: Incident) -> list[Bar]:
