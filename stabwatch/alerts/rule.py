@@ -56,8 +56,8 @@ class Rule:
     thresholds: by severity, the gravest first. abnormal: the conditions that mean 'outside the normal range'; each
     threshold implies them, and the first step of the unbroken span outside is the onset.
     A point is judged where the first gauge of the first threshold was measured.
-    warm_up: measured points of a series before it is judged. resolve_after: normal measured points that resolve an alert.
-    source: where the threshold comes from.
+    warm_up: measured points of a series before it is judged. resolve_after: normal measured points that resolve
+    an alert. source: where the threshold comes from.
     """
 
     name: str

@@ -51,8 +51,9 @@ class Pair:
     """A run compared with the reference.
 
     loss: None without enough common points. diverged: series that diverge, by step; the first of them, as many as
-    `together` says, are so close together that their order means nothing, and the clearest comes first. compared: series that
-    were looked at; short: those with too few common points. only_here, only_there: series that just one of them has.
+    `together` says, are so close together that their order means nothing, and the clearest comes first.
+    compared: series that were looked at; short: those with too few common points. only_here, only_there: series that
+    just one of the two has.
     """
 
     run: str

@@ -46,8 +46,8 @@ class DivergencePoint:
     until: last step at which they are; None if they are so at the end, or never.
     differ: first step at which they differ at all, beyond rounding; None if they are the same.
     gap: ratio of the curve to its reference where they diverge, end: at the end; the difference over their typical size
-    if `relative` is false (a curve that is not positive). noise: spread of the difference of two points, in the same unit.
-    points: common points. resolution: steps between them.
+    if `relative` is false (a curve that is not positive). noise: spread of the difference of two points, in the same
+    unit. points: common points. resolution: steps between them.
     """
 
     step: int | None
