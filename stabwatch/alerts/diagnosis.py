@@ -197,9 +197,10 @@ def _detected_evidence(group: _Group) -> list[str]:
     if group.detected is None:
         return []
     seen = [i for i in group.incidents if "detector" in i.found_by]
-    line = f" (line {group.detected.line})" if group.detected.line is not None else ""
-    times = f" {len(seen)} times in this log." if len(seen) > 1 else ""
-    return [f"{group.detected.text}{line}{times}", *group.detected.evidence]
+    line = f" Line {group.detected.line} of the log." if group.detected.line is not None else ""
+    times = f" It happened {len(seen)} times in this log." if len(seen) > 1 else ""
+    evidence = [e for e in group.detected.evidence if not e.startswith("Live: ")]  # the alert itself follows
+    return [f"{group.detected.text}{line}{times}", *evidence]
 
 
 def _alert_evidence(group: _Group) -> list[str]:
@@ -212,7 +213,9 @@ def _alert_evidence(group: _Group) -> list[str]:
     if len(layers) > 1:
         more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
         lines.append(f"Order of the layers: {', '.join(layers[:6])}{more}.")
-    for name, words in (("loss", "loss"), ("gradient_norm_before_clip", "gradient norm before clipping")):
+    numbers = () if group.detected and not layers else ("loss", "gradient_norm_before_clip")
+    for name in numbers:
+        words = "loss" if name == "loss" else "gradient norm before clipping"
         before, now = first.context.get(f"{name}_at_onset"), first.context.get(name)
         if before is not None and now is not None:
             lines.append(f"The {words} was {before:.4g} before the onset and {now:.4g} when the alert fired.")
@@ -262,7 +265,7 @@ def _rate_jump(found: Sequence[Incident], causes: Sequence[Cause], onset: int, s
     if not near or any(cause.name == name for cause in causes):
         return None
     known, jump = CONDITIONS[name], near[0]
-    line = f" (line {jump.line})" if jump.line is not None else ""
+    line = f" Line {jump.line} of the log." if jump.line is not None else ""
     evidence = (f"{jump.text}{line}", *jump.evidence)
     return Cause(
         name, known.title, jump.first_step, (), evidence, known.remedy, known.references, "likely", known.runbook_url

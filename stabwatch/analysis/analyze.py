@@ -30,12 +30,13 @@ RUN_FOLDER = "stabwatch run folder"
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a log says of one run; of a run folder and of another trainer's log alike.
+    """What a log says of one run; of a run folder or of another trainer's log.
 
     form: what the log was read as. notes: what its reader recognised, guessed and left out. records: of training.
     duration: seconds from the first record to the last, NaN without times. ended: reason of the end event, None when
     there is none. incidents: of rules and detectors, by first step. alerts: every transition of the rules, as live.
     limitations: what the log cannot show, in words. coverage: data of the last coverage event. errors: of probes.
+    window: steps that a record of `run` represents.
     run: the records, merged where they are many, for charts. curves: what the detectors saw.
     """
 
@@ -54,6 +55,7 @@ class Analysis:
     limitations: tuple[str, ...]
     coverage: dict[str, Any]
     errors: tuple[dict[str, Any], ...]
+    window: int
     run: Run = field(repr=False, compare=False)
     curves: LogRun = field(repr=False, compare=False)
 
@@ -175,6 +177,7 @@ def analyze_source(
         limitations=_limitations(view, curves, watched),
         coverage=coverage.data if coverage else {},
         errors=tuple({"time": e.time, "step": e.step, **e.data} for e in events if e.kind == "error"),
+        window=kept.window,
         run=kept.run(log, events),
         curves=view,
     )

@@ -1,4 +1,4 @@
-"""Rules over old run logs, exactly as live: what they would have said, beside what the agent said then."""
+"""Rules over old run logs, exactly as live: what they would have said, and what the agent said then."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import pytest
 
 from stabwatch.alerts import RULES
 from stabwatch.alerts.catalogue import features
+from stabwatch.alerts.conditions import CONDITIONS
 from stabwatch.alerts.features import LayerColumns
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.runlog import SeriesKey
@@ -89,4 +90,5 @@ def test_a_runbook_confirms_with_two_commands_over_signals_that_exist(page):
 
 def test_every_runbook_belongs_to_a_rule_or_a_cause():
     pages = {p.stem for p in RUNBOOKS.glob("*.md")} - {"README", "Health"}
-    assert pages == {rule.name for rule in RULES} | {cause.name for cause in ROOT_CAUSES}
+    in_hindsight = {c.name for c in CONDITIONS.values() if c.detector and c.remedy}
+    assert pages == {rule.name for rule in RULES} | {cause.name for cause in ROOT_CAUSES} | in_hindsight

@@ -35,7 +35,7 @@ def test_causes_come_by_onset_with_the_live_runbooks():
     assert [cause.since_step for cause in diagnosis.causes] == [150, 170, 190]
     assert diagnosis.causes[0].runbook_url == CONDITIONS["GradientNormExplosion"].runbook_url
     assert [cause.confidence for cause in diagnosis.causes] == ["likely", "likely", "possible"]
-    assert "line 151" in diagnosis.causes[0].evidence[0]
+    assert "Line 151 of the log" in diagnosis.causes[0].evidence[0]
     assert diagnosis.verdict.startswith("The gradient norm explodes at step 150")
 
 

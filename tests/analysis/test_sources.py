@@ -66,7 +66,7 @@ def test_the_rules_judge_it():
 
 def test_it_is_compared_and_exported(tmp_path):
     (pair,) = compare([foreign(), foreign(jump=1.3, name="mine")]).pairs
-    assert abs(pair.loss.step - 120) <= 2 and pair.parted[0].signal == "loss"
+    assert abs(pair.loss.step - 120) <= 2 and pair.diverged[0].signal == "loss"
     assert write_run(foreign(), ParquetSink(tmp_path / "x.parquet")) == pq.read_table(tmp_path / "x.parquet").num_rows
     (last,) = [t for t, _ in scrapes(foreign(), [], 15.0)][-1:]
     assert last == pytest.approx(1.7e9 + 219, abs=15)
@@ -117,7 +117,7 @@ def test_a_folder_with_somebody_s_log_is_a_run(theirs):
 def test_the_commands_take_somebody_s_logs(theirs):
     run = lambda *args: CliRunner().invoke(app, [str(a) for a in args])  # noqa: E731
     compared = run("compare", theirs / "calm", theirs / "jumps")
-    assert "0.003" in compared.output and "part at step 200" in compared.output, compared.output
+    assert "0.003" in compared.output and "diverge at step 200" in compared.output, compared.output
     replayed = run("replay", theirs / "jumps", theirs / "calm", "--json")
     spikes = next(t for t in json.loads(replayed.output)["rules"] if t["rule"] == "LossSpike")
     assert replayed.exit_code == 1 and [i["first_step"] for i in spikes["incidents"]] == [200]

@@ -94,13 +94,13 @@ def _explosion(segment: RunSegment, norm: Column, start: int, stop: int, base: f
 def _of_loss(segment: RunSegment, first: int, last: int) -> str:
     loss = segment.finite_loss
     if loss is None:
-        return "No loss in this log beside it."
+        return "This log has no loss."
     before, inside = (
         loss.values[loss.steps < first][-WINDOW:],
         loss.values[(loss.steps >= first) & (loss.steps <= last)],
     )
     if not len(before) or not len(inside):
-        return "No finite loss beside it."
+        return "The loss was not finite meanwhile."
     return f"Meanwhile the {segment.loss_name} went from {np.median(before):.4g} to at most {inside.max():.4g}."
 
 

@@ -12,7 +12,7 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import Column, Role
 
 ENOUGH = 20
-"""Records without which nothing is said: a slow start is no standstill."""
+"""Fewest records: a slow start is no standstill."""
 SILENT = 8
 """Records that are enough where neither gradient nor learning rate ever was other than 0."""
 SETTLED = 5

@@ -78,7 +78,7 @@ def _jumps(segment: RunSegment, rate: Column) -> list[Incident]:
 
 def _zero(rate: Column) -> list[Incident]:
     if not rate.values.any():
-        return []  # not printed with enough digits, or not learning: the loss tells which
+        return []  # not printed with enough digits, or not learning: the loss shows which
     last = spans(rate.values == 0)
     if not last or last[-1][1] < len(rate) or last[-1][1] - last[-1][0] < max(ZERO, SHARE * len(rate)):
         return []

@@ -85,7 +85,7 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
 
 
 def _filtered(segment: RunSegment) -> Iterator[Incident]:
-    """Hugging Face's trainer prints a loss of 0.0 in place of NaN; the gradient norm beside it says so."""
+    """Hugging Face's trainer prints a loss of 0.0 in place of NaN; the gradient norm of the same record says so."""
     loss, norm = segment.of("loss"), segment.of("grad_norm")
     if loss is None or norm is None:
         return
@@ -103,8 +103,8 @@ def _filtered(segment: RunSegment) -> Iterator[Incident]:
         confidence="certain",
         line=int(loss.lines[at[0]]),
         text=(
-            f"The loss is NaN from step {loss.steps[at[0]]} on, though the log says 0.0: the gradient norm beside it "
-            f"is not finite, and the trainer filters NaN out of the loss it prints."
+            f"The loss is NaN from step {loss.steps[at[0]]} on, though the log says 0.0: the gradient norm of the "
+            f"same record is not finite, and the trainer filters NaN out of the loss it prints."
         ),
         evidence=(f"{len(at)} records with loss 0.0 and a gradient norm that is not finite.",),
     )
@@ -203,7 +203,7 @@ def _evaluated(segment: RunSegment, step: int) -> bool:
 
 
 def _beside(segment: RunSegment, loss: Column) -> Column | None:
-    """Another column of the records of training that goes on after the loss; the rarest wins, to be sure."""
+    """Another column of the records of training that goes on after the loss; the rarest is taken, as the safest."""
     seen = [
         column
         for column in segment.columns

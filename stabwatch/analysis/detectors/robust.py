@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 WINDOW = 51
-"""Records of the past that a record is compared with: its median bears excursions of 25 records."""
+"""Records of the past that a record is compared with: its median is not moved by excursions of up to 25 records."""
 SUSTAINED = 5
 """Records in a row that make an excursion of the whole curve out of one of single batches: in real logs bad batches
 and heavy tails last one record, rarely two to four, and spikes fourteen to forty."""
@@ -27,7 +27,7 @@ def scatter(values: Array) -> float:
 
 
 def print_unit(values: Array) -> float:
-    """The least distance between two different values: below it a log cannot tell a change from none."""
+    """The least distance between two different values: below it a log cannot show a change."""
     gaps = np.diff(np.unique(values[-4096:]))
     return float(gaps[gaps > 0].min(initial=np.inf)) if (gaps > 0).any() else 0.0
 

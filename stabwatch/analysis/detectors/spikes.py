@@ -93,7 +93,7 @@ def _cycle(segment: RunSegment, loss: Column, e: Excursion) -> int | None:
 
 
 def _gradient(segment: RunSegment, first: int, last: int) -> tuple[str, ...]:
-    """What the gradient norm did beside a spike."""
+    """What the gradient norm did during a spike."""
     norm = segment.of("grad_norm")
     if norm is None:
         return ()
@@ -143,8 +143,8 @@ def _outliers(segment: RunSegment, loss: Column) -> list[Incident]:
     one = len(places) == 1
     what = "One record is" if one else f"{len(places)} single records are"
     text = (
-        f"{what} far above {'its' if one else 'their'} neighbours, the worst {loss.values[worst]:.4g} beside "
-        f"{usual:.4g} at step {loss.steps[worst]}: unusual batches or heavy-tailed noise, not an instability."
+        f"{what} far above {'its' if one else 'their'} neighbours, the worst {loss.values[worst]:.4g} where "
+        f"{usual:.4g} is usual, at step {loss.steps[worst]}: unusual batches or heavy-tailed noise, not an instability."
     )
     return [
         Incident(

@@ -30,9 +30,9 @@ def find(segment: RunSegment) -> list[Incident]:
     values = loss.values
     norm = segment.of("grad_norm")
     if norm is not None and not np.isfinite(norm.values).all():
-        return []  # a loss of 0.0 beside such a norm is a NaN
+        return []  # a loss of 0.0 with such a norm is a NaN
     if any(c.role == "eval_loss" and len(c) and np.isnan(c.values[-1]) for c in segment.columns):
-        return []  # and so it is beside such a validation
+        return []  # and so it is with such a validation
     if not values.any() and len(values) >= ALWAYS and loss.role == "loss":
         return [_always(loss)]
     fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1

@@ -186,7 +186,7 @@ def limitation_lines(run: Analysis) -> list[str]:
     """What the log does not show, and what should have been measured and was not, with the reason."""
     gaps = [f"Not measured: {tap} at {listed(sites)}: {why}" for (tap, why), sites in missing(run.coverage).items()]
     lines = [*map(clean, run.limitations), *gaps]
-    return lines or ["Everything that should have been measured was."]
+    return lines or ["Nothing is missing: everything that should have been measured was."]
 
 
 def _limitations(run: Analysis) -> Iterator[RenderableType]:

@@ -73,10 +73,10 @@ def test_logs_and_run_folders_together(sick_run, healthy_run, tmp_path):
     assert both.exit_code == 1
     assert "calm.csv" in both.output
     data = json.loads(invoke(spike, "--json").output)
-    assert (data["schema_version"], data["runs"][0]["format"]) == (2, "CSV")
+    assert (data["schema_version"], data["runs"][0]["format"]) == (2, "table")
     assert data["runs"][0]["incidents"][0]["condition"] == "LossSpike"
     listed = json.loads(invoke(spike, healthy_run, "--json").output)
-    assert [run["format"] for run in listed["runs"]] == ["CSV", "stabwatch run folder"]
+    assert [run["format"] for run in listed["runs"]] == ["table", "stabwatch run folder"]
     broken = invoke(spike, tmp_path / "nothing", "--json")
     assert broken.exit_code == 2
     assert "nothing" in json.loads(broken.stdout)["unreadable"][0]["error"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from stabwatch.alerts.incidents import worst_of
+from stabwatch.alerts.incidents import alert_spans, worst_of
 from stabwatch.cli.render.analysis import limitation_lines, log_facts, place_of, run_facts, shown_incidents
 from stabwatch.cli.render.html import markup
 from stabwatch.cli.render.html.drawing import Bar, Mark, chart, heat_map, timeline
@@ -44,12 +44,12 @@ def _run(run: Analysis) -> Iterator[str]:
     yield markup.verdict(run.diagnosis.verdict, worst_of(run.incidents))
     yield markup.section("Causes", markup.causes(run.diagnosis.causes))
     shown = shown_incidents(run, MOST_ROWS)
-    bars: list[Bar] = [(_label(i), i.severity, i.first_step, i.last_step) for i in shown[:MOST_BARS]]
-    yield markup.section("Time-line", timeline(bars, run.first_step or 0, run.last_step or 0))
+    bars = [bar for incident in shown for bar in _bars(incident)]
+    yield markup.section("Time-line", timeline(bars[:MOST_BARS], run.first_step or 0, run.last_step or 0))
     marks: list[Mark] = [(i.first_step, i.severity, f"{_label(i)}: {i.text}") for i in shown]
     yield from _curves(run, marks)
     yield markup.section("By layer", _maps(run))
-    yield markup.section("What happened, in order", markup.table(HEADINGS, [_row(i) for i in shown]))
+    yield markup.section("What happened, in order", markup.events(HEADINGS, [_row(i) for i in shown]))
     yield markup.section("What this log does not show", markup.bullets(limitation_lines(run)))
     if run.is_run_folder:
         yield markup.section("Series", _series(run))
@@ -58,14 +58,23 @@ def _run(run: Analysis) -> Iterator[str]:
         yield markup.section("Configuration", markup.table(("", ""), list(run.curves.config.items())))
 
 
-HEADINGS = ("step", "until", "what", "where", "severity", "alert at step", "what happened")
+HEADINGS = ("step", "until", "condition", "alert", "what happened")
 
 
-def _row(incident: Incident) -> tuple[object, ...]:
-    until = "end" if incident.last_step is None else incident.last_step
-    alert = "no alert" if incident.live_step is None else incident.live_step
-    where = place_of(incident) or "the whole run"
-    return incident.first_step, until, incident.condition, where, incident.severity, alert, incident.text
+def _row(incident: Incident) -> tuple[str, tuple[object, ...]]:
+    until = "end" if incident.last_step is None else f"{incident.last_step:,}"
+    alert = "none" if incident.live_step is None else f"{incident.live_step:,}"
+    where = place_of(incident)
+    text = f"{where}: {incident.text}" if where else incident.text
+    return incident.severity, (f"{incident.first_step:,}", until, incident.condition, alert, text)
+
+
+def _bars(incident: Incident) -> list[Bar]:
+    """One for each layer where there are several, by onset."""
+    if len(incident.layers) < 2:
+        return [(_label(incident), incident.severity, incident.first_step, incident.last_step)]
+    spans = alert_spans(incident.alerts)
+    return [(f"{s.rule} {s.layer}", s.severity, s.onset, s.until) for s in spans]
 
 
 def _label(incident: Incident) -> str:
