@@ -79,7 +79,7 @@ class Alertmanager:
         try:
             post(self._url, sent, self._token)
         except Refused as error:
-            self._complain(str(error))
+            self._report(str(error))
             return
         self._told, self._due, self._failing = found, clock + RESEND_SECONDS, False
 
@@ -88,14 +88,20 @@ class Alertmanager:
         labels = name | ({"layer": alert.layer} if alert.layer else {})
         rule = self._rules.get(alert.rule)
         place = f"Layer {alert.layer}. " if alert.layer else ""
-        said = annotations_of(rule, alert.severity, self._run, place) if rule else {"summary": alert.summary}
-        return tuple(sorted(labels.items())), {"labels": labels, "annotations": said, "startsAt": _time(alert.time)}
+        annotations = annotations_of(rule, alert.severity, self._run, place) if rule else {"summary": alert.summary}
+        return tuple(sorted(labels.items())), {
+            "labels": labels,
+            "annotations": annotations,
+            "startsAt": _time(alert.time),
+        }
 
-    def _complain(self, said: str) -> None:
+    def _report(self, reason: str) -> None:
         if not self._failing:
             self._failing = True
             self._failed()
-            print(f"stabwatch agent: the Alertmanager did not take the alerts: {said}.", file=sys.stderr, flush=True)
+            print(
+                f"stabwatch agent: the Alertmanager did not accept the alerts: {reason}.", file=sys.stderr, flush=True
+            )
 
 
 def _time(seconds: float) -> str:

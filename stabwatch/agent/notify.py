@@ -97,18 +97,18 @@ class Notifier:
         }
 
     def _send(self, message: Message) -> None:
-        said = ""
+        reason = ""
         for wait in (*self._waits, None):
             try:
                 return self._receiver.send(message)
             except Refused as error:
-                said = str(error)
+                reason = str(error)
                 if not error.again:
                     break
             if wait is not None:
                 time.sleep(wait)
         self._failed()
-        what = f"stabwatch agent: the {self._receiver.name} did not take a message: {said}."
+        what = f"stabwatch agent: the {self._receiver.name} did not accept a message: {reason}."
         print(what, file=sys.stderr, flush=True)
 
 

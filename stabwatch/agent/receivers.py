@@ -42,8 +42,8 @@ class Message:
 class Refused(Exception):
     """A receiver rejected a message. again: whether to retry. The text contains no secret."""
 
-    def __init__(self, said: str, again: bool) -> None:
-        super().__init__(said)
+    def __init__(self, reason: str, again: bool) -> None:
+        super().__init__(reason)
         self.again = again
 
 

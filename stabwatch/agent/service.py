@@ -76,7 +76,7 @@ def serve(
         announcement = _Announcement(follower, server, Path(file_sd) if file_sd else run.parent / "targets")
         leave.callback(announcement.withdraw)
         server.start()
-        _say(server, follower, token)
+        _print_start(server, follower, token)
         _follow(follower, announcement, linger)
     return 0
 
@@ -125,7 +125,7 @@ class _Announcement:
                     file.unlink()
 
 
-def _say(server: HttpServer, follower: Follower, token: str | None) -> None:
+def _print_start(server: HttpServer, follower: Follower, token: str | None) -> None:
     if server.asked not in (0, server.port):
         print(f"stabwatch agent: port {server.asked} is taken, using {server.port}.")
     print(f"stabwatch agent: run {follower.meta.run}: {server.url} (Prometheus: {server.url}metrics)")

@@ -13,7 +13,7 @@ BUSY_SOURCE = Accumulator("rank_source", "busy", "host")
 BUSY = Accumulator("rank_busy", "", "rank_spread")
 LOSS = Accumulator("rank_loss", "", "rank_spread")
 NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
-SHARDED = "parameters are sharded over ranks: measured are no replicas to compare"
+SHARDED = "parameters are sharded over ranks: there are no replicas to compare"
 MIN_DIFFERENCE = 1e-9
 """Below this difference two replicas count as equal; used to attribute a difference, not for an alert."""
 
@@ -39,9 +39,9 @@ class RankHealth:
         self._last: Rows | None = None
         self._blamed = np.full(len(replicas), -1)
 
-    def partials(self, gameasuredd: NDArray[np.floating]) -> Rows:
-        """The columns of `cells`, from gameasuredd rows (ranks, device columns). With one rank nothing is measured."""
-        rows: Rows = gameasuredd.astype(np.float64)
+    def partials(self, gathered: NDArray[np.floating]) -> Rows:
+        """The columns of `cells`, from gathered rows (ranks, device columns). With one rank nothing is measured."""
+        rows: Rows = gathered.astype(np.float64)
         if len(rows) < 2:
             return np.full(15 + 3 * len(self._weights), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -133,7 +133,7 @@ def test_the_state_of_the_process(new_run, tmp_path):
     last = picture(run).last
     assert picture(run, last + 1).state == "training"
     assert picture(run, last + 100).state == "stalled"
-    assert any("silent for 1 min 40 s" in line for line in rendered(picture(run, last + 100)))
+    assert any("no records for 1 min 40 s" in line for line in rendered(picture(run, last + 100)))
     gone = new_run(tmp_path / "gone", sick=False, steps=5, end=None, **{**mine, "pid": 2**22 - 1})
     assert picture(gone, last + 1).state == "gone"
     append_event(run, Event("end", NOW, 4, {"reason": "killed\x1b[2J"}))
