@@ -59,9 +59,10 @@ class Session:
         run_dir: str | Path | None = None,
         config: Config | None = None,
         on_alert: Callable[[Alert], object] | None = None,
+        first_step: int = 0,
     ) -> None:
         self.config = config or Config()
-        self.step = 0
+        self.step = self._offset = first_step
         self.flags = MeasurementFlags()
         self.isolation = Isolation(self._report_error)
         self.token_groups_seen = TokenGroups()
@@ -124,7 +125,7 @@ class Session:
     def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
         self._forwards += 1
-        if self._clock.open_step_is_over():
+        if self._clock.forward_ends_step():
             self._end_step()
         self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
         self.isolation.run("token_groups", "always", self.token_groups_seen.forward_begins, self._model, named)
@@ -172,7 +173,10 @@ class Session:
             self._host.skipped += 1
             if self.flags.sampled:
                 self._taps.parameters.measure_all_gradients()
-            self._close_step()
+            if self._clock.numbered:
+                self._clock.skipped()
+            else:
+                self._close_step()
         if isinstance(scaler._scale, Tensor):
             self.cells.update_loss_scale(scaler._scale)
 
@@ -187,11 +191,12 @@ class Session:
             return
         if self._clock.repeats(optimizer):
             self._end_step()
+        self._clock.begins(optimizer)
         self._taps.steps.before(optimizer, has_closure(args, kwargs))
         self._dispatcher.before(optimizer, self.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._taps.parameters.tracks(optimizer):
+        if not self._clock.began(optimizer):
             return
         self._taps.steps.after(optimizer, has_closure(args, kwargs))
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
@@ -219,7 +224,7 @@ class Session:
         self._clock.close()
         self.loss_seen = False
         self.step = step + 1
-        joins = self._ranks.joins(step)
+        joins = self._ranks.joins(step - self._offset)
         if plan.always or joins:
             self._record(step, joins)
         cost = self.isolation.take_seconds()
@@ -259,13 +264,14 @@ class Session:
         self._writer.record(step, time.time(), resolve)
 
     def _plan_next(self) -> None:
-        plan = self._governor.plan(self.step)
+        taken = self.step - self._offset  # the cadence depends on how many steps were watched, not on their numbers
+        plan = self._governor.plan(taken)
         # inside a compiled graph the deep tier stands in the graph of the sampled one
         self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.flags.traced), plan.deep)
         self.flags.open, self.flags.sampled, self.flags.deep = self._plan.always, self._plan.sampled, self._plan.deep
         turns = self.flags.phases = self._governor.phases
         self.flags.phase = (self.flags.phase + self._plan.deep) % turns
-        self.flags.next_phase = (self.flags.phase + 1) % turns if self._governor.plan(self.step + 1).deep else None
+        self.flags.next_phase = (self.flags.phase + 1) % turns if self._governor.plan(taken + 1).deep else None
         self.flags.recording = False
 
     def _look_closer(self) -> None:
@@ -342,6 +348,16 @@ class Session:
     def url(self, timeout: float = 0.0) -> str | None:
         """Address of the live page, once the agent serves it; waits up to `timeout` seconds."""
         return self._agent.url(timeout) if self._agent is not None else None
+
+    def begin_step(self, number: int) -> None:
+        """See Watch.begin_step."""
+        if self._detached:
+            return
+        if self._clock.open_step_is_over():
+            self._end_step()
+        self._clock.numbered = True
+        self._offset += number - self.step
+        self.step = number
 
     @property
     def state(self) -> str:
