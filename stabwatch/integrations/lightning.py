@@ -9,6 +9,7 @@ or, for a trainer that is there already, `stabwatch.attach(trainer)`. Fabric lea
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,6 +31,8 @@ class StabwatchCallback(Callback):
     def __init__(self, **settings: Any) -> None:
         self.watch = TrainerWatch(settings)
         self._logged: dict[str, Any] = {}
+        self._of_training: set[str] = set()
+        """Metrics of the last training batch: a validation gives them again as other objects."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.watch.begin(trained(pl_module), list(trainer.optimizers), first_step=trainer.global_step)
@@ -38,17 +41,19 @@ class StabwatchCallback(Callback):
         self.watch.step(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._log(trainer)
+        self._of_training = set(self._log(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._log(trainer)
+            self._log(trainer, leave_out=self._of_training)
 
-    def _log(self, trainer: Trainer) -> None:
+    def _log(self, trainer: Trainer, leave_out: Set[str] = frozenset()) -> dict[str, Any]:
         """Record what was logged since the last time; the trainer keeps the old values beside the new ones."""
         found = dict(trainer.callback_metrics)
-        self.watch.metrics({name: value for name, value in found.items() if value is not self._logged.get(name)})
+        new = {n: v for n, v in found.items() if v is not self._logged.get(n) and n not in leave_out}
+        self.watch.metrics(new)
         self._logged = found
+        return new
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.watch.end()
