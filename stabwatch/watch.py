@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stabwatch import plugins
 from stabwatch.config import Config
+from stabwatch.errors import ConfigError
 from stabwatch.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def attach(
     if not isinstance(model, nn.Module):
         from stabwatch.integrations import attach_to_trainer
 
+        if optimizer is not None or first_step:
+            raise ConfigError("A trainer has its own optimizers and step numbers: give `attach` none with it.")
         return attach_to_trainer(model, given)
     plugins.load()
     return Watch(Session(model, optimizer, first_step=first_step, **given))

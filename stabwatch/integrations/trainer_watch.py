@@ -12,6 +12,8 @@ LOSS = "trainer_loss"
 of the loss of the step."""
 
 
+KEYWORDS = ("loss_fn", "run_dir", "config", "on_alert")
+"""Keywords of `attach` that are no settings of a Config."""
 STOPPED = RuntimeError("the training stopped before its end")
 
 
@@ -20,12 +22,16 @@ class TrainerWatch:
 
     The model is attached when the training begins, because trainers wrap, move and compile it before. Each training
     is a run of its own.
+
+    settings: keywords of `stabwatch.attach`. Raises ConfigError if one is unknown or out of range.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.watch: stabwatch.Watch | None = None
         """The watch of the training that runs or ran last; None before the first."""
-        self.settings = dict(settings)
+        overrides = {name: value for name, value in settings.items() if name not in KEYWORDS}
+        config = stabwatch.Config.load(settings.get("config"), **overrides)
+        self.settings = {**{name: value for name, value in settings.items() if name in KEYWORDS}, "config": config}
         self._open = False
 
     def begin(self, model: Any, optimizer: Any = None, **settings: Any) -> None:

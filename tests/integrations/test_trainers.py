@@ -273,6 +273,13 @@ def test_attach_says_what_it_takes(thing) -> None:
         stabwatch.attach(thing, agent=False)
 
 
+def test_a_trainer_has_its_own_optimizer(ignite, settings) -> None:
+    _, trainer, _, model = ignite
+    for more in ({"optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}, {"first_step": 3}):
+        with pytest.raises(ConfigError, match="its own optimizers and step numbers"):
+            stabwatch.attach(trainer, **more, **settings)
+
+
 def test_settings_are_checked_before_the_training_begins(settings) -> None:
     with pytest.raises(ConfigError, match="no setting `every_stp`"):
         stabwatch.attach(object(), every_stp=True)

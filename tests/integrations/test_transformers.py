@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import stabwatch
+from stabwatch.errors import ConfigError
 from stabwatch.runlog import Run, read_run
 
 transformers = pytest.importorskip("transformers")
@@ -175,6 +176,13 @@ def test_a_training_goes_on_from_a_checkpoint_in_its_run_folder(make, settings) 
     run = read_run(watch.run_dir)
     assert list(run.steps) == [1, 2, 3, 4, 5, 6]
     assert_same(recorded(run, "loss"), [*trained(first), *[x for x in trained(second) if x[0] > 3]])
+
+
+def test_settings_of_a_callback_are_checked_when_it_is_made() -> None:
+    from stabwatch.integrations.transformers import StabwatchCallback
+
+    with pytest.raises(ConfigError, match="no setting `every_stp`"):
+        StabwatchCallback(every_stp=True)
 
 
 def test_a_copied_callback_watches_nothing(make, settings) -> None:
