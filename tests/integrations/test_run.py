@@ -129,9 +129,9 @@ def test_signals_reach_the_program(place: Path, number: signal.Signals) -> None:
     _, errors = started.communicate(timeout=60)
     assert started.returncode == -number
     (found,) = runs(place)
-    assert list(found.steps) == [1, 2, 3, 4, 5]
     ends = [e.data for e in found.events if e.kind == "end"]
     if number == signal.SIGINT:
+        assert list(found.steps) == [1, 2, 3, 4, 5]
         assert b"KeyboardInterrupt" in errors
         assert [(d["reason"], d["error"].rstrip(": ")) for d in ends] == [("exception", "KeyboardInterrupt")]
     else:
