@@ -123,7 +123,7 @@ def test_signals_reach_the_program(place: Path, number: signal.Signals) -> None:
     words = [sys.executable, "-m", "stabwatch", "run", "--", sys.executable, "wait.py"]
     started = subprocess.Popen(
         words, cwd=place, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
     )  # fmt: skip
     assert started.stdout is not None
     while started.stdout.readline().strip() != b"ready":
