@@ -30,8 +30,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "hooks": "distributed kernels runlog signals",
         "guards": "alerts config distributed errors hooks kernels runlog signals",
         "runtime": "alerts config distributed errors guards hooks kernels runlog signals",
-        "watch": "alerts config errors plugins runtime",
-        "integrations": "config errors watch",
+        "watch": "alerts config errors integrations plugins runtime",
+        "integrations": "errors",  # and what users get from `import stabwatch`
         "demo": "watch",
         "cli": "agent alerts analysis config demo errors exporters integrations runlog signals watch",
         "__main__": "cli",

@@ -59,7 +59,7 @@ def test_the_probe_can_fail() -> None:
 def test_every_package_is_on_one_side() -> None:
     """A new package must be put on the list above, or here among those that need torch."""
     packages = {m.name for m in pkgutil.iter_modules(stabwatch.__path__) if m.ispkg}
-    assert packages - {"distributed", "guards", "hooks", "kernels", "runtime"} == set(WITHOUT_TORCH)
+    assert packages - {"distributed", "guards", "hooks", "integrations", "kernels", "runtime"} == set(WITHOUT_TORCH)
 
 
 def test_importing_stabwatch_is_cheap() -> None:

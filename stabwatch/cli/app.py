@@ -24,6 +24,7 @@ from stabwatch.cli.commands import (
     replay,
     report,
     rules,
+    run,
     signals,
     top,
 )
@@ -86,6 +87,7 @@ for name, command in (
     ("doctor", doctor.doctor),
 ):
     app.command(name)(guarded(command))
+app.command("run", context_settings=run.CONTEXT)(guarded(run.run))
 
 dashboards = typer.Typer(
     help="Push, compare or export Grafana dashboards.", no_args_is_help=True, rich_markup_mode=None

@@ -33,6 +33,11 @@ def arrow_schema(table: RecordLayout) -> pa.Schema:
     )
 
 
+def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """An array (n,) of numbers as an Arrow array. `pa.array` would import pandas, to ask whether it is a Series."""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
 class Segment:
     """One `signals-NNN.arrows` file. A failed write is truncated, so that the file stays readable.
 
@@ -70,10 +75,11 @@ class Segment:
         """Write and flush one record."""
         batch = pa.record_batch(
             [
-                pa.array([step], pa.int64()),
-                pa.array([time], pa.float64()),
+                _arrow(np.array([step], np.int64), pa.int64()),
+                _arrow(np.array([time], np.float64), pa.float64()),
                 pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.ascontiguousarray(values, dtype=np.float32)), type=self._schema.field("values").type
+                    _arrow(np.ascontiguousarray(values, dtype=np.float32), pa.float32()),
+                    type=self._schema.field("values").type,
                 ),
             ],
             schema=self._schema,

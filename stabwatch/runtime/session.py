@@ -57,13 +57,16 @@ class Session:
         run_dir: str | Path | None = None,
         config: Config | None = None,
         on_alert: Callable[[Alert], object] | None = None,
+        first_step: int = 0,
     ) -> None:
         self.config = config or Config()
+        self._offset = first_step
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
         self._model = unwrap(model)
         device = device_of(self._model, torch.device("cpu"))
         self.context = TapContext(self, self._report_error, device)
+        self.context.step = first_step
         self.flags, self.isolation = self.context.flags, self.context.isolation
         self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
         self._clock = StepClock(optimizer)
@@ -118,7 +121,7 @@ class Session:
     def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
         self._forwards += 1
-        if self._clock.open_step_is_over():
+        if self._clock.forward_ends_step():
             self._end_step()
         self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
         self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
@@ -167,7 +170,10 @@ class Session:
             self._host.skipped += 1
             if self.flags.sampled:
                 self._taps.parameters.measure_all_gradients()
-            self._close_step()
+            if self._clock.numbered:
+                self._clock.skipped()
+            else:
+                self._close_step()
         if isinstance(scaler._scale, Tensor):
             self.context.run.update_loss_scale(scaler._scale)
 
@@ -179,12 +185,13 @@ class Session:
             return
         if self._clock.repeats(optimizer):
             self._end_step()
+        self._clock.begins(optimizer)
         self._taps.steps.before(optimizer, has_closure(args, kwargs))
         self._dispatcher.before(optimizer, self.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """It has stepped."""
-        if not self._taps.parameters.tracks(optimizer):
+        if not self._clock.began(optimizer):
             return
         self._taps.steps.after(optimizer, has_closure(args, kwargs))
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
@@ -212,7 +219,7 @@ class Session:
         self._clock.close()
         self.context.run.loss_seen = False
         self.context.step = step + 1
-        joins = self._ranks.joins(step)
+        joins = self._ranks.joins(step - self._offset)
         if plan.always or joins:
             self._record(step, joins)
         cost = self.isolation.take_seconds()
@@ -251,13 +258,14 @@ class Session:
         self._writer.record(step, time.time(), resolve)
 
     def _plan_next(self) -> None:
-        plan = self._governor.plan(self.step)
+        taken = self.step - self._offset  # the cadence depends on how many steps were watched, not on their numbers
+        plan = self._governor.plan(taken)
         # the graph that measures the sampled tier is the one that measures the deep tier
         self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.flags.traced), plan.deep)
         self.flags.open, self.flags.sampled, self.flags.deep = self._plan.always, self._plan.sampled, self._plan.deep
         phases = self.flags.phases = self._governor.phases
         self.flags.phase = (self.flags.phase + self._plan.deep) % phases
-        self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(self.step + 1).deep else None
+        self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(taken + 1).deep else None
         self.flags.recording = False
 
     def _look_closer(self) -> None:
@@ -332,6 +340,16 @@ class Session:
     def url(self, timeout: float = 0.0) -> str | None:
         """Address of the live page, once the agent serves it; waits up to `timeout` seconds."""
         return self._agent.url(timeout) if self._agent is not None else None
+
+    def begin_step(self, number: int) -> None:
+        """See Watch.begin_step."""
+        if self._detached:
+            return
+        if self._clock.open_step_is_over():
+            self._end_step()
+        self._clock.numbered = True
+        self._offset += number - self.step
+        self.context.step = number
 
     @property
     def step(self) -> int:
