@@ -47,6 +47,7 @@ def test_what_a_watch_offers_is_frozen() -> None:
         "announce": "self, what",
         "probe": "self, *args, **kwargs",
         "token_groups": "self, **masks",
+        "begin_step": "self, number",
         "detach": "self",
     }, f"What a Watch offers {ON_PURPOSE}"
     dunders = {
