@@ -14,6 +14,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
+
+# Where there is no GPU, the fused kernels run in Triton's interpreter. Triton reads this when it is first imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.attaching import Attacher
 from tests.processes import made_once

@@ -205,7 +205,7 @@ def test_recomputation_is_not_seen_twice_and_an_ended_watch_sees_nothing(attach)
     attach(model)
     site = model.blocks[0]._stabwatch
     site.flags.deep, site.flags.phase = True, site.index
-    cells = site.watch.deep.store
+    cells = site.context.accumulators
     row = cells._rows[Accumulator("residual", "blocks.0", "shape")]
     observe(site.graph_handle, [torch.ones(2, 3, 32)])
     assert row[0] == 2 * 3 * 32
