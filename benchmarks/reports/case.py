@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -36,6 +37,17 @@ class Outcome:
         """Median of the last values of the loss or of a fact; NaN if one of them is not finite."""
         values = (self.losses if name == "loss" else self.facts[name])[-LAST:]
         return median(values) if all(map(math.isfinite, values)) else math.nan
+
+    def save(self, file: Path) -> None:
+        """Write what can be read again; the run folders lie beside the file."""
+        names = [folder.name for folder in self.folders]
+        file.write_text(json.dumps({"losses": self.losses, "facts": self.facts, "folders": names}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: Path) -> Outcome:
+        """What `save` wrote."""
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return cls(data["losses"], data["facts"], tuple(file.parent / name for name in data["folders"]))
 
     def first(self, name: str = "loss") -> float:
         """Median of the first values of the loss or of a fact."""

@@ -10,15 +10,16 @@ from benchmarks.reports.case import Check, Outcome
 
 SMOOTH = 8
 """Steps whose median stands for the loss of one."""
+LATE = 20
 PART = 0.1
 """Part of what the twin learns by which a loss must be above the twin's."""
 
 
-def hurt_step(broken: Sequence[float], twin: Sequence[float]) -> int | None:
+def hurt_step(broken: Sequence[float], twin: Sequence[float], fault: int = 0) -> int | None:
     """First step from which the loss is above the twin's for good, or is not finite; None if it never is.
 
-    Above: the median of eight steps, by a tenth of what the twin learns. Hindsight: nobody could say it earlier from
-    the loss alone.
+    Above: the median of eight steps, by a tenth of what the twin learns. A fault that comes after step `LATE` may heal:
+    it counts from the first such step on. Hindsight: nobody could say it earlier from the loss alone.
     """
     bad = next((step for step, loss in enumerate(broken) if not math.isfinite(loss)), None)
     end = min(len(broken), len(twin)) if bad is None else min(bad, len(twin))
@@ -28,15 +29,15 @@ def hurt_step(broken: Sequence[float], twin: Sequence[float]) -> int | None:
     gap = max(PART * abs(other[0] - other[-1]), 1e-9)
     start = None
     for step in range(end):
-        if smooth[step] <= other[step] + gap:
-            start = None
+        if smooth[step] <= other[step] + gap or step < fault:
+            start = start if fault > LATE else None
         elif start is None:
             start = step
     return bad if start is None else start
 
 
 def loss_hurt(broken: Outcome, twin: Outcome) -> bool:
-    """The loss stays above the twin's, which learns."""
+    """The loss stays above the twin's to the end, and the twin learns."""
     return hurt_step(broken.losses, twin.losses) is not None and twin.final() < twin.first()
 
 

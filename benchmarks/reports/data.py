@@ -129,7 +129,9 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def plain_loop(trial: Trial, model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[int], Tensor]) -> None:
+def plain_loop(
+    trial: Trial, model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[int], Tensor]
+) -> None:
     """The loop of every tutorial: zero_grad, backward, step."""
     trial.attach(model, optimizer)
     for step in range(trial.steps):

@@ -27,12 +27,10 @@ def fault_shows(case: Case) -> str:
     """One line: does the fault show, and what did both runs print?"""
     began = time.perf_counter()
     broken, twin = twins(case)
-    ends = ", ".join(
-        f"{name} {broken.final(name):.4g} / {twin.final(name):.4g}" for name in ("loss", *broken.facts)
-    )
+    ends = ", ".join(f"{name} {broken.final(name):.4g} / {twin.final(name):.4g}" for name in ("loss", *broken.facts))
     took = (time.perf_counter() - began) / 2
     verdict = "ok  " if case.check(broken, twin) else "FAIL"
-    hurt = hurt_step(broken.losses, twin.losses)
+    hurt = hurt_step(broken.losses, twin.losses, case.fault)
     return f"{verdict} {case.name:26} {took:4.1f} s, hurt {hurt}, first {twin.first():.3g}, final broken / twin: {ends}"
 
 

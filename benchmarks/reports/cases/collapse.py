@@ -88,7 +88,8 @@ class _Quantised(nn.Module):
 @report(
     source="https://github.com/EdoardoBotta/RQ-VAE-Recommender/issues/65, "
     "https://github.com/LatentActionPretraining/LAPA/issues/50",
-    mechanism="The codebook begins far from the encoder's outputs: one code is nearest to all, and no other is trained.",
+    mechanism="The codebook begins far from the encoder's outputs: one code is nearest to all, and no other "
+    "is trained.",
     causes=("CodebookCollapse",),
     check=fact("codes", (1, 3), (6, 32)),
     where=("codebook",),
@@ -135,7 +136,8 @@ class Experts(nn.Module):
 @report(
     source="https://github.com/NVIDIA/Megatron-LM/issues/1545, "
     "https://github.com/mindspore-ai/hyper-parallel/issues/752",
-    mechanism="The load-balancing loss is never added to the loss: the router sends nearly all tokens to a few experts.",
+    mechanism="The load-balancing loss is never added to the loss: the router sends nearly all tokens to a "
+    "few experts.",
     causes=("RouterCollapse",),
     check=fact("load", (0.5, 1), (0.1, 0.45)),
     where=("blocks.0", "blocks.1"),

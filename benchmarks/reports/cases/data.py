@@ -84,7 +84,7 @@ def workers_draw_alike(trial: Trial) -> None:
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
-        trial.log(loss, same=step % 4 != 0 and torch.equal(x, before) or step % 4 == 0 and trial.broken)
+        trial.log(loss, same=(step % 4 != 0 and torch.equal(x, before)) or (step % 4 == 0 and trial.broken))
 
 
 @report(

@@ -98,7 +98,8 @@ class _Adapted(nn.Module):
 
 @report(
     source="https://github.com/huggingface/peft/issues/1402, https://github.com/tloen/alpaca-lora/issues/357",
-    mechanism="Both factors of the adapters begin at zero: their gradients are exactly zero, and B stays zero for ever.",
+    mechanism="Both factors of the adapters begin at zero: their gradients are exactly zero, and B stays zero "
+    "for ever.",
     causes=("PartWithoutGradient", "ZeroGradients"),
     check=all_of(loss_hurt, fact("b", (0, 0), (1e-3, 1e3))),
     where=("0", "2"),
@@ -119,8 +120,7 @@ def adapters_stay_zero(trial: Trial) -> None:
 
 
 @report(
-    source="https://github.com/locuslab/open-unlearning/issues/178, "
-    "https://github.com/ostris/ai-toolkit/issues/1054",
+    source="https://github.com/locuslab/open-unlearning/issues/178, https://github.com/ostris/ai-toolkit/issues/1054",
     mechanism="Re-entrant checkpointing of blocks whose input needs no gradient: the adapters inside never get one.",
     causes=("PartWithoutGradient",),
     check=fact("b", (0, 0), (1e-2, 1e3)),
@@ -209,7 +209,13 @@ def generator_detached(trial: Trial) -> None:
 )
 def optimizer_of_frozen(trial: Trial) -> None:
     model = nn.Sequential(
-        nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10)
+        nn.Linear(64, 48),
+        nn.BatchNorm1d(48),
+        nn.ReLU(),
+        nn.Linear(48, 48),
+        nn.BatchNorm1d(48),
+        nn.ReLU(),
+        nn.Linear(48, 10),
     )
     for name, p in model.named_parameters():
         p.requires_grad = (name[0] in "14") == trial.broken

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import StepLR
 
 from benchmarks.reports.case import Trial, report
 from benchmarks.reports.checks import all_of, fact, loss_hurt
-from benchmarks.reports.data import draw_digits, draw_images, draw_text, mlp, plain_loop, token_loss
 from benchmarks.reports.data import TextModel as Text
+from benchmarks.reports.data import draw_digits, draw_images, draw_text, mlp, plain_loop, token_loss
 
 
 @report(
@@ -61,8 +61,7 @@ def zero_grad_by_epoch(trial: Trial) -> None:
 
 
 @report(
-    source="https://github.com/agokrani/distillKitPlus/issues/5, "
-    "https://github.com/hirofumi0810/neural_sp/issues/168",
+    source="https://github.com/agokrani/distillKitPlus/issues/5, https://github.com/hirofumi0810/neural_sp/issues/168",
     mechanism="The losses of 16 micro-batches are summed and not averaged: the gradient is 16 times too large.",
     causes=("AccumulationNotAveraged", "LearningRateTooHigh", "UpdateTooLarge"),
     check=loss_hurt,
@@ -134,7 +133,8 @@ def _scheduled(trial: Trial, gamma: float, epoch: int) -> None:
 
 @report(
     source="https://github.com/ivadomed/ivadomed/pull/55",
-    mechanism="The scheduler steps once a batch where once an epoch is meant: the learning rate is nearly zero at once.",
+    mechanism="The scheduler steps once a batch where once an epoch is meant: the learning rate is nearly "
+    "zero at once.",
     causes=("LearningRateZero",),
     check=all_of(loss_hurt, fact("rate", (0, 1e-9), (1e-4, 1))),
     fault=10,
@@ -146,7 +146,8 @@ def scheduler_by_batch(trial: Trial) -> None:
 
 @report(
     source="https://github.com/LINCellularNeuroscience/VAME/issues/26",
-    mechanism="The scheduler that should change nothing has gamma 0: the learning rate is exactly zero from its step on.",
+    mechanism="The scheduler that should change nothing has gamma 0: the learning rate is exactly zero from "
+    "its step on.",
     causes=("LearningRateZero",),
     check=all_of(loss_hurt, fact("rate", (0, 0), (1e-4, 1))),
     fault=100,
@@ -190,13 +191,13 @@ def rate_reset_at_resume(trial: Trial) -> None:
     shown_by="the optimizer's step counter goes back to 1; update_to_weight_ratio jumps with an unchanged rate",
 )
 def resume_without_state(trial: Trial) -> None:
-    model = mlp(64, 64, 64, 10)
+    model = mlp(64, 128, 128, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     trial.attach(model, optimizer)
     for step in range(trial.steps):
         if step == 150 and trial.broken:
             optimizer.state.clear()
-        x, y = draw_digits(trial, 128)
+        x, y = draw_digits(trial, 384)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()

@@ -34,7 +34,8 @@ def double_softmax(trial: Trial) -> None:
 
 @report(
     source="https://github.com/huyng/tensorflow-vgg/issues/13",
-    mechanism="A ReLU follows the last layer: logits cannot be negative, and classes whose logit is cut off never learn.",
+    mechanism="A ReLU follows the last layer: logits cannot be negative, and classes whose logit is cut off "
+    "never learn.",
     causes=("ReluOnLogits", "DeadUnits"),
     check=loss_hurt,
     where=("3", "4"),
@@ -95,9 +96,9 @@ def targets_out_of_range(trial: Trial) -> None:
 
 
 @report(
-    source="https://github.com/huggingface/transformers/pull/44642, "
-    "https://github.com/InternLM/InternLM/issues/318",
-    mechanism="Labels are shifted by the data and again by the model: the model learns to guess the token after the next.",
+    source="https://github.com/huggingface/transformers/pull/44642, https://github.com/InternLM/InternLM/issues/318",
+    mechanism="Labels are shifted by the data and again by the model: the model learns to guess the token "
+    "after the next.",
     causes=("TargetsShiftedTwice",),
     check=loss_hurt,
     shown_by="the targets of cross_entropy equal the model's input moved by two, not by one",
@@ -116,7 +117,8 @@ def targets_shifted_twice(trial: Trial) -> None:
 @report(
     source="https://github.com/huggingface/transformers/issues/48745, "
     "https://github.com/tatp22/linformer-pytorch/issues/25",
-    mechanism="The causal mask is missing: each position sees the token that it should guess, and the loss goes to zero.",
+    mechanism="The causal mask is missing: each position sees the token that it should guess, and the loss "
+    "goes to zero.",
     causes=("TooGood",),
     check=lambda broken, twin: broken.final() < 0.7 * twin.final(),
     fault=60,
@@ -137,8 +139,9 @@ def causal_mask_missing(trial: Trial) -> None:
 
 @report(
     source="A description: the default initialisation of nn.Embedding, N(0, 1), is tied to the output layer",
-    mechanism="Input embedding and output layer share weights of size 1: the first logits are huge, the first loss 10 times "
-    "that of a uniform guess.",
+    mechanism="Input embedding and output layer share weights of size 1: the first logits are large, and the "
+    "first loss is "
+    "several times that of a uniform guess.",
     causes=("InitialLossTooHigh", "OutputLogitDrift"),
     check=lambda broken, twin: broken.losses[0] > 2 * twin.losses[0],
     where=("head", "embed"),
@@ -197,7 +200,8 @@ def posterior_collapse(trial: Trial) -> None:
 @report(
     source="https://github.com/mlmed/torchxrayvision/issues/9, "
     "https://github.com/facebookresearch/Detectron/issues/868",
-    mechanism="Images go into the model with values of 0 to 255: activations and gradients are hundreds of times too large.",
+    mechanism="Images go into the model with values of 0 to 255: activations and gradients are hundreds of "
+    "times too large.",
     causes=("InputsNotScaled", "LearningRateTooHigh"),
     check=loss_hurt,
     steps=200,

@@ -18,7 +18,8 @@ BAD = 80
 
 @report(
     source="https://github.com/Li-Chongyi/Zero-DCE_extension/issues/2, https://github.com/pytorch/pytorch/issues/2421",
-    mechanism="The square root of a sum that is exactly 0 has an infinite slope: the gradient is NaN, the loss is finite.",
+    mechanism="The square root of a sum that is exactly 0 has an infinite slope: the gradient is NaN, the "
+    "loss is finite.",
     causes=("NonFiniteBackward",),
     check=not_finite,
     fault=BAD,
@@ -273,7 +274,8 @@ class _NormedSgd(torch.optim.Optimizer):
 
 @report(
     source="https://github.com/microsoft/dion/pull/24, https://github.com/kozistr/pytorch_optimizer/pull/431",
-    mechanism="The optimizer divides by the norm of a gradient that is exactly 0: the update is NaN, the gradient is not.",
+    mechanism="The optimizer divides by the norm of a gradient that is exactly 0: the update is NaN, the "
+    "gradient is not.",
     causes=("NonFiniteUpdate",),
     check=not_finite,
     where=("0",),

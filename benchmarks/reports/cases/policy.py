@@ -80,7 +80,8 @@ def rewards_constant(trial: Trial) -> None:
 
 @report(
     source="https://github.com/NVIDIA-NeMo/RL/pull/4161",
-    mechanism="A group's rewards are equal but for rounding: dividing by their deviation makes an advantage of thousands.",
+    mechanism="A group's rewards are equal but for rounding: dividing by their deviation makes an advantage "
+    "of thousands.",
     causes=("AdvantageOutlier", "BadBatch"),
     check=lambda broken, twin: max(broken.facts["advantage"]) > 50 * max(twin.facts["advantage"]),
     fault=120,

@@ -47,7 +47,8 @@ def updates_rounded_away(trial: Trial) -> None:
     check=not_finite,
     where=("0",),
     steps=120,
-    shown_by="weights are not finite after the first step, whose gradients are finite; group['eps'] in the weights' type",
+    shown_by="weights are not finite after the first step, whose gradients are finite; group['eps'] in the "
+    "weights' type",
 )
 def epsilon_in_half(trial: Trial) -> None:
     model = mlp(64, 64, 10).half()
@@ -91,7 +92,8 @@ def half_overflows(trial: Trial) -> None:
 
 @report(
     source="https://github.com/engichang1467/Open-Rig3R/issues/35",
-    mechanism="Gradients below 6e-8 round to zero in float16, as no loss scale lifts them: the early layers stand still.",
+    mechanism="Gradients below 6e-8 round to zero in float16, as no loss scale lifts them: the early layers "
+    "stand still.",
     causes=("GradientUnderflow", "MixedPrecisionUnderflow", "ZeroGradients"),
     check=loss_hurt,
     where=("0", "2", "4"),
@@ -118,7 +120,8 @@ def underflow_without_scaler(trial: Trial) -> None:
 @report(
     source="https://github.com/Lightning-AI/pytorch-lightning/issues/9599, "
     "https://github.com/pytorch/pytorch/issues/40907",
-    mechanism="Gradients are clipped before they are divided by the loss scale: each step is a thousandth of what it should be.",
+    mechanism="Gradients are clipped before they are divided by the loss scale: each step is a thousandth of "
+    "what it should be.",
     causes=("ClipOnScaledGradients",),
     check=loss_hurt,
     steps=200,
