@@ -80,9 +80,9 @@ class Trial:
 
     def log(self, loss: Tensor | float, **facts: Tensor | float) -> None:
         """Keep what the loop would print of this step."""
-        self._losses.append(float(loss))
+        self._losses.append(_number(loss))
         for name, value in facts.items():
-            self._facts.setdefault(name, []).append(float(value))
+            self._facts.setdefault(name, []).append(_number(value))
 
     def randint(self, high: int, *shape: int) -> Tensor:
         """Integers below `high`, from the generator of the data."""
@@ -103,6 +103,10 @@ class Trial:
             for watch in self._watches:
                 watch.detach()
         return Outcome(self._losses, self._facts, tuple(watch.run_dir for watch in self._watches))
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 Train = Callable[[Trial], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def draw_text(trial: Trial, size: int = 8, length: int = 32, ahead: int = 1) -> 
 def mlp(*widths: int, act: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers with activations between them."""
     layers: list[nn.Module] = []
-    for i, (inner, outer) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (inner, outer) in enumerate(pairwise(widths)):
         layers += ([act()] if i else []) + [nn.Linear(inner, outer)]
     return nn.Sequential(*layers)
 

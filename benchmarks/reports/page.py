@@ -81,7 +81,8 @@ def _cases_table(results: Sequence[Result]) -> str:
         )
 
     head = (
-        "case", "fault at", "loss hurt at", "found", "first cause", "right", "where right", "lead", "false alarms in the twin",
+        "case", "fault at", "loss hurt at", "found", "first cause", "right", "where right", "lead",
+        "false alarms in the twin",
     )  # fmt: skip
     return table(head, map(row, results))
 

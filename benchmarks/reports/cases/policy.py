@@ -57,7 +57,7 @@ def _normalised(reward: Tensor, floor: float = 1e-4) -> Tensor:
     check=fact("entropy", (0, 0.1), (0.4, 3)),
     fault=20,
     steps=300,
-    shown_by="output entropy of the policy's logits (output_entropy needs cross_entropy); loss below zero and falling",
+    shown_by="no entropy: output_entropy is measured at cross_entropy alone; loss below zero",
 )
 def divergence_sign(trial: Trial) -> None:
     _grpo(trial, -0.3 if trial.broken else 0.3, lambda step, reward: _normalised(reward))
@@ -69,7 +69,7 @@ def divergence_sign(trial: Trial) -> None:
     causes=("DeadGroups", "ZeroGradients"),
     check=fact("advantage", (0, 0), (0.5, 9)),
     fault=80,
-    shown_by="loss exactly 0 and gradient_norm exactly 0 from that step on",
+    shown_by="loss exactly 0 in 11 of 11 points, gradient_norm exactly 0 at its only point after the fault (step 128)",
 )
 def rewards_constant(trial: Trial) -> None:
     def scored(step: int, reward: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def rewards_constant(trial: Trial) -> None:
     causes=("AdvantageOutlier", "BadBatch"),
     check=lambda broken, twin: max(broken.facts["advantage"]) > 50 * max(twin.facts["advantage"]),
     fault=120,
-    shown_by="loss and gradient_norm of one step are a thousand times their usual values",
+    shown_by="the step is number 120, the records 112 and 128: it is never measured",
 )
 def advantage_outlier(trial: Trial) -> None:
     def scored(step: int, reward: Tensor) -> Tensor:
@@ -104,7 +104,8 @@ def advantage_outlier(trial: Trial) -> None:
     mechanism="The reference of a preference loss is the policy itself: the loss is ln 2 at each step.",
     causes=("LossConstant", "NotLearning"),
     check=lambda broken, twin: abs(broken.final() - 0.6931) < 1e-3 and twin.final() < 0.5,
-    shown_by="the loss is 0.693147 at every step, while update_to_weight_ratio is as usual",
+    shown_by="the loss is 0.693147 at every step but is not recorded at all (a logsigmoid by hand); "
+    "update_to_weight_ratio as usual",
 )
 def reference_is_policy(trial: Trial) -> None:
     model = _policy()
