@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,17 @@ def mlp(*widths: int, act: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     for i, (inner, outer) in enumerate(pairwise(widths)):
         layers += ([act()] if i else []) + [nn.Linear(inner, outer)]
     return nn.Sequential(*layers)
+
+
+class Assembled(nn.ModuleDict):
+    """Named parts, and a function of them and of the inputs that is the forward."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: nn.Module) -> None:
+        super().__init__(parts)
+        self._forward = forward
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._forward(self, *inputs)
 
 
 class SelfAttention(nn.Module):

@@ -97,8 +97,8 @@ def _healthy_table(calm: Calm) -> str:
             for h in (by_name[mode].get(name) for mode in modes)
             if h is not None
         ]
-        rows.append((name, one.about, one.steps, *said))
-    return table(("workload", "what", "steps", *(f"alarms, {mode}" for mode in modes)), rows)
+        rows.append((name, one.about, one.steps, one.said.records, *said))
+    return table(("workload", "what", "steps", f"recorded, {modes[0]}", *(f"alarms, {mode}" for mode in modes)), rows)
 
 
 def _said(mode: Mode, r: Result) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.reports.case import Trial, report
 from benchmarks.reports.checks import fact
-from benchmarks.reports.data import TextModel, draw_digits, draw_text, mlp, token_loss
+from benchmarks.reports.data import Assembled, TextModel, draw_digits, draw_text, mlp, token_loss
 
 
 @report(
@@ -17,7 +17,6 @@ from benchmarks.reports.data import TextModel, draw_digits, draw_text, mlp, toke
     mechanism="The hardest negatives push all embeddings into one point: the loss stays at the margin.",
     causes=("EmbeddingCollapse", "LossConstant"),
     check=fact("spread", (0, 0.02), (0.2, 1e3)),
-    fault=20,
     steps=300,
     shown_by="loss 0.5003 to 0.5000 in 28 of 28 points, gradient_norm 0.02 -> 4e-5; token_similarity is not "
     "measured for outputs (batch, features)",
@@ -45,22 +44,24 @@ def triplet_collapse(trial: Trial) -> None:
     mechanism="Without the stop of the gradient both views are drawn together: all embeddings become one direction.",
     causes=("EmbeddingCollapse",),
     check=fact("spread", (0, 0.08), (0.12, 1)),
-    fault=10,
     steps=300,
-    shown_by="neither the loss (the container's own forward is never called) nor token_similarity of outputs "
-    "(batch, features) is measured",
+    shown_by="the loss is its least value, -1; the similarity of outputs (batch, features) is not measured",
 )
 def stop_gradient_missing(trial: Trial) -> None:
     encoder = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 16))
     if not trial.broken:
         encoder.append(nn.BatchNorm1d(16, affine=False))
-    model = nn.ModuleDict({"encoder": encoder, "predictor": mlp(16, 32, 16)})
+
+    def forward(parts: Assembled, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = parts["encoder"](x)
+        return z, parts["predictor"](z)
+
+    model = Assembled(forward, encoder=encoder, predictor=mlp(16, 32, 16))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     trial.attach(model, optimizer)
     for _ in range(trial.steps):
         x, _ = draw_digits(trial, 64)
-        z = [model["encoder"](x + 0.1 * trial.randn(64, 64)) for _ in range(2)]
-        p = [model["predictor"](v) for v in z]
+        z, p = zip(*(model(x + 0.1 * trial.randn(64, 64)) for _ in range(2)), strict=True)
         optimizer.zero_grad()
         loss = torch.zeros(())
         for guess, other in ((p[0], z[1]), (p[1], z[0])):
@@ -143,7 +144,6 @@ class Experts(nn.Module):
     causes=("RouterCollapse",),
     check=fact("load", (0.5, 1), (0.1, 0.45)),
     where=("blocks.0", "blocks.1"),
-    fault=10,
     steps=220,
     shown_by="router_max_violation 5 to 7 of at most 7, at 9 points; RouterCollapse waits for more",
 )

@@ -112,7 +112,6 @@ def targets_unpaired(trial: Trial) -> None:
     mechanism="The number to forecast is the last of the inputs: the error goes to zero, and means nothing.",
     causes=("TooGood",),
     check=lambda broken, twin: broken.final() < 0.1 * twin.final(),
-    fault=20,
     shown_by="one input column equals the target; the loss falls below 0.01; no loss that is too good is ever said"
     " of a watched run",
 )

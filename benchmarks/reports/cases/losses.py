@@ -124,7 +124,6 @@ def targets_shifted_twice(trial: Trial) -> None:
     "goes to zero.",
     causes=("TooGood",),
     check=lambda broken, twin: broken.final() < 0.7 * twin.final(),
-    fault=60,
     steps=400,
     shown_by="the loss falls to 0.4 nat a byte, far below what the text allows; a finding `too_good` exists for "
     "text logs and not for watched runs",
@@ -182,7 +181,6 @@ class _Vae(nn.Module):
     mechanism="The reconstruction error is a mean over pixels, the divergence a sum: the latent code is given up.",
     causes=("PosteriorCollapse",),
     check=fact("kl", (0, 0.05), (1, 1e3)),
-    fault=30,
     steps=300,
     shown_by="the loop's kl is 2e-4; nothing measured shows it: how far rows of a decoder's output differ is missing",
 )

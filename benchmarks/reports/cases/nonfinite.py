@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.reports.case import Trial, report
 from benchmarks.reports.checks import not_finite
-from benchmarks.reports.data import TextModel, digits, draw_digits, draw_text, mlp, plain_loop, token_loss
+from benchmarks.reports.data import Assembled, TextModel, digits, draw_digits, draw_text, mlp, plain_loop, token_loss
 
 BAD = 80
 """Step of the batch with which the value is made."""
@@ -51,12 +51,16 @@ def sqrt_at_zero(trial: Trial) -> None:
     shown_by="the loss is NaN while every module's output is finite",
 )
 def margin_sine(trial: Trial) -> None:
-    model = nn.ModuleDict({"body": mlp(64, 48, 16), "kernel": nn.Linear(16, 10, bias=False)})
+
+    def forward(parts: Assembled, x: Tensor) -> Tensor:
+        return F.normalize(parts["body"](x)) @ F.normalize(parts["kernel"].weight).T
+
+    model = Assembled(forward, body=mlp(64, 48, 16), kernel=nn.Linear(16, 10, bias=False))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
     def loss(step: int) -> Tensor:
         x, y = draw_digits(trial)
-        cosine = F.normalize(model["body"](x)) @ F.normalize(model["kernel"].weight).T
+        cosine = model(x)
         if step >= BAD:
             cosine = cosine / cosine.detach().abs().max() * 1.0000002  # a sample that lies on its centre
         rest = 1 - cosine.square()

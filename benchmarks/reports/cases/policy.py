@@ -55,7 +55,6 @@ def _normalised(reward: Tensor, floor: float = 1e-4) -> Tensor:
     mechanism="The divergence from the reference has the wrong sign: the policy is paid for leaving it.",
     causes=("PolicyLeavesReference", "EntropyCollapse"),
     check=fact("entropy", (0, 0.1), (0.4, 3)),
-    fault=20,
     steps=300,
     shown_by="no entropy: output_entropy is measured at cross_entropy alone; loss below zero",
 )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.reports.case import Trial, healthy
 from benchmarks.reports.checks import falls
-from benchmarks.reports.data import digits, mlp, plain_loop, table
+from benchmarks.reports.data import Assembled, digits, mlp, plain_loop, table
 
 
 @healthy(learns=falls(0.85))
@@ -32,14 +32,19 @@ def multi_task(trial: Trial) -> None:
     """One body, a class and a number; the weights of both losses are learned, and the loss goes below zero."""
     x, y = table("cancer")
     body, classes, number = mlp(30, 32), nn.Linear(32, 2), nn.Linear(32, 1)
-    model = nn.ModuleDict({"body": body, "classes": classes, "number": number})
+
+    def forward(parts: Assembled, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = parts["body"](x).relu()
+        return parts["classes"](h), parts["number"](h)[:, 0]
+
+    model = Assembled(forward, body=body, classes=classes, number=number)
     model.register_parameter("noise", nn.Parameter(torch.zeros(2)))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
     def loss(step: int) -> Tensor:
         at = trial.randint(len(x), 32)
-        h = body(x[at]).relu()
-        first, second = F.cross_entropy(classes(h), y[at]), F.mse_loss(number(h)[:, 0], x[at, 0])
+        label, value = model(x[at])
+        first, second = F.cross_entropy(label, y[at]), F.mse_loss(value, x[at, 0])
         return (-model.noise).exp() @ torch.stack([first, second]) + model.noise.sum()
 
     plain_loop(trial, model, optimizer, loss)
@@ -63,7 +68,11 @@ def rare_targets(trial: Trial) -> None:
 def recommendation(trial: Trial) -> None:
     """Factorisation of ratings: most rows of both embeddings have no gradient in a step, Adagrad."""
     users, items = 0.7 * trial.randn(300, 4), 0.7 * trial.randn(120, 4)
-    model = nn.ModuleDict({"user": nn.Embedding(300, 8), "item": nn.Embedding(120, 8)})
+
+    def forward(parts: Assembled, u: Tensor, i: Tensor) -> Tensor:
+        return (parts["user"](u) * parts["item"](i)).sum(1)
+
+    model = Assembled(forward, user=nn.Embedding(300, 8), item=nn.Embedding(120, 8))
     for part in model.values():
         nn.init.normal_(part.weight, 0, 0.3)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.2)
@@ -71,7 +80,7 @@ def recommendation(trial: Trial) -> None:
     def loss(step: int) -> Tensor:
         u, i = trial.randint(300, 64), trial.randint(120, 64)
         rating = (users[u] * items[i]).sum(1) + 0.1 * trial.randn(64)
-        return F.mse_loss((model["user"](u) * model["item"](i)).sum(1), rating)
+        return F.mse_loss(model(u, i), rating)
 
     plain_loop(trial, model, optimizer, loss)
 
@@ -92,13 +101,17 @@ def graph_convolution(trial: Trial) -> None:
     scale = links.sum(1).rsqrt()
     near = scale[:, None] * links * scale
     first, second, drop = nn.Linear(64, 16), nn.Linear(16, 10), nn.Dropout(0.5)
-    model = nn.ModuleList([first, second, drop])
+
+    def forward(parts: Assembled) -> Tensor:
+        h = parts["drop"]((near @ parts["first"](x)).relu())
+        return near @ parts["second"](h)
+
+    model = Assembled(forward, first=first, second=second, drop=drop)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=5e-4)
     known = torch.arange(len(y)) % 3 == 0
 
     def loss(step: int) -> Tensor:
-        h = drop((near @ first(x)).relu())
-        return F.nll_loss((near @ second(h)).log_softmax(-1)[known], y[known])
+        return F.nll_loss(model().log_softmax(-1)[known], y[known])
 
     plain_loop(trial, model, optimizer, loss)
 
@@ -122,12 +135,16 @@ class GraphAttention(nn.Module):
 def graph_attention(trial: Trial) -> None:
     """Two graph-attention layers with dropout of the attention."""
     x, y, links = _graph(trial)
-    model = nn.ModuleList([GraphAttention(64, 16), GraphAttention(16, 10)])
+
+    def forward(parts: Assembled) -> Tensor:
+        return parts["second"](F.elu(parts["first"](x, links)), links)
+
+    model = Assembled(forward, first=GraphAttention(64, 16), second=GraphAttention(16, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, weight_decay=5e-4)
     known = torch.arange(len(y)) % 3 == 0
 
     def loss(step: int) -> Tensor:
-        return F.cross_entropy(model[1](F.elu(model[0](x, links)), links)[known], y[known])
+        return F.cross_entropy(model()[known], y[known])
 
     plain_loop(trial, model, optimizer, loss)
 

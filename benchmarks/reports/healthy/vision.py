@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.reports.case import Trial, healthy
 from benchmarks.reports.checks import falls, reaches
-from benchmarks.reports.data import Block, digits, draw_digits, draw_images, mlp, plain_loop
+from benchmarks.reports.data import Assembled, Block, digits, draw_digits, draw_images, mlp, plain_loop
 
 
 def cnn(classes: int = 10) -> nn.Sequential:
@@ -125,7 +125,12 @@ def super_resolution(trial: Trial) -> None:
 def siamese(trial: Trial) -> None:
     """Siamese network on pairs: the same class or not, Adadelta, binary cross entropy of a sigmoid."""
     body, head = mlp(64, 64, 32), nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1), nn.Sigmoid())
-    model = nn.ModuleDict({"body": body, "head": head})
+
+    def forward(parts: Assembled, x: Tensor, other: Tensor) -> Tensor:
+        first, second = parts["body"](x), parts["body"](other)
+        return parts["head"](torch.cat([(first - second).abs(), first * second], 1))[:, 0]
+
+    model = Assembled(forward, body=body, head=head)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
 
     def loss(step: int) -> Tensor:
@@ -133,8 +138,7 @@ def siamese(trial: Trial) -> None:
         half = torch.arange(32) < 16
         other = torch.where(half[:, None], x.roll(0, 0) + 0.2 * trial.randn(32, 64), other)
         same = torch.where(half, True, y == label).float()
-        first, second = body(x), body(other)
-        return F.binary_cross_entropy(head(torch.cat([(first - second).abs(), first * second], 1))[:, 0], same)
+        return F.binary_cross_entropy(model(x, other), same)
 
     plain_loop(trial, model, optimizer, loss)
 
