@@ -145,6 +145,16 @@ def _by_name(results: Results) -> dict[str, dict[Mode, Result]]:
     return out
 
 
+def _recorded(results: Results) -> str:
+    """How many steps were looked at, which bounds what can be found."""
+    lines = []
+    for mode, some in results.items():
+        shares = sorted(r.said.records / r.steps for r in some if r.steps)
+        if shares:
+            lines.append(f"{mode}: {shares[len(shares) // 2]:.0%} of the steps of the median broken run were recorded")
+    return "; ".join(lines)
+
+
 def _missed(results: Results) -> str:
     """Lists of names: found by no way of measuring; found with everything measured alone; found and misnamed."""
     each = _by_name(results)
@@ -196,6 +206,8 @@ loss never shows it. False alarms that are less than 20 steps apart are one. Eac
 itself prints, and each healthy workload must learn.
 
 {totals(results, calm)}
+
+Steps recorded: {_recorded(results)}.
 
 ## What is missed
 

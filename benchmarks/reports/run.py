@@ -91,7 +91,8 @@ def _told(result: R, mode: Mode) -> R:
 
 def _command(argv: list[str] | None) -> str:
     given = sys.argv[1:] if argv is None else argv
-    return " ".join(["python -m benchmarks.reports", *given])
+    keep = {i + offset for i, word in enumerate(given) if word == "--keep" for offset in (0, 1)}
+    return " ".join(["python -m benchmarks.reports", *(word for i, word in enumerate(given) if i not in keep)])
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
