@@ -145,9 +145,13 @@ def _by_name(results: Results) -> dict[str, dict[Mode, Result]]:
     return out
 
 
-def _recorded(results: Results) -> str:
+def _recorded(results: Results, calm: Calm) -> str:
     """How many steps were looked at, which bounds what can be found."""
-    lines = []
+    lines = [
+        f"{mode}: {sum(h.said.records for h in some):,} of {sum(h.steps for h in some):,} healthy steps"
+        for mode, some in calm.items()
+        if some
+    ]
     for mode, some in results.items():
         shares = sorted(r.said.records / r.steps for r in some if r.steps)
         if shares:
@@ -207,7 +211,7 @@ itself prints, and each healthy workload must learn.
 
 {totals(results, calm)}
 
-Steps recorded: {_recorded(results)}.
+Steps recorded: {_recorded(results, calm)}.
 
 ## What is missed
 

@@ -47,7 +47,10 @@ def said(folder: Path) -> Said:
     """Analyse one run folder. The only place that reads the library's analysis."""
     analysis = analyze(folder)
     alarms = tuple(Alarm(a.rule, a.severity, a.onset, a.step, a.layer) for a in analysis.alerts if a.state == "firing")
-    missing = tuple(f"{m['tap']} at {m['site']}: {m['reason']}" for m in analysis.coverage.get("missing", ()))
+    missing = tuple(
+        f"{m['tap']} at {m['site'] or 'the model'}: {m['reason']}" for m in analysis.coverage.get("missing", ())
+    )
+    errors = tuple(f"error in {e.get('probe', 'stabwatch')}: {e.get('message', '')}" for e in analysis.errors)
     causes = analysis.diagnosis.causes
     return Said(
         alarms=alarms,
@@ -55,7 +58,7 @@ def said(folder: Path) -> Said:
         layers=causes[0].layers if causes else (),
         sentence=analysis.diagnosis.verdict,
         records=analysis.steps,
-        notes=missing + tuple(f"error: {e.get('error', e)}" for e in analysis.errors),
+        notes=missing + errors,
     )
 
 

@@ -153,7 +153,7 @@ def scheduler_by_batch(trial: Trial) -> None:
     causes=("LearningRateZero",),
     check=all_of(loss_hurt, fact("rate", (0, 0), (1e-4, 1))),
     fault=100,
-    shown_by="learning_rate exactly 0 in 9 of 25 points, update_rms exactly 0 at the only layer point after it "
+    shown_by="learning_rate exactly 0 in 10 of 25 points, update_rms exactly 0 at the only layer point after it "
     "(step 128)",
 )
 def scheduler_gamma_zero(trial: Trial) -> None:

@@ -68,7 +68,7 @@ def divergence_sign(trial: Trial) -> None:
     causes=("DeadGroups", "ZeroGradients"),
     check=fact("advantage", (0, 0), (0.5, 9)),
     fault=80,
-    shown_by="loss exactly 0 in 11 of 11 points, gradient_norm exactly 0 at its only point after the fault (step 128)",
+    shown_by="loss exactly 0 in 13 of 13 points, gradient_norm exactly 0 at its only point after the fault (step 128)",
 )
 def rewards_constant(trial: Trial) -> None:
     def scored(step: int, reward: Tensor) -> Tensor:
