@@ -8,17 +8,20 @@ ARGS ?=
 CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
 export OMP_NUM_THREADS ?= $(CORES)
 # Tests run side by side, each in one thread.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
 
-.PHONY: help demo test test-slow detect gpu check format clean distclean
+.PHONY: help demo test test-slow test-oldest test-newest detect gpu check docs format clean distclean
 
 help:
 	@echo "make demo        train a small GPT until its attention logits run away, watch it happen, read why"
 	@echo "make test        the tests, side by side; ARGS=\"-k name\" goes to pytest, ARGS=\"-n 0\" runs one after the other"
 	@echo "make test-slow   the tests that take longer"
+	@echo "make test-oldest, make test-newest   a small set of tests at the ends of what is supported"
 	@echo "make detect      real trainings, some of which go wrong: are they found, and the others left alone? (5 minutes)"
 	@echo "make gpu         on a machine with a CUDA device: the tests and benchmarks that need one (6 minutes)"
-	@echo "make check       lint, format and types"
+	@echo "make check       lint, format, types, and the documentation without a broken link"
+	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make format      format the sources"
 	@echo "make clean       remove caches and build output; distclean removes $(VENV) too"
 
@@ -41,6 +44,12 @@ test-slow: $(VENV)/.ready-dev
 	@scripts/setup-system
 	@$(TESTS) -m slow $(ARGS)
 
+test-oldest: $(VENV)/.ready-dev
+	@scripts/test-versions oldest $(ARGS)
+
+test-newest: $(VENV)/.ready-dev
+	@scripts/test-versions newest $(ARGS)
+
 detect: $(VENV)/.ready-dev
 	@$(BIN)/python -m benchmarks.detection --quick
 
@@ -51,6 +60,10 @@ check: $(VENV)/.ready-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(SITE) --quiet
+
+docs: $(VENV)/.ready-dev
+	@$(SITE)
 
 format: $(VENV)/.ready-dev
 	@$(BIN)/ruff check --fix .

@@ -31,8 +31,9 @@ import stabwatch
 from benchmarks import large
 from benchmarks.report import machine, table
 from stabwatch.demo import GPT, DemoConfig, batches, corpus
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.isolation import Isolation
+from stabwatch.hooks.base.probe import PROBES
 from stabwatch.signals import CATALOGUE, Signal
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,22 +41,12 @@ ROUNDS = 2
 AHEAD = 0.05
 """Seconds that a device sleeps before each step, so that the host is ahead of it. Where the host falls behind, its time
 is counted."""
-PROBES = {
-    ("activation", "moments"): "activation", ("gradient", "moments"): "gradient", ("weight", "moments"): "weight",
-    ("update", "update"): "update", ("gradient", "clip"): "clip", ("attention", "attention_bracket"): "attention",
-    ("attention", "attention_exact"): "attention_exact", ("loss", "mean"): "loss", ("logits", "logsumexp"): "loss",
-    ("logits", "certainty"): "loss", ("logits", "classes"): "loss", ("writer", "units"): "mean_mode",
-    ("step", "taylor"): "taylor", ("step", "radii"): "taylor", ("logits", "scaling"): "loss",
-    ("update", "invariance"): "radial", ("group", "group"): "gradient", ("writer", "branch"): "mean_mode",
-}  # fmt: skip
-"""The probe that measures a reduction at a tap, where it is not called after the reduction."""
 
 
 def probe_of(signal: Signal) -> str | None:
-    """Name of the probe that measures a signal; None for numbers that the host has anyway."""
-    if signal.tap in ("host", "logged"):
-        return None
-    return PROBES.get((signal.tap, signal.reduction), signal.reduction)
+    """Name of the probe that measures a signal; None for numbers that no probe measures."""
+    probe = PROBES.find(signal.tap, signal.reduction)
+    return None if probe is None else probe.name
 
 
 class HostClock:

@@ -4,8 +4,8 @@
     python -m benchmarks.logs_findings FOLDER --write docs/log-findings.md
 
 index.tsv has a header and the columns name, label and file (a path that begins with FOLDER's own name). A label
-that begins with 'healthy' or 'overflow-benign' wants silence: no finding above information. Any other names events:
-'spikes at 7100, 13800', 'diverged at 71, inf at 73', 'stuck'. An event is found if a finding above information of the
+that begins with 'healthy' or 'overflow-benign' wants silence: no incident above information. Any other names events:
+'spikes at 7100, 13800', 'diverged at 71, inf at 73', 'stuck'. An event is found if a incident above information of the
 right kind begins within five steps or one percent of the run's length.
 Exit code 1 if an event was missed or more than one healthy log in twenty was warned about.
 """
@@ -20,19 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import table
-from stabwatch.analysis.findings import Finding
-from stabwatch.analysis.readers import read_log
-from stabwatch.analysis.verdict import Examination, examine
+from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis import Analysis, analyze_source, open_source
 
 WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"re-?initiali[sz]", ("reinitialisation",)),
-    (r"scale[ -]collapse|scale stuck", ("loss_scale_collapse",)),
-    (r"grad(?:ient)?[- ]norm (?:explosion|blow)", ("gradient_explosion",)),
-    (r"spike", ("loss_spike",)),
-    (r"diverg", ("divergence",)),
-    (r"\bnan\b|\binf\b|blank", ("nonfinite",)),
-    (r"stuck|plateau|not learning", ("not_learning", "plateau")),
-    (r"too good|collapse to 0", ("too_good",)),
+    (r"re-?initiali[sz]", ("Reinitialisation",)),
+    (r"scale[ -]collapse|scale stuck", ("LossScaleCollapse",)),
+    (r"grad(?:ient)?[- ]norm (?:explosion|blow)", ("GradientNormExplosion",)),
+    (r"spike", ("LossSpike",)),
+    (r"diverg", ("LossDivergence",)),
+    (r"\bnan\b|\binf\b|blank", ("NonFinite",)),
+    (r"stuck|plateau|not learning", ("NotLearning", "LossPlateau")),
+    (r"too good|collapse to 0", ("LossTooGood",)),
 )
 CALM = re.compile(r"healthy|overflow-benign|multi-run|no loss", re.IGNORECASE)
 
@@ -62,15 +61,16 @@ def expected(label: str) -> list[Expected]:
     return events
 
 
-def found(event: Expected, run: Examination) -> bool:
+def found(event: Expected, run: Analysis) -> bool:
     """Whether a run has the event."""
     near = max(5, 0.01 * ((run.last_step or 0) - (run.first_step or 0)))
-    troubles = [f for f in run.findings if f.trouble and f.kind in event.kinds]
-    return any(event.step is None or abs(f.step - event.step) <= near for f in troubles)
+    problems = [i for i in run.incidents if i.is_problem and i.condition in event.kinds]
+    return any(event.step is None or abs(i.first_step - event.step) <= near for i in problems)
 
 
-def _told(finding: Finding) -> str:
-    return f"{finding.kind} {finding.step}" + (f"-{finding.end_step}" if finding.end_step is not None else "-end")
+def _shown(incident: Incident) -> str:
+    end = "end" if incident.last_step is None else incident.last_step
+    return f"{incident.condition} {incident.first_step}-{end}"
 
 
 def main() -> int:
@@ -84,19 +84,20 @@ def main() -> int:
     rows, missed, events, healthy, warned = [], 0, 0, 0, []
     for entry in listed:
         begun = time.perf_counter()
-        report = examine(read_log(options.folder / Path(entry["file"]).relative_to(options.folder.name)))
+        path = options.folder / Path(entry["file"]).relative_to(options.folder.name)
+        runs = [analyze_source(source) for source in open_source(path)]
         seconds = time.perf_counter() - begun
         wanted = expected(entry["label"])
-        got = [event for event in wanted if any(found(event, run) for run in report.runs)]
-        troubles = [f for run in report.runs for f in run.findings if f.trouble]
-        notes = sum(len(run.findings) for run in report.runs) - len(troubles)
+        got = [event for event in wanted if any(found(event, run) for run in runs)]
+        problems = [i for run in runs for i in run.incidents if i.is_problem]
+        notes = sum(len(run.incidents) for run in runs) - len(problems)
         events, missed = events + len(wanted), missed + len(wanted) - len(got)
         healthy += not wanted
-        if not wanted and troubles:
+        if not wanted and problems:
             warned.append(entry["name"])
-        told = ", ".join(dict.fromkeys(map(_told, troubles))) or "-"
-        score = f"{len(got)} of {len(wanted)}" if wanted else "calm" if not troubles else "WARNED"
-        rows.append((entry["name"], entry["label"], score, told, str(notes), f"{seconds:.2f}"))
+        shown = ", ".join(dict.fromkeys(map(_shown, problems))) or "-"
+        score = f"{len(got)} of {len(wanted)}" if wanted else "calm" if not problems else "WARNED"
+        rows.append((entry["name"], entry["label"], score, shown, str(notes), f"{seconds:.2f}"))
     head = ("log", "label", "found", "warnings and worse", "notes", "s")
     figures = (
         f"{events - missed} of {events} labelled events found and named right. "
@@ -113,9 +114,9 @@ def main() -> int:
 HEADER = """# What is found in real training logs
 
 Generated by `python -m benchmarks.logs_findings FOLDER --write docs/log-findings.md`. The logs are public ones of other
-people's trainers, with labels by hand; they are not part of this repository. `found`: labelled events with a finding
-of the right kind within five steps or one percent of the run. `notes`: findings that are information only. `s`: reading
-and judging, on one core of a busy machine.
+people's trainers, with labels by hand; they are not part of this repository. Rules and detectors run together, as in
+`stabwatch analyze`. `found`: labelled events with an incident of the right condition within five steps or one percent
+of the run. `notes`: incidents that are information only. `s`: reading and judging, on one core of a busy machine.
 
 The thresholds were chosen watching these logs, so other logs tell more. By hand, once: 449 files that look like
 logs, from 54 public repositories, read without a look at them first; 195 of them have 20 losses or more, and some

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stabwatch.watch import Watch as Watch
     from stabwatch.watch import attach as attach
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Config", "TaylorGuard", "TrainingUnstableError", "Watch", "__version__", "attach", "fingerprint", "signal"]
 
 _HOME = {

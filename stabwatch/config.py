@@ -1,4 +1,4 @@
-"""Settings of a watch: keywords over environment over a YAML file over the defaults below."""
+"""Settings of a watch. Keywords override environment variables, these a YAML file, and that the defaults below."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ GUARDS = ("taylor", "skip_step", "snapshot", "lr_backoff", "raise")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that can be set. Each field may be given to `attach` by keyword or as STABWATCH_<FIELD>."""
+    """All settings. Each field is also a keyword of `attach` and an environment variable STABWATCH_<FIELD>."""
 
     run: str | None = None
-    """Run id. Default: SLURM_JOB_ID if set, else date, time and pid."""
+    """Name of the run. Default: SLURM_JOB_ID if it is set, else date, time and process id."""
     root: str = "stabwatch-runs"
-    """Folder in which run folders are made, when no run_dir is given."""
+    """Folder in which run folders are made when no run_dir is given."""
     overhead_budget: float = 0.01
-    """Share of the step time that stabwatch may take; the governor stretches its intervals to stay inside."""
+    """Share of the step time that stabwatch may take. The governor measures less often where it would take more."""
     every_step: bool = False
-    """Measure everything at every step, whatever it costs."""
+    """Measure every tier at every step, whatever it costs."""
     include: str | None = None
     """Regular expression on layer names: watch only these."""
     exclude: str | None = None
     """Regular expression on layer names: do not watch these."""
     update_bytes: int = 256 << 20
-    """Most bytes of parameters copied at a time to measure updates."""
+    """Most bytes of parameters that are copied at a time to measure updates."""
     taylor: bool = False
-    """Measure the step against its Taylor radius: on deep steps the model is called once more, on a few samples."""
+    """Measure the step length over the Taylor radius. On deep steps the model is called once more, on a few samples."""
     guard: str | None = None
-    """What may change training, by name, several with commas between them. 'taylor': shorten steps that leave their
-    Taylor radius. 'skip_step': undo steps whose gradient norm is not finite or far out. At a critical alert:
-    'snapshot': go back to before its onset; 'lr_backoff': halve the learning rate; 'raise': raise
-    TrainingUnstableError (beside others: when they could do nothing). See docs/guards.md."""
+    """Guards that may change training: names separated by commas.
+
+    'taylor' shortens steps longer than their Taylor radius. 'skip_step' undoes steps whose gradient norm is not
+    finite or is an outlier. The others act at a critical alert: 'snapshot' restores the state from before its onset,
+    'lr_backoff' halves the learning rate, and 'raise' raises TrainingUnstableError (together with other guards: only
+    when they could do nothing). See docs/guards.md."""
     snapshot_every: int = 100
     """Steps between two snapshots of the guard 'snapshot'."""
     escalate: int = 32
-    """Steps for which everything is measured at every step after an alert; 0 for none. Needs an agent or a guard."""
+    """Number of steps after an alert at which everything is measured; 0 for none. Needs an agent or a guard."""
     attention_limit: float = 100.0
-    """Largest safe attention logit (QK-clip's tau); a bracket that holds it asks for the exact value."""
+    """Largest safe attention logit (QK-clip's tau). The exact value is measured when a bracket contains this limit."""
     reduce: str = "auto"
-    """'auto': merge over ranks when the model is data-parallel or sharded. 'never': each rank for itself."""
+    """'auto': merge over ranks when the model is data-parallel or sharded. 'never': each rank has its own run log."""
     agent: bool = True
     """Start an agent process (on rank 0) that serves metrics, alerts and the live page."""
     host: str = "127.0.0.1"
@@ -54,17 +56,17 @@ class Config:
     port: int = 9478
     """Port the agent listens on; the next free one if it is taken."""
     linger: float = 60.0
-    """Seconds the agent goes on serving after the run has ended."""
+    """Seconds for which the agent still serves after the run has ended."""
     file_sd: str | None = None
     """Folder for the Prometheus target file. Default: `targets` beside the run folder."""
     cardinality: str = "layer"
-    """Series on /metrics: one per 'layer', per 'block', or one for the 'run'; the worst layers besides."""
+    """Series of a signal on /metrics: one per 'layer', one per 'block', or one for the 'run'. See `worst`."""
     worst: int = 5
-    """Layers of each signal that stand on /metrics by themselves, at `cardinality` 'block' and 'run'."""
+    """Worst layers of each signal that have series of their own at `cardinality` 'block' and 'run'."""
     max_series: int = 20_000
     """Most series on /metrics; more are left out and counted."""
     rules: str | None = None
-    """YAML file that changes, silences or adds rules, for the agent (docs/alerts.md). Checked when attached."""
+    """YAML file that changes, silences or adds alert rules (docs/alerts.md). It is checked when attaching."""
     verbose: bool = True
     """Print one line with the run folder when attached."""
 
@@ -90,7 +92,7 @@ class Config:
 
     @property
     def guards(self) -> tuple[str, ...]:
-        """The guards that are asked for."""
+        """The guards that are set."""
         return tuple(name.strip() for name in (self.guard or "").split(",") if name.strip())
 
     @classmethod
@@ -100,9 +102,9 @@ class Config:
         environ: Mapping[str, str] = os.environ,
         **overrides: Any,
     ) -> Config:
-        """Settings from a YAML file, a mapping or a Config, then the environment, then keywords.
+        """Settings from a YAML file, a mapping or a Config, overridden by the environment and then by keywords.
 
-        Raises ConfigError on a name or a value that does not fit.
+        Raises ConfigError for an unknown setting or a value that is not allowed.
         """
         given = {**_from_source(source), **_from_environment(environ), **overrides}
         kinds = {f.name: str(f.type) for f in fields(cls)}

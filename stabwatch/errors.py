@@ -7,6 +7,7 @@ StabwatchError
 ├── RuleError          (ValueError)   an alert rule is malformed
 ├── GrafanaError       (RuntimeError) a Grafana does not answer, or refuses
 ├── AgentError         (RuntimeError) the agent cannot serve (port, TLS files, ...)
+├── SinkError          (RuntimeError) a sink of an export failed
 ├── TrainingUnstableError (RuntimeError) a critical alert, where `guard="raise"` asked for it
 └── MissingExtraError  (ImportError)  an optional dependency is not installed
 
@@ -43,6 +44,10 @@ class GrafanaError(StabwatchError, RuntimeError):
 
 class AgentError(StabwatchError, RuntimeError):
     """The agent cannot serve."""
+
+
+class SinkError(StabwatchError, RuntimeError):
+    """A sink of an export failed."""
 
 
 class TrainingUnstableError(StabwatchError, RuntimeError):

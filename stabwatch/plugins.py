@@ -1,4 +1,4 @@
-"""A user's own signals: a function of one tensor, declared like ours and measured with them.
+"""A user's own signals: a function of one tensor, declared and measured like the built-in ones.
 
     @stabwatch.signal(
         "activation_negative_ratio", tap="activation", unit="ratio", help="Share of a module's output below zero.",
@@ -8,6 +8,7 @@
         return x.numel(), (x < 0).sum()
 
 Declare it before `attach`, or in a package that names its module in the entry-point group `stabwatch.signals`.
+A plugin becomes a probe in `stabwatch.hooks.base.probe.PROBES`, the registry of the built-in probes.
 """
 
 from __future__ import annotations
@@ -21,35 +22,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.merge import empty_accumulator, merge_
+import stabwatch.hooks.probes  # noqa: F401  the names of the built-in probes are taken
+from stabwatch.hooks.base.probe import PROBES, Computation, Need, Probe
+from stabwatch.hooks.base.views import LogitsCall, ModuleOutput, ParameterGradient, ParameterWeight, View
+from stabwatch.hooks.probes.weights import CLOSURE
+from stabwatch.kernels.merge import Partials, empty_accumulator, merge_
 from stabwatch.signals import CATALOGUE, Signal
-from stabwatch.signals.declaration import Kind, Level, Tier, Worst
+from stabwatch.signals.declaration import Kind, Scope, Tier, Worst
 from stabwatch.signals.reductions import REDUCTIONS, Field, Op, Reduction
 
 GROUP = "stabwatch.signals"
-TAPS = ("activation", "gradient", "weight", "logits")
 _log = logging.getLogger("stabwatch")
+Function = Callable[..., Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Plugin:
-    """A registered function and where it is called."""
+class Tap:
+    """Where plugins may be called: the view, and the tensors of it that the function gets."""
 
-    signal: Signal
-    function: Callable[..., Sequence[Any]]
+    view: type[View]
+    tensors: Callable[[Any], tuple[Tensor, ...]]
+    needs: tuple[Need, ...] = ()
 
-    @property
-    def reduction(self) -> Reduction:
-        """The partials that the function returns."""
-        return REDUCTIONS[self.signal.reduction]
+
+TAPS = {
+    "activation": Tap(ModuleOutput, lambda view: (view.x,)),
+    "gradient": Tap(ParameterGradient, lambda view: (view.gradient,), (Need("gradient", CLOSURE),)),
+    "weight": Tap(ParameterWeight, lambda view: (view.weight,)),
+    "logits": Tap(LogitsCall, lambda view: (view.logits, view.target)),
+}
+
+
+@dataclass(frozen=True)
+class PluginFunction:
+    """A user's function, as the computation of a probe."""
+
+    reduction: Reduction
+    tap: Tap
+    function: Function
+
+    def __call__(self, view: View) -> Partials:
+        """Call it with the tensors of a view."""
+        return self.partials(*self.tap.tensors(view))
 
     def partials(self, *tensors: Tensor) -> Tensor:
-        """The function's numbers as float32 (fields,) on the first tensor's device."""
+        """The function's numbers as float32 (fields,) on the first tensor's device.
+
+        Raises ValueError if they are not as many as was declared.
+        """
         with torch.no_grad():
             found = self.function(*(t.detach() for t in tensors))
         if len(found) != len(self.reduction.fields):
             names = ", ".join(f.name for f in self.reduction.fields)
-            raise ValueError(f"`{self.signal.name}` returned {len(found)} numbers; its partials are: {names}.")
+            raise ValueError(f"`{self.reduction.name}` returned {len(found)} numbers; its partials are: {names}.")
         device = tensors[0].device
         return torch.stack([_number(x, device) for x in found])
 
@@ -61,7 +86,7 @@ def _number(x: Any, device: torch.device) -> Tensor:
     return torch.full((), float(x), dtype=torch.float32, device=device)
 
 
-PLUGINS: dict[str, Plugin] = {}
+_plugins: dict[str, Probe] = {}
 _loaded: set[str] = set()
 
 
@@ -87,42 +112,61 @@ def signal(
             the optimizer's step), 'logits' (the arguments of `cross_entropy`: logits and target).
         partials: the numbers that the function returns, in order, with their merge operators ('sum', 'max', 'min');
             the first one is `count`. The same operators merge micro-batches, parameters of a layer, ranks and windows.
-        value, formula: the partials that become the value, by a formula of `stabwatch.signals.formulas`.
-        tier: 'always', 'sampled' or 'deep': how dear it is (the governor decides how often it is measured).
-        help, unit, kind, worst, source: see `stabwatch.signals.Signal`.
+        value: the partials that become the value.
+        formula: how they become it, by its name in `stabwatch.signals.formulas`.
+        tier: 'always', 'sampled' or 'deep': how expensive it is (the governor decides how often it is measured).
+        help: one sentence, ends with a full stop.
+        unit: base unit for people and panels, such as 'ratio' or 'seconds'; '1' for a plain number.
+        kind: 'gauge', or 'counter' for a name that ends with `_total`.
+        worst: 'max' or 'min', the end of a window that matters.
+        source: paper or code that defines it.
 
     The function gets detached tensors, must not change them, and may return tensors: it need not wait for a device.
     Inside a compiled graph plugins are not measured. Raises ValueError if the declaration does not fit together.
     """
     if tap not in TAPS:
         raise ValueError(f"`{name}`: a plugin's tap is one of {', '.join(TAPS)}, and not {tap!r}.")
-    if name not in PLUGINS and (name in REDUCTIONS or name in CATALOGUE):
+    if name not in _plugins and (name in REDUCTIONS or name in CATALOGUE):
         raise ValueError(f"A signal or reduction called `{name}` is registered already.")
     reduction = _reduction(name, partials)
-    level: Level = "run" if tap == "logits" else "layer"
-    before = REDUCTIONS.get(name)
-    REDUCTIONS[name] = reduction
-    try:
-        declared = Signal(
-            name=name, help=help, unit=unit, tap=tap, reduction=name, fields=tuple(value), formula=formula,
-            level=level, kind=kind, tier=tier, worst=worst, source=source,
-        )  # fmt: skip
-    except AssertionError as error:
-        raise ValueError(str(error)) from None
-    finally:
-        REDUCTIONS.pop(name)
-        if before is not None:
-            REDUCTIONS[name] = before
+    scope: Scope = "run" if tap == "logits" else "layer"
 
-    def register(function: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
-        if name in PLUGINS:
+    def declare() -> Signal:
+        return Signal(
+            name=name, help=help, unit=unit, tap=tap, reduction=name, fields=tuple(value), formula=formula,
+            scope=scope, kind=kind, tier=tier, worst=worst, source=source,
+        )  # fmt: skip
+
+    declared = _with(reduction, declare)
+
+    def register(function: Function) -> Function:
+        if name in _plugins:
             forget(name)
-        CATALOGUE.register(declared)
-        REDUCTIONS[name] = reduction
-        PLUGINS[name] = Plugin(declared, function)
+        place = TAPS[tap]
+        _plugins[name] = PROBES.register(
+            Probe(
+                name=f"plugin {name}", tap=tap, reduction=reduction, tier=tier, needs=place.needs, optional=True,
+                compute=Computation(place.view, PluginFunction(reduction, place, function)), graph_safe=False,
+                signals=(declared,),
+            )
+        )  # fmt: skip
         return function
 
     return register
+
+
+def _with(reduction: Reduction, declare: Callable[[], Signal]) -> Signal:
+    """Declare a signal on a reduction that is not registered yet. Raises ValueError if they do not fit together."""
+    before = REDUCTIONS.get(reduction.name)
+    REDUCTIONS[reduction.name] = reduction
+    try:
+        return declare()
+    except AssertionError as error:
+        raise ValueError(str(error)) from None
+    finally:
+        REDUCTIONS.pop(reduction.name)
+        if before is not None:
+            REDUCTIONS[reduction.name] = before
 
 
 def _reduction(name: str, partials: Mapping[str, Op]) -> Reduction:
@@ -136,14 +180,12 @@ def _reduction(name: str, partials: Mapping[str, Op]) -> Reduction:
 
 
 def forget(name: str) -> None:
-    """Take a plugin back."""
-    del PLUGINS[name]
-    CATALOGUE.remove(name)
-    REDUCTIONS.pop(name, None)
+    """Remove a plugin from the registry."""
+    PROBES.remove(_plugins.pop(name))
 
 
 def load() -> None:
-    """Import what installed packages offer in the entry-point group; one that fails is logged and left out."""
+    """Import the modules that installed packages name in the entry-point group; one that fails is logged."""
     for entry in entry_points(group=GROUP):
         if entry.value in _loaded:
             continue
@@ -155,12 +197,14 @@ def load() -> None:
 
 
 def check(name: str, *examples: tuple[Tensor, ...]) -> None:
-    """The contract that every signal keeps, for a plugin: raises AssertionError where it does not.
+    """Check a plugin against the contract of all signals. Raises AssertionError where it breaks it.
 
-    examples: argument tuples of the function, at least two; merged by the declared operators they must give what
-    the function finds in all of them at once, as far as they can be concatenated.
+    examples: argument tuples of the function, at least two. Their partials, merged by the declared operators, must be
+    those that the function returns for all examples concatenated.
     """
-    plugin = PLUGINS[name]
+    compute = _plugins[name].compute
+    assert compute is not None and isinstance(compute.function, PluginFunction)
+    plugin = compute.function
     before = torch.get_rng_state()
     whole = empty_accumulator(plugin.reduction, examples[0][0].device)
     for tensors in examples:

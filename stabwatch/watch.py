@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stabwatch import plugins
 from stabwatch.config import Config
+from stabwatch.errors import ConfigError
 from stabwatch.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ def attach(
     run_dir: str | Path | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     on_alert: Callable[[Alert], object] | None = None,
+    first_step: int = 0,
     **overrides: Any,
 ) -> Watch:
     """Watch a training run from the inside; one line before the loop.
 
     Args:
-        model: any module, also one wrapped in DistributedDataParallel or torch.compile (not yet called).
+        model: any module, also one wrapped in DistributedDataParallel or torch.compile (not yet called). Or a trainer
+            of a library in docs/trainers.md: its model is watched from the moment that training begins.
         optimizer: the optimizer, or several of them; found by itself when left out. A step of the run ends
             when all of them have stepped.
         loss_fn: a loss module to read the loss from, when it is not `cross_entropy` (otherwise the loss is seen at
@@ -40,16 +43,25 @@ def attach(
         config: a Config, a mapping, or a YAML file; single settings may follow as keywords (see `Config`).
         on_alert: called with each `stabwatch.alerts.Alert` that fires or resolves, between two steps (on rank 0). What
             it raises is logged, and training goes on; a TrainingUnstableError is let through.
+        first_step: number of the first step, for a run that goes on from a checkpoint.
 
-    Returns a Watch. Values, gradients and random numbers of the training are the same with it as without it.
+    Returns a Watch, or for a trainer a `stabwatch.integrations.TrainerWatch`, which has the methods of a Watch once
+    training has begun. Values, gradients and random numbers of the training are the same with it as without it.
 
-    Raises ConfigError if a setting is unknown or out of range. Nothing else is raised, now or later (but for
-    TrainingUnstableError, for who asks for `guard="raise"`): when attaching fails, that is logged with its traceback,
-    and the watch that comes back is detached already.
+    Raises ConfigError if a setting is unknown or out of range, or if `model` is neither a module nor a known trainer.
+    Nothing else is raised, now or later (but for TrainingUnstableError, for who asks for `guard="raise"`): when
+    attaching fails, that is logged with its traceback, and the watch that comes back is detached already.
     """
     settings = Config.load(config, **overrides)
+    given: dict[str, Any] = {"loss_fn": loss_fn, "run_dir": run_dir, "config": settings, "on_alert": on_alert}
+    if not isinstance(model, nn.Module):
+        from stabwatch.integrations import attach_to_trainer
+
+        if optimizer is not None or first_step:
+            raise ConfigError("A trainer has its own optimizers and step numbers: give `attach` none with it.")
+        return attach_to_trainer(model, given)
     plugins.load()
-    return Watch(Session(model, optimizer, loss_fn=loss_fn, run_dir=run_dir, config=settings, on_alert=on_alert))
+    return Watch(Session(model, optimizer, first_step=first_step, **given))
 
 
 class Watch:
@@ -118,6 +130,16 @@ class Watch:
         """
         self._session.log_batch(indices, facts)
 
+    def begin_step(self, number: int) -> None:
+        """Say that a step of the training loop begins, and which number the loop gives it.
+
+        Call it before each step's first forward, on every rank. What is logged until the next call belongs to this
+        step, also after `optimizer.step()`. Without these calls steps are counted from `first_step`, and a step ends
+        when its optimizers have stepped. It may be called before each micro-batch: the step ends with the micro-batch
+        after which an optimizer steps, and has that one's number.
+        """
+        self._session.begin_step(number)
+
     def announce(self, what: str) -> None:
         """Say that the data or the loss change from this step on, and that the change is intended.
 
@@ -140,8 +162,8 @@ class Watch:
     def token_groups(self, **masks: Tensor) -> None:
         """Say which tokens of the next batch are of one kind: `text=..., image=...`, bool (batch, tokens) each.
 
-        token_similarity, token_mean_energy_ratio and the mean-mode signals average each kind apart; a token of no kind
-        is padding. Not needed where the model is called with `attention_mask` or a key padding mask by name.
+        token_similarity, token_mean_to_centred_ratio and the mean-mode signals average each kind apart; a token of no
+        kind is padding. Not needed where the model is called with `attention_mask` or a key padding mask by name.
         """
         self._session.token_groups(masks)
 

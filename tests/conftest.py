@@ -1,4 +1,4 @@
-"""What every test stands on: a clean environment, few threads, no network, and skips that say why."""
+"""For every test: a clean environment, few threads, no network, and skips that say why."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
+
+# Where there is no GPU, the fused kernels run in Triton's interpreter. Triton reads this when it is first imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.attaching import Attacher
+from tests.processes import made_once
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
@@ -70,3 +76,11 @@ def attach(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield attacher
     for watch in attacher.watches:
         watch.detach()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """once(name, make): a folder that `make(folder)` fills once for all tests, also when they run side by side."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    return lambda name, make: made_once(shared / "once" / name, make)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import stabwatch
 from stabwatch import plugins
 from stabwatch.cli.app import app
+from stabwatch.hooks.base.probe import PROBES
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
 from stabwatch.signals.reductions import REDUCTIONS
@@ -162,5 +163,5 @@ def test_packages_are_found_by_their_entry_point(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[stabwatch.signals]\nmine = mine\nbroken = no_such_module\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.load()
-    assert "activation_ones" in plugins.PLUGINS
+    assert PROBES.find("activation", "activation_ones") is not None
     plugins.forget("activation_ones")

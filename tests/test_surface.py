@@ -26,16 +26,69 @@ def test_public_names_are_frozen() -> None:
 def test_the_signature_of_attach_is_frozen() -> None:
     parameters = [p.replace(annotation=inspect.Parameter.empty) for p in _parameters(stabwatch.attach)]
     assert ", ".join(map(str, parameters)) == (
-        "model, optimizer=None, loss_fn=None, run_dir=None, config=None, on_alert=None, **overrides"
+        "model, optimizer=None, loss_fn=None, run_dir=None, config=None, on_alert=None, first_step=0, **overrides"
     ), f"The signature of attach {ON_PURPOSE}"
     keyword_only = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    assert keyword_only == ["loss_fn", "run_dir", "config", "on_alert"]
+    assert keyword_only == ["loss_fn", "run_dir", "config", "on_alert", "first_step"]
 
 
-def test_the_methods_of_a_watch_are_frozen() -> None:
-    public = sorted(name for name in vars(stabwatch.Watch) if not name.startswith("_"))
-    assert set(public) >= {"coverage", "detach", "log"}, f"Watch {ON_PURPOSE}"
-    assert {"__enter__", "__exit__"} <= set(dir(stabwatch.Watch))
+def test_what_a_watch_offers_is_frozen() -> None:
+    public = {name: _described(value) for name, value in vars(stabwatch.Watch).items() if not name.startswith("_")}
+    assert public == {
+        "run": "property",
+        "run_dir": "property",
+        "config": "property",
+        "step": "property",
+        "url": "property",
+        "wait_for_agent": "self, timeout=10.0",
+        "coverage": "self",
+        "log": "self, **scalars",
+        "log_batch": "self, indices=None, **facts",
+        "announce": "self, what",
+        "probe": "self, *args, **kwargs",
+        "token_groups": "self, **masks",
+        "begin_step": "self, number",
+        "detach": "self",
+    }, f"What a Watch offers {ON_PURPOSE}"
+    dunders = {
+        name for name in vars(stabwatch.Watch) if name.startswith("__") and callable(vars(stabwatch.Watch)[name])
+    }
+    assert dunders >= {"__enter__", "__exit__", "__repr__"}
+    assert callable(stabwatch.Watch._repr_html_)
+
+
+def test_a_watch_has_no_public_attribute_beside_those(attach) -> None:
+    import torch
+
+    model = torch.nn.Linear(3, 2)
+    watch = attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert [name for name in vars(watch) if not name.startswith("_")] == []
+
+
+def test_a_watch_says_what_it_is(attach) -> None:
+    import torch
+
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer, run="a-run")
+    for _ in range(2):
+        model(torch.ones(4, 3)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model(torch.ones(4, 3))
+    expected = f"<stabwatch.Watch run=a-run, state=watching, step=2, folder={watch.run_dir}, page=none, alerts=none>"
+    assert repr(watch) == expected
+    html = watch._repr_html_()
+    assert "<td>a-run</td>" in html and "<td>2</td>" in html
+    watch.detach()
+    assert "state=detached" in repr(watch)
+
+
+def _described(value: object) -> str:
+    if isinstance(value, property):
+        return "property"
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in _parameters(value)]
+    return ", ".join(map(str, bare))
 
 
 def _parameters(function) -> list[inspect.Parameter]:
@@ -66,6 +119,7 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         "RuleError",
         "GrafanaError",
         "AgentError",
+        "SinkError",
         "TrainingUnstableError",
         "MissingExtraError",
     }, f"The tree of errors {ON_PURPOSE}"

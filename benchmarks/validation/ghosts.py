@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import table
 from stabwatch.guards import TaylorGuard
-from stabwatch.hooks.probes.directional import Probe
+from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.kernels.taylor import ratios
 
 TITLE = "Step length over Taylor radius (Ghosts of Softmax)"
@@ -141,7 +141,7 @@ def directions(
 @torch.no_grad()
 def sweep(model: nn.Module, direction: dict[str, Tensor], x: Tensor, y: Tensor) -> list[tuple[float, float, bool]]:
     """(length, r, failed) for each length."""
-    probe = Probe(model, BATCH)
+    probe = DirectionalDerivative(model, BATCH)
     with torch.enable_grad():
         before = F.cross_entropy(model(x), y).item()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -116,7 +116,7 @@ def main() -> str:
         ("centred, 3e-2", True, 3e-2),
     ):
         run = train(centred, rate)
-        shares[name] = by_window(run, "mean_mode_share", [f"blocks.{i}.attn.proj" for i in deep])
+        shares[name] = by_window(run, "mean_mode_energy_ratio", [f"blocks.{i}.attn.proj" for i in deep])
         alike[name] = by_window(run, "token_similarity", [f"blocks.{i}" for i in deep])
         rows.append((f"{name}: share", *shares[name]))
         rows.append((f"{name}: token similarity", *alike[name]))

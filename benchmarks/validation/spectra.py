@@ -185,6 +185,6 @@ def main() -> str:
 {gain}
 
 **Verdict.** Exponents in the pre-norm network: {_verdict(fit)}; runs with a
-dead matrix: {"; ".join(dead) or "none"}. The shape of the spectrum does change: the stable rank lies between {min(ranks):.1f} and {max(ranks):.1f}; where it is near 1
+dead matrix: {"; ".join(dead) or "none"}. The shape of the spectrum does change: the stable rank is between {min(ranks):.1f} and {max(ranks):.1f}; where it is near 1
 a run is near collapse, and its figure changes with the rounding. Between widths sigma_1 varies by a factor of {with_rule:.2f} under the
 rule and {without:.2f} without. One seed. The power iteration is off by {error:.1e} at most."""

@@ -1,4 +1,4 @@
-"""The agent: follows a run log in a process of its own; serves Prometheus, evaluates the rules, shows the live page.
+"""The agent: follows a run log in its own process, serves Prometheus, evaluates the rules, and serves the live page.
 
 python -m stabwatch.agent RUN_DIR
 """

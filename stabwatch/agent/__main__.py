@@ -1,4 +1,4 @@
-"""python -m stabwatch.agent RUN_DIR: what a training process starts. argparse, so that it starts fast."""
+"""python -m stabwatch.agent RUN_DIR, which a training process starts. It uses argparse for a fast start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PASSWORD = "STABWATCH_PASSWORD"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve; 2 with one line on standard error when it cannot."""
+    """Serve. Returns 2, with one line on standard error, when it cannot."""
     given = _parser().parse_args(arguments)
     try:
         return serve(

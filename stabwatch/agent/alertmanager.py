@@ -1,6 +1,6 @@
-"""Alerts straight to an Alertmanager, without a Prometheus, with the labels and annotations that one would give them.
+"""Sends alerts to an Alertmanager without Prometheus, with the labels and annotations of the Prometheus rules.
 
-So routes, groups and inhibitions that were written for Prometheus hold here too (`exporters/alertmanager.yml`).
+So routes, groups and inhibitions written for Prometheus also apply here (`exporters/alertmanager.yml`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from stabwatch.alerts.rule import Rule
 
 LOOK_SECONDS = 1.0
 RESEND_SECONDS = 60.0
-"""Alertmanager forgets what nobody repeats."""
+"""Firing alerts are repeated, because Alertmanager drops alerts that are not."""
 EXPIRE_SECONDS = 240.0
-"""As long as a Prometheus lets an alert live that it does not repeat."""
+"""Lifetime of an alert that is not repeated; the same as in Prometheus."""
 
 Labels = tuple[tuple[str, str], ...]
 
 
 class Alertmanager:
-    """Tells an Alertmanager what fires now: at once when that changes, and again each minute.
+    """Sends the firing alerts to an Alertmanager, immediately when they change and then every minute.
 
-    active: gives the alerts that fire now, or None when this agent does not speak for the run. What cannot be told is
-    told again a second later; `failed` is called once for each time that it begins to fail.
+    active: returns the firing alerts, or None while another agent writes for this run. A failed request is repeated a
+    second later; `failed` is called once per series of failures.
     """
 
     name = "Alertmanager"
@@ -56,7 +56,7 @@ class Alertmanager:
         self._thread.start()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Tell the last state; what fires then is left to expire."""
+        """Send the last state. Alerts that still fire expire later."""
         self._stopping.set()
         self._thread.join(timeout)
 
@@ -79,7 +79,7 @@ class Alertmanager:
         try:
             post(self._url, sent, self._token)
         except Refused as error:
-            self._complain(str(error))
+            self._report(str(error))
             return
         self._told, self._due, self._failing = found, clock + RESEND_SECONDS, False
 
@@ -88,14 +88,20 @@ class Alertmanager:
         labels = name | ({"layer": alert.layer} if alert.layer else {})
         rule = self._rules.get(alert.rule)
         place = f"Layer {alert.layer}. " if alert.layer else ""
-        said = annotations_of(rule, alert.severity, self._run, place) if rule else {"summary": alert.summary}
-        return tuple(sorted(labels.items())), {"labels": labels, "annotations": said, "startsAt": _time(alert.time)}
+        annotations = annotations_of(rule, alert.severity, self._run, place) if rule else {"summary": alert.summary}
+        return tuple(sorted(labels.items())), {
+            "labels": labels,
+            "annotations": annotations,
+            "startsAt": _time(alert.time),
+        }
 
-    def _complain(self, said: str) -> None:
+    def _report(self, reason: str) -> None:
         if not self._failing:
             self._failing = True
             self._failed()
-            print(f"stabwatch agent: the Alertmanager did not take the alerts: {said}.", file=sys.stderr, flush=True)
+            print(
+                f"stabwatch agent: the Alertmanager did not accept the alerts: {reason}.", file=sys.stderr, flush=True
+            )
 
 
 def _time(seconds: float) -> str:

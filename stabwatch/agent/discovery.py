@@ -1,4 +1,4 @@
-"""How others find a running agent: agent.json in the run folder, a Prometheus file_sd target, and one lease per run."""
+"""Discovery of a running agent: agent.json in the run folder, a Prometheus file_sd target, and one lease per run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEASE = "agent.lock"
 
 
 def write_atomically(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    """Write JSON atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -42,9 +42,9 @@ def target(address: str, run: str, tls: bool) -> list[dict[str, Any]]:
 
 
 class Lease:
-    """At most one agent per run writes alerts and the end of the run; a second one only serves.
+    """A lock: at most one agent per run writes alerts and the end of the run; others only serve.
 
-    The lock goes with the process that holds it, however it dies.
+    The lock is released when its process ends, in any way.
     """
 
     def __init__(self, run: Path) -> None:
@@ -52,7 +52,7 @@ class Lease:
         self._file: IO[bytes] | None = None
 
     def held(self) -> bool:
-        """Whether this agent is the writing one; takes the lease when nobody has it."""
+        """Whether this agent may write. It acquires the lease if it is free."""
         if self._file is not None:
             return True
         try:
@@ -65,12 +65,12 @@ class Lease:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 file.close()
                 return False
-            # A file system without locks: better two agents that write than none.
+            # a file system without locks: two writing agents are better than none
         self._file = file
         return True
 
     def release(self) -> None:
-        """Let another agent have it."""
+        """Release the lease."""
         if self._file is not None:
             self._file.close()
             self._file = None

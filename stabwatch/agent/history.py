@@ -1,7 +1,7 @@
-"""The past of a run for the live page: bounded, and every spike stays visible.
+"""The history of a run for the live page, in bounded memory. Every spike stays visible.
 
-Steps fall into buckets; a bucket keeps the smallest and the largest value of each series, and which came first.
-When there are too many buckets, neighbours are merged and a bucket spans twice the steps.
+Steps are grouped into buckets. A bucket has the smallest and the largest value of each series, and their order. If
+there are too many buckets, neighbours are merged and each bucket spans twice the steps.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ class _Buckets:
 
 @dataclass(frozen=True)
 class Points:
-    """A stretch of the past. values: (len(steps), series), NaN where not measured.
+    """A part of the history. values: (len(steps), series), NaN where not measured.
 
-    start: the bucket that the stretch begins with; next: the bucket that may still change; a bucket has
-    `per_bucket` points.
+    start: its first bucket. next: the bucket that may still change. A bucket has `per_bucket` points.
     """
 
     epoch: int
@@ -64,7 +63,7 @@ def _four_digits(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _merged(a: _Buckets, b: _Buckets) -> _Buckets:
-    """What two buckets are together; `a` is the earlier one."""
+    """Two buckets merged; `a` is the earlier one."""
     low, high = np.fmin(a.low, b.low), np.fmax(a.high, b.high)
     low_from_a, high_from_a = a.low == low, a.high == high
     both = np.where(low_from_a, a.low_first, b.low_first)
@@ -72,13 +71,13 @@ def _merged(a: _Buckets, b: _Buckets) -> _Buckets:
 
 
 class History:
-    """Series picked by `wanted` signals, over the whole run, in at most `buckets` buckets."""
+    """The series of the `wanted` signals over the whole run, in at most `buckets` buckets."""
 
     def __init__(self, wanted: frozenset[str], buckets: int = BUCKETS) -> None:
         self.keys: list[SeriesKey] = []
         self.stride = 1
         self.epoch = 0
-        """Grows when what was sent before is no longer a prefix of what is here."""
+        """Increases when data that was sent before has changed."""
         self._wanted = wanted
         self._limit = buckets
         self._column: dict[SeriesKey, int] = {}
@@ -86,7 +85,7 @@ class History:
         self._data: list[_Buckets] = []
 
     def observe(self, block: RecordBatch) -> None:
-        """Fold a block in."""
+        """Add a record batch."""
         picked = [i for i, key in enumerate(block.table.keys) if key.signal in self._wanted]
         if not picked or not len(block):
             return
@@ -100,9 +99,9 @@ class History:
             self._put(bucket, self._reduce(values[block.steps // self.stride == bucket], columns))
 
     def since(self, epoch: int, bucket: int) -> Points:
-        """Points from a bucket on.
+        """Points since a bucket.
 
-        epoch, bucket: what the last answer gave as `epoch` and `next`; anything else gives everything.
+        epoch, bucket: `epoch` and `next` of the last answer. Other values return everything.
         """
         start = bucket if epoch == self.epoch and 0 <= bucket <= len(self._ids) else 0
         steps = [i * self.stride for i in self._ids[start:]]
@@ -146,10 +145,10 @@ class History:
             self._ids.insert(at, bucket)
             self._data.insert(at, new)
         if at < len(self._ids) - 1:
-            self.epoch += 1  # a step counter that went back: the past has changed
+            self.epoch += 1  # the step counter went back: earlier buckets have changed
 
     def _wide(self, b: _Buckets) -> _Buckets:
-        """A bucket with a column for each series, also for those that appeared later."""
+        """A bucket with a column for every series, including later ones."""
         more = len(self.keys) - len(b.low)
         if not more:
             return b

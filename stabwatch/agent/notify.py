@@ -1,4 +1,4 @@
-"""Telling somebody: alert events become few messages, and each receiver gets them from a thread of its own."""
+"""Notifications: alert events are combined into few messages, and each receiver has its own thread."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from stabwatch.alerts.rule import Rule
 from stabwatch.runlog import Event
 
 GROUP_SECONDS = 2.0
-"""What comes within this time of the first goes into one message."""
+"""Alerts within this time of the first share a message."""
 QUIET_SECONDS = 600.0
-"""A rule of one severity is told once in this time, however many layers follow."""
+"""A rule with one severity is reported once in this time, for any number of layers."""
 WAITS = (1.0, 4.0, 16.0)
 
 
 class Notifier:
-    """Sends from a thread of its own, so that a slow receiver delays nothing.
+    """Sends in its own thread, so that a slow receiver delays nothing.
 
-    failed: called for each message that is given up.
+    failed: called for each message that could not be delivered.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Notifier:
         self._thread.start()
 
     def tell(self, events: list[Event]) -> None:
-        """Take alert events; returns at once."""
+        """Queue alert events; returns immediately."""
         if events:
             self._queue.put(list(events))
 
     def close(self, timeout: float = 5.0) -> None:
-        """Send what is left, for `timeout` seconds at most."""
+        """Send the rest, for at most `timeout` seconds."""
         self._queue.put(None)
         self._thread.join(timeout)
 
@@ -97,18 +97,18 @@ class Notifier:
         }
 
     def _send(self, message: Message) -> None:
-        said = ""
+        reason = ""
         for wait in (*self._waits, None):
             try:
                 return self._receiver.send(message)
             except Refused as error:
-                said = str(error)
+                reason = str(error)
                 if not error.again:
                     break
             if wait is not None:
                 time.sleep(wait)
         self._failed()
-        what = f"stabwatch agent: the {self._receiver.name} did not take a message: {said}."
+        what = f"stabwatch agent: the {self._receiver.name} did not accept a message: {reason}."
         print(what, file=sys.stderr, flush=True)
 
 

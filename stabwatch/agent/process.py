@@ -1,7 +1,7 @@
-"""Is the training process alive?
+"""Detects whether the training process is alive.
 
-On the same host its pid and start time say so. From another host only the log can: after a long silence the process
-is taken for dead.
+On the same host, its pid and start time are checked. On another host, the process counts as dead after a long time
+without records.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from stabwatch.runlog import Meta
 
 STALE_SECONDS = 1800.0
-"""Silence after which a process that cannot be looked at is taken for dead."""
+"""Time without records after which an unreachable process counts as dead."""
 START_TOLERANCE_SECONDS = 5.0
-"""A wall clock that is being corrected moves the start times that the system reports."""
+"""Tolerance of start times, because corrections of the wall clock shift them."""
 
 
 @dataclass(frozen=True)
 class Gone:
-    """The training process is gone: why we think so."""
+    """Why the training process counts as dead."""
 
     detail: str
 
 
 class ProcessWatch:
-    """Looks for one training process. `proc` is /proc, or a folder that imitates it."""
+    """Watches one training process. `proc` is /proc, or a test folder."""
 
     def __init__(self, meta: Meta, *, stale_seconds: float = STALE_SECONDS, proc: Path = Path("/proc")) -> None:
         self._meta = meta
@@ -38,7 +38,7 @@ class ProcessWatch:
         self.local = meta.host == socket.gethostname()
 
     def gone(self, quiet_seconds: float) -> Gone | None:
-        """Why the process counts as gone, or None. quiet_seconds: since the run log last grew."""
+        """Why the process counts as dead, or None. quiet_seconds: time since the run log last grew."""
         if not self.local:
             if quiet_seconds < self._stale:
                 return None
@@ -84,4 +84,4 @@ def _alive_by_psutil(meta: Meta) -> bool:
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
-        return True  # it is there, and we may not look at it
+        return True  # it exists, but we may not inspect it

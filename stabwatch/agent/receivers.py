@@ -1,5 +1,8 @@
-"""Where messages can go: a webhook, a command. Addresses and tokens are secrets: they come from the environment or from
-a file, and stand in no log, no process list, no error."""
+"""Receivers of messages: a webhook, a command.
+
+Addresses and tokens are secrets. They come from the environment or from a file, and never appear in a log, a process
+list or an error.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ COMMAND_TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class Message:
-    """What somebody is told at one time. text: a line per rule. alerts: the same as data, an entry per rule."""
+    """One message. text: one line per rule. alerts: the same as data, one entry per rule."""
 
     run: str
     text: str
@@ -37,26 +40,26 @@ class Message:
 
 
 class Refused(Exception):
-    """A receiver did not take a message. again: whether it may do so later. Its text holds no secret."""
+    """A receiver rejected a message. again: whether to retry. The text contains no secret."""
 
-    def __init__(self, said: str, again: bool) -> None:
-        super().__init__(said)
+    def __init__(self, reason: str, again: bool) -> None:
+        super().__init__(reason)
         self.again = again
 
 
 class Receiver(Protocol):
-    """One way to tell somebody."""
+    """One receiver of messages."""
 
     @property
     def name(self) -> str:
-        """What it is called in the agent's log."""
+        """Its name in the agent's log."""
 
     def send(self, message: Message) -> None:
-        """Hand it over. Raises Refused."""
+        """Deliver a message. Raises Refused."""
 
 
 def secret(variable: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The environment's VARIABLE, or the content of the file VARIABLE_FILE. Raises ConfigError."""
+    """The environment variable, or the content of the file named by VARIABLE_FILE. Raises ConfigError."""
     path = environ.get(f"{variable}_FILE")
     try:
         found = Path(path).read_text(encoding="utf-8").strip() if path else environ.get(variable, "").strip()
@@ -74,7 +77,7 @@ def address(variable: str, environ: Mapping[str, str] = os.environ) -> str | Non
 
 
 def receivers(environ: Mapping[str, str] = os.environ) -> list[Receiver]:
-    """The receivers of messages that the environment names. Raises ConfigError."""
+    """The receivers that the environment configures. Raises ConfigError."""
     found: list[Receiver] = []
     if url := address(WEBHOOK, environ):
         found.append(Webhook(url))
@@ -99,12 +102,12 @@ def post(url: str, data: Any, token: str | None = None) -> None:
             return
     except urllib.error.HTTPError as error:
         raise Refused(f"it answers {error.code}", error.code >= 500 or error.code == 429) from None
-    except Exception as error:  # the text of some holds the address
+    except Exception as error:  # some texts contain the address
         raise Refused(type(error).__name__, True) from None
 
 
 class Webhook:
-    """An address that takes the JSON of Slack, Mattermost and Discord's Slack address."""
+    """A webhook that accepts Slack's JSON, as Mattermost and Discord do."""
 
     name = "webhook"
 
@@ -112,15 +115,15 @@ class Webhook:
         self._url = url
 
     def send(self, message: Message) -> None:
-        """Hand it over. Raises Refused."""
+        """Deliver a message. Raises Refused."""
         post(self._url, {"text": message.text})
 
 
 class Command:
     """A program that gets the message as JSON on standard input: `run`, `text`, `alerts`.
 
-    It is started without a shell; what it prints goes to the agent's log. Exit code 75 (a temporary failure) has it
-    tried again, any other but 0 is a refusal. After 30 seconds it is ended.
+    It runs without a shell, and its output goes to the agent's log. Exit code 75 (temporary failure) means retry; any
+    other except 0 is a rejection. It is killed after 30 seconds.
     """
 
     name = "command"
@@ -132,7 +135,7 @@ class Command:
             raise ConfigError(f"{COMMAND} is no command line: {error}.") from None
 
     def send(self, message: Message) -> None:
-        """Hand it over. Raises Refused."""
+        """Deliver a message. Raises Refused."""
         data = json.dumps({"run": message.run, "text": message.text, "alerts": message.alerts})
         try:
             done = subprocess.run(

@@ -1,4 +1,4 @@
-"""HTTP: /metrics, /healthz, the live page and its data. A thread per request; nothing here writes."""
+"""The HTTP server: /metrics, /healthz, the live page and its data. One thread per request, read-only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HEADERS = [
 ]
 CLIENT_TIMEOUT_SECONDS = 10.0
 HEALTHY_SECONDS = 10.0
-"""The run log must have been looked at within this time for /healthz to say ok."""
+"""/healthz is ok if the run log was polled within this time."""
 PORTS_TRIED = 50
 SMALLEST_GZIP = 1024
 
@@ -58,7 +58,7 @@ Environ = dict[str, Any]
 
 
 class _Handler(WSGIRequestHandler):
-    """A slow or silent client ends its own thread, and nothing else."""
+    """A slow client only blocks its own thread, which times out."""
 
     timeout = CLIENT_TIMEOUT_SECONDS
 
@@ -68,18 +68,18 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingWSGIServer):
     def server_bind(self) -> None:
-        """Bind without asking a name server who we are, which may take seconds."""
+        """Bind without a DNS lookup of the host name, which may take seconds."""
         socketserver.TCPServer.server_bind(self)
         host, port = self.server_address[:2]
         self.server_name, self.server_port = str(host), int(port)
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
+        """Ignore clients that disconnect."""
 
 
 class App:
-    """The WSGI application. token: 'user:password' that every request must bring, or None."""
+    """The WSGI application. token: 'user:password' that every request needs, or None."""
 
     def __init__(self, follower: Follower, token: str | None = None) -> None:
         self._follower = follower
@@ -151,7 +151,7 @@ class App:
 
 
 def _since(query: str) -> tuple[int, int]:
-    """`since=EPOCH.BUCKET`; anything else means from the beginning."""
+    """Parse `since=EPOCH.BUCKET`; any other value means the beginning."""
     epoch, _, bucket = parse_qs(query).get("since", [""])[0].partition(".")
     return (int(epoch), int(bucket)) if epoch.isdecimal() and bucket.isdecimal() else (-1, 0)
 
@@ -173,7 +173,7 @@ def _respond(
 
 
 class HttpServer:
-    """Listens from construction on; serves in a daemon thread between `start` and `close`. Raises AgentError."""
+    """Listens from construction on, and serves in a daemon thread between `start` and `close`. Raises AgentError."""
 
     def __init__(
         self, app: App, host: str, port: int, *, certfile: Path | None = None, keyfile: Path | None = None
@@ -194,7 +194,7 @@ class HttpServer:
 
     @property
     def address(self) -> str:
-        """host:port at which others reach this server."""
+        """host:port of this server."""
         host = socket.gethostname() if self.host in ("", "0.0.0.0", "::") else self.host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
@@ -204,11 +204,11 @@ class HttpServer:
         return f"{'https' if self.tls else 'http'}://{self.address}/"
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start serving."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop serving."""
         if self._thread.is_alive():
             self._server.shutdown()
         self._server.server_close()

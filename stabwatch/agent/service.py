@@ -1,4 +1,4 @@
-"""The life of an agent: open the run, serve, follow, linger after the end, leave nothing behind."""
+"""The life of an agent: open the run, serve and follow it, linger after its end, clean up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stabwatch.exporters.latest import MAX_SERIES
 
 POLL_SECONDS = 0.25
 WAIT_SECONDS = 10.0
-"""How long a run folder may take to appear."""
+"""Time to wait for the run folder."""
 
 
 def serve(
@@ -48,8 +48,8 @@ def serve(
     """Follow a run and serve it until `linger` seconds after its end, or until SIGTERM or SIGINT. Returns 0.
 
     host: loopback by default; '0.0.0.0' opens it. port: the next free one when it is taken; 0 for any.
-    file_sd: folder for the Prometheus target file; `targets` beside the run folder by default.
-    rules: YAML file that changes, silences or adds rules.
+    file_sd: folder for the Prometheus target file; `targets` next to the run folder by default.
+    rules: YAML file that changes, mutes or adds rules.
     cardinality: on /metrics, a series per 'layer', per 'block', or one for the 'run'; below 'layer' also the `worst`
     layers of each signal. max_series: what goes beyond it is left out and counted.
     Raises RunLogError when there is no run, AgentError when it cannot be served, RuleError with the line of a rule that
@@ -76,7 +76,7 @@ def serve(
         announcement = _Announcement(follower, server, Path(file_sd) if file_sd else run.parent / "targets")
         leave.callback(announcement.withdraw)
         server.start()
-        _say(server, follower, token)
+        _print_start(server, follower, token)
         _follow(follower, announcement, linger)
     return 0
 
@@ -103,7 +103,7 @@ class _Announcement:
         self._complained = False
 
     def make(self) -> None:
-        """Announce this agent, once it is the one that speaks for the run."""
+        """Announce this agent once it has the lease."""
         if self._made or not self._follower.lease.held():
             return
         server, run = self._server, self._follower.meta.run
@@ -114,28 +114,31 @@ class _Announcement:
             self._made = True
         except OSError as error:
             if not self._complained:
-                print(f"stabwatch agent: it cannot be announced: {error}; trying again.", file=sys.stderr)
+                print(f"stabwatch agent: cannot announce itself: {error}; trying again.", file=sys.stderr)
             self._complained = True
 
     def withdraw(self) -> None:
-        """Remove what was announced."""
+        """Remove the announcement."""
         if self._made:
             for file in self._files:
                 with suppress(OSError):
                     file.unlink()
 
 
-def _say(server: HttpServer, follower: Follower, token: str | None) -> None:
+def _print_start(server: HttpServer, follower: Follower, token: str | None) -> None:
     if server.asked not in (0, server.port):
         print(f"stabwatch agent: port {server.asked} is taken, using {server.port}.")
     print(f"stabwatch agent: run {follower.meta.run}: {server.url} (Prometheus: {server.url}metrics)")
     if not follower.lease.held():
-        print("stabwatch agent: another agent speaks for this run (or its folder is read-only): this one only serves.")
+        print(
+            "stabwatch agent: another agent has the lease of this run (or its folder is read-only): this one only "
+            "serves."
+        )
     loopback = server.host in ("localhost", "::1") or server.host.startswith("127.")
     if not loopback and token is None:
-        print("stabwatch agent: open to the network without a password; --username asks for one.")
+        print("stabwatch agent: open to the network without a password; --username sets one.")
     elif not loopback and not server.tls:
-        print("stabwatch agent: the password crosses the network in the clear; --certfile and --keyfile encrypt it.")
+        print("stabwatch agent: the password is sent unencrypted; use --certfile and --keyfile.")
     sys.stdout.flush()
 
 
@@ -145,7 +148,7 @@ def _token(username: str | None, password: str | None) -> str | None:
     if not username or not password:
         raise AgentError("A login needs both a user name (--username) and a password (STABWATCH_PASSWORD).")
     if ":" in username:
-        raise AgentError("A user name for HTTP basic authentication must not hold a colon.")
+        raise AgentError("A user name for HTTP basic authentication must not contain a colon.")
     return f"{username}:{password}"
 
 
@@ -155,7 +158,7 @@ def _path(path: str | Path | None) -> Path | None:
 
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT end the agent in good order. Only the main thread may set handlers; elsewhere nothing."""
+    """Shut down cleanly on SIGTERM and SIGINT. Outside the main thread, no handler can be set."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Follows a run folder: records and events in; a snapshot for Prometheus, data for the page, alert events out."""
+"""Follows a run folder, and makes the snapshot for Prometheus, the data of the page, and alert events."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from stabwatch.exporters.snapshots import snapshot
 from stabwatch.runlog import Event, RecordBatch, append_event, wait_for_run
 
 CHUNK = 256
-"""Records looked at in one go: bounds the memory that a replay of a long log takes."""
+"""Records per batch, which bounds the memory of a replay of a long log."""
 LOOK_SECONDS = 1.0
-"""How often the training process is looked for; twice in a row it must be missing."""
+"""Interval of the checks of the training process; it must be missing in two of them in a row."""
 PUBLISH_SECONDS = 0.5
-"""A long replay shows how far it is this often."""
+"""Interval at which a long replay publishes its state."""
 HEAD_SECONDS = 0.5
-"""The page's head is made at most this often."""
+"""Minimum interval between updates of the page."""
 
 T = TypeVar("T")
 WRITTEN = ("alert", "end")
@@ -43,10 +43,10 @@ Identity = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Health:
-    """What /healthz says."""
+    """The data of /healthz."""
 
     polled: float
-    """Monotonic time of the last good look at the run log."""
+    """Monotonic time of the last successful poll of the run log."""
     step: int | None
     record_age: float | None
     """Seconds between the newest record and now; None without one."""
@@ -54,10 +54,10 @@ class Health:
 
 
 class Follower:
-    """The state of one run, moved on by `poll` in one thread and read by any number of others.
+    """The state of one run, updated by `poll` in one thread and read by any number of others.
 
-    Everything that other threads read is replaced as a whole; `history` alone is shared under a lock, which a
-    scrape never takes. Restarted on the same folder, it comes to the same state and repeats no event.
+    Data for other threads is replaced as a whole; only `history` is shared under a lock, which a scrape never takes. A
+    restarted agent reaches the same state and repeats no event.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Follower:
         self.errors = 0
         self.snapshot = Snapshot(run=self.meta.run)
         self.stopping = threading.Event()
-        """Set it to end a long replay."""
+        """Set it to stop a long replay."""
         self.history_lock = threading.Lock()
         self.history = History(CHARTED)
         self.rules = tuple(rules)
         self.tell: list[Callable[[list[Event]], None]] = []
-        """Told each alert event that this agent has written."""
+        """Called with the alert events that this agent has written."""
         self._active: tuple[Alert, ...] | None = None
         self._engine = Engine(self.rules)
         self._low = {c.gauge for r in self.rules for lv in r.thresholds for c in lv.when if c.below is not None}
@@ -113,7 +113,7 @@ class Follower:
         return "running" if self.ended is None else str(self.ended.data.get("reason", "ended"))
 
     def poll(self) -> None:
-        """Read what is new. Never raises: what goes wrong is counted and said once on standard error."""
+        """Read new records and events. Never raises: errors are counted, and reported once on standard error."""
         gone = self._attempt("process", self._look) or None
         grew = bool(self._attempt("log", self._read))
         if grew:
@@ -127,19 +127,19 @@ class Follower:
         self._active = self._engine.active if self.lease.held() else None
 
     def firing(self) -> tuple[Alert, ...] | None:
-        """The alerts that fire now; None while another agent speaks for the run. For any thread."""
+        """The firing alerts; None while another agent has the lease. Thread-safe."""
         return self._active
 
     def count_error(self) -> None:
-        """Something failed that was logged elsewhere. For any thread."""
+        """Count an error that was logged elsewhere. Thread-safe."""
         self.errors += 1
 
     def _read(self) -> bool:
         blocks, events = self.log.poll(), self.log.poll_events()
-        # What an earlier agent wrote must be known before the replay comes to it again.
+        # events of an earlier agent must be known before the replay reaches them
         self._written.update(_identity(e) for e in events if e.kind in WRITTEN)
         changes = [e for e in events if e.kind == "change"]
-        for event in changes:  # before the records that they are about
+        for event in changes:  # before their records
             self._attempt("event", partial(self._observe_event, event))
         for chunk in _chunks(blocks):
             if self.stopping.is_set():
@@ -161,7 +161,7 @@ class Follower:
         with self.history_lock:
             self.history.observe(block)
         if self.ended is not None and self.ended.data.get("by") == "agent":
-            self.ended = None  # taken for dead from afar, and it was not
+            self.ended = None  # declared dead by mistake
         self._alerts(self._engine.observe(block))
 
     def _observe_event(self, event: Event) -> None:
@@ -170,7 +170,7 @@ class Follower:
                 return
             self.ended = event
         elif event.kind == "start":
-            self.ended = None  # the run goes on in the same folder, from a checkpoint
+            self.ended = None  # the run continues in the same folder, from a checkpoint
         elif event.kind == "error":
             self._notices.setdefault(f"error {event.data.get('probe')}", event)
         elif event.kind == "coverage":
@@ -182,7 +182,7 @@ class Follower:
         self._alerts(self._engine.observe_event(event))
 
     def _contradicted(self, end: Event) -> bool:
-        """Whether a process that an agent took for dead has written since."""
+        """Whether a process that an agent had declared dead has written since."""
         newest = self._readings.time
         return end.data.get("by") == "agent" and newest is not None and newest > end.time
 
@@ -193,8 +193,10 @@ class Follower:
                 self._violations[alert.rule, alert.layer] += 1
 
     def _look(self) -> str:
-        """Why the training process is gone; '' while it is not. Comes before the log is read, so that what a process
-        wrote last is seen before its end is declared."""
+        """Why the training process is dead; '' while it is alive.
+
+        Called before the log is read, so that the last records are seen before the end is declared.
+        """
         now = time.monotonic()
         if self.ended is not None or now - self._looked < LOOK_SECONDS:
             return ""
@@ -209,7 +211,7 @@ class Follower:
         self._observe_event(event)
 
     def _write(self) -> None:
-        """Write what is not in the log yet; what cannot be written now is tried again."""
+        """Write events that are not in the log yet. Failed writes are retried."""
         if not self._outbox or not self.lease.held():
             return
         new = []
@@ -279,7 +281,7 @@ class Follower:
 
 
 def _identity(event: Event) -> Identity:
-    """What makes an event the same one, whichever agent writes it."""
+    """The identity of an event, whichever agent writes it."""
     what = (str(event.data.get(k, "")) for k in ("rule", "signal", "layer", "state"))
     return (event.kind, *what, -1 if event.step is None else event.step)
 

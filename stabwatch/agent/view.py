@@ -1,4 +1,5 @@
-"""What the live page shows, as JSON-ready data; titles and units come from the catalogue, order from the run log."""
+"""The data of the live page, ready for JSON. Help and units come from the catalogue, the order of layers from the "
+"run log."""
 
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ from stabwatch.signals import CATALOGUE
 PageHead = dict[str, Any]
 
 MARKS = 200
-"""Alert onsets drawn at most."""
+"""Maximum number of alert onsets in the charts."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel. lines: signals drawn as lines, the first that a layer has. low, exact: the lower end of a bracket,
-    and values that are known exactly at some steps."""
+    """One chart. lines: candidates for the line; a layer uses the first that it has.
+
+    low, exact: the lower bound, and exact values at some steps.
+    """
 
     title: str
     lines: tuple[str, ...]
@@ -32,7 +35,7 @@ class Chart:
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """All signals that the panel needs."""
+        """All signals of the chart."""
         return tuple(s for s in (*self.lines, self.low, self.exact) if s)
 
 
@@ -44,10 +47,10 @@ CHARTS = (
     Chart("Attention logit", (_UPPER, _EXACT), "attention_logit_lower", _EXACT),
     Chart("Output RMS", ("output_rms",)),
     Chart("Activation maximum", ("activation_abs_max",)),
-    Chart("Update / weight", ("update_to_weight_ratio",)),
+    Chart("Update-to-weight ratio", ("update_to_weight_ratio",)),
     Chart("Output logit logsumexp", ("output_logit_logsumexp",)),
     Chart("Attention entropy", ("attention_entropy",)),
-    Chart("Mean-mode share", ("mean_mode_share",)),
+    Chart("Mean-mode energy ratio", ("mean_mode_energy_ratio",)),
     Chart("Token similarity", ("token_similarity",)),
     Chart("Geometric stability", ("geometry_stability",)),
     Chart("Largest singular value", ("singular_value_max",)),
@@ -60,10 +63,10 @@ COLUMNS = (
     ("Output RMS", ("output_rms",)),
     ("Activation max", ("activation_abs_max",)),
     ("Gradient norm", ("layer_gradient_norm",)),
-    ("Update / weight", ("update_to_weight_ratio",)),
+    ("Update-to-weight ratio", ("update_to_weight_ratio",)),
 )
 HEADS = {_UPPER: "attention_logit_upper_head", _EXACT: "attention_logit_head"}
-NONFINITE = tuple(s.name for s in CATALOGUE if s.level == "layer" and s.name.endswith("nonfinite_total"))
+NONFINITE = tuple(s.name for s in CATALOGUE if s.scope == "layer" and s.name.endswith("nonfinite_total"))
 PACE = ("step_seconds", "overhead_ratio", "learning_rate", "loss")
 
 
@@ -78,7 +81,7 @@ def page_head(
     diagnosis: Diagnosis,
     notices: Sequence[Event],
 ) -> PageHead:
-    """Everything on the page but the points of the charts."""
+    """Everything on the page except the points of the charts."""
     last = {key: _number(v) for key, v in zip(readings.keys, readings.last.tolist(), strict=True)}
     return {
         "run": {
@@ -105,7 +108,7 @@ def page_head(
 
 
 def charts(history: History, order: Sequence[str]) -> list[dict[str, Any]]:
-    """The panels that have something to draw; `column` is the place in the points of the history."""
+    """The charts that have data. `column` is the index in the points of the history."""
     columns = {key: i for i, key in enumerate(history.keys)}
     layers = ["", *order]
     out = []
@@ -122,8 +125,8 @@ def charts(history: History, order: Sequence[str]) -> list[dict[str, Any]]:
             lines.append({**line, "signal": signal})
         if lines:
             declared = CATALOGUE[lines[0]["signal"]]
-            facts = {"help": declared.help, "unit": declared.unit, "worst": declared.worst}
-            out.append({"title": chart.title, **facts, "lines": lines})
+            metadata = {"help": declared.help, "unit": declared.unit, "worst": declared.worst}
+            out.append({"title": chart.title, **metadata, "lines": lines})
     return out
 
 
@@ -135,9 +138,9 @@ def _table(readings: Latest, last: dict[SeriesKey, float | None]) -> dict[str, A
         for _, signals in COLUMNS:
             key = next((k for s in signals if (k := SeriesKey(s, layer)) in column), None)
             cells.append(None if key is None else _cell(readings, last, column[key], key))
-        broken = sum(readings.totals[column[k]] for s in NONFINITE if (k := SeriesKey(s, layer)) in column)
-        if any(cells) or broken:
-            rows.append({"layer": layer, "cells": cells, "nonfinite": int(broken)})
+        nonfinite = sum(readings.totals[column[k]] for s in NONFINITE if (k := SeriesKey(s, layer)) in column)
+        if any(cells) or nonfinite:
+            rows.append({"layer": layer, "cells": cells, "nonfinite": int(nonfinite)})
     return {"columns": [title for title, _ in COLUMNS], "rows": rows}
 
 
@@ -170,10 +173,10 @@ def _end(event: Event | None) -> str:
 def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
     for event in events:
         if event.kind == "guard":
-            yield {"what": f"Step {event.step}: a guard acted", "why": format_guard(event.data)}
+            yield {"what": f"Step {event.step}: a guard intervened", "why": format_guard(event.data)}
             continue
         if event.kind == "change":
-            yield {"what": f"Step {event.step}: a change was announced", "why": str(event.data.get("what", ""))}
+            yield {"what": f"Step {event.step}: announced change", "why": str(event.data.get("what", ""))}
             continue
         if event.kind == "error":
             yield {"what": f"Probe {event.data.get('probe')}", "why": str(event.data.get("message", ""))}

@@ -1,25 +1,33 @@
-"""From alerts to causes, ordered by onset: what left its normal range first, where, and what helps."""
+"""From incidents to causes, ordered by onset: what left its normal range first, where, and what helps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stabwatch.alerts.conditions import CONDITIONS, title_of
 from stabwatch.alerts.engine import Engine
-from stabwatch.alerts.root_causes import RECENT, ROOT_CAUSES, TOGETHER, Evidence
-from stabwatch.alerts.rule import SEVERITIES, Alert
+from stabwatch.alerts.incidents import Confidence, Incident, gravest, rank, rule_incidents, worst_of
+from stabwatch.alerts.root_causes import RECENT, ROOT_CAUSES, TOGETHER, Evidence, Found, RootCause
+from stabwatch.alerts.rule import Alert
 from stabwatch.alerts.templates import format_batch
 
 MOST_BATCHES = 4
-"""Batches of one step that are told."""
+"""Batches of one step that are listed."""
+LIKELY = 0.5
+"""Score from which a cause is likely. The scores are ranks: nobody has calibrated them."""
+_LOSS = ("LossSpike", "LossShift", "LossDivergence")
+_SPIKE_AFTER = "A loss spike"
+"""Title of a spike that something else came before; that of the rule says that nothing did."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """One possible cause, with what speaks for it and what to do.
+    """One possible cause, with its evidence and what to do.
 
-    layers: where, the earliest first. confidence: 0 to 1, a rank and not a probability.
+    name: in the catalogue of conditions. layers: where, the earliest first.
     """
 
     name: str
@@ -29,13 +37,13 @@ class Cause:
     evidence: tuple[str, ...]
     remedy: tuple[str, ...]
     references: tuple[str, ...]
-    confidence: float
+    confidence: Confidence
     runbook_url: str = ""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A verdict in one sentence, and the causes in the order of their onset."""
+    """A verdict in one or a few sentences, and the causes in the order of their onset."""
 
     verdict: str
     causes: tuple[Cause, ...] = ()
@@ -45,21 +53,57 @@ class Diagnosis:
         return asdict(self)
 
 
-def diagnose(engine: Engine) -> Diagnosis:
-    """What the alerts of a run so far amount to."""
-    firing = [a for a in engine.history if a.state == "firing"]
-    fired = [a for a in firing if a.severity != "info"]
-    if not fired:
-        return Diagnosis(" ".join((_calm(engine), *dict.fromkeys(a.summary for a in firing))))
-    by_rule: dict[str, list[Alert]] = {}
-    for alert in fired:
-        by_rule.setdefault(alert.rule, []).append(alert)
-    groups = _ranked(list(by_rule.values()))
+class _Group:
+    """All incidents of one condition that are more than information. alerts: of the rules, that fired."""
+
+    def __init__(self, incidents: Sequence[Incident]) -> None:
+        self.incidents = sorted(incidents, key=lambda i: i.first_step)
+        self.name = incidents[0].condition
+        self.severity = worst_of(incidents)
+        self.alerts = [a for i in incidents for a in i.alerts if a.state == "firing" and a.severity != "info"]
+        self.alerts.sort(key=lambda a: (a.onset, a.step))
+        self.detected = next((i for i in self.incidents if "detector" in i.found_by), None)
+        self.layers = tuple(dict.fromkeys(a.layer for a in self.alerts if a.layer))
+
+    @property
+    def onset(self) -> int:
+        """The rules' onset is exact to the record; a detector may place a slow rise earlier."""
+        return min((a.onset for a in self.alerts), default=self.incidents[0].first_step)
+
+    @property
+    def first(self) -> Alert:
+        """The alert with the earliest onset."""
+        return self.alerts[0]
+
+
+def diagnose(
+    engine: Engine, incidents: Sequence[Incident] | None = None, spacing: float = 1.0, watched: bool = True
+) -> Diagnosis:
+    """What the incidents of a run amount to.
+
+    incidents: of the rules and of the detectors; without them those of the engine's alerts so far, as live. spacing:
+    steps between two records. watched: the log is stabwatch's own.
+    """
+    found = rule_incidents(engine.history) if incidents is None else incidents
+    by_name: dict[str, list[Incident]] = {}
+    for incident in found:
+        if incident.is_problem:
+            by_name.setdefault(incident.condition, []).append(incident)
+    notes = [a for i in found for a in i.alerts if not i.is_problem and a.state == "firing"]
+    if not by_name:
+        return Diagnosis(" ".join((_calm(engine), *dict.fromkeys(a.summary for a in notes if a.severity == "info"))))
+    groups = _ranked([_Group(mine) for mine in by_name.values()], TOGETHER * spacing)
     causes = [_cause(engine, group, place) for place, group in enumerate(groups)]
-    ordered = sorted(firing, key=lambda a: (a.onset, a.step))
-    loud, notes = ([a for a in ordered if (a.severity == "info") == quiet] for quiet in (False, True))
-    evidence = Evidence(loud, notes, engine.memory)
-    return Diagnosis(_verdict(groups, engine), tuple(_with_roots(evidence, causes)))
+    firing = sorted((a for group in groups for a in group.alerts), key=lambda a: (a.onset, a.step))
+    quiet = sorted((a for a in engine.history if a.severity == "info" and a.state == "firing"), key=_by_onset)
+    evidence = Evidence(firing, quiet, engine.memory, _onset(groups), spacing, watched)
+    causes = _with_roots(evidence, causes)
+    jump = _rate_jump(found, causes, _onset(groups), spacing)
+    return Diagnosis(_verdict(groups, engine), tuple([jump, *causes] if jump else causes))
+
+
+def _by_onset(alert: Alert) -> tuple[int, int]:
+    return alert.onset, alert.step
 
 
 def _calm(engine: Engine) -> str:
@@ -68,41 +112,36 @@ def _calm(engine: Engine) -> str:
     return f"Nothing left its normal range up to step {engine.last_step}."
 
 
-def _ranked(groups: list[list[Alert]]) -> list[list[Alert]]:
-    """By onset; onsets too close to tell apart (signals are sampled) by severity. A stopped process comes last."""
-    earliest = min(_onset(g) for g in groups)
+def _onset(groups: Sequence[_Group]) -> int:
+    """Where the first thing left its normal range; a process that stopped does not count beside others."""
+    return min((g.onset for g in groups if g.name != "TrainingStopped"), default=groups[0].onset)
 
-    def order(group: list[Alert]) -> tuple[bool, int, int, int]:
-        gravest = min(SEVERITIES.index(a.severity) for a in group)  # type: ignore[arg-type]
-        together = _onset(group) <= earliest + TOGETHER
-        return (group[0].rule == "TrainingStopped", 0 if together else _onset(group), gravest, _onset(group))
+
+def _ranked(groups: list[_Group], together: float) -> list[_Group]:
+    """By onset; onsets too close to distinguish (signals are sampled) by severity. A stopped process comes last."""
+    earliest = min(g.onset for g in groups)
+
+    def order(group: _Group) -> tuple[bool, int, int, int]:
+        near = group.onset <= earliest + together
+        return (group.name == "TrainingStopped", 0 if near else group.onset, rank(group.severity), group.onset)
 
     return sorted(groups, key=order)
 
 
-def _onset(group: list[Alert]) -> int:
-    return min(a.onset for a in group)
-
-
-def _first(group: list[Alert]) -> Alert:
-    return min(group, key=lambda a: (a.onset, a.step))
-
-
-def _layers(group: list[Alert]) -> tuple[str, ...]:
-    ordered = sorted(group, key=lambda a: (a.onset, a.step))
-    return tuple(dict.fromkeys(a.layer for a in ordered if a.layer))
-
-
-def _verdict(groups: list[list[Alert]], engine: Engine) -> str:
+def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     group = groups[0]
-    first, layers = _first(group), _layers(group)
+    known = _announced(engine, group.onset) + _guarded(engine)
+    if group.detected is not None and not group.layers:
+        also = [title_of(other.name).lower() if other.name in CONDITIONS else other.name for other in groups[1:]]
+        more = f" Also: {', '.join(also)}." if also else ""
+        return f"{group.detected.text}{more}{known}"
+    first, layers = group.first, group.layers
     where = f", first in layer {layers[0]}" if layers else ""
     others = f" {len(layers)} layers are affected." if len(layers) > 1 else ""
     summary = engine.rules[first.rule].summary.rstrip(".")
     still = any(a.rule == first.rule for a in engine.active)
-    over = "" if still else " It has calmed down since."
-    known = _announced(engine, first.onset) + _guarded(engine)
-    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(group)}{over}{known}"
+    over = "" if still else " It has returned to normal since."
+    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first)}{over}{known}"
 
 
 def _announced(engine: Engine, onset: int) -> str:
@@ -118,54 +157,75 @@ def _guarded(engine: Engine) -> str:
     return f" At step {done[-1][0]} the guard {done[-1][1]}{times}."
 
 
-def _loss_so_far(group: list[Alert]) -> str:
-    alert = _first(group)
+def _loss_so_far(alert: Alert) -> str:
     before, now = alert.context.get("loss_at_onset"), alert.context.get("loss")
-    if alert.rule in ("LossSpike", "LossShift", "LossDivergence") or before is None or now is None:
+    if alert.rule in _LOSS or before is None or now is None:
         return ""
     if abs(now - before) <= 0.25 * abs(before) or now < before:
         return f" The loss did not show it: {before:.3g} before, {now:.3g} when it fired."
     return f" The loss went from {before:.3g} to {now:.3g}."
 
 
-def _cause(engine: Engine, group: list[Alert], place: int) -> Cause:
-    first, rule = _first(group), engine.rules[group[0].rule]
-    critical = any(a.severity == "critical" for a in group)
+def _confidence(score: float, place: int) -> Confidence:
+    """Each earlier cause makes a later one less likely."""
+    return "likely" if score * 0.7**place >= LIKELY else "possible"
+
+
+def _cause(engine: Engine, group: _Group, place: int) -> Cause:
+    known = CONDITIONS.get(group.name)
+    rule = engine.rules.get(group.name)
+    declared = rule or known
+    title = _SPIKE_AFTER if place and group.name == "LossSpike" else declared.title if declared else group.name
+    evidence = [*_detected_evidence(group), *(_alert_evidence(group) if group.alerts else ())]
+    if group.alerts:
+        evidence += _batches(engine, group.first)
     return Cause(
-        name=rule.name,
-        title=rule.title,
-        since_step=first.onset,
-        layers=_layers(group),
-        evidence=(*_evidence(group), *_batches(engine, first)),
-        remedy=rule.remedy,
-        references=rule.references,
-        confidence=round((0.9 if critical else 0.6) * 0.7**place, 2),
-        runbook_url=rule.runbook_url,
+        name=group.name,
+        title=title,
+        since_step=group.onset,
+        layers=group.layers,
+        evidence=tuple(evidence),
+        remedy=declared.remedy if declared else (),
+        references=declared.references if declared else (),
+        confidence=_confidence(0.9 if group.severity == "critical" else 0.6, place),
+        runbook_url=declared.runbook_url if declared else "",
     )
 
 
-def _evidence(group: list[Alert]) -> tuple[str, ...]:
-    first = _first(group)
-    worst = max(group, key=lambda a: a.value if a.value is not None and math.isfinite(a.value) else -math.inf)
+def _detected_evidence(group: _Group) -> list[str]:
+    """What a detector saw in hindsight, the first time."""
+    if group.detected is None:
+        return []
+    seen = [i for i in group.incidents if "detector" in i.found_by]
+    line = f" Line {group.detected.line} of the log." if group.detected.line is not None else ""
+    times = f" It happened {len(seen)} times in this log." if len(seen) > 1 else ""
+    evidence = [e for e in group.detected.evidence if not e.startswith("Live: ")]  # the alert itself follows
+    return [f"{group.detected.text}{line}{times}", *evidence]
+
+
+def _alert_evidence(group: _Group) -> list[str]:
+    first, layers = group.first, group.layers
+    finite = [a for a in group.alerts if a.value is not None and math.isfinite(a.value)]
+    worst = max(finite, key=lambda a: a.value or 0.0, default=gravest(group.alerts))
     lines = [f"Step {first.onset}: left its normal range. Step {first.step}: {first.description}"]
     if worst is not first and worst.layer != first.layer:
         lines.append(f"Step {worst.step}: {worst.description}")
-    layers = _layers(group)
     if len(layers) > 1:
-        lines.append(
-            f"Order of the layers: {', '.join(layers[:6])}{f' and {len(layers) - 6} more' if len(layers) > 6 else ''}."
-        )
-    for name, words in (("loss", "loss"), ("gradient_norm_before_clip", "gradient norm before clipping")):
+        more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
+        lines.append(f"Order of the layers: {', '.join(layers[:6])}{more}.")
+    numbers = () if group.detected and not layers else ("loss", "gradient_norm_before_clip")
+    for name in numbers:
+        words = "loss" if name == "loss" else "gradient norm before clipping"
         before, now = first.context.get(f"{name}_at_onset"), first.context.get(name)
         if before is not None and now is not None:
-            lines.append(f"The {words} was {before:.4g} before the onset and {now:.4g} when this fired.")
+            lines.append(f"The {words} was {before:.4g} before the onset and {now:.4g} when the alert fired.")
     if first.rule == "NonFinite" and first.context.get("rank_nonfinite_max", 0) > 0:
         rank = first.context["rank_nonfinite_worst"]
         if rank >= 0:
             lines.append(f"Rank {rank:.0f} counted the most non-finite values at first.")
         else:
-            lines.append("When they were first counted every rank had some: which rank was the first, is not known.")
-    return tuple(lines)
+            lines.append("In the first step with non-finite values every rank had some. Which was first is not known.")
+    return lines
 
 
 def _batches(engine: Engine, first: Alert) -> tuple[str, ...]:
@@ -178,22 +238,39 @@ def _batches(engine: Engine, first: Alert) -> tuple[str, ...]:
 
 
 def _with_roots(evidence: Evidence, causes: list[Cause]) -> list[Cause]:
-    """What explains the alerts goes before them, or after the first of them where it only may."""
+    """What explains the alerts goes before them, or after the first of them where it is only possible."""
     leading: list[Cause] = []
     following: list[Cause] = []
     for root in ROOT_CAUSES:
         found = root.find(evidence)
         if found:
-            made = Cause(
-                name=root.name,
-                title=root.title,
-                since_step=found.since_step,
-                layers=found.layers,
-                evidence=found.evidence,
-                remedy=root.remedy,
-                references=root.references,
-                confidence=round(found.confidence * 0.7 ** len(leading), 2),
-                runbook_url=root.runbook_url,
-            )
-            (leading if found.leads else following).append(made)
+            (leading if found.leads else following).append(_root(root, found, len(leading)))
     return [*leading, *causes[:1], *following, *causes[1:]]
+
+
+def _root(root: RootCause, found: Found, place: int) -> Cause:
+    return Cause(
+        name=root.name,
+        title=root.title,
+        since_step=found.since_step,
+        layers=found.layers,
+        evidence=found.evidence,
+        remedy=root.remedy,
+        references=root.references,
+        confidence=_confidence(found.confidence, place),
+        runbook_url=root.runbook_url,
+    )
+
+
+def _rate_jump(found: Sequence[Incident], causes: Sequence[Cause], onset: int, spacing: float) -> Cause | None:
+    """A jump of the learning rate that only a detector saw, shortly before the first problem."""
+    name = "LearningRateSpike"
+    near = [i for i in found if i.condition == name and 0 <= onset - i.first_step <= RECENT * spacing]
+    if not near or any(cause.name == name for cause in causes):
+        return None
+    known, jump = CONDITIONS[name], near[0]
+    line = f" Line {jump.line} of the log." if jump.line is not None else ""
+    evidence = (f"{jump.text}{line}", *jump.evidence)
+    return Cause(
+        name, known.title, jump.first_step, (), evidence, known.remedy, known.references, "likely", known.runbook_url
+    )

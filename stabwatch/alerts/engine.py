@@ -24,15 +24,15 @@ from stabwatch.runlog import Event, RecordBatch, SeriesKey
 ENGINE_EVENTS = ("start", "end", "flight", "guard", "change")
 """Kinds of events that an engine looks at."""
 BASELINE_FEATURES = ("loss", "gradient_norm")
-"""Families whose past says nothing any more after a change that was announced."""
+"""Features that forget what was usual, when a change that was announced comes."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
 LONGEST_PAUSE_SECONDS = 1800.0
-"""Of pauses that a run came back from (evaluations, checkpoints), those that are longer say nothing of the next."""
+"""Of pauses that a run came back from (evaluations, checkpoints), those that are longer do not predict the next."""
 
 
 class RuleState:
-    """One rule over all layers of its family: hold, recovery and onset, each counted in measured points."""
+    """One rule over all layers of its feature: onset, firing and resolution, each counted in measured points."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -40,10 +40,10 @@ class RuleState:
         self.points_firing = np.zeros((len(rule.thresholds), 0), dtype=np.int64)
         self.points_normal = np.zeros(0, dtype=np.int64)
         self.level = np.zeros(0, dtype=np.int64)
-        """Index of the level that fires, len(levels) when none does."""
+        """Index of the threshold that is met, len(thresholds) when none is."""
         self.context: dict[int, dict[str, float]] = {}
         self._quiet = True
-        """No layer fires, holds, or is outside its normal range."""
+        """No layer fires, or is outside its normal range."""
 
     def grow(self, layers: int) -> None:
         """Make room for layers that appeared."""
@@ -56,17 +56,17 @@ class RuleState:
         self.level = np.append(self.level, np.full(more, len(self.rule.thresholds), dtype=np.int64))
 
     def update(self, step: int, gauges: dict[str, Array], context: dict[str, float]) -> list[tuple[int, int]]:
-        """Judge one record; gives (layer, level) of each transition, level == len(levels) for a resolution."""
+        """Judge one record; gives (layer, level) of each transition, level == len(thresholds) for a resolution."""
         self.grow(len(gauges["points"]))
-        outside = self._all(self.rule.abnormal, gauges)
-        if self._quiet and not np.count_nonzero(outside):
-            return []  # each level lies inside `outside`, so none can be met
+        abnormal = self._all(self.rule.abnormal, gauges)
+        if self._quiet and not np.count_nonzero(abnormal):
+            return []  # every threshold implies `abnormal`, so none can be met
         measured = ~np.isnan(gauges[self.rule.thresholds[0].when[0].gauge])
         judged = measured & (gauges["points"] >= self.rule.warm_up)
-        outside &= judged
-        if self._quiet and not np.count_nonzero(outside):
+        abnormal &= judged
+        if self._quiet and not np.count_nonzero(abnormal):
             return []
-        self._mark_onset(step, judged, outside, context)
+        self._mark_onset(step, judged, abnormal, context)
         fires = np.full(len(self.since), len(self.rule.thresholds))
         met_any = np.zeros(len(self.since), dtype=bool)
         for i, level in reversed(list(enumerate(self.rule.thresholds))):
@@ -80,18 +80,18 @@ class RuleState:
         return out
 
     def restart(self) -> None:
-        """The run goes on from an earlier step: what fires goes on firing until it is calm, what held begins anew."""
+        """The run goes on from an earlier step: what fires keeps firing until it is normal; other counts restart."""
         self.points_firing[:] = 0
         self.since[self.level == len(self.rule.thresholds)] = -1
 
     def _mark_onset(
-        self, step: int, judged: NDArray[np.bool_], outside: NDArray[np.bool_], context: dict[str, float]
+        self, step: int, judged: NDArray[np.bool_], abnormal: NDArray[np.bool_], context: dict[str, float]
     ) -> None:
         silent = self.level == len(self.rule.thresholds)
-        for layer in np.flatnonzero(outside & (self.since < 0)):
+        for layer in np.flatnonzero(abnormal & (self.since < 0)):
             self.since[layer] = step
             self.context[int(layer)] = dict(context)
-        self.since[judged & ~outside & silent] = -1
+        self.since[judged & ~abnormal & silent] = -1
 
     def _all(self, conditions: Sequence[Condition], gauges: dict[str, Array]) -> NDArray[np.bool_]:
         met = conditions[0].holds(gauges[conditions[0].gauge])
@@ -120,13 +120,13 @@ class Engine:
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
         self.rules = {r.name: r for r in rules}
-        self._families: dict[str, Feature] = {f.name: f for f in features()}
+        self._features: dict[str, Feature] = {f.name: f for f in features()}
         for rule in rules:
             if rule.family.startswith("signal:"):
-                self._families.setdefault(rule.family, PlainFeature(rule.family.removeprefix("signal:")))
+                self._features.setdefault(rule.family, PlainFeature(rule.family.removeprefix("signal:")))
         self._states = {r.name: RuleState(r) for r in rules if r.thresholds}
         self._judges = {
-            name: [state for state in self._states.values() if state.rule.family == name] for name in self._families
+            name: [state for state in self._states.values() if state.rule.family == name] for name in self._features
         }
         self._stopped = next((r for r in rules if r.family == "run"), None)
         self._firing: dict[tuple[str, str, str], Alert] = {}
@@ -149,11 +149,11 @@ class Engine:
 
     @property
     def derived(self) -> dict[SeriesKey, float]:
-        """The latest derived gauges; one that is no number any more is better absent than old."""
+        """The latest derived gauges; one that is no longer a number is absent rather than old."""
         return {
             SeriesKey(name, layer): value
-            for name, (family, kept) in self._derived.items()
-            for layer, value in zip(family.layers, kept.tolist(), strict=False)
+            for name, (feature, kept) in self._derived.items()
+            for layer, value in zip(feature.layers, kept.tolist(), strict=False)
             if math.isfinite(value)
         }
 
@@ -174,8 +174,8 @@ class Engine:
 
     def _bind(self, keys: tuple[SeriesKey, ...]) -> None:
         self._keys = keys
-        for family in self._families.values():
-            family.bind(keys)
+        for feature in self._features.values():
+            feature.bind(keys)
         self.memory.bind(keys)
 
     def _record(self, step: int, time: float, values: Array) -> list[Alert]:
@@ -192,15 +192,15 @@ class Engine:
         self.last_step, self._last_time = step, time
         self.memory.observe(step, values)
         out = self._resume(step, time)
-        for name, family in self._families.items():
-            gauges = family.update(step, values)
+        for name, feature in self._features.items():
+            gauges = feature.update(step, values)
             if gauges is None:
                 continue
-            self._keep(family, gauges)
+            self._keep(feature, gauges)
             for state in self._judges[name]:
                 for layer, level in state.update(step, gauges, before):
-                    if not _is_muted(state.rule, family.layers[layer]):
-                        out.append(self._transition(state, family, layer, level, step, time, gauges))
+                    if not _is_muted(state.rule, feature.layers[layer]):
+                        out.append(self._transition(state, feature, layer, level, step, time, gauges))
         self._history += out
         return out
 
@@ -209,31 +209,31 @@ class Engine:
         before = -1 if last is None or last >= step else last
         if any(before < change <= step for change in self._changes):
             for name in BASELINE_FEATURES:
-                self._families[name].restart()
+                self._features[name].restart()
 
     def _restart(self) -> None:
         """The run goes on from an earlier step, in the same folder: from a checkpoint, or from the beginning."""
-        for family in self._families.values():
-            family.restart()
+        for feature in self._features.values():
+            feature.restart()
         for state in self._states.values():
             state.restart()
         self.memory.restart()
 
-    def _keep(self, family: Feature, gauges: dict[str, Array]) -> None:
-        for gauge in family.gauges:
+    def _keep(self, feature: Feature, gauges: dict[str, Array]) -> None:
+        for gauge in feature.gauges:
             now = gauges[gauge.name]
             kept = self._derived.get(gauge.name)
             if kept is None or len(kept[1]) != len(now):
                 longer = np.full(len(now), np.nan)
                 if kept is not None:
                     longer[: len(kept[1])] = kept[1]
-                kept = self._derived[gauge.name] = (family, longer)
+                kept = self._derived[gauge.name] = (feature, longer)
             np.copyto(kept[1], now, where=~np.isnan(now))
 
     def _transition(
         self,
         state: RuleState,
-        family: Feature,
+        feature: Feature,
         layer: int,
         level: int,
         step: int,
@@ -241,9 +241,9 @@ class Engine:
         gauges: dict[str, Array],
     ) -> Alert:
         rule = state.rule
-        place = family.keys[layer] if isinstance(family, NonFiniteFeature) else None
-        signal = place.signal if place else family.signal
-        where = place.layer if place else family.layers[layer]
+        place = feature.keys[layer] if isinstance(feature, NonFiniteFeature) else None
+        signal = place.signal if place else feature.signal
+        where = place.layer if place else feature.layers[layer]
         key = (rule.name, signal, where)
         if level == len(rule.thresholds):
             alert = replace(self._firing.pop(key), state="resolved", step=step, time=time)

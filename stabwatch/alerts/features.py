@@ -1,4 +1,4 @@
-"""What the derived signals are made with: rings of measured points, columns by layer, medians and slopes."""
+"""Building blocks of derived signals: rolling windows, columns by layer, medians."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from stabwatch.runlog import SeriesKey
 
 @dataclass(frozen=True)
 class DerivedSignal:
-    """Declaration of one derived gauge; metric name and help come from here."""
+    """Declaration of one derived signal: its metric name, help, unit and scope."""
 
     name: str
     help: str
     unit: str = "1"
-    level: str = "layer"
+    scope: str = "layer"
 
     @property
     def metric(self) -> str:
@@ -31,7 +31,7 @@ class DerivedSignal:
 
 
 class Feature(Protocol):
-    """Turns raw signals into gauges over one axis of layers. `gauges` is the declaration."""
+    """Computes derived signals from measured ones, along one axis of layers. `gauges` declares them."""
 
     name: str
     signal: str
@@ -39,19 +39,19 @@ class Feature(Protocol):
 
     @property
     def layers(self) -> list[str]:
-        """The axis; layers are only ever added."""
+        """The axis. Layers are only added, never removed."""
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """Take the series of a slot table; layers seen before keep their past."""
+        """Bind to the series of a record layout. Layers seen before keep their state."""
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """One record: numbers by name, each (layers,), NaN where not measured; None when nothing was measured.
+        """Process one record. Returns numbers by name, each (layers,), NaN where not measured; None if none was.
 
-        Always there: every gauge, and `points`, how many points of each layer have been measured.
+        The result has every gauge, and `points`: the number of measured points of each layer.
         """
 
     def restart(self) -> None:
-        """Forget the past, keep the layers: the run goes on from an earlier step."""
+        """Clear the state and keep the layers: the run continues from an earlier step."""
 
 
 class RollingWindow:
@@ -63,7 +63,7 @@ class RollingWindow:
         self.count = np.zeros(0, dtype=np.int64)
 
     def grow(self, series: int) -> None:
-        """Make room for series that appeared."""
+        """Add rows for new series."""
         more = series - len(self.count)
         if more > 0:
             self.steps = np.pad(self.steps, ((0, more), (0, 0)), constant_values=np.nan)
@@ -75,7 +75,7 @@ class RollingWindow:
         self.steps[:], self.values[:], self.count[:] = np.nan, np.nan, 0
 
     def push(self, rows: NDArray[np.int64], step: float, values: Array) -> None:
-        """Append one point to each of some series."""
+        """Append one point to each of the given series."""
         at = self.count[rows] % self.values.shape[1]
         self.steps[rows, at] = step
         self.values[rows, at] = values
@@ -83,16 +83,16 @@ class RollingWindow:
 
 
 class LayerColumns:
-    """Columns of some signals by layer, robust to tables that change."""
+    """Columns of some signals by layer. The layout may change during a run."""
 
     def __init__(self, *signals: str) -> None:
         self.signals = signals
         self.layers: list[str] = []
         self._columns: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.int64]]] = {}
-        """Rows and columns by signal; no rows where the columns are those of all rows in order."""
+        """Rows and columns by signal; None for rows where the columns are those of all rows in order."""
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """Find the columns in a new table; layers that it lacks stay, unmeasured."""
+        """Find the columns in a new layout. Layers that it lacks stay and are not measured."""
         mine = [(key, column) for column, key in enumerate(keys) if key.signal in self.signals]
         self.layers = list(dict.fromkeys([*self.layers, *(key.layer for key, _ in mine)]))
         row = {layer: i for i, layer in enumerate(self.layers)}
@@ -103,7 +103,7 @@ class LayerColumns:
             self._columns[signal] = (None if whole else rows, columns)
 
     def of(self, signal: str, values: Array) -> Array:
-        """Values of one signal by layer, NaN where the table has no such series."""
+        """Values of one signal by layer, NaN where the layout has no such series."""
         rows, columns = self._columns[signal]
         if rows is None:
             return np.asarray(values[columns])
@@ -113,7 +113,7 @@ class LayerColumns:
 
 
 class RunFeature:
-    """A family whose only row is the run itself. What it says of a record is its `_observe`."""
+    """A feature with the run as its only row. Subclasses implement `_observe`."""
 
     gauges: tuple[DerivedSignal, ...] = ()
 
@@ -129,16 +129,16 @@ class RunFeature:
         return [""]
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         self._columns.bind(keys)
 
     def restart(self) -> None:
-        """See Family."""
+        """See Feature."""
         self._points = 0
         self._begin()
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+        """See Feature."""
         found = self._observe(values)
         if found is None:
             return None
@@ -146,14 +146,14 @@ class RunFeature:
         return {name: np.array([n]) for name, n in {**found, "points": float(self._points)}.items()}
 
     def _begin(self) -> None:
-        """Forget the past."""
+        """Clear the state."""
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        """Numbers of one record by name, every gauge among them; None when nothing was measured."""
+        """Numbers of one record by name, including every gauge; None when nothing was measured."""
         raise NotImplementedError
 
     def _one(self, signal: str, values: Array) -> float:
-        """A number of the run; NaN where there is none."""
+        """The value of a run-scope signal; NaN where there is none."""
         found = self._columns.of(signal, values)
         return float(found[0]) if len(found) else math.nan
 
@@ -162,17 +162,17 @@ WINDOW = 64
 
 
 class ScalarFeature(RunFeature):
-    """A run-level signal against the 64 points before it.
+    """A run-scope signal against the 64 points before it.
 
     robust z: (y - median) / (1.4826 MAD) with y = ln x; y = x while a point of the window is not positive.
-    The logarithm keeps heavy-tailed losses near zero from looking like spikes.
-    to median: 1 + (x - median) / |median|, so x / median wherever the median is positive.
+    With the logarithm, heavy-tailed losses near zero do not look like spikes.
+    to median: 1 + (x - median) / |median|, which is x / median where the median is positive.
     """
 
     def __init__(self, name: str, *signals: str) -> None:
         self.gauges = (
             DerivedSignal(
-                f"{name}_robust_z", f"Robust z-score of ln({name}) against its last {WINDOW} values.", level="run"
+                f"{name}_robust_z", f"Robust z-score of ln({name}) against its last {WINDOW} values.", scope="run"
             ),
             DerivedSignal(
                 f"{name}_to_median_ratio", f"{name} over the median of its last {WINDOW} values.", "ratio", "run"
@@ -193,7 +193,7 @@ class ScalarFeature(RunFeature):
         return numbers | {self.name: x}
 
     def _pick(self, values: Array) -> float:
-        """The first of the signals that is there; then always that one: norms before and after clipping differ."""
+        """The first signal that was measured, and then always that one: norms before and after clipping differ."""
         for signal in self._columns.signals:
             found = self._one(signal, values)
             if not math.isnan(found) and self._used in ("", signal):
@@ -207,7 +207,7 @@ class ScalarFeature(RunFeature):
 
 
 class PlainFeature:
-    """A signal as it is, and how far it has risen above its first value: a trained model may come with any."""
+    """A signal, and optionally its rise above its first value: a pretrained model may start with any value."""
 
     def __init__(self, signal: str, rise: DerivedSignal | None = None) -> None:
         self.name = self.signal = signal
@@ -222,18 +222,18 @@ class PlainFeature:
         return self._columns.layers
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         self._columns.bind(keys)
         more = len(self.layers) - len(self._first)
         self._first = np.append(self._first, np.full(more, np.nan))
         self._points = np.append(self._points, np.zeros(more))
 
     def restart(self) -> None:
-        """See Family."""
+        """See Feature."""
         self._first[:], self._points[:] = np.nan, 0
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+        """See Feature."""
         now = self._columns.of(self.signal, values)
         measured = ~np.isnan(now)
         if not measured.any():
@@ -244,10 +244,10 @@ class PlainFeature:
 
 
 class MedianFeature(RunFeature):
-    """The median over layers of a signal, each layer with its last value: the deep tier takes turns.
+    """The median over layers of a signal. Each layer counts with its last measured value (deep tier: round-robin).
 
-    to_peak: over its largest value so far, so that a learning rate that comes back to where it was is no jump.
-    rise: less the median of the layers' first values. jump: less the median at the point before.
+    to_peak: the median over its previous peak; a learning rate that returns to an earlier value is no jump.
+    rise: the median minus that of the layers' first values. jump: the median minus that of the previous point.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class MedianFeature(RunFeature):
         super().__init__(name, signal)
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         super().bind(keys)
         more = np.full(len(self._columns.layers) - len(self._last), np.nan)
         self._last, self._first = np.append(self._last, more), np.append(self._first, more)
@@ -294,5 +294,5 @@ class MedianFeature(RunFeature):
 
 
 def rising(signal: str) -> PlainFeature:
-    """A signal, and how far it has risen above its first value of the run."""
-    return PlainFeature(signal, DerivedSignal(f"{signal}_rise", f"{signal} less its first value of the run."))
+    """A signal, and its rise above its first value of the run."""
+    return PlainFeature(signal, DerivedSignal(f"{signal}_rise", f"{signal} minus its first value of the run."))

@@ -1,11 +1,61 @@
-"""Alert transitions folded into stretches: from the first step outside the normal range to the end of the alert."""
+"""What happened in a run, as incidents: of the rules (from their alerts) and of the detectors, in one form."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-from stabwatch.alerts.rule import SEVERITIES, Alert
+from stabwatch.alerts.rule import SEVERITIES, Alert, Severity
+
+Confidence = Literal["certain", "likely", "possible"]
+"""How sure an incident or a cause is. The words are ranks: nobody has calibrated a probability."""
+FoundBy = Literal["rule", "detector"]
+"""A rule sees one record after the other, as live. A detector sees the whole curve, in hindsight."""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One thing that happened in a run.
+
+    condition: name in the catalogue of conditions. text: one sentence. evidence: the numbers behind it.
+    signal, layers, rank: where; the layer that was affected first comes first. '' and None where it is the whole run.
+    first_step: first step outside the normal range. last_step: None if it lasts to the end of the log.
+    records: how many records it lasted, None where nobody counted. ratio: the worst value over the usual value
+    (seconds for a pause, steps for a restart), None where there is no such number.
+    line: of a text log, from 1. record: of a run folder, from 0.
+    found_by: both, where a rule and a detector saw the same thing. live_step: step at which the first alert fired,
+    None if no rule saw it. alerts: the transitions of the rules that belong to it; not part of the JSON.
+    """
+
+    condition: str
+    severity: Severity
+    first_step: int
+    last_step: int | None
+    text: str
+    confidence: Confidence = "likely"
+    evidence: tuple[str, ...] = ()
+    signal: str = ""
+    layers: tuple[str, ...] = ()
+    rank: int | None = None
+    records: int | None = None
+    ratio: float | None = None
+    line: int | None = None
+    record: int | None = None
+    found_by: tuple[FoundBy, ...] = ("detector",)
+    live_step: int | None = None
+    alerts: tuple[Alert, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def is_problem(self) -> bool:
+        """More than information."""
+        return self.severity != "info"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the alerts."""
+        data = asdict(self)
+        del data["alerts"]
+        return data
 
 
 @dataclass
@@ -13,7 +63,7 @@ class AlertSpan:
     """One rule on one series, from onset to resolution; its severity may change on the way.
 
     fired: step at which each severity was first reached. until: step of the resolution, None when it never came.
-    worst: the transition of the gravest severity.
+    worst: the transition of the gravest severity. alerts: all transitions.
     """
 
     rule: str
@@ -23,30 +73,78 @@ class AlertSpan:
     worst: Alert
     fired: dict[str, int] = field(default_factory=dict)
     until: int | None = None
+    alerts: list[Alert] = field(default_factory=list)
 
     @property
     def severity(self) -> str:
         """The gravest severity reached."""
         return self.worst.severity
 
+    @property
+    def fired_at(self) -> int:
+        """Step of the first alert."""
+        return min(self.fired.values())
+
 
 def alert_spans(history: Iterable[Alert]) -> list[AlertSpan]:
-    """Stretches by onset, from every transition of an engine in order."""
+    """Spans by onset, from every transition of an engine in order."""
     done: list[AlertSpan] = []
-    going: dict[tuple[str, str, str], AlertSpan] = {}
+    open_spans: dict[tuple[str, str, str], AlertSpan] = {}
     for alert in history:
         key = (alert.rule, alert.signal, alert.layer)
         if alert.state != "firing":
-            if key in going:
-                going.pop(key).until = alert.step
+            if key in open_spans:
+                span = open_spans.pop(key)
+                span.until = alert.step
+                span.alerts.append(alert)
             continue
-        if key not in going:
-            going[key] = AlertSpan(*key, alert.onset, alert)
-            done.append(going[key])
-        stretch = going[key]
-        stretch.fired.setdefault(alert.severity, alert.step)
-        stretch.worst = gravest([stretch.worst, alert])
-    return sorted(done, key=lambda s: (s.onset, min(s.fired.values())))
+        if key not in open_spans:
+            open_spans[key] = AlertSpan(*key, alert.onset, alert)
+            done.append(open_spans[key])
+        span = open_spans[key]
+        span.alerts.append(alert)
+        span.fired.setdefault(alert.severity, alert.step)
+        span.worst = gravest([span.worst, alert])
+    return sorted(done, key=lambda s: (s.onset, s.fired_at))
+
+
+def rule_incidents(history: Iterable[Alert]) -> list[Incident]:
+    """One incident for each rule, from the first layer that fires until none does; in the order of the alerts."""
+    spans = alert_spans(history)
+    found: list[Incident] = []
+    for rule in dict.fromkeys(span.rule for span in spans):
+        group: list[AlertSpan] = []
+        for span in sorted((s for s in spans if s.rule == rule), key=lambda s: s.fired_at):
+            if group and not any(s.until is None or s.until >= span.fired_at for s in group):
+                found.append(_incident(group))
+                group = []
+            group.append(span)
+        found.append(_incident(group))
+    return sorted(found, key=lambda incident: incident.live_step or 0)
+
+
+def _incident(group: Sequence[AlertSpan]) -> Incident:
+    worst = min(group, key=lambda s: rank(s.severity))
+    ends = [s.until for s in group if s.until is not None]
+    first = min(group, key=lambda s: (s.onset, s.fired_at))
+    apart = first.worst.context.get("replica_difference_rank", -1.0)
+    return Incident(
+        condition=worst.rule,
+        severity=_severity(worst.severity),
+        first_step=first.onset,
+        last_step=max(ends) if len(ends) == len(group) else None,
+        text=worst.worst.description,
+        signal=first.signal,
+        layers=tuple(dict.fromkeys(s.layer for s in sorted(group, key=lambda s: (s.onset, s.fired_at)) if s.layer)),
+        rank=int(apart) if apart >= 0 else None,
+        found_by=("rule",),
+        live_step=min(s.fired_at for s in group),
+        alerts=tuple(alert for span in group for alert in span.alerts),
+    )
+
+
+def _severity(name: str) -> Severity:
+    return next((severity for severity in SEVERITIES if severity == name), "info")
 
 
 def gravest(alerts: list[Alert]) -> Alert:
@@ -54,6 +152,11 @@ def gravest(alerts: list[Alert]) -> Alert:
     return min(alerts, key=lambda alert: rank(alert.severity))
 
 
+def worst_of(incidents: Iterable[Incident]) -> str:
+    """The gravest severity among incidents; 'calm' where none is more than information."""
+    return min((i.severity for i in incidents if i.is_problem), key=rank, default="calm")
+
+
 def rank(severity: str) -> int:
     """0 for the gravest severity; what is not known ranks last."""
-    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)  # type: ignore[arg-type]
+    return next((place for place, known in enumerate(SEVERITIES) if known == severity), len(SEVERITIES))

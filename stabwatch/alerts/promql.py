@@ -1,9 +1,9 @@
-"""The rules for Prometheus: groups of alerting and recording rules, as data; `scripts/generate` writes the file.
+"""The rules for Prometheus: groups of alerting and recording rules as data. `scripts/generate` writes the file.
 
-An alert reads the verdict of the agent's engine (`stabwatch_alerts_firing`), which counts measured points: a hold of
-three points or a median of sixteen cannot be told from samples every fifteen seconds. So both evaluators agree by
-construction. What fired and was over between two scrapes is seen by its counter (`stabwatch_rule_violations_total`).
-The recording rules hold the conditions themselves on the exported gauges, for panels and for thresholds of one's own.
+An alert reads the result of the agent's engine (`stabwatch_alerts_firing`), which counts measured points. PromQL could
+not count them from samples every fifteen seconds. So Prometheus and the agent always agree. An alert that fired and
+resolved between two scrapes is detected by its counter (`stabwatch_rule_violations_total`). The recording rules have
+the conditions themselves on the exported gauges, for panels and for custom thresholds.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ from stabwatch.alerts.catalogue import RULES
 from stabwatch.alerts.rule import RUNBOOKS, SEVERITIES, Rule, Severity
 
 BETWEEN = "2m"
-"""How far back a transition that no scrape saw is looked for: several scrape intervals."""
+"""How far back to look for an alert that no scrape saw: several scrape intervals."""
 KEEP = {"critical": "5m", "warning": "5m", "info": "1m"}
 
 _HEALTH: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "AgentDown", "warning", 'up{job="stabwatch"} == 0', "2m",
-        "An agent does not answer.",
-        "Nothing is known of the runs at {{ $labels.instance }}; start it again: stabwatch agent RUN.",
+        "A stabwatch agent does not answer.",
+        "The state of the run at {{ $labels.instance }} is unknown. Restart the agent: stabwatch agent RUN.",
     ),
     (
         "ProbeErrors", "warning", "increase(stabwatch_probe_errors_total[10m]) > 0", "0s",
         "A probe failed inside the training process.",
-        "It was caught, training goes on; after three failures the probe is off. stabwatch doctor RUN names it.",
+        "Training continues. After three failures the probe is switched off. `stabwatch doctor RUN` names it.",
     ),
     (
         "RecordsDropped", "warning", "increase(stabwatch_records_dropped_total[10m]) > 0", "0s",
         "Records could not be written to the run log.",
-        "Is the disk full, or the file system gone? What was dropped cannot be had again.",
+        "Check the disk and the file system. Dropped records are lost.",
     ),
     (
         "AgentErrors", "warning",
         "increase(stabwatch_agent_errors_total[10m]) > 0 or increase(stabwatch_collect_errors_total[10m]) > 0", "0s",
-        "An agent stumbled while it followed a run.",
-        "Some metrics may be missing; the agent's own output holds the traceback.",
+        "An agent had an internal error.",
+        "Some metrics may be missing. The traceback is in agent.log in the run folder.",
     ),
     (
         "OverheadOverBudget", "info", "stabwatch_overhead_ratio > 0.05", "10m",
         "stabwatch takes more than 5 % of the run's time.",
-        "The default budget is 1 %. every_step=True, or steps of a few milliseconds? See the runbook.",
+        "The default budget is 1 %. Usual reasons: every_step=True, or steps of a few milliseconds.",
     ),
     (
         "CoverageIncomplete", "info", "stabwatch_taps_missing > 0", "10m",
-        "Taps that should have shown something have not.",
-        "stabwatch doctor RUN says which, and why.",
+        "Some signals of the run could not be measured.",
+        "`stabwatch doctor RUN` lists them with the reasons.",
     ),
     (
         "SeriesDropped", "info", "stabwatch_series_dropped_total > 0", "10m",
-        "Series are not exported because the agent's cap is reached.",
-        "All of them are in the run log; alerts are not cut. cardinality='block' exports blocks in place of layers.",
+        "Series are not exported, because the agent has reached its limit.",
+        "The run log has all of them, and all alerts work. cardinality='block' exports blocks, not layers.",
     ),
 )  # fmt: skip
-"""Name, severity, expression, for, summary, description: the health of stabwatch itself."""
+"""Name, severity, expression, for, summary, description of the alerts about stabwatch itself."""
 
 
 def groups(rules: tuple[Rule, ...] = RULES) -> dict[str, Any]:
@@ -70,28 +70,28 @@ def groups(rules: tuple[Rule, ...] = RULES) -> dict[str, Any]:
 
 
 def severities(rule: Rule) -> tuple[Severity, ...]:
-    """The severities that a rule can reach, the gravest first."""
+    """The severities that a rule can reach, the most severe first."""
     found = {level.severity for level in rule.thresholds} or {"critical", "warning"}
     return tuple(s for s in SEVERITIES if s in found)
 
 
 def _alerts(rule: Rule) -> list[dict[str, Any]]:
     reach = severities(rule)
-    loud = [s for s in reach if s != "info"]
-    return [_alert(rule, severity, missed=bool(loud) and severity == loud[-1]) for severity in reach]
+    above_info = [s for s in reach if s != "info"]
+    return [_alert(rule, severity, missed=severity in above_info[-1:]) for severity in reach]
 
 
 def _alert(rule: Rule, severity: Severity, missed: bool) -> dict[str, Any]:
-    """missed: it also speaks for what fired and was over between two scrapes."""
-    verdict = f'max by (run, layer) (stabwatch_alerts_firing{{rule="{rule.name}", severity="{severity}"}}) == 1'
+    """missed: it also covers alerts that fired and resolved between two scrapes."""
+    fires = f'max by (run, layer) (stabwatch_alerts_firing{{rule="{rule.name}", severity="{severity}"}}) == 1'
     counter = f'stabwatch_rule_violations_total{{rule="{rule.name}"}}'
-    over = (
+    resolved = (
         f"max by (run, layer) (increase({counter}[{BETWEEN}])) > 0\n"
         f"or max by (run, layer) ({counter} unless {counter} offset {BETWEEN}) > 0"
     )
     return {
         "alert": rule.alert,
-        "expr": f"{verdict}\nor {over}" if missed else verdict,
+        "expr": f"{fires}\nor {resolved}" if missed else fires,
         "keep_firing_for": KEEP[severity],
         "labels": {"severity": severity},
         "annotations": annotations_of(
@@ -101,7 +101,7 @@ def _alert(rule: Rule, severity: Severity, missed: bool) -> dict[str, Any]:
 
 
 def annotations_of(rule: Rule, severity: str, run: str, place: str) -> dict[str, str]:
-    """The annotations of an alert. place: 'Layer x. ', or nothing."""
+    """The annotations of an alert. place: 'Layer x. ', or empty."""
     summary = next((level.summary for level in rule.thresholds if level.severity == severity and level.summary), "")
     return {
         "summary": f"{summary or rule.summary} Run {run}",
@@ -126,7 +126,7 @@ def _health(name: str, severity: str, expr: str, wait: str, summary: str, descri
 
 
 def _records(rules: tuple[Rule, ...]) -> list[dict[str, Any]]:
-    """Alerts by run and severity; and of each rule, the gauges of its gravest level where its conditions hold."""
+    """Number of alerts by run and severity; and for each rule, its gauges while they are abnormal."""
     out = [
         {
             "record": "run_severity:stabwatch_alerts_firing:sum",
@@ -135,7 +135,7 @@ def _records(rules: tuple[Rule, ...]) -> list[dict[str, Any]]:
     ]
     for rule in rules:
         if rule.thresholds and rule.family != "nonfinite":
-            out.append({"record": f"run_layer:stabwatch_{_snake(rule.name)}:outside", "expr": _condition(rule)})
+            out.append({"record": f"run_layer:stabwatch_{_snake(rule.name)}:abnormal", "expr": _condition(rule)})
     return out
 
 

@@ -16,7 +16,7 @@ LARGE_UPDATE = 0.1
 HUGE_UPDATE = 0.5
 """A step that replaces half of the weights explains whatever follows."""
 RECENT = 32
-"""Steps after a jump of the learning rate in which trouble is put down to it."""
+"""Steps after a jump of the learning rate in which a problem is attributed to it."""
 _JUMPS = ("LossSpike", "LossShift")
 HALF_LARGEST = 65504.0
 NEAR_OVERFLOW = HALF_LARGEST / 64
@@ -25,19 +25,34 @@ NEAR_OVERFLOW = HALF_LARGEST / 64
 
 @dataclass(frozen=True)
 class Evidence:
-    """All alerts above information, in order of onset, those of information, and the engine's memory.
+    """What a root cause is looked for in.
 
-    There is one alert above information at least.
+    alerts: all alerts above information, in order of onset; none where only detectors found something. notes: those of
+    information. onset: step at which the first thing left its normal range; a process that stopped does not count.
+    spacing: steps between two records. watched: the log is stabwatch's own, not that of another trainer.
     """
 
     alerts: Sequence[Alert]
     notes: Sequence[Alert]
     memory: RunContext
+    onset: int
+    spacing: float = 1.0
+    watched: bool = True
 
     @property
-    def onset(self) -> int:
-        """Step at which the first thing left its normal range; a process that stopped is no such thing."""
-        return min((a.onset for a in self.alerts if a.rule != "TrainingStopped"), default=self.alerts[0].onset)
+    def together(self) -> float:
+        """Steps within which the order of two onsets means nothing."""
+        return TOGETHER * self.spacing
+
+    @property
+    def recent(self) -> float:
+        """Steps after a jump of the learning rate in which a problem is attributed to it."""
+        return RECENT * self.spacing
+
+    @property
+    def context(self) -> dict[str, float]:
+        """Numbers of the run when the first alert fired; empty without an alert."""
+        return self.alerts[0].context if self.alerts else {}
 
     def of(self, *rules: str) -> list[Alert]:
         """Alerts of some rules."""
@@ -45,12 +60,12 @@ class Evidence:
 
     def begins_with(self, *rules: str) -> bool:
         """Did one of them leave its range when, or just after, the first thing did?"""
-        return any(a.onset <= self.onset + TOGETHER for a in self.of(*rules))
+        return any(a.onset <= self.onset + self.together for a in self.of(*rules))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a cause found for itself. leads: it comes before the causes that the rules name, else after the first."""
+    """What speaks for a root cause. leads: it comes before the causes that the rules name, else after the first."""
 
     since_step: int
     evidence: tuple[str, ...]
@@ -71,12 +86,12 @@ class RootCause:
 
     @property
     def runbook_url(self) -> str:
-        """Page for whoever is woken up."""
+        """Page that explains what to do."""
         return f"{RUNBOOKS}/{self.name}.md"
 
 
 def _one_rank(e: Evidence) -> Found | None:
-    apart = [a for a in e.of("ReplicasDiffer") if a.step <= e.onset + TOGETHER]
+    apart = [a for a in e.of("ReplicasDiffer") if a.step <= e.onset + e.together]
     if not apart:
         return None
     first = min(apart, key=lambda a: a.step)
@@ -136,7 +151,7 @@ def _overflow(e: Evidence) -> Found | None:
     if not e.of("NonFinite") or not NEAR_OVERFLOW <= largest <= HALF_LARGEST:
         return None
     first = min(e.of("NonFinite"), key=lambda a: a.step)
-    if e.onset < first.step - RECENT and not e.begins_with("ActivationOutlierGrowth", "UpdateTooLarge", "NonFinite"):
+    if e.onset < first.step - e.recent and not e.begins_with("ActivationOutlierGrowth", "UpdateTooLarge", "NonFinite"):
         return None
     return Found(
         first.onset,
@@ -150,7 +165,7 @@ def _overflow(e: Evidence) -> Found | None:
 
 
 def _underflow(e: Evidence) -> Found | None:
-    found = [a for a in e.of("GradientUnderflow", "LossScaleCollapse") if a.onset <= e.onset + TOGETHER]
+    found = [a for a in e.of("GradientUnderflow", "LossScaleCollapse") if a.onset <= e.onset + e.together]
     if not found:
         return None
     first = min(found, key=lambda a: a.onset)
@@ -160,7 +175,7 @@ def _underflow(e: Evidence) -> Found | None:
 
 
 def _rate_spike(e: Evidence) -> Found | None:
-    jumps = [j for j in e.memory.rate_jumps if j.step <= e.onset + 1 and e.onset - j.step <= RECENT]
+    jumps = [j for j in e.memory.rate_jumps if j.step <= e.onset + e.spacing and e.onset - j.step <= e.recent]
     if not jumps:
         return None
     jump = jumps[-1]
@@ -174,9 +189,9 @@ def _rate_spike(e: Evidence) -> Found | None:
 def _rate_too_high(e: Evidence) -> Found | None:
     if _first_is_non_finite(e) or _rate_spike(e):
         return None
-    alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + TOGETHER), None)
+    alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + e.together), None)
     peaks = [p for p in e.memory.update_peaks if p.step <= e.onset and p.ratio >= LARGE_UPDATE]
-    rate = e.alerts[0].context.get("learning_rate")
+    rate = e.context.get("learning_rate")
     lines = []
     if peaks:
         peak = peaks[-1]
@@ -187,7 +202,7 @@ def _rate_too_high(e: Evidence) -> Found | None:
     if rate is not None and (alert or peaks):
         lines.append(f"The learning rate was {rate:.3g}.")
     step, first = e.memory.rate_at
-    worse = next((a for a in e.of("LossRisesWithRate") if a.onset <= e.onset + TOGETHER), None)
+    worse = next((a for a in e.of("LossRisesWithRate") if a.onset <= e.onset + e.together), None)
     if worse is not None:
         lines.append(f"Step {worse.step}: {worse.description}")
     climbed = rate is not None and rate > 3 * first and _at_its_highest(e)
@@ -202,7 +217,7 @@ def _rate_too_high(e: Evidence) -> Found | None:
 
 def _stale_moment(e: Evidence) -> Found | None:
     notes = [a for a in (*e.notes, *e.alerts) if a.rule == "AdamStepTooLarge"]
-    alerts = [a for a in notes if abs(a.onset - e.onset) <= TOGETHER]
+    alerts = [a for a in notes if abs(a.onset - e.onset) <= e.together]
     if not alerts or _rate_spike(e) or _data_first(e) or _first_is_non_finite(e):
         return None
     first = alerts[0]
@@ -211,7 +226,7 @@ def _stale_moment(e: Evidence) -> Found | None:
 
 def _recurrent(e: Evidence) -> Found | None:
     grown = {name: pair for name, pair in e.memory.recurrent.items() if pair[1] > 1}
-    exploded = [a for a in e.of("GradientNormExplosion") if a.onset <= e.onset + TOGETHER]
+    exploded = [a for a in e.of("GradientNormExplosion") if a.onset <= e.onset + e.together]
     if not grown or not exploded or _rate_spike(e) or _data_first(e) or _first_is_non_finite(e) or _stale_moment(e):
         return None
     name, (first, now) = max(grown.items(), key=lambda item: item[1][1])
@@ -224,7 +239,7 @@ def _recurrent(e: Evidence) -> Found | None:
 
 
 def _bad_batch(e: Evidence) -> Found | None:
-    if not _data_first(e):
+    if not e.watched or not _data_first(e):
         return None
     spike = min(e.of(*_JUMPS), key=lambda a: a.onset)
     before, now = spike.context.get("loss_at_onset"), spike.context.get("loss")
@@ -232,20 +247,24 @@ def _bad_batch(e: Evidence) -> Found | None:
     rate = "while the learning rate climbed" if climbs else "at a usual learning rate"
     lines = [f"Step {spike.onset}: the loss jumped before any large step was taken, {rate}."]
     if not climbs:
-        lines.append("Weights that were good a step earlier do not explain it; the batch does.")
+        lines.append(
+            "Weights that were good a step earlier do not explain it; the batch does."
+            if e.memory.update_peaks
+            else "The sizes of the updates were not measured, so the weights are not excluded as the cause."
+        )
     if before is not None and now is not None:
         lines.append(f"The loss was {before:.4g} before, {now:.4g} at step {spike.step}.")
     return Found(spike.onset, tuple(lines), confidence=0.4 if climbs else 0.7, leads=not climbs)
 
 
 def _at_its_highest(e: Evidence) -> bool:
-    rate, largest = (e.alerts[0].context.get(name) for name in ("learning_rate", "learning_rate_largest"))
+    rate, largest = (e.context.get(name) for name in ("learning_rate", "learning_rate_largest"))
     return rate is not None and largest is not None and rate >= 0.99 * largest
 
 
 def _climbs(e: Evidence) -> bool:
     """The learning rate is where it never was before: that is the likelier cause of whatever happens."""
-    rate, earlier = (e.alerts[0].context.get(name) for name in ("learning_rate", "learning_rate_earlier"))
+    rate, earlier = (e.context.get(name) for name in ("learning_rate", "learning_rate_earlier"))
     return rate is not None and earlier is not None and rate > 1.01 * earlier and _at_its_highest(e)
 
 
@@ -255,10 +274,10 @@ def _data_first(e: Evidence) -> bool:
     if not spikes or _rate_spike(e) or _hardware(e) or e.of("NonFinite"):
         return False
     onset = min(a.onset for a in spikes)
-    if onset > e.onset + TOGETHER:
+    if onset > e.onset + e.together:
         return False
     model = [a for a in e.alerts if a.rule not in (*_JUMPS, "LossDivergence", "TrainingStopped")]
-    large = [p for p in e.memory.update_peaks if onset - RECENT <= p.step < onset and p.ratio >= LARGE_UPDATE]
+    large = [p for p in e.memory.update_peaks if onset - e.recent <= p.step < onset and p.ratio >= LARGE_UPDATE]
     return not large and all(a.onset >= onset for a in model)
 
 

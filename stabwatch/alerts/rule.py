@@ -51,13 +51,13 @@ class Threshold:
 class Rule:
     """One entry of the catalogue.
 
-    title: the cause that it stands for, in a diagnosis.
-    family: the group of derived gauges that the rule looks at (see `derived.py`); its series share a layer axis.
-    levels: by severity, the gravest first. outside: the conditions that mean 'outside the normal range'; each level
-    lies inside them, and the first step of the unbroken stretch outside is the onset.
-    A point is judged where the first gauge of the first level was measured.
-    warm_up: measured points of a series before it is judged. recover: calm measured points that resolve an alert.
-    source: where the threshold comes from.
+    title: the cause that it indicates, in a diagnosis.
+    family: the group of derived gauges that the rule looks at (see `themes/`); its series share a layer axis.
+    thresholds: by severity, the gravest first. abnormal: the conditions that mean 'outside the normal range'; each
+    threshold implies them, and the first step of the unbroken span outside is the onset.
+    A point is judged where the first gauge of the first threshold was measured.
+    warm_up: measured points of a series before it is judged. resolve_after: normal measured points that resolve
+    an alert. source: where the threshold comes from.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Rule:
 
     @property
     def runbook_url(self) -> str:
-        """Page for whoever is woken up."""
+        """Page that explains what to do."""
         return f"{RUNBOOKS}/{self.name}.md"
 
 
@@ -128,7 +128,7 @@ class Alert:
 
     @property
     def runbook_url(self) -> str:
-        """Page for whoever is woken up."""
+        """Page that explains what to do."""
         return f"{RUNBOOKS}/{self.rule}.md"
 
     def to_event(self) -> Event:

@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 
 
 def median(values: Array) -> float:
-    """Median of finite numbers; NaN of none. (np.median costs ten times as much on a few dozen numbers.)"""
+    """Median of finite numbers; NaN for none. (np.median takes ten times as long on a few dozen numbers.)"""
     n = len(values)
     if not n:
         return math.nan
@@ -21,7 +21,7 @@ def median(values: Array) -> float:
 
 
 def column_medians(columns: Array) -> Array:
-    """Lower median of the numbers of each column that are not NaN; NaN of none. columns: (points, series)."""
+    """Lower median of each column, without its NaNs; NaN for none. columns: (points, series)."""
     ordered = np.sort(columns, axis=0)
     return ordered[((~np.isnan(columns)).sum(axis=0) - 1) // 2, np.arange(columns.shape[1])]
 
@@ -32,10 +32,10 @@ def robust_spread(values: Array) -> float:
 
 
 def exceeds(some: Array, others: Array) -> float:
-    """Share of all pairs in which one of `some` is the larger, ties as halves (Mann-Whitney's U over all pairs).
+    """Share of all pairs in which the value of `some` is larger, ties as halves (Mann-Whitney U over all pairs).
 
-    0.5 where there is no difference, 1 where every one is larger than every other. It knows no scale, and no outlier
-    moves it far.
+    0.5: no difference. 1: every value of `some` exceeds every one of `others`. It has no scale and is robust to
+    outliers.
     """
     difference = some[:, None] - others[None, :]
     ties = difference.size - np.count_nonzero(difference)
@@ -43,7 +43,7 @@ def exceeds(some: Array, others: Array) -> float:
 
 
 def slope(steps: Array, values: Array) -> Array:
-    """Least-squares slope of each row over its measured points; NaN below four."""
+    """Least-squares slope of each row over its measured points; NaN for fewer than four."""
     seen = ~np.isnan(values)
     n = seen.sum(axis=1)
     x = np.where(seen, steps, 0.0)
@@ -63,11 +63,11 @@ TINY = 1e-30
 
 
 LEAST_SPREAD = 0.02
-"""Scatter below 2% counts as 2%: a deterministic series has no spread of its own."""
+"""A spread below 2% counts as 2%, because a deterministic series has none."""
 
 
 def against(past: Array, x: float) -> tuple[float, float]:
-    """Robust z and ratio to the median of a value against its past; NaN below eight points."""
+    """Robust z-score of a value and its ratio to the median of its past; NaN for fewer than eight points."""
     if len(past) < LEAST_PAST:
         return math.nan, math.nan
     centre = median(past)
@@ -79,13 +79,15 @@ def against(past: Array, x: float) -> tuple[float, float]:
 
 
 def _ratio(x: float, centre: float) -> float:
-    """x over centre where that is positive."""
+    """x / centre where the centre is positive."""
     return 1 + (x - centre) / max(abs(centre), TINY)
 
 
 def shifted(past: Array, now: Array) -> tuple[float, float]:
-    """Share of pairs in which a value of now exceeds one of the past, and the ratio of their medians; NaN below eight
-    points."""
+    """Share of pairs in which a value of now exceeds one of the past, and the ratio of their medians.
+
+    NaN for fewer than eight points.
+    """
     if len(past) < LEAST_PAST:
         return math.nan, math.nan
     return exceeds(now, past), _ratio(median(now), median(past))

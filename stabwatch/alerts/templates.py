@@ -68,3 +68,10 @@ def _some(value: object) -> str:
     numbers = _list(value)
     rest = len(numbers) - _SHOWN
     return ", ".join(str(n) for n in numbers[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def format_seconds(amount: float) -> str:
+    """'45 s', '12 min', '3.5 h'."""
+    if amount < 120:
+        return f"{amount:.3g} s"
+    return f"{amount / 60:.0f} min" if amount < 7200 else f"{amount / 3600:.1f} h"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -14,16 +14,18 @@ from stabwatch.runlog import Event, RecordBatch
 from stabwatch.runlog.source import BATCH_RECORDS, Source, record_slice
 
 
-def timeline(log: Source, said: Iterable[Event], every: float | None = None) -> Iterator[RecordBatch | Event]:
-    """Records, and those of the events that were `said` which an engine looks at; each after the records of its time.
+def timeline(
+    log: Source, events: Iterable[Event], kinds: Collection[str] | None = ENGINE_EVENTS
+) -> Iterator[RecordBatch | Event]:
+    """Records and events in the order of time; an event follows the records of its time.
 
-    Changes that were announced come first of all: an engine waits for their steps. A block ends where the run was
-    silent, and where a multiple of `every` seconds has passed.
+    kinds: of the events to keep; None for all. Announced changes come first: an engine waits for their steps.
+    A batch ends where the run was silent.
     """
-    heard = sorted((e for e in said if e.kind in ENGINE_EVENTS), key=lambda e: e.time)
-    yield from (e for e in heard if e.kind == "change")
-    events = [e for e in heard if e.kind != "change"]
-    for block in _pieces(log, every):
+    kept = sorted((e for e in events if kinds is None or e.kind in kinds), key=lambda e: e.time)
+    yield from (e for e in kept if e.kind == "change")
+    events = [e for e in kept if e.kind != "change"]
+    for block in _pieces(log):
         done = 0
         while events and events[0].time < block.times[-1]:
             cut = int(np.searchsorted(block.times[done:], events[0].time, side="right")) + done
@@ -47,11 +49,9 @@ def lead(engine: Engine, item: RecordBatch | Event) -> list[Alert]:
     return alerts + (engine.observe_event(item) if isinstance(item, Event) else engine.observe(item))
 
 
-def _pieces(log: Source, every: float | None) -> Iterator[RecordBatch]:
+def _pieces(log: Source) -> Iterator[RecordBatch]:
     for block in log.stream():
         apart = np.diff(block.times) > STALL_SECONDS
-        if every is not None:
-            apart |= np.diff(np.ceil(block.times / every)) > 0
         cuts = {*(np.flatnonzero(apart) + 1).tolist(), *range(0, len(block), BATCH_RECORDS), len(block)}
         for start, stop in pairwise(sorted(cuts)):
             yield record_slice(block, start, stop)

@@ -1,4 +1,4 @@
-"""YAML with line numbers: mappings whose mistakes are told with the line they stand on."""
+"""YAML with line numbers: mappings whose errors name their line."""
 
 from __future__ import annotations
 

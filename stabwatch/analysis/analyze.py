@@ -1,139 +1,202 @@
-"""Post-hoc: the rules over a whole run log, exactly as live, and what the log says besides."""
+"""One analysis for every log: rules exactly as live, detectors in hindsight, one list of incidents, one diagnosis."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stabwatch.alerts import Alert, Diagnosis, Engine, diagnose
+from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
+from stabwatch.alerts.incidents import Incident, rule_incidents
+from stabwatch.alerts.timeline import lead, timeline
+from stabwatch.analysis.detectors.segments import segments
+from stabwatch.analysis.hindsight import in_hindsight
+from stabwatch.analysis.limitations import limitations, watched_limitations
+from stabwatch.analysis.readers.log import Column, LogRun
+from stabwatch.analysis.readers.records import ForeignLog
+from stabwatch.analysis.run_curves import RunCurves
+from stabwatch.analysis.sources import open_source
 from stabwatch.analysis.summaries import SeriesSummary, Summaries
-from stabwatch.runlog import Event, Meta, RecordBatch, Run, RunLog, find_run, plain
+from stabwatch.errors import RunLogError
+from stabwatch.runlog import Event, Run, plain
 from stabwatch.runlog.downsample import Downsampled
-from stabwatch.runlog.source import BATCH_RECORDS, Source, record_slice
+from stabwatch.runlog.source import Source
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of `analyze --json`: docs/json.md and docs/analysis.schema.json."""
+RUN_FOLDER = "stabwatch run folder"
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a run log says.
+    """What a log says of one run; of a run folder or of another trainer's log.
 
-    steps: recorded steps. duration: seconds from the first record to the last. ended: reason of the end event, None
-    when there is none. coverage: {'taps', 'fired', 'missing'} of the last coverage event. errors: probe errors.
-    damaged_records, bad_event_lines: stepped over while reading; torn_bytes: at the end, no whole record.
+    form: what the log was read as. notes: what its reader recognised, guessed and left out. records: of training.
+    duration: seconds from the first record to the last, NaN without times. ended: reason of the end event, None when
+    there is none. incidents: of rules and detectors, by first step. alerts: every transition of the rules, as live.
+    limitations: what the log cannot show, in words. coverage: data of the last coverage event. errors: of probes.
+    window: steps that a record of `run` represents.
+    run: the records, merged where they are many, for charts. curves: what the detectors saw.
     """
 
-    path: Path
-    meta: Meta
-    steps: int
+    name: str
+    form: str
+    notes: tuple[str, ...]
+    records: int
     first_step: int | None
     last_step: int | None
     duration: float
     ended: str | None
+    incidents: tuple[Incident, ...]
     diagnosis: Diagnosis
     alerts: tuple[Alert, ...]
     series: tuple[SeriesSummary, ...]
+    limitations: tuple[str, ...]
     coverage: dict[str, Any]
     errors: tuple[dict[str, Any], ...]
-    damaged_records: int = 0
-    bad_event_lines: int = 0
-    torn_bytes: int = 0
+    window: int
+    run: Run = field(repr=False, compare=False)
+    curves: LogRun = field(repr=False, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """Where the log is."""
+        return self.run.path
+
+    @property
+    def is_run_folder(self) -> bool:
+        """Whether stabwatch watched this run, and so measured by layer."""
+        return self.form == RUN_FOLDER
+
+    @property
+    def calm(self) -> bool:
+        """No incident that is more than information."""
+        return not any(incident.is_problem for incident in self.incidents)
 
     @property
     def exit_code(self) -> int:
-        """0 calm, 1 something fired that is more than information."""
-        return int(any(a.state == "firing" and a.severity in ("warning", "critical") for a in self.alerts))
+        """0 calm, 1 an incident that is more than information."""
+        return int(not self.calm)
+
+    @property
+    def loss(self) -> Column | None:
+        """The column that was judged as the loss."""
+        return self.curves.of("loss") or self.curves.of("eval_loss")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; numbers that are not finite are None."""
-        data = {
-            "schema": SCHEMA_VERSION,
-            "run": asdict(self.meta),
-            "path": str(self.path),
-            "steps": self.steps,
-            "first_step": self.first_step,
-            "last_step": self.last_step,
-            "duration_seconds": self.duration,
-            "ended": self.ended,
-            "calm": self.exit_code == 0,
-            "diagnosis": self.diagnosis.to_dict(),
-            "alerts": [a.to_dict() for a in self.alerts],
-            "series": [asdict(s) for s in self.series],
-            "coverage": self.coverage,
-            "errors": list(self.errors),
-            "damaged_records": self.damaged_records,
-            "bad_event_lines": self.bad_event_lines,
-            "torn_bytes": self.torn_bytes,
-        }
-        return plain(data)
+        """Plain data for JSON, as docs/json.md describes it; numbers that are not finite are None."""
+        run, curves = self.run, self.curves
+        return plain(
+            {
+                "name": self.name,
+                "path": str(self.path),
+                "format": self.form,
+                "notes": list(self.notes),
+                "records": self.records,
+                "step_unit": curves.step_unit,
+                "first_step": self.first_step,
+                "last_step": self.last_step,
+                "duration_seconds": self.duration,
+                "ended": self.ended,
+                "calm": self.calm,
+                "diagnosis": self.diagnosis.to_dict(),
+                "incidents": [incident.to_dict() for incident in self.incidents],
+                "alerts": [alert.to_dict() for alert in self.alerts],
+                "series": [asdict(s) for s in self.series],
+                "loss": None if self.loss is None else self.loss.name,
+                "columns": [{"name": c.name, "role": c.role, "points": len(c)} for c in curves.columns],
+                "limitations": list(self.limitations),
+                "coverage": self.coverage,
+                "errors": list(self.errors),
+                "damaged_records": run.damaged_records,
+                "bad_event_lines": run.bad_event_lines,
+                "torn_bytes": run.torn_bytes,
+                "meta": asdict(run.meta) if self.is_run_folder else None,
+            }
+        )
+
+
+def document(analyses: Iterable[Analysis], unreadable: Sequence[tuple[Path, str]] = ()) -> dict[str, Any]:
+    """The JSON document of some analyses, and of paths that could not be read with the reason."""
+    runs = list(analyses)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "calm": all(run.calm for run in runs),
+        "runs": [run.to_dict() for run in runs],
+        "unreadable": [{"path": str(path), "error": error} for path, error in unreadable],
+    }
 
 
 def analyze(path: str | Path) -> Analysis:
-    """Analyse a run folder, or the newest one inside a folder. Raises RunLogError."""
-    return analyze_log(RunLog(find_run(path)))[0]
+    """Analyse a run folder, the newest one inside a folder, or a log with one run. Raises RunLogError and LogError."""
+    found = open_source(Path(path))
+    if len(found) != 1:
+        raise RunLogError(f"{path} holds {len(found)} runs; open_source gives each.")
+    return analyze_source(found[0])
 
 
-def analyze_log(log: Source, progress: Callable[[Source], None] | None = None) -> tuple[Analysis, Run]:
-    """Analyse a run log that is streamed; gives also the run, its records merged where they are many, for the curves.
-
-    Raises RunLogError.
-    """
-    kept, events = Downsampled(), tuple(log.poll_events())
-
-    def blocks() -> Iterator[RecordBatch]:
-        for block in log.stream():
-            for start in range(0, len(block), BATCH_RECORDS):
-                piece = record_slice(block, start, start + BATCH_RECORDS)
-                kept.add(piece)
-                yield piece
-            if progress is not None:
-                progress(log)
-
-    analysis = _analyzed(log, blocks(), events)
-    return analysis, kept.run(log, events)
-
-
-def analyze_run(run: Run) -> Analysis:
-    """Analyse a run that has been read."""
-    return _analyzed(run, run.blocks, run.events)
-
-
-def _analyzed(run: Run | Source, blocks: Iterable[RecordBatch], events: tuple[Event, ...]) -> Analysis:
-    engine, summaries = Engine(), Summaries()
-    _show(engine, events, "change")
-    for block in blocks:
-        engine.observe(block)
-        summaries.add(block)
-    _show(engine, events, "flight", "guard")
-    end = _end(events)
-    if end is not None:
-        engine.observe_event(end)
-    coverage = _last(events, "coverage")
+def analyze_source(
+    log: Source, rules: Sequence[Rule] = RULES, progress: Callable[[Source], None] | None = None
+) -> Analysis:
+    """Analyse one run; its records are streamed. Raises RunLogError."""
+    engine, summaries, kept, curves = Engine(rules), Summaries(), Downsampled(), RunCurves()
+    foreign = log if isinstance(log, ForeignLog) else None
+    events = tuple(log.poll_events())
+    for item in timeline(log, events):
+        lead(engine, item)
+        if isinstance(item, Event):
+            continue
+        summaries.add(item)
+        kept.add(item)
+        if foreign is None:
+            curves.add(item)
+        if progress is not None:
+            progress(log)
+    watched = foreign is None
+    view = curves.run(log.meta.run) if foreign is None else foreign.run
+    steps = view.steps
+    hindsight = in_hindsight(view, rule_incidents(engine.history), watched=watched)
+    end, coverage = _end(events), _last(events, "coverage")
+    diagnosis = diagnose(engine, hindsight.incidents, hindsight.spacing, watched=watched)
+    if foreign is not None and not diagnosis.causes:
+        diagnosis = Diagnosis(calm_verdict(view))
     return Analysis(
-        path=run.path,
-        meta=run.meta,
-        steps=summaries.records,
-        first_step=summaries.first_step,
-        last_step=summaries.last_step,
+        name=log.meta.run,
+        form=RUN_FOLDER if foreign is None else foreign.form,
+        notes=() if foreign is None else foreign.notes,
+        records=summaries.records if watched else len(steps),
+        first_step=summaries.first_step if watched else int(steps.min()) if len(steps) else None,
+        last_step=summaries.last_step if watched else int(steps.max()) if len(steps) else None,
         duration=summaries.duration,
         ended=str(end.data.get("reason", "unknown")) if end else None,
-        diagnosis=diagnose(engine),
+        incidents=hindsight.incidents,
+        diagnosis=diagnosis,
         alerts=engine.history,
         series=summaries.of_all(),
+        limitations=_limitations(view, curves, watched),
         coverage=coverage.data if coverage else {},
         errors=tuple({"time": e.time, "step": e.step, **e.data} for e in events if e.kind == "error"),
-        damaged_records=run.damaged_records,
-        bad_event_lines=run.bad_event_lines,
-        torn_bytes=run.torn_bytes,
+        window=kept.window,
+        run=kept.run(log, events),
+        curves=view,
     )
 
 
-def _show(engine: Engine, events: tuple[Event, ...], *kinds: str) -> None:
-    for event in events:
-        if event.kind in kinds:
-            engine.observe_event(event)
+def calm_verdict(run: LogRun) -> str:
+    """What is said of a log in which nothing was found."""
+    if not len(run.steps):
+        return "No record of training was found."
+    unit = run.step_unit if run.step_unit != "ordinal" else "record"
+    extent = f"in {len(run.steps):,} records, {unit}s {run.steps.min():,} to {run.steps.max():,}"
+    if not any(len(column) for column in run.columns if column.role in ("loss", "eval_loss")):
+        return f"There is no loss in this log: how the training went is not known, {extent}."
+    return f"Nothing went wrong that this log shows, {extent}."
+
+
+def _limitations(view: LogRun, curves: RunCurves, watched: bool) -> tuple[str, ...]:
+    found = list(segments(view, watched))
+    return tuple(watched_limitations(view, found, curves.note) if watched else limitations(view, found))
 
 
 def _last(events: tuple[Event, ...], kind: str) -> Event | None:

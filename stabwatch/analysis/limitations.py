@@ -1,4 +1,4 @@
-"""What a training log cannot show, in words."""
+"""What a log cannot show, in words."""
 
 from __future__ import annotations
 
@@ -10,31 +10,44 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import LogRun
 
 SHORT = 20
-"""Records without which slow trouble cannot be told from noise."""
+"""Records without which a slow problem cannot be distinguished from noise."""
 
 
-def limitations(run: LogRun, stretches: Sequence[RunSegment]) -> Iterator[str]:
-    """One sentence for each thing."""
+def limitations(run: LogRun, found: Sequence[RunSegment]) -> Iterator[str]:
+    """One sentence for each thing. found: the segments of the run."""
     if run.of("loss") is None:
         other = run.of("eval_loss")
         yield (
             "No training loss in this log."
             if other is None
-            else f"No training loss in this log: '{other.name}', a validation loss, was judged in its place."
+            else f"No training loss in this log: '{other.name}', a validation loss, was judged instead."
         )
     norm = run.of("grad_norm")
     if norm is None:
-        yield "No gradient norm in this log: whether it rose before the loss did cannot be said."
+        yield "No gradient norm in this log: it is not known whether it rose before the loss did."
     elif len(norm) and not norm.values.any():
         yield "The gradient norm is 0 in every record: it was not measured."
     if run.of("learning_rate") is None:
-        yield "No learning rate in this log: its part in anything above cannot be said."
+        yield "No learning rate in this log: it is not known whether it contributed."
     if not _timed(run):
-        yield "No times in this log: slow steps and stops would not be seen."
+        yield "No times in this log: slow steps and pauses cannot be seen."
     yield from _sparse(run)
-    if any(part.loss is not None and not part.must_fall for part in stretches):
+    yield from _judged(found)
+    yield "Nothing by layer: this log cannot show where in the model a problem began."
+
+
+def watched_limitations(run: LogRun, found: Sequence[RunSegment], note: str) -> Iterator[str]:
+    """The same of a run folder. note: what the detectors did not see."""
+    if run.of("loss") is None and len(run.steps):
+        yield "No loss was recorded: it is not known how it went."
+    yield from _judged(found)
+    if note:
+        yield note
+
+
+def _judged(found: Sequence[RunSegment]) -> Iterator[str]:
+    if any(segment.loss is not None and not segment.must_fall for segment in found):
         yield "Reinforcement learning or adversarial training by its columns: whether the loss falls was not judged."
-    yield "Nothing by layer, as in every log of a trainer: where in the model it began cannot be said."
 
 
 def _timed(run: LogRun) -> bool:
@@ -43,11 +56,11 @@ def _timed(run: LogRun) -> bool:
 
 def _sparse(run: LogRun) -> Iterator[str]:
     if run.step_unit == "ordinal":
-        yield "No step in this log: its records were numbered."
+        yield "No step in this log: its records were numbered instead."
     if not len(run.steps):
         return
     if len(run.steps) < SHORT:
-        yield f"{len(run.steps)} records only: a slow rise or a standstill cannot be told from noise."
+        yield f"{len(run.steps)} records only: a slow rise or a standstill cannot be distinguished from noise."
     apart = np.diff(run.steps)
     apart = apart[apart > 0]
     usual = int(np.median(apart)) if len(apart) else 1

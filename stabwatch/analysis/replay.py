@@ -1,71 +1,78 @@
-"""Rules over old run logs, exactly as live: what they would have said, beside what the agent said then."""
+"""Rules over old run logs, exactly as live: what they would have said, and what the agent said then."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stabwatch.alerts import RULES, Alert, Engine, Rule
-from stabwatch.alerts.incidents import AlertSpan, alert_spans, rank
+from stabwatch.alerts import RULES, Alert, Rule
+from stabwatch.alerts.incidents import Incident, rule_incidents
 from stabwatch.alerts.rule import SEVERITIES, Severity
-from stabwatch.alerts.timeline import lead, timeline
-from stabwatch.runlog import Event
+from stabwatch.analysis.analyze import Analysis, analyze_source
+from stabwatch.runlog import plain
 from stabwatch.runlog.source import Source
 
-SCHEMA_VERSION = 1
-Said = tuple[str, str, str, str, int]
+SCHEMA_VERSION = 2
+AlertKey = tuple[str, str, str, str, int]
 """rule, signal, layer, state, step: what makes two alerts the same one."""
 
 
 @dataclass(frozen=True)
-class Incident:
-    """One rule in one run, from its first alert until no layer fires any more.
-
-    layers: in the order in which they fired. onset: first step outside the normal range. until: None while it fires.
-    """
-
-    run: str
-    rule: str
-    severity: str
-    layers: tuple[str, ...]
-    onset: int
-    step: int
-    until: int | None
-    description: str
-
-
-@dataclass(frozen=True)
 class Replay:
-    """What some rules say of one run.
+    """What some rules say of one run, live, and what the whole run shows besides.
 
-    alerts: every transition. recorded: how many the agent wrote then. new, gone: alerts (rule, signal, layer, state,
-    step) that only the replay has, and that only the agent wrote.
+    incidents: of the rules alone, as live. recorded: how many alerts the agent wrote then. new, gone: alerts (rule,
+    signal, layer, state, step) that only the replay has, and that only the agent wrote.
     """
 
-    path: Path
-    run: str
-    records: int
-    alerts: tuple[Alert, ...]
+    analysis: Analysis
+    incidents: tuple[Incident, ...]
     recorded: int
-    new: tuple[Said, ...]
-    gone: tuple[Said, ...]
+    new: tuple[AlertKey, ...]
+    gone: tuple[AlertKey, ...]
 
     @property
-    def incidents(self) -> tuple[Incident, ...]:
-        """The alerts of all layers, folded; in the order in which they began."""
-        return tuple(_fold(self.run, alert_spans(self.alerts)))
+    def path(self) -> Path:
+        """Where the log is."""
+        return self.analysis.path
+
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        return self.analysis.name
+
+    @property
+    def records(self) -> int:
+        """Records of training."""
+        return self.analysis.records
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """Every transition."""
+        return self.analysis.alerts
+
+    @property
+    def only_in_hindsight(self) -> tuple[Incident, ...]:
+        """Problems that a detector finds over the whole run, and no rule found live."""
+        return tuple(i for i in self.analysis.incidents if i.is_problem and "rule" not in i.found_by)
+
+    @property
+    def withdrawn(self) -> tuple[Incident, ...]:
+        """Problems of the rules that are information once the whole run is known; each says why."""
+        loud = [a for i in self.incidents if i.is_problem for a in i.alerts]
+        return tuple(i for i in self.analysis.incidents if not i.is_problem and any(a in loud for a in i.alerts))
 
 
 @dataclass(frozen=True)
 class RuleTally:
-    """What one rule did in all runs: incidents, the runs that have one, and how many there are by severity."""
+    """What one rule did in all runs: its incidents with the name of the run, and how many there are by severity."""
 
     rule: str
     runs: int
     severities: dict[Severity, int]
-    incidents: tuple[Incident, ...]
+    incidents: tuple[tuple[str, Incident], ...]
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,7 @@ class Replays:
     @property
     def tallies(self) -> tuple[RuleTally, ...]:
         """One for each rule, in the order of the rules; of a rule that never fired too."""
-        found = [run.incidents for run in self.runs]
-        return tuple(_tally(rule, [[i for i in mine if i.rule == rule] for mine in found]) for rule in self.rules)
+        return tuple(_tally(rule, self.runs) for rule in self.rules)
 
     @property
     def exit_code(self) -> int:
@@ -87,23 +93,37 @@ class Replays:
         return int(any(t.severities.get(s) for t in self.tallies for s in ("critical", "warning")))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "schema": SCHEMA_VERSION,
-            "runs": [
-                {
-                    "run": r.run,
-                    "path": str(r.path),
-                    "records": r.records,
-                    "incidents": len(r.incidents),
-                    "recorded_alerts": r.recorded,
-                    "new": [list(said) for said in r.new],
-                    "gone": [list(said) for said in r.gone],
-                }
-                for r in self.runs
-            ],
-            "rules": [asdict(tally) for tally in self.tallies],
-        }
+        """Plain data for JSON, as docs/json.md describes it."""
+        return plain(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "calm": self.exit_code == 0,
+                "runs": [_run_data(run) for run in self.runs],
+                "rules": [
+                    {
+                        "rule": tally.rule,
+                        "runs": tally.runs,
+                        "severities": tally.severities,
+                        "incidents": [{"run": run, **incident.to_dict()} for run, incident in tally.incidents],
+                    }
+                    for tally in self.tallies
+                ],
+            }
+        )
+
+
+def _run_data(run: Replay) -> dict[str, Any]:
+    return {
+        "run": run.run,
+        "path": str(run.path),
+        "records": run.records,
+        "incidents": len(run.incidents),
+        "recorded_alerts": run.recorded,
+        "new": [list(key) for key in run.new],
+        "gone": [list(key) for key in run.gone],
+        "only_in_hindsight": [incident.to_dict() for incident in run.only_in_hindsight],
+        "withdrawn_in_hindsight": [incident.to_dict() for incident in run.withdrawn],
+    }
 
 
 def replay(
@@ -115,70 +135,31 @@ def replay(
 
 def replay_run(log: Source, rules: Sequence[Rule] = RULES, progress: Callable[[Source], None] | None = None) -> Replay:
     """Replay one run; it is streamed. Raises RunLogError."""
-    said = log.poll_events()
-    engine, records = Engine(rules), 0
-    for item in timeline(log, said):
-        lead(engine, item)
-        records += 0 if isinstance(item, Event) else len(item)
-        if progress is not None:
-            progress(log)
-    now = {_said(a.to_dict()) for a in engine.history}
-    then = {_said(e.data | {"step": e.step}) for e in said if e.kind == "alert"}
+    analysis = analyze_source(log, rules, progress)
+    now = {_key(a.to_dict()) for a in analysis.alerts}
+    then = {_key(e.data | {"step": e.step}) for e in analysis.run.events if e.kind == "alert"}
     known = {r.name for r in rules}
     return Replay(
-        log.path,
-        log.meta.run,
-        records,
-        engine.history,
+        analysis,
+        tuple(rule_incidents(analysis.alerts)),
         len(then),
         tuple(sorted(now - then, key=_by_step)),
-        tuple(sorted((said for said in then - now if said[0] in known), key=_by_step)),
+        tuple(sorted((key for key in then - now if key[0] in known), key=_by_step)),
     )
 
 
-def _said(alert: dict[str, Any]) -> Said:
+def _key(alert: dict[str, Any]) -> AlertKey:
     rule, signal, layer, state = (str(alert.get(name, "")) for name in ("rule", "signal", "layer", "state"))
     step = alert.get("step")
     return rule, signal, layer, state, step if isinstance(step, int) else -1
 
 
-def _by_step(said: Said) -> tuple[int, Said]:
-    return said[-1], said
+def _by_step(key: AlertKey) -> tuple[int, AlertKey]:
+    return key[-1], key
 
 
-def _tally(rule: str, by_run: list[list[Incident]]) -> RuleTally:
-    incidents = tuple(i for mine in by_run for i in mine)
-    counts = {severity: sum(i.severity == severity for i in incidents) for severity in SEVERITIES}
+def _tally(rule: str, runs: Sequence[Replay]) -> RuleTally:
+    by_run = [[i for i in run.incidents if i.condition == rule] for run in runs]
+    incidents = tuple((run.run, i) for run, mine in zip(runs, by_run, strict=True) for i in mine)
+    counts = {severity: sum(i.severity == severity for _, i in incidents) for severity in SEVERITIES}
     return RuleTally(rule, sum(map(bool, by_run)), counts, incidents)
-
-
-def _fold(run: str, found: list[AlertSpan]) -> list[Incident]:
-    out: list[tuple[int, Incident]] = []
-    for rule in dict.fromkeys(s.rule for s in found):
-        group: list[AlertSpan] = []
-        for stretch in sorted((s for s in found if s.rule == rule), key=_fired):
-            if group and not any(s.until is None or s.until >= _fired(stretch) for s in group):
-                out.append((_fired(group[0]), _incident(run, group)))
-                group = []
-            group.append(stretch)
-        out.append((_fired(group[0]), _incident(run, group)))
-    return [incident for _, incident in sorted(out, key=lambda pair: pair[0])]
-
-
-def _fired(stretch: AlertSpan) -> int:
-    return min(stretch.fired.values())
-
-
-def _incident(run: str, group: list[AlertSpan]) -> Incident:
-    worst = min(group, key=lambda s: rank(s.severity))
-    ends = [s.until for s in group if s.until is not None]
-    return Incident(
-        run,
-        worst.rule,
-        worst.severity,
-        tuple(dict.fromkeys(s.layer for s in group)),
-        min(s.onset for s in group),
-        _fired(group[0]),
-        max(ends) if len(ends) == len(group) else None,
-        worst.worst.description,
-    )

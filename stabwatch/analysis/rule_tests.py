@@ -1,4 +1,4 @@
-"""Tests of rules: made-up series or a recorded run in, the alerts that the engine gives beside those expected.
+"""Tests of rules: made-up series or a recorded run in, the alerts that the engine gives compared with those expected.
 
 rules: mine.yaml                          # optional, beside this file; the catalogue otherwise
 tests:
@@ -183,7 +183,7 @@ def _of_series(test: Entry, rules: Sequence[Rule]) -> list[AlertSpan]:
 
 
 def _table(keys: Sequence[SeriesKey]) -> RecordLayout:
-    """A layout in which each series is one slot, beside its count."""
+    """A layout in which each series is one field, after its count."""
     cells = tuple(Accumulator("given", str(key), "host") for key in keys)
     series = tuple(Series(key, "same", (2 * i + 1,)) for i, key in enumerate(keys))
     return RecordLayout(cells, ((("count", "sum"), ("last", "max")),) * len(cells), series)

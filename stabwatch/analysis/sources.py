@@ -8,14 +8,30 @@ from typing import Any
 
 from stabwatch.analysis.readers.file import Progress
 from stabwatch.analysis.readers.records import ForeignLog
-from stabwatch.runlog import RunLog, find_runs, holds_run
+from stabwatch.errors import RunLogError
+from stabwatch.runlog import RunLog, find_run, find_runs, holds_run
 from stabwatch.runlog.source import Source
+
+
+def open_source(path: Path, progress: Progress | None = None) -> list[Source]:
+    """What one path means: a run folder, the newest one inside a folder, or the runs of another trainer's log.
+
+    progress: is called with the bytes of such a log that were read, and its size. Raises RunLogError and LogError.
+    """
+    if path.is_file():
+        return _foreign(path, progress)
+    try:
+        return [RunLog(find_run(path))]
+    except RunLogError:
+        if path.is_dir() and not holds_run(path) and any(entry.is_file() for entry in path.iterdir()):
+            return _foreign(path, progress)
+        raise
 
 
 def open_sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | None = None) -> list[Source]:
     """All runs at some paths: run folders and folders of them; logs of other trainers and folders that hold one.
 
-    progress: gives, for the path of such a log, what is told the bytes that were read and the size.
+    progress: gives, for the path of such a log, what is called with the bytes that were read and the size.
 
     Raises RunLogError and LogError.
     """
@@ -23,16 +39,21 @@ def open_sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | N
     folders: list[Path] = []
     for path in paths:
         if path.is_file() or (path.is_dir() and not holds_run(path)):
-            from stabwatch.analysis.readers import read_log
-
-            found += [ForeignLog(path, run) for run in read_log(path, progress and progress(path)).runs]
+            found += _foreign(path, progress and progress(path))
         else:
             folders.append(path)
     folders_found: list[Source] = [RunLog(folder) for folder in find_runs(folders)]
     return folders_found + found
 
 
+def _foreign(path: Path, progress: Progress | None) -> list[Source]:
+    from stabwatch.analysis.readers import read_log
+
+    log = read_log(path, progress)
+    return [ForeignLog(path, run, log.format, log.notes) for run in log.runs]
+
+
 def named(logs: Sequence[Source]) -> list[str]:
-    """Names of runs; those that are not unique are told apart by their paths."""
+    """Names of runs; those that are not unique are distinguished by their paths."""
     names: list[Any] = [log.meta.run for log in logs]
     return [name if names.count(name) == 1 else str(log.path) for name, log in zip(names, logs, strict=True)]

@@ -1,4 +1,4 @@
-"""What each series of a run was like, gathered block by block."""
+"""What each series of a run was like, gathered batch by batch."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _of_block(block: RecordBatch) -> list[SeriesSummary]:
 
 
 def _merged(a: SeriesSummary, b: SeriesSummary) -> SeriesSummary:
-    """Of two consecutive stretches."""
+    """Of two consecutive spans of records."""
     if not b.points:
         return a
     larger = b if math.isnan(a.largest) or b.largest > a.largest else a

@@ -1,4 +1,4 @@
-"""The typer application: which commands there are, and what every command does with an error."""
+"""The typer application: the commands, and how each of them ends on an error."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from stabwatch.cli.commands import (
     replay,
     report,
     rules,
+    run,
     signals,
     top,
 )
@@ -31,18 +32,18 @@ from stabwatch.errors import StabwatchError
 
 app = typer.Typer(
     help=(
-        "Sees a PyTorch training run go unstable before the loss does.\n\n"
-        "RUN is a run folder, or a folder that holds runs: then the newest is meant."
+        "Detect instability in PyTorch training before the loss shows it.\n\n"
+        "RUN is a run folder, or a folder of runs. Of several runs, the newest is used."
     ),
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # rich's help is prettier and takes as long again as everything else together
+    rich_markup_mode=None,  # rich's help takes as long as everything else together
     pretty_exceptions_enable=False,
 )
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that ends with a documented exit code whatever happens to it."""
+    """Wrap a command so that it always ends with a documented exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -52,7 +53,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             raise typer.Exit(Exit.INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader left (`| head`). What is still buffered must not raise again when Python flushes at exit.
+            # The reader is gone (`| head`). Buffered output must not raise again when Python flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(Exit.BROKEN_PIPE) from None
         except (StabwatchError, OSError) as error:
@@ -86,18 +87,17 @@ for name, command in (
     ("doctor", doctor.doctor),
 ):
     app.command(name)(guarded(command))
+app.command("run", context_settings=run.CONTEXT)(guarded(run.run))
 
 dashboards = typer.Typer(
-    help="Dashboards for Grafana: push, diff, export.", no_args_is_help=True, rich_markup_mode=None
+    help="Push, compare or export Grafana dashboards.", no_args_is_help=True, rich_markup_mode=None
 )
 dashboards.command("push")(guarded(grafana.push))
 dashboards.command("diff")(guarded(grafana.diff))
 dashboards.command("export")(guarded(grafana.export))
 app.add_typer(dashboards, name="grafana")
 
-catalogue = typer.Typer(
-    help="The rules: check a file of your own, show, test.", no_args_is_help=True, rich_markup_mode=None
-)
+catalogue = typer.Typer(help="Check, show or test alert rules.", no_args_is_help=True, rich_markup_mode=None)
 catalogue.command("check")(guarded(rules.check))
 catalogue.command("show")(guarded(rules.show))
 catalogue.command("test")(guarded(rules.test))

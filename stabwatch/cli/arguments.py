@@ -1,4 +1,4 @@
-"""What several commands share on the command line."""
+"""Arguments and exit codes that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Exit(IntEnum):
 
     CALM = 0
     FIRED = 1
-    """`analyze`: a warning or critical alert fired. `doctor`: something is missing. `demo`: it did not do its job."""
+    """`analyze`: a warning or critical alert fired. `doctor`: a check failed. `demo`: no alert fired."""
     UNREADABLE = 2
     """Bad input: wrong options, a folder that is not a run, a port in use. One line on stderr says which."""
     BUG = 3
@@ -26,34 +26,34 @@ class Exit(IntEnum):
 
 
 RUNS = Path("stabwatch-runs")
-"""Where `stabwatch.attach` puts run folders unless told otherwise."""
+"""Default folder of `stabwatch.attach` for runs."""
 
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of runs: the newest is taken.")
+    Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of runs (the newest is used).")
 ]
 
 RunsArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", help="Run folders, or folders of runs: all are taken; logs of other trainers."),
+    typer.Argument(metavar="RUN...", help="Run folders, folders of runs (all are used), or logs of other trainers."),
 ]
 
 PathsArgument = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="PATH...",
-        help="Run folders, folders of runs, logs of other trainers, folders with one; ./stabwatch-runs if none.",
+        help="Run folders, folders of runs, logs of other trainers or their folders. Default: ./stabwatch-runs.",
     ),
 ]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 RulesOption = Annotated[
-    Path | None, typer.Option("--rules", help="YAML file that changes, silences or adds rules (docs/alerts.md).")
+    Path | None, typer.Option("--rules", help="YAML file that changes, mutes or adds rules (docs/alerts.md).")
 ]
 
 
 def chosen(rules: Path | None) -> tuple[Rule, ...]:
-    """The rules of a file, or ours. Raises RuleError."""
+    """The rules of a file, or the built-in rules. Raises RuleError."""
     from stabwatch.alerts import RULES
 
     if rules is None:

@@ -1,1 +1,1 @@
-"""Many ranks: which group a watch measures in, and how ranks compare."""
+"""Several ranks: the merge over ranks, and the comparison of ranks."""

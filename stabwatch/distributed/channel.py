@@ -9,7 +9,7 @@ Frames (see frames.py), by `kind`:
     hello    child -> parent    rank, token (the parent's, from the directory: who knows it is of this job)
     welcome  parent -> child    it is taken
     row      child -> parent    step, ranks; the block is a packed Partial (layout.py)
-    tell     parent -> child    topic, data: from rank 0 to all ranks, passed on downwards
+    broadcast  parent -> child  topic, data: from rank 0 to all ranks, passed on downwards
     reply    child -> parent    topic, data: from one rank to rank 0, passed on upwards
     beat     both ways, once a second
     bye      both ways          the sender leaves
@@ -58,7 +58,7 @@ class Handler(Protocol):
         """A 'row' or 'reply' came up."""
 
     def from_parent(self, message: Message) -> None:
-        """A 'tell' came down."""
+        """A 'broadcast' came down."""
 
 
 def unfit(a: Info, b: Info) -> str | None:
@@ -113,7 +113,7 @@ class Channel:
     # -- from any thread ----------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """End the wait of `turn`."""
+        """End the wait of `poll`."""
         try:
             self._waker.send(b".")
         except OSError:
@@ -150,7 +150,7 @@ class Channel:
 
     # -- the loop -----------------------------------------------------------------------------------
 
-    def turn(self, timeout: float) -> None:
+    def poll(self, timeout: float) -> None:
         """Wait for something to happen, `timeout` seconds at the most, and deal with it."""
         self._write_all()
         for key, _ in self._selector.select(timeout):
@@ -251,7 +251,7 @@ class Channel:
             self._unsent_bytes = 0
         elif message["kind"] == "bye":
             self._lose(link)
-        elif message["kind"] == "tell":
+        elif message["kind"] == "broadcast":
             self.down(message)
             self._handler.from_parent(message)
 

@@ -99,6 +99,12 @@ class Directory:
 
         self._do(ask)
 
+    def flush(self, timeout: float) -> None:
+        """Wait until everything asked for so far is done, at most `timeout` seconds."""
+        done = threading.Event()
+        self._do(done.set)
+        done.wait(timeout)
+
     def close(self, timeout: float) -> None:
         """End the thread when it has done what was asked of it; waits `timeout` seconds at the most."""
         if self._thread is not None:

@@ -34,6 +34,8 @@ PATIENCE = 2.0
 IDLE = 0.5
 POLL = 0.002
 """Seconds between two looks at copies that are on their way from the device."""
+FAREWELL = 0.5
+"""Seconds that a rank which leaves waits for the job's store to have its reason."""
 MOST_TOPIC = 1024
 """Messages of one topic that wait for their reader."""
 
@@ -113,9 +115,9 @@ class Exchange:
         self._submitted.append((step, transfer, extra))
         self._wake()
 
-    def tell(self, topic: str, data: Any) -> None:
+    def broadcast(self, topic: str, data: Any) -> None:
         """On rank 0, from any thread: `received(topic)` gives data on all other ranks, as soon as it gets there."""
-        self._outgoing.append({"kind": "tell", "topic": topic, "data": data})
+        self._outgoing.append({"kind": "broadcast", "topic": topic, "data": data})
         self._wake()
 
     def reply(self, topic: str, data: Any) -> None:
@@ -164,7 +166,7 @@ class Exchange:
         try:
             while not self._done():
                 busy = bool(self._submitted)
-                self._channel.turn(POLL if busy else 0.05 if self._merger.waits or self._closing else IDLE)
+                self._channel.poll(POLL if busy else 0.05 if self._merger.waits or self._closing else IDLE)
                 self._step()
             self._last()
             reason = self._reason
@@ -174,6 +176,7 @@ class Exchange:
         finally:
             self._channel.info["state"] = reason
             self.directory.announce(self._channel.info, self._layout.description)
+            self.directory.flush(FAREWELL)  # rank 0 looks the reason up as soon as this rank has left
             self._channel.close()
 
     def _done(self) -> bool:
@@ -195,7 +198,7 @@ class Exchange:
             self._merger.put(OWN, step, self._own(transfer), now, extra)
         for step, entry in self._merger.take(now):
             self._pass_on(step, entry.partial, entry.extra, entry.own)
-        self._talk()
+        self._send()
         if self.rank == 0:
             for news in self._coverage.news(now):
                 self._changed(news)
@@ -221,11 +224,11 @@ class Exchange:
             width = len(row) - self._health.width
             self._merged(Merged(step, row[:width], self._health.compare(row[width:]), self.covered, extra))
 
-    def _talk(self) -> None:
+    def _send(self) -> None:
         assert self._channel is not None
         while self._outgoing:
             message = self._outgoing.popleft()
-            if message["kind"] == "tell":
+            if message["kind"] == "broadcast":
                 self._channel.down(message)
             else:
                 self._channel.up(message)
@@ -236,7 +239,7 @@ class Exchange:
             self._pass_on(step, entry.partial, entry.extra, entry.own)
         assert self._channel is not None
         if self.rank:
-            self._channel.turn(0.0)
+            self._channel.poll(0.0)
         else:
             for news in self._coverage.last():
                 self._changed(news)

@@ -1,13 +1,13 @@
-"""One rank against the others, from partial aggregates that merge over ranks.
+"""Comparison of ranks, from partial aggregates that merge over ranks.
 
-Each rank states a few numbers of its own (`own`); they are merged over the tree as everything is; rank 0 reads off the
-result which rank is slowest, has the largest loss, counted the most non-finite values, or holds other weights
-(`compare`). Nothing here needs all rows in one place.
+Each rank reports a few numbers of its own (`own`). They are merged over the tree like all others. From the result rank
+0 finds which rank is slowest, has the largest loss, counted the most non-finite values, or has other weights
+(`compare`). This does not need the rows of all ranks in one place.
 
-Replicas are compared by the sums of squares of their layers: equal weights give equal bits. Carried are their number,
-sum, largest and smallest, each with its rank. Of n values with one odd, the sum says which extreme it is: it is
-(n - 1) * smallest + largest, or smallest + (n - 1) * largest. Where more than one differs it is neither, and which rank
-it is, is not known (-1). Of two ranks that part, it is the one whose weights jumped.
+Replicas are compared by the sums of squares of their layers: equal weights give equal bits. What is merged is their
+number, sum, largest and smallest, the last two with their ranks. If one of n values is different, the sum shows which
+extreme it is: the sum is (n - 1) * smallest + largest, or smallest + (n - 1) * largest. If several differ it is
+neither, and the rank is not known (-1). Of two ranks that diverge, it is the one whose weights jumped.
 """
 
 from __future__ import annotations
@@ -18,32 +18,31 @@ from numpy.typing import NDArray
 from stabwatch.runlog import Accumulator, RecordLayout
 
 REPLICATED = ("gradient", "group", "weight", "update", "matrix", "matrix_update", "optimizer")
-"""Taps of what all ranks hold alike, unless parameters are sharded."""
+"""Taps of which all ranks have the same values, unless parameters are sharded."""
 BUSY_SOURCE = Accumulator("rank_source", "busy", "host")
-"""Each rank's own; it stays inside the training process."""
+"""The value of each rank; it is not written to the log."""
 BUSY = Accumulator("rank_busy", "", "rank_spread")
 LOSS = Accumulator("rank_loss", "", "rank_spread")
 NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
 SPREADS = (BUSY, LOSS, NONFINITE)
 SHARDED = "parameters are sharded over ranks: replicas are compared only where every rank holds the whole model"
 UNKNOWN = -1
-"""In place of a rank: which one it is, is not known."""
-
-LEAST = 1e-9
-"""A difference of two replicas that is none: for which of them jumped, not for an alert."""
+"""In place of a rank that is not known."""
+MIN_DIFFERENCE = 1e-9
+"""Below this difference two replicas count as equal; used to attribute a difference, not for an alert."""
 CLEAR = 3.0
-"""Of two ranks that part, the one whose weights moved this many times as far is the odd one."""
+"""Of two ranks that diverge, the faulty one is that whose weights moved this many times as far."""
 
 Row = NDArray[np.float64]
 
 
 class RankHealth:
-    """Makes the accumulators that compare ranks. A layer is compared where two ranks or more measured it in a step.
+    """Computes the accumulators that compare ranks. A layer is compared if several ranks measured it in the same step.
 
-    sources: what each rank states. cells: what rank 0 writes down.
-    coupled (set by the owner): something keeps replicas equal from the start. Without that (a hand-written
-        all-reduce), a layer is compared from the first step on in which all replicas of it are equal: ranks that
-        train models of their own are not replicas of one.
+    sources: what each rank reports. cells: what rank 0 writes.
+    coupled: set by the owner if something keeps replicas equal from the start. Otherwise (an all-reduce written by
+        hand, say) a layer is compared from the first step on in which all replicas of it are equal, because ranks may
+        train different models.
     """
 
     def __init__(self, device: RecordLayout) -> None:
@@ -60,20 +59,20 @@ class RankHealth:
         self._equal_once = np.zeros(len(weights), dtype=bool)
         self._last = np.full((2, len(weights)), np.nan)
         self._odd = np.full(len(weights), float(UNKNOWN))
-        self._apart = np.zeros(len(weights), dtype=bool)
+        self._diverged = np.zeros(len(weights), dtype=bool)
 
     @property
     def width(self) -> int:
-        """Number of slots of `sources`."""
+        """Number of fields of `sources`."""
         return 5 * len(SPREADS) + 7 * len(self._weights)
 
     @property
     def absent(self) -> Row:
-        """The slots of `cells` in a record of one rank alone."""
+        """The fields of `cells` in a record of one rank alone."""
         return np.full(5 * len(SPREADS) + 3 * len(self._weights), np.nan)
 
     def own(self, rank: int, row: NDArray[np.floating]) -> Row:
-        """row: (device slots,), of one rank. The slots of `sources`, NaN where this rank measured nothing."""
+        """The fields of `sources`, NaN where this rank measured nothing. row: (fields on the device,), of one rank."""
         x = np.asarray(row, dtype=np.float64)
         busy = x[self._busy + 1].max() if (x[self._busy] > 0).any() else np.nan
         nonfinite = np.nansum(x[self._nonfinite])
@@ -99,16 +98,16 @@ class RankHealth:
         return out.reshape(-1)
 
     def compare(self, merged: NDArray[np.floating]) -> Row:
-        """merged: slots of `sources` over all ranks. The slots of `cells`, NaN where fewer than two ranks measured."""
+        """The fields of `cells`, NaN where fewer than two ranks measured. merged: those of `sources` over ranks."""
         x = np.asarray(merged, dtype=np.float64)
         spreads = x[: 5 * len(SPREADS)].reshape(-1, 5).copy()
         spreads[~(spreads[:, 0] > 1)] = np.nan
-        if spreads[2, 4] > 0:  # every rank counted some: which was the first, is not known from this step
+        if spreads[2, 4] > 0:  # every rank counted some, so this step does not show which was first
             spreads[2, 3] = UNKNOWN
         return np.concatenate([spreads.reshape(-1), self._compared(x[5 * len(SPREADS) :].reshape(-1, 7)).reshape(-1)])
 
     def _compared(self, x: Row) -> Row:
-        """(layers, 3): how many ranks measured a layer, the largest difference, and whose it is."""
+        """(layers, 3): number of ranks that measured a layer, the largest difference, and its rank."""
         count, total, broken, high, high_rank, low, low_rank = x.T
         low = -low
         several = count > 1
@@ -123,7 +122,7 @@ class RankHealth:
             apart = np.maximum(high - usual, usual - low) / np.where(usual > 0, usual, 1.0)
         rank = np.where(odd_high, high_rank, np.where(odd_low, low_rank, UNKNOWN))
         pair = whole & (count == 2)
-        rank = np.where(pair, self._odd_of(high, high_rank, low, low_rank, pair), rank)
+        rank = np.where(pair, self._odd_one(high, high_rank, low, low_rank, pair), rank)
         mixed = several & (broken > 0) & (broken < count)
         finite_one = mixed & (broken == count - 1)
         rank = np.where(mixed, np.where(broken == 1, high_rank, np.where(finite_one, low_rank, UNKNOWN)), rank)
@@ -132,24 +131,24 @@ class RankHealth:
         out[shown] = np.column_stack([count, apart, rank])[shown]
         return out
 
-    def _odd_of(self, high: Row, high_rank: Row, low: Row, low_rank: Row, pair: NDArray[np.bool_]) -> Row:
-        """(layers,): of two ranks, the one that jumped when they parted, for as long as they are apart."""
+    def _odd_one(self, high: Row, high_rank: Row, low: Row, low_rank: Row, pair: NDArray[np.bool_]) -> Row:
+        """(layers,): of two ranks, the one that jumped when they diverged, while they differ."""
         order = high_rank < low_rank
         norms = np.stack([np.where(order, high, low), np.where(order, low, high)])
         ranks = np.stack([np.minimum(high_rank, low_rank), np.maximum(high_rank, low_rank)])
         with np.errstate(invalid="ignore", divide="ignore"):
             jump = np.nan_to_num(np.abs(norms / self._last - 1), nan=0.0, posinf=np.inf)
-            differs = pair & (high - low > LEAST * np.abs(high))
+            differs = pair & (high - low > MIN_DIFFERENCE * np.abs(high))
         clear = jump.max(axis=0) > CLEAR * jump.min(axis=0)
         jumped = np.where(clear, np.where(jump[0] > jump[1], ranks[0], ranks[1]), UNKNOWN)
-        self._odd = np.where(differs, np.where(self._apart, self._odd, jumped), np.where(pair, UNKNOWN, self._odd))
-        self._apart = np.where(pair, differs, self._apart)
+        self._odd = np.where(differs, np.where(self._diverged, self._odd, jumped), np.where(pair, UNKNOWN, self._odd))
+        self._diverged = np.where(pair, differs, self._diverged)
         self._last = np.where(pair, norms, self._last)
         return self._odd
 
 
 def _spread(rank: int, value: float) -> Row:
-    """The slots of a `rank_spread` of one rank; a value that is not finite is left out."""
+    """The fields of a `rank_spread` of one rank; a value that is not finite is left out."""
     return np.array([1.0, value, value, rank, value]) if np.isfinite(value) else np.full(5, np.nan)
 
 
@@ -158,7 +157,7 @@ def _starts(table: RecordLayout, cells: list[Accumulator]) -> NDArray[np.int64]:
 
 
 def _field(table: RecordLayout, cells: list[Accumulator], name: str) -> NDArray[np.int64]:
-    """Slots of one field of some accumulators, of those that have it."""
+    """Columns of one field of some accumulators, of those that have it."""
     by_cell = dict(zip(table.cells, table.fields, strict=True))
     names = {c: [field for field, _ in by_cell[c]] for c in cells}
     return np.array([table.start(c) + names[c].index(name) for c in cells if name in names[c]], dtype=np.int64)

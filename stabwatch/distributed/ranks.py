@@ -1,4 +1,4 @@
-"""The ranks of a job, seen from one of them: how many there are, and what is known of how they train together."""
+"""The ranks of a job: how many there are, and whether something keeps their replicas of the model equal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ _attached: Counter[str] = Counter()
 
 
 class Ranks:
-    """model: as it is called in training, with its wrappers. mode: 'auto', or 'never' for each rank alone.
+    """The ranks of a data-parallel or sharded job, from one of them.
 
-    coupled: something keeps the replicas of the model equal from the start (DistributedDataParallel, `replicate()`).
+    model: as it is called in training, with its wrappers. mode: 'auto', or 'never' for each rank alone.
+    wanted: whether there are other ranks to exchange steps with.
+    coupled: whether something keeps the replicas of the model equal from the start (DistributedDataParallel,
+        `replicate()`).
     """
 
     def __init__(self, model: nn.Module, mode: str) -> None:
@@ -26,13 +29,13 @@ class Ranks:
         self.coupled = _is_coupled(model)
 
     def seen_in_forward(self) -> None:
-        """Called during a forward: is our model inside a data-parallel wrapper that was put on after `attach`?"""
+        """Called during a forward, to detect a data-parallel wrapper that was added after `attach`."""
         if self.wanted and not self.coupled:
             ddp = nn.parallel.DistributedDataParallel
             self.coupled = getattr(ddp, "_active_ddp_module", None) is not None
 
     def next_key(self, purpose: str) -> str:
-        """Where in the job's store something keeps its keys: the same on all ranks that ask equally often."""
+        """A new prefix of keys in the job's store: the same on all ranks that ask for this purpose equally often."""
         _attached[purpose] += 1
         return f"stabwatch/{self.world}/{purpose}/{_attached[purpose]}"
 

@@ -1,1 +1,1 @@
-"""What leaves a run log: one file per destination. No torch here."""
+"""Exporters of a run log, one file per destination. Nothing here imports torch."""

@@ -1,7 +1,7 @@
-"""How finely a run is exported: every layer, every block, or the run alone, and then the worst layers besides.
+"""Granularity of the export: per layer, or per block or run together with the worst layers.
 
-Layers become blocks by the merge laws of their partials, record by record: the RMS of a block is that of all its
-elements and no mean of RMS values.
+Layers are merged into blocks by the merge operators of their accumulators, record by record: the RMS of a block is
+that of all its elements, not a mean of RMS values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Cardinality = Literal["run", "block", "layer"]
 CARDINALITIES: tuple[Cardinality, ...] = ("run", "block", "layer")
 WORST = 5
 UNLAYERED_TAPS = ("host", "logged")
-"""Taps whose sites are names and not layers."""
+"""Taps whose sites are names, not layers."""
 _BLOCK = re.compile(r"(.*?\.\d+)(?:\.|$)")
 
 
@@ -38,7 +38,7 @@ def group_of(layer: str, cardinality: Cardinality) -> str:
 
 
 class Coarsening:
-    """Merges the cells of one layout that fall into the same group. `table`: the coarser layout."""
+    """Merges the accumulators of one layout by group. `table`: the merged layout."""
 
     def __init__(self, table: RecordLayout, group: Callable[[Accumulator], Accumulator]) -> None:
         self._fine = table
@@ -62,10 +62,10 @@ class Coarsening:
         rows = self._fine.operators.with_identity(block.rows)
         out = np.empty((len(rows), self.table.width))
         with np.errstate(invalid="ignore"):
-            for op, fold in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
+            for op, function in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
                 slots, starts, places = self._runs[op]
                 if len(slots):
-                    out[:, places] = fold.reduceat(rows[:, slots], starts, axis=1)  # type: ignore[attr-defined]
+                    out[:, places] = function.reduceat(rows[:, slots], starts, axis=1)  # type: ignore[attr-defined]
         slots, starts, places = self._runs["arg"]
         if len(slots):
             winners = rows[:, slots - 1] == out[:, self._to[slots] - 1]
@@ -76,7 +76,7 @@ class Coarsening:
 def _runs(
     slots: NDArray[np.int64], to: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Slots sorted by where they go, where each run of them begins, and where it goes."""
+    """Columns sorted by target, the start of each group, and its target."""
     ordered = slots[np.argsort(to[slots], kind="stable")]
     places, starts = np.unique(to[ordered], return_index=True)
     return ordered, starts, places
@@ -98,21 +98,21 @@ class Shown:
 
 
 class Coarse:
-    """The present of a run by groups, and of each signal its worst layers."""
+    """The state of a run by groups, and the worst layers of each signal."""
 
     def __init__(self, cardinality: Cardinality, cap: SeriesCap, worst: int = WORST) -> None:
         self.cap = cap
         self._cardinality = cardinality
         self._worst = worst
-        self._readings = Latest(cap)
+        self._latest = Latest(cap)
         self._made: dict[int, Coarsening] = {}
 
     def observe(self, block: RecordBatch, arrived: float) -> None:
-        """See Readings."""
+        """See Latest."""
         made = self._made.get(id(block.table))
         if made is None:
             made = self._made[id(block.table)] = Coarsening(block.table, self._group)
-        self._readings.observe(made(block), arrived)
+        self._latest.observe(made(block), arrived)
 
     def _group(self, cell: Accumulator) -> Accumulator:
         if cell.tap in UNLAYERED_TAPS or not cell.site:
@@ -121,7 +121,7 @@ class Coarse:
 
     def shown(self, fine: Latest, now: float) -> Shown:
         """The groups, and the layers of `fine` with the worst values of the last minute."""
-        coarse, window = self._readings, fine.window(now)
+        coarse, window = self._latest, fine.window(now)
         mine = [i for i in self._worst_of(fine, window) if self.cap.admit(("worst", i), 2)]
         at = np.array(mine, dtype=np.int64)
         return Shown(
@@ -133,7 +133,7 @@ class Coarse:
         )
 
     def _worst_of(self, fine: Latest, window: NDArray[np.float64]) -> list[int]:
-        there = set(self._readings.keys)
+        there = set(self._latest.keys)
         members: dict[str, list[int]] = {}
         for i, key in enumerate(fine.keys):
             if key.layer and key not in there:
@@ -142,7 +142,7 @@ class Coarse:
         for signal, columns in members.items():
             d = declared(signal)
             if d.worst is None and not d.counter:
-                continue  # an index is no size
+                continue  # an index has no size
             values = (fine.totals if d.counter else window)[columns]
             sized = np.where(np.isfinite(values), values, -np.inf if d.worst != "min" else np.inf)
             order = np.argsort(sized if d.worst == "min" else -sized, kind="stable")[: self._worst]
@@ -150,7 +150,7 @@ class Coarse:
         return found
 
     def derived(self, values: Mapping[SeriesKey, float], low: Iterable[str]) -> dict[SeriesKey, float]:
-        """Derived gauges by group, each by its worst layer, and the worst layers. low: gauges whose low end is bad."""
+        """Derived signals by group, each by its worst layer, and the worst layers. low: signals where low is bad."""
         smallest = set(low)
         ordered = sorted(values.items(), key=lambda kv: kv[1] if kv[0].signal in smallest else -kv[1])
         found: dict[SeriesKey, float] = {}
@@ -167,9 +167,9 @@ class Coarse:
         return group_of(layer, self._cardinality)
 
     def first(self, layers: Iterable[str]) -> list[str]:
-        """Of the layers of an alert, in the order in which it fired: those that are shown by themselves."""
+        """Of the layers of an alert, in the order of firing: those that are shown individually."""
         return list(dict.fromkeys(layers))[: self._worst]
 
     def places(self, layers: list[str]) -> list[str]:
-        """Where alerts of some layers are shown: the first of them by themselves, all of them by their groups."""
+        """Where alerts of some layers are shown: the first of them individually, and all by group."""
         return list(dict.fromkeys([*self.first(layers), *(self.group(n) for n in layers)]))

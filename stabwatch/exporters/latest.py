@@ -1,4 +1,4 @@
-"""Folds blocks of a run log into what leaves it: last values, worst values and accumulated counters."""
+"""Reduces the records of a run log to last values, worst values and accumulated counters."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ WINDOW_SECONDS = 60.0
 BUCKET_SECONDS = 5.0
 MAX_SERIES = 20_000
 RESERVED = 500
-"""Series kept free of the cap for alerts and for what the agent says about itself."""
+"""Part of the limit that is reserved for alerts and for metrics of the agent itself."""
 
 
 class SeriesCap:
-    """Guards the Prometheus server: what does not fit is left out, counted, and stays out."""
+    """Limits the number of series. A key that does not fit is left out for good, and counted."""
 
     def __init__(self, limit: int = MAX_SERIES) -> None:
         self.limit = limit
@@ -42,13 +42,13 @@ class SeriesCap:
 
 
 def _importance(signal: str) -> tuple[bool, int]:
-    """What a cap leaves out last: the run before its layers, and what is measured often before what is not."""
+    """Order of admission: signals of the run before those of layers, and frequent ones before rare ones."""
     tier = CATALOGUE[signal].tier if signal in CATALOGUE else "sampled"
-    return declared(signal).layered, ("always", "sampled", "deep").index(tier)
+    return bool(declared(signal).label), ("always", "sampled", "deep").index(tier)
 
 
 class _Layout:
-    """One slot table, seen from outside: which of its series are kept, and in which columns."""
+    """One record layout: which of its series are kept, and in which columns."""
 
     def __init__(self, table: RecordLayout, columns: NDArray[np.int64]) -> None:
         self.table = table
@@ -66,7 +66,7 @@ class _Layout:
 
 
 class Latest:
-    """The present of a run, one column per series in `keys`; `layers` stand in forward order.
+    """The latest values of a run, one column per series in `keys`. `layers` is in forward order.
 
     last: last measured value; NaN when there is none or when it was not finite.
     worst, worst_step: worst finite value of the whole run, and where.
@@ -95,15 +95,15 @@ class Latest:
         self._arrived = 0.0
 
     def observe(self, block: RecordBatch, arrived: float) -> None:
-        """Fold a block in. `arrived`: when it was read, on a monotonic clock of the reader."""
+        """Add a record batch. arrived: when it was read, on the reader's monotonic clock."""
         if not len(block):
             return
         layout = self._layout(block.table)
         values, measured = layout.values(block), layout.measured(block)
         finite = measured & np.isfinite(values)
         columns = layout.columns
-        self._fold_last(values, measured, finite, columns)
-        self._fold_worst(np.where(finite, values, np.nan) * self._sign[columns], block, columns)
+        self._update_last(values, measured, finite, columns)
+        self._update_worst(np.where(finite, values, np.nan) * self._sign[columns], block, columns)
         self.totals[columns] += np.where(finite, values, 0.0).sum(axis=0)
         self.nonfinite[columns] += (measured & ~finite).sum(axis=0)
         self.step, self.time = int(block.steps[-1]), float(block.times[-1])
@@ -112,14 +112,14 @@ class Latest:
             self._newest, self._arrived = float(block.times.max()), arrived
 
     def clock(self, now: float) -> float:
-        """The time in the training process, in seconds since the epoch, at `now` on the reader's monotonic clock."""
+        """Time in the training process (seconds since the epoch) at `now` on the reader's monotonic clock."""
         return self._newest + max(0.0, now - self._arrived)
 
     def window(self, now: float) -> Array:
-        """Worst finite value of each series in the last minute or so; the last value counts however old it is.
+        """Worst finite value of each series in about the last minute; the last value always counts.
 
-        The window slides on the clock of the training process, so that neither a slow file system nor a host with
-        another time can hide a spike.
+        The window uses the clock of the training process, so a slow file system or a wrong host clock cannot hide a
+        spike.
         """
         oldest = np.floor(self.clock(now) / BUCKET_SECONDS) - self._kept_buckets
         signed = self.last * self._sign
@@ -128,7 +128,7 @@ class Latest:
                 signed[: len(worst)] = np.fmax(signed[: len(worst)], worst)
         return signed * self._sign
 
-    def _fold_last(
+    def _update_last(
         self, values: Array, measured: NDArray[np.bool_], finite: NDArray[np.bool_], columns: NDArray[np.int64]
     ) -> None:
         seen = measured.any(axis=0)
@@ -136,7 +136,7 @@ class Latest:
         at = (row[seen], np.flatnonzero(seen))
         self.last[columns[seen]] = np.where(finite[at], values[at], np.nan)
 
-    def _fold_worst(self, signed: Array, block: RecordBatch, columns: NDArray[np.int64]) -> None:
+    def _update_worst(self, signed: Array, block: RecordBatch, columns: NDArray[np.int64]) -> None:
         filled = np.where(np.isnan(signed), -np.inf, signed)
         row = filled.argmax(axis=0)
         peak = filled[row, np.arange(len(columns))]

@@ -1,7 +1,7 @@
-"""A run log as OpenMetrics text: what Prometheus would hold if it had scraped the run's agent all along.
+"""A run log as OpenMetrics text: what Prometheus would have stored if it had scraped the run's agent all along.
 
-The names, labels and values come from the collector that serves /metrics, led through the log by the times of its
-records. A family's series stand one after the other, each in the order of time, as the format asks.
+The names, labels and values come from the collector that serves /metrics. It is moved through the log by the times of
+the records. The series of a family follow each other, each in the order of time, as the format requires.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,107 +20,142 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
 from stabwatch.alerts import DERIVED, RULES, Engine, Rule
-from stabwatch.alerts.timeline import begin, lead, timeline
+from stabwatch.alerts.engine import ENGINE_EVENTS
+from stabwatch.alerts.timeline import begin, lead
 from stabwatch.errors import RunLogError
-from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.latest import Latest, SeriesCap
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector, Snapshot
+from stabwatch.exporters.sink import RunHeader
 from stabwatch.exporters.snapshots import snapshot
-from stabwatch.runlog import Event, RecordBatch
-from stabwatch.runlog.schema import segments_of
-from stabwatch.runlog.source import Source
+from stabwatch.runlog import Event, Meta, RecordBatch
+from stabwatch.runlog.source import record_slice
 
 INTERVAL = 15.0
 """Seconds between scrapes, as in exporters/prometheus.yml."""
 SCRAPES = 240
-"""A run is scraped about this often at least: a short one at shorter intervals."""
+"""Scrapes of a run, at least: a short run is scraped at shorter intervals."""
 SHORTEST = 0.1
 GAP_SECONDS = 3600.0
 """A longer silence is not filled with scrapes."""
 FLUSH = 1000
 """Samples of a family in memory."""
+Scrape = tuple[float, list[Metric]]
+"""Time in seconds since the epoch, and what was shown then."""
 SPOOLED = np.dtype([("series", np.int32), ("ms", np.int64), ("value", np.float64)])
 
 
-def write_openmetrics(
-    log: Source,
-    out: BinaryIO,
-    interval: float | None = None,
-    rules: Sequence[Rule] = RULES,
-    progress: Callable[[Source], None] | None = None,
-) -> int:
-    """Write a run as text for `promtool tsdb create-blocks-from openmetrics`; gives the number of samples.
+class OpenMetricsSink:
+    """Writes a run as text for `promtool tsdb create-blocks-from openmetrics`; counts samples.
 
     interval: seconds between scrapes; 15, or less for a run of less than an hour.
     """
-    said = log.poll_events()
-    with tempfile.TemporaryDirectory(prefix="stabwatch-") as folder:
-        families = _Families(Path(folder))
-        for time, metrics in scrapes(log, said, interval or suitable_interval(log, said), rules):
-            families.add(round(1000 * time), metrics)
-            if progress is not None:
-                progress(log)
-        return families.write(out)
+
+    def __init__(self, out: BinaryIO, interval: float | None = None, rules: Sequence[Rule] = RULES) -> None:
+        self._out = out
+        self._interval = interval
+        self._rules = rules
+
+    def open(self, run: RunHeader) -> None:
+        """See Sink."""
+        self._folder = tempfile.TemporaryDirectory(prefix="stabwatch-")
+        self._families = _Families(Path(self._folder.name))
+        self._scraper = Scraper(run.meta, self._interval or suitable_interval(run.seconds), self._rules)
+
+    def write(self, batch: RecordBatch) -> None:
+        """See Sink."""
+        self._add(self._scraper.write(batch))
+
+    def write_event(self, event: Event) -> None:
+        """See Sink."""
+        self._add(self._scraper.write_event(event))
+
+    def close(self) -> int:
+        """See Sink."""
+        with self._folder:
+            self._add(self._scraper.finish())
+            return self._families.write(self._out)
+
+    def _add(self, scrapes: Iterable[Scrape]) -> None:
+        for time, metrics in scrapes:
+            self._families.add(round(1000 * time), metrics)
 
 
-def suitable_interval(log: Source, said: Iterable[Event]) -> float:
+def suitable_interval(seconds: float) -> float:
     """Seconds between scrapes for a run of this length."""
-    ends = [path.stat().st_mtime for path in segments_of(log.path)]
-    ends += [e.time for e in said if e.kind == "end"][-1:]
-    seconds = ends[-1] - log.meta.created if ends else 0.0
     return min(INTERVAL, max(seconds / SCRAPES, SHORTEST))
 
 
-def scrapes(
-    log: Source, said: Iterable[Event], interval: float, rules: Sequence[Rule] = RULES
-) -> Iterator[tuple[float, list[Metric]]]:
-    """What a scrape would have shown, every `interval` seconds, from the first record to just after the last."""
-    adopt(log.meta.signals)
-    past = _Past(log, rules)
-    due: int | None = None
-    """The next scrape, in intervals since the epoch."""
-    seen = -math.inf
-    for item in timeline(log, said, interval):
-        if math.isnan(begin(item)):
-            raise RunLogError(f"{log.path} has no times, and Prometheus keeps nothing without: try --csv or --parquet.")
-        this = math.ceil(begin(item) / interval)
-        while due is not None and due < this:
-            yield due * interval, past.collect(due * interval)
-            due = due + 1 if (due + 1) * interval <= seen + GAP_SECONDS else this
-        past.take(item)
-        seen = max(seen, item.time if isinstance(item, Event) else float(item.times[-1]))
-        due = this if due is None and isinstance(item, RecordBatch) else due
-    if due is not None:
-        yield due * interval, past.collect(due * interval)
+class Scraper:
+    """Yields what a scrape would have shown, every `interval` seconds, until just after the last record."""
+
+    def __init__(self, meta: Meta, interval: float, rules: Sequence[Rule] = RULES) -> None:
+        self._past = _Past(meta, rules)
+        self._run = meta.run
+        self._interval = interval
+        self._due: int | None = None
+        """The next scrape, in intervals since the epoch."""
+        self._seen = -math.inf
+
+    def write(self, batch: RecordBatch) -> Iterator[Scrape]:
+        """The scrapes that were due before these records."""
+        if math.isnan(begin(batch)):
+            raise RunLogError(f"{self._run} has no times, and Prometheus stores nothing without: use --csv, --parquet.")
+        later = np.diff(np.ceil(batch.times / self._interval)) > 0
+        for start, stop in pairwise([0, *(np.flatnonzero(later) + 1).tolist(), len(batch)]):
+            yield from self._take(record_slice(batch, start, stop))
+
+    def write_event(self, event: Event) -> Iterator[Scrape]:
+        """The scrapes that were due before this event."""
+        if event.kind in ENGINE_EVENTS:
+            yield from self._take(event)
+
+    def finish(self) -> Iterator[Scrape]:
+        """The scrape after the last record."""
+        if self._due is not None:
+            yield self._scrape(self._due)
+
+    def _take(self, item: RecordBatch | Event) -> Iterator[Scrape]:
+        this = math.ceil(begin(item) / self._interval)
+        while self._due is not None and self._due < this:
+            yield self._scrape(self._due)
+            following = self._due + 1
+            self._due = following if following * self._interval <= self._seen + GAP_SECONDS else this
+        self._past.take(item)
+        self._seen = max(self._seen, item.time if isinstance(item, Event) else float(item.times[-1]))
+        if self._due is None and isinstance(item, RecordBatch):
+            self._due = this
+
+    def _scrape(self, due: int) -> Scrape:
+        return due * self._interval, self._past.collect(due * self._interval)
 
 
 class _Past:
-    """An agent that was not there: led through the log, with the clock of the records."""
+    """The state of an agent that had followed the run, on the clock of its records."""
 
-    def __init__(self, log: Source, rules: Sequence[Rule]) -> None:
-        self._meta = log.meta
+    def __init__(self, meta: Meta, rules: Sequence[Rule]) -> None:
+        self._meta = meta
         self._engine = Engine(rules)
-        self._readings = Latest(SeriesCap())
+        self._latest = Latest(SeriesCap())
         self._violations: Counter[tuple[str, str]] = Counter()
         self._state = "running"
-        self._shown = Snapshot(run=log.meta.run)
+        self._shown = Snapshot(run=meta.run)
         derived = [DerivedMetric(d.name, d.help) for d in DERIVED]
         self._collector = RunCollector(lambda: self._shown, derived, [(r.name, r.severity) for r in rules])
 
     def take(self, item: RecordBatch | Event) -> None:
-        """See what came next."""
+        """Take the next records or event."""
         for alert in lead(self._engine, item):
             self._violations[alert.rule, alert.layer] += alert.state == "firing"
         if isinstance(item, RecordBatch):
-            self._readings.observe(item, float(item.times[-1]))
+            self._latest.observe(item, float(item.times[-1]))
         else:
             self._state = str(item.data.get("reason", "ended")) if item.kind == "end" else "running"
 
     def collect(self, now: float) -> list[Metric]:
-        """The families of a scrape."""
+        """The metric families of a scrape."""
         self._shown = snapshot(
             self._meta,
-            self._readings,
+            self._latest,
             now,
             state=self._state,
             derived=self._engine.derived,
@@ -130,7 +166,7 @@ class _Past:
 
 
 class _Families:
-    """Samples, spooled to one file for each family: the memory that is needed is that of the largest family."""
+    """Samples, spooled to one file per family: only the largest family must fit into memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -3,19 +3,20 @@
 Names on /metrics, all with the label `run`:
 
     stabwatch_<signal>{layer}               last value of a gauge; absent while the last value was NaN or infinite
-    stabwatch_<signal>_window_max{layer}    its worst finite value of the last 60 s or so (`_window_min` where the
-                                            low end is the bad one); a scrape resets nothing, so any number of
+    stabwatch_<signal>_window_max{layer}    its worst finite value of the last 60 s or so (`_window_min` where low
+                                            values are bad); a scrape resets nothing, so any number of
                                             servers may scrape at any interval up to a minute and see each spike
     stabwatch_<signal>_total{layer}         a counter, accumulated since the run began
-    stabwatch_<derived>{layer}              what the rules compare: trend, robust z-score, steps to the limit
-    stabwatch_alerts_firing{rule,severity,layer}   1 while it fires; 0 with an empty layer for each silent rule
-    stabwatch_rule_violations_total{rule,layer}    times that a rule began to fire or became graver
+    stabwatch_<derived>{layer}              derived signals, which the rules compare: trend, robust z-score
+    stabwatch_logged_<name>{name}           a number of `watch.log`; the label has its name unchanged
+    stabwatch_alerts_firing{rule,severity,layer}   1 while it fires; 0 with an empty layer for any other rule
+    stabwatch_rule_violations_total{rule,layer}    times that a rule began to fire or its severity rose
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from stabwatch.exporters.declared import Declared, declared
+from stabwatch.exporters.declared import Declared, declared_series
 from stabwatch.runlog import SeriesKey
 
 STATES = ("running", "finished", "exception", "killed")
@@ -32,7 +33,7 @@ STATES = ("running", "finished", "exception", "killed")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that one scrape shows. Never changed once made; arrays are aligned with `keys`.
+    """The content of one scrape. Immutable; arrays are aligned with `keys`.
 
     last, window: gauges, NaN where there is nothing finite to show. totals: counters.
     nonfinite: how many measured values of each series were NaN or infinite.
@@ -58,7 +59,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class DerivedMetric:
-    """What an exporter needs to know of a derived signal."""
+    """The declaration of a derived signal."""
 
     name: str
     help: str
@@ -67,9 +68,8 @@ class DerivedMetric:
 class RunCollector(Collector):
     """Turns the newest snapshot into metric families.
 
-    snapshot: gives the newest snapshot at once. derived: the derived signals there are. rules: (name, severity) of
-    every rule, so that one that never fired stands at zero.
-    A family that cannot be built is left out and counted; the rest of the scrape is served.
+    snapshot: returns the newest snapshot immediately. derived: all derived signals. rules: (name, severity) of every
+    rule; a rule that never fired is exported as 0. A family that cannot be built is left out and counted.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RunCollector(Collector):
         self._lock = threading.Lock()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the names depend on the run."""
+        """Empty, because the names depend on the run."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -104,29 +104,29 @@ class RunCollector(Collector):
         for key, value in s.derived:
             values.setdefault(key.signal, []).append((key, value))
         for name, members in values.items():
-            layered = any(key.layer for key, _ in members)
-            family = _gauge(f"stabwatch_{name}", self._derived[name].help, layered)
+            labels = ("run", "layer") if any(key.layer for key, _ in members) else ("run",)
+            family = _gauge(f"stabwatch_{name}", self._derived[name].help, labels)
             for key, value in members:
                 if np.isfinite(value):
-                    family.add_metric(_labels(s, key, layered), value)
+                    family.add_metric(_labels(s, key, labels), value)
             yield family
 
     def _alerts(self, s: Snapshot) -> Iterator[Metric]:
         firing = GaugeMetricFamily(
             "stabwatch_alerts_firing",
-            "Whether a rule fires, by layer; 0 with an empty layer for a rule that fires nowhere.",
+            "Whether a rule fires, by layer; 0 with an empty layer for a rule that does not fire.",
             labels=["run", "rule", "severity", "layer"],
         )
-        loud = {rule for rule, _, _ in s.firing}
-        rows = [*s.firing, *((rule, severity, "") for rule, severity in self._rules if rule not in loud)]
+        firing_rules = {rule for rule, _, _ in s.firing}
+        rows = [*s.firing, *((rule, severity, "") for rule, severity in self._rules if rule not in firing_rules)]
         for rule, severity, layer in sorted(rows):
-            firing.add_metric([clean(s.run), rule, severity, clean(layer)], float(rule in loud))
+            firing.add_metric([clean(s.run), rule, severity, clean(layer)], float(rule in firing_rules))
         yield firing
         counts = {(rule, ""): 0 for rule, _ in self._rules}
         counts.update({(rule, layer): n for rule, layer, n in s.violations})
         violations = CounterMetricFamily(
             "stabwatch_rule_violations",
-            "Times that a rule began to fire or became graver, by layer.",
+            "Times that a rule began to fire or its severity rose, by layer.",
             labels=["run", "rule", "layer"],
         )
         for (rule, layer), n in sorted(counts.items()):
@@ -138,10 +138,10 @@ class RunCollector(Collector):
             ("collect_errors", "Metric families that could not be built at a scrape.", self._errors),
             (
                 "agent_errors",
-                "What failed in the agent, following the run log or telling of alerts.",
+                "Errors in the agent: following the run log, or sending alerts.",
                 s.agent_errors,
             ),
-            ("series_dropped", "Series that are not exported because the agent's cap was reached.", s.series_dropped),
+            ("series_dropped", "Series that are not exported because the agent's limit was reached.", s.series_dropped),
         )
         for name, text, value in counts:
             family = CounterMetricFamily(f"stabwatch_{name}", text, labels=["run"])
@@ -150,26 +150,26 @@ class RunCollector(Collector):
 
 
 def clean(text: str) -> str:
-    """Text that UTF-8 can carry: a lone surrogate from a hostile log must not break a scrape."""
+    """Text that UTF-8 can encode: a lone surrogate from a hostile log must not break a scrape."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _gauge(name: str, text: str, layered: bool) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, labels=["run", "layer"] if layered else ["run"])
+def _gauge(name: str, text: str, labels: Sequence[str] = ("run",)) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=labels)
 
 
-def _labels(s: Snapshot, key: SeriesKey, layered: bool) -> list[str]:
-    return [clean(s.run), clean(key.layer)] if layered else [clean(s.run)]
+def _labels(s: Snapshot, key: SeriesKey, labels: Sequence[str]) -> list[str]:
+    return [clean(s.run), clean(key.layer)][: len(labels)]
 
 
 def _run(s: Snapshot) -> Iterator[Metric]:
     info = {"run": s.run, **dict(s.info)}
-    yield InfoMetricFamily("stabwatch_run", "Static facts of the run.", {k: clean(v) for k, v in info.items()})
+    yield InfoMetricFamily("stabwatch_run", "Metadata of the run.", {k: clean(v) for k, v in info.items()})
 
 
 def _state(s: Snapshot) -> Iterator[Metric]:
     family = GaugeMetricFamily(
-        "stabwatch_run_state", "1 for the state that the training process is in.", labels=["run", "state"]
+        "stabwatch_run_state", "1 for the present state of the training process.", labels=["run", "state"]
     )
     for state in dict.fromkeys((*STATES, s.state)):
         family.add_metric([clean(s.run), clean(state)], float(state == s.state))
@@ -180,58 +180,55 @@ def _progress(s: Snapshot) -> Iterator[Metric]:
     if s.step is None or s.time is None:
         return
     for name, text, value in (
-        ("stabwatch_step", "Newest step in the run log.", float(s.step)),
-        ("stabwatch_last_step_timestamp_seconds", "When the newest step ended, in seconds since the epoch.", s.time),
+        ("stabwatch_step", "Last step in the run log.", float(s.step)),
+        ("stabwatch_last_step_timestamp_seconds", "End of the last step, in seconds since the epoch.", s.time),
     ):
-        family = _gauge(name, text, False)
+        family = _gauge(name, text)
         family.add_metric([clean(s.run)], value)
         yield family
 
 
 def _signals(s: Snapshot) -> Iterator[Metric]:
-    members: dict[str, list[int]] = {}
+    """Families by metric name: numbers of `watch.log` with similar names may share one."""
+    families: dict[str, Metric] = {}
     for i, key in enumerate(s.keys):
-        members.setdefault(key.signal, []).append(i)
-    for signal, columns in members.items():
-        d = declared(signal)
+        d = declared_series(key)
+        labels = _labels(s, key, d.labels)
         if d.counter:
-            yield _counter(s, d, columns)
+            _family(families, d.metric, d.help, d).add_metric(labels, float(s.totals[i]))
             continue
-        yield _filled(s, d.metric, d.help, d, s.last, columns)
+        _add(_family(families, d.metric, d.help, d), labels, s.last[i])
         if d.worst:
             end = "Largest" if d.worst == "max" else "Smallest"
             text = f"{end} value of {d.metric} in the last 60 seconds."
-            yield _filled(s, d.window_metric, text, d, s.window, columns)
+            _add(_family(families, d.window_metric, text, d), labels, s.window[i])
+    yield from families.values()
 
 
-def _filled(
-    s: Snapshot, name: str, text: str, d: Declared, values: NDArray[np.float64], columns: list[int]
-) -> GaugeMetricFamily:
-    family = _gauge(name, text, d.layered)
-    for i in columns:
-        if np.isfinite(values[i]):
-            family.add_metric(_labels(s, s.keys[i], d.layered), float(f"{values[i]:.7g}"))  # the log holds float32
-    return family
+def _family(families: dict[str, Metric], name: str, text: str, d: Declared) -> GaugeMetricFamily | CounterMetricFamily:
+    if name not in families:
+        counter = CounterMetricFamily(name.removesuffix("_total"), text, labels=d.labels) if d.counter else None
+        families[name] = counter or _gauge(name, text, d.labels)
+    return families[name]  # type: ignore[return-value]
 
 
-def _counter(s: Snapshot, d: Declared, columns: list[int]) -> CounterMetricFamily:
-    labels = ["run", "layer"] if d.layered else ["run"]
-    family = CounterMetricFamily(d.metric.removesuffix("_total"), d.help, labels=labels)
-    for i in columns:
-        family.add_metric(_labels(s, s.keys[i], d.layered), float(s.totals[i]))
-    return family
+def _add(family: GaugeMetricFamily | CounterMetricFamily, labels: list[str], value: float) -> None:
+    if np.isfinite(value):
+        family.add_metric(labels, float(f"{value:.7g}"))  # the log has float32
 
 
 def _nonfinite(s: Snapshot) -> Iterator[Metric]:
     family = CounterMetricFamily(
         "stabwatch_values_nonfinite",
-        "Values of a signal that came out NaN or infinite, over all layers; they stand on no gauge.",
+        "Values of a signal that were NaN or infinite, over all layers; gauges leave them out.",
         labels=["run", "signal"],
     )
     counts: dict[str, int] = {}
     for key, n in zip(s.keys, s.nonfinite.tolist(), strict=True):
-        if not declared(key.signal).counter:
-            counts[key.signal] = counts.get(key.signal, 0) + n
+        d = declared_series(key)
+        if not d.counter:
+            signal = d.metric.removeprefix("stabwatch_")
+            counts[signal] = counts.get(signal, 0) + n
     for signal, n in counts.items():
         family.add_metric([clean(s.run), clean(signal)], n)
     yield family

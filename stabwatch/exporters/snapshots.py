@@ -1,4 +1,4 @@
-"""The present of a run as one Snapshot: for an agent that is there now, and for one that looks back."""
+"""The state of a run as a Snapshot, for a live agent and for an export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stabwatch.runlog import Meta, SeriesKey
 
 def snapshot(
     meta: Meta,
-    readings: Latest,
+    latest: Latest,
     now: float,
     *,
     state: str,
@@ -23,22 +23,22 @@ def snapshot(
     coarse: Coarse | None = None,
     low: Iterable[str] = (),
 ) -> Snapshot:
-    """What a scrape shows at `now`, on the clock that `readings` was told of; within the cap of `readings`.
+    """The content of a scrape at `now`, on the clock of `latest`, within its limit of series.
 
-    firing: (rule, severity, layer). violations: times that each (rule, layer) began to fire. coarse: the same run, less
-    finely; then its cap counts. low: derived gauges whose low end is bad.
+    firing: (rule, severity, layer). violations: times that each (rule, layer) began to fire. coarse: the same run by
+    groups, with its own limit of series. low: derived signals where low is bad.
     """
-    r = readings
+    r = latest
     cap, series = r.cap, Shown(tuple(r.keys), r.last.copy(), r.window(now), r.totals.copy(), r.nonfinite.copy())
     if coarse is not None:
         cap, series = coarse.cap, coarse.shown(r, now)
         firing, violations, derived = _places(coarse, firing), _sums(coarse, violations), coarse.derived(derived, low)
-    loud = [alert for alert in firing if cap.admit((alert[0], alert[2]), 2, urgent=True)]
+    alerts = [alert for alert in firing if cap.admit((alert[0], alert[2]), 2, urgent=True)]
     shown = [(key, value) for key, value in derived.items() if cap.admit(("derived", key))]
     counted = [(*where, n) for where, n in violations.items() if cap.admit(where, 2, urgent=True)]
     return Snapshot(
         run=meta.run,
-        info=facts(meta),
+        info=info_labels(meta),
         state=state,
         step=r.step,
         time=r.time,
@@ -48,7 +48,7 @@ def snapshot(
         totals=series.totals,
         nonfinite=series.nonfinite,
         derived=tuple(shown),
-        firing=tuple(dict.fromkeys(loud)),
+        firing=tuple(dict.fromkeys(alerts)),
         violations=tuple(counted),
         agent_errors=errors,
         series_dropped=cap.dropped,
@@ -63,7 +63,7 @@ def _places(coarse: Coarse, firing: Iterable[tuple[str, str, str]]) -> list[tupl
 
 
 def _sums(coarse: Coarse, violations: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
-    """Of a group all that its layers add up to; and the first layers by themselves."""
+    """The sum over the layers of each group, and the first layers individually."""
     layers: dict[str, list[str]] = {}
     found: dict[tuple[str, str], int] = {}
     for (rule, layer), n in violations.items():
@@ -76,8 +76,8 @@ def _sums(coarse: Coarse, violations: Mapping[tuple[str, str], int]) -> dict[tup
     return found
 
 
-def facts(meta: Meta) -> tuple[tuple[str, str], ...]:
-    """The labels of stabwatch_run_info beside `run`."""
+def info_labels(meta: Meta) -> tuple[tuple[str, str], ...]:
+    """The labels of stabwatch_run_info in addition to `run`."""
     found = {
         "host": meta.host,
         "model": meta.model.get("name", ""),

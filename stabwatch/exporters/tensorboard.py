@@ -1,40 +1,59 @@
-"""A run log as a TensorBoard event file, one summary with all values for each record. TensorBoard's own writer."""
+"""The sink for TensorBoard: an event file with one summary per record, by TensorBoard's own writer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from stabwatch.errors import MissingExtraError
+from stabwatch.exporters.sink import RunHeader
 from stabwatch.exporters.tables import column, pieces
-from stabwatch.runlog.source import Source
+from stabwatch.runlog import Event, RecordBatch
 
 
-def write_tensorboard(log: Source, folder: Path, progress: Callable[[Source], None] | None = None) -> int:
-    """Write an event file into a new folder; gives the number of values. Raises MissingExtraError."""
-    try:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-    except ImportError as error:
-        raise MissingExtraError(
-            f"TensorBoard's writer is not installed ({error}): pip install 'stabwatch[tensorboard]'."
-        ) from error
-    folder.mkdir()
-    host = re.sub(r"[^A-Za-z0-9._-]", "_", log.meta.host)
-    written = 0
-    with open(folder / f"events.out.tfevents.{int(log.meta.created)}.{host}.stabwatch", "wb") as file:
-        records = RecordWriter(file)
-        records.write(Event(wall_time=log.meta.created, file_version="brain.Event:2").SerializeToString())
-        for block in pieces(log, progress):
-            tags = [column(key) for key in block.table.keys]
-            values, measured = block.values, block.measured
-            for i, (step, time) in enumerate(zip(block.steps.tolist(), block.times.tolist(), strict=True)):
-                event = Event(wall_time=time, step=step)
+class TensorBoardSink:
+    """Writes an event file into a new folder; counts values. Raises MissingExtraError."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboard.compat.proto import event_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError as error:
+            raise MissingExtraError(
+                f"TensorBoard's writer is not installed ({error}): pip install 'stabwatch[tensorboard]'."
+            ) from error
+        self._folder = folder
+        self._event, self._make_writer = event_pb2.Event, RecordWriter
+        self._written = 0
+
+    def open(self, run: RunHeader) -> None:
+        """See Sink."""
+        self._folder.mkdir()
+        host = re.sub(r"[^A-Za-z0-9._-]", "_", run.meta.host)
+        name = f"events.out.tfevents.{int(run.meta.created)}.{host}.stabwatch"
+        self._file = open(self._folder / name, "wb")  # noqa: SIM115
+        self._records = self._make_writer(self._file)
+        head = self._event(wall_time=run.meta.created, file_version="brain.Event:2")
+        self._records.write(head.SerializeToString())
+
+    def write(self, batch: RecordBatch) -> None:
+        """See Sink."""
+        tags = [column(key) for key in batch.table.keys]
+        for piece in pieces(batch):
+            values, measured = piece.values, piece.measured
+            for i, (step, time) in enumerate(zip(piece.steps.tolist(), piece.times.tolist(), strict=True)):
+                event = self._event(wall_time=time, step=step)
                 for at in np.flatnonzero(measured[i]).tolist():
                     event.summary.value.add(tag=tags[at], simple_value=values[i, at])
-                    written += 1
-                records.write(event.SerializeToString())
-    return written
+                    self._written += 1
+                self._records.write(event.SerializeToString())
+
+    def write_event(self, event: Event) -> None:
+        """Events have no place among scalars."""
+
+    def close(self) -> int:
+        """See Sink."""
+        self._file.close()
+        return self._written

@@ -1,4 +1,4 @@
-"""What may change a training run, and only when its owner asks for it."""
+"""Guards: the only code that may change a training run, and only if the user enables it."""
 
 from stabwatch.guards.backoff import LearningRateBackoff as LearningRateBackoff
 from stabwatch.guards.skip_step import SkipStep as SkipStep

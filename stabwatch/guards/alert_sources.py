@@ -1,4 +1,4 @@
-"""Where the training process gets its alerts: from the agent, or from an engine of its own."""
+"""Sources of alerts for the training process: the agent, or a local engine."""
 
 from __future__ import annotations
 
@@ -15,39 +15,33 @@ from stabwatch.runlog import Event, RecordBatch, RecordLayout, RunLog
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert, Engine
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from stabwatch.alerts import Alert, Engine
-
-
 POLL_SECONDS = 0.25
 
 
 class AlertSource(Protocol):
-    """Where alerts come from. Called in the writer's thread."""
+    """A source of alerts. Called in the writer's thread."""
 
     def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
-        """A record was made."""
+        """Process one record, and return the alerts."""
 
     def restart(self, step: int) -> None:
-        """The run was set back: records from before `step` count no more."""
+        """The run was rolled back: ignore records before `step`."""
 
     def announce(self, event: Event) -> None:
-        """A change was announced; its record is yet to come."""
+        """A change was announced; its record follows."""
 
 
 class AgentAlerts:
-    """Hears the alerts that an agent writes into the run log."""
+    """Reads the alerts that an agent writes to the run log."""
 
     def __init__(self, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = RunLog(run_dir)
-        self._log.poll_events()  # of an earlier run in the same folder
+        self._log.poll_events()  # skip those of an earlier run in the same folder
         self._clock = clock
         self._due = 0.0
 
     def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
-        """Alerts that were written since; the log is looked at four times a second at most."""
+        """New alerts. The log is polled at most four times a second."""
         if self._clock() < self._due:
             return ()
         self._due = self._clock() + POLL_SECONDS
@@ -59,16 +53,16 @@ class AgentAlerts:
         return [Alert.from_event(e) for e in events]
 
     def restart(self, step: int) -> None:
-        """An agent sees for itself."""
+        """Nothing to do: an agent reads it from the log."""
 
     def announce(self, event: Event) -> None:
-        """An agent reads of it."""
+        """Nothing to do: an agent reads it from the log."""
 
 
 class LocalEngine:
-    """Judges each record with the rules, here.
+    """Evaluates the rules on each record in this process.
 
-    write: told each alert, when there is no agent to write it.
+    write: called with each alert, if no agent writes them.
     """
 
     def __init__(self, rules: str | None, write: Callable[[Event], None] | None) -> None:
@@ -76,13 +70,13 @@ class LocalEngine:
         from stabwatch.alerts.user_rules import load_rules
 
         self._make: Callable[[], Engine] = lambda: Engine(load_rules(rules) if rules else RULES)
-        self._judge = (0, self._make())
-        """The first step that counts, and the engine; replaced together, as two threads look at them."""
+        self._engine = (0, self._make())
+        """The first valid step, and the engine. Replaced together, because two threads read them."""
         self._write = write
 
     def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
-        """The transitions of this record."""
-        first, engine = self._judge
+        """The alerts of this record."""
+        first, engine = self._engine
         if step < first:
             return ()
         alerts = engine.observe(RecordBatch(table, np.array([step]), np.array([now]), slots[None]))
@@ -91,9 +85,9 @@ class LocalEngine:
         return alerts
 
     def restart(self, step: int) -> None:
-        """Judge anew: what was normal before a fault is learned again."""
-        self._judge = (step, self._make())
+        """Start with a new engine, which learns new baselines."""
+        self._engine = (step, self._make())
 
     def announce(self, event: Event) -> None:
-        """What was usual for the data says nothing from its step on."""
-        self._judge[1].observe_event(event)
+        """Discard the baselines of the data from its step on."""
+        self._engine[1].observe_event(event)

@@ -1,4 +1,4 @@
-"""What rank 0 decides, all ranks do at the same step."""
+"""Decisions of rank 0 that all ranks carry out at the same step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ NEVER = "never"
 
 
 class RankBroadcast:
-    """Messages of rank 0 for all ranks, each with the step before which it is to be acted on.
+    """Messages from rank 0 to all ranks, each with the step before which it is delivered.
 
-    In two rounds, as a rank that misses one would go on with other weights than the rest. First rank 0 asks through
-    the exchange whether all ranks are there; each answers, and looks into the job's store at every step from then
-    on. When all have answered, rank 0 writes the message and a step a few ahead into the store: ranks that train
-    together are less than that apart, so all of them find it in time. No collective, and without a message no look
-    into the store. A message that some rank did not answer is withdrawn. With one rank it is acted on at once.
+    A message takes two rounds, because a rank that missed it would continue with other weights than the rest. First
+    rank 0 asks through the exchange whether all ranks are there. Each rank answers, and looks into the job's store at
+    every step from then on. When all have answered, rank 0 writes the message into the store, with a step that is more
+    steps ahead than ranks of one job can be apart. So all of them find it in time. This takes no collective, and no
+    lookup in the store while there is no message. If a rank does not answer, the message is withdrawn. With one rank
+    it is delivered at once.
 
-    exchange: None with one rank, or where ranks do not exchange anything (`possible` says which).
+    Steps are numbered by how many this rank has watched.
+    exchange: None with one rank, or where ranks do not exchange anything (see `possible`).
     """
 
     def __init__(self, world: int, exchange: Exchange | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,38 +39,38 @@ class RankBroadcast:
 
     @property
     def possible(self) -> bool:
-        """False while there are other ranks that cannot be told."""
+        """False while there are other ranks that cannot be reached."""
         if self._exchange is None:
             return self._world == 1
         return not self._exchange.broken and (self._exchange.rank > 0 or self._exchange.covered == self._world)
 
     @property
     def pending(self) -> bool:
-        """Something was said and is not due yet."""
+        """Whether a message was sent and is not due yet."""
         return bool(self._waiting) or self._proposed is not None
 
     def send(self, step: int, message: str) -> None:
-        """Say something, before step `step`. Messages of other ranks than 0 are not heard."""
+        """Send a message before step `step`. Only messages of rank 0 are delivered."""
         if self._exchange is None:
             self._waiting.append((step, message))
         elif self._exchange.rank == 0:
             self._number += 1
             self._proposed, self._answered = (message, self._clock()), set()
-            self._exchange.tell("prepare", self._number)
+            self._exchange.broadcast("prepare", self._number)
 
     def receive(self, step: int) -> tuple[list[str], list[str]]:
-        """Before step `step`: the messages that all ranks act on now, and those that were withdrawn."""
+        """The messages that are due before step `step` on all ranks, and those that were withdrawn."""
         withdrawn: list[str] = []
         if self._exchange is not None:
             if self._exchange.rank == 0:
-                withdrawn = self._settle(self._exchange, step)
+                withdrawn = self._decide(self._exchange, step)
             else:
                 self._look(self._exchange)
         now = [message for when, message in self._waiting if when <= step]
         self._waiting = [(when, message) for when, message in self._waiting if when > step]
         return now, withdrawn
 
-    def _settle(self, exchange: Exchange, step: int) -> list[str]:
+    def _decide(self, exchange: Exchange, step: int) -> list[str]:
         for number, rank in exchange.received("prepared"):
             if number == self._number:
                 self._answered.add(rank)
@@ -99,4 +101,4 @@ class RankBroadcast:
 
 
 def _key(number: int) -> str:
-    return f"said/{number}"
+    return f"message/{number}"

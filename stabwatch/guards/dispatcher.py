@@ -1,8 +1,8 @@
-"""What an alert sets off in the training process: a closer look, the flight recorder, callbacks, guards.
+"""Effects of an alert in the training process: escalation, the flight recorder, callbacks, guards.
 
-The agent judges, and its alerts come back through the run log, a second or less later. Where something is to be done
-at an alert (`on_alert`, a guard), the same engine judges in the writer's thread, record by record: no alert is late by
-more than the records that are under way, and none depends on another process.
+Normally the agent evaluates the rules, and its alerts come back through the run log within a second. With `on_alert` or
+a guard, the same engine runs in the writer's thread, record by record. Then an alert is delayed only by the records in
+the queue, and does not depend on another process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stabwatch.guards.protocol import Reaction
 from stabwatch.guards.requests import RankRequests
 from stabwatch.hooks.optimizer_step import StepGuard, StepGuards
 from stabwatch.hooks.probes.batches import Batches
-from stabwatch.hooks.probes.directional import Probe
+from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.runlog import Event, RecordLayout, Writer
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger("stabwatch")
 
 BEFORE = 2
-"""Steps before the onset whose batches are kept with an alert."""
+"""Steps before the onset whose batches are recorded with an alert."""
 MOST_BATCHES = 64
 MOST_FLIGHTS = 100
-"""Alerts of one run that are kept with their batches."""
+"""Maximum number of alerts of one run that are recorded with their batches."""
 
 
 class AlertDispatcher:
-    """Hears alerts in the writer's thread, acts on them there or at the next step boundary."""
+    """Receives alerts in the writer's thread, and acts on them there or at the next step boundary."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class AlertDispatcher:
     # -- in the writer's thread ---------------------------------------------------------------------
 
     def record(self, table: RecordLayout, step: int, slots: NDArray[np.float32]) -> None:
-        """A record is about to be written."""
+        """Process a record before it is written."""
         if self._source is not None:
             self._run("alarm", "always", self._listen, self._source, table, step, slots)
 
@@ -107,11 +107,11 @@ class AlertDispatcher:
 
     @property
     def active(self) -> list[Alert]:
-        """Alerts that fire now; from any thread."""
+        """The firing alerts. Thread-safe."""
         return list(self._active.copy().values())
 
     def _keep(self, alert: Alert) -> None:
-        """The flight recorder: records are in the log already, whole; which batches they were of is added."""
+        """The flight recorder: adds the batches of the records around an onset to the log."""
         if self._writer is None or self._flights >= MOST_FLIGHTS:
             return
         batches = self._batches.of(min(alert.onset - BEFORE, alert.since), alert.step)
@@ -124,7 +124,7 @@ class AlertDispatcher:
     # -- in the training thread ---------------------------------------------------------------------
 
     def announce(self, step: int, what: str) -> None:
-        """The data change at this step, and somebody knows it."""
+        """Announce a change of the data at this step."""
         if self._writer is not None:
             self._writer.event("change", step, what=what)
         if self._source is not None:
@@ -140,15 +140,18 @@ class AlertDispatcher:
         for reaction in self._reactions:
             self._run(reaction.name, "always", reaction.after, optimizer)
 
-    def boundary(self, step: int) -> None:
-        """Between two steps; `step` is the next one. Raises TrainingUnstableError where that was asked for."""
+    def boundary(self, step: int, watched: int) -> None:
+        """Between two steps; `step` is the number of the next one, `watched` how many have been watched.
+
+        Raises TrainingUnstableError if guard="raise" is set.
+        """
         from stabwatch.alerts import Alert
 
         critical: Alert | None = None
         while self._received:
             alert = self._received.popleft()
             if alert.step < self._from:
-                continue  # judged while the run was set back
+                continue  # from before the rollback
             if self._on_alert is not None:
                 try:
                     self._on_alert(alert)
@@ -166,18 +169,18 @@ class AlertDispatcher:
         if critical is not None and not self._broadcast.possible:
             self._act(critical, step, ())
         elif critical is not None and not self._broadcast.pending:
-            self._broadcast.send(step, critical.to_event().to_json())
-        said: list[str] = []
+            self._broadcast.send(watched, critical.to_event().to_json())
+        messages: list[str] = []
         withdrawn: list[str] = []
 
         def receive() -> None:
-            nonlocal said, withdrawn
-            said, withdrawn = self._broadcast.receive(step)
+            nonlocal messages, withdrawn
+            messages, withdrawn = self._broadcast.receive(watched)
 
         self._run("broadcast", "always", receive)
-        for message in said:
+        for message in messages:
             self._act(Alert.from_event(Event.from_json(message)), step, self._reactions)
-        for message in withdrawn:  # not every rank can be told: nothing that changes one rank's weights
+        for message in withdrawn:  # not every rank can be reached: nothing may change the weights of some
             self._act(Alert.from_event(Event.from_json(message)), step, ())
 
     def _hear(self) -> None:
@@ -215,18 +218,18 @@ class AlertDispatcher:
             raise TrainingUnstableError(f"{alert.summary} {alert.description} See {alert.runbook_url}")
 
     def _notify(self, guard: str, alert: Alert, step: int, outcome: dict[str, Any] | None) -> None:
-        facts = {"did": "nothing"} if outcome is None else outcome
-        _log.warning("stabwatch: guard %s at step %d, for %s: %s", guard, step, alert.rule, facts)
+        result = {"did": "nothing"} if outcome is None else outcome
+        _log.warning("stabwatch: guard %s at step %d, for %s: %s", guard, step, alert.rule, result)
         if self._writer is not None:
-            self._writer.event("guard", step, guard=guard, rule=alert.rule, onset=alert.onset, **facts)
+            self._writer.event("guard", step, guard=guard, rule=alert.rule, onset=alert.onset, **result)
 
 
 def step_guards(config: Config, model: nn.Module) -> StepGuards | None:
-    """Makes the guards that act inside an optimizer's step; None when the settings ask for none."""
+    """Factory of the guards that act inside an optimizer step; None if the settings enable none."""
     if not {"skip_step", "taylor"} & set(config.guards):
         return None
 
-    def make(optimizer: Any, probe: Probe | None) -> list[StepGuard]:
+    def make(optimizer: Any, probe: DirectionalDerivative | None) -> list[StepGuard]:
         guards: list[StepGuard] = [SkipStep(optimizer)] if "skip_step" in config.guards else []
         return guards + ([TaylorGuard(optimizer, model, probe=probe)] if "taylor" in config.guards else [])
 
@@ -245,7 +248,7 @@ def make_dispatcher(
     on_alert: Callable[[Alert], object] | None,
     run: Callable[..., None],
 ) -> AlertDispatcher:
-    """The alarm that the settings ask for."""
+    """The dispatcher for the settings."""
     made: dict[str, Callable[[], Reaction]] = {
         "snapshot": lambda: Snapshots(model, config.snapshot_every),
         "lr_backoff": LearningRateBackoff,

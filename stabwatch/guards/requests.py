@@ -1,4 +1,4 @@
-"""An alert on rank 0 is a call to all ranks: look closer, and say which batch you had."""
+"""Requests of rank 0 to all ranks at an alert: escalate, and report the batches."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from stabwatch.distributed.exchange import Exchange
 from stabwatch.hooks.probes.batches import Batches
 
 MOST = 8
-"""Calls of one run that are answered with batches; later ones bring a closer look only."""
+"""Requests of one run that are answered with batches; later ones only escalate."""
 MOST_ANSWERED = 4
-"""Batches of one rank that are told: those of the first micro-batches of the first of the steps."""
+"""Batches that one rank reports: the first micro-batches of the first of the steps."""
 PATIENCE = 5.0
-"""Seconds after which what has been answered is written down, whoever is missing."""
+"""Seconds after which the answers are written, also if some ranks have not answered."""
 
 
 @dataclass
-class _Call:
+class _Request:
     about: dict[str, Any]
     since: float
     batches: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 class RankRequests:
-    """Calls go out on rank 0 and are heard on the others within some steps; no step waits for an answer."""
+    """Sends requests on rank 0 and receives them on the others, some steps later. No step waits for an answer."""
 
     def __init__(
         self,
@@ -42,27 +42,27 @@ class RankRequests:
         self._closer = closer
         self._clock = clock
         self._made = 0
-        self._open: dict[int, _Call] = {}
+        self._open: dict[int, _Request] = {}
 
     def make(self, since: int, onset: int, **about: Any) -> None:
-        """Rank 0, any thread: call the others. about: facts of the alert, given back with the answers."""
+        """Send a request, on rank 0 and from any thread. about: data of the alert, returned with the answers."""
         if self._exchange is None or self._exchange.rank:
             return
         if self._made < MOST:
-            self._open[self._made] = _Call({"since": since, "onset": onset, **about}, self._clock())
-        self._exchange.tell("call", [self._made, since, onset])
+            self._open[self._made] = _Request({"since": since, "onset": onset, **about}, self._clock())
+        self._exchange.broadcast("request", [self._made, since, onset])
         self._made += 1
 
     def boundary(self) -> list[dict[str, Any]]:
-        """Between two steps, on every rank. Gives, on rank 0, what was answered: `about`, and the `batches`."""
+        """Between two steps, on every rank. On rank 0, returns the answers: `about`, and the `batches`."""
         if self._exchange is None:
             return []
         if self._exchange.rank == 0:
             return self._collect(self._exchange)
-        for number, since, onset in self._exchange.received("call"):
+        for number, since, onset in self._exchange.received("request"):
             self._closer()
             if number < MOST:
-                # a batch may still be on its way from the device, and the training does not wait for it
+                # a batch may still be in transfer from the device, and training must not wait for it
                 threading.Thread(target=self._answer, args=(self._exchange, number, since, onset), daemon=True).start()
         return []
 
@@ -75,9 +75,9 @@ class RankRequests:
             if number in self._open:
                 self._open[number].batches[rank] = json.loads(known)
         out = []
-        for number, call in list(self._open.items()):
-            if len(call.batches) >= exchange.world - 1 or self._clock() - call.since > PATIENCE:
-                entries = [entry for rank in sorted(call.batches) for entry in call.batches[rank]]
-                out += [{**call.about, "batches": entries}] if entries else []
+        for number, request in list(self._open.items()):
+            if len(request.batches) >= exchange.world - 1 or self._clock() - request.since > PATIENCE:
+                entries = [entry for rank in sorted(request.batches) for entry in request.batches[rank]]
+                out += [{**request.about, "batches": entries}] if entries else []
                 del self._open[number]
         return out

@@ -1,7 +1,7 @@
-"""Undo a step whose gradient stands far out, on the device.
+"""The guard skip_step: undoes steps with an outlying gradient norm, on the device.
 
-Source: OLMo 2 (arXiv:2501.00656) skips steps whose gradient norm lies six standard deviations above its mean over the
-last 128 steps; steps that are not finite are skipped by every loss scaler.
+Source: OLMo 2 (arXiv:2501.00656) skips steps whose gradient norm is six standard deviations above its mean over the
+last 128 steps. Every loss scaler skips steps with non-finite gradients.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _log = logging.getLogger("stabwatch")
 WINDOW = 128
 SIGMAS = 6.0
 LEAST_RATIO = 2.0
-"""A norm below twice the mean is no reason, however little it varied before."""
+"""A norm below twice the mean is never an outlier."""
 
 
 class SkipStep:
     """Undoes steps of an optimizer whose gradient norm is not finite, or far above those of the last 128 steps.
 
-    Far is more than six standard deviations above their mean and more than twice the mean, from 64 norms on; a norm
-    that was far counts among them from then on, so that a lasting change is not refused for ever. The norm is the one
-    before clipping where `clip_grad_norm_` found it. Parameters and the optimizer's state are set back by a selection
-    on the device: nothing waits, and a step that is kept changes no bit. Numbers of the state that live on the host (a
-    step count that is no tensor) go on. State that this very step made becomes zero.
+    An outlier is more than six standard deviations above their mean and more than twice the mean, from 64 norms on. Its
+    norm enters the window, so a lasting change is accepted later. The norm is that before clipping where
+    `clip_grad_norm_` computed it. Parameters and optimizer state are restored by a selection on the device: the host
+    never waits, and an accepted step is bit-identical. Host numbers of the state (a step count that is no tensor)
+    continue. State that was created in the undone step becomes zero.
 
-    Costs a copy of parameters and optimizer state while the optimizer steps. Replicas that hold the same gradients
-    decide the same. Sharded parameters are refused, with ValueError: a shard does not know the norm. An exception of
-    its own is logged once, and training goes on unguarded.
+    Costs a copy of parameters and optimizer state while the optimizer steps. Replicas with the same
+    gradients decide the same. Sharded parameters raise ValueError, because a shard does not know the norm. An exception
+    of its own is logged once, and training continues without the guard.
 
     interventions: steps undone so far, int64 () on the device.
     """
@@ -49,7 +49,7 @@ class SkipStep:
         self._norms = torch.full((window,), torch.nan, device=device)
         self._steps = 0
         self._clipped: Tensor | None = None
-        self._held: dict[tuple[int, str], Tensor] = {}
+        self._saved: dict[tuple[int, str], Tensor] = {}
         self._skip = torch.zeros((), dtype=torch.bool, device=device)
         self._failed = False
         self.interventions = torch.zeros((), dtype=torch.int64, device=device)
@@ -59,12 +59,12 @@ class SkipStep:
         ]
 
     def clipped(self, norm: Tensor) -> None:
-        """`clip_grad_norm_` found this norm for the step to come; of several the largest counts."""
+        """`clip_grad_norm_` computed this norm for the next step; of several, the largest counts."""
         norm = norm.detach().to(self._norms.device, torch.float32)
         self._clipped = norm if self._clipped is None else torch.maximum(self._clipped, norm)
 
     def _step_begins(self, *_: Any) -> None:
-        self._safely(self._judge)
+        self._safely(self._decide)
 
     def _step_ends(self, *_: Any) -> None:
         self._safely(self._select)
@@ -76,22 +76,22 @@ class SkipStep:
             with torch.no_grad():
                 action()
         except Exception:
-            _log.exception("stabwatch: the guard skip_step failed; training goes on unguarded")
+            _log.exception("stabwatch: the guard skip_step failed; training continues without it")
             self._failed = True
-            self._held = {}
+            self._saved = {}
 
-    def _judge(self) -> None:
+    def _decide(self) -> None:
         norm = self._norm()
         known = self._norms.isfinite()
         count = known.sum()
         mean = torch.where(known, self._norms, 0.0).sum() / count
         spread = (torch.where(known, self._norms - mean, 0.0).square().sum() / (count - 1)).sqrt()
-        far = (norm > mean + self._sigmas * spread) & (norm > LEAST_RATIO * mean) & (count >= len(self._norms) // 2)
-        self._skip = ~norm.isfinite() | far
+        outlier = (norm > mean + self._sigmas * spread) & (norm > LEAST_RATIO * mean) & (count >= len(self._norms) // 2)
+        self._skip = ~norm.isfinite() | outlier
         self._norms[self._steps % len(self._norms)] = norm
         self._steps += 1
         live = self._live()
-        self._held = dict(zip(live, self._copies.of(list(live.values())), strict=True))
+        self._saved = dict(zip(live, self._copies.of(list(live.values())), strict=True))
 
     def _norm(self) -> Tensor:
         clipped, self._clipped = self._clipped, None
@@ -105,7 +105,7 @@ class SkipStep:
         return norm if clipped is None else torch.maximum(norm, clipped)
 
     def _live(self) -> dict[tuple[int, str], Tensor]:
-        """Everything on a device that the step may change: parameters, and by its name what the state holds of them."""
+        """Tensors that the step may change, by parameter and name: parameters, and their optimizer state."""
         params = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
         live = {(id(p), ""): p.detach() for p in params}
         for p in params:
@@ -114,14 +114,14 @@ class SkipStep:
         return live
 
     def _select(self) -> None:
-        held, self._held = self._held, {}
+        saved, self._saved = self._saved, {}
         for place, now in self._live().items():
-            old = held.get(place)
+            old = saved.get(place)
             old = torch.zeros_like(now) if old is None else old
             now.copy_(torch.where(self._skip.to(now.device), old, now))
         self.interventions += self._skip
 
     def detach(self) -> None:
-        """Take every hook off again."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()

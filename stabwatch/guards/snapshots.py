@@ -1,4 +1,4 @@
-"""Parameters and optimizer state kept on the host, to go back to before a fault."""
+"""The guard snapshot: copies of parameters and optimizer state on the host, for a rollback to before a fault."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from torch import Tensor, nn
 
 KEPT = 3
 MOST_RETURNS = 3
-"""Times that the same snapshot is gone back to: whatever ails the run then is not undone by it."""
+"""Maximum number of returns to one snapshot; after that, going back does not help."""
 
 
 @dataclass
 class _Snapshot:
-    """step: the first step that is not in it. host: copies by place. facts: what the state holds besides tensors."""
+    """step: the first step that is not included. host: copies by key. values: state that is no tensor."""
 
     step: int = -1
     host: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
-    facts: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    values: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 
 class Snapshots:
     """Copies parameters, buffers and optimizer state to host memory every `every` steps, and keeps the last three.
 
-    At an alert all of them are set back to the last snapshot from before the onset; random states, the data and the
-    learning-rate schedule go on. On an accelerator the copies travel on a stream of their own, into pinned memory:
-    the step that comes next waits for them on the device, and the host never does. Host memory: three times what is
-    copied.
-    Each rank keeps its own part of sharded parameters.
+    At an alert, all of them are restored from the last snapshot before the onset. Random states, the data and the
+    learning-rate schedule continue. On an accelerator the copies run on their own stream, into pinned memory: the next
+    step waits for them on the device, and the host never waits. They take three times their size in host memory. Each
+    rank copies its own part of sharded parameters.
     """
 
     name = "snapshot"
@@ -40,14 +39,14 @@ class Snapshots:
         self._model = model
         self._every = every
         self._optimizers: dict[int, Any] = {}
-        self._ring: list[_Snapshot] = []
+        self._snapshots: list[_Snapshot] = []
         self._returns: Counter[int] = Counter()
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def before(self, optimizer: Any, step: int) -> None:
-        """An optimizer is about to step: its state is ours to keep, and what travels must have left."""
+        """Register the optimizer, and wait on the device for running copies."""
         self._optimizers[id(optimizer)] = optimizer
-        if not self._ring:
+        if not self._snapshots:
             self._take(step)
         for device, stream in self._streams.items():
             torch.cuda.current_stream(device).wait_stream(stream)
@@ -62,8 +61,8 @@ class Snapshots:
 
     @torch.no_grad()
     def _take(self, step: int) -> None:
-        kept = _Snapshot() if len(self._ring) < KEPT else self._ring.pop(0)
-        kept.facts = dict(self._facts())
+        kept = _Snapshot() if len(self._snapshots) < KEPT else self._snapshots.pop(0)
+        kept.values = dict(self._values())
         live = dict(self._tensors())
         kept.host = {place: kept.host[place] if place in kept.host else _host(t) for place, t in live.items()}
         for device in {t.device for t in live.values() if t.is_cuda}:
@@ -73,33 +72,33 @@ class Snapshots:
             with torch.cuda.stream(own):
                 kept.host[place].copy_(t, non_blocking=True)
         kept.step = step
-        self._ring.append(kept)
+        self._snapshots.append(kept)
 
     def react(self, since: int) -> dict[str, Any] | None:
-        """Go back to before `since`; None when there is no such snapshot, or too often the same."""
-        usable = [s for s in self._ring if s.step <= since]
+        """Roll back to before `since`; None if there is no such snapshot or it was used too often."""
+        usable = [s for s in self._snapshots if s.step <= since]
         if not usable or self._returns[usable[-1].step] >= MOST_RETURNS:
             return None
         chosen = usable[-1]
         self._returns[chosen.step] += 1
         self._restore(chosen)
-        self._ring = usable  # younger ones hold the fault
+        self._snapshots = usable  # later ones contain the fault
         return {"did": "rolled back", "to_step": chosen.step}
 
     @torch.no_grad()
     def _restore(self, kept: _Snapshot) -> None:
         for stream in self._streams.values():
             stream.synchronize()
-        had = {place[1] for place in (*kept.host, *kept.facts) if place[0] == "state"}
+        had = {place[1] for place in (*kept.host, *kept.values) if place[0] == "state"}
         for optimizer in self._optimizers.values():
             for p in _parameters(optimizer):
                 if p in optimizer.state and id(p) not in had:
-                    del optimizer.state[p]  # it had none yet
+                    del optimizer.state[p]  # it had no state then
         for place, t in dict(self._tensors()).items():
             if place in kept.host:
                 t.copy_(kept.host[place])
         by_id = {id(p): (o, p) for o in self._optimizers.values() for p in _parameters(o)}
-        for (_, number, name), value in kept.facts.items():
+        for (_, number, name), value in kept.values.items():
             optimizer, p = by_id[number]
             optimizer.state[p][name] = value
 
@@ -112,7 +111,7 @@ class Snapshots:
             if isinstance(value, Tensor):
                 yield ("state", number, name), _local(value)
 
-    def _facts(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    def _values(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
         for number, name, value in self._state():
             if isinstance(value, int | float | bool | str):
                 yield ("state", number, name), value

@@ -1,6 +1,6 @@
-"""The Taylor guard: no step leaves the radius in which the loss is what its Taylor series says.
+"""The guard taylor: no step is longer than the Taylor radius of the loss.
 
-Source: Ghosts of Softmax, arXiv:2603.13552: with tau <= rho_a a learning-rate spike of 10,000 times is survived.
+Source: Ghosts of Softmax, arXiv:2603.13552: with tau <= rho_a, training survives a 10,000-fold learning-rate spike.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from stabwatch.distributed.agreement import StepAgreement
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.distributed.topology import Topology
 from stabwatch.hooks.base.copies import Copies
-from stabwatch.hooks.probes.directional import Probe
+from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.kernels.taylor import ratios
 
 _log = logging.getLogger("stabwatch")
 _T = TypeVar("_T")
 _PATIENCE = 32
-"""Steps without an agreement over ranks after which it is said that the guard does nothing."""
+"""Steps without an agreement over ranks after which a warning says that the guard is inactive."""
 
 
 class TaylorGuard:
     """Shortens steps of an optimizer that are longer than `limit` times the Taylor radius.
 
     After each step it measures r = step length over radius on `samples` samples of the batch (by default an eighth of
-    it, at least one and at most eight); where r > limit the
-    parameters are set back to before + (limit / r) (after - before), and where r is not finite to before. All on the
-    device: nothing waits, and a step within the limit changes no bit. Adam's moments are not set back.
+    it, at least one and at most eight). If r > limit, the parameters become before + (limit / r) (after - before); if r
+    is not finite, they become before. This happens on the device: the host never waits, and a step within the limit is
+    bit-identical. Adam's moments are not restored.
 
     Costs one forward-mode call of the model on `samples` samples per step, and a copy of the parameters while it
-    steps. Random states, buffers and gradients stay as they are. An exception of its own is logged once, and
-    training goes on unguarded.
+    steps. Random states, buffers and gradients are unchanged. An exception of its own is logged once, and
+    training continues without the guard.
 
-    Over ranks: replicas stay equal, because all of them take the largest r (one all-reduce of two numbers per step).
-    It begins a few steps in, when every rank has announced its guard, and needs DistributedDataParallel; otherwise
-    the guard says so and does nothing. Detach it on all ranks or on none. Sharded parameters are refused.
+    Replicas stay equal, because all ranks use the largest r (one all-reduce of two numbers per step). It starts a few
+    steps in, when every rank has announced its guard. It needs DistributedDataParallel; otherwise it logs a warning and
+    does nothing. Detach it on all ranks or on none. Sharded parameters raise ValueError.
 
-    probe: one that sees the model's batches already, instead of one of its own with `samples` samples.
+    probe: an existing probe of the model's batches, in place of a new one with `samples` samples.
     ratio: r of the last step, inf where it was not finite. scale: what that step was multiplied by.
     interventions: how many steps were shortened. All on the device.
     """
@@ -54,7 +54,7 @@ class TaylorGuard:
         *,
         limit: float = 1.0,
         samples: int | None = None,
-        probe: Probe | None = None,
+        probe: DirectionalDerivative | None = None,
     ) -> None:
         if limit <= 0:
             raise ValueError(f"`limit` must be positive, and is {limit!r}.")
@@ -64,12 +64,12 @@ class TaylorGuard:
         inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._agreement = StepAgreement(self._ranks)
         self._limit = limit
-        self._probe = probe or Probe(inner, samples)
+        self._probe = probe or DirectionalDerivative(inner, samples)
         self._owns_probe = probe is None
         self._copies = Copies()
         self._before: dict[str, Tensor] = {}
         self._steps = 0
-        self._together = self._failed = False
+        self._joined = self._failed = False
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._parameters = {name: p for name, p in inner.named_parameters() if id(p) in stepped and p.numel()}
         device = next(iter(self._parameters.values())).device if self._parameters else torch.device("cpu")
@@ -89,16 +89,16 @@ class TaylorGuard:
 
     def _step_begins(self, *_: Any) -> None:
         self._steps += 1
-        self._together = self._safely(lambda: self._agreement.joins(self._steps), False)
-        self._before = self._safely(self._hold, {})
+        self._joined = self._safely(lambda: self._agreement.joins(self._steps), False)
+        self._before = self._safely(self._save, {})
 
     def _step_ends(self, *_: Any) -> None:
         before, self._before = self._before, {}
-        if not before and not self._together:
+        if not before and not self._joined:
             return
         self.ratio = self._safely(lambda: self._measure(before), self.ratio.new_zeros(()))
         failed = torch.full_like(self.ratio, float(self._failed))
-        if self._together:  # also after a failure: the others must not wait for one who has left
+        if self._joined:  # also after a failure: the other ranks must not hang
             both = torch.stack((self.ratio, failed))
             dist.all_reduce(both, dist.ReduceOp.MAX)
             self.ratio, failed = both.unbind()
@@ -109,18 +109,18 @@ class TaylorGuard:
             return action()
         except Exception:
             if not self._failed:
-                _log.exception("stabwatch: the Taylor guard failed; training goes on unguarded")
+                _log.exception("stabwatch: the Taylor guard failed; training continues without it")
             self._failed = True
             if self._owns_probe:
                 self._probe.remove()
             return otherwise
 
     @torch.no_grad()
-    def _hold(self) -> dict[str, Tensor]:
+    def _save(self) -> dict[str, Tensor]:
         several = self._ranks.world > 1
-        if several and not self._together and self._steps == _PATIENCE:
-            _log.warning("stabwatch: the Taylor guard does nothing: not every rank has one, or no DDP joins them")
-        if self._failed or not (self._together if several else self._probe.ready):
+        if several and not self._joined and self._steps == _PATIENCE:
+            _log.warning("stabwatch: the Taylor guard does nothing: not every rank has one, or there is no DDP")
+        if self._failed or not (self._joined if several else self._probe.ready):
             return {}
         live = [p.detach() for p in self._parameters.values()]
         return dict(zip(self._parameters, self._copies.of(live), strict=True))
@@ -133,7 +133,7 @@ class TaylorGuard:
             return ratio
         if self._probe.ready:
             ratio = ratios(*self._probe.rates(before, self._parameters)).amax().to(device)
-        # a unit that is off hides a broken weight from the logits
+        # a unit that is off hides a non-finite weight from the logits
         sizes = torch._foreach_norm([p.detach() for p in self._parameters.values()], torch.inf)
         whole = torch.stack([s.to(device, torch.float32) for s in sizes]).isfinite().all()
         return torch.where(whole & ratio.isfinite(), ratio, torch.inf)
@@ -150,10 +150,10 @@ class TaylorGuard:
             new.copy_(torch.where(kept, new, part))
 
     def clipped(self, norm: Tensor) -> None:
-        """Gradients were clipped: the radius does not depend on it."""
+        """Ignored: the radius does not depend on clipping."""
 
     def detach(self) -> None:
-        """Take every hook off again."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         if self._owns_probe:

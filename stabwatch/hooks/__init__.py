@@ -1,6 +1,6 @@
-"""Where tensors are seen. The only room that touches `nn.Module`s, optimizers and torch's functions.
+"""Hooks on modules, functions and optimizers: the only package that reads the tensors of the training loop.
 
-`sites.py` chooses and names the places, `modules.py` hooks them, `functions.py` sees calls that are no
-modules (attention, losses, clipping), `parameters.py` reads gradients, weights and updates at the
-optimizer step, `guard.py` makes sure that nothing of ours ever reaches the training loop.
+`forward.py` hooks modules, `functions.py` replaces functions of torch (attention, losses, clipping), `compiled.py`
+works inside compiled graphs, and `optimizer_step.py` measures at the optimizer's step. `base/` is what they share:
+`TapContext`, sites, views, the registry of probes. `probes/` declares what is measured, one file per subject.
 """

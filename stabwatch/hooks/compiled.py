@@ -1,9 +1,9 @@
-"""The deep tier inside a compiled graph: an opaque operator that looks at a tensor when the graph runs.
+"""The deep tier inside a compiled graph: an opaque operator that reads a tensor when the graph runs.
 
 The operator is part of the graph of measured steps, and decides by itself whether its site is due: all deep steps share
-one graph, and steps without measurements have another, without it. A site is known by the number in its graph handle, a
-tensor on the host: a graph that several blocks share gets it as an input. The operator writes into the handle, so that
-compilers do not remove it.
+one graph, and steps without measurements have another graph without the operator. A site is identified by the number in
+its graph handle, a tensor on the host: a graph that several blocks share gets it as an input. The operator writes into
+the handle, so that compilers do not remove it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
-from stabwatch.hooks.probes import attention, experts, loss, residual
+from stabwatch.hooks.base.views import AttentionCall, LogitsCall
+from stabwatch.hooks.module_calls import measure_call, measure_gradient
 
 _TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name == "cudagraph_unsafe")
-"""A recorded CUDA graph would not come back to Python; torch that knows the tag leaves the operator out of it."""
+"""A recorded CUDA graph does not call Python; versions of torch that know the tag leave the operator out of it."""
 _numbers = count()
 _sites: WeakValueDictionary[int, Site] = WeakValueDictionary()
 _modules: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
 
 def graph_handle(site: Site, module: nn.Module) -> None:
-    """Give a site that may be measured inside a graph its handles: one for the forward, one for the backward."""
+    """Give a site its handles, by which a graph refers to it: one for the forward, one for the backward."""
     number = next(_numbers)
     _sites[number], _modules[number] = site, module
     site.graph_handle, site.gradient_handle = (torch.tensor([number, 0]) for _ in range(2))
@@ -35,16 +36,13 @@ def graph_handle(site: Site, module: nn.Module) -> None:
 
 @torch.library.custom_op("stabwatch::observe", mutates_args=("graph_handle",), tags=_TAGS)
 def observe(graph_handle: Tensor, tensors: list[Tensor]) -> None:
-    """A module was called with the first of `tensors` and gave the last one."""
+    """A module returned the last of `tensors`; the others are its inputs, where its role needs them."""
     graph_handle[1] += 1
     number = int(graph_handle[0])
     site, module = _sites.get(number), _modules.get(number)
     if site is None or module is None or torch._C._current_graph_task_id() != -1:
         return  # the watch has ended, or this is a recomputation, counted already
-    if site.role.top_k:
-        site.watch.isolation.run("router", "sampled", experts.routed, site, module, tuple(tensors))
-    if site.flags.is_due(site.index):
-        residual.observe_traced(site, module, tuple(tensors))
+    measure_call(site, module, tuple(tensors[:-1]), tensors[-1], in_graph=True)
 
 
 @torch.library.custom_op("stabwatch::observe_gradient", mutates_args=("graph_handle",), tags=_TAGS)
@@ -52,8 +50,8 @@ def observe_gradient(graph_handle: Tensor, inputs: Tensor, gradient: Tensor) -> 
     """A residual writer that was called with `inputs` got this gradient of its output."""
     graph_handle[1] += 1
     site = _sites.get(int(graph_handle[0]))
-    if site is not None and site.flags.is_due(site.index):
-        residual.observe_gradient(site, inputs, gradient)
+    if site is not None:
+        measure_gradient(site, inputs, gradient)
 
 
 @torch.library.custom_op("stabwatch::observe_attention", mutates_args=("graph_handle",), tags=_TAGS)
@@ -63,8 +61,9 @@ def observe_attention(
     """`scaled_dot_product_attention` was called with these."""
     graph_handle[1] += 1
     site = _sites.get(int(graph_handle[0]))
-    if site is not None and site.flags.is_due(site.bracket) and torch._C._current_graph_task_id() == -1:
-        attention.observe(site, query, key, mask, is_causal, scale)
+    if site is None or torch._C._current_graph_task_id() != -1:
+        return
+    site.context.measure_in_graph(AttentionCall, site.bracket, site, query, key, mask, is_causal, scale)
 
 
 @torch.library.custom_op("stabwatch::observe_logits", mutates_args=("graph_handle",), tags=_TAGS)
@@ -74,10 +73,9 @@ def observe_logits(
     """`cross_entropy` was called with these."""
     graph_handle[1] += 1
     site = _sites.get(int(graph_handle[0]))
-    if site is not None and site.flags.deep and torch._C._current_graph_task_id() == -1 and logits.numel():
-        site.watch.isolation.run(
-            "loss", "deep", loss.update_deep, site.watch.cells, logits, target, weight, ignored, smooth
-        )
+    if site is None or torch._C._current_graph_task_id() != -1 or not logits.numel():
+        return
+    site.context.measure_in_graph(LogitsCall, None, logits, target, weight, ignored, smooth)
 
 
 @observe.register_fake
@@ -102,8 +100,8 @@ def _(graph_handle: Tensor, logits: Tensor, target: Tensor, weight: Tensor | Non
     return None
 
 
-class _Seen(torch.autograd.Function):
-    """The identity, whose backward is looked at."""
+class _ObservedGradient(torch.autograd.Function):
+    """The identity; its backward passes the gradient to `observe_gradient`."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, inputs: Tensor, graph_handle: Tensor) -> Tensor:
@@ -118,18 +116,18 @@ class _Seen(torch.autograd.Function):
 
 
 def tap(site: Site, args: Any, output: Any) -> Any:
-    """Called while a compiler traces a module's hook: put the operators into its graph; gives the module's output."""
+    """Called while a compiler traces a module's hook: put the operators into its graph; returns the module's output."""
     if site.graph_handle is None:
         return output
     out = first_tensor(output)
-    if out is not None and (site.role.residual or site.role.asks_inputs):
-        inputs = [x.detach() for x in args if isinstance(x, Tensor)] if site.role.asks_inputs else []
+    if out is not None and (site.role.residual or site.role.needs_inputs):
+        inputs = [x.detach() for x in args if isinstance(x, Tensor)] if site.role.needs_inputs else []
         with torch.no_grad():
             observe(site.graph_handle, [*inputs, out.detach()])
     if site.role.writer and isinstance(output, Tensor) and output.requires_grad:
         first = first_tensor(args)
         if first is not None and first.dim() == 3:
-            return _Seen.apply(output, first, site.gradient_handle)  # type: ignore[no-untyped-call]
+            return _ObservedGradient.apply(output, first, site.gradient_handle)  # type: ignore[no-untyped-call]
     return output
 
 

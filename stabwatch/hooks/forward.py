@@ -1,7 +1,9 @@
-"""Forward hooks: three plain functions shared by all modules, so that torch.compile traces and shares them."""
+"""Forward hooks: plain functions shared by all modules, so that torch.compile traces and shares them."""
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -9,14 +11,18 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from stabwatch.hooks import compiled
-from stabwatch.hooks.base.context import MeasurementFlags
-from stabwatch.hooks.base.sites import Site, Target, looks_like_attention
+from stabwatch.hooks.base.accumulators import Buffer
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.sites import Site, Target, WatchedModule, looks_like_attention
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
-from stabwatch.hooks.probes import experts, residual
+from stabwatch.hooks.base.views import CALL_VIEWS
+from stabwatch.hooks.module_calls import measure_call
+from stabwatch.hooks.probes import activation
+from stabwatch.hooks.probes.attention import BRACKET, EXACT
 from stabwatch.hooks.probes.depth import Stacks
-from stabwatch.hooks.probes.directional import Probing
-from stabwatch.kernels.moments import update_moments
-from stabwatch.kernels.where import is_fake, tracing
+from stabwatch.hooks.probes.directional import OwnCall
+from stabwatch.kernels.where import tracing
+from stabwatch.runlog import Accumulator
 
 
 class Cursor:
@@ -31,44 +37,44 @@ CURSOR = Cursor()
 
 
 def in_backward() -> bool:
-    """True while autograd runs: a forward seen then is a recomputation, counted already."""
+    """True while autograd runs: a forward seen then is a recomputation, which was counted before."""
     return torch._C._current_graph_task_id() != -1
 
 
-def before_root(module: nn.Module, args: Any, kwargs: Any) -> None:
+def before_root(module: WatchedModule, args: Any, kwargs: Any) -> None:
     """Pre-hook of the model: does this forward belong to a training step?"""
-    site: Site | None = module._stabwatch  # type: ignore[assignment]
+    site = module._stabwatch
     if site is None:
         return
-    training = torch.is_grad_enabled() and module.training and not Probing.now
+    training = torch.is_grad_enabled() and module.training and not OwnCall.now
     if training and not tracing():
-        site.watch.forward_begins((*args, *kwargs.values()), kwargs)
+        site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
     site.flags.recording = training and site.flags.open
     CURSOR.root = site
     CURSOR.site = site
 
 
-def after_root(module: nn.Module, args: Any, output: Any) -> None:
+def after_root(module: WatchedModule, args: Any, output: Any) -> None:
     """Hook of the model: its `.loss`, when it computes one itself."""
-    site: Site | None = module._stabwatch  # type: ignore[assignment]
+    site = module._stabwatch
     if site is None:
         return
     CURSOR.site = None
     if not tracing() and site.flags.recording:
-        site.watch.forward_ended(output)
+        site.context.events.forward_ended(output)
 
 
-def before(module: nn.Module, args: Any) -> None:
+def before(module: WatchedModule, args: Any) -> None:
     """Pre-hook of a watched module."""
-    site: Site | None = module._stabwatch  # type: ignore[assignment]
+    site = module._stabwatch
     CURSOR.site = site
     if not tracing() and site is not None and site.role.residual and site.flags.recording and site.flags.deep:
         site.input = first_tensor(args)
 
 
-def after(module: nn.Module, args: Any, output: Any) -> Any:
-    """Hook of a watched module: the moments of its output. While a compiler traces, it may give the output anew."""
-    site: Site | None = module._stabwatch  # type: ignore[assignment]
+def after(module: WatchedModule, args: Any, output: Any) -> Any:
+    """Hook of a watched module. While a compiler traces, it may return a new output, with operators in its graph."""
+    site = module._stabwatch
     if site is None:
         return None
     CURSOR.site = site.parent
@@ -79,50 +85,31 @@ def after(module: nn.Module, args: Any, output: Any) -> Any:
         if not site.flags.sampled:
             return None
         if site.activation is not None:
-            _measure(site, output)
+            activation.measure(site, output)
         return compiled.tap(site, args, output)
-    if (site.flags.sampled or site.flags.deep or site.flags.plugins) and not in_backward():
-        _see(site, module, args, output)
+    if (site.flags.sampled or site.flags.deep or site.flags.outputs) and not in_backward():
+        if site.flags.sampled and site.activation is not None:
+            site.context.isolate(activation.ACTIVATION, activation.measure, site, output)
+        measure_call(site, module, args, output)
     site.input = None
     return None
-
-
-def _see(site: Site, module: nn.Module, args: Any, output: Any) -> None:
-    isolation = site.watch.isolation
-    if site.flags.sampled and site.activation is not None:
-        isolation.run("activation", "sampled", _measure, site, output)
-    if site.flags.sampled and site.role.top_k:
-        isolation.run("router", "sampled", experts.routed, site, module, args)
-    if site.flags.is_due(site.index):
-        residual.observe(site, module, args, output)
-    if site.activation is not None:
-        site.watch.plugins.activation(site, output)
-
-
-def _measure(site: Site, output: Any) -> None:
-    x = first_tensor(output)
-    if x is None or x.numel() == 0 or site.activation is None or (not tracing() and is_fake(x)):
-        return
-    with torch.no_grad():
-        if not tracing() and site.activation.device != x.device:
-            site.activation = new_accumulator("moments", x.device)
-        update_moments(x.detach(), site.activation)
 
 
 class ModuleTaps:
     """The hooks of one watch on one model."""
 
-    def __init__(self, chosen: list[Target], flags: MeasurementFlags, watch: Any, device: torch.device) -> None:
+    def __init__(self, targets: list[Target], context: TapContext) -> None:
         self.sites: dict[str, Site] = {}
         self._modules: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
-        for item in chosen:
-            parent = self._parent(item.path)
-            site = Site(item.name, flags, watch, parent, looks_like_attention(item.module))
-            self._hook(item, site, device_of(item.module, device))
-            self.sites[item.path] = site
-        self.stacks = Stacks([(item, self.sites[item.path]) for item in chosen], device)
-        self.deep = residual.DeepTaps({self.sites[item.path]: item.role for item in chosen}, device)
+        self._index = count()
+        for target in targets:
+            parent = self._parent(target.path)
+            site = Site(target.name, context, parent, target.role, looks_like_attention(target.module))
+            self._prepare(target, site)
+            self._hook(target, site)
+            self.sites[target.path] = site
+        self.stacks = Stacks([(target, self.sites[target.path]) for target in targets], context.device)
 
     def _parent(self, path: str) -> Site | None:
         while path:
@@ -131,36 +118,45 @@ class ModuleTaps:
                 return self.sites[path]
         return None
 
-    def _hook(self, item: Target, site: Site, device: torch.device) -> None:
-        if item.activation:
+    def _prepare(self, target: Target, site: Site) -> None:
+        """Give a site its accumulators and its index in the round robin."""
+        context, device = site.context, device_of(target.module, site.context.device)
+        if target.activation:
             site.activation = new_accumulator("moments", device)
-        if not item.path or list(item.module.children()) or site.attention_like:
-            site.bracket = sum(s.bracket is not None for s in self.sites.values())
+        if not target.path or list(target.module.children()) or site.attention_like:
+            site.bracket = context.brackets.add(BRACKET.accumulator(site.name))
             site.exact = new_accumulator("attention_exact", device)
-            site.heads = int(getattr(item.module, "num_heads", 0) or 0)
-        if item.role or site.bracket is not None:
-            compiled.graph_handle(site, item.module)
-        object.__setattr__(item.module, "_stabwatch", site)
-        self._modules.append(item.module)
-        if item.path:
-            self._handles.append(item.module.register_forward_pre_hook(before))
-            self._handles.append(item.module.register_forward_hook(after))
-        else:
-            self._handles.append(item.module.register_forward_pre_hook(before_root, with_kwargs=True))
-            self._handles.append(item.module.register_forward_hook(after_root))
+            site.heads = int(getattr(target.module, "num_heads", 0) or 0)
+        if target.role or site.bracket is not None:
+            compiled.graph_handle(site, target.module)
+        context.declare_site(site)
+        site.views = tuple(view for view in CALL_VIEWS if context.of(view) and view.seen_at(site))
+        site.index = next(self._index) if context.takes_turns(site) else None
 
-    def register(self, buffer: Any) -> None:
-        """Put the sites' cells into a StepBuffer."""
+    def _hook(self, target: Target, site: Site) -> None:
+        object.__setattr__(target.module, "_stabwatch", site)
+        self._modules.append(target.module)
+        if target.path:
+            self._handles.append(target.module.register_forward_pre_hook(before))
+            self._handles.append(target.module.register_forward_hook(after))
+        else:
+            self._handles.append(target.module.register_forward_pre_hook(before_root, with_kwargs=True))
+            self._handles.append(target.module.register_forward_hook(after_root))
+
+    def register(self, buffer: Buffer) -> None:
+        """Put the sites' own accumulators into the step's buffer."""
         for site in self.sites.values():
-            for cell, field in site.fields().items():
-                buffer.add((cell,), lambda site=site, field=field: getattr(site, field))
+            if site.activation is not None:
+                buffer.add((activation.ACTIVATION.accumulator(site.name),), partial(getattr, site, "activation"))
+            if site.exact is not None:
+                buffer.add((EXACT.accumulator(site.name),), partial(getattr, site, "exact"))
         self.stacks.register(buffer)
-        self.deep.store.register(buffer)
 
     @property
-    def attention_names(self) -> tuple[str, ...]:
-        """Names of the sites that have a row in `Brackets`, in row order."""
-        return tuple(site.name for site in self.sites.values() if site.bracket is not None)
+    def expected(self) -> tuple[Accumulator, ...]:
+        """The accumulators that every run should fill."""
+        sites = [site for site in self.sites.values() if site.activation is not None]
+        return tuple(activation.ACTIVATION.accumulator(site.name) for site in sites)
 
     def remove(self) -> None:
         """Take every hook and every attribute off the model again."""

@@ -1,6 +1,6 @@
-"""Calls that are no modules: attention, the loss, clipping, the gradient scaler.
+"""Calls of functions: attention, the loss, clipping, `backward`, the gradient scaler.
 
-Each wrapper calls the original first, with the arguments as they came, and returns its result untouched.
+Each wrapper calls the original with its arguments unchanged, and returns the result unchanged.
 The wrappers are installed while at least one watch is attached.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stabwatch.hooks import compiled
 from stabwatch.hooks.forward import CURSOR, in_backward
-from stabwatch.hooks.patching import Patch
+from stabwatch.hooks.patching import MethodPatch, Patch
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake, tracing
 
@@ -51,9 +51,9 @@ def scaled_dot_product_attention(
                 compiled.tap_attention(site, *call, *options)
         elif not (in_backward() or is_fake(query)):
             call = (query, key, attn_mask)
-            site.watch.isolation.run("attention", "always", attention.note_call, site, out, *call, is_causal)
+            site.context.isolate(attention.BRACKET, attention.note_call, site, out, *call, is_causal)
             if site.flags.deep:
-                site.watch.isolation.run("attention_call", "deep", attention.measure, site, *call, *options)
+                site.context.isolation.run("attention_call", "deep", attention.measure, site, *call, *options)
     return out
 
 
@@ -66,7 +66,7 @@ def softmax(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if site.flags.sampled:
                 attention.exact_of_scores(site, input)
         elif site.flags.deep and not (in_backward() or is_fake(input)):
-            site.watch.isolation.run("attention_exact", "deep", attention.exact_of_scores, site, input)
+            site.context.isolate(attention.EXACT, attention.exact_of_scores, site, input)
     return out
 
 
@@ -76,11 +76,12 @@ def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> T
     root = CURSOR.root
     if root is not None and root.flags.recording and torch.is_grad_enabled():
         if tracing():
-            loss.cross_entropy_traced(root.watch.cells, out, input, target, *args, **kwargs)
+            loss.cross_entropy_traced(root.context.run, out, input, target, *args, **kwargs)
             if root.flags.sampled:
                 compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))
         elif not (in_backward() or is_fake(input)):
-            root.watch.isolation.run("loss", "always", loss.cross_entropy, root.watch, out, input, target, args, kwargs)
+            context = root.context
+            context.isolation.run("loss", "always", loss.cross_entropy, context, out, input, target, args, kwargs)
     return out
 
 
@@ -90,7 +91,7 @@ def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
     norm = _clip_grad_norm_(parameters, *args, **kwargs)
     root = CURSOR.root
     if root is not None:
-        root.watch.isolation.run("clip", "always", root.watch.clipped, norm, args, kwargs)
+        root.context.isolation.run("clip", "always", root.context.events.clipped, norm, args, kwargs)
     return norm
 
 
@@ -98,26 +99,26 @@ def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
 def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
     root = CURSOR.root
     if root is not None and root.flags.recording:
-        root.watch.isolation.run("loss", "always", root.watch.backward_begins, tensors)
+        root.context.isolation.run("loss", "always", root.context.events.backward_begins, tensors)
     elif not in_backward():
-        _say_why_unseen()
+        _note_why_unseen()
     _backward(tensors, *args, **kwargs)
 
 
-def _say_why_unseen() -> None:
-    """A backward begins, and no forward was measured before it: this may be how the whole run goes."""
+def _note_why_unseen() -> None:
+    """A backward starts, and no forward was measured before it: this may be so in the whole run."""
     root, site = CURSOR.root, CURSOR.site
-    if site is not None:  # the end of the root's forward would have taken it away
-        site.watch.isolation.run("coverage", "always", site.watch.unmeasured, "forward", "", NO_ROOT)
+    if site is not None:  # the end of the model's forward would have reset it
+        site.context.isolation.run("coverage", "always", site.context.unmeasured, "forward", "", NO_ROOT)
     elif root is not None and root.flags.open:
-        root.watch.isolation.run("coverage", "always", root.watch.unmeasured, "forward", "", EVALUATING)
+        root.context.isolation.run("coverage", "always", root.context.unmeasured, "forward", "", EVALUATING)
 
 
 def scaler_update(self: Any, *args: Any, **kwargs: Any) -> None:
     _scaler_update(self, *args, **kwargs)
     root = CURSOR.root
     if root is not None:
-        root.watch.isolation.run("scaler", "always", root.watch.scaler_updated, self)
+        root.context.isolation.run("scaler", "always", root.context.events.scaler_updated, self)
 
 
 _PATCHES = (
@@ -126,6 +127,7 @@ _PATCHES = (
     Patch(_cross_entropy, cross_entropy),
     Patch(_clip_grad_norm_, clip_grad_norm_),
     Patch(_backward, backward),
+    MethodPatch(torch.amp.GradScaler, "update", scaler_update),
 )
 
 
@@ -141,7 +143,6 @@ class FunctionTaps:
         if cls._users == 1:
             for patch in _PATCHES:
                 patch.install()
-            torch.amp.GradScaler.update = scaler_update  # type: ignore[method-assign]
 
     @classmethod
     def remove(cls) -> None:
@@ -150,4 +151,3 @@ class FunctionTaps:
         if cls._users == 0:
             for patch in _PATCHES:
                 patch.remove()
-            torch.amp.GradScaler.update = _scaler_update  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Everything that is seen at the optimizer's step, in the order in which it must be seen."""
+"""Everything that is measured at the optimizer's step, in the order in which it must be measured."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stabwatch.hooks.base.accumulators import Buffer, source_of
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.hooks.forward import ModuleTaps
-from stabwatch.hooks.probes.custom import PluginTaps
-from stabwatch.hooks.probes.directional import Probe
-from stabwatch.hooks.probes.drift import DriftTap
+from stabwatch.hooks.parameters import ParameterProbes
+from stabwatch.hooks.probes import layers
+from stabwatch.hooks.probes.directional import DirectionalDerivative
+from stabwatch.hooks.probes.drift import TRACKED_BATCH, TrackedBatch
+from stabwatch.hooks.probes.last_update import LAST_CHANGE
 from stabwatch.hooks.probes.layers import ParameterTaps
-from stabwatch.hooks.probes.taylor import TaylorTap
-from stabwatch.hooks.probes.weights import DeepParameters
+from stabwatch.hooks.probes.taylor import RATIO, TaylorTap
 from stabwatch.kernels.merge import merge_
-from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import HOST_COUNT
 
-INTERVENTIONS = Accumulator("optimizer", "", "host_count")
+INTERVENTIONS = PROBES.register(Probe(name="guard", tap="optimizer", reduction=HOST_COUNT, tier="always"))
+"""Collected by `StepTaps`: the guards count for themselves."""
 
 
 class StepGuard(Protocol):
-    """A guard that acts inside the optimizer's step, as the hooks see it."""
+    """A guard that acts inside the optimizer's step, as far as the hooks need it."""
 
     interventions: Tensor
     """How often it has acted, on the device, ()."""
@@ -33,17 +37,18 @@ class StepGuard(Protocol):
         """Gradients were clipped, and this was their norm before."""
 
     def detach(self) -> None:
-        """Take it off the optimizer."""
+        """Remove it from the optimizer."""
 
 
-StepGuards = Callable[[Any, Probe | None], Sequence[StepGuard]]
-"""Makes the guards that were asked for, for an optimizer."""
+StepGuards = Callable[[Any, DirectionalDerivative | None], Sequence[StepGuard]]
+"""Makes the guards of an optimizer that the settings ask for."""
 
 
 class StepTaps:
     """The parameters of one watch, before and after each optimizer's step.
 
-    A guard that was asked for comes first: what is measured afterwards is the step that was taken.
+    Guards come first: what is measured afterwards is the step that was really taken. taylor: measure the Taylor radius.
+    derivative: what that and the guard of the same name call the model with, if the settings ask for either.
     """
 
     def __init__(
@@ -51,54 +56,51 @@ class StepTaps:
         model: nn.Module,
         modules: ModuleTaps,
         parameters: ParameterTaps,
-        plugins: PluginTaps,
-        device: torch.device,
-        watch: Any,
+        context: TapContext,
         guards: StepGuards | None,
+        *,
+        derivative: DirectionalDerivative | None = None,
+        taylor: bool = False,
     ) -> None:
-        self._model = model
-        self._watch = watch
-        self._plugins = plugins
+        self._context = context
         self._parameters = parameters
-        self._deep = DeepParameters(model, parameters.tracked, device, watch)
+        self._probes = ParameterProbes(model, parameters.tracked, context)
         self._make_guards = guards
-        self._probe = Probe(model) if watch.config.taylor or "taylor" in watch.config.guards else None
-        self._taylor = TaylorTap(model, self._probe, device, watch) if self._probe and watch.config.taylor else None
+        self._derivative = derivative
+        self._taylor = TaylorTap(model, derivative, context) if derivative is not None and taylor else None
         self._guards: dict[int, Sequence[StepGuard]] = {}
-        self._interventions = new_accumulator("host_count", device)
-        self._told = torch.zeros((), device=device)
-        self.drift = DriftTap(model, modules.sites, modules.deep)
+        self._interventions = new_accumulator("host_count", context.device)
+        self._counted = torch.zeros((), device=context.device)
+        self.tracked_batch = TrackedBatch(model, modules.sites, context)
 
     def count_only(self, counts: Callable[[nn.Parameter], bool]) -> None:
-        """Measure only the parameters for which `counts` is true: other ranks hold the same as the others."""
-        self._parameters.counts = self._deep.counts = self._plugins.counts = counts
+        """Measure only the parameters for which `counts` is true. Others are counted by another rank that has them."""
+        self._parameters.counts = self._probes.counts = counts
 
-    def register(self, buffer: Any) -> None:
-        """Put all cells into a StepBuffer."""
+    def register(self, buffer: Buffer) -> None:
+        """Put the accumulators into the step's buffer."""
         self._parameters.register(buffer)
-        self._deep.store.register(buffer)
         if self._taylor is not None:
             self._taylor.register(buffer)
         if self._make_guards is not None:
-            buffer.add((INTERVENTIONS,), lambda: self._interventions)
+            buffer.add((INTERVENTIONS.accumulator(),), source_of(self._interventions))
 
     def before(self, optimizer: Any, closure: bool = False) -> None:
         """The optimizer is about to step. With a closure it has no gradients yet, or those of the last step."""
-        run, flags = self._watch.isolation.run, self._watch.flags
+        isolate, flags = self._context.isolate, self._context.flags
         if self._make_guards is not None and id(optimizer) not in self._guards:
-            run("guard", "always", self._set_guard, optimizer, self._make_guards)
+            isolate(INTERVENTIONS, self._set_guard, optimizer, self._make_guards)
         if flags.sampled:
             if not closure:
-                run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
-            run("weight", "sampled", self._parameters.measure_weights, optimizer)
-            run("update", "sampled", self._parameters.snapshot, optimizer)
-        if flags.deep:
-            run("hold", "deep", self._deep.before, optimizer, closure)
-            if self._taylor is not None:
-                run("taylor", "deep", self._taylor.before, optimizer)
+                isolate(layers.GRADIENT, self._parameters.measure_gradients, optimizer)
+            isolate(layers.WEIGHT, self._parameters.measure_weights, optimizer)
+            isolate(layers.CHANGE, self._parameters.snapshot, optimizer)
+        if self._probes.wanted:
+            self._context.isolation.run("parameters", flags.tier, self._probes.before, optimizer, closure)
+        if flags.deep and self._taylor is not None:
+            isolate(RATIO, self._taylor.before, optimizer)
         if flags.next_phase is not None:
-            run("successive", "deep", self._deep.before_phase, optimizer, flags.next_phase)
-        run("plugins", "always", self._plugins.parameters, optimizer)
+            isolate(LAST_CHANGE, self._probes.before_phase, optimizer, flags.next_phase)
 
     def clipped(self, norm: Tensor) -> None:
         """Gradients were clipped, and this was their norm before."""
@@ -107,45 +109,49 @@ class StepTaps:
 
     def step_ends(self) -> None:
         """All optimizers have stepped that do in this step."""
-        if self._guards and self._watch.flags.open:
-            self._watch.isolation.run("guard", "always", self._count)
-        if self._watch.flags.deep and self._taylor is not None:
-            self._watch.isolation.run("taylor", "deep", self._taylor.step_ends)
-        if self._watch.flags.deep and self._watch.flags.phase == 0:
-            self._watch.isolation.run("drift", "deep", self.drift.measure)
+        isolate, flags = self._context.isolate, self._context.flags
+        if self._guards and flags.open:
+            isolate(INTERVENTIONS, self._count)
+        if flags.deep and self._taylor is not None:
+            isolate(RATIO, self._taylor.step_ends)
+        if flags.deep and flags.phase == 0:
+            isolate(TRACKED_BATCH, self.tracked_batch.measure)
 
     def _set_guard(self, optimizer: Any, make: StepGuards) -> None:
-        self._guards[id(optimizer)] = ()  # also when it cannot be set: reported once
-        self._guards[id(optimizer)] = make(optimizer, self._probe)
+        self._guards[id(optimizer)] = ()  # also when they cannot be made: that is reported once
+        self._guards[id(optimizer)] = make(optimizer, self._derivative)
 
     @torch.no_grad()
     def _count(self) -> None:
         device = self._interventions.device
         counts = [g.interventions.to(device, torch.float32) for guards in self._guards.values() for g in guards]
-        total = torch.stack(counts).sum() if counts else self._told
-        merge_(HOST_COUNT, self._interventions, torch.stack((torch.ones_like(total), total - self._told)))
-        self._told = total
+        total = torch.stack(counts).sum() if counts else self._counted
+        merge_(HOST_COUNT, self._interventions, torch.stack((torch.ones_like(total), total - self._counted)))
+        self._counted = total
 
     def after(self, optimizer: Any, closure: bool = False) -> None:
-        """The optimizer has stepped. With a closure its gradients are those of the last time that it was called."""
-        run, flags = self._watch.isolation.run, self._watch.flags
+        """The optimizer has stepped. With a closure its gradients are those of the last call of the closure."""
+        isolate, flags = self._context.isolate, self._context.flags
         if flags.sampled:
             if closure:
-                run("gradient", "sampled", self._parameters.measure_gradients, optimizer)
-            run("update", "sampled", self._parameters.measure_updates)
+                isolate(layers.GRADIENT, self._parameters.measure_gradients, optimizer)
+            isolate(layers.CHANGE, self._parameters.measure_updates)
         if flags.deep:
-            run("hold", "deep", self._deep.after, optimizer)
+            self._context.isolation.run("parameters", "deep", self._probes.after, optimizer)
         if flags.next_phase is not None:
-            run("successive", "deep", self._deep.after_phase)
+            isolate(LAST_CHANGE, self._probes.after_phase)
 
     def remove(self) -> None:
-        """Take the hooks of guards and probes off again."""
-        if self._probe is not None:
-            self._probe.remove()
+        """Remove the hooks of guards and of the derivative."""
+        if self._derivative is not None:
+            self._derivative.remove()
         for guard in (g for guards in self._guards.values() for g in guards):
             guard.detach()
 
 
 def has_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """From the arguments of a call of `Optimizer.step`, the optimizer among them: is it to compute the gradients?"""
+    """Do the arguments of a call of `Optimizer.step` contain a closure that computes the gradients?
+
+    The optimizer itself may be among them.
+    """
     return any(callable(x) and not isinstance(x, torch.optim.Optimizer) for x in (*args, kwargs.get("closure")))

@@ -1,4 +1,4 @@
-"""Numbers that the host knows, on a device, without waiting for it.
+"""Numbers that are known on the host, copied to a device without waiting for it.
 
 `torch.tensor(numbers, device=...)` copies from pageable memory, and that waits until all work queued before has run.
 """
@@ -19,7 +19,7 @@ def to_device(numbers: Sequence[float], dtype: torch.dtype, device: torch.device
 
 
 def device_constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The same, kept for the next time: not to be written to."""
+    """The same, kept for the next call; it must not be written to."""
     return _kept(numbers, dtype, device, stream(device))
 
 

@@ -18,7 +18,7 @@ VARIABLE = "STABWATCH_KERNELS"
 
 @dataclass(frozen=True)
 class Choice:
-    """The decision, and its reason in words."""
+    """The decision and its reason."""
 
     fused: bool
     reason: str
@@ -52,7 +52,7 @@ def _decide(device: torch.device, wish: str) -> Choice:
 
 
 def _tried(device: torch.device) -> Choice:
-    """Triton needs more than itself: a C compiler, a supported device. So one number is reduced to see."""
+    """Triton needs a C compiler and a supported device, so a reduction of one number is tried first."""
     from stabwatch.kernels.moments.fused import moments
 
     try:

@@ -1,6 +1,6 @@
-"""The run log: the only thing between the training process and everybody who wants to know.
+"""The run log: the only interface between the training process and everything that reads from it.
 
-See `schema.py` for what is in the folder, `writer.py` for the writing end, `reader.py` for the reading end.
+See `schema.py` for the content of a run folder, `writer.py` for writing, `reader.py` for reading.
 """
 
 from stabwatch.runlog.reader import Run as Run

@@ -1,4 +1,4 @@
-"""Output that appears whole or not at all."""
+"""Atomic output: a file or folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_output(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to work in; what is made there under the name of `path` takes its place at the end.
+    """A draft path next to `path`; at the end, the draft replaces `path`.
 
-    Whatever ends it early, a signal of the keyboard too, leaves `path` as it was and nothing beside it.
+    If anything interrupts it, Ctrl-C too, `path` is unchanged and nothing else is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

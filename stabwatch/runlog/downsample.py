@@ -1,4 +1,4 @@
-"""A run in memory, however long it was: merged over windows of steps, by the merge law, when records are too many."""
+"""A run in bounded memory: a long run is merged over windows of steps, by the merge operators."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from stabwatch.runlog import Event, RecordBatch, Run
 from stabwatch.runlog.source import Source
 
 MOST = 8192
-"""Records in memory at most; about half of them at least, where there are more in the log."""
+"""Maximum number of records in memory; a longer log keeps at least about half of that."""
 MOST_NUMBERS = 1 << 24
-"""Partials in memory at most: fewer records where a record is long."""
+"""Maximum number of values in memory: a long record means fewer records."""
 
 
 class Downsampled:
-    """Takes the records of a run, block by block. window: steps that a record of it stands for.
+    """Accumulates the records of a run. window: steps per merged record.
 
-    A merged record bears the first step of its window.
+    A merged record has the first step of its window.
     """
 
     def __init__(self, window: int = 1, most: int = MOST) -> None:
@@ -28,7 +28,7 @@ class Downsampled:
         self._kept: list[RecordBatch] = []
 
     def add(self, block: RecordBatch) -> None:
-        """More records; those before are merged further where they have become too many."""
+        """Add records. If there are too many, all are merged into larger windows."""
         most = max(64, min(self._most, MOST_NUMBERS // max(block.table.width, 1)))
         self._kept = _appended(self._kept, merged(block, self.window))
         while sum(map(len, self._kept)) > most:
@@ -36,7 +36,7 @@ class Downsampled:
             self._kept = [merged(old, self.window) for old in self._kept]
 
     def run(self, log: Source, events: tuple[Event, ...]) -> Run:
-        """What was kept."""
+        """The merged records."""
         kept = tuple(merged(block, self.window) for block in self._kept)
         return Run(log.path, log.meta, kept, events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
 
@@ -44,7 +44,7 @@ class Downsampled:
 def load(
     log: Source, progress: Callable[[Source], None] | None = None, window: int = 1, most: int = MOST
 ) -> tuple[Run, int]:
-    """A run, and the steps that a record of it stands for: 1 unless there are more than `most`. Raises RunLogError.
+    """A run, and its steps per record: 1 unless there are more than `most` records. Raises RunLogError.
 
     window: merge at least this many steps.
     """
@@ -57,7 +57,7 @@ def load(
 
 
 def merged(block: RecordBatch, window: int) -> RecordBatch:
-    """A block with the records of each window of steps merged into one."""
+    """A batch with the records of each window of steps merged into one."""
     if window == 1 or not len(block):
         return block
     of = block.steps // window
@@ -67,7 +67,7 @@ def merged(block: RecordBatch, window: int) -> RecordBatch:
 
 
 def _appended(kept: list[RecordBatch], block: RecordBatch) -> list[RecordBatch]:
-    """Pieces of one layout as one block, so that a window that a piece cuts in two becomes whole."""
+    """Batches of one layout as one batch, so that no window is split."""
     if not kept or kept[-1].table is not block.table:
         return [*kept, block]
     return [*kept[:-1], _joined(kept[-1], block)]

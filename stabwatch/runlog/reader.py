@@ -1,4 +1,4 @@
-"""The reading end: the same code tails a live run and reads a dead one. A torn tail is dropped."""
+"""Reading a run folder, live or finished. An incomplete record at the end is ignored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from stabwatch.runlog.writer import arrow_schema
 
 Number = TypeVar("Number", np.int64, np.float64, np.float32)
 CHUNK = 8 << 20
-"""Bytes of a segment in memory at a time, when it is streamed."""
+"""Bytes of a segment in memory at a time while streaming."""
 
 
 class _Tail:
@@ -53,10 +53,10 @@ class _Tail:
 
 
 class _SegmentTail:
-    """Whole records of one segment, as they appear.
+    """The complete records of one segment, as they appear.
 
-    All records of a segment have the same header and the same length, so a damaged one is counted and stepped
-    over; what is shorter, or still all zero, may be a record that has not arrived whole.
+    All records of a segment have the same header and the same length, so a damaged one is counted and skipped. A
+    shorter one, or one that is all zero, may still be incomplete.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class _SegmentTail:
         return self._tail.offset
 
     def chunks(self, size: int) -> Iterator[RecordBatch]:
-        """All that is there now, in blocks of about `size` bytes, or of one record that is larger."""
+        """All present records, in batches of about `size` bytes, or of one record if it is larger."""
         while True:
             before = self.offset
             block = self.poll(size)
@@ -87,7 +87,7 @@ class _SegmentTail:
                 size *= 2
 
     def poll(self, most: int = -1) -> RecordBatch | None:
-        """New records, out of at most `most` bytes; all of them unless given."""
+        """New records from at most `most` bytes, or all."""
         data = self._tail.read(most)
         source = pa.BufferReader(data)
         batches: list[pa.RecordBatch] = []
@@ -113,7 +113,7 @@ class _SegmentTail:
         return _block(self.table, batches)
 
     def _whole(self, data: bytes) -> bool:
-        """Whether bytes that are no record have the length of one, and something in them."""
+        """Whether unreadable bytes are as long as a record and not all zero."""
         return 0 < self._size == len(data) and data.count(0) < len(data)
 
     def _next(self, source: pa.BufferReader) -> pa.RecordBatch | None:
@@ -132,12 +132,14 @@ class _SegmentTail:
 
 
 def _table_of(message: pa.Message, path: Path) -> RecordLayout:
-    """The slot table of a schema message. Raises RunLogError."""
+    """The record layout of a schema message. Raises RunLogError."""
     # Cut out of the header by its length, because pa.ipc.read_schema can crash the process on a damaged header.
     header = message.metadata.to_pybytes()
     start = header.find(b'{"schema":')
     if message.type != "schema" or start < 0:
-        raise RunLogError(f"{path} is an Arrow stream, but not stabwatch's: its schema has no `stabwatch` metadata.")
+        raise RunLogError(
+            f"{path} is an Arrow stream, but not one of stabwatch: its schema has no `stabwatch` metadata."
+        )
     text = header[start : start + int.from_bytes(header[start - 4 : start], "little")]
     try:
         found = json.loads(text).get("schema")
@@ -148,7 +150,7 @@ def _table_of(message: pa.Message, path: Path) -> RecordLayout:
     except RunLogError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunLogError(f"{path} has a damaged slot table: {type(error).__name__}: {error}.") from error
+        raise RunLogError(f"{path} has a damaged record layout: {type(error).__name__}: {error}.") from error
     return table
 
 
@@ -163,12 +165,12 @@ def _block(table: RecordLayout, batches: list[pa.RecordBatch]) -> RecordBatch:
 
 
 def numbers(array: pa.Array, kind: type[Number]) -> NDArray[Number]:
-    """An array that owns no nulls. `to_numpy` would import pandas, half a second in which Ctrl-C is lost."""
+    """A NumPy view of an array without nulls. `to_numpy` would import pandas, which takes half a second."""
     return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * np.dtype(kind).itemsize)
 
 
 class RunLog:
-    """A run folder, opened for reading; `poll` gives what is new since the last call.
+    """A run folder, opened for reading. `poll` returns the records since the last call.
 
     Raises RunLogError when the folder has no readable meta.json or another schema version; so does `poll` when a
     segment is unreadable or not stabwatch's.
@@ -183,23 +185,23 @@ class RunLog:
 
     @property
     def damaged_records(self) -> int:
-        """Records that were whole in length but not readable, so far."""
+        """Number of complete but unreadable records so far."""
         return sum(segment.damaged for segment in self._segments.values())
 
     @property
     def torn_bytes(self) -> int:
-        """Bytes at the ends of segments that are no whole record, at the last poll."""
+        """Bytes of incomplete records at the ends of segments, at the last poll."""
         return sum(segment.torn for segment in self._segments.values())
 
     def poll(self) -> list[RecordBatch]:
-        """New records, in the order in which they were written."""
+        """New records, in the order of writing."""
         for path in segments_of(self.path):
             self._segments.setdefault(path, _SegmentTail(path))
         blocks = (segment.poll() for segment in self._segments.values())
         return [block for block in blocks if block is not None]
 
     def stream(self, size: int = CHUNK) -> Iterator[RecordBatch]:
-        """The same records as `poll`, about `size` bytes at a time: a long log needs little memory."""
+        """The same records as `poll`, about `size` bytes at a time, to need little memory."""
         for path in segments_of(self.path):
             yield from self._segments.setdefault(path, _SegmentTail(path)).chunks(size)
 
@@ -210,19 +212,19 @@ class RunLog:
 
     @property
     def size(self) -> int:
-        """Bytes of all segments that are there."""
+        """Size of all segments in bytes."""
         return sum(path.stat().st_size for path in segments_of(self.path))
 
     @property
     def tables(self) -> list[RecordLayout]:
-        """The slot tables of all segments, from their beginnings alone."""
+        """The record layouts of all segments."""
         heads = [_SegmentTail(path) for path in segments_of(self.path)]
         for head in heads:
             next(head.chunks(1 << 16), None)
         return [head.table for head in heads if head.table is not None]
 
     def poll_events(self) -> list[Event]:
-        """New events. A line without an end is left for the next call; a broken line is counted and skipped."""
+        """New events. An incomplete line is left for the next call; an invalid line is counted and skipped."""
         data = self._events.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._events.offset += len(whole)
@@ -262,16 +264,16 @@ def read_meta(run: Path) -> Meta:
 
 @dataclass(frozen=True)
 class Run:
-    """A whole run in memory: blocks in order, events, and series by key."""
+    """A run in memory: record batches in order, events, and series by key."""
 
     path: Path
     meta: Meta
     blocks: tuple[RecordBatch, ...]
     events: tuple[Event, ...] = ()
     damaged_records: int = 0
-    """Records that were stepped over because they could not be read."""
+    """Records that were skipped because they could not be read."""
     torn_bytes: int = 0
-    """Bytes at the ends of segments that were no whole record: what a crash or a full disk cut off."""
+    """Bytes of incomplete records at the ends of segments, from a crash or a full disk."""
     bad_event_lines: int = 0
 
     @cached_property
@@ -310,23 +312,23 @@ def read_run(path: str | Path) -> Run:
 
 
 def find_run(path: str | Path) -> Path:
-    """The run folder meant by a path: itself, or the newest run folder directly inside it. Raises RunLogError."""
+    """The run folder at a path, or the newest run folder directly inside it. Raises RunLogError."""
     path = Path(path)
     if (path / META).exists() or not path.is_dir():
         return path
     runs = sorted((p.parent for p in path.glob(f"*/{META}")), key=lambda p: (p / META).stat().st_mtime)
     if not runs:
-        raise RunLogError(f"{path} is neither a run folder (no {META}) nor a folder that holds one.")
+        raise RunLogError(f"{path} is neither a run folder (no {META}) nor a folder of runs.")
     return runs[-1]
 
 
 def holds_run(path: Path) -> bool:
-    """Is there a run folder, here or directly inside?"""
+    """Whether the path is a run folder or directly contains one."""
     return (path / META).exists() or next(path.glob(f"*/{META}"), None) is not None
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """All run folders meant by paths: themselves, and those directly inside them, by age. Raises RunLogError."""
+    """All run folders at paths or directly inside them, by age. Raises RunLogError."""
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         inside = [] if (path / META).exists() else [p.parent for p in path.glob(f"*/{META}")]
@@ -336,7 +338,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def wait_for_run(path: Path, timeout: float = 10.0) -> RunLog:
-    """Open a run folder that is about to appear."""
+    """Wait for a run folder and open it."""
     end = time.monotonic() + timeout
     while True:
         try:

@@ -1,14 +1,14 @@
-"""What a run folder holds, and the slot table that says what each number in a record is.
+"""The content of a run folder, and the record layout, which describes each number of a record.
 
     RUN/
       meta.json             Meta: written once at the start
-      signals-000.arrows    Arrow IPC stream: step, time, values; a new segment when the slot table changes
+      signals-000.arrows    Arrow IPC stream: step, time, values; a new segment when the layout changes
       events.jsonl          one JSON object a line: start, end, alerts, notes, errors
 
-A record's `values` is a list of float32, one per slot; slots are the partial sums of the cells, in the
-order of the slot table, which stands as JSON in the stream's schema metadata under `stabwatch`. NaN in
-all slots of a cell means: not measured at this step. The table also lists the series (signal x layer),
-each with its formula and the slots it is made of, so that other tools can compute the values.
+A record's `values` is a list of float32, one per column. The columns are the fields of the accumulators in the order of
+the record layout, which is stored as JSON in the stream's schema metadata under `stabwatch`. NaN in all columns of an
+accumulator means that it was not measured at this step. The layout also lists the series (signal x layer), each with
+its formula and its columns, so that other tools can compute the values.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEGMENTS = "signals-*.arrows"
 
 @dataclass(frozen=True, order=True)
 class SeriesKey:
-    """One line on a chart: a signal, and the layer it was measured at ('' for the whole run)."""
+    """The key of a series: a signal, and the layer where it was measured ('' for the whole run)."""
 
     signal: str
     layer: str = ""
@@ -47,7 +47,7 @@ class SeriesKey:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """One reduction at one site: a run of consecutive slots."""
+    """One reduction at one site: some consecutive columns of a record."""
 
     tap: str
     site: str
@@ -56,7 +56,7 @@ class Accumulator:
 
 @dataclass(frozen=True)
 class Series:
-    """How one series is made from slots."""
+    """How a series is computed from columns."""
 
     key: SeriesKey
     formula: str
@@ -65,9 +65,9 @@ class Series:
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """The layout of a record: cells in order, each with the fields of its reduction.
+    """The layout of a record: accumulators in order, each with the fields of its reduction.
 
-    In a table read from a file the fields come from the file, not from today's code.
+    In a layout from a file, the fields come from the file and not from the present code.
     """
 
     cells: tuple[Accumulator, ...]
@@ -76,7 +76,7 @@ class RecordLayout:
 
     @classmethod
     def build(cls, cells: Iterable[Accumulator], catalogue: Catalogue = CATALOGUE) -> RecordLayout:
-        """Lay out cells in the given order and derive the series from the catalogue."""
+        """Lay out accumulators in the given order, with the series of the catalogue."""
         cells = tuple(dict.fromkeys(cells))
         fields = tuple(tuple((f.name, f.op) for f in REDUCTIONS[c.reduction].fields) for c in cells)
         starts = np.cumsum([0, *(len(f) for f in fields)])[:-1]
@@ -87,7 +87,7 @@ class RecordLayout:
                 for cell, start in zip(cells, starts, strict=True)
                 if (cell.tap, cell.reduction) == (signal.tap, signal.reduction) and _named(cell, signal.name)
             ]
-            if signal.level == "layer":
+            if signal.scope == "layer":
                 series += [Series(SeriesKey(signal.name, c.site), signal.formula, slots) for c, slots in mine]
             elif mine:
                 assert len(mine) == 1 or len(signal.fields) == 1, f"{signal.name}: several cells, several fields"
@@ -97,17 +97,17 @@ class RecordLayout:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """First slot of each cell."""
+        """First column of each accumulator."""
         return tuple(int(n) for n in np.cumsum([0, *(len(f) for f in self.fields)])[:-1])
 
     @cached_property
     def width(self) -> int:
-        """Number of slots."""
+        """Number of columns."""
         return sum(len(f) for f in self.fields)
 
     @cached_property
     def operators(self) -> MergeOperators:
-        """The merge law of a whole record."""
+        """The merge operators of a whole record."""
         ops = [op for fields in self.fields for _, op in fields]
         cells = [i for i, fields in enumerate(self.fields) for _ in fields]
         return MergeOperators(ops, cells)
@@ -118,7 +118,7 @@ class RecordLayout:
         return tuple(s.key for s in self.series)
 
     def start(self, cell: Accumulator) -> int:
-        """First slot of a cell."""
+        """First column of an accumulator."""
         return self.starts[self._position[cell]]
 
     @cached_property
@@ -136,7 +136,7 @@ class RecordLayout:
         ]
 
     def values(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Slots (..., width) to values of the series (..., len(series)); NaN where not measured."""
+        """Values of the series, (..., len(series)), from rows (..., width); NaN where not measured."""
         rows = np.asarray(rows)
         out = np.full((*rows.shape[:-1], len(self.series)), np.nan)
         for formula, members, slots in self._plan:
@@ -145,21 +145,21 @@ class RecordLayout:
 
     @cached_property
     def _counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Count slots of the cells that each series is made of, one after the other, and where each series begins."""
+        """Count columns of the accumulators of each series, concatenated, and the start of each series."""
         starts = np.array(self.starts)
         cells = [np.unique(np.searchsorted(starts, s.slots, side="right") - 1) for s in self.series]
         offsets = np.cumsum([0, *(len(c) for c in cells)])[:-1]
         return starts[np.concatenate(cells)] if cells else np.empty(0, np.int64), offsets
 
     def measured(self, rows: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Slots (n, width) to (n, len(series)): was it measured at all? A measured value may itself be NaN."""
+        """Whether each series was measured, (n, len(series)), from rows (n, width). A measured value may be NaN."""
         counts, offsets = self._counts
         if not len(counts):
             return np.zeros((len(rows), 0), dtype=bool)
         return np.logical_or.reduceat(np.asarray(rows)[:, counts] > 0, offsets, axis=1)
 
     def to_json(self) -> str:
-        """The table as it stands in the schema metadata."""
+        """The layout as stored in the schema metadata."""
         return json.dumps(
             {
                 "schema": SCHEMA_VERSION,
@@ -186,7 +186,7 @@ class RecordLayout:
         )
 
     def check(self) -> None:
-        """Raises ValueError when a table that was read from a file does not fit together or needs newer code."""
+        """Raise ValueError if a layout from a file is inconsistent or needs newer code."""
         if not self.width:
             raise ValueError("a layout needs at least one slot")
         for name, op in (pair for fields in self.fields for pair in fields):
@@ -200,25 +200,25 @@ class RecordLayout:
 
 
 def _named(cell: Accumulator, signal: str) -> bool:
-    """Host cells are named after their signal; every other cell serves all signals of its tap and reduction."""
+    """Whether an accumulator serves a signal. A host accumulator has the name of its signal."""
     return cell.tap != "host" or cell.site == signal
 
 
 def host_accumulator(signal: str) -> Accumulator:
-    """The cell of a signal that is one host number per step."""
+    """The accumulator of a signal that is one host number per step."""
     return Accumulator("host", signal, CATALOGUE[signal].reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
-    """Static facts of a run."""
+    """Metadata of a run."""
 
     run: str
     created: float
     host: str
     pid: int
     pid_started: float
-    """Start time of the process (seconds since the epoch), to tell a recycled pid."""
+    """Start time of the process (seconds since the epoch), to detect a reused pid."""
     world_size: int = 1
     rank: int = 0
     versions: dict[str, str] = field(default_factory=dict)
@@ -243,8 +243,8 @@ class Event:
     data: everything else on the line. 'optimizer' has `name` and `groups` (settings of each distinct group), after its
     first step; 'end' has `reason` ('finished', 'exception', 'killed', ...);
     'alert' has the fields of `stabwatch.alerts.Alert`; 'flight' the `batches` of the steps around the onset of one
-    (`step`, and what is known of it: `indices`, `fingerprint`, `first` token ids, `shape`, `dtype`); 'guard' what a
-    guard did; 'change' the `what` of a change that was announced for this step, and comes before its record;
+    (`step` and, where known, `indices`, `fingerprint`, `first` token ids, `shape`, `dtype`); 'guard' what a
+    guard did; 'change' the `what` of a change announced for this step, and it comes before its record;
     'ranks' says that records from step `since` on cover `covered` of `world` ranks, and which are `missing` (`rank` and
     `reason` of the first few).
     """
@@ -255,7 +255,7 @@ class Event:
     data: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The line, without its end; numbers that JSON does not have become null."""
+        """The line without its end. Numbers that JSON cannot represent become null."""
         line = {"kind": self.kind, "time": self.time, "step": self.step, **self.data}
         return json.dumps(plain(line), default=str)
 
@@ -269,7 +269,7 @@ class Event:
 
 
 def plain(data: Any) -> Any:
-    """The same with every number that JSON does not have replaced by None."""
+    """The same data with None for every number that JSON cannot represent."""
     if isinstance(data, dict):
         return {k: plain(v) for k, v in data.items()}
     if isinstance(data, (list, tuple)):
@@ -296,7 +296,7 @@ class RecordBatch:
 
     @cached_property
     def measured(self) -> NDArray[np.bool_]:
-        """(n, len(table.series)): was it measured at all? A measured value may itself be NaN."""
+        """(n, len(table.series)): whether it was measured. A measured value may be NaN."""
         return self.table.measured(self.rows)
 
     def __len__(self) -> int:
@@ -304,10 +304,10 @@ class RecordBatch:
 
 
 def segments_of(run: Path) -> list[Path]:
-    """The segments of a run folder, in the order in which they were written."""
+    """The segments of a run folder, in the order of writing."""
     return sorted(run.glob(SEGMENTS), key=lambda path: (len(path.name), path.name))
 
 
 def common_series(tables: Sequence[RecordLayout]) -> tuple[SeriesKey, ...]:
-    """All series of several tables, in order of first appearance."""
+    """All series of several layouts, in order of first appearance."""
     return tuple(dict.fromkeys(key for table in tables for key in table.keys))

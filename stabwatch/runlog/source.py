@@ -1,4 +1,4 @@
-"""Where records come from: a run folder, or a run in another trainer's log that looks like one."""
+"""Sources of records: a run folder, or a run from another trainer's log."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Protocol
 from stabwatch.runlog import Event, Meta, RecordBatch, RecordLayout
 
 BATCH_RECORDS = 4096
-"""Most records in a block: bounds the memory that its values take."""
+"""Maximum number of records in a batch, which bounds its memory."""
 
 
 class Source(Protocol):
-    """What is asked of a run log; `RunLog` has it."""
+    """The interface of a run log, which `RunLog` implements."""
 
     meta: Meta
     bad_event_lines: int
@@ -25,11 +25,11 @@ class Source(Protocol):
 
     @property
     def torn_bytes(self) -> int:
-        """What was no whole record at the end."""
+        """Bytes of incomplete records at the end."""
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Its path."""
 
     @property
     def tables(self) -> list[RecordLayout]:
@@ -37,20 +37,20 @@ class Source(Protocol):
 
     @property
     def position(self) -> int:
-        """How much of it has been read, of `size`."""
+        """How much has been read, out of `size`."""
 
     @property
     def size(self) -> int:
-        """All of it."""
+        """The total, in the units of `position`."""
 
     def stream(self) -> Iterator[RecordBatch]:
-        """The records, in pieces."""
+        """The records, in batches."""
 
     def poll_events(self) -> list[Event]:
-        """The events; at once, and once."""
+        """All events. Call it once."""
 
 
 def record_slice(block: RecordBatch, start: int, stop: int) -> RecordBatch:
-    """Some consecutive records of a block."""
+    """Some consecutive records of a batch."""
     rows = slice(start, stop)
     return replace(block, steps=block.steps[rows], times=block.times[rows], rows=block.rows[rows])

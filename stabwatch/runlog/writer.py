@@ -1,4 +1,4 @@
-"""The writing end of a run folder: one thread, one flush per record, nothing raised into training."""
+"""Writing a run folder: one thread, one flush per record, and no exception reaches the training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, seg
 
 
 def arrow_schema(table: RecordLayout) -> pa.Schema:
-    """Schema of a segment; the slot table is its metadata."""
+    """Schema of a segment; the record layout is its metadata."""
     return pa.schema(
         [
             pa.field("step", pa.int64(), nullable=False),
@@ -33,14 +33,19 @@ def arrow_schema(table: RecordLayout) -> pa.Schema:
     )
 
 
-class Segment:
-    """One `signals-NNN.arrows` file. A failed write is cut off, so that the file stays readable.
+def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """An array (n,) of numbers as an Arrow array. `pa.array` would import pandas, to ask whether it is a Series."""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
-    Raises ValueError for a layout without slots, OSError when the file cannot be made; then it leaves none behind.
+
+class Segment:
+    """One `signals-NNN.arrows` file. A failed write is truncated, so that the file stays readable.
+
+    Raises ValueError for a layout without columns, and OSError if the file cannot be created; then no file is left.
     """
 
     def __init__(self, path: Path, table: RecordLayout) -> None:
-        table.check()  # before Arrow sees it: a list of no slots crashes the process there
+        table.check()  # an empty list would crash Arrow and the process
         self.table = table
         self.torn = False
         self._schema = arrow_schema(table)
@@ -67,13 +72,14 @@ class Segment:
         self._good += len(data)
 
     def append(self, step: int, time: float, values: NDArray[np.float32]) -> None:
-        """Write one record and hand it to the operating system."""
+        """Write and flush one record."""
         batch = pa.record_batch(
             [
-                pa.array([step], pa.int64()),
-                pa.array([time], pa.float64()),
+                _arrow(np.array([step], np.int64), pa.int64()),
+                _arrow(np.array([time], np.float64), pa.float64()),
                 pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.ascontiguousarray(values, dtype=np.float32)), type=self._schema.field("values").type
+                    _arrow(np.ascontiguousarray(values, dtype=np.float32), pa.float32()),
+                    type=self._schema.field("values").type,
                 ),
             ],
             schema=self._schema,
@@ -81,12 +87,12 @@ class Segment:
         self._write(batch.serialize())
 
     def close(self) -> None:
-        """Close without an end-of-stream mark: a later reader must not take a crash for an end."""
+        """Close without an end-of-stream mark, as after a crash."""
         self._file.close()
 
 
 class RunFolder:
-    """Creates the folder and appends to it, in the calling thread; errors are raised."""
+    """Creates a run folder and appends to it in the calling thread. Errors are raised."""
 
     def __init__(self, path: Path, meta: Meta) -> None:
         self.path = path
@@ -98,7 +104,8 @@ class RunFolder:
         self._segments = len(segments_of(path))
 
     def append(self, table: RecordLayout, step: int, time: float, values: NDArray[np.float32]) -> None:
-        """Append one record; a new layout opens a new segment, and so does a torn record that could not be cut off."""
+        """Append one record. A new layout starts a new segment; so does an incomplete record that could not be "
+        "truncated."""
         if self._segment is None or self._segment.table is not table or self._segment.torn:
             self.close()
             self._segment = Segment(self.path / f"signals-{self._segments:03d}.arrows", table)
@@ -117,9 +124,9 @@ class RunFolder:
 
 
 def append_event(run: Path, event: Event) -> None:
-    """Append an event to a run folder; one write call, so that several processes may append. Raises OSError.
+    """Append an event to a run folder with one write call, so that several processes may append. Raises OSError.
 
-    A line that a full disk cut off before is ended first, so that it takes no other line with it.
+    An incomplete line, left by a full disk, is ended first, so that this line stays readable.
     """
     with open(run / EVENTS, "a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
@@ -130,7 +137,7 @@ def append_event(run: Path, event: Event) -> None:
 
 
 Resolve = Callable[[], tuple[RecordLayout, NDArray[np.float32]]]
-"""Gives the layout and the slots of a record; may wait for a device copy, so it is called in the writer's thread."""
+"""Returns the layout and the values of a record. It may wait for a device copy, so it runs in the writer's thread."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +169,11 @@ class Writer:
         self._thread.start()
 
     def record(self, step: int, time: float, resolve: Resolve) -> None:
-        """Queue a record; `resolve` gives its layout and slots and is called in the writer's thread."""
+        """Queue a record. `resolve` returns its layout and values, and is called in the writer's thread."""
         self._put(_Record(step, time, resolve))
 
     def event(self, kind: str, step: int | None = None, **data: Any) -> None:
-        """Queue an event of now."""
+        """Queue an event with the present time."""
         self.put(Event(kind, time.time(), step, data))
 
     def put(self, event: Event) -> None:
@@ -186,7 +193,7 @@ class Writer:
             self.dropped += 1
 
     def close(self, timeout: float = 10.0) -> None:
-        """Write what is queued, then stop. Safe to call twice; what is queued later is dropped and counted."""
+        """Write everything in the queue, then stop. May be called twice. Later items are dropped and counted."""
         self._closed = True
         if self._thread.is_alive():
             try:

@@ -1,18 +1,22 @@
-"""What was seen and what was not, and why: never silently blind."""
+"""What was measured and what was not, and why: nothing is missing without a reason."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from typing import Any
 
+from stabwatch.hooks.base.probe import Probe
+from stabwatch.hooks.base.reasons import Reasons
+from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.probes.layers import ParameterTaps
-from stabwatch.hooks.probes.run import LOGITS, LOSS
+from stabwatch.hooks.probes.attention import BRACKET, EXACT
+from stabwatch.hooks.probes.layers import CHANGE, ParameterTaps
+from stabwatch.hooks.probes.writer import BRANCH
 from stabwatch.runlog import Accumulator
+from stabwatch.signals import CATALOGUE
 
 REPORT_AFTER = 8
-"""Records after which the coverage is reported; more taps may still begin to show something later."""
+"""Records after which the coverage is reported; some places may be measured for the first time later."""
 
 COMPILED = (
     "no hook ran: the model was compiled and called before `attach`, or it is not the model that is trained. "
@@ -23,20 +27,16 @@ NO_LOSS = "no cross_entropy, no `.loss` on the model's output and no backward wa
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
-
 ONE_CALL = (
-    "no attention call was seen: in a compiled graph that of nn.MultiheadAttention is inside one of the compiler's"
+    "no attention call was seen: inside a compiled graph that of nn.MultiheadAttention is a single call of the "
+    "compiler's own"
 )
 NO_SAVED = "inside a compiled graph there is no saved logsumexp"
-IN_GRAPH = "inside a compiled graph branch_trunk_ratio and plugins at activations are not measured"
-MHA = "nn.MultiheadAttention applies its output projection as a function, where no hook sees it"
+MHA = "nn.MultiheadAttention applies its output projection as a function, for which there is no hook"
 NO_SATURATION = (
-    "no activation module that saturates: one that is called as a function, or inside a fused kernel, is not seen"
+    "no activation module that saturates was found; one that is called as a function, or inside a fused kernel, is not "
+    "seen"
 )
-OPTIONAL_TAPS = (
-    "residual", "writer", "branch", "nonlinearity", "expert", "dropped", "matrix", "radial", "probe", "plugin",
-    "attention_entropy", "attention_contraction", "taylor", "precision", "exponents", "descent",
-)  # fmt: skip
 
 NO_STEP = {
     "tap": "clock",
@@ -52,70 +52,66 @@ UNATTACHED: dict[str, Any] = {
 
 
 class Coverage:
-    """Compares what fired with what should have."""
+    """Compares what was measured with what should have been."""
 
-    def __init__(self, sites: Iterable[Site], parameters: ParameterTaps, expected: Iterable[Accumulator]) -> None:
+    def __init__(
+        self,
+        sites: Iterable[Site],
+        parameters: ParameterTaps,
+        expected: Iterable[Accumulator],
+        probes: Iterable[Probe],
+        reasons: Reasons,
+    ) -> None:
         self._sites = tuple(sites)
         self._expected = tuple(expected)
         self._parameters = parameters
-        self._reasons: dict[tuple[str, str], str] = {
-            ("update", layer): "its parameters do not fit into `update_bytes`" for layer in parameters.too_large
-        }
-        self._lock = threading.Lock()
-
-    def unmeasured(self, what: str, site: str, reason: str) -> None:
-        """Remember why something was not measured; the first reason counts."""
-        with self._lock:
-            self._reasons.setdefault((what, site), reason)
+        self._reasons = reasons
+        self._optional = {probe.report_key for probe in probes if probe.optional}
+        for layer in parameters.too_large:
+            reasons.note(CHANGE.tap, layer, "its parameters do not fit into `update_bytes`")
 
     def missing(self, fired: set[Accumulator]) -> list[dict[str, str]]:
-        """One entry {tap, site, reason} for everything that should have been seen and was not."""
-        hooked = any(cell.tap == "activation" for cell in fired)
-        with self._lock:
-            unseen = None if hooked else self._reasons.get(("forward", ""))
-        silent = NOT_CALLED if hooked else unseen or COMPILED
-        expected = [cell for cell in self._expected if cell not in fired and not self._early(cell)]
-        out = [self._entry(cell, silent, unseen) for cell in expected]
+        """One entry {tap, site, reason} for everything that should have been measured and was not."""
+        hooked = any(accumulator.tap == "activation" for accumulator in fired)
+        unseen = None if hooked else self._reasons.get("forward", "")
+        not_called = NOT_CALLED if hooked else unseen or COMPILED
+        expected = [a for a in self._expected if a not in fired and not self._early(a)]
+        out = [self._entry(a, not_called, unseen) for a in expected]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:
                 out += self._attention(site, fired, unseen)
         return out
 
-    def _early(self, cell: Accumulator) -> bool:
-        return cell.tap == "update" and self._parameters.awaits_phase(cell.site)
+    def _early(self, accumulator: Accumulator) -> bool:
+        return accumulator.tap == CHANGE.tap and self._parameters.awaits_phase(accumulator.site)
 
-    def _entry(self, cell: Accumulator, silent: str, unseen: str | None) -> dict[str, str]:
-        fallback = {"activation": silent, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
-        whole = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
-        reason = whole.get(cell, fallback.get(cell.tap, "it was never measured"))
-        with self._lock:
-            reason = self._reasons.get((cell.tap, cell.site), reason)
-        return {"tap": cell.tap, "site": cell.site, "reason": reason}
+    def _entry(self, accumulator: Accumulator, not_called: str, unseen: str | None) -> dict[str, str]:
+        by_tap = {"activation": not_called, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
+        of_run = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
+        reason = of_run.get(accumulator, by_tap.get(accumulator.tap, "it was never measured"))
+        reason = self._reasons.get(accumulator.tap, accumulator.site) or reason
+        return {"tap": accumulator.tap, "site": accumulator.site, "reason": reason}
 
     def _attention(self, site: Site, fired: set[Accumulator], unseen: str | None) -> list[dict[str, str]]:
-        bracket = Accumulator("attention", site.name, "attention_bracket") in fired
-        exact = Accumulator("attention", site.name, "attention_exact") in fired
+        bracket, exact = (probe.accumulator(site.name) in fired for probe in (BRACKET, EXACT))
         below = site.name + "."
-        inner = any(c.tap == "attention" and c.site.startswith(below) for c in fired)
+        inner = any(a.tap == BRACKET.tap and a.site.startswith(below) for a in fired)
         if bracket or inner:
             return []
-        with self._lock:
-            why = self._reasons.get(("attention_bracket", site.name))
+        why = self._reasons.get(BRACKET.report_key, site.name)
         if exact:
-            why = why or NO_SAVED
-            return [{"tap": "attention_bracket", "site": site.name, "reason": f"{why}; the exact value is on cadence"}]
-        silent = ONE_CALL if site.flags.traced else NO_ATTENTION
-        return [{"tap": "attention", "site": site.name, "reason": why or unseen or silent}]
+            reason = f"{why or NO_SAVED}; the exact value is on cadence"
+            return [{"tap": BRACKET.report_key, "site": site.name, "reason": reason}]
+        no_call = ONE_CALL if site.flags.traced else NO_ATTENTION
+        return [{"tap": BRACKET.tap, "site": site.name, "reason": why or unseen or no_call}]
 
     def unmeasurable(self, fired: set[Accumulator]) -> list[dict[str, str]]:
-        """What cannot be measured in this run, by the reasons that the taps gave: no fault of its set-up."""
-        shown = {(what, cell.site) for cell in fired for what in _answers(cell)}
-        with self._lock:
-            reasons = dict(self._reasons)
+        """What this model cannot show, by the reasons that the hooks noted: no fault of its set-up."""
+        measured = {(what, a.site) for a in fired for what in _answers(a)}
         return [
-            {"tap": tap, "site": site, "reason": reason}
-            for (tap, site), reason in reasons.items()
-            if tap in OPTIONAL_TAPS and (tap, site) not in shown
+            {"tap": what, "site": site, "reason": reason}
+            for (what, site), reason in self._reasons.all().items()
+            if what in self._optional and (what, site) not in measured
         ]
 
     def report(self, fired: set[Accumulator]) -> dict[str, Any]:
@@ -125,8 +121,27 @@ class Coverage:
         return {"taps": seen, "fired": len(fired), "missing": missing, "unmeasured": unmeasured}
 
 
-def _answers(cell: Accumulator) -> tuple[str, ...]:
-    """The names under which a reason given before is void once this has fired."""
-    if cell.reduction == "branch":  # from the forward alone: the rest of its tap may still be missing
-        return (cell.reduction,)
-    return cell.tap, cell.reduction
+def _answers(accumulator: Accumulator) -> tuple[str, ...]:
+    """The names in reports under which an earlier reason is void once this has been measured."""
+    if accumulator.reduction == BRANCH.reduction.name:  # needs the forward only: the rest of its tap may be missing
+        return (accumulator.reduction,)
+    return accumulator.tap, accumulator.reduction
+
+
+def not_in_graph(probes: Iterable[Probe]) -> str:
+    """Which signals compiled graphs do not measure, for the report. Attention brackets have a reason of their own."""
+    missing = [probe for probe in probes if not probe.measured_in_graph and probe is not BRACKET]
+    names = sorted(signal.name for probe in missing for signal in CATALOGUE.at(*probe.key))
+    return f"inside a compiled graph these signals are not measured: {', '.join(names)}"
+
+
+def summary(missing: list[dict[str, str]], fired: Iterable[Accumulator]) -> str:
+    """One sentence about what is missing. A place is one tap at one site; `fired` is what was measured."""
+    lost = {(entry["tap"], entry["site"]) for entry in missing}
+    places = lost | {(a.tap, a.site) for a in fired if a.tap != "host"}
+    first = missing[0]
+    where = f"`{first['tap']}`" + (f" of `{first['site']}`" if first["site"] else "")
+    return (
+        f"nothing is measured for {len(lost)} of {len(places)} place{'s' * (len(places) > 1)}, "
+        f"{'first ' * (len(lost) > 1)}{where}: {first['reason']}."
+    )

@@ -6,25 +6,25 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.signals.declaration import Tier
 
 WARM_UP = 3
 """First steps, all measured: they show what there is to see and what it costs."""
 LONGEST: dict[Tier, int] = {"always": 16, "sampled": 256, "deep": 1024}
-"""Longest interval of each tier, in steps: however tight the budget, nothing is left unseen for longer."""
+"""Longest interval of each tier, in steps, however tight the budget."""
 SHARE: dict[Tier, float] = {"always": 0.6, "sampled": 0.25, "deep": 0.15}
 """How the budget is split when all three tiers want more than there is."""
 ESCALATE_AGAIN = 32
 """Alerts escalate once in this many times the steps of an escalation: on the whole the budget is kept."""
 CONTROLS_UNTIL = 24
-"""Up to this step every second one goes without the dearer tiers, to learn soon what they really cost."""
+"""Up to this step every second one omits the more expensive tiers, to learn early what they really cost."""
 MAX_PHASES = 256
-DEAR, CHEAP = 0.2, 0.05
-"""A deep step that is longer by more than this share of a step has its sites dealt out over more turns; by less than
-that one, over fewer."""
+EXPENSIVE, CHEAP = 0.2, 0.05
+"""Where a deep step is longer by more than `EXPENSIVE` of a step, its sites are spread over more phases; by less than
+`CHEAP`, over fewer."""
 WORTH = 0.75
-"""More turns again only if the last doubling has left no more than this of the cost: some of it does not take turns."""
+"""The phases are doubled again only if the last doubling left at most this share of the cost: a part of it is fixed."""
 MEDIAN_ERROR = 1.86
 """Standard error of a median of n normal numbers, in median absolute deviations over sqrt(n): 1.4826 sqrt(pi / 2)."""
 _ENOUGH = 5
@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def kind(self) -> str:
-        """Its dearest part: steps of one kind are compared with those of another."""
+        """Its most expensive tier: steps of one kind are compared with those of another."""
         return "sampled" if self.sampled else "deep" if self.deep else "always" if self.always else "bare"
 
 
@@ -63,7 +63,7 @@ class Governor:
     the median step with measurements and without. overlapped: steps are timed on an accelerator, and while that has
     work queued the host's time costs nothing. There the difference is the cost, with two standard errors on top of it.
 
-    turns: in how many deep steps every site that takes turns is measured once.
+    phases: in how many deep steps every site that is measured in turn is measured once.
     """
 
     def __init__(self, budget: float, every_step: bool = False, overlapped: bool = False) -> None:
@@ -94,7 +94,7 @@ class Governor:
         return self._spent / self._elapsed if self._elapsed else math.nan
 
     def ask_deep(self) -> None:
-        """The deep tier is wanted soon (a bracket holds the limit); granted when it has not run for a while."""
+        """The deep tier is wanted soon (a bracket contains the limit); it is run unless it has just run."""
         self._asked_deep = True
 
     def escalate(self, steps: int) -> None:
@@ -181,15 +181,15 @@ class Governor:
 
     def _rebalance(self, share: float) -> None:
         """Over how many steps: what was learned of their cost so far is taken to change as their number does."""
-        turns = self.phases
-        if share > DEAR and share < WORTH * self._rebalanced_at:
-            turns, self._rebalanced_at = min(turns * 2, MAX_PHASES), share
+        phases = self.phases
+        if share > EXPENSIVE and share < WORTH * self._rebalanced_at:
+            phases, self._rebalanced_at = min(phases * 2, MAX_PHASES), share
         elif share < CHEAP:
-            turns, self._rebalanced_at = max(turns // 2, PHASES), math.inf
-        if turns != self.phases:
-            self._cost["deep"] = [c * self.phases / turns for c in self._cost["deep"][-1:]]
+            phases, self._rebalanced_at = max(phases // 2, PHASES), math.inf
+        if phases != self.phases:
+            self._cost["deep"] = [c * self.phases / phases for c in self._cost["deep"][-1:]]
             self._rest["deep"].clear()
-            self.phases = turns
+            self.phases = phases
 
 
 def _has_deep(step: int, interval: int) -> bool:
@@ -198,7 +198,7 @@ def _has_deep(step: int, interval: int) -> bool:
 
 
 def _is_control(step: int) -> bool:
-    """Steps that leave the dearer tiers out, to be compared with those that have them."""
+    """Steps without the more expensive tiers, for comparison with those that have them."""
     return step % 2 == 1 if step < CONTROLS_UNTIL else step % 16 == 15
 
 

@@ -1,11 +1,16 @@
-"""A session among others: what ranks exchange, and what is said of it."""
+"""The steps of a session among those of other ranks: what this rank sends, and what rank 0 writes of all."""
 
 from __future__ import annotations
 
 import logging
+import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 import stabwatch
 from stabwatch.distributed.coverage import CoverageNews
@@ -13,52 +18,108 @@ from stabwatch.distributed.exchange import Exchange, Merged
 from stabwatch.distributed.health import SHARDED
 from stabwatch.distributed.layout import MergeLayout
 from stabwatch.distributed.ranks import Ranks
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.runlog import RecordLayout
+from stabwatch.runtime.record import NO_HOST_NUMBERS, HostPart
 from stabwatch.runtime.taps import Taps
 
 _log = logging.getLogger("stabwatch")
 
+Write = Callable[[int, Callable[[], NDArray[np.floating]], NDArray[np.float64] | None, HostPart], None]
+"""Writes a record: number of the step, its row, the accumulators that compare ranks, and the part of the host."""
 
-def open_exchange(
-    ranks: Ranks,
-    taps: Taps,
-    merged: Callable[[Merged], None],
-    event: Callable[..., None],
-    report: Callable[[Exception], None],
-) -> Exchange | None:
-    """The exchange of this rank; None with one rank, with `reduce="never"`, or where the job has no store.
 
-    event: writes an event of the run log (kind, step, data), if this rank has one.
+class SharedSteps:
+    """Exchanges the steps of this rank with the other ranks, if there are any.
+
+    Ranks exchange steps by how many they have watched, and not by the numbers that the user gives them.
+    write: called on rank 0 with each merged step. event: writes an event of the run log (kind, step, data).
+    exchange: None with one rank, with `reduce="never"`, or where the job has no store.
     """
-    if not ranks.wanted:
-        return None
 
-    def layout() -> MergeLayout:
+    def __init__(
+        self, ranks: Ranks, taps: Taps, context: TapContext, first: int, write: Write, event: Callable[..., None]
+    ) -> None:
+        self._ranks = ranks
+        self._taps = taps
+        self._context = context
+        self._write = write
+        self._event = event
+        self._offsets = [(0, first)]
+        self.exchange = self._open() if ranks.wanted else None
+
+    def _open(self) -> Exchange | None:
+        ranks = self._ranks
+        try:
+            return Exchange(
+                ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, self._taps.health,
+                self._layout, self._merged, self._changed, self._failed,
+            )  # fmt: skip
+        except Exception as error:
+            self._failed(error)
+            return None
+
+    @property
+    def active(self) -> bool:
+        """Whether steps are exchanged."""
+        return self.exchange is not None and not self.exchange.broken
+
+    def submit(self, watched: int, number: int, transfer: HostTransfer, part: HostPart | None) -> bool:
+        """This rank has measured a step; False if it is not exchanged. watched: how many steps came before it."""
+        return self._submit(watched, number, transfer, part)
+
+    def skip(self, watched: int, number: int) -> None:
+        """This rank has ended a step without measuring it; others may have measured it."""
+        self._submit(watched, number, None, HostPart(time.time(), NO_HOST_NUMBERS, {}))
+
+    def _submit(self, watched: int, number: int, transfer: HostTransfer | None, part: HostPart | None) -> bool:
+        if self.exchange is None or self.exchange.broken:
+            return False
+        if number - watched != self._offsets[-1][1]:
+            self._offsets.append((watched, number - watched))
+        self.exchange.submit(watched, transfer, part)
+        return not self.exchange.broken
+
+    def close(self, reason: str) -> None:
+        """Leave the exchange. reason: why, for the other ranks."""
+        if self.exchange is not None:
+            self.exchange.close(reason)
+
+    def _number(self, watched: int) -> int:
+        """The user's number of a step."""
+        offsets = self._offsets.copy()
+        return watched + offsets[bisect_right(offsets, watched, key=lambda entry: entry[0]) - 1][1]
+
+    def _layout(self) -> MergeLayout:
+        taps = self._taps
         if taps.topology.sharded:
-            taps.coverage.unmeasured("replica", "", SHARDED)
-        taps.health.coupled = ranks.coupled
+            self._context.unmeasured("replica", "", SHARDED)
+        taps.health.coupled = self._ranks.coupled
         kinds, holds = taps.topology.kinds(taps.layout.cells)
         return MergeLayout(RecordLayout.build((*taps.layout.cells, *taps.health.sources)), kinds, holds)
 
-    def changed(news: CoverageNews) -> None:
+    # -- called in the exchange's thread ------------------------------------------------------------
+
+    def _merged(self, merged: Merged) -> None:
+        part: HostPart = merged.extra
+        if part.host is NO_HOST_NUMBERS and np.isnan(merged.row).all():
+            return  # no rank measured anything
+        health = merged.health if merged.covered > 1 else None
+        self._write(self._number(merged.step), lambda: merged.row, health, part)
+
+    def _changed(self, news: CoverageNews) -> None:
         data: dict[str, Any] = asdict(news)
-        event("ranks", news.since, **data)
+        data["since"] = since = self._number(news.since)
+        self._event("ranks", since, **data)
         if news.missing:
             first = news.missing[0]
             _log.warning(
                 "stabwatch: records cover %d of %d ranks from step %d on. Rank %d: %s.",
-                news.covered, news.world, news.since, first["rank"], first["reason"],
+                news.covered, news.world, since, first["rank"], first["reason"],
             )  # fmt: skip
 
-    def failed(error: Exception) -> None:
-        event("ranks", None, covered=1, world=ranks.world, missing=[], reason=f"the exchange failed: {error!r}")
-        report(error)
-
-    try:
-        return Exchange(
-            ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, taps.health, layout, merged,
-            changed, failed,
-        )  # fmt: skip
-    except Exception as error:
-        failed(error)
-        return None
+    def _failed(self, error: Exception) -> None:
+        world = self._ranks.world
+        self._event("ranks", None, covered=1, world=world, missing=[], reason=f"the exchange failed: {error!r}")
+        self._context.isolation.failed("exchange", error)

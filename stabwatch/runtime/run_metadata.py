@@ -1,4 +1,4 @@
-"""The facts of a run: who it is, where it runs and is written, what is trained."""
+"""The metadata of a run: its name, where it runs, where it is written, what is trained."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 import stabwatch
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
-from stabwatch.plugins import PLUGINS
+from stabwatch.hooks.base.probe import PROBES
 from stabwatch.runlog import Meta, RunFolder
 
 MOST_GROUPS = 16
-"""Parameter groups with settings of their own that are written down."""
+"""Parameter groups whose settings are recorded."""
 
 
 def run_id(config: Config) -> str:
-    """The run's name: given, else the job's, else date, time and pid."""
+    """The run's name: the one that is set, else the Slurm job's, else date, time and process id."""
     if config.run:
         return config.run
     job = os.environ.get("SLURM_JOB_ID")
@@ -72,12 +72,12 @@ def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, co
             "layers": [name for name in layers if name],
         },
         config={name: value for name, value in vars(config).items() if value is not None},
-        signals=[asdict(plugin.signal) for plugin in PLUGINS.values()],
+        signals=[asdict(signal) for probe in PROBES for signal in probe.signals],
     )
 
 
 def open_folder(path: Path, meta: Meta) -> RunFolder:
-    """A new run folder; below the system's temporary files when `path` cannot be made, and that is said."""
+    """A new run folder; where `path` cannot be made, one in the system's temporary folder, with a message."""
     try:
         return RunFolder(path, meta)
     except OSError as error:
@@ -88,7 +88,7 @@ def open_folder(path: Path, meta: Meta) -> RunFolder:
 
 
 def learning_rate(optimizer: Any) -> float:
-    """Largest learning rate of the groups; a tensor on an accelerator is not read (that would wait for it)."""
+    """Largest learning rate of the groups; a tensor on an accelerator is not read (that would wait)."""
     rates = [group.get("lr", math.nan) for group in optimizer.param_groups]
     known = [float(r) for r in rates if not isinstance(r, Tensor) or r.device.type == "cpu"]
     return max(known, default=math.nan)

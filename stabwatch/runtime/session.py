@@ -1,4 +1,4 @@
-"""The step loop: composes taps, schedule, buffer and writer, and keeps the step clock."""
+"""The step loop: composes hooks, governor, buffer and writer, and keeps the step clock."""
 
 from __future__ import annotations
 
@@ -17,23 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stabwatch.config import Config
-from stabwatch.distributed.exchange import Exchange, Merged
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
-from stabwatch.hooks.base.context import MeasurementFlags
+from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.hooks.base.sites import unwrap
 from stabwatch.hooks.base.tensors import device_of, first_tensor
-from stabwatch.hooks.base.token_groups import TokenGroups
 from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.runlog import RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
-from stabwatch.runtime.coverage import IN_GRAPH, NO_STEP, REPORT_AFTER, UNATTACHED
+from stabwatch.runtime.coverage import NO_STEP, REPORT_AFTER, UNATTACHED, not_in_graph, summary
 from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
-from stabwatch.runtime.ranks import open_exchange
-from stabwatch.runtime.record import NO_HOST_NUMBERS, HostNumbers, RankExtra
+from stabwatch.runtime.ranks import SharedSteps
+from stabwatch.runtime.record import HostNumbers, HostPart
 from stabwatch.runtime.run_metadata import learning_rate, open_folder, optimizer_facts, run_id, run_meta
 from stabwatch.runtime.step_clock import StepClock
 from stabwatch.runtime.taps import Taps
@@ -48,8 +45,8 @@ _log = logging.getLogger("stabwatch")
 class Session:
     """One watched run in its training process: the step loop behind a `Watch`.
 
-    Hooks call it, it keeps the step clock, and it turns each measured step into a record. Nothing here raises (but
-    for TrainingUnstableError, which a guard asks for).
+    Hooks report their events to it (see `TapEvents`), it keeps the step clock, and it makes a record of each measured
+    step. Nothing here raises, except for TrainingUnstableError, where the guard 'raise' is set.
     """
 
     def __init__(
@@ -61,25 +58,23 @@ class Session:
         run_dir: str | Path | None = None,
         config: Config | None = None,
         on_alert: Callable[[Alert], object] | None = None,
+        first_step: int = 0,
     ) -> None:
         self.config = config or Config()
-        self.step = 0
-        self.flags = MeasurementFlags()
-        self.isolation = Isolation(self._report_error)
-        self.token_groups_seen = TokenGroups()
-        self.loss_seen = False
+        self._offset = first_step
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
         self._model = unwrap(model)
-        on_accelerator = device_of(self._model, torch.device("cpu")).type == "cuda"
-        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=on_accelerator)
+        device = device_of(self._model, torch.device("cpu"))
+        self.context = TapContext(self, self._report_error, device)
+        self.context.step = first_step
+        self.flags, self.isolation = self.context.flags, self.context.isolation
+        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
         self._clock = StepClock(optimizer)
         self._host = HostNumbers()
         self._agent: AgentProcess | None = None
         self._writer: Writer | None = None
-        self._exchange: Exchange | None = None
-        self._introduced: set[int] = set()
-        self._stepping: list[Any] = []
+        self._seen_optimizers: set[int] = set()
         self._blind = self._detached = self._scaled = self._warned = False
         self._attached = self._began = time.perf_counter()
         self._pid = os.getpid()
@@ -89,16 +84,15 @@ class Session:
         try:
             self._ranks = Ranks(model, self.config.reduce)
             self._taps = taps = Taps(
-                self, self._model, loss_fn, self._ranks, self._governor, step_guards(self.config, self._model)
-            )
-            self.cells, self.brackets = taps.cells, taps.brackets
-            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(taps.buffer.device)
-            self.plugins, self.deep = taps.plugins, taps.modules.deep
+                self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
+                step_guards(self.config, self._model),
+            )  # fmt: skip
+            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
             if self._ranks.rank == 0 or self.config.reduce == "never":
                 self._open(run_dir)
-            self._exchange = open_exchange(self._ranks, taps, self._merged, self._event, self._exchange_failed)
+            self._shared = SharedSteps(self._ranks, taps, self.context, first_step, self._write, self._event)
             self._dispatcher = make_dispatcher(
-                self.config, self._model, self._ranks.world, self._exchange, self._writer, self.run_dir,
+                self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
                 self._look_closer, taps.batches, on_alert, self.isolation.run,
             )  # fmt: skip
         except Exception:
@@ -124,21 +118,21 @@ class Session:
         if self.config.verbose:
             print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
 
-    # -- what the taps call -------------------------------------------------------------------------
+    # -- events that hooks report (TapEvents) -------------------------------------------------------
 
     def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
         self._forwards += 1
-        if self._clock.open_step_is_over():
+        if self._clock.forward_ends_step():
             self._end_step()
         self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
-        self.isolation.run("token_groups", "always", self.token_groups_seen.forward_begins, self._model, named)
+        self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
         if self.flags.open:
             self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
-        self.isolation.run("attention", "always", self.brackets.update)
+        self.isolation.run("attention", "always", self.context.brackets.update)
         self.isolation.run("loss", "always", self._output_loss, output)
         self._busy = time.perf_counter() - self._began
 
@@ -146,20 +140,21 @@ class Session:
         self._ranks.seen_in_forward()
         value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(value, Tensor) and value.numel() == 1:
-            self.cells.update_loss("output", value)
-            self.loss_seen = True
+            self.context.run.update_loss("output", value)
+            self.context.run.loss_seen = True
 
     def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The loss module that the user named was called."""
         value = first_tensor(output)
         if value is not None and self.flags.open and torch.is_grad_enabled():
-            self.loss_seen = True
-            self.isolation.run("loss", "always", self.cells.update_loss, "module", value.mean())
+            self.context.run.loss_seen = True
+            self.isolation.run("loss", "always", self.context.run.update_loss, "module", value.mean())
 
     def backward_begins(self, tensors: Any) -> None:
-        """The loss by elimination: what `backward` is called on, when nothing better was seen."""
+        """What `backward` is called on is the loss, when no better source was seen."""
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        if len(roots) == 1 and roots[0].numel() == 1 and not self.loss_seen and not self._scaled:
-            self.cells.update_backward_loss(roots[0])
+        if len(roots) == 1 and roots[0].numel() == 1 and not self.context.run.loss_seen and not self._scaled:
+            self.context.run.update_backward_loss(roots[0])
 
     def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
@@ -168,42 +163,38 @@ class Session:
             return
         self._taps.steps.clipped(norm)
         if self.flags.open:
-            self.cells.update_clip(norm)
+            self.context.run.update_clip(norm)
 
     def scaler_updated(self, scaler: Any) -> None:
-        """The gradient scaler moved on; if no optimizer stepped, it skipped this step."""
+        """The gradient scaler was updated; if no optimizer stepped, it skipped this step."""
         self._scaled = True
         if not self._clock.stepped_since_update() and self.flags.recording:
             self._host.skipped += 1
             if self.flags.sampled:
                 self._taps.parameters.measure_all_gradients()
-            self._close_step()
+            if self._clock.numbered:
+                self._clock.skipped()
+            else:
+                self._close_step()
         if isinstance(scaler._scale, Tensor):
-            self.cells.update_loss_scale(scaler._scale)
-
-    def unmeasured(self, what: str, layer: str, reason: str) -> None:
-        """Note why something cannot be measured; reported once."""
-        self._taps.coverage.unmeasured(what, layer, reason)
+            self.context.run.update_loss_scale(scaler._scale)
 
     # -- the step clock -----------------------------------------------------------------------------
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Any torch optimizer is about to step; those of other models are ignored."""
         if not self._taps.parameters.tracks(optimizer):
             return
-        self._stepping.append(optimizer)
-        if len(self._stepping) > 1:
-            return  # a step inside another optimizer's (ZeroRedundancyOptimizer): part of that step
+        if not self._clock.begins(optimizer):
+            return
         if self._clock.repeats(optimizer):
             self._end_step()
         self._taps.steps.before(optimizer, has_closure(args, kwargs))
         self._dispatcher.before(optimizer, self.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._taps.parameters.tracks(optimizer):
-            return
-        while self._stepping and self._stepping.pop() is not optimizer:
-            continue  # a step that raised never came here
-        if self._stepping:
+        """It has stepped."""
+        if not self._clock.began(optimizer):
             return
         self._taps.steps.after(optimizer, has_closure(args, kwargs))
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
@@ -213,15 +204,15 @@ class Session:
 
     def _note_rate(self, optimizer: Any) -> None:
         self._host.learning_rate = learning_rate(optimizer)
-        if id(optimizer) not in self._introduced:
-            self._introduced.add(id(optimizer))
+        if id(optimizer) not in self._seen_optimizers:
+            self._seen_optimizers.add(id(optimizer))
             if self._writer is not None:
                 self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
 
     def _end_step(self) -> None:
         self._taps.steps.step_ends()
         self.isolation.run("clock", "always", self._close_step)
-        self._dispatcher.boundary(self.step)
+        self._dispatcher.boundary(self.step, self.step - self._offset)
 
     def _close_step(self) -> None:
         now = time.perf_counter()
@@ -229,13 +220,12 @@ class Session:
         self._host.step_seconds = now - self._began
         self._began = now
         self._clock.close()
-        self.loss_seen = False
-        self.step = step + 1
-        exchange = self._exchange if self._exchange is not None and not self._exchange.broken else None
+        self.context.run.loss_seen = False
+        self.context.step = step + 1
         if plan.always:
-            self._record(step, exchange)
-        elif exchange is not None:  # others may have measured something
-            exchange.submit(step, None, RankExtra(time.time(), NO_HOST_NUMBERS, {}))
+            self._record(step)
+        else:
+            self._shared.skip(step - self._offset, step)
         cost = self.isolation.take_seconds()
         cost["always"] += time.perf_counter() - now
         self._host.next_step()
@@ -244,61 +234,51 @@ class Session:
             self._governor.observe(planned, seconds, spent)
         self._plan_next()
 
-    def _record(self, step: int, exchange: Exchange | None) -> None:
-        self.brackets.update()
+    def _record(self, step: int) -> None:
+        self.context.brackets.update()
         if self.flags.sampled:
             self.isolation.run("depth", "sampled", self._taps.modules.stacks.update)
-        if exchange is not None and self._busy is not None:
-            self.cells.fill_busy(self._busy)
-        copy = HostTransfer(self._taps.buffer.flush())
-        if self._writer is None:
-            if exchange is not None:
-                exchange.submit(step, copy)
-            return
+        if self._shared.active and self._busy is not None:
+            self.context.run.fill_busy(self._busy)
+        transfer = HostTransfer(self._taps.buffer.flush())
+        part = self._host_part(self._writer) if self._writer is not None else None
+        exchanged = self._shared.submit(step - self._offset, step, transfer, part)
+        if part is not None and not exchanged:
+            self._write(step, transfer.wait, None, part)
+
+    def _host_part(self, writer: Writer) -> HostPart:
         self._host.overhead = self._governor.overhead
         self._host.errors = sum(self.isolation.errors.values())
-        self._host.dropped = self._writer.dropped
-        logged = {name: HostTransfer(cell) for name, cell in self.cells.take_logged().items()}
-        extra = RankExtra(time.time(), self._host.take(), logged)
-        if exchange is not None:
-            exchange.submit(step, copy, extra)
-        else:
-            self._write(step, copy.wait, None, extra)
-
-    def _merged(self, merged: Merged) -> None:
-        """On rank 0, in the exchange's thread: a step over ranks."""
-        if merged.extra.host is NO_HOST_NUMBERS and np.isnan(merged.row).all():
-            return  # no rank measured anything
-        self._write(merged.step, lambda: merged.row, merged.health if merged.covered > 1 else None, merged.extra)
+        self._host.dropped = writer.dropped
+        logged = {name: HostTransfer(partials) for name, partials in self.context.run.take_logged().items()}
+        return HostPart(time.time(), self._host.take(), logged)
 
     def _write(
-        self,
-        step: int,
-        row: Callable[[], NDArray[np.floating]],
-        health: NDArray[np.float64] | None,
-        extra: RankExtra,
+        self, step: int, row: Callable[[], NDArray[np.floating]], health: NDArray[np.float64] | None, part: HostPart
     ) -> None:
+        """Write a record of this rank, or of all ranks with what compares them (`health`)."""
         assert self._writer is not None
 
         def resolve() -> tuple[RecordLayout, NDArray[np.float32]]:
-            logged = {name: cell.wait() for name, cell in extra.logged.items()}
-            out = self._taps.assembler.assemble(row(), health, extra.host, logged)
+            logged = {name: transfer.wait() for name, transfer in part.logged.items()}
+            out = self._taps.assembler.assemble(row(), health, part.host, logged)
             self._records += 1
             if self._records == REPORT_AFTER:
                 self._report_coverage()
             self._dispatcher.record(out[0], step, out[1])
             return out
 
-        self._writer.record(step, extra.time, resolve)
+        self._writer.record(step, part.time, resolve)
 
     def _plan_next(self) -> None:
-        plan = self._governor.plan(self.step)
-        # inside a compiled graph the deep tier stands in the graph of the sampled one
+        taken = self.step - self._offset  # the cadence depends on how many steps were watched, not on their numbers
+        plan = self._governor.plan(taken)
+        # the graph that measures the sampled tier is the one that measures the deep tier
         self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.flags.traced), plan.deep)
         self.flags.open, self.flags.sampled, self.flags.deep = self._plan.always, self._plan.sampled, self._plan.deep
-        turns = self.flags.phases = self._governor.phases
-        self.flags.phase = (self.flags.phase + self._plan.deep) % turns
-        self.flags.next_phase = (self.flags.phase + 1) % turns if self._governor.plan(self.step + 1).deep else None
+        phases = self.flags.phases = self._governor.phases
+        self.flags.phase = (self.flags.phase + self._plan.deep) % phases
+        self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(taken + 1).deep else None
         self.flags.recording = False
 
     def _look_closer(self) -> None:
@@ -309,29 +289,24 @@ class Session:
     def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
         if self._writer is not None:
             self._writer.event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
-        what = "is switched off" if disabled else "failed; training goes on"
+        what = "is switched off" if disabled else "failed; training continues"
         _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
 
     def _event(self, kind: str, step: int | None, **data: Any) -> None:
         if self._writer is not None:
             self._writer.event(kind, step, **data)
 
-    def _exchange_failed(self, error: Exception) -> None:
-        self.isolation.failed("exchange", error)
-
     def _report_coverage(self) -> None:
         if self.flags.traced:
-            self.unmeasured("residual", "", IN_GRAPH)
+            self.context.unmeasured("residual", "", not_in_graph(self.context.probes))
         report = self._taps.coverage.report(self._taps.assembler.fired)
         self._host.taps_missing = float(len(report["missing"]))
         if self._writer is not None:
             self._writer.event("coverage", self.step, **report)
         if report["missing"]:
-            first = report["missing"][0]
-            _log.warning(
-                "stabwatch: %d taps show nothing. First: %s at `%s`: %s. `stabwatch doctor %s` lists them.",
-                len(report["missing"]), first["tap"], first["site"], first["reason"], self.run_dir,
-            )  # fmt: skip
+            verb = "lists it" if len(report["missing"]) == 1 else "lists them"
+            text = summary(report["missing"], self._taps.assembler.fired)
+            _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, self.run_dir, verb)
 
     def _idle(self) -> None:
         """About once a second, in the writer's thread."""
@@ -361,7 +336,7 @@ class Session:
     def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See Watch.probe."""
         if not self._detached:
-            self.isolation.run("drift", "deep", self._taps.steps.drift.start, args, kwargs)
+            self.isolation.run("drift", "deep", self._taps.steps.tracked_batch.start, args, kwargs)
 
     def log_batch(self, indices: Any, facts: dict[str, Any]) -> None:
         """See Watch.log_batch."""
@@ -371,7 +346,7 @@ class Session:
     def token_groups(self, masks: Mapping[str, Tensor]) -> None:
         """See Watch.token_groups."""
         if not self._detached:
-            self.isolation.run("token_groups", "always", self.token_groups_seen.send, masks)
+            self.isolation.run("token_groups", "always", self.context.token_groups.send, masks)
 
     def announce(self, what: str) -> None:
         """See Watch.announce."""
@@ -383,6 +358,21 @@ class Session:
         """Address of the live page, once the agent serves it; waits up to `timeout` seconds."""
         return self._agent.url(timeout) if self._agent is not None else None
 
+    def begin_step(self, number: int) -> None:
+        """See Watch.begin_step."""
+        if self._detached:
+            return
+        if self._clock.open_step_is_over():
+            self._end_step()
+        self._clock.numbered = True
+        self._offset += number - self.step
+        self.context.step = number
+
+    @property
+    def step(self) -> int:
+        """Number of the open step, from 0."""
+        return self.context.step
+
     @property
     def state(self) -> str:
         """'watching', 'detached', or 'failed' when attaching failed."""
@@ -390,17 +380,17 @@ class Session:
 
     @property
     def active_alerts(self) -> list[Alert]:
-        """Alerts that fire now, as far as the training process has heard of them."""
+        """Alerts that fire now, as far as the training process knows."""
         return [] if self._blind else self._dispatcher.active
 
     def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
         for name, value in scalars.items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
             if name == "loss":
-                self.cells.update_loss("logged", tensor)
-                self.loss_seen = True
+                self.context.run.update_loss("logged", tensor)
+                self.context.run.loss_seen = True
             else:
-                self.cells.update_logged(name, tensor)
+                self.context.run.update_logged(name, tensor)
 
     def detach(self, reason: str = "finished", **facts: Any) -> None:
         """See Watch.detach. reason, facts: what the end event of the run log says."""
@@ -412,8 +402,7 @@ class Session:
         self.flags.open = self.flags.sampled = self.flags.deep = self.flags.recording = False
         self._taps.remove()
         atexit.unregister(self._at_exit)
-        if self._exchange is not None:
-            self._exchange.close(reason)
+        self._shared.close(reason)
         if self._writer is not None:
             if 0 < self._records < REPORT_AFTER:
                 self._report_coverage()

@@ -1,4 +1,4 @@
-"""All taps of one watch and the buffer that they write into, put up together and taken down together."""
+"""All hooks of one watch and the buffer that they write into, installed together and removed together."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from stabwatch.config import Config
 from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.distributed.topology import Topology
+from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.sites import Target, select_modules
-from stabwatch.hooks.base.tensors import device_of
 from stabwatch.hooks.forward import ModuleTaps
 from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.optimizer_step import StepGuards, StepTaps
-from stabwatch.hooks.probes.attention import Brackets
 from stabwatch.hooks.probes.batches import Batches
-from stabwatch.hooks.probes.custom import PluginTaps
+from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.layers import ParameterTaps
-from stabwatch.hooks.probes.run import RunAccumulators
 from stabwatch.runlog import RecordLayout
 from stabwatch.runtime.coverage import MHA, NO_SATURATION, Coverage
 from stabwatch.runtime.governor import Governor
@@ -31,71 +29,78 @@ from stabwatch.runtime.step_buffer import StepBuffer
 
 
 class Taps:
-    """The taps of a watch on a model: they call the watch, and fill the cells of `buffer`.
+    """The hooks of a watch on a model: they report events to the session, and fill the accumulators of `buffer`.
 
-    Nothing is left behind when one of them cannot be put up.
+    Nothing is left behind when one of them cannot be installed.
     """
 
     def __init__(
-        self, watch: Any, model: nn.Module, loss_fn: Any, ranks: Ranks, governor: Governor, guards: StepGuards | None
+        self,
+        context: TapContext,
+        config: Config,
+        model: nn.Module,
+        loss_fn: Any,
+        ranks: Ranks,
+        governor: Governor,
+        guards: StepGuards | None,
     ) -> None:
-        device = device_of(model, torch.device("cpu"))
-        config = watch.config
-        chosen = select_modules(model, config.include, config.exclude)
+        self._context = context
+        targets = select_modules(model, config.include, config.exclude)
         with ExitStack() as undo:
-            self.modules = ModuleTaps(chosen, watch.flags, watch, device)
+            context.declare_run()
+            self.modules = ModuleTaps(targets, context)
             undo.callback(self.modules.remove)
-            owners = [c for c in chosen if c.path and (c.activation or list(c.module.children())) and not c.role.gate]
-            self.parameters = ParameterTaps(model, [c.path for c in owners], device, config.update_bytes)
-            self.batches = Batches(device)
-            self.cells = RunAccumulators(device)
-            self.brackets = Brackets(self.modules.attention_names, device)
-            self.plugins = PluginTaps(self.modules.sites.values(), self.parameters.tracked, device, watch)
-            self.steps = StepTaps(model, self.modules, self.parameters, self.plugins, device, watch, guards)
+            owners = [t for t in targets if t.path and (t.activation or list(t.module.children())) and not t.role.gate]
+            self.parameters = ParameterTaps(model, [t.path for t in owners], context.device, config.update_bytes)
+            self.batches = Batches(context.device)
+            derivative = DirectionalDerivative(model) if config.taylor or "taylor" in config.guards else None
+            self.steps = StepTaps(
+                model, self.modules, self.parameters, context, guards, derivative=derivative, taylor=config.taylor
+            )
             undo.callback(self.steps.remove)
-            self.buffer = self._register(StepBuffer(device))
+            self.buffer = self._register(StepBuffer(context.device))
             self.topology = Topology(
                 ranks.model, ranks.rank, ranks.world if ranks.wanted else 1, self.parameters.tracked
             )
             self.steps.count_only(self.topology.counts)
-            self.layout = RecordLayout.build(self.buffer.cells)
+            self.layout = RecordLayout.build(self.buffer.accumulators)
             self.health = RankHealth(self.layout)
-            sites = self.modules.sites.values()
-            shown = [cell for site in sites for cell in site.fields() if cell.tap == "activation"]
-            expected = (*self.cells.expected, *shown, *self.parameters.cells)
+            expected = (*context.run.expected, *self.modules.expected, *self.parameters.expected)
             self.assembler = Assembler(
-                self.buffer.cells, expected, self.health, governor.ask_deep, config.attention_limit
-            )
+                self.buffer.accumulators, expected, context.probes, self.health, governor.ask_deep,
+                config.attention_limit,
+            )  # fmt: skip
+            sites = tuple(self.modules.sites.values())
             self.names = [site.name for site in sites]
-            self.coverage = Coverage(sites, self.parameters, expected)
-            for what, layer, reason in _blind_spots(chosen):
-                self.coverage.unmeasured(what, layer, reason)
+            self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons)
+            for what, layer, reason in _blind_spots(targets):
+                context.unmeasured(what, layer, reason)
             FunctionTaps.install()
             undo.callback(FunctionTaps.remove)
-            undo.callback(register_optimizer_step_pre_hook(watch.before_step).remove)
-            undo.callback(register_optimizer_step_post_hook(watch.after_step).remove)
+            undo.callback(register_optimizer_step_pre_hook(context.events.before_step).remove)
+            undo.callback(register_optimizer_step_post_hook(context.events.after_step).remove)
             if isinstance(loss_fn, nn.Module):
-                undo.callback(loss_fn.register_forward_hook(watch.loss_module).remove)
+                undo.callback(loss_fn.register_forward_hook(context.events.loss_module).remove)
             self._undo = undo.pop_all()
 
     def _register(self, buffer: StepBuffer) -> StepBuffer:
-        """Give the buffer all cells, in the order that a record has."""
-        self.cells.register(buffer)
+        """Give the buffer all accumulators, in the order that a record has."""
+        self._context.run.register(buffer)
         self.modules.register(buffer)
-        buffer.add(self.brackets.cells, lambda: self.brackets.matrix)
-        self.plugins.store.register(buffer)
+        self._context.accumulators.register(buffer)
+        self._context.brackets.register(buffer)
         self.steps.register(buffer)
         return buffer
 
     def remove(self) -> None:
-        """Take everything down."""
+        """Remove everything."""
         self._undo.close()
 
 
-def _blind_spots(chosen: list[Target]) -> Iterable[tuple[str, str, str]]:
+def _blind_spots(targets: list[Target]) -> Iterable[tuple[str, str, str]]:
     """What is known before the first step not to be measurable: what, where, why."""
-    if not any(c.role.nonlinear for c in chosen):
+    if not any(t.role.nonlinear for t in targets):
         yield "nonlinearity", "", NO_SATURATION
-    for c in chosen:
-        if isinstance(c.module, nn.MultiheadAttention):
-            yield "writer", f"{c.name}.out_proj", MHA
+    for t in targets:
+        if isinstance(t.module, nn.MultiheadAttention):
+            yield "writer", f"{t.name}.out_proj", MHA

@@ -1,6 +1,6 @@
-"""The catalogue: what stabwatch computes. One file per family; no torch here.
+"""The catalogue of measured signals. One file per family of signals; nothing here imports torch.
 
-`CATALOGUE` is filled by importing the families, in the order in which people meet them.
+`CATALOGUE` has all of them, from the loss to stabwatch's own cost.
 """
 
 from stabwatch.signals.catalogue import CATALOGUE as CATALOGUE

@@ -1,4 +1,4 @@
-"""Outputs of blocks and of their residual branches."""
+"""Module outputs, saturation, and growth of the residual stream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIGNALS = (
     ),
     Signal(
         name="activation_peak_ratio",
-        help="Largest absolute value in a module's output over its root mean square.",
+        help="Largest absolute value in a module's output over the root mean square of that output.",
         unit="ratio",
         tap="activation",
         reduction="moments",
@@ -37,7 +37,7 @@ SIGNALS = (
     ),
     Signal(
         name="activation_fp16_headroom",
-        help="Powers of two between the largest value in a module's output and the largest number of float16.",
+        help="Base-2 logarithm of float16's largest number over the largest absolute value in a module's output.",
         unit="1",
         tap="activation",
         reduction="moments",
@@ -48,7 +48,8 @@ SIGNALS = (
     ),
     Signal(
         name="activation_saturated_ratio",
-        help="Share of an activation module's inputs at which its slope is under 0.01 (tanh, sigmoid, GELU and such).",
+        help="Share of an activation module's inputs at which its slope is below 0.01 (tanh, sigmoid, GELU and "
+        "similar).",
         unit="ratio",
         tap="nonlinearity",
         reduction="saturation",
@@ -58,7 +59,7 @@ SIGNALS = (
     ),
     Signal(
         name="saturated_units_ratio",
-        help="Share of an activation module's units that are saturated for every token that was looked at.",
+        help="Share of an activation module's units that are saturated for every sampled token.",
         unit="ratio",
         tap="nonlinearity",
         reduction="saturation",
@@ -68,7 +69,7 @@ SIGNALS = (
     ),
     Signal(
         name="residual_growth",
-        help="Slope of ln(output RMS) over the depth of a stack of blocks, per block, by least squares.",
+        help="Least-squares slope of ln(output RMS) over the depth of a stack of blocks, per block.",
         unit="1",
         tap="residual",
         reduction="depth",

@@ -1,7 +1,7 @@
-"""Attention logits: a free two-sided bracket each time, the exact maximum on cadence.
+"""Attention logits: lower and upper bounds at every step, the exact maximum now and then.
 
-For a query row with logsumexp L over n visible keys, L - ln n <= max_j s_j <= L. Fused kernels save L
-for the backward, so both ends cost one reduction over batch x heads x queries.
+For a query row with logsumexp L over n visible keys, L - ln n <= max_j s_j <= L. Fused kernels save L for the
+backward, so both bounds cost one reduction over batch x heads x queries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from stabwatch.signals.declaration import Signal
 SIGNALS = (
     Signal(
         name="attention_logit_max",
-        help="Largest attention logit (scaled, masked, before the softmax) over all heads of a layer, exact.",
+        help="Exact largest attention logit (scaled, masked, before the softmax) over all heads of a layer.",
         unit="1",
         tap="attention",
         reduction="attention_exact",
@@ -22,7 +22,7 @@ SIGNALS = (
     ),
     Signal(
         name="attention_logit_head",
-        help="Head that holds the largest attention logit of a layer (by the exact value).",
+        help="Head with the largest attention logit of a layer, by the exact value.",
         unit="1",
         tap="attention",
         reduction="attention_exact",
@@ -42,7 +42,7 @@ SIGNALS = (
     ),
     Signal(
         name="attention_logit_upper_head",
-        help="Head that holds the upper bound of a layer's largest attention logit.",
+        help="Head with the largest upper bound of the attention logits of a layer.",
         unit="1",
         tap="attention",
         reduction="attention_bracket",
@@ -52,7 +52,7 @@ SIGNALS = (
     ),
     Signal(
         name="attention_logit_lower",
-        help="Lower bound of the largest attention logit: logsumexp less the log of the visible keys.",
+        help="Lower bound of the largest attention logit: logsumexp minus the logarithm of the number of visible keys.",
         unit="1",
         tap="attention",
         reduction="attention_bracket",
@@ -85,7 +85,7 @@ SIGNALS = (
     ),
     Signal(
         name="attention_entropy_min",
-        help="Mean entropy of the attention weights of the head that has the least.",
+        help="Mean entropy of the attention weights of the head with the smallest entropy.",
         unit="nat",
         tap="attention",
         reduction="attention_entropy",
@@ -97,7 +97,7 @@ SIGNALS = (
     ),
     Signal(
         name="attention_entropy_head",
-        help="Head whose attention weights have the least entropy.",
+        help="Head whose attention weights have the smallest entropy.",
         unit="1",
         tap="attention",
         reduction="attention_entropy",
@@ -107,7 +107,8 @@ SIGNALS = (
     ),
     Signal(
         name="attention_contraction",
-        help="How far attention lets differences between tokens through, mean over heads: at 0 they become one.",
+        help="Factor by which attention preserves differences between tokens, mean over heads; at 0 its outputs "
+        "are equal.",
         unit="1",
         tap="attention",
         reduction="attention_contraction",

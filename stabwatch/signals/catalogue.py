@@ -1,4 +1,4 @@
-"""All families, registered in order. A new family is one file and one line here."""
+"""All families of signals, registered in order. A new family is one file and one line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a signal is: frozen data from which metric, help, docs row, panel and contract tests are derived."""
+"""The declaration of a signal, from which its metric, help, docs row, panel and contract tests are derived."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from stabwatch.signals.formulas import ARITY, FORMULAS
 from stabwatch.signals.reductions import REDUCTIONS
 
-Level = Literal["run", "layer"]
+Scope = Literal["run", "layer"]
 Kind = Literal["gauge", "counter"]
 Tier = Literal["always", "sampled", "deep"]
 Worst = Literal["max", "min"]
@@ -23,15 +23,15 @@ TAPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """One signal: a formula over the partials that one reduction leaves at one kind of tap.
+    """One signal: a formula over the accumulated fields of one reduction at one kind of tap.
 
     name: Prometheus name without the `stabwatch_` prefix.
     help: one sentence, ends with a full stop.
-    unit: base unit for people and panels ('1' for a plain number, 'ratio', 'nat', 'seconds', 'bytes').
-    tap, reduction, fields, formula: where the tensor is seen, and which partials become the value.
-    level: 'layer' gives one series per site; 'run' one series over all sites of the tap.
+    unit: base unit for displays and panels ('1' for a plain number, 'ratio', 'nat', 'seconds', 'bytes').
+    tap: where the tensor is observed. reduction, fields: what is accumulated. formula: computes the value from it.
+    scope: 'layer' for one series per site; 'run' for one series over all sites of the tap.
     tier: how often it is measured (see `stabwatch.runtime.governor`).
-    worst: the end of a window that matters, exported beside the last value.
+    worst: which extreme of a window is bad, and is exported beside the last value.
     source: paper or code that defines it.
     """
 
@@ -42,7 +42,7 @@ class Signal:
     reduction: str
     fields: tuple[str, ...]
     formula: str
-    level: Level = "layer"
+    scope: Scope = "layer"
     kind: Kind = "gauge"
     tier: Tier = "sampled"
     worst: Worst = "max"
@@ -55,13 +55,18 @@ class Signal:
         assert set(self.fields) <= set(known), f"{self.name}: {self.fields} not all in {known}"
         assert self.formula in FORMULAS, f"{self.name}: no formula is called {self.formula!r}"
         wanted = ARITY.get(self.formula, (len(self.fields),))
-        assert len(self.fields) in wanted, f"{self.name}: {self.formula} reads {wanted} partials, not {self.fields}"
+        assert len(self.fields) in wanted, f"{self.name}: {self.formula} reads {wanted} fields, not {self.fields}"
         assert (self.kind == "counter") == self.name.endswith("_total"), f"{self.name}: counters end with _total"
 
     @property
     def metric(self) -> str:
-        """Name on /metrics."""
-        return f"stabwatch_{self.name}"
+        """Name on /metrics; `watch.log` gives a number its own name in place of `<name>`."""
+        return "stabwatch_logged_<name>" if self.tap == "logged" else f"stabwatch_{self.name}"
+
+    @property
+    def label(self) -> str:
+        """The label that holds the site of a series; empty for a signal of the run."""
+        return "" if self.scope == "run" else {"group": "group", "logged": "name"}.get(self.tap, "layer")
 
 
 class Catalogue:
@@ -71,14 +76,14 @@ class Catalogue:
         self._signals: dict[str, Signal] = {}
 
     def register(self, signal: Signal) -> Signal:
-        """Add a signal; two of one name are a mistake."""
+        """Add a signal. Raises ValueError when the name is taken."""
         if signal.name in self._signals:
             raise ValueError(f"A signal called `{signal.name}` is registered already.")
         self._signals[signal.name] = signal
         return signal
 
     def remove(self, name: str) -> None:
-        """Take a signal out again."""
+        """Remove a signal."""
         del self._signals[name]
 
     def __getitem__(self, name: str) -> Signal:

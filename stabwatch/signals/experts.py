@@ -1,4 +1,4 @@
-"""Mixtures of experts: does the router still spread the tokens, and do its logits stay small?"""
+"""Mixture of experts: load balance and router logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIGNALS = (
     ),
     Signal(
         name="router_max_violation",
-        help="Load of the busiest expert over the mean load, less one; the worst micro-batch.",
+        help="Load of the busiest expert over the mean load, minus one; of the worst micro-batch.",
         unit="1",
         tap="router",
         reduction="router",
@@ -37,7 +37,7 @@ SIGNALS = (
     ),
     Signal(
         name="router_overflow_ratio",
-        help="Share of assignments beyond 1.25 times the mean load of an expert: what that capacity would drop.",
+        help="Share of assignments above 1.25 times the mean expert load, which a capacity factor of 1.25 would drop.",
         unit="ratio",
         tap="router",
         reduction="capacity",
@@ -47,7 +47,7 @@ SIGNALS = (
     ),
     Signal(
         name="router_dropped_ratio",
-        help="Share of assignments beyond the capacity that the layer states, which it drops.",
+        help="Share of assignments above the layer's own capacity, which the layer drops.",
         unit="ratio",
         tap="router",
         reduction="dropped",
@@ -56,9 +56,9 @@ SIGNALS = (
         source="Fedus et al. 2021 (Switch Transformers), arXiv:2101.03961",
     ),
     Signal(
-        name="expert_load_share",
+        name="expert_load_ratio",
         help="Share of a router's assignments that go to one expert.",
-        unit="1",
+        unit="ratio",
         tap="expert",
         reduction="load",
         fields=("load", "count"),
@@ -66,7 +66,7 @@ SIGNALS = (
     ),
     Signal(
         name="expert_output_rms",
-        help="Root mean square of one expert's output before the router's weight, where the experts are one module.",
+        help="Root mean square of one expert's output before router weighting, for experts in one stacked module.",
         unit="1",
         tap="expert",
         reduction="expert",

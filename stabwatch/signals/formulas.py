@@ -1,7 +1,7 @@
-"""How partials become the value of a signal: named functions of float64 arrays, applied at the very end.
+"""Formulas: named functions from accumulated fields to the value of a signal, applied when the value is read.
 
-Each takes the slots that the signal names, in that order, along the last axis: shape (..., k) -> (...).
-NaN in means not measured and gives NaN out.
+Each takes the fields that the signal names, in that order, along the last axis: float64 (..., k) -> (...).
+NaN means not measured, and gives NaN.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ Formula = Callable[[Array], Array]
 
 
 def same(x: Array) -> Array:
-    """The one partial itself."""
+    """The field itself."""
     return x[..., 0]
 
 
 def negated(x: Array) -> Array:
-    """Minus the one partial: a minimum that was kept as a maximum."""
+    """Minus the field: a minimum that was accumulated as a maximum."""
     return -x[..., 0]
 
 
 def mean(x: Array) -> Array:
-    """sum / count; with a third partial, the elements that are not in the sum, sum / (count - left out)."""
+    """sum / count; with a third field, the number of elements left out of the sum: sum / (count - left out)."""
     return x[..., 0] / (x[..., 1] - x[..., 2:].sum(axis=-1))
 
 
 def rms(x: Array) -> Array:
-    """sqrt(sumsq / count); with a third partial, as `mean`."""
+    """sqrt(sumsq / count); with a third field, as `mean`."""
     return np.sqrt(mean(x))
 
 
 def norm(x: Array) -> Array:
-    """sqrt of the sum of all sums of squares: a norm over any number of cells measured together.
+    """Square root of the sum of all sums of squares: the norm over any number of accumulators.
 
-    A cell without a value (a parameter that got no gradient) adds nothing; NaN when there is none at all.
+    An accumulator without a value (a parameter without a gradient) adds nothing; NaN when none has a value.
     """
     return np.sqrt(total(x))
 
@@ -51,7 +51,7 @@ def root_ratio(x: Array) -> Array:
 
 
 def total(x: Array) -> Array:
-    """Sum over the cells that were measured, NaN when none was."""
+    """Sum over the accumulators that were measured; NaN when none was."""
     return np.where(np.isnan(x).all(axis=-1), np.nan, np.nansum(x, axis=-1))
 
 
@@ -66,17 +66,17 @@ def quotient(x: Array) -> Array:
 
 
 def cosine(x: Array) -> Array:
-    """dot / sqrt(a b) of a product and two sums of squares."""
+    """dot / sqrt(a b) of a dot product and two sums of squares."""
     return x[..., 0] / np.sqrt(x[..., 1] * x[..., 2])
 
 
 def kurtosis(x: Array) -> Array:
-    """Fourth moment over the squared second one, about zero: sum of fourths, sum of squares, count. Normal: 3."""
+    """Fourth moment over the squared second moment, about zero: sum of fourth powers, sumsq, count. Normal: 3."""
     return x[..., 0] * x[..., 2] / x[..., 1] ** 2
 
 
 def peak(x: Array) -> Array:
-    """A maximum over the root mean square: maximum, sumsq, count, left out."""
+    """Maximum over root mean square: maximum, sumsq, count, left out."""
     return x[..., 0] / rms(x[..., 1:])
 
 
@@ -86,7 +86,7 @@ def stable_rank(x: Array) -> Array:
 
 
 def rms_ratio(x: Array) -> Array:
-    """Root mean square over root mean square: sumsq and count of each."""
+    """Ratio of two root mean squares: sumsq and count of each."""
     return np.sqrt(x[..., 0] / x[..., 1] * x[..., 3] / x[..., 2])
 
 
@@ -96,25 +96,25 @@ def deviation(x: Array) -> Array:
 
 
 def fp16_headroom(x: Array) -> Array:
-    """Powers of two between a maximum and 65504, the largest number of float16; negative beyond it; NaN for 0."""
+    """log2(65504 / maximum), where 65504 is the largest number of float16; negative above it; NaN for 0."""
     return np.log2(65504.0) - np.log2(np.where(x[..., 0] > 0, x[..., 0], np.nan))
 
 
 def median(x: Array) -> Array:
-    """Of a distribution: its count, how many are at least each edge, its maximum; see `quantile`."""
+    """Median of a distribution: count, number of values at or above each edge, maximum. See `quantile`."""
     return quantile(x, 0.5)
 
 
 def percentile99(x: Array) -> Array:
-    """The same for what one in a hundred exceeds."""
+    """99th percentile of a distribution; fields as for `median`."""
     return quantile(x, 0.01)
 
 
 def quantile(x: Array, above: float) -> Array:
-    """The value that a share `above` is at least: count, how many are at least each of `EDGES`, maximum.
+    """The value that a share `above` of the distribution reaches. Fields: as for `median`.
 
-    Between two edges (a factor of 1.41) on a straight line in the logarithm, and no more than the maximum; beyond the
-    outermost edges, these.
+    Interpolated linearly in the logarithm between two edges (a factor of 1.41), at most the maximum, and clamped to
+    the outermost edges.
     """
     share = x[..., 1:-1] / x[..., :1]
     last = np.maximum((share >= above).sum(axis=-1) - 1, 0)[..., None]
@@ -126,7 +126,7 @@ def quantile(x: Array, above: float) -> Array:
 
 
 def standard_error(x: Array) -> Array:
-    """Of a mean: sum, sum of squares, count; NaN below two."""
+    """Standard error of a mean: sum, sum of squares, count; NaN for fewer than two."""
     total, squares, n = x[..., 0], x[..., 1], x[..., 2]
     return np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0.0) / np.where(n > 1, n - 1, np.nan))
 
@@ -138,7 +138,7 @@ ARITY: dict[str, tuple[int, ...]] = {
     "rms_ratio": (4,), "deviation": (3,), "fp16_headroom": (1,),
     "median": (len(EDGES) + 2,), "percentile99": (len(EDGES) + 2,),
 }  # fmt: skip
-"""How many partials each formula reads; those that are not listed take those of any number of cells."""
+"""Number of fields of each formula; a formula that is not listed takes any number."""
 
 FORMULAS: dict[str, Formula] = {
     f.__name__: f
@@ -150,7 +150,7 @@ FORMULAS: dict[str, Formula] = {
 }  # fmt: skip
 
 
-def evaluate(name: str, partials: NDArray[np.floating]) -> Array:
-    """Apply a formula by name; division by zero gives inf or NaN, silently."""
+def evaluate(name: str, fields: NDArray[np.floating]) -> Array:
+    """Apply a formula by name. Division by zero gives inf or NaN without a warning."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return FORMULAS[name](np.asarray(partials, dtype=np.float64))
+        return FORMULAS[name](np.asarray(fields, dtype=np.float64))

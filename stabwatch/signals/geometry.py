@@ -1,4 +1,4 @@
-"""The geometry of the residual stream: do halves of the features tell the same story, do the tokens become alike?"""
+"""Geometry of the residual stream: stability, token similarity, drift, outliers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _signal(name: str, help: str, reduction: str, formula: str, *fields: str, **
 SIGNALS = (
     _signal(
         "geometry_stability",
-        "Rank correlation between the token distances that two random halves of the features give.",
+        "Rank correlation between the token distances in two random halves of the features.",
         "geometry", "mean", "sum", "count", worst="min", source=_SHESHA,
     ),
     _signal(
@@ -30,34 +30,34 @@ SIGNALS = (
     ),
     _signal(
         "token_similarity",
-        "Mean cosine between different tokens of one sample: near 1 they have become one.",
+        "Mean cosine similarity of different tokens of one sample; near 1 the representation has collapsed.",
         "tokens", "mean", "cosine", "count", source=_MEAN_MODE,
     ),
     _signal(
-        "token_mean_energy_ratio",
-        "Norm of the token mean over the norm of what differs from it.",
+        "token_mean_to_centred_ratio",
+        "Norm of the token mean over the norm of the deviations from it.",
         "tokens", "root_ratio", "mean_sumsq", "centred_sumsq", unit="ratio", source=_MEAN_MODE,
     ),
     _signal(
         "geometry_drift",
-        "Change of a fixed batch's token distances since `watch.probe` was called: 1 less their rank correlation.",
+        "Change of a fixed batch's token distances since `watch.probe` was called: 1 minus their rank correlation.",
         "drift", "mean", "drift", "count", tap="probe",
         source="shesha-geometry 0.3.0, rdm_drift",
     ),
     _signal(
         "shift_coherence",
-        "Mean cosine of each token's shift since `watch.probe` was called to the mean shift.",
+        "Mean cosine similarity between each token's shift since `watch.probe` was called and the mean shift.",
         "drift", "mean", "coherence", "count", tap="probe",
         source="Shesha geometric stability, its study of CRISPR screens",
     ),
     _signal(
         "activation_kurtosis",
-        "Fourth moment of a block's output over its squared second one, about zero: 3 for a normal distribution.",
+        "Fourth moment of a block's output over its squared second moment, about zero; 3 for a normal distribution.",
         "shape", "kurtosis", "fourth", "sumsq", "count",
     ),
     _signal(
         "activation_outlier_ratio",
-        "Share of a block's output that lies more than five standard deviations from its token's mean.",
+        "Share of a block's output that is more than five standard deviations from its token's mean.",
         "shape", "mean", "outliers", "count", unit="ratio",
         source="microsoft/ArchScale lit_gpt/model.py compute_outlier_percentage",
     ),

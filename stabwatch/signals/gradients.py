@@ -1,4 +1,4 @@
-"""Gradients, as the optimizer is about to use them (after unscaling, clipping and averaging over ranks)."""
+"""Gradients as the optimizer uses them: after unscaling, clipping and averaging over ranks."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ _COLLAPSE = "Prieto et al. 2025, Grokking at the edge of numerical stability, ar
 SIGNALS = (
     Signal(
         name="gradient_norm_before_clip",
-        help="Norm of all gradients as `clip_grad_norm_` found it, before it clipped.",
+        help="Norm of all gradients before clipping, as computed by `clip_grad_norm_`.",
         unit="1",
         tap="gradient",
         reduction="clip",
         fields=("sumsq",),
         formula="norm",
-        level="run",
+        scope="run",
         tier="always",
     ),
     Signal(
         name="gradient_norm_nonfinite_total",
-        help="Gradient norms that `clip_grad_norm_` found to be NaN or infinite.",
+        help="Gradient norms computed by `clip_grad_norm_` that were NaN or infinite.",
         unit="1",
         tap="gradient",
         reduction="clip",
         fields=("nonfinite",),
         formula="total",
-        level="run",
+        scope="run",
         kind="counter",
         tier="always",
     ),
@@ -38,7 +38,7 @@ SIGNALS = (
         reduction="moments",
         fields=("sumsq",),
         formula="norm",
-        level="run",
+        scope="run",
     ),
     Signal(
         name="layer_gradient_norm",
@@ -51,7 +51,8 @@ SIGNALS = (
     ),
     Signal(
         name="group_gradient_norm",
-        help="Euclidean norm of the gradients of one parameter group of an optimizer, numbered as they first step.",
+        help="Euclidean norm of the gradients of one parameter group; groups are numbered in the order of their "
+        "first step.",
         unit="1",
         tap="group",
         reduction="group",
@@ -60,7 +61,7 @@ SIGNALS = (
     ),
     Signal(
         name="gradient_weight_cosine",
-        help="Cosine between minus a layer's gradient and its parameters: near 1 the descent only scales them.",
+        help="Cosine similarity of a layer's descent direction and its parameters; near 1 a step only scales them.",
         unit="1",
         tap="gradient",
         reduction="descent",
@@ -71,19 +72,19 @@ SIGNALS = (
     ),
     Signal(
         name="descent_weight_cosine",
-        help="Cosine between minus the whole gradient and all weights: near 1 the descent only scales the logits.",
+        help="Cosine similarity of the descent direction and all weights; near 1 a step only scales the logits.",
         unit="1",
         tap="step",
         reduction="descent",
         fields=("dot", "gradient_sumsq", "along_sumsq"),
         formula="cosine",
-        level="run",
+        scope="run",
         tier="deep",
         source=_COLLAPSE,
     ),
     Signal(
         name="gradient_fp16_headroom",
-        help="Powers of two between a layer's largest gradient and float16's largest number, without a loss scale.",
+        help="Base-2 logarithm of float16's largest number over a layer's largest gradient, without loss scaling.",
         unit="1",
         tap="gradient",
         reduction="moments",
@@ -93,7 +94,7 @@ SIGNALS = (
     ),
     Signal(
         name="gradient_rms",
-        help="Root mean square of the gradients of one layer; trouble is near when it falls to Adam's epsilon.",
+        help="Root mean square of the gradients of one layer; it should stay well above Adam's epsilon.",
         unit="1",
         tap="gradient",
         reduction="moments",

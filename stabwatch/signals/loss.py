@@ -13,7 +13,7 @@ SIGNALS = (
         reduction="mean",
         fields=("sum", "count"),
         formula="mean",
-        level="run",
+        scope="run",
         tier="always",
     ),
     Signal(
@@ -24,7 +24,7 @@ SIGNALS = (
         reduction="mean",
         fields=("nonfinite",),
         formula="total",
-        level="run",
+        scope="run",
         kind="counter",
         tier="always",
     ),

@@ -1,8 +1,8 @@
-"""How much of a residual writer's gradient is common to all tokens, and how much of its input is alive.
+"""Mean mode of residual writers' gradients, and dead units in their inputs.
 
-A residual writer is the last projection of a branch: attention output, MLP down projection. For its input y and its
-output gradient d, G = sum d y^T splits exactly into the part of the token means and the centred rest. The split is
-that of one micro-batch on one rank, as its authors measure it; several of them add up as sums of squares.
+A residual writer is the last projection of a branch: attention output, MLP down projection. With its input y and its
+output gradient d, G = sum d y^T splits exactly into the part of the token means and the centred part. The split is
+per micro-batch and rank, as in the paper; several are combined as sums of squares.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ def _writer(name: str, help: str, formula: str, *fields: str, **more: Any) -> Si
 
 SIGNALS = (
     _writer(
-        "mean_mode_share",
-        "Share of a residual writer's squared weight gradient that the token means carry.",
-        "share", "mean_sumsq", "centred_sumsq",
+        "mean_mode_energy_ratio",
+        "Share of a residual writer's squared weight gradient that is in its token-mean part.",
+        "share", "mean_sumsq", "centred_sumsq", unit="ratio",
     ),
     _writer(
-        "mean_mode_ratio",
+        "mean_mode_to_centred_ratio",
         "Norm of the token-mean part of a residual writer's weight gradient over that of the centred part.",
         "root_ratio", "mean_sumsq", "centred_sumsq", unit="ratio",
     ),
     _writer(
         "writer_amplification",
-        "Squared weight gradient over the sum of squares of its tokens' parts: 1 if they are orthogonal.",
+        "Squared weight gradient over the sum of squares of its tokens' contributions; 1 if they are orthogonal.",
         "quotient", "whole_sumsq", "outer",
     ),
     _writer(
         "branch_trunk_ratio",
-        "Root mean square of what a residual writer adds over that of its block's input.",
+        "Root mean square of a residual writer's output over that of its block's input.",
         "rms_ratio", "branch_sumsq", "count", "trunk_sumsq", "trunk_count", unit="ratio", reduction="branch",
     ),
     _writer(

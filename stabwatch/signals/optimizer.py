@@ -1,4 +1,4 @@
-"""Where the steps go, and the health of Adam's moments."""
+"""Directions of updates, and Adam's moments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ADAMP = "AdamP, arXiv:2006.08217, its test of scale invariance"
 SIGNALS = (
     Signal(
         name="update_weight_cosine",
-        help="Cosine between a step's change of a layer's parameters and these: growth above zero, decay below.",
+        help="Cosine similarity of a layer's update and its parameters: above zero they grow, below they shrink.",
         unit="1",
         tap="update",
         reduction="direction",
@@ -19,8 +19,8 @@ SIGNALS = (
         source="AdamP, arXiv:2006.08217 (radial share of the update)",
     ),
     Signal(
-        name="update_last_cosine",
-        help="Cosine of a step's change of a layer's parameters with the last step's: at most 65,536 numbers of each.",
+        name="update_successive_cosine",
+        help="Cosine similarity of a layer's update and its previous update, on at most 65,536 elements.",
         unit="1",
         tap="update",
         reduction="successive",
@@ -31,7 +31,7 @@ SIGNALS = (
     ),
     Signal(
         name="scale_invariant_ratio",
-        help="Share of a layer's matrices whose gradient is orthogonal to them: a norm follows, size says nothing.",
+        help="Share of a layer's matrices that are orthogonal to their gradient, as a following norm makes them.",
         unit="ratio",
         tap="update",
         reduction="invariance",
@@ -42,9 +42,9 @@ SIGNALS = (
         source=_ADAMP,
     ),
     Signal(
-        name="radial_update_share",
-        help="Share of the squared change of a layer's scale-invariant weights that only changes their size.",
-        unit="1",
+        name="radial_update_ratio",
+        help="Share of the squared update of a layer's scale-invariant weights that only changes their norm.",
+        unit="ratio",
         tap="update",
         reduction="radial",
         fields=("radial_sumsq", "update_sumsq"),
@@ -54,7 +54,7 @@ SIGNALS = (
     ),
     Signal(
         name="effective_step_size",
-        help="Angle in radians by which a step turns a layer's scale-invariant weight vectors, root mean square.",
+        help="Root mean square angle in radians by which an update rotates a layer's scale-invariant weight vectors.",
         unit="1",
         tap="update",
         reduction="radial",
@@ -65,7 +65,8 @@ SIGNALS = (
     ),
     Signal(
         name="adam_step_rms",
-        help="Root mean square of Adam's m / (sqrt(v) + eps) of one layer: about 1 if gradients agree, small if not.",
+        help="Root mean square of Adam's m / (sqrt(v) + eps) of one layer; about 1 for constant gradients, small "
+        "for noise.",
         unit="1",
         tap="optimizer",
         reduction="adam",
@@ -75,7 +76,8 @@ SIGNALS = (
     ),
     Signal(
         name="adam_epsilon_ratio",
-        help="Share of a layer's second moments below epsilon squared: there epsilon sets the step, not the gradient.",
+        help="Share of a layer's second moments below epsilon squared, where epsilon and not the gradient sets the "
+        "step.",
         unit="ratio",
         tap="optimizer",
         reduction="adam",

@@ -1,8 +1,8 @@
-"""What narrower number formats would lose of each kind of tensor.
+"""Values that narrower number formats would lose, by kind of tensor.
 
-fp16 as it stands, without a loss scale. fp8 with one scale for the tensor that brings its maximum to the format's
-largest number. MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
-Lost: not zero, and zero after rounding.
+fp16 is without a loss scale. fp8 has one scale per tensor, which maps its maximum to the format's largest number.
+MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
+Lost means: not zero, but zero after rounding.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _EXPONENTS = tuple(
     for signal in (
         Signal(
             name=f"{kind}_fp16_subnormal_ratio",
-            help=f"Share of {what} that float16 holds with fewer digits (below 2^-14, not lost), zeros left out.",
+            help=f"Share of the nonzero elements of {what} that are subnormal in float16 (below 2^-14, not lost).",
             unit="ratio",
             tap=tap,
             reduction="exponents",
@@ -53,7 +53,7 @@ _EXPONENTS = tuple(
         ),
         Signal(
             name=f"{kind}_exponent_spread",
-            help=f"Standard deviation of the binary exponents of {what}, zeros left out: a format needs several of it.",
+            help=f"Standard deviation of the binary exponents of the nonzero elements of {what}.",
             unit="1",
             tap=tap,
             reduction="exponents",

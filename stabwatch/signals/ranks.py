@@ -1,7 +1,7 @@
-"""One rank against the others: who is slow, whose batch is odd, whose replica is another. In jobs of several ranks.
+"""Comparison of ranks: slow ranks, ranks with a high loss, and replicas that differ.
 
-All of it is merged over ranks from what each states of itself. Where parameters are replicated, every
-rank does the same arithmetic on the same numbers: replicas that differ at all were changed by something else.
+Each rank reports its own numbers, and these are merged over ranks like all others. Replicated parameters go through
+the same arithmetic on every rank, so replicas that differ were changed by something else.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ _SDC = "Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245"
 def _rank(name: str, tap: str, help: str, field: str, unit: str = "1", **more: Any) -> Signal:
     return Signal(
         name=name, help=help, unit=unit, tap=tap, reduction="rank_spread", fields=(field,), formula="same",
-        level="run", tier="always", **more,
+        scope="run", tier="always", **more,
     )  # fmt: skip
 
 
 SIGNALS = (
     _rank(
         "rank_busy_max_seconds", "rank_busy",
-        "Longest time that a rank took from the end of the last step to the end of its forward, on its host's clock.",
+        "Longest time of a rank from the end of the previous step to the end of its forward, on the host's clock.",
         "max", "seconds",
     ),
     _rank(
         "rank_busy_min_seconds", "rank_busy",
-        "Shortest time that a rank took from the end of the last step to the end of its forward, on its host's clock.",
+        "Shortest time of a rank from the end of the previous step to the end of its forward, on the host's clock.",
         "min", "seconds", worst="min",
     ),
-    _rank("rank_slowest", "rank_busy", "The rank with the longest time to the end of its forward.", "rank"),
+    _rank("rank_slowest", "rank_busy", "Rank with the longest time to the end of its forward.", "rank"),
     _rank("rank_loss_max", "rank_loss", "Largest loss of a rank's own batch.", "max"),
     _rank("rank_loss_min", "rank_loss", "Smallest loss of a rank's own batch.", "min", worst="min"),
-    _rank("rank_loss_highest", "rank_loss", "The rank with the largest loss.", "rank"),
+    _rank("rank_loss_highest", "rank_loss", "Rank with the largest loss.", "rank"),
     _rank(
         "rank_nonfinite_max", "rank_nonfinite",
-        "Most non-finite values that one rank counted in its own batch, over all layers.", "max",
+        "Largest number of non-finite values that one rank counted in its own batch, over all layers.", "max",
     ),
     _rank(
         "rank_nonfinite_worst", "rank_nonfinite",
-        "The rank that counted the most non-finite values; -1: every rank counted some, which was first is not known.",
+        "Rank that counted the most non-finite values; -1: every rank counted some, and which was first is not known.",
         "rank",
     ),
     Signal(
         name="replica_difference_ratio",
-        help="Sum of squares of a layer's weights on the rank that differs from the others, less theirs, over theirs; "
+        help="Relative difference between a layer's sum of squared weights on the rank that differs and on the others; "
         "of two ranks, or where several differ, half the range over its middle.",
         unit="ratio",
         tap="replica",
@@ -57,7 +57,7 @@ SIGNALS = (
     ),
     Signal(
         name="replica_difference_rank",
-        help="The rank whose weights differ from the others (of two, the one that jumped); -1: none, or not known.",
+        help="Rank whose weights differ from the others (of two, the one that jumped); -1: none, or not known.",
         unit="1",
         tap="replica",
         reduction="replica",

@@ -1,9 +1,8 @@
-"""The merge laws: which partial sums a reduction carries, and how two of them become one.
+"""Reductions: the fields that each accumulates, and the operators that merge two accumulators.
 
-A *cell* is one reduction of one tensor at one site. Its fields are merged by the operator declared
-here and nowhere else: over micro-batches, ranks, time windows and down-sampling alike. A mean is
-carried as (sum, count), never as a mean of means. `count` always comes first: a cell whose count is
-zero was not measured.
+An accumulator is one reduction of one tensor at one site. Its fields are merged by the operators declared here, and
+only by those: over micro-batches, ranks, time windows and down-sampling. A mean is stored as (sum, count), never as a
+mean of means. `count` is always the first field: an accumulator with a count of zero was not measured.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Op = Literal["sum", "max", "min", "arg"]
-"""`arg` is the index that belongs to the `max` field before it; it follows the winner (ties: the smaller index)."""
+"""`arg` is the index of the maximum in the field before it; ties give the smaller index."""
 
 EDGES = tuple(2.0 ** (i / 2 - 10) for i in range(33))
-"""Half powers of two from 1/1024 to 64: between two of them a quantile is interpolated."""
+"""Half powers of two from 1/1024 to 64; quantiles are interpolated between two of them."""
 
 IDENTITY: dict[Op, float] = {"sum": 0.0, "max": -np.inf, "min": np.inf, "arg": np.inf}
-"""What an empty cell holds: the unit of each operator."""
+"""The identity of each operator, which is the content of an empty accumulator."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """One partial of a reduction and its merge operator."""
+    """One field of a reduction and its merge operator."""
 
     name: str
     op: Op
@@ -35,7 +34,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A named tuple of partials, `count` first, sums before maxima."""
+    """A named tuple of fields: `count` first, sums before maxima."""
 
     name: str
     fields: tuple[Field, ...]
@@ -48,11 +47,11 @@ class Reduction:
 
     @property
     def sums(self) -> int:
-        """How many leading fields are sums."""
+        """Number of leading fields that are sums."""
         return sum(f.op == "sum" for f in self.fields)
 
     def index(self, field: str) -> int:
-        """Position of a field inside a cell."""
+        """Position of a field in the accumulator."""
         return [f.name for f in self.fields].index(field)
 
 
@@ -110,7 +109,7 @@ PRECISION = _reduction(
 )  # fmt: skip
 TAYLOR = _reduction("taylor", count="sum", sum="sum", beyond="sum", max="max", step="max")
 RADII = _reduction("radii", count="sum", **dict.fromkeys((f"from_{i}" for i in range(len(EDGES))), _SUM), max="max")
-"""How many ratios are at least the i-th edge."""
+"""Number of ratios at or above the i-th edge."""
 CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
@@ -131,46 +130,48 @@ REDUCTIONS: dict[str, Reduction] = {
 
 
 class MergeOperators:
-    """Merges rows of slots, vectorised over a whole layout.
+    """Merges rows of accumulators, vectorised over a whole record layout.
 
-    `ops` has one operator per slot. Rows are float arrays of shape (..., slots). NaN in a `count`
-    slot (not measured) must have been replaced by the units first: see `filled`.
+    ops: one operator per column. accumulator_of: index of the accumulator of each column. Rows are float arrays of
+    shape (..., columns), with NaN in every column of an accumulator that was not measured.
     """
 
-    def __init__(self, ops: Sequence[Op], cell_of_slot: Sequence[int]) -> None:
+    def __init__(self, ops: Sequence[Op], accumulator_of: Sequence[int]) -> None:
         self.ops = tuple(ops)
         self._is = {op: np.array([o == op for o in ops], dtype=bool) for op in IDENTITY}
         self._arg = np.flatnonzero(self._is["arg"])
-        self.unit = np.array([IDENTITY[op] for op in ops], dtype=np.float64)
-        cells = np.asarray(cell_of_slot, dtype=np.int64)
-        self._count_slot = np.searchsorted(cells, cells, side="left") if len(cells) else cells
+        self.identity = np.array([IDENTITY[op] for op in ops], dtype=np.float64)
+        accumulators = np.asarray(accumulator_of, dtype=np.int64)
+        self._count_column = (
+            np.searchsorted(accumulators, accumulators, side="left") if len(accumulators) else accumulators
+        )
 
     def with_identity(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Rows with every unmeasured cell replaced by the units of its operators."""
+        """Rows with the identity in every accumulator that was not measured."""
         rows = np.asarray(rows, dtype=np.float64)
-        count = rows[..., self._count_slot]
-        return np.where(np.isnan(count) | (count == 0), self.unit, rows)
+        count = rows[..., self._count_column]
+        return np.where(np.isnan(count) | (count == 0), self.identity, rows)
 
     def with_nan(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Rows with every unmeasured cell replaced by NaN: the form of the run log."""
+        """Rows with NaN in every accumulator that was not measured, as in the run log."""
         rows = np.asarray(rows, dtype=np.float64)
-        count = rows[..., self._count_slot]
+        count = rows[..., self._count_column]
         return np.where(np.isnan(count) | (count == 0), np.nan, rows)
 
     def merge(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Merge rows of shape (n, slots) into one of shape (slots,); NaN marks what was not measured."""
+        """Merge rows of shape (n, columns) into one of shape (columns,); NaN: not measured."""
         return self.merge_groups(rows, np.zeros(1, np.int64))[0] if len(rows) else np.full(len(self.ops), np.nan)
 
     def merge_groups(self, rows: NDArray[np.floating], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Merge runs of rows that begin at `starts` (0 first, ascending): (n, slots) into (len(starts), slots)."""
+        """Merge groups of rows that begin at `starts` (ascending from 0): (n, columns) -> (len(starts), columns)."""
         rows = self.with_identity(rows)
         out = np.empty((len(starts), rows.shape[1]), dtype=np.float64)
         with np.errstate(invalid="ignore"):
-            for op, fold in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
-                out[:, self._is[op]] = fold.reduceat(rows[:, self._is[op]], starts, axis=0)  # type: ignore[index]
+            for op, function in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
+                out[:, self._is[op]] = function.reduceat(rows[:, self._is[op]], starts, axis=0)  # type: ignore[index]
         sizes = np.diff([*starts, len(rows)])
-        for slot in self._arg:
-            mine, best = rows[:, slot - 1], np.repeat(out[:, slot - 1], sizes)
+        for column in self._arg:
+            mine, best = rows[:, column - 1], np.repeat(out[:, column - 1], sizes)
             winners = (mine == best) | (np.isnan(mine) & np.isnan(best))
-            out[:, slot] = np.minimum.reduceat(np.where(winners, rows[:, slot], np.inf), starts)
+            out[:, column] = np.minimum.reduceat(np.where(winners, rows[:, column], np.inf), starts)
         return self.with_nan(out)

@@ -1,4 +1,4 @@
-"""The run itself: pace, learning rate, and what stabwatch costs and misses. Host numbers, one per step."""
+"""The run as a whole: pace, learning rate, and the cost and gaps of stabwatch itself. Host numbers, one per step."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from stabwatch.signals.declaration import Signal
 def _host(name: str, help: str, unit: str = "1", **more: Any) -> Signal:
     return Signal(
         name=name, help=help, unit=unit, tap="host", reduction="host", fields=("last",), formula="same",
-        level="run", tier="always", **more,
+        scope="run", tier="always", **more,
     )  # fmt: skip
 
 
 def _count(name: str, help: str) -> Signal:
     return Signal(
         name=name, help=help, unit="1", tap="host", reduction="host_count", fields=("sum",), formula="total",
-        level="run", kind="counter", tier="always",
+        scope="run", kind="counter", tier="always",
     )  # fmt: skip
 
 
 SIGNALS = (
     Signal(
         name="logged_value",
-        help="A number that the training loop gave to `watch.log`; its name stands in the label `layer`.",
+        help="A number that the training loop gave to `watch.log`; the label `name` holds its name unchanged.",
         unit="1",
         tap="logged",
         reduction="mean",
@@ -33,29 +33,31 @@ SIGNALS = (
         tier="always",
     ),
     _host("step_seconds", "Wall time of the step.", "seconds"),
-    _host("data_wait_seconds", "Time from the end of the last step to the model's next forward.", "seconds"),
+    _host("data_wait_seconds", "Time from the end of the previous step to the model's next forward.", "seconds"),
     _host(
         "samples_per_second",
-        "Samples (first dimension of the model's first input) over the wall time of the step.",
+        "Samples (first dimension of the model's first input) per second of wall time.",
         worst="min",
     ),
     _host("learning_rate", "Largest learning rate among the optimizer's parameter groups."),
-    _host("loss_scale", "Scale of the gradient scaler, when one is used.", worst="min"),
-    _host("overhead_ratio", "Share of the run's recent wall time that was spent inside stabwatch.", "ratio"),
-    _host("taps_missing", "Taps that should have shown something by now and have not; `stabwatch doctor` names them."),
+    _host("loss_scale", "Loss scale of the gradient scaler, if one is used.", worst="min"),
+    _host("overhead_ratio", "Share of recent wall time that was spent in stabwatch.", "ratio"),
+    _host(
+        "taps_missing", "Taps that should have measured something by now and have not; `stabwatch doctor` lists them."
+    ),
     _count("skipped_steps_total", "Optimizer steps that the gradient scaler skipped."),
     Signal(
         name="guard_interventions_total",
-        help="Optimizer steps that a guard undid (skip_step) or shortened (taylor); measured where one was asked for.",
+        help="Optimizer steps that a guard undid (skip_step) or shortened (taylor); measured if such a guard is on.",
         unit="1",
         tap="optimizer",
         reduction="host_count",
         fields=("sum",),
         formula="total",
-        level="run",
+        scope="run",
         kind="counter",
         tier="always",
     ),
-    _count("probe_errors_total", "Exceptions caught inside stabwatch's own probes."),
+    _count("probe_errors_total", "Exceptions that stabwatch's own probes raised; all were caught."),
     _count("records_dropped_total", "Records that could not be written to the run log."),
 )

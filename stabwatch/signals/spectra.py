@@ -1,4 +1,4 @@
-"""Singular values of weight matrices and of what the step did to them, by warm-started block power iteration."""
+"""Singular values of weight matrices and of their updates, by warm-started block power iteration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIGNALS = (
     ),
     _spectrum(
         "singular_value_residual_ratio",
-        "Relative residual of the largest singular value: how far the iteration is from its end.",
+        "Relative residual of the power iteration for the largest singular value.",
         "matrix", "same", "residual", unit="ratio",
     ),
     _spectrum(
@@ -35,12 +35,12 @@ SIGNALS = (
     ),
     _spectrum(
         "update_singular_value_max",
-        "Largest singular value of the change that one step made to a weight matrix.",
+        "Largest singular value of one update of a weight matrix.",
         "matrix_update", "same", "first",
     ),
     _spectrum(
         "update_stable_rank",
-        "Squared Frobenius norm of a step's change of a weight matrix over its squared largest singular value.",
+        "Squared Frobenius norm of one update of a weight matrix over its squared largest singular value.",
         "matrix_update", "stable_rank", "sumsq", "count", "first", worst="min",
     ),
 )  # fmt: skip

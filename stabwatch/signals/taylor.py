@@ -1,7 +1,7 @@
-"""The optimizer's step against the radius in which the loss is what its Taylor series says. Asked for by `taylor=True`.
+"""Length of the optimizer's step relative to the Taylor radius of the loss. Measured with `taylor=True`.
 
-Per sample r = step length / radius; the radius is pi over the spread of the logits' rates along the step (exact for
-two classes, a lower bound for more). No failure was seen at r < 1; training collapses from r = 1 on.
+Per sample, r = step length / radius. The radius is pi over the spread of the logits' directional derivatives along the
+step (exact for two classes, a lower bound for more). In experiments no step with r < 1 failed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _DISTRIBUTION = tuple(field.name for field in RADII.fields)
 def _step(name: str, help: str, formula: str, *fields: str, **more: Any) -> Signal:
     return Signal(
         name=name, help=help, unit=more.pop("unit", "ratio"), tap="step", reduction=more.pop("reduction", "taylor"),
-        fields=fields, formula=formula, level="run", tier="deep", source="Ghosts of Softmax, arXiv:2603.13552", **more,
+        fields=fields, formula=formula, scope="run", tier="deep", source="Ghosts of Softmax, arXiv:2603.13552", **more,
     )  # fmt: skip
 
 
 SIGNALS = (
     _step(
         "step_to_radius_ratio",
-        "Length of the step over the Taylor radius, for the sample with the least.",
+        "Length of the step over the Taylor radius, for the sample with the smallest radius.",
         "same", "max",
     ),
     _step(
@@ -39,7 +39,7 @@ SIGNALS = (
     ),
     _step(
         "taylor_radius",
-        "Least Taylor radius of the samples, along the step, in units of the parameters.",
+        "Smallest Taylor radius of the samples, along the step, in units of the parameters.",
         "quotient", "step", "max", unit="1", worst="min",
     ),
     _step(

@@ -1,4 +1,4 @@
-"""Weights and what the optimizer step did to them."""
+"""Weights and their updates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIGNALS = (
     ),
     Signal(
         name="update_rms",
-        help="Root mean square of what a step changes in one layer's parameters.",
+        help="Root mean square of one update of a layer's parameters.",
         unit="1",
         tap="update",
         reduction="update",
@@ -35,7 +35,7 @@ SIGNALS = (
     ),
     Signal(
         name="update_to_weight_ratio",
-        help="Norm of the step's parameter change over the norm of the parameters before it, by layer.",
+        help="Norm of one update of a layer's parameters over the norm of the parameters before it.",
         unit="ratio",
         tap="update",
         reduction="update",

@@ -147,4 +147,4 @@ def test_an_alertmanager_that_is_not_there_is_said_once_and_counted(new_log, sta
     until(lambda: 'stabwatch_agent_errors_total{run="alone"} 1.0' in agent.metrics(), 30)
     time.sleep(2.5)
     said = agent.said()
-    assert said.count("the Alertmanager did not take the alerts") == 1 and "hush" not in said
+    assert said.count("the Alertmanager did not accept the alerts") == 1 and "hush" not in said

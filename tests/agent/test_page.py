@@ -104,13 +104,13 @@ def test_the_page_follows_the_run_and_says_when_the_agent_is_gone(sick, start_ag
     assert "does not answer" in page.inner_text("#gone")
 
 
-def test_a_chosen_layer_stays_chosen(sick, start_agent, open_page):
+def test_a_selected_layer_stays_selected(sick, start_agent, open_page):
     page = open_page(start_agent(sick.path).info()["url"])
     page.wait_for_selector(".uplot canvas")
     page.locator("#table tbody tr", has_text="blocks.1.attn").click()
     sick.write(range(260, 262))
     until(lambda: "261" in page.inner_text("#facts"))
-    assert page.locator("tr.chosen").inner_text().startswith("blocks.1.attn")
+    assert page.locator("tr.selected").inner_text().startswith("blocks.1.attn")
 
 
 def test_a_run_without_records_yet(new_log, start_agent, open_page):

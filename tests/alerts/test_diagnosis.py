@@ -24,7 +24,9 @@ def test_a_healthy_run_and_an_empty_one_say_so():
 def test_the_verdict_names_the_first_layer_its_onset_and_what_the_loss_said():
     growing = [10 * math.exp(0.05 * i) for i in range(100)]
     found = _diagnosis({"loss": wave(100, 2.5, 0.01), "lower b": [5.0] * 20 + growing[:80], "lower a": growing})
-    assert found.verdict.startswith("Attention logits grow past a safe size, first in layer a, since step 22. 2 layers")
+    assert found.verdict.startswith(
+        "Attention logits have grown beyond a safe size, first in layer a, since step 22. 2 layers"
+    )
     assert "The loss did not show it: 2.5" in found.verdict
     assert found.causes[0].layers == ("a", "b")
     assert any("doubles every 13.9 steps" in line for line in found.causes[0].evidence)
@@ -98,7 +100,7 @@ def test_large_updates_after_the_onset_are_not_its_cause():
 def test_information_is_said_but_is_no_cause():
     found = _diagnosis({"loss": wave(50), "lower a": [150.0] * 50})
     assert found.verdict == (
-        "Nothing left its normal range up to step 49. Attention logits are large, and were so in the first record."
+        "Nothing left its normal range up to step 49. Attention logits are large, and were large in the first record."
     )
     assert found.causes == ()
 
@@ -112,7 +114,7 @@ def test_a_process_that_stopped_comes_after_what_led_to_it():
 
 def test_a_spike_that_is_over_is_said_to_be_over():
     found = _diagnosis({"loss": [*wave(100), *([6.0] * 5), *wave(30)]})
-    assert found.verdict == "The loss spikes, since step 100. It has calmed down since."
+    assert found.verdict == "The loss has spiked, since step 100. It has returned to normal since."
 
 
 def test_gradients_at_the_end_of_float16_are_underflow_and_zeros_elsewhere_are_not():

@@ -167,7 +167,7 @@ def test_the_lost_share_is_that_of_medians_of_sixteen():
     engine.observe(block({"loss": values}))
     first, best = np.median(values[:16]), np.median(values[64:80])
     truth = (5.5 - best) / max(first - best, best)
-    assert engine.derived[SeriesKey("loss_lost_ratio")] == pytest.approx(truth, rel=1e-6)
+    assert engine.derived[SeriesKey("loss_regression_ratio")] == pytest.approx(truth, rel=1e-6)
 
 
 @given(*[st.lists(st.integers(0, 6), min_size=1, max_size=40)] * 2)
@@ -182,11 +182,13 @@ def test_a_score_is_a_correlation_times_doublings():
     losses, rates = [*np.linspace(4, 2, 72), *([3.0] * 32)], [*([1e-3] * 72), *([4e-3] * 32)]
     engine = Engine()
     engine.observe(block({"loss": losses, "learning_rate": rates}))
-    found = {name: engine.derived[SeriesKey(name)] for name in ("loss_worse_share", "learning_rate_climb_ratio")}
+    found = {
+        name: engine.derived[SeriesKey(name)] for name in ("loss_best_exceedance_ratio", "learning_rate_rise_ratio")
+    }
     share = np.mean(np.array(losses[-32:])[:, None] > np.array(losses[40:72]))
-    assert found["loss_worse_share"] == pytest.approx(share) == 1
-    assert found["learning_rate_climb_ratio"] == pytest.approx(4)
-    assert engine.derived[SeriesKey("loss_climb_score")] == pytest.approx((2 * share - 1) * 2)
+    assert found["loss_best_exceedance_ratio"] == pytest.approx(share) == 1
+    assert found["learning_rate_rise_ratio"] == pytest.approx(4)
+    assert engine.derived[SeriesKey("warm_up_loss_rise_score")] == pytest.approx((2 * share - 1) * 2)
 
 
 def test_a_loss_below_zero_that_comes_back_to_zero_has_not_diverged():

@@ -1,9 +1,9 @@
-"""Alert transitions folded into stretches, and the bar that shows one."""
+"""Alert transitions grouped into spans, and the bar that shows one."""
 
 from __future__ import annotations
 
 from stabwatch.alerts import Alert
-from stabwatch.alerts.incidents import alert_spans, rank
+from stabwatch.alerts.incidents import alert_spans, rank, rule_incidents
 from stabwatch.cli.render.analysis import timeline
 
 
@@ -11,13 +11,13 @@ def alert(step: int, severity: str = "warning", state: str = "firing", layer: st
     return Alert("R", severity, state, "loss", layer, step, onset, 0.0, float(step), 5.0, "", "")
 
 
-def test_an_escalation_is_one_stretch():
+def test_an_escalation_is_one_span():
     (one,) = alert_spans([alert(20), alert(30, "critical"), alert(50, "critical", "resolved")])
     assert (one.onset, one.fired, one.until, one.severity) == (10, {"warning": 20, "critical": 30}, 50, "critical")
     assert one.worst.value == 30
 
 
-def test_a_second_time_is_a_second_stretch():
+def test_a_second_time_is_a_second_span():
     first, second = alert_spans([alert(20), alert(25, state="resolved"), alert(40, onset=38)])
     assert (first.until, second.onset, second.until) == (25, 38, None)
 
@@ -35,7 +35,7 @@ def test_rank():
 
 
 def test_the_bar():
-    (one,) = alert_spans([alert(50, onset=25), alert(75, state="resolved")])
+    (one,) = rule_incidents([alert(50, onset=25), alert(75, state="resolved")])
     assert timeline(one, 0, 100, 20).plain == "─────━━━━━█████─────"
     assert timeline(one, 0, 100, 20, ascii_only=True).plain == "-----=====#####-----"
     for first, last in ((0, 0), (60, 70), (200, 300), (0, 26)):

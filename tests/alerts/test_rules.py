@@ -55,7 +55,7 @@ def test_every_rule_has_a_scenario_and_a_runbook():
     pages = Path(__file__).parents[2] / "docs" / "runbooks"
     for rule in RULES:
         text = (pages / f"{rule.name}.md").read_text(encoding="utf-8")
-        for heading in ("What it means", "Confirm", "Do now", "Change for good", "References"):
+        for heading in ("What it means", "Confirm", "Do now", "Long term", "References"):
             assert f"## {heading}" in text, (rule.name, heading)
         assert rule.runbook_url.endswith(f"docs/runbooks/{rule.name}.md")
         assert rule.summary.endswith(".") and rule.remedy and rule.source

@@ -111,7 +111,7 @@ def test_an_empty_file_changes_nothing_and_a_missing_one_says_so(write, tmp_path
 def test_the_commands(write):
     path = write(FILE)
     out = CliRunner().invoke(app, ["rules", "check", str(path)]).output
-    assert "changed   LossSpike" in out and "new       Tokens" in out and "silenced  LossDivergence" in out
+    assert "changed   LossSpike" in out and "new       Tokens" in out and "muted     LossDivergence" in out
     assert "6 points in a row" in CliRunner().invoke(app, ["rules", "show", "LossSpike", "--rules", str(path)]).output
     assert "AttentionLogitGrowth" in CliRunner().invoke(app, ["rules", "show"]).output
     wrong = CliRunner().invoke(app, ["rules", "check", str(write("rules:\n  Mine: {}"))])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.analysis import Analysis, analyze_source
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
+from stabwatch.analysis.readers.records import ForeignLog
 
 Array = NDArray[np.float64]
 
@@ -33,6 +36,11 @@ def run_of(
         )
     lines = np.arange(1, len(at) + 1)
     return LogRun(name, tuple(made), at.astype(np.int64), lines, np.full(len(at), np.nan), remarks=tuple(remarks))
+
+
+def analysed(run: LogRun, path: str = "made.log", notes: tuple[str, ...] = ()) -> Analysis:
+    """What the one analysis says of a made-up log."""
+    return analyze_source(ForeignLog(Path(path), run, "text", notes))
 
 
 def falling(rng: np.random.Generator, length: int) -> Array:

@@ -30,7 +30,7 @@ def _write(path, series, events=()):
 def test_a_calm_run(tmp_path):
     end = Event("end", 1050.0, 49, {"reason": "finished"})
     found = analyze(_write(tmp_path / "run", {"loss": wave(50)}, [Event("start", 999.0, 0), end]))
-    assert (found.exit_code, found.ended, found.steps, found.last_step) == (0, "finished", 50, 49)
+    assert (found.exit_code, found.ended, found.records, found.last_step) == (0, "finished", 50, 49)
     assert found.duration == 49.0
     assert [s.signal for s in found.series] == ["loss", "loss_nonfinite_total"]
 
@@ -49,7 +49,7 @@ def test_its_data_is_json_even_when_numbers_are_not(tmp_path):
     errors = [Event("error", 1.0, 3, {"probe": "loss", "message": "m"}), Event("coverage", 2.0, 8, {"missing": []})]
     found = analyze(_write(tmp_path / "run", series, errors))
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert data["schema"] == 1 and data["calm"] is False
+    assert data["calm"] is False
     loss = next(s for s in data["series"] if s["signal"] == "loss")
     assert loss["nonfinite"] == 2 and loss["last"] is None and np.isfinite(loss["largest"])
     assert data["errors"][0]["probe"] == "loss" and data["coverage"] == {"missing": []}

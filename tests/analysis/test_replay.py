@@ -119,7 +119,7 @@ def test_a_threshold_is_tried_over_many_runs(make_log, tmp_path):
     today = replay(map(RunLog, runs), [growth])
     (tally,) = today.tallies
     assert (tally.runs, len(tally.incidents), today.exit_code) == (2, 2, 1), "layers of one rule are one incident"
-    assert len(tally.incidents[0].layers) > 1 and tally.incidents[0].until is None
+    assert len(tally.incidents[0][1].layers) > 1 and tally.incidents[0][1].last_step is None
     lax = replay(map(RunLog, runs), [replace(growth, thresholds=(strict,))])
     assert (lax.tallies[0].runs, lax.exit_code) == (0, 0)
     assert json.loads(json.dumps(today.to_dict(), allow_nan=False))["rules"][0]["severities"]["critical"] == 2

@@ -18,8 +18,9 @@ from stabwatch.analysis.replay import replay_run
 from stabwatch.analysis.sources import open_sources
 from stabwatch.cli.app import app
 from stabwatch.errors import LogError, RunLogError
-from stabwatch.exporters.openmetrics import scrapes
-from stabwatch.exporters.tables import write_parquet
+from stabwatch.exporters.sink import write_run
+from stabwatch.exporters.tables import ParquetSink
+from tests.exporters.scraping import scrapes
 
 
 def column(name: str, role: str, steps, values, lines=None) -> Column:
@@ -65,8 +66,8 @@ def test_the_rules_judge_it():
 
 def test_it_is_compared_and_exported(tmp_path):
     (pair,) = compare([foreign(), foreign(jump=1.3, name="mine")]).pairs
-    assert abs(pair.loss.step - 120) <= 2 and pair.parted[0].signal == "loss"
-    assert write_parquet(foreign(), tmp_path / "x.parquet") == pq.read_table(tmp_path / "x.parquet").num_rows
+    assert abs(pair.loss.step - 120) <= 2 and pair.diverged[0].signal == "loss"
+    assert write_run(foreign(), ParquetSink(tmp_path / "x.parquet")) == pq.read_table(tmp_path / "x.parquet").num_rows
     (last,) = [t for t, _ in scrapes(foreign(), [], 15.0)][-1:]
     assert last == pytest.approx(1.7e9 + 219, abs=15)
 
@@ -76,7 +77,7 @@ def test_without_times_there_is_nothing_for_prometheus(tmp_path):
     assert len(replay_run(log).alerts) > 0
     with pytest.raises(RunLogError, match="has no times"):
         list(scrapes(log, [], 15.0))
-    assert write_parquet(log, tmp_path / "x.parquet", wide=True) == 220
+    assert write_run(log, ParquetSink(tmp_path / "x.parquet", wide=True)) == 220
     assert pq.read_table(tmp_path / "x.parquet")["time"].null_count == 220
 
 
@@ -116,9 +117,9 @@ def test_a_folder_with_somebody_s_log_is_a_run(theirs):
 def test_the_commands_take_somebody_s_logs(theirs):
     run = lambda *args: CliRunner().invoke(app, [str(a) for a in args])  # noqa: E731
     compared = run("compare", theirs / "calm", theirs / "jumps")
-    assert "0.003" in compared.output and "part at step 200" in compared.output, compared.output
+    assert "0.003" in compared.output and "diverge at step 200" in compared.output, compared.output
     replayed = run("replay", theirs / "jumps", theirs / "calm", "--json")
     spikes = next(t for t in json.loads(replayed.output)["rules"] if t["rule"] == "LossSpike")
-    assert replayed.exit_code == 1 and [i["onset"] for i in spikes["incidents"]] == [200]
+    assert replayed.exit_code == 1 and [i["first_step"] for i in spikes["incidents"]] == [200]
     exported = run("export", theirs / "calm", "--csv", "-o", theirs / "out.csv", "--wide")
     assert exported.exit_code == 0 and len((theirs / "out.csv").read_text().splitlines()) == 301

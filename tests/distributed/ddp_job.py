@@ -1,8 +1,11 @@
-"""One rank of a two-process gloo job: python -m tests.distributed.ddp_job RANK WORLD STORE OUT MODE."""
+"""One rank of a gloo job, once for each mode: python -m tests.distributed.ddp_job RANK WORLD STORE OUT MODE..."""
 
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import ExitStack
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -12,6 +15,13 @@ import stabwatch
 from stabwatch.demo import GPT, DemoConfig
 
 STEPS = 24
+FIRST = 100
+"""Number of the first step in the mode 'numbered'."""
+
+COLLECTIVES = (
+    "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast",
+    "broadcast_object_list", "gather", "gather_object", "reduce", "send", "recv", "isend", "irecv",
+)  # fmt: skip
 
 
 def batch(step: int) -> torch.Tensor:
@@ -19,31 +29,41 @@ def batch(step: int) -> torch.Tensor:
     return torch.randint(0, 256, (8, 17), generator=torch.Generator().manual_seed(step))
 
 
-def main(rank: int, world: int, store: str, out: str, mode: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+def train(rank: int, world: int, out: str, mode: str) -> int:
+    """Train replicas on their shares of each batch; how many collectives were called from Python."""
     torch.manual_seed(0)
     inner = GPT(DemoConfig(width=32, layers=2, heads=2, context=16))
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.05)
-    calls = []
-    original = dist.all_gather_into_tensor
-    dist.all_gather_into_tensor = lambda *a, **k: calls.append(1) or original(*a, **k)
-    settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": out}
+    settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": f"{out}/{mode}"}
     watch = None
-    if mode == "inner":  # attached first, wrapped afterwards
-        watch = stabwatch.attach(inner, optimizer, **settings)
-    model = torch.nn.parallel.DistributedDataParallel(inner)
-    if mode == "wrapped" or (mode == "alone" and rank == 0):
-        watch = stabwatch.attach(model, optimizer, **settings)
-    for step in range(STEPS):
-        rows = batch(step).chunk(world)[rank]
-        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    if watch is not None:
-        watch.detach()
-    print("collectives", len(calls), flush=True)
+    with ExitStack() as patches:
+        calls = [
+            patches.enter_context(mock.patch.object(dist, name, wraps=getattr(dist, name))) for name in COLLECTIVES
+        ]
+        if mode == "inner":  # attached first, wrapped afterwards
+            watch = stabwatch.attach(inner, optimizer, **settings)
+        model = torch.nn.parallel.DistributedDataParallel(inner)
+        if mode == "wrapped" or (mode == "alone" and rank == 0):
+            watch = stabwatch.attach(model, optimizer, **settings)
+        if mode == "numbered":
+            watch = stabwatch.attach(model, optimizer, first_step=FIRST, **settings)
+        for step in range(STEPS):
+            if mode == "numbered":
+                watch.begin_step(FIRST + 10 * step)
+            rows = batch(step).chunk(world)[rank]
+            loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if watch is not None:
+            watch.detach()
+    return sum(call.call_count for call in calls)
+
+
+def main(rank: int, world: int, store: str, out: str, *modes: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    print("collectives", json.dumps({mode: train(rank, world, out, mode) for mode in modes}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 

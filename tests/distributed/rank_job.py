@@ -1,7 +1,11 @@
-"""One rank of a gloo job in which one rank fails: python -m tests.distributed.rank_job RANK WORLD STORE OUT FAULT."""
+"""One rank of a gloo job in which one rank fails, once for each fault.
+
+python -m tests.distributed.rank_job RANK WORLD STORE OUT FAULT...
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 
@@ -13,11 +17,12 @@ import stabwatch
 from stabwatch.demo import GPT, DemoConfig
 
 STEPS, AT = 96, 30
+AFTER = 34
+"""Steps from a fault on: enough for every rule to have fired."""
 
 
-def main(rank: int, world: int, store: str, out: str, fault: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+def train(rank: int, world: int, out: str, fault: str) -> dict[str, object]:
+    """Train replicas, the last rank with the fault; the sum of the weights, and until when all was measured."""
     torch.manual_seed(0)
     inner = GPT(DemoConfig(width=32, layers=2, heads=2, context=16))
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.05)
@@ -25,10 +30,11 @@ def main(rank: int, world: int, store: str, out: str, fault: str) -> None:
     watch = None
     if fault != "unwatched":
         judged = {"on_alert": lambda alert: None} if fault == "nan" else {}
-        watch = stabwatch.attach(model, optimizer, agent=False, verbose=False, every_step=True, run_dir=out, **judged)
+        settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": f"{out}/{fault}"}
+        watch = stabwatch.attach(model, optimizer, **settings, **judged)
     odd = rank == world - 1
     generator = torch.Generator().manual_seed(rank)
-    for step in range(STEPS):
+    for step in range(STEPS if fault in ("unwatched", "healthy") else AT + AFTER):
         rows = torch.randint(0, 256, (4, 17), generator=generator)
         if odd and fault == "flip" and step == AT:
             with torch.no_grad():
@@ -46,9 +52,17 @@ def main(rank: int, world: int, store: str, out: str, fault: str) -> None:
         optimizer.step()
     if watch is not None:
         watch.detach()
-        print("closer until", watch._session._governor._until, flush=True)
     mine = torch.nn.utils.parameters_to_vector(inner.parameters()).detach()
-    print("sum", mine.double().sum().item().hex(), flush=True)
+    return {
+        "sum": mine.double().sum().item().hex(),
+        "closer_until": watch._session._governor._until if watch is not None else None,
+    }
+
+
+def main(rank: int, world: int, store: str, out: str, *faults: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    print("found", json.dumps({fault: train(rank, world, out, fault) for fault in faults}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -130,8 +130,8 @@ def test_a_node_that_stops_is_passed_by(make):
     job = make()
     _begin(job)
     stopped = threading.Event()
-    real = job.ranks[1]._channel.turn
-    job.ranks[1]._channel.turn = lambda timeout: real(timeout) if stopped.wait(30) else None
+    real = job.ranks[1]._channel.poll
+    job.ranks[1]._channel.poll = lambda timeout: real(timeout) if stopped.wait(30) else None
     submitted = 0.0
     for step in range(2, 400):
         began = time.perf_counter()
@@ -162,10 +162,10 @@ def test_what_another_rank_measures_besides_is_said(make):
 def test_messages_go_down_to_all_and_up_to_rank_0(make):
     job = make()
     _begin(job)
-    job.ranks[0].tell("call", [1, "x"])
+    job.ranks[0].broadcast("request", [1, "x"])
     got = {}
     job.wait(
-        lambda: got.update({r: d for r in range(1, WORLD) if (d := job.ranks[r].received("call"))}) or len(got) == 3
+        lambda: got.update({r: d for r in range(1, WORLD) if (d := job.ranks[r].received("request"))}) or len(got) == 3
     )
     assert all(data == [[1, "x"]] for data in got.values())
     for rank in range(1, WORLD):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
@@ -15,23 +13,23 @@ from stabwatch.distributed.health import BUSY_SOURCE, RankHealth
 from stabwatch.distributed.layout import MergeLayout
 from stabwatch.runlog import Accumulator, RecordLayout, read_run
 from tests.distributed.rank_job import AT
+from tests.processes import run_ranks
 
-ROOT = Path(__file__).parents[2]
 WEIGHTS = (Accumulator("weight", "a", "moments"), Accumulator("weight", "b", "moments"))
 
 
-def _job(tmp_path, fault, world, whole=False):
-    command = [sys.executable, "-m", "tests.distributed.rank_job"]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(r), str(world), str(tmp_path / f"store-{fault}"), str(tmp_path / fault), fault],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for r in range(world)
-    ]  # fmt: skip
-    outs = [rank.communicate(timeout=100) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, outs
-    return [out if whole else out.split("sum ")[1] for out, _ in outs]
+def _job(folder, world, *faults):
+    """Runs a job, each fault with a run of its own in the folder; found.json has what each rank printed."""
+    outs = run_ranks("tests.distributed.rank_job", world, world, folder / "store", folder, *faults)
+    (folder / "found.json").write_text(json.dumps([json.loads(out.split("found ")[1]) for out, _ in outs]))
+
+
+@pytest.fixture
+def two(once):
+    """The folder of one job of two ranks, and what each rank found, by fault."""
+    faults = ("unwatched", "healthy", "nan", "slow")
+    folder = once("two-ranks", lambda folder: _job(folder, 2, *faults))
+    return folder, json.loads((folder / "found.json").read_text())
 
 
 def _judged(run):
@@ -43,7 +41,7 @@ def _judged(run):
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_bit_that_turns_over_on_one_rank_names_the_rank_and_the_layer(tmp_path, world):
-    _job(tmp_path, "flip", world)
+    _job(tmp_path, world, "flip")
     run = read_run(tmp_path / "flip")
     engine = _judged(run)
     [first] = [a for a in engine.history if a.rule == "ReplicasDiffer"][:1]
@@ -55,9 +53,11 @@ def test_a_bit_that_turns_over_on_one_rank_names_the_rank_and_the_layer(tmp_path
     assert len(calm) > 10, "replicas were compared at every step"
 
 
-def test_a_healthy_job_is_silent_and_the_same_as_unwatched(tmp_path):
-    assert _job(tmp_path, "healthy", 2) == _job(tmp_path, "unwatched", 2)
-    run = read_run(tmp_path / "healthy")
+def test_a_healthy_job_is_silent_and_the_same_as_unwatched(two):
+    folder, found = two
+    for rank in found:
+        assert rank["healthy"]["sum"] == rank["unwatched"]["sum"]
+    run = read_run(folder / "healthy")
     engine = _judged(run)
     assert not [a for a in engine.history if a.severity != "info"]
     differences = [run.series(k.signal, k.layer)[1] for k in run.keys if k.signal == "replica_difference_ratio"]
@@ -68,10 +68,10 @@ def test_a_healthy_job_is_silent_and_the_same_as_unwatched(tmp_path):
     np.testing.assert_allclose((low + high) / 2, [loss[s] for s in steps], rtol=1e-6)
 
 
-def test_a_rank_whose_batch_is_not_finite_is_named(tmp_path):
+def test_a_rank_whose_batch_is_not_finite_is_named(two):
     """Its batch too, and every rank is measured closely from then on."""
-    outs = _job(tmp_path, "nan", 2, whole=True)
-    run = read_run(tmp_path / "nan")
+    folder, found = two
+    run = read_run(folder / "nan")
     engine = _judged(run)
     for event in run.events:
         engine.observe_event(event)
@@ -80,12 +80,12 @@ def test_a_rank_whose_batch_is_not_finite_is_named(tmp_path):
     assert "Rank 1 counted the most non-finite values at first" in said
     assert f"Batch of step {AT}: samples {2 * AT}; shard shard-0" in said
     assert f"Batch of step {AT}: samples {2 * AT + 1}; rank 1; shard shard-1" in said
-    assert all(AT < int(out.split("closer until")[1].split()[0]) < AT + 64 for out in outs)
+    assert all(AT < rank["nan"]["closer_until"] < AT + 64 for rank in found)
 
 
-def test_a_slow_rank_is_named(tmp_path):
-    _job(tmp_path, "slow", 2)
-    engine = _judged(read_run(tmp_path / "slow"))
+def test_a_slow_rank_is_named(two):
+    folder, _ = two
+    engine = _judged(read_run(folder / "slow"))
     [first] = [a for a in engine.history if a.rule == "SlowRank"][:1]
     assert first.step > AT and "Rank 1" in first.description and first.severity == "warning"
 

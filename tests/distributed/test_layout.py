@@ -21,7 +21,7 @@ ROWS = np.array(
         [30, 6.0, 1, 5.0, 8, 16.0, 2, 3.0, 1, 9.0, 0, 5, 0, 9.0, 0],
     ]
 )
-EMPTY = TABLE.operators.unit
+EMPTY = TABLE.operators.identity
 
 
 def merge_ranks(layout, rows, world=None):
@@ -71,7 +71,7 @@ def test_a_rank_that_measured_nothing_does_not_win_against_a_negative_sum():
     table = RecordLayout.build([direction, GRADIENT])
     layout = MergeLayout(table, {direction: "replicated", GRADIENT: "replicated"}, frozenset())
     row = np.array([8, -3.0, 4.0, 9.0, 8, 16.0, 0, 3.0])
-    merged = merge_ranks(layout, [row, table.operators.unit])
+    merged = merge_ranks(layout, [row, table.operators.identity])
     np.testing.assert_array_equal(merged, row)
     broken = row.copy()
     broken[1] = np.nan

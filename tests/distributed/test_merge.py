@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
@@ -14,23 +12,30 @@ import torch.nn.functional as F
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
-from tests.distributed.ddp_job import STEPS, batch
+from tests.distributed.ddp_job import FIRST, STEPS, batch
+from tests.processes import run_ranks
 
-ROOT = Path(__file__).parents[2]
+
+def _job(folder, *modes):
+    """Runs a job, each mode with a run of its own in the folder; found.json has each rank's count of collectives."""
+    outs = run_ranks("tests.distributed.ddp_job", 2, 2, folder / "store", folder, *modes)
+    found = [json.loads(out.split("collectives ")[1]) for out, _ in outs]
+    (folder / "found.json").write_text(json.dumps(found))
 
 
-def _job(tmp_path, mode):
-    command = [sys.executable, "-m", "tests.distributed.ddp_job"]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(r), "2", str(tmp_path / "store"), str(tmp_path / "run"), mode],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for r in range(2)
-    ]  # fmt: skip
-    outs = [rank.communicate(timeout=100) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outs
-    return read_run(tmp_path / "run"), [int(out.split("collectives ")[1]) for out, _ in outs]
+@pytest.fixture
+def merged(once):
+    """merged(mode): the log of a job of two ranks, and how many collectives each rank called."""
+
+    def of(mode):
+        modes = (
+            ("inner",) if mode == "inner" else ("wrapped", "numbered", "alone")
+        )  # `inner` is for the slow tests only
+        folder = once(f"merged-{modes[0]}", lambda folder: _job(folder, *modes))
+        found = json.loads((folder / "found.json").read_text())
+        return read_run(folder / mode), [rank[mode] for rank in found]
+
+    return of
 
 
 def _single(attach):
@@ -53,29 +58,36 @@ ATOL = {"precision": 1e-3, "exponents": 0.05}  # one element on a boundary; grad
 
 
 @pytest.mark.parametrize("mode", ["wrapped", pytest.param("inner", marks=pytest.mark.slow)])
-def test_two_ranks_are_merged_by_the_laws_without_a_collective(mode, tmp_path, attach):
-    log, collectives = _job(tmp_path, mode)
+def test_two_ranks_are_merged_without_a_collective(mode, merged, attach):
+    log, collectives = merged(mode)
     whole = _single(attach)
     assert log.meta.world_size == 2
-    assert collectives == [0, 0], "nothing of ours goes through the training's process group"
-    [said] = [e for e in log.events if e.kind == "ranks"]
-    assert (said.data["covered"], said.data["world"], said.data["since"]) == (2, 2, 0)
-    first = 0
+    assert collectives == [0, 0], "nothing of stabwatch goes through the training's process group"
+    [ranks] = [e for e in log.events if e.kind == "ranks"]
+    assert (ranks.data["covered"], ranks.data["world"], ranks.data["since"]) == (2, 2, 0)
     compared = 0
     for key in whole.keys:
         if CATALOGUE[key.signal].tap in OF_A_RANK or key.signal.endswith(("_head", "_entropy_min", "_contraction")):
             continue  # two heads may tie within rounding; the least entropy is that of a rank's rows
         here, there = (dict(zip(*run.series(key.signal, key.layer), strict=True)) for run in (log, whole))
         assert here.keys() == there.keys(), key
-        merged = [step for step in here if step >= first]
         atol = ATOL.get(CATALOGUE[key.signal].reduction, 1e-5)
-        values, truth = ([run[step] for step in merged] for run in (here, there))
+        values, truth = ([run[step] for step in here] for run in (here, there))
         np.testing.assert_allclose(values, truth, rtol=5e-3, atol=atol, err_msg=str(key))
-        compared += bool(merged)
+        compared += bool(here)
     assert compared > 100
 
 
-def test_a_watch_on_one_rank_alone_hangs_nobody(tmp_path):
-    log, collectives = _job(tmp_path, "alone")
+def test_a_watch_on_one_rank_alone_hangs_nobody(merged):
+    log, collectives = merged("alone")
     assert collectives == [0, 0]
     assert len(log.steps) == STEPS
+
+
+def test_ranks_whose_steps_are_numbered_by_the_training_loop_merge(merged):
+    log, _ = merged("numbered")
+    assert list(log.steps) == [FIRST + 10 * step for step in range(STEPS)]
+    [ranks] = [e for e in log.events if e.kind == "ranks"]
+    assert (ranks.step, ranks.data["covered"], ranks.data["since"]) == (FIRST, 2, FIRST)
+    unnumbered, _ = merged("wrapped")
+    np.testing.assert_array_equal(log.series("loss")[1], unnumbered.series("loss")[1])

@@ -20,12 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families as text_stri
 
 from stabwatch.agent.server import App
 from stabwatch.agent.state import Follower
-from stabwatch.exporters.openmetrics import scrapes, suitable_interval, write_openmetrics
-from stabwatch.exporters.tables import write_csv, write_parquet
-from stabwatch.runlog import Event, RunLog, read_run
+from stabwatch.exporters.openmetrics import OpenMetricsSink, suitable_interval
+from stabwatch.exporters.sink import seconds_of, write_run
+from stabwatch.exporters.tables import CsvSink, ParquetSink, column
+from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout, RunFolder, RunLog, SeriesKey, read_run
 from stabwatch.runlog.atomic import atomic_output
 from tests.agent.conftest import get, until
 from tests.agent.synthetic import CREATED, LAYERS, Log
+from tests.exporters.scraping import scrapes
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(run) -> str:
     out = io.BytesIO()
-    assert write_openmetrics(RunLog(run), out, interval=0.5) > 1000
+    assert write_run(RunLog(run), OpenMetricsSink(out, 0.5)) > 1000
     return out.getvalue().decode()
 
 
@@ -92,7 +94,7 @@ def test_a_long_silence_is_not_filled(tmp_path):
     log.folder.close()
     times = [t for t, _ in scrapes(RunLog(log.path), RunLog(log.path).poll_events(), 15.0)]
     assert len(times) < 260 and times[-1] > CREATED + 1e6 and times == sorted(set(times))
-    assert suitable_interval(RunLog(log.path), []) == 15.0, "no end event: the age of the files counts"
+    assert suitable_interval(seconds_of(RunLog(log.path), [])) == 15.0, "no end event: the age of the files counts"
 
 
 @pytest.mark.prometheus
@@ -151,14 +153,14 @@ class _Query:
 def test_long_and_wide_tables_hold_each_measured_value(run, tmp_path):
     log = read_run(run)
     measured = sum(int(b.measured.sum()) for b in log.blocks)
-    assert write_parquet(RunLog(run), tmp_path / "long.parquet") == measured
+    assert write_run(RunLog(run), ParquetSink(tmp_path / "long.parquet")) == measured
     long = pq.read_table(tmp_path / "long.parquet").to_pandas()
     one = long[(long.signal == "output_rms") & (long.layer == "blocks.1.attn")]
     steps, values = log.series("output_rms", "blocks.1.attn")
     assert (one.step.to_numpy() == steps).all() and (one.value.to_numpy() == values).all()
     assert long.time.iloc[0].timestamp() == pytest.approx(CREATED)
 
-    assert write_parquet(RunLog(run), tmp_path / "wide.parquet", wide=True) == len(log.steps)
+    assert write_run(RunLog(run), ParquetSink(tmp_path / "wide.parquet", wide=True)) == len(log.steps)
     wide = pq.read_table(tmp_path / "wide.parquet")
     column = wide["output_rms/blocks.1.attn"]
     assert column.null_count == len(log.steps) - len(steps)
@@ -168,12 +170,12 @@ def test_long_and_wide_tables_hold_each_measured_value(run, tmp_path):
 
 def test_csv_is_read_back_with_its_gaps_and_nans(run):
     out = io.BytesIO()
-    write_csv(RunLog(run), out, wide=True)
+    write_run(RunLog(run), CsvSink(out, wide=True))
     rows = list(csv.DictReader(io.StringIO(out.getvalue().decode())))
     assert rows[1]["output_rms/blocks.1"] == "" and float(rows[4]["output_rms/blocks.1"]) > 0
     assert rows[200]["loss"] == "nan" and float(rows[0]["time"]) == CREATED
     out = io.BytesIO()
-    write_csv(RunLog(run), out)
+    write_run(RunLog(run), CsvSink(out))
     first = next(csv.DictReader(io.StringIO(out.getvalue().decode())))
     assert (first["step"], first["signal"], first["layer"]) == ("0", "loss", "")
 
@@ -187,23 +189,23 @@ def test_a_changed_layout_and_an_empty_log(tmp_path):
     log.write(range(5, 10))
     for each in (log, other):
         each.folder.close()
-    write_parquet(RunLog(log.path), tmp_path / "wide.parquet", wide=True)
+    write_run(RunLog(log.path), ParquetSink(tmp_path / "wide.parquet", wide=True))
     wide = pq.read_table(tmp_path / "wide.parquet")
     assert wide["attention_logit_lower/one.attn"].is_valid().to_pylist() == [True] * 5 + [False] * 5
     assert wide["attention_logit_lower/two.attn"].is_valid().to_pylist() == [False] * 5 + [True] * 5
     for form in (False, True):
-        assert write_parquet(RunLog(other.path), tmp_path / "empty.parquet", wide=form) == 0
+        assert write_run(RunLog(other.path), ParquetSink(tmp_path / "empty.parquet", wide=form)) == 0
         assert pq.read_table(tmp_path / "empty.parquet").num_rows == 0
     out = io.BytesIO()
-    assert (write_openmetrics(RunLog(other.path), out), out.getvalue()) == (0, b"# EOF\n")
+    assert (write_run(RunLog(other.path), OpenMetricsSink(out)), out.getvalue()) == (0, b"# EOF\n")
 
 
 def test_tensorboard_reads_it(run, tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    from stabwatch.exporters.tensorboard import write_tensorboard
+    from stabwatch.exporters.tensorboard import TensorBoardSink
 
     log = read_run(run)
-    assert write_tensorboard(RunLog(run), tmp_path / "tb") == sum(int(b.measured.sum()) for b in log.blocks)
+    assert write_run(RunLog(run), TensorBoardSink(tmp_path / "tb")) == sum(int(b.measured.sum()) for b in log.blocks)
     read = accumulators.EventAccumulator(str(tmp_path / "tb"), size_guidance={"scalars": 0}).Reload()
     scalars = read.Scalars("output_rms/blocks.1.attn")
     steps, values = log.series("output_rms", "blocks.1.attn")
@@ -232,3 +234,27 @@ def test_events_before_the_first_record_are_no_scrape(tmp_path):
     log = Log(tmp_path / "run")
     log.folder.event(Event("end", time.time(), 0, {"reason": "exception"}))
     assert list(scrapes(RunLog(log.path), RunLog(log.path).poll_events(), 15.0)) == []
+
+
+def test_numbers_of_the_users_keep_their_names_in_tables():
+    names = ["policy/kl", "loss", "loss/valid", "logged/loss", "step", "logged", "Ключ"]
+    own = [column(SeriesKey("logged_value", name)) for name in names]
+    assert own[:4] == ["policy/kl", "logged/loss", "logged/loss/valid", "logged/logged/loss"]
+    assert own[4:] == ["logged/step", "logged/logged", "Ключ"]
+    assert column(SeriesKey("loss", "")) == "loss" and len(set(own)) == len(own)
+
+
+def test_a_users_number_is_read_back_under_its_name(tmp_path):
+    table = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("logged", "policy/kl", "mean")])
+    folder = RunFolder(tmp_path / "run", Meta(run="r", created=CREATED, host="h", pid=1, pid_started=0.0))
+    for step in range(3):
+        folder.append(table, step, CREATED + step, np.array([1, 2, 0, 1, step, 0], np.float32))
+    folder.close()
+    write_run(RunLog(tmp_path / "run"), ParquetSink(tmp_path / "long.parquet"))
+    long = pq.read_table(tmp_path / "long.parquet").to_pandas()
+    assert long[long.signal == "policy/kl"].value.tolist() == [0, 1, 2]
+    write_run(RunLog(tmp_path / "run"), ParquetSink(tmp_path / "wide.parquet", wide=True))
+    assert pq.read_table(tmp_path / "wide.parquet")["policy/kl"].to_pylist() == [0, 1, 2]
+    out = io.BytesIO()
+    write_run(RunLog(tmp_path / "run"), OpenMetricsSink(out, 1.0))
+    assert 'stabwatch_logged_policy_kl{run="r",name="policy/kl"} 2.0' in out.getvalue().decode()

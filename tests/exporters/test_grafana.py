@@ -35,7 +35,7 @@ def test_the_committed_files_are_what_the_declarations_give():
 
 def test_every_signal_and_every_derived_gauge_stands_on_a_panel():
     shown = {word for _, _, expr in queries() for word in re.findall(r"stabwatch_\w+", expr)}
-    assert {s.metric for s in CATALOGUE} | {d.metric for d in DERIVED} <= shown
+    assert {s.metric.removesuffix("<name>") for s in CATALOGUE} | {d.metric for d in DERIVED} <= shown
 
 
 @pytest.mark.parametrize("uid", PAGES)
@@ -110,8 +110,8 @@ def test_the_schema_tells_what_is_wrong(spoil):
 
 
 def test_the_signals_of_plugins_get_panels_where_theirs_belong():
-    share = {"name": "negative_ratio", "help": "Share below zero.", "unit": "ratio", "level": "layer", "kind": "gauge"}
-    count = {"name": "oops_total", "help": "How often.", "unit": "1", "level": "run", "kind": "counter"}
+    share = {"name": "negative_ratio", "help": "Share below zero.", "unit": "ratio", "scope": "layer", "kind": "gauge"}
+    count = {"name": "oops_total", "help": "How often.", "unit": "1", "scope": "run", "kind": "counter"}
     pages = {p.uid: json.loads(render(p)) for p in with_plugins([share, share, count, {"name": "loss"}, {"odd": 1}])}
     added = {
         uid: [p for p in _panels(page) if p["title"] not in {q["title"] for q in _panels(PAGES[uid])}]

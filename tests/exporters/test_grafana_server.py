@@ -137,7 +137,7 @@ def test_the_command_never_shows_the_token(grafana, tmp_path):
 
 
 def test_a_run_brings_the_panels_of_its_plugins(grafana, tmp_path):
-    declared = [{"name": "negative_ratio", "help": "Share below zero.", "unit": "ratio", "level": "layer"}]
+    declared = [{"name": "negative_ratio", "help": "Share below zero.", "unit": "ratio", "scope": "layer"}]
     RunFolder(tmp_path / "run", Meta(run="r", created=0.0, host="h", pid=1, pid_started=0.0, signals=declared)).close()
     options = ("--url", grafana.url, "--run", str(tmp_path / "run"))
     assert _run("push", *options, GRAFANA_TOKEN=TOKEN).returncode == 0

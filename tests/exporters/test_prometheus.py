@@ -30,7 +30,7 @@ def snapshot(**more) -> Snapshot:
     keys = tuple(
         SeriesKey(s.name, layer)
         for s in CATALOGUE
-        for layer in (("blocks.0", "blocks.1") if s.level == "layer" else ("",))
+        for layer in (("blocks.0", "blocks.1") if s.scope == "layer" else ("",))
     )
     n = np.arange(len(keys), dtype=np.float64)
     given = {
@@ -43,7 +43,7 @@ def snapshot(**more) -> Snapshot:
         "window": 2.5 + n,
         "totals": n,
         "nonfinite": np.zeros(len(keys), np.int64),
-        "derived": tuple((SeriesKey(d.name, "blocks.0" if d.level == "layer" else ""), 0.25) for d in DERIVED),
+        "derived": tuple((SeriesKey(d.name, "blocks.0" if d.scope == "layer" else ""), 0.25) for d in DERIVED),
         "firing": ((RULES[0].name, RULES[0].severity, "blocks.0"),),
         "violations": ((RULES[0].name, "blocks.0", 2),),
     }
@@ -58,7 +58,7 @@ def registry(s: Snapshot) -> CollectorRegistry:
     return out
 
 
-def sample(s: Snapshot, name: str, **labels: str) -> float | None:
+def sample(s: Snapshot, name: str, /, **labels: str) -> float | None:
     return registry(s).get_sample_value(name, {"run": s.run, **labels})
 
 
@@ -93,15 +93,16 @@ def test_openmetrics_says_the_same():
 
 @pytest.mark.parametrize("signal", CATALOGUE, ids=lambda s: s.name)
 def test_every_signal_is_exported_as_declared(signal):
-    layer = {"layer": "blocks.0"} if signal.level == "layer" else {}
+    layer = {signal.label: "blocks.0"} if signal.scope == "layer" else {}
     s = snapshot()
-    i = s.keys.index(SeriesKey(signal.name, layer.get("layer", "")))
+    i = s.keys.index(SeriesKey(signal.name, layer.get(signal.label, "")))
+    metric = signal.metric.replace("<name>", "blocks_0")
     if signal.kind == "counter":
-        assert sample(s, signal.metric, **layer) == s.totals[i]
+        assert sample(s, metric, **layer) == s.totals[i]
         return
-    assert sample(s, signal.metric, **layer) == s.last[i]
+    assert sample(s, metric, **layer) == s.last[i]
     index = any(f.op == "arg" for f in REDUCTIONS[signal.reduction].fields if f.name in signal.fields)
-    assert sample(s, f"{signal.metric}_window_{signal.worst}", **layer) == (None if index else s.window[i])
+    assert sample(s, f"{metric}_window_{signal.worst}", **layer) == (None if index else s.window[i])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -160,3 +161,36 @@ def test_a_signal_of_another_version_is_still_exported():
 def test_a_snapshot_cannot_be_changed():
     with pytest.raises(AttributeError):
         snapshot().step = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _logged(*names: str) -> Snapshot:
+    n = len(names)
+    keys = tuple(SeriesKey("logged_value", name) for name in names)
+    return snapshot(keys=keys, last=1.0 + np.arange(n), window=11.0 + np.arange(n), totals=np.zeros(n),
+                    nonfinite=np.arange(n))  # fmt: skip
+
+
+def test_a_number_of_the_users_is_a_metric_of_its_own_name():
+    s = _logged("policy_kl", "reward/mean")
+    assert sample(s, "stabwatch_logged_policy_kl", name="policy_kl") == 1.0
+    assert sample(s, "stabwatch_logged_policy_kl_window_max", name="policy_kl") == 11.0
+    assert sample(s, "stabwatch_logged_reward_mean", name="reward/mean") == 2.0
+    assert sample(s, "stabwatch_values_nonfinite_total", signal="logged_reward_mean") == 1
+
+
+def test_names_that_become_one_metric_are_told_apart_by_their_label():
+    s = _logged("a/b", "a.b", "a_b", "kl", "kl_window_max", "ключ", "")
+    for text in (generate_latest(registry(s)).decode(), generate_openmetrics(registry(s)).decode()):
+        families = list((parse_openmetrics if text.endswith("# EOF\n") else parse)(text))
+        assert len({f.name for f in families}) == len(families), "one family for each metric"
+        found = {(x.name, x.labels.get("name")): x.value for f in families for x in f.samples}
+        assert [found["stabwatch_logged_a_b", name] for name in ("a/b", "a.b", "a_b")] == [1.0, 2.0, 3.0]
+        assert found["stabwatch_logged_kl_window_max", "kl"] == 14.0
+        assert found["stabwatch_logged_kl_window_max", "kl_window_max"] == 5.0
+        assert found["stabwatch_logged_____", "ключ"] == 6.0 and found["stabwatch_logged_", ""] == 7.0
+
+
+def test_a_parameter_group_is_a_group_and_no_layer():
+    s = snapshot(keys=(SeriesKey("group_gradient_norm", "1"),), last=np.ones(1), window=np.ones(1),
+                 totals=np.zeros(1), nonfinite=np.zeros(1, np.int64))  # fmt: skip
+    assert sample(s, "stabwatch_group_gradient_norm", group="1") == 1.0

@@ -20,7 +20,7 @@ class Wire:
         def received(topic):
             return self.topics.pop((rank, topic), [])
 
-        def tell(topic, data):
+        def broadcast(topic, data):
             for other in set(range(1, WORLD)) - self.cut:
                 self.topics.setdefault((other, topic), []).append(data)
 
@@ -29,7 +29,13 @@ class Wire:
 
         directory = SimpleNamespace(set_now=self.keys.__setitem__, read_now=self.keys.get)
         end = SimpleNamespace(
-            rank=rank, covered=WORLD, broken=False, received=received, tell=tell, reply=reply, directory=directory
+            rank=rank,
+            covered=WORLD,
+            broken=False,
+            received=received,
+            broadcast=broadcast,
+            reply=reply,
+            directory=directory,
         )
         return RankBroadcast(WORLD, end, clock=lambda: self.now)
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_ranks
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def _job(folder):
+    outs = run_ranks("tests.guards.ranks_job", 2, folder / "store")
+    (folder / "found.json").write_text(json.dumps([(json.loads(out.split("found ")[1]), err) for out, err in outs]))
+
+
+@pytest.fixture
+def job(once):
     """What each rank found and wrote to its log."""
-    command = [sys.executable, "-m", "tests.guards.ranks_job"]
-    store = str(tmp_path_factory.mktemp("job") / "store")
-    ranks = [
-        subprocess.Popen([*command, str(r), store], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    outs = [rank.communicate(timeout=100) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outs
-    return [(json.loads(out.split("found ")[1]), err) for out, err in outs]
+    return json.loads((once("guard", _job) / "found.json").read_text())
 
 
 @pytest.mark.parametrize("mode", ["wrapped", "inner"])

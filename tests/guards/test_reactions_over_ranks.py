@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from stabwatch.distributed.agreement import AHEAD
 from stabwatch.runlog import read_run
 from tests.guards.reactions_job import BROKEN
+from tests.processes import run_ranks
 
-ROOT = Path(__file__).parents[2]
+
+def _job(folder):
+    outs = run_ranks("tests.guards.reactions_job", 2, folder / "store", folder)
+    (folder / "found.json").write_text(json.dumps([json.loads(out.split("found ")[1]) for out, _ in outs]))
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
+@pytest.fixture
+def job(once):
     """What each rank found, and the folder with the runs."""
-    folder = tmp_path_factory.mktemp("job")
-    command = [sys.executable, "-m", "tests.guards.reactions_job"]
-    pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    ranks = [subprocess.Popen([*command, str(r), str(folder / "store"), str(folder)], **pipes) for r in range(2)]
-    outs = [rank.communicate(timeout=100) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outs
-    return [json.loads(out.split("found ")[1]) for out, _ in outs], folder
+    folder = once("reactions", _job)
+    return json.loads((folder / "found.json").read_text()), folder
 
 
 def test_replicas_are_rolled_back_together(job):

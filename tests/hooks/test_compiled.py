@@ -12,10 +12,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
+from stabwatch.hooks.base.probe import PROBES
 from stabwatch.hooks.compiled import observe
 from stabwatch.runlog import Accumulator
-from stabwatch.runtime.coverage import IN_GRAPH
+from stabwatch.runtime.coverage import not_in_graph
 from stabwatch.runtime.governor import Plan
 from tests.models import Mixture
 
@@ -64,10 +65,10 @@ def _same(a, b, signals):
 SIGNALS = {
     "loss", "gradient_norm", "layer_gradient_norm", "output_rms", "activation_abs_max", "attention_logit_max",
     "attention_logit_head", "output_logit_logsumexp", "output_logit_z", "update_to_weight_ratio",
-    "residual_growth", "geometry_stability", "token_similarity", "token_mean_energy_ratio", "activation_kurtosis",
+    "residual_growth", "geometry_stability", "token_similarity", "token_mean_to_centred_ratio", "activation_kurtosis",
     "activation_outlier_ratio", "activation_zero_ratio", "activation_exponent_spread", "activation_saturated_ratio",
     "attention_entropy", "attention_entropy_min", "attention_contraction",
-    "mean_mode_share", "mean_mode_ratio", "writer_amplification", "dead_units_ratio",
+    "mean_mode_energy_ratio", "mean_mode_to_centred_ratio", "writer_amplification", "dead_units_ratio",
 }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def test_fullgraph_gives_the_same_statistics_without_a_graph_break(backend, atta
     coverage = [e for e in compiled.events if e.kind == "coverage"][-1]
     assert {m["tap"] for m in coverage.data["missing"]} == {"attention_bracket"}
     assert "exact value is on cadence" in coverage.data["missing"][0]["reason"]
-    assert [e["reason"] for e in coverage.data["unmeasured"]] == [IN_GRAPH]
+    assert [e["reason"] for e in coverage.data["unmeasured"]] == [not_in_graph(PROBES)]
 
 
 def test_a_compiled_run_is_bit_identical_with_and_without_a_watch(attach):
@@ -156,7 +157,7 @@ def test_a_router_and_its_loads_are_seen_inside_a_graph(attach):
 
     eager, compiled = train(lambda m: m), train(lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"))
     _same(
-        eager, compiled, {"router_entropy", "router_dropped_ratio", "expert_load_share", "activation_saturated_ratio"}
+        eager, compiled, {"router_entropy", "router_dropped_ratio", "expert_load_ratio", "activation_saturated_ratio"}
     )
 
 
@@ -204,7 +205,7 @@ def test_recomputation_is_not_seen_twice_and_an_ended_watch_sees_nothing(attach)
     attach(model)
     site = model.blocks[0]._stabwatch
     site.flags.deep, site.flags.phase = True, site.index
-    cells = site.watch.deep.store
+    cells = site.context.accumulators
     row = cells._rows[Accumulator("residual", "blocks.0", "shape")]
     observe(site.graph_handle, [torch.ones(2, 3, 32)])
     assert row[0] == 2 * 3 * 32

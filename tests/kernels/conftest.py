@@ -1,14 +1,9 @@
-"""The fused kernels run on the GPU where there is one, and in Triton's interpreter elsewhere."""
+"""What the tests of kernels share."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # heeded when triton is first imported, and while it runs
 
 
 @pytest.fixture

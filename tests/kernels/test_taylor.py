@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.probes.directional import Probe
+from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.kernels.taylor import radii, ratios, taylor
 from stabwatch.kernels.taylor.naive import rates_by_difference, ratio
 from stabwatch.signals.formulas import evaluate
@@ -119,7 +119,7 @@ def test_rates_against_differences_in_float64(make, forward_mode):
     """Measured: 2e-6 of the largest rate in forward mode; 3e-3 by the float32 difference over an eighth of the step."""
     model, args = make()
     model.train()
-    probe = Probe(model, samples=2)
+    probe = DirectionalDerivative(model, samples=2)
     model(*args)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     step = {name: 1e-2 * torch.randn_like(p) for name, p in before.items()}
@@ -156,7 +156,7 @@ def test_the_slice_follows_the_batch_through_keywords_and_structures():
             return {"logits": self.layer(pair[0] + pair[1]) * scale, "n": extra["n"]}
 
     model = Model()
-    probe = Probe(model, samples=3)
+    probe = DirectionalDerivative(model, samples=3)
     model([torch.randn(9, 4), torch.randn(9, 4)], scale=torch.tensor(2.0), extra={"n": 5, "x": torch.randn(9)})
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     rates, _ = probe.rates(before, {name: 2 * p for name, p in before.items()})
@@ -173,7 +173,7 @@ def test_a_model_without_logits_says_so():
             return self.layer(x).sum()
 
     model = Model()
-    probe = Probe(model, samples=3)
+    probe = DirectionalDerivative(model, samples=3)
     model(torch.randn(5, 4))
     parameters = dict(model.named_parameters())
     with pytest.raises(ValueError, match="gives no logits"):

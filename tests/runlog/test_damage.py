@@ -140,7 +140,7 @@ def write_stream(path: Path, schema: pa.Schema) -> None:
 
 def test_an_arrow_stream_of_somebody_else_is_refused(run: Path) -> None:
     write_stream(run / "signals-001.arrows", pa.schema([("x", pa.int32())], metadata={"pandas": "{}"}))
-    with pytest.raises(RunLogError, match=r"signals-001.arrows is an Arrow stream, but not stabwatch's"):
+    with pytest.raises(RunLogError, match=r"signals-001.arrows is an Arrow stream, but not one of stabwatch"):
         read_run(run)
 
 
@@ -148,9 +148,9 @@ def test_an_arrow_stream_of_somebody_else_is_refused(run: Path) -> None:
     ("change", "message"),
     [
         ({"schema": 2}, "has schema 2, and this stabwatch reads 1"),
-        ({"cells": []}, "damaged slot table: ValueError: a layout needs at least one slot"),
-        ({"cells": None}, "damaged slot table: TypeError"),
-        ({"series": [{"signal": "loss"}]}, "damaged slot table: KeyError: 'layer'"),
+        ({"cells": []}, "damaged record layout: ValueError: a layout needs at least one slot"),
+        ({"cells": None}, "damaged record layout: TypeError"),
+        ({"series": [{"signal": "loss"}]}, "damaged record layout: KeyError: 'layer'"),
     ],
 )
 def test_a_layout_that_cannot_be_read_is_named(run: Path, table: RecordLayout, change: dict, message: str) -> None:

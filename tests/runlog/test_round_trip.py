@@ -190,7 +190,7 @@ def test_find_run_takes_the_run_itself_or_the_newest_inside(tmp_path: Path) -> N
     assert find_run(tmp_path) == tmp_path / "new"
     assert find_run(tmp_path / "old") == tmp_path / "old"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunLogError, match=r"empty is neither a run folder \(no meta.json\) nor a folder that holds"):
+    with pytest.raises(RunLogError, match=r"empty is neither a run folder \(no meta.json\) nor a folder of runs"):
         find_run(tmp_path / "empty")
 
 

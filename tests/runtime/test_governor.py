@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from stabwatch.hooks.base.context import PHASES
-from stabwatch.runtime.governor import DEAR, LONGEST, WARM_UP, Governor
+from stabwatch.hooks.base.flags import PHASES
+from stabwatch.runtime.governor import EXPENSIVE, LONGEST, WARM_UP, Governor
 
 
 def _simulate(governor, steps, step_seconds, cost, hidden=0.0):
@@ -101,8 +101,8 @@ def test_a_deep_step_that_is_dear_is_dealt_out_over_more_phases():
         plan = governor.plan(step)
         cost = {"always": 1e-5, "sampled": 0.0, "deep": plan.deep * 0.1 * PHASES / governor.phases}
         governor.observe(plan, 0.06 + sum(cost.values()), cost)
-    assert 0.1 * PHASES / governor.phases <= DEAR * 0.06
-    assert governor.phases <= 2 * PHASES * 0.1 / 0.06 / DEAR
+    assert 0.1 * PHASES / governor.phases <= EXPENSIVE * 0.06
+    assert governor.phases <= 2 * PHASES * 0.1 / 0.06 / EXPENSIVE
 
 
 def test_what_does_not_take_turns_does_not_make_rounds_longer():

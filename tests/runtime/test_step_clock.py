@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,35 @@ def test_an_optimizer_of_another_model_is_not_our_clock(attach):
         foreign.step()
         optimizer.step()
     assert list(attach.finish().steps) == [0, 1, 2, 3]
+
+
+class Outer(torch.optim.Optimizer):
+    """An optimizer whose step is that of another one inside; it fails at the steps in `fails`."""
+
+    def __init__(self, inner, fails=()):
+        super().__init__([p for group in inner.param_groups for p in group["params"]], {})
+        self.inner, self.fails, self.steps = inner, fails, 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        if self.steps - 1 in self.fails:
+            raise RuntimeError("planted")
+        self.inner.step()
+
+
+@pytest.mark.parametrize("fails", [(), (1,)])
+def test_a_step_inside_a_step_is_part_of_it_also_after_one_that_raised(fails, attach):
+    task = _setup()
+    optimizer = Outer(torch.optim.SGD(task.model.parameters(), lr=0.1), fails)
+    attach(task.model)
+    for step in range(5):
+        task.loss().backward()
+        with pytest.raises(RuntimeError) if step in fails else nullcontext():
+            optimizer.step()
+        optimizer.zero_grad()
+    log = attach.finish()
+    assert list(log.steps) == list(range(5 - len(fails)))
+    assert len(log.series("update_to_weight_ratio", "norm")[1]) == 5 - len(fails)
 
 
 def test_a_step_that_the_gradient_scaler_skips_is_counted_with_its_bad_gradients(attach):

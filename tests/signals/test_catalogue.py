@@ -26,7 +26,8 @@ every_signal = pytest.mark.parametrize("signal", CATALOGUE, ids=lambda s: s.name
 
 @every_signal
 def test_the_name_is_a_prometheus_name_with_its_unit(signal: Signal) -> None:
-    assert re.fullmatch(r"stabwatch_[a-z][a-z0-9]*(_[a-z0-9]+)*", signal.metric)
+    metric = signal.metric.replace("<name>", "name")
+    assert re.fullmatch(r"stabwatch_[a-z][a-z0-9]*(_[a-z0-9]+)*", metric)
     base = signal.name.removesuffix("_total")
     assert (signal.kind == "counter") == signal.name.endswith("_total")
     for unit, suffix in UNIT_SUFFIX.items():
@@ -49,7 +50,7 @@ def test_its_parts_exist(signal: Signal) -> None:
     assert signal.tap in TAPS
     assert signal.fields and set(signal.fields) <= {f.name for f in REDUCTIONS[signal.reduction].fields}
     assert signal.formula in FORMULAS
-    assert signal.level in ("run", "layer") and signal.tier in ("always", "sampled", "deep")
+    assert signal.scope in ("run", "layer") and signal.tier in ("always", "sampled", "deep")
     assert signal.worst in ("max", "min")
 
 
@@ -67,7 +68,7 @@ def test_it_becomes_a_series_and_its_value_is_a_number(signal: Signal) -> None:
     )
     table = RecordLayout.build([cell])
     (index,) = (i for i, key in enumerate(table.keys) if key.signal == signal.name)
-    assert table.keys[index].layer == ("" if signal.level == "run" else "blocks.0")
+    assert table.keys[index].layer == ("" if signal.scope == "run" else "blocks.0")
     row = np.array([0.0 if name == "nonfinite" else 2.0 for fields in table.fields for name, _ in fields])
     assert np.isfinite(table.values(row)[index])
     assert np.isnan(table.values(np.full(table.width, np.nan))[index])
@@ -98,7 +99,7 @@ def test_every_reduction_and_tap_is_used() -> None:
 
 
 def test_metric_names_are_frozen() -> None:
-    now = [f"{s.metric} {s.kind} {s.level} {s.unit}" for s in CATALOGUE]
+    now = [f"{s.metric} {s.kind} {s.scope} {s.unit}" for s in CATALOGUE]
     assert now == GOLDEN.read_text().splitlines(), (
         "The metrics changed, and dashboards and rules of users hang on them. If it is on purpose, put the new list "
         f"into {GOLDEN.name} and a line into CHANGELOG.md. The list now:\n" + "\n".join(now)

@@ -71,7 +71,7 @@ def test_the_grouping_does_not_matter(rows: np.ndarray) -> None:
 @given(records())
 def test_a_cell_that_measured_nothing_changes_nothing(rows: np.ndarray) -> None:
     whole = LAW.merge(rows)
-    for empty in (np.full(len(SLOTS), NAN), np.zeros(len(SLOTS)), LAW.unit):
+    for empty in (np.full(len(SLOTS), NAN), np.zeros(len(SLOTS)), LAW.identity):
         assert_array_equal(LAW.merge(np.vstack([rows, empty])), whole)
         assert_array_equal(LAW.merge(np.vstack([empty, rows])), whole)
 

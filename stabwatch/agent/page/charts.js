@@ -1,9 +1,9 @@
-// The charts: small multiples over steps, one line per layer in forward order, cursors in step with each other.
+// The charts: small multiples over steps, one line per layer in forward order, with synchronised cursors.
 /* global uPlot */
 
 const HEIGHT = 170;
 const FEW = 12; // measured points up to which each is drawn
-const LOG_FROM = 30; // a linear axis hides what happens at the low end when the range is wider than this
+const LOG_FROM = 30; // a linear axis hides the low end when the range is wider than this
 const MANY = 12; // onsets: beyond this only the first of each rule is marked
 const SEVERITIES = ["critical", "warning", "info"];
 
@@ -62,7 +62,7 @@ export class Chart {
     parent.append(this.root);
     this.plot = null;
     this.shape = "";
-    this.chosen = null;
+    this.selected = null;
   }
 
   update(spec, steps, columns) {
@@ -78,7 +78,7 @@ export class Chart {
       data.push(columns[line.column]);
       series.push(this.line(line, i));
     }
-    // The bracket and the exact values of every layer would be a thicket: they are drawn for the worst one.
+    // The bracket and the exact values of every layer would clutter the chart: they are drawn for the worst layer.
     const worst = focus >= 0 ? lines[focus] : null;
     if (worst && worst.low !== undefined) {
       data.push(columns[worst.low]);
@@ -157,7 +157,7 @@ export class Chart {
       data,
       this.plotRoot,
     );
-    this.choose(this.chosen);
+    this.select(this.selected);
   }
 
   width() {
@@ -227,9 +227,9 @@ export class Chart {
     this.readout.append(swatch, value, layer);
   }
 
-  // Bring one layer forward; null: all alike.
-  choose(layer) {
-    this.chosen = layer;
+  // Bring one layer forward; null: show all equally.
+  select(layer) {
+    this.selected = layer;
     if (!this.plot) return;
     const i = this.spec.lines.findIndex((l) => l.layer === layer);
     this.plot.setSeries(i >= 0 && layer ? i + 1 : null, { focus: true });

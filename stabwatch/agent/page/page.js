@@ -1,4 +1,4 @@
-// The live page: asks the agent each second, shows what it says. Names come from user code: text only, never markup.
+// The live page: polls the agent each second. Names come from user code, so they are set as text, never as markup.
 import { Chart, layerColour, number, short } from "./charts.js";
 
 const PERIOD = 1000;
@@ -10,13 +10,13 @@ let columns = [];
 let cursor = "";
 let layers = [];
 let marks = [];
-let chosen = null;
+let selected = null;
 let failures = 0;
-let heard = 0;
+let lastAnswer = 0;
 let last = null;
 let shown = "";
-let asking = false;
-const turned = new Set(); // causes that the reader opened or closed
+let polling = false;
+const toggled = new Set(); // causes that the user opened or closed
 
 function el(tag, className, ...children) {
   const node = document.createElement(tag);
@@ -43,22 +43,22 @@ function showHeader({ run, progress, now }) {
   document.title = `${run.name} · stabwatch`;
   $("name").textContent = run.name;
   $("state").className = `state ${run.state}`;
-  const quiet = progress.time ? now - progress.time : 0;
+  const sinceStep = progress.time ? now - progress.time : 0;
   const limit = Math.max(20, 10 * (progress.step_seconds ?? 0));
-  const silent = run.state === "running" && quiet > limit ? `, no step for ${ago(quiet)}` : "";
-  if (silent) $("state").classList.add("silent");
-  $("state").textContent = run.state + silent + (run.end ? `: ${run.end}` : "");
+  const stalled = run.state === "running" && sinceStep > limit ? `, no step for ${ago(sinceStep)}` : "";
+  if (stalled) $("state").classList.add("stalled");
+  $("state").textContent = run.state + stalled + (run.end ? `: ${run.end}` : "");
   const pace = progress.step_seconds;
-  const facts = [
+  const items = [
     ["step", progress.step ?? "–"],
     ["loss", number(progress.loss)],
     ["pace", pace ? (pace < 1 ? `${number(1 / pace)} steps/s` : `${number(pace)} s/step`) : "–"],
-    ["cost of watching", progress.overhead_ratio === null ? "–" : `${number(100 * progress.overhead_ratio)} %`],
+    ["overhead", progress.overhead_ratio === null ? "–" : `${number(100 * progress.overhead_ratio)} %`],
     ["learning rate", number(progress.learning_rate)],
     ["model", [run.model, run.parameters ? `${number(run.parameters / 1e6)} M` : ""].filter(Boolean).join(", ") || "–"],
     [run.state === "running" ? "running for" : "ran for", ago((run.state === "running" ? now : progress.time ?? now) - run.created)],
   ];
-  $("facts").replaceChildren(...facts.map(([k, v]) => el("div", "", el("dt", "", k), el("dd", "", String(v)))));
+  $("facts").replaceChildren(...items.map(([k, v]) => el("div", "", el("dt", "", k), el("dd", "", String(v)))));
   $("footer").textContent = `stabwatch on ${run.host}`;
 }
 
@@ -78,9 +78,9 @@ function showDiagnosis({ diagnosis, alerts, marks: fired }) {
     const references = cause.references.length ? el("p", "references", cause.references.join(" · ")) : null;
     const block = el("details", "cause", head,
       el("div", "columns", list("Why", cause.evidence), list("What to do", cause.remedy)), references);
-    // The first is open until closed, the others are closed until opened.
-    block.open = (place === 0) !== turned.has(cause.name);
-    block.ontoggle = () => { if (block.open === (place === 0)) turned.delete(cause.name); else turned.add(cause.name); };
+    // By default the first cause is open and the others are closed.
+    block.open = (place === 0) !== toggled.has(cause.name);
+    block.ontoggle = () => { if (block.open === (place === 0)) toggled.delete(cause.name); else toggled.add(cause.name); };
     return block;
   });
   $("diagnosis").replaceChildren(el("p", "verdict", diagnosis.verdict), ...causes);
@@ -118,10 +118,10 @@ function showTable({ table, alerts }) {
       return el("td", "", cell.last === null ? "not finite" : number(cell.last), el("small", "", worst));
     });
     if (broken) cells.push(el("td", row.nonfinite ? "broken" : "soft", row.nonfinite ? number(row.nonfinite) : "–"));
-    const tr = el("tr", row.layer === chosen ? "chosen" : "", name, ...cells);
+    const tr = el("tr", row.layer === selected ? "selected" : "", name, ...cells);
     tr.tabIndex = 0;
-    tr.onclick = () => choose(row.layer);
-    tr.onkeydown = (e) => { if (e.key === "Enter") choose(row.layer); };
+    tr.onclick = () => select(row.layer);
+    tr.onkeydown = (e) => { if (e.key === "Enter") select(row.layer); };
     return tr;
   });
   const focused = [...$("table").querySelectorAll("tbody tr")].indexOf(document.activeElement);
@@ -129,9 +129,9 @@ function showTable({ table, alerts }) {
   rows[focused]?.focus({ preventScroll: true });
 }
 
-function choose(layer) {
-  chosen = chosen === layer ? null : layer;
-  for (const chart of charts.values()) chart.choose(chosen);
+function select(layer) {
+  selected = selected === layer ? null : layer;
+  for (const chart of charts.values()) chart.select(selected);
   if (last) showTable(last);
 }
 
@@ -186,36 +186,36 @@ function away() {
   $("gone").hidden = !gone;
   if (!gone) return;
   const ended = last && last.run.state !== "running";
-  const why = ended ? `The run has ended (${last.run.state}) and its agent with it.` : "The agent does not answer.";
-  $("gone").textContent = heard ? `${why} What you see is ${ago((Date.now() - heard) / 1000)} old.` : why;
+  const why = ended ? `The run has ended (${last.run.state}), and its agent too.` : "The agent does not answer.";
+  $("gone").textContent = lastAnswer ? `${why} The data is ${ago((Date.now() - lastAnswer) / 1000)} old.` : why;
 }
 
-async function ask() {
-  if (asking) return;
-  asking = true;
+async function poll() {
+  if (polling) return;
+  polling = true;
   try {
     const answer = await fetch(`api/state.json?since=${cursor}`, { signal: AbortSignal.timeout(10000) });
     if (!answer.ok) throw new Error(answer.statusText);
     const state = await answer.json();
     failures = 0;
-    heard = Date.now();
+    lastAnswer = Date.now();
     show(state);
   } catch (error) {
     failures += 1;
     if (!(error instanceof TypeError) && error.name !== "TimeoutError") console.error(error);
   }
-  asking = false;
+  polling = false;
   away();
 }
 
 async function run() {
   for (;;) {
-    if (!document.hidden) await ask();
+    if (!document.hidden) await poll();
     await new Promise((resolve) => setTimeout(resolve, PERIOD));
   }
 }
 
-document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
 new ResizeObserver(() => { for (const chart of charts.values()) chart.resize(); }).observe($("charts"));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shown = ""; if (last) ask(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shown = ""; if (last) poll(); });
 run();

@@ -1,1 +1,1 @@
-"""Derived signals and rules by theme: `features()` gives the signals, `RULES` the rules that compare them."""
+"""Derived signals and rules by theme. `features()` returns the signals; `RULES` are the rules that compare them."""

@@ -1,4 +1,4 @@
-"""Activations and the residual stream that grow, and representations that drift."""
+"""Growth of activations and of the residual stream, and representation drift."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from stabwatch.runlog import SeriesKey
 
 
 class ActivationFeature:
-    """A layer's largest activation over the least of its last 64 points: how far it has come up from where it was.
+    """Growth of each layer's largest activation: the value over the minimum of its last 64 points.
 
-    The maximum is that of the finite elements; beside non-finite ones it says little, and such a point is left out.
+    The maximum covers finite elements only. A point with non-finite elements is left out, as its maximum says little.
     """
 
     name = "activation"
     signal = "activation_abs_max"
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "activation_growth_ratio", f"activation_abs_max over the least of its last {WINDOW} values.", "ratio"
+            "activation_growth_ratio", f"activation_abs_max over the minimum of its last {WINDOW} values.", "ratio"
         ),
     )
 
@@ -37,16 +37,16 @@ class ActivationFeature:
         return self._columns.layers
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         self._columns.bind(keys)
         self._ring.grow(len(self.layers))
 
     def restart(self) -> None:
-        """See Family."""
+        """See Feature."""
         self._ring.clear()
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+        """See Feature."""
         now, bad = (self._columns.of(signal, values) for signal in self._columns.signals)
         now[bad > 0] = np.nan
         rows = np.flatnonzero(np.isfinite(now))
@@ -67,9 +67,9 @@ def features() -> tuple[Feature, ...]:
         MedianFeature(
             "geometry_drift",
             "geometry_drift",
-            DerivedSignal("geometry_drift_median", "Median over layers of geometry_drift.", level="run"),
+            DerivedSignal("geometry_drift_median", "Median over layers of geometry_drift.", scope="run"),
             jump=DerivedSignal(
-                "geometry_drift_jump", "geometry_drift_median less what it was at the point before.", level="run"
+                "geometry_drift_jump", "geometry_drift_median minus its value at the previous point.", scope="run"
             ),
         ),
     )
@@ -80,9 +80,9 @@ RULES: tuple[Rule, ...] = (
         name="ActivationOutlierGrowth",
         title="Exploding activations",
         family="activation",
-        summary="Activations of a layer grow by orders of magnitude.",
+        summary="The activations of a layer have grown by an order of magnitude or more.",
         description="The largest activation of {where} is {activation_abs_max:.4g}, "
-        "{activation_growth_ratio:.3g} times its recent least.",
+        "{activation_growth_ratio:.3g} times its recent minimum.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -91,10 +91,11 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("activation_abs_max", above=100.0), Condition("activation_growth_ratio", above=10.0)),
-        source=f"massive activations begin at 100 and 1000 times the median ({MAXACT}); 50-fold growth in 64 points",
+        source=f"massive activations: above 100 and above 1000 times the median ({MAXACT}); 50-fold growth in 64 "
+        "points",
         remedy=(
-            "Lower the learning rate; look at the update-to-weight ratio of the layer named here (usual: 1e-3).",
-            "For good: normalise branch outputs, or scale residual branches down with depth.",
+            "Lower the learning rate. Check the update-to-weight ratio of this layer; 1e-3 is usual.",
+            "Long term: normalise branch outputs, or scale residual branches down with depth.",
         ),
         references=(MAXACT,),
     ),
@@ -102,9 +103,10 @@ RULES: tuple[Rule, ...] = (
         name="ResidualStreamGrowth",
         title="Exploding residual stream",
         family="residual_growth",
-        summary="The residual stream grows from block to block.",
-        description="From block to block of {where} the output RMS grows by the factor exp({residual_growth:.2g}), "
-        "{residual_growth_rise:.2g} more than at first.",
+        summary="The residual stream grows strongly from block to block.",
+        description="The output RMS grows by a factor of exp({residual_growth:.2g}) per block of {where}; the "
+        "exponent is "
+        "{residual_growth_rise:.2g} higher than at the start.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -113,10 +115,10 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("residual_growth", above=1.0), Condition("residual_growth_rise", above=0.5)),
-        source=f"2 is sevenfold in each block ({RESIDUAL}); healthy stacks reach 1.1 ({CALIBRATED})",
+        source=f"2 is sevenfold growth per block ({RESIDUAL}); healthy stacks reach 1.1 ({CALIBRATED})",
         remedy=(
-            "Lower the learning rate; look at the branch over trunk of the first blocks named here.",
-            "For good: normalise each branch, or scale its output by 1 / sqrt(2 x depth).",
+            "Lower the learning rate. Check branch_trunk_ratio of the first blocks.",
+            "Long term: normalise each branch, or scale its output by 1 / sqrt(2 x depth).",
         ),
         references=(RESIDUAL,),
     ),
@@ -124,24 +126,24 @@ RULES: tuple[Rule, ...] = (
         name="RepresentationDrift",
         title="Representation drift",
         family="geometry_drift",
-        summary="What the network makes of the fixed batch has changed its geometry.",
+        summary="The representation of the fixed batch has changed its geometry.",
         description="The token distances of the fixed batch have drifted by {geometry_drift_median:.2g} in the median "
-        "layer, {geometry_drift_jump:.2g} since the point before; 1 is unrelated.",
+        "layer, {geometry_drift_jump:.2g} of it since the previous point. At 1 they are unrelated to the reference.",
         thresholds=(
             Threshold(
                 severity="warning",
                 when=(Condition("geometry_drift_median", above=0.3), Condition("geometry_drift_jump", above=0.2)),
-                summary="What the network makes of the fixed batch has changed its geometry at one blow.",
+                summary="The representation of the fixed batch changed abruptly.",
             ),
             Threshold(severity="warning", when=(Condition("geometry_drift_median", above=0.85),), for_points=3),
         ),
         abnormal=(Condition("geometry_drift_median", above=0.3),),
-        source=f"1 is a geometry that has nothing of the reference ({SHESHA}); a healthy ViT and GPT from scratch "
-        "reach 0.7 in 240 steps and move by 0.1 from point to point; a learning-rate spike of 30 times moves 0.3",
+        source=f"1 means no correlation with the reference ({SHESHA}); a healthy ViT and a healthy GPT from scratch "
+        "reach 0.7 in 240 steps and change by 0.1 per point; a 30-fold learning-rate spike changes it by 0.3",
         remedy=(
-            "Fine-tuning? What was learned before is being lost: lower the learning rate, or freeze the first layers.",
-            "A sudden jump: look at what came just before it, and go back to a checkpoint from before.",
-            "Was the reference taken at initialisation? Then take it again (`watch.probe`) from a trained network.",
+            "When fine-tuning: earlier learning is being lost. Lower the learning rate, or freeze the first layers.",
+            "After a sudden jump: find what happened just before it, and return to an earlier checkpoint.",
+            "If the reference was taken at initialisation, take a new one with `watch.probe` from a trained network.",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Attention logits that grow, and attention entropy that collapses."""
+"""Attention-logit growth and attention-entropy collapse."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from stabwatch.alerts.statistics import Array, slope
 from stabwatch.runlog import SeriesKey
 
 ATTENTION_LIMIT = 100.0
-"""QK-clip's tau: the largest attention logit that MuonClip lets stand."""
+"""QK-clip's tau: MuonClip clips attention logits above it."""
 TREND = 32
 
 
 class AttentionFeature:
-    """The best known lower bound of each layer's largest attention logit, its growth, and the steps left.
+    """The best known lower bound of each layer's largest attention logit, its growth, and the steps to the limit.
 
-    bound: the exact value where it was measured, else the lower end of the bracket. growth: slope of ln(bound)
-    per step by least squares over the last 32 points. steps to limit: at that growth, until 100. rise: bound over
-    its first value, so that a model that came with large logits (a fine-tuned one) is told from one that grows them.
-    Bounds below 1 count as 1.
+    bound: the exact value where it was measured, else the lower bound from the logsumexp.
+    growth: least-squares slope of ln(bound) per step over the last 32 points.
+    steps to limit: steps until the bound reaches 100 at that growth.
+    rise: bound over its first value. It separates a model that started with large logits (fine-tuning) from one whose
+        logits grow. Bounds below 1 count as 1.
     """
 
     name = "attention_logit"
     signal = "attention_logit_lower"
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "attention_logit_bound", "Largest attention logit that is certain: exact, or the bracket's lower end."
+            "attention_logit_bound",
+            "Best lower bound of the largest attention logit: its exact value, or the bound from the logsumexp.",
         ),
         DerivedSignal(
             "attention_logit_growth", f"Slope of ln(attention_logit_bound) per step over its last {TREND} points."
         ),
         DerivedSignal(
             "attention_logit_steps_to_limit",
-            f"Steps until the bound reaches {ATTENTION_LIMIT:g} at its present growth.",
+            f"Steps until attention_logit_bound reaches {ATTENTION_LIMIT:g} at its present growth.",
         ),
         DerivedSignal("attention_logit_rise_ratio", "attention_logit_bound over its first value of the run.", "ratio"),
     )
@@ -53,21 +55,21 @@ class AttentionFeature:
         return self._columns.layers
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         self._columns.bind(keys)
         self._ring.grow(len(self.layers))
         self._first = np.append(self._first, np.full(len(self.layers) - len(self._first), np.nan))
 
     def restart(self) -> None:
-        """See Family."""
+        """See Feature."""
         self._ring.clear()
         self._first[:] = np.nan
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+        """See Feature."""
         lower, exact = (self._columns.of(signal, values) for signal in self._columns.signals)
         bound = np.fmax(lower, exact)
-        bound[np.isneginf(bound)] = np.nan  # no finite row at all: nothing is known, and nothing is calm
+        bound[np.isneginf(bound)] = np.nan  # no finite row: the value is unknown, and unknown is not normal
         if np.isnan(bound).all():
             return None
         sized = np.maximum(bound, 1.0)
@@ -77,10 +79,10 @@ class AttentionFeature:
         growth = np.full(len(bound), np.nan)
         growth[rows] = slope(self._ring.steps[rows], self._ring.values[rows])
         with np.errstate(invalid="ignore", divide="ignore"):
-            left = np.log(ATTENTION_LIMIT / sized) / growth
-        left = np.where(bound >= ATTENTION_LIMIT, 0.0, np.where(growth > 0, left, np.inf))
-        left[np.isnan(bound)] = np.nan
-        numbers = (bound, growth, left, sized / np.where(np.isnan(self._first), 1.0, self._first))
+            steps_left = np.log(ATTENTION_LIMIT / sized) / growth
+        steps_left = np.where(bound >= ATTENTION_LIMIT, 0.0, np.where(growth > 0, steps_left, np.inf))
+        steps_left[np.isnan(bound)] = np.nan
+        numbers = (bound, growth, steps_left, sized / np.where(np.isnan(self._first), 1.0, self._first))
         return {gauge.name: column for gauge, column in zip(self.gauges, numbers, strict=True)} | {
             "points": self._ring.count.astype(np.float64)
         }
@@ -96,7 +98,7 @@ RULES: tuple[Rule, ...] = (
         name="AttentionLogitGrowth",
         title="Attention-logit growth",
         family="attention_logit",
-        summary="Attention logits grow past a safe size.",
+        summary="Attention logits have grown beyond a safe size.",
         description="The largest attention logit of {where} is at least {attention_logit_bound:.4g} and {growth} "
         "(limit 100).",
         thresholds=(
@@ -121,15 +123,15 @@ RULES: tuple[Rule, ...] = (
                 severity="info",
                 when=(Condition("attention_logit_bound", above=100.0),),
                 for_points=3,
-                summary="Attention logits are large, and were so in the first record.",
+                summary="Attention logits are large, and were large in the first record.",
             ),
         ),
         abnormal=(Condition("attention_logit_bound", above=30.0),),
-        source=f"100: QK-clip's tau ({MUONCLIP}); healthy small models stay under 35 (docs/calibration.md); "
-        "1.5 times the first value, as models to be fine-tuned may come with logits beyond 100",
+        source=f"100: QK-clip's tau ({MUONCLIP}); healthy small models stay below 35 (docs/calibration.md); "
+        "1.5 times the first value, because a pretrained model may start with logits above 100",
         remedy=(
-            "Lower the learning rate, or lengthen its warm-up, before the loss moves.",
-            "For good: normalise queries and keys (QK-norm), or clip them (QK-clip at 100).",
+            "Lower the learning rate, or lengthen its warm-up, before the loss rises.",
+            "Long term: normalise queries and keys (QK-norm), or clip their weights (QK-clip at 100).",
         ),
         references=(VIT22B, PROXIES, MUONCLIP),
     ),
@@ -137,9 +139,9 @@ RULES: tuple[Rule, ...] = (
         name="AttentionEntropyCollapse",
         title="Attention-entropy collapse",
         family="attention_entropy",
-        summary="Attention looks at one token only: its entropy has collapsed.",
+        summary="The attention entropy has collapsed: nearly all weight is on one token.",
         description="The mean entropy of the attention of {where} is {attention_entropy:.2g} nat, "
-        "{attention_entropy_rise:.2g} against its first value.",
+        "a change of {attention_entropy_rise:.2g} nat since the start.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -148,10 +150,10 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("attention_entropy", below=0.2), Condition("attention_entropy_rise", below=-0.5)),
-        source=f"0.05 nat is 99% of the weight on one token, over all heads of the layer ({ENTROPY}); {CALIBRATED}",
+        source=f"0.05 nat: 99% of the weight is on one token, in all heads of the layer ({ENTROPY}); {CALIBRATED}",
         remedy=(
-            "Lower the learning rate; look at the attention logits of the layer named here.",
-            "For good: QK-norm, or sigma-reparametrisation of the weights; a longer warm-up.",
+            "Lower the learning rate. Check the attention logits of this layer.",
+            "Long term: QK-norm, or sigma-reparametrisation of the weights; a longer warm-up.",
         ),
         references=(ENTROPY,),
     ),

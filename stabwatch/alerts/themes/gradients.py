@@ -1,4 +1,4 @@
-"""The gradient norm against its own past, and gradients that vanish."""
+"""Gradient explosion and vanishing gradients."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stabwatch.runlog import SeriesKey
 
 
 class GradientFeature(ScalarFeature):
-    """The gradient norm: before clipping where `clip_grad_norm_` is called.
+    """The gradient norm: before clipping where `clip_grad_norm_` is called, else at the optimizer step.
 
-    The norm at the optimizer step is that of the finite elements; beside non-finite ones it says little, and such a
-    point is left out.
+    The norm at the optimizer step covers finite elements only. A point with non-finite elements is left out, as its
+    norm says little.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class GradientFeature(ScalarFeature):
         self._bad = LayerColumns("gradient_nonfinite_total")
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         super().bind(keys)
         self._bad.bind(keys)
 
@@ -38,24 +38,24 @@ class GradientFeature(ScalarFeature):
 
 
 class VanishingFeature(RunFeature):
-    """How far the gradients of the layers have faded, beside what became of the loss.
+    """Vanishing gradients: the gradient RMS relative to its peak, beside the progress of the loss.
 
-    fade: median over layers of the gradient RMS over its largest level of the run, as the median of the last 16 points.
-    level: median of 5 points, so that one explosion at the start is not what all that follows is held against.
-    left, stall: the loss over its first value and over that of 32 points before, all as medians of 16 points; a loss
-    that is not positive has none.
+    rms to peak: median over layers of the gradient RMS over its peak in the run; then the median of the last 16 points.
+        The peak is that of medians of 5 points, so one early explosion does not set it.
+    remaining: loss over its first value. stall: loss over its value 32 points before. Both are medians of 16 points,
+        and NaN while the loss is not positive.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "gradient_fade_ratio",
-            "Median over layers of the gradient RMS over its largest median of 5 values so far.",
+            "gradient_rms_to_peak_ratio",
+            "Median over layers of the gradient RMS over its peak, the largest median of 5 values so far.",
             "ratio",
             "run",
         ),
-        DerivedSignal("loss_left_ratio", "The loss over its first value, medians of 16 values.", "ratio", "run"),
+        DerivedSignal("loss_remaining_ratio", "Loss over its first value, as medians of 16 values.", "ratio", "run"),
         DerivedSignal(
-            "loss_stall_ratio", "The loss over what it was 32 values before, medians of 16 values.", "ratio", "run"
+            "loss_stall_ratio", "Loss over its value 32 points before, as medians of 16 values.", "ratio", "run"
         ),
     )
     _SMOOTH, _BEFORE, _LEVEL = 16, 32, 5
@@ -63,10 +63,10 @@ class VanishingFeature(RunFeature):
     def __init__(self) -> None:
         self._loss = LayerColumns("loss")
         self._peak, self._recent = np.empty(0), np.empty((self._LEVEL, 0))
-        super().__init__("gradient_fade", "gradient_rms")
+        super().__init__("gradient_vanishing", "gradient_rms")
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         super().bind(keys)
         self._loss.bind(keys)
         more = len(self._columns.layers) - len(self._peak)
@@ -76,7 +76,7 @@ class VanishingFeature(RunFeature):
     def _begin(self) -> None:
         self._peak[:] = np.nan
         self._recent = np.full((self._LEVEL, len(self._peak)), np.nan)
-        self._fades: deque[float] = deque(maxlen=self._SMOOTH)
+        self._ratios: deque[float] = deque(maxlen=self._SMOOTH)
         self._losses: deque[float] = deque(maxlen=self._SMOOTH)
         self._levels: deque[float] = deque(maxlen=self._BEFORE)
         self._first = math.nan
@@ -93,12 +93,12 @@ class VanishingFeature(RunFeature):
         self._peak = np.fmax(self._peak, column_medians(self._recent))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = now / self._peak
-        self._fades.append(median(ratio[np.isfinite(ratio)]))
-        numbers = (median(np.array(self._fades)), *self._of_loss())
+        self._ratios.append(median(ratio[np.isfinite(ratio)]))
+        numbers = (median(np.array(self._ratios)), *self._of_loss())
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
     def _of_loss(self) -> tuple[float, float]:
-        """Left and stall."""
+        """Remaining and stall."""
         if len(self._losses) < self._SMOOTH:
             return math.nan, math.nan
         now = median(np.array(self._losses))
@@ -119,7 +119,7 @@ RULES: tuple[Rule, ...] = (
         name="GradientNormExplosion",
         title="Gradient explosion",
         family="gradient_norm",
-        summary="The gradient norm explodes.",
+        summary="The gradient norm has exploded.",
         description="The gradient norm is {gradient_norm:.4g}, {gradient_norm_to_median_ratio:.3g} times its recent "
         "median.",
         thresholds=(
@@ -142,38 +142,38 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("gradient_norm_robust_z", above=4.0),),
         warm_up=24,
-        source="ten times the recent median, and beyond its own scatter",
+        source="ten times the recent median, and outside its usual variation",
         remedy=(
             "Clip the global gradient norm at its usual size.",
-            "Look at the batches of these steps, and at the layer whose gradient norm rose first.",
-            "Lower the learning rate; in recurrent models, check the recurrent weights' largest singular value.",
+            "Check the batches of these steps, and the layer whose gradient norm rose first.",
+            "Lower the learning rate. In a recurrent model, check the largest singular value of the recurrent weights.",
         ),
         references=(ZCLIP,),
     ),
     Rule(
         name="VanishingGradients",
         title="Vanishing gradients",
-        family="gradient_fade",
-        summary="Gradients have faded, and the loss stands still.",
-        description="The gradient RMS of the median layer is {gradient_fade_ratio:.2g} of what it was, and the loss is "
-        "still {loss_left_ratio:.0%} of its first value and stands still.",
+        family="gradient_vanishing",
+        summary="Gradients have vanished, and the loss no longer falls.",
+        description="The gradient RMS of the median layer is {gradient_rms_to_peak_ratio:.2g} of its peak. "
+        "The loss has stopped falling at {loss_remaining_ratio:.0%} of its first value.",
         thresholds=(
             Threshold(
                 severity="warning",
                 when=(
-                    Condition("gradient_fade_ratio", below=0.02),
-                    Condition("loss_left_ratio", above=0.5),
+                    Condition("gradient_rms_to_peak_ratio", below=0.02),
+                    Condition("loss_remaining_ratio", above=0.5),
                     Condition("loss_stall_ratio", above=0.97),
                 ),
                 for_points=8,
             ),
         ),
-        abnormal=(Condition("gradient_fade_ratio", below=0.05), Condition("loss_left_ratio", above=0.5)),
+        abnormal=(Condition("gradient_rms_to_peak_ratio", below=0.05), Condition("loss_remaining_ratio", above=0.5)),
         warm_up=24,
-        source=f"healthy runs with half of their loss left keep a fifth of their gradients ({CALIBRATED})",
+        source=f"healthy runs with half of their loss remaining keep a fifth of their gradient RMS ({CALIBRATED})",
         remedy=(
-            "Which layers? The gradient of the first layers gone: warm up longer, normalise before the branches.",
-            "Go back to before the onset: a network in this state does not learn its way out.",
+            "If the first layers have the smallest gradients, warm up longer and use pre-norm.",
+            "Resume from a checkpoint before the onset: a network in this state does not recover.",
         ),
         references=(RELU,),
     ),

@@ -1,4 +1,4 @@
-"""Output logits that drift away from zero, and a softmax that collapses."""
+"""Output-logit divergence and softmax collapse."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from stabwatch.alerts.statistics import Array
 
 
 class DriftFeature(RunFeature):
-    """How much farther from zero the mean logsumexp of the output logits is than at first.
+    """Drift of the output logits: how much farther the mean logsumexp is from zero than at the start.
 
-    A model that begins far out and comes in (inputs of a large scale) does not drift.
+    A model that starts far from zero and approaches it (inputs of a large scale) does not drift.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
             "output_logit_drift",
-            "How much farther from zero output_logit_logsumexp is than its first value was.",
+            "How much farther output_logit_logsumexp is from zero than its first value.",
             "nat",
             "run",
         ),
@@ -50,18 +50,18 @@ RULES: tuple[Rule, ...] = (
         name="OutputLogitDrift",
         title="Output-logit divergence",
         family="output_logit",
-        summary="Output logits drift away from zero.",
+        summary="The output logits drift away from zero.",
         description="The mean logsumexp of the output logits is {output_logit_logsumexp:.4g}, "
-        "{output_logit_drift:.4g} farther from 0 than at first.",
+        "{output_logit_drift:.4g} farther from 0 than at the start.",
         thresholds=(
             Threshold(severity="critical", when=(Condition("output_logit_drift", above=300.0),), for_points=5),
             Threshold(severity="warning", when=(Condition("output_logit_drift", above=100.0),), for_points=5),
         ),
         abnormal=(Condition("output_logit_drift", above=50.0),),
-        source="at 128 the spacing of bfloat16 is 1, so that probabilities lose their first digit",
+        source="from 128 on the spacing of bfloat16 numbers is 1, so probabilities lose their first digit",
         remedy=(
             "Add a z-loss of 1e-4 times the mean square of the logsumexp.",
-            "Lower the learning rate; use weight decay on the output layer.",
+            "Lower the learning rate. Use weight decay on the output layer.",
         ),
         references=(PALM, PROXIES),
     ),
@@ -69,7 +69,7 @@ RULES: tuple[Rule, ...] = (
         name="SoftmaxCollapse",
         title="Softmax collapse",
         family="softmax_collapse_ratio",
-        summary="Softmax collapse: most samples' losses are exactly zero, and teach nothing.",
+        summary="Softmax collapse: the loss of most samples is exactly zero, so they give no gradient.",
         description="The loss of {softmax_collapse_ratio:.0%} of the samples is exactly zero.",
         thresholds=(
             Threshold(severity="warning", when=(Condition("softmax_collapse_ratio", above=0.8),), for_points=16),
@@ -77,8 +77,8 @@ RULES: tuple[Rule, ...] = (
         abnormal=(Condition("softmax_collapse_ratio", above=0.3),),
         source=f"{GROKKING}; {CALIBRATED}",
         remedy=(
-            "Has it learned all there is? Then stop here.",
-            "If it should still generalise: weight decay, StableMax, or the loss in a higher precision.",
+            "If the model has learned all it should, stop training.",
+            "If it should still generalise, use weight decay, StableMax, or a loss in higher precision.",
         ),
         references=(GROKKING,),
     ),

@@ -1,4 +1,4 @@
-"""The loss against its own past: spikes, shifts, divergence, and a rise with the learning rate."""
+"""Loss spikes, level shifts, divergence, and a loss that rises during warm-up."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from stabwatch.alerts.statistics import Array, exceeds, median, robust_spread, s
 from stabwatch.runlog import SeriesKey
 
 SHIFTED = 8
-"""Values whose median is a level."""
+"""Length of the recent window that a level shift compares with the 64 values before it."""
 SMOOTH = 16
-"""Points of the median that stands for the level of the loss."""
+"""Points of the median that smooths the loss."""
 NOISE = 6.0
-"""Progress below six times the noise is none: over 1e5 points the 16-point median of noise spans some 2.5 of them."""
+"""Progress below six times the noise does not count: over 1e5 points, the 16-point median of noise spans 2.5 times."""
 
 
 class Progress:
-    """How much of a loss's progress is lost again: (m - best) / max(first - best, 6 noise, floor).
+    """The share of a loss's progress that has regressed: (m - best) / max(first - best, 6 noise, floor).
 
-    m: median of the last 16 points. first: the first such median. best: the least so far. noise: robust spread of the
-    differences of neighbours (so a trend does not count) over the 64 points before the best.
+    m: median of the last 16 points. first: the first such median. best: the smallest so far. noise: robust spread of
+    the differences between neighbours, so that a trend does not count, over the 64 points before the best.
     """
 
     def __init__(self, floor: Callable[[float], float]) -> None:
@@ -34,8 +34,8 @@ class Progress:
         self.first = self._noise = math.nan
         self.best = math.inf
 
-    def lost(self, past: Array) -> float:
-        """The share, from the values so far, the newest last; NaN below 16."""
+    def regression(self, past: Array) -> float:
+        """The share from the values so far, the newest last; NaN for fewer than 16."""
         if len(past) < SMOOTH:
             return math.nan
         now = median(past[-SMOOTH:])
@@ -47,17 +47,17 @@ class Progress:
 
 
 class LossFeature(ScalarFeature):
-    """The loss, and how much of its progress is lost again.
+    """The loss: spikes, level shifts, regression and warm-up rise.
 
-    0.5 means that half of what was learned is gone, or, where little was learned, that the loss is one and a half
-    times its best. While the loss is positive it must be so of its logarithm too: heavy tails reach far up, but not
-    on that scale. For a loss that has been negative, zero is no floor and its size tells nothing (a policy gradient's
-    comes back to zero when all is learned): half is gone, at the least, when it is positive again.
+    A regression of 0.5 means that half of the progress is lost, or, with little progress, that the loss is 1.5 times
+    its best. While the loss is positive, the logarithm of the loss must have regressed as well, which ignores heavy
+    tails. A loss that was negative has no floor at zero (a policy-gradient loss returns to zero at convergence): for
+    it, a regression of 0.5 requires a positive loss.
     """
 
     _SHIFT = (
         DerivedSignal(
-            "loss_shift_share",
+            "loss_shift_exceedance_ratio",
             f"Share of pairs in which one of the last {SHIFTED} losses exceeds one of the {WINDOW} before them.",
             "ratio",
             "run",
@@ -75,16 +75,19 @@ class LossFeature(ScalarFeature):
         self.gauges = (
             *self.gauges,
             DerivedSignal(
-                "loss_lost_ratio", "Share of the progress of the loss that has been lost again.", "ratio", "run"
+                "loss_regression_ratio",
+                "Share of the loss's progress from its first to its best value that has regressed.",
+                "ratio",
+                "run",
             ),
             *self._SHIFT,
-            *Climb.gauges,
+            *WarmUpRise.gauges,
         )
         self._rates = LayerColumns("learning_rate")
         self._rate = math.nan
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         super().bind(keys)
         self._rates.bind(keys)
 
@@ -97,82 +100,82 @@ class LossFeature(ScalarFeature):
         super()._begin()
         self._plain = Progress(lambda best: abs(best) if best > 0 else 2 * abs(best))
         self._log: Progress | None = Progress(lambda best: 2 * math.log(1.5))
-        self._climb = Climb()
+        self._rise = WarmUpRise()
         self._long: deque[float] = deque(maxlen=WINDOW + SHIFTED)
 
     def _numbers(self, x: float) -> dict[str, float]:
         past = np.array([*self._past, x])
-        lost = self._plain.lost(past)
+        regression = self._plain.regression(past)
         if x <= 0:
             self._log = None
         if self._log is not None:
-            lost = min(lost, self._log.lost(np.log(past)))
+            regression = min(regression, self._log.regression(np.log(past)))
         self._long.append(x)
         long = np.array(self._long)
         shift = shifted(long[:-SHIFTED], long[-SHIFTED:])
         return (
             super()._numbers(x)
             | {gauge.name: n for gauge, n in zip(self._SHIFT, shift, strict=True)}
-            | self._climb.numbers(x, self._rate)
+            | self._rise.numbers(x, self._rate)
             | {
-                "loss_lost_ratio": lost,
+                "loss_regression_ratio": regression,
                 "loss_first": self._plain.first,
                 "loss_best": self._plain.best,
             }
         )
 
 
-STRETCH = 32
+BEST_WINDOW = 32
 
 
-class Climb:
-    """The last 32 losses against the 32 that were best, and the learning rate now against what it was until then.
+class WarmUpRise:
+    """The last 32 losses against the best 32 consecutive ones, and the rise of the learning rate since those.
 
-    worse share: of all pairs of one of the last and one of the best, those in which the last is higher; see `exceeds`.
-    climb: the learning rate over its largest value up to the end of the best stretch; above 1 only while it is higher
-    than it ever was when the loss was best.
-    score: (2 worse share - 1) log2(climb), a rank correlation times doublings. A loss that has become much worse counts
-    while the rate has hardly climbed, and one that has become somewhat worse while the rate has doubled.
+    exceedance: share of pairs in which one of the last losses exceeds one of the best; see `exceeds`.
+    rise: the learning rate over its largest value up to the end of the best window.
+    score: (2 exceedance - 1) log2(rise), a rank correlation times doublings of the rate. A much worse loss counts
+        after a small rise, and a slightly worse loss after the rate has doubled.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "loss_worse_share",
-            f"Share of pairs in which one of the last {STRETCH} losses exceeds one of the best {STRETCH}.",
+            "loss_best_exceedance_ratio",
+            f"Share of pairs in which one of the last {BEST_WINDOW} losses exceeds one of the best {BEST_WINDOW} "
+            "in a row.",
             "ratio",
             "run",
         ),
         DerivedSignal(
-            "learning_rate_climb_ratio", "learning_rate over its largest value until the loss was best.", "ratio", "run"
+            "learning_rate_rise_ratio", "learning_rate over its largest value until the loss was best.", "ratio", "run"
         ),
         DerivedSignal(
-            "loss_climb_score",
-            "Rank correlation of the last losses with being worse than the best, times the "
-            "doublings of the learning rate since those.",
-            level="run",
+            "warm_up_loss_rise_score",
+            "Rank correlation of being late with being worse than the best losses, times the doublings of the "
+            "learning rate since those.",
+            scope="run",
         ),
     )
 
     def __init__(self) -> None:
-        self._last: deque[float] = deque(maxlen=STRETCH)
+        self._last: deque[float] = deque(maxlen=BEST_WINDOW)
         self._best: Array = np.empty(0)
-        self._level = math.inf
+        self._best_mean = math.inf
         self._largest = self._until_best = math.nan
 
     def numbers(self, loss: float, rate: float) -> dict[str, float]:
-        """The gauges after one more point; NaN before there are two stretches' worth of what they compare."""
+        """The gauges after one more point; NaN for fewer than 32 points."""
         self._last.append(loss)
         self._largest = float(np.fmax(self._largest, rate))
-        share = climb = score = math.nan
-        if len(self._last) == STRETCH:
+        exceedance = rise = score = math.nan
+        if len(self._last) == BEST_WINDOW:
             now = np.array(self._last)
-            level = float(now.mean())  # not the median: half of a best stretch could be bad
-            if level <= self._level:
-                self._level, self._best, self._until_best = level, now, self._largest
-            share = exceeds(now, self._best)
-            climb = rate / self._until_best if self._until_best > 0 else math.nan
-            score = (2 * share - 1) * math.log2(climb) if climb > 0 else math.nan
-        return {gauge.name: n for gauge, n in zip(self.gauges, (share, climb, score), strict=True)}
+            mean = float(now.mean())  # not the median, which half of the window could exceed
+            if mean <= self._best_mean:
+                self._best_mean, self._best, self._until_best = mean, now, self._largest
+            exceedance = exceeds(now, self._best)
+            rise = rate / self._until_best if self._until_best > 0 else math.nan
+            score = (2 * exceedance - 1) * math.log2(rise) if rise > 0 else math.nan
+        return {gauge.name: n for gauge, n in zip(self.gauges, (exceedance, rise, score), strict=True)}
 
 
 def features() -> tuple[Feature, ...]:
@@ -183,11 +186,11 @@ def features() -> tuple[Feature, ...]:
 RULES: tuple[Rule, ...] = (
     Rule(
         name="LossSpike",
-        title="A loss spike with no earlier sign",
+        title="Loss spike",
         family="loss",
-        summary="The loss spikes.",
+        summary="The loss has spiked.",
         description="The loss is {loss:.4g}: {loss_to_median_ratio:.3g} times its recent median, "
-        "{loss_robust_z:.3g} times its usual scatter.",
+        "at a robust z-score of {loss_robust_z:.3g}.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -197,63 +200,65 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("loss_robust_z", above=4.0),),
         warm_up=24,
-        source="robust form of SpikeScore's 6 sigma (OLMo), held over three points as KillLossSpike does over five",
+        source="a robust form of the 6 sigma of OLMo's SpikeScore, at three points in a row (KillLossSpike: five)",
         remedy=(
-            "If it recovers within some hundred steps, go on; if spikes come back, lower the learning rate.",
-            "If it does not: go back to a checkpoint before the onset and skip the batches of these steps.",
+            "If the loss recovers within a few hundred steps, continue. If spikes return, lower the learning rate.",
+            "If it does not recover, resume from a checkpoint before the onset and skip the batches of these steps.",
         ),
         references=(PALM,),
     ),
     Rule(
         name="LossShift",
-        title="The loss stays on a higher level",
+        title="Loss level shift",
         family="loss",
-        summary="The loss has jumped to a higher level.",
-        description="The last losses are {loss_shift_ratio:.3g} times those before: in {loss_shift_share:.0%} of all "
-        "pairs the later one is higher.",
+        summary="The loss has jumped to a higher level and stays there.",
+        description="The median of the last 8 losses is {loss_shift_ratio:.3g} times that of the 64 before. In "
+        "{loss_shift_exceedance_ratio:.0%} of all pairs the later loss is higher.",
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(Condition("loss_shift_share", above=0.95), Condition("loss_shift_ratio", above=1.2)),
+                when=(Condition("loss_shift_exceedance_ratio", above=0.95), Condition("loss_shift_ratio", above=1.2)),
                 for_points=3,
             ),
         ),
-        abnormal=(Condition("loss_shift_share", above=0.75), Condition("loss_shift_ratio", above=1.1)),
+        abnormal=(Condition("loss_shift_exceedance_ratio", above=0.75), Condition("loss_shift_ratio", above=1.1)),
         warm_up=40,
-        source="nearly each of eight losses is above nearly all of the 64 before, three times in a row: no healthy run "
-        "of half A has 0.9 once, beside a median a tenth higher (docs/detection.md)",
+        source="nearly each of eight losses exceeds nearly all of the 64 before, at three points in a row; no "
+        "healthy run "
+        "of half A reaches 0.9 with a median a tenth higher (docs/detection.md)",
         remedy=(
-            "Look at the batches since the onset, and at what changed there: data, learning rate, a loss's weight.",
-            "Was a change of data or loss meant? Announce it (`watch.announce`), and this stays silent.",
+            "Check the batches since the onset, and what changed there: data, learning rate, a loss weight.",
+            "If the change was intended, announce it with `watch.announce`; then this alert does not fire.",
         ),
         references=(PALM,),
     ),
     Rule(
         name="LossRisesWithRate",
-        title="The loss gets worse as the learning rate climbs",
+        title="Loss rise during warm-up",
         family="loss",
-        summary="The loss gets worse while the learning rate climbs.",
-        description="{loss_worse_share:.0%} of the last losses exceed those of the best stretch, and the learning rate "
-        "is {learning_rate_climb_ratio:.3g} times what it ever was until then.",
+        summary="The loss rises while the learning rate rises.",
+        description="The last losses exceed the best ones in {loss_best_exceedance_ratio:.0%} of all pairs. The "
+        "learning "
+        "rate is {learning_rate_rise_ratio:.3g} times its largest value until then.",
         thresholds=(
             Threshold(
                 severity="warning",
                 when=(
-                    Condition("loss_climb_score", above=0.2),
-                    Condition("learning_rate_climb_ratio", above=1.25),
-                    Condition("loss_worse_share", above=0.6),
-                    Condition("loss_lost_ratio", above=0.1),
+                    Condition("warm_up_loss_rise_score", above=0.2),
+                    Condition("learning_rate_rise_ratio", above=1.25),
+                    Condition("loss_best_exceedance_ratio", above=0.6),
+                    Condition("loss_regression_ratio", above=0.1),
                 ),
                 for_points=8,
             ),
         ),
-        abnormal=(Condition("loss_worse_share", above=0.6), Condition("loss_climb_score", above=0.0)),
+        abnormal=(Condition("loss_best_exceedance_ratio", above=0.6), Condition("warm_up_loss_rise_score", above=0.0)),
         warm_up=64,
-        source="a score of 0.2 is a share of 0.8 (a shift by 1.2 standard deviations) where the rate is 1.26 times as "
-        "high, or 0.6 where it has doubled; and a tenth of the progress lost (docs/detection.md)",
+        source="a score of 0.2 is an exceedance of 0.8 (a shift of 1.2 standard deviations) at 1.26 times the rate, "
+        "or of 0.6 at twice the rate; in addition a tenth of the progress is lost (docs/detection.md)",
         remedy=(
-            "End the warm-up here: go back to where the loss was best, and keep to the learning rate it had there.",
-            "Warming up again on a checkpoint of a finished run? Then some rise is usual; watch that it ends.",
+            "End the warm-up here: return to where the loss was best, and keep the learning rate of that step.",
+            "When a finished run is warmed up again, some rise is usual; check that it ends.",
         ),
         references=(PROXIES,),
     ),
@@ -262,14 +267,17 @@ RULES: tuple[Rule, ...] = (
         title="Loss divergence",
         family="loss",
         summary="The loss has diverged.",
-        description="The loss is {loss:.4g}; at its best it was {loss_best:.4g}, at first {loss_first:.4g}.",
-        thresholds=(Threshold(severity="critical", when=(Condition("loss_lost_ratio", above=0.5),), for_points=24),),
-        abnormal=(Condition("loss_lost_ratio", above=0.25),),
+        description="The loss is {loss:.4g}. Its best value was {loss_best:.4g}, its first {loss_first:.4g}.",
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("loss_regression_ratio", above=0.5),), for_points=24),
+        ),
+        abnormal=(Condition("loss_regression_ratio", above=0.25),),
         warm_up=40,
-        source="half of the progress lost, or half again its best, in the median of 16 points, for longer than a spike "
-        "stays in that median",
+        source="half of the progress is lost, or the loss is 1.5 times its best, in the median of 16 points, for "
+        "longer "
+        "than a spike stays in that median",
         remedy=(
-            "Stop. Resume from a checkpoint before the onset with a lower learning rate, or past the bad batches.",
+            "Stop. Resume from a checkpoint before the onset, with a lower learning rate or without the bad batches.",
         ),
         references=(PROXIES,),
     ),

@@ -1,4 +1,4 @@
-"""Non-finite numbers: the counters as a derived signal, and their rule."""
+"""Non-finite values: the counters as a derived signal, and their rule."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _FORWARD = ("activation", "attention", "output_logit")
 
 
 class NonFiniteFeature:
-    """Non-finite values of this record, by the place where they were counted; `nonfinite_new` leaves out a mask.
+    """Non-finite values of one record by counter; `nonfinite_new` leaves out masks.
 
-    Gradients of a step that the gradient scaler skipped are left out: there a non-finite gradient is routine.
-    A forward value that is non-finite in the first record already, beside a finite loss, is a mask (-inf on the
-    logits of actions that are not allowed, rows without a visible key) and not new.
+    Gradients of a step that the gradient scaler skipped are left out: there they are routine. A forward value that is
+    non-finite in the first record, beside a finite loss, counts as a mask: -inf on the logits of invalid actions, or
+    rows without a visible key.
     """
 
     name = "nonfinite"
@@ -39,7 +39,7 @@ class NonFiniteFeature:
         return [key.layer for key in self.keys]
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         self.keys = list(dict.fromkeys([*self.keys, *(key for key in keys if key.signal.endswith("nonfinite_total"))]))
         place = {key: i for i, key in enumerate(keys)}
         self._columns = [place.get(key, -1) for key in self.keys]
@@ -50,12 +50,12 @@ class NonFiniteFeature:
         self._skipped = place.get(SeriesKey("skipped_steps_total"))
 
     def restart(self) -> None:
-        """See Family."""
+        """See Feature."""
         self._begun = False
         self._mask[:] = False
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+        """See Feature."""
         counts = np.append(values, np.nan)[self._columns]
         if self._skipped is not None and values[self._skipped] > 0:
             counts[self._gradient] = np.nan
@@ -77,7 +77,7 @@ def features() -> tuple[Feature, ...]:
 RULES: tuple[Rule, ...] = (
     Rule(
         name="NonFinite",
-        title="Non-finite numbers",
+        title="Non-finite values",
         family="nonfinite",
         summary="NaN or infinite values appeared in training.",
         description="{nonfinite:.0f} non-finite values in {signal} of {where} at step {step}.",
@@ -86,16 +86,16 @@ RULES: tuple[Rule, ...] = (
             Threshold(
                 severity="info",
                 when=(Condition("nonfinite", above=0),),
-                summary="Non-finite values from the first record on, beside a finite loss: a mask, most likely.",
+                summary="Non-finite values since the first record, beside a finite loss: most likely a mask.",
             ),
         ),
         abnormal=(Condition("nonfinite", above=0),),
         resolve_after=20,
-        source="any; information where the first record has them already beside a finite loss, as masks of -inf do",
+        source="any; info if the first record has them beside a finite loss, as masks of -inf do",
         remedy=(
             "Stop, and resume from the last checkpoint before the onset.",
-            "Look at the batch of that step, and at the first layer named here: what came in finite and went out not?",
-            "In fp16: let a gradient scaler skip the step; or train in bfloat16.",
+            "Check the batch of that step, and the first layer named here: was its input finite?",
+            "In float16: use a gradient scaler, which skips such steps, or train in bfloat16.",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Derived signals and rules of narrow number formats: the gradient scaler, and gradients that became zero."""
+"""Derived signals and rules of low precision: the gradient scaler, underflow, and zero gradients."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stabwatch.runlog import SeriesKey
 
 WINDOW = 32
 SMALL = 2.0**-11
-"""Eight times the least number that float16 holds with all its digits."""
+"""Eight times the smallest normal number of float16."""
 
 
 class HistoryFeature(RunFeature):
-    """One number of the run, and another that follows from its values so far, the last of them this one."""
+    """A derived signal that is a function of the last 32 values and the peak of one run-scope signal."""
 
     def __init__(self, signal: str, gauge: DerivedSignal, number: Callable[[deque[float], float], float]) -> None:
         self.gauges = (gauge,)
@@ -41,21 +41,23 @@ class HistoryFeature(RunFeature):
 
 
 class ZeroFeature(RunFeature):
-    """Gradients that are exactly zero, each layer with its last value: the deep tier takes turns.
+    """Gradients that are exactly zero or subnormal in float16. Each layer counts with its last measured value.
 
-    floor: median over layers of the share of what is not zero that float16 holds with fewer digits. 0 where float16
-    would lose something of more than a quarter of the layers, as gradients that were made in it have lost that already,
-    and where the largest gradient of the median layer is not small: then nothing else needs to be lost.
+    underflow: median over layers of the share of nonzero gradients that are subnormal in float16. It is 0 when rounding
+        to float16 would lose gradients in more than a quarter of the layers: then they were not computed in float16,
+        where those would be zero already. It is also 0 when the largest gradient of the median layer is not small.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal("gradient_zero_median_ratio", "Median over layers of gradient_zero_ratio.", "ratio", "run"),
         DerivedSignal(
-            "gradient_zero_rise", "gradient_zero_median_ratio less that of the layers' first values.", level="run"
+            "gradient_zero_rise",
+            "gradient_zero_median_ratio minus the median of the layers' first values.",
+            scope="run",
         ),
         DerivedSignal(
-            "gradient_floor_ratio",
-            "Share of gradients at the lower end of float16 (median layer), 0 if they were not made in it.",
+            "gradient_underflow_ratio",
+            "Share of gradients that are subnormal in float16 (median layer); 0 if they were not computed in float16.",
             "ratio",
             "run",
         ),
@@ -69,7 +71,7 @@ class ZeroFeature(RunFeature):
         )  # fmt: skip
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         super().bind(keys)
         more = len(self._columns.layers) - len(self._first)
         self._last = np.pad(self._last, ((0, 0), (0, more)), constant_values=np.nan)
@@ -85,11 +87,11 @@ class ZeroFeature(RunFeature):
         self._last = np.where(np.isnan(now), self._last, now)
         zero, subnormal, lost, largest = self._last
         self._first = np.where(np.isnan(self._first), zero, self._first)
-        made_in_half = (lost > 0).sum() <= 0.25 * np.isfinite(lost).sum()
+        computed_in_half = (lost > 0).sum() <= 0.25 * np.isfinite(lost).sum()
         small = median(largest[np.isfinite(largest)]) < SMALL
-        floor = median(subnormal[np.isfinite(subnormal)]) if made_in_half and small else 0.0
+        underflow = median(subnormal[np.isfinite(subnormal)]) if computed_in_half and small else 0.0
         value = median(zero[np.isfinite(zero)])
-        numbers = (value, value - median(self._first[np.isfinite(self._first)]), floor)
+        numbers = (value, value - median(self._first[np.isfinite(self._first)]), underflow)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
 
@@ -104,7 +106,7 @@ def features() -> tuple[Feature, ...]:
         HistoryFeature(
             "skipped_steps_total",
             DerivedSignal(
-                "skipped_steps_share", f"Share of the last {WINDOW} steps that were skipped.", "ratio", "run"
+                "skipped_steps_ratio", f"Share of the last {WINDOW} steps that were skipped.", "ratio", "run"
             ),
             lambda past, peak: sum(past) / len(past),
         ),
@@ -115,9 +117,9 @@ def features() -> tuple[Feature, ...]:
 RULES: tuple[Rule, ...] = (
     Rule(
         name="LossScaleCollapse",
-        title="The loss scale collapses",
+        title="Loss-scale collapse",
         family="loss_scale",
-        summary="The gradient scaler has nearly no scale left.",
+        summary="The loss scale of the gradient scaler has collapsed.",
         description="The loss scale is {loss_scale:.3g}, {loss_scale_to_peak_ratio:.2g} of its largest value.",
         thresholds=(
             Threshold(
@@ -126,59 +128,65 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("loss_scale", below=16.0), Condition("loss_scale_to_peak_ratio", below=0.01)),
-        source="a scaler halves at each overflow: from 65,536 to below 2 are sixteen in a row, and what is left does "
-        "not lift small gradients into float16's range; a scale that was 1 from the start is no fall",
+        source="a scaler halves its scale at each overflow: 65,536 to below 2 takes sixteen overflows, and the rest no "
+        "longer lifts small gradients into float16's range; a scale that started at 1 does not count",
         remedy=(
-            "Gradients overflow at any scale, so they are infinite without one. Find what first was not finite.",
-            "Resume from before the onset, with a lower learning rate, or in bfloat16.",
+            "Gradients overflow at every scale, so they are infinite without one. Find the first non-finite value.",
+            "Resume from a checkpoint before the onset, with a lower learning rate or in bfloat16.",
         ),
         references=(MIXED, OPT),
     ),
     Rule(
         name="StepsSkipped",
-        title="The gradient scaler skips most steps",
+        title="Skipped optimizer steps",
         family="skipped_steps_total",
-        summary="Most steps are skipped: their gradients are not finite.",
-        description="{skipped_steps_share:.0%} of the last steps were skipped.",
-        thresholds=(Threshold(severity="warning", when=(Condition("skipped_steps_share", above=0.5),)),),
-        abnormal=(Condition("skipped_steps_share", above=0.25),),
+        summary="The gradient scaler skips most steps, because gradients are not finite.",
+        description="{skipped_steps_ratio:.0%} of the last 32 steps were skipped.",
+        thresholds=(Threshold(severity="warning", when=(Condition("skipped_steps_ratio", above=0.5),)),),
+        abnormal=(Condition("skipped_steps_ratio", above=0.25),),
         warm_up=WINDOW,
-        source="half of 32 steps; a scaler that looks for its scale skips some ten at first, then one in 2,000",
+        source="half of 32 steps; a scaler skips about ten steps at the start, to find its scale, and one in 2,000 "
+        "later",
         remedy=(
-            "Nothing is learned in such a step. Look at the first layer whose gradient is not finite.",
-            "Train in bfloat16; or resume from before the onset with a lower learning rate.",
+            "A skipped step learns nothing. Find the first layer whose gradient is not finite.",
+            "Train in bfloat16, or resume from a checkpoint before the onset with a lower learning rate.",
         ),
         references=(MIXED, OPT),
     ),
     Rule(
         name="GradientUnderflow",
-        title="Gradients at the lower end of float16",
+        title="Gradient underflow",
         family="gradient_zero",
         summary="Gradients are too small for float16.",
-        description="{gradient_floor_ratio:.0%} of the median layer's gradients are where float16 has fewer digits, "
-        "and {gradient_zero_median_ratio:.0%} are zero.",
+        description="In the median layer, {gradient_underflow_ratio:.0%} of the nonzero gradients are subnormal in "
+        "float16, "
+        "and {gradient_zero_median_ratio:.0%} of all are zero.",
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(Condition("gradient_floor_ratio", above=0.5), Condition("gradient_zero_median_ratio", above=0.3)),
+                when=(
+                    Condition("gradient_underflow_ratio", above=0.5),
+                    Condition("gradient_zero_median_ratio", above=0.3),
+                ),
                 for_points=8,
             ),
         ),
-        abnormal=(Condition("gradient_floor_ratio", above=0.3), Condition("gradient_zero_median_ratio", above=0.2)),
-        source=f"half of what is left is below 2^-14, where digits are lost, and a third below 2^-24 ({MIXED})",
+        abnormal=(Condition("gradient_underflow_ratio", above=0.3), Condition("gradient_zero_median_ratio", above=0.2)),
+        source="half of the nonzero gradients below 2^-14, where digits are lost; a third below 2^-24, which is 0 "
+        f"({MIXED})",
         remedy=(
             "Use a gradient scaler (`torch.amp.GradScaler`), or train in bfloat16.",
-            "A loss that is a mean over very many elements, or has a small weight, has tiny gradients: scale it up.",
+            "If the loss has a small weight or is a mean over very many elements, its gradients are tiny: scale it up.",
         ),
         references=(MIXED,),
     ),
     Rule(
         name="ZeroGradients",
-        title="Dead paths: gradients that are exactly zero",
+        title="Zero gradients",
         family="gradient_zero",
         summary="Nearly all gradients have become exactly zero.",
         description="{gradient_zero_median_ratio:.0%} of the gradients of the median layer are exactly zero, "
-        "{gradient_zero_rise:.0%} more than at first.",
+        "{gradient_zero_rise:.0%} more than at the start.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -189,9 +197,9 @@ RULES: tuple[Rule, ...] = (
         abnormal=(Condition("gradient_zero_median_ratio", above=0.7), Condition("gradient_zero_rise", above=0.3)),
         source=f"nine tenths of the values of the median layer; a ReLU language model reaches 0.6 ({CALIBRATED})",
         remedy=(
-            "Units that are dead: lower the learning rate, and resume from before the onset, as they do not come back.",
-            "In float16 without a gradient scaler: use one, or bfloat16.",
-            "Is there a part of the network that no path of the loss reaches any more?",
+            "Dead units do not recover: lower the learning rate, and resume from a checkpoint before the onset.",
+            "In float16 without a gradient scaler: use one, or train in bfloat16.",
+            "Check whether the loss still depends on every part of the network.",
         ),
         references=(RELU, MIXED),
     ),

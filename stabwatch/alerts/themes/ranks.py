@@ -16,11 +16,11 @@ from stabwatch.runlog import SeriesKey
 
 WINDOW = 16
 SAME = 0.75
-"""Share of the window in which it must be the same rank: batches of unlike lengths make another one slow each time."""
+"""Share of the window in which it must be the same rank: with batches of different lengths the rank changes."""
 
 
 class ReplicaFeature:
-    """How far the replica of one rank is from the others, and which rank it is."""
+    """How far the replica of one rank differs from the others, and which rank it is."""
 
     name = "replica"
     signal = "replica_difference_ratio"
@@ -36,28 +36,28 @@ class ReplicaFeature:
         return self._columns.layers
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         self._columns.bind(keys)
         self._points = np.append(self._points, np.zeros(len(self.layers) - len(self._points)))
 
     def restart(self) -> None:
-        """See Family."""
+        """See Feature."""
         self._points[:] = 0
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
-        apart, rank = (self._columns.of(signal, values) for signal in self._columns.signals)
-        measured = ~np.isnan(apart)
+        """See Feature."""
+        difference, rank = (self._columns.of(signal, values) for signal in self._columns.signals)
+        measured = ~np.isnan(difference)
         if not measured.any():
             return None
         self._points += measured
-        return {self.signal: apart, "replica_difference_rank": rank, "points": self._points.copy()}
+        return {self.signal: difference, "replica_difference_rank": rank, "points": self._points.copy()}
 
 
 class SpreadFeature(RunFeature):
-    """How far the highest rank is above the lowest, where it is the same one again and again.
+    """The spread between the highest and the lowest rank, if the highest is mostly the same rank.
 
-    high, low, rank, scale: signals; the spread is told as a share of the scale, as the median of 16 points.
+    high, low, rank, scale: signals. The spread is (high - low) / scale, as the median of 16 points.
     """
 
     def __init__(self, name: str, high: str, low: str, rank: str, scale: str, gauge: DerivedSignal) -> None:
@@ -101,7 +101,7 @@ def features() -> tuple[Feature, ...]:
             "rank_loss", "rank_loss_max", "rank_loss_min", "rank_loss_highest", "rank_loss_min",
             DerivedSignal(
                 "rank_loss_excess_ratio",
-                f"Largest loss of a rank over the smallest, less one: {_MOSTLY}",
+                f"Largest loss of a rank over the smallest, minus one: {_MOSTLY}",
                 "ratio",
                 "run",
             ),
@@ -112,42 +112,42 @@ def features() -> tuple[Feature, ...]:
 RULES: tuple[Rule, ...] = (
     Rule(
         name="ReplicasDiffer",
-        title="One rank's weights are not those of the others",
+        title="Replica divergence",
         family="replica",
-        summary="The replicas of the model are not equal any more.",
+        summary="The replicas of the model are no longer identical.",
         description="The weights of {where} on {rank} differ from the others' by "
         "{replica_difference_ratio:.2g} of their sum of squares.",
         thresholds=(Threshold(severity="critical", when=(Condition("replica_difference_ratio", above=1e-6),)),),
         abnormal=(Condition("replica_difference_ratio", above=1e-6),),
-        source="replicas do the same arithmetic on the same numbers, so equal is 0; 1e-6 is left to float32 sums on "
-        "unlike devices",
+        source="replicas do the same arithmetic on the same numbers, so the difference is 0; 1e-6 allows for float32 "
+        "sums on devices of different kinds",
         remedy=(
-            "Resume all ranks from a checkpoint before this step, without that rank's device; run its diagnostics.",
-            "Do ranks step on their own here (local SGD, experts inside DDP)? Silence this rule for those layers.",
+            "Resume all ranks from a checkpoint before this step, without that rank's device. Run its diagnostics.",
+            "If ranks step independently here (local SGD, experts inside DDP), mute this rule for those layers.",
         ),
         references=(SDC, LLAMA),
     ),
     Rule(
         name="SlowRank",
-        title="One rank is slow",
+        title="Slow rank",
         family="slow_rank",
-        summary="The other ranks wait for a slow one.",
-        description="Rank {rank_slowest:.0f} is the last: the fastest waits {rank_wait_ratio:.0%} of a step for it.",
+        summary="The other ranks wait for a slow rank.",
+        description="Rank {rank_slowest:.0f} is the slowest. The fastest waits {rank_wait_ratio:.0%} of a step for it.",
         thresholds=(Threshold(severity="warning", when=(Condition("rank_wait_ratio", above=0.25),), for_points=4),),
         abnormal=(Condition("rank_wait_ratio", above=0.25),),
         warm_up=WINDOW,
-        source="a quarter of the step, in the median of 16 points, the same rank in three of four of them",
+        source="a quarter of the step in the median of 16 points, with the same rank in three quarters of them",
         remedy=(
-            "Look at its data loader (data_wait_seconds), its node's clocks, temperature and neighbours.",
-            "If it stays slow, take the node out.",
+            "Check its data loader (data_wait_seconds), and its node: clocks, temperature, other jobs.",
+            "If it stays slow, replace the node.",
         ),
         references=(LLAMA,),
     ),
     Rule(
         name="RankLossHigher",
-        title="One rank's loss is higher than the others'",
+        title="High loss on one rank",
         family="rank_loss",
-        summary="The loss of one rank is higher than that of the others, step after step.",
+        summary="The loss of one rank is persistently higher than that of the others.",
         description="Rank {rank_loss_highest:.0f} has the largest loss: {rank_loss_excess_ratio:.0%} above the "
         "smallest.",
         thresholds=(
@@ -155,12 +155,12 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("rank_loss_excess_ratio", above=0.5),),
         warm_up=WINDOW,
-        source="ranks see samples of one distribution, so which is highest changes from step to step; half above, in "
-        "the median of 16 points, the same rank in three of four of them",
+        source="ranks sample one distribution, so the highest rank changes from step to step; 50% above the "
+        "smallest in "
+        "the median of 16 points, with the same rank in three quarters of them",
         remedy=(
-            "Look at the data of that rank: its shard, its preprocessing, its tokenizer's version.",
-            "Are its weights those of the others (ReplicasDiffer)? If so and its data is like theirs, take the device "
-            "out and run its diagnostics.",
+            "Check the data of that rank: its shard, its preprocessing, its tokenizer version.",
+            "If its data is fine and ReplicasDiffer does not fire, replace the device and run its diagnostics.",
         ),
         references=(SDC, LLAMA),
     ),

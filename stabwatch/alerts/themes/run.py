@@ -14,14 +14,14 @@ def features() -> tuple[Feature, ...]:
 RULES: tuple[Rule, ...] = (
     Rule(
         name="TrainingStopped",
-        title="The process stopped",
+        title="Training stopped",
         family="run",
-        summary="Training stopped without finishing, or stands still.",
+        summary="Training stopped without finishing, or has stalled.",
         description="{what}",
-        source="the end event; no record for 20 median steps, 60 s, and twice the longest pause before",
+        source="the end event; or no record for 20 median steps, 60 s, and twice the longest earlier pause",
         remedy=(
-            "Look at the end of the training's own output: out of memory, a lost node, a killed job?",
-            "Resume from the last checkpoint; look first at what else fired here before the end.",
+            "Check the end of the training's own output: out of memory, a lost node, a killed job?",
+            "First check which other alerts fired before the end; then resume from the last good checkpoint.",
         ),
     ),
 )

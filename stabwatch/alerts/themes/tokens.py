@@ -1,4 +1,4 @@
-"""Tokens whose representations become the same."""
+"""Token collapse: the representations of all tokens become the same."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ def features() -> tuple[Feature, ...]:
         MedianFeature(
             "token_similarity",
             "token_similarity",
-            DerivedSignal("token_similarity_median", "Median over layers of token_similarity.", level="run"),
+            DerivedSignal("token_similarity_median", "Median over layers of token_similarity.", scope="run"),
             rise=DerivedSignal(
-                "token_similarity_rise", "token_similarity_median less that of the layers' first values.", level="run"
+                "token_similarity_rise",
+                "token_similarity_median minus the median of the layers' first values.",
+                scope="run",
             ),
         ),
     )
@@ -24,11 +26,11 @@ def features() -> tuple[Feature, ...]:
 RULES: tuple[Rule, ...] = (
     Rule(
         name="TokenCollapse",
-        title="Mean-mode collapse: tokens become one",
+        title="Token collapse",
         family="token_similarity",
-        summary="Tokens become one: their representations no longer differ.",
+        summary="Rank collapse: the representations of all tokens have become nearly identical.",
         description="The mean cosine between tokens is {token_similarity_median:.4g} in the median layer, "
-        "{token_similarity_rise:.2g} higher than at first.",
+        "{token_similarity_rise:.2g} higher than at the start.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -38,10 +40,10 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("token_similarity_median", above=0.9), Condition("token_similarity_rise", above=0.2)),
         warm_up=16,
-        source=f"1 is the end ({MEAN_MODE}); {CALIBRATED}",
+        source=f"at 1 all tokens are identical ({MEAN_MODE}); {CALIBRATED}",
         remedy=(
-            "Stop: queries and keys get no gradient any more. Resume from before the onset with a lower learning rate.",
-            "For good: take the token mean out of what the branches write (MV-Split), pre-norm, scaled residuals.",
+            "Stop: queries and keys no longer get a gradient. Resume from before the onset with a lower learning rate.",
+            "Long term: remove the token mean from branch outputs (MV-Split), pre-norm, scaled residual branches.",
         ),
         references=(MEAN_MODE,),
     ),

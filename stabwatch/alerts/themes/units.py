@@ -17,9 +17,9 @@ RULES: tuple[Rule, ...] = (
         name="DeadUnits",
         title="Dead units",
         family="dead_units_ratio",
-        summary="Hidden units die.",
+        summary="Many hidden units are dead: they are zero for every token.",
         description="{dead_units_ratio:.0%} of the inputs of {where} are zero for every token, "
-        "{dead_units_ratio_rise:.0%} more than at first.",
+        "{dead_units_ratio_rise:.0%} more than at the start.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -30,8 +30,8 @@ RULES: tuple[Rule, ...] = (
         abnormal=(Condition("dead_units_ratio", above=0.5), Condition("dead_units_ratio_rise", above=0.2)),
         source=f"{CALIBRATED}",
         remedy=(
-            "Lower the learning rate; dead units stay dead, so resume from before the onset.",
-            "For good: GELU or leaky ReLU, warm-up, smaller biases.",
+            "Lower the learning rate. Dead units do not recover, so resume from a checkpoint before the onset.",
+            "Long term: GELU or leaky ReLU, warm-up, smaller biases.",
         ),
         references=(RELU,),
     ),
@@ -39,9 +39,9 @@ RULES: tuple[Rule, ...] = (
         name="SaturatedUnits",
         title="Saturated units",
         family="saturated_units_ratio",
-        summary="Hidden units saturate.",
+        summary="Many hidden units are saturated for every token.",
         description="{saturated_units_ratio:.0%} of the units of {where} are saturated for every token, "
-        "{saturated_units_ratio_rise:.0%} more than at first.",
+        "{saturated_units_ratio_rise:.0%} more than at the start.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -53,10 +53,10 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("saturated_units_ratio", above=0.5), Condition("saturated_units_ratio_rise", above=0.2)),
-        source="as dead units: four fifths of a layer pass no gradient back",
+        source="as for dead units: four fifths of a layer pass no gradient back",
         remedy=(
-            "Lower the learning rate; resume from before the onset, as saturated units hardly come back.",
-            "For good: normalise before the activation, initialise smaller, or use GELU or SiLU in place of tanh.",
+            "Lower the learning rate. Saturated units hardly recover, so resume from a checkpoint before the onset.",
+            "Long term: normalise before the activation, use smaller initial weights, or GELU or SiLU, not tanh.",
         ),
         references=(TANH,),
     ),

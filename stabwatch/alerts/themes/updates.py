@@ -1,4 +1,4 @@
-"""Update sizes, Adam's state, and weights that change outside of optimizer steps."""
+"""Update sizes, Adam's state, and weight changes outside optimizer steps."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from stabwatch.runlog import SeriesKey
 
 
 class WeightFeature:
-    """By how much a layer's weights changed beyond what the optimizer's own steps can have done.
+    """Change of a layer's weight norm that the optimizer's own steps cannot explain.
 
-    The norm after a step lies within (1 +- update-to-weight ratio) of the norm before it; between two measured points,
-    every step is taken to be as large as the larger of the two. What is left over was changed by something else: a bit
-    that turned over, a checkpoint that was loaded, an average that was swapped in.
+    The norm after a step is within (1 +- update-to-weight ratio) of the norm before it. Between two measured points,
+    every step is assumed as large as the larger of the two. The rest has another cause: a bit flip, a loaded
+    checkpoint, swapped averaged weights.
     """
 
     name = "weight"
     signal = "weight_rms"
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "weight_unexplained_ratio", "Change of a layer's weight norm beyond what its updates explain.", "ratio"
+            "weight_unexplained_ratio",
+            "Relative change of a layer's weight norm that its updates do not explain.",
+            "ratio",
         ),
     )
 
@@ -39,7 +41,7 @@ class WeightFeature:
         return self._columns.layers
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Family."""
+        """See Feature."""
         self._columns.bind(keys)
         more = len(self.layers) - len(self._rms)
         self._rms, self._ratio, self._steps = (
@@ -48,12 +50,12 @@ class WeightFeature:
         self._points = np.append(self._points, np.zeros(more))
 
     def restart(self) -> None:
-        """See Family."""
+        """See Feature."""
         for kept in (self._rms, self._ratio, self._steps):
             kept[:] = np.nan
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Family."""
+        """See Feature."""
         rms, ratio = (self._columns.of(signal, values) for signal in self._columns.signals)
         measured = ~np.isnan(rms)
         if not measured.any():
@@ -80,7 +82,7 @@ def features() -> tuple[Feature, ...]:
             ),
             DerivedSignal(
                 "update_to_weight_to_peak_ratio",
-                "update_to_weight_median_ratio over its largest value before.",
+                "update_to_weight_median_ratio over its previous peak.",
                 "ratio",
                 "run",
             ),
@@ -99,11 +101,12 @@ def features() -> tuple[Feature, ...]:
 RULES: tuple[Rule, ...] = (
     Rule(
         name="UpdateTooLarge",
-        title="Steps too large for the weights",
+        title="Update too large",
         family="update",
-        summary="Steps are far too large for the weights.",
-        description="A step changes the weights by {update_to_weight_median_ratio:.2g} of their size in the median "
-        "layer, {update_to_weight_to_peak_ratio:.3g} times the largest before; 0.001 is usual.",
+        summary="Updates are far too large relative to the weights.",
+        description="One update changes the weights of the median layer by {update_to_weight_median_ratio:.2g} of "
+        "their norm, "
+        "{update_to_weight_to_peak_ratio:.3g} times the previous peak; 0.001 is usual.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -111,7 +114,7 @@ RULES: tuple[Rule, ...] = (
                     Condition("update_to_weight_median_ratio", above=0.02),
                     Condition("update_to_weight_to_peak_ratio", above=4.0),
                 ),
-                summary="Steps have become many times larger than any before.",
+                summary="Updates have become several times larger than any before.",
             ),
             Threshold(severity="warning", when=(Condition("update_to_weight_median_ratio", above=0.07),), for_points=4),
         ),
@@ -120,33 +123,33 @@ RULES: tuple[Rule, ...] = (
         source=f"seventy times the usual 1e-3; the healthy runs of {CALIBRATED} stay below 0.04 after eight points",
         remedy=(
             "Lower the learning rate until updates are about a thousandth of the weights.",
-            "Warm it up over the first hundreds of steps; look for a jump in the schedule.",
+            "Warm it up over the first few hundred steps. Check the schedule for a jump.",
         ),
         references=(PROXIES,),
     ),
     Rule(
         name="WeightsChangedOutsideStep",
-        title="Weights changed from outside",
+        title="Weights changed outside the optimizer",
         family="weight",
         summary="Weights changed by more than the optimizer's steps explain.",
-        description="The weights of {where} changed by {weight_unexplained_ratio:.3g} of their norm beyond what the "
-        "updates explain.",
+        description="The weights of {where} changed by {weight_unexplained_ratio:.3g} of their norm more than "
+        "the updates explain.",
         thresholds=(Threshold(severity="warning", when=(Condition("weight_unexplained_ratio", above=0.05),)),),
         abnormal=(Condition("weight_unexplained_ratio", above=0.05),),
-        source="a norm after a step lies within 1 +- the step's own ratio; 0.05 is rounding many times over",
+        source="the norm after a step is within 1 +- the update-to-weight ratio; 0.05 is many times the rounding error",
         remedy=(
-            "Was a checkpoint loaded, an average swapped in, a layer initialised again here? Then all is well.",
-            "If not: memory of this device is suspect. Resume from before this step on another one."
-            " Run its diagnostics.",
+            "If a checkpoint was loaded, averaged weights swapped in or a layer reset here, no action is needed.",
+            "Otherwise suspect the memory of this device: resume from before this step on another one, "
+            "and run its diagnostics.",
         ),
         references=(SDC,),
     ),
     Rule(
         name="AdamStepTooLarge",
-        title="Adam's second moment is stale",
+        title="Stale second moment in Adam",
         family="adam_step_rms",
-        summary="Adam's second moment is stale: its steps are longer than the learning rate.",
-        description="The root mean square of m / (sqrt(v) + eps) of {where} is {adam_step_rms:.3g}; steady gradients "
+        summary="Adam's second moment is stale: its steps exceed the learning rate.",
+        description="The root mean square of m / (sqrt(v) + eps) of {where} is {adam_step_rms:.3g}. Constant gradients "
         "give at most 1.",
         thresholds=(
             Threshold(severity="warning", when=(Condition("adam_step_rms", above=2.0),)),
@@ -154,20 +157,20 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("adam_step_rms", above=1.1),),
         warm_up=2,
-        source="1 is what gradients that never change give; one gradient far larger than all before gives up to "
+        source="constant gradients give 1; one gradient far larger than all before gives up to "
         "(1 - beta1) / sqrt(1 - beta2) = 3.2",
         remedy=(
-            "What changed here: the data, the weight of a loss, a layer that began to learn?",
+            "Find what changed here: the data, a loss weight, a layer that was unfrozen.",
             "Lower beta2 (0.95), clip updates (StableAdamW), or clip the gradient.",
         ),
         references=(ADAM,),
     ),
     Rule(
         name="AdamEpsilonTooLarge",
-        title="Adam's epsilon is too large",
+        title="Adam epsilon too large",
         family="adam_epsilon",
-        summary="Adam's epsilon is larger than the gradients: it sets the steps.",
-        description="In the median layer, {adam_epsilon_median_ratio:.0%} of the second moments lie below epsilon "
+        summary="Adam's epsilon exceeds the gradients, so it sets the step size.",
+        description="In the median layer, {adam_epsilon_median_ratio:.0%} of the second moments are below epsilon "
         "squared.",
         thresholds=(
             Threshold(severity="warning", when=(Condition("adam_epsilon_median_ratio", above=0.8),), for_points=8),
@@ -179,15 +182,15 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="StepBeyondRadius",
-        title="Steps longer than the Taylor radius",
+        title="Step beyond the Taylor radius",
         family="beyond_radius_ratio",
-        summary="Steps are longer than the radius within which the loss is what its series says.",
+        summary="Steps are longer than the Taylor radius, within which the gradient predicts the loss.",
         description="For {beyond_radius_ratio:.0%} of the samples the step is longer than the Taylor radius.",
         thresholds=(Threshold(severity="warning", when=(Condition("beyond_radius_ratio", above=0.5),), for_points=3),),
         abnormal=(Condition("beyond_radius_ratio", above=0.25),),
         source=f"no step within the radius failed, seven of ten beyond it did ({GHOSTS}; docs/validation.md)",
         remedy=(
-            "Lower the learning rate; lengthen the warm-up.",
+            "Lower the learning rate, or lengthen the warm-up.",
             'The guard `guard="taylor"` shortens such steps.',
         ),
         references=(GHOSTS,),

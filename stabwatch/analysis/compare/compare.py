@@ -1,25 +1,27 @@
-"""Runs side by side: what differs in their configuration, where their curves part, what parted first and where."""
+"""Runs side by side: what differs in their configuration, where their curves diverge, what diverged first and where."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stabwatch.alerts.root_causes import TOGETHER
-from stabwatch.analysis.compare.curve_set import CurveSet, keys_of, load_curve_sets
+from stabwatch.analysis.analyze import analyze_source
+from stabwatch.analysis.compare.curve_set import CurveSet, curve_sets, keys_of
 from stabwatch.analysis.compare.divergence_point import DivergencePoint, divergence_point
 from stabwatch.analysis.compare.sweep import Sensitivity, sensitivities
 from stabwatch.analysis.compare.widths import Widths, widths
+from stabwatch.analysis.sources import named
 from stabwatch.exporters.declared import adopt, declared
 from stabwatch.runlog import SeriesKey, plain
 from stabwatch.runlog.source import Source
 from stabwatch.signals import CATALOGUE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OF_TRAINING = ("learning_rate", "loss_scale")
-"""What the host knows of the training itself; pace and cost of watching part for reasons of their own."""
+"""What the host knows of the training itself; pace and cost of watching differ for reasons of their own."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Parted:
-    """A series that parts."""
+class Diverged:
+    """A series that diverges."""
 
     signal: str
     layer: str
@@ -46,16 +48,17 @@ class Parted:
 
 @dataclass(frozen=True)
 class Pair:
-    """A run beside the reference.
+    """A run compared with the reference.
 
-    loss: None without enough common points. parted: series that part, by step; the first of them, as many as `together`
-    says, lie within so few steps that an order means nothing, and the clearest stands first. compared: series that
-    were looked at; short: those with too few common points. only_here, only_there: series that just one of them has.
+    loss: None without enough common points. diverged: series that diverge, by step; the first of them, as many as
+    `together` says, are so close together that their order means nothing, and the clearest comes first.
+    compared: series that were looked at; short: those with too few common points. only_here, only_there: series that
+    just one of the two has.
     """
 
     run: str
     loss: DivergencePoint | None
-    parted: tuple[Parted, ...]
+    diverged: tuple[Diverged, ...]
     together: int
     compared: int
     short: int
@@ -65,7 +68,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs; the first is the reference. window: steps that a point stands for."""
+    """Several runs; the first is the reference.
+
+    window: steps that a point represents. verdicts: what `analyze` says of each run.
+    """
 
     runs: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -74,15 +80,18 @@ class Comparison:
     pairs: tuple[Pair, ...]
     widths: Widths | None
     sensitivity: tuple[Sensitivity, ...]
+    verdicts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite are None."""
-        return plain({"schema": SCHEMA_VERSION, **asdict(self), "paths": [str(path) for path in self.paths]})
+        return plain({"schema_version": SCHEMA_VERSION, **asdict(self), "paths": [str(path) for path in self.paths]})
 
 
 def compare(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> Comparison:
     """Compare two runs or more. Raises RunLogError."""
-    return compare_subjects(load_curve_sets(logs, progress))
+    analyses = [analyze_source(log, progress=progress) for log in logs]
+    found = compare_subjects(curve_sets(named(logs), [(a.run, a.window) for a in analyses]))
+    return replace(found, verdicts=tuple(a.diagnosis.verdict for a in analyses))
 
 
 def compare_subjects(subjects: Sequence[CurveSet]) -> Comparison:
@@ -111,7 +120,7 @@ def _pair(reference: CurveSet, other: CurveSet) -> Pair:
     keys = [key for key in keys_of([reference, other]) if _compared(key)]
     found = [(key, divergence_point(reference.curve(*_of(key)), other.curve(*_of(key)))) for key in keys]
     judged = [(key, p) for key, p in found if p is not None]
-    apart = [Parted(*_of(key), p) for key, p in judged if p.step is not None]
+    apart = [Diverged(*_of(key), p) for key, p in judged if p.step is not None]
     apart.sort(key=lambda one: one.step)
     limit = apart[0].step + max(TOGETHER, apart[0].divergence.resolution) if apart else 0
     together = sum(one.step <= limit for one in apart)
@@ -120,7 +129,7 @@ def _pair(reference: CurveSet, other: CurveSet) -> Pair:
     return Pair(
         run=other.name,
         loss=next((p for key, p in judged if key == SeriesKey("loss")), None),
-        parted=tuple(apart),
+        diverged=tuple(apart),
         together=together,
         compared=len(judged),
         short=len(found) - len(judged),

@@ -28,7 +28,7 @@ _OF_WATCHING = {"run", "root", "agent", "host", "port", "linger", "file_sd", "ve
 class CurveSet:
     """One run.
 
-    window: steps that a point stands for. facts: configuration and environment, flat, by dotted name.
+    window: steps that a point represents. facts: configuration and environment, flat, by dotted name.
     """
 
     name: str
@@ -90,10 +90,14 @@ class CurveSet:
 
 def load_curve_sets(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> tuple[CurveSet, ...]:
     """Runs with unique names and points of the same width. Raises RunLogError."""
-    loaded = [load(log, progress) for log in logs]
+    return curve_sets(named(logs), [load(log, progress) for log in logs])
+
+
+def curve_sets(names: Sequence[str], loaded: Sequence[tuple[Run, int]]) -> tuple[CurveSet, ...]:
+    """Runs in memory, each with the steps that a point of it represents, with points of the same width."""
     widest = max((window for _, window in loaded), default=1)
     runs = [replace(run, blocks=tuple(merged(b, widest) for b in run.blocks)) for run, _ in loaded]
-    return tuple(CurveSet(name, run, widest, facts(run)) for name, run in zip(named(logs), runs, strict=True))
+    return tuple(CurveSet(name, run, widest, facts(run)) for name, run in zip(names, runs, strict=True))
 
 
 def facts(run: Run) -> dict[str, Any]:

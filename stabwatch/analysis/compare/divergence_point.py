@@ -1,15 +1,15 @@
-"""Where two curves part: from which step on their difference exceeds the noise of both.
+"""Where two curves diverge: from which step on their difference exceeds the noise of both.
 
 1. The points are those at common steps; y = ln x where both curves are positive, otherwise x over their typical size.
 2. Noise of each curve, at each point: the robust spread of its residuals about its running median, in the 65 points
    around; at least that of the differences of neighbours. The running median spans a sixth of the points, 33 to 513.
-   Residuals that are alike say less: n points count as n (1 - r) / (1 + r), with r the correlation of neighbours.
+   Correlated residuals count less: n points count as n (1 - r) / (1 + r), with r the correlation of neighbours.
 3. The difference is looked at through medians of w points, w = 16, 64, 256 (fewer where there are fewer points). It
    exceeds the noise where it is larger than 4 of its standard errors and than 2 %, with the same sign, in three
-   successive medians that share no point. The curves part where, in the earliest such place, the difference jumps from
-   nothing to the second median, by likelihood.
+   successive medians that share no point. The curves diverge where, in the earliest such place, the difference jumps
+   from nothing to the second median, by likelihood.
 
-A value that is finite in one curve only is a parting at once.
+A value that is finite in one curve only is a divergence at once.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class DivergencePoint:
     step: first step at which they are apart; None if they never are. before: the common step before it.
     until: last step at which they are; None if they are so at the end, or never.
     differ: first step at which they differ at all, beyond rounding; None if they are the same.
-    gap: ratio of the curve to its reference where they part, end: at the end; the difference over their typical size if
-    `relative` is false (a curve that is not positive). noise: spread of the difference of two points, in the same unit.
-    points: common points. resolution: steps between them.
+    gap: ratio of the curve to its reference where they diverge, end: at the end; the difference over their typical size
+    if `relative` is false (a curve that is not positive). noise: spread of the difference of two points, in the same
+    unit. points: common points. resolution: steps between them.
     """
 
     step: int | None
@@ -63,13 +63,13 @@ class DivergencePoint:
 
     @property
     def strength(self) -> float:
-        """The gap where they part, in units of the noise, which counts as 2 % at least."""
+        """The gap where they diverge, in units of the noise, which counts as 2 % at least."""
         gap = abs(float(np.log(self.gap))) if self.relative else abs(self.gap)
         return gap / max(self.noise, FLOOR) if np.isfinite(gap) else float("inf")
 
 
 def divergence_point(reference: tuple[Steps, Array], other: tuple[Steps, Array]) -> DivergencePoint | None:
-    """Where `other` parts from `reference`, each (steps, values); None when they have too few steps in common."""
+    """Where `other` diverges from `reference`, each (steps, values); None when they have too few steps in common."""
     steps, a, b = _common(reference, other)
     both = np.isfinite(a) & np.isfinite(b)
     broken = np.isfinite(a) != np.isfinite(b)
@@ -130,8 +130,8 @@ def _error(y: Array) -> Array:
     )
     kept = np.clip(rest, -3 * local, 3 * local)
     power = float((kept * kept).sum())
-    alike = float(np.clip((kept[1:] * kept[:-1]).sum() / power, 0.0, 0.98)) if power > 0 else 0.0
-    return 1.2533 * np.maximum(local, rough / np.sqrt(2)) * np.sqrt((1 + alike) / (1 - alike))
+    correlation = float(np.clip((kept[1:] * kept[:-1]).sum() / power, 0.0, 0.98)) if power > 0 else 0.0
+    return 1.2533 * np.maximum(local, rough / np.sqrt(2)) * np.sqrt((1 + correlation) / (1 - correlation))
 
 
 def _apart(difference: Array, error: Array, window: int) -> tuple[int, int] | None:

@@ -3,7 +3,8 @@
 The largest attention logit and the smallest gradient RMS of a layer, at the end of each run, are fitted by least
 squares as ln y = a + b ln(parameters) + c ln(peak learning rate); a variable that does not vary is left out. Intervals
 are 95 % prediction intervals of a further run (Student's t). They assume that the law goes on, that runs scatter
-around it independently and alike in ln y, and that nothing else differs between them (data, schedule, architecture).
+around it independently, by the same amount in ln y, and that nothing else differs between them (data, schedule,
+architecture).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from scipy import stats
 from stabwatch.analysis.compare.curve_set import CurveSet
 from stabwatch.runlog import plain
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ATTENTION_LIMITS = (100.0, 1e4)
 """QK-clip's tau (Kimi K2, arXiv:2507.20534), and where small-scale-proxies runs diverge (arXiv:2309.14322)."""
 EPSILON = 1e-8
@@ -81,8 +82,8 @@ class Crossing:
     """Where `along` a variable, the other one fixed, the value reaches a limit.
 
     at: where the law does; None if never within a million times the range of the runs. first, last: where the first and
-    the last value of the prediction interval do; None where that lies outside. beyond: how many times farther than the
-    runs `at` lies; 1 inside their range.
+    the last value of the prediction interval do; None where that is outside. beyond: how many times farther than the
+    runs `at` is; 1 inside their range.
     """
 
     limit: float
@@ -133,7 +134,7 @@ class Law:
         self._y = np.log([p.value for p in points])
         x = self._row([[p.at(name) for p in points] for name in self.names])
         if np.linalg.matrix_rank(x) < k:
-            raise ValueError("model size and learning rate change together, so that their parts cannot be told apart")
+            raise ValueError("model size and learning rate change together, so that their effects cannot be separated")
         self._inverse = np.linalg.inv(x.T @ x)
         self.beta: Array = self._inverse @ x.T @ self._y
         rest = self._y - x @ self.beta

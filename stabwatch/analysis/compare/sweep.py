@@ -18,7 +18,7 @@ class Sensitivity:
     """E[min(loss(rate), loss_0) - loss*] over the learning rates of a sweep at one model size.
 
     rates, losses: distinct peak learning rates and the final loss at each (the mean over runs of one rate), at most
-    loss_0, which stands for a loss that is not finite too. initial: loss_0, the median first loss. best: loss*, at
+    loss_0, which also replaces a loss that is not finite. initial: loss_0, the median first loss. best: loss*, at
     `best_rate`. value: the mean over the rates.
     """
 

@@ -1,10 +1,18 @@
-"""What can have happened in a training log. A detector is a module with `find(part) -> list[Finding]`; it prints
-nothing, keeps no state, and says nothing where its columns are missing."""
+"""What can have happened in a training, seen in hindsight.
+
+A detector is a module with `find(segment) -> list[Incident]`. It prints nothing, keeps no state, and gives nothing
+where its columns are missing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
+
+from stabwatch.alerts.incidents import Incident
+from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.analysis.detectors import (
     divergence,
     gradients,
@@ -14,13 +22,15 @@ from stabwatch.analysis.detectors import (
     messages,
     nonfinite,
     pace,
+    reinitialisation,
+    restarts,
     spikes,
     too_good,
 )
-from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.findings import Finding
+from stabwatch.analysis.detectors.segments import RunSegment, cut, segments
+from stabwatch.analysis.readers.log import LogRun, Role
 
-Detector = Callable[[RunSegment], list[Finding]]
+Detector = Callable[[RunSegment], list[Incident]]
 
 DETECTORS: tuple[Detector, ...] = (
     nonfinite.find,
@@ -34,4 +44,82 @@ DETECTORS: tuple[Detector, ...] = (
     pace.find,
     messages.find,
 )
-"""All that look at one part of a run. `reinitialisation` cuts a part in two, `restarts` looks at all parts."""
+"""All that look at one segment of a run. `reinitialisation` cuts a segment in two, `restarts` looks at all of them."""
+
+_ROLES: dict[str, Role] = {
+    "GradientNormExplosion": "grad_norm",
+    "GradientNormOutliers": "grad_norm",
+    "LossScaleCollapse": "loss_scale",
+    "LossScaleSearch": "loss_scale",
+    "LearningRateSpike": "learning_rate",
+    "LearningRateZero": "learning_rate",
+    "SlowSteps": "step_seconds",
+}
+"""Role of the column that a condition is about, where it is not the loss."""
+_NO_COLUMN = ("TrainingPaused", "RunRestarted", "RunResumed", "TrainingStopped", "LoggedError", "NonFinite")
+
+
+def detect(run: LogRun, watched: bool = False) -> list[Incident]:
+    """All incidents of a run, in the order of the log.
+
+    watched: the curves are those of a run folder; incidents then have no line.
+    """
+    return detect_in(list(segments(run, watched)))
+
+
+def detect_in(found: Sequence[RunSegment]) -> list[Incident]:
+    """All incidents of the segments of one run, in the order of the log."""
+    with np.errstate(all="ignore"):  # a log may hold any number
+        incidents = [*restarts.find(found), *(i for segment in found for i in _of_segment(segment))]
+    incidents.sort(key=lambda i: (_line(i) if _line(i) >= 0 else i.first_step, i.first_step, _severity(i)))
+    names = _names(found)
+    return [_placed(i, names, found[0].watched) for i in incidents]
+
+
+def _line(incident: Incident) -> int:
+    return -1 if incident.line is None else incident.line
+
+
+def _severity(incident: Incident) -> int:
+    return SEVERITIES.index(incident.severity)
+
+
+def _of_segment(segment: RunSegment) -> Iterator[Incident]:
+    """All incidents of a segment, which every re-initialisation cuts in two."""
+    begun = reinitialisation.find(segment)
+    yield from begun
+    for incident in begun:
+        early, segment = cut(segment, incident.first_step)
+        yield from _detected(early)
+    yield from _detected(segment)
+
+
+def _detected(segment: RunSegment) -> list[Incident]:
+    """What the detectors find; single outliers on the way into a divergence belong to it."""
+    found = [incident for find in DETECTORS for incident in find(segment)]
+    gone = min((i.first_step for i in found if i.condition == "LossDivergence"), default=None)
+    return [i for i in found if i.condition != "LossOutliers" or gone is None or (i.last_step or 0) < gone]
+
+
+def _names(found: Iterable[RunSegment]) -> dict[Role, str]:
+    """Name of the column of each role."""
+    names: dict[Role, str] = {}
+    for segment in found:
+        for column in segment.columns:
+            if len(column):
+                names.setdefault(column.role, column.name)
+    if "eval_loss" in names:
+        names.setdefault("loss", names["eval_loss"])
+    if "throughput" in names:
+        names.setdefault("step_seconds", names["throughput"])
+    return names
+
+
+def _placed(incident: Incident, names: dict[Role, str], watched: bool) -> Incident:
+    """With the name of its column, and the line or the record where it begins."""
+    known = incident.signal or incident.condition in _NO_COLUMN
+    signal = incident.signal if known else names.get(_ROLES.get(incident.condition, "loss"), "")
+    line = _line(incident)
+    if line < 0:
+        return replace(incident, signal=signal, line=None)
+    return replace(incident, signal=signal, line=None if watched else line, record=line - 1 if watched else None)

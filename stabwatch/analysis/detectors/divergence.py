@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 
+from stabwatch.alerts.incidents import Confidence, Incident
+from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.excursions import BACK, Excursion
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, level, rolling_median, scatter
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.short_curves import EXCERPT
-from stabwatch.analysis.findings import Finding, confidence_of
 from stabwatch.analysis.readers.log import Column
 
 LOST = 0.4
@@ -50,54 +51,54 @@ def _returning(values: Array, e: Excursion) -> bool:
     return falls or len(values) - e.start < FEW
 
 
-def find(part: RunSegment) -> list[Finding]:
+def find(segment: RunSegment) -> list[Incident]:
     """At most one: by an excursion that never ends, else by a slow rise."""
-    loss = part.finite_loss
+    loss = segment.finite_loss
     if loss is None or len(loss) < FEW:
         return []
-    for e in part.excursions:
-        if diverges(loss.values, e, part.dies):
+    for e in segment.excursions:
+        if diverges(loss.values, e, segment.dies):
             text = (
-                f"The {part.loss_name} diverged from step {loss.steps[e.start]} on: from {e.base:.4g} to "
-                f"{loss.values[-1]:.4g}" + (", and then to numbers that are not finite." if part.dies else ".")
+                f"The {segment.loss_name} diverged from step {loss.steps[e.start]} on: from {e.base:.4g} to "
+                f"{loss.values[-1]:.4g}" + (", and then to numbers that are not finite." if segment.dies else ".")
             )
-            return [_finding(part, loss, e.start, e.base, text, confidence_of(e.over, e.stop - e.start))]
+            return [_incident(segment, loss, e.start, e.base, text, confidence_of(e.over, e.stop - e.start))]
     away = _below(loss.values)
     if away is not None:
         base = float(np.median(np.abs(loss.values[:FEW])))
         text = (
-            f"The {part.loss_name} runs away downwards from step {loss.steps[away]} on, to {loss.values.min():.4g} at "
-            f"the lowest: it has no lower bound, as where a discriminator's or a likelihood's sign is wrong."
+            f"The {segment.loss_name} runs away downwards from step {loss.steps[away]} on, to {loss.values.min():.4g} "
+            f"at the lowest: it has no lower bound, as where a discriminator's or a likelihood's sign is wrong."
         )
-        return [_finding(part, loss, away, base, text, 0.9, down=True)]
-    slow = _slow(loss.values, part.fresh)
+        return [_incident(segment, loss, away, base, text, "likely", down=True)]
+    slow = _slow(loss.values, segment.fresh)
     if slow is None:
         return []
     start, best = slow
     text = (
-        f"The {part.loss_name} rises from step {loss.steps[start]} on, from {best:.4g}, its best, to "
+        f"The {segment.loss_name} rises from step {loss.steps[start]} on, from {best:.4g}, its best, to "
         f"{np.median(loss.values[-max(1, len(loss) // 20) :]):.4g} at the end."
     )
-    return [_finding(part, loss, start, best, text, confidence_of(2.0, len(loss) - start))]
+    return [_incident(segment, loss, start, best, text, confidence_of(2.0, len(loss) - start))]
 
 
-def _finding(
-    part: RunSegment, loss: Column, start: int, base: float, text: str, confidence: float, down: bool = False
-) -> Finding:
-    grave = part.must_fall and loss.role == "loss"
+def _incident(
+    segment: RunSegment, loss: Column, start: int, base: float, text: str, confidence: Confidence, down: bool = False
+) -> Incident:
+    grave = segment.must_fall and loss.role == "loss"
     if loss.role == "eval_loss":
         text += " The log has no training loss: this may be overfitting."
-    elif not part.must_fall:
+    elif not segment.must_fall:
         text += " In reinforcement learning and adversarial training a rising loss need not be bad."
     worst = start + int((np.argmin if down else np.argmax)(loss.values[start:]))
-    return Finding(
-        kind="divergence",
+    return Incident(
+        condition="LossDivergence",
         severity="critical" if grave else "info",
-        step=int(loss.steps[start]),
-        end_step=None,
-        points=len(loss) - start,
-        size=float(loss.values[worst]) / base if base > 0 else math.nan,
-        confidence=confidence if grave else min(confidence, 0.5),
+        first_step=int(loss.steps[start]),
+        last_step=None,
+        records=len(loss) - start,
+        ratio=float(loss.values[worst]) / base if base > 0 else None,
+        confidence=confidence if grave else "possible",
         line=int(loss.lines[start]),
         text=text,
         evidence=(

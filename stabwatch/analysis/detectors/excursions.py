@@ -1,4 +1,4 @@
-"""Stretches over which a curve leaves its level upwards, and whether it comes back."""
+"""Spans over which a curve rises above its level, and whether it comes back."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TAILS = 2
 BACK = 3
 """Records whose median must be back at the level."""
 COMMON = 20
-"""Other stretches, at least half as high, that make an excursion the noise of a curve."""
+"""Other spans, at least half as high, that make an excursion the noise of a curve."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def outliers(values: Array, reference: Reference, taken: list[Excursion]) -> lis
 
 def reference(values: Array) -> Reference:
     """Of a curve."""
-    base = np.fmin(past_median(values), past_median(values, STEEP))  # on a descent the longer past lies too high
+    base = np.fmin(past_median(values), past_median(values, STEEP))  # on a descent the longer past is too high
     unit = print_unit(values)
     middles = rolling_median(values, SUSTAINED)
     changes = np.full(len(values), np.nan)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.excursions import BASE
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, past_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment, picked
-from stabwatch.analysis.findings import Finding, confidence_of
 from stabwatch.analysis.readers.log import Column
 
 FAR = 100.0
@@ -18,9 +19,9 @@ ODD = 5.0
 """Times the usual norm, for a word about single records."""
 
 
-def find(part: RunSegment) -> list[Finding]:
+def find(segment: RunSegment) -> list[Incident]:
     """Explosions, each from its first record on; all isolated records as one finding."""
-    norm = part.of("grad_norm")
+    norm = segment.of("grad_norm")
     if norm is None:
         return []
     norm = picked(norm, ~np.isnan(norm.values) & (norm.values > 0))
@@ -29,7 +30,7 @@ def find(part: RunSegment) -> list[Finding]:
     values = norm.values
     with np.errstate(invalid="ignore"):
         ratio = np.nan_to_num(values / past_median(values), nan=1.0, posinf=np.inf)
-    first = BASE if part.fresh else 2
+    first = BASE if segment.fresh else 2
     ratio[:first] = 1.0
     found, done = [], first
     for start, stop in _sustained(ratio):
@@ -37,11 +38,11 @@ def find(part: RunSegment) -> list[Finding]:
             continue
         base = float(np.median(values[max(0, start - WINDOW) : start]))
         stop = _end(values, stop, base)
-        found.append(_explosion(part, norm, start, stop, base))
+        found.append(_explosion(segment, norm, start, stop, base))
         done = stop
         ratio[start:stop] = 1.0
-    for excursion in part.excursions:  # told there
-        loss = part.finite_loss
+    for excursion in segment.excursions:  # reported by the detector of spikes
+        loss = segment.finite_loss
         assert loss is not None
         inside = (norm.steps >= loss.steps[excursion.start]) & (norm.steps <= loss.steps[excursion.stop - 1])
         ratio[inside] = 1.0
@@ -64,7 +65,7 @@ def _end(values: Array, stop: int, base: float) -> int:
     return len(values)
 
 
-def _explosion(part: RunSegment, norm: Column, start: int, stop: int, base: float) -> Finding:
+def _explosion(segment: RunSegment, norm: Column, start: int, stop: int, base: float) -> Incident:
     inside = norm.values[start:stop]
     worst, infinite = float(inside.max()), int(np.isinf(inside).sum())
     lasts = stop >= len(norm)
@@ -73,37 +74,37 @@ def _explosion(part: RunSegment, norm: Column, start: int, stop: int, base: floa
     course = f"for {stop - start} records{' up to the end' if lasts else ''}"
     course += f", infinite in {infinite}" if infinite else ""
     text = f"The gradient norm explodes at step {norm.steps[start]}, from {base:.3g} to {largest:.3g}, {course}."
-    return Finding(
-        kind="gradient_explosion",
+    return Incident(
+        condition="GradientNormExplosion",
         severity="warning",
-        step=int(norm.steps[start]),
-        end_step=None if lasts else int(norm.steps[stop - 1]),
-        points=stop - start,
-        size=worst / base,
+        first_step=int(norm.steps[start]),
+        last_step=None if lasts else int(norm.steps[stop - 1]),
+        records=stop - start,
+        ratio=worst / base,
         confidence=confidence_of(largest / base / HIGH, stop - start),
         line=int(norm.lines[start]),
         text=text,
         evidence=(
             f"Median of the {min(start, WINDOW)} records before: {base:.3g}.",
-            _of_loss(part, int(norm.steps[start]), int(norm.steps[stop - 1])),
+            _of_loss(segment, int(norm.steps[start]), int(norm.steps[stop - 1])),
         ),
     )
 
 
-def _of_loss(part: RunSegment, first: int, last: int) -> str:
-    loss = part.finite_loss
+def _of_loss(segment: RunSegment, first: int, last: int) -> str:
+    loss = segment.finite_loss
     if loss is None:
-        return "No loss in this log beside it."
+        return "This log has no loss."
     before, inside = (
         loss.values[loss.steps < first][-WINDOW:],
         loss.values[(loss.steps >= first) & (loss.steps <= last)],
     )
     if not len(before) or not len(inside):
-        return "No finite loss beside it."
-    return f"Meanwhile the {part.loss_name} went from {np.median(before):.4g} to at most {inside.max():.4g}."
+        return "The loss was not finite meanwhile."
+    return f"Meanwhile the {segment.loss_name} went from {np.median(before):.4g} to at most {inside.max():.4g}."
 
 
-def _outliers(norm: Column, ratio: Array) -> list[Finding]:
+def _outliers(norm: Column, ratio: Array) -> list[Incident]:
     places = np.flatnonzero(ratio > ODD)
     if not len(places):
         return []
@@ -111,14 +112,14 @@ def _outliers(norm: Column, ratio: Array) -> list[Finding]:
     one = len(places) == 1
     what = "In one record" if one else f"In {len(places)} single records"
     return [
-        Finding(
-            kind="gradient_outliers",
+        Incident(
+            condition="GradientNormOutliers",
             severity="info",
-            step=int(norm.steps[places[0]]),
-            end_step=int(norm.steps[places[-1]]),
-            points=len(places),
-            size=float(ratio[worst]),
-            confidence=0.8,
+            first_step=int(norm.steps[places[0]]),
+            last_step=int(norm.steps[places[-1]]),
+            records=len(places),
+            ratio=float(ratio[worst]),
+            confidence="likely",
             line=int(norm.lines[places[0]]),
             text=(
                 f"{what} the gradient norm is far above the usual, {norm.values[worst]:.3g} at step "

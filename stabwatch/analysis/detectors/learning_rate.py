@@ -5,44 +5,44 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column
 
 JUMP = 2.0
 """Times from one record to the next, after the warm-up."""
 SAME = 1.05
-"""Times the highest rate before, at most: where the cycle of a schedule begins anew."""
+"""Times the highest rate before, at most: where the cycle of a schedule begins again."""
 ZERO = 20
 """Records at a rate of 0."""
 SHARE = 0.05
 """Of the records: a schedule may end a little before the run."""
 
 
-def find(part: RunSegment) -> list[Finding]:
+def find(segment: RunSegment) -> list[Incident]:
     """Jumps upwards, and a schedule that has ended."""
-    rate = part.of("learning_rate")
+    rate = segment.of("learning_rate")
     if rate is None or len(rate) < 8:
         return []
-    return [*_jumps(part, rate), *_zero(rate)]
+    return [*_jumps(segment, rate), *_zero(rate)]
 
 
-def warm_restart(part: RunSegment, first: int, last: int) -> int | None:
+def warm_restart(segment: RunSegment, first: int, last: int) -> int | None:
     """The step of a jump between two steps that a schedule makes: back to a rate that was there before.
 
     A single one may be a mistake; the caller asks how much the loss minded.
     """
-    rate = part.of("learning_rate")
+    rate = segment.of("learning_rate")
     if rate is None or len(rate) < 8:
         return None
-    at = _jumped(part, rate)
+    at = _jumped(segment, rate)
     at = at[rate.values[at] <= SAME * np.maximum.accumulate(rate.values)[at - 1]]
     found = rate.steps[at][(rate.steps[at] >= first) & (rate.steps[at] <= last)]
     return int(found[0]) if len(found) else None
 
 
-def _jumped(part: RunSegment, rate: Column) -> NDArray[np.int64]:
+def _jumped(segment: RunSegment, rate: Column) -> NDArray[np.int64]:
     """Records at which the rate is far above that of the record before."""
     values = rate.values
     past = np.maximum.accumulate(values)
@@ -51,47 +51,47 @@ def _jumped(part: RunSegment, rate: Column) -> NDArray[np.int64]:
     # A warm-up sets new maxima in every record; a jump comes after a rate has been held or lowered.
     settled = np.concatenate(([False], values[1:-1] <= past[:-2]))
     at = np.flatnonzero((up > JUMP) & settled & (values[:-1] > 0)) + 1
-    return at[at > ZERO // 2] if part.fresh else at
+    return at[at > ZERO // 2] if segment.fresh else at
 
 
-def _jumps(part: RunSegment, rate: Column) -> list[Finding]:
-    at, values = _jumped(part, rate), rate.values
+def _jumps(segment: RunSegment, rate: Column) -> list[Incident]:
+    at, values = _jumped(segment, rate), rate.values
     if not len(at):
         return []
     up = values[at] / values[at - 1]
     i = int(at[np.argmax(up)])
     more = f" There are {len(at) - 1} more such jumps." if len(at) > 1 else ""
     return [
-        Finding(
-            kind="learning_rate_jump",
+        Incident(
+            condition="LearningRateSpike",
             severity="info",
-            step=int(rate.steps[at[0]]),
-            end_step=int(rate.steps[at[-1]]),
-            points=len(at),
-            size=float(up.max()),
-            confidence=0.9,
+            first_step=int(rate.steps[at[0]]),
+            last_step=int(rate.steps[at[-1]]),
+            records=len(at),
+            ratio=float(up.max()),
+            confidence="likely",
             line=int(rate.lines[at[0]]),
             text=f"The learning rate jumps at step {rate.steps[i]}, from {values[i - 1]:.3g} to {values[i]:.3g}.{more}",
         )
     ]
 
 
-def _zero(rate: Column) -> list[Finding]:
+def _zero(rate: Column) -> list[Incident]:
     if not rate.values.any():
-        return []  # not printed with enough digits, or not learning: the loss tells which
+        return []  # not printed with enough digits, or not learning: the loss shows which
     last = spans(rate.values == 0)
     if not last or last[-1][1] < len(rate) or last[-1][1] - last[-1][0] < max(ZERO, SHARE * len(rate)):
         return []
     i, points = last[-1][0], len(rate) - last[-1][0]
     return [
-        Finding(
-            kind="learning_rate_zero",
+        Incident(
+            condition="LearningRateZero",
             severity="info",
-            step=int(rate.steps[i]),
-            end_step=None,
-            points=points,
-            size=0.0,
-            confidence=0.7,
+            first_step=int(rate.steps[i]),
+            last_step=None,
+            records=points,
+            ratio=0.0,
+            confidence="likely",
             line=int(rate.lines[i]),
             text=(
                 f"The learning rate is 0 from step {rate.steps[i]} on, for the last {points} records: the schedule has "

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.findings import Finding
 
 FALL = 32.0
 """Five halvings in a row. The scaler's own probing upwards costs one, or two where it has patience."""
 START = 0.02
 """Of the records, and ten at least, in which a scale is searched for."""
 LEAST = 1.0
-"""A scale below one makes gradients smaller: what overflows then is no matter of scale."""
+"""A scale below one makes gradients smaller: a smaller scale cannot prevent what overflows then."""
 LOW = 4.0
 """No search at the start of a healthy training ends as low."""
 NEAR = 2
@@ -40,21 +40,21 @@ class _Burst:
         return self.before / self.after if self.after > 0 and np.isfinite(self.before) else 1.0
 
 
-def find(part: RunSegment) -> list[Finding]:
+def find(segment: RunSegment) -> list[Incident]:
     """Collapses one by one; everything benign as one finding."""
-    bursts = _told(part) or _printed(part)
+    bursts = _from_messages(segment) or _from_column(segment)
     if not bursts:
-        return _low(part)
-    begun = max(10, round(START * len(part.steps))) if part.fresh else 0
+        return _low(segment)
+    begun = max(10, round(START * len(segment.steps))) if segment.fresh else 0
     bad = [b for b in bursts if _bad(b, b.first < begun)]
-    found = [_collapse(part, b) for b in bad] or _low(part)
+    found = [_collapse(segment, b) for b in bad] or _low(segment)
     benign = [b for b in bursts if b not in bad]
-    return [*found, *_search(part, benign, begun)]
+    return [*found, *_search(segment, benign, begun)]
 
 
-def _low(part: RunSegment) -> list[Finding]:
-    """A scale that stands below 1, however it got there."""
-    column = part.of("loss_scale")
+def _low(segment: RunSegment) -> list[Incident]:
+    """A scale that is below 1, however it got there."""
+    column = segment.of("loss_scale")
     if column is None:
         return []
     low = spans((column.values < LEAST) & (column.values > 0))
@@ -63,14 +63,14 @@ def _low(part: RunSegment) -> list[Finding]:
     i, last = low[-1][0], float(column.values[-1])
     step, line, points = int(column.steps[i]), int(column.lines[i]), len(column) - i
     return [
-        Finding(
-            kind="loss_scale_collapse",
+        Incident(
+            condition="LossScaleCollapse",
             severity="critical",
-            step=step,
-            end_step=None,
-            points=points,
-            size=1 / last,
-            confidence=0.85,
+            first_step=step,
+            last_step=None,
+            records=points,
+            ratio=1 / last,
+            confidence="likely",
             line=line,
             text=f"The loss scale is below 1 from step {step} to the end, {last:g} at last: no gradient needs that.",
         )
@@ -85,38 +85,38 @@ def _bad(burst: _Burst, at_start: bool) -> bool:
     return not at_start or burst.after <= LOW
 
 
-def _told(part: RunSegment) -> list[_Burst]:
+def _from_messages(segment: RunSegment) -> list[_Burst]:
     """From messages of overflows, which name the new scale."""
     bursts: list[_Burst] = []
-    for remark in (r for r in part.remarks if r.kind == "overflow"):
-        at = int(np.searchsorted(part.steps, remark.step, side="right")) if remark.step is not None else 0
+    for remark in (r for r in segment.remarks if r.kind == "overflow"):
+        at = int(np.searchsorted(segment.steps, remark.step, side="right")) if remark.step is not None else 0
         burst = bursts[-1] if bursts else None
         if burst is not None and at - burst.last <= NEAR and remark.value <= burst.after:
             burst.stuck += int(remark.value == burst.after and remark.value <= LEAST)
             burst.last, burst.after, burst.count = at, remark.value, burst.count + 1
         else:
-            before = _scale_before(part, remark.step)
+            before = _scale_before(segment, remark.step)
             bursts.append(_Burst(at, at, 1, 2 * remark.value if before is None else before, remark.value, remark.line))
     return bursts
 
 
-def _scale_before(part: RunSegment, step: int | None) -> float | None:
+def _scale_before(segment: RunSegment, step: int | None) -> float | None:
     """The scale that the log printed last."""
-    column = part.of("loss_scale")
+    column = segment.of("loss_scale")
     if column is None or step is None:
         return None
     earlier = column.values[column.steps <= step]
     return float(earlier[-1]) if len(earlier) else None
 
 
-def _printed(part: RunSegment) -> list[_Burst]:
+def _from_column(segment: RunSegment) -> list[_Burst]:
     """From the column of the scale, which may skip many steps between two records."""
-    column = part.of("loss_scale")
+    column = segment.of("loss_scale")
     if column is None:
         return []
     bursts: list[_Burst] = []
     for i in np.flatnonzero(np.diff(column.values) < 0).tolist():
-        at = int(np.searchsorted(part.steps, column.steps[i + 1]))
+        at = int(np.searchsorted(segment.steps, column.steps[i + 1]))
         before, after, line = float(column.values[i]), float(column.values[i + 1]), int(column.lines[i + 1])
         if bursts and at - bursts[-1].last <= NEAR and before <= bursts[-1].after:
             bursts[-1].last, bursts[-1].after, bursts[-1].count = at, after, bursts[-1].count + 1
@@ -125,45 +125,45 @@ def _printed(part: RunSegment) -> list[_Burst]:
     return bursts
 
 
-def _step(part: RunSegment, at: int) -> int:
-    return int(part.steps[min(at, len(part.steps) - 1)]) if len(part.steps) else 0
+def _step(segment: RunSegment, at: int) -> int:
+    return int(segment.steps[min(at, len(segment.steps) - 1)]) if len(segment.steps) else 0
 
 
-def _collapse(part: RunSegment, burst: _Burst) -> Finding:
-    last = burst.last >= len(part.steps) - NEAR
+def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
+    last = burst.last >= len(segment.steps) - NEAR
     low = burst.after < LEAST or burst.stuck > 0
     text = (
-        f"The loss scale collapses at step {_step(part, burst.first)}: from {burst.before:g} to {burst.after:g} in "
-        f"{burst.count} overflows in a row{'. Below 1, overflows are no matter of scale any more' if low else ''}."
+        f"The loss scale collapses at step {_step(segment, burst.first)}: from {burst.before:g} to {burst.after:g} in "
+        f"{burst.count} overflows in a row{'. Below 1, a smaller scale cannot prevent an overflow' if low else ''}."
     )
-    return Finding(
-        kind="loss_scale_collapse",
+    return Incident(
+        condition="LossScaleCollapse",
         severity="critical" if low else "warning",
-        step=_step(part, burst.first),
-        end_step=None if last else _step(part, burst.last),
-        points=burst.last - burst.first + 1,
-        size=burst.fall,
-        confidence=0.9,
+        first_step=_step(segment, burst.first),
+        last_step=None if last else _step(segment, burst.last),
+        records=burst.last - burst.first + 1,
+        ratio=burst.fall,
+        confidence="likely",
         line=burst.line,
         text=text,
-        evidence=(f"{burst.count} overflows from step {_step(part, burst.first)} to {_step(part, burst.last)}.",),
+        evidence=(f"{burst.count} overflows from step {_step(segment, burst.first)} to {_step(segment, burst.last)}.",),
     )
 
 
-def _search(part: RunSegment, bursts: list[_Burst], begun: int) -> list[Finding]:
+def _search(segment: RunSegment, bursts: list[_Burst], begun: int) -> list[Incident]:
     if not bursts:
         return []
     total = sum(b.count for b in bursts)
     late = sum(b.count for b in bursts if b.first >= begun)
     return [
-        Finding(
-            kind="loss_scale_search",
+        Incident(
+            condition="LossScaleSearch",
             severity="info",
-            step=_step(part, bursts[0].first),
-            end_step=_step(part, bursts[-1].last),
-            points=total,
-            size=max(b.fall for b in bursts),
-            confidence=0.9,
+            first_step=_step(segment, bursts[0].first),
+            last_step=_step(segment, bursts[-1].last),
+            records=total,
+            ratio=max(b.fall for b in bursts),
+            confidence="likely",
             line=bursts[0].line,
             text=(
                 f"The fp16 loss scale was reduced {total} times, {total - late} of them at the start: its ordinary "

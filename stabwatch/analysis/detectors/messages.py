@@ -1,40 +1,39 @@
-"""Errors that the log itself tells of."""
+"""Errors that the log itself names."""
 
 from __future__ import annotations
 
 import re
 
+from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.findings import Finding
 
 _FATAL = re.compile(
     r"out of memory|cuda error|nccl|segmentation|floatingpoint|device-side assert|\becc\b|bus error"
     r"|illegal (?:memory|instr)|\b(?:loss|grad\w*)\b.*\b(?:nan|inf)\b|no space left|runtimeerror",
     re.IGNORECASE,
 )
-"""What ends a training by itself. Interrupts and signals come from outside, and often when all is done."""
+"""What ends a training. Interrupts and signals come from outside, and often when all is done."""
 
 
-def find(part: RunSegment) -> list[Finding]:
+def find(segment: RunSegment) -> list[Incident]:
     """At most one: the last, as an error that training survived is not what ended it."""
-    told = [remark for remark in part.remarks if remark.kind == "error"]
-    if not told:
+    errors = [remark for remark in segment.remarks if remark.kind == "error"]
+    if not errors:
         return []
-    last = told[-1]
-    final = len(part.steps) > 0 and last.line > part.lines[-1] >= 0 and _FATAL.search(last.text) is not None
-    step = last.step if last.step is not None else int(part.steps[0]) if len(part.steps) else 0
+    last = errors[-1]
+    final = len(segment.steps) > 0 and last.line > segment.lines[-1] >= 0 and _FATAL.search(last.text) is not None
+    step = last.step if last.step is not None else int(segment.steps[0]) if len(segment.steps) else 0
     words = "The log ends with an error" if final else "An error was printed"
     return [
-        Finding(
-            kind="error",
+        Incident(
+            condition="TrainingStopped" if final else "LoggedError",
             severity="warning" if final else "info",
-            step=step,
-            end_step=None if final else step,
-            points=len(told),
-            size=float("nan"),
-            confidence=0.8 if final else 0.5,
+            first_step=step,
+            last_step=None if final else step,
+            records=len(errors),
+            confidence="likely" if final else "possible",
             line=last.line,
             text=f"{words} after step {step}: {last.text.strip()[:200]}",
-            evidence=(f"{len(told)} lines that speak of errors.",) if len(told) > 1 else (),
+            evidence=(f"{len(errors)} lines that speak of errors.",) if len(errors) > 1 else (),
         )
     ]

@@ -1,4 +1,4 @@
-"""NaN and infinity: printed, left blank, dropped from the line, filtered to 0.0, or told in a message."""
+"""NaN and infinity: printed, left blank, dropped from the line, filtered to 0.0, or named in a message."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column, Role
+from stabwatch.analysis.readers.names import is_trained, role_of
 
 MISSED = 5
 """Times the usual number of records between two losses after which a loss that is not there is missing."""
@@ -32,26 +33,29 @@ _OF_TRAINING: tuple[Role, ...] = (
 """Columns that stand in the records of training, and not in those of an evaluation."""
 
 
-def find(part: RunSegment) -> list[Finding]:
-    """By where it was seen; each hides the weaker signs of the same thing."""
-    found = [*_printed(part), *_filtered(part)]
-    blank = list(_vanished(part))
+def find(segment: RunSegment) -> list[Incident]:
+    """By where it was seen; a strong sign hides the weaker signs of the same thing."""
+    found = [*_printed(segment)]
+    blank: list[Incident] = []
+    if not segment.watched:
+        found += list(_filtered(segment)) or _filtered_beside_validation(segment)
+        blank += list(_vanished(segment)) or _blank_for_a_while(segment)
     if not found:
         found = blank
-    elif blank and found[-1].end_step is None:
+    elif blank and found[-1].last_step is None:
         found[-1] = replace(found[-1], evidence=(*found[-1].evidence, blank[0].text))
     if not found:
-        found = [*_counted(part), *_told(part)]
-    return [*found, *_elsewhere(part, bool(found)), *_beside_the_loss(part)]
+        found = [*_counted(segment), *_in_messages(segment)]
+    return [*found, *_elsewhere(segment, bool(found)), *_beside_the_loss(segment)]
 
 
-def _printed(part: RunSegment) -> Iterator[Finding]:
-    loss = part.loss
+def _printed(segment: RunSegment) -> Iterator[Incident]:
+    loss = segment.loss
     if loss is not None:
-        yield from _of_column(part, loss, part.loss_name, "critical")
+        yield from _of_column(segment, loss, segment.loss_name, "critical")
 
 
-def _of_column(part: RunSegment, column: Column, name: str, severity: str) -> Iterator[Finding]:
+def _of_column(segment: RunSegment, column: Column, name: str, severity: str) -> Iterator[Incident]:
     bad = ~np.isfinite(column.values)
     if not bad.any():
         return
@@ -66,23 +70,23 @@ def _of_column(part: RunSegment, column: Column, name: str, severity: str) -> It
     else:
         course = f"in {total} records, the last of them at step {column.steps[runs[-1][1] - 1]}"
         course += ", and is finite again after" if ended else ""
-    yield Finding(
-        kind="nonfinite",
+    yield Incident(
+        condition="NonFinite",
+        signal=column.name,
         severity="warning" if severity == "critical" and ended and total <= 2 else severity,  # type: ignore[arg-type]
-        step=int(column.steps[a]),
-        end_step=int(column.steps[runs[-1][1] - 1]) if ended else None,
-        points=total,
-        size=float("nan"),
-        confidence=0.99,
+        first_step=int(column.steps[a]),
+        last_step=int(column.steps[runs[-1][1] - 1]) if ended else None,
+        records=total,
+        confidence="certain",
         line=int(column.lines[a]),
         text=f"The {name} is {word} at step {column.steps[a]}, {course}.",
         evidence=(f"Last finite value before: {before[-1]:.4g}." if len(before) else "It never was finite.",),
     )
 
 
-def _filtered(part: RunSegment) -> Iterator[Finding]:
-    """Hugging Face's trainer prints a loss of 0.0 in place of NaN; the gradient norm beside it says so."""
-    loss, norm = part.of("loss"), part.of("grad_norm")
+def _filtered(segment: RunSegment) -> Iterator[Incident]:
+    """Hugging Face's trainer prints a loss of 0.0 in place of NaN; the gradient norm of the same record says so."""
+    loss, norm = segment.of("loss"), segment.of("grad_norm")
     if loss is None or norm is None:
         return
     _, mine, its = np.intersect1d(loss.steps, norm.steps, return_indices=True)
@@ -90,69 +94,119 @@ def _filtered(part: RunSegment) -> Iterator[Finding]:
     if not hidden.any():
         return
     at = mine[hidden]
-    yield Finding(
-        kind="nonfinite",
+    yield Incident(
+        condition="NonFinite",
         severity="critical",
-        step=int(loss.steps[at[0]]),
-        end_step=int(loss.steps[at[-1]]) if at[-1] < len(loss) - 1 else None,
-        points=len(at),
-        size=float("nan"),
-        confidence=0.97,
+        first_step=int(loss.steps[at[0]]),
+        last_step=int(loss.steps[at[-1]]) if at[-1] < len(loss) - 1 else None,
+        records=len(at),
+        confidence="certain",
         line=int(loss.lines[at[0]]),
         text=(
-            f"The loss is NaN from step {loss.steps[at[0]]} on, though the log says 0.0: the gradient norm beside it "
-            f"is not finite, and the trainer filters NaN out of the loss it prints."
+            f"The loss is NaN from step {loss.steps[at[0]]} on, though the log says 0.0: the gradient norm of the "
+            f"same record is not finite, and the trainer filters NaN out of the loss it prints."
         ),
         evidence=(f"{len(at)} records with loss 0.0 and a gradient norm that is not finite.",),
     )
 
 
-def _vanished(part: RunSegment) -> Iterator[Finding]:
-    """The loss stood in every record of training, and then in none, though training goes on."""
-    loss = part.of("loss")
+def _filtered_beside_validation(segment: RunSegment) -> Iterator[Incident]:
+    """The same without a gradient norm: the loss is exactly 0.0, and each validation from there on gives NaN."""
+    loss, norm = segment.of("loss"), segment.of("grad_norm")
+    if loss is None or norm is not None or not len(loss) or loss.values[-1] != 0:
+        return
+    start = spans(loss.values == 0)[-1][0]
+    step, points = int(loss.steps[start]), len(loss) - start
+    later = [c.values[c.steps >= step] for c in segment.columns if c.role == "eval_loss"]
+    if not any(len(values) for values in later) or not all(np.isnan(values).all() for values in later):
+        return
+    yield Incident(
+        condition="NonFinite",
+        severity="critical",
+        first_step=step,
+        last_step=None,
+        records=points,
+        confidence="likely",
+        line=int(loss.lines[start]),
+        text=(
+            f"The loss is NaN from step {step} on, though the log says 0.0: the validation loss from there on is NaN, "
+            f"and the trainer filters NaN out of the training loss it prints."
+        ),
+        evidence=(
+            f"{len(loss) - start} records with loss 0.0 up to the end, {sum(map(len, later))} validations with NaN.",
+        ),
+    )
+
+
+def _vanished(segment: RunSegment) -> Iterator[Incident]:
+    """The loss was in every record of training, and then in none, while training goes on."""
+    loss = segment.of("loss")
     if loss is None or len(loss) < FILLED:
         return
-    beside = _beside(part, loss)
+    beside = _beside(segment, loss)
     if beside is None:
         return
     later = beside.steps[beside.steps > loss.steps[-1]]
     shared = np.isin(beside.steps, loss.steps)
     usual = np.diff(np.flatnonzero(shared)).max(initial=1)
-    if len(later) < (FILLED if usual == 1 else MISSED * int(usual)) or _evaluated(part, int(loss.steps[-1])):
+    if len(later) < (FILLED if usual == 1 else MISSED * int(usual)) or _evaluated(segment, int(loss.steps[-1])):
         return
     step = int(later[0])
-    yield Finding(
-        kind="nonfinite",
+    yield Incident(
+        condition="NonFinite",
         severity="critical",
-        step=step,
-        end_step=None,
-        points=len(later),
-        size=float("nan"),
-        confidence=0.85,
+        first_step=step,
+        last_step=None,
+        records=len(later),
+        confidence="likely",
         line=int(beside.lines[beside.steps == step][0]),
         text=(
             f"The loss is missing from step {step} on while the records go on ('{beside.name}' does to step "
             f"{later[-1]}): a NaN that the log leaves blank, most likely."
         ),
         evidence=(
-            f"Up to step {loss.steps[-1]} it stood in every {'record' if usual == 1 else f'{usual} records'}, the last "
+            f"Up to step {loss.steps[-1]} it was in every {'record' if usual == 1 else f'{usual} records'}, the last "
             f"time as {loss.values[-1]:.4g}.",
             f"{len(later)} records without it follow.",
         ),
     )
 
 
-def _evaluated(part: RunSegment, step: int) -> bool:
+def _blank_for_a_while(segment: RunSegment) -> Iterator[Incident]:
+    """The loss is in every record of training but for a few in a row."""
+    loss = segment.of("loss")
+    if loss is None or len(loss) < MISSED or len(np.unique(segment.steps)) < len(segment.steps):
+        return
+    missing = [(a, b) for a, b in spans(~np.isin(segment.steps, loss.steps)) if b < len(segment.steps)]
+    a, b = max(missing, key=lambda run: run[1] - run[0], default=(0, 0))
+    if len(missing) > MANY or b - a < FILLED or a < MISSED:
+        return
+    yield Incident(
+        condition="NonFinite",
+        severity="warning",
+        first_step=int(segment.steps[a]),
+        last_step=int(segment.steps[b - 1]),
+        records=b - a,
+        confidence="possible",
+        line=int(segment.lines[a]),
+        text=(
+            f"The loss is missing in {b - a} records in a row, from step {segment.steps[a]} to "
+            f"{segment.steps[b - 1]}, and is in the others: NaN that the log leaves blank, perhaps."
+        ),
+    )
+
+
+def _evaluated(segment: RunSegment, step: int) -> bool:
     """Whether evaluations after a step gave finite losses, as no model with NaN in it does."""
-    later = [c.values[c.steps > step] for c in part.columns if c.role == "eval_loss"]
+    later = [c.values[c.steps > step] for c in segment.columns if c.role == "eval_loss"]
     return any(len(values) > 1 and bool(np.isfinite(values[-2:]).all()) for values in later)
 
 
-def _beside(part: RunSegment, loss: Column) -> Column | None:
-    """Another column of the records of training that goes on after the loss; the rarest wins, to be sure."""
+def _beside(segment: RunSegment, loss: Column) -> Column | None:
+    """Another column of the records of training that goes on after the loss; the rarest is taken, as the safest."""
     seen = [
         column
-        for column in part.columns
+        for column in segment.columns
         if column is not loss
         and column.role
         in ("grad_norm", "learning_rate", "loss_scale", "skipped_steps", "nan_steps", "step_seconds", "throughput")
@@ -160,84 +214,104 @@ def _beside(part: RunSegment, loss: Column) -> Column | None:
         and column.steps[-1] > loss.steps[-1]
         and np.isin(loss.steps, column.steps).mean() > 0.9
     ]
+    if (
+        not seen
+        and len(segment.steps)
+        and segment.steps[-1] > loss.steps[-1]
+        and np.isin(loss.steps, segment.steps).all()
+    ):
+        return Column(
+            "step", "other", segment.steps, segment.steps.astype(np.float64), segment.lines
+        )  # rows that are blank
     return min(seen, key=lambda column: int((column.steps > loss.steps[-1]).sum()), default=None)
 
 
-def _counted(part: RunSegment) -> Iterator[Finding]:
+def _counted(segment: RunSegment) -> Iterator[Incident]:
     """The trainer counts iterations with NaN."""
-    counts = part.of("nan_steps")
+    counts = segment.of("nan_steps")
     if counts is None or not (counts.values > 0).any():
         return
     at = np.flatnonzero(counts.values > 0)
-    yield Finding(
-        kind="nonfinite",
+    yield Incident(
+        condition="NonFinite",
         severity="critical" if len(at) > 2 else "warning",
-        step=int(counts.steps[at[0]]),
-        end_step=int(counts.steps[at[-1]]) if at[-1] < len(counts) - 1 else None,
-        points=len(at),
-        size=float("nan"),
-        confidence=0.9,
+        first_step=int(counts.steps[at[0]]),
+        last_step=int(counts.steps[at[-1]]) if at[-1] < len(counts) - 1 else None,
+        records=len(at),
+        confidence="likely",
         line=int(counts.lines[at[0]]),
         text=f"The trainer counts steps with NaN from step {counts.steps[at[0]]} on ('{counts.name}').",
         evidence=(f"{counts.values[at].sum():.0f} in {len(at)} records.",),
     )
 
 
-def _told(part: RunSegment) -> Iterator[Finding]:
-    told = [remark for remark in part.remarks if remark.kind == "nan_message"]
-    if not told:
+def _in_messages(segment: RunSegment) -> Iterator[Incident]:
+    messages = [remark for remark in segment.remarks if remark.kind == "nan_message"]
+    if not messages:
         return
-    first, last = told[0], told[-1].step
-    step = first.step if first.step is not None else int(part.steps[0]) if len(part.steps) else 0
-    loss = part.finite_loss
+    first, last = messages[0], messages[-1].step
+    step = first.step if first.step is not None else int(segment.steps[0]) if len(segment.steps) else 0
+    loss = segment.finite_loss
     outlived = loss is not None and int((loss.steps > step).sum()) >= FILLED
-    yield Finding(
-        kind="nonfinite",
+    yield Incident(
+        condition="NonFinite",
         severity="info" if outlived else "critical",
-        step=step,
-        end_step=last if last is not None and len(part.steps) and last < part.steps[-1] else None,
-        points=len(told),
-        size=float("nan"),
-        confidence=0.4 if outlived else 0.9,
+        first_step=step,
+        last_step=last if last is not None and len(segment.steps) and last < segment.steps[-1] else None,
+        records=len(messages),
+        confidence="possible" if outlived else "likely",
         line=first.line,
         text=f"A message after step {step} speaks of NaN: {first.text.strip()[:160]}",
-        evidence=(f"{len(told)} such messages." if len(told) > 1 else "One such message.",),
+        evidence=(f"{len(messages)} such messages." if len(messages) > 1 else "One such message.",),
     )
 
 
-def _elsewhere(part: RunSegment, known: bool) -> Iterator[Finding]:
+def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:
     """The validation loss and the gradient norm, where the loss itself is finite."""
     if known:
         return
-    for column in part.columns:
-        if column.role == "eval_loss" and column is not part.loss:
-            yield from _of_column(part, column, f"validation loss ('{column.name}')", "warning")
-    norm = part.of("grad_norm")
+    for column in segment.columns:
+        if column.role == "eval_loss" and column is not segment.loss:
+            yield from _of_column(segment, column, f"validation loss ('{column.name}')", "warning")
+    for column in _trained(segment):
+        yield from _of_column(segment, column, f"'{column.name}'", "critical")
+    norm = segment.of("grad_norm")
     if norm is not None:
         bad = ~np.isfinite(norm.values)
-        yield from _of_column(part, norm, "gradient norm", "warning" if _many(bad) else "info")
+        yield from _of_column(segment, norm, "gradient norm", "warning" if _many(bad) else "info")
 
 
-def _beside_the_loss(part: RunSegment) -> Iterator[Finding]:
+def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
     """Other columns, together and as information: a NaN there is often a mean over nothing."""
-    others = [c for c in part.columns if c.role in ("component", "other") and np.isnan(c.values).any()]
+    trained = _trained(segment)
+    others = [
+        c
+        for c in segment.columns
+        if c.role in ("component", "other") and not any(c is t for t in trained) and np.isnan(c.values).any()
+    ]
     if not others:
         return
     first = min(others, key=lambda c: int(c.steps[np.argmax(np.isnan(c.values))]))
     at = int(np.argmax(np.isnan(first.values)))
     names = ", ".join(f"'{c.name}'" for c in others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
-    yield Finding(
-        kind="nonfinite",
+    yield Incident(
+        condition="NonFinite",
         severity="info",
-        step=int(first.steps[at]),
-        end_step=None,
-        points=max(int(np.isnan(c.values).sum()) for c in others),
-        size=float("nan"),
-        confidence=0.6,
+        first_step=int(first.steps[at]),
+        last_step=None,
+        records=max(int(np.isnan(c.values).sum()) for c in others),
+        confidence="possible",
         line=int(first.lines[at]),
-        text=f"{'Beside the loss there' if part.loss is not None else 'There'} is NaN in {names}, from step "
+        text=f"{'Beside the loss there' if segment.loss is not None else 'There'} is NaN in {names}, from step "
         f"{first.steps[at]} on.",
     )
+
+
+def _trained(segment: RunSegment) -> list[Column]:
+    """Losses beside the first that are trained too: a critic's, a policy's, or all parts if no total is logged."""
+    total = segment.loss is not None and role_of(segment.loss.name) != "component"
+    columns = [c for c in segment.columns if c.role == "component" and c is not segment.loss]
+    return [c for c in columns if is_trained(c.name) or not total]
 
 
 def _many(bad: NDArray[np.bool_]) -> bool:

@@ -4,54 +4,57 @@ from __future__ import annotations
 
 import numpy as np
 
+from stabwatch.alerts.incidents import Incident
+from stabwatch.alerts.templates import format_seconds
+from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.robust import Array, past_median, rolling_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.findings import Finding, confidence_of
 from stabwatch.analysis.readers.log import Column
-from stabwatch.analysis.words import format_seconds
 
 SLOW = 2.0
 """Times the usual, for a word."""
 SLOW_WARNING = 3.0
 """Times the usual, for a warning, if it lasts to the end or costs more than LOST."""
 APART = 5.0
-"""Seconds between two records by which a pace can be told: time stamps have whole seconds."""
+"""Seconds between two records from which a pace can be measured: time stamps have whole seconds."""
 LONG = 20
-"""Records that make a slow stretch."""
+"""Records that make a slow span."""
 LOST = 1800.0
 """Seconds."""
+MATTERS = 60.0
+"""Seconds: a slowdown that costs less is not worth a warning, also where it lasts to the end."""
 STOP = 20.0
 """Times the usual distance of two records, and a minute at least, in which nothing was written."""
 
 
-def find(part: RunSegment) -> list[Finding]:
-    """Slow stretches, and stops where the log has times."""
-    return [*_slow(part), *_stops(part)]
+def find(segment: RunSegment) -> list[Incident]:
+    """Slow spans, and pauses where the log has times."""
+    return [*_slow(segment), *_stops(segment)]
 
 
-def _pace(part: RunSegment) -> tuple[Column, Array] | None:
+def _pace(segment: RunSegment) -> tuple[Column, Array] | None:
     """Seconds per step, or what is in proportion to it."""
-    column = part.of("step_seconds")
+    column = segment.of("step_seconds")
     if column is not None and len(column) > 3 * LONG and (column.values > 0).all():
         return column, column.values
-    column = part.of("throughput")
+    column = segment.of("throughput")
     if column is not None and len(column) > 3 * LONG and (column.values > 0).all():
         return column, 1 / column.values
-    return _by_times(part)
+    return _by_times(segment)
 
 
-def _by_times(part: RunSegment) -> tuple[Column, Array] | None:
+def _by_times(segment: RunSegment) -> tuple[Column, Array] | None:
     """Seconds per step from the times of the records, where these are far enough apart."""
-    known = np.isfinite(part.times)
-    gaps, steps = np.diff(part.times[known]), part.steps[known]
+    known = np.isfinite(segment.times)
+    gaps, steps = np.diff(segment.times[known]), segment.steps[known]
     if len(gaps) <= 3 * LONG or np.median(gaps) < APART or (gaps < 0).any():
         return None
     values = np.maximum(gaps, 1e-3) / np.maximum(np.diff(steps), 1)
-    return Column("times of the records", "step_seconds", steps[1:], values, part.lines[known][1:]), values
+    return Column("times of the records", "step_seconds", steps[1:], values, segment.lines[known][1:]), values
 
 
-def _slow(part: RunSegment) -> list[Finding]:
-    pace = _pace(part)
+def _slow(segment: RunSegment) -> list[Incident]:
+    pace = _pace(segment)
     if pace is None:
         return []
     column, values = pace
@@ -61,24 +64,24 @@ def _slow(part: RunSegment) -> list[Finding]:
     for a, b in spans(middle > SLOW * base):
         if b - a >= LONG // 2 and a > LONG // 2:
             start, stop = a + LONG // 4, min(b + LONG // 2, len(values))
-            found.append(_slowdown(part, column, values, start, stop, base))
+            found.append(_slowdown(segment, column, values, start, stop, base))
     return found
 
 
-def _slowdown(part: RunSegment, column: Column, values: Array, start: int, stop: int, base: float) -> Finding:
+def _slowdown(segment: RunSegment, column: Column, values: Array, start: int, stop: int, base: float) -> Incident:
     times = float(np.median(values[start:stop])) / base
-    inside = part.times[(part.steps >= column.steps[start]) & (part.steps <= column.steps[stop - 1])]
+    inside = segment.times[(segment.steps >= column.steps[start]) & (segment.steps <= column.steps[stop - 1])]
     cost = float(inside[-1] - inside[0]) * (1 - 1 / times) if len(inside) > 1 else float("nan")
     lasts = stop >= len(values)
-    grave = times >= SLOW_WARNING and (lasts or cost > LOST)
+    grave = times >= SLOW_WARNING and (lasts or cost > LOST) and not cost < MATTERS
     lost = f", which cost {format_seconds(cost)}" if np.isfinite(cost) else ""
-    return Finding(
-        kind="slowdown",
+    return Incident(
+        condition="SlowSteps",
         severity="warning" if grave else "info",
-        step=int(column.steps[start]),
-        end_step=None if lasts else int(column.steps[stop - 1]),
-        points=stop - start,
-        size=times,
+        first_step=int(column.steps[start]),
+        last_step=None if lasts else int(column.steps[stop - 1]),
+        records=stop - start,
+        ratio=times,
         confidence=confidence_of(times / SLOW, stop - start),
         line=int(column.lines[start]),
         text=(
@@ -89,9 +92,9 @@ def _slowdown(part: RunSegment, column: Column, values: Array, start: int, stop:
     )
 
 
-def _stops(part: RunSegment) -> list[Finding]:
-    known = np.isfinite(part.times)
-    times, steps, lines = part.times[known], part.steps[known], part.lines[known]
+def _stops(segment: RunSegment) -> list[Incident]:
+    known = np.isfinite(segment.times)
+    times, steps, lines = segment.times[known], segment.steps[known], segment.lines[known]
     gaps = np.diff(times)
     if len(gaps) < LONG:
         return []
@@ -105,18 +108,18 @@ def _stops(part: RunSegment) -> list[Finding]:
     worst = int(at[np.argmax(gaps[at])])
     more = f" There are {len(at) - 1} more such gaps." if len(at) > 1 else ""
     return [
-        Finding(
-            kind="stall",
+        Incident(
+            condition="TrainingPaused",
             severity="info",
-            step=int(steps[worst]),
-            end_step=int(steps[worst + 1]),
-            points=len(at),
-            size=float(gaps[worst]),
-            confidence=0.7,
+            first_step=int(steps[worst]),
+            last_step=int(steps[worst + 1]),
+            records=len(at),
+            ratio=float(gaps[worst]),
+            confidence="likely",
             line=int(lines[worst + 1]),
             text=(
                 f"Nothing was written for {format_seconds(float(gaps[worst]))} after step {steps[worst]} "
-                f"({format_seconds(max(float(usual[worst]), 1.0))} is usual): an evaluation, a checkpoint or a stop."
+                f"({format_seconds(max(float(usual[worst]), 1.0))} is usual): an evaluation, a checkpoint or a pause."
                 f"{more}"
             ),
         )

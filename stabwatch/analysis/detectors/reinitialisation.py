@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.learning_rate import warm_restart
 from stabwatch.analysis.detectors.robust import SUSTAINED, Array
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.findings import Finding
 from stabwatch.analysis.readers.log import Column
 
 LEARNED = 0.7
@@ -18,30 +18,30 @@ SAME = 0.15
 """How far the first record and those after it may differ from those of the beginning."""
 
 
-def find(part: RunSegment) -> list[Finding]:
+def find(segment: RunSegment) -> list[Incident]:
     """Every return to the beginning, in order."""
-    loss = part.finite_loss
-    if loss is None or not part.fresh or len(loss) < 4 * SUSTAINED or loss.values[0] <= 0:
+    loss = segment.finite_loss
+    if loss is None or not segment.fresh or len(loss) < 4 * SUSTAINED or loss.values[0] <= 0:
         return []
     values = loss.values
     back = np.flatnonzero(np.abs(values / values[0] - 1) <= SAME)
-    found: list[Finding] = []
+    found: list[Incident] = []
     last = 0
     for i in back.tolist():
         learned = i - last >= 2 * SUSTAINED and bool((values[i - SUSTAINED : i] < LEARNED * values[0]).all())
-        if learned and _alike(values, i) and not _cycle(part, loss, i):
-            found.append(_finding(part, loss, i))
+        if learned and _falls_as_before(values, i) and not _cycle(segment, loss, i):
+            found.append(_incident(segment, loss, i))
             last = i
     return found
 
 
-def _cycle(part: RunSegment, loss: Column, i: int) -> bool:
+def _cycle(segment: RunSegment, loss: Column, i: int) -> bool:
     """Whether a schedule only set the learning rate up again: the loss rises, but not to that of a fresh model."""
-    near = warm_restart(part, int(loss.steps[i - SUSTAINED]), int(loss.steps[min(i + 1, len(loss) - 1)]))
+    near = warm_restart(segment, int(loss.steps[i - SUSTAINED]), int(loss.steps[min(i + 1, len(loss) - 1)]))
     return near is not None and float(loss.values[i]) < (1 - CYCLE) * float(loss.values[0])
 
 
-def _alike(values: Array, i: int) -> bool:
+def _falls_as_before(values: Array, i: int) -> bool:
     """Whether the loss falls from i on as it did in the beginning: as far, and not much faster, as a spike would."""
     now, then = values[i : i + SUSTAINED], values[:SUSTAINED][: len(values) - i]
     before = float(np.median(values[i - SUSTAINED : i]))
@@ -58,23 +58,25 @@ def _until(values: Array, target: float) -> int:
     return int(reached[0]) if len(reached) else len(values)
 
 
-def _finding(part: RunSegment, loss: Column, i: int) -> Finding:
+def _incident(segment: RunSegment, loss: Column, i: int) -> Incident:
     before = float(np.median(loss.values[i - SUSTAINED : i]))
     step, now, first = int(loss.steps[i]), float(loss.values[i]), float(loss.values[0])
-    counted = part.run.step_unit != "ordinal"
-    text = f"At step {step} the {part.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at step "
+    counted = segment.run.step_unit != "ordinal"
+    text = f"At step {step} the {segment.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at step "
     text += f"{loss.steps[0]}) while the step counter runs on: training starts from scratch."
     if not counted:
-        text = f"At record {step} the {part.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at first): "
-        text += "a new run in the same file, most likely; the log has no step that would tell."
-    return Finding(
-        kind="reinitialisation" if counted else "restart",
+        text = (
+            f"At record {step} the {segment.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at first): "
+        )
+        text += "probably a new run in the same file; the log has no step that would show it."
+    return Incident(
+        condition="Reinitialisation" if counted else "RunRestarted",
         severity="critical" if counted else "info",
-        step=step,
-        end_step=None,
-        points=len(loss) - i,
-        size=now / before,
-        confidence=0.95,
+        first_step=step,
+        last_step=None,
+        records=len(loss) - i,
+        ratio=now / before,
+        confidence="certain",
         line=int(loss.lines[i]),
         text=text,
         evidence=(

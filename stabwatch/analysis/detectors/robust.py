@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 WINDOW = 51
-"""Records of the past that a record is compared with: its median bears excursions of 25 records."""
+"""Records of the past that a record is compared with: its median is not moved by excursions of up to 25 records."""
 SUSTAINED = 5
 """Records in a row that make an excursion of the whole curve out of one of single batches: in real logs bad batches
 and heavy tails last one record, rarely two to four, and spikes fourteen to forty."""
@@ -27,7 +27,7 @@ def scatter(values: Array) -> float:
 
 
 def print_unit(values: Array) -> float:
-    """The least distance between two different values: below it a log cannot tell a change from none."""
+    """The least distance between two different values: below it a log cannot show a change."""
     gaps = np.diff(np.unique(values[-4096:]))
     return float(gaps[gaps > 0].min(initial=np.inf)) if (gaps > 0).any() else 0.0
 
@@ -37,8 +37,8 @@ def rolling_median(values: Array, width: int) -> Array:
     if len(values) < width:
         return np.empty(0)
     windows = sliding_window_view(values, width)
-    parts = [np.median(windows[i : i + _CHUNK], axis=1) for i in range(0, len(windows), _CHUNK)]
-    return np.concatenate(parts)
+    segments = [np.median(windows[i : i + _CHUNK], axis=1) for i in range(0, len(windows), _CHUNK)]
+    return np.concatenate(segments)
 
 
 def past_median(values: Array, window: int = WINDOW) -> Array:
@@ -81,16 +81,16 @@ def _nearby(values: Array, before: int, after: int) -> Array:
     windows = sliding_window_view(padded, width)[: len(values)]
     out = np.empty(len(values))
     for i in range(0, len(windows), _CHUNK):
-        part = np.sort(windows[i : i + _CHUNK], axis=1)  # NaN last
-        known = np.isfinite(part).sum(axis=1)
-        rows = np.arange(len(part))
-        middle = (part[rows, np.maximum(known - 1, 0) // 2] + part[rows, known // 2]) / 2
+        segment = np.sort(windows[i : i + _CHUNK], axis=1)  # NaN last
+        known = np.isfinite(segment).sum(axis=1)
+        rows = np.arange(len(segment))
+        middle = (segment[rows, np.maximum(known - 1, 0) // 2] + segment[rows, known // 2]) / 2
         out[i : i + _CHUNK] = np.where(known > 0, middle, np.nan)
     return out
 
 
 def spans(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Stretches of True: (first, one past the last)."""
+    """Spans of True: (first, one past the last)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 

@@ -1,4 +1,4 @@
-"""A run cut into parts: a step that goes back begins a new one."""
+"""A run cut into segments: a step that goes back begins a new one."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ _BEGINNING = 5
 
 @dataclass(frozen=True)
 class RunSegment:
-    """A stretch of a run over which the step does not go back.
+    """Records of a run over which the step does not go back.
 
-    steps, lines, times: of its records. before: the part before it in the same run. restarted: it begins with a
-    re-initialisation, in the middle of the step counter.
+    steps, lines, times: of its records. before: the segment before it in the same run. restarted: it begins with a
+    re-initialisation, in the middle of the step counter. watched: the records are those of a run folder, in which NaN
+    is recorded as NaN and a value that is absent was not measured.
     """
 
     run: LogRun
@@ -44,6 +45,7 @@ class RunSegment:
     remarks: tuple[Remark, ...]
     before: RunSegment | None = None
     restarted: bool = False
+    watched: bool = False
 
     def of(self, role: Role) -> Column | None:
         """The first column of a role that has a value."""
@@ -104,8 +106,8 @@ def picked(column: Column, keep: NDArray[np.bool_] | slice) -> Column:
     return Column(column.name, column.role, column.steps[keep], column.values[keep], column.lines[keep])
 
 
-def segments(run: LogRun) -> Iterator[RunSegment]:
-    """The parts of a run, in the order of the file."""
+def segments(run: LogRun, watched: bool = False) -> Iterator[RunSegment]:
+    """The segments of a run, in the order of the file."""
     cuts = np.flatnonzero(np.diff(run.steps) < 0) + 1
     bounds = [0, *cuts.tolist(), len(run.steps)]
     split = [_split(column, run, cuts) for column in run.columns]
@@ -119,27 +121,29 @@ def segments(run: LogRun) -> Iterator[RunSegment]:
             times=run.times[a:b],
             remarks=_remarks(run, number, cuts),
             before=before,
+            watched=watched,
         )
         yield before
 
 
-def cut(part: RunSegment, at: int) -> tuple[RunSegment, RunSegment]:
-    """A part up to the step of a re-initialisation, and from it on."""
+def cut(segment: RunSegment, at: int) -> tuple[RunSegment, RunSegment]:
+    """A segment up to the step of a re-initialisation, and from it on."""
 
     def side(late: bool, before: RunSegment | None) -> RunSegment:
-        keep = (part.steps >= at) == late
+        keep = (segment.steps >= at) == late
         return RunSegment(
-            run=part.run,
-            columns=tuple(picked(c, (c.steps >= at) == late) for c in part.columns),
-            steps=part.steps[keep],
-            lines=part.lines[keep],
-            times=part.times[keep],
-            remarks=tuple(r for r in part.remarks if ((r.step or 0) >= at) == late),
+            run=segment.run,
+            columns=tuple(picked(c, (c.steps >= at) == late) for c in segment.columns),
+            steps=segment.steps[keep],
+            lines=segment.lines[keep],
+            times=segment.times[keep],
+            remarks=tuple(r for r in segment.remarks if ((r.step or 0) >= at) == late),
             before=before,
-            restarted=late or part.restarted,
+            restarted=late or segment.restarted,
+            watched=segment.watched,
         )
 
-    early = side(False, part.before)
+    early = side(False, segment.before)
     return early, side(True, early)
 
 
@@ -157,9 +161,9 @@ def _split(column: Column, run: LogRun, cuts: NDArray[np.int64]) -> list[Column]
 
 
 def _first_after(column: Column, last: int, first: int) -> int:
-    """Where a stretch begins in a column, by the lines of the last record before it and of its own first.
+    """Where a segment begins in a column, by the lines of the last record before it and of its own first.
 
-    An evaluation between the two belongs to the stretch whose steps it goes on with.
+    An evaluation between the two belongs to the segment whose steps it goes on with.
     """
     low, high = np.searchsorted(column.lines, (last, first), side="left")
     back = np.flatnonzero(np.diff(column.steps[max(low - 1, 0) : high]) < 0)

@@ -1,7 +1,7 @@
-"""Spikes in curves of few records, where no noise can be told from: a jump above all that was near, and the way back.
+"""Spikes in curves of few records, too few to measure their noise: a jump above all records near it, and the way back.
 
-Between two records of such a log (an evaluation each thousand steps, lines pasted into an issue) hundreds of steps may
-lie, so that one record stands for many, and its neighbours for the way down.
+Between two records of such a log (an evaluation each thousand steps, lines pasted into an issue) there may be
+hundreds of steps, so that one record represents many, and its neighbours the way down.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 
+from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.divergence import diverges
 from stabwatch.analysis.detectors.excursions import BASE, FIRST, Excursion, outliers
 from stabwatch.analysis.detectors.learning_rate import warm_restart
 from stabwatch.analysis.detectors.robust import WINDOW, Array
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.findings import Finding, confidence_of
 from stabwatch.analysis.readers.log import Column
 
 HUMP = 1.5
@@ -22,21 +23,21 @@ SHIFT = 0.4
 """Levels by which a shift that stays is a warning; less may be other data or another batch size."""
 
 
-def find(part: RunSegment) -> list[Finding]:
+def find(segment: RunSegment) -> list[Incident]:
     """Everything of the loss that goes up and does not end the run."""
-    loss = part.finite_loss
+    loss = segment.finite_loss
     if loss is None or not len(loss):
         return []
-    found = [_spike(part, loss, e) for e in part.excursions if not diverges(loss.values, e, part.dies)]
-    return [*_hump(part, loss), *found, *_outliers(part, loss)]
+    found = [_spike(segment, loss, e) for e in segment.excursions if not diverges(loss.values, e, segment.dies)]
+    return [*_hump(segment, loss), *found, *_outliers(segment, loss)]
 
 
-def _spike(part: RunSegment, loss: Column, e: Excursion) -> Finding:
+def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
     peak, points = float(loss.values[e.peak]), e.stop - e.start
-    onset, name = int(loss.steps[e.start]), part.loss_name
+    onset, name = int(loss.steps[e.start]), segment.loss_name
     after = loss.values[e.start + WINDOW :]
     shifted = not e.recovered and len(after) >= WINDOW
-    cycle = _cycle(part, loss, e)
+    cycle = _cycle(segment, loss, e)
     height = float(np.median(after)) - e.base if shifted else peak - e.base
     if shifted:
         text = (
@@ -54,24 +55,24 @@ def _spike(part: RunSegment, loss: Column, e: Excursion) -> Finding:
         )
     if cycle is not None:
         text += f" The learning rate was set up again at step {cycle}, as a schedule with warm restarts does."
-    early = part.fresh and e.recovered and peak <= loss.values[0] and _unlearned(loss.values, e)
+    early = segment.fresh and e.recovered and peak <= loss.values[0] and _unlearned(loss.values, e)
     if early:
         text += " That was early: most of what was learned came later."
-    grave = part.must_fall and cycle is None and not early and (not shifted or height >= SHIFT * e.scale)
-    return Finding(
-        kind="level_shift" if shifted else "loss_spike",
+    grave = segment.must_fall and cycle is None and not early and (not shifted or height >= SHIFT * e.scale)
+    return Incident(
+        condition="LossShift" if shifted else "LossSpike",
         severity="warning" if grave else "info",
-        step=onset,
-        end_step=int(loss.steps[e.stop - 1]) if e.recovered else None,
-        points=points,
-        size=peak / e.base if e.base > 0 else math.nan,
+        first_step=onset,
+        last_step=int(loss.steps[e.stop - 1]) if e.recovered else None,
+        records=points,
+        ratio=peak / e.base if e.base > 0 else None,
         confidence=confidence_of(e.over, points),
         line=int(loss.lines[e.start]),
         text=text,
         evidence=(
             f"Median of the {min(e.start, WINDOW)} records before: {e.base:.4g}.",
             f"Worst: {peak:.4g} at step {loss.steps[e.peak]}, {e.over:.1f} times what counts as a spike here.",
-            *_gradient(part, onset, int(loss.steps[e.stop - 1])),
+            *_gradient(segment, onset, int(loss.steps[e.stop - 1])),
         ),
     )
 
@@ -84,16 +85,16 @@ def _unlearned(values: Array, e: Excursion) -> bool:
     return math.log(values[0] / e.base) < EARLY * math.log(values[0] / least)
 
 
-def _cycle(part: RunSegment, loss: Column, e: Excursion) -> int | None:
+def _cycle(segment: RunSegment, loss: Column, e: Excursion) -> int | None:
     """The step of the warm restart that a rise of less than the level itself comes from."""
     if float(loss.values[e.peak]) - e.base >= e.scale:
         return None
-    return warm_restart(part, int(loss.steps[max(e.start - 5, 0)]), int(loss.steps[min(e.start + 5, e.peak)]))
+    return warm_restart(segment, int(loss.steps[max(e.start - 5, 0)]), int(loss.steps[min(e.start + 5, e.peak)]))
 
 
-def _gradient(part: RunSegment, first: int, last: int) -> tuple[str, ...]:
-    """What the gradient norm did beside a spike."""
-    norm = part.of("grad_norm")
+def _gradient(segment: RunSegment, first: int, last: int) -> tuple[str, ...]:
+    """What the gradient norm did during a spike."""
+    norm = segment.of("grad_norm")
     if norm is None:
         return ()
     before = norm.values[norm.steps < first][-WINDOW:]
@@ -103,10 +104,10 @@ def _gradient(part: RunSegment, first: int, last: int) -> tuple[str, ...]:
     return (f"The gradient norm was {np.nanmedian(before):.3g} before and {np.nanmax(inside):.3g} at most in it.",)
 
 
-def _hump(part: RunSegment, loss: Column) -> list[Finding]:
+def _hump(segment: RunSegment, loss: Column) -> list[Incident]:
     """A loss far above its first value before anything was learned."""
     values = loss.values
-    if not part.fresh or len(values) < 4 or values.min() < 0:
+    if not segment.fresh or len(values) < 4 or values.min() < 0:
         return []
     above = values > HUMP * values[0]
     if not above[1 : BASE + 1].any():
@@ -117,43 +118,43 @@ def _hump(part: RunSegment, loss: Column) -> list[Finding]:
         return []  # no hump, but what the other detectors look for
     points = int(calm[0])
     peak = start + int(np.argmax(values[start : start + points]))
-    text = f"The {part.loss_name} rose from {values[0]:.4g} to {values[peak]:.4g} in the first records of the training."
+    text = f"The {segment.loss_name} rose from {values[0]:.4g} to {values[peak]:.4g} in the first records."
     return [
-        Finding(
-            kind="early_hump",
+        Incident(
+            condition="EarlyLossHump",
             severity="info",
-            step=int(loss.steps[start]),
-            end_step=int(loss.steps[start + points - 1]),
-            points=points,
-            size=float(values[peak] / values[0]),
-            confidence=0.7,
+            first_step=int(loss.steps[start]),
+            last_step=int(loss.steps[start + points - 1]),
+            records=points,
+            ratio=float(values[peak] / values[0]),
+            confidence="likely",
             line=int(loss.lines[start]),
             text=f"{text} That is usual where there is no warm-up, or an fp16 scale is being searched.",
         )
     ]
 
 
-def _outliers(part: RunSegment, loss: Column) -> list[Finding]:
-    places = outliers(loss.values, part.reference, part.excursions) if part.reference is not None else []
+def _outliers(segment: RunSegment, loss: Column) -> list[Incident]:
+    places = outliers(loss.values, segment.reference, segment.excursions) if segment.reference is not None else []
     if not places:
         return []
     worst = max(places, key=lambda i: float(loss.values[i]))
     usual = float(np.median(loss.values[max(0, worst - WINDOW) : worst]))
     one = len(places) == 1
-    what = "One record stands" if one else f"{len(places)} single records stand"
+    what = "One record is" if one else f"{len(places)} single records are"
     text = (
-        f"{what} far above {'its' if one else 'their'} neighbours, the worst {loss.values[worst]:.4g} beside "
-        f"{usual:.4g} at step {loss.steps[worst]}: odd batches or heavy-tailed noise, not an instability."
+        f"{what} far above {'its' if one else 'their'} neighbours, the worst {loss.values[worst]:.4g} where "
+        f"{usual:.4g} is usual, at step {loss.steps[worst]}: unusual batches or heavy-tailed noise, not an instability."
     )
     return [
-        Finding(
-            kind="loss_outliers",
+        Incident(
+            condition="LossOutliers",
             severity="info",
-            step=int(loss.steps[places[0]]),
-            end_step=int(loss.steps[places[-1]]),
-            points=len(places),
-            size=float(loss.values[worst]) / usual if usual > 0 else math.nan,
-            confidence=0.8,
+            first_step=int(loss.steps[places[0]]),
+            last_step=int(loss.steps[places[-1]]),
+            records=len(places),
+            ratio=float(loss.values[worst]) / usual if usual > 0 else None,
+            confidence="likely",
             line=int(loss.lines[places[0]]),
             text=text,
             evidence=(f"Steps: {', '.join(str(loss.steps[i]) for i in places[:12])}{' ...' * (len(places) > 12)}",),

@@ -17,6 +17,6 @@ def float64s(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def words_as_float64s(data: bytes | NDArray[np.uint8], offsets: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Words that stand one behind the other; word i is from offsets[i] to offsets[i + 1]. Raises ValueError."""
+    """Words in one buffer, one after the other; word i is from offsets[i] to offsets[i + 1]. Raises ValueError."""
     buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
     return float64s(pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers))

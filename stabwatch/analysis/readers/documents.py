@@ -19,6 +19,7 @@ from stabwatch.analysis.readers.arrow import float64s
 from stabwatch.analysis.readers.file import LogFile, pieces
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, step_rank
+from stabwatch.analysis.readers.notebook import notebook_lines
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.errors import LogError
@@ -59,7 +60,7 @@ class Records:
     """Takes flat records, finds their step, gives the run."""
 
     def __init__(self) -> None:
-        self.gatherer = RunBuilder()
+        self.builder = RunBuilder()
         self._units: set[str] = set()
         self._counter = Counter()
 
@@ -74,13 +75,13 @@ class Records:
             step = self._counter.at(step, values.get(epoch_key))
         unit = "step" if step_key else "epoch" if epoch_key else "ordinal"
         if unit == "epoch" and "step" in self._units:  # a summary or an evaluation, between steps
-            step, unit = self.gatherer.last_step, "step"
+            step, unit = self.builder.last_step, "step"
         time = next((values.pop(k) for k in _TIMES if k in values), float("nan"))
         if mode.startswith(_EVALUATES):
             values = {f"eval/{k}": v for k, v in values.items()}
         if values:
             self._units.add(unit)
-            self.gatherer.add(len(self.gatherer) if step is None else step, line, values, time)
+            self.builder.add(len(self.builder) if step is None else step, line, values, time)
 
     def add_all(self, columns: dict[str, NDArray[np.float64]], lines: range) -> bool:
         """Records that all have the same numbers, and nothing else; False, and none was taken, if steps do not rise.
@@ -96,7 +97,7 @@ class Records:
             if not (np.diff(epochs) >= 0).all():
                 return False
             steps = steps + self._counter.at(int(steps[0]), float(epochs[0])) - steps[0]
-        last = self.gatherer.last_step
+        last = self.builder.last_step
         if (np.diff(steps) <= 0).any() or (last is not None and steps[0] <= last):
             return False
         if epoch_key is not None:
@@ -105,17 +106,17 @@ class Records:
         times = None if time_key is None else columns.pop(time_key)
         if columns:
             self._units.add("step")
-            self.gatherer.extend(steps, np.arange(lines.start, lines.stop), columns, times)
+            self.builder.extend(steps, np.arange(lines.start, lines.stop), columns, times)
         return True
 
     def log(self, source: LogFile, name: str, notes: Iterable[str] = ()) -> Log:
         """What was read."""
-        self.gatherer.unit = next((u for u in ("step", "epoch", "ordinal") if u in self._units), "ordinal")  # type: ignore[assignment]
+        self.builder.unit = next((u for u in ("step", "epoch", "ordinal") if u in self._units), "ordinal")  # type: ignore[assignment]
         said = list(notes)
-        if self.gatherer.unit == "ordinal":
+        if self.builder.unit == "ordinal":
             said.append("No step in it: records are numbered.")
-        said += self.gatherer.notes()
-        return Log(source.path, name, (self.gatherer.run(),), tuple(said))
+        said += self.builder.notes()
+        return Log(source.path, name, (self.builder.run(),), tuple(said))
 
 
 def _counting(values: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -213,6 +214,9 @@ def _read_document(source: LogFile) -> Log:
     except ValueError as error:
         log = lines.read_lines(source, source.lines())
         return replace(log, notes=(f"It begins like JSON, but is not: {error}.", *log.notes))
+    if isinstance(data, dict) and "nbformat" in data:
+        log = lines.read_lines(source, enumerate(notebook_lines(data), 1))
+        return replace(log, format="notebook", notes=("Lines are counted over the outputs of its cells.", *log.notes))
     records = Records()
     for record in _records(data):
         records.add(record, -1)
@@ -249,7 +253,8 @@ def _records(data: Any) -> Iterator[Mapping[str, Any]]:
 
 DOCUMENT = Reader(
     "JSON document",
-    "Hugging Face `trainer_state.json`, Keras' `history`, Megatron's golden values, any list of records",
+    "Hugging Face `trainer_state.json`, Keras' `history`, Megatron's golden values, any list of records; the outputs "
+    "of notebooks (`.ipynb`), with the tables of Hugging Face's trainer and of fastai",
     _sniff_document,
     _read_document,
 )

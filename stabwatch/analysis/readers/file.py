@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
+from stabwatch.analysis.readers.prefixes import find_prefix
 from stabwatch.errors import LogError, MissingExtraError
 
 HEAD = 1 << 16
@@ -22,6 +23,7 @@ MOST_RATIO = 1000
 _CHUNK = 1 << 20
 _LONGEST_HOLE = 1 << 30
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
+_BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
@@ -39,9 +41,11 @@ class LogFile:
         try:
             self.size = path.stat().st_size
             with self.open() as stream:
-                self.head = _head(stream)
+                head = _head(stream)
         except OSError as error:
             raise LogError(f"{path} cannot be read: {error}.") from error
+        self._prefix = find_prefix(without_colours(head))
+        self.head = self._without_prefix(head)
         self.text = self.head.decode("utf-8", "replace").lstrip("\ufeff")
 
     def open(self) -> IO[bytes]:
@@ -73,11 +77,22 @@ class LogFile:
                         yield number, piece
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
-        """Consecutive lines as they stand in the file, without the last newline; the number of the first, from 1."""
+        """Consecutive lines without the last newline; the number of the first, from 1.
+
+        The prefix that a launcher or a log collector wrote before each line is taken off.
+        """
+        for first, block in self.raw_blocks():
+            yield first, self._without_prefix(block)
+
+    def raw_blocks(self) -> Iterator[tuple[int, bytes]]:
+        """The same, as it is in the file."""
         first = 1
         for block in self._blocks():
             yield first, block
             first += block.count(b"\n") + 1
+
+    def _without_prefix(self, text: bytes) -> bytes:
+        return text if self._prefix is None else self._prefix.strip(without_colours(text))
 
     def _blocks(self) -> Iterator[bytes]:
         """Whole lines, a megabyte or so at a time, without the last newline."""
@@ -85,7 +100,9 @@ class LogFile:
         try:
             stream, raw = self._open()
             with stream:
+                begun = False
                 while chunk := stream.read(_CHUNK):
+                    chunk, begun = (chunk if begun else chunk.removeprefix(_BOM)), True
                     self.progress(raw.tell(), self.size)
                     cut = chunk.rfind(b"\n")
                     if cut < 0:
@@ -109,7 +126,7 @@ class LogFile:
             raise LogError(f"{self.path} cannot be unpacked: {error}. Is it whole?") from error
         if len(found) > most:
             raise LogError(f"{self.path} is a single document of more than {most >> 20} MiB; split it, or export CSV.")
-        return found
+        return self._without_prefix(found)
 
 
 class _Utf8(io.RawIOBase):

@@ -1,6 +1,6 @@
 """Lines of one shape, their numbers read without a look at each: a block of bytes at a time.
 
-Where numbers stand in a block is found byte by byte, by the rules of `names.NUMBER`. What is left of a line when each
+Where numbers are in a block is found byte by byte, by the rules of `names.NUMBER`. What is left of a line when each
 of its numbers is one mark and blanks are taken out is its skeleton; lines with the skeleton of a line that was
 understood have their numbers at the same places. Whatever is not plain (NaN in letters, a number more or less, another
 line) has another skeleton.
@@ -70,7 +70,8 @@ class FixedFormat:
         found = _marked(raw)
         self._skeleton, self._prefix = b"", np.empty(0)
         self.works = before >= 0 and not any(spelled[: max(before, 0)]) and found is not None
-        self.works = self.works and None not in values and b"\r" not in raw.rstrip(b"\r") and b"\x1b" not in raw
+        self.works = self.works and None not in values and not any("#" in word for word in printed)
+        self.works = self.works and b"\r" not in raw.rstrip(b"\r") and b"\x1b" not in raw
         if found is None or not self.works:
             return
         self._skeleton = found[0]
@@ -193,7 +194,7 @@ def _picked(digits: NDArray[np.uint8], starts: Places, keep: Bools) -> tuple[NDA
 
 
 def _floats(digits: NDArray[np.uint8], starts: Places) -> Floats:
-    """Numbers that stand one behind the other. Raises ValueError."""
+    """Numbers in one buffer, one after the other. Raises ValueError."""
     return words_as_float64s(digits, np.append(starts, len(digits)))
 
 

@@ -1,7 +1,7 @@
-"""Lines whose numbers stand in the same columns, read as a table of bytes.
+"""Lines whose numbers are in the same columns, read as a table of bytes.
 
 Among lines of one length most have their digits at the same places: the bytes of all are compared with those of one,
-and the numbers are reckoned column by column. That is exact: a float64 holds every integer of 15 digits and every power
+and the numbers are read column by column. That is exact: a float64 holds every integer of 15 digits and every power
 of ten up to the 22nd, so one division or multiplication rounds once (Clinger, "How to Read Floating Point Numbers
 Accurately", 1990: the fast path of every strtod).
 """
@@ -71,7 +71,7 @@ def _whole(rows: Bytes, columns: Places) -> Floats:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the numbers of a line stand. line: its bytes; digit: which of them are digits of numbers."""
+    """Where the numbers of a line are. line: its bytes; digit: which of them are digits of numbers."""
 
     line: Bytes
     digit: Bools
@@ -81,9 +81,9 @@ class Layout:
 
     def fits(self, rows: Bytes) -> Bools:
         """Which lines have digits where this one has them, and the same bytes elsewhere, (lines,)."""
-        alike = rows == self.line
-        alike |= self.digit & (rows - _ZERO < 10)
-        return np.asarray(alike.all(axis=1))
+        same = rows == self.line
+        same |= self.digit & (rows - _ZERO < 10)
+        return np.asarray(same.all(axis=1))
 
     def read(self, rows: Bytes) -> Floats:
         """Numbers of lines that fit, (lines, numbers). Raises ValueError."""

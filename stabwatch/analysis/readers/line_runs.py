@@ -1,8 +1,8 @@
-"""Long stretches of lines that differ in their numbers only, read at once.
+"""Long runs of lines that differ in their numbers only, read at once.
 
-A template that has come many times in a row becomes one regular expression; the lines that it matches are gathered, and
-their numbers are converted column by column. What is read is what `lines.py` reads line by line: whatever is not plain
-(other lines, numbers in other forms, steps that do not rise) goes there.
+A template that has come many times in a row becomes one regular expression; the lines that match are collected,
+and their numbers are converted column by column. What is read is what `lines.py` reads line by line: whatever is not
+plain (other lines, numbers in other forms, steps that do not rise) goes there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEARN = 8
 LEAST = 4
 """Fewer lines in a row are read one by one."""
 PATIENCE = 64
-"""Short stretches in a row after which a template is given up: lines of several kinds take turns."""
+"""Short runs in a row after which a template is given up: lines of several kinds take turns."""
 SHARE = 0.5
 """Of the lines of a block, that are of the shape: where fewer are, they are looked for line by line."""
 _NUMBER = rb"([-+.\d][-+.\deE]*|[-+]?[nN][aA][nN]|[-+]?[iI][nN][fF])"
@@ -52,20 +52,20 @@ class Parser(Protocol):
 
 
 class LineRuns:
-    """Reads blocks of lines. telling: gives, for a block, whether one of its lines may say anything; None if none
+    """Reads blocks of lines. worth: gives, for a block, whether one of its lines may say anything; None if none
     may. pieces: a line as the texts that it consists of."""
 
     def __init__(
         self,
-        reading: Parser,
-        telling: Callable[[bytes], Callable[[bytes], bool] | None],
+        parser: Parser,
+        worth: Callable[[bytes], Callable[[bytes], bool] | None],
         pieces: Callable[[bytes], list[str]],
     ) -> None:
-        self._reading = reading
-        self._telling, self._pieces = telling, pieces
+        self._parser = parser
+        self._worth, self._pieces = worth, pieces
         self._template: Template | None = None
         self._pattern: re.Pattern[bytes] | None = None
-        self._uniform: FixedFormat | None = None
+        self._format: FixedFormat | None = None
         self._given_up: set[int] = set()
         self._whole = False
         """Every line of the last block was of the template."""
@@ -75,38 +75,38 @@ class LineRuns:
 
     def block(self, first: int, block: bytes) -> None:
         """Consecutive lines, the first of which has the number `first`."""
-        if self._uniform is not None and self._by_shape(first, block, self._uniform):
+        if self._format is not None and self._by_shape(first, block, self._format):
             return
         if self._whole and self._pattern is not None:
             numbers, count = self._pattern.findall(block), block.count(b"\n") + 1
             if len(numbers) == count and len(numbers[0]) > 1:
                 self._flush(range(first, first + count), _columns(numbers), first, lambda: block.split(b"\n"))
                 return
-        telling = self._telling(block)
-        self._whole = telling is not None and self._by_line(first, block, telling)
+        worth = self._worth(block)
+        self._whole = worth is not None and self._by_line(first, block, worth)
 
-    def _by_shape(self, first: int, block: bytes, uniform: FixedFormat) -> bool:
+    def _by_shape(self, first: int, block: bytes, fixed: FixedFormat) -> bool:
         """Whether nearly all lines were of the shape; they, and the others between them, are taken."""
-        found = uniform.read(block)
+        found = fixed.read(block)
         if found is None or found[0].sum() < SHARE * len(found[0]):
             return False
         same, numbers = found
         whole = bool(same.all())
         raws = [] if whole else block.split(b"\n")
-        telling = None if whole else self._telling(block)
-        others = [i for i in np.flatnonzero(~same).tolist() if telling is not None and telling(raws[i])]
+        worth = None if whole else self._worth(block)
+        others = [i for i in np.flatnonzero(~same).tolist() if worth is not None and worth(raws[i])]
         lines, start = np.flatnonzero(same) + first, 0
         for i in [*others, len(same)]:
             stop = int(np.searchsorted(lines, first + i))
             if stop > start:
-                columns = _slices(uniform, numbers[start:stop])
+                columns = _slices(fixed, numbers[start:stop])
                 self._flush(lines[start:stop].tolist(), columns, first, lambda: raws or block.split(b"\n"))
             if i < len(same):
                 self._one(first + i, raws[i])
             start = stop
         return True
 
-    def _by_line(self, first: int, block: bytes, telling: Callable[[bytes], bool]) -> bool:
+    def _by_line(self, first: int, block: bytes, worth: Callable[[bytes], bool]) -> bool:
         """Whether every line was of the template."""
         raws = block.split(b"\n")
         at: list[int] = []
@@ -118,7 +118,7 @@ class LineRuns:
                 numbers.append(found.groups())
                 continue
             whole = False
-            if not telling(raw):
+            if not worth(raw):
                 continue
             if at:
                 self._flush(at, _columns(numbers), first, lambda: raws)
@@ -131,23 +131,23 @@ class LineRuns:
     def _flush(self, at: Sequence[int], numbers: Columns, first: int, raws: Callable[[], list[bytes]]) -> None:
         assert self._template is not None
         many = len(at) >= LEAST
-        if many and self._reading.take_all(self._template, np.array(at, dtype=np.int64), numbers):
+        if many and self._parser.take_all(self._template, np.array(at, dtype=np.int64), numbers):
             self._short = 0
             return
         there = raws()
         for line in at:
             for text in self._pieces(there[line - first]):
-                self._reading.take(line, text)
+                self._parser.take(line, text)
         self._short += 1
         if self._short >= PATIENCE:
             self._given_up.add(id(self._template))
-            self._pattern = self._template = self._uniform = None
+            self._pattern = self._template = self._format = None
             self._short = 0
 
     def _one(self, line: int, raw: bytes) -> None:
         for text in self._pieces(raw):
-            self._reading.take(line, text)
-            latest = self._reading.latest
+            self._parser.take(line, text)
+            latest = self._parser.latest
             self._times = self._times + 1 if latest is not None and latest is self._last else 0
             self._last = latest
             new = latest is not None and latest is not self._template and id(latest) not in self._given_up
@@ -156,17 +156,17 @@ class LineRuns:
 
     def _learn(self, template: Template | None, raw: bytes) -> None:
         assert template is not None
-        pattern, uniform = _pattern(template), FixedFormat(template, raw)
-        if pattern is None and not uniform.works:
+        pattern, fixed = _pattern(template), FixedFormat(template, raw)
+        if pattern is None and not fixed.works:
             self._given_up.add(id(template))
             return
         self._template, self._short = template, 0
         self._pattern = None if pattern is None else re.compile(pattern, re.MULTILINE)
-        self._uniform = uniform if uniform.works else None
+        self._format = fixed if fixed.works else None
 
 
-def _slices(uniform: FixedFormat, numbers: NDArray[np.float64]) -> Columns:
-    return lambda at: uniform.column(numbers, at)
+def _slices(fixed: FixedFormat, numbers: NDArray[np.float64]) -> Columns:
+    return lambda at: fixed.column(numbers, at)
 
 
 def _columns(numbers: list[tuple[bytes, ...]]) -> Columns:

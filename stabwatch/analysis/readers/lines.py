@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,46 +9,29 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.analysis.readers import epoch_rows
+from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.file import LogFile, pieces, without_colours
 from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.line_runs import Columns, LineRuns
 from stabwatch.analysis.readers.log import Log
-from stabwatch.analysis.readers.names import number, role_of, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.prefilter import worth_parsing_in
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.timestamps import timestamps
-from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, without_settings
+from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, counts_records, without_settings
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
+_RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
 _RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
-_OVERFLOW = re.compile(
-    r"(?:OVERFLOW|[Oo]verflow)\b.*?reducing to ([\d.e+-]+)|reducing loss scale to ([\d.e+-]+)|"
-    r"overflow detected, setting loss scale to:? ([\d.e+-]+)|Grad scale is small: ([\d.e+-]+)|"
-    r"[Ll]oss scale already at minimum"
-)
-_NAN = (
-    r"^(?!\s*[\w.]+\()(?!.*\b(?:no|without|never|any|zero|0)\W{1,4}(?:nan|inf)\b)"
-    r".*(?:diverged with loss|(?<![-\w=:])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
-    r"|loss.{0,20}\b(is|became|was)\b.{0,9}nan)"
-)
-"""Said in words: neither a value nor a call in source code, nor that there is none."""
-_ERROR = (
-    r"^Traceback|^[\w.]*(Error|Exception)(?::|$)|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
-)
-_REMARKS = (
-    ("nan_message", re.compile(_NAN, re.I)),
-    ("error", re.compile(_ERROR)),
-    ("checkpoint", re.compile(r"\bsav(ed|ing)\b.{0,40}(checkpoint|model)|checkpoint.{0,20}saved", re.I)),
-    ("restart", re.compile(r"resum(ed|ing)\b|load(ed|ing)\b.{0,30}\bcheckpoint|checkpoint.{0,20}\bloaded", re.I)),
-)  # fmt: skip
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
 _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
 _BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Records that wait for the end of the file, to be numbered; what comes after so many is not read."""
+_MANY = 4
+"""Times as many records without a step as with one, whose step is then a stray one."""
 _NEAR = 200
 """Lines after a step's first within which a line without a step belongs to it."""
 
@@ -57,12 +39,22 @@ _NEAR = 200
 class _Parser:
     """The state between lines."""
 
-    def __init__(self) -> None:
-        self.gatherer = RunBuilder()
-        self.templates = Templates(_is_odd)
+    def __init__(self, head: str = "") -> None:
+        """head: the first lines, which say whether numbers that begin lines count records."""
+        self.builder = RunBuilder()
+        leading = counts_records(head)
+        self.templates = Templates(_is_odd, leading)
+        self._rank_pattern = _RANK_IN_BRACKETS if leading else _RANK
         self.rank: int | None = None
         self.epoch: int | None = None
         self.unstepped: list[Unstepped] = []
+        self.repeated: list[Unstepped] = []
+        """Records without a step, near a step that has all of their values already."""
+        self._fractions: dict[int, tuple[int | None, int | None]] = {}
+        self._pairs: set[str] = set()
+        """Words before a fraction of epoch and batch."""
+        self._updates = False
+        """A step that counts updates was found."""
         self.bare: list[tuple[int, int, float]] = []
         self.table: dict[str, float] = {}
         self.header: list[str] = []
@@ -75,21 +67,23 @@ class _Parser:
         self._epoch_of_step: int | None = None
         self.others = 0
         self.latest: Template | None = None
-        """See `stretches.Reading`."""
-        self._reckoned = False
+        """See `line_runs.Parser`."""
+        self._step_estimated = False
         self._whole = True
         """No epoch had a fraction; beside one that has, steps are counted over all epochs."""
 
     def take(self, line: int, text: str) -> None:
         """One line."""
         self.latest = None
+        if self.table and text[:1] not in " |" and text.strip():
+            self._flush(line)
         row = self.rows.row(text) if "/" in text[:16] else None
         if row is not None:
             if row[1]:
-                self.gatherer.unit = "epoch"
+                self.builder.unit = "epoch"
                 self._step(line, row[0], False, row[1])
             return
-        rank = _RANK.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
+        rank = self._rank_pattern.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
         if rank:
             text = text[rank.end() :]
         elif ") Epoch" in text:
@@ -127,27 +121,67 @@ class _Parser:
         return rank != self.rank
 
     def _record(self, line: int, template: Template, numbers: list[str]) -> None:
+        template = self._pair(template, numbers)
         values = template.fill(numbers)
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
         if epoch is not None:
             self.epoch = epoch
             self._whole = self._whole and not (number(numbers[template.epoch or 0]) or 0.0) % 1
+        if step is not None and self._is_no_step(line, template, numbers):
+            step = None
         if step is not None and template.of_epoch and template.evaluates and self._raw >= 0:
-            self.gatherer.add(self._offset + self._raw, line, values)
+            self.builder.add(self._offset + self._raw, line, values)
         elif step is not None:
             if values or not template.of_epoch or step >= self._raw:  # else a bar of an evaluation
+                self._updates = self._updates or not template.of_environment
                 self._step(line, step, template.of_epoch, values)
-        elif not values:
-            return
-        elif self._raw >= 0 and line - self._at <= _NEAR:
-            if self._keys & values.keys():  # the next record, whose step was not printed
+        elif values:
+            self._without_step(line, template, values)
+
+    def _is_no_step(self, line: int, template: Template, numbers: list[str]) -> bool:
+        """Whether the step of a line counts something else: episodes below a step, or seconds in brackets."""
+        if template.unnamed:
+            return not numbers[template.step or 0].isdigit()
+        return template.of_environment and self._updates and line - self._at <= _NEAR
+
+    def _without_step(self, line: int, template: Template, values: dict[str, float]) -> None:
+        if self._raw >= 0 and line - self._at <= _NEAR:
+            if not self._keys & values.keys():
+                self._keys |= values.keys()
+                self.builder.add(self._offset + self._raw, line, values)
+            elif template.rounded or (template.epoch is not None and not self._whole):
+                # the next record, whose step was rounded, or not drawn by the bar before it
                 self._step(line, self._raw + self._apart, template.of_epoch, values)
-                self._reckoned = True
-                return
-            self._keys |= values.keys()
-            self.gatherer.add(self._offset + self._raw, line, values)
+                self._step_estimated = True
+            elif len(self.repeated) < _MOST_UNSTEPPED:
+                self.repeated.append((line, self.epoch, values))
         elif self._raw < 0 and len(self.unstepped) < _MOST_UNSTEPPED:
             self.unstepped.append((line, self.epoch, values))
+
+    def _pair(self, template: Template, numbers: list[str]) -> Template:
+        """`Batch 3/4000` is batch 3 of 4,000, or batch 4,000 of epoch 3: where the second changes under the first."""
+        if template.total is None or template.step is None or template.epoch is not None:
+            return template
+        now = count(numbers, template.step), count(numbers, template.total)
+        before = self._fractions.get(id(template))
+        self._fractions[id(template)] = now
+        word = template.texts[template.step].split()[-1:]
+        if word and word[0] in self._pairs:
+            before = None, None
+        elif before is None or None in (*now, *before) or before[0] != now[0] or not (now[1] or 0) > (before[1] or 0):
+            return template
+        self._pairs.update(word)
+        pair = replace(template, epoch=template.step, step=template.total, of_epoch=True, total=None)
+        self.templates.correct(template, pair)
+        if self._raw == before[0]:
+            self._raw, self.epoch, self._epoch_of_step, self._with_values = (
+                before[1] or 0,
+                before[0],
+                before[0],
+                before[1] or 0,
+            )
+            self.builder.last_step_was(self._raw)
+        return pair
 
     def _step(self, line: int, step: int, of_epoch: bool, values: dict[str, float], new: bool = False) -> None:
         later = (
@@ -164,15 +198,15 @@ class _Parser:
             self._apart = step - self._with_values
         if values:
             self._with_values = step
-        if values or not self._reckoned or step != self._raw:
+        if values or not self._step_estimated or step != self._raw:
             self._keys = set(values)
-        self._reckoned = False
+        self._step_estimated = False
         self._raw, self._at, self._epoch_of_step = step, line, self.epoch
         if values:
-            self.gatherer.add(self._offset + step, line, values, new=new)
+            self.builder.add(self._offset + step, line, values, new=new)
 
     def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
-        """See `stretches.Reading`: lines with rising steps, which none of the rules of `_step` concerns."""
+        """See `line_runs.Parser`: lines with rising steps, which none of the rules of `_step` concerns."""
         assert template.step is not None
         places: dict[str, tuple[int, float]] = {}
         for at, key, times in template.values:
@@ -183,16 +217,18 @@ class _Parser:
             values = {key: numbers(at) * times for key, (at, times) in places.items()}
         except ValueError:
             return False
+        if template.unnamed and (steps % 1).any():
+            return False
         if self.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # not for NaN either
             return False
         whole = steps.astype(np.int64)
         if whole[0] <= self._raw or (np.diff(whole) <= 0).any():
             return False
-        self.gatherer.extend(self._offset + whole, lines, values)
+        self.builder.extend(self._offset + whole, lines, values)
         if template.epoch is not None:
             self.epoch = int(epochs[-1])
             self._whole = self._whole and not (epochs % 1).any()
-        self._reckoned = False
+        self._step_estimated = False
         before = int(whole[-2]) if len(whole) > 1 else self._with_values
         self._apart = int(whole[-1]) - before
         self._raw = self._with_values = int(whole[-1])
@@ -200,16 +236,12 @@ class _Parser:
         return True
 
     def _remarks(self, line: int, text: str) -> bool:
-        found = _OVERFLOW.search(text)
-        if found:
-            value = next((number(g) for g in found.groups() if g), None)
-            self.gatherer.remark("overflow", line, text.strip(), math.nan if value is None else value)
-            return "loss" not in text.replace("loss scale", "").replace("loss_scale", "")
-        for kind, pattern in _REMARKS:
-            if pattern.search(text):
-                self.gatherer.remark(kind, line, text.strip())
-                break
-        return False
+        found = messages.kind_of(text)
+        if found is None:
+            return False
+        kind, value = found
+        self.builder.remark(kind, line, text.strip(), value)
+        return kind == "overflow" and "loss" not in text.replace("loss scale", "").replace("loss_scale", "")
 
     def _odd(self, line: int, text: str) -> bool:
         """Formats whose numbers have no names."""
@@ -238,18 +270,22 @@ class _Parser:
         """Two-column tables (OpenAI baselines, stable-baselines3) and the header over rows."""
         cells = _cells(text)
         if text.lstrip().startswith("|") and len(cells) == 2 and (value := number(cells[1])) is not None:
+            if cells[0] in self.table:
+                self._flush(line)
             self.table[cells[0]] = value
             return True
         if self.table and set(text.strip()) <= set("-+| =") and text.strip():
             self._flush(line)
             return True
-        if len(cells) > 2 and "loss" in text.lower() and not re.search(r"\d|[:=]", text):
+        if len(cells) > 2 and "loss" in text.lower() and not re.search(r"[:=]|(?<![A-Za-z_])\d", text):
             self.header = cells
+            self.rows.header(text)
             return True
         return False
 
     def _row(self, line: int, text: str) -> bool:
         cells = _cells(text)
+        cells = text.split() if len(cells) != len(self.header) else cells
         numbers = [number(c) for c in cells] if len(cells) == len(self.header) else []
         if sum(n is not None for n in numbers) <= len(cells) / 2:
             return False
@@ -262,29 +298,34 @@ class _Parser:
 
     def _named(self, line: int, row: dict[str, float]) -> None:
         keys = sorted((k for k in row if step_rank(k) is not None), key=lambda k: step_rank(k) or 0)
-        if keys:
+        epoch = next((int(row[k]) for k in row if plain(k) in (*EPOCH_KEYS, "e") and abs(row[k]) < 1 << 62), None)
+        if keys and abs(row[keys[0]]) < 1 << 62:
             self._raw = -1  # steps are rounded in such tables: one that comes again is another
             self._step(line, int(row.pop(keys[0])), False, row, new=True)
+        elif self._raw >= 0 and line - self._at <= _NEAR and epoch is None and not self._keys & row.keys():
+            self._keys |= row.keys()
+            self.builder.add(self._offset + self._raw, line, row)
         else:
-            self.unstepped.append((line, None, row))
+            self.unstepped.append((line, epoch, {k: v for k, v in row.items() if plain(k) not in (*EPOCH_KEYS, "e")}))
 
     def end(self) -> list[str]:
         """Records without any step are numbered, or take the epoch. Gives notes."""
         if self.table:
             self._flush(-1)
         notes = []
-        if len(self.bare) > 2 * (len(self.gatherer) + len(self.unstepped)):
+        if len(self.bare) > 2 * (len(self.builder) + len(self.unstepped)):
             for line, step, value in self.bare:
                 self._step(line, step, False, {"loss": value})
         if len(self.unstepped) == _MOST_UNSTEPPED or len(self.bare) == _MOST_BARE:
             notes.append("Records without a step are too many: the later ones are left out.")
         if self.others:
             notes.append(f"{self.others} lines of other ranks than {self.rank} are left out.")
-        if len(self.gatherer) < 3 and len(self.unstepped) > len(self.gatherer):
+        notes += self._end_repeated()
+        if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):
             epochs = by_epoch(self.unstepped)
             if not epochs:
                 self.unstepped = without_settings(self.unstepped)
-            self.gatherer.unit = "epoch" if epochs else "ordinal"
+            self.builder.unit = "epoch" if epochs else "ordinal"
             notes.append("No step in it: " + ("epochs count." if epochs else "records are numbered."))
             begun, before = 0, 0
             for at, (line, epoch, values) in enumerate(self.unstepped):
@@ -294,10 +335,22 @@ class _Parser:
                 else:
                     begun = at if epoch < 2 <= before - epoch else begun  # another training
                     before = epoch
-                self.gatherer.add(epoch if epochs and epoch is not None else at - begun, line, values)
+                self.builder.add(epoch if epochs and epoch is not None else at - begun, line, values)
         return notes
 
+    def _end_repeated(self) -> list[str]:
+        """Records that repeat the values of a step: numbered where they are nearly all of the log, else left out."""
+        if len(self.repeated) > _MANY * len(self.builder):
+            remarks = self.builder.remarks
+            self.builder = RunBuilder()
+            self.builder.remarks = remarks
+            self.unstepped += self.repeated
+            return []
+        return [f"Records without a step of their own: {len(self.repeated)}; left out."] if self.repeated else []
 
+
+_BARS = str.maketrans("│┃║", "|||")
+_GAP = re.compile(r"\s{2,}|\t")
 _HOLE = re.compile(rb"\0{16,}")
 """What a log holds where it was cut while its writer went on."""
 
@@ -311,36 +364,38 @@ def _is_odd(text: str) -> bool:
         or (len(text) < 64 and _BARE.match(text))
     ):
         return True
-    return any(p.search(text) for p in (_OVERFLOW, *(pattern for _, pattern in _REMARKS)))
+    return messages.kind_of(text) is not None
 
 
 def _cells(text: str) -> list[str]:
-    return [c.strip() for c in text.strip().strip("|").split("|")]
+    """Cells between bars, those of boxes too, or between wide gaps."""
+    text = text.strip().translate(_BARS)
+    return [c.strip() for c in text.strip("|").split("|")] if "|" in text else _GAP.split(text)
 
 
 def _read(source: LogFile) -> Log:
-    reading = _Parser()
-    stretches = LineRuns(reading, worth_parsing_in, pieces)
+    parser = _Parser(source.text)
+    line_runs = LineRuns(parser, worth_parsing_in, pieces)
     for first, block in source.blocks():
-        stretches.block(first, without_colours(block))
-    return _log(source, reading)
+        line_runs.block(first, without_colours(block))
+    return _log(source, parser)
 
 
 def read_lines(source: LogFile, lines: Iterable[tuple[int, str]]) -> Log:
     """A log from numbered lines."""
-    reading = _Parser()
+    parser = _Parser(source.text)
     for number_of_line, text in lines:
-        reading.take(number_of_line, text)
-    return _log(source, reading)
+        parser.take(number_of_line, text)
+    return _log(source, parser)
 
 
-def _log(source: LogFile, reading: _Parser) -> Log:
-    notes = reading.end()
-    run = reading.gatherer.run()
-    run, others = in_order(replace(run, times=timestamps(source.blocks(), run.lines)))
+def _log(source: LogFile, parser: _Parser) -> Log:
+    notes = parser.end()
+    run = parser.builder.run()
+    run, others = in_order(replace(run, times=timestamps(source.raw_blocks(), run.lines)))
     if others:
         notes.append(f"Several writers take turns in it: {others} of their records are left out.")
-    notes += reading.gatherer.notes()
+    notes += parser.builder.notes()
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
     return Log(source.path, "text", (run,), tuple(notes))
 
@@ -356,9 +411,11 @@ READER = Reader(
     "what trainers print: Megatron-LM, Megatron-DeepSpeed, DeepSpeed, GPT-NeoX, torchtitan, nanotron, nanoGPT, llm.c, "
     "modded-nanogpt, nanochat, OLMo, Hugging Face's dictionaries, Composer, llm-foundry, fairseq, ESPnet, icefall, "
     "detectron2, mmengine, timm, Keras' and Lightning's bars, PaddlePaddle, Marian, MaxText, Coqui, nnU-Net, darknet, "
-    "openpi, LeRobot, verl, Demucs, YOLOX, ultralytics' and YOLOv7's rows, MXNet, BasicSR, CycleGAN, Flax, swift; "
-    "any `key: value` or `key=value`; time stamps are the times of records; colours, rank prefixes and "
-    "progress bars are stepped over",
+    "openpi, LeRobot, verl, Demucs, YOLOX, ultralytics' and YOLOv7's rows, MXNet, BasicSR, CycleGAN, Flax, swift, "
+    "rsl_rl, rlpyt, WeNet, OpenNMT, Ignite, Tacotron, llama2.c, Dreamer, Caffe, XGBoost, LightGBM, skorch, fastai, "
+    "spaCy; tables between bars, boxes or blanks; any `key: value`, `key=value`, or known name before a number; time "
+    "stamps are the times of records; colours, progress bars and what launchers and collectors write before each line "
+    "are stepped over",
     _sniff,
     _read,
 )

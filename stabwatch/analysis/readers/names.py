@@ -10,7 +10,8 @@ from stabwatch.analysis.readers.log import Role
 
 NUMBER = re.compile(
     r"""(?<![\w.])(?=[-+.\dnNiI])[-+]?(?:
-        \d+(?:(?:,\d{3})+(?!\d|,\d))?(?:\.\d*)?(?:[eE][-+]?\d+)?   # 12, 1.5, 2e-4, 1,234,567.8
+        \d\.\#(?:IND|[QS]NAN|INF)\d*   # 1.#IND, as Microsoft's C library writes NaN
+        | \d+(?:(?:,\d{3})+(?!\d|,\d))?(?:\.\d*)?(?:[eE][-+]?\d+)?   # 12, 1.5, 2e-4, 1,234,567.8
         | \.\d+(?:[eE][-+]?\d+)?
         | [nN][aA][nN](?:xxx|\.0)?(?![A-Za-z_])
         | [iI][nN][fF](?:inity)?(?![A-Za-z_])
@@ -22,20 +23,34 @@ NUMBER = re.compile(
 
 _ODD_NAN = re.compile(r"[-+]?nan(?:xxx|\.0|\(\w*\))", re.IGNORECASE)
 """NaN as PaddleOCR, Lightning and C write it; names may begin like that too (`Nancy`, `Infantry`)."""
+_WINDOWS = re.compile(r"([-+]?)\d\.#(IND|QNAN|SNAN|INF)\d*", re.IGNORECASE)
+_WRAPPED = re.compile(r"(?:[\w.]+\()?[\[({*`<\s'\"]*([-+]?[\w.#+-]+)(?:, \w+=.*)?[\])}*`>\s'\"]*")
+"""A number in what may be put around it: `**nan**`, `[0.5]`, `tensor(0.5, device='cuda:0')`."""
+_LONGEST_WRAPPED = 120
 _UNITS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "s": 1.0, "sec": 1.0, "seconds": 1.0, "min": 60.0}
 _SI = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 STEP_KEYS = (
     "iteration", "iterations", "global_step", "global_step/max_steps", "globalstep", "trainer/global_step",
     "num_updates", "current_steps", "completed_step", "training_iteration", "step", "steps", "_step", "iter", "it",
-    "up", "update", "s", "batch_idx", "batch", "batch_id", "total_timesteps", "time/total_timesteps", "n_iter",
-    "iters", "train_step", "training_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
+    "up", "update", "s", "batch_idx", "batch", "batch_id", "n_iter",
+    "iters", "itr", "itrs", "n_itr", "iter_num", "iter_idx", "niter", "train_step", "training_step", "train_iter",
+    "training_iter", "global_steps", "gstep", "step_num", "optimizer_step", "opt_step", "update_step",
+    "updates", "n_updates", "minibatch", "#", "total_timesteps", "time/total_timesteps", "timesteps", "env_steps",
+    "env_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
 )  # fmt: skip
 """Keys that count steps, the most trusted first."""
 EPOCH_KEYS = ("epoch", "ep", "epochs")
+ENVIRONMENT = STEP_KEYS.index("total_timesteps")
+"""From there on keys count what was seen, and not updates of the weights."""
+_COUNTERS = ("iteration", "iterations", "global_step", "step", "num_updates")
+"""Keys that count below any path, as `train/global_step` and `Diagnostics/Iteration`."""
 _ORDER = {key: i for i, key in enumerate(STEP_KEYS)}
 
-_EVAL = re.compile(r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|tel|holdout|predict)([^a-z]|$)")
+_EVAL = re.compile(
+    r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|cv|tel|holdout|predict)([^a-z]|$)"
+    r"|(^|[^a-z])(val|valid|eval|test|dev)(loss|acc|ppl)([^a-z]|$)"
+)
 _TRAIN = re.compile(r"(^|[^a-z])(train|training|trl)([^a-z]|$)")
 _LOSS = {
     "loss", "lm_loss", "train_loss", "training_loss", "total_loss", "trl", "cost", "train_cost", "objective",
@@ -43,8 +58,12 @@ _LOSS = {
     "loss_step", "train_loss_step", "average_loss", "step_loss", "tot_loss",
     "loss_train", "mlm_loss", "loss_avg", "batch_loss", "avg_loss", "main_loss", "train_main_loss", "loss_total",
     "loss_epoch", "train_loss_epoch", "ce", "xent", "nll", "train-loss", "train-cross-entropy", "train-crossentropy",
-    "train-nll-loss", "train-smoothl1", "train-mse", "train-rmse",
+    "train-nll-loss", "train-smoothl1", "train-mse", "train-rmse", "loss_value", "loss_mean", "mean_loss", "trainloss",
+    "running_loss", "final_loss", "loss_all", "loss_sum", "neg_elbo", "train_nll", "train_ce",
 }  # fmt: skip
+_EVAL_LABEL = re.compile(r"^(?:val|valid|validation|eval|test|dev|cv)[-_/]")
+_EVALUATED = {"nll", "rmse", "mse", "ce", "xent", "cross-entropy", "cross_entropy", "crossentropy", "logloss"}
+"""Names of losses, if `eval` is before them."""
 _LOSS_ORDER = (
     "loss", "train_loss", "training_loss", "trl", "lm_loss", "total_loss", "tot_loss", "loss_total", "crossentropyloss",
     "cross_entropy_loss", "main_loss", "loss_step", "train_loss_step", "step_loss", "batch_loss", "cost", "objective",
@@ -55,12 +74,18 @@ _GRAD = {
     "grad_norm", "gradnorm", "total_grad_norm", "gradient_norm", "gnorm", "norm", "grad", "global_grad_norm",
     "train_grad_norm", "grdn", "grad_l2_norm", "grad_l2",
     "l2_norm/grad/global", "grad_norm_total", "total_norm", "grad_norm_before_clip", "gradnorm_total",
+    "grad_2_0_norm_total", "grad_2_norm_total", "optimizer_norm", "g_norm",
 }  # fmt: skip
 _RATE = {
     "lr", "learning_rate", "learning-rate", "lr_0", "lr-adamw", "lr-adam", "train_lr", "learningrate", "lr/pg0",
-    "x/lr0", "lr_group0", "lr-sgd", "optimizer/lr",
+    "x/lr0", "lr_group0", "lr-sgd", "optimizer/lr", "lrs", "cur_lr", "current_lr", "last_lr", "current_learning_rate",
+    "lr-adamw/pg1", "lr-adam/pg1", "lr-sgd/pg1", "lr_1", "learning_rate_0", "group0_lr",
 }  # fmt: skip
-_SCALE = {"loss_scale", "grad_scale", "scale", "amp_scale", "scaler"}
+_SCALE = {
+    "loss_scale", "grad_scale", "scale", "amp_scale", "scaler", "lossscale", "loss_scaling", "loss_scaler",
+    "dynamic_loss_scale", "cur_scale", "cur_loss_scale", "current_loss_scale", "grad_scaler", "grad_scaler_scale",
+    "scaler_scale", "fp16_scale", "gradscale",
+}  # fmt: skip
 _SECONDS = {
     "dt", "step_time", "time_per_step", "iter_time", "time/iter", "seconds_per_step", "batch_time", "train_time_step",
     "elapsed_time_per_iteration", "elapsed_time_per_iteration_ms", "elapsed_time_per_iteration_s", "sec_per_step",
@@ -73,8 +98,23 @@ _PACE = {
     "throughput/device/tokens_per_second", "time/fps", "steps_per_second", "runningavgsamplespersec",
 }  # fmt: skip
 _NOT_LOSS = re.compile(
-    r"scale|__min|__max|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
+    r"scale|__min|__max|loss[/_]?(?:std|stddev|min|max|median|var)$|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
     r"|(?<!cross_)entropy|multiplier|(?<![a-z])time|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma|num)(?![a-z])|[<\"]|http"
+)
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_STATISTIC = re.compile(r"[/_](?:average|mean|avg)$")
+_NORM = re.compile(
+    r"(?:(?:total|global|overall|mean|avg|train|raw|model|world_model|actor|critic|policy|value|pi|vf|q|opt"
+    r"|generator|discriminator|gen|disc|[gd])_)*grad(?:ient)?s?_(?:l2_|global_|total_)?norm"
+    r"(?:_(?:total|global|l2|avg|mean|value|raw|unclipped|(?:before|pre)_?clip(?:ping)?|preclip))*"
+)
+_PERPLEXITY = re.compile(r"(?:^|[/_ ])(?:ppl|perplexity)(?:[/_ ]|$)")
+_MEASURED = re.compile(r"kl(?:_|$)|clip_?frac|variance|entropy|(?:mean|std|values?|rate|norm|acc|accuracy)$")
+"""What CleanRL and others write beside losses, below `losses/`."""
+_OF_ITS_OWN = re.compile(
+    r"(?:^|[/_ ])(?:value|vf|critic|baseline|q\d?|qf\d?|td|actor|policy|pg|pi|surrogate|model|world_model|dynamics"
+    r"|discriminator|generator|disc|gen|[dg])(?:_(?:function|fn|gradient|net|head))*_loss(?:_\w+)?$"
+    r"|(?:^|[/_ ])loss(?:es)?[/_](?:value|vf|critic|qf?\d?|actor|policy|pg|surrogate|model|[dg])(?:_\w+)?$"
 )
 _PART = re.compile(
     r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]"
@@ -104,13 +144,14 @@ def is_eval(name: str) -> bool:
 @lru_cache(maxsize=1 << 14)
 def role_of(name: str) -> Role:
     """What a column of this name is; `loss` for every candidate, of which `choose_loss` takes one."""
-    full = plain(name)
+    full = _without_statistic(name)
     last = re.split(r"/|\s-\s", full)[-1].strip("_")
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
-    names = {full, last, bare}
+    names = {full, last, bare, plain(name)}
     if is_eval(name):
         told = "loss" in full and not _NOT_LOSS.search(full)
-        return "eval_loss" if told or last in ("tel", "nll") else "other"
+        told = told or last == "tel" or _EVAL_LABEL.sub("", full) in _EVALUATED
+        return "eval_loss" if told else "other"
     if "skipped" in full and "iter" in full:
         return "skipped_steps"
     if "nan" in full and "iter" in full:
@@ -120,11 +161,30 @@ def role_of(name: str) -> Role:
             return role
     if _OF_TRAINING.fullmatch(last) or re.fullmatch(r"loss(?:es)?/(?:train(?:ing)?(?:_\w+)?|total|all|sum)", full):
         return "loss"
+    if _NORM.fullmatch(last):
+        return "grad_norm"
     if _PART.fullmatch(last):
         return "component"
-    if ("loss" in last or full.startswith(("loss/", "losses/"))) and not _NOT_LOSS.search(full):
+    below = full.startswith(("loss/", "losses/")) and not _MEASURED.search(last)
+    if ("loss" in last or below) and not _NOT_LOSS.search(full):
         return "component"
     return "other"
+
+
+def is_perplexity(name: str) -> bool:
+    """Whether a column is a perplexity, the exponential of a loss."""
+    return _PERPLEXITY.search(plain(name)) is not None
+
+
+@lru_cache(maxsize=1 << 14)
+def is_trained(name: str) -> bool:
+    """Whether a component is a loss that a network of its own is trained on, as critic, actor or discriminator."""
+    return role_of(name) == "component" and _OF_ITS_OWN.search(_without_statistic(name)) is not None
+
+
+def _without_statistic(name: str) -> str:
+    """A name without the mean that it says it is: `lossAverage`, `actor_loss/Average`."""
+    return _STATISTIC.sub("", plain(_CAMEL.sub("_", name)))
 
 
 _TABLES: tuple[tuple[Role, set[str]], ...] = (
@@ -153,7 +213,20 @@ def loss_rank(name: str, evaluated: bool = True) -> int:
 @lru_cache(maxsize=1 << 14)
 def step_rank(name: str) -> int | None:
     """Place of a key among those that count steps; None if it does not."""
-    return _ORDER.get(plain(name))
+    full = plain(name)
+    found = _ORDER.get(full)
+    if found is None:
+        found = _ORDER.get(plain(_CAMEL.sub("_", name)))
+    last = full.rsplit("/", 1)[-1]
+    if found is None and last != full and last in _COUNTERS and not is_eval(name):
+        found = len(STEP_KEYS) + 1 + _ORDER[last]
+    return found
+
+
+def counts_environment(name: str) -> bool:
+    """Whether a step key counts what was seen (frames, episodes, images) and not updates of the weights."""
+    rank = step_rank(name)
+    return rank is not None and ENVIRONMENT <= rank < len(STEP_KEYS)
 
 
 def number(word: str) -> float | None:
@@ -163,7 +236,13 @@ def number(word: str) -> float | None:
         return float(text)
     except ValueError:
         pass
-    return math.nan if _ODD_NAN.fullmatch(text) else None
+    if _ODD_NAN.fullmatch(text):
+        return math.nan
+    windows = _WINDOWS.fullmatch(text)
+    if windows:
+        return math.nan if windows[2].upper() != "INF" else -math.inf if windows[1] == "-" else math.inf
+    inner = _WRAPPED.fullmatch(word.strip()) if len(word) < _LONGEST_WRAPPED else None
+    return number(inner[1]) if inner and inner[1] != word else None
 
 
 def factor(after: str, role: Role, name: str) -> float:

@@ -26,7 +26,7 @@ class Points:
         self.count += len(at)
 
     def next_file(self, size: int) -> None:
-        """What comes now lies behind everything so far."""
+        """What comes now follows everything so far."""
         self._before += size
 
     def run(self, name: str) -> LogRun:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-_COUNTED = re.compile(rb"^ ?\d{1,6}/\d", re.MULTILINE)
+_COUNTED = re.compile(rb"\n ?\d{1,6}/\d")
+_BEGINS = re.compile(rb"s:|\[\d[^\]]{0,9}\]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/|  .*=|\xe2\x94")
+"""Counts before a colon, in brackets, in a column, of a total; an indented key; a row in a box."""
 _BARE_LENGTH = 48
 """Shorter lines may hold numbers without names."""
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
     b"[batch", b"trl:", b"tel:", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
-    b"heckpoint", b"esum", b"---",
+    b"heckpoint", b"esum", b"---", b"nan", b"NaN", b"rad",
 )  # fmt: skip
 
 
@@ -22,12 +24,7 @@ def worth_parsing(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
     for sign in signs:
         if sign in raw:
             return True
-    return (
-        raw[:2] == b"s:"
-        or (b"/" in raw[:12] and raw.lstrip()[:1].isdigit())
-        or (raw[:2] == b"  " and b"=" in raw)
-        or (len(raw) < _BARE_LENGTH and raw.strip()[:1].isdigit())
-    )
+    return _BEGINS.match(raw) is not None or (len(raw) < _BARE_LENGTH and raw.strip()[:1].isdigit())
 
 
 def worth_parsing_in(block: bytes) -> Callable[[bytes], bool] | None:
@@ -35,9 +32,12 @@ def worth_parsing_in(block: bytes) -> Callable[[bytes], bool] | None:
     there = tuple(sign for sign in _SIGNS if sign in block)
     begins = (
         block[:2] in (b"s:", b"  ")
+        or block[:1] == b"["
+        or b"\n[" in block
+        or b"\n\xe2\x94" in block
         or b"\ns:" in block
         or b"\n  " in block
-        or (b"/" in block and _COUNTED.search(block) is not None)
+        or (b"/" in block and _COUNTED.search(b"\n" + block) is not None)
     )
     if there or begins or _shortest(block) < _BARE_LENGTH:
         return lambda raw: worth_parsing(raw, there)

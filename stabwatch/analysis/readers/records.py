@@ -19,20 +19,24 @@ HOST: dict[Role, str] = {
     "step_seconds": "step_seconds",
     "skipped_steps": "skipped_steps_total",
 }
-"""Columns that are host numbers of a run log. The loss and the gradient norm have cells of their own; everything else
-becomes `logged_value`, under its name."""
+"""Columns that are host numbers of a run log. The loss and the gradient norm have accumulators of their own; everything
+else becomes `logged_value`, under its name."""
 
 
 _NOTHING = RecordLayout.build([Accumulator("loss", "", "mean")])
 
 
 class ForeignLog:
-    """A run of another trainer's log as records of a run log, with what such a log can hold."""
+    """A run of another trainer's log as records of a run log, with what such a log can hold.
+
+    run: the same run as the reader gave it. form: what the log was read as. notes: what the reader recognised, guessed
+    and left out.
+    """
 
     damaged_records = torn_bytes = bad_event_lines = 0
 
-    def __init__(self, path: Path, run: LogRun) -> None:
-        self.path = path
+    def __init__(self, path: Path, run: LogRun, form: str = "log", notes: tuple[str, ...] = ()) -> None:
+        self.path, self.run, self.form, self.notes = path, run, form, notes
         self._block = _block(run)
         known = self._block.times[np.isfinite(self._block.times)]
         name = run.name or path.name
@@ -42,7 +46,7 @@ class ForeignLog:
         self.position, self.size = 0, max(self._block.rows.nbytes, 1)
 
     def stream(self) -> Iterator[RecordBatch]:
-        """The records; they are in memory already, and come in pieces for whoever shows how far it is."""
+        """The records, in batches; they are in memory already."""
         self.position = 0
         for start in range(0, len(self._block), BATCH_RECORDS):
             piece = record_slice(self._block, start, start + BATCH_RECORDS)
@@ -50,7 +54,7 @@ class ForeignLog:
             yield piece
 
     def poll_events(self) -> list[Event]:
-        """None: the log says nothing of its end."""
+        """None: such a log has no events."""
         return []
 
 
@@ -84,34 +88,34 @@ def _cell(column: Column) -> Accumulator | None:
 
 
 def _partials(cell: Accumulator, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The slots of a cell: count first, then the value, then how many are not finite."""
+    """The fields of an accumulator: count first, then the value, then how many are not finite."""
     one, bad = np.ones_like(values), (~np.isfinite(values)).astype(np.float64)
     value = values**2 if cell.reduction == "clip" else values
     return np.column_stack([one, value, bad] if cell.tap != "host" else [one, value])
 
 
 def _keys(steps: NDArray[np.int64], lines: NDArray[np.int64], run: LogRun) -> NDArray[np.int64]:
-    """(stretch, step) of each point; a new stretch begins where the steps go back, as after a restart."""
+    """(segment, step) of each point; a new segment begins where the steps go back, as after a restart."""
     back = np.flatnonzero(np.diff(run.steps) < 0) + 1
     if (lines >= 0).all() and (run.lines >= 0).all():
-        stretch = np.searchsorted(run.lines[back], lines, side="right")
+        segment = np.searchsorted(run.lines[back], lines, side="right")
     else:
-        stretch = np.cumsum(np.diff(steps, prepend=steps[:1]) < 0)
-    return np.column_stack([stretch, steps]).astype(np.int64)
+        segment = np.cumsum(np.diff(steps, prepend=steps[:1]) < 0)
+    return np.column_stack([segment, steps]).astype(np.int64)
 
 
 def _places(keys: NDArray[np.int64], mine: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Rows of some keys; both hold (stretch, step), `keys` in order."""
+    """Rows of some keys; both hold (segment, step), `keys` in order."""
     edges = np.searchsorted(keys[:, 0], np.arange(keys[-1, 0] + 2))
     out = np.empty(len(mine), np.intp)
-    for stretch, (start, stop) in enumerate(pairwise(edges.tolist())):
-        here = mine[:, 0] == stretch
+    for segment, (start, stop) in enumerate(pairwise(edges.tolist())):
+        here = mine[:, 0] == segment
         out[here] = start + np.searchsorted(keys[start:stop, 1], mine[here, 1])
     return out
 
 
 def _times(keys: NDArray[np.int64], records: NDArray[np.int64], times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Times of the records, and between them for points that are none; NaN if the log has no times."""
+    """Times of the records, interpolated for points between them; NaN if the log has no times."""
     known = np.isfinite(times)
     if not known.any():
         return np.full(len(keys), np.nan)

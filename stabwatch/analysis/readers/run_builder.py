@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role, StepUnit
-from stabwatch.analysis.readers.names import is_eval, loss_rank, role_of
+from stabwatch.analysis.readers.names import is_eval, is_perplexity, loss_rank, role_of
 from stabwatch.analysis.readers.salience import salient
 
 Floats = NDArray[np.float64]
@@ -57,6 +57,13 @@ class RunBuilder:
     def last_step(self) -> int | None:
         """Step of the newest record."""
         return self._last
+
+    def last_step_was(self, step: int) -> None:
+        """Correct the step of the newest record."""
+        for array_of_steps in (self._steps, *(series.steps for series in self._series.values())):
+            if array_of_steps and array_of_steps[-1] == self._last:
+                array_of_steps[-1] = step
+        self._last = step
 
     def add(
         self,
@@ -126,7 +133,7 @@ class RunBuilder:
             self._thin()
 
     def _thin(self) -> None:
-        """Above the most points, keep every other of the records that were kept so far, and those that stand out."""
+        """Above the most points, keep every other of the records that were kept so far, and those that are unusual."""
         lines = _as(self._lines, np.int64)
         if self._points() > MOST_POINTS and lines[0] >= 0 and (np.diff(lines) >= 0).all():
             self._stride *= 2
@@ -152,7 +159,7 @@ class RunBuilder:
         """What of the log is not there, in words."""
         said = []
         if self._stride > 1:
-            calm = f"of those in which nothing stands out one in {self._stride} is kept"
+            calm = f"of those in which nothing is unusual one in {self._stride} is kept"
             said.append(f"There are {self._count:,} records; {calm}.")
         if self.left_out:
             said.append("More keys than a training log has: the later ones are left out.")
@@ -162,7 +169,7 @@ class RunBuilder:
         if len(self._series) >= MOST_COLUMNS:
             return None
         role = role_of(key)
-        alone = role == "other" and not is_eval(key) and len(self._series) < 2
+        alone = role == "other" and not is_eval(key) and (len(self._series) < 2 or is_perplexity(key))
         series = self._series[key] = _Series(trains=alone or role not in ("eval_loss", "other"))
         return series
 
@@ -172,7 +179,7 @@ class RunBuilder:
             self.remarks.append(Remark(kind, self._last, line, text[:300], value))
 
     def run(self, name: str | None = None) -> LogRun:
-        """What was gathered."""
+        """The run of all records that were added."""
         roles = assign_roles({key: len(series.values) for key, series in self._series.items()})
         columns = []
         for key, series in self._series.items():
@@ -210,6 +217,7 @@ def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
     if not losses:  # no total: the first part of it that is written as often as any
         parts = {key: points[key] for key, role in roles.items() if role == "component"}
         losses = [key for key in parts if 2 * parts[key] >= max(parts.values())][:1]
+        losses = losses or [key for key in points if is_perplexity(key) and not is_eval(key)][:1]
         roles |= dict.fromkeys(losses, "loss")
     most = max((points[key] for key in losses), default=0)
     told = "eval_loss" in roles.values()

@@ -1,4 +1,4 @@
-"""Of more records than memory should hold: which have to stay, because something stands out in them."""
+"""Of more records than memory should hold: which have to stay, because something in them is unusual."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 BLOCK = 64
-"""Records that stay or go together, so that what stands out keeps its surroundings."""
+"""Records that stay or go together, so that an unusual value keeps its surroundings."""
 _LEVEL = 256
 """Records whose median and scatter a value is compared with."""
 _SIGMAS = 6.0
 _LEAST_SCATTER = 1e-3
 """Of the level: what scatters less has no scatter to speak of."""
 _SHARE = 8
-"""One block in so many may stay, those first that stand out most: where all do, none does."""
+"""One block in so many may stay, the most unusual first: where all do, none does."""
 _STEP = 1.5
 """Times the value before: a learning rate or a loss scale that changes by that much has jumped."""
 _SURE = 100.0
@@ -49,7 +49,7 @@ def salient(steps: Ints, columns: Iterable[tuple[Role, Ints, Floats]]) -> NDArra
 
 
 def _score(role: Role, values: Floats) -> Floats:
-    """How far each stands out, in scatters or as good as."""
+    """How unusual each is, in scatters."""
     finite = np.isfinite(values)
     score = np.where(finite, 0.0, np.inf)
     filled = np.where(finite, values, 0.0)

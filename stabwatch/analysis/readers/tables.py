@@ -1,32 +1,66 @@
-"""Tables with a header: comma, tab, semicolon; blanks around cells; several runs side by side (W&B's export)."""
+"""Tables with a header: comma, tab, semicolon or blanks between cells; several runs side by side (W&B's export)."""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from stabwatch.analysis.readers.file import LogFile
-from stabwatch.analysis.readers.log import Log
-from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain, role_of, step_rank
+from stabwatch.analysis.readers.log import Log, StepUnit
+from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, is_eval, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import MOST_COLUMNS, RunBuilder
 
-_DELIMITERS = (",", "\t", ";")
+_DELIMITERS = (",", "\t", ";", "")
+"""The last: blanks."""
 _TIMES = ("wall time", "_timestamp", "timestamp", "wall_time", "time/time_elapsed", "total_duration", "elapsed")
+_NAMES = ("key", "metric", "name", "tag", "metric_name", "metricname", "metrickey", "metric_key", "variable")
+_VALUES = ("value", "metric_value", "metricvalue", "scalar")
+_SPLITS = ("phase", "split", "mode", "stage", "subset", "set", "partition")
+_RULE = re.compile(r"[-=+| :]+")
+_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
+_TAG = re.compile(r"-tag-(.+?)(?: \(\d+\))?\.csv")
+"""TensorBoard names a downloaded table after its tag, and the column `Value`."""
 
 
-def _header(source: LogFile) -> tuple[str, list[str], int] | None:
-    """Delimiter, names, and the line that holds them."""
-    lines = source.text.splitlines()[:20]
+@dataclass(frozen=True)
+class _Table:
+    """How a table is written. header: the line with the names. decimal_comma: numbers are written `3,14`."""
+
+    delimiter: str
+    names: list[str]
+    header: str
+    decimal_comma: bool
+
+    def cells(self, line: str) -> list[str]:
+        """The cells of a line; raises csv.Error."""
+        return _split(line, self.delimiter)
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    if delimiter:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    wide = re.split(r"\s{2,}|\t", line.strip())
+    return wide if len(wide) > 2 else line.split()
+
+
+def _table(source: LogFile) -> _Table | None:
+    """The table that the file begins with; None if it does not."""
+    lines = [line for line in re.split(r"[\r\n]+", source.text)[:40] if line.strip()]
     for i, line in enumerate(lines[:-1]):
-        if not line.strip() or line.startswith("#"):
-            continue
+        below = [x for x in lines[i + 1 :] if not _RULE.fullmatch(x)][:8]
         for delimiter in _DELIMITERS:
-            names, cells = (next(csv.reader([x], delimiter=delimiter), []) for x in (line, lines[i + 1]))
-            if len(names) > 1 and _fits([n.strip() for n in names], cells):
-                return delimiter, [n.strip() for n in names], i + 1
-        return None
+            try:
+                names, rows = _split(line.lstrip("# "), delimiter), [_split(x, delimiter) for x in below]
+            except csv.Error:
+                continue
+            if len(names) > 1 and rows and _fits(names, rows[0]) and (delimiter or _is_aligned(names, rows)):
+                cells = [cell for row in rows for cell in row]
+                return _Table(delimiter, names, line, delimiter != "," and _has_decimal_commas(cells))
+        if not line.startswith("#"):
+            return None
     return None
 
 
@@ -39,66 +73,135 @@ def _fits(names: list[str], cells: list[str]) -> bool:
     return named and known and short and len(cells) == len(names) and any(x is not None for x in numbers)
 
 
+def _is_aligned(names: list[str], rows: list[list[str]]) -> bool:
+    """Whether rows between blanks are no sentences: as many cells in each, nearly all of them numbers."""
+    numbers = [[number(cell) is not None for cell in row] for row in rows]
+    full = [row for row in numbers if len(row) == len(names) and sum(row) >= len(row) - 1]
+    return len(rows) > 1 and len(full) == len(rows) and not any(re.search(r"[:=]\S|\d\s", name) for name in names)
+
+
+def _has_decimal_commas(cells: list[str]) -> bool:
+    """Whether `3,14` is a number below 4; `1,234` alone is one where no other number has a point."""
+    commas = [cell for cell in cells if _COMMA.fullmatch(cell)]
+    pointed = any("." in cell and number(cell) is not None for cell in cells)
+    return bool(commas) and not pointed
+
+
 def _read(source: LogFile) -> Log:
-    found = _header(source)
-    assert found is not None
-    delimiter, names, first = found
+    table = _table(source)
+    assert table is not None
+    names = table.names
+    low = [plain(name) for name in names]
+    if any(name in _NAMES for name in low) and any(name in _VALUES for name in low):
+        return _read_long(source, table, low)
+    if low.count("value") == 1 and (tag := _TAG.search(source.path.name)):
+        names = [tag[1] if name == "value" else names[i] for i, name in enumerate(low)]
     runs = _by_run(names)
-    gatherers = {run: RunBuilder(run) for run in dict.fromkeys(runs.values())} or {"": RunBuilder()}
+    builders = {run: RunBuilder(run) for run in dict.fromkeys(runs.values())} or {"": RunBuilder()}
     step_at, unit = _step(names)
     time_at = next((i for i, n in enumerate(names) if n.lower() in _TIMES), None)
     columns = [
-        (i, _without(n, runs.get(i)), gatherers[runs.get(i, "")] if runs else gatherers[""])
+        (i, _without(n, runs.get(i)), builders[runs.get(i, "")] if runs else builders[""])
         for i, n in enumerate(names[:MOST_COLUMNS])
         if n and i not in (step_at, time_at) and (not runs or i in runs)
     ]
-    for gatherer in gatherers.values():
-        gatherer.unit = unit  # type: ignore[assignment]
+    for builder in builders.values():
+        builder.unit = unit
     epoch_at = next((i for i, n in enumerate(names) if i != step_at and plain(n) in EPOCH_KEYS), None)
-    _fill(_rows(source, delimiter, first), columns, list(gatherers.values()), step_at, time_at, epoch_at)
+    split_at = next((i for i, n in enumerate(low) if n in _SPLITS), None)
+    places = _Places(step_at, time_at, epoch_at, split_at)
+    _fill(_rows(source, table), columns, list(builders.values()), places)
     notes = [f"{len(names)} columns" + (f" of {len(runs)} runs" if runs else "") + "."]
     if len(names) > MOST_COLUMNS:
         notes.append(f"Only the first {MOST_COLUMNS} are read.")
+    if table.decimal_comma:
+        notes.append("Its numbers have decimal commas.")
     if step_at is None:
         notes.append("No step in it: rows are numbered.")
-    notes += dict.fromkeys(note for gatherer in gatherers.values() for note in gatherer.notes())
-    return Log(source.path, "table", tuple(g.run() for g in gatherers.values()), tuple(notes))
+    notes += dict.fromkeys(note for builder in builders.values() for note in builder.notes())
+    return Log(source.path, "table", tuple(builder.run() for builder in builders.values()), tuple(notes))
 
 
-def _rows(source: LogFile, delimiter: str, first: int) -> Iterator[tuple[int, list[str]]]:
+def _read_long(source: LogFile, table: _Table, low: list[str]) -> Log:
+    """A row per value, with its name in a column, as MLflow and Comet export."""
+    name_at = next(i for i, name in enumerate(low) if name in _NAMES)
+    value_at = next(i for i, name in enumerate(low) if name in _VALUES)
+    step_at, unit = _step(table.names)
+    series: dict[str, list[tuple[float, int, float]]] = {}
+    for line, cells in _rows(source, table):
+        value, step = _cell(cells, value_at), _cell(cells, step_at)
+        if value is None or name_at >= len(cells) or (step_at is not None and step is None):
+            continue
+        points = series.setdefault(cells[name_at], [])
+        points.append((float(len(points)) if step is None else step, line, value))
+    builder = RunBuilder()
+    builder.unit = unit
+    merged: dict[float, tuple[int, dict[str, float]]] = {}
+    for name, points in list(series.items())[:MOST_COLUMNS]:
+        for step, line, value in points:
+            if abs(step) < 1 << 62:
+                merged.setdefault(step, (line, {}))[1].setdefault(name, value)
+    for step in sorted(merged):
+        builder.add(int(step), *merged[step])
+    return Log(source.path, "table", (builder.run(),), (f"{len(series)} quantities, one value a row.",))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Columns that are no values."""
+
+    step: int | None
+    time: int | None
+    epoch: int | None
+    split: int | None
+
+
+def _rows(source: LogFile, table: _Table) -> Iterator[tuple[int, list[str]]]:
+    """The rows under the header, with the number of their line."""
+    begun = False
     for line, text in source.lines():
-        if line > first and text.strip():
-            try:
-                yield line, next(csv.reader([text], delimiter=delimiter), [])
-            except csv.Error:
-                continue
+        if not begun:
+            begun = text.strip("\ufeff\r") == table.header
+            continue
+        if not text.strip() or _RULE.fullmatch(text):
+            continue
+        try:
+            cells = table.cells(text)
+        except csv.Error:
+            continue
+        if table.decimal_comma:
+            cells = [cell.replace(",", ".") if _COMMA.fullmatch(cell) else cell for cell in cells]
+        yield line, cells
 
 
 def _fill(
     rows: Iterator[tuple[int, list[str]]],
     columns: list[tuple[int, str, RunBuilder]],
-    gatherers: list[RunBuilder],
-    step_at: int | None,
-    time_at: int | None,
-    epoch_at: int | None,
+    builders: list[RunBuilder],
+    places: _Places,
 ) -> None:
     counter = Counter()
     for count, (line, cells) in enumerate(rows):
-        step, time = _cell(cells, step_at), _cell(cells, time_at)
+        step, time = _cell(cells, places.step), _cell(cells, places.time)
         if step is None:
-            if step_at is not None:
+            if places.step is not None:
                 continue  # a second header, a cut line
             step = float(count)
         if not abs(step) < 1 << 62:
             continue
-        number_of_step = counter.at(int(step), _cell(cells, epoch_at))
-        for gatherer in gatherers:
+        prefix = "eval/" if places.split is not None and _evaluates(cells, places.split) else ""
+        number_of_step = counter.at(int(step), _cell(cells, places.epoch))
+        for builder in builders:
             values = {}
             for at, name, mine in columns:
-                if mine is gatherer and (value := _cell(cells, at)) is not None:
-                    values[name] = value
-            if values or len(gatherers) == 1:
-                gatherer.add(number_of_step, line, values, float("nan") if time is None else time, row=not values)
+                if mine is builder and (value := _cell(cells, at)) is not None:
+                    values[prefix + name] = value
+            if values or len(builders) == 1:
+                builder.add(number_of_step, line, values, float("nan") if time is None else time, row=not values)
+
+
+def _evaluates(cells: list[str], at: int) -> bool:
+    return at < len(cells) and is_eval(cells[at])
 
 
 def _cell(cells: list[str], at: int | None) -> float | None:
@@ -108,7 +211,7 @@ def _cell(cells: list[str], at: int | None) -> float | None:
     return number(text) if text else None
 
 
-def _step(names: list[str]) -> tuple[int | None, str]:
+def _step(names: list[str]) -> tuple[int | None, StepUnit]:
     ranked = [(rank, i) for i, n in enumerate(names) if (rank := step_rank(n)) is not None]
     if ranked:
         return min(ranked)[1], "step"
@@ -129,7 +232,8 @@ def _without(name: str, run: str | None) -> str:
 READER = Reader(
     "table",
     "Lightning `metrics.csv`, Keras `CSVLogger`, W&B's exported CSV, stable-baselines3 and OpenAI `progress.csv`, "
-    "ultralytics `results.csv`, timm `summary.csv`, AlgoPerf, TensorBoard's CSV; comma, tab or semicolon",
-    lambda source: _header(source) is not None,
+    "ultralytics `results.csv`, timm `summary.csv`, AlgoPerf, TensorBoard's CSV, fastai and skorch, rows of one value "
+    "as MLflow and Comet export them; comma, tab, semicolon or blanks, with decimal commas too",
+    lambda source: _table(source) is not None,
     _read,
 )

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from stabwatch.analysis.readers.log import Role
 from stabwatch.analysis.readers.names import (
+    ENVIRONMENT,
     EPOCH_KEYS,
     NUMBER,
     STEP_KEYS,
     factor,
     is_eval,
+    is_perplexity,
     number,
     plain,
     role_of,
@@ -20,13 +22,19 @@ from stabwatch.analysis.readers.names import (
 )
 
 _SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
-_DELIMITER = re.compile(r"[|,;\t{}\[\]()<>]|\s{2,}|(?<=[:=])\s|\s-\s|\s--\s")
-_SEPARATOR = re.compile(r"\s*[:=]\s*[\[({]*['\"]?$")
+_DELIMITER = re.compile(r"[|,;\t{}\[\]()<>]|\s{2,}|(?<=[:=])\s|\s[-/]\s|\s--\s")
+_SEPARATOR = re.compile(r"['\"`*_]*\s*[:=][*`]*\s*[\[({<*`]*['\"]?$")
+_WRAPPER = re.compile(r"(?:(?:<?tf\.)?Tensor\b[^<>=]*(?:\w+=[^<>=]*)*numpy=|[\w.]*(?:[tT]ensor|Array|float\d*)\()\[*$")
+"""What a framework prints around a number: `tensor(`, `Array(`, `np.float32(`."""
+_TENSOR = re.compile(r",? ?\b(?:dtype=[\w.]+|device=['\w]+:?'?|grad_fn=<\w+>|requires_grad=\w+)")
+_DEVICE = re.compile(r"\bdevice='?\w+:$")
 _WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
 _CODE = re.compile(
-    r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\*\*|//\s"
+    r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\(\*\*\w|//\s"
     r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b|^\s*Averaged stats:"
 )
+_POWER = re.compile(r"[\w)]\*\*$")
+"""Source code, `x**2`; behind a number `**` ends bold text."""
 _SETTINGS = re.compile(
     r"\b(?:config\w*|Namespace|hyp(?:er)?_?-?param\w*|arguments|args)\b[^{(=]{0,40}(?:= *)?(?:[{(]|: *\w+=)"
 )
@@ -34,8 +42,15 @@ _SETTINGS = re.compile(
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code that a log begins with."""
 _EVAL_LINE = re.compile(r"\b(valid|validation|eval|evaluation|evaluating|test|testing|dev)\b")
+_SECTION = re.compile(
+    r"\b(?:(train(?:ing)?)|val(?:id(?:ation)?)?|test(?:ing)?|eval(?:uat(?:e|ion|ing))?|dev|cv)\b"
+    r"(?:=\w+\s|\s*(?:[:|\])>]|=>)+\s*(?=[A-Za-z*'\"{(\[])|\s+(?:Batch|Epoch|Step|Iter(?:ation)?)\b)",
+    re.IGNORECASE,
+)
+"""A label that says what the values after it are of: `val: loss 0.5`."""
 _MAIN = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
-_BAR = re.compile(r"(%\|[^|]*\||^Z?|\n|[|\]:)])\s*$")
+_BAR = re.compile(r"(%\|[^|]*\||^Z?|\n|[|\]:)]|\bprogress)\s*$")
+_BESIDE = re.compile(r"\s*[,;|-]\s*")
 _TRAINS = re.compile(r"epoch|train|step|iter|batch|update|\bep\b|fit|progress|round", re.IGNORECASE)
 _PREPARES = re.compile(
     r"load|map\b|token|filter|fetch|download|shard|dataset|captur|sanity|prompt|files|caching|example|saving|compil",
@@ -60,12 +75,13 @@ _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
 _LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
 _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
 _ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
+_IDENTIFIER = re.compile(r"[A-Za-z]\w*[_/.]\w+")
 _LONGEST_NAME = 48
 _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
 _LLMC = re.compile(r"\bt[re]l:")
 _CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
-"""What stands before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
+"""What precedes the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
 
@@ -84,8 +100,16 @@ class Template:
     """There is something in such lines that a training log would say."""
     odd: bool
     """It may be a remark, a row of a table, or numbers without names: to be looked at each time."""
+    unnamed: bool = False
+    """The step is a number at the start of the line, which says no name."""
+    rounded: bool = False
+    """A step is printed, but rounded, as `10K`."""
+    of_environment: bool = False
+    """The step counts what was seen, as episodes, and not updates."""
+    total: int | None = None
+    """Index of M in `N/M`, whose N is the step."""
     texts: tuple[str, ...] = ()
-    """What stands between the numbers."""
+    """What is printed between the numbers."""
 
     def fill(self, numbers: list[str]) -> dict[str, float]:
         """Values by key, the first of each; what is not measured is left out."""
@@ -107,9 +131,10 @@ class Templates:
 
     _MOST = 20_000
 
-    def __init__(self, odd: Callable[[str], bool] = lambda line: False) -> None:
+    def __init__(self, odd: Callable[[str], bool] = lambda line: False, leading: bool = False) -> None:
+        """odd: whether a line may be more than keys and numbers. leading: numbers that begin lines count records."""
         self._known: dict[tuple[str, ...], Template] = {}
-        self._odd = odd
+        self._odd, self._leading = odd, leading
 
     def of(self, line: str) -> tuple[Template, list[str]] | None:
         """What a line is, and its numbers; None if it has no number."""
@@ -121,8 +146,12 @@ class Templates:
         if template is None:
             if len(self._known) >= self._MOST:
                 self._known.clear()
-            template = self._known[texts] = _understand(texts, self._odd(line))
+            template = self._known[texts] = _understand(texts, parts[1::2], self._odd(line), self._leading)
         return template, parts[1::2]
+
+    def correct(self, template: Template, corrected: Template) -> None:
+        """Lines of a template are something else, as it turned out."""
+        self._known = {key: corrected if known is template else known for key, known in self._known.items()}
 
 
 def numbers_of(line: str) -> list[str]:
@@ -136,10 +165,12 @@ def count(numbers: list[str], at: int | None) -> int | None:
     return int(value) if value is not None and abs(value) < 1 << 62 else None
 
 
-def _understand(texts: tuple[str, ...], odd: bool) -> Template:
+def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: bool) -> Template:
     nothing = Template((), None, None, of_epoch=False, evaluates=False, tells=False, odd=odd)
-    whole = " ".join(texts)
+    whole = _TENSOR.sub("", " ".join(texts))
     if len(texts) > 400 or _CODE.search(whole) or _SETTINGS.search(whole) or _ASSIGNS.fullmatch(texts[0]):
+        return nothing
+    if any(map(_POWER.search, texts[:-1])):
         return nothing
     evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
     printed, texts = texts, tuple(_MODE.sub(" ", text) for text in texts)
@@ -148,13 +179,18 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
     steps: list[tuple[float, int]] = []
     epoch = within = None
     other_bar: object = None
+    rounded, section = False, evaluates
     for i, text in enumerate(texts[:-1]):
         after = texts[i + 1]
+        section = _section(text, section)
         if after.startswith("%|"):  # how far a bar has come
             label = " ".join(texts[: i + 1])
             other_bar = (
                 "examples/s" in whole or _PREPARES.search(label) or (_LABEL.search(label) and not _TRAINS.search(label))
             )
+            continue
+        if i == 0 and leading and _begins(text, after):
+            steps.append((_UNNAMED, i))
             continue
         place, place_rank = _fraction(texts, i) if after.strip() == "/" else ("", 0.0)
         if place == "step":
@@ -169,27 +205,40 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
             continue
         key = key_of(text)
         if key is None:
-            if (after.strip() == "/" and within is None and _BAR.search(text) and not _date(texts, i)) or (
-                epoch is not None
-                and (i == epoch + 1 or (i == epoch + 2 and texts[i - 1].strip() == after.strip() == "/"))
-                and _NEXT.fullmatch(text)
+            beside = epoch is not None and i == epoch + 1 and after.strip() == "/" and _BESIDE.fullmatch(text)
+            if (
+                beside
+                or (after.strip() == "/" and within is None and _BAR.search(text) and not _date(texts, i))
+                or (
+                    epoch is not None
+                    and (i == epoch + 1 or (i == epoch + 2 and texts[i - 1].strip() == after.strip() == "/"))
+                    and _NEXT.fullmatch(text)
+                )
             ):
                 within = i
             continue
         rank = step_rank(key)
+        if rank is not None and i and numbers[i - 1].lower() == "nan" and texts[i - 1].endswith(" of"):
+            values.append((i, "number of nan iterations", 1.0))  # whose `nan` was taken for a number
+            roles.append("nan_steps")
+            continue
         if rank is not None and re.match(r"[KMB]\b", after):
-            continue  # rounded: the step of such a record is reckoned from those before
-        if (rank is not None and plain(key) not in ("s", "it")) or (
-            plain(key) == "s" and (text in ("s:", "s=") or (text.endswith(("s:", " s=")) and _LLMC.search(whole)))
-        ):
-            steps.append((rank or 0, i))
+            rounded = True  # the step of such a record is estimated from those before
+            continue
+        if rank is not None and _is_count(key, text, whole):
+            steps.append((rank, i))
         elif plain(key) in EPOCH_KEYS:
             epoch = i if epoch is None else epoch
         else:
             role = role_of(key)
+            if role in ("loss", "eval_loss") and i + 1 < len(numbers) and _is_before(text, after, numbers[i : i + 2]):
+                steps.append((_UNNAMED, i))  # `Train loss 100 2.5`
+                values.append((i + 1, key, 1.0))
+                roles.append(role)
+                continue
             if role == "loss" and _DURATION.match(after):  # `Cost 7.2 sec`
                 key, role = f"{key} time", "other"
-            if evaluates and not is_eval(key):
+            if section and not is_eval(key):
                 key, role = f"eval/{key}", "eval_loss" if role == "loss" else "other"
             values.append((i, key, factor(after, role, key)))
             roles.append(role)
@@ -197,14 +246,49 @@ def _understand(texts: tuple[str, ...], odd: bool) -> Template:
         steps.append((0, 0))
     if other_bar and not any(role in _MAIN for role in roles):
         return nothing
-    if not any(role in ("loss", "component") for role in roles):  # `batch = 64` is a size, `batch 5/90` is none
+    if not any(role in ("loss", "component", "eval_loss") for role in roles):  # `batch = 64` is a size
         steps = [(rank, i) for rank, i in steps if rank != _BATCH or texts[i + 1].lstrip()[:1] in ("/", "]")]
-    step = min(steps)[1] if steps else within
+    rank_of_step, step = min(steps, default=(0.0, within))
     if not values and step is None and epoch is None:
         return nothing
     tells = any(role != "other" for role in roles) or step is not None or epoch is not None
     within_epoch = step is not None and step == within
-    return Template(tuple(values), step, epoch, within_epoch, evaluates and bool(values), tells, odd, printed)
+    return Template(
+        tuple(values), step, epoch, within_epoch, (evaluates or section) and bool(values), tells, odd,
+        unnamed=bool(steps) and rank_of_step == _UNNAMED, rounded=rounded,
+        of_environment=bool(steps) and ENVIRONMENT <= rank_of_step < _LAST,
+        total=step + 1 if step is not None and bool(steps) and texts[step + 1].strip() == "/" else None,
+        texts=printed,
+    )  # fmt: skip
+
+
+def _section(text: str, before: bool) -> bool:
+    """Whether what comes after a text is of an evaluation."""
+    found = list(_SECTION.finditer(text))
+    return found[-1][1] is None if found else before
+
+
+def _begins(text: str, after: str) -> bool:
+    """Whether the first number of a line is set off as its count: `[10] loss`, `10 | loss`, `#10: loss`."""
+    before, rest = text.strip(), after.lstrip()
+    if before in ("[", "(", "[#"):
+        return rest.startswith((")", "]"))
+    return before in ("", "#", "|") and (
+        rest[:1] in ("|", ":", ")", ".") or (rest == after and bool(rest)) or after[:1].isspace()
+    )
+
+
+def _is_before(text: str, after: str, numbers: list[str]) -> bool:
+    """Whether the first of two numbers after a name is a count, and the second the value."""
+    whole, value = numbers
+    return not _SEPARATOR.search(text) and after.strip() in ("", ":") and whole.isdigit() and not value.isdigit()
+
+
+def _is_count(key: str, text: str, whole: str) -> bool:
+    """Whether a key of few letters is a count: `s:10 trl:2.5` and `it 10` are, seconds and `2 it/s` are not."""
+    if plain(key) == "s":
+        return text in ("s:", "s=") or (text.endswith(("s:", " s=")) and bool(_LLMC.search(whole)))
+    return True
 
 
 def _date(texts: tuple[str, ...], i: int) -> bool:
@@ -237,6 +321,9 @@ def _fraction(texts: tuple[str, ...], i: int) -> tuple[str, float]:
 def key_of(text: str) -> str | None:
     """The name that belongs to a number, from the text between it and the number before."""
     text = _RULE.sub("  ", re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text))
+    text = _WRAPPER.sub("", text)
+    if _DEVICE.search(text):
+        return None
     found = _SEPARATOR.search(text)
     if found:
         return _name(text[: found.start()])
@@ -244,20 +331,29 @@ def key_of(text: str) -> str | None:
     stripped = text.strip()
     if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
         return _name(stripped.strip("|"))
-    words = _DELIMITER.split(text.rstrip(" [("))[-1].split()
-    if stripped.endswith(("[", "(")) and not (
-        words and (plain(words[-1]) in EPOCH_KEYS or (stripped[-1] == "[" and step_rank(words[-1]) is not None))
-    ):
+    words = _DELIMITER.split(text.rstrip(" [({<*`'\""))[-1].split()
+    if stripped.endswith(("[", "(")) and not (words and _may_open(words[-1], stripped[-1])):
         return None
+    words = [word.strip("*`") for word in words]
     for count in (3, 2, 1):
         name = " ".join(words[-count:]) if len(words) >= count else ""
         if name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS or role_of(name) in _MAIN):
             return name.lstrip("#")
+    last = words[-1] if words else ""
+    if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and role_of(last) == "component"):
+        return last
     return None
 
 
+def _may_open(word: str, bracket: str) -> bool:
+    """Whether a bracket after a word holds its number: `epoch [3`, `step (3`, `loss [0.5`."""
+    if plain(word) in EPOCH_KEYS or (bracket == "[" and step_rank(word) is not None):
+        return True
+    return role_of(word) in ("loss", "eval_loss", "grad_norm")
+
+
 def _name(text: str) -> str | None:
-    text = text.strip().strip("'\"")
+    text = text.strip().strip("'\"").lstrip("- ")
     if text.endswith(")") and (unit := _WITH_UNIT.search(text)):
         text = unit[1]
         words = text.rsplit(" (", 1)[0].split()
@@ -269,6 +365,12 @@ def _name(text: str) -> str | None:
             return name
         if len(words) <= 3 and role_of(name) == "component":
             return name.strip("'\"`*> ")
+        if (
+            role_of(" ".join(words[-2:])) == "other"
+            and role_of(words[-1] if words else "") == "loss"
+            and len(words) > 1
+        ):
+            return " ".join(words[-3:]).strip("'\"`*> ")  # `entropy loss`, `best loss`
         for count in range(min(len(words), 4), 0, -1):
             last = " ".join(words[-count:])
             if role_of(last) not in ("other", "component") or step_rank(last) is not None or plain(last) in EPOCH_KEYS:

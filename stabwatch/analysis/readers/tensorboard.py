@@ -68,7 +68,7 @@ def _read_file(path: Path, points: Points) -> Iterator[int]:
             while True:
                 starts, lengths, end = _frames(data, at)
                 for length in np.unique(lengths).tolist():
-                    _alike(data, starts[lengths == length], length, points)
+                    _of_one_length(data, starts[lengths == length], length, points)
                 yield end
                 if end == at:
                     return
@@ -93,7 +93,7 @@ def _frames(data: mmap.mmap, at: int) -> tuple[NDArray[np.int64], NDArray[np.int
     return np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64), at
 
 
-def _alike(data: mmap.mmap, starts: NDArray[np.int64], length: int, points: Points) -> None:
+def _of_one_length(data: mmap.mmap, starts: NDArray[np.int64], length: int, points: Points) -> None:
     """Events of one length: those of one tag differ in wall time, step and value only, and are read all at once."""
     for part in np.array_split(starts, max(1, len(starts) * length // _AT_ONCE)):
         rows = np.frombuffer(data, dtype=np.uint8)[part[:, None] + np.arange(length)]

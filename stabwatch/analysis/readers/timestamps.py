@@ -1,6 +1,6 @@
 """When the records of a text were written, by the time stamps that loggers put before their lines.
 
-A stamp stands in the same column of all record lines, or of the line above each; it has a date with a year, or counts
+A stamp is in the same column of all record lines, or of the line above each; it has a date with a year, or counts
 as the time of a day. Whole blocks are taken at once: the digits of a stamp lie at fixed places.
 """
 

@@ -48,22 +48,22 @@ def _records(data: bytes, progress: Progress) -> Iterator[bytes]:
 
 
 def _read(source: LogFile) -> Log:
-    gatherer, counter = RunBuilder(source.path.stem), None
+    builder, counter = RunBuilder(source.path.stem), None
     try:
         for record in _records(source.read(1 << 31), source.progress):
             for field, value in fields(record):
                 if field == 2 and isinstance(value, bytes):
-                    counter = _history(gatherer, value, counter)
+                    counter = _history(builder, value, counter)
     except (ValueError, IndexError) as error:
-        if not len(gatherer):
+        if not len(builder):
             raise LogError(f"{source.path} cannot be read as a W&B file: {error}.") from error
-    return Log(source.path, "W&B offline", (gatherer.run(),))
+    return Log(source.path, "W&B offline", (builder.run(),))
 
 
-def _history(gatherer: RunBuilder, data: bytes, counter: str | None) -> str | None:
+def _history(builder: RunBuilder, data: bytes, counter: str | None) -> str | None:
     """Takes one record. counter: the column that counts steps, as the first record has it; given back."""
     values: dict[str, float] = {}
-    step, time = len(gatherer), math.nan
+    step, time = len(builder), math.nan
     for field, part in fields(data):
         if field == 2 and isinstance(part, bytes):
             step = next((v for f, v in fields(part) if f == 1 and isinstance(v, int)), step)
@@ -77,12 +77,12 @@ def _history(gatherer: RunBuilder, data: bytes, counter: str | None) -> str | No
                 values |= flat({key: value})
     if not values:
         return counter
-    if not len(gatherer):
+    if not len(builder):
         counter = next((key for key in _COUNTERS if key in values), None)
     if counter is not None:
         counted = values.pop(counter, math.nan)
-        step = int(counted) if abs(counted) < 1 << 62 else gatherer.last_step or 0
-    gatherer.add(step, -1, values, time)
+        step = int(counted) if abs(counted) < 1 << 62 else builder.last_step or 0
+    builder.add(step, -1, values, time)
     return counter
 
 

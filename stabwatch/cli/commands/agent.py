@@ -13,7 +13,7 @@ from stabwatch.cli.arguments import RUNS, RulesOption, RunArgument
 
 
 class Cardinality(str, Enum):
-    """How finely a run is exported."""
+    """Granularity of the export."""
 
     RUN = "run"
     BLOCK = "block"
@@ -21,39 +21,48 @@ class Cardinality(str, Enum):
 
 
 PASSWORD = "STABWATCH_PASSWORD"
-"""Environment variable with the password: an option would show it to everybody who lists processes."""
+"""Environment variable with the password; an option would be visible in the process list."""
 
 
 def agent(
     run: RunArgument = RUNS,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; the next free one if taken, 0 for any.", min=0, max=65535)] = 9478,
-    linger: Annotated[float, typer.Option(help="Seconds to go on serving after the run has ended.", min=0)] = 60.0,
+    port: Annotated[
+        int, typer.Option(help="Port. If it is taken, the next free one; 0 for any free port.", min=0, max=65535)
+    ] = 9478,
+    linger: Annotated[float, typer.Option(help="Seconds to keep serving after the run has ended.", min=0)] = 60.0,
     file_sd: Annotated[
         Path | None,
-        typer.Option(help="Folder for the Prometheus target file, by which a server finds the run [RUN/../targets]."),
+        typer.Option(
+            help="Folder for the Prometheus target file, by which a server finds the run. Default: RUN/../targets."
+        ),
     ] = None,
     certfile: Annotated[Path | None, typer.Option(help="TLS certificate (PEM); needs --keyfile.")] = None,
     keyfile: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
     username: Annotated[
-        str | None, typer.Option(help=f"Ask for this user, and for the password in the environment's {PASSWORD}.")
+        str | None,
+        typer.Option(help=f"Require this user name, and the password in the environment variable {PASSWORD}."),
     ] = None,
     rules: RulesOption = None,
     cardinality: Annotated[
-        Cardinality, typer.Option(help="Series on /metrics: one per layer, per block, or for the run.")
+        Cardinality, typer.Option(help="Series on /metrics: one per layer, per block, or per run.")
     ] = Cardinality.LAYER,
-    worst: Annotated[int, typer.Option(help="At run and block: layers of each signal shown besides.", min=0)] = 5,
-    max_series: Annotated[int, typer.Option(help="What goes beyond is left out and counted.", min=1)] = 20_000,
+    worst: Annotated[
+        int, typer.Option(help="With --cardinality run or block: layers of each signal to export in addition.", min=0)
+    ] = 5,
+    max_series: Annotated[
+        int, typer.Option(help="Limit of series. Those above it are left out and counted.", min=1)
+    ] = 20_000,
 ) -> None:
     """Serve a run to Prometheus and to a browser.
 
-    /metrics for Prometheus, a live page at /, and alerts into the run's own events. Ends when the run has ended and
-    --linger has passed, or with Ctrl-C.
+    Serves /metrics for Prometheus and a live page at /, and writes alerts to the run's events. Ends --linger seconds
+    after the end of the run, or with Ctrl-C.
     """
     from stabwatch.agent import serve
     from stabwatch.runlog import RunLog, find_run
 
-    log = RunLog(find_run(run))  # `serve` waits for a run that is about to appear; a person wants to know at once
+    log = RunLog(find_run(run))  # `serve` waits for a run to appear; the command fails at once
     raise typer.Exit(
         serve(
             log.path,

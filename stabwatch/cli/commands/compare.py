@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from stabwatch.analysis.compare.compare import Comparison, Pair, Parted
+    from stabwatch.analysis.compare.compare import Comparison, Diverged, Pair
     from stabwatch.analysis.compare.divergence_point import DivergencePoint
     from stabwatch.analysis.compare.sweep import Sensitivity
     from stabwatch.analysis.compare.widths import Matched, Widths
 
 MOST_ROWS = 12
-"""Rows of a table; the rest is counted, and stands in `--json`."""
+"""Rows of a table; the rest is counted, and is in `--json`."""
 
 
 def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
-    """Say what differs between runs, and where they part.
+    """Say what differs between runs, and where they diverge.
 
     The first run is the reference. Configuration; the step from which the curves differ by more than their noise, and
     which signal in which layer was first; singular values and sub-layer gains where the widths differ; the
@@ -54,9 +54,11 @@ def rendered(found: Comparison) -> Iterator[RenderableType]:
 
     yield from _section("What differs", _differences(found))
     if found.window > 1:
-        yield Text(f"The runs are long: a point stands for {found.window} steps.", style="faint")
+        yield Text(f"The runs are long: a point represents {found.window} steps.", style="faint")
+    verdicts = (Text(f"{clean(run)}: {clean(said)}") for run, said in zip(found.runs, found.verdicts, strict=True))
+    yield from _section("What was found in each run", *verdicts)
     for pair in found.pairs:
-        title = f"{clean(pair.run)} beside {clean(found.runs[0])}"
+        title = f"{clean(pair.run)} compared with {clean(found.runs[0])}"
         yield from _section(title, *_pair(pair))
     if found.widths is not None and _differ(found.widths):
         yield from _section("Across widths, at the end of each run", *_widths(found, found.widths))
@@ -110,14 +112,14 @@ def _pair(pair: Pair) -> Iterator[RenderableType]:
     from stabwatch.cli.render.text import count
 
     yield Text(_loss(pair.loss))
-    if not pair.parted:
-        yield Text(f"No signal parts, of {count(pair.compared, 'series')} compared.".replace("seriess", "series"))
+    if not pair.diverged:
+        yield Text(f"No signal diverges, of {count(pair.compared, 'series')} compared.".replace("seriess", "series"))
     else:
         yield Text(_first(pair))
-        yield _parted(pair.parted[:MOST_ROWS])
+        yield _diverged(pair.diverged[:MOST_ROWS])
     left = [
-        f"{len(pair.parted) - MOST_ROWS:,} more part later" if len(pair.parted) > MOST_ROWS else "",
-        f"{pair.compared - len(pair.parted):,} of {pair.compared:,} never part" if pair.parted else "",
+        f"{len(pair.diverged) - MOST_ROWS:,} more diverge later" if len(pair.diverged) > MOST_ROWS else "",
+        f"{pair.compared - len(pair.diverged):,} of {pair.compared:,} never diverge" if pair.diverged else "",
         f"{pair.short:,} have too few common points" if pair.short else "",
         f"{pair.only_here:,} are in this run only" if pair.only_here else "",
         f"{pair.only_there:,} in the reference only" if pair.only_there else "",
@@ -137,7 +139,7 @@ def _loss(p: DivergencePoint | None) -> str:
         )
     after = f"after step {p.before:,}" if p.before is not None else "from the first common step on"
     met = f"; from step {p.until:,} on they are within their noise again" if p.until is not None else ""
-    return f"The losses part at step {p.step:,} ({after}): {_gap(p, p.gap)} there, {_gap(p, p.end)} at the end{met}."
+    return f"The losses diverge at step {p.step:,} ({after}): {_gap(p, p.gap)} there, {_gap(p, p.end)} at the end{met}."
 
 
 def _gap(p: DivergencePoint, gap: float) -> str:
@@ -149,14 +151,14 @@ def _gap(p: DivergencePoint, gap: float) -> str:
 def _first(pair: Pair) -> str:
     from stabwatch.cli.render.text import clean
 
-    first = pair.parted[0]
+    first = pair.diverged[0]
     where = f" in {clean(first.layer)}" if first.layer else ""
-    text = f"First to part: {clean(first.signal)}{where}, at step {first.divergence.step:,}"
+    text = f"First to diverge: {clean(first.signal)}{where}, at step {first.divergence.step:,}"
     others = pair.together - 1
     return f"{text}; {others:,} more within the steps in which an order means nothing." if others else f"{text}."
 
 
-def _parted(rows: Sequence[Parted]) -> Table:
+def _diverged(rows: Sequence[Diverged]) -> Table:
     from stabwatch.cli.render.text import clean, number, tail
 
     table = _table("step", "signal", "layer", "there", "at the end", "noise", "until")

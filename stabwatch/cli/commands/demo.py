@@ -1,4 +1,4 @@
-"""`stabwatch demo`: train a small GPT until its attention logits run away, watch it happen, read why."""
+"""`stabwatch demo`: train a small GPT until its attention logits grow beyond a safe size, and analyze the run."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ if TYPE_CHECKING:
 
 EXPECTED_LR = 1e-2
 EXPECTED_STEPS = 150
-"""From this learning rate and this many steps on, a demo in which nothing fires has failed."""
+"""With at least this learning rate and this many steps, a demo without an alert has failed."""
 
 
 def demo(
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 300,
     lr: Annotated[float, typer.Option(help="Learning rate; 1e-3 is healthy.", min=0.0)] = 3e-2,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder for the run log; a new one by default.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder for the run log. Default: a new one.")] = None,
     agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Serve /metrics and the live page.")] = True,
-    port: Annotated[int, typer.Option(help="Port of the page; the next free one if taken.", min=0, max=65535)] = 9478,
-    linger: Annotated[float, typer.Option(help="Seconds that the page stays up after the run.", min=0)] = 60.0,
+    port: Annotated[int, typer.Option(help="Port. If it is taken, the next free one.", min=0, max=65535)] = 9478,
+    linger: Annotated[float, typer.Option(help="Seconds to keep serving after the run.", min=0)] = 60.0,
 ) -> None:
-    """Train a small GPT that goes unstable, and see it caught.
+    """Train a small GPT that becomes unstable, and detect it.
 
-    It learns the Python standard library's own sources, at a learning rate at which its attention logits grow past any
-    safe size while the loss looks calm. Takes some two minutes. Exit code 0 if the alert was raised.
+    The model is trained on the sources of Python's standard library, with a learning rate at which its attention
+    logits grow beyond a safe size while the loss looks normal. It takes about two minutes. Exit code 0 if the alert
+    fired.
     """
     from stabwatch.cli.render.console import console
 
@@ -47,12 +48,12 @@ def demo(
     out.print()
     analysis = show(run)
     if progress.page is not None:
-        out.print(f"\nThe live page stays up for {linger:g} s: {progress.page}", style="faint")
+        out.print(f"\nThe live page is available for {linger:g} s: {progress.page}", style="faint")
     if not done(analysis, steps, lr):
-        out.print("\nThe demo should have raised an alert and did not.", style="critical")
+        out.print("\nThe demo failed: no alert fired.", style="critical")
         raise typer.Exit(Exit.FIRED)
 
 
 def done(analysis: Analysis, steps: int, lr: float) -> bool:
-    """Whether the demo did what it is for."""
+    """Whether the alert fired, if one was due."""
     return analysis.exit_code == Exit.FIRED or lr < EXPECTED_LR or steps < EXPECTED_STEPS

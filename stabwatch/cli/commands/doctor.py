@@ -1,4 +1,4 @@
-"""`stabwatch doctor`: what this machine has, and what a run's log holds and misses."""
+"""`stabwatch doctor`: checks of this machine and of a run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SIGNS = {"ok": ("ok", "calm"), "note": ("note", "warning"), "bad": ("BAD", "crit
 
 def doctor(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run folder, or a folder of runs: look at it as well.")
+        Path | None, typer.Argument(metavar="[RUN]", help="Check this run as well: a run folder, or a folder of runs.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine, and what a run measured and missed.
+    """Check this machine, and which signals of a run were measured.
 
-    Exit code 1 if something is bad: stabwatch or this run does not work as it should.
+    Exit code 1 if a check failed: stabwatch does not work correctly here, or did not in this run.
     """
     from dataclasses import asdict
 
@@ -52,7 +52,7 @@ def doctor(
 
 
 def table(title: str, checks: Sequence[Check]) -> Table:
-    """Checks as a table, remedies under what was found."""
+    """Checks as a table; remedies below the findings."""
     from rich.table import Table
     from rich.text import Text
 

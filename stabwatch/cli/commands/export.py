@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +14,8 @@ from stabwatch.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stabwatch.exporters.sink import SinkDeclaration
     from stabwatch.runlog.source import Source
-
-ENDINGS = {"openmetrics": ".om", "parquet": ".parquet", "csv": ".csv", "tensorboard": "-tensorboard"}
 
 
 def export(
@@ -26,13 +25,16 @@ def export(
     ] = False,
     parquet: Annotated[bool, typer.Option("--parquet", help="A Parquet file.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="A CSV file.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="A folder with an event file.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="A folder with a TensorBoard event file.")] = False,
+    sink: Annotated[
+        str, typer.Option("--sink", help="A sink of an installed package (entry-point group stabwatch.sinks).")
+    ] = "",
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Where to. Default: named after the run, here. -: standard output."),
+        typer.Option("-o", "--out", help="Where to write. Default: named after the run, here. -: standard output."),
     ] = None,
     wide: Annotated[
-        bool, typer.Option("--wide", help="CSV, Parquet: a column per series, not a row per value.")
+        bool, typer.Option("--wide", help="CSV, Parquet: one column per series, not one row per value.")
     ] = False,
     interval: Annotated[
         float | None,
@@ -41,67 +43,79 @@ def export(
 ) -> None:
     """Write a run for Prometheus, pandas, spreadsheets or TensorBoard.
 
-    OpenMetrics holds what Prometheus would hold if it had scraped the run's agent all along: the same names and labels.
-    The file appears whole or not at all.
+    OpenMetrics has what Prometheus would have stored if it had scraped the run's agent all along: the same names and
+    labels. The file appears whole or not at all.
     """
     from stabwatch.analysis.sources import open_sources
     from stabwatch.cli.render.progress_bar import ProgressBar
     from stabwatch.runlog import find_run, holds_run
 
     chosen = {"openmetrics": openmetrics, "parquet": parquet, "csv": csv, "tensorboard": tensorboard}
-    form = _only(chosen)
-    if wide and form not in ("parquet", "csv"):
-        raise ConfigError(f"--wide goes with --csv and --parquet, not with --{form}.")
-    if interval is not None and form != "openmetrics":
-        raise ConfigError(f"--interval goes with --openmetrics, not with --{form}.")
-    if str(out) == "-" and form in ("parquet", "tensorboard"):
-        raise ConfigError(f"--{form} cannot go to standard output: give a path with -o.")
+    declaration = _only(chosen, sink)
+    options = _options(declaration, {"wide": wide or None, "interval": interval})
+    _check_target(declaration, out)
     with ProgressBar("exporting") as bar:
         found = open_sources([find_run(run) if holds_run(run) else run], bar.reading)
         if len(found) > 1:
             raise ConfigError(f"{run} holds {len(found)} runs: export takes one.")
         (log,) = found
-        target = out or Path(log.path.resolve().name + ENDINGS[form])
-        written, what = _write(log, form, target, wide, interval, bar)
+        target = out or Path(log.path.resolve().name + declaration.suffix)
+        written = _write(log, declaration, target, options, bar)
     if not log.position:
         print(f"stabwatch: {log.path} has no records yet.", file=sys.stderr)
-    print(f"{target}: {written:,} {what}", file=sys.stderr)
+    where = declaration.name if declaration.target == "none" else target
+    print(f"{where}: {written:,} {declaration.unit}", file=sys.stderr)
 
 
-def _only(chosen: dict[str, bool]) -> str:
+def _only(chosen: dict[str, bool], sink: str) -> SinkDeclaration:
+    from stabwatch.exporters.registry import SINKS
+    from stabwatch.exporters.sink import find_sink
+
     names = [name for name, wanted in chosen.items() if wanted]
-    if len(names) != 1:
-        raise ConfigError(f"Choose one of {', '.join(f'--{name}' for name in chosen)}.")
-    return names[0]
+    if len(names) + bool(sink) != 1:
+        raise ConfigError(f"Choose one of {', '.join(f'--{name}' for name in chosen)}, --sink.")
+    return SINKS[names[0]] if names else find_sink(sink)
+
+
+def _options(declaration: SinkDeclaration, given: dict[str, Any]) -> dict[str, Any]:
+    from stabwatch.exporters.registry import SINKS
+
+    set_here = {name: value for name, value in given.items() if value is not None}
+    for name in set_here:
+        if name not in declaration.options:
+            takers = " and ".join(sorted(f"--{s.name}" for s in SINKS.values() if name in s.options))
+            raise ConfigError(f"--{name} goes with {takers}, not with {_flag(declaration)}.")
+    return set_here
+
+
+def _check_target(declaration: SinkDeclaration, out: Path | None) -> None:
+    if str(out) == "-" and declaration.target == "path":
+        raise ConfigError(f"{_flag(declaration)} cannot write to standard output: give a path with -o.")
+    if out is not None and declaration.target == "none":
+        raise ConfigError(f"{_flag(declaration)} writes no file: leave out -o.")
+
+
+def _flag(declaration: SinkDeclaration) -> str:
+    from stabwatch.exporters.registry import SINKS
+
+    return f"--{declaration.name}" if declaration.name in SINKS else f"--sink {declaration.name}"
 
 
 def _write(
-    log: Source, form: str, target: Path, wide: bool, interval: float | None, bar: Callable[[Source], None]
-) -> tuple[int, str]:
+    log: Source, declaration: SinkDeclaration, target: Path, options: dict[str, Any], bar: Callable[[Source], None]
+) -> int:
+    from stabwatch.exporters.sink import make_sink, write_run
     from stabwatch.runlog.atomic import atomic_output
 
-    if form == "openmetrics":
-        from stabwatch.exporters.openmetrics import write_openmetrics
+    def write(*where: Any) -> int:
+        return write_run(log, make_sink(declaration, *where, **options), bar)
 
-        return _stream(target, lambda file: write_openmetrics(log, file, interval, progress=bar)), "samples"
-    if form == "csv":
-        from stabwatch.exporters.tables import write_csv
-
-        return _stream(target, lambda file: write_csv(log, file, wide, bar)), "rows"
-    with atomic_output(target) as draft:
-        if form == "parquet":
-            from stabwatch.exporters.tables import write_parquet
-
-            return write_parquet(log, draft, wide, bar), "rows"
-        from stabwatch.exporters.tensorboard import write_tensorboard
-
-        return write_tensorboard(log, draft, bar), "values"
-
-
-def _stream(target: Path, write: Callable[[BinaryIO], int]) -> int:
-    from stabwatch.runlog.atomic import atomic_output
-
+    if declaration.target == "none":
+        return write()
     if str(target) == "-":
         return write(sys.stdout.buffer)
-    with atomic_output(target) as draft, open(draft, "wb") as file:
-        return write(file)
+    with atomic_output(target) as draft:
+        if declaration.target == "path":
+            return write(draft)
+        with open(draft, "wb") as file:
+            return write(file)

@@ -49,7 +49,7 @@ def forecast(
         bar.working("fitting")
         found = laws(subjects, parameters, learning_rate, epsilon or None)
     if as_json:
-        print_json({"schema": SCHEMA_VERSION, "forecasts": [one.to_dict() for one in found]})
+        print_json({"schema_version": SCHEMA_VERSION, "forecasts": [one.to_dict() for one in found]})
     else:
         out = console()
         for one in found:

@@ -1,4 +1,4 @@
-"""`stabwatch grafana`: the dashboards, to a Grafana or to a folder."""
+"""`stabwatch grafana`: write the dashboards to a Grafana server or to a folder."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ if TYPE_CHECKING:
     from stabwatch.exporters.grafana.dashboards import Page
     from stabwatch.exporters.grafana.server import Difference, Server
 
-UrlOption = Annotated[str, typer.Option("--url", envvar="GRAFANA_URL", help="Of the Grafana; or GRAFANA_URL.")]
+UrlOption = Annotated[str, typer.Option("--url", envvar="GRAFANA_URL", help="Address of Grafana.")]
 TokenOption = Annotated[
-    str, typer.Option("--token-file", help="File that holds the token; else the environment variable GRAFANA_TOKEN.")
+    str, typer.Option("--token-file", help="File with the token. Default: the environment variable GRAFANA_TOKEN.")
 ]
 RunsOption = Annotated[
-    list[Path] | None, typer.Option("--run", help="Run folder whose plugins get panels too; may be repeated.")
+    list[Path] | None, typer.Option("--run", help="Run folder whose plugin signals get panels too. May be repeated.")
 ]
 
 
 def push(
     url: UrlOption = "http://localhost:3000",
     token_file: TokenOption = "",
-    folder: Annotated[str, typer.Option("--folder", help="Title of the folder; made if there is none.")] = "stabwatch",
+    folder: Annotated[
+        str, typer.Option("--folder", help="Title of the folder in Grafana. It is created if needed.")
+    ] = "stabwatch",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace dashboards that were changed on the server.")
+        bool, typer.Option("--overwrite", help="Replace dashboards that change on the server during the push.")
     ] = False,
     run: RunsOption = None,
 ) -> None:
-    """Create or update the dashboards in a Grafana. What is there already is left as it is."""
+    """Create or update the dashboards in Grafana. Unchanged dashboards are not written."""
     found = _server(url, token_file).push(_pages(run), folder, overwrite)
     words = {"new": "created", "changed": "updated", "same": "unchanged"}
     _print(found, words)
 
 
 def diff(url: UrlOption = "http://localhost:3000", token_file: TokenOption = "", run: RunsOption = None) -> None:
-    """Say which dashboards a push would create or change. Exit code 1 if there are any."""
+    """List the dashboards that a push would create or change. Exit code 1 if there are any."""
     found = _server(url, token_file).differences(_pages(run))
     _print(found, {"new": "missing", "changed": "differs", "same": "same"})
     raise typer.Exit(int(any(d.state != "same" for d in found)))
@@ -48,7 +50,7 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the JSON files.")] = Path("grafana"),
     run: RunsOption = None,
 ) -> None:
-    """Write the dashboards as JSON, for provisioning or import by hand."""
+    """Write the dashboards as JSON, for provisioning or manual import."""
     pages = _pages(run)
     from stabwatch.exporters.grafana import render
 
@@ -74,10 +76,10 @@ def _server(url: str, token_file: str) -> Server:
     from stabwatch.exporters.grafana.server import Server
 
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url is an address with http:// or https://, not {url!r}.")
+        raise ConfigError(f"--url must start with http:// or https://, not {url!r}.")
     token = Path(token_file).read_text(encoding="utf-8") if token_file else os.environ.get("GRAFANA_TOKEN", "")
     if not token.strip():
-        raise ConfigError("No token: set GRAFANA_TOKEN, or name a file that holds it with --token-file.")
+        raise ConfigError("No token: set GRAFANA_TOKEN, or give a file with --token-file.")
     return Server(url, token.strip())
 
 

@@ -12,17 +12,19 @@ from stabwatch.cli.arguments import JsonOption, RulesOption, RunsArgument, chose
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from stabwatch.analysis.replay import Incident, Replays, RuleTally
+    from stabwatch.alerts.incidents import Incident
+    from stabwatch.analysis.replay import Replays, RuleTally
 
 MOST_PLACES = 8
-"""Incidents listed per rule; the rest is counted, and stands in `--json`."""
+"""Incidents listed per rule; the rest is counted, and is in `--json`."""
 
 
 def replay(runs: RunsArgument, rules: RulesOption = None, as_json: JsonOption = False) -> None:
     """Run today's rules over old runs, exactly as live.
 
-    Says how often each rule would have fired, and where; and what the agent said then that the rules of today do not
-    say, or the other way round. Exit code 0: calm; 1: a warning or a critical alert fired; 2: a log cannot be read.
+    Says how often each rule would have fired, and where; what differs from what the agent said then; and what the whole
+    run shows in hindsight that no rule can see live.
+    Exit code 0: calm; 1: a warning or a critical alert fired; 2: a log cannot be read.
     """
     from stabwatch.analysis.replay import replay as over
     from stabwatch.analysis.sources import open_sources
@@ -54,6 +56,7 @@ def rendered(found: Replays) -> Iterator[RenderableType]:
     if silent:
         yield Text(f"Silent in {runs}: {', '.join(silent)}.", style="calm" if not fired else "none")
     yield from _differences(found)
+    yield from _hindsight(found)
 
 
 def _tally(tally: RuleTally, runs: str) -> Iterator[RenderableType]:
@@ -67,21 +70,41 @@ def _tally(tally: RuleTally, runs: str) -> Iterator[RenderableType]:
     times = count(len(tally.incidents), "time")
     line = Text(clean(tally.rule), style=worst)
     yield line.append(f" would have fired {times} in {tally.runs} of {runs} ({counts}):", style="none")
-    for incident in tally.incidents[:MOST_PLACES]:
-        yield Padding(Text(_place(incident)), (0, 0, 0, 2))
+    for run, incident in tally.incidents[:MOST_PLACES]:
+        yield Padding(Text(_place(run, incident)), (0, 0, 0, 2))
     if len(tally.incidents) > MOST_PLACES:
         yield Padding(Text(f"and {len(tally.incidents) - MOST_PLACES:,} more", style="faint"), (0, 0, 0, 2))
     yield Text()
 
 
-def _place(incident: Incident) -> str:
+def _place(run: str, incident: Incident) -> str:
     from stabwatch.cli.render.text import clean, listed
 
-    layers = [clean(layer) for layer in incident.layers if layer]
+    layers = [clean(layer) for layer in incident.layers]
     where = f" in {listed(layers, 3)}" if layers else ""
-    until = "to the end" if incident.until is None else f"to {incident.until:,}"
-    since = f", outside its range since {incident.onset:,}" if incident.onset != incident.step else ""
-    return f"{clean(incident.run)}: step {incident.step:,} {until}{since}{where}. {clean(incident.description)}"
+    until = "to the end" if incident.last_step is None else f"to {incident.last_step:,}"
+    fired = incident.first_step if incident.live_step is None else incident.live_step
+    since = f", outside its range since {incident.first_step:,}" if incident.first_step != fired else ""
+    return f"{clean(run)}: step {fired:,} {until}{since}{where}. {clean(incident.text)}"
+
+
+def _hindsight(found: Replays) -> Iterator[RenderableType]:
+    """What `analyze` says otherwise: only the whole run shows it, so no rule can."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from stabwatch.cli.render.text import clean
+
+    for run in found.runs:
+        lines = [(i, "Only in hindsight") for i in run.only_in_hindsight]
+        lines += [(i, "No problem in hindsight") for i in run.withdrawn]
+        if lines:
+            yield Text(f"{clean(run.run)}: the whole run shows more than a rule can see live (`stabwatch analyze`):")
+        for incident, words in lines[:MOST_PLACES]:
+            line = f"{words}, {clean(incident.condition)} at step {incident.first_step:,}: {clean(incident.text)}"
+            yield Padding(Text(line, style=incident.severity), (0, 0, 0, 2))
+        if len(lines) > MOST_PLACES:
+            yield Padding(Text(f"and {len(lines) - MOST_PLACES:,} more", style="faint"), (0, 0, 0, 2))
 
 
 def _differences(found: Replays) -> Iterator[RenderableType]:

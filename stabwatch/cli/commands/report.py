@@ -28,15 +28,7 @@ def report(
 
 
 def _page(path: Path) -> str:
-    from stabwatch.cli.commands.analyze import examined, run_folder
-    from stabwatch.cli.render.html.pages import log_page, run_page
-    from stabwatch.cli.render.progress_bar import ProgressBar
+    from stabwatch.cli.commands.analyze import analyses
+    from stabwatch.cli.render.html.pages import page
 
-    folder = run_folder(path)
-    if folder is not None:
-        from stabwatch.analysis import analyze_log
-        from stabwatch.runlog import RunLog
-
-        with ProgressBar("reading") as bar:
-            return run_page(*analyze_log(RunLog(folder), bar))
-    return log_page(examined(path))
+    return page(analyses(path))

@@ -1,4 +1,4 @@
-"""`stabwatch rules`: the rules there are, whether a file of one's own is right, whether they do what they should."""
+"""`stabwatch rules`: show the rules, check a file of rules, run tests of rules."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from stabwatch.cli.arguments import Exit, RulesOption, chosen
 
 
 def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with rules.")]) -> None:
-    """Say what a file of rules changes. Exit code 2, with the line, if something in it is wrong."""
+    """List what a file of rules changes. Exit code 2, with the line, if the file has an error."""
     from stabwatch.alerts import RULES
 
-    ours = {rule.name: rule for rule in RULES}
-    theirs = {rule.name: rule for rule in chosen(file)}
-    for name, rule in theirs.items():
-        if name not in ours:
+    built_in = {rule.name: rule for rule in RULES}
+    changed = {rule.name: rule for rule in chosen(file)}
+    for name, rule in changed.items():
+        if name not in built_in:
             print(f"new       {name}")
-        elif rule != ours[name]:
+        elif rule != built_in[name]:
             print(f"changed   {name}")
-    for name in ours.keys() - theirs.keys():
-        print(f"silenced  {name}")
+    for name in built_in.keys() - changed.keys():
+        print(f"muted     {name}")
 
 
 def test(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files with tests (docs/alerts.md).")],
 ) -> None:
-    """Run tests of rules: series or recorded runs in, alerts out. Exit code 1 if a test fails, 2 if a file is wrong."""
+    """Test rules on synthetic series or recorded runs.
+
+    Exit code 1 if a test fails, 2 if a file has an error.
+    """
     from stabwatch.analysis.rule_tests import run_tests
 
     failed = passed = 0
@@ -44,10 +47,10 @@ def test(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="One rule, in full. Default: all, a line each.")] = "",
+    name: Annotated[str, typer.Argument(help="A rule to show in full. Default: one line per rule.")] = "",
     rules: RulesOption = None,
 ) -> None:
-    """The rules, or one of them with its thresholds, their source and what to do."""
+    """List the rules, or show one with its thresholds and remedies."""
     from stabwatch.errors import RuleError
 
     found = {rule.name: rule for rule in chosen(rules)}
@@ -58,9 +61,9 @@ def show(
             print(f"{rule.name:28}{rule.severity:10}{rule.summary}")
         elif rule.name == name.removeprefix("Stabwatch"):
             print(rule.alert, rule.summary, sep="\n")
-            for level in rule.thresholds:
-                hold = f", {level.for_points} points in a row" if level.for_points > 1 else ""
-                print(f"  {level.severity}: {' and '.join(map(str, level.when))}{hold}")
+            for threshold in rule.thresholds:
+                in_a_row = f", {threshold.for_points} points in a row" if threshold.for_points > 1 else ""
+                print(f"  {threshold.severity}: {' and '.join(map(str, threshold.when))}{in_a_row}")
             print(
                 f"  from: {rule.source}", *(f"  do: {step}" for step in rule.remedy), f"  {rule.runbook_url}", sep="\n"
             )

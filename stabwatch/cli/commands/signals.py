@@ -1,4 +1,4 @@
-"""`stabwatch signals`: the catalogue."""
+"""`stabwatch signals`: list the catalogue."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 HOW_OFTEN = {"always": "each step", "sampled": "sampled", "deep": "rarely"}
 WIDE = 110
-"""Columns from which per, measured and unit have columns of their own."""
+"""Terminal width from which scope, frequency and unit have their own columns."""
 HEAD = ("signal", "per", "measured", "unit", "meaning", "source")
 
 RunOption = Annotated[
-    list[Path] | None, typer.Option("--run", help="Run folder whose plugins are listed too; may be repeated.")
+    list[Path] | None, typer.Option("--run", help="Run folder whose plugin signals are listed too. May be repeated.")
 ]
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, for a page of your own.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
 
 
 class Row(NamedTuple):
     """A signal, as people see it."""
 
     name: str
-    level: str
+    scope: str
     measured: str
     unit: str
     help: str
@@ -46,8 +46,8 @@ def signals(run: RunOption = None, as_json: JsonOption = False, markdown: Markdo
     from stabwatch.signals import CATALOGUE
 
     own = _plugins(run or [])
-    rows = [*(Row(s.name, s.level, HOW_OFTEN[s.tier], s.unit, s.help, s.source) for s in CATALOGUE), *map(_row, own)]
-    rows += [Row(d.name, d.level, "derived", d.unit, d.help, "") for d in DERIVED]
+    rows = [*(Row(s.name, s.scope, HOW_OFTEN[s.tier], s.unit, s.help, s.source) for s in CATALOGUE), *map(_row, own)]
+    rows += [Row(d.name, d.scope, "derived", d.unit, d.help, "") for d in DERIVED]
     if as_json:
         from dataclasses import asdict
 
@@ -63,7 +63,7 @@ def signals(run: RunOption = None, as_json: JsonOption = False, markdown: Markdo
 
 
 def _plugins(runs: Iterable[Path]) -> list[dict[str, Any]]:
-    """What the runs declare that is not in our catalogue, each once."""
+    """The signals that the runs declare and the catalogue lacks, each once."""
     from stabwatch.runlog import RunLog, find_run
     from stabwatch.signals import CATALOGUE
 
@@ -72,10 +72,10 @@ def _plugins(runs: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def _row(signal: dict[str, Any]) -> Row:
-    """A declaration as meta.json holds it."""
+    """A row from a declaration in meta.json."""
     measured = HOW_OFTEN.get(signal.get("tier", ""), "")
     others = (str(signal.get(name, "")) for name in ("unit", "help", "source"))
-    return Row(str(signal["name"]), str(signal.get("level", "")), measured, *others)
+    return Row(str(signal["name"]), str(signal.get("scope", "")), measured, *others)
 
 
 def _markdown(rows: Iterable[Row]) -> str:
@@ -95,11 +95,11 @@ def table(rows: Iterable[Row], wide: bool) -> Table:
     for heading in HEAD[:4] if wide else HEAD[:1]:
         result.add_column(heading, no_wrap=True)
     result.add_column("meaning and source", ratio=1)
-    for name, level, measured, unit, help, source in (Row(*map(clean, row)) for row in rows):
+    for name, scope, measured, unit, help, source in (Row(*map(clean, row)) for row in rows):
         meaning = Text(help)
         if not wide:
-            meaning.append(f" Per {level}, {measured}{'' if unit == '1' else f', in {unit}'}.", style="faint")
+            meaning.append(f" Per {scope}, {measured}{'' if unit == '1' else f', in {unit}'}.", style="faint")
         if source:
             meaning.append(f" {source}", style="faint")
-        result.add_row(name, *((level, measured, unit) if wide else ()), meaning)
+        result.add_row(name, *((scope, measured, unit) if wide else ()), meaning)
     return result

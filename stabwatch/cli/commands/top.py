@@ -11,27 +11,27 @@ from stabwatch.cli.arguments import RUNS, RunArgument
 
 def top(
     run: RunArgument = RUNS,
-    once: Annotated[bool, typer.Option("--once", help="Print one picture and exit.")] = False,
-    interval: Annotated[float, typer.Option(help="Seconds between two pictures.", min=0.1, max=60)] = 0.5,
+    once: Annotated[bool, typer.Option("--once", help="Print the view once and exit.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between updates.", min=0.1, max=60)] = 0.5,
 ) -> None:
     """Watch a run live in the terminal.
 
-    Reads the run's log itself: no agent is needed. Ctrl-C leaves. Without a terminal it prints one picture.
+    It reads the run log itself, so no agent is needed. Exit with Ctrl-C. Without a terminal it prints the view once.
     """
     import time
 
     from stabwatch.cli.render.console import console
-    from stabwatch.cli.render.live import FrameView
+    from stabwatch.cli.render.live import TopView
     from stabwatch.cli.render.monitor import Monitor
     from stabwatch.runlog import find_run
 
     monitor = Monitor(find_run(run))
     out = console()
 
-    def view(height: int) -> FrameView:
+    def view(height: int) -> TopView:
         now = time.time()
         monitor.poll(now)
-        return FrameView(monitor.frame(now), height)
+        return TopView(monitor.view(now), height)
 
     if once or not out.is_terminal:
         out.print(view(out.height if out.is_terminal else 1000))

@@ -1,4 +1,4 @@
-"""What `stabwatch doctor` looks at on this machine. Nothing heavy is imported: torch is found, not loaded."""
+"""Checks of `stabwatch doctor` on this machine. Torch is located but not imported."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ State = Literal["ok", "note", "bad"]
 NEEDED = ("numpy", "pyarrow", "prometheus-client", "typer", "rich", "pyyaml", "psutil")
 AGENT_PORT = 9478
 LITTLE_SPACE = 1 << 30
-"""Bytes free below which doctor warns: a record of a large model takes some ten kilobytes."""
+"""Free bytes below which the check fails; a record of a large model takes about ten kilobytes."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. state: 'ok', 'note' (works, but know this), 'bad' (something will not work)."""
+    """One finding. state: 'ok', 'note' (works, with a limitation), 'bad' (does not work)."""
 
     name: str
     state: State
@@ -37,7 +37,7 @@ class Check:
 
 
 def check_environment(runs: Path, port: int = AGENT_PORT) -> list[Check]:
-    """Everything outside a run: versions, torch, accelerator, disk, programs, port."""
+    """Checks outside a run: versions, torch, accelerator, disk, programs, port."""
     return [
         Check("stabwatch", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}"),
         *map(_package, NEEDED),
@@ -68,7 +68,10 @@ def _torch() -> Iterator[Check]:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         yield Check(
-            "torch", "bad", f"not found by {sys.executable}", "install it, or run doctor where training will run"
+            "torch",
+            "bad",
+            f"not found by {sys.executable}",
+            "install torch, or run doctor in the environment of the training",
         )
         return
     text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
@@ -88,17 +91,17 @@ def _accelerator() -> Check:
         try:
             answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
         except (OSError, subprocess.SubprocessError) as error:
-            return Check("GPU", "bad", f"nvidia-smi fails: {clean(error)}", "the driver needs mending before training")
+            return Check("GPU", "bad", f"nvidia-smi fails: {clean(error)}", "repair the driver before training")
         return Check("GPU", "ok", "; ".join(map(clean, answer.strip().splitlines())) or "none listed by nvidia-smi")
     if Path("/dev/kfd").exists():
         return Check("GPU", "ok", "AMD (found /dev/kfd)")
-    return Check("GPU", "note", "none found: statistics are taken on the CPU by plain torch kernels")
+    return Check("GPU", "note", "none found: statistics are computed on the CPU with plain torch kernels")
 
 
 def _triton() -> Check:
     version = _version("triton")
     if version is None:
-        return Check("triton", "note", "not installed: fused kernels are not used, plain torch ones are")
+        return Check("triton", "note", "not installed: plain torch kernels are used, not fused ones")
     return Check("triton", "ok", version)
 
 
@@ -109,14 +112,14 @@ def _disk(runs: Path) -> Check:
     free = shutil.disk_usage(place).free
     found = f"{size(free)} free at {clean(place)}"
     if free < LITTLE_SPACE:
-        return Check("disk", "bad", found, "free some space, or give `run_dir` on another disk to `stabwatch.attach`")
+        return Check("disk", "bad", found, "free some space, or pass a `run_dir` on another disk to `stabwatch.attach`")
     return Check("disk", "ok", found)
 
 
 def _program(name: str) -> Check:
     path = shutil.which(name)
     if path is None:
-        return Check(name, "note", "not found: only needed to store metrics and test rules on this machine")
+        return Check(name, "note", "not found: only needed to store metrics and to test rules on this machine")
     return Check(name, "ok", path)
 
 
@@ -129,7 +132,7 @@ def _port(port: int) -> Check:
             return Check(
                 f"port {port}",
                 "note",
-                f"not free on 127.0.0.1 ({error.strerror}): another agent may be serving",
-                f"curl http://127.0.0.1:{port}/healthz tells; an agent takes another port by itself or with --port",
+                f"not free on 127.0.0.1 ({error.strerror}): another agent may be using it",
+                f"check with curl http://127.0.0.1:{port}/healthz; an agent uses the next free port, or that of --port",
             )
     return Check(f"port {port}", "ok", "free on 127.0.0.1")

@@ -1,4 +1,4 @@
-"""What `stabwatch doctor RUN` says of a run: which taps fired, what is missing and why, errors, and the cost."""
+"""Checks of `stabwatch doctor RUN`: records, measured and missing signals with reasons, errors, overhead, end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stabwatch.runlog import Run, SeriesKey, read_run
 from stabwatch.signals.declaration import TAPS
 
 BUDGET = 0.01
-"""Share of step time that stabwatch may take when the run's configuration does not say."""
+"""Default overhead budget, as a share of step time, for a run whose configuration has none."""
 
 
 def check_run(path: Path) -> list[Check]:
@@ -27,7 +27,7 @@ def check_run(path: Path) -> list[Check]:
 def _records(run: Run) -> Iterator[Check]:
     disk = sum(file.stat().st_size for file in run.path.iterdir() if file.is_file())
     if not len(run.steps):
-        yield Check("records", "bad", "none", "training has not finished a step yet, or `attach` came after it")
+        yield Check("records", "bad", "none", "training has not finished a step yet, or `attach` was called after it")
         return
     yield Check(
         "records",
@@ -39,25 +39,27 @@ def _records(run: Run) -> Iterator[Check]:
 
 
 def _sparse(run: Run) -> str:
-    """What to do where many steps were not measured at all; empty where nearly all were."""
+    """A remedy if many steps were not recorded; empty if nearly all were."""
     every = (run.steps.max() - run.steps.min()) / max(len(run.steps) - 1, 1)
     if every < 1.5:
         return ""
     return (
-        f"one step in {every:.3g} was measured, as the others fit no budget: a higher `overhead_budget`, or "
-        "`every_step=True`, sees more"
+        f"one step in {every:.3g} was recorded, to stay within the overhead budget; for more, set a higher "
+        "`overhead_budget`, or `every_step=True`"
     )
 
 
 def _damage(run: Run) -> Iterator[Check]:
-    """What of the log could not be read."""
+    """Parts of the log that could not be read."""
     running = not any(event.kind == "end" for event in run.events)
     if run.damaged_records:
-        yield Check("damage", "bad", f"{count(run.damaged_records, 'unreadable record')}, stepped over")
+        yield Check("damage", "bad", f"{count(run.damaged_records, 'unreadable record')}, skipped")
     if run.bad_event_lines:
-        yield Check("damage", "bad", f"{count(run.bad_event_lines, 'unreadable line')} in events.jsonl, stepped over")
+        yield Check("damage", "bad", f"{count(run.bad_event_lines, 'unreadable line')} in events.jsonl, skipped")
     if run.torn_bytes and not running:
-        yield Check("damage", "note", f"{size(run.torn_bytes)} at the end are no whole record: a crash or a full disk")
+        yield Check(
+            "damage", "note", f"incomplete record of {size(run.torn_bytes)} at the end, from a crash or a full disk"
+        )
 
 
 def _fired(run: Run) -> dict[SeriesKey, bool]:
@@ -79,7 +81,11 @@ def _taps(run: Run) -> Iterator[Check]:
         silent = [key for key, fired in mine.items() if not fired]
         if not mine:
             if tap not in ("host", "logged", "router") and run.blocks:
-                yield Check(f"tap {tap}", "note", "not laid out in this run's log")
+                yield Check(
+                    f"tap {tap}",
+                    "note",
+                    "no signals of this kind in this run",
+                )
             continue
         where = f"{count(len(sites), 'layer')}, " if sites else ""
         found = f"{where}{count(len(mine), 'signal') if not sites else f'{len(mine):,} series'}"
@@ -90,14 +96,14 @@ def _taps(run: Run) -> Iterator[Check]:
 
 
 def _missing(run: Run) -> Iterator[Check]:
-    """Taps that should have fired and did not, by reason, as the last coverage event tells."""
+    """Signals that should have been measured and were not, by reason, from the last coverage event."""
     reports = [event for event in run.events if event.kind == "coverage"]
     if not reports:
-        yield Check("coverage", "note", "no report in this log: the run ended before its first recorded steps")
+        yield Check("coverage", "note", "no coverage report in this log: the run has not reached its first report")
         return
     reasons = missing(reports[-1].data)
     if not reasons:
-        yield Check("coverage", "ok", "every tap that should have fired did")
+        yield Check("coverage", "ok", "everything that should have been measured was measured")
     for (tap, reason), sites in reasons.items():
         yield Check(f"no {tap}", "note", f"{listed(sites)}: {reason}")
 
@@ -111,7 +117,7 @@ def _errors(run: Run) -> Iterator[Check]:
             clean(f"probe {probe}"),
             "bad",
             f"{clean(message)} ({count(times, 'report')})",
-            "training is not disturbed; the traceback is in events.jsonl",
+            "training is not affected; the traceback is in events.jsonl",
         )
 
 
@@ -133,7 +139,9 @@ def _overhead(run: Run) -> Iterator[Check]:
         return
     found = f"{number(100 * float(np.median(values)))} % of step time (median), budget {number(100 * budget)} %"
     if np.median(values) > budget:
-        yield Check("overhead", "note", found, "this model's steps are short: watch fewer layers, or allow more")
+        yield Check(
+            "overhead", "note", found, "the steps are short for this budget: watch fewer layers, or raise the budget"
+        )
     else:
         yield Check("overhead", "ok", found)
 
@@ -141,7 +149,9 @@ def _overhead(run: Run) -> Iterator[Check]:
 def _end(run: Run) -> Iterator[Check]:
     ends = [event for event in run.events if event.kind == "end"]
     if not ends:
-        yield Check("end", "note", "no end event: the run goes on, or nothing was there to write it")
+        yield Check(
+            "end", "note", "no end event: the run is still going, or the process died while no agent was running"
+        )
         return
     reason, error = clean(ends[-1].data.get("reason")), clean(ends[-1].data.get("error") or "")
     yield Check("end", "ok" if reason == "finished" else "note", f"{reason}{f': {error}' if error else ''}")

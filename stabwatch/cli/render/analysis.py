@@ -1,4 +1,4 @@
-"""An Analysis for people: the verdict first, then why, since when, where, what fired, what was not seen."""
+"""Analyses for people: the verdict first, then causes, what happened in order, curves, and what the log cannot show."""
 
 from __future__ import annotations
 
@@ -6,193 +6,244 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderResult
+import numpy as np
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from stabwatch.alerts.incidents import AlertSpan, alert_spans, rank
-from stabwatch.alerts.rule import SEVERITIES
-from stabwatch.cli.render.layout import cause_section, new_table, section
+from stabwatch.alerts.incidents import rank, worst_of
+from stabwatch.cli.render.layout import bullets, cause_section, new_table, section
 from stabwatch.cli.render.plot import Chart, Line
 from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, number, tail
-from stabwatch.runlog import Run
 
 if TYPE_CHECKING:
+    from stabwatch.alerts.incidents import Incident
     from stabwatch.analysis import Analysis
 
-MOST_ROWS = 12
-"""Rows of a table; the rest is counted, and stands in `--json`."""
+MOST_ROWS = 20
+"""Incidents in a table and on a chart; the rest is counted, and is in `--json`."""
+MOST_RUNS = 8
+"""Calm runs of one log that are listed by name."""
 LINE_STYLES = ("red", "yellow", "cyan", "green", "blue")
 """Styles of the layers in a chart, in forward order."""
-BAR = 24
+SEGMENT_STYLES = ("line", "cyan")
+"""Styles of the segments of a run whose step went back, by turns."""
+BAR = 16
 """Columns of the time-line where there is room."""
-WIDE = 100
+WIDE = 110
 """Columns from which there is room."""
+DECADES = 30.0
+"""Largest over least loss from which a logarithmic chart shows more."""
 
 
 class Report:
-    """Renders the analysis of a run, with charts of its series."""
+    """Renders the analyses of the runs of one log; of many runs, the calm ones in a line each."""
 
-    def __init__(self, analysis: Analysis, run: Run) -> None:
-        self.analysis = analysis
-        self.run = run
-        self.stretches = alert_spans(analysis.alerts)
+    def __init__(self, runs: Sequence[Analysis]) -> None:
+        self.runs = runs
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._verdict()
-        for place, found in enumerate(self.analysis.diagnosis.causes, 1):
-            yield from cause_section(place, found)
-        if self.stretches:
-            yield from section("What left its normal range, in order", self._onsets(options))
-            yield from section("Alerts", self._alerts(options))
-        for title, chart in self._charts():
-            yield from section(title, chart)
-        yield from section("Not measured", *self._unseen())
-        yield from section("The run", self._facts())
-
-    def _verdict(self) -> Text:
-        worst = min((s.severity for s in self.stretches), key=rank, default="calm")
-        return Text(clean(self.analysis.diagnosis.verdict), style=worst)
-
-    def _onsets(self, options: ConsoleOptions) -> Table:
-        """One row per signal: where it began, where it went from there, and a bar over the run."""
-        signals: dict[str, list[AlertSpan]] = {}
-        for stretch in self.stretches:
-            signals.setdefault(stretch.signal, []).append(stretch)
-        table = new_table("step", "signal", "first in", "then in", "time-line")
-        table.columns[0].justify = "right"
-        wide = options.max_width >= WIDE
-        extent = self._extent()
-        for signal, mine in list(signals.items())[:MOST_ROWS]:
-            layers = list(dict.fromkeys(clean(s.layer) for s in mine if s.layer))
-            table.add_row(
-                str(mine[0].onset),
-                signal or "the process",
-                tail(layers[0], 24 if wide else 14) if layers else "",
-                _others(layers[1:], 2 if wide else 0),
-                timeline(mine[0], *extent, BAR if wide else BAR // 2, options.ascii_only),
-            )
-        return table
-
-    def _extent(self) -> tuple[int, int]:
-        steps = self.run.steps
-        return (int(steps.min()), int(max(steps.max(), self.analysis.last_step or 0))) if len(steps) else (0, 0)
-
-    def _alerts(self, options: ConsoleOptions) -> Table:
-        wide = options.max_width >= WIDE
-        severities = [s for s in SEVERITIES[::-1] if any(s in stretch.fired for stretch in self.stretches)]
-        headings = ("alert", "layer", "onset", *severities, "until", "value", "limit")
-        table = new_table(*headings[: None if wide else -1], gap=2 if wide else 1)
-        for column in table.columns[2:]:
-            column.justify = "right"
-        for stretch in self.stretches[:MOST_ROWS]:
-            cells: tuple[str | Text, ...] = (
-                Text(stretch.rule, style=stretch.severity),
-                tail(clean(stretch.layer), 28 if wide else 14),
-                str(stretch.onset),
-                *(str(stretch.fired.get(severity, "")) for severity in severities),
-                "end" if stretch.until is None else str(stretch.until),
-                number(stretch.worst.value),
-                number(stretch.worst.threshold),
-            )
-            table.add_row(*cells[: len(table.columns)])
-        if len(self.stretches) > MOST_ROWS:
-            table.add_row(Text(f"and {len(self.stretches) - MOST_ROWS:,} more", style="faint"))
-        return table
-
-    def _charts(self) -> Iterator[tuple[Text, Chart]]:
-        """The loss, and by layer the signal of the first cause."""
-        offender = self._offender()
-        onset = None if offender is None else offender.onset
-        steps, values = self.run.series("loss")
-        if len(steps):
-            yield Text("loss", style="title"), Chart([Line(steps, values)], mark=onset)
-        signal = "loss" if offender is None else offender.signal
-        if signal == "loss" or signal not in {key.signal for key in self.run.keys}:
+        runs = self.runs
+        if not runs:
+            yield Text("No record of training was found.", style="warning")
             return
-        lines, title = [], Text().append(signal, style="title")
-        for layer, style in zip(self._worst_layers(signal), LINE_STYLES, strict=False):
-            lines.append(Line(*self.run.series(signal, layer), style))
-            title.append(f"  {clean(layer)}", style=style)
-        yield title, Chart(lines[::-1], mark=onset, log=True)  # the first layer lies on top
-
-    def _offender(self) -> AlertSpan | None:
-        """The stretch that the first cause is about; the first one, if that cause is about none."""
-        for cause in self.analysis.diagnosis.causes:
-            for stretch in self.stretches:
-                if stretch.rule == cause.name:
-                    return stretch
-        return self.stretches[0] if self.stretches else None
-
-    def _worst_layers(self, signal: str) -> list[str]:
-        """At most as many layers as there are styles, those with an early onset first chosen, in forward order."""
-        layers = [key.layer for key in self.run.keys if key.signal == signal]
-        alarmed = [s.layer for s in self.stretches if s.signal == signal]
-        kept = list(dict.fromkeys([*alarmed, *layers]))[: len(LINE_STYLES)]
-        return [layer for layer in layers if layer in kept]
-
-    def _unseen(self) -> Iterator[Text]:
-        reasons = missing(self.analysis.coverage)
-        for (tap, reason), sites in reasons.items():
-            yield Text(f"{tap} at {listed(sites)}: {reason}")
-        if not reasons:
-            yield Text("nothing that should have been", style="faint")
-
-    def _damage(self) -> str:
-        """What of the log could not be read, if anything."""
-        a = self.analysis
-        over = ((a.damaged_records, "unreadable record"), (a.bad_event_lines, "unreadable event"))
-        parts = [f"{count(n, what)} stepped over" for n, what in over if n]
-        if a.torn_bytes:
-            parts.append(f"{count(a.torn_bytes, 'byte')} at the end of a file that are no whole record")
-        return ", ".join(parts)
-
-    def _facts(self) -> Table:
-        meta = self.run.meta
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(style="faint", no_wrap=True)
-        table.add_column()
-        model = mapping(meta.model)
-        name = clean(model.get("name") or "?")
-        if isinstance(model.get("parameters"), int):
-            name += f", {model['parameters']:,} parameters"
-        versions = ", ".join(f"{clean(k)} {clean(v)}" for k, v in mapping(meta.versions).items())
-        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta.created))
-        first, last = self._extent()
-        rows = {
-            "run": clean(meta.run),
-            "model": name,
-            "steps": f"{self.analysis.steps:,} recorded, {first:,} to {last:,}, {duration(self.analysis.duration)}",
-            "began": f"{begun} on {clean(meta.host)}" + (f", {meta.world_size} ranks" if meta.world_size > 1 else ""),
-            "ended": clean(self.analysis.ended or "not yet, or nothing was there to write it"),
-            "versions": versions or "?",
-            "errors": count(len(self.analysis.errors), "probe error") if self.analysis.errors else "none in stabwatch",
-            "log": clean(self.run.path),
-        }
-        if damage := self._damage():
-            rows["damage"] = damage
-        for label, fact in rows.items():
-            table.add_row(label, Text(fact))
-        return table
+        problems = [run for run in runs if not run.calm]
+        shown = runs if len(runs) == 1 else problems
+        if len(runs) > 1:
+            words = f"{count(len(runs), 'run')} in this log, {len(problems)} with problems."
+            yield Text(words, style="warning" if problems else "calm")
+        for run in shown:
+            yield from _run(run, len(runs) > 1, options)
+        calm = [run for run in runs if run.calm and run not in shown]
+        if calm:
+            yield from section("Calm runs", *(_line(run) for run in calm[:MOST_RUNS]))
+            if len(calm) > MOST_RUNS:
+                yield Text(f"  and {len(calm) - MOST_RUNS:,} more", style="faint")
+        if len(runs) > 1 or not runs[0].is_run_folder:
+            yield from section("The log", _facts(log_facts(runs[0])))
 
 
-def timeline(stretch: AlertSpan, first: int, last: int, width: int = BAR, ascii_only: bool = False) -> Text:
-    """A bar over the run: thin while normal, medium from the onset on, thick while the alert fires."""
+def _run(run: Analysis, named: bool, options: ConsoleOptions) -> Iterator[RenderableType]:
+    if named:
+        yield Text()
+        yield Text(f"Run {clean(run.name)}", style="title")
+    yield Text(clean(run.diagnosis.verdict), style=worst_of(run.incidents))
+    for place, found in enumerate(run.diagnosis.causes, 1):
+        yield from cause_section(place, found)
+    shown = shown_incidents(run, MOST_ROWS)
+    if shown:
+        yield from section("What happened, in order", _incidents(run, shown, options))
+    for title, chart in _charts(run, shown):
+        yield from section(title, chart)
+    yield from section("What this log does not show", *_limitations(run))
+    if run.is_run_folder:
+        yield from section("The run", _facts(run_facts(run)))
+
+
+def shown_incidents(run: Analysis, most: int) -> list[Incident]:
+    """The gravest, if there are too many, in the order of the log."""
+    gravest = sorted(run.incidents, key=lambda i: rank(i.severity))[:most]
+    return [incident for incident in run.incidents if incident in gravest]
+
+
+def place_of(incident: Incident) -> str:
+    """Where: 'first in blocks.0, then in blocks.1 and 2 more'; empty for the whole run."""
+    layers = [clean(layer) for layer in incident.layers]
+    if not layers:
+        return ""
+    then = f", then in {listed(layers[1:], 2)}" if len(layers) > 1 else ""
+    return f"first in {layers[0]}{then}" if then else f"in {layers[0]}"
+
+
+def _incidents(run: Analysis, shown: Sequence[Incident], options: ConsoleOptions) -> Table:
+    """One row for each: its number on the chart, its steps, when an alert fired, and a bar over the run."""
+    wide, lined = options.max_width >= WIDE, any(incident.line is not None for incident in shown)
+    headings = ["", "step", "until", *(["line"] if lined else []), "alert", *(["time-line"] if wide else [])]
+    table = new_table(*headings, "what happened", gap=2)
+    for column in table.columns[: -2 if wide else -1]:
+        column.justify = "right"
+        column.no_wrap = True
+    first, last = run.first_step or 0, run.last_step or 0
+    for place, incident in enumerate(shown, 1):
+        cells: list[RenderableType] = [
+            Text(str(place), style=incident.severity),
+            str(incident.first_step),
+            "end" if incident.last_step is None else str(incident.last_step),
+            *([("" if incident.line is None else str(incident.line))] if lined else []),
+            "none" if incident.live_step is None else str(incident.live_step),
+            *([timeline(incident, first, last, BAR, options.ascii_only)] if wide else []),
+        ]
+        words = Text().append(clean(incident.condition), style=incident.severity)
+        where = place_of(incident)
+        table.add_row(*cells, words.append(f"  {where + ': ' if where else ''}{clean(incident.text)}"))
+    if len(run.incidents) > len(shown):
+        more = Text(f"and {len(run.incidents) - len(shown):,} more", style="faint")
+        table.add_row(*[""] * (len(table.columns) - 1), more)
+    return table
+
+
+def timeline(incident: Incident, first: int, last: int, width: int = BAR, ascii_only: bool = False) -> Text:
+    """A bar over the run: thin while normal, medium outside the normal range, thick while an alert fires."""
     thin, medium, thick = "-=#" if ascii_only else "─━█"
-    changes = [(first, thin, "faint"), (stretch.onset, medium, "onset")]
-    changes += [(step, thick, severity) for severity, step in sorted(stretch.fired.items(), key=lambda item: item[1])]
-    if stretch.until is not None:
-        changes.append((stretch.until, thin, "faint"))
+    changes = [(first, thin, "faint"), (incident.first_step, medium, incident.severity)]
+    if incident.live_step is not None:
+        changes.append((max(incident.live_step, incident.first_step), thick, incident.severity))
+    if incident.last_step is not None:
+        changes.append((incident.last_step, thin, "faint"))
     scale = width / max(last - first, 1)
     at = [min(max(round((step - first) * scale), 0), width - 1) for step, *_ in changes] + [width]
     text = Text(no_wrap=True)
     for place, (_, glyph, style) in enumerate(changes):
-        text.append(glyph * (at[place + 1] - at[place]), style=style)
-    return text
+        wide = 1 if glyph != thin and at[place + 1] <= at[place] and place == len(changes) - 2 else 0
+        text.append(glyph * max(at[place + 1] - at[place], wide), style=style)
+    return text[:width]
 
 
-def _others(layers: Sequence[str], named: int) -> str:
-    """'blocks.1, blocks.2 and 1 more'."""
-    if len(layers) <= named or not named:
-        return ", ".join(layers) if named else f"{len(layers)} more" if layers else ""
-    return f"{', '.join(layers[:named])} and {len(layers) - named} more"
+def _charts(run: Analysis, shown: Sequence[Incident]) -> Iterator[tuple[Text, Chart]]:
+    """The loss with the incidents, and by layer the signal of the first cause."""
+    if run.loss is not None and len(run.loss):
+        yield Text(clean(run.loss.name), style="title"), _loss_chart(run, shown)
+    offender = _offender(run)
+    if offender is None:
+        return
+    lines, title = [], Text().append(offender.signal, style="title")
+    for layer, style in zip(_worst_layers(run, offender), LINE_STYLES, strict=False):
+        lines.append(Line(*run.run.series(offender.signal, layer), style))
+        title.append(f"  {clean(layer)}", style=style)
+    yield title, Chart(lines[::-1], mark=offender.first_step, log=True)  # the first layer is on top
+
+
+def _loss_chart(run: Analysis, shown: Sequence[Incident]) -> Chart:
+    column = run.loss
+    assert column is not None
+    cuts = np.flatnonzero(np.diff(column.steps) < 0) + 1
+    pieces = zip(np.split(column.steps, cuts), np.split(column.values, cuts), strict=True)
+    lines = [Line(steps, values, SEGMENT_STYLES[place % 2]) for place, (steps, values) in enumerate(pieces)]
+    finite = column.values[np.isfinite(column.values)]
+    log = len(finite) > 0 and finite.min() > 0 and finite.max() / finite.min() > DECADES
+    events = [(i.first_step, i.severity if i.is_problem else "faint") for i in shown]
+    return Chart(lines, log=bool(log), events=events)
+
+
+def _offender(run: Analysis) -> Incident | None:
+    """The incident of the first cause that is about a signal by layer."""
+    signals = {key.signal for key in run.run.keys if key.layer}
+    for cause in run.diagnosis.causes:
+        for incident in run.incidents:
+            if incident.condition == cause.name and incident.layers and incident.signal in signals:
+                return incident
+    return None
+
+
+def _worst_layers(run: Analysis, offender: Incident) -> list[str]:
+    """At most as many layers as there are styles, those with an early onset first chosen, in forward order."""
+    layers = [key.layer for key in run.run.keys if key.signal == offender.signal]
+    kept = list(dict.fromkeys([*(a for a in offender.layers if a in layers), *layers]))[: len(LINE_STYLES)]
+    return [layer for layer in layers if layer in kept]
+
+
+def limitation_lines(run: Analysis) -> list[str]:
+    """What the log does not show, and what should have been measured and was not, with the reason."""
+    gaps = [f"Not measured: {tap} at {listed(sites)}: {why}" for (tap, why), sites in missing(run.coverage).items()]
+    lines = [*map(clean, run.limitations), *gaps]
+    return lines or ["Nothing is missing: everything that should have been measured was."]
+
+
+def _limitations(run: Analysis) -> Iterator[RenderableType]:
+    yield bullets("•", limitation_lines(run))
+
+
+def damage(run: Analysis) -> str:
+    """What of the log could not be read, if anything."""
+    r = run.run
+    unreadable = ((r.damaged_records, "unreadable record"), (r.bad_event_lines, "unreadable event"))
+    parts = [f"{count(n, what)} skipped" for n, what in unreadable if n]
+    if r.torn_bytes:
+        parts.append(f"an incomplete record of {count(r.torn_bytes, 'byte')} at the end")
+    return ", ".join(parts)
+
+
+def run_facts(run: Analysis) -> list[tuple[str, str]]:
+    """Of a run folder: what ran, where and when, and how it ended."""
+    meta = run.run.meta
+    model = mapping(meta.model)
+    name = clean(model.get("name") or "unknown")
+    if isinstance(model.get("parameters"), int):
+        name += f", {model['parameters']:,} parameters"
+    versions = ", ".join(f"{clean(k)} {clean(v)}" for k, v in mapping(meta.versions).items())
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta.created))
+    extent = f", {run.first_step:,} to {run.last_step:,}" if run.first_step is not None and run.last_step else ""
+    facts = [
+        ("run", clean(meta.run)),
+        ("model", name),
+        ("steps", f"{run.records:,} recorded{extent}, {duration(run.duration)}"),
+        ("began", f"{began} on {clean(meta.host)}" + (f", {meta.world_size} ranks" if meta.world_size > 1 else "")),
+        ("ended", clean(run.ended or "no end was recorded: the run is still going, or its process was killed")),
+        ("versions", versions or "unknown"),
+        ("errors", count(len(run.errors), "probe error") if run.errors else "none in stabwatch"),
+        ("log", clean(run.path)),
+    ]
+    return [*facts, ("damage", damage(run))] if damage(run) else facts
+
+
+def log_facts(run: Analysis) -> list[tuple[str, str]]:
+    """Of another trainer's log: where it is, what it was read as, and the notes of its reader."""
+    notes = [("notes" if place == 0 else "", clean(note)) for place, note in enumerate(run.notes)]
+    return [("log", clean(run.path)), ("format", clean(run.form)), *notes]
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="faint", no_wrap=True)
+    table.add_column()
+    for label, fact in facts:
+        table.add_row(label, Text(fact))
+    return table
+
+
+def _line(run: Analysis) -> Text:
+    column = run.loss
+    course = "no loss"
+    if column is not None and len(column):
+        course = f"loss {number(column.values[0])} to {number(column.values[-1])}"
+    return Text(f"{tail(clean(run.name), 60)}: {count(run.records, 'record')}, {course}")

@@ -1,4 +1,4 @@
-"""Consoles: plain text when nobody looks, nothing interpreted in what is printed."""
+"""Consoles: plain text without a terminal, and no markup in printed text."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ THEME = Theme(
         "line": "blue",
     }
 )
-"""The only place where colours are named. `critical`, `warning` and `info` are the severities of rules."""
+"""All colours. `critical`, `warning` and `info` are the severities of rules."""
 
 PLAIN_WIDTH = 100
-"""Columns when the output is not a terminal and COLUMNS does not say."""
+"""Width when the output is not a terminal and COLUMNS is not set."""
 
 
 _PLAIN = {"–": "-", "—": "-", "−": "-", "•": "*", "→": ">", "…": "~", "≥": ">", "≤": "<", "×": "x", "²": "2"}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What a terminal without Unicode shows for a character: something alike, of the same width, and no traceback."""
+    """Replacement of the same width for a character that the terminal's encoding lacks."""
     assert isinstance(error, UnicodeEncodeError)
     return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> NoReturn:
-        """Leave it to the command's guard; rich would exit with 1, which means that an alert fired."""
+        """Leave it to `guarded`; rich would exit with 1, which means that an alert fired."""
         raise BrokenPipeError
 
 
 def console(file: IO[str] | None = None, **options: Any) -> Console:
-    """A console on stdout. Markup, emoji codes and highlighting are off: what is printed comes from logs."""
+    """A console on stdout. Markup, emoji codes and highlighting are off, because the text comes from logs."""
     stream = file or sys.stdout
     if isinstance(stream, TextIOWrapper):
         codecs.register_error("stabwatch", _plain)
@@ -59,5 +59,5 @@ def console(file: IO[str] | None = None, **options: Any) -> Console:
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """Print strict JSON (no NaN, no Infinity: many parsers refuse them)."""
+    """Print strict JSON, without NaN and Infinity, which many parsers reject."""
     print(json.dumps(data, indent=2, allow_nan=False))

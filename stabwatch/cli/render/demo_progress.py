@@ -1,4 +1,4 @@
-"""What `stabwatch demo` prints while it trains: addresses, progress, alerts as they are raised."""
+"""Output of `stabwatch demo` during training: addresses, progress, alerts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from stabwatch.watch import Watch
 
 PLAIN_LINES = 10
-"""Lines of progress in a whole run, when the output is not a terminal."""
+"""Number of progress lines per run when the output is not a terminal."""
 POLL_SECONDS = 0.5
 
 
 class Progress:
-    """Callbacks for `stabwatch.demo.train`: a bar on a terminal, a line now and then elsewhere."""
+    """Callbacks for `stabwatch.demo.train`: a progress bar on a terminal, occasional lines elsewhere."""
 
     def __init__(self, console: Console, steps: int) -> None:
         self.page: str | None = None
@@ -53,23 +53,23 @@ class Progress:
         self._bar.stop()
 
     def start(self, watch: Watch) -> None:
-        """Say where everything is."""
+        """Print the run folder and the addresses."""
         self._started = time.monotonic()
-        self._fact("run log", str(watch.run_dir))
-        self._fact("terminal", f"stabwatch top {watch.run_dir}")
+        self._item("run log", str(watch.run_dir))
+        self._item("terminal", f"stabwatch top {watch.run_dir}")
         if watch.config.agent:
             self.page = watch.wait_for_agent()
             if self.page is None:
-                self._fact("agent", "does not serve: see agent.log in the run folder", "warning")
+                self._item("agent", "not available: see agent.log in the run folder", "warning")
             else:
-                self._fact("live page", self.page)
-                self._fact("metrics", f"{self.page.rstrip('/')}/metrics")
+                self._item("live page", self.page)
+                self._item("metrics", f"{self.page.rstrip('/')}/metrics")
         else:
-            self._fact("agent", "none, so that alerts come with the analysis at the end")
+            self._item("agent", "off; alerts are shown in the analysis at the end")
         self._log = RunLog(watch.run_dir)
 
-    def _fact(self, name: str, fact: str, style: str = "none") -> None:
-        self._console.print(Text(f"{name:<10}", style="faint") + Text(fact, style=style), soft_wrap=True)
+    def _item(self, name: str, text: str, style: str = "none") -> None:
+        self._console.print(Text(f"{name:<10}", style="faint") + Text(text, style=style), soft_wrap=True)
 
     def step(self, step: int, loss: float) -> None:
         """After a training step."""
@@ -81,14 +81,14 @@ class Progress:
             self.alerts()
 
     def alerts(self) -> None:
-        """Print what the agent has raised since the last call, one line per rule."""
+        """Print the alerts since the last call, one line per rule."""
         self._polled = time.monotonic()
-        raised: dict[tuple[str, str], list[Event]] = {}
+        fired: dict[tuple[str, str], list[Event]] = {}
         for event in self._log.poll_events() if self._log is not None else ():
             if event.kind == "alert" and event.data.get("state") == "firing":
                 kind = (str(event.data.get("severity")), clean(event.data.get("rule")))
-                raised.setdefault(kind, []).append(event)
-        for (severity, rule), events in raised.items():
+                fired.setdefault(kind, []).append(event)
+        for (severity, rule), events in fired.items():
             line = Text(f"step {events[0].step}: ").append(severity, style=severity).append(f" {rule}", style="title")
             line.append(f": {clean(events[0].data.get('description') or '')}")
             line.append(f" And {len(events) - 1} more." if len(events) > 1 else "")

@@ -1,4 +1,4 @@
-"""What every report is made of: titled sections, tables, causes."""
+"""Parts of every report: titled sections, tables, causes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def new_table(*headings: str, gap: int = 2) -> Table:
 
 
 def section(title: str | Text, *body: RenderableType) -> Iterator[RenderableType]:
-    """A title, and what belongs to it below and to the right."""
+    """A title, and its body below, indented."""
     yield Text()
     yield Text(title, style="title") if isinstance(title, str) else title
     for part in body:
@@ -33,18 +33,21 @@ def section(title: str | Text, *body: RenderableType) -> Iterator[RenderableType
 
 
 def cause_section(place: int, found: Cause) -> Iterator[RenderableType]:
-    """A cause: what speaks for it, and what to do."""
+    """A cause: its evidence, and what to do."""
     title = f"{place}. {clean(found.title)}"
-    since = f"since step {found.since_step}, {round(100 * found.confidence)} % sure"
-    parts: list[RenderableType] = [Text(since, style="faint"), _bullets("•", found.evidence)]
+    since = f"since step {found.since_step}, {found.confidence}"
+    parts: list[RenderableType] = [Text(since, style="faint"), bullets("•", found.evidence)]
     if found.remedy:
-        parts += [Text("What to do", style="calm"), _bullets("→", found.remedy)]
+        parts += [Text("What to do", style="calm"), bullets("→", found.remedy)]
+    if found.runbook_url:
+        parts.append(Text(f"Runbook: {found.runbook_url}", style="faint"))
     if found.references:
         parts.append(Text("; ".join(map(clean, found.references)), style="faint"))
     yield from section(title, *parts)
 
 
-def _bullets(sign: str, lines: Sequence[str]) -> Table:
+def bullets(sign: str, lines: Sequence[str]) -> Table:
+    """A list, each line after a sign."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     for line in lines:
         grid.add_row(sign, Text(clean(line)))

@@ -111,7 +111,7 @@ class Chart:
             label, start = f"^ {name}", marked
             if start + len(label) > width - len(right) - 1:  # no room to its right: write to its left
                 label, start = f"{name} ^", marked - len(name) - 1
-            if start <= len(left):  # no room there either: it stands close to the beginning
+            if start <= len(left):  # no room there either: it is close to the beginning
                 label, start = name, len(left) + 2
             if start + len(label) < width - len(right):
                 text[start : start + len(label)] = label

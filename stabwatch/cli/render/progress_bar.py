@@ -1,4 +1,4 @@
-"""A progress bar on stderr for what takes more than two seconds."""
+"""A progress bar on stderr for operations of more than two seconds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PATIENCE_SECONDS = 2.0
 
 
 class ProgressBar:
-    """A bar around what may take long. Shows nothing before two seconds, or where nobody looks.
+    """A progress bar that appears after two seconds, and only on a terminal.
 
-    Call it with a run log that is being read; `reading` gives what a reader of other logs calls. What tells of no
-    progress has a bar too, that only moves.
+    Call it with a run log that is being read. `reading` returns a callback for readers of other logs. An operation
+    without known progress has a pulsing bar.
     """
 
     def __init__(self, title: str) -> None:
@@ -29,7 +29,7 @@ class ProgressBar:
         self._title = title
         self._done: tuple[int, int | None] = (0, None)
         self._shown: Progress | None = None
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._timer = threading.Timer(PATIENCE_SECONDS, self._show)
         self._timer.daemon = True
 
@@ -42,21 +42,21 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
-        with self._turn:
+        with self._lock:
             if self._shown is not None:
                 self._shown.stop()
             self._shown = None
 
     def __call__(self, log: Source) -> None:
-        """Show how far the reading of a run log is."""
+        """Show how much of a run log has been read."""
         self._at(log.meta.run, log.position, log.size)
 
     def reading(self, path: Path) -> Callable[[int, int], None]:
-        """Show how many bytes of a file were read, of how many."""
+        """Return a callback that shows the bytes of a file read so far, and in total."""
         return lambda position, size: self._at(path.name, position, size)
 
     def working(self, title: str) -> None:
-        """Show that something else goes on, for which there is no measure."""
+        """Show an operation without known progress."""
         self._about, self._done = title, (0, None)
         self._update()
 
@@ -72,14 +72,14 @@ class ProgressBar:
             shown.update(self._task, description=self._about, completed=self._done[0], total=self._done[1])
 
     def _show(self) -> None:
-        """Called by the timer, in a thread of its own."""
+        """Called by the timer, in its thread."""
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
         from stabwatch.cli.render.console import console
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with self._turn:
-            if self._timer.finished.is_set():  # what it was for has ended
+        with self._lock:
+            if self._timer.finished.is_set():  # the operation has ended
                 return
             progress = Progress(*columns, console=console(sys.stderr), transient=True)
             self._task = progress.add_task(self._about, completed=self._done[0], total=self._done[1])

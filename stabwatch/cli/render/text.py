@@ -69,7 +69,7 @@ def size(amount: float) -> str:
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """A JSON object read from a log, or an empty one when something else stands in its place."""
+    """A JSON object read from a log, or an empty one when it is something else."""
     return value if isinstance(value, dict) else {}
 
 
@@ -95,5 +95,5 @@ def count(n: int, what: str) -> str:
 
 
 def tail(name: str, width: int) -> str:
-    """A path, of a module or a file, shortened at its front, where paths are alike."""
+    """A path, of a module or a file, shortened at its front, where paths are the same."""
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]

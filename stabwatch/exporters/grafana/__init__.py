@@ -1,4 +1,4 @@
-"""Dashboards for Grafana, made from the declarations of signals, derived gauges and rules."""
+"""Grafana dashboards, generated from the declarations of signals, derived signals and rules."""
 
 from stabwatch.exporters.grafana.dashboards import DASHBOARDS as DASHBOARDS
 from stabwatch.exporters.grafana.dashboards import render as render

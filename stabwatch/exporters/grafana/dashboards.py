@@ -1,4 +1,4 @@
-"""The dashboards: which panels stand where. Every signal and every derived gauge stands on one of them."""
+"""The dashboards and their panels. Every signal and every derived signal has a panel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RUN = ("learning_rate", "loss_scale", "skipped_steps_total")
 
 @dataclass(frozen=True)
 class Page:
-    """One dashboard. rows: title and panels of each. own: signals of plugins, in a row at the end."""
+    """One dashboard. rows: title and panels of each. own: plugin signals, in a row at the end."""
 
     uid: str
     title: str
@@ -40,7 +40,7 @@ class Page:
 
 
 def _of(signal: Signal) -> Shown:
-    return Shown(signal.metric, signal.help, signal.unit, signal.level == "layer", signal.kind == "counter")
+    return Shown(signal.metric, signal.help, signal.unit, signal.label, signal.kind == "counter")
 
 
 def where(signal: Signal) -> str:
@@ -51,7 +51,7 @@ def where(signal: Signal) -> str:
         return "fleet"
     if signal.tap in _SPECTRA or signal.tap == "step":
         return "spectra"
-    return "run" if signal.level == "run" else "layers"
+    return "layers" if signal.label == "layer" else "run"
 
 
 def _signals(page: str) -> list[Panel]:
@@ -61,10 +61,10 @@ def _signals(page: str) -> list[Panel]:
 def _derived(page: str) -> list[Panel]:
     out = []
     for gauge in DERIVED:
-        place = "attention" if gauge.name.startswith("attention") else "run" if gauge.level == "run" else "layers"
+        place = "attention" if gauge.name.startswith("attention") else "run" if gauge.scope == "run" else "layers"
         if place == page:
-            unit = "1" if gauge.unit == "ratio" else gauge.unit  # against its own past: a number, not a share
-            out.append(panel(Shown(gauge.metric, gauge.help, unit, gauge.level == "layer")))
+            unit = "1" if gauge.unit == "ratio" else gauge.unit  # a ratio to an earlier value, not a share
+            out.append(panel(Shown(gauge.metric, gauge.help, unit, "layer" if gauge.scope == "layer" else "")))
     return out
 
 
@@ -72,20 +72,20 @@ def _overview() -> list[tuple[str, list[Panel]]]:
     firing = 'stabwatch_alerts_firing{severity="%s"} == 1'
     return [
         (
-            "Is any run in trouble?",
+            "Runs and alerts",
             [
-                number("Runs watched", "Runs whose agents answer.", "count(stabwatch_run_info)"),
+                number("Runs watched", "Runs with a reachable agent.", "count(stabwatch_run_info)"),
                 number("Critical", "Critical alerts that fire.", f'count({firing % "critical"}) or vector(0)'),
                 number("Warnings", "Warnings that fire.", f'count({firing % "warning"}) or vector(0)'),
-                rows("What fires", "Rule, run and layer of each alert that fires.", "stabwatch_alerts_firing == 1"),
-                rows("Most often so far", "Rules and layers that began to fire most often, by run.",
+                rows("Firing alerts", "Rule, run and layer of each firing alert.", "stabwatch_alerts_firing == 1"),
+                rows("Most frequent alerts", "Rules and layers that fired most often, by run.",
                      "topk(20, stabwatch_rule_violations_total > 0)"),
-                lines(Shown("stabwatch_alerts_firing", "Alerts that fire, by run and severity.", "1", False),
+                lines(Shown("stabwatch_alerts_firing", "Alerts that fire, by run and severity.", "1"),
                       'sum by (run, severity) (stabwatch_alerts_firing{run=~"$run"})', "{{run}} {{severity}}"),
-                lines(Shown("stabwatch_loss", "Training loss.", "nat", False), 'stabwatch_loss{run=~"$run"}'),
-                lines(Shown("stabwatch_gradient_norm", "Norm of all gradients.", "1", False),
+                lines(Shown("stabwatch_loss", "Training loss.", "nat"), 'stabwatch_loss{run=~"$run"}'),
+                lines(Shown("stabwatch_gradient_norm", "Norm of all gradients.", "1"),
                       'stabwatch_gradient_norm_before_clip{run=~"$run"} or stabwatch_gradient_norm{run=~"$run"}'),
-                lines(Shown("stabwatch_step", "Newest step.", "1", False), 'stabwatch_step{run=~"$run"}'),
+                lines(Shown("stabwatch_step", "Last step.", "1"), 'stabwatch_step{run=~"$run"}'),
             ],
         )
     ]  # fmt: skip
@@ -94,10 +94,10 @@ def _overview() -> list[tuple[str, list[Panel]]]:
 def _run() -> list[tuple[str, list[Panel]]]:
     offending = rows(
         "Top layers",
-        "Layers whose rules began to fire most often.",
+        "Layers with the most alerts.",
         'topk(10, sum by (layer, rule) (stabwatch_rule_violations_total{run=~"$run", layer!=""}))',
     )
-    return [("The run", [*_signals("run"), offending]), ("Against its own past", _derived("run"))]
+    return [("The run", [*_signals("run"), offending]), ("Derived signals", _derived("run"))]
 
 
 def _layers() -> list[tuple[str, list[Panel]]]:
@@ -105,7 +105,7 @@ def _layers() -> list[tuple[str, list[Panel]]]:
     for signal in CATALOGUE:
         if where(signal) == "layers":
             groups.setdefault(signal.tap.capitalize(), []).append(panel(_of(signal)))
-    return [*groups.items(), ("Against its own past", _derived("layers"))]
+    return [*groups.items(), ("Derived signals", _derived("layers"))]
 
 
 def _attention() -> list[tuple[str, list[Panel]]]:
@@ -118,24 +118,35 @@ def _spectra() -> list[tuple[str, list[Panel]]]:
 
 def _fleet() -> list[tuple[str, list[Panel]]]:
     counters = [
-        Shown("stabwatch_series_dropped_total", "Series beyond the agent's cap.", "1", False, True),
-        Shown("stabwatch_agent_errors_total", "Exceptions caught in the agent.", "1", False, True),
-        Shown("stabwatch_collect_errors_total", "Metric families that could not be built.", "1", False, True),
+        Shown("stabwatch_series_dropped_total", "Series above the agent's limit.", "1", counter=True),
+        Shown("stabwatch_agent_errors_total", "Exceptions caught in the agent.", "1", counter=True),
+        Shown("stabwatch_collect_errors_total", "Metric families that could not be built.", "1", counter=True),
     ]
-    state = rows("Runs", "State of every run, and what it runs on.",
+    state = rows("Runs", "State, host and model of every run.",
                  'max by (run, state) (stabwatch_run_state == 1) * on (run) group_left (host, model, world_size) '
                  "stabwatch_run_info")  # fmt: skip
     late = lines(
-        Shown("stabwatch_last_step_timestamp_seconds", "Seconds since the newest step.", "seconds", False),
+        Shown("stabwatch_last_step_timestamp_seconds", "Seconds since the last step.", "seconds"),
         'time() - stabwatch_last_step_timestamp_seconds{run=~"$run"}',
     )
     return [("Fleet and overhead", [state, late, *_signals("fleet"), *(panel(c) for c in counters)])]
 
 
 DASHBOARDS: tuple[Page, ...] = (
-    Page("stabwatch-overview", "stabwatch / Overview", "Is any run in trouble, since when, why.", _overview),
-    Page("stabwatch-run", "stabwatch / Run", "Loss, gradient, rate and everything that is one number per run.", _run),
-    Page("stabwatch-layers", "stabwatch / Layers", "Layer by time for every signal that has layers.", _layers, True),
+    Page("stabwatch-overview", "stabwatch / Overview", "Runs with alerts, their onset and cause.", _overview),
+    Page(
+        "stabwatch-run",
+        "stabwatch / Run",
+        "Loss, gradient norm, learning rate and all other signals of the run as a whole.",
+        _run,
+    ),
+    Page(
+        "stabwatch-layers",
+        "stabwatch / Layers",
+        "Heat maps of layer by time for every signal that has layers.",
+        _layers,
+        True,
+    ),
     Page("stabwatch-attention", "stabwatch / Attention", "Attention logits, entropy, heads.", _attention, True),
     Page("stabwatch-spectra", "stabwatch / Spectra and geometry", "Singular values, tokens, geometry.", _spectra, True),
     Page("stabwatch-fleet", "stabwatch / Fleet and overhead", "Runs, hosts, pace, and stabwatch itself.", _fleet),
@@ -143,13 +154,13 @@ DASHBOARDS: tuple[Page, ...] = (
 
 
 def with_plugins(signals: Iterable[Mapping[str, Any]]) -> tuple[Page, ...]:
-    """The dashboards with panels for the signals of plugins, as a run's meta.json declares them."""
+    """The dashboards with panels for the plugin signals that a run's meta.json declares."""
     known = [dict(s) for s in signals if isinstance(s.get("name"), str) and s["name"] not in CATALOGUE]
     adopt(known)
     own: dict[bool, dict[str, Shown]] = {True: {}, False: {}}
     for s in known:
         d = declared(s["name"])
-        own[d.layered][d.metric] = Shown(d.metric, d.help, str(s.get("unit", "")), d.layered, d.counter)
+        own[bool(d.label)][d.metric] = Shown(d.metric, d.help, str(s.get("unit", "")), d.label, d.counter)
     place = {"stabwatch-layers": True, "stabwatch-run": False}
     return tuple(
         replace(page, own=tuple(own[place[page.uid]].values())) if page.uid in place else page for page in DASHBOARDS

@@ -1,4 +1,4 @@
-"""Panels: one per declaration, with its help and unit, and queries that stay readable with many layers."""
+"""Panels: one per signal, with its help and unit, and queries that stay readable with many layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
 MOST_LAYERS = 40
-"""Layers of a heat map: those with the largest values in the range shown."""
+"""Maximum number of layers in a heat map: those with the largest values in the selected range."""
 UNITS = {"seconds": "s", "ratio": "percentunit", "bytes": "bytes"}
 _SCRAPING = dict.fromkeys(("Time", "__name__", "instance", "job"), True)
 Panel = timeseries.Panel | heatmap.Panel | stat.Panel | table.Panel
@@ -28,36 +28,50 @@ Panel = timeseries.Panel | heatmap.Panel | stat.Panel | table.Panel
 
 @dataclass(frozen=True)
 class Shown:
-    """What a panel shows: a metric, as it is declared."""
+    """What a panel shows: a metric, as it is declared. label: that of its sites; empty for a metric of the run."""
 
     metric: str
     help: str
     unit: str
-    layered: bool
+    label: str = ""
     counter: bool = False
 
     @property
     def title(self) -> str:
-        """The metric's name in words."""
-        return self.metric.removeprefix("stabwatch_").removesuffix("_total").replace("_", " ").capitalize()
+        """The metric's name as a title."""
+        return (
+            self.metric.removeprefix("stabwatch_")
+            .removesuffix("_<name>")
+            .removesuffix("_total")
+            .replace("_", " ")
+            .capitalize()
+        )
 
 
 def panel(shown: Shown) -> Panel:
-    """Heat map layer x time for a gauge by layer, lines for everything else."""
+    """A heat map of layer by time for a gauge with layers, lines for everything else."""
     if shown.counter:
         return lines(shown, counted(shown))
-    return heat(shown) if shown.layered else lines(shown, f'{shown.metric}{{run=~"$run"}}')
+    if shown.label == "layer":
+        return heat(shown)
+    name = shown.metric.removesuffix("<name>")
+    return lines(shown, f'{name}{{run=~"$run"}}' if name == shown.metric else any_name(name))
+
+
+def any_name(prefix: str) -> str:
+    """All metrics with this prefix, without the worst values of the last minute."""
+    return f'{{__name__=~"{prefix}.*", __name__!~".*_window_(max|min)", run=~"$run"}}'
 
 
 def counted(shown: Shown) -> str:
-    """How much a counter went up, by run and, where it has them, the worst layers."""
+    """Increase of a counter by run and, if it has layers, of the largest ones."""
     grown = f'increase({shown.metric}{{run=~"$run"}}[$__rate_interval])'
-    return f"topk(10, sum by (run, layer) ({grown}))" if shown.layered else f"sum by (run) ({grown})"
+    return f"topk(10, sum by (run, {shown.label}) ({grown}))" if shown.label else f"sum by (run) ({grown})"
 
 
 def lines(shown: Shown, expr: str, legend: str = "") -> timeseries.Panel:
     """One line per series."""
-    named = legend or ("{{run}} {{layer}}" if shown.layered else "{{run}}")
+    named = legend or (f"{{{{run}}}} {{{{{shown.label}}}}}" if shown.label else "{{run}}")
     return (
         timeseries.Panel()
         .title(shown.title)
@@ -79,7 +93,7 @@ def lines(shown: Shown, expr: str, legend: str = "") -> timeseries.Panel:
 
 
 def heat(shown: Shown) -> heatmap.Panel:
-    """Layers downwards, time to the right; of many layers those with the largest values."""
+    """A heat map of layer by time, of the layers with the largest values."""
     chosen = f'{shown.metric}{{run=~"$run", layer=~"$layer"}}'
     largest = f"topk({MOST_LAYERS}, max by (layer) (max_over_time({chosen}[$__range] @ end())))"
     return (
@@ -119,7 +133,7 @@ def number(title: str, help_: str, expr: str, unit: str = "short") -> stat.Panel
 
 
 def rows(title: str, help_: str, expr: str) -> table.Panel:
-    """A table of the labels and values of a query, as they are now; without those that the scrape adds."""
+    """A table of the present labels and values of a query, without the labels that the scrape adds."""
     return (
         table.Panel()
         .title(title)
@@ -136,5 +150,5 @@ def rows(title: str, help_: str, expr: str) -> table.Panel:
 
 
 def query(expr: str, legend: str) -> prometheus.Dataquery:
-    """A query of the chosen data source."""
+    """A query of the selected data source."""
     return prometheus.Dataquery().ref_id("A").expr(expr).legend_format(legend).datasource(SOURCE)

@@ -1,4 +1,4 @@
-"""Putting dashboards into a Grafana, through grafana-client. A second push of the same changes nothing."""
+"""Pushes dashboards to Grafana through grafana-client. A second push changes nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Difference:
-    """One dashboard against what the server has. version: the server's, None where it has none."""
+    """Comparison of one dashboard with the server. version: the server's, None if it has none."""
 
     page: Page
     state: State
@@ -25,7 +25,7 @@ class Difference:
 
 
 class Server:
-    """A Grafana. token: of a service account that may edit dashboards; it is sent to the server and nowhere else."""
+    """A Grafana server. token: of a service account that may edit dashboards; it is only sent to this server."""
 
     def __init__(self, url: str, token: str = "", user: str = "", password: str = "", timeout: float = 10.0) -> None:
         try:
@@ -42,9 +42,9 @@ class Server:
         return [self._difference(page) for page in pages]
 
     def push(self, pages: Iterable[Page], folder: str, overwrite: bool = False) -> list[Difference]:
-        """Create or update dashboards in a folder, which is made if there is none of that title.
+        """Create or update dashboards in a folder, which is created if needed.
 
-        A dashboard that somebody changed on the server since the last push is left alone unless overwrite.
+        A dashboard that changes on the server during the push raises GrafanaError, unless overwrite.
         """
         found = self.differences(pages)
         if all(d.state == "same" for d in found):
@@ -76,7 +76,7 @@ class Server:
         self._ask(lambda: self._api.dashboard.update_dashboard(message))
 
     def _ask(self, call: Callable[[], T], missing: T | type[Exception] | None = GrafanaError) -> T:
-        """Ask the server; what it answers, in words. missing: what a 404 gives, if it is no error."""
+        """Send a request; errors become GrafanaError. missing: the result of a 404, if it is no error."""
         from grafana_client.client import GrafanaException
 
         try:
@@ -86,13 +86,13 @@ class Server:
             if status == 404 and missing is not GrafanaError:
                 return missing  # type: ignore[return-value]
             raise GrafanaError(f"{self._url}: {_WORDS.get(status, error.message)}") from None
-        except Exception as error:  # the transport's own, of whatever kind
+        except Exception as error:  # any error of the transport
             raise GrafanaError(f"{self._url} does not answer: {type(error).__name__}. Is the address right?") from None
 
 
 _WORDS = {
     401: "the token is not accepted (401). Make one under Administration, Service accounts; set GRAFANA_TOKEN.",
     403: "the token may not edit dashboards or folders (403): its service account needs the role Editor.",
-    404: "there is no Grafana's API at this address (404). A path prefix belongs to the URL.",
-    412: "somebody changed a dashboard there since the last push (412). Look with `diff`; --overwrite replaces it.",
+    404: "there is no Grafana API at this address (404). Include a path prefix in the URL.",
+    412: "a dashboard changed on the server during the push (412). Check with `diff`; --overwrite replaces it.",
 }  # fmt: skip

@@ -1,1 +1,1 @@
-"""What all hooks share: sites, roles, isolation of errors, accumulators."""
+"""What all hooks share: context, sites, roles, views, probes, accumulators, isolation of errors."""

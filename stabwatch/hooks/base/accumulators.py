@@ -1,9 +1,9 @@
-"""Cells that lie together: one matrix per reduction, so that a step's buffer is put together from few pieces."""
+"""Accumulators of one reduction share one matrix, so that a step's buffer is put together from few pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,30 +14,48 @@ from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import REDUCTIONS
 
 
+class Buffer(Protocol):
+    """The step's buffer, as those who put accumulators into it see it."""
+
+    def add(self, accumulators: tuple[Accumulator, ...], source: Callable[[], Tensor]) -> None:
+        """Register a tensor that has the fields of `accumulators` in order; `source` returns it at each step."""
+
+
+def source_of(tensor: Tensor) -> Callable[[], Tensor]:
+    """A source for the buffer: this very tensor at each step."""
+    return lambda: tensor
+
+
 class Accumulators:
-    """Every cell is a row; partials from other devices come to the store's own."""
+    """Each accumulator is a row of its reduction's matrix; partials from other devices are moved to the matrix's."""
 
-    def __init__(self, cells: Iterable[Accumulator], device: torch.device) -> None:
-        groups: dict[str, list[Accumulator]] = {}
-        for cell in dict.fromkeys(cells):
-            groups.setdefault(cell.reduction, []).append(cell)
-        self._groups = {r: (tuple(mine), new_accumulator(r, device).repeat(len(mine), 1)) for r, mine in groups.items()}
-        self._rows = {cell: rows[i] for mine, rows in self._groups.values() for i, cell in enumerate(mine)}
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._added: dict[str, dict[Accumulator, int]] = {}
+        self._matrices: dict[str, Tensor] = {}
+        self._rows: dict[Accumulator, Tensor] = {}
 
-    def register(self, buffer: Any) -> None:
-        """Put the matrices into a StepBuffer."""
-        for mine, rows in self._groups.values():
-            buffer.add(mine, lambda rows=rows: rows)
+    def add(self, accumulators: Iterable[Accumulator]) -> None:
+        """More accumulators, before the first measurement."""
+        assert not self._matrices, "accumulators are added before the first measurement"
+        for accumulator in accumulators:
+            mine = self._added.setdefault(accumulator.reduction, {})
+            mine.setdefault(accumulator, len(mine))
 
-    def __contains__(self, cell: object) -> bool:
-        return cell in self._rows
+    def register(self, buffer: Buffer) -> None:
+        """Make the matrices and put them into the step's buffer."""
+        for reduction, mine in self._added.items():
+            matrix = new_accumulator(reduction, self._device).repeat(len(mine), 1)
+            self._matrices[reduction] = matrix
+            self._rows |= {accumulator: matrix[i] for accumulator, i in mine.items()}
+            buffer.add(tuple(mine), source_of(matrix))
 
-    def update(self, tap: str, site: str, reduction: str, partials: Partials) -> None:
-        """Merge partials into a cell."""
-        merge_(REDUCTIONS[reduction], self._rows[Accumulator(tap, site, reduction)], partials)
+    def update(self, accumulator: Accumulator, partials: Partials) -> None:
+        """Merge partials into an accumulator."""
+        merge_(REDUCTIONS[accumulator.reduction], self._rows[accumulator], partials)
 
     def update_all(self, first: Accumulator, partials: Tensor) -> None:
-        """Merge partials (n, fields) into n cells that were given one after the other, from `first` on."""
-        mine, rows = self._groups[first.reduction]
-        start = mine.index(first)
-        merge_(REDUCTIONS[first.reduction], rows[start : start + len(partials)], partials)
+        """Merge partials (n, fields) into n accumulators that were added one after the other, from `first` on."""
+        start = self._added[first.reduction][first]
+        rows = self._matrices[first.reduction][start : start + len(partials)]
+        merge_(REDUCTIONS[first.reduction], rows, partials)

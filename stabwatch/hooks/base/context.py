@@ -1,47 +1,161 @@
-"""What the hooks may measure in the current step."""
+"""What all hooks of one watch share: what is measured now, where it goes, and to whom events are reported."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from stabwatch.signals.declaration import Tier
+import torch
+from torch import Tensor, nn
 
+from stabwatch.hooks.base.accumulators import Accumulators
+from stabwatch.hooks.base.brackets import Brackets
+from stabwatch.hooks.base.flags import MeasurementFlags
+from stabwatch.hooks.base.isolation import ErrorReport, Isolation
+from stabwatch.hooks.base.probe import PROBES, Probe
+from stabwatch.hooks.base.reasons import Reasons
+from stabwatch.hooks.base.run_accumulators import RunAccumulators
+from stabwatch.hooks.base.token_groups import TokenGroups
+from stabwatch.hooks.base.views import PARAMETER_VIEWS, RUN_VIEWS, SITE_VIEWS, AttentionCall, View
+from stabwatch.runlog import Accumulator
 
-class MeasurementFlags:
-    """What is to be measured now. Plain attributes: torch.compile guards on them, so each setting has its own graph."""
-
-    def __init__(self) -> None:
-        self.open = False
-        """Anything at all may be measured in this step."""
-        self.sampled = False
-        self.deep = False
-        self.phases = PHASES
-        """Over how many deep steps the sites that take turns are dealt out."""
-        self.phase = 0
-        """Which of the sites that share the deep steps is measured in this one."""
-        self.next_phase: int | None = None
-        """The turn of the next step, if that is going to be a deep one."""
-        self.traced = False
-        """A compiler has traced the taps: parts of the model run inside a compiled graph."""
-        self.plugins = False
-        """A plugin wants to see module outputs at every step."""
-        self.recording = False
-        """The model's forward is under way (or has just run) with gradients enabled."""
-
-    def is_due(self, index: int | None) -> bool:
-        """Is the site with this index due in the current phase?"""
-        return self.deep and index is not None and index % self.phases == self.phase
-
-    def allows(self, tier: Tier) -> bool:
-        """Is this tier measured now?"""
-        return {"always": self.open, "sampled": self.sampled, "deep": self.deep}[tier]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
+if TYPE_CHECKING:
+    from stabwatch.hooks.base.sites import Site
 
 
-PHASES = 8
-"""Fewest deep steps of a round: each measures one in so many of the sites that take turns."""
+class TapEvents(Protocol):
+    """What the hooks report to the session: where the training loop is."""
+
+    def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """A training forward of the model starts, with these inputs; `named` are those given by keyword."""
+
+    def forward_ended(self, output: Any) -> None:
+        """A training forward of the model has ended."""
+
+    def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The module that computes the loss was called."""
+
+    def backward_begins(self, tensors: Any) -> None:
+        """`backward` is called on these tensors."""
+
+    def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """`clip_grad_norm_` was called with these arguments and returned this norm."""
+
+    def scaler_updated(self, scaler: Any) -> None:
+        """`GradScaler.update` was called."""
+
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """An optimizer is about to step."""
+
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """An optimizer has stepped."""
+
+
+class TapContext:
+    """The shared state of the hooks of one watch.
+
+    probes: those that were registered when it was made; others that are registered later are not measured.
+    accumulators, run, brackets: where partials go on the device. reasons: why something was not measured.
+    step: number of the open step, from 0. generator: for everything that probes draw at random.
+    """
+
+    def __init__(self, events: TapEvents, report: ErrorReport, device: torch.device) -> None:
+        self.events = events
+        self.device = device
+        self.flags = MeasurementFlags()
+        self.isolation = Isolation(report)
+        self.token_groups = TokenGroups()
+        self.reasons = Reasons()
+        self.accumulators = Accumulators(device)
+        self.run = RunAccumulators(device)
+        self.brackets = Brackets(device)
+        self.generator = torch.Generator().manual_seed(0)
+        self.step = 0
+        self.probes = tuple(PROBES)
+        self._in_turn: dict[type[View], tuple[Probe, ...]] = {}
+        self._others: dict[type[View], tuple[Probe, ...]] = {}
+        self._declared: dict[tuple[tuple[str, str], str], tuple[Accumulator, ...]] = {}
+        for probe in self.probes:
+            if probe.compute is not None:
+                table = self._in_turn if probe.round_robin else self._others
+                table[probe.compute.view] = (*table.get(probe.compute.view, ()), probe)
+
+    def unmeasured(self, what: str, place: str, reason: str) -> None:
+        """Note why something cannot be measured; the coverage report says it once."""
+        self.reasons.note(what, place, reason)
+
+    def isolate(self, probe: Probe, action: Callable[..., Any], *args: Any) -> None:
+        """Call `action(*args)` under the name and tier of a probe; what it raises is caught and counted."""
+        self.isolation.run(probe.name, probe.tier, action, *args)
+
+    def declare_site(self, site: Site) -> None:
+        """Make the accumulators of all probes that get views of a site."""
+        for view in SITE_VIEWS:
+            if view.seen_at(site):
+                self._declare(view, site, view.place_of(site))
+
+    def declare_layer(self, layer: str) -> None:
+        """Make the accumulators of all probes of the parameters of a layer."""
+        for view in PARAMETER_VIEWS:
+            self._declare(view, layer, layer)
+
+    def declare_run(self) -> None:
+        """Make the accumulators of all probes of the run as a whole."""
+        for view in RUN_VIEWS:
+            self._declare(view, None, "")
+
+    def _declare(self, view: type[View], target: Any, place: str) -> None:
+        for probe in self.of(view):
+            mine = self._declared[probe.key, place] = probe.accumulators(target, place)
+            self.accumulators.add(mine)
+
+    def takes_turns(self, site: Site) -> bool:
+        """Is anything at this site measured in turn? Attention has an order of its own."""
+        return any(self._in_turn.get(view) and view.seen_at(site) for view in SITE_VIEWS if view is not AttentionCall)
+
+    def of(self, view: type[View]) -> tuple[Probe, ...]:
+        """All probes of a view."""
+        return self._in_turn.get(view, ()) + self._others.get(view, ())
+
+    def due(self, view: type[View], index: int | None = None) -> tuple[Probe, ...]:
+        """Probes of a view that are measured now, at the site with this index among those that are measured in turn."""
+        in_turn = self._in_turn.get(view, ()) if self.flags.is_due(index) else ()
+        others = self._others.get(view)
+        return in_turn if others is None else in_turn + tuple(p for p in others if self.flags.allows(p.tier))
+
+    def measure(self, probes: Iterable[Probe], view: View) -> None:
+        """Call probes with a view, each isolated, and merge what they return."""
+        for probe in probes:
+            self.isolation.run(probe.name, probe.tier, self._measure, probe, view)
+
+    def measure_in_graph(self, view: type[View], index: int | None, *facts: Any) -> None:
+        """Make a view of a call inside a compiled graph, while the graph runs, and measure the probes that are due."""
+        probes = [probe for probe in self.due(view, index) if probe.measured_in_graph]
+        if probes:
+            self.isolation.run(view.name, "deep", lambda: self.measure(probes, view(*facts)))
+
+    def measure_each(self, probe: Probe, views: Sequence[View]) -> None:
+        """Call one probe with several views; an error ends it for all of them."""
+        self.isolation.run(probe.name, probe.tier, self._measure_each, probe, views)
+
+    def _measure_each(self, probe: Probe, views: Sequence[View]) -> None:
+        for view in views:
+            self._measure(probe, view)
+
+    @torch.no_grad()
+    def _measure(self, probe: Probe, view: View) -> None:
+        assert probe.compute is not None
+        for need in probe.needs:
+            if getattr(view, need.attribute) is None:
+                self.unmeasured(probe.report_key, view.place, need.reason)
+                return
+        partials = probe.compute.function(view)
+        if partials is None:
+            return
+        declared = self._declared[probe.key, view.place]
+        if not declared:
+            return
+        if isinstance(partials, Tensor) and partials.dim() > 1:
+            self.accumulators.update_all(declared[0], partials)
+        else:
+            self.accumulators.update(declared[0], partials)

@@ -1,4 +1,4 @@
-"""Fault isolation: an exception of ours is caught, counted, logged once, and repeated ones switch the probe off."""
+"""Fault isolation: an exception in a probe is caught, counted and logged once; after three the probe is off."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from stabwatch.signals.declaration import Tier
 
 MAX_ERRORS = 3
 """Failures after which a probe is switched off."""
+ErrorReport = Callable[[str, str, str, bool], None]
+"""Called with (probe, message, traceback, disabled) at the first failure of a probe and at the last one."""
 
 
 class Isolation:
-    """Runs probes, keeps their exceptions away from training and their time on the books.
+    """Runs probes, keeps their exceptions away from training, and counts the host time that they take.
 
     seconds: host time spent in each tier since the last `take_seconds`.
-    spent: host time by probe, since the beginning.
+    spent: host time by probe, since the start.
     errors: exceptions by probe. disabled: probes that were switched off.
-    report: called with (probe, message, traceback, disabled) at the first failure and at the last one.
     """
 
-    def __init__(
-        self, report: Callable[[str, str, str, bool], None], clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, report: ErrorReport, clock: Callable[[], float] = time.perf_counter) -> None:
         self._report = report
         self._clock = clock
         self.errors: Counter[str] = Counter()
@@ -35,7 +34,10 @@ class Isolation:
         self.seconds: dict[Tier, float] = {"always": 0.0, "sampled": 0.0, "deep": 0.0}
 
     def run(self, probe: str, tier: Tier, action: Callable[..., Any], *args: Any) -> None:
-        """Call `action(*args)`; whatever happens, return. A probe may run others: each has its own time."""
+        """Call `action(*args)` and return, whatever it raises.
+
+        An action may run other probes; their time is counted as theirs only.
+        """
         if probe in self.disabled:
             return
         start, outer, self._inside = self._clock(), self._inside, 0.0
@@ -69,4 +71,4 @@ class Isolation:
             try:
                 self._report(probe, f"{type(error).__name__}: {error}", traceback.format_exc(limit=8), off)
             except Exception:
-                self.disabled.add(probe)  # nothing is left to tell; the counter still goes to the log
+                self.disabled.add(probe)  # it cannot be reported; the counter still goes to the log

@@ -1,4 +1,4 @@
-"""Which part a module plays: the residual stream after a block, the last projection of a branch, a router."""
+"""The role of a module: a block of the residual stream, the last projection of a branch, a router and so on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_BENDS = re.compile(
+_NONLINEAR = re.compile(
     r"(GELU|SiLU|Swish|Mish|Tanh|Sigmoid|Softsign|ELU)(Tanh|Activation)?$|^Hard(tanh|sigmoid|swish)$|^ReLU6$"
 )
-"""Classes of elementwise functions that go flat somewhere; ReLU, which is flat by design, is not among them."""
+"""Classes of elementwise functions that are flat somewhere. ReLU, which is flat by design, is not among them."""
 _GATE = re.compile(r"^(gate_proj|gate_up_proj|fc_gate|wi_0)$")
 _ROUTER = re.compile(r"router|^gate$|gating")
 _CHOSEN = ("top_k", "num_experts_per_tok", "k", "topk")
@@ -24,9 +24,10 @@ _SCORING = ("scoring_func", "score_func")
 
 @dataclass(frozen=True)
 class Choice:
-    """How a router chooses that is balanced without an auxiliary loss (DeepSeek-V3): by its scores plus a correction.
+    """How a router chooses experts by its scores plus a correction, which balances them (DeepSeek-V3).
 
-    The correction is looked up anew in its holder. groups, kept: only the best groups of experts are chosen from.
+    The correction is an attribute of `holder` and is read at each call. groups, kept: experts are chosen from the best
+    `kept` of so many groups.
     """
 
     holder: nn.Module
@@ -38,11 +39,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Role:
-    """residual: its output is the residual stream. writer: it writes into that. nonlinear: an activation function.
+    """residual: its output is the residual stream. writer: it writes into that stream. nonlinear: an activation
+    function.
     gate: the projection that gates another one, in a gated MLP.
 
-    top_k, experts, capacity: of a router; 0 for none, and the capacity factor that it states. choice: of a router that
-    does not choose by its logits. stack: how many experts one module holds; 0 for any other.
+    top_k, experts, capacity: of a router, the experts per token, all experts, and the capacity factor that it states;
+    0 for none. choice: of a router that does not choose by its logits. stack: experts that this one module contains.
 
     sequence_first: its tensors are (tokens, batch, features). widths: how many features its norms and projections have
     along the last dimension, where it has norms that work there.
@@ -64,8 +66,8 @@ class Role:
         return self != NO_ROLE
 
     @property
-    def asks_inputs(self) -> bool:
-        """What is measured is found from what the module was called with."""
+    def needs_inputs(self) -> bool:
+        """Is the module measured by its inputs?"""
         return self.nonlinear or self.top_k > 0 or self.stack > 0
 
     def features_last(self, shape: Sequence[int]) -> bool:
@@ -77,14 +79,14 @@ NO_ROLE = Role()
 
 
 def find_roles(modules: Mapping[str, nn.Module], blocks: set[str], shown: set[str]) -> dict[str, Role]:
-    """The roles of modules by path. Where no block repeats, the stream is seen at every module in `shown`."""
+    """The roles of modules by path. Without repeated blocks, every module in `shown` is part of the stream."""
     residual = {path for path in blocks if path in shown} or shown
     writers = {path for block in blocks for path in _writers(block, modules)}
     found = {
         path: Role(
             residual=path in residual,
             writer=path in writers,
-            nonlinear=bool(_BENDS.search(type(module).__name__)) and not list(module.children()),
+            nonlinear=bool(_NONLINEAR.search(type(module).__name__)) and not list(module.children()),
             gate=is_gate(path, modules),
             stack=_stack(path, module),
             sequence_first=path in residual | writers and _is_sequence_first(path, modules, blocks),
@@ -99,7 +101,7 @@ def find_roles(modules: Mapping[str, nn.Module], blocks: set[str], shown: set[st
 def is_gate(path: str, modules: Mapping[str, nn.Module]) -> bool:
     """By the names in use: of LLaMA, Phi-3 (which keeps both projections in one), T5, and LLaMA's own code (w1).
 
-    Not those of single experts, which are seen as a whole.
+    Gates inside of single experts do not count.
     """
     owner, _, name = path.rpartition(".")
     known = _GATE.search(name) or (name == "w1" and f"{owner}.w3" in modules)
@@ -107,7 +109,7 @@ def is_gate(path: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _writers(block: str, modules: Mapping[str, nn.Module]) -> list[str]:
-    """The last projection of each branch, where it gives as many features as the block's norms have."""
+    """The last projection of each branch, where it returns as many features as the block's norms have."""
     children = [f"{block}.{name}" for name, _ in modules[block].named_children()]
     inner = [[p for p in modules if p.startswith(child + ".")] for child in children if list(modules[child].children())]
     branches = [*inner, [child for child in children if not list(modules[child].children())]]
@@ -125,9 +127,10 @@ def _projects(module: nn.Module) -> bool:
 
 
 def _features(projection: nn.Module) -> int:
-    """How many numbers a projection gives per token: `out_features`, or `nf` of transformers' Conv1D."""
-    given = getattr(projection, "out_features", getattr(projection, "nf", None))
-    return given if isinstance(given, int) else len(projection.weight)  # type: ignore[arg-type]
+    """How many numbers a projection returns per token: `out_features`, or `nf` of transformers' Conv1D."""
+    stated = getattr(projection, "out_features", getattr(projection, "nf", None))
+    weight = getattr(projection, "weight", ())
+    return stated if isinstance(stated, int) else len(weight)
 
 
 def _width(block: nn.Module) -> int | None:
@@ -138,20 +141,20 @@ def _width(block: nn.Module) -> int | None:
 
 
 def _is_sequence_first(path: str, modules: Mapping[str, nn.Module], blocks: set[str]) -> bool:
-    """By `batch_first` of what is inside of it, or of the blocks that it stands in: where all say no."""
+    """By `batch_first` of the modules inside of it or of the blocks around it: true where all of them say False."""
     around = [p for p in (path[:i] for i, c in enumerate(path) if c == ".") if p in blocks]
     inside = (m for p in (path, *around) for m in modules[p].modules())
     return {getattr(m, "batch_first", None) for m in inside} - {None} == {False}
 
 
 def _widths(block: nn.Module) -> frozenset[int]:
-    """Sizes of the last dimension where features are: of layer norms, and of projections beside them."""
+    """Numbers of features along the last dimension: of layer norms, and of the projections beside them."""
     sizes = {m.normalized_shape[-1] for m in block.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm)}
     return frozenset(sizes | {m.out_features for m in block.modules() if isinstance(m, nn.Linear)} if sizes else ())
 
 
 def _router(path: str, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """What is known of a router: a matrix beside `experts`, or inside of what lies beside them."""
+    """What is known of a router: a matrix beside `experts`, or inside of a module beside them."""
     weight = getattr(modules[path], "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         return {}
@@ -168,7 +171,7 @@ def _router(path: str, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
 
 
 def _choice(owners: list[nn.Module]) -> Choice | None:
-    """Of a router, given it and what it lies in, from the inside to the outside."""
+    """How a router chooses. owners: the router and the modules around it, from the inside to the outside."""
     near = [*owners, *(part for owner in owners for part in owner.children())]
     held = ((o, name) for o in near for name in _CORRECTIONS if isinstance(getattr(o, name, None), Tensor))
     holder, name = next(held, (None, ""))
@@ -185,7 +188,7 @@ def _count(owners: list[nn.Module], *names: str) -> int:
 
 
 def _scores_are_softmax(owners: list[nn.Module]) -> bool:
-    """By what is stated, or else by what the code of the innermost that names one calls; sigmoid is the custom."""
+    """By what a module states, or else by which of the two the innermost `forward` calls; sigmoid if unclear."""
     stated = [str(getattr(o, name)) for o in owners for name in _SCORING if hasattr(o, name)]
     codes = (getattr(inspect.unwrap(type(o).forward), "__code__", None) for o in owners)
     named = (set(code.co_names) & {"softmax", "sigmoid"} for code in codes if code is not None)
@@ -193,7 +196,7 @@ def _scores_are_softmax(owners: list[nn.Module]) -> bool:
 
 
 def _stack(path: str, module: nn.Module) -> int:
-    """Experts in one module that is called with tokens, the experts of each, and their weights."""
+    """Number of experts in a module called with tokens, the experts of each, and their weights; 0 for others."""
     stacked = [p for p in module.parameters(recurse=False) if p.dim() == 3]
     if not stacked or path.rpartition(".")[2] != "experts":
         return 0

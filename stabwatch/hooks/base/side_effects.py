@@ -1,4 +1,4 @@
-"""To call a module of the user's once more, and leave it and all random numbers as they were."""
+"""Calls a module of the user once more without side effects on the module or on random numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = ("torch.nn.modules.activation", "transformers.activations")
-"""Where classes are defined that draw nothing and keep nothing (but for torch's RReLU, which is not asked)."""
+"""Modules that define classes without random numbers and without state (except torch's RReLU, which is not called)."""
 
 
 def call_isolated(module: nn.Module, x: Tensor) -> Tensor:
-    """What an activation function gives for x; of a class of the user's, without its dropout and leaving no trace."""
+    """The output of an activation function for x; a class of the user is called without dropout and side effects."""
     if type(module).__module__ in _PLAIN:
         return module.forward(x)
     with restore_side_effects(module, x, evaluating=True):

@@ -1,9 +1,8 @@
 """Which modules are watched, and what they are called.
 
-Watched: every module that contains others (a block, its attention, its MLP: residual branches are such
-modules), and leaves with parameters that stand outside repeated blocks (embeddings, final norm, head, the
-layers of a plain `nn.Sequential`) or that are themselves a branch of a block (no module around them), and the gates of
-gated MLPs.
+Watched are: every module that contains others (a block, its attention, its MLP: residual branches are such modules);
+leaves with parameters outside of repeated blocks (embeddings, final norm, head, the layers of a plain `nn.Sequential`);
+leaves that are a branch of a block (no module around them); and the gates of gated MLPs.
 A `Sequential` is left out when its last child is watched: they return the same tensor.
 """
 
@@ -11,14 +10,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.base.context import MeasurementFlags
+from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.roles import NO_ROLE, Role, find_roles, is_gate
-from stabwatch.runlog import Accumulator
+
+if TYPE_CHECKING:
+    from stabwatch.hooks.base.views import SiteView
 
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=\.|$)")
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -43,31 +44,35 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class Site:
-    """A watched module: its name and the cells that its tensors are folded into.
+    """A watched module: its name, its role, and what belongs to it alone.
 
-    Lives in the module's `__dict__` as `_stabwatch`, not in a closure, so that identical blocks share one
-    compiled graph. A deep copy or a pickle of the model carries None in its place: copies are not watched.
+    It is kept in the module's `__dict__` as `_stabwatch`, and not in a closure, so that identical blocks share one
+    compiled graph. A deep copy or a pickle of the model has None in its place: copies are not watched.
     """
 
-    def __init__(self, name: str, flags: MeasurementFlags, watch: Any, parent: Site | None, attention: bool) -> None:
+    def __init__(self, name: str, context: TapContext, parent: Site | None, role: Role, attention: bool) -> None:
         self.name = name
-        self.flags = flags
-        self.watch = watch
+        self.context = context
+        self.flags = context.flags
         self.parent = parent
+        self.role = role
         self.attention_like = attention
         self.heads = 0
         self.activation: Tensor | None = None
-        self.bracket: int | None = None
-        """Row in the watch's `Brackets`, for modules that may call attention."""
+        """Accumulator of the moments of its outputs, on the module's device; None where outputs are not watched."""
         self.exact: Tensor | None = None
-        self.role = NO_ROLE
+        """Accumulator of its exact largest attention logit; None where it cannot call attention."""
+        self.bracket: int | None = None
+        """Row in `Brackets`, for modules that may call attention; also their index in the round robin."""
         self.index: int | None = None
-        """In the order of the sites that take turns."""
+        """Index among the sites that are measured in turn."""
+        self.views: tuple[type[SiteView], ...] = ()
+        """Views of its calls for which there are probes."""
         self.graph_handle: Tensor | None = None
         self.gradient_handle: Tensor | None = None
-        """Int64 (2,) on the host: the site's number, and how often a compiled graph has looked at it (`traced.py`)."""
+        """int64 (2,) on the host: the site's number, and how often a compiled graph has called (`compiled.py`)."""
         self.input: Tensor | None = None
-        """Of a block, while it runs and its writers may ask for it."""
+        """Input of a block while the block runs, for its writers."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
@@ -75,13 +80,11 @@ class Site:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    def fields(self) -> dict[Accumulator, str]:
-        """The site's cells, and the attributes that hold them on the device."""
-        named = {
-            Accumulator("activation", self.name, "moments"): "activation",
-            Accumulator("attention", self.name, "attention_exact"): "exact",
-        }
-        return {cell: field for cell, field in named.items() if getattr(self, field) is not None}
+
+class WatchedModule(nn.Module):
+    """A watched module, for type checkers: its `_stabwatch` is in its `__dict__`."""
+
+    _stabwatch: Site | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Target:
     name: str
     module: nn.Module
     activation: bool
-    """False for the root: its output is seen as logits, but attention may be called from its own code."""
+    """Are its outputs watched? Not those of the model itself: they are seen as logits."""
     role: Role = NO_ROLE
 
 
@@ -100,13 +103,13 @@ def select_modules(model: nn.Module, include: str | None = None, exclude: str | 
     """Modules to watch, in the order of `named_modules()`; `include` and `exclude` are regular expressions on names."""
     modules = dict(model.named_modules())
     blocks = {path for path in modules if _is_repeated(path, modules)}
-    wanted = {
+    candidates = {
         path: module
         for path, module in modules.items()
-        if path and not isinstance(module, _CONTAINERS) and _wanted(path, module, modules, blocks)
+        if path and not isinstance(module, _CONTAINERS) and _is_candidate(path, module, modules, blocks)
     }
-    seen = {id(module) for module in wanted.values()}
-    chosen = [Target("", "", model, False)]
+    seen = {id(module) for module in candidates.values()}
+    targets = [Target("", "", model, False)]
 
     def kept(path: str) -> bool:
         name = site_name(path)
@@ -115,13 +118,13 @@ def select_modules(model: nn.Module, include: str | None = None, exclude: str | 
     def repeats(module: nn.Module) -> bool:
         return isinstance(module, nn.Sequential) and len(module) > 0 and id(module[-1]) in seen
 
-    shown = {path for path, module in wanted.items() if kept(path) and not repeats(module)}
+    shown = {path for path, module in candidates.items() if kept(path) and not repeats(module)}
     roles = find_roles(modules, blocks, shown)
     for path, module in modules.items():
         role = roles.get(path, NO_ROLE) if kept(path) else NO_ROLE
-        if path and (role or path in shown or (path in wanted and list(module.children()))):
-            chosen.append(Target(path, site_name(path), module, path in shown, role))
-    return chosen
+        if path and (role or path in shown or (path in candidates and list(module.children()))):
+            targets.append(Target(path, site_name(path), module, path in shown, role))
+    return targets
 
 
 def _is_repeated(path: str, modules: dict[str, nn.Module]) -> bool:
@@ -129,7 +132,7 @@ def _is_repeated(path: str, modules: dict[str, nn.Module]) -> bool:
     return path != "" and isinstance(parent, nn.ModuleList | nn.Sequential) and bool(list(modules[path].children()))
 
 
-def _wanted(path: str, module: nn.Module, modules: dict[str, nn.Module], blocks: set[str]) -> bool:
+def _is_candidate(path: str, module: nn.Module, modules: dict[str, nn.Module], blocks: set[str]) -> bool:
     if list(module.children()):
         return True
     if not any(True for _ in module.parameters(recurse=False)):

@@ -1,4 +1,4 @@
-"""Small helpers on tensors and modules that all hooks share."""
+"""Small functions on tensors and modules that all hooks share."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def device_of(module: nn.Module, default: torch.device) -> torch.device:
 
 
 def new_accumulator(reduction: str, device: torch.device) -> Tensor:
-    """An empty cell of a reduction by name."""
+    """An empty accumulator of a reduction, by name: float32 (fields,)."""
     return empty_accumulator(REDUCTIONS[reduction], device)
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The first floating-point tensor of a module's output: the hidden state by every convention we know."""
+    """The first floating-point tensor of a module's output: the hidden state, by all known conventions."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() and not output.is_nested else None
     if isinstance(output, dict):

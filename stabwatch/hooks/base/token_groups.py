@@ -14,21 +14,21 @@ HIDDEN = ("src_key_padding_mask", "key_padding_mask")
 
 
 class TokenGroups:
-    """Masks of the forward that is under way: what the user said, or what the model is called with."""
+    """Masks of the current forward: those that the user gave, or those that the model is called with."""
 
     def __init__(self) -> None:
         self._sent: tuple[Tensor, ...] | None = None
         self._masks: tuple[Tensor, ...] = ()
 
     def send(self, masks: Mapping[str, Tensor]) -> None:
-        """For the next forward. Raises ValueError for what is no (batch, tokens) mask."""
+        """Set the masks of the next forward. Raises ValueError for anything but (batch, tokens)."""
         for name, mask in masks.items():
             if not isinstance(mask, Tensor) or mask.dim() != 2:
                 raise ValueError(f"token_groups: `{name}` must be a tensor of shape (batch, tokens)")
         self._sent = tuple(mask.detach() for mask in masks.values()) or None
 
     def forward_begins(self, model: nn.Module, named: Mapping[str, Any]) -> None:
-        """The model is called, with these keywords; also on a step that measures nothing: what was said is for it."""
+        """The model is called with these keywords; masks that the user gave are for this call and no other."""
         self._masks, self._sent = self._sent if self._sent is not None else _masks(model, named), None
 
     def of(self, x: Tensor) -> Tensor | None:
@@ -44,18 +44,18 @@ class TokenGroups:
         return torch.stack(out)
 
 
-def _tells(mask: Tensor, name: str) -> bool:
-    """Numbers of an `attention_mask` are ones and zeros; those of a key padding mask are added to the logits."""
+def _is_binary(mask: Tensor, name: str) -> bool:
+    """Is it a mask of ones and zeros? A key padding mask of floats is added to the logits instead."""
     return not mask.is_floating_point() or name in SHOWN
 
 
 def _masks(model: nn.Module, named: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """One group at most: what is no padding. Of an encoder and a decoder one mask says too little."""
+    """At most one group: the tokens that are not padding. For an encoder with a decoder, one mask is not enough."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return ()
     for name in (*SHOWN, *HIDDEN):
         mask = named.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and _tells(mask, name):
+        if isinstance(mask, Tensor) and mask.dim() == 2 and _is_binary(mask, name):
             mask = mask.detach()
             return (mask == 0 if name in HIDDEN else mask,)
     return ()

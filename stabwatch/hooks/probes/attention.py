@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import new_accumulator
-from stabwatch.kernels.attention_bracket import brackets
+from stabwatch.hooks.base.views import AttentionCall
 from stabwatch.kernels.attention_scores import score_statistics, update_largest_logit
 from stabwatch.kernels.attention_scores.eager import largest_score
-from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.contraction import contraction
-from stabwatch.kernels.merge import merge_
+from stabwatch.kernels.merge import Partials, merge_
 from stabwatch.kernels.where import tracing
-from stabwatch.runlog import Accumulator
-from stabwatch.signals.reductions import ATTENTION_BRACKET, ATTENTION_EXACT
+from stabwatch.signals.reductions import (
+    ATTENTION_BRACKET,
+    ATTENTION_CONTRACTION,
+    ATTENTION_ENTROPY,
+    ATTENTION_EXACT,
+)
 
 ENTROPY_ROWS = 64
-"""Query rows of each head whose entropy is looked at."""
+"""Query rows of each head whose entropy is measured."""
 OTHER_TOKENS = "its queries and keys are not the same tokens"
 NOTHING_SAVED = "this attention kernel saves no logsumexp"
 NO_GRADIENT = "it needs no gradient (frozen layers, or reentrant checkpointing), so no logsumexp is saved"
@@ -31,41 +33,14 @@ _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
 _DEPTH = 4
 """Nodes to look through: some back ends pad the head width and slice the result."""
 
-
-class Brackets:
-    """The bracket cells of all sites: float32 (sites, 6).
-
-    Calls leave their logsumexps here as they are (autograd holds them anyway until the backward); `fold`
-    reduces all layers of a forward together, in a handful of operations.
-    """
-
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        self.cells = tuple(Accumulator("attention", name, "attention_bracket") for name in names)
-        self.matrix = new_accumulator("attention_bracket", device).repeat(len(names), 1)
-        self._pending: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
-
-    def note(self, row: int, lse: Tensor, keys: int, causal: bool) -> None:
-        """Keep the logsumexp (B, H, T) of one call until `fold`."""
-        self._pending.setdefault((lse.shape, lse.device, keys, causal), []).append((row, lse))
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Reduce what the calls left, and merge it into the cells."""
-        pending, self._pending = self._pending, {}
-        for (shape, device, keys, causal), calls in pending.items():
-            found = brackets(torch.stack([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
-            for rows, part in _distinct([row for row, _ in calls], found.to(self.matrix.device)):
-                index = device_constant(tuple(rows), torch.int64, self.matrix.device)
-                merged = self.matrix[index]
-                merge_(ATTENTION_BRACKET, merged, part)
-                self.matrix[index] = merged
-
-
-def _distinct(rows: list[int], found: Tensor) -> list[tuple[list[int], Tensor]]:
-    """The calls in batches in which no site comes twice (a module may attend more than once)."""
-    if len(set(rows)) == len(rows):
-        return [(rows, found)]
-    return [([row], found[i : i + 1]) for i, row in enumerate(rows)]
+BRACKET = PROBES.register(
+    Probe(name="attention", tap="attention", reduction=ATTENTION_BRACKET, tier="always", graph_safe=False)
+)
+"""Collected by `Brackets`: all layers of a forward are reduced together."""
+EXACT = PROBES.register(
+    Probe(name="attention_exact", tap="attention", reduction=ATTENTION_EXACT, tier="deep", per_call=True)
+)
+"""Collected by `exact`: it is updated in place, also by compiled graphs."""
 
 
 def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool) -> None:
@@ -75,12 +50,12 @@ def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor 
     lse = saved_logsumexp(out)
     if lse is None:
         why = NO_GRADIENT if out.grad_fn is None else NOTHING_SAVED
-        site.watch.unmeasured("attention_bracket", site.name, why)
+        site.context.unmeasured(BRACKET.report_key, site.name, why)
         return
     site.heads = query.shape[1]
     queries = query.shape[-2]
     lse = lse[..., :queries].reshape(-1, query.shape[1], queries)
-    site.watch.brackets.note(site.bracket, lse, key.shape[-2], is_causal and mask is None)
+    site.context.brackets.note(site.bracket, lse, key.shape[-2], is_causal and mask is None)
 
 
 def as_heads(query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -101,51 +76,21 @@ def as_heads(query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, T
 
 @torch.no_grad()
 def measure(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
-    """All that a deep step asks of one attention call."""
+    """Everything that a deep step measures of one attention call."""
     call = (*as_heads(query, key, mask), is_causal, scale)
-    site.watch.isolation.run("attention_exact", "deep", exact, site, *call)
-    if site.flags.is_due(site.bracket):
-        observe(site, *call)
+    site.context.isolate(EXACT, exact, site, *call)
+    probes = site.context.due(AttentionCall, site.bracket)
+    if probes:
+        site.context.measure(probes, AttentionCall(site, *call))
 
 
 @torch.no_grad()
 def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
-    """Fold the exact largest logit of a call, as `as_heads` gives it, into the site's cell."""
+    """Update the site's exact largest logit with a call as `as_heads` returns it."""
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", query.device)
     assert site.exact is not None
     update_largest_logit(query, key, mask, is_causal, scale, site.exact)
-
-
-def observe(site: Site, *call: Any) -> None:
-    """The deep signals of one attention call whose turn it is."""
-    site.watch.isolation.run("attention_entropy", "deep", entropy, site, *call)
-    site.watch.isolation.run("attention_contraction", "deep", contracted, site, *call)
-
-
-@torch.no_grad()
-def entropy(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
-    """Fold the entropy of the attention weights of some rows, evenly spread, on an eager deep step."""
-    stride = max(1, query.shape[-2] // ENTROPY_ROWS)
-    found = score_statistics(query, key, mask, is_causal, scale, stride=stride)
-    rows = found[:, 0] - found[:, 1]
-    sharpest, head = torch.where(rows > 0, -found[:, 4] / rows, -torch.inf).max(dim=0)
-    partials = torch.stack((rows.sum(), found[:, 4].sum(), sharpest, head.float()))
-    site.watch.deep.store.update("attention", site.name, "attention_entropy", partials)
-
-
-@torch.no_grad()
-def contracted(
-    site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
-) -> None:
-    """Fold how much of what tells tokens apart the call lets through."""
-    if query.shape[-2] != key.shape[-2]:
-        site.watch.unmeasured("attention_contraction", site.name, OTHER_TOKENS)
-    elif query.shape[0] and query.shape[-2] > 1:
-        groups = site.watch.token_groups_seen.of(query.transpose(1, 2))
-        real = None if groups is None else groups.any(dim=0)
-        found = contraction(query, key, mask, is_causal, scale, real)
-        site.watch.deep.store.update("attention", site.name, "attention_contraction", found)
 
 
 @torch.no_grad()
@@ -154,8 +99,8 @@ def exact_of_scores(site: Site, scores: Tensor) -> None:
     heads = scores.shape[-3] if scores.dim() > 3 else max(1, site.heads)
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", scores.device)
-        for what in ("attention_bracket", "attention_entropy", "attention_contraction"):
-            site.watch.unmeasured(what, site.name, OWN_SCORES)
+        for probe in (BRACKET, *site.context.of(AttentionCall)):
+            site.context.unmeasured(probe.report_key, site.name, OWN_SCORES)
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_score(scores, heads))
 
@@ -174,14 +119,38 @@ def saved_logsumexp(out: Tensor) -> Tensor | None:
     return None
 
 
-@lru_cache(maxsize=64)
-def _log_keys(queries: int, keys: int, causal: bool, device: torch.device) -> Tensor | float:
-    if not causal:
-        return math.log(keys)
-    return torch.arange(1, queries + 1, device=device, dtype=torch.float32).clamp(max=keys).log()
-
-
-def _on(cell: Tensor | None, reduction: str, device: torch.device) -> Tensor:
-    if cell is None or cell.device != device:
+def _on(accumulator: Tensor | None, reduction: str, device: torch.device) -> Tensor:
+    if accumulator is None or accumulator.device != device:
         return new_accumulator(reduction, device)
-    return cell
+    return accumulator
+
+
+def _entropy(x: AttentionCall) -> Partials:
+    """Of the attention weights of some query rows, evenly spread."""
+    stride = max(1, x.query.shape[-2] // ENTROPY_ROWS)
+    found = score_statistics(x.query, x.key, x.mask, x.is_causal, x.scale, stride=stride)
+    rows = found[:, 0] - found[:, 1]
+    sharpest, head = torch.where(rows > 0, -found[:, 4] / rows, -torch.inf).max(dim=0)
+    return torch.stack((rows.sum(), found[:, 4].sum(), sharpest, head.float()))
+
+
+def _contraction(x: AttentionCall) -> Partials | None:
+    """How much of the difference between tokens the call keeps."""
+    if not x.query.shape[0] or x.query.shape[-2] < 2:
+        return None
+    return contraction(x.query, x.key, x.mask, x.is_causal, x.scale, x.counted)
+
+
+PROBES.register(
+    Probe(
+        name="attention_entropy", tap="attention", reduction=ATTENTION_ENTROPY, tier="deep",
+        compute=on(AttentionCall, _entropy), round_robin=True, per_call=True, optional=True,
+    )
+)  # fmt: skip
+PROBES.register(
+    Probe(
+        name="attention_contraction", tap="attention", reduction=ATTENTION_CONTRACTION, tier="deep",
+        compute=on(AttentionCall, _contraction), needs=(Need("same_tokens", OTHER_TOKENS),), round_robin=True,
+        per_call=True, optional=True,
+    )
+)  # fmt: skip

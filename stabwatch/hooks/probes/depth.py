@@ -1,41 +1,45 @@
-"""Growth of the residual stream over the depth of a stack of blocks: read off their moments when a step is recorded."""
+"""Growth of the residual stream over the depth of a stack of blocks, from the moments of the blocks' outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
+from stabwatch.hooks.base.accumulators import Buffer, source_of
+from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.sites import Site, Target
 from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.kernels.depth import growth
-from stabwatch.runlog import Accumulator
+from stabwatch.signals.reductions import DEPTH
 
-LEAST = 2
+MIN_BLOCKS = 2
 """Blocks that make a stack."""
+
+GROWTH = PROBES.register(Probe(name="depth", tap="residual", reduction=DEPTH, tier="sampled"))
+"""Collected by `Stacks` when a step is recorded: it needs the moments of all blocks of a stack."""
 
 
 class Stacks:
-    """Blocks by the list that holds them, in order of depth."""
+    """Blocks by the list that contains them, in order of depth."""
 
     def __init__(self, sites: Iterable[tuple[Target, Site]], device: torch.device) -> None:
         stacks: dict[str, list[Site]] = {}
-        for chosen, site in sites:
-            if chosen.role.residual and site.activation is not None and list(chosen.module.children()):
+        for target, site in sites:
+            if target.role.residual and site.activation is not None and list(target.module.children()):
                 stacks.setdefault(site.name.rpartition(".")[0], []).append(site)
-        self._stacks = {name: mine for name, mine in stacks.items() if len(mine) >= LEAST}
-        self._cells = {name: new_accumulator("depth", device) for name in self._stacks}
+        self._stacks = {name: mine for name, mine in stacks.items() if len(mine) >= MIN_BLOCKS}
+        self._accumulators = {name: new_accumulator("depth", device) for name in self._stacks}
 
-    def register(self, buffer: Any) -> None:
-        """Put one cell per stack into a StepBuffer."""
-        for name, cell in self._cells.items():
-            buffer.add((Accumulator("residual", name, "depth"),), lambda cell=cell: cell)
+    def register(self, buffer: Buffer) -> None:
+        """Put one accumulator per stack into the step's buffer."""
+        for name, accumulator in self._accumulators.items():
+            buffer.add((GROWTH.accumulator(name),), source_of(accumulator))
 
     @torch.no_grad()
     def update(self) -> None:
-        """The step is over: the blocks' moments are complete."""
+        """The step is over: the moments of the blocks are complete."""
         for name, sites in self._stacks.items():
-            cell = self._cells[name]
-            rows = [s.activation.to(cell.device, non_blocking=True) for s in sites if s.activation is not None]
-            cell.copy_(growth(torch.stack(rows)))
+            accumulator = self._accumulators[name]
+            rows = [s.activation.to(accumulator.device, non_blocking=True) for s in sites if s.activation is not None]
+            accumulator.copy_(growth(torch.stack(rows)))

@@ -1,7 +1,8 @@
-"""Calls the model once more, on a slice of the last batch: how fast do its logits change along the optimizer's step?
+"""The derivative of the model's logits along the optimizer's step: the model is called again on a slice of the batch.
 
-Only for what a user asks for (`taylor=True`, `guard="taylor"`): a second call may be seen by hooks of others. Nothing
-of the model is changed: parameters and buffers are replaced for the call, random states and attributes are put back.
+This is done only for what a user asks for (`taylor=True`, `guard="taylor"`), because other people's hooks may see the
+second call. Nothing of the model is changed: parameters and buffers are replaced for the call, random states and
+attributes are restored.
 """
 
 from __future__ import annotations
@@ -20,19 +21,17 @@ from stabwatch.hooks.base.tensors import first_tensor
 
 _DIFFERENCE = 2.0**-4
 """Share of the step by which a symmetric difference goes to either side."""
-
-
 MOST = 8
-"""Samples of a slice, and the share of the batch that it may be: three eighths of a forward is what it costs."""
+"""Most samples of a slice, and the part of the batch that it may be: an eighth. It costs three eighths of a forward."""
 
 
-class Probing:
-    """True while a model is called by us: the taps look away."""
+class OwnCall:
+    """True while stabwatch itself calls a model: hooks measure nothing then."""
 
     now = False
 
 
-class Probe:
+class DirectionalDerivative:
     """Keeps a slice of the last training batch of a model, and evaluates the model on it along a direction.
 
     samples: of the batch; by default an eighth of it, at least one and at most eight.
@@ -46,7 +45,7 @@ class Probe:
         self._handle: RemovableHandle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module.training and torch.is_grad_enabled() and not Probing.now and not torch.compiler.is_compiling():
+        if module.training and torch.is_grad_enabled() and not OwnCall.now and not torch.compiler.is_compiling():
             size = _batch_size((*args, *kwargs.values()))
             part = _first(size, min(size, self._samples or max(1, min(MOST, size // MOST))))
             self._call = part(args), part(kwargs)
@@ -64,7 +63,7 @@ class Probe:
         has none.
         """
         step = {name: after[name].detach() - p for name, p in before.items()}
-        Probing.now = True
+        OwnCall.now = True
         try:
             if self._forward_mode:
                 try:
@@ -75,7 +74,7 @@ class Probe:
             ends = [self._logits({n: p + s * step[n] for n, p in before.items()}) for s in (_DIFFERENCE, -_DIFFERENCE)]
             return (ends[0] - ends[1]) / (2 * _DIFFERENCE), (ends[0] + ends[1]) / 2
         finally:
-            Probing.now = False
+            OwnCall.now = False
 
     def _logits(self, parameters: dict[str, Tensor]) -> Tensor:
         assert self._call is not None
@@ -92,7 +91,7 @@ class Probe:
         return logits
 
     def remove(self) -> None:
-        """Take the hook off the model, and let the batch go."""
+        """Remove the hook from the model, and release the batch."""
         self._handle.remove()
         self._call = None
 

@@ -1,8 +1,8 @@
-"""A fixed batch of the user's, given by `watch.probe`: how far have its representations moved since then?
+"""A batch that the user gives to `watch.probe`: how far have its representations moved since then?
 
-The model is called once more on it, once in a round of turns. Hooks of others would see that call, so it is asked for.
-Nothing of the model is changed: buffers are replaced for the call, random states and attributes are put back. Each
-call draws the same random numbers, so that dropout moves nothing.
+The model is called on it once more, once in a round of phases. Other people's hooks would see that call, so it is only
+made for who asks for it. Nothing of the model is changed: buffers are replaced for the call, random states and
+attributes are restored. Each call draws the same random numbers, so that dropout does not look like drift.
 """
 
 from __future__ import annotations
@@ -15,39 +15,48 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.side_effects import restore_side_effects
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
-from stabwatch.hooks.probes.directional import Probing, detached
-from stabwatch.hooks.probes.residual import DeepTaps, points_of
+from stabwatch.hooks.base.views import ResidualOutput
+from stabwatch.hooks.probes.directional import OwnCall, detached
 from stabwatch.kernels.geometry import drift, shift_coherence
+from stabwatch.signals.reductions import DRIFT
 
 COLLECTIVE = "a call of the model alone on one rank would hang: it is sharded, or it synchronises batch norms"
 
+TRACKED_BATCH = PROBES.register(
+    Probe(name="drift", tap="probe", reduction=DRIFT, tier="deep", round_robin=True, optional=True, reported_as="probe")
+)
+"""Collected by `TrackedBatch`: it calls the model by itself."""
 
-class DriftTap:
+
+class TrackedBatch:
     """Keeps the batch, and the points of every block as they were when it was given."""
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site], deep: DeepTaps) -> None:
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], context: TapContext) -> None:
         self._model = model
+        self._context = context
         self._sites = {path: site for path, site in sites.items() if site.role.residual}
-        self._deep = deep
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._reference: dict[str, Tensor] = {}
+        context.accumulators.add(TRACKED_BATCH.accumulator(site.name) for site in self._sites.values())
 
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """From now on this batch, against the model as it is."""
+        """Track this batch from now on; the model as it is now is the reference."""
         self._call = None
-        if not self._calls_alone():
+        if not self._can_call_alone():
             for site in self._sites.values():
-                site.watch.unmeasured("probe", site.name, COLLECTIVE)
+                self._context.unmeasured(TRACKED_BATCH.report_key, site.name, COLLECTIVE)
             return
         call = detached(args), detached(kwargs)
         self._reference = self._points(*call)
         self._call = call
 
     def measure(self) -> None:
-        """Fold the drift of each block since `start`."""
+        """Measure the drift of each block since `start`."""
         if self._call is None:
             return
         for path, points in self._points(*self._call).items():
@@ -55,9 +64,9 @@ class DriftTap:
             if reference is not None and reference.shape == points.shape and len(points) > 2:
                 moved = torch.stack((drift(points, reference), shift_coherence(points, reference)))
                 partials = torch.cat((torch.ones_like(moved[:1]), moved))
-                self._deep.store.update("probe", self._sites[path].name, "drift", partials)
+                self._context.accumulators.update(TRACKED_BATCH.accumulator(self._sites[path].name), partials)
 
-    def _calls_alone(self) -> bool:
+    def _can_call_alone(self) -> bool:
         sharded = any(hasattr(p, "_local_tensor") for p in self._model.parameters())
         return not sharded and not any(isinstance(m, nn.SyncBatchNorm) for m in self._model.modules())
 
@@ -65,25 +74,25 @@ class DriftTap:
     def _points(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
-        with self._seen(found), restore_side_effects(self._model, seed=0), torch.compiler.set_stance("force_eager"):
+        with self._collect(found), restore_side_effects(self._model, seed=0), torch.compiler.set_stance("force_eager"):
             functional_call(self._model, buffers, args, kwargs)
         return found
 
     @contextmanager
-    def _seen(self, found: dict[str, Tensor]) -> Iterator[None]:
+    def _collect(self, found: dict[str, Tensor]) -> Iterator[None]:
         def keep(path: str, output: Any) -> None:
             out = first_tensor(output)
             if out is not None and path not in found:
-                found[path] = points_of(out, self._sites[path].role).clone()
+                found[path] = ResidualOutput(self._sites[path], out).points.clone()
 
         handles = [
             self._model.get_submodule(path).register_forward_hook(lambda m, args, out, path=path: keep(path, out))
             for path in self._sites
         ]
-        Probing.now = True
+        OwnCall.now = True
         try:
             yield
         finally:
-            Probing.now = False
+            OwnCall.now = False
             for handle in handles:
                 handle.remove()

@@ -1,4 +1,4 @@
-"""What the last step changed: some numbers of each parameter whose turn comes next, kept for one step."""
+"""What the last step changed: some numbers of each parameter that is due next, kept for one step."""
 
 from __future__ import annotations
 
@@ -6,41 +6,58 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from stabwatch.hooks.base.probe import PROBES, Probe, on
+from stabwatch.hooks.base.views import ParameterChange
 from stabwatch.kernels.direction import direction
+from stabwatch.kernels.merge import Partials
+from stabwatch.signals.reductions import SUCCESSIVE
 
 NUMBERS = 1 << 16
-"""Of each parameter, evenly spread: so little is kept that every step can afford it."""
+"""Numbers that are kept of each parameter, evenly spread: few enough for every step."""
 
 
 class LastChanges:
-    """Holds samples over the step before a deep one, and compares them with the deep step's change.
+    """Keeps samples over the step before a deep one.
 
-    A change is known by the storage of its parameter and by its step, so that only two steps in a row are compared.
+    A change is identified by the storage of its parameter and by its step, so that only consecutive steps are compared.
     """
 
     def __init__(self) -> None:
-        self._held: list[tuple[Tensor, Tensor]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
         self._changes: dict[int, tuple[int, Tensor]] = {}
 
     def snapshot(self, parameters: Sequence[Tensor]) -> None:
         """Before a step: copy samples."""
-        self._held = [(p, _sample(p).clone()) for p in parameters]
+        self._before = [(p, _sample(p).clone()) for p in parameters]
 
     def keep(self, step: int) -> None:
-        """After it: what has changed."""
-        held, self._held = self._held, []
+        """After the step: keep what has changed."""
+        before, self._before = self._before, []
         self._changes = {key: found for key, found in self._changes.items() if found[0] == step}
-        self._changes |= {p.data_ptr(): (step, _sample(p).float() - old.float()) for p, old in held}
+        self._changes |= {p.data_ptr(): (step, _sample(p).float() - old.float()) for p, old in before}
 
-    def compare(self, parameter: Tensor, change: Tensor, step: int) -> Tensor | None:
-        """float32 (4,): partials of `direction` of this step's change and the last one's, as of all its numbers."""
+    def take(self, parameter: Tensor, step: int) -> Tensor | None:
+        """Samples of what the step before `step` changed, float32 (n,); None if they were not kept."""
         last_step, last = self._changes.pop(parameter.data_ptr(), (None, None))
-        if last is None or last_step != step - 1:
-            return None
-        sample = _sample(change)
-        return direction(sample, last) * (change.numel() / max(1, len(sample)))
+        return last if last_step == step - 1 else None
 
 
 def _sample(x: Tensor) -> Tensor:
     stride = -(-x.numel() // NUMBERS)
     return x.flatten()[:: stride | 1]  # an odd stride does not stay in some columns
+
+
+def _successive(x: ParameterChange) -> Partials | None:
+    """`direction` of this step's change and the last one's, scaled from the sample to all numbers."""
+    if x.last_change is None:
+        return None
+    sample = _sample(x.change)
+    return direction(sample, x.last_change) * (x.change.numel() / max(1, len(sample)))
+
+
+LAST_CHANGE = PROBES.register(
+    Probe(
+        name="successive", tap="update", reduction=SUCCESSIVE, tier="deep", compute=on(ParameterChange, _successive),
+        round_robin=True,
+    )
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Gradients, weights and updates at the optimizer step, gathered by layer."""
+"""Moments of gradients, weights and updates at the optimizer's step, by layer."""
 
 from __future__ import annotations
 
@@ -11,21 +11,30 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.copies import Copies
+from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.sites import site_name
 from stabwatch.hooks.base.tensors import local, new_accumulator
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Accumulator
+from stabwatch.signals.reductions import GROUP, MOMENTS, UPDATE
 
 GROUPS = 16
-"""Parameter groups that have a series of their own; those beyond share the last one."""
+"""Parameter groups that have a series of their own; all others share the last one."""
 GROUP_NAMES = (*(f"group{i}" for i in range(GROUPS)), "other groups")
+
+GRADIENT = PROBES.register(Probe(name="gradient", tap="gradient", reduction=MOMENTS, tier="sampled"))
+GROUP_NORM = PROBES.register(Probe(name="gradient", tap="group", reduction=GROUP, tier="sampled"))
+WEIGHT = PROBES.register(Probe(name="weight", tap="weight", reduction=MOMENTS, tier="sampled"))
+CHANGE = PROBES.register(Probe(name="update", tap="update", reduction=UPDATE, tier="sampled"))
+"""Collected by `ParameterTaps`: all layers are reduced together, in a few launches."""
 
 
 @dataclass(frozen=True)
 class TrackedParameter:
-    """A parameter and the row of its layer."""
+    """A parameter and the row of its layer in the matrices."""
 
     parameter: nn.Parameter
     row: int
@@ -36,9 +45,10 @@ class ParameterTaps:
 
     gradient, weight: float32 (layers, 4), moments. update: float32 (layers, 3). group: float32 (groups, 2), a row per
     parameter group of the optimizers, in the order in which they are first seen.
-    Updates need the parameters as they were: at most `update_bytes` of copies are held, and the layers take turns
-    when they do not fit together. `too_large` names the layers that do not fit alone; their updates are not measured.
-    counts: does this rank count a parameter? Another rank may hold the same.
+    Updates need copies of the parameters from before the step, at most `update_bytes` at a time. Where the copies of
+    all layers do not fit together, layers are measured in turn. `too_large` names the layers that do not fit alone;
+    their updates are not measured.
+    counts: whether this rank counts a parameter. Another rank may hold the same one and count it.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[str], device: torch.device, update_bytes: int) -> None:
@@ -47,27 +57,22 @@ class ParameterTaps:
         self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.tracked))
         rows = {name: i for i, name in enumerate(self.layers)}
         self._by_id = {id(p): TrackedParameter(p, rows[layer]) for layer, _, p in self.tracked}
-        self.gradient = _units("moments", len(rows), device)
-        self.weight = _units("moments", len(rows), device)
-        self.update = _units("update", len(rows), device)
+        self.gradient = _empty("moments", len(rows), device)
+        self.weight = _empty("moments", len(rows), device)
+        self.update = _empty("update", len(rows), device)
         self._phases, large = _phases(self.tracked, rows, update_bytes)
         self.too_large = tuple(self.layers[row] for row in large)
         self._phase = 0
-        self.group = _units("group", GROUPS + 1, device)
+        self.group = _empty("group", GROUPS + 1, device)
         self._numbers: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
         self._next_number = count()
         self._copies = Copies()
         self._before: list[tuple[Tensor, Tensor, int]] = []
 
-    @property
-    def turns(self) -> int:
-        """Measured steps that one round over all updates takes."""
-        return len(self._phases)
-
     def awaits_phase(self, layer: str) -> bool:
-        """True while the updates of a layer have not had their first turn."""
+        """True while the updates of a layer have not been due yet."""
         row = self.layers.index(layer)
-        return any(row in turn for turn in self._phases[self._phase :])
+        return any(row in phase for phase in self._phases[self._phase :])
 
     def tracks(self, optimizer: Any) -> bool:
         """True if the optimizer steps a parameter of this model."""
@@ -78,7 +83,7 @@ class ParameterTaps:
         found = self._by_group(optimizer)
         pairs = list(dict.fromkeys((o.row, group) for o, group in found))
         rows = {pair: i for i, pair in enumerate(pairs)}
-        out = _units("moments", len(pairs), self.gradient.device)
+        out = _empty("moments", len(pairs), self.gradient.device)
         _grouped([local(o.parameter.grad) for o, _ in found], [rows[o.row, group] for o, group in found], out)
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
         if isinstance(scale, Tensor):
@@ -99,7 +104,7 @@ class ParameterTaps:
         ]
 
     def _add(self, found: Tensor, pairs: list[tuple[int, int]]) -> None:
-        """Moments by layer and group, to those of the layers and to the norms of the groups."""
+        """Add moments by layer and group to the moments of the layers and to the norms of the groups."""
         if not pairs:
             return
         layers, groups = (device_constant(numbers, torch.int64, found.device) for numbers in zip(*pairs, strict=True))
@@ -108,7 +113,7 @@ class ParameterTaps:
         self.group.index_add_(0, groups, found[:, :2])
 
     def measure_all_gradients(self) -> None:
-        """The same for all parameters, when no optimizer will step (a skipped step)."""
+        """The same for all parameters, when no optimizer is going to step (a skipped step)."""
         mine = [o for o in self._by_id.values() if o.parameter.grad is not None and self.counts(o.parameter)]
         _grouped([local(o.parameter.grad) for o in mine], [o.row for o in mine], self.gradient)
 
@@ -118,40 +123,41 @@ class ParameterTaps:
         _grouped([local(o.parameter) for o in mine], [o.row for o in mine], self.weight)
 
     def snapshot(self, optimizer: Any) -> None:
-        """Copy the parameters whose turn it is, before the step."""
-        turn = self._phases[self._phase % len(self._phases)] if self._phases else frozenset()
-        mine = [o for o in self._stepped(optimizer) if o.row in turn and o.parameter.grad is not None]
+        """Copy the parameters of the layers that are due, before the step."""
+        due = self._phases[self._phase % len(self._phases)] if self._phases else frozenset()
+        mine = [o for o in self._stepped(optimizer) if o.row in due and o.parameter.grad is not None]
         mine = [o for o in mine if o.parameter.is_floating_point()]
         live = [local(o.parameter) for o in mine]
         copies = self._copies.of(live)
         self._before = [(p, b, o.row) for p, b, o in zip(live, copies, mine, strict=True)]
 
     def measure_updates(self) -> None:
-        """Norms of what the step changed, and of what was there before; the copies are let go."""
-        held, self._before = self._before, []
-        if not held:
+        """Norms of what the step changed, and of the parameters before it; the copies are released."""
+        copied, self._before = self._before, []
+        if not copied:
             return
         self._phase += 1
-        live, before, rows = zip(*held, strict=True)
+        live, before, rows = zip(*copied, strict=True)
         grouped_change(before, live, rows, self.update)
 
     @property
-    def cells(self) -> tuple[Accumulator, ...]:
-        """The cells that are expected: those of the layers, in the order of `register`."""
-        return tuple(cell for cells, _ in self._matrices() for cell in cells if cell.tap != "group")
+    def expected(self) -> tuple[Accumulator, ...]:
+        """The accumulators of the layers, which every run should fill, in the order of `register`."""
+        return tuple(a for accumulators, _ in self._matrices() for a in accumulators if a.tap != GROUP_NORM.tap)
 
-    def register(self, buffer: Any) -> None:
-        """Put the matrices into a StepBuffer."""
-        for cells, matrix in self._matrices():
-            buffer.add(cells, lambda matrix=matrix: matrix)
+    def register(self, buffer: Buffer) -> None:
+        """Put the matrices into the step's buffer."""
+        for accumulators, matrix in self._matrices():
+            buffer.add(accumulators, source_of(matrix))
 
     def _matrices(self) -> list[tuple[tuple[Accumulator, ...], Tensor]]:
-        return [
-            (tuple(Accumulator("gradient", name, "moments") for name in self.layers), self.gradient),
-            (tuple(Accumulator("group", name, "group") for name in GROUP_NAMES), self.group),
-            (tuple(Accumulator("weight", name, "moments") for name in self.layers), self.weight),
-            (tuple(Accumulator("update", name, "update") for name in self.layers), self.update),
-        ]
+        matrices = (
+            (GRADIENT, self.layers, self.gradient),
+            (GROUP_NORM, GROUP_NAMES, self.group),
+            (WEIGHT, self.layers, self.weight),
+            (CHANGE, self.layers, self.update),
+        )
+        return [(tuple(probe.accumulator(name) for name in names), matrix) for probe, names, matrix in matrices]
 
     def _stepped(self, optimizer: Any) -> list[TrackedParameter]:
         params = (p for group in optimizer.param_groups for p in group["params"])
@@ -159,12 +165,12 @@ class ParameterTaps:
 
 
 def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:
-    """By device and by layout: sparse gradients show their stored values."""
+    """Add moments to the rows of `out`, device by device; of a sparse gradient those of its stored values."""
     tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    kept = [(t, row) for t, row in zip(tensors, rows, strict=True) if t.numel() and t.is_floating_point()]
-    for device in dict.fromkeys(t.device for t, _ in kept):
-        mine = [(t, row) for t, row in kept if t.device == device]
-        target = out if device == out.device else _units("moments", len(out), device)
+    filled = [(t, row) for t, row in zip(tensors, rows, strict=True) if t.numel() and t.is_floating_point()]
+    for device in dict.fromkeys(t.device for t, _ in filled):
+        mine = [(t, row) for t, row in filled if t.device == device]
+        target = out if device == out.device else _empty("moments", len(out), device)
         grouped_moments([t for t, _ in mine], [row for _, row in mine], target)
         if target is not out:
             moved = target.to(out.device, non_blocking=True)
@@ -172,7 +178,7 @@ def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:
             out[:, 3] = torch.maximum(out[:, 3], moved[:, 3])
 
 
-def _units(reduction: str, rows: int, device: torch.device) -> Tensor:
+def _empty(reduction: str, rows: int, device: torch.device) -> Tensor:
     return new_accumulator(reduction, device).repeat(rows, 1)
 
 
@@ -192,18 +198,18 @@ def _tracked(model: nn.Module, sites: set[str]) -> list[tuple[str, str, nn.Param
 def _phases(
     tracked: list[tuple[str, str, nn.Parameter]], rows: dict[str, int], limit: int
 ) -> tuple[list[frozenset[int]], list[int]]:
-    """Layers packed in order into turns of at most `limit` bytes, and the layers that no turn can hold."""
+    """Layers packed in order into phases of at most `limit` bytes, and the layers that are larger than that."""
     size: dict[int, int] = {}
     for name, _, p in tracked:
         size[rows[name]] = size.get(rows[name], 0) + p.numel() * p.element_size()
-    turns: list[set[int]] = []
+    phases: list[set[int]] = []
     room = 0
     for row, need in size.items():
         if need > limit:
             continue
-        if not turns or need > room:
-            turns.append(set())
+        if not phases or need > room:
+            phases.append(set())
             room = limit
-        turns[-1].add(row)
+        phases[-1].add(row)
         room -= need
-    return [frozenset(turn) for turn in turns], [row for row, need in size.items() if need > limit]
+    return [frozenset(phase) for phase in phases], [row for row, need in size.items() if need > limit]

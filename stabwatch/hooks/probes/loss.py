@@ -1,72 +1,75 @@
-"""The loss and the output logits, at the place where they meet: `cross_entropy`."""
+"""The loss and the output logits, at the place where both are known: `cross_entropy`."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.probe import PROBES, Probe, on
+from stabwatch.hooks.base.run_accumulators import RunAccumulators, mean_partials
+from stabwatch.hooks.base.views import LogitsCall, logit_rows, sampled_rows
 from stabwatch.kernels.classes import classes
 from stabwatch.kernels.direction import row_cosines
 from stabwatch.kernels.logsumexp import row_statistics
 from stabwatch.kernels.merge import Partials, merge_
-from stabwatch.kernels.where import on_host
 from stabwatch.signals.reductions import CERTAINTY, CLASSES, LOGSUMEXP, MEAN, SCALING
 
-TRACED_ROWS = 1024
-"""Rows whose logsumexp is computed afresh inside a compiled graph, evenly spread."""
 SCALING_ROWS = 256
-"""Rows of which the gradient is looked at."""
+"""Rows whose gradient is compared with the logits."""
 _DEPTH = 8
 
 
 @torch.no_grad()
-def cross_entropy(watch: Any, out: Tensor, logits: Tensor, target: Tensor, args: tuple[Any, ...], kw: Any) -> None:
-    """Fold one eager `cross_entropy` call: its loss, and what its saved log-softmax says of the output logits."""
-    watch.loss_seen = watch.cells.classifies = True
-    merge_(MEAN, watch.cells.loss, call_partials(out, logits, target, *args, **kw))
+def cross_entropy(
+    context: TapContext, out: Tensor, logits: Tensor, target: Tensor, args: tuple[Any, ...], kw: Any
+) -> None:
+    """Measure one eager `cross_entropy` call: its loss, and what its saved log-softmax says of the output logits."""
+    run = context.run
+    run.loss_seen = run.classifies = True
+    merge_(MEAN, run.loss, call_partials(out, logits, target, *args, **kw))
     if not logits.numel():
         return
-    weight, ignored, smooth = options(*args, **kw)
+    weight, ignored, smoothing = options(*args, **kw)
     free = saved_rows(out, logits, target)
     if free is None:
-        _update_rows(watch.cells, logits, target, ignored)
+        _update_rows(run, logits, target, ignored)
     else:
-        _update_certainty(watch.cells, *free, ignored)
-    watch.plugins.logits(logits, target)
-    if watch.flags.deep:
-        update_deep(watch.cells, logits.detach(), target, weight, ignored, smooth)
+        _update_certainty(run, *free, ignored)
+    context.measure(context.due(LogitsCall), LogitsCall(logits.detach(), target, weight, ignored, smoothing))
 
 
 @torch.no_grad()
-def cross_entropy_traced(cells: Any, out: Tensor, logits: Tensor, target: Tensor, *args: Any, **kw: Any) -> None:
-    """The same inside a compiled graph, which has no saved tensors to look at: some rows afresh."""
-    merge_(MEAN, cells.loss, call_partials(out, logits, target, *args, **kw))
-    _update_rows(cells, logits.detach(), target, options(*args, **kw)[1])
+def cross_entropy_traced(
+    run: RunAccumulators, out: Tensor, logits: Tensor, target: Tensor, *args: Any, **kw: Any
+) -> None:
+    """The same inside a compiled graph, which has no saved tensors: some rows are computed again."""
+    merge_(MEAN, run.loss, call_partials(out, logits, target, *args, **kw))
+    _update_rows(run, logits.detach(), target, options(*args, **kw)[1])
 
 
-def _update_rows(cells: Any, logits: Tensor, target: Tensor, ignored: int) -> None:
-    rows, labels = _sampled_rows(logits, target)
+def _update_rows(run: RunAccumulators, logits: Tensor, target: Tensor, ignored: int) -> None:
+    rows, labels = sampled_rows(logits, target)
     lse = torch.logsumexp(rows.float(), dim=-1)
     if labels is None:
-        merge_(LOGSUMEXP, cells.logits, row_statistics(lse))
+        merge_(LOGSUMEXP, run.logits, row_statistics(lse))
         return
     z = rows.gather(1, labels.clamp(0, rows.shape[1] - 1).unsqueeze(1)).squeeze(1).float()
-    _update_certainty(cells, lse, z - lse, labels, ignored)
+    _update_certainty(run, lse, z - lse, labels, ignored)
 
 
-def _update_certainty(cells: Any, lse: Tensor, log_p: Tensor, labels: Tensor, ignored: int) -> None:
-    """lse, log_p (of the label's class), labels: one of each per row. Those to be ignored have no part."""
+def _update_certainty(run: RunAccumulators, lse: Tensor, log_p: Tensor, labels: Tensor, ignored: int) -> None:
+    """lse, log_p (of the label's class), labels: one of each per row. Rows with the label `ignored` are left out."""
     known = labels != ignored
-    merge_(LOGSUMEXP, cells.logits, _statistics_of(lse, known))
+    merge_(LOGSUMEXP, run.logits, _statistics_of(lse, known))
     collapsed = (known & (log_p == 0)).sum(dtype=torch.float32)
-    merge_(CERTAINTY, cells.certainty, torch.stack((known.sum(dtype=torch.float32), collapsed)))
+    merge_(CERTAINTY, run.certainty, torch.stack((known.sum(dtype=torch.float32), collapsed)))
 
 
 def _statistics_of(lse: Tensor, known: Tensor) -> Partials:
-    """`row_statistics` of the rows that are known: the others go in as NaN, and are taken out of the counts again."""
+    """`row_statistics` of the rows that are known: the others enter as NaN, and are subtracted from the counts."""
     found = row_statistics(torch.where(known, lse, torch.nan))
     gone = (~known).sum(dtype=torch.float32)
     if isinstance(found, tuple):
@@ -84,16 +87,8 @@ def options(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor | None, int, float]:
-    """Of a call of `cross_entropy`, those that change the direction of a row's gradient."""
+    """What changes the direction of a row's gradient in `cross_entropy`: class weights, ignored label, smoothing."""
     return weight, ignore_index, label_smoothing
-
-
-@torch.no_grad()
-def update_deep(cells: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smooth: float) -> None:
-    """What is asked about the output logits on deep steps."""
-    rows, _ = _sampled_rows(logits, target)
-    merge_(CLASSES, cells.classes, classes(rows))
-    merge_(SCALING, cells.scaling, scaling(logits, target, weight, ignored, smooth))
 
 
 def scaling(
@@ -101,12 +96,13 @@ def scaling(
 ) -> Tensor:
     """float32 (2,): rows, and the sum of their cosines between the descent direction and the logits themselves.
 
-    Of some rows. The gradient is that of the loss as it was called: sum(t) p - t, for t the weighted target. Over the
-    classes it adds up to zero, and that gives the component in which 1 - p is lost to rounding once a class is certain.
-    The logits are taken less their mean over the classes, which the softmax does not see.
+    It is measured on some of the rows. The gradient is that of the loss as it was called: sum(t) p - t, where t is the
+    weighted target. It adds up to zero over the classes; this gives the largest class's component, in which 1 - p is
+    lost to rounding once the class is certain. The mean over the classes is subtracted from the logits, because the
+    softmax does not depend on it.
     """
     stride = max(1, logits.numel() // logits.shape[0 if logits.dim() == 1 else 1] // SCALING_ROWS)
-    rows = _rows_of(logits)[::stride].float()
+    rows = logit_rows(logits)[::stride].float()
     wanted = _distribution(target, rows, stride, ignored)
     wanted = (1 - smooth) * wanted + smooth / rows.shape[-1] * wanted.sum(dim=-1, keepdim=True)
     wanted = wanted if weight is None else wanted * weight.float()
@@ -118,27 +114,11 @@ def scaling(
 
 
 def _distribution(target: Tensor, rows: Tensor, stride: int, ignored: int) -> Tensor:
-    """Target probabilities, like `rows`; zeros for a row that is to be ignored."""
+    """Target probabilities, like `rows`; zeros for a row that is ignored."""
     if target.is_floating_point():
-        return _rows_of(target)[::stride].float()
+        return logit_rows(target)[::stride].float()
     labels = target.reshape(-1)[::stride, None]
     return torch.zeros_like(rows).scatter_(-1, labels.clamp(min=0), (labels != ignored).float())
-
-
-def mean_partials(loss: Tensor, samples: Tensor | float, summed: bool = False) -> Partials:
-    """Count, sum, non-finite count of a loss that is the mean over `samples`, or their sum, or has one number of each.
-
-    A NaN goes into the sum: a mean without its broken part would be a lie, and the count beside it tells.
-    """
-    loss = loss.detach().float()
-    if on_host(loss) and not loss.dim():
-        value, count = loss.item(), float(samples)
-        return count, value if summed else value * count, float(not math.isfinite(value))
-    total = loss.sum() if summed or loss.dim() else loss * samples
-    bad = (~torch.isfinite(loss)).sum(dtype=torch.float32)
-    if not isinstance(samples, Tensor):
-        samples = torch.full((), samples, dtype=torch.float32, device=loss.device)
-    return torch.stack((samples.float(), total, bad))
 
 
 def call_partials(
@@ -152,13 +132,13 @@ def call_partials(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Partials:
-    """`mean_partials` of a call of `cross_entropy`, over its valid targets, whichever way it reduces them."""
+    """`mean_partials` of a call of `cross_entropy` over its valid targets, for any way of reducing them."""
     summed = reduction == "sum" or size_average is False
     return mean_partials(loss, _samples(logits, target, weight, ignore_index), summed)
 
 
 def _samples(logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -> Tensor | float:
-    """What a mean of `cross_entropy` divides by: its valid targets, each with the weight of its class."""
+    """What the mean of `cross_entropy` divides by: its valid targets, each with the weight of its class."""
     if target.is_floating_point():
         return float(target.numel() // max(1, target.shape[min(1, target.dim() - 1)]))
     known = target != ignored
@@ -169,9 +149,9 @@ def _samples(logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int
 
 
 def saved_rows(loss: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """logsumexp, log-probability of the label, and label of each row, free.
+    """logsumexp, log-probability of the label, and label of each row, without a pass over the logits.
 
-    The backward keeps the log-probabilities p, and z_j - p_j is the logsumexp for every class j.
+    Autograd keeps the log-probabilities p for the backward, and z_j - p_j is the logsumexp for every class j.
     """
     logp = _saved_log_probabilities(loss)
     axis = 0 if logits.dim() == 1 else 1
@@ -194,16 +174,15 @@ def _saved_log_probabilities(loss: Tensor) -> Tensor | None:
     return None
 
 
-def _sampled_rows(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-    """At most some thousand rows (N, classes), evenly spread, and their labels if these are class indices."""
-    labels = None if target.is_floating_point() else target.reshape(-1)
-    logits = _rows_of(logits)
-    stride = max(1, logits.shape[0] // TRACED_ROWS)
-    return logits[::stride], None if labels is None else labels[::stride]
-
-
-def _rows_of(logits: Tensor) -> Tensor:
-    """(N, classes) of (classes,), (N, classes) or (N, classes, ...)."""
-    if logits.dim() > 2:
-        return logits.movedim(1, -1).flatten(0, -2)
-    return logits.unsqueeze(0) if logits.dim() == 1 else logits
+PROBES.register(
+    Probe(
+        name="classes", tap="logits", reduction=CLASSES, tier="deep",
+        compute=on(LogitsCall, lambda x: classes(x.rows)),
+    )
+)  # fmt: skip
+PROBES.register(
+    Probe(
+        name="scaling", tap="logits", reduction=SCALING, tier="deep",
+        compute=on(LogitsCall, lambda x: scaling(x.logits, x.target, x.weight, x.ignored, x.smoothing)),
+    )
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The singular values of the matrices that a parameter holds, and of what a step did to them."""
+"""The singular values of the matrices that a parameter consists of, and of what a step did to them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.kernels.power_iteration import iterate, matrices, start
+from stabwatch.signals.reductions import SPECTRUM
 
 RANK = 4
-"""Columns of the block that is iterated: more than are reported, so that the first ones converge fast."""
+"""Columns of the basis that is iterated: more than are reported, so that the first ones converge fast."""
 FIRST_ITERATIONS = 4
-"""At the first visit, when there is no warm start."""
+"""At the first measurement, when there is no warm start."""
 UPDATE_ITERATIONS = 2
 """For an update, whose directions are partly new each time."""
 
+WEIGHT_SPECTRUM, UPDATE_SPECTRUM = (
+    PROBES.register(
+        Probe(
+            name="spectrum", tap=tap, reduction=SPECTRUM, tier="deep", round_robin=True, optional=True,
+            reported_as="matrix",
+        )
+    )
+    for tap in ("matrix", "matrix_update")
+)  # fmt: skip
+"""Collected by `of_weights` and `of_updates`: matrices of one shape are iterated together."""
+
 
 class Spectra:
-    """One parameter. names: of its matrices (fused queries, keys and values are three, a stack of experts is many).
+    """The spectra of one parameter.
 
-    basis, update_basis: where the last visit ended, float32 (matrices, columns, RANK).
+    names: of its matrices (fused queries, keys and values are three, a stack of experts is many).
+    basis, update_basis: where the last measurement ended, float32 (matrices, columns, RANK).
     """
 
     def __init__(self, name: str, parameter: Tensor, module: nn.Module | None) -> None:
@@ -38,7 +52,7 @@ class Spectra:
 
 
 def of_weights(found: Sequence[tuple[Spectra, Tensor]]) -> Iterator[tuple[Spectra, Tensor]]:
-    """float32 (matrices, 5) of each: partials of `spectrum`, by one more iteration from where the last visit ended."""
+    """float32 (matrices, 5) of each: partials of `spectrum`, by one more iteration from the last basis."""
     for group in _by_shape(found, [s.basis for s, _ in found]):
         basis = group.basis
         if basis is None:
@@ -64,7 +78,7 @@ def of_updates(found: Sequence[tuple[Spectra, Tensor]]) -> Iterator[tuple[Spectr
 
 @dataclass
 class _Group:
-    """Matrices of one shape (n, R, C), of several parameters, and the blocks of those that have been visited."""
+    """Matrices of one shape (n, R, C), of several parameters, and the bases of those that were measured before."""
 
     members: list[Spectra]
     sizes: list[int]
@@ -77,7 +91,7 @@ class _Group:
 
 
 def _by_shape(found: Sequence[tuple[Spectra, Tensor]], bases: Sequence[Tensor | None]) -> Iterator[_Group]:
-    """Iterated together: a few launches for all of them."""
+    """Matrices of one shape are iterated together, in a few launches."""
     groups: dict[tuple[object, ...], list[tuple[Spectra, Tensor, Tensor | None]]] = {}
     for (spectra, tensor), basis in zip(found, bases, strict=True):
         x = spectra.parts(tensor)

@@ -35,11 +35,11 @@ def test_what_parted_first_and_where(make):
     found = compare(open_sources([make("calm", sick=False), make("sick", sick=True)]))
     (pair,) = found.pairs
     assert pair.loss.differ is None, "the loss is blind"
-    assert {p.signal.rpartition("_")[0] for p in pair.parted} <= {"attention_logit", "attention"}
-    lower = {p.layer: p.step for p in pair.parted if p.signal == "attention_logit_lower"}
+    assert {p.signal.rpartition("_")[0] for p in pair.diverged} <= {"attention_logit", "attention"}
+    lower = {p.layer: p.step for p in pair.diverged if p.signal == "attention_logit_lower"}
     assert list(lower) == sorted(lower, key=lower.get) and len(lower) == 4
-    assert pair.parted[0].layer == "blocks.0.attn" and pair.parted[0].step < 20
-    assert pair.parted[0].divergence.end > 100
+    assert pair.diverged[0].layer == "blocks.0.attn" and pair.diverged[0].step < 20
+    assert pair.diverged[0].divergence.end > 100
     assert not found.differences and found.window == 1
     json.dumps(found.to_dict(), allow_nan=False)
 

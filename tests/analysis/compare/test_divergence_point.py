@@ -1,4 +1,4 @@
-"""Where two curves part: found within a few points where it is known, and silent where there is none."""
+"""Where two curves diverge: found within a few points where it is known, and silent where there is none."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_equal_runs_are_equal_until_they_are_not():
     b = a.copy()
     b[200:] *= 1.001
     found = divergence_point((steps, a), (steps, b))
-    assert (found.differ, found.step) == (200, None), "a tenth of a percent is a difference, but no parting"
+    assert (found.differ, found.step) == (200, None), "a tenth of a percent is a difference, but no divergence"
     b[300:] = np.nan
     found = divergence_point((steps, a), (steps, b))
     assert found.step == 300, "from there on only one of them is a number"

@@ -78,7 +78,7 @@ def test_where_a_limit_is_reached():
         (points(np.random.default_rng(0), sizes=(1e5,), rates=(1e-3,)) * 5, "do not differ in model size"),
         (points(np.random.default_rng(0), noise=3.0), "explains .* of its variation"),
         ([Point("r", n, 1e-2, n ** (0.1 * math.log(n))) for n in np.geomspace(1e3, 1e8, 8)], "bends over"),
-        ([Point("r", n, 1e-3 * n, n) for n in SIZES], "cannot be told apart"),
+        ([Point("r", n, 1e-3 * n, n) for n in SIZES], "cannot be separated"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_in_words(given, reason):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stabwatch.analysis.verdict import examine_run
+from stabwatch.analysis.detectors import detect
 from tests.analysis.curves import HEALTHY, diverging, healthy, spiked
 
 ALLOWED = 0.005
@@ -17,7 +17,7 @@ def alarms(family: str, seeds: range) -> list[str]:
     said = []
     for seed in seeds:
         run = healthy(np.random.default_rng([seed, list(HEALTHY).index(family)]), family)
-        said += [f"seed {seed}: {f.text}" for f in examine_run(run).findings if f.trouble][:1]
+        said += [f"seed {seed}: {f.text}" for f in detect(run) if f.is_problem][:1]
     return said
 
 
@@ -35,13 +35,13 @@ def test_thousands_of_healthy_curves_are_silent(family):
 
 @pytest.mark.parametrize(
     ("make", "kind", "near"),
-    [(spiked, "loss_spike", 0.01), (diverging, "divergence", 0.03)],
-    ids=["spikes", "divergence"],
+    [(spiked, "LossSpike", 0.01), (diverging, "LossDivergence", 0.03)],
+    ids=["spikes", "LossDivergence"],
 )
 def test_spikes_and_divergence_are_found_and_named(make, kind, near):
     found = 0
     for seed in range(100):
         run, at = make(np.random.default_rng([seed, 7]))
-        troubles = [f for f in examine_run(run).findings if f.trouble and f.kind == kind]
-        found += any(abs(f.step - at) <= max(5, near * len(run.steps)) for f in troubles)
+        troubles = [f for f in detect(run) if f.is_problem and f.condition == kind]
+        found += any(abs(f.first_step - at) <= max(5, near * len(run.steps)) for f in troubles)
     assert found >= 95

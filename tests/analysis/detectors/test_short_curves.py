@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stabwatch.analysis.verdict import examine_run
+from stabwatch.analysis.detectors import detect
 from tests.analysis.curves import run_of
 
 
 def _troubles(values, first=0, apart=10):
     run = run_of(loss=list(values), steps=[first + apart * i for i in range(len(values))])
-    return [(f.kind, f.step, f.end_step) for f in examine_run(run).findings if f.trouble]
+    return [(f.condition, f.first_step, f.last_step) for f in detect(run) if f.is_problem]
 
 
 DESCENT = [13.4, 5.4, 7.1, 5.7, 5.2, 4.7, 4.5, 3.8, 3.4, 3.7, 3.2, 3.1, 2.8, 2.97, 2.94]
@@ -19,7 +19,7 @@ AFTER = [2.9, 2.86, 2.84, 2.81, 2.83, 2.78, 2.74, 2.71, 2.72, *np.linspace(2.7, 
 
 
 def test_a_jump_and_the_way_back_at_a_coarse_cadence():
-    assert _troubles([*DESCENT, 6.6, 4.6, 3.5, 3.0, *AFTER]) == [("loss_spike", 150, 170)]
+    assert _troubles([*DESCENT, 6.6, 4.6, 3.5, 3.0, *AFTER]) == [("LossSpike", 150, 170)]
 
 
 def test_a_single_record_is_an_odd_batch():
@@ -32,7 +32,7 @@ def test_records_that_are_equally_high_and_then_gone_are_odd_batches():
 
 def test_all_that_was_learned_is_lost_for_a_while():
     values = [6.9, 4.2, 2.8, 2.3, 2.1, 2.4, 2.9, 5.0, 6.1, 7.0, 7.4, 12.0, 8.3, 7.1, 4.7, 3.6, 2.7, 2.5, 2.3, 2.2, 2.1]
-    assert _troubles(values) == [("loss_spike", 70, 140)]
+    assert _troubles(values) == [("LossSpike", 70, 140)]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_all_that_was_learned_is_lost_for_a_while():
     ],
 )
 def test_lines_that_were_pasted_because_of_a_spike(values, onset):
-    assert _troubles(values, first=11_000, apart=1) == [("loss_spike", 11_000 + onset, None)]
+    assert _troubles(values, first=11_000, apart=1) == [("LossSpike", 11_000 + onset, None)]
 
 
 def test_an_excerpt_that_goes_on_rising_diverges():
-    assert _troubles([6.37, 7.1, 8.4, 9.6, 10.24], first=6900)[0][0] == "divergence"
+    assert _troubles([6.37, 7.1, 8.4, 9.6, 10.24], first=6900)[0][0] == "LossDivergence"
 
 
 def test_what_the_curve_does_everywhere_is_its_noise():
@@ -66,7 +66,7 @@ def test_the_slow_way_back_belongs_to_a_spike():
     for at in (250, 330, 410):
         values[at : at + 25] += 0.3 * np.exp(-np.arange(25) / 9)
     assert [(kind, step) for kind, step, _ in _troubles(values, apart=1)] == [
-        ("loss_spike", at) for at in (250, 330, 410)
+        ("LossSpike", at) for at in (250, 330, 410)
     ]
 
 

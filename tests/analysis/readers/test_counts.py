@@ -8,10 +8,11 @@ import random
 
 import pytest
 
+from stabwatch.analysis.detectors import detect
 from stabwatch.analysis.readers import read_log
 from stabwatch.analysis.readers.names import is_eval, role_of
-from stabwatch.analysis.verdict import examine
 from stabwatch.errors import LogError
+from tests.analysis.curves import analysed
 
 
 def _read(tmp_path, text, name="train.log"):
@@ -143,7 +144,7 @@ def test_sixteen_bits_and_a_hole_of_zeros(wrap, tmp_path):
     text = "".join(f"step {i} | loss {4 - i / 20:.4f} | lr 1e-4\r\n" for i in range(30))
     run = _read(tmp_path, wrap(text))
     assert run.of("loss").steps.tolist() == list(range(30)) and run.of("loss").lines[0] == 1
-    assert examine(read_log(tmp_path / "train.log")).exit_code == 0
+    assert all(analysed(run).calm for run in read_log(tmp_path / "train.log").runs)
 
 
 def test_a_step_in_brackets_at_the_beginning_of_a_line_and_no_date(tmp_path):
@@ -204,7 +205,7 @@ def test_two_writers_that_do_not_wait_for_each_other_are_one_run(tmp_path):
     log = read_log(path)
     steps = log.runs[0].of("loss").steps.tolist()
     assert steps == sorted(set(steps)) and len(steps) > 280 and "Several writers" in log.notes[-1]
-    assert not [f for f in examine(log).runs[0].findings if f.kind in ("restart", "resume")]
+    assert not [f for f in detect(log.runs[0]) if f.condition in ("RunRestarted", "RunResumed")]
 
 
 def test_averages_over_an_epoch_are_no_records_and_neither_is_that_there_was_no_nan(tmp_path):

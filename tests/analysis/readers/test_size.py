@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from stabwatch.analysis.detectors import detect
 from stabwatch.analysis.readers import documents, read_log, run_builder
 from stabwatch.analysis.readers.salience import BLOCK, salient
-from stabwatch.analysis.verdict import examine_run
 
 
 def _losses(n=40_000):
@@ -44,10 +44,10 @@ def test_thinned_records_tell_the_same(write, tmp_path, monkeypatch):
     assert points[0] >= 80_000 and 3 * points[1] < points[0]
     assert any("40,000 records" in note for note in thinned.notes)
     told = [
-        [(f.kind, f.step, f.end_step, f.line) for f in examine_run(log.runs[0]).findings if f.severity != "info"]
+        [(f.condition, f.first_step, f.last_step, f.line) for f in detect(log.runs[0]) if f.severity != "info"]
         for log in (whole, thinned)
     ]
-    assert told[0] == told[1] and {kind for kind, *_ in told[0]} == {"loss_spike", "nonfinite"}
+    assert told[0] == told[1] and {kind for kind, *_ in told[0]} == {"LossSpike", "NonFinite"}
     loss = thinned.runs[0].of("loss")
     assert (np.diff(loss.steps) > 0).all() and loss.steps[-1] == 39_999
     assert np.diff(loss.steps).max() >= 4, "calm stretches are sparse"

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
+from stabwatch.analysis.detectors import detect
 from stabwatch.analysis.readers import read_log
-from stabwatch.analysis.verdict import examine
 
 SHAPES = {
     "torchtitan": "[rank0]:[titan] {t:%Y-%m-%d %H:%M:%S},338 - root - INFO - step: {s:2}  loss:  {l:.5f}  tps: 7,282\n",
@@ -45,8 +45,8 @@ def test_the_times_of_records(shape, tmp_path):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_stall_is_told_from_time_stamps(shape, tmp_path):
     gaps = [20] * 150 + [7200] + [20] * 150
-    (found,) = [f for f in examine(_log(tmp_path, shape, gaps)).runs[0].findings if f.kind == "stall"]
-    assert (found.step, found.end_step, found.size) == (1490, 1500, 7200)
+    (found,) = [f for f in detect(_log(tmp_path, shape, gaps).runs[0]) if f.condition == "TrainingPaused"]
+    assert (found.first_step, found.last_step, found.ratio) == (1490, 1500, 7200)
     assert "2.0 h after step 1490" in found.text
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from io import StringIO
+from pathlib import Path
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
@@ -12,12 +14,14 @@ from stabwatch.analysis import analyze
 from stabwatch.cli.app import app
 from stabwatch.cli.render.analysis import Report
 from stabwatch.cli.render.console import console
-from stabwatch.runlog import Event, Meta, RunFolder, append_event, read_run
+from stabwatch.runlog import Event, Meta, RunFolder, append_event
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def rendered(run, width: int = 100, **options) -> str:
     out = console(file=StringIO(), width=width, **{"color_system": None, **options})
-    out.print(Report(analyze(run), read_run(run)))
+    out.print(Report([analyze(run)]))
     return out.file.getvalue()
 
 
@@ -38,7 +42,7 @@ def test_the_report_begins_with_the_verdict(sick_run, healthy_run):
 
 def test_the_report_of_a_sick_run(sick_run):
     text = rendered(sick_run)
-    for part in ("1. ", "What to do", "What left its normal range", "Alerts", "loss", "Not measured", "The run"):
+    for part in ("1. ", "What to do", "What happened, in order", "Attention", "loss", "Not measured", "The run"):
         assert part in text
     assert "onset" in text
     assert "blocks.0.attn" in text
@@ -58,7 +62,7 @@ def test_the_report_says_what_of_the_log_could_not_be_read(new_run, healthy_run,
         file.write(b"torn")
     with open(run / "events.jsonl", "ab") as file:
         file.write(b"{broken\n")
-    words = "1 unreadable event stepped over, 4 bytes at the end of a file that are no whole record"
+    words = "1 unreadable event skipped, an incomplete record of 4 bytes at the end"
     assert words in rendered(run, 200)
     assert "damage" not in rendered(healthy_run)
 
@@ -76,33 +80,30 @@ def test_exit_codes(sick_run, healthy_run):
 def test_json_is_the_analysis(sick_run):
     result = invoke(sick_run, "--json")
     data = json.loads(result.output, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert data["schema"] == 1
-    assert data == json.loads(json.dumps(analyze(sick_run).to_dict()))
+    assert data["schema_version"] == 2
+    assert data["runs"] == [json.loads(json.dumps(analyze(sick_run).to_dict()))]
 
 
-SHAPE = {
-    "": "schema run path steps first_step last_step duration_seconds ended calm diagnosis alerts series coverage "
-    "errors damaged_records bad_event_lines torn_bytes",
-    "run": "run created host pid pid_started world_size rank versions model config signals schema",
-    "diagnosis": "verdict causes",
-    "causes": "name title since_step layers evidence remedy references confidence runbook_url",
-    "alerts": "rule severity state signal layer step onset time value threshold summary description context",
-    "series": "signal layer points first last least largest largest_step nonfinite",
-}
-"""Keys of `analyze --json`, schema 1. New keys may be added here; one that goes or changes needs a new `schema`."""
+def test_the_json_is_what_its_schema_says(sick_run, healthy_run, tmp_path):
+    """docs/analysis.schema.json is frozen: it names every field, and allows no other."""
+    schema = json.loads((DOCS / "analysis.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    log = tmp_path / "log.csv"
+    log.write_text("step,loss\n" + "".join(f"{i},{2 + 0.01 * (i % 7) if i < 150 else 'nan'}\n" for i in range(200)))
+    data = json.loads(invoke(sick_run, healthy_run, log, tmp_path / "none", "--json").stdout)
+    jsonschema.validate(data, schema)
+    assert len(data["runs"]) == 3 and len(data["unreadable"]) == 1
+    assert data["runs"][0]["alerts"] and data["runs"][2]["incidents"][0]["line"] == 152
+    spoiled = {**data, "runs": [{**data["runs"][0], "colour": "red"}]}
+    with pytest.raises(jsonschema.ValidationError, match="colour"):
+        jsonschema.validate(spoiled, schema)
 
 
-def test_the_shape_of_the_json_is_frozen(sick_run):
-    data = json.loads(invoke(sick_run, "--json").output)
-    parts = {
-        "": data,
-        "run": data["run"],
-        "diagnosis": data["diagnosis"],
-        "causes": data["diagnosis"]["causes"][0],
-        "alerts": data["alerts"][0],
-        "series": data["series"][0],
-    }
-    assert {name: " ".join(part) for name, part in parts.items()} == SHAPE
+def test_every_field_of_the_json_is_documented():
+    schema = json.loads((DOCS / "analysis.schema.json").read_text())
+    page = (DOCS / "json.md").read_text()
+    names = {name for part in (schema, *schema["$defs"].values()) for name in part["properties"]}
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
 def test_hostile_names(new_run, tmp_path):

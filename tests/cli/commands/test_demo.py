@@ -93,5 +93,5 @@ def test_an_agent_that_does_not_serve_is_said(tmp_path, new_run):
     out = console(file=StringIO(), width=80, color_system=None)
     with Progress(out, 3) as progress:
         progress.start(watch)
-    assert "does not serve: see agent.log" in out.file.getvalue()
+    assert "not available: see agent.log" in out.file.getvalue()
     assert progress.page is None

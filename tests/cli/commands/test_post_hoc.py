@@ -35,7 +35,7 @@ def test_replay_says_how_often_and_where(sick_run, healthy_run):
 
 
 def test_a_folder_of_runs_is_all_its_runs(sick_run, healthy_run):
-    assert json.loads(stabwatch("replay", sick_run.parent, sick_run, "--json").stdout)["schema"] == 1
+    assert json.loads(stabwatch("replay", sick_run.parent, sick_run, "--json").stdout)["schema_version"] == 2
     done = stabwatch("compare", sick_run, sick_run, env=os.environ | {"COLUMNS": "100"})
     assert done.returncode == 2 and "Two runs or more" in done.stderr
 
@@ -43,11 +43,14 @@ def test_a_folder_of_runs_is_all_its_runs(sick_run, healthy_run):
 def test_compare_names_what_parted(sick_run, healthy_run):
     done = stabwatch("compare", healthy_run, sick_run)
     assert done.returncode == 0, done.stderr
+    assert (
+        "What was found in each run" in done.stdout and "Attention logits have grown beyond a safe size" in done.stdout
+    )
     assert "learning_rate  0.001 at first" in " ".join(done.stdout.split()) or "0.03 at most" in done.stdout
     assert "The losses are the same at all 300 common steps." in done.stdout
-    assert "First to part: learning_rate, at step 0" in done.stdout
+    assert "First to diverge: learning_rate, at step 0" in done.stdout
     data = json.loads(stabwatch("compare", healthy_run, sick_run, "--json").stdout)
-    assert {p["signal"] for p in data["pairs"][0]["parted"]} >= {"attention_logit_lower"}
+    assert {p["signal"] for p in data["pairs"][0]["diverged"]} >= {"attention_logit_lower"}
 
 
 def test_forecast_refuses_in_words(sick_run, healthy_run):

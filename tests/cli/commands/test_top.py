@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from stabwatch.cli.app import app
 from stabwatch.cli.render.console import console
-from stabwatch.cli.render.live import FrameView, most_telling, shown
+from stabwatch.cli.render.live import TopView, select_rows, shown
 from stabwatch.cli.render.monitor import LayerRow, LiveView, Monitor
 from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout, RunFolder, RunLog, SeriesKey, append_event
 
@@ -32,14 +32,14 @@ NOW = 1_790_000_040.0
 
 def rendered(frame: LiveView, width: int = 80, height: int = 24) -> list[str]:
     out = console(file=StringIO(), width=width, color_system=None)
-    out.print(FrameView(frame, height))
+    out.print(TopView(frame, height))
     return out.file.getvalue().splitlines()
 
 
 def picture(run, now: float = NOW) -> LiveView:
     monitor = Monitor(run)
     monitor.poll(now)
-    return monitor.frame(now)
+    return monitor.view(now)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -64,7 +64,7 @@ def test_what_the_picture_says(sick_run):
 def test_a_calm_run_has_no_alert(healthy_run):
     frame = picture(healthy_run)
     assert [alert for alert in frame.alerts if alert.severity != "info"] == []
-    assert not any(row.alarm.values() for row in frame.layers)
+    assert not any(row.severities.values() for row in frame.layers)
 
 
 def test_layers_stand_in_forward_order(healthy_run):
@@ -87,11 +87,11 @@ def row(name: str, logit: float | None = None, alarm: str | None = None) -> Laye
 
 def test_which_layers_are_kept():
     rows = [row("a"), row("b", 5), row("c", math.nan), row("d", 50), row("e", 1, "warning"), row("f", 1, "critical")]
-    assert [r.name for r in most_telling(rows, 3)[0]] == ["e", "f"]
-    assert [r.name for r in most_telling(rows, 4)[0]] == ["c", "e", "f"], "NaN is worse than any number"
-    assert [r.name for r in most_telling(rows, 5)[0]] == ["c", "d", "e", "f"]
-    assert most_telling(rows, 6) == (rows, 0)
-    assert most_telling(rows, 3)[1] == 4
+    assert [r.name for r in select_rows(rows, 3)[0]] == ["e", "f"]
+    assert [r.name for r in select_rows(rows, 4)[0]] == ["c", "e", "f"], "NaN is worse than any number"
+    assert [r.name for r in select_rows(rows, 5)[0]] == ["c", "d", "e", "f"]
+    assert select_rows(rows, 6) == (rows, 0)
+    assert select_rows(rows, 3)[1] == 4
 
 
 def test_cells_of_the_layer_table():
@@ -132,8 +132,8 @@ def test_the_state_of_the_process(new_run, tmp_path):
     run = new_run(tmp_path / "run", sick=False, steps=5, end=None, **mine)
     last = picture(run).last
     assert picture(run, last + 1).state == "training"
-    assert picture(run, last + 100).state == "silent"
-    assert any("silent for 1 min 40 s" in line for line in rendered(picture(run, last + 100)))
+    assert picture(run, last + 100).state == "stalled"
+    assert any("no records for 1 min 40 s" in line for line in rendered(picture(run, last + 100)))
     gone = new_run(tmp_path / "gone", sick=False, steps=5, end=None, **{**mine, "pid": 2**22 - 1})
     assert picture(gone, last + 1).state == "gone"
     append_event(run, Event("end", NOW, 4, {"reason": "killed\x1b[2J"}))

@@ -71,7 +71,7 @@ def test_a_run_of_which_few_steps_were_measured_says_so(tmp_path):
     for step in range(0, 240, 6):
         log.folder.append(log.table, step, log.now(step), log.row(step))
     log.folder.close()
-    assert "one step in 6 was measured" in by_name(check_run(tmp_path / "run"))["records"].remedy
+    assert "one step in 6 was recorded" in by_name(check_run(tmp_path / "run"))["records"].remedy
 
 
 def test_errors_losses_and_hostile_names_are_named(new_run, tmp_path):
@@ -82,7 +82,7 @@ def test_errors_losses_and_hostile_names_are_named(new_run, tmp_path):
         file.write(b"{broken\n")
     checks = check_run(run)
     assert by_name(checks)["probe tap.x"].found == "no space (2 reports)"
-    assert by_name(checks)["damage"].found == "1 unreadable line in events.jsonl, stepped over"
+    assert by_name(checks)["damage"].found == "1 unreadable line in events.jsonl, skipped"
     assert "\x1b" not in repr(checks).replace("\\x1b", "\x1b")
     result = CliRunner().invoke(app, ["doctor", str(run)])
     assert result.exit_code == 1

@@ -1,21 +1,18 @@
-"""What people read of a foreign log, and what scripts get."""
+"""What people read of another trainer's log, and what scripts get."""
 
 from __future__ import annotations
 
 import json
 from io import StringIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from stabwatch.analysis.readers.log import Log
-from stabwatch.analysis.verdict import examine
 from stabwatch.cli.app import app
-from stabwatch.cli.logview import LogView
+from stabwatch.cli.render.analysis import Report
 from stabwatch.cli.render.console import console
-from tests.analysis.curves import run_of
+from tests.analysis.curves import analysed, run_of
 
 CALM = 2 + 5 / (1 + np.arange(300) / 5)
 SPIKE = CALM + np.where(np.arange(300) >= 150, 30 * np.exp(-np.maximum(np.arange(300) - 150, 0) / 6), 0)
@@ -23,7 +20,7 @@ SPIKE = CALM + np.where(np.arange(300) >= 150, 30 * np.exp(-np.maximum(np.arange
 
 def rendered(*runs, width: int = 100, **options) -> str:
     out = console(file=StringIO(), width=width, **{"color_system": None, **options})
-    out.print(LogView(examine(Log(Path("train.log"), "text", runs, ("a note of the reader",)))))
+    out.print(Report([analysed(run, "train.log", ("a note of the reader",)) for run in runs]))
     return out.file.getvalue()
 
 
@@ -39,7 +36,7 @@ def test_the_report_of_a_spike():
     for part in (
         "What to do",
         "What happened, in order",
-        "loss spike",
+        "LossSpike",
         "What this log does not show",
         "a note of",
     ):
@@ -48,10 +45,10 @@ def test_the_report_of_a_spike():
     assert text.splitlines()[axis + 1].strip() == "1"
 
 
-def test_many_runs_are_told_by_their_trouble():
+def test_many_runs_are_listed_by_their_problems():
     calm = [run_of(loss=CALM, name=f"seed {i}") for i in range(12)]
     text = rendered(*calm, run_of(loss=SPIKE, name="seed 12"))
-    assert text.startswith("13 runs in this log, 1 with trouble.")
+    assert text.startswith("13 runs in this log, 1 with problems.")
     assert "Run seed 12" in text
     assert "and 4 more" in text
 
@@ -76,10 +73,10 @@ def test_logs_and_run_folders_together(sick_run, healthy_run, tmp_path):
     assert both.exit_code == 1
     assert "calm.csv" in both.output
     data = json.loads(invoke(spike, "--json").output)
-    assert (data["schema"], data["kind"]) == (1, "log")
-    assert data["runs"][0]["findings"][0]["kind"] == "loss_spike"
+    assert (data["schema_version"], data["runs"][0]["format"]) == (2, "table")
+    assert data["runs"][0]["incidents"][0]["condition"] == "LossSpike"
     listed = json.loads(invoke(spike, healthy_run, "--json").output)
-    assert [result.get("kind", "run") for result in listed["results"]] == ["log", "run"]
+    assert [run["format"] for run in listed["runs"]] == ["table", "stabwatch run folder"]
     broken = invoke(spike, tmp_path / "nothing", "--json")
     assert broken.exit_code == 2
-    assert "nothing" in json.loads(broken.stdout)["results"][1]["error"]
+    assert "nothing" in json.loads(broken.stdout)["unreadable"][0]["error"]

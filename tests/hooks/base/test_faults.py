@@ -17,10 +17,9 @@ from torch import nn
 
 import stabwatch
 from stabwatch.errors import ConfigError
-from stabwatch.hooks import forward
-from stabwatch.hooks.probes import attention, loss
+from stabwatch.hooks.base.run_accumulators import RunAccumulators
+from stabwatch.hooks.probes import activation, attention, loss
 from stabwatch.hooks.probes.layers import ParameterTaps
-from stabwatch.hooks.probes.run import RunAccumulators
 from stabwatch.runlog import read_run
 from stabwatch.runlog.writer import RunFolder
 from stabwatch.runtime.session import Session
@@ -34,7 +33,7 @@ def _boom(*args, **kwargs):
 
 
 TAPS = {
-    "activation": (forward, "_measure"),
+    "activation": (activation, "measure"),
     "attention": (attention, "saved_logsumexp"),
     "attention_exact": (attention, "update_largest_logit"),
     "loss": (loss, "cross_entropy"),

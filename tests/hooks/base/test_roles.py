@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.kernels.depth.naive import slope
 from stabwatch.kernels.saturation.naive import saturation
@@ -132,7 +132,7 @@ def test_the_load_and_the_output_of_each_expert_of_a_stack(attach):
     for i in range(4):
         name = f"model.layers.1.mlp.experts.{i}"
         truth = [float((chosen == i).sum() / chosen.numel()) for _, chosen, _ in calls]
-        assert log.series("expert_load_share", name)[1].tolist() == pytest.approx(truth, abs=1e-6)
+        assert log.series("expert_load_ratio", name)[1].tolist() == pytest.approx(truth, abs=1e-6)
         ((step,), (value,)) = log.series("expert_output_rms", name)
         tokens, chosen, _ = calls[step]
         mine = tokens[(chosen == i).any(dim=1)].double()
@@ -169,6 +169,6 @@ def test_a_stated_capacity_gives_the_share_that_is_dropped(attach):
     loads = torch.bincount((inputs[0] @ weight.T).argmax(-1), minlength=4).float()
     dropped = (loads - 0.5 * 30 / 4).clamp(min=0).sum() / 30
     assert log.series("router_dropped_ratio", "1.gate.wg")[1].tolist() == pytest.approx([dropped.item()])
-    shares = [log.series("expert_load_share", f"1.experts.{i}")[1][0] for i in range(4)]
+    shares = [log.series("expert_load_ratio", f"1.experts.{i}")[1][0] for i in range(4)]
     assert shares == pytest.approx((loads / 30).tolist())
     assert log.series("output_rms", "1.experts.2")[1][0] > 0, "experts that are modules have their own"

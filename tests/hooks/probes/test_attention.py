@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stabwatch.hooks.functions import EVALUATING, NO_ROOT
 from stabwatch.hooks.probes.attention import NO_GRADIENT, NOTHING_SAVED, OWN_SCORES, as_heads
-from stabwatch.hooks.probes.residual import NO_GRADIENT as NO_WRITER_GRADIENT
+from stabwatch.hooks.probes.writer import NO_GRADIENT as NO_WRITER_GRADIENT
 from stabwatch.kernels.attention_scores.naive import scores
 from stabwatch.runtime.coverage import ONE_CALL
 from tests.models import GPT, DemoConfig

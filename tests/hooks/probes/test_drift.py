@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.kernels.geometry.naive import drift
 from tests.models import ARCHITECTURES, run
 

@@ -87,7 +87,7 @@ def test_the_loads_are_those_of_the_experts_that_were_called(kind, attach):
     assert log.series("router_entropy", name)[1].tolist() == pytest.approx([entropy / n], rel=1e-4)
     assert log.series("router_z", name)[1].tolist() == pytest.approx([squares / n], rel=1e-4)
     experts = name.rpartition(".")[0] + ".experts"
-    shares = [log.series("expert_load_share", f"{experts}.{i}")[1][0] for i in range(8)]
+    shares = [log.series("expert_load_ratio", f"{experts}.{i}")[1][0] for i in range(8)]
     assert shares == pytest.approx((loads / loads.sum()).tolist())
 
 

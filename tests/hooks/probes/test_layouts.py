@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.tokens.naive import tokens
@@ -48,7 +48,7 @@ def test_sequence_first_gives_what_batch_first_gives(attach, padding):
     mask = {"src_key_padding_mask": hidden} if padding else {}
     for batch_first in (True, False):
         log = trained(attach, encoder(batch_first), x if batch_first else x.transpose(0, 1), **mask)
-        found.append(shown(log, "token_similarity", "mean_mode_share", "attention_contraction"))
+        found.append(shown(log, "token_similarity", "mean_mode_energy_ratio", "attention_contraction"))
     assert len(found[0]) >= 4
     assert found[0].keys() == found[1].keys()
     for key, values in found[0].items():
@@ -134,5 +134,5 @@ def test_the_mean_mode_of_a_sequence_first_writer_is_that_of_its_samples(attach)
     model.layers[0].linear2.register_forward_hook(hook)
     log = trained(attach, model, x)
     _, mean, centred, *_ = mean_mode(*calls[0]).tolist()
-    share = log.series("mean_mode_share", "layers.0.linear2")[1].tolist()
+    share = log.series("mean_mode_energy_ratio", "layers.0.linear2")[1].tolist()
     assert share == pytest.approx([mean / (mean + centred)], rel=1e-4)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.sampling import ELEMENTS, some_rows, spread
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.hooks.base.tensors import first_tensor
@@ -60,7 +60,7 @@ def writer_calls(path):
 def test_the_mean_mode_is_that_of_the_gradients_that_autograd_gives(attach):
     _, seen = gpt(2 * PHASES, attach, calls=writer_calls("blocks.1.mlp.2"))
     log = attach.finish()
-    steps, shares = log.series("mean_mode_share", "blocks.1.mlp.2")
+    steps, shares = log.series("mean_mode_energy_ratio", "blocks.1.mlp.2")
     assert len(steps) == 2, "once in a round of turns"
     for step, share in zip(steps, shares, strict=True):
         _, mean, centred, _, _ = mean_mode(*seen["calls"][step]).tolist()
@@ -118,7 +118,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
     silent = {s.name for s in CATALOGUE} - {key.signal for key in log.keys if len(log.series(key.signal, key.layer)[0])}
     assert silent == {
         "gradient_norm_before_clip", "gradient_norm_nonfinite_total", "loss_scale", "logged_value",
-        "router_dropped_ratio", "radial_update_share", "effective_step_size",
+        "router_dropped_ratio", "radial_update_ratio", "effective_step_size",
         *(s.name for s in ranks.SIGNALS),
     }  # fmt: skip
 
@@ -229,7 +229,7 @@ def padded(attach, said):
     log = attach.finish()
     assert not [e for e in log.events if e.kind == "error"]
     (step,), (similarity,) = log.series("token_similarity", "model.layers.0")
-    (turn,), (share,) = log.series("mean_mode_share", "model.layers.0.mlp.down_proj")
+    (turn,), (share,) = log.series("mean_mode_energy_ratio", "model.layers.0.mlp.down_proj")
     groups = (mask == 1)[None]
     parts = naive_tokens(outputs[step], groups)
     _, mean, centred, *_ = mean_mode(*gradients[turn], groups).tolist()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks.base.context import PHASES
+from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.probes.loss import scaling
 from stabwatch.kernels.direction import naive
 
@@ -54,7 +54,7 @@ def test_the_cosine_with_the_last_update_is_that_of_two_steps_in_a_row(kind, att
     states, _ = train(model, optimizer, loss, 2 * PHASES + 1)
     log = attach.finish()
     for layer in ("0", "2"):
-        steps, found = log.series("update_last_cosine", layer)
+        steps, found = log.series("update_successive_cosine", layer)
         assert len(steps) >= 2
         for step, value in zip(steps, found, strict=True):
             now, last = (
@@ -69,7 +69,7 @@ def test_large_parameters_are_compared_by_a_sample_of_their_numbers(attach):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     attach(model, optimizer)
     states, _ = train(model, optimizer, lambda: model(torch.randn(8, 500)).square().mean(), 2 * PHASES)
-    steps, found = attach.finish().series("update_last_cosine", "0")
+    steps, found = attach.finish().series("update_successive_cosine", "0")
     step = steps[-1]
     now, last = ([states[s + 1][n] - states[s][n] for n in states[0] if n[0] == "0"] for s in (step, step - 1))
     assert found[-1] == pytest.approx(
@@ -85,7 +85,7 @@ def test_a_deep_step_whose_last_step_was_not_foreseen_measures_no_cosine(attach)
     train(model, optimizer, loss, 1)
     watch._session.flags.deep, watch._session.flags.phase, watch._session.flags.next_phase = True, 0, None
     train(model, optimizer, loss, 1)
-    assert not len(attach.finish().series("update_last_cosine", "0")[0])
+    assert not len(attach.finish().series("update_successive_cosine", "0")[0])
 
 
 def test_weights_before_a_norm_are_found_and_the_turn_of_their_vectors_is_measured(attach):
@@ -101,9 +101,9 @@ def test_weights_before_a_norm_are_found_and_the_turn_of_their_vectors_is_measur
     steps, found = log.series("scale_invariant_ratio", "0")
     assert len(steps) == 3 and (found == 1).all(), "a convolution before a batch norm"
     assert not log.series("scale_invariant_ratio", "4")[1].any(), "the head"
-    assert not len(log.series("radial_update_share", "4")[0])
+    assert not len(log.series("radial_update_ratio", "4")[0])
     for step, share, angle in zip(
-        steps, log.series("radial_update_share", "0")[1], log.series("effective_step_size", "0")[1], strict=True
+        steps, log.series("radial_update_ratio", "0")[1], log.series("effective_step_size", "0")[1], strict=True
     ):
         weight = states[step]["0.weight"]
         assert naive.invariance(weight, gradients[step]["0.weight"])[0]

@@ -24,7 +24,11 @@ h3{font-size:1rem;margin:20px 0 4px}.faint{color:var(--faint);font-size:.875rem}
 table{border-collapse:collapse;font-size:.875rem;width:100%;overflow-wrap:normal}
 th{color:var(--faint);font-weight:500}th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--edge);
 vertical-align:top;font-variant-numeric:tabular-nums}a{color:var(--line)}
-@media(max-width:600px){.chart text{font-size:20px}.map{min-width:640px}}
+.events td:last-child{min-width:20em}.events b{font-weight:600}
+@media(max-width:600px){.chart text{font-size:20px}.map{min-width:640px}.events thead{display:none}
+.events tr{display:block;padding:8px 0;border-bottom:1px solid var(--edge)}.events td{display:inline;border:0;padding:0}
+.events td:not(:last-child)::after{content:" "}.events td:last-child{display:block;min-width:0}
+.events td[data-label]::before{content:attr(data-label) " ";color:var(--faint)}}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -50,7 +54,7 @@ def verdict(text: str, severity: str) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """A heading and what belongs to it; nothing without a body."""
+    """A heading and its body; nothing without a body."""
     return f"<section><h2>{safe(title)}</h2>{body}</section>" if body else ""
 
 
@@ -60,7 +64,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table that scrolls by itself where the screen is narrow."""
+    """A table that scrolls sideways where the screen is narrow."""
     if not rows:
         return ""
     head = "".join(f"<th>{safe(heading)}</th>" for heading in headings)
@@ -68,12 +72,30 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def events(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[object]]]) -> str:
+    """A table of what happened; a list where the screen is narrow. rows: severity, and cells, of which the third has
+    its colour."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{safe(heading)}</th>" for heading in headings)
+    body = []
+    for severity, cells in rows:
+        made = []
+        for place, (heading, cell) in enumerate(zip(headings, cells, strict=True)):
+            label = f' data-label="{safe(heading)}"' if place in (0, 1, 3) else ""
+            text = f'<b class="{safe(severity)}">{safe(cell)}</b>' if place == 2 else safe(cell)
+            made.append(f"<td{label}>{text}</td>")
+        body.append(f"<tr>{''.join(made)}</tr>")
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="wide events">{table}</div>'
+
+
 def causes(found: Sequence[Cause]) -> str:
-    """Causes with what speaks for them and what to do."""
+    """Causes with their evidence and what to do."""
     parts = []
     for place, cause in enumerate(found, 1):
         parts.append(f"<h3>{place}. {safe(cause.title)}</h3>")
-        parts.append(f'<p class="faint">since step {cause.since_step:,}, {round(100 * cause.confidence)} % sure</p>')
+        parts.append(f'<p class="faint">since step {cause.since_step:,}, {safe(cause.confidence)}</p>')
         parts.append(bullets(cause.evidence))
         if cause.remedy:
             parts.append(f"<strong>What to do</strong>{bullets(cause.remedy)}")

@@ -6,11 +6,8 @@ import shutil
 
 import pytest
 
-from stabwatch.analysis import analyze_run
-from stabwatch.analysis.readers import read_log
-from stabwatch.analysis.verdict import examine
-from stabwatch.cli.render.html.pages import log_page, run_page
-from stabwatch.runlog import read_run
+from stabwatch.cli.commands.analyze import analyses
+from stabwatch.cli.render.html.pages import page as html_page
 from tests.agent.conftest import new_log  # noqa: F401
 from tests.agent.test_page import HOSTILE, OPTIONS
 
@@ -53,8 +50,7 @@ def look(browser, tmp_path):
 def test_a_sick_run(new_log, look, width, scheme):  # noqa: F811
     log = new_log("sick", layers=[HOSTILE, "blocks.1", "blocks.2", "\x1b[31mblocks.3"])
     log.write(range(260))
-    run = read_run(log.path)
-    page = look(run_page(analyze_run(run), run), width, scheme)
+    page = look(html_page(analyses(log.path)), width, scheme)
     assert "critical" in page.locator(".verdict").get_attribute("class")
     assert page.locator("img").count() == 0
     assert HOSTILE in page.inner_text("main")
@@ -71,14 +67,14 @@ def test_a_foreign_log(tmp_path, look, width, scheme):
     path = tmp_path / "log.csv"
     rows = [f"{i},{2 + 0.01 * (i % 7) if i < 150 else float('nan')}" for i in range(200)]
     path.write_text("\n".join(["step,loss", *rows]))
-    page = look(log_page(examine(read_log(path))), width, scheme)
+    page = look(html_page(analyses(path)), width, scheme)
     assert page.locator("svg polyline").count() == 1
-    assert "nonfinite" in page.inner_text("main")
+    assert "NonFinite" in page.inner_text("main")
 
 
 def test_runs_in_one_file_are_lines_of_their_own(tmp_path, look):
     path = tmp_path / "log.csv"
     path.write_text("step,loss\n" + "".join(f"{i},{3 - i / 50}\n" for _ in range(3) for i in range(100)))
-    page = look(log_page(examine(read_log(path))), 390, "light")
+    page = look(html_page(analyses(path)), 390, "light")
     assert page.locator("svg.chart polyline").count() == 3
-    assert "restart" in page.locator("svg.map").first.inner_html()
+    assert "RunRestarted" in page.locator("svg.map").first.inner_html()

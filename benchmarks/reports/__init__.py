@@ -1,0 +1,1 @@
+"""Public failure reports of PyTorch trainings, reproduced as small runs with a healthy twin, and healthy workloads."""

@@ -1,0 +1,170 @@
+"""What the whole curve adds to the alerts: incidents of rules and detectors merged, and alerts seen in hindsight.
+
+Live, nobody can know whether a curve comes back. A rule must decide at the record; a detector sees what came after.
+Where both speak of the same thing, they make one incident. Where the whole run shows that an alert was no problem, it
+is kept as information, and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabwatch.alerts.incidents import Incident, gravest, rank
+from stabwatch.alerts.root_causes import TOGETHER
+from stabwatch.analysis.detectors import detect_in
+from stabwatch.analysis.detectors.robust import SUSTAINED, Array, past_median, spans
+from stabwatch.analysis.detectors.segments import RunSegment, segments
+from stabwatch.analysis.readers.log import LogRun
+
+SAME: dict[str, tuple[str, ...]] = {
+    "LossSpike": ("LossSpike", "LossShift", "LossDivergence", "Reinitialisation"),
+    "LossShift": ("LossSpike", "LossShift", "LossDivergence", "Reinitialisation"),
+    "LossDivergence": ("LossDivergence", "Reinitialisation", "LossShift", "LossPlateau"),
+    "GradientNormExplosion": ("GradientNormExplosion",),
+    "NonFinite": ("NonFinite",),
+    "LossScaleCollapse": ("LossScaleCollapse",),
+    "TrainingStopped": ("TrainingPaused", "TrainingStopped"),
+}
+"""By rule: conditions under which a detector may report the same thing, since it knows what became of it."""
+_LOSS = ("LossSpike", "LossShift", "LossDivergence")
+_MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
+HIGH = 1 / 3
+"""Of the height of a spike: records that high elsewhere in the curve belong to its noise."""
+ELSEWHERE = 2
+"""So many other places that high make a spike of a rule the noise of the curve."""
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """Incidents in order of their first step; steps between two records."""
+
+    incidents: tuple[Incident, ...]
+    spacing: float
+
+
+def in_hindsight(run: LogRun, by_rules: Sequence[Incident], watched: bool) -> Hindsight:
+    """Run the detectors over a run, and bring their incidents and those of the rules together."""
+    found = list(segments(run, watched))
+    spacing = _spacing(run)
+    with np.errstate(all="ignore"):
+        merged = _merged(detect_in(found), by_rules, TOGETHER * spacing, found)
+    return Hindsight(tuple(merged), spacing)
+
+
+def _spacing(run: LogRun) -> float:
+    apart = np.diff(np.unique(run.steps))
+    return float(np.median(apart)) if len(apart) else 1.0
+
+
+def _merged(
+    detected: Sequence[Incident], by_rules: Sequence[Incident], margin: float, found: Sequence[RunSegment]
+) -> list[Incident]:
+    mine: list[list[Incident]] = [[] for _ in detected]
+    alone: list[Incident] = []
+    for incident in by_rules:
+        place = _same(incident, detected, margin)
+        if place is None:
+            alone.append(_judged(incident, found))
+        else:
+            mine[place].append(incident)
+    both = [_joined(one, rules) if rules else one for one, rules in zip(detected, mine, strict=True)]
+    return sorted([*both, *alone], key=lambda i: (i.first_step, rank(i.severity)))
+
+
+def _same(incident: Incident, detected: Sequence[Incident], margin: float) -> int | None:
+    """Index of the detector's incident that is the same thing: one that overlaps, the nearest onset first."""
+    kin = SAME.get(incident.condition, ())
+    near = [
+        (abs(other.first_step - incident.first_step), place)
+        for place, other in enumerate(detected)
+        if other.condition in kin and _overlap(incident, other, margin)
+    ]
+    return min(near)[1] if near else None
+
+
+def _overlap(one: Incident, other: Incident, margin: float) -> bool:
+    ends = [float("inf") if i.last_step is None else i.last_step + margin for i in (one, other)]
+    return one.first_step <= ends[1] and other.first_step <= ends[0]
+
+
+def _joined(detected: Incident, by_rules: Sequence[Incident]) -> Incident:
+    """One incident of a detector's and those of rules that are the same thing.
+
+    The detector knows how a loss went on, so its severity counts there; elsewhere the gravest does.
+    """
+    severities = [detected.severity, *(i.severity for i in by_rules)]
+    hindsight = detected.condition == "TrainingPaused" or all(i.condition in _LOSS for i in by_rules)
+    severity = detected.severity if hindsight and not detected.is_problem else min(severities, key=rank)
+    live = min(i.live_step for i in by_rules if i.live_step is not None)
+    alerts = tuple(a for i in by_rules for a in i.alerts)
+    fired = gravest([a for a in alerts if a.state == "firing"])
+    return replace(
+        detected,
+        severity=severity,
+        layers=tuple(dict.fromkeys(layer for i in by_rules for layer in i.layers)),
+        rank=next((i.rank for i in by_rules if i.rank is not None), detected.rank),
+        evidence=(*detected.evidence, f"Live: {fired.rule} fired at step {live}."),
+        found_by=("rule", "detector"),
+        live_step=live,
+        alerts=alerts,
+    )
+
+
+def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
+    """An incident that only rules saw; as information where the whole run shows that it was no problem."""
+    if not incident.is_problem or incident.last_step is None:
+        return incident
+    if incident.condition == "TrainingStopped":
+        text = f"{incident.text} The run went on at step {incident.last_step}."
+        name = "TrainingPaused" if incident.severity == "warning" else "TrainingStopped"
+        return replace(incident, condition=name, severity="info", text=text)
+    segment = _segment_of(incident, found)
+    if segment is None or incident.condition not in _MAY_BE_NOISE:
+        return incident
+    what = "gradient norm" if incident.condition == "GradientNormExplosion" else segment.loss_name
+    if what != "gradient norm" and not segment.must_fall:
+        why = "In reinforcement learning and adversarial training a rising loss need not be bad."
+    elif (others := _as_high_elsewhere(incident, segment)) >= ELSEWHERE:
+        why = f"Seen over the whole run it is the noise of the curve: the {what} is as high in {others} other places."
+    else:
+        return incident
+    text = f"{incident.text} The {what} was back at step {incident.last_step}. {why}"
+    return replace(incident, severity="info", text=text)
+
+
+def _segment_of(incident: Incident, found: Sequence[RunSegment]) -> RunSegment | None:
+    """The segment in which an alert fired."""
+    for segment in found:
+        if len(segment.steps) and segment.steps[0] <= incident.first_step <= segment.steps[-1]:
+            return segment
+    return None
+
+
+def _as_high_elsewhere(incident: Incident, segment: RunSegment) -> int:
+    """Other places of the curve at which it is a third as far above its level."""
+    steps, rise = _rise(segment, incident.condition == "GradientNormExplosion")
+    if not len(steps):
+        return 0
+    start, stop = np.searchsorted(steps, (incident.first_step, incident.last_step or 0))
+    peak = float(rise[start : max(stop, start + 1)].max(initial=0.0))
+    high = rise > HIGH * peak
+    high[max(start - SUSTAINED, 0) : stop + SUSTAINED] = False
+    return len(spans(high)) if peak > 0 else 0
+
+
+def _rise(segment: RunSegment, gradient: bool) -> tuple[NDArray[np.int64], Array]:
+    """Steps, and how far a curve is above its past median, in levels of the curve."""
+    curve = segment.of("grad_norm") if gradient else segment.finite_loss
+    if curve is None or not len(curve):
+        return np.empty(0, np.int64), np.empty(0)
+    if gradient:
+        finite = np.isfinite(curve.values)
+        values = curve.values[finite]
+        return curve.steps[finite], np.nan_to_num(values / past_median(values) - 1)
+    reference = segment.reference
+    assert reference is not None
+    return curve.steps, np.nan_to_num((curve.values - reference.base) / reference.scale)

@@ -1,0 +1,44 @@
+"""Lines that are no record but say something: an overflow, NaN in words, an error, a checkpoint saved or loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from stabwatch.analysis.readers.names import number
+
+_OVERFLOW = re.compile(
+    r"(?:OVERFLOW|[Oo]verflow)\b.*?reducing to ([\d.e+-]+)|reducing loss scale to ([\d.e+-]+)|"
+    r"overflow detected,.*?setting loss scale to:? ([\d.e+-]+)|[Gg]rad[_ ]scale is (?:too )?small\D*([\d.][\d.e+-]*)|"
+    r"[Mm]inimum loss scale reached \(([\d.e+-]+)\)|[Ll]oss scale already at minimum"
+)
+_NAN = (
+    r"^(?!\s*[\w.]+\()(?!.*\b(?:no|not|without|never|any|zero|0)\W{1,4}(?:nan|inf|non-?finite)\b)"
+    r".*(?:diverged with loss|(?<![-\w=:])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
+    r"|\b(?:loss|grad\w*|param\w*|weights?|activations?|outputs?)\b[^=]{0,30}\b(?:is|are|became|become|was|were|contains?|turned|has|have|went)\b"
+    r"[^=]{0,14}\b(?:nans?|infs?|infinite|non-?finite|not finite)\b"
+    r"|\b(?:nans?|infs?)(?: (?:or|and|/) ?(?:nans?|infs?)|/(?:nans?|infs?))?"
+    r" (?:values? )?(?:was |were )?(?:detected|found|encountered|occurred)\b"
+    r"|\b(?:detected|found|encountered|got|received)(?: an?)? (?:nans?|infs?|non-?finite|not finite)\b"
+    r"|\bnon-?finite (?:loss|grad)|\bloss is probably exploding)"
+)
+"""Said in words: neither a value nor a call in source code, nor that there is none."""
+_ERROR = (
+    r"^Traceback|^[\w.]*(Error|Exception)(?::|$)|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
+)
+_REMARKS = (
+    ("nan_message", re.compile(_NAN, re.I)),
+    ("error", re.compile(_ERROR)),
+    ("checkpoint", re.compile(r"\bsav(ed|ing)\b.{0,40}(checkpoint|model)|checkpoint.{0,20}saved", re.I)),
+    ("restart", re.compile(r"resum(ed|ing)\b|load(ed|ing)\b.{0,30}\bcheckpoint|checkpoint.{0,20}\bloaded", re.I)),
+)  # fmt: skip
+
+
+def kind_of(text: str) -> tuple[str, float] | None:
+    """The kind of a `Remark` and the number that the line names (a loss scale), NaN if none; None for other lines."""
+    found = _OVERFLOW.search(text)
+    if found:
+        value = next((number(group) for group in found.groups() if group), None)
+        return "overflow", math.nan if value is None else value
+    kind = next((kind for kind, pattern in _REMARKS if pattern.search(text)), None)
+    return None if kind is None else (kind, math.nan)

@@ -1,0 +1,140 @@
+"""Sinks: what a run is exported to. A protocol, the registry of sinks, and the loop that feeds one.
+
+A package offers a sink of its own by a `SinkDeclaration` in the entry-point group `stabwatch.sinks`:
+
+    [project.entry-points."stabwatch.sinks"]
+    my-store = "my_package:SINK"
+
+`stabwatch export RUN --sink my-store` then uses it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Literal, Protocol
+
+from stabwatch.alerts.timeline import timeline
+from stabwatch.errors import ConfigError, SinkError, StabwatchError
+from stabwatch.exporters.declared import adopt
+from stabwatch.runlog import Event, Meta, RecordBatch, RecordLayout
+from stabwatch.runlog.schema import segments_of
+from stabwatch.runlog.source import Source
+
+GROUP = "stabwatch.sinks"
+Target = Literal["stream", "path", "none"]
+Progress = Callable[[Source], None]
+_log = logging.getLogger("stabwatch")
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What is known of a run before its first record.
+
+    layouts: of its records. seconds: how long it took, by its end event or else by the age of its files.
+    """
+
+    meta: Meta
+    layouts: tuple[RecordLayout, ...]
+    seconds: float
+
+
+class Sink(Protocol):
+    """One destination. The calls come from one thread: `open`, then records and events by time, then `close`."""
+
+    def open(self, run: RunHeader) -> None:
+        """Begin."""
+
+    def write(self, batch: RecordBatch) -> None:
+        """Write some consecutive records; all of them have one layout."""
+
+    def write_event(self, event: Event) -> None:
+        """Write one event: a start, an alert, an error, the end."""
+
+    def close(self) -> int:
+        """Finish; return how much was written, in units of the declaration. Not called after a failure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkDeclaration:
+    """What `stabwatch export` needs to know of a sink.
+
+    make: creates the sink. It takes the target, unless there is none, and the options named here as keywords.
+    target: 'stream' for a binary stream, which is a file or standard output; 'path' for the path of a file or folder;
+        'none' for a service.
+    suffix: end of the default file name. unit: what `close` counts.
+    """
+
+    name: str
+    help: str
+    make: Callable[..., Sink]
+    target: Target = "path"
+    suffix: str = ""
+    unit: str = "values"
+    options: tuple[str, ...] = ()
+
+
+def load_sinks() -> dict[str, SinkDeclaration]:
+    """The sinks of installed packages by name. One that cannot be loaded is logged and left out."""
+    found: dict[str, SinkDeclaration] = {}
+    for entry in entry_points(group=GROUP):
+        try:
+            declaration = entry.load()
+            if not isinstance(declaration, SinkDeclaration):
+                raise TypeError(f"{entry.value} is no SinkDeclaration")
+            found[declaration.name] = declaration
+        except Exception as error:
+            kind = type(error).__name__
+            _log.warning("stabwatch: sink %s (%s) cannot be loaded: %s: %s", entry.name, entry.value, kind, error)
+    return found
+
+
+def find_sink(name: str) -> SinkDeclaration:
+    """The sink of an installed package. Raises ConfigError."""
+    found = load_sinks()
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none is installed"
+        raise ConfigError(f"No sink is called {name!r}. Sinks of installed packages: {known}.")
+    return found[name]
+
+
+def write_run(source: Source, sink: Sink, progress: Progress | None = None) -> int:
+    """Write a whole run to a sink; returns how much it wrote. Raises SinkError for what a sink raises unexpectedly."""
+    adopt(source.meta.signals)
+    events = source.poll_events()
+    with _failures_of(type(sink).__name__):
+        sink.open(RunHeader(source.meta, tuple(source.tables), seconds_of(source, events)))
+        for item in timeline(source, events, kinds=None):
+            if isinstance(item, Event):
+                sink.write_event(item)
+            else:
+                sink.write(item)
+                if progress is not None:
+                    progress(source)
+        return sink.close()
+
+
+def make_sink(declaration: SinkDeclaration, *target: object, **options: object) -> Sink:
+    """Create a sink. Raises SinkError for what its code raises unexpectedly."""
+    with _failures_of(declaration.name):
+        return declaration.make(*target, **options)
+
+
+@contextmanager
+def _failures_of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (StabwatchError, OSError):
+        raise
+    except Exception as error:
+        raise SinkError(f"The sink {name} failed: {type(error).__name__}: {error}") from error
+
+
+def seconds_of(source: Source, events: Iterable[Event]) -> float:
+    """How long a run took, by its last end event or else by the age of its files; 0 when unknown."""
+    ends = [path.stat().st_mtime for path in segments_of(source.path)]
+    ends += [e.time for e in events if e.kind == "end"][-1:]
+    return ends[-1] - source.meta.created if ends else 0.0

@@ -1,0 +1,128 @@
+"""Accumulators of the run as a whole: loss, output logits, clipping, the gradient scaler, and what the user logs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stabwatch.distributed.health import BUSY_SOURCE
+from stabwatch.hooks.base.accumulators import Buffer, source_of
+from stabwatch.hooks.base.probe import PROBES, Probe
+from stabwatch.hooks.base.tensors import new_accumulator
+from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.kernels.where import on_host
+from stabwatch.runlog import Accumulator, host_accumulator
+from stabwatch.signals.reductions import CERTAINTY, CLIP, HOST, LOGSUMEXP, MEAN
+
+LOSS = PROBES.register(Probe(name="loss", tap="loss", reduction=MEAN, tier="always")).accumulator()
+LOGITS = PROBES.register(Probe(name="loss", tap="logits", reduction=LOGSUMEXP, tier="always")).accumulator()
+CERTAIN = PROBES.register(Probe(name="loss", tap="logits", reduction=CERTAINTY, tier="always")).accumulator()
+CLIPPED = PROBES.register(Probe(name="clip", tap="gradient", reduction=CLIP, tier="always")).accumulator()
+LOSS_SCALE = host_accumulator("loss_scale")
+LOSS_FALLBACKS = ("logged", "module", "function", "output", "backward")
+"""Where the loss may come from, best first; the first that was measured in a step becomes the loss."""
+
+
+def loss_source(name: str) -> Accumulator:
+    """The accumulator of one source of the loss; these are not written to the run log."""
+    return Accumulator("loss_source", name, "mean")
+
+
+class RunAccumulators:
+    """Accumulators on the device that belong to no module.
+
+    Attributes and not rows of a matrix: compiled graphs update some of them.
+    """
+
+    expected = (LOSS, LOGITS)
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.losses = {name: new_accumulator("mean", device) for name in LOSS_FALLBACKS}
+        self.loss = self.losses["function"]
+        self.logits = new_accumulator("logsumexp", device)
+        self.certainty = new_accumulator("certainty", device)
+        self.clip = new_accumulator("clip", device)
+        self.loss_scale = new_accumulator("host", device)
+        self.busy = new_accumulator("host", device)
+        self.logged: dict[str, Tensor] = {}
+        self.classifies = False
+        """A call of `cross_entropy` was seen, outside of compiled graphs."""
+        self.loss_seen = False
+        """A source of the loss better than `backward` was seen in this step."""
+
+    def register(self, buffer: Buffer) -> None:
+        """Put the accumulators into the step's buffer.
+
+        The busy time and the sources of the loss come first: the record leaves out everything up to their end.
+        """
+        buffer.add((BUSY_SOURCE,), source_of(self.busy))
+        for name in LOSS_FALLBACKS:
+            buffer.add((loss_source(name),), source_of(self.losses[name]))
+        buffer.add((LOGITS,), source_of(self.logits))
+        buffer.add((CERTAIN,), source_of(self.certainty))
+        buffer.add((CLIPPED,), source_of(self.clip))
+        buffer.add((LOSS_SCALE,), source_of(self.loss_scale))
+
+    @torch.no_grad()
+    def update_loss(self, source: str, value: Tensor) -> None:
+        """Add the mean loss of a micro-batch."""
+        self._update(self.losses[source], value)
+
+    @torch.no_grad()
+    def update_backward_loss(self, value: Tensor) -> None:
+        """Add what `backward` is called on: summed over the micro-batches of a step, as the gradients are."""
+        self._update(self.losses["backward"], value)
+        self.losses["backward"][0].fill_(1.0)
+
+    @torch.no_grad()
+    def update_clip(self, norm: Tensor) -> None:
+        """Add the norm that clipping found; squares add up over calls on several groups of parameters."""
+        norm = norm.detach().to(self._device, torch.float32, non_blocking=True)
+        norm = norm._local_tensor if hasattr(norm, "_local_tensor") else norm
+        one = torch.ones((), device=self._device)
+        merge_(CLIP, self.clip, torch.stack((one, norm.square(), (~torch.isfinite(norm)).float())))
+
+    @torch.no_grad()
+    def update_loss_scale(self, scale: Tensor) -> None:
+        """Note the gradient scaler's scale."""
+        scale = scale.detach().to(self._device, torch.float32, non_blocking=True).reshape(())
+        merge_(HOST, self.loss_scale, torch.stack((torch.ones_like(scale), scale)))
+
+    def fill_busy(self, seconds: float) -> None:
+        """Note this rank's time to the end of its forward, in a step that is merged over ranks."""
+        self.busy[0].fill_(1.0)
+        self.busy[1].fill_(seconds)
+
+    @torch.no_grad()
+    def update_logged(self, name: str, value: Tensor) -> None:
+        """Add a number that the user logs; these accumulators are not merged over ranks. See `take_logged`."""
+        accumulator = self.logged.setdefault(name, new_accumulator("mean", self._device))
+        self._update(accumulator, value)
+
+    def take_logged(self) -> dict[str, Tensor]:
+        """The accumulators of the numbers that were logged in this step."""
+        taken, self.logged = self.logged, {}
+        return taken
+
+    def _update(self, accumulator: Tensor, value: Tensor) -> None:
+        value = value.detach().to(accumulator.device, torch.float32, non_blocking=True).reshape(())
+        merge_(MEAN, accumulator, mean_partials(value, 1.0))
+
+
+def mean_partials(loss: Tensor, samples: Tensor | float, summed: bool = False) -> Partials:
+    """Count, sum and non-finite count of a loss: the mean over `samples`, their sum, or one number for each.
+
+    A NaN is part of the sum: a mean that left it out would be wrong, and the non-finite count explains it.
+    """
+    loss = loss.detach().float()
+    if on_host(loss) and not loss.dim():
+        value, count = loss.item(), float(samples)
+        return count, value if summed else value * count, float(not math.isfinite(value))
+    total = loss.sum() if summed or loss.dim() else loss * samples
+    bad = (~torch.isfinite(loss)).sum(dtype=torch.float32)
+    if not isinstance(samples, Tensor):
+        samples = torch.full((), samples, dtype=torch.float32, device=loss.device)
+    return torch.stack((samples.float(), total, bad))

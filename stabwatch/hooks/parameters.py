@@ -1,0 +1,185 @@
+"""Probes of parameters at the optimizer's step: makes their views, and measures layers in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.copies import Copies
+from stabwatch.hooks.base.probe import Probe
+from stabwatch.hooks.base.tensors import local
+from stabwatch.hooks.base.views import (
+    PARAMETER_VIEWS,
+    ParameterChange,
+    ParameterGradient,
+    ParameterView,
+    ParameterWeight,
+    WholeGradient,
+)
+from stabwatch.hooks.probes.last_update import LastChanges
+from stabwatch.hooks.probes.spectra import UPDATE_SPECTRUM, WEIGHT_SPECTRUM, Spectra, of_updates, of_weights
+from stabwatch.hooks.probes.weights import SHARDED
+
+
+@dataclass
+class Member:
+    """A parameter, its layer, the layer's index among those that are measured in turn, and the parameter's spectra."""
+
+    layer: str
+    parameter: nn.Parameter
+    index: int
+    spectra: Spectra
+
+
+class ParameterProbes:
+    """The parameters of a model, and the probes of `ParameterWeight`, `ParameterGradient` and `ParameterChange`.
+
+    Those that are measured in turn get the parameters of the layers that are due, and all others get every parameter.
+    counts: whether this rank counts a parameter. Another rank may hold the same one and count it.
+    """
+
+    def __init__(self, model: nn.Module, tracked: Iterable[tuple[str, str, nn.Parameter]], context: TapContext) -> None:
+        self._context = context
+        self.counts: Callable[[nn.Parameter], bool] = lambda parameter: True
+        modules = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
+        tracked = list(tracked)
+        layers = list(dict.fromkeys(layer for layer, _, p in tracked if p.is_floating_point()))
+        index = {layer: i for i, layer in enumerate(layers)}
+        self._members = {
+            id(p): Member(layer, p, index[layer], Spectra(name, p, modules.get(id(p))))
+            for layer, name, p in tracked
+            if p.is_floating_point()
+        }
+        for layer in layers:
+            context.declare_layer(layer)
+        for m in self._members.values():
+            for probe in (WEIGHT_SPECTRUM, UPDATE_SPECTRUM):
+                context.accumulators.add(probe.accumulator(name) for name in m.spectra.names)
+        self._copies = Copies()
+        self._before: list[tuple[Member, Tensor, ParameterGradient]] = []
+        self._last = LastChanges()
+
+    @property
+    def wanted(self) -> bool:
+        """Is anything to be measured before a step?"""
+        flags = self._context.flags
+        return flags.deep or any(self._context.due(view) for view in PARAMETER_VIEWS)
+
+    @torch.no_grad()
+    def before(self, optimizer: Any, closure: bool = False) -> None:
+        """The optimizer is about to step: weights and gradients; the parameters that are due are copied.
+
+        Before a step with a closure the gradients are those of the last step, and are not measured.
+        """
+        due = self._due(optimizer, self._context.flags.phase) if self._context.flags.deep else []
+        copies = self._copies.of([local(m.parameter) for m in due])
+        self._measure(ParameterWeight, self._weights(due), lambda: self._weights(self._of(optimizer)))
+        scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
+        scale = scale if isinstance(scale, Tensor) else None
+        gradients = self._gradients(due, scale, closure)
+        self._before = list(zip(due, copies, gradients, strict=True))
+        self._measure(
+            ParameterGradient, gradients, lambda: self._gradients(self._with_gradient(optimizer), scale, closure)
+        )
+        for probe in self._context.due(WholeGradient):
+            self._context.measure_each(probe, self._whole(optimizer, closure))
+
+    @torch.no_grad()
+    def after(self, optimizer: Any) -> None:
+        """The optimizer has stepped: what it did to the parameters that were copied, and its state."""
+        before, self._before = self._before, []
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        changes = [
+            self._change(m, old, gradient, optimizer.state.get(m.parameter, {}), groups[id(m.parameter)])
+            for m, old, gradient in before
+        ]
+        self._measure(ParameterChange, changes, lambda: ())
+        self._context.isolate(
+            WEIGHT_SPECTRUM, self._spectra, [(m, c) for (m, _, _), c in zip(before, changes, strict=True)]
+        )
+
+    @torch.no_grad()
+    def before_phase(self, optimizer: Any, phase: int) -> None:
+        """The next step measures this phase: copy some numbers of its parameters, to see what this step does."""
+        self._last.snapshot([local(m.parameter) for m in self._due(optimizer, phase)])
+
+    def after_phase(self) -> None:
+        """Keep what the step did to them until the next step."""
+        self._last.keep(self._context.step)
+
+    def _measure(
+        self, view: type[ParameterView], due: Sequence[ParameterView], every: Callable[[], Sequence[ParameterView]]
+    ) -> None:
+        """The probes of a view that are measured now, in the order of registration."""
+        everything: Sequence[ParameterView] | None = None
+        for probe in self._context.of(view):
+            if probe.round_robin and due:
+                self._context.measure_each(probe, due)
+            elif not probe.round_robin and self._context.flags.allows(probe.tier):
+                everything = every() if everything is None else everything
+                self._context.measure_each(probe, everything)
+
+    def _weights(self, members: Iterable[Member]) -> list[ParameterWeight]:
+        return [ParameterWeight(m.layer, m.parameter, local(m.parameter)) for m in members]
+
+    def _gradients(self, members: Iterable[Member], scale: Tensor | None, closure: bool) -> list[ParameterGradient]:
+        return [
+            ParameterGradient(
+                m.layer, m.parameter, local(m.parameter), None if closure else local(m.parameter.grad), scale
+            )
+            for m in members
+        ]
+
+    def _whole(self, optimizer: Any, closure: bool) -> list[WholeGradient]:
+        """One view per device."""
+        if closure:
+            return [WholeGradient(None, ())]
+        dense = [m.parameter for m in self._with_gradient(optimizer) if _dense(m.parameter.grad)]
+        pairs = [(local(p.grad), local(p)) for p in dense]
+        views = []
+        for device in dict.fromkeys(w.device for _, w in pairs):
+            gradients, weights = zip(*(pair for pair in pairs if pair[1].device == device), strict=True)
+            views.append(WholeGradient(gradients, weights))
+        return views
+
+    def _change(self, m: Member, old: Tensor, gradient: ParameterGradient, state: Any, group: Any) -> ParameterChange:
+        weight = local(m.parameter)
+        return ParameterChange(
+            m.layer, m.parameter, weight, old, weight.float() - old.float(), state, group,
+            gradient.invariant, self._last.take(weight, self._context.step),
+        )  # fmt: skip
+
+    def _spectra(self, changes: list[tuple[Member, ParameterChange]]) -> None:
+        whole = [(m.spectra, c) for m, c in changes if c.weight.shape == m.parameter.shape and m.spectra.names]
+        for spectra, partials in of_weights([(spectra, c.weight) for spectra, c in whole]):
+            self._update(WEIGHT_SPECTRUM, spectra, partials)
+        for spectra, partials in of_updates([(spectra, c.change) for spectra, c in whole]):
+            self._update(UPDATE_SPECTRUM, spectra, partials)
+        for m, c in changes:
+            if c.weight.shape != m.parameter.shape:
+                for name in m.spectra.names:
+                    self._context.unmeasured(WEIGHT_SPECTRUM.report_key, name, SHARDED)
+
+    def _update(self, probe: Probe, spectra: Spectra, partials: Tensor) -> None:
+        for name, row in zip(spectra.names, partials, strict=True):
+            self._context.accumulators.update(probe.accumulator(name), row)
+
+    def _due(self, optimizer: Any, phase: int) -> list[Member]:
+        phases = self._context.flags.phases
+        return [m for m in self._with_gradient(optimizer) if m.index % phases == phase]
+
+    def _with_gradient(self, optimizer: Any) -> list[Member]:
+        return [m for m in self._of(optimizer) if m.parameter.grad is not None]
+
+    def _of(self, optimizer: Any) -> list[Member]:
+        params = (p for group in optimizer.param_groups for p in group["params"])
+        return [self._members[id(p)] for p in params if id(p) in self._members and self.counts(p)]
+
+
+def _dense(gradient: Tensor | None) -> bool:
+    return gradient is not None and not gradient.is_sparse and gradient.numel() > 0

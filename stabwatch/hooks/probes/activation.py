@@ -1,0 +1,28 @@
+"""The moments of every watched module's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stabwatch.hooks.base.probe import PROBES, Probe
+from stabwatch.hooks.base.sites import Site
+from stabwatch.hooks.base.tensors import first_tensor, new_accumulator
+from stabwatch.kernels.moments import update_moments
+from stabwatch.kernels.where import is_fake, tracing
+from stabwatch.signals.reductions import MOMENTS
+
+ACTIVATION = PROBES.register(Probe(name="activation", tap="activation", reduction=MOMENTS, tier="sampled"))
+"""Collected by `measure`: an accumulator of each site is updated in place, also by compiled graphs."""
+
+
+def measure(site: Site, output: Any) -> None:
+    """Add the moments of a module's output to the site's accumulator."""
+    x = first_tensor(output)
+    if x is None or x.numel() == 0 or site.activation is None or (not tracing() and is_fake(x)):
+        return
+    with torch.no_grad():
+        if not tracing() and site.activation.device != x.device:
+            site.activation = new_accumulator("moments", x.device)
+        update_moments(x.detach(), site.activation)

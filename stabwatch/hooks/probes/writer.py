@@ -1,0 +1,62 @@
+"""Residual writers: the mean mode of their gradient, dead units of their input, and what they add to the stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
+from stabwatch.hooks.base.views import WriterGradient, WriterOutput
+from stabwatch.kernels.mean_mode import dead_units, mean_mode
+from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.moments import moments
+from stabwatch.signals import reductions
+
+NO_TOKENS = "its input has no token axis: it is not (batch, tokens, features)"
+NO_GRADIENT = "its output needs no gradient (a frozen branch, or reentrant checkpointing)"
+NO_TRUNK = "its block gets no tensor as a positional argument"
+
+_NEEDS = (Need("inputs", NO_TOKENS), Need("gradient", NO_GRADIENT))
+
+
+def _mean_mode(x: WriterGradient) -> Partials:
+    assert x.inputs is not None and x.gradient is not None
+    return mean_mode(x.inputs, x.gradient, x.groups)
+
+
+def _dead_units(x: WriterGradient) -> Partials:
+    assert x.inputs is not None
+    return dead_units(x.inputs)
+
+
+def _branch(x: WriterOutput) -> Partials:
+    assert x.trunk is not None
+    branch, trunk = moments(x.out.detach()), moments(x.trunk)
+    return _stack((branch[0] - branch[2], branch[1], trunk[0] - trunk[2], trunk[1]))
+
+
+def _stack(partials: tuple[Any, ...]) -> Partials:
+    """Numbers on the host stay numbers; those on a device become a tensor."""
+    return torch.stack(partials) if isinstance(partials[0], Tensor) else partials
+
+
+PROBES.register(
+    Probe(
+        name="mean_mode", tap="writer", reduction=reductions.MEAN_MODE, tier="deep",
+        compute=on(WriterGradient, _mean_mode), needs=_NEEDS, round_robin=True, optional=True, reported_as="writer",
+    )
+)  # fmt: skip
+PROBES.register(
+    Probe(
+        name="units", tap="writer", reduction=reductions.UNITS, tier="deep", compute=on(WriterGradient, _dead_units),
+        needs=_NEEDS, round_robin=True, optional=True, reported_as="writer",
+    )
+)  # fmt: skip
+BRANCH = PROBES.register(
+    Probe(
+        name="branch", tap="writer", reduction=reductions.BRANCH, tier="deep", compute=on(WriterOutput, _branch),
+        needs=(Need("trunk", NO_TRUNK),), round_robin=True, optional=True,
+    )
+)  # fmt: skip

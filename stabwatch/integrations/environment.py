@@ -1,0 +1,34 @@
+"""The environment variables by which `stabwatch run` reaches the program that it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+STARTUP = str(Path(__file__).parent / "startup")
+"""Folder of the `sitecustomize`, put first on PYTHONPATH."""
+SETTINGS = "STABWATCH_SETTINGS_FILE"
+"""Path of the settings file, if one was given."""
+FOLDER = "STABWATCH_RUN_FOLDER"
+"""Folder for the run log, if one was given."""
+
+
+def add_to(environ: MutableMapping[str, str], config: Path | None, run_dir: Path | None) -> None:
+    """Make Python programs with this environment watched."""
+    entries = [STARTUP, *filter(None, [environ.get("PYTHONPATH")])]
+    environ["PYTHONPATH"] = os.pathsep.join(entries)
+    for name, path in ((SETTINGS, config), (FOLDER, run_dir)):
+        if path is not None:
+            environ[name] = str(path.absolute())
+
+
+def take_from(environ: MutableMapping[str, str]) -> None:
+    """Undo `add_to`: programs started from here on are not watched."""
+    entries = [e for e in environ.get("PYTHONPATH", "").split(os.pathsep) if e and e != STARTUP]
+    if entries:
+        environ["PYTHONPATH"] = os.pathsep.join(entries)
+    else:
+        environ.pop("PYTHONPATH", None)
+    for name in (SETTINGS, FOLDER):
+        environ.pop(name, None)

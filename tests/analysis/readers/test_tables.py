@@ -1,0 +1,93 @@
+"""Tables as spreadsheets, Windows, pandas and experiment trackers write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from stabwatch.analysis.readers import read_log
+
+N = 20
+
+
+def _run(tmp_path, text, name="metrics.csv"):
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_log(path).runs[0]
+
+
+ROWS = [(10 * i, 3 - i / 20, 0.001) for i in range(N)]
+
+
+def _table(delimiter=",", end="\n", head=("step", "loss", "lr"), form=str):
+    return end.join(delimiter.join(map(form, row)) for row in [head, *ROWS]) + end
+
+
+def _comma(cell):
+    return str(cell).replace(".", ",")
+
+
+WRITTEN = {
+    "plain": _table(),
+    "CR LF": _table(end="\r\n"),
+    "CR CR LF": _table(end="\r\r\n"),
+    "CR": _table(end="\r"),
+    "blank lines between": _table(end="\n\n"),
+    "a blank line below the header": _table().replace("\n", "\n\n", 1),
+    "a byte order mark": "\ufeff" + _table(end="\r\n"),
+    "UTF-16": _table(end="\r\n").encode("utf-16"),
+    "semicolons": _table(";"),
+    "semicolons and decimal commas": _table(";", form=_comma),
+    "tabs and decimal commas": _table("\t", form=_comma),
+    "tabs": _table("\t"),
+    "quotes": _table(form=lambda cell: f'"{cell}"'),
+    "a quoted header": _table(head=('"step"', '"loss"', '"lr"')),
+    "blanks after commas": _table(", "),
+    "a comment before it": "# written by a script\n" + _table(),
+    "a comment as the header": _table(" ", head=("# step", "loss", "lr")),
+    "blanks": _table("   "),
+    "trailing rules": _table().replace("\n", "\n----------\n", 1),
+}
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_the_same_table_however_it_is_written(form, tmp_path):
+    run = _run(tmp_path, WRITTEN[form])
+    loss = run.of("loss")
+    assert loss.steps.tolist() == [10 * i for i in range(N)]
+    assert loss.values.tolist() == pytest.approx([3 - i / 20 for i in range(N)])
+    assert set(run.of("learning_rate").values.tolist()) == {0.001}
+
+
+def test_the_index_of_pandas_is_no_step_beside_one(tmp_path):
+    run = _run(tmp_path, ",iter,loss\n" + "".join(f"{i},{5000 + i}.0,{3 - i / 20}\n" for i in range(N)))
+    assert run.of("loss").steps.tolist() == [5000 + i for i in range(N)]
+
+
+@pytest.mark.parametrize("column", ["phase", "split", "mode"])
+def test_a_column_that_says_what_a_row_is_of(column, tmp_path):
+    rows = "".join(f"{i},train,{3 - i / 20}\n{i},val,{4 - i / 20}\n" for i in range(N))
+    run = _run(tmp_path, f"epoch,{column},loss\n{rows}")
+    assert run.of("loss").values.tolist() == [3 - i / 20 for i in range(N)]
+    assert run.of("eval_loss").values.tolist() == [4 - i / 20 for i in range(N)]
+    assert run.steps.tolist() == list(range(N))
+
+
+@pytest.mark.parametrize(
+    "head", ["key,value,step,timestamp", "metric,value,step,time", "metricName,metricValue,step,when"]
+)
+def test_one_value_a_row(head, tmp_path):
+    rows = "".join(f"train_loss,{3 - i / 20},{10 * i},1700\nlr,0.001,{10 * i},1700\n" for i in range(N))
+    run = _run(tmp_path, f"{head}\n{rows}")
+    assert run.of("loss").steps.tolist() == [10 * i for i in range(N)]
+    assert run.of("loss").values.tolist() == [3 - i / 20 for i in range(N)]
+    assert run.of("learning_rate") is not None
+
+
+def test_a_table_of_tensorboard_is_named_after_its_tag(tmp_path):
+    text = "Wall time,Step,Value\n" + "".join(f"1700.5,{10 * i},{3 - i / 20}\n" for i in range(N))
+    assert _run(tmp_path, text, "run-1-tag-losses_value_loss.csv").of("loss").name == "losses_value_loss"
+
+
+def test_a_sentence_is_no_table(tmp_path):
+    text = "The loss fell\nto 3 again\nfrom 5 then\n" + "".join(f"step {i} loss {3 - i / 20}\n" for i in range(N))
+    assert _run(tmp_path, text, "train.log").of("loss").steps.tolist() == list(range(N))

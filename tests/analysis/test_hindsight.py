@@ -1,0 +1,230 @@
+"""Rules and detectors together: what is merged, what only hindsight shows, and a run beside its own text log."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stabwatch.analysis import Analysis, analyze, open_source
+from stabwatch.analysis.analyze import analyze_source
+from stabwatch.analysis.readers.records import ForeignLog
+from stabwatch.analysis.replay import replay
+from stabwatch.analysis.run_curves import RunCurves
+from stabwatch.cli.commands.replay import rendered
+from stabwatch.runlog import Event, Meta, RecordBatch, RunFolder
+from tests.alerts.scenarios import block
+from tests.analysis.curves import HEALTHY, analysed, healthy, run_of
+
+META = Meta(run="r", created=0.0, host="h", pid=1, pid_started=0.0)
+LENGTH = 1200
+
+
+def falling_loss(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return 0.5 + 2.5 * np.exp(-np.arange(LENGTH) / 150) + 0.03 * rng.standard_normal(LENGTH)
+
+
+def changed(kind: str, seed: int = 0) -> np.ndarray:
+    loss, noise = falling_loss(seed), np.random.default_rng(seed + 100).standard_normal(LENGTH)
+    match kind:
+        case "jump to a level":
+            loss[700:] = 2.3 + 0.03 * noise[700:]
+        case "not learning":
+            loss = np.log(10) + 0.008 * noise
+        case "too good":
+            loss[800:] = 0
+        case "shift":
+            loss[800:] += 0.3
+        case "slow rise":
+            loss[800:] += 0.004 * np.arange(LENGTH - 800)
+        case "short spike":
+            loss[600:604] += 3
+        case "long spike":
+            loss[600:630] += np.linspace(4, 0, 30)
+        case "one batch":
+            loss[600] += 5
+        case "nan":
+            loss[1000:] = np.nan
+        case "nan and back":
+            loss[600:603] = np.nan
+    return loss
+
+
+KINDS = (
+    "calm", "jump to a level", "not learning", "too good", "shift", "slow rise", "short spike", "long spike",
+    "one batch", "nan", "nan and back",
+)  # fmt: skip
+CALM = ("calm", "one batch")
+
+
+def folder(path: Path, batch: RecordBatch, *events: Event) -> Path:
+    written = RunFolder(path, META)
+    for i in range(len(batch)):
+        written.append(batch.table, int(batch.steps[i]), float(batch.times[i]), batch.rows[i])
+    for event in events:
+        written.event(event)
+    written.close()
+    return path
+
+
+def text_log(path: Path, loss: np.ndarray) -> Path:
+    path.write_text("".join(f"step {i} loss {x:.6f}\n" for i, x in enumerate(loss)))
+    return path
+
+
+def problems(found: Analysis) -> list[tuple[str, int, int | None]]:
+    return [(i.condition, i.first_step, i.last_step) for i in found.incidents if i.is_problem]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_and_its_own_text_log_have_one_verdict(kind, tmp_path):
+    loss = changed(kind)
+    run = analyze(folder(tmp_path / "run", block({"loss": loss.tolist()})))
+    log = analyze(text_log(tmp_path / "train.log", loss))
+    assert run.calm == log.calm == (kind in CALM)
+    assert problems(run) == problems(log)
+    if not run.calm:
+        assert run.diagnosis.verdict == log.diagnosis.verdict
+        assert {c.name for c in log.diagnosis.causes} <= {c.name for c in run.diagnosis.causes}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_replay_and_analyze_agree_or_say_why(kind, seed):
+    run = run_of(loss=changed(kind, seed))
+    live, whole = replay([ForeignLog(Path("x.log"), run)]), analysed(run)
+    (found,) = live.runs
+    if live.exit_code == whole.exit_code:
+        return
+    said = " ".join(str(part) for part in rendered(live))
+    assert whole.exit_code == 1 and found.only_in_hindsight, "only hindsight may add a problem to these curves"
+    assert "the whole run shows more than a rule can see live" in said
+
+
+def test_a_rule_and_a_detector_make_one_incident():
+    (spike,) = [i for i in analysed(run_of(loss=changed("long spike"))).incidents if i.is_problem]
+    assert (spike.condition, spike.found_by, spike.first_step) == ("LossSpike", ("rule", "detector"), 600)
+    assert spike.live_step == 602 and "Live: LossSpike fired at step 602." in spike.evidence
+    assert {a.rule for a in spike.alerts} >= {"LossSpike"} and "alerts" not in spike.to_dict()
+
+
+def test_what_a_spike_became_names_it():
+    (gone,) = [i for i in analysed(run_of(loss=changed("jump to a level"))).incidents if i.is_problem]
+    assert gone.condition == "LossDivergence" and {"LossSpike", "LossDivergence"} <= {a.rule for a in gone.alerts}
+
+
+def test_a_spike_that_is_the_noise_of_its_curve_is_information():
+    loss = falling_loss(3)
+    for at in (300, 500, 700, 900):
+        loss[at : at + 3] *= 6
+    run = run_of(loss=loss)
+    live, whole = replay([ForeignLog(Path("x.log"), run)]), analysed(run)
+    assert (live.exit_code, whole.exit_code) == (1, 0)
+    (found,) = live.runs
+    assert len(found.withdrawn) == 4 and "noise of the curve" in found.withdrawn[0].text
+    assert "No problem in hindsight, LossSpike at step 300" in " ".join(map(str, _flat(rendered(live))))
+
+
+def _flat(parts):
+    return (getattr(part, "renderable", part) for part in parts)
+
+
+def test_what_a_layer_shows_is_never_withdrawn(tmp_path):
+    series = {"loss": falling_loss(0).tolist(), "lower a": [10.0] * 600 + [150.0] * 30 + [10.0] * 570}
+    found = analyze(folder(tmp_path / "run", block(series)))
+    assert found.exit_code == 1 and found.diagnosis.causes[0].name == "AttentionLogitGrowth"
+    (grown,) = [i for i in found.incidents if i.is_problem]
+    assert (grown.layers, grown.found_by) == (("a",), ("rule",))
+
+
+def test_a_run_that_paused_or_was_resumed_is_no_problem(tmp_path):
+    before, after = block({"loss": [2.0] * 100}), block({"loss": [2.0] * 100}, first=100)
+    late = RecordBatch(after.table, after.steps, after.times + 5000, after.rows)
+    run = RunFolder(tmp_path / "run", META)
+    for batch in (before, late):
+        for i in range(len(batch)):
+            run.append(batch.table, int(batch.steps[i]), float(batch.times[i]), batch.rows[i])
+    run.close()
+    found = analyze(tmp_path / "run")
+    assert [a.rule for a in found.alerts if a.state == "firing"] == ["TrainingStopped"]
+    pauses = [i for i in found.incidents if i.condition == "TrainingPaused"]
+    assert pauses and not any(i.is_problem for i in pauses), [i.text for i in found.incidents]
+
+
+def test_nothing_is_missing_where_the_loss_was_not_measured(tmp_path):
+    """In a text log a loss that stops while others go on is a NaN left blank; a run folder records NaN as NaN."""
+    loss = [*falling_loss(0)[:600].tolist(), *[None] * 600]
+    found = analyze(folder(tmp_path / "run", block({"loss": loss, "learning_rate": [1e-3] * LENGTH})))
+    assert found.calm, [i.text for i in found.incidents]
+
+
+def test_healthy_curves_are_silent_for_rules_and_detectors_together():
+    warned = []
+    for place, family in enumerate(HEALTHY):
+        for seed in range(8):
+            run = healthy(np.random.default_rng([seed, place]), family)
+            warned += [f"{family} {seed}: {i.text}" for i in analysed(run).incidents if i.is_problem][:1]
+    assert warned == []
+
+
+def test_open_source_gives_one_kind_of_source(tmp_path):
+    log = text_log(tmp_path / "train.log", falling_loss(0))
+    run = folder(tmp_path / "run", block({"loss": falling_loss(0).tolist()}))
+    for path in (run, log):
+        (source,) = open_source(path)
+        assert analyze_source(source).exit_code == 0
+
+
+def test_the_curves_of_a_long_run_are_thinned_and_keep_what_stands_out(monkeypatch):
+    monkeypatch.setattr("stabwatch.analysis.run_curves.MOST_POINTS", 20_000)
+    curves, rng = RunCurves(), np.random.default_rng(0)
+    curves._check = 20_000
+    for start in range(0, 100_000, 1000):
+        loss = 2 + 0.02 * rng.standard_normal(1000)
+        if start == 77_000:
+            loss[500] = np.nan
+        curves.add(block({"loss": loss.tolist()}, first=start))
+    view = curves.run("r")
+    loss = view.of("loss")
+    assert loss is not None and len(loss) < 40_000 and "one in" in curves.note
+    assert np.isnan(loss.values[loss.steps == 77_500]).all() and (loss.steps == 77_500).any()
+    assert (loss.lines == loss.steps + 1).all()
+
+
+LONG = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from stabwatch.analysis import analyze_source
+from stabwatch.runlog import Accumulator, Meta, RecordBatch, RecordLayout, host_accumulator
+table = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("gradient", "", "clip"),
+                            host_accumulator("learning_rate"), host_accumulator("step_seconds")])
+class Long:
+    meta = Meta(run="long", created=0.0, host="h", pid=1, pid_started=0.0)
+    path, tables, position, size = Path("long"), [table], 0, 1
+    bad_event_lines = damaged_records = torn_bytes = 0
+    def poll_events(self): return []
+    def stream(self):
+        rng = np.random.default_rng(0)
+        for start in range(0, int(sys.argv[1]), 4096):
+            n = min(4096, int(sys.argv[1]) - start)
+            rows = np.zeros((n, table.width), np.float32)
+            for cell in table.cells:
+                rows[:, table.start(cell)] = 1
+                rows[:, table.start(cell) + 1] = 2 + 0.02 * rng.standard_normal(n)
+            steps = np.arange(start, start + n)
+            yield RecordBatch(table, steps, 1e9 + 0.1 * steps, rows)
+found = analyze_source(Long())
+print(found.records, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, [i.text for i in found.incidents])
+"""
+
+
+@pytest.mark.slow
+def test_a_million_records_need_little_memory():
+    done = subprocess.run([sys.executable, "-c", LONG, "1000000"], capture_output=True, text=True)
+    records, megabytes = map(int, done.stdout.split()[:2])
+    assert records == 1_000_000 and megabytes < 350, (done.stdout, done.stderr)
