@@ -30,6 +30,8 @@ UNKNOWN = -1
 """In place of a rank that is not known."""
 MIN_DIFFERENCE = 1e-9
 """Below this difference two replicas count as equal; used to attribute a difference, not for an alert."""
+REPLICA_FIELDS = 12
+"""Of the accumulators with which replicas of one layer are compared."""
 CLEAR = 3.0
 """Of two ranks that diverge, the faulty one is that whose weights moved this many times as far."""
 
@@ -53,7 +55,7 @@ class RankHealth:
         weights = [c for c in device.cells if c.tap == "weight" and c.reduction == "moments"]
         self._weights, self._broken = _field(device, weights, "sumsq"), _field(device, weights, "nonfinite")
         self._counts = _field(device, weights, "count")
-        self.sources = (*SPREADS, *(Accumulator("replica_source", c.site, "replica_source") for c in weights))
+        self.sources = (*SPREADS, *(source for c in weights for source in _replica_sources(c.site)))
         self.cells = (*SPREADS, *(Accumulator("replica", c.site, "replica") for c in weights))
         self.coupled = False
         self._equal_once = np.zeros(len(weights), dtype=bool)
@@ -64,7 +66,7 @@ class RankHealth:
     @property
     def width(self) -> int:
         """Number of fields of `sources`."""
-        return 5 * len(SPREADS) + 7 * len(self._weights)
+        return 5 * len(SPREADS) + REPLICA_FIELDS * len(self._weights)
 
     @property
     def absent(self) -> Row:
@@ -87,13 +89,12 @@ class RankHealth:
         return np.nan
 
     def _replica(self, rank: int, x: Row) -> Row:
-        """(7 * layers,): count, sum, broken, largest, its rank, minus the smallest, its rank."""
+        """(REPLICA_FIELDS * layers,): spreads of the sums of squares and of their negatives, and what is not finite."""
         norms, measured = x[self._weights], x[self._counts] > 0
         broken = (x[self._broken] > 0) | ~np.isfinite(norms)
-        out = np.empty((len(norms), 7))
-        out[:, 0], out[:, 1], out[:, 2] = 1, np.where(broken, 0, norms), broken
-        out[:, 3], out[:, 4] = np.where(broken, np.inf, norms), rank
-        out[:, 5], out[:, 6] = np.where(broken, -np.inf, -norms), rank
+        one, total, end = np.ones(len(norms)), np.where(broken, 0.0, norms), np.where(broken, np.inf, norms)
+        high, low = (one, total, end, rank * one, end), (one, -total, -end, rank * one, -end)
+        out = np.stack((*high, *low, one, broken), axis=1)
         out[~measured] = np.nan
         return out.reshape(-1)
 
@@ -104,12 +105,13 @@ class RankHealth:
         spreads[~(spreads[:, 0] > 1)] = np.nan
         if spreads[2, 4] > 0:  # every rank counted some, so this step does not show which was first
             spreads[2, 3] = UNKNOWN
-        return np.concatenate([spreads.reshape(-1), self._compared(x[5 * len(SPREADS) :].reshape(-1, 7)).reshape(-1)])
+        replicas = self._compared(x[5 * len(SPREADS) :].reshape(-1, REPLICA_FIELDS))
+        return np.concatenate([spreads.reshape(-1), replicas.reshape(-1)])
 
     def _compared(self, x: Row) -> Row:
         """(layers, 3): number of ranks that measured a layer, the largest difference, and its rank."""
-        count, total, broken, high, high_rank, low, low_rank = x.T
-        low = -low
+        count, total, high, high_rank, _, _, _, minus_low, low_rank, _, _, broken = x.T
+        low = -minus_low
         several = count > 1
         out = np.full((len(x), 3), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -145,6 +147,12 @@ class RankHealth:
         self._diverged = np.where(pair, differs, self._diverged)
         self._last = np.where(pair, norms, self._last)
         return self._odd
+
+
+def _replica_sources(layer: str) -> tuple[Accumulator, ...]:
+    """What each rank reports of a layer: its sum of squares, minus that (for the smallest), and if it is not finite."""
+    high, low = (Accumulator(f"replica_{end}", layer, "rank_spread") for end in ("high", "low"))
+    return high, low, Accumulator("replica_nonfinite", layer, "host_count")
 
 
 def _spread(rank: int, value: float) -> Row:

@@ -41,13 +41,13 @@ SIGNALS = (
     ),
     _rank(
         "rank_nonfinite_worst", "rank_nonfinite",
-        "Rank that counted the most non-finite values; -1: every rank counted some, and which was first is not known.",
+        "Rank that counted the most non-finite values; -1: every rank counted some.",
         "rank",
     ),
     Signal(
         name="replica_difference_ratio",
-        help="Relative difference between a layer's sum of squared weights on the rank that differs and on the others; "
-        "of two ranks, or where several differ, half the range over its middle.",
+        help="Relative difference between a layer's sum of squared weights on the rank that differs and on the others "
+        "(if unclear: half the range).",
         unit="ratio",
         tap="replica",
         reduction="replica",

@@ -78,10 +78,6 @@ HOST = _reduction("host", count="sum", last="max")
 HOST_COUNT = _reduction("host_count", count="sum", sum="sum")
 RANK_SPREAD = _reduction("rank_spread", count="sum", sum="sum", max="max", rank="arg", min="min")
 REPLICA = _reduction("replica", count="sum", max="max", rank="arg")
-REPLICA_SOURCE = _reduction(
-    "replica_source",
-    count="sum", sum="sum", broken="sum", high="max", high_rank="arg", minus_low="max", low_rank="arg",
-)  # fmt: skip
 
 SHAPE = _reduction("shape", count="sum", sumsq="sum", fourth="sum", outliers="sum")
 TOKENS = _reduction("tokens", count="sum", cosine="sum", mean_sumsq="sum", centred_sumsq="sum")
@@ -124,7 +120,7 @@ REDUCTIONS: dict[str, Reduction] = {
         MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, ATTENTION_ENTROPY, CLIP, HOST, HOST_COUNT,
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
-        SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, REPLICA_SOURCE, ATTENTION_CONTRACTION, RADII,
+        SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII,
     )
 }  # fmt: skip
 
