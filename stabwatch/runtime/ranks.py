@@ -65,21 +65,21 @@ class SharedSteps:
         """Whether steps are exchanged."""
         return self.exchange is not None and not self.exchange.broken
 
-    def submit(self, watched: int, number: int, transfer: HostTransfer, part: HostPart | None) -> bool:
-        """This rank has measured a step; False if it is not exchanged. watched: how many steps came before it."""
-        return self._submit(watched, number, transfer, part)
+    def submit(self, watched: int, number: int, transfer: HostTransfer | None, part: HostPart | None) -> bool:
+        """This rank has ended a step; False if it is not exchanged.
 
-    def skip(self, watched: int, number: int) -> None:
-        """This rank has ended a step without measuring it; others may have measured it."""
-        self._submit(watched, number, None, HostPart(time.time(), NO_HOST_NUMBERS, {}))
-
-    def _submit(self, watched: int, number: int, transfer: HostTransfer | None, part: HostPart | None) -> bool:
+        watched: how many steps came before it. transfer: None if it was not measured.
+        """
         if self.exchange is None or self.exchange.broken:
             return False
         if number - watched != self._offsets[-1][1]:
             self._offsets.append((watched, number - watched))
         self.exchange.submit(watched, transfer, part)
         return not self.exchange.broken
+
+    def skip(self, watched: int, number: int) -> None:
+        """This rank has ended a step without measuring it; others may have measured it."""
+        self.submit(watched, number, None, HostPart(time.time(), NO_HOST_NUMBERS, {}))
 
     def close(self, reason: str) -> None:
         """Leave the exchange. reason: why, for the other ranks."""

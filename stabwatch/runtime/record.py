@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stabwatch.distributed.health import RankHealth
 from stabwatch.hooks.base.host_transfer import HostTransfer
@@ -21,6 +22,18 @@ _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
 )  # fmt: skip
 _HOST_COUNTS = ("skipped_steps_total", "probe_errors_total", "records_dropped_total")
+
+
+@dataclass(frozen=True)
+class HostPart:
+    """What the rank that writes the record adds to it, and what is not merged over ranks.
+
+    time: seconds since the epoch. host: fields of the host accumulators. logged: what the user logged, by name.
+    """
+
+    time: float
+    host: NDArray[np.float64]
+    logged: Mapping[str, HostTransfer]
 
 
 @dataclass
@@ -49,6 +62,10 @@ class HostNumbers:
         """Reset what is counted within a step."""
         self.data_wait, self.samples = math.nan, 0
 
+    def part(self, logged: Mapping[str, Tensor]) -> HostPart:
+        """What the host adds to the record of this step. logged: accumulators of what the user logged, by name."""
+        return HostPart(time.time(), self.take(), {name: HostTransfer(partials) for name, partials in logged.items()})
+
     def take(self) -> NDArray[np.float64]:
         """Fields of the host accumulators, (count, value) each; of counters the increment since the last call."""
         totals = (self.skipped, self.errors, self.dropped)
@@ -62,18 +79,6 @@ class HostNumbers:
 
 NO_HOST_NUMBERS = np.full(2 * (len(_HOST_GAUGES) + len(_HOST_COUNTS)), np.nan)
 """Of a step that this rank did not measure."""
-
-
-@dataclass(frozen=True)
-class HostPart:
-    """What the rank that writes the record adds to it, and what is not merged over ranks.
-
-    time: seconds since the epoch. host: fields of the host accumulators. logged: what the user logged, by name.
-    """
-
-    time: float
-    host: NDArray[np.float64]
-    logged: Mapping[str, HostTransfer]
 
 
 HOST_ACCUMULATORS = tuple(host_accumulator(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))

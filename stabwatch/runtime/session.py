@@ -206,8 +206,7 @@ class Session:
         self._host.learning_rate = learning_rate(optimizer)
         if id(optimizer) not in self._seen_optimizers:
             self._seen_optimizers.add(id(optimizer))
-            if self._writer is not None:
-                self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
+            self._event("optimizer", self.step, **optimizer_facts(optimizer))
 
     def _end_step(self) -> None:
         self._taps.steps.step_ends()
@@ -241,17 +240,14 @@ class Session:
         if self._shared.active and self._busy is not None:
             self.context.run.fill_busy(self._busy)
         transfer = HostTransfer(self._taps.buffer.flush())
-        part = self._host_part(self._writer) if self._writer is not None else None
+        part = None
+        if self._writer is not None:
+            self._host.overhead, self._host.dropped = self._governor.overhead, self._writer.dropped
+            self._host.errors = self.isolation.errors.total()
+            part = self._host.part(self.context.run.take_logged())
         exchanged = self._shared.submit(step - self._offset, step, transfer, part)
         if part is not None and not exchanged:
             self._write(step, transfer.wait, None, part)
-
-    def _host_part(self, writer: Writer) -> HostPart:
-        self._host.overhead = self._governor.overhead
-        self._host.errors = sum(self.isolation.errors.values())
-        self._host.dropped = writer.dropped
-        logged = {name: HostTransfer(partials) for name, partials in self.context.run.take_logged().items()}
-        return HostPart(time.time(), self._host.take(), logged)
 
     def _write(
         self, step: int, row: Callable[[], NDArray[np.floating]], health: NDArray[np.float64] | None, part: HostPart
@@ -287,8 +283,7 @@ class Session:
     # -- reporting ----------------------------------------------------------------------------------
 
     def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
-        if self._writer is not None:
-            self._writer.event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
+        self._event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
         what = "is switched off" if disabled else "failed; training continues"
         _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
 
@@ -301,8 +296,7 @@ class Session:
             self.context.unmeasured("residual", "", not_in_graph(self.context.probes))
         report = self._taps.coverage.report(self._taps.assembler.fired)
         self._host.taps_missing = float(len(report["missing"]))
-        if self._writer is not None:
-            self._writer.event("coverage", self.step, **report)
+        self._event("coverage", self.step, **report)
         if report["missing"]:
             verb = "lists it" if len(report["missing"]) == 1 else "lists them"
             text = summary(report["missing"], self._taps.assembler.fired)
