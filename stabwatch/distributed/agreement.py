@@ -1,7 +1,7 @@
 """A step from which all ranks do something together, for guards that need a collective of their own.
 
-Ranks announce themselves in the job's store; rank 0 then names a step, a few ahead, from which all of them take part. A
-guard on one rank alone must not hang a job.
+Ranks announce themselves in the job's store. Then rank 0 sets a step, a few ahead, from which all of them take part. So
+a guard on a single rank cannot hang a job.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StepAgreement:
             self._store.set(f"{self._key}/{ranks.rank}", "1")
 
     def joins(self, step: int) -> bool:
-        """True if all ranks act at this step: the same answer on every rank."""
+        """Whether all ranks act at this step; the same on every rank."""
         if not self._ranks.wanted or self._gave_up or not self._ranks.coupled:
             return False
         if self._start is None:

@@ -1,18 +1,18 @@
-"""Connections of one rank to its parent and its children in the tree, run by one thread, apart from all of torch's.
+"""Connections of one rank to its parent and its children in the tree, run by one thread, separate from torch's.
 
-A rank that has children in the tree listens on a free port and says in the directory where. A child looks its parent up
-there and connects; where the parent is not there, does not fit, does not answer or is lost, it takes the next ancestor,
-up to rank 0. Nobody waits for anybody: sockets do not block, and whoever is silent for `SILENT` seconds is dropped.
+A rank that has children in the tree listens on a free port and publishes it in the directory. A child looks up its
+parent there and connects. Where the parent is absent, does not fit, does not answer or is lost, it takes the next
+ancestor, up to rank 0. Sockets do not block, and a connection that is silent for `SILENT` seconds is dropped.
 
 Frames (see frames.py), by `kind`:
 
-    hello    child -> parent    rank, token (the parent's, from the directory: who knows it is of this job)
-    welcome  parent -> child    it is taken
-    row      child -> parent    step, ranks; the block is a packed Partial (layout.py)
+    hello      child -> parent  rank, token (the parent's, from the directory: it proves that the child is of this job)
+    welcome    parent -> child  it is accepted
+    row        child -> parent  step, ranks; the block is a packed Partial (layout.py)
     broadcast  parent -> child  topic, data: from rank 0 to all ranks, passed on downwards
-    reply    child -> parent    topic, data: from one rank to rank 0, passed on upwards
-    beat     both ways, once a second
-    bye      both ways          the sender leaves
+    reply      child -> parent  topic, data: from one rank to rank 0, passed on upwards
+    beat       both ways        once a second
+    bye        both ways        the sender leaves
 """
 
 from __future__ import annotations

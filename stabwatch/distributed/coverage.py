@@ -15,13 +15,15 @@ from stabwatch.distributed.tree import RankSet, missing, size
 MOST_NAMED = 16
 """Missing ranks of which the reason is looked up and written down."""
 SETTLE = 1.0
-"""Seconds for which a change is held, so that ranks that come or go together are one piece of news."""
+"""Seconds after a change before it is reported, so that ranks that come or go together are one change."""
 ASK = 3.0
 """Seconds to wait for the store's answers about missing ranks."""
 LAST = 1.0
 """The same, when the run ends."""
 
-NOT_THERE = "no step of it was seen: it is not watched, or has ended none"
+NOT_THERE = (
+    "no step of it was seen: it is not watched, has ended no step, or `attach` was called on it another number of times"
+)
 NOT_HEARD = "it is watched, and nothing came from it in time: it is stopped, killed or cannot be reached"
 START = "it was attached at another step of the training, so its steps are counted from another one"
 NOT_KNOWN = "not known: the job's store does not answer"
@@ -75,7 +77,7 @@ class RankCoverage:
         yield self._state()
 
     def last(self) -> Iterator[CoverageNews]:
-        """What has changed and was not yet told, at the end; waits a second for reasons."""
+        """What has changed and was not reported, at the end; waits a second for reasons."""
         if (self._fresh or self._changed_at is not None) and self._ranks is not None:
             self._ask()
             end = time.monotonic() + LAST

@@ -47,7 +47,7 @@ class Directory:
 
     def __init__(self, key: str, rank: int) -> None:
         store = dist.distributed_c10d._get_default_store()
-        if hasattr(store, "clone"):  # a connection of its own, so that no look-up of ours holds up one of torch's
+        if hasattr(store, "clone"):  # its own connection, so that torch's look-ups do not wait for these
             store = store.clone()
             store.set_timeout(TIMEOUT)
         self.host = _host_of(store)
@@ -106,7 +106,7 @@ class Directory:
         done.wait(timeout)
 
     def close(self, timeout: float) -> None:
-        """End the thread when it has done what was asked of it; waits `timeout` seconds at the most."""
+        """End the thread when it has done everything asked for; waits at most `timeout` seconds."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join(timeout)
@@ -129,7 +129,7 @@ class Directory:
         while (job := self._jobs.get()) is not None:
             try:
                 job()
-            except Exception:  # the store does not answer; who asked was told, or asks again
+            except Exception:  # the store does not answer; the caller got None, or asks again
                 continue
 
 

@@ -1,10 +1,10 @@
-"""What all ranks measured in a step becomes one row on rank 0, beside the training and never in its way.
+"""What all ranks measured in a step becomes one row on rank 0, beside the training.
 
 The training thread hands over what it measured (`submit`: an append to a queue) and goes on. A thread of this module
 waits for the copy from the device, merges it with what the children in the tree sent (merger.py), and passes the result
-to the parent (channel.py); rank 0 gives it to its owner. No collective, no process group of the training, nothing on
-the device. A rank that is late, stopped, killed, detached or different costs the others a bounded wait of this
-thread, and the rows say whom they cover.
+to the parent (channel.py). Rank 0 gives it to its owner. This uses no collective, no process group of the training, and
+nothing on the device. For a rank that is late, stopped, killed, detached or different, only this thread waits, and only
+for a bounded time. Each row says which ranks it covers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Transfer(Protocol):
 
 @dataclass(frozen=True)
 class Merged:
-    """A step over ranks, on rank 0. row: device slots, NaN where not measured. health: slots of `RankHealth.cells`."""
+    """A step over ranks, on rank 0. row: fields on the device, NaN where not measured. health: fields of
+    `RankHealth.cells`."""
 
     step: int
     row: NDArray[np.float64]
@@ -66,7 +67,7 @@ class Exchange:
 
     layout: makes the layout, in the training thread, when the first step ends.
     merged: on rank 0, called with each step in order, in the exchange's thread. changed: on rank 0, called when the
-    ranks that records cover have changed, there too. failed: told the one exception that ends the exchange.
+    ranks that records cover have changed, there too. failed: called with the exception that ends the exchange.
     """
 
     def __init__(
@@ -102,7 +103,10 @@ class Exchange:
     # -- in the training thread ---------------------------------------------------------------------
 
     def submit(self, step: int, transfer: Transfer | None, extra: Any = None) -> None:
-        """This rank has ended a step; transfer: (device slots,), None if nothing was measured. Never waits."""
+        """This rank has ended a step. Never waits.
+
+        step: how many steps came before it on this rank. transfer: (fields on the device,), None if not measured.
+        """
         if self.broken or os.getpid() != self._pid:
             return
         if self._thread is None:

@@ -25,7 +25,7 @@ BUSY = Accumulator("rank_busy", "", "rank_spread")
 LOSS = Accumulator("rank_loss", "", "rank_spread")
 NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
 SPREADS = (BUSY, LOSS, NONFINITE)
-SHARDED = "parameters are sharded over ranks: replicas are compared only where every rank holds the whole model"
+SHARDED = "parameters are sharded over ranks: replicas are compared only where every rank has the whole model"
 UNKNOWN = -1
 """In place of a rank that is not known."""
 MIN_DIFFERENCE = 1e-9

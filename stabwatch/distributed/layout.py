@@ -7,10 +7,10 @@ An accumulator is of one of three kinds over ranks:
 
 - *own*: each rank measured its own data (activations, the loss). Merged by the reduction's operators over the ranks
   that measured it.
-- *replicated*: every rank holds the same (gradients and weights of replicas). Merged by maximum of each field, which
+- *replicated*: every rank has the same (gradients and weights of replicas). Merged by maximum of each field, which
   is the value itself when the ranks agree.
-- *part*: each rank holds a part of one whole (shards). Merged by the reduction's operators, and valid only if every
-  rank that holds a part measured it: a sum over some of the parts is the value of nothing. `lacking` marks that.
+- *part*: each rank has a part of one whole (shards). Merged by the reduction's operators, and valid only if every
+  rank that has a part measured it, because a sum over some of the parts is not a value. `lacking` marks that.
 
 Merging is associative and commutative and has an identity (no rank): any tree gives the same result, up to the
 rounding of float64 sums.
@@ -41,7 +41,7 @@ class Partial:
     """Partial aggregates of one step over some ranks.
 
     values: float64 (fields,), sorted by operator, the identity where not measured. lacking: bool (accumulators,), parts
-    that a rank holds and did not measure.
+    that a rank has and did not measure.
     """
 
     ranks: RankSet
@@ -52,7 +52,7 @@ class Partial:
 class MergeLayout:
     """A RecordLayout with the kind of each accumulator over ranks.
 
-    kinds: of accumulators that are not 'own'. holds: for parts, whether this rank holds any.
+    kinds: of accumulators that are not 'own'. holds: the parts of which this rank has any.
     """
 
     def __init__(self, table: RecordLayout, kinds: Mapping[Accumulator, Kind], holds: frozenset[Accumulator]) -> None:

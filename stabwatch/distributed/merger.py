@@ -1,10 +1,10 @@
 """When a step is complete at one node of the tree: whose partial aggregates are waited for, and for how long.
 
-A node's sources are itself and its children. A partial of a step says too that its source is past all earlier steps. A
-step is complete when every source is past it. Nobody is waited for longer than `patience` seconds (`START_PATIENCE` for
-a source that was never heard of): a source that is later is *behind*, and is not waited for again until it is past
-everything that was passed on. What comes for a step that was passed on already is dropped. No sockets and no clock of
-its own here: times are given.
+The sources of a node are itself and its children. A partial of a step also shows that its source is past all earlier
+steps. A step is complete when every source is past it. A node waits at most `patience` seconds for a source
+(`START_PATIENCE` for one that has sent nothing yet). A source that is later is *behind*: the node does not wait for it
+again until it is past everything that was passed on. What arrives for a step that was passed on is dropped. This module
+has no sockets and no clock: the caller gives the times.
 """
 
 from __future__ import annotations

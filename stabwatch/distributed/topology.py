@@ -1,7 +1,7 @@
-"""Who holds what of the model: by the placements of its parameters, so that each number is counted once.
+"""Which ranks have which parameters, by their placements, so that each number is counted once.
 
-A parameter is *whole* if this rank holds all of it, and every rank does; otherwise it is a *part*. If a model has
-parts, one rank of those that hold the same part counts it: the first. Known are DTensor placements (FSDP2, hybrid
+A parameter is *whole* if every rank has all of it; otherwise it is a *part*. If a model has parts, each is counted by
+the first of the ranks that have the same part. Known are DTensor placements (FSDP2, hybrid
 meshes, tensor parallelism) and the handles of FSDP1. Everything else is taken to be whole.
 """
 
@@ -51,7 +51,7 @@ class Topology:
         return any(part for part, _ in self._placed.values())
 
     def counts(self, parameter: nn.Parameter) -> bool:
-        """Is this parameter, as this rank holds it, part of the model's sums?"""
+        """Whether this rank adds its part of this parameter to the model's sums."""
         if not self.sharded:
             return True
         _ = self._held  # now, at an optimizer's step: FSDP1 has whole parameters at other times
@@ -64,7 +64,7 @@ class Topology:
         return frozenset(layer for layer, _, p in self._tracked if placed.get(id(p), other)[1] and _elements(p))
 
     def kinds(self, cells: Iterable[Accumulator]) -> tuple[dict[Accumulator, Kind], frozenset[Accumulator]]:
-        """Kinds of accumulators over ranks (see layout.py), and the parts of which this rank holds something."""
+        """Kinds of accumulators over ranks (see layout.py), and the parts of which this rank has any."""
         kinds: dict[Accumulator, Kind] = {}
         held = self._held
         holds = set()
