@@ -43,7 +43,9 @@ def test_a_folder_of_runs_is_all_its_runs(sick_run, healthy_run):
 def test_compare_names_what_parted(sick_run, healthy_run):
     done = stabwatch("compare", healthy_run, sick_run)
     assert done.returncode == 0, done.stderr
-    assert "What was found in each run" in done.stdout and "Attention logits have grown beyond a safe size" in done.stdout
+    assert (
+        "What was found in each run" in done.stdout and "Attention logits have grown beyond a safe size" in done.stdout
+    )
     assert "learning_rate  0.001 at first" in " ".join(done.stdout.split()) or "0.03 at most" in done.stdout
     assert "The losses are the same at all 300 common steps." in done.stdout
     assert "First to diverge: learning_rate, at step 0" in done.stdout
