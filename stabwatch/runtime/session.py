@@ -108,7 +108,8 @@ class Session:
         self.run = run_id(self.config)
         path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
         folder = open_folder(path, run_meta(self.run, self._model, self._taps.names, self._ranks, self.config))
-        self.run_dir = path = folder.path
+        self.run, self.run_dir = folder.run, folder.path
+        path = folder.path
         self._writer = Writer(folder, idle=self._idle)
         self._writer.event("start", 0, argv=sys.argv[:1])
         if self.config.agent:
