@@ -7,9 +7,20 @@ from stabwatch.signals.declaration import Signal
 SIGNALS = (
     Signal(
         name="loss",
-        help="Training loss of the step, averaged over all samples or tokens of its micro-batches.",
+        help="Training loss of the step: the objective whose gradient the optimizer used, averaged over ranks.",
         unit="nat",
         tap="loss",
+        reduction="mean",
+        fields=("sum", "count"),
+        formula="mean",
+        scope="run",
+        tier="always",
+    ),
+    Signal(
+        name="token_loss",
+        help="Cross-entropy of the step over all its valid targets; the trained loss may have other terms and weights.",
+        unit="nat",
+        tap="token_loss",
         reduction="mean",
         fields=("sum", "count"),
         formula="mean",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stabwatch.hooks.functions import EVALUATING, NO_ROOT
+from stabwatch.hooks.backward import EVALUATING, NO_ROOT
 from stabwatch.hooks.probes.attention import NO_GRADIENT, NOTHING_SAVED, OWN_SCORES, as_heads
 from stabwatch.hooks.probes.writer import NO_GRADIENT as NO_WRITER_GRADIENT
 from stabwatch.kernels.attention_scores.naive import scores
