@@ -68,8 +68,8 @@ class LossEvents:
                 self._ids = {id(p) for p in self._model.parameters()}
         if self.trained.ever or not any(p.requires_grad for p in self.trained.parameters):
             return False
-        self._add(roots, gradients)
-        self.trained.ever = False
+        self._forward = False
+        self.trained.give(objective(roots, gradients) if self._context.flags.open else None)
         return True
 
     def _add(self, roots: Sequence[Tensor], gradients: Gradients) -> None:

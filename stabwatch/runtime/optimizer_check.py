@@ -30,9 +30,7 @@ def optimizer_problems(model: nn.Module, optimizer: Any) -> list[str]:
         return ["the optimizer holds no parameter of this model: its steps are not steps of this run"]
     out = []
     if not any(p.requires_grad for p in mine):
-        out.append(
-            f"the {len(mine)} parameters of the model that the optimizer holds are all frozen: it trains nothing"
-        )
+        out.append(f"all {len(mine)} parameters of the model that the optimizer holds are frozen: it trains nothing")
     left = [name for name, p in trained.items() if id(p) not in held]
     if left:
         names = ", ".join(f"`{name}`" for name in left[:NAMED]) + (", ..." if len(left) > NAMED else "")

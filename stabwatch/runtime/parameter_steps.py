@@ -25,13 +25,14 @@ PATIENCE = 8
 SAMPLED, NUMBERS = 4, 16
 """Parameters on the host, and numbers of each, that are compared: writing to `p.data` leaves no other trace."""
 
-_compiled = False
+_compiled = 0
+"""How often a compiler has traced a step of an optimizer."""
 
 
 def note_compiled() -> bool:
     """Note that a compiler traces a step of an optimizer. It is called while tracing; the graph gets the result."""
     global _compiled
-    _compiled = True
+    _compiled += 1
     return True
 
 
@@ -55,6 +56,7 @@ class ParameterSteps:
         self._searched = self._holder is not None
         self._announced = False
         self._unannounced = 0
+        self._compiled_before = _compiled
         self._sample: list[bytes] = []
         self._stand_in = AllParameters(parameters)
         host = [p for p in parameters if p.device.type == "cpu" and p.layout == torch.strided and p.numel()]
@@ -75,7 +77,7 @@ class ParameterSteps:
         """Are steps seen at the parameters, and not at an optimizer?"""
         if self._unannounced > PATIENCE:
             return True
-        return not self._announced and (_compiled or not self._has_holder())
+        return not self._announced and (not self._has_holder() or _compiled > self._compiled_before)
 
     def announced(self) -> None:
         """An optimizer has announced a step."""

@@ -137,7 +137,7 @@ class ParameterTaps:
         _grouped([local(o.parameter) for o in mine], [o.row for o in mine], self.weight)
 
     def snapshot(self, optimizer: Any, closure: bool = False) -> None:
-        """Copy the parameters of the layers that are due, before the step; for a closure also those without gradient."""
+        """Copy the parameters of the layers that are due, before the step; for a closure also those without one."""
         due = self._phases[self._phase % len(self._phases)] if self._phases else frozenset()
         mine = [o for o in self._stepped(optimizer) if o.row in due and (closure or o.parameter.grad is not None)]
         mine = [o for o in mine if o.parameter.is_floating_point()]

@@ -77,6 +77,7 @@ class TrainedLoss:
     ever: bool = False
     """A backward pass has reached the parameters of this watch."""
     _given: Tensor | None = field(default=None, repr=False)
+    _gave: bool = field(default=False, repr=False)
     _settled: bool = field(default=False, repr=False)
     _before: State = field(default=(), repr=False)
     _after: State = field(default=(), repr=False)
@@ -127,7 +128,8 @@ class TrainedLoss:
         self._after = _state(self.parameters)
 
     def give(self, value: Tensor | None) -> None:
-        """`torch.autograd.grad` returned gradients of this objective; a backward pass in the same step goes before."""
+        """Gradients of this objective were computed, which the parameters do not show; passes that they do go before."""
+        self._gave = True
         self._given = _sum(self._given, value)
 
     def gone(self) -> bool:
@@ -142,7 +144,7 @@ class TrainedLoss:
     @property
     def reached_since_step(self) -> bool:
         """Has any backward pass, or call of `torch.autograd.grad`, reached the parameters in the open step?"""
-        return bool(self._after) or self._given is not None
+        return bool(self._after) or self._gave
 
     def take(self) -> Tensor | None:
         """The objective of the step that ends now."""
@@ -152,7 +154,8 @@ class TrainedLoss:
 
     def clear(self) -> None:
         """Forget what was collected."""
-        self.total, self.passes, self._after, self._given, self._settled = None, 0, (), None, False
+        self.total, self.passes, self._after, self._settled = None, 0, (), False
+        self._given, self._gave = None, False
 
 
 def _sum(total: Tensor | None, value: Tensor | None) -> Tensor | None:
