@@ -99,7 +99,7 @@ def scaler_update(self: Any, *args: Any, **kwargs: Any) -> None:
         context.isolation.run("scaler", "always", context.events.scaler_updated, self, stepped)
 
 
-_PATCHES = (
+_PATCHES: tuple[Patch | MethodPatch, ...] = (
     Patch(_sdpa, scaled_dot_product_attention),
     Patch(_softmax, softmax),
     Patch(_cross_entropy, cross_entropy),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from stabwatch.hooks.probes.trained_loss import TrainedLoss
@@ -59,8 +60,10 @@ class ParameterSteps:
         self._compiled_before = _compiled
         self._sample: list[bytes] = []
         self._stand_in = AllParameters(parameters)
-        host = [p for p in parameters if p.device.type == "cpu" and p.layout == torch.strided and p.numel()]
-        self._host = sorted((p for p in host if type(p.data) is torch.Tensor), key=nn.Parameter.numel)[:SAMPLED]
+        host = [p for p in parameters if not is_lazy(p) and p.device.type == "cpu" and p.layout == torch.strided]
+        self._host = sorted((p for p in host if type(p.data) is torch.Tensor and p.numel()), key=nn.Parameter.numel)[
+            :SAMPLED
+        ]
 
     @property
     def optimizer(self) -> Any:

@@ -128,7 +128,7 @@ class TrainedLoss:
         self._after = _state(self.parameters)
 
     def give(self, value: Tensor | None) -> None:
-        """Gradients of this objective were computed, which the parameters do not show; passes that they do go before."""
+        """Gradients of this objective were computed, unseen at the parameters; passes that are seen go before."""
         self._gave = True
         self._given = _sum(self._given, value)
 
