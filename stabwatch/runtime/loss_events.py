@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.probes.trained_loss import TrainedLoss, objective
 
-RELISTED = 8
-"""How often the parameters are listed again because a backward pass reached none of them."""
-
 Gradients = Sequence[Tensor | None] | None
 
 
@@ -26,10 +23,10 @@ class LossEvents:
         self._model = model
         self._context = context
         self._forward = False
-        self._relisted = 0
+        self._unreached = 0
         self.following = True
         self.trained = TrainedLoss.of(model.parameters())
-        self._ids = {id(p) for p in model.parameters()}
+        self._ids = {id(p) for p in model.parameters() if p.requires_grad}
 
     @property
     def _looks(self) -> bool:
@@ -49,9 +46,24 @@ class LossEvents:
         if not self._looks:
             return True
         if not self.trained.reached():
+            self._list_all()
             return False
         self._add(roots, gradients)
         return True
+
+    def _list_all(self) -> None:
+        """A pass reached nothing that is compared: compare all parameters from now on, also those added by now.
+
+        This is done at the first such pass, the second, the fourth, and so on: other models have passes too.
+        """
+        self._unreached += 1
+        if self._unreached & (self._unreached - 1):
+            return
+        parameters, known = list(self._model.parameters()), self._ids
+        fresh = TrainedLoss([p for p in parameters if p.requires_grad or id(p) in known])
+        if [*map(id, fresh.parameters)] != [*map(id, self.trained.parameters)]:
+            fresh.inherit(self.trained)
+            self.trained, self._ids = fresh, {id(p) for p in fresh.parameters}
 
     def unclear(self, roots: Sequence[Tensor], gradients: Gradients) -> bool:
         """A pass reached nothing that is compared, and no other watch hears it; returns whether it was counted.
@@ -60,12 +72,6 @@ class LossEvents:
         """
         if not self._forward or not any(root.requires_grad for root in roots):
             return False
-        if self._relisted < RELISTED:  # the parameters may have been replaced since they were listed
-            self._relisted += 1
-            fresh = TrainedLoss.of(self._model.parameters())
-            if [*map(id, fresh.parameters)] != [*map(id, self.trained.parameters)]:
-                fresh.ever, self.trained = self.trained.ever, fresh
-                self._ids = {id(p) for p in self._model.parameters()}
         if self.trained.ever or not any(p.requires_grad for p in self.trained.parameters):
             return False
         self._forward = False

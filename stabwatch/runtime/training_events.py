@@ -213,5 +213,5 @@ class TrainingEvents:
         self._host.learning_rate = learning_rate(optimizer, self._inner)
         if id(optimizer) not in self._seen_optimizers:
             self._seen_optimizers.add(id(optimizer))
-            if self._writer is not None:
+            if self._writer is not None and isinstance(optimizer, torch.optim.Optimizer):
                 self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))

@@ -39,4 +39,16 @@ SIGNALS = (
         kind="counter",
         tier="always",
     ),
+    Signal(
+        name="token_loss_nonfinite_total",
+        help="Values of the cross-entropy that were NaN or infinite.",
+        unit="1",
+        tap="token_loss",
+        reduction="mean",
+        fields=("nonfinite",),
+        formula="total",
+        scope="run",
+        kind="counter",
+        tier="always",
+    ),
 )

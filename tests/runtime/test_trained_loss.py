@@ -225,3 +225,30 @@ def test_a_backward_pass_of_another_model_is_not_heard(attach):
         optimizer.zero_grad()
         truth.append(loss.item())
     assert attach.finish().series("loss")[1] == pytest.approx(truth, rel=1e-5)
+
+
+def test_a_loss_of_a_small_part_of_a_large_model_is_heard(attach):
+    torch.manual_seed(0)
+
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Linear(2, 1) for _ in range(300))
+
+        def forward(self, x, i):
+            return self.parts[i](x)
+
+    model = Large()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer)
+    truth = []
+    for i in range(8):
+        parts = [model(torch.randn(5, 2), j).square().mean() for j in (i, 150 + i)]
+        for part in parts:
+            part.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        truth.append(sum(part.item() for part in parts))
+    found = dict(zip(*attach.finish().series("loss"), strict=True))
+    assert len(found) >= 7, "one step is not known: its pass shows that more parameters must be compared"
+    assert found == pytest.approx({step: truth[step] for step in found}, rel=1e-5)

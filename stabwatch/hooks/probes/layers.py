@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class ParameterTaps:
         self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.tracked))
         rows = {name: i for i, name in enumerate(self.layers)}
         self._by_id = {id(p): TrackedParameter(p, rows[layer]) for layer, _, p in self.tracked}
+        self._model = model
+        self._foreign: WeakSet[Any] = WeakSet()
         self._ids = {id(p) for p in model.parameters()} | set(self._by_id)
         self.gradient = _empty("moments", len(rows), device)
         self.weight = _empty("moments", len(rows), device)
@@ -76,7 +78,13 @@ class ParameterTaps:
 
     def tracks(self, optimizer: Any) -> bool:
         """True if the optimizer holds a parameter of this model, be it frozen."""
-        return any(id(p) in self._ids for group in optimizer.param_groups for p in group["params"])
+        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        if not self._ids.isdisjoint(held):
+            return True
+        if optimizer not in self._foreign:  # the parameters may have been added since `attach`
+            self._foreign.add(optimizer)
+            self._ids |= {id(p) for p in self._model.parameters()}
+        return not self._ids.isdisjoint(held)
 
     def owns(self, parameters: Iterable[Tensor]) -> bool:
         """True if any of these is a parameter of this model."""
