@@ -54,6 +54,7 @@ UNATTACHED: dict[str, Any] = {
     "taps": [],
     "fired": 0,
     "unmeasured": [],
+    "notes": [],
     "missing": [{"tap": "attach", "site": "", "reason": "attaching failed: see the log of the training process"}],
 }
 
