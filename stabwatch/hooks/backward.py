@@ -43,7 +43,7 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
     _note_why_unseen()
     heard = tuple(LISTENERS)
     for context in heard:
-        context.isolation.run("loss", "always", context.events.backward_begins)
+        context.events.backward_begins()
     _backward(tensors, grad_tensors, *args, **kwargs)
     roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
     reached: list[TapContext] = []
@@ -79,9 +79,7 @@ def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwar
     if not keeps_graph and not unheard():
         given = None if grad_outputs is None else _listed(grad_outputs)
         for context in tuple(LISTENERS):
-            context.isolation.run(
-                "loss", "always", context.events.gradients_taken, _listed(outputs), given, _listed(inputs)
-            )
+            context.events.gradients_taken(_listed(outputs), given, _listed(inputs))
     return found
 
 

@@ -279,7 +279,7 @@ class Session(TrainingEvents):
         if self._clock.open_step_is_over():
             self.isolation.run("clock", "always", self._close_step)
         else:
-            self._end_unannounced()
+            self.isolation.run("clock", "always", self._end_unannounced)
         self.flags.open = self.flags.sampled = self.flags.deep = self.flags.recording = False
         self._taps.remove()
         atexit.unregister(self._at_exit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,7 +113,7 @@ class TrainingEvents:
             self._end_step()
         else:
             self._end_unannounced()
-        self._loss.begins()
+        self.isolation.run("loss", "always", self._loss.begins)
 
     def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
         """Add its objective to the loss of the step, if it reached parameters of this model."""
@@ -132,8 +132,8 @@ class TrainingEvents:
     ) -> None:
         """See `LossEvents.taken`."""
         self._end_unannounced()
-        self._loss.taken(outputs, gradients, inputs)
-        self._parameter_steps.pass_ended()
+        self.isolation.run("loss", "always", self._loss.taken, outputs, gradients, inputs)
+        self.isolation.run("clock", "always", self._parameter_steps.pass_ended)
 
     def _pass_ended(self) -> None:
         """The gradients may be those of the step: of a closure, and of a step that nothing announces."""
@@ -178,10 +178,10 @@ class TrainingEvents:
         if tracing():
             note_compiled()
             return
-        if not self._taps.parameters.tracks(optimizer):
+        if not self._asked(self._taps.parameters.tracks, optimizer):
             return
         self._inner = optimizer
-        if not self._clock.enters(optimizer):
+        if not self._asked(self._clock.enters, optimizer):
             return
         self._parameter_steps.announced()
         self._loss.following = False
@@ -192,7 +192,9 @@ class TrainingEvents:
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """It has stepped."""
-        if tracing() or not self._taps.parameters.tracks(optimizer) or not self._clock.leaves(optimizer):
+        if tracing() or not self._asked(self._taps.parameters.tracks, optimizer):
+            return
+        if not self._asked(self._clock.leaves, optimizer):
             return
         self._taps.steps.after(optimizer, has_closure(args, kwargs), self._inner)
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
@@ -202,12 +204,18 @@ class TrainingEvents:
 
     def _end_unannounced(self) -> None:
         """If the parameters were stepped and no optimizer said so, the step is over."""
-        if self._clock.inside is not None or not self._parameter_steps.over(self._loss.trained):
+        if self._clock.inside is not None or not self._asked(self._parameter_steps.over, self._loss.trained):
             return
         self.context.unmeasured("note", "optimizer", self._parameter_steps.reason)
         self._taps.steps.after_unannounced()
         self.isolation.run("learning_rate", "always", self._note_rate, self._parameter_steps.optimizer)
         self._end_step()
+
+    def _asked(self, question: Callable[..., bool], *args: Any) -> bool:
+        """The answer of a part that must not raise an error in training; False if it does."""
+        answers: list[bool] = []
+        self.isolation.run("clock", "always", lambda: answers.append(question(*args)))
+        return answers == [True]
 
     def _note_rate(self, optimizer: Any) -> None:
         self._host.learning_rate = learning_rate(optimizer, self._inner)

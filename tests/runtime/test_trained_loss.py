@@ -252,3 +252,34 @@ def test_a_loss_of_a_small_part_of_a_large_model_is_heard(attach):
     found = dict(zip(*attach.finish().series("loss"), strict=True))
     assert len(found) >= 7, "one step is not known: its pass shows that more parameters must be compared"
     assert found == pytest.approx({step: truth[step] for step in found}, rel=1e-5)
+
+
+def test_a_loop_that_writes_into_its_loss_changes_no_record(attach):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer)
+    loss = model(torch.randn(5, 6)).square().mean()
+    loss.backward()
+    truth = loss.item()
+    loss.detach().mul_(100)
+    optimizer.step()
+    assert attach.finish().series("loss")[1].tolist() == pytest.approx([truth])
+
+
+def test_a_part_that_fails_does_not_reach_the_training(attach, monkeypatch):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+
+    def fails(*args):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(watch._session._parameter_steps, "over", fails)
+    monkeypatch.setattr(watch._session._loss, "begins", fails)
+    monkeypatch.setattr(watch._session._clock, "enters", fails)
+    for _ in range(5):
+        model(torch.randn(5, 6)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    errors = [e.data["message"] for e in attach.finish().events if e.kind == "error"]
+    assert errors and all("ours" in message for message in errors)

@@ -59,7 +59,7 @@ def _part(root: Tensor, gradient: Tensor | None) -> Tensor | None:
     value = root.detach() if value is None else value
     value = value.to_local() if hasattr(value, "to_local") else value
     if value.numel() == 1 and (gradient is None or scaled):
-        return value.float().reshape(())
+        return value.to(torch.float32, copy=True).reshape(())  # the loop may write into its loss before the step
     if gradient is None or root.dim() > LOSS_DIMENSIONS or gradient.shape != root.shape:
         return None
     return (value.float() * gradient.detach().float()).sum()

@@ -200,12 +200,14 @@ def test_what_a_writer_adds_does_not_hide_that_its_gradient_is_unknown(attach):
 
 def test_a_model_that_stays_in_evaluation_mode_is_said_to(attach):
     watch = seen(attach, Stack().eval())
-    for tap in ("activation", "attention", "loss", "logits"):
+    for tap in ("activation", "attention", "logits"):
         assert reasons(watch, "missing", tap) == {EVALUATING}, tap
+    assert not reasons(watch, "missing", "loss"), "the backward pass shows it"
 
 
 def test_a_model_whose_own_forward_is_never_called_is_said_to(attach):
     model = Stack()
     watch = seen(attach, model, call=lambda x: model.head(model.blocks[1](model.blocks[0](x))))
-    for tap in ("activation", "attention", "loss", "logits"):
+    for tap in ("activation", "attention", "logits"):
         assert reasons(watch, "missing", tap) == {NO_ROOT}, tap
+    assert not reasons(watch, "missing", "loss"), "the backward pass shows it"
