@@ -88,7 +88,7 @@ def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     norm = _clip_grad_norm_(parameters, *args, **kwargs)
     for context in tuple(LISTENERS):
-        context.isolation.run("clip", "always", context.events.clipped, parameters, norm, args, kwargs)
+        context.events.clipped(parameters, norm, args, kwargs)
     return norm
 
 

@@ -48,7 +48,7 @@ NO_SATURATION = (
 NO_STEP = {
     "tap": "clock",
     "site": "",
-    "reason": "no step of a torch optimizer on this model's parameters was seen yet, so nothing is recorded",
+    "reason": "no step on this model's parameters was seen yet, of a torch optimizer or another: nothing is recorded",
 }
 UNATTACHED: dict[str, Any] = {
     "taps": [],

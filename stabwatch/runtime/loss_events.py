@@ -24,6 +24,8 @@ class LossEvents:
         self._context = context
         self._forward = False
         self._unreached = 0
+        self._split = False
+        self._held: Tensor | None = None
         self.following = True
         self.trained = TrainedLoss.of(model.parameters())
         self._ids = {id(p) for p in model.parameters() if p.requires_grad}
@@ -36,8 +38,14 @@ class LossEvents:
         """The model is called in training."""
         self._forward = True
 
+    def stepped(self) -> None:
+        """An optimizer has stepped: passes from now on may belong to the next step."""
+        self._split = True
+
     def begins(self) -> None:
         """A backward pass begins."""
+        if self._split:
+            self._hold()
         if self._looks:
             self.trained.begin()
 
@@ -87,8 +95,15 @@ class LossEvents:
         if self._looks and any(id(x) in self._ids for x in inputs):
             self.trained.give(objective(outputs, gradients))
 
-    def step_ends(self) -> None:
-        """Hand over the loss of the step."""
-        value = self.trained.take()
+    def _hold(self) -> None:
+        self._split, value = False, self.trained.take()
+        if value is not None:
+            self._held = value if self._held is None else self._held + value.to(self._held.device, non_blocking=True)
+
+    def step_ends(self, repeated: bool = False) -> None:
+        """Hand over the loss of the step; `repeated`: passes since its last optimizer stepped are of the next step."""
+        if self._split or not repeated:
+            self._hold()
+        value, self._held = self._held, None
         if value is not None and self._context.flags.open:
             self._context.run.update_loss("backward", value)

@@ -123,7 +123,9 @@ class Session(TrainingEvents):
         self._began = now
         self._clock.close()
         self._prepared, self._since_step = False, 0
-        self.isolation.run("loss", "always", self._loss.step_ends)
+        self._stepped_parameters.clear()
+        self.isolation.run("loss", "always", self._loss.step_ends, self._repeated)
+        self._repeated = False
         self.context.step = step + 1
         joins = self._ranks.joins(step)
         if plan.always or joins:

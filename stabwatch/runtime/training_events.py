@@ -52,6 +52,10 @@ class TrainingEvents:
         """The weights before a step that nothing announces were copied."""
         self._inner: Any = None
         """The innermost optimizer of the last step: the one that has the state."""
+        self._repeated = False
+        """The open step ends because one of its optimizers begins another one."""
+        self._stepped_parameters: set[int] = set()
+        """Ids of those that were stepped in the open step, where it goes on."""
         self._began = time.perf_counter()
         self._forwards = self._since_step = 0
         self._busy: float | None = None
@@ -150,11 +154,17 @@ class TrainingEvents:
         self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
-        kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
-        if not self._taps.parameters.owns(parameters):
+        if not self._asked(self._taps.parameters.owns, parameters):
             return
+        if self._clock.inside is None and not self._stepped_parameters.isdisjoint(map(id, parameters)):
+            self._repeated = True
+            self._end_step()
+        self.isolation.run("clip", "always", self._clipped, norm, args, kwargs)
+
+    def _clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._prepared:
             self._taps.steps.gradients_ready(self._parameter_steps.optimizer)
+        kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
         if float(kind) != 2.0:
             return
         self._taps.steps.clipped(norm)
@@ -186,6 +196,7 @@ class TrainingEvents:
         self._parameter_steps.announced()
         self._loss.following = False
         if self._clock.repeats(optimizer):
+            self._repeated = True
             self._end_step()
         self._taps.steps.before(optimizer, has_closure(args, kwargs))
         self._dispatcher.before(optimizer, self.step)
@@ -199,8 +210,11 @@ class TrainingEvents:
         self._taps.steps.after(optimizer, has_closure(args, kwargs), self._inner)
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
         self._dispatcher.after(optimizer)
+        self._loss.stepped()
         if self._clock.stepped(optimizer, in_backward()):
             self._end_step()
+        else:
+            self._stepped_parameters |= {id(p) for group in optimizer.param_groups for p in group["params"]}
 
     def _end_unannounced(self) -> None:
         """If the parameters were stepped and no optimizer said so, the step is over."""

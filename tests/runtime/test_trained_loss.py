@@ -283,3 +283,49 @@ def test_a_part_that_fails_does_not_reach_the_training(attach, monkeypatch):
         optimizer.zero_grad()
     errors = [e.data["message"] for e in attach.finish().events if e.kind == "error"]
     assert errors and all("ours" in message for message in errors)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_steps_of_a_model_that_is_never_called_itself(parts, given, attach):
+    torch.manual_seed(0)
+    model = Agent()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer if given else None)
+    losses, norms = [], []
+    for _ in range(5):
+        optimizer.zero_grad()
+        each = [
+            model.value(torch.randn(5, 6)).square().mean() - model.act(torch.randn(5, 6)).mean() for _ in range(parts)
+        ]
+        for part in each:
+            part.backward()
+        losses.append(sum(part.item() for part in each))
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1).item())
+        optimizer.step()
+    log = attach.finish()
+    assert list(log.steps) == list(range(5))
+    assert log.series("loss")[1] == pytest.approx(losses, rel=1e-5)
+    assert log.series("gradient_norm_before_clip")[1] == pytest.approx(norms, rel=1e-5)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_gan_with_one_watch_shows_the_sum_of_its_losses(given, attach):
+    torch.manual_seed(0)
+    both = nn.ModuleList([net(3, 6), net(6, 1)])
+    pair = [torch.optim.SGD(part.parameters(), 0.1) for part in both]
+    attach(both, pair if given else None)
+    truth = []
+    for _ in range(5):
+        pair[1].zero_grad()
+        caught = F.softplus(both[1](both[0](torch.randn(5, 3)).detach())).mean()
+        caught.backward()
+        pair[1].step()
+        pair[0].zero_grad()
+        fooled = F.softplus(-both[1](both[0](torch.randn(5, 3)))).mean()
+        fooled.backward()
+        pair[0].step()
+        truth.append((caught + fooled).item())
+    log = attach.finish()
+    assert list(log.steps) == list(range(5))
+    assert log.series("loss")[1] == pytest.approx(truth, rel=1e-5)
