@@ -14,19 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stabwatch.hooks import compiled
+from stabwatch.hooks.backward import BACKWARD_PATCHES, LISTENERS, scale_patches
+from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.forward import CURSOR, in_backward
 from stabwatch.hooks.patching import MethodPatch, Patch
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake, tracing
 
-EVALUATING = "the model was called, but not in training mode: call `model.train()`"
-NO_ROOT = "parts of the model were called, but never the model itself: attach what the training loop calls"
-
 _sdpa = F.scaled_dot_product_attention
 _softmax = F.softmax
 _cross_entropy = F.cross_entropy
 _clip_grad_norm_ = torch.nn.utils.clip_grad_norm_
-_backward = torch.autograd.backward
 _scaler_update = torch.amp.GradScaler.update
 
 
@@ -89,44 +87,25 @@ def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> T
 def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     norm = _clip_grad_norm_(parameters, *args, **kwargs)
-    root = CURSOR.root
-    if root is not None:
-        root.context.isolation.run("clip", "always", root.context.events.clipped, norm, args, kwargs)
+    for context in tuple(LISTENERS):
+        context.events.clipped(parameters, norm, args, kwargs)
     return norm
 
 
-@functools.wraps(_backward)
-def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-    root = CURSOR.root
-    if root is not None and root.flags.recording:
-        root.context.isolation.run("loss", "always", root.context.events.backward_begins, tensors)
-    elif not in_backward():
-        _note_why_unseen()
-    _backward(tensors, *args, **kwargs)
-
-
-def _note_why_unseen() -> None:
-    """A backward starts, and no forward was measured before it: this may be so in the whole run."""
-    root, site = CURSOR.root, CURSOR.site
-    if site is not None:  # the end of the model's forward would have reset it
-        site.context.isolation.run("coverage", "always", site.context.unmeasured, "forward", "", NO_ROOT)
-    elif root is not None and root.flags.open:
-        root.context.isolation.run("coverage", "always", root.context.unmeasured, "forward", "", EVALUATING)
-
-
 def scaler_update(self: Any, *args: Any, **kwargs: Any) -> None:
+    stepped = set(getattr(self, "_per_optimizer_states", ()))
     _scaler_update(self, *args, **kwargs)
-    root = CURSOR.root
-    if root is not None:
-        root.context.isolation.run("scaler", "always", root.context.events.scaler_updated, self)
+    for context in tuple(LISTENERS):
+        context.isolation.run("scaler", "always", context.events.scaler_updated, self, stepped)
 
 
-_PATCHES = (
+_PATCHES: tuple[Patch | MethodPatch, ...] = (
     Patch(_sdpa, scaled_dot_product_attention),
     Patch(_softmax, softmax),
     Patch(_cross_entropy, cross_entropy),
     Patch(_clip_grad_norm_, clip_grad_norm_),
-    Patch(_backward, backward),
+    *BACKWARD_PATCHES,
+    *scale_patches(),
     MethodPatch(torch.amp.GradScaler, "update", scaler_update),
 )
 
@@ -134,20 +113,18 @@ _PATCHES = (
 class FunctionTaps:
     """Counts the watches that need the wrappers; installs them for the first, removes them after the last."""
 
-    _users = 0
-
     @classmethod
-    def install(cls) -> None:
+    def install(cls, context: TapContext) -> None:
         """One more watch needs the wrappers."""
-        cls._users += 1
-        if cls._users == 1:
+        LISTENERS.append(context)
+        if len(LISTENERS) == 1:
             for patch in _PATCHES:
                 patch.install()
 
     @classmethod
-    def remove(cls) -> None:
+    def remove(cls, context: TapContext) -> None:
         """One watch less."""
-        cls._users -= 1
-        if cls._users == 0:
+        LISTENERS.remove(context)
+        if not LISTENERS:
             for patch in _PATCHES:
                 patch.remove()

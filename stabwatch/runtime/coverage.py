@@ -23,7 +23,14 @@ COMPILED = (
     "Call `stabwatch.attach` before the first compiled call, or `torch.compiler.reset()` after it"
 )
 NOT_CALLED = "this module was not called in the training forward (its parameters may be used directly)"
-NO_LOSS = "no cross_entropy, no `.loss` on the model's output and no backward was seen; use `watch.log(loss=...)`"
+NO_LOSS = (
+    "no backward pass to this model's parameters, no `.loss` on its output and no cross_entropy was seen; use "
+    "`watch.log(loss=...)`"
+)
+OTHER_LOSS = (
+    "the trained loss is not the cross-entropy: another term, weight or label smoothing makes them differ by more than "
+    "5 %. `loss` is what is trained on, `token_loss` the cross-entropy"
+)
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
@@ -41,12 +48,13 @@ NO_SATURATION = (
 NO_STEP = {
     "tap": "clock",
     "site": "",
-    "reason": "no step of a torch optimizer on this model's parameters was seen yet, so nothing is recorded",
+    "reason": "no step on this model's parameters was seen yet, of a torch optimizer or another: nothing is recorded",
 }
 UNATTACHED: dict[str, Any] = {
     "taps": [],
     "fired": 0,
     "unmeasured": [],
+    "notes": [],
     "missing": [{"tap": "attach", "site": "", "reason": "attaching failed: see the log of the training process"}],
 }
 
@@ -118,7 +126,8 @@ class Coverage:
         """The data of a `coverage` event."""
         seen = sorted({c.tap for c in fired})
         missing, unmeasured = self.missing(fired), self.unmeasurable(fired)
-        return {"taps": seen, "fired": len(fired), "missing": missing, "unmeasured": unmeasured}
+        notes = [{"tap": site, "reason": text} for (what, site), text in self._reasons.all().items() if what == "note"]
+        return {"taps": seen, "fired": len(fired), "missing": missing, "unmeasured": unmeasured, "notes": notes}
 
 
 def _answers(accumulator: Accumulator) -> tuple[str, ...]:

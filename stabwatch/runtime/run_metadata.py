@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -106,8 +106,22 @@ def _claimed(path: Path, meta: Meta) -> RunFolder:
     return RunFolder(folder, replace(meta, run=meta.run + suffix), lock)
 
 
-def learning_rate(optimizer: Any) -> float:
-    """Largest learning rate of the groups; a tensor on an accelerator is not read (that would wait)."""
-    rates = [group.get("lr", math.nan) for group in optimizer.param_groups]
-    known = [float(r) for r in rates if not isinstance(r, Tensor) or r.device.type == "cpu"]
+def learning_rate(optimizer: Any, inner: Any = None) -> float:
+    """Largest learning rate of the groups, NaN where the optimizer does not tell it.
+
+    inner: the optimizer inside this one, where that has none. A tensor on an accelerator is not read (that would wait).
+    """
+    rates = [_rate(one, group) for one in (optimizer, inner) for group in getattr(one, "param_groups", ())]
+    known = [float(r) for r in rates if r is not None and (not isinstance(r, Tensor) or r.device.type == "cpu")]
     return max(known, default=math.nan)
+
+
+def _rate(optimizer: Any, group: Mapping[str, Any]) -> Any:
+    """`lr` of a group; where it is None, what Adafactor of transformers says that it used."""
+    rate = group.get("lr")
+    used = getattr(optimizer, "_get_lr", None)
+    if rate is not None or used is None or not group["params"]:
+        return rate
+    state = optimizer.state.get(group["params"][0], {})
+    waits = any(isinstance(x, Tensor) and x.dim() == 0 and x.device.type != "cpu" for x in state.values())
+    return used(group, state) if state and not waits else None

@@ -67,8 +67,8 @@ class Taps:
             self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons)
             for what, layer, reason in _blind_spots(targets, ranks):
                 context.unmeasured(what, layer, reason)
-            FunctionTaps.install()
-            undo.callback(FunctionTaps.remove)
+            FunctionTaps.install(context)
+            undo.callback(FunctionTaps.remove, context)
             undo.callback(register_optimizer_step_pre_hook(context.events.before_step).remove)
             undo.callback(register_optimizer_step_post_hook(context.events.after_step).remove)
             if isinstance(loss_fn, nn.Module):

@@ -14,7 +14,7 @@ from rich.text import Text
 from stabwatch.alerts.incidents import rank, worst_of
 from stabwatch.cli.render.layout import bullets, cause_section, new_table, section
 from stabwatch.cli.render.plot import Chart, Line
-from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, number, tail
+from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, notes, number, tail
 
 if TYPE_CHECKING:
     from stabwatch.alerts.incidents import Incident
@@ -185,8 +185,10 @@ def _worst_layers(run: Analysis, offender: Incident) -> list[str]:
 def limitation_lines(run: Analysis) -> list[str]:
     """What the log does not show, and what should have been measured and was not, with the reason."""
     gaps = [f"Not measured: {tap} at {listed(sites)}: {why}" for (tap, why), sites in missing(run.coverage).items()]
-    lines = [*map(clean, run.limitations), *gaps]
-    return lines or ["Nothing is missing: everything that should have been measured was."]
+    lines = [*map(clean, run.limitations), *gaps] or [
+        "Nothing is missing: everything that should have been measured was."
+    ]
+    return [*lines, *(f"Note on {tap}: {note}." for tap, note in notes(run.coverage))]
 
 
 def _limitations(run: Analysis) -> Iterator[RenderableType]:

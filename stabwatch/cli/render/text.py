@@ -83,6 +83,13 @@ def missing(coverage: object) -> dict[tuple[str, str], list[str]]:
     return found
 
 
+def notes(coverage: object) -> list[tuple[str, str]]:
+    """(tap, note) of what else a `coverage` event says about the measurements; cleaned."""
+    entries = mapping(coverage).get("notes")
+    known = [mapping(entry) for entry in entries] if isinstance(entries, list) else []
+    return [(clean(entry.get("tap") or "note"), clean(entry.get("reason") or "")) for entry in known]
+
+
 def listed(names: Sequence[str], most: int = 6) -> str:
     """'a, b, c and 4 more'."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

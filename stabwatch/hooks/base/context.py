@@ -35,14 +35,27 @@ class TapEvents(Protocol):
     def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
         """The module that computes the loss was called."""
 
-    def backward_begins(self, tensors: Any) -> None:
-        """`backward` is called on these tensors."""
+    def backward_begins(self) -> None:
+        """A backward pass is about to run, of whatever model."""
 
-    def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """`clip_grad_norm_` was called with these arguments and returned this norm."""
+    def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
+        """It has run, from these roots with these gradients; returns whether it reached this model's parameters."""
 
-    def scaler_updated(self, scaler: Any) -> None:
-        """`GradScaler.update` was called."""
+    def backward_unclear(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> None:
+        """It reached no watched parameters that can be compared, and this is the only watch."""
+
+    def gradients_taken(
+        self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None] | None, inputs: Sequence[Any]
+    ) -> None:
+        """`torch.autograd.grad` returned the gradients of these outputs for these inputs."""
+
+    def clipped(
+        self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """`clip_grad_norm_` was called for these parameters, with these arguments, and returned this norm."""
+
+    def scaler_updated(self, scaler: Any, stepped: set[int]) -> None:
+        """`GradScaler.update` was called, after steps of the optimizers with these ids."""
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """An optimizer is about to step."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stabwatch.hooks.functions import EVALUATING, NO_ROOT
+from stabwatch.hooks.backward import EVALUATING, NO_ROOT
 from stabwatch.hooks.probes.attention import NO_GRADIENT, NOTHING_SAVED, OWN_SCORES, as_heads
 from stabwatch.hooks.probes.writer import NO_GRADIENT as NO_WRITER_GRADIENT
 from stabwatch.kernels.attention_scores.naive import scores
@@ -200,12 +200,14 @@ def test_what_a_writer_adds_does_not_hide_that_its_gradient_is_unknown(attach):
 
 def test_a_model_that_stays_in_evaluation_mode_is_said_to(attach):
     watch = seen(attach, Stack().eval())
-    for tap in ("activation", "attention", "loss", "logits"):
+    for tap in ("activation", "attention", "logits"):
         assert reasons(watch, "missing", tap) == {EVALUATING}, tap
+    assert not reasons(watch, "missing", "loss"), "the backward pass shows it"
 
 
 def test_a_model_whose_own_forward_is_never_called_is_said_to(attach):
     model = Stack()
     watch = seen(attach, model, call=lambda x: model.head(model.blocks[1](model.blocks[0](x))))
-    for tap in ("activation", "attention", "loss", "logits"):
+    for tap in ("activation", "attention", "logits"):
         assert reasons(watch, "missing", tap) == {NO_ROOT}, tap
+    assert not reasons(watch, "missing", "loss"), "the backward pass shows it"
