@@ -21,8 +21,8 @@ class StepClock:
     Which they are is given, or learned from the first step: then a step ends when the next forward begins
     after some optimizer stepped, or when an optimizer steps again. Of optimizers that step inside each other (a wrapper
     that is an optimizer itself, a subclass that calls `super().step()`) the outermost one counts. Optimizers that step
-    during the backward pass make a step that ends when the next forward or backward pass begins. None of this holds once
-    the training loop says itself when a step begins (`numbered`): then only that ends the step before.
+    during the backward pass make a step that ends when the next forward or backward pass begins. None of this holds
+    once the training loop says itself when a step begins (`numbered`): then only that ends the step before.
     """
 
     def __init__(self, optimizer: Any = None) -> None:
