@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
+from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.hooks.base.sites import unwrap
+from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.base.tensors import device_of, first_tensor
+from stabwatch.hooks.forward import contexts_on
 from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.runlog import RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
@@ -63,7 +65,7 @@ class Session:
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
         self._model = unwrap(model)
         device = device_of(self._model, torch.device("cpu"))
-        self.context = TapContext(self, self._report_error, device)
+        self.context = TapContext(self, self._report_error, device, (TrainingUnstableError,))
         self.flags, self.isolation = self.context.flags, self.context.isolation
         self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
         self._clock = StepClock(optimizer)
@@ -78,6 +80,8 @@ class Session:
         self._busy: float | None = None
         taps = None
         try:
+            for context in contexts_on(self._model):
+                context.events.replaced()
             self._ranks = Ranks(model, self.config.reduce)
             self._taps = taps = Taps(
                 self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
@@ -94,7 +98,7 @@ class Session:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
             self._blind = self._detached = True
             if taps is not None:
-                taps.remove()
+                self.isolation.run("detach", "always", taps.remove)
             return
         self._plan_next()
         atexit.register(self._at_exit)
@@ -365,13 +369,17 @@ class Session:
         if self._clock.open_step_is_over():
             self.isolation.run("clock", "always", self._close_step)
         self.flags.open = self.flags.sampled = self.flags.deep = self.flags.recording = False
-        self._taps.remove()
+        self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)
         if self._writer is not None:
             if 0 < self._records < REPORT_AFTER:
                 self._report_coverage()
             self._writer.event("end", self.step - 1, reason=reason, **facts)
             self._writer.close()
+
+    def replaced(self) -> None:
+        """Another watch takes over the model: this one ends."""
+        self.detach("replaced")
 
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)

@@ -11,6 +11,7 @@ from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.hooks.base.views import AttentionCall
+from stabwatch.hooks.probes.score_origin import is_attention
 from stabwatch.kernels.attention_scores import score_statistics, update_largest_logit
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.contraction import contraction
@@ -93,9 +94,16 @@ def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal
     update_largest_logit(query, key, mask, is_causal, scale, site.exact)
 
 
+def softmax_of(site: Site, scores: Tensor, dim: int | None) -> None:
+    """A softmax was called below a site: if these are the scores of attention, update its exact largest logit."""
+    if dim in (-1, scores.dim() - 1) and is_attention(site, scores):
+        exact_of_scores(site, scores)
+
+
 @torch.no_grad()
 def exact_of_scores(site: Site, scores: Tensor) -> None:
-    """The same for a module that computes its scores itself: (B, H, T, S), or (B*H, T, S) when the heads are known."""
+    """The same for a module that computes its scores itself: (B, H, T, S), (T, S), or (B*H, T, S) with known heads."""
+    scores = scores if scores.dim() > 2 else scores.unsqueeze(0)
     heads = scores.shape[-3] if scores.dim() > 3 else max(1, site.heads)
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", scores.device)
