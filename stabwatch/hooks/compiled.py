@@ -27,6 +27,16 @@ _sites: WeakValueDictionary[int, Site] = WeakValueDictionary()
 _modules: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
 
+@torch.compiler.assume_constant_result
+def in_subgraph() -> bool:
+    """Is a compiler tracing the body of an activation checkpoint, or of another operator that contains a graph?
+
+    Such a body is computed again, or differentiated as a whole: nothing in it may be written to in place.
+    """
+    tracer = torch._dynamo.symbolic_convert.InstructionTranslator.current_tx().output.current_tracer
+    return tracer.parent is not None
+
+
 def graph_handle(site: Site, module: nn.Module) -> None:
     """Give a site its handles, by which a graph refers to it: one for the forward, one for the backward."""
     number = next(_numbers)

@@ -91,7 +91,7 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     if training:
         with unseen_by_modes():
             site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
-    site.flags.recording = training and site.flags.open
+    site.flags.in_forward = training
     SOFTMAX_FORMS.set_installed(site.flags.recording and site.flags.deep)
 
 
@@ -127,7 +127,7 @@ def _after(site: Site, module: nn.Module, args: Any, output: Any) -> None:
 
 
 def _set_traced_root(site: Site, training: bool) -> None:
-    site.flags.recording = training and site.flags.open
+    site.flags.in_forward = training
     CURSOR.root = CURSOR.site = site
 
 
@@ -137,6 +137,10 @@ def _set_traced_site(site: Site | None) -> None:
 
 def _set_traced(site: Site) -> None:
     site.flags.traced = True
+
+
+def _set_in_subgraph(site: Site) -> None:
+    site.in_subgraph = site.flags.traced = True
 
 
 def _run_plainly(action: Callable[..., None], *args: Any) -> None:
@@ -170,10 +174,12 @@ def _after_traced(module: WatchedModule, args: Any, output: Any) -> Any:
     if site is None or is_exporting():
         return None
     _unchecked(_set_traced_site, site.parent)
+    if compiled.in_subgraph():
+        _unchecked(_set_in_subgraph, site)
+        return None
     if not site.flags.recording:
         return None
-    if not site.flags.traced:
-        _unchecked(_set_traced, site)
+    _unchecked(_set_traced, site)
     if not site.flags.sampled:
         return None
     if site.activation is not None:

@@ -81,7 +81,7 @@ def _traced_attention(
     **kwargs: Any,
 ) -> None:
     site = CURSOR.site
-    if site is not None and site.flags.recording and site.flags.sampled:
+    if site is not None and not compiled.in_subgraph() and site.flags.recording and site.flags.sampled:
         call = attention.as_heads(query, key, attn_mask)
         attention.exact(site, *call, is_causal, scale)
         compiled.tap_attention(site, *call, is_causal, scale)
@@ -98,8 +98,9 @@ def _saw_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwar
 
 def _traced_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> None:
     site = CURSOR.site
-    measured = site is not None and site.flags.recording and site.flags.sampled and site.attention_like
-    if measured and input.dim() >= 3 and dim in (-1, input.dim() - 1):
+    if site is None or not site.attention_like or compiled.in_subgraph():
+        return
+    if site.flags.recording and site.flags.sampled and input.dim() >= 3 and dim in (-1, input.dim() - 1):
         attention.exact_of_scores(site, input)
 
 

@@ -27,6 +27,11 @@ NO_LOSS = "no cross_entropy, no `.loss` on the model's output and no backward wa
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
+IN_CHECKPOINT = (
+    "inside a compiled graph it is part of an activation checkpoint, which is computed again in the backward: nothing "
+    "is measured there"
+)
+NO_CLASSES = "no call of `cross_entropy` was seen, so this loss has no logits (a regression, say)"
 ONE_CALL = (
     "no attention call was seen: inside a compiled graph that of nn.MultiheadAttention is a single call of the "
     "compiler's own"
@@ -63,6 +68,7 @@ class Coverage:
         reasons: Reasons,
     ) -> None:
         self._sites = tuple(sites)
+        self._by_name = {site.name: site for site in self._sites}
         self._expected = tuple(expected)
         self._parameters = parameters
         self._reasons = reasons
@@ -75,7 +81,8 @@ class Coverage:
         hooked = any(accumulator.tap == "activation" for accumulator in fired)
         unseen = None if hooked else self._reasons.get("forward", "")
         not_called = NOT_CALLED if hooked else unseen or COMPILED
-        expected = [a for a in self._expected if a not in fired and not self._early(a)]
+        no_logits = {LOGITS} if LOSS in fired and LOGITS not in fired else set()
+        expected = [a for a in self._expected if a not in fired | no_logits and not self._early(a)]
         out = [self._entry(a, not_called, unseen) for a in expected]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:
@@ -86,6 +93,9 @@ class Coverage:
         return accumulator.tap == CHANGE.tap and self._parameters.awaits_phase(accumulator.site)
 
     def _entry(self, accumulator: Accumulator, not_called: str, unseen: str | None) -> dict[str, str]:
+        site = self._by_name.get(accumulator.site)
+        if site is not None and site.in_subgraph:
+            not_called = IN_CHECKPOINT
         by_tap = {"activation": not_called, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
         of_run = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
         reason = of_run.get(accumulator, by_tap.get(accumulator.tap, "it was never measured"))
@@ -100,19 +110,28 @@ class Coverage:
             return []
         why = self._reasons.get(BRACKET.report_key, site.name)
         if exact:
-            reason = f"{why or NO_SAVED}; the exact value is on cadence"
-            return [{"tap": BRACKET.report_key, "site": site.name, "reason": reason}]
-        no_call = ONE_CALL if site.flags.traced else NO_ATTENTION
+            return []
+        no_call = IN_CHECKPOINT if site.in_subgraph else ONE_CALL if site.flags.traced else NO_ATTENTION
         return [{"tap": BRACKET.tap, "site": site.name, "reason": why or unseen or no_call}]
 
     def unmeasurable(self, fired: set[Accumulator]) -> list[dict[str, str]]:
         """What this model cannot show, by the reasons that the hooks noted: no fault of its set-up."""
         measured = {(what, a.site) for a in fired for what in _answers(a)}
-        return [
+        out = [
             {"tap": what, "site": site, "reason": reason}
             for (what, site), reason in self._reasons.all().items()
             if what in self._optional and (what, site) not in measured
         ]
+        if LOSS in fired and LOGITS not in fired:
+            out.append({"tap": LOGITS.tap, "site": "", "reason": NO_CLASSES})
+        return out + [self._no_bracket(site) for site in self._sites if self._exact_only(site, fired)]
+
+    def _exact_only(self, site: Site, fired: set[Accumulator]) -> bool:
+        return EXACT.accumulator(site.name) in fired and BRACKET.accumulator(site.name) not in fired
+
+    def _no_bracket(self, site: Site) -> dict[str, str]:
+        reason = self._reasons.get(BRACKET.report_key, site.name) or NO_SAVED
+        return {"tap": BRACKET.report_key, "site": site.name, "reason": f"{reason}; the exact value is on cadence"}
 
     def report(self, fired: set[Accumulator]) -> dict[str, Any]:
         """The data of a `coverage` event."""

@@ -262,7 +262,7 @@ class Session:
         phases = self.flags.phases = self._governor.phases
         self.flags.phase = (self.flags.phase + self._plan.deep) % phases
         self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(self.step + 1).deep else None
-        self.flags.recording = False
+        self.flags.in_forward = False
 
     def _look_closer(self) -> None:
         self._governor.escalate(self.config.escalate)
@@ -368,7 +368,7 @@ class Session:
         self._detached = True
         if self._clock.open_step_is_over():
             self.isolation.run("clock", "always", self._close_step)
-        self.flags.open = self.flags.sampled = self.flags.deep = self.flags.recording = False
+        self.flags.open = self.flags.sampled = self.flags.deep = self.flags.in_forward = False
         self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)
         if self._writer is not None:

@@ -66,6 +66,8 @@ class Site:
         """int64 (2,) on the host: the site's number, and how often a compiled graph has called (`compiled.py`)."""
         self.input: Tensor | None = None
         """Input of a block while the block runs, for its writers."""
+        self.in_subgraph = False
+        """A compiler has traced it inside of an activation checkpoint, where nothing is measured."""
         self.outer: Site | None = None
         """Of a model that runs inside of another watched one: where it was called."""
 

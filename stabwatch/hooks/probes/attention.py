@@ -29,8 +29,10 @@ ENTROPY_ROWS = 64
 OTHER_TOKENS = "its queries and keys are not the same tokens"
 NOTHING_SAVED = "this attention kernel saves no logsumexp"
 NO_GRADIENT = "it needs no gradient (frozen layers, or reentrant checkpointing), so no logsumexp is saved"
+PACKED = "its saved logsumexp is packed (activation checkpointing or offloading): to read it would compute it again"
 OWN_SCORES = "the model computes its attention weights itself"
 _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
+_packing_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
 _DEPTH = 4
 """Nodes to look through: some back ends pad the head width and slice the result."""
 
@@ -48,9 +50,10 @@ def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor 
     """Note a `scaled_dot_product_attention` call for its bracket, if its kernel saved the logsumexp."""
     if site.bracket is None:
         return
-    lse = saved_logsumexp(out)
+    packed = saved_values_are_packed()
+    lse = None if packed else saved_logsumexp(out)
     if lse is None:
-        why = NO_GRADIENT if out.grad_fn is None else NOTHING_SAVED
+        why = NO_GRADIENT if out.grad_fn is None else PACKED if packed else NOTHING_SAVED
         site.context.unmeasured(BRACKET.report_key, site.name, why)
         return
     site.heads = query.shape[1]
@@ -111,6 +114,11 @@ def exact_of_scores(site: Site, scores: Tensor) -> None:
             site.context.unmeasured(probe.report_key, site.name, OWN_SCORES)
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_score(scores, heads))
+
+
+def saved_values_are_packed() -> bool:
+    """True where autograd hands what it saves to hooks: to read such a value calls the hook that unpacks it."""
+    return _packing_hooks(False) is not None
 
 
 def saved_logsumexp(out: Tensor) -> Tensor | None:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.copies import Copies
@@ -197,7 +198,7 @@ def _phases(
     """Layers packed in order into phases of at most `limit` bytes, and the layers that are larger than that."""
     size: dict[int, int] = {}
     for name, _, p in tracked:
-        size[rows[name]] = size.get(rows[name], 0) + p.numel() * p.element_size()
+        size[rows[name]] = size.get(rows[name], 0) + (0 if is_lazy(p) else p.numel() * p.element_size())
     phases: list[set[int]] = []
     room = 0
     for row, need in size.items():
