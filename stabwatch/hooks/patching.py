@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch.jit import _builtins
 
 _KEPT = ("stabwatch.", "torch._C", "torch._dynamo", "torch._decomp", "torch._inductor", "torch.fx")
 """Namespaces in which names must refer to the original: ours, and those in which compilers run graphs."""
@@ -27,7 +28,12 @@ class Patch:
         self._replacement = replacement
 
     def install(self) -> None:
-        """Replace the original by the replacement."""
+        """Replace the original by the replacement. TorchScript goes on compiling the original."""
+        operator = _builtins._find_builtin(self._original)
+        if operator is not None:
+            _builtins._register_builtin(self._replacement, operator)
+        else:
+            self._replacement.__prepare_scriptable__ = lambda: self._original  # type: ignore[attr-defined]
         _swap(self._original, self._replacement)
 
     def remove(self) -> None:
@@ -111,28 +117,46 @@ class PassingPatches:
         self._installed = False
 
     def add(self, owner: Any, name: str, original: Any, replacement: Any) -> None:
-        """One more place: an attribute of a module or class."""
+        """One more place: an attribute of a module, an object or a class."""
         self._places.append((owner, name, original, replacement))
+
+    def add_references(self, model: nn.Module) -> Callable[[], None]:
+        """The names under which a model's modules, and the files that define them, keep one of the originals.
+
+        Returns a function that forgets them again.
+        """
+        known = {id(old): new for _, _, old, new in self._places}
+        files = {type(module).__module__ for module in model.modules()}
+        owners = [sys.modules[name] for name in files if name in sys.modules and not name.startswith("torch.")]
+        found = [
+            (owner, name, value, known[id(value)])
+            for owner in (*model.modules(), *owners)
+            for name, value in list(vars(owner).items())
+            if id(value) in known
+        ]
+        self._places += found
+        return lambda: self._forget(found)
+
+    def _forget(self, found: list[tuple[Any, str, Any, Any]]) -> None:
+        self.set_installed(False)
+        gone = set(map(id, found))
+        self._places = [place for place in self._places if id(place) not in gone]
 
     def set_installed(self, wanted: bool) -> None:
         """Replace the functions, or restore them."""
         if wanted != self._installed:
             self._installed = wanted
             for owner, name, original, replacement in self._places:
-                if name in vars(owner):
-                    setattr(owner, name, replacement if wanted else original)
-                elif wanted:
-                    setattr(owner, name, replacement)
-            if not wanted:
-                self._forget_inherited()
+                old, new = (original, replacement) if wanted else (replacement, original)
+                if not wanted and _inherits(owner, name, original):
+                    if vars(owner).get(name) is replacement:
+                        delattr(owner, name)
+                elif getattr(owner, name, None) is old:
+                    _set(owner, name, new)
 
-    def _forget_inherited(self) -> None:
-        """Attributes that a class inherits are taken off it again."""
-        for owner, name, original, _ in self._places:
-            if isinstance(owner, type) and vars(owner).get(name) is original:
-                inherited = (vars(base).get(name) for base in owner.__mro__[1:])
-                if any(found is original for found in inherited):
-                    delattr(owner, name)
+
+def _inherits(owner: Any, name: str, original: Any) -> bool:
+    return isinstance(owner, type) and any(vars(base).get(name) is original for base in owner.__mro__[1:])
 
 
 SOFTMAX_FORMS = PassingPatches()

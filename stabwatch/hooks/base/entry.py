@@ -116,7 +116,7 @@ def observed(
     """A function in place of `original`: its result is that of the original, called with the arguments as they are.
 
     seen: called afterwards with the result and the arguments. traced: the same while a compiler traces.
-    isolation: returns where errors of `seen` are counted, or None. TorchScript compiles the original.
+    isolation: returns where errors of `seen` are counted, or None.
     """
     name = original.__name__
 
@@ -136,5 +136,4 @@ def observed(
                 _unreported.add(name)
         return out
 
-    call.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
     return call
