@@ -123,7 +123,9 @@ def test_a_copy_holds_none_of_our_hooks_and_a_pickle_needs_no_stabwatch(attach, 
     attach(model, optimizer)
     step(model, optimizer)
     copied = copy.deepcopy(model)
-    assert not any(isinstance(h, Hook) for m in copied.modules() for h in {**m._forward_hooks, **m._forward_pre_hooks}.values())
+    assert not any(
+        isinstance(h, Hook) for m in copied.modules() for h in {**m._forward_hooks, **m._forward_pre_hooks}.values()
+    )
     torch.save(model.body, tmp_path / "model.pt")
     code = (
         "import sys; sys.modules['stabwatch'] = None; import torch; "
@@ -162,7 +164,9 @@ def test_functions_keep_their_signatures_and_names_and_are_restored(attach):
 def test_no_parametrized_weight_is_computed_unasked(kind, attach):
     def train(watched):
         torch.manual_seed(0)
-        blocks = [nn.Sequential(nn.LayerNorm(8), kind(nn.Linear(8, 8)), nn.GELU(), kind(nn.Linear(8, 8))) for _ in range(2)]
+        blocks = [
+            nn.Sequential(nn.LayerNorm(8), kind(nn.Linear(8, 8)), nn.GELU(), kind(nn.Linear(8, 8))) for _ in range(2)
+        ]
         model = nn.Sequential(nn.Linear(8, 8), *blocks, nn.Linear(8, 4))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         if watched:
