@@ -366,6 +366,12 @@ class Session:
         if self._detached or os.getpid() != self._pid:
             return
         self._detached = True
+        try:
+            self._end(reason, facts)
+        except Exception as error:
+            _log.warning("stabwatch: the run could not be ended as it should; training continues: %r", error)
+
+    def _end(self, reason: str, facts: dict[str, Any]) -> None:
         if self._clock.open_step_is_over():
             self.isolation.run("clock", "always", self._close_step)
         self.flags.open = self.flags.sampled = self.flags.deep = self.flags.in_forward = False

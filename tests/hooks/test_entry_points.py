@@ -17,8 +17,10 @@ from torch import nn
 
 import stabwatch
 from stabwatch.demo import GPT, DemoConfig
+from stabwatch.hooks.base import entry
 from stabwatch.hooks.base.entry import Hook
 from stabwatch.hooks.functions import FunctionTaps
+from stabwatch.hooks.probes import activation
 
 FOLDER = Path(stabwatch.__file__).parent
 CONFIG = DemoConfig(width=16, layers=2, heads=2, context=8)
@@ -150,7 +152,8 @@ def _run(faults, tmp_path, monkeypatch):
     logging.getLogger("stabwatch").setLevel(logging.NOTSET)
     again, _ = _train()
     assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
-    assert [text for text in found if text] == []
+
+    assert "\n".join(text for text in found if text) == ""
 
 
 def test_a_sample_of_faults_changes_nothing(tmp_path, monkeypatch):
@@ -183,14 +186,10 @@ def test_everything_that_is_registered_with_torch_is_an_entry_point(tmp_path):
 
 
 def _callback_codes():
-    from stabwatch.hooks.base import entry
-
     return (c for c in entry.callback.__code__.co_consts if isinstance(c, types.CodeType) and c.co_name == "call")
 
 
 def test_what_the_user_interrupts_is_interrupted(attach, monkeypatch):
-    from stabwatch.hooks.probes import activation
-
     def interrupt(*args):
         raise KeyboardInterrupt
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,8 @@ def held(module: nn.Module, name: str = "weight") -> Tensor | None:
     Of a parametrized tensor it is what the parametrization computes it from, which has the same shape for those of
     torch.
     """
-    found = module._parameters.get(name)
-    if found is None:
-        found = module._buffers.get(name)
-    if found is None:
-        found = module.__dict__.get(name)
+    places: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+    found = next((place[name] for place in places if place.get(name) is not None), None)
     if found is None and torch.nn.utils.parametrize.is_parametrized(module, name):
         kept = module._modules["parametrizations"]._modules[name]._parameters  # type: ignore[union-attr]
         found = kept.get("original", kept.get("original1"))
