@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,32 @@ class Session:
         self.config = config or Config()
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
+        self._model = model
+        self._agent: AgentProcess | None = None
+        self._writer: Writer | None = None
+        self._taps: Taps
+        self._pid = os.getpid()
+        self._blind = self._detached = True
+        try:
+            self._attach(model, optimizer, loss_fn, run_dir, on_alert)
+        except Exception:
+            _log.exception("stabwatch: attaching failed; training goes on unwatched")
+            with suppress(Exception):
+                self._taps.remove()
+            return
+        self._blind = self._detached = False
+        atexit.register(self._at_exit)
+
+    # -- setting up ---------------------------------------------------------------------------------
+
+    def _attach(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        loss_fn: Any,
+        run_dir: str | Path | None,
+        on_alert: Callable[[Alert], object] | None,
+    ) -> None:
         self._model = unwrap(model)
         device = device_of(self._model, torch.device("cpu"))
         self.context = TapContext(self, self._report_error, device, (TrainingUnstableError,))
@@ -70,40 +97,26 @@ class Session:
         self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
         self._clock = StepClock(optimizer)
         self._host = HostNumbers()
-        self._agent: AgentProcess | None = None
-        self._writer: Writer | None = None
         self._seen_optimizers: set[int] = set()
-        self._blind = self._detached = self._scaled = self._warned = False
+        self._scaled = self._warned = False
         self._attached = self._began = time.perf_counter()
-        self._pid = os.getpid()
         self._records = self._forwards = 0
         self._busy: float | None = None
-        taps = None
-        try:
-            for context in contexts_on(self._model):
-                context.events.replaced()
-            self._ranks = Ranks(model, self.config.reduce)
-            self._taps = taps = Taps(
-                self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
-                step_guards(self.config, self._model),
-            )  # fmt: skip
-            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
-            if self._ranks.rank == 0 or self.config.reduce == "never":
-                self._open(run_dir)
-            self._dispatcher = make_dispatcher(
-                self.config, self._model, self._ranks, self._writer, self.run_dir, self._look_closer, taps.batches,
-                on_alert, self.isolation.run,
-            )  # fmt: skip
-        except Exception:
-            _log.exception("stabwatch: attaching failed; training goes on unwatched")
-            self._blind = self._detached = True
-            if taps is not None:
-                self.isolation.run("detach", "always", taps.remove)
-            return
+        for context in contexts_on(self._model):
+            context.events.replaced()
+        self._ranks = Ranks(model, self.config.reduce)
+        self._taps = Taps(
+            self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
+            step_guards(self.config, self._model),
+        )  # fmt: skip
+        self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
+        if self._ranks.rank == 0 or self.config.reduce == "never":
+            self._open(run_dir)
+        self._dispatcher = make_dispatcher(
+            self.config, self._model, self._ranks, self._writer, self.run_dir, self._look_closer, self._taps.batches,
+            on_alert, self.isolation.run,
+        )  # fmt: skip
         self._plan_next()
-        atexit.register(self._at_exit)
-
-    # -- setting up ---------------------------------------------------------------------------------
 
     def _open(self, run_dir: str | Path | None) -> None:
         self.run = run_id(self.config)
@@ -340,7 +353,7 @@ class Session:
     @property
     def step(self) -> int:
         """Number of the open step, from 0."""
-        return self.context.step
+        return 0 if self._blind else self.context.step
 
     @property
     def state(self) -> str:
