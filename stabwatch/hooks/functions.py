@@ -19,7 +19,7 @@ from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
 from stabwatch.hooks.patching import SOFTMAX_FORMS, KeptReferences, MethodPatch, Patch
 from stabwatch.hooks.probes import attention, loss
-from stabwatch.kernels.where import is_fake, tracing
+from stabwatch.kernels.where import is_fake
 
 EVALUATING = "the model was called, but not in training mode: call `model.train()`"
 NO_ROOT = "parts of the model were called, but never the model itself: attach what the training loop calls"
@@ -116,19 +116,26 @@ for _owner in (torch, torch.special, torch.Tensor):
     SOFTMAX_FORMS.add(_owner, "softmax", _original, observed(_original, _saw_softmax, None, _isolation))
 
 
-@functools.wraps(_cross_entropy)
-def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    out = _cross_entropy(input, target, *args, **kwargs)
+def _saw_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     root = CURSOR.root
-    if root is not None and root.flags.recording and torch.is_grad_enabled():
-        if tracing():
-            loss.cross_entropy_traced(root.context.run, out, input, target, *args, **kwargs)
-            if root.flags.sampled:
-                compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))
-        elif not (in_backward() or is_fake(input)):
+    if root is None or not root.flags.recording or not torch.is_grad_enabled():
+        return
+    if not in_backward() and not is_fake(input) and runs_for_real():
+        with unseen_by_modes():
             context = root.context
             context.isolation.run("loss", "always", loss.cross_entropy, context, out, input, target, args, kwargs)
-    return out
+
+
+def _traced_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    root = CURSOR.root
+    if root is None or compiled.in_subgraph() or not root.flags.recording or not torch.is_grad_enabled():
+        return
+    loss.cross_entropy_traced(root.context.run, out, input, target, *args, **kwargs)
+    if root.flags.sampled:
+        compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))
+
+
+cross_entropy = observed(_cross_entropy, _saw_cross_entropy, _traced_cross_entropy, _isolation)
 
 
 @functools.wraps(_clip_grad_norm_)

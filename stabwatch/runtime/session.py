@@ -382,6 +382,7 @@ class Session:
         try:
             self._end(reason, facts)
         except Exception as error:
+            self.isolation.errors["detach"] += 1
             _log.warning("stabwatch: the run could not be ended as it should; training continues: %r", error)
 
     def _end(self, reason: str, facts: dict[str, Any]) -> None:

@@ -86,7 +86,9 @@ def test_fullgraph_gives_the_same_statistics_without_a_graph_break(backend, atta
     assert "attention_bracket" in {m["tap"] for m in coverage.data["unmeasured"]}
     told = {m["tap"]: m["reason"] for m in coverage.data["unmeasured"]}
     assert "exact value is on cadence" in told["attention_bracket"]
-    assert [e["reason"] for e in coverage.data["unmeasured"]] == [not_in_graph(PROBES)]
+    assert [e["reason"] for e in coverage.data["unmeasured"] if e["tap"] != "attention_bracket"] == [
+        not_in_graph(PROBES)
+    ]
 
 
 def test_a_compiled_run_is_bit_identical_with_and_without_a_watch(attach):
