@@ -22,7 +22,7 @@ from stabwatch.hooks.base.sites import Site, Target, WatchedModule
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
 from stabwatch.hooks.base.views import CALL_VIEWS
 from stabwatch.hooks.module_calls import measure_call
-from stabwatch.hooks.patching import SOFTMAX_FORMS
+from stabwatch.hooks.patching import SOFTMAX_METHOD
 from stabwatch.hooks.probes import activation
 from stabwatch.hooks.probes.attention import BRACKET, EXACT
 from stabwatch.hooks.probes.depth import Stacks
@@ -92,7 +92,7 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
         with unseen_by_modes():
             site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
     site.flags.in_forward = training
-    SOFTMAX_FORMS.set_installed(site.flags.recording and site.flags.deep)
+    SOFTMAX_METHOD.set_installed(site.flags.recording and site.flags.deep)
 
 
 def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
@@ -101,7 +101,7 @@ def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     if CURSOR.site is not None:
         CURSOR.root = root_of(CURSOR.site)
     else:
-        SOFTMAX_FORMS.set_installed(False)
+        SOFTMAX_METHOD.set_installed(False)
     if site.flags.recording and runs_for_real():
         with unseen_by_modes():
             site.context.events.forward_ended(output)

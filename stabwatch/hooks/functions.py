@@ -17,7 +17,7 @@ from stabwatch.hooks import compiled
 from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
-from stabwatch.hooks.patching import SOFTMAX_FORMS, KeptReferences, MethodPatch, Patch
+from stabwatch.hooks.patching import SOFTMAX_METHOD, KeptReferences, MethodPatch, Patch
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake
 
@@ -88,9 +88,9 @@ def _traced_attention(
 
 
 def _saw_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> None:
-    site = _measuring()
+    site = _measuring() if SOFTMAX_METHOD.installed else None
     if site is None:
-        SOFTMAX_FORMS.set_installed(False)  # an exception has left the forward
+        SOFTMAX_METHOD.set_installed(False)  # an exception may have left the forward
     elif site.flags.deep and input.numel():
         with unseen_by_modes():
             site.context.isolate(attention.EXACT, attention.softmax_of, site, input, dim)
@@ -111,9 +111,12 @@ def _saw_nothing(out: Tensor, *args: Any, **kwargs: Any) -> None:
 scaled_dot_product_attention = observed(_sdpa, _saw_attention, _traced_attention, _isolation)
 scaled_dot_product_attention.__module__ = F.__name__  # where a pickle by name finds it
 softmax = observed(_softmax, _saw_nothing, _traced_softmax, _isolation)
-for _owner in (torch, torch.special, torch.Tensor):
-    _original = _owner.softmax
-    SOFTMAX_FORMS.add(_owner, "softmax", _original, observed(_original, _saw_softmax, None, _isolation))
+torch_softmax = observed(torch.softmax, _saw_softmax, None, _isolation)
+torch_softmax.__module__, torch_softmax.__qualname__ = torch.__name__, "softmax"
+special_softmax = observed(torch.special.softmax, _saw_softmax, None, _isolation)
+special_softmax.__module__, special_softmax.__qualname__ = torch.special.__name__, "softmax"
+special_softmax.__name__ = "softmax"
+SOFTMAX_METHOD.set_method(torch.Tensor, "softmax", observed(torch.Tensor.softmax, _saw_softmax, None, _isolation))
 
 
 def _saw_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -185,7 +188,12 @@ def kept_references(model: torch.nn.Module) -> KeptReferences:
     return KeptReferences(model, [patch.pair for patch in _OF_ATTENTION])
 
 
-_OF_ATTENTION = (Patch(_sdpa, scaled_dot_product_attention), Patch(_softmax, softmax))
+_OF_ATTENTION = (
+    Patch(_sdpa, scaled_dot_product_attention),
+    Patch(_softmax, softmax),
+    Patch(torch.softmax, torch_softmax),
+    Patch(torch.special.softmax, special_softmax),
+)
 _PATCHES = (
     *_OF_ATTENTION,
     MethodPatch(torch.jit._recursive, "create_script_module", create_script_module),
@@ -214,6 +222,6 @@ class FunctionTaps:
         """One watch less."""
         cls._users -= 1
         if cls._users == 0:
-            SOFTMAX_FORMS.set_installed(False)
+            SOFTMAX_METHOD.set_installed(False)
             for patch in _PATCHES:
                 patch.remove()

@@ -109,58 +109,34 @@ def _set(owner: Any, name: str, value: Any) -> None:
         setattr(owner, name, value)
 
 
-class PassingPatches:
-    """Functions that are replaced while a forward is measured that needs it, and are the originals at other times."""
+class PassingMethod:
+    """A method that is replaced while a forward is measured that needs it, and is the original at other times.
+
+    The class inherits the original: to restore it, the replacement is taken off the class.
+    """
 
     def __init__(self) -> None:
-        self._places: list[tuple[Any, str, Any, Any]] = []
-        self._installed = False
+        self.installed = False
+        self._place: tuple[type, str, Any] | None = None
 
-    def add(self, owner: Any, name: str, original: Any, replacement: Any) -> None:
-        """One more place: an attribute of a module, an object or a class."""
-        self._places.append((owner, name, original, replacement))
-
-    def add_references(self, model: nn.Module) -> Callable[[], None]:
-        """The names under which a model's modules, and the files that define them, keep one of the originals.
-
-        Returns a function that forgets them again.
-        """
-        known = {id(old): new for _, _, old, new in self._places}
-        files = {type(module).__module__ for module in model.modules()}
-        owners = [sys.modules[name] for name in files if name in sys.modules and not name.startswith("torch.")]
-        found = [
-            (owner, name, value, known[id(value)])
-            for owner in (*model.modules(), *owners)
-            for name, value in list(vars(owner).items())
-            if id(value) in known
-        ]
-        self._places += found
-        return lambda: self._forget(found)
-
-    def _forget(self, found: list[tuple[Any, str, Any, Any]]) -> None:
-        self.set_installed(False)
-        gone = set(map(id, found))
-        self._places = [place for place in self._places if id(place) not in gone]
+    def set_method(self, owner: type, name: str, replacement: Any) -> None:
+        """Say which method it is."""
+        self._place = owner, name, replacement
 
     def set_installed(self, wanted: bool) -> None:
-        """Replace the functions, or restore them."""
-        if wanted != self._installed:
-            self._installed = wanted
-            for owner, name, original, replacement in self._places:
-                old, new = (original, replacement) if wanted else (replacement, original)
-                if not wanted and _inherits(owner, name, original):
-                    if vars(owner).get(name) is replacement:
-                        delattr(owner, name)
-                elif getattr(owner, name, None) is old:
-                    _set(owner, name, new)
+        """Replace the method, or restore it."""
+        if wanted == self.installed or self._place is None:
+            return
+        self.installed = wanted
+        owner, name, replacement = self._place
+        if wanted and name not in vars(owner):
+            setattr(owner, name, replacement)
+        elif not wanted and vars(owner).get(name) is replacement:
+            delattr(owner, name)
 
 
-def _inherits(owner: Any, name: str, original: Any) -> bool:
-    return isinstance(owner, type) and any(vars(base).get(name) is original for base in owner.__mro__[1:])
-
-
-SOFTMAX_FORMS = PassingPatches()
-"""The spellings of softmax that reach no function of `torch.nn.functional`."""
+SOFTMAX_METHOD = PassingMethod()
+"""`Tensor.softmax`, which `torch.nn.functional.softmax` calls too. Compilers do not look it up."""
 
 
 def _swap(old: Callable[..., Any], new: Callable[..., Any]) -> None:

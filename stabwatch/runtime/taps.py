@@ -18,7 +18,6 @@ from stabwatch.hooks.base.sites import Target, select_modules
 from stabwatch.hooks.forward import ModuleTaps
 from stabwatch.hooks.functions import FunctionTaps, kept_references
 from stabwatch.hooks.optimizer_step import StepGuards, StepTaps
-from stabwatch.hooks.patching import SOFTMAX_FORMS
 from stabwatch.hooks.probes.batches import Batches
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.layers import ParameterTaps
@@ -72,7 +71,6 @@ class Taps:
             FunctionTaps.install()
             undo.callback(FunctionTaps.remove)
             undo.callback(kept_references(model).remove)
-            undo.callback(SOFTMAX_FORMS.add_references(model))
             before_step = callback("optimizer_step", context.isolation, context.events.before_step)
             after_step = callback("optimizer_step", context.isolation, context.events.after_step)
             undo.callback(register_optimizer_step_pre_hook(before_step).remove)
