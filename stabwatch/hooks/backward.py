@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.entry import shielded
 from stabwatch.hooks.forward import CURSOR
 from stabwatch.hooks.patching import MethodPatch, Patch
 from stabwatch.hooks.probes.directional import OwnCall
@@ -43,15 +44,18 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
     _note_why_unseen()
     heard = tuple(LISTENERS)
     for context in heard:
-        context.events.backward_begins()
+        with shielded(context.isolation, "loss"):
+            context.events.backward_begins()
     _backward(tensors, grad_tensors, *args, **kwargs)
     roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
     reached: list[TapContext] = []
     for context in heard:
-        context.isolation.run("loss", "always", _ended, context, roots, gradients, reached)
+        with shielded(context.isolation, "loss"):
+            context.isolation.run("loss", "always", _ended, context, roots, gradients, reached)
     if not reached and len(heard) == 1:
         context = heard[0]
-        context.isolation.run("loss", "always", context.events.backward_unclear, roots, gradients)
+        with shielded(context.isolation, "loss"):
+            context.isolation.run("loss", "always", context.events.backward_unclear, roots, gradients)
 
 
 def _note_why_unseen() -> None:
@@ -79,7 +83,8 @@ def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwar
     if not keeps_graph and not unheard():
         given = None if grad_outputs is None else _listed(grad_outputs)
         for context in tuple(LISTENERS):
-            context.events.gradients_taken(_listed(outputs), given, _listed(inputs))
+            with shielded(context.isolation, "loss"):
+                context.events.gradients_taken(_listed(outputs), given, _listed(inputs))
     return found
 
 

@@ -71,7 +71,7 @@ def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, co
         },
         model={
             "name": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in model.parameters() if not torch.nn.parameter.is_lazy(p)),
             "layers": [name for name in layers if name],
         },
         config={name: value for name, value in vars(config).items() if value is not None},

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.hooks.base.sites import unwrap
+from stabwatch.hooks.base.naming import unwrap
+from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.coverage import NO_STEP, OTHER_LOSS, REPORT_AFTER, UNATTACHED, not_in_graph, summary
@@ -56,44 +58,58 @@ class Session(TrainingEvents):
         on_alert: Callable[[Alert], object] | None = None,
         first_step: int = 0,
     ) -> None:
-        super().__init__(unwrap(model), optimizer)
         self.config = config or Config()
-        self._offset = first_step
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
-        self.context.step = first_step
-        device = self.context.device
-        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
         self._agent: AgentProcess | None = None
-        self._blind = self._detached = self._warned = False
-        self._attached = self._began
+        self._writer: Writer | None = None
+        self._taps: Taps
         self._pid = os.getpid()
-        self._records = 0
-        taps = None
+        self._blind = self._detached = True
         try:
-            self._ranks = Ranks(model, self.config.reduce)
-            self._taps = taps = Taps(
-                self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
-                step_guards(self.config, self._model),
-            )  # fmt: skip
-            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
-            if self._ranks.rank == 0 or self.config.reduce == "never":
-                self._open(run_dir)
-            self._dispatcher = make_dispatcher(
-                self.config, self._model, self._ranks, self._writer, self.run_dir, self._look_closer, taps.batches,
-                on_alert, self.isolation.run,
-            )  # fmt: skip
+            self._attach(model, optimizer, loss_fn, run_dir, on_alert, first_step)
         except Exception:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
-            self._blind = self._detached = True
-            if taps is not None:
-                taps.remove()
+            with suppress(Exception):
+                self._taps.remove()
             return
-        self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
-        self._plan_next()
+        self._blind = self._detached = False
         atexit.register(self._at_exit)
 
     # -- setting up ---------------------------------------------------------------------------------
+
+    def _attach(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        loss_fn: Any,
+        run_dir: str | Path | None,
+        on_alert: Callable[[Alert], object] | None,
+        first_step: int,
+    ) -> None:
+        super().__init__(unwrap(model), optimizer)
+        self._offset = self.context.step = first_step
+        device = self.context.device
+        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
+        self._warned = False
+        self._attached = self._began
+        self._records = 0
+        for context in contexts_on(self._model):
+            context.events.replaced()
+        self._ranks = Ranks(model, self.config.reduce)
+        self._taps = Taps(
+            self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
+            step_guards(self.config, self._model),
+        )  # fmt: skip
+        self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
+        if self._ranks.rank == 0 or self.config.reduce == "never":
+            self._open(run_dir)
+        self._dispatcher = make_dispatcher(
+            self.config, self._model, self._ranks, self._writer, self.run_dir, self._look_closer, self._taps.batches,
+            on_alert, self.isolation.run,
+        )  # fmt: skip
+        self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
+        self._plan_next()
 
     def _open(self, run_dir: str | Path | None) -> None:
         self.run = run_id(self.config)
@@ -178,7 +194,7 @@ class Session(TrainingEvents):
         phases = self.flags.phases = self._governor.phases
         self.flags.phase = (self.flags.phase + self._plan.deep) % phases
         self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(taken + 1).deep else None
-        self.flags.recording = False
+        self.flags.in_forward = False
 
     def _look_closer(self) -> None:
         self._governor.escalate(self.config.escalate)
@@ -270,7 +286,7 @@ class Session(TrainingEvents):
     @property
     def step(self) -> int:
         """Number of the open step, from 0."""
-        return self.context.step
+        return 0 if self._blind else self.context.step
 
     @property
     def state(self) -> str:
@@ -295,18 +311,29 @@ class Session(TrainingEvents):
         if self._detached or os.getpid() != self._pid:
             return
         self._detached = True
+        try:
+            self._end(reason, facts)
+        except Exception as error:
+            self.isolation.errors["detach"] += 1
+            _log.warning("stabwatch: the run could not be ended as it should; training continues: %r", error)
+
+    def _end(self, reason: str, facts: dict[str, Any]) -> None:
         if self._clock.open_step_is_over():
             self.isolation.run("clock", "always", self._close_step)
         else:
             self.isolation.run("clock", "always", self._end_unannounced)
-        self.flags.open = self.flags.sampled = self.flags.deep = self.flags.recording = False
-        self._taps.remove()
+        self.flags.open = self.flags.sampled = self.flags.deep = self.flags.in_forward = False
+        self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)
         if self._writer is not None:
             if 0 < self._records < REPORT_AFTER:
                 self._report_coverage()
             self._writer.event("end", self.step - 1, reason=reason, **facts)
             self._writer.close()
+
+    def replaced(self) -> None:
+        """Another watch takes over the model: this one ends."""
+        self.detach("replaced")
 
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)

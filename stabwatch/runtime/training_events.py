@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.distributed.ranks import Ranks
+from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.tensors import device_of, first_tensor
@@ -40,7 +41,8 @@ class TrainingEvents:
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
         self._model = model
-        self.context = TapContext(self, self._report_error, device_of(model, torch.device("cpu")))
+        device = device_of(model, torch.device("cpu"))
+        self.context = TapContext(self, self._report_error, device, (TrainingUnstableError,))
         self.flags, self.isolation = self.context.flags, self.context.isolation
         self._clock = StepClock(optimizer)
         self._loss = LossEvents(model, self.context)
@@ -68,14 +70,18 @@ class TrainingEvents:
         """The same, where no optimizer has stepped."""
         raise NotImplementedError
 
+    def replaced(self) -> None:
+        """Another watch takes over the model."""
+        raise NotImplementedError
+
     def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
         """A probe has failed."""
         raise NotImplementedError
 
     @property
     def step(self) -> int:
-        """Number of the open step, from 0."""
-        return self.context.step
+        """Number of the open step, from 0; 0 where attaching failed."""
+        return self.context.step if hasattr(self, "context") else 0
 
     def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""

@@ -63,6 +63,9 @@ class TapEvents(Protocol):
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """An optimizer has stepped."""
 
+    def replaced(self) -> None:
+        """Another watch takes over the model."""
+
 
 class TapContext:
     """The shared state of the hooks of one watch.
@@ -70,13 +73,20 @@ class TapContext:
     probes: those that were registered when it was made; others that are registered later are not measured.
     accumulators, run, brackets: where partials go on the device. reasons: why something was not measured.
     step: number of the open step, from 0. generator: for everything that probes draw at random.
+    passes: exceptions of the session that are meant for the user.
     """
 
-    def __init__(self, events: TapEvents, report: ErrorReport, device: torch.device) -> None:
+    def __init__(
+        self,
+        events: TapEvents,
+        report: ErrorReport,
+        device: torch.device,
+        passes: tuple[type[BaseException], ...] = (),
+    ) -> None:
         self.events = events
         self.device = device
         self.flags = MeasurementFlags()
-        self.isolation = Isolation(report)
+        self.isolation = Isolation(report, passes=passes)
         self.token_groups = TokenGroups()
         self.reasons = Reasons()
         self.accumulators = Accumulators(device)

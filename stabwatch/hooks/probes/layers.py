@@ -10,12 +10,14 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.copies import Copies
+from stabwatch.hooks.base.naming import named_parameters
 from stabwatch.hooks.base.probe import PROBES, Probe
-from stabwatch.hooks.base.sites import site_name
 from stabwatch.hooks.base.tensors import local, new_accumulator
+from stabwatch.hooks.base.tree import ModuleTree
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Accumulator
@@ -206,15 +208,12 @@ def _empty(reduction: str, rows: int, device: torch.device) -> Tensor:
 
 def _tracked(model: nn.Module, sites: set[str]) -> list[tuple[str, str, nn.Parameter]]:
     """(layer, name, parameter) of every parameter that is trained."""
-    tracked: list[tuple[str, str, nn.Parameter]] = []
-    for path, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        owner = path.rpartition(".")[0]
-        while owner and owner not in sites:
-            owner = owner.rpartition(".")[0]
-        tracked.append((site_name(owner), site_name(path), parameter))
-    return tracked
+    tree = ModuleTree(model)
+    return [
+        (next((n for n in (owner, *tree.above(owner)) if n in sites), ""), name, parameter)
+        for name, owner, parameter in named_parameters(model)
+        if parameter.requires_grad
+    ]
 
 
 def _phases(
@@ -223,7 +222,7 @@ def _phases(
     """Layers packed in order into phases of at most `limit` bytes, and the layers that are larger than that."""
     size: dict[int, int] = {}
     for name, _, p in tracked:
-        size[rows[name]] = size.get(rows[name], 0) + p.numel() * p.element_size()
+        size[rows[name]] = size.get(rows[name], 0) + (0 if is_lazy(p) else p.numel() * p.element_size())
     phases: list[set[int]] = []
     room = 0
     for row, need in size.items():
