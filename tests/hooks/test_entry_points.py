@@ -17,9 +17,9 @@ from torch import nn
 
 import stabwatch
 from stabwatch.demo import GPT, DemoConfig
+from stabwatch.hooks.backward import LISTENERS
 from stabwatch.hooks.base import entry
 from stabwatch.hooks.base.entry import Hook
-from stabwatch.hooks.backward import LISTENERS
 from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.probes import activation
 
