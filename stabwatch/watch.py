@@ -37,8 +37,8 @@ def attach(
             of a library in docs/trainers.md: its model is watched from the moment that training begins.
         optimizer: the optimizer, or several of them; found by itself when left out. A step of the run ends
             when all of them have stepped.
-        loss_fn: a loss module to read the loss from, when it is not `cross_entropy` (otherwise the loss is seen at
-            `cross_entropy`, the model output's `.loss`, `watch.log(loss=...)`, or the call of `backward`).
+        loss_fn: a loss module to read the loss from where no backward pass is seen (a step that is compiled as a
+            whole). Otherwise the loss is what the backward passes of the step start from, see docs/trained-loss.md.
         run_dir: folder for the run log; a new one below `stabwatch-runs` by default.
         config: a Config, a mapping, or a YAML file; single settings may follow as keywords (see `Config`).
         on_alert: called with each `stabwatch.alerts.Alert` that fires or resolves, between two steps (on rank 0). What
@@ -107,7 +107,7 @@ class Watch:
 
         Returns a dict: `taps` (names of the taps that have measured something), `fired` (how many accumulators have),
         `missing` (list of {tap, site, reason}: should have been measured), `unmeasured` (the same, for what this model
-        cannot show).
+        cannot show), `notes` (list of {tap, reason}: what else is to be known about the measurements).
         """
         return self._session.coverage()
 

@@ -43,16 +43,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stabwatch.agent", description="Serve a stabwatch run.")
     parser.add_argument("run_dir", type=Path, help="run folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
-    parser.add_argument("--port", type=int, default=9478, help="the next free one when it is taken; 0 for any")
-    parser.add_argument("--linger", type=float, default=60.0, help="seconds to go on serving after the run has ended")
+    parser.add_argument("--port", type=int, default=9478, help="port; if it is taken, the next free one; 0 for any")
+    parser.add_argument("--linger", type=float, default=60.0, help="seconds to keep serving after the run has ended")
     parser.add_argument("--file-sd", type=Path, help="folder for the Prometheus target file (RUN_DIR/../targets)")
     parser.add_argument("--certfile", type=Path, help="TLS certificate (PEM)")
     parser.add_argument("--keyfile", type=Path, help="its private key (PEM)")
-    parser.add_argument("--username", help=f"ask for this user and the password in the environment's {PASSWORD}")
-    parser.add_argument("--rules", type=Path, help="YAML file that changes, silences or adds rules")
+    parser.add_argument(
+        "--username", help=f"require this user name, and the password in the environment variable {PASSWORD}"
+    )
+    parser.add_argument("--rules", type=Path, help="YAML file that changes, mutes or adds rules")
     parser.add_argument("--cardinality", choices=CARDINALITIES, default="layer", help="series on /metrics")
-    parser.add_argument("--worst", type=int, default=WORST, help="layers shown by themselves at run and block")
-    parser.add_argument("--max-series", type=int, default=MAX_SERIES, help="more than these are left out and counted")
+    parser.add_argument(
+        "--worst", type=int, default=WORST, help="layers exported individually with --cardinality run or block"
+    )
+    parser.add_argument(
+        "--max-series", type=int, default=MAX_SERIES, help="limit of series; those above it are left out and counted"
+    )
     return parser
 
 

@@ -42,10 +42,12 @@ class ProcessWatch:
         if not self.local:
             if quiet_seconds < self._stale:
                 return None
-            return Gone(f"no record for {quiet_seconds:.0f} seconds, and {self._meta.host} cannot be looked into")
+            return Gone(
+                f"no record for {quiet_seconds:.0f} seconds, and the process on {self._meta.host} cannot be inspected"
+            )
         if self._alive():
             return None
-        return Gone(f"process {self._meta.pid} is not there any more")
+        return Gone(f"process {self._meta.pid} no longer exists")
 
     def _alive(self) -> bool:
         if not (self._proc / "stat").exists():
@@ -54,7 +56,7 @@ class ProcessWatch:
             text = (self._proc / str(self._meta.pid) / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return False
-        # The command, in parentheses, may hold anything: fields are counted from the last parenthesis.
+        # The command, in parentheses, may contain anything: fields are counted from the last parenthesis.
         fields = text.rpartition(")")[2].split()
         state, ticks = fields[0], int(fields[19])
         if state in "ZX":
@@ -64,7 +66,7 @@ class ProcessWatch:
         started = self._boot_time() + ticks / os.sysconf("SC_CLK_TCK")
         if abs(started - self._meta.pid_started) > START_TOLERANCE_SECONDS:
             return False
-        self._ticks = ticks  # from here on the comparison does not depend on the wall clock
+        self._ticks = ticks  # from now on the comparison does not depend on the wall clock
         return True
 
     def _boot_time(self) -> float:

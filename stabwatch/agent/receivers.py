@@ -132,7 +132,7 @@ class Command:
         try:
             self._words = shlex.split(command)
         except ValueError as error:
-            raise ConfigError(f"{COMMAND} is no command line: {error}.") from None
+            raise ConfigError(f"{COMMAND} is not a command line: {error}.") from None
 
     def send(self, message: Message) -> None:
         """Deliver a message. Raises Refused."""

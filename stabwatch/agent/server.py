@@ -173,7 +173,7 @@ def _respond(
 
 
 class HttpServer:
-    """Listens from construction on, and serves in a daemon thread between `start` and `close`. Raises AgentError."""
+    """Listens from its construction, and serves in a daemon thread between `start` and `close`. Raises AgentError."""
 
     def __init__(
         self, app: App, host: str, port: int, *, certfile: Path | None = None, keyfile: Path | None = None
@@ -221,7 +221,7 @@ def _bind(host: str, port: int) -> _Server:
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
-        raise AgentError(f"`host` must be an address of this machine, and {host!r} is not known: {error}.") from error
+        raise AgentError(f"`host` must be an address of this machine, but {host!r} is unknown: {error}.") from error
     server = type("Server", (_Server,), {"address_family": family})
     last: OSError | None = None
     for candidate in [*range(port, min(port + PORTS_TRIED, 65536)), 0] if port else [0]:

@@ -47,13 +47,13 @@ def serve(
 ) -> int:
     """Follow a run and serve it until `linger` seconds after its end, or until SIGTERM or SIGINT. Returns 0.
 
-    host: loopback by default; '0.0.0.0' opens it. port: the next free one when it is taken; 0 for any.
+    host: loopback by default; '0.0.0.0' opens it. port: if it is taken, the next free one; 0 for any.
     file_sd: folder for the Prometheus target file; `targets` next to the run folder by default.
     rules: YAML file that changes, mutes or adds rules.
     cardinality: on /metrics, a series per 'layer', per 'block', or one for the 'run'; below 'layer' also the `worst`
-    layers of each signal. max_series: what goes beyond it is left out and counted.
-    Raises RunLogError when there is no run, AgentError when it cannot be served, RuleError with the line of a rule that
-    is wrong.
+    layers of each signal. max_series: series above this limit are left out and counted.
+    Raises RunLogError if there is no run, AgentError if it cannot be served, and RuleError with the line of a mistake
+    in the rules.
     """
     run = Path(run_dir).resolve()
     token = _token(username, password)

@@ -1,8 +1,8 @@
 """Rules, the step-exact engine, derived signals and the diagnosis. No torch here.
 
-`catalogue.py` declares the rules; `derived.py` (by layer) and `scalars.py` (of the run) compute the gauges that they
-compare, from the rings of points in `points.py`; `engine.py` evaluates them over records; `diagnosis.py` orders what
-fired into causes.
+`themes/` declares the rules, and the derived signals (gauges) that they compare; `catalogue.py` collects them.
+`features.py` has the building blocks of derived signals. `engine.py` evaluates the rules over records. `diagnosis.py`
+turns incidents into causes, in order of onset.
 """
 
 from stabwatch.alerts.catalogue import DERIVED as DERIVED

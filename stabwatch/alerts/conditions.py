@@ -1,7 +1,7 @@
-"""The catalogue of conditions: all that can be found in a run, by a rule, by a detector, or as a root cause.
+"""The catalogue of conditions: everything that a rule, a detector or the diagnosis (root causes) can find in a run.
 
-A rule judges one record after the other, as live. A detector looks at the whole curve in hindsight. Where both know a
-condition, it has one name, one title, one remedy and one runbook.
+A rule judges record after record, as in a live run. A detector reads the whole curve in hindsight. A condition that
+both can find has one name, one title, one remedy and one runbook.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from stabwatch.alerts.rule import RUNBOOKS
 
 @dataclass(frozen=True)
 class KnownCondition:
-    """One condition. remedy: empty for what needs nothing. runbook_url: empty where there is no page.
+    """One condition. remedy: empty if no action is needed. runbook_url: empty if there is no page.
 
-    rule: a rule finds it, live too. detector: a detector finds it in hindsight. root_cause: it explains others.
+    rule: a rule finds it, also live. detector: a detector finds it in hindsight. root_cause: it explains other ones.
     """
 
     name: str
@@ -35,7 +35,7 @@ ALSO_DETECTED = (
     "LossSpike", "LossShift", "LossDivergence", "NonFinite", "GradientNormExplosion", "LossScaleCollapse",
     "LearningRateSpike", "TrainingStopped",
 )  # fmt: skip
-"""Rules and root causes for which there is a detector too."""
+"""Rules and root causes that a detector can also find."""
 
 _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
@@ -50,20 +50,20 @@ _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "LossPlateau",
-        "A plateau above what was reached before",
+        "A plateau above the earlier best loss",
         ("Go back to the checkpoint of the best loss: the restart did not reach it again.",),
     ),
     (
         "Reinitialisation",
         "Training started from scratch",
         (
-            "Look for what builds the model again at that step: a checkpoint that was not found, a stage that resets.",
-            "Resume from the last checkpoint before it.",
+            "Find the code that builds a new model at that step: a checkpoint that was not found, a stage that resets.",
+            "Resume from the last checkpoint before that step.",
         ),
     ),
     (
         "LossTooGood",
-        "A loss too good to be true",
+        "Loss too good to be true",
         (
             "Check the labels of one batch: are they all masked (-100), or equal to the input?",
             "Check the loss itself: a mean over nothing, a wrong shift, a constant target.",
@@ -71,20 +71,20 @@ _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "SlowSteps",
-        "Steps have become slower",
-        ("From that step on, look at the data loading, the network and the clocks of the accelerators.",),
+        "Steps became slower",
+        ("Check data loading, the network and the clocks of the accelerators from that step on.",),
     ),
     ("LossOutliers", "Single records of the loss are high", ()),
     ("EarlyLossHump", "The loss rises in the first records", ()),
     ("GradientNormOutliers", "Single records of the gradient norm are high", ()),
-    ("LossScaleSearch", "The loss scale is searched for", ()),
+    ("LossScaleSearch", "The scaler searches for its loss scale", ()),
     ("LearningRateZero", "The learning rate is 0 at the end", ()),
     ("TrainingPaused", "A pause without records", ()),
     ("RunRestarted", "A new run in the same log", ()),
     ("RunResumed", "The run was resumed from an earlier step", ()),
-    ("LoggedError", "An error in the log that training survived", ()),
+    ("LoggedError", "An error in the log, after which training continued", ()),
 )
-"""What only a detector finds: name, title, remedy."""
+"""Conditions that only a detector finds: name, title, remedy."""
 
 
 def _known() -> Iterator[KnownCondition]:
@@ -105,6 +105,6 @@ CONDITIONS: dict[str, KnownCondition] = {condition.name: condition for condition
 
 
 def title_of(name: str) -> str:
-    """Title of a condition; the name itself where it is a rule of the user's."""
+    """Title of a condition; for a custom rule, its name."""
     known = CONDITIONS.get(name)
     return name if known is None else known.title

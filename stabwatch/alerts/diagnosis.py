@@ -1,4 +1,4 @@
-"""From incidents to causes, ordered by onset: what left its normal range first, where, and what helps."""
+"""From incidents to causes, in order of onset: what left its normal range first, where, and the remedy."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from stabwatch.alerts.rule import Alert
 from stabwatch.alerts.templates import format_batch
 
 MOST_BATCHES = 4
-"""Batches of one step that are listed."""
+"""Most batches of one step that are listed."""
 LIKELY = 0.5
-"""Score from which a cause is likely. The scores are ranks: nobody has calibrated them."""
+"""Score from which a cause is likely. Scores only rank causes; they are not calibrated probabilities."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SPIKE_AFTER = "A loss spike"
-"""Title of a spike that something else came before; that of the rule says that nothing did."""
+"""Title of a spike that follows another problem. The rule's title says that nothing preceded it."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """One possible cause, with its evidence and what to do.
+    """One possible cause, with its evidence and remedy.
 
-    name: in the catalogue of conditions. layers: where, the earliest first.
+    name: in the catalogue of conditions. layers: affected layers, the earliest first.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A verdict in one or a few sentences, and the causes in the order of their onset."""
+    """A verdict of one or a few sentences, and the causes in order of onset."""
 
     verdict: str
     causes: tuple[Cause, ...] = ()
@@ -54,7 +54,7 @@ class Diagnosis:
 
 
 class _Group:
-    """All incidents of one condition that are more than information. alerts: of the rules, that fired."""
+    """All incidents of one condition above information. alerts: the firing alerts of its rules."""
 
     def __init__(self, incidents: Sequence[Incident]) -> None:
         self.incidents = sorted(incidents, key=lambda i: i.first_step)
@@ -79,10 +79,10 @@ class _Group:
 def diagnose(
     engine: Engine, incidents: Sequence[Incident] | None = None, spacing: float = 1.0, watched: bool = True
 ) -> Diagnosis:
-    """What the incidents of a run amount to.
+    """Diagnose the incidents of a run.
 
-    incidents: of the rules and of the detectors; without them those of the engine's alerts so far, as live. spacing:
-    steps between two records. watched: the log is stabwatch's own.
+    incidents: of rules and detectors; by default, those of the engine's alerts so far, as in a live run. spacing: steps
+    between two records. watched: stabwatch wrote the log.
     """
     found = rule_incidents(engine.history) if incidents is None else incidents
     by_name: dict[str, list[Incident]] = {}
@@ -113,12 +113,12 @@ def _calm(engine: Engine) -> str:
 
 
 def _onset(groups: Sequence[_Group]) -> int:
-    """Where the first thing left its normal range; a process that stopped does not count beside others."""
+    """First onset of all groups; that of a stopped process counts only if it is the only one."""
     return min((g.onset for g in groups if g.name != "TrainingStopped"), default=groups[0].onset)
 
 
 def _ranked(groups: list[_Group], together: float) -> list[_Group]:
-    """By onset; onsets too close to distinguish (signals are sampled) by severity. A stopped process comes last."""
+    """In order of onset; by severity if onsets are too close (signals are sampled). A stopped process comes last."""
     earliest = min(g.onset for g in groups)
 
     def order(group: _Group) -> tuple[bool, int, int, int]:
@@ -193,7 +193,7 @@ def _cause(engine: Engine, group: _Group, place: int) -> Cause:
 
 
 def _detected_evidence(group: _Group) -> list[str]:
-    """What a detector saw in hindsight, the first time."""
+    """Evidence of the first incident that a detector found in hindsight."""
     if group.detected is None:
         return []
     seen = [i for i in group.incidents if "detector" in i.found_by]
@@ -229,16 +229,16 @@ def _alert_evidence(group: _Group) -> list[str]:
 
 
 def _batches(engine: Engine, first: Alert) -> tuple[str, ...]:
-    """The batch of the onset; the first of them where gradients were accumulated, or steps passed unmeasured."""
+    """Batches of the onset: several with gradient accumulation, or where some steps were not measured."""
     known = engine.memory.batches.get(first.onset, [])
     lines = [f"Batch of step {entry['step']}: {format_batch(entry)}." for entry in known[:MOST_BATCHES]]
     if known and first.since < first.onset:
-        lines.insert(0, f"Steps {first.since} to {first.onset} were measured as one: it began in any of them.")
+        lines.insert(0, f"Steps {first.since} to {first.onset} were measured together: it began in one of them.")
     return (*lines, *([f"And {len(known) - MOST_BATCHES} more batches."] if len(known) > MOST_BATCHES else []))
 
 
 def _with_roots(evidence: Evidence, causes: list[Cause]) -> list[Cause]:
-    """What explains the alerts goes before them, or after the first of them where it is only possible."""
+    """Insert root causes: before the causes that rules name, or after the first of them if only possible."""
     leading: list[Cause] = []
     following: list[Cause] = []
     for root in ROOT_CAUSES:

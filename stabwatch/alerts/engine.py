@@ -1,4 +1,4 @@
-"""The step-exact engine: records in, transitions out. One at a time or many at once, the result is the same."""
+"""The step-exact engine: records in, alert transitions out. The result does not depend on how records are batched."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
 
 ENGINE_EVENTS = ("start", "end", "flight", "guard", "change")
-"""Kinds of events that an engine looks at."""
+"""Kinds of events that an engine reads."""
 BASELINE_FEATURES = ("loss", "gradient_norm")
-"""Features that forget what was usual, when a change that was announced comes."""
+"""Features whose baselines restart at an announced change."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
 LONGEST_PAUSE_SECONDS = 1800.0
-"""Of pauses that a run came back from (evaluations, checkpoints), those that are longer do not predict the next."""
+"""Upper limit of the patience that earlier pauses (evaluations, checkpoints) cause."""
 
 
 class RuleState:
-    """One rule over all layers of its feature: onset, firing and resolution, each counted in measured points."""
+    """State of one rule over all layers of its feature: onset, firing and resolution, counted in measured points."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -40,13 +40,13 @@ class RuleState:
         self.points_firing = np.zeros((len(rule.thresholds), 0), dtype=np.int64)
         self.points_normal = np.zeros(0, dtype=np.int64)
         self.level = np.zeros(0, dtype=np.int64)
-        """Index of the threshold that is met, len(thresholds) when none is."""
+        """Index of the threshold that fires, by layer; len(thresholds) if none does."""
         self.context: dict[int, dict[str, float]] = {}
         self._quiet = True
-        """No layer fires, or is outside its normal range."""
+        """No layer fires, and none is outside its normal range."""
 
     def grow(self, layers: int) -> None:
-        """Make room for layers that appeared."""
+        """Add state for new layers."""
         more = layers - len(self.since)
         if not more:
             return
@@ -56,7 +56,7 @@ class RuleState:
         self.level = np.append(self.level, np.full(more, len(self.rule.thresholds), dtype=np.int64))
 
     def update(self, step: int, gauges: dict[str, Array], context: dict[str, float]) -> list[tuple[int, int]]:
-        """Judge one record; gives (layer, level) of each transition, level == len(thresholds) for a resolution."""
+        """Judge one record. Returns (layer, level) of each transition; level is len(thresholds) for a resolution."""
         self.grow(len(gauges["points"]))
         abnormal = self._all(self.rule.abnormal, gauges)
         if self._quiet and not np.count_nonzero(abnormal):
@@ -80,7 +80,7 @@ class RuleState:
         return out
 
     def restart(self) -> None:
-        """The run goes on from an earlier step: what fires keeps firing until it is normal; other counts restart."""
+        """The run continues from an earlier step: firing alerts stay until values are normal; other counts restart."""
         self.points_firing[:] = 0
         self.since[self.level == len(self.rule.thresholds)] = -1
 
@@ -115,7 +115,7 @@ def _is_muted(rule: Rule, layer: str) -> bool:
 class Engine:
     """Evaluates rules over the records of one run.
 
-    active: alerts that fire now. history: every transition so far. memory: what else stood out.
+    active: alerts that fire now. history: all transitions so far. memory: other facts of the run, for the diagnosis.
     """
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
@@ -144,12 +144,12 @@ class Engine:
 
     @property
     def active(self) -> tuple[Alert, ...]:
-        """Alerts that fire now, in the order in which they began."""
+        """Alerts that fire now, in the order in which they started to fire."""
         return tuple(self._firing.values())
 
     @property
     def derived(self) -> dict[SeriesKey, float]:
-        """The latest derived gauges; one that is no longer a number is absent rather than old."""
+        """The latest derived gauges. One whose latest value is not finite is absent."""
         return {
             SeriesKey(name, layer): value
             for name, (feature, kept) in self._derived.items()
@@ -159,11 +159,11 @@ class Engine:
 
     @property
     def history(self) -> tuple[Alert, ...]:
-        """Every transition so far."""
+        """All transitions so far."""
         return tuple(self._history)
 
     def observe(self, block: RecordBatch) -> list[Alert]:
-        """Take new records; gives the transitions that they caused."""
+        """Process new records. Returns the transitions that they cause."""
         if block.table.keys is not self._keys:
             self._bind(block.table.keys)
         values = block.values
@@ -205,14 +205,14 @@ class Engine:
         return out
 
     def _cross(self, last: int | None, step: int) -> None:
-        """Forget what was usual, on the first record after a change that was announced."""
+        """Restart the baselines at the first record after an announced change."""
         before = -1 if last is None or last >= step else last
         if any(before < change <= step for change in self._changes):
             for name in BASELINE_FEATURES:
                 self._features[name].restart()
 
     def _restart(self) -> None:
-        """The run goes on from an earlier step, in the same folder: from a checkpoint, or from the beginning."""
+        """The run continues from an earlier step in the same folder: from a checkpoint, or from the beginning."""
         for feature in self._features.values():
             feature.restart()
         for state in self._states.values():
@@ -272,12 +272,12 @@ class Engine:
         return alert
 
     def observe_event(self, event: Event) -> list[Alert]:
-        """Take an event; an end that is no good end fires. A 'change' must come before the records that it is about."""
+        """Process an event. An abnormal end fires an alert. A 'change' must come before the records it concerns."""
         self.memory.note(event)
         if event.kind == "change" and event.step is not None:
             self._changes.append(event.step)
         if event.kind == "start":
-            self._ended = False  # also when the run goes on in the same folder, from a checkpoint
+            self._ended = False  # also when the run continues from a checkpoint in the same folder
         if event.kind != "end" or self._stopped is None:
             return []
         self._ended = True
@@ -293,9 +293,9 @@ class Engine:
 
     @property
     def patience(self) -> float:
-        """The time from which on silence is an alert; infinity before a second record.
+        """Time without a record from which the run counts as stalled; infinity before a second record.
 
-        Twice the longest pause that the run came back from: it evaluates, or writes a checkpoint, every so often.
+        It allows for twice the longest earlier pause, up to a limit: a run may evaluate or write checkpoints regularly.
         """
         if not self._pace:
             return math.inf
@@ -303,7 +303,7 @@ class Engine:
         return self._last_time + max(STALL_SECONDS, STALL_STEPS * median(self._pace), paused)
 
     def tick(self, now: float) -> list[Alert]:
-        """Let time pass without a record; `now` in seconds since the epoch."""
+        """Check for a stall when no record arrives; `now` in seconds since the epoch."""
         if self._ended or self._stopped is None or not self._pace or ("TrainingStopped", "", "") in self._firing:
             return []
         silent = now - self._last_time

@@ -89,10 +89,10 @@ class LayerColumns:
         self.signals = signals
         self.layers: list[str] = []
         self._columns: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.int64]]] = {}
-        """Rows and columns by signal; None for rows where the columns are those of all rows in order."""
+        """Rows and columns by signal; rows are None where the columns cover all rows in order."""
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """Find the columns in a new layout. Layers that it lacks stay and are not measured."""
+        """Find the columns in a new layout. Layers that are not in it stay, as not measured."""
         mine = [(key, column) for column, key in enumerate(keys) if key.signal in self.signals]
         self.layers = list(dict.fromkeys([*self.layers, *(key.layer for key, _ in mine)]))
         row = {layer: i for i, layer in enumerate(self.layers)}
@@ -193,7 +193,7 @@ class ScalarFeature(RunFeature):
         return numbers | {self.name: x}
 
     def _pick(self, values: Array) -> float:
-        """The first signal that was measured, and then always that one: norms before and after clipping differ."""
+        """The first signal that is measured, and only that one from then on: norms before and after clipping differ."""
         for signal in self._columns.signals:
             found = self._one(signal, values)
             if not math.isnan(found) and self._used in ("", signal):

@@ -1,4 +1,4 @@
-"""What happened in a run, as incidents: of the rules (from their alerts) and of the detectors, in one form."""
+"""Incidents: what happened in a run, in one form for rules (from their alerts) and detectors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 from stabwatch.alerts.rule import SEVERITIES, Alert, Severity
 
 Confidence = Literal["certain", "likely", "possible"]
-"""How sure an incident or a cause is. The words are ranks: nobody has calibrated a probability."""
+"""Confidence of an incident or a cause. The words only rank; they are not calibrated probabilities."""
 FoundBy = Literal["rule", "detector"]
-"""A rule sees one record after the other, as live. A detector sees the whole curve, in hindsight."""
+"""A rule judges record after record, as in a live run. A detector reads the whole curve in hindsight."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Incident:
     """One thing that happened in a run.
 
     condition: name in the catalogue of conditions. text: one sentence. evidence: the numbers behind it.
-    signal, layers, rank: where; the layer that was affected first comes first. '' and None where it is the whole run.
+    signal, layers, rank: where; the layer affected first comes first. '' and None if it concerns the whole run.
     first_step: first step outside the normal range. last_step: None if it lasts to the end of the log.
-    records: how many records it lasted, None where nobody counted. ratio: the worst value over the usual value
-    (seconds for a pause, steps for a restart), None where there is no such number.
-    line: of a text log, from 1. record: of a run folder, from 0.
-    found_by: both, where a rule and a detector saw the same thing. live_step: step at which the first alert fired,
-    None if no rule saw it. alerts: the transitions of the rules that belong to it; not part of the JSON.
+    records: how many records it lasted, None if unknown. ratio: the worst value over the usual value
+    (seconds for a pause, steps for a restart), None if there is no such number.
+    line: in a text log, from 1. record: in a run folder, from 0.
+    found_by: both, if a rule and a detector found the same thing. live_step: step at which the first alert fired,
+    None if no rule found it. alerts: the transitions of its rules; not part of the JSON.
     """
 
     condition: str
@@ -48,7 +48,7 @@ class Incident:
 
     @property
     def is_problem(self) -> bool:
-        """More than information."""
+        """Severity above information."""
         return self.severity != "info"
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,10 +60,10 @@ class Incident:
 
 @dataclass
 class AlertSpan:
-    """One rule on one series, from onset to resolution; its severity may change on the way.
+    """One rule on one series, from onset to resolution. Its severity may change in between.
 
-    fired: step at which each severity was first reached. until: step of the resolution, None when it never came.
-    worst: the transition of the gravest severity. alerts: all transitions.
+    fired: step at which each severity was first reached. until: step of the resolution, None without one.
+    worst: the transition of the highest severity. alerts: all transitions.
     """
 
     rule: str
@@ -77,7 +77,7 @@ class AlertSpan:
 
     @property
     def severity(self) -> str:
-        """The gravest severity reached."""
+        """The highest severity reached."""
         return self.worst.severity
 
     @property
@@ -87,7 +87,7 @@ class AlertSpan:
 
 
 def alert_spans(history: Iterable[Alert]) -> list[AlertSpan]:
-    """Spans by onset, from every transition of an engine in order."""
+    """Spans in order of onset, from all transitions of an engine in order."""
     done: list[AlertSpan] = []
     open_spans: dict[tuple[str, str, str], AlertSpan] = {}
     for alert in history:
@@ -109,7 +109,7 @@ def alert_spans(history: Iterable[Alert]) -> list[AlertSpan]:
 
 
 def rule_incidents(history: Iterable[Alert]) -> list[Incident]:
-    """One incident for each rule, from the first layer that fires until none does; in the order of the alerts."""
+    """Incidents of rules: each lasts from the first layer that fires until none does. In the order of the alerts."""
     spans = alert_spans(history)
     found: list[Incident] = []
     for rule in dict.fromkeys(span.rule for span in spans):
@@ -148,15 +148,15 @@ def _severity(name: str) -> Severity:
 
 
 def gravest(alerts: list[Alert]) -> Alert:
-    """The first alert of the gravest severity."""
+    """The first alert of the highest severity."""
     return min(alerts, key=lambda alert: rank(alert.severity))
 
 
 def worst_of(incidents: Iterable[Incident]) -> str:
-    """The gravest severity among incidents; 'calm' where none is more than information."""
+    """The highest severity among incidents; 'calm' if none is above information."""
     return min((i.severity for i in incidents if i.is_problem), key=rank, default="calm")
 
 
 def rank(severity: str) -> int:
-    """0 for the gravest severity; what is not known ranks last."""
+    """0 for the highest severity; unknown severities rank last."""
     return next((place for place, known in enumerate(SEVERITIES) if known == severity), len(SEVERITIES))

@@ -14,7 +14,7 @@ from stabwatch.alerts.catalogue import RULES
 from stabwatch.alerts.rule import RUNBOOKS, SEVERITIES, Rule, Severity
 
 BETWEEN = "2m"
-"""How far back to look for an alert that no scrape saw: several scrape intervals."""
+"""How far back to look for an alert that fired and resolved between two scrapes: several scrape intervals."""
 KEEP = {"critical": "5m", "warning": "5m", "info": "1m"}
 
 _HEALTH: tuple[tuple[str, str, str, str, str, str], ...] = (

@@ -1,4 +1,4 @@
-"""Causes that no single rule names: each reads the alerts and what the engine remembers."""
+"""Causes that no single rule names. Each reads the alerts and the engine's run context."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from stabwatch.alerts.run_context import RunContext
 from stabwatch.alerts.templates import format_rank
 
 TOGETHER = 8
-"""Steps within which the order of two onsets means nothing: signals are sampled."""
+"""Onsets within this many steps have no reliable order, because signals are sampled."""
 LARGE_UPDATE = 0.1
-"""Update-to-weight ratio that no healthy step has: a hundred times the usual 1e-3."""
+"""Update-to-weight ratio above that of any healthy step: a hundred times the usual 1e-3."""
 HUGE_UPDATE = 0.5
-"""A step that replaces half of the weights explains whatever follows."""
+"""A step that changes the weights by half explains all that follows."""
 RECENT = 32
-"""Steps after a jump of the learning rate in which a problem is attributed to it."""
+"""A problem within this many steps after a jump of the learning rate is attributed to it."""
 _JUMPS = ("LossSpike", "LossShift")
 HALF_LARGEST = 65504.0
 NEAR_OVERFLOW = HALF_LARGEST / 64
-"""An activation within six doublings of float16's largest number."""
+"""A large activation: within six doublings of float16's largest number."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a root cause is looked for in.
+    """The data in which root causes are searched.
 
-    alerts: all alerts above information, in order of onset; none where only detectors found something. notes: those of
-    information. onset: step at which the first thing left its normal range; a process that stopped does not count.
-    spacing: steps between two records. watched: the log is stabwatch's own, not that of another trainer.
+    alerts: all alerts above information, in order of onset; none if only detectors found something. notes: alerts of
+    information. onset: first step outside a normal range, without stopped processes if there is anything else.
+    spacing: steps between two records. watched: stabwatch wrote the log, not another trainer.
     """
 
     alerts: Sequence[Alert]
@@ -41,12 +41,12 @@ class Evidence:
 
     @property
     def together(self) -> float:
-        """Steps within which the order of two onsets means nothing."""
+        """Onsets within this many steps have no reliable order."""
         return TOGETHER * self.spacing
 
     @property
     def recent(self) -> float:
-        """Steps after a jump of the learning rate in which a problem is attributed to it."""
+        """A problem within this many steps after a jump of the learning rate is attributed to it."""
         return RECENT * self.spacing
 
     @property
@@ -59,13 +59,13 @@ class Evidence:
         return [a for a in self.alerts if a.rule in rules]
 
     def begins_with(self, *rules: str) -> bool:
-        """Did one of them leave its range when, or just after, the first thing did?"""
+        """Whether one of them left its range together with the first onset, or just after."""
         return any(a.onset <= self.onset + self.together for a in self.of(*rules))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What speaks for a root cause. leads: it comes before the causes that the rules name, else after the first."""
+    """Evidence of a root cause. leads: it comes before the causes that the rules name; otherwise after the first."""
 
     since_step: int
     evidence: tuple[str, ...]
@@ -76,7 +76,7 @@ class Found:
 
 @dataclass(frozen=True)
 class RootCause:
-    """One cause; `find` gives None where it does not apply."""
+    """One cause. `find` returns None if it does not apply."""
 
     name: str
     title: str
@@ -86,7 +86,7 @@ class RootCause:
 
     @property
     def runbook_url(self) -> str:
-        """Page that explains what to do."""
+        """Page with the remedy."""
         return f"{RUNBOOKS}/{self.name}.md"
 
 
@@ -102,7 +102,7 @@ def _one_rank(e: Evidence) -> Found | None:
         first.step,
         (
             f"Step {first.step}: {first.description}",
-            f"{rank.capitalize()} was the first to be apart, in {where}.",
+            f"{rank.capitalize()} was the first to differ, in {where}.",
         ),
         layers,
         confidence=0.95,
@@ -119,7 +119,7 @@ def _hardware(e: Evidence) -> Found | None:
         first.step,
         (
             f"Step {first.step}: {first.description}",
-            "Everything else left its normal range in that step or after it.",
+            "Everything else left its normal range at that step or later.",
         ),
         layers,
         confidence=0.9 if len(layers) == 1 else 0.6,
@@ -139,7 +139,7 @@ def _bad_number_in_data(e: Evidence) -> Found | None:
         step,
         (
             f"Step {step}: the output of {first or 'the model'}, the first layer, is not finite while its weights are.",
-            f"The largest activation before was {e.memory.largest_activation:.3g}: nothing had grown.",
+            f"The largest activation before that was {e.memory.largest_activation:.3g}: no activation had grown.",
         ),
         (first,),
         confidence=0.9,
@@ -156,7 +156,7 @@ def _overflow(e: Evidence) -> Found | None:
     return Found(
         first.onset,
         (
-            f"The largest activation before the first non-finite one was {largest:.4g}; float16 ends at 65504.",
+            f"The largest activation before the first non-finite one was {largest:.4g}; the float16 limit is 65504.",
             f"Step {first.step}: {first.description}",
         ),
         (first.layer,) if first.layer else (),
@@ -244,13 +244,13 @@ def _bad_batch(e: Evidence) -> Found | None:
     spike = min(e.of(*_JUMPS), key=lambda a: a.onset)
     before, now = spike.context.get("loss_at_onset"), spike.context.get("loss")
     climbs = _climbs(e)
-    rate = "while the learning rate climbed" if climbs else "at a usual learning rate"
+    rate = "while the learning rate rose" if climbs else "at a usual learning rate"
     lines = [f"Step {spike.onset}: the loss jumped before any large step was taken, {rate}."]
     if not climbs:
         lines.append(
-            "Weights that were good a step earlier do not explain it; the batch does."
+            "The weights were good one step earlier, so the batch explains the jump."
             if e.memory.update_peaks
-            else "The sizes of the updates were not measured, so the weights are not excluded as the cause."
+            else "The sizes of the updates were not measured, so the weights may also be the cause."
         )
     if before is not None and now is not None:
         lines.append(f"The loss was {before:.4g} before, {now:.4g} at step {spike.step}.")
@@ -263,13 +263,13 @@ def _at_its_highest(e: Evidence) -> bool:
 
 
 def _climbs(e: Evidence) -> bool:
-    """The learning rate is where it never was before: that is the likelier cause of whatever happens."""
+    """Whether the learning rate rises to a new maximum, which is then the likelier cause."""
     rate, earlier = (e.context.get(name) for name in ("learning_rate", "learning_rate_earlier"))
     return rate is not None and earlier is not None and rate > 1.01 * earlier and _at_its_highest(e)
 
 
 def _data_first(e: Evidence) -> bool:
-    """The loss jumped, and nothing of the model had moved before."""
+    """The loss jumped, and no signal of the model had left its normal range before."""
     spikes = e.of(*_JUMPS)
     if not spikes or _rate_spike(e) or _hardware(e) or e.of("NonFinite"):
         return False
@@ -292,18 +292,18 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         "One rank differs from the others: a hardware fault, or a rank that missed an update",
         _one_rank,
         (
-            "Take the device of that rank out and run its diagnostics; resume all ranks from before this step.",
-            "Checkpoints since then hold the damage if that rank wrote them, or as soon as gradients were exchanged.",
+            "Remove the device of that rank and run its diagnostics. Resume all ranks from before this step.",
+            "Later checkpoints are damaged if that rank wrote them, or once gradients were exchanged.",
         ),
         ("Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245",),
     ),
     RootCause(
         "HardwareFault",
-        "Weights were changed from outside: a hardware fault, or a load",
+        "Weights changed outside the optimizer: a hardware fault, or a loaded checkpoint",
         _hardware,
         (
-            "Resume from a checkpoint before this step, on another device; take this one out and run its diagnostics.",
-            "If a checkpoint was loaded or a layer initialised again at this step, look there.",
+            "Resume from a checkpoint before this step on another device. Remove this one and run its diagnostics.",
+            "If a checkpoint was loaded or a layer was re-initialised at this step, check that code.",
         ),
         ("Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245",),
     ),
@@ -312,7 +312,7 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         "Non-finite numbers in the data",
         _bad_number_in_data,
         (
-            "Look for NaN and infinities in the batch of this step; skip it, and resume from before it.",
+            "Look for NaN and infinities in the batch of this step. Resume from before this step and skip the batch.",
             "Check batches where they are made: `torch.isfinite(x).all()` in the data loader's workers"
             " costs the GPU nothing.",
         ),
@@ -322,8 +322,8 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         "The learning rate jumped",
         _rate_spike,
         (
-            "Look at the schedule at this step: a restart, a resumed counter, a factor applied twice?",
-            "Resume from before it with the rate that was meant.",
+            "Check the schedule at this step: a restart, a resumed counter, a factor applied twice?",
+            "Resume from before this step with the intended rate.",
         ),
     ),
     RootCause(
@@ -332,7 +332,7 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         _overflow,
         (
             "Train in bfloat16, or let a gradient scaler skip such steps.",
-            "Find what made the activations grow: it comes before the overflow (see the other causes).",
+            "Find what made the activations grow before the overflow (see the other causes).",
         ),
         ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
     ),
@@ -342,7 +342,7 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         _underflow,
         (
             "In float16: use a gradient scaler (`torch.amp.GradScaler`), or train in bfloat16.",
-            "With a scaler whose scale falls: find what overflows first, as its scale is too low because of that.",
+            "If the scale of the gradient scaler falls: find what overflows first. Overflows keep the scale too low.",
         ),
         ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
     ),
@@ -364,7 +364,7 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         "Adam's second moment is stale",
         _stale_moment,
         (
-            "What changed at this step: the data, the weight of a loss, a layer that was thawed? Bring it in slowly.",
+            "What changed at this step: the data, a loss weight, a layer that was unfrozen? Introduce it slowly.",
             "Lower beta2 to 0.95 to 0.99; clip the update (StableAdamW) or the gradient.",
         ),
         ("Molybog et al. 2023, A Theory on Adam Instability in Large-Scale Machine Learning, arXiv:2304.09871",),
@@ -375,8 +375,8 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         _recurrent,
         (
             "Clip the gradient norm (1 is usual), and resume from before the onset.",
-            "Did sequences become longer here? Lengthen them slowly, or cut the gradient after some steps of time.",
-            "For good: LSTM or GRU in place of a plain recurrence; an orthogonal start of the recurrent matrix.",
+            "Did sequences become longer here? Lengthen them slowly, or truncate backpropagation through time.",
+            "Long term: use an LSTM or a GRU, or initialise the recurrent matrix as orthogonal.",
         ),
         ("Pascanu et al. 2013, On the difficulty of training recurrent neural networks, arXiv:1211.5063",),
     ),
@@ -385,10 +385,10 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         "Bad batches",
         _bad_batch,
         (
-            "Look at the batches of these steps; skip them, and resume from before if the loss does not come back.",
-            "If it comes back within some hundred steps, go on.",
+            "Check the batches of these steps. If the loss does not recover, resume from before them and skip them.",
+            "If it recovers within a few hundred steps, continue.",
         ),
         ("Chowdhery et al. 2022, PaLM (restart and skip 200 to 500 batches), arXiv:2204.02311",),
     ),
 )
-"""The first that is found and leads comes first."""
+"""Root causes in the order in which they are reported."""

@@ -1,4 +1,4 @@
-"""What a rule is, and what an alert is. A rule compares derived gauges with constants, and nothing else."""
+"""Rules and alerts. A rule only compares derived gauges with constants."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RUNBOOKS = "https://github.com/stabwatch/stabwatch/blob/main/docs/runbooks"
 
 @dataclass(frozen=True)
 class Condition:
-    """`gauge > above` and/or `gauge < below`. NaN (not measured) satisfies nothing."""
+    """`gauge > above` and/or `gauge < below`. NaN (not measured) never satisfies it."""
 
     gauge: str
     above: float | None = None
     below: float | None = None
 
     def holds(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Where the condition is met."""
+        """Whether each value meets the condition."""
         met = ~np.isnan(values) if self.above is None else values > self.above
         return met if self.below is None else met & (values < self.below)
 
@@ -36,9 +36,9 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """One severity of a rule: all conditions at `hold` measured points in a row.
+    """One severity of a rule. It fires when all conditions hold at `for_points` measured points in a row.
 
-    summary: in place of the rule's, where this level means something else.
+    summary: replaces the summary of the rule if this severity means something else.
     """
 
     severity: Severity
@@ -51,12 +51,12 @@ class Threshold:
 class Rule:
     """One entry of the catalogue.
 
-    title: the cause that it indicates, in a diagnosis.
-    family: the group of derived gauges that the rule looks at (see `themes/`); its series share a layer axis.
-    thresholds: by severity, the gravest first. abnormal: the conditions that mean 'outside the normal range'; each
-    threshold implies them, and the first step of the unbroken span outside is the onset.
-    A point is judged where the first gauge of the first threshold was measured.
-    warm_up: measured points of a series before it is judged. resolve_after: normal measured points that resolve
+    title: the cause that it indicates, for the diagnosis.
+    family: the feature (group of derived gauges, see `themes/`) that the rule reads; its series share a layer axis.
+    thresholds: by severity, the highest first. abnormal: the conditions for 'outside the normal range'. Each
+    threshold implies them. The onset is the first step of the unbroken span outside.
+    A point is judged if the first gauge of the first threshold was measured.
+    warm_up: measured points of a series before it is judged. resolve_after: normal points in a row that resolve
     an alert. source: where the threshold comes from.
     """
 
@@ -73,21 +73,21 @@ class Rule:
     resolve_after: int = 5
     references: tuple[str, ...] = ()
     muted: tuple[str, ...] = ()
-    """Patterns (`fnmatch`) of layers on which its user does not want to hear of it."""
+    """Patterns (`fnmatch`) of layers for which the user has muted the rule."""
 
     @property
     def alert(self) -> str:
-        """Name of the alert outside: `Stabwatch` + name."""
+        """Name of the alert in Prometheus: `Stabwatch` + name."""
         return f"Stabwatch{self.name}"
 
     @property
     def severity(self) -> Severity:
-        """The gravest severity that the rule can reach."""
+        """The highest severity that the rule can reach."""
         return self.thresholds[0].severity if self.thresholds else "critical"
 
     @property
     def runbook_url(self) -> str:
-        """Page that explains what to do."""
+        """Page with the remedy."""
         return f"{RUNBOOKS}/{self.name}.md"
 
 
@@ -95,8 +95,8 @@ class Rule:
 class Alert:
     """One rule on one series, firing or resolved; also the payload of an `alert` event.
 
-    step: where it fired or resolved. onset: first measured step outside the normal range. context: numbers of the run
-    just before the onset (`*_at_onset`) and at the firing, for the diagnosis.
+    step: when it fired or resolved. onset: first measured step outside the normal range. context: numbers of the run
+    just before the onset (`*_at_onset`) and when it fired, for the diagnosis.
     """
 
     rule: str
@@ -115,9 +115,9 @@ class Alert:
 
     @property
     def since(self) -> int:
-        """The earliest step in which it can have begun: the one after the last record before the onset.
+        """The earliest step at which it can have begun: the one after the last record before the onset.
 
-        The onset itself where every step is measured.
+        It equals the onset if every step is measured.
         """
         before = self.context.get("step_at_onset")
         return self.onset if before is None else min(int(before) + 1, self.onset)
@@ -128,16 +128,16 @@ class Alert:
 
     @property
     def runbook_url(self) -> str:
-        """Page that explains what to do."""
+        """Page with the remedy."""
         return f"{RUNBOOKS}/{self.rule}.md"
 
     def to_event(self) -> Event:
-        """The event of the run log; numbers that JSON does not have become null."""
+        """The event of the run log. NaN and infinities become null."""
         data = self.to_dict()
         return Event("alert", data.pop("time"), data.pop("step"), plain(data))
 
     @classmethod
     def from_event(cls, event: Event) -> Alert:
-        """Inverse of `to_event`, but for numbers that JSON does not have."""
+        """Inverse of `to_event`, except for NaN and infinities."""
         known = {f.name for f in fields(cls)}
         return cls(step=event.step or 0, time=event.time, **{k: v for k, v in event.data.items() if k in known})

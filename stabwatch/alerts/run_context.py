@@ -1,4 +1,4 @@
-"""What the engine remembers of a run besides its alerts, for the diagnosis: numbers and steps that stood out."""
+"""Facts of a run that the engine keeps for the diagnosis, in addition to its alerts."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _CONTEXT = (
     "rank_nonfinite_max", "rank_nonfinite_worst",
 )  # fmt: skip
 _HIGHER = 1.2
-"""Peaks of the update ratio are kept each time they are higher by this factor, so that few are kept."""
+"""A new peak of the update ratio is kept if it is higher by this factor, so that few are kept."""
 _JUMP = 2.0
 _WARM = 8
 RECURRENT = "weight_hh"
-"""What the recurrent matrices of `torch.nn.RNN`, `LSTM`, `GRU` and their cells are called."""
+"""Name of the recurrent matrices of `torch.nn.RNN`, `LSTM`, `GRU` and their cells."""
 _RISE = 32
-"""Points over which it is seen whether the learning rate climbs."""
+"""Points over which a rise of the learning rate is judged."""
 
 
 @dataclass(frozen=True)
 class UpdatePeak:
     """A step whose updates were the largest so far.
 
-    ratio: median over layers of update over weight, which a single layer that began at zero does not move.
-    layer, largest: the layer with the largest ratio of that step, and that ratio.
+    ratio: median over layers of update over weight. A single layer that started at zero does not affect it.
+    layer, largest: the layer with the largest ratio at that step, and that ratio.
     """
 
     step: int
@@ -45,9 +45,9 @@ class UpdatePeak:
 
 @dataclass(frozen=True)
 class RateJump:
-    """A step at which the learning rate was more than twice what it had been at the point before, and ever.
+    """A step at which the learning rate was more than twice that of the point before, and of any point before.
 
-    Ever: since the run last went back to an earlier step; in the first points after that, before it.
+    Points before the run last went back to an earlier step count only for the first points after that.
     """
 
     step: int
@@ -56,13 +56,13 @@ class RateJump:
 
 
 class RunContext:
-    """Filled record by record.
+    """Facts of a run, updated with each record.
 
-    context: the latest finite values of the run's own scalars. update_peaks: the largest last. largest_activation:
-    over all layers, of the last record in which every activation was finite; NaN before there is one. batches: of each
-    step that an alert is traced to, what is known of them, and of those since the record before it. guarded: what
-    guards did, as (step, words); announced: changes, likewise. recurrent: by recurrent weight matrix, its first and its
-    last largest singular value.
+    context: the latest finite values of run-scope signals. update_peaks: the largest last. largest_activation: over all
+    layers, in the last record with only finite activations; NaN before there is one. batches: for each step to which an
+    alert is traced, the known batches of that step and of the steps since the record before it. guarded: actions of
+    guards, as (step, description); announced: changes, likewise. recurrent: first and last largest singular value of
+    each recurrent weight matrix.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class RunContext:
         self._updates = self._peaks = self._bad = self._recurrent = np.empty(0, dtype=np.int64)
 
     def bind(self, keys: tuple[SeriesKey, ...]) -> None:
-        """Find the columns of a slot table."""
+        """Find the columns of a record layout."""
         self._keys = keys
         self._context_columns = {k.signal: i for i, k in enumerate(keys) if k.signal in _CONTEXT and not k.layer}
         self._updates = _columns(keys, "update_to_weight_ratio")
@@ -97,7 +97,7 @@ class RunContext:
         self.layer_order = {keys[c].layer: i for i, c in enumerate(self._peaks.tolist())}
 
     def restart(self) -> None:
-        """The run goes on from an earlier step."""
+        """The run continues from an earlier step."""
         self.update_peaks.clear()
         self._last_rates.clear()
         self._largest_earlier, self.largest_rate = self.largest_rate or math.inf, 0.0
@@ -105,7 +105,7 @@ class RunContext:
         self._rates, self.rate_at = 0, (0, math.nan)
 
     def note(self, event: Event) -> None:
-        """Look at an event: the flight recorder's, a guard's, a change that was announced."""
+        """Process an event: of the flight recorder, of a guard, or an announced change."""
         if event.kind == "flight":
             onset, entries = event.data.get("onset"), event.data.get("batches")
             known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
@@ -120,7 +120,7 @@ class RunContext:
             self.announced.append((event.step or 0, str(event.data.get("what", ""))))
 
     def observe(self, step: int, values: Array) -> None:
-        """Look at one record."""
+        """Process one record."""
         self._learning_rate(step, values)
         for name, column in self._context_columns.items():
             if not math.isnan(values[column]):

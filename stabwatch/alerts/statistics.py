@@ -32,7 +32,7 @@ def robust_spread(values: Array) -> float:
 
 
 def exceeds(some: Array, others: Array) -> float:
-    """Share of all pairs in which the value of `some` is larger, ties as halves (Mann-Whitney U over all pairs).
+    """Share of all pairs in which the value of `some` is larger; ties count half (Mann-Whitney U over all pairs).
 
     0.5: no difference. 1: every value of `some` exceeds every one of `others`. It has no scale and is robust to
     outliers.

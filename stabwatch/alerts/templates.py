@@ -1,4 +1,4 @@
-"""Numbers into sentences: the description of an alert."""
+"""Sentences from numbers: descriptions of alerts, batches and guard actions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from stabwatch.alerts.rule import Rule
 
 
 def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, float]) -> str:
-    """The description of one alert, from the rule's template and the gauges at firing, each by its own name.
+    """The description of one alert, from the rule's template and the gauges when it fired, each by its name.
 
-    Besides: {where}, {signal}, {step}; {growth}, the attention logits' in words; {rank}, whose replica differs.
+    More fields: {where}, {signal}, {step}; {growth}, of the attention logits, in words; {rank}, whose replica differs.
     """
     fields: dict[str, float | str] = defaultdict(lambda: math.nan, numbers)
     fields |= {"where": layer or "the run", "signal": signal, "step": step}
@@ -42,7 +42,7 @@ _OWN = ("step", "indices", "fingerprint", "first", "shape", "dtype")
 
 
 def format_batch(entry: Mapping[str, Any]) -> str:
-    """What is known of one batch, from an entry of a 'flight' event."""
+    """Description of one batch, from an entry of a 'flight' event."""
     parts = [f"{name} {value}" for name, value in entry.items() if name not in _OWN]
     if "indices" in entry:
         parts.insert(0, f"samples {_some(entry['indices'])}")
@@ -51,11 +51,11 @@ def format_batch(entry: Mapping[str, Any]) -> str:
         parts.append(f"input of {shape or 'unknown shape'} ({entry.get('dtype')}), fingerprint {entry['fingerprint']}")
     if "first" in entry:
         parts.append(f"first numbers {_some(entry['first'])}")
-    return "; ".join(parts) or "nothing is known of it"
+    return "; ".join(parts) or "nothing is known about it"
 
 
 def format_guard(data: Mapping[str, Any]) -> str:
-    """What a guard did, from a 'guard' event."""
+    """Description of a guard's action, from a 'guard' event."""
     more = [f"{name.replace('_', ' ')} {data[name]}" for name in ("to_step", "scale") if name in data]
     return f"{data.get('guard')}: {data.get('did')}" + (f" ({', '.join(more)})" if more else "")
 

@@ -1,4 +1,4 @@
-"""A run log as it came to be: records and events in the order of their times, and the silences between them."""
+"""A run log in order of time: records, events, and the silences between them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from stabwatch.runlog.source import BATCH_RECORDS, Source, record_slice
 def timeline(
     log: Source, events: Iterable[Event], kinds: Collection[str] | None = ENGINE_EVENTS
 ) -> Iterator[RecordBatch | Event]:
-    """Records and events in the order of time; an event follows the records of its time.
+    """Records and events in order of time; an event follows the records of the same time.
 
-    kinds: of the events to keep; None for all. Announced changes come first: an engine waits for their steps.
-    A batch ends where the run was silent.
+    kinds: of the events to keep; None for all. Announced changes come first, because an engine needs them in advance.
+    A batch ends before a silence.
     """
     kept = sorted((e for e in events if kinds is None or e.kind in kinds), key=lambda e: e.time)
     yield from (e for e in kept if e.kind == "change")
@@ -43,7 +43,7 @@ def begin(item: RecordBatch | Event) -> float:
 
 
 def lead(engine: Engine, item: RecordBatch | Event) -> list[Alert]:
-    """Show an engine what came next. A silence before it counts as it did for an agent that was there."""
+    """Pass the next item to an engine. A silence before it counts as it would for a live agent."""
     silent = engine.patience < begin(item)
     alerts = engine.tick(math.nextafter(engine.patience, math.inf)) if silent else []
     return alerts + (engine.observe_event(item) if isinstance(item, Event) else engine.observe(item))

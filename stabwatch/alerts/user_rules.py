@@ -1,12 +1,12 @@
-"""Rules of the user's: ours with other thresholds, ours silenced, and new ones on any signal, from a YAML file.
+"""Custom rules from a YAML file: built-in rules with other thresholds or muted, and new rules on any signal.
 
 rules:
-  LossSpike:                       # one of ours
-    for_points: 5                        # of every level
-    thresholds: {loss_robust_z: 7} # by gauge, in every level that compares it
+  LossSpike:                       # a built-in rule
+    for_points: 5                  # of every severity
+    thresholds: {loss_robust_z: 7} # by gauge, in every severity that compares it
   ActivationOutlierGrowth:
     muted: ["lm_head*"]           # on these layers; `muted: true` everywhere
-  RankFalls:                       # one of your own
+  RankFalls:                       # a new rule
     signal: stable_rank            # a signal, or a derived gauge
     below: 2                       # and/or above
     for_points: 3
@@ -33,7 +33,7 @@ _OWN = ("signal", "above", "below", "for_points", "severity", "summary", "remedy
 
 
 def load_rules(path: str | Path, rules: Sequence[Rule] = RULES) -> tuple[Rule, ...]:
-    """The rules with a file's changes. Raises RuleError, with the line of what is wrong."""
+    """The rules with the changes of a file. Raises RuleError with the line of the mistake."""
     found = {rule.name: rule for rule in rules}
     for name, entry in _entries(Path(path)):
         if name in found:
@@ -48,7 +48,7 @@ def load_rules(path: str | Path, rules: Sequence[Rule] = RULES) -> tuple[Rule, .
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Entry]]:
-    top = read(path, "the file holds `rules:` and below it rules by name")
+    top = read(path, "the file has `rules:`, and below it rules by name")
     if top is None:
         return
     top.only(("rules",))
@@ -56,13 +56,16 @@ def _entries(path: Path) -> Iterator[tuple[str, Entry]]:
     if inner is None or inner.value == "":
         return
     if not isinstance(inner, yaml.MappingNode):
-        raise top.fail("`rules` holds rules by name.", "rules")
+        raise top.fail("`rules` must be a mapping of rules by name.", "rules")
     for key, value in inner.value:
-        yield str(key.value), as_mapping(path, value, f"`{key.value}` holds settings by name", key.start_mark.line + 1)
+        yield (
+            str(key.value),
+            as_mapping(path, value, f"`{key.value}` must be a mapping of settings by name", key.start_mark.line + 1),
+        )
 
 
 def _changed(rule: Rule, entry: Entry) -> Rule | None:
-    """A rule of ours, changed; None if it is silent everywhere."""
+    """A built-in rule with changes; None if it is muted everywhere."""
     entry.only(_CHANGES)
     muted = _muted(entry)
     if muted is None:
@@ -73,7 +76,7 @@ def _changed(rule: Rule, entry: Entry) -> Rule | None:
         thresholds = tuple(replace(threshold, for_points=for_points) for threshold in thresholds)
     limits = entry.values.get("thresholds") or {}
     if not isinstance(limits, dict):
-        raise entry.fail("`thresholds` holds numbers by gauge.", "thresholds")
+        raise entry.fail("`thresholds` must be a mapping of numbers by gauge.", "thresholds")
     for gauge, value in limits.items():
         compared = sorted({c.gauge for threshold in rule.thresholds for c in threshold.when})
         if gauge not in compared:
@@ -92,7 +95,7 @@ def _moved(condition: Condition, gauge: str, number: float) -> Condition:
 
 
 def _widened(condition: Condition, thresholds: Sequence[Threshold]) -> Condition:
-    """The normal range ends where the first level begins, at the latest."""
+    """Move the limits of the normal range so that every threshold is outside it."""
     met = [c for threshold in thresholds for c in threshold.when if c.gauge == condition.gauge]
     above = min([c.above for c in met if c.above is not None] + [condition.above or 0.0], default=None)
     below = max([c.below for c in met if c.below is not None] + [condition.below or 0.0], default=None)
@@ -108,14 +111,14 @@ def _own(name: str, entry: Entry) -> Rule:
     entry.only(_OWN)
     if "signal" not in entry.values:
         known = ", ".join(rule.name for rule in RULES)
-        raise entry.fail(f"`{name}` is none of our rules ({known}); one of your own names its `signal`.")
+        raise entry.fail(f"`{name}` is not a built-in rule ({known}). A new rule needs a `signal`.")
     signal = str(entry.values["signal"])
     limits = {k: entry.number(k, entry.values[k]) for k in ("above", "below") if entry.values.get(k) is not None}
     if not limits:
-        raise entry.fail("A rule compares: give `above` or `below`.")
+        raise entry.fail("A rule needs `above` or `below`.")
     severity = str(entry.values.get("severity", "warning"))
     if severity not in SEVERITIES:
-        raise entry.fail(f"`severity` is one of {', '.join(SEVERITIES)}, not {severity!r}.", "severity")
+        raise entry.fail(f"`severity` must be one of {', '.join(SEVERITIES)}, not {severity!r}.", "severity")
     condition = Condition(signal, **limits)
     remedy = entry.values.get("remedy", ())
     for_points = int(entry.number("for_points", entry.values.get("for_points", 1), 1))
@@ -135,7 +138,7 @@ def _own(name: str, entry: Entry) -> Rule:
 
 
 def _family(signal: str, entry: Entry) -> str:
-    """The family that has a derived gauge; a signal is a family of its own."""
+    """The feature with a derived gauge; a signal is a feature with one gauge."""
     for family in features():
         if signal in {gauge.name for gauge in family.gauges}:
             return family.name
@@ -156,5 +159,5 @@ def _muted(entry: Entry) -> tuple[str, ...] | None:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list | tuple):
-        raise entry.fail("`muted` is true, or a list of layer patterns.", "muted")
+        raise entry.fail("`muted` must be true or a list of layer patterns.", "muted")
     return tuple(map(str, value))

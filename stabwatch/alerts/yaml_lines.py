@@ -1,4 +1,4 @@
-"""YAML with line numbers: mappings whose errors name their line."""
+"""YAML with line numbers, so that errors can name the line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stabwatch.errors import RuleError
 
 @dataclass(frozen=True)
 class Entry:
-    """A mapping of a file, with the line of each of its keys."""
+    """A mapping of a file, with the line of each key."""
 
     path: Path
     values: dict[str, Any]
@@ -27,39 +27,39 @@ class Entry:
         return RuleError(f"{self.path}:{self.lines.get(key, self.line)}: {message}")
 
     def only(self, known: Sequence[str]) -> None:
-        """Raises RuleError on a key that is not known."""
+        """Raise RuleError if a key is unknown."""
         for key in self.values:
             if key not in known:
-                raise self.fail(f"`{key}` is none of {', '.join(known)}.", key)
+                raise self.fail(f"`{key}` is unknown. Known keys: {', '.join(known)}.", key)
 
     def number(self, key: str, value: Any, least: float | None = None) -> float:
         """A number. Raises RuleError."""
         if isinstance(value, bool) or not isinstance(value, int | float) or (least is not None and value < least):
             least_said = "" if least is None else f" of {least:g} or more"
-            raise self.fail(f"`{key}` is a number{least_said}, not {value!r}.", key)
+            raise self.fail(f"`{key}` must be a number{least_said}, not {value!r}.", key)
         return float(value)
 
     def children(self, key: str, what: str) -> list[Entry]:
-        """The mappings of the list below a key; none when it is not there. Raises RuleError."""
+        """The mappings in the list below a key; none if the key is absent. Raises RuleError."""
         node = self.nodes.get(key)
         if node is None or node.value == "":
             return []
         if not isinstance(node, yaml.SequenceNode):
-            raise self.fail(f"`{key}` is a list: {what}.", key)
+            raise self.fail(f"`{key}` must be a list: {what}.", key)
         return [as_mapping(self.path, child, what, child.start_mark.line + 1) for child in node.value]
 
 
 def read(path: Path, what: str) -> Entry | None:
-    """The mapping that a file holds; None if it is empty. what: what it should hold, in words. Raises RuleError."""
+    """The mapping in a file; None if it is empty. what: the expected content, for messages. Raises RuleError."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise RuleError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RuleError(f"{path}:{line}: this is no YAML: {error.problem}.") from error
+        raise RuleError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
     except yaml.YAMLError as error:
-        raise RuleError(f"{path}: this is no YAML: {error}.") from error
+        raise RuleError(f"{path}: not valid YAML: {error}.") from error
     return None if root is None else as_mapping(path, root, what)
 
 

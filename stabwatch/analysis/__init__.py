@@ -1,4 +1,4 @@
-"""Post-hoc reading of runs: pure functions that return data. The CLI decides how it is shown."""
+"""Post-hoc analysis of runs: pure functions that return data. The CLI formats the data."""
 
 from stabwatch.analysis.analyze import Analysis as Analysis
 from stabwatch.analysis.analyze import analyze as analyze

@@ -1,4 +1,4 @@
-"""One analysis for every log: rules exactly as live, detectors in hindsight, one list of incidents, one diagnosis."""
+"""One analysis for every log: rules as in a live run, detectors in hindsight, one list of incidents, one diagnosis."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from stabwatch.runlog.downsample import Downsampled
 from stabwatch.runlog.source import Source
 
 SCHEMA_VERSION = 2
-"""Of `analyze --json`: docs/json.md and docs/analysis.schema.json."""
+"""Schema version of `analyze --json`: docs/json.md and docs/analysis.schema.json."""
 RUN_FOLDER = "stabwatch run folder"
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a log says of one run; of a run folder or of another trainer's log.
+    """The analysis of one run: a run folder or another trainer's log.
 
-    form: what the log was read as. notes: what its reader recognised, guessed and left out. records: of training.
-    duration: seconds from the first record to the last, NaN without times. ended: reason of the end event, None when
-    there is none. incidents: of rules and detectors, by first step. alerts: every transition of the rules, as live.
-    limitations: what the log cannot show, in words. coverage: data of the last coverage event. errors: of probes.
-    window: steps that a record of `run` represents.
-    run: the records, merged where they are many, for charts. curves: what the detectors saw.
+    form: format of the log. notes: what its reader recognised, guessed and left out. records: number of training
+    records. duration: seconds from the first record to the last, NaN without times. ended: reason of the end event,
+    None if there is none. incidents: of rules and detectors, by first step. alerts: all transitions of the rules, as in
+    a live run. limitations: what the log cannot show, in words. coverage: data of the last coverage event. errors: of
+    probes. window: steps per record of `run`. run: the records, merged if there are many, for charts. curves: the input
+    of the detectors.
     """
 
     name: str
@@ -61,27 +61,27 @@ class Analysis:
 
     @property
     def path(self) -> Path:
-        """Where the log is."""
+        """Path of the log."""
         return self.run.path
 
     @property
     def is_run_folder(self) -> bool:
-        """Whether stabwatch watched this run, and so measured by layer."""
+        """Whether stabwatch wrote the log, which then has signals by layer."""
         return self.form == RUN_FOLDER
 
     @property
     def calm(self) -> bool:
-        """No incident that is more than information."""
+        """Whether no incident is above information."""
         return not any(incident.is_problem for incident in self.incidents)
 
     @property
     def exit_code(self) -> int:
-        """0 calm, 1 an incident that is more than information."""
+        """0: calm; 1: an incident above information."""
         return int(not self.calm)
 
     @property
     def loss(self) -> Column | None:
-        """The column that was judged as the loss."""
+        """Name of the column that was judged as the loss."""
         return self.curves.of("loss") or self.curves.of("eval_loss")
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Analysis:
 
 
 def document(analyses: Iterable[Analysis], unreadable: Sequence[tuple[Path, str]] = ()) -> dict[str, Any]:
-    """The JSON document of some analyses, and of paths that could not be read with the reason."""
+    """The JSON document of analyses, and of unreadable paths with the reason."""
     runs = list(analyses)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -129,10 +129,10 @@ def document(analyses: Iterable[Analysis], unreadable: Sequence[tuple[Path, str]
 
 
 def analyze(path: str | Path) -> Analysis:
-    """Analyse a run folder, the newest one inside a folder, or a log with one run. Raises RunLogError and LogError."""
+    """Analyse a run folder, the newest one in a folder, or a log with one run. Raises RunLogError and LogError."""
     found = open_source(Path(path))
     if len(found) != 1:
-        raise RunLogError(f"{path} holds {len(found)} runs; open_source gives each.")
+        raise RunLogError(f"{path} has {len(found)} runs; open_source returns each.")
     return analyze_source(found[0])
 
 
@@ -184,14 +184,14 @@ def analyze_source(
 
 
 def calm_verdict(run: LogRun) -> str:
-    """What is said of a log in which nothing was found."""
+    """The verdict of a log without problems."""
     if not len(run.steps):
-        return "No record of training was found."
+        return "No training record was found."
     unit = run.step_unit if run.step_unit != "ordinal" else "record"
     extent = f"in {len(run.steps):,} records, {unit}s {run.steps.min():,} to {run.steps.max():,}"
     if not any(len(column) for column in run.columns if column.role in ("loss", "eval_loss")):
-        return f"There is no loss in this log: how the training went is not known, {extent}."
-    return f"Nothing went wrong that this log shows, {extent}."
+        return f"This log has no loss, so it is not known how training went, {extent}."
+    return f"This log shows no problem, {extent}."
 
 
 def _limitations(view: LogRun, curves: RunCurves, watched: bool) -> tuple[str, ...]:
@@ -204,6 +204,6 @@ def _last(events: tuple[Event, ...], kind: str) -> Event | None:
 
 
 def _end(events: tuple[Event, ...]) -> Event | None:
-    """The end event, unless the run was started again after it."""
+    """The end event, unless the run was restarted after it."""
     last = next((e for e in reversed(events) if e.kind in ("start", "end")), None)
     return last if last is not None and last.kind == "end" else None

@@ -1,8 +1,8 @@
-"""What the whole curve adds to the alerts: incidents of rules and detectors merged, and alerts seen in hindsight.
+"""Merges the incidents of rules and detectors, and judges alerts in hindsight.
 
-Live, nobody can know whether a curve comes back. A rule must decide at the record; a detector sees what came after.
-Where both speak of the same thing, they make one incident. Where the whole run shows that an alert was no problem, it
-is kept as information, and says why.
+In a live run it is not known whether a curve will recover. A rule must decide at each record; a detector reads what
+came after. If both find the same thing, they make one incident. If the whole run shows that an alert was no problem,
+the alert becomes information, with the reason.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ SAME: dict[str, tuple[str, ...]] = {
     "LossScaleCollapse": ("LossScaleCollapse",),
     "TrainingStopped": ("TrainingPaused", "TrainingStopped"),
 }
-"""By rule: conditions under which a detector may report the same thing, since it knows what became of it."""
+"""By rule: names under which a detector may report the same thing, because it knows the outcome."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
 HIGH = 1 / 3
-"""Of the height of a spike: records that high elsewhere in the curve belong to its noise."""
+"""Share of the height of a spike from which records elsewhere in the curve count as its noise."""
 ELSEWHERE = 2
-"""So many other places that high make a spike of a rule the noise of the curve."""
+"""Number of other places that high from which a rule's spike counts as noise of the curve."""
 
 
 @dataclass(frozen=True)
 class Hindsight:
-    """Incidents in order of their first step; steps between two records."""
+    """Incidents in order of their first step, and the steps between two records."""
 
     incidents: tuple[Incident, ...]
     spacing: float
 
 
 def in_hindsight(run: LogRun, by_rules: Sequence[Incident], watched: bool) -> Hindsight:
-    """Run the detectors over a run, and bring their incidents and those of the rules together."""
+    """Run the detectors over a run, and merge their incidents with those of the rules."""
     found = list(segments(run, watched))
     spacing = _spacing(run)
     with np.errstate(all="ignore"):
@@ -76,7 +76,7 @@ def _merged(
 
 
 def _same(incident: Incident, detected: Sequence[Incident], margin: float) -> int | None:
-    """Index of the detector's incident that is the same thing: one that overlaps, the nearest onset first."""
+    """Index of the detector's incident for the same thing: it overlaps, and has the nearest onset."""
     kin = SAME.get(incident.condition, ())
     near = [
         (abs(other.first_step - incident.first_step), place)
@@ -92,9 +92,9 @@ def _overlap(one: Incident, other: Incident, margin: float) -> bool:
 
 
 def _joined(detected: Incident, by_rules: Sequence[Incident]) -> Incident:
-    """One incident of a detector's and those of rules that are the same thing.
+    """One incident from that of a detector and those of rules for the same thing.
 
-    The detector knows how a loss went on, so its severity counts there; elsewhere the gravest does.
+    For a loss, the severity is the detector's, which knows the outcome; otherwise the highest one.
     """
     severities = [detected.severity, *(i.severity for i in by_rules)]
     hindsight = detected.condition == "TrainingPaused" or all(i.condition in _LOSS for i in by_rules)
@@ -115,11 +115,11 @@ def _joined(detected: Incident, by_rules: Sequence[Incident]) -> Incident:
 
 
 def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
-    """An incident that only rules saw; as information where the whole run shows that it was no problem."""
+    """An incident that only rules found; it becomes information if the whole run shows no problem."""
     if not incident.is_problem or incident.last_step is None:
         return incident
     if incident.condition == "TrainingStopped":
-        text = f"{incident.text} The run went on at step {incident.last_step}."
+        text = f"{incident.text} The run continued at step {incident.last_step}."
         name = "TrainingPaused" if incident.severity == "warning" else "TrainingStopped"
         return replace(incident, condition=name, severity="info", text=text)
     segment = _segment_of(incident, found)
@@ -129,10 +129,10 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
     if what != "gradient norm" and not segment.must_fall:
         why = "In reinforcement learning and adversarial training a rising loss need not be bad."
     elif (others := _as_high_elsewhere(incident, segment)) >= ELSEWHERE:
-        why = f"Seen over the whole run it is the noise of the curve: the {what} is as high in {others} other places."
+        why = f"Over the whole run this is noise of the curve: the {what} is as high in {others} other places."
     else:
         return incident
-    text = f"{incident.text} The {what} was back at step {incident.last_step}. {why}"
+    text = f"{incident.text} The {what} had recovered at step {incident.last_step}. {why}"
     return replace(incident, severity="info", text=text)
 
 
@@ -145,7 +145,7 @@ def _segment_of(incident: Incident, found: Sequence[RunSegment]) -> RunSegment |
 
 
 def _as_high_elsewhere(incident: Incident, segment: RunSegment) -> int:
-    """Other places of the curve at which it is a third as far above its level."""
+    """Number of other places where the curve is a third as far above its level."""
     steps, rise = _rise(segment, incident.condition == "GradientNormExplosion")
     if not len(steps):
         return 0
@@ -157,7 +157,7 @@ def _as_high_elsewhere(incident: Incident, segment: RunSegment) -> int:
 
 
 def _rise(segment: RunSegment, gradient: bool) -> tuple[NDArray[np.int64], Array]:
-    """Steps, and how far a curve is above its past median, in levels of the curve."""
+    """Steps, and the height of a curve above its past median, in levels of the curve."""
     curve = segment.of("grad_norm") if gradient else segment.finite_loss
     if curve is None or not len(curve):
         return np.empty(0, np.int64), np.empty(0)

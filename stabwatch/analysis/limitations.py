@@ -10,17 +10,17 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import LogRun
 
 SHORT = 20
-"""Records without which a slow problem cannot be distinguished from noise."""
+"""Fewest records to distinguish a slow problem from noise."""
 
 
 def limitations(run: LogRun, found: Sequence[RunSegment]) -> Iterator[str]:
-    """One sentence for each thing. found: the segments of the run."""
+    """One sentence per limitation. found: the segments of the run."""
     if run.of("loss") is None:
         other = run.of("eval_loss")
         yield (
             "No training loss in this log."
             if other is None
-            else f"No training loss in this log: '{other.name}', a validation loss, was judged instead."
+            else f"No training loss in this log: the validation loss '{other.name}' was judged instead."
         )
     norm = run.of("grad_norm")
     if norm is None:
@@ -33,13 +33,13 @@ def limitations(run: LogRun, found: Sequence[RunSegment]) -> Iterator[str]:
         yield "No times in this log: slow steps and pauses cannot be seen."
     yield from _sparse(run)
     yield from _judged(found)
-    yield "Nothing by layer: this log cannot show where in the model a problem began."
+    yield "No signals by layer: this log cannot show where in the model a problem began."
 
 
 def watched_limitations(run: LogRun, found: Sequence[RunSegment], note: str) -> Iterator[str]:
-    """The same of a run folder. note: what the detectors did not see."""
+    """The same for a run folder. note: what the detectors did not read."""
     if run.of("loss") is None and len(run.steps):
-        yield "No loss was recorded: it is not known how it went."
+        yield "No loss was recorded: it is not known how training went."
     yield from _judged(found)
     if note:
         yield note
@@ -47,7 +47,7 @@ def watched_limitations(run: LogRun, found: Sequence[RunSegment], note: str) -> 
 
 def _judged(found: Sequence[RunSegment]) -> Iterator[str]:
     if any(segment.loss is not None and not segment.must_fall for segment in found):
-        yield "Reinforcement learning or adversarial training by its columns: whether the loss falls was not judged."
+        yield "The columns show reinforcement or adversarial learning, so it was not judged whether the loss falls."
 
 
 def _timed(run: LogRun) -> bool:
@@ -60,11 +60,11 @@ def _sparse(run: LogRun) -> Iterator[str]:
     if not len(run.steps):
         return
     if len(run.steps) < SHORT:
-        yield f"{len(run.steps)} records only: a slow rise or a standstill cannot be distinguished from noise."
+        yield f"Only {len(run.steps)} records: a slow rise or a standstill cannot be distinguished from noise."
     apart = np.diff(run.steps)
     apart = apart[apart > 0]
     usual = int(np.median(apart)) if len(apart) else 1
     if run.step_unit == "epoch":
-        yield "One record an epoch: what came and went within one is not in the log."
+        yield "One record per epoch: problems that came and went within an epoch are not in the log."
     elif usual > 1 and run.step_unit == "step":
-        yield f"One record in {usual} steps: what came and went between two is not in the log."
+        yield f"One record every {usual} steps: problems that came and went between two records are not in the log."

@@ -1,4 +1,4 @@
-"""Rules over old run logs, exactly as live: what they would have said, and what the agent said then."""
+"""Replay of rules over old run logs, exactly as live: their alerts now, and those that the agent wrote."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from stabwatch.runlog.source import Source
 
 SCHEMA_VERSION = 2
 AlertKey = tuple[str, str, str, str, int]
-"""rule, signal, layer, state, step: what makes two alerts the same one."""
+"""rule, signal, layer, state, step: alerts with equal keys are the same alert."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What some rules say of one run, live, and what the whole run shows besides.
+    """The result of rules on one run, as live, and the additional incidents of the whole run.
 
-    incidents: of the rules alone, as live. recorded: how many alerts the agent wrote then. new, gone: alerts (rule,
-    signal, layer, state, step) that only the replay has, and that only the agent wrote.
+    incidents: of the rules alone, as live. recorded: number of alerts that the agent wrote. new, gone: alerts (rule,
+    signal, layer, state, step) that only the replay has, and alerts that only the agent wrote.
     """
 
     analysis: Analysis
@@ -35,7 +35,7 @@ class Replay:
 
     @property
     def path(self) -> Path:
-        """Where the log is."""
+        """Path of the log."""
         return self.analysis.path
 
     @property
@@ -45,7 +45,7 @@ class Replay:
 
     @property
     def records(self) -> int:
-        """Records of training."""
+        """Number of training records."""
         return self.analysis.records
 
     @property
@@ -55,19 +55,19 @@ class Replay:
 
     @property
     def only_in_hindsight(self) -> tuple[Incident, ...]:
-        """Problems that a detector finds over the whole run, and no rule found live."""
+        """Problems that a detector finds over the whole run and no rule found live."""
         return tuple(i for i in self.analysis.incidents if i.is_problem and "rule" not in i.found_by)
 
     @property
     def withdrawn(self) -> tuple[Incident, ...]:
-        """Problems of the rules that are information once the whole run is known; each says why."""
+        """Problems of rules that the whole run turns into information, each with the reason."""
         loud = [a for i in self.incidents if i.is_problem for a in i.alerts]
         return tuple(i for i in self.analysis.incidents if not i.is_problem and any(a in loud for a in i.alerts))
 
 
 @dataclass(frozen=True)
 class RuleTally:
-    """What one rule did in all runs: its incidents with the name of the run, and how many there are by severity."""
+    """One rule in all runs: its incidents with the name of the run, and their number by severity."""
 
     rule: str
     runs: int
@@ -77,19 +77,19 @@ class RuleTally:
 
 @dataclass(frozen=True)
 class Replays:
-    """Some rules over some runs."""
+    """The result of rules on several runs."""
 
     runs: tuple[Replay, ...]
     rules: tuple[str, ...]
 
     @property
     def tallies(self) -> tuple[RuleTally, ...]:
-        """One for each rule, in the order of the rules; of a rule that never fired too."""
+        """The tally of each rule, in the order of the rules, including rules that never fired."""
         return tuple(_tally(rule, self.runs) for rule in self.rules)
 
     @property
     def exit_code(self) -> int:
-        """0 calm, 1 something fired that is more than information."""
+        """0: calm; 1: an alert above information fired."""
         return int(any(t.severities.get(s) for t in self.tallies for s in ("critical", "warning")))
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _run_data(run: Replay) -> dict[str, Any]:
 def replay(
     logs: Iterable[Source], rules: Sequence[Rule] = RULES, progress: Callable[[Source], None] | None = None
 ) -> Replays:
-    """Replay runs. progress: called with the log now and then. Raises RunLogError."""
+    """Replay runs. progress: called with the log at intervals. Raises RunLogError."""
     return Replays(tuple(replay_run(log, rules, progress) for log in logs), tuple(r.name for r in rules))
 
 

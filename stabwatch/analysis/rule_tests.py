@@ -1,4 +1,4 @@
-"""Tests of rules: made-up series or a recorded run in, the alerts that the engine gives compared with those expected.
+"""Tests of rules: run the engine over synthetic series or a recorded run, and compare its alerts with those expected.
 
 rules: mine.yaml                          # optional, beside this file; the catalogue otherwise
 tests:
@@ -7,9 +7,9 @@ tests:
       - series: stable_rank{layer="blocks.0"}
         values: 40x50 1.5x9               # 51 times 40, ten times 1.5; also a+bxn, a-bxn, _ and NaN (not measured)
     only: [RankFalls]                     # optional: the rules that this test is about
-    alerts:                               # exactly these fire; an empty list: none does
+    alerts:                               # exactly these must fire; an empty list: none may
       - rule: RankFalls
-        severity: warning                 # the gravest that is reached
+        severity: warning                 # the highest that is reached
         layer: blocks.0
         onset: 51                         # a step, or [first, last]
         step: 53
@@ -49,9 +49,9 @@ _WHERE = ("rule", "severity", "layer", "signal", "onset", "step")
 
 @dataclass(frozen=True)
 class Expected:
-    """What a test expects: an alert, or without a layer any number of them.
+    """An expected alert; without a layer, alerts of any number of layers.
 
-    What is not said may be anything. onset, step: first and last step that will do.
+    Fields without a value match anything. onset, step: first and last step that match.
     """
 
     rule: str
@@ -62,7 +62,7 @@ class Expected:
     step: tuple[int, int] | None = None
 
     def fits(self, found: AlertSpan) -> bool:
-        """Whether an alert is this one."""
+        """Whether an alert matches."""
         fired = min(found.fired.values())
         return (
             found.rule == self.rule
@@ -84,7 +84,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One test. missing: expected, and did not fire. extra: fired, and was not expected, in words."""
+    """Result of one test. missing: expected alerts that did not fire. extra: alerts that fired unexpectedly."""
 
     path: Path
     line: int
@@ -95,13 +95,13 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """No difference."""
+        """Whether nothing is missing or extra."""
         return not self.missing and not self.extra
 
 
 def run_tests(path: str | Path) -> list[Outcome]:
-    """Run the tests of a file. Raises RuleError, with the line of what is wrong in it, and RunLogError."""
-    top = read(Path(path), "the file holds `tests:`, a list, and perhaps `rules:`")
+    """Run the tests of a file. Raises RuleError with the line of a mistake in the file, and RunLogError."""
+    top = read(Path(path), "the file has `tests:`, a list, and optionally `rules:`")
     if top is None:
         return []
     top.only(("rules", "tests"))
@@ -113,9 +113,9 @@ def run_tests(path: str | Path) -> list[Outcome]:
 def _outcome(test: Entry, rules: Sequence[Rule]) -> Outcome:
     test.only(("name", "input_series", "run", "only", "alerts"))
     if ("input_series" in test.values) == ("run" in test.values):
-        raise test.fail("A test has either `input_series` or `run`.")
+        raise test.fail("A test must have either `input_series` or `run`.")
     if "alerts" not in test.values:
-        raise test.fail("A test says which `alerts` fire; `alerts: []` if none does.")
+        raise test.fail("A test must list the `alerts` that fire; `alerts: []` if none may.")
     expected = [_expected(e, rules) for e in test.children("alerts", "an alert has a rule")]
     looked_at = _only(test, rules)
     judged = _of_run(test, rules) if "run" in test.values else _of_series(test, rules)
@@ -146,7 +146,7 @@ def _expected(entry: Entry, rules: Sequence[Rule]) -> Expected:
         raise entry.fail(f"No rule is called `{rule}`.", "rule")
     severity = entry.values.get("severity")
     if severity is not None and severity not in SEVERITIES:
-        raise entry.fail(f"`severity` is one of {', '.join(SEVERITIES)}, not {severity!r}.", "severity")
+        raise entry.fail(f"`severity` must be one of {', '.join(SEVERITIES)}, not {severity!r}.", "severity")
     texts = {k: str(entry.values[k]) for k in ("severity", "layer", "signal") if k in entry.values}
     return Expected(rule, onset=_span(entry, "onset"), step=_span(entry, "step"), **texts)
 
@@ -157,14 +157,14 @@ def _span(entry: Entry, key: str) -> tuple[int, int] | None:
         return None
     ends = value if isinstance(value, list) else [value, value]
     if len(ends) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in ends):
-        raise entry.fail(f"`{key}` is a step or [first, last], not {value!r}.", key)
+        raise entry.fail(f"`{key}` must be a step or [first, last], not {value!r}.", key)
     return ends[0], ends[1]
 
 
 def _of_run(test: Entry, rules: Sequence[Rule]) -> list[AlertSpan]:
     found = open_sources([test.path.parent / str(test.values["run"])])
     if len(found) != 1:
-        raise test.fail(f"`run` names one run, and {len(found)} are there.", "run")
+        raise test.fail(f"`run` must name one run, and there are {len(found)}.", "run")
     return alert_spans(replay_run(found[0], rules).alerts)
 
 
@@ -183,7 +183,7 @@ def _of_series(test: Entry, rules: Sequence[Rule]) -> list[AlertSpan]:
 
 
 def _table(keys: Sequence[SeriesKey]) -> RecordLayout:
-    """A layout in which each series is one field, after its count."""
+    """A record layout with one field per series, after its count."""
     cells = tuple(Accumulator("given", str(key), "host") for key in keys)
     series = tuple(Series(key, "same", (2 * i + 1,)) for i, key in enumerate(keys))
     return RecordLayout(cells, ((("count", "sum"), ("last", "max")),) * len(cells), series)
@@ -193,23 +193,23 @@ def _series(entry: Entry) -> tuple[SeriesKey, list[float]]:
     entry.only(("series", "values"))
     match = _SERIES.fullmatch(str(entry.values.get("series", "")))
     if match is None:
-        raise entry.fail('`series` is a signal, or signal{layer="..."}.', "series")
+        raise entry.fail('`series` must be a signal, or signal{layer="..."}.', "series")
     signal = match[1].removeprefix("stabwatch_")
     if signal not in CATALOGUE:
         raise entry.fail(f"No signal is called `{signal}`; `stabwatch signals` lists them.", "series")
     values = list(_values(entry))
     if len(values) > MOST_STEPS:
-        raise entry.fail(f"A series has at most {MOST_STEPS:,} steps.", "values")
+        raise entry.fail(f"A series may have at most {MOST_STEPS:,} steps.", "values")
     return SeriesKey(signal, match[2] or ""), values
 
 
 def _values(entry: Entry) -> Iterator[float]:
-    """promtool's notation: `1 2 _ 3+1x4 NaNx2`."""
+    """Values from promtool's notation: `1 2 _ 3+1x4 NaNx2`."""
     left = MOST_STEPS + 1
     for word in str(entry.values.get("values", "")).split():
         match = _PART.fullmatch(word)
         if match is None:
-            raise entry.fail(f"`{word}` is no value: a, axn, a+bxn, a-bxn, _ or _xn.", "values")
+            raise entry.fail(f"`{word}` is not a value. Use a, axn, a+bxn, a-bxn, _ or _xn.", "values")
         start = math.nan if match[1] == "_" else float(match[1])
         times = int(match[3] or 0)
         count = min(times if match[1] == "_" and match[3] else times + 1, left)

@@ -1,4 +1,4 @@
-"""The curves of a run folder as the detectors take them: the numbers of the whole run, none by layer."""
+"""The curves of a run folder as input of the detectors: run-scope signals, none by layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stabwatch.analysis.readers.salience import salient
 from stabwatch.runlog import RecordBatch, SeriesKey
 
 MOST_POINTS = 1_000_000
-"""Of all columns together. Above it, records in which nothing stands out are thinned to one in 2, 4, 8 ..."""
+"""Most points of all columns together. Above it, records without unusual values are thinned to one in 2, 4, 8 ..."""
 MOST_COLUMNS = 256
-"""More values that the user logs than that are left out."""
+"""Most logged values of the user; further ones are left out."""
 LOGGED = "logged_value"
 ROLES: dict[str, Role] = {
     "loss": "loss",
@@ -25,12 +25,12 @@ ROLES: dict[str, Role] = {
     "skipped_steps_total": "skipped_steps",
     "step_seconds": "step_seconds",
 }
-"""Signals of the whole run that detectors look at, beside what the user logs."""
+"""Run-scope signals that the detectors read, in addition to values logged by the user."""
 
 
 @dataclass
 class _Curve:
-    """Points of one column. at: number of the record of each, in pieces; values likewise."""
+    """Points of one column, in pieces. at: record number of each point. values: likewise."""
 
     role: Role
     at: list[NDArray[np.int64]] = field(default_factory=list)
@@ -40,7 +40,7 @@ class _Curve:
         return sum(map(len, self.values))
 
     def joined(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """All points as two arrays, which replace the pieces."""
+        """All points as two arrays. They replace the pieces."""
         self.at = [np.concatenate([np.empty(0, np.int64), *self.at])]
         self.values = [np.concatenate([np.empty(0), *self.values])]
         return self.at[0], self.values[0]
@@ -76,7 +76,7 @@ class RunCurves:
             self._thin()
 
     def run(self, name: str) -> LogRun:
-        """What was kept, with the number of the record (from 1) in place of the line."""
+        """The kept records as a LogRun, with the record number (from 1) as the line."""
         steps = np.concatenate([np.empty(0, np.int64), *self._steps])
         numbers = np.concatenate([np.empty(0, np.int64), *self._number])
         times = np.concatenate([np.empty(0), *self._times])
@@ -88,12 +88,12 @@ class RunCurves:
 
     @property
     def note(self) -> str:
-        """What was left out, in words; empty if nothing was."""
+        """A note on the records left out, in words; empty if there are none."""
         if self._stride == 1:
             return ""
         return (
-            f"The detectors saw one in {self._stride} of the {self._count:,} records, and all of those in which "
-            "something stands out."
+            f"The detectors read one in {self._stride} of the {self._count:,} records, and all records with "
+            "unusual values."
         )
 
     def _curve(self, name: str) -> _Curve | None:
@@ -105,7 +105,7 @@ class RunCurves:
         return sum(map(len, self._number)) + sum(map(len, self._curves.values()))
 
     def _thin(self) -> None:
-        """Keep every other of the records that were kept so far, and those that stand out."""
+        """Keep every other of the records kept so far, and those with unusual values."""
         self._stride *= 2
         steps, numbers, times = np.concatenate(self._steps), np.concatenate(self._number), np.concatenate(self._times)
         curves = {name: curve.joined() for name, curve in self._curves.items()}
@@ -120,14 +120,14 @@ class RunCurves:
 
 
 def _name(key: SeriesKey) -> str:
-    """Name of the column of a series; empty for one that detectors do not look at."""
+    """Name of the column of a series; empty if detectors do not read it."""
     if key.signal == LOGGED:
         return key.layer
     return key.signal if key.signal in ROLES and not key.layer else ""
 
 
 def _one_loss(columns: list[Column]) -> tuple[Column, ...]:
-    """At most one column is the training loss: the measured one, else the first that the user logs often enough."""
+    """At most one column is the training loss: the measured one, or the first that the user logs often enough."""
     losses = [c for c in columns if c.role == "loss" and len(c)]
     most = max(map(len, losses), default=0)
     best = next((c for c in losses if c.name == "loss" and 2 * len(c) >= most), None)

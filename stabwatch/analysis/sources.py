@@ -1,4 +1,4 @@
-"""Opens any log: run folders and other trainers' logs, all as a Source."""
+"""Opens run folders and logs of other trainers as record sources."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stabwatch.runlog.source import Source
 
 
 def open_source(path: Path, progress: Progress | None = None) -> list[Source]:
-    """What one path means: a run folder, the newest one inside a folder, or the runs of another trainer's log.
+    """Open one path: a run folder, the newest one in a folder, or the runs of another trainer's log.
 
-    progress: is called with the bytes of such a log that were read, and its size. Raises RunLogError and LogError.
+    progress: called with the bytes read of such a log, and its size. Raises RunLogError and LogError.
     """
     if path.is_file():
         return _foreign(path, progress)
@@ -29,9 +29,9 @@ def open_source(path: Path, progress: Progress | None = None) -> list[Source]:
 
 
 def open_sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | None = None) -> list[Source]:
-    """All runs at some paths: run folders and folders of them; logs of other trainers and folders that hold one.
+    """Open all runs at some paths: run folders and folders of them; logs of other trainers and folders with one.
 
-    progress: gives, for the path of such a log, what is called with the bytes that were read and the size.
+    progress: returns, for the path of such a log, a callback that takes the bytes read and the size.
 
     Raises RunLogError and LogError.
     """
@@ -54,6 +54,6 @@ def _foreign(path: Path, progress: Progress | None) -> list[Source]:
 
 
 def named(logs: Sequence[Source]) -> list[str]:
-    """Names of runs; those that are not unique are distinguished by their paths."""
+    """Names of runs; for names that are not unique, the path distinguishes them."""
     names: list[Any] = [log.meta.run for log in logs]
     return [name if names.count(name) == 1 else str(log.path) for name, log in zip(names, logs, strict=True)]

@@ -1,4 +1,4 @@
-"""What each series of a run was like, gathered batch by batch."""
+"""A summary of each series of a run, updated batch by batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stabwatch.runlog import RecordBatch, SeriesKey
 
 @dataclass(frozen=True)
 class SeriesSummary:
-    """One series over the run: measured points, first and last value, least and largest finite value and where."""
+    """Summary of one series: measured points, first and last value, extreme finite values and their steps."""
 
     signal: str
     layer: str
@@ -26,7 +26,7 @@ class SeriesSummary:
 
 
 class Summaries:
-    """Takes the records of a run. records, first_step, last_step, duration (seconds): of the records so far."""
+    """Summaries of a run. records, first_step, last_step, duration (seconds): of the records so far."""
 
     def __init__(self) -> None:
         self.records = 0
@@ -37,11 +37,11 @@ class Summaries:
 
     @property
     def duration(self) -> float:
-        """From the first record to the last."""
+        """Seconds from the first record to the last."""
         return self._last - self._began
 
     def of_all(self) -> tuple[SeriesSummary, ...]:
-        """Of the series that were ever measured, in order of first appearance."""
+        """Summaries of the series that were measured at least once, in order of appearance."""
         return tuple(summary for summary in self._series.values() if summary.points)
 
     def add(self, block: RecordBatch) -> None:
@@ -85,7 +85,7 @@ def _of_block(block: RecordBatch) -> list[SeriesSummary]:
 
 
 def _merged(a: SeriesSummary, b: SeriesSummary) -> SeriesSummary:
-    """Of two consecutive spans of records."""
+    """Merge the summaries of two consecutive spans of records."""
     if not b.points:
         return a
     larger = b if math.isnan(a.largest) or b.largest > a.largest else a

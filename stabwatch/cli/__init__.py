@@ -1,4 +1,4 @@
-"""The command line: one file per command, each of which parses, calls the library, renders, and sets the exit code.
+"""The command line, one file per command. A command parses, calls the library, renders, and sets the exit code.
 
 Nothing but typer is imported before a command runs, so that `stabwatch --help` answers at once; only `demo` imports
 torch. Exit codes are in `app.Exit`.
@@ -13,5 +13,5 @@ def main() -> None:
         from stabwatch.cli.app import app
 
         app(prog_name="stabwatch")
-    except KeyboardInterrupt:  # before a command has begun; `app.guarded` sees to the rest
+    except KeyboardInterrupt:  # before a command starts; afterwards `app.guarded` handles it
         raise SystemExit(130) from None

@@ -37,7 +37,7 @@ app = typer.Typer(
     ),
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # rich's help takes as long as everything else together
+    rich_markup_mode=None,  # importing rich's help takes as long as everything else together
     pretty_exceptions_enable=False,
 )
 

@@ -49,7 +49,7 @@ class RankHealth:
 
     def __init__(self, device: RecordLayout) -> None:
         self._busy = _starts(device, [c for c in device.cells if c == BUSY_SOURCE])
-        self._losses = _starts(device, [c for c in device.cells if c.tap == "loss_source"])
+        self._losses = _starts(device, [c for c in device.cells if c.tap in ("loss_source", "token_loss")])
         own = [c for c in device.cells if c.tap not in REPLICATED]
         self._nonfinite = _field(device, own, "nonfinite")
         weights = [c for c in device.cells if c.tap == "weight" and c.reduction == "moments"]

@@ -167,7 +167,7 @@ class Coarse:
         return group_of(layer, self._cardinality)
 
     def first(self, layers: Iterable[str]) -> list[str]:
-        """Of the layers of an alert, in the order of firing: those that are shown individually."""
+        """The layers of an alert that are shown individually, in the order of firing."""
         return list(dict.fromkeys(layers))[: self._worst]
 
     def places(self, layers: list[str]) -> list[str]:

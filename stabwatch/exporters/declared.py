@@ -1,6 +1,6 @@
 """Name, help, type and label of each exported metric, derived from the catalogue.
 
-What the training loop gives to `watch.log` is exported under its own name: `policy/kl` becomes the metric
+A value of `watch.log` is exported under its name: `policy/kl` becomes the metric
 `stabwatch_logged_policy_kl` with the label `name="policy/kl"`. Names that differ only in characters that Prometheus
 does not allow share one metric and differ in that label.
 """
@@ -19,7 +19,7 @@ from stabwatch.signals.declaration import Worst
 from stabwatch.signals.reductions import REDUCTIONS
 
 LOGGED = "logged_value"
-"""The signal that holds the numbers of `watch.log`; the site of each series is the user's name."""
+"""The signal of the values of `watch.log`; the site of each series is the name that the user chose."""
 _RESERVED = {"step", "time", "logged"}
 """Columns of a table, and the prefix of `own_name`."""
 _ADOPTED: dict[str, Declared] = {}

@@ -1,4 +1,4 @@
-"""A run log as OpenMetrics text: what Prometheus would have stored if it had scraped the run's agent all along.
+"""A run log as OpenMetrics text: what Prometheus would have stored by scraping the agent during the run.
 
 The names, labels and values come from the collector that serves /metrics. It is moved through the log by the times of
 the records. The series of a family follow each other, each in the order of time, as the format requires.
@@ -33,7 +33,7 @@ from stabwatch.runlog.source import record_slice
 INTERVAL = 15.0
 """Seconds between scrapes, as in exporters/prometheus.yml."""
 SCRAPES = 240
-"""Scrapes of a run, at least: a short run is scraped at shorter intervals."""
+"""Fewest scrapes of a run; a short run has shorter intervals."""
 SHORTEST = 0.1
 GAP_SECONDS = 3600.0
 """A longer silence is not filled with scrapes."""
@@ -99,7 +99,7 @@ class Scraper:
     def write(self, batch: RecordBatch) -> Iterator[Scrape]:
         """The scrapes that were due before these records."""
         if math.isnan(begin(batch)):
-            raise RunLogError(f"{self._run} has no times, and Prometheus stores nothing without: use --csv, --parquet.")
+            raise RunLogError(f"{self._run} has no times, which Prometheus requires: use --csv or --parquet.")
         later = np.diff(np.ceil(batch.times / self._interval)) > 0
         for start, stop in pairwise([0, *(np.flatnonzero(later) + 1).tolist(), len(batch)]):
             yield from self._take(record_slice(batch, start, stop))
@@ -181,7 +181,7 @@ class _Families:
             family.add(ms, metric)
 
     def write(self, out: BinaryIO) -> int:
-        """Write everything; gives the number of samples."""
+        """Write everything. Returns the number of samples."""
         samples = sum(family.write(out) for family in self._families.values())
         out.write(b"# EOF\n")
         return samples

@@ -1,4 +1,4 @@
-"""The sinks that stabwatch brings, each declared once. What a sink needs is imported when it is made."""
+"""The built-in sinks, each declared once. The imports of a sink happen when it is created."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Sinks: what a run is exported to. A protocol, the registry of sinks, and the loop that feeds one.
+"""Sinks, the destinations of an export: a protocol, the registry, and the loop that writes a run to a sink.
 
-A package offers a sink of its own by a `SinkDeclaration` in the entry-point group `stabwatch.sinks`:
+A package can add a sink with a `SinkDeclaration` in the entry-point group `stabwatch.sinks`:
 
     [project.entry-points."stabwatch.sinks"]
     my-store = "my_package:SINK"
@@ -32,7 +32,7 @@ _log = logging.getLogger("stabwatch")
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What is known of a run before its first record.
+    """Facts of a run before its first record.
 
     layouts: of its records. seconds: how long it took, by its end event or else by the age of its files.
     """
@@ -84,7 +84,7 @@ def load_sinks() -> dict[str, SinkDeclaration]:
         try:
             declaration = entry.load()
             if not isinstance(declaration, SinkDeclaration):
-                raise TypeError(f"{entry.value} is no SinkDeclaration")
+                raise TypeError(f"{entry.value} is not a SinkDeclaration")
             found[declaration.name] = declaration
         except Exception as error:
             kind = type(error).__name__

@@ -25,7 +25,7 @@ from stabwatch.runlog.source import record_slice
 VALUES = 1 << 20
 """Values in memory at a time."""
 GROUP = 1 << 20
-"""Values in a row group of Parquet, so that many small parts are written as one."""
+"""Values in a row group of Parquet, so that small batches are written together."""
 _TIME = pa.timestamp("us", tz="UTC")
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _RECORD = [("step", pa.int64()), ("time", _TIME)]
@@ -70,7 +70,7 @@ class TableSink:
                 self._flush()
 
     def write_event(self, event: Event) -> None:
-        """Events have no place in a table."""
+        """Ignored: a table has no events."""
 
     def close(self) -> int:
         """See Sink."""

@@ -51,7 +51,7 @@ class TensorBoardSink:
                 self._records.write(event.SerializeToString())
 
     def write_event(self, event: Event) -> None:
-        """Events have no place among scalars."""
+        """Ignored: scalars have no events."""
 
     def close(self) -> int:
         """See Sink."""

@@ -8,6 +8,7 @@ the handle, so that compilers do not remove it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -25,6 +26,19 @@ _TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name == "cud
 _numbers = count()
 _sites: WeakValueDictionary[int, Site] = WeakValueDictionary()
 _modules: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+
+
+def _in_subgraph() -> bool:
+    """Is a compiler tracing the body of an activation checkpoint, or of another operator that contains a graph?
+
+    Such a body is computed again, or differentiated as a whole: nothing in it may be written to in place.
+    """
+    tracer = torch._dynamo.symbolic_convert.InstructionTranslator.current_tx().output.current_tracer
+    return tracer.parent is not None
+
+
+in_subgraph: Callable[[], bool] = torch.compiler.assume_constant_result(_in_subgraph)
+"""`_in_subgraph` at the place that is traced: a constant of the graph."""
 
 
 def graph_handle(site: Site, module: nn.Module) -> None:

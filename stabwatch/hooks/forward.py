@@ -1,32 +1,43 @@
-"""Forward hooks: plain functions shared by all modules, so that torch.compile traces and shares them."""
+"""Forward hooks: the same few for all modules, so that torch.compile traces and shares them."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo import utils as dynamo_utils
 from torch.utils.hooks import RemovableHandle
 
 from stabwatch.hooks import compiled
 from stabwatch.hooks.base.accumulators import Buffer
 from stabwatch.hooks.base.context import TapContext
-from stabwatch.hooks.base.sites import Site, Target, WatchedModule, looks_like_attention
+from stabwatch.hooks.base.entry import HOOK_TABLES, Hook, is_exporting, runs_for_real, unseen_by_modes
+from stabwatch.hooks.base.sites import Site, Target, WatchedModule
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
 from stabwatch.hooks.base.views import CALL_VIEWS
 from stabwatch.hooks.module_calls import measure_call
+from stabwatch.hooks.patching import SOFTMAX_METHOD
 from stabwatch.hooks.probes import activation
 from stabwatch.hooks.probes.attention import BRACKET, EXACT
 from stabwatch.hooks.probes.depth import Stacks
 from stabwatch.hooks.probes.directional import OwnCall
-from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Accumulator
+
+_MODULE_CODE = nn.Module.__call__.__code__.co_filename
+_CALL = "_call_impl"
 
 
 class Cursor:
-    """Where the forward pass is now. One per process: torch's functions do not say which module called them."""
+    """The model that was called last, and the watched module that a compiler traces now.
+
+    One per process: torch's functions do not say which module called them. For eager calls see `caller`.
+    """
 
     def __init__(self) -> None:
         self.site: Site | None = None
@@ -36,63 +47,174 @@ class Cursor:
 CURSOR = Cursor()
 
 
+def caller(outside: TapContext | None = None) -> Site | None:
+    """The innermost watched module whose call is under way in this thread, of those that belong to one place only.
+
+    Found by the frames of the running calls: right for modules that several others share, for calls within calls, and
+    after exceptions. Where only shared modules are under way inside of the model, the innermost of them.
+    outside: modules of this watch do not count.
+    """
+    frame, found = sys._getframe(1), None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _MODULE_CODE and _CALL in code.co_name:
+            site = vars(frame.f_locals["self"]).get("_stabwatch") if "self" in frame.f_locals else None
+            if site is not None and site.context is not outside:
+                if site.name == "":
+                    return found or site
+                if not site.shared:
+                    return site
+                found = found or site
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
+
+
+def root_of(site: Site) -> Site:
+    """The site of the model that a site belongs to."""
+    while site.parent is not None:
+        site = site.parent
+    return site
+
+
 def in_backward() -> bool:
     """True while autograd runs: a forward seen then is a recomputation, which was counted before."""
     return torch._C._current_graph_task_id() != -1
 
 
-def before_root(module: WatchedModule, args: Any, kwargs: Any) -> None:
-    """Pre-hook of the model: does this forward belong to a training step?"""
-    site = module._stabwatch
-    if site is None:
+def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
+    """The model is called: does this forward belong to a training step?"""
+    if not runs_for_real():
         return
     training = torch.is_grad_enabled() and module.training and not OwnCall.now
-    if training and not tracing():
-        site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
-    site.flags.recording = training and site.flags.open
-    CURSOR.root = site
+    site.outer = None if CURSOR.site is None else caller(outside=site.context)
+    CURSOR.root = CURSOR.site = site
+    if training:
+        with unseen_by_modes():
+            site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
+    site.flags.in_forward = training
+    SOFTMAX_METHOD.set_installed(site.flags.recording and site.flags.deep)
+
+
+def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
+    """The model has returned: its `.loss`, when it computes one itself."""
+    CURSOR.site, site.outer = site.outer, None
+    if CURSOR.site is not None:
+        CURSOR.root = root_of(CURSOR.site)
+    else:
+        SOFTMAX_METHOD.set_installed(False)
+    if site.flags.recording and runs_for_real():
+        with unseen_by_modes():
+            site.context.events.forward_ended(output)
+
+
+def _before(site: Site, module: nn.Module, args: Any) -> None:
+    """A watched module is called."""
     CURSOR.site = site
-
-
-def after_root(module: WatchedModule, args: Any, output: Any) -> None:
-    """Hook of the model: its `.loss`, when it computes one itself."""
-    site = module._stabwatch
-    if site is None:
-        return
-    CURSOR.site = None
-    if not tracing() and site.flags.recording:
-        site.context.events.forward_ended(output)
-
-
-def before(module: WatchedModule, args: Any) -> None:
-    """Pre-hook of a watched module."""
-    site = module._stabwatch
-    CURSOR.site = site
-    if not tracing() and site is not None and site.role.residual and site.flags.recording and site.flags.deep:
+    if site.role.residual and site.flags.recording and site.flags.deep:
         site.input = first_tensor(args)
 
 
-def after(module: WatchedModule, args: Any, output: Any) -> Any:
-    """Hook of a watched module. While a compiler traces, it may return a new output, with operators in its graph."""
-    site = module._stabwatch
-    if site is None:
-        return None
+def _after(site: Site, module: nn.Module, args: Any, output: Any) -> None:
+    """A watched module has returned."""
     CURSOR.site = site.parent
+    flags = site.flags
+    if flags.recording and (flags.sampled or flags.deep or flags.outputs) and runs_for_real() and not in_backward():
+        with unseen_by_modes():
+            if flags.sampled and site.activation is not None:
+                site.context.isolate(activation.ACTIVATION, activation.measure, site, output)
+            measure_call(site, module, args, output)
+    site.input = None
+
+
+def _set_traced_root(site: Site, training: bool) -> None:
+    site.flags.in_forward = training
+    CURSOR.root = CURSOR.site = site
+
+
+def _set_traced_site(site: Site | None) -> None:
+    CURSOR.site = site
+
+
+def _set_traced(site: Site) -> None:
+    site.flags.traced = True
+
+
+def _set_in_subgraph(site: Site) -> None:
+    site.in_subgraph = site.flags.traced = True
+
+
+def _run_plainly(action: Callable[..., None], *args: Any) -> None:
+    action(*args)
+
+
+_unchecked = getattr(dynamo_utils, "_disable_side_effect_safety_checks_for_current_subtracer", _run_plainly)
+"""Calls a function that sets an attribute of ours, also inside of an activation checkpoint. To have set it twice, when
+the checkpoint is computed again, is harmless."""
+
+
+def _before_root_traced(module: WatchedModule, args: Any, kwargs: Any) -> None:
+    site = module._stabwatch
+    if site is not None and not is_exporting():
+        _unchecked(_set_traced_root, site, torch.is_grad_enabled() and module.training and not OwnCall.now)
+
+
+def _after_root_traced(module: WatchedModule, args: Any, output: Any) -> None:
+    if module._stabwatch is not None and not is_exporting():
+        _unchecked(_set_traced_site, None)
+
+
+def _before_traced(module: WatchedModule, args: Any) -> None:
+    if module._stabwatch is not None and not is_exporting():
+        _unchecked(_set_traced_site, module._stabwatch)
+
+
+def _after_traced(module: WatchedModule, args: Any, output: Any) -> Any:
+    """May return a new output, with operators in its graph."""
+    site = module._stabwatch
+    if site is None or is_exporting():
+        return None
+    _unchecked(_set_traced_site, site.parent)
+    if compiled.in_subgraph():
+        _unchecked(_set_in_subgraph, site)
+        return None
     if not site.flags.recording:
         return None
-    if tracing():
-        site.flags.traced = True
-        if not site.flags.sampled:
-            return None
-        if site.activation is not None:
-            activation.measure(site, output)
-        return compiled.tap(site, args, output)
-    if (site.flags.sampled or site.flags.deep or site.flags.outputs) and not in_backward():
-        if site.flags.sampled and site.activation is not None:
-            site.context.isolate(activation.ACTIVATION, activation.measure, site, output)
-        measure_call(site, module, args, output)
-    site.input = None
-    return None
+    _unchecked(_set_traced, site)
+    if not site.flags.sampled:
+        return None
+    if site.activation is not None:
+        activation.measure(site, output)
+    return compiled.tap(site, args, output)
+
+
+BEFORE_ROOT = Hook("model_begins", _before_root, _before_root_traced)
+AFTER_ROOT = Hook("model_ended", _after_root, _after_root_traced)
+BEFORE = Hook("module_begins", _before, _before_traced)
+AFTER = Hook("module_ended", _after, _after_traced)
+
+
+def contexts_on(model: nn.Module) -> list[TapContext]:
+    """The watches that have hooks on modules of this model."""
+    sites = (vars(module).get("_stabwatch") for module in model.modules())
+    return list({id(site.context): site.context for site in sites if site is not None}.values())
+
+
+@contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Our hooks are off the model meanwhile: for TorchScript, which compiles hooks."""
+    kept = []
+    for module in model.modules():
+        mine = {key for table in HOOK_TABLES[:2] for key, hook in vars(module)[table].items() if isinstance(hook, Hook)}
+        if mine:
+            tables = {name: vars(module)[name] for name in HOOK_TABLES}
+            kept.append((module, tables, vars(module).pop("_stabwatch", None)))
+            for name, table in tables.items():
+                vars(module)[name] = type(table)((key, x) for key, x in table.items() if key not in mine)
+    try:
+        yield
+    finally:
+        for module, tables, site in kept:
+            vars(module).update(tables, _stabwatch=site)
 
 
 class ModuleTaps:
@@ -104,29 +226,23 @@ class ModuleTaps:
         self._handles: list[RemovableHandle] = []
         self._index = count()
         for target in targets:
-            parent = self._parent(target.path)
-            site = Site(target.name, context, parent, target.role, looks_like_attention(target.module))
+            around = (*target.around, "") if target.name else ()
+            site = Site(target, context, next((self.sites[n] for n in around if n in self.sites), None))
             self._prepare(target, site)
             self._hook(target, site)
-            self.sites[target.path] = site
-        self.stacks = Stacks([(target, self.sites[target.path]) for target in targets], context.device)
-
-    def _parent(self, path: str) -> Site | None:
-        while path:
-            path = path.rpartition(".")[0]
-            if path in self.sites:
-                return self.sites[path]
-        return None
+            self.sites[target.name] = site
+        self.stacks = Stacks([(target, self.sites[target.name]) for target in targets], context.device)
 
     def _prepare(self, target: Target, site: Site) -> None:
         """Give a site its accumulators and its index in the round robin."""
         context, device = site.context, device_of(target.module, site.context.device)
         if target.activation:
             site.activation = new_accumulator("moments", device)
-        if not target.path or list(target.module.children()) or site.attention_like:
+        if not target.name or target.contains or site.attention_like:
             site.bracket = context.brackets.add(BRACKET.accumulator(site.name))
             site.exact = new_accumulator("attention_exact", device)
-            site.heads = int(getattr(target.module, "num_heads", 0) or 0)
+            heads = vars(target.module).get("num_heads")
+            site.heads = heads if isinstance(heads, int) else 0
         if target.role or site.bracket is not None:
             compiled.graph_handle(site, target.module)
         context.declare_site(site)
@@ -134,14 +250,15 @@ class ModuleTaps:
         site.index = next(self._index) if context.takes_turns(site) else None
 
     def _hook(self, target: Target, site: Site) -> None:
-        object.__setattr__(target.module, "_stabwatch", site)
-        self._modules.append(target.module)
-        if target.path:
-            self._handles.append(target.module.register_forward_pre_hook(before))
-            self._handles.append(target.module.register_forward_hook(after))
+        module = target.module
+        object.__setattr__(module, "_stabwatch", site)
+        self._modules.append(module)
+        if target.name:
+            self._handles.append(module.register_forward_pre_hook(BEFORE))
+            self._handles.append(module.register_forward_hook(AFTER))
         else:
-            self._handles.append(target.module.register_forward_pre_hook(before_root, with_kwargs=True))
-            self._handles.append(target.module.register_forward_hook(after_root))
+            self._handles.append(module.register_forward_pre_hook(BEFORE_ROOT, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(AFTER_ROOT))
 
     def register(self, buffer: Buffer) -> None:
         """Put the sites' own accumulators into the step's buffer."""
@@ -162,7 +279,9 @@ class ModuleTaps:
         """Take every hook and every attribute off the model again."""
         for handle in self._handles:
             handle.remove()
+        mine = set(map(id, self.sites.values()))
         for module in self._modules:
-            module.__dict__.pop("_stabwatch", None)
+            if id(vars(module).get("_stabwatch")) in mine:
+                del vars(module)["_stabwatch"]
         if CURSOR.root in self.sites.values():
             CURSOR.root = CURSOR.site = None

@@ -14,119 +14,173 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stabwatch.hooks import compiled
-from stabwatch.hooks.forward import CURSOR, in_backward
-from stabwatch.hooks.patching import MethodPatch, Patch
+from stabwatch.hooks.backward import BACKWARD_PATCHES, LISTENERS, scale_patches
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen_by_modes
+from stabwatch.hooks.base.sites import Site
+from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
+from stabwatch.hooks.patching import SOFTMAX_METHOD, KeptReferences, MethodPatch, Patch
 from stabwatch.hooks.probes import attention, loss
-from stabwatch.kernels.where import is_fake, tracing
-
-EVALUATING = "the model was called, but not in training mode: call `model.train()`"
-NO_ROOT = "parts of the model were called, but never the model itself: attach what the training loop calls"
+from stabwatch.kernels.where import is_fake
 
 _sdpa = F.scaled_dot_product_attention
 _softmax = F.softmax
 _cross_entropy = F.cross_entropy
+_create_script_module: Any = torch.jit._recursive.create_script_module
 _clip_grad_norm_ = torch.nn.utils.clip_grad_norm_
-_backward = torch.autograd.backward
 _scaler_update = torch.amp.GradScaler.update
 
 
-@functools.wraps(_sdpa)
-def scaled_dot_product_attention(
+def _isolation() -> Any:
+    root = CURSOR.root
+    return None if root is None else root.context.isolation
+
+
+def _measuring() -> Site | None:
+    """The caller of a function, if its calls are measured now."""
+    root = CURSOR.root
+    if root is None or not root.flags.recording or in_backward() or not runs_for_real():
+        return None
+    site = caller()
+    return site if site is not None and site.flags.recording else None
+
+
+def _saw_attention(
+    out: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    scale: float | None = None,
     **kwargs: Any,
-) -> Tensor:
-    out = _sdpa(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+) -> None:
+    site = _measuring()
+    if site is None or not query.numel() or not key.numel():
+        return
+    with unseen_by_modes():
+        call = (query, key, attn_mask)
+        site.context.isolate(attention.BRACKET, attention.note_call, site, out, *call, is_causal)
+        if site.flags.deep:
+            run = site.context.isolation.run
+            run("attention_call", "deep", attention.measure, site, *call, is_causal, scale)
+
+
+def _traced_attention(
+    out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **kwargs: Any,
+) -> None:
     site = CURSOR.site
-    if site is not None and site.flags.recording:
-        options = (is_causal, kwargs.get("scale"))
-        if tracing():
-            if site.flags.sampled:
-                call = attention.as_heads(query, key, attn_mask)
-                attention.exact(site, *call, *options)
-                compiled.tap_attention(site, *call, *options)
-        elif not (in_backward() or is_fake(query)):
-            call = (query, key, attn_mask)
-            site.context.isolate(attention.BRACKET, attention.note_call, site, out, *call, is_causal)
-            if site.flags.deep:
-                site.context.isolation.run("attention_call", "deep", attention.measure, site, *call, *options)
-    return out
+    if site is not None and not compiled.in_subgraph() and site.flags.recording and site.flags.sampled:
+        call = attention.as_heads(query, key, attn_mask)
+        attention.exact(site, *call, is_causal, scale)
+        compiled.tap_attention(site, *call, is_causal, scale)
 
 
-@functools.wraps(_softmax)
-def softmax(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    out = _softmax(input, *args, **kwargs)
+def _saw_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> None:
+    site = _measuring() if SOFTMAX_METHOD.installed else None
+    if site is None:
+        SOFTMAX_METHOD.set_installed(False)  # an exception may have left the forward
+    elif site.flags.deep and input.numel():
+        with unseen_by_modes():
+            site.context.isolate(attention.EXACT, attention.softmax_of, site, input, dim)
+
+
+def _traced_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> None:
     site = CURSOR.site
-    if site is not None and site.attention_like and site.flags.recording and input.dim() >= 3:
-        if tracing():
-            if site.flags.sampled:
-                attention.exact_of_scores(site, input)
-        elif site.flags.deep and not (in_backward() or is_fake(input)):
-            site.context.isolate(attention.EXACT, attention.exact_of_scores, site, input)
-    return out
+    if site is None or not site.attention_like or compiled.in_subgraph():
+        return
+    if site.flags.recording and site.flags.sampled and input.dim() >= 3 and dim in (-1, input.dim() - 1):
+        attention.exact_of_scores(site, input)
 
 
-@functools.wraps(_cross_entropy)
-def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    out = _cross_entropy(input, target, *args, **kwargs)
+def _saw_nothing(out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """`F.softmax` calls `Tensor.softmax`, which is seen."""
+
+
+scaled_dot_product_attention = observed(_sdpa, _saw_attention, _traced_attention, _isolation)
+scaled_dot_product_attention.__module__ = F.__name__  # where a pickle by name finds it
+softmax = observed(_softmax, _saw_nothing, _traced_softmax, _isolation)
+torch_softmax = observed(torch.softmax, _saw_softmax, None, _isolation)
+torch_softmax.__module__, torch_softmax.__qualname__ = torch.__name__, "softmax"
+special_softmax = observed(torch.special.softmax, _saw_softmax, None, _isolation)
+special_softmax.__module__, special_softmax.__qualname__ = torch.special.__name__, "softmax"
+special_softmax.__name__ = "softmax"
+SOFTMAX_METHOD.set_method(torch.Tensor, "softmax", observed(torch.Tensor.softmax, _saw_softmax, None, _isolation))
+
+
+def _saw_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     root = CURSOR.root
-    if root is not None and root.flags.recording and torch.is_grad_enabled():
-        if tracing():
-            loss.cross_entropy_traced(root.context.run, out, input, target, *args, **kwargs)
-            if root.flags.sampled:
-                compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))
-        elif not (in_backward() or is_fake(input)):
+    if root is None or not root.flags.recording or not torch.is_grad_enabled():
+        return
+    if not in_backward() and not is_fake(input) and runs_for_real():
+        with unseen_by_modes():
             context = root.context
             context.isolation.run("loss", "always", loss.cross_entropy, context, out, input, target, args, kwargs)
-    return out
+
+
+def _traced_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    root = CURSOR.root
+    if root is None or compiled.in_subgraph() or not root.flags.recording or not torch.is_grad_enabled():
+        return
+    loss.cross_entropy_traced(root.context.run, out, input, target, *args, **kwargs)
+    if root.flags.sampled:
+        compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))
+
+
+cross_entropy = observed(_cross_entropy, _saw_cross_entropy, _traced_cross_entropy, _isolation)
 
 
 @functools.wraps(_clip_grad_norm_)
 def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     norm = _clip_grad_norm_(parameters, *args, **kwargs)
-    root = CURSOR.root
-    if root is not None:
-        root.context.isolation.run("clip", "always", root.context.events.clipped, norm, args, kwargs)
+    for context in tuple(LISTENERS):
+        with shielded(context.isolation, "clip"):
+            context.events.clipped(parameters, norm, args, kwargs)
     return norm
 
 
-@functools.wraps(_backward)
-def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-    root = CURSOR.root
-    if root is not None and root.flags.recording:
-        root.context.isolation.run("loss", "always", root.context.events.backward_begins, tensors)
-    elif not in_backward():
-        _note_why_unseen()
-    _backward(tensors, *args, **kwargs)
-
-
-def _note_why_unseen() -> None:
-    """A backward starts, and no forward was measured before it: this may be so in the whole run."""
-    root, site = CURSOR.root, CURSOR.site
-    if site is not None:  # the end of the model's forward would have reset it
-        site.context.isolation.run("coverage", "always", site.context.unmeasured, "forward", "", NO_ROOT)
-    elif root is not None and root.flags.open:
-        root.context.isolation.run("coverage", "always", root.context.unmeasured, "forward", "", EVALUATING)
-
-
 def scaler_update(self: Any, *args: Any, **kwargs: Any) -> None:
+    stepped = set(getattr(self, "_per_optimizer_states", ()))
     _scaler_update(self, *args, **kwargs)
-    root = CURSOR.root
-    if root is not None:
-        root.context.isolation.run("scaler", "always", root.context.events.scaler_updated, self)
+    for context in tuple(LISTENERS):
+        with shielded(context.isolation, "scaler"):
+            context.isolation.run("scaler", "always", context.events.scaler_updated, self, stepped)
 
 
-_PATCHES = (
+def create_script_module(nn_module: Any, *args: Any, **kwargs: Any) -> Any:
+    """What `torch.jit.script` and `torch.jit.trace` call: TorchScript would compile our hooks."""
+    with without_hooks(nn_module):
+        return _create_script_module(nn_module, *args, **kwargs)
+
+
+def kept_references(model: torch.nn.Module) -> KeptReferences:
+    """Replaces the functions of attention where a model keeps them as attributes."""
+    return KeptReferences(model, [patch.pair for patch in _OF_ATTENTION])
+
+
+_OF_ATTENTION = (
     Patch(_sdpa, scaled_dot_product_attention),
     Patch(_softmax, softmax),
+    Patch(torch.softmax, torch_softmax),
+    Patch(torch.special.softmax, special_softmax),
+)
+_PATCHES: tuple[Patch | MethodPatch, ...] = (
+    *_OF_ATTENTION,
+    MethodPatch(torch.jit._recursive, "create_script_module", create_script_module),
     Patch(_cross_entropy, cross_entropy),
     Patch(_clip_grad_norm_, clip_grad_norm_),
-    Patch(_backward, backward),
+    *BACKWARD_PATCHES,
+    *scale_patches(),
     MethodPatch(torch.amp.GradScaler, "update", scaler_update),
 )
 
@@ -134,20 +188,19 @@ _PATCHES = (
 class FunctionTaps:
     """Counts the watches that need the wrappers; installs them for the first, removes them after the last."""
 
-    _users = 0
-
     @classmethod
-    def install(cls) -> None:
+    def install(cls, context: TapContext) -> None:
         """One more watch needs the wrappers."""
-        cls._users += 1
-        if cls._users == 1:
+        LISTENERS.append(context)
+        if len(LISTENERS) == 1:
             for patch in _PATCHES:
                 patch.install()
 
     @classmethod
-    def remove(cls) -> None:
+    def remove(cls, context: TapContext) -> None:
         """One watch less."""
-        cls._users -= 1
-        if cls._users == 0:
+        LISTENERS.remove(context)
+        if not LISTENERS:
+            SOFTMAX_METHOD.set_installed(False)
             for patch in _PATCHES:
                 patch.remove()

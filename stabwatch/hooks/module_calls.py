@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stabwatch.hooks.base.entry import callback
 from stabwatch.hooks.base.layout import as_samples
 from stabwatch.hooks.base.probe import Probe
 from stabwatch.hooks.base.sites import Site
@@ -61,8 +62,13 @@ def _watch_gradient(
     if call.inputs is None or not out.requires_grad:
         site.context.measure(probes, call)
     else:
+        isolation = site.context.isolation
         out.register_hook(
-            lambda d: site.context.isolation.run(view.name, "deep", _measure_gradient, probes, call, d.detach())
+            callback(
+                view.name,
+                isolation,
+                lambda d: isolation.run(view.name, "deep", _measure_gradient, probes, call, d.detach()),
+            )
         )
 
 

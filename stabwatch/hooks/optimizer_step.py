@@ -94,13 +94,30 @@ class StepTaps:
             if not closure:
                 isolate(layers.GRADIENT, self._parameters.measure_gradients, optimizer)
             isolate(layers.WEIGHT, self._parameters.measure_weights, optimizer)
-            isolate(layers.CHANGE, self._parameters.snapshot, optimizer)
+            isolate(layers.CHANGE, self._parameters.snapshot, optimizer, closure)
         if self._probes.wanted:
             self._context.isolation.run("parameters", flags.tier, self._probes.before, optimizer, closure)
         if flags.deep and self._taylor is not None:
             isolate(RATIO, self._taylor.before, optimizer)
         if flags.next_phase is not None:
             isolate(LAST_CHANGE, self._probes.before_phase, optimizer, flags.next_phase)
+
+    def gradients_ready(self, optimizer: Any) -> None:
+        """A closure, or a loop whose steps are not announced, has computed gradients: they may be the last ones."""
+        if self._context.flags.sampled:
+            self._context.isolate(layers.GRADIENT, self._parameters.read_gradients, optimizer)
+
+    def before_unannounced(self, optimizer: Any) -> None:
+        """The first backward pass of a step whose optimizer announces nothing has ended."""
+        if self._context.flags.sampled:
+            self._context.isolate(layers.WEIGHT, self._parameters.measure_weights, optimizer)
+            self._context.isolate(layers.CHANGE, self._parameters.snapshot, optimizer)
+
+    def after_unannounced(self) -> None:
+        """Such a step was taken."""
+        if self._context.flags.sampled:
+            self._context.isolate(layers.GRADIENT, self._parameters.add_gradients)
+            self._context.isolate(layers.CHANGE, self._parameters.measure_updates)
 
     def clipped(self, norm: Tensor) -> None:
         """Gradients were clipped, and this was their norm before."""
@@ -129,15 +146,19 @@ class StepTaps:
         merge_(HOST_COUNT, self._interventions, torch.stack((torch.ones_like(total), total - self._counted)))
         self._counted = total
 
-    def after(self, optimizer: Any, closure: bool = False) -> None:
-        """The optimizer has stepped. With a closure its gradients are those of the last call of the closure."""
+    def after(self, optimizer: Any, closure: bool = False, inner: Any = None) -> None:
+        """The optimizer has stepped. With a closure its gradients are those of the last call of the closure.
+
+        inner: the optimizer inside it that really steps, and has the state.
+        """
         isolate, flags = self._context.isolate, self._context.flags
         if flags.sampled:
             if closure:
-                isolate(layers.GRADIENT, self._parameters.measure_gradients, optimizer)
+                isolate(layers.GRADIENT, self._parameters.read_gradients, optimizer)
+                isolate(layers.GRADIENT, self._parameters.add_gradients)
             isolate(layers.CHANGE, self._parameters.measure_updates)
         if flags.deep:
-            self._context.isolation.run("parameters", "deep", self._probes.after, optimizer)
+            self._context.isolation.run("parameters", "deep", self._probes.after, inner or optimizer)
         if flags.next_phase is not None:
             isolate(LAST_CHANGE, self._probes.after_phase)
 

@@ -76,7 +76,7 @@ class ParameterProbes:
 
         Before a step with a closure the gradients are those of the last step, and are not measured.
         """
-        due = self._due(optimizer, self._context.flags.phase) if self._context.flags.deep else []
+        due = self._due(optimizer, self._context.flags.phase, closure) if self._context.flags.deep else []
         copies = self._copies.of([local(m.parameter) for m in due])
         self._measure(ParameterWeight, self._weights(due), lambda: self._weights(self._of(optimizer)))
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
@@ -95,7 +95,7 @@ class ParameterProbes:
         before, self._before = self._before, []
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         changes = [
-            self._change(m, old, gradient, optimizer.state.get(m.parameter, {}), groups[id(m.parameter)])
+            self._change(m, old, gradient, optimizer.state.get(m.parameter, {}), groups.get(id(m.parameter), {}))
             for m, old, gradient in before
         ]
         self._measure(ParameterChange, changes, lambda: ())
@@ -169,9 +169,10 @@ class ParameterProbes:
         for name, row in zip(spectra.names, partials, strict=True):
             self._context.accumulators.update(probe.accumulator(name), row)
 
-    def _due(self, optimizer: Any, phase: int) -> list[Member]:
+    def _due(self, optimizer: Any, phase: int, closure: bool = False) -> list[Member]:
         phases = self._context.flags.phases
-        return [m for m in self._with_gradient(optimizer) if m.index % phases == phase]
+        members = self._of(optimizer) if closure else self._with_gradient(optimizer)
+        return [m for m in members if m.index % phases == phase]
 
     def _with_gradient(self, optimizer: Any) -> list[Member]:
         return [m for m in self._of(optimizer) if m.parameter.grad is not None]

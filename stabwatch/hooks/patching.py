@@ -8,9 +8,13 @@ replaced: the coverage report shows what was not seen.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
+
+from torch import nn
+from torch.jit import _builtins
 
 _KEPT = ("stabwatch.", "torch._C", "torch._dynamo", "torch._decomp", "torch._inductor", "torch.fx")
 """Namespaces in which names must refer to the original: ours, and those in which compilers run graphs."""
@@ -24,18 +28,28 @@ class Patch:
         self._replacement = replacement
 
     def install(self) -> None:
-        """Replace the original by the replacement."""
+        """Replace the original by the replacement. TorchScript goes on compiling the original."""
+        operator = _builtins._find_builtin(self._original)
+        if operator is not None:
+            _builtins._register_builtin(self._replacement, operator)
+        else:
+            self._replacement.__prepare_scriptable__ = lambda: self._original  # type: ignore[attr-defined]
         _swap(self._original, self._replacement)
 
     def remove(self) -> None:
         """Restore the original, also where the replacement was imported in the meantime."""
         _swap(self._replacement, self._original)
 
+    @property
+    def pair(self) -> tuple[Any, Any]:
+        """The original and its replacement."""
+        return self._original, self._replacement
+
 
 class MethodPatch:
-    """One method of a class replaced."""
+    """One method of a class replaced, or one function in a single namespace."""
 
-    def __init__(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
+    def __init__(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
         self._owner = owner
         self._name = name
         self._original = getattr(owner, name)
@@ -48,6 +62,81 @@ class MethodPatch:
     def remove(self) -> None:
         """Restore the original."""
         setattr(self._owner, self._name, self._original)
+
+
+class KeptReferences:
+    """Functions that a model keeps as attributes of its modules or of their classes, replaced there.
+
+    pairs: originals and their replacements. A `functools.partial` of an original is replaced by one of the replacement.
+    """
+
+    def __init__(self, model: nn.Module, pairs: Iterable[tuple[Any, Any]]) -> None:
+        self._kept: list[tuple[Any, str, Any]] = []
+        self._pairs = list(pairs)
+        for module in model.modules():
+            self._replace(module, vars(module))
+            for base in type(module).__mro__:
+                if not base.__module__.startswith(("torch.", "builtins")):
+                    self._replace(base, vars(base))
+
+    def _replace(self, owner: Any, namespace: Mapping[str, Any]) -> None:
+        for name, value in list(namespace.items()):
+            replacement = self._replacement(value)
+            if replacement is not None:
+                self._kept.append((owner, name, value))
+                _set(owner, name, replacement)
+
+    def _replacement(self, value: Any) -> Any:
+        if isinstance(value, staticmethod):
+            inner = self._replacement(value.__func__)
+            return None if inner is None else staticmethod(inner)
+        if type(value) is partial:
+            inner = self._replacement(value.func)
+            return None if inner is None else partial(inner, *value.args, **value.keywords)
+        return next((new for old, new in self._pairs if value is old), None)
+
+    def remove(self) -> None:
+        """Put the originals back."""
+        kept, self._kept = self._kept, []
+        for owner, name, value in reversed(kept):
+            _set(owner, name, value)
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    if isinstance(owner, nn.Module):
+        vars(owner)[name] = value  # not by `Module.__setattr__`, which a class may override
+    else:
+        setattr(owner, name, value)
+
+
+class PassingMethod:
+    """A method that is replaced while a forward is measured that needs it, and is the original at other times.
+
+    The class inherits the original: to restore it, the replacement is taken off the class.
+    """
+
+    def __init__(self) -> None:
+        self.installed = False
+        self._place: tuple[type, str, Any] | None = None
+
+    def set_method(self, owner: type, name: str, replacement: Any) -> None:
+        """Say which method it is."""
+        self._place = owner, name, replacement
+
+    def set_installed(self, wanted: bool) -> None:
+        """Replace the method, or restore it."""
+        if wanted == self.installed or self._place is None:
+            return
+        self.installed = wanted
+        owner, name, replacement = self._place
+        if wanted and name not in vars(owner):
+            setattr(owner, name, replacement)
+        elif not wanted and vars(owner).get(name) is replacement:
+            delattr(owner, name)
+
+
+SOFTMAX_METHOD = PassingMethod()
+"""`Tensor.softmax`, which `torch.nn.functional.softmax` calls too. Compilers do not look it up."""
 
 
 def _swap(old: Callable[..., Any], new: Callable[..., Any]) -> None:

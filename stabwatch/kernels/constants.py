@@ -1,4 +1,4 @@
-"""Numbers that are known on the host, copied to a device without waiting for it.
+"""Copies of host numbers to a device, without waiting for it.
 
 `torch.tensor(numbers, device=...)` copies from pageable memory, and that waits until all work queued before has run.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def to_device(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A new tensor (n,) of these numbers."""
+    """A new tensor (n,) with these numbers."""
     host = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
 
 
 def device_constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The same, kept for the next call; it must not be written to."""
+    """Like `to_device`, but cached. Callers must not write to the result."""
     return _kept(numbers, dtype, device, stream(device))
 
 
@@ -29,5 +29,5 @@ def _kept(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device, 
 
 
 def stream(device: torch.device) -> int:
-    """The current stream. Part of the key of what is kept: what one stream copies, another must not read unordered."""
+    """The current stream. It is part of the cache key, because another stream must not read a copy without ordering."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from stabwatch.kernels.where import tracing
 
 VARIABLE = "STABWATCH_KERNELS"
-"""`eager` switches the fused kernels off; `fused` runs them on CPU tensors too, if Triton's interpreter is on."""
+"""`eager` switches the fused kernels off. `fused` also runs them on CPU tensors, if Triton's interpreter is on."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ TRACED = Choice(False, "traced: plain torch is fused by the compiler")
 
 
 def choose(x: Tensor) -> Choice:
-    """Fused or plain torch for reductions of `x`. Costs about a microsecond; the first call on a device compiles."""
+    """Choose fused or plain torch for reductions of `x`. Takes about 1 microsecond; a device's first call compiles."""
     if tracing():
         return TRACED
     return _decide(x.device, os.environ.get(VARIABLE, ""))
@@ -52,7 +52,7 @@ def _decide(device: torch.device, wish: str) -> Choice:
 
 
 def _tried(device: torch.device) -> Choice:
-    """Triton needs a C compiler and a supported device, so a reduction of one number is tried first."""
+    """Triton needs a C compiler and a supported device, so this tries a reduction of one number."""
     from stabwatch.kernels.moments.fused import moments
 
     try:

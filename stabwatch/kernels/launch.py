@@ -1,7 +1,7 @@
-"""What the fused kernels share: how many programs a device takes, where they run, and the second stage.
+"""Shared code of the fused kernels: number of programs, device, and the second stage.
 
-A reduction has two stages and no atomics, so that equal inputs give equal bits. Each program of the first writes
-its partials, fields x programs; the second folds them in a fixed order.
+A reduction has two stages and no atomics, so equal inputs give equal bits. Each program of the first stage writes
+its partial aggregates, fields x programs; the second stage merges them in a fixed order.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import triton.language as tl
 from torch import Tensor
 
 jit: Callable[[Callable[..., Any]], Any] = triton.jit
-"""With a type of its own, which triton's lacks."""
+"""`triton.jit` with a type."""
 WAVES = 4
-"""Programs for each multiprocessor: enough to hide the latency of memory and to even out the tail."""
+"""Programs per multiprocessor: enough to hide memory latency and to balance the last wave."""
 FOLD_FIELDS, FOLD = 8, 512
-"""Fields and programs that are folded at once."""
+"""Fields and programs that are merged at once."""
 
 
 @lru_cache(maxsize=64)
 def programs(device: torch.device) -> int:
-    """How many programs fill the device."""
+    """Number of programs that fill the device."""
     if device.type != "cuda":
         return 4  # the interpreter runs them one after the other
     return WAVES * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Make a tensor's device current, because Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def dense(x: Tensor) -> Tensor:
-    """`x` itself if its elements fill one stretch of memory in any order, else a contiguous copy."""
+    """`x` if its elements fill one span of memory in any order, else a contiguous copy."""
     if x.is_contiguous():
         return x
     expected = 1
@@ -50,10 +50,10 @@ def dense(x: Tensor) -> Tensor:
 
 
 def update(partials: Tensor, out: Tensor, sums: int, starts: Tensor | None = None, merge: bool = False) -> None:
-    """Fold partials into out (rows, fields): the first `sums` fields are added up, of the others the maximum is taken.
+    """Merge partial aggregates into out (rows, fields): sums of the first `sums` fields, maxima of the others.
 
-    partials: float32 (rows, fields, programs); or (fields, programs) with starts, int64 (rows + 1,), where row r owns
-    the programs starts[r] to starts[r + 1]. merge: what `out` holds already takes part.
+    partials: float32 (rows, fields, programs); or (fields, programs) with starts, int64 (rows + 1,), where row r has
+    the programs starts[r] to starts[r + 1]. merge: include the values already in `out`.
     """
     rows, fields = out.shape
     row_stride = partials.stride(0) if partials.dim() == 3 else 0
@@ -105,4 +105,4 @@ def _update(
 
 
 INTERPRETED: bool = not isinstance(_update, triton.JITFunction)
-"""Decided when the kernels are defined: later changes of TRITON_INTERPRET have no effect."""
+"""Set when the kernels are defined; later changes of TRITON_INTERPRET have no effect."""

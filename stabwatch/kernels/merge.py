@@ -1,7 +1,7 @@
-"""The merge operators where the accumulators are: merge partials into an accumulator in place.
+"""Merge partial aggregates into an accumulator in place, on the accumulator's device.
 
-On the CPU, where reading a number waits for nothing, partials are plain floats: a handful of Python
-operations instead of a dozen tensor operations. On an accelerator and inside a compiled graph they stay tensors.
+On the CPU, where reading a number needs no wait, partial aggregates are plain floats: a few Python
+operations instead of a dozen tensor operations. On an accelerator and in a compiled graph they are tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def empty_accumulator(reduction: Reduction, device: torch.device) -> Tensor:
 
 
 def merge_(reduction: Reduction, into: Tensor, partials: Partials) -> None:
-    """Merge `partials` into `into`, float32 (..., fields). A NaN maximum is ignored: non-finites are counted apart."""
+    """Merge `partials` into `into`, float32 (..., fields). A NaN maximum is ignored: NaNs have a separate count."""
     if isinstance(partials, tuple):
         if into.device.type == "cpu":
             into.copy_(torch.tensor(_merged(reduction, into.tolist(), partials), dtype=torch.float32))

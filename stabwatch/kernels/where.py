@@ -1,4 +1,4 @@
-"""Where a piece of our code runs: for real, inside dynamo's trace, or on fake tensors."""
+"""Whether code runs normally, in dynamo's trace, or on fake tensors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 
 def tracing() -> bool:
-    """True while torch.compile traces: what is done now becomes part of the graph."""
+    """True while torch.compile traces; then operations become part of the graph."""
     return torch.compiler.is_dynamo_compiling()
 
 
 def on_host(x: Tensor) -> bool:
-    """True where numbers may be read at once."""
+    """True where numbers can be read without waiting."""
     return x.device.type == "cpu" and not tracing()
 
 
 def is_fake(x: Tensor) -> bool:
-    """True while a compiler or an exporter replays a graph on tensors without data: nothing is to be seen there."""
+    """True while a compiler or an exporter runs a graph on tensors without data; then there is nothing to measure."""
     return isinstance(x, FakeTensor | FunctionalTensor)

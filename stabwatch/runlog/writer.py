@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, segments_of
 
 
@@ -94,8 +95,10 @@ class Segment:
 class RunFolder:
     """Creates a run folder and appends to it in the calling thread. Errors are raised."""
 
-    def __init__(self, path: Path, meta: Meta) -> None:
+    def __init__(self, path: Path, meta: Meta, lock: RunLock | None = None) -> None:
         self.path = path
+        self.run = meta.run
+        self._lock = lock
         path.mkdir(parents=True, exist_ok=True)
         draft = path / f"{META}.new"
         draft.write_text(meta.to_json(), encoding="utf-8")
@@ -121,6 +124,12 @@ class RunFolder:
         if self._segment is not None:
             self._segment.close()
             self._segment = None
+
+    def release(self) -> None:
+        """Close, and let other processes write to the folder."""
+        self.close()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def append_event(run: Path, event: Event) -> None:
@@ -215,7 +224,7 @@ class Writer:
             if item is None:
                 break
             self._handle(item)
-        self._attempt("close", self._folder.close)
+        self._attempt("close", self._folder.release)
         self._flush_events()
 
     def _handle(self, item: _Record | Event) -> None:

@@ -23,10 +23,22 @@ COMPILED = (
     "Call `stabwatch.attach` before the first compiled call, or `torch.compiler.reset()` after it"
 )
 NOT_CALLED = "this module was not called in the training forward (its parameters may be used directly)"
-NO_LOSS = "no cross_entropy, no `.loss` on the model's output and no backward was seen; use `watch.log(loss=...)`"
+NO_LOSS = (
+    "no backward pass to this model's parameters, no `.loss` on its output and no cross_entropy was seen; use "
+    "`watch.log(loss=...)`"
+)
+OTHER_LOSS = (
+    "the trained loss is not the cross-entropy: another term, weight or label smoothing makes them differ by more than "
+    "5 %. `loss` is what is trained on, `token_loss` the cross-entropy"
+)
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
+IN_CHECKPOINT = (
+    "inside a compiled graph it is part of an activation checkpoint, which is computed again in the backward: nothing "
+    "is measured there"
+)
+NO_CLASSES = "no call of `cross_entropy` was seen, so this loss has no logits (a regression, say)"
 ONE_CALL = (
     "no attention call was seen: inside a compiled graph that of nn.MultiheadAttention is a single call of the "
     "compiler's own"
@@ -41,12 +53,13 @@ NO_SATURATION = (
 NO_STEP = {
     "tap": "clock",
     "site": "",
-    "reason": "no step of a torch optimizer on this model's parameters was seen yet, so nothing is recorded",
+    "reason": "no step on this model's parameters was seen yet, of a torch optimizer or another: nothing is recorded",
 }
 UNATTACHED: dict[str, Any] = {
     "taps": [],
     "fired": 0,
     "unmeasured": [],
+    "notes": [],
     "missing": [{"tap": "attach", "site": "", "reason": "attaching failed: see the log of the training process"}],
 }
 
@@ -63,6 +76,7 @@ class Coverage:
         reasons: Reasons,
     ) -> None:
         self._sites = tuple(sites)
+        self._by_name = {site.name: site for site in self._sites}
         self._expected = tuple(expected)
         self._parameters = parameters
         self._reasons = reasons
@@ -72,20 +86,31 @@ class Coverage:
 
     def missing(self, fired: set[Accumulator]) -> list[dict[str, str]]:
         """One entry {tap, site, reason} for everything that should have been measured and was not."""
-        hooked = any(accumulator.tap == "activation" for accumulator in fired)
-        unseen = None if hooked else self._reasons.get("forward", "")
+        hooked, unseen = _hooked(fired), self._unseen(fired)
         not_called = NOT_CALLED if hooked else unseen or COMPILED
-        expected = [a for a in self._expected if a not in fired and not self._early(a)]
+        no_logits = {LOGITS} if self._has_no_classes(fired) else set()
+        expected = [a for a in self._expected if a not in fired | no_logits and not self._early(a)]
         out = [self._entry(a, not_called, unseen) for a in expected]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:
                 out += self._attention(site, fired, unseen)
         return out
 
+    def _unseen(self, fired: set[Accumulator]) -> str | None:
+        """Why no forward of the model was measured; None where one was, or where nothing is known."""
+        return None if _hooked(fired) else self._reasons.get("forward", "")
+
+    def _has_no_classes(self, fired: set[Accumulator]) -> bool:
+        """A loss was seen and no logits, though nothing kept them from being seen: a regression, for example."""
+        return LOSS in fired and LOGITS not in fired and not self._unseen(fired)
+
     def _early(self, accumulator: Accumulator) -> bool:
         return accumulator.tap == CHANGE.tap and self._parameters.awaits_phase(accumulator.site)
 
     def _entry(self, accumulator: Accumulator, not_called: str, unseen: str | None) -> dict[str, str]:
+        site = self._by_name.get(accumulator.site)
+        if site is not None and site.in_subgraph:
+            not_called = IN_CHECKPOINT
         by_tap = {"activation": not_called, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
         of_run = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
         reason = of_run.get(accumulator, by_tap.get(accumulator.tap, "it was never measured"))
@@ -100,25 +125,39 @@ class Coverage:
             return []
         why = self._reasons.get(BRACKET.report_key, site.name)
         if exact:
-            reason = f"{why or NO_SAVED}; the exact value is on cadence"
-            return [{"tap": BRACKET.report_key, "site": site.name, "reason": reason}]
-        no_call = ONE_CALL if site.flags.traced else NO_ATTENTION
+            return []
+        no_call = IN_CHECKPOINT if site.in_subgraph else ONE_CALL if site.flags.traced else NO_ATTENTION
         return [{"tap": BRACKET.tap, "site": site.name, "reason": why or unseen or no_call}]
 
     def unmeasurable(self, fired: set[Accumulator]) -> list[dict[str, str]]:
         """What this model cannot show, by the reasons that the hooks noted: no fault of its set-up."""
         measured = {(what, a.site) for a in fired for what in _answers(a)}
-        return [
+        out = [
             {"tap": what, "site": site, "reason": reason}
             for (what, site), reason in self._reasons.all().items()
             if what in self._optional and (what, site) not in measured
         ]
+        if self._has_no_classes(fired):
+            out.append({"tap": LOGITS.tap, "site": "", "reason": NO_CLASSES})
+        return out + [self._no_bracket(site) for site in self._sites if self._exact_only(site, fired)]
+
+    def _exact_only(self, site: Site, fired: set[Accumulator]) -> bool:
+        return EXACT.accumulator(site.name) in fired and BRACKET.accumulator(site.name) not in fired
+
+    def _no_bracket(self, site: Site) -> dict[str, str]:
+        reason = self._reasons.get(BRACKET.report_key, site.name) or NO_SAVED
+        return {"tap": BRACKET.report_key, "site": site.name, "reason": f"{reason}; the exact value is on cadence"}
 
     def report(self, fired: set[Accumulator]) -> dict[str, Any]:
         """The data of a `coverage` event."""
         seen = sorted({c.tap for c in fired})
         missing, unmeasured = self.missing(fired), self.unmeasurable(fired)
-        return {"taps": seen, "fired": len(fired), "missing": missing, "unmeasured": unmeasured}
+        notes = [{"tap": site, "reason": text} for (what, site), text in self._reasons.all().items() if what == "note"]
+        return {"taps": seen, "fired": len(fired), "missing": missing, "unmeasured": unmeasured, "notes": notes}
+
+
+def _hooked(fired: set[Accumulator]) -> bool:
+    return any(accumulator.tap == "activation" for accumulator in fired)
 
 
 def _answers(accumulator: Accumulator) -> tuple[str, ...]:

@@ -122,4 +122,4 @@ class SharedSteps:
     def _failed(self, error: Exception) -> None:
         world = self._ranks.world
         self._event("ranks", None, covered=1, world=world, missing=[], reason=f"the exchange failed: {error!r}")
-        self._context.isolation.failed("exchange", error)
+        self._context.isolation.caught("exchange", error)

@@ -15,8 +15,13 @@ from torch import Tensor
 from stabwatch.distributed.health import RankHealth
 from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.probe import Probe
-from stabwatch.hooks.base.run_accumulators import LOSS, LOSS_FALLBACKS, loss_source
+from stabwatch.hooks.base.run_accumulators import LOSS, LOSS_FALLBACKS, TOKEN_LOSS, loss_source
 from stabwatch.runlog import Accumulator, RecordLayout, host_accumulator
+
+COMPARED = 8
+"""Records in which the trained loss and the cross-entropy are compared."""
+DIFFERS = 0.05
+"""Relative difference from which on they are not the same loss."""
 
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
@@ -108,7 +113,12 @@ class Assembler:
         probes = tuple(probes)
         self._round_robin = {probe.key for probe in probes if probe.round_robin and not probe.per_call}
         self._per_call = {probe.key for probe in probes if probe.per_call}
-        self._sources = [self._device.start(loss_source(name)) for name in LOSS_FALLBACKS]
+        sources = [self._device.start(loss_source(name)) for name in LOSS_FALLBACKS]
+        self._after_sources = sources[-1] + 3
+        self._trained = sources[LOSS_FALLBACKS.index("backward")]
+        self._token_loss = self._device.start(TOKEN_LOSS)
+        self._sources = [*sources, self._token_loss]
+        self._compared: list[tuple[float, float]] = []
         self._health = health
         kept = (a for a in self._device.cells if a.tap not in ("loss_source", "rank_source"))
         self._fixed = (LOSS, *kept, *HOST_ACCUMULATORS, *health.cells)
@@ -157,7 +167,8 @@ class Assembler:
             self._lay_out()
         merged = self._device.operators.with_nan(row)
         compared = self._health.absent if health is None else health
-        after = self._sources[-1] + 3
+        self._compare(merged)
+        after = self._after_sources
         given = [logged.get(name, np.full(3, np.nan)) for name in self._logged]
         full = np.concatenate([self._loss(merged), merged[after:], host, compared, *given])
         full = self._all.operators.with_nan(full)
@@ -173,6 +184,18 @@ class Assembler:
             if merged[start] > 0:
                 return merged[start : start + 3]
         return np.full(3, np.nan)
+
+    def _compare(self, merged: NDArray[np.float64]) -> None:
+        """Keep the trained loss and the cross-entropy of the first records."""
+        pair = [merged[start + 1] / merged[start] for start in (self._trained, self._token_loss) if merged[start] > 0]
+        if len(pair) == 2 and len(self._compared) < COMPARED:
+            self._compared.append((pair[0], pair[1]))
+
+    @property
+    def trains_another_loss(self) -> bool:
+        """Did the trained loss and the cross-entropy differ by more than `DIFFERS` in most of the first records?"""
+        far = [abs(trained - tokens) > DIFFERS * abs(tokens) for trained, tokens in self._compared]
+        return sum(far) > len(far) / 2
 
     def _check_brackets(self, full: NDArray[np.float64]) -> None:
         """Ask for the exact value when the limit is inside a bracket."""

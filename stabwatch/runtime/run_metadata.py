@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import platform
+import secrets
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,18 @@ from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.hooks.base.probe import PROBES
 from stabwatch.runlog import Meta, RunFolder
+from stabwatch.runlog.lock import RunLock
 
 MOST_GROUPS = 16
 """Parameter groups whose settings are recorded."""
 
 
 def run_id(config: Config) -> str:
-    """The run's name: the one that is set, else the Slurm job's, else date, time and process id."""
+    """The run's name: the one that is set, else the Slurm job or date and time, with six random digits."""
     if config.run:
         return config.run
     job = os.environ.get("SLURM_JOB_ID")
-    return f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
+    return (f"slurm-{job}-" if job else time.strftime("%Y%m%d-%H%M%S-")) + secrets.token_hex(3)
 
 
 def optimizer_facts(optimizer: Any) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, co
         },
         model={
             "name": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in model.parameters() if not torch.nn.parameter.is_lazy(p)),
             "layers": [name for name in layers if name],
         },
         config={name: value for name, value in vars(config).items() if value is not None},
@@ -77,18 +80,48 @@ def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, co
 
 
 def open_folder(path: Path, meta: Meta) -> RunFolder:
-    """A new run folder; where `path` cannot be made, one in the system's temporary folder, with a message."""
+    """A run folder that no other process writes to.
+
+    Where another one writes to `path`, the folder is `path-2`, `path-3` ..., and the run is named so. Where `path`
+    cannot be made, it is in the system's temporary folder. Both are said on standard error.
+    """
     try:
-        return RunFolder(path, meta)
+        return _claimed(path, meta)
     except OSError as error:
         other = Path(tempfile.mkdtemp(prefix="stabwatch-")) / meta.run
-        folder = RunFolder(other, meta)
+        folder = _claimed(other, meta)
         print(f"stabwatch: the run folder cannot be made ({error}); using {other} instead.", file=sys.stderr)
         return folder
 
 
-def learning_rate(optimizer: Any) -> float:
-    """Largest learning rate of the groups; a tensor on an accelerator is not read (that would wait)."""
-    rates = [group.get("lr", math.nan) for group in optimizer.param_groups]
-    known = [float(r) for r in rates if not isinstance(r, Tensor) or r.device.type == "cpu"]
+def _claimed(path: Path, meta: Meta) -> RunFolder:
+    for number in count(1):
+        suffix = "" if number == 1 else f"-{number}"
+        folder = path.with_name(path.name + suffix)
+        lock = RunLock.take(folder)
+        if lock is not None:
+            break
+    if suffix:
+        print(f"stabwatch: another run is being written to {path}; this one goes to {folder}.", file=sys.stderr)
+    return RunFolder(folder, replace(meta, run=meta.run + suffix), lock)
+
+
+def learning_rate(optimizer: Any, inner: Any = None) -> float:
+    """Largest learning rate of the groups, NaN where the optimizer does not tell it.
+
+    inner: the optimizer inside this one, where that has none. A tensor on an accelerator is not read (that would wait).
+    """
+    rates = [_rate(one, group) for one in (optimizer, inner) for group in getattr(one, "param_groups", ())]
+    known = [float(r) for r in rates if r is not None and (not isinstance(r, Tensor) or r.device.type == "cpu")]
     return max(known, default=math.nan)
+
+
+def _rate(optimizer: Any, group: Mapping[str, Any]) -> Any:
+    """`lr` of a group; where it is None, what Adafactor of transformers says that it used."""
+    rate = group.get("lr")
+    used = getattr(optimizer, "_get_lr", None)
+    if rate is not None or used is None or not group["params"]:
+        return rate
+    state = optimizer.state.get(group["params"][0], {})
+    waits = any(isinstance(x, Tensor) and x.dim() == 0 and x.device.type != "cpu" for x in state.values())
+    return used(group, state) if state and not waits else None

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +20,20 @@ from torch import Tensor, nn
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
-from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.hooks.base.sites import unwrap
-from stabwatch.hooks.base.tensors import device_of, first_tensor
-from stabwatch.hooks.optimizer_step import has_closure
+from stabwatch.hooks.base.naming import unwrap
+from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
-from stabwatch.runtime.coverage import NO_STEP, REPORT_AFTER, UNATTACHED, not_in_graph, summary
+from stabwatch.runtime.coverage import NO_STEP, OTHER_LOSS, REPORT_AFTER, UNATTACHED, not_in_graph, summary
 from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
+from stabwatch.runtime.optimizer_check import optimizer_problems
 from stabwatch.runtime.ranks import SharedSteps
-from stabwatch.runtime.record import HostNumbers, HostPart
-from stabwatch.runtime.run_metadata import learning_rate, open_folder, optimizer_facts, run_id, run_meta
-from stabwatch.runtime.step_clock import StepClock
+from stabwatch.runtime.record import HostPart
+from stabwatch.runtime.run_metadata import open_folder, run_id, run_meta
 from stabwatch.runtime.taps import Taps
+from stabwatch.runtime.training_events import TrainingEvents
 from stabwatch.signals.declaration import Tier
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("stabwatch")
 
 
-class Session:
+class Session(TrainingEvents):
     """One watched run in its training process: the step loop behind a `Watch`.
 
-    Hooks report their events to it (see `TapEvents`), it keeps the step clock, and it makes a record of each measured
-    step. Nothing here raises, except for TrainingUnstableError, where the guard 'raise' is set.
+    Hooks report their events to it (see `TrainingEvents`), and it makes a record of each measured step. Nothing here
+    raises, except for TrainingUnstableError, where the guard 'raise' is set.
     """
 
     def __init__(
@@ -61,56 +61,65 @@ class Session:
         first_step: int = 0,
     ) -> None:
         self.config = config or Config()
-        self._offset = first_step
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
-        self._model = unwrap(model)
-        device = device_of(self._model, torch.device("cpu"))
-        self.context = TapContext(self, self._report_error, device)
-        self.context.step = first_step
-        self.flags, self.isolation = self.context.flags, self.context.isolation
-        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
-        self._clock = StepClock(optimizer)
-        self._host = HostNumbers()
         self._agent: AgentProcess | None = None
         self._writer: Writer | None = None
-        self._seen_optimizers: set[int] = set()
-        self._blind = self._detached = self._scaled = self._warned = False
-        self._attached = self._began = time.perf_counter()
+        self._taps: Taps
         self._pid = os.getpid()
-        self._records = self._forwards = 0
-        self._busy: float | None = None
-        taps = None
+        self._blind = self._detached = True
         try:
-            self._ranks = Ranks(model, self.config.reduce)
-            self._taps = taps = Taps(
-                self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
-                step_guards(self.config, self._model),
-            )  # fmt: skip
-            self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
-            if self._ranks.rank == 0 or self.config.reduce == "never":
-                self._open(run_dir)
-            self._shared = SharedSteps(self._ranks, taps, self.context, first_step, self._write, self._event)
-            self._dispatcher = make_dispatcher(
-                self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
-                self._look_closer, taps.batches, on_alert, self.isolation.run,
-            )  # fmt: skip
+            self._attach(model, optimizer, loss_fn, run_dir, on_alert, first_step)
         except Exception:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
-            self._blind = self._detached = True
-            if taps is not None:
-                taps.remove()
+            with suppress(Exception):
+                self._taps.remove()
             return
-        self._plan_next()
+        self._blind = self._detached = False
         atexit.register(self._at_exit)
 
     # -- setting up ---------------------------------------------------------------------------------
+
+    def _attach(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        loss_fn: Any,
+        run_dir: str | Path | None,
+        on_alert: Callable[[Alert], object] | None,
+        first_step: int,
+    ) -> None:
+        super().__init__(unwrap(model), optimizer)
+        self._offset = self.context.step = first_step
+        device = self.context.device
+        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
+        self._warned = False
+        self._attached = self._began
+        self._records = 0
+        for context in contexts_on(self._model):
+            context.events.replaced()
+        self._ranks = Ranks(model, self.config.reduce)
+        self._taps = Taps(
+            self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
+            step_guards(self.config, self._model),
+        )  # fmt: skip
+        self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
+        if self._ranks.rank == 0 or self.config.reduce == "never":
+            self._open(run_dir)
+        self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
+        self._dispatcher = make_dispatcher(
+            self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
+            self._look_closer, self._taps.batches, on_alert, self.isolation.run,
+        )  # fmt: skip
+        self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
+        self._plan_next()
 
     def _open(self, run_dir: str | Path | None) -> None:
         self.run = run_id(self.config)
         path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
         folder = open_folder(path, run_meta(self.run, self._model, self._taps.names, self._ranks, self.config))
-        self.run_dir = path = folder.path
+        self.run, self.run_dir = folder.run, folder.path
+        path = folder.path
         self._writer = Writer(folder, idle=self._idle)
         self._writer.event("start", 0, argv=sys.argv[:1])
         if self.config.agent:
@@ -118,95 +127,12 @@ class Session:
         if self.config.verbose:
             print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
 
-    # -- events that hooks report (TapEvents) -------------------------------------------------------
+    def _check_optimizer(self, optimizer: Any) -> None:
+        for problem in optimizer_problems(self._model, optimizer):
+            _log.warning("stabwatch: %s.", problem)
+            self.context.unmeasured("note", "optimizer", problem)
 
-    def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """A training forward of the model starts: a step whose optimizers have stepped is over."""
-        self._forwards += 1
-        if self._clock.forward_ends_step():
-            self._end_step()
-        self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
-        self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
-        if self.flags.open:
-            self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
-
-    def forward_ended(self, output: Any) -> None:
-        """Read the loss that a model computes itself."""
-        self.isolation.run("attention", "always", self.context.brackets.update)
-        self.isolation.run("loss", "always", self._output_loss, output)
-        self._busy = time.perf_counter() - self._began
-
-    def _output_loss(self, output: Any) -> None:
-        self._ranks.seen_in_forward()
-        value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            self.context.run.update_loss("output", value)
-            self.context.run.loss_seen = True
-
-    def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        """The loss module that the user named was called."""
-        value = first_tensor(output)
-        if value is not None and self.flags.open and torch.is_grad_enabled():
-            self.context.run.loss_seen = True
-            self.isolation.run("loss", "always", self.context.run.update_loss, "module", value.mean())
-
-    def backward_begins(self, tensors: Any) -> None:
-        """What `backward` is called on is the loss, when no better source was seen."""
-        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        if len(roots) == 1 and roots[0].numel() == 1 and not self.context.run.loss_seen and not self._scaled:
-            self.context.run.update_backward_loss(roots[0])
-
-    def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
-        kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
-        if float(kind) != 2.0:
-            return
-        self._taps.steps.clipped(norm)
-        if self.flags.open:
-            self.context.run.update_clip(norm)
-
-    def scaler_updated(self, scaler: Any) -> None:
-        """The gradient scaler was updated; if no optimizer stepped, it skipped this step."""
-        self._scaled = True
-        if not self._clock.stepped_since_update() and self.flags.recording:
-            self._host.skipped += 1
-            if self.flags.sampled:
-                self._taps.parameters.measure_all_gradients()
-            if self._clock.numbered:
-                self._clock.skipped()
-            else:
-                self._close_step()
-        if isinstance(scaler._scale, Tensor):
-            self.context.run.update_loss_scale(scaler._scale)
-
-    # -- the step clock -----------------------------------------------------------------------------
-
-    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """Any torch optimizer is about to step; those of other models are ignored."""
-        if not self._taps.parameters.tracks(optimizer):
-            return
-        if not self._clock.begins(optimizer):
-            return
-        if self._clock.repeats(optimizer):
-            self._end_step()
-        self._taps.steps.before(optimizer, has_closure(args, kwargs))
-        self._dispatcher.before(optimizer, self.step)
-
-    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """It has stepped."""
-        if not self._clock.began(optimizer):
-            return
-        self._taps.steps.after(optimizer, has_closure(args, kwargs))
-        self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
-        self._dispatcher.after(optimizer)
-        if self._clock.stepped(optimizer):
-            self._end_step()
-
-    def _note_rate(self, optimizer: Any) -> None:
-        self._host.learning_rate = learning_rate(optimizer)
-        if id(optimizer) not in self._seen_optimizers:
-            self._seen_optimizers.add(id(optimizer))
-            self._event("optimizer", self.step, **optimizer_facts(optimizer))
+    # -- the step loop ------------------------------------------------------------------------------
 
     def _end_step(self) -> None:
         self._taps.steps.step_ends()
@@ -219,7 +145,10 @@ class Session:
         self._host.step_seconds = now - self._began
         self._began = now
         self._clock.close()
-        self.context.run.loss_seen = False
+        self._prepared, self._since_step = False, 0
+        self._stepped_parameters.clear()
+        self.isolation.run("loss", "always", self._loss.step_ends, self._repeated)
+        self._repeated = False
         self.context.step = step + 1
         if plan.always:
             self._record(step)
@@ -275,7 +204,7 @@ class Session:
         phases = self.flags.phases = self._governor.phases
         self.flags.phase = (self.flags.phase + self._plan.deep) % phases
         self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(taken + 1).deep else None
-        self.flags.recording = False
+        self.flags.in_forward = False
 
     def _look_closer(self) -> None:
         self._governor.escalate(self.config.escalate)
@@ -292,6 +221,8 @@ class Session:
             self._writer.event(kind, step, **data)
 
     def _report_coverage(self) -> None:
+        if self._taps.assembler.trains_another_loss:
+            self.context.unmeasured("note", "loss", OTHER_LOSS)
         if self.flags.traced:
             self.context.unmeasured("residual", "", not_in_graph(self.context.probes))
         report = self._taps.coverage.report(self._taps.assembler.fired)
@@ -358,6 +289,8 @@ class Session:
             return
         if self._clock.open_step_is_over():
             self._end_step()
+        else:
+            self._end_unannounced()
         self._clock.numbered = True
         self._offset += number - self.step
         self.context.step = number
@@ -365,7 +298,7 @@ class Session:
     @property
     def step(self) -> int:
         """Number of the open step, from 0."""
-        return self.context.step
+        return 0 if self._blind else self.context.step
 
     @property
     def state(self) -> str:
@@ -382,7 +315,6 @@ class Session:
             tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
             if name == "loss":
                 self.context.run.update_loss("logged", tensor)
-                self.context.run.loss_seen = True
             else:
                 self.context.run.update_logged(name, tensor)
 
@@ -391,10 +323,19 @@ class Session:
         if self._detached or os.getpid() != self._pid:
             return
         self._detached = True
+        try:
+            self._end(reason, facts)
+        except Exception as error:
+            self.isolation.errors["detach"] += 1
+            _log.warning("stabwatch: the run could not be ended as it should; training continues: %r", error)
+
+    def _end(self, reason: str, facts: dict[str, Any]) -> None:
         if self._clock.open_step_is_over():
             self.isolation.run("clock", "always", self._close_step)
-        self.flags.open = self.flags.sampled = self.flags.deep = self.flags.recording = False
-        self._taps.remove()
+        else:
+            self.isolation.run("clock", "always", self._end_unannounced)
+        self.flags.open = self.flags.sampled = self.flags.deep = self.flags.in_forward = False
+        self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)
         self._shared.close(reason)
         if self._writer is not None:
@@ -402,6 +343,10 @@ class Session:
                 self._report_coverage()
             self._writer.event("end", self.step - 1, reason=reason, **facts)
             self._writer.close()
+
+    def replaced(self) -> None:
+        """Another watch takes over the model: this one ends."""
+        self.detach("replaced")
 
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)

@@ -14,9 +14,10 @@ from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.distributed.topology import Topology
 from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.entry import callback
 from stabwatch.hooks.base.sites import Target, select_modules
 from stabwatch.hooks.forward import ModuleTaps
-from stabwatch.hooks.functions import FunctionTaps
+from stabwatch.hooks.functions import FunctionTaps, kept_references
 from stabwatch.hooks.optimizer_step import StepGuards, StepTaps
 from stabwatch.hooks.probes.batches import Batches
 from stabwatch.hooks.probes.directional import DirectionalDerivative
@@ -50,8 +51,8 @@ class Taps:
             context.declare_run()
             self.modules = ModuleTaps(targets, context)
             undo.callback(self.modules.remove)
-            owners = [t for t in targets if t.path and (t.activation or list(t.module.children())) and not t.role.gate]
-            self.parameters = ParameterTaps(model, [t.path for t in owners], context.device, config.update_bytes)
+            owners = [t.name for t in targets if t.name and (t.activation or t.contains) and not t.role.gate]
+            self.parameters = ParameterTaps(model, owners, context.device, config.update_bytes)
             self.batches = Batches(context.device)
             derivative = DirectionalDerivative(model) if config.taylor or "taylor" in config.guards else None
             self.steps = StepTaps(
@@ -75,12 +76,16 @@ class Taps:
             self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons)
             for what, layer, reason in _blind_spots(targets):
                 context.unmeasured(what, layer, reason)
-            FunctionTaps.install()
-            undo.callback(FunctionTaps.remove)
-            undo.callback(register_optimizer_step_pre_hook(context.events.before_step).remove)
-            undo.callback(register_optimizer_step_post_hook(context.events.after_step).remove)
+            FunctionTaps.install(context)
+            undo.callback(FunctionTaps.remove, context)
+            undo.callback(kept_references(model).remove)
+            before_step = callback("optimizer_step", context.isolation, context.events.before_step)
+            after_step = callback("optimizer_step", context.isolation, context.events.after_step)
+            undo.callback(register_optimizer_step_pre_hook(before_step).remove)
+            undo.callback(register_optimizer_step_post_hook(after_step).remove)
             if isinstance(loss_fn, nn.Module):
-                undo.callback(loss_fn.register_forward_hook(context.events.loss_module).remove)
+                seen = callback("loss", context.isolation, context.events.loss_module)
+                undo.callback(loss_fn.register_forward_hook(seen).remove)
             self._undo = undo.pop_all()
 
     def _register(self, buffer: StepBuffer) -> StepBuffer:

@@ -16,8 +16,8 @@ Worst = Literal["max", "min"]
 
 TAPS = (
     "activation", "residual", "writer", "nonlinearity", "attention", "router", "expert", "probe", "logits", "loss",
-    "gradient", "group", "weight", "matrix", "update", "matrix_update", "optimizer", "step", "host", "logged",
-    "rank_busy", "rank_loss", "rank_nonfinite", "replica",
+    "token_loss", "gradient", "group", "weight", "matrix", "update", "matrix_update", "optimizer", "step", "host",
+    "logged", "rank_busy", "rank_loss", "rank_nonfinite", "replica",
 )  # fmt: skip
 
 

@@ -50,6 +50,11 @@ def root_ratio(x: Array) -> Array:
     return np.sqrt(x[..., 0] / x[..., 1])
 
 
+def relative_norm(x: Array) -> Array:
+    """sqrt(a / b) of two sums of squares; NaN where b is zero, which nothing can be compared with."""
+    return np.sqrt(x[..., 0] / np.where(x[..., 1] > 0, x[..., 1], np.nan))
+
+
 def total(x: Array) -> Array:
     """Sum over the accumulators that were measured; NaN when none was."""
     return np.where(np.isnan(x).all(axis=-1), np.nan, np.nansum(x, axis=-1))
@@ -133,7 +138,7 @@ def standard_error(x: Array) -> Array:
 
 ARITY: dict[str, tuple[int, ...]] = {
     "same": (1,), "negated": (1,), "mean": (2, 3), "rms": (2, 3),
-    "root_ratio": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
+    "root_ratio": (2,), "relative_norm": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
     "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,),
     "rms_ratio": (4,), "deviation": (3,), "fp16_headroom": (1,),
     "median": (len(EDGES) + 2,), "percentile99": (len(EDGES) + 2,),
@@ -143,7 +148,7 @@ ARITY: dict[str, tuple[int, ...]] = {
 FORMULAS: dict[str, Formula] = {
     f.__name__: f
     for f in (
-        same, negated, mean, rms, norm, root_ratio, total,
+        same, negated, mean, rms, norm, root_ratio, relative_norm, total,
         share, quotient, cosine, kurtosis, peak, stable_rank, standard_error,
         rms_ratio, deviation, fp16_headroom, median, percentile99,
     )

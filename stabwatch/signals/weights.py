@@ -40,6 +40,6 @@ SIGNALS = (
         tap="update",
         reduction="update",
         fields=("update_sumsq", "weight_sumsq"),
-        formula="root_ratio",
+        formula="relative_norm",
     ),
 )

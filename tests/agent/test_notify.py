@@ -158,7 +158,7 @@ def test_a_command_that_fails_for_now_is_tried_again_and_one_that_refuses_is_not
     monkeypatch.setattr(receivers, "COMMAND_TIMEOUT", 0.2)
     with pytest.raises(Refused, match="did not end"):
         Command("sleep 30").send(Message("night", "x"))
-    with pytest.raises(ConfigError, match="no command line"):
+    with pytest.raises(ConfigError, match="not a command line"):
         Command("say 'it")
 
 

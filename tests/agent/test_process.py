@@ -32,7 +32,7 @@ def test_a_real_child_is_seen_to_die_even_before_it_is_waited_for():
     watch = ProcessWatch(meta("r", pid=child.pid, pid_started=psutil.Process(child.pid).create_time()))
     assert watch.gone(0.0) is None
     child.kill()
-    assert until(lambda: watch.gone(0.0)).detail == f"process {child.pid} is not there any more"
+    assert until(lambda: watch.gone(0.0)).detail == f"process {child.pid} no longer exists"
     child.communicate()
     assert watch.gone(0.0)
 

@@ -27,6 +27,7 @@ NO_RULE = {
         "shift_coherence", "token_mean_to_centred_ratio", "gradient_fp16_saturated_ratio",
         "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst",
     ),
+    "a part of the trained loss, or the same: the rules judge what is trained on": ("token_loss",),
     "evidence: it tells why, and healthy runs show any value of it": (
         "singular_value_max", "singular_value_second_ratio", "singular_value_residual_ratio", "stable_rank",
         "update_singular_value_max", "update_stable_rank", "update_weight_cosine", "update_successive_cosine",

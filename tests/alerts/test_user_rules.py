@@ -79,17 +79,17 @@ def test_the_diagnosis_knows_them(write):
 
 
 MISTAKES = {
-    "rules:\n  LossSpike:\n    holds: 3": (3, "`holds` is none of"),
-    "rules:\n  LossSpike:\n    for_points: many": (3, "`for_points` is a number of 1 or more"),
+    "rules:\n  LossSpike:\n    holds: 3": (3, "`holds` is unknown. Known keys: "),
+    "rules:\n  LossSpike:\n    for_points: many": (3, "`for_points` must be a number of 1 or more"),
     "rules:\n  LossSpike:\n    thresholds: {los: 3}": (3, "compares loss_robust_z, loss_to_median_ratio"),
-    "rules:\n  Mine:\n    above: 3": (2, "names its `signal`"),
-    "rules:\n  Mine:\n    signal: loss": (2, "give `above` or `below`"),
+    "rules:\n  Mine:\n    above: 3": (2, "A new rule needs a `signal`"),
+    "rules:\n  Mine:\n    signal: loss": (2, "A rule needs `above` or `below`"),
     "rules:\n  Mine:\n    signal: los\n    above: 3": (3, "No signal and no derived gauge"),
-    "rules:\n  Mine:\n    signal: loss\n    above: 3\n    severity: loud": (5, "`severity` is one of"),
-    "rule:\n  Mine: 3": (1, "`rule` is none of rules"),
+    "rules:\n  Mine:\n    signal: loss\n    above: 3\n    severity: loud": (5, "`severity` must be one of"),
+    "rule:\n  Mine: 3": (1, "`rule` is unknown. Known keys: rules"),
     "rules:\n  - a": (1, "rules by name"),
-    "rules: [": (1, "this is no YAML"),
-    "7": (1, "the file holds `rules:`"),
+    "rules: [": (1, "not valid YAML"),
+    "7": (1, "the file has `rules:`"),
 }
 
 

@@ -83,7 +83,7 @@ def test_every_runbook_is_there():
 def test_a_calm_run():
     found = analysed(run_of(loss=LOSS, steps=range(0, 2000, 10)))
     assert found.calm
-    assert found.diagnosis.verdict == "Nothing went wrong that this log shows, in 200 records, steps 0 to 1,990."
+    assert found.diagnosis.verdict == "This log shows no problem, in 200 records, steps 0 to 1,990."
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def test_a_calm_run():
         (run_of(loss=LOSS), "No gradient norm"),
         (run_of(loss=LOSS), "No learning rate"),
         (run_of(loss=LOSS), "No times"),
-        (run_of(loss=LOSS), "Nothing by layer"),
-        (run_of(loss=LOSS, steps=range(0, 2000, 10)), "One record in 10 steps"),
+        (run_of(loss=LOSS), "No signals by layer"),
+        (run_of(loss=LOSS, steps=range(0, 2000, 10)), "One record every 10 steps"),
         (run_of(loss=LOSS, grad_norm=[0.0] * 200), "it was not measured"),
-        (run_of(loss=LOSS[:9]), "9 records only"),
-        (run_of(eval_loss=LOSS), "a validation loss, was judged instead"),
+        (run_of(loss=LOSS[:9]), "Only 9 records"),
+        (run_of(eval_loss=LOSS), "the validation loss 'eval_loss' was judged instead"),
         (run_of(learning_rate=LOSS), "No training loss in this log."),
-        (run_of(loss=LOSS, other__policy_loss=LOSS), "whether the loss falls was not judged"),
+        (run_of(loss=LOSS, other__policy_loss=LOSS), "it was not judged whether the loss falls"),
         (LogRun(**{**vars(run_of(loss=LOSS)), "step_unit": "ordinal"}), "its records were numbered"),
     ],
 )
@@ -107,8 +107,8 @@ def test_what_a_log_cannot_show_is_said(run, words):
 
 
 def test_a_log_without_a_loss_is_not_called_healthy():
-    assert "There is no loss in this log" in analysed(run_of(learning_rate=LOSS)).diagnosis.verdict
-    assert analysed(run_of()).diagnosis.verdict == "No record of training was found."
+    assert "This log has no loss" in analysed(run_of(learning_rate=LOSS)).diagnosis.verdict
+    assert analysed(run_of()).diagnosis.verdict == "No training record was found."
 
 
 def test_the_data_for_scripts_is_strict_json():

@@ -84,18 +84,22 @@ def test_a_recorded_run_is_judged(judge, tmp_path):
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ("- input_series: []\n", 3, "which `alerts` fire"),
+        ("- input_series: []\n", 3, "must list the `alerts` that fire"),
         ("- alerts: []\n", 3, "either `input_series` or `run`"),
         ("- run: x\n  input_series: []\n  alerts: []\n", 3, "either"),
         ("- input_series: []\n  alerts: [{rule: Nothing}]\n", 4, "No rule is called `Nothing`"),
-        ("- input_series: []\n  alerts:\n  - {rule: RankFalls, at: 3}\n", 5, "`at` is none of rule, severity"),
-        ("- input_series: []\n  alerts: [{rule: RankFalls, step: soon}]\n", 4, "`step` is a step or"),
-        ("- input_series: []\n  alerts: [{rule: RankFalls, severity: loud}]\n", 4, "`severity` is one of"),
+        (
+            "- input_series: []\n  alerts:\n  - {rule: RankFalls, at: 3}\n",
+            5,
+            "`at` is unknown. Known keys: rule, severity",
+        ),
+        ("- input_series: []\n  alerts: [{rule: RankFalls, step: soon}]\n", 4, "`step` must be a step or"),
+        ("- input_series: []\n  alerts: [{rule: RankFalls, severity: loud}]\n", 4, "`severity` must be one of"),
         ("- input_series:\n  - series: losss\n    values: 1\n  alerts: []\n", 4, "No signal is called `losss`"),
-        ("- input_series:\n  - series: loss{rank=1}\n    values: 1\n  alerts: []\n", 4, "`series` is a signal"),
-        ("- input_series:\n  - series: loss\n    values: 1..2\n  alerts: []\n", 5, "`1..2` is no value"),
+        ("- input_series:\n  - series: loss{rank=1}\n    values: 1\n  alerts: []\n", 4, "`series` must be a signal"),
+        ("- input_series:\n  - series: loss\n    values: 1..2\n  alerts: []\n", 5, "`1..2` is not a value"),
         ("- input_series:\n  - series: loss\n    values: 1x99999999999\n  alerts: []\n", 5, "at most"),
-        ("- input_series: {}\n  alerts: []\n", 3, "`input_series` is a list"),
+        ("- input_series: {}\n  alerts: []\n", 3, "`input_series` must be a list"),
         ("- 7\n", 3, "a test has a name"),
         ("- input_series: []\n  only: Nothing\n  alerts: []\n", 4, "No rule is called `Nothing`"),
     ],
@@ -106,7 +110,7 @@ def test_a_mistake_is_told_with_its_line(judge, text, line, said):
 
 
 def test_a_file_that_is_no_yaml(tmp_path):
-    for content, said in (("tests: [", r":\d+: this is no YAML"), ("\x00", "this is no YAML"), ("- 1", ":1: the file")):
+    for content, said in (("tests: [", r":\d+: not valid YAML"), ("\x00", "not valid YAML"), ("- 1", ":1: the file")):
         (tmp_path / "x.yaml").write_text(content)
         with pytest.raises(RuleError, match=said):
             run_tests(tmp_path / "x.yaml")

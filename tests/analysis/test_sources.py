@@ -110,7 +110,7 @@ def theirs(tmp_path):
 def test_a_folder_with_somebody_s_log_is_a_run(theirs):
     calm, hf = open_sources([theirs / "calm", theirs / "hf"])
     assert sum(len(block) for block in calm.stream()) == 300 and sum(len(block) for block in hf.stream()) == 100
-    with pytest.raises(LogError, match="holds no log"):
+    with pytest.raises(LogError, match="has no log"):
         open_sources([theirs])
 
 

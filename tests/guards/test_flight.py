@@ -79,7 +79,7 @@ def test_where_few_steps_are_measured_all_that_it_can_have_been_are_kept(attach,
     assert (since, onset) == (57, 63)
     assert {b["step"] for b in flight.data["batches"]} >= set(range(since, onset + 1))
     told = [e for c in analyze(run.path).diagnosis.causes for e in c.evidence]
-    assert any(f"Steps {since} to {onset} were measured as one" in e for e in told)
+    assert any(f"Steps {since} to {onset} were measured together" in e for e in told)
 
 
 def test_an_agent_s_alerts_come_back_and_bring_a_closer_look(attach):

@@ -219,7 +219,6 @@ def test_predictions_with_fastai_are_no_training(learner, settings) -> None:
     assert watch.watch is None
 
 
-@pytest.mark.xfail(strict=True, reason="steps of an optimizer that is no torch.optim.Optimizer are not seen")
 def test_fastai_with_its_own_optimizer(learner, settings) -> None:
     from fastai.optimizer import Adam
 

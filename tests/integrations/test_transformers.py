@@ -18,8 +18,6 @@ pytest.importorskip("accelerate", reason="the Hugging Face Trainer needs acceler
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-LANGUAGE_MODEL_LOSS = "the recorded loss is the model's own cross-entropy, and not the loss that is trained"
-
 
 @pytest.fixture
 def make(tiny, tmp_path: Path):
@@ -229,10 +227,9 @@ def test_trl_steps_and_metrics(kind, tiny, settings, tmp_path) -> None:
     ("kind", "arguments"),
     [
         ("sft", {"per_device_train_batch_size": 8}),
-        pytest.param("sft", {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
-                     marks=pytest.mark.xfail(strict=True, reason="a mean of the micro-batches' means is recorded")),
-        pytest.param("dpo", {}, marks=pytest.mark.xfail(strict=True, reason=LANGUAGE_MODEL_LOSS)),
-        pytest.param("grpo", {}, marks=pytest.mark.xfail(strict=True, reason=LANGUAGE_MODEL_LOSS)),
+        ("sft", {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}),
+        ("dpo", {}),
+        ("grpo", {}),
     ],
 )  # fmt: skip
 def test_trl_loss_is_the_trained_one(kind, arguments, tiny, settings, tmp_path) -> None:

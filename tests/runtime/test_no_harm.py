@@ -95,6 +95,6 @@ def test_evaluation_is_not_recorded(attach):
             task.loss()
             task.model.train()
     log = attach.finish()
-    loss = Accumulator("loss", "", "mean")
+    loss = Accumulator("token_loss", "", "mean")
     counts = [count for block in log.blocks for count in block.rows[:, block.table.start(loss)]]
     assert counts == [4 * 16] * 3

@@ -1,1 +1,1 @@
-"""Several runs side by side: differences, divergence points, sweeps, widths, forecasts."""
+"""Comparison of several runs: differences, divergence points, sweeps, widths, forecasts."""

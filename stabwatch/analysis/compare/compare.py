@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their configuration, where their curves diverge, what diverged first and where."""
+"""Comparison of runs: different settings, where curves diverge, and which signal and layer diverged first."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from stabwatch.signals import CATALOGUE
 
 SCHEMA_VERSION = 2
 OF_TRAINING = ("learning_rate", "loss_scale")
-"""What the host knows of the training itself; pace and cost of watching differ for reasons of their own."""
+"""Host signals of the training. Pace and monitoring cost are not compared: they also differ for other reasons."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A fact that is not the same in all runs: its value in each, None where it is unknown."""
+    """A fact that differs between runs, with its value in each; None if unknown."""
 
     name: str
     values: tuple[Any, ...]
@@ -50,10 +50,10 @@ class Diverged:
 class Pair:
     """A run compared with the reference.
 
-    loss: None without enough common points. diverged: series that diverge, by step; the first of them, as many as
-    `together` says, are so close together that their order means nothing, and the clearest comes first.
-    compared: series that were looked at; short: those with too few common points. only_here, only_there: series that
-    just one of the two has.
+    loss: None without enough common points. diverged: series that diverge, by step. The order of the first `together`
+    of them is not reliable, because their steps are too close; there, the clearest comes first.
+    compared: number of compared series; short: those with too few common points. only_here, only_there: series that
+    only one of the two has.
     """
 
     run: str
@@ -70,7 +70,7 @@ class Pair:
 class Comparison:
     """Several runs; the first is the reference.
 
-    window: steps that a point represents. verdicts: what `analyze` says of each run.
+    window: steps per point. verdicts: the verdict of `analyze` for each run.
     """
 
     runs: tuple[str, ...]
@@ -88,14 +88,14 @@ class Comparison:
 
 
 def compare(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> Comparison:
-    """Compare two runs or more. Raises RunLogError."""
+    """Compare two or more runs. Raises RunLogError."""
     analyses = [analyze_source(log, progress=progress) for log in logs]
     found = compare_subjects(curve_sets(named(logs), [(a.run, a.window) for a in analyses]))
     return replace(found, verdicts=tuple(a.diagnosis.verdict for a in analyses))
 
 
 def compare_subjects(subjects: Sequence[CurveSet]) -> Comparison:
-    """Compare runs that have been read."""
+    """Compare runs in memory."""
     for subject in subjects:
         adopt(subject.run.meta.signals)
     return Comparison(
@@ -143,7 +143,7 @@ def _of(key: SeriesKey) -> tuple[str, str]:
 
 
 def _compared(key: SeriesKey) -> bool:
-    """Not counters, not indices (a head), not what the host says of pace and cost."""
+    """Whether a series is compared: not a counter, an index (a head), or a host signal of pace and cost."""
     if key.signal in OF_TRAINING:
         return True
     host = key.signal in CATALOGUE and CATALOGUE[key.signal].tap == "host"

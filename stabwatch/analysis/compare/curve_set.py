@@ -1,4 +1,4 @@
-"""A run as the comparison and the forecast see it: named series, and facts of its configuration."""
+"""A run as input of the comparison and the forecast: named series, and facts of its configuration."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from stabwatch.runlog.source import Source
 
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 LAST_SHARE = 0.1
-"""The end of a run: its last tenth."""
+"""Share of the run that counts as its end."""
 LAST_RESORT = 0.25
-"""What is measured too rarely for that may be this old."""
+"""Share of the run for signals that are measured too rarely for that."""
 _OF_WATCHING = {"run", "root", "agent", "host", "port", "linger", "file_sd", "verbose"}
-"""Settings that say how a run is watched, not how it is trained."""
+"""Settings of the monitoring, not of the training."""
 
 
 @dataclass(frozen=True)
 class CurveSet:
     """One run.
 
-    window: steps that a point represents. facts: configuration and environment, flat, by dotted name.
+    window: steps per point. facts: configuration and environment, flat, by dotted name.
     """
 
     name: str
@@ -37,7 +37,7 @@ class CurveSet:
     facts: dict[str, Any]
 
     def curve(self, signal: str, layer: str = "") -> Curve:
-        """(steps, values) where it was measured."""
+        """(steps, values) of the measured points of a series."""
         return self.run.series(signal, layer)
 
     def layers(self, signal: str) -> list[str]:
@@ -45,9 +45,9 @@ class CurveSet:
         return [key.layer for key in self.run.keys if key.signal == signal]
 
     def end(self, signal: str, layer: str = "") -> float:
-        """Median over the last tenth of the run, or what was last measured in its last quarter.
+        """Median over the last tenth of the run, or the last measurement in its last quarter.
 
-        NaN if there is nothing, infinity if most of it is not finite.
+        NaN without a measurement, infinity if most values are not finite.
         """
         steps, values = self.curve(signal, layer)
         if not len(steps):
@@ -60,48 +60,50 @@ class CurveSet:
 
     @property
     def learning_rate(self) -> float:
-        """The peak of the learning rate, to the six digits that a log holds; NaN if unknown."""
+        """The peak learning rate, rounded to six digits as in logs; NaN if unknown."""
         rates = self.curve("learning_rate")[1]
         rates = rates[np.isfinite(rates)]
         return float(f"{rates.max():.6g}") if len(rates) else math.nan
 
     @property
     def parameters(self) -> float:
-        """Size of the model; NaN if unknown."""
+        """Number of parameters; NaN if unknown."""
         found = self.run.meta.model.get("parameters")
         return float(found) if isinstance(found, int | float) and found > 0 else math.nan
 
     def elements(self) -> dict[str, float]:
-        """Elements of the parameters of each layer."""
+        """Number of parameters of each layer."""
         out: dict[str, float] = {}
         for block in self.run.blocks:
-            for i, cell in enumerate(block.table.cells):
-                if (cell.tap, cell.reduction) == ("weight", "moments"):
+            for i, accumulator in enumerate(block.table.cells):
+                if (accumulator.tap, accumulator.reduction) == ("weight", "moments"):
                     counts = block.rows[:, block.table.starts[i]]
                     counts = counts[counts > 0]
                     if len(counts):
-                        out[cell.site] = float(counts.min())
+                        out[accumulator.site] = float(counts.min())
         return out
 
     def sites(self, tap: str) -> set[str]:
-        """Sites of a kind of tap."""
-        return {cell.site for block in self.run.blocks for cell in block.table.cells if cell.tap == tap}
+        """Sites with a kind of tap."""
+        return {
+            accumulator.site for block in self.run.blocks for accumulator in block.table.cells if accumulator.tap == tap
+        }
 
 
 def load_curve_sets(logs: Sequence[Source], progress: Callable[[Source], None] | None = None) -> tuple[CurveSet, ...]:
-    """Runs with unique names and points of the same width. Raises RunLogError."""
+    """Read runs, with unique names and the same number of steps per point. Raises RunLogError."""
     return curve_sets(named(logs), [load(log, progress) for log in logs])
 
 
 def curve_sets(names: Sequence[str], loaded: Sequence[tuple[Run, int]]) -> tuple[CurveSet, ...]:
-    """Runs in memory, each with the steps that a point of it represents, with points of the same width."""
+    """Runs in memory, each with its steps per point, brought to the same number of steps per point."""
     widest = max((window for _, window in loaded), default=1)
     runs = [replace(run, blocks=tuple(merged(b, widest) for b in run.blocks)) for run, _ in loaded]
     return tuple(CurveSet(name, run, widest, facts(run)) for name, run in zip(names, runs, strict=True))
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """What is known of a run's configuration, flat."""
+    """The known configuration of a run, flat."""
     meta = run.meta
     settings = {name: value for name, value in meta.config.items() if name not in _OF_WATCHING}
     tree = {
@@ -138,6 +140,6 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def keys_of(subjects: Sequence[CurveSet]) -> list[SeriesKey]:
-    """Series that all subjects have, in the order of the first."""
+    """Series that all runs have, in the order of the first run."""
     shared = set.intersection(*(set(s.run.keys) for s in subjects))
     return [key for key in subjects[0].run.keys if key in shared]

@@ -1,15 +1,15 @@
-"""Where two curves diverge: from which step on their difference exceeds the noise of both.
+"""Where two curves diverge: the step from which their difference exceeds the noise of both.
 
 1. The points are those at common steps; y = ln x where both curves are positive, otherwise x over their typical size.
 2. Noise of each curve, at each point: the robust spread of its residuals about its running median, in the 65 points
    around; at least that of the differences of neighbours. The running median spans a sixth of the points, 33 to 513.
    Correlated residuals count less: n points count as n (1 - r) / (1 + r), with r the correlation of neighbours.
-3. The difference is looked at through medians of w points, w = 16, 64, 256 (fewer where there are fewer points). It
-   exceeds the noise where it is larger than 4 of its standard errors and than 2 %, with the same sign, in three
-   successive medians that share no point. The curves diverge where, in the earliest such place, the difference jumps
-   from nothing to the second median, by likelihood.
+3. The difference is compared as medians of w points, w = 16, 64, 256 (fewer where there are fewer points). It
+   exceeds the noise where it is larger than 4 standard errors and than 2 %, with the same sign, in three
+   successive medians that share no point. In the earliest such span, the divergence point is the most likely point
+   of a jump from zero to the second median.
 
-A value that is finite in one curve only is a divergence at once.
+A value that is finite in only one curve is a divergence at once.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Array = NDArray[np.float64]
 Steps = NDArray[np.int64]
 
 LEAST = 12
-"""Common points below which nothing is said."""
+"""Fewest common points for a comparison."""
 ERRORS = 4.0
 FLOOR = 0.02
-"""A difference below 2 % is none: see `stabwatch.alerts.themes.loss`."""
+"""Smallest relative difference that counts: see `stabwatch.alerts.themes.loss`."""
 IN_A_ROW = 3
 WINDOWS = (16, 64, 256)
 SMOOTH = (33, 513)
 AROUND = 65
 SAME = 1e-6
-"""Relative difference that float32 may make."""
+"""Relative difference that float32 rounding can cause."""
 
 
 @dataclass(frozen=True)
 class DivergencePoint:
-    """How one curve compares with another, its reference.
+    """A curve compared with its reference.
 
-    step: first step at which they are apart; None if they never are. before: the common step before it.
-    until: last step at which they are; None if they are so at the end, or never.
-    differ: first step at which they differ at all, beyond rounding; None if they are the same.
-    gap: ratio of the curve to its reference where they diverge, end: at the end; the difference over their typical size
-    if `relative` is false (a curve that is not positive). noise: spread of the difference of two points, in the same
-    unit. points: common points. resolution: steps between them.
+    step: first step of the divergence; None without one. before: the common step before it.
+    until: last step of the divergence; None if it lasts to the end, or without one.
+    differ: first step of any difference beyond rounding; None if the curves are equal.
+    gap: ratio of the curve to its reference where they diverge; end: at the end. If `relative` is false (a curve that
+    is not positive), both are the difference over the typical size. noise: spread of the difference of two points, in
+    the same unit. points: common points. resolution: steps between them.
     """
 
     step: int | None
@@ -63,13 +63,13 @@ class DivergencePoint:
 
     @property
     def strength(self) -> float:
-        """The gap where they diverge, in units of the noise, which counts as 2 % at least."""
+        """The gap at the divergence in units of the noise, which counts as at least 2 %."""
         gap = abs(float(np.log(self.gap))) if self.relative else abs(self.gap)
         return gap / max(self.noise, FLOOR) if np.isfinite(gap) else float("inf")
 
 
 def divergence_point(reference: tuple[Steps, Array], other: tuple[Steps, Array]) -> DivergencePoint | None:
-    """Where `other` diverges from `reference`, each (steps, values); None when they have too few steps in common."""
+    """Compare `other` with `reference`, each (steps, values); None if they have too few common steps."""
     steps, a, b = _common(reference, other)
     both = np.isfinite(a) & np.isfinite(b)
     broken = np.isfinite(a) != np.isfinite(b)
@@ -110,7 +110,7 @@ def divergence_point(reference: tuple[Steps, Array], other: tuple[Steps, Array])
 
 
 def _common(one: tuple[Steps, Array], other: tuple[Steps, Array]) -> tuple[Steps, Array, Array]:
-    """Values at common steps; of a step that was repeated, the last."""
+    """Values at common steps; for a repeated step, its last value."""
     (s, a), (t, b) = _last(*one), _last(*other)
     steps, i, j = np.intersect1d(s, t, assume_unique=True, return_indices=True)
     return steps, a[i], b[j]
@@ -122,7 +122,7 @@ def _last(steps: Steps, values: Array) -> tuple[Steps, Array]:
 
 
 def _error(y: Array) -> Array:
-    """Standard error of the median of one point of a curve, at each point; of n points, 1 / sqrt(n) of it."""
+    """Noise of one point of a curve, at each point. The median of n points has 1 / sqrt(n) of it."""
     n = len(y)
     rest = y - median_filter(y, min(int(np.clip(n // 6, *SMOOTH)) | 1, n), mode="nearest")
     local, rough = (

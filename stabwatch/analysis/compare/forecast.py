@@ -1,8 +1,8 @@
-"""Where a family of runs is heading: power laws of what goes wrong, over model size and learning rate.
+"""Forecasts for a family of runs: power laws of two instability signals over model size and learning rate.
 
 The largest attention logit and the smallest gradient RMS of a layer, at the end of each run, are fitted by least
 squares as ln y = a + b ln(parameters) + c ln(peak learning rate); a variable that does not vary is left out. Intervals
-are 95 % prediction intervals of a further run (Student's t). They assume that the law goes on, that runs scatter
+are 95 % prediction intervals of a further run (Student's t). They assume that the law continues, that runs scatter
 around it independently, by the same amount in ln y, and that nothing else differs between them (data, schedule,
 architecture).
 """
@@ -25,17 +25,17 @@ SCHEMA_VERSION = 2
 ATTENTION_LIMITS = (100.0, 1e4)
 """QK-clip's tau (Kimi K2, arXiv:2507.20534), and where small-scale-proxies runs diverge (arXiv:2309.14322)."""
 EPSILON = 1e-8
-"""Adam's, unless the logs or the user say otherwise."""
+"""Adam's default epsilon, if neither the logs nor the user give one."""
 LEVEL = 0.95
 LEAST_FREEDOM = 2
 LEAST_R2 = 0.7
 BENT = 0.01
-"""Level of the test for a bend; it counts if the bend also explains a further half percent of the variation."""
+"""Significance level of the test for curvature, which must also explain another half percent of the variation."""
 BENT_SHARE = 0.005
 REACH = 1e6
-"""How many times beyond the runs a crossing is looked for."""
+"""Factor beyond the range of the runs within which a crossing is searched."""
 FAR = 100.0
-"""An extrapolation beyond this factor is marked."""
+"""Extrapolations beyond this factor are marked."""
 
 Name = Literal["parameters", "learning_rate"]
 NAMES: tuple[Name, ...] = ("parameters", "learning_rate")
@@ -44,7 +44,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Point:
-    """One run: size, peak learning rate, and the value at its end."""
+    """One run: model size, peak learning rate, and the final value."""
 
     run: str
     parameters: float
@@ -52,7 +52,7 @@ class Point:
     value: float
 
     def at(self, name: Name) -> float:
-        """One of the variables."""
+        """The value of one variable."""
         return self.parameters if name == "parameters" else self.learning_rate
 
 
@@ -68,7 +68,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of a further run: the value, and the interval it falls into with 95 %."""
+    """Prediction for a further run: the value, and its 95 % interval."""
 
     parameters: float
     learning_rate: float
@@ -79,11 +79,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where `along` a variable, the other one fixed, the value reaches a limit.
+    """Where the value reaches a limit along one variable (`along`), with the other fixed.
 
-    at: where the law does; None if never within a million times the range of the runs. first, last: where the first and
-    the last value of the prediction interval do; None where that is outside. beyond: how many times farther than the
-    runs `at` is; 1 inside their range.
+    at: where the law reaches it; None if not within a million times the range of the runs. first, last: where the
+    prediction interval reaches it first and last; None if outside that range. beyond: factor of `at` beyond the range
+    of the runs; 1 inside it.
     """
 
     limit: float
@@ -97,9 +97,9 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The law of one quantity. refused: why there is none, in words; then only `points` is filled.
+    """The law of one quantity. refused: why there is none, in words; then only `points` has values.
 
-    scatter: factor within which two thirds of the runs lie around the law.
+    scatter: factor around the law within which two thirds of the runs are.
     """
 
     quantity: str
@@ -120,7 +120,7 @@ class Forecast:
 
 
 class Law:
-    """A fitted power law. Raises ValueError, with the reason in words, for too few runs or a bad fit."""
+    """A fitted power law. Raises ValueError with the reason in words if there are too few runs or the fit is bad."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.points = tuple(points)
@@ -130,11 +130,11 @@ class Law:
             raise ValueError(f"the {n} runs that have it do not differ in model size or learning rate")
         if n - k < LEAST_FREEDOM:
             wanted = " and ".join(name.replace("_", " ") for name in self.names)
-            raise ValueError(f"{n} runs have it, and a law over {wanted} needs {k + LEAST_FREEDOM} at least")
+            raise ValueError(f"{n} runs have it, but a law over {wanted} needs at least {k + LEAST_FREEDOM}")
         self._y = np.log([p.value for p in points])
         x = self._row([[p.at(name) for p in points] for name in self.names])
         if np.linalg.matrix_rank(x) < k:
-            raise ValueError("model size and learning rate change together, so that their effects cannot be separated")
+            raise ValueError("model size and learning rate change together, so their effects cannot be separated")
         self._inverse = np.linalg.inv(x.T @ x)
         self.beta: Array = self._inverse @ x.T @ self._y
         rest = self._y - x @ self.beta
@@ -146,7 +146,9 @@ class Law:
 
     def _check(self, x: Array, rest: float, total: float) -> None:
         if not self.r2 >= LEAST_R2:
-            raise ValueError(f"a power law explains {max(self.r2, 0):.0%} of its variation, and 70 % is asked for")
+            raise ValueError(
+                f"a power law explains {max(self.r2, 0):.0%} of its variation, less than the required 70 %"
+            )
         for i, name in enumerate(self.names, 1):
             if self._freedom < 3 or len({p.at(name) for p in self.points}) < 3:
                 continue
@@ -154,7 +156,9 @@ class Law:
             left = float(np.sum((self._y - bent @ np.linalg.lstsq(bent, self._y, rcond=None)[0]) ** 2))
             f = (rest - left) / (left / (self._freedom - 1)) if left > 0 else math.inf
             if rest - left > BENT_SHARE * total and stats.f.sf(f, 1, self._freedom - 1) < BENT:
-                raise ValueError(f"its logarithm bends over the {name.replace('_', ' ')}, so that a power law misleads")
+                raise ValueError(
+                    f"its logarithm is curved over the {name.replace('_', ' ')}, so a power law would mislead"
+                )
 
     @staticmethod
     def _row(values: Sequence[Any]) -> Array:
@@ -172,7 +176,7 @@ class Law:
         return float(stats.t.ppf((1 + LEVEL) / 2, self._freedom))
 
     def predict(self, **at: Array) -> tuple[Array, Array, Array]:
-        """(value, low, high) of a further run, at arrays by variable."""
+        """(value, low, high) predicted for further runs, at arrays by variable."""
         x = self._row([at[name] for name in self.names])
         centre = x @ self.beta
         half = self._t * self.sigma * np.sqrt(1 + np.einsum("ij,jk,ik->i", x, self._inverse, x))
@@ -207,10 +211,10 @@ def forecast(
     learning_rate: float | None = None,
     epsilon: float | None = None,
 ) -> tuple[Forecast, ...]:
-    """The laws of the largest attention logit and of the smallest gradient RMS.
+    """Fit the laws of the largest attention logit and of the smallest gradient RMS.
 
-    parameters, learning_rate: of a run to predict, and where crossings along the other one are looked for.
-    epsilon: Adam's; by default the largest that the logs name, or 1e-8.
+    parameters, learning_rate: of a run to predict; crossings along the other variable are searched there.
+    epsilon: of Adam; by default the largest in the logs, or 1e-8.
     """
     signal = "attention_logit_max"
     if not all(_values(s, signal) for s in subjects):
@@ -233,7 +237,7 @@ def _laws(
     rising: bool,
     wanted: dict[str, float | None],
 ) -> list[Forecast]:
-    """The law over all runs; where it does not hold, also those over the model size at one learning rate that do."""
+    """The law over all runs. If it does not fit, also the laws over model size at one learning rate that fit."""
     whole = _forecast(quantity, signal, points, limits, rising, wanted)
     rates = sorted({p.learning_rate for p in points if math.isfinite(p.learning_rate)})
     if not whole.refused or len(rates) < 2:
@@ -283,7 +287,7 @@ def _forecast(
     except ValueError as error:
         return Forecast(quantity, signal, tuple(points), refused=str(error), cautions=tuple(cautions))
     cautions += [
-        f"only two values of the {name.replace('_', ' ')}: that its law is straight is assumed, not seen"
+        f"only two values of the {name.replace('_', ' ')}: a straight law is assumed, not tested"
         for name in law.names
         if len({p.at(name) for p in usable}) == 2
     ]
@@ -302,7 +306,7 @@ def _forecast(
 
 
 def _crossings(law: Law, limits: Sequence[float], rising: bool, wanted: dict[str, float | None]) -> list[Crossing]:
-    """Along each variable, at each value of the other (the one that is wanted, or those of the runs)."""
+    """Crossings along each variable, at each value of the other (the requested one, or those of the runs)."""
     out = []
     for limit in limits:
         for along in law.names:
@@ -317,7 +321,7 @@ def _crossings(law: Law, limits: Sequence[float], rising: bool, wanted: dict[str
 
 
 def _prediction(law: Law, wanted: dict[str, float | None]) -> Prediction | None:
-    """At what is wanted; what is not said is that of the largest model, or the middle learning rate."""
+    """Prediction at the requested values; defaults: the largest model and the median learning rate."""
     if not any(wanted[name] is not None for name in law.names):
         return None
     usual = {

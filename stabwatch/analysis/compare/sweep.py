@@ -1,4 +1,4 @@
-"""Learning-rate sensitivity, as Wortsman et al. 2023 (small-scale proxies, arXiv:2309.14322) define it."""
+"""Learning-rate sensitivity as defined by Wortsman et al. 2023 (small-scale proxies, arXiv:2309.14322)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Sensitivity:
     """E[min(loss(rate), loss_0) - loss*] over the learning rates of a sweep at one model size.
 
     rates, losses: distinct peak learning rates and the final loss at each (the mean over runs of one rate), at most
-    loss_0, which also replaces a loss that is not finite. initial: loss_0, the median first loss. best: loss*, at
+    loss_0, which also replaces a non-finite loss. initial: loss_0, the median first loss. best: loss*, at
     `best_rate`. value: the mean over the rates.
     """
 
@@ -32,7 +32,7 @@ class Sensitivity:
 
 
 def sensitivities(subjects: Sequence[CurveSet]) -> tuple[Sensitivity, ...]:
-    """One for each model size with three learning rates or more, by size."""
+    """The sensitivity of each model size with three or more learning rates, by size."""
     sizes: dict[float, list[CurveSet]] = {}
     for subject in subjects:
         if math.isfinite(subject.learning_rate) and len(subject.curve("loss")[1]):

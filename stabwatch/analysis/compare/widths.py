@@ -1,8 +1,8 @@
 """Top singular values and sub-layer gains of matching layers across widths.
 
 Under AdamW the largest singular value of a hidden matrix settles near sqrt(rate / decay) times a power of the width.
-With a weight decay that is scaled along (as sqrt(width), at a rate of 1 / width) it stays where it is, and so does the
-gain of the sub-layer. So singular values and gains that match between widths say that the hyperparameters transfer.
+If the weight decay is scaled too (as sqrt(width), at a rate of 1 / width), it stays constant, and so does the
+gain of the sub-layer. So singular values and gains that match between widths show that the hyperparameters transfer.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from stabwatch.analysis.compare.curve_set import CurveSet
 
 MATCHED = 0.1
-"""Values within 10 % of each other are matched."""
+"""Values within 10 % of each other match."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """One layer in all runs: the value at the end of each, and k of value ~ width^k (NaN where widths are equal)."""
+    """One layer in all runs: its final value in each, and k of value ~ width^k (NaN if widths are equal)."""
 
     layer: str
     values: tuple[float, ...]
@@ -36,8 +36,8 @@ class Matched:
 
 @dataclass(frozen=True)
 class Widths:
-    """widths: of each run, relative to the first. singular_values: of weight matrices. gains: output RMS of sub-layers,
-    whose input is normalised to 1 in a pre-norm network."""
+    """widths: of the runs, relative to the first. singular_values: of weight matrices. gains: output RMS of sub-layers
+    whose input has RMS 1 in a pre-norm network."""
 
     widths: tuple[float, ...]
     singular_values: tuple[Matched, ...]
@@ -45,7 +45,7 @@ class Widths:
 
     @staticmethod
     def summary(rows: Sequence[Matched]) -> tuple[float, float, float]:
-        """Median exponent, median spread, and the share of layers whose values are matched; NaN of nothing."""
+        """Median exponent, median spread, and share of layers whose values match; NaN without layers."""
         if not rows:
             return math.nan, math.nan, math.nan
         spreads = [row.spread for row in rows]
@@ -54,7 +54,7 @@ class Widths:
 
 
 def widths(subjects: Sequence[CurveSet]) -> Widths | None:
-    """The diagnostic; None when the runs have no layer in common that was measured."""
+    """Compare the runs; None if they have no common measured layer."""
     relative = _relative(subjects)
     values = tuple(_matched(subjects, "singular_value_max", relative, lambda layer: True))
     branches = set.intersection(*(_branches(s) for s in subjects))
@@ -63,7 +63,7 @@ def widths(subjects: Sequence[CurveSet]) -> Widths | None:
 
 
 def _relative(subjects: Sequence[CurveSet]) -> tuple[float, ...]:
-    """Widths by the parameters of sub-layers, whose matrices are as wide as they are high."""
+    """Relative widths from the parameter counts of sub-layers, which grow with the square of the width."""
     elements = [s.elements() for s in subjects]
     shared = set.intersection(*(_branches(s) & set(e) for s, e in zip(subjects, elements, strict=True)))
     if shared:
@@ -72,7 +72,7 @@ def _relative(subjects: Sequence[CurveSet]) -> tuple[float, ...]:
 
 
 def _branches(subject: CurveSet) -> set[str]:
-    """The watched modules that hold the last projection of a residual branch."""
+    """The watched modules with the last projection of a residual branch."""
     shown = set(subject.layers("output_rms")) - subject.sites("residual")
     return {top for site in subject.sites("writer") for top in (_nearest(site, shown),) if top}
 

@@ -1,7 +1,7 @@
-"""What can have happened in a training, seen in hindsight.
+"""Detectors of training problems, in hindsight.
 
-A detector is a module with `find(segment) -> list[Incident]`. It prints nothing, keeps no state, and gives nothing
-where its columns are missing.
+A detector is a module with `find(segment) -> list[Incident]`. It prints nothing, keeps no state, and returns nothing
+if its columns are missing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DETECTORS: tuple[Detector, ...] = (
     pace.find,
     messages.find,
 )
-"""All that look at one segment of a run. `reinitialisation` cuts a segment in two, `restarts` looks at all of them."""
+"""The detectors that read one segment. `reinitialisation` cuts a segment in two; `restarts` reads all segments."""
 
 _ROLES: dict[str, Role] = {
     "GradientNormExplosion": "grad_norm",
@@ -55,21 +55,21 @@ _ROLES: dict[str, Role] = {
     "LearningRateZero": "learning_rate",
     "SlowSteps": "step_seconds",
 }
-"""Role of the column that a condition is about, where it is not the loss."""
+"""Role of the column that a condition concerns, if it is not the loss."""
 _NO_COLUMN = ("TrainingPaused", "RunRestarted", "RunResumed", "TrainingStopped", "LoggedError", "NonFinite")
 
 
 def detect(run: LogRun, watched: bool = False) -> list[Incident]:
     """All incidents of a run, in the order of the log.
 
-    watched: the curves are those of a run folder; incidents then have no line.
+    watched: the curves are those of a run folder; then incidents have no line.
     """
     return detect_in(list(segments(run, watched)))
 
 
 def detect_in(found: Sequence[RunSegment]) -> list[Incident]:
     """All incidents of the segments of one run, in the order of the log."""
-    with np.errstate(all="ignore"):  # a log may hold any number
+    with np.errstate(all="ignore"):  # a log may contain any number
         incidents = [*restarts.find(found), *(i for segment in found for i in _of_segment(segment))]
     incidents.sort(key=lambda i: (_line(i) if _line(i) >= 0 else i.first_step, i.first_step, _severity(i)))
     names = _names(found)
@@ -85,7 +85,7 @@ def _severity(incident: Incident) -> int:
 
 
 def _of_segment(segment: RunSegment) -> Iterator[Incident]:
-    """All incidents of a segment, which every re-initialisation cuts in two."""
+    """All incidents of a segment. Each re-initialisation cuts it in two."""
     begun = reinitialisation.find(segment)
     yield from begun
     for incident in begun:
@@ -95,7 +95,7 @@ def _of_segment(segment: RunSegment) -> Iterator[Incident]:
 
 
 def _detected(segment: RunSegment) -> list[Incident]:
-    """What the detectors find; single outliers on the way into a divergence belong to it."""
+    """Incidents of the detectors, without single outliers that belong to a divergence."""
     found = [incident for find in DETECTORS for incident in find(segment)]
     gone = min((i.first_step for i in found if i.condition == "LossDivergence"), default=None)
     return [i for i in found if i.condition != "LossOutliers" or gone is None or (i.last_step or 0) < gone]
@@ -116,7 +116,7 @@ def _names(found: Iterable[RunSegment]) -> dict[Role, str]:
 
 
 def _placed(incident: Incident, names: dict[Role, str], watched: bool) -> Incident:
-    """With the name of its column, and the line or the record where it begins."""
+    """The incident with the name of its column, and the line or the record where it begins."""
     known = incident.signal or incident.condition in _NO_COLUMN
     signal = incident.signal if known else names.get(_ROLES.get(incident.condition, "loss"), "")
     line = _line(incident)

@@ -1,4 +1,4 @@
-"""How sure a detector is, in words."""
+"""Confidence of detectors, in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from stabwatch.alerts.incidents import Confidence
 
 
 def confidence_of(ratio: float, records: int) -> Confidence:
-    """For what is `ratio` times over its threshold for so many records: 'likely' far over it or for long."""
+    """Confidence of an excess by `ratio` over a threshold for some records: 'likely' if large or long."""
     excess = min(max(ratio - 1, 0.0) / 4, 1.0)
     length = min(records / 20, 1.0)
     return "likely" if 0.3 * excess + 0.18 * length >= 0.2 else "possible"

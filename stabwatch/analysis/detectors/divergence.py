@@ -1,4 +1,4 @@
-"""Divergence: the loss leaves for good, at once or step by step."""
+"""Divergence: the loss rises and does not return, abruptly or slowly."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from stabwatch.analysis.detectors.short_curves import EXCERPT
 from stabwatch.analysis.readers.log import Column
 
 LOST = 0.4
-"""Levels above its best at which a curve that does not turn back has diverged."""
+"""A curve that does not turn back has diverged if it is this many levels above its best."""
 NEAR = 0.7
-"""Of the way from the best to the worst since: where a curve that has not turned back ends."""
+"""Share of the rise from best to worst at which a curve still counts as not having turned back."""
 LONGEST = 50
-"""Records: the longest spikes of real logs that came back lasted some 40."""
+"""Records without a return. In real logs, the longest spikes that recovered lasted about 40."""
 BOUNDLESS = 1e4
-"""Times its first values below zero at which a loss has no lower bound: log-likelihoods end far above."""
+"""A loss that falls below zero by this multiple of its first values has no lower bound; log-likelihoods stay above."""
 RETURN = 0.75
-"""Of the peak: what an excerpt that ends on the way back has come down to."""
+"""Share of the peak to which an excerpt must have fallen to count as recovering at its end."""
 FEW = 4
-"""Rises in a row, up to the end, that make a trend of an excerpt."""
+"""Consecutive rises up to the end that count as a trend in an excerpt."""
 
 
 def diverges(values: Array, e: Excursion, dies: bool) -> bool:
-    """Whether an excursion is one that ends the run: twice the level at its end, or still rising there, or NaN next."""
+    """Whether an excursion ends the run: it ends at twice the level, or still rises, or is followed by NaN."""
     if e.recovered:
         return False
     if not dies and _returning(values, e):
@@ -42,7 +42,7 @@ def diverges(values: Array, e: Excursion, dies: bool) -> bool:
 
 
 def _returning(values: Array, e: Excursion) -> bool:
-    """Whether an excerpt ends soon after the peak, on the way back, or in the first records of the excursion."""
+    """Whether an excerpt ends soon after the peak, while recovering, or in the first records of the excursion."""
     if len(values) > EXCERPT:
         return False
     down = values[e.peak :]
@@ -52,23 +52,23 @@ def _returning(values: Array, e: Excursion) -> bool:
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """At most one: by an excursion that never ends, else by a slow rise."""
+    """At most one incident: an excursion without end, otherwise a slow rise."""
     loss = segment.finite_loss
     if loss is None or len(loss) < FEW:
         return []
     for e in segment.excursions:
         if diverges(loss.values, e, segment.dies):
             text = (
-                f"The {segment.loss_name} diverged from step {loss.steps[e.start]} on: from {e.base:.4g} to "
-                f"{loss.values[-1]:.4g}" + (", and then to numbers that are not finite." if segment.dies else ".")
+                f"The {segment.loss_name} diverged from step {loss.steps[e.start]}: from {e.base:.4g} to "
+                f"{loss.values[-1]:.4g}" + (", and then to non-finite values." if segment.dies else ".")
             )
             return [_incident(segment, loss, e.start, e.base, text, confidence_of(e.over, e.stop - e.start))]
     away = _below(loss.values)
     if away is not None:
         base = float(np.median(np.abs(loss.values[:FEW])))
         text = (
-            f"The {segment.loss_name} runs away downwards from step {loss.steps[away]} on, to {loss.values.min():.4g} "
-            f"at the lowest: it has no lower bound, as where a discriminator's or a likelihood's sign is wrong."
+            f"The {segment.loss_name} falls without bound from step {loss.steps[away]}, to {loss.values.min():.4g}. "
+            f"Such a loss has no lower bound: for example, the sign of a likelihood or of a discriminator is wrong."
         )
         return [_incident(segment, loss, away, base, text, "likely", down=True)]
     slow = _slow(loss.values, segment.fresh)
@@ -76,7 +76,7 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     start, best = slow
     text = (
-        f"The {segment.loss_name} rises from step {loss.steps[start]} on, from {best:.4g}, its best, to "
+        f"The {segment.loss_name} rises from step {loss.steps[start]}, from its best, {best:.4g}, to "
         f"{np.median(loss.values[-max(1, len(loss) // 20) :]):.4g} at the end."
     )
     return [_incident(segment, loss, start, best, text, confidence_of(2.0, len(loss) - start))]
@@ -87,7 +87,7 @@ def _incident(
 ) -> Incident:
     grave = segment.must_fall and loss.role == "loss"
     if loss.role == "eval_loss":
-        text += " The log has no training loss: this may be overfitting."
+        text += " The log has no training loss, so this may be overfitting."
     elif not segment.must_fall:
         text += " In reinforcement learning and adversarial training a rising loss need not be bad."
     worst = start + int((np.argmin if down else np.argmax)(loss.values[start:]))
@@ -103,24 +103,24 @@ def _incident(
         text=text,
         evidence=(
             f"Before: {base:.4g}. Worst: {loss.values[worst]:.4g} at step {loss.steps[worst]}.",
-            f"{len(loss) - start} records up to the end of the log, without a return.",
+            f"{len(loss) - start} records up to the end of the log without a return.",
         ),
     )
 
 
 def _below(values: Array) -> int | None:
-    """Where a loss leaves for minus infinity, if it ends there."""
+    """Where a loss starts to fall without bound, if it does up to the end."""
     size = max(float(np.median(np.abs(values[:FEW]))), 1.0)
     if len(values) < 2 * FEW or float(np.median(values[-max(FEW, len(values) // 10) :])) > -BOUNDLESS * size:
         return None
     outside = values < -10 * size
-    last = int(np.flatnonzero(outside)[-1])  # a record after it may be back, for once
+    last = int(np.flatnonzero(outside)[-1])  # one record after it may be back
     inside = np.flatnonzero(~outside[:last])
     return int(inside[-1]) + 1 if len(inside) else 0
 
 
 def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
-    """Where a rise begins that ends at the end of the curve, and the level before it."""
+    """Start of a rise that lasts to the end of the curve, and the level before it."""
     short = _monotone(values, fresh)
     if short is not None:
         return short
@@ -147,20 +147,20 @@ def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
 
 
 def _apart(values: Array, k: int, width: int, length: int) -> bool:
-    """Whether the records at the end lie apart from those at the best, whatever their noise."""
+    """Whether the records at the end differ from those at the best by more than their noise."""
     end = values[-max(SUSTAINED, length // 4) :]
     best = values[max(0, k - FEW) : k + width]
     return float(np.quantile(end, 0.2)) > float(np.quantile(best, 0.9))
 
 
 def _wander(smooth: Array, width: int, length: int) -> float:
-    """How far a random walk with the changes of this curve would get in so many records."""
+    """Distance that a random walk with the changes of this curve covers in some records."""
     changes = smooth[width:] - smooth[:-width]
     return scatter(changes) * math.sqrt(length / width) if len(changes) >= 8 else 0.0
 
 
 def _monotone(values: Array, fresh: bool) -> tuple[int, float] | None:
-    """The same for an excerpt of a few records: each above the one before."""
+    """The same for an excerpt of few records: each is above the one before."""
     down = np.flatnonzero(np.diff(values) <= 0)
     start = int(down[-1]) + 1 if len(down) else 0
     rises = len(values) - 1 - start
@@ -169,7 +169,7 @@ def _monotone(values: Array, fresh: bool) -> tuple[int, float] | None:
     if rises < (FEW - 1 if len(values) <= 3 * FEW else 2 * FEW) or size <= 0:
         return None
     if fresh and (len(values) < 10 or values[-1] <= values[0]):
-        return None  # the hump of a beginning
+        return None  # the hump at the start of training
     lost = float(values[-1]) - best
     if lost < LOST * size or best > float(values.min()) + 0.1 * size:
         return None

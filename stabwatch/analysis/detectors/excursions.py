@@ -1,4 +1,4 @@
-"""Spans over which a curve rises above its level, and whether it comes back."""
+"""Excursions: spans over which a curve is above its level, and whether it recovers."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from stabwatch.analysis.detectors.robust import (
 )
 
 SIGMAS = 8.0
-"""Scatters of the curve's own medians of five. Of 1,000 records some 3 lie beyond three; eight leave room for tails."""
+"""Threshold in scatters of the curve's medians of five. About 3 of 1,000 records exceed 3; 8 allows for tails."""
 RISE = 0.15
-"""Of the level. Below it changes of the data or of the batch size are as likely."""
+"""Smallest rise relative to the level. Below it, changes of data or batch size are as likely."""
 SHORT_SIGMAS = 20.0
 SHORT_RISE = 0.3
-"""What takes the place of the two when an excursion lasts three or four records only."""
+"""The two thresholds of excursions that last only three or four records."""
 WANDER = 2.0
-"""How much farther a curve gets from its past median than from one five to the next, if it is a random walk."""
+"""For a random walk: distance from the past median relative to the change between medians of five."""
 BASE = 8
-"""Records of the past at least. An excerpt from the middle of a run may have two, if they agree."""
+"""Fewest past records. For an excerpt from the middle of a run, two that agree are enough."""
 EXPLOSION = 3.0
-"""Levels over the level, and times the record before, by which the last record or two need no third."""
+"""Rise in levels, and ratio to the record before, from which the last one or two records need no third."""
 STEEP = 11
-"""Records of the past that a steep descent is compared with."""
+"""Past records for the comparison on a steep descent."""
 SHAPE = 0.7
-"""Of the peak, at either end of a short excursion: what rises and falls is the curve, what is flat are odd batches."""
+"""Share of the peak at either end of a short excursion. A real excursion rises and falls; unusual batches are flat."""
 FIRST = 64
-"""Records at the beginning for which there may be no block of calm ones."""
+"""Records at the beginning that may have no calm block yet."""
 FEWEST = 4
-"""Differences that a scatter is taken from."""
+"""Fewest differences for a scatter."""
 ROUGH = 1.5
-"""Scatters of differences that a median of five may move by; it is 0.5 for white noise, 2 for a random walk."""
+"""Change of a median of five, in scatters of differences, of a rough curve. White noise: 0.5; random walk: 2."""
 TAILS = 2
-"""Single records a third as high, elsewhere in the curve, that make single records nothing unusual."""
+"""Number of single records a third as high, elsewhere in the curve, from which single records are usual."""
 BACK = 3
 """Records whose median must be back at the level."""
 COMMON = 20
-"""Other spans, at least half as high, that make an excursion the noise of a curve."""
+"""Number of other spans at least half as high from which an excursion counts as noise."""
 
 
 @dataclass(frozen=True)
 class Excursion:
-    """Points start..stop (one past the last) above `base`. recovered: the curve came back.
+    """Points start..stop (one past the last) above `base`. recovered: the curve returned to its level.
 
-    height: of the peak over the base, in levels; over: the same in thresholds. scale: of a change of the curve.
+    height: of the peak above the base, in levels. over: the same in thresholds. scale: size of a change of the curve.
     """
 
     start: int
@@ -68,7 +68,7 @@ class Excursion:
 
 @dataclass(frozen=True)
 class Reference:
-    """Per point: the level before it, the size of a change, and how far a median of five may lie from the level."""
+    """By point: the level before it, the size of a change, and the threshold of a median of five above the level."""
 
     base: Array
     scale: Array
@@ -76,7 +76,7 @@ class Reference:
 
 
 def excursions(values: Array, reference: Reference, fresh: bool, dies: bool = False) -> list[Excursion]:
-    """All of them, in order. values: (n,), finite. fresh: the curve starts with the training; dies: it ends in NaN."""
+    """All excursions in order. values: (n,), finite. fresh: the curve starts with training. dies: it ends in NaN."""
     found: list[Excursion] = []
     if len(values) < 4:
         return found
@@ -94,7 +94,7 @@ def excursions(values: Array, reference: Reference, fresh: bool, dies: bool = Fa
 
 
 def _common(rise: Array, e: Excursion, found: list[Excursion]) -> bool:
-    """Whether the curve is restless: it gets half as far from its level everywhere."""
+    """Whether the excursion is noise: the curve gets half as far from its level in many places."""
     high = rise > (rise[e.peak] if np.isfinite(rise[e.peak]) else np.inf) / 2
     for other in found:
         high[other.start : other.stop + WINDOW // 2] = False
@@ -102,7 +102,7 @@ def _common(rise: Array, e: Excursion, found: list[Excursion]) -> bool:
 
 
 def outliers(values: Array, reference: Reference, taken: list[Excursion]) -> list[int]:
-    """Points far above the level that belong to no excursion."""
+    """Points far above the level that are in no excursion."""
     if len(values) < 2 * BASE:
         return []
     rise = values - reference.base
@@ -116,12 +116,12 @@ def outliers(values: Array, reference: Reference, taken: list[Excursion]) -> lis
 
 
 def reference(values: Array) -> Reference:
-    """Of a curve."""
-    base = np.fmin(past_median(values), past_median(values, STEEP))  # on a descent the longer past is too high
+    """The level and threshold at each point of a curve."""
+    base = np.fmin(past_median(values), past_median(values, STEEP))  # on a descent, the longer past is too high
     unit = print_unit(values)
     middles = rolling_median(values, SUSTAINED)
     changes = np.full(len(values), np.nan)
-    # From one five to the next: a slope does not enter, as a distance from the past would.
+    # Changes between medians of five; unlike a distance from the past, they do not depend on the slope.
     changes[2 * SUSTAINED - 1 :] = middles[SUSTAINED:] - middles[:-SUSTAINED]
     sigma = WANDER * local_scatter(changes)
     known = np.isfinite(sigma[:FIRST])
@@ -132,7 +132,7 @@ def reference(values: Array) -> Reference:
 
 
 def _first_scatter(values: Array) -> Array:
-    """Where a block would hold the excursion itself: from the differences of the records before, and generous."""
+    """Scatter where a block would include the excursion: a generous one, from the differences of the records before."""
     steps, out = np.diff(values), np.full(len(values), np.nan)
     for i in range(FEWEST + 1, len(values)):
         out[i] = ROUGH * scatter(steps[: i - 1])
@@ -140,7 +140,7 @@ def _first_scatter(values: Array) -> Array:
 
 
 def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:
-    """Whether there is a level to leave: enough records, below where a training began, or an excerpt's that agree."""
+    """Whether there is a level: enough records below the start of training, or records of an excerpt that agree."""
     past = values[max(0, i - WINDOW) : i]
     if fresh:
         return (
@@ -152,7 +152,7 @@ def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:
 def _follow(
     values: Array, rise: Array, i: int, base: float, sizes: Array, sigma: float, dies: bool
 ) -> Excursion | None:
-    """The excursion that begins at i, if it is one of the whole curve and not of a batch or two."""
+    """The excursion that begins at i, if the whole curve rises and not only a batch or two."""
     over, scale = values[i:] - base, float(sizes[i])
     limit = max(SIGMAS * sigma, RISE * scale)
     below = np.flatnonzero(over <= limit)
@@ -166,7 +166,7 @@ def _follow(
     back = rolling_median(over[run:], BACK) <= limit / 2
     recovered = bool(back.any())
     if not recovered and len(over) - run in (1, 2) and over[run:].max() <= limit / 2:
-        recovered = True  # the log ends with one or two records, and they are back
+        recovered = True  # the log ends with one or two records that are back
     stop = i + run + int(np.argmax(back)) if back.any() else i + run if recovered else len(values)
     peak = i + int(np.argmax(values[i:stop]))
     while i > 0 and values[i - 1] > base + limit / 3:
@@ -175,12 +175,12 @@ def _follow(
 
 
 def _whole(rise: Array, i: int, over: Array, ebbing: Array, scale: Array, sigma: float) -> bool:
-    """Whether enough records in a row are high, for how often single ones are in the rest of this curve.
+    """Whether enough records in a row are high, given how often single ones are high in the rest of the curve.
 
-    ebbing: those and the ones after them that are on the way back.
+    ebbing: these records and the following ones that are falling back.
     """
     height = float(np.median(over))
-    rise = rise / scale  # the curve may have been on another level elsewhere
+    rise = rise / scale  # elsewhere, the curve may have another level
     rest = np.concatenate((rise[BASE // 2 : i], rise[i + len(over) + WINDOW :]))
     single = sum(b - a < BACK for a, b in spans(rest > height / scale[i] / 3))
     if single >= TAILS:

@@ -1,4 +1,4 @@
-"""The gradient norm: blown up for many records, or in single ones."""
+"""The gradient norm: explosions over many records, and single outliers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stabwatch.analysis.detectors.segments import RunSegment, picked
 from stabwatch.analysis.readers.log import Column
 
 FAR = 100.0
-"""Times the usual norm, at three records in a row."""
+"""Multiple of the usual norm, at three records in a row."""
 HIGH = 10.0
-"""Times the usual norm, at five records in a row: as the live rule has it."""
+"""Multiple of the usual norm, at five records in a row, as in the live rule."""
 ODD = 5.0
-"""Times the usual norm, for a word about single records."""
+"""Multiple of the usual norm from which single records are reported."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """Explosions, each from its first record on; all isolated records as one finding."""
+    """Explosions one by one; all isolated records as one incident."""
     norm = segment.of("grad_norm")
     if norm is None:
         return []
@@ -57,7 +57,7 @@ def _sustained(ratio: Array) -> list[tuple[int, int]]:
 
 
 def _end(values: Array, stop: int, base: float) -> int:
-    """One past the last record before five in a row that are back, or before those that the log ends with."""
+    """End of an explosion: before five records in a row that are back, or before those at the end of the log."""
     calm = values <= HIGH * base
     for a, b in spans(calm):
         if b > stop and (b - max(a, stop) >= SUSTAINED or b == len(values)):
@@ -100,8 +100,8 @@ def _of_loss(segment: RunSegment, first: int, last: int) -> str:
         loss.values[(loss.steps >= first) & (loss.steps <= last)],
     )
     if not len(before) or not len(inside):
-        return "The loss was not finite meanwhile."
-    return f"Meanwhile the {segment.loss_name} went from {np.median(before):.4g} to at most {inside.max():.4g}."
+        return "The loss was not finite during that time."
+    return f"During that time the {segment.loss_name} went from {np.median(before):.4g} to at most {inside.max():.4g}."
 
 
 def _outliers(norm: Column, ratio: Array) -> list[Incident]:
@@ -123,8 +123,8 @@ def _outliers(norm: Column, ratio: Array) -> list[Incident]:
             line=int(norm.lines[places[0]]),
             text=(
                 f"{what} the gradient norm is far above the usual, {norm.values[worst]:.3g} at step "
-                f"{norm.steps[worst]} ({ratio[worst]:.3g} times) at most, and back in "
-                f"the next: common, and harmless where it is clipped."
+                f"{norm.steps[worst]} ({ratio[worst]:.3g} times) at most, and normal in "
+                f"the next: common, and harmless if gradients are clipped."
             ),
             evidence=(f"Steps: {', '.join(str(norm.steps[i]) for i in places[:12])}{' ...' * (len(places) > 12)}",),
         )

@@ -1,4 +1,4 @@
-"""A loss that does not fall: not learning at all, or on a plateau above what the same run had reached."""
+"""A loss that does not fall: no learning at all, or a plateau above the earlier best of the same run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import Column, Role
 
 ENOUGH = 20
-"""Fewest records: a slow start is no standstill."""
+"""Fewest records, because a slow start is not yet a standstill."""
 SILENT = 8
-"""Records that are enough where neither gradient nor learning rate ever was other than 0."""
+"""Fewest records if the gradient norm or the learning rate was always 0."""
 SETTLED = 5
-"""Records in which a loss may fall from its initial value to that of guessing."""
+"""Records in which a loss may fall from its initial value to the loss of guessing."""
 FLAT = 0.01
-"""Of the level: the most that a flat loss changes, first fifth to last fifth."""
+"""Largest change of a flat loss from the first fifth to the last fifth, relative to its level."""
 CLASSES = (2, 3, 4, 5, 10, 100, 256, 1000, 32_000, 32_768, 50_257, 65_536, 128_256)
-"""Numbers of classes, of values of a byte, and of tokens, whose logarithm is the loss of guessing."""
+"""Numbers of classes, byte values and tokens; the logarithm of such a number is the loss of guessing."""
 GUESS = 0.003
-"""How close to such a logarithm."""
+"""Largest relative distance from such a logarithm."""
 WORSE = 1.5
-"""Times its earlier best at which a plateau is one."""
+"""Ratio to the earlier best from which a flat loss is a plateau."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """At most one."""
+    """At most one incident."""
     loss = segment.finite_loss
     if loss is None or len(loss) < SILENT or not segment.must_fall:
         return []
@@ -42,7 +42,7 @@ def _zero(segment: RunSegment, role: Role) -> bool:
 
 def _standstill(segment: RunSegment, loss: Column) -> list[Incident]:
     if not segment.fresh:
-        return []  # a loss late in a training moves as little
+        return []  # late in training, a loss changes as little
     values = loss.values[SETTLED:]
     fifth = max(len(values) // 5, 3)
     first, last = float(np.median(values[:fifth])), float(np.median(values[-fifth:]))
@@ -69,7 +69,7 @@ def _standstill(segment: RunSegment, loss: Column) -> list[Incident]:
 
 
 def _reason(segment: RunSegment, loss: Column, values: Array) -> str:
-    """What says that a flat loss is not that of a finished training; empty if nothing does."""
+    """Why a flat loss is not that of a finished training; empty if there is no reason."""
     norm, rate = _zero(segment, "grad_norm"), _zero(segment, "learning_rate")
     if norm and rate:
         return "the gradient norm and the learning rate are 0 in every record"
@@ -89,7 +89,7 @@ def _reason(segment: RunSegment, loss: Column, values: Array) -> str:
 
 
 def _plateau(segment: RunSegment, loss: Column) -> list[Incident]:
-    """After a restart from scratch: flat, and far above what the segment before had reached."""
+    """After a restart from scratch: a flat loss far above the best of the segment before."""
     earlier = segment.before.finite_loss if segment.restarted and segment.before is not None else None
     if earlier is None or len(earlier) < ENOUGH:
         return []

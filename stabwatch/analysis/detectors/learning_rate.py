@@ -1,4 +1,4 @@
-"""The learning rate: a jump, or none at all while the run goes on."""
+"""The learning rate: a jump, or zero while the run continues."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import Column
 
 JUMP = 2.0
-"""Times from one record to the next, after the warm-up."""
+"""Ratio from one record to the next, after the warm-up."""
 SAME = 1.05
-"""Times the highest rate before, at most: where the cycle of a schedule begins again."""
+"""Largest ratio to the highest earlier rate at which a jump is the restart of a cyclic schedule."""
 ZERO = 20
-"""Records at a rate of 0."""
+"""Fewest records at a rate of 0."""
 SHARE = 0.05
-"""Of the records: a schedule may end a little before the run."""
+"""Fewest records as a share: a schedule may end slightly before the run."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """Jumps upwards, and a schedule that has ended."""
+    """Upward jumps, and a schedule that has ended."""
     rate = segment.of("learning_rate")
     if rate is None or len(rate) < 8:
         return []
@@ -29,9 +29,9 @@ def find(segment: RunSegment) -> list[Incident]:
 
 
 def warm_restart(segment: RunSegment, first: int, last: int) -> int | None:
-    """The step of a jump between two steps that a schedule makes: back to a rate that was there before.
+    """The step of a jump between two steps that a schedule makes: back to an earlier rate.
 
-    A single one may be a mistake; the caller asks how much the loss minded.
+    A single one may be a mistake; the caller checks the effect on the loss.
     """
     rate = segment.of("learning_rate")
     if rate is None or len(rate) < 8:
@@ -43,12 +43,12 @@ def warm_restart(segment: RunSegment, first: int, last: int) -> int | None:
 
 
 def _jumped(segment: RunSegment, rate: Column) -> NDArray[np.int64]:
-    """Records at which the rate is far above that of the record before."""
+    """Records whose rate is far above that of the record before."""
     values = rate.values
     past = np.maximum.accumulate(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         up = values[1:] / values[:-1]
-    # A warm-up sets new maxima in every record; a jump comes after a rate has been held or lowered.
+    # A warm-up has a new maximum in every record; a jump follows a constant or a falling rate.
     settled = np.concatenate(([False], values[1:-1] <= past[:-2]))
     at = np.flatnonzero((up > JUMP) & settled & (values[:-1] > 0)) + 1
     return at[at > ZERO // 2] if segment.fresh else at
@@ -78,7 +78,7 @@ def _jumps(segment: RunSegment, rate: Column) -> list[Incident]:
 
 def _zero(rate: Column) -> list[Incident]:
     if not rate.values.any():
-        return []  # not printed with enough digits, or not learning: the loss shows which
+        return []  # too few digits printed, or no learning: the loss shows which
     last = spans(rate.values == 0)
     if not last or last[-1][1] < len(rate) or last[-1][1] - last[-1][0] < max(ZERO, SHARE * len(rate)):
         return []
@@ -94,8 +94,8 @@ def _zero(rate: Column) -> list[Incident]:
             confidence="likely",
             line=int(rate.lines[i]),
             text=(
-                f"The learning rate is 0 from step {rate.steps[i]} on, for the last {points} records: the schedule has "
-                f"ended, or the log prints too few digits."
+                f"The learning rate is 0 from step {rate.steps[i]}, for the last {points} records: the schedule has "
+                f"ended, or the log has too few digits."
             ),
             evidence=(f"Before: {rate.values[i - 1]:.3g}.",) if i else (),
         )

@@ -1,4 +1,4 @@
-"""The loss scale of fp16 training: a collapse, or the scaler's ordinary search."""
+"""The loss scale of fp16 training: a collapse, or the normal search of the scaler."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
 
 FALL = 32.0
-"""Five halvings in a row. The scaler's own probing upwards costs one, or two where it has patience."""
+"""Five halvings in a row. When the scaler raises its scale to test it, it needs one or two halvings."""
 START = 0.02
-"""Of the records, and ten at least, in which a scale is searched for."""
+"""Share of the records (at least ten) that belong to the initial search for a scale."""
 LEAST = 1.0
-"""A scale below one makes gradients smaller: a smaller scale cannot prevent what overflows then."""
+"""A scale below 1 makes gradients smaller. An even smaller scale cannot prevent the overflow then."""
 LOW = 4.0
-"""No search at the start of a healthy training ends as low."""
+"""The initial search of a healthy run never ends this low."""
 NEAR = 2
-"""Records between two overflows of one burst."""
+"""Most records between two overflows of one burst."""
 
 
 @dataclass
 class _Burst:
-    """Overflows in consecutive records. at: index of a record; scale: before the first and after the last."""
+    """A burst of overflows. at: index of a record. scale: before the first overflow and after the last."""
 
     first: int
     last: int
@@ -33,7 +33,7 @@ class _Burst:
     after: float
     line: int
     stuck: int = 0
-    """How often a reduction left the scale as it was."""
+    """Number of reductions that did not change the scale."""
 
     @property
     def fall(self) -> float:
@@ -41,7 +41,7 @@ class _Burst:
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """Collapses one by one; everything benign as one finding."""
+    """Collapses one by one; all benign reductions as one incident."""
     bursts = _from_messages(segment) or _from_column(segment)
     if not bursts:
         return _low(segment)
@@ -53,7 +53,7 @@ def find(segment: RunSegment) -> list[Incident]:
 
 
 def _low(segment: RunSegment) -> list[Incident]:
-    """A scale that is below 1, however it got there."""
+    """A scale that is below 1 at the end."""
     column = segment.of("loss_scale")
     if column is None:
         return []
@@ -72,7 +72,7 @@ def _low(segment: RunSegment) -> list[Incident]:
             ratio=1 / last,
             confidence="likely",
             line=line,
-            text=f"The loss scale is below 1 from step {step} to the end, {last:g} at last: no gradient needs that.",
+            text=f"The loss scale is below 1 from step {step} to the end, ({last:g}): no gradient needs that.",
         )
     ]
 
@@ -86,7 +86,7 @@ def _bad(burst: _Burst, at_start: bool) -> bool:
 
 
 def _from_messages(segment: RunSegment) -> list[_Burst]:
-    """From messages of overflows, which name the new scale."""
+    """Bursts from overflow messages, which name the new scale."""
     bursts: list[_Burst] = []
     for remark in (r for r in segment.remarks if r.kind == "overflow"):
         at = int(np.searchsorted(segment.steps, remark.step, side="right")) if remark.step is not None else 0
@@ -101,7 +101,7 @@ def _from_messages(segment: RunSegment) -> list[_Burst]:
 
 
 def _scale_before(segment: RunSegment, step: int | None) -> float | None:
-    """The scale that the log printed last."""
+    """The last printed scale before a step."""
     column = segment.of("loss_scale")
     if column is None or step is None:
         return None
@@ -110,7 +110,7 @@ def _scale_before(segment: RunSegment, step: int | None) -> float | None:
 
 
 def _from_column(segment: RunSegment) -> list[_Burst]:
-    """From the column of the scale, which may skip many steps between two records."""
+    """Bursts from the column of the scale, which may skip many steps between two records."""
     column = segment.of("loss_scale")
     if column is None:
         return []
@@ -166,9 +166,9 @@ def _search(segment: RunSegment, bursts: list[_Burst], begun: int) -> list[Incid
             confidence="likely",
             line=bursts[0].line,
             text=(
-                f"The fp16 loss scale was reduced {total} times, {total - late} of them at the start: its ordinary "
-                f"search, as it never fell by {FALL:g} times at once afterwards."
+                f"The fp16 loss scale was reduced {total} times, {total - late} of them at the start: the normal "
+                f"search, because it never fell by a factor of {FALL:g} at once afterwards."
             ),
-            evidence=(f"Least scale: {min(b.after for b in bursts):g}.",),
+            evidence=(f"Lowest scale: {min(b.after for b in bursts):g}.",),
         )
     ]

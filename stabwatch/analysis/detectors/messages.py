@@ -1,4 +1,4 @@
-"""Errors that the log itself names."""
+"""Errors that the log prints."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _FATAL = re.compile(
     r"|illegal (?:memory|instr)|\b(?:loss|grad\w*)\b.*\b(?:nan|inf)\b|no space left|runtimeerror",
     re.IGNORECASE,
 )
-"""What ends a training. Interrupts and signals come from outside, and often when all is done."""
+"""Messages of errors that end a run. Interrupts and signals come from outside, often after the end."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """At most one: the last, as an error that training survived is not what ended it."""
+    """At most one incident, for the last error: training continued after earlier ones."""
     errors = [remark for remark in segment.remarks if remark.kind == "error"]
     if not errors:
         return []
@@ -34,6 +34,6 @@ def find(segment: RunSegment) -> list[Incident]:
             confidence="likely" if final else "possible",
             line=last.line,
             text=f"{words} after step {step}: {last.text.strip()[:200]}",
-            evidence=(f"{len(errors)} lines that speak of errors.",) if len(errors) > 1 else (),
+            evidence=(f"{len(errors)} lines with errors.",) if len(errors) > 1 else (),
         )
     ]

@@ -1,4 +1,4 @@
-"""NaN and infinity: printed, left blank, dropped from the line, filtered to 0.0, or named in a message."""
+"""NaN and infinity: printed, left blank, missing from the line, replaced by 0.0, or named in a message."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stabwatch.analysis.readers.log import Column, Role
 from stabwatch.analysis.readers.names import is_trained, role_of
 
 MISSED = 5
-"""Times the usual number of records between two losses after which a loss that is not there is missing."""
-FILLED = 3
-"""Losses that show how often there is one, and records without that show that there is none any more, at least."""
+"""A loss is missing after this multiple of the usual number of records between two losses."""
+FEWEST_RECORDS = 3
+"""Fewest losses that show how often one is printed, and fewest records without one that show its absence."""
 MANY = 3
-"""Records with a gradient norm that is not finite that are more than a skipped step."""
+"""Fewest records with a non-finite gradient norm that are more than skipped steps."""
 
 _OF_TRAINING: tuple[Role, ...] = (
     "grad_norm",
@@ -30,11 +30,11 @@ _OF_TRAINING: tuple[Role, ...] = (
     "step_seconds",
     "throughput",
 )
-"""Columns that stand in the records of training, and not in those of an evaluation."""
+"""Columns that training records have and evaluation records do not have."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """By where it was seen; a strong sign hides the weaker signs of the same thing."""
+    """Incidents by the place of the NaN. Strong evidence hides weaker evidence of the same thing."""
     found = [*_printed(segment)]
     blank: list[Incident] = []
     if not segment.watched:
@@ -66,10 +66,10 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
     word = "NaN" if np.isnan(column.values[a]) else "infinite"
     before = column.values[:a][np.isfinite(column.values[:a])]
     if stays:
-        course = f"and is not finite again in the {total} records up to the end" if total > 1 else "in its last record"
+        course = f"and remains non-finite in the {total} records up to the end" if total > 1 else "in its last record"
     else:
         course = f"in {total} records, the last of them at step {column.steps[runs[-1][1] - 1]}"
-        course += ", and is finite again after" if ended else ""
+        course += ", and is finite again afterwards" if ended else ""
     yield Incident(
         condition="NonFinite",
         signal=column.name,
@@ -80,12 +80,12 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
         confidence="certain",
         line=int(column.lines[a]),
         text=f"The {name} is {word} at step {column.steps[a]}, {course}.",
-        evidence=(f"Last finite value before: {before[-1]:.4g}." if len(before) else "It never was finite.",),
+        evidence=(f"Last finite value before: {before[-1]:.4g}." if len(before) else "It was never finite.",),
     )
 
 
 def _filtered(segment: RunSegment) -> Iterator[Incident]:
-    """Hugging Face's trainer prints a loss of 0.0 in place of NaN; the gradient norm of the same record says so."""
+    """Hugging Face's trainer prints a loss of 0.0 instead of NaN; the gradient norm of the same record shows it."""
     loss, norm = segment.of("loss"), segment.of("grad_norm")
     if loss is None or norm is None:
         return
@@ -103,15 +103,15 @@ def _filtered(segment: RunSegment) -> Iterator[Incident]:
         confidence="certain",
         line=int(loss.lines[at[0]]),
         text=(
-            f"The loss is NaN from step {loss.steps[at[0]]} on, though the log says 0.0: the gradient norm of the "
-            f"same record is not finite, and the trainer filters NaN out of the loss it prints."
+            f"The loss is NaN from step {loss.steps[at[0]]}, although the log has 0.0: the gradient norm of the "
+            f"same record is not finite, and the trainer filters NaN out of the printed loss."
         ),
-        evidence=(f"{len(at)} records with loss 0.0 and a gradient norm that is not finite.",),
+        evidence=(f"{len(at)} records with loss 0.0 and a non-finite gradient norm.",),
     )
 
 
 def _filtered_beside_validation(segment: RunSegment) -> Iterator[Incident]:
-    """The same without a gradient norm: the loss is exactly 0.0, and each validation from there on gives NaN."""
+    """The same without a gradient norm: the loss is exactly 0.0, and each validation loss from then on is NaN."""
     loss, norm = segment.of("loss"), segment.of("grad_norm")
     if loss is None or norm is not None or not len(loss) or loss.values[-1] != 0:
         return
@@ -129,8 +129,8 @@ def _filtered_beside_validation(segment: RunSegment) -> Iterator[Incident]:
         confidence="likely",
         line=int(loss.lines[start]),
         text=(
-            f"The loss is NaN from step {step} on, though the log says 0.0: the validation loss from there on is NaN, "
-            f"and the trainer filters NaN out of the training loss it prints."
+            f"The loss is NaN from step {step}, although the log has 0.0: the validation loss from then on is NaN, "
+            f"and the trainer filters NaN out of the printed training loss."
         ),
         evidence=(
             f"{len(loss) - start} records with loss 0.0 up to the end, {sum(map(len, later))} validations with NaN.",
@@ -139,9 +139,9 @@ def _filtered_beside_validation(segment: RunSegment) -> Iterator[Incident]:
 
 
 def _vanished(segment: RunSegment) -> Iterator[Incident]:
-    """The loss was in every record of training, and then in none, while training goes on."""
+    """The loss was in every training record, and then in none, while training continues."""
     loss = segment.of("loss")
-    if loss is None or len(loss) < FILLED:
+    if loss is None or len(loss) < FEWEST_RECORDS:
         return
     beside = _beside(segment, loss)
     if beside is None:
@@ -149,7 +149,7 @@ def _vanished(segment: RunSegment) -> Iterator[Incident]:
     later = beside.steps[beside.steps > loss.steps[-1]]
     shared = np.isin(beside.steps, loss.steps)
     usual = np.diff(np.flatnonzero(shared)).max(initial=1)
-    if len(later) < (FILLED if usual == 1 else MISSED * int(usual)) or _evaluated(segment, int(loss.steps[-1])):
+    if len(later) < (FEWEST_RECORDS if usual == 1 else MISSED * int(usual)) or _evaluated(segment, int(loss.steps[-1])):
         return
     step = int(later[0])
     yield Incident(
@@ -161,8 +161,8 @@ def _vanished(segment: RunSegment) -> Iterator[Incident]:
         confidence="likely",
         line=int(beside.lines[beside.steps == step][0]),
         text=(
-            f"The loss is missing from step {step} on while the records go on ('{beside.name}' does to step "
-            f"{later[-1]}): a NaN that the log leaves blank, most likely."
+            f"The loss is missing from step {step} while the records continue ('{beside.name}' to step "
+            f"{later[-1]}): most likely a NaN that the log leaves blank."
         ),
         evidence=(
             f"Up to step {loss.steps[-1]} it was in every {'record' if usual == 1 else f'{usual} records'}, the last "
@@ -173,13 +173,13 @@ def _vanished(segment: RunSegment) -> Iterator[Incident]:
 
 
 def _blank_for_a_while(segment: RunSegment) -> Iterator[Incident]:
-    """The loss is in every record of training but for a few in a row."""
+    """The loss is in every training record except a few in a row."""
     loss = segment.of("loss")
     if loss is None or len(loss) < MISSED or len(np.unique(segment.steps)) < len(segment.steps):
         return
     missing = [(a, b) for a, b in spans(~np.isin(segment.steps, loss.steps)) if b < len(segment.steps)]
     a, b = max(missing, key=lambda run: run[1] - run[0], default=(0, 0))
-    if len(missing) > MANY or b - a < FILLED or a < MISSED:
+    if len(missing) > MANY or b - a < FEWEST_RECORDS or a < MISSED:
         return
     yield Incident(
         condition="NonFinite",
@@ -191,19 +191,19 @@ def _blank_for_a_while(segment: RunSegment) -> Iterator[Incident]:
         line=int(segment.lines[a]),
         text=(
             f"The loss is missing in {b - a} records in a row, from step {segment.steps[a]} to "
-            f"{segment.steps[b - 1]}, and is in the others: NaN that the log leaves blank, perhaps."
+            f"{segment.steps[b - 1]}, and is in the others: possibly NaN that the log leaves blank."
         ),
     )
 
 
 def _evaluated(segment: RunSegment, step: int) -> bool:
-    """Whether evaluations after a step gave finite losses, as no model with NaN in it does."""
+    """Whether evaluations after a step gave finite losses, which a model with NaN cannot."""
     later = [c.values[c.steps > step] for c in segment.columns if c.role == "eval_loss"]
     return any(len(values) > 1 and bool(np.isfinite(values[-2:]).all()) for values in later)
 
 
 def _beside(segment: RunSegment, loss: Column) -> Column | None:
-    """Another column of the records of training that goes on after the loss; the rarest is taken, as the safest."""
+    """Another column of the training records that continues after the loss; the rarest one, which is the safest."""
     seen = [
         column
         for column in segment.columns
@@ -220,9 +220,7 @@ def _beside(segment: RunSegment, loss: Column) -> Column | None:
         and segment.steps[-1] > loss.steps[-1]
         and np.isin(loss.steps, segment.steps).all()
     ):
-        return Column(
-            "step", "other", segment.steps, segment.steps.astype(np.float64), segment.lines
-        )  # rows that are blank
+        return Column("step", "other", segment.steps, segment.steps.astype(np.float64), segment.lines)  # blank rows
     return min(seen, key=lambda column: int((column.steps > loss.steps[-1]).sum()), default=None)
 
 
@@ -240,7 +238,7 @@ def _counted(segment: RunSegment) -> Iterator[Incident]:
         records=len(at),
         confidence="likely",
         line=int(counts.lines[at[0]]),
-        text=f"The trainer counts steps with NaN from step {counts.steps[at[0]]} on ('{counts.name}').",
+        text=f"The trainer counts steps with NaN from step {counts.steps[at[0]]} ('{counts.name}').",
         evidence=(f"{counts.values[at].sum():.0f} in {len(at)} records.",),
     )
 
@@ -252,7 +250,7 @@ def _in_messages(segment: RunSegment) -> Iterator[Incident]:
     first, last = messages[0], messages[-1].step
     step = first.step if first.step is not None else int(segment.steps[0]) if len(segment.steps) else 0
     loss = segment.finite_loss
-    outlived = loss is not None and int((loss.steps > step).sum()) >= FILLED
+    outlived = loss is not None and int((loss.steps > step).sum()) >= FEWEST_RECORDS
     yield Incident(
         condition="NonFinite",
         severity="info" if outlived else "critical",
@@ -261,13 +259,13 @@ def _in_messages(segment: RunSegment) -> Iterator[Incident]:
         records=len(messages),
         confidence="possible" if outlived else "likely",
         line=first.line,
-        text=f"A message after step {step} speaks of NaN: {first.text.strip()[:160]}",
+        text=f"A message after step {step} reports NaN: {first.text.strip()[:160]}",
         evidence=(f"{len(messages)} such messages." if len(messages) > 1 else "One such message.",),
     )
 
 
 def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:
-    """The validation loss and the gradient norm, where the loss itself is finite."""
+    """The validation loss and the gradient norm, if the loss is finite."""
     if known:
         return
     for column in segment.columns:
@@ -282,7 +280,7 @@ def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:
 
 
 def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
-    """Other columns, together and as information: a NaN there is often a mean over nothing."""
+    """Other columns together, as information: a NaN there is often a mean over nothing."""
     trained = _trained(segment)
     others = [
         c
@@ -302,19 +300,19 @@ def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
         records=max(int(np.isnan(c.values).sum()) for c in others),
         confidence="possible",
         line=int(first.lines[at]),
-        text=f"{'Beside the loss there' if segment.loss is not None else 'There'} is NaN in {names}, from step "
-        f"{first.steps[at]} on.",
+        text=f"{'NaN in columns other than the loss' if segment.loss is not None else 'NaN'}: {names}, from step "
+        f"{first.steps[at]}.",
     )
 
 
 def _trained(segment: RunSegment) -> list[Column]:
-    """Losses beside the first that are trained too: a critic's, a policy's, or all parts if no total is logged."""
+    """Other losses that are trained: a critic's, a policy's, or all parts if no total is logged."""
     total = segment.loss is not None and role_of(segment.loss.name) != "component"
     columns = [c for c in segment.columns if c.role == "component" and c is not segment.loss]
     return [c for c in columns if is_trained(c.name) or not total]
 
 
 def _many(bad: NDArray[np.bool_]) -> bool:
-    """More than steps that a gradient scaler skipped."""
+    """Whether there are more non-finite records than steps skipped by a gradient scaler."""
     longest = max((b - a for a, b in spans(bad)), default=0)
     return longest >= MANY or bool(bad[-1] and len(bad) > 1 and bad[-2:].all())

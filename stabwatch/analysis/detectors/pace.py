@@ -1,4 +1,4 @@
-"""The pace: steps that take longer for long, and stops."""
+"""The pace: long spans of slow steps, and pauses."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import Column
 
 SLOW = 2.0
-"""Times the usual, for a word."""
+"""Multiple of the usual duration from which a span is reported."""
 SLOW_WARNING = 3.0
-"""Times the usual, for a warning, if it lasts to the end or costs more than LOST."""
+"""Multiple of the usual duration for a warning, if the span lasts to the end or costs more than LOST."""
 APART = 5.0
-"""Seconds between two records from which a pace can be measured: time stamps have whole seconds."""
+"""Fewest seconds between two records from which a pace can be measured: timestamps have whole seconds."""
 LONG = 20
-"""Records that make a slow span."""
+"""Fewest records of a slow span."""
 LOST = 1800.0
 """Seconds."""
 MATTERS = 60.0
-"""Seconds: a slowdown that costs less is not worth a warning, also where it lasts to the end."""
+"""Seconds. A slowdown that costs less is no warning, even if it lasts to the end."""
 STOP = 20.0
-"""Times the usual distance of two records, and a minute at least, in which nothing was written."""
+"""Multiple of the usual time between two records (at least a minute) from which a gap is a pause."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """Slow spans, and pauses where the log has times."""
+    """Slow spans, and pauses if the log has times."""
     return [*_slow(segment), *_stops(segment)]
 
 
 def _pace(segment: RunSegment) -> tuple[Column, Array] | None:
-    """Seconds per step, or what is in proportion to it."""
+    """Seconds per step, or a quantity proportional to it."""
     column = segment.of("step_seconds")
     if column is not None and len(column) > 3 * LONG and (column.values > 0).all():
         return column, column.values
@@ -44,7 +44,7 @@ def _pace(segment: RunSegment) -> tuple[Column, Array] | None:
 
 
 def _by_times(segment: RunSegment) -> tuple[Column, Array] | None:
-    """Seconds per step from the times of the records, where these are far enough apart."""
+    """Seconds per step from the times of the records, if they are far enough apart."""
     known = np.isfinite(segment.times)
     gaps, steps = np.diff(segment.times[known]), segment.steps[known]
     if len(gaps) <= 3 * LONG or np.median(gaps) < APART or (gaps < 0).any():
@@ -59,7 +59,7 @@ def _slow(segment: RunSegment) -> list[Incident]:
         return []
     column, values = pace
     middle = rolling_median(values, LONG // 2 + 1)
-    base = float(np.quantile(values[3:], 0.25))  # of the usual pace, also where half of the run is slow
+    base = float(np.quantile(values[3:], 0.25))  # the usual pace, even if half of the run is slow
     found = []
     for a, b in spans(middle > SLOW * base):
         if b - a >= LONG // 2 and a > LONG // 2:
@@ -98,7 +98,7 @@ def _stops(segment: RunSegment) -> list[Incident]:
     gaps = np.diff(times)
     if len(gaps) < LONG:
         return []
-    apart = np.maximum(np.diff(steps), 1)  # the cadence of a log may change on the way
+    apart = np.maximum(np.diff(steps), 1)  # the logging interval may change during a run
     usual = past_median(gaps / apart) * apart
     usual[: LONG // 2] = (np.median(gaps / apart) * apart)[: LONG // 2]
     at = np.flatnonzero((gaps > STOP * usual) & (gaps > 60))

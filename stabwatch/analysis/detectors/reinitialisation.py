@@ -1,4 +1,4 @@
-"""Re-initialisation: the loss is back at the value of its very first record while the step counter runs on."""
+"""Re-initialisation: the loss returns to the value of its first record while the step counter continues."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import Column
 
 LEARNED = 0.7
-"""Of its first value that the loss must have fallen below before: else there is nothing to lose."""
+"""Share of its first value below which the loss must have fallen; otherwise there is no progress to lose."""
 CYCLE = 0.05
-"""How far below its first value a loss is back after a warm restart of the schedule, at least."""
+"""After a warm restart of the schedule, a loss stays at least this far below its first value."""
 SAME = 0.15
-"""How far the first record and those after it may differ from those of the beginning."""
+"""Largest difference of the first record, and of those after it, from the beginning."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """Every return to the beginning, in order."""
+    """All returns to the beginning, in order."""
     loss = segment.finite_loss
     if loss is None or not segment.fresh or len(loss) < 4 * SUSTAINED or loss.values[0] <= 0:
         return []
@@ -36,13 +36,13 @@ def find(segment: RunSegment) -> list[Incident]:
 
 
 def _cycle(segment: RunSegment, loss: Column, i: int) -> bool:
-    """Whether a schedule only set the learning rate up again: the loss rises, but not to that of a fresh model."""
+    """Whether only the learning-rate schedule restarted: the loss rises, but not to that of a fresh model."""
     near = warm_restart(segment, int(loss.steps[i - SUSTAINED]), int(loss.steps[min(i + 1, len(loss) - 1)]))
     return near is not None and float(loss.values[i]) < (1 - CYCLE) * float(loss.values[0])
 
 
 def _falls_as_before(values: Array, i: int) -> bool:
-    """Whether the loss falls from i on as it did in the beginning: as far, and not much faster, as a spike would."""
+    """Whether the loss falls from i as it did at the start: as far, and not much faster. A spike would fall faster."""
     now, then = values[i : i + SUSTAINED], values[:SUSTAINED][: len(values) - i]
     before = float(np.median(values[i - SUSTAINED : i]))
     if len(now) < 3 or bool((np.abs(now / then - 1) > 2 * SAME).any()) or now.min() < 1.3 * before:
@@ -53,7 +53,7 @@ def _falls_as_before(values: Array, i: int) -> bool:
 
 
 def _until(values: Array, target: float) -> int:
-    """Records before the first at or below the target; all of them if there is none."""
+    """Number of records before the first at or below the target; all if there is none."""
     reached = np.flatnonzero(values <= target)
     return int(reached[0]) if len(reached) else len(values)
 
@@ -63,12 +63,12 @@ def _incident(segment: RunSegment, loss: Column, i: int) -> Incident:
     step, now, first = int(loss.steps[i]), float(loss.values[i]), float(loss.values[0])
     counted = segment.run.step_unit != "ordinal"
     text = f"At step {step} the {segment.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at step "
-    text += f"{loss.steps[0]}) while the step counter runs on: training starts from scratch."
+    text += f"{loss.steps[0]}) while the step counter continues: training starts from scratch."
     if not counted:
         text = (
             f"At record {step} the {segment.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at first): "
         )
-        text += "probably a new run in the same file; the log has no step that would show it."
+        text += "probably a new run in the same file. The log has no step that would show it."
     return Incident(
         condition="Reinitialisation" if counted else "RunRestarted",
         severity="critical" if counted else "info",
@@ -81,6 +81,6 @@ def _incident(segment: RunSegment, loss: Column, i: int) -> Incident:
         text=text,
         evidence=(
             f"Median of the five records before: {before:.4g}.",
-            "The records that follow fall as those of the beginning did.",
+            "The following records fall like those at the beginning.",
         ),
     )

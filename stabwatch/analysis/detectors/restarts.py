@@ -10,11 +10,11 @@ from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.segments import RunSegment
 
 SHOWN = 3
-"""Restarts that are reported one by one; of more, the first, with their number."""
+"""Most restarts that are reported one by one. If there are more, one incident has the first and the count."""
 
 
 def find(found_segments: Sequence[RunSegment]) -> list[Incident]:
-    """From the segments of a run."""
+    """Restarts between the segments of a run."""
     again = [
         segment
         for segment in found_segments
@@ -52,9 +52,7 @@ def _incident(segment: RunSegment) -> Incident:
     if fresh:
         text = f"A new run begins in the same file after step {last}: the step goes back to {now}."
     else:
-        text = (
-            f"The run goes on from step {now} after it had come to {last}: resumed, {last - now} steps were repeated."
-        )
+        text = f"The run continues from step {now} after step {last}: it was resumed and repeated {last - now} steps."
     return Incident(
         condition="RunRestarted" if fresh else "RunResumed",
         severity="info",

@@ -1,4 +1,4 @@
-"""Robust statistics of a curve. Windows are counted in records, as the cadence of a log may change on the way."""
+"""Robust statistics of a curve. Windows are counted in records, because the logging interval may change."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 WINDOW = 51
-"""Records of the past that a record is compared with: its median is not moved by excursions of up to 25 records."""
+"""Past records with which a record is compared. Excursions of up to 25 records do not move their median."""
 SUSTAINED = 5
-"""Records in a row that make an excursion of the whole curve out of one of single batches: in real logs bad batches
-and heavy tails last one record, rarely two to four, and spikes fourteen to forty."""
+"""Fewest records in a row of an excursion; shorter ones are single batches. In real logs, bad batches and heavy tails
+last one record, rarely two to four; spikes last fourteen to forty."""
 _BLOCK = 32
-"""Records over which a scatter is estimated."""
+"""Records per estimate of the scatter."""
 _CHUNK = 1 << 16
-"""Windows taken at once, which bounds the memory."""
+"""Windows processed at once, which bounds the memory."""
 
 
 def scatter(values: Array) -> float:
-    """Standard deviation as the median absolute deviation has it; 0 for fewer than two values."""
+    """Standard deviation estimated from the median absolute deviation; 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def print_unit(values: Array) -> float:
-    """The least distance between two different values: below it a log cannot show a change."""
+    """The smallest distance between two different values, which is the resolution of the log."""
     gaps = np.diff(np.unique(values[-4096:]))
     return float(gaps[gaps > 0].min(initial=np.inf)) if (gaps > 0).any() else 0.0
 
 
 def rolling_median(values: Array, width: int) -> Array:
-    """Of each `width` values in a row: (n,) to (n - width + 1,)."""
+    """Median of each `width` values in a row: (n,) -> (n - width + 1,)."""
     if len(values) < width:
         return np.empty(0)
     windows = sliding_window_view(values, width)
@@ -42,7 +42,7 @@ def rolling_median(values: Array, width: int) -> Array:
 
 
 def past_median(values: Array, window: int = WINDOW) -> Array:
-    """Median of the `window` values before each, of those that there are at the beginning; NaN for the first."""
+    """Median of the `window` values before each value; of fewer at the beginning; NaN for the first."""
     out = np.full(len(values), np.nan)
     for i in range(1, min(window, len(values))):
         out[i] = np.median(values[:i])
@@ -52,10 +52,10 @@ def past_median(values: Array, window: int = WINDOW) -> Array:
 
 
 def local_scatter(values: Array) -> Array:
-    """The usual scatter within blocks of 32, of the eight blocks before each value; NaN where there is none.
+    """The usual scatter within blocks of 32, over the eight blocks before each value; NaN without blocks.
 
-    A median over blocks, so that neither a descent nor an earlier excursion is taken for noise; near the beginning
-    also of the eight that follow, if that is less.
+    It is a median over blocks, so neither a descent nor an earlier excursion counts as noise. Near the beginning it
+    is also taken over the eight following blocks, if that is smaller.
     """
     inside = _block_scatters(values)
     past, around = _nearby(inside, 8, 0), _nearby(inside, 8, 9)
@@ -75,7 +75,7 @@ def _block_scatters(values: Array) -> Array:
 
 
 def _nearby(values: Array, before: int, after: int) -> Array:
-    """Median over the `before` values before each, itself and those after it if `after`; of those that are known."""
+    """Median over the `before` values before each; with `after`, also over itself and those after it. Skips NaN."""
     width = before + after
     padded = np.concatenate((np.full(before, np.nan), values, np.full(max(after - 1, 0), np.nan)))
     windows = sliding_window_view(padded, width)[: len(values)]
@@ -96,7 +96,7 @@ def spans(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def level(values: Array) -> float:
-    """The size that a change of this curve is measured by: its own where it is positive, its spread where not."""
+    """The unit for a change of this curve: its value where positive, otherwise its spread."""
     middle = abs(float(np.median(values)))
     if float(values.min()) >= 0:
         return middle

@@ -1,4 +1,4 @@
-"""A run cut into segments: a step that goes back begins a new one."""
+"""A run cut into segments: a new one begins where the step goes back."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _FREE = re.compile(
     r"|loss_(?:gen|disc)\w*)(?![a-z])",
     re.IGNORECASE,
 )
-"""Columns of reinforcement learning and of adversarial training, whose losses need not fall. The rewards of preference
-tuning (chosen, rejected) belong to a loss that does."""
+"""Columns of reinforcement learning and adversarial training, whose losses need not fall. Rewards of preference
+tuning (chosen, rejected) are excluded, because its loss falls."""
 
 _BEGINNING = 5
-"""Records' worth of steps from 0 within which a log holds the beginning of the training."""
+"""A log contains the start of training if its first step is within this many record intervals from 0."""
 
 
 @dataclass(frozen=True)
 class RunSegment:
     """Records of a run over which the step does not go back.
 
-    steps, lines, times: of its records. before: the segment before it in the same run. restarted: it begins with a
-    re-initialisation, in the middle of the step counter. watched: the records are those of a run folder, in which NaN
-    is recorded as NaN and a value that is absent was not measured.
+    steps, lines, times: of its records. before: the previous segment of the same run. restarted: it begins with a
+    re-initialisation, without a reset of the step counter. watched: the records are those of a run folder, where NaN
+    is recorded as NaN and an absent value was not measured.
     """
 
     run: LogRun
@@ -48,37 +48,37 @@ class RunSegment:
     watched: bool = False
 
     def of(self, role: Role) -> Column | None:
-        """The first column of a role that has a value."""
+        """The first column of a role with a value."""
         return next((c for c in self.columns if c.role == role and len(c)), None)
 
     @cached_property
     def loss(self) -> Column | None:
-        """The training loss, or the validation loss where there is no other."""
+        """The training loss, or the validation loss if there is no other."""
         return self.of("loss") or self.of("eval_loss")
 
     @property
     def loss_name(self) -> str:
-        """What to call it in a sentence."""
+        """Name of the loss in a sentence."""
         return "validation loss" if self.loss is not None and self.loss.role == "eval_loss" else "loss"
 
     @cached_property
     def finite_loss(self) -> Column | None:
-        """The loss where it is finite."""
+        """The finite points of the loss."""
         return None if self.loss is None else picked(self.loss, np.isfinite(self.loss.values))
 
     @cached_property
     def dies(self) -> bool:
-        """Whether no finite loss follows one that is not."""
+        """Whether the loss ends in non-finite values."""
         return self.loss is not None and len(self.loss) > 0 and not np.isfinite(self.loss.values[-1])
 
     @cached_property
     def reference(self) -> Reference | None:
-        """What the finite loss is compared with."""
+        """Level and threshold of the finite loss."""
         return None if self.finite_loss is None or not len(self.finite_loss) else reference(self.finite_loss.values)
 
     @cached_property
     def excursions(self) -> list[Excursion]:
-        """Where the finite loss leaves its level upwards."""
+        """Excursions of the finite loss above its level."""
         loss = self.finite_loss
         if loss is None or self.reference is None:
             return []
@@ -87,7 +87,7 @@ class RunSegment:
 
     @cached_property
     def fresh(self) -> bool:
-        """Whether it holds the beginning of a training."""
+        """Whether it contains the start of training."""
         if self.restarted or not len(self.steps):
             return self.restarted
         apart = np.diff(np.unique(self.steps))
@@ -97,7 +97,7 @@ class RunSegment:
 
     @cached_property
     def must_fall(self) -> bool:
-        """Whether the loss of a healthy run falls: not in reinforcement learning, nor in adversarial training."""
+        """Whether the loss of a healthy run falls. Not so in reinforcement learning and adversarial training."""
         return not any(_FREE.search(column.name) for column in self.run.columns)
 
 
@@ -127,7 +127,7 @@ def segments(run: LogRun, watched: bool = False) -> Iterator[RunSegment]:
 
 
 def cut(segment: RunSegment, at: int) -> tuple[RunSegment, RunSegment]:
-    """A segment up to the step of a re-initialisation, and from it on."""
+    """A segment before the step of a re-initialisation, and from it."""
 
     def side(late: bool, before: RunSegment | None) -> RunSegment:
         keep = (segment.steps >= at) == late
@@ -148,7 +148,7 @@ def cut(segment: RunSegment, at: int) -> tuple[RunSegment, RunSegment]:
 
 
 def _split(column: Column, run: LogRun, cuts: NDArray[np.int64]) -> list[Column]:
-    """By lines where the format has them, else by the column's own steps that go back."""
+    """Cut a column: by lines if the format has them, otherwise where the steps of the column go back."""
     if not len(cuts):
         return [column]
     if len(column) and column.lines[0] >= 0:
@@ -161,9 +161,9 @@ def _split(column: Column, run: LogRun, cuts: NDArray[np.int64]) -> list[Column]
 
 
 def _first_after(column: Column, last: int, first: int) -> int:
-    """Where a segment begins in a column, by the lines of the last record before it and of its own first.
+    """Where a segment begins in a column, from the lines of the last record before it and of its first record.
 
-    An evaluation between the two belongs to the segment whose steps it goes on with.
+    An evaluation between the two belongs to the segment whose steps it continues.
     """
     low, high = np.searchsorted(column.lines, (last, first), side="left")
     back = np.flatnonzero(np.diff(column.steps[max(low - 1, 0) : high]) < 0)

@@ -1,7 +1,7 @@
-"""Spikes in curves of few records, too few to measure their noise: a jump above all records near it, and the way back.
+"""Spikes in curves with too few records to measure noise: a jump above all records near it, and the recovery.
 
-Between two records of such a log (an evaluation each thousand steps, lines pasted into an issue) there may be
-hundreds of steps, so that one record represents many, and its neighbours the way down.
+Between two records of such a log (an evaluation every thousand steps, lines pasted into an issue) there may be
+hundreds of steps. So one record may represent a whole spike, and the next ones its recovery.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from stabwatch.analysis.detectors.excursions import Excursion
 from stabwatch.analysis.detectors.robust import Array, scatter
 
 MOST = 200
-"""Records: longer curves have a scatter of their own."""
+"""Most records; longer curves have a measurable scatter."""
 EXCERPT = 16
-"""Records of an excerpt from the middle of a run, in which a jump needs no way back."""
+"""Most records of an excerpt from the middle of a run, in which a jump needs no recovery."""
 JUMP = 1.5
-"""Times the highest of the records just before."""
+"""Ratio of a jump to the highest record just before."""
 STILL = 1.1
-"""Times the same, that the record after the jump is still above."""
+"""Ratio to the same that the record after the jump still exceeds."""
 EBB = (0.25, 0.6)
-"""Of a jump, that is left one record later: of odd batches less, or nearly all until they are gone."""
+"""Share of a jump that remains one record later. After unusual batches it is less, or nearly all."""
 FALLS = 3
-"""In a row, by which the way back differs from noise."""
+"""Consecutive falling records that distinguish a recovery from noise."""
 NEAR = 3
-"""Records before a jump that it is compared with."""
+"""Records before a jump with which it is compared."""
 SHARE = 0.05
-"""Of what was learned so far: below it a jump of a small loss is nothing."""
+"""Smallest jump as a share of the progress so far, for small losses."""
 ROUGH = 12.0
-"""Scatters of the differences of neighbours that a jump is above."""
+"""Smallest jump in scatters of the differences of neighbours."""
 RELAPSE = 0.5
-"""Of the first loss: a curve that was below it and is above the first loss again has lost all."""
+"""Share of the first loss. A curve that was below it and then exceeds the first loss has lost all progress."""
 
 
 def spikes(values: Array, fresh: bool) -> list[Excursion]:
-    """All of them, in order. values: (n,), finite."""
+    """All spikes in order. values: (n,), finite."""
     if not 3 <= len(values) <= MOST or values.min() < 0 or values[0] == 0:
         return []
     found: list[Excursion] = []
     at = [*([] if fresh else [1, 2]), *range(NEAR if not fresh else 2 * NEAR - 1, len(values))]
     single = [i for i in at if i + 1 < len(values) and _jumps(values, i) and values[i + 1] <= STILL * _top(values, i)]
     if len(single) >= 2:
-        return []  # single records jump in this curve
+        return []  # in this curve, single records jump
     for i in at:
         if (found and i < found[-1].stop) or not _jumps(values, i) or i in single:
             continue
@@ -78,7 +78,7 @@ def _excursion(values: Array, i: int, base: float) -> Excursion:
 
 
 def _relapse(values: Array) -> list[Excursion]:
-    """Up over its first value again, for four records or more: bad batches last three."""
+    """Above its first value again for four or more records; bad batches last up to three."""
     least = np.minimum.accumulate(values)
     lost = (least <= RELAPSE * values[0]) & (values >= values[0])
     high = np.flatnonzero(lost[3:] & lost[2:-1] & lost[1:-2] & lost[:-3])

@@ -1,4 +1,4 @@
-"""Loss spikes, single outliers, shifts of the level, and the hump that a training without warm-up begins with."""
+"""Loss spikes, single outliers, level shifts, and the initial hump of training without warm-up."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.readers.log import Column
 
 HUMP = 1.5
-"""Times the first loss that the beginning has to reach to be worth a word."""
+"""Ratio to the first loss from which an initial hump is reported."""
 EARLY = 0.25
-"""Of the whole descent in logarithms: an excursion before it is of the beginning."""
+"""Share of the whole descent in logarithms. An excursion before it belongs to the beginning."""
 SHIFT = 0.4
-"""Levels by which a shift that stays is a warning; less may be other data or another batch size."""
+"""A lasting shift by this many levels is a warning. A smaller one may be other data or another batch size."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """Everything of the loss that goes up and does not end the run."""
+    """All rises of the loss that do not end the run."""
     loss = segment.finite_loss
     if loss is None or not len(loss):
         return []
@@ -50,11 +50,11 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         )
     else:
         text = (
-            f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and had not come back "
+            f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and had not recovered "
             f"{points} records later, where the log ends."
         )
     if cycle is not None:
-        text += f" The learning rate was set up again at step {cycle}, as a schedule with warm restarts does."
+        text += f" The learning rate was raised again at step {cycle}, as in a schedule with warm restarts."
     early = segment.fresh and e.recovered and peak <= loss.values[0] and _unlearned(loss.values, e)
     if early:
         text += " That was early: most of what was learned came later."
@@ -78,7 +78,7 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
 
 
 def _unlearned(values: Array, e: Excursion) -> bool:
-    """Whether most of the descent, in logarithms, came after it: a burn-in, whose loss still moves by its own size."""
+    """Whether most of the descent, in logarithms, came later: a burn-in, where the loss still changes strongly."""
     least = float(values[e.stop :].min(initial=math.inf))
     if not 0 < least < e.base <= values[0] or e.start > FIRST:
         return False
@@ -86,14 +86,14 @@ def _unlearned(values: Array, e: Excursion) -> bool:
 
 
 def _cycle(segment: RunSegment, loss: Column, e: Excursion) -> int | None:
-    """The step of the warm restart that a rise of less than the level itself comes from."""
+    """The step of the warm restart that explains a rise of less than the level."""
     if float(loss.values[e.peak]) - e.base >= e.scale:
         return None
     return warm_restart(segment, int(loss.steps[max(e.start - 5, 0)]), int(loss.steps[min(e.start + 5, e.peak)]))
 
 
 def _gradient(segment: RunSegment, first: int, last: int) -> tuple[str, ...]:
-    """What the gradient norm did during a spike."""
+    """The gradient norm during a spike."""
     norm = segment.of("grad_norm")
     if norm is None:
         return ()
@@ -101,7 +101,9 @@ def _gradient(segment: RunSegment, first: int, last: int) -> tuple[str, ...]:
     inside = norm.values[(norm.steps >= first) & (norm.steps <= last)]
     if not len(before) or not np.isfinite(inside).any() or not before.any():
         return ()
-    return (f"The gradient norm was {np.nanmedian(before):.3g} before and {np.nanmax(inside):.3g} at most in it.",)
+    return (
+        f"The gradient norm was {np.nanmedian(before):.3g} before and at most {np.nanmax(inside):.3g} in the spike.",
+    )
 
 
 def _hump(segment: RunSegment, loss: Column) -> list[Incident]:
@@ -115,7 +117,7 @@ def _hump(segment: RunSegment, loss: Column) -> list[Incident]:
     start = int(np.argmax(above))
     calm = np.flatnonzero(~above[start:])
     if not len(calm):
-        return []  # no hump, but what the other detectors look for
+        return []  # not a hump: other detectors find it
     points = int(calm[0])
     peak = start + int(np.argmax(values[start : start + points]))
     text = f"The {segment.loss_name} rose from {values[0]:.4g} to {values[peak]:.4g} in the first records."
@@ -129,7 +131,7 @@ def _hump(segment: RunSegment, loss: Column) -> list[Incident]:
             ratio=float(values[peak] / values[0]),
             confidence="likely",
             line=int(loss.lines[start]),
-            text=f"{text} That is usual where there is no warm-up, or an fp16 scale is being searched.",
+            text=f"{text} That is usual without a warm-up, and while an fp16 scaler searches for its scale.",
         )
     ]
 

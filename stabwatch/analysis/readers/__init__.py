@@ -1,4 +1,4 @@
-"""Reading the training logs of others. What a file is, is told by its content and not by its name."""
+"""Readers of other trainers' logs. The format of a file is recognised by its content, not by its name."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ READERS: tuple[Reader, ...] = (
     tables.READER,
     lines.READER,
 )
-"""In the order of trial; the last takes everything that is text."""
+"""Readers in the order of trial; the last one accepts any text."""
 
 _GRAVE = ("error", "nan_message", "overflow")
-"""Remarks that tell something also where there is no record."""
+"""Remarks that are also useful without any record."""
 _TELLING = ("trainer_state.json", "metrics.csv", "progress.csv", "metrics.jsonl", "log_history.json", "results.csv")
 _ENDINGS = (".log", ".jsonl", ".csv", ".out", ".txt", ".wandb")
 
 
 def read_log(path: str | Path, progress: Progress | None = None) -> Log:
-    """Read a log, or the one that a folder holds. progress: is told bytes and size. Raises LogError."""
+    """Read a log, or the one in a folder. progress: called with the bytes read and the size. Raises LogError."""
     path = Path(path)
     if not path.exists():
         raise LogError(f"{path} does not exist.")
     if path.is_dir():
         return _in_folder(path, progress)
     if not path.is_file():
-        raise LogError(f"{path} is no regular file.")
+        raise LogError(f"{path} is not a regular file.")
     source = LogFile(path, progress)
     if not source.head:
         raise LogError(f"{path} is empty.")
     reader = next((r for r in READERS if r.sniff(source)), None)
     if reader is None:
-        raise LogError(f"{path} is no text and no log that stabwatch knows; `docs/log-formats.md` lists those it does.")
+        raise LogError(
+            f"{path} is neither text nor a log that stabwatch knows; `docs/log-formats.md` lists the known formats."
+        )
     log = reader.read(source)
     if not any(run.columns or any(r.kind in _GRAVE for r in run.remarks) for run in log.runs):
-        raise LogError(f"{path} was read as {log.format}, and nothing in it looks like a training record.")
+        raise LogError(f"{path} was read as {log.format}, but nothing in it looks like a training record.")
     return _whole(log)
 
 
@@ -54,7 +56,7 @@ def _whole(log: Log) -> Log:
 
 
 def _in_folder(folder: Path, progress: Progress | None) -> Log:
-    """TensorBoard's files together; else the first of the well-known names; else the largest log."""
+    """Choose the log of a folder: all TensorBoard files, or the first well-known name, or the largest log."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
     events = [p for p in files if "tfevents" in p.name]
     if events:
@@ -66,7 +68,7 @@ def _in_folder(folder: Path, progress: Progress | None) -> Log:
             return read_log(path, progress)
         except LogError:
             continue
-    raise LogError(f"{folder} holds no log that stabwatch can read. Name the file itself to hear why.")
+    raise LogError(f"{folder} has no log that stabwatch can read. Give the path of the file to see why.")
 
 
 def formats() -> list[tuple[str, str]]:

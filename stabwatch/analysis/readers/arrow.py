@@ -1,4 +1,4 @@
-"""Numbers by Arrow, by ways that do not import pandas where it is installed: that takes half a second."""
+"""Number parsing by Arrow, without importing pandas, which would take half a second."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from stabwatch.runlog.reader import numbers
 
 
 def float64s(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
-    """Words or numbers without nulls as (length,) float64; read-only. Raises ValueError where a word is no number."""
+    """Words or numbers without nulls as (length,) float64; read-only. Raises ValueError if a word is not a number."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     return numbers(array.cast(pa.float64()), np.float64)
 
 
 def words_as_float64s(data: bytes | NDArray[np.uint8], offsets: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Words in one buffer, one after the other; word i is from offsets[i] to offsets[i + 1]. Raises ValueError."""
+    """Numbers from words in one buffer; word i is from offsets[i] to offsets[i + 1]. Raises ValueError."""
     buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
     return float64s(pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers))

@@ -26,7 +26,7 @@ from stabwatch.errors import LogError
 
 LARGEST_DOCUMENT = 256 << 20
 _AT_ONCE = 4096
-"""Lines parsed at once: the fewer, the fewer are read one by one where some are of another kind."""
+"""Lines parsed at once. With a small number, few are read one by one if some differ."""
 _DEEPEST = 8
 _MODES = ("mode", "phase", "split", "subset")
 _EVALUATES = ("val", "eval", "test")
@@ -34,7 +34,7 @@ _TIMES = ("_timestamp", "timestamp", "wall_time", "time_ms")
 
 
 def flat(value: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, float]:
-    """Numbers of nested objects by path, joined with `/`; of statistics, the mean."""
+    """Numbers of nested objects by path, joined with `/`; for statistics, the mean."""
     out: dict[str, float] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"
@@ -57,7 +57,7 @@ def flat(value: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str
 
 
 class Records:
-    """Takes flat records, finds their step, gives the run."""
+    """Takes flat records, finds their step, and builds the run."""
 
     def __init__(self) -> None:
         self.builder = RunBuilder()
@@ -65,7 +65,7 @@ class Records:
         self._counter = Counter()
 
     def add(self, record: Mapping[str, Any], line: int) -> None:
-        """One record; numbers that are no step, time or total become columns."""
+        """Add one record. Numbers other than a step, a time or a total become columns."""
         values = flat(record)
         mode = next((str(record[k]).lower() for k in _MODES if isinstance(record.get(k), str)), "")
         step_key, epoch_key = _counting(values)
@@ -84,9 +84,9 @@ class Records:
             self.builder.add(len(self.builder) if step is None else step, line, values, time)
 
     def add_all(self, columns: dict[str, NDArray[np.float64]], lines: range) -> bool:
-        """Records that all have the same numbers, and nothing else; False, and none was taken, if steps do not rise.
+        """Add records with equal keys and only numbers. If steps do not rise, returns False and adds none.
 
-        What `add` makes of them one by one, in a tenth of the time.
+        The result is that of `add`, in a tenth of the time.
         """
         step_key, epoch_key = _counting(columns)
         if step_key is None or not (np.abs(columns[step_key]) < 1 << 62).all():
@@ -110,11 +110,11 @@ class Records:
         return True
 
     def log(self, source: LogFile, name: str, notes: Iterable[str] = ()) -> Log:
-        """What was read."""
+        """The log."""
         self.builder.unit = next((u for u in ("step", "epoch", "ordinal") if u in self._units), "ordinal")  # type: ignore[assignment]
         said = list(notes)
         if self.builder.unit == "ordinal":
-            said.append("No step in it: records are numbered.")
+            said.append("It has no step: records are numbered.")
         said += self.builder.notes()
         return Log(source.path, name, (self.builder.run(),), tuple(said))
 
@@ -130,7 +130,7 @@ def _whole(value: float) -> int | None:
 
 
 def _objects(text: str) -> Iterator[tuple[bool, str]]:
-    """Of each line that is not blank: does an object begin in it after a short prefix?"""
+    """For each line that is not blank: whether an object begins in it, after a short prefix at most."""
     for line in text.splitlines()[:200]:
         if line.strip():
             yield 0 <= line.find("{") <= 120, line
@@ -139,7 +139,7 @@ def _objects(text: str) -> Iterator[tuple[bool, str]]:
 def _sniff_lines(source: LogFile) -> bool:
     found = list(_objects(source.text))[:60]
     if len(source.text) < source.size and len(found) > 1:
-        found.pop()  # cut by the head
+        found.pop()  # cut at the end of the head
     good = sum(isinstance(_object(line), dict) for has, line in found if has)
     return good >= 1 and good >= 0.5 * len(found)
 
@@ -162,11 +162,11 @@ def _read_lines(source: LogFile) -> Log:
                 bad += sum(
                     _take(records, piece, line) for line, raw in zip(at, some, strict=True) for piece in pieces(raw)
                 )
-    return records.log(source, "JSON lines", [f"{bad} lines are no JSON."] if bad else ())
+    return records.log(source, "JSON lines", [f"{bad} lines are not JSON."] if bad else ())
 
 
 def _take_all(records: Records, raws: list[bytes], at: range) -> bool:
-    """Whether the lines were plain enough to be taken at once: flat objects of the same numbers."""
+    """Add lines at once if they are flat objects with equal keys and only numbers. Returns whether it did."""
     text = b"\n".join(raws)
     try:
         table = pa.json.read_json(io.BytesIO(text), pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1))
@@ -181,7 +181,7 @@ def _take_all(records: Records, raws: list[bytes], at: range) -> bool:
 
 
 def _take(records: Records, line: str, at: int) -> bool:
-    """Whether the line looks like JSON, and is none."""
+    """Whether the line looks like JSON but is not."""
     if "{" not in line:
         return False
     found = _object(line)
@@ -213,7 +213,7 @@ def _read_document(source: LogFile) -> Log:
         raise LogError(f"{source.path} is nested too deeply to be a training log.") from error
     except ValueError as error:
         log = lines.read_lines(source, source.lines())
-        return replace(log, notes=(f"It begins like JSON, but is not: {error}.", *log.notes))
+        return replace(log, notes=(f"It begins like JSON but is not: {error}.", *log.notes))
     if isinstance(data, dict) and "nbformat" in data:
         log = lines.read_lines(source, enumerate(notebook_lines(data), 1))
         return replace(log, format="notebook", notes=("Lines are counted over the outputs of its cells.", *log.notes))
@@ -224,7 +224,7 @@ def _read_document(source: LogFile) -> Log:
 
 
 def _records(data: Any) -> Iterator[Mapping[str, Any]]:
-    """Of a list of objects, a list in an object, lists by name, or values by step by name."""
+    """Records from a list of objects, a list in an object, lists by name, or values by step by name."""
     if isinstance(data, list):
         yield from (item for item in data if isinstance(item, dict))
         return

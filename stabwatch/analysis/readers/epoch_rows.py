@@ -22,20 +22,20 @@ _SHORT = {"box", "obj", "cls", "total", "dfl", "iou", "seg"}
 
 
 class EpochRows:
-    """The header that came last, and the rows under it."""
+    """The last header, and the rows under it."""
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
 
     def header(self, text: str) -> bool:
-        """Whether the line is one; it is kept."""
+        """Whether the line is a header, which is then kept."""
         if not _HEADER.match(text) or any(mark in text for mark in ":=|"):
             return False
         self._names = tuple(f"{name}_loss" if name in _SHORT else name for name in text.split()[1:])
         return True
 
     def row(self, text: str) -> tuple[int, dict[str, float]] | None:
-        """Epoch and values of a row, no values while its bar runs; None if the line is no row."""
+        """Epoch and values of a row, without values while its bar runs; None if the line is not a row."""
         found = _ROW.match(text)
         cells = found[3].split() if found else []
         names = self._names or (_UNTITLED if len(cells) >= 7 and _MEMORY.match(cells[0]) else ())

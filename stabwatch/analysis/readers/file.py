@@ -1,4 +1,4 @@
-"""Files as logs come: compressed or not, with any bytes in them, endless lines, more than memory holds."""
+"""Log files: compressed or not, with any bytes, very long lines, and sizes beyond the memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stabwatch.errors import LogError, MissingExtraError
 
 HEAD = 1 << 16
 LONGEST_LINE = 1 << 20
-"""Characters of a line that are looked at; what a longer one holds is no record."""
+"""Most characters of a line that are read; longer lines are not records."""
 MOST_UNPACKED = 64 << 30
 MOST_RATIO = 1000
-"""A gzip that grows by more than that is a bomb: logs grow by 5 to 50."""
+"""A file with a higher compression ratio is a decompression bomb; logs have 5 to 50."""
 _CHUNK = 1 << 20
 _LONGEST_HOLE = 1 << 30
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
@@ -29,11 +29,11 @@ _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|
 
 
 Progress = Callable[[int, int], None]
-"""Takes the bytes of the file that were read, and its size."""
+"""A callback that takes the bytes read of the file, and its size."""
 
 
 class LogFile:
-    """One file. head: its first 64 KiB, unpacked. progress: is told how far reading is."""
+    """One file. head: its first 64 KiB, unpacked. progress: called with the progress of reading."""
 
     def __init__(self, path: Path, progress: Progress | None = None) -> None:
         self.path = path
@@ -53,7 +53,7 @@ class LogFile:
         return self._open()[0]
 
     def _open(self) -> tuple[IO[bytes], IO[bytes]]:
-        """The bytes, unpacked, and the file that they come from."""
+        """The unpacked bytes, and the underlying file."""
         raw = self.path.open("rb")
         try:
             magic = raw.read(6)
@@ -69,7 +69,7 @@ class LogFile:
         return raw, raw
 
     def lines(self, wanted: Callable[[bytes], bool] = bool) -> Iterator[tuple[int, str]]:
-        """Wanted lines with their numbers, from 1; a carriage return begins a new piece of the same line."""
+        """The `wanted` lines with their numbers, from 1; a carriage return begins a new piece of the same line."""
         for first, block in self.blocks():
             for number, raw in enumerate(block.split(b"\n"), first):
                 if wanted(raw):
@@ -79,13 +79,13 @@ class LogFile:
     def blocks(self) -> Iterator[tuple[int, bytes]]:
         """Consecutive lines without the last newline; the number of the first, from 1.
 
-        The prefix that a launcher or a log collector wrote before each line is taken off.
+        Removes the prefix that a launcher or a log collector wrote before each line.
         """
         for first, block in self.raw_blocks():
             yield first, self._without_prefix(block)
 
     def raw_blocks(self) -> Iterator[tuple[int, bytes]]:
-        """The same, as it is in the file."""
+        """The same, with the prefixes of the file."""
         first = 1
         for block in self._blocks():
             yield first, block
@@ -95,7 +95,7 @@ class LogFile:
         return text if self._prefix is None else self._prefix.strip(without_colours(text))
 
     def _blocks(self) -> Iterator[bytes]:
-        """Whole lines, a megabyte or so at a time, without the last newline."""
+        """Whole lines, about a megabyte at a time, without the last newline."""
         kept = b""
         try:
             stream, raw = self._open()
@@ -113,17 +113,17 @@ class LogFile:
                     kept = chunk[cut + 1 :]
         except OSError as error:
             if not kept:
-                raise LogError(f"{self.path} cannot be unpacked: {error}. Is it whole?") from error
+                raise LogError(f"{self.path} cannot be unpacked: {error}. Is it complete?") from error
         if kept:
             yield kept
 
     def read(self, most: int) -> bytes:
-        """The whole file, if it is not larger than `most` bytes."""
+        """The whole file, if it has at most `most` bytes."""
         try:
             with self.open() as stream:
                 found = stream.read(most + 1)
         except OSError as error:
-            raise LogError(f"{self.path} cannot be unpacked: {error}. Is it whole?") from error
+            raise LogError(f"{self.path} cannot be unpacked: {error}. Is it complete?") from error
         if len(found) > most:
             raise LogError(f"{self.path} is a single document of more than {most >> 20} MiB; split it, or export CSV.")
         return self._without_prefix(found)
@@ -144,7 +144,7 @@ class _Utf8(io.RawIOBase):
 
 
 class _Bounded(io.RawIOBase):
-    """An unpacked stream that refuses to be a bomb."""
+    """An unpacked stream that raises LogError on a decompression bomb."""
 
     def __init__(self, inner: IO[bytes], raw: IO[bytes], path: Path) -> None:
         self._inner, self._raw, self._path = inner, raw, path
@@ -154,7 +154,7 @@ class _Bounded(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         try:
             found = self._inner.read(min(size, self._most + 1) if size >= 0 else self._most + 1)
-        except Exception as error:  # each way of packing has errors of its own
+        except Exception as error:  # each compression library has its errors
             raise OSError(str(error)) from error
         self._seen += len(found)
         if self._seen > self._most:
@@ -171,7 +171,9 @@ def _zstd(raw: IO[bytes], path: Path) -> IO[bytes]:
     try:
         import zstandard
     except ImportError as error:
-        raise MissingExtraError(f"{path} is packed with zstd: pip install zstandard, or unpack it first.") from error
+        raise MissingExtraError(
+            f"{path} is compressed with zstd: pip install zstandard, or unpack it first."
+        ) from error
     return cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
 
 
@@ -184,7 +186,7 @@ _PACKINGS: tuple[tuple[bytes, Callable[[IO[bytes], Path], IO[bytes]]], ...] = (
 
 
 def without_colours(block: bytes) -> bytes:
-    """A block without the escape sequences that colour text."""
+    """A block of bytes without colour escape sequences."""
     return _COLOUR.sub(b"", block) if b"\x1b" in block else block
 
 
@@ -194,7 +196,7 @@ def pieces(raw: bytes) -> list[str]:
 
 
 def _head(stream: IO[bytes]) -> bytes:
-    """The first bytes; not the hole that a log begins with which was cut while its writer went on."""
+    """The first bytes, without the NULs at the start of a log that was truncated while its writer continued."""
     for _ in range(_LONGEST_HOLE // HEAD):
         chunk = stream.read(HEAD)
         head = chunk.lstrip(b"\0")

@@ -1,9 +1,8 @@
-"""Lines of one shape, their numbers read without a look at each: a block of bytes at a time.
+"""Fast parsing of lines with one format: numbers of a whole block of bytes at a time.
 
-Where numbers are in a block is found byte by byte, by the rules of `names.NUMBER`. What is left of a line when each
-of its numbers is one mark and blanks are taken out is its skeleton; lines with the skeleton of a line that was
-understood have their numbers at the same places. Whatever is not plain (NaN in letters, a number more or less, another
-line) has another skeleton.
+Numbers in a block are found byte by byte, by the rules of `names.NUMBER`. The skeleton of a line is the line with each
+number replaced by a mark, and without blanks. Lines with the skeleton of a parsed line have the same numbers in the
+same order. Any other line (NaN in letters, more or fewer numbers, other text) has another skeleton.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from stabwatch.analysis.readers.templates import Template, numbers_of
 
 _MARK = 1
 _PIECE = 1 << 15
-"""Bytes at a time, whose masks stay in the cache: three times as fast as a megabyte."""
+"""Bytes per block. The masks stay in the cache, which is three times as fast as blocks of a megabyte."""
 _LONGEST_GLUED = 8
-"""Digits of a word (`l2_norm`, `pg0`) that are stepped over; hashes are not."""
+"""Most digits of a word (`l2_norm`, `pg0`) that are skipped; hashes are not skipped."""
 
 _ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 _MOST_LAYOUTS = 256
 _FEW = 0.5
 _PATIENCE = 8
-"""Blocks of which more than `_FEW` lines have no layout in common, after which none is looked for."""
+"""Blocks with more than `_FEW` lines without a common layout, after which no layout is searched."""
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -52,15 +51,15 @@ _CLASSES = _classes()
 
 
 class FixedFormat:
-    """Reads lines like one that was understood. raw: that line in the file; template: what it was understood as.
+    """Reads lines like a parsed one. raw: that line in the file. template: its parsed form.
 
-    works: False where its numbers cannot be found like that.
+    works: False if its numbers cannot be found this way.
     """
 
     def __init__(self, template: Template, raw: bytes) -> None:
         printed = numbers_of(raw.decode("utf-8", "replace"))
         before = len(printed) - len(template.texts) + 1
-        """Numbers of a rank's prefix, which have to be the same in all lines."""
+        """Numbers in a rank's prefix, which must be equal in all lines."""
         spelled = [word.strip("+-")[:1].isalpha() for word in printed]
         values = [number(word) for word in printed]
         self._constants = {i - before: v for i, v in enumerate(values) if spelled[i] and v is not None}
@@ -85,7 +84,7 @@ class FixedFormat:
         self._patience = _PATIENCE
 
     def read(self, block: bytes) -> tuple[Bools, Floats] | None:
-        """Which lines of a block are of this kind, (lines,), and their numbers, (those, numbers); None if unknown."""
+        """Which lines of a block have this format, (lines,), and their numbers, (matches, numbers); None if unknown."""
         lines = Lengths(block)
         same, numbers = np.zeros(len(lines), dtype=np.bool_), np.empty((len(lines), self._count))
         left = np.ones(len(lines), dtype=np.bool_)
@@ -104,7 +103,7 @@ class FixedFormat:
         return same, numbers[same]
 
     def _by_layout(self, lines: Lengths, left: Bools, same: Bools, numbers: Floats) -> None:
-        """Lines that have their numbers in the same columns are read, and no longer left."""
+        """Read the lines with numbers in the same columns, and remove them from the remaining ones."""
         for group in lines.groups():
             rows = lines.rows(group)
             while len(group) >= LEAST:
@@ -152,7 +151,7 @@ class FixedFormat:
             return None
 
     def _layout_of(self, line: bytes) -> Layout | None:
-        """Of lines like this one; None where it is not clear, as beside `1.2.3`, which is no number."""
+        """The skeleton of lines like this one; None if ambiguous, as with `1.2.3`, which is not a number."""
         key = line.translate(_ZEROS)
         known = self._layouts.get(key)
         if known is None or not known.fits(np.frombuffer(line, dtype=np.uint8)[None])[0]:
@@ -172,14 +171,14 @@ class FixedFormat:
         return known
 
     def column(self, numbers: Floats, at: int) -> Floats:
-        """Number `at` of the template in rows that `read` gave."""
+        """Number `at` of the template in the rows that `read` returned."""
         if at in self._constants:
             return np.full(len(numbers), self._constants[at])
         return np.ascontiguousarray(numbers[:, self._places[at]])
 
 
 def _pieces(block: bytes) -> Iterator[bytes]:
-    """Whole lines, some 32 KiB at a time, without the last newline."""
+    """Whole lines, about 32 KiB at a time, without the last newline."""
     start = 0
     while len(block) - start > _PIECE and (cut := block.find(b"\n", start + _PIECE)) >= 0:
         yield block[start:cut]
@@ -188,7 +187,7 @@ def _pieces(block: bytes) -> Iterator[bytes]:
 
 
 def _picked(digits: NDArray[np.uint8], starts: Places, keep: Bools) -> tuple[NDArray[np.uint8], Places]:
-    """Some of the numbers."""
+    """The selected numbers."""
     lengths = np.diff(np.append(starts, len(digits)))
     return digits[np.repeat(keep, lengths)], np.cumsum(np.append(0, lengths[keep]))[:-1]
 
@@ -200,7 +199,7 @@ def _floats(digits: NDArray[np.uint8], starts: Places) -> Floats:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the numbers of a block are. data: its bytes between two newlines; the masks: what each of them is."""
+    """Positions of the numbers in a block. data: its bytes between two newlines. The masks: the class of each byte."""
 
     data: NDArray[np.uint8]
     number: Bools
@@ -215,24 +214,24 @@ class _Places:
         return skeleton[1:-1].tobytes()
 
     def written(self) -> tuple[Places, Bools]:
-        """Places of the bytes of numbers, commas between thousands left out; which of them begin one."""
+        """Positions of the bytes of numbers, without thousands separators; and which of them begin a number."""
         written = np.flatnonzero(self.number if self.comma is None else self.number & ~self.comma)
         return written - 1, self.start.take(written)
 
     def words(self) -> tuple[NDArray[np.uint8], Places]:
-        """All digits of numbers; where each number begins in them."""
+        """All digits of numbers, and the start of each number in them."""
         written, first = self.written()
         return self.data[1:].take(written), np.flatnonzero(first)
 
 
 def _marked(block: bytes) -> tuple[bytes, NDArray[np.uint8], Places] | None:
-    """Skeletons, one a line; all digits of numbers; where each number begins in them. None where it is not clear."""
+    """Skeletons, one per line; all digits of numbers; the start of each number in them. None if ambiguous."""
     found = _places(block)
     return None if found is None else (found.skeleton(), *found.words())
 
 
 def _places(block: bytes) -> _Places | None:
-    """None where it is not clear."""
+    """Masks of the bytes of a block; None if ambiguous."""
     if _MARK in block:
         return None
     data = np.frombuffer(b"\n" + block + b"\n", dtype=np.uint8)
@@ -266,7 +265,7 @@ def _places(block: bytes) -> _Places | None:
 
 
 def _before(mask: Bools) -> Bools:
-    """Of each byte, the mask at the byte before it."""
+    """The mask shifted by one: for each byte, its value at the byte before."""
     out = np.empty_like(mask)
     out[0] = False
     out[1:] = mask[:-1]
@@ -281,6 +280,6 @@ def _after(mask: Bools) -> Bools:
 
 
 def _thousands(digit: Bools, commas: NDArray[np.intp]) -> bool:
-    """Whether three digits follow each comma, and no fourth."""
+    """Whether exactly three digits follow each comma."""
     following = digit[np.minimum(commas[:, None] + np.arange(1, 5), len(digit) - 1)]
     return bool((following[:, :3].all(axis=1) & ~following[:, 3]).all())

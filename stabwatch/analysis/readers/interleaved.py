@@ -1,4 +1,4 @@
-"""Records of several writers that do not wait for each other: the step goes back by a little, all the time."""
+"""Records of several unsynchronised writers: the step often goes back by a little."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from stabwatch.analysis.readers.log import Column, LogRun
 
 OFTEN = 0.05
-"""Of the records: a run that is resumed goes back far more rarely."""
+"""Smallest share of records that go back; a resumed run goes back far more rarely."""
 FEW = 20
-"""Records that go back, at least."""
+"""Fewest records that go back."""
 LITTLE = 5
-"""Records' worth of steps that one writer is behind another, at most."""
+"""Most record intervals by which one writer is behind another."""
 
 Ints = NDArray[np.int64]
 
 
 def in_order(run: LogRun) -> tuple[LogRun, int]:
-    """The run of whichever writer came first to a step, and how many records of the others were left out."""
+    """The run with the first record of each step, and the number of records left out."""
     if not _jitters(run.steps):
         return run, 0
     ahead = _ahead(run.steps)
@@ -39,7 +39,7 @@ def _jitters(steps: Ints) -> bool:
 
 
 def _ahead(steps: Ints) -> NDArray[np.bool_]:
-    """Records above all before them, and those that begin far below again: another run."""
+    """Records above all before them, and records that begin far below again, which start another run."""
     out = np.zeros(len(steps), dtype=np.bool_)
     most, apart = None, LITTLE * float(np.median(np.diff(np.unique(steps))))
     for i, step in enumerate(steps.tolist()):

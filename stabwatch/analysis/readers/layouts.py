@@ -1,6 +1,6 @@
-"""Lines whose numbers are in the same columns, read as a table of bytes.
+"""Fast parsing of lines with numbers in the same columns, as a table of bytes.
 
-Among lines of one length most have their digits at the same places: the bytes of all are compared with those of one,
+Most lines of one length have their digits at the same positions. The bytes of all are compared with those of one,
 and the numbers are read column by column. That is exact: a float64 holds every integer of 15 digits and every power
 of ten up to the 22nd, so one division or multiplication rounds once (Clinger, "How to Read Floating Point Numbers
 Accurately", 1990: the fast path of every strtod).
@@ -22,9 +22,9 @@ Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
 
 LEAST = 16
-"""Fewer lines of a length are not worth a layout."""
+"""Fewest lines of a length for a layout."""
 LONGEST = 1 << 13
-"""Bytes of a line."""
+"""Most bytes of a line."""
 _MOST_DIGITS, _MOST_POWER = 15, 22
 _POWERS = 10.0 ** np.arange(_MOST_POWER + 1)
 _TENS = 10.0 ** np.arange(_MOST_DIGITS)[::-1]
@@ -34,7 +34,7 @@ _EXPONENT = (ord("e"), ord("E"))
 
 @dataclass(frozen=True)
 class Number:
-    """A number in a line. columns: of its bytes, without commas; digits, powers: of its digits and its exponent's."""
+    """A number in a line. columns: of its bytes, without commas. digits, powers: of its digits and its exponent."""
 
     columns: Places
     digits: Places
@@ -42,10 +42,10 @@ class Number:
     negative: bool
     powers: Places
     inverse: bool
-    """The exponent is negative."""
+    """Whether the exponent is negative."""
 
     def read(self, rows: Bytes) -> Floats:
-        """Values, (lines,), of lines of bytes (lines, length). Raises ValueError."""
+        """Values (lines,) of lines of bytes (lines, length). Raises ValueError."""
         if len(self.digits) > _MOST_DIGITS:
             return self._words(rows)
         value = _whole(rows, self.digits)
@@ -71,27 +71,27 @@ def _whole(rows: Bytes, columns: Places) -> Floats:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the numbers of a line are. line: its bytes; digit: which of them are digits of numbers."""
+    """Positions of the numbers in a line. line: its bytes. digit: which bytes are digits of numbers."""
 
     line: Bytes
     digit: Bools
     numbers: tuple[Number, ...]
     ours: bool
-    """It is a line of the kind that is looked for."""
+    """Whether the line has the requested format."""
 
     def fits(self, rows: Bytes) -> Bools:
-        """Which lines have digits where this one has them, and the same bytes elsewhere, (lines,)."""
+        """Which lines have digits at the same positions as this one, and equal bytes elsewhere: (lines,)."""
         same = rows == self.line
         same |= self.digit & (rows - _ZERO < 10)
         return np.asarray(same.all(axis=1))
 
     def read(self, rows: Bytes) -> Floats:
-        """Numbers of lines that fit, (lines, numbers). Raises ValueError."""
+        """Numbers of matching lines, (lines, numbers). Raises ValueError."""
         return np.stack([number.read(rows) for number in self.numbers], axis=1)
 
 
 def layout(line: bytes, written: Places, first: Bools, *, ours: bool) -> Layout:
-    """written: places of all bytes of numbers; first: which of those begin one."""
+    """written: positions of all bytes of numbers. first: which of them begin a number."""
     data = np.frombuffer(line, dtype=np.uint8)
     digit = np.zeros(len(data), dtype=np.bool_)
     digit[written] = data[written] - _ZERO < 10
@@ -133,6 +133,6 @@ class Lengths:
         return sliding_window_view(self._data, int(self._lengths[lines[0]]))[self._starts[lines]]
 
     def text(self, lines: Places) -> bytes:
-        """Some lines, one below the other."""
+        """The selected lines, joined by newlines."""
         data, starts, lengths = self._data, self._starts[lines].tolist(), self._lengths[lines].tolist()
         return b"\n".join([data[s : s + n].tobytes() for s, n in zip(starts, lengths, strict=True)])

@@ -1,8 +1,8 @@
-"""Long runs of lines that differ in their numbers only, read at once.
+"""Fast parsing of long runs of lines that differ only in their numbers.
 
-A template that has come many times in a row becomes one regular expression; the lines that match are collected,
-and their numbers are converted column by column. What is read is what `lines.py` reads line by line: whatever is not
-plain (other lines, numbers in other forms, steps that do not rise) goes there.
+A template that occurs many times in a row becomes one regular expression. Matching lines are collected, and their
+numbers are converted column by column. The result is that of `lines.py`, which reads line by line and handles all other
+cases: other lines, other forms of numbers, steps that do not rise.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from stabwatch.analysis.readers.fixed_format import FixedFormat
 from stabwatch.analysis.readers.templates import Template
 
 LEARN = 8
-"""Lines of one template in a row that make it worth a regular expression."""
+"""Fewest lines of one template in a row for a regular expression."""
 LEAST = 4
 """Fewer lines in a row are read one by one."""
 PATIENCE = 64
-"""Short runs in a row after which a template is given up: lines of several kinds take turns."""
+"""Short runs in a row after which a template is given up, because lines of several kinds alternate."""
 SHARE = 0.5
-"""Of the lines of a block, that are of the shape: where fewer are, they are looked for line by line."""
+"""Smallest share of the lines of a block with the format; below it, they are searched line by line."""
 _NUMBER = rb"([-+.\d][-+.\deE]*|[-+]?[nN][aA][nN]|[-+]?[iI][nN][fF])"
-"""More than numbers, and quick: what is none fails to become one, and is read line by line."""
+"""A quick pattern that matches more than numbers. A match that is not a number fails later and is read line by line."""
 _GLUE = frozenset((",", ".", "+", "e", "E"))
-"""Between two numbers these may be part of one."""
+"""Characters between two numbers that may belong to one of them."""
 
 
 Columns = Callable[[int], NDArray[np.float64]]
-"""The numbers at one place of all the lines; raises ValueError if one of them is none."""
+"""The numbers at one position in all lines. Raises ValueError if one of them is not a number."""
 
 
 class Parser(Protocol):
-    """The line-by-line reading that this one speeds up."""
+    """The line-by-line parser."""
 
     @property
     def latest(self) -> Template | None:
-        """The template of the line that was taken last, if lines like it may be read at once."""
+        """The template of the last line, if lines like it may be read at once."""
 
     def take(self, line: int, text: str) -> None:
         """One line."""
 
     def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
-        """Lines of one template; False, and nothing was taken, if they have to be read one by one."""
+        """Add lines of one template. If they must be read one by one, returns False and adds none."""
 
 
 class LineRuns:
-    """Reads blocks of lines. worth: gives, for a block, whether one of its lines may say anything; None if none
-    may. pieces: a line as the texts that it consists of."""
+    """Reads blocks of lines. worth: returns, for a block, a test whether a line may be relevant; None if no line is.
+    pieces: splits a line into its texts."""
 
     def __init__(
         self,
@@ -68,13 +68,13 @@ class LineRuns:
         self._format: FixedFormat | None = None
         self._given_up: set[int] = set()
         self._whole = False
-        """Every line of the last block was of the template."""
+        """Whether every line of the last block matched the template."""
         self._short = 0
         self._last: Template | None = None
         self._times = 0
 
     def block(self, first: int, block: bytes) -> None:
-        """Consecutive lines, the first of which has the number `first`."""
+        """Read consecutive lines; the first has the number `first`."""
         if self._format is not None and self._by_shape(first, block, self._format):
             return
         if self._whole and self._pattern is not None:
@@ -86,7 +86,7 @@ class LineRuns:
         self._whole = worth is not None and self._by_line(first, block, worth)
 
     def _by_shape(self, first: int, block: bytes, fixed: FixedFormat) -> bool:
-        """Whether nearly all lines were of the shape; they, and the others between them, are taken."""
+        """Add the lines if nearly all have the format, with the others between them. Returns whether it did."""
         found = fixed.read(block)
         if found is None or found[0].sum() < SHARE * len(found[0]):
             return False
@@ -107,7 +107,7 @@ class LineRuns:
         return True
 
     def _by_line(self, first: int, block: bytes, worth: Callable[[bytes], bool]) -> bool:
-        """Whether every line was of the template."""
+        """Add the lines that match the template. Returns whether all did."""
         raws = block.split(b"\n")
         at: list[int] = []
         numbers: list[tuple[bytes, ...]] = []
@@ -174,7 +174,7 @@ def _columns(numbers: list[tuple[bytes, ...]]) -> Columns:
 
 
 def floats(words: Sequence[bytes]) -> NDArray[np.float64]:
-    """Words as numbers, (words,); a quarter of the time that `float` takes. Raises ValueError."""
+    """Words as numbers, (words,), in a quarter of the time of `float`. Raises ValueError."""
     try:
         return words_as_float64s(b"".join(words), np.cumsum([0, *map(len, words)]))
     except pa.ArrowInvalid:
@@ -182,7 +182,7 @@ def floats(words: Sequence[bytes]) -> NDArray[np.float64]:
 
 
 def _pattern(template: Template) -> bytes | None:
-    """A regular expression of all such lines; None where it could match others, or would be slow."""
+    """A regular expression for such lines; None if it could match other lines, or would be slow."""
     texts = template.texts
     first = texts[0].strip()
     if not first or first[0] in "[(" or not all(t.isascii() for t in texts) or len(texts) > 64:

@@ -1,4 +1,4 @@
-"""Free text: whatever a trainer printed. Keys and numbers are found line by line; see `templates.py`."""
+"""Free text of any trainer. Keys and numbers are found line by line; see `templates.py`."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
 _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
 _BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
-"""Records that wait for the end of the file, to be numbered; what comes after so many is not read."""
+"""Most records without a step, which are numbered at the end of the file; further ones are not read."""
 _MANY = 4
-"""Times as many records without a step as with one, whose step is then a stray one."""
+"""Ratio of records without a step to records with one, from which the step is spurious."""
 _NEAR = 200
-"""Lines after a step's first within which a line without a step belongs to it."""
+"""A line without a step belongs to the last step if it is within this many lines of its first."""
 
 
 class _Parser:
     """The state between lines."""
 
     def __init__(self, head: str = "") -> None:
-        """head: the first lines, which say whether numbers that begin lines count records."""
+        """head: the first lines, which show whether numbers at the start of lines count records."""
         self.builder = RunBuilder()
         leading = counts_records(head)
         self.templates = Templates(_is_odd, leading)
@@ -49,12 +49,12 @@ class _Parser:
         self.epoch: int | None = None
         self.unstepped: list[Unstepped] = []
         self.repeated: list[Unstepped] = []
-        """Records without a step, near a step that has all of their values already."""
+        """Records without a step, near a step that already has all their keys."""
         self._fractions: dict[int, tuple[int | None, int | None]] = {}
         self._pairs: set[str] = set()
-        """Words before a fraction of epoch and batch."""
+        """Words before a fraction that is epoch and batch."""
         self._updates = False
-        """A step that counts updates was found."""
+        """Whether a step that counts updates was found."""
         self.bare: list[tuple[int, int, float]] = []
         self.table: dict[str, float] = {}
         self.header: list[str] = []
@@ -70,7 +70,7 @@ class _Parser:
         """See `line_runs.Parser`."""
         self._step_estimated = False
         self._whole = True
-        """No epoch had a fraction; beside one that has, steps are counted over all epochs."""
+        """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
 
     def take(self, line: int, text: str) -> None:
         """One line."""
@@ -108,7 +108,7 @@ class _Parser:
         self._record(line, template, numbers)
 
     def _of_deepspeed(self, template: Template, numbers: list[str]) -> Template:
-        """DeepSpeed counts optimizer steps; beside a script that counts batches its lines belong to the record."""
+        """DeepSpeed counts optimizer steps. If the script counts batches, DeepSpeed's lines belong to its record."""
         behind = (count(numbers, template.step) or 0) < self._raw and any(role_of(key) == "loss" for key in self._keys)
         return replace(template, step=None, epoch=None) if behind else template
 
@@ -132,14 +132,14 @@ class _Parser:
         if step is not None and template.of_epoch and template.evaluates and self._raw >= 0:
             self.builder.add(self._offset + self._raw, line, values)
         elif step is not None:
-            if values or not template.of_epoch or step >= self._raw:  # else a bar of an evaluation
+            if values or not template.of_epoch or step >= self._raw:  # otherwise the progress bar of an evaluation
                 self._updates = self._updates or not template.of_environment
                 self._step(line, step, template.of_epoch, values)
         elif values:
             self._without_step(line, template, values)
 
     def _is_no_step(self, line: int, template: Template, numbers: list[str]) -> bool:
-        """Whether the step of a line counts something else: episodes below a step, or seconds in brackets."""
+        """Whether the step of a line counts something else: episodes within a step, or seconds in brackets."""
         if template.unnamed:
             return not numbers[template.step or 0].isdigit()
         return template.of_environment and self._updates and line - self._at <= _NEAR
@@ -150,7 +150,7 @@ class _Parser:
                 self._keys |= values.keys()
                 self.builder.add(self._offset + self._raw, line, values)
             elif template.rounded or (template.epoch is not None and not self._whole):
-                # the next record, whose step was rounded, or not drawn by the bar before it
+                # the next record, whose step was rounded, or was missing in the bar before it
                 self._step(line, self._raw + self._apart, template.of_epoch, values)
                 self._step_estimated = True
             elif len(self.repeated) < _MOST_UNSTEPPED:
@@ -159,7 +159,7 @@ class _Parser:
             self.unstepped.append((line, self.epoch, values))
 
     def _pair(self, template: Template, numbers: list[str]) -> Template:
-        """`Batch 3/4000` is batch 3 of 4,000, or batch 4,000 of epoch 3: where the second changes under the first."""
+        """`Batch 3/4000` is batch 3 of 4,000, or batch 4,000 of epoch 3 if the second number changes."""
         if template.total is None or template.step is None or template.epoch is not None:
             return template
         now = count(numbers, template.step), count(numbers, template.total)
@@ -191,7 +191,7 @@ class _Parser:
             and self.epoch > self._epoch_of_step
         )
         if later and step <= self._raw:
-            self._offset += self._raw + (self._apart if step == 0 else 0)  # the count begins again with each epoch
+            self._offset += self._raw + (self._apart if step == 0 else 0)  # the count restarts with each epoch
         elif step < self._raw and not of_epoch and self._offset:
             self._offset = 0
         if values and step - self._with_values > 0:
@@ -206,7 +206,7 @@ class _Parser:
             self.builder.add(self._offset + step, line, values, new=new)
 
     def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
-        """See `line_runs.Parser`: lines with rising steps, which none of the rules of `_step` concerns."""
+        """See `line_runs.Parser`: lines with rising steps to which no rule of `_step` applies."""
         assert template.step is not None
         places: dict[str, tuple[int, float]] = {}
         for at, key, times in template.values:
@@ -219,7 +219,7 @@ class _Parser:
             return False
         if template.unnamed and (steps % 1).any():
             return False
-        if self.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # not for NaN either
+        if self.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # also not for NaN
             return False
         whole = steps.astype(np.int64)
         if whole[0] <= self._raw or (np.diff(whole) <= 0).any():
@@ -300,7 +300,7 @@ class _Parser:
         keys = sorted((k for k in row if step_rank(k) is not None), key=lambda k: step_rank(k) or 0)
         epoch = next((int(row[k]) for k in row if plain(k) in (*EPOCH_KEYS, "e") and abs(row[k]) < 1 << 62), None)
         if keys and abs(row[keys[0]]) < 1 << 62:
-            self._raw = -1  # steps are rounded in such tables: one that comes again is another
+            self._raw = -1  # steps are rounded in such tables, so an equal step is another record
             self._step(line, int(row.pop(keys[0])), False, row, new=True)
         elif self._raw >= 0 and line - self._at <= _NEAR and epoch is None and not self._keys & row.keys():
             self._keys |= row.keys()
@@ -309,7 +309,7 @@ class _Parser:
             self.unstepped.append((line, epoch, {k: v for k, v in row.items() if plain(k) not in (*EPOCH_KEYS, "e")}))
 
     def end(self) -> list[str]:
-        """Records without any step are numbered, or take the epoch. Gives notes."""
+        """Number records without any step, or use the epoch. Returns notes."""
         if self.table:
             self._flush(-1)
         notes = []
@@ -317,16 +317,16 @@ class _Parser:
             for line, step, value in self.bare:
                 self._step(line, step, False, {"loss": value})
         if len(self.unstepped) == _MOST_UNSTEPPED or len(self.bare) == _MOST_BARE:
-            notes.append("Records without a step are too many: the later ones are left out.")
+            notes.append("There are too many records without a step: the later ones are left out.")
         if self.others:
-            notes.append(f"{self.others} lines of other ranks than {self.rank} are left out.")
+            notes.append(f"{self.others} lines of ranks other than {self.rank} are left out.")
         notes += self._end_repeated()
         if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):
             epochs = by_epoch(self.unstepped)
             if not epochs:
                 self.unstepped = without_settings(self.unstepped)
             self.builder.unit = "epoch" if epochs else "ordinal"
-            notes.append("No step in it: " + ("epochs count." if epochs else "records are numbered."))
+            notes.append("It has no step: " + ("epochs count." if epochs else "records are numbered."))
             begun, before = 0, 0
             for at, (line, epoch, values) in enumerate(self.unstepped):
                 if epoch is None:
@@ -339,24 +339,24 @@ class _Parser:
         return notes
 
     def _end_repeated(self) -> list[str]:
-        """Records that repeat the values of a step: numbered where they are nearly all of the log, else left out."""
+        """Records that repeat the keys of a step: numbered if they are nearly the whole log, otherwise left out."""
         if len(self.repeated) > _MANY * len(self.builder):
             remarks = self.builder.remarks
             self.builder = RunBuilder()
             self.builder.remarks = remarks
             self.unstepped += self.repeated
             return []
-        return [f"Records without a step of their own: {len(self.repeated)}; left out."] if self.repeated else []
+        return [f"{len(self.repeated)} records without a separate step are left out."] if self.repeated else []
 
 
 _BARS = str.maketrans("│┃║", "|||")
 _GAP = re.compile(r"\s{2,}|\t")
 _HOLE = re.compile(rb"\0{16,}")
-"""What a log holds where it was cut while its writer went on."""
+"""The NULs in a log that was truncated while its writer continued."""
 
 
 def _is_odd(text: str) -> bool:
-    """May a line be more, or something else, than keys and numbers? Depends on the text between its numbers only."""
+    """Whether a line may contain more than keys and numbers. Depends only on the text between its numbers."""
     if (
         text.lstrip().startswith("|")
         or "epoch:train" in text
@@ -368,7 +368,7 @@ def _is_odd(text: str) -> bool:
 
 
 def _cells(text: str) -> list[str]:
-    """Cells between bars, those of boxes too, or between wide gaps."""
+    """Cells between bars (also of boxes), or between wide gaps."""
     text = text.strip().translate(_BARS)
     return [c.strip() for c in text.strip("|").split("|")] if "|" in text else _GAP.split(text)
 
@@ -394,7 +394,7 @@ def _log(source: LogFile, parser: _Parser) -> Log:
     run = parser.builder.run()
     run, others = in_order(replace(run, times=timestamps(source.raw_blocks(), run.lines)))
     if others:
-        notes.append(f"Several writers take turns in it: {others} of their records are left out.")
+        notes.append(f"Several writers alternate in it: {others} of their records are left out.")
     notes += parser.builder.notes()
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
     return Log(source.path, "text", (run,), tuple(notes))
@@ -414,8 +414,8 @@ READER = Reader(
     "openpi, LeRobot, verl, Demucs, YOLOX, ultralytics' and YOLOv7's rows, MXNet, BasicSR, CycleGAN, Flax, swift, "
     "rsl_rl, rlpyt, WeNet, OpenNMT, Ignite, Tacotron, llama2.c, Dreamer, Caffe, XGBoost, LightGBM, skorch, fastai, "
     "spaCy; tables between bars, boxes or blanks; any `key: value`, `key=value`, or known name before a number; time "
-    "stamps are the times of records; colours, progress bars and what launchers and collectors write before each line "
-    "are stepped over",
+    "stamps are the times of records; colours, progress bars and the prefixes of launchers and log collectors are "
+    "skipped",
     _sniff,
     _read,
 )

@@ -1,4 +1,4 @@
-"""What a reader of a foreign training log gives, and what the detectors, the report and the comparison take."""
+"""The content of another trainer's log: output of readers, input of detectors, report and comparison."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Role = Literal[
     "component",
     "other",
 ]
-"""What a column is to the detectors. `loss`: the training loss, one column of a run at most. `component`: a part of
+"""Meaning of a column for the detectors. `loss`: the training loss, at most one column of a run. `component`: a part of
 it. `step_seconds`: seconds per step. `skipped_steps`, `nan_steps`: since the record before."""
 
 StepUnit = Literal["step", "epoch", "ordinal"]
@@ -32,9 +32,9 @@ StepUnit = Literal["step", "epoch", "ordinal"]
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity of a log, in the order of the file: a point for each record that has it.
+    """One quantity of a log, in the order of the file, with a point for each record that has it.
 
-    name: as the log says. steps, values, lines: (points,); values keep NaN and infinities that were written;
+    name: as in the log. steps, values, lines: (points,). values keep NaN and infinities of the log;
     lines are 1-based, -1 where the format has none (binary, JSON documents).
     """
 
@@ -50,10 +50,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Remark:
-    """A line that is no record but says something: an overflow, an exception, a saved checkpoint.
+    """A relevant line that is not a record: an overflow, an exception, a saved checkpoint.
 
     kind: 'overflow', 'nan_message', 'error', 'checkpoint', 'restart'. step: of the record before it, None if none.
-    value: the number it names (the new loss scale), NaN if none.
+    value: the number in the line (the new loss scale), NaN if none.
     """
 
     kind: str
@@ -65,9 +65,9 @@ class Remark:
 
 @dataclass(frozen=True)
 class LogRun:
-    """One run of a log. Copies of a record by other ranks are taken out; steps that go back are left as they are.
+    """One run of a log. Copies of a record by other ranks are removed; steps that go back are kept.
 
-    steps, lines, times: (records,), of every training record, also of those without a loss; times in seconds
+    steps, lines, times: (records,), of all training records, also those without a loss; times in seconds
     (since the epoch or since the start), NaN where unknown.
     """
 
@@ -91,7 +91,7 @@ class LogRun:
 
 @dataclass(frozen=True)
 class Log:
-    """What was found at a path. notes: what was recognised, guessed, left out, in words."""
+    """The log at a path. notes: what was recognised, guessed and left out, in words."""
 
     path: Path
     format: str

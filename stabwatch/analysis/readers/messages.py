@@ -1,4 +1,4 @@
-"""Lines that are no record but say something: an overflow, NaN in words, an error, a checkpoint saved or loaded."""
+"""Relevant lines that are not records: an overflow, NaN in words, an error, a checkpoint saved or loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAN = (
     r"|\b(?:detected|found|encountered|got|received)(?: an?)? (?:nans?|infs?|non-?finite|not finite)\b"
     r"|\bnon-?finite (?:loss|grad)|\bloss is probably exploding)"
 )
-"""Said in words: neither a value nor a call in source code, nor that there is none."""
+"""NaN in words; not a value, a call in source code, or a message that there is none."""
 _ERROR = (
     r"^Traceback|^[\w.]*(Error|Exception)(?::|$)|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
 )
@@ -35,7 +35,7 @@ _REMARKS = (
 
 
 def kind_of(text: str) -> tuple[str, float] | None:
-    """The kind of a `Remark` and the number that the line names (a loss scale), NaN if none; None for other lines."""
+    """The kind of a `Remark` and the number in the line (a loss scale), NaN if none; None for other lines."""
     found = _OVERFLOW.search(text)
     if found:
         value = next((number(group) for group in found.groups() if group), None)

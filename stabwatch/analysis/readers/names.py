@@ -1,4 +1,4 @@
-"""What the names in training logs mean: roles of columns, keys that count steps, numbers as they are written."""
+"""Names in training logs: roles of columns, keys that count steps, forms of numbers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NUMBER = re.compile(
     )""",
     re.VERBOSE,
 )
-"""A number of free text; not the digits of a name."""
+"""A number in free text; not the digits of a name."""
 
 _ODD_NAN = re.compile(r"[-+]?nan(?:xxx|\.0|\(\w*\))", re.IGNORECASE)
-"""NaN as PaddleOCR, Lightning and C write it; names may begin like that too (`Nancy`, `Infantry`)."""
+"""NaN as written by PaddleOCR, Lightning and C; names may begin with the same letters (`Nancy`, `Infantry`)."""
 _WINDOWS = re.compile(r"([-+]?)\d\.#(IND|QNAN|SNAN|INF)\d*", re.IGNORECASE)
 _WRAPPED = re.compile(r"(?:[\w.]+\()?[\[({*`<\s'\"]*([-+]?[\w.#+-]+)(?:, \w+=.*)?[\])}*`>\s'\"]*")
-"""A number in what may be put around it: `**nan**`, `[0.5]`, `tensor(0.5, device='cuda:0')`."""
+"""A number with its wrapping: `**nan**`, `[0.5]`, `tensor(0.5, device='cuda:0')`."""
 _LONGEST_WRAPPED = 120
 _UNITS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "s": 1.0, "sec": 1.0, "seconds": 1.0, "min": 60.0}
 _SI = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -42,9 +42,9 @@ STEP_KEYS = (
 """Keys that count steps, the most trusted first."""
 EPOCH_KEYS = ("epoch", "ep", "epochs")
 ENVIRONMENT = STEP_KEYS.index("total_timesteps")
-"""From there on keys count what was seen, and not updates of the weights."""
+"""The keys from this index count samples, not updates of the weights."""
 _COUNTERS = ("iteration", "iterations", "global_step", "step", "num_updates")
-"""Keys that count below any path, as `train/global_step` and `Diagnostics/Iteration`."""
+"""Keys that count steps below any path, such as `train/global_step` and `Diagnostics/Iteration`."""
 _ORDER = {key: i for i, key in enumerate(STEP_KEYS)}
 
 _EVAL = re.compile(
@@ -63,7 +63,7 @@ _LOSS = {
 }  # fmt: skip
 _EVAL_LABEL = re.compile(r"^(?:val|valid|validation|eval|test|dev|cv)[-_/]")
 _EVALUATED = {"nll", "rmse", "mse", "ce", "xent", "cross-entropy", "cross_entropy", "crossentropy", "logloss"}
-"""Names of losses, if `eval` is before them."""
+"""Names of losses if they follow `eval`."""
 _LOSS_ORDER = (
     "loss", "train_loss", "training_loss", "trl", "lm_loss", "total_loss", "tot_loss", "loss_total", "crossentropyloss",
     "cross_entropy_loss", "main_loss", "loss_step", "train_loss_step", "step_loss", "batch_loss", "cost", "objective",
@@ -110,7 +110,7 @@ _NORM = re.compile(
 )
 _PERPLEXITY = re.compile(r"(?:^|[/_ ])(?:ppl|perplexity)(?:[/_ ]|$)")
 _MEASURED = re.compile(r"kl(?:_|$)|clip_?frac|variance|entropy|(?:mean|std|values?|rate|norm|acc|accuracy)$")
-"""What CleanRL and others write beside losses, below `losses/`."""
+"""Quantities that CleanRL and others write below `losses/` that are not losses."""
 _OF_ITS_OWN = re.compile(
     r"(?:^|[/_ ])(?:value|vf|critic|baseline|q\d?|qf\d?|td|actor|policy|pg|pi|surrogate|model|world_model|dynamics"
     r"|discriminator|generator|disc|gen|[dg])(?:_(?:function|fn|gradient|net|head))*_loss(?:_\w+)?$"
@@ -119,31 +119,31 @@ _OF_ITS_OWN = re.compile(
 _PART = re.compile(
     r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]"
 )
-"""Parts of a loss that image restoration (BasicSR) and translation (CycleGAN, pix2pix) print under these names."""
+"""Names of loss components in image restoration (BasicSR) and translation (CycleGAN, pix2pix)."""
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*loss(?:_(?:so_far|avg|mean|value|epoch|step))*"
 )
-"""Names that say no more than that they are the loss."""
+"""Names of a loss without further detail."""
 
 
 @lru_cache(maxsize=1 << 14)
 def plain(name: str) -> str:
-    """A name as the tables above spell it."""
+    """A name in the spelling of the tables above."""
     name = re.sub(r"\s*\(([^)]*)\)\s*$", r"_\1", name.strip().strip("'\"").lower())
     return re.sub(r"[\s.]+", "_", name).strip("_:=-")
 
 
 @lru_cache(maxsize=1 << 14)
 def is_eval(name: str) -> bool:
-    """Does a name speak of evaluation?"""
+    """Whether a name is of an evaluation."""
     low = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     return bool(_EVAL.search(low)) and not _TRAIN.search(low)
 
 
 @lru_cache(maxsize=1 << 14)
 def role_of(name: str) -> Role:
-    """What a column of this name is; `loss` for every candidate, of which `choose_loss` takes one."""
+    """The role of a column with this name; `loss` for each candidate, of which `choose_loss` selects one."""
     full = _without_statistic(name)
     last = re.split(r"/|\s-\s", full)[-1].strip("_")
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
@@ -178,12 +178,12 @@ def is_perplexity(name: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def is_trained(name: str) -> bool:
-    """Whether a component is a loss that a network of its own is trained on, as critic, actor or discriminator."""
+    """Whether a component is the loss of a separate network, such as a critic, an actor or a discriminator."""
     return role_of(name) == "component" and _OF_ITS_OWN.search(_without_statistic(name)) is not None
 
 
 def _without_statistic(name: str) -> str:
-    """A name without the mean that it says it is: `lossAverage`, `actor_loss/Average`."""
+    """A name without a suffix for the mean: `lossAverage`, `actor_loss/Average`."""
     return _STATISTIC.sub("", plain(_CAMEL.sub("_", name)))
 
 
@@ -198,9 +198,9 @@ _TABLES: tuple[tuple[Role, set[str]], ...] = (
 
 
 def loss_rank(name: str, evaluated: bool = True) -> int:
-    """How good a name is for the training loss; the least is the best.
+    """Rank of a name as the training loss; the smallest is the best.
 
-    evaluated: another column is the loss of an evaluation. If none is, a bare `loss` beside a `train_loss` is.
+    evaluated: another column is an evaluation loss. If none is, a bare `loss` next to a `train_loss` is one.
     """
     full = plain(name)
     if full == "loss" and not evaluated:
@@ -212,7 +212,7 @@ def loss_rank(name: str, evaluated: bool = True) -> int:
 
 @lru_cache(maxsize=1 << 14)
 def step_rank(name: str) -> int | None:
-    """Place of a key among those that count steps; None if it does not."""
+    """Index of a key among those that count steps; None if it does not."""
     full = plain(name)
     found = _ORDER.get(full)
     if found is None:
@@ -224,13 +224,13 @@ def step_rank(name: str) -> int | None:
 
 
 def counts_environment(name: str) -> bool:
-    """Whether a step key counts what was seen (frames, episodes, images) and not updates of the weights."""
+    """Whether a step key counts samples (frames, episodes, images), not updates of the weights."""
     rank = step_rank(name)
     return rank is not None and ENVIRONMENT <= rank < len(STEP_KEYS)
 
 
 def number(word: str) -> float | None:
-    """A number as logs write it; NaN and infinities too; None for what was not measured (`N/A`, `No Log`)."""
+    """A number from its form in logs, including NaN and infinities; None for `N/A` and `No Log` (not measured)."""
     text = word.strip().strip("'\"").replace(",", "")
     try:
         return float(text)
@@ -246,9 +246,9 @@ def number(word: str) -> float | None:
 
 
 def factor(after: str, role: Role, name: str) -> float:
-    """What a number is to be multiplied with, by the unit that follows it or that its name holds.
+    """The factor for a number, from the unit that follows it or that is in its name.
 
-    Seconds for times, plain numbers for 85.8G.
+    Converts times to seconds, and 85.8G to a plain number.
     """
     low = plain(name)
     if role == "step_seconds":
@@ -260,7 +260,7 @@ def factor(after: str, role: Role, name: str) -> float:
 
 
 class Counter:
-    """Steps of records that have an epoch too: a count that begins again with each epoch goes on."""
+    """Steps of records with an epoch. A count that restarts with each epoch is continued over epochs."""
 
     def __init__(self) -> None:
         self._offset, self._step, self._epoch = 0, -1, -math.inf

@@ -1,4 +1,4 @@
-"""What the cells of a notebook printed, as lines: text, and the tables that trainers draw in HTML."""
+"""The output of a notebook's cells as lines: text, and the HTML tables of trainers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MARKUP = re.compile(r"<[^>]+>")
 
 
 def notebook_lines(notebook: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of all outputs, in the order of the cells; rows of tables with bars between their cells."""
+    """Lines of all outputs in the order of the cells; rows of tables have bars between their cells."""
     cells = notebook.get("cells")
     for cell in cells if isinstance(cells, list) else ():
         outputs = cell.get("outputs") if isinstance(cell, dict) else None
@@ -37,7 +37,7 @@ def _lines_of(output: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _joined(value: object) -> str:
-    """A text, which notebooks keep as a list of its lines too."""
+    """A text, which may be stored as a list of lines."""
     if isinstance(value, list):
         return "".join(part for part in value if isinstance(part, str))
     return value if isinstance(value, str) else ""

@@ -1,4 +1,4 @@
-"""Points that come by tag and not by record: put into the order of the file, and made a run."""
+"""Builds a run from points by tag, in the order of the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 class Points:
-    """Takes points of a tag, any number at a time. count: how many there are."""
+    """Collects points by tag, any number at a time. count: number of points."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -21,16 +21,16 @@ class Points:
         self._before = 0
 
     def add(self, tag: str, at: Ints, steps: Ints, walls: Floats, values: Floats) -> None:
-        """Points with their places in the file, steps, wall times and values; each (points,)."""
+        """Add points: positions in the file, steps, wall times and values, each (points,)."""
         self._parts.setdefault(tag, []).append((at + self._before, steps, walls, values))
         self.count += len(at)
 
     def next_file(self, size: int) -> None:
-        """What comes now follows everything so far."""
+        """Start the next file; its points follow all points so far."""
         self._before += size
 
     def run(self, name: str) -> LogRun:
-        """The run: a record per step that some training column has, in the order of the file."""
+        """The run: a record for each step with a training column, in the order of the file."""
         columns, places = [], []
         merged = {tag: tuple(np.concatenate(c) for c in zip(*parts, strict=True)) for tag, parts in self._parts.items()}
         roles = assign_roles({tag: len(parts[0]) for tag, parts in merged.items()})

@@ -1,4 +1,4 @@
-"""Which lines of a text may say anything about a training. Most lines of most logs do not; this is asked of each."""
+"""A fast filter for lines that may be relevant. Most lines of most logs are not, and each line is tested."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _COUNTED = re.compile(rb"\n ?\d{1,6}/\d")
 _BEGINS = re.compile(rb"s:|\[\d[^\]]{0,9}\]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/|  .*=|\xe2\x94")
 """Counts before a colon, in brackets, in a column, of a total; an indented key; a row in a box."""
 _BARE_LENGTH = 48
-"""Shorter lines may hold numbers without names."""
+"""Shorter lines may have numbers without names."""
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
     b"[batch", b"trl:", b"tel:", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
@@ -20,7 +20,7 @@ _SIGNS = (
 
 
 def worth_parsing(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
-    """May a line say anything? Most lines of most logs do not; this is asked of each."""
+    """Whether a line may be relevant. Most lines of most logs are not."""
     for sign in signs:
         if sign in raw:
             return True
@@ -28,7 +28,7 @@ def worth_parsing(raw: bytes, signs: Iterable[bytes] = _SIGNS) -> bool:
 
 
 def worth_parsing_in(block: bytes) -> Callable[[bytes], bool] | None:
-    """The same for the lines of a block: signs that are nowhere in it need not be looked for. None: no line may."""
+    """The same for the lines of a block, without tests for marks that are not in it. None: no line is relevant."""
     there = tuple(sign for sign in _SIGNS if sign in block)
     begins = (
         block[:2] in (b"s:", b"  ")

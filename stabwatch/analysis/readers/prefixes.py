@@ -1,6 +1,6 @@
-"""What a launcher or a log collector writes before each line: a time stamp, a host, a pod, a rank, a logger's name.
+"""Prefixes of lines by launchers and log collectors: a timestamp, a host, a pod, a rank, a logger's name.
 
-Such a prefix hides tables, rows and bare numbers. It is found in the first lines of a file, and taken off all of them.
+Such a prefix hides tables, rows and bare numbers. It is found in the first lines of a file and removed from all lines.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _COMMON = (
     rb"(?:\| +)?" + _LEVELS + rb" +\| [\w.<>]+:[\w.<>]+:\d+ - ",
     rb"\[[\w.]+\]\[" + _LEVELS + rb"\] - ",
 )
-"""Prefixes that say when, and who in the program: ISO 8601, syslog, Kubernetes (CRI), glog, and Python's loggers as
-`logging.basicConfig`, common formats, loguru and Hydra set them."""
+"""Prefixes with a time and a logger: ISO 8601, syslog, Kubernetes (CRI), glog, and Python's logging with
+`logging.basicConfig`, common formats, loguru and Hydra."""
 _WRITERS = (
     rb"\[(?:pod/|[\w.-]*/)[\w./-]*\] ",
     rb"\[(?:rank|default|worker|trainer|node|task|local_rank)[-_ ]?\d{1,6}\]:? ?",
@@ -32,9 +32,9 @@ _WRITERS = (
     rb"(?=[\w.-]*[A-Za-z])[\w-]*[a-z]-?\d+(?:\.[\w.-]+)?: ",
     rb"\([\w.]+ pid=\d+(?:, ip=[\d.]+)?\) ",
 )
-"""Prefixes that say which process: kubectl, torchrun, Open MPI, srun, Docker Compose, pdsh, Ray."""
+"""Prefixes with a process: kubectl, torchrun, Open MPI, srun, Docker Compose, pdsh, Ray."""
 _COUNTS = re.compile(rb"(?:step|iter|iteration|epoch|batch|update|round|loss)[-_]?\d", re.IGNORECASE)
-"""A record's own number, and no host."""
+"""A record number, not a host."""
 
 _LINES, _LEAST, _MOST_PARTS = 400, 3, 5
 _SHARE = 0.9
@@ -43,13 +43,13 @@ _MOST_WRITERS = 64
 
 @dataclass(frozen=True)
 class Prefix:
-    """pattern: matches a line's end and the next one's prefix. writers: the processes, if several, by their part."""
+    """pattern: matches the end of a line and the prefix of the next. writers: the processes if there are several."""
 
     pattern: re.Pattern[bytes]
     writers: tuple[bytes, ...] = ()
 
     def strip(self, block: bytes) -> bytes:
-        """Some lines without it; of several processes `[rank3]: ` is left."""
+        """Lines without the prefix; with several processes, `[rank3]: ` remains."""
         return self.pattern.sub(self._rank if self.writers else b"\n", b"\n" + block)[1:]
 
     def _rank(self, found: re.Match[bytes]) -> bytes:
@@ -83,13 +83,13 @@ def find_prefix(head: bytes) -> Prefix | None:
 
 
 def _share(part: bytes, lines: list[bytes]) -> list[bytes] | None:
-    """What a pattern matches at the start of the lines; None if too few have it."""
+    """The matches of a pattern at the start of the lines; None if too few match."""
     found = [match[0] for match in map(re.compile(part, re.MULTILINE).match, lines) if match]
     return found if len(found) >= _SHARE * len(lines) else None
 
 
 def _processes(part: bytes, lines: list[bytes]) -> tuple[bytes, ...] | None:
-    """The processes that wrote the lines; None if the pattern does not name any."""
+    """The processes that wrote the lines; None if the pattern has no process."""
     found = _share(part, lines)
     if found is None or any(_COUNTS.search(text) for text in found):
         return None

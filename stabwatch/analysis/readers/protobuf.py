@@ -1,4 +1,4 @@
-"""As much of protobuf's wire format as logs need: field numbers and raw values."""
+"""The part of protobuf's wire format that logs need: field numbers and raw values."""
 
 from __future__ import annotations
 

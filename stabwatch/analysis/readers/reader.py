@@ -1,4 +1,4 @@
-"""What a reader is: one declaration, from which the order of trial and the documentation come."""
+"""The declaration of a reader, which determines the order of trial and the documentation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stabwatch.analysis.readers.log import Log
 class Reader:
     """One container of logs.
 
-    covers: trainers and files that write it, for the documentation. sniff: by content, from the first 64 KiB.
+    covers: trainers and files with this format, for the documentation. sniff: recognises it from the first 64 KiB.
     read: raises LogError.
     """
 

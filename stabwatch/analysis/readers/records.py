@@ -1,4 +1,4 @@
-"""A run in another trainer's log as records of a run log."""
+"""A run of another trainer's log as records of a run log."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ HOST: dict[Role, str] = {
     "step_seconds": "step_seconds",
     "skipped_steps": "skipped_steps_total",
 }
-"""Columns that are host numbers of a run log. The loss and the gradient norm have accumulators of their own; everything
-else becomes `logged_value`, under its name."""
+"""Columns that are host numbers of a run log. The loss and the gradient norm have separate accumulators. Any other
+column becomes `logged_value` under its name."""
 
 
 _NOTHING = RecordLayout.build([Accumulator("loss", "", "mean")])
 
 
 class ForeignLog:
-    """A run of another trainer's log as records of a run log, with what such a log can hold.
+    """A run of another trainer's log as a record source.
 
-    run: the same run as the reader gave it. form: what the log was read as. notes: what the reader recognised, guessed
+    run: the run from the reader. form: format of the log. notes: what the reader recognised, guessed
     and left out.
     """
 
@@ -46,7 +46,7 @@ class ForeignLog:
         self.position, self.size = 0, max(self._block.rows.nbytes, 1)
 
     def stream(self) -> Iterator[RecordBatch]:
-        """The records, in batches; they are in memory already."""
+        """The records in batches, from memory."""
         self.position = 0
         for start in range(0, len(self._block), BATCH_RECORDS):
             piece = record_slice(self._block, start, start + BATCH_RECORDS)
@@ -54,28 +54,28 @@ class ForeignLog:
             yield piece
 
     def poll_events(self) -> list[Event]:
-        """None: such a log has no events."""
+        """An empty list: such a log has no events."""
         return []
 
 
 def _block(run: LogRun) -> RecordBatch:
     if not len(run.steps) and not any(map(len, run.columns)):
         return RecordBatch(_NOTHING, np.empty(0, np.int64), np.empty(0), np.empty((0, _NOTHING.width), np.float32))
-    columns = {cell: column for column in run.columns if (cell := _cell(column)) is not None}
+    columns = {accumulator: column for column in run.columns if (accumulator := _accumulator(column)) is not None}
     table = RecordLayout.build(columns)
     records = _keys(run.steps, run.lines, run)
-    placed = {cell: _keys(column.steps, column.lines, run) for cell, column in columns.items()}
-    keys = np.unique(np.concatenate([records, *placed.values()]), axis=0)
+    points = {key: _keys(column.steps, column.lines, run) for key, column in columns.items()}
+    keys = np.unique(np.concatenate([records, *points.values()]), axis=0)
     rows = np.full((len(keys), table.width), np.nan, np.float32)
     with np.errstate(over="ignore"):
-        for cell, column in columns.items():
-            start = table.start(cell)
-            filled = _partials(cell, column.values)
-            rows[_places(keys, placed[cell]), start : start + filled.shape[1]] = filled
+        for accumulator, column in columns.items():
+            start = table.start(accumulator)
+            partials = _partials(accumulator, column.values)
+            rows[_row_indices(keys, points[accumulator]), start : start + partials.shape[1]] = partials
     return RecordBatch(table, keys[:, 1], _times(keys, records, run.times), rows)
 
 
-def _cell(column: Column) -> Accumulator | None:
+def _accumulator(column: Column) -> Accumulator | None:
     if not len(column):
         return None
     if column.role == "loss":
@@ -87,11 +87,11 @@ def _cell(column: Column) -> Accumulator | None:
     return Accumulator("logged", column.name, "mean")
 
 
-def _partials(cell: Accumulator, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The fields of an accumulator: count first, then the value, then how many are not finite."""
+def _partials(accumulator: Accumulator, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The fields of an accumulator: count, value, and number of non-finite values."""
     one, bad = np.ones_like(values), (~np.isfinite(values)).astype(np.float64)
-    value = values**2 if cell.reduction == "clip" else values
-    return np.column_stack([one, value, bad] if cell.tap != "host" else [one, value])
+    value = values**2 if accumulator.reduction == "clip" else values
+    return np.column_stack([one, value, bad] if accumulator.tap != "host" else [one, value])
 
 
 def _keys(steps: NDArray[np.int64], lines: NDArray[np.int64], run: LogRun) -> NDArray[np.int64]:
@@ -104,8 +104,8 @@ def _keys(steps: NDArray[np.int64], lines: NDArray[np.int64], run: LogRun) -> ND
     return np.column_stack([segment, steps]).astype(np.int64)
 
 
-def _places(keys: NDArray[np.int64], mine: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Rows of some keys; both hold (segment, step), `keys` in order."""
+def _row_indices(keys: NDArray[np.int64], mine: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Row indices of some keys in `keys`; both are (segment, step), and `keys` is sorted."""
     edges = np.searchsorted(keys[:, 0], np.arange(keys[-1, 0] + 2))
     out = np.empty(len(mine), np.intp)
     for segment, (start, stop) in enumerate(pairwise(edges.tolist())):
@@ -119,4 +119,4 @@ def _times(keys: NDArray[np.int64], records: NDArray[np.int64], times: NDArray[n
     known = np.isfinite(times)
     if not known.any():
         return np.full(len(keys), np.nan)
-    return np.interp(np.arange(len(keys)), _places(keys, records)[known], times[known])
+    return np.interp(np.arange(len(keys)), _row_indices(keys, records)[known], times[known])

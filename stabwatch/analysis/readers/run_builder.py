@@ -1,4 +1,4 @@
-"""From records, one at a time, to the runs of a log: columns, copies taken out, roles given."""
+"""Builds a run from records: columns, without copies, with roles."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from stabwatch.analysis.readers.salience import salient
 
 Floats = NDArray[np.float64]
 MOST_COLUMNS = 4096
-"""More keys than that are no log of a training; the rest is left out, and said."""
+"""Most keys of a training log; further ones are left out, with a note."""
 MOST_POINTS = 2_000_000
-"""Of all columns together; from there on calm records are thinned, to one in 2, 4, 8 ..."""
+"""Most points of all columns together. Above it, records without unusual values are thinned to one in 2, 4, 8 ..."""
 _RARE = 16
-"""A column with fewer points than this share of the records is left whole."""
+"""A column with fewer points than this share of the records is not thinned."""
 
 
 @dataclass
 class _Series:
     trains: bool
-    """Its values make a record a training record."""
+    """Whether its values make a record a training record."""
     steps: array[int] = field(default_factory=lambda: array("q"))
     values: array[float] = field(default_factory=lambda: array("d"))
     lines: array[int] = field(default_factory=lambda: array("q"))
 
 
 class RunBuilder:
-    """Takes records in the order of the file. A key that comes twice for a step in a row is a copy and is left out."""
+    """Takes records in the order of the file. A repeated key of the same step is a copy and is left out."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -50,7 +50,7 @@ class RunBuilder:
         self.left_out = 0
 
     def __len__(self) -> int:
-        """Training records so far, kept or not."""
+        """Number of training records so far, kept or not."""
         return self._count
 
     @property
@@ -74,9 +74,9 @@ class RunBuilder:
         row: bool = False,
         new: bool = False,
     ) -> None:
-        """One record, or more of the newest one.
+        """Add one record, or more keys of the newest one.
 
-        row: it counts as a training record whatever it holds. new: it is another record, though its step is the same.
+        row: it always counts as a training record. new: it is another record although its step is the same.
         """
         if new or step != self._last:
             self._last, self._training = step, False
@@ -111,7 +111,7 @@ class RunBuilder:
         columns: Mapping[str, Floats],
         times: Floats | None = None,
     ) -> None:
-        """Many records at once, each with all columns; their steps rise, from above that of the newest record."""
+        """Add many records at once, each with all columns. Their steps rise from above the newest record's."""
         training = False
         for key, values in columns.items():
             series = self._series.get(key) or self._new(key)
@@ -133,7 +133,7 @@ class RunBuilder:
             self._thin()
 
     def _thin(self) -> None:
-        """Above the most points, keep every other of the records that were kept so far, and those that are unusual."""
+        """Above the limit of points, keep every other record so far, and those with unusual values."""
         lines = _as(self._lines, np.int64)
         if self._points() > MOST_POINTS and lines[0] >= 0 and (np.diff(lines) >= 0).all():
             self._stride *= 2
@@ -156,13 +156,13 @@ class RunBuilder:
         self._steps, self._lines, self._times, self._ordinals = (_picked(a, keep) for a in mine)
 
     def notes(self) -> list[str]:
-        """What of the log is not there, in words."""
+        """Notes on what was left out, in words."""
         said = []
         if self._stride > 1:
-            calm = f"of those in which nothing is unusual one in {self._stride} is kept"
+            calm = f"of those without unusual values, one in {self._stride} is kept"
             said.append(f"There are {self._count:,} records; {calm}.")
         if self.left_out:
-            said.append("More keys than a training log has: the later ones are left out.")
+            said.append("The log has too many keys: the later ones are left out.")
         return said
 
     def _new(self, key: str) -> _Series | None:
@@ -174,7 +174,7 @@ class RunBuilder:
         return series
 
     def remark(self, kind: str, line: int, text: str, value: float = math.nan) -> None:
-        """A line that says something."""
+        """Add a remark: a relevant line that is not a record."""
         if len(self.remarks) < 100_000:
             self.remarks.append(Remark(kind, self._last, line, text[:300], value))
 
@@ -198,23 +198,23 @@ class RunBuilder:
 
 
 def _as(values: array[Any], kind: type[np.generic]) -> NDArray[Any]:
-    """Without a copy; to be gone before the array grows."""
+    """The values without a copy; the caller must drop them before the array grows."""
     return np.frombuffer(values, dtype=kind)
 
 
 def _picked(values: array[Any], keep: NDArray[np.bool_]) -> array[Any]:
-    """Some elements, as an array of their own size."""
+    """Keep the selected elements, as an array of their size."""
     return array(values.typecode, np.frombuffer(values, dtype=values.typecode)[keep].tobytes())
 
 
 def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
-    """Role of each column by its name; of the candidates for the loss one, the others are components.
+    """Role of each column by its name. One candidate becomes the loss; the others become components.
 
-    points: how many each column has; one that hardly ever comes is no training loss.
+    points: number of points of each column; a rare column is not the training loss.
     """
     roles = {key: role_of(key) for key in points}
     losses = [key for key, role in roles.items() if role == "loss"]
-    if not losses:  # no total: the first part of it that is written as often as any
+    if not losses:  # no total: the first component that is written as often as any
         parts = {key: points[key] for key, role in roles.items() if role == "component"}
         losses = [key for key in parts if 2 * parts[key] >= max(parts.values())][:1]
         losses = losses or [key for key in points if is_perplexity(key) and not is_eval(key)][:1]

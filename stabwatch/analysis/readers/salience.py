@@ -1,4 +1,4 @@
-"""Of more records than memory should hold: which have to stay, because something in them is unusual."""
+"""Selects the records with unusual values, which stay when there are too many for memory."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 BLOCK = 64
-"""Records that stay or go together, so that an unusual value keeps its surroundings."""
+"""Records that are kept or dropped together, so an unusual value keeps its neighbours."""
 _LEVEL = 256
-"""Records whose median and scatter a value is compared with."""
+"""Records for the median and scatter with which a value is compared."""
 _SIGMAS = 6.0
 _LEAST_SCATTER = 1e-3
-"""Of the level: what scatters less has no scatter to speak of."""
+"""Smallest scatter relative to the level."""
 _SHARE = 8
-"""One block in so many may stay, the most unusual first: where all do, none does."""
+"""One block in this many may stay, the most unusual first."""
 _STEP = 1.5
-"""Times the value before: a learning rate or a loss scale that changes by that much has jumped."""
-_SURE = 100.0
+"""Ratio to the value before from which a learning rate or a loss scale has jumped."""
+_CERTAIN = 100.0
 
 
 def salient(steps: Ints, columns: Iterable[tuple[Role, Ints, Floats]]) -> NDArray[np.bool_]:
-    """Records to keep, (records,): blocks in which a value is not finite, or far from its level, or jumps, or a counter
-    counts, or the step goes back; with the blocks beside them, and the first and last.
+    """Records to keep, (records,): blocks with a non-finite value, a value far from its level, a jump, an increment of
+    a counter, or a step that goes back; also the neighbouring blocks, and the first and last.
 
-    columns: of each its role, the records that have it, (points,), ascending, and its values, (points,).
+    columns: the role of each, its record indices (points,), ascending, and its values (points,).
     """
     score = np.zeros(-(-len(steps) // BLOCK) * BLOCK)
     for role, at, values in columns:
@@ -49,25 +49,25 @@ def salient(steps: Ints, columns: Iterable[tuple[Role, Ints, Floats]]) -> NDArra
 
 
 def _score(role: Role, values: Floats) -> Floats:
-    """How unusual each is, in scatters."""
+    """Score of each value, in scatters."""
     finite = np.isfinite(values)
     score = np.where(finite, 0.0, np.inf)
-    filled = np.where(finite, values, 0.0)
+    finite_values = np.where(finite, values, 0.0)
     if role in ("loss", "eval_loss", "grad_norm"):
-        score = np.maximum(score, _from_level(filled))
+        score = np.maximum(score, _from_level(finite_values))
     elif role in ("skipped_steps", "nan_steps"):
-        score = np.maximum(score, np.where(filled > 0, _SURE, 0.0))
+        score = np.maximum(score, np.where(finite_values > 0, _CERTAIN, 0.0))
     elif role in ("learning_rate", "loss_scale"):
-        before = np.append(filled[:1], filled[:-1])
-        jumps = (filled > _STEP * before) | (_STEP * filled < before)
-        score = np.maximum(score, np.where(jumps, _SURE, 0.0))
+        before = np.append(finite_values[:1], finite_values[:-1])
+        jumps = (finite_values > _STEP * before) | (_STEP * finite_values < before)
+        score = np.maximum(score, np.where(jumps, _CERTAIN, 0.0))
     return score
 
 
 def _from_level(values: Floats) -> Floats:
     whole = -(-len(values) // _LEVEL) * _LEVEL
     rows = np.pad(values, (0, whole - len(values)), mode="edge").reshape(-1, _LEVEL)
-    middle = np.median(rows, axis=1, keepdims=True)
-    apart = np.abs(rows - middle)
-    scatter = np.maximum(1.4826 * np.median(apart, axis=1, keepdims=True), _LEAST_SCATTER * np.abs(middle))
-    return np.asarray(apart / np.maximum(scatter, 1e-300)).reshape(-1)[: len(values)]
+    centre = np.median(rows, axis=1, keepdims=True)
+    distance = np.abs(rows - centre)
+    scatter = np.maximum(1.4826 * np.median(distance, axis=1, keepdims=True), _LEAST_SCATTER * np.abs(centre))
+    return np.asarray(distance / np.maximum(scatter, 1e-300)).reshape(-1)[: len(values)]

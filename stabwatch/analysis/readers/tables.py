@@ -1,4 +1,4 @@
-"""Tables with a header: comma, tab, semicolon or blanks between cells; several runs side by side (W&B's export)."""
+"""Tables with a header: comma, tab, semicolon or blanks between cells; also several runs in columns (W&B export)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import MOST_COLUMNS, RunBuilder
 
 _DELIMITERS = (",", "\t", ";", "")
-"""The last: blanks."""
+"""Delimiters; the last is any run of blanks."""
 _TIMES = ("wall time", "_timestamp", "timestamp", "wall_time", "time/time_elapsed", "total_duration", "elapsed")
 _NAMES = ("key", "metric", "name", "tag", "metric_name", "metricname", "metrickey", "metric_key", "variable")
 _VALUES = ("value", "metric_value", "metricvalue", "scalar")
@@ -22,12 +22,12 @@ _SPLITS = ("phase", "split", "mode", "stage", "subset", "set", "partition")
 _RULE = re.compile(r"[-=+| :]+")
 _COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 _TAG = re.compile(r"-tag-(.+?)(?: \(\d+\))?\.csv")
-"""TensorBoard names a downloaded table after its tag, and the column `Value`."""
+"""TensorBoard names a downloaded table after its tag, with a column `Value`."""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """How a table is written. header: the line with the names. decimal_comma: numbers are written `3,14`."""
+    """Format of a table. header: the line with the names. decimal_comma: numbers are written as `3,14`."""
 
     delimiter: str
     names: list[str]
@@ -35,7 +35,7 @@ class _Table:
     decimal_comma: bool
 
     def cells(self, line: str) -> list[str]:
-        """The cells of a line; raises csv.Error."""
+        """The cells of a line. Raises csv.Error."""
         return _split(line, self.delimiter)
 
 
@@ -47,7 +47,7 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 
 def _table(source: LogFile) -> _Table | None:
-    """The table that the file begins with; None if it does not."""
+    """Format of the table at the start of the file; None if there is none."""
     lines = [line for line in re.split(r"[\r\n]+", source.text)[:40] if line.strip()]
     for i, line in enumerate(lines[:-1]):
         below = [x for x in lines[i + 1 :] if not _RULE.fullmatch(x)][:8]
@@ -65,7 +65,7 @@ def _table(source: LogFile) -> _Table | None:
 
 
 def _fits(names: list[str], cells: list[str]) -> bool:
-    """Names and not numbers above; as many cells below, of which one is a number."""
+    """Whether the first line has names and not numbers, and the next has as many cells with at least one number."""
     named = all(n == "" or number(n) is None for n in names) and any(re.search("[A-Za-z]", n) for n in names)
     known = any(role_of(n) != "other" or step_rank(n) is not None or plain(n) in EPOCH_KEYS for n in names)
     numbers = [number(c) for c in cells]
@@ -74,14 +74,14 @@ def _fits(names: list[str], cells: list[str]) -> bool:
 
 
 def _is_aligned(names: list[str], rows: list[list[str]]) -> bool:
-    """Whether rows between blanks are no sentences: as many cells in each, nearly all of them numbers."""
+    """Whether rows between blanks are not sentences: each has as many cells, nearly all of them numbers."""
     numbers = [[number(cell) is not None for cell in row] for row in rows]
     full = [row for row in numbers if len(row) == len(names) and sum(row) >= len(row) - 1]
     return len(rows) > 1 and len(full) == len(rows) and not any(re.search(r"[:=]\S|\d\s", name) for name in names)
 
 
 def _has_decimal_commas(cells: list[str]) -> bool:
-    """Whether `3,14` is a number below 4; `1,234` alone is one where no other number has a point."""
+    """Whether commas are decimal commas. `1,234` alone counts as one if no other number has a point."""
     commas = [cell for cell in cells if _COMMA.fullmatch(cell)]
     pointed = any("." in cell and number(cell) is not None for cell in cells)
     return bool(commas) and not pointed
@@ -117,7 +117,7 @@ def _read(source: LogFile) -> Log:
     if table.decimal_comma:
         notes.append("Its numbers have decimal commas.")
     if step_at is None:
-        notes.append("No step in it: rows are numbered.")
+        notes.append("It has no step: rows are numbered.")
     notes += dict.fromkeys(note for builder in builders.values() for note in builder.notes())
     return Log(source.path, "table", tuple(builder.run() for builder in builders.values()), tuple(notes))
 
@@ -143,12 +143,12 @@ def _read_long(source: LogFile, table: _Table, low: list[str]) -> Log:
                 merged.setdefault(step, (line, {}))[1].setdefault(name, value)
     for step in sorted(merged):
         builder.add(int(step), *merged[step])
-    return Log(source.path, "table", (builder.run(),), (f"{len(series)} quantities, one value a row.",))
+    return Log(source.path, "table", (builder.run(),), (f"{len(series)} quantities, one value per row.",))
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Columns that are no values."""
+    """Columns that are not values."""
 
     step: int | None
     time: int | None

@@ -1,4 +1,4 @@
-"""One line of free text into keys and numbers. Lines that differ in their numbers only are understood once."""
+"""Parses a line of free text into keys and numbers. Lines that differ only in their numbers are parsed once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
 _DELIMITER = re.compile(r"[|,;\t{}\[\]()<>]|\s{2,}|(?<=[:=])\s|\s[-/]\s|\s--\s")
 _SEPARATOR = re.compile(r"['\"`*_]*\s*[:=][*`]*\s*[\[({<*`]*['\"]?$")
 _WRAPPER = re.compile(r"(?:(?:<?tf\.)?Tensor\b[^<>=]*(?:\w+=[^<>=]*)*numpy=|[\w.]*(?:[tT]ensor|Array|float\d*)\()\[*$")
-"""What a framework prints around a number: `tensor(`, `Array(`, `np.float32(`."""
+"""Text that a framework prints around a number: `tensor(`, `Array(`, `np.float32(`."""
 _TENSOR = re.compile(r",? ?\b(?:dtype=[\w.]+|device=['\w]+:?'?|grad_fn=<\w+>|requires_grad=\w+)")
 _DEVICE = re.compile(r"\bdevice='?\w+:$")
 _WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
@@ -34,20 +34,20 @@ _CODE = re.compile(
     r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b|^\s*Averaged stats:"
 )
 _POWER = re.compile(r"[\w)]\*\*$")
-"""Source code, `x**2`; behind a number `**` ends bold text."""
+"""Source code, `x**2`; after a number, `**` ends bold text."""
 _SETTINGS = re.compile(
     r"\b(?:config\w*|Namespace|hyp(?:er)?_?-?param\w*|arguments|args)\b[^{(=]{0,40}(?:= *)?(?:[{(]|: *\w+=)"
 )
-"""What a run was configured with, in one line."""
+"""The configuration of a run in one line."""
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
-"""An indented assignment: source code that a log begins with."""
+"""An indented assignment: source code at the start of a log."""
 _EVAL_LINE = re.compile(r"\b(valid|validation|eval|evaluation|evaluating|test|testing|dev)\b")
 _SECTION = re.compile(
     r"\b(?:(train(?:ing)?)|val(?:id(?:ation)?)?|test(?:ing)?|eval(?:uat(?:e|ion|ing))?|dev|cv)\b"
     r"(?:=\w+\s|\s*(?:[:|\])>]|=>)+\s*(?=[A-Za-z*'\"{(\[])|\s+(?:Batch|Epoch|Step|Iter(?:ation)?)\b)",
     re.IGNORECASE,
 )
-"""A label that says what the values after it are of: `val: loss 0.5`."""
+"""A label for the values after it: `val: loss 0.5`."""
 _MAIN = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
 _BAR = re.compile(r"(%\|[^|]*\||^Z?|\n|[|\]:)]|\bprogress)\s*$")
 _BESIDE = re.compile(r"\s*[,;|-]\s*")
@@ -61,10 +61,10 @@ _SETTING = re.compile(
     r"\b(?:total|max|num|optimi[sz]ation|accumulation|warm-?up|save|eval|logging|log|per|val|decay|of) steps$",
     re.IGNORECASE,
 )
-"""A setting, and no count."""
+"""A setting, not a count."""
 _FILE = re.compile(r"\.(?:py|cpp|cu|cc|h|json|ya?ml|safetensors|txt|bin)$|^--")
 _NEXT = re.compile(r"[\]:)]*\s*\[\s*")
-"""Between an epoch and the count within it."""
+"""Text between an epoch and the count within it."""
 _LAST = float(len(STEP_KEYS))
 _BATCH = step_rank("batch")
 _UNNAMED = (step_rank("s") or 0) + 0.5
@@ -81,38 +81,38 @@ _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
 _LLMC = re.compile(r"\bt[re]l:")
 _CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
-"""What precedes the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
+"""Text before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
 
 @dataclass(frozen=True)
 class Template:
-    """Where the numbers of a line go. values: index, key, factor. epoch, step: indices of numbers."""
+    """Meaning of the numbers of a line. values: index, key, factor. epoch, step: indices of numbers."""
 
     values: tuple[tuple[int, str, float], ...]
     step: int | None
     epoch: int | None
     of_epoch: bool
-    """The step counts within the epoch."""
+    """Whether the step counts within the epoch."""
     evaluates: bool
-    """It speaks of an evaluation, whose own count is no step."""
+    """Whether the line is of an evaluation, whose count is not a step."""
     tells: bool
-    """There is something in such lines that a training log would say."""
+    """Whether such lines may be part of a training log."""
     odd: bool
-    """It may be a remark, a row of a table, or numbers without names: to be looked at each time."""
+    """Whether it may be a remark, a row of a table, or numbers without names. Then each line is inspected."""
     unnamed: bool = False
-    """The step is a number at the start of the line, which says no name."""
+    """Whether the step is an unnamed number at the start of the line."""
     rounded: bool = False
-    """A step is printed, but rounded, as `10K`."""
+    """Whether the printed step is rounded, as in `10K`."""
     of_environment: bool = False
-    """The step counts what was seen, as episodes, and not updates."""
+    """Whether the step counts samples, such as episodes, not updates."""
     total: int | None = None
     """Index of M in `N/M`, whose N is the step."""
     texts: tuple[str, ...] = ()
-    """What is printed between the numbers."""
+    """Texts between the numbers."""
 
     def fill(self, numbers: list[str]) -> dict[str, float]:
-        """Values by key, the first of each; what is not measured is left out."""
+        """Values by key, the first of each; values that were not measured are left out."""
         out: dict[str, float] = {}
         for at, key, times in self.values:
             if key in out:
@@ -127,17 +127,17 @@ class Template:
 
 
 class Templates:
-    """The lines understood so far."""
+    """The templates of parsed lines."""
 
     _MOST = 20_000
 
     def __init__(self, odd: Callable[[str], bool] = lambda line: False, leading: bool = False) -> None:
-        """odd: whether a line may be more than keys and numbers. leading: numbers that begin lines count records."""
+        """odd: whether a line may have more than keys and numbers. leading: numbers at line starts count records."""
         self._known: dict[tuple[str, ...], Template] = {}
         self._odd, self._leading = odd, leading
 
     def of(self, line: str) -> tuple[Template, list[str]] | None:
-        """What a line is, and its numbers; None if it has no number."""
+        """The template of a line, and its numbers; None without a number."""
         parts = _SPLIT.split(line)
         if len(parts) < 3:
             return None
@@ -150,7 +150,7 @@ class Templates:
         return template, parts[1::2]
 
     def correct(self, template: Template, corrected: Template) -> None:
-        """Lines of a template are something else, as it turned out."""
+        """Replace a template whose lines turned out to be something else."""
         self._known = {key: corrected if known is template else known for key, known in self._known.items()}
 
 
@@ -160,7 +160,7 @@ def numbers_of(line: str) -> list[str]:
 
 
 def count(numbers: list[str], at: int | None) -> int | None:
-    """The number at an index, whole; None without an index."""
+    """The number at an index as an integer; None without an index."""
     value = None if at is None else number(numbers[at])
     return int(value) if value is not None and abs(value) < 1 << 62 else None
 
@@ -183,7 +183,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
     for i, text in enumerate(texts[:-1]):
         after = texts[i + 1]
         section = _section(text, section)
-        if after.startswith("%|"):  # how far a bar has come
+        if after.startswith("%|"):  # the progress of a bar
             label = " ".join(texts[: i + 1])
             other_bar = (
                 "examples/s" in whole or _PREPARES.search(label) or (_LABEL.search(label) and not _TRAINS.search(label))
@@ -219,7 +219,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
             continue
         rank = step_rank(key)
         if rank is not None and i and numbers[i - 1].lower() == "nan" and texts[i - 1].endswith(" of"):
-            values.append((i, "number of nan iterations", 1.0))  # whose `nan` was taken for a number
+            values.append((i, "number of nan iterations", 1.0))  # its `nan` was parsed as a number
             roles.append("nan_steps")
             continue
         if rank is not None and re.match(r"[KMB]\b", after):
@@ -263,13 +263,13 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
 
 
 def _section(text: str, before: bool) -> bool:
-    """Whether what comes after a text is of an evaluation."""
+    """Whether the values after a text are of an evaluation."""
     found = list(_SECTION.finditer(text))
     return found[-1][1] is None if found else before
 
 
 def _begins(text: str, after: str) -> bool:
-    """Whether the first number of a line is set off as its count: `[10] loss`, `10 | loss`, `#10: loss`."""
+    """Whether the first number of a line is marked as its count: `[10] loss`, `10 | loss`, `#10: loss`."""
     before, rest = text.strip(), after.lstrip()
     if before in ("[", "(", "[#"):
         return rest.startswith((")", "]"))
@@ -292,13 +292,13 @@ def _is_count(key: str, text: str, whole: str) -> bool:
 
 
 def _date(texts: tuple[str, ...], i: int) -> bool:
-    """Whether number i begins a date, `2023/05/01` or `05/01 12:00:00`, and no `3/100`."""
+    """Whether number i begins a date, `2023/05/01` or `05/01 12:00:00`, and not `3/100`."""
     after = [text.strip() for text in texts[i + 2 : i + 5]]
     return after[:1] == ["/"] or after == ["", ":", ":"]
 
 
 def _fraction(texts: tuple[str, ...], i: int) -> tuple[str, float]:
-    """What `[N/M]` counts, whose N is number i: 'step' and its rank, 'epoch', 'within' the epoch before it, or ''."""
+    """What `[N/M]` counts, where N is number i: 'step' and its rank, 'epoch', 'within' the epoch before it, or ''."""
     before = texts[i].rstrip(" [(")
     if before == texts[i].rstrip():
         return ("step", _LAST) if re.search(r"\bi\s?=$", before) else ("", 0.0)

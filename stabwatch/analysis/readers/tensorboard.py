@@ -28,7 +28,7 @@ from stabwatch.errors import LogError
 _LENGTH, _DOUBLE, _FLOAT = struct.Struct("<Q"), struct.Struct("<d"), struct.Struct("<f")
 _LARGEST = 1 << 30
 _AT_ONCE = 1 << 24
-"""Bytes of events that are looked at together."""
+"""Bytes of events that are processed together."""
 _LAYOUTS = 256
 
 
@@ -37,7 +37,7 @@ def _sniff(source: LogFile) -> bool:
     if len(head) < 24:
         return False
     (length,) = _LENGTH.unpack_from(head)
-    # The first event says `brain.Event:2`, in field 3, after its wall time.
+    # The first event has `brain.Event:2` in field 3, after its wall time.
     return 8 < length < 4096 and head[12:13] == b"\x09" and b"brain.Event" in head[:64]
 
 
@@ -46,7 +46,7 @@ def _read(source: LogFile) -> Log:
 
 
 def read_files(path: Path, files: list[Path], progress: Progress | None = None) -> Log:
-    """One run out of the event files of a folder, in the order of their names."""
+    """One run from the event files of a folder, in the order of their names."""
     points, notes = Points(), []
     sizes = [file.stat().st_size for file in files]
     for file, size, before in zip(files, sizes, accumulate(sizes, initial=0), strict=False):
@@ -61,7 +61,7 @@ def read_files(path: Path, files: list[Path], progress: Progress | None = None) 
 
 
 def _read_file(path: Path, points: Points) -> Iterator[int]:
-    """Take all scalars of a file; gives now and then how much has been read, at last how much could be."""
+    """Add all scalars of a file. Yields the bytes read at intervals, and finally the readable bytes."""
     found, at = points.count, 0
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -80,7 +80,7 @@ def _read_file(path: Path, points: Points) -> Iterator[int]:
 
 
 def _frames(data: mmap.mmap, at: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Where the next events begin, how long they are, and where they end."""
+    """Start, length and end of the next events."""
     starts, lengths = array("q"), array("q")
     size, unpack, stop = len(data), _LENGTH.unpack_from, at + _AT_ONCE
     while at + 16 <= size and at < stop:
@@ -94,7 +94,7 @@ def _frames(data: mmap.mmap, at: int) -> tuple[NDArray[np.int64], NDArray[np.int
 
 
 def _of_one_length(data: mmap.mmap, starts: NDArray[np.int64], length: int, points: Points) -> None:
-    """Events of one length: those of one tag differ in wall time, step and value only, and are read all at once."""
+    """Events of one length. Those of one tag differ only in wall time, step and value, and are read at once."""
     for part in np.array_split(starts, max(1, len(starts) * length // _AT_ONCE)):
         rows = np.frombuffer(data, dtype=np.uint8)[part[:, None] + np.arange(length)]
         left = np.arange(len(part))
@@ -126,7 +126,7 @@ def _one(data: bytes, at: int, points: Points) -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the numbers of an event with one scalar lie."""
+    """Positions of the numbers in an event with one scalar."""
 
     tag: str
     fixed: NDArray[np.int64]
@@ -145,7 +145,7 @@ class _Layout:
 
 
 def _layout(data: bytes) -> _Layout | None:
-    """Of an event as every writer writes it: wall time, step, one value, a float; None for any other."""
+    """Positions in an event of the usual form: wall time, step, one float value; None for any other event."""
     if len(data) < 20 or data[0] != 0x09:
         return None
     at = 9
@@ -166,7 +166,7 @@ def _layout(data: bytes) -> _Layout | None:
 
 
 def _after_wall(data: bytes, at: int) -> tuple[int, tuple[str, int] | None]:
-    """Tag and place of the value in a summary of one simple value that ends where the event ends."""
+    """Tag and position of the value in a summary with one simple value that ends with the event."""
     parts = list(fields(data[at:]))
     if len(parts) != 1 or parts[0][0] != 5 or not isinstance(parts[0][1], bytes):
         return at, None

@@ -1,7 +1,7 @@
-"""When the records of a text were written, by the time stamps that loggers put before their lines.
+"""Times of the records of a text, from the timestamps that loggers write before lines.
 
-A stamp is in the same column of all record lines, or of the line above each; it has a date with a year, or counts
-as the time of a day. Whole blocks are taken at once: the digits of a stamp lie at fixed places.
+A timestamp is in the same column of all record lines, or of the line above each. It has a date with a year, or counts
+as a time of day. Whole blocks are parsed at once, because the digits of a timestamp have fixed positions.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Floats = NDArray[np.float64]
 
 _STAMP = re.compile(rb"(?<!\d)(?:\d{4}([-/])\d\d\1\d\d[ T_])?\d\d:\d\d:\d\d(?![\d:])")
 _WIDEST = 200
-"""Bytes of a line in which a stamp is looked for."""
+"""Bytes of a line in which a timestamp is searched."""
 _ABOVE = 3
-"""Lines above a record's first of which one may hold the stamp."""
+"""Most lines between a record and the line above it with the timestamp."""
 _SAMPLE, _MOST = 100, 0.9
-"""Records by which it is decided where the stamps are, and how many of them must have one."""
+"""Number of records that decide the position of timestamps, and how many of them must have one."""
 _DAY = 86_400.0
 
 
 def timestamps(blocks: Iterable[tuple[int, bytes]], lines: Ints) -> Floats:
-    """Seconds of each record, (lines,), since the epoch or since a midnight; NaN where the text does not say.
+    """Seconds of each record (lines,), since the epoch or since a midnight; NaN if unknown.
 
-    blocks: consecutive lines of the text, with the number of the first. lines: of the records.
+    blocks: consecutive lines of the text, with the number of the first. lines: line numbers of the records.
     """
     out = np.full(len(lines), np.nan)
     order = np.argsort(lines, kind="stable")
@@ -57,14 +57,14 @@ def timestamps(blocks: Iterable[tuple[int, bytes]], lines: Ints) -> Floats:
 
 
 def _indexed(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Ints, NDArray[np.uint8]]]:
-    """Of each block its first line's number, where its lines begin, and its bytes."""
+    """Of each block: the number of its first line, the starts of its lines, and its bytes."""
     for first, block in blocks:
         data = np.frombuffer(block, dtype=np.uint8)
         yield first, np.append(0, np.flatnonzero(data == ord("\n")) + 1), data
 
 
 def _place(data: NDArray[np.uint8], starts: Ints, records: Ints) -> tuple[int, int, bool] | None:
-    """Lines above the record, column and kind of the stamps; None if there are none that nearly all records have."""
+    """Lines above the record, column and kind of the timestamps; None unless nearly all records have one."""
     text = data.tobytes()
     for above in range(_ABOVE + 1):
         where: dict[tuple[int, bool], int] = {}
@@ -81,7 +81,7 @@ def _place(data: NDArray[np.uint8], starts: Ints, records: Ints) -> tuple[int, i
 
 
 def _read(data: NDArray[np.uint8], at: Ints, dated: bool) -> Floats:
-    """The stamps that begin at these bytes; NaN where there is none."""
+    """The timestamps that begin at these bytes; NaN where there is none."""
     width = 19 if dated else 8
     inside = at + width <= len(data)
     cells = data[np.minimum(at, max(len(data) - width, 0))[:, None] + np.arange(min(width, len(data)))]
@@ -108,7 +108,7 @@ def _read(data: NDArray[np.uint8], at: Ints, dated: bool) -> Floats:
 
 
 def _over_midnight(times: Floats) -> Floats:
-    """Times of a day, in the order of the file: one that falls by more than half a day is of the next."""
+    """Times of day in the order of the file; a drop by more than half a day starts the next day."""
     known = np.flatnonzero(np.isfinite(times))
     fell = np.diff(times[known]) < -_DAY / 2
     out = times.copy()

@@ -1,4 +1,4 @@
-"""The total of a loss of which only the parts were written, as detection trainers do: box, objectness, class."""
+"""The total of a loss if only its parts were logged, as in detection trainers: box, objectness, class."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from stabwatch.analysis.readers.log import Column, LogRun
 from stabwatch.analysis.readers.names import role_of
 
 _PART = re.compile(r"(?P<of>(?:train/)?)(?:box|obj|cls|dfl|theta|seg|pose|kobj|iou|giou|angle|rle)_loss")
-"""Of the YOLO family, whose parts are weighted already: their sum is what is trained."""
+"""Parts of the YOLO family. They are already weighted, so their sum is the trained loss."""
 
 
 def with_total(run: LogRun) -> LogRun:
-    """The run, with the sum of the parts as its loss where they are of one kind and come together."""
+    """The run with the sum of the parts as its loss, if they are of one kind and in the same records."""
     first = run.of("loss")
     if first is None or role_of(first.name) != "component":
         return run

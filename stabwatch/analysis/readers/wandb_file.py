@@ -24,7 +24,7 @@ _BLOCK = 1 << 15
 _FRAME = struct.Struct("<IHB")
 _HEADER = 7
 _COUNTERS = ("trainer/global_step", "train/global_step")
-"""Steps of the training as Lightning and Hugging Face log them; W&B's own step counts calls of `log`."""
+"""Training steps as logged by Lightning and Hugging Face; W&B's step counts calls of `log`."""
 
 
 def _records(data: bytes, progress: Progress) -> Iterator[bytes]:
@@ -61,7 +61,7 @@ def _read(source: LogFile) -> Log:
 
 
 def _history(builder: RunBuilder, data: bytes, counter: str | None) -> str | None:
-    """Takes one record. counter: the column that counts steps, as the first record has it; given back."""
+    """Add one record. counter: the column that counts steps, from the first record; it is also the result."""
     values: dict[str, float] = {}
     step, time = len(builder), math.nan
     for field, part in fields(data):

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def analyze(paths: PathsArgument = None, as_json: JsonOption = False) -> None:
-    """Say what happened in a run, where, since when, and why.
+    """Show what happened in a run, where, since when, and why.
 
-    Of a run folder, or of the log of another trainer (text, CSV, JSON, TensorBoard events). The alert rules run over
-    its records exactly as live, and detectors look at the whole curve in hindsight.
+    Reads a run folder, or the log of another trainer (text, CSV, JSON, TensorBoard events). The alert rules run over
+    its records as in a live run, and detectors read the whole curve in hindsight.
     Exit code 0: calm; 1: a warning or a critical incident; 2: something cannot be read. --json: see docs/json.md.
     """
     asked = paths or [RUNS]

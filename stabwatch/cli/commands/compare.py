@@ -1,4 +1,4 @@
-"""`stabwatch compare`: what differs between runs, and since when."""
+"""`stabwatch compare`: differences between runs, and the step from which they differ."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from stabwatch.analysis.compare.widths import Matched, Widths
 
 MOST_ROWS = 12
-"""Rows of a table; the rest is counted, and is in `--json`."""
+"""Most rows of a table; the rest is counted, and is in `--json`."""
 
 
 def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
-    """Say what differs between runs, and where they diverge.
+    """Show what differs between runs, and where they diverge.
 
-    The first run is the reference. Configuration; the step from which the curves differ by more than their noise, and
-    which signal in which layer was first; singular values and sub-layer gains where the widths differ; the
-    learning-rate sensitivity where the runs are a sweep.
+    The first run is the reference. Shows differences in configuration; the step from which curves differ by more than
+    their noise, and the first signal and layer; singular values and sub-layer gains if widths differ; the learning-rate
+    sensitivity if the runs are a sweep.
     """
     from stabwatch.analysis.compare.compare import compare as side_by_side
     from stabwatch.analysis.sources import open_sources
@@ -36,7 +36,7 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     with ProgressBar("reading") as bar:
         found = open_sources(runs, bar.reading)
         if len(found) < 2:
-            raise ConfigError(f"Two runs or more are compared, and {found[0].path} is one.")
+            raise ConfigError(f"A comparison needs two or more runs, and {found[0].path} is one.")
         comparison = side_by_side(found, progress=bar)
     if as_json:
         print_json(comparison.to_dict())
@@ -47,16 +47,16 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
 
 
 def rendered(found: Comparison) -> Iterator[RenderableType]:
-    """All sections; those that have nothing to say are left out."""
+    """Print all sections; empty ones are left out."""
     from rich.text import Text
 
     from stabwatch.cli.render.text import clean
 
     yield from _section("What differs", _differences(found))
     if found.window > 1:
-        yield Text(f"The runs are long: a point represents {found.window} steps.", style="faint")
+        yield Text(f"The runs are long: each point is {found.window} steps.", style="faint")
     verdicts = (Text(f"{clean(run)}: {clean(said)}") for run, said in zip(found.runs, found.verdicts, strict=True))
-    yield from _section("What was found in each run", *verdicts)
+    yield from _section("Verdict of each run", *verdicts)
     for pair in found.pairs:
         title = f"{clean(pair.run)} compared with {clean(found.runs[0])}"
         yield from _section(title, *_pair(pair))
@@ -91,7 +91,7 @@ def _differences(found: Comparison) -> RenderableType:
     from stabwatch.cli.render.text import clean
 
     if not found.differences:
-        return Text("Nothing that the logs know of.")
+        return Text("Nothing that is in the logs.")
     table = _table("", *map(clean, found.runs))
     for row in found.differences:
         table.add_row(clean(row.name), *(Text(_value(value)) for value in row.values))
@@ -121,8 +121,8 @@ def _pair(pair: Pair) -> Iterator[RenderableType]:
         f"{len(pair.diverged) - MOST_ROWS:,} more diverge later" if len(pair.diverged) > MOST_ROWS else "",
         f"{pair.compared - len(pair.diverged):,} of {pair.compared:,} never diverge" if pair.diverged else "",
         f"{pair.short:,} have too few common points" if pair.short else "",
-        f"{pair.only_here:,} are in this run only" if pair.only_here else "",
-        f"{pair.only_there:,} in the reference only" if pair.only_there else "",
+        f"{pair.only_here:,} are only in this run" if pair.only_here else "",
+        f"{pair.only_there:,} are only in the reference" if pair.only_there else "",
     ]
     if any(left):
         yield Text("Series: " + ", ".join(filter(None, left)) + ".", style="faint")
@@ -137,15 +137,15 @@ def _loss(p: DivergencePoint | None) -> str:
         return (
             f"The losses never differ by more than their noise ({p.noise:.2g}); first difference at step {p.differ:,}."
         )
-    after = f"after step {p.before:,}" if p.before is not None else "from the first common step on"
-    met = f"; from step {p.until:,} on they are within their noise again" if p.until is not None else ""
+    after = f"after step {p.before:,}" if p.before is not None else "from the first common step"
+    met = f"; after step {p.until:,} they are within their noise again" if p.until is not None else ""
     return f"The losses diverge at step {p.step:,} ({after}): {_gap(p, p.gap)} there, {_gap(p, p.end)} at the end{met}."
 
 
 def _gap(p: DivergencePoint, gap: float) -> str:
     from stabwatch.cli.render.text import number
 
-    return f"{number(gap)} times the reference" if p.relative else f"{number(gap)} typical sizes apart"
+    return f"{number(gap)} times the reference" if p.relative else f"a difference of {number(gap)} typical sizes"
 
 
 def _first(pair: Pair) -> str:
@@ -155,7 +155,7 @@ def _first(pair: Pair) -> str:
     where = f" in {clean(first.layer)}" if first.layer else ""
     text = f"First to diverge: {clean(first.signal)}{where}, at step {first.divergence.step:,}"
     others = pair.together - 1
-    return f"{text}; {others:,} more within the steps in which an order means nothing." if others else f"{text}."
+    return f"{text}; {others:,} more too close to that step for a reliable order." if others else f"{text}."
 
 
 def _diverged(rows: Sequence[Diverged]) -> Table:

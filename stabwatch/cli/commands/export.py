@@ -1,4 +1,4 @@
-"""`stabwatch export`: a run log in the form that another tool reads."""
+"""`stabwatch export`: convert a run log for other tools."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def export(
 ) -> None:
     """Write a run for Prometheus, pandas, spreadsheets or TensorBoard.
 
-    OpenMetrics has what Prometheus would have stored if it had scraped the run's agent all along: the same names and
-    labels. The file appears whole or not at all.
+    OpenMetrics has what Prometheus would have stored by scraping the agent during the run: the same names and
+    labels. The file is written completely or not at all.
     """
     from stabwatch.analysis.sources import open_sources
     from stabwatch.cli.render.progress_bar import ProgressBar
@@ -57,7 +57,7 @@ def export(
     with ProgressBar("exporting") as bar:
         found = open_sources([find_run(run) if holds_run(run) else run], bar.reading)
         if len(found) > 1:
-            raise ConfigError(f"{run} holds {len(found)} runs: export takes one.")
+            raise ConfigError(f"{run} has {len(found)} runs: export takes one.")
         (log,) = found
         target = out or Path(log.path.resolve().name + declaration.suffix)
         written = _write(log, declaration, target, options, bar)

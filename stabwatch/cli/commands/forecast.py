@@ -1,4 +1,4 @@
-"""`stabwatch forecast`: where larger models and higher learning rates lead, from small runs."""
+"""`stabwatch forecast`: extrapolation from small runs to larger models and higher learning rates."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def forecast(
         float | None, typer.Option("--learning-rate", min=1e-12, help="Peak learning rate to predict.")
     ] = None,
     epsilon: Annotated[
-        float | None, typer.Option("--epsilon", min=0.0, help="Adam's. Default: as the logs say, or 1e-8.")
+        float | None, typer.Option("--epsilon", min=0.0, help="Epsilon of Adam. Default: that of the logs, or 1e-8.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Extrapolate attention logits and gradient RMS.
 
-    Fits power laws over the model size and the peak learning rate of the runs, and says where they cross the known
+    Fits power laws over model size and peak learning rate of the runs, and shows where they cross the known
     limits: attention logits of 100 and 10,000, a gradient RMS of Adam's epsilon. Intervals are 95 % prediction
-    intervals. Exit code 1: no law could be fitted, for the reasons that are printed.
+    intervals. Exit code 1: no law could be fitted; the reasons are printed.
     """
     from stabwatch.analysis.compare.curve_set import load_curve_sets
     from stabwatch.analysis.compare.forecast import SCHEMA_VERSION
@@ -61,18 +61,18 @@ def forecast(
 
 
 def assumptions() -> RenderableType:
-    """What the intervals rest on."""
+    """The assumptions of the intervals."""
     from rich.text import Text
 
     return Text(
-        "Assumed: the power law goes on beyond the runs, and data, schedule and architecture stay as they are. "
-        "Intervals are 95 % prediction intervals of one further run.",
+        "Assumptions: the power law continues beyond the runs; data, schedule and architecture do not change. "
+        "Intervals are 95 % prediction intervals for one further run.",
         style="faint",
     )
 
 
 def rendered(found: Forecast) -> Iterator[RenderableType]:
-    """The law, its crossings and the prediction; or why there is none."""
+    """Print the law, its crossings and the prediction; or why there is none."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -99,7 +99,7 @@ def _law(found: Forecast) -> RenderableType:
     ranges = "; ".join(f"{term.low:.3g} to {term.high:.3g}" for term in found.terms)
     return Text(
         f"{number(found.constant)} × {factors}  (exponents with 95 %: {ranges}). Explains {found.r2:.1%} of the "
-        f"variation in {len(found.points)} runs; two thirds of them lie within a factor of {found.scatter:.3g}."
+        f"variation in {len(found.points)} runs; two thirds of them are within a factor of {found.scatter:.3g}."
     )
 
 
@@ -129,7 +129,7 @@ def _how_far(c: Crossing, found: Forecast, along: Name) -> str:
     if c.at is None:
         return ""
     if c.at <= min(p.at(along) for p in found.points):
-        return "at the smallest already"
+        return "already at the smallest run"
     if c.beyond == 1:
         return "within the runs"
     return f"{number(c.beyond)} times beyond the runs" + (": far" if c.beyond > FAR else "")

@@ -1,4 +1,4 @@
-"""`stabwatch replay`: what rules would have said of old runs."""
+"""`stabwatch replay`: alerts that rules would have raised on old runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from stabwatch.analysis.replay import Replays, RuleTally
 
 MOST_PLACES = 8
-"""Incidents listed per rule; the rest is counted, and is in `--json`."""
+"""Most incidents listed per rule; the rest is counted, and is in `--json`."""
 
 
 def replay(runs: RunsArgument, rules: RulesOption = None, as_json: JsonOption = False) -> None:
     """Run today's rules over old runs, exactly as live.
 
-    Says how often each rule would have fired, and where; what differs from what the agent said then; and what the whole
-    run shows in hindsight that no rule can see live.
+    Shows how often each rule would have fired, and where; the differences to the alerts of the agent; and incidents
+    that only the whole run shows in hindsight.
     Exit code 0: calm; 1: a warning or a critical alert fired; 2: a log cannot be read.
     """
     from stabwatch.analysis.replay import replay as over
@@ -43,7 +43,7 @@ def replay(runs: RunsArgument, rules: RulesOption = None, as_json: JsonOption = 
 
 
 def rendered(found: Replays) -> Iterator[RenderableType]:
-    """The verdict of each rule, where it fired, and the difference to what was said then."""
+    """Print the verdict of each rule, where it fired, and the differences to the alerts of the agent."""
     from rich.text import Text
 
     from stabwatch.cli.render.text import count
@@ -89,7 +89,7 @@ def _place(run: str, incident: Incident) -> str:
 
 
 def _hindsight(found: Replays) -> Iterator[RenderableType]:
-    """What `analyze` says otherwise: only the whole run shows it, so no rule can."""
+    """Print the differences to `analyze`, which only the whole run shows."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -99,7 +99,7 @@ def _hindsight(found: Replays) -> Iterator[RenderableType]:
         lines = [(i, "Only in hindsight") for i in run.only_in_hindsight]
         lines += [(i, "No problem in hindsight") for i in run.withdrawn]
         if lines:
-            yield Text(f"{clean(run.run)}: the whole run shows more than a rule can see live (`stabwatch analyze`):")
+            yield Text(f"{clean(run.run)}: the whole run shows more than the rules (`stabwatch analyze`):")
         for incident, words in lines[:MOST_PLACES]:
             line = f"{words}, {clean(incident.condition)} at step {incident.first_step:,}: {clean(incident.text)}"
             yield Padding(Text(line, style=incident.severity), (0, 0, 0, 2))
@@ -108,16 +108,16 @@ def _hindsight(found: Replays) -> Iterator[RenderableType]:
 
 
 def _differences(found: Replays) -> Iterator[RenderableType]:
-    """Runs whose agent said something else; those without any alert on record had no agent, most likely."""
+    """Print runs whose agent wrote other alerts. Runs without recorded alerts most likely had no agent."""
     from rich.text import Text
 
     from stabwatch.cli.render.text import clean, count
 
     for run in found.runs:
         if not run.recorded and run.alerts:
-            yield Text(f"{clean(run.run)}: no alert was written then (no agent, or other rules).", style="faint")
+            yield Text(
+                f"{clean(run.run)}: no alert was recorded during the run (no agent, or other rules).", style="faint"
+            )
         elif run.new or run.gone:
             new, gone = count(len(run.new), "alert"), count(len(run.gone), "alert")
-            yield Text(
-                f"{clean(run.run)}: {new} that the agent did not write then; {gone} that it wrote and these do not."
-            )
+            yield Text(f"{clean(run.run)}: {new} that the agent did not write; {gone} that only the agent wrote.")

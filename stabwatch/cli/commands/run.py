@@ -1,4 +1,4 @@
-"""`stabwatch run`: watch a training program that is not changed."""
+"""`stabwatch run`: watch a training program without changing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 CONTEXT = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-"""Options after the command's name are the command's own."""
+"""Options after the command's name belong to the command."""
 
 
 def run(
@@ -26,19 +26,20 @@ def run(
         Path | None, typer.Option("--run-dir", help="Folder for the run log; default: a new one.")
     ] = None,
 ) -> None:
-    """Run a training program and watch it, without a change to it.
+    """Run a training program and watch it, without changing it.
 
-    It is watched from its first optimizer step on. The program takes the place of this one: arguments, standard input
-    and output, signals and the exit code are its own.
+    It is watched from its first optimizer step. The program replaces this process, so arguments, standard input and
+    output, signals and the exit code are those of the program.
     """
     from stabwatch.config import Config
     from stabwatch.integrations import environment
 
-    Config.load(config)  # a mistake is said now and not in the middle of the program
+    Config.load(config)  # report a mistake now, not in the middle of the program
     words = full_command(command)
     if ignores_environment(words):
         print(
-            "stabwatch: -E, -I and -S keep Python from loading stabwatch: the program is not watched.", file=sys.stderr
+            "stabwatch: the program is not watched, because -E, -I or -S keeps Python from loading stabwatch.",
+            file=sys.stderr,
         )
     environment.add_to(os.environ, config, run_dir)
     sys.stdout.flush()
@@ -50,13 +51,13 @@ def run(
 
 
 def full_command(words: list[str]) -> list[str]:
-    """The command, with this Python before a script or Python's own options."""
+    """The command, with this Python before a script or options of Python."""
     first = words[0]
     return [sys.executable, *words] if first.endswith(".py") or first.startswith("-") else words
 
 
 def ignores_environment(words: list[str]) -> bool:
-    """Does the command call Python with an option by which it does not read PYTHONPATH or load `sitecustomize`?"""
+    """Whether the command has a Python option that disables PYTHONPATH or `sitecustomize`."""
     if not os.path.basename(words[0]).startswith("python"):
         return False
     for word in words[1:]:

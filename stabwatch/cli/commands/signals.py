@@ -25,7 +25,7 @@ MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print a Markdo
 
 
 class Row(NamedTuple):
-    """A signal, as people see it."""
+    """A signal in the table."""
 
     name: str
     scope: str
@@ -63,7 +63,7 @@ def signals(run: RunOption = None, as_json: JsonOption = False, markdown: Markdo
 
 
 def _plugins(runs: Iterable[Path]) -> list[dict[str, Any]]:
-    """The signals that the runs declare and the catalogue lacks, each once."""
+    """The signals that the runs declare and that are not in the catalogue, each once."""
     from stabwatch.runlog import RunLog, find_run
     from stabwatch.signals import CATALOGUE
 

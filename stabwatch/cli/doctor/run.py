@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stabwatch.cli.doctor.environment import Check
-from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, number, size
+from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, notes, number, size
 from stabwatch.runlog import Run, SeriesKey, read_run
 from stabwatch.signals.declaration import TAPS
 
@@ -101,6 +101,8 @@ def _missing(run: Run) -> Iterator[Check]:
     if not reports:
         yield Check("coverage", "note", "no coverage report in this log: the run has not reached its first report")
         return
+    for tap, note in notes(reports[-1].data):
+        yield Check(tap, "note", note)
     reasons = missing(reports[-1].data)
     if not reasons:
         yield Check("coverage", "ok", "everything that should have been measured was measured")

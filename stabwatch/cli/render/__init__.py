@@ -1,1 +1,1 @@
-"""What the commands show: text, tables, plots, the HTML report."""
+"""Output of the commands: text, tables, plots, the HTML report."""

@@ -1,4 +1,4 @@
-"""Analyses for people: the verdict first, then causes, what happened in order, curves, and what the log cannot show."""
+"""Analyses as text: verdict, causes, incidents in order, curves, and limitations of the log."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from rich.text import Text
 from stabwatch.alerts.incidents import rank, worst_of
 from stabwatch.cli.render.layout import bullets, cause_section, new_table, section
 from stabwatch.cli.render.plot import Chart, Line
-from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, number, tail
+from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, notes, number, tail
 
 if TYPE_CHECKING:
     from stabwatch.alerts.incidents import Incident
     from stabwatch.analysis import Analysis
 
 MOST_ROWS = 20
-"""Incidents in a table and on a chart; the rest is counted, and is in `--json`."""
+"""Most incidents in a table and on a chart; the rest is counted, and is in `--json`."""
 MOST_RUNS = 8
-"""Calm runs of one log that are listed by name."""
+"""Most calm runs of one log that are listed by name."""
 LINE_STYLES = ("red", "yellow", "cyan", "green", "blue")
 """Styles of the layers in a chart, in forward order."""
 SEGMENT_STYLES = ("line", "cyan")
-"""Styles of the segments of a run whose step went back, by turns."""
+"""Alternating styles of the segments of a run whose step went back."""
 BAR = 16
-"""Columns of the time-line where there is room."""
+"""Width of the time-line on a wide terminal."""
 WIDE = 110
-"""Columns from which there is room."""
+"""Smallest width of a wide terminal."""
 DECADES = 30.0
-"""Largest over least loss from which a logarithmic chart shows more."""
+"""Ratio of the largest to the smallest loss from which the chart is logarithmic."""
 
 
 class Report:
-    """Renders the analyses of the runs of one log; of many runs, the calm ones in a line each."""
+    """Renders the analyses of the runs of one log. If there are many, each calm run takes one line."""
 
     def __init__(self, runs: Sequence[Analysis]) -> None:
         self.runs = runs
@@ -45,7 +45,7 @@ class Report:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         runs = self.runs
         if not runs:
-            yield Text("No record of training was found.", style="warning")
+            yield Text("No training record was found.", style="warning")
             return
         problems = [run for run in runs if not run.calm]
         shown = runs if len(runs) == 1 else problems
@@ -81,7 +81,7 @@ def _run(run: Analysis, named: bool, options: ConsoleOptions) -> Iterator[Render
 
 
 def shown_incidents(run: Analysis, most: int) -> list[Incident]:
-    """The gravest, if there are too many, in the order of the log."""
+    """The most severe incidents if there are too many, in the order of the log."""
     gravest = sorted(run.incidents, key=lambda i: rank(i.severity))[:most]
     return [incident for incident in run.incidents if incident in gravest]
 
@@ -96,7 +96,7 @@ def place_of(incident: Incident) -> str:
 
 
 def _incidents(run: Analysis, shown: Sequence[Incident], options: ConsoleOptions) -> Table:
-    """One row for each: its number on the chart, its steps, when an alert fired, and a bar over the run."""
+    """One row per incident: its number on the chart, its steps, when an alert fired, and a bar over the run."""
     wide, lined = options.max_width >= WIDE, any(incident.line is not None for incident in shown)
     headings = ["", "step", "until", *(["line"] if lined else []), "alert", *(["time-line"] if wide else [])]
     table = new_table(*headings, "what happened", gap=2)
@@ -166,7 +166,7 @@ def _loss_chart(run: Analysis, shown: Sequence[Incident]) -> Chart:
 
 
 def _offender(run: Analysis) -> Incident | None:
-    """The incident of the first cause that is about a signal by layer."""
+    """The incident of the first cause with a signal by layer."""
     signals = {key.signal for key in run.run.keys if key.layer}
     for cause in run.diagnosis.causes:
         for incident in run.incidents:
@@ -176,17 +176,19 @@ def _offender(run: Analysis) -> Incident | None:
 
 
 def _worst_layers(run: Analysis, offender: Incident) -> list[str]:
-    """At most as many layers as there are styles, those with an early onset first chosen, in forward order."""
+    """At most one layer per style, in forward order; layers with an early onset have priority."""
     layers = [key.layer for key in run.run.keys if key.signal == offender.signal]
     kept = list(dict.fromkeys([*(a for a in offender.layers if a in layers), *layers]))[: len(LINE_STYLES)]
     return [layer for layer in layers if layer in kept]
 
 
 def limitation_lines(run: Analysis) -> list[str]:
-    """What the log does not show, and what should have been measured and was not, with the reason."""
+    """Limitations of the log, and what should have been measured and was not, with the reason."""
     gaps = [f"Not measured: {tap} at {listed(sites)}: {why}" for (tap, why), sites in missing(run.coverage).items()]
     lines = [*map(clean, run.limitations), *gaps]
-    return lines or ["Nothing is missing: everything that should have been measured was."]
+    if not lines:
+        lines = ["Nothing is missing: everything that should have been measured was measured."]
+    return [*lines, *(f"Note on {tap}: {note}." for tap, note in notes(run.coverage))]
 
 
 def _limitations(run: Analysis) -> Iterator[RenderableType]:
@@ -194,7 +196,7 @@ def _limitations(run: Analysis) -> Iterator[RenderableType]:
 
 
 def damage(run: Analysis) -> str:
-    """What of the log could not be read, if anything."""
+    """Parts of the log that could not be read, if any."""
     r = run.run
     unreadable = ((r.damaged_records, "unreadable record"), (r.bad_event_lines, "unreadable event"))
     parts = [f"{count(n, what)} skipped" for n, what in unreadable if n]
@@ -204,7 +206,7 @@ def damage(run: Analysis) -> str:
 
 
 def run_facts(run: Analysis) -> list[tuple[str, str]]:
-    """Of a run folder: what ran, where and when, and how it ended."""
+    """Facts of a run folder: model, host, time, and how the run ended."""
     meta = run.run.meta
     model = mapping(meta.model)
     name = clean(model.get("name") or "unknown")
@@ -218,7 +220,7 @@ def run_facts(run: Analysis) -> list[tuple[str, str]]:
         ("model", name),
         ("steps", f"{run.records:,} recorded{extent}, {duration(run.duration)}"),
         ("began", f"{began} on {clean(meta.host)}" + (f", {meta.world_size} ranks" if meta.world_size > 1 else "")),
-        ("ended", clean(run.ended or "no end was recorded: the run is still going, or its process was killed")),
+        ("ended", clean(run.ended or "no end was recorded: the run is still running, or its process was killed")),
         ("versions", versions or "unknown"),
         ("errors", count(len(run.errors), "probe error") if run.errors else "none in stabwatch"),
         ("log", clean(run.path)),
@@ -227,7 +229,7 @@ def run_facts(run: Analysis) -> list[tuple[str, str]]:
 
 
 def log_facts(run: Analysis) -> list[tuple[str, str]]:
-    """Of another trainer's log: where it is, what it was read as, and the notes of its reader."""
+    """Facts of another trainer's log: path, format, and notes of its reader."""
     notes = [("notes" if place == 0 else "", clean(note)) for place, note in enumerate(run.notes)]
     return [("log", clean(run.path)), ("format", clean(run.form)), *notes]
 

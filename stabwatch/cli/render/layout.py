@@ -33,7 +33,7 @@ def section(title: str | Text, *body: RenderableType) -> Iterator[RenderableType
 
 
 def cause_section(place: int, found: Cause) -> Iterator[RenderableType]:
-    """A cause: its evidence, and what to do."""
+    """A cause with its evidence and remedy."""
     title = f"{place}. {clean(found.title)}"
     since = f"since step {found.since_step}, {found.confidence}"
     parts: list[RenderableType] = [Text(since, style="faint"), bullets("•", found.evidence)]
@@ -47,7 +47,7 @@ def cause_section(place: int, found: Cause) -> Iterator[RenderableType]:
 
 
 def bullets(sign: str, lines: Sequence[str]) -> Table:
-    """A list, each line after a sign."""
+    """A list with a marker before each line."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     for line in lines:
         grid.add_row(sign, Text(clean(line)))

@@ -150,7 +150,7 @@ class TopView:
 
 
 def shown(row: LayerRow, column: str) -> str:
-    """Text of one cell; empty if the layer has no such signal."""
+    """Text of one table cell; empty if the layer has no such signal."""
     values = row.values
     if column == "attention":
         if "attention_logit_lower" not in values:

@@ -1,4 +1,4 @@
-"""Small plots in text: a one-line sparkline and a braille chart. Both stay inside ASCII where the terminal must."""
+"""Small plots in text: a one-line sparkline and a braille chart. On an ASCII terminal both use only ASCII."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def resample(values: Array, width: int) -> Array:
 def sparkline(values: Sequence[float] | Array, width: int, glyphs: str = BLOCKS, least: float = 0.0) -> str:
     """A series in `width` characters, '!' where it was NaN or infinite.
 
-    least: smallest extent that fills the height, relative to the largest value: noise around a level stays flat.
+    least: smallest extent that fills the height, relative to the largest value, so that noise stays flat.
     """
     data = resample(np.asarray(values, dtype=np.float64), width)
     finite = data[np.isfinite(data)]
@@ -57,10 +57,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over steps, as wide as it is allowed to be, with an optional vertical mark.
+    """A chart of lines over steps, as wide as the console, with an optional vertical mark.
 
     events: (step, style) of further marks, numbered from 1 below the axis.
-    log: logarithmic values, for what grows over decades; ignored when a value is not positive.
+    log: logarithmic scale, for values that grow over decades; ignored if a value is not positive.
     """
 
     lines: Sequence[Line]
@@ -140,7 +140,7 @@ def _unit(values: Array, low: float, high: float, log: bool = False) -> Array:
 
 
 class _Canvas:
-    """Dots, 2 x 4 in a character, as Braille has them."""
+    """Braille dots, 2 x 4 in a character."""
 
     DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
@@ -154,7 +154,7 @@ class _Canvas:
         return min(max(round(x * (2 * self.width - 1)) // 2, 0), self.width - 1)
 
     def draw(self, x: Array, y: Array, style: str) -> None:
-        """Straight lines between points in 0..1; where several share a column of dots, the range that they span."""
+        """Straight lines between points in 0..1. If several share a column of dots, their range is drawn."""
         if not len(x):
             return
         columns = np.rint(x * (2 * self.width - 1)).astype(int)

@@ -74,13 +74,20 @@ def mapping(value: object) -> dict[str, Any]:
 
 
 def missing(coverage: object) -> dict[tuple[str, str], list[str]]:
-    """Sites of the taps that showed nothing, by (tap, reason), from the data of a `coverage` event; cleaned."""
+    """Sites of taps that were not measured, by (tap, reason), from the data of a `coverage` event; cleaned."""
     lists = (mapping(coverage).get(name) for name in ("missing", "unmeasured"))
     found: dict[tuple[str, str], list[str]] = {}
     for entry in (mapping(entry) for entries in lists if isinstance(entries, list) for entry in entries):
         tap, reason, site = (clean(entry.get(name) or "") for name in ("tap", "reason", "site"))
         found.setdefault((tap or "tap", reason or "no reason given"), []).append(site or "the whole run")
     return found
+
+
+def notes(coverage: object) -> list[tuple[str, str]]:
+    """(tap, note) of what else a `coverage` event says about the measurements; cleaned."""
+    entries = mapping(coverage).get("notes")
+    known = [mapping(entry) for entry in entries] if isinstance(entries, list) else []
+    return [(clean(entry.get("tap") or "note"), clean(entry.get("reason") or "")) for entry in known]
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -95,5 +102,5 @@ def count(n: int, what: str) -> str:
 
 
 def tail(name: str, width: int) -> str:
-    """A path, of a module or a file, shortened at its front, where paths are the same."""
+    """A path of a module or a file, shortened at its front, which many paths share."""
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]

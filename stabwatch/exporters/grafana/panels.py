@@ -28,7 +28,7 @@ Panel = timeseries.Panel | heatmap.Panel | stat.Panel | table.Panel
 
 @dataclass(frozen=True)
 class Shown:
-    """What a panel shows: a metric, as it is declared. label: that of its sites; empty for a metric of the run."""
+    """The metric of a panel, from its declaration. label: of its sites; empty for a metric of the run."""
 
     metric: str
     help: str

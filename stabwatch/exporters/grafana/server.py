@@ -38,7 +38,7 @@ class Server:
         self._api = GrafanaApi.from_url(url=url, credential=credential, timeout=timeout)
 
     def differences(self, pages: Iterable[Page]) -> list[Difference]:
-        """What a push would do."""
+        """The changes that a push would make."""
         return [self._difference(page) for page in pages]
 
     def push(self, pages: Iterable[Page], folder: str, overwrite: bool = False) -> list[Difference]:
@@ -76,7 +76,7 @@ class Server:
         self._ask(lambda: self._api.dashboard.update_dashboard(message))
 
     def _ask(self, call: Callable[[], T], missing: T | type[Exception] | None = GrafanaError) -> T:
-        """Send a request; errors become GrafanaError. missing: the result of a 404, if it is no error."""
+        """Send a request; errors become GrafanaError. missing: the result of a 404, if that is not an error."""
         from grafana_client.client import GrafanaException
 
         try:

@@ -35,20 +35,36 @@ class TapEvents(Protocol):
     def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
         """The module that computes the loss was called."""
 
-    def backward_begins(self, tensors: Any) -> None:
-        """`backward` is called on these tensors."""
+    def backward_begins(self) -> None:
+        """A backward pass is about to run, of whatever model."""
 
-    def clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """`clip_grad_norm_` was called with these arguments and returned this norm."""
+    def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
+        """It has run, from these roots with these gradients; returns whether it reached this model's parameters."""
 
-    def scaler_updated(self, scaler: Any) -> None:
-        """`GradScaler.update` was called."""
+    def backward_unclear(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> None:
+        """It reached no watched parameters that can be compared, and this is the only watch."""
+
+    def gradients_taken(
+        self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None] | None, inputs: Sequence[Any]
+    ) -> None:
+        """`torch.autograd.grad` returned the gradients of these outputs for these inputs."""
+
+    def clipped(
+        self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """`clip_grad_norm_` was called for these parameters, with these arguments, and returned this norm."""
+
+    def scaler_updated(self, scaler: Any, stepped: set[int]) -> None:
+        """`GradScaler.update` was called, after steps of the optimizers with these ids."""
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """An optimizer is about to step."""
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """An optimizer has stepped."""
+
+    def replaced(self) -> None:
+        """Another watch takes over the model."""
 
 
 class TapContext:
@@ -57,13 +73,20 @@ class TapContext:
     probes: those that were registered when it was made; others that are registered later are not measured.
     accumulators, run, brackets: where partials go on the device. reasons: why something was not measured.
     step: number of the open step, from 0. generator: for everything that probes draw at random.
+    passes: exceptions of the session that are meant for the user.
     """
 
-    def __init__(self, events: TapEvents, report: ErrorReport, device: torch.device) -> None:
+    def __init__(
+        self,
+        events: TapEvents,
+        report: ErrorReport,
+        device: torch.device,
+        passes: tuple[type[BaseException], ...] = (),
+    ) -> None:
         self.events = events
         self.device = device
         self.flags = MeasurementFlags()
-        self.isolation = Isolation(report)
+        self.isolation = Isolation(report, passes=passes)
         self.token_groups = TokenGroups()
         self.reasons = Reasons()
         self.accumulators = Accumulators(device)

@@ -31,8 +31,13 @@ class MeasurementFlags:
         """A compiler has traced the hooks: parts of the model run inside a compiled graph."""
         self.outputs = False
         """A probe of module outputs is measured at every step."""
-        self.recording = False
-        """The model's forward is under way (or has just run) with gradients enabled."""
+        self.in_forward = False
+        """The model's forward is under way (or has just run) in training mode with gradients enabled."""
+
+    @property
+    def recording(self) -> bool:
+        """Is what the model does now measured at all? Not stored: a compiled model would be guarded by `open`."""
+        return self.in_forward and self.open
 
     def is_due(self, index: int | None) -> bool:
         """Is the site with this index due in the current phase?"""

@@ -19,13 +19,20 @@ ErrorReport = Callable[[str, str, str, bool], None]
 class Isolation:
     """Runs probes, keeps their exceptions away from training, and counts the host time that they take.
 
+    passes: exceptions that are meant for the user and are let through.
     seconds: host time spent in each tier since the last `take_seconds`.
     spent: host time by probe, since the start.
     errors: exceptions by probe. disabled: probes that were switched off.
     """
 
-    def __init__(self, report: ErrorReport, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        report: ErrorReport,
+        clock: Callable[[], float] = time.perf_counter,
+        passes: tuple[type[BaseException], ...] = (),
+    ) -> None:
         self._report = report
+        self.passes = passes
         self._clock = clock
         self.errors: Counter[str] = Counter()
         self.disabled: set[str] = set()
@@ -43,8 +50,10 @@ class Isolation:
         start, outer, self._inside = self._clock(), self._inside, 0.0
         try:
             action(*args)
+        except self.passes:
+            raise
         except Exception as error:
-            self._caught(probe, error)
+            self.caught(probe, error)
         finally:
             elapsed = self._clock() - start
             own = elapsed - self._inside
@@ -52,17 +61,14 @@ class Isolation:
             self.seconds[tier] += own
             self.spent[probe] += own
 
-    def failed(self, probe: str, error: Exception) -> None:
-        """Count and report an exception that was caught elsewhere, in another thread."""
-        self._caught(probe, error)
-
     def take_seconds(self) -> dict[Tier, float]:
         """Host seconds by tier since the last call."""
         taken = dict(self.seconds)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         return taken
 
-    def _caught(self, probe: str, error: Exception) -> None:
+    def caught(self, probe: str, error: Exception) -> None:
+        """Count a failure of a probe; the first one and the last one are reported."""
         self.errors[probe] += 1
         off = self.errors[probe] >= MAX_ERRORS
         if off:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+
+from stabwatch.hooks.base.tree import ModuleTree, held
 
 _NONLINEAR = re.compile(
     r"(GELU|SiLU|Swish|Mish|Tanh|Sigmoid|Softsign|ELU)(Tanh|Activation)?$|^Hard(tanh|sigmoid|swish)$|^ReLU6$"
@@ -78,73 +80,80 @@ class Role:
 NO_ROLE = Role()
 
 
-def find_roles(modules: Mapping[str, nn.Module], blocks: set[str], shown: set[str]) -> dict[str, Role]:
-    """The roles of modules by path. Without repeated blocks, every module in `shown` is part of the stream."""
-    residual = {path for path in blocks if path in shown} or shown
-    writers = {path for block in blocks for path in _writers(block, modules)}
+def find_roles(tree: ModuleTree, blocks: set[str], shown: set[str]) -> dict[str, Role]:
+    """The roles of modules by name. Without repeated blocks, every module in `shown` is part of the stream."""
+    residual = {name for name in blocks if name in shown} or shown
+    writers = {name for block in blocks for name in _writers(block, tree)} - tree.shared
     found = {
-        path: Role(
-            residual=path in residual,
-            writer=path in writers,
-            nonlinear=bool(_NONLINEAR.search(type(module).__name__)) and not list(module.children()),
-            gate=is_gate(path, modules),
-            stack=_stack(path, module),
-            sequence_first=path in residual | writers and _is_sequence_first(path, modules, blocks),
-            widths=_widths(module) if path in residual else frozenset(),
-            **_router(path, modules),
+        name: Role(
+            residual=name in residual,
+            writer=name in writers,
+            nonlinear=bool(_NONLINEAR.search(type(module).__name__)) and not tree.children(name),
+            gate=is_gate(name, tree),
+            stack=_stack(name, module),
+            sequence_first=name in residual | writers and _is_sequence_first(name, tree, blocks),
+            widths=_widths(module) if name in residual else frozenset(),
+            **_router(name, tree),
         )
-        for path, module in modules.items()
+        for name, module in tree.modules.items()
     }
-    return {path: role for path, role in found.items() if role}
+    return {name: role for name, role in found.items() if role}
 
 
-def is_gate(path: str, modules: Mapping[str, nn.Module]) -> bool:
+def is_gate(name: str, tree: ModuleTree) -> bool:
     """By the names in use: of LLaMA, Phi-3 (which keeps both projections in one), T5, and LLaMA's own code (w1).
 
     Gates inside of single experts do not count.
     """
-    owner, _, name = path.rpartition(".")
-    known = _GATE.search(name) or (name == "w1" and f"{owner}.w3" in modules)
+    owner, _, last = name.rpartition(".")
+    known = _GATE.search(last) or (last == "w1" and f"{owner}.w3" in tree.modules)
     return bool(known) and "experts" not in owner.split(".")
 
 
-def _writers(block: str, modules: Mapping[str, nn.Module]) -> list[str]:
+def _writers(block: str, tree: ModuleTree) -> list[str]:
     """The last projection of each branch, where it returns as many features as the block's norms have."""
-    children = [f"{block}.{name}" for name, _ in modules[block].named_children()]
-    inner = [[p for p in modules if p.startswith(child + ".")] for child in children if list(modules[child].children())]
-    branches = [*inner, [child for child in children if not list(modules[child].children())]]
+    modules, width = tree.modules, _width(tree.modules[block])
+    while len(tree.children(block)) == 1 and not modules[block]._parameters:
+        block = tree.children(block)[0]  # a wrapper of the user's around the block
+    children = tree.children(block)
+    inner = [tree.below(child) for child in children if tree.children(child)]
+    branches = [*inner, [child for child in children if not tree.children(child)]]
     last = [projections[-1] for b in branches if (projections := [p for p in b if _projects(modules[p])])]
-    width = _width(modules[block])
-    return [path for path in last if width in (None, _features(modules[path]))]
+    return [name for name in last if width in (None, _features(modules[name]))]
 
 
 def _projects(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False  # of nn.MultiheadAttention, which never calls it
-    weight = getattr(module, "weight", None)
-    is_matrix = isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
-    return is_matrix and not list(module.children())
+    weight = held(module)
+    is_matrix = weight is not None and weight.dim() == 2 and not isinstance(module, nn.Embedding)
+    return is_matrix and not _contains(module)
+
+
+def _contains(module: nn.Module) -> bool:
+    """Does a module contain others, save the parametrizations of its own weights?"""
+    return any(name != "parametrizations" for name, child in module._modules.items() if child is not None)
 
 
 def _features(projection: nn.Module) -> int:
     """How many numbers a projection returns per token: `out_features`, or `nf` of transformers' Conv1D."""
-    stated = getattr(projection, "out_features", getattr(projection, "nf", None))
-    weight = getattr(projection, "weight", ())
-    return stated if isinstance(stated, int) else len(weight)
+    stated = projection.__dict__.get("out_features", projection.__dict__.get("nf"))
+    weight = held(projection)
+    return stated if isinstance(stated, int) else 0 if weight is None else len(weight)
 
 
 def _width(block: nn.Module) -> int | None:
     """Features of the residual stream: what most norms of the block normalise."""
-    norms = [m for m in block.modules() if "norm" in type(m).__name__.lower() and not list(m.children())]
-    sizes = Counter(w.numel() for m in norms if isinstance(w := getattr(m, "weight", None), Tensor) and w.dim() == 1)
+    norms = [m for m in block.modules() if "norm" in type(m).__name__.lower() and not _contains(m)]
+    sizes = Counter(w.numel() for m in norms if (w := held(m)) is not None and w.dim() == 1)
     return max(sizes, key=lambda n: (sizes[n], n)) if sizes else None
 
 
-def _is_sequence_first(path: str, modules: Mapping[str, nn.Module], blocks: set[str]) -> bool:
+def _is_sequence_first(name: str, tree: ModuleTree, blocks: set[str]) -> bool:
     """By `batch_first` of the modules inside of it or of the blocks around it: true where all of them say False."""
-    around = [p for p in (path[:i] for i, c in enumerate(path) if c == ".") if p in blocks]
-    inside = (m for p in (path, *around) for m in modules[p].modules())
-    return {getattr(m, "batch_first", None) for m in inside} - {None} == {False}
+    around = [outer for outer in tree.above(name) if outer in blocks]
+    inside = (m for outer in (name, *around) for m in tree.modules[outer].modules())
+    return {m.__dict__.get("batch_first") for m in inside} - {None} == {False}
 
 
 def _widths(block: nn.Module) -> frozenset[int]:
@@ -153,15 +162,15 @@ def _widths(block: nn.Module) -> frozenset[int]:
     return frozenset(sizes | {m.out_features for m in block.modules() if isinstance(m, nn.Linear)} if sizes else ())
 
 
-def _router(path: str, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+def _router(name: str, tree: ModuleTree) -> dict[str, Any]:
     """What is known of a router: a matrix beside `experts`, or inside of a module beside them."""
-    weight = getattr(modules[path], "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
+    modules, weight = tree.modules, held(tree.modules[name])
+    if weight is None or weight.dim() != 2:
         return {}
-    above = [path.rsplit(".", up)[0] for up in (1, 2) if path.count(".") >= up] + [""] * (path.count(".") < 2)
-    for child, owner in zip([path, *above], above, strict=False):
-        if hasattr(modules.get(owner), "experts") and _ROUTER.search(child.rpartition(".")[2]):
-            owners = [modules[p] for p in dict.fromkeys((path, child, owner))]
+    above = [*tree.above(name), ""][:2]
+    for child, owner in zip([name, *above], above, strict=False):
+        if hasattr(modules[owner], "experts") and _ROUTER.search(child.rpartition(".")[2]):
+            owners = [modules[p] for p in dict.fromkeys((name, child, owner))]
             chosen = (getattr(o, word, None) for o in owners for word in _CHOSEN)
             top_k = next((k for k in chosen if isinstance(k, int) and 0 < k <= len(weight)), 1)
             stated = (getattr(o, "capacity_factor", None) for o in owners)
@@ -173,8 +182,8 @@ def _router(path: str, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
 def _choice(owners: list[nn.Module]) -> Choice | None:
     """How a router chooses. owners: the router and the modules around it, from the inside to the outside."""
     near = [*owners, *(part for owner in owners for part in owner.children())]
-    held = ((o, name) for o in near for name in _CORRECTIONS if isinstance(getattr(o, name, None), Tensor))
-    holder, name = next(held, (None, ""))
+    found = ((o, name) for o in near for name in _CORRECTIONS if held(o, name) is not None)
+    holder, name = next(found, (None, ""))
     if holder is None:
         return None
     return Choice(
@@ -195,9 +204,9 @@ def _scores_are_softmax(owners: list[nn.Module]) -> bool:
     return "softmax" in stated[0] if stated else next((n == {"softmax"} for n in named if n), False)
 
 
-def _stack(path: str, module: nn.Module) -> int:
+def _stack(name: str, module: nn.Module) -> int:
     """Number of experts in a module called with tokens, the experts of each, and their weights; 0 for others."""
-    stacked = [p for p in module.parameters(recurse=False) if p.dim() == 3]
-    if not stacked or path.rpartition(".")[2] != "experts":
+    stacked = [p for p in module.parameters(recurse=False) if not nn.parameter.is_lazy(p) and p.dim() == 3]
+    if not stacked or name.rpartition(".")[2] != "experts":
         return 0
     return len(stacked[0]) if len(inspect.signature(module.forward).parameters) >= 3 else 0

@@ -21,8 +21,13 @@ LOGITS = PROBES.register(Probe(name="loss", tap="logits", reduction=LOGSUMEXP, t
 CERTAIN = PROBES.register(Probe(name="loss", tap="logits", reduction=CERTAINTY, tier="always")).accumulator()
 CLIPPED = PROBES.register(Probe(name="clip", tap="gradient", reduction=CLIP, tier="always")).accumulator()
 LOSS_SCALE = host_accumulator("loss_scale")
-LOSS_FALLBACKS = ("logged", "module", "function", "output", "backward")
-"""Where the loss may come from, best first; the first that was measured in a step becomes the loss."""
+TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
+"""The cross-entropy that was seen on the way, which need not be what is trained on."""
+LOSS_FALLBACKS = ("logged", "backward", "module", "output")
+"""Where the loss may come from, best first; the first that was measured in a step becomes the loss.
+
+After them comes the cross-entropy: a compiled step shows nothing else.
+"""
 
 
 def loss_source(name: str) -> Accumulator:
@@ -41,7 +46,7 @@ class RunAccumulators:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.losses = {name: new_accumulator("mean", device) for name in LOSS_FALLBACKS}
-        self.loss = self.losses["function"]
+        self.token_loss = new_accumulator("mean", device)
         self.logits = new_accumulator("logsumexp", device)
         self.certainty = new_accumulator("certainty", device)
         self.clip = new_accumulator("clip", device)
@@ -50,8 +55,6 @@ class RunAccumulators:
         self.logged: dict[str, Tensor] = {}
         self.classifies = False
         """A call of `cross_entropy` was seen, outside of compiled graphs."""
-        self.loss_seen = False
-        """A source of the loss better than `backward` was seen in this step."""
 
     def register(self, buffer: Buffer) -> None:
         """Put the accumulators into the step's buffer.
@@ -61,6 +64,7 @@ class RunAccumulators:
         buffer.add((BUSY_SOURCE,), source_of(self.busy))
         for name in LOSS_FALLBACKS:
             buffer.add((loss_source(name),), source_of(self.losses[name]))
+        buffer.add((TOKEN_LOSS,), source_of(self.token_loss))
         buffer.add((LOGITS,), source_of(self.logits))
         buffer.add((CERTAIN,), source_of(self.certainty))
         buffer.add((CLIPPED,), source_of(self.clip))
@@ -68,14 +72,8 @@ class RunAccumulators:
 
     @torch.no_grad()
     def update_loss(self, source: str, value: Tensor) -> None:
-        """Add the mean loss of a micro-batch."""
+        """Add the mean loss of a micro-batch; of the source `backward` the loss of the whole step."""
         self._update(self.losses[source], value)
-
-    @torch.no_grad()
-    def update_backward_loss(self, value: Tensor) -> None:
-        """Add what `backward` is called on: summed over the micro-batches of a step, as the gradients are."""
-        self._update(self.losses["backward"], value)
-        self.losses["backward"][0].fill_(1.0)
 
     @torch.no_grad()
     def update_clip(self, norm: Tensor) -> None:

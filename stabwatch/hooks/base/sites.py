@@ -9,38 +9,28 @@ A `Sequential` is left out when its last child is watched: they return the same 
 from __future__ import annotations
 
 import re
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.entry import HOOK_TABLES, Hook
 from stabwatch.hooks.base.roles import NO_ROLE, Role, find_roles, is_gate
+from stabwatch.hooks.base.tree import ModuleTree
 
 if TYPE_CHECKING:
     from stabwatch.hooks.base.views import SiteView
 
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=\.|$)")
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _NORMS = ("norm",)
-
-
-def site_name(path: str) -> str:
-    """A module path with the names of wrappers (DDP, FSDP, compile, checkpointing) taken out."""
-    return _WRAPPERS.sub("", path).strip(".")
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside compile and data-parallel wrappers."""
-    inner: Any = model
-    while True:
-        if isinstance(inner, torch._dynamo.eval_frame.OptimizedModule):
-            inner = inner._orig_mod
-        elif isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            inner = inner.module
-        else:
-            return inner
+_ATTENTION = re.compile(r"attn|attention|msa$", re.IGNORECASE)
+_MAPS = r"(_?(proj|projection|lin|linear|layer|net|weight|a_proj|b_proj))?$"
+_QUERIES = re.compile(r"^((w|to|fc|lin|linear|proj)_?)?(q|query|queries)" + _MAPS, re.IGNORECASE)
+_KEYS = re.compile(r"^((w|to|fc|lin|linear|proj)_?)?(k|key|keys|kv|key_value)" + _MAPS, re.IGNORECASE)
+_FUSED = re.compile(r"^((w|to|fc|lin|linear|in|proj)_?)?(qkv|query_key_value)" + _MAPS + "|^c_attn$", re.IGNORECASE)
 
 
 class Site:
@@ -48,15 +38,18 @@ class Site:
 
     It is kept in the module's `__dict__` as `_stabwatch`, and not in a closure, so that identical blocks share one
     compiled graph. A deep copy or a pickle of the model has None in its place: copies are not watched.
+    parent: the nearest watched module around it. shared: the module is reachable in several ways.
     """
 
-    def __init__(self, name: str, context: TapContext, parent: Site | None, role: Role, attention: bool) -> None:
-        self.name = name
+    def __init__(self, target: Target, context: TapContext, parent: Site | None) -> None:
+        self.name = target.name
         self.context = context
         self.flags = context.flags
         self.parent = parent
-        self.role = role
-        self.attention_like = attention
+        self.role = target.role
+        self.shared = target.shared
+        self.module = weakref.ref(target.module)
+        self.attention_like = looks_like_attention(target.module)
         self.heads = 0
         self.activation: Tensor | None = None
         """Accumulator of the moments of its outputs, on the module's device; None where outputs are not watched."""
@@ -73,9 +66,18 @@ class Site:
         """int64 (2,) on the host: the site's number, and how often a compiled graph has called (`compiled.py`)."""
         self.input: Tensor | None = None
         """Input of a block while the block runs, for its writers."""
+        self.in_subgraph = False
+        """A compiler has traced it inside of an activation checkpoint, where nothing is measured."""
+        self.outer: Site | None = None
+        """Of a model that runs inside of another watched one: where it was called."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None
+        """The copy of the module is not watched: the copies of our hooks are taken out of it."""
+        module = self.module()
+        copies = [] if module is None else [memo.get(id(module.__dict__.get(table))) or {} for table in HOOK_TABLES]
+        for key in [key for copied in copies for key, hook in copied.items() if isinstance(hook, Hook)]:
+            for copied in copies:
+                copied.pop(key, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -89,65 +91,88 @@ class WatchedModule(nn.Module):
 
 @dataclass(frozen=True)
 class Target:
-    """One module to hook."""
+    """One module to hook. around: names of the modules around it, from the inside to the outside."""
 
-    path: str
     name: str
     module: nn.Module
     activation: bool
     """Are its outputs watched? Not those of the model itself: they are seen as logits."""
     role: Role = NO_ROLE
+    around: tuple[str, ...] = ()
+    shared: bool = False
+    """Is it reachable in several ways?"""
+
+    @property
+    def contains(self) -> bool:
+        """Does it contain other modules?"""
+        return _contains(self.module)
 
 
 def select_modules(model: nn.Module, include: str | None = None, exclude: str | None = None) -> list[Target]:
-    """Modules to watch, in the order of `named_modules()`; `include` and `exclude` are regular expressions on names."""
-    modules = dict(model.named_modules())
-    blocks = {path for path in modules if _is_repeated(path, modules)}
-    candidates = {
-        path: module
-        for path, module in modules.items()
-        if path and not isinstance(module, _CONTAINERS) and _is_candidate(path, module, modules, blocks)
-    }
-    seen = {id(module) for module in candidates.values()}
-    targets = [Target("", "", model, False)]
+    """Modules to watch, parents first; `include` and `exclude` are regular expressions on names."""
+    tree = ModuleTree(model)
+    modules = tree.modules
+    blocks = {name for name in modules if _is_repeated(name, tree)}
+    candidates = {name for name in modules if name and _is_candidate(name, tree, blocks)}
 
-    def kept(path: str) -> bool:
-        name = site_name(path)
+    def kept(name: str) -> bool:
         return not (include and not re.search(include, name)) and not (exclude and re.search(exclude, name))
 
-    def repeats(module: nn.Module) -> bool:
-        return isinstance(module, nn.Sequential) and len(module) > 0 and id(module[-1]) in seen
+    def repeats(name: str) -> bool:
+        children = tree.children(name)
+        return isinstance(modules[name], nn.Sequential) and bool(children) and children[-1] in candidates
 
-    shown = {path for path, module in candidates.items() if kept(path) and not repeats(module)}
-    roles = find_roles(modules, blocks, shown)
-    for path, module in modules.items():
-        role = roles.get(path, NO_ROLE) if kept(path) else NO_ROLE
-        if path and (role or path in shown or (path in candidates and list(module.children()))):
-            targets.append(Target(path, site_name(path), module, path in shown, role))
+    shown = {name for name in candidates if kept(name) and not repeats(name)}
+    roles = find_roles(tree, blocks, shown)
+    targets = [Target("", modules[""], False)]
+    for name, module in modules.items():
+        role = roles.get(name, NO_ROLE) if kept(name) else NO_ROLE
+        if name and (role or name in shown or (name in candidates and _contains(module))):
+            targets.append(Target(name, module, name in shown, role, tuple(tree.above(name)), name in tree.shared))
     return targets
 
 
-def _is_repeated(path: str, modules: dict[str, nn.Module]) -> bool:
-    parent = modules.get(path.rpartition(".")[0])
-    return path != "" and isinstance(parent, nn.ModuleList | nn.Sequential) and bool(list(modules[path].children()))
+def _contains(module: nn.Module) -> bool:
+    return any(name != "parametrizations" for name, child in module._modules.items() if child is not None)
 
 
-def _is_candidate(path: str, module: nn.Module, modules: dict[str, nn.Module], blocks: set[str]) -> bool:
-    if list(module.children()):
-        return True
-    if not any(True for _ in module.parameters(recurse=False)):
+def _is_repeated(name: str, tree: ModuleTree) -> bool:
+    parent = tree.modules[next(tree.above(name), "")]
+    return name != "" and isinstance(parent, nn.ModuleList | nn.Sequential) and _contains(tree.modules[name])
+
+
+def _is_candidate(name: str, tree: ModuleTree, blocks: set[str]) -> bool:
+    module = tree.modules[name]
+    if isinstance(module, _CONTAINERS):
         return False
-    parents = [path[:i] for i, c in enumerate(path) if c == "."]
-    inside = [p for p in parents if p in blocks]
-    if not inside or is_gate(path, modules):
+    if any(isinstance(tree.modules[outer], ParametrizationList) for outer in (name, *tree.above(name))):
+        return False  # it computes one tensor of a layer
+    if _contains(module):
+        return True
+    if not any(True for _ in module.parameters()):
+        return False
+    inside = [outer for outer in tree.above(name) if outer in blocks]
+    if not inside or is_gate(name, tree):
         return True
     is_norm = any(word in type(module).__name__.lower() for word in _NORMS)
-    return path.rpartition(".")[0] in blocks and not is_norm and not isinstance(modules[inside[-1]], nn.Sequential)
+    return (
+        next(tree.above(name), "") == inside[0]
+        and not is_norm
+        and not isinstance(tree.modules[inside[0]], nn.Sequential)
+    )
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """By class name; used only to notice an attention whose call was never seen."""
+    """By its class name, or by projections for queries and keys: for attention whose call was never seen."""
     if isinstance(module, nn.MultiheadAttention):
         return True
-    name = type(module).__name__.lower()
-    return bool(re.search(r"attn$|attention$|attention2d$", name)) and any(True for _ in module.parameters())
+    if not any(nn.parameter.is_lazy(p) or p.dim() > 1 for p in module.parameters()):
+        return False
+    return bool(_ATTENTION.search(type(module).__name__)) or projects_queries(module)
+
+
+def projects_queries(module: nn.Module) -> bool:
+    """Has it projections for queries and keys among its own children, apart or in one?"""
+    names = [name for name, child in module._modules.items() if child is not None]
+    apart = any(_QUERIES.match(name) for name in names) and any(_KEYS.match(name) for name in names)
+    return apart or any(_FUSED.match(name) for name in names)

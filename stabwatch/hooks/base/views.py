@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stabwatch.hooks.base.layout import as_samples, as_tokens
 from stabwatch.hooks.base.roles import Choice
 from stabwatch.hooks.base.sampling import ELEMENTS, some_rows, spread
+from stabwatch.hooks.base.side_effects import is_plain
 from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.kernels.router import grouped, loads
 
@@ -229,6 +230,11 @@ class NonlinearityCall(SiteView):
         """The module; None where it overwrites its input."""
         return None if getattr(self.module, "inplace", False) else self.module
 
+    @property
+    def plain(self) -> nn.Module | None:
+        """The module; None where its class is not known to be without state and random numbers."""
+        return self.module if is_plain(self.module) else None
+
     @cached_property
     def rows(self) -> Tensor | None:
         """(N, D): some of its inputs."""
@@ -286,7 +292,7 @@ class RouterCall(SiteView):
     @classmethod
     def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
         """See `SiteView`."""
-        inputs, weight, bias = first_tensor(args), getattr(module, "weight", None), getattr(module, "bias", None)
+        inputs, weight, bias = first_tensor(args), module._parameters.get("weight"), module._parameters.get("bias")
         if inputs is None or not isinstance(weight, Tensor) or inputs.shape[-1] != weight.shape[-1]:
             return None
         return cls(site, weight, bias if isinstance(bias, Tensor) else None, inputs)

@@ -11,6 +11,7 @@ from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.hooks.base.views import AttentionCall
+from stabwatch.hooks.probes.score_origin import is_attention
 from stabwatch.kernels.attention_scores import score_statistics, update_largest_logit
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.contraction import contraction
@@ -28,8 +29,10 @@ ENTROPY_ROWS = 64
 OTHER_TOKENS = "its queries and keys are not the same tokens"
 NOTHING_SAVED = "this attention kernel saves no logsumexp"
 NO_GRADIENT = "it needs no gradient (frozen layers, or reentrant checkpointing), so no logsumexp is saved"
+PACKED = "its saved logsumexp is packed (activation checkpointing or offloading): to read it would compute it again"
 OWN_SCORES = "the model computes its attention weights itself"
 _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
+_packing_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
 _DEPTH = 4
 """Nodes to look through: some back ends pad the head width and slice the result."""
 
@@ -47,9 +50,10 @@ def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor 
     """Note a `scaled_dot_product_attention` call for its bracket, if its kernel saved the logsumexp."""
     if site.bracket is None:
         return
-    lse = saved_logsumexp(out)
+    packed = saved_values_are_packed()
+    lse = None if packed else saved_logsumexp(out)
     if lse is None:
-        why = NO_GRADIENT if out.grad_fn is None else NOTHING_SAVED
+        why = NO_GRADIENT if out.grad_fn is None else PACKED if packed else NOTHING_SAVED
         site.context.unmeasured(BRACKET.report_key, site.name, why)
         return
     site.heads = query.shape[1]
@@ -93,9 +97,16 @@ def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal
     update_largest_logit(query, key, mask, is_causal, scale, site.exact)
 
 
+def softmax_of(site: Site, scores: Tensor, dim: int | None) -> None:
+    """A softmax was called below a site: if these are the scores of attention, update its exact largest logit."""
+    if dim in (-1, scores.dim() - 1) and is_attention(site, scores):
+        exact_of_scores(site, scores)
+
+
 @torch.no_grad()
 def exact_of_scores(site: Site, scores: Tensor) -> None:
-    """The same for a module that computes its scores itself: (B, H, T, S), or (B*H, T, S) when the heads are known."""
+    """The same for a module that computes its scores itself: (B, H, T, S), (T, S), or (B*H, T, S) with known heads."""
+    scores = scores if scores.dim() > 2 else scores.unsqueeze(0)
     heads = scores.shape[-3] if scores.dim() > 3 else max(1, site.heads)
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", scores.device)
@@ -103,6 +114,11 @@ def exact_of_scores(site: Site, scores: Tensor) -> None:
             site.context.unmeasured(probe.report_key, site.name, OWN_SCORES)
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_score(scores, heads))
+
+
+def saved_values_are_packed() -> bool:
+    """True where autograd hands what it saves to hooks: to read such a value calls the hook that unpacks it."""
+    return _packing_hooks(False) is not None
 
 
 def saved_logsumexp(out: Tensor) -> Tensor | None:

@@ -26,8 +26,8 @@ class Stacks:
     def __init__(self, sites: Iterable[tuple[Target, Site]], device: torch.device) -> None:
         stacks: dict[str, list[Site]] = {}
         for target, site in sites:
-            if target.role.residual and site.activation is not None and list(target.module.children()):
-                stacks.setdefault(site.name.rpartition(".")[0], []).append(site)
+            if target.role.residual and site.activation is not None and target.contains:
+                stacks.setdefault(target.around[0] if target.around else "", []).append(site)
         self._stacks = {name: mine for name, mine in stacks.items() if len(mine) >= MIN_BLOCKS}
         self._accumulators = {name: new_accumulator("depth", device) for name in self._stacks}
 

@@ -86,8 +86,9 @@ class TrackedBatch:
                 found[path] = ResidualOutput(self._sites[path], out).points.clone()
 
         handles = [
-            self._model.get_submodule(path).register_forward_hook(lambda m, args, out, path=path: keep(path, out))
-            for path in self._sites
+            module.register_forward_hook(lambda m, args, out, path=path: keep(path, out))
+            for path, site in self._sites.items()
+            if (module := site.module()) is not None
         ]
         OwnCall.now = True
         try:

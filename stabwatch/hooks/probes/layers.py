@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.copies import Copies
+from stabwatch.hooks.base.naming import named_parameters
 from stabwatch.hooks.base.probe import PROBES, Probe
-from stabwatch.hooks.base.sites import site_name
 from stabwatch.hooks.base.tensors import local, new_accumulator
+from stabwatch.hooks.base.tree import ModuleTree
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Accumulator
@@ -57,6 +59,9 @@ class ParameterTaps:
         self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.tracked))
         rows = {name: i for i, name in enumerate(self.layers)}
         self._by_id = {id(p): TrackedParameter(p, rows[layer]) for layer, _, p in self.tracked}
+        self._model = model
+        self._foreign: WeakSet[Any] = WeakSet()
+        self._ids = {id(p) for p in model.parameters()} | set(self._by_id)
         self.gradient = _empty("moments", len(rows), device)
         self.weight = _empty("moments", len(rows), device)
         self.update = _empty("update", len(rows), device)
@@ -68,6 +73,7 @@ class ParameterTaps:
         self._next_number = count()
         self._copies = Copies()
         self._before: list[tuple[Tensor, Tensor, int]] = []
+        self._read: tuple[Tensor, list[tuple[int, int]]] | None = None
 
     def awaits_phase(self, layer: str) -> bool:
         """True while the updates of a layer have not been due yet."""
@@ -75,11 +81,26 @@ class ParameterTaps:
         return any(row in phase for phase in self._phases[self._phase :])
 
     def tracks(self, optimizer: Any) -> bool:
-        """True if the optimizer steps a parameter of this model."""
-        return any(id(p) in self._by_id for group in optimizer.param_groups for p in group["params"])
+        """True if the optimizer holds a parameter of this model, be it frozen."""
+        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        if not self._ids.isdisjoint(held):
+            return True
+        if optimizer not in self._foreign:  # the parameters may have been added since `attach`
+            self._foreign.add(optimizer)
+            self._ids |= {id(p) for p in self._model.parameters()}
+        return not self._ids.isdisjoint(held)
+
+    def owns(self, parameters: Iterable[Tensor]) -> bool:
+        """True if any of these is a parameter of this model."""
+        return any(id(p) in self._ids for p in parameters)
 
     def measure_gradients(self, optimizer: Any) -> None:
         """Moments of the gradients that the optimizer is about to use."""
+        self.read_gradients(optimizer)
+        self.add_gradients()
+
+    def read_gradients(self, optimizer: Any) -> None:
+        """Keep the moments of its gradients as they are now, in place of those that were read before."""
         found = self._by_group(optimizer)
         pairs = list(dict.fromkeys((o.row, group) for o, group in found))
         rows = {pair: i for i, pair in enumerate(pairs)}
@@ -89,7 +110,14 @@ class ParameterTaps:
         if isinstance(scale, Tensor):
             out[:, 1].div_(scale.square())
             out[:, 3].div_(scale)
-        self._add(out, pairs)
+        if pairs:
+            self._read = out, pairs
+
+    def add_gradients(self) -> None:
+        """Add the moments that were read last to those of the step."""
+        read, self._read = self._read, None
+        if read is not None:
+            self._add(*read)
 
     def _by_group(self, optimizer: Any) -> list[tuple[TrackedParameter, int]]:
         """The parameters that will be stepped, each with the number of its group."""
@@ -105,8 +133,6 @@ class ParameterTaps:
 
     def _add(self, found: Tensor, pairs: list[tuple[int, int]]) -> None:
         """Add moments by layer and group to the moments of the layers and to the norms of the groups."""
-        if not pairs:
-            return
         layers, groups = (device_constant(numbers, torch.int64, found.device) for numbers in zip(*pairs, strict=True))
         self.gradient[:, :3].index_add_(0, layers, found[:, :3])
         self.gradient[:, 3].scatter_reduce_(0, layers, found[:, 3], reduce="amax")
@@ -122,10 +148,10 @@ class ParameterTaps:
         mine = self._stepped(optimizer)
         _grouped([local(o.parameter) for o in mine], [o.row for o in mine], self.weight)
 
-    def snapshot(self, optimizer: Any) -> None:
-        """Copy the parameters of the layers that are due, before the step."""
+    def snapshot(self, optimizer: Any, closure: bool = False) -> None:
+        """Copy the parameters of the layers that are due, before the step; for a closure also those without one."""
         due = self._phases[self._phase % len(self._phases)] if self._phases else frozenset()
-        mine = [o for o in self._stepped(optimizer) if o.row in due and o.parameter.grad is not None]
+        mine = [o for o in self._stepped(optimizer) if o.row in due and (closure or o.parameter.grad is not None)]
         mine = [o for o in mine if o.parameter.is_floating_point()]
         live = [local(o.parameter) for o in mine]
         copies = self._copies.of(live)
@@ -184,15 +210,12 @@ def _empty(reduction: str, rows: int, device: torch.device) -> Tensor:
 
 def _tracked(model: nn.Module, sites: set[str]) -> list[tuple[str, str, nn.Parameter]]:
     """(layer, name, parameter) of every parameter that is trained."""
-    tracked: list[tuple[str, str, nn.Parameter]] = []
-    for path, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        owner = path.rpartition(".")[0]
-        while owner and owner not in sites:
-            owner = owner.rpartition(".")[0]
-        tracked.append((site_name(owner), site_name(path), parameter))
-    return tracked
+    tree = ModuleTree(model)
+    return [
+        (next((n for n in (owner, *tree.above(owner)) if n in sites), ""), name, parameter)
+        for name, owner, parameter in named_parameters(model)
+        if parameter.requires_grad
+    ]
 
 
 def _phases(
@@ -201,7 +224,7 @@ def _phases(
     """Layers packed in order into phases of at most `limit` bytes, and the layers that are larger than that."""
     size: dict[int, int] = {}
     for name, _, p in tracked:
-        size[rows[name]] = size.get(rows[name], 0) + p.numel() * p.element_size()
+        size[rows[name]] = size.get(rows[name], 0) + (0 if is_lazy(p) else p.numel() * p.element_size())
     phases: list[set[int]] = []
     room = 0
     for row, need in size.items():

@@ -28,8 +28,8 @@ def cross_entropy(
 ) -> None:
     """Measure one eager `cross_entropy` call: its loss, and what its saved log-softmax says of the output logits."""
     run = context.run
-    run.loss_seen = run.classifies = True
-    merge_(MEAN, run.loss, call_partials(out, logits, target, *args, **kw))
+    run.classifies = True
+    merge_(MEAN, run.token_loss, call_partials(out, logits, target, *args, **kw))
     if not logits.numel():
         return
     weight, ignored, smoothing = options(*args, **kw)
@@ -46,7 +46,7 @@ def cross_entropy_traced(
     run: RunAccumulators, out: Tensor, logits: Tensor, target: Tensor, *args: Any, **kw: Any
 ) -> None:
     """The same inside a compiled graph, which has no saved tensors: some rows are computed again."""
-    merge_(MEAN, run.loss, call_partials(out, logits, target, *args, **kw))
+    merge_(MEAN, run.token_loss, call_partials(out, logits, target, *args, **kw))
     _update_rows(run, logits.detach(), target, options(*args, **kw)[1])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.kernels.power_iteration import iterate, matrices, start
@@ -40,7 +41,7 @@ class Spectra:
 
     def __init__(self, name: str, parameter: Tensor, module: nn.Module | None) -> None:
         self._module = module
-        parts, _ = matrices(name, parameter, module)
+        parts = () if is_lazy(parameter) else matrices(name, parameter, module)[0]
         self._name = name
         self.names = tuple(f"{name}.{part}" if part else name for part in parts)
         self.basis: Tensor | None = None

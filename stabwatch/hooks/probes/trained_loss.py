@@ -2,7 +2,9 @@
 
 It is read at the roots of the backward passes, whatever computed it: unscaled by the gradient scaler, and summed over
 the micro-batches of a step as their gradients are. A backward pass counts for a watch if it changed gradients of that
-watch's parameters; where the gradients are dropped before the step (`zero_grad`), so is the loss.
+watch's parameters, or the parameters themselves (an optimizer that steps during the backward pass). Where the gradients
+are dropped before the step (`zero_grad`), so is the loss. Where a step evaluates the objective again after it has moved
+the parameters (LBFGS, SAM), the first evaluation counts: the loss of the weights that the step began with.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-MOST = 256
-"""Parameters whose gradients are compared before and after a backward pass, evenly spread."""
+MOST = 64
+"""Parameters that are compared before and after a backward pass, evenly spread, while that is enough."""
 LOSS_DIMENSIONS = 2
 """A root with more dimensions, given with a gradient, is an activation (a pipeline stage) and no loss per token."""
+WITNESSES = 4
+"""Gradients that are looked at to see whether they were set to zero: the smallest ones."""
 
-State = tuple[tuple[int, int] | None, ...]
-"""Identity and version of each gradient, None where there is none."""
+State = tuple[tuple[int, int, int], ...]
+"""Of each parameter: its version, and identity and version of its gradient; two zeros where there is none."""
 
 _unscaled = WeakTensorKeyDictionary()
 
@@ -44,17 +48,18 @@ def objective(roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None
     """
     parts = [_part(root, None if gradients is None else gradients[i]) for i, root in enumerate(roots)]
     known = [part for part in parts if part is not None]
-    if not known:
-        return None
+    if len(known) < 2:
+        return known[0] if known else None
     return torch.stack([part.to(known[0].device, non_blocking=True) for part in known]).sum()
 
 
 def _part(root: Tensor, gradient: Tensor | None) -> Tensor | None:
-    value = _unscaled.get(root)
+    value = _unscaled.get(root) if len(_unscaled) else None
     scaled = value is not None
     value = root.detach() if value is None else value
+    value = value.to_local() if hasattr(value, "to_local") else value
     if value.numel() == 1 and (gradient is None or scaled):
-        return value.float().reshape(())
+        return value.to(torch.float32, copy=True).reshape(())  # the loop may write into its loss before the step
     if gradient is None or root.dim() > LOSS_DIMENSIONS or gradient.shape != root.shape:
         return None
     return (value.float() * gradient.detach().float()).sum()
@@ -68,42 +73,119 @@ class TrainedLoss:
     total: Tensor | None = None
     """Sum over the backward passes of the open step, float32 ()."""
     passes: int = 0
+    """Backward passes of the open step whose gradients were kept."""
+    ever: bool = False
+    """A backward pass has reached the parameters of this watch."""
+    unsure: bool = False
+    """A pass of the open step may have reached parameters that were not compared."""
+    _given: Tensor | None = field(default=None, repr=False)
+    _gave: bool = field(default=False, repr=False)
+    _settled: bool = field(default=False, repr=False)
+    _before: State = field(default=(), repr=False)
     _after: State = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, parameters: Iterable[nn.Parameter]) -> TrainedLoss:
+    def of(cls, parameters: Iterable[nn.Parameter], most: int = MOST) -> TrainedLoss:
         """Watch some of these parameters, evenly spread."""
         trained = [p for p in parameters if p.requires_grad]
-        stride = max(1, -(-len(trained) // MOST))
+        stride = max(1, -(-len(trained) // most))
         return cls(trained[::stride])
 
-    def state(self) -> State:
-        """What the gradients are now; to be compared with a later state."""
-        return tuple(None if p.grad is None else (id(p.grad), p.grad._version) for p in self.parameters)
+    def inherit(self, other: TrainedLoss) -> None:
+        """Go on with what another one has collected, of other parameters. The loss of the open step is not known."""
+        self.unsure = other.ever
+        self.total, self.passes, self.ever, self._settled = other.total, other.passes, other.ever, other._settled
+        self._given, self._gave, self._after = other._given, other._gave, _state(self.parameters)
 
-    def reached(self, before: State) -> bool:
-        """Has anything written into the gradients since `before`?"""
-        return self.state() != before
-
-    def add(self, before: State, value: Tensor) -> None:
-        """A backward pass of this objective has ended. `before`: the state when it began."""
-        if self._dropped(before):
+    @torch.no_grad()
+    def begin(self) -> None:
+        """A backward pass begins: what was collected from gradients that are gone by now is forgotten."""
+        self._before = _state(self.parameters)
+        if not self._after or self._settled:
+            return
+        had = [
+            (then, now, p) for then, now, p in zip(self._after, self._before, self.parameters, strict=True) if then[1]
+        ]
+        if not had or any(then[1:] == now[1:] for then, now, _ in had):
+            return
+        written = [p.grad for then, now, p in had if then[1] == now[1] and p.grad is not None]
+        if any(then[0] != now[0] for then, now, _ in had):
+            self._settled = self.total is not None
+        elif written:
+            self._keep_where(_any_nonzero(written))
+        else:
             self.clear()
-        self.total = value if self.total is None else self.total + value.to(self.total.device, non_blocking=True)
-        self.passes += 1
-        self._after = self.state()
 
-    def _dropped(self, before: State) -> bool:
-        """Were the gradients of the last pass thrown away, or set to zero, before this one?"""
-        known = [then for then in self._after if then is not None]
-        return bool(known) and not any(then is not None and then in before for then in known)
+    def _keep_where(self, nonzero: Tensor | None) -> None:
+        """Something wrote into all gradients: clipping, or zeros. The device decides, as this may not wait for it."""
+        if self.total is not None and nonzero is not None:
+            self.total = torch.where(nonzero.to(self.total.device), self.total, 0.0)
+
+    def reached(self) -> bool:
+        """Has the backward pass that began last written into gradients or parameters?"""
+        now = zip(self.parameters, self._before, strict=True)
+        return any(_entry(p) != before for p, before in now)
+
+    @torch.no_grad()
+    def add(self, value: Tensor | None) -> None:
+        """The backward pass that began last has ended; `value` is its objective."""
+        self.ever = True
+        if not self._settled:
+            self.passes += 1
+            self.total = _sum(self.total, value)
+        self._after = _state(self.parameters)
+
+    def give(self, value: Tensor | None) -> None:
+        """Gradients of this objective were computed, unseen at the parameters; passes that are seen go before."""
+        self._gave = True
+        self._given = _sum(self._given, value)
+
+    def gone(self) -> bool:
+        """Were all gradients of the last pass set to None, or has something written into all of them?"""
+        pairs = [(p, then) for p, then in zip(self.parameters, self._after, strict=False) if then[1]]
+        return bool(pairs) and all(then[1:] != _entry(p)[1:] for p, then in pairs)
+
+    def moved(self) -> bool:
+        """Has something written into the parameters since the last pass? Writing to `p.data` is not seen."""
+        return any(p._version != then[0] for p, then in zip(self.parameters, self._after, strict=False))
+
+    @property
+    def reached_since_step(self) -> bool:
+        """Has any backward pass, or call of `torch.autograd.grad`, reached the parameters in the open step?"""
+        return bool(self._after) or self._gave
 
     def take(self) -> Tensor | None:
         """The objective of the step that ends now."""
-        taken = self.total
+        taken = None if self.unsure else self._given if self.total is None else self.total
         self.clear()
         return taken
 
     def clear(self) -> None:
         """Forget what was collected."""
-        self.total, self.passes, self._after = None, 0, ()
+        self.total, self.passes, self._after, self._settled = None, 0, (), False
+        self.unsure = False
+        self._given, self._gave = None, False
+
+
+def _sum(total: Tensor | None, value: Tensor | None) -> Tensor | None:
+    if value is None or total is None:
+        return total if value is None else value
+    return total + value.to(total.device, non_blocking=True)
+
+
+def _any_nonzero(gradients: Sequence[Tensor]) -> Tensor | None:
+    """bool (): is any number of the smallest of these gradients not zero?"""
+    dense = sorted((g for g in gradients if g.layout == torch.strided), key=Tensor.numel)[:WITNESSES]
+    return torch.stack([g.any().to(dense[0].device) for g in dense]).any() if dense else None
+
+
+def _entry(p: nn.Parameter) -> tuple[int, int, int]:
+    g = p.grad
+    return (p._version, 0, 0) if g is None else (p._version, id(g), g._version)
+
+
+def _state(parameters: Sequence[nn.Parameter]) -> State:
+    """The same as `_entry` of each, in a third of the time."""
+    return tuple(
+        [(p._version, id(g), g._version) if (g := p.grad) is not None else (p._version, 0, 0) for p in parameters]
+    )

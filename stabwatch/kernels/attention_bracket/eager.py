@@ -1,4 +1,4 @@
-"""Plain torch over layers x batch x heads x queries numbers: all layers of a model at once."""
+"""Plain torch on tensors (layers, batch, heads, queries): all layers of a model at once."""
 
 from __future__ import annotations
 

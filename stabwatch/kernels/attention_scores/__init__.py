@@ -1,6 +1,6 @@
-"""`attention_scores`: what the logits of an attention call are like, without holding them.
+"""`attention_scores`: statistics of the logits of an attention call, without storing the logits.
 
-`largest_logit`: the exact largest logit of a call, and the head that holds it.
+`largest_logit`: the exact largest logit of a call, and its head.
 `score_statistics`: seven numbers of each head.
 """
 
@@ -18,7 +18,7 @@ def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bo
     """Rows, non-finite rows, the largest logit, its head.
 
     query (B, H, T, D), key (B, G, S, D) with G dividing H; mask bool (True is visible) or additive,
-    broadcastable to (B, H, T, S); arguments mean what they mean to `scaled_dot_product_attention`.
+    broadcastable to (B, H, T, S). The arguments are those of `scaled_dot_product_attention`.
     """
     if choose(query).fused:
         from stabwatch.kernels.attention_scores import fused
@@ -28,15 +28,15 @@ def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bo
 
 
 def update_largest_logit(
-    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, cell: Tensor
+    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, accumulator: Tensor
 ) -> None:
-    """Merge the largest logit of a call into a cell in place: float32 (4,)."""
-    if query.device == cell.device and choose(query).fused:
+    """Merge the largest logit of a call into an accumulator in place: float32 (4,)."""
+    if query.device == accumulator.device and choose(query).fused:
         from stabwatch.kernels.attention_scores import fused
 
-        fused.largest_logit(query, key, mask, is_causal, scale, into=cell)
+        fused.largest_logit(query, key, mask, is_causal, scale, into=accumulator)
     else:
-        merge_(ATTENTION_EXACT, cell, largest_logit(query, key, mask, is_causal, scale))
+        merge_(ATTENTION_EXACT, accumulator, largest_logit(query, key, mask, is_causal, scale))
 
 
 def score_statistics(
@@ -51,12 +51,12 @@ def score_statistics(
 ) -> Tensor:
     """Statistics of each head's rows of attention logits, float32 (H, 7).
 
-    Rows that see a key; those of them with a logit that is NaN or +inf; and over the others: sum of logsumexp, sum of
-    its square, sum of entropies (nats), largest logit, largest weight (-inf if there is no such row).
+    The fields: rows that see a key; of these, rows with a logit that is NaN or +inf; and over the other rows: sum of
+    logsumexp, sum of its square, sum of entropies (nats), largest logit, largest weight (-inf if there is no such row).
 
-    Arguments as of `largest_logit`, and: window, how many keys back a query sees, itself included; softcap c, logits
-    become c tanh(logit / c) before the mask; stride, only every so many rows are looked at, so that maxima become lower
-    bounds.
+    The arguments are those of `largest_logit`, and three more. window: number of keys that a query sees, its own
+    included. softcap c: logits become c tanh(logit / c) before the mask. stride: only one row in `stride` is read, so
+    maxima become lower bounds.
     """
     if choose(query).fused:
         from stabwatch.kernels.attention_scores import fused

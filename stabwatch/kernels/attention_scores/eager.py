@@ -15,18 +15,18 @@ from stabwatch.kernels.merge import Partials
 from stabwatch.kernels.where import on_host, tracing
 
 CHUNK_ELEMENTS = 1 << 22
-"""Scores held at once: 16 MiB of float32."""
+"""Scores in memory at once: 16 MiB of float32."""
 CAUSAL_ROWS = 32
-"""Query rows at once under a causal mask on the CPU: keys that none of them sees are left out."""
+"""Query rows in a chunk under a causal mask on the CPU. Keys that no row of the chunk sees are left out."""
 TRACED_ELEMENTS = 1 << 24
-"""Scores of one call inside a compiled graph; beyond it query rows are strided and the value is a lower bound."""
+"""Most scores of one call in a compiled graph. With more, query rows are strided, and the value is a lower bound."""
 
 
 def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Partials:
     """Rows, non-finite rows, the largest logit, its head.
 
     query (B, H, T, D), key (B, G, S, D) with G dividing H; mask bool (True is visible) or additive,
-    broadcastable to (B, H, T, S); arguments mean what they mean to `scaled_dot_product_attention`.
+    broadcastable to (B, H, T, S). The arguments are those of `scaled_dot_product_attention`.
     """
     b, h, t, d = query.shape
     g, s = key.shape[1], key.shape[2]
@@ -54,10 +54,10 @@ def _chunked(q: Tensor, k: Tensor, factor: float, mask: Tensor | None, is_causal
         stop = min(start + chunk, t)
         seen = min(s, stop) if is_causal else s
         hidden = _above_diagonal(stop - start, seen - start, q.device) if is_causal and start < seen else None
-        part = _rows_of(mask, slice(start, stop))
-        if part is not None and part.shape[-1] > 1:
-            part = part[..., :seen]
-        out.append(_peaks(q[..., start:stop, :], k[..., :seen, :], factor, part, hidden))
+        chunk_mask = _rows_of(mask, slice(start, stop))
+        if chunk_mask is not None and chunk_mask.shape[-1] > 1:
+            chunk_mask = chunk_mask[..., :seen]
+        out.append(_peaks(q[..., start:stop, :], k[..., :seen, :], factor, chunk_mask, hidden))
     return torch.cat(out, dim=-1)
 
 
@@ -103,7 +103,7 @@ def _rows_of(mask: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _summary(peaks: Tensor) -> Partials:
-    """peaks: (B, H, rows)."""
+    """Partial aggregates of the largest logits of all rows. peaks: (B, H, rows)."""
     if on_host(peaks):
         logit, index = (x.item() for x in peaks.amax(dim=(0, 2)).max(dim=0))
         if math.isfinite(logit):
@@ -115,7 +115,7 @@ def _summary(peaks: Tensor) -> Partials:
 
 
 def largest_score(scores: Tensor, heads: int) -> Partials:
-    """The same from scores that the model computed itself: (..., T, S) with the heads in the axis before T."""
+    """`largest_logit` of scores that the model computed: (..., T, S), with the heads in the axis before T."""
     peaks = scores.detach().float().amax(dim=-1)
     return _summary(peaks.reshape(-1, heads, peaks.shape[-1]))
 
@@ -139,23 +139,23 @@ def score_statistics(
     rows = torch.arange(0, t, stride, device=q.device)[:, None]
     keys = torch.arange(s, device=q.device)
     chunk = max(1, CHUNK_ELEMENTS // max(1, b * h * s))
-    parts = []
+    chunks = []
     for start in range(0, len(rows), chunk):
-        part = slice(start, start + chunk)
-        scores = _products(q[..., part, :], k, d**-0.5 if scale is None else scale)
+        span = slice(start, start + chunk)
+        scores = _products(q[..., span, :], k, d**-0.5 if scale is None else scale)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if is_causal:
-            scores = scores.masked_fill(keys > rows[part], -torch.inf)
+            scores = scores.masked_fill(keys > rows[span], -torch.inf)
         if window is not None:
-            scores = scores.masked_fill(rows[part] - keys >= window, -torch.inf)
-        parts.append(_statistics(_masked(scores, _rows_of(m, part))))
-    found = torch.stack(parts)
-    return torch.cat((found[..., :5].sum(dim=0), found[..., 5:].amax(dim=0)), dim=-1)
+            scores = scores.masked_fill(rows[span] - keys >= window, -torch.inf)
+        chunks.append(_statistics(_masked(scores, _rows_of(m, span))))
+    statistics = torch.stack(chunks)
+    return torch.cat((statistics[..., :5].sum(dim=0), statistics[..., 5:].amax(dim=0)), dim=-1)
 
 
 def _statistics(scores: Tensor) -> Tensor:
-    """scores: (B, G, R, T', S) -> (H, 7) of these rows."""
+    """Statistics of some rows: scores (B, G, R, T', S) -> (H, 7)."""
     peak = scores.amax(dim=-1)
     bad = torch.isnan(peak) | (peak == torch.inf)
     good = torch.isfinite(peak)

@@ -1,11 +1,11 @@
 """Triton: a block of query rows in each program, over tiles of keys; the scores never reach memory.
 
-`largest_logit` keeps the largest score of each place of a tile. `score_statistics` is an online softmax: each row
-carries its maximum m, l = sum exp(s - m) and u = sum exp(s - m) (s - m). The entropy is then log l - u / l: without the
-difference of two large numbers that log-sum-exp less mean score would be when logits are large.
+`largest_logit` keeps the largest score at each position of a tile. `score_statistics` is an online softmax: each row
+carries its maximum m, l = sum exp(s - m) and u = sum exp(s - m) (s - m). The entropy is log l - u / l. The alternative,
+log-sum-exp minus mean score, would be the difference of two large numbers when logits are large.
 
-Tiles that every row of the block sees whole come first, without a mask. A score that is NaN or +inf makes l NaN, so
-nothing needs to be asked of each score.
+Tiles that every row of the block sees completely come first, without a mask. A score that is NaN or +inf makes l NaN,
+so no score is tested separately.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stabwatch.kernels.launch import INTERPRETED, jit, on, update
 FIELDS, SUMS = 7, 5
 NO_MASK, BOOL_MASK, ADDITIVE_MASK = 0, 1, 2
 LEAST_SCALE = 1e-18
-"""A smaller scale is multiplied in score by score; of a larger one, once at the end."""
+"""A scale below this multiplies each score; a larger scale multiplies the result, once."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(-3e38)
 
@@ -39,7 +39,7 @@ class Tiles(NamedTuple):
 def largest_logit(
     query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, into: Tensor | None = None
 ) -> Tensor:
-    """Rows, non-finite rows, the largest logit, its head: float32 (4,); merged into a cell (4,), if one is given."""
+    """Rows, non-finite rows, the largest logit, its head: float32 (4,); merged into `into`, if given."""
     partials = _launched(query, key, mask, is_causal, scale, full=False)
     h, _, columns = partials.shape
     out = torch.empty(4, dtype=torch.float32, device=query.device) if into is None else into
@@ -79,7 +79,7 @@ def _launched(
     stride: int = 1,
     full: bool = True,
 ) -> Tensor:
-    """float32 (H, 7, programs); if not full, (H, 2, programs): rows not finite, the largest logit of the others."""
+    """float32 (H, 7, programs); if not full, (H, 2, programs): non-finite rows, largest logit of the other rows."""
     q, k = query.detach(), key.detach()
     if q.dtype != k.dtype or not _multiplies(q.dtype):
         q, k = q.float(), k.float()
@@ -106,12 +106,12 @@ def _launched(
 
 
 def _multiplies(kind: torch.dtype) -> bool:
-    """Is there a matrix product? Triton's interpreter takes the bits of bfloat16 for integers."""
+    """Whether a matrix product works. Triton's interpreter treats the bits of bfloat16 as integers."""
     return kind in (torch.float32, torch.float16) or (kind == torch.bfloat16 and not INTERPRETED)
 
 
 def tiles_of(width: int, size: int) -> Tiles:
-    """Tiles that fit the registers and the shared memory. width: of a head; size: bytes of a number."""
+    """Tiles that fit the registers and the shared memory. width: of a head. size: bytes per element."""
     if size == 2 and width <= 128:
         return Tiles(128, 64, 8, 4)
     rows = 32 if width * size <= 1024 else 16
@@ -159,7 +159,7 @@ def _statistics(
     BLOCK_D: tl.constexpr,
 ) -> None:
     program = tl.program_id(0)
-    block = blocks - 1 - program % blocks  # under a causal mask the last ones have most to do: they begin
+    block = blocks - 1 - program % blocks  # under a causal mask the last blocks have the most work, so they start first
     head = (program // blocks % heads).to(tl.int64)
     sample = (program // blocks // heads).to(tl.int64)
     t_first = block * BLOCK_T * stride
@@ -187,7 +187,7 @@ def _statistics(
         k + sample * k_b + head // shared * k_h + start.to(tl.int64) * k_s + (lanes[None, :] * k_s + d[:, None] * k_d)
     )  # (BLOCK_D, BLOCK_S)
     mask_of = mask + sample * mask_b + head * mask_h + row_offset * mask_t
-    unit = scale  # what a score is counted in
+    unit = scale  # the unit of a score
     if SCALED:
         unit = scale * 0.0 + 1.0
     best = tl.full((BLOCK_T, BLOCK_S), float("-inf"), tl.float32)
@@ -242,7 +242,7 @@ def _logits(
     SOFTCAP: tl.constexpr,
     SCALED: tl.constexpr,
 ) -> tl.tensor:
-    """(BLOCK_T, BLOCK_S); without the scale where that can wait for the end."""
+    """Scores (BLOCK_T, BLOCK_S); without the scale where it is applied at the end."""
     logits = tl.dot(queries, keys, input_precision="ieee")
     if SCALED:
         logits *= scale
@@ -278,7 +278,7 @@ def _largest(
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The largest logit of all heads; of equal ones that of the first."""
+    """The largest logit of all heads; the first head wins a tie."""
     head = tl.arange(0, HEADS)
     broken = tl.full((HEADS, BLOCK), 0.0, tl.float32)
     best = tl.full((HEADS, BLOCK), float("-inf"), tl.float32)

@@ -57,8 +57,8 @@ def score_statistics(
     softcap: float | None = None,
     stride: int = 1,
 ) -> Tensor:
-    """float64 (H, 7): rows that see a key, rows of them not finite; over the others: sums of logsumexp, of its square,
-    of entropy; largest logit, largest weight."""
+    """float64 (H, 7): rows that see a key, non-finite ones among them; over the others: sums of logsumexp, its square
+    and entropy; largest logit, largest weight."""
     heads = scores(query, key, mask, is_causal, scale, window, softcap)[:, :, ::stride].transpose(0, 1).flatten(1, 2)
     return torch.stack([_of_head(rows) for rows in heads])
 

@@ -1,3 +1,3 @@
-"""`classes`: how sure of itself a classifier is."""
+"""`classes`: the confidence of a classifier."""
 
 from stabwatch.kernels.classes.eager import classes as classes

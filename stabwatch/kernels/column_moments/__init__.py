@@ -1,4 +1,4 @@
-"""`column_moments`: sums over the tokens of each sample, from which token means are made."""
+"""`column_moments`: sums over the tokens of each sample, for token means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stabwatch.kernels.dispatch import choose
 
 
 def column_sums(x: Tensor) -> Tensor:
-    """x (B, T, D), floating point -> float32 (B, D), the sum over T. What is not finite stays so in its column."""
+    """x (B, T, D), floating point -> float32 (B, D), the sum over T. A non-finite element makes its sum non-finite."""
     if choose(x).fused:
         from stabwatch.kernels.column_moments import fused
 

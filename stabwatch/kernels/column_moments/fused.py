@@ -1,4 +1,4 @@
-"""Triton: one read of tiles of tokens x features, strided as they come; stretches of tokens are folded afterwards."""
+"""Triton: one read of tiles of tokens x features, of any stride. The sums of spans of tokens are added afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stabwatch.kernels.launch import jit, on, programs
 
 TOKENS, FEATURES = 32, 64
 MOST_TILES = 32
-"""Tiles that one program adds in float32, lane by lane."""
+"""Tiles that one program adds up in float32, in each lane."""
 
 
 def column_sums(x: Tensor) -> Tensor:
@@ -20,14 +20,14 @@ def column_sums(x: Tensor) -> Tensor:
     b, t, d = x.shape
     across = triton.cdiv(d, FEATURES)
     tiles = max(1, min(MOST_TILES, b * t * across // (TOKENS * programs(x.device))))
-    stretches = max(1, triton.cdiv(t, TOKENS * tiles))
-    partials = torch.empty((b, stretches, d), dtype=torch.float32, device=x.device)
+    spans = max(1, triton.cdiv(t, TOKENS * tiles))
+    partials = torch.empty((b, spans, d), dtype=torch.float32, device=x.device)
     if partials.numel():
         with on(x.device):
-            _sums[(b * stretches * across,)](
-                x, partials, t, d, tiles, stretches, across, *x.stride(), TOKENS=TOKENS, FEATURES=FEATURES
+            _sums[(b * spans * across,)](
+                x, partials, t, d, tiles, spans, across, *x.stride(), TOKENS=TOKENS, FEATURES=FEATURES
             )
-    return partials[:, 0] if stretches == 1 else partials.sum(dim=1)
+    return partials[:, 0] if spans == 1 else partials.sum(dim=1)
 
 
 @jit
@@ -37,7 +37,7 @@ def _sums(
     t: tl.tensor,
     d: tl.tensor,
     tiles: tl.tensor,
-    stretches: tl.tensor,
+    spans: tl.tensor,
     across: tl.tensor,
     stride_b: tl.tensor,
     stride_t: tl.tensor,
@@ -47,9 +47,9 @@ def _sums(
 ) -> None:
     program = tl.program_id(0).to(tl.int64)
     feature = program % across * FEATURES + tl.arange(0, FEATURES)
-    row = program // across  # sample and stretch
-    source = x + row // stretches * stride_b + feature[None, :] * stride_d
-    start = row % stretches * tiles * TOKENS
+    row = program // across  # sample and span
+    source = x + row // spans * stride_b + feature[None, :] * stride_d
+    start = row % spans * tiles * TOKENS
     total = tl.full((TOKENS, FEATURES), 0.0, tl.float32)
     for tile in range(tiles):
         token = start + tile * TOKENS + tl.arange(0, TOKENS)[:, None]

@@ -1,3 +1,3 @@
-"""`contraction`: how much of what tells tokens apart an attention call lets through."""
+"""`contraction`: how much of the differences between tokens passes through an attention call."""
 
 from stabwatch.kernels.contraction.eager import contraction as contraction

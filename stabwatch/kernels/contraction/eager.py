@@ -1,4 +1,4 @@
-"""Plain torch: the weights between some tokens of one sample, and some steps of power iteration on all heads."""
+"""Plain torch: weights between some tokens of one sample, and a few steps of power iteration on all heads."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from stabwatch.kernels.power_iteration import start
 
 MOST = 256
-"""Tokens that are looked at, the first: under a causal mask their weights are those of the call, else of a window."""
+"""The first tokens, which are read. Under a causal mask their weights are exact, else those of a window."""
 VECTORS = 8
 STEPS = 16
-"""Power iteration of so many vectors, of which the best counts; a Rayleigh-Ritz step is a hundred small operations."""
+"""Vectors of the power iteration; the best counts. A Rayleigh-Ritz step would need a hundred small operations."""
 HIDDEN = -1e30
-"""An additive mask hides a key with minus infinity, or with the least number of its type."""
+"""An additive mask hides a key with minus infinity, or with the smallest number of its type."""
 
 
 def contraction(
@@ -26,10 +26,10 @@ def contraction(
 ) -> Tensor:
     """float32 (2,): heads, sum of the largest singular values of their P A P, for the first sample of a call.
 
-    query (B, H, T, D), key (B, G, T, D) with G dividing H; the other arguments mean what they mean to
-    `scaled_dot_product_attention`. real: bool (B, T), false for padding. A holds the attention weights and P takes the
-    mean over tokens away. Left out are heads with a logit that is NaN or infinite, and those in which fewer than two
-    tokens take part. Without a generator and without waiting for the device.
+    query (B, H, T, D), key (B, G, T, D) with G dividing H; the other arguments are those of
+    `scaled_dot_product_attention`. real: bool (B, T), false for padding. A holds the attention weights. P subtracts the
+    mean over tokens. Heads with a NaN or infinite logit are left out, and heads with fewer than two tokens. Uses no
+    random generator and does not wait for the device.
     """
     q, k = (x.detach()[0, :, :MOST].float() for x in (query, key))
     heads, n, width = q.shape
@@ -58,7 +58,7 @@ def _of_first(mask: Tensor, n: int) -> Tensor:
 
 
 def _hidden(kind: torch.dtype) -> float:
-    """float16 knows no number below -65504."""
+    """Lowest value that still counts as a mask; float16 has no number below -65504."""
     return max(HIDDEN, torch.finfo(kind).min / 2)
 
 
@@ -69,7 +69,7 @@ def _centred(weights: Tensor) -> Tensor:
 
 
 def _centred_where(weights: Tensor, visible: Tensor) -> Tensor:
-    """The same where only keys that some row sees and rows that see some key take part."""
+    """P A P with only the keys that a row sees and the rows that see a key."""
     rows, columns = visible.any(dim=-1, keepdim=True), visible.any(dim=-2, keepdim=True)
     inner = torch.where(rows, weights, 0.0)
     inner = inner - inner.sum(-1, keepdim=True) / columns.sum(-1, keepdim=True).clamp(min=1)
@@ -79,7 +79,7 @@ def _centred_where(weights: Tensor, visible: Tensor) -> Tensor:
 
 
 def _largest(inner: Tensor) -> Tensor:
-    """The largest singular value (H,) of matrices (H, n, n). Vectors are rows: so the products are faster on a CPU."""
+    """The largest singular value (H,) of matrices (H, n, n). Vectors are rows; on a CPU, such products are faster."""
     block = start(inner, VECTORS).mT
     for _ in range(STEPS):
         block = torch.nn.functional.normalize(block @ inner.mT @ inner, dim=-1, eps=1e-30)

@@ -16,9 +16,9 @@ def contraction(
 ) -> Tensor:
     """float64 (H,): largest singular value of each head's P A P, for the first sample of a self-attention call.
 
-    query (B, H, T, D), key (B, G, T, D). A holds the weights and P takes the mean over tokens away; keys that no query
-    sees, queries that see no key and tokens that are not real (B, T) have no part in either. NaN for a head with a
-    logit that is NaN or infinite, or with fewer than two queries.
+    query (B, H, T, D), key (B, G, T, D). A holds the weights, and P subtracts the mean over tokens. Keys that no query
+    sees, queries that see no key and tokens that are not real (B, T) are left out of both. NaN for a head with a
+    NaN or infinite logit, or with fewer than two queries.
     """
     q, k = query[0].detach().double(), key[0].detach().double()
     k = k.repeat_interleave(len(q) // len(k), dim=0)

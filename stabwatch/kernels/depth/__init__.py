@@ -1,3 +1,3 @@
-"""`growth`: how fast the root mean square grows over the depth of a stack."""
+"""`growth`: growth rate of the root mean square with depth in a stack of blocks."""
 
 from stabwatch.kernels.depth.eager import growth as growth

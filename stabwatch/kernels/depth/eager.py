@@ -9,8 +9,8 @@ from torch import Tensor
 def growth(rows: Tensor) -> Tensor:
     """rows (L, 4), moments by depth -> float32 (3,): blocks, covariance of depth with ln(RMS), variance of depth.
 
-    Both are sums; their quotient is the least-squares slope. A block without a measured or with a zero output is left
-    out; fewer than two have no slope, and a count of zero.
+    Both are sums; their quotient is the least-squares slope. A block with no measured output or a zero one is left
+    out. With fewer than two blocks there is no slope, and the count is zero.
     """
     known_count = rows[:, 0] - rows[:, 2]
     known = (known_count > 0) & (rows[:, 1] > 0)

@@ -6,6 +6,6 @@ import numpy as np
 
 
 def slope(outputs: list[np.ndarray]) -> float:
-    """Outputs of the blocks of a stack, in order: slope of ln(RMS) over their number."""
+    """Slope of ln(RMS) over the block's index, from the outputs of the blocks of a stack in order."""
     logs = [float(np.log(np.sqrt(np.mean(np.asarray(x, np.float64) ** 2)))) for x in outputs]
     return float(np.polyfit(np.arange(len(logs)), logs, 1)[0])

@@ -1,4 +1,4 @@
-"""`direction`: where an update points, and whether the weight's length matters; `adam`: the state of Adam's moments."""
+"""`direction`: the direction of an update relative to the weight; `adam`: the state of Adam's moments."""
 
 from stabwatch.kernels.direction.eager import adam as adam
 from stabwatch.kernels.direction.eager import direction as direction

@@ -13,16 +13,16 @@ from stabwatch.kernels.moments.eager import host_sumsq
 from stabwatch.kernels.where import on_host
 
 PART = 1 << 16
-"""Numbers that one float32 dot product on the CPU runs over."""
+"""Elements per float32 dot product on the CPU."""
 BY_ROW, BY_MATRIX = 0.1, 0.01
-"""Cosines between weight and gradient, times the square root of their length, under which they count as orthogonal."""
+"""Limits of the cosine of weight and gradient times sqrt(n); below them the two count as orthogonal."""
 
 
 def direction(update: Tensor, weight: Tensor) -> Tensor:
-    """float32 (4,): elements, update . weight, |update|^2, |weight|^2; two tensors of one shape.
+    """float32 (4,): elements, update . weight, |update|^2, |weight|^2, for two tensors of one shape.
 
-    With the last update in the place of the weight it tells how far the step keeps its direction; with minus the
-    gradient in that of the update, how far descending only scales the weight.
+    With the last update in place of the weight, it measures how far the step keeps its direction. With the negative
+    gradient in place of the update, it measures how far descent only scales the weight.
     """
     u, w = update.detach().float().flatten(), weight.detach().float().flatten()
     count = torch.full((), float(u.numel()), device=u.device)
@@ -32,10 +32,10 @@ def direction(update: Tensor, weight: Tensor) -> Tensor:
 def adam(mean: Tensor, square: Tensor, eps: float, step: Any, betas: tuple[float, float]) -> Tensor:
     """float32 (3,): elements, sum of (m / (sqrt(v) + eps))^2, elements with v < eps^2, both moments without bias.
 
-    step: how many steps the moments have seen, a number or a tensor (it may lie on the device).
+    step: number of steps in the moments, a number or a tensor on any device.
     """
     seen = step.double() if isinstance(step, Tensor) else step
-    # numbers, or tensors of no dimensions, which divide a tensor of any device without a copy
+    # numbers or 0-dim tensors, which divide a tensor on any device without a copy
     first, second = (1.0 - beta**seen for beta in betas)
     m, v = mean.detach().float() / first, square.detach().float() / second
     size = m / (v.sqrt() + eps)
@@ -44,7 +44,7 @@ def adam(mean: Tensor, square: Tensor, eps: float, step: Any, betas: tuple[float
 
 
 def together(updates: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """float32 (4,): `direction` of many tensors as of one, in few launches and without a copy of them all."""
+    """float32 (4,): `direction` of many tensors taken as one, in few launches and without copying them."""
     pairs = [
         (u.detach().float().flatten(), w.detach().float().flatten()) for u, w in zip(updates, weights, strict=True)
     ]
@@ -54,7 +54,7 @@ def together(updates: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """x . y of two vectors: on the CPU in parts, as it adds one number after another in each vector lane."""
+    """x . y of two vectors. On the CPU in chunks, to limit rounding: each vector lane adds one number after another."""
     if not on_host(x):
         return torch.dot(x, y)
     return torch.stack([torch.dot(a, b) for a, b in zip(x.split(PART), y.split(PART), strict=True)]).sum()
@@ -67,7 +67,7 @@ def _sumsq(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def row_cosines(a: Tensor, b: Tensor) -> Tensor:
-    """float32 (2,): rows of a and b (N, D) that have a direction, and the sum of their cosines; of any length."""
+    """float32 (2,): rows of a and b (N, D) that have a direction, and the sum of their cosines. Any N."""
     units = []
     for x in (a, b):
         x = x.detach().float()
@@ -78,10 +78,10 @@ def row_cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def invariance(weight: Tensor, gradient: Tensor) -> Tensor:
-    """bool (2,): is the loss the same whatever the length of each row of a matrix (O, ...), and of the whole?
+    """bool (2,): whether the loss is invariant to the length of each row of a matrix (O, ...), and of the whole.
 
-    AdamP's test: the gradient is then orthogonal to them. A random direction of n numbers has a cosine of about
-    1 / sqrt(n); the whole, of which there is only one, is held to a narrower limit.
+    AdamP's test: then the gradient is orthogonal to them. A random direction of n numbers has a cosine of about
+    1 / sqrt(n). The whole matrix, a single vector, has a narrower limit.
     """
     w, g = (x.detach().float().flatten(1) for x in (weight, gradient))
     dots, lengths, others = (w * g).sum(1), w.square().sum(1), g.square().sum(1)
@@ -94,7 +94,7 @@ def invariance(weight: Tensor, gradient: Tensor) -> Tensor:
 def radial(update: Tensor, weight: Tensor, invariant: Tensor) -> Tensor:
     """float32 (4,): scale-invariant vectors, |update|^2 there, its part along them, squared angles by which they turn.
 
-    update, weight: of one shape (O, ...), the weight before the step. invariant: what `invariance` found.
+    update, weight: of one shape (O, ...); the weight before the step. invariant: the result of `invariance`.
     """
     u, w = (x.detach().float().flatten(1) for x in (update, weight))
     by_row, whole = invariant[0], invariant[1] & ~invariant[0]

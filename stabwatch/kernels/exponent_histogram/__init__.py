@@ -1,8 +1,8 @@
-"""`exponent_histogram`: how many elements of a tensor have which binary exponent.
+"""`exponent_histogram`: number of elements of a tensor by binary exponent.
 
-`exponents`: a summary of that.
+`exponents`: a summary of the histogram.
 
-Bins: zero; exponents LOW to HIGH, where 1.0 has exponent 0, what lies beyond counted at the ends; not finite.
+Bins: zero; exponents LOW to HIGH (1.0 has exponent 0), with exponents beyond them in the end bins; not finite.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from stabwatch.kernels.exponent_histogram.bins import LOW as LOW
 
 
 def exponents(x: Tensor) -> Tensor:
-    """x, any shape -> float32 (4,): finite numbers that are not zero, sums of their exponents and of the squares,
-    and how many of them are subnormal in float16.
+    """x, any shape -> float32 (4,): finite nonzero elements, sums of their exponents and of the squared exponents,
+    elements that are subnormal in float16.
     """
     return eager.summary(exponent_histogram(x))
 

@@ -3,6 +3,6 @@
 LOW, HIGH = -40, 40
 BINS = HIGH - LOW + 3
 BIAS = 127
-"""Of float32's exponent field: 0 there is a subnormal number, 255 no finite one."""
+"""Values of float32's exponent field: 0 is a subnormal number, 255 is not finite."""
 FP16_LEAST, FP16_NORMAL = -25, -14
-"""Of float16: the exponent from which a number does not round to zero, and from which it has all its digits."""
+"""Smallest exponents in float16 of a number that does not round to zero, and of a number with all its digits."""

@@ -22,7 +22,7 @@ def exponent_histogram(x: Tensor) -> Tensor:
 
 
 def _of_fields(fields: Tensor, zeros: Tensor) -> Tensor:
-    """Counts of the 256 exponent fields, to bins: what lies beyond LOW and HIGH is added to the ends."""
+    """Counts of the 256 exponent fields to counts of bins. Exponents beyond LOW and HIGH go to the end bins."""
     low, high = BIAS + LOW, BIAS + HIGH
     first, last = fields[: low + 1].sum() - zeros, fields[high:255].sum()
     return torch.cat((zeros[None], first[None], fields[low + 1 : high], last[None], fields[255:])).float()

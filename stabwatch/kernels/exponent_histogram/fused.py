@@ -1,4 +1,4 @@
-"""Triton: one read; each program counts its tiles into a histogram of its own."""
+"""Triton: one read; each program counts its tiles into a separate histogram."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stabwatch.kernels.launch import dense, jit, on, update
 from stabwatch.kernels.moments.fused import BLOCK, tiles_of
 
 ROOM = 128
-"""Bins rounded up to a power of two; the last one takes the lanes beyond the end of the tensor."""
+"""Bins rounded up to a power of two; the last bin counts lanes beyond the end of the tensor."""
 
 
 def exponent_histogram(x: Tensor) -> Tensor:

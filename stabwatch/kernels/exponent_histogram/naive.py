@@ -11,7 +11,7 @@ from stabwatch.kernels.exponent_histogram.bins import BINS, HIGH, LOW
 
 
 def exponent_histogram(x: Tensor) -> Tensor:
-    """float64 (BINS,) counts of floor(log2 |x|), between those of zeros and of what is not finite."""
+    """float64 (BINS,) counts of zeros, of each floor(log2 |x|), and of non-finite elements."""
     counts = torch.zeros(BINS, dtype=torch.float64)
     for value in x.detach().double().flatten().tolist():
         if not math.isfinite(value):
@@ -25,7 +25,7 @@ def exponent_histogram(x: Tensor) -> Tensor:
 
 
 def exponents(x: Tensor) -> Tensor:
-    """float64 (4,): finite numbers but zeros, sums of their exponents and squares, subnormal ones in float16."""
+    """float64 (4,): finite nonzero elements, sums of exponents and their squares, subnormal ones in float16."""
     kept = [v for v in x.detach().double().flatten().tolist() if math.isfinite(v) and v]
     found = [min(max(math.frexp(v)[1] - 1, LOW), HIGH) for v in kept]
     small = [e for e in found if -25 <= e < -14]

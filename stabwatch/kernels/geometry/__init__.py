@@ -1,4 +1,4 @@
-"""`geometry`: do random halves of the features order the distances between points alike?"""
+"""`geometry`: agreement of random halves of the features on the order of distances between points."""
 
 from stabwatch.kernels.geometry.eager import drift as drift
 from stabwatch.kernels.geometry.eager import shift_coherence as shift_coherence

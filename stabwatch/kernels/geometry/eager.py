@@ -1,4 +1,4 @@
-"""Plain torch: all random halves at once; ranks by sorting, ties by their mean rank. Nothing waits for the device."""
+"""Plain torch: all random halves at once; ranks by sorting, ties get their mean rank. Nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CONSTANT = 1e-6
-"""Spread of cosines under which all distances are the same, in float32: such a half says nothing and is left out."""
+"""Spread of cosines in float32 below which all distances count as equal. Such a half is left out."""
 EXACTLY_CONSTANT = 1e-13
-"""The same in float64: what float32 points of one direction show, each rounded for itself, is a tenth of it at most."""
+"""The same in float64. Rounding of float32 points of one direction gives at most a tenth of it."""
 
 
 def stability(x: Tensor, partitions: int, generator: torch.Generator) -> Tensor:
     """float32 (3,): halves compared, sum and sum of squares of their rank correlations.
 
-    x (n, D), n >= 3, D >= 4: points and their features. The generator is a CPU one and the caller's own. A point of
-    length zero has no direction and is left out; one that is not finite leaves nothing to compare.
+    x (n, D), n >= 3, D >= 4: points and their features. generator: a CPU generator of the caller. A point of
+    length zero has no direction and is left out. With a non-finite point, no half is compared.
     """
     scores, used = split_scores(x, _permutations(partitions, x.shape[1], generator, x.device))
     kept = torch.where(used, scores, 0.0)
@@ -24,7 +24,7 @@ def stability(x: Tensor, partitions: int, generator: torch.Generator) -> Tensor:
 
 
 def split_scores(x: Tensor, permutations: Tensor) -> tuple[Tensor, Tensor]:
-    """Rank correlation (P,) for each permutation (P, D) of the features, and whether both halves tell points apart."""
+    """Rank correlation (P,) for each permutation (P, D) of the features, and whether both halves distinguish points."""
     unit = F.normalize(x.detach().float(), dim=1, eps=1e-30)
     half = x.shape[1] // 2
     parts = unit.T[permutations[:, : 2 * half]].unflatten(1, (2, half)).mT  # (P, 2, n, half)
@@ -34,7 +34,7 @@ def split_scores(x: Tensor, permutations: Tensor) -> tuple[Tensor, Tensor]:
 def drift(x: Tensor, reference: Tensor) -> Tensor:
     """1 - rank correlation between the cosine distances in x (n, D) and in reference (n, E): a number in 0..2.
 
-    NaN if either tells no points apart. In float64: cosines of nearly collapsed points all round to 1 in float32.
+    NaN if either does not distinguish points. In float64, because cosines of nearly collapsed points round to 1.
     """
     score, used = _rank_correlation(x.detach().double(), reference.detach().double())
     return torch.where(used, 1 - score, torch.nan).float()
@@ -47,18 +47,18 @@ def shift_coherence(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def _permutations(count: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(count, length), drawn where they are used: copying them from pageable memory may wait for the device."""
+    """Permutations (count, length), drawn on the device: a copy from pageable memory may wait for it."""
     seed = int(torch.randint(2**62, (), generator=generator))
     local = torch.Generator(device).manual_seed(seed)
     return torch.rand(count, length, generator=local, device=device).argsort(dim=1)
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Spearman's correlation (...) between the cosines of pairs in a (..., n, d) and b (..., n, e), and if both spread.
+    """Spearman's correlation (...) of the cosines of pairs in a (..., n, d) and b (..., n, e), and whether both spread.
 
-    Distances order as cosines do, upside down.
+    The order of the distances is the reverse of that of the cosines.
     """
-    known = (a != 0).any(dim=-1) & (b != 0).any(dim=-1)  # (..., n); NaN stays in, and in the result
+    known = (a != 0).any(dim=-1) & (b != 0).any(dim=-1)  # (..., n); NaN stays, also in the result
     rows, columns = torch.triu_indices(a.shape[-2], a.shape[-2], 1, device=a.device)
     pairs = known[..., rows] & known[..., columns]
     first, second = (_cosines(y)[..., rows, columns] for y in (a, b))
@@ -69,13 +69,13 @@ def _rank_correlation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(points: Tensor) -> Tensor:
-    """(..., n, d) to (..., n, n)."""
+    """Cosines between points: (..., n, d) -> (..., n, n)."""
     unit = F.normalize(points, dim=-1, eps=1e-30)
     return unit @ unit.mT
 
 
 def _centred(x: Tensor, kept: Tensor) -> Tensor:
-    """x minus the mean of what is kept; zero elsewhere."""
+    """x minus the mean of the kept elements; zero elsewhere."""
     mean = x.where(kept, 0.0).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True).clamp(min=1)
     return (x - mean).where(kept, 0.0)
 

@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 
 
 def split_scores(x: Array, permutations: Sequence[Sequence[int]]) -> list[float]:
-    """x (n, D): for each permutation of the features, the correlation between the distances that its halves give."""
+    """x (n, D): for each permutation of the features, the correlation between the distances in its two halves."""
     x = np.asarray(x, np.float64)
     half = x.shape[1] // 2
     return [_correlation(x[:, list(p[:half])], x[:, list(p[half : 2 * half])]) for p in permutations]
@@ -23,7 +23,7 @@ def drift(x: Array, reference: Array) -> float:
 
 
 def _correlation(a: Array, b: Array) -> float:
-    """Over the pairs of points that have an angle in both: a point of length zero has none."""
+    """Correlation over pairs of points with an angle in both; a point of length zero has none."""
     from scipy.spatial.distance import pdist
     from scipy.stats import spearmanr
 

@@ -1,4 +1,4 @@
-"""Plain torch, from logsumexps that somebody has computed already."""
+"""Plain torch, from logsumexps that the caller has."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from stabwatch.kernels.where import on_host
 def mean_mode(inputs: Tensor, gradients: Tensor, groups: Tensor | None = None) -> Tensor:
     """float32 (5,): samples, |G_mean|^2, |G_centred|^2, |G|^2, sum over tokens of |d|^2 |y|^2.
 
-    inputs y (B, T, I), gradients d (B, T, O), any floating type. groups: bool (K, B, T), no token in two; the tokens of
-    each, and those of none, are averaged apart. The centred part is the product of centred factors and no difference of
-    large numbers.
+    inputs y (B, T, I), gradients d (B, T, O), any floating type. groups: bool (K, B, T), disjoint. Each group has a
+    separate mean, and so have the tokens in no group. The centred part is computed from centred factors, not as a
+    difference of large numbers.
     """
     y, d = inputs.detach().float(), gradients.detach().float()
     if groups is None:
@@ -36,7 +36,7 @@ def mean_mode(inputs: Tensor, gradients: Tensor, groups: Tensor | None = None) -
 
 
 def dead_units(inputs: Tensor) -> Tensor:
-    """float32 (2,): features of (..., D), and how many of them are zero in every row."""
+    """float32 (2,): number of features of (..., D), and number of those that are zero in every row."""
     rows = inputs.detach().flatten(0, -2)
     dead = (rows == 0).all(dim=0).sum(dtype=torch.float32)
     return torch.stack((torch.full_like(dead, float(rows.shape[-1])), dead))

@@ -1,4 +1,4 @@
-"""`moments`: count, sum of squares, non-finite count and absolute maximum of a tensor; `moments_full`: seven of them.
+"""`moments`: count, sum of squares, non-finite count and absolute maximum of a tensor. `moments_full`: seven fields.
 
 Sums and maxima run over the finite elements; the count is of all elements.
 """
@@ -25,14 +25,14 @@ def moments(x: Tensor) -> Partials:
     return eager.moments(x)
 
 
-def update_moments(x: Tensor, cell: Tensor) -> None:
-    """Merge the moments of `x` into a cell in place: float32 (4,)."""
-    if x.device == cell.device and choose(x).fused:
+def update_moments(x: Tensor, accumulator: Tensor) -> None:
+    """Merge the moments of `x` into an accumulator in place: float32 (4,)."""
+    if x.device == accumulator.device and choose(x).fused:
         from stabwatch.kernels.moments import fused
 
-        fused.moments(x, into=cell)
+        fused.moments(x, into=accumulator)
     else:
-        merge_(MOMENTS, cell, moments(x))
+        merge_(MOMENTS, accumulator, moments(x))
 
 
 def moments_full(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from stabwatch.kernels.merge import Partials
 from stabwatch.kernels.where import on_host
 
 ROW = 512
-"""Numbers that one float32 norm runs over."""
+"""Elements per float32 norm."""
 
 
 def moments(x: Tensor) -> Partials:
@@ -50,7 +50,7 @@ def moments_full(x: Tensor) -> Tensor:
 
 
 def host_moments(x: Tensor) -> tuple[float, float, float, float]:
-    """The same for a CPU tensor, as numbers; a third read only when something is not finite."""
+    """`moments` of a CPU tensor, as floats. It needs a third read only if an element is not finite."""
     low, high = torch.aminmax(x)
     peak = max(abs(low.item()), abs(high.item()))
     if math.isfinite(peak):
@@ -70,8 +70,8 @@ def _host_full(x: Tensor) -> Tensor:
 def host_sumsq(x: Tensor) -> float:
     """Sum of squares of a CPU tensor of any length, to a relative error of 1e-6.
 
-    A norm on the CPU adds one number after another in each vector lane: of 30 million equal numbers it is wrong by
-    3 %. So norms of short rows (just as fast), and those are added in float64.
+    A norm on the CPU adds one number after another in each vector lane. For 30 million equal numbers, its error is
+    3 %. So this takes the norms of short rows, which is as fast, and adds them in float64.
     """
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     flat = x.flatten()

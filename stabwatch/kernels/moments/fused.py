@@ -1,10 +1,10 @@
-"""Triton: one read of the tensor, in the order in which it lies in memory.
+"""Triton: one read of the tensor, in memory order.
 
-A program reduces `tiles` tiles: lanes add at most MOST_TILES numbers in float32, then a tree adds the lanes; the
-partials of all programs are folded in float64. So the rounding does not grow with the length of the tensor.
+A program reduces `tiles` tiles: lanes add at most MOST_TILES numbers in float32, then a tree adds the lanes. The
+partial aggregates of all programs are added in float64. So rounding does not grow with the length of the tensor.
 
-Whether a number is finite is not asked at first: if the sum of squares of a program is, all of its numbers are. Else it
-reads them once more, and asks.
+No element is tested at first: if the sum of squares of a program is finite, all its elements are. Otherwise the
+program reads them again and tests each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FIELDS, FULL_FIELDS = 4, 7
 
 
 def moments(x: Tensor, into: Tensor | None = None) -> Tensor:
-    """float32 (4,): count, sum of squares, non-finite count, absolute maximum; merged into a cell, if one is given."""
+    """float32 (4,): count, sum of squares, non-finite count, absolute maximum; merged into `into`, if given."""
     return _reduced(x, into, full=False)
 
 
@@ -32,7 +32,7 @@ def moments_full(x: Tensor) -> Tensor:
 
 
 def tiles_of(n: int, device: torch.device) -> int:
-    """Tiles that one program reduces, so that `n` elements fill the device and partials stay few."""
+    """Tiles per program, such that `n` elements fill the device and there are few programs."""
     return max(1, min(MOST_TILES, n // (BLOCK * programs(device))))
 
 
@@ -75,7 +75,7 @@ def reduce_chunk(
     FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Partials of x[start : start + tiles * BLOCK], cut at n, to out[0], out[stride], ..."""
+    """Write the partial aggregates of x[start : start + tiles * BLOCK], cut at n, to out[0], out[stride], ..."""
     held = tl.maximum(tl.minimum(n - start, tiles * BLOCK), 0)
     first, second, fourth, zeros, broken, peak = _pass(x, n, start, held, False, FULL, BLOCK)
     if not second < float("inf"):
@@ -108,7 +108,7 @@ def _pass(
     nothing = tl.full((BLOCK,), 0.0, tl.float32)
     first, second, fourth, zeros, broken, peak = nothing, nothing, nothing, nothing, nothing, nothing
     whole = held // BLOCK
-    for tile in range(whole):  # without a mask, so that loads are 16 bytes wide whatever n is
+    for tile in range(whole):  # without a mask, so that loads are 16 bytes wide for any n
         value = tl.load(x + start + tile * BLOCK + lanes).to(tl.float32)
         zero = value == 0.0
         first, second, fourth, zeros, broken, peak = _add(

@@ -1,4 +1,4 @@
-"""`multi_tensor`: moments and changes of many tensors at once, gathered by group (parameters of one layer)."""
+"""`multi_tensor`: moments and changes of many tensors at once, by group (the parameters of one layer)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def grouped_moments(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor
 
 
 def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
-    """Add count, sum of squares of the change and of what was before to row `group[i]` of `out`: float32 (groups, 3).
+    """Add count, sum of squares of the change and of the old tensor to row `group[i]` of `out`: float32 (groups, 3).
 
-    The tensors of `before` hold the change afterwards.
+    Overwrites the tensors of `before` with the change.
     """
     if choose(out).fused:
         from stabwatch.kernels.multi_tensor import fused

@@ -34,9 +34,9 @@ def _device_rows(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
-    """Add count, sum of squares of the change and of what was before to row `group[i]` of `out`: float32 (groups, 3).
+    """Add count, sum of squares of the change and of the old tensor to row `group[i]` of `out`: float32 (groups, 3).
 
-    The tensors of `before` hold the change afterwards.
+    Overwrites the tensors of `before` with the change.
     """
     if before[0].device.type == "cpu":
         rows = torch.tensor([_host_change(b, a) for b, a in zip(before, after, strict=True)], dtype=torch.float32)
@@ -49,7 +49,7 @@ def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Seq
 
 
 def _host_change(before: Tensor, after: Tensor) -> tuple[float, float, float]:
-    """One tensor after the other: what the first operation has read, the next finds in the cache."""
+    """One tensor after the other, so that later operations find it in the cache."""
     old = host_sumsq(before)
     return float(before.numel()), host_sumsq(before.sub_(after)), old
 

@@ -1,8 +1,8 @@
-"""Triton: all tensors of a list in one launch per data type, and one that folds.
+"""Triton: all tensors of a list in one launch per data type, and one launch that merges.
 
-Each tensor is cut into chunks, one program each. A table says which program takes which chunk, another where the
-tensors lie. The first depends on the sizes alone and is built once; the second travels through pinned memory when a
-tensor has moved. The partials lie ordered by group, so that a group is folded without atomics.
+Each tensor is cut into chunks, one program each. One table assigns chunks to programs; another has the addresses of
+the tensors. The first depends only on the sizes and is built once. The second is copied through pinned memory when a
+tensor has moved. Partial aggregates are stored in order of group, so a group is merged without atomics.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ ALIGNMENT = 16
 
 
 def takes_moments(tensors: Sequence[Tensor], out: Tensor) -> bool:
-    """Can `grouped_moments` reduce these?"""
+    """Whether `grouped_moments` can reduce these."""
     return all(x.dtype in KINDS and x.device == out.device for x in tensors)
 
 
 def takes_change(before: Sequence[Tensor], after: Sequence[Tensor], out: Tensor) -> bool:
-    """Can `grouped_change` reduce these? In float64 an update may be too small for float32: not here."""
+    """Whether `grouped_change` can reduce these. Not in float64: an update may be too small for float32."""
     pairs = [*before, *after]
     return (
         takes_moments(pairs, out)
@@ -63,9 +63,9 @@ def grouped_moments(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor
 
 
 def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
-    """Add count, sum of squares of the change and of what was before to row `group[i]` of `out`: float32 (groups, 3).
+    """Add count, sum of squares of the change and of the old tensor to row `group[i]` of `out`: float32 (groups, 3).
 
-    The tensors of `before` hold the change afterwards.
+    Overwrites the tensors of `before` with the change.
     """
     after = [a.detach() if a.stride() == b.stride() else torch.empty_like(b, dtype=a.dtype).copy_(a.detach())
              for a, b in zip(after, before, strict=True)]  # fmt: skip
@@ -84,7 +84,7 @@ def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Seq
 
 @dataclass(frozen=True)
 class Plan:
-    """Who does what. work: of each kind, int64 (3, programs): tensor, column of the partials, which of its chunks.
+    """Chunks assigned to programs. work, by dtype: int64 (3, programs): tensor, output column, chunk in the tensor.
 
     starts: int64 (groups + 1,), the columns of each group. sizes: int64 (tensors,).
     """
@@ -124,7 +124,7 @@ def _plan(
 
 
 def _pointers(tensors: Sequence[Tensor]) -> tuple[Tensor, bool]:
-    """Where the tensors lie, and whether all of them are aligned."""
+    """Addresses of the tensors, and whether all of them are aligned."""
     addresses = tuple(x.data_ptr() for x in tensors)
     aligned = all(address % ALIGNMENT == 0 for address in addresses)
     return device_constant(addresses, torch.int64, tensors[0].device), aligned
@@ -186,7 +186,7 @@ def _change(
     changes = tl.full((BLOCK,), 0.0, tl.float32)
     squares = tl.full((BLOCK,), 0.0, tl.float32)
     lanes = tl.arange(0, BLOCK)
-    for tile in range(held // BLOCK):  # without a mask, so that loads are 16 bytes wide whatever the size is
+    for tile in range(held // BLOCK):  # without a mask, so that loads are 16 bytes wide for any size
         at = start + tile * BLOCK + lanes
         was = tl.load(before + at).to(tl.float32)
         change = was - tl.load(after + at).to(tl.float32)

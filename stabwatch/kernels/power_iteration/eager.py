@@ -1,6 +1,6 @@
-"""Block power iteration with a Rayleigh-Ritz step: matrix products and k x k problems, none of which waits.
+"""Block power iteration with a Rayleigh-Ritz step: matrix products and k x k problems, without waiting for the device.
 
-`torch.linalg.eigh` and `qr` ask a CUDA device for their error codes; so the block is made orthonormal by Cholesky
+`torch.linalg.eigh` and `qr` wait for error codes of a CUDA device. So the block is made orthonormal by Cholesky
 factors (`cholesky_ex`, which does not), and the k x k eigenvectors come from repeated squaring.
 """
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 SQUARINGS = 7
-"""The small matrix to the power of 128: what is left of a second eigenvalue within 2 % of the first is 8 %, and the
-value that a mixture of the two gives lies between them."""
+"""Squarings of the small matrix, to the power of 128. Of a second eigenvalue within 2 % of the first, 8 % remain; the
+result of such a mixture is between the two."""
 _SPICE = 1e-6
-"""Of other directions mixed into the block, so that a matrix of low rank leaves it of full rank."""
+"""Share of other directions added to the block, which keeps it of full rank when the matrix has low rank."""
 
 
 def start(matrix: Tensor, k: int) -> Tensor:
-    """An orthonormal block (..., C, min(k, R, C)) to begin with; the same for every matrix (..., R, C) of one shape."""
+    """The initial orthonormal block (..., C, min(k, R, C)); the same for all matrices (..., R, C) of one shape."""
     *batch, rows, columns = matrix.shape
     block = _orthonormal(_directions(columns, min(k, rows, columns), matrix.device)).float()
     return block.expand(*batch, -1, -1)
@@ -27,9 +27,9 @@ def iterate(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One step: the first two singular values (one if k is 1), the next basis, relative residual of the first.
 
     matrix (..., R, C), multiplied in float32 whatever its type, basis (..., C, k) with orthonormal columns; values
-    (..., 2), residual (...). Matrices of one shape are iterated together, each by itself. The values are those of the
-    matrix restricted to the block, so neither is larger than the true one; a true value squared lies within residual
-    times the first squared of the first squared. Elements that are not finite give NaN, a zero matrix zeros.
+    (..., 2), residual (...). Matrices of one shape are iterated together and independently. The values are those of the
+    matrix restricted to the block, so neither exceeds the true one. With s the first value, the square of some true
+    value is within residual * s^2 of s^2. Non-finite elements give NaN; a zero matrix gives zeros.
     """
     matrix = matrix.detach().float()
     low, high = matrix.amin((-2, -1), keepdim=True), matrix.amax((-2, -1), keepdim=True)
@@ -54,7 +54,7 @@ def _largest(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
         for _ in range(SQUARINGS):
             power = power / _least(torch.linalg.matrix_norm(power, keepdim=True))
             power = power @ power
-        # gathered, as an index that is a tensor of no dimensions would be read on the host
+        # gathered, because indexing with a 0-dim tensor would read it on the host
         best = power.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)[..., None, None]
         column = power.take_along_dim(best, dim=-1)
         vector = column / _least(torch.linalg.vector_norm(column, dim=-2, keepdim=True))
@@ -76,12 +76,12 @@ def _orthonormal(block: Tensor) -> Tensor:
 
 
 def _directions(n: int, k: int, device: torch.device) -> Tensor:
-    """(n, k) of unit length, as good as random, from no generator: cosines of multiples of square roots of primes."""
+    """Pseudo-random columns (n, k) of unit length, without a generator: cosines of multiples of roots of primes."""
     phase = torch.arange(1, n + 1, device=device, dtype=torch.float64)[:, None]
     roots = torch.arange(2, k + 2, device=device, dtype=torch.float64).mul(2).sub(1).sqrt()
     return torch.cos(phase.square() * roots) * (2.0 / n) ** 0.5
 
 
 def _least(x: Tensor) -> Tensor:
-    """x, or the least number where it is zero: to divide zeros by."""
+    """x, or the smallest positive number where x is zero; a safe divisor."""
     return x.clamp(min=torch.finfo(x.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Which matrices a parameter holds: some layers keep several in one tensor, and each has a spectrum of its own."""
+"""The matrices of a parameter. Some layers store several in one tensor, and each has its spectrum."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 THIRDS = frozenset({"qkv", "qkv_proj", "c_attn", "Wqkv", "in_proj_weight"})
-"""Words in a parameter's name that mean queries, keys and values one after the other. `query_key_value` (GPT-NeoX,
-BLOOM) and `linear_qkv` (Megatron) interleave them by head, so that a third of their rows is no matrix of the model."""
+"""Words in a parameter's name for queries, keys and values one after the other. `query_key_value` (GPT-NeoX, BLOOM) and
+`linear_qkv` (Megatron) are not among them: they interleave by head, so a third of their rows is not one matrix."""
 
 
 def matrices(name: str, parameter: Tensor, module: nn.Module | None = None) -> tuple[tuple[str, ...], Tensor]:
-    """Suffixes of the parts, and a view (M, R, C) of them; M is 1 and the suffix '' where there is one matrix.
+    """Suffixes of the matrices, and a view (M, R, C) of them. With one matrix, M is 1 and the suffix is ''.
 
-    A convolution is (out, in * kernel). Fused queries, keys and values are three, whether they lie in rows (Linear) or
-    in columns (Conv1D of GPT-2); not if the long side is other than thrice the short one, as with fewer heads for keys:
-    then the parts are unequal, and the norm of all is no less than that of each. Three dimensions elsewhere are a stack
-    of experts. What has one row or one column only, a bias or a scale, is no matrix: M is 0.
+    A convolution is (out, in * kernel). Fused queries, keys and values are three matrices, in rows (Linear) or in
+    columns (Conv1D of GPT-2), if the long side is three times the short one. With fewer heads for keys it is not: then
+    the parts differ in size and count as one matrix, whose norm is at least that of each part. Other parameters of
+    three dimensions are a stack of experts. A bias or a scale, with one row or one column, is no matrix: M is 0.
     """
     x = parameter.detach()
     if x.dim() != 3 or isinstance(module, _ConvNd):

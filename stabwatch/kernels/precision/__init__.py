@@ -1,3 +1,3 @@
-"""`precision`: what narrower number formats would lose of a tensor."""
+"""`precision`: the elements of a tensor that narrower number formats would lose."""
 
 from stabwatch.kernels.precision.eager import precision as precision

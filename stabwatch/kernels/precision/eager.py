@@ -1,4 +1,4 @@
-"""Plain torch, by comparison with the least number of each format that does not round to zero (ties go to zero)."""
+"""Plain torch: comparison with the smallest number of each format that does not round to zero (ties go to zero)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FP16_TINY, FP16_HUGE = 2.0**-25, 65520.0
-"""Half the least subnormal; the least number that rounds to infinity."""
+"""Half the smallest subnormal number; the smallest number that rounds to infinity."""
 E4M3_TINY, E4M3_MAX = 2.0**-10, 448.0
 E5M2_TINY, E5M2_MAX = 2.0**-17, 57344.0
 E2M1_TINY, E2M1_MAX = 0.25, 6.0
@@ -46,7 +46,7 @@ def _count(mask: Tensor) -> Tensor:
 
 
 def _blocks(a: Tensor, size: int) -> Tensor:
-    """(N, blocks, size), filled up with zeros, which are never lost."""
+    """(N, blocks, size), padded with zeros, which are never lost."""
     return F.pad(a, (0, -a.shape[-1] % size)).unflatten(-1, (-1, size))
 
 

@@ -1,4 +1,4 @@
-"""The definition: cast there and back, in float64 and torch's own narrow types."""
+"""The definition: a round trip through each format, in float64 and torch's narrow types."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _e2m1(x: Tensor) -> Tensor:
 
 
 def _power_of_two(peak: Tensor) -> float:
-    """e8m0: 2 to the (exponent of the block's maximum less that of 6, the largest e2m1)."""
+    """e8m0: 2 to the (exponent of the block's maximum minus that of 6, the largest e2m1)."""
     return 2.0 ** (torch.floor(torch.log2(peak)).item() - 2) if peak > 0 else 0.0
 
 
 def _e4m3_scale(tensor_peak: Tensor) -> Callable[[Tensor], float]:
-    """NVFP4: the block's maximum over 6 in e4m3, itself scaled by a float32 of the whole tensor."""
+    """NVFP4: the block's maximum over 6 in e4m3, which a float32 of the whole tensor scales."""
     outer = (tensor_peak / (6.0 * 448.0)).item()
 
     def scale(peak: Tensor) -> float:

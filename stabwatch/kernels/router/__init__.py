@@ -1,4 +1,4 @@
-"""`router`: how a mixture of experts spreads its tokens, and what its experts give."""
+"""`router`: the distribution of tokens over experts, and the outputs of the experts."""
 
 from stabwatch.kernels.router.eager import beyond as beyond
 from stabwatch.kernels.router.eager import expert_moments as expert_moments

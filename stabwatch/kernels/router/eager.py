@@ -9,7 +9,7 @@ from torch import Tensor
 def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
     """logits (N, E) -> float32 (4,): tokens, entropies, squared logsumexps, largest load / mean load - 1.
 
-    wanted (N, E): what the experts are chosen by, where that is not the logits.
+    wanted (N, E): the scores that select the experts, if not the logits.
     """
     logits = logits.detach().float()
     lse = torch.logsumexp(logits, dim=-1)
@@ -20,14 +20,14 @@ def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
 
 
 def loads(logits: Tensor, top_k: int) -> Tensor:
-    """logits (N, E) -> float32 (E,): how many tokens have each expert among their `top_k`."""
+    """logits (N, E) -> float32 (E,): number of tokens with each expert among their `top_k`."""
     chosen = logits.detach().topk(top_k, dim=-1).indices.flatten()
     ones = torch.ones(chosen.shape, device=logits.device)
     return torch.zeros(logits.shape[-1], device=logits.device).scatter_add_(0, chosen, ones)
 
 
 def grouped(scores: Tensor, groups: int, kept: int) -> Tensor:
-    """scores (N, E) -> the same, -inf outside of the `kept` groups whose two largest scores add up to most."""
+    """scores (N, E) with -inf outside the `kept` groups of the largest sums of their two best scores."""
     if kept >= groups:
         return scores
     parts = scores.unflatten(-1, (groups, -1))
@@ -42,9 +42,9 @@ def beyond(loads: Tensor, capacity: float) -> Tensor:
 
 
 def expert_moments(outputs: Tensor, experts: Tensor, kept: Tensor, count: int) -> Tensor:
-    """outputs (N, D), experts (N,) indices, kept (N,) bool -> float32 (count, 2): numbers, their squares.
+    """outputs (N, D), experts (N,) indices, kept (N,) bool -> float32 (count, 2): elements, sum of squares.
 
-    What is not finite is left out.
+    Non-finite elements are left out.
     """
     x = outputs.detach().float()
     finite = torch.isfinite(x) & kept[:, None]

@@ -9,7 +9,7 @@ from torch import Tensor
 def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
     """logits (N, E) -> float64 (4,): tokens, entropies, squared logsumexps, largest load / mean load - 1.
 
-    wanted (N, E): what the experts are chosen by, where that is not the logits.
+    wanted (N, E): the scores that select the experts, if not the logits.
     """
     wanted = logits if wanted is None else wanted
     logits = logits.detach().double()
@@ -22,7 +22,7 @@ def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
 
 
 def loads(logits: Tensor, top_k: int) -> list[int]:
-    """logits (N, E): how many tokens have each expert among their `top_k`, one token after the other."""
+    """logits (N, E): number of tokens with each expert among their `top_k`, token by token."""
     counts = [0] * logits.shape[1]
     for row in logits.detach().double().tolist():
         for expert in sorted(range(len(row)), key=lambda e: -row[e])[:top_k]:
@@ -31,7 +31,7 @@ def loads(logits: Tensor, top_k: int) -> list[int]:
 
 
 def grouped(scores: Tensor, groups: int, kept: int) -> Tensor:
-    """scores (N, E), those outside of the `kept` groups whose two largest add up to most as -inf, row after row."""
+    """scores (N, E) with -inf outside the `kept` groups of the largest sums of their two best scores, row by row."""
     out, size = torch.full_like(scores, -torch.inf), scores.shape[1] // groups
     for row, into in zip(scores, out, strict=True):
         parts = [range(g * size, (g + 1) * size) for g in range(groups)]
@@ -42,13 +42,13 @@ def grouped(scores: Tensor, groups: int, kept: int) -> Tensor:
 
 
 def beyond(loads: list[int], capacity: float) -> list[float]:
-    """Assignments, and those that an expert with room for `capacity` times the mean load turns away."""
+    """Assignments, and those that experts with a capacity of `capacity` times the mean load drop."""
     room = capacity * sum(loads) / len(loads)
     return [float(sum(loads)), sum(load - room for load in loads if load > room)]
 
 
 def expert_moments(outputs: Tensor, experts: Tensor, kept: Tensor, count: int) -> Tensor:
-    """float64 (count, 2): numbers of each expert, and the sum of their squares."""
+    """float64 (count, 2): elements of each expert, and the sum of their squares."""
     out = torch.zeros(count, 2, dtype=torch.float64)
     for x, expert, keep in zip(outputs.double(), experts.tolist(), kept.tolist(), strict=True):
         finite = x[torch.isfinite(x)]

@@ -1,3 +1,3 @@
-"""`saturation`: which inputs of an elementwise function does it answer no more?"""
+"""`saturation`: inputs at which an elementwise function is flat."""
 
 from stabwatch.kernels.saturation.eager import saturation as saturation

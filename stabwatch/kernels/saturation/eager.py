@@ -1,4 +1,4 @@
-"""Plain torch; the slope is a symmetric difference: nearer to a kink than its step it is between the two."""
+"""Plain torch. The slope is a symmetric difference; within one step of a kink it is between the two slopes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stabwatch.kernels.constants import device_constant
 
 SLOPE = 0.01
 _STEP = 2.0**-7
-"""Of 1 + |x|, to either side."""
+"""Step to either side, relative to 1 + |x|."""
 
 
 def saturation(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """float32 (4,): elements of x (N, D), those with |slope| < 0.01, units (columns), of these saturated in all rows.
+    """float32 (4,): elements of x (N, D), those with |slope| < 0.01, units (columns), units saturated in all rows.
 
-    function: elementwise, and nothing else. Elements that are not finite are not saturated: they are counted elsewhere.
-    No autograd, which does not work where a compiled graph calls this.
+    function: must be elementwise. Non-finite elements do not count as saturated; other signals count them.
+    Without autograd, which does not work where a compiled graph calls this.
     """
     with torch.no_grad():
         x = x.detach().float()

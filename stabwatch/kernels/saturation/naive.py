@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def saturation(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """float64 (4,): elements of x (N, D), of these with |slope| < 0.01, units, of these saturated in each row."""
+    """float64 (4,): elements of x (N, D), those with |slope| < 0.01, units, units saturated in each row."""
     x = x.detach().double()
     h = 1e-6
     flat = ((function(x + h) - function(x - h)) / (2 * h)).abs() < 0.01

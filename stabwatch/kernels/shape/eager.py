@@ -13,7 +13,7 @@ SIGMAS = 5.0
 def shape(x: Tensor) -> Tensor:
     """x (N, D) -> float32 (4,): finite elements, their sums of squares and fourth powers, outliers of their rows.
 
-    Fourth powers of numbers beyond 4e9 are infinite in float32; the kurtosis is then no number.
+    Fourth powers of numbers beyond 4e9 are infinite in float32; then the kurtosis is not finite.
     """
     count, _, squares, fourths, _, nonfinite, _ = moments_full(x)
     x = x.detach().float()

@@ -9,7 +9,7 @@ from torch import Tensor
 def shape(x: Tensor) -> Tensor:
     """x (N, D) -> float64 (4,): elements, sum of squares, sum of fourth powers, outliers.
 
-    An outlier lies more than five (population) standard deviations from the mean of its row.
+    An outlier is more than five (population) standard deviations from the mean of its row.
     """
     x = x.detach().double()
     away = (x - x.mean(-1, keepdim=True)).abs() > 5 * x.std(-1, keepdim=True, correction=0)

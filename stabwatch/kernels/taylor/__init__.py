@@ -1,4 +1,4 @@
-"""`taylor`: a step's length over the radius in which the cross-entropy is still what its Taylor series says."""
+"""`taylor`: the length of a step over the radius of convergence of the Taylor series of the cross-entropy."""
 
 from stabwatch.kernels.taylor.eager import radii as radii
 from stabwatch.kernels.taylor.eager import ratios as ratios

@@ -16,7 +16,7 @@ def ratios(rates: Tensor, logits: Tensor) -> Tensor:
 
     rates: change of the linearised logits over the whole step. r < 1: the step stays inside the radius. More than two
     classes: the lower bound of the radius, pi over the spread of the rates (Ghosts of Softmax, arXiv:2603.13552).
-    A class whose logit is -inf has no part in the partition function, and none here.
+    A class whose logit is -inf is not in the partition function and is left out.
     """
     a, z = (x.detach().float().flatten(0, -2) for x in (rates, logits))
     out = z == -torch.inf
@@ -26,16 +26,20 @@ def ratios(rates: Tensor, logits: Tensor) -> Tensor:
     return spread / math.pi
 
 
-def radii(found: Tensor) -> Tensor:
-    """float32 (35,): rows, how many of their ratios (N,) reach each of `EDGES`, and the largest; NaN is above all."""
-    edges = device_constant(EDGES, torch.float32, found.device)
-    found = torch.where(torch.isnan(found), torch.inf, found)
-    above = (found[:, None] >= edges).sum(dim=0, dtype=torch.float32)
-    return torch.cat((torch.full((1,), float(found.numel()), device=found.device), above, found.amax(0, keepdim=True)))
+def radii(row_ratios: Tensor) -> Tensor:
+    """float32 (35,): rows, number of ratios (N,) that reach each of `EDGES`, largest ratio; NaN counts as largest."""
+    edges = device_constant(EDGES, torch.float32, row_ratios.device)
+    row_ratios = torch.where(torch.isnan(row_ratios), torch.inf, row_ratios)
+    above = (row_ratios[:, None] >= edges).sum(dim=0, dtype=torch.float32)
+    return torch.cat(
+        (torch.full((1,), float(row_ratios.numel()), device=row_ratios.device), above, row_ratios.amax(0, keepdim=True))
+    )
 
 
-def taylor(found: Tensor, length: Tensor) -> Tensor:
-    """float32 (5,): rows, sum of their ratios (N,), rows at 1 or more, the largest, the step's length (0-dim)."""
-    count = torch.full((), float(found.numel()), device=found.device)
-    beyond = (found >= 1).sum(dtype=torch.float32)
-    return torch.stack((count, found.sum(), beyond, found.amax(), length.to(found.device, torch.float32)))
+def taylor(row_ratios: Tensor, length: Tensor) -> Tensor:
+    """float32 (5,): rows, sum of the ratios (N,), rows at 1 or more, largest ratio, length of the step (0-dim)."""
+    count = torch.full((), float(row_ratios.numel()), device=row_ratios.device)
+    beyond = (row_ratios >= 1).sum(dtype=torch.float32)
+    return torch.stack(
+        (count, row_ratios.sum(), beyond, row_ratios.amax(), length.to(row_ratios.device, torch.float32))
+    )

@@ -1,6 +1,6 @@
 """The definitions, in float64.
 
-Along a step the linearised logits are z + t a, and the loss is log sum exp(z + t a) less a linear part. It is analytic
+Along a step the linearised logits are z + t a, and the loss is log sum exp(z + t a) minus a linear part. It is analytic
 up to the nearest complex zero of the partition function sum_k exp(z_k + t a_k): that distance is the radius.
 """
 

@@ -1,3 +1,3 @@
-"""`tokens`: how alike the tokens of a sample are."""
+"""`tokens`: how similar the tokens of a sample are."""
 
 from stabwatch.kernels.tokens.eager import tokens as tokens

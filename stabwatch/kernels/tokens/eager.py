@@ -1,4 +1,4 @@
-"""Plain torch, without the matrix of pairs: the squared length of the sum of unit vectors holds their cosines."""
+"""Plain torch, without the matrix of pairs: the cosines follow from the squared length of the sum of unit vectors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from stabwatch.kernels.column_moments import column_sums
 
 MOST = 256
-"""Tokens of a sample that are compared, evenly spread."""
+"""Most tokens of a sample that are compared, evenly spaced."""
 
 
 def tokens(x: Tensor, groups: Tensor | None = None) -> Tensor:
     """x (B, T, D), T >= 2 -> float32 (4,): samples, sum of their mean off-diagonal cosines, |mean|^2, |centred|^2.
 
-    groups: bool (K, B, T), no token in two: each of two tokens or more is a sample of its own, and what is in none is
-    left out.
+    groups: bool (K, B, T), disjoint. Each group of two or more tokens is one sample. Tokens in no group are left
+    out.
     """
     stride = -(-x.shape[1] // MOST)
     x = x.detach()[:, ::stride].float()
@@ -30,13 +30,13 @@ def tokens(x: Tensor, groups: Tensor | None = None) -> Tensor:
 
 
 def _grouped(x: Tensor, member: Tensor) -> Tensor:
-    """member: (B, K, T) of ones and zeros."""
+    """`tokens` with groups. member: (B, K, T) of ones and zeros."""
     x = torch.where(member.any(dim=1)[..., None], x, 0.0)  # padding may hold anything
     n = member.sum(dim=-1)
     there = n > 1
     unit = torch.nn.functional.normalize(x, dim=-1, eps=1e-30)
-    alike = (member @ unit).square().sum(dim=-1) - (member @ unit.square()).sum(dim=-1)
-    cosines = torch.where(there, alike / (n * (n - 1)).clamp(min=1), 0.0)
+    pair_sums = (member @ unit).square().sum(dim=-1) - (member @ unit.square()).sum(dim=-1)
+    cosines = torch.where(there, pair_sums / (n * (n - 1)).clamp(min=1), 0.0)
     member = member * there[..., None]
     mean = member @ x / n.clamp(min=1)[..., None]
     away = (x - member.mT @ mean).square().sum(dim=-1) * member.sum(dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 def tokens(x: Tensor, groups: Tensor | None = None) -> Tensor:
     """x (B, T, D) -> float64 (4,): samples, sum of their mean off-diagonal cosines, |mean part|^2, |centred part|^2.
 
-    With groups (K, B, T), the tokens of each that has two or more are a sample.
+    With groups (K, B, T), each group of two or more tokens is one sample.
     """
     x = x.detach().double()
     samples = list(x)

@@ -74,10 +74,10 @@ def test_where_a_limit_is_reached():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (points(np.random.default_rng(0))[:3], "3 runs have it, and a law over parameters .* needs 5"),
+        (points(np.random.default_rng(0))[:3], "3 runs have it, but a law over parameters .* needs at least 5"),
         (points(np.random.default_rng(0), sizes=(1e5,), rates=(1e-3,)) * 5, "do not differ in model size"),
         (points(np.random.default_rng(0), noise=3.0), "explains .* of its variation"),
-        ([Point("r", n, 1e-2, n ** (0.1 * math.log(n))) for n in np.geomspace(1e3, 1e8, 8)], "bends over"),
+        ([Point("r", n, 1e-2, n ** (0.1 * math.log(n))) for n in np.geomspace(1e3, 1e8, 8)], "is curved over"),
         ([Point("r", n, 1e-3 * n, n) for n in SIZES], "cannot be separated"),
     ],
 )

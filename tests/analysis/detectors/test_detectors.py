@@ -114,7 +114,7 @@ def test_a_loss_without_a_lower_bound():
     """As of an adversarial loss with the wrong sign, in the parts of a total."""
     down = 1.55 - np.concatenate((np.zeros(30), 1e3 * np.arange(300) ** 2.0))
     found = only(run_of(loss=down, component__vocoder_loss=down - 1), "LossDivergence")
-    assert 30 <= found.first_step <= 33 and "downwards" in found.text and found.severity == "critical"
+    assert 30 <= found.first_step <= 33 and "falls without bound" in found.text and found.severity == "critical"
     assert not troubles(run_of(loss=np.linspace(400.0, -5000.0, 300))), "a log-likelihood"
 
 

@@ -173,7 +173,7 @@ def test_every_reader_is_documented():
 def test_what_cannot_be_read_says_so(tmp_path):
     with pytest.raises(LogError, match="does not exist"):
         read_log(tmp_path / "none")
-    with pytest.raises(LogError, match="holds no log"):
+    with pytest.raises(LogError, match="has no log"):
         read_log(tmp_path)
     (tmp_path / "empty").touch()
     with pytest.raises(LogError, match="is empty"):

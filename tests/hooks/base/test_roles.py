@@ -93,7 +93,7 @@ def test_activation_functions_of_many_kinds_are_found_and_pinned_ones_are_seen(a
     for _ in range(PHASES):
         model(torch.randn(10, 4)).sum().backward()
         optimizer.step()
-    assert [(e["tap"], e["site"]) for e in watch.coverage()["unmeasured"]] == [("nonlinearity", "3")]
+    assert [(e["tap"], e["site"]) for e in watch.coverage()["unmeasured"]] == [("nonlinearity", "3"), ("logits", "")]
     log = attach.finish()
     assert log.series("saturated_units_ratio", "1")[1].tolist() == [0.5]
     assert not [e for e in log.events if e.kind == "error"]

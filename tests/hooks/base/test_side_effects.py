@@ -12,6 +12,7 @@ from torch import nn
 
 from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.side_effects import restore_side_effects
+from stabwatch.hooks.probes.nonlinearity import OWN_CLASS
 
 
 class DropGELU(nn.Module):
@@ -100,8 +101,12 @@ def test_training_is_bit_identical(name, attach):
     assert not [e for e in log.events if e.kind == "error"]
     assert watched[0] == plain[0] and watched[2] == plain[2]
     assert all(a.equal(b) for a, b in zip(watched[1], plain[1], strict=True))
-    signal = "step_to_radius_ratio" if taylor else "activation_saturated_ratio"
-    assert any(key.signal == signal for key in log.keys)
+    if taylor:
+        assert any(key.signal == "step_to_radius_ratio" for key in log.keys)
+    else:  # no forward of a user's class is called unasked
+        watch = attach.watches[-1]
+        assert not log.series("activation_saturated_ratio", "1")[1].size
+        assert OWN_CLASS in {e["reason"] for e in watch.coverage()["unmeasured"] if e["site"] == "1"}
 
 
 def test_what_a_call_leaves_is_put_back():

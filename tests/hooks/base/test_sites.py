@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.hooks.base.sites import looks_like_attention, select_modules, site_name, unwrap
+from stabwatch.hooks.base.naming import unwrap
+from stabwatch.hooks.base.sites import looks_like_attention, select_modules
 from stabwatch.hooks.patching import Patch
 
 
@@ -51,17 +53,62 @@ def test_filters_choose_by_name():
     assert "blocks.0.mlp" not in _shown(model, exclude="mlp")
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("module.blocks.0", "blocks.0"),
-        ("_orig_mod.blocks.0._checkpoint_wrapped_module.attn", "blocks.0.attn"),
-        ("_fsdp_wrapped_module.layers.3._fsdp_wrapped_module", "layers.3"),
-        ("modules_of_mine.0", "modules_of_mine.0"),
-    ],
-)
-def test_wrappers_do_not_show_in_names(path, name):
-    assert site_name(path) == name
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.modules_of_mine = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 2))])
+        self.blocks = nn.ModuleList(GPT(DemoConfig(layers=2, width=8, heads=2)).blocks)
+
+
+class Own(nn.Module):
+    """A wrapper of a user's own."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args):
+        return self.module(*args)
+
+
+WRAPPERS = {
+    "compiled": lambda block: torch.compile(block, backend="eager"),
+    "checkpointed": checkpoint_wrapper,
+    "both": lambda block: torch.compile(checkpoint_wrapper(block), backend="eager"),
+    "own": Own,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_do_not_show_in_names(wrapper):
+    model, names = Named(), _shown(Named())
+    assert {"blocks.0", "blocks.0.attn", "modules_of_mine.0"} <= set(names)
+    for i, block in enumerate(model.blocks):
+        model.blocks[i] = WRAPPERS[wrapper](block)
+    extra = ["blocks.0.module", "blocks.1.module"] if wrapper == "own" else []
+    assert sorted(_shown(model)) == sorted(names + extra)
+    roles, plain = ({t.name: t.role for t in select_modules(m)} for m in (model, Named()))
+    assert [n for n, r in roles.items() if r.writer] == [n for n, r in plain.items() if r.writer] != []
+
+
+def test_a_wrapped_model_has_the_names_of_the_model():
+    model = Named()
+    for wrapped in (nn.DataParallel(model), torch.compile(model), checkpoint_wrapper(model)):
+        assert _shown(wrapped) == _shown(model)
+    assert [n for n in _shown(Own(model)) if n != "module"] == _shown(model)
+
+
+def test_modules_that_others_share_are_named_once_and_write_nothing():
+    shared = nn.Linear(8, 8)
+
+    def block():
+        return nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), shared)
+
+    targets = select_modules(nn.Sequential(block(), block()))
+    assert [t.name for t in targets if t.module is shared] == []
+    model = nn.ModuleDict({"a": nn.ModuleDict({"x": shared}), "b": nn.ModuleDict({"x": shared})})
+    (found,) = [t for t in select_modules(model) if t.module is shared]
+    assert (found.name, found.shared, found.role.writer) == ("a.x", True, False)
 
 
 def test_a_compiled_model_is_unwrapped():
@@ -74,6 +121,24 @@ def test_attention_is_known_by_its_class():
     assert looks_like_attention(nn.MultiheadAttention(4, 2))
     assert looks_like_attention(GPT(DemoConfig(layers=1)).blocks[0].attn)
     assert not looks_like_attention(nn.Linear(2, 2))
+
+
+def test_attention_is_known_by_its_projections():
+    def mixer(*names):
+        return nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+
+    for names in (
+        ("q", "k", "v"),
+        ("to_q", "to_kv"),
+        ("qkv", "proj"),
+        ("query_proj", "key_proj"),
+        ("c_attn",),
+        ("Wqkv",),
+    ):
+        assert looks_like_attention(mixer(*names)), names
+    for names in (("key", "value", "receptance"), ("in_proj", "out_proj"), ("attn", "mlp"), ("gate", "up", "down")):
+        assert not looks_like_attention(mixer(*names)), names
+    assert not looks_like_attention(type("AttentionNorm", (nn.LayerNorm,), {})(4))
 
 
 def test_a_patch_reaches_imported_names_and_goes_away():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stabwatch.hooks.functions import EVALUATING, NO_ROOT
+from stabwatch.hooks.backward import EVALUATING, NO_ROOT
 from stabwatch.hooks.probes.attention import NO_GRADIENT, NOTHING_SAVED, OWN_SCORES, as_heads
 from stabwatch.hooks.probes.writer import NO_GRADIENT as NO_WRITER_GRADIENT
 from stabwatch.kernels.attention_scores.naive import scores
@@ -157,10 +157,10 @@ def seen(attach, model, **settings):
 
 def test_a_model_that_computes_its_own_weights_is_said_to(attach):
     watch = seen(attach, Stack(weights=True))
-    assert reasons(watch, "missing", "attention_bracket") == {f"{OWN_SCORES}; the exact value is on cadence"}
+    assert reasons(watch, "unmeasured", "attention_bracket") == {f"{OWN_SCORES}; the exact value is on cadence"}
+    assert not reasons(watch, "missing", "attention_bracket")
     for what in ("attention_entropy", "attention_contraction"):
         assert reasons(watch, "unmeasured", what) == {OWN_SCORES}
-    assert not reasons(watch, "unmeasured", "attention_bracket")
 
 
 def test_a_compiled_module_whose_attention_is_one_call_is_said_to_be(attach):
@@ -174,13 +174,15 @@ def test_frozen_layers_save_nothing(attach):
     model = Stack()
     model.blocks.requires_grad_(False)
     watch = seen(attach, model)
-    assert reasons(watch, "missing", "attention_bracket") == {f"{NO_GRADIENT}; the exact value is on cadence"}
+    assert reasons(watch, "unmeasured", "attention_bracket") == {f"{NO_GRADIENT}; the exact value is on cadence"}
+    assert not reasons(watch, "missing", "attention_bracket")
 
 
 def test_a_kernel_that_saves_nothing_is_said_to(attach):
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         watch = seen(attach, Stack())
-    assert reasons(watch, "missing", "attention_bracket") == {f"{NOTHING_SAVED}; the exact value is on cadence"}
+    assert reasons(watch, "unmeasured", "attention_bracket") == {f"{NOTHING_SAVED}; the exact value is on cadence"}
+    assert not reasons(watch, "missing", "attention_bracket")
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs")
@@ -195,17 +197,20 @@ def test_what_a_writer_adds_does_not_hide_that_its_gradient_is_unknown(attach):
     train(model, (ids,), steps=20)
     attach.finish()
     assert NO_WRITER_GRADIENT in reasons(watch, "unmeasured", "writer")
-    assert reasons(watch, "missing", "attention_bracket") == {f"{NO_GRADIENT}; the exact value is on cadence"}
+    assert reasons(watch, "unmeasured", "attention_bracket") == {f"{NO_GRADIENT}; the exact value is on cadence"}
+    assert not reasons(watch, "missing", "attention_bracket")
 
 
 def test_a_model_that_stays_in_evaluation_mode_is_said_to(attach):
     watch = seen(attach, Stack().eval())
-    for tap in ("activation", "attention", "loss", "logits"):
+    for tap in ("activation", "attention", "logits"):
         assert reasons(watch, "missing", tap) == {EVALUATING}, tap
+    assert not reasons(watch, "missing", "loss"), "the backward pass shows it"
 
 
 def test_a_model_whose_own_forward_is_never_called_is_said_to(attach):
     model = Stack()
     watch = seen(attach, model, call=lambda x: model.head(model.blocks[1](model.blocks[0](x))))
-    for tap in ("activation", "attention", "loss", "logits"):
+    for tap in ("activation", "attention", "logits"):
         assert reasons(watch, "missing", tap) == {NO_ROOT}, tap
+    assert not reasons(watch, "missing", "loss"), "the backward pass shows it"

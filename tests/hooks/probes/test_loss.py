@@ -1,4 +1,4 @@
-"""The loss is that of the step's valid targets, whichever way it was reduced and wherever it was computed."""
+"""The loss is what is trained on; the token loss is that of the valid targets, whichever way it was reduced."""
 
 from __future__ import annotations
 
@@ -41,13 +41,18 @@ class Masked(nn.Module):
 
 
 def _train(attach, model, batches, loss):
-    """One step over micro-batches; gives its log."""
+    """One step over micro-batches; gives its log, in which the loss is the sum of what `backward` was called on."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     attach(model, optimizer)
+    trained = 0.0
     for batch in batches:
-        loss(*batch).backward()
+        part = loss(*batch)
+        trained += part.item()
+        part.backward()
     optimizer.step()
-    return attach.finish()
+    log = attach.finish()
+    assert log.series("loss")[1].tolist() == pytest.approx([trained], rel=1e-5)
+    return log
 
 
 def _uneven(rows=(3, 20)):
@@ -83,7 +88,7 @@ def test_a_loss_divided_by_the_items_of_the_step_is_shown_by_token(attach):
     truth = _token_loss(model, batches)
     items = torch.tensor(sum(int((labels[:, 1:] != -100).sum()) for _, labels in batches))
     log = _train(attach, model, batches, lambda x, y: model(input_ids=x, labels=y, num_items_in_batch=items).loss)
-    assert log.series("loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
+    assert log.series("token_loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
 
 
 @pytest.mark.parametrize("items", [False, True])
@@ -104,7 +109,7 @@ def test_a_mixture_of_experts_shows_the_loss_of_its_tokens_alone(items, attach):
         return given[-1]
 
     log = _train(attach, model, [batch], loss)
-    assert log.series("loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
+    assert log.series("token_loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
     assert given[0].item() > truth + 0.5
 
 
@@ -119,7 +124,7 @@ def test_uneven_micro_batches_are_one_mean_over_valid_targets(reduction, weight,
     log = _train(
         attach, model, batches, lambda x, y: F.cross_entropy(model(x), y, weight=weight, reduction=reduction).mean()
     )
-    assert log.series("loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
+    assert log.series("token_loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
     assert log.series("loss_nonfinite_total")[1].sum() == 0
 
 
@@ -131,12 +136,12 @@ def test_probabilities_as_targets_count_by_row(attach):
         z = torch.cat([model(x) for x, _ in batches]).double()
     truth = F.cross_entropy(z, torch.cat([y for _, y in batches]).double()).item()
     log = _train(attach, model, batches, lambda x, y: F.cross_entropy(model(x), y))
-    assert log.series("loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
+    assert log.series("token_loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_cross_entropy_goes_before_the_loss_of_the_output(reduction, compiled, attach):
+def test_cross_entropy_inside_the_model_and_the_trained_loss_are_told_apart(reduction, compiled, attach):
     model, batches = WithLoss(reduction), _uneven()
     with torch.no_grad():
         z = torch.cat([model.inner(x) for x, _ in batches]).double()
@@ -144,16 +149,21 @@ def test_cross_entropy_goes_before_the_loss_of_the_output(reduction, compiled, a
     called = torch.compile(model, backend="aot_eager") if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     attach(called, optimizer)
+    trained = 0.0
     for x, y in batches:
-        called(x, y)["loss"].backward()
+        loss = called(x, y)["loss"]
+        trained += loss.item()
+        loss.backward()
     optimizer.step()
-    assert attach.finish().series("loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
+    log = attach.finish()
+    assert log.series("token_loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
+    assert log.series("loss")[1].tolist() == pytest.approx([trained], rel=1e-5)
 
 
-def test_the_loss_of_the_output_is_seen_in_every_micro_batch(attach):
+def test_the_loss_of_the_output_is_summed_over_micro_batches(attach):
     model, batches = WithLoss(), _uneven()
     with torch.no_grad():
-        truth = sum(model(x)["loss"].item() for x, _ in batches) / 2
+        truth = sum(model(x)["loss"].item() for x, _ in batches)
     log = _train(attach, model, batches, lambda x, _: model(x)["loss"])
     assert log.series("loss")[1].tolist() == pytest.approx([truth], rel=1e-5)
 

@@ -184,6 +184,9 @@ def test_what_cannot_be_measured_is_said_and_is_no_dispatcher(attach):
         ("nonlinearity", ""),
         ("writer", "layers.0.self_attn.out_proj"),
         ("writer", "layers.1.self_attn.out_proj"),
+        ("logits", ""),
+        ("attention_bracket", "layers.0.self_attn"),
+        ("attention_bracket", "layers.1.self_attn"),
     ]
     assert not any(e["tap"] == "writer" for e in report["missing"])
 

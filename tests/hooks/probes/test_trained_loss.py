@@ -12,11 +12,10 @@ from stabwatch.hooks.probes.trained_loss import MOST, TrainedLoss, objective, re
 
 def backward(watched: TrainedLoss, loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
     """What the patched `backward` does around the original."""
-    before = watched.state()
-    value = objective([loss], None if gradient is None else [gradient])
+    watched.begin()
     loss.backward(gradient)
-    if value is not None and watched.reached(before):
-        watched.add(before, value)
+    if watched.reached():
+        watched.add(objective([loss], None if gradient is None else [gradient]))
 
 
 @pytest.fixture
@@ -73,12 +72,12 @@ def test_the_discriminator_of_a_gan_has_its_own_loss(net) -> None:
     mine, other = TrainedLoss.of(critic.parameters()), TrainedLoss.of(generator.parameters())
 
     def both(loss: torch.Tensor) -> None:
-        states = [(w, w.state()) for w in (mine, other)]
-        value = objective([loss], None)
+        for watched in (mine, other):
+            watched.begin()
         loss.backward()
-        for watched, before in states:
-            if watched.reached(before):
-                watched.add(before, value)
+        for watched in (mine, other):
+            if watched.reached():
+                watched.add(objective([loss], None))
 
     for _ in range(3):
         critic.zero_grad()

@@ -1,4 +1,4 @@
-"""Charts and heat maps as SVG, thinned to the columns there are."""
+"""Charts and heat maps as SVG, thinned to the available columns."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 Mark = tuple[int, str, str]
 """Step, severity, text."""
 Bar = tuple[str, str, int, int | None]
-"""What, severity, onset, end (None: to the end of the run)."""
+"""Name, severity, onset, end (None: to the end of the run)."""
 WIDTH, LEFT, HEIGHT = 720, 70, 210
 COLUMNS = 320
 DECADES = 30.0
-"""Largest over least value from which a logarithm shows more."""
+"""Ratio of the largest to the smallest value from which the scale is logarithmic."""
 
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
-"""Even steps look even, in grey and to the colour-blind too (van der Walt and Smith 2015)."""
+"""Colours of a perceptually uniform map, also in grey and for colour-blind readers (van der Walt and Smith 2015)."""
 
 
 def shade(share: float) -> str:
@@ -33,7 +33,7 @@ def shade(share: float) -> str:
 
 
 def chart(series: Series, marks: Sequence[Mark] = ()) -> str:
-    """A curve, as the envelope of its least and largest value in each column, with marked steps."""
+    """A curve as the envelope of its smallest and largest value in each column, with marked steps."""
     steps, values = series
     good = np.isfinite(values)
     if not good.any():
@@ -73,7 +73,7 @@ def chart(series: Series, marks: Sequence[Mark] = ()) -> str:
 
 
 def timeline(bars: Sequence[Bar], first: int, last: int) -> str:
-    """When what began and ended: a bar for each, in the given order, over the steps from first to last."""
+    """A time-line: one bar per incident, in the given order, over the steps from first to last."""
     if not bars:
         return ""
     left = 290
@@ -99,7 +99,7 @@ def timeline(bars: Sequence[Bar], first: int, last: int) -> str:
 
 
 def heat_map(layers: Sequence[tuple[str, Series]]) -> str:
-    """A row for each layer, in forward order; the largest value of a column gives its colour."""
+    """A heat map with one row per layer, in forward order. The colour is the largest value in the column."""
     finite = [values[np.isfinite(values)] for _, (_, values) in layers]
     everything = np.concatenate(finite) if finite else np.array([])
     if not len(everything):

@@ -1,4 +1,4 @@
-"""Pieces of HTML; every text from a log goes through `safe`."""
+"""Pieces of HTML. Every text from a log goes through `safe`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def safe(text: object) -> str:
-    """Foreign text without control characters and escape sequences, as text in HTML."""
+    """Untrusted text as HTML text, without control characters and escape sequences."""
     return html.escape(clean(text))
 
 
@@ -49,7 +49,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def verdict(text: str, severity: str) -> str:
-    """The first thing on the page."""
+    """The verdict at the top of the page."""
     return f'<p class="verdict {safe(severity)}"><span>{safe(text)}</span></p>'
 
 
@@ -64,7 +64,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table that scrolls sideways where the screen is narrow."""
+    """A table that scrolls sideways on a narrow screen."""
     if not rows:
         return ""
     head = "".join(f"<th>{safe(heading)}</th>" for heading in headings)
@@ -73,8 +73,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def events(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[object]]]) -> str:
-    """A table of what happened; a list where the screen is narrow. rows: severity, and cells, of which the third has
-    its colour."""
+    """A table of incidents; a list on a narrow screen. rows: severity and cells; the third cell has the colour of the
+    severity."""
     if not rows:
         return ""
     head = "".join(f"<th>{safe(heading)}</th>" for heading in headings)
@@ -91,7 +91,7 @@ def events(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[object]]]
 
 
 def causes(found: Sequence[Cause]) -> str:
-    """Causes with their evidence and what to do."""
+    """Causes with their evidence and remedies."""
     parts = []
     for place, cause in enumerate(found, 1):
         parts.append(f"<h3>{place}. {safe(cause.title)}</h3>")

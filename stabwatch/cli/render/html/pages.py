@@ -1,4 +1,4 @@
-"""The page of an analysis: of a run folder, or of the runs in another trainer's log."""
+"""The HTML page of an analysis of a run folder, or of the runs in another trainer's log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def page(runs: Sequence[Analysis]) -> str:
 def _body(name: str, runs: Sequence[Analysis]) -> Iterator[str]:
     yield f"<h1>stabwatch report: {markup.safe(name)}</h1>"
     if not runs:
-        yield markup.verdict("No record of training was found.", "warning")
+        yield markup.verdict("No training record was found.", "warning")
     ordered = sorted(runs, key=lambda run: run.calm)
     for run in ordered[:MOST_RUNS]:
         if len(ordered) > 1:
@@ -70,7 +70,7 @@ def _row(incident: Incident) -> tuple[str, tuple[object, ...]]:
 
 
 def _bars(incident: Incident) -> list[Bar]:
-    """One for each layer where there are several, by onset."""
+    """One bar per layer if there are several, by onset."""
     if len(incident.layers) < 2:
         return [(_label(incident), incident.severity, incident.first_step, incident.last_step)]
     spans = alert_spans(incident.alerts)
@@ -89,7 +89,7 @@ def _curves(run: Analysis, marks: Sequence[Mark]) -> Iterator[str]:
 
 
 def _maps(run: Analysis) -> str:
-    """Heat maps of the signals of incidents, then of the others, which have several layers."""
+    """Heat maps of signals with several layers; those of incidents come first."""
     layers: dict[str, list[str]] = {}
     for key in run.run.keys:
         if key.layer:

@@ -1,0 +1,114 @@
+"""Backward passes and the gradient scaler, as the watches of the process hear them.
+
+Which watch a backward pass belongs to is seen at the parameters: see `TrainedLoss`. Each wrapper calls the original
+with its arguments unchanged, and returns the result unchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.entry import shielded
+from stabwatch.hooks.forward import CURSOR
+from stabwatch.hooks.patching import MethodPatch, Patch
+from stabwatch.hooks.probes.directional import OwnCall
+from stabwatch.hooks.probes.trained_loss import remember_scaling
+from stabwatch.kernels.where import tracing
+
+_backward = torch.autograd.backward
+_grad = torch.autograd.grad
+
+EVALUATING = "the model was called, but not in training mode: call `model.train()`"
+NO_ROOT = "parts of the model were called, but never the model itself: attach what the training loop calls"
+
+LISTENERS: list[TapContext] = []
+"""The contexts of all watches that are attached."""
+
+
+def unheard() -> bool:
+    """True for calls that are no training: while a compiler traces, inside of a backward pass, calls of our own."""
+    return tracing() or OwnCall.now or torch._C._current_graph_task_id() != -1
+
+
+@functools.wraps(_backward)
+def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+    if unheard():
+        _backward(tensors, grad_tensors, *args, **kwargs)
+        return
+    _note_why_unseen()
+    heard = tuple(LISTENERS)
+    for context in heard:
+        with shielded(context.isolation, "loss"):
+            context.events.backward_begins()
+    _backward(tensors, grad_tensors, *args, **kwargs)
+    roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
+    reached: list[TapContext] = []
+    for context in heard:
+        with shielded(context.isolation, "loss"):
+            context.isolation.run("loss", "always", _ended, context, roots, gradients, reached)
+    if not reached and len(heard) == 1:
+        context = heard[0]
+        with shielded(context.isolation, "loss"):
+            context.isolation.run("loss", "always", context.events.backward_unclear, roots, gradients)
+
+
+def _note_why_unseen() -> None:
+    """A backward starts, and no forward was measured before it: this may be so in the whole run."""
+    root, site = CURSOR.root, CURSOR.site
+    if root is not None and root.flags.recording:
+        return
+    if site is not None:  # the end of the model's forward would have reset it
+        site.context.isolation.run("coverage", "always", site.context.unmeasured, "forward", "", NO_ROOT)
+    elif root is not None and root.flags.open:
+        root.context.isolation.run("coverage", "always", root.context.unmeasured, "forward", "", EVALUATING)
+
+
+def _ended(
+    context: TapContext, roots: Sequence[Tensor], gradients: Sequence[Tensor] | None, reached: list[TapContext]
+) -> None:
+    if context.events.backward_ended(roots, gradients):
+        reached.append(context)
+
+
+@functools.wraps(_grad)
+def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+    found = _grad(outputs, inputs, grad_outputs, *args, **kwargs)
+    keeps_graph = kwargs.get("create_graph", args[1] if len(args) > 1 else False)
+    if not keeps_graph and not unheard():
+        given = None if grad_outputs is None else _listed(grad_outputs)
+        for context in tuple(LISTENERS):
+            with shielded(context.isolation, "loss"):
+                context.events.gradients_taken(_listed(outputs), given, _listed(inputs))
+    return found
+
+
+def _listed(tensors: Any) -> list[Any]:
+    return [tensors] if not isinstance(tensors, list | tuple) else list(tensors)
+
+
+def scale_patches() -> list[MethodPatch]:
+    """Patches of `scale`, in each class of gradient scalers that has a method of its own."""
+    owners = [torch.amp.GradScaler]
+    for owner in owners:
+        owners += owner.__subclasses__()
+    return [MethodPatch(o, "scale", _remembering(o.__dict__["scale"])) for o in owners if "scale" in o.__dict__]
+
+
+def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def scale(self: Any, outputs: Any) -> Any:
+        scaled = original(self, outputs)
+        if LISTENERS and not tracing():
+            LISTENERS[0].isolation.run("scaler", "always", remember_scaling, outputs, scaled)
+        return scaled
+
+    return scale
+
+
+BACKWARD_PATCHES = (Patch(_backward, backward), Patch(_grad, grad))

@@ -1,0 +1,250 @@
+"""What the hooks report to a session: forwards, backward passes, the loss, and steps of optimizers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.distributed.ranks import Ranks
+from stabwatch.errors import TrainingUnstableError
+from stabwatch.guards.dispatcher import AlertDispatcher
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.tensors import device_of, first_tensor
+from stabwatch.hooks.forward import in_backward
+from stabwatch.hooks.optimizer_step import has_closure
+from stabwatch.kernels.where import tracing
+from stabwatch.runlog import Writer
+from stabwatch.runtime.loss_events import LossEvents
+from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
+from stabwatch.runtime.record import HostNumbers
+from stabwatch.runtime.run_metadata import learning_rate, optimizer_facts
+from stabwatch.runtime.step_clock import StepClock
+from stabwatch.runtime.taps import Taps
+
+UNSTEPPED = 64
+"""Forwards without a step of an optimizer, after which the parameters are looked at again."""
+
+
+class TrainingEvents:
+    """Follows the training loop by what hooks report (see `TapEvents`), and finds out where its steps end.
+
+    The session says what happens at the end of a step, and makes the hooks, the ranks and the guards.
+    """
+
+    _taps: Taps
+    _ranks: Ranks
+    _dispatcher: AlertDispatcher
+
+    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+        self._model = model
+        device = device_of(model, torch.device("cpu"))
+        self.context = TapContext(self, self._report_error, device, (TrainingUnstableError,))
+        self.flags, self.isolation = self.context.flags, self.context.isolation
+        self._clock = StepClock(optimizer)
+        self._loss = LossEvents(model, self.context)
+        self._parameter_steps = ParameterSteps([p for p in model.parameters() if p.requires_grad], optimizer)
+        self._host = HostNumbers()
+        self._writer: Writer | None = None
+        self._seen_optimizers: set[int] = set()
+        self._prepared = False
+        """The weights before a step that nothing announces were copied."""
+        self._inner: Any = None
+        """The innermost optimizer of the last step: the one that has the state."""
+        self._repeated = False
+        """The open step ends because one of its optimizers begins another one."""
+        self._stepped_parameters: set[int] = set()
+        """Ids of those that were stepped in the open step, where it goes on."""
+        self._began = time.perf_counter()
+        self._forwards = self._since_step = 0
+        self._busy: float | None = None
+
+    def _end_step(self) -> None:
+        """The step of the run is over."""
+        raise NotImplementedError
+
+    def _close_step(self) -> None:
+        """The same, where no optimizer has stepped."""
+        raise NotImplementedError
+
+    def replaced(self) -> None:
+        """Another watch takes over the model."""
+        raise NotImplementedError
+
+    def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
+        """A probe has failed."""
+        raise NotImplementedError
+
+    @property
+    def step(self) -> int:
+        """Number of the open step, from 0; 0 where attaching failed."""
+        return self.context.step if hasattr(self, "context") else 0
+
+    def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """A training forward of the model starts: a step whose optimizers have stepped is over."""
+        self._forwards += 1
+        self._since_step += 1
+        if self._clock.forward_ends_step():
+            self._end_step()
+        elif not self._clock.numbered:
+            self._end_unannounced()
+        if self._since_step > UNSTEPPED:
+            self._loss.following = True
+        self._loss.forward_begins()
+        self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
+        self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
+        if self.flags.open:
+            self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
+
+    def forward_ended(self, output: Any) -> None:
+        """Read the loss that a model computes itself."""
+        self.isolation.run("attention", "always", self.context.brackets.update)
+        self.isolation.run("loss", "always", self._output_loss, output)
+        self._busy = time.perf_counter() - self._began
+
+    def _output_loss(self, output: Any) -> None:
+        self._ranks.seen_in_forward()
+        value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            self.context.run.update_loss("output", value)
+
+    def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The loss module that the user named was called."""
+        value = first_tensor(output)
+        if value is not None and self.flags.open and torch.is_grad_enabled():
+            self.isolation.run("loss", "always", self.context.run.update_loss, "module", value.mean())
+
+    def backward_begins(self) -> None:
+        """A step that was taken without the end of another one being seen is over."""
+        if self._clock.in_backward and not self._clock.numbered:
+            self._end_step()
+        elif not self._clock.numbered:
+            self._end_unannounced()
+        self.isolation.run("loss", "always", self._loss.begins)
+
+    def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
+        """Add its objective to the loss of the step, if it reached parameters of this model."""
+        reached = self._loss.ended(roots, gradients)
+        if reached:
+            self._pass_ended()
+        return reached
+
+    def backward_unclear(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> None:
+        """See `LossEvents.unclear`."""
+        if self._loss.unclear(roots, gradients):
+            self._pass_ended()
+
+    def gradients_taken(
+        self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None] | None, inputs: Sequence[Any]
+    ) -> None:
+        """See `LossEvents.taken`."""
+        if not self._clock.numbered:
+            self._end_unannounced()
+        self.isolation.run("loss", "always", self._loss.taken, outputs, gradients, inputs)
+        self.isolation.run("clock", "always", self._parameter_steps.pass_ended)
+
+    def _pass_ended(self) -> None:
+        """The gradients may be those of the step: of a closure, and of a step that nothing announces."""
+        if self._clock.inside is not None:
+            self._taps.steps.gradients_ready(self._clock.inside)
+        elif self._parameter_steps.active:
+            if not self._prepared:
+                self._prepared = True
+                self._taps.steps.before_unannounced(self._parameter_steps.optimizer)
+            self._taps.steps.gradients_ready(self._parameter_steps.optimizer)
+        self._parameter_steps.pass_ended()
+
+    def clipped(
+        self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
+        if not self._asked(self._taps.parameters.owns, parameters):
+            return
+        again = not self._stepped_parameters.isdisjoint(map(id, parameters))
+        if again and self._clock.inside is None and not self._clock.numbered:
+            self._repeated = True
+            self._end_step()
+        self.isolation.run("clip", "always", self._clipped, norm, args, kwargs)
+
+    def _clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._prepared:
+            self._taps.steps.gradients_ready(self._parameter_steps.optimizer)
+        kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
+        if float(kind) != 2.0:
+            return
+        self._taps.steps.clipped(norm)
+        if self.flags.open:
+            self.context.run.update_clip(norm)
+
+    def scaler_updated(self, scaler: Any, stepped: set[int]) -> None:
+        """The gradient scaler was updated; if no optimizer stepped, it skipped this step."""
+        if not scaler.is_enabled() or self._clock.others(stepped):
+            return
+        if not self._clock.stepped_since_update() and self._loss.trained.ever:
+            self._host.skipped += 1
+            if self.flags.sampled:
+                self._taps.parameters.measure_all_gradients()
+            if self._clock.numbered:
+                self._clock.skipped()
+            else:
+                self._close_step()
+        if isinstance(scaler._scale, Tensor):
+            self.context.run.update_loss_scale(scaler._scale)
+
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Any torch optimizer is about to step; those of other models are ignored."""
+        if tracing():
+            note_compiled()
+            return
+        if not self._asked(self._taps.parameters.tracks, optimizer):
+            return
+        self._inner = optimizer
+        if not self._asked(self._clock.enters, optimizer):
+            return
+        self._parameter_steps.announced()
+        self._loss.following = False
+        if self._clock.repeats(optimizer):
+            self._repeated = True
+            self._end_step()
+        self._taps.steps.before(optimizer, has_closure(args, kwargs))
+        self._dispatcher.before(optimizer, self.step)
+
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """It has stepped."""
+        if tracing() or not self._asked(self._taps.parameters.tracks, optimizer):
+            return
+        if not self._asked(self._clock.leaves, optimizer):
+            return
+        self._taps.steps.after(optimizer, has_closure(args, kwargs), self._inner)
+        self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
+        self._dispatcher.after(optimizer)
+        self._loss.stepped()
+        if self._clock.stepped(optimizer, in_backward()):
+            self._end_step()
+        else:
+            self._stepped_parameters |= {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+    def _end_unannounced(self) -> None:
+        """If the parameters were stepped and no optimizer said so, the step is over."""
+        if self._clock.inside is not None or not self._asked(self._parameter_steps.over, self._loss.trained):
+            return
+        self.context.unmeasured("note", "optimizer", self._parameter_steps.reason)
+        self._taps.steps.after_unannounced()
+        self.isolation.run("learning_rate", "always", self._note_rate, self._parameter_steps.optimizer)
+        self._end_step()
+
+    def _asked(self, question: Callable[..., bool], *args: Any) -> bool:
+        """The answer of a part that must not raise an error in training; False if it does."""
+        answers: list[bool] = []
+        self.isolation.run("clock", "always", lambda: answers.append(question(*args)))
+        return answers == [True]
+
+    def _note_rate(self, optimizer: Any) -> None:
+        self._host.learning_rate = learning_rate(optimizer, self._inner)
+        if id(optimizer) not in self._seen_optimizers:
+            self._seen_optimizers.add(id(optimizer))
+            if self._writer is not None and isinstance(optimizer, torch.optim.Optimizer):
+                self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))

@@ -1,0 +1,171 @@
+"""Whatever steps the parameters, and however: one record per step, with the numbers of that step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from stabwatch.runtime.parameter_steps import AT_PARAMETERS, COMPILED_STEP
+from tests.runtime.optimizers import KINDS, LAYERS, STEPS, Truth, model, objective
+
+
+def run(kind, attach_with):
+    net = model()
+    truth = Truth(net)
+    KINDS[kind](net, truth, lambda optimizer: attach_with(net, optimizer))
+    return truth, [p.detach().clone() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_has_a_record_with_its_numbers(kind, attach):
+    _, alone = run(kind, lambda net, optimizer: None)
+    truth, watched = run(kind, attach)
+    assert all(map(torch.equal, alone, watched))
+    log = attach.finish()
+    assert [e.data for e in log.events if e.kind == "error"] == []
+    assert list(log.steps) == list(range(STEPS))
+    assert log.series("loss")[1] == pytest.approx(truth.loss, rel=1e-5)
+    assert log.series("gradient_norm")[1] == pytest.approx(truth.norm, rel=1e-4)
+    if truth.before:
+        assert log.series("gradient_norm_before_clip")[1] == pytest.approx(truth.before, rel=1e-5)
+    for layer in LAYERS:
+        assert log.series("update_to_weight_ratio", layer)[1] == pytest.approx(truth.update[layer], rel=1e-3)
+    known = [float(r) for r in truth.rate if r is not None and not math.isnan(r)]
+    assert log.series("learning_rate")[1].tolist() == pytest.approx(known)
+
+
+def notes(watch):
+    return {n["tap"]: n["reason"] for n in watch.coverage()["notes"]}
+
+
+def test_it_is_said_that_steps_are_seen_at_the_parameters(attach):
+    run("by hand", attach)
+    assert notes(attach.watches[-1]) == {"optimizer": AT_PARAMETERS}
+    run("sgd", attach)
+    assert notes(attach.watches[-1]) == {}
+
+
+def test_a_compiled_step_has_the_same_graphs_and_every_step_a_record(attach):
+    from torch._dynamo.utils import counters
+
+    def train(watched):
+        torch._dynamo.reset()
+        counters.clear()
+        net = model()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=torch.tensor(1e-2))
+        if watched:
+            attach(net, optimizer)
+        step, losses = torch.compile(lambda: optimizer.step(), backend="eager"), []
+        for i in range(20):
+            optimizer.zero_grad()
+            loss = objective(net, i)
+            loss.backward()
+            step()
+            losses.append(loss.item())
+        return dict(counters["stats"]), [p.detach().clone() for p in net.parameters()], losses
+
+    graphs, alone, losses = train(False)
+    more, state, _ = train(True)
+    assert more == graphs
+    assert all(map(torch.equal, alone, state))
+    log = attach.finish()
+    assert list(log.steps) == list(range(20))
+    assert log.series("loss")[1] == pytest.approx(losses, rel=1e-5)
+    assert notes(attach.watches[-1]) == {"optimizer": COMPILED_STEP}
+
+
+def test_a_step_that_raises_an_error_does_not_hide_the_next_ones(attach):
+    class Breaks(torch.optim.SGD):
+        def step(self, closure=None):
+            closure()
+            return super().step()
+
+    def bad():
+        raise ValueError("the user's")
+
+    net = model()
+    optimizer = Breaks(net.parameters(), lr=0.1)
+    attach(net, optimizer)
+    for i in range(5):
+        objective(net, i).backward()
+        if i == 1:
+            with pytest.raises(ValueError, match="the user's"):
+                optimizer.step(bad)
+        optimizer.step(lambda: None)
+        optimizer.zero_grad()
+    assert list(attach.finish().steps) == [0, 1, 2, 3, 4]
+
+
+def test_passes_whose_batch_is_skipped_are_no_steps(attach):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attach(net)
+    losses = []
+    for i in range(40):
+        loss = objective(net, i)
+        loss.backward()
+        if i % 10 == 9:
+            optimizer.step()
+            losses.append(loss.item())
+        optimizer.zero_grad()
+    log = attach.finish()
+    assert len(log.steps) == 4
+    assert log.series("loss")[1] == pytest.approx(losses, rel=1e-5)
+
+
+def frozen_head():
+    net = model()
+    optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
+    net[2].requires_grad_(False)
+    return net, optimizer
+
+
+def all_frozen():
+    net = model().requires_grad_(False)
+    return net, torch.optim.SGD(net.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (frozen_head, "all 2 parameters of the model that the optimizer holds are frozen"),
+        (frozen_head, "2 of 2 trainable parameters are in no optimizer that was given: `0.weight`, `0.bias`"),
+        (lambda: (m := model(), torch.optim.SGD(m[0].parameters(), lr=0.1)), "2 of 4 trainable parameters"),
+        (lambda: (model(), torch.optim.SGD(model().parameters(), lr=0.1)), "holds no parameter of this model"),
+        (lambda: (nn.Sequential(nn.ReLU()), None), "the model has no parameters"),
+        (lambda: (model().to("meta"), None), "hold no numbers"),
+        (all_frozen, "all 4 parameters of the model are frozen"),
+    ],
+)
+def test_an_optimizer_that_does_not_train_the_model_is_named(make, said, attach, caplog):
+    watch = attach(*make())
+    assert said in caplog.text
+    assert watch._session.state == "watching"
+    attach.finish()
+
+
+def test_a_whole_optimizer_is_not_complained_about(attach, caplog):
+    net = model()
+    attach(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    attach(net)
+    assert caplog.text == ""
+
+
+def test_adafactor_tells_the_rate_that_it_used(attach):
+    transformers = pytest.importorskip("transformers.optimization")
+    net = model()
+    optimizer = transformers.Adafactor(net.parameters(), lr=None, relative_step=True, warmup_init=True)
+    attach(net, optimizer)
+    used = []
+    for i in range(4):
+        objective(net, i).backward()
+        optimizer.step()
+        group = optimizer.param_groups[0]
+        used.append(float(optimizer._get_lr(group, optimizer.state[group["params"][0]])))
+        optimizer.zero_grad()
+    log = attach.finish()
+    assert log.series("learning_rate")[1] == pytest.approx(used, rel=1e-5)
+    assert [e.data for e in log.events if e.kind == "error"] == []
