@@ -94,7 +94,7 @@ def nearness(run: Run) -> dict[str, float]:
     groups = features()
     for block in run.blocks:
         for family in groups:
-            family.bind(block.table.keys)
+            family.bind(block.layout.keys)
         for step, values in zip(block.steps.tolist(), block.values, strict=True):
             for family in groups:
                 gauges = family.update(step, values)

@@ -271,7 +271,7 @@ def _elements(run: Path) -> int:
     """Sum of the counts of all moments and updates in a run log."""
     total = 0.0
     for block in read_run(run).blocks:
-        cells = zip(block.table.cells, block.table.starts, strict=True)
+        cells = zip(block.layout.accumulators, block.layout.starts, strict=True)
         slots = [at for cell, at in cells if cell.reduction in ("moments", "update")]
         total += np.nansum(block.rows[:, slots])
     return int(total)

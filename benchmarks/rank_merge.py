@@ -27,17 +27,17 @@ MODULES = (
 def layout(blocks: int = BLOCKS) -> MergeLayout:
     """What a watch of a Llama-like model measures: the sampled tier, and formats and attention of the deep one."""
     names = [f"layers.{i}{'.' * bool(m)}{m}" for i in range(blocks) for m in MODULES]
-    cells = [Accumulator("loss_source", "function", "mean"), Accumulator("rank_source", "busy", "host")]
+    accumulators = [Accumulator("loss_source", "function", "mean"), Accumulator("rank_source", "busy", "host")]
     for name in names:
-        cells += [Accumulator(tap, name, "moments") for tap in ("activation", "gradient", "weight")]
-        cells.append(Accumulator("update", name, "update"))
+        accumulators += [Accumulator(tap, name, "moments") for tap in ("activation", "gradient", "weight")]
+        accumulators.append(Accumulator("update", name, "update"))
         if name.endswith("proj"):
-            cells += [Accumulator(tap, name, "precision") for tap in ("gradient", "weight")]
+            accumulators += [Accumulator(tap, name, "precision") for tap in ("gradient", "weight")]
         if name.endswith("self_attn"):
-            cells += [Accumulator("attention", name, r) for r in ("attention_bracket", "attention_exact")]
-    table = RecordLayout.build(cells)
-    kinds = {cell: "replicated" for cell in cells if cell.tap in REPLICATED}
-    return MergeLayout(RecordLayout.build((*cells, *RankHealth(table).sources)), kinds, frozenset())
+            accumulators += [Accumulator("attention", name, r) for r in ("attention_bracket", "attention_exact")]
+    layout = RecordLayout.build(accumulators)
+    kinds = {accumulator: "replicated" for accumulator in accumulators if accumulator.tap in REPLICATED}
+    return MergeLayout(RecordLayout.build((*accumulators, *RankHealth(layout).sources)), kinds, frozenset())
 
 
 class Simulation:
@@ -46,7 +46,7 @@ class Simulation:
     def __init__(self, merge: MergeLayout, world: int) -> None:
         self._merge = merge
         self._world = world
-        self._row = np.abs(np.random.default_rng(0).standard_normal(merge.table.width)) + 1
+        self._row = np.abs(np.random.default_rng(0).standard_normal(merge.layout.width)) + 1
 
     def own(self, rank: int) -> Partial:
         """Equal numbers on all ranks: the cost does not depend on them."""
@@ -78,7 +78,7 @@ class Simulation:
 def main(worlds: list[int]) -> None:
     """Print a line for each number of ranks."""
     merge = layout()
-    print(f"{len(merge.table.cells)} accumulators, {merge.table.width} fields")
+    print(f"{len(merge.table.cells)} accumulators, {merge.layout.width} fields")
     for world in worlds:
         simulation = Simulation(merge, world)
         runs = [simulation.path() for _ in range(7)]

@@ -28,18 +28,18 @@ DIFFERENT = 400
 def write_run(folder: Path, records: int) -> tuple[int, int]:
     """A run that goes wrong early and on. Gives its slots, and its bytes on the disk."""
     layers, log = 1, Log(folder / "probe", layers=["blocks.0"])
-    while log.table.width < SLOTS:
+    while log.layout.width < SLOTS:
         log.folder.close()
         layers += 1
         log = Log(folder / f"probe-{layers}", layers=[f"blocks.{i}" for i in range(layers)])
     rows = [log.row(step) for step in range(DIFFERENT)]
     for step in range(records):
         row = rows[step] if step < DIFFERENT else rows[DIFFERENT - 100 + step % 100]
-        log.folder.append(log.table, step, log.now(step), row)
+        log.folder.append(log.layout, step, log.now(step), row)
     log.end(records - 1)
     log.folder.close()
     log.path.rename(folder / "run")
-    return log.table.width, sum(f.stat().st_size for f in (folder / "run").iterdir())
+    return log.layout.width, sum(f.stat().st_size for f in (folder / "run").iterdir())
 
 
 def measure(command: str, options: tuple[str, ...], folder: Path) -> tuple[float, float, float]:
@@ -60,8 +60,8 @@ def main() -> int:
     np.seterr(all="ignore")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        slots, size = write_run(folder, options.records)
-        print(f"{options.records:,} records of {slots} slots, {size / 1e6:,.0f} MB.\n", flush=True)
+        fields, size = write_run(folder, options.records)
+        print(f"{options.records:,} records of {fields} fields, {size / 1e6:,.0f} MB.\n", flush=True)
         rows = []
         for name, more in COMMANDS:
             seconds, cpu, memory = measure(name, more, folder)

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 import yaml
 
 import stabwatch
-from benchmarks.report import machine, table
+from benchmarks.report import machine
 from stabwatch.agent.discovery import target, target_file, write_atomically
 from stabwatch.agent.server import App, HttpServer
 from stabwatch.agent.state import Follower
@@ -52,22 +52,22 @@ def layout(blocks: int, parts: int) -> RecordLayout:
     """A run of so many blocks with so many layers each."""
     layers = [f"blocks.{b}.part{p}" for b in range(blocks) for p in range(parts)]
     host = [host_accumulator(name) for name in ("learning_rate", "step_seconds", "overhead_ratio")]
-    cells = [Accumulator(tap, layer, reduction) for tap, reduction in KINDS for layer in layers]
-    return RecordLayout.build([Accumulator("loss", "", "mean"), *host, *cells])
+    accumulators = [Accumulator(tap, layer, reduction) for tap, reduction in KINDS for layer in layers]
+    return RecordLayout.build([Accumulator("loss", "", "mean"), *host, *accumulators])
 
 
 class MadeRun:
     """A run log that grows, with numbers of a healthy run."""
 
-    def __init__(self, path: Path, table: RecordLayout) -> None:
+    def __init__(self, path: Path, layout: RecordLayout) -> None:
         now = time.time()
         me = psutil.Process()
         meta = Meta(run=path.name, created=now, host=socket.gethostname(), pid=me.pid, pid_started=me.create_time())
         self.path = path
         self.folder = RunFolder(path, meta)
-        self._table = table
+        self._table = layout
         self._rng = np.random.default_rng(0)
-        names = [f.name for c in table.cells for f in REDUCTIONS[c.reduction].fields]
+        names = [f.name for c in layout.accumulators for f in REDUCTIONS[c.reduction].fields]
         self._one = np.array([n == "count" for n in names])
         self._none = np.array([n == "nonfinite" for n in names])
         self._step = 0
@@ -300,20 +300,20 @@ def report(big: list[tuple[object, ...]], many: list[tuple[str, object]], slow: 
             "",
             "300 layers with five kinds of statistics each, a record every 0.2 s, a scrape every 0.3 s.",
             "",
-            table(head, big),
+            layout(head, big),
             "",
             "## Many runs on one Prometheus",
             "",
             "Each run has 48 layers, a server of its own and a record every 10 s; scraped and judged every 30 s with",
             "the shipped rules. One process serves them all here, so the scrape times are those of a busy host.",
             "",
-            table(("what", "measured"), many),
+            layout(("what", "measured"), many),
             "",
             "## What scraping costs the training",
             "",
             "Step of a small GPT whose agent is scraped once a second, over its step while nobody scrapes; in turns.",
             "",
-            table(("ratio", "measured"), slow),
+            layout(("ratio", "measured"), slow),
             "",
         ]
     )

@@ -86,11 +86,11 @@ class History:
 
     def observe(self, block: RecordBatch) -> None:
         """Add a record batch."""
-        picked = [i for i, key in enumerate(block.table.keys) if key.signal in self._wanted]
+        picked = [i for i, key in enumerate(block.layout.keys) if key.signal in self._wanted]
         if not picked or not len(block):
             return
-        self._admit([block.table.keys[i] for i in picked])
-        columns = np.array([self._column[block.table.keys[i]] for i in picked])
+        self._admit([block.layout.keys[i] for i in picked])
+        columns = np.array([self._column[block.layout.keys[i]] for i in picked])
         values = block.values[:, picked]
         values = np.where(np.isfinite(values), values, np.nan).astype(np.float32)
         while self._spans_too_much(block):

@@ -290,4 +290,4 @@ def _chunks(blocks: Iterable[RecordBatch]) -> Iterator[RecordBatch]:
     for block in blocks:
         for i in range(0, len(block), CHUNK):
             part = slice(i, i + CHUNK)
-            yield RecordBatch(block.table, block.steps[part], block.times[part], block.rows[part])
+            yield RecordBatch(block.layout, block.steps[part], block.times[part], block.rows[part])

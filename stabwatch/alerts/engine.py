@@ -164,8 +164,8 @@ class Engine:
 
     def observe(self, block: RecordBatch) -> list[Alert]:
         """Process new records. Returns the transitions that they cause."""
-        if block.table.keys is not self._keys:
-            self._bind(block.table.keys)
+        if block.layout.keys is not self._keys:
+            self._bind(block.layout.keys)
         values = block.values
         out: list[Alert] = []
         for i in range(len(block)):

@@ -184,9 +184,9 @@ def _of_series(test: Entry, rules: Sequence[Rule]) -> list[AlertSpan]:
 
 def _table(keys: Sequence[SeriesKey]) -> RecordLayout:
     """A record layout with one field per series, after its count."""
-    cells = tuple(Accumulator("given", str(key), "host") for key in keys)
+    accumulators = tuple(Accumulator("given", str(key), "host") for key in keys)
     series = tuple(Series(key, "same", (2 * i + 1,)) for i, key in enumerate(keys))
-    return RecordLayout(cells, ((("count", "sum"), ("last", "max")),) * len(cells), series)
+    return RecordLayout(accumulators, ((("count", "sum"), ("last", "max")),) * len(accumulators), series)
 
 
 def _series(entry: Entry) -> tuple[SeriesKey, list[float]]:

@@ -66,7 +66,7 @@ class RunCurves:
         self._steps.append(batch.steps.copy())
         self._times.append(batch.times.copy())
         values, measured = batch.values, batch.measured
-        for i, key in enumerate(batch.table.keys):
+        for i, key in enumerate(batch.layout.keys):
             name = _name(key)
             curve = self._curve(name) if name else None
             if curve is not None and (there := measured[:, i]).any():

@@ -52,7 +52,7 @@ class Summaries:
             self.first_step, self._began = int(block.steps[0]), float(block.times[0])
         self.last_step, self._last = int(block.steps[-1]), float(block.times[-1])
         self.records += len(block)
-        for key, now in zip(block.table.keys, _of_block(block), strict=True):
+        for key, now in zip(block.layout.keys, _of_block(block), strict=True):
             before = self._series.get(key)
             self._series[key] = now if before is None or not before.points else _merged(before, now)
 
@@ -80,7 +80,7 @@ def _of_block(block: RecordBatch) -> list[SeriesSummary]:
             largest_step=int(steps[i]) if good[i] else -1,
             nonfinite=int(points[i] - good[i]),
         )
-        for i, key in enumerate(block.table.keys)
+        for i, key in enumerate(block.layout.keys)
     ]
 
 

@@ -53,7 +53,7 @@ class Transfer(Protocol):
 @dataclass(frozen=True)
 class Merged:
     """A step over ranks, on rank 0. row: fields on the device, NaN where not measured. health: fields of
-    `RankHealth.cells`."""
+    `RankHealth.accumulators`."""
 
     step: int
     row: NDArray[np.float64]

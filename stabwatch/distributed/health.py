@@ -48,15 +48,15 @@ class RankHealth:
     """
 
     def __init__(self, device: RecordLayout) -> None:
-        self._busy = _starts(device, [c for c in device.cells if c == BUSY_SOURCE])
-        self._losses = _starts(device, [c for c in device.cells if c.tap in ("loss_source", "token_loss")])
-        own = [c for c in device.cells if c.tap not in REPLICATED]
+        self._busy = _starts(device, [c for c in device.accumulators if c == BUSY_SOURCE])
+        self._losses = _starts(device, [c for c in device.accumulators if c.tap in ("loss_source", "token_loss")])
+        own = [c for c in device.accumulators if c.tap not in REPLICATED]
         self._nonfinite = _field(device, own, "nonfinite")
-        weights = [c for c in device.cells if c.tap == "weight" and c.reduction == "moments"]
+        weights = [c for c in device.accumulators if c.tap == "weight" and c.reduction == "moments"]
         self._weights, self._broken = _field(device, weights, "sumsq"), _field(device, weights, "nonfinite")
         self._counts = _field(device, weights, "count")
         self.sources = (*SPREADS, *(source for c in weights for source in _replica_sources(c.site)))
-        self.cells = (*SPREADS, *(Accumulator("replica", c.site, "replica") for c in weights))
+        self.accumulators = (*SPREADS, *(Accumulator("replica", c.site, "replica") for c in weights))
         self.coupled = False
         self._equal_once = np.zeros(len(weights), dtype=bool)
         self._last = np.full((2, len(weights)), np.nan)
@@ -160,12 +160,12 @@ def _spread(rank: int, value: float) -> Row:
     return np.array([1.0, value, value, rank, value]) if np.isfinite(value) else np.full(5, np.nan)
 
 
-def _starts(table: RecordLayout, cells: list[Accumulator]) -> NDArray[np.int64]:
-    return np.array([table.start(c) for c in cells], dtype=np.int64)
+def _starts(layout: RecordLayout, accumulators: list[Accumulator]) -> NDArray[np.int64]:
+    return np.array([layout.start(c) for c in accumulators], dtype=np.int64)
 
 
-def _field(table: RecordLayout, cells: list[Accumulator], name: str) -> NDArray[np.int64]:
+def _field(layout: RecordLayout, accumulators: list[Accumulator], name: str) -> NDArray[np.int64]:
     """Columns of one field of some accumulators, of those that have it."""
-    by_cell = dict(zip(table.cells, table.fields, strict=True))
-    names = {c: [field for field, _ in by_cell[c]] for c in cells}
-    return np.array([table.start(c) + names[c].index(name) for c in cells if name in names[c]], dtype=np.int64)
+    by_cell = dict(zip(layout.accumulators, layout.fields, strict=True))
+    names = {c: [field for field, _ in by_cell[c]] for c in accumulators}
+    return np.array([layout.start(c) + names[c].index(name) for c in accumulators if name in names[c]], dtype=np.int64)

@@ -55,13 +55,13 @@ class MergeLayout:
     kinds: of accumulators that are not 'own'. holds: the parts of which this rank has any.
     """
 
-    def __init__(self, table: RecordLayout, kinds: Mapping[Accumulator, Kind], holds: frozenset[Accumulator]) -> None:
-        self.table = table
-        self._kinds = [kinds.get(cell, "own") for cell in table.cells]
-        same = np.repeat([kind == "replicated" for kind in self._kinds], [len(f) for f in table.fields])
+    def __init__(self, layout: RecordLayout, kinds: Mapping[Accumulator, Kind], holds: frozenset[Accumulator]) -> None:
+        self.layout = layout
+        self._kinds = [kinds.get(accumulator, "own") for accumulator in layout.accumulators]
+        same = np.repeat([kind == "replicated" for kind in self._kinds], [len(f) for f in layout.fields])
         ops = [
             "max" if twin and op != "arg" else op
-            for twin, op in zip(same, (op for fields in table.fields for _, op in fields), strict=True)
+            for twin, op in zip(same, (op for fields in layout.fields for _, op in fields), strict=True)
         ]
         self._order = np.argsort([_ORDER.index(op) for op in ops], kind="stable")  # type: ignore[arg-type]
         self._back = np.argsort(self._order)
@@ -71,18 +71,20 @@ class MergeLayout:
         )
         self._winners = self._back[self._order[self._args] - 1]
         self._identity = np.array([IDENTITY[op] for op in ops])[self._order]  # type: ignore[index]
-        cells = np.repeat(np.arange(len(table.cells)), [len(f) for f in table.fields])
-        self._cell = cells[self._order]
-        self._counts = self._back[np.array(table.starts, dtype=np.int64)]
+        accumulators = np.repeat(np.arange(len(layout.accumulators)), [len(f) for f in layout.fields])
+        self._cell = accumulators[self._order]
+        self._counts = self._back[np.array(layout.starts, dtype=np.int64)]
         self._whole = np.array([kind != "part" for kind in self._kinds], dtype=bool)
-        self._holds = np.array([cell in holds for cell in table.cells], dtype=bool) & ~self._whole
+        self._holds = np.array([accumulator in holds for accumulator in layout.accumulators], dtype=bool) & ~self._whole
         self.has_parts = bool((~self._whole).any())
 
     @property
     def description(self) -> str:
         """All that has to be equal on two ranks that merge, as JSON."""
-        cells = [[c.tap, c.site, c.reduction, kind] for c, kind in zip(self.table.cells, self._kinds, strict=True)]
-        return json.dumps(cells, separators=(",", ":"))
+        accumulators = [
+            [c.tap, c.site, c.reduction, kind] for c, kind in zip(self.layout.accumulators, self._kinds, strict=True)
+        ]
+        return json.dumps(accumulators, separators=(",", ":"))
 
     @property
     def digest(self) -> str:
@@ -97,8 +99,8 @@ class MergeLayout:
         ranks = ((rank, rank + 1),)
         if row is None:
             return Partial(ranks, self._identity, self._holds)
-        if len(row) != self.table.width:
-            raise ValueError(f"a row of {len(row)} fields for a layout of {self.table.width}")
+        if len(row) != self.layout.width:
+            raise ValueError(f"a row of {len(row)} fields for a layout of {self.layout.width}")
         values = np.asarray(row, dtype=np.float64)[self._order]
         present = values[self._counts] > 0
         values = np.where(present[self._cell], values, self._identity)
@@ -133,9 +135,11 @@ class MergeLayout:
 
     def unpack(self, ranks: RankSet, block: bytes) -> Partial:
         """Inverse of `pack`. Raises ValueError when the block is not of this layout."""
-        cells = len(self.table.cells)
-        size = -(-cells // 8)
-        bits = np.unpackbits(np.frombuffer(block, np.uint8, 2 * size).reshape(2, size), axis=1)[:, :cells].astype(bool)
+        accumulators = len(self.layout.accumulators)
+        size = -(-accumulators // 8)
+        bits = np.unpackbits(np.frombuffer(block, np.uint8, 2 * size).reshape(2, size), axis=1)[
+            :, :accumulators
+        ].astype(bool)
         values = self._identity.copy()
         values[bits[0][self._cell]] = np.frombuffer(block, np.float64, offset=2 * size)
         return Partial(ranks, values, bits[1])
@@ -143,13 +147,13 @@ class MergeLayout:
 
 def difference(mine: str, other: str) -> str:
     """In words, what two descriptions do not share; at most a few names."""
-    a, b = (dict.fromkeys(tuple(cell) for cell in json.loads(text)) for text in (mine, other))
+    a, b = (dict.fromkeys(tuple(accumulator) for accumulator in json.loads(text)) for text in (mine, other))
     only_mine, only_other = [c for c in a if c not in b], [c for c in b if c not in a]
     if not only_mine and not only_other:
         return "the same accumulators in another order"
     parts = []
-    for name, cells in (("it lacks", only_mine), ("it has besides", only_other)):
-        if cells:
-            first = ", ".join(f"{tap} of `{site}`" if site else str(tap) for tap, site, *_ in cells[:3])
-            parts.append(f"{name} {len(cells)} accumulators ({first}{', ...' if len(cells) > 3 else ''})")
+    for name, accumulators in (("it lacks", only_mine), ("it has besides", only_other)):
+        if accumulators:
+            first = ", ".join(f"{tap} of `{site}`" if site else str(tap) for tap, site, *_ in accumulators[:3])
+            parts.append(f"{name} {len(accumulators)} accumulators ({first}{', ...' if len(accumulators) > 3 else ''})")
     return "; ".join(parts)

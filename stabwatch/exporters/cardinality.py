@@ -40,50 +40,52 @@ def group_of(layer: str, cardinality: Cardinality) -> str:
 class Coarsening:
     """Merges the accumulators of one layout by group. `table`: the merged layout."""
 
-    def __init__(self, table: RecordLayout, group: Callable[[Accumulator], Accumulator]) -> None:
-        self._fine = table
-        cells = [group(cell) for cell in table.cells]
-        fields = dict(zip(cells, table.fields, strict=True))
+    def __init__(self, layout: RecordLayout, group: Callable[[Accumulator], Accumulator]) -> None:
+        self._fine = layout
+        accumulators = [group(accumulator) for accumulator in layout.accumulators]
+        fields = dict(zip(accumulators, layout.fields, strict=True))
         starts = dict(zip(fields, np.cumsum([0, *map(len, fields.values())])[:-1].tolist(), strict=True))
-        to = np.concatenate([starts[c] + np.arange(len(f)) for c, f in zip(cells, table.fields, strict=True)])
+        to = np.concatenate([starts[c] + np.arange(len(f)) for c, f in zip(accumulators, layout.fields, strict=True)])
         series: dict[SeriesKey, Series] = {}
-        for s in table.series:
-            place = group(_cell_of(table, s.slots[0])).site if s.key.layer else ""
+        for s in layout.series:
+            place = group(_accumulator_of(layout, s.indices[0])).site if s.key.layer else ""
             key = SeriesKey(s.key.signal, place)
-            slots = tuple(dict.fromkeys(to[list(s.slots)].tolist()))
-            series.setdefault(key, Series(key, s.formula, slots))
-        self.table = RecordLayout(tuple(fields), tuple(fields.values()), tuple(series.values()))
-        ops = np.array([op for f in table.fields for _, op in f])
+            indices = tuple(dict.fromkeys(to[list(s.indices)].tolist()))
+            series.setdefault(key, Series(key, s.formula, indices))
+        self.layout = RecordLayout(tuple(fields), tuple(fields.values()), tuple(series.values()))
+        ops = np.array([op for f in layout.fields for _, op in f])
         self._runs = {op: _runs(np.flatnonzero(ops == op), to) for op in ("sum", "max", "min", "arg")}
         self._to = to
 
     def __call__(self, block: RecordBatch) -> RecordBatch:
         """The same records, merged."""
         rows = self._fine.operators.with_identity(block.rows)
-        out = np.empty((len(rows), self.table.width))
+        out = np.empty((len(rows), self.layout.width))
         with np.errstate(invalid="ignore"):
             for op, function in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
-                slots, starts, places = self._runs[op]
-                if len(slots):
-                    out[:, places] = function.reduceat(rows[:, slots], starts, axis=1)  # type: ignore[attr-defined]
-        slots, starts, places = self._runs["arg"]
-        if len(slots):
-            winners = rows[:, slots - 1] == out[:, self._to[slots] - 1]
-            out[:, places] = np.minimum.reduceat(np.where(winners, rows[:, slots], np.inf), starts, axis=1)
-        return RecordBatch(self.table, block.steps, block.times, self.table.operators.with_nan(out).astype(np.float32))
+                indices, starts, places = self._runs[op]
+                if len(indices):
+                    out[:, places] = function.reduceat(rows[:, indices], starts, axis=1)  # type: ignore[attr-defined]
+        indices, starts, places = self._runs["arg"]
+        if len(indices):
+            winners = rows[:, indices - 1] == out[:, self._to[indices] - 1]
+            out[:, places] = np.minimum.reduceat(np.where(winners, rows[:, indices], np.inf), starts, axis=1)
+        return RecordBatch(
+            self.layout, block.steps, block.times, self.layout.operators.with_nan(out).astype(np.float32)
+        )
 
 
 def _runs(
-    slots: NDArray[np.int64], to: NDArray[np.int64]
+    indices: NDArray[np.int64], to: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Columns sorted by target, the start of each group, and its target."""
-    ordered = slots[np.argsort(to[slots], kind="stable")]
+    ordered = indices[np.argsort(to[indices], kind="stable")]
     places, starts = np.unique(to[ordered], return_index=True)
     return ordered, starts, places
 
 
-def _cell_of(table: RecordLayout, slot: int) -> Accumulator:
-    return table.cells[int(np.searchsorted(np.array(table.starts), slot, side="right")) - 1]
+def _accumulator_of(layout: RecordLayout, index: int) -> Accumulator:
+    return layout.accumulators[int(np.searchsorted(np.array(layout.starts), index, side="right")) - 1]
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,15 @@ class Coarse:
 
     def observe(self, block: RecordBatch, arrived: float) -> None:
         """See Latest."""
-        made = self._made.get(id(block.table))
+        made = self._made.get(id(block.layout))
         if made is None:
-            made = self._made[id(block.table)] = Coarsening(block.table, self._group)
+            made = self._made[id(block.layout)] = Coarsening(block.layout, self._group)
         self._latest.observe(made(block), arrived)
 
-    def _group(self, cell: Accumulator) -> Accumulator:
-        if cell.tap in UNLAYERED_TAPS or not cell.site:
-            return cell
-        return Accumulator(cell.tap, group_of(cell.site, self._cardinality), cell.reduction)
+    def _group(self, accumulator: Accumulator) -> Accumulator:
+        if accumulator.tap in UNLAYERED_TAPS or not accumulator.site:
+            return accumulator
+        return Accumulator(accumulator.tap, group_of(accumulator.site, self._cardinality), accumulator.reduction)
 
     def shown(self, fine: Latest, now: float) -> Shown:
         """The groups, and the layers of `fine` with the worst values of the last minute."""

@@ -50,8 +50,8 @@ def _importance(signal: str) -> tuple[bool, int]:
 class _Layout:
     """One record layout: which of its series are kept, and in which columns."""
 
-    def __init__(self, table: RecordLayout, columns: NDArray[np.int64]) -> None:
-        self.table = table
+    def __init__(self, layout: RecordLayout, columns: NDArray[np.int64]) -> None:
+        self.layout = layout
         kept = columns >= 0
         self.kept = np.flatnonzero(kept)
         self.columns = columns[kept]
@@ -98,7 +98,7 @@ class Latest:
         """Add a record batch. arrived: when it was read, on the reader's monotonic clock."""
         if not len(block):
             return
-        layout = self._layout(block.table)
+        layout = self._layout(block.layout)
         values, measured = layout.values(block), layout.measured(block)
         finite = measured & np.isfinite(values)
         columns = layout.columns
@@ -162,20 +162,22 @@ class Latest:
             self._buckets.popleft()
         return worst
 
-    def _layout(self, table: RecordLayout) -> _Layout:
-        layout = self._layouts.get(id(table))
-        if layout is None:
-            for key in sorted(table.keys, key=lambda key: _importance(key.signal)):
+    def _layout(self, layout: RecordLayout) -> _Layout:
+        found = self._layouts.get(id(layout))
+        if found is None:
+            for key in sorted(layout.keys, key=lambda key: _importance(key.signal)):
                 if self.cap.admit(key, declared(key.signal).series) and key not in self._column:
                     self._column[key] = len(self.keys)
                     self.keys.append(key)
             self._grow()
             known = {*self.layers}
-            named = {key.layer for key in table.keys if key.layer and key in self._column}
-            self.layers += [s for s in dict.fromkeys(c.site for c in table.cells) if s in named and s not in known]
-            columns = np.array([self._column.get(key, -1) for key in table.keys], dtype=np.int64)
-            layout = self._layouts[id(table)] = _Layout(table, columns)
-        return layout
+            named = {key.layer for key in layout.keys if key.layer and key in self._column}
+            self.layers += [
+                s for s in dict.fromkeys(c.site for c in layout.accumulators) if s in named and s not in known
+            ]
+            columns = np.array([self._column.get(key, -1) for key in layout.keys], dtype=np.int64)
+            found = self._layouts[id(layout)] = _Layout(layout, columns)
+        return found
 
     def _grow(self) -> None:
         new = self.keys[len(self.last) :]

@@ -106,7 +106,7 @@ def write_run(source: Source, sink: Sink, progress: Progress | None = None) -> i
     adopt(source.meta.signals)
     events = source.poll_events()
     with _failures_of(type(sink).__name__):
-        sink.open(RunHeader(source.meta, tuple(source.tables), seconds_of(source, events)))
+        sink.open(RunHeader(source.meta, tuple(source.layouts), seconds_of(source, events)))
         for item in timeline(source, events, kinds=None):
             if isinstance(item, Event):
                 sink.write_event(item)

@@ -40,7 +40,7 @@ def column(key: SeriesKey) -> str:
 
 def pieces(batch: RecordBatch) -> Iterator[RecordBatch]:
     """A batch in parts of at most `VALUES` values."""
-    records = max(1, VALUES // max(1, len(batch.table.keys)))
+    records = max(1, VALUES // max(1, len(batch.layout.keys)))
     for start in range(0, len(batch), records):
         yield record_slice(batch, start, start + records)
 
@@ -86,14 +86,14 @@ class TableSink:
     def _begin(self, run: RunHeader) -> None:
         raise NotImplementedError
 
-    def _put(self, table: pa.Table) -> None:
+    def _put(self, layout: pa.Table) -> None:
         raise NotImplementedError
 
     def _end(self) -> None:
         raise NotImplementedError
 
     def _as_wide(self, batch: RecordBatch) -> pa.RecordBatch:
-        at = {key: i for i, key in enumerate(batch.table.keys)}
+        at = {key: i for i, key in enumerate(batch.layout.keys)}
         values, measured = batch.values, batch.measured
         empty = pa.array(np.empty(len(batch)), mask=np.ones(len(batch), bool))
         columns = [
@@ -116,8 +116,8 @@ class ParquetSink(TableSink):
         metadata = {"stabwatch.run": run.meta.run, "stabwatch.meta": run.meta.to_json()}
         self._writer = pq.ParquetWriter(self._path, self.schema.with_metadata(metadata), compression="zstd")
 
-    def _put(self, table: pa.Table) -> None:
-        self._writer.write_table(table, row_group_size=GROUP)
+    def _put(self, layout: pa.Table) -> None:
+        self._writer.write_table(layout, row_group_size=GROUP)
 
     def _end(self) -> None:
         self._writer.close()
@@ -137,9 +137,9 @@ class CsvSink(TableSink):
         self._plain = pa.schema([pa.field(f.name, plain.get(f.type, f.type)) for f in self.schema])
         self._writer = csv.CSVWriter(self._out, self._plain)
 
-    def _put(self, table: pa.Table) -> None:
-        seconds = compute.divide(table["time"].cast(pa.int64()).cast(pa.float64()), 1e6)
-        self._writer.write_table(table.set_column(1, "time", seconds).cast(self._plain))
+    def _put(self, layout: pa.Table) -> None:
+        seconds = compute.divide(layout["time"].cast(pa.int64()).cast(pa.float64()), 1e6)
+        self._writer.write_table(layout.set_column(1, "time", seconds).cast(self._plain))
 
     def _end(self) -> None:
         self._writer.close()
@@ -147,7 +147,7 @@ class CsvSink(TableSink):
 
 def _as_long(block: RecordBatch) -> pa.RecordBatch:
     rows, columns = np.nonzero(block.measured)
-    keys = [own_name(key) for key in block.table.keys]
+    keys = [own_name(key) for key in block.layout.keys]
     signals = np.array([clean(key.signal) for key in keys], dtype=object)
     layers = np.array([clean(key.layer) for key in keys], dtype=object)
     arrays = [

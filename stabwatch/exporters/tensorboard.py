@@ -40,7 +40,7 @@ class TensorBoardSink:
 
     def write(self, batch: RecordBatch) -> None:
         """See Sink."""
-        tags = [column(key) for key in batch.table.keys]
+        tags = [column(key) for key in batch.layout.keys]
         for piece in pieces(batch):
             values, measured = piece.values, piece.measured
             for i, (step, time) in enumerate(zip(piece.steps.tolist(), piece.times.tolist(), strict=True)):

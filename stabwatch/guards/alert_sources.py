@@ -21,7 +21,7 @@ POLL_SECONDS = 0.25
 class AlertSource(Protocol):
     """A source of alerts. Called in the writer's thread."""
 
-    def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+    def record(self, layout: RecordLayout, step: int, now: float, values: NDArray[np.float32]) -> Sequence[Alert]:
         """Process one record, and return the alerts."""
 
     def restart(self, step: int) -> None:
@@ -40,7 +40,7 @@ class AgentAlerts:
         self._clock = clock
         self._due = 0.0
 
-    def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+    def record(self, layout: RecordLayout, step: int, now: float, values: NDArray[np.float32]) -> Sequence[Alert]:
         """New alerts. The log is polled at most four times a second."""
         if self._clock() < self._due:
             return ()
@@ -74,12 +74,12 @@ class LocalEngine:
         """The first valid step, and the engine. Replaced together, because two threads read them."""
         self._write = write
 
-    def record(self, table: RecordLayout, step: int, now: float, slots: NDArray[np.float32]) -> Sequence[Alert]:
+    def record(self, layout: RecordLayout, step: int, now: float, values: NDArray[np.float32]) -> Sequence[Alert]:
         """The alerts of this record."""
         first, engine = self._engine
         if step < first:
             return ()
-        alerts = engine.observe(RecordBatch(table, np.array([step]), np.array([now]), slots[None]))
+        alerts = engine.observe(RecordBatch(layout, np.array([step]), np.array([now]), values[None]))
         for alert in alerts if self._write is not None else ():
             self._write(alert.to_event())  # type: ignore[misc]
         return alerts

@@ -77,13 +77,13 @@ class AlertDispatcher:
 
     # -- in the writer's thread ---------------------------------------------------------------------
 
-    def record(self, table: RecordLayout, step: int, slots: NDArray[np.float32]) -> None:
+    def record(self, layout: RecordLayout, step: int, values: NDArray[np.float32]) -> None:
         """Process a record before it is written."""
         if self._source is not None:
-            self._run("alarm", "always", self._listen, self._source, table, step, slots)
+            self._run("alarm", "always", self._listen, self._source, layout, step, values)
 
-    def _listen(self, source: AlertSource, table: RecordLayout, step: int, slots: NDArray[np.float32]) -> None:
-        for alert in source.record(table, step, time.time(), slots):
+    def _listen(self, source: AlertSource, layout: RecordLayout, step: int, values: NDArray[np.float32]) -> None:
+        for alert in source.record(layout, step, time.time(), values):
             if alert.state == "firing":
                 self._closer()
                 self._keep(alert)

@@ -29,7 +29,7 @@ class Downsampled:
 
     def add(self, block: RecordBatch) -> None:
         """Add records. If there are too many, all are merged into larger windows."""
-        most = max(64, min(self._most, MOST_NUMBERS // max(block.table.width, 1)))
+        most = max(64, min(self._most, MOST_NUMBERS // max(block.layout.width, 1)))
         self._kept = _appended(self._kept, merged(block, self.window))
         while sum(map(len, self._kept)) > most:
             self.window *= 2
@@ -62,13 +62,13 @@ def merged(block: RecordBatch, window: int) -> RecordBatch:
         return block
     of = block.steps // window
     starts = np.flatnonzero(np.diff(of, prepend=of[0] - 1))
-    rows = block.table.operators.merge_groups(block.rows, starts).astype(np.float32)
-    return RecordBatch(block.table, of[starts] * window, block.times[starts], rows)
+    rows = block.layout.operators.merge_groups(block.rows, starts).astype(np.float32)
+    return RecordBatch(block.layout, of[starts] * window, block.times[starts], rows)
 
 
 def _appended(kept: list[RecordBatch], block: RecordBatch) -> list[RecordBatch]:
     """Batches of one layout as one batch, so that no window is split."""
-    if not kept or kept[-1].table is not block.table:
+    if not kept or kept[-1].layout is not block.layout:
         return [*kept, block]
     return [*kept[:-1], _joined(kept[-1], block)]
 

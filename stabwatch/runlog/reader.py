@@ -61,7 +61,7 @@ class _SegmentTail:
 
     def __init__(self, path: Path) -> None:
         self._tail = _Tail(path)
-        self.table: RecordLayout | None = None
+        self.layout: RecordLayout | None = None
         self._schema: pa.Schema | None = None
         self._header: pa.Buffer | None = None
         self._size = 0
@@ -108,9 +108,9 @@ class _SegmentTail:
             done = source.tell()
         self._tail.offset += done
         self.torn = len(data) - done
-        if not batches or self.table is None:
+        if not batches or self.layout is None:
             return None
-        return _block(self.table, batches)
+        return _block(self.layout, batches)
 
     def _whole(self, data: bytes) -> bool:
         """Whether unreadable bytes are as long as a record and not all zero."""
@@ -120,8 +120,8 @@ class _SegmentTail:
         """The next record; None for the schema message that the segment begins with."""
         message = pa.ipc.read_message(source)
         if self._schema is None:
-            self.table = _table_of(message, self.path)
-            self._schema = arrow_schema(self.table)
+            self.layout = _table_of(message, self.path)
+            self._schema = arrow_schema(self.layout)
             return None
         if self._header is not None and not message.metadata.equals(self._header):
             raise pa.ArrowInvalid("a record whose header differs from the first one's")
@@ -145,22 +145,22 @@ def _table_of(message: pa.Message, path: Path) -> RecordLayout:
         found = json.loads(text).get("schema")
         if found != SCHEMA_VERSION:
             raise RunLogError(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
-        table = RecordLayout.from_json(text)
-        table.check()
+        layout = RecordLayout.from_json(text)
+        layout.check()
     except RunLogError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunLogError(f"{path} has a damaged record layout: {type(error).__name__}: {error}.") from error
-    return table
+    return layout
 
 
-def _block(table: RecordLayout, batches: list[pa.RecordBatch]) -> RecordBatch:
+def _block(layout: RecordLayout, batches: list[pa.RecordBatch]) -> RecordBatch:
     rows = [numbers(batch.column(2).values, np.float32) for batch in batches]
     return RecordBatch(
-        table,
+        layout,
         np.concatenate([numbers(batch.column(0), np.int64) for batch in batches]),
         np.concatenate([numbers(batch.column(1), np.float64) for batch in batches]),
-        np.concatenate(rows).reshape(-1, table.width),
+        np.concatenate(rows).reshape(-1, layout.width),
     )
 
 
@@ -216,12 +216,12 @@ class RunLog:
         return sum(path.stat().st_size for path in segments_of(self.path))
 
     @property
-    def tables(self) -> list[RecordLayout]:
+    def layouts(self) -> list[RecordLayout]:
         """The record layouts of all segments."""
         heads = [_SegmentTail(path) for path in segments_of(self.path)]
         for head in heads:
             next(head.chunks(1 << 16), None)
-        return [head.table for head in heads if head.table is not None]
+        return [head.layout for head in heads if head.layout is not None]
 
     def poll_events(self) -> list[Event]:
         """New events. An incomplete line is left for the next call; an invalid line is counted and skipped."""
@@ -279,7 +279,7 @@ class Run:
     @cached_property
     def keys(self) -> tuple[SeriesKey, ...]:
         """All series, in order of first appearance."""
-        return common_series([b.table for b in self.blocks])
+        return common_series([b.layout for b in self.blocks])
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
@@ -296,8 +296,8 @@ class Run:
         key = SeriesKey(signal, layer)
         steps, values = [np.empty(0, np.int64)], [np.empty(0)]
         for block in self.blocks:
-            if key in block.table.keys:
-                column = block.table.keys.index(key)
+            if key in block.layout.keys:
+                column = block.layout.keys.index(key)
                 seen = block.measured[:, column]
                 steps.append(block.steps[seen])
                 values.append(block.values[seen, column])

@@ -28,7 +28,7 @@ from stabwatch.signals import CATALOGUE, Catalogue
 from stabwatch.signals.formulas import FORMULAS, evaluate
 from stabwatch.signals.reductions import IDENTITY, REDUCTIONS, MergeOperators, Op
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 META = "meta.json"
 EVENTS = "events.jsonl"
 SEGMENTS = "signals-*.arrows"
@@ -60,7 +60,7 @@ class Series:
 
     key: SeriesKey
     formula: str
-    slots: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -70,30 +70,31 @@ class RecordLayout:
     In a layout from a file, the fields come from the file and not from the present code.
     """
 
-    cells: tuple[Accumulator, ...]
+    accumulators: tuple[Accumulator, ...]
     fields: tuple[tuple[tuple[str, Op], ...], ...]
     series: tuple[Series, ...]
 
     @classmethod
-    def build(cls, cells: Iterable[Accumulator], catalogue: Catalogue = CATALOGUE) -> RecordLayout:
+    def build(cls, accumulators: Iterable[Accumulator], catalogue: Catalogue = CATALOGUE) -> RecordLayout:
         """Lay out accumulators in the given order, with the series of the catalogue."""
-        cells = tuple(dict.fromkeys(cells))
-        fields = tuple(tuple((f.name, f.op) for f in REDUCTIONS[c.reduction].fields) for c in cells)
+        accumulators = tuple(dict.fromkeys(accumulators))
+        fields = tuple(tuple((f.name, f.op) for f in REDUCTIONS[c.reduction].fields) for c in accumulators)
         starts = np.cumsum([0, *(len(f) for f in fields)])[:-1]
         series: list[Series] = []
         for signal in catalogue:
             mine = [
-                (cell, tuple(int(start) + REDUCTIONS[cell.reduction].index(f) for f in signal.fields))
-                for cell, start in zip(cells, starts, strict=True)
-                if (cell.tap, cell.reduction) == (signal.tap, signal.reduction) and _named(cell, signal.name)
+                (accumulator, tuple(int(start) + REDUCTIONS[accumulator.reduction].index(f) for f in signal.fields))
+                for accumulator, start in zip(accumulators, starts, strict=True)
+                if (accumulator.tap, accumulator.reduction) == (signal.tap, signal.reduction)
+                and _named(accumulator, signal.name)
             ]
             if signal.scope == "layer":
-                series += [Series(SeriesKey(signal.name, c.site), signal.formula, slots) for c, slots in mine]
+                series += [Series(SeriesKey(signal.name, c.site), signal.formula, indices) for c, indices in mine]
             elif mine:
                 assert len(mine) == 1 or len(signal.fields) == 1, f"{signal.name}: several cells, several fields"
-                slots = tuple(slot for _, slots in mine for slot in slots)
-                series.append(Series(SeriesKey(signal.name), signal.formula, slots))
-        return cls(cells, fields, tuple(series))
+                indices = tuple(index for _, indices in mine for index in indices)
+                series.append(Series(SeriesKey(signal.name), signal.formula, indices))
+        return cls(accumulators, fields, tuple(series))
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -109,29 +110,29 @@ class RecordLayout:
     def operators(self) -> MergeOperators:
         """The merge operators of a whole record."""
         ops = [op for fields in self.fields for _, op in fields]
-        cells = [i for i, fields in enumerate(self.fields) for _ in fields]
-        return MergeOperators(ops, cells)
+        accumulators = [i for i, fields in enumerate(self.fields) for _ in fields]
+        return MergeOperators(ops, accumulators)
 
     @cached_property
     def keys(self) -> tuple[SeriesKey, ...]:
         """Keys of the series, in order."""
         return tuple(s.key for s in self.series)
 
-    def start(self, cell: Accumulator) -> int:
+    def start(self, accumulator: Accumulator) -> int:
         """First column of an accumulator."""
-        return self.starts[self._position[cell]]
+        return self.starts[self._position[accumulator]]
 
     @cached_property
     def _position(self) -> dict[Accumulator, int]:
-        return {cell: i for i, cell in enumerate(self.cells)}
+        return {accumulator: i for i, accumulator in enumerate(self.accumulators)}
 
     @cached_property
     def _plan(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
         groups: dict[tuple[str, int], list[int]] = {}
         for i, s in enumerate(self.series):
-            groups.setdefault((s.formula, len(s.slots)), []).append(i)
+            groups.setdefault((s.formula, len(s.indices)), []).append(i)
         return [
-            (formula, np.array(members), np.array([self.series[i].slots for i in members]))
+            (formula, np.array(members), np.array([self.series[i].indices for i in members]))
             for (formula, _), members in groups.items()
         ]
 
@@ -139,17 +140,17 @@ class RecordLayout:
         """Values of the series, (..., len(series)), from rows (..., width); NaN where not measured."""
         rows = np.asarray(rows)
         out = np.full((*rows.shape[:-1], len(self.series)), np.nan)
-        for formula, members, slots in self._plan:
-            out[..., members] = evaluate(formula, rows[..., slots])
+        for formula, members, indices in self._plan:
+            out[..., members] = evaluate(formula, rows[..., indices])
         return out
 
     @cached_property
     def _counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Count columns of the accumulators of each series, concatenated, and the start of each series."""
         starts = np.array(self.starts)
-        cells = [np.unique(np.searchsorted(starts, s.slots, side="right") - 1) for s in self.series]
-        offsets = np.cumsum([0, *(len(c) for c in cells)])[:-1]
-        return starts[np.concatenate(cells)] if cells else np.empty(0, np.int64), offsets
+        accumulators = [np.unique(np.searchsorted(starts, s.indices, side="right") - 1) for s in self.series]
+        offsets = np.cumsum([0, *(len(c) for c in accumulators)])[:-1]
+        return starts[np.concatenate(accumulators)] if accumulators else np.empty(0, np.int64), offsets
 
     def measured(self, rows: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Whether each series was measured, (n, len(series)), from rows (n, width). A measured value may be NaN."""
@@ -163,12 +164,12 @@ class RecordLayout:
         return json.dumps(
             {
                 "schema": SCHEMA_VERSION,
-                "cells": [
+                "accumulators": [
                     {**asdict(c), "fields": [list(f) for f in fields]}
-                    for c, fields in zip(self.cells, self.fields, strict=True)
+                    for c, fields in zip(self.accumulators, self.fields, strict=True)
                 ],
                 "series": [
-                    {"signal": s.key.signal, "layer": s.key.layer, "formula": s.formula, "slots": list(s.slots)}
+                    {"signal": s.key.signal, "layer": s.key.layer, "formula": s.formula, "indices": list(s.indices)}
                     for s in self.series
                 ],
             },
@@ -180,28 +181,28 @@ class RecordLayout:
         """Inverse of `to_json`."""
         d = json.loads(text)
         return cls(
-            tuple(Accumulator(c["tap"], c["site"], c["reduction"]) for c in d["cells"]),
-            tuple(tuple((name, op) for name, op in c["fields"]) for c in d["cells"]),
-            tuple(Series(SeriesKey(s["signal"], s["layer"]), s["formula"], tuple(s["slots"])) for s in d["series"]),
+            tuple(Accumulator(c["tap"], c["site"], c["reduction"]) for c in d["accumulators"]),
+            tuple(tuple((name, op) for name, op in c["fields"]) for c in d["accumulators"]),
+            tuple(Series(SeriesKey(s["signal"], s["layer"]), s["formula"], tuple(s["indices"])) for s in d["series"]),
         )
 
     def check(self) -> None:
         """Raise ValueError if a layout from a file is inconsistent or needs newer code."""
         if not self.width:
-            raise ValueError("a layout needs at least one slot")
+            raise ValueError("a layout needs at least one field")
         for name, op in (pair for fields in self.fields for pair in fields):
             if op not in IDENTITY:
                 raise ValueError(f"field {name!r} has the unknown merge operator {op!r}")
         for s in self.series:
             if s.formula not in FORMULAS:
                 raise ValueError(f"{s.key} has the unknown formula {s.formula!r}")
-            if not s.slots or not all(0 <= slot < self.width for slot in s.slots):
-                raise ValueError(f"{s.key} names slots {s.slots}, and there are {self.width}")
+            if not s.indices or not all(0 <= index < self.width for index in s.indices):
+                raise ValueError(f"{s.key} names the fields {s.indices}, and there are {self.width}")
 
 
-def _named(cell: Accumulator, signal: str) -> bool:
+def _named(accumulator: Accumulator, signal: str) -> bool:
     """Whether an accumulator serves a signal. A host accumulator has the name of its signal."""
-    return cell.tap != "host" or cell.site == signal
+    return accumulator.tap != "host" or accumulator.site == signal
 
 
 def host_accumulator(signal: str) -> Accumulator:
@@ -284,7 +285,7 @@ class RecordBatch:
     steps: int64 (n,). times: float64 (n,), seconds since the epoch. rows: float32 (n, table.width).
     """
 
-    table: RecordLayout
+    layout: RecordLayout
     steps: NDArray[np.int64]
     times: NDArray[np.float64]
     rows: NDArray[np.float32]
@@ -292,12 +293,12 @@ class RecordBatch:
     @cached_property
     def values(self) -> NDArray[np.float64]:
         """float64 (n, len(table.series)): the signals."""
-        return self.table.values(self.rows)
+        return self.layout.values(self.rows)
 
     @cached_property
     def measured(self) -> NDArray[np.bool_]:
         """(n, len(table.series)): whether it was measured. A measured value may be NaN."""
-        return self.table.measured(self.rows)
+        return self.layout.measured(self.rows)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -308,6 +309,6 @@ def segments_of(run: Path) -> list[Path]:
     return sorted(run.glob(SEGMENTS), key=lambda path: (len(path.name), path.name))
 
 
-def common_series(tables: Sequence[RecordLayout]) -> tuple[SeriesKey, ...]:
+def common_series(layouts: Sequence[RecordLayout]) -> tuple[SeriesKey, ...]:
     """All series of several layouts, in order of first appearance."""
-    return tuple(dict.fromkeys(key for table in tables for key in table.keys))
+    return tuple(dict.fromkeys(key for layout in layouts for key in layout.keys))

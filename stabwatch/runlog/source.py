@@ -32,7 +32,7 @@ class Source(Protocol):
         """Its path."""
 
     @property
-    def tables(self) -> list[RecordLayout]:
+    def layouts(self) -> list[RecordLayout]:
         """The layouts of its records."""
 
     @property

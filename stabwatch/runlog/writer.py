@@ -22,15 +22,15 @@ from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, segments_of
 
 
-def arrow_schema(table: RecordLayout) -> pa.Schema:
+def arrow_schema(layout: RecordLayout) -> pa.Schema:
     """Schema of a segment; the record layout is its metadata."""
     return pa.schema(
         [
             pa.field("step", pa.int64(), nullable=False),
             pa.field("time", pa.float64(), nullable=False),
-            pa.field("values", pa.list_(pa.field("slot", pa.float32(), nullable=False), table.width), nullable=False),
+            pa.field("values", pa.list_(pa.field("field", pa.float32(), nullable=False), layout.width), nullable=False),
         ],
-        metadata={"stabwatch": table.to_json()},
+        metadata={"stabwatch": layout.to_json()},
     )
 
 
@@ -45,11 +45,11 @@ class Segment:
     Raises ValueError for a layout without columns, and OSError if the file cannot be created; then no file is left.
     """
 
-    def __init__(self, path: Path, table: RecordLayout) -> None:
-        table.check()  # an empty list would crash Arrow and the process
-        self.table = table
+    def __init__(self, path: Path, layout: RecordLayout) -> None:
+        layout.check()  # an empty list would crash Arrow and the process
+        self.layout = layout
         self.torn = False
-        self._schema = arrow_schema(table)
+        self._schema = arrow_schema(layout)
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (lives as long as the segment)
         self._good = 0
         try:
@@ -106,12 +106,12 @@ class RunFolder:
         self._segment: Segment | None = None
         self._segments = len(segments_of(path))
 
-    def append(self, table: RecordLayout, step: int, time: float, values: NDArray[np.float32]) -> None:
+    def append(self, layout: RecordLayout, step: int, time: float, values: NDArray[np.float32]) -> None:
         """Append one record. A new layout starts a new segment; so does an incomplete record that could not be "
         "truncated."""
-        if self._segment is None or self._segment.table is not table or self._segment.torn:
+        if self._segment is None or self._segment.layout is not layout or self._segment.torn:
             self.close()
-            self._segment = Segment(self.path / f"signals-{self._segments:03d}.arrows", table)
+            self._segment = Segment(self.path / f"signals-{self._segments:03d}.arrows", layout)
             self._segments += 1
         self._segment.append(step, time, values)
 
@@ -234,8 +234,8 @@ class Writer:
             return
 
         def write() -> None:
-            table, values = item.resolve()
-            self._folder.append(table, item.step, item.time, values)
+            layout, values = item.resolve()
+            self._folder.append(layout, item.step, item.time, values)
 
         if self._attempt("record", write):
             self.written += 1

@@ -96,8 +96,8 @@ class SharedSteps:
         if taps.topology.sharded:
             self._context.unmeasured("replica", "", SHARDED)
         taps.health.coupled = self._ranks.coupled
-        kinds, holds = taps.topology.kinds(taps.layout.cells)
-        return MergeLayout(RecordLayout.build((*taps.layout.cells, *taps.health.sources)), kinds, holds)
+        kinds, holds = taps.topology.kinds(taps.layout.accumulators)
+        return MergeLayout(RecordLayout.build((*taps.layout.accumulators, *taps.health.sources)), kinds, holds)
 
     # -- called in the exchange's thread ------------------------------------------------------------
 

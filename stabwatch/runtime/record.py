@@ -120,8 +120,8 @@ class Assembler:
         self._sources = [*sources, self._token_loss]
         self._compared: list[tuple[float, float]] = []
         self._health = health
-        kept = (a for a in self._device.cells if a.tap not in ("loss_source", "rank_source"))
-        self._fixed = (LOSS, *kept, *HOST_ACCUMULATORS, *health.cells)
+        kept = (a for a in self._device.accumulators if a.tap not in ("loss_source", "rank_source"))
+        self._fixed = (LOSS, *kept, *HOST_ACCUMULATORS, *health.accumulators)
         self._logged: list[str] = []
         self.fired: set[Accumulator] = set()
         self._shown = set(expected) | set(HOST_ACCUMULATORS) | {LOSS}
@@ -134,8 +134,8 @@ class Assembler:
         self._select()
 
     def _select(self) -> None:
-        keep = [i for i, accumulator in enumerate(self._all.cells) if accumulator in self._shown]
-        self.table = RecordLayout.build(self._all.cells[i] for i in keep)
+        keep = [i for i, accumulator in enumerate(self._all.accumulators) if accumulator in self._shown]
+        self.layout = RecordLayout.build(self._all.accumulators[i] for i in keep)
         spans = [np.arange(len(self._all.fields[i])) + self._all.starts[i] for i in keep]
         self._positions = np.concatenate(spans)
 
@@ -144,7 +144,7 @@ class Assembler:
         self._shown |= fired
         taps = {a.tap for a in fired if (a.tap, a.reduction) in self._round_robin}
         called = {(a.tap, a.site) for a in self.fired if (a.tap, a.reduction) in self._per_call}
-        for a in self._all.cells:
+        for a in self._all.accumulators:
             key = (a.tap, a.reduction)
             if (key in self._round_robin and a.tap in taps) or (key in self._per_call and (a.tap, a.site) in called):
                 self._shown.add(a)
@@ -172,12 +172,12 @@ class Assembler:
         given = [logged.get(name, np.full(3, np.nan)) for name in self._logged]
         full = np.concatenate([self._loss(merged), merged[after:], host, compared, *given])
         full = self._all.operators.with_nan(full)
-        fired = {a for a, here in zip(self._all.cells, ~np.isnan(full[self._starts]), strict=True) if here}
+        fired = {a for a, here in zip(self._all.accumulators, ~np.isnan(full[self._starts]), strict=True) if here}
         self.fired |= fired
         if not fired <= self._shown:
             self._show(fired)
         self._check_brackets(full)
-        return self.table, full[self._positions].astype(np.float32)
+        return self.layout, full[self._positions].astype(np.float32)
 
     def _loss(self, merged: NDArray[np.float64]) -> NDArray[np.float64]:
         for start in self._sources:
@@ -205,10 +205,10 @@ class Assembler:
                 self._undecided()
 
 
-def _brackets(table: RecordLayout) -> NDArray[np.int64]:
+def _brackets(layout: RecordLayout) -> NDArray[np.int64]:
     """Positions of the upper and of the lower ends of all attention brackets: (2, brackets)."""
     pairs = []
-    for accumulator, start, fields in zip(table.cells, table.starts, table.fields, strict=True):
+    for accumulator, start, fields in zip(layout.accumulators, layout.starts, layout.fields, strict=True):
         if accumulator.reduction == "attention_bracket":
             names = [name for name, _ in fields]
             pairs.append((start + names.index("upper"), start + names.index("lower")))

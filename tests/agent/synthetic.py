@@ -42,7 +42,7 @@ class Log:
         self.attention = [f"{name}.attn" for name in layers]
         self.sites = ["wte", *(f"{n}{part}" for n in layers for part in (".attn", ".mlp", "")), "lm_head"]
         self.weights = ["wte", *(f"{n}{part}" for n in layers for part in (".attn", ".mlp")), "lm_head"]
-        self.table = RecordLayout.build(
+        self.layout = RecordLayout.build(
             [
                 Accumulator("loss", "", "mean"),
                 *(Accumulator("activation", s, "moments") for s in self.sites),
@@ -61,15 +61,15 @@ class Log:
 
     def put(self, row: np.ndarray, tap: str, site: str, reduction: str, **fields: float) -> None:
         """Fill one cell; count is 1 unless given, other fields are 0."""
-        cell = Accumulator(tap, site, reduction)
-        names = [name for name, _ in self.table.fields[self.table.cells.index(cell)]]
-        start = self.table.start(cell)
+        accumulator = Accumulator(tap, site, reduction)
+        names = [name for name, _ in self.layout.fields[self.layout.accumulators.index(accumulator)]]
+        start = self.layout.start(accumulator)
         values = {"count": 1.0, **fields}
         row[start : start + len(names)] = [values.get(name, 0.0) for name in names]
 
     def row(self, step: int) -> np.ndarray:
         """All slots of one step."""
-        row = np.full(self.table.width, np.nan, np.float32)
+        row = np.full(self.layout.width, np.nan, np.float32)
         noise = lambda scale=0.02: float(np.exp(scale * self.random.standard_normal()))  # noqa: E731
         self.put(row, "loss", "", "mean", sum=2.5 + 1.5 * np.exp(-step / 40) + 0.03 * self.random.standard_normal())
         self.put(row, "logits", "", "logsumexp", count=100, sum=310 * noise(), sumsq=960 * noise())
@@ -102,7 +102,7 @@ class Log:
     def write(self, steps: range) -> None:
         """Append records."""
         for step in steps:
-            self.folder.append(self.table, step, self.now(step), self.row(step))
+            self.folder.append(self.layout, step, self.now(step), self.row(step))
 
     def end(self, step: int, reason: str = "finished", **data) -> None:
         """Append the end event."""

@@ -68,10 +68,10 @@ def _turn_nan(log, first):
     for step in range(first, first + 4):
         row = log.row(step)
         log.put(row, "loss", "", "mean", sum=1e4)
-        log.folder.append(log.table, step, log.now(step), row)
+        log.folder.append(log.layout, step, log.now(step), row)
     dead = log.row(first + 4)
     log.put(dead, "loss", "", "mean", sum=float("nan"), nonfinite=1)
-    log.folder.append(log.table, first + 4, log.now(first + 4), dead)
+    log.folder.append(log.layout, first + 4, log.now(first + 4), dead)
 
 
 def test_the_example_is_accepted():

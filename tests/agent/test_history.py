@@ -85,7 +85,7 @@ def test_layers_that_appear_later_and_steps_far_apart():
     h = History(WANTED, buckets=16)
     h.observe(losses([1.0]))
     h.observe(losses([2.0], first=10**12))
-    wider = RecordLayout.build([*TABLE.cells, Accumulator("activation", "b", "moments")])
+    wider = RecordLayout.build([*TABLE.accumulators, Accumulator("activation", "b", "moments")])
     h.observe(RecordBatch(wider, np.array([10**12 + 1]), np.array([0.0]), np.ones((1, wider.width), np.float32)))
     points = h.since(-1, 0).to_dict()
     assert len(points["values"]) == 3

@@ -109,7 +109,7 @@ def test_a_spike_between_two_scrapes_and_a_loss_that_turns_nan(prometheus, new_l
 
     spike = log.row(10)
     log.put(spike, "loss", "", "mean", sum=1e6)
-    log.folder.append(log.table, 10, log.now(10), spike)
+    log.folder.append(log.layout, 10, log.now(10), spike)
     log.write(range(11, 14))
     until(lambda: prometheus.query("stabwatch_step").get(()) == 13)
     assert prometheus.query("stabwatch_loss")[()] < 10
@@ -119,7 +119,7 @@ def test_a_spike_between_two_scrapes_and_a_loss_that_turns_nan(prometheus, new_l
 
     dead = log.row(14)
     log.put(dead, "loss", "", "mean", sum=float("nan"), nonfinite=1)
-    log.folder.append(log.table, 14, log.now(14), dead)
+    log.folder.append(log.layout, 14, log.now(14), dead)
     until(lambda: not prometheus.query("stabwatch_loss"))
     assert prometheus.query("increase(stabwatch_loss_nonfinite_total[1m])")[()] > 0
     assert prometheus.query("stabwatch_loss_nonfinite_total")[()] == 1

@@ -254,7 +254,7 @@ def test_the_rings_stay_small(new_log, follow):
     log = new_log("long", layers=["blocks.0"])
     row = log.row(0)
     for step in range(1000):
-        log.folder.append(log.table, step, float(step), row)
+        log.folder.append(log.layout, step, float(step), row)
     follower = follow(log.path)
     assert len(follower.history._ids) <= 400
     assert len(follower._readings._buckets) <= 13

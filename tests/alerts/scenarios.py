@@ -66,7 +66,7 @@ _TAPS = {
 }
 
 
-def cell(name: str) -> Accumulator:
+def accumulator(name: str) -> Accumulator:
     """'loss', 'lower blocks.0', 'activation blocks.1', ... to the cell that shows it."""
     if name in CELLS:
         return CELLS[name]
@@ -124,20 +124,20 @@ def around(beside: Mapping[str, float | Callable[[int], float]], first: int, len
     return {name: [value(i) if callable(value) else value for i in steps] for name, value in beside.items()}
 
 
-def block(series: dict[str, Values], first: int = 0, table: RecordLayout | None = None) -> RecordBatch:
+def block(series: dict[str, Values], first: int = 0, layout: RecordLayout | None = None) -> RecordBatch:
     """Records at consecutive steps, a second apart."""
-    table = table or RecordLayout.build(cell(name) for name in series)
+    layout = layout or RecordLayout.build(accumulator(name) for name in series)
     length = max((len(v) for v in series.values()), default=0)
-    rows = np.full((length, table.width), np.nan, np.float32)
+    rows = np.full((length, layout.width), np.nan, np.float32)
     for name, values in series.items():
-        start = table.start(cell(name))
-        names = [field for field, _ in table.fields[table.cells.index(cell(name))]]
+        start = layout.start(accumulator(name))
+        names = [field for field, _ in layout.fields[layout.accumulators.index(accumulator(name))]]
         for i, value in enumerate(values):
             if value is not None:
                 partials = {"count": 1.0, **fields(name, value)}
                 rows[i, start : start + len(names)] = [partials[n] for n in names]
     steps = np.arange(first, first + length)
-    return RecordBatch(table, steps, 1000.0 + steps, rows)
+    return RecordBatch(layout, steps, 1000.0 + steps, rows)
 
 
 def wave(length: int, level: float = 3.0, noise: float = 0.05, seed: int = 0) -> list[float]:

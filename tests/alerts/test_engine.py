@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stabwatch.alerts import DERIVED, Alert, Engine
 from stabwatch.alerts.statistics import exceeds, median, slope
 from stabwatch.runlog import RecordBatch, RecordLayout, SeriesKey
-from tests.alerts.scenarios import block, cell, wave
+from tests.alerts.scenarios import accumulator, block, wave
 
 POINT = st.one_of(st.none(), st.floats(0.01, 1e4), st.just(math.nan))
 
@@ -51,7 +51,7 @@ def test_one_by_one_or_in_blocks_is_the_same(series, cuts):
 
 
 def _part(b, start, stop):
-    return RecordBatch(b.table, b.steps[start:stop], b.times[start:stop], b.rows[start:stop])
+    return RecordBatch(b.layout, b.steps[start:stop], b.times[start:stop], b.rows[start:stop])
 
 
 def test_a_table_that_grows_keeps_the_past_of_its_layers():
@@ -61,8 +61,8 @@ def test_a_table_that_grows_keeps_the_past_of_its_layers():
     one.observe(block(values))
     two = Engine()
     two.observe(block({n: values[n][:61] for n in narrow}))
-    table = RecordLayout.build(cell(n) for n in wide)
-    two.observe(block({n: values[n][61:] for n in narrow}, 61, table))
+    layout = RecordLayout.build(accumulator(n) for n in wide)
+    two.observe(block({n: values[n][61:] for n in narrow}, 61, layout))
     assert one.history == two.history
     assert [(a.layer, a.onset, a.step) for a in one.history] == [("a", 60, 62)]
 
@@ -238,7 +238,7 @@ def test_what_is_derived_is_declared():
 def test_five_hundred_series_take_about_a_millisecond(capsys):
     names = ["loss", "gradient_norm", *(f"{kind} {i}" for i in range(80) for kind in ("lower", "activation"))]
     whole = block({name: wave(200, 9.0, seed=i) for i, name in enumerate(names)})
-    assert len(whole.table.series) >= 500
+    assert len(whole.layout.series) >= 500
     engine, seconds = Engine(), []
     for i in range(len(whole)):
         part = _part(whole, i, i + 1)
@@ -247,5 +247,5 @@ def test_five_hundred_series_take_about_a_millisecond(capsys):
         seconds.append(time.perf_counter() - began)
     median = statistics.median(seconds)
     with capsys.disabled():
-        print(f" [{len(whole.table.series)} series: {median * 1e3:.2f} ms a record]", end="")
+        print(f" [{len(whole.layout.series)} series: {median * 1e3:.2f} ms a record]", end="")
     assert median < 0.01

@@ -19,7 +19,7 @@ from stabwatch.exporters.prometheus import RunCollector, Snapshot
 from stabwatch.runlog import RecordLayout
 from tests.agent.conftest import ROOT
 from tests.alerts import test_layer_rules, test_rules
-from tests.alerts.scenarios import around, block, cell
+from tests.alerts.scenarios import accumulator, around, block
 
 pytestmark = pytest.mark.prometheus
 FILE = ROOT / "alerts" / "stabwatch.rules.yaml"
@@ -41,17 +41,17 @@ class Watched:
     def __init__(self, rule):
         self.engine, self.samples, self.scrapes = Engine(), defaultdict(dict), 0
         self.violations = defaultdict(int)
-        self.scenario, self.first, self.table = SCENARIOS[rule], 0, None
+        self.scenario, self.first, self.layout = SCENARIOS[rule], 0, None
 
     def show(self, part):
         """Let the engine see the next records: those up to a scrape at once, as a reader would."""
         beside = around(getattr(self.scenario, "beside", {}), self.first, len(part))
         series = {self.scenario.series: list(part), **beside}
-        self.table = self.table or RecordLayout.build(map(cell, series))
+        self.layout = self.layout or RecordLayout.build(map(accumulator, series))
         start = 0
         while start < len(part):
             end = min(start + 1 + -(self.first + start) % EVERY, len(part))
-            record = block({k: v[start:end] for k, v in series.items()}, self.first + start, self.table)
+            record = block({k: v[start:end] for k, v in series.items()}, self.first + start, self.layout)
             for alert in self.engine.observe(record):
                 if alert.state == "firing":
                     self.violations[alert.rule, alert.layer] += 1
@@ -62,7 +62,7 @@ class Watched:
 
     def copy(self):
         """The same state again, with the same layout: a new one would be a new run to the engine."""
-        return deepcopy(self, {id(kept): kept for kept in (self.table, self.table.keys)})
+        return deepcopy(self, {id(kept): kept for kept in (self.layout, self.layout.keys)})
 
     def end(self):
         """Scrape the last record, whichever it was."""

@@ -248,12 +248,12 @@ def test_one_wild_first_loss_does_not_blind_the_divergence():
 
 def test_a_gradient_norm_of_the_finite_rest_is_no_calm():
     """Without clipping the norm is that of the finite elements: near zero when a layer's gradient is all NaN."""
-    cells = [Accumulator("gradient", "a", "moments")]
-    table = RecordLayout.build(cells)
+    accumulators = [Accumulator("gradient", "a", "moments")]
+    layout = RecordLayout.build(accumulators)
     rows = [[100.0, size * size, 0.0, size] for size in [*wave(80, 1.0, 0.3), *([50.0] * 5)]] + [
         [100.0, 0, 100, 0]
     ] * 30
     steps = np.arange(len(rows))
     engine = Engine()
-    engine.observe(RecordBatch(table, steps, 1000.0 + steps, np.array(rows, np.float32)))
+    engine.observe(RecordBatch(layout, steps, 1000.0 + steps, np.array(rows, np.float32)))
     assert [a.rule for a in engine.active] == ["GradientNormExplosion", "NonFinite"]

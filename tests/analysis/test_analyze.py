@@ -20,7 +20,7 @@ def _write(path, series, events=()):
     folder = RunFolder(path, META)
     b = block(series)
     for i in range(len(b)):
-        folder.append(b.table, int(b.steps[i]), float(b.times[i]), b.rows[i])
+        folder.append(b.layout, int(b.steps[i]), float(b.times[i]), b.rows[i])
     for event in events:
         folder.event(event)
     folder.close()

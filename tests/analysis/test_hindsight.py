@@ -64,7 +64,7 @@ CALM = ("calm", "one batch")
 def folder(path: Path, batch: RecordBatch, *events: Event) -> Path:
     written = RunFolder(path, META)
     for i in range(len(batch)):
-        written.append(batch.table, int(batch.steps[i]), float(batch.times[i]), batch.rows[i])
+        written.append(batch.layout, int(batch.steps[i]), float(batch.times[i]), batch.rows[i])
     for event in events:
         written.event(event)
     written.close()
@@ -143,11 +143,11 @@ def test_what_a_layer_shows_is_never_withdrawn(tmp_path):
 
 def test_a_run_that_paused_or_was_resumed_is_no_problem(tmp_path):
     before, after = block({"loss": [2.0] * 100}), block({"loss": [2.0] * 100}, first=100)
-    late = RecordBatch(after.table, after.steps, after.times + 5000, after.rows)
+    late = RecordBatch(after.layout, after.steps, after.times + 5000, after.rows)
     run = RunFolder(tmp_path / "run", META)
     for batch in (before, late):
         for i in range(len(batch)):
-            run.append(batch.table, int(batch.steps[i]), float(batch.times[i]), batch.rows[i])
+            run.append(batch.layout, int(batch.steps[i]), float(batch.times[i]), batch.rows[i])
     run.close()
     found = analyze(tmp_path / "run")
     assert [a.rule for a in found.alerts if a.state == "firing"] == ["TrainingStopped"]
@@ -213,7 +213,7 @@ class Long:
         for start in range(0, int(sys.argv[1]), 4096):
             n = min(4096, int(sys.argv[1]) - start)
             rows = np.zeros((n, table.width), np.float32)
-            for cell in table.cells:
+            for cell in table.accumulators:
                 rows[:, table.start(cell)] = 1
                 rows[:, table.start(cell) + 1] = 2 + 0.02 * rng.standard_normal(n)
             steps = np.arange(start, start + n)

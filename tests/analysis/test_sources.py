@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from stabwatch.exporters.layouts import ParquetSink
 from typer.testing import CliRunner
 
 from stabwatch.analysis.compare.compare import compare
@@ -19,7 +20,6 @@ from stabwatch.analysis.sources import open_sources
 from stabwatch.cli.app import app
 from stabwatch.errors import LogError, RunLogError
 from stabwatch.exporters.sink import write_run
-from stabwatch.exporters.tables import ParquetSink
 from tests.exporters.scraping import scrapes
 
 
@@ -50,7 +50,7 @@ def foreign(n: int = 200, jump: float = 1.0, times: bool = True, name: str = "th
 def test_its_columns_are_series():
     log = foreign()
     (block,) = log.stream()
-    series = {str(key): block.values[:, i] for i, key in enumerate(block.table.keys)}
+    series = {str(key): block.values[:, i] for i, key in enumerate(block.layout.keys)}
     assert len(block) == 220 and block.steps[100] == 80, "a restart goes back, and both stretches stay"
     assert math.isnan(series["loss"][50]) and block.measured[50].any()
     assert series["loss_nonfinite_total"][50] == 1

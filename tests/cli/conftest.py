@@ -17,7 +17,7 @@ CREATED = 1_790_000_000.0
 MakeRun = Callable[..., Path]
 
 
-def cells(layers: list[str]) -> list[Accumulator]:
+def accumulators(layers: list[str]) -> list[Accumulator]:
     attention = [f"{name}.attn" for name in layers]
     branches = [f"{name}.{branch}" for name in layers for branch in ("attn", "mlp")]
     weights = ["wte", *branches, "lm_head"]
@@ -44,14 +44,14 @@ def cells(layers: list[str]) -> list[Accumulator]:
 class Row:
     """One record, filled by the names of fields."""
 
-    def __init__(self, table: RecordLayout) -> None:
-        self.table = table
-        self.values = np.full(table.width, np.nan, np.float32)
+    def __init__(self, layout: RecordLayout) -> None:
+        self.layout = layout
+        self.values = np.full(layout.width, np.nan, np.float32)
 
     def put(self, tap: str, site: str, reduction: str, **fields: float) -> None:
-        cell = Accumulator(tap, site, reduction)
-        names = [name for name, _ in self.table.fields[self.table.cells.index(cell)]]
-        start = self.table.start(cell)
+        accumulator = Accumulator(tap, site, reduction)
+        names = [name for name, _ in self.layout.fields[self.layout.accumulators.index(accumulator)]]
+        start = self.layout.start(accumulator)
         self.values[start : start + len(names)] = 0
         for name, value in {"count": 1.0, **fields}.items():
             self.values[start + names.index(name)] = value
@@ -93,7 +93,7 @@ def make_run(
     path: Path, *, sick: bool, steps: int = 300, layers: list[str] | None = None, end: str | None = "finished", **meta
 ) -> Path:
     layers = [f"blocks.{i}" for i in range(BLOCKS)] if layers is None else layers
-    table = RecordLayout.build(cells(layers))
+    layout = RecordLayout.build(accumulators(layers))
     rng = np.random.default_rng(0)
     facts = {
         "run": path.name, "created": CREATED, "host": "testhost", "pid": 2**22 - 1, "pid_started": CREATED,
@@ -106,9 +106,9 @@ def make_run(
     missing = [{"tap": "attention", "site": "blocks.9.attn", "reason": "its forward never ran"}]
     folder.event(Event("coverage", CREATED + 1, 3, {"taps": ["attention"], "fired": 4, "missing": missing}))
     for step in range(steps):
-        row = Row(table)
+        row = Row(layout)
         fill(row, step, layers, sick, rng)
-        folder.append(table, step, CREATED + 0.12 * step, row.values)
+        folder.append(layout, step, CREATED + 0.12 * step, row.values)
     if end is not None:
         folder.event(Event("end", CREATED + 0.12 * steps, steps - 1, {"reason": end}))
     folder.close()

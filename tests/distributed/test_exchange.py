@@ -38,12 +38,12 @@ class Job:
         self.merged, self.news, self.failures = [], [], []
         self.ranks = [self._rank(rank, cells_of(rank)) for rank in range(WORLD)]
 
-    def _rank(self, rank, cells):
-        table = RecordLayout.build(cells)
-        health = RankHealth(table)
+    def _rank(self, rank, accumulators):
+        layout = RecordLayout.build(accumulators)
+        health = RankHealth(layout)
 
         def layout():
-            return MergeLayout(RecordLayout.build((*cells, *health.sources)), {}, frozenset())
+            return MergeLayout(RecordLayout.build((*accumulators, *health.sources)), {}, frozenset())
 
         return Exchange(
             "job", rank, WORLD, "1.0", health, layout, self.merged.append, self.news.append, self.failures.append

@@ -95,24 +95,24 @@ def _layout(health):
 
 
 def _merged(health, rows):
-    """Slots of `health.cells` from the device rows of several ranks, by way of what each states."""
+    """Values of `health.accumulators` from the device rows of several ranks, by way of what each states."""
     layout = _layout(health)
     each = [layout.partial(rank, health.own(rank, row)) for rank, row in enumerate(rows)]
     return health.compare(layout.row(functools.reduce(layout.merge, each), True))
 
 
-def _health(table=None, coupled=True):
-    health = RankHealth(table or RecordLayout.build(WEIGHTS))
+def _health(layout=None, coupled=True):
+    health = RankHealth(layout or RecordLayout.build(WEIGHTS))
     health.coupled = coupled
     return health
 
 
-def _rows(health, table, values):
+def _rows(health, layout, values):
     """Rows of ranks, from the sums of squares of two layers on each; None where it did not measure."""
-    rows = np.full((len(values), table.width), np.nan)
+    rows = np.full((len(values), layout.width), np.nan)
     for row, pair in zip(rows, values, strict=True):
-        for cell, value in zip(WEIGHTS, pair, strict=True):
-            start = table.start(cell)
+        for accumulator, value in zip(WEIGHTS, pair, strict=True):
+            start = layout.start(accumulator)
             if value is None:
                 row[start : start + 4] = 0
             else:
@@ -121,68 +121,68 @@ def _rows(health, table, values):
 
 
 def test_which_rank_it_is():
-    table = RecordLayout.build(WEIGHTS)
+    layout = RecordLayout.build(WEIGHTS)
     health = _health()
-    assert _rows(health, table, [(1, 2)] * 4).tolist() == [[4, 0, -1], [4, 0, -1]]
-    a, b = _rows(health, table, [(1, 2), (1, 2.2), (1, 2), (1, 2)])
+    assert _rows(health, layout, [(1, 2)] * 4).tolist() == [[4, 0, -1], [4, 0, -1]]
+    a, b = _rows(health, layout, [(1, 2), (1, 2.2), (1, 2), (1, 2)])
     assert a.tolist() == [4, 0, -1] and b == pytest.approx([4, 0.1, 1])
-    a, b = _rows(health, table, [(1, 2), (1, 2), (np.inf, 2), (1, 2)])
+    a, b = _rows(health, layout, [(1, 2), (1, 2), (np.inf, 2), (1, 2)])
     assert a.tolist() == [4, np.inf, 2] and b.tolist() == [4, 0, -1]
-    a, b = _rows(health, table, [(1, 2), (1, 1.5), (1, 2), (1, 2)])
+    a, b = _rows(health, layout, [(1, 2), (1, 1.5), (1, 2), (1, 2)])
     assert b == pytest.approx([4, 0.25, 1]), "the odd one may be the smallest"
-    a, b = _rows(health, table, [(1, 1.0), (1, 2.0), (1, 3.0), (1, 2.0)])
+    a, b = _rows(health, layout, [(1, 1.0), (1, 2.0), (1, 3.0), (1, 2.0)])
     assert b[1] > 0.4 and b[2] == -1, "several differ: which one it is, is not known"
-    a, b = _rows(health, table, [(np.inf, 2), (np.inf, 2), (np.inf, 2), (1, 2)])
+    a, b = _rows(health, layout, [(np.inf, 2), (np.inf, 2), (np.inf, 2), (1, 2)])
     assert a.tolist() == [4, np.inf, 3]
 
 
 def test_of_two_ranks_it_is_the_one_that_jumped_for_as_long_as_they_are_apart():
-    table = RecordLayout.build(WEIGHTS)
+    layout = RecordLayout.build(WEIGHTS)
     health = _health()
-    _rows(health, table, [(1, 2), (1, 2)])
+    _rows(health, layout, [(1, 2), (1, 2)])
     for step in range(1, 4):
-        a, _ = _rows(health, table, [(1 + 0.01 * step, 2), (1.5 + 0.02 * step, 2)])
+        a, _ = _rows(health, layout, [(1 + 0.01 * step, 2), (1.5 + 0.02 * step, 2)])
         assert a[2] == 1
-    assert _rows(health, table, [(1, 2), (1, 2)])[0].tolist() == [2, 0, -1]
-    assert _rows(health, table, [(3, 2), (1, 2)])[0][2] == 0
-    _rows(health, table, [(1, 2), (1, 2)])
-    assert _rows(health, table, [(1.001, 2), (1.002, 2)])[0][2] == -1, "both moved: unclear"
+    assert _rows(health, layout, [(1, 2), (1, 2)])[0].tolist() == [2, 0, -1]
+    assert _rows(health, layout, [(3, 2), (1, 2)])[0][2] == 0
+    _rows(health, layout, [(1, 2), (1, 2)])
+    assert _rows(health, layout, [(1.001, 2), (1.002, 2)])[0][2] == -1, "both moved: unclear"
 
 
 def test_a_rank_that_did_not_measure_a_layer_is_no_replica_of_it():
-    table = RecordLayout.build(WEIGHTS)
-    a, b = _rows(_health(), table, [(None, 2), (5, 2), (5, 2), (5, None)])
+    layout = RecordLayout.build(WEIGHTS)
+    a, b = _rows(_health(), layout, [(None, 2), (5, 2), (5, 2), (5, None)])
     assert a.tolist() == [3, 0, -1] and b.tolist() == [3, 0, -1]
-    a, b = _rows(_health(), table, [(None, None), (5, None)])
+    a, b = _rows(_health(), layout, [(None, None), (5, None)])
     assert np.isnan(a).all() and np.isnan(b).all(), "one alone is not compared, none is not measured"
 
 
 def test_ranks_that_nothing_is_known_to_join_are_compared_once_they_were_equal():
-    table = RecordLayout.build(WEIGHTS)
+    layout = RecordLayout.build(WEIGHTS)
     health = _health(coupled=False)
-    a, b = _rows(health, table, [(1, 2), (3, 2)])
+    a, b = _rows(health, layout, [(1, 2), (3, 2)])
     assert np.isnan(a).all() and b.tolist() == [2, 0, -1]
-    a, b = _rows(health, table, [(1, 2), (3, 4)])
+    a, b = _rows(health, layout, [(1, 2), (3, 4)])
     assert np.isnan(a).all() and b[1] > 0.1
 
 
 def test_extremes_and_their_ranks():
     """Busy time, loss and non-finite counts of three ranks; the third measured no loss."""
     loss, activation = Accumulator("loss_source", "function", "mean"), Accumulator("activation", "a", "moments")
-    table = RecordLayout.build((BUSY_SOURCE, loss, activation))
+    layout = RecordLayout.build((BUSY_SOURCE, loss, activation))
     rows = [[1, 0.1, 2, 4.0, 0, 8, 1, 0, 1], [1, 0.3, 2, 8.0, 0, 8, 1, 5, 1], [1, 0.2, 0, 0, 0, 8, 1, 0, 1]]
-    busy, losses, bad = _merged(_health(table), np.array(rows)).reshape(-1, 5)
+    busy, losses, bad = _merged(_health(layout), np.array(rows)).reshape(-1, 5)
     assert busy == pytest.approx([3, 0.6, 0.3, 1, 0.1])
     assert losses == pytest.approx([2, 6.0, 4.0, 1, 2.0])
     assert bad.tolist() == [3, 5, 5, 1, 0]
 
 
 def test_where_every_rank_counted_non_finite_values_the_first_is_not_known():
-    table = RecordLayout.build((Accumulator("activation", "a", "moments"),))
-    assert _merged(_health(table), np.array([[8, 1, 2, 1], [8, 1, 5, 1.0]]))[10:].tolist() == [2, 7, 5, -1, 2]
+    layout = RecordLayout.build((Accumulator("activation", "a", "moments"),))
+    assert _merged(_health(layout), np.array([[8, 1, 2, 1], [8, 1, 5, 1.0]]))[10:].tolist() == [2, 7, 5, -1, 2]
 
 
 def test_one_rank_is_not_compared():
-    table = RecordLayout.build((BUSY_SOURCE, *WEIGHTS))
-    assert np.isnan(_merged(_health(table), np.ones((1, table.width)))).all()
-    assert len(_health(table).absent) == 15 + 6
+    layout = RecordLayout.build((BUSY_SOURCE, *WEIGHTS))
+    assert np.isnan(_merged(_health(layout), np.ones((1, layout.width)))).all()
+    assert len(_health(layout).absent) == 15 + 6

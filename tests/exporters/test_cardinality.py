@@ -29,12 +29,12 @@ TABLE = RecordLayout.build(CELLS)
 def _rows(seed=0, n=3):
     rng = np.random.default_rng(seed)
     rows = np.empty((n, TABLE.width))
-    for cell, start in zip(TABLE.cells, TABLE.starts, strict=True):
-        for i, field in enumerate(REDUCTIONS[cell.reduction].fields):
+    for accumulator, start in zip(TABLE.accumulators, TABLE.starts, strict=True):
+        for i, field in enumerate(REDUCTIONS[accumulator.reduction].fields):
             draw = rng.integers(0, 8, n) if field.op == "arg" else rng.uniform(0.5, 9, n)
             rows[:, start + i] = draw if field.name != "nonfinite" else 0
         gone = rng.random(n) < 0.2
-        rows[gone, start : start + len(REDUCTIONS[cell.reduction].fields)] = np.nan
+        rows[gone, start : start + len(REDUCTIONS[accumulator.reduction].fields)] = np.nan
     return rows.astype(np.float32)
 
 
@@ -61,8 +61,8 @@ def test_groups_are_merged_by_the_law(seed, cardinality):
     rows = _rows(seed)
     group = Coarse(cardinality, SeriesCap())._group
     merged = Coarsening(TABLE, group)(_block(rows))
-    for cell, start in zip(merged.table.cells, merged.table.starts, strict=True):
-        mine = [c for c in TABLE.cells if group(c) == cell]
+    for accumulator, start in zip(merged.layout.accumulators, merged.layout.starts, strict=True):
+        mine = [c for c in TABLE.accumulators if group(c) == accumulator]
         one = RecordLayout.build(mine[:1])
         width = one.width
         for row, out in zip(rows, merged.rows, strict=True):
@@ -74,7 +74,7 @@ def test_a_run_level_signal_is_what_it_was():
     rows = _rows(1)
     merged = Coarsening(TABLE, Coarse("run", SeriesCap())._group)(_block(rows))
     for key in (SeriesKey("gradient_norm"), SeriesKey("loss"), SeriesKey("logged_value", "accuracy")):
-        fine, coarse = TABLE.keys.index(key), merged.table.keys.index(key)
+        fine, coarse = TABLE.keys.index(key), merged.layout.keys.index(key)
         np.testing.assert_allclose(merged.values[:, coarse], _block(rows).values[:, fine], rtol=1e-5)
 
 
@@ -119,10 +119,10 @@ def test_alerts_are_as_loud_at_every_level():
 
 def test_a_cap_leaves_out_the_layers_of_rare_signals_first():
     deep = Accumulator("residual", "blocks.0", "tokens")
-    table = RecordLayout.build(
+    layout = RecordLayout.build(
         (deep, Accumulator("activation", "blocks.0", "moments"), Accumulator("loss", "", "mean"))
     )
     readings = Latest(SeriesCap(8))  # half of a small cap is kept for alerts
-    readings.observe(RecordBatch(table, np.array([0]), np.array([0.0]), np.ones((1, table.width), np.float32)), 0.0)
+    readings.observe(RecordBatch(layout, np.array([0]), np.array([0.0]), np.ones((1, layout.width), np.float32)), 0.0)
     kept = {key.signal for key in readings.keys}
     assert "loss" in kept and "token_similarity" not in kept and readings.cap.dropped > 0

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as text_string_to_families
+from stabwatch.exporters.layouts import CsvSink, ParquetSink, column
 
 from stabwatch.agent.server import App
 from stabwatch.agent.state import Follower
 from stabwatch.exporters.openmetrics import OpenMetricsSink, suitable_interval
 from stabwatch.exporters.sink import seconds_of, write_run
-from stabwatch.exporters.tables import CsvSink, ParquetSink, column
 from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout, RunFolder, RunLog, SeriesKey, read_run
 from stabwatch.runlog.atomic import atomic_output
 from tests.agent.conftest import get, until
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     log.write(range(200))
     dead = log.row(200)
     log.put(dead, "loss", "", "mean", sum=math.nan, nonfinite=1)
-    log.folder.append(log.table, 200, log.now(200), dead)
+    log.folder.append(log.layout, 200, log.now(200), dead)
     log.end(200, "exception")
     log.folder.close()
     return log.path
@@ -184,7 +184,7 @@ def test_a_changed_layout_and_an_empty_log(tmp_path):
     log = Log(tmp_path / "run", layers=["one"])
     log.write(range(5))
     other = Log(tmp_path / "other", layers=["two"])
-    log.table, log.layers, log.attention = other.table, other.layers, other.attention
+    log.layout, log.layers, log.attention = other.layout, other.layers, other.attention
     log.sites, log.weights = other.sites, other.weights
     log.write(range(5, 10))
     for each in (log, other):
@@ -245,10 +245,10 @@ def test_numbers_of_the_users_keep_their_names_in_tables():
 
 
 def test_a_users_number_is_read_back_under_its_name(tmp_path):
-    table = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("logged", "policy/kl", "mean")])
+    layout = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("logged", "policy/kl", "mean")])
     folder = RunFolder(tmp_path / "run", Meta(run="r", created=CREATED, host="h", pid=1, pid_started=0.0))
     for step in range(3):
-        folder.append(table, step, CREATED + step, np.array([1, 2, 0, 1, step, 0], np.float32))
+        folder.append(layout, step, CREATED + step, np.array([1, 2, 0, 1, step, 0], np.float32))
     folder.close()
     write_run(RunLog(tmp_path / "run"), ParquetSink(tmp_path / "long.parquet"))
     long = pq.read_table(tmp_path / "long.parquet").to_pandas()

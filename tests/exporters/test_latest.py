@@ -25,11 +25,11 @@ def block(
 ) -> RecordBatch:
     """One record per dict; keys are '<tap> <site>', values the fields of the cell."""
     rows = np.full((len(values), TABLE.width), np.nan, np.float32)
-    for row, cells in zip(rows, values, strict=True):
-        for cell in TABLE.cells:
-            fields = cells.get(f"{cell.tap} {cell.site}".strip())
+    for row, accumulators in zip(rows, values, strict=True):
+        for accumulator in TABLE.accumulators:
+            fields = accumulators.get(f"{accumulator.tap} {accumulator.site}".strip())
             if fields is not None:
-                row[TABLE.start(cell) : TABLE.start(cell) + len(fields)] = fields
+                row[TABLE.start(accumulator) : TABLE.start(accumulator) + len(fields)] = fields
     n = len(values)
     return RecordBatch(TABLE, step + np.arange(n), start + dt * np.arange(n, dtype=np.float64), rows)
 
@@ -120,7 +120,7 @@ def test_one_block_or_many_come_to_the_same():
 def test_a_new_layout_goes_on_where_the_old_one_stopped():
     r = readings()
     r.observe(losses(2.0), arrived=0.0)
-    wider = RecordLayout.build([Accumulator("activation", "z", "moments"), *TABLE.cells])
+    wider = RecordLayout.build([Accumulator("activation", "z", "moments"), *TABLE.accumulators])
     rows = np.full((1, wider.width), np.nan, np.float32)
     rows[0, :4] = (1, 9.0, 0, 3.0)
     r.observe(RecordBatch(wider, np.array([1]), np.array([1001.0]), rows), arrived=0.0)

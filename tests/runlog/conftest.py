@@ -17,15 +17,15 @@ def meta(**changes) -> Meta:
     return Meta(**{"run": "x", "created": now, "host": "h", "pid": os.getpid(), "pid_started": now, **changes})
 
 
-def row(table: RecordLayout, step: int) -> np.ndarray:
+def row(layout: RecordLayout, step: int) -> np.ndarray:
     """Slots that name their step: the count slots are 1, all others the step."""
-    values = np.full(table.width, step, dtype=np.float32)
-    values[list(table.starts)] = 1
+    values = np.full(layout.width, step, dtype=np.float32)
+    values[list(layout.starts)] = 1
     return values
 
 
 @pytest.fixture
-def table() -> RecordLayout:
+def layout() -> RecordLayout:
     return RecordLayout.build(
         [
             Accumulator("loss", "", "mean"),
@@ -47,9 +47,9 @@ def folder(tmp_path: Path):
 
 
 @pytest.fixture
-def run(folder: RunFolder, table: RecordLayout) -> Path:
+def run(folder: RunFolder, layout: RecordLayout) -> Path:
     """A run folder with the records of steps 0 to 4."""
     for step in range(5):
-        folder.append(table, step, 100.0 + step, row(table, step))
+        folder.append(layout, step, 100.0 + step, row(layout, step))
     folder.close()
     return folder.path

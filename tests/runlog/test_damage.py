@@ -120,9 +120,9 @@ def test_no_bytes_crash_the_reader(run: Path, segment: Path) -> None:
     assert done.stdout == "survived\n", (done.returncode, done.stderr[-2000:])
 
 
-def test_damage_costs_no_time(folder: RunFolder, table: RecordLayout) -> None:
+def test_damage_costs_no_time(folder: RunFolder, layout: RecordLayout) -> None:
     for step in range(2000):
-        folder.append(table, step, float(step), row(table, step))
+        folder.append(layout, step, float(step), row(layout, step))
     segment = folder.path / "signals-000.arrows"
     data, size = bytearray(segment.read_bytes()), layout_of(segment)[0]
     data[size + 5000 :] = random.Random(0).randbytes(len(data) - size - 5000)
@@ -148,14 +148,14 @@ def test_an_arrow_stream_of_somebody_else_is_refused(run: Path) -> None:
     ("change", "message"),
     [
         ({"schema": 2}, "has schema 2, and this stabwatch reads 1"),
-        ({"cells": []}, "damaged record layout: ValueError: a layout needs at least one slot"),
-        ({"cells": None}, "damaged record layout: TypeError"),
+        ({"accumulators": []}, "damaged record layout: ValueError: a layout needs at least one field"),
+        ({"accumulators": None}, "damaged record layout: TypeError"),
         ({"series": [{"signal": "loss"}]}, "damaged record layout: KeyError: 'layer'"),
     ],
 )
-def test_a_layout_that_cannot_be_read_is_named(run: Path, table: RecordLayout, change: dict, message: str) -> None:
-    text = json.dumps({**json.loads(table.to_json()), **change}, separators=(",", ":"))
-    schema = arrow_schema(table).with_metadata({"stabwatch": text})
+def test_a_layout_that_cannot_be_read_is_named(run: Path, layout: RecordLayout, change: dict, message: str) -> None:
+    text = json.dumps({**json.loads(layout.to_json()), **change}, separators=(",", ":"))
+    schema = arrow_schema(layout).with_metadata({"stabwatch": text})
     write_stream(run / "signals-001.arrows", schema)
     with pytest.raises(RunLogError, match=message):
         read_run(run)
@@ -241,5 +241,5 @@ def test_a_stream_gives_what_a_poll_gives_whatever_the_size_of_its_pieces(run: P
         assert [step for block in log.stream(size) for step in block.steps.tolist()] == expected
         assert (log.torn_bytes, log.damaged_records) == (whole.torn_bytes, whole.damaged_records)
         assert log.position + log.torn_bytes == log.size
-        assert [table.keys for table in log.tables] == [segment.table.keys for segment in whole._segments.values()
-                                                        if segment.table is not None]  # fmt: skip
+        assert [layout.keys for layout in log.layouts] == [segment.layout.keys for segment in whole._segments.values()
+                                                        if segment.layout is not None]  # fmt: skip

@@ -15,7 +15,7 @@ ON_PURPOSE = "is what other programs read. If you change it on purpose: SCHEMA_V
 
 
 def test_the_files_of_a_run_are_frozen() -> None:
-    assert (META, EVENTS, SEGMENTS, SCHEMA_VERSION) == ("meta.json", "events.jsonl", "signals-*.arrows", 1), ON_PURPOSE
+    assert (META, EVENTS, SEGMENTS, SCHEMA_VERSION) == ("meta.json", "events.jsonl", "signals-*.arrows", 2), ON_PURPOSE
 
 
 def test_the_columns_of_a_segment_are_frozen() -> None:
@@ -23,7 +23,7 @@ def test_the_columns_of_a_segment_are_frozen() -> None:
     assert [(f.name, str(f.type)) for f in schema] == [
         ("step", "int64"),
         ("time", "double"),
-        ("values", "fixed_size_list<slot: float not null>[3]"),
+        ("values", "fixed_size_list<field: float not null>[3]"),
     ], f"The Arrow schema {ON_PURPOSE}"
     assert set(schema.metadata) == {b"stabwatch"}
 
@@ -33,8 +33,8 @@ def test_the_layout_in_a_segment_is_frozen() -> None:
     data = json.loads(layout.to_json())
     assert _shape(data) == {
         "schema": "int",
-        "cells": [{"tap": "str", "site": "str", "reduction": "str", "fields": [["str"]]}],
-        "series": [{"signal": "str", "layer": "str", "formula": "str", "slots": ["int"]}],
+        "accumulators": [{"tap": "str", "site": "str", "reduction": "str", "fields": [["str"]]}],
+        "series": [{"signal": "str", "layer": "str", "formula": "str", "indices": ["int"]}],
     }, f"The layout {ON_PURPOSE}"
 
 

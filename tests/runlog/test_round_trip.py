@@ -32,30 +32,30 @@ from stabwatch.runlog import (
 from .conftest import meta, row
 
 
-def test_a_run_is_read_as_it_was_written(run: Path, table: RecordLayout) -> None:
+def test_a_run_is_read_as_it_was_written(run: Path, layout: RecordLayout) -> None:
     append_event(run, Event("end", 7.0, 4, {"reason": "finished"}))
     read = read_run(run)
     assert_array_equal(read.steps, range(5))
     assert_array_equal(read.times, 100.0 + np.arange(5))
     (block,) = read.blocks
-    assert block.table == table and block.rows.dtype == np.float32
-    assert_array_equal(block.rows, [row(table, step) for step in range(5)])
-    assert read.keys == table.keys
+    assert block.layout == layout and block.rows.dtype == np.float32
+    assert_array_equal(block.rows, [row(layout, step) for step in range(5)])
+    assert read.keys == layout.keys
     assert read.events == (Event("end", 7.0, 4, {"reason": "finished"}),)
     assert (read.damaged_records, read.torn_bytes, read.bad_event_lines) == (0, 0, 0)
 
 
-def test_special_values_come_back_bit_for_bit(folder: RunFolder, table: RecordLayout) -> None:
-    values = row(table, 1)
+def test_special_values_come_back_bit_for_bit(folder: RunFolder, layout: RecordLayout) -> None:
+    values = row(layout, 1)
     values[:6] = [np.nan, np.inf, -np.inf, -0.0, np.float32(1e-45), np.finfo(np.float32).max]
-    folder.append(table, 2**62, 1.5, values)
+    folder.append(layout, 2**62, 1.5, values)
     (block,) = read_run(folder.path).blocks
     assert block.rows[0].tobytes() == values.tobytes() and block.steps[0] == 2**62
 
 
-def test_values_of_another_type_or_stride_are_written_as_float32(folder: RunFolder, table: RecordLayout) -> None:
-    folder.append(table, 1, 1.0, np.arange(2.0 * table.width)[::2])
-    assert_array_equal(read_run(folder.path).blocks[0].rows[0], np.arange(0, 2 * table.width, 2))
+def test_values_of_another_type_or_stride_are_written_as_float32(folder: RunFolder, layout: RecordLayout) -> None:
+    folder.append(layout, 1, 1.0, np.arange(2.0 * layout.width)[::2])
+    assert_array_equal(read_run(folder.path).blocks[0].rows[0], np.arange(0, 2 * layout.width, 2))
 
 
 def test_meta_comes_back(tmp_path: Path) -> None:
@@ -71,44 +71,44 @@ def test_a_field_of_a_later_version_in_meta_is_ignored(run: Path) -> None:
     assert RunLog(run).meta == Meta(**data)
 
 
-def test_a_new_layout_opens_a_new_segment(folder: RunFolder, table: RecordLayout) -> None:
-    wider = RecordLayout.build([*table.cells, Accumulator("activation", "late", "moments")])
-    for step, layout in enumerate([table, table, wider, table]):
-        folder.append(layout, step, float(step), row(layout, step))
+def test_a_new_layout_opens_a_new_segment(folder: RunFolder, layout: RecordLayout) -> None:
+    wider = RecordLayout.build([*layout.accumulators, Accumulator("activation", "late", "moments")])
+    for step, one in enumerate([layout, layout, wider, layout]):
+        folder.append(one, step, float(step), row(one, step))
     assert len(list(folder.path.glob("signals-*.arrows"))) == 3
     read = read_run(folder.path)
-    assert [b.table for b in read.blocks] == [table, wider, table]
+    assert [b.layout for b in read.blocks] == [layout, wider, layout]
     assert_array_equal(read.steps, range(4))
-    assert SeriesKey("output_rms", "late") in read.keys and read.keys[: len(table.keys)] == table.keys
+    assert SeriesKey("output_rms", "late") in read.keys and read.keys[: len(layout.keys)] == layout.keys
     steps, values = read.series("activation_abs_max", "late")
     assert_array_equal(steps, [2])
     assert_array_equal(values, row(wider, 2)[-1:])
 
 
-def test_segments_keep_their_order_beyond_a_thousand(folder: RunFolder, table: RecordLayout) -> None:
+def test_segments_keep_their_order_beyond_a_thousand(folder: RunFolder, layout: RecordLayout) -> None:
     for number in (1000, 101, 999):
         (folder.path / f"signals-{number:03d}.arrows").touch()
     folder._segments = 1001
-    folder.append(table, 1, 1.0, row(table, 1))
+    folder.append(layout, 1, 1.0, row(layout, 1))
     log = RunLog(folder.path)
     log.poll()
     assert [p.stem for p in log._segments] == ["signals-101", "signals-999", "signals-1000", "signals-1001"]
 
 
-def test_a_folder_that_is_opened_again_is_continued(run: Path, table: RecordLayout) -> None:
+def test_a_folder_that_is_opened_again_is_continued(run: Path, layout: RecordLayout) -> None:
     again = RunFolder(run, meta())
-    again.append(table, 5, 105.0, row(table, 5))
+    again.append(layout, 5, 105.0, row(layout, 5))
     again.close()
     assert_array_equal(read_run(run).steps, range(6))
 
 
-def test_series_gives_only_what_was_measured(folder: RunFolder, table: RecordLayout) -> None:
+def test_series_gives_only_what_was_measured(folder: RunFolder, layout: RecordLayout) -> None:
     for step in range(4):
-        values = row(table, step)
+        values = row(layout, step)
         if step % 2:
-            start = table.start(Accumulator("activation", "blocks.0", "moments"))
+            start = layout.start(Accumulator("activation", "blocks.0", "moments"))
             values[start : start + 4] = np.nan
-        folder.append(table, step, float(step), values)
+        folder.append(layout, step, float(step), values)
     read = read_run(folder.path)
     assert_array_equal(read.series("activation_abs_max", "blocks.0")[0], [0, 2])
     assert_array_equal(read.series("loss")[1], [0, 1, 2, 3])
@@ -120,14 +120,14 @@ def test_a_run_without_records_is_empty(folder: RunFolder) -> None:
     assert len(read.steps) == len(read.times) == len(read.keys) == len(read.events) == 0
 
 
-def test_a_reader_beside_a_writer_gets_each_record_once(folder: RunFolder, table: RecordLayout) -> None:
+def test_a_reader_beside_a_writer_gets_each_record_once(folder: RunFolder, layout: RecordLayout) -> None:
     records = 400
 
     def write() -> None:
-        other = RecordLayout.build(table.cells[:3])
+        other = RecordLayout.build(layout.accumulators[:3])
         for step in range(records):
-            layout = other if step % 100 >= 50 else table
-            folder.append(layout, step, float(step), row(layout, step))
+            one = other if step % 100 >= 50 else layout
+            folder.append(one, step, float(step), row(one, step))
             if step % 10 == 0:
                 append_event(folder.path, Event("note", 0.0, step))
 
@@ -175,10 +175,10 @@ def test_the_arrow_schema_is_frozen(run: Path) -> None:
         [
             pa.field("step", pa.int64(), nullable=False),
             pa.field("time", pa.float64(), nullable=False),
-            pa.field("values", pa.list_(pa.field("slot", pa.float32(), nullable=False), width), nullable=False),
+            pa.field("values", pa.list_(pa.field("field", pa.float32(), nullable=False), width), nullable=False),
         ]
     ), "readers of users hang on this: raise SCHEMA_VERSION, and add a line to CHANGELOG.md"
-    assert set(json.loads(schema.metadata[b"stabwatch"])) == {"schema", "cells", "series"}
+    assert set(json.loads(schema.metadata[b"stabwatch"])) == {"schema", "accumulators", "series"}
 
 
 def test_find_run_takes_the_run_itself_or_the_newest_inside(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ def writer(folder: RunFolder):
     writer.close()
 
 
-def test_records_and_events_are_written_in_order(writer: Writer, folder: RunFolder, table: RecordLayout) -> None:
+def test_records_and_events_are_written_in_order(writer: Writer, folder: RunFolder, layout: RecordLayout) -> None:
     writer.event("start", model="gpt")
     for step in range(20):
-        writer.record(step, float(step), lambda step=step: (table, row(table, step)))
+        writer.record(step, float(step), lambda step=step: (layout, row(layout, step)))
     writer.event("end", 19, reason="finished")
     writer.close()
     run = read_run(folder.path)
@@ -48,21 +48,21 @@ def test_records_and_events_are_written_in_order(writer: Writer, folder: RunFold
 
 
 def test_a_record_is_on_disk_before_the_next_one_is_asked_for(
-    writer: Writer, folder: RunFolder, table: RecordLayout
+    writer: Writer, folder: RunFolder, layout: RecordLayout
 ) -> None:
     log = RunLog(folder.path)
     for step in range(5):
-        writer.record(step, 0.0, lambda step=step: (table, row(table, step)))
+        writer.record(step, 0.0, lambda step=step: (layout, row(layout, step)))
         assert eventually(lambda step=step: writer.written == step + 1)
         assert [block.steps.tolist() for block in log.poll()] == [[step]]
 
 
-def test_a_slow_disk_never_blocks_and_drops_are_counted(folder: RunFolder, table: RecordLayout) -> None:
+def test_a_slow_disk_never_blocks_and_drops_are_counted(folder: RunFolder, layout: RecordLayout) -> None:
     gate = threading.Event()
 
     def slow() -> tuple[RecordLayout, np.ndarray]:
         gate.wait(10)
-        return table, row(table, 1)
+        return layout, row(layout, 1)
 
     writer = Writer(folder, capacity=3)
     begin = time.monotonic()
@@ -75,16 +75,16 @@ def test_a_slow_disk_never_blocks_and_drops_are_counted(folder: RunFolder, table
     assert len(read_run(folder.path).steps) == writer.written
 
 
-def test_a_failing_record_is_dropped_counted_and_named(writer: Writer, folder: RunFolder, table: RecordLayout) -> None:
+def test_a_failing_record_is_dropped_counted_and_named(writer: Writer, folder: RunFolder, layout: RecordLayout) -> None:
     def fails() -> tuple[RecordLayout, np.ndarray]:
         raise RuntimeError("the copy was lost")
 
     writer.record(0, 0.0, fails)
-    writer.record(1, 0.0, lambda: (table, row(table, 1)))
+    writer.record(1, 0.0, lambda: (layout, row(layout, 1)))
     writer.record(2, 0.0, fails)
-    writer.record(3, 0.0, lambda: (table, np.ones(3, np.float32)))  # slots of another layout
+    writer.record(3, 0.0, lambda: (layout, np.ones(3, np.float32)))  # slots of another layout
     writer.record(4, 0.0, lambda: (RecordLayout.build([]), np.empty(0, np.float32)))
-    writer.record(5, 0.0, lambda: (table, row(table, 5)))
+    writer.record(5, 0.0, lambda: (layout, row(layout, 5)))
     writer.close()
     run = read_run(folder.path)
     assert run.steps.tolist() == [1, 5] and writer.dropped == 4
@@ -101,11 +101,11 @@ def test_a_failure_of_the_last_record_is_still_reported(writer: Writer, folder: 
 
 
 def test_closing_twice_is_safe_and_what_comes_later_is_counted(
-    writer: Writer, folder: RunFolder, table: RecordLayout
+    writer: Writer, folder: RunFolder, layout: RecordLayout
 ) -> None:
     writer.close()
     writer.close()
-    writer.record(0, 0.0, lambda: (table, row(table, 0)))
+    writer.record(0, 0.0, lambda: (layout, row(layout, 0)))
     writer.event("note")
     assert writer.dropped == 2 and read_run(folder.path).events == ()
 
@@ -153,12 +153,12 @@ def test_kill_9_loses_no_record_that_was_written(tmp_path: Path, records: int) -
     assert run.series("loss")[1].tolist() == run.steps.tolist()
 
 
-def full_and_free_again(folder: RunFolder, table: RecordLayout, fill, free) -> None:
+def full_and_free_again(folder: RunFolder, layout: RecordLayout, fill, free) -> None:
     """The story of a full disk; `fill` takes all space and `free` gives it back."""
     writer = Writer(folder)
     step = 0
 
-    def record(layout: RecordLayout = table) -> None:
+    def record(layout: RecordLayout = layout) -> None:
         nonlocal step
         writer.record(step, 0.0, lambda step=step: (layout, row(layout, step)))
         step += 1
@@ -176,7 +176,9 @@ def full_and_free_again(folder: RunFolder, table: RecordLayout, fill, free) -> N
     during = read_run(folder.path)
     assert during.steps.tolist() == list(range(before)) and during.torn_bytes == 0
     writer.event("note", text="lost or late, but never half a line " + "x" * 5000)
-    other = RecordLayout.build([*table.cells, *(Accumulator("activation", f"late.{i}", "moments") for i in range(40))])
+    other = RecordLayout.build(
+        [*layout.accumulators, *(Accumulator("activation", f"late.{i}", "moments") for i in range(40))]
+    )
     for _ in range(10):  # a layout that changes now finds no space for its segment
         record(other)
     assert len(list(folder.path.glob("signals-*.arrows"))) == 1
@@ -209,7 +211,7 @@ def tiny_disk(tmp_path: Path):
 
 
 def test_a_full_disk_drops_records_names_it_and_goes_on_when_there_is_space(
-    tiny_disk: Path, table: RecordLayout
+    tiny_disk: Path, layout: RecordLayout
 ) -> None:
     folder = RunFolder(tiny_disk / "run", meta())
     ballast = tiny_disk / "ballast"
@@ -223,7 +225,7 @@ def test_a_full_disk_drops_records_names_it_and_goes_on_when_there_is_space(
                 except OSError:
                     continue
 
-    full_and_free_again(folder, table, fill, ballast.unlink)
+    full_and_free_again(folder, layout, fill, ballast.unlink)
 
 
 LIMITED = """
@@ -251,24 +253,24 @@ def test_a_file_size_limit_is_survived_in_the_same_way(tmp_path: Path) -> None:
     assert done.stdout == "went on\n", done.stderr[-3000:]
 
 
-def test_a_record_that_cannot_be_cut_off_goes_into_a_new_segment(folder: RunFolder, table: RecordLayout) -> None:
+def test_a_record_that_cannot_be_cut_off_goes_into_a_new_segment(folder: RunFolder, layout: RecordLayout) -> None:
     """The file is closed under it, so that neither the write nor the cut succeeds."""
-    folder.append(table, 0, 0.0, row(table, 0))
+    folder.append(layout, 0, 0.0, row(layout, 0))
     assert folder._segment is not None
     os.dup2(os.open(os.devnull, os.O_RDONLY), folder._segment._file.fileno())
     with pytest.raises(OSError):
-        folder.append(table, 1, 0.0, row(table, 1))
-    folder.append(table, 2, 0.0, row(table, 2))
+        folder.append(layout, 1, 0.0, row(layout, 1))
+    folder.append(layout, 2, 0.0, row(layout, 2))
     assert read_run(folder.path).steps.tolist() == [0, 2]
     assert len(list(folder.path.glob("signals-*.arrows"))) == 2
 
 
-def test_the_folder_vanishing_is_counted_and_not_raised(folder: RunFolder, table: RecordLayout) -> None:
+def test_the_folder_vanishing_is_counted_and_not_raised(folder: RunFolder, layout: RecordLayout) -> None:
     import shutil
 
     writer = Writer(folder)
     shutil.rmtree(folder.path)
-    writer.record(0, 0.0, lambda: (table, row(table, 0)))
+    writer.record(0, 0.0, lambda: (layout, row(layout, 0)))
     writer.event("note")
     writer.close()
     assert writer.dropped >= 1 and "FileNotFoundError" in writer.failures["record"]

@@ -96,5 +96,5 @@ def test_evaluation_is_not_recorded(attach):
             task.model.train()
     log = attach.finish()
     loss = Accumulator("token_loss", "", "mean")
-    counts = [count for block in log.blocks for count in block.rows[:, block.table.start(loss)]]
+    counts = [count for block in log.blocks for count in block.rows[:, block.layout.start(loss)]]
     assert counts == [4 * 16] * 3

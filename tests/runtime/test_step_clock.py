@@ -179,8 +179,8 @@ def test_checkpointed_blocks_are_counted_once(attach):
             model(torch.ones(2, 4)).square().mean().backward()
             optimizer.step()
         log = attach.finish()
-        table = log.blocks[-1].table
-        starts = [s for c, s in zip(table.cells, table.starts, strict=True) if c.tap == "activation"]
+        table = log.blocks[-1].layout
+        starts = [s for c, s in zip(table.accumulators, table.starts, strict=True) if c.tap == "activation"]
         counts[reentrant] = {int(n) for s in starts for n in log.blocks[-1].rows[:, s]}
         assert [e for e in log.events if e.kind == "error"] == []
     assert counts == {None: {8}, False: {8}, True: {8}}

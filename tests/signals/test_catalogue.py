@@ -63,15 +63,15 @@ def test_a_counter_sums_a_sum(signal: Signal) -> None:
 
 @every_signal
 def test_it_becomes_a_series_and_its_value_is_a_number(signal: Signal) -> None:
-    cell = (
+    accumulator = (
         host_accumulator(signal.name) if signal.tap == "host" else Accumulator(signal.tap, "blocks.0", signal.reduction)
     )
-    table = RecordLayout.build([cell])
-    (index,) = (i for i, key in enumerate(table.keys) if key.signal == signal.name)
-    assert table.keys[index].layer == ("" if signal.scope == "run" else "blocks.0")
-    row = np.array([0.0 if name == "nonfinite" else 2.0 for fields in table.fields for name, _ in fields])
-    assert np.isfinite(table.values(row)[index])
-    assert np.isnan(table.values(np.full(table.width, np.nan))[index])
+    layout = RecordLayout.build([accumulator])
+    (index,) = (i for i, key in enumerate(layout.keys) if key.signal == signal.name)
+    assert layout.keys[index].layer == ("" if signal.scope == "run" else "blocks.0")
+    row = np.array([0.0 if name == "nonfinite" else 2.0 for fields in layout.fields for name, _ in fields])
+    assert np.isfinite(layout.values(row)[index])
+    assert np.isnan(layout.values(np.full(layout.width, np.nan))[index])
 
 
 def test_every_measured_thing_has_a_counter_of_what_was_not_finite() -> None:

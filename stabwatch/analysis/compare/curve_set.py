@@ -75,9 +75,9 @@ class CurveSet:
         """Number of parameters of each layer."""
         out: dict[str, float] = {}
         for block in self.run.blocks:
-            for i, accumulator in enumerate(block.table.cells):
+            for i, accumulator in enumerate(block.layout.accumulators):
                 if (accumulator.tap, accumulator.reduction) == ("weight", "moments"):
-                    counts = block.rows[:, block.table.starts[i]]
+                    counts = block.rows[:, block.layout.starts[i]]
                     counts = counts[counts > 0]
                     if len(counts):
                         out[accumulator.site] = float(counts.min())
@@ -86,7 +86,10 @@ class CurveSet:
     def sites(self, tap: str) -> set[str]:
         """Sites with a kind of tap."""
         return {
-            accumulator.site for block in self.run.blocks for accumulator in block.table.cells if accumulator.tap == tap
+            accumulator.site
+            for block in self.run.blocks
+            for accumulator in block.layout.accumulators
+            if accumulator.tap == tap
         }
 
 

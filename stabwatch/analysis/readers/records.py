@@ -42,7 +42,7 @@ class ForeignLog:
         name = run.name or path.name
         self.meta = Meta(run=name, created=float(known[0]) if len(known) else 0.0, host="", pid=0, pid_started=0.0,
                          config=dict(run.config))  # fmt: skip
-        self.tables = [self._block.table]
+        self.layouts = [self._block.layout]
         self.position, self.size = 0, max(self._block.rows.nbytes, 1)
 
     def stream(self) -> Iterator[RecordBatch]:
@@ -62,17 +62,17 @@ def _block(run: LogRun) -> RecordBatch:
     if not len(run.steps) and not any(map(len, run.columns)):
         return RecordBatch(_NOTHING, np.empty(0, np.int64), np.empty(0), np.empty((0, _NOTHING.width), np.float32))
     columns = {accumulator: column for column in run.columns if (accumulator := _accumulator(column)) is not None}
-    table = RecordLayout.build(columns)
+    layout = RecordLayout.build(columns)
     records = _keys(run.steps, run.lines, run)
     points = {key: _keys(column.steps, column.lines, run) for key, column in columns.items()}
     keys = np.unique(np.concatenate([records, *points.values()]), axis=0)
-    rows = np.full((len(keys), table.width), np.nan, np.float32)
+    rows = np.full((len(keys), layout.width), np.nan, np.float32)
     with np.errstate(over="ignore"):
         for accumulator, column in columns.items():
-            start = table.start(accumulator)
+            start = layout.start(accumulator)
             partials = _partials(accumulator, column.values)
             rows[_row_indices(keys, points[accumulator]), start : start + partials.shape[1]] = partials
-    return RecordBatch(table, keys[:, 1], _times(keys, records, run.times), rows)
+    return RecordBatch(layout, keys[:, 1], _times(keys, records, run.times), rows)
 
 
 def _accumulator(column: Column) -> Accumulator | None:

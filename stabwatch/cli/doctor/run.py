@@ -66,7 +66,7 @@ def _fired(run: Run) -> dict[SeriesKey, bool]:
     """Whether each series was measured at least once."""
     fired: dict[SeriesKey, bool] = {}
     for block in run.blocks:
-        for key, column in zip(block.table.keys, block.measured.T, strict=True):
+        for key, column in zip(block.layout.keys, block.measured.T, strict=True):
             fired[key] = fired.get(key, False) or bool(column.any())
     return fired
 

@@ -102,10 +102,10 @@ class Monitor:
     def _keep(self, block: RecordBatch) -> None:
         if not len(block):
             return
-        shown = {key.layer for key in block.table.keys if key.signal in COLUMNS}
-        self._layers.update(dict.fromkeys(cell.site for cell in block.table.cells if cell.site in shown))
+        shown = {key.layer for key in block.layout.keys if key.signal in COLUMNS}
+        self._layers.update(dict.fromkeys(a.site for a in block.layout.accumulators if a.site in shown))
         self._step, self._last = int(block.steps[-1]), float(block.times[-1])
-        for key, column, was in zip(block.table.keys, block.values.T, block.measured.T, strict=True):
+        for key, column, was in zip(block.layout.keys, block.values.T, block.measured.T, strict=True):
             series = self._series.setdefault(key, _Series())
             seen = column[was].tolist()
             series.last = seen[-1] if seen else series.last

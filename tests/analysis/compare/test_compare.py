@@ -97,7 +97,7 @@ def test_a_long_run_is_thinned_by_the_merge_law(make):
     assert run.series("loss")[1] == pytest.approx([losses[k * 8 : k * 8 + 8].mean() for k in range(113)], rel=1e-5)
     (block,) = whole.blocks
     pieces = [merged(block, 8).rows[i] for i in range(5)]
-    law = block.table.operators
+    law = block.layout.operators
     np.testing.assert_allclose(pieces, [law.merge(block.rows[i * 8 : i * 8 + 8]) for i in range(5)], rtol=1e-6)
 
 

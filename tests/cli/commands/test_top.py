@@ -102,10 +102,10 @@ def test_cells_of_the_layer_table():
 
 
 def test_a_loss_of_nan_is_shown_as_nan(new_run, tmp_path):
-    table = RecordLayout.build([Accumulator("loss", "", "mean")])
+    layout = RecordLayout.build([Accumulator("loss", "", "mean")])
     folder = RunFolder(tmp_path / "nan", Meta(run="nan", created=0, host="h", pid=1, pid_started=0))
     for step, value in enumerate([3.0, 2.9, 2.8, math.nan, math.nan]):
-        folder.append(table, step, NOW + step, np.array([1, value, math.isnan(value)], np.float32))
+        folder.append(layout, step, NOW + step, np.array([1, value, math.isnan(value)], np.float32))
     folder.close()
     frame = picture(folder.path)
     assert math.isnan(frame.values["loss"])
@@ -115,14 +115,14 @@ def test_a_loss_of_nan_is_shown_as_nan(new_run, tmp_path):
 
 
 def test_measured_tells_nan_from_not_measured(tmp_path):
-    table = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("activation", "a", "moments")])
+    layout = RecordLayout.build([Accumulator("loss", "", "mean"), Accumulator("activation", "a", "moments")])
     folder = RunFolder(tmp_path / "run", Meta(run="r", created=0, host="h", pid=1, pid_started=0))
-    values = np.full(table.width, np.nan, np.float32)
+    values = np.full(layout.width, np.nan, np.float32)
     values[:3] = [1, np.nan, 1]
-    folder.append(table, 0, 0.0, values)
+    folder.append(layout, 0, 0.0, values)
     folder.close()
     (block,) = RunLog(folder.path).poll()
-    seen = dict(zip(table.keys, block.measured[0].tolist(), strict=True))
+    seen = dict(zip(layout.keys, block.measured[0].tolist(), strict=True))
     assert seen[SeriesKey("loss")]
     assert not seen[SeriesKey("output_rms", "a")]
 

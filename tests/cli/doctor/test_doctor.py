@@ -69,7 +69,7 @@ def test_a_whole_run(sick_run):
 def test_a_run_of_which_few_steps_were_measured_says_so(tmp_path):
     log = Log(tmp_path / "run", layers=["a"])
     for step in range(0, 240, 6):
-        log.folder.append(log.table, step, log.now(step), log.row(step))
+        log.folder.append(log.layout, step, log.now(step), log.row(step))
     log.folder.close()
     assert "one step in 6 was recorded" in by_name(check_run(tmp_path / "run"))["records"].remedy
 

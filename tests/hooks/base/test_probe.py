@@ -101,7 +101,7 @@ def test_one_kernel_file_and_one_probe_file_are_a_signal(package, attach):
 
 def test_it_takes_turns_and_the_first_site_brings_all_others_into_the_record(package, attach):
     _, _, log = _train(attach, (2, 5))
-    sites = [{a.site for a in block.table.cells if a.reduction == "positive"} for block in log.blocks]
+    sites = [{a.site for a in block.layout.accumulators if a.reduction == "positive"} for block in log.blocks]
     assert sites[-1] >= {"0.0", "0.1"}
     assert all(found in (set(), sites[-1]) for found in sites)
 
