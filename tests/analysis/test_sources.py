@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from stabwatch.exporters.layouts import ParquetSink
+from stabwatch.exporters.tables import ParquetSink
 from typer.testing import CliRunner
 
 from stabwatch.analysis.compare.compare import compare

@@ -68,10 +68,10 @@ def test_a_sum_over_some_of_the_parts_is_absent():
 
 def test_a_rank_that_measured_nothing_does_not_win_against_a_negative_sum():
     direction = Accumulator("update", "a", "direction")
-    layout = RecordLayout.build([direction, GRADIENT])
-    layout = MergeLayout(layout, {direction: "replicated", GRADIENT: "replicated"}, frozenset())
+    record = RecordLayout.build([direction, GRADIENT])
+    layout = MergeLayout(record, {direction: "replicated", GRADIENT: "replicated"}, frozenset())
     row = np.array([8, -3.0, 4.0, 9.0, 8, 16.0, 0, 3.0])
-    merged = merge_ranks(layout, [row, layout.operators.identity])
+    merged = merge_ranks(layout, [row, record.operators.identity])
     np.testing.assert_array_equal(merged, row)
     broken = row.copy()
     broken[1] = np.nan

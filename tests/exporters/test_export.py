@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as text_string_to_families
-from stabwatch.exporters.layouts import CsvSink, ParquetSink, column
+from stabwatch.exporters.tables import CsvSink, ParquetSink, column
 
 from stabwatch.agent.server import App
 from stabwatch.agent.state import Follower

@@ -147,7 +147,7 @@ def test_an_arrow_stream_of_somebody_else_is_refused(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "has schema 2, and this stabwatch reads 1"),
+        ({"schema": 3}, "has schema 3, and this stabwatch reads 2"),
         ({"accumulators": []}, "damaged record layout: ValueError: a layout needs at least one field"),
         ({"accumulators": None}, "damaged record layout: TypeError"),
         ({"series": [{"signal": "loss"}]}, "damaged record layout: KeyError: 'layer'"),
@@ -191,9 +191,9 @@ def test_an_event_after_a_torn_line_stands_alone(run: Path) -> None:
 
 META_TEXTS = {
     "not json": ("{", r"meta\.json cannot be read: "),
-    "not an object": ("[]", "has schema None, and this stabwatch reads 1"),
-    "another schema": ('{"schema": 7}', "has schema 7, and this stabwatch reads 1"),
-    "incomplete": ('{"schema": 1, "run": "x"}', "is incomplete: .*missing 4 required"),
+    "not an object": ("[]", "has schema None, and this stabwatch reads 2"),
+    "another schema": ('{"schema": 7}', "has schema 7, and this stabwatch reads 2"),
+    "incomplete": ('{"schema": 2, "run": "x"}', "is incomplete: .*missing 4 required"),
     "deep": ("[" * 100_000, r"meta\.json cannot be read: "),
     "not text": (b"\xff\xfe\x00", r"meta\.json cannot be read: "),
 }
@@ -223,8 +223,8 @@ def test_a_segment_that_cannot_be_opened_is_named(run: Path) -> None:
         read_run(run)
 
 
-def test_a_layout_without_slots_is_refused_before_arrow_crashes_on_it(folder: RunFolder) -> None:
-    with pytest.raises(ValueError, match="at least one slot"):
+def test_a_layout_without_fields_is_refused_before_arrow_crashes_on_it(folder: RunFolder) -> None:
+    with pytest.raises(ValueError, match="at least one field"):
         folder.append(RecordLayout.build([]), 0, 0.0, np.empty(0, np.float32))
     assert_array_equal(read_run(folder.path).steps, [])
 

@@ -159,7 +159,7 @@ def test_plain_pyarrow_reads_a_segment(run: Path, tmp_path: Path) -> None:
         "(s,) = [s for s in table['series'] if s['signal'] == 'loss']\n"
         "for batch in reader:\n"
         "    steps += batch['step'].to_pylist()\n"
-        "    loss += [row[s['slots'][0]] / row[s['slots'][1]] for row in batch['values'].to_pylist()]\n"
+        "    loss += [row[s['indices'][0]] / row[s['indices'][1]] for row in batch['values'].to_pylist()]\n"
         "print(json.dumps([steps, loss, s['formula']]))\n"
     )
     out = subprocess.run(

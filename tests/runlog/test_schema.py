@@ -56,7 +56,7 @@ def test_the_json_of_a_table_gives_the_table_back(layout: RecordLayout) -> None:
     again = RecordLayout.from_json(layout.to_json())
     assert again == layout
     again.check()
-    assert json.loads(layout.to_json())["schema"] == 1
+    assert json.loads(layout.to_json())["schema"] == 2
 
 
 def test_a_table_from_a_file_keeps_the_fields_of_the_file(layout: RecordLayout) -> None:
@@ -73,8 +73,8 @@ def test_a_table_from_a_file_keeps_the_fields_of_the_file(layout: RecordLayout) 
         (lambda d: d["accumulators"].clear(), "at least one field"),
         (lambda d: d["accumulators"][0]["fields"].append(["x", "median"]), "unknown merge operator 'median'"),
         (lambda d: d["series"][0].update(formula="mode"), "unknown formula 'mode'"),
-        (lambda d: d["series"][0].update(indices=[10**6]), "names slots"),
-        (lambda d: d["series"][0].update(indices=[]), "names slots"),
+        (lambda d: d["series"][0].update(indices=[10**6]), "names the fields"),
+        (lambda d: d["series"][0].update(indices=[]), "names the fields"),
     ],
 )
 def test_a_table_that_does_not_fit_together_is_refused(layout: RecordLayout, change, message: str) -> None:
