@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from stabwatch.exporters.tables import ParquetSink
 from typer.testing import CliRunner
 
 from stabwatch.analysis.compare.compare import compare
@@ -20,6 +19,7 @@ from stabwatch.analysis.sources import open_sources
 from stabwatch.cli.app import app
 from stabwatch.errors import LogError, RunLogError
 from stabwatch.exporters.sink import write_run
+from stabwatch.exporters.tables import ParquetSink
 from tests.exporters.scraping import scrapes
 
 

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as text_string_to_families
-from stabwatch.exporters.tables import CsvSink, ParquetSink, column
 
 from stabwatch.agent.server import App
 from stabwatch.agent.state import Follower
 from stabwatch.exporters.openmetrics import OpenMetricsSink, suitable_interval
 from stabwatch.exporters.sink import seconds_of, write_run
+from stabwatch.exporters.tables import CsvSink, ParquetSink, column
 from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout, RunFolder, RunLog, SeriesKey, read_run
 from stabwatch.runlog.atomic import atomic_output
 from tests.agent.conftest import get, until
