@@ -57,7 +57,7 @@ def said(folder: Path) -> Said:
         cause=causes[0].name if causes else "",
         layers=causes[0].layers if causes else (),
         sentence=analysis.diagnosis.verdict,
-        records=analysis.steps,
+        records=analysis.records,
         notes=missing + errors,
     )
 

@@ -37,8 +37,10 @@ def _in_subgraph() -> bool:
     return tracer.parent is not None
 
 
-in_subgraph: Callable[[], bool] = torch.compiler.assume_constant_result(_in_subgraph)
-"""`_in_subgraph` at the place that is traced: a constant of the graph."""
+_in_subgraph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+in_subgraph: Callable[[], bool] = _in_subgraph
+"""`_in_subgraph` at the place that is traced: a constant of the graph. The mark is all that
+`torch.compiler.assume_constant_result` sets; calling that would import the compiler, which takes a second."""
 
 
 def graph_handle(site: Site, module: nn.Module) -> None:

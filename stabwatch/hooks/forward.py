@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo import utils as dynamo_utils
 from torch.utils.hooks import RemovableHandle
 
 from stabwatch.hooks import compiled
@@ -147,9 +146,15 @@ def _run_plainly(action: Callable[..., None], *args: Any) -> None:
     action(*args)
 
 
-_unchecked = getattr(dynamo_utils, "_disable_side_effect_safety_checks_for_current_subtracer", _run_plainly)
-"""Calls a function that sets an attribute of ours, also inside of an activation checkpoint. To have set it twice, when
-the checkpoint is computed again, is harmless."""
+_UNCHECKED = "_disable_side_effect_safety_checks_for_current_subtracer"
+
+
+def _unchecked(action: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function that sets an attribute of ours, also inside an activation checkpoint.
+
+    To have set it twice, when the checkpoint is computed again, is harmless. Only called while dynamo traces.
+    """
+    return getattr(torch._dynamo.utils, _UNCHECKED, _run_plainly)(action, *args)
 
 
 def _before_root_traced(module: WatchedModule, args: Any, kwargs: Any) -> None:

@@ -66,4 +66,4 @@ def test_from_another_host_only_a_long_silence_counts():
     watch = ProcessWatch(meta("r", host="elsewhere", pid=2**22 - 1), stale_seconds=100)
     assert watch.gone(99.0) is None
     gone = watch.gone(101.0)
-    assert gone is not None and "elsewhere cannot be looked into" in gone.detail
+    assert gone is not None and "elsewhere cannot be inspected" in gone.detail

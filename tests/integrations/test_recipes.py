@@ -41,7 +41,10 @@ def the_run(recipe: Recipe) -> Run:
     assert list(run.steps) == list(recipe.steps)
     steps, losses = run.series("loss")
     assert list(steps) == list(recipe.steps)
-    assert (losses > 0).all()
+    if recipe.file == "trl_grpo.py":
+        assert abs(losses).max() < 1e-3, "advantages add up to zero, and so does the objective before an update"
+    else:
+        assert (losses > 0).all()
     assert [e.data["reason"] for e in run.events if e.kind == "end"] == ["finished"]
     assert not [e.data for e in run.events if e.kind == "error"]
     logged = {key.layer for key in run.keys if key.signal == "logged_value"}

@@ -116,8 +116,10 @@ def test_a_model_that_peft_wraps_after_the_trainer_was_made(make, settings, tiny
     run = read_run(watch.run_dir)
     assert_same(recorded(run, "loss"), trained(trainer))
     layers = run.meta.model["layers"]
-    assert any(layer.startswith("base_model.model.") for layer in layers), layers
-    assert run.meta.model["name"].startswith("PeftModel")
+    assert "model.layers.0.self_attn.q_proj" in layers, "wrappers leave no trace in the names"
+    assert not any(layer.startswith("base_model") for layer in layers), layers
+    measured = {key.layer for key in run.keys if key.signal == "layer_gradient_norm"}
+    assert measured and all(layer.startswith("model.layers.") for layer in measured), "the adapters are trained"
 
 
 def stop_at(step: int, error: BaseException) -> Any:

@@ -120,7 +120,7 @@ def test_lines_that_a_terminal_wrapped_add_no_steps(width, tmp_path):
 def test_records_that_repeat_a_step_get_none_of_their_own(tmp_path):
     log = _log(tmp_path, "".join(f"step {100 * i} loss {loss:.3f}\n  loss: 7.0\n" for i, loss in enumerate(LOSSES)))
     assert log.runs[0].of("loss").steps.tolist() == [100 * i for i in range(N)]
-    assert log.runs[0].of("loss").values.max() < 7 and any("without a step" in note for note in log.notes)
+    assert log.runs[0].of("loss").values.max() < 7 and any("without a separate step" in note for note in log.notes)
 
 
 def test_records_behind_a_stray_step_are_numbered_and_it_is_said(tmp_path):

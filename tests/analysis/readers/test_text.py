@@ -166,7 +166,7 @@ def test_copies_of_other_ranks_are_left_out(tmp_path):
     text = "".join(f"[rank{r}]: step: {s} loss: {3.0 + r}\n" for s in range(10) for r in (1, 0, 2))
     log = read_log(_write(tmp_path, text))
     assert log.runs[0].of("loss").values.tolist() == [4.0] * 10
-    assert any("other ranks" in note for note in log.notes)
+    assert any("ranks other than" in note for note in log.notes)
 
 
 def test_bars_that_were_drawn_again_and_dictionaries_glued_to_them(tmp_path):
