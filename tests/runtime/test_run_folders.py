@@ -43,7 +43,10 @@ def test_a_sweep_in_one_process_has_a_folder_for_each_trial(tmp_path) -> None:
 
 def test_the_processes_of_a_slurm_job_have_names_of_their_own(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "417")
-    names = {trial(root=str(tmp_path)).run for _ in range(4)}
+    watches = [trial(root=str(tmp_path)) for _ in range(4)]
+    names = {watch.run for watch in watches}
+    for watch in watches:
+        watch.detach()
     assert len(names) == 4 and all(name.startswith("slurm-417-") for name in names)
 
 
@@ -60,7 +63,9 @@ def test_two_watches_on_one_folder_are_two_runs(tmp_path, capsys) -> None:
 
 def test_a_folder_whose_run_has_ended_may_be_used_again(tmp_path) -> None:
     trial(run_dir=tmp_path / "run").detach()
-    assert trial(run_dir=tmp_path / "run").run_dir == tmp_path / "run"
+    again = trial(run_dir=tmp_path / "run")
+    again.detach()
+    assert again.run_dir == tmp_path / "run"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
