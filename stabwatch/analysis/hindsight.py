@@ -23,7 +23,7 @@ from stabwatch.analysis.readers.log import LogRun
 SAME: dict[str, tuple[str, ...]] = {
     "LossSpike": ("LossSpike", "LossShift", "LossDivergence", "Reinitialisation"),
     "LossShift": ("LossSpike", "LossShift", "LossDivergence", "Reinitialisation"),
-    "LossDivergence": ("LossDivergence", "Reinitialisation", "LossShift", "LossPlateau"),
+    "LossDivergence": ("LossDivergence", "Reinitialisation", "LossShift", "LossPlateau", "LossSpike"),
     "GradientNormExplosion": ("GradientNormExplosion",),
     "NonFinite": ("NonFinite",),
     "LossScaleCollapse": ("LossScaleCollapse",),
@@ -98,7 +98,9 @@ def _joined(detected: Incident, by_rules: Sequence[Incident]) -> Incident:
     """
     severities = [detected.severity, *(i.severity for i in by_rules)]
     hindsight = detected.condition == "TrainingPaused" or all(i.condition in _LOSS for i in by_rules)
-    severity = detected.severity if hindsight and not detected.is_problem else min(severities, key=rank)
+    over = detected.last_step is not None and all(i.last_step is not None for i in by_rules)
+    known = hindsight and (over or not detected.is_problem)
+    severity = detected.severity if known else min(severities, key=rank)
     live = min(i.live_step for i in by_rules if i.live_step is not None)
     alerts = tuple(a for i in by_rules for a in i.alerts)
     fired = gravest([a for a in alerts if a.state == "firing"])

@@ -135,8 +135,9 @@ def any_run(draw: st.DrawFn) -> LogRun:
     }
     times = np.array(draw(st.lists(NUMBERS, min_size=length, max_size=length)), dtype=np.float64)
     kinds = st.sampled_from(["overflow", "nan_message", "error", "checkpoint"])
+    texts = st.text("lossNaN 0.1=:é\x1b", max_size=20)  # the alphabet of all characters takes seconds to build
     remarks = draw(
-        st.lists(st.builds(Remark, kinds, st.none() | st.integers(0, 99), st.integers(1, 99), st.text(), NUMBERS))
+        st.lists(st.builds(Remark, kinds, st.none() | st.integers(0, 99), st.integers(1, 99), texts, NUMBERS))
     )
     made = run_of(remarks, sorted(steps) if draw(st.booleans()) else steps, **columns)
     return LogRun(**{**vars(made), "times": times if len(made.steps) == length else made.times})
@@ -145,4 +146,11 @@ def any_run(draw: st.DrawFn) -> LogRun:
 @settings(max_examples=8, deadline=None)
 @given(any_run())
 def test_whatever_a_log_holds_it_is_judged(run):
+    json.dumps(analysed(run).to_dict(), allow_nan=False)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(any_run())
+def test_whatever_many_logs_hold_they_are_judged(run):
     json.dumps(analysed(run).to_dict(), allow_nan=False)

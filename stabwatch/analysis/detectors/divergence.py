@@ -12,6 +12,7 @@ from stabwatch.analysis.detectors.excursions import BACK, Excursion
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, level, rolling_median, scatter
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.short_curves import EXCERPT
+from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 
 LOST = 0.4
@@ -90,6 +91,7 @@ def _incident(
         text += " The log has no training loss, so this may be overfitting."
     elif not segment.must_fall:
         text += " In reinforcement learning and adversarial training a rising loss need not be bad."
+    text += how_sure(len(loss), confidence)
     worst = start + int((np.argmin if down else np.argmax)(loss.values[start:]))
     return Incident(
         condition="LossDivergence",
@@ -103,7 +105,7 @@ def _incident(
         text=text,
         evidence=(
             f"Before: {base:.4g}. Worst: {loss.values[worst]:.4g} at step {loss.steps[worst]}.",
-            f"{len(loss) - start} records up to the end of the log without a return.",
+            f"{number_of(len(loss) - start)} up to the end of the log without a return.",
         ),
     )
 

@@ -32,6 +32,8 @@ BASE = 8
 """Fewest past records. For an excerpt from the middle of a run, two that agree are enough."""
 EXPLOSION = 3.0
 """Rise in levels, and ratio to the record before, from which the last one or two records need no third."""
+FLAT = 32
+"""Records from the start of training after which a loss that has not fallen has a level too."""
 STEEP = 11
 """Past records for the comparison on a steep descent."""
 SHAPE = 0.7
@@ -143,9 +145,8 @@ def _known(values: Array, i: int, scale: float, fresh: bool) -> bool:
     """Whether there is a level: enough records below the start of training, or records of an excerpt that agree."""
     past = values[max(0, i - WINDOW) : i]
     if fresh:
-        return (
-            len(past) >= BASE and float(np.median(past)) < 0.98 * float(values[0]) if values[0] > 0 else len(past) >= 16
-        )
+        fell = float(np.median(past)) < 0.98 * float(values[0]) if values[0] > 0 else len(past) >= 2 * BASE
+        return len(past) >= BASE and (fell or i >= FLAT)
     return len(past) >= BASE or float(np.ptp(past)) < 0.2 * max(scale, 1e-300) or bool(len(past) >= 4)
 
 
@@ -168,6 +169,8 @@ def _follow(
     if not recovered and len(over) - run in (1, 2) and over[run:].max() <= limit / 2:
         recovered = True  # the log ends with one or two records that are back
     stop = i + run + int(np.argmax(back)) if back.any() else i + run if recovered else len(values)
+    while stop < len(values) and values[stop] > base + limit / 2:
+        stop += 1  # a record that is still high, before two that are back
     peak = i + int(np.argmax(values[i:stop]))
     while i > 0 and values[i - 1] > base + limit / 3:
         i -= 1

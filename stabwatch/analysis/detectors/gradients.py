@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.excursions import BASE
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, past_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment, picked
+from stabwatch.analysis.detectors.wording import number_of
 from stabwatch.analysis.readers.log import Column
 
 FAR = 100.0
@@ -71,7 +73,7 @@ def _explosion(segment: RunSegment, norm: Column, start: int, stop: int, base: f
     lasts = stop >= len(norm)
     finite = inside[np.isfinite(inside)]
     largest = float(finite.max()) if len(finite) else worst
-    course = f"for {stop - start} records{' up to the end' if lasts else ''}"
+    course = f"for {number_of(stop - start)}{' up to the end' if lasts else ''}"
     course += f", infinite in {infinite}" if infinite else ""
     text = f"The gradient norm explodes at step {norm.steps[start]}, from {base:.3g} to {largest:.3g}, {course}."
     return Incident(
@@ -85,7 +87,7 @@ def _explosion(segment: RunSegment, norm: Column, start: int, stop: int, base: f
         line=int(norm.lines[start]),
         text=text,
         evidence=(
-            f"Median of the {min(start, WINDOW)} records before: {base:.3g}.",
+            f"Median of the {number_of(min(start, WINDOW))} before: {base:.3g}.",
             _of_loss(segment, int(norm.steps[start]), int(norm.steps[stop - 1])),
         ),
     )
@@ -109,8 +111,6 @@ def _outliers(norm: Column, ratio: Array) -> list[Incident]:
     if not len(places):
         return []
     worst = int(places[np.argmax(ratio[places])])
-    one = len(places) == 1
-    what = "In one record" if one else f"In {len(places)} single records"
     return [
         Incident(
             condition="GradientNormOutliers",
@@ -122,10 +122,30 @@ def _outliers(norm: Column, ratio: Array) -> list[Incident]:
             confidence="likely",
             line=int(norm.lines[places[0]]),
             text=(
-                f"{what} the gradient norm is far above the usual, {norm.values[worst]:.3g} at step "
-                f"{norm.steps[worst]} ({ratio[worst]:.3g} times) at most, and normal in "
-                f"the next: common, and harmless if gradients are clipped."
+                f"In {_where(places)} the gradient norm is far above the usual, {norm.values[worst]:.3g} at step "
+                f"{norm.steps[worst]} ({ratio[worst]:.3g} times) at most, {_afterwards(places, norm)}"
             ),
             evidence=(f"Steps: {', '.join(str(norm.steps[i]) for i in places[:12])}{' ...' * (len(places) > 12)}",),
         )
     ]
+
+
+def _where(places: NDArray[np.intp]) -> str:
+    """'one record', '3 single records', '5 records, up to 3 of them in a row,'."""
+    longest = max(len(run) for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1))
+    if len(places) == 1:
+        return "one record"
+    if longest == 1:
+        return f"{len(places)} single records"
+    return (
+        f"{len(places)} records in a row"
+        if longest == len(places)
+        else f"{len(places)} records, up to {longest} of them in a row,"
+    )
+
+
+def _afterwards(places: NDArray[np.intp], norm: Column) -> str:
+    """What follows the records, as far as the log goes."""
+    if places[-1] == len(norm) - 1:
+        return "and the log ends with it: whether the norm returns is not known."
+    return "and normal after that: common, and harmless if gradients are clipped."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import number_of
+from stabwatch.analysis.readers.names import number
 
 FALL = 32.0
 """Five halvings in a row. When the scaler raises its scale to test it, it needs one or two halvings."""
@@ -20,6 +23,8 @@ LOW = 4.0
 """The initial search of a healthy run never ends this low."""
 NEAR = 2
 """Most records between two overflows of one burst."""
+_ATTEMPTED = re.compile(r"loss scale: ([\d.e+-]+), reducing")
+"""DeepSpeed's messages also have the scale before."""
 
 
 @dataclass
@@ -34,6 +39,8 @@ class _Burst:
     line: int
     stuck: int = 0
     """Number of reductions that did not change the scale."""
+    told: bool = True
+    """Whether the log has the scale before; otherwise it was half of it."""
 
     @property
     def fall(self) -> float:
@@ -95,8 +102,11 @@ def _from_messages(segment: RunSegment) -> list[_Burst]:
             burst.stuck += int(remark.value == burst.after and remark.value <= LEAST)
             burst.last, burst.after, burst.count = at, remark.value, burst.count + 1
         else:
-            before = _scale_before(segment, remark.step)
-            bursts.append(_Burst(at, at, 1, 2 * remark.value if before is None else before, remark.value, remark.line))
+            found = _ATTEMPTED.search(remark.text)
+            before = number(found[1]) if found else _scale_before(segment, remark.step)
+            stuck = int(before is not None and before == remark.value <= LEAST)
+            usual = 2 * remark.value if before is None else before
+            bursts.append(_Burst(at, at, 1, usual, remark.value, remark.line, stuck, told=before is not None))
     return bursts
 
 
@@ -132,10 +142,12 @@ def _step(segment: RunSegment, at: int) -> int:
 def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
     last = burst.last >= len(segment.steps) - NEAR
     low = burst.after < LEAST or burst.stuck > 0
-    text = (
-        f"The loss scale collapses at step {_step(segment, burst.first)}: from {burst.before:g} to {burst.after:g} in "
-        f"{burst.count} overflows in a row{'. Below 1, a smaller scale cannot prevent an overflow' if low else ''}."
-    )
+    course = f"from {burst.before:g} to {burst.after:g}" if burst.told else f"to {burst.after:g}"
+    what, times = f"collapses at step {_step(segment, burst.first)}: {course} in", "in a row"
+    if burst.before == burst.after:
+        what, times = f"is {burst.after:g} at step {_step(segment, burst.first)} and cannot be reduced, in spite of", ""
+    text = f"The loss scale {what} {number_of(burst.count, 'overflow')} {times}".rstrip()
+    text += ". Below 1, a smaller scale cannot prevent an overflow." if low else "."
     return Incident(
         condition="LossScaleCollapse",
         severity="critical" if low else "warning",
@@ -146,7 +158,10 @@ def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
         confidence="likely",
         line=burst.line,
         text=text,
-        evidence=(f"{burst.count} overflows from step {_step(segment, burst.first)} to {_step(segment, burst.last)}.",),
+        evidence=(
+            f"{number_of(burst.count, 'overflow')} from step {_step(segment, burst.first)} "
+            f"to {_step(segment, burst.last)}.",
+        ),
     )
 
 
@@ -166,8 +181,8 @@ def _search(segment: RunSegment, bursts: list[_Burst], begun: int) -> list[Incid
             confidence="likely",
             line=bursts[0].line,
             text=(
-                f"The fp16 loss scale was reduced {total} times, {total - late} of them at the start: the normal "
-                f"search, because it never fell by a factor of {FALL:g} at once afterwards."
+                f"The fp16 loss scale was reduced {number_of(total, 'time')}, {total - late} of them at the start: the "
+                f"normal search, because it never fell by a factor of {FALL:g} at once afterwards."
             ),
             evidence=(f"Lowest scale: {min(b.after for b in bursts):g}.",),
         )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import number_of
 from stabwatch.analysis.readers.log import Column, Role
 from stabwatch.analysis.readers.names import is_trained, role_of
 
@@ -60,16 +61,10 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
     if not bad.any():
         return
     runs = spans(bad)
-    a, b = runs[0]
+    a = runs[0][0]
     total, ended = int(bad.sum()), runs[-1][1] < len(bad)
-    stays = b == len(bad)
     word = "NaN" if np.isnan(column.values[a]) else "infinite"
     before = column.values[:a][np.isfinite(column.values[:a])]
-    if stays:
-        course = f"and remains non-finite in the {total} records up to the end" if total > 1 else "in its last record"
-    else:
-        course = f"in {total} records, the last of them at step {column.steps[runs[-1][1] - 1]}"
-        course += ", and is finite again afterwards" if ended else ""
     yield Incident(
         condition="NonFinite",
         signal=column.name,
@@ -79,9 +74,18 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
         records=total,
         confidence="certain",
         line=int(column.lines[a]),
-        text=f"The {name} is {word} at step {column.steps[a]}, {course}.",
+        text=f"The {name} is {word} at step {column.steps[a]}, {_course(column, runs, total)}.",
         evidence=(f"Last finite value before: {before[-1]:.4g}." if len(before) else "It was never finite.",),
     )
+
+
+def _course(column: Column, runs: list[tuple[int, int]], total: int) -> str:
+    """What follows the first non-finite value. runs: the spans of such values. total: their number."""
+    if runs[0][1] == len(column):
+        return f"and remains non-finite in the {number_of(total)} up to the end" if total > 1 else "in its last record"
+    last = runs[-1][1] - 1
+    course = f"in {number_of(total)}" + (f", the last of them at step {column.steps[last]}" if total > 1 else "")
+    return course + (", and is finite again afterwards" if last + 1 < len(column) else ", where the log ends")
 
 
 def _filtered(segment: RunSegment) -> Iterator[Incident]:
@@ -106,7 +110,7 @@ def _filtered(segment: RunSegment) -> Iterator[Incident]:
             f"The loss is NaN from step {loss.steps[at[0]]}, although the log has 0.0: the gradient norm of the "
             f"same record is not finite, and the trainer filters NaN out of the printed loss."
         ),
-        evidence=(f"{len(at)} records with loss 0.0 and a non-finite gradient norm.",),
+        evidence=(f"{number_of(len(at))} with loss 0.0 and a non-finite gradient norm.",),
     )
 
 
@@ -133,7 +137,8 @@ def _filtered_beside_validation(segment: RunSegment) -> Iterator[Incident]:
             f"and the trainer filters NaN out of the printed training loss."
         ),
         evidence=(
-            f"{len(loss) - start} records with loss 0.0 up to the end, {sum(map(len, later))} validations with NaN.",
+            f"{number_of(points)} with loss 0.0 up to the end, "
+            f"{number_of(sum(map(len, later)), 'validation')} with NaN.",
         ),
     )
 
@@ -167,7 +172,7 @@ def _vanished(segment: RunSegment) -> Iterator[Incident]:
         evidence=(
             f"Up to step {loss.steps[-1]} it was in every {'record' if usual == 1 else f'{usual} records'}, the last "
             f"time as {loss.values[-1]:.4g}.",
-            f"{len(later)} records without it follow.",
+            f"{number_of(len(later))} without it follow.",
         ),
     )
 
@@ -239,7 +244,7 @@ def _counted(segment: RunSegment) -> Iterator[Incident]:
         confidence="likely",
         line=int(counts.lines[at[0]]),
         text=f"The trainer counts steps with NaN from step {counts.steps[at[0]]} ('{counts.name}').",
-        evidence=(f"{counts.values[at].sum():.0f} in {len(at)} records.",),
+        evidence=(f"{counts.values[at].sum():.0f} in {number_of(len(at))}.",),
     )
 
 

@@ -82,8 +82,10 @@ class RunSegment:
         loss = self.finite_loss
         if loss is None or self.reference is None:
             return []
-        found = excursions(loss.values, self.reference, self.fresh, self.dies)
-        return found or short_curves.spikes(loss.values, self.fresh)
+        found = short_curves.explosion(loss.values) if self.fresh else []
+        found = found or excursions(loss.values, self.reference, self.fresh, self.dies)
+        found = found or short_curves.spikes(loss.values, self.fresh)
+        return found or (short_curves.explosion(loss.values) if len(loss) <= short_curves.EXCERPT else [])
 
     @cached_property
     def fresh(self) -> bool:

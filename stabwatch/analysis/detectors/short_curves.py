@@ -31,6 +31,46 @@ ROUGH = 12.0
 """Smallest jump in scatters of the differences of neighbours."""
 RELAPSE = 0.5
 """Share of the first loss. A curve that was below it and then exceeds the first loss has lost all progress."""
+FIRST = 8
+"""Records at the start of training whose jump may have no calm level before it."""
+STAYS = 1.3
+"""Ratio of every later record to the highest one before an explosion: it never comes back."""
+GROWS = 2.0
+"""The same for the records at the end."""
+ALONE = 8.0
+"""The same, if there is only one record before the explosion, or only one after."""
+AGREES = 0.5
+"""Largest spread of the records before an explosion, relative to the lowest."""
+
+
+def explosion(values: Array) -> list[Excursion]:
+    """The explosion within the first records of a training, from which it never returns; at most one.
+
+    values: (n,), finite. A training without a warm-up rises for some records too, but falls below its beginning later.
+    """
+    if len(values) < 2 or values.min() < 0 or values[0] <= 0:
+        return []
+    end = float(np.median(values[-3:]))
+    for i in range(1, min(FIRST, len(values))):
+        before, after = values[:i], values[i:]
+        top, low = float(before.max()), float(before.min())
+        few = i == 1 or len(after) == 1
+        agree = top - low <= AGREES * low
+        if not agree or after.min() < STAYS * top or min(end, float(after[-1])) < (ALONE if few else GROWS) * top:
+            continue
+        if _ebbs(after, top):
+            return []
+        base = float(np.median(before))
+        peak = i + int(np.argmax(after))
+        return [Excursion(i, len(values), peak, base, base, float(values[peak] / base) / GROWS, recovered=False)]
+    return []
+
+
+def _ebbs(after: Array, top: float) -> bool:
+    """Whether an excerpt ends while the loss falls back, as it does after the first steps without a warm-up."""
+    down = after[int(np.argmax(after)) :]
+    falls = len(down) >= FALLS and bool((np.diff(down) < 0).all())
+    return len(after) <= EXCERPT and falls and float(down[-1]) - top < EBB[1] * float(down[0] - top)
 
 
 def spikes(values: Array, fresh: bool) -> list[Excursion]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.divergence import diverges
 from stabwatch.analysis.detectors.excursions import BASE, FIRST, Excursion, outliers
 from stabwatch.analysis.detectors.learning_rate import warm_restart
-from stabwatch.analysis.detectors.robust import WINDOW, Array
+from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array
 from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 
 HUMP = 1.5
@@ -45,14 +47,18 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         )
     elif e.recovered:
         text = (
-            f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and was back after {points} records, "
-            f"at step {loss.steps[min(e.stop, len(loss) - 1)]}."
+            f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and was back after "
+            f"{number_of(points)}, at step {loss.steps[min(e.stop, len(loss) - 1)]}."
         )
+    elif points == 1:
+        text = f"The {name} jumped from {e.base:.4g} to {peak:.4g} at step {onset}, in the last record of the log."
     else:
         text = (
             f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and had not recovered "
-            f"{points} records later, where the log ends."
+            f"{number_of(points - 1)} later, where the log ends."
         )
+    sure = confidence_of(e.over, points)
+    text += "" if e.recovered else how_sure(len(loss), sure)
     if cycle is not None:
         text += f" The learning rate was raised again at step {cycle}, as in a schedule with warm restarts."
     early = segment.fresh and e.recovered and peak <= loss.values[0] and _unlearned(loss.values, e)
@@ -66,11 +72,11 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         last_step=int(loss.steps[e.stop - 1]) if e.recovered else None,
         records=points,
         ratio=peak / e.base if e.base > 0 else None,
-        confidence=confidence_of(e.over, points),
+        confidence=sure,
         line=int(loss.lines[e.start]),
         text=text,
         evidence=(
-            f"Median of the {min(e.start, WINDOW)} records before: {e.base:.4g}.",
+            f"Median of the {number_of(min(e.start, WINDOW))} before: {e.base:.4g}.",
             f"Worst: {peak:.4g} at step {loss.steps[e.peak]}, {e.over:.1f} times what counts as a spike here.",
             *_gradient(segment, onset, int(loss.steps[e.stop - 1])),
         ),
@@ -137,28 +143,67 @@ def _hump(segment: RunSegment, loss: Column) -> list[Incident]:
 
 
 def _outliers(segment: RunSegment, loss: Column) -> list[Incident]:
-    places = outliers(loss.values, segment.reference, segment.excursions) if segment.reference is not None else []
-    if not places:
-        return []
-    worst = max(places, key=lambda i: float(loss.values[i]))
-    usual = float(np.median(loss.values[max(0, worst - WINDOW) : worst]))
-    one = len(places) == 1
-    what = "One record is" if one else f"{len(places)} single records are"
-    text = (
-        f"{what} far above {'its' if one else 'their'} neighbours, the worst {loss.values[worst]:.4g} where "
-        f"{usual:.4g} is usual, at step {loss.steps[worst]}: unusual batches or heavy-tailed noise, not an instability."
+    found = outliers(loss.values, segment.reference, segment.excursions) if segment.reference is not None else []
+    places = np.array(found, dtype=np.intp)
+    runs = [run for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(run)]
+    long = [_high(segment, loss, run) for run in runs if len(run) >= SUSTAINED]
+    short = [run for run in runs if len(run) < SUSTAINED]
+    return [*long, *([_odd_batches(segment, loss, short)] if short else [])]
+
+
+def _high(segment: RunSegment, loss: Column, run: NDArray[np.intp]) -> Incident:
+    """Records in a row far above the level that the noise of the curve may explain."""
+    first, last = int(run[0]), int(run[-1])
+    worst, usual = _worst(loss, run)
+    ends = last == len(loss) - 1
+    return Incident(
+        condition="LossSpike",
+        severity="info",
+        first_step=int(loss.steps[first]),
+        last_step=None if ends else int(loss.steps[last]),
+        records=len(run),
+        ratio=float(loss.values[worst]) / usual if usual > 0 else None,
+        confidence="possible",
+        line=int(loss.lines[first]),
+        text=(
+            f"The {segment.loss_name} is far above its usual level in {number_of(len(run))} in a row, steps "
+            f"{loss.steps[first]} to {loss.steps[last]}: {loss.values[worst]:.4g} at most, where {usual:.4g} is usual. "
+            f"The curve is as high elsewhere, so this may be its noise."
+        ),
     )
-    return [
-        Incident(
-            condition="LossOutliers",
-            severity="info",
-            first_step=int(loss.steps[places[0]]),
-            last_step=int(loss.steps[places[-1]]),
-            records=len(places),
-            ratio=float(loss.values[worst]) / usual if usual > 0 else None,
-            confidence="likely",
-            line=int(loss.lines[places[0]]),
-            text=text,
-            evidence=(f"Steps: {', '.join(str(loss.steps[i]) for i in places[:12])}{' ...' * (len(places) > 12)}",),
-        )
-    ]
+
+
+def _worst(loss: Column, places: NDArray[np.intp]) -> tuple[int, float]:
+    """The highest of some records, and the level before it."""
+    worst = max(places.tolist(), key=lambda i: float(loss.values[i]))
+    return worst, float(np.median(loss.values[max(0, worst - WINDOW) : worst]))
+
+
+def _odd_batches(segment: RunSegment, loss: Column, runs: list[NDArray[np.intp]]) -> Incident:
+    """Records, at most four in a row, far above their neighbours."""
+    places = np.concatenate(runs)
+    worst, usual = _worst(loss, places)
+    longest = max(map(len, runs))
+    if longest == 1:
+        what = "One record is" if len(places) == 1 else f"{len(places)} single records are"
+    else:
+        what = f"{len(places)} records, {f'up to {longest} of them ' if len(runs) > 1 else ''}in a row, are"
+    text = (
+        f"{what} far above {'its' if len(places) == 1 else 'their'} neighbours, the worst {loss.values[worst]:.4g} "
+        f"where {usual:.4g} is usual, at step {loss.steps[worst]}: unusual batches or heavy-tailed noise, not an "
+        f"instability."
+    )
+    if places[-1] == len(loss) - 1:
+        text = text.removesuffix(", not an instability.") + ", or the beginning of a rise: the log ends there."
+    return Incident(
+        condition="LossOutliers",
+        severity="info",
+        first_step=int(loss.steps[places[0]]),
+        last_step=int(loss.steps[places[-1]]),
+        records=len(places),
+        ratio=float(loss.values[worst]) / usual if usual > 0 else None,
+        confidence="likely",
+        line=int(loss.lines[places[0]]),
+        text=text,
+        evidence=(f"Steps: {', '.join(str(loss.steps[i]) for i in places[:12])}{' ...' * (len(places) > 12)}",),
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stabwatch.analysis.detectors import detect
+from stabwatch.analysis.readers.log import Remark
 from tests.analysis.curves import run_of
 
 
@@ -74,3 +75,94 @@ def test_a_burn_in_moves_by_its_own_size():
     hump = 750 + 590 * np.sin(np.linspace(0, np.pi, 36))
     values = [*np.linspace(1958, 750, 40), *hump, *(750 * 0.97 ** np.arange(240))]
     assert _troubles(values, apart=1) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "onset"),
+    [
+        ([1.593, 1.406, 3.316, 6.437, 5.478, 4.857, 4.874, 4.604], 2),  # falls first, and never comes back
+        ([2.3, 2.5, 3.1, 4.2, 6.5, 11.0, 25.0, 80.0], 2),
+        ([2.31, 2.29, 40.0, 800.0], 2),
+        ([2.3, 4000.0], 1),  # two records
+        ([0.7, 9.0, 11.0], 1),
+        ([0.69, 0.68, *[8.0] * 60], 2),  # and the rest of the run stays there
+    ],
+)
+@pytest.mark.parametrize("first", [0, 20_000])
+def test_an_explosion_in_the_first_records_is_judged(values, onset, first):
+    run = run_of(loss=values, steps=[first + 10 * i for i in range(len(values))])
+    found = [f for f in detect(run) if f.is_problem]
+    assert found and found[0].condition in ("LossDivergence", "LossSpike")
+    assert abs(found[0].first_step - (first + 10 * onset)) <= 20 and found[0].last_step is None
+    if len(values) < 20:
+        assert f"only {len(values)} records, so this is" in found[0].text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.24, 1.84, 1.87, 1.80, 1.72, 1.59, 1.58],  # a fine-tune whose rate warms up
+        [0.45, 1.8, 1.2, 0.9, 2.2, 1.1],  # one batch of one example each
+        [12.0, 22.5, 9.1, 7.4, 7.0],  # no warm-up
+        [14.1, 76.8, 17.0],
+        [10.9, 25.0, 60.0, 42.0, 31.0, 22.0],  # the same, still falling where the excerpt ends
+        [11.9, 11.9, 11.9, 11.9, 12.6, 11.2, 10.4, 9.8],  # an fp16 scale search
+        [1958, 1400, 900, 750, 1100, 1340, 900, 600],  # a burn-in
+        [0.0, 0.1, 0.4, 0.9, 1.3],
+        [2.3, 2.3],
+    ],
+)
+def test_the_first_records_of_healthy_runs_are_calm(values):
+    assert _troubles(values) == []
+
+
+def test_returns_in_reinforcement_learning_may_begin_low():
+    run = run_of(loss=[0.01, 0.4, 2.1, 7.0, 9.5, 12.0], other__reward=[1.0, 2.0, 4.0, 9.0, 12.0, 15.0])
+    assert [f for f in detect(run) if f.is_problem] == []
+
+
+def test_records_in_a_row_are_one_event_with_its_length():
+    rng = np.random.default_rng(0)
+    values = 0.7 + 0.03 * rng.standard_normal(400)  # flat from the start
+    values[60:62], values[120:122] = (2.0, 1.3), (2.2, 1.2)
+    high = [2.48, 1.95, 1.81, 1.64, 1.51, 1.57, 1.4, 1.32, 1.31, 1.23, 1.11, 1.02]
+    values[300:312] = high
+    (spike,) = [f for f in detect(run_of(loss=values)) if f.condition == "LossSpike"]
+    assert (spike.first_step, spike.last_step, spike.records, spike.is_problem) == (300, 311, 12, True)
+    (odd,) = [f for f in detect(run_of(loss=values)) if f.condition == "LossOutliers"]
+    assert odd.records == 4 and "4 records, up to 2 of them in a row, are" in odd.text
+
+
+def test_a_statement_about_the_next_record_needs_a_next_record():
+    norms = [0.79, 0.8, 0.79, 0.78, 0.79, 0.79, 0.8, 0.79, 11.5, 13.5]
+    run = run_of(loss=np.linspace(9.9, 9.8, 10), grad_norm=norms, steps=range(430, 530, 10))
+    (odd,) = [f for f in detect(run) if f.condition == "GradientNormOutliers"]
+    assert "2 records in a row" in odd.text and "the log ends with it" in odd.text
+    back = run_of(loss=np.linspace(9.9, 9.7, 11), grad_norm=[*norms, 0.8], steps=range(430, 540, 10))
+    (odd,) = [f for f in detect(back) if f.condition == "GradientNormOutliers"]
+    assert "normal after that" in odd.text
+    (end,) = [f for f in detect(run_of(loss=[2.0, 2.1, 2.0, 2.0, 9.0], steps=range(700, 705))) if f.is_problem]
+    assert "in the last record of the log" in end.text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([2.0, 1.9, np.nan, 1.8, 1.7], "is NaN at step 2, in 1 record, and is finite again"),
+        ([2.0, 1.9, 1.9, 1.8, np.nan], "is NaN at step 4, in its last record."),
+        ([2.0, np.nan, 1.9, 1.8, np.nan], "is NaN at step 1, in 2 records, the last of them at step 4, where the log"),
+        ([2.0, 1.9, 1.9, np.inf, np.nan], "is infinite at step 3, and remains non-finite in the 2 records up to the"),
+    ],
+)
+def test_numbers_of_records_are_put_right(values, words):
+    assert words in next(f.text for f in detect(run_of(loss=values)) if f.condition == "NonFinite")
+
+
+def test_a_scale_that_was_not_printed_is_not_named():
+    stuck = "OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 1, reducing to 1"
+    remarks = [Remark("overflow", i, i + 1, stuck, 1.0) for i in range(5, 15)]
+    (found,) = [f for f in detect(run_of(remarks, loss=[2.5] * 30)) if f.condition == "LossScaleCollapse"]
+    assert "The loss scale is 1 at step 6 and cannot be reduced, in spite of 10 overflows." in found.text
+    unknown = [Remark("overflow", 5, 6 + i, "Grad scale is small: 0.1", 2.0**-i) for i in range(1, 9)]
+    (found,) = [f for f in detect(run_of(unknown, loss=[2.5] * 30)) if f.condition == "LossScaleCollapse"]
+    assert "collapses at step 6: to 0.00390625 in 8 overflows in a row" in found.text
