@@ -78,7 +78,7 @@ class Simulation:
 def main(worlds: list[int]) -> None:
     """Print a line for each number of ranks."""
     merge = layout()
-    print(f"{len(merge.table.cells)} accumulators, {merge.layout.width} fields")
+    print(f"{len(merge.layout.accumulators)} accumulators, {merge.layout.width} fields")
     for world in worlds:
         simulation = Simulation(merge, world)
         runs = [simulation.path() for _ in range(7)]

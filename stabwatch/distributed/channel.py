@@ -211,7 +211,9 @@ class Channel:
                     self._from_parent(link, message)
                 elif self._children.get(link.rank) is link:
                     self._from_child(link, message, block)
-        except (OSError, FrameError):
+        except FrameError:
+            self._lose(link)
+        if link.ended and link in self._links():
             self._lose(link)
 
     def _write_all(self) -> None:
@@ -223,7 +225,9 @@ class Channel:
                     link.events = events
                     self._selector.modify(link.socket, events, link)
             except OSError:
-                self._lose(link)
+                self._read(link)  # what it sent before it went
+                if link in self._links():
+                    self._lose(link)
 
     # -- frames -------------------------------------------------------------------------------------
 

@@ -14,14 +14,11 @@ MOST_QUEUED = 64 << 20
 """Bytes that wait for a peer that does not read; what comes on top is dropped."""
 
 
-class LinkClosedError(OSError):
-    """The other end is gone."""
-
-
 class Link:
     """heard: when the last byte came, by the caller's clock. greeted: the other end has said who it is.
 
-    events: what the owner's selector waits for. dropped: frames that were not queued.
+    events: what the owner's selector waits for. dropped: frames that were not queued. ended: the other end is gone, and
+    everything that it sent has been read.
     """
 
     def __init__(self, sock: socket.socket, now: float, rank: int = -1) -> None:
@@ -30,6 +27,7 @@ class Link:
         self.rank = rank
         self.opened = self.heard = now
         self.greeted = False
+        self.ended = False
         self.dropped = 0
         self.events = 0
         self._decoder = Decoder()
@@ -80,15 +78,18 @@ class Link:
                 self._queue.appendleft(rest)
 
     def read(self, now: float) -> list[tuple[Message, bytes]]:
-        """The frames that have come. Raises OSError and FrameError."""
-        out = []
+        """The frames that have come, also those that came just before the end. Raises FrameError."""
+        out: list[tuple[Message, bytes]] = []
         for _ in range(64):  # then others have their turn
             try:
                 data = self.socket.recv(1 << 18)
             except (BlockingIOError, InterruptedError):
                 break
+            except OSError:
+                data = b""
             if not data:
-                raise LinkClosedError("the connection was closed")
+                self.ended = True
+                break
             self.heard = now
             out += self._decoder.feed(data)
         return out

@@ -13,6 +13,7 @@ from stabwatch.distributed import channel, exchange, merger, tree
 from stabwatch.distributed.exchange import Exchange
 from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.layout import MergeLayout
+from stabwatch.distributed.link import Link, listen
 from stabwatch.runlog import Accumulator, RecordLayout
 
 WORLD = 4
@@ -184,6 +185,55 @@ def test_an_error_of_ours_ends_one_end_and_is_reported(make):
     job.step(2)
     job.wait(lambda: job.merged[-1].step == 2)
     assert job.merged[-1].covered == 3
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_what_a_rank_sent_before_it_ended_is_read(reset):
+    """Also where its last rows and its end are found together, as on a busy machine; an end that resets too."""
+    with listen("127.0.0.1") as listener:
+        sender = Link.connect(*listener.getsockname(), 0.0, 1)
+        listener.setblocking(True)
+        receiver = Link(listener.accept()[0], 0.0)
+    receiver.send({"kind": "beat"})
+    if reset:
+        receiver.write()
+        time.sleep(0.05)  # it arrives, and is not read
+    for step in range(3):
+        sender.send({"kind": "row", "step": step}, b"x" * 1000)
+    sender.write()
+    sender.close()
+    time.sleep(0.05)
+    assert [message["step"] for message, _ in receiver.read(1.0)] == [0, 1, 2]
+    assert receiver.ended
+    receiver.close()
+
+
+def test_the_rows_of_a_rank_that_goes_while_the_other_is_busy_are_merged(make):
+    """Rank 0's thread does not run while its child's last rows and its end arrive, and then writes before it reads."""
+    job = make()
+    _begin(job)
+    resume, paused = threading.Event(), threading.Event()
+    real = job.ranks[0]._channel.poll
+
+    def late(timeout):
+        if resume.is_set():
+            return real(timeout)
+        paused.set()
+        resume.wait(20)
+        for link in job.ranks[0]._channel._children.values():
+            link.send({"kind": "beat"})
+        return real(timeout)
+
+    job.ranks[0]._channel.poll = late
+    assert paused.wait(10)
+    for step in (2, 3):
+        job.step(step)
+    goes, sent = job.ranks[1], job.ranks[1]._channel
+    job.wait(lambda: goes._merger._passed == 3 and sent.idle)
+    sent._forget(sent._parent)  # as the system does when the process is killed
+    resume.set()
+    job.wait(lambda: job.merged[-1].step == 3)
+    assert [merged.covered for merged in job.merged[-2:]] == [WORLD, WORLD]
 
 
 def test_a_stranger_is_not_let_in(make):
