@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,12 @@ from stabwatch.runlog.schema import (
 from stabwatch.runlog.writer import arrow_schema
 
 Number = TypeVar("Number", np.int64, np.float64, np.float32)
+Numbers = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]
+"""Steps (n,), times (n,) and rows (n, width) of some records."""
 CHUNK = 8 << 20
 """Bytes of a segment in memory at a time while streaming."""
+_AT_A_TIME = 256
+"""Records whose headers are compared at a time, so that many damaged ones cost no more than others."""
 
 
 class _Tail:
@@ -52,11 +56,44 @@ class _Tail:
             raise RunLogError(f"{self.path} cannot be read: {error.strerror}.") from error
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """Where the numbers are in a record of a segment. All its records have equal bytes before their numbers.
+
+    size: bytes of a record. head: the bytes before the body. step, time, values: offsets in the record. width: number
+    of values.
+    """
+
+    size: int
+    head: NDArray[np.uint8]
+    step: int
+    time: int
+    values: int
+    width: int
+
+    def intact(self, data: bytes, start: int) -> int:
+        """Number of records from `start` on with that head, up to the first other one."""
+        records = self._records(data, start, min(_AT_A_TIME, (len(data) - start) // self.size))
+        other = (records[:, : len(self.head)] != self.head).any(axis=1)
+        return int(other.argmax()) if other.any() else len(other)
+
+    def numbers(self, data: bytes, start: int, count: int) -> Numbers:
+        """Steps, times and rows of some intact records."""
+        records = self._records(data, start, count)
+        step, time = (np.ascontiguousarray(records[:, at : at + 8]) for at in (self.step, self.time))
+        rows = np.ascontiguousarray(records[:, self.values : self.values + 4 * self.width])
+        return step.view(np.int64)[:, 0], time.view(np.float64)[:, 0], rows.view(np.float32)
+
+    def _records(self, data: bytes, start: int, count: int) -> NDArray[np.uint8]:
+        return np.frombuffer(data, np.uint8, count * self.size, start).reshape(count, self.size)
+
+
 class _SegmentTail:
     """The complete records of one segment, as they appear.
 
     All records of a segment have the same header and the same length, so a damaged one is counted and skipped. A
-    shorter one, or one that is all zero, may still be incomplete.
+    shorter one, or one that is all zero, may still be incomplete. Arrow reads the first record; those whose header has
+    the same bytes are cut out of the file at the same places.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +101,7 @@ class _SegmentTail:
         self.layout: RecordLayout | None = None
         self._schema: pa.Schema | None = None
         self._header: pa.Buffer | None = None
-        self._size = 0
+        self._frame: _Frame | None = None
         self.path = path
         self.damaged = 0
         self.torn = 0
@@ -90,36 +127,45 @@ class _SegmentTail:
         """New records from at most `most` bytes, or all."""
         data = self._tail.read(most)
         source = pa.BufferReader(data)
-        batches: list[pa.RecordBatch] = []
+        found: list[Numbers] = []
         done = 0
         while done < len(data):
+            intact = self._frame.intact(data, done) if self._frame else 0
+            if self._frame and intact:
+                found.append(self._frame.numbers(data, done, intact))
+                done += intact * self._frame.size
+                continue
+            source.seek(done)
             try:
-                batch = self._next(source)
+                record = self._next(source, data)
             except (pa.ArrowException, EOFError, OSError):
-                if not self._whole(data[done : done + self._size]):
+                skipped = self._damaged(data, done)
+                if not skipped:
                     break
                 self.damaged += 1
-                done += self._size
-                source.seek(done)
+                done += skipped
                 continue
-            if batch is not None:
-                batches.append(batch)
-                self._size = source.tell() - done
+            if record is not None:
+                found.append(record)
             done = source.tell()
         self._tail.offset += done
         self.torn = len(data) - done
-        if not batches or self.layout is None:
+        if not found or self.layout is None:
             return None
-        return _block(self.layout, batches)
+        steps, times, rows = map(np.concatenate, zip(*found, strict=True))
+        return RecordBatch(self.layout, steps, times, rows)
 
-    def _whole(self, data: bytes) -> bool:
-        """Whether unreadable bytes are as long as a record and not all zero."""
-        return 0 < self._size == len(data) and data.count(0) < len(data)
+    def _damaged(self, data: bytes, start: int) -> int:
+        """Size of the unreadable record that begins there: 0 if the bytes are fewer than a record, or all zero."""
+        size = self._frame.size if self._frame else 0
+        record = data[start : start + size]
+        return size if len(record) == size and record.count(0) < size else 0
 
-    def _next(self, source: pa.BufferReader) -> pa.RecordBatch | None:
+    def _next(self, source: pa.BufferReader, data: bytes) -> Numbers | None:
         """The next record; None for the schema message that the segment begins with."""
+        start = source.tell()
         message = pa.ipc.read_message(source)
-        if self._schema is None:
+        if self._schema is None or self.layout is None:
             self.layout = _table_of(message, self.path)
             self._schema = arrow_schema(self.layout)
             return None
@@ -127,8 +173,20 @@ class _SegmentTail:
             raise pa.ArrowInvalid("a record whose header differs from the first one's")
         batch = pa.ipc.read_record_batch(message, self._schema)
         batch.validate(full=True)
-        self._header = message.metadata
-        return batch
+        columns = (batch.column(0), batch.column(1), batch.column(2).values)
+        if self._header is None:
+            self._header = message.metadata
+            if len(batch) == 1:
+                self._frame = _frame(message.body, columns, data[start : source.tell()])
+        steps, times = numbers(columns[0], np.int64), numbers(columns[1], np.float64)
+        return steps, times, numbers(columns[2], np.float32).reshape(-1, self.layout.width)
+
+
+def _frame(body: pa.Buffer, columns: Sequence[pa.Array], record: bytes) -> _Frame:
+    """Where a record has the numbers of its columns."""
+    head = len(record) - body.size
+    at = [head + column.buffers()[1].address - body.address for column in columns]
+    return _Frame(len(record), np.frombuffer(record, np.uint8, head), *at, width=len(columns[2]))
 
 
 def _table_of(message: pa.Message, path: Path) -> RecordLayout:
@@ -152,16 +210,6 @@ def _table_of(message: pa.Message, path: Path) -> RecordLayout:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunLogError(f"{path} has a damaged record layout: {type(error).__name__}: {error}.") from error
     return layout
-
-
-def _block(layout: RecordLayout, batches: list[pa.RecordBatch]) -> RecordBatch:
-    rows = [numbers(batch.column(2).values, np.float32) for batch in batches]
-    return RecordBatch(
-        layout,
-        np.concatenate([numbers(batch.column(0), np.int64) for batch in batches]),
-        np.concatenate([numbers(batch.column(1), np.float64) for batch in batches]),
-        np.concatenate(rows).reshape(-1, layout.width),
-    )
 
 
 def numbers(array: pa.Array, kind: type[Number]) -> NDArray[Number]:
