@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 
@@ -30,15 +30,21 @@ class Downsampled:
     def add(self, block: RecordBatch) -> None:
         """Add records. If there are too many, all are merged into larger windows."""
         most = max(64, min(self._most, MOST_NUMBERS // max(block.layout.width, 1)))
-        self._kept = _appended(self._kept, merged(block, self.window))
+        self._kept.append(merged(block, self.window))
         while sum(map(len, self._kept)) > most:
             self.window *= 2
-            self._kept = [merged(old, self.window) for old in self._kept]
+            self._kept = self._merged()
 
     def run(self, log: Source, events: tuple[Event, ...]) -> Run:
         """The merged records."""
-        kept = tuple(merged(block, self.window) for block in self._kept)
-        return Run(log.path, log.meta, kept, events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
+        return Run(
+            log.path, log.meta, tuple(self._merged()), events, log.damaged_records, log.torn_bytes, log.bad_event_lines
+        )
+
+    def _merged(self) -> list[RecordBatch]:
+        """Batches of one layout in a row are one batch, so that no window is split."""
+        runs = (list(blocks) for _, blocks in groupby(self._kept, lambda block: id(block.layout)))
+        return [merged(_joined(blocks), self.window) for blocks in runs]
 
 
 def load(
@@ -59,24 +65,17 @@ def load(
 def merged(block: RecordBatch, window: int) -> RecordBatch:
     """A batch with the records of each window of steps merged into one."""
     if window == 1 or not len(block):
-        return block
+        return RecordBatch(block.layout, block.steps, block.times, block.rows)  # without values computed before
     of = block.steps // window
     starts = np.flatnonzero(np.diff(of, prepend=of[0] - 1))
     rows = block.layout.operators.merge_groups(block.rows, starts).astype(np.float32)
     return RecordBatch(block.layout, of[starts] * window, block.times[starts], rows)
 
 
-def _appended(kept: list[RecordBatch], block: RecordBatch) -> list[RecordBatch]:
-    """Batches of one layout as one batch, so that no window is split."""
-    if not kept or kept[-1].layout is not block.layout:
-        return [*kept, block]
-    return [*kept[:-1], _joined(kept[-1], block)]
-
-
-def _joined(one: RecordBatch, other: RecordBatch) -> RecordBatch:
-    return replace(
-        one,
-        steps=np.concatenate([one.steps, other.steps]),
-        times=np.concatenate([one.times, other.times]),
-        rows=np.concatenate([one.rows, other.rows]),
+def _joined(blocks: list[RecordBatch]) -> RecordBatch:
+    return RecordBatch(
+        blocks[0].layout,
+        np.concatenate([block.steps for block in blocks]),
+        np.concatenate([block.times for block in blocks]),
+        np.concatenate([block.rows for block in blocks]),
     )

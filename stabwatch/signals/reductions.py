@@ -125,6 +125,9 @@ REDUCTIONS: dict[str, Reduction] = {
 }  # fmt: skip
 
 
+_FUNCTIONS: dict[Op, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
 class MergeOperators:
     """Merges rows of accumulators, vectorised over a whole record layout.
 
@@ -134,25 +137,19 @@ class MergeOperators:
 
     def __init__(self, ops: Sequence[Op], accumulator_of: Sequence[int]) -> None:
         self.ops = tuple(ops)
-        self._is = {op: np.array([o == op for o in ops], dtype=bool) for op in IDENTITY}
-        self._arg = np.flatnonzero(self._is["arg"])
+        self._columns = {op: np.array([i for i, o in enumerate(ops) if o == op], dtype=np.int64) for op in IDENTITY}
         self.identity = np.array([IDENTITY[op] for op in ops], dtype=np.float64)
-        accumulators = np.asarray(accumulator_of, dtype=np.int64)
-        self._count_column = (
-            np.searchsorted(accumulators, accumulators, side="left") if len(accumulators) else accumulators
+        _, self._counts, self._accumulator = np.unique(
+            np.asarray(accumulator_of, dtype=np.int64), return_index=True, return_inverse=True
         )
 
     def with_identity(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         """Rows with the identity in every accumulator that was not measured."""
-        rows = np.asarray(rows, dtype=np.float64)
-        count = rows[..., self._count_column]
-        return np.where(np.isnan(count) | (count == 0), self.identity, rows)
+        return np.where(self._unmeasured(rows)[..., self._accumulator], self.identity, rows)
 
     def with_nan(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         """Rows with NaN in every accumulator that was not measured, as in the run log."""
-        rows = np.asarray(rows, dtype=np.float64)
-        count = rows[..., self._count_column]
-        return np.where(np.isnan(count) | (count == 0), np.nan, rows)
+        return np.where(self._unmeasured(rows)[..., self._accumulator], np.nan, np.asarray(rows, dtype=np.float64))
 
     def merge(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         """Merge rows of shape (n, columns) into one of shape (columns,); NaN: not measured."""
@@ -160,14 +157,24 @@ class MergeOperators:
 
     def merge_groups(self, rows: NDArray[np.floating], starts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Merge groups of rows that begin at `starts` (ascending from 0): (n, columns) -> (len(starts), columns)."""
-        rows = self.with_identity(rows)
-        out = np.empty((len(starts), rows.shape[1]), dtype=np.float64)
+        unmeasured = self._unmeasured(rows)
+        out = np.empty((len(starts), len(self.ops)), dtype=np.float64)
         with np.errstate(invalid="ignore"):
-            for op, function in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
-                out[:, self._is[op]] = function.reduceat(rows[:, self._is[op]], starts, axis=0)  # type: ignore[index]
+            for op, function in _FUNCTIONS.items():
+                columns = self._columns[op]
+                mine = np.take(rows, columns, axis=1).astype(np.float64)
+                np.copyto(mine, IDENTITY[op], where=np.take(unmeasured, self._accumulator[columns], axis=1))
+                out[:, columns] = function.reduceat(mine, starts, axis=0)
         sizes = np.diff([*starts, len(rows)])
-        for column in self._arg:
-            mine, best = rows[:, column - 1], np.repeat(out[:, column - 1], sizes)
+        for column in self._columns["arg"]:
+            empty = unmeasured[:, self._accumulator[column]]
+            mine, index = np.where(empty, -np.inf, rows[:, column - 1]), np.where(empty, np.inf, rows[:, column])
+            best = np.repeat(out[:, column - 1], sizes)
             winners = (mine == best) | (np.isnan(mine) & np.isnan(best))
-            out[:, column] = np.minimum.reduceat(np.where(winners, rows[:, column], np.inf), starts)
+            out[:, column] = np.minimum.reduceat(np.where(winners, index, np.inf), starts)
         return self.with_nan(out)
+
+    def _unmeasured(self, rows: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Whether each accumulator was not measured, (..., accumulators)."""
+        counts = np.asarray(rows)[..., self._counts]
+        return np.asarray(np.isnan(counts) | (counts == 0))
