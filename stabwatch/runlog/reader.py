@@ -185,8 +185,8 @@ class _SegmentTail:
 def _frame(body: pa.Buffer, columns: Sequence[pa.Array], record: bytes) -> _Frame:
     """Where a record has the numbers of its columns."""
     head = len(record) - body.size
-    at = [head + column.buffers()[1].address - body.address for column in columns]
-    return _Frame(len(record), np.frombuffer(record, np.uint8, head), *at, width=len(columns[2]))
+    step, time, values = (head + column.buffers()[1].address - body.address for column in columns)
+    return _Frame(len(record), np.frombuffer(record, np.uint8, head), step, time, values, len(columns[2]))
 
 
 def _table_of(message: pa.Message, path: Path) -> RecordLayout:
