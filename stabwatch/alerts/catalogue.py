@@ -15,12 +15,14 @@ from stabwatch.alerts.themes import (
     precision,
     ranks,
     run,
+    setup,
     tokens,
     units,
     updates,
 )
 
 THEMES = (
+    setup,
     nonfinite,
     attention,
     logits,

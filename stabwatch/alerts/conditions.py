@@ -33,7 +33,7 @@ class KnownCondition:
 
 ALSO_DETECTED = (
     "LossSpike", "LossShift", "LossDivergence", "NonFinite", "GradientNormExplosion", "LossScaleCollapse",
-    "LearningRateSpike", "TrainingStopped",
+    "LearningRateSpike", "LearningRateZero", "TrainingStopped",
 )  # fmt: skip
 """Rules and root causes that a detector can also find."""
 
@@ -78,7 +78,6 @@ _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("EarlyLossHump", "The loss rises in the first records", ()),
     ("GradientNormOutliers", "Single records of the gradient norm are high", ()),
     ("LossScaleSearch", "The scaler searches for its loss scale", ()),
-    ("LearningRateZero", "The learning rate is 0 at the end", ()),
     ("TrainingPaused", "A pause without records", ()),
     ("RunRestarted", "A new run in the same log", ()),
     ("RunResumed", "The run was resumed from an earlier step", ()),

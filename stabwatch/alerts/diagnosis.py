@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.alerts.conditions import CONDITIONS, title_of
 from stabwatch.alerts.engine import Engine
 from stabwatch.alerts.incidents import Confidence, Incident, gravest, rank, rule_incidents, worst_of
@@ -121,11 +122,18 @@ def _ranked(groups: list[_Group], together: float) -> list[_Group]:
     """In order of onset; by severity if onsets are too close (signals are sampled). A stopped process comes last."""
     earliest = min(g.onset for g in groups)
 
-    def order(group: _Group) -> tuple[bool, int, int, int]:
+    def order(group: _Group) -> tuple[bool, bool, int, int, int]:
         near = group.onset <= earliest + together
-        return (group.name == "TrainingStopped", 0 if near else group.onset, rank(group.severity), group.onset)
+        symptom = not (near and _is_fact(group.name))
+        place = 0 if near else group.onset
+        return (group.name == "TrainingStopped", symptom, place, rank(group.severity), group.onset)
 
     return sorted(groups, key=order)
+
+
+def _is_fact(name: str) -> bool:
+    rule = BY_NAME.get(name)
+    return rule is not None and rule.fact
 
 
 def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
@@ -245,7 +253,11 @@ def _with_roots(evidence: Evidence, causes: list[Cause]) -> list[Cause]:
         found = root.find(evidence)
         if found:
             (leading if found.leads else following).append(_root(root, found, len(leading)))
-    return [*leading, *causes[:1], *following, *causes[1:]]
+    facts = [
+        cause for cause in causes if _is_fact(cause.name) and cause.since_step <= evidence.onset + evidence.together
+    ]
+    symptoms = [cause for cause in causes if cause not in facts]
+    return [*facts, *leading, *symptoms[:1], *following, *symptoms[1:]]
 
 
 def _root(root: RootCause, found: Found, place: int) -> Cause:

@@ -72,6 +72,8 @@ class Rule:
     warm_up: int = 0
     resolve_after: int = 5
     references: tuple[str, ...] = ()
+    fact: bool = False
+    """It states a fact of the set-up or of the loop and no symptom: it comes before all that began with it or later."""
     muted: tuple[str, ...] = ()
     """Patterns (`fnmatch`) of layers for which the user has muted the rule."""
 

@@ -19,6 +19,7 @@ from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.drift import TRACKED_BATCH, TrackedBatch
 from stabwatch.hooks.probes.last_update import LAST_CHANGE
 from stabwatch.hooks.probes.layers import ParameterTaps
+from stabwatch.hooks.probes.reach import REACH, Reach
 from stabwatch.hooks.probes.taylor import RATIO, TaylorTap
 from stabwatch.kernels.merge import merge_
 from stabwatch.signals.reductions import HOST_COUNT
@@ -65,6 +66,7 @@ class StepTaps:
         self._context = context
         self._parameters = parameters
         self._probes = ParameterProbes(model, parameters.tracked, context)
+        self._reach = Reach(model, parameters.tracked, context.device)
         self._make_guards = guards
         self._derivative = derivative
         self._taylor = TaylorTap(model, derivative, context) if derivative is not None and taylor else None
@@ -80,6 +82,7 @@ class StepTaps:
     def register(self, buffer: Buffer) -> None:
         """Put the accumulators into the step's buffer."""
         self._parameters.register(buffer)
+        self._reach.register(buffer)
         if self._taylor is not None:
             self._taylor.register(buffer)
         if self._make_guards is not None:
@@ -90,6 +93,8 @@ class StepTaps:
         isolate, flags = self._context.isolate, self._context.flags
         if self._make_guards is not None and id(optimizer) not in self._guards:
             isolate(INTERVENTIONS, self._set_guard, optimizer, self._make_guards)
+        if not closure:
+            isolate(REACH, self._reach.before, optimizer)
         if flags.sampled:
             if not closure:
                 isolate(layers.GRADIENT, self._parameters.measure_gradients, optimizer)
@@ -109,6 +114,7 @@ class StepTaps:
 
     def before_unannounced(self, optimizer: Any) -> None:
         """The first backward pass of a step whose optimizer announces nothing has ended."""
+        self._context.isolate(REACH, self._reach.before, optimizer)
         if self._context.flags.sampled:
             self._context.isolate(layers.WEIGHT, self._parameters.measure_weights, optimizer)
             self._context.isolate(layers.CHANGE, self._parameters.snapshot, optimizer)
@@ -127,6 +133,8 @@ class StepTaps:
     def step_ends(self) -> None:
         """All optimizers have stepped that do in this step."""
         isolate, flags = self._context.isolate, self._context.flags
+        if flags.open:
+            isolate(REACH, self._reach.measure)
         if self._guards and flags.open:
             isolate(INTERVENTIONS, self._count)
         if flags.deep and self._taylor is not None:
@@ -152,6 +160,8 @@ class StepTaps:
         inner: the optimizer inside it that really steps, and has the state.
         """
         isolate, flags = self._context.isolate, self._context.flags
+        if closure:
+            isolate(REACH, self._reach.before, optimizer)
         if flags.sampled:
             if closure:
                 isolate(layers.GRADIENT, self._parameters.read_gradients, optimizer)

@@ -25,8 +25,11 @@ DIFFERS = 0.05
 
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
+    "evaluation_mode_ratio", "clip_limit",
 )  # fmt: skip
-_HOST_COUNTS = ("skipped_steps_total", "probe_errors_total", "records_dropped_total")
+_HOST_COUNTS = (
+    "skipped_steps_total", "probe_errors_total", "records_dropped_total", "optimizer_resets_total",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ class HostNumbers:
     skipped: int = 0
     errors: int = 0
     dropped: int = 0
-    _written: tuple[int, int, int] = (0, 0, 0)
+    resets: int = 0
+    evaluating: float = math.nan
+    clip_limit: float = math.nan
+    _written: tuple[int, ...] = (0, 0, 0, 0)
 
     def forward_begins(self, inputs: tuple[Any, ...], began: float) -> None:
         """A training forward starts, in a step that started at `began` on the clock of `time.perf_counter`."""
@@ -66,6 +72,7 @@ class HostNumbers:
     def next_step(self) -> None:
         """Reset what is counted within a step."""
         self.data_wait, self.samples = math.nan, 0
+        self.evaluating = self.clip_limit = math.nan
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
         """What the host adds to the record of this step. logged: accumulators of what the user logged, by name."""
@@ -73,11 +80,14 @@ class HostNumbers:
 
     def take(self) -> NDArray[np.float64]:
         """Fields of the host accumulators, (count, value) each; of counters the increment since the last call."""
-        totals = (self.skipped, self.errors, self.dropped)
+        totals = (self.skipped, self.errors, self.dropped, self.resets)
         increments = [new - old for new, old in zip(totals, self._written, strict=True)]
         self._written = totals
         pace = self.samples / self.step_seconds if self.samples else math.nan
-        gauges = (self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing)
+        gauges = (
+            self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing,
+            self.evaluating, self.clip_limit,
+        )  # fmt: skip
         pairs = [(0.0 if math.isnan(v) else 1.0, v) for v in gauges] + [(1.0, float(v)) for v in increments]
         return np.array(pairs).reshape(-1)
 

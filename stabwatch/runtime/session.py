@@ -164,6 +164,7 @@ class Session(TrainingEvents):
 
     def _record(self, step: int) -> None:
         self.context.brackets.update()
+        self.isolation.run("checks", "always", self._take_kept)
         if self.flags.sampled:
             self.isolation.run("depth", "sampled", self._taps.modules.stacks.update)
         if self._shared.active and self._busy is not None:
@@ -177,6 +178,11 @@ class Session(TrainingEvents):
         exchanged = self._shared.submit(step - self._offset, step, transfer, part)
         if part is not None and not exchanged:
             self._write(step, transfer.wait, None, part)
+
+    def _take_kept(self) -> None:
+        kept = self._checks.take_kept(self.context.device)
+        if kept is not None:
+            self.context.run.update_kept(kept)
 
     def _write(
         self, step: int, row: Callable[[], NDArray[np.floating]], health: NDArray[np.float64] | None, part: HostPart

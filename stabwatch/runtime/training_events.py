@@ -18,6 +18,7 @@ from stabwatch.hooks.forward import in_backward
 from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
+from stabwatch.runtime.loop_checks import LoopChecks
 from stabwatch.runtime.loss_events import LossEvents
 from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
 from stabwatch.runtime.record import HostNumbers
@@ -48,6 +49,7 @@ class TrainingEvents:
         self._loss = LossEvents(model, self.context)
         self._parameter_steps = ParameterSteps([p for p in model.parameters() if p.requires_grad], optimizer)
         self._host = HostNumbers()
+        self._checks = LoopChecks(model)
         self._writer: Writer | None = None
         self._seen_optimizers: set[int] = set()
         self._prepared = False
@@ -124,6 +126,8 @@ class TrainingEvents:
         elif not self._clock.numbered:
             self._end_unannounced()
         self.isolation.run("loss", "always", self._loss.begins)
+        if self.flags.open and self._clock.inside is None:
+            self.isolation.run("checks", "always", self._checks.backward_begins)
 
     def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
         """Add its objective to the loss of the step, if it reached parameters of this model."""
@@ -148,6 +152,8 @@ class TrainingEvents:
 
     def _pass_ended(self) -> None:
         """The gradients may be those of the step: of a closure, and of a step that nothing announces."""
+        if self.flags.open:
+            self._host.evaluating = float(self._checks.evaluating())
         if self._clock.inside is not None:
             self._taps.steps.gradients_ready(self._clock.inside)
         elif self._parameter_steps.active:
@@ -172,6 +178,9 @@ class TrainingEvents:
     def _clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._prepared:
             self._taps.steps.gradients_ready(self._parameter_steps.optimizer)
+        limit = kwargs.get("max_norm", args[0] if args else None)
+        if isinstance(limit, int | float):
+            self._host.clip_limit = max(float(limit), self._host.clip_limit)  # NaN, of none so far, is never kept
         kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
         if float(kind) != 2.0:
             return
@@ -209,6 +218,8 @@ class TrainingEvents:
         if self._clock.repeats(optimizer):
             self._repeated = True
             self._end_step()
+        self._host.resets += self._asked(self._checks.lost_state, optimizer)
+        self.isolation.run("checks", "always", self._checks.before_step, optimizer)
         self._taps.steps.before(optimizer, has_closure(args, kwargs))
         self._dispatcher.before(optimizer, self.step)
 

@@ -15,6 +15,7 @@ from stabwatch.signals import (
     precision,
     ranks,
     run,
+    setup,
     spectra,
     taylor,
     weights,
@@ -24,7 +25,7 @@ from stabwatch.signals.declaration import Catalogue
 CATALOGUE = Catalogue()
 
 for family in (
-    loss, gradients, weights, optimizer, taylor, spectra, activations, geometry, mean_mode, precision, attention,
+    loss, gradients, setup, weights, optimizer, taylor, spectra, activations, geometry, mean_mode, precision, attention,
     experts, logits, ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:

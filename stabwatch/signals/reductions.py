@@ -106,6 +106,7 @@ PRECISION = _reduction(
 TAYLOR = _reduction("taylor", count="sum", sum="sum", beyond="sum", max="max", step="max")
 RADII = _reduction("radii", count="sum", **dict.fromkeys((f"from_{i}" for i in range(len(EDGES))), _SUM), max="max")
 """Number of ratios at or above the i-th edge."""
+REACH = _reduction("reach", count="sum", missing="sum", unheld="sum", unregistered="sum", total="max")
 CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
@@ -120,7 +121,7 @@ REDUCTIONS: dict[str, Reduction] = {
         MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, ATTENTION_ENTROPY, CLIP, HOST, HOST_COUNT,
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
-        SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII,
+        SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH,
     )
 }  # fmt: skip
 

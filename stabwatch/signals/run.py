@@ -58,6 +58,22 @@ SIGNALS = (
         kind="counter",
         tier="always",
     ),
+    _host(
+        "gradients_kept_ratio",
+        "Share of a few parameters whose gradient was not empty when each backward pass of the step began; with "
+        "`zero_grad` it is 0.",
+        "ratio",
+    ),
+    _host(
+        "evaluation_mode_ratio",
+        "Whether the step of a model with dropout or batch norm was trained in evaluation mode: 1, or 0.",
+        "ratio",
+    ),
+    _host("clip_limit", "Largest `max_norm` that `clip_grad_norm_` was given in the step."),
+    _count(
+        "optimizer_resets_total",
+        "Steps at which the optimizer had lost its state (momentum, Adam's moments) although it had one before.",
+    ),
     _count("probe_errors_total", "Exceptions that stabwatch's own probes raised; all were caught."),
     _count("records_dropped_total", "Records that could not be written to the run log."),
 )

@@ -16,6 +16,9 @@ CELLS = {
     "logits": Accumulator("logits", "", "logsumexp"),
     "learning_rate": host_accumulator("learning_rate"),
     "skipped": host_accumulator("skipped_steps_total"),
+    "kept": host_accumulator("gradients_kept_ratio"),
+    "evaluating": host_accumulator("evaluation_mode_ratio"),
+    "resets": host_accumulator("optimizer_resets_total"),
     "step_seconds": host_accumulator("step_seconds"),
     "busy": Accumulator("rank_busy", "", "rank_spread"),
     "rank_loss": Accumulator("rank_loss", "", "rank_spread"),
@@ -45,6 +48,9 @@ _LAYERED = {
     "exponents": "exponents",
     "spectrum": "spectrum",
     "replica": "replica",
+    "missing": "reach",
+    "unheld": "reach",
+    "unregistered": "reach",
 }
 _TAPS = {
     "lower": "attention",
@@ -63,6 +69,9 @@ _TAPS = {
     "zeros": "gradient",
     "exponents": "gradient",
     "spectrum": "matrix",
+    "missing": "gradient",
+    "unheld": "gradient",
+    "unregistered": "gradient",
 }
 
 
@@ -85,6 +94,12 @@ def fields(name: str, value: float) -> dict[str, float]:
         "logits": {"sum": size, "sumsq": size * size, "nonfinite": bad, "max": peak},
         "learning_rate": {"last": value},
         "skipped": {"sum": value},
+        "kept": {"last": value},
+        "evaluating": {"last": value},
+        "resets": {"sum": value},
+        "missing": {"missing": value, "unheld": 0.0, "unregistered": 0.0, "total": 2.0},
+        "unheld": {"missing": 0.0, "unheld": value, "unregistered": 0.0, "total": 2.0},
+        "unregistered": {"missing": 0.0, "unheld": 0.0, "unregistered": value, "total": 2.0},
         "step_seconds": {"last": value},
         "busy": {"sum": value + 0.1, "max": value, "rank": 2.0, "min": 0.1},
         "replica": {"max": value, "rank": 5.0},

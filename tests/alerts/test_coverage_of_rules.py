@@ -25,7 +25,7 @@ NO_RULE = {
         "step_to_radius_mean_ratio", "step_to_radius_median_ratio", "step_to_radius_p99_ratio",
         "taylor_radius", "router_overflow_ratio", "expert_load_ratio",
         "shift_coherence", "token_mean_to_centred_ratio", "gradient_fp16_saturated_ratio",
-        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst",
+        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst", "clip_limit",
     ),
     "a part of the trained loss, or the same: the rules judge what is trained on": ("token_loss",),
     "evidence: it tells why, and healthy runs show any value of it": (

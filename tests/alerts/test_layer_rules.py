@@ -53,6 +53,13 @@ SCENARIOS = {
     "ResidualStreamGrowth": Scenario("growth blocks", wave(100, 0.05, 0.1), [3.0] * 5),
     "RepresentationDrift": Scenario("drift a", wave(100, 0.25, 0.05), [0.9] * 4),
     "ExpertTokensDropped": Scenario("dropped a", wave(100, 0.05, 0.1), [0.5] * 70),
+    "PartWithoutGradient": Scenario("missing a", [0.0] * 100, [1.0] * 24),
+    "ParametersNotInOptimizer": Scenario("unheld a", [0.0] * 100, [1.0] * 24),
+    "ParametersNotRegistered": Scenario("unregistered a", [0.0] * 100, [1.0] * 24),
+    "GradientsAccumulate": Scenario("kept", [0.0] * 100, [1.0] * 5),
+    "EvalModeInTraining": Scenario("evaluating", [0.0] * 100, [1.0] * 5),
+    "OptimizerStateLost": Scenario("resets", [0.0] * 100, [1.0]),
+    "LearningRateZero": Scenario("learning_rate", [1e-3] * 100, [1e-9] * 40),
     "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),
 }
 

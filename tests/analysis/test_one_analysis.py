@@ -60,7 +60,7 @@ def _named_by_detectors() -> set[str]:
 def test_every_problem_has_a_remedy():
     assert {rule.name for rule in RULES} <= set(CONDITIONS)
     silent = {"EarlyLossHump", "LossOutliers", "GradientNormOutliers", "LossScaleSearch", "TrainingPaused"}
-    silent |= {"RunRestarted", "RunResumed", "LearningRateZero", "LoggedError"}
+    silent |= {"RunRestarted", "RunResumed", "LoggedError"}
     assert {name for name, condition in CONDITIONS.items() if not condition.remedy} == silent
 
 

@@ -21,6 +21,7 @@ LOGITS = PROBES.register(Probe(name="loss", tap="logits", reduction=LOGSUMEXP, t
 CERTAIN = PROBES.register(Probe(name="loss", tap="logits", reduction=CERTAINTY, tier="always")).accumulator()
 CLIPPED = PROBES.register(Probe(name="clip", tap="gradient", reduction=CLIP, tier="always")).accumulator()
 LOSS_SCALE = host_accumulator("loss_scale")
+KEPT = host_accumulator("gradients_kept_ratio")
 TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
 """The cross-entropy that was seen on the way, which need not be what is trained on."""
 LOSS_FALLBACKS = ("logged", "backward", "module", "output")
@@ -51,6 +52,7 @@ class RunAccumulators:
         self.certainty = new_accumulator("certainty", device)
         self.clip = new_accumulator("clip", device)
         self.loss_scale = new_accumulator("host", device)
+        self.kept = new_accumulator("host", device)
         self.busy = new_accumulator("host", device)
         self.logged: dict[str, Tensor] = {}
         self.classifies = False
@@ -69,6 +71,7 @@ class RunAccumulators:
         buffer.add((CERTAIN,), source_of(self.certainty))
         buffer.add((CLIPPED,), source_of(self.clip))
         buffer.add((LOSS_SCALE,), source_of(self.loss_scale))
+        buffer.add((KEPT,), source_of(self.kept))
 
     @torch.no_grad()
     def update_loss(self, source: str, value: Tensor) -> None:
@@ -88,6 +91,12 @@ class RunAccumulators:
         """Note the gradient scaler's scale."""
         scale = scale.detach().to(self._device, torch.float32, non_blocking=True).reshape(())
         merge_(HOST, self.loss_scale, torch.stack((torch.ones_like(scale), scale)))
+
+    @torch.no_grad()
+    def update_kept(self, share: Tensor) -> None:
+        """Note the share of gradients that were not empty when the backward passes of the step began, float32 ()."""
+        share = share.to(self._device, non_blocking=True)
+        merge_(HOST, self.kept, torch.stack((torch.ones_like(share), share)))
 
     def fill_busy(self, seconds: float) -> None:
         """Note this rank's time to the end of its forward, in a step that is merged over ranks."""

@@ -1,0 +1,284 @@
+"""Faults of the set-up and of the loop: what is not trained, and how the loop treats the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, PlainFeature, RunFeature
+from stabwatch.alerts.rule import Condition, Rule, Severity, Threshold
+from stabwatch.alerts.statistics import Array
+from stabwatch.runlog import SeriesKey
+
+HOLD = 4
+"""Points for which the loop must treat the model so."""
+PATIENCE = 15
+"""Steps for which something must not be trained: by then the optimizers of a usual loop have stepped, also in turns."""
+ZERO_RATE = 1e-5
+"""Of the peak. A cosine schedule to zero is below it in the last 0.2 % of its steps."""
+
+
+class LastingFeature(PlainFeature):
+    """A signal that is 0 in a healthy run, and for how many steps it has been above a limit."""
+
+    def __init__(self, signal: str, above: float = 0.0) -> None:
+        super().__init__(signal)
+        self._above, self._since = above, np.empty(0)
+        self._steps = f"{signal}_steps"
+        self.gauges = (DerivedSignal(self._steps, f"Steps for which {signal} has been above {above:g}."),)
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._since = np.append(self._since, np.full(len(self.layers) - len(self._since), np.nan))
+
+    def restart(self) -> None:
+        """See Feature."""
+        super().restart()
+        self._since[:] = np.nan
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        numbers = super().update(step, values)
+        if numbers is None:
+            return None
+        now = numbers[self.signal]
+        begins = (now > self._above) & np.isnan(self._since)
+        self._since = np.where(begins, step, np.where(now <= self._above, np.nan, self._since))
+        lasted = np.where(np.isnan(self._since), 0.0, step - self._since)
+        return numbers | {self._steps: np.where(np.isnan(now), np.nan, lasted)}
+
+
+class MissingFeature(LastingFeature):
+    """Layers without a gradient, and what share of all trained numbers they are together."""
+
+    def __init__(self) -> None:
+        super().__init__("gradient_missing_ratio")
+        self._together = DerivedSignal(
+            "gradient_missing_together",
+            "Share of all trained numbers that have never had a gradient, over all layers.",
+            "ratio",
+        )
+        self.gauges = (*self.gauges, self._together)
+        self._shares = LayerColumns("gradient_missing_of_all_ratio")
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._shares.bind(keys)
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        numbers = super().update(step, values)
+        if numbers is None:
+            return None
+        together = np.nansum(self._shares.of("gradient_missing_of_all_ratio", values))
+        return numbers | {self._together.name: np.where(np.isnan(numbers[self.signal]), np.nan, together)}
+
+
+class RateFeature(RunFeature):
+    """Steps at which the learning rate was zero, or next to it: below 1e-5 of its peak so far."""
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "learning_rate_zero_steps", "Steps since the learning rate fell below 1e-5 of its peak.", "1", "run"
+        ),
+        DerivedSignal(
+            "learning_rate_zero_ratio",
+            "Steps since the learning rate fell below 1e-5 of its peak, as a share of all so far.",
+            "ratio",
+            "run",
+        ),
+        DerivedSignal("learning_rate_peak", "Largest learning rate so far.", "1", "run"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("learning_rate", "learning_rate")
+
+    def _begin(self) -> None:
+        self._peak = 0.0
+        self._first = self._since = math.nan
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        self._step = step
+        return super().update(step, values)
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        rate = self._one(self.signal, values)
+        if not math.isfinite(rate):
+            return None
+        self._peak = max(self._peak, rate)
+        self._first = self._step if math.isnan(self._first) else self._first
+        if rate > ZERO_RATE * self._peak:
+            self._since = math.nan
+        elif math.isnan(self._since):
+            self._since = self._step
+        low = 0.0 if math.isnan(self._since) else self._step - self._since
+        share = low / (self._step - self._first) if self._step > self._first else 0.0
+        names = (gauge.name for gauge in self.gauges)
+        return dict(zip(names, (low, share, self._peak), strict=True)) | {self.signal: rate}
+
+
+def features() -> tuple[Feature, ...]:
+    """Fresh state for one run."""
+    return (
+        MissingFeature(),
+        LastingFeature("unoptimized_ratio"),
+        LastingFeature("unregistered_ratio"),
+        LastingFeature("gradients_kept_ratio", above=0.5),
+        LastingFeature("evaluation_mode_ratio", above=0.5),
+        PlainFeature("optimizer_resets_total"),
+        RateFeature(),
+    )
+
+
+def _lasting(severity: Severity, **above: float) -> Threshold:
+    when = tuple(Condition(gauge, above=limit) for gauge, limit in above.items())
+    return Threshold(severity=severity, when=when, for_points=2 if len(when) > 1 else HOLD)
+
+
+_MISSING = {"gradient_missing_ratio_steps": float(PATIENCE)}
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="ParametersNotRegistered",
+        title="Layers that the model does not know",
+        family="unregistered_ratio",
+        summary="Layers in a plain list are used and never trained: the model does not know their parameters.",
+        description="{unregistered_ratio:.0%} of the numbers in `{where}` have gradients, are in no optimizer, and are "
+        "not among the model's parameters.",
+        thresholds=(_lasting("critical", unregistered_ratio=0.0, unregistered_ratio_steps=PATIENCE),),
+        abnormal=(Condition("unregistered_ratio", above=0.0),),
+        source="any; `model.parameters()` leaves out what is in plain lists, tuples and dicts",
+        remedy=(
+            "Use nn.ModuleList, nn.ModuleDict or nn.ParameterList in place of the list, and make the optimizer after "
+            "it.",
+            "If these layers should not be trained, set requires_grad to False.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="ParametersNotInOptimizer",
+        title="Parameters in no optimizer",
+        family="unoptimized_ratio",
+        summary="Parameters get gradients and are in no optimizer: they are never trained.",
+        description="{unoptimized_ratio:.0%} of the trainable numbers of {where} get gradients, and no optimizer has "
+        "stepped them.",
+        thresholds=(_lasting("warning", unoptimized_ratio=0.0, unoptimized_ratio_steps=PATIENCE),),
+        abnormal=(Condition("unoptimized_ratio", above=0.0),),
+        source="any, for four points: a parameter that is frozen on purpose has requires_grad=False and no gradient",
+        remedy=(
+            "Make the optimizer after the last change of the model: a new head, a moved or reloaded layer.",
+            "Give it these parameters (`optimizer.add_param_group`).",
+            "If they should stay as they are, set requires_grad to False: that saves their gradients too.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="PartWithoutGradient",
+        title="A part of the model gets no gradient",
+        family="gradient_missing_ratio",
+        summary="A part of the model that should be trained never gets a gradient.",
+        description="{gradient_missing_ratio:.0%} of the trainable numbers of {where} have never had a gradient; "
+        "together with other layers, {gradient_missing_together:.2g} of all.",
+        thresholds=(
+            _lasting("critical", gradient_missing_ratio=0.0, gradient_missing_together=0.5, **_MISSING),
+            _lasting("warning", gradient_missing_ratio=0.0, gradient_missing_together=0.01, **_MISSING),
+            replace(
+                _lasting("info", gradient_missing_ratio=0.0, **_MISSING),
+                summary="A small part of the model is not used by the loss.",
+            ),
+        ),
+        abnormal=(Condition("gradient_missing_ratio", above=0.0),),
+        source="a hundredth of what is trained: an unused pooler of a pretrained encoder is smaller; half is critical",
+        remedy=(
+            "Look for `.detach()`, `torch.no_grad()`, `.data`, `.item()` or a numpy round trip between this part and "
+            "the "
+            "loss.",
+            "With activation checkpointing of frozen inputs: use_reentrant=False, or make the inputs require "
+            "gradients.",
+            "If the part should not be trained, set requires_grad to False.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="GradientsAccumulate",
+        title="Gradients are never set to zero",
+        family="gradients_kept_ratio",
+        summary="Gradients of earlier steps are still there when a step begins: each step uses the sum of all.",
+        description="{gradients_kept_ratio:.0%} of the gradients that were looked at were not empty when the backward "
+        "passes of the step began.",
+        thresholds=(_lasting("critical", gradients_kept_ratio=0.5),),
+        abnormal=(Condition("gradients_kept_ratio", above=0.5),),
+        source="more than half: where two optimizers take turns, one has just been set to zero",
+        remedy=(
+            "Call `optimizer.zero_grad()` once for each `optimizer.step()`.",
+            "To accumulate gradients on purpose, step the optimizer only after the last micro-batch.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="EvalModeInTraining",
+        title="Trained in evaluation mode",
+        family="evaluation_mode_ratio",
+        summary="The model is trained in evaluation mode: dropout is off, and batch norm uses old statistics.",
+        description="The step was trained on a forward after `model.eval()`.",
+        thresholds=(_lasting("warning", evaluation_mode_ratio=0.5),),
+        abnormal=(Condition("evaluation_mode_ratio", above=0.5),),
+        source="any, for four points; only for models with dropout or batch norm",
+        remedy=(
+            "Call `model.train()` at the start of each epoch and after each validation.",
+            "A model from `from_pretrained` starts in evaluation mode.",
+            "To freeze batch norm alone, set only those layers to evaluation mode, and leave the model in training "
+            "mode.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="OptimizerStateLost",
+        title="The optimizer lost its state",
+        family="optimizer_resets_total",
+        summary="The optimizer began again without its state in the middle of the run.",
+        description="At a step up to {step} the optimizer had no momentum and no second moments, although it had them "
+        "before.",
+        thresholds=(Threshold(severity="warning", when=(Condition("optimizer_resets_total", above=0.0),)),),
+        abnormal=(Condition("optimizer_resets_total", above=0.0),),
+        source="any: the first steps of Adam with an empty state are as large as its rate, however small the gradient "
+        "is",
+        remedy=(
+            "Save `optimizer.state_dict()` with the model, and load it when training resumes.",
+            "If the optimizer is made anew on purpose, warm the learning rate up again.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="LearningRateZero",
+        title="The learning rate is zero",
+        family="learning_rate",
+        summary="The learning rate has become zero, or next to it: nothing is learned any more.",
+        description="The learning rate is {learning_rate:.3g} after a peak of {learning_rate_peak:.3g}, for "
+        "{learning_rate_zero_steps:.0f} steps: {learning_rate_zero_ratio:.0%} of the run.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("learning_rate_zero_steps", above=19.0), Condition("learning_rate_zero_ratio", above=0.1),
+                ),
+            ),
+        ),
+        abnormal=(Condition("learning_rate_zero_steps", above=-1.0), Condition("learning_rate_zero_ratio", above=0.0)),
+        source="below 1e-5 of its peak for a tenth of the run; cosine and linear schedules to zero are there for less "
+        "than a hundredth",
+        remedy=(
+            "Does the scheduler step once a batch where once an epoch is meant?",
+            "Check its factors and its total number of steps; resume from before this step with the rate that is "
+            "meant.",
+            "If the run has reached the end of its schedule, stop it.",
+        ),
+        fact=True,
+    ),
+)  # fmt: skip

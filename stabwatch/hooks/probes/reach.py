@@ -1,0 +1,121 @@
+"""Which parameters are trained at all: those that a gradient reaches and that an optimizer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from stabwatch.hooks.base.accumulators import Buffer, source_of
+from stabwatch.hooks.base.probe import PROBES, Probe
+from stabwatch.hooks.base.tensors import new_accumulator
+from stabwatch.kernels.constants import device_constant
+from stabwatch.signals.reductions import REACH as REDUCTION
+
+REACH = PROBES.register(Probe(name="reach", tap="gradient", reduction=REDUCTION, tier="always", optional=True))
+"""Collected by `Reach`."""
+REPEATS = 16
+MOST_ITEMS = 1024
+"""A longer list is no list of layers."""
+
+
+class Reach:
+    """Notes at each step which parameters have ever had a gradient, and which an optimizer has ever held.
+
+    A layer has numbers in the log from the first measured step on at which something of it is not trained. Most models
+    have no such layer: then nothing is left to look at after the first step.
+    tracked: (layer, name, parameter) of all parameters that are to be trained.
+    """
+
+    def __init__(
+        self, model: nn.Module, tracked: Sequence[tuple[str, str, nn.Parameter]], device: torch.device
+    ) -> None:
+        hidden = list(_unregistered(model))
+        self.layers = tuple(dict.fromkeys([*(layer for layer, _, _ in tracked), *(name for name, _ in hidden)]))
+        rows = {layer: i for i, layer in enumerate(self.layers)}
+        self._known = [(p, rows[layer]) for layer, _, p in tracked]
+        self._hidden = [(p, rows[name]) for name, p in hidden]
+        self._unreached = {id(p): p for p, _ in (*self._known, *self._hidden)}
+        self._unheld = {id(p) for p, _ in (*self._known, *self._hidden)}
+        self._sizes: WeakKeyDictionary[Any, tuple[int, ...]] = WeakKeyDictionary()
+        self._shown: set[int] = set()
+        self._stepped = False
+        self._last: tuple[tuple[int, int], Mapping[int, tuple[int, int, int, int]]] = (0, 0), {}
+        self._repeats = 0
+        self._matrix = new_accumulator(REDUCTION.name, device).repeat(len(self.layers), 1)
+
+    def before(self, optimizer: Any) -> None:
+        """An optimizer that holds some of these parameters, or stands in for one, is about to step."""
+        self._stepped = True
+        sizes = tuple(len(group["params"]) for group in optimizer.param_groups)
+        if self._unheld and self._sizes.get(optimizer) != sizes:
+            self._sizes[optimizer] = sizes
+            self._unheld -= {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if self._unreached:
+            self._unreached = {key: p for key, p in self._unreached.items() if p.grad is None}
+
+    def register(self, buffer: Buffer) -> None:
+        """Put the matrix into the step's buffer."""
+        buffer.add(tuple(REACH.accumulator(layer) for layer in self.layers), source_of(self._matrix))
+
+    def measure(self) -> None:
+        """Write down what is known of the layers of which something is not trained, at the end of a step."""
+        if not self._stepped or not (self._unreached or self._unheld or self._shown):
+            return
+        found = self._kept_counts()
+        self._shown |= {row for row, (_, *idle) in found.items() if any(idle)}
+        total = sum(count for count, *_ in found.values())
+        numbers = {row: (*found.get(row, (0, 0, 0, 0)), total) for row in sorted(self._shown)}
+        for row, values in numbers.items():
+            if values[0]:
+                self._matrix[row] = device_constant(values, torch.float32, self._matrix.device)
+
+    def _kept_counts(self) -> Mapping[int, tuple[int, int, int, int]]:
+        """`_counts`, counted again where something has changed, and now and then (parameters may be frozen)."""
+        key = len(self._unreached), len(self._unheld)
+        self._repeats = self._repeats + 1 if key == self._last[0] else 0
+        if self._repeats % REPEATS == 0:
+            self._last = key, self._counts()
+        return self._last[1]
+
+    def _counts(self) -> Mapping[int, tuple[int, int, int, int]]:
+        """By row: numbers that are to be trained, without a gradient, without an optimizer, not registered."""
+        out: dict[int, tuple[int, int, int, int]] = {}
+        for p, row in self._known:
+            if p.requires_grad and not is_lazy(p):
+                reached, held = id(p) not in self._unreached, id(p) not in self._unheld
+                _add(out, row, p.numel(), p.numel() * (held and not reached), p.numel() * (reached and not held), 0)
+        for p, row in self._hidden:
+            if id(p) not in self._unreached and id(p) in self._unheld:
+                _add(out, row, p.numel(), 0, 0, p.numel())
+        return out
+
+
+def _add(out: dict[int, tuple[int, int, int, int]], row: int, *more: int) -> None:
+    a, b, c, d = (x + y for x, y in zip(out.get(row, (0, 0, 0, 0)), more, strict=True))
+    out[row] = a, b, c, d
+
+
+def _unregistered(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(place, parameter) of parameters in plain lists, tuples and dicts, which `model.parameters()` leaves out."""
+    seen = {id(p) for p in model.parameters()}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if not isinstance(value, list | tuple | dict) or len(value) > MOST_ITEMS:
+                continue
+            for p in _parameters(value.values() if isinstance(value, dict) else value):
+                if p.requires_grad and id(p) not in seen:
+                    seen.add(id(p))
+                    yield (f"{name}.{attribute}" if name else attribute), p
+
+
+def _parameters(items: Iterable[Any]) -> Iterator[nn.Parameter]:
+    for item in items:
+        if isinstance(item, nn.Module):
+            yield from item.parameters()
+        elif isinstance(item, nn.Parameter):
+            yield item
