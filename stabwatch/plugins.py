@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 import stabwatch.hooks.probes  # noqa: F401  the names of the built-in probes are taken
+from stabwatch.hooks.base.parameter_views import ParameterGradient, ParameterWeight
 from stabwatch.hooks.base.probe import PROBES, Computation, Need, Probe
-from stabwatch.hooks.base.views import LogitsCall, ModuleOutput, ParameterGradient, ParameterWeight, View
+from stabwatch.hooks.base.view import View
+from stabwatch.hooks.base.views import LogitsCall, ModuleOutput
 from stabwatch.hooks.probes.weights import CLOSURE
 from stabwatch.kernels.merge import Partials, empty_accumulator, merge_
 from stabwatch.signals import CATALOGUE, Signal

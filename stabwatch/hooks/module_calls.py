@@ -15,7 +15,8 @@ from stabwatch.hooks.base.layout import as_samples
 from stabwatch.hooks.base.probe import Probe
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
-from stabwatch.hooks.base.views import SiteView, WriterGradient
+from stabwatch.hooks.base.view import SiteView
+from stabwatch.hooks.base.views import WriterGradient
 
 
 def measure_call(site: Site, module: nn.Module, args: Any, output: Any, in_graph: bool = False) -> None:

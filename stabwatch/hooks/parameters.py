@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.copies import Copies
-from stabwatch.hooks.base.probe import Probe
-from stabwatch.hooks.base.tensors import local
-from stabwatch.hooks.base.views import (
+from stabwatch.hooks.base.parameter_views import (
     PARAMETER_VIEWS,
     ParameterChange,
     ParameterGradient,
@@ -21,6 +19,8 @@ from stabwatch.hooks.base.views import (
     ParameterWeight,
     WholeGradient,
 )
+from stabwatch.hooks.base.probe import Probe
+from stabwatch.hooks.base.tensors import local
 from stabwatch.hooks.probes.last_update import LastChanges
 from stabwatch.hooks.probes.spectra import UPDATE_SPECTRUM, WEIGHT_SPECTRUM, Spectra, of_updates, of_weights
 from stabwatch.hooks.probes.weights import SHARDED

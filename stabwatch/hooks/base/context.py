@@ -12,11 +12,13 @@ from stabwatch.hooks.base.accumulators import Accumulators
 from stabwatch.hooks.base.brackets import Brackets
 from stabwatch.hooks.base.flags import MeasurementFlags
 from stabwatch.hooks.base.isolation import ErrorReport, Isolation
+from stabwatch.hooks.base.parameter_views import PARAMETER_VIEWS, WholeGradient
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import RunAccumulators
 from stabwatch.hooks.base.token_groups import TokenGroups
-from stabwatch.hooks.base.views import PARAMETER_VIEWS, RUN_VIEWS, SITE_VIEWS, AttentionCall, View
+from stabwatch.hooks.base.view import View
+from stabwatch.hooks.base.views import SITE_VIEWS, AttentionCall, LogitsCall
 from stabwatch.runlog import Accumulator
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ class TapContext:
 
     def declare_run(self) -> None:
         """Make the accumulators of all probes of the run as a whole."""
-        for view in RUN_VIEWS:
+        for view in (LogitsCall, WholeGradient):
             self._declare(view, None, "")
 
     def _declare(self, view: type[View], target: Any, place: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stabwatch.hooks.base.views import View
+from stabwatch.hooks.base.view import View
 from stabwatch.kernels.merge import Partials
 from stabwatch.runlog import Accumulator
 from stabwatch.signals import CATALOGUE, Signal

@@ -22,7 +22,7 @@ from stabwatch.hooks.base.roles import NO_ROLE, Role, find_roles, is_gate
 from stabwatch.hooks.base.tree import ModuleTree
 
 if TYPE_CHECKING:
-    from stabwatch.hooks.base.views import SiteView
+    from stabwatch.hooks.base.view import SiteView
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _NORMS = ("norm",)

@@ -1,12 +1,8 @@
-"""Typed views of tapped calls: what a probe is called with.
-
-A view is made once per call and shared by all probes of it; what several of them need (sampled rows, say) is computed
-when the first one asks for it. A view must not be kept: it refers to tensors of the step.
-"""
+"""Views of calls of modules and functions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from stabwatch.hooks.base.expert_views import ExpertLoads, ExpertsCall, RouterCall
 from stabwatch.hooks.base.layout import as_samples, as_tokens
-from stabwatch.hooks.base.roles import Choice
-from stabwatch.hooks.base.sampling import ELEMENTS, some_rows, spread
+from stabwatch.hooks.base.sampling import ELEMENTS, spread
 from stabwatch.hooks.base.side_effects import is_plain
 from stabwatch.hooks.base.tensors import first_tensor
-from stabwatch.kernels.router import grouped, loads
+from stabwatch.hooks.base.view import SiteView, View
 
 if TYPE_CHECKING:
     from stabwatch.hooks.base.sites import Site
@@ -28,61 +24,6 @@ POINTS = 128
 """Tokens (or samples) between which distances are measured."""
 LOGIT_ROWS = 1024
 """Rows of the output logits that are sampled, evenly spread."""
-ROUTED_TOKENS = 1024
-"""Tokens of a call for which a router's logits are computed again, evenly spread."""
-
-MOST_EXPERTS = 64
-"""Experts of a layer that have series of their own."""
-
-
-class View:
-    """A view of one tapped call."""
-
-    name: ClassVar[str] = ""
-    """Key of the errors and of the cost of making such views."""
-    only_in_turn: ClassVar[bool] = False
-    """Views are made only where a layer is due: probes of them must be `round_robin`."""
-    in_graph: ClassVar[bool] = True
-    """Views are also made of calls inside a compiled graph."""
-
-    @property
-    def place(self) -> str:
-        """Name of its accumulator; '' for the whole run."""
-        return ""
-
-
-@dataclass(eq=False)
-class SiteView(View):
-    """A call of a watched module."""
-
-    site: Site
-
-    @property
-    def place(self) -> str:
-        """See `place_of`."""
-        return self.place_of(self.site)
-
-    @staticmethod
-    def place_of(site: Site) -> str:
-        """Name of the module, or of another place that its calls say something about."""
-        return site.name
-
-    @staticmethod
-    def seen_at(site: Site) -> bool:
-        """Does this site get such views?"""
-        raise NotImplementedError
-
-    @classmethod
-    def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
-        """The view of a call of a module; None where there is nothing to see."""
-        raise NotImplementedError
-
-    def parts(self) -> tuple[SiteView, ...]:
-        """Further views of the same call."""
-        return ()
-
-    def _groups(self, x: Tensor) -> Tensor | None:
-        return self.site.context.token_groups.of(x)
 
 
 @dataclass(eq=False)
@@ -275,137 +216,6 @@ class AttentionCall(SiteView):
 
 
 @dataclass(eq=False)
-class RouterCall(SiteView):
-    """A router of a mixture of experts, with its weight (E, C), its bias and its input."""
-
-    name: ClassVar[str] = "router"
-
-    weight: Tensor
-    bias: Tensor | None
-    inputs: Tensor
-
-    @staticmethod
-    def seen_at(site: Site) -> bool:
-        """Routers."""
-        return site.role.top_k > 0
-
-    @classmethod
-    def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
-        """See `SiteView`."""
-        inputs, weight, bias = first_tensor(args), module._parameters.get("weight"), module._parameters.get("bias")
-        if inputs is None or not isinstance(weight, Tensor) or inputs.shape[-1] != weight.shape[-1]:
-            return None
-        return cls(site, weight, bias if isinstance(bias, Tensor) else None, inputs)
-
-    def parts(self) -> tuple[SiteView, ...]:
-        """Its experts."""
-        return (ExpertLoads(self.site, self),)
-
-    @cached_property
-    def logits(self) -> Tensor:
-        """float32 (N, E), computed again for some tokens: what a router returns differs between libraries."""
-        rows = self.inputs.detach().flatten(0, -2)
-        rows = rows[:: max(1, -(-len(rows) // ROUTED_TOKENS))]
-        kind = torch.promote_types(rows.dtype, self.weight.dtype)  # routers that are kept in float32 compute in it
-        bias = None if self.bias is None else self.bias.detach().to(kind)
-        return nn.functional.linear(rows.to(kind), self.weight.detach().to(kind), bias).float()
-
-    @cached_property
-    def scores(self) -> Tensor:
-        """float32 (N, E): each token goes to the experts with the largest scores."""
-        choice = self.site.role.choice
-        return self.logits if choice is None else _corrected(choice, self.logits)
-
-    @cached_property
-    def loads(self) -> Tensor:
-        """float32 (E,): how many of the tokens go to each expert."""
-        return loads(self.scores, self.site.role.top_k)
-
-    @property
-    def capacity(self) -> float | None:
-        """The capacity factor that the layer states, if it states one."""
-        return self.site.role.capacity or None
-
-
-@dataclass(eq=False)
-class ExpertLoads(SiteView):
-    """What a call of a router says of its experts."""
-
-    call: RouterCall
-
-    @staticmethod
-    def seen_at(site: Site) -> bool:
-        """Routers."""
-        return site.role.top_k > 0
-
-    @staticmethod
-    def place_of(site: Site) -> str:
-        """Name of the experts."""
-        return experts_of(site.name)
-
-    @property
-    def few(self) -> int | None:
-        """The number of experts; None for more than 64."""
-        return self.site.role.experts if self.site.role.experts <= MOST_EXPERTS else None
-
-
-def experts_of(router: str) -> str:
-    """Name of the experts of a router: `layers.0.mlp.gate` and `layers.0.mlp.gate.wg` give `layers.0.mlp.experts`."""
-    owner, _, name = router.rpartition(".")
-    if not any(word in name for word in ("gate", "router", "gating")):
-        owner = owner.rpartition(".")[0]
-    return f"{owner}.experts".strip(".")
-
-
-def _corrected(choice: Choice, logits: Tensor) -> Tensor:
-    scores = logits.softmax(dim=-1) if choice.softmax else logits.sigmoid()
-    correction: Tensor = getattr(choice.holder, choice.correction)
-    return grouped(scores + correction.detach().float().flatten(), choice.groups, choice.kept)
-
-
-@dataclass(eq=False)
-class ExpertsCall(SiteView):
-    """A module that contains all experts of a layer, and what it was called with."""
-
-    name: ClassVar[str] = "experts"
-
-    module: nn.Module
-    args: Sequence[Any]
-
-    @staticmethod
-    def seen_at(site: Site) -> bool:
-        """Modules that contain several experts."""
-        return site.role.stack > 0
-
-    @classmethod
-    def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
-        """See `SiteView`."""
-        return cls(site, module, args)
-
-    @property
-    def whole(self) -> nn.Module | None:
-        """The module; None where its parameters are sharded over ranks."""
-        sharded = any(hasattr(p, "_local_tensor") for p in self.module.parameters())
-        return None if sharded else self.module
-
-    @property
-    def few(self) -> int | None:
-        """The number of experts; None for more than 64."""
-        return self.site.role.stack if self.site.role.stack <= MOST_EXPERTS else None
-
-    @property
-    def routed(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Tokens (N, D), experts of each (N, k), their weights (N, k); None where it is called with anything else."""
-        found = tuple(self.args[:3])
-        if len(found) < 3 or not all(isinstance(x, Tensor) and x.dim() == 2 for x in found):
-            return None
-        tokens, chosen, weights = found
-        if chosen.is_floating_point() or not weights.is_floating_point() or len(tokens) != len(chosen):
-            return None
-        return tokens, chosen, weights
-
-
-@dataclass(eq=False)
 class LogitsCall(View):
     """A call of `cross_entropy`: output logits (N, classes, ...), target, and what changes a row's gradient."""
 
@@ -438,91 +248,8 @@ def logit_rows(logits: Tensor) -> Tensor:
     return logits.unsqueeze(0) if logits.dim() == 1 else logits
 
 
-@dataclass(eq=False)
-class ParameterView(View):
-    """A parameter at its optimizer's step."""
-
-    layer: str
-    parameter: nn.Parameter
-
-    @property
-    def place(self) -> str:
-        """Name of the layer: the parameters of one layer are merged."""
-        return self.layer
-
-
-@dataclass(eq=False)
-class ParameterWeight(ParameterView):
-    """Its weight before the step (this rank's shard)."""
-
-    weight: Tensor
-
-
-@dataclass(eq=False)
-class ParameterGradient(ParameterView):
-    """Its weight and gradient before the step (this rank's shards).
-
-    gradient: None where the optimizer computes it inside its step (a closure). scale: the loss scale that a fused
-    optimizer takes out inside its own kernel, if there is one.
-    """
-
-    weight: Tensor
-    gradient: Tensor | None
-    scale: Tensor | None = None
-    invariant: Tensor | None = None
-    """bool (2,), as the probe of scale invariance found it: for the probe that looks at the step."""
-
-    @cached_property
-    def dense(self) -> Tensor | None:
-        """The gradient; None where it is sparse or empty."""
-        g = self.gradient
-        return None if g is None or g.is_sparse or not g.numel() else g
-
-    @cached_property
-    def rows(self) -> Tensor | None:
-        """(N, D): some rows of the dense gradient, without the loss scale."""
-        if self.dense is None:
-            return None
-        rows = some_rows(self.dense)
-        return rows if self.scale is None else rows.float() / self.scale.to(rows.device, non_blocking=True)
-
-    @property
-    def whole(self) -> Tensor | None:
-        """The weight; None where this rank has only a shard of it."""
-        return self.weight if self.weight.shape == self.parameter.shape else None
-
-
-@dataclass(eq=False)
-class ParameterChange(ParameterView):
-    """What the step did: weight after and `before` it, and their difference `change` in float32.
-
-    state, group: the optimizer's, of this parameter. invariant: see `ParameterGradient`. last_change: some numbers of
-    what the step before it changed, if they were kept.
-    """
-
-    only_in_turn: ClassVar[bool] = True
-
-    weight: Tensor
-    before: Tensor
-    change: Tensor
-    state: Mapping[str, Any]
-    group: Mapping[str, Any]
-    invariant: Tensor | None = None
-    last_change: Tensor | None = None
-
-
-@dataclass(eq=False)
-class WholeGradient(View):
-    """Gradients and weights of all parameters of one device that an optimizer steps; None for a closure."""
-
-    gradients: Sequence[Tensor] | None
-    weights: Sequence[Tensor]
-
-
 CALL_VIEWS: tuple[type[SiteView], ...] = (
     RouterCall, NonlinearityCall, ExpertsCall, ResidualOutput, WriterOutput, WriterGradient, ModuleOutput,
 )  # fmt: skip
 """Views that are made when a module is called, in this order."""
 SITE_VIEWS: tuple[type[SiteView], ...] = (*CALL_VIEWS, ExpertLoads, AttentionCall)
-PARAMETER_VIEWS: tuple[type[ParameterView], ...] = (ParameterWeight, ParameterGradient, ParameterChange)
-RUN_VIEWS: tuple[type[View], ...] = (LogitsCall, WholeGradient)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stabwatch.hooks.base.expert_views import MOST_EXPERTS, ExpertLoads, ExpertsCall, RouterCall, experts_of
 from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
 from stabwatch.hooks.base.side_effects import restore_side_effects
-from stabwatch.hooks.base.views import MOST_EXPERTS, ExpertLoads, ExpertsCall, RouterCall, experts_of
 from stabwatch.kernels.merge import Partials
 from stabwatch.kernels.router import beyond, expert_moments, router
 from stabwatch.signals.reductions import CAPACITY, DROPPED, EXPERT, LOAD, ROUTER

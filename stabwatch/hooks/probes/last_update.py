@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from stabwatch.hooks.base.parameter_views import ParameterChange
 from stabwatch.hooks.base.probe import PROBES, Probe, on
-from stabwatch.hooks.base.views import ParameterChange
 from stabwatch.kernels.direction import direction
 from stabwatch.kernels.merge import Partials
 from stabwatch.signals.reductions import SUCCESSIVE

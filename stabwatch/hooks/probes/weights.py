@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from stabwatch.hooks.base.parameter_views import ParameterChange, ParameterGradient, ParameterWeight, WholeGradient
 from stabwatch.hooks.base.probe import PROBES, Computation, Need, Probe, on
 from stabwatch.hooks.base.sampling import some_rows
 from stabwatch.hooks.base.tensors import local
-from stabwatch.hooks.base.views import ParameterChange, ParameterGradient, ParameterWeight, WholeGradient
 from stabwatch.kernels.direction import adam, direction, invariance, radial, together
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.merge import Partials

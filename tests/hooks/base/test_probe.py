@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks.cost import probe_of
+from stabwatch.hooks.base.parameter_views import ParameterChange
 from stabwatch.hooks.base.probe import PROBES, Probe, on
-from stabwatch.hooks.base.views import ParameterChange
 from stabwatch.signals import CATALOGUE
 from stabwatch.signals.reductions import MEAN, REDUCTIONS
 
