@@ -7,6 +7,7 @@ index.tsv has a header and the columns name, label and file (a path that begins 
 that begins with 'healthy' or 'overflow-benign' wants silence: no incident above information. Any other names events:
 'spikes at 7100, 13800', 'diverged at 71, inf at 73', 'stuck'. An event is found if a incident above information of the
 right kind begins within five steps or one percent of the run's length.
+With --write, the shapes of logs in benchmarks/pasted are judged too.
 Exit code 1 if an event was missed or more than one healthy log in twenty was warned about.
 """
 
@@ -16,12 +17,13 @@ import argparse
 import csv
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.report import table
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis import Analysis, analyze_source, open_source
+from stabwatch.errors import LogError
 
 WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"re-?initiali[sz]", ("Reinitialisation",)),
@@ -33,6 +35,8 @@ WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"stuck|plateau|not learning", ("NotLearning", "LossPlateau")),
     (r"too good|collapse to 0", ("LossTooGood",)),
 )
+PASTED = Path(__file__).parent / "pasted"
+"""Shapes of logs in public bug reports, with other numbers."""
 CALM = re.compile(r"healthy|overflow-benign|multi-run|no loss", re.IGNORECASE)
 
 
@@ -73,42 +77,80 @@ def _shown(incident: Incident) -> str:
     return f"{incident.condition} {incident.first_step}-{end}"
 
 
+@dataclass
+class Score:
+    """Figures of the logs in one folder."""
+
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    events: int = 0
+    missed: int = 0
+    healthy: int = 0
+    warned: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether all events were found, all logs read, and at most one healthy log in twenty warned about."""
+        return not self.missed and not self.unread and len(self.warned) * 20 <= self.healthy
+
+    def add(self, name: str, label: str, path: Path) -> None:
+        """Judge one log."""
+        begun = time.perf_counter()
+        try:
+            runs = [analyze_source(source) for source in open_source(path)]
+        except LogError:
+            runs = []
+            self.unread.append(name)
+        seconds = time.perf_counter() - begun
+        wanted = expected(label)
+        got = [event for event in wanted if any(found(event, run) for run in runs)]
+        problems = [i for run in runs for i in run.incidents if i.is_problem]
+        notes = sum(len(run.incidents) for run in runs) - len(problems)
+        self.events, self.missed = self.events + len(wanted), self.missed + len(wanted) - len(got)
+        self.healthy += not wanted
+        if not wanted and problems:
+            self.warned.append(name)
+        shown = ", ".join(dict.fromkeys(map(_shown, problems))) or "-"
+        score = f"{len(got)} of {len(wanted)}" if wanted else "calm" if not problems else "WARNED"
+        self.rows.append((name, label, score if runs else "NOT READ", shown, str(notes), f"{seconds:.2f}"))
+
+    def text(self, times: bool) -> str:
+        """The figures and the table."""
+        found = self.events - self.missed
+        warned = f"{len(self.warned)} of {self.healthy} healthy logs warned about"
+        figures = f"{found} of {self.events} labelled events found and named right. {warned}"
+        figures += f": {', '.join(self.warned)}." if self.warned else "."
+        figures += f" Not read: {', '.join(self.unread)}." if self.unread else ""
+        head = ("log", "label", "found", "warnings and worse", "notes", "s")
+        return f"{figures}\n\n{table(head if times else head[:-1], [r if times else r[:-1] for r in self.rows])}"
+
+
+def judge(folder: Path) -> tuple[Score, dict[str, str]]:
+    """Judge the logs that FOLDER/index.tsv lists; also the source of each, where the list has one."""
+    with open(folder / "index.tsv", newline="") as file:
+        listed = list(csv.DictReader(file, delimiter="\t"))
+    score = Score()
+    for entry in listed:
+        score.add(entry["name"], entry["label"], folder / Path(entry["file"]).relative_to(folder.name))
+    return score, {entry["name"]: entry["source"] for entry in listed if entry.get("source")}
+
+
 def main() -> int:
-    """Print the table and the figures, or write them to a file."""
+    """Print the tables and the figures, or write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", type=Path, help="a Markdown file instead of the terminal")
     options = parser.parse_args()
-    with open(options.folder / "index.tsv", newline="") as file:
-        listed = list(csv.DictReader(file, delimiter="\t"))
-    rows, missed, events, healthy, warned = [], 0, 0, 0, []
-    for entry in listed:
-        begun = time.perf_counter()
-        path = options.folder / Path(entry["file"]).relative_to(options.folder.name)
-        runs = [analyze_source(source) for source in open_source(path)]
-        seconds = time.perf_counter() - begun
-        wanted = expected(entry["label"])
-        got = [event for event in wanted if any(found(event, run) for run in runs)]
-        problems = [i for run in runs for i in run.incidents if i.is_problem]
-        notes = sum(len(run.incidents) for run in runs) - len(problems)
-        events, missed = events + len(wanted), missed + len(wanted) - len(got)
-        healthy += not wanted
-        if not wanted and problems:
-            warned.append(entry["name"])
-        shown = ", ".join(dict.fromkeys(map(_shown, problems))) or "-"
-        score = f"{len(got)} of {len(wanted)}" if wanted else "calm" if not problems else "WARNED"
-        rows.append((entry["name"], entry["label"], score, shown, str(notes), f"{seconds:.2f}"))
-    head = ("log", "label", "found", "warnings and worse", "notes", "s")
-    figures = (
-        f"{events - missed} of {events} labelled events found and named right. "
-        f"{len(warned)} of {healthy} healthy logs warned about{': ' + ', '.join(warned) if warned else ''}."
+    score, _ = judge(options.folder)
+    if not options.write:
+        print(score.text(times=True))
+        return int(not score.good)
+    pasted, sources = judge(PASTED)
+    places = "\n".join(f"- {name}: <{url}>" for name, url in sources.items())
+    options.write.write_text(
+        f"{HEADER}{score.text(times=True)}\n\n{SECOND}{pasted.text(times=False)}\n\n## Where these shapes are from\n\n{places}\n"
     )
-    text = f"{figures}\n\n{table(head, rows)}"
-    if options.write:
-        options.write.write_text(HEADER + text + "\n")
-    else:
-        print(text)
-    return int(missed > 0 or len(warned) * 20 > healthy)
+    return int(not score.good)
 
 
 HEADER = """# What is found in real training logs

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers import epoch_rows, messages
+from stabwatch.analysis.readers.cell_tables import CellTables
 from stabwatch.analysis.readers.file import LogFile, pieces, without_colours
 from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.line_runs import Columns, LineRuns
 from stabwatch.analysis.readers.log import Log
+from stabwatch.analysis.readers.nameless import is_bare, nameless
 from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.prefilter import worth_parsing_in
 from stabwatch.analysis.readers.reader import Reader
@@ -26,8 +28,6 @@ _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
 _RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
-_DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
-_BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Most records without a step, which are numbered at the end of the file; further ones are not read."""
 _MANY = 4
@@ -56,8 +56,7 @@ class _Parser:
         self._updates = False
         """Whether a step that counts updates was found."""
         self.bare: list[tuple[int, int, float]] = []
-        self.table: dict[str, float] = {}
-        self.header: list[str] = []
+        self.tables = CellTables(self._named)
         self.rows = epoch_rows.EpochRows()
         self._raw = -1
         self._offset = 0
@@ -75,8 +74,7 @@ class _Parser:
     def take(self, line: int, text: str) -> None:
         """One line."""
         self.latest = None
-        if self.table and text[:1] not in " |" and text.strip():
-            self._flush(line)
+        self.tables.close_before(line, text)
         row = self.rows.row(text) if "/" in text[:16] else None
         if row is not None:
             if row[1]:
@@ -91,7 +89,7 @@ class _Parser:
         found = self.templates.of(text)
         if (found is None or found[0].odd) and self._special(line, text):
             return
-        if self.header and self._row(line, text):
+        if self.tables.header and self.tables.row(line, text):
             return
         if found is None:
             self.rows.header(text)
@@ -102,7 +100,7 @@ class _Parser:
         plain = template.values and template.step is not None and not (template.of_epoch or template.odd)
         if rank and template.values and self._other_rank(int(rank[1] or rank[rank.lastindex or 1])):
             return
-        self.latest = template if plain and not self.header else None
+        self.latest = template if plain and not self.tables.header else None
         if "[Rank 0] step=" in text or "RunningAvgSamplesPerSec=" in text:
             template = self._of_deepspeed(template, numbers)
         self._record(line, template, numbers)
@@ -113,7 +111,14 @@ class _Parser:
         return replace(template, step=None, epoch=None) if behind else template
 
     def _special(self, line: int, text: str) -> bool:
-        return self._remarks(line, text) or self._odd(line, text) or self._table(line, text)
+        if self._remarks(line, text) or self._odd(line, text):
+            return True
+        before = self.tables.header
+        if not self.tables.take(line, text):
+            return False
+        if self.tables.header is not before:
+            self.rows.header(text)
+        return True
 
     def _other_rank(self, rank: int) -> bool:
         self.rank = rank if self.rank is None else self.rank
@@ -219,7 +224,7 @@ class _Parser:
             return False
         if template.unnamed and (steps % 1).any():
             return False
-        if self.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # also not for NaN
+        if self.tables.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # also not for NaN
             return False
         whole = steps.astype(np.int64)
         if whole[0] <= self._raw or (np.diff(whole) <= 0).any():
@@ -252,49 +257,14 @@ class _Parser:
             if rest is not None:
                 self._step(line, int(found[2]), True, rest[0].fill(rest[1]))
             return True
-        found = _DARKNET.match(text) if "avg loss" in text else None
-        bare = _BARE.match(text) if found is None and len(text) < 64 else None
-        value = number(found[2] if found else bare[3] if bare else "")
-        if value is None:
+        record = nameless(text)
+        if record is None:
             return False
-        if found:
-            self._step(line, int(found[1]), False, {"loss": value})
-        elif bare and not bare[2] and len(self.bare) < _MOST_BARE:
-            self.bare.append((line, int(bare[1]), value))
-        elif bare and bare[2]:
-            kind = bare[2].lower()
-            self._step(line, int(bare[1]), False, {"loss" if kind == "train" else f"{kind}_loss": value})
+        if record.name:
+            self._step(line, record.step, False, {record.name: record.value})
+        elif len(self.bare) < _MOST_BARE:
+            self.bare.append((line, record.step, record.value))
         return True
-
-    def _table(self, line: int, text: str) -> bool:
-        """Two-column tables (OpenAI baselines, stable-baselines3) and the header over rows."""
-        cells = _cells(text)
-        if text.lstrip().startswith("|") and len(cells) == 2 and (value := number(cells[1])) is not None:
-            if cells[0] in self.table:
-                self._flush(line)
-            self.table[cells[0]] = value
-            return True
-        if self.table and set(text.strip()) <= set("-+| =") and text.strip():
-            self._flush(line)
-            return True
-        if len(cells) > 2 and "loss" in text.lower() and not re.search(r"[:=]|(?<![A-Za-z_])\d", text):
-            self.header = cells
-            self.rows.header(text)
-            return True
-        return False
-
-    def _row(self, line: int, text: str) -> bool:
-        cells = _cells(text)
-        cells = text.split() if len(cells) != len(self.header) else cells
-        numbers = [number(c) for c in cells] if len(cells) == len(self.header) else []
-        if sum(n is not None for n in numbers) <= len(cells) / 2:
-            return False
-        self._named(line, {n: v for n, v in zip(self.header, numbers, strict=True) if v is not None})
-        return True
-
-    def _flush(self, line: int) -> None:
-        row, self.table = self.table, {}
-        self._named(line, row)
 
     def _named(self, line: int, row: dict[str, float]) -> None:
         keys = sorted((k for k in row if step_rank(k) is not None), key=lambda k: step_rank(k) or 0)
@@ -310,8 +280,7 @@ class _Parser:
 
     def end(self) -> list[str]:
         """Number records without any step, or use the epoch. Returns notes."""
-        if self.table:
-            self._flush(-1)
+        self.tables.close(-1)
         notes = []
         if len(self.bare) > 2 * (len(self.builder) + len(self.unstepped)):
             for line, step, value in self.bare:
@@ -349,28 +318,15 @@ class _Parser:
         return [f"{len(self.repeated)} records without a separate step are left out."] if self.repeated else []
 
 
-_BARS = str.maketrans("│┃║", "|||")
-_GAP = re.compile(r"\s{2,}|\t")
 _HOLE = re.compile(rb"\0{16,}")
 """The NULs in a log that was truncated while its writer continued."""
 
 
 def _is_odd(text: str) -> bool:
     """Whether a line may contain more than keys and numbers. Depends only on the text between its numbers."""
-    if (
-        text.lstrip().startswith("|")
-        or "epoch:train" in text
-        or "avg loss" in text
-        or (len(text) < 64 and _BARE.match(text))
-    ):
+    if text.lstrip().startswith("|") or "epoch:train" in text or "avg loss" in text or is_bare(text):
         return True
     return messages.kind_of(text) is not None
-
-
-def _cells(text: str) -> list[str]:
-    """Cells between bars (also of boxes), or between wide gaps."""
-    text = text.strip().translate(_BARS)
-    return [c.strip() for c in text.strip("|").split("|")] if "|" in text else _GAP.split(text)
 
 
 def _read(source: LogFile) -> Log:

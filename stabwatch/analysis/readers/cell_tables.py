@@ -1,0 +1,64 @@
+"""Tables within free text: two columns between bars (OpenAI baselines, stable-baselines3), or a header over rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from stabwatch.analysis.readers.names import number
+
+_BARS = str.maketrans("│┃║", "|||")
+_GAP = re.compile(r"\s{2,}|\t")
+_NO_HEADER = re.compile(r"[:=]|(?<![A-Za-z_])\d")
+
+
+class CellTables:
+    """The table that is open. give: takes the line of a row, and its values by name."""
+
+    def __init__(self, give: Callable[[int, dict[str, float]], None]) -> None:
+        self._give = give
+        self._open: dict[str, float] = {}
+        self.header: list[str] = []
+
+    def close(self, line: int) -> None:
+        """Give the two-column table that is open, if any."""
+        if self._open:
+            row, self._open = self._open, {}
+            self._give(line, row)
+
+    def close_before(self, line: int, text: str) -> None:
+        """The same, if the line does not continue the table."""
+        if self._open and text[:1] not in " |" and text.strip():
+            self.close(line)
+
+    def take(self, line: int, text: str) -> bool:
+        """Whether the line is part of a two-column table, or a header, which is then kept."""
+        names = cells(text)
+        if text.lstrip().startswith("|") and len(names) == 2 and (value := number(names[1])) is not None:
+            if names[0] in self._open:
+                self.close(line)
+            self._open[names[0]] = value
+            return True
+        if self._open and set(text.strip()) <= set("-+| =") and text.strip():
+            self.close(line)
+            return True
+        if len(names) > 2 and "loss" in text.lower() and not _NO_HEADER.search(text):
+            self.header = names
+            return True
+        return False
+
+    def row(self, line: int, text: str) -> bool:
+        """Whether the line is a row under the last header, which is then given."""
+        found = cells(text)
+        found = text.split() if len(found) != len(self.header) else found
+        numbers = [number(c) for c in found] if len(found) == len(self.header) else []
+        if sum(n is not None for n in numbers) <= len(found) / 2:
+            return False
+        self._give(line, {n: v for n, v in zip(self.header, numbers, strict=True) if v is not None})
+        return True
+
+
+def cells(text: str) -> list[str]:
+    """Cells between bars (also of boxes), or between wide gaps."""
+    text = text.strip().translate(_BARS)
+    return [c.strip() for c in text.strip("|").split("|")] if "|" in text else _GAP.split(text)

@@ -1,0 +1,39 @@
+"""Lines of free text whose numbers have no names: darknet's losses, and a step beside a value."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from stabwatch.analysis.readers.names import number
+
+_DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
+_BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
+_LONGEST_BARE = 64
+
+
+class Nameless(NamedTuple):
+    """A step, a value and its name; '' if nothing says what the value is."""
+
+    step: int
+    name: str
+    value: float
+
+
+def is_bare(text: str) -> bool:
+    """Whether a line is a step and a value."""
+    return len(text) < _LONGEST_BARE and _BARE.match(text) is not None
+
+
+def nameless(text: str) -> Nameless | None:
+    """Step and value of such a line; None for other lines."""
+    found = _DARKNET.match(text) if "avg loss" in text else None
+    bare = _BARE.match(text) if found is None and len(text) < _LONGEST_BARE else None
+    value = number(found[2] if found else bare[3] if bare else "")
+    if value is None:
+        return None
+    if found:
+        return Nameless(int(found[1]), "loss", value)
+    assert bare is not None
+    kind = (bare[2] or "").lower()
+    return Nameless(int(bare[1]), "loss" if kind == "train" else f"{kind}_loss" if kind else "", value)
