@@ -11,6 +11,7 @@ from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
 from stabwatch.alerts.incidents import Incident, rule_incidents
 from stabwatch.alerts.timeline import lead, timeline
 from stabwatch.analysis.detectors.segments import segments
+from stabwatch.analysis.detectors.wording import FEW, number_of
 from stabwatch.analysis.hindsight import in_hindsight
 from stabwatch.analysis.limitations import limitations, watched_limitations
 from stabwatch.analysis.readers.log import Column, LogRun
@@ -185,13 +186,17 @@ def analyze_source(
 
 def calm_verdict(run: LogRun) -> str:
     """The verdict of a log without problems."""
+    only = max((c for c in run.columns if c.role == "eval_loss"), key=len, default=None)
+    if not len(run.steps) and only is not None and len(only):
+        return f"This log has only evaluations: '{only.name}' shows no problem, in {number_of(len(only))}."
     if not len(run.steps):
         return "No training record was found."
     unit = run.step_unit if run.step_unit != "ordinal" else "record"
     extent = f"in {len(run.steps):,} records, {unit}s {run.steps.min():,} to {run.steps.max():,}"
     if not any(len(column) for column in run.columns if column.role in ("loss", "eval_loss")):
         return f"This log has no loss, so it is not known how training went, {extent}."
-    return f"This log shows no problem, {extent}."
+    few = " That is too few to show a slow problem." if len(run.steps) < FEW else ""
+    return f"This log shows no problem, {extent}.{few}"
 
 
 def _limitations(view: LogRun, curves: RunCurves, watched: bool) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,6 +23,8 @@ FEWEST_RECORDS = 3
 MANY = 3
 """Fewest records with a non-finite gradient norm that are more than skipped steps."""
 
+_AT = re.compile(r"\b(?:at|in|on|for) (?:iteration|iter|step)s?\s*[=:#]?\s*(\d{1,15})\b", re.IGNORECASE)
+"""The step that a message names."""
 _OF_TRAINING: tuple[Role, ...] = (
     "grad_norm",
     "learning_rate",
@@ -47,6 +50,7 @@ def find(segment: RunSegment) -> list[Incident]:
         found[-1] = replace(found[-1], evidence=(*found[-1].evidence, blank[0].text))
     if not found:
         found = [*_counted(segment), *_in_messages(segment)]
+    found = _after_validation(segment, found)
     return [*found, *_elsewhere(segment, bool(found)), *_beside_the_loss(segment)]
 
 
@@ -64,6 +68,9 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
     a = runs[0][0]
     total, ended = int(bad.sum()), runs[-1][1] < len(bad)
     word = "NaN" if np.isnan(column.values[a]) else "infinite"
+    if a == 0 and len(runs) == 1 and len(bad) - total >= FEWEST_RECORDS:
+        yield _before_learning(column, name, word, total)
+        return
     before = column.values[:a][np.isfinite(column.values[:a])]
     yield Incident(
         condition="NonFinite",
@@ -77,6 +84,43 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
         text=f"The {name} is {word} at step {column.steps[a]}, {_course(column, runs, total)}.",
         evidence=(f"Last finite value before: {before[-1]:.4g}." if len(before) else "It was never finite.",),
     )
+
+
+def _before_learning(column: Column, name: str, word: str, total: int) -> Incident:
+    """Only the first records are not finite. A NaN that reaches the weights would remain."""
+    return Incident(
+        condition="NonFinite",
+        signal=column.name,
+        severity="info",
+        first_step=int(column.steps[0]),
+        last_step=int(column.steps[total - 1]),
+        records=total,
+        confidence="certain",
+        line=int(column.lines[0]),
+        text=(
+            f"The {name} is {word} in the first {number_of(total) if total > 1 else 'record'}, up to step "
+            f"{column.steps[total - 1]}, and finite afterwards: nothing was trained yet, or those steps were skipped."
+        ),
+    )
+
+
+def _after_validation(segment: RunSegment, found: list[Incident]) -> list[Incident]:
+    """The same incidents. If the validation loss was NaN before the first one, that is its evidence and its step."""
+    first = found[0] if found else None
+    if first is None or first.last_step is not None or segment.loss is None:
+        return found
+    finite = segment.loss.steps[np.isfinite(segment.loss.values)]
+    for column in (c for c in segment.columns if c.role == "eval_loss" and c is not segment.loss and len(c)):
+        bad = np.flatnonzero(~np.isfinite(column.values))
+        if not len(bad) or not (~np.isfinite(column.values[bad[0] :])).all():
+            continue
+        step = int(column.steps[bad[0]])
+        if step >= first.first_step or (finite > step).any():
+            continue
+        told = f"The validation loss ('{column.name}') is NaN from step {step}, before that."
+        line = int(column.lines[bad[0]])
+        return [replace(first, first_step=step, line=line, text=f"{first.text} {told}"), *found[1:]]
+    return found
 
 
 def _course(column: Column, runs: list[tuple[int, int]], total: int) -> str:
@@ -253,18 +297,23 @@ def _in_messages(segment: RunSegment) -> Iterator[Incident]:
     if not messages:
         return
     first, last = messages[0], messages[-1].step
+    named = _AT.search(first.text)
     step = first.step if first.step is not None else int(segment.steps[0]) if len(segment.steps) else 0
     loss = segment.finite_loss
+    after = f"after step {step}"
+    if named is not None and int(named[1]) >= step:
+        step = int(named[1])
+        after = f"of step {step}"
     outlived = loss is not None and int((loss.steps > step).sum()) >= FEWEST_RECORDS
     yield Incident(
         condition="NonFinite",
         severity="info" if outlived else "critical",
         first_step=step,
-        last_step=last if last is not None and len(segment.steps) and last < segment.steps[-1] else None,
+        last_step=last if last is not None and loss is not None and (loss.steps > last).any() else None,
         records=len(messages),
         confidence="possible" if outlived else "likely",
         line=first.line,
-        text=f"A message after step {step} reports NaN: {first.text.strip()[:160]}",
+        text=f"A message {after} reports NaN: {first.text.strip()[:160]}",
         evidence=(f"{len(messages)} such messages." if len(messages) > 1 else "One such message.",),
     )
 

@@ -12,6 +12,8 @@ from stabwatch.analysis.readers.log import Column
 FALL = 1000.0
 """Factor by which a loss falls within five records. Overfitting takes many more."""
 WITHIN = 5
+STAYS = 0.9
+"""Share of the later records that are as low: a loss of single examples is often 0 and high again."""
 MATTERS = 0.1
 """Smallest loss before the fall."""
 EXACT = 1e-3
@@ -44,7 +46,7 @@ def find(segment: RunSegment) -> list[Incident]:
         if (
             before < _least(values, i)
             or values[i] * FALL > before
-            or float(np.median(rest)) * FALL > before
+            or float(np.quantile(rest, STAYS)) * FALL > before
             or len(rest) < 2
         ):
             continue

@@ -16,7 +16,7 @@ from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.line_runs import Columns, LineRuns
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.nameless import is_bare, nameless
-from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, role_of, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, is_of_policy, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.prefilter import worth_parsing_in
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
@@ -68,6 +68,10 @@ class _Parser:
         self.latest: Template | None = None
         """See `line_runs.Parser`."""
         self._step_estimated = False
+        self._length: int | None = None
+        """Steps of an epoch, if the log says how many there are."""
+        self._ends: dict[int, int] | None = {}
+        """Epoch by step, if every record is the last one of its epoch."""
         self._whole = True
         """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
 
@@ -142,6 +146,11 @@ class _Parser:
                 self._step(line, step, template.of_epoch, values)
         elif values:
             self._without_step(line, template, values)
+        length = count(numbers, template.length)
+        self._length = self._length if length is None else length
+        if values and step is not None and self._ends is not None:
+            whole = template.of_epoch and step == length and self.epoch is not None
+            self._ends = {**self._ends, self._offset + step: self.epoch or 0} if whole else None
 
     def _is_no_step(self, line: int, template: Template, numbers: list[str]) -> bool:
         """Whether the step of a line counts something else: episodes within a step, or seconds in brackets."""
@@ -150,6 +159,8 @@ class _Parser:
         return template.of_environment and self._updates and line - self._at <= _NEAR
 
     def _without_step(self, line: int, template: Template, values: dict[str, float]) -> None:
+        if template.beside and self._raw >= 0 and (line - self._at > _NEAR or self._keys & values.keys()):
+            return
         if self._raw >= 0 and line - self._at <= _NEAR:
             if not self._keys & values.keys():
                 self._keys |= values.keys()
@@ -196,7 +207,9 @@ class _Parser:
             and self.epoch > self._epoch_of_step
         )
         if later and step <= self._raw:
-            self._offset += self._raw + (self._apart if step == 0 else 0)  # the count restarts with each epoch
+            known = self._length is not None and self._length >= self._raw
+            counted = self._raw + (self._apart if step == 0 else 0)  # the count restarts with each epoch
+            self._offset += self._length or 0 if known else counted
         elif step < self._raw and not of_epoch and self._offset:
             self._offset = 0
         if values and step - self._with_values > 0:
@@ -290,6 +303,9 @@ class _Parser:
         if self.others:
             notes.append(f"{self.others} lines of ranks other than {self.rank} are left out.")
         notes += self._end_repeated()
+        if self._ends and len(set(self._ends.values())) == len(self._ends) > 1 and self.builder.renumber(self._ends):
+            self.builder.unit = "epoch"
+            notes.append("One record per epoch: epochs count.")
         if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):
             epochs = by_epoch(self.unstepped)
             if not epochs:
@@ -297,6 +313,8 @@ class _Parser:
             self.builder.unit = "epoch" if epochs else "ordinal"
             notes.append("It has no step: " + ("epochs count." if epochs else "records are numbered."))
             begun, before = 0, 0
+            if not epochs:
+                self.unstepped = [r for r in self.unstepped if not all(map(_is_beside, r[2]))] or self.unstepped
             for at, (line, epoch, values) in enumerate(self.unstepped):
                 if epoch is None:
                     if epochs:
@@ -320,6 +338,10 @@ class _Parser:
 
 _HOLE = re.compile(rb"\0{16,}")
 """The NULs in a log that was truncated while its writer continued."""
+
+
+def _is_beside(key: str) -> bool:
+    return role_of(key) == "other" and is_of_policy(key)
 
 
 def _is_odd(text: str) -> bool:

@@ -36,11 +36,12 @@ STEP_KEYS = (
     "up", "update", "s", "batch_idx", "batch", "batch_id", "n_iter",
     "iters", "itr", "itrs", "n_itr", "iter_num", "iter_idx", "niter", "train_step", "training_step", "train_iter",
     "training_iter", "global_steps", "gstep", "step_num", "optimizer_step", "opt_step", "update_step",
-    "updates", "n_updates", "minibatch", "#", "total_timesteps", "time/total_timesteps", "timesteps", "env_steps",
+    "updates", "n_updates", "minibatch", "#", "训练次数", "迭代次数", "迭代", "步数",
+    "total_timesteps", "time/total_timesteps", "timesteps", "env_steps",
     "env_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
 )  # fmt: skip
 """Keys that count steps, the most trusted first."""
-EPOCH_KEYS = ("epoch", "ep", "epochs")
+EPOCH_KEYS = ("epoch", "ep", "epochs", "轮数", "轮次", "训练轮数")
 ENVIRONMENT = STEP_KEYS.index("total_timesteps")
 """The keys from this index count samples, not updates of the weights."""
 _COUNTERS = ("iteration", "iterations", "global_step", "step", "num_updates")
@@ -60,6 +61,7 @@ _LOSS = {
     "loss_epoch", "train_loss_epoch", "ce", "xent", "nll", "train-loss", "train-cross-entropy", "train-crossentropy",
     "train-nll-loss", "train-smoothl1", "train-mse", "train-rmse", "loss_value", "loss_mean", "mean_loss", "trainloss",
     "running_loss", "final_loss", "loss_all", "loss_sum", "neg_elbo", "train_nll", "train_ce",
+    "损失", "训练损失", "损失值", "训练集上的loss", "训练集损失", "平均损失",
 }  # fmt: skip
 _EVAL_LABEL = re.compile(r"^(?:val|valid|validation|eval|test|dev|cv)[-_/]")
 _EVALUATED = {"nll", "rmse", "mse", "ce", "xent", "cross-entropy", "cross_entropy", "crossentropy", "logloss"}
@@ -101,6 +103,8 @@ _NOT_LOSS = re.compile(
     r"scale|__min|__max|loss[/_]?(?:std|stddev|min|max|median|var)$|perplexity|_q\d|coef|weight|ratio|target|lost|losses$|lossless|_num$|_count$|every|threshold"
     r"|(?<!cross_)entropy|multiplier|(?<![a-z])time|(?<![a-z])(?:best|min(?:imum)?|lowest|alpha|beta|gamma|num)(?![a-z])|[<\"]|http"
 )
+_FOREIGN_EVAL = re.compile("验证|測試|测试|評価|検証|검증|оценк|валид")
+"""`evaluation` and `test` in other languages."""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _STATISTIC = re.compile(r"[/_](?:average|mean|avg)$")
 _NORM = re.compile(
@@ -108,12 +112,19 @@ _NORM = re.compile(
     r"|generator|discriminator|gen|disc|[gd])_)*grad(?:ient)?s?_(?:l2_|global_|total_)?norm"
     r"(?:_(?:total|global|l2|avg|mean|value|raw|unclipped|(?:before|pre)_?clip(?:ping)?|preclip))*"
 )
+_POLICY = re.compile(
+    r"(?:^|[^a-z])(?:rew(?:ard)?s?|(?:ep_?)?ret(?:urn)?s?|ep_?rew\w*|entropy|(?:approx_?)?kl|clip_?frac(?:tion)?|explained_variance"
+    r"|advantages?|episode_length)(?:[^a-z]|$)"
+)
+"""Quantities of reinforcement learning that are no losses."""
+_HYPERPARAMETER = re.compile(r"coef|scale|weight|target|threshold|penalty|factor|discount|normali[sz]e|clip_?range")
 _PERPLEXITY = re.compile(r"(?:^|[/_ ])(?:ppl|perplexity)(?:[/_ ]|$)")
 _MEASURED = re.compile(r"kl(?:_|$)|clip_?frac|variance|entropy|(?:mean|std|values?|rate|norm|acc|accuracy)$")
 """Quantities that CleanRL and others write below `losses/` that are not losses."""
 _OF_ITS_OWN = re.compile(
     r"(?:^|[/_ ])(?:value|vf|critic|baseline|q\d?|qf\d?|td|actor|policy|pg|pi|surrogate|model|world_model|dynamics"
     r"|discriminator|generator|disc|gen|[dg])(?:_(?:function|fn|gradient|net|head))*_loss(?:_\w+)?$"
+    r"|(?:^|[/_ ])loss_(?:pi|v|q\d?)$"
     r"|(?:^|[/_ ])loss(?:es)?[/_](?:value|vf|critic|qf?\d?|actor|policy|pg|surrogate|model|[dg])(?:_\w+)?$"
 )
 _PART = re.compile(
@@ -138,7 +149,9 @@ def plain(name: str) -> str:
 def is_eval(name: str) -> bool:
     """Whether a name is of an evaluation."""
     low = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return bool(_EVAL.search(low)) and not _TRAIN.search(low)
+    return bool(_EVAL.search(low) and not _TRAIN.search(low)) or bool(
+        not name.isascii() and _FOREIGN_EVAL.search(low) and "训练" not in low
+    )
 
 
 @lru_cache(maxsize=1 << 14)
@@ -149,7 +162,7 @@ def role_of(name: str) -> Role:
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
     names = {full, last, bare, plain(name)}
     if is_eval(name):
-        told = "loss" in full and not _NOT_LOSS.search(full)
+        told = ("loss" in full or "损失" in full) and not _NOT_LOSS.search(full)
         told = told or last == "tel" or _EVAL_LABEL.sub("", full) in _EVALUATED
         return "eval_loss" if told else "other"
     if "skipped" in full and "iter" in full:
@@ -174,6 +187,13 @@ def role_of(name: str) -> Role:
 def is_perplexity(name: str) -> bool:
     """Whether a column is a perplexity, the exponential of a loss."""
     return _PERPLEXITY.search(plain(name)) is not None
+
+
+@lru_cache(maxsize=1 << 14)
+def is_of_policy(name: str) -> bool:
+    """Whether a column shows reinforcement learning, without being a loss: a reward, an entropy, a KL divergence."""
+    full = plain(_CAMEL.sub("_", name))
+    return _POLICY.search(full) is not None and _HYPERPARAMETER.search(full) is None
 
 
 @lru_cache(maxsize=1 << 14)

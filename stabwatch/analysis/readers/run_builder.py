@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,17 @@ class RunBuilder:
             if array_of_steps and array_of_steps[-1] == self._last:
                 array_of_steps[-1] = step
         self._last = step
+
+    def renumber(self, steps: Mapping[int, int]) -> bool:
+        """Give all records other steps, if each has one. Returns whether it did."""
+        places = (self._steps, *(series.steps for series in self._series.values()))
+        if not all(step in steps for place in places for step in place):
+            return False
+        for place in places:
+            place[:] = array("q", [steps[step] for step in place])
+        self._last = None if self._last is None else steps.get(self._last)
+        self.remarks = [replace(r, step=None if r.step is None else steps.get(r.step)) for r in self.remarks]
+        return True
 
     def add(
         self,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from stabwatch.analysis.readers.keys import MAIN_ROLES, SEPARATOR, key_of
 from stabwatch.analysis.readers.log import Role
 from stabwatch.analysis.readers.names import (
     ENVIRONMENT,
@@ -14,7 +15,7 @@ from stabwatch.analysis.readers.names import (
     STEP_KEYS,
     factor,
     is_eval,
-    is_perplexity,
+    is_of_policy,
     number,
     plain,
     role_of,
@@ -22,17 +23,13 @@ from stabwatch.analysis.readers.names import (
 )
 
 _SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
-_DELIMITER = re.compile(r"[|,;\t{}\[\]()<>]|\s{2,}|(?<=[:=])\s|\s[-/]\s|\s--\s")
-_SEPARATOR = re.compile(r"['\"`*_]*\s*[:=][*`]*\s*[\[({<*`]*['\"]?$")
-_WRAPPER = re.compile(r"(?:(?:<?tf\.)?Tensor\b[^<>=]*(?:\w+=[^<>=]*)*numpy=|[\w.]*(?:[tT]ensor|Array|float\d*)\()\[*$")
-"""Text that a framework prints around a number: `tensor(`, `Array(`, `np.float32(`."""
 _TENSOR = re.compile(r",? ?\b(?:dtype=[\w.]+|device=['\w]+:?'?|grad_fn=<\w+>|requires_grad=\w+)")
-_DEVICE = re.compile(r"\bdevice='?\w+:$")
-_WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
 _CODE = re.compile(
     r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\(\*\*\w|//\s"
     r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b|^\s*Averaged stats:"
 )
+_WIDE = str.maketrans("：，；（）［］｜＝％　", ":,;()[]|=% ")
+"""Punctuation of full width."""
 _POWER = re.compile(r"[\w)]\*\*$")
 """Source code, `x**2`; after a number, `**` ends bold text."""
 _SETTINGS = re.compile(
@@ -48,7 +45,6 @@ _SECTION = re.compile(
     re.IGNORECASE,
 )
 """A label for the values after it: `val: loss 0.5`."""
-_MAIN = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
 _BAR = re.compile(r"(%\|[^|]*\||^Z?|\n|[|\]:)]|\bprogress)\s*$")
 _BESIDE = re.compile(r"\s*[,;|-]\s*")
 _TRAINS = re.compile(r"epoch|train|step|iter|batch|update|\bep\b|fit|progress|round", re.IGNORECASE)
@@ -57,32 +53,16 @@ _PREPARES = re.compile(
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"[A-Za-z]{2}[^|]*$")
-_SETTING = re.compile(
-    r"\b(?:total|max|num|optimi[sz]ation|accumulation|warm-?up|save|eval|logging|log|per|val|decay|of) steps$",
-    re.IGNORECASE,
-)
-"""A setting, not a count."""
-_FILE = re.compile(r"\.(?:py|cpp|cu|cc|h|json|ya?ml|safetensors|txt|bin)$|^--")
 _NEXT = re.compile(r"[\]:)]*\s*\[\s*")
 """Text between an epoch and the count within it."""
 _LAST = float(len(STEP_KEYS))
 _BATCH = step_rank("batch")
 _UNNAMED = (step_rank("s") or 0) + 0.5
 """Rank of `[50/1000]`: above batches, whose size is printed as well."""
-_RULE = re.compile(r"[-=*#~_]{3,}")
-"""A line drawn on both sides of a title."""
-_VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
-_LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
 _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
-_ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
-_IDENTIFIER = re.compile(r"[A-Za-z]\w*[_/.]\w+")
-_LONGEST_NAME = 48
 _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
 _LLMC = re.compile(r"\bt[re]l:")
-_CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
-"""Text before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
-_LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
 
 @dataclass(frozen=True)
@@ -108,6 +88,10 @@ class Template:
     """Whether the step counts samples, such as episodes, not updates."""
     total: int | None = None
     """Index of M in `N/M`, whose N is the step."""
+    length: int | None = None
+    """Index of M in `N/M` for any step, also one within the epoch."""
+    beside: bool = False
+    """Whether it has only quantities that belong to the record of other lines, such as a reward."""
     texts: tuple[str, ...] = ()
     """Texts between the numbers."""
 
@@ -138,6 +122,8 @@ class Templates:
 
     def of(self, line: str) -> tuple[Template, list[str]] | None:
         """The template of a line, and its numbers; None without a number."""
+        if not line.isascii():
+            line = line.translate(_WIDE)
         parts = _SPLIT.split(line)
         if len(parts) < 3:
             return None
@@ -244,20 +230,22 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
             roles.append(role)
     if plain(texts[0]) in ("iteration", "iter") and not steps:
         steps.append((0, 0))
-    if other_bar and not any(role in _MAIN for role in roles):
+    if other_bar and not any(role in MAIN_ROLES for role in roles):
         return nothing
     if not any(role in ("loss", "component", "eval_loss") for role in roles):  # `batch = 64` is a size
         steps = [(rank, i) for rank, i in steps if rank != _BATCH or texts[i + 1].lstrip()[:1] in ("/", "]")]
     rank_of_step, step = min(steps, default=(0.0, within))
     if not values and step is None and epoch is None:
         return nothing
-    tells = any(role != "other" for role in roles) or step is not None or epoch is not None
+    alone = not any(role != "other" for role in roles) and step is None and epoch is None
+    tells = not alone or any(is_of_policy(key) for _, key, _ in values)
     within_epoch = step is not None and step == within
+    total = step + 1 if step is not None and texts[step + 1].strip() == "/" else None
     return Template(
         tuple(values), step, epoch, within_epoch, (evaluates or section) and bool(values), tells, odd,
         unnamed=bool(steps) and rank_of_step == _UNNAMED, rounded=rounded,
         of_environment=bool(steps) and ENVIRONMENT <= rank_of_step < _LAST,
-        total=step + 1 if step is not None and bool(steps) and texts[step + 1].strip() == "/" else None,
+        total=total if steps else None, length=total, beside=alone,
         texts=printed,
     )  # fmt: skip
 
@@ -281,7 +269,7 @@ def _begins(text: str, after: str) -> bool:
 def _is_before(text: str, after: str, numbers: list[str]) -> bool:
     """Whether the first of two numbers after a name is a count, and the second the value."""
     whole, value = numbers
-    return not _SEPARATOR.search(text) and after.strip() in ("", ":") and whole.isdigit() and not value.isdigit()
+    return not SEPARATOR.search(text) and after.strip() in ("", ":") and whole.isdigit() and not value.isdigit()
 
 
 def _is_count(key: str, text: str, whole: str) -> bool:
@@ -316,71 +304,3 @@ def _fraction(texts: tuple[str, ...], i: int) -> tuple[str, float]:
     if _NEXT.match(closed) and "".join(texts[i + 3 : i + 4]).strip() == "/":  # `Train: [1/300][20/600]`
         return "epoch", 0.0
     return "", 0.0
-
-
-def key_of(text: str) -> str | None:
-    """The name that belongs to a number, from the text between it and the number before."""
-    text = _RULE.sub("  ", re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text))
-    text = _WRAPPER.sub("", text)
-    if _DEVICE.search(text):
-        return None
-    found = _SEPARATOR.search(text)
-    if found:
-        return _name(text[: found.start()])
-    text = _LOGGER.sub("", _VERB.sub("", text))
-    stripped = text.strip()
-    if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
-        return _name(stripped.strip("|"))
-    words = _DELIMITER.split(text.rstrip(" [({<*`'\""))[-1].split()
-    if stripped.endswith(("[", "(")) and not (words and _may_open(words[-1], stripped[-1])):
-        return None
-    words = [word.strip("*`") for word in words]
-    for count in (3, 2, 1):
-        name = " ".join(words[-count:]) if len(words) >= count else ""
-        if name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS or role_of(name) in _MAIN):
-            return name.lstrip("#")
-    last = words[-1] if words else ""
-    if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and role_of(last) == "component"):
-        return last
-    return None
-
-
-def _may_open(word: str, bracket: str) -> bool:
-    """Whether a bracket after a word holds its number: `epoch [3`, `step (3`, `loss [0.5`."""
-    if plain(word) in EPOCH_KEYS or (bracket == "[" and step_rank(word) is not None):
-        return True
-    return role_of(word) in ("loss", "eval_loss", "grad_norm")
-
-
-def _name(text: str) -> str | None:
-    text = text.strip().strip("'\"").lstrip("- ")
-    if text.endswith(")") and (unit := _WITH_UNIT.search(text)):
-        text = unit[1]
-        words = text.rsplit(" (", 1)[0].split()
-        name = " ".join(words[-4:]) + " (" + text.rsplit(" (", 1)[1]
-    else:
-        words = [w for w in _DELIMITER.split(text)[-1].split() if w not in _LEVELS]
-        name = " ".join(words)
-        if _ELAPSED.search(name):
-            return name
-        if len(words) <= 3 and role_of(name) == "component":
-            return name.strip("'\"`*> ")
-        if (
-            role_of(" ".join(words[-2:])) == "other"
-            and role_of(words[-1] if words else "") == "loss"
-            and len(words) > 1
-        ):
-            return " ".join(words[-3:]).strip("'\"`*> ")  # `entropy loss`, `best loss`
-        for count in range(min(len(words), 4), 0, -1):
-            last = " ".join(words[-count:])
-            if role_of(last) not in ("other", "component") or step_rank(last) is not None or plain(last) in EPOCH_KEYS:
-                name = last
-                if _SETTING.search(" ".join(words)):
-                    name = " ".join(words[-3:])
-                break
-        else:
-            name = " ".join(words[-3:])
-    name = re.sub(r"^- ", "", name.strip("'\"`*> "))
-    if _FILE.search(name) or _CLOCK.fullmatch(name):
-        return None
-    return name if 0 < len(name) <= _LONGEST_NAME and re.search("[A-Za-zµɛ]", name) else None

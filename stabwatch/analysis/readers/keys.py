@@ -1,0 +1,105 @@
+"""Finds the name that belongs to a number in free text."""
+
+from __future__ import annotations
+
+import re
+
+from stabwatch.analysis.readers.names import EPOCH_KEYS, is_perplexity, plain, role_of, step_rank
+
+_DELIMITER = re.compile(r"[|,;\t{}\[\]()<>]|\s{2,}|(?<=[:=])\s|\s[-/—–]\s|\s--\s")
+SEPARATOR = re.compile(r"['\"`*_]*\s*[:=][*`]*\s*[\[({<*`]*['\"]?$")
+"""Text between a name and its number."""
+_WRAPPER = re.compile(r"(?:(?:<?tf\.)?Tensor\b[^<>=]*(?:\w+=[^<>=]*)*numpy=|[\w.]*(?:[tT]ensor|Array|float\d*)\()\[*$")
+"""Text that a framework prints around a number: `tensor(`, `Array(`, `np.float32(`."""
+_DEVICE = re.compile(r"\bdevice='?\w+:$")
+_WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
+MAIN_ROLES = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
+_SETTING = re.compile(
+    r"\b(?:total|max|num|optimi[sz]ation|accumulation|warm-?up|save|eval|logging|log|per|val|decay|of) steps$",
+    re.IGNORECASE,
+)
+"""A setting, not a count."""
+_FILE = re.compile(r"\.(?:py|cpp|cu|cc|h|json|ya?ml|safetensors|txt|bin)$|^--")
+_RULE = re.compile(r"[-=*#~_]{3,}")
+"""A line drawn on both sides of a title."""
+_VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
+_LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
+_ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
+_IDENTIFIER = re.compile(r"[A-Za-z]\w*[_/.]\w+")
+_LOSS_OF = re.compile(r"loss (?:of|for|on|in) (?!step\b|iter|epoch\b|batch\b)", re.IGNORECASE)
+"""`Loss of the value function`, `loss on the test set`."""
+_LONGEST_NAME = 48
+_CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
+"""Text before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
+_LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
+
+
+def key_of(text: str) -> str | None:
+    """The name that belongs to a number, from the text between it and the number before."""
+    text = _RULE.sub("  ", re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text))
+    text = _WRAPPER.sub("", text)
+    if _DEVICE.search(text):
+        return None
+    found = SEPARATOR.search(text)
+    if found:
+        return _name(text[: found.start()])
+    text = _LOGGER.sub("", _VERB.sub("", text))
+    stripped = text.strip()
+    if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
+        return _name(stripped.strip("|"))
+    words = _DELIMITER.split(text.rstrip(" [({<*`'\""))[-1].split()
+    if stripped.endswith(("[", "(")) and not (words and _may_open(words[-1], stripped[-1])):
+        return None
+    words = [word.strip("*`") for word in words]
+    for count in (3, 2, 1):
+        name = " ".join(words[-count:]) if len(words) >= count else ""
+        if name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS or role_of(name) in MAIN_ROLES):
+            bare = name.lstrip("#")
+            return bare or (name if text.strip() == name else None)
+    last = words[-1] if words else ""
+    if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and role_of(last) == "component"):
+        return last
+    return None
+
+
+def _may_open(word: str, bracket: str) -> bool:
+    """Whether a bracket after a word holds its number: `epoch [3`, `step (3`, `loss [0.5`."""
+    if plain(word) in EPOCH_KEYS or (bracket == "[" and step_rank(word) is not None):
+        return True
+    return role_of(word) in ("loss", "eval_loss", "grad_norm")
+
+
+def _name(text: str) -> str | None:
+    text = text.strip().strip("'\"").lstrip("- ")
+    if text.endswith(")") and (unit := _WITH_UNIT.search(text)):
+        text = unit[1]
+        words = text.rsplit(" (", 1)[0].split()
+        name = " ".join(words[-4:]) + " (" + text.rsplit(" (", 1)[1]
+    else:
+        words = [w for w in _DELIMITER.split(text)[-1].split() if w not in _LEVELS]
+        name = " ".join(words)
+        if _LOSS_OF.match(name) and len(name) <= _LONGEST_NAME:
+            return name
+        if _ELAPSED.search(name):
+            return name
+        if len(words) <= 3 and role_of(name) == "component":
+            return name.strip("'\"`*> ")
+        if (
+            role_of(" ".join(words[-2:])) == "other"
+            and role_of(words[-1] if words else "") == "loss"
+            and len(words) > 1
+        ):
+            return " ".join(words[-3:]).strip("'\"`*> ")  # `entropy loss`, `best loss`
+        for count in range(min(len(words), 4), 0, -1):
+            last = " ".join(words[-count:])
+            if role_of(last) not in ("other", "component") or step_rank(last) is not None or plain(last) in EPOCH_KEYS:
+                name = last
+                if _SETTING.search(" ".join(words)):
+                    name = " ".join(words[-3:])
+                break
+        else:
+            name = " ".join(words[-3:])
+    name = re.sub(r"^- ", "", name.strip("'\"`*> "))
+    if _FILE.search(name) or _CLOCK.fullmatch(name):
+        return None
+    return name if 0 < len(name) <= _LONGEST_NAME and re.search("[A-Za-zµɛ]", name) else None
