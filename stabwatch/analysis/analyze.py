@@ -19,6 +19,7 @@ from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.analysis.run_curves import RunCurves
 from stabwatch.analysis.sources import open_source
 from stabwatch.analysis.summaries import SeriesSummary, Summaries
+from stabwatch.analysis.units import WORDS, diagnosis_in_units, in_units
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, Run, plain
 from stabwatch.runlog.downsample import Downsampled
@@ -158,8 +159,10 @@ def analyze_source(
     view = curves.run(log.meta.run) if foreign is None else foreign.run
     steps = view.steps
     hindsight = in_hindsight(view, rule_incidents(engine.history), watched=watched)
+    incidents = in_units(hindsight.incidents, view.step_unit)
     end, coverage = _end(events), _last(events, "coverage")
-    diagnosis = diagnose(engine, hindsight.incidents, hindsight.spacing, watched=watched)
+    diagnosis = diagnose(engine, incidents, hindsight.spacing, watched=watched)
+    diagnosis = diagnosis_in_units(diagnosis, view.step_unit)
     if foreign is not None and not diagnosis.causes:
         diagnosis = Diagnosis(calm_verdict(view))
     return Analysis(
@@ -171,7 +174,7 @@ def analyze_source(
         last_step=summaries.last_step if watched else int(steps.max()) if len(steps) else None,
         duration=summaries.duration,
         ended=str(end.data.get("reason", "unknown")) if end else None,
-        incidents=hindsight.incidents,
+        incidents=incidents,
         diagnosis=diagnosis,
         alerts=engine.history,
         series=summaries.of_all(),
@@ -191,7 +194,7 @@ def calm_verdict(run: LogRun) -> str:
         return f"This log has only evaluations: '{only.name}' shows no problem, in {number_of(len(only))}."
     if not len(run.steps):
         return "No training record was found."
-    unit = run.step_unit if run.step_unit != "ordinal" else "record"
+    unit = WORDS[run.step_unit]
     extent = f"in {len(run.steps):,} records, {unit}s {run.steps.min():,} to {run.steps.max():,}"
     if not any(len(column) for column in run.columns if column.role in ("loss", "eval_loss")):
         return f"This log has no loss, so it is not known how training went, {extent}."

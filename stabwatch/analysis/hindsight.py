@@ -99,7 +99,8 @@ def _joined(detected: Incident, by_rules: Sequence[Incident]) -> Incident:
     severities = [detected.severity, *(i.severity for i in by_rules)]
     hindsight = detected.condition == "TrainingPaused" or all(i.condition in _LOSS for i in by_rules)
     over = detected.last_step is not None and all(i.last_step is not None for i in by_rules)
-    skipped = detected.condition == "NonFinite" and over and not detected.is_problem
+    skipped = detected.condition == "NonFinite" and detected.last_step is not None and not detected.is_problem
+    skipped = skipped and not any(i.layers for i in by_rules)
     known = skipped or (hindsight and (over or not detected.is_problem))
     severity = detected.severity if known else min(severities, key=rank)
     live = min(i.live_step for i in by_rules if i.live_step is not None)

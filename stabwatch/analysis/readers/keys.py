@@ -102,4 +102,4 @@ def _name(text: str) -> str | None:
     name = re.sub(r"^- ", "", name.strip("'\"`*> "))
     if _FILE.search(name) or _CLOCK.fullmatch(name):
         return None
-    return name if 0 < len(name) <= _LONGEST_NAME and re.search("[A-Za-zµɛ]", name) else None
+    return name if 0 < len(name) <= _LONGEST_NAME and re.search(r"[^\W\d_]", name) else None

@@ -22,7 +22,7 @@ from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.timestamps import timestamps
-from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, counts_records, without_settings
+from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, counts_records, in_blocks, without_settings
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
@@ -308,6 +308,7 @@ class _Parser:
             notes.append("One record per epoch: epochs count.")
         if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):
             epochs = by_epoch(self.unstepped)
+            self.unstepped = in_blocks(self.unstepped) if epochs else self.unstepped
             if not epochs:
                 self.unstepped = without_settings(self.unstepped)
             self.builder.unit = "epoch" if epochs else "ordinal"

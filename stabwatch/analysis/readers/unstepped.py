@@ -34,6 +34,23 @@ def by_epoch(records: list[Unstepped]) -> bool:
     return again <= 0.2 * count
 
 
+def in_blocks(records: list[Unstepped]) -> list[Unstepped]:
+    """Records whose epoch is printed below some of its values: the values above the first epoch, if they come again
+    above each later one, belong to the epoch that follows."""
+    first = next((i for i, (_, epoch, _) in enumerate(records) if epoch is not None), 0)
+    above = {key for _, _, values in records[:first] for key in values}
+    times = Counter(key for _, _, values in records for key in values)
+    epochs = list(dict.fromkeys(epoch for _, epoch, _ in records if epoch is not None))
+    above = {key for key in above if times[key] == len(epochs)}
+    if not above or len(epochs) < 2:
+        return records
+    following = dict(pairwise([None, *epochs, epochs[-1] + 1]))
+    return [
+        (line, following.get(epoch, epoch) if values.keys() <= above else epoch, values)
+        for line, epoch, values in records
+    ]
+
+
 def without_settings(records: list[Unstepped]) -> list[Unstepped]:
     """Records with a key that occurs again. Values that are printed once before training are not records."""
     times = Counter(key for _, _, values in records for key in values)
