@@ -147,9 +147,8 @@ def main() -> int:
         return int(not score.good)
     pasted, sources = judge(PASTED)
     places = "\n".join(f"- {name}: <{url}>" for name, url in sources.items())
-    options.write.write_text(
-        f"{HEADER}{score.text(times=True)}\n\n{SECOND}{pasted.text(times=False)}\n\n## Where these shapes are from\n\n{places}\n"
-    )
+    ends = f"## Where these shapes are from\n\n{places}\n"
+    options.write.write_text(f"{HEADER}{score.text(times=True)}\n\n{SECOND}{pasted.text(times=False)}\n\n{ends}")
     return int(not score.good)
 
 
@@ -168,6 +167,16 @@ trainings that never learn, crashes. Of what the eye calls trouble, missed were 
 sixty records of one log, each two to four records long, and two single records of 28 times the loss at a cadence of
 a hundred steps, which are told as information. At first some fifteen of these files were read wrongly or not at
 all, and spikes of four logs were missed; their shapes are tests now. So these figures are in-sample too.
+
+"""
+
+SECOND = """## Lines pasted into bug reports
+
+Reports are shorter and in more shapes than whole logs. The files in `benchmarks/pasted` have the shapes of logs in
+public reports, with other numbers; the labels were written before the first reading. At that first reading 25 of 28
+events were found, 5 of 33 healthy logs were warned about (a norm that is NaN before the scaler found its scale, twice;
+NaN before anything was trained; a value loss beside a reward that was not read; a loss of 0 in batches of one), and one
+was not read. The table has the present state, so it is in-sample.
 
 """
 
