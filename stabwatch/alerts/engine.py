@@ -1,22 +1,27 @@
-"""The step-exact engine: records in, alert transitions out. The result does not depend on how records are batched."""
+"""The step-exact engine: records in, alert transitions out. The result does not depend on how records are batched.
+
+A few records are evaluated one by one, which defines the result; many are evaluated as blocks, with an equal result.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import chain, pairwise
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stabwatch.alerts.blocks import LEAST_RECORDS, evaluate
 from stabwatch.alerts.catalogue import RULES, features
 from stabwatch.alerts.features import Feature, PlainFeature
-from stabwatch.alerts.rule import Alert, Condition, Rule
+from stabwatch.alerts.rule import Alert, Rule
+from stabwatch.alerts.rule_state import RuleState, Transition
 from stabwatch.alerts.run_context import RunContext
-from stabwatch.alerts.statistics import Array
+from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.alerts.templates import describe
 from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
@@ -27,85 +32,10 @@ BASELINE_FEATURES = ("loss", "gradient_norm")
 """Features whose baselines restart at an announced change."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
+PACES = 101
+"""Latest records whose median pace is that of a step."""
 LONGEST_PAUSE_SECONDS = 1800.0
 """Upper limit of the patience that earlier pauses (evaluations, checkpoints) cause."""
-
-
-class RuleState:
-    """State of one rule over all layers of its feature: onset, firing and resolution, counted in measured points."""
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self.since = np.full(0, -1, dtype=np.int64)
-        self.points_firing = np.zeros((len(rule.thresholds), 0), dtype=np.int64)
-        self.points_normal = np.zeros(0, dtype=np.int64)
-        self.level = np.zeros(0, dtype=np.int64)
-        """Index of the threshold that fires, by layer; len(thresholds) if none does."""
-        self.context: dict[int, dict[str, float]] = {}
-        self._quiet = True
-        """No layer fires, and none is outside its normal range."""
-
-    def grow(self, layers: int) -> None:
-        """Add state for new layers."""
-        more = layers - len(self.since)
-        if not more:
-            return
-        self.since = np.append(self.since, np.full(more, -1, dtype=np.int64))
-        self.points_firing = np.pad(self.points_firing, ((0, 0), (0, more)))
-        self.points_normal = np.append(self.points_normal, np.zeros(more, dtype=np.int64))
-        self.level = np.append(self.level, np.full(more, len(self.rule.thresholds), dtype=np.int64))
-
-    def update(self, step: int, gauges: dict[str, Array], context: dict[str, float]) -> list[tuple[int, int]]:
-        """Judge one record. Returns (layer, level) of each transition; level is len(thresholds) for a resolution."""
-        self.grow(len(gauges["points"]))
-        abnormal = self._all(self.rule.abnormal, gauges)
-        if self._quiet and not np.count_nonzero(abnormal):
-            return []  # every threshold implies `abnormal`, so none can be met
-        measured = ~np.isnan(gauges[self.rule.thresholds[0].when[0].gauge])
-        judged = measured & (gauges["points"] >= self.rule.warm_up)
-        abnormal &= judged
-        if self._quiet and not np.count_nonzero(abnormal):
-            return []
-        self._mark_onset(step, judged, abnormal, context)
-        fires = np.full(len(self.since), len(self.rule.thresholds))
-        met_any = np.zeros(len(self.since), dtype=bool)
-        for i, level in reversed(list(enumerate(self.rule.thresholds))):
-            met = judged & self._all(level.when, gauges)
-            met_any |= met
-            self.points_firing[i] = np.where(judged, np.where(met, self.points_firing[i] + 1, 0), self.points_firing[i])
-            fires = np.where(self.points_firing[i] >= level.for_points, i, fires)
-        self.points_normal = np.where(judged, np.where(met_any, 0, self.points_normal + 1), self.points_normal)
-        out = self._transitions(judged, fires)
-        self._quiet = bool((self.level == len(self.rule.thresholds)).all() and (self.since < 0).all())
-        return out
-
-    def restart(self) -> None:
-        """The run continues from an earlier step: firing alerts stay until values are normal; other counts restart."""
-        self.points_firing[:] = 0
-        self.since[self.level == len(self.rule.thresholds)] = -1
-
-    def _mark_onset(
-        self, step: int, judged: NDArray[np.bool_], abnormal: NDArray[np.bool_], context: dict[str, float]
-    ) -> None:
-        silent = self.level == len(self.rule.thresholds)
-        for layer in np.flatnonzero(abnormal & (self.since < 0)):
-            self.since[layer] = step
-            self.context[int(layer)] = dict(context)
-        self.since[judged & ~abnormal & silent] = -1
-
-    def _all(self, conditions: Sequence[Condition], gauges: dict[str, Array]) -> NDArray[np.bool_]:
-        met = conditions[0].holds(gauges[conditions[0].gauge])
-        for condition in conditions[1:]:
-            met &= condition.holds(gauges[condition.gauge])
-        return met
-
-    def _transitions(self, judged: NDArray[np.bool_], fires: NDArray[np.int64]) -> list[tuple[int, int]]:
-        none = len(self.rule.thresholds)
-        graver = judged & (fires < self.level)
-        over = judged & (self.level < none) & (self.points_normal >= self.rule.resolve_after)
-        self.level = np.where(graver, fires, np.where(over, none, self.level))
-        self.since[over] = -1
-        return [(int(layer), int(self.level[layer])) for layer in np.flatnonzero(graver | over)]
 
 
 def _is_muted(rule: Rule, layer: str) -> bool:
@@ -138,7 +68,7 @@ class Engine:
         self.last_step: int | None = None
         self._changes: list[int] = []
         self._last_time = math.nan
-        self._pace: deque[float] = deque(maxlen=101)
+        self._pace: deque[float] = deque(maxlen=PACES)
         self._pause = 0.0
         self._ended = False
 
@@ -166,11 +96,23 @@ class Engine:
         """Process new records. Returns the transitions that they cause."""
         if block.layout.keys is not self._keys:
             self._bind(block.layout.keys)
-        values = block.values
         out: list[Alert] = []
-        for i in range(len(block)):
-            out += self._record(int(block.steps[i]), float(block.times[i]), values[i])
+        for start, stop in pairwise(self._cuts(block.steps)):
+            some = slice(start, stop)
+            if stop - start >= LEAST_RECORDS:
+                out += self._records(block.steps[some], block.times[some], block.values[some])
+                continue
+            for i in range(start, stop):
+                out += self._record(int(block.steps[i]), float(block.times[i]), block.values[i])
         return out
+
+    def _cuts(self, steps: Ints) -> list[int]:
+        """Where blocks begin: a block has ascending steps, and no baseline restarts within it."""
+        cuts = [0, *(np.flatnonzero(np.diff(steps) <= 0) + 1).tolist(), len(steps)]
+        announced = [
+            (start + np.searchsorted(steps[start:stop], self._changes)).tolist() for start, stop in pairwise(cuts)
+        ]
+        return sorted(set(chain(cuts, *announced)))
 
     def _bind(self, keys: tuple[SeriesKey, ...]) -> None:
         self._keys = keys
@@ -179,16 +121,8 @@ class Engine:
         self.memory.bind(keys)
 
     def _record(self, step: int, time: float, values: Array) -> list[Alert]:
-        before = dict(self.memory.context)
-        if self.last_step is not None and step > self.last_step:
-            before["step"] = float(self.last_step)
-        if self.last_step is not None and step <= self.last_step:
-            self._restart()
-        elif self.last_step is not None:
-            self._pace.append((time - self._last_time) / (step - self.last_step))
-            self._pause = float(np.fmax(self._pause, time - self._last_time))
-        self._cross(self.last_step, step)
-        self.first_step = step if self.first_step is None else self.first_step
+        before = self._before(step)
+        self._begin(step, time)
         self.last_step, self._last_time = step, time
         self.memory.observe(step, values)
         out = self._resume(step, time)
@@ -196,13 +130,63 @@ class Engine:
             gauges = feature.update(step, values)
             if gauges is None:
                 continue
-            self._keep(feature, gauges)
+            self._keep(feature, {gauge.name: gauges[gauge.name] for gauge in feature.gauges})
             for state in self._judges[name]:
-                for layer, level in state.update(step, gauges, before):
-                    if not _is_muted(state.rule, feature.layers[layer]):
-                        out.append(self._transition(state, feature, layer, level, step, time, gauges))
+                for change in state.update(step, gauges, before):
+                    if not _is_muted(state.rule, feature.layers[change.layer]):
+                        numbers = {name: float(column[change.layer]) for name, column in gauges.items()}
+                        out.append(self._transition(state, feature, change, step, time, numbers, self.memory.context))
         self._history += out
         return out
+
+    def _records(self, steps: Ints, times: Array, values: Array) -> list[Alert]:
+        """The same for several records with ascending steps, of which only the first restarts anything."""
+        first, before = int(steps[0]), self._before(int(steps[0]))
+        self._begin(first, float(times[0]))
+        out = self._resume(first, float(times[0]))
+        self._pace.extend((np.diff(times) / np.diff(steps))[-PACES:].tolist())
+        self._pause = float(np.fmax.reduce(np.diff(times), initial=self._pause))
+        self.last_step, self._last_time = int(steps[-1]), float(times[-1])
+        after = self.memory.observe_many(steps, values)
+
+        def context(record: int) -> dict[str, float]:
+            return after(record - 1) | {"step": float(steps[record - 1])} if record else before
+
+        found: list[tuple[int, RuleState, Feature, Transition, dict[str, float]]] = []
+        appeared: dict[str, int] = {}
+        for name, feature in self._features.items():
+            for rows, gauges in evaluate(feature, steps, values):
+                appeared |= {g.name: int(rows[0]) for g in feature.gauges if g.name not in self._derived}
+                self._keep(feature, {gauge.name: gauges.last(gauge.name) for gauge in feature.gauges})
+                for state in self._judges[name]:
+                    for change in state.update_many(rows, steps, gauges, context):
+                        if not _is_muted(state.rule, feature.layers[change.layer]):
+                            numbers = gauges.at(int(np.searchsorted(rows, change.record)), change.layer)
+                            found.append((change.record, state, feature, change, numbers))
+        for gauge_name in sorted(appeared, key=appeared.__getitem__):
+            self._derived[gauge_name] = self._derived.pop(gauge_name)
+        for record, state, feature, change, numbers in sorted(found, key=lambda f: f[0]):
+            step, time = int(steps[record]), float(times[record])
+            out.append(self._transition(state, feature, change, step, time, numbers, after(record)))
+        self._history += out
+        return out
+
+    def _before(self, step: int) -> dict[str, float]:
+        """Numbers of the run before a record."""
+        before = dict(self.memory.context)
+        if self.last_step is not None and step > self.last_step:
+            before["step"] = float(self.last_step)
+        return before
+
+    def _begin(self, step: int, time: float) -> None:
+        """What a record means for the clock and the baselines, before it is looked at."""
+        if self.last_step is not None and step <= self.last_step:
+            self._restart()
+        elif self.last_step is not None:
+            self._pace.append((time - self._last_time) / (step - self.last_step))
+            self._pause = float(np.fmax(self._pause, time - self._last_time))
+        self._cross(self.last_step, step)
+        self.first_step = step if self.first_step is None else self.first_step
 
     def _cross(self, last: int | None, step: int) -> None:
         """Restart the baselines at the first record after an announced change."""
@@ -219,40 +203,37 @@ class Engine:
             state.restart()
         self.memory.restart()
 
-    def _keep(self, feature: Feature, gauges: dict[str, Array]) -> None:
-        for gauge in feature.gauges:
-            now = gauges[gauge.name]
-            kept = self._derived.get(gauge.name)
+    def _keep(self, feature: Feature, gauges: Mapping[str, Array]) -> None:
+        for name, now in gauges.items():
+            kept = self._derived.get(name)
             if kept is None or len(kept[1]) != len(now):
                 longer = np.full(len(now), np.nan)
                 if kept is not None:
                     longer[: len(kept[1])] = kept[1]
-                kept = self._derived[gauge.name] = (feature, longer)
+                kept = self._derived[name] = (feature, longer)
             np.copyto(kept[1], now, where=~np.isnan(now))
 
     def _transition(
         self,
         state: RuleState,
         feature: Feature,
-        layer: int,
-        level: int,
+        change: Transition,
         step: int,
         time: float,
-        gauges: dict[str, Array],
+        numbers: dict[str, float],
+        context: dict[str, float],
     ) -> Alert:
         rule = state.rule
-        place = feature.keys[layer] if isinstance(feature, NonFiniteFeature) else None
+        place = feature.keys[change.layer] if isinstance(feature, NonFiniteFeature) else None
         signal = place.signal if place else feature.signal
-        where = place.layer if place else feature.layers[layer]
+        where = place.layer if place else feature.layers[change.layer]
         key = (rule.name, signal, where)
-        if level == len(rule.thresholds):
+        if change.level == len(rule.thresholds):
             alert = replace(self._firing.pop(key), state="resolved", step=step, time=time)
             return alert
-        chosen = rule.thresholds[level]
-        numbers = {name: float(column[layer]) for name, column in gauges.items()}
+        chosen = rule.thresholds[change.level]
         condition = chosen.when[0]
-        onset = int(state.since[layer]) if state.since[layer] >= 0 else step
-        earlier = {f"{name}_at_onset": value for name, value in state.context.get(layer, {}).items()}
+        earlier = {f"{name}_at_onset": value for name, value in change.context.items()}
         alert = Alert(
             rule=rule.name,
             severity=chosen.severity,
@@ -260,13 +241,13 @@ class Engine:
             signal=signal,
             layer=where,
             step=step,
-            onset=onset,
+            onset=change.onset if change.onset >= 0 else step,
             time=time,
             value=numbers[condition.gauge],
             threshold=condition.above if condition.above is not None else condition.below,
             summary=chosen.summary or rule.summary,
             description=describe(rule, signal, where, step, numbers),
-            context={**earlier, **self.memory.context, **numbers},
+            context={**earlier, **context, **numbers},
         )
         self._firing[key] = alert
         return alert

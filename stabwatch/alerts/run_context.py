@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.alerts.statistics import Array, median
+from stabwatch.alerts.statistics import Array, Ints, median, row_medians
 from stabwatch.alerts.templates import format_guard
 from stabwatch.runlog import Event, SeriesKey
 
@@ -133,6 +133,71 @@ class RunContext:
         peaks = values[self._peaks]
         if not (values[self._bad] > 0).any() and np.isfinite(peaks).any():
             self.largest_activation = float(np.nanmax(peaks))
+
+    def observe_many(self, steps: Ints, values: Array) -> Callable[[int], dict[str, float]]:
+        """Process records. The result gives `context` as it was after one of them; -1 for before all."""
+        start, followed = dict(self.context), self._learning_rates(steps, values)
+        for name, column in self._context_columns.items():
+            rows = np.flatnonzero(~np.isnan(values[:, column]))
+            followed[name] = (rows, values[rows, column])
+
+        def after(record: int) -> dict[str, float]:
+            numbers = {name: int(np.searchsorted(rows, record, "right")) for name, (rows, _) in followed.items()}
+            new = [name for name, number in numbers.items() if number and name not in start]
+            known = dict.fromkeys([*start, *sorted(new, key=lambda name: followed[name][0][0])])
+            return {
+                name: float(followed[name][1][n - 1]) if (n := numbers.get(name)) else start[name] for name in known
+            }
+
+        self.context.update(after(len(steps) - 1))
+        self._update_peaks(steps, values[:, self._updates])
+        self._recurrent_values(values)
+        peaks = values[:, self._peaks]
+        whole = np.flatnonzero(~(values[:, self._bad] > 0).any(axis=1) & np.isfinite(peaks).any(axis=1))
+        if len(whole):
+            self.largest_activation = float(np.nanmax(peaks[whole[-1]]))
+        return after
+
+    def _learning_rates(self, steps: Ints, values: Array) -> dict[str, tuple[Ints, Array]]:
+        """See `_learning_rate`. Returns records and values of what it adds to the context."""
+        column = self._context_columns.get("learning_rate")
+        if column is None:
+            return {}
+        known = np.flatnonzero(~np.isnan(values[:, column]))
+        now = values[known, column]
+        before = np.append(self.context.get("learning_rate", math.nan), now[:-1])
+        rows, before, now = known[now > 0], before[now > 0], now[now > 0]
+        if not len(rows):
+            return {}
+        largest = np.maximum.accumulate(np.append(self.largest_rate, now))
+        earlier = np.where(self._rates + np.arange(len(now)) >= _WARM, largest[:-1], self._largest_earlier)
+        for i in np.flatnonzero(now > _JUMP * np.maximum(before, earlier)).tolist():
+            self.rate_jumps.append(RateJump(int(steps[rows[i]]), float(before[i]), float(now[i])))
+        if math.isnan(self.rate_at[1]):
+            self.rate_at = (int(steps[rows[0]]), float(now[0]))
+        last = np.append(np.array(self._last_rates), now)
+        oldest = last[np.maximum(np.arange(len(last) - len(now), len(last)) + 1 - _RISE, 0)]
+        self.largest_rate, self._rates = float(largest[-1]), self._rates + len(now)
+        self._last_rates.extend(now[-_RISE:].tolist())
+        return {"learning_rate_largest": (rows, largest[1:]), "learning_rate_earlier": (rows, oldest)}
+
+    def _update_peaks(self, steps: Ints, ratios: Array) -> None:
+        """See `_update_peak`. ratios: (n, layers)."""
+        typical = row_medians(ratios)
+        peak = self.update_peaks[-1].ratio if self.update_peaks else 0.0
+        for i in np.flatnonzero(typical > _HIGHER * peak).tolist():
+            if typical[i] > _HIGHER * peak:
+                peak = float(typical[i])
+                largest = int(np.argmax(np.where(np.isfinite(ratios[i]), ratios[i], -math.inf)))
+                layer = self._keys[self._updates[largest]].layer
+                self.update_peaks.append(UpdatePeak(int(steps[i]), peak, layer, float(ratios[i, largest])))
+
+    def _recurrent_values(self, values: Array) -> None:
+        found = [(np.flatnonzero(np.isfinite(values[:, column])), column) for column in self._recurrent.tolist()]
+        for rows, column in sorted((f for f in found if len(f[0])), key=lambda f: int(f[0][0])):
+            first, last = float(values[rows[0], column]), float(values[rows[-1], column])
+            layer = self._keys[column].layer
+            self.recurrent[layer] = (self.recurrent.get(layer, (first,))[0], last)
 
     def _learning_rate(self, step: int, values: Array) -> None:
         column = self._context_columns.get("learning_rate")

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 def median(values: Array) -> float:
@@ -18,6 +20,15 @@ def median(values: Array) -> float:
     ordered = values.copy()
     ordered.sort()
     return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def row_medians(rows: Array) -> Array:
+    """Median of the finite numbers of each row, (n,), of rows (n, columns); NaN for none."""
+    finite = np.isfinite(rows)
+    count = finite.sum(axis=1)
+    ordered = np.sort(np.where(finite, rows, np.nan), axis=1) if rows.shape[1] else np.full((len(rows), 1), np.nan)
+    at = np.arange(len(rows))
+    return np.where(count > 0, (ordered[at, (count - 1) // 2] + ordered[at, count // 2]) / 2, np.nan)
 
 
 def column_medians(columns: Array) -> Array:
@@ -54,6 +65,18 @@ def slope(steps: Array, values: Array) -> Array:
         dy = np.where(seen, values - mean_y[:, None], 0.0)
         out = (dx * dy).sum(axis=1) / (dx * dx).sum(axis=1)
     return np.where(n >= 4, out, np.nan)
+
+
+def last_places(there: Bools) -> Ints:
+    """The last row that is true in each column, (columns,); the last of all rows for a column without one."""
+    return np.asarray(len(there) - 1 - there[::-1].argmax(axis=0))
+
+
+def run_lengths(met: Bools, before: int) -> Ints:
+    """How many in a row are true up to each one, (n,), after so many before the first."""
+    at = np.arange(len(met))
+    last = np.maximum.accumulate(np.where(met, -1, at))
+    return np.where(last < 0, at + 1 + before, at - last)
 
 
 LEAST_PAST = 8
