@@ -25,7 +25,7 @@ CELLS = {
     "loss_scale": host_accumulator("loss_scale"),
     "radius": Accumulator("step", "", "taylor"),
 }
-_LAYERED = {
+LAYERED = {
     "lower": "attention_bracket",
     "exact": "attention_exact",
     "activation": "moments",
@@ -80,7 +80,7 @@ def accumulator(name: str) -> Accumulator:
     if name in CELLS:
         return CELLS[name]
     kind, _, layer = name.partition(" ")
-    return Accumulator(_TAPS.get(kind, kind), layer, _LAYERED[kind])
+    return Accumulator(_TAPS.get(kind, kind), layer, LAYERED[kind])
 
 
 def fields(name: str, value: float) -> dict[str, float]:

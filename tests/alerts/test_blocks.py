@@ -12,30 +12,32 @@ import pytest
 from stabwatch.alerts import RULES, Engine, Rule
 from stabwatch.alerts.rule import Condition, Threshold
 from stabwatch.runlog import Event, RecordBatch, RecordLayout
-from tests.alerts.scenarios import CELLS, accumulator, fields
+from stabwatch.signals import CATALOGUE
+from tests.alerts.scenarios import CELLS, LAYERED, accumulator, fields
 
-LAYERED = (
-    "lower", "exact", "activation", "gradient", "update", "weight", "flow", "tokens", "adam", "epsilon", "collapse",
-    "router", "dead", "saturated", "entropy", "growth", "drift", "dropped", "zeros", "exponents", "spectrum", "replica",
-)  # fmt: skip
 LEVELS = {
-    "loss": 3.0, "gradient_norm": 1.0, "logits": 5.0, "learning_rate": 1e-3, "skipped": 0.0, "step_seconds": 0.1,
+    "loss": 3.0, "gradient_norm": 1.0, "logits": 5.0, "learning_rate": 1e-3, "step_seconds": 0.1,
     "busy": 0.15, "rank_loss": 2.1, "loss_scale": 4096.0, "radius": 0.1, "lower": 20.0, "exact": 21.0,
-    "activation": 30.0, "gradient": 0.0, "update": 3e-3, "weight": 1.0, "flow": 0.1, "tokens": 0.5, "adam": 0.8,
+    "activation": 30.0, "update": 3e-3, "weight": 1.0, "flow": 0.1, "tokens": 0.5, "adam": 0.8,
     "epsilon": 0.3, "collapse": 0.1, "router": 1.5, "dead": 0.3, "saturated": 0.2, "entropy": 1.3, "growth": 0.4,
-    "drift": 0.3, "dropped": 0.1, "zeros": 0.2, "exponents": 0.1, "spectrum": 3.0, "replica": 0.0,
+    "drift": 0.3, "dropped": 0.1, "zeros": 0.2, "exponents": 0.1, "spectrum": 3.0,
 }  # fmt: skip
-RUN = ("collapse", "growth")
-"""Kinds that are measured at one site."""
-EXACT = ("skipped", "gradient", "replica")
-"""Counters and differences, which are 0 in a healthy run."""
+"""Levels in a healthy run; other kinds are counters and differences, which are 0 there."""
 Item = RecordBatch | Event
+
+
+def one_site(kind: str) -> bool:
+    """Whether a kind is measured at one site only: a signal of the run reads several of its fields."""
+    cell = accumulator(f"{kind} a")
+    return any(
+        s.scope == "run" and (s.tap, s.reduction) == (cell.tap, cell.reduction) and len(s.fields) > 1 for s in CATALOGUE
+    )
 
 
 def curve(rng: np.random.Generator, kind: str, n: int) -> np.ndarray:
     """n values of one series: its level with noise, some faults, and points that were not measured."""
-    level = LEVELS[kind]
-    values = np.full(n, level) if kind in EXACT else level * np.exp(rng.choice([0.0, 0.02, 0.3]) * rng.normal(size=n))
+    level = LEVELS.get(kind, 0.0)
+    values = np.full(n, level) if not level else level * np.exp(rng.choice([0.0, 0.02, 0.3]) * rng.normal(size=n))
     if kind == "loss":
         values += rng.choice([0.0, 2.0]) * np.exp(-np.arange(n) / 60) - rng.choice([0.0, 0.0, 3.0, 4.0])
     for _ in range(rng.integers(0, 4)):
@@ -90,7 +92,7 @@ def story(seed: int, n: int = 300) -> list[Item]:
     layers = [f"blocks.{i}" for i in range(rng.integers(1, 4))]
     run, items, step = [name for name in CELLS if rng.random() < 0.8], [], 0
     layered = [kind for kind in LAYERED if rng.random() < 0.6]
-    names = [*run, *(f"{kind} {layer}" for kind in layered for layer in (layers[:1] if kind in RUN else layers))]
+    names = [*run, *(f"{kind} {layer}" for kind in layered for layer in (layers[:1] if one_site(kind) else layers))]
     changes = sorted(rng.integers(0, 3 * n, rng.integers(0, 3)).tolist())
     items += [Event("change", 1e9, change, {"what": "data"}) for change in changes]
     for _ in range(rng.integers(1, 4)):
