@@ -92,7 +92,7 @@ class App:
                 [(rule.name, rule.severity) for rule in follower.rules],
             )
         )
-        self._metrics = make_wsgi_app(registry)
+        self._metrics: Callable[[Environ, StartResponse], Iterable[bytes]] = make_wsgi_app(registry)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if not self._allowed(environ.get("HTTP_AUTHORIZATION", "")):
@@ -100,7 +100,7 @@ class App:
             return _respond(environ, start_response, "401 Unauthorized", "text/plain", b"Log in.\n", challenge)
         path = environ.get("PATH_INFO", "/")
         if path == "/metrics":
-            return self._metrics(environ, start_response)  # type: ignore[no-any-return]
+            return self._metrics(environ, start_response)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             allow = [("Allow", "GET, HEAD")]
             return _respond(environ, start_response, "405 Method Not Allowed", "text/plain", b"GET only.\n", allow)
@@ -222,11 +222,11 @@ def _bind(host: str, port: int) -> _Server:
         )[0]
     except (OSError, UnicodeError) as error:
         raise AgentError(f"`host` must be an address of this machine, but {host!r} is unknown: {error}.") from error
-    server = type("Server", (_Server,), {"address_family": family})
+    server: type[_Server] = type("Server", (_Server,), {"address_family": family})
     last: OSError | None = None
     for candidate in [*range(port, min(port + PORTS_TRIED, 65536)), 0] if port else [0]:
         try:
-            return server((address[0], candidate), _Handler)  # type: ignore[no-any-return]
+            return server((str(address[0]), candidate), _Handler)
         except OSError as error:
             last = error
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):

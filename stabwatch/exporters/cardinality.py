@@ -18,6 +18,7 @@ from stabwatch.exporters.declared import declared
 from stabwatch.exporters.latest import Latest, SeriesCap
 from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, SeriesKey
 from stabwatch.runlog.schema import Series
+from stabwatch.signals.reductions import UFUNCS
 
 Cardinality = Literal["run", "block", "layer"]
 CARDINALITIES: tuple[Cardinality, ...] = ("run", "block", "layer")
@@ -62,10 +63,10 @@ class Coarsening:
         rows = self._fine.operators.with_identity(block.rows)
         out = np.empty((len(rows), self.layout.width))
         with np.errstate(invalid="ignore"):
-            for op, function in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
+            for op, function in UFUNCS.items():
                 indices, starts, places = self._runs[op]
                 if len(indices):
-                    out[:, places] = function.reduceat(rows[:, indices], starts, axis=1)  # type: ignore[attr-defined]
+                    out[:, places] = function.reduceat(rows[:, indices], starts, axis=1)
         indices, starts, places = self._runs["arg"]
         if len(indices):
             winners = rows[:, indices - 1] == out[:, self._to[indices] - 1]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from stabwatch.runlog import SeriesKey
 from stabwatch.signals import CATALOGUE
@@ -59,10 +59,11 @@ def adopt(signals: Iterable[Mapping[str, Any]]) -> None:
     """Use the declarations in a run log's metadata: the plugins that declared them may not be installed here."""
     for s in signals:
         if isinstance(s, dict) and isinstance(s.get("name"), str) and s["name"] not in CATALOGUE:
-            counter, worst = s.get("kind") == "counter", "min" if s.get("worst") == "min" else "max"
+            counter = s.get("kind") == "counter"
+            worst: Literal["max", "min"] = "min" if s.get("worst") == "min" else "max"
             _ADOPTED[s["name"]] = Declared(
                 f"stabwatch_{s['name']}", str(s.get("help", "")), counter, "" if s.get("scope") == "run" else "layer",
-                None if counter else worst,  # type: ignore[arg-type]
+                None if counter else worst,
             )  # fmt: skip
     declared.cache_clear()
 

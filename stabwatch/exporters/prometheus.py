@@ -190,7 +190,7 @@ def _progress(s: Snapshot) -> Iterator[Metric]:
 
 def _signals(s: Snapshot) -> Iterator[Metric]:
     """Families by metric name: numbers of `watch.log` with similar names may share one."""
-    families: dict[str, Metric] = {}
+    families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
     for i, key in enumerate(s.keys):
         d = declared_series(key)
         labels = _labels(s, key, d.labels)
@@ -205,11 +205,13 @@ def _signals(s: Snapshot) -> Iterator[Metric]:
     yield from families.values()
 
 
-def _family(families: dict[str, Metric], name: str, text: str, d: Declared) -> GaugeMetricFamily | CounterMetricFamily:
+def _family(
+    families: dict[str, GaugeMetricFamily | CounterMetricFamily], name: str, text: str, d: Declared
+) -> GaugeMetricFamily | CounterMetricFamily:
     if name not in families:
         counter = CounterMetricFamily(name.removesuffix("_total"), text, labels=d.labels) if d.counter else None
         families[name] = counter or _gauge(name, text, d.labels)
-    return families[name]  # type: ignore[return-value]
+    return families[name]
 
 
 def _add(family: GaugeMetricFamily | CounterMetricFamily, labels: list[str], value: float) -> None:

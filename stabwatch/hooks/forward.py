@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from types import FrameType
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def caller(outside: TapContext | None = None) -> Site | None:
     after exceptions. Where only shared modules are under way inside of the model, the innermost of them.
     outside: modules of this watch do not count.
     """
-    frame, found = sys._getframe(1), None
+    frame: FrameType | None = sys._getframe(1)
+    found = None
     while frame is not None:
         code = frame.f_code
         if code.co_filename == _MODULE_CODE and _CALL in code.co_name:
@@ -64,7 +66,7 @@ def caller(outside: TapContext | None = None) -> Site | None:
                 if not site.shared:
                     return site
                 found = found or site
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return found
 
 

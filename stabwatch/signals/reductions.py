@@ -126,7 +126,7 @@ REDUCTIONS: dict[str, Reduction] = {
 }  # fmt: skip
 
 
-_FUNCTIONS: dict[Op, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+UFUNCS: dict[Op, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class MergeOperators:
@@ -161,7 +161,7 @@ class MergeOperators:
         unmeasured = self._unmeasured(rows)
         out = np.empty((len(starts), len(self.ops)), dtype=np.float64)
         with np.errstate(invalid="ignore"):
-            for op, function in _FUNCTIONS.items():
+            for op, function in UFUNCS.items():
                 columns = self._columns[op]
                 mine = np.take(rows, columns, axis=1).astype(np.float64)
                 np.copyto(mine, IDENTITY[op], where=np.take(unmeasured, self._accumulator[columns], axis=1))

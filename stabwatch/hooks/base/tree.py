@@ -70,7 +70,7 @@ def held(module: nn.Module, name: str = "weight") -> Tensor | None:
     places: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
     found = next((place[name] for place in places if place.get(name) is not None), None)
     if found is None and torch.nn.utils.parametrize.is_parametrized(module, name):
-        kept = module._modules["parametrizations"]._modules[name]._parameters  # type: ignore[union-attr]
+        kept = module.get_submodule(f"parametrizations.{name}")._parameters
         found = kept.get("original", kept.get("original1"))
     if not isinstance(found, Tensor) or nn.parameter.is_lazy(found):
         return None

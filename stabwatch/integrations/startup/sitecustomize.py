@@ -22,12 +22,12 @@ MODULE = "torch.optim.optimizer"
 class AfterImport:
     """A finder that finds nothing, and calls `installed` once `MODULE` has been imported."""
 
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None, /) -> ModuleSpec | None:
         """The spec of `MODULE`, whose loader calls `installed` afterwards; None for all others."""
         if name != MODULE:
             return None
         if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path)
         loader: Any = spec.loader if spec is not None else None
         if loader is not None:
@@ -69,5 +69,5 @@ def run_the_next_sitecustomize() -> None:
 
 
 if __name__ == "sitecustomize":
-    sys.meta_path.insert(0, AfterImport())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, AfterImport())
     run_the_next_sitecustomize()
