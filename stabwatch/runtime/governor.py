@@ -52,6 +52,26 @@ class Plan:
         return "sampled" if self.sampled else "deep" if self.deep else "always" if self.always else "bare"
 
 
+@dataclass(frozen=True)
+class Cadence:
+    """How often each tier is measured, for all ranks alike: intervals in steps, and the phases of the deep tier.
+
+    since: the step from which it applies. phase: that of the step before. extra: a step with the deep tier besides.
+    agreed: rank 0 has sent it.
+    """
+
+    intervals: dict[Tier, int]
+    phases: int = PHASES
+    since: int = 0
+    phase: int = 0
+    extra: int = -1
+    agreed: bool = False
+
+    def same_pace(self, other: Cadence) -> bool:
+        """Are intervals and phases equal?"""
+        return (self.intervals, self.phases) == (other.intervals, other.phases)
+
+
 class Governor:
     """Chooses the tiers of each step from their measured cost.
 
@@ -63,7 +83,7 @@ class Governor:
     the median step with measurements and without. overlapped: steps are timed on an accelerator, and while that has
     work queued the host's time costs nothing. There the difference is the cost, with two standard errors on top of it.
 
-    phases: in how many deep steps every site that is measured in turn is measured once.
+    followed: the cadence of all ranks, in place of the intervals that this rank would choose.
     """
 
     def __init__(self, budget: float, every_step: bool = False, overlapped: bool = False) -> None:
@@ -85,7 +105,8 @@ class Governor:
         self._more: dict[Tier, tuple[float, float] | None] = dict.fromkeys(SHARE)
         self._most: dict[Tier, int] = dict.fromkeys(SHARE, 2)
         self._since_deep = 0
-        self.phases = PHASES
+        self._phases = PHASES
+        self.followed: Cadence | None = None
         self._rebalanced_at = math.inf
 
     @property
@@ -110,11 +131,28 @@ class Governor:
             return Plan(True, True, True)
         if self._overlapped and _is_bare(step):
             return Plan(False, False, False)
-        sampled = step % self.interval["sampled"] == 0 and not _is_control(step)
-        deep = (_has_deep(step, self.interval["deep"]) and not _is_control(step)) or self._may_go_deep()
-        return Plan(sampled or deep or step % self.interval["always"] == 0, sampled, deep)
+        interval = self.interval if self.followed is None else self.followed.intervals
+        extra = self.may_go_deep() if self.followed is None else step == self.followed.extra
+        sampled = step % interval["sampled"] == 0 and not _is_control(step)
+        deep = (_has_deep(step, interval["deep"]) and not _is_control(step)) or extra
+        return Plan(sampled or deep or step % interval["always"] == 0, sampled, deep)
 
-    def _may_go_deep(self) -> bool:
+    def follow(self, cadence: Cadence | None) -> None:
+        """Plan by the cadence of all ranks from now on; None: by what was measured here."""
+        self.followed = cadence
+
+    @property
+    def wish(self) -> Cadence:
+        """The cadence that follows from what was measured here."""
+        return Cadence(dict(self.interval), self._phases)
+
+    @property
+    def phases(self) -> int:
+        """In how many deep steps every site that is measured in turn is measured once."""
+        return self._phases if self.followed is None else self.followed.phases
+
+    def may_go_deep(self) -> bool:
+        """Is the deep tier asked for, and has it not just run?"""
         return self._asked_deep and self._since_deep >= max(2, self.interval["deep"] // 8)
 
     def observe(self, plan: Plan, step_seconds: float, cost: dict[Tier, float]) -> None:
@@ -181,15 +219,15 @@ class Governor:
 
     def _rebalance(self, share: float) -> None:
         """Over how many steps: what was learned of their cost so far is taken to change as their number does."""
-        phases = self.phases
+        phases = self._phases
         if share > EXPENSIVE and share < WORTH * self._rebalanced_at:
             phases, self._rebalanced_at = min(phases * 2, MAX_PHASES), share
         elif share < CHEAP:
             phases, self._rebalanced_at = max(phases // 2, PHASES), math.inf
-        if phases != self.phases:
-            self._cost["deep"] = [c * self.phases / phases for c in self._cost["deep"][-1:]]
+        if phases != self._phases:
+            self._cost["deep"] = [c * self._phases / phases for c in self._cost["deep"][-1:]]
             self._rest["deep"].clear()
-            self.phases = phases
+            self._phases = phases
 
 
 def _has_deep(step: int, interval: int) -> bool:

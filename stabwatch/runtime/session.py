@@ -25,6 +25,7 @@ from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
+from stabwatch.runtime.cadence import RankCadence
 from stabwatch.runtime.coverage import NO_STEP, OTHER_LOSS, REPORT_AFTER, UNATTACHED, not_in_graph, summary
 from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
@@ -107,6 +108,7 @@ class Session(TrainingEvents):
         if self._ranks.rank == 0 or self.config.reduce == "never":
             self._open(run_dir)
         self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
+        self._cadence = RankCadence(self._governor, None if self.config.every_step else self._shared.exchange)
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
             self._look_closer, self._taps.batches, on_alert, self.isolation.run,
@@ -203,6 +205,8 @@ class Session(TrainingEvents):
 
     def _plan_next(self) -> None:
         taken = self.step - self._offset  # the cadence depends on how many steps were watched, not on their numbers
+        restarts = self._cadence.restarts(taken, self.flags.phase, self._host.step_seconds)
+        self.flags.phase = self.flags.phase if restarts is None else restarts
         plan = self._governor.plan(taken)
         # the graph that measures the sampled tier is the one that measures the deep tier
         self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.flags.traced), plan.deep)
