@@ -7,13 +7,14 @@ meshes, tensor parallelism) and the handles of FSDP1. Everything else is taken t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from torch import nn
 
+from stabwatch.distributed.flat import handles
 from stabwatch.distributed.health import REPLICATED
 from stabwatch.distributed.layout import Kind
 from stabwatch.runlog import Accumulator
@@ -22,18 +23,41 @@ Placed = tuple[bool, bool]
 """(it is a part, this rank counts it)"""
 
 
+class Tracked(Protocol):
+    """A parameter that is watched. elements: how many numbers of it this rank has."""
+
+    @property
+    def layer(self) -> str:
+        """Name of its layer."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What the optimizer steps."""
+
+    @property
+    def elements(self) -> int:
+        """How many numbers of it this rank has."""
+
+
 class Topology:
     """Placements as they are when first asked for: a model may be sharded after `attach`.
 
-    model: with its wrappers. tracked: (layer, name, parameter) of the parameters that are watched.
+    model: with its wrappers. tracked: gives the parameters that are watched. with_state: gives the layers of which this
+    rank has optimizer state, if that is split over ranks (ZeRO), else None.
     """
 
     def __init__(
-        self, model: nn.Module, rank: int, world: int, tracked: Iterable[tuple[str, str, nn.Parameter]]
+        self,
+        model: nn.Module,
+        rank: int,
+        world: int,
+        tracked: Callable[[], Iterable[Tracked]] = tuple,
+        with_state: Callable[[], frozenset[str] | None] = lambda: None,
     ) -> None:
         self._model = model
         self._rank, self._world = rank, world
-        self._tracked = tuple(tracked)
+        self._tracked = tracked
+        self._with_state = with_state
 
     @cached_property
     def _placed(self) -> dict[int, Placed]:
@@ -61,26 +85,27 @@ class Topology:
     def _held(self) -> frozenset[str]:
         """Layers of which this rank counts something."""
         placed, other = self._placed, (False, self._rank == 0)
-        return frozenset(layer for layer, _, p in self._tracked if placed.get(id(p), other)[1] and _elements(p))
+        mine = [t for t in self._tracked() if placed.get(id(t.parameter), other)[1]]
+        return frozenset(t.layer for t in mine if t.elements)
 
     def kinds(self, cells: Iterable[Accumulator]) -> tuple[dict[Accumulator, Kind], frozenset[Accumulator]]:
         """Kinds of accumulators over ranks (see layout.py), and the parts of which this rank has any."""
         kinds: dict[Accumulator, Kind] = {}
-        held = self._held
+        held, with_state = self._held, self._with_state()
         holds = set()
         for cell in cells:
             whole_step = (cell.tap, cell.reduction) == ("step", "descent")
-            if cell.reduction in ("clip", "host_count") and cell.tap in REPLICATED:
+            if cell.reduction in ("clip", "host_count", "reach") and cell.tap in REPLICATED:
                 kinds[cell] = "replicated"
+            elif cell.tap == "optimizer" and with_state is not None:
+                kinds[cell] = "part"
+                if cell.site in with_state:
+                    holds.add(cell)
             elif cell.tap in REPLICATED or (whole_step and self.sharded):
                 kinds[cell] = "part" if self.sharded else "replicated"
                 if self.sharded and (cell.site in held or (whole_step and held)):
                     holds.add(cell)
         return kinds, frozenset(holds)
-
-
-def _elements(p: Any) -> int:
-    return int(getattr(p, "_local_tensor", p).numel())
 
 
 def _of_dtensor(p: Any) -> Placed:
@@ -115,19 +140,10 @@ def _first_outside(mesh: Any) -> bool:
 
 
 def _of_fsdp1(model: nn.Module) -> Iterable[tuple[Any, Placed]]:
-    try:
-        from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
-    except ImportError:
-        return
-    hybrid = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2)
-    for module in model.modules():
-        handle = getattr(module, "_handle", None) if isinstance(module, FullyShardedDataParallel) else None
-        if handle is None:
-            continue
-        wrapper: Any = module
-        strategy = wrapper.sharding_strategy
-        part = strategy != ShardingStrategy.NO_SHARD
-        if strategy in hybrid:
+    for wrapper, handle in handles(model):
+        strategy = wrapper.sharding_strategy.name
+        part = strategy != "NO_SHARD"
+        if "HYBRID" in strategy:
             first = dist.get_rank(wrapper._inter_node_pg) == 0
         else:
             first = 0 in dist.get_process_group_ranks(wrapper.process_group)

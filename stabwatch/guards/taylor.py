@@ -59,7 +59,7 @@ class TaylorGuard:
         if limit <= 0:
             raise ValueError(f"`limit` must be positive, and is {limit!r}.")
         self._ranks = Ranks(model, "auto")
-        if Topology(model, self._ranks.rank, self._ranks.world, ()).sharded:
+        if Topology(model, self._ranks.rank, self._ranks.world).sharded:
             raise ValueError("The Taylor guard needs whole parameters, and those of this model are sharded over ranks.")
         inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._agreement = StepAgreement(self._ranks)

@@ -14,9 +14,11 @@ from stabwatch.hooks.base.entry import callback
 from stabwatch.hooks.base.layout import as_samples
 from stabwatch.hooks.base.probe import Probe
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.base.tensors import first_tensor
+from stabwatch.hooks.base.tensors import PARTIAL, first_local, first_tensor, is_partial, local
 from stabwatch.hooks.base.view import SiteView
 from stabwatch.hooks.base.views import WriterGradient
+
+SPLIT = "its input and its output are split over ranks in different ways (sequence parallelism)"
 
 
 def measure_call(site: Site, module: nn.Module, args: Any, output: Any, in_graph: bool = False) -> None:
@@ -46,6 +48,8 @@ def _measure(
 ) -> None:
     made = view.from_call(site, module, args, output)
     if made is None:
+        if is_partial(first_tensor(output)):
+            site.context.unmeasured("activation", site.name, PARTIAL)
         return
     site.context.measure(probes, made)
     for part in made.parts():
@@ -59,7 +63,7 @@ def _watch_gradient(
     out = first_tensor(output)
     if out is None or out.numel() == 0:
         return
-    call = _writer_call(site, first_tensor(args))
+    call = _writer_call(site, first_local(args))
     if call.inputs is None or not out.requires_grad:
         site.context.measure(probes, call)
     else:
@@ -81,6 +85,13 @@ def _writer_call(site: Site, inputs: Tensor | None) -> WriterGradient:
 
 
 def _measure_gradient(probes: Sequence[Probe], call: WriterGradient, gradient: Tensor) -> None:
+    context = call.site.context
+    if is_partial(gradient):
+        context.unmeasured(call.name, call.site.name, PARTIAL)
+        return
     if call.inputs is not None:
-        call.gradient = as_samples(gradient, call.site.role)
-    call.site.context.measure(probes, call)
+        call.gradient = as_samples(local(gradient), call.site.role)
+        if call.gradient.shape[:2] != call.inputs.shape[:2]:
+            context.unmeasured(call.name, call.site.name, SPLIT)
+            return
+    context.measure(probes, call)

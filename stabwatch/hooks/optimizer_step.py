@@ -65,8 +65,8 @@ class StepTaps:
     ) -> None:
         self._context = context
         self._parameters = parameters
-        self._probes = ParameterProbes(model, parameters.tracked, context)
-        self._reach = Reach(model, parameters.tracked, context.device)
+        self._probes = ParameterProbes(parameters, context)
+        self._reach = Reach(model, parameters, context.device)
         self._make_guards = guards
         self._derivative = derivative
         self._taylor = TaylorTap(model, derivative, context) if derivative is not None and taylor else None
@@ -78,6 +78,10 @@ class StepTaps:
     def count_only(self, counts: Callable[[nn.Parameter], bool]) -> None:
         """Measure only the parameters for which `counts` is true. Others are counted by another rank that has them."""
         self._parameters.counts = self._probes.counts = counts
+
+    def with_state(self) -> frozenset[str] | None:
+        """See `ParameterProbes`."""
+        return self._probes.with_state
 
     def register(self, buffer: Buffer) -> None:
         """Put the accumulators into the step's buffer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,49 +20,91 @@ from stabwatch.hooks.base.parameter_views import (
     WholeGradient,
 )
 from stabwatch.hooks.base.probe import Probe
-from stabwatch.hooks.base.tensors import local
+from stabwatch.hooks.base.tensors import PARTIAL, is_partial, local
+from stabwatch.hooks.base.tracked import TrackedParameter
 from stabwatch.hooks.probes.last_update import LastChanges
+from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.spectra import UPDATE_SPECTRUM, WEIGHT_SPECTRUM, Spectra, of_updates, of_weights
 from stabwatch.hooks.probes.weights import SHARDED
 
 
 @dataclass
 class Member:
-    """A parameter, its layer, the layer's index among those that are measured in turn, and the parameter's spectra."""
+    """A parameter, its layer's index among those that are measured in turn, and the parameter's spectra."""
 
-    layer: str
-    parameter: nn.Parameter
+    tracked: TrackedParameter
     index: int
     spectra: Spectra
+
+    @property
+    def layer(self) -> str:
+        """Name of its layer."""
+        return self.tracked.layer
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What the optimizer steps."""
+        return self.tracked.parameter
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the whole parameter."""
+        return self.tracked.shape or self.parameter.shape
+
+    @property
+    def weight(self) -> Tensor:
+        """This rank's shard."""
+        return self.tracked.of(self.parameter)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """This rank's shard of it; None where there is none, or only a summand."""
+        grad = self.parameter.grad
+        return None if grad is None or is_partial(grad) else self.tracked.of(grad)
+
+    def state(self, optimizer: Any) -> Mapping[str, Any]:
+        """The optimizer's state of it."""
+        state: Mapping[str, Any] = optimizer.state.get(self.parameter, {})
+        if self.tracked.part is None:
+            return state
+        size = local(self.parameter).numel()
+        return {
+            name: self.tracked.of(x) if isinstance(x, Tensor) and local(x).numel() == size and size > 1 else x
+            for name, x in state.items()
+        }
 
 
 class ParameterProbes:
     """The parameters of a model, and the probes of `ParameterWeight`, `ParameterGradient` and `ParameterChange`.
 
     Those that are measured in turn get the parameters of the layers that are due, and all others get every parameter.
-    counts: whether this rank counts a parameter. Another rank may hold the same one and count it.
+    counts: whether this rank counts a parameter. Another rank may hold the same one and count it. with_state: layers of
+    whose optimizer's state this rank has a part; None where every rank has all of it.
     """
 
-    def __init__(self, model: nn.Module, tracked: Iterable[tuple[str, str, nn.Parameter]], context: TapContext) -> None:
+    def __init__(self, parameters: ParameterTaps, context: TapContext) -> None:
         self._context = context
         self.counts: Callable[[nn.Parameter], bool] = lambda parameter: True
-        modules = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
-        tracked = list(tracked)
-        layers = list(dict.fromkeys(layer for layer, _, p in tracked if p.is_floating_point()))
-        index = {layer: i for i, layer in enumerate(layers)}
-        self._members = {
-            id(p): Member(layer, p, index[layer], Spectra(name, p, modules.get(id(p))))
-            for layer, name, p in tracked
-            if p.is_floating_point()
-        }
-        for layer in layers:
+        self._parameters = parameters
+        self.with_state: frozenset[str] | None = None
+        self._find()
+        for layer in self._index:
             context.declare_layer(layer)
-        for m in self._members.values():
+        for m in (m for members in self._members.values() for m in members):
             for probe in (WEIGHT_SPECTRUM, UPDATE_SPECTRUM):
                 context.accumulators.add(probe.accumulator(name) for name in m.spectra.names)
         self._copies = Copies()
         self._before: list[tuple[Member, Tensor, ParameterGradient]] = []
         self._last = LastChanges()
+
+    def _find(self) -> None:
+        self._tracked = self._parameters.tracked
+        floating = [t for t in self._tracked if t.parameter.is_floating_point()]
+        self._index = {layer: i for i, layer in enumerate(dict.fromkeys(t.layer for t in floating))}
+        self._members: dict[int, list[Member]] = {}
+        for t in floating:
+            found = Member(t, self._index[t.layer], Spectra(t.name, t.shape, t.module))
+            self._members.setdefault(id(t.parameter), []).append(found)
 
     @property
     def wanted(self) -> bool:
@@ -76,15 +118,23 @@ class ParameterProbes:
 
         Before a step with a closure the gradients are those of the last step, and are not measured.
         """
+        if self._tracked is not self._parameters.tracked:  # other parameters took their place
+            self._find()
+        owners = getattr(optimizer, "_param_to_rank", None)  # ZeroRedundancyOptimizer
+        if self.with_state is None and owners is not None:
+            mine = {id(p) for p, rank in owners.items() if rank == optimizer.rank}
+            self.with_state = frozenset(t.layer for t in self._tracked if id(t.parameter) in mine)
         due = self._due(optimizer, self._context.flags.phase, closure) if self._context.flags.deep else []
-        copies = self._copies.of([local(m.parameter) for m in due])
+        copies = self._copies.of([m.weight for m in due])
         self._measure(ParameterWeight, self._weights(due), lambda: self._weights(self._of(optimizer)))
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
         scale = scale if isinstance(scale, Tensor) else None
         gradients = self._gradients(due, scale, closure)
         self._before = list(zip(due, copies, gradients, strict=True))
         self._measure(
-            ParameterGradient, gradients, lambda: self._gradients(self._with_gradient(optimizer), scale, closure)
+            ParameterGradient,
+            [g for g in gradients if not is_partial(g.parameter.grad)],
+            lambda: self._gradients(self._with_whole_gradient(optimizer), scale, closure),
         )
         for probe in self._context.due(WholeGradient):
             self._context.measure_each(probe, self._whole(optimizer, closure))
@@ -95,7 +145,7 @@ class ParameterProbes:
         before, self._before = self._before, []
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         changes = [
-            self._change(m, old, gradient, optimizer.state.get(m.parameter, {}), groups.get(id(m.parameter), {}))
+            self._change(m, old, gradient, m.state(optimizer), groups.get(id(m.parameter), {}))
             for m, old, gradient in before
         ]
         self._measure(ParameterChange, changes, lambda: ())
@@ -106,7 +156,7 @@ class ParameterProbes:
     @torch.no_grad()
     def before_phase(self, optimizer: Any, phase: int) -> None:
         """The next step measures this phase: copy some numbers of its parameters, to see what this step does."""
-        self._last.snapshot([local(m.parameter) for m in self._due(optimizer, phase)])
+        self._last.snapshot([m.weight for m in self._due(optimizer, phase)])
 
     def after_phase(self) -> None:
         """Keep what the step did to them until the next step."""
@@ -125,13 +175,11 @@ class ParameterProbes:
                 self._context.measure_each(probe, everything)
 
     def _weights(self, members: Iterable[Member]) -> list[ParameterWeight]:
-        return [ParameterWeight(m.layer, m.parameter, local(m.parameter)) for m in members]
+        return [ParameterWeight(m.layer, m.parameter, m.weight) for m in members]
 
     def _gradients(self, members: Iterable[Member], scale: Tensor | None, closure: bool) -> list[ParameterGradient]:
         return [
-            ParameterGradient(
-                m.layer, m.parameter, local(m.parameter), None if closure else local(m.parameter.grad), scale
-            )
+            ParameterGradient(m.layer, m.parameter, m.weight, None if closure else m.gradient, m.shape, scale)
             for m in members
         ]
 
@@ -139,8 +187,11 @@ class ParameterProbes:
         """One view per device."""
         if closure:
             return [WholeGradient(None, ())]
-        dense = [m.parameter for m in self._with_gradient(optimizer) if _dense(m.parameter.grad)]
-        pairs = [(local(p.grad), local(p)) for p in dense]
+        members = self._with_gradient(optimizer)
+        if any(is_partial(m.parameter.grad) for m in members):
+            self._context.unmeasured("descent", "", PARTIAL)
+            return []
+        pairs = [(m.gradient, m.weight) for m in members if m.gradient is not None and _dense(m.gradient)]
         views = []
         for device in dict.fromkeys(w.device for _, w in pairs):
             gradients, weights = zip(*(pair for pair in pairs if pair[1].device == device), strict=True)
@@ -148,20 +199,20 @@ class ParameterProbes:
         return views
 
     def _change(self, m: Member, old: Tensor, gradient: ParameterGradient, state: Any, group: Any) -> ParameterChange:
-        weight = local(m.parameter)
+        weight = m.weight
         return ParameterChange(
             m.layer, m.parameter, weight, old, weight.float() - old.float(), state, group,
             gradient.invariant, self._last.take(weight, self._context.step),
         )  # fmt: skip
 
     def _spectra(self, changes: list[tuple[Member, ParameterChange]]) -> None:
-        whole = [(m.spectra, c) for m, c in changes if c.weight.shape == m.parameter.shape and m.spectra.names]
+        whole = [(m.spectra, c) for m, c in changes if c.weight.shape == m.shape and m.spectra.names]
         for spectra, partials in of_weights([(spectra, c.weight) for spectra, c in whole]):
             self._update(WEIGHT_SPECTRUM, spectra, partials)
         for spectra, partials in of_updates([(spectra, c.change) for spectra, c in whole]):
             self._update(UPDATE_SPECTRUM, spectra, partials)
         for m, c in changes:
-            if c.weight.shape != m.parameter.shape:
+            if c.weight.shape != m.shape:
                 for name in m.spectra.names:
                     self._context.unmeasured(WEIGHT_SPECTRUM.report_key, name, SHARDED)
 
@@ -174,12 +225,15 @@ class ParameterProbes:
         members = self._of(optimizer) if closure else self._with_gradient(optimizer)
         return [m for m in members if m.index % phases == phase]
 
+    def _with_whole_gradient(self, optimizer: Any) -> list[Member]:
+        return [m for m in self._with_gradient(optimizer) if not is_partial(m.parameter.grad)]
+
     def _with_gradient(self, optimizer: Any) -> list[Member]:
         return [m for m in self._of(optimizer) if m.parameter.grad is not None]
 
     def _of(self, optimizer: Any) -> list[Member]:
         params = (p for group in optimizer.param_groups for p in group["params"])
-        return [self._members[id(p)] for p in params if id(p) in self._members and self.counts(p)]
+        return [m for p in params if id(p) in self._members and self.counts(p) for m in self._members[id(p)]]
 
 
 def _dense(gradient: Tensor | None) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,13 +75,15 @@ class RecordLayout:
     series: tuple[Series, ...]
 
     @classmethod
-    def build(cls, accumulators: Iterable[Accumulator], catalogue: Catalogue = CATALOGUE) -> RecordLayout:
-        """Lay out accumulators in the given order, with the series of the catalogue."""
+    def build(
+        cls, accumulators: Iterable[Accumulator], catalogue: Catalogue = CATALOGUE, without: Container[str] = ()
+    ) -> RecordLayout:
+        """Lay out accumulators in the given order, with the series of the catalogue but for the signals `without`."""
         accumulators = tuple(dict.fromkeys(accumulators))
         fields = tuple(tuple((f.name, f.op) for f in REDUCTIONS[c.reduction].fields) for c in accumulators)
         starts = np.cumsum([0, *(len(f) for f in fields)])[:-1]
         series: list[Series] = []
-        for signal in catalogue:
+        for signal in (signal for signal in catalogue if signal.name not in without):
             mine = [
                 (accumulator, tuple(int(start) + REDUCTIONS[accumulator.reduction].index(f) for f in signal.fields))
                 for accumulator, start in zip(accumulators, starts, strict=True)

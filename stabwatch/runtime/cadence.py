@@ -63,11 +63,8 @@ class RankCadence:
         governor = self._governor
         wish = governor.wish
         asked = governor.may_go_deep()
-        if (
-            step < CONTROLS_UNTIL
-            or self._next is not None
-            or (self._sent is not None and not asked and self._sent.same_pace(wish))
-        ):
+        unchanged = self._sent is not None and self._sent.same_pace(wish) and not asked
+        if step < CONTROLS_UNTIL or self._next is not None or unchanged:
             return
         since = step + min(MOST_AHEAD, max(AHEAD_STEPS, math.ceil(AHEAD_SECONDS / max(step_seconds, 1e-6))))
         deep = sum(governor.plan(coming).deep for coming in range(step, since))

@@ -9,8 +9,9 @@ from stabwatch.hooks.base.probe import Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
+from stabwatch.hooks.base.tensors import PARTIAL
 from stabwatch.hooks.probes.attention import BRACKET, EXACT
-from stabwatch.hooks.probes.layers import CHANGE, ParameterTaps
+from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, ParameterTaps
 from stabwatch.hooks.probes.writer import BRANCH
 from stabwatch.runlog import Accumulator
 from stabwatch.signals import CATALOGUE
@@ -89,7 +90,8 @@ class Coverage:
         hooked, unseen = _hooked(fired), self._unseen(fired)
         not_called = NOT_CALLED if hooked else unseen or COMPILED
         no_logits = {LOGITS} if self._has_no_classes(fired) else set()
-        expected = [a for a in self._expected if a not in fired | no_logits and not self._early(a)]
+        left_out = fired | no_logits | self._summed()
+        expected = [a for a in self._expected if a not in left_out and not self._early(a)]
         out = [self._entry(a, not_called, unseen) for a in expected]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:
@@ -139,7 +141,13 @@ class Coverage:
         ]
         if self._has_no_classes(fired):
             out.append({"tap": LOGITS.tap, "site": "", "reason": NO_CLASSES})
+        out += [{"tap": a.tap, "site": a.site, "reason": PARTIAL} for a in sorted(self._summed(), key=lambda a: a.site)]
         return out + [self._no_bracket(site) for site in self._sites if self._exact_only(site, fired)]
+
+    def _summed(self) -> set[Accumulator]:
+        """Gradients of which each rank has only a summand; the norm of all of them is not known then either."""
+        layers = self._parameters.summed
+        return {GRADIENT.accumulator(layer) for layer in layers}
 
     def _exact_only(self, site: Site, fired: set[Accumulator]) -> bool:
         return EXACT.accumulator(site.name) in fired and BRACKET.accumulator(site.name) not in fired

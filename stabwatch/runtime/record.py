@@ -20,6 +20,8 @@ from stabwatch.runlog import Accumulator, RecordLayout, host_accumulator
 
 COMPARED = 8
 """Records in which the trained loss and the cross-entropy are compared."""
+OF_ALL_LAYERS = frozenset({"gradient_norm"})
+"""Signals that are a sum over all layers, and not known where one of them is not."""
 DIFFERS = 0.05
 """Relative difference from which on they are not the same loss."""
 
@@ -106,6 +108,7 @@ class Assembler:
     expected, and any other from the first record in which it was measured (a new segment begins then). Where sites are
     measured in turn, the first one adds all sites of its tap, so that one segment is enough; what is measured per call
     is added at all sites where an exact value of such a call was seen.
+    without: gives the signals that this run cannot have although their accumulators are there.
     """
 
     def __init__(
@@ -116,9 +119,11 @@ class Assembler:
         health: RankHealth,
         undecided: Callable[[], None] = lambda: None,
         attention_limit: float = math.inf,
+        without: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._device = RecordLayout.build(accumulators)
         self._undecided = undecided
+        self._get_without, self._without = without, frozenset[str]()
         self._limit = attention_limit
         probes = tuple(probes)
         self._round_robin = {probe.key for probe in probes if probe.round_robin and not probe.per_call}
@@ -145,7 +150,7 @@ class Assembler:
 
     def _select(self) -> None:
         keep = [i for i, accumulator in enumerate(self._all.accumulators) if accumulator in self._shown]
-        self.layout = RecordLayout.build(self._all.accumulators[i] for i in keep)
+        self.layout = RecordLayout.build((self._all.accumulators[i] for i in keep), without=self._without)
         spans = [np.arange(len(self._all.fields[i])) + self._all.starts[i] for i in keep]
         self._positions = np.concatenate(spans)
 
@@ -184,7 +189,9 @@ class Assembler:
         full = self._all.operators.with_nan(full)
         fired = {a for a, here in zip(self._all.accumulators, ~np.isnan(full[self._starts]), strict=True) if here}
         self.fired |= fired
-        if not fired <= self._shown:
+        without = self._get_without()
+        if not fired <= self._shown or without != self._without:
+            self._without = without
             self._show(fired)
         self._check_brackets(full)
         return self.layout, full[self._positions].astype(np.float32)

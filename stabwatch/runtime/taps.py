@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabwatch.config import Config
+from stabwatch.distributed.flat import note
 from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.distributed.topology import Topology
@@ -25,7 +26,7 @@ from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.runlog import RecordLayout
 from stabwatch.runtime.coverage import MHA, NO_SATURATION, Coverage
 from stabwatch.runtime.governor import Governor
-from stabwatch.runtime.record import Assembler
+from stabwatch.runtime.record import OF_ALL_LAYERS, Assembler
 from stabwatch.runtime.step_buffer import StepBuffer
 
 
@@ -46,6 +47,7 @@ class Taps:
         guards: StepGuards | None,
     ) -> None:
         self._context = context
+        note(ranks.model)
         targets = select_modules(model, config.include, config.exclude)
         with ExitStack() as undo:
             context.declare_run()
@@ -61,7 +63,11 @@ class Taps:
             undo.callback(self.steps.remove)
             self.buffer = self._register(StepBuffer(context.device))
             self.topology = Topology(
-                ranks.model, ranks.rank, ranks.world if ranks.wanted else 1, self.parameters.tracked
+                ranks.model,
+                ranks.rank,
+                ranks.world if ranks.wanted else 1,
+                lambda: self.parameters.tracked,
+                self.steps.with_state,
             )
             self.steps.count_only(self.topology.counts)
             self.layout = RecordLayout.build(self.buffer.accumulators)
@@ -69,7 +75,7 @@ class Taps:
             expected = (*context.run.expected, *self.modules.expected, *self.parameters.expected)
             self.assembler = Assembler(
                 self.buffer.accumulators, expected, context.probes, self.health, governor.ask_deep,
-                config.attention_limit,
+                config.attention_limit, lambda: OF_ALL_LAYERS if self.parameters.summed else frozenset(),
             )  # fmt: skip
             sites = tuple(self.modules.sites.values())
             self.names = [site.name for site in sites]

@@ -14,14 +14,24 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 import stabwatch
 
 STEPS = 6
+MIXED = ("tp", "2d", "tp_sequence")
+"""Modes with some parameters that are DTensors, and some that are not."""
 
 
 class Block(nn.Module):
@@ -65,10 +75,13 @@ def parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, i
         from torch.distributed._composable.replicate import replicate
 
         return replicate(model), world, rank
-    if mode == "fsdp1":
-        return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu")), world, rank
-    if mode in ("fsdp2", "hsdp"):
-        mesh = init_device_mesh("cpu", (world,) if mode == "fsdp2" else (2, world // 2))
+    if mode in ("fsdp1", "fsdp1_flat"):
+        blocks, origin = ModuleWrapPolicy({Block}), mode == "fsdp1"
+        device = torch.device("cpu")
+        wrapped = FullyShardedDataParallel(model, auto_wrap_policy=blocks, use_orig_params=origin, device_id=device)
+        return wrapped, world, rank
+    if mode in ("fsdp2", "hsdp", "fsdp2_later"):
+        mesh = init_device_mesh("cpu", (world,) if mode != "hsdp" else (2, world // 2))
         if mode == "hsdp":
             mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
         for block in model.blocks:
@@ -83,6 +96,8 @@ def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.M
         mesh = whole["tp"]
     else:
         mesh = init_device_mesh("cpu", (world,))
+    if mode == "tp_sequence":
+        return _sequence_parallel(model, mesh), 1, 0
     for block in model.blocks:
         parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
     if mode == "tp":
@@ -92,6 +107,17 @@ def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.M
     return fully_shard(model, mesh=whole["dp"]), world // 2, rank // 2
 
 
+def _sequence_parallel(model: Net, mesh: DeviceMesh) -> nn.Module:
+    """Each rank normalises its share of the rows, so the gradient of a norm's weight is a sum over ranks."""
+    rows = Shard(0)
+    for block in model.blocks:
+        up, down = ColwiseParallel(input_layouts=rows), RowwiseParallel(output_layouts=rows)
+        parallelize_module(block, mesh, {"norm": SequenceParallel(sequence_dim=0), "up": up, "down": down})
+    split = PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(rows,), use_local_output=True)
+    leave = ColwiseParallel(input_layouts=rows, output_layouts=Replicate())
+    return parallelize_module(model, mesh, {"blocks.0": split, "leave": leave})
+
+
 def main(rank: int, world: int, out: Path, mode: str) -> None:
     """One rank."""
     if world > 1:
@@ -99,12 +125,14 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     torch.manual_seed(0)
     inner = Net()
+    settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": out / mode}
+    watch = stabwatch.attach(inner, **settings) if mode == "fsdp2_later" else None
     model, shares, mine = parallel(mode, inner, rank, world)
     if mode == "zero":
         optimizer = ZeroRedundancyOptimizer(inner.parameters(), torch.optim.SGD, lr=0.1)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=mode not in ("tp", "2d"))
-    watch = stabwatch.attach(model, optimizer, agent=False, verbose=False, every_step=True, run_dir=out / mode)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=mode not in MIXED)
+    watch = watch or stabwatch.attach(model, optimizer, **settings)
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         x = torch.randn(16, 8, generator=generator)

@@ -20,7 +20,10 @@ MODES = {
     "replicate": 2,
     "manual": 2,
     "compiled": 2,
+    "fsdp1": 2,
+    "fsdp1_flat": 2,
     "fsdp2": 2,
+    "fsdp2_later": 2,
     "tp": 2,
     "hsdp": 4,
     "2d": 4,
@@ -34,7 +37,7 @@ RTOL = 2e-5
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("placements")
-    jobs = [f"{mode}:{world}" for mode, world in {"single": 1, **MODES}.items()]
+    jobs = [f"{mode}:{world}" for mode, world in {"single": 1, **MODES, "tp_sequence": 2}.items()]
     command = [sys.executable, "-m", "tests.distributed.placement_job", str(out), *jobs]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=230)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -55,6 +58,36 @@ def test_the_values_are_those_of_one_process(mode, runs):
             np.testing.assert_allclose(values, expected, rtol=RTOL, atol=1e-9, err_msg=f"{mode} {key}")
             compared.add(key.signal)
     assert {"gradient_norm", "weight_rms", "loss"} <= compared, compared
+
+
+def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(runs):
+    """Of the norms under sequence parallelism: each rank has a summand, and the norm of a sum is no sum of norms."""
+    job, single = read_run(runs / "tp_sequence"), read_run(runs / "single")
+    expected = {key.layer for key in single.keys if key.signal == "layer_gradient_norm"}
+    layers = {layer for layer in expected if len(job.series("layer_gradient_norm", layer)[0])}
+    absent = expected - layers
+    assert absent and layers
+    for layer in layers:
+        values, expected = (run.series("layer_gradient_norm", layer)[1] for run in (job, single))
+        np.testing.assert_allclose(values, expected, rtol=RTOL, err_msg=layer)
+    assert "gradient_norm" in {key.signal for key in single.keys} - {key.signal for key in job.keys}
+    assert not [key for key in job.keys if key.signal == "group_gradient_norm"]
+    [coverage] = [event.data for event in job.events if event.kind == "coverage"]
+    assert absent == {each["site"] for each in coverage["unmeasured"] if each["tap"] == "gradient"}
+    assert not coverage["missing"]
+    assert not [event for event in job.events if event.kind == "error"]
+
+
+def test_no_mode_has_an_error_and_what_is_sharded_says_why_it_is_not_measured(runs):
+    for mode in MODES:
+        job = read_run(runs / mode)
+        assert not [event.data for event in job.events if event.kind == "error"], mode
+        [coverage] = [event.data for event in job.events if event.kind == "coverage"]
+        assert not coverage["missing"], mode
+        spectra = {key.layer for key in job.keys if key.signal == "stable_rank"}
+        said = {each["site"] for each in coverage["unmeasured"] if each["tap"] == "matrix"}
+        assert "blocks.0.up.weight" in spectra | said, mode
+        assert not spectra & said, mode
 
 
 def _of(key):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.base.roles import Choice
-from stabwatch.hooks.base.tensors import first_tensor
+from stabwatch.hooks.base.tensors import first_local
 from stabwatch.hooks.base.view import SiteView
 from stabwatch.kernels.router import grouped, loads
 
@@ -43,7 +43,7 @@ class RouterCall(SiteView):
     @classmethod
     def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
         """See `SiteView`."""
-        inputs, weight, bias = first_tensor(args), module._parameters.get("weight"), module._parameters.get("bias")
+        inputs, weight, bias = first_local(args), module._parameters.get("weight"), module._parameters.get("bias")
         if inputs is None or not isinstance(weight, Tensor) or inputs.shape[-1] != weight.shape[-1]:
             return None
         return cls(site, weight, bias if isinstance(bias, Tensor) else None, inputs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.base.sampling import some_rows
@@ -38,11 +39,12 @@ class ParameterGradient(ParameterView):
     """Its weight and gradient before the step (this rank's shards).
 
     gradient: None where the optimizer computes it inside its step (a closure). scale: the loss scale that a fused
-    optimizer takes out inside its own kernel, if there is one.
+    optimizer takes out inside its own kernel, if there is one. shape: that of the parameter on all ranks together.
     """
 
     weight: Tensor
     gradient: Tensor | None
+    shape: torch.Size
     scale: Tensor | None = None
     invariant: Tensor | None = None
     """bool (2,), as the probe of scale invariance found it: for the probe that looks at the step."""
@@ -64,7 +66,7 @@ class ParameterGradient(ParameterView):
     @property
     def whole(self) -> Tensor | None:
         """The weight; None where this rank has only a shard of it."""
-        return self.weight if self.weight.shape == self.parameter.shape else None
+        return self.weight if self.weight.shape == self.shape else None
 
 
 @dataclass(eq=False)

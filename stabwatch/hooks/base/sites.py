@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from stabwatch.distributed.flat import is_flattened
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import HOOK_TABLES, Hook
 from stabwatch.hooks.base.roles import NO_ROLE, Role, find_roles, is_gate
-from stabwatch.hooks.base.tree import ModuleTree
+from stabwatch.hooks.base.tree import ModuleTree, held
 
 if TYPE_CHECKING:
     from stabwatch.hooks.base.view import SiteView
@@ -149,7 +150,7 @@ def _is_candidate(name: str, tree: ModuleTree, blocks: set[str]) -> bool:
         return False  # it computes one tensor of a layer
     if _contains(module):
         return True
-    if not any(True for _ in module.parameters()):
+    if not is_flattened(module) and not any(True for _ in module.parameters()):
         return False
     inside = [outer for outer in tree.above(name) if outer in blocks]
     if not inside or is_gate(name, tree):
@@ -166,7 +167,8 @@ def looks_like_attention(module: nn.Module) -> bool:
     """By its class name, or by projections for queries and keys: for attention whose call was never seen."""
     if isinstance(module, nn.MultiheadAttention):
         return True
-    if not any(nn.parameter.is_lazy(p) or p.dim() > 1 for p in module.parameters()):
+    own = any(nn.parameter.is_lazy(p) or p.dim() > 1 for p in module.parameters())
+    if not own and not any((weight := held(m)) is not None and weight.dim() > 1 for m in module.modules()):
         return False
     return bool(_ATTENTION.search(type(module).__name__)) or projects_queries(module)
 

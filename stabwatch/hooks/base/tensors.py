@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from stabwatch.kernels.merge import empty_accumulator
 from stabwatch.signals.reductions import REDUCTIONS
 
+PARTIAL = "each rank has a summand of it (a DTensor with a Partial placement), and adding them up is a collective"
+"""Why nothing is measured of such a tensor."""
+
 
 def local(tensor: Any) -> Tensor:
     """This rank's shard of a DTensor; any other tensor as it is."""
     tensor = tensor.detach()
     return tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor
+
+
+def is_partial(tensor: Any) -> bool:
+    """Is it a DTensor of which this rank has a summand only? Nothing follows for the whole from one of them."""
+    return hasattr(tensor, "_local_tensor") and any(placement.is_partial() for placement in tensor.placements)
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
@@ -26,6 +34,15 @@ def device_of(module: nn.Module, default: torch.device) -> torch.device:
 def new_accumulator(reduction: str, device: torch.device) -> Tensor:
     """An empty accumulator of a reduction, by name: float32 (fields,)."""
     return empty_accumulator(REDUCTIONS[reduction], device)
+
+
+def first_local(output: Any) -> Tensor | None:
+    """This rank's shard of the first floating-point tensor; None where there is none, or only a summand of it.
+
+    An operation on a DTensor itself may communicate.
+    """
+    found = first_tensor(output)
+    return None if found is None or is_partial(found) else local(found)
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stabwatch.distributed.flat import whole_shape
 from stabwatch.hooks.base.naming import named_modules, unwrap
 
 
@@ -74,4 +75,5 @@ def held(module: nn.Module, name: str = "weight") -> Tensor | None:
         found = kept.get("original", kept.get("original1"))
     if not isinstance(found, Tensor) or nn.parameter.is_lazy(found):
         return None
-    return found
+    shape = whole_shape(found)
+    return found if shape == found.shape else torch.empty(shape, dtype=found.dtype, device="meta")

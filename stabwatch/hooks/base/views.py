@@ -14,7 +14,7 @@ from stabwatch.hooks.base.expert_views import ExpertLoads, ExpertsCall, RouterCa
 from stabwatch.hooks.base.layout import as_samples, as_tokens
 from stabwatch.hooks.base.sampling import ELEMENTS, spread
 from stabwatch.hooks.base.side_effects import is_plain
-from stabwatch.hooks.base.tensors import first_tensor
+from stabwatch.hooks.base.tensors import first_local, is_partial, local
 from stabwatch.hooks.base.view import SiteView, View
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class ModuleOutput(SiteView):
     @classmethod
     def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
         """See `SiteView`."""
-        out = first_tensor(output)
-        return None if out is None or out.numel() == 0 else cls(site, out.detach())
+        out = first_local(output)
+        return None if out is None or out.numel() == 0 else cls(site, out)
 
 
 @dataclass(eq=False)
@@ -63,8 +63,8 @@ class ResidualOutput(SiteView):
     @classmethod
     def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
         """See `SiteView`."""
-        out = first_tensor(output)
-        return None if out is None or out.numel() == 0 else cls(site, out.detach())
+        out = first_local(output)
+        return None if out is None or out.numel() == 0 else cls(site, out)
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -115,8 +115,8 @@ class WriterOutput(SiteView):
     @classmethod
     def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
         """See `SiteView`."""
-        out = first_tensor(output)
-        return None if out is None or out.numel() == 0 else cls(site, out.detach())
+        out = first_local(output)
+        return None if out is None or out.numel() == 0 else cls(site, out)
 
     @cached_property
     def trunk(self) -> Tensor | None:
@@ -124,7 +124,8 @@ class WriterOutput(SiteView):
         block = self.site.parent
         while block is not None and not block.role.residual:
             block = block.parent
-        return None if block is None or block.input is None else block.input.detach()
+        found = None if block is None else block.input
+        return None if found is None or is_partial(found) else local(found)
 
 
 @dataclass(eq=False)
@@ -164,7 +165,7 @@ class NonlinearityCall(SiteView):
     @classmethod
     def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
         """See `SiteView`."""
-        return cls(site, module, first_tensor(args))
+        return cls(site, module, first_local(args))
 
     @property
     def out_of_place(self) -> nn.Module | None:

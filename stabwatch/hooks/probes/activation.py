@@ -8,7 +8,7 @@ import torch
 
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.base.tensors import first_tensor, new_accumulator
+from stabwatch.hooks.base.tensors import first_local, first_tensor, new_accumulator
 from stabwatch.kernels.moments import update_moments
 from stabwatch.kernels.where import is_fake, tracing
 from stabwatch.signals.reductions import MOMENTS
@@ -19,7 +19,7 @@ ACTIVATION = PROBES.register(Probe(name="activation", tap="activation", reductio
 
 def measure(site: Site, output: Any) -> None:
     """Add the moments of a module's output to the site's accumulator."""
-    x = first_tensor(output)
+    x = first_tensor(output) if tracing() else first_local(output)
     if x is None or x.numel() == 0 or site.activation is None or (not tracing() and is_fake(x)):
         return
     with torch.no_grad():

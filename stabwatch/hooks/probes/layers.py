@@ -10,14 +10,12 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.copies import Copies
-from stabwatch.hooks.base.naming import named_parameters
 from stabwatch.hooks.base.probe import PROBES, Probe
-from stabwatch.hooks.base.tensors import local, new_accumulator
-from stabwatch.hooks.base.tree import ModuleTree
+from stabwatch.hooks.base.tensors import is_partial, new_accumulator
+from stabwatch.hooks.base.tracked import TrackedParameter, tracked_parameters
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Accumulator
@@ -35,11 +33,22 @@ CHANGE = PROBES.register(Probe(name="update", tap="update", reduction=UPDATE, ti
 
 
 @dataclass(frozen=True)
-class TrackedParameter:
+class Owned:
     """A parameter and the row of its layer in the matrices."""
 
-    parameter: nn.Parameter
+    tracked: TrackedParameter
     row: int
+
+    @property
+    def weight(self) -> Tensor:
+        """This rank's shard."""
+        return self.tracked.of(self.tracked.parameter)
+
+    @property
+    def gradient(self) -> Tensor:
+        """This rank's shard of it, where there is one."""
+        assert self.tracked.parameter.grad is not None
+        return self.tracked.of(self.tracked.parameter.grad)
 
 
 class ParameterTaps:
@@ -50,30 +59,38 @@ class ParameterTaps:
     Updates need copies of the parameters from before the step, at most `update_bytes` at a time. Where the copies of
     all layers do not fit together, layers are measured in turn. `too_large` names the layers that do not fit alone;
     their updates are not measured.
-    counts: whether this rank counts a parameter. Another rank may hold the same one and count it.
+    counts: whether this rank counts a parameter. Another rank may hold the same one and count it. summed: layers
+    whose gradient is not measured, because each rank has only a summand of it.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[str], device: torch.device, update_bytes: int) -> None:
         self.counts: Callable[[nn.Parameter], bool] = lambda parameter: True
-        self.tracked = _tracked(model, set(sites))
-        self.layers = tuple(dict.fromkeys(layer for layer, _, _ in self.tracked))
-        rows = {name: i for i, name in enumerate(self.layers)}
-        self._by_id = {id(p): TrackedParameter(p, rows[layer]) for layer, _, p in self.tracked}
-        self._model = model
-        self._foreign: WeakSet[Any] = WeakSet()
-        self._ids = {id(p) for p in model.parameters()} | set(self._by_id)
+        self._model, self._sites, self._update_bytes = model, set(sites), update_bytes
+        self._seen: WeakSet[Any] = WeakSet()
+        self.layers = tuple(dict.fromkeys(t.layer for t in tracked_parameters(model, self._sites)))
+        rows = self._rows = {name: i for i, name in enumerate(self.layers)}
+        self.summed: set[str] = set()
+        self._find()
         self.gradient = _empty("moments", len(rows), device)
         self.weight = _empty("moments", len(rows), device)
         self.update = _empty("update", len(rows), device)
-        self._phases, large = _phases(self.tracked, rows, update_bytes)
-        self.too_large = tuple(self.layers[row] for row in large)
         self._phase = 0
         self.group = _empty("group", GROUPS + 1, device)
         self._numbers: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
         self._next_number = count()
         self._copies = Copies()
         self._before: list[tuple[Tensor, Tensor, int]] = []
-        self._read: tuple[Tensor, list[tuple[int, int]]] | None = None
+        self._read: tuple[Tensor, list[tuple[int, int]], frozenset[int]] | None = None
+
+    def _find(self) -> None:
+        """Find the parameters of the layers, also those that took the place of others since `attach`."""
+        self.tracked = [t for t in tracked_parameters(self._model, self._sites) if t.layer in self._rows]
+        self._by_id: dict[int, list[Owned]] = {}
+        for t in self.tracked:
+            self._by_id.setdefault(id(t.parameter), []).append(Owned(t, self._rows[t.layer]))
+        self._ids = {id(p) for p in self._model.parameters()} | set(self._by_id)
+        self._phases, large = _phases(self.tracked, self._rows, self._update_bytes)
+        self.too_large = tuple(self.layers[row] for row in large)
 
     def awaits_phase(self, layer: str) -> bool:
         """True while the updates of a layer have not been due yet."""
@@ -83,11 +100,10 @@ class ParameterTaps:
     def tracks(self, optimizer: Any) -> bool:
         """True if the optimizer holds a parameter of this model, be it frozen."""
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-        if not self._ids.isdisjoint(held):
-            return True
-        if optimizer not in self._foreign:  # the parameters may have been added since `attach`
-            self._foreign.add(optimizer)
-            self._ids |= {id(p) for p in self._model.parameters()}
+        if optimizer not in self._seen:  # parameters may have been added or replaced since `attach`
+            self._seen.add(optimizer)
+            if not self._ids.issuperset(held):
+                self._find()
         return not self._ids.isdisjoint(held)
 
     def owns(self, parameters: Iterable[Tensor]) -> bool:
@@ -101,17 +117,17 @@ class ParameterTaps:
 
     def read_gradients(self, optimizer: Any) -> None:
         """Keep the moments of its gradients as they are now, in place of those that were read before."""
-        found = self._by_group(optimizer)
+        found, incomplete = self._whole(self._by_group(optimizer))
         pairs = list(dict.fromkeys((o.row, group) for o, group in found))
         rows = {pair: i for i, pair in enumerate(pairs)}
         out = _empty("moments", len(pairs), self.gradient.device)
-        _grouped([local(o.parameter.grad) for o, _ in found], [rows[o.row, group] for o, group in found], out)
+        _grouped([o.gradient for o, _ in found], [rows[o.row, group] for o, group in found], out)
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
         if isinstance(scale, Tensor):
             out[:, 1].div_(scale.square())
             out[:, 3].div_(scale)
         if pairs:
-            self._read = out, pairs
+            self._read = out, pairs, incomplete
 
     def add_gradients(self) -> None:
         """Add the moments that were read last to those of the step."""
@@ -119,41 +135,62 @@ class ParameterTaps:
         if read is not None:
             self._add(*read)
 
-    def _by_group(self, optimizer: Any) -> list[tuple[TrackedParameter, int]]:
+    def _whole(self, found: list[tuple[Owned, int]]) -> tuple[list[tuple[Owned, int]], frozenset[int]]:
+        """What this rank counts, without layers of which it has only summands of gradients, and the groups of those."""
+        partial = {o.row for o, _ in found if is_partial(o.tracked.parameter.grad)}
+        found = [(o, group) for o, group in found if self.counts(o.tracked.parameter) or o.row in partial]
+        if not partial:
+            return found, frozenset()
+        self.summed.update(self.layers[row] for row in partial)
+        groups = frozenset(group for o, group in found if o.row in partial)
+        return [(o, group) for o, group in found if o.row not in partial], groups
+
+    def _by_group(self, optimizer: Any) -> list[tuple[Owned, int]]:
         """The parameters that will be stepped, each with the number of its group."""
         known = self._numbers.setdefault(optimizer, {})
         for i in range(len(known), len(optimizer.param_groups)):
-            known[i] = min(next(self._next_number), GROUPS)
+            announced = isinstance(optimizer, torch.optim.Optimizer)  # otherwise one may follow, with these parameters
+            known[i] = min(next(self._next_number) if announced else i, GROUPS)
         return [
-            (self._by_id[id(p)], known[i])
+            (o, known[i])
             for i, group in enumerate(optimizer.param_groups)
             for p in group["params"]
-            if id(p) in self._by_id and p.grad is not None and self.counts(p)
+            if p.grad is not None
+            for o in self._by_id.get(id(p), ())
         ]
 
-    def _add(self, found: Tensor, pairs: list[tuple[int, int]]) -> None:
+    def _add(self, found: Tensor, pairs: list[tuple[int, int]], incomplete: frozenset[int]) -> None:
         """Add moments by layer and group to the moments of the layers and to the norms of the groups."""
-        layers, groups = (device_constant(numbers, torch.int64, found.device) for numbers in zip(*pairs, strict=True))
+        layers = device_constant(tuple(row for row, _ in pairs), torch.int64, found.device)
         self.gradient[:, :3].index_add_(0, layers, found[:, :3])
         self.gradient[:, 3].scatter_reduce_(0, layers, found[:, 3], reduce="amax")
-        self.group.index_add_(0, groups, found[:, :2])
+        if incomplete:
+            kept = [i for i, (_, group) in enumerate(pairs) if group not in incomplete]
+            pairs, found = [pairs[i] for i in kept], found[kept]
+        if pairs:
+            groups = device_constant(tuple(group for _, group in pairs), torch.int64, found.device)
+            self.group.index_add_(0, groups, found[:, :2])
 
     def measure_all_gradients(self) -> None:
         """The same for all parameters, when no optimizer is going to step (a skipped step)."""
-        mine = [o for o in self._by_id.values() if o.parameter.grad is not None and self.counts(o.parameter)]
-        _grouped([local(o.parameter.grad) for o in mine], [o.row for o in mine], self.gradient)
+        every = [o for owned in self._by_id.values() for o in owned]
+        held = [o for o in every if o.tracked.parameter.grad is not None]
+        mine = [o for o, _ in self._whole([(o, 0) for o in held])[0]]
+        _grouped([o.gradient for o in mine], [o.row for o in mine], self.gradient)
 
     def measure_weights(self, optimizer: Any) -> None:
         """Moments of the parameters, before the step."""
         mine = self._stepped(optimizer)
-        _grouped([local(o.parameter) for o in mine], [o.row for o in mine], self.weight)
+        _grouped([o.weight for o in mine], [o.row for o in mine], self.weight)
 
     def snapshot(self, optimizer: Any, closure: bool = False) -> None:
         """Copy the parameters of the layers that are due, before the step; for a closure also those without one."""
         due = self._phases[self._phase % len(self._phases)] if self._phases else frozenset()
-        mine = [o for o in self._stepped(optimizer) if o.row in due and (closure or o.parameter.grad is not None)]
-        mine = [o for o in mine if o.parameter.is_floating_point()]
-        live = [local(o.parameter) for o in mine]
+        mine = [
+            o for o in self._stepped(optimizer) if o.row in due and (closure or o.tracked.parameter.grad is not None)
+        ]
+        mine = [o for o in mine if o.tracked.parameter.is_floating_point()]
+        live = [o.weight for o in mine]
         copies = self._copies.of(live)
         self._before = [(p, b, o.row) for p, b, o in zip(live, copies, mine, strict=True)]
 
@@ -185,9 +222,9 @@ class ParameterTaps:
         )
         return [(tuple(probe.accumulator(name) for name in names), matrix) for probe, names, matrix in matrices]
 
-    def _stepped(self, optimizer: Any) -> list[TrackedParameter]:
+    def _stepped(self, optimizer: Any) -> list[Owned]:
         params = (p for group in optimizer.param_groups for p in group["params"])
-        return [self._by_id[id(p)] for p in params if id(p) in self._by_id and self.counts(p)]
+        return [o for p in params if id(p) in self._by_id and self.counts(p) for o in self._by_id[id(p)]]
 
 
 def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:
@@ -208,23 +245,14 @@ def _empty(reduction: str, rows: int, device: torch.device) -> Tensor:
     return new_accumulator(reduction, device).repeat(rows, 1)
 
 
-def _tracked(model: nn.Module, sites: set[str]) -> list[tuple[str, str, nn.Parameter]]:
-    """(layer, name, parameter) of every parameter that is trained."""
-    tree = ModuleTree(model)
-    return [
-        (next((n for n in (owner, *tree.above(owner)) if n in sites), ""), name, parameter)
-        for name, owner, parameter in named_parameters(model)
-        if parameter.requires_grad
-    ]
-
-
 def _phases(
-    tracked: list[tuple[str, str, nn.Parameter]], rows: dict[str, int], limit: int
+    tracked: list[TrackedParameter], rows: dict[str, int], limit: int
 ) -> tuple[list[frozenset[int]], list[int]]:
     """Layers packed in order into phases of at most `limit` bytes, and the layers that are larger than that."""
     size: dict[int, int] = {}
-    for name, _, p in tracked:
-        size[rows[name]] = size.get(rows[name], 0) + (0 if is_lazy(p) else p.numel() * p.element_size())
+    for t in tracked:
+        row = rows[t.layer]
+        size[row] = size.get(row, 0) + (0 if t.shape is None else t.shape.numel() * t.parameter.element_size())
     phases: list[set[int]] = []
     room = 0
     for row, need in size.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.tensors import new_accumulator
+from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.kernels.constants import device_constant
 from stabwatch.signals.reductions import REACH as REDUCTION
 
@@ -28,19 +29,16 @@ class Reach:
 
     A layer has numbers in the log from the first measured step on at which something of it is not trained. Most models
     have no such layer: then nothing is left to look at after the first step.
-    tracked: (layer, name, parameter) of all parameters that are to be trained.
+    parameters: has all that are to be trained.
     """
 
-    def __init__(
-        self, model: nn.Module, tracked: Sequence[tuple[str, str, nn.Parameter]], device: torch.device
-    ) -> None:
+    def __init__(self, model: nn.Module, parameters: ParameterTaps, device: torch.device) -> None:
         hidden = list(_unregistered(model))
-        self.layers = tuple(dict.fromkeys([*(layer for layer, _, _ in tracked), *(name for name, _ in hidden)]))
-        rows = {layer: i for i, layer in enumerate(self.layers)}
-        self._known = [(p, rows[layer]) for layer, _, p in tracked]
-        self._hidden = [(p, rows[name]) for name, p in hidden]
-        self._unreached = {id(p): p for p, _ in (*self._known, *self._hidden)}
-        self._unheld = {id(p) for p, _ in (*self._known, *self._hidden)}
+        self._parameters = parameters
+        self.layers = tuple(dict.fromkeys([*parameters.layers, *(name for name, _ in hidden)]))
+        self._rows = {layer: i for i, layer in enumerate(self.layers)}
+        self._hidden = [(p, self._rows[name]) for name, p in hidden]
+        self._find()
         self._sizes: WeakKeyDictionary[Any, tuple[int, ...]] = WeakKeyDictionary()
         self._shown: set[int] = set()
         self._stepped = False
@@ -48,9 +46,17 @@ class Reach:
         self._repeats = 0
         self._matrix = new_accumulator(REDUCTION.name, device).repeat(len(self.layers), 1)
 
+    def _find(self) -> None:
+        self._tracked = self._parameters.tracked
+        every = [t.parameter for t in self._tracked] + [p for p, _ in self._hidden]
+        self._unreached = {id(p): p for p in every}
+        self._unheld = set(self._unreached)
+
     def before(self, optimizer: Any) -> None:
         """An optimizer that holds some of these parameters, or stands in for one, is about to step."""
         self._stepped = True
+        if self._tracked is not self._parameters.tracked:  # other parameters took their place
+            self._find()
         sizes = tuple(len(group["params"]) for group in optimizer.param_groups)
         if self._unheld and self._sizes.get(optimizer) != sizes:
             self._sizes[optimizer] = sizes
@@ -85,10 +91,13 @@ class Reach:
     def _counts(self) -> Mapping[int, tuple[int, int, int, int]]:
         """By row: numbers that are to be trained, without a gradient, without an optimizer, not registered."""
         out: dict[int, tuple[int, int, int, int]] = {}
-        for p, row in self._known:
-            if p.requires_grad and not is_lazy(p):
-                reached, held = id(p) not in self._unreached, id(p) not in self._unheld
-                _add(out, row, p.numel(), p.numel() * (held and not reached), p.numel() * (reached and not held), 0)
+        for t in self._tracked:
+            p = t.parameter
+            size = 0 if is_lazy(p) else (t.shape or p.shape).numel()
+            if p.requires_grad and size:
+                reached = id(p) not in self._unreached or not t.elements  # its gradient is on another rank
+                held = id(p) not in self._unheld
+                _add(out, self._rows[t.layer], size, size * (held and not reached), size * (reached and not held), 0)
         for p, row in self._hidden:
             if id(p) not in self._unreached and id(p) in self._unheld:
                 _add(out, row, p.numel(), 0, 0, p.numel())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.kernels.power_iteration import iterate, matrices, start
@@ -33,15 +32,15 @@ WEIGHT_SPECTRUM, UPDATE_SPECTRUM = (
 
 
 class Spectra:
-    """The spectra of one parameter.
+    """The spectra of one parameter, by its whole shape; None while it is lazy.
 
     names: of its matrices (fused queries, keys and values are three, a stack of experts is many).
     basis, update_basis: where the last measurement ended, float32 (matrices, columns, RANK).
     """
 
-    def __init__(self, name: str, parameter: Tensor, module: nn.Module | None) -> None:
+    def __init__(self, name: str, shape: torch.Size | None, module: nn.Module | None) -> None:
         self._module = module
-        parts = () if is_lazy(parameter) else matrices(name, parameter, module)[0]
+        parts = () if shape is None else matrices(name, torch.empty(shape, device="meta"), module)[0]
         self._name = name
         self.names = tuple(f"{name}.{part}" if part else name for part in parts)
         self.basis: Tensor | None = None
