@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,9 @@ def test_the_public_names_load_on_first_use() -> None:
     code = "import sys, stabwatch; stabwatch.attach; print('torch' in sys.modules, stabwatch.attach.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "stabwatch.watch"]
+
+
+def test_the_tests_of_other_versions_are_there() -> None:
+    root = Path(__file__).parents[1]
+    named = re.findall(r"tests/[\w/]+\.py", (root / "scripts/test-versions").read_text())
+    assert len(named) > 10 and not [name for name in named if not (root / name).is_file()]
