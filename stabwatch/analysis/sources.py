@@ -18,7 +18,7 @@ def open_source(path: Path, progress: Progress | None = None) -> list[Source]:
 
     progress: called with the bytes read of such a log, and its size. Raises RunLogError and LogError.
     """
-    if path.is_file():
+    if path.is_file() or (path.exists() and not path.is_dir()):
         return _foreign(path, progress)
     try:
         return [RunLog(find_run(path))]
@@ -38,7 +38,7 @@ def open_sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | N
     found: list[Source] = []
     folders: list[Path] = []
     for path in paths:
-        if path.is_file() or (path.is_dir() and not holds_run(path)):
+        if path.exists() and not (path.is_dir() and holds_run(path)):
             found += _foreign(path, progress and progress(path))
         else:
             folders.append(path)

@@ -45,6 +45,15 @@ PathsArgument = Annotated[
     ),
 ]
 
+ExplainOption = Annotated[
+    str | None,
+    typer.Option(
+        "--explain",
+        metavar="LINE",
+        help="Show how a line was read: its number in the log at PATH, or, without a PATH, the text of a line.",
+    ),
+]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 RulesOption = Annotated[

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stabwatch.analysis.readers import documents, lines, tables, tensorboard, wandb_file
+from stabwatch.analysis.readers.appearance import looks_like
 from stabwatch.analysis.readers.file import LogFile, Progress
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.reader import Reader
@@ -39,16 +40,27 @@ def read_log(path: str | Path, progress: Progress | None = None) -> Log:
         raise LogError(f"{path} is not a regular file.")
     source = LogFile(path, progress)
     if not source.head:
-        raise LogError(f"{path} is empty.")
+        raise LogError(f"{path} is empty." if not source.size else f"{path} looks like {looks_like(b'')}.")
     reader = next((r for r in READERS if r.sniff(source)), None)
     if reader is None:
         raise LogError(
-            f"{path} is neither text nor a log that stabwatch knows; `docs/log-formats.md` lists the known formats."
+            f"{path} looks like {looks_like(source.head)}. No reader knows it: {_tried(len(READERS))}. "
+            f"`docs/log-formats.md` lists the known formats."
         )
     log = reader.read(source)
     if not any(run.columns or any(r.kind in _GRAVE for r in run.remarks) for run in log.runs):
-        raise LogError(f"{path} was read as {log.format}, but nothing in it looks like a training record.")
+        notes = " ".join(note for note in log.notes if "not understood" in note)
+        raise LogError(
+            f"{path} looks like {looks_like(source.head)} and was read as {log.format}, but nothing in it looks like "
+            f"a training record. {notes or 'No line has a number with a name.'} "
+            f"Readers tried: {_tried(READERS.index(reader) + 1)}."
+        )
     return _whole(log)
+
+
+def _tried(count: int) -> str:
+    """The names of the first readers."""
+    return ", ".join(reader.name for reader in READERS[:count])
 
 
 def _whole(log: Log) -> Log:

@@ -22,6 +22,7 @@ from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, number, plain,
 from stabwatch.analysis.readers.notebook import notebook_lines
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
+from stabwatch.analysis.readers.unread import Unread
 from stabwatch.errors import LogError
 
 LARGEST_DOCUMENT = 256 << 20
@@ -152,17 +153,22 @@ def _object(line: str) -> Any:
 
 
 def _read_lines(source: LogFile) -> Log:
-    records, bad = Records(), 0
+    records, unread = Records(), Unread()
     for first, block in source.blocks():
         raws = block.split(b"\n")
         for i in range(0, len(raws), _AT_ONCE):
             some = raws[i : i + _AT_ONCE]
             at = range(first + i, first + i + len(some))
-            if not _take_all(records, some, at):
-                bad += sum(
-                    _take(records, piece, line) for line, raw in zip(at, some, strict=True) for piece in pieces(raw)
-                )
-    return records.log(source, "JSON lines", [f"{bad} lines are not JSON."] if bad else ())
+            if _take_all(records, some, at):
+                unread.understood(len(some))
+                continue
+            for line, raw in zip(at, some, strict=True):
+                taken = [_take(records, piece, line) for piece in pieces(raw)]
+                if all(taken):
+                    unread.understood()
+                else:
+                    unread.miss(raw)
+    return records.log(source, "JSON lines", [unread.note()] if unread.missed else ())
 
 
 def _take_all(records: Records, raws: list[bytes], at: range) -> bool:
@@ -181,12 +187,12 @@ def _take_all(records: Records, raws: list[bytes], at: range) -> bool:
 
 
 def _take(records: Records, line: str, at: int) -> bool:
-    """Whether the line looks like JSON but is not."""
+    """Whether the line is an object, which is then added, or empty."""
     if "{" not in line:
-        return False
+        return not line.strip()
     found = _object(line)
     if not isinstance(found, dict):
-        return True
+        return False
     if "key" in found and "value" in found:  # MLPerf's MLLOG
         value, where = found["value"], found.get("metadata") or {}
         found = {**where, **(value if isinstance(value, dict) else {str(found["key"]): value})}
@@ -194,7 +200,7 @@ def _take(records: Records, line: str, at: int) -> bool:
             found["step"] = found.pop("step_num")
         found.pop("lineno", None)
     records.add(found, at)
-    return False
+    return True
 
 
 _OPENS = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*(?:[{\[\"\]]|-?\d[\d.eE+-]*\s*[,\]]))")

@@ -47,6 +47,9 @@ class Parser(Protocol):
     def take(self, line: int, text: str) -> None:
         """One line."""
 
+    def skip(self, raw: bytes) -> None:
+        """One line that is not worth parsing."""
+
     def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
         """Add lines of one template. If they must be read one by one, returns False and adds none."""
 
@@ -83,6 +86,9 @@ class LineRuns:
                 self._flush(range(first, first + count), _columns(numbers), first, lambda: block.split(b"\n"))
                 return
         worth = self._worth(block)
+        if worth is None:
+            for raw in block.split(b"\n"):
+                self._parser.skip(raw)
         self._whole = worth is not None and self._by_line(first, block, worth)
 
     def _by_shape(self, first: int, block: bytes, fixed: FixedFormat) -> bool:
@@ -119,6 +125,7 @@ class LineRuns:
                 continue
             whole = False
             if not worth(raw):
+                self._parser.skip(raw)
                 continue
             if at:
                 self._flush(at, _columns(numbers), first, lambda: raws)

@@ -16,13 +16,14 @@ from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.line_runs import Columns, LineRuns
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.nameless import is_bare, nameless
-from stabwatch.analysis.readers.names import EPOCH_KEYS, is_of_policy, number, plain, role_of, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.prefilter import worth_parsing_in
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.timestamps import timestamps
-from stabwatch.analysis.readers.unstepped import Unstepped, by_epoch, counts_records, in_blocks, without_settings
+from stabwatch.analysis.readers.unread import Unread
+from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
@@ -42,6 +43,7 @@ class _Parser:
     def __init__(self, head: str = "") -> None:
         """head: the first lines, which show whether numbers at the start of lines count records."""
         self.builder = RunBuilder()
+        self.unread = Unread()
         leading = counts_records(head)
         self.templates = Templates(_is_odd, leading)
         self._rank_pattern = _RANK_IN_BRACKETS if leading else _RANK
@@ -77,6 +79,16 @@ class _Parser:
 
     def take(self, line: int, text: str) -> None:
         """One line."""
+        if self._understands(line, text):
+            self.unread.understood()
+        else:
+            self.skip(text.encode("utf-8", "replace"))
+
+    def skip(self, raw: bytes) -> None:
+        """One line that is not worth parsing."""
+        self.unread.miss(raw)
+
+    def _understands(self, line: int, text: str) -> bool:
         self.latest = None
         self.tables.close_before(line, text)
         row = self.rows.row(text) if "/" in text[:16] else None
@@ -84,7 +96,7 @@ class _Parser:
             if row[1]:
                 self.builder.unit = "epoch"
                 self._step(line, row[0], False, row[1])
-            return
+            return True
         rank = self._rank_pattern.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
         if rank:
             text = text[rank.end() :]
@@ -92,22 +104,20 @@ class _Parser:
             rank = _RANK_OF_ALL.search(text)
         found = self.templates.of(text)
         if (found is None or found[0].odd) and self._special(line, text):
-            return
+            return True
         if self.tables.header and self.tables.row(line, text):
-            return
-        if found is None:
-            self.rows.header(text)
-            return
-        if not found[0].tells:
-            return
+            return True
+        if found is None or not found[0].tells:
+            return found is None and self.rows.header(text)
         template, numbers = found
         plain = template.values and template.step is not None and not (template.of_epoch or template.odd)
         if rank and template.values and self._other_rank(int(rank[1] or rank[rank.lastindex or 1])):
-            return
+            return True
         self.latest = template if plain and not self.tables.header else None
         if "[Rank 0] step=" in text or "RunningAvgSamplesPerSec=" in text:
             template = self._of_deepspeed(template, numbers)
         self._record(line, template, numbers)
+        return True
 
     def _of_deepspeed(self, template: Template, numbers: list[str]) -> Template:
         """DeepSpeed counts optimizer steps. If the script counts batches, DeepSpeed's lines belong to its record."""
@@ -243,6 +253,7 @@ class _Parser:
         if whole[0] <= self._raw or (np.diff(whole) <= 0).any():
             return False
         self.builder.extend(self._offset + whole, lines, values)
+        self.unread.understood(len(lines))
         if template.epoch is not None:
             self.epoch = int(epochs[-1])
             self._whole = self._whole and not (epochs % 1).any()
@@ -307,23 +318,7 @@ class _Parser:
             self.builder.unit = "epoch"
             notes.append("One record per epoch: epochs count.")
         if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):
-            epochs = by_epoch(self.unstepped)
-            self.unstepped = in_blocks(self.unstepped) if epochs else self.unstepped
-            if not epochs:
-                self.unstepped = without_settings(self.unstepped)
-            self.builder.unit = "epoch" if epochs else "ordinal"
-            notes.append("It has no step: " + ("epochs count." if epochs else "records are numbered."))
-            begun, before = 0, 0
-            if not epochs:
-                self.unstepped = [r for r in self.unstepped if not all(map(_is_beside, r[2]))] or self.unstepped
-            for at, (line, epoch, values) in enumerate(self.unstepped):
-                if epoch is None:
-                    if epochs:
-                        continue  # settings, above the first epoch
-                else:
-                    begun = at if epoch < 2 <= before - epoch else begun  # another training
-                    before = epoch
-                self.builder.add(epoch if epochs and epoch is not None else at - begun, line, values)
+            notes.append(add_to(self.builder, self.unstepped))
         return notes
 
     def _end_repeated(self) -> list[str]:
@@ -339,10 +334,6 @@ class _Parser:
 
 _HOLE = re.compile(rb"\0{16,}")
 """The NULs in a log that was truncated while its writer continued."""
-
-
-def _is_beside(key: str) -> bool:
-    return role_of(key) == "other" and is_of_policy(key)
 
 
 def _is_odd(text: str) -> bool:
@@ -374,7 +365,7 @@ def _log(source: LogFile, parser: _Parser) -> Log:
     run, others = in_order(replace(run, times=timestamps(source.raw_blocks(), run.lines)))
     if others:
         notes.append(f"Several writers alternate in it: {others} of their records are left out.")
-    notes += parser.builder.notes()
+    notes += [*parser.builder.notes(), *parser.unread.notes(always=not run.columns)]
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
     return Log(source.path, "text", (run,), tuple(notes))
 

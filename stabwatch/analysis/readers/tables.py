@@ -12,6 +12,7 @@ from stabwatch.analysis.readers.log import Log, StepUnit
 from stabwatch.analysis.readers.names import EPOCH_KEYS, Counter, is_eval, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.reader import Reader
 from stabwatch.analysis.readers.run_builder import MOST_COLUMNS, RunBuilder
+from stabwatch.analysis.readers.unread import Unread
 
 _DELIMITERS = (",", "\t", ";", "")
 """Delimiters; the last is any run of blanks."""
@@ -110,7 +111,8 @@ def _read(source: LogFile) -> Log:
     epoch_at = next((i for i, n in enumerate(names) if i != step_at and plain(n) in EPOCH_KEYS), None)
     split_at = next((i for i, n in enumerate(low) if n in _SPLITS), None)
     places = _Places(step_at, time_at, epoch_at, split_at)
-    _fill(_rows(source, table), columns, list(builders.values()), places)
+    unread = Unread()
+    _fill(_rows(source, table), columns, list(builders.values()), places, unread)
     notes = [f"{len(names)} columns" + (f" of {len(runs)} runs" if runs else "") + "."]
     if len(names) > MOST_COLUMNS:
         notes.append(f"Only the first {MOST_COLUMNS} are read.")
@@ -118,6 +120,8 @@ def _read(source: LogFile) -> Log:
         notes.append("Its numbers have decimal commas.")
     if step_at is None:
         notes.append("It has no step: rows are numbered.")
+    if unread.missed:
+        notes.append(unread.note())
     notes += dict.fromkeys(note for builder in builders.values() for note in builder.notes())
     return Log(source.path, "table", tuple(builder.run() for builder in builders.values()), tuple(notes))
 
@@ -179,16 +183,20 @@ def _fill(
     columns: list[tuple[int, str, RunBuilder]],
     builders: list[RunBuilder],
     places: _Places,
+    unread: Unread,
 ) -> None:
     counter = Counter()
     for count, (line, cells) in enumerate(rows):
         step, time = _cell(cells, places.step), _cell(cells, places.time)
         if step is None:
-            if places.step is not None:
-                continue  # a second header, a cut line
+            if places.step is not None:  # a second header, a cut line
+                unread.miss(", ".join(cells).encode("utf-8", "replace"))
+                continue
             step = float(count)
         if not abs(step) < 1 << 62:
+            unread.miss(", ".join(cells).encode("utf-8", "replace"))
             continue
+        unread.understood()
         prefix = "eval/" if places.split is not None and _evaluates(cells, places.split) else ""
         number_of_step = counter.at(int(step), _cell(cells, places.epoch))
         for builder in builders:

@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-from stabwatch.analysis.readers.names import role_of
+from stabwatch.analysis.readers.names import is_of_policy, role_of
+from stabwatch.analysis.readers.run_builder import RunBuilder
 
 Unstepped = tuple[int, int | None, dict[str, float]]
 """Line, epoch, values."""
@@ -15,6 +16,31 @@ _RISES = 0.8
 """Share of pairs of lines in which the count at their start rises."""
 _LEADING = re.compile(r"\s*[\[(#|]{0,2}\s*(\d{1,9})(?![\d.,/%-])(?=[\])|:]|\s)")
 _METRIC = re.compile(r"\b(?:rmse|mse|mae|logloss|error|auc|elbo|nll|reward|ppl)\b", re.IGNORECASE)
+
+
+def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
+    """Add records without steps: epochs count if they number them, otherwise the records do. Returns a note."""
+    epochs = by_epoch(records)
+    if epochs:
+        records = in_blocks(records)
+    else:
+        records = without_settings(records)
+        records = [record for record in records if not all(map(_is_beside, record[2]))] or records
+    builder.unit = "epoch" if epochs else "ordinal"
+    begun, before = 0, 0
+    for at, (line, epoch, values) in enumerate(records):
+        if epoch is None:
+            if epochs:
+                continue  # settings, above the first epoch
+        else:
+            begun = at if epoch < 2 <= before - epoch else begun  # another training
+            before = epoch
+        builder.add(epoch if epochs and epoch is not None else at - begun, line, values)
+    return "It has no step: " + ("epochs count." if epochs else "records are numbered, and their lines are given.")
+
+
+def _is_beside(key: str) -> bool:
+    return role_of(key) == "other" and is_of_policy(key)
 
 
 def by_epoch(records: list[Unstepped]) -> bool:

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from stabwatch.cli.arguments import RUNS, Exit, JsonOption, PathsArgument
-from stabwatch.errors import StabwatchError
+from stabwatch.cli.arguments import RUNS, Exit, ExplainOption, JsonOption, PathsArgument
+from stabwatch.errors import LogError, StabwatchError
 
 if TYPE_CHECKING:
     from stabwatch.analysis import Analysis
 
 
-def analyze(paths: PathsArgument = None, as_json: JsonOption = False) -> None:
+def analyze(paths: PathsArgument = None, as_json: JsonOption = False, explain: ExplainOption = None) -> None:
     """Show what happened in a run, where, since when, and why.
 
     Reads a run folder, or the log of another trainer (text, CSV, JSON, TensorBoard events). The alert rules run over
     its records as in a live run, and detectors read the whole curve in hindsight.
     Exit code 0: calm; 1: a warning or a critical incident; 2: something cannot be read. --json: see docs/json.md.
     """
+    if explain is not None:
+        _explain(paths or [], explain)
+        return
     asked = paths or [RUNS]
     found: list[Analysis] = []
     unreadable: list[tuple[Path, str]] = []
@@ -45,6 +48,19 @@ def analyze(paths: PathsArgument = None, as_json: JsonOption = False) -> None:
     if unreadable:
         raise typer.Exit(Exit.UNREADABLE)
     raise typer.Exit(max((Exit(run.exit_code) for run in found), default=Exit.CALM))
+
+
+def _explain(paths: list[Path], line: str) -> None:
+    """Print how one line was read. Raises StabwatchError."""
+    from stabwatch.analysis.readers.explain import explain, explain_text
+    from stabwatch.cli.render.text import clean
+
+    if len(paths) > 1:
+        raise LogError("--explain takes one PATH.")
+    if paths and not line.strip().isdigit():
+        raise LogError("--explain with a PATH takes the number of a line; without a PATH, the text of one.")
+    for text in explain(paths[0], int(line)) if paths else explain_text(line):
+        print(clean(text))
 
 
 def analyses(path: Path) -> list[Analysis]:
