@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.alerts.statistics import Array, against, median
+from stabwatch.alerts.blocks import Block, BlockGauges, OnDemand
+from stabwatch.alerts.statistics import (
+    Array,
+    Bools,
+    Ints,
+    after_each,
+    against,
+    against_many,
+    carried,
+    median,
+    row_medians,
+)
 from stabwatch.runlog import SeriesKey
 
 
@@ -74,6 +85,16 @@ class RollingWindow:
         """Drop all points."""
         self.steps[:], self.values[:], self.count[:] = np.nan, np.nan, 0
 
+    def extend(self, steps: Ints, values: Array, measured: Bools) -> PastWindows:
+        """Append the measured points of several records, (n,) and (n, series). Returns the windows after each."""
+        number = self.count + np.cumsum(measured, axis=0)
+        past = PastWindows(self.steps.copy(), self.values.copy(), self.count.copy(), steps, values, measured, number)
+        records, series = np.nonzero(measured & (number > number[-1] - self.values.shape[1]))
+        at = (number[records, series] - 1) % self.values.shape[1]
+        self.steps[series, at], self.values[series, at] = steps[records], values[records, series]
+        self.count = number[-1].copy()
+        return past
+
     def push(self, rows: NDArray[np.int64], step: float, values: Array) -> None:
         """Append one point to each of the given series."""
         at = self.count[rows] % self.values.shape[1]
@@ -82,12 +103,41 @@ class RollingWindow:
         self.count[rows] += 1
 
 
+@dataclass(frozen=True)
+class PastWindows:
+    """The rolling windows of many series after each of n records.
+
+    old_steps, old_values, old_count: the windows before all. steps, values, measured: the records. number: points of
+    each series so far, (n, series).
+    """
+
+    old_steps: Array
+    old_values: Array
+    old_count: Ints
+    steps: Ints
+    values: Array
+    measured: Bools
+    number: Ints
+
+    def at(self, records: Ints, series: Ints) -> tuple[Array, Array]:
+        """Steps and values of the windows at some places, each (places, size), in the order of `RollingWindow`."""
+        size = self.old_values.shape[1]
+        newest = self.number[records, series][:, None] - 1
+        point = newest - (newest - np.arange(size)) % size - self.old_count[series][:, None]
+        owner, record = np.nonzero(self.measured.T)
+        start = np.searchsorted(owner, series)[:, None]
+        found = record[np.where(point >= 0, start + point, 0)]
+        steps = np.where(point >= 0, self.steps[found], self.old_steps[series])
+        return steps, np.where(point >= 0, self.values[found, series[:, None]], self.old_values[series])
+
+
 class LayerColumns:
     """Columns of some signals by layer. The layout may change during a run."""
 
     def __init__(self, *signals: str) -> None:
         self.signals = signals
         self.layers: list[str] = []
+        self._all = np.empty(0, dtype=np.int64)
         self._columns: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.int64]]] = {}
         """Rows and columns by signal; rows are None where the columns cover all rows in order."""
 
@@ -95,6 +145,7 @@ class LayerColumns:
         """Find the columns in a new layout. Layers that are not in it stay, as not measured."""
         mine = [(key, column) for column, key in enumerate(keys) if key.signal in self.signals]
         self.layers = list(dict.fromkeys([*self.layers, *(key.layer for key, _ in mine)]))
+        self._all = np.array([column for _, column in mine], dtype=np.int64)
         row = {layer: i for i, layer in enumerate(self.layers)}
         for signal in self.signals:
             found = [(row[key.layer], column) for key, column in mine if key.signal == signal]
@@ -103,13 +154,29 @@ class LayerColumns:
             self._columns[signal] = (None if whole else rows, columns)
 
     def of(self, signal: str, values: Array) -> Array:
-        """Values of one signal by layer, NaN where the layout has no such series."""
+        """Values of one signal by layer, (..., layers) of (..., series); NaN where the layout has no such series."""
         rows, columns = self._columns[signal]
+        found = values[columns] if values.ndim == 1 else np.take(values, columns, axis=-1)
         if rows is None:
-            return np.asarray(values[columns])
-        out = np.full(len(self.layers), np.nan)
-        out[rows] = values[columns]
+            return found
+        out = np.full((*values.shape[:-1], len(self.layers)), np.nan)
+        out[..., rows] = found
         return out
+
+    def measured(self, values: Array) -> Bools:
+        """Whether any of the signals was measured in each record, (n,) of (n, series)."""
+        if not len(self._all):
+            return np.zeros(len(values), dtype=bool)
+        return np.asarray(~np.isnan(np.take(values, self._all, axis=1)).all(axis=1))
+
+
+class _ByColumns(Protocol):
+    _columns: LayerColumns
+
+
+def own_signals(feature: _ByColumns, values: Array) -> Bools:
+    """The declaration `measures` of a feature for which a record without its signals changes nothing; see `blocks`."""
+    return feature._columns.measured(values)
 
 
 class RunFeature:
@@ -145,6 +212,16 @@ class RunFeature:
         self._points += 1
         return {name: np.array([n]) for name, n in {**found, "points": float(self._points)}.items()}
 
+    def _many(self, rows: Ints, numbers: Mapping[str, Array | OnDemand]) -> Block:
+        """The result of `observe_block` with the numbers of the measured rows, each (rows,)."""
+        points = self._points + np.arange(1.0, len(rows) + 1)
+        self._points += len(rows)
+        columns = {
+            name: column if isinstance(column, OnDemand) else column[:, None]
+            for name, column in {**numbers, "points": points}.items()
+        }
+        return rows, BlockGauges(columns)
+
     def _begin(self) -> None:
         """Clear the state."""
 
@@ -156,6 +233,11 @@ class RunFeature:
         """The value of a run-scope signal; NaN where there is none."""
         found = self._columns.of(signal, values)
         return float(found[0]) if len(found) else math.nan
+
+    def _column(self, signal: str, values: Array) -> Array:
+        """The values of a run-scope signal, (n,); NaN where there are none."""
+        found = self._columns.of(signal, values)
+        return found[:, 0] if found.shape[1] else np.full(len(values), np.nan)
 
 
 WINDOW = 64
@@ -205,6 +287,12 @@ class ScalarFeature(RunFeature):
         z, ratio = against(np.array(self._past), x)
         return {self.gauges[0].name: z, self.gauges[1].name: ratio}
 
+    def _numbers_many(self, x: Array) -> dict[str, Array | OnDemand]:
+        """The same for finite values in a row, (n,), when the window is full."""
+        z, ratio = against_many(after_each(np.array(self._past), x)[:-1], x)
+        self._past.extend(x[-WINDOW:].tolist())
+        return {self.gauges[0].name: z, self.gauges[1].name: ratio}
+
 
 class PlainFeature:
     """A signal, and optionally its rise above its first value: a pretrained model may start with any value."""
@@ -241,6 +329,18 @@ class PlainFeature:
         self._points += measured
         self._first = np.where(np.isnan(self._first), now, self._first)
         return {self.signal: now, "points": self._points.copy()} | {g.name: now - self._first for g in self.gauges}
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`."""
+        now = self._columns.of(self.signal, values)
+        measured = ~np.isnan(now)
+        points = self._points + np.cumsum(measured, axis=0)
+        firsts = now[measured.argmax(axis=0), np.arange(now.shape[1])]
+        self._points, self._first = points[-1].copy(), np.where(np.isnan(self._first), firsts, self._first)
+        rises = {gauge.name: now - self._first for gauge in self.gauges}
+        return np.arange(len(steps)), BlockGauges({self.signal: now, "points": points} | rises)
 
 
 class MedianFeature(RunFeature):
@@ -291,6 +391,28 @@ class MedianFeature(RunFeature):
         self._before = value
         self._peak = float(np.fmax(self._peak, value))
         return numbers
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`."""
+        now = self._columns.of(self.signal, values)
+        last = carried(now, self._last)
+        value = row_medians(last)
+        numbers: dict[str, Array | OnDemand] = {self._median.name: value}
+        peaks = np.fmax.accumulate(np.append(self._peak, value))
+        if self._to_peak:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                numbers[self._to_peak.name] = np.where(peaks[:-1] > 0, value / peaks[:-1], np.nan)
+        begun = carried(np.where(np.isnan(self._first), now[::-1], np.nan), self._first)[-1]
+        if self._rise:
+            known = ~np.isnan(carried(now, self._first))
+            numbers[self._rise.name] = value - row_medians(np.where(known, begun, np.nan))
+        if self._jump:
+            numbers[self._jump.name] = np.diff(value, prepend=self._before)
+        self._last, self._first = last[-1].copy(), begun
+        self._peak, self._before = float(peaks[-1]), float(value[-1])
+        return self._many(np.arange(len(steps)), numbers)
 
 
 def rising(signal: str) -> PlainFeature:

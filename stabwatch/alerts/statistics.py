@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -31,6 +32,18 @@ def row_medians(rows: Array) -> Array:
     return np.where(count > 0, (ordered[at, (count - 1) // 2] + ordered[at, count // 2]) / 2, np.nan)
 
 
+def middle(ordered: Array) -> Array:
+    """Median of each row of ascending numbers, (n,), of rows (n, columns)."""
+    columns = ordered.shape[1]
+    return np.asarray((ordered[:, (columns - 1) // 2] + ordered[:, columns // 2]) / 2)
+
+
+def row_spreads(rows: Array) -> Array:
+    """`robust_spread` of each row of finite numbers, (n,), of rows (n, columns)."""
+    centre = middle(np.sort(rows, axis=1))
+    return 1.4826 * middle(np.sort(np.abs(rows - centre[:, None]), axis=1))
+
+
 def column_medians(columns: Array) -> Array:
     """Lower median of each column, without its NaNs; NaN for none. columns: (points, series)."""
     ordered = np.sort(columns, axis=0)
@@ -53,6 +66,14 @@ def exceeds(some: Array, others: Array) -> float:
     return (np.count_nonzero(difference > 0) + ties / 2) / difference.size
 
 
+def exceedances(some: Array, others: Array) -> Array:
+    """`exceeds` of each row of some, (n, points), with that of others, (n, other points)."""
+    above = np.zeros(len(some), dtype=np.int64)
+    for column in some.T:
+        above += (column[:, None] > others).sum(axis=1) + (column[:, None] >= others).sum(axis=1)
+    return above / 2 / (some.shape[1] * others.shape[1])
+
+
 def slope(steps: Array, values: Array) -> Array:
     """Least-squares slope of each row over its measured points; NaN for fewer than four."""
     seen = ~np.isnan(values)
@@ -65,6 +86,12 @@ def slope(steps: Array, values: Array) -> Array:
         dy = np.where(seen, values - mean_y[:, None], 0.0)
         out = (dx * dy).sum(axis=1) / (dx * dx).sum(axis=1)
     return np.where(n >= 4, out, np.nan)
+
+
+def carried(now: Array, before: Array) -> Array:
+    """Each number, or where it is NaN the last one above it in its column, or the one before all: (n, columns)."""
+    at = np.maximum.accumulate(np.where(np.isnan(now), -1, np.arange(len(now))[:, None]), axis=0)
+    return np.where(at < 0, before, np.take_along_axis(now, np.maximum(at, 0), axis=0))
 
 
 def last_places(there: Bools) -> Ints:
@@ -99,6 +126,25 @@ def against(past: Array, x: float) -> tuple[float, float]:
         shown = np.log(past)
         return (math.log(x) - median(shown)) / max(robust_spread(shown), LEAST_SPREAD), ratio
     return (x - centre) / max(robust_spread(past), LEAST_SPREAD * size), ratio
+
+
+def against_many(past: Array, x: Array) -> tuple[Array, Array]:
+    """`against` of each value, (n,) and (n,). past: the windows before them, (n, points), at least eight points."""
+    ordered = np.sort(past, axis=1)
+    centre = middle(ordered)
+    size = np.maximum(np.abs(centre), TINY)
+    positive = (x > 0) & (ordered[:, 0] > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shown = np.where(positive[:, None], np.log(past), past)
+    now = np.array([math.log(v) if log else v for v, log in zip(x.tolist(), positive.tolist(), strict=True)])
+    least = np.where(positive, LEAST_SPREAD, LEAST_SPREAD * size)
+    distance = now - middle(np.sort(shown, axis=1))
+    return distance / np.maximum(row_spreads(shown), least), 1 + (x - centre) / size
+
+
+def after_each(past: Array, x: Array) -> Array:
+    """A window (points,) before any of the values that follow it (n,), and after each: (1 + n, points)."""
+    return sliding_window_view(np.concatenate([past, x]), len(past))
 
 
 def _ratio(x: float, centre: float) -> float:

@@ -6,10 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, LayerColumns, MedianFeature, RollingWindow, rising
+from stabwatch.alerts.blocks import Block, BlockGauges, OnDemand
+from stabwatch.alerts.features import (
+    WINDOW,
+    DerivedSignal,
+    Feature,
+    LayerColumns,
+    MedianFeature,
+    RollingWindow,
+    own_signals,
+    rising,
+)
 from stabwatch.alerts.references import CALIBRATED, MAXACT, RESIDUAL, SHESHA
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array
+from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.runlog import SeriesKey
 
 
@@ -57,6 +67,27 @@ class ActivationFeature:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio[rows] = now[rows] / np.fmin.reduce(self._ring.values[rows], axis=1)
         return {self.gauges[0].name: ratio, self.signal: now, "points": self._ring.count.astype(np.float64)}
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`. The minimum is looked for where it is asked for."""
+        now, bad = (self._columns.of(signal, values) for signal in self._columns.signals)
+        now[bad > 0] = np.nan
+        rows = np.flatnonzero(np.isfinite(now).any(axis=1))
+        now = now[rows]
+        if not len(rows):
+            return rows, BlockGauges({"points": now})
+        finite = np.isfinite(now)
+        past = self._ring.extend(steps[rows], now, finite)
+
+        def growth(records: Ints, layers: Ints) -> Array:
+            least = np.fmin.reduce(past.at(records, layers)[1], axis=1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.where(finite[records, layers], now[records, layers] / least, np.nan)
+
+        columns: dict[str, Array | OnDemand] = {self.gauges[0].name: OnDemand(growth, finite), self.signal: now}
+        return rows, BlockGauges(columns | {"points": past.number.astype(np.float64)})
 
 
 def features() -> tuple[Feature, ...]:

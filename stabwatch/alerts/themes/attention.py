@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RollingWindow, rising
+from stabwatch.alerts.blocks import Block, BlockGauges, OnDemand
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RollingWindow, own_signals, rising
 from stabwatch.alerts.references import CALIBRATED, ENTROPY, MUONCLIP, PROXIES, VIT22B
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, slope
+from stabwatch.alerts.statistics import Array, Ints, slope
 from stabwatch.runlog import SeriesKey
 
 ATTENTION_LIMIT = 100.0
@@ -86,6 +87,38 @@ class AttentionFeature:
         return {gauge.name: column for gauge, column in zip(self.gauges, numbers, strict=True)} | {
             "points": self._ring.count.astype(np.float64)
         }
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`. The slope is computed where it is asked for."""
+        bound = np.fmax(*(self._columns.of(signal, values) for signal in self._columns.signals))
+        bound[np.isneginf(bound)] = np.nan
+        rows = np.flatnonzero(~np.isnan(bound).all(axis=1))
+        bound = bound[rows]
+        if not len(rows):
+            return rows, BlockGauges({"points": bound})
+        sized, finite = np.maximum(bound, 1.0), np.isfinite(bound)
+        past = self._ring.extend(steps[rows], np.log(sized), finite)
+        firsts = sized[finite.argmax(axis=0), np.arange(bound.shape[1])]
+        self._first = np.where(np.isnan(self._first) & finite.any(axis=0), firsts, self._first)
+
+        def growth(records: Ints, layers: Ints) -> Array:
+            return np.where(finite[records, layers], slope(*past.at(records, layers)), np.nan)
+
+        def steps_left(records: Ints, layers: Ints) -> Array:
+            here, out = bound[records, layers], np.zeros(len(records))
+            below = np.flatnonzero(~(here >= ATTENTION_LIMIT))
+            rate = growth(records[below], layers[below])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                out[below] = np.where(rate > 0, np.log(ATTENTION_LIMIT / np.maximum(here[below], 1.0)) / rate, np.inf)
+            return np.where(np.isnan(here), np.nan, out)
+
+        with np.errstate(invalid="ignore"):
+            rise = sized / np.where(np.isnan(self._first), 1.0, self._first)
+        numbers = (bound, OnDemand(growth, finite), OnDemand(steps_left, ~np.isnan(bound)), rise)
+        columns: dict[str, Array | OnDemand] = dict(zip((g.name for g in self.gauges), numbers, strict=True))
+        return rows, BlockGauges(columns | {"points": past.number.astype(np.float64)})
 
 
 def features() -> tuple[Feature, ...]:

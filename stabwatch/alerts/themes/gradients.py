@@ -7,11 +7,21 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RunFeature, ScalarFeature
+from stabwatch.alerts.blocks import Block
+from stabwatch.alerts.features import (
+    WINDOW,
+    DerivedSignal,
+    Feature,
+    LayerColumns,
+    RunFeature,
+    ScalarFeature,
+    own_signals,
+)
 from stabwatch.alerts.references import CALIBRATED, RELU, ZCLIP
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, column_medians, median
+from stabwatch.alerts.statistics import Array, Bools, Ints, after_each, column_medians, median, middle, row_medians
 from stabwatch.runlog import SeriesKey
 
 
@@ -35,6 +45,18 @@ class GradientFeature(ScalarFeature):
         found = super()._pick(values)
         broken = self._used == "gradient_norm" and (self._bad.of("gradient_nonfinite_total", values) > 0).any()
         return math.nan if broken else found
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:
+        """See `blocks`."""
+        if len(self._past) < WINDOW:
+            return None
+        x = self._column(self._used, values)
+        if self._used == "gradient_norm":
+            x = np.where((self._bad.of("gradient_nonfinite_total", values) > 0).any(axis=1), np.nan, x)
+        rows = np.flatnonzero(np.isfinite(x))
+        return self._many(rows, self._numbers_many(x[rows]) | {self.name: x[rows]})
 
 
 class VanishingFeature(RunFeature):
@@ -107,6 +129,48 @@ class VanishingFeature(RunFeature):
         before = self._levels[0] if len(self._levels) == self._BEFORE else math.nan
         self._levels.append(now)
         return tuple(now / past if past > 0 < now else math.nan for past in (self._first, before))  # type: ignore[return-value]
+
+    def measures(self, values: Array) -> Bools:
+        """See `blocks`."""
+        return self._columns.measured(values) | self._loss.measured(values)
+
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:
+        """See `blocks`."""
+        losses, now = self._loss.of("loss", values), self._columns.of("gradient_rms", values)
+        losses = losses[:, 0] if losses.shape[1] else np.full(len(values), np.nan)
+        rows = np.flatnonzero(~np.isnan(now).all(axis=1))
+        if len(rows) and len(self._levels) < self._BEFORE:
+            return None
+        known = np.isfinite(losses)
+        past, x = np.array(self._losses), losses[known]
+        self._losses.extend(x[-self._SMOOTH :].tolist())
+        if not len(rows):
+            return self._many(rows, {})
+        level = middle(np.sort(after_each(past, x)[np.cumsum(known)[rows]], axis=1))
+        before = np.concatenate([np.array(self._levels), level])[: len(level)]
+        self._levels.extend(level[-self._BEFORE :].tolist())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            of_loss = [np.where((p > 0) & (level > 0), level / p, np.nan) for p in (self._first, before)]
+        return self._many(
+            rows, dict(zip((g.name for g in self.gauges), (self._faded(now[rows]), *of_loss), strict=True))
+        )
+
+    def _faded(self, now: Array) -> Array:
+        """The gradient RMS to its peak, smoothed, of measured points (n, layers)."""
+        now = np.where(np.isfinite(now), now, np.nan)
+        order = (self._points + np.arange(1, self._LEVEL)) % self._LEVEL
+        recent = np.sort(sliding_window_view(np.vstack([self._recent[order], now]), self._LEVEL, axis=0), axis=2)
+        lower = ((~np.isnan(recent)).sum(axis=2, keepdims=True) - 1) // 2
+        levels = np.take_along_axis(recent, lower, axis=2)[:, :, 0]
+        peaks = np.fmax.accumulate(np.vstack([self._peak, levels]), axis=0)[1:]
+        for i in range(max(0, len(now) - self._LEVEL), len(now)):
+            self._recent[(self._points + i) % self._LEVEL] = now[i]
+        self._peak = peaks[-1].copy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = row_medians(now / peaks)
+        smooth = middle(np.sort(after_each(np.array(self._ratios), ratios)[1:], axis=1))
+        self._ratios.extend(ratios[-self._SMOOTH :].tolist())
+        return smooth
 
 
 def features() -> tuple[Feature, ...]:

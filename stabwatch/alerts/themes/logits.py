@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
-from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature
+import numpy as np
+
+from stabwatch.alerts.blocks import Block
+from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature, own_signals
 from stabwatch.alerts.references import CALIBRATED, GROKKING, PALM, PROXIES
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array
+from stabwatch.alerts.statistics import Array, Ints
 
 
 class DriftFeature(RunFeature):
@@ -38,6 +41,17 @@ class DriftFeature(RunFeature):
         if math.isnan(self._first):
             self._first = abs(now)
         return {self.gauges[0].name: max(abs(now) - self._first, 0.0), self.signal: now}
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`."""
+        now = self._column(self.signal, values)
+        rows = np.flatnonzero(np.isfinite(now))
+        now = now[rows]
+        if math.isnan(self._first) and len(rows):
+            self._first = abs(float(now[0]))
+        return self._many(rows, {self.gauges[0].name: np.maximum(np.abs(now) - self._first, 0.0), self.signal: now})
 
 
 def features() -> tuple[Feature, ...]:

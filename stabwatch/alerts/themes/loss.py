@@ -5,13 +5,27 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, LayerColumns, ScalarFeature
+from stabwatch.alerts.blocks import Block, OnDemand
+from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, LayerColumns, ScalarFeature, own_signals
 from stabwatch.alerts.references import PALM, PROXIES
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, exceeds, median, robust_spread, shifted
+from stabwatch.alerts.statistics import (
+    TINY,
+    Array,
+    Ints,
+    exceedances,
+    exceeds,
+    median,
+    middle,
+    robust_spread,
+    row_spreads,
+    shifted,
+)
 from stabwatch.runlog import SeriesKey
 
 SHIFTED = 8
@@ -29,7 +43,7 @@ class Progress:
     the differences between neighbours, so that a trend does not count, over the 64 points before the best.
     """
 
-    def __init__(self, floor: Callable[[float], float]) -> None:
+    def __init__(self, floor: Callable[[Array | np.float64], Array | np.float64]) -> None:
         self._floor = floor
         self.first = self._noise = math.nan
         self.best = math.inf
@@ -43,7 +57,20 @@ class Progress:
             self.first = now
         if now < self.best:
             self.best, self._noise = now, robust_spread(np.diff(past)) / math.sqrt(2)
-        return (now - self.best) / max(self.first - self.best, NOISE * self._noise, self._floor(self.best), 1e-12)
+        least = float(self._floor(np.float64(self.best)))
+        return (now - self.best) / max(self.first - self.best, NOISE * self._noise, least, 1e-12)
+
+    def regressions(self, past: Array, n: int) -> tuple[Array, Array]:
+        """The share and the best at each of the last n values, (n,). At least 64 values come before those."""
+        now = middle(np.sort(sliding_window_view(past[-n - SMOOTH + 1 :], SMOOTH), axis=1))
+        best = np.minimum.accumulate(np.append(self.best, now))
+        better = np.flatnonzero(best[1:] < best[:-1])
+        steps = sliding_window_view(np.diff(past[-n - WINDOW :]), WINDOW)
+        noise = np.append(self._noise, row_spreads(steps[better]) / math.sqrt(2))
+        noise = noise[np.searchsorted(better, np.arange(n), side="right")]
+        self.best, self._noise, best = float(best[-1]), float(noise[-1]), best[1:]
+        made = np.maximum(np.maximum(self.first - best, NOISE * noise), np.maximum(self._floor(best), 1e-12))
+        return (now - best) / made, best
 
 
 class LossFeature(ScalarFeature):
@@ -98,8 +125,8 @@ class LossFeature(ScalarFeature):
 
     def _begin(self) -> None:
         super()._begin()
-        self._plain = Progress(lambda best: abs(best) if best > 0 else 2 * abs(best))
-        self._log: Progress | None = Progress(lambda best: 2 * math.log(1.5))
+        self._plain = Progress(lambda best: np.abs(best) * np.where(best > 0, 1.0, 2.0))
+        self._log: Progress | None = Progress(lambda best: np.float64(2 * math.log(1.5)))
         self._rise = WarmUpRise()
         self._long: deque[float] = deque(maxlen=WINDOW + SHIFTED)
 
@@ -123,6 +150,43 @@ class LossFeature(ScalarFeature):
                 "loss_best": self._plain.best,
             }
         )
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:
+        """See `blocks`."""
+        if len(self._long) < WINDOW + SHIFTED:
+            return None
+        x = self._column("loss", values)
+        rates = self._rates.of("learning_rate", values)
+        rates = rates[:, 0] if rates.shape[1] else np.full(len(x), np.nan)
+        rows = np.flatnonzero(np.isfinite(x))
+        if not len(rows):
+            return self._many(rows, {})
+        return self._many(rows, self._all_numbers(x[rows], rates[rows]) | {self.name: x[rows]})
+
+    def _all_numbers(self, x: Array, rates: Array) -> dict[str, Array | OnDemand]:
+        """`_numbers` of finite losses in a row, (n,), when all windows are full."""
+        past = np.concatenate([np.array(self._long), x])
+        regression, best = self._plain.regressions(past, len(x))
+        positive = int(np.argmax(x <= 0)) if (x <= 0).any() else len(x)
+        if self._log is not None and positive:
+            logs, _ = self._log.regressions(np.log(past[: len(past) - len(x) + positive]), positive)
+            regression[:positive] = np.minimum(regression[:positive], logs)
+        self._log = self._log if positive == len(x) else None
+        self._long.extend(x[-WINDOW - SHIFTED :].tolist())
+        before, last = sliding_window_view(past, WINDOW)[1 : len(x) + 1], sliding_window_view(past, SHIFTED)[-len(x) :]
+        centre = middle(np.sort(before, axis=1))
+        ratio = 1 + (middle(np.sort(last, axis=1)) - centre) / np.maximum(np.abs(centre), TINY)
+        share = OnDemand(lambda at, _: exceedances(last[at], before[at]), np.ones((len(x), 1), dtype=bool))
+        return {
+            **self._numbers_many(x),
+            **dict(zip((gauge.name for gauge in self._SHIFT), (share, ratio), strict=True)),
+            **self._rise.numbers_many(x, rates),
+            "loss_regression_ratio": regression,
+            "loss_first": np.full(len(x), self._plain.first),
+            "loss_best": best,
+        }
 
 
 BEST_WINDOW = 32
@@ -176,6 +240,37 @@ class WarmUpRise:
             rise = rate / self._until_best if self._until_best > 0 else math.nan
             score = (2 * exceedance - 1) * math.log2(rise) if rise > 0 else math.nan
         return {gauge.name: n for gauge, n in zip(self.gauges, (exceedance, rise, score), strict=True)}
+
+    def numbers_many(self, losses: Array, rates: Array) -> dict[str, Array]:
+        """The same after each of several points, (n,), when there are 32 already."""
+        past = np.concatenate([np.array(self._last), losses])
+        windows = np.ascontiguousarray(sliding_window_view(past, BEST_WINDOW)[1:])
+        largest = np.fmax.accumulate(np.append(self._largest, rates))[1:]
+        means = windows.mean(axis=1)
+        least = np.minimum.accumulate(np.append(self._best_mean, means))
+        better = np.flatnonzero(means <= least[:-1])
+        exceedance = np.full(len(losses), 0.5)  # of a window with itself
+        until = np.append(self._until_best, largest[better])[np.searchsorted(better, np.arange(len(losses)), "right")]
+        best = self._best
+        for start, stop in pairwise([-1, *better.tolist(), len(losses)]):
+            best = windows[start] if start >= 0 else best
+            exceedance[start + 1 : stop] = _with_one(past[start + 2 : stop + BEST_WINDOW], best)
+        self._best, self._best_mean, self._until_best = best.copy(), float(least[-1]), float(until[-1])
+        self._last.extend(losses[-BEST_WINDOW:].tolist())
+        self._largest = float(largest[-1])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rises = np.where(until > 0, rates / until, np.nan)
+        doublings = np.array([math.log2(rise) if rise > 0 else math.nan for rise in rises.tolist()])
+        numbers = (exceedance, rises, (2 * exceedance - 1) * doublings)
+        return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
+
+
+def _with_one(values: Array, other: Array) -> Array:
+    """`exceeds` of each window of values, as long as the other one, with that one."""
+    ordered = np.sort(other)
+    below = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    twice = np.cumsum(np.append(0, below))
+    return np.asarray((twice[len(other) :] - twice[: -len(other)]) / 2 / len(other) ** 2)
 
 
 def features() -> tuple[Feature, ...]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stabwatch.alerts.blocks import Block, BlockGauges
 from stabwatch.alerts.features import DerivedSignal, Feature
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array
+from stabwatch.alerts.statistics import Array, Bools, Ints
 from stabwatch.runlog import SeriesKey
 
 _FORWARD = ("activation", "attention", "output_logit")
@@ -67,6 +68,26 @@ class NonFiniteFeature:
                 self._mask = self._forward & (counts > 0)
         new = np.where(self._mask & (counts > 0), 0.0, counts)
         return {"nonfinite": counts, "nonfinite_new": new, "points": np.ones(len(counts))}
+
+    def measures(self, values: Array) -> Bools:
+        """See `blocks`."""
+        present = np.array([column for column in self._columns if column >= 0], dtype=np.int64)
+        return np.asarray(~np.isnan(np.take(values, present, axis=1)).all(axis=1))
+
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:
+        """See `blocks`."""
+        if not self._begun:
+            return None
+        counts = np.full((len(values), len(self._columns)), np.nan)
+        present = np.flatnonzero(np.array(self._columns) >= 0)
+        counts[:, present] = np.take(values, np.array(self._columns)[present], axis=1)
+        if self._skipped is not None:
+            skipped = np.flatnonzero(values[:, self._skipped] > 0)
+            counts[np.ix_(skipped, np.flatnonzero(self._gradient))] = np.nan
+        rows = np.flatnonzero(~np.isnan(counts).all(axis=1))
+        counts = counts[rows]
+        new = np.where(self._mask & (counts > 0), 0.0, counts)
+        return rows, BlockGauges({"nonfinite": counts, "nonfinite_new": new, "points": np.ones(counts.shape)})
 
 
 def features() -> tuple[Feature, ...]:

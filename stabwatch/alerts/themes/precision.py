@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature
+from stabwatch.alerts.blocks import Block
+from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
 from stabwatch.alerts.references import CALIBRATED, MIXED, OPT, RELU
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, median
+from stabwatch.alerts.statistics import Array, Ints, median
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 32
@@ -38,6 +39,19 @@ class HistoryFeature(RunFeature):
         self._past.append(now)
         self._peak = max(self._peak, now)
         return {self.gauges[0].name: self._number(self._past, self._peak), self.signal: now}
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`."""
+        now = self._column(self.signal, values)
+        rows = np.flatnonzero(np.isfinite(now))
+        numbers = []
+        for value in now[rows].tolist():
+            self._past.append(value)
+            self._peak = max(self._peak, value)
+            numbers.append(self._number(self._past, self._peak))
+        return self._many(rows, {self.gauges[0].name: np.array(numbers), self.signal: now[rows]})
 
 
 class ZeroFeature(RunFeature):
@@ -93,6 +107,8 @@ class ZeroFeature(RunFeature):
         value = median(zero[np.isfinite(zero)])
         numbers = (value, value - median(self._first[np.isfinite(self._first)]), underflow)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
+
+    measures = own_signals
 
 
 def features() -> tuple[Feature, ...]:

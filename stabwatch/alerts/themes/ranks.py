@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RunFeature
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RunFeature, own_signals
 from stabwatch.alerts.references import LLAMA, SDC
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, median
+from stabwatch.alerts.statistics import Array, Bools, median
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 16
@@ -53,6 +53,8 @@ class ReplicaFeature:
         self._points += measured
         return {self.signal: difference, "replica_difference_rank": rank, "points": self._points.copy()}
 
+    measures = own_signals
+
 
 class SpreadFeature(RunFeature):
     """The spread between the highest and the lowest rank, if the highest is mostly the same rank.
@@ -79,6 +81,10 @@ class SpreadFeature(RunFeature):
         same = ranks.count(usual) >= SAME * len(ranks)
         share = median(np.array([x for x, _ in self._past])) if same else 0.0
         return {self.gauges[0].name: share, self._rank: usual}
+
+    def measures(self, values: Array) -> Bools:
+        """See `blocks`."""
+        return np.logical_and.reduce([np.isfinite(self._column(signal, values)) for signal in set(self._read)])
 
 
 _MOSTLY = f"median of {WINDOW} points, 0 unless it is mostly the same rank."

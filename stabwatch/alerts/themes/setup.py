@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, PlainFeature, RunFeature
+from stabwatch.alerts.blocks import Block
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, PlainFeature, RunFeature, own_signals
 from stabwatch.alerts.rule import Condition, Rule, Severity, Threshold
-from stabwatch.alerts.statistics import Array
+from stabwatch.alerts.statistics import Array, Ints, carried
 from stabwatch.runlog import SeriesKey
 
 HOLD = 4
@@ -51,6 +52,8 @@ class LastingFeature(PlainFeature):
         lasted = np.where(np.isnan(self._since), 0.0, step - self._since)
         return numbers | {self._steps: np.where(np.isnan(now), np.nan, lasted)}
 
+    measures = own_signals
+
 
 class MissingFeature(LastingFeature):
     """Layers without a gradient, and what share of all trained numbers they are together."""
@@ -77,6 +80,8 @@ class MissingFeature(LastingFeature):
             return None
         together = np.nansum(self._shares.of("gradient_missing_of_all_ratio", values))
         return numbers | {self._together.name: np.where(np.isnan(numbers[self.signal]), np.nan, together)}
+
+    measures = own_signals
 
 
 class RateFeature(RunFeature):
@@ -121,6 +126,26 @@ class RateFeature(RunFeature):
         share = low / (self._step - self._first) if self._step > self._first else 0.0
         names = (gauge.name for gauge in self.gauges)
         return dict(zip(names, (low, share, self._peak), strict=True)) | {self.signal: rate}
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`."""
+        rates = self._column(self.signal, values)
+        rows = np.flatnonzero(np.isfinite(rates))
+        rates, steps = rates[rows], steps[rows]
+        if not len(rows):
+            return self._many(rows, {})
+        peaks = np.maximum.accumulate(np.append(self._peak, rates))[1:]
+        low = ~(rates > ZERO_RATE * peaks)
+        begins = low & ~np.append(not math.isnan(self._since), low[:-1])
+        since = carried(np.where(begins, steps, np.nan)[:, None], np.array([self._since]))[:, 0]
+        self._first = int(steps[0]) if math.isnan(self._first) else self._first
+        self._peak, self._since = float(peaks[-1]), float(since[-1]) if low[-1] else math.nan
+        lasted, all_steps = np.where(low, steps - since, 0.0), steps - self._first
+        share = np.where(all_steps > 0, lasted / np.maximum(all_steps, 1), 0.0)
+        numbers = dict(zip((gauge.name for gauge in self.gauges), (lasted, share, peaks), strict=True))
+        return self._many(rows, {**numbers, self.signal: rates})
 
 
 def features() -> tuple[Feature, ...]:

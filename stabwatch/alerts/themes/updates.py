@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, MedianFeature, PlainFeature
+from stabwatch.alerts.blocks import Block, BlockGauges
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, MedianFeature, PlainFeature, own_signals
 from stabwatch.alerts.references import ADAM, CALIBRATED, GHOSTS, PROXIES, SDC
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array
+from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.runlog import SeriesKey
 
 
@@ -60,15 +61,46 @@ class WeightFeature:
         measured = ~np.isnan(rms)
         if not measured.any():
             return None
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            most = np.where(np.isnan(self._ratio), np.nan, np.fmax(self._ratio, ratio))
-            allowed = np.expm1((step - self._steps) * np.log1p(most))
-            beyond = np.maximum(np.fmax(rms / self._rms, self._rms / rms) - 1 - allowed, 0.0)
-        beyond[~(np.isfinite(self._rms) & (self._rms > 0))] = np.nan
+        beyond = self._beyond(rms, ratio, step, self._rms, self._ratio, self._steps)
         self._points += measured
         self._rms, self._ratio = np.where(measured, rms, self._rms), np.where(measured, ratio, self._ratio)
         self._steps = np.where(measured, step, self._steps)
         return {self.gauges[0].name: beyond, "weight_rms": rms, "points": self._points.copy()}
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`."""
+        rms, ratio = (self._columns.of(signal, values) for signal in self._columns.signals)
+        rows = np.flatnonzero(~np.isnan(rms).all(axis=1))
+        rms, ratio = rms[rows], ratio[rows]
+        if not len(rows):
+            return rows, BlockGauges({"points": rms})
+        measured = ~np.isnan(rms)
+        at = np.maximum.accumulate(np.where(measured, np.arange(len(rows))[:, None], -1), axis=0)
+        steps_now = np.broadcast_to(steps[rows, None].astype(np.float64), rms.shape)
+        before = np.vstack([np.full((1, rms.shape[1]), -1), at[:-1]])
+        old = [(rms, self._rms), (ratio, self._ratio), (steps_now, self._steps)]
+        was, was_ratio, was_step = (_at_or(now, before, kept) for now, kept in old)
+        beyond = self._beyond(rms, ratio, steps_now, was, was_ratio, was_step)
+        points = self._points + np.cumsum(measured, axis=0)
+        self._points = points[-1].copy()
+        self._rms, self._ratio, self._steps = (_at_or(now, at[-1:], kept)[0] for now, kept in old)
+        return rows, BlockGauges({self.gauges[0].name: beyond, "weight_rms": rms, "points": points})
+
+    @staticmethod
+    def _beyond(rms: Array, ratio: Array, step: Array | int, was: Array, was_ratio: Array, was_step: Array) -> Array:
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            most = np.where(np.isnan(was_ratio), np.nan, np.fmax(was_ratio, ratio))
+            allowed = np.expm1((step - was_step) * np.log1p(most))
+            beyond = np.maximum(np.fmax(rms / was, was / rms) - 1 - allowed, 0.0)
+        beyond[~(np.isfinite(was) & (was > 0))] = np.nan
+        return beyond
+
+
+def _at_or(now: Array, rows: Ints, before: Array) -> Array:
+    """The number of each column in some row, (n, columns); the one before all for row -1."""
+    return np.where(rows < 0, before, np.take_along_axis(now, np.maximum(rows, 0), axis=0))
 
 
 def features() -> tuple[Feature, ...]:
