@@ -9,6 +9,7 @@ from functools import partial
 from itertools import count
 from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -27,10 +28,10 @@ from stabwatch.hooks.probes import activation
 from stabwatch.hooks.probes.attention import BRACKET, EXACT
 from stabwatch.hooks.probes.depth import Stacks
 from stabwatch.hooks.probes.directional import OwnCall
+from stabwatch.kernels.where import compilers_used
 from stabwatch.runlog import Accumulator
 
-_MODULE_CODE = nn.Module.__call__.__code__.co_filename
-_CALL = "_call_impl"
+_CALL = vars(nn.Module)["_call_impl"].__code__
 
 
 class Cursor:
@@ -57,9 +58,8 @@ def caller(outside: TapContext | None = None) -> Site | None:
     frame: FrameType | None = sys._getframe(1)
     found = None
     while frame is not None:
-        code = frame.f_code
-        if code.co_filename == _MODULE_CODE and _CALL in code.co_name:
-            site = vars(frame.f_locals["self"]).get("_stabwatch") if "self" in frame.f_locals else None
+        if frame.f_code is _CALL:
+            site = frame.f_locals["self"].__dict__.get("_stabwatch")
             if site is not None and site.context is not outside:
                 if site.name == "":
                     return found or site
@@ -90,6 +90,8 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     site.outer = None if CURSOR.site is None else caller(outside=site.context)
     CURSOR.root = CURSOR.site = site
     if training:
+        if compilers_used():
+            insert_hooks()
         with unseen_by_modes():
             site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
     site.flags.in_forward = training
@@ -159,7 +161,22 @@ def _unchecked(action: Callable[..., Any], *args: Any) -> Any:
     return getattr(torch._dynamo.utils, _UNCHECKED, _run_plainly)(action, *args)
 
 
+ALL_TAPS: WeakSet[ModuleTaps] = WeakSet()
+"""Those of all watches."""
+
+
+def insert_hooks() -> bool:
+    """Put in the hooks of all watched modules. A compiler that traces calls it at once; the graph gets the result."""
+    for taps in tuple(ALL_TAPS):
+        taps.insert()
+    return True
+
+
+vars(insert_hooks)["_dynamo_marked_constant"] = True
+
+
 def _before_root_traced(module: WatchedModule, args: Any, kwargs: Any) -> None:
+    insert_hooks()
     site = module._stabwatch
     if site is not None and not is_exporting():
         _unchecked(_set_traced_root, site, torch.is_grad_enabled() and module.training and not OwnCall.now)
@@ -224,11 +241,45 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
             vars(module).update(tables, _stabwatch=site)
 
 
+class PassingHook:
+    """A hook of one module that is in the module's table while it is wanted, at the place where it was registered."""
+
+    def __init__(self, table: dict[int, Any], handle: RemovableHandle, hook: Hook) -> None:
+        self._table = table
+        self._key = handle.id
+        self._hook = hook
+        self._before: frozenset[int] = frozenset()
+
+    def insert(self) -> None:
+        """Put it in, behind the hooks that were registered before it."""
+        if self._key in self._table:
+            return
+        self._table[self._key] = self._hook
+        for key in [k for k in self._table if k != self._key and k not in self._before] if len(self._table) > 1 else ():
+            self._table[key] = self._table.pop(key)
+
+    def take_out(self) -> None:
+        """Take it out."""
+        if self._key not in self._table:
+            return
+        if len(self._table) > 1:
+            keys = list(self._table)
+            self._before = frozenset(keys[: keys.index(self._key)])
+        del self._table[self._key]
+
+
 class ModuleTaps:
-    """The hooks of one watch on one model."""
+    """The hooks of one watch on one model.
+
+    Those of the modules below the model are in the modules' tables only while something is measured there: a module
+    without hooks is called by a shorter way. They stay once a compiler is used, because its graphs contain them.
+    """
 
     def __init__(self, targets: list[Target], context: TapContext) -> None:
         self.sites: dict[str, Site] = {}
+        self._context = context
+        self._passing: list[PassingHook] = []
+        self._inserted = True
         self._modules: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
         self._index = count()
@@ -239,6 +290,26 @@ class ModuleTaps:
             self._hook(target, site)
             self.sites[target.name] = site
         self.stacks = Stacks([(target, self.sites[target.name]) for target in targets], context.device)
+        context.flags.outputs = any(
+            probe.tier == "always" for s in self.sites.values() for view in s.views for probe in context.of(view)
+        )
+        ALL_TAPS.add(self)
+
+    def follow_flags(self) -> None:
+        """Put the hooks of the modules in if the flags say that something is measured there, or else take them out."""
+        flags = self._context.flags
+        wanted = flags.sampled or flags.deep or flags.outputs or flags.traced or compilers_used()
+        if wanted != self._inserted:
+            self._inserted = wanted
+            for hook in self._passing:
+                hook.insert() if wanted else hook.take_out()
+
+    def insert(self) -> None:
+        """Put the hooks of the modules in."""
+        if not self._inserted:
+            self._inserted = True
+            for hook in self._passing:
+                hook.insert()
 
     def _prepare(self, target: Target, site: Site) -> None:
         """Give a site its accumulators and its index in the round robin."""
@@ -261,8 +332,10 @@ class ModuleTaps:
         object.__setattr__(module, "_stabwatch", site)
         self._modules.append(module)
         if target.name:
-            self._handles.append(module.register_forward_pre_hook(BEFORE))
-            self._handles.append(module.register_forward_hook(AFTER))
+            before, after = module.register_forward_pre_hook(BEFORE), module.register_forward_hook(AFTER)
+            self._handles += before, after
+            self._passing.append(PassingHook(module._forward_pre_hooks, before, BEFORE))
+            self._passing.append(PassingHook(module._forward_hooks, after, AFTER))
         else:
             self._handles.append(module.register_forward_pre_hook(BEFORE_ROOT, with_kwargs=True))
             self._handles.append(module.register_forward_hook(AFTER_ROOT))
@@ -284,6 +357,7 @@ class ModuleTaps:
 
     def remove(self) -> None:
         """Take every hook and every attribute off the model again."""
+        ALL_TAPS.discard(self)
         for handle in self._handles:
             handle.remove()
         mine = set(map(id, self.sites.values()))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.kernels.constants import device_constant, to_device
+from stabwatch.kernels.where import tracing
 from stabwatch.signals.reductions import IDENTITY, Reduction
 
 Partials: TypeAlias = Tensor | tuple[float, ...]
@@ -27,12 +30,22 @@ def merge_(reduction: Reduction, into: Tensor, partials: Partials) -> None:
     """Merge `partials` into `into`, float32 (..., fields). A NaN maximum is ignored: NaNs have a separate count."""
     if isinstance(partials, tuple):
         if into.device.type == "cpu":
-            into.copy_(torch.tensor(_merged(reduction, into.tolist(), partials), dtype=torch.float32))
+            with np.errstate(over="ignore"):
+                into.numpy()[:] = _merged(reduction, into.tolist(), partials)
             return
         partials = to_device(partials, torch.float32, into.device)
     elif partials.device != into.device:
         partials = partials.to(into.device, non_blocking=True)
-    _merge_tensors(reduction, into, partials)
+    if _is_plain(into) and _is_plain(partials):
+        with np.errstate(all="ignore"):
+            _merge_arrays(reduction, into.numpy(), partials.detach().numpy())
+    else:
+        _merge_tensors(reduction, into, partials)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Float32 numbers in the host's memory, which numpy can share."""
+    return x.device.type == "cpu" and type(x) is Tensor and x.dtype == torch.float32 and not tracing()
 
 
 def _merged(reduction: Reduction, into: list[float], new: tuple[float, ...]) -> list[float]:
@@ -48,6 +61,24 @@ def _merged(reduction: Reduction, into: list[float], new: tuple[float, ...]) -> 
         elif field.op == "min":
             out[i] = new[i] if new[i] < into[i] else into[i]
     return out
+
+
+def _merge_arrays(reduction: Reduction, into: NDArray[np.float32], new: NDArray[np.float32]) -> None:
+    """The same as `_merge_tensors` in the host's memory: numpy needs a fifth of the time for few numbers."""
+    sums = reduction.sums
+    into[..., :sums] += new[..., :sums]
+    ops = [f.op for f in reduction.fields]
+    for i in range(sums, len(ops)):
+        old, one = into[..., i], new[..., i]
+        if ops[i] == "max":
+            better = one > old
+            if i + 1 < len(ops) and ops[i + 1] == "arg":
+                old_arg, new_arg = into[..., i + 1], new[..., i + 1]
+                tied = np.where(one == old, np.minimum(old_arg, new_arg), old_arg)
+                into[..., i + 1] = np.where(better, new_arg, tied)
+            into[..., i] = np.where(better, one, old)
+        elif ops[i] == "min":
+            into[..., i] = np.where(one < old, one, old)
 
 
 def _merge_tensors(reduction: Reduction, into: Tensor, partials: Tensor) -> None:

@@ -146,6 +146,7 @@ class Assembler:
         self._all = RecordLayout.build((*self._fixed, *(Accumulator("logged", name, "mean") for name in self._logged)))
         self._starts = np.array(self._all.starts, dtype=np.int64)
         self._brackets = _brackets(self._all)
+        self._fired = np.zeros(len(self._starts), dtype=bool)
         self._select()
 
     def _select(self) -> None:
@@ -153,6 +154,18 @@ class Assembler:
         self.layout = RecordLayout.build((self._all.accumulators[i] for i in keep), without=self._without)
         spans = [np.arange(len(self._all.fields[i])) + self._all.starts[i] for i in keep]
         self._positions = np.concatenate(spans)
+
+    def _note(self, here: NDArray[np.bool_]) -> None:
+        """here: which accumulators this record has. Most records have none that an earlier one had not."""
+        without = self._get_without()
+        if without == self._without and not (here & ~self._fired).any():
+            return
+        self._fired |= here
+        fired = {a for a, one in zip(self._all.accumulators, here, strict=True) if one}
+        self.fired |= fired
+        if not fired <= self._shown or without != self._without:
+            self._without = without
+            self._show(fired)
 
     def _show(self, fired: set[Accumulator]) -> None:
         """Add what was measured for the first time, and what is going to be measured like it."""
@@ -187,12 +200,7 @@ class Assembler:
         given = [logged.get(name, np.full(3, np.nan)) for name in self._logged]
         full = np.concatenate([self._loss(merged), merged[after:], host, compared, *given])
         full = self._all.operators.with_nan(full)
-        fired = {a for a, here in zip(self._all.accumulators, ~np.isnan(full[self._starts]), strict=True) if here}
-        self.fired |= fired
-        without = self._get_without()
-        if not fired <= self._shown or without != self._without:
-            self._without = without
-            self._show(fired)
+        self._note(~np.isnan(full[self._starts]))
         self._check_brackets(full)
         return self.layout, full[self._positions].astype(np.float32)
 

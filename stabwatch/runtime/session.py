@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
-from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import RecordLayout, Writer
@@ -171,7 +170,7 @@ class Session(TrainingEvents):
             self.isolation.run("depth", "sampled", self._taps.modules.stacks.update)
         if self._shared.active and self._busy is not None:
             self.context.run.fill_busy(self._busy)
-        transfer = HostTransfer(self._taps.buffer.flush())
+        transfer = self._taps.buffer.send(whole=self._plan.sampled or self._plan.deep)
         part = None
         if self._writer is not None:
             self._host.overhead, self._host.dropped = self._governor.overhead, self._writer.dropped
@@ -215,6 +214,7 @@ class Session(TrainingEvents):
         self.flags.phase = (self.flags.phase + self._plan.deep) % phases
         self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(taken + 1).deep else None
         self.flags.in_forward = False
+        self._taps.modules.follow_flags()
 
     def _look_closer(self) -> None:
         self._governor.escalate(self.config.escalate)

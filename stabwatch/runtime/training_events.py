@@ -169,7 +169,7 @@ class TrainingEvents:
         """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
         if not self._asked(self._taps.parameters.owns, parameters):
             return
-        again = not self._stepped_parameters.isdisjoint(map(id, parameters))
+        again = bool(self._stepped_parameters) and not self._stepped_parameters.isdisjoint(map(id, parameters))
         if again and self._clock.inside is None and not self._clock.numbered:
             self._repeated = True
             self._end_step()

@@ -50,7 +50,14 @@ class Brackets:
         pending, self._pending = self._pending, {}
         for (shape, device, keys, causal), calls in pending.items():
             found = brackets(torch.stack([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
-            for rows, part in _distinct([row for row, _ in calls], found.to(self.matrix.device)):
+            parts = _distinct([row for row, _ in calls], found.to(self.matrix.device))
+            if self.matrix.device.type == "cpu":
+                for rows, part in parts:
+                    taken = self.matrix.numpy()[rows]
+                    merge_(ATTENTION_BRACKET, torch.from_numpy(taken), part)
+                    self.matrix.numpy()[rows] = taken
+                continue
+            for rows, part in parts:
                 index = device_constant(tuple(rows), torch.int64, self.matrix.device)
                 merged = self.matrix[index]
                 merge_(ATTENTION_BRACKET, merged, part)

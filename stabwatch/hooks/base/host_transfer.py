@@ -9,9 +9,13 @@ from torch import Tensor
 
 
 class HostTransfer:
-    """A step's partials on their way to the host. `wait` may block, and belongs in the writer's thread."""
+    """A step's partials on their way to the host. `wait` may block, and belongs in the writer's thread.
 
-    def __init__(self, flat: Tensor) -> None:
+    among: a longer vector, and the places in it of what is transferred.
+    """
+
+    def __init__(self, flat: Tensor, among: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None) -> None:
+        self._among = among
         self._event: torch.cuda.Event | None = None
         if flat.device.type == "cuda":
             self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
@@ -29,4 +33,10 @@ class HostTransfer:
         """The values, once they have arrived."""
         if self._event is not None:
             self._event.synchronize()
-        return self._host.numpy()
+        values: NDArray[np.float32] = self._host.numpy()
+        if self._among is None:
+            return values
+        blank, places = self._among
+        whole = blank.copy()
+        whole[places] = values
+        return whole

@@ -83,6 +83,10 @@ class RunAccumulators:
         """Add the norm that clipping found; squares add up over calls on several groups of parameters."""
         norm = norm.detach().to(self._device, torch.float32, non_blocking=True)
         norm = norm._local_tensor if hasattr(norm, "_local_tensor") else norm
+        if on_host(norm):
+            found = norm.item()
+            merge_(CLIP, self.clip, (1.0, found * found, float(not math.isfinite(found))))
+            return
         one = torch.ones((), device=self._device)
         merge_(CLIP, self.clip, torch.stack((one, norm.square(), (~torch.isfinite(norm)).float())))
 

@@ -58,7 +58,8 @@ def note_call(site: Site, out: Tensor, query: Tensor, key: Tensor, mask: Tensor 
         return
     site.heads = query.shape[1]
     queries = query.shape[-2]
-    lse = lse[..., :queries].reshape(-1, query.shape[1], queries)
+    if lse.dim() != 3 or lse.shape[-1] != queries:
+        lse = lse[..., :queries].reshape(-1, query.shape[1], queries)
     site.context.brackets.note(site.bracket, lse, key.shape[-2], is_causal and mask is None)
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.host_transfer import HostTransfer
+from stabwatch.kernels.where import on_host
 
 KEPT = 256
 """Forwards of which the batch is remembered."""
@@ -21,6 +24,7 @@ FIRST = 8
 SAMPLED = 1 << 13
 """Most numbers of a batch that its fingerprint reads, evenly spaced."""
 MOST_INDICES = 4096
+_WORD = (1 << 64) - 1
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -30,7 +34,8 @@ def fingerprint(batch: Tensor) -> str:
     Of the bits of at most 8,192 of its numbers, evenly spaced, so its dtype counts, and its shape does not. The same
     on every device. Waits for the device: to look for a batch afterwards.
     """
-    return _hex(int(_digest(_bits(batch))))
+    bits = _bits(batch)
+    return _hex(_host_digest(bits.numpy()) if on_host(bits) else int(_digest(bits)))
 
 
 def _bits(batch: Tensor) -> Tensor:
@@ -44,6 +49,17 @@ def _digest(bits: Tensor) -> Tensor:
     return (some * _weights(len(some), some.device)).sum() + len(bits)
 
 
+def _host_digest(bits: NDArray[Any]) -> int:
+    """The same number where the batch is in the host's memory."""
+    some = bits[:: -(-len(bits) // SAMPLED) or 1].astype(np.int64)
+    return int(np.dot(some, _host_weights(len(some)))) + len(bits)
+
+
+@lru_cache(maxsize=16)
+def _host_weights(n: int) -> NDArray[np.int64]:
+    return _weights(n, torch.device("cpu")).numpy()
+
+
 @lru_cache(maxsize=16)
 def _weights(n: int, device: torch.device) -> Tensor:
     """Odd numbers without a pattern, int64 (n,): the mixing steps of splitmix64."""
@@ -53,7 +69,7 @@ def _weights(n: int, device: torch.device) -> Tensor:
 
 
 def _hex(digest: int) -> str:
-    return f"{digest & (1 << 64) - 1:016x}"
+    return f"{digest & _WORD:016x}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,7 @@ class Batches:
 
     def __init__(self, device: torch.device) -> None:
         self._rows = torch.zeros((KEPT, 1 + FIRST), dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._host = self._rows.numpy()
         self._seen: deque[_Seen] = deque(maxlen=KEPT)
         self._sent: deque[tuple[int, HostTransfer | list[Any] | None, dict[str, Any]]] = deque(maxlen=KEPT)
         self._next = 0
@@ -83,9 +100,15 @@ class Batches:
         batch = next((t for t in tensors if not t.is_floating_point()), tensors[0] if tensors else None)
         if batch is None or not batch.numel() or batch.is_complex():
             return
-        bits, row = _bits(batch), self._rows[self._next]
-        row[0].copy_(_digest(bits), non_blocking=True)
-        row[1 : 1 + len(bits)].copy_(bits[:FIRST], non_blocking=True)
+        bits = _bits(batch)
+        if on_host(bits):
+            here, numbers = self._host[self._next], bits.numpy()
+            here[0] = np.uint64(_host_digest(numbers) & _WORD).astype(np.int64)
+            here[1 : 1 + len(numbers)] = numbers[:FIRST]
+        else:
+            row = self._rows[self._next]
+            row[0].copy_(_digest(bits), non_blocking=True)
+            row[1 : 1 + len(bits)].copy_(bits[:FIRST], non_blocking=True)
         self._seen.append(_Seen(step, self._next, tuple(batch.shape), batch.dtype))
         self._next = (self._next + 1) % KEPT
 

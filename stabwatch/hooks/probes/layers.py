@@ -99,12 +99,12 @@ class ParameterTaps:
 
     def tracks(self, optimizer: Any) -> bool:
         """True if the optimizer holds a parameter of this model, be it frozen."""
-        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         if optimizer not in self._seen:  # parameters may have been added or replaced since `attach`
             self._seen.add(optimizer)
+            held = [id(p) for group in optimizer.param_groups for p in group["params"]]
             if not self._ids.issuperset(held):
                 self._find()
-        return not self._ids.isdisjoint(held)
+        return any(id(p) in self._ids for group in optimizer.param_groups for p in group["params"])
 
     def owns(self, parameters: Iterable[Tensor]) -> bool:
         """True if any of these is a parameter of this model."""
