@@ -28,6 +28,7 @@ from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.layout import MergeLayout, Partial
 from stabwatch.distributed.merger import OWN, Merger
 from stabwatch.distributed.tree import children, height, size
+from stabwatch.runlog import Accumulator
 
 PATIENCE = 2.0
 """Seconds that a node waits for a source, for each level of the tree below it."""
@@ -88,7 +89,7 @@ class Exchange:
         self._health = health
         self._make_layout = layout
         self._merged, self._changed, self._failed = merged, changed, failed
-        self._submitted: deque[tuple[int, Transfer | None, Any]] = deque()
+        self._submitted: deque[tuple[int, Transfer | None, Any, frozenset[Accumulator]]] = deque()
         self._outgoing: deque[Message] = deque()
         self._topics: dict[str, deque[Any]] = {}
         self._thread: threading.Thread | None = None
@@ -97,15 +98,24 @@ class Exchange:
         self._reason = "failed"
         self._pid = os.getpid()
         self.broken = False
+        self.measured: set[int] = set()
+        """Numbers of the accumulators that this rank has measured."""
         self.covered = 1
         """Ranks in the last row, on rank 0."""
 
     # -- in the training thread ---------------------------------------------------------------------
 
-    def submit(self, step: int, transfer: Transfer | None, extra: Any = None) -> None:
+    def submit(
+        self,
+        step: int,
+        transfer: Transfer | None,
+        extra: Any = None,
+        failed: frozenset[Accumulator] = frozenset(),
+    ) -> None:
         """This rank has ended a step. Never waits.
 
         step: how many steps came before it on this rank. transfer: (fields on the device,), None if not measured.
+        failed: what this rank should have measured and could not: a value of the other ranks would be another one.
         """
         if self.broken or os.getpid() != self._pid:
             return
@@ -116,7 +126,7 @@ class Exchange:
                 self.broken = True
                 self._failed(error)
                 return
-        self._submitted.append((step, transfer, extra))
+        self._submitted.append((step, transfer, extra, failed))
         self._wake()
 
     def broadcast(self, topic: str, data: Any) -> None:
@@ -195,11 +205,11 @@ class Exchange:
         """One round: what this rank measured, what is complete, what is to be said."""
         now = time.monotonic()
         while self._submitted:
-            step, transfer, extra = self._submitted[0]
+            step, transfer, extra, failed = self._submitted[0]
             if transfer is not None and not transfer.arrived():
                 break
             self._submitted.popleft()
-            self._merger.put(OWN, step, self._own(transfer), now, extra)
+            self._merger.put(OWN, step, self._own(transfer, failed), now, extra)
         for step, entry in self._merger.take(now):
             self._pass_on(step, entry.partial, entry.extra, entry.own)
         self._send()
@@ -207,11 +217,15 @@ class Exchange:
             for news in self._coverage.news(now):
                 self._changed(news)
 
-    def _own(self, transfer: Transfer | None) -> Partial:
+    def _own(self, transfer: Transfer | None, failed: frozenset[Accumulator]) -> Partial:
         if transfer is None:
             return self._layout.partial(self.rank, None)
         row = transfer.wait()
-        return self._layout.partial(self.rank, np.concatenate([row, self._health.own(self.rank, row)]))
+        starts = self._layout.layout.starts
+        self.measured.update(
+            i for i, start in enumerate(starts) if start < len(row) and i not in self.measured and row[start] > 0
+        )
+        return self._layout.partial(self.rank, np.concatenate([row, self._health.own(self.rank, row)]), failed)
 
     def _pass_on(self, step: int, partial: Partial | None, extra: Any, own: bool) -> None:
         assert self._channel is not None

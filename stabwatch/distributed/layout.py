@@ -6,7 +6,7 @@ is one addition, one maximum, one minimum and one choice of indices, and only ac
 An accumulator is of one of three kinds over ranks:
 
 - *own*: each rank measured its own data (activations, the loss). Merged by the reduction's operators over the ranks
-  that measured it.
+  that measured it, and valid only if no rank failed to.
 - *replicated*: every rank has the same (gradients and weights of replicas). Merged by maximum of each field, which
   is the value itself when the ranks agree.
 - *part*: each rank has a part of one whole (shards). Merged by the reduction's operators, and valid only if every
@@ -41,7 +41,7 @@ class Partial:
     """Partial aggregates of one step over some ranks.
 
     values: float64 (fields,), sorted by operator, the identity where not measured. lacking: bool (accumulators,), parts
-    that a rank has and did not measure.
+    that a rank has and did not measure, and what a rank could not measure because its probe failed.
     """
 
     ranks: RankSet
@@ -76,6 +76,7 @@ class MergeLayout:
         self._counts = self._back[np.array(layout.starts, dtype=np.int64)]
         self._whole = np.array([kind != "part" for kind in self._kinds], dtype=bool)
         self._holds = np.array([accumulator in holds for accumulator in layout.accumulators], dtype=bool) & ~self._whole
+        self._own = np.array([kind == "own" for kind in self._kinds], dtype=bool)
         self.has_parts = bool((~self._whole).any())
 
     @property
@@ -91,10 +92,12 @@ class MergeLayout:
         """A hash of the description."""
         return hashlib.sha256(self.description.encode()).hexdigest()[:16]
 
-    def partial(self, rank: int, row: NDArray[np.floating] | None) -> Partial:
+    def partial(
+        self, rank: int, row: NDArray[np.floating] | None, failed: frozenset[Accumulator] = frozenset()
+    ) -> Partial:
         """What one rank measured in a step; row: (fields,) in the order of the table, None for nothing.
 
-        Raises ValueError when the row does not fit.
+        failed: what it could not measure although it should have. Raises ValueError when the row does not fit.
         """
         ranks = ((rank, rank + 1),)
         if row is None:
@@ -104,7 +107,10 @@ class MergeLayout:
         values = np.asarray(row, dtype=np.float64)[self._order]
         present = values[self._counts] > 0
         values = np.where(present[self._cell], values, self._identity)
-        return Partial(ranks, values, self._holds & ~present)
+        lacking = self._holds & ~present
+        if failed:
+            lacking = lacking | (np.array([a in failed for a in self.layout.accumulators]) & self._own & ~present)
+        return Partial(ranks, values, lacking)
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Partial aggregates over the ranks of both, which must be disjoint."""
@@ -124,7 +130,7 @@ class MergeLayout:
     def row(self, partial: Partial, complete: bool) -> Row:
         """(fields,) in the order of the table, NaN where not measured; parts only if all ranks are in (`complete`)."""
         present = partial.values[self._counts] > 0
-        present &= self._whole | (~partial.lacking & complete)
+        present &= ~partial.lacking & (self._whole | complete)
         return np.where(present[self._cell], partial.values, np.nan)[self._back]
 
     def pack(self, partial: Partial) -> bytes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from stabwatch.hooks.base.probe import Probe
+from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
@@ -66,7 +66,10 @@ UNATTACHED: dict[str, Any] = {
 
 
 class Coverage:
-    """Compares what was measured with what should have been."""
+    """Compares what was measured with what should have been.
+
+    failure: says of a probe by name where it failed, None if it did not.
+    """
 
     def __init__(
         self,
@@ -75,12 +78,14 @@ class Coverage:
         expected: Iterable[Accumulator],
         probes: Iterable[Probe],
         reasons: Reasons,
+        failure: Callable[[str], str | None] = lambda probe: None,
     ) -> None:
         self._sites = tuple(sites)
         self._by_name = {site.name: site for site in self._sites}
         self._expected = tuple(expected)
         self._parameters = parameters
         self._reasons = reasons
+        self._failure = failure
         self._optional = {probe.report_key for probe in probes if probe.optional}
         for layer in parameters.too_large:
             reasons.note(CHANGE.tap, layer, "its parameters do not fit into `update_bytes`")
@@ -116,7 +121,9 @@ class Coverage:
         by_tap = {"activation": not_called, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
         of_run = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
         reason = of_run.get(accumulator, by_tap.get(accumulator.tap, "it was never measured"))
-        reason = self._reasons.get(accumulator.tap, accumulator.site) or reason
+        probe = PROBES.find(accumulator.tap, accumulator.reduction)
+        failure = self._failure(probe.name) if probe is not None else None
+        reason = failure or self._reasons.get(accumulator.tap, accumulator.site) or reason
         return {"tap": accumulator.tap, "site": accumulator.site, "reason": reason}
 
     def _attention(self, site: Site, fired: set[Accumulator], unseen: str | None) -> list[dict[str, str]]:

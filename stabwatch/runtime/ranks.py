@@ -6,7 +6,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from stabwatch.distributed.layout import MergeLayout
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.runlog import RecordLayout
+from stabwatch.hooks.base.parameter_views import ParameterView, WholeGradient
+from stabwatch.hooks.base.probe import PROBES
+from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.runtime.record import NO_HOST_NUMBERS, HostPart
 from stabwatch.runtime.taps import Taps
 
@@ -28,6 +30,36 @@ _log = logging.getLogger("stabwatch")
 
 Write = Callable[[int, Callable[[], NDArray[np.floating]], NDArray[np.float64] | None, HostPart], None]
 """Writes a record: number of the step, its row, the accumulators that compare ranks, and the part of the host."""
+
+
+ERROR, ERRORS = "error", "errors"
+
+
+@dataclass
+class RemoteErrors:
+    """What rank 0 knows of failures on other ranks.
+
+    counts: errors by rank. probes: the first rank on which each probe failed.
+    """
+
+    counts: dict[int, int] = field(default_factory=dict)
+    probes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Errors on all other ranks."""
+        return sum(self.counts.values())
+
+
+def _names(accumulator: Accumulator) -> tuple[str, ...]:
+    """Names under which the probe of an accumulator runs: its own, and that of the view that it gets."""
+    probe = PROBES.find(accumulator.tap, accumulator.reduction)
+    if probe is None:
+        return ()
+    if probe.compute is None:
+        return (probe.name,)
+    view = probe.compute.view
+    return (probe.name, "parameters" if issubclass(view, ParameterView | WholeGradient) else view.name)
 
 
 class SharedSteps:
@@ -47,6 +79,10 @@ class SharedSteps:
         self._write = write
         self._event = event
         self._offsets = [(0, first)]
+        self._reported = 0
+        self._seen_errors: dict[str, int] = {}
+        self._accumulators_of: dict[frozenset[str], frozenset[Accumulator]] = {}
+        self.errors = RemoteErrors()
         self.exchange = self._open() if ranks.wanted else None
 
     def _open(self) -> Exchange | None:
@@ -59,6 +95,30 @@ class SharedSteps:
         except Exception as error:
             self._failed(error)
             return None
+
+    def report_error(self, step: int, probe: str, message: str, trace: str, disabled: bool) -> None:
+        """A probe has failed on this rank: rank 0 writes it down."""
+        if self.exchange is not None and self._ranks.rank:
+            data = {"probe": probe, "message": message, "traceback": trace, "disabled": disabled}
+            self.exchange.reply(ERROR, [self._ranks.rank, step, data])
+
+    def report_errors(self, total: int) -> None:
+        """How many errors this rank has counted so far."""
+        if self.exchange is not None and self._ranks.rank and total != self._reported:
+            self._reported = total
+            self.exchange.reply(ERRORS, [self._ranks.rank, total])
+
+    def receive_errors(self) -> None:
+        """On rank 0: write down what failed on others."""
+        if self.exchange is None or self._ranks.rank:
+            return
+        for rank, total in self.exchange.received(ERRORS):
+            self.errors.counts[rank] = total
+        for rank, step, data in self.exchange.received(ERROR):
+            self.errors.probes.setdefault(data["probe"], rank)
+            data["message"] = f"on rank {rank}: {data['message']}"
+            self._event("error", step, rank=rank, **data)
+            _log.warning("stabwatch: probe %s failed %s", data["probe"], data["message"])
 
     @property
     def active(self) -> bool:
@@ -74,8 +134,26 @@ class SharedSteps:
             return False
         if number - watched != self._offsets[-1][1]:
             self._offsets.append((watched, number - watched))
-        self.exchange.submit(watched, transfer, part)
+        self.exchange.submit(watched, transfer, part, self._failed_now())
         return not self.exchange.broken
+
+    def measured(self) -> set[Accumulator]:
+        """What this rank has measured so far, as far as it has been exchanged."""
+        seen = set() if self.exchange is None else self.exchange.measured.copy()
+        return {a for i, a in enumerate(self._taps.layout.accumulators) if i in seen}
+
+    def _failed_now(self) -> frozenset[Accumulator]:
+        """What this rank did not measure in this step because a probe failed or is switched off."""
+        isolation = self._context.isolation
+        if not isolation.errors:
+            return frozenset()
+        names = {name for name, count in isolation.errors.items() if count != self._seen_errors.get(name)}
+        self._seen_errors = dict(isolation.errors)
+        key = frozenset(names | isolation.disabled)
+        if key not in self._accumulators_of:
+            found = (a for a in self._taps.layout.accumulators if not key.isdisjoint(_names(a)))
+            self._accumulators_of[key] = frozenset(found)
+        return self._accumulators_of[key]
 
     def skip(self, watched: int, number: int) -> None:
         """This rank has ended a step without measuring it; others may have measured it."""

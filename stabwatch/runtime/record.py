@@ -204,6 +204,12 @@ class Assembler:
         self._check_brackets(full)
         return self.layout, full[self._positions].astype(np.float32)
 
+    def recorded(self, measured: set[Accumulator]) -> set[Accumulator]:
+        """What a record would have of accumulators that were measured on the device."""
+        losses = {TOKEN_LOSS, *(loss_source(name) for name in LOSS_FALLBACKS)}
+        found = (measured & set(self._fixed)) | set(HOST_ACCUMULATORS)
+        return found | {LOSS} if measured & losses else found
+
     def _loss(self, merged: NDArray[np.float64]) -> NDArray[np.float64]:
         for start in self._sources:
             if merged[start] > 0:

@@ -107,6 +107,7 @@ class Session(TrainingEvents):
         if self._ranks.rank == 0 or self.config.reduce == "never":
             self._open(run_dir)
         self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
+        self._taps.failed_elsewhere = self._shared.errors.probes
         self._cadence = RankCadence(self._governor, None if self.config.every_step else self._shared.exchange)
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
@@ -170,11 +171,13 @@ class Session(TrainingEvents):
             self.isolation.run("depth", "sampled", self._taps.modules.stacks.update)
         if self._shared.active and self._busy is not None:
             self.context.run.fill_busy(self._busy)
+        self._shared.report_errors(self.isolation.errors.total())
         transfer = self._taps.buffer.send(whole=self._plan.sampled or self._plan.deep)
         part = None
         if self._writer is not None:
+            self._shared.receive_errors()
             self._host.overhead, self._host.dropped = self._governor.overhead, self._writer.dropped
-            self._host.errors = self.isolation.errors.total()
+            self._host.errors = self.isolation.errors.total() + self._shared.errors.total
             part = self._host.part(self.context.run.take_logged())
         exchanged = self._shared.submit(step - self._offset, step, transfer, part)
         if part is not None and not exchanged:
@@ -223,6 +226,8 @@ class Session(TrainingEvents):
 
     def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
         self._event("error", self.step, probe=probe, message=message, traceback=trace, disabled=disabled)
+        if hasattr(self, "_shared"):  # the attaching is over
+            self._shared.report_error(self.step, probe, message, trace, disabled)
         what = "is switched off" if disabled else "failed; training continues"
         _log.warning("stabwatch: probe %s %s: %s", probe, what, message)
 
@@ -261,7 +266,10 @@ class Session(TrainingEvents):
         """See Watch.coverage."""
         if self._blind:
             return dict(UNATTACHED)
-        return self._taps.coverage.report(set(self._taps.assembler.fired))
+        fired = set(self._taps.assembler.fired)
+        if self._writer is None:  # rank 0 assembles the records
+            fired = self._taps.assembler.recorded(self._shared.measured())
+        return self._taps.coverage.report(fired)
 
     def log(self, scalars: Mapping[str, float | Tensor]) -> None:
         """See Watch.log."""
@@ -348,6 +356,7 @@ class Session(TrainingEvents):
         self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)
         self._shared.close(reason)
+        self._shared.receive_errors()
         if self._writer is not None:
             if 0 < self._records < REPORT_AFTER:
                 self._report_coverage()

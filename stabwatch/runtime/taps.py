@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -79,7 +79,8 @@ class Taps:
             )  # fmt: skip
             sites = tuple(self.modules.sites.values())
             self.names = [site.name for site in sites]
-            self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons)
+            self.failed_elsewhere: Mapping[str, int] = {}
+            self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons, self._failure)
             for what, layer, reason in _blind_spots(targets):
                 context.unmeasured(what, layer, reason)
             FunctionTaps.install(context)
@@ -93,6 +94,11 @@ class Taps:
                 seen = callback("loss", context.isolation, context.events.loss_module)
                 undo.callback(loss_fn.register_forward_hook(seen).remove)
             self._undo = undo.pop_all()
+
+    def _failure(self, probe: str) -> str | None:
+        if probe in self.failed_elsewhere:
+            return f"its probe `{probe}` failed on rank {self.failed_elsewhere[probe]}: see the event `error`"
+        return f"its probe `{probe}` failed: see the event `error`" if self._context.isolation.errors[probe] else None
 
     def _register(self, buffer: StepBuffer) -> StepBuffer:
         """Give the buffer all accumulators, in the order that a record has."""

@@ -25,6 +25,7 @@ from torch.distributed.algorithms.join import Join
 
 import stabwatch
 from stabwatch.distributed.layout import MergeLayout
+from stabwatch.hooks.probes import activation
 
 STEPS, AT = 24, 8
 ALONE = ("killed", "stopped")
@@ -61,6 +62,8 @@ def main(rank: int, world: int, out: Path, fault: str, watched: bool) -> dict[st
                 if odd and watched:
                     _hand_over(watch)
                 dist.barrier()
+            if fault == "probe" and step == AT + 5:
+                time.sleep(1.0)  # what one rank says of its errors is on rank 0 by now
             if odd and step == AT:
                 watch = _break(fault, watch, attach, watched)
             x = torch.randn(4, 8, generator=generator)
@@ -71,10 +74,11 @@ def main(rank: int, world: int, out: Path, fault: str, watched: bool) -> dict[st
             if step == 0 and fault in ALONE:
                 dist.barrier()
             slowest = max(slowest, time.perf_counter() - began)
+    covered = None if watch is None else watch.coverage()
     if watch is not None:
         watch.detach()
     digest = hashlib.sha256(nn.utils.parameters_to_vector(inner.parameters()).detach().numpy().tobytes())
-    return {"digest": digest.hexdigest(), "slowest": slowest}
+    return {"digest": digest.hexdigest(), "slowest": slowest, "coverage": covered}
 
 
 def _hand_over(watch):
@@ -96,6 +100,8 @@ def _break(fault, watch, attach, watched):
     if fault == "detach":
         watch.detach()
         return None
+    if fault == "probe":
+        activation.update_moments = fail
     if fault == "error":  # in the exchange's thread
         MergeLayout.partial = fail
     if fault == "step_error":  # in the step loop

@@ -43,6 +43,25 @@ def test_the_others_train_on_and_the_log_says_who_is_missing(world, faults, tmp_
         _check_log(tmp_path / fault, fault, world)
 
 
+def test_a_probe_that_fails_on_one_rank_leaves_its_values_out_and_rank_0_says_whose_it_was(tmp_path):
+    """A mean over the other ranks would be another value."""
+    command = [sys.executable, "-m", "tests.distributed.fault_job", "2", str(tmp_path), "probe"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=230)
+    [result] = [json.loads(line) for line in done.stdout.splitlines()]
+    for a, b in zip(result["watched"], result["unwatched"], strict=True):
+        assert a["digest"] == b["digest"] and not a["coverage"]["missing"]
+    run = read_run(tmp_path / "probe")
+    errors = [event.data for event in run.events if event.kind == "error"]
+    assert [(error["rank"], error["probe"], error["disabled"]) for error in errors] == [
+        (1, "activation", False), (1, "activation", True),
+    ]  # fmt: skip
+    assert all("on rank 1: RuntimeError: planted" in error["message"] for error in errors)
+    assert sum(run.series("probe_errors_total")[1]) == 3
+    steps, _ = run.series("output_rms", "2")
+    assert list(steps) == list(range(AT)), "what rank 0 measured alone is not the value of the step"
+    assert len(run.series("loss")[0]) == STEPS and len(run.series("weight_rms", "2")[0]) == STEPS
+
+
 def _check_log(folder: Path, fault: str, world: int) -> None:
     run = read_run(folder)
     last = [event for event in run.events if event.kind == "ranks"][-1]
