@@ -34,7 +34,8 @@ import yaml
 import stabwatch
 from benchmarks.report import machine
 from stabwatch.agent.discovery import target, target_file, write_atomically
-from stabwatch.agent.server import App, HttpServer
+from stabwatch.agent.http import HttpServer
+from stabwatch.agent.server import App
 from stabwatch.agent.state import Follower
 from stabwatch.demo import GPT, DemoConfig, batches, corpus
 from stabwatch.runlog import Accumulator, Meta, RecordLayout, RunFolder, host_accumulator

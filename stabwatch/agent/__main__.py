@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             certfile=given.certfile,
             keyfile=given.keyfile,
             username=given.username,
-            password=os.environ.get(PASSWORD) if given.username else None,
+            password=os.environ.get(PASSWORD),
             rules=given.rules,
             cardinality=given.cardinality,
             worst=given.worst,
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--certfile", type=Path, help="TLS certificate (PEM)")
     parser.add_argument("--keyfile", type=Path, help="its private key (PEM)")
     parser.add_argument(
-        "--username", help=f"require this user name, and the password in the environment variable {PASSWORD}"
+        "--username", help=f"user name of the login; {PASSWORD} in the environment has its password and turns it on"
     )
     parser.add_argument("--rules", type=Path, help="YAML file that changes, mutes or adds rules")
     parser.add_argument("--cardinality", choices=CARDINALITIES, default="layer", help="series on /metrics")

@@ -86,6 +86,16 @@ def receivers(environ: Mapping[str, str] = os.environ) -> list[Receiver]:
     return found
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would send the message as a GET, and the token to another address."""
+
+    def redirect_request(self, *args: Any) -> None:
+        """Follow none."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
 def post(url: str, data: Any, token: str | None = None) -> None:
     """POST JSON; a name and a password in the address become basic authentication. Raises Refused."""
     parts = urllib.parse.urlsplit(url)
@@ -98,9 +108,12 @@ def post(url: str, data: Any, token: str | None = None) -> None:
     bare = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     request = urllib.request.Request(bare, json.dumps(data).encode(), headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT):
+        with _OPENER.open(request, timeout=TIMEOUT):
             return
     except urllib.error.HTTPError as error:
+        error.close()
+        if 300 <= error.code < 400:
+            raise Refused(f"it redirects ({error.code}), which is not followed: give the final address", True) from None
         raise Refused(f"it answers {error.code}", error.code >= 500 or error.code == 429) from None
     except Exception as error:  # some texts contain the address
         raise Refused(type(error).__name__, True) from None

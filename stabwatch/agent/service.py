@@ -14,9 +14,10 @@ from types import FrameType
 
 from stabwatch.agent.alertmanager import Alertmanager
 from stabwatch.agent.discovery import AGENT, target, target_file, write_atomically
+from stabwatch.agent.http import HttpServer
 from stabwatch.agent.notify import Notifier
 from stabwatch.agent.receivers import ALERTMANAGER, TOKEN, address, receivers, secret
-from stabwatch.agent.server import App, HttpServer
+from stabwatch.agent.server import App
 from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
 from stabwatch.alerts.user_rules import load_rules
@@ -25,6 +26,10 @@ from stabwatch.exporters.cardinality import WORST, Cardinality
 from stabwatch.exporters.latest import MAX_SERIES
 
 POLL_SECONDS = 0.25
+HOSTS = "STABWATCH_HOSTS"
+"""Environment variable: further names under which the service may be asked for, with commas."""
+USERNAME = "stabwatch"
+"""User name of a login, if only a password is given."""
 WAIT_SECONDS = 10.0
 """Time to wait for the run folder."""
 
@@ -71,7 +76,9 @@ def serve(
             leave.callback(Alertmanager(upstream, name, chosen, follower.firing, token=bearer, failed=failed).close)
         leave.enter_context(_signals(follower.stopping))
         leave.callback(follower.lease.release)
-        server = HttpServer(App(follower, token), host, port, certfile=_path(certfile), keyfile=_path(keyfile))
+        server = HttpServer(
+            App(follower, token, _hosts(host)), host, port, certfile=_path(certfile), keyfile=_path(keyfile)
+        )
         leave.callback(server.close)
         announcement = _Announcement(follower, server, Path(file_sd) if file_sd else run.parent / "targets")
         leave.callback(announcement.withdraw)
@@ -136,17 +143,23 @@ def _print_start(server: HttpServer, follower: Follower, token: str | None) -> N
         )
     loopback = server.host in ("localhost", "::1") or server.host.startswith("127.")
     if not loopback and token is None:
-        print("stabwatch agent: open to the network without a password; --username sets one.")
+        print("stabwatch agent: open to the network without a password; STABWATCH_PASSWORD sets one.")
     elif not loopback and not server.tls:
         print("stabwatch agent: the password is sent unencrypted; use --certfile and --keyfile.")
     sys.stdout.flush()
 
 
+def _hosts(host: str) -> list[str]:
+    """Names of this service: what it listens on, and those of the environment."""
+    return [host, *(name.strip() for name in os.environ.get(HOSTS, "").split(",") if name.strip())]
+
+
 def _token(username: str | None, password: str | None) -> str | None:
     if not username and not password:
         return None
-    if not username or not password:
-        raise AgentError("A login needs both a user name (--username) and a password (STABWATCH_PASSWORD).")
+    if not password:
+        raise AgentError("A login needs a password: set STABWATCH_PASSWORD.")
+    username = username or USERNAME
     if ":" in username:
         raise AgentError("A user name for HTTP basic authentication must not contain a colon.")
     return f"{username}:{password}"

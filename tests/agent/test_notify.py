@@ -6,13 +6,13 @@ import json
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
 
 from stabwatch.agent import notify, receivers
 from stabwatch.agent.notify import Notifier
-from stabwatch.agent.receivers import WEBHOOK, Command, Message, Refused, Webhook, address
+from stabwatch.agent.receivers import WEBHOOK, Command, Message, Refused, Webhook, address, post
 from stabwatch.alerts import RULES
 from stabwatch.errors import ConfigError
 from stabwatch.runlog import Event
@@ -166,3 +166,32 @@ def test_receivers_come_from_the_environment():
     found = receivers.receivers({"STABWATCH_WEBHOOK": "https://x/y", "STABWATCH_NOTIFY_COMMAND": "say"})
     assert [type(r) for r in found] == [Webhook, Command]
     assert receivers.receivers({}) == []
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_the_token_stays(code):
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.server.server_port, self.command))
+            self.send_response(code)
+            self.send_header("Location", f"http://127.0.0.1:{other.server_port}/else")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *args: object) -> None: ...
+
+    first, other = (ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2))
+    for server in (first, other):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(Refused, match=rf"redirects \({code}\).*final address") as refused:
+            post(f"http://127.0.0.1:{first.server_port}/hook", [{}], "SECRET")
+    finally:
+        for server in (first, other):
+            server.shutdown()
+            server.server_close()
+    assert refused.value.again and "SECRET" not in str(refused.value)
+    assert asked == [(first.server_port, "POST")]

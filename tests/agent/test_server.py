@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import json
 import shutil
@@ -14,8 +15,10 @@ import time
 
 import pytest
 
+from stabwatch.agent import http as http_module
 from stabwatch.agent import server
-from stabwatch.agent.server import FILES, PAGE, App, HttpServer
+from stabwatch.agent.http import HttpServer
+from stabwatch.agent.server import FILES, PAGE, App
 from stabwatch.agent.state import Follower
 from stabwatch.errors import AgentError
 from tests.agent.conftest import get, until
@@ -150,6 +153,88 @@ def test_a_login_guards_everything(listen):
     assert get(url, headers={"Authorization": "Basic !!!"})[0] == 401
     assert get(url, headers={"Authorization": "Bearer x"})[0] == 401
     assert "Basic" in get(url)[1]["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9", 200), ("[::1]:9", 200), ("10.1.2.3", 200), ("localhost", 200), ("LOCALHOST:1", 200),
+        (socket.gethostname(), 200), (socket.gethostname() + ".cluster.local:9478", 200), ("mine.example.org", 200),
+        ("evil.example.org", 421), ("127.0.0.1.evil.org", 421), ("localhost@evil.org", 421), ("evil.org:9478", 421),
+    ],
+)  # fmt: skip
+def test_a_request_under_another_name_is_refused(follower, listen, host, status):
+    started = HttpServer(App(follower, None, ["mine.example.org"]), "127.0.0.1", 0)
+    started.start()
+    try:
+        for path in ("metrics", "api/state.json", ""):
+            assert get(started.url + path, headers={"Host": host})[0] == status
+    finally:
+        started.close()
+    secret = base64.b64encode(b"a:b").decode()  # a stranger's page has not the password
+    assert get(listen(token="a:b").url, headers={"Host": host, "Authorization": f"Basic {secret}"})[0] == 200
+
+
+def test_a_refusal_of_gzip_is_heard(listen):
+    for path in ("metrics", "page.js"):
+        assert get(listen().url + path, headers={"Accept-Encoding": "gzip;q=0"})[1]["Content-Encoding"] is None
+
+
+def test_a_new_snapshot_is_in_the_next_scrape(listen, follower):
+    url = listen().url + "metrics"
+    first = get(url)[2]
+    assert get(url)[2] == first
+    follower.snapshot = dataclasses.replace(follower.snapshot, step=60)
+    assert b'stabwatch_step{run="r"} 60.0' in get(url)[2]
+
+
+def test_slow_clients_do_not_keep_others_waiting(listen, monkeypatch):
+    monkeypatch.setattr(http_module, "REQUEST_SECONDS", 1.0)
+    server = listen()
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+    for s in slow[::2]:
+        s.sendall(b"GET / HTTP/1.1\r\n")
+    began = time.monotonic()
+    assert get(server.url + "healthz")[0] == 200
+    assert time.monotonic() - began < 1
+    for s in slow[::2]:  # a drop now and then is no progress
+        s.settimeout(5)
+    time.sleep(0.6)
+    for s in slow[::2]:
+        s.sendall(b"X: y\r\n")
+    ends = [_is_closed(s) for s in slow[:20]]
+    assert all(ends)
+    for s in slow:
+        s.close()
+
+
+def _is_closed(s: socket.socket) -> bool:
+    try:
+        return s.recv(1000) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_fifty_servers_at_once(listen):
+    url = listen().url
+    took, failed = [], []
+
+    def scrape(path: str) -> None:
+        for _ in range(4):
+            began = time.monotonic()
+            if get(url + path)[0] != 200:
+                failed.append(path)
+            took.append(time.monotonic() - began)
+
+    threads = [
+        threading.Thread(target=scrape, args=(path,)) for path in ("metrics", "api/state.json", "") for _ in range(17)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failed and len(took) == 204
+    assert sorted(took)[int(len(took) * 0.99)] < 1
 
 
 def test_tls_with_a_silent_client_beside(listen, certificate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import signal
@@ -141,7 +142,7 @@ def test_importing_the_agent_imports_no_torch():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--username", "me"], "needs both a user name"),
+        (["--username", "me"], "needs a password"),
         (["--certfile", "x.pem"], "both a certificate and its key"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
     ],
@@ -169,6 +170,23 @@ def test_a_login_from_the_environment(new_log, start_agent):
     assert get(url, headers={"Authorization": "Basic bWU6c2VjcmV0"})[0] == 200
     with open(f"/proc/{agent.process.pid}/cmdline") as command:
         assert "secret" not in command.read()
+
+
+def test_a_password_alone_asks_for_a_login(new_log, start_agent):
+    agent = start_agent(new_log("r").path, "--host", "0.0.0.0", env={"STABWATCH_PASSWORD": "secret"})
+    port = agent.info()["port"]
+    url = f"http://127.0.0.1:{port}/healthz"
+    assert get(url)[0] == 401
+    assert get(url, headers={"Authorization": "Basic " + base64.b64encode(b"stabwatch:secret").decode()})[0] == 200
+    assert "without a password" not in agent.said()
+
+
+def test_other_names_of_the_service_come_from_the_environment(new_log, start_agent):
+    agent = start_agent(new_log("r").path, env={"STABWATCH_HOSTS": "runs.example.org, other"})
+    url = agent.info()["url"] + "healthz"
+    assert [get(url, headers={"Host": host})[0] for host in ("runs.example.org:80", "other", "evil.example.org")] == [
+        200, 200, 421,
+    ]  # fmt: skip
 
 
 def test_open_to_the_network_only_when_asked(new_log, start_agent):

@@ -41,7 +41,7 @@ def agent(
     keyfile: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
     username: Annotated[
         str | None,
-        typer.Option(help=f"Require this user name, and the password in the environment variable {PASSWORD}."),
+        typer.Option(help=f"User name of the login. {PASSWORD} in the environment has its password and turns it on."),
     ] = None,
     rules: RulesOption = None,
     cardinality: Annotated[
@@ -73,7 +73,7 @@ def agent(
             certfile=certfile,
             keyfile=keyfile,
             username=username,
-            password=os.environ.get(PASSWORD) if username else None,
+            password=os.environ.get(PASSWORD),
             rules=rules,
             cardinality=cardinality.value,
             worst=worst,

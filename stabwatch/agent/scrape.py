@@ -1,0 +1,81 @@
+"""Answers that are made once for all who ask at the same time."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+KEPT = 16
+GZIP_LEVEL = 3
+
+
+class Memo(Generic[K, V]):
+    """Keeps what was computed for a key. While one thread computes, the others wait for its result.
+
+    seconds: how long a result is kept; None for good. The 16 newest are kept.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
+        self._kept: dict[K, tuple[float, V]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: K, compute: Callable[[K], V]) -> V:
+        """The kept result, or a new one. Raises what `compute` raises."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None and (self._seconds is None or time.monotonic() - found[0] < self._seconds):
+                return found[1]
+            value = compute(key)
+            self._kept.pop(key, None)
+            self._kept[key] = (time.monotonic(), value)
+            for old in list(self._kept)[:-KEPT]:
+                del self._kept[old]
+            return value
+
+
+class Scrape:
+    """/metrics as a WSGI application. A snapshot is written and packed once, however many servers ask for it."""
+
+    def __init__(self, registry: CollectorRegistry, snapshot: Callable[[], object]) -> None:
+        self._registry = registry
+        self._snapshot = snapshot
+        self._of: object = None
+        self._memo: Memo[tuple[Any, bool], bytes] = Memo()
+        self._other = make_wsgi_app(registry)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "GET" or environ.get("QUERY_STRING"):
+            answer: Iterable[bytes] = self._other(environ, start_response)
+            return answer
+        snapshot = self._snapshot()
+        if snapshot is not self._of:
+            self._of, self._memo = snapshot, Memo()
+        encoder, kind = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+        packed = accepts_gzip(environ)
+        body = self._memo.get((encoder, packed), lambda _: self._encode(encoder, packed))
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
+        start_response("200 OK", [*headers, ("Content-Encoding", "gzip")] if packed else headers)
+        return [body]
+
+    def _encode(self, encoder: Callable[[CollectorRegistry], bytes], packed: bool) -> bytes:
+        text = encoder(self._registry)
+        return gzip.compress(text, GZIP_LEVEL) if packed else text
+
+
+def accepts_gzip(environ: dict[str, Any]) -> bool:
+    """Does this client take gzip? `gzip;q=0` is a refusal."""
+    for part in environ.get("HTTP_ACCEPT_ENCODING", "").split(","):
+        name, _, weight = part.strip().partition(";")
+        if name.strip() == "gzip":
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
