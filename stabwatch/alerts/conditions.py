@@ -70,6 +70,24 @@ _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "RewardCollapse",
+        "The reward collapsed",
+        (
+            "Go back to the checkpoint before the fall.",
+            "Look at the KL divergence, the entropy and the clip fraction from that step on: too large updates?",
+            "Lower the learning rate or the number of epochs per batch; raise the KL penalty or the entropy bonus.",
+        ),
+    ),
+    (
+        "DiscriminatorCollapse",
+        "The discriminator has won",
+        (
+            "Go back to a checkpoint in which both losses were of the same size.",
+            "Lower the discriminator's learning rate, or train it less often.",
+            "Use a gradient penalty, noise on its inputs, or label smoothing.",
+        ),
+    ),
+    (
         "SlowSteps",
         "Steps became slower",
         ("Check data loading, the network and the clocks of the accelerators from that step on.",),

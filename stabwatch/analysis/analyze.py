@@ -195,7 +195,7 @@ def calm_verdict(run: LogRun) -> str:
     if not len(run.steps):
         return "No training record was found."
     unit = WORDS[run.step_unit]
-    extent = f"in {len(run.steps):,} records, {unit}s {run.steps.min():,} to {run.steps.max():,}"
+    extent = f"in {number_of(len(run.steps))}, {unit}s {run.steps.min():,} to {run.steps.max():,}"
     if not any(len(column) for column in run.columns if column.role in ("loss", "eval_loss")):
         return f"This log has no loss, so it is not known how training went, {extent}."
     few = " That is too few to show a slow problem." if len(run.steps) < FEW else ""

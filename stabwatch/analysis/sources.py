@@ -23,7 +23,7 @@ def open_source(path: Path, progress: Progress | None = None) -> list[Source]:
     try:
         return [RunLog(find_run(path))]
     except RunLogError:
-        if path.is_dir() and not holds_run(path) and any(entry.is_file() for entry in path.iterdir()):
+        if path.is_dir() and not holds_run(path) and _may_hold_log(path):
             return _foreign(path, progress)
         raise
 
@@ -51,6 +51,12 @@ def _foreign(path: Path, progress: Progress | None) -> list[Source]:
 
     log = read_log(path, progress)
     return [ForeignLog(path, run, log.format, log.notes) for run in log.runs]
+
+
+def _may_hold_log(folder: Path) -> bool:
+    from stabwatch.analysis.readers.mlflow_store import holds_store
+
+    return any(entry.is_file() for entry in folder.iterdir()) or holds_store(folder)
 
 
 def named(logs: Sequence[Source]) -> list[str]:

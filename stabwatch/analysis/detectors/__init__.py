@@ -22,6 +22,7 @@ from stabwatch.analysis.detectors import (
     messages,
     nonfinite,
     pace,
+    policy,
     reinitialisation,
     restarts,
     spikes,
@@ -42,6 +43,7 @@ DETECTORS: tuple[Detector, ...] = (
     too_good.find,
     learning_rate.find,
     pace.find,
+    policy.find,
     messages.find,
 )
 """The detectors that read one segment. `reinitialisation` cuts a segment in two; `restarts` reads all segments."""

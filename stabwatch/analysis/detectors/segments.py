@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from stabwatch.analysis.detectors import short_curves
 from stabwatch.analysis.detectors.excursions import Excursion, Reference, excursions, reference
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
+from stabwatch.analysis.readers.names import CAMEL
 
 _FREE = re.compile(
-    r"(?<![a-z])(?:ep_ret|rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|policy(?:_gradient)?_loss"
+    r"(?<![a-z])(?:ep_ret|rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|(?:policy(?:_gradient)?|actor|critic)_loss"
     r"|approx_kl|advantages?|[gd]_loss|loss_[gd]|loss/[gd]|gen(?:erator)?[_ ]?loss|disc(?:riminator)?[_ ]?loss"
     r"|loss_(?:gen|disc)\w*)(?![a-z])",
     re.IGNORECASE,
@@ -24,7 +25,6 @@ _FREE = re.compile(
 """Columns of reinforcement learning and adversarial training, whose losses need not fall. Rewards of preference
 tuning (chosen, rejected) are excluded, because its loss falls."""
 
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _BEGINNING = 5
 """A log contains the start of training if its first step is within this many record intervals from 0."""
 
@@ -101,7 +101,7 @@ class RunSegment:
     @cached_property
     def must_fall(self) -> bool:
         """Whether the loss of a healthy run falls. Not so in reinforcement learning and adversarial training."""
-        return not any(_FREE.search(_CAMEL.sub("_", column.name)) for column in self.run.columns)
+        return not any(_FREE.search(CAMEL.sub("_", column.name)) for column in self.run.columns)
 
 
 def picked(column: Column, keep: NDArray[np.bool_] | slice) -> Column:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from stabwatch.analysis.readers import documents, lines, tables, tensorboard, wandb_file
+from stabwatch.analysis.readers import documents, mlflow_store, tables, tensorboard, text, wandb_file
 from stabwatch.analysis.readers.appearance import looks_like
 from stabwatch.analysis.readers.file import LogFile, Progress
 from stabwatch.analysis.readers.log import Log
@@ -19,7 +19,7 @@ READERS: tuple[Reader, ...] = (
     documents.DOCUMENT,
     documents.JSON_LINES,
     tables.READER,
-    lines.READER,
+    text.READER,
 )
 """Readers in the order of trial; the last one accepts any text."""
 
@@ -41,6 +41,9 @@ def read_log(path: str | Path, progress: Progress | None = None) -> Log:
     source = LogFile(path, progress)
     if not source.head:
         raise LogError(f"{path} is empty." if not source.size else f"{path} looks like {looks_like(b'')}.")
+    if mlflow_store.is_metric(source.text):
+        run = mlflow_store.read_metrics(path.parent.parent, {path.name: path})
+        return _whole(Log(path, mlflow_store.FORMAT, (run,), ("One metric of a run.",)))
     reader = next((r for r in READERS if r.sniff(source)), None)
     if reader is None:
         raise LogError(
@@ -69,6 +72,8 @@ def _whole(log: Log) -> Log:
 
 def _in_folder(folder: Path, progress: Progress | None) -> Log:
     """Choose the log of a folder: all TensorBoard files, or the first well-known name, or the largest log."""
+    if mlflow_store.holds_store(folder):
+        return _whole(mlflow_store.read_store(folder))
     files = sorted(p for p in folder.iterdir() if p.is_file())
     events = [p for p in files if "tfevents" in p.name]
     if events:
@@ -85,4 +90,4 @@ def _in_folder(folder: Path, progress: Progress | None) -> Log:
 
 def formats() -> list[tuple[str, str]]:
     """Name and coverage of each reader."""
-    return [(reader.name, reader.covers) for reader in READERS]
+    return [(mlflow_store.FORMAT, mlflow_store.COVERS), *((reader.name, reader.covers) for reader in READERS)]

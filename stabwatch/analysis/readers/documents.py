@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.json
 from numpy.typing import NDArray
 
-from stabwatch.analysis.readers import lines
+from stabwatch.analysis.readers import text
 from stabwatch.analysis.readers.arrow import float64s
 from stabwatch.analysis.readers.file import LogFile, pieces
 from stabwatch.analysis.readers.log import Log
@@ -28,6 +28,7 @@ from stabwatch.errors import LogError
 LARGEST_DOCUMENT = 256 << 20
 _AT_ONCE = 4096
 """Lines parsed at once. With a small number, few are read one by one if some differ."""
+_OF_TOTAL = re.compile(r"\s*(\d{1,15})\s*/\s*\d{1,15}\s*")
 _DEEPEST = 8
 _MODES = ("mode", "phase", "split", "subset")
 _EVALUATES = ("val", "eval", "test")
@@ -47,7 +48,7 @@ def flat(value: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str
             except OverflowError:
                 out[name] = float("inf")
         elif isinstance(item, str):
-            if len(item) < 32 and (found := number(item)) is not None:
+            if len(item) < 32 and (found := _number(item, name)) is not None:
                 out[name] = found
         elif isinstance(item, dict) and depth < _DEEPEST:
             if isinstance(item.get("mean"), int | float):
@@ -57,6 +58,12 @@ def flat(value: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str
     return out
 
 
+def _number(text: str, name: str) -> float | None:
+    """A number; of a step such as `10/400`, the first."""
+    part = _OF_TOTAL.fullmatch(text) if "/" in text and step_rank(name) is not None else None
+    return float(part[1]) if part else number(text)
+
+
 class Records:
     """Takes flat records, finds their step, and builds the run."""
 
@@ -64,12 +71,16 @@ class Records:
         self.builder = RunBuilder()
         self._units: set[str] = set()
         self._counter = Counter()
+        self._fractions = False
 
     def add(self, record: Mapping[str, Any], line: int) -> None:
         """Add one record. Numbers other than a step, a time or a total become columns."""
         values = flat(record)
         mode = next((str(record[k]).lower() for k in _MODES if isinstance(record.get(k), str)), "")
         step_key, epoch_key = _counting(values)
+        if epoch_key and not step_key:
+            self._fractions = self._fractions or bool(values[epoch_key] % 1)
+            epoch_key = None if self._fractions else epoch_key  # such epochs do not number the records
         chosen = step_key or epoch_key
         step = _whole(values.pop(chosen)) if chosen else None
         if step is not None and step_key and epoch_key and not mode.startswith(_EVALUATES):
@@ -203,7 +214,7 @@ def _take(records: Records, line: str, at: int) -> bool:
     return True
 
 
-_OPENS = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*(?:[{\[\"\]]|-?\d[\d.eE+-]*\s*[,\]]))")
+_OPENS = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*(?:[{\[\"\]]|-?\d[\d.eE+-]*\s*(?:,|\]\s*(?:$|[,\]]))))")
 
 
 def _sniff_document(source: LogFile) -> bool:
@@ -218,10 +229,10 @@ def _read_document(source: LogFile) -> Log:
     except RecursionError as error:
         raise LogError(f"{source.path} is nested too deeply to be a training log.") from error
     except ValueError as error:
-        log = lines.read_lines(source, source.lines())
+        log = text.read_lines(source, source.lines())
         return replace(log, notes=(f"It begins like JSON but is not: {error}.", *log.notes))
     if isinstance(data, dict) and "nbformat" in data:
-        log = lines.read_lines(source, enumerate(notebook_lines(data), 1))
+        log = text.read_lines(source, enumerate(notebook_lines(data), 1))
         return replace(log, format="notebook", notes=("Lines are counted over the outputs of its cells.", *log.notes))
     records = Records()
     for record in _records(data):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from stabwatch.analysis.readers.names import EPOCH_KEYS, is_perplexity, plain, role_of, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, is_of_policy, is_perplexity, plain, role_of, step_rank
 
 _DELIMITER = re.compile(r"[|,;\t{}\[\]()<>]|\s{2,}|(?<=[:=])\s|\s[-/—–]\s|\s--\s")
 SEPARATOR = re.compile(r"['\"`*_]*\s*[:=][*`]*\s*[\[({<*`]*['\"]?$")
@@ -57,7 +57,8 @@ def key_of(text: str) -> str | None:
             bare = name.lstrip("#")
             return bare or (name if text.strip() == name else None)
     last = words[-1] if words else ""
-    if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and role_of(last) == "component"):
+    known = role_of(last) == "component" or is_of_policy(last)
+    if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and known):
         return last
     return None
 

@@ -1,9 +1,8 @@
-"""Free text of any trainer. Keys and numbers are found line by line; see `templates.py`."""
+"""Parses free text of any trainer line by line; see `templates.py` for keys and numbers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -11,17 +10,11 @@ from numpy.typing import NDArray
 
 from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.cell_tables import CellTables
-from stabwatch.analysis.readers.file import LogFile, pieces, without_colours
-from stabwatch.analysis.readers.interleaved import in_order
-from stabwatch.analysis.readers.line_runs import Columns, LineRuns
-from stabwatch.analysis.readers.log import Log
+from stabwatch.analysis.readers.line_runs import Columns
 from stabwatch.analysis.readers.nameless import is_bare, nameless
-from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, role_of, step_rank
-from stabwatch.analysis.readers.prefilter import worth_parsing_in
-from stabwatch.analysis.readers.reader import Reader
+from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
-from stabwatch.analysis.readers.timestamps import timestamps
 from stabwatch.analysis.readers.unread import Unread
 from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records
 
@@ -29,6 +22,12 @@ _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
 _RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
+_HEADING = re.compile(
+    r"\W{0,12}(?:(train(?:ing)?)|val(?:id(?:ation)?)?|eval(?:uation)?|test(?:ing)?|dev)"
+    r"(?: (?:results?|metrics?|set|phase|scores?|summary|performance))?\W{0,80}",
+    re.IGNORECASE,
+)
+"""A line above values without names of their own."""
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Most records without a step, which are numbered at the end of the file; further ones are not read."""
 _MANY = 4
@@ -37,7 +36,7 @@ _NEAR = 200
 """A line without a step belongs to the last step if it is within this many lines of its first."""
 
 
-class _Parser:
+class Parser:
     """The state between lines."""
 
     def __init__(self, head: str = "") -> None:
@@ -70,6 +69,8 @@ class _Parser:
         self.latest: Template | None = None
         """See `line_runs.Parser`."""
         self._step_estimated = False
+        self._evaluation = False
+        """Whether the last heading was of an evaluation."""
         self._length: int | None = None
         """Steps of an epoch, if the log says how many there are."""
         self._ends: dict[int, int] | None = {}
@@ -80,7 +81,7 @@ class _Parser:
     def take(self, line: int, text: str) -> None:
         """One line."""
         if self._understands(line, text):
-            self.unread.understood()
+            self.unread.understood(any(map(str.isdigit, text)))
         else:
             self.skip(text.encode("utf-8", "replace"))
 
@@ -108,7 +109,7 @@ class _Parser:
         if self.tables.header and self.tables.row(line, text):
             return True
         if found is None or not found[0].tells:
-            return found is None and self.rows.header(text)
+            return found is None and (self.rows.header(text) or self._heading(text))
         template, numbers = found
         plain = template.values and template.step is not None and not (template.of_epoch or template.odd)
         if rank and template.values and self._other_rank(int(rank[1] or rank[rank.lastindex or 1])):
@@ -118,6 +119,13 @@ class _Parser:
             template = self._of_deepspeed(template, numbers)
         self._record(line, template, numbers)
         return True
+
+    def _heading(self, text: str) -> bool:
+        """Whether the line says only what follows: `Training:` or `Validation:`."""
+        found = _HEADING.fullmatch(text)
+        if found:
+            self._evaluation = found[1] is None
+        return found is not None
 
     def _of_deepspeed(self, template: Template, numbers: list[str]) -> Template:
         """DeepSpeed counts optimizer steps. If the script counts batches, DeepSpeed's lines belong to its record."""
@@ -142,6 +150,10 @@ class _Parser:
     def _record(self, line: int, template: Template, numbers: list[str]) -> None:
         template = self._pair(template, numbers)
         values = template.fill(numbers)
+        if template.step is not None or template.epoch is not None:
+            self._evaluation = False
+        elif self._evaluation and not template.evaluates:
+            values = {key if is_eval(key) else f"eval/{key}": value for key, value in values.items()}
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
         if epoch is not None:
             self.epoch = epoch
@@ -332,60 +344,8 @@ class _Parser:
         return [f"{len(self.repeated)} records without a separate step are left out."] if self.repeated else []
 
 
-_HOLE = re.compile(rb"\0{16,}")
-"""The NULs in a log that was truncated while its writer continued."""
-
-
 def _is_odd(text: str) -> bool:
     """Whether a line may contain more than keys and numbers. Depends only on the text between its numbers."""
     if text.lstrip().startswith("|") or "epoch:train" in text or "avg loss" in text or is_bare(text):
         return True
     return messages.kind_of(text) is not None
-
-
-def _read(source: LogFile) -> Log:
-    parser = _Parser(source.text)
-    line_runs = LineRuns(parser, worth_parsing_in, pieces)
-    for first, block in source.blocks():
-        line_runs.block(first, without_colours(block))
-    return _log(source, parser)
-
-
-def read_lines(source: LogFile, lines: Iterable[tuple[int, str]]) -> Log:
-    """A log from numbered lines."""
-    parser = _Parser(source.text)
-    for number_of_line, text in lines:
-        parser.take(number_of_line, text)
-    return _log(source, parser)
-
-
-def _log(source: LogFile, parser: _Parser) -> Log:
-    notes = parser.end()
-    run = parser.builder.run()
-    run, others = in_order(replace(run, times=timestamps(source.raw_blocks(), run.lines)))
-    if others:
-        notes.append(f"Several writers alternate in it: {others} of their records are left out.")
-    notes += [*parser.builder.notes(), *parser.unread.notes(always=not run.columns)]
-    notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
-    return Log(source.path, "text", (run,), tuple(notes))
-
-
-def _sniff(source: LogFile) -> bool:
-    sample = _HOLE.sub(b"", source.head[:8192])
-    odd = sum(b < 9 or 13 < b < 27 or 27 < b < 32 for b in sample)
-    return b"\0" not in sample and odd <= 0.01 * len(sample)
-
-
-READER = Reader(
-    "text",
-    "what trainers print: Megatron-LM, Megatron-DeepSpeed, DeepSpeed, GPT-NeoX, torchtitan, nanotron, nanoGPT, llm.c, "
-    "modded-nanogpt, nanochat, OLMo, Hugging Face's dictionaries, Composer, llm-foundry, fairseq, ESPnet, icefall, "
-    "detectron2, mmengine, timm, Keras' and Lightning's bars, PaddlePaddle, Marian, MaxText, Coqui, nnU-Net, darknet, "
-    "openpi, LeRobot, verl, Demucs, YOLOX, ultralytics' and YOLOv7's rows, MXNet, BasicSR, CycleGAN, Flax, swift, "
-    "rsl_rl, rlpyt, WeNet, OpenNMT, Ignite, Tacotron, llama2.c, Dreamer, Caffe, XGBoost, LightGBM, skorch, fastai, "
-    "spaCy; tables between bars, boxes or blanks; any `key: value`, `key=value`, or known name before a number; time "
-    "stamps are the times of records; colours, progress bars and the prefixes of launchers and log collectors are "
-    "skipped",
-    _sniff,
-    _read,
-)

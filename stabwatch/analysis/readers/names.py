@@ -105,7 +105,8 @@ _NOT_LOSS = re.compile(
 )
 _FOREIGN_EVAL = re.compile("验证|測試|测试|評価|検証|검증|оценк|валид")
 """`evaluation` and `test` in other languages."""
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+"""The place for an underscore in `lossAverage`."""
 _STATISTIC = re.compile(r"[/_](?:average|mean|avg)$")
 _NORM = re.compile(
     r"(?:(?:total|global|overall|mean|avg|train|raw|model|world_model|actor|critic|policy|value|pi|vf|q|opt"
@@ -189,10 +190,15 @@ def is_perplexity(name: str) -> bool:
     return _PERPLEXITY.search(plain(name)) is not None
 
 
+def is_model_loss(name: str) -> bool:
+    """Whether a component is the total loss of a world model, which has the others as parts."""
+    return re.search(r"(?:^|[/_ ])(?:world_)?model_loss$", _without_statistic(name)) is not None
+
+
 @lru_cache(maxsize=1 << 14)
 def is_of_policy(name: str) -> bool:
     """Whether a column shows reinforcement learning, without being a loss: a reward, an entropy, a KL divergence."""
-    full = plain(_CAMEL.sub("_", name))
+    full = plain(CAMEL.sub("_", name))
     return _POLICY.search(full) is not None and _HYPERPARAMETER.search(full) is None
 
 
@@ -204,7 +210,7 @@ def is_trained(name: str) -> bool:
 
 def _without_statistic(name: str) -> str:
     """A name without a suffix for the mean: `lossAverage`, `actor_loss/Average`."""
-    return _STATISTIC.sub("", plain(_CAMEL.sub("_", name)))
+    return _STATISTIC.sub("", plain(CAMEL.sub("_", name)))
 
 
 _TABLES: tuple[tuple[Role, set[str]], ...] = (
@@ -236,7 +242,7 @@ def step_rank(name: str) -> int | None:
     full = plain(name)
     found = _ORDER.get(full)
     if found is None:
-        found = _ORDER.get(plain(_CAMEL.sub("_", name)))
+        found = _ORDER.get(plain(CAMEL.sub("_", name)))
     last = full.rsplit("/", 1)[-1]
     if found is None and last != full and last in _COUNTERS and not is_eval(name):
         found = len(STEP_KEYS) + 1 + _ORDER[last]

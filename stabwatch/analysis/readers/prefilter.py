@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 _COUNTED = re.compile(rb"\n ?\d{1,6}/\d")
-_BEGINS = re.compile(rb"s:|\[\d[^\]]{0,9}\]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/|  .*=|\xe2\x94")
+_BEGINS = re.compile(
+    rb"s:|\W{0,12}(?i:train|val|test|eval|dev)[^\d]{0,90}$"
+    rb"|\[\d[^\]]{0,9}\]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/|  .*=|\xe2\x94"
+)
 """Counts before a colon, in brackets, in a column, of a total; an indented key; a row in a box."""
 _BARE_LENGTH = 48
 """Shorter lines may have numbers without names."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role, StepUnit
-from stabwatch.analysis.readers.names import is_eval, is_perplexity, loss_rank, role_of
+from stabwatch.analysis.readers.names import is_eval, is_model_loss, is_perplexity, loss_rank, role_of
 from stabwatch.analysis.readers.salience import salient
 
 Floats = NDArray[np.float64]
@@ -227,7 +227,8 @@ def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
     losses = [key for key, role in roles.items() if role == "loss"]
     if not losses:  # no total: the first component that is written as often as any
         parts = {key: points[key] for key, role in roles.items() if role == "component"}
-        losses = [key for key in parts if 2 * parts[key] >= max(parts.values())][:1]
+        often = [key for key in parts if 2 * parts[key] >= max(parts.values())]
+        losses = sorted(often, key=lambda key: not is_model_loss(key))[:1]
         losses = losses or [key for key in points if is_perplexity(key) and not is_eval(key)][:1]
         roles |= dict.fromkeys(losses, "loss")
     most = max((points[key] for key in losses), default=0)

@@ -20,6 +20,8 @@ _TIMES = ("wall time", "_timestamp", "timestamp", "wall_time", "time/time_elapse
 _NAMES = ("key", "metric", "name", "tag", "metric_name", "metricname", "metrickey", "metric_key", "variable")
 _VALUES = ("value", "metric_value", "metricvalue", "scalar")
 _SPLITS = ("phase", "split", "mode", "stage", "subset", "set", "partition")
+_MONITOR = ["reward", "episode_length", "time"]
+"""Columns of the monitor files of stable-baselines and Gym, which name them `r,l,t`."""
 _RULE = re.compile(r"[-=+| :]+")
 _COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 _TAG = re.compile(r"-tag-(.+?)(?: \(\d+\))?\.csv")
@@ -57,6 +59,7 @@ def _table(source: LogFile) -> _Table | None:
                 names, rows = _split(line.lstrip("# "), delimiter), [_split(x, delimiter) for x in below]
             except csv.Error:
                 continue
+            names = _MONITOR if lines[0].startswith("#{") and names[:3] == ["r", "l", "t"] else names
             if len(names) > 1 and rows and _fits(names, rows[0]) and (delimiter or _is_aligned(names, rows)):
                 cells = [cell for row in rows for cell in row]
                 return _Table(delimiter, names, line, delimiter != "," and _has_decimal_commas(cells))
@@ -69,6 +72,7 @@ def _fits(names: list[str], cells: list[str]) -> bool:
     """Whether the first line has names and not numbers, and the next has as many cells with at least one number."""
     named = all(n == "" or number(n) is None for n in names) and any(re.search("[A-Za-z]", n) for n in names)
     known = any(role_of(n) != "other" or step_rank(n) is not None or plain(n) in EPOCH_KEYS for n in names)
+    known = known or names is _MONITOR
     numbers = [number(c) for c in cells]
     short = all(len(n) <= 120 for n in names)
     return named and known and short and len(cells) == len(names) and any(x is not None for x in numbers)
@@ -239,7 +243,8 @@ def _without(name: str, run: str | None) -> str:
 
 READER = Reader(
     "table",
-    "Lightning `metrics.csv`, Keras `CSVLogger`, W&B's exported CSV, stable-baselines3 and OpenAI `progress.csv`, "
+    "Lightning `metrics.csv`, Keras `CSVLogger`, W&B's exported CSV, stable-baselines3 and OpenAI `progress.csv` and "
+    "monitor files, "
     "ultralytics `results.csv`, timm `summary.csv`, AlgoPerf, TensorBoard's CSV, fastai and skorch, rows of one value "
     "as MLflow and Comet export them; comma, tab, semicolon or blanks, with decimal commas too",
     lambda source: _table(source) is not None,

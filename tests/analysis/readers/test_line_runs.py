@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.logs import MEGATRON, SHORT, TALK
-from stabwatch.analysis.readers import file, lines
+from stabwatch.analysis.readers import file, lines, text
 from stabwatch.analysis.readers.file import LogFile
 from stabwatch.analysis.readers.line_runs import _pattern, floats
 from stabwatch.analysis.readers.prefilter import worth_parsing
@@ -42,7 +42,7 @@ FORMS = {
 
 def _both(path):
     s = LogFile(path)
-    return lines._read(s), lines.read_lines(s, s.lines(worth_parsing))
+    return text._read(s), text.read_lines(s, s.lines(worth_parsing))
 
 
 def _same(path):
@@ -90,9 +90,9 @@ def test_a_long_log_is_read_at_once(name, tmp_path, monkeypatch):
     path.write_text("".join(FORMS[name].format(i=i, x=9.0 if k == 5000 else 2.5) for k, i in enumerate(steps)))
     monkeypatch.setattr(file, "_CHUNK", 1 << 14)
     taken = []
-    take = lines._Parser.take
-    monkeypatch.setattr(lines._Parser, "take", lambda self, *a: taken.append(1) or take(self, *a))
-    log = lines._read(LogFile(path))
+    take = lines.Parser.take
+    monkeypatch.setattr(lines.Parser, "take", lambda self, *a: taken.append(1) or take(self, *a))
+    log = text._read(LogFile(path))
     assert len(taken) < 0.1 * len(steps)
     run = _same(path)
     assert run.steps.tolist() == steps and log.runs[0].steps.tolist() == steps

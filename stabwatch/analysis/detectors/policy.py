@@ -1,0 +1,133 @@
+"""Reinforcement and adversarial learning, whose losses need not fall: a lost reward, a discriminator that won."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.robust import Array, rolling_median, scatter
+from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import number_of
+from stabwatch.analysis.readers.log import Column
+from stabwatch.analysis.readers.names import CAMEL, plain
+
+_REWARD = re.compile(
+    r"(?:^|[/_ ])(?:mean_|average_|avg_|train_|episode_|episodic_|ep_|rollout_)*"
+    r"(?:rewards?|returns?|rew|ret)(?:_mean|_avg|/mean)?$"
+    r"|(?:^|[/_ ])(?:ep_rew_mean|average_ep_ret|rlhf_reward|scores)$"
+)
+_DISCRIMINATOR = re.compile(
+    r"(?:^|[/_ ])(?:d|disc|discriminator|errd|loss_d)(?:_loss)?$|(?:^|[/_ ])loss[/_](?:d|disc\w*)$"
+)
+FEWEST = 20
+"""Fewest records: a reward fluctuates."""
+LOST = 0.8
+"""Share of all that was gained that is lost at the end."""
+CLEAR = 4.0
+"""Smallest gain, in scatters of the changes between records."""
+WALK = 2.0
+"""The same, in distances that a random walk with the changes of this curve covers."""
+LATE = 0.1
+"""Share of the records at the end that must be low."""
+NOTHING = 0.01
+"""Share of its first level below which the loss of a discriminator is nothing."""
+LONG = 0.25
+"""Share of the records at the end for which it is nothing."""
+
+
+def find(segment: RunSegment) -> list[Incident]:
+    """At most one incident of each kind."""
+    if segment.must_fall:
+        return []
+    return [*_reward(segment), *_discriminator(segment)]
+
+
+def _finite(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
+    """The longest column with such a name, its finite points."""
+    found = [c for c in segment.columns if pattern.search(plain(CAMEL.sub("_", c.name))) and c.role != "eval_loss"]
+    column = max(found, key=len, default=None)
+    if column is None:
+        return None
+    keep = np.isfinite(column.values)
+    return Column(column.name, column.role, column.steps[keep], column.values[keep], column.lines[keep])
+
+
+def _reward(segment: RunSegment) -> list[Incident]:
+    """The reward rose, then fell to where it had been, and stayed there."""
+    reward = _finite(segment, _REWARD)
+    if reward is None or len(reward) < FEWEST:
+        return []
+    values, width = reward.values, max(5, len(reward) // 20) | 1
+    smooth = rolling_median(values, width)
+    k = int(np.argmax(smooth))
+    best, least = float(smooth[k]), float(smooth[: k + 1].min())
+    gained = best - least
+    end = values[-max(width, round(LATE * len(values))) :]
+    tail = smooth[k:]
+    changes = smooth[width:] - smooth[:-width]
+    walk = WALK * scatter(changes) * float(np.sqrt(len(smooth) / width)) if len(changes) >= 8 else 0.0
+    if (
+        gained <= max(CLEAR * scatter(np.diff(values)), walk)
+        or len(tail) < width
+        or best - float(np.median(end)) < LOST * gained
+    ):
+        return []
+    if float(end.max()) > best - gained / 2:
+        return []
+    at = k + int(np.flatnonzero(tail > best - (1 - LOST) * gained)[-1]) + width // 2
+    start = min(at + 1, len(values) - 1)
+    return [
+        Incident(
+            condition="RewardCollapse",
+            signal=reward.name,
+            severity="warning",
+            first_step=int(reward.steps[start]),
+            last_step=None,
+            records=len(values) - start,
+            confidence="likely",
+            line=int(reward.lines[start]),
+            text=(
+                f"The reward ('{reward.name}') falls from step {reward.steps[start]}, from {best:.4g} to "
+                f"{np.median(end):.4g}, and has not come back in the {number_of(len(values) - start)} up to the end: "
+                f"what was learned is lost."
+            ),
+            evidence=(f"It had risen from {least:.4g}. The losses of such a training do not show it.",),
+        )
+    ]
+
+
+def _discriminator(segment: RunSegment) -> list[Incident]:
+    """The loss of the discriminator is nothing for the last quarter of the log."""
+    loss = _finite(segment, _DISCRIMINATOR)
+    if loss is None or len(loss) < FEWEST or loss.values.min() < 0:
+        return []
+    level = float(np.median(loss.values[: max(3, len(loss) // 5)]))
+    start = _last_above(loss.values, NOTHING * level) + 1
+    if level <= 0 or len(loss) - start < max(FEWEST // 2, LONG * len(loss)):
+        return []
+    return [
+        Incident(
+            condition="DiscriminatorCollapse",
+            signal=loss.name,
+            severity="warning",
+            first_step=int(loss.steps[start]),
+            last_step=None,
+            records=len(loss) - start,
+            confidence="likely",
+            line=int(loss.lines[start]),
+            text=(
+                f"The loss of the discriminator ('{loss.name}') is below a hundredth of its first level ({level:.4g}) "
+                f"from step {loss.steps[start]} to the end: it tells made samples from real ones without error, and "
+                f"the generator learns nothing from it."
+            ),
+            evidence=(f"{number_of(len(loss) - start)}, {np.median(loss.values[start:]):.4g} in the middle.",),
+        )
+    ]
+
+
+def _last_above(values: Array, limit: float) -> int:
+    """Index of the last value above a limit; -1 if there is none."""
+    above = np.flatnonzero(values > limit)
+    return int(above[-1]) if len(above) else -1

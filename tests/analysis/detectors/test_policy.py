@@ -1,0 +1,60 @@
+"""Reinforcement and adversarial learning: what is lost, and what only looks like it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stabwatch.analysis.detectors import detect
+from tests.analysis.curves import run_of
+
+
+def _troubles(**columns):
+    return [(f.condition, f.first_step) for f in detect(run_of(**columns)) if f.is_problem]
+
+
+def _reward(rng, fall_at=None, back=False):
+    values = 150 * (1 - np.exp(-np.arange(200) / 40)) + 8 * rng.standard_normal(200)
+    if fall_at is not None:
+        values[fall_at:] -= np.minimum(6.0 * np.arange(200 - fall_at), 145)
+        if back:
+            values[fall_at + 40 :] += 145
+    return values
+
+
+@pytest.mark.parametrize(
+    "name", ["reward", "ep_rew_mean", "Mean reward", "AverageEpRet", "train_return", "rewards/mean"]
+)
+def test_a_reward_that_is_lost(name):
+    rng = np.random.default_rng(0)
+    run = run_of(loss=rng.random(200), **{f"other__{name}": _reward(rng, 150)})
+    ((condition, step),) = [(f.condition, f.first_step) for f in detect(run) if f.is_problem]
+    assert condition == "RewardCollapse" and 148 <= step <= 170
+
+
+def test_rewards_that_fluctuate_are_calm():
+    rng = np.random.default_rng(1)
+    for other__reward in (
+        _reward(rng),
+        _reward(rng, 120, back=True),
+        50 * rng.standard_normal(200),
+        np.full(200, 1.0),
+        np.cumsum(rng.standard_normal(200)),
+        np.linspace(-200, -100, 200) + 30 * rng.standard_normal(200),
+    ):
+        assert _troubles(loss=rng.random(200), other__reward=other__reward) == []
+
+
+def test_a_loss_of_zero_in_policy_optimisation_is_no_finding():
+    rng = np.random.default_rng(2)
+    reward = 1 + 0.3 * (1 - np.exp(-np.arange(60) / 20)) + 0.05 * rng.standard_normal(60)
+    assert _troubles(loss=np.zeros(60), grad_norm=0.09 + 0.02 * rng.random(60), other__reward=reward) == []
+
+
+def test_a_discriminator_that_has_won():
+    rng = np.random.default_rng(3)
+    d, g = 1.2 + 0.2 * rng.random(100), 0.9 + 0.3 * rng.random(100)
+    assert _troubles(loss=d, component__g_loss=g, component__d_loss=d) == []
+    lost = d.copy()
+    lost[60:] = 1e-4
+    assert ("DiscriminatorCollapse", 60) in _troubles(component__d_loss=lost, component__g_loss=g + lost)
