@@ -127,6 +127,12 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
         name = "TrainingPaused" if incident.severity == "warning" else "TrainingStopped"
         return replace(incident, condition=name, severity="info", text=text)
     segment = _segment_of(incident, found)
+    if incident.condition == "LearningRateZero" and segment is not None and not segment.watched:
+        text = (
+            f"The learning rate is printed as 0 up to step {incident.last_step}, and above 0 later: a warm-up, or too "
+            f"few digits."
+        )
+        return replace(incident, severity="info", text=text)
     if segment is None or incident.condition not in _MAY_BE_NOISE:
         return incident
     what = "gradient norm" if incident.condition == "GradientNormExplosion" else segment.loss_name

@@ -228,3 +228,9 @@ def test_a_million_records_need_little_memory():
     done = subprocess.run([sys.executable, "-c", LONG, "1000000"], capture_output=True, text=True)
     records, megabytes = map(int, done.stdout.split()[:2])
     assert records == 1_000_000 and megabytes < 350, (done.stdout, done.stderr)
+
+
+def test_a_rate_that_a_log_prints_as_0_during_its_warm_up_is_information():
+    rate = np.concatenate((np.zeros(30), np.linspace(1e-6, 1e-3, 170)))
+    found = analysed(run_of(loss=np.linspace(5, 2, 200), learning_rate=rate))
+    assert found.calm, [i.text for i in found.incidents]

@@ -59,8 +59,9 @@ READER = Reader(
     "detectron2, mmengine, timm, Keras' and Lightning's bars, PaddlePaddle, Marian, MaxText, Coqui, nnU-Net, darknet, "
     "openpi, LeRobot, verl, Demucs, YOLOX, ultralytics' and YOLOv7's rows, MXNet, BasicSR, CycleGAN, Flax, swift, "
     "rsl_rl, rlpyt, WeNet, OpenNMT, Ignite, Tacotron, llama2.c, Dreamer, Caffe, XGBoost, LightGBM, skorch, fastai, "
-    "spaCy, levanter, NeMo, torchtune, mlx, kohya's scripts, Axolotl, Unsloth, LLaMA-Factory, TRL, data2text, Isaac Lab; "
-    "training and evaluation under headings; text of full width; tables between bars, boxes or blanks; any `key: value`, `key=value`, or known name before a number; time "
+    "spaCy, levanter, NeMo, torchtune, mlx, kohya's scripts, Axolotl, Unsloth, LLaMA-Factory, TRL, data2text, Isaac "
+    "Lab; training and evaluation under headings; text of full width; tables between bars, boxes or blanks; any "
+    "`key: value`, `key=value`, or known name before a number; time "
     "stamps are the times of records; colours, progress bars and the prefixes of launchers and log collectors are "
     "skipped",
     _sniff,
