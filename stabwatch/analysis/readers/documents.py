@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ LARGEST_DOCUMENT = 256 << 20
 _AT_ONCE = 4096
 """Lines parsed at once. With a small number, few are read one by one if some differ."""
 _OF_TOTAL = re.compile(r"\s*(\d{1,15})\s*/\s*\d{1,15}\s*")
+_SHORTEST_RUN = 8
+"""Mean length of runs of objects with equal keys, below which they are read one by one."""
 _DEEPEST = 8
 _MODES = ("mode", "phase", "split", "subset")
 _EVALUATES = ("val", "eval", "test")
@@ -189,12 +192,31 @@ def _take_all(records: Records, raws: list[bytes], at: range) -> bool:
         table = pa.json.read_json(io.BytesIO(text), pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return False
-    numbers = all(
-        (pa.types.is_integer(c.type) or pa.types.is_floating(c.type)) and not c.null_count for c in table.columns
-    )
+    numbers = all(pa.types.is_integer(c.type) or pa.types.is_floating(c.type) for c in table.columns)
     if table.num_rows != len(raws) or not numbers or "key" in table.column_names:
         return False
-    return records.add_all({name: float64s(table[name]) for name in table.column_names}, at)
+    if not any(column.null_count for column in table.columns):
+        return records.add_all({name: float64s(table[name]) for name in table.column_names}, at)
+    return _take_runs(records, table, raws, at)
+
+
+def _take_runs(records: Records, table: pa.Table, raws: list[bytes], at: range) -> bool:
+    """The same for objects of several kinds, such as an evaluation among steps: each run of equal keys at once."""
+    there = np.column_stack([column.is_valid().to_numpy() for column in table.columns])
+    cuts = np.flatnonzero((there[1:] != there[:-1]).any(axis=1)) + 1
+    bounds = [0, *cuts.tolist(), len(raws)]
+    if len(bounds) > len(raws) / _SHORTEST_RUN:
+        return False
+    for start, stop in pairwise(bounds):
+        part, lines = table.slice(start, stop - start), at[start:stop]
+        names = [name for name, has in zip(table.column_names, there[start], strict=True) if has]
+        alike = stop - start > 1 and bool(names)
+        if alike and records.add_all({name: float64s(part[name]) for name in names}, lines):
+            continue
+        for line, raw in zip(lines, raws[start:stop], strict=True):
+            for piece in pieces(raw):
+                _take(records, piece, line)
+    return True
 
 
 def _take(records: Records, line: str, at: int) -> bool:

@@ -122,3 +122,26 @@ def test_memory_does_not_grow_with_the_log(tmp_path):
         done = subprocess.run([sys.executable, "-c", _PEAK, str(path)], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
     assert peaks[1] < 1.15 * peaks[0], peaks
+
+
+def test_objects_of_several_kinds_are_read_as_one_by_one(tmp_path, monkeypatch):
+    """An evaluation in a hundred lines."""
+    rows = []
+    for i in range(20_000):
+        rows.append({"step": i, "loss": 2.5 + i % 7, "epoch": i / 9000, "lr": 1e-4})
+        if i % 100 == 99:
+            rows.append({"step": i, "eval_loss": 2.0 + i % 5, "epoch": i / 9000})
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    taken = []
+    take = documents._take
+    monkeypatch.setattr(documents, "_take", lambda *a: taken.append(1) or take(*a))
+    (fast,) = read_log(path).runs
+    assert len(taken) < 600
+    monkeypatch.setattr(documents, "_take_all", lambda *a: False)
+    (slow,) = read_log(path).runs
+    assert [c.name for c in fast.columns] == [c.name for c in slow.columns]
+    for one, other in zip(fast.columns, slow.columns, strict=True):
+        assert one.role == other.role
+        for field in ("steps", "values", "lines"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
