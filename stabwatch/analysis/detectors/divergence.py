@@ -23,6 +23,8 @@ LONGEST = 50
 """Records without a return. In real logs, the longest spikes that recovered lasted about 40."""
 BOUNDLESS = 1e4
 """A loss that falls below zero by this multiple of its first values has no lower bound; log-likelihoods stay above."""
+EXPLODES = 5.0
+"""Ratio of a validation loss to its best from which overfitting is not the likely reason."""
 RETURN = 0.75
 """Share of the peak to which an excerpt must have fallen to count as recovering at its end."""
 FEW = 4
@@ -86,16 +88,20 @@ def find(segment: RunSegment) -> list[Incident]:
 def _incident(
     segment: RunSegment, loss: Column, start: int, base: float, text: str, confidence: Confidence, down: bool = False
 ) -> Incident:
-    grave = segment.must_fall and loss.role == "loss"
-    if loss.role == "eval_loss":
+    worst = start + int((np.argmin if down else np.argmax)(loss.values[start:]))
+    evaluated = loss.role == "eval_loss"
+    explodes = base > 0 and float(loss.values[-1]) >= EXPLODES * base
+    grave = segment.must_fall and (not evaluated or explodes)
+    if evaluated and explodes:
+        text += " The log has no training loss; overfitting seldom goes that far."
+    elif evaluated:
         text += " The log has no training loss, so this may be overfitting."
     elif not segment.must_fall:
         text += " In reinforcement learning and adversarial training a rising loss need not be bad."
     text += how_sure(len(loss), confidence)
-    worst = start + int((np.argmin if down else np.argmax)(loss.values[start:]))
     return Incident(
         condition="LossDivergence",
-        severity="critical" if grave else "info",
+        severity="info" if not grave else "warning" if evaluated else "critical",
         first_step=int(loss.steps[start]),
         last_step=None,
         records=len(loss) - start,

@@ -75,7 +75,7 @@ def _incident(segment: RunSegment, loss: Column, i: int) -> Incident:
         first_step=step,
         last_step=None,
         records=len(loss) - i,
-        ratio=now / before,
+        ratio=now / before if before > 0 else None,
         confidence="certain",
         line=int(loss.lines[i]),
         text=text,

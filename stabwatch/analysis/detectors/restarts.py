@@ -8,7 +8,14 @@ import numpy as np
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import number_of
 
+NEAR = 5
+"""Records on either side of a resume that are compared."""
+JUMP = 1.5
+"""Ratio of all records after a resume to the highest before it."""
+BACK = 1.1
+"""Ratio to the level before at which the loss is back."""
 SHOWN = 3
 """Most restarts that are reported one by one. If there are more, one incident has the first and the count."""
 
@@ -21,8 +28,9 @@ def find(found_segments: Sequence[RunSegment]) -> list[Incident]:
         if segment.before is not None and len(segment.before.steps) and len(segment.steps)
     ]
     found = [_incident(segment) for segment in again]
+    jumps = [jump for segment in again if (jump := _jump(segment)) is not None]
     if len(found) <= SHOWN:
-        return found
+        return [*found, *jumps]
     first, steps = found[0], ", ".join(str(segment.steps[0]) for segment in again[:12])
     new = sum(f.condition == "RunRestarted" for f in found)
     return [
@@ -40,8 +48,40 @@ def find(found_segments: Sequence[RunSegment]) -> list[Incident]:
                 f"runs and {len(found) - new} resumed."
             ),
             evidence=(f"They begin at steps {steps}{' ...' * (len(found) > 12)}.",),
-        )
+        ),
+        *jumps,
     ]
+
+
+def _jump(segment: RunSegment) -> Incident | None:
+    """A loss far above that before the resume, in all records after it: neither segment alone shows that."""
+    before = segment.before
+    if before is None or segment.fresh or not segment.must_fall:
+        return None
+    old, new = before.finite_loss, segment.finite_loss
+    if old is None or new is None or len(old) < NEAR or len(new) < NEAR or old.name != new.name:
+        return None
+    known = old.values[old.steps <= new.steps[0]][-NEAR:]
+    base = float(np.median(known)) if len(known) else 0.0
+    if base <= 0 or float(new.values[:NEAR].min()) < JUMP * max(base, float(known.max())):
+        return None
+    back = np.flatnonzero(new.values <= BACK * base)
+    stop = int(back[0]) if len(back) else len(new)
+    end = "and has not come back" if stop == len(new) else f"and was back after {number_of(stop)}"
+    return Incident(
+        condition="LossShift" if stop == len(new) else "LossSpike",
+        severity="warning",
+        first_step=int(new.steps[0]),
+        last_step=None if stop == len(new) else int(new.steps[stop - 1]),
+        records=stop,
+        ratio=float(new.values[:stop].max()) / base,
+        confidence="likely",
+        line=int(new.lines[0]),
+        text=(
+            f"The {segment.loss_name} jumped where the run was resumed, at step {new.steps[0]}, from {base:.4g} to "
+            f"{new.values[0]:.4g}, {end}: the weights, the state of the optimizer or the data are not those of before."
+        ),
+    )
 
 
 def _incident(segment: RunSegment) -> Incident:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stabwatch.analysis.detectors import short_curves
 from stabwatch.analysis.detectors.excursions import Excursion, Reference, excursions, reference
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
-from stabwatch.analysis.readers.names import CAMEL
+from stabwatch.analysis.readers.names import CAMEL, plain
 
 _FREE = re.compile(
     r"(?<![a-z])(?:ep_ret|rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|(?:policy(?:_gradient)?|actor|critic)_loss"
@@ -101,7 +101,7 @@ class RunSegment:
     @cached_property
     def must_fall(self) -> bool:
         """Whether the loss of a healthy run falls. Not so in reinforcement learning and adversarial training."""
-        return not any(_FREE.search(CAMEL.sub("_", column.name)) for column in self.run.columns)
+        return not any(_FREE.search(plain(CAMEL.sub("_", column.name))) for column in self.run.columns)
 
 
 def picked(column: Column, keep: NDArray[np.bool_] | slice) -> Column:

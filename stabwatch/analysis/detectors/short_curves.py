@@ -31,6 +31,8 @@ ROUGH = 12.0
 """Smallest jump in scatters of the differences of neighbours."""
 RELAPSE = 0.5
 """Share of the first loss. A curve that was below it and then exceeds the first loss has lost all progress."""
+LEAST = 0.01
+"""Share of the first loss that stands for a base of 0 in a ratio."""
 FIRST = 8
 """Records at the start of training whose jump may have no calm level before it."""
 STAYS = 1.3
@@ -126,9 +128,10 @@ def _relapse(values: Array) -> list[Excursion]:
         return []
     base = float(least[high[0]])
     i = int(high[0])
-    while values[i - 1] > 1 / RELAPSE * base:
+    while i > 0 and values[i - 1] > 1 / RELAPSE * base:
         i -= 1
     back = np.flatnonzero(values[i:] <= base / RELAPSE)
     stop = i + int(back[0]) if len(back) else len(values)
     peak = i + int(np.argmax(values[i:stop]))
-    return [Excursion(i, stop, peak, base, base, float(values[peak]) / base, recovered=bool(len(back)))]
+    over = float(values[peak]) / max(base, LEAST * float(values[0]))
+    return [Excursion(i, stop, peak, base, base, over, recovered=bool(len(back)))]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.confidence import confidence_of
-from stabwatch.analysis.detectors.divergence import diverges
+from stabwatch.analysis.detectors.divergence import EXPLODES, diverges
 from stabwatch.analysis.detectors.excursions import BASE, FIRST, Excursion, outliers
 from stabwatch.analysis.detectors.learning_rate import warm_restart
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array
@@ -17,6 +17,8 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 
+FEWEST = 4
+"""Records of a log below which nothing about a spike is likely."""
 HUMP = 1.5
 """Ratio to the first loss from which an initial hump is reported."""
 EARLY = 0.25
@@ -57,14 +59,21 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
             f"The {name} spiked at step {onset}, from {e.base:.4g} to {peak:.4g}, and had not recovered "
             f"{number_of(points - 1)} later, where the log ends."
         )
-    sure = confidence_of(e.over, points)
+    sure = confidence_of(e.over, points) if len(loss) >= FEWEST else "possible"
     text += "" if e.recovered else how_sure(len(loss), sure)
     if cycle is not None:
         text += f" The learning rate was raised again at step {cycle}, as in a schedule with warm restarts."
     early = segment.fresh and e.recovered and peak <= loss.values[0] and _unlearned(loss.values, e)
     if early:
         text += " That was early: most of what was learned came later."
-    grave = segment.must_fall and cycle is None and not early and (not shifted or height >= SHIFT * e.scale)
+    overfits = loss.role == "eval_loss" and not e.recovered and peak < EXPLODES * e.base
+    grave = (
+        segment.must_fall
+        and cycle is None
+        and not early
+        and not overfits
+        and (not shifted or height >= SHIFT * e.scale)
+    )
     return Incident(
         condition="LossShift" if shifted else "LossSpike",
         severity="warning" if grave else "info",
@@ -105,7 +114,7 @@ def _gradient(segment: RunSegment, first: int, last: int) -> tuple[str, ...]:
         return ()
     before = norm.values[norm.steps < first][-WINDOW:]
     inside = norm.values[(norm.steps >= first) & (norm.steps <= last)]
-    if not len(before) or not np.isfinite(inside).any() or not before.any():
+    if not np.isfinite(before).any() or not np.isfinite(inside).any() or not before.any():
         return ()
     return (
         f"The gradient norm was {np.nanmedian(before):.3g} before and at most {np.nanmax(inside):.3g} in the spike.",

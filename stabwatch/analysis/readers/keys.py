@@ -57,6 +57,8 @@ def key_of(text: str) -> str | None:
             bare = name.lstrip("#")
             return bare or (name if text.strip() == name else None)
     last = words[-1] if words else ""
+    if len(words) == 1 and is_of_policy(last):
+        return last  # `| reward 1.5`
     known = role_of(last) == "component" or is_of_policy(last)
     if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and known):
         return last

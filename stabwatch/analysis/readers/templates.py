@@ -240,7 +240,8 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
     alone = not any(role != "other" for role in roles) and step is None and epoch is None
     tells = not alone or any(is_of_policy(key) for _, key, _ in values)
     within_epoch = step is not None and step == within
-    total = step + 1 if step is not None and texts[step + 1].strip() == "/" else None
+    followed = step is not None and step + 1 < len(numbers) and texts[step + 1].strip() == "/"
+    total = step + 1 if step is not None and followed else None
     return Template(
         tuple(values), step, epoch, within_epoch, (evaluates or section) and bool(values), tells, odd,
         unnamed=bool(steps) and rank_of_step == _UNNAMED, rounded=rounded,

@@ -32,6 +32,14 @@ def test_a_reward_that_is_lost(name):
     assert condition == "RewardCollapse" and 148 <= step <= 170
 
 
+@pytest.mark.parametrize("name", ["D loss", "d_loss", "loss/d", "Discriminator Loss"])
+def test_losses_of_adversaries_are_recognised_by_their_names(name):
+    rng = np.random.default_rng(4)
+    lost = np.concatenate((0.6 + 0.1 * rng.random(60), 1e-6 * rng.random(60)))
+    run = run_of(loss=lost, **{f"component__{name}": lost, "component__G loss": 1 + lost})
+    assert [f.condition for f in detect(run) if f.is_problem] == ["DiscriminatorCollapse"]
+
+
 def test_rewards_that_fluctuate_are_calm():
     rng = np.random.default_rng(1)
     for other__reward in (

@@ -166,3 +166,24 @@ def test_a_scale_that_was_not_printed_is_not_named():
     unknown = [Remark("overflow", 5, 6 + i, "Grad scale is small: 0.1", 2.0**-i) for i in range(1, 9)]
     (found,) = [f for f in detect(run_of(unknown, loss=[2.5] * 30)) if f.condition == "LossScaleCollapse"]
     assert "collapses at step 6: to 0.00390625 in 8 overflows in a row" in found.text
+
+
+def test_a_jump_at_a_resume_is_not_cut_in_two():
+    steps = [*range(150), *range(140, 190)]
+    calm = [3 - 0.01 * i for i in steps]
+    jumped = [*calm[:150], *(9 + 0.001 * i for i in range(50))]
+    (shift,) = [f for f in detect(run_of(loss=jumped, steps=steps)) if f.is_problem]
+    assert (shift.condition, shift.first_step) == ("LossShift", 140) and "where the run was resumed" in shift.text
+    back = [*calm[:150], *(9 * 0.8**i + 1.5 for i in range(50))]
+    (spike,) = [f for f in detect(run_of(loss=back, steps=steps)) if f.is_problem]
+    assert spike.condition == "LossSpike" and spike.last_step is not None
+    assert [f for f in detect(run_of(loss=calm, steps=steps)) if f.is_problem] == []
+    two = [*calm[:150], *(3 - 0.01 * i for i in range(50))]  # another run in the same file
+    assert [f for f in detect(run_of(loss=two, steps=[*range(150), *range(50)])) if f.is_problem] == []
+
+
+def test_a_validation_loss_that_explodes_is_more_than_overfitting():
+    best = [1.2 - 0.01 * e for e in range(30)]
+    (found,) = [f for f in detect(run_of(eval_loss=[*best, *(0.9 * 2.0**e for e in range(1, 10))])) if f.is_problem]
+    assert (found.condition, found.severity) == ("LossDivergence", "warning")
+    assert [f for f in detect(run_of(eval_loss=[*best, *(0.9 + 0.1 * e for e in range(1, 10))])) if f.is_problem] == []
