@@ -10,8 +10,9 @@ from typing import Any
 from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.alerts.conditions import CONDITIONS, title_of
 from stabwatch.alerts.engine import Engine
+from stabwatch.alerts.evidence import RECENT, TOGETHER, Evidence, Found, RootCause
 from stabwatch.alerts.incidents import Confidence, Incident, gravest, rank, rule_incidents, worst_of
-from stabwatch.alerts.root_causes import RECENT, ROOT_CAUSES, TOGETHER, Evidence, Found, RootCause
+from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.alerts.rule import Alert
 from stabwatch.alerts.templates import format_batch
 

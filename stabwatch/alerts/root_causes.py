@@ -2,116 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from stabwatch.alerts import rank_causes
+from stabwatch.alerts.evidence import Evidence, Found, RootCause
 
-from stabwatch.alerts.rule import RUNBOOKS, Alert
-from stabwatch.alerts.run_context import RunContext
-from stabwatch.alerts.templates import format_rank
-
-TOGETHER = 8
-"""Onsets within this many steps have no reliable order, because signals are sampled."""
 LARGE_UPDATE = 0.1
 """Update-to-weight ratio above that of any healthy step: a hundred times the usual 1e-3."""
 HUGE_UPDATE = 0.5
 """A step that changes the weights by half explains all that follows."""
-RECENT = 32
-"""A problem within this many steps after a jump of the learning rate is attributed to it."""
 _JUMPS = ("LossSpike", "LossShift")
 HALF_LARGEST = 65504.0
 NEAR_OVERFLOW = HALF_LARGEST / 64
 """A large activation: within six doublings of float16's largest number."""
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The data in which root causes are searched.
-
-    alerts: all alerts above information, in order of onset; none if only detectors found something. notes: alerts of
-    information. onset: first step outside a normal range, without stopped processes if there is anything else.
-    spacing: steps between two records. watched: stabwatch wrote the log, not another trainer.
-    """
-
-    alerts: Sequence[Alert]
-    notes: Sequence[Alert]
-    memory: RunContext
-    onset: int
-    spacing: float = 1.0
-    watched: bool = True
-
-    @property
-    def together(self) -> float:
-        """Onsets within this many steps have no reliable order."""
-        return TOGETHER * self.spacing
-
-    @property
-    def recent(self) -> float:
-        """A problem within this many steps after a jump of the learning rate is attributed to it."""
-        return RECENT * self.spacing
-
-    @property
-    def context(self) -> dict[str, float]:
-        """Numbers of the run when the first alert fired; empty without an alert."""
-        return self.alerts[0].context if self.alerts else {}
-
-    def of(self, *rules: str) -> list[Alert]:
-        """Alerts of some rules."""
-        return [a for a in self.alerts if a.rule in rules]
-
-    def begins_with(self, *rules: str) -> bool:
-        """Whether one of them left its range together with the first onset, or just after."""
-        return any(a.onset <= self.onset + self.together for a in self.of(*rules))
-
-
-@dataclass(frozen=True)
-class Found:
-    """Evidence of a root cause. leads: it comes before the causes that the rules name; otherwise after the first."""
-
-    since_step: int
-    evidence: tuple[str, ...]
-    layers: tuple[str, ...] = ()
-    confidence: float = 0.8
-    leads: bool = True
-
-
-@dataclass(frozen=True)
-class RootCause:
-    """One cause. `find` returns None if it does not apply."""
-
-    name: str
-    title: str
-    find: Callable[[Evidence], Found | None]
-    remedy: tuple[str, ...]
-    references: tuple[str, ...] = ()
-
-    @property
-    def runbook_url(self) -> str:
-        """Page with the remedy."""
-        return f"{RUNBOOKS}/{self.name}.md"
-
-
-def _one_rank(e: Evidence) -> Found | None:
-    apart = [a for a in e.of("ReplicasDiffer") if a.step <= e.onset + e.together]
-    if not apart:
-        return None
-    first = min(apart, key=lambda a: a.step)
-    rank = format_rank(first.context.get("replica_difference_rank", -1))
-    layers = tuple(dict.fromkeys(a.layer for a in apart if a.step == first.step))
-    where = f"{len(layers)} layers" if len(layers) > 1 else layers[0]
-    return Found(
-        first.step,
-        (
-            f"Step {first.step}: {first.description}",
-            f"{rank.capitalize()} was the first to differ, in {where}.",
-        ),
-        layers,
-        confidence=0.95,
-    )
-
-
 def _hardware(e: Evidence) -> Found | None:
     changed = [a for a in e.of("WeightsChangedOutsideStep") if a.step <= e.onset + 1]
-    if not changed or _one_rank(e) or len(e.alerts) == len(changed):
+    if not changed or rank_causes.replicas_differ(e) or len(e.alerts) == len(changed):
         return None
     first = min(changed, key=lambda a: a.step)
     layers = tuple(a.layer for a in changed if a.step == first.step)
@@ -287,16 +193,7 @@ def _first_is_non_finite(e: Evidence) -> bool:
 
 
 ROOT_CAUSES: tuple[RootCause, ...] = (
-    RootCause(
-        "RankFault",
-        "One rank differs from the others: a hardware fault, or a rank that missed an update",
-        _one_rank,
-        (
-            "Remove the device of that rank and run its diagnostics. Resume all ranks from before this step.",
-            "Later checkpoints are damaged if that rank wrote them, or once gradients were exchanged.",
-        ),
-        ("Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245",),
-    ),
+    *rank_causes.ROOT_CAUSES,
     RootCause(
         "HardwareFault",
         "Weights changed outside the optimizer: a hardware fault, or a loaded checkpoint",

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.alerts.evidence import TOGETHER
 from stabwatch.alerts.incidents import Incident, gravest, rank
-from stabwatch.alerts.root_causes import TOGETHER
 from stabwatch.analysis.detectors import detect_in
 from stabwatch.analysis.detectors.robust import SUSTAINED, Array, past_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment, segments

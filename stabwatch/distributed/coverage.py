@@ -25,7 +25,10 @@ NOT_THERE = (
     "no step of it was seen: it is not watched, has ended no step, or `attach` was called on it another number of times"
 )
 NOT_HEARD = "it is watched, and nothing came from it in time: it is stopped, killed or cannot be reached"
-START = "it was attached at another step of the training, so its steps are counted from another one"
+START = (
+    "it was attached at another step of the training than rank 0, or these ranks do not wait for each other (are "
+    "gradients averaged over them?): which of its steps belong to those of rank 0 is not known"
+)
 NOT_KNOWN = "not known: the job's store does not answer"
 
 

@@ -32,6 +32,8 @@ def train(rank: int, world: int, out: str, fault: str) -> dict[str, object]:
         judged = {"on_alert": lambda alert: None} if fault == "nan" else {}
         settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": f"{out}/{fault}"}
         watch = stabwatch.attach(model, optimizer, **settings, **judged)
+    if fault == "apart":
+        dist.barrier()  # as nothing else makes ranks wait for each other before the first step ends
     odd = rank == world - 1
     generator = torch.Generator().manual_seed(rank)
     for step in range(STEPS if fault in ("unwatched", "healthy") else AT + AFTER):
@@ -43,7 +45,7 @@ def train(rank: int, world: int, out: str, fault: str) -> dict[str, object]:
             time.sleep(0.1)
         if watch is not None:
             watch.log_batch([step * world + rank], shard=f"shard-{rank}")
-        logits = model(rows[:, :-1]).flatten(0, 1)
+        logits = (inner if fault == "apart" else model)(rows[:, :-1]).flatten(0, 1)  # without the reduction
         if odd and fault == "nan" and step == AT:
             logits = logits * float("nan")
         loss = F.cross_entropy(logits, rows[:, 1:].flatten())

@@ -27,7 +27,7 @@ def _job(folder, world, *faults):
 @pytest.fixture
 def two(once):
     """The folder of one job of two ranks, and what each rank found, by fault."""
-    faults = ("unwatched", "healthy", "nan", "slow")
+    faults = ("unwatched", "healthy", "nan", "slow", "apart")
     folder = once("two-ranks", lambda folder: _job(folder, 2, *faults))
     return folder, json.loads((folder / "found.json").read_text())
 
@@ -88,6 +88,14 @@ def test_a_slow_rank_is_named(two):
     engine = _judged(read_run(folder / "slow"))
     [first] = [a for a in engine.history if a.rule == "SlowRank"][:1]
     assert first.step > AT and "Rank 1" in first.description and first.severity == "warning"
+
+
+def test_gradients_that_are_never_averaged_are_no_fault_of_a_device(two):
+    folder, _ = two
+    causes = diagnose(_judged(read_run(folder / "apart"))).causes
+    assert causes[0].name == "GradientsNotAveraged" and "RankFault" not in {cause.name for cause in causes}
+    assert "layers differ between ranks" in causes[0].evidence[0]
+    assert "device" not in " ".join(causes[0].remedy)
 
 
 def _layout(health):

@@ -51,7 +51,13 @@ class ReplicaFeature:
         if not measured.any():
             return None
         self._points += measured
-        return {self.signal: difference, "replica_difference_rank": rank, "points": self._points.copy()}
+        compared = np.full(len(measured), float(measured.sum()))
+        return {
+            self.signal: difference,
+            "replica_difference_rank": rank,
+            "points": self._points.copy(),
+            "layers_compared": compared,
+        }
 
     measures = own_signals
 
@@ -128,7 +134,8 @@ RULES: tuple[Rule, ...] = (
         source="replicas do the same arithmetic on the same numbers, so the difference is 0; 1e-6 allows for float32 "
         "sums on devices of different kinds",
         remedy=(
-            "Resume all ranks from a checkpoint before this step, without that rank's device. Run its diagnostics.",
+            "If most layers differ since the first steps, gradients are not averaged: see the runbook.",
+            "Else resume all ranks from before this step without that rank's device, and run its diagnostics.",
             "If ranks step independently here (local SGD, experts inside DDP), mute this rule for those layers.",
         ),
         references=(SDC, LLAMA),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stabwatch.alerts.root_causes import TOGETHER
+from stabwatch.alerts.evidence import TOGETHER
 from stabwatch.analysis.analyze import analyze_source
 from stabwatch.analysis.compare.curve_set import CurveSet, curve_sets, keys_of
 from stabwatch.analysis.compare.divergence_point import DivergencePoint, divergence_point
