@@ -190,13 +190,14 @@ def _take_all(records: Records, raws: list[bytes], at: range) -> bool:
     text = b"\n".join(raws)
     try:
         table = pa.json.read_json(io.BytesIO(text), pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        names = table.column_names
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
         return False
     numbers = all(pa.types.is_integer(c.type) or pa.types.is_floating(c.type) for c in table.columns)
-    if table.num_rows != len(raws) or not numbers or "key" in table.column_names:
+    if table.num_rows != len(raws) or not numbers or "key" in names:
         return False
     if not any(column.null_count for column in table.columns):
-        return records.add_all({name: float64s(table[name]) for name in table.column_names}, at)
+        return records.add_all({name: float64s(table[name]) for name in names}, at)
     return _take_runs(records, table, raws, at)
 
 
