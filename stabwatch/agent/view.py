@@ -176,7 +176,8 @@ def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
             yield {"what": f"Step {event.step}: a guard intervened", "why": format_guard(event.data)}
             continue
         if event.kind == "change":
-            yield {"what": f"Step {event.step}: announced change", "why": str(event.data.get("what", ""))}
+            kind = "the model changed" if event.data.get("seen") else "announced change"
+            yield {"what": f"Step {event.step}: {kind}", "why": str(event.data.get("what", ""))}
             continue
         if event.kind == "error":
             yield {"what": f"Probe {event.data.get('probe')}", "why": str(event.data.get("message", ""))}

@@ -154,8 +154,8 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
 
 
 def _announced(engine: Engine, onset: int) -> str:
-    near = [(step, what) for step, what in engine.memory.announced if 0 <= onset - step <= RECENT]
-    return f" A change was announced at step {near[-1][0]}: {near[-1][1]}." if near else ""
+    near = [text for step, text in engine.memory.announced if 0 <= onset - step <= RECENT]
+    return f" {near[-1]}" if near else ""
 
 
 def _guarded(engine: Engine) -> str:

@@ -61,8 +61,8 @@ class RunContext:
     context: the latest finite values of run-scope signals. update_peaks: the largest last. largest_activation: over all
     layers, in the last record with only finite activations; NaN before there is one. batches: for each step to which an
     alert is traced, the known batches of that step and of the steps since the record before it. guarded: actions of
-    guards, as (step, description); announced: changes, likewise. recurrent: first and last largest singular value of
-    each recurrent weight matrix.
+    guards, as (step, description); announced: changes, as (step, sentence). recurrent: first and last largest
+    singular value of each recurrent weight matrix.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,13 @@ class RunContext:
         elif event.kind == "guard":
             self.guarded.append((event.step or 0, format_guard(event.data)))
         elif event.kind == "change":
-            self.announced.append((event.step or 0, str(event.data.get("what", ""))))
+            step, what = event.step or 0, str(event.data.get("what", ""))
+            seen = (
+                f"At step {step} {what}."
+                if event.data.get("seen")
+                else f"A change was announced at step {step}: {what}."
+            )
+            self.announced.append((step, seen))
 
     def observe(self, step: int, values: Array) -> None:
         """Process one record."""

@@ -73,12 +73,17 @@ class Analysis:
 
     @property
     def calm(self) -> bool:
-        """Whether no incident is above information."""
-        return not any(incident.is_problem for incident in self.incidents)
+        """Whether no incident is above information, and a watched run has records."""
+        return not self.silent and not any(incident.is_problem for incident in self.incidents)
+
+    @property
+    def silent(self) -> bool:
+        """Whether stabwatch has recorded nothing of the run."""
+        return self.is_run_folder and not self.records
 
     @property
     def exit_code(self) -> int:
-        """0: calm; 1: an incident above information."""
+        """0: calm; 1: an incident above information, or a watched run without records."""
         return int(not self.calm)
 
     @property
@@ -165,6 +170,8 @@ def analyze_source(
     diagnosis = diagnosis_in_units(diagnosis, view.step_unit)
     if foreign is not None and not diagnosis.causes:
         diagnosis = Diagnosis(calm_verdict(view))
+    if watched and not summaries.records:
+        diagnosis = Diagnosis(silent_verdict(coverage))
     return Analysis(
         name=log.meta.run,
         form=RUN_FOLDER if foreign is None else foreign.form,
@@ -185,6 +192,16 @@ def analyze_source(
         run=kept.run(log, events),
         curves=view,
     )
+
+
+def silent_verdict(coverage: Event | None) -> str:
+    """The verdict of a run folder without records, with the reason that the last coverage event gives."""
+    missing = coverage.data.get("missing") if coverage is not None else None
+    entries = missing if isinstance(missing, list) else []
+    why = next((str(e.get("reason")) for e in entries if isinstance(e, dict) and e.get("tap") == "clock"), "")
+    if not why:
+        return "Nothing has been recorded yet: no step of the training has ended since `attach`."
+    return f"{why[:1].upper()}{why[1:]}."
 
 
 def calm_verdict(run: LogRun) -> str:

@@ -129,6 +129,15 @@ class Exchange:
         self._submitted.append((step, transfer, extra, failed))
         self._wake()
 
+    @property
+    def started(self) -> bool:
+        """Whether a step was submitted: the layout is fixed from then on."""
+        return self._thread is not None
+
+    def compare_with(self, health: RankHealth, layout: Callable[[], MergeLayout]) -> None:
+        """Use another layout; only before the first step is submitted."""
+        self._health, self._make_layout = health, layout
+
     def broadcast(self, topic: str, data: Any) -> None:
         """On rank 0, from any thread: `received(topic)` gives data on all other ranks, as soon as it gets there."""
         self._outgoing.append({"kind": "broadcast", "topic": topic, "data": data})

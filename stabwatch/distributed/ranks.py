@@ -34,6 +34,11 @@ class Ranks:
             ddp = nn.parallel.DistributedDataParallel
             self.coupled = getattr(ddp, "_active_ddp_module", None) is not None
 
+    def wrapped(self, model: nn.Module) -> None:
+        """The model is called through these wrappers, which it may have got after `attach`."""
+        self.model = model
+        self.coupled = self.coupled or _is_coupled(model)
+
     def next_key(self, purpose: str) -> str:
         """A new prefix of keys in the job's store: the same on all ranks that ask for this purpose equally often."""
         _attached[purpose] += 1

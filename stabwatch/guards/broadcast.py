@@ -37,6 +37,10 @@ class RankBroadcast:
         self._expected: dict[int, float] = {}
         self._waiting: list[tuple[int, str]] = []
 
+    def use(self, exchange: Exchange | None) -> None:
+        """Reach other ranks through this exchange from now on."""
+        self._exchange = exchange
+
     @property
     def possible(self) -> bool:
         """False while there are other ranks that cannot be reached."""

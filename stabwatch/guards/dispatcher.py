@@ -123,12 +123,18 @@ class AlertDispatcher:
 
     # -- in the training thread ---------------------------------------------------------------------
 
-    def announce(self, step: int, what: str) -> None:
-        """Announce a change of the data at this step."""
+    def announce(self, step: int, what: str, seen: bool = False) -> None:
+        """Announce a change of the data at this step; `seen`: a change of the model that the watch has seen itself."""
+        data: dict[str, Any] = {"what": what, "seen": True} if seen else {"what": what}
         if self._writer is not None:
-            self._writer.event("change", step, what=what)
+            self._writer.event("change", step, **data)
         if self._source is not None:
-            self._source.announce(Event("change", time.time(), step, {"what": what}))
+            self._source.announce(Event("change", time.time(), step, data))
+
+    def use(self, exchange: Exchange | None) -> None:
+        """Reach other ranks through this exchange from now on."""
+        self._broadcast.use(exchange)
+        self._requests.use(exchange)
 
     def before(self, optimizer: Any, step: int) -> None:
         """An optimizer is about to step."""

@@ -44,6 +44,10 @@ class RankRequests:
         self._made = 0
         self._open: dict[int, _Request] = {}
 
+    def use(self, exchange: Exchange | None) -> None:
+        """Reach other ranks through this exchange from now on."""
+        self._exchange = exchange
+
     def make(self, since: int, onset: int, **about: Any) -> None:
         """Send a request, on rank 0 and from any thread. about: data of the alert, returned with the answers."""
         if self._exchange is None or self._exchange.rank:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -87,13 +87,14 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     if not runs_for_real():
         return
     training = torch.is_grad_enabled() and module.training and not OwnCall.now
-    site.outer = None if CURSOR.site is None else caller(outside=site.context)
-    CURSOR.root = CURSOR.site = site
     if training:
         if compilers_used():
             insert_hooks()
         with unseen_by_modes():
             site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
+        site = vars(module).get("_stabwatch") or site  # another one where the model has changed
+    site.outer = None if CURSOR.site is None else caller(outside=site.context)
+    CURSOR.root = CURSOR.site = site
     site.flags.in_forward = training
     SOFTMAX_METHOD.set_installed(site.flags.recording and site.flags.deep)
 
@@ -273,15 +274,16 @@ class ModuleTaps:
 
     Those of the modules below the model are in the modules' tables only while something is measured there: a module
     without hooks is called by a shorter way. They stay once a compiler is used, because its graphs contain them.
+    before: those whose place they take, when the model has changed.
     """
 
-    def __init__(self, targets: list[Target], context: TapContext) -> None:
+    def __init__(self, targets: list[Target], context: TapContext, before: ModuleTaps | None = None) -> None:
         self.sites: dict[str, Site] = {}
         self._context = context
         self._passing: list[PassingHook] = []
         self._inserted = True
-        self._modules: list[nn.Module] = []
-        self._handles: list[RemovableHandle] = []
+        self._hooked: dict[int, tuple[nn.Module, tuple[RemovableHandle, RemovableHandle]]] = {}
+        self._before = {} if before is None else before.hand_over()
         self._index = count()
         for target in targets:
             around = (*target.around, "") if target.name else ()
@@ -289,6 +291,8 @@ class ModuleTaps:
             self._prepare(target, site)
             self._hook(target, site)
             self.sites[target.name] = site
+        for module, handles in self._before.values():
+            _unhook(module, handles)
         self.stacks = Stacks([(target, self.sites[target.name]) for target in targets], context.device)
         context.flags.outputs = any(
             probe.tier == "always" for s in self.sites.values() for view in s.views for probe in context.of(view)
@@ -330,15 +334,24 @@ class ModuleTaps:
     def _hook(self, target: Target, site: Site) -> None:
         module = target.module
         object.__setattr__(module, "_stabwatch", site)
-        self._modules.append(module)
-        if target.name:
+        if id(module) in self._before:  # its hooks keep their places among those of others
+            self._hooked[id(module)] = self._before.pop(id(module))
+        elif target.name:
             before, after = module.register_forward_pre_hook(BEFORE), module.register_forward_hook(AFTER)
-            self._handles += before, after
+            self._hooked[id(module)] = module, (before, after)
+        else:
+            before = module.register_forward_pre_hook(BEFORE_ROOT, with_kwargs=True)
+            self._hooked[id(module)] = module, (before, module.register_forward_hook(AFTER_ROOT))
+        if target.name:
+            before, after = self._hooked[id(module)][1]
             self._passing.append(PassingHook(module._forward_pre_hooks, before, BEFORE))
             self._passing.append(PassingHook(module._forward_hooks, after, AFTER))
-        else:
-            self._handles.append(module.register_forward_pre_hook(BEFORE_ROOT, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(AFTER_ROOT))
+
+    def hand_over(self) -> dict[int, tuple[nn.Module, tuple[RemovableHandle, RemovableHandle]]]:
+        """The modules and their hooks, by id of the module, for those that take the place of these."""
+        self.insert()
+        ALL_TAPS.discard(self)
+        return self._hooked
 
     def register(self, buffer: Buffer) -> None:
         """Put the sites' own accumulators into the step's buffer."""
@@ -358,11 +371,16 @@ class ModuleTaps:
     def remove(self) -> None:
         """Take every hook and every attribute off the model again."""
         ALL_TAPS.discard(self)
-        for handle in self._handles:
-            handle.remove()
         mine = set(map(id, self.sites.values()))
-        for module in self._modules:
-            if id(vars(module).get("_stabwatch")) in mine:
-                del vars(module)["_stabwatch"]
+        for module, handles in self._hooked.values():
+            _unhook(module, handles, mine)
         if CURSOR.root in self.sites.values():
             CURSOR.root = CURSOR.site = None
+
+
+def _unhook(module: nn.Module, handles: Iterable[RemovableHandle], sites: set[int] | None = None) -> None:
+    """Remove hooks, and the site if it is one of `sites` (ids; None: any)."""
+    for handle in handles:
+        handle.remove()
+    if "_stabwatch" in vars(module) and (sites is None or id(vars(module)["_stabwatch"]) in sites):
+        del vars(module)["_stabwatch"]

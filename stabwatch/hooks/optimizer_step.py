@@ -50,7 +50,12 @@ class StepTaps:
 
     Guards come first: what is measured afterwards is the step that was really taken. taylor: measure the Taylor radius.
     derivative: what that and the guard of the same name call the model with, if the settings ask for either.
+    before: those whose place they take, when the model has changed.
     """
+
+    tracked_batch: TrackedBatch
+    _probes: ParameterProbes
+    _reach: Reach
 
     def __init__(
         self,
@@ -62,18 +67,23 @@ class StepTaps:
         *,
         derivative: DirectionalDerivative | None = None,
         taylor: bool = False,
+        before: StepTaps | None = None,
     ) -> None:
         self._context = context
         self._parameters = parameters
-        self._probes = ParameterProbes(parameters, context)
-        self._reach = Reach(model, parameters, context.device)
+        self._probes = ParameterProbes(parameters, context, None if before is None else before._probes)
+        self._reach = Reach(model, parameters, context.device, None if before is None else before._reach)
         self._make_guards = guards
         self._derivative = derivative
         self._taylor = TaylorTap(model, derivative, context) if derivative is not None and taylor else None
-        self._guards: dict[int, Sequence[StepGuard]] = {}
+        self._guards: dict[int, Sequence[StepGuard]] = {} if before is None else before._guards
         self._interventions = new_accumulator("host_count", context.device)
         self._counted = torch.zeros((), device=context.device)
-        self.tracked_batch = TrackedBatch(model, modules.sites, context)
+        if before is not None:
+            self._counted = before._counted.to(context.device)
+        self.tracked_batch = TrackedBatch(
+            model, modules.sites, context, None if before is None else before.tracked_batch
+        )
 
     def count_only(self, counts: Callable[[nn.Parameter], bool]) -> None:
         """Measure only the parameters for which `counts` is true. Others are counted by another rank that has them."""

@@ -80,9 +80,10 @@ class ParameterProbes:
     Those that are measured in turn get the parameters of the layers that are due, and all others get every parameter.
     counts: whether this rank counts a parameter. Another rank may hold the same one and count it. with_state: layers of
     whose optimizer's state this rank has a part; None where every rank has all of it.
+    before: those whose place they take, when the model has changed.
     """
 
-    def __init__(self, parameters: ParameterTaps, context: TapContext) -> None:
+    def __init__(self, parameters: ParameterTaps, context: TapContext, before: ParameterProbes | None = None) -> None:
         self._context = context
         self.counts: Callable[[nn.Parameter], bool] = lambda parameter: True
         self._parameters = parameters
@@ -90,7 +91,11 @@ class ParameterProbes:
         self._find()
         for layer in self._index:
             context.declare_layer(layer)
-        for m in (m for members in self._members.values() for m in members):
+        known = {} if before is None else {(id(m.parameter), m.tracked.name): m for m in before._every()}
+        for m in self._every():
+            old = known.get((id(m.parameter), m.tracked.name))
+            if old is not None and old.parameter is m.parameter and old.spectra.names == m.spectra.names:
+                m.spectra = old.spectra
             for probe in (WEIGHT_SPECTRUM, UPDATE_SPECTRUM):
                 context.accumulators.add(probe.accumulator(name) for name in m.spectra.names)
         self._copies = Copies()
@@ -105,6 +110,9 @@ class ParameterProbes:
         for t in floating:
             found = Member(t, self._index[t.layer], Spectra(t.name, t.shape, t.module))
             self._members.setdefault(id(t.parameter), []).append(found)
+
+    def _every(self) -> Iterable[Member]:
+        return (m for members in self._members.values() for m in members)
 
     @property
     def wanted(self) -> bool:

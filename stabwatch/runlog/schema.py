@@ -247,7 +247,8 @@ class Event:
     first step; 'end' has `reason` ('finished', 'exception', 'killed', ...);
     'alert' has the fields of `stabwatch.alerts.Alert`; 'flight' the `batches` of the steps around the onset of one
     (`step` and, where known, `indices`, `fingerprint`, `first` token ids, `shape`, `dtype`); 'guard' what a
-    guard did; 'change' the `what` of a change announced for this step, and it comes before its record;
+    guard did; 'change' the `what` of a change announced for this step, and it comes before its record (`seen`: a
+    change of the model, which the watch has seen itself);
     'ranks' says that records from step `since` on cover `covered` of `world` ranks, and which are `missing` (`rank` and
     `reason` of the first few).
     """

@@ -29,6 +29,10 @@ class RankCadence:
         self._next: Cadence | None = None
         self._sent: Cadence | None = None
 
+    def use(self, exchange: Exchange | None) -> None:
+        """Reach other ranks through this exchange from now on."""
+        self._exchange, self._next, self._sent = exchange, None, None
+
     def restarts(self, step: int, phase: int, step_seconds: float) -> int | None:
         """Prepare the plan of `step`. The phase that the step before it had, if it is another one than this rank's.
 

@@ -34,6 +34,7 @@ OTHER_LOSS = (
 )
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
+FROZEN = "its parameters are frozen (requires_grad is False)"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 IN_CHECKPOINT = (
     "inside a compiled graph it is part of an activation checkpoint, which is computed again in the backward: nothing "
@@ -51,11 +52,6 @@ NO_SATURATION = (
     "seen"
 )
 
-NO_STEP = {
-    "tap": "clock",
-    "site": "",
-    "reason": "no step on this model's parameters was seen yet, of a torch optimizer or another: nothing is recorded",
-}
 UNATTACHED: dict[str, Any] = {
     "taps": [],
     "fired": 0,
@@ -118,13 +114,18 @@ class Coverage:
         site = self._by_name.get(accumulator.site)
         if site is not None and site.in_subgraph:
             not_called = IN_CHECKPOINT
-        by_tap = {"activation": not_called, "gradient": NO_GRADIENT, "weight": NO_GRADIENT, "update": NO_GRADIENT}
+        of_layer = dict.fromkeys(("gradient", "weight", "update"), self._no_step(accumulator.site))
+        by_tap = {"activation": not_called, **of_layer}
         of_run = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
         reason = of_run.get(accumulator, by_tap.get(accumulator.tap, "it was never measured"))
         probe = PROBES.find(accumulator.tap, accumulator.reduction)
         failure = self._failure(probe.name) if probe is not None else None
         reason = failure or self._reasons.get(accumulator.tap, accumulator.site) or reason
         return {"tap": accumulator.tap, "site": accumulator.site, "reason": reason}
+
+    def _no_step(self, layer: str) -> str:
+        """Why nothing of the parameters of a layer was measured."""
+        return FROZEN if layer in self._parameters.layers and self._parameters.is_frozen(layer) else NO_GRADIENT
 
     def _attention(self, site: Site, fired: set[Accumulator], unseen: str | None) -> list[dict[str, str]]:
         bracket, exact = (probe.accumulator(site.name) in fired for probe in (BRACKET, EXACT))

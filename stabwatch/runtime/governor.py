@@ -114,6 +114,10 @@ class Governor:
         """Share of recent wall time spent inside stabwatch: an exponential average over some hundred steps."""
         return self._spent / self._elapsed if self._elapsed else math.nan
 
+    def warm_up(self) -> None:
+        """Something new is to be measured: everything at each of the next steps, as at the start of a run."""
+        self._until = max(self._until, self._step + WARM_UP)
+
     def ask_deep(self) -> None:
         """The deep tier is wanted soon (a bracket contains the limit); it is run unless it has just run."""
         self._asked_deep = True

@@ -30,6 +30,16 @@ class LossEvents:
         self.trained = TrainedLoss.of(model.parameters())
         self._ids = {id(p) for p in model.parameters() if p.requires_grad}
 
+    def follow(self, model: nn.Module) -> None:
+        """The model has changed: compare the parameters that it has now."""
+        self._model, self._unreached = model, 0
+        fresh = TrainedLoss.of(model.parameters())
+        unsure = self.trained.unsure
+        fresh.inherit(self.trained)
+        fresh.unsure = unsure
+        self.trained = fresh
+        self._ids = {id(p) for p in model.parameters() if p.requires_grad}
+
     @property
     def _looks(self) -> bool:
         return self.following or self._context.flags.open

@@ -52,12 +52,16 @@ class ParameterSteps:
     """Decides whether the parameters have been stepped without an announcement. `given`: as in `attach`."""
 
     def __init__(self, parameters: list[nn.Parameter], given: Any) -> None:
-        self._parameters = parameters
         self._holder: Optimizer | None = next(iter(torch_optimizers(given)), None)
-        self._searched = self._holder is not None
         self._announced = False
         self._unannounced = 0
         self._compiled_before = _compiled
+        self.follow(parameters)
+
+    def follow(self, parameters: list[nn.Parameter]) -> None:
+        """Look at these parameters from now on."""
+        self._parameters = parameters
+        self._searched = self._holder is not None
         self._sample: list[bytes] = []
         self._stand_in = AllParameters(parameters)
         host = [p for p in parameters if not is_lazy(p) and p.device.type == "cpu" and p.layout == torch.strided]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,17 @@ from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.parameter_views import ParameterView, WholeGradient
 from stabwatch.hooks.base.probe import PROBES
 from stabwatch.runlog import Accumulator, RecordLayout
+from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.record import NO_HOST_NUMBERS, HostPart
 from stabwatch.runtime.taps import Taps
 
 _log = logging.getLogger("stabwatch")
 
-Write = Callable[[int, Callable[[], NDArray[np.floating]], NDArray[np.float64] | None, HostPart], None]
-"""Writes a record: number of the step, its row, the accumulators that compare ranks, and the part of the host."""
+LEAVING = 10.0
+"""Most seconds that records of a new exchange wait for the last ones of the old one."""
+Write = Callable[[int, Callable[[], NDArray[np.floating]], NDArray[np.float64] | None, HostPart, ModelTaps], None]
+"""Writes a record: number of the step, its row, the accumulators that compare ranks, the part of the host, and what has
+measured it."""
 
 
 ERROR, ERRORS = "error", "errors"
@@ -83,14 +89,20 @@ class SharedSteps:
         self._seen_errors: dict[str, int] = {}
         self._accumulators_of: dict[frozenset[str], frozenset[Accumulator]] = {}
         self.errors = RemoteErrors()
+        self._number_of_exchange = 0
+        self._left = threading.Event()
+        """The exchanges before this one have handed over their last records."""
+        self._left.set()
         self.exchange = self._open() if ranks.wanted else None
 
     def _open(self) -> Exchange | None:
-        ranks = self._ranks
+        ranks, taps = self._ranks, self._taps.now
+        self._number_of_exchange += 1
         try:
             return Exchange(
-                ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, self._taps.health,
-                self._layout, self._merged, self._changed, self._failed,
+                ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, taps.health,
+                partial(self._layout, taps), partial(self._merged, taps, self._left),
+                partial(self._changed, self._number_of_exchange), self._failed,
             )  # fmt: skip
         except Exception as error:
             self._failed(error)
@@ -120,6 +132,30 @@ class SharedSteps:
             self._event("error", step, rank=rank, **data)
             _log.warning("stabwatch: probe %s failed %s", data["probe"], data["message"])
 
+    def follow(self, use: Callable[[Exchange | None], None]) -> None:
+        """The model has changed, and with it the layout: the ranks meet again, in an exchange of the new one.
+
+        use: called with the new exchange, if there is one. What is under way in the old one is handed over before the
+        first record of the new one, in a thread of its own.
+        """
+        old, before = self.exchange, self._left
+        if old is None or old.broken:
+            return
+        if not old.started:
+            old.compare_with(self._taps.now.health, partial(self._layout, self._taps.now))
+            return
+        self._accumulators_of.clear()
+        left = self._left = threading.Event()
+
+        def leave() -> None:
+            before.wait(LEAVING)
+            old.close("its model has changed, and those of other ranks have not")
+            left.set()
+
+        threading.Thread(target=leave, name="stabwatch-leave", daemon=True).start()
+        self.exchange = self._open()
+        use(self.exchange)
+
     @property
     def active(self) -> bool:
         """Whether steps are exchanged."""
@@ -140,7 +176,7 @@ class SharedSteps:
     def measured(self) -> set[Accumulator]:
         """What this rank has measured so far, as far as it has been exchanged."""
         seen = set() if self.exchange is None else self.exchange.measured.copy()
-        return {a for i, a in enumerate(self._taps.layout.accumulators) if i in seen}
+        return {a for i, a in enumerate(self._taps.now.layout.accumulators) if i in seen}
 
     def _failed_now(self) -> frozenset[Accumulator]:
         """What this rank did not measure in this step because a probe failed or is switched off."""
@@ -151,7 +187,7 @@ class SharedSteps:
         self._seen_errors = dict(isolation.errors)
         key = frozenset(names | isolation.disabled)
         if key not in self._accumulators_of:
-            found = (a for a in self._taps.layout.accumulators if not key.isdisjoint(_names(a)))
+            found = (a for a in self._taps.now.layout.accumulators if not key.isdisjoint(_names(a)))
             self._accumulators_of[key] = frozenset(found)
         return self._accumulators_of[key]
 
@@ -163,14 +199,14 @@ class SharedSteps:
         """Leave the exchange. reason: why, for the other ranks."""
         if self.exchange is not None:
             self.exchange.close(reason)
+        self._left.wait(LEAVING)
 
     def _number(self, watched: int) -> int:
         """The user's number of a step."""
         offsets = self._offsets.copy()
         return watched + offsets[bisect_right(offsets, watched, key=lambda entry: entry[0]) - 1][1]
 
-    def _layout(self) -> MergeLayout:
-        taps = self._taps
+    def _layout(self, taps: ModelTaps) -> MergeLayout:
         if taps.topology.sharded:
             self._context.unmeasured("replica", "", SHARDED)
         taps.health.coupled = self._ranks.coupled
@@ -179,14 +215,17 @@ class SharedSteps:
 
     # -- called in the exchange's thread ------------------------------------------------------------
 
-    def _merged(self, merged: Merged) -> None:
+    def _merged(self, taps: ModelTaps, left: threading.Event, merged: Merged) -> None:
+        left.wait(LEAVING)
         part: HostPart = merged.extra
         if part.host is NO_HOST_NUMBERS and np.isnan(merged.row).all():
             return  # no rank measured anything
         health = merged.health if merged.covered > 1 else None
-        self._write(self._number(merged.step), lambda: merged.row, health, part)
+        self._write(self._number(merged.step), lambda: merged.row, health, part, taps)
 
-    def _changed(self, news: CoverageNews) -> None:
+    def _changed(self, exchange: int, news: CoverageNews) -> None:
+        if exchange != self._number_of_exchange:
+            return  # all ranks leave an exchange when the model changes
         data: dict[str, Any] = asdict(news)
         data["since"] = since = self._number(news.since)
         self._event("ranks", since, **data)

@@ -109,6 +109,7 @@ class Assembler:
     measured in turn, the first one adds all sites of its tap, so that one segment is enough; what is measured per call
     is added at all sites where an exact value of such a call was seen.
     without: gives the signals that this run cannot have although their accumulators are there.
+    before: the one whose place it takes, when the model has changed.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Assembler:
         undecided: Callable[[], None] = lambda: None,
         attention_limit: float = math.inf,
         without: Callable[[], frozenset[str]] = frozenset,
+        before: Assembler | None = None,
     ) -> None:
         self._device = RecordLayout.build(accumulators)
         self._undecided = undecided
@@ -140,6 +142,9 @@ class Assembler:
         self._logged: list[str] = []
         self.fired: set[Accumulator] = set()
         self._shown = set(expected) | set(HOST_ACCUMULATORS) | {LOSS}
+        if before is not None:
+            self.fired, self._compared, self._logged = before.fired, before._compared, before._logged
+            self._shown |= self.fired
         self._lay_out()
 
     def _lay_out(self) -> None:

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stabwatch.config import Config
+from stabwatch.distributed.exchange import Exchange
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
-from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.cadence import RankCadence
-from stabwatch.runtime.coverage import NO_STEP, OTHER_LOSS, REPORT_AFTER, UNATTACHED, not_in_graph, summary
+from stabwatch.runtime.coverage import OTHER_LOSS, REPORT_AFTER, UNATTACHED, not_in_graph, summary
 from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
+from stabwatch.runtime.model_changes import TOO_OFTEN
+from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems
 from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.record import HostPart
@@ -89,19 +91,21 @@ class Session(TrainingEvents):
         on_alert: Callable[[Alert], object] | None,
         first_step: int,
     ) -> None:
-        super().__init__(unwrap(model), optimizer)
+        super().__init__(model, optimizer)
         self._offset = self.context.step = first_step
         device = self.context.device
         self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
-        self._warned = False
+        self._said = ""
+        self._reported: ModelTaps | None = None
         self._attached = self._began
-        self._records = 0
+        self._records = self._sent = 0
+        self._report_at = REPORT_AFTER
+        self._problem: str | None = None
         for context in contexts_on(self._model):
             context.events.replaced()
         self._ranks = Ranks(model, self.config.reduce)
         self._taps = Taps(
-            self.context, self.config, self._model, loss_fn, self._ranks, self._governor,
-            step_guards(self.config, self._model),
+            self.context, self.config, loss_fn, self._ranks, self._governor, step_guards(self.config, self._model),
         )  # fmt: skip
         self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
         if self._ranks.rank == 0 or self.config.reduce == "never":
@@ -119,7 +123,7 @@ class Session(TrainingEvents):
     def _open(self, run_dir: str | Path | None) -> None:
         self.run = run_id(self.config)
         path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
-        folder = open_folder(path, run_meta(self.run, self._model, self._taps.names, self._ranks, self.config))
+        folder = open_folder(path, run_meta(self.run, self._model, self._taps.now.names, self._ranks, self.config))
         self.run, self.run_dir = folder.run, folder.path
         path = folder.path
         self._writer = Writer(folder, idle=self._idle)
@@ -130,14 +134,15 @@ class Session(TrainingEvents):
             print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
 
     def _check_optimizer(self, optimizer: Any) -> None:
-        for problem in optimizer_problems(self._model, optimizer):
+        for problem in optimizer_problems(self._ranks.model, optimizer):
             _log.warning("stabwatch: %s.", problem)
             self.context.unmeasured("note", "optimizer", problem)
+            self._problem = self._problem or problem
 
     # -- the step loop ------------------------------------------------------------------------------
 
     def _end_step(self) -> None:
-        self._taps.steps.step_ends()
+        self._taps.now.steps.step_ends()
         self.isolation.run("clock", "always", self._close_step)
         self._dispatcher.boundary(self.step, self.step - self._offset)
 
@@ -163,16 +168,19 @@ class Session(TrainingEvents):
         for seconds, (planned, spent) in self._times.step_ends(self._host.step_seconds, (plan, cost)):
             self._governor.observe(planned, seconds, spent)
         self._plan_next()
+        if what := self._changes.frozen(self._taps.now):
+            self._dispatcher.announce(self.step, what, seen=True)
 
     def _record(self, step: int) -> None:
+        self._sent += 1
         self.context.brackets.update()
         self.isolation.run("checks", "always", self._take_kept)
         if self.flags.sampled:
-            self.isolation.run("depth", "sampled", self._taps.modules.stacks.update)
+            self.isolation.run("depth", "sampled", self._taps.now.modules.stacks.update)
         if self._shared.active and self._busy is not None:
             self.context.run.fill_busy(self._busy)
         self._shared.report_errors(self.isolation.errors.total())
-        transfer = self._taps.buffer.send(whole=self._plan.sampled or self._plan.deep)
+        transfer = self._taps.now.buffer.send(whole=self._plan.sampled or self._plan.deep)
         part = None
         if self._writer is not None:
             self._shared.receive_errors()
@@ -189,17 +197,26 @@ class Session(TrainingEvents):
             self.context.run.update_kept(kept)
 
     def _write(
-        self, step: int, row: Callable[[], NDArray[np.floating]], health: NDArray[np.float64] | None, part: HostPart
+        self,
+        step: int,
+        row: Callable[[], NDArray[np.floating]],
+        health: NDArray[np.float64] | None,
+        part: HostPart,
+        taps: ModelTaps | None = None,
     ) -> None:
-        """Write a record of this rank, or of all ranks with what compares them (`health`)."""
+        """Write a record of this rank, or of all ranks with what compares them (`health`).
+
+        taps: those that have measured it, if they are not those of the model as it is now.
+        """
         assert self._writer is not None
+        taps = self._taps.now if taps is None else taps
 
         def resolve() -> tuple[RecordLayout, NDArray[np.float32]]:
             logged = {name: transfer.wait() for name, transfer in part.logged.items()}
-            out = self._taps.assembler.assemble(row(), health, part.host, logged)
+            out = taps.assembler.assemble(row(), health, part.host, logged)
             self._records += 1
-            if self._records == REPORT_AFTER:
-                self._report_coverage()
+            if self._records == self._report_at:
+                self._report_coverage(taps)
             self._dispatcher.record(out[0], step, out[1])
             return out
 
@@ -217,7 +234,7 @@ class Session(TrainingEvents):
         self.flags.phase = (self.flags.phase + self._plan.deep) % phases
         self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(taken + 1).deep else None
         self.flags.in_forward = False
-        self._taps.modules.follow_flags()
+        self._taps.now.modules.follow_flags()
 
     def _look_closer(self) -> None:
         self._governor.escalate(self.config.escalate)
@@ -235,17 +252,18 @@ class Session(TrainingEvents):
         if self._writer is not None:
             self._writer.event(kind, step, **data)
 
-    def _report_coverage(self) -> None:
-        if self._taps.assembler.trains_another_loss:
+    def _report_coverage(self, taps: ModelTaps) -> None:
+        self._reported = taps
+        if taps.assembler.trains_another_loss:
             self.context.unmeasured("note", "loss", OTHER_LOSS)
         if self.flags.traced:
             self.context.unmeasured("residual", "", not_in_graph(self.context.probes))
-        report = self._taps.coverage.report(self._taps.assembler.fired)
+        report = taps.coverage.report(taps.assembler.fired)
         self._host.taps_missing = float(len(report["missing"]))
         self._event("coverage", self.step, **report)
         if report["missing"]:
             verb = "lists it" if len(report["missing"]) == 1 else "lists them"
-            text = summary(report["missing"], self._taps.assembler.fired)
+            text = summary(report["missing"], taps.assembler.fired)
             _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, self.run_dir, verb)
 
     def _idle(self) -> None:
@@ -253,12 +271,39 @@ class Session(TrainingEvents):
         if self._agent is not None:
             self._agent.check()
         waited = time.perf_counter() - self._attached
-        patience = 60.0 if self._forwards > 50 else 900.0  # a first compilation takes minutes
-        if self._records == 0 and not self._warned and waited > patience:
-            self._warned = True
-            assert self._writer is not None
-            self._writer.event("coverage", 0, taps=[], fired=0, missing=[NO_STEP])
-            _log.warning("stabwatch: %s", NO_STEP["reason"])
+        if waited > 900.0:  # a first compilation takes minutes
+            self._say_silence()
+
+    def _say_silence(self, last: bool = False) -> None:
+        """Say why there is no record, once; `last`: at the end of the run, if it is another reason by then."""
+        if self._sent or self._writer is None or (self._said and not last):
+            return
+        noted = self.context.reasons.get("forward", "")
+        reason = self._silence.reason(self._loss.trained.ever, noted, self._problem)
+        if reason != self._said:
+            self._said = reason
+            entry = {"tap": "clock", "site": "", "reason": reason}
+            self._writer.event("coverage", self.step, taps=[], fired=0, missing=[entry])
+            _log.warning("stabwatch: %s.", reason)
+
+    def _model_followed(self, what: str) -> None:
+        self._report_at = self._records + REPORT_AFTER
+        self._shared.follow(self._use)
+        if self._since_step <= 1:
+            self._governor.warm_up()
+            self._plan_next()
+        if what and self._sent:
+            self._dispatcher.announce(self.step, what, seen=True)
+        if self._changes.too_many:
+            self.context.unmeasured("note", "model", TOO_OFTEN)
+
+    def _use(self, exchange: Exchange | None) -> None:
+        self._dispatcher.use(exchange)
+        self._cadence.use(None if self.config.every_step else exchange)
+
+    def ended_by(self, error: Exception) -> None:
+        """The watch cannot go on: training does, unwatched."""
+        self.detach("failed", error=f"{type(error).__name__}: {error}")
 
     # -- what the user calls through Watch ----------------------------------------------------------
 
@@ -266,10 +311,10 @@ class Session(TrainingEvents):
         """See Watch.coverage."""
         if self._blind:
             return dict(UNATTACHED)
-        fired = set(self._taps.assembler.fired)
+        fired = set(self._taps.now.assembler.fired)
         if self._writer is None:  # rank 0 assembles the records
-            fired = self._taps.assembler.recorded(self._shared.measured())
-        return self._taps.coverage.report(fired)
+            fired = self._taps.now.assembler.recorded(self._shared.measured())
+        return self._taps.now.coverage.report(fired)
 
     def log(self, scalars: Mapping[str, float | Tensor]) -> None:
         """See Watch.log."""
@@ -279,7 +324,7 @@ class Session(TrainingEvents):
     def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See Watch.probe."""
         if not self._detached:
-            self.isolation.run("drift", "deep", self._taps.steps.tracked_batch.start, args, kwargs)
+            self.isolation.run("drift", "deep", self._taps.now.steps.tracked_batch.start, args, kwargs)
 
     def log_batch(self, indices: Any, facts: dict[str, Any]) -> None:
         """See Watch.log_batch."""
@@ -358,8 +403,10 @@ class Session(TrainingEvents):
         self._shared.close(reason)
         self._shared.receive_errors()
         if self._writer is not None:
-            if 0 < self._records < REPORT_AFTER:
-                self._report_coverage()
+            if self._records and self._reported is not self._taps.now:
+                self._report_coverage(self._taps.now)
+            if reason != "replaced":
+                self._say_silence(last=True)
             self._writer.event("end", self.step - 1, reason=reason, **facts)
             self._writer.close()
 

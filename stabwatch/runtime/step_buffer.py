@@ -94,6 +94,26 @@ class StepBuffer:
                 torch._foreach_copy_([t for t, _ in mine], [e for _, e in mine])
         return flat
 
+    @torch.no_grad()
+    def adopt(self, other: StepBuffer) -> None:
+        """Take over what another buffer has collected in the open step, where the accumulators are the same."""
+        flat = other.flush()
+        starts: dict[Accumulator, int] = {}
+        width = 0
+        for accumulator in other.accumulators:
+            starts[accumulator] = width
+            width += len(REDUCTIONS[accumulator.reduction].fields)
+        for piece in self._pieces:
+            known = [(row, starts[a]) for row, a in enumerate(piece.accumulators) if a in starts]
+            if known:
+                tensor = piece.source().view(len(piece.accumulators), -1)
+                fields = torch.arange(tensor.shape[1])
+                rows = to_device([row for row, _ in known], torch.int64, tensor.device)
+                places = torch.tensor([start for _, start in known]).unsqueeze(1) + fields
+                index = to_device(places.flatten().tolist(), torch.int64, flat.device)
+                values = flat.index_select(0, index).view(len(known), -1)
+                tensor.index_copy_(0, rows, values.to(tensor.device, non_blocking=True))
+
     def _here(self, x: Tensor) -> Tensor:
         x = x.reshape(-1)
         return x if x.device == self.device else x.to(self.device, non_blocking=True)

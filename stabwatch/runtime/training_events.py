@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
+from stabwatch.hooks.base.calls import outermost
 from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.base.tensors import device_of, first_tensor
 from stabwatch.hooks.forward import in_backward
 from stabwatch.hooks.optimizer_step import has_closure
@@ -20,9 +22,11 @@ from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
 from stabwatch.runtime.loop_checks import LoopChecks
 from stabwatch.runtime.loss_events import LossEvents
+from stabwatch.runtime.model_changes import ModelChanges, difference
 from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
 from stabwatch.runtime.record import HostNumbers
 from stabwatch.runtime.run_metadata import learning_rate, optimizer_facts
+from stabwatch.runtime.silence import Silence
 from stabwatch.runtime.step_clock import StepClock
 from stabwatch.runtime.taps import Taps
 
@@ -40,14 +44,17 @@ class TrainingEvents:
     _ranks: Ranks
     _dispatcher: AlertDispatcher
 
-    def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        self._model = model
-        device = device_of(model, torch.device("cpu"))
+    def __init__(self, whole: nn.Module, optimizer: Any) -> None:
+        self._model = model = unwrap(whole)
+        self._offset = 0
+        device = device_of(whole, torch.device("cpu"))
         self.context = TapContext(self, self._report_error, device, (TrainingUnstableError,))
         self.flags, self.isolation = self.context.flags, self.context.isolation
         self._clock = StepClock(optimizer)
-        self._loss = LossEvents(model, self.context)
-        self._parameter_steps = ParameterSteps([p for p in model.parameters() if p.requires_grad], optimizer)
+        self._loss = LossEvents(whole, self.context)
+        self._parameter_steps = ParameterSteps([p for p in whole.parameters() if p.requires_grad], optimizer)
+        self._changes = ModelChanges()
+        self._silence = Silence(type(model).__name__)
         self._host = HostNumbers()
         self._checks = LoopChecks(model)
         self._writer: Writer | None = None
@@ -61,7 +68,7 @@ class TrainingEvents:
         self._stepped_parameters: set[int] = set()
         """Ids of those that were stepped in the open step, where it goes on."""
         self._began = time.perf_counter()
-        self._forwards = self._since_step = 0
+        self._since_step = 0
         self._busy: float | None = None
 
     def _end_step(self) -> None:
@@ -70,6 +77,18 @@ class TrainingEvents:
 
     def _close_step(self) -> None:
         """The same, where no optimizer has stepped."""
+        raise NotImplementedError
+
+    def _model_followed(self, what: str) -> None:
+        """The hooks were renewed; `what` has changed, '' for nothing that is watched."""
+        raise NotImplementedError
+
+    def ended_by(self, error: Exception) -> None:
+        """The watch cannot go on."""
+        raise NotImplementedError
+
+    def _say_silence(self) -> None:
+        """There should have been a record by now."""
         raise NotImplementedError
 
     def replaced(self) -> None:
@@ -85,14 +104,42 @@ class TrainingEvents:
         """Number of the open step, from 0; 0 where attaching failed."""
         return self.context.step if hasattr(self, "context") else 0
 
+    @property
+    def _watched(self) -> int:
+        """How many steps have been watched."""
+        return self.step - self._offset
+
+    def _follow(self, question: Callable[..., bool], *args: Any) -> None:
+        """Renew the hooks if the model consists of something else than before."""
+        before = self._taps.now
+        if not self._asked(question, before.structure, *args):
+            return
+        self._taps.follow(self._watched > 0)
+        whole = self._ranks.model
+        self._loss.follow(whole)
+        self._parameter_steps.follow([p for p in whole.parameters() if p.requires_grad])
+        self._prepared = False
+        self._changes.followed(self._watched)
+        self._model_followed(difference(before, self._taps.now))
+
+    def _look_for_changes(self) -> None:
+        """A forward begins: is the model as it was, and called as it was?"""
+        if not self._watched and (whole := outermost(self._model)) not in (self._model, self._ranks.model):
+            self._ranks.wrapped(whole)
+            self._follow(self._changes.wrapped, whole)
+        self._follow(self._changes.in_forward, self._model, self._watched)
+
     def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
-        self._forwards += 1
+        self._silence.forwards += 1
         self._since_step += 1
         if self._clock.forward_ends_step():
             self._end_step()
         elif not self._clock.numbered:
             self._end_unannounced()
+        self._isolated(self._look_for_changes)
+        if self._silence.long:
+            self._say_silence()
         if self._since_step > UNSTEPPED:
             self._loss.following = True
         self._loss.forward_begins()
@@ -155,19 +202,19 @@ class TrainingEvents:
         if self.flags.open:
             self._host.evaluating = float(self._checks.evaluating())
         if self._clock.inside is not None:
-            self._taps.steps.gradients_ready(self._clock.inside)
+            self._taps.now.steps.gradients_ready(self._clock.inside)
         elif self._parameter_steps.active:
             if not self._prepared:
                 self._prepared = True
-                self._taps.steps.before_unannounced(self._parameter_steps.optimizer)
-            self._taps.steps.gradients_ready(self._parameter_steps.optimizer)
+                self._taps.now.steps.before_unannounced(self._parameter_steps.optimizer)
+            self._taps.now.steps.gradients_ready(self._parameter_steps.optimizer)
         self._parameter_steps.pass_ended()
 
     def clipped(
         self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """`clip_grad_norm_` was called: its norm is the gradient norm before clipping."""
-        if not self._asked(self._taps.parameters.owns, parameters):
+        if not self._asked(self._taps.now.parameters.owns, parameters):
             return
         again = bool(self._stepped_parameters) and not self._stepped_parameters.isdisjoint(map(id, parameters))
         if again and self._clock.inside is None and not self._clock.numbered:
@@ -177,14 +224,14 @@ class TrainingEvents:
 
     def _clipped(self, norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._prepared:
-            self._taps.steps.gradients_ready(self._parameter_steps.optimizer)
+            self._taps.now.steps.gradients_ready(self._parameter_steps.optimizer)
         limit = kwargs.get("max_norm", args[0] if args else None)
         if isinstance(limit, int | float):
             self._host.clip_limit = max(float(limit), self._host.clip_limit)  # NaN, of none so far, is never kept
         kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
         if float(kind) != 2.0:
             return
-        self._taps.steps.clipped(norm)
+        self._taps.now.steps.clipped(norm)
         if self.flags.open:
             self.context.run.update_clip(norm)
 
@@ -195,7 +242,7 @@ class TrainingEvents:
         if not self._clock.stepped_since_update() and self._loss.trained.ever:
             self._host.skipped += 1
             if self.flags.sampled:
-                self._taps.parameters.measure_all_gradients()
+                self._taps.now.parameters.measure_all_gradients()
             if self._clock.numbered:
                 self._clock.skipped()
             else:
@@ -208,7 +255,13 @@ class TrainingEvents:
         if tracing():
             note_compiled()
             return
-        if not self._asked(self._taps.parameters.tracks, optimizer):
+        if self._clock.inside is None and not self._changes.seen_in_forward(self._watched, self._since_step):
+            self._isolated(self._follow, self._changes.between, self._watched)
+        own = self._asked(self._taps.now.parameters.tracks, optimizer)
+        self._silence.stepped(optimizer, own)
+        if self._silence.long:
+            self._say_silence()
+        if not own:
             return
         self._inner = optimizer
         if not self._asked(self._clock.enters, optimizer):
@@ -220,16 +273,16 @@ class TrainingEvents:
             self._end_step()
         self._host.resets += self._asked(self._checks.lost_state, optimizer)
         self.isolation.run("checks", "always", self._checks.before_step, optimizer)
-        self._taps.steps.before(optimizer, has_closure(args, kwargs))
+        self._taps.now.steps.before(optimizer, has_closure(args, kwargs))
         self._dispatcher.before(optimizer, self.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """It has stepped."""
-        if tracing() or not self._asked(self._taps.parameters.tracks, optimizer):
+        if tracing() or not self._asked(self._taps.now.parameters.tracks, optimizer):
             return
         if not self._asked(self._clock.leaves, optimizer):
             return
-        self._taps.steps.after(optimizer, has_closure(args, kwargs), self._inner)
+        self._taps.now.steps.after(optimizer, has_closure(args, kwargs), self._inner)
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
         self._dispatcher.after(optimizer)
         self._loss.stepped()
@@ -243,9 +296,17 @@ class TrainingEvents:
         if self._clock.inside is not None or not self._asked(self._parameter_steps.over, self._loss.trained):
             return
         self.context.unmeasured("note", "optimizer", self._parameter_steps.reason)
-        self._taps.steps.after_unannounced()
+        self._taps.now.steps.after_unannounced()
         self.isolation.run("learning_rate", "always", self._note_rate, self._parameter_steps.optimizer)
         self._end_step()
+
+    def _isolated(self, action: Callable[..., None], *args: Any) -> None:
+        """Call what renews hooks. If it fails, the hooks are incomplete, and the run ends."""
+        try:
+            action(*args)
+        except Exception as error:
+            self.isolation.caught("follow", error)
+            self.ended_by(error)
 
     def _asked(self, question: Callable[..., bool], *args: Any) -> bool:
         """The answer of a part that must not raise an error in training; False if it does."""

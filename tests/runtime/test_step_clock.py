@@ -134,7 +134,9 @@ def test_without_a_step_nothing_is_recorded_and_the_log_ends_well(attach):
     task.loss().backward()
     log = attach.finish()
     assert len(log.steps) == 0
-    assert [e.kind for e in log.events] == ["start", "end"]
+    assert [e.kind for e in log.events] == ["start", "coverage", "end"]
+    (entry,) = log.events[1].data["missing"]
+    assert entry["tap"] == "clock" and "no optimizer step was seen yet" in entry["reason"]
 
 
 def test_updates_take_turns_when_they_do_not_fit_and_too_large_layers_are_named(attach):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stabwatch.analysis.analyze import silent_verdict
 from stabwatch.cli.doctor.environment import Check
 from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, notes, number, size
 from stabwatch.runlog import Run, SeriesKey, read_run
@@ -27,7 +28,8 @@ def check_run(path: Path) -> list[Check]:
 def _records(run: Run) -> Iterator[Check]:
     disk = sum(file.stat().st_size for file in run.path.iterdir() if file.is_file())
     if not len(run.steps):
-        yield Check("records", "bad", "none", "training has not finished a step yet, or `attach` was called after it")
+        why = silent_verdict(next((e for e in reversed(run.events) if e.kind == "coverage"), None))
+        yield Check("records", "bad", "none", why)
         return
     yield Check(
         "records",

@@ -67,7 +67,7 @@ def _run(run: Analysis, named: bool, options: ConsoleOptions) -> Iterator[Render
     if named:
         yield Text()
         yield Text(f"Run {clean(run.name)}", style="title")
-    yield Text(clean(run.diagnosis.verdict), style=worst_of(run.incidents))
+    yield Text(clean(run.diagnosis.verdict), style="warning" if run.silent else worst_of(run.incidents))
     for place, found in enumerate(run.diagnosis.causes, 1):
         yield from cause_section(place, found)
     shown = shown_incidents(run, MOST_ROWS)

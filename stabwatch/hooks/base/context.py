@@ -86,24 +86,29 @@ class TapContext:
         passes: tuple[type[BaseException], ...] = (),
     ) -> None:
         self.events = events
-        self.device = device
         self.flags = MeasurementFlags()
         self.isolation = Isolation(report, passes=passes)
         self.token_groups = TokenGroups()
         self.reasons = Reasons()
-        self.accumulators = Accumulators(device)
         self.run = RunAccumulators(device)
-        self.brackets = Brackets(device)
         self.generator = torch.Generator().manual_seed(0)
         self.step = 0
         self.probes = tuple(PROBES)
         self._in_turn: dict[type[View], tuple[Probe, ...]] = {}
         self._others: dict[type[View], tuple[Probe, ...]] = {}
-        self._declared: dict[tuple[tuple[str, str], str], tuple[Accumulator, ...]] = {}
+        self.renew(device)
         for probe in self.probes:
             if probe.compute is not None:
                 table = self._in_turn if probe.round_robin else self._others
                 table[probe.compute.view] = (*table.get(probe.compute.view, ()), probe)
+
+    def renew(self, device: torch.device) -> None:
+        """Forget all places, to declare those of a model that has changed, or moved to this device."""
+        self.device = device
+        self.accumulators = Accumulators(device)
+        self.run = self.run.renewed(device)
+        self.brackets = Brackets(device)
+        self._declared: dict[tuple[tuple[str, str], str], tuple[Accumulator, ...]] = {}
 
     def unmeasured(self, what: str, place: str, reason: str) -> None:
         """Note why something cannot be measured; the coverage report says it once."""
@@ -177,8 +182,8 @@ class TapContext:
         partials = probe.compute.function(view)
         if partials is None:
             return
-        declared = self._declared[probe.key, view.place]
-        if not declared:
+        declared = self._declared.get((probe.key, view.place))
+        if not declared:  # also where the module is no part of the model any more
             return
         if isinstance(partials, Tensor) and partials.dim() > 1:
             self.accumulators.update_all(declared[0], partials)

@@ -51,7 +51,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def named_modules(model: nn.Module) -> list[Named]:
     """Every module once, parents first; the model itself is the first and its name is ''.
 
-    Wrappers that return what their inner module returns are left out. A module that is reachable in several ways has
+    Wrappers that return what their inner module returns are left out, and what they have beside it comes after it. A
+    module that is reachable in several ways has
     the name of the first.
     """
     return list(_walk(model, "", "", set(), set()))
@@ -82,6 +83,11 @@ def _walk(module: nn.Module, name: str, prefix: str, seen: set[int], taken: set[
         if child is not None:
             below = _joined(prefix, child_name)
             yield from _walk(child, below, prefix if child_name == collapsed else below, seen, taken)
+    for wrapper in wrappers:  # what it has beside the model, such as the prompts of PEFT
+        for child_name, child in wrapper._modules.items():
+            if child is not None:
+                below = _joined(prefix, child_name)
+                yield from _walk(child, below, below, seen, taken)
 
 
 def _unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[nn.Module, ...]]:

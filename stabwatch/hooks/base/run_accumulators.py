@@ -58,6 +58,12 @@ class RunAccumulators:
         self.classifies = False
         """A call of `cross_entropy` was seen, outside of compiled graphs."""
 
+    def renewed(self, device: torch.device) -> RunAccumulators:
+        """Empty accumulators on a device, with what was logged in the open step."""
+        new = RunAccumulators(device)
+        new.logged, new.classifies = self.logged, self.classifies
+        return new
+
     def register(self, buffer: Buffer) -> None:
         """Put the accumulators into the step's buffer.
 

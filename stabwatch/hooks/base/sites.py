@@ -123,7 +123,7 @@ def select_modules(model: nn.Module, include: str | None = None, exclude: str | 
         children = tree.children(name)
         return isinstance(modules[name], nn.Sequential) and bool(children) and children[-1] in candidates
 
-    shown = {name for name in candidates if kept(name) and not repeats(name)}
+    shown = {name for name in candidates - tree.beside if kept(name) and not repeats(name)}
     roles = find_roles(tree, blocks, shown)
     targets = [Target("", modules[""], False)]
     for name, module in modules.items():

@@ -42,12 +42,12 @@ class TrackedParameter:
         return 0 if is_lazy(self.parameter) else self.of(self.parameter).numel()
 
 
-def tracked_parameters(model: nn.Module, sites: set[str]) -> list[TrackedParameter]:
-    """Every parameter that is trained. sites: names of the watched modules."""
-    return list(_tracked(model, sites))
+def tracked_parameters(model: nn.Module, sites: set[str], kept: frozenset[int] = frozenset()) -> list[TrackedParameter]:
+    """Every parameter that is trained, or in `kept` (ids). sites: names of the watched modules."""
+    return list(_tracked(model, sites, kept))
 
 
-def _tracked(model: nn.Module, sites: set[str]) -> Iterator[TrackedParameter]:
+def _tracked(model: nn.Module, sites: set[str], kept: frozenset[int]) -> Iterator[TrackedParameter]:
     tree = ModuleTree(model)
     names = {id(module): name for name, module in tree.modules.items()}
     owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
@@ -56,7 +56,7 @@ def _tracked(model: nn.Module, sites: set[str]) -> Iterator[TrackedParameter]:
         return next((name for name in (owner, *tree.above(owner)) if name in sites), "")
 
     for name, owner, p in named_parameters(model):
-        if not p.requires_grad:
+        if not p.requires_grad and id(p) not in kept:
             continue
         if not hasattr(p, "_shard_param_infos"):
             shape = None if is_lazy(p) else whole_shape(p)

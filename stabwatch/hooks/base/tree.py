@@ -15,7 +15,8 @@ from stabwatch.hooks.base.naming import named_modules, unwrap
 class ModuleTree:
     """The modules of a model, parents first, without the wrappers that return what their inner module returns.
 
-    modules: by name; the model itself is ''. shared: names of the modules that are reachable in several ways.
+    modules: by name; the model itself is ''. beside: names of those that belong to a wrapper of it.
+    shared: names of the modules that are reachable in several ways.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,6 +30,7 @@ class ModuleTree:
         for name, children in self._children.items():
             for child in children:
                 self._parents[child].append(name)
+        self.beside = frozenset(self.modules) - {"", *self.below("")}
         several = [name for name, parents in self._parents.items() if len(parents) > 1]
         self.shared = frozenset(found for name in several for found in (name, *self.below(name)))
 

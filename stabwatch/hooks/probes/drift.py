@@ -34,14 +34,21 @@ TRACKED_BATCH = PROBES.register(
 
 
 class TrackedBatch:
-    """Keeps the batch, and the points of every block as they were when it was given."""
+    """Keeps the batch, and the points of every block as they were when it was given.
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site], context: TapContext) -> None:
+    before: the one whose place it takes, when the model has changed.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Mapping[str, Site], context: TapContext, before: TrackedBatch | None = None
+    ) -> None:
         self._model = model
         self._context = context
         self._sites = {path: site for path, site in sites.items() if site.role.residual}
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._reference: dict[str, Tensor] = {}
+        if before is not None:
+            self._call, self._reference = before._call, before._reference
         context.accumulators.add(TRACKED_BATCH.accumulator(site.name) for site in self._sites.values())
 
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

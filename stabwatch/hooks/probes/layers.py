@@ -61,13 +61,24 @@ class ParameterTaps:
     their updates are not measured.
     counts: whether this rank counts a parameter. Another rank may hold the same one and count it. summed: layers
     whose gradient is not measured, because each rank has only a summand of it.
+    before: those whose place they take, when the model has changed. keep: its parameters stay, even if they are frozen
+    now: they may be unfrozen again at the next step.
     """
 
-    def __init__(self, model: nn.Module, sites: Iterable[str], device: torch.device, update_bytes: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Iterable[str],
+        device: torch.device,
+        update_bytes: int,
+        before: ParameterTaps | None = None,
+        keep: bool = False,
+    ) -> None:
         self.counts: Callable[[nn.Parameter], bool] = lambda parameter: True
         self._model, self._sites, self._update_bytes = model, set(sites), update_bytes
+        self._kept = frozenset(before.ids) if before is not None and keep else frozenset()
         self._seen: WeakSet[Any] = WeakSet()
-        self.layers = tuple(dict.fromkeys(t.layer for t in tracked_parameters(model, self._sites)))
+        self.layers = tuple(dict.fromkeys(t.layer for t in tracked_parameters(model, self._sites, self._kept)))
         rows = self._rows = {name: i for i, name in enumerate(self.layers)}
         self.summed: set[str] = set()
         self._find()
@@ -78,19 +89,35 @@ class ParameterTaps:
         self.group = _empty("group", GROUPS + 1, device)
         self._numbers: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
         self._next_number = count()
+        if before is not None:
+            self._numbers, self._next_number = before._numbers, before._next_number
         self._copies = Copies()
         self._before: list[tuple[Tensor, Tensor, int]] = []
         self._read: tuple[Tensor, list[tuple[int, int]], frozenset[int]] | None = None
 
     def _find(self) -> None:
         """Find the parameters of the layers, also those that took the place of others since `attach`."""
-        self.tracked = [t for t in tracked_parameters(self._model, self._sites) if t.layer in self._rows]
+        self.tracked = [t for t in tracked_parameters(self._model, self._sites, self._kept) if t.layer in self._rows]
         self._by_id: dict[int, list[Owned]] = {}
         for t in self.tracked:
             self._by_id.setdefault(id(t.parameter), []).append(Owned(t, self._rows[t.layer]))
         self._ids = {id(p) for p in self._model.parameters()} | set(self._by_id)
         self._phases, large = _phases(self.tracked, self._rows, self._update_bytes)
         self.too_large = tuple(self.layers[row] for row in large)
+
+    @property
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that are tracked, with their names."""
+        return [(t.name, t.parameter) for t in self.tracked]
+
+    @property
+    def ids(self) -> Iterable[int]:
+        """Ids of the parameters that are tracked."""
+        return self._by_id.keys()
+
+    def is_frozen(self, layer: str) -> bool:
+        """True if no parameter of a layer is trained now."""
+        return not any(t.parameter.requires_grad for t in self.tracked if t.layer == layer)
 
     def awaits_phase(self, layer: str) -> bool:
         """True while the updates of a layer have not been due yet."""
@@ -206,7 +233,9 @@ class ParameterTaps:
     @property
     def expected(self) -> tuple[Accumulator, ...]:
         """The accumulators of the layers, which every run should fill, in the order of `register`."""
-        return tuple(a for accumulators, _ in self._matrices() for a in accumulators if a.tap != GROUP_NORM.tap)
+        idle = {layer for layer in self.layers if self.is_frozen(layer)}
+        found = (a for accumulators, _ in self._matrices() for a in accumulators if a.tap != GROUP_NORM.tap)
+        return tuple(a for a in found if a.site not in idle)
 
     def register(self, buffer: Buffer) -> None:
         """Put the matrices into the step's buffer."""

@@ -29,16 +29,23 @@ class Reach:
 
     A layer has numbers in the log from the first measured step on at which something of it is not trained. Most models
     have no such layer: then nothing is left to look at after the first step.
-    parameters: has all that are to be trained.
+    parameters: has all that are to be trained. before: the one whose place it takes, when the model has changed.
     """
 
-    def __init__(self, model: nn.Module, parameters: ParameterTaps, device: torch.device) -> None:
+    _unreached: dict[int, nn.Parameter]
+
+    def __init__(
+        self, model: nn.Module, parameters: ParameterTaps, device: torch.device, before: Reach | None = None
+    ) -> None:
         hidden = list(_unregistered(model))
         self._parameters = parameters
         self.layers = tuple(dict.fromkeys([*parameters.layers, *(name for name, _ in hidden)]))
         self._rows = {layer: i for i, layer in enumerate(self.layers)}
         self._hidden = [(p, self._rows[name]) for name, p in hidden]
         self._find()
+        if before is not None:
+            reached = {id(t.parameter) for t in before._tracked} - set(before._unreached)
+            self._unreached = {key: p for key, p in self._unreached.items() if key not in reached}
         self._sizes: WeakKeyDictionary[Any, tuple[int, ...]] = WeakKeyDictionary()
         self._shown: set[int] = set()
         self._stepped = False

@@ -95,6 +95,8 @@ def _by_shape(found: Sequence[tuple[Spectra, Tensor]], bases: Sequence[Tensor | 
     groups: dict[tuple[object, ...], list[tuple[Spectra, Tensor, Tensor | None]]] = {}
     for (spectra, tensor), basis in zip(found, bases, strict=True):
         x = spectra.parts(tensor)
+        if basis is not None and (basis.shape[:2] != (len(x), x.shape[2]) or basis.device != x.device):
+            basis = None  # the parameter was moved, or has another shape now
         groups.setdefault((x.shape[1:], x.dtype, x.device, basis is None), []).append((spectra, x, basis))
     for group in groups.values():
         members, xs, kept = (list(column) for column in zip(*group, strict=True))

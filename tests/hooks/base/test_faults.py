@@ -106,8 +106,8 @@ def test_an_exception_of_the_user_s_is_the_user_s(attach, tmp_path):
 @pytest.mark.parametrize(
     "part",
     [
-        "runtime.taps.select_modules",
-        "runtime.taps.StepBuffer",
+        "runtime.model_taps.select_modules",
+        "runtime.model_taps.StepBuffer",
         "runtime.taps.register_optimizer_step_post_hook",
         "runtime.session.Writer",
     ],

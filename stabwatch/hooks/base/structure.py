@@ -1,0 +1,77 @@
+"""What a model consists of at one moment, to notice cheaply that it consists of something else later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+_trained = attrgetter("requires_grad")
+_MANAGED = ("FullyShardedDataParallel", "FSDPModule")
+
+
+class Structure:
+    """The modules and parameters of a model, with its wrappers.
+
+    tracked: ids of the parameters that are watched. Others are looked at for `requires_grad`.
+    A comparison takes about 0.1 ms for a thousand modules: it compares identities, and calls nothing of the model.
+    """
+
+    def __init__(self, whole: nn.Module, tracked: Iterable[int]) -> None:
+        modules = [m for m in whole.modules() if isinstance(m._parameters, dict) and isinstance(m._modules, dict)]
+        self._holders: list[dict[str, Any]] = [m._parameters for m in modules]
+        self._places: list[dict[str, Any]] = [*self._holders, *(m._modules for m in modules)]
+        self._parts = _flat(self._places)
+        """Modules and parameters; they are kept, so that no other object has the id of one of them."""
+        self._ids = [*map(id, self._parts)]
+        self._parameters = _flat(self._holders)
+        known = set(tracked)
+        real = [p for p in self._parameters if p is not None]
+        self._others = [p for p in real if id(p) not in known and not _trained(p)]
+        self._tracked = [p for p in real if id(p) in known]
+        self._trained = sum(map(_trained, self._tracked))
+        self.others = frozenset(id(p) for p in real if id(p) not in known)
+        """Ids of the parameters that are not tracked."""
+        self._lazy = [p for p in real if is_lazy(p)]
+        self._first = real[0] if real else None
+        self._device = None if self._first is None else self._first.device
+
+    def lacks(self, whole: nn.Module) -> bool:
+        """Has this model parameters that were not here?"""
+        here = {id(p) for p in self._parameters}
+        return any(id(p) not in here for p in whole.parameters())
+
+    @property
+    def parameters_are_lent(self) -> bool:
+        """Does something hold tensors that are no parameters in their places, as `torch.func.functional_call` does?"""
+        return any(p is not None and not isinstance(p, nn.Parameter) for p in _flat(self._holders))
+
+    def changed(self) -> bool:
+        """Were modules or parameters added, taken out, replaced, unfrozen, materialised or moved?"""
+        return (
+            [*map(id, chain.from_iterable(map(dict.values, self._places)))] != self._ids
+            or any(map(_trained, self._others))
+            or any(not is_lazy(p) for p in self._lazy)
+            or (self._first is not None and self._first.device != self._device)
+        )
+
+    def freezing_changed(self) -> bool:
+        """Are other ones of the tracked parameters frozen than before?"""
+        return sum(map(_trained, self._tracked)) != self._trained
+
+    def note_freezing(self) -> None:
+        """Compare with what is frozen now from now on."""
+        self._trained = sum(map(_trained, self._tracked))
+
+
+def is_managed(whole: nn.Module) -> bool:
+    """Does a library exchange the parameters of this model while it runs (FSDP)? They are themselves between steps."""
+    return any(base.__name__ in _MANAGED for m in whole.modules() for base in type(m).__mro__)
+
+
+def _flat(places: list[dict[str, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, places)))

@@ -1,0 +1,129 @@
+"""The hooks of a watch that depend on the modules and parameters that the model has now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+from torch import nn
+
+from stabwatch.config import Config
+from stabwatch.distributed.flat import note
+from stabwatch.distributed.health import RankHealth
+from stabwatch.distributed.ranks import Ranks
+from stabwatch.distributed.topology import Topology
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.naming import unwrap
+from stabwatch.hooks.base.sites import Target, select_modules
+from stabwatch.hooks.base.structure import Structure
+from stabwatch.hooks.forward import ModuleTaps
+from stabwatch.hooks.functions import kept_references
+from stabwatch.hooks.optimizer_step import StepGuards, StepTaps
+from stabwatch.hooks.patching import KeptReferences
+from stabwatch.hooks.probes.directional import DirectionalDerivative
+from stabwatch.hooks.probes.layers import ParameterTaps
+from stabwatch.runlog import RecordLayout
+from stabwatch.runtime.coverage import MHA, NO_SATURATION, Coverage
+from stabwatch.runtime.governor import Governor
+from stabwatch.runtime.record import OF_ALL_LAYERS, Assembler
+from stabwatch.runtime.step_buffer import StepBuffer
+
+
+class ModelTaps:
+    """Hooks on modules, the measurements at the optimizer's step, and the layout of what they measure.
+
+    failure: why a probe measured nothing, if it has failed. ranks: its model is watched, with the wrappers around it.
+    before: those whose place they take, when the model has changed; what was measured in the open step is taken over.
+    stepped: a step of the model was seen.
+    """
+
+    modules: ModuleTaps
+    parameters: ParameterTaps
+    steps: StepTaps
+    assembler: Assembler
+    _derivative: DirectionalDerivative | None
+    _references: KeptReferences
+
+    def __init__(
+        self,
+        context: TapContext,
+        config: Config,
+        ranks: Ranks,
+        governor: Governor,
+        guards: StepGuards | None,
+        failure: Callable[[str], str | None],
+        before: ModelTaps | None = None,
+        stepped: bool = False,
+    ) -> None:
+        whole, model = ranks.model, unwrap(ranks.model)
+        note(whole)
+        targets = select_modules(whole, config.include, config.exclude)
+        with ExitStack() as undo:
+            context.declare_run()
+            self.modules = ModuleTaps(targets, context, None if before is None else before.modules)
+            undo.callback(self.modules.remove)
+            owners = [t.name for t in targets if t.name and (t.activation or t.contains) and not t.role.gate]
+            self.parameters = ParameterTaps(
+                whole,
+                owners,
+                context.device,
+                config.update_bytes,
+                None if before is None else before.parameters,
+                keep=stepped,
+            )
+            wanted = config.taylor or "taylor" in config.guards
+            self._derivative = before._derivative if before else DirectionalDerivative(model) if wanted else None
+            self.steps = StepTaps(
+                model, self.modules, self.parameters, context, guards, derivative=self._derivative,
+                taylor=config.taylor, before=None if before is None else before.steps,
+            )  # fmt: skip
+            undo.callback(self.steps.remove)
+            self.buffer = self._register(context, StepBuffer(context.device))
+            if before is not None:
+                self.buffer.adopt(before.buffer)
+            self.topology = Topology(
+                whole, ranks.rank, ranks.world if ranks.wanted else 1,
+                lambda: self.parameters.tracked, self.steps.with_state,
+            )  # fmt: skip
+            self.steps.count_only(self.topology.counts)
+            self.layout = RecordLayout.build(self.buffer.accumulators)
+            self.health = RankHealth(self.layout)
+            expected = (*context.run.expected, *self.modules.expected, *self.parameters.expected)
+            self.assembler = Assembler(
+                self.buffer.accumulators, expected, context.probes, self.health, governor.ask_deep,
+                config.attention_limit, lambda: OF_ALL_LAYERS if self.parameters.summed else frozenset(),
+                None if before is None else before.assembler,
+            )  # fmt: skip
+            sites = tuple(self.modules.sites.values())
+            self.names = [site.name for site in sites]
+            self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons, failure)
+            for what, layer, reason in _blind_spots(targets):
+                context.unmeasured(what, layer, reason)
+            if before is not None:
+                before._references.remove()
+            self._references = kept_references(whole)
+            undo.callback(self._references.remove)
+            self.structure = Structure(whole, self.parameters.ids)
+            self._undo = undo.pop_all()
+
+    def _register(self, context: TapContext, buffer: StepBuffer) -> StepBuffer:
+        """Give the buffer all accumulators, in the order that a record has."""
+        context.run.register(buffer)
+        self.modules.register(buffer)
+        context.accumulators.register(buffer)
+        context.brackets.register(buffer)
+        self.steps.register(buffer)
+        return buffer
+
+    def remove(self) -> None:
+        """Remove everything from the model."""
+        self._undo.close()
+
+
+def _blind_spots(targets: list[Target]) -> Iterable[tuple[str, str, str]]:
+    """What is known before the first step not to be measurable: what, where, why."""
+    if not any(t.role.nonlinear for t in targets):
+        yield "nonlinearity", "", NO_SATURATION
+    for t in targets:
+        if isinstance(t.module, nn.MultiheadAttention):
+            yield "writer", f"{t.name}.out_proj", MHA
