@@ -134,9 +134,9 @@ class Exchange:
         """Whether a step was submitted: the layout is fixed from then on."""
         return self._thread is not None
 
-    def compare_with(self, health: RankHealth, layout: Callable[[], MergeLayout]) -> None:
-        """Use another layout; only before the first step is submitted."""
-        self._health, self._make_layout = health, layout
+    def use(self, health: RankHealth, layout: Callable[[], MergeLayout], merged: Callable[[Merged], None]) -> None:
+        """Take another layout, and another owner of its rows; only before the first step is submitted."""
+        self._health, self._make_layout, self._merged = health, layout, merged
 
     def broadcast(self, topic: str, data: Any) -> None:
         """On rank 0, from any thread: `received(topic)` gives data on all other ranks, as soon as it gets there."""

@@ -25,7 +25,8 @@ class ModelChanges:
     """Decides whether the hooks have to be renewed, because the model consists of something else than before."""
 
     def __init__(self) -> None:
-        self._managed = self._pending = False
+        self._managed = self.pending = False
+        """pending: it has changed, and is to be looked at between forwards."""
         self._followed = 0
         self._from = 0
         self._frozen_reports = 0
@@ -40,7 +41,7 @@ class ModelChanges:
         """The model is called through these wrappers; returns whether they hold parameters of their own."""
         own = structure.lacks(whole)
         self._managed = is_managed(whole)
-        self._pending = own and self._managed
+        self.pending = own and self._managed
         return own and not self._managed
 
     def in_forward(self, structure: Structure, model: nn.Module, watched: int) -> bool:
@@ -53,24 +54,24 @@ class ModelChanges:
         if not structure.changed() and (watched or not structure.freezing_changed()):
             return False
         if is_managed(outermost(model)):
-            self._managed = True
+            self._managed = self.pending = True
             return False
         return not structure.parameters_are_lent and not inside_functional_call()
 
     def seen_in_forward(self, watched: int, forwards: int) -> bool:
         """Was the model looked at in this step already? In its first step lazy modules appear after that."""
-        return bool(watched and forwards) and not self._managed and not self._pending
+        return bool(watched and forwards) and not self._managed and not self.pending
 
     def between(self, structure: Structure, watched: int) -> bool:
         """Asked when an optimizer is about to step, and at the end of a step."""
-        if self._pending:
+        if self.pending:
             return True
         return watched >= self._from and structure.changed() and not structure.parameters_are_lent
 
     def followed(self, watched: int) -> None:
         """The hooks were renewed."""
         self._followed += 1
-        self._pending = False
+        self.pending = False
         self._from = watched + (2 ** (self._followed - AT_ONCE) if self.too_many else 0)
 
     def frozen(self, taps: ModelTaps) -> str:

@@ -142,7 +142,8 @@ class SharedSteps:
         if old is None or old.broken:
             return
         if not old.started:
-            old.compare_with(self._taps.now.health, partial(self._layout, self._taps.now))
+            taps = self._taps.now
+            old.use(taps.health, partial(self._layout, taps), partial(self._merged, taps, before))
             return
         self._accumulators_of.clear()
         left = self._left = threading.Event()
@@ -224,7 +225,7 @@ class SharedSteps:
         self._write(self._number(merged.step), lambda: merged.row, health, part, taps)
 
     def _changed(self, exchange: int, news: CoverageNews) -> None:
-        if exchange != self._number_of_exchange:
+        if exchange != self._number_of_exchange and news.missing:
             return  # all ranks leave an exchange when the model changes
         data: dict[str, Any] = asdict(news)
         data["since"] = since = self._number(news.since)

@@ -179,6 +179,8 @@ class TrainingEvents:
     def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
         """Add its objective to the loss of the step, if it reached parameters of this model."""
         reached = self._loss.ended(roots, gradients)
+        if self._changes.pending:
+            self._isolated(self._follow, self._changes.between, self._watched)
         if reached:
             self._pass_ended()
         return reached

@@ -32,6 +32,8 @@ import stabwatch
 STEPS = 6
 MIXED = ("tp", "2d", "tp_sequence")
 """Modes with some parameters that are DTensors, and some that are not."""
+GROWS_AT = 3
+"""The step at which a layer is added that is not called."""
 
 
 class Block(nn.Module):
@@ -126,7 +128,8 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
     torch.manual_seed(0)
     inner = Net()
     settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": out / mode}
-    watch = stabwatch.attach(inner, **settings) if mode == "fsdp2_later" else None
+    mode, _, first = mode.partition("-")
+    watch = stabwatch.attach(inner, **settings) if first or mode == "fsdp2_later" else None
     model, shares, mine = parallel(mode, inner, rank, world)
     if mode == "zero":
         optimizer = ZeroRedundancyOptimizer(inner.parameters(), torch.optim.SGD, lr=0.1)
@@ -134,14 +137,16 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=mode not in MIXED)
     watch = watch or stabwatch.attach(model, optimizer, **settings)
     generator = torch.Generator().manual_seed(1)
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        if first == "grows" and step == GROWS_AT:
+            inner.blocks[1].extra = nn.Linear(3, 3)
         x = torch.randn(16, 8, generator=generator)
         part = x.chunk(shares)[mine]
         loss = F.cross_entropy(model(part), part[:, :4].argmax(1))
         optimizer.zero_grad()
         loss.backward()
         if mode == "manual":
-            for p in inner.parameters():
+            for p in (p for p in inner.parameters() if p.grad is not None):
                 dist.all_reduce(p.grad)
                 p.grad /= world
         optimizer.step()

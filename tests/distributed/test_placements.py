@@ -11,7 +11,7 @@ import pytest
 
 from stabwatch.runlog import read_run
 from stabwatch.signals import CATALOGUE
-from tests.distributed.placement_job import STEPS
+from tests.distributed.placement_job import GROWS_AT, STEPS
 
 ROOT = Path(__file__).parents[2]
 MODES = {
@@ -27,6 +27,10 @@ MODES = {
     "tp": 2,
     "hsdp": 4,
     "2d": 4,
+    "ddp-attached_first": 2,
+    "fsdp1-attached_first": 2,
+    "fsdp2-attached_first": 2,
+    "manual-grows": 2,
 }
 COMPARED = {"moments", "update", "group", "mean"}
 OF_PARAMETERS = {"gradient", "weight", "update", "group", "loss"}
@@ -47,8 +51,9 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_values_are_those_of_one_process(mode, runs):
     job, single = read_run(runs / mode), read_run(runs / "single")
-    [said] = [event.data for event in job.events if event.kind == "ranks"]
-    assert (said["covered"], said["since"], said["missing"]) == (MODES[mode], 0, [])
+    said = [event.data for event in job.events if event.kind == "ranks"]
+    assert [(s["covered"], s["missing"]) for s in said] == [(MODES[mode], [])] * len(said)
+    assert [s["since"] for s in said] == ([0, GROWS_AT] if mode.endswith("-grows") else [0])
     compared = set()
     for key in single.keys:
         signal = CATALOGUE[key.signal]

@@ -9,7 +9,7 @@ from torch import nn
 
 from stabwatch.hooks.base.naming import unwrap
 
-_CALL = nn.Module._call_impl.__code__
+_CALL = vars(nn.Module)["_call_impl"].__code__
 
 
 def outermost(model: nn.Module) -> nn.Module:
