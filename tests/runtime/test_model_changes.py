@@ -187,7 +187,7 @@ def test_networks_that_are_frozen_in_turn_are_no_changes(attach) -> None:
             optimizer.step()
             optimizer.zero_grad()
     log = attach.finish()
-    assert len(log.steps) == 12 and len(log.blocks) <= 2
+    assert len(log.steps) == 12 and len(log.blocks) < 6  # not one for each step
     assert len(changes(log)) <= 1
 
 
@@ -203,7 +203,8 @@ def test_parameters_that_are_lent_for_a_call_are_no_change(attach) -> None:
         optimizer.step()
         optimizer.zero_grad()
     log = attach.finish()
-    assert len(log.steps) == 12 and changes(log) == [] and len(log.blocks) == 1
+    assert len(log.steps) == 12 and changes(log) == []
+    assert all(block.steps[0] <= 1 for block in log.blocks)
 
 
 def test_a_model_that_changes_again_and_again_is_followed_less_often(attach) -> None:
