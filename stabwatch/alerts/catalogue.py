@@ -16,6 +16,7 @@ from stabwatch.alerts.themes import (
     ranks,
     run,
     setup,
+    targets,
     tokens,
     units,
     updates,
@@ -23,6 +24,7 @@ from stabwatch.alerts.themes import (
 
 THEMES = (
     setup,
+    targets,
     nonfinite,
     attention,
     logits,

@@ -33,21 +33,11 @@ class KnownCondition:
 
 ALSO_DETECTED = (
     "LossSpike", "LossShift", "LossDivergence", "NonFinite", "GradientNormExplosion", "LossScaleCollapse",
-    "LearningRateSpike", "LearningRateZero", "TrainingStopped",
+    "LearningRateSpike", "LearningRateZero", "NotLearning", "TrainingStopped",
 )  # fmt: skip
 """Rules and root causes that a detector can also find."""
 
 _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    (
-        "NotLearning",
-        "Nothing is being learned",
-        (
-            "Check that gradients reach the parameters: requires_grad, a detached loss, frozen layers, skipped steps.",
-            "Check that the optimizer holds the parameters of this model, and that its learning rate is not 0.",
-            "Check that the labels belong to the inputs: shuffle both in the same order.",
-            "Try to overfit one batch: a correct set-up does so in some hundred steps.",
-        ),
-    ),
     (
         "LossPlateau",
         "A plateau above the earlier best loss",

@@ -328,7 +328,7 @@ class PlainFeature:
             return None
         self._points += measured
         self._first = np.where(np.isnan(self._first), now, self._first)
-        return {self.signal: now, "points": self._points.copy()} | {g.name: now - self._first for g in self.gauges}
+        return {self.signal: now, "points": self._points.copy()} | self._rises(now)
 
     measures = own_signals
 
@@ -339,8 +339,44 @@ class PlainFeature:
         points = self._points + np.cumsum(measured, axis=0)
         firsts = now[measured.argmax(axis=0), np.arange(now.shape[1])]
         self._points, self._first = points[-1].copy(), np.where(np.isnan(self._first), firsts, self._first)
-        rises = {gauge.name: now - self._first for gauge in self.gauges}
-        return np.arange(len(steps)), BlockGauges({self.signal: now, "points": points} | rises)
+        return np.arange(len(steps)), BlockGauges({self.signal: now, "points": points} | self._rises(now))
+
+    def _rises(self, now: Array) -> dict[str, Array]:
+        with np.errstate(invalid="ignore"):  # of infinities
+            return {gauge.name: now - self._first for gauge in self.gauges}
+
+
+class LastingFeature(PlainFeature):
+    """A signal that is low in a healthy run, and for how many steps it has been above a limit."""
+
+    def __init__(self, signal: str, above: float = 0.0) -> None:
+        super().__init__(signal)
+        self._above, self._since = above, np.empty(0)
+        self._steps = f"{signal}_steps"
+        self.gauges = (DerivedSignal(self._steps, f"Steps for which {signal} has been above {above:g}."),)
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._since = np.append(self._since, np.full(len(self.layers) - len(self._since), np.nan))
+
+    def restart(self) -> None:
+        """See Feature."""
+        super().restart()
+        self._since[:] = np.nan
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        numbers = super().update(step, values)
+        if numbers is None:
+            return None
+        now = numbers[self.signal]
+        begins = (now > self._above) & np.isnan(self._since)
+        self._since = np.where(begins, step, np.where(now <= self._above, np.nan, self._since))
+        lasted = np.where(np.isnan(self._since), 0.0, step - self._since)
+        return numbers | {self._steps: np.where(np.isnan(now), np.nan, lasted)}
+
+    measures = own_signals
 
 
 class MedianFeature(RunFeature):

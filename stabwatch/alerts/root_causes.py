@@ -10,6 +10,8 @@ LARGE_UPDATE = 0.1
 HUGE_UPDATE = 0.5
 """A step that changes the weights by half explains all that follows."""
 _JUMPS = ("LossSpike", "LossShift")
+LARGE_INPUT = 30.0
+"""Pixels of 0 to 255 are above it; numbers that were scaled to a deviation of 1 are far below."""
 HALF_LARGEST = 65504.0
 NEAR_OVERFLOW = HALF_LARGEST / 64
 """A large activation: within six doublings of float16's largest number."""
@@ -20,6 +22,8 @@ def _hardware(e: Evidence) -> Found | None:
     if not changed or rank_causes.replicas_differ(e) or len(e.alerts) == len(changed):
         return None
     first = min(changed, key=lambda a: a.step)
+    if any(peak.step <= first.step and peak.ratio >= LARGE_UPDATE for peak in e.memory.update_peaks):
+        return None  # steps between the measured ones may have been as large
     layers = tuple(a.layer for a in changed if a.step == first.step)
     return Found(
         first.step,
@@ -87,8 +91,25 @@ def _rate_spike(e: Evidence) -> Found | None:
     jump = jumps[-1]
     return Found(
         jump.step,
-        (f"Step {jump.step}: the learning rate went from {jump.before:.3g} to {jump.after:.3g}, its highest so far.",),
+        (f"Step {jump.step}: the learning rate went from {jump.before:.3g} to {jump.after:.3g}.",),
         confidence=0.9,
+    )
+
+
+def _large_inputs(e: Evidence) -> Found | None:
+    size = e.context.get("input_rms", 0.0)
+    shown = e.of("InitialLossTooHigh", "UpdateTooLarge", "ActivationOutlierGrowth", "LossDivergence", "NonFinite")
+    first = e.memory.first_step
+    if size < LARGE_INPUT or first is None or not shown or e.onset > first + e.recent:
+        return None
+    alert = min(shown, key=lambda a: a.onset)
+    return Found(
+        alert.onset,
+        (
+            f"The root mean square of the model's input is {size:.4g}; usual initialisations expect about 1.",
+            f"Step {alert.step}: {alert.description}",
+        ),
+        confidence=0.7,
     )
 
 
@@ -242,6 +263,16 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
             "If the scale of the gradient scaler falls: find what overflows first. Overflows keep the scale too low.",
         ),
         ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
+    ),
+    RootCause(
+        "InputsNotScaled",
+        "The inputs are not scaled",
+        _large_inputs,
+        (
+            "Scale the inputs: pixels by 255, columns of a table to mean 0 and deviation 1.",
+            "Or put a normalisation in front of the first layer.",
+        ),
+        ("LeCun et al. 1998, Efficient BackProp",),
     ),
     RootCause(
         "LearningRateTooHigh",

@@ -17,11 +17,13 @@ from stabwatch.runlog import Event, SeriesKey
 
 _CONTEXT = (
     "loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale",
-    "rank_nonfinite_max", "rank_nonfinite_worst",
+    "rank_nonfinite_max", "rank_nonfinite_worst", "input_rms",
 )  # fmt: skip
 _HIGHER = 1.2
 """A new peak of the update ratio is kept if it is higher by this factor, so that few are kept."""
 _JUMP = 2.0
+_JUMP_BACK = 10.0
+"""Ratio to the point before from which a rate has jumped although the run has known a higher one: a restart."""
 _WARM = 8
 RECURRENT = "weight_hh"
 """Name of the recurrent matrices of `torch.nn.RNN`, `LSTM`, `GRU` and their cells."""
@@ -45,7 +47,7 @@ class UpdatePeak:
 
 @dataclass(frozen=True)
 class RateJump:
-    """A step at which the learning rate was more than twice that of the point before, and of any point before.
+    """A step at which the learning rate was more than twice that of any point before, or ten times the point before.
 
     Points before the run last went back to an earlier step count only for the first points after that.
     """
@@ -72,6 +74,7 @@ class RunContext:
         self.rate_at: tuple[int, float] = (0, math.nan)
         """Step and value of the first learning rate above zero."""
         self.largest_rate = 0.0
+        self.first_step: int | None = None
         self._largest_earlier = math.inf
         self._last_rates: deque[float] = deque(maxlen=_RISE)
         self.largest_activation = math.nan
@@ -127,6 +130,7 @@ class RunContext:
 
     def observe(self, step: int, values: Array) -> None:
         """Process one record."""
+        self.first_step = step if self.first_step is None else self.first_step
         self._learning_rate(step, values)
         for name, column in self._context_columns.items():
             if not math.isnan(values[column]):
@@ -142,6 +146,7 @@ class RunContext:
 
     def observe_many(self, steps: Ints, values: Array) -> Callable[[int], dict[str, float]]:
         """Process records. The result gives `context` as it was after one of them; -1 for before all."""
+        self.first_step = int(steps[0]) if self.first_step is None else self.first_step
         start, followed = dict(self.context), self._learning_rates(steps, values)
         for name, column in self._context_columns.items():
             rows = np.flatnonzero(~np.isnan(values[:, column]))
@@ -176,8 +181,10 @@ class RunContext:
         if not len(rows):
             return {}
         largest = np.maximum.accumulate(np.append(self.largest_rate, now))
-        earlier = np.where(self._rates + np.arange(len(now)) >= _WARM, largest[:-1], self._largest_earlier)
-        for i in np.flatnonzero(now > _JUMP * np.maximum(before, earlier)).tolist():
+        warm = self._rates + np.arange(len(now)) >= _WARM
+        earlier = np.where(warm, largest[:-1], self._largest_earlier)
+        back = warm & (before > 0) & (now > _JUMP_BACK * before)
+        for i in np.flatnonzero((now > _JUMP * np.maximum(before, earlier)) | back).tolist():
             self.rate_jumps.append(RateJump(int(steps[rows[i]]), float(before[i]), float(now[i])))
         if math.isnan(self.rate_at[1]):
             self.rate_at = (int(steps[rows[0]]), float(now[0]))
@@ -212,7 +219,8 @@ class RunContext:
             return
         before = self.context.get("learning_rate", math.nan)
         largest = self.largest_rate if self._rates >= _WARM else self._largest_earlier
-        if now > _JUMP * max(before, largest):
+        back = self._rates >= _WARM and 0 < _JUMP_BACK * before < now
+        if now > _JUMP * max(before, largest) or back:
             self.rate_jumps.append(RateJump(step, before, float(now)))
         if math.isnan(self.rate_at[1]):
             self.rate_at = (step, float(now))

@@ -19,6 +19,7 @@ from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen_by_modes
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
+from stabwatch.hooks.losses import LOSS_PATCHES
 from stabwatch.hooks.patching import SOFTMAX_METHOD, KeptReferences, MethodPatch, Patch
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake
@@ -179,6 +180,7 @@ _PATCHES: tuple[Patch | MethodPatch, ...] = (
     MethodPatch(torch.jit._recursive, "create_script_module", create_script_module),
     Patch(_cross_entropy, cross_entropy),
     Patch(_clip_grad_norm_, clip_grad_norm_),
+    *LOSS_PATCHES,
     *BACKWARD_PATCHES,
     *scale_patches(),
     MethodPatch(torch.amp.GradScaler, "update", scaler_update),

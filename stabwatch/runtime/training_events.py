@@ -147,6 +147,13 @@ class TrainingEvents:
         self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
         if self.flags.open:
             self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
+        if self.flags.sampled:
+            self.isolation.run("batch", "sampled", self._note_input, inputs)
+
+    def _note_input(self, inputs: tuple[Any, ...]) -> None:
+        batch = first_tensor(inputs)
+        if batch is not None and batch.numel() and batch.layout == torch.strided:
+            self.context.run.update_input(batch)
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""

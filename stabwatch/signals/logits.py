@@ -6,6 +6,21 @@ from stabwatch.signals.declaration import Signal
 
 _SOURCE = "Chowdhery et al. 2022 (PaLM), arXiv:2204.02311; Wortsman et al. 2023, arXiv:2309.14322"
 
+
+def _target(name: str, help: str, *fields: str, unit: str = "ratio", formula: str = "quotient") -> Signal:
+    return Signal(
+        name=name, help=help, unit=unit, tap="logits", reduction="targets", fields=fields, formula=formula,
+        scope="run", tier="always",
+    )  # fmt: skip
+
+
+def _form(name: str, help: str, field: str, of: str = "count", unit: str = "ratio") -> Signal:
+    return Signal(
+        name=name, help=help, unit=unit, tap="logits", reduction="logit_form", fields=(field, of), formula="quotient",
+        scope="run",
+    )  # fmt: skip
+
+
 SIGNALS = (
     Signal(
         name="output_logit_logsumexp",
@@ -91,4 +106,22 @@ SIGNALS = (
         tier="deep",
         worst="min",
     ),
+    _target("target_ignored_ratio", "Share of the targets of `cross_entropy` that are ignored.", "ignored", "count"),
+    _target("target_mean", "Mean label of `cross_entropy` over the number of classes.", "sum", "known", unit="1"),
+    _target(
+        "target_deviation",
+        "Standard deviation of the labels of `cross_entropy`, over the number of classes.",
+        "sum",
+        "sumsq",
+        "known",
+        unit="1",
+        formula="deviation",
+    ),
+    _target(
+        "target_labels", "Labels of `cross_entropy` that were read in the step.", "known", unit="1", formula="same"
+    ),
+    _target("target_classes", "Number of classes of `cross_entropy`.", "classes", unit="1", formula="same"),
+    _form("output_probability_ratio", "Share of the rows of logits that are probabilities already.", "probability"),
+    _form("output_cut_ratio", "Share of the rows of logits of which the smallest is exactly 0, and none below.", "cut"),
+    _form("label_logit_gap", "Mean logit of a row minus that of its label.", "gap", of="known", unit="nat"),
 )

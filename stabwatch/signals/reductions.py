@@ -65,6 +65,7 @@ def _reduction(name: str, **ops: Op) -> Reduction:
 MOMENTS = _reduction("moments", count="sum", sumsq="sum", nonfinite="sum", abs_max="max")
 MEAN = _reduction("mean", count="sum", sum="sum", nonfinite="sum")
 UPDATE = _reduction("update", count="sum", update_sumsq="sum", weight_sumsq="sum")
+UPDATE_LOST = _reduction("update_lost", count="sum", same="sum")
 LOGSUMEXP = _reduction("logsumexp", count="sum", sum="sum", sumsq="sum", nonfinite="sum", max="max")
 ATTENTION_BRACKET = _reduction(
     "attention_bracket",
@@ -108,6 +109,8 @@ RADII = _reduction("radii", count="sum", **dict.fromkeys((f"from_{i}" for i in r
 """Number of ratios at or above the i-th edge."""
 REACH = _reduction("reach", count="sum", missing="sum", unheld="sum", unregistered="sum", total="max")
 CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
+TARGETS = _reduction("targets", count="sum", ignored="sum", known="sum", sum="sum", sumsq="sum", classes="max")
+LOGIT_FORM = _reduction("logit_form", count="sum", probability="sum", cut="sum", known="sum", gap="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
 CAPACITY = _reduction("capacity", count="sum", overflow="sum")
@@ -121,7 +124,8 @@ REDUCTIONS: dict[str, Reduction] = {
         MOMENTS, MEAN, UPDATE, LOGSUMEXP, ATTENTION_BRACKET, ATTENTION_EXACT, ATTENTION_ENTROPY, CLIP, HOST, HOST_COUNT,
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
-        SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH,
+        SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
+        UPDATE_LOST,
     )
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from stabwatch.signals.declaration import Signal
 def _host(name: str, help: str, unit: str = "1", **more: Any) -> Signal:
     return Signal(
         name=name, help=help, unit=unit, tap="host", reduction="host", fields=("last",), formula="same",
-        scope="run", tier="always", **more,
+        scope="run", **{"tier": "always", **more},
     )  # fmt: skip
 
 
@@ -69,6 +69,17 @@ SIGNALS = (
         "Whether the step of a model with dropout or batch norm was trained in evaluation mode: 1, or 0.",
         "ratio",
     ),
+    _host(
+        "loss_broadcast_factor",
+        "Numbers that `mse_loss` and its kin compared over those of the larger tensor; above 1, shapes differ.",
+    ),
+    _host(
+        "target_out_of_range_ratio",
+        "Share of the targets of `binary_cross_entropy_with_logits` that are outside of 0 to 1.",
+        "ratio",
+        tier="sampled",
+    ),
+    _host("input_rms", "Root mean square of the model's first input of floating-point numbers.", tier="sampled"),
     _host("clip_limit", "Largest `max_norm` that `clip_grad_norm_` was given in the step."),
     _count(
         "optimizer_resets_total",

@@ -42,4 +42,13 @@ SIGNALS = (
         fields=("update_sumsq", "weight_sumsq"),
         formula="relative_norm",
     ),
+    Signal(
+        name="update_lost_ratio",
+        help="Share of a layer's 16-bit weights with a gradient that a step left at the same number.",
+        unit="ratio",
+        tap="update",
+        reduction="update_lost",
+        fields=("same", "count"),
+        formula="quotient",
+    ),
 )

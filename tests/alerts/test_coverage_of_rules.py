@@ -18,20 +18,19 @@ from stabwatch.signals import CATALOGUE
 RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
 NO_RULE = {
     "part of what a rule reads: the same number by layer, group, head, rank, or in another form": (
-        "layer_gradient_norm", "group_gradient_norm", "gradient_fp16_headroom", "attention_logit_head",
+        "group_gradient_norm", "gradient_fp16_headroom", "attention_logit_head",
         "attention_logit_upper", "attention_logit_upper_head", "attention_z", "attention_entropy_min",
         "attention_entropy_head", "output_logit_z", "output_logit_max", "output_rms", "activation_peak_ratio",
         "activation_fp16_headroom", "activation_saturated_ratio", "branch_trunk_ratio", "step_to_radius_ratio",
         "step_to_radius_mean_ratio", "step_to_radius_median_ratio", "step_to_radius_p99_ratio",
         "taylor_radius", "router_overflow_ratio", "expert_load_ratio",
         "shift_coherence", "token_mean_to_centred_ratio", "gradient_fp16_saturated_ratio",
-        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst", "clip_limit",
+        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst",
     ),
-    "a part of the trained loss, or the same: the rules judge what is trained on": ("token_loss",),
     "evidence: it tells why, and healthy runs show any value of it": (
         "singular_value_max", "singular_value_second_ratio", "singular_value_residual_ratio", "stable_rank",
         "update_singular_value_max", "update_stable_rank", "update_weight_cosine", "update_successive_cosine",
-        "scale_invariant_ratio", "radial_update_ratio", "effective_step_size", "gradient_weight_cosine",
+        "input_rms", "scale_invariant_ratio", "radial_update_ratio", "effective_step_size", "gradient_weight_cosine",
         "descent_weight_cosine", "logit_scaling_cosine", "output_entropy", "geometry_stability",
         "geometry_stability_error", "activation_kurtosis", "activation_outlier_ratio", "activation_zero_ratio",
         "weight_zero_ratio", "update_rms", "router_entropy", "router_z", "expert_output_rms", "attention_contraction",

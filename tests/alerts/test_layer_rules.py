@@ -60,6 +60,20 @@ SCENARIOS = {
     "EvalModeInTraining": Scenario("evaluating", [0.0] * 100, [1.0] * 5),
     "OptimizerStateLost": Scenario("resets", [0.0] * 100, [1.0]),
     "LearningRateZero": Scenario("learning_rate", [1e-3] * 100, [1e-9] * 40),
+    "NoUpdates": Scenario("update a", wave(100, 0.003, 0.1), [0.0] * 5),
+    "WeightsDecayAway": Scenario("weight a", wave(100, 1.0, 0.01), [0.02] * 4),
+    "UpdatesLost": Scenario("lost a", wave(100, 0.2, 0.1), [0.9] * 5),
+    "ClipOnScaledGradients": Scenario(
+        "clip_limit", [1.0] * 100, [2048.0] * 5, {"flow a": 1.0, "gradient_norm": 5000.0, "loss_scale": 2048.0}
+    ),
+    "DoubleSoftmax": Scenario("probability", [0.0] * 100, [1.0] * 4),
+    "ReluOnLogits": Scenario("cut", [0.0] * 100, [1.0] * 4),
+    "LossBroadcast": Scenario("broadcast", [1.0] * 100, [32.0] * 4),
+    "TargetOutOfRange": Scenario("out_of_range", [0.0] * 100, [0.4] * 4),
+    "TargetsIgnored": Scenario("ignored", wave(100, 0.7, 0.05), [1.0] * 5),
+    "DataNotShuffled": Scenario("label_mean", wave(100, 0.5, 0.02), [i // 5 % 10 / 10 for i in range(60)]),
+    "InitialLossTooHigh": Scenario("token_loss", [3.0] * 100, [30.0], {"ten_classes": 1.0, "cut": 0.0}),
+    "NotLearning": Scenario("token_loss", [1.0] * 100, [2.302] * 240, {"ten_classes": 1.0}),
     "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),
 }
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts.features import Feature, PlainFeature
+from stabwatch.alerts.features import Feature, LastingFeature, PlainFeature
 from stabwatch.alerts.references import CALIBRATED, SWITCH
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 
 
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (PlainFeature("router_max_violation"), PlainFeature("router_dropped_ratio"))
+    return (LastingFeature("router_max_violation", above=2.5), PlainFeature("router_dropped_ratio"))
 
 
 RULES: tuple[Rule, ...] = (
@@ -21,10 +21,17 @@ RULES: tuple[Rule, ...] = (
         description="The load of the busiest expert of {where} exceeds the mean load by a factor of "
         "{router_max_violation:.3g}.",
         thresholds=(
-            Threshold(severity="warning", when=(Condition("router_max_violation", above=2.5),), for_points=64),
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("router_max_violation", above=2.5),
+                    Condition("router_max_violation_steps", above=62.0),
+                ),
+                for_points=2,
+            ),
         ),
         abnormal=(Condition("router_max_violation", above=2.0),),
-        source=f"3: all tokens go to one of four experts, or to the same two of eight; {CALIBRATED}",
+        source=f"3: all tokens go to one of four experts, or to the same two of eight; for 63 steps; {CALIBRATED}",
         remedy=(
             "Raise the weight of the load-balancing loss, or add a bias per expert. Lower the router's learning rate.",
             "Resume from a checkpoint before the onset: experts without tokens were not trained.",

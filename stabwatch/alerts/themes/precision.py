@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from stabwatch.alerts.blocks import Block
-from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
+from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RunFeature, own_signals
 from stabwatch.alerts.references import CALIBRATED, MIXED, OPT, RELU
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, Ints, median
+from stabwatch.alerts.statistics import Array, Bools, Ints, median
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 32
@@ -75,6 +75,12 @@ class ZeroFeature(RunFeature):
             "ratio",
             "run",
         ),
+        DerivedSignal(
+            "gradient_never_ratio",
+            "1 while the gradients of all layers have been exactly zero at every point so far, else 0.",
+            "ratio",
+            "run",
+        ),
     )
 
     def __init__(self) -> None:
@@ -83,21 +89,30 @@ class ZeroFeature(RunFeature):
             "gradient_zero", "gradient_zero_ratio", "gradient_fp16_subnormal_ratio", "gradient_fp16_lost_ratio",
             "gradient_abs_max",
         )  # fmt: skip
+        self._norms = LayerColumns("layer_gradient_norm")
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         super().bind(keys)
+        self._norms.bind(keys)
         more = len(self._columns.layers) - len(self._first)
         self._last = np.pad(self._last, ((0, 0), (0, more)), constant_values=np.nan)
         self._first = np.append(self._first, np.full(more, np.nan))
 
     def _begin(self) -> None:
         self._last[:], self._first[:] = np.nan, np.nan
+        self._never = math.nan
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         now = np.array([self._columns.of(signal, values) for signal in self._columns.signals])
+        norms = self._norms.of("layer_gradient_norm", values)
+        norms = norms[np.isfinite(norms)]
+        if len(norms) and self._never != 0:
+            self._never = float((norms == 0).all())
         if np.isnan(now[0]).all():
-            return None
+            nothing = len(norms) > 0 and self._never == 1
+            numbers = (1.0, 0.0, 0.0, 1.0)
+            return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)} if nothing else None
         self._last = np.where(np.isnan(now), self._last, now)
         zero, subnormal, lost, largest = self._last
         self._first = np.where(np.isnan(self._first), zero, self._first)
@@ -105,8 +120,39 @@ class ZeroFeature(RunFeature):
         small = median(largest[np.isfinite(largest)]) < SMALL
         underflow = median(subnormal[np.isfinite(subnormal)]) if computed_in_half and small else 0.0
         value = median(zero[np.isfinite(zero)])
-        numbers = (value, value - median(self._first[np.isfinite(self._first)]), underflow)
+        never = 0.0 if math.isnan(self._never) else self._never
+        numbers = (value, value - median(self._first[np.isfinite(self._first)]), underflow, never)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
+
+    def measures(self, values: Array) -> Bools:
+        """See `blocks`."""
+        return self._columns.measured(values) | self._norms.measured(values)
+
+
+class ClipFeature(RunFeature):
+    """The gradient norm at the step times the loss scale, over what clipping has left: the scale itself, or 1.
+
+    Clipped after unscaling, the norm at the step is what clipping has left. Clipped before, it is that over the scale.
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "clip_scaled_ratio",
+            "Gradient norm times loss scale over the norm that clipping left: the scale; 1 if clipped before "
+            "unscaling.",
+            "ratio",
+            "run",
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("clip_limit", "clip_limit", "gradient_norm", "gradient_norm_before_clip", "loss_scale")
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        limit, norm, before, scale = (self._one(signal, values) for signal in self._columns.signals)
+        if not math.isfinite(limit + norm + before + scale) or min(limit, before) <= 0:
+            return None
+        return {self.gauges[0].name: norm * scale / min(limit, before), "loss_scale": scale, "clip_limit": limit}
 
     measures = own_signals
 
@@ -114,6 +160,7 @@ class ZeroFeature(RunFeature):
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
+        ClipFeature(),
         HistoryFeature(
             "loss_scale",
             DerivedSignal("loss_scale_to_peak_ratio", "loss_scale over its largest value so far.", "ratio", "run"),
@@ -131,6 +178,27 @@ def features() -> tuple[Feature, ...]:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        name="ClipOnScaledGradients",
+        title="Gradients are clipped before they are unscaled",
+        family="clip_limit",
+        summary="Gradients are clipped while they are multiplied by the loss scale: each step is far too small.",
+        description="At the step the gradient norm is what clipping left (at most {clip_limit:.3g}) over the loss "
+        "scale "
+        "({loss_scale:.3g}).",
+        thresholds=(
+            Threshold(
+                severity="critical",
+                when=(Condition("clip_scaled_ratio", above=0.5, below=2.0), Condition("loss_scale", above=8.0)),
+                for_points=3,
+            ),
+        ),
+        abnormal=(Condition("clip_scaled_ratio", above=0.5, below=2.0), Condition("loss_scale", above=8.0)),
+        source="clipped in the right order the ratio is the loss scale itself, which is above 8 here",
+        remedy=("Call `scaler.unscale_(optimizer)` before `clip_grad_norm_`.",),
+        references=(MIXED,),
+        fact=True,
+    ),
     Rule(
         name="LossScaleCollapse",
         title="Loss-scale collapse",
@@ -209,8 +277,14 @@ RULES: tuple[Rule, ...] = (
                 when=(Condition("gradient_zero_median_ratio", above=0.9), Condition("gradient_zero_rise", above=0.5)),
                 for_points=3,
             ),
+            Threshold(
+                severity="warning",
+                when=(Condition("gradient_zero_median_ratio", above=0.9), Condition("gradient_never_ratio", above=0.5)),
+                for_points=4,
+                summary="All gradients have been exactly zero since the first step.",
+            ),
         ),
-        abnormal=(Condition("gradient_zero_median_ratio", above=0.7), Condition("gradient_zero_rise", above=0.3)),
+        abnormal=(Condition("gradient_zero_median_ratio", above=0.7),),
         source=f"nine tenths of the values of the median layer; a ReLU language model reaches 0.6 ({CALIBRATED})",
         remedy=(
             "Dead units do not recover: lower the learning rate, and resume from a checkpoint before the onset.",

@@ -9,7 +9,15 @@ from dataclasses import replace
 import numpy as np
 
 from stabwatch.alerts.blocks import Block
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, PlainFeature, RunFeature, own_signals
+from stabwatch.alerts.features import (
+    DerivedSignal,
+    Feature,
+    LastingFeature,
+    LayerColumns,
+    PlainFeature,
+    RunFeature,
+    own_signals,
+)
 from stabwatch.alerts.rule import Condition, Rule, Severity, Threshold
 from stabwatch.alerts.statistics import Array, Ints, carried
 from stabwatch.runlog import SeriesKey
@@ -20,39 +28,6 @@ PATIENCE = 15
 """Steps for which something must not be trained: by then the optimizers of a usual loop have stepped, also in turns."""
 ZERO_RATE = 1e-5
 """Of the peak. A cosine schedule to zero is below it in the last 0.2 % of its steps."""
-
-
-class LastingFeature(PlainFeature):
-    """A signal that is 0 in a healthy run, and for how many steps it has been above a limit."""
-
-    def __init__(self, signal: str, above: float = 0.0) -> None:
-        super().__init__(signal)
-        self._above, self._since = above, np.empty(0)
-        self._steps = f"{signal}_steps"
-        self.gauges = (DerivedSignal(self._steps, f"Steps for which {signal} has been above {above:g}."),)
-
-    def bind(self, keys: Sequence[SeriesKey]) -> None:
-        """See Feature."""
-        super().bind(keys)
-        self._since = np.append(self._since, np.full(len(self.layers) - len(self._since), np.nan))
-
-    def restart(self) -> None:
-        """See Feature."""
-        super().restart()
-        self._since[:] = np.nan
-
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Feature."""
-        numbers = super().update(step, values)
-        if numbers is None:
-            return None
-        now = numbers[self.signal]
-        begins = (now > self._above) & np.isnan(self._since)
-        self._since = np.where(begins, step, np.where(now <= self._above, np.nan, self._since))
-        lasted = np.where(np.isnan(self._since), 0.0, step - self._since)
-        return numbers | {self._steps: np.where(np.isnan(now), np.nan, lasted)}
-
-    measures = own_signals
 
 
 class MissingFeature(LastingFeature):

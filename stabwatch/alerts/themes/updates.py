@@ -13,13 +13,17 @@ from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.runlog import SeriesKey
 
+FAR = 16
+"""Steps between two points over which nothing is known of the sizes of the steps between them."""
+
 
 class WeightFeature:
     """Change of a layer's weight norm that the optimizer's own steps cannot explain.
 
     The norm after a step is within (1 +- update-to-weight ratio) of the norm before it. Between two measured points,
     every step is assumed as large as the larger of the two. The rest has another cause: a bit flip, a loaded
-    checkpoint, swapped averaged weights.
+    checkpoint, swapped averaged weights. Points that are farther apart are not compared: the
+    steps between are not known.
     """
 
     name = "weight"
@@ -92,8 +96,11 @@ class WeightFeature:
     def _beyond(rms: Array, ratio: Array, step: Array | int, was: Array, was_ratio: Array, was_step: Array) -> Array:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             most = np.where(np.isnan(was_ratio), np.nan, np.fmax(was_ratio, ratio))
-            allowed = np.expm1((step - was_step) * np.log1p(most))
-            beyond = np.maximum(np.fmax(rms / was, was / rms) - 1 - allowed, 0.0)
+            steps = step - was_step
+            grown = rms / was - np.exp(steps * np.log1p(most))
+            shrunk = was / rms - np.exp(-steps * np.log1p(-np.minimum(most, 1.0)))
+            beyond = np.maximum(np.fmax(grown, shrunk), 0.0)
+        beyond[np.broadcast_to(steps > FAR, beyond.shape)] = np.nan
         beyond[~(np.isfinite(was) & (was > 0))] = np.nan
         return beyond
 
@@ -127,6 +134,17 @@ def features() -> tuple[Feature, ...]:
             DerivedSignal("adam_epsilon_median_ratio", "Median over layers of adam_epsilon_ratio.", "ratio", "run"),
         ),
         PlainFeature("beyond_radius_ratio"),
+        MedianFeature(
+            "weight_median",
+            "weight_rms",
+            DerivedSignal("weight_rms_median", "Median over layers of weight_rms.", "1", "run"),
+            DerivedSignal("weight_rms_to_peak_ratio", "weight_rms_median over its previous peak.", "ratio", "run"),
+        ),
+        MedianFeature(
+            "update_lost",
+            "update_lost_ratio",
+            DerivedSignal("update_lost_median_ratio", "Median over layers of update_lost_ratio.", "ratio", "run"),
+        ),
     )
 
 
@@ -158,6 +176,60 @@ RULES: tuple[Rule, ...] = (
             "Warm it up over the first few hundred steps. Check the schedule for a jump.",
         ),
         references=(PROXIES,),
+    ),
+    Rule(
+        name="NoUpdates",
+        title="Steps change nothing",
+        family="update",
+        summary="The optimizer's steps no longer change the weights.",
+        description="The step changed the weights of the median layer by {update_to_weight_median_ratio:.2g} of their "
+        "norm.",
+        thresholds=(
+            Threshold(
+                severity="warning", when=(Condition("update_to_weight_median_ratio", below=1e-12),), for_points=3
+            ),
+        ),
+        abnormal=(Condition("update_to_weight_median_ratio", below=1e-12),),
+        source="below the rounding of float64: nothing was written, or what was written rounds to the same number",
+        remedy=(
+            "Check the learning rate, the gradient scaler (skipped steps) and what the gradients are at this step.",
+            "Is the optimizer's `step` still called, on the parameters of this model?",
+        ),
+    ),
+    Rule(
+        name="WeightsDecayAway",
+        title="Weight decay outweighs the gradient",
+        family="weight_median",
+        summary="The weights shrink towards zero: weight decay outweighs the gradient.",
+        description="The weights of the median layer are {weight_rms_to_peak_ratio:.2g} of their largest size.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("weight_rms_to_peak_ratio", below=0.1),), for_points=2),
+        ),
+        abnormal=(Condition("weight_rms_to_peak_ratio", below=0.3),),
+        source="a tenth of the peak, in the median layer; usual decay changes weights by a few per cent in a run",
+        remedy=(
+            "Lower the weight decay: SGD and AdamW shrink the weights by rate times decay at each step.",
+            "Adam with `weight_decay` divides the decay by its second moment: use AdamW in its place.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="UpdatesLost",
+        title="Updates are rounded away",
+        family="update_lost",
+        summary="Updates are too small for the number format of the weights, and most are rounded away.",
+        description="In the median layer, {update_lost_median_ratio:.0%} of the weights with a gradient were the same "
+        "number after the step.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("update_lost_median_ratio", above=0.75),), for_points=3),
+        ),
+        abnormal=(Condition("update_lost_median_ratio", above=0.75),),
+        source="three quarters of the weights; bfloat16 has 8 bits, so an update below 1/512 of its weight is lost",
+        remedy=(
+            "Keep the weights in float32 and compute in bfloat16 (`torch.autocast`), or keep a float32 copy.",
+            "Or use an optimizer that rounds stochastically or carries the rounding error (Kahan summation).",
+        ),
+        fact=True,
     ),
     Rule(
         name="WeightsChangedOutsideStep",

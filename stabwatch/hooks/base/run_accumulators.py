@@ -22,8 +22,12 @@ CERTAIN = PROBES.register(Probe(name="loss", tap="logits", reduction=CERTAINTY, 
 CLIPPED = PROBES.register(Probe(name="clip", tap="gradient", reduction=CLIP, tier="always")).accumulator()
 LOSS_SCALE = host_accumulator("loss_scale")
 KEPT = host_accumulator("gradients_kept_ratio")
+BROADCAST = host_accumulator("loss_broadcast_factor")
+INPUT = host_accumulator("input_rms")
+OUT_OF_RANGE = host_accumulator("target_out_of_range_ratio")
 TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
 """The cross-entropy that was seen on the way, which need not be what is trained on."""
+INPUTS = 1 << 16
 LOSS_FALLBACKS = ("logged", "backward", "module", "output")
 """Where the loss may come from, best first; the first that was measured in a step becomes the loss.
 
@@ -53,6 +57,9 @@ class RunAccumulators:
         self.clip = new_accumulator("clip", device)
         self.loss_scale = new_accumulator("host", device)
         self.kept = new_accumulator("host", device)
+        self.broadcast = new_accumulator("host", device)
+        self.out_of_range = new_accumulator("host", device)
+        self.input = new_accumulator("host", device)
         self.busy = new_accumulator("host", device)
         self.logged: dict[str, Tensor] = {}
         self.classifies = False
@@ -78,6 +85,9 @@ class RunAccumulators:
         buffer.add((CLIPPED,), source_of(self.clip))
         buffer.add((LOSS_SCALE,), source_of(self.loss_scale))
         buffer.add((KEPT,), source_of(self.kept))
+        buffer.add((BROADCAST,), source_of(self.broadcast))
+        buffer.add((OUT_OF_RANGE,), source_of(self.out_of_range))
+        buffer.add((INPUT,), source_of(self.input))
 
     @torch.no_grad()
     def update_loss(self, source: str, value: Tensor) -> None:
@@ -107,6 +117,25 @@ class RunAccumulators:
         """Note the share of gradients that were not empty when the backward passes of the step began, float32 ()."""
         share = share.to(self._device, non_blocking=True)
         merge_(HOST, self.kept, torch.stack((torch.ones_like(share), share)))
+
+    @torch.no_grad()
+    def update_broadcast(self, partials: Tensor) -> None:
+        """Note how many times too many numbers a loss has compared, float32 (2,): 1, and the factor."""
+        merge_(HOST, self.broadcast, partials)
+
+    @torch.no_grad()
+    def update_out_of_range(self, share: Tensor) -> None:
+        """Note the share of the targets of a binary cross entropy that are outside of 0 to 1, float32 ()."""
+        share = share.to(self._device, non_blocking=True)
+        merge_(HOST, self.out_of_range, torch.stack((torch.ones_like(share), share)))
+
+    @torch.no_grad()
+    def update_input(self, batch: Tensor) -> None:
+        """Note the root mean square of an input, of at most 65,536 numbers of it."""
+        flat = batch.detach().reshape(-1)
+        rms = flat[:: max(1, -(-len(flat) // INPUTS))].float().square().mean().sqrt()
+        rms = rms.to(self._device, non_blocking=True)
+        merge_(HOST, self.input, torch.stack((torch.ones_like(rms), rms)))
 
     def fill_busy(self, seconds: float) -> None:
         """Note this rank's time to the end of its forward, in a step that is merged over ranks."""

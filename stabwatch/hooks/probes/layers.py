@@ -19,16 +19,18 @@ from stabwatch.hooks.base.tracked import TrackedParameter, tracked_parameters
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
 from stabwatch.runlog import Accumulator
-from stabwatch.signals.reductions import GROUP, MOMENTS, UPDATE
+from stabwatch.signals.reductions import GROUP, MOMENTS, UPDATE, UPDATE_LOST
 
 GROUPS = 16
 """Parameter groups that have a series of their own; all others share the last one."""
+LOST_SAMPLE = 1 << 16
 GROUP_NAMES = (*(f"group{i}" for i in range(GROUPS)), "other groups")
 
 GRADIENT = PROBES.register(Probe(name="gradient", tap="gradient", reduction=MOMENTS, tier="sampled"))
 GROUP_NORM = PROBES.register(Probe(name="gradient", tap="group", reduction=GROUP, tier="sampled"))
 WEIGHT = PROBES.register(Probe(name="weight", tap="weight", reduction=MOMENTS, tier="sampled"))
 CHANGE = PROBES.register(Probe(name="update", tap="update", reduction=UPDATE, tier="sampled"))
+LOST = PROBES.register(Probe(name="update", tap="update", reduction=UPDATE_LOST, tier="sampled", optional=True))
 """Collected by `ParameterTaps`: all layers are reduced together, in a few launches."""
 
 
@@ -85,6 +87,7 @@ class ParameterTaps:
         self.gradient = _empty("moments", len(rows), device)
         self.weight = _empty("moments", len(rows), device)
         self.update = _empty("update", len(rows), device)
+        self.lost = _empty("update_lost", len(rows), device)
         self._phase = 0
         self.group = _empty("group", GROUPS + 1, device)
         self._numbers: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
@@ -93,6 +96,7 @@ class ParameterTaps:
             self._numbers, self._next_number = before._numbers, before._next_number
         self._copies = Copies()
         self._before: list[tuple[Tensor, Tensor, int]] = []
+        self._half: list[tuple[Owned, Tensor]] = []
         self._read: tuple[Tensor, list[tuple[int, int]], frozenset[int]] | None = None
 
     def _find(self) -> None:
@@ -220,6 +224,7 @@ class ParameterTaps:
         live = [o.weight for o in mine]
         copies = self._copies.of(live)
         self._before = [(p, b, o.row) for p, b, o in zip(live, copies, mine, strict=True)]
+        self._half = [(o, b) for o, b in zip(mine, copies, strict=True) if b.element_size() == 2]
 
     def measure_updates(self) -> None:
         """Norms of what the step changed, and of the parameters before it; the copies are released."""
@@ -228,14 +233,19 @@ class ParameterTaps:
             return
         self._phase += 1
         live, before, rows = zip(*copied, strict=True)
-        grouped_change(before, live, rows, self.update)
+        half, self._half = self._half, []
+        for o, earlier in half:
+            if o.tracked.parameter.grad is not None and o.tracked.parameter.grad.layout == torch.strided:
+                found = lost_updates(o.gradient, o.weight, earlier)
+                self.lost[o.row].add_(found.to(self.lost.device, non_blocking=True))
+        grouped_change(before, live, rows, self.update)  # it writes into the copies
 
     @property
     def expected(self) -> tuple[Accumulator, ...]:
         """The accumulators of the layers, which every run should fill, in the order of `register`."""
         idle = {layer for layer in self.layers if self.is_frozen(layer)}
         found = (a for accumulators, _ in self._matrices() for a in accumulators if a.tap != GROUP_NORM.tap)
-        return tuple(a for a in found if a.site not in idle)
+        return tuple(a for a in found if a.site not in idle and a.reduction != UPDATE_LOST.name)
 
     def register(self, buffer: Buffer) -> None:
         """Put the matrices into the step's buffer."""
@@ -248,12 +258,26 @@ class ParameterTaps:
             (GROUP_NORM, GROUP_NAMES, self.group),
             (WEIGHT, self.layers, self.weight),
             (CHANGE, self.layers, self.update),
+            (LOST, self.layers, self.lost),
         )
         return [(tuple(probe.accumulator(name) for name in names), matrix) for probe, names, matrix in matrices]
 
     def _stepped(self, optimizer: Any) -> list[Owned]:
         params = (p for group in optimizer.param_groups for p in group["params"])
         return [o for p in params if id(p) in self._by_id and self.counts(p) for o in self._by_id[id(p)]]
+
+
+@torch.no_grad()
+def lost_updates(gradient: Tensor, after: Tensor, before: Tensor) -> Tensor:
+    """float32 (2,): weights whose gradient is not zero, and how many of them the step has left the same.
+
+    Of at most 65,536 weights, evenly spaced.
+    """
+    stride = max(1, -(-before.numel() // LOST_SAMPLE))
+    gradient, after, before = (x.detach().reshape(-1)[::stride] for x in (gradient, after, before))
+    moving = gradient != 0
+    same = moving & (after == before)
+    return torch.stack((moving.sum(dtype=torch.float32), same.sum(dtype=torch.float32)))
 
 
 def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:

@@ -1,0 +1,270 @@
+"""What the loss is given: logits that are none, targets that do not fit, batches that are not shuffled."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature, own_signals
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import Array, median
+
+WINDOW = 16
+"""Steps over which labels are compared."""
+NO_BETTER = 0.98
+"""Of ln(classes): a cross-entropy above it is no better than a guess."""
+FEWEST = 8
+"""Fewest labels of a step: of eight drawn at random, an eighth of the variance lies between steps."""
+
+
+class ShuffleFeature(RunFeature):
+    """How much of the variance of the labels lies between steps: 1 / n of steps of n labels that are shuffled."""
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "target_between_ratio",
+            f"Share of the variance of the labels that lies between steps, over the last {WINDOW} steps.",
+            "ratio",
+            "run",
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("target_mean", "target_mean", "target_deviation", "target_labels")
+
+    def _begin(self) -> None:
+        self._past: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        now = tuple(self._one(signal, values) for signal in self._columns.signals)
+        if not all(map(math.isfinite, now)):
+            return None
+        self._past.append((now[0], now[1], now[2]))
+        means, deviations, labels = np.array(self._past).T
+        between, within = float(means.var()), float(np.square(deviations).mean())
+        enough = len(self._past) == WINDOW and median(labels) >= FEWEST and between + within > 0
+        return {self.gauges[0].name: between / (between + within) if enough else math.nan, self.signal: now[0]}
+
+    measures = own_signals
+
+
+class UniformFeature(RunFeature):
+    """The cross-entropy above that of a uniform guess, ln(classes), as far as the size of the logits explains it.
+
+    A margin that is subtracted from the label's logit raises it too; that part, the gap, is left out. lowest: the
+    smallest cross-entropy so far, above that of a uniform guess.
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "loss_above_uniform", "Cross-entropy minus ln(classes), less what a margin on the label adds.", "nat", "run"
+        ),
+        DerivedSignal("loss_lowest_above_uniform", "The lowest of it so far.", "nat", "run"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("token_loss", "token_loss", "target_classes", "label_logit_gap")
+
+    def _begin(self) -> None:
+        self._lowest = math.nan
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        loss, classes, gap = (self._one(signal, values) for signal in self._columns.signals)
+        if not math.isfinite(loss + classes + gap) or classes < 2:
+            return None
+        above = loss - math.log(classes) - max(gap, 0.0)
+        self._lowest = min(above, self._lowest) if math.isfinite(self._lowest) else above
+        return {self.gauges[0].name: above, self.gauges[1].name: self._lowest, self.signal: loss}
+
+    measures = own_signals
+
+
+class GuessFeature(RunFeature):
+    """The cross-entropy of the last steps over that of a uniform guess, and for how many steps it was no lower.
+
+    Of the last 16 points the median; steps are counted from the first record on.
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal("loss_to_uniform_ratio", "Median cross-entropy over ln(classes).", "ratio", "run"),
+        DerivedSignal(
+            "loss_uniform_steps", "Steps for which the cross-entropy was that of a guess, or higher.", "1", "run"
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("loss_of_guess", "token_loss", "target_classes")
+
+    def _begin(self) -> None:
+        self._past: deque[float] = deque(maxlen=WINDOW)
+        self._since = math.nan
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        self._step = step
+        return super().update(step, values)
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        loss, classes = (self._one(signal, values) for signal in self._columns.signals)
+        if not math.isfinite(loss + classes) or classes < 2:
+            return None
+        self._past.append(loss / math.log(classes))
+        now = median(np.array(self._past))
+        self._since = math.nan if now < NO_BETTER else self._step if math.isnan(self._since) else self._since
+        steps = 0.0 if math.isnan(self._since) else self._step - self._since
+        return {self.gauges[0].name: now, self.gauges[1].name: steps, "token_loss": loss}
+
+    measures = own_signals
+
+
+def features() -> tuple[Feature, ...]:
+    """Fresh state for one run."""
+    return (
+        GuessFeature(),
+        PlainFeature("output_probability_ratio"),
+        PlainFeature("output_cut_ratio"),
+        PlainFeature("loss_broadcast_factor"),
+        PlainFeature("target_out_of_range_ratio"),
+        PlainFeature("target_ignored_ratio"),
+        ShuffleFeature(),
+        UniformFeature(),
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="DoubleSoftmax",
+        title="Probabilities are given to a loss that takes logits",
+        family="output_probability_ratio",
+        summary="The loss takes logits and is given probabilities: a softmax is applied twice.",
+        description="{output_probability_ratio:.0%} of the rows that `cross_entropy` was given are probabilities: "
+        "none is "
+        "negative, and they add up to 1.",
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("output_probability_ratio", above=0.9),), for_points=2),
+        ),
+        abnormal=(Condition("output_probability_ratio", above=0.9),),
+        source="rows of logits do not add up to 1; of probabilities the loss cannot fall below ln(e + C - 1) - 1",
+        remedy=(
+            "Leave out the softmax at the end of the model: `cross_entropy` has one of its own.",
+            "Or take the logarithm of the probabilities and use `nll_loss`.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="ReluOnLogits",
+        title="Logits are cut off at zero",
+        family="output_cut_ratio",
+        summary="Logits are cut off at zero before the loss: a class whose logit is cut off gets no gradient.",
+        description="In {output_cut_ratio:.0%} of the rows that `cross_entropy` was given the smallest logit is "
+        "exactly 0.",
+        thresholds=(Threshold(severity="warning", when=(Condition("output_cut_ratio", above=0.5),), for_points=3),),
+        abnormal=(Condition("output_cut_ratio", above=0.5),),
+        source="more than half of the rows, at three points: the smallest output of a linear layer is exactly 0 only "
+        "where all are, at a start from zero",
+        remedy=("Leave out the activation after the last layer.",),
+        fact=True,
+    ),
+    Rule(
+        name="LossBroadcast",
+        title="Output and target of different shapes",
+        family="loss_broadcast_factor",
+        summary="Output and target have different shapes, and the loss compares each output with every target.",
+        description="The loss compared {loss_broadcast_factor:.0f} times as many numbers as there are.",
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("loss_broadcast_factor", above=1.5),), for_points=2),
+        ),
+        abnormal=(Condition("loss_broadcast_factor", above=1.5),),
+        source="any; (n, 1) against (n,) gives (n, n), and the model learns the mean of all targets",
+        remedy=("Give both the same shape: `output.squeeze(-1)`, or `target.unsqueeze(-1)`.",),
+        fact=True,
+    ),
+    Rule(
+        name="TargetOutOfRange",
+        title="Targets out of range",
+        family="target_out_of_range_ratio",
+        summary="Targets of a binary cross entropy are outside of 0 to 1, where it has no lower bound.",
+        description="{target_out_of_range_ratio:.0%} of the targets are below 0 or above 1.",
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("target_out_of_range_ratio", above=0.0),), for_points=2),
+        ),
+        abnormal=(Condition("target_out_of_range_ratio", above=0.0),),
+        source="any: the definition of the loss",
+        remedy=("Scale the targets to 0 to 1 (pixels by 255), or use a loss for numbers of any size.",),
+        fact=True,
+    ),
+    Rule(
+        name="TargetsIgnored",
+        title="Nearly all targets are ignored",
+        family="target_ignored_ratio",
+        summary="Nearly all targets are ignored: almost nothing is learned from a batch.",
+        description="{target_ignored_ratio:.2%} of the targets are ignored.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("target_ignored_ratio", above=0.999),), for_points=3),
+        ),
+        abnormal=(Condition("target_ignored_ratio", above=0.999),),
+        source="all but one in a thousand, at three points; a fine-tuning batch keeps its answers, a masked language "
+        "model 15 %",
+        remedy=(
+            "Look at the labels of one batch: is the answer cut off, or masked with the prompt?",
+            "Check `ignore_index` (-100 by default) against the padding of the labels.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="DataNotShuffled",
+        title="The data are not shuffled",
+        family="target_mean",
+        summary="Batches hold one class after the other: the data are not shuffled.",
+        description=f"{{target_between_ratio:.0%}} of the variance of the labels lies between the last {WINDOW} "
+        f"steps; of "
+        "shuffled data it is one over the batch size.",
+        thresholds=(Threshold(severity="warning", when=(Condition("target_between_ratio", above=0.5),), for_points=2),),
+        abnormal=(Condition("target_between_ratio", above=0.5),),
+        source="half of the variance, in batches of eight labels and more: four times what a random order gives at "
+        "most",
+        remedy=(
+            "Use `DataLoader(..., shuffle=True)`, or shuffle the list of files and a buffer of samples.",
+            "If classes come in order on purpose (continual learning), no action is needed.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="NotLearning",
+        title="Nothing is being learned",
+        family="loss_of_guess",
+        summary="The loss has stayed at that of a uniform guess: nothing is learned.",
+        description="The cross-entropy is {loss_to_uniform_ratio:.1%} of ln(classes), as for {loss_uniform_steps:.0f} "
+        "steps.",
+        thresholds=(Threshold(severity="warning", when=(Condition("loss_uniform_steps", above=199.0),), for_points=2),),
+        abnormal=(Condition("loss_uniform_steps", above=0.0),),
+        source="98 % of ln(classes) for 200 steps; models of all kinds learn how frequent the classes are before that",
+        remedy=(
+            "Check that gradients reach the parameters: requires_grad, a detached loss, frozen layers, skipped steps.",
+            "Check that the optimizer holds the parameters of this model, and that its learning rate is not 0.",
+            "Check that the labels belong to the inputs: shuffle both in the same order.",
+            "Try to overfit one batch: a correct set-up does so in some hundred steps.",
+        ),
+    ),
+    Rule(
+        name="InitialLossTooHigh",
+        title="The initial logits are too large",
+        family="token_loss",
+        summary="The loss is far above that of a uniform guess and has never been below it: the logits are too large.",
+        description="The cross-entropy is {token_loss:.3g}, {loss_above_uniform:.3g} nat above ln(classes).",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("loss_above_uniform", above=8.0), Condition("loss_lowest_above_uniform", above=0.5)),
+            ),
+        ),
+        abnormal=(Condition("loss_above_uniform", above=8.0), Condition("loss_lowest_above_uniform", above=0.5)),
+        source="8 nat: logits of a deviation of 4, which choose a class at random; usual ones stay below 0.5 nat",
+        remedy=(
+            "Initialise the last layer, or the tied embedding, with a deviation of 0.02 or 1 / sqrt(width).",
+            "If the model was loaded: do its weights and its vocabulary or labels belong together?",
+        ),
+    ),
+)

@@ -1,0 +1,77 @@
+"""Losses that compare an output with a target number by number: their shapes, and the range of their targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
+from stabwatch.hooks.forward import CURSOR, in_backward
+from stabwatch.hooks.patching import Patch
+from stabwatch.kernels.constants import device_constant
+from stabwatch.kernels.where import is_fake
+
+SAMPLED = 1 << 16
+"""Most targets of a call whose range is looked at, evenly spread."""
+
+
+def _isolation() -> Any:
+    root = CURSOR.root
+    return None if root is None else root.context.isolation
+
+
+def _context() -> TapContext | None:
+    """The watch whose model was called last, if its losses are measured now."""
+    root = CURSOR.root
+    if root is None or not root.flags.recording or not torch.is_grad_enabled():
+        return None
+    return root.context if not in_backward() and runs_for_real() else None
+
+
+def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    context = _context()
+    if context is not None and not is_fake(input):
+        context.isolation.run("loss", "always", _note_shapes, context, input, target)
+
+
+def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    context = _context()
+    if context is not None and context.flags.sampled and not is_fake(input):
+        with unseen_by_modes():
+            context.isolation.run("loss", "always", _note_range, context, target)
+
+
+def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
+    """Numbers that are compared, over those of the larger tensor: 1 unless both are expanded.
+
+    Tensors of equal dimensions count as 1: there, comparing each with each is meant (quantile regression).
+    """
+    if len(a) == len(b):
+        return 1.0
+    both = torch.broadcast_shapes(a, b).numel()
+    return both / max(1, a.numel(), b.numel())
+
+
+def _note_shapes(context: TapContext, input: Tensor, target: Tensor) -> None:
+    factor = broadcast_factor(input.shape, target.shape)
+    context.run.update_broadcast(device_constant((1.0, factor), torch.float32, context.device))
+
+
+def _note_range(context: TapContext, target: Tensor) -> None:
+    some = target.detach().reshape(-1)
+    some = some[:: -(-len(some) // SAMPLED) or 1]
+    if len(some):
+        context.run.update_out_of_range(((some < 0) | (some > 1)).float().mean())
+
+
+LOSS_PATCHES = tuple(
+    Patch(original, observed(original, seen, None, _isolation))
+    for original, seen in (
+        (F.mse_loss, _saw), (F.l1_loss, _saw), (F.smooth_l1_loss, _saw), (F.huber_loss, _saw),
+        (F.binary_cross_entropy_with_logits, _saw_binary),
+    )
+)  # fmt: skip

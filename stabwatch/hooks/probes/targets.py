@@ -1,0 +1,72 @@
+"""What `cross_entropy` is given: how its targets are spread, and whether its logits are logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stabwatch.hooks.base.probe import PROBES, Probe, on
+from stabwatch.hooks.base.sampling import spread
+from stabwatch.hooks.base.views import LogitsCall, logit_rows
+from stabwatch.signals.reductions import LOGIT_FORM, TARGETS
+
+LABELS = 4096
+"""Most labels of a call that are read, evenly spread."""
+ROWS = 256
+"""Most rows of logits of a call that are read, evenly spread."""
+SUM = 2.0**-6
+"""Largest distance of a sum of probabilities from 1: the rounding of a softmax in bfloat16."""
+
+
+def targets(x: LogitsCall) -> Tensor | None:
+    """float32 (6,): labels, how many are ignored and known, sums of the known ones and of their squares, classes.
+
+    A label counts as its number over the number of classes. None for targets that are probabilities.
+    """
+    if x.target.is_floating_point() or not x.target.numel():
+        return None
+    labels = spread(x.target.reshape(-1, 1), LABELS).squeeze(1)
+    classes = x.logits.shape[0 if x.logits.dim() == 1 else 1]
+    known = labels != x.ignored
+    place = torch.where(known, labels, 0).to(torch.float32) / classes
+    count = torch.full((), float(len(labels)), device=labels.device)
+    seen = known.sum(dtype=torch.float32)
+    return torch.stack(
+        (count, count - seen, seen, place.sum(), place.square().sum(), torch.full_like(count, float(classes)))
+    )
+
+
+def logit_form(x: LogitsCall) -> Tensor | None:
+    """float32 (5,): rows, how many are probabilities, how many are cut off at zero, labels, sum of their gaps.
+
+    The gap of a label is the mean logit of its row minus its own. It is about zero in a model that has learned nothing,
+    however large its logits are, and large where a margin is subtracted from the label's logit.
+    """
+    rows = logit_rows(x.logits)
+    if x.target.is_floating_point() or rows.shape[-1] < 2 or not len(rows):
+        return None
+    stride = max(1, len(rows) // ROWS)
+    some = rows[::stride].float()
+    labels = x.target.reshape(-1)[::stride]
+    lowest, highest = some.amin(dim=-1), some.amax(dim=-1)
+    whole = (lowest >= 0) & ((some.sum(dim=-1) - 1).abs() < SUM)
+    cut = (lowest == 0) & (highest > 0) & ~whole
+    known = labels != x.ignored
+    own = some.gather(1, labels.clamp(0, some.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    gap = some.mean(dim=-1) - own
+    known = known & torch.isfinite(gap)
+    counts = [torch.full_like(gap[0], float(len(some))), *(m.sum(dtype=torch.float32) for m in (whole, cut, known))]
+    return torch.stack((*counts, torch.where(known, gap, 0.0).sum()))
+
+
+PROBES.register(
+    Probe(
+        name="targets", tap="logits", reduction=TARGETS, tier="always", compute=on(LogitsCall, targets), optional=True
+    )
+)
+PROBES.register(
+    Probe(
+        name="logit_form", tap="logits", reduction=LOGIT_FORM, tier="sampled", compute=on(LogitsCall, logit_form),
+        optional=True,
+    )
+)  # fmt: skip
