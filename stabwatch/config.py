@@ -65,6 +65,10 @@ class Config:
     """Worst layers of each signal that have series of their own at `cardinality` 'block' and 'run'."""
     max_series: int = 20_000
     """Most series on /metrics; more are left out and counted."""
+    sinks: str | None = None
+    """Where else the run is sent while it goes on: names separated by commas, such as 'otlp,wandb'. Needs the agent.
+
+    Built in: tensorboard, otlp, pushgateway, wandb, mlflow, trackio. See exporters/README.md."""
     rules: str | None = None
     """YAML file that changes, silences or adds alert rules (docs/alerts.md). It is checked when attaching."""
     verbose: bool = True
@@ -81,6 +85,10 @@ class Config:
             from stabwatch.alerts.user_rules import load_rules
 
             load_rules(self.rules)
+        if self.sinks:
+            from stabwatch.exporters.registry import live_sinks
+
+            live_sinks(self.sink_names)
         _require(set(self.guards) <= set(GUARDS), "guard", f"made of {', '.join(GUARDS)}", self.guard)
         _require(self.snapshot_every > 0, "snapshot_every", "one or more steps", self.snapshot_every)
         _require(self.escalate >= 0, "escalate", "zero or more steps", self.escalate)
@@ -93,7 +101,12 @@ class Config:
     @property
     def guards(self) -> tuple[str, ...]:
         """The guards that are set."""
-        return tuple(name.strip() for name in (self.guard or "").split(",") if name.strip())
+        return _names(self.guard)
+
+    @property
+    def sink_names(self) -> tuple[str, ...]:
+        """The live sinks that are set."""
+        return _names(self.sinks)
 
     @classmethod
     def load(
@@ -112,6 +125,10 @@ class Config:
             if name not in kinds:
                 raise ConfigError(f"There is no setting `{name}`. Settings: {', '.join(sorted(kinds))}.")
         return cls(**{name: _convert(name, kinds[name], value) for name, value in given.items()})
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def _is_pattern(text: str | None) -> bool:

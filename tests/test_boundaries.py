@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "plugins": "hooks kernels signals",
         "runlog": "errors signals",
         "alerts": "errors runlog signals",
-        "config": "alerts errors",
+        "config": "alerts errors exporters",
         "distributed": "runlog signals",
         "exporters": "alerts errors runlog signals",
         "analysis": "alerts errors exporters runlog signals",

@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             cardinality=given.cardinality,
             worst=given.worst,
             max_series=given.max_series,
+            sinks=given.sink,
         )
     except StabwatchError as error:
         print(f"stabwatch agent: {error}", file=sys.stderr)
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-series", type=int, default=MAX_SERIES, help="limit of series; those above it are left out and counted"
     )
+    parser.add_argument("--sink", action="append", default=[], help="a live sink, such as otlp; may be repeated")
     return parser
 
 

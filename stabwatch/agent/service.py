@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -18,12 +18,14 @@ from stabwatch.agent.http import HttpServer
 from stabwatch.agent.notify import Notifier
 from stabwatch.agent.receivers import ALERTMANAGER, TOKEN, address, receivers, secret
 from stabwatch.agent.server import App
+from stabwatch.agent.sink_processes import SinkProcesses
 from stabwatch.agent.state import Follower
 from stabwatch.alerts import RULES
 from stabwatch.alerts.user_rules import load_rules
 from stabwatch.errors import AgentError
 from stabwatch.exporters.cardinality import WORST, Cardinality
 from stabwatch.exporters.latest import MAX_SERIES
+from stabwatch.exporters.registry import live_sinks
 
 POLL_SECONDS = 0.25
 HOSTS = "STABWATCH_HOSTS"
@@ -49,6 +51,7 @@ def serve(
     cardinality: Cardinality = "layer",
     worst: int = WORST,
     max_series: int = MAX_SERIES,
+    sinks: Sequence[str] = (),
 ) -> int:
     """Follow a run and serve it until `linger` seconds after its end, or until SIGTERM or SIGINT. Returns 0.
 
@@ -57,13 +60,15 @@ def serve(
     rules: YAML file that changes, mutes or adds rules.
     cardinality: on /metrics, a series per 'layer', per 'block', or one for the 'run'; below 'layer' also the `worst`
     layers of each signal. max_series: series above this limit are left out and counted.
-    Raises RunLogError if there is no run, AgentError if it cannot be served, and RuleError with the line of a mistake
-    in the rules.
+    sinks: names of live sinks; each is a process of its own.
+    Raises RunLogError if there is no run, AgentError if it cannot be served, RuleError with the line of a mistake in
+    the rules, and ConfigError or MissingExtraError for a sink that cannot be used.
     """
     run = Path(run_dir).resolve()
     token = _token(username, password)
     with ExitStack() as leave:
         chosen = load_rules(rules) if rules else RULES
+        chosen_sinks = [sink.name for sink in live_sinks(sinks)]
         found, upstream, bearer = receivers(), address(ALERTMANAGER), secret(TOKEN)
         follower = Follower(
             run, timeout=WAIT_SECONDS, rules=chosen, cardinality=cardinality, worst=worst, max_series=max_series
@@ -84,15 +89,20 @@ def serve(
         leave.callback(announcement.withdraw)
         server.start()
         _print_start(server, follower, token)
-        _follow(follower, announcement, linger)
+        feeding = SinkProcesses(run, chosen_sinks, follower.report_sink)
+        leave.callback(follower.poll)  # writes what the sinks said at the end
+        leave.callback(lambda: feeding.close(follower.ended is not None))
+        _follow(follower, announcement, feeding, linger)
     return 0
 
 
-def _follow(follower: Follower, announcement: _Announcement, linger: float) -> None:
+def _follow(follower: Follower, announcement: _Announcement, sinks: SinkProcesses, linger: float) -> None:
     ended: float | None = None
     while not follower.stopping.is_set():
         announcement.make()
         follower.poll()
+        if follower.lease.held():
+            sinks.check()
         ended = None if follower.ended is None else ended or time.monotonic()
         if ended is not None and time.monotonic() - ended >= linger:
             return

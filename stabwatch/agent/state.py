@@ -130,6 +130,11 @@ class Follower:
         """The firing alerts; None while another agent has the lease. Thread-safe."""
         return self._active
 
+    def report_sink(self, name: str, message: str) -> None:
+        """Record that a live sink failed. Called by the thread that polls."""
+        self.errors += 1
+        self._outbox.append(Event("sink", time.time(), self._readings.step, {"sink": name, "message": message}))
+
     def count_error(self) -> None:
         """Count an error that was logged elsewhere. Thread-safe."""
         self.errors += 1
@@ -175,6 +180,8 @@ class Follower:
             self._notices.setdefault(f"error {event.data.get('probe')}", event)
         elif event.kind == "coverage":
             self._notices["coverage"] = event
+        elif event.kind == "sink":
+            self._notices[f"sink {event.data.get('sink')}"] = event
         elif event.kind == "guard":
             self._notices[f"guard {event.data.get('guard')}"] = event
         elif event.kind == "change":
@@ -282,7 +289,7 @@ class Follower:
 
 def _identity(event: Event) -> Identity:
     """The identity of an event, whichever agent writes it."""
-    what = (str(event.data.get(k, "")) for k in ("rule", "signal", "layer", "state"))
+    what = (str(event.data.get(k, "")) for k in ("rule", "signal", "layer", "state", "sink"))
     return (event.kind, *what, -1 if event.step is None else event.step)
 
 

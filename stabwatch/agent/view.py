@@ -182,6 +182,9 @@ def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
         if event.kind == "error":
             yield {"what": f"Probe {event.data.get('probe')}", "why": str(event.data.get("message", ""))}
             continue
+        if event.kind == "sink":
+            yield {"what": f"Sink {event.data.get('sink')} failed", "why": str(event.data.get("message", ""))}
+            continue
         missing = event.data.get("missing")
         reasons: dict[tuple[str, str], list[str]] = {}
         for entry in missing if isinstance(missing, list) else ():

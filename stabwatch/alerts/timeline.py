@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
 from stabwatch.alerts import Alert, Engine
 from stabwatch.alerts.engine import ENGINE_EVENTS, STALL_SECONDS
 from stabwatch.runlog import Event, RecordBatch
-from stabwatch.runlog.source import BATCH_RECORDS, Source, record_slice
+from stabwatch.runlog.source import BATCH_RECORDS, record_slice
+
+
+class Streamed(Protocol):
+    """What has records."""
+
+    def stream(self) -> Iterator[RecordBatch]:
+        """The records, in batches."""
 
 
 def timeline(
-    log: Source, events: Iterable[Event], kinds: Collection[str] | None = ENGINE_EVENTS
+    log: Streamed, events: Iterable[Event], kinds: Collection[str] | None = ENGINE_EVENTS
 ) -> Iterator[RecordBatch | Event]:
     """Records and events in order of time; an event follows the records of the same time.
 
@@ -49,7 +57,7 @@ def lead(engine: Engine, item: RecordBatch | Event) -> list[Alert]:
     return alerts + (engine.observe_event(item) if isinstance(item, Event) else engine.observe(item))
 
 
-def _pieces(log: Source) -> Iterator[RecordBatch]:
+def _pieces(log: Streamed) -> Iterator[RecordBatch]:
     for block in log.stream():
         apart = np.diff(block.times) > STALL_SECONDS
         cuts = {*(np.flatnonzero(apart) + 1).tolist(), *range(0, len(block), BATCH_RECORDS), len(block)}

@@ -59,7 +59,7 @@ class OpenMetricsSink:
         """See Sink."""
         self._folder = tempfile.TemporaryDirectory(prefix="stabwatch-")
         self._families = _Families(Path(self._folder.name))
-        self._scraper = Scraper(run.meta, self._interval or suitable_interval(run.seconds), self._rules)
+        self._scraper = Scraper(run.meta, scrape_interval(run, self._interval), self._rules)
 
     def write(self, batch: RecordBatch) -> None:
         """See Sink."""
@@ -83,6 +83,11 @@ class OpenMetricsSink:
 def suitable_interval(seconds: float) -> float:
     """Seconds between scrapes for a run of this length."""
     return min(INTERVAL, max(seconds / SCRAPES, SHORTEST))
+
+
+def scrape_interval(run: RunHeader, wanted: float | None) -> float:
+    """Seconds between scrapes of a run: the wanted number, or what suits its length, which a live run has not yet."""
+    return wanted or (INTERVAL if run.live else suitable_interval(run.seconds))
 
 
 class Scraper:

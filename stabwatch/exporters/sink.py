@@ -5,20 +5,23 @@ A package can add a sink with a `SinkDeclaration` in the entry-point group `stab
     [project.entry-points."stabwatch.sinks"]
     my-store = "my_package:SINK"
 
-`stabwatch export RUN --sink my-store` then uses it.
+`stabwatch export RUN --sink my-store` then uses it. `attach(..., sinks="my-store")` does, while the run goes on, if the
+declaration says `live=True`. A live sink is a process of its own (`agent/live_sink.py`), so it may block or crash.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Literal, Protocol
 
 from stabwatch.alerts.timeline import timeline
-from stabwatch.errors import ConfigError, SinkError, StabwatchError
+from stabwatch.errors import MissingExtraError, SinkError, StabwatchError
 from stabwatch.exporters.declared import adopt
 from stabwatch.runlog import Event, Meta, RecordBatch, RecordLayout
 from stabwatch.runlog.schema import segments_of
@@ -35,11 +38,14 @@ class RunHeader:
     """Facts of a run before its first record.
 
     layouts: of its records. seconds: how long it took, by its end event or else by the age of its files.
+    path: its folder. live: whether the run goes on; then `layouts` are those of the records so far, and `seconds` is 0.
     """
 
     meta: Meta
     layouts: tuple[RecordLayout, ...]
     seconds: float
+    path: Path
+    live: bool = False
 
 
 class Sink(Protocol):
@@ -66,6 +72,9 @@ class SinkDeclaration:
     target: 'stream' for a binary stream, which is a file or standard output; 'path' for the path of a file or folder;
         'none' for a service.
     suffix: end of the default file name. unit: what `close` counts.
+    live: whether it can follow a run. replays: whether writing a run again from its first record changes nothing; any
+        other sink is given each record once, also after a restart.
+    modules, extra: what it imports, and the extra of stabwatch that installs that.
     """
 
     name: str
@@ -75,6 +84,21 @@ class SinkDeclaration:
     suffix: str = ""
     unit: str = "values"
     options: tuple[str, ...] = ()
+    live: bool = False
+    replays: bool = False
+    modules: tuple[str, ...] = ()
+    extra: str = ""
+
+    def check_installed(self) -> None:
+        """Raises MissingExtraError, which says in one sentence what to install."""
+        for module in self.modules:
+            try:
+                found = importlib.util.find_spec(module)
+            except ImportError:  # a parent package is not there
+                found = None
+            if found is None:
+                what = f"stabwatch[{self.extra}]" if self.extra else module
+                raise MissingExtraError(f"The sink {self.name} needs {module}: pip install '{what}'.")
 
 
 def load_sinks() -> dict[str, SinkDeclaration]:
@@ -92,21 +116,12 @@ def load_sinks() -> dict[str, SinkDeclaration]:
     return found
 
 
-def find_sink(name: str) -> SinkDeclaration:
-    """The sink of an installed package. Raises ConfigError."""
-    found = load_sinks()
-    if name not in found:
-        known = ", ".join(sorted(found)) or "none is installed"
-        raise ConfigError(f"No sink is called {name!r}. Sinks of installed packages: {known}.")
-    return found[name]
-
-
 def write_run(source: Source, sink: Sink, progress: Progress | None = None) -> int:
     """Write a whole run to a sink; returns how much it wrote. Raises SinkError for what a sink raises unexpectedly."""
     adopt(source.meta.signals)
     events = source.poll_events()
     with _failures_of(type(sink).__name__):
-        sink.open(RunHeader(source.meta, tuple(source.layouts), seconds_of(source, events)))
+        sink.open(RunHeader(source.meta, tuple(source.layouts), seconds_of(source, events), source.path))
         for item in timeline(source, events, kinds=None):
             if isinstance(item, Event):
                 sink.write_event(item)
@@ -118,7 +133,8 @@ def write_run(source: Source, sink: Sink, progress: Progress | None = None) -> i
 
 
 def make_sink(declaration: SinkDeclaration, *target: object, **options: object) -> Sink:
-    """Create a sink. Raises SinkError for what its code raises unexpectedly."""
+    """Create a sink. Raises MissingExtraError, and SinkError for what its code raises unexpectedly."""
+    declaration.check_installed()
     with _failures_of(declaration.name):
         return declaration.make(*target, **options)
 

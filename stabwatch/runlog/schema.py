@@ -242,7 +242,7 @@ class Event:
     """One line of events.jsonl.
 
     kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert', 'flight', 'guard', 'optimizer',
-        'change', 'ranks'.
+        'change', 'ranks', 'sink'.
     data: everything else on the line. 'optimizer' has `name` and `groups` (settings of each distinct group), after its
     first step; 'end' has `reason` ('finished', 'exception', 'killed', ...);
     'alert' has the fields of `stabwatch.alerts.Alert`; 'flight' the `batches` of the steps around the onset of one
@@ -250,7 +250,8 @@ class Event:
     guard did; 'change' the `what` of a change announced for this step, and it comes before its record (`seen`: a
     change of the model, which the watch has seen itself);
     'ranks' says that records from step `since` on cover `covered` of `world` ranks, and which are `missing` (`rank` and
-    `reason` of the first few).
+    `reason` of the first few);
+    'sink' says of the live sink `sink` that it failed, with a `message`.
     """
 
     kind: str

@@ -8,12 +8,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stabwatch.config import Config
 
 MAX_RESTARTS = 3
+
+
+def active_runs() -> dict[str, str]:
+    """The runs of experiment trackers that are active in this process, as the variables by which they are resumed."""
+    found: dict[str, Any] = {}
+    for read in (_wandb_run, _mlflow_run):
+        with suppress(Exception):  # another version of theirs: the sink then makes a run of its own
+            found |= read()
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def _wandb_run() -> dict[str, Any]:
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is None:
+        return {}
+    mode, folder = run.settings.mode, run.settings.root_dir
+    return {"WANDB_RUN_ID": run.id, "WANDB_PROJECT": run.project, "WANDB_ENTITY": run.entity, "WANDB_MODE": mode,
+            "WANDB_DIR": folder}  # fmt: skip
+
+
+def _mlflow_run() -> dict[str, Any]:
+    mlflow: Any = sys.modules.get("mlflow")
+    run = mlflow.active_run() if mlflow else None
+    return {"MLFLOW_RUN_ID": run.info.run_id, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()} if run else {}
 
 
 class AgentProcess:
@@ -29,6 +54,7 @@ class AgentProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._restarts = 0
         self._stopped = False
+        self._tracked = active_runs() if config.sinks else {}
         self._start()
 
     def _command(self) -> list[str]:
@@ -37,6 +63,7 @@ class AgentProcess:
         command += ["--host", c.host, "--port", str(c.port), "--linger", str(c.linger)]
         command += ["--cardinality", c.cardinality, "--worst", str(c.worst), "--max-series", str(c.max_series)]
         command += ["--file-sd", c.file_sd] if c.file_sd else []
+        command += [part for name in c.sink_names for part in ("--sink", name)]
         return command + (["--rules", str(Path(c.rules).resolve())] if c.rules else [])
 
     def _start(self) -> None:
@@ -48,7 +75,7 @@ class AgentProcess:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C in the training's terminal must not end it
-                    env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                    env={**os.environ, **self._tracked, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
                 )
         except OSError as error:
             self._stopped = True

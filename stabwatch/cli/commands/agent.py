@@ -53,6 +53,10 @@ def agent(
     max_series: Annotated[
         int, typer.Option(help="Limit of series. Those above it are left out and counted.", min=1)
     ] = 20_000,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(help="A live sink, such as otlp, wandb or mlflow (exporters/README.md); may be repeated."),
+    ] = None,
 ) -> None:
     """Serve a run to Prometheus and to a browser.
 
@@ -78,5 +82,6 @@ def agent(
             cardinality=cardinality.value,
             worst=worst,
             max_series=max_series,
+            sinks=sink or (),
         )
     )

@@ -26,6 +26,15 @@ def export(
     parquet: Annotated[bool, typer.Option("--parquet", help="A Parquet file.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="A CSV file.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="A folder with a TensorBoard event file.")] = False,
+    otlp: Annotated[
+        bool, typer.Option("--otlp", help="OpenTelemetry over HTTP, to OTEL_EXPORTER_OTLP_ENDPOINT.")
+    ] = False,
+    pushgateway: Annotated[
+        bool, typer.Option("--pushgateway", help="The last values, to the Pushgateway at STABWATCH_PUSHGATEWAY.")
+    ] = False,
+    wandb: Annotated[bool, typer.Option("--wandb", help="A run of Weights & Biases.")] = False,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="A run of MLflow, at MLFLOW_TRACKING_URI.")] = False,
+    trackio: Annotated[bool, typer.Option("--trackio", help="A run of trackio.")] = False,
     sink: Annotated[
         str, typer.Option("--sink", help="A sink of an installed package (entry-point group stabwatch.sinks).")
     ] = "",
@@ -38,10 +47,10 @@ def export(
     ] = False,
     interval: Annotated[
         float | None,
-        typer.Option("--interval", min=0.001, help="OpenMetrics: seconds between scrapes. Default: 15, or less."),
+        typer.Option("--interval", min=0.001, help="OpenMetrics, OTLP: seconds between scrapes. Default: 15, or less."),
     ] = None,
 ) -> None:
-    """Write a run for Prometheus, pandas, spreadsheets or TensorBoard.
+    """Write a run for Prometheus, pandas, spreadsheets, TensorBoard or an experiment tracker.
 
     OpenMetrics has what Prometheus would have stored by scraping the agent during the run: the same names and
     labels. The file is written completely or not at all.
@@ -50,7 +59,10 @@ def export(
     from stabwatch.cli.render.progress_bar import ProgressBar
     from stabwatch.runlog import find_run, holds_run
 
-    chosen = {"openmetrics": openmetrics, "parquet": parquet, "csv": csv, "tensorboard": tensorboard}
+    chosen = {
+        "openmetrics": openmetrics, "parquet": parquet, "csv": csv, "tensorboard": tensorboard, "otlp": otlp,
+        "pushgateway": pushgateway, "wandb": wandb, "mlflow": mlflow, "trackio": trackio,
+    }  # fmt: skip
     declaration = _only(chosen, sink)
     options = _options(declaration, {"wide": wide or None, "interval": interval})
     _check_target(declaration, out)
@@ -68,8 +80,7 @@ def export(
 
 
 def _only(chosen: dict[str, bool], sink: str) -> SinkDeclaration:
-    from stabwatch.exporters.registry import SINKS
-    from stabwatch.exporters.sink import find_sink
+    from stabwatch.exporters.registry import SINKS, find_sink
 
     names = [name for name, wanted in chosen.items() if wanted]
     if len(names) + bool(sink) != 1:
