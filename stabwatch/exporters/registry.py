@@ -112,11 +112,15 @@ SINKS = {
 
 def find_sink(name: str) -> SinkDeclaration:
     """A built-in sink, or one of an installed package. Raises ConfigError."""
-    found = SINKS if name in SINKS else {**load_sinks(), **SINKS}
+    others = {} if name in SINKS else load_sinks()
+    found = {**others, **SINKS}
     if name not in found:
         close = get_close_matches(name, found, 1)
         meant = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"No sink is called {name!r}.{meant} Sinks: {', '.join(sorted(found))}.")
+        offered = ", ".join(sorted(others)) or "none"
+        raise ConfigError(
+            f"No sink is called {name!r}.{meant} Built in: {', '.join(SINKS)}. Of installed packages: {offered}."
+        )
     return found[name]
 
 

@@ -50,7 +50,7 @@ def export(
         typer.Option("--interval", min=0.001, help="OpenMetrics, OTLP: seconds between scrapes. Default: 15, or less."),
     ] = None,
 ) -> None:
-    """Write a run for Prometheus, pandas, spreadsheets, TensorBoard or an experiment tracker.
+    """Write a run for Prometheus, pandas, spreadsheets or a tracker.
 
     OpenMetrics has what Prometheus would have stored by scraping the agent during the run: the same names and
     labels. The file is written completely or not at all.
