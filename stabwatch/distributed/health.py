@@ -166,6 +166,6 @@ def _starts(layout: RecordLayout, accumulators: list[Accumulator]) -> NDArray[np
 
 def _field(layout: RecordLayout, accumulators: list[Accumulator], name: str) -> NDArray[np.int64]:
     """Columns of one field of some accumulators, of those that have it."""
-    by_cell = dict(zip(layout.accumulators, layout.fields, strict=True))
-    names = {c: [field for field, _ in by_cell[c]] for c in accumulators}
-    return np.array([layout.start(c) + names[c].index(name) for c in accumulators if name in names[c]], dtype=np.int64)
+    fields = {c.reduction: mine for c, mine in zip(layout.accumulators, layout.fields, strict=True)}
+    at = {key: i for key, mine in fields.items() for i, (field, _) in enumerate(mine) if field == name}
+    return np.array([layout.start(c) + at[c.reduction] for c in accumulators if c.reduction in at], dtype=np.int64)

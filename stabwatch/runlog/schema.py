@@ -79,16 +79,18 @@ class RecordLayout:
         cls, accumulators: Iterable[Accumulator], catalogue: Catalogue = CATALOGUE, without: Container[str] = ()
     ) -> RecordLayout:
         """Lay out accumulators in the given order, with the series of the catalogue but for the signals `without`."""
-        accumulators = tuple(dict.fromkeys(accumulators))
-        fields = tuple(tuple((f.name, f.op) for f in REDUCTIONS[c.reduction].fields) for c in accumulators)
-        starts = np.cumsum([0, *(len(f) for f in fields)])[:-1]
+        bare = cls.without_series(accumulators)
+        groups: dict[tuple[str, str], list[tuple[Accumulator, int]]] = {}
+        for accumulator, start in zip(bare.accumulators, bare.starts, strict=True):
+            groups.setdefault((accumulator.tap, accumulator.reduction), []).append((accumulator, start))
         series: list[Series] = []
-        for signal in (signal for signal in catalogue if signal.name not in without):
+        for signal in catalogue:
+            group = groups.get((signal.tap, signal.reduction), [])
+            offsets = [REDUCTIONS[signal.reduction].index(f) for f in signal.fields] if group else []
             mine = [
-                (accumulator, tuple(int(start) + REDUCTIONS[accumulator.reduction].index(f) for f in signal.fields))
-                for accumulator, start in zip(accumulators, starts, strict=True)
-                if (accumulator.tap, accumulator.reduction) == (signal.tap, signal.reduction)
-                and _named(accumulator, signal.name)
+                (accumulator, tuple(start + offset for offset in offsets))
+                for accumulator, start in group
+                if _named(accumulator, signal.name)
             ]
             if signal.scope == "layer":
                 series += [Series(SeriesKey(signal.name, c.site), signal.formula, indices) for c, indices in mine]
@@ -96,7 +98,14 @@ class RecordLayout:
                 assert len(mine) == 1 or len(signal.fields) == 1, f"{signal.name}: several cells, several fields"
                 indices = tuple(index for _, indices in mine for index in indices)
                 series.append(Series(SeriesKey(signal.name), signal.formula, indices))
-        return cls(accumulators, fields, tuple(series))
+        return cls(bare.accumulators, bare.fields, tuple(series))
+
+    @classmethod
+    def without_series(cls, accumulators: Iterable[Accumulator]) -> RecordLayout:
+        """Lay out accumulators in the given order: a row that is merged, and whose values nobody reads."""
+        accumulators = tuple(dict.fromkeys(accumulators))
+        fields = {name: tuple((f.name, f.op) for f in reduction.fields) for name, reduction in REDUCTIONS.items()}
+        return cls(accumulators, tuple(fields[c.reduction] for c in accumulators), ())
 
     @cached_property
     def starts(self) -> tuple[int, ...]:

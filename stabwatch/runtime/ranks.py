@@ -212,7 +212,7 @@ class SharedSteps:
             self._context.unmeasured("replica", "", SHARDED)
         taps.health.coupled = self._ranks.coupled
         kinds, holds = taps.topology.kinds(taps.layout.accumulators)
-        return MergeLayout(RecordLayout.build((*taps.layout.accumulators, *taps.health.sources)), kinds, holds)
+        return MergeLayout(RecordLayout.without_series((*taps.layout.accumulators, *taps.health.sources)), kinds, holds)
 
     # -- called in the exchange's thread ------------------------------------------------------------
 

@@ -123,7 +123,7 @@ class Assembler:
         without: Callable[[], frozenset[str]] = frozenset,
         before: Assembler | None = None,
     ) -> None:
-        self._device = RecordLayout.build(accumulators)
+        self._device = RecordLayout.without_series(accumulators)
         self._undecided = undecided
         self._get_without, self._without = without, frozenset[str]()
         self._limit = attention_limit
@@ -148,7 +148,8 @@ class Assembler:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        self._all = RecordLayout.build((*self._fixed, *(Accumulator("logged", name, "mean") for name in self._logged)))
+        logged = (Accumulator("logged", name, "mean") for name in self._logged)
+        self._all = RecordLayout.without_series((*self._fixed, *logged))
         self._starts = np.array(self._all.starts, dtype=np.int64)
         self._brackets = _brackets(self._all)
         self._fired = np.zeros(len(self._starts), dtype=bool)
