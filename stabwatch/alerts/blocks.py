@@ -96,8 +96,26 @@ Block = tuple[Ints, BlockGauges]
 """The records in which something was measured, ascending, and the numbers of those."""
 
 
-def evaluate(feature: Any, steps: Ints, values: Array) -> Iterator[Block]:
-    """The numbers of a feature over records: steps (n,) and values (n, series), in one or more blocks."""
+class Records:
+    """Records that many features read: steps (n,) and values (n, series)."""
+
+    def __init__(self, steps: Ints, values: Array) -> None:
+        self.steps, self.values = steps, values
+        self._some: dict[bytes, Array] = {}
+
+    def some(self, rows: Ints) -> Array:
+        """The values of some records. Features that are measured together share them."""
+        if len(rows) == len(self.values):
+            return self.values
+        key = rows.tobytes()
+        if key not in self._some:
+            self._some[key] = self.values[rows]
+        return self._some[key]
+
+
+def evaluate(feature: Any, records: Records) -> Iterator[Block]:
+    """The numbers of a feature over records, in one or more blocks."""
+    steps, values = records.steps, records.values
     rows = np.arange(len(steps))
     measures, observe_block = (_declared(feature, name) for name in ("measures", "observe_block"))
     if measures is not None:
@@ -107,8 +125,7 @@ def evaluate(feature: Any, steps: Ints, values: Array) -> Iterator[Block]:
         mine = rows[start:]
         block: Block | None = None
         if observe_block is not None:
-            some = values if len(mine) == len(values) else values[mine]
-            block = observe_block(steps[mine], some)
+            block = observe_block(steps[mine], records.some(mine))
         if block is None:
             mine = mine[:LEAST_RECORDS] if observe_block is not None else mine
             block = one_by_one(feature, steps[mine], values[mine])

@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from stabwatch.alerts.blocks import LEAST_RECORDS, evaluate
+from stabwatch.alerts.blocks import LEAST_RECORDS, Records, evaluate
 from stabwatch.alerts.catalogue import RULES, features
 from stabwatch.alerts.features import Feature, PlainFeature
 from stabwatch.alerts.rule import Alert, Rule
@@ -154,8 +154,9 @@ class Engine:
 
         found: list[tuple[int, RuleState, Feature, Transition, dict[str, float]]] = []
         appeared: dict[str, int] = {}
+        records = Records(steps, values)
         for name, feature in self._features.items():
-            for rows, gauges in evaluate(feature, steps, values):
+            for rows, gauges in evaluate(feature, records):
                 appeared |= {g.name: int(rows[0]) for g in feature.gauges if g.name not in self._derived}
                 self._keep(feature, {gauge.name: gauges.last(gauge.name) for gauge in feature.gauges})
                 for state in self._judges[name]:

@@ -58,16 +58,16 @@ class Summaries:
 
 
 def _of_block(block: RecordBatch) -> list[SeriesSummary]:
-    values, measured = block.values, block.measured
+    values, measured = np.ascontiguousarray(block.values.T), np.ascontiguousarray(block.measured.T)
     finite = measured & np.isfinite(values)
-    points, good = measured.sum(axis=0), finite.sum(axis=0)
-    rows = np.arange(values.shape[1])
-    first = values[measured.argmax(axis=0), rows]
-    last = values[len(values) - 1 - measured[::-1].argmax(axis=0), rows]
-    least = np.where(finite, values, math.inf).min(axis=0)
+    points, good = np.count_nonzero(measured, axis=1), np.count_nonzero(finite, axis=1)
+    series = np.arange(len(values))
+    first = values[series, measured.argmax(axis=1)]
+    last = values[series, len(block) - 1 - measured[:, ::-1].argmax(axis=1)]
+    least = np.where(finite, values, math.inf).min(axis=1)
     high = np.where(finite, values, -math.inf)
-    peak = high.argmax(axis=0)
-    largest, steps = high[peak, rows], block.steps[peak]
+    peak = high.argmax(axis=1)
+    largest, steps = high[series, peak], block.steps[peak]
     return [
         SeriesSummary(
             signal=key.signal,
