@@ -87,7 +87,7 @@ class RecordLayout:
             groups.setdefault((accumulator.tap, accumulator.reduction), []).append((accumulator, start))
         series: list[Series] = []
         for signal in catalogue:
-            group = groups.get((signal.tap, signal.reduction), [])
+            group = [] if signal.name in without else groups.get((signal.tap, signal.reduction), [])
             offsets = [REDUCTIONS[signal.reduction].index(f) for f in signal.fields] if group else []
             mine = [
                 (accumulator, tuple(start + offset for offset in offsets))
