@@ -19,6 +19,7 @@ from stabwatch.agent.history import History
 from stabwatch.agent.process import ProcessWatch
 from stabwatch.agent.view import CHARTED, PageHead, page_head
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
+from stabwatch.errors import RunLogError
 from stabwatch.exporters.cardinality import WORST, Cardinality, Coarse
 from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.latest import MAX_SERIES, Latest, SeriesCap
@@ -26,6 +27,8 @@ from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.snapshots import snapshot
 from stabwatch.runlog import Event, RecordBatch, append_event, wait_for_run
 
+READ_BYTES = 4 << 20
+"""Bytes of the log that are in memory at a time."""
 CHUNK = 256
 """Records per batch, which bounds the memory of a replay of a long log."""
 LOOK_SECONDS = 1.0
@@ -95,6 +98,10 @@ class Follower:
         self._process = process or ProcessWatch(self.meta)
         self._written: set[Identity] = set()
         self._outbox: list[Event] = []
+        self._unread: RecordBatch | None = None
+        """Records that are read, and wait for the events before them."""
+        self._later: list[Event] = []
+        self._skipped: set[Path] = set()
         self._violations: Counter[tuple[str, str]] = Counter()
         self._notices: dict[str, Event] = {}
         self._reported: set[str] = set()
@@ -140,23 +147,45 @@ class Follower:
         self.errors += 1
 
     def _read(self) -> bool:
-        blocks, events = self.log.poll(), self.log.poll_events()
-        # events of an earlier agent must be known before the replay reaches them
-        self._written.update(_identity(e) for e in events if e.kind in WRITTEN)
-        changes = [e for e in events if e.kind == "change"]
-        for event in changes:  # before their records
-            self._attempt("event", partial(self._observe_event, event))
-        for chunk in _chunks(blocks):
-            if self.stopping.is_set():
-                return True
-            self._attempt("records", partial(self._observe, chunk))
-            self._polled = time.monotonic()
-            if self._polled - self._published > PUBLISH_SECONDS:
-                self._attempt("snapshot", self._publish)
-        for event in (e for e in events if e.kind != "change"):
+        grew = False
+        records = self.log.stream(READ_BYTES)
+        while not self.stopping.is_set():
+            if self._unread is None:
+                self._unread = next(records, None)
+            grew |= self._read_events()
+            if self._unread is None:
+                break
+            grew, block, self._unread = True, self._unread, None
+            for chunk in _chunks(block):
+                self._attempt("records", partial(self._observe, chunk))
+                self._polled = time.monotonic()
+                if self._polled - self._published > PUBLISH_SECONDS:
+                    self._attempt("snapshot", self._publish)
+        for path, problem in self.log.unreadable.items():
+            self._attempt(f"segment {path.name}", partial(self._report_segment, path, problem))
+        self._later, later = [], self._later
+        for event in later:
             self._attempt("event", partial(self._observe_event, event))
         self._polled = time.monotonic()
-        return bool(blocks or events)
+        return grew
+
+    def _read_events(self) -> bool:
+        """Read new events; a change of the data is observed before its records, all others after them."""
+        events = self.log.poll_events()
+        # events of an earlier agent must be known before the replay reaches them
+        self._written.update(_identity(e) for e in events if e.kind in WRITTEN)
+        for event in events:
+            if event.kind == "change":
+                self._attempt("event", partial(self._observe_event, event))
+            else:
+                self._later.append(event)
+        return bool(events)
+
+    def _report_segment(self, path: Path, problem: str) -> None:
+        """A damaged segment is an error once."""
+        if path not in self._skipped:
+            self._skipped.add(path)
+            raise RunLogError(f"{problem} It is left out.")
 
     def _observe(self, block: RecordBatch) -> None:
         arrived = time.monotonic()
@@ -293,8 +322,7 @@ def _identity(event: Event) -> Identity:
     return (event.kind, *what, -1 if event.step is None else event.step)
 
 
-def _chunks(blocks: Iterable[RecordBatch]) -> Iterator[RecordBatch]:
-    for block in blocks:
-        for i in range(0, len(block), CHUNK):
-            part = slice(i, i + CHUNK)
-            yield RecordBatch(block.layout, block.steps[part], block.times[part], block.rows[part])
+def _chunks(block: RecordBatch) -> Iterator[RecordBatch]:
+    for i in range(0, len(block), CHUNK):
+        part = slice(i, i + CHUNK)
+        yield RecordBatch(block.layout, block.steps[part], block.times[part], block.rows[part])

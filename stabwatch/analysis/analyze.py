@@ -172,6 +172,7 @@ def analyze_source(
         diagnosis = Diagnosis(calm_verdict(view))
     if watched and not summaries.records:
         diagnosis = Diagnosis(silent_verdict(coverage))
+    run = kept.run(log, events)
     return Analysis(
         name=log.meta.run,
         form=RUN_FOLDER if foreign is None else foreign.form,
@@ -185,11 +186,14 @@ def analyze_source(
         diagnosis=diagnosis,
         alerts=engine.history,
         series=summaries.of_all(),
-        limitations=_limitations(view, curves, watched),
+        limitations=(
+            *(f"A part of the log is left out: {text}" for text in run.unreadable),
+            *_limitations(view, curves, watched),
+        ),
         coverage=coverage.data if coverage else {},
         errors=tuple({"time": e.time, "step": e.step, **e.data} for e in events if e.kind == "error"),
         window=kept.window,
-        run=kept.run(log, events),
+        run=run,
         curves=view,
     )
 

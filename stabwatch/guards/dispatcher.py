@@ -153,20 +153,7 @@ class AlertDispatcher:
         """
         from stabwatch.alerts import Alert
 
-        critical: Alert | None = None
-        while self._received:
-            alert = self._received.popleft()
-            if alert.step < self._from:
-                continue  # from before the rollback
-            if self._on_alert is not None:
-                try:
-                    self._on_alert(alert)
-                except TrainingUnstableError:
-                    raise
-                except Exception as error:
-                    self._report(error)
-            if alert.state == "firing" and alert.severity == "critical" and alert.rule != "TrainingStopped":
-                critical = critical or alert
+        critical = self.deliver()
         self._run("calls", "always", self._hear)
         if not (self._reactions or self._stop):
             return
@@ -188,6 +175,27 @@ class AlertDispatcher:
             self._act(Alert.from_event(Event.from_json(message)), step, self._reactions)
         for message in withdrawn:  # not every rank can be reached: nothing may change the weights of some
             self._act(Alert.from_event(Event.from_json(message)), step, ())
+
+    def deliver(self) -> Alert | None:
+        """Call `on_alert` with the new alerts. Returns the first critical one that fires.
+
+        Raises TrainingUnstableError if `on_alert` does.
+        """
+        critical: Alert | None = None
+        while self._received:
+            alert = self._received.popleft()
+            if alert.step < self._from:
+                continue  # from before the rollback
+            if self._on_alert is not None:
+                try:
+                    self._on_alert(alert)
+                except TrainingUnstableError:
+                    raise
+                except Exception as error:
+                    self._report(error)
+            if alert.state == "firing" and alert.severity == "critical" and alert.rule != "TrainingStopped":
+                critical = critical or alert
+        return critical
 
     def _hear(self) -> None:
         for answered in self._requests.boundary():

@@ -38,8 +38,9 @@ class Downsampled:
     def run(self, log: Source, events: tuple[Event, ...]) -> Run:
         """The merged records."""
         return Run(
-            log.path, log.meta, tuple(self._merged()), events, log.damaged_records, log.torn_bytes, log.bad_event_lines
-        )
+            log.path, log.meta, tuple(self._merged()), events, log.damaged_records, log.torn_bytes, log.bad_event_lines,
+            tuple(log.unreadable.values()),
+        )  # fmt: skip
 
     def _merged(self) -> list[RecordBatch]:
         """Batches of one layout in a row are one batch, so that no window is split."""

@@ -38,6 +38,10 @@ _AT_A_TIME = 256
 """Records whose headers are compared at a time, so that many damaged ones cost no more than others."""
 
 
+class _Unreadable(RunLogError):
+    """A segment that no later attempt can read."""
+
+
 class _Tail:
     """Bytes of a growing file that have not been consumed."""
 
@@ -190,25 +194,25 @@ def _frame(body: pa.Buffer, columns: Sequence[pa.Array], record: bytes) -> _Fram
 
 
 def _table_of(message: pa.Message, path: Path) -> RecordLayout:
-    """The record layout of a schema message. Raises RunLogError."""
+    """The record layout of a schema message. Raises _Unreadable."""
     # Cut out of the header by its length, because pa.ipc.read_schema can crash the process on a damaged header.
     header = message.metadata.to_pybytes()
     start = header.find(b'{"schema":')
     if message.type != "schema" or start < 0:
-        raise RunLogError(
+        raise _Unreadable(
             f"{path} is an Arrow stream, but not one of stabwatch: its schema has no `stabwatch` metadata."
         )
     text = header[start : start + int.from_bytes(header[start - 4 : start], "little")]
     try:
         found = json.loads(text).get("schema")
         if found != SCHEMA_VERSION:
-            raise RunLogError(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
+            raise _Unreadable(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
         layout = RecordLayout.from_json(text)
         layout.check()
     except RunLogError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunLogError(f"{path} has a damaged record layout: {type(error).__name__}: {error}.") from error
+        raise _Unreadable(f"{path} has a damaged record layout: {type(error).__name__}: {error}.") from error
     return layout
 
 
@@ -220,8 +224,8 @@ def numbers(array: pa.Array, kind: type[Number]) -> NDArray[Number]:
 class RunLog:
     """A run folder, opened for reading. `poll` returns the records since the last call.
 
-    Raises RunLogError when the folder has no readable meta.json or another schema version; so does `poll` when a
-    segment is unreadable or not stabwatch's.
+    Raises RunLogError when the folder has no readable meta.json or another schema version; so does `poll` when no
+    segment is readable, or when one cannot be read at the moment: the next call goes on there.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -230,6 +234,8 @@ class RunLog:
         self._segments: dict[Path, _SegmentTail] = {}
         self._events = _Tail(self.path / EVENTS)
         self.bad_event_lines = 0
+        self.unreadable: dict[Path, str] = {}
+        """Segments that are damaged or not stabwatch's, and what is wrong with them. The others are read."""
 
     @property
     def damaged_records(self) -> int:
@@ -243,15 +249,27 @@ class RunLog:
 
     def poll(self) -> list[RecordBatch]:
         """New records, in the order of writing."""
-        for path in segments_of(self.path):
-            self._segments.setdefault(path, _SegmentTail(path))
-        blocks = (segment.poll() for segment in self._segments.values())
-        return [block for block in blocks if block is not None]
+        return list(self.stream(-1))
 
     def stream(self, size: int = CHUNK) -> Iterator[RecordBatch]:
         """The same records as `poll`, about `size` bytes at a time, to need little memory."""
         for path in segments_of(self.path):
-            yield from self._segments.setdefault(path, _SegmentTail(path)).chunks(size)
+            if path not in self.unreadable:
+                yield from self._read(self._segments.setdefault(path, _SegmentTail(path)), size)
+        if self.unreadable and not any(segment.layout for segment in self._segments.values()):
+            raise RunLogError(next(iter(self.unreadable.values())))
+
+    def _read(self, segment: _SegmentTail, size: int) -> Iterator[RecordBatch]:
+        try:
+            if not segment.path.is_file():
+                raise _Unreadable(f"{segment.path} is not a file.")
+            if size < 0:
+                block = segment.poll()
+                yield from () if block is None else (block,)
+            else:
+                yield from segment.chunks(size)
+        except _Unreadable as error:
+            self.unreadable[segment.path] = str(error)
 
     @property
     def position(self) -> int:
@@ -268,7 +286,7 @@ class RunLog:
         """The record layouts of all segments."""
         heads = [_SegmentTail(path) for path in segments_of(self.path)]
         for head in heads:
-            next(head.chunks(1 << 16), None)
+            next(self._read(head, 1 << 16), None)
         return [head.layout for head in heads if head.layout is not None]
 
     def poll_events(self) -> list[Event]:
@@ -323,6 +341,8 @@ class Run:
     torn_bytes: int = 0
     """Bytes of incomplete records at the ends of segments, from a crash or a full disk."""
     bad_event_lines: int = 0
+    unreadable: tuple[str, ...] = ()
+    """What is wrong with each segment that could not be read."""
 
     @cached_property
     def keys(self) -> tuple[SeriesKey, ...]:
@@ -356,7 +376,10 @@ def read_run(path: str | Path) -> Run:
     """Read a whole run folder. Raises RunLogError."""
     log = RunLog(path)
     blocks, events = tuple(log.poll()), tuple(log.poll_events())
-    return Run(log.path, log.meta, blocks, events, log.damaged_records, log.torn_bytes, log.bad_event_lines)
+    return Run(
+        log.path, log.meta, blocks, events, log.damaged_records, log.torn_bytes, log.bad_event_lines,
+        tuple(log.unreadable.values()),
+    )  # fmt: skip
 
 
 def find_run(path: str | Path) -> Path:

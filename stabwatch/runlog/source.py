@@ -18,6 +18,8 @@ class Source(Protocol):
 
     meta: Meta
     bad_event_lines: int
+    unreadable: dict[Path, str]
+    """What is wrong with each file that could not be read."""
 
     @property
     def damaged_records(self) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import queue
+import stat
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from numpy.typing import NDArray
 
 from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, segments_of
+
+_LOSSES = frozenset({"record", "event", "folder"})
+"""Failures by which something of the log is lost."""
+_log = logging.getLogger("stabwatch")
 
 
 def arrow_schema(layout: RecordLayout) -> pa.Schema:
@@ -100,9 +106,13 @@ class RunFolder:
         self.run = meta.run
         self._lock = lock
         path.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path / EVENTS):
+            os.close(_plain_file(str(path / EVENTS), os.O_RDWR))
         draft = path / f"{META}.new"
+        draft.unlink(missing_ok=True)  # a link would be followed
         draft.write_text(meta.to_json(), encoding="utf-8")
         draft.replace(path / META)
+        self._meta = (path / META).stat().st_ino
         self._segment: Segment | None = None
         self._segments = len(segments_of(path))
 
@@ -119,6 +129,12 @@ class RunFolder:
         """Append one line to events.jsonl."""
         append_event(self.path, event)
 
+    def check(self) -> None:
+        """Raises FileNotFoundError if the folder was deleted or moved."""
+        found = (self.path / META).stat().st_ino
+        if found != self._meta:
+            raise FileNotFoundError(errno.ENOENT, "another run is in the folder", str(self.path))
+
     def close(self) -> None:
         """Close the open segment."""
         if self._segment is not None:
@@ -132,12 +148,21 @@ class RunFolder:
             self._lock.release()
 
 
+def _plain_file(path: str, flags: int) -> int:
+    """Open a file, and neither a link, which may lead anywhere, nor a pipe, which may wait. Raises OSError."""
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "is not a plain file", path)
+    return file
+
+
 def append_event(run: Path, event: Event) -> None:
     """Append an event to a run folder with one write call, so that several processes may append. Raises OSError.
 
     An incomplete line, left by a full disk, is ended first, so that this line stays readable.
     """
-    with open(run / EVENTS, "a+b", buffering=0) as file:
+    with open(run / EVENTS, "a+b", buffering=0, opener=_plain_file) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         line = b"\n" * (file.read(1) not in (b"", b"\n")) + event.to_json().encode() + b"\n"
@@ -171,6 +196,7 @@ class Writer:
         self._pending: list[Event] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._end: Event | None = None
         self.dropped = 0
         self.written = 0
         self.failures: dict[str, str] = {}
@@ -190,6 +216,9 @@ class Writer:
         self._put(event)
 
     def _put(self, item: _Record | Event) -> None:
+        if threading.current_thread() is self._thread and isinstance(item, Event):
+            self._pending.append(item)  # it is written after the record in work, also while the queue is emptied
+            return
         try:
             if self._closed:
                 raise queue.Full
@@ -201,15 +230,26 @@ class Writer:
         with self._lock:  # both sides of the queue drop
             self.dropped += 1
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Write everything in the queue, then stop. May be called twice. Later items are dropped and counted."""
+    def close(self, end: Event | None = None, timeout: float = 10.0) -> None:
+        """Write everything in the queue, then `end` with the number of dropped items, then stop.
+
+        May be called twice. Later items are dropped and counted. What is not written after `timeout` seconds is said.
+        """
         self._closed = True
+        if not self._thread.is_alive():
+            return
+        self._end = end
+        waited = time.monotonic() + timeout
+        try:
+            self._queue.put(None, timeout=timeout)
+            self._thread.join(max(0.0, waited - time.monotonic()))
+        except queue.Full:
+            pass
         if self._thread.is_alive():
-            try:
-                self._queue.put(None, timeout=timeout)
-            except queue.Full:
-                return
-            self._thread.join(timeout)
+            _log.warning(
+                "stabwatch: %s is slow: %d records and events are not written after %.0f s.",
+                self._folder.path, self._queue.qsize(), timeout,
+            )  # fmt: skip
 
     def _run(self) -> None:
         due = time.monotonic() + 1.0
@@ -218,13 +258,24 @@ class Writer:
                 item = self._queue.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 due = time.monotonic() + 1.0
-                self._attempt("idle", self._idle or (lambda: None))
-                self._flush_events()
+                self._now_and_then()
                 continue
             if item is None:
                 break
             self._handle(item)
+            if time.monotonic() > due + 1.0:  # the queue was never empty
+                due = time.monotonic() + 1.0
+                self._now_and_then()
+        if self._end is not None:
+            lost = {"dropped": self.dropped} if self.dropped else {}
+            self._pending.append(replace(self._end, data={**self._end.data, **lost}))
+        self._flush_events()
         self._attempt("close", self._folder.release)
+        self._flush_events()
+
+    def _now_and_then(self) -> None:
+        self._attempt("folder", self._folder.check)
+        self._attempt("idle", self._idle or (lambda: None))
         self._flush_events()
 
     def _handle(self, item: _Record | Event) -> None:
@@ -256,6 +307,11 @@ class Writer:
         except Exception as error:
             if what not in self.failures:
                 self.failures[what] = f"{type(error).__name__}: {error}"
+                if what in _LOSSES and not _LOSSES & (self.failures.keys() - {what}):
+                    _log.warning(
+                        "stabwatch: the run log in %s cannot be written; training goes on, but what is measured now "
+                        "is lost. %s", self._folder.path, self.failures[what],
+                    )  # fmt: skip
                 self._pending.append(
                     Event(
                         "error",

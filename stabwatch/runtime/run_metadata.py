@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import secrets
 import socket
 import sys
@@ -33,10 +34,20 @@ MOST_GROUPS = 16
 
 def run_id(config: Config) -> str:
     """The run's name: the one that is set, else the Slurm job or date and time, with six random digits."""
-    if config.run:
-        return config.run
+    if config.run and (name := as_folder_name(config.run)):
+        if name != config.run:
+            print(f"stabwatch: the run's name cannot be that of a folder; it is {name!r}.", file=sys.stderr)
+        return name
     job = os.environ.get("SLURM_JOB_ID")
     return (f"slurm-{job}-" if job else time.strftime("%Y%m%d-%H%M%S-")) + secrets.token_hex(3)
+
+
+def as_folder_name(name: str) -> str:
+    """A name of one folder directly below its root, at most 100 bytes long; '' where nothing is left."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f]+", "-", name)[:100]
+    while len(name.encode(errors="replace")) > 100:
+        name = name[:-1]
+    return name.strip(" .-")
 
 
 def optimizer_facts(optimizer: Any) -> dict[str, Any]:

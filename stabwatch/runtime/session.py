@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from stabwatch.config import Config
 from stabwatch.distributed.exchange import Exchange
 from stabwatch.distributed.ranks import Ranks
+from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.hooks.forward import contexts_on
-from stabwatch.runlog import RecordLayout, Writer
+from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.cadence import RankCadence
 from stabwatch.runtime.coverage import OTHER_LOSS, REPORT_AFTER, UNATTACHED, not_in_graph, summary
@@ -407,8 +408,9 @@ class Session(TrainingEvents):
                 self._report_coverage(self._taps.now)
             if reason != "replaced":
                 self._say_silence(last=True)
-            self._writer.event("end", self.step - 1, reason=reason, **facts)
-            self._writer.close()
+            self._writer.close(Event("end", time.time(), self.step - 1, {"reason": reason, **facts}))
+            with suppress(TrainingUnstableError):  # the training is over
+                self._dispatcher.deliver()
 
     def replaced(self) -> None:
         """Another watch takes over the model: this one ends."""

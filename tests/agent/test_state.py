@@ -259,3 +259,51 @@ def test_the_rings_stay_small(new_log, follow):
     assert len(follower.history._ids) <= 400
     assert len(follower._readings._buckets) <= 13
     assert np.isfinite(follower._readings.last).any()
+
+
+def test_a_read_that_fails_once_loses_nothing(new_log, monkeypatch, capsys):
+    log = new_log("r")
+    log.write(range(10))
+    follower, seen = Follower(log.path), []
+    monkeypatch.setattr(follower.history, "observe", lambda block: seen.extend(block.steps.tolist()))
+    poll, failures = follower.log.poll_events, [OSError(116, "Stale file handle")]
+
+    def fails_once():
+        if failures:
+            raise failures.pop()
+        return poll()
+
+    monkeypatch.setattr(follower.log, "poll_events", fails_once)
+    follower.poll()
+    log.write(range(10, 20))
+    follower.poll()
+    assert seen == list(range(20)) and follower.errors == 1
+    follower.lease.release()
+
+
+def test_a_damaged_segment_hides_no_other_one(new_log, capsys):
+    log = new_log("r")
+    log.write(range(10))
+    (log.path / "signals-005.arrows").mkdir()
+    follower = Follower(log.path)
+    for _ in range(3):
+        follower.poll()
+    assert follower.health.step == 9 and follower.errors == 1
+    assert "signals-005.arrows is not a file. It is left out." in capsys.readouterr().err
+    follower.lease.release()
+
+
+def test_a_long_log_is_read_piece_by_piece(new_log, monkeypatch):
+    log = new_log("r")
+    log.write(range(400))
+    monkeypatch.setattr("stabwatch.agent.state.READ_BYTES", 20_000)
+    follower, sizes, seen = Follower(log.path), [], []
+    observe = follower._readings.observe
+    monkeypatch.setattr(
+        follower._readings,
+        "observe",
+        lambda block, now: (sizes.append(len(block)), seen.extend(block.steps), observe(block, now)),
+    )
+    follower.poll()
+    assert seen == list(range(400)) and max(sizes) < 200
+    follower.lease.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from stabwatch.runlog import Accumulator, Event, RecordLayout, RunFolder, RunLog, Writer, read_run
+from stabwatch.runlog.lock import RunLock
 
 from .conftest import meta, row
 
@@ -122,6 +124,77 @@ def test_idle_is_called_while_nothing_happens_and_may_fail(folder: RunFolder) ->
     writer.close()
     assert writer.failures == {"idle": "OSError: no"}
     assert [event.data["probe"] for event in read_run(folder.path).events] == ["writer.idle"]
+
+
+def test_what_the_last_records_show_is_written_before_the_end(folder: RunFolder, layout: RecordLayout) -> None:
+    """A slow disk: alerts are judged while the queue is emptied, after `close` was called."""
+    gate = threading.Event()
+    writer = Writer(folder, capacity=4)
+
+    def shows(step: int) -> tuple[RecordLayout, np.ndarray]:
+        gate.wait(10)
+        writer.event("alert", step)
+        return layout, row(layout, step)
+
+    for step in range(10):
+        writer.record(step, 0.0, lambda step=step: shows(step))
+    threading.Timer(0.2, gate.set).start()
+    writer.close(Event("end", 5.0, 9, {"reason": "finished"}))
+    run = read_run(folder.path)
+    assert 4 <= len(run.steps) == writer.written < 10
+    assert [e.step for e in run.events if e.kind == "alert"] == run.steps.tolist()
+    assert run.events[-1].kind == "end" and run.events[-1].data == {"reason": "finished", "dropped": writer.dropped}
+
+
+def test_a_disk_that_stays_slow_is_said(folder: RunFolder, layout: RecordLayout, caplog) -> None:
+    gate = threading.Event()
+    writer = Writer(folder)
+    for step in range(5):
+        writer.record(step, 0.0, lambda step=step: (gate.wait(10), (layout, row(layout, step)))[1])
+    writer.close(timeout=0.1)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"stabwatch: {folder.path} is slow: 5 records and events are not written after 0 s."
+    ]
+    gate.set()
+    writer._thread.join(10)
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+def test_a_folder_that_is_gone_is_said_once(folder: RunFolder, layout: RecordLayout, caplog, how: str) -> None:
+    writer = Writer(folder)
+    writer.record(0, 0.0, lambda: (layout, row(layout, 0)))
+    assert eventually(lambda: writer.written == 1)
+    if how == "deleted":
+        shutil.rmtree(folder.path)
+    else:
+        folder.path.rename(folder.path.with_name("else"))
+    if how == "replaced":
+        RunFolder(folder.path, meta())
+    for step in range(1, 30):
+        writer.record(step, 0.0, lambda step=step: (layout, row(layout, step)))
+        time.sleep(0.1)
+    writer.close()
+    said = [r.getMessage() for r in caplog.records if "cannot be written" in r.getMessage()]
+    assert len(said) == 1 and "FileNotFoundError" in said[0] and str(folder.path) in said[0]
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "meta.json.new", ".lock"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_link_or_a_pipe_in_the_folder_is_never_written_through(tmp_path: Path, name: str, kind: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    run = tmp_path / "run"
+    run.mkdir()
+    if kind == "link":
+        (run / name).symlink_to(victim)
+    else:
+        os.mkfifo(run / name)
+    try:
+        lock = RunLock.take(run)
+        RunFolder(run, meta(), lock).release()
+    except OSError:
+        assert name != "meta.json.new"  # that one is replaced
+    assert victim.read_text() == "precious"
 
 
 CHILD = """

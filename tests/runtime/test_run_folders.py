@@ -14,6 +14,7 @@ import torch
 import stabwatch
 from stabwatch.runlog import find_runs, read_run
 from stabwatch.runlog.lock import RunLock
+from stabwatch.runtime.run_metadata import as_folder_name
 
 WRITER = """
 import sys, time
@@ -96,3 +97,19 @@ def test_a_folder_that_cannot_be_made_is_replaced_and_said(tmp_path, capsys) -> 
     watch = trial(run_dir=tmp_path / "file" / "run")
     assert "cannot be made" in capsys.readouterr().err and Path(watch.run_dir).is_dir()
     watch.detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("a/b", "a-b"),
+        ("../up", "up"),
+        ("x\0y", "x-y"),
+        ("é" * 200, "é" * 50),
+        ("run 7", "run 7"),
+        ("a.b", "a.b"),
+        ("..", ""),
+    ],
+)
+def test_a_name_is_one_folder_below_the_root(name, folder):
+    assert as_folder_name(name) == folder

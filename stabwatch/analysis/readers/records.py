@@ -36,6 +36,7 @@ class ForeignLog:
     damaged_records = torn_bytes = bad_event_lines = 0
 
     def __init__(self, path: Path, run: LogRun, form: str = "log", notes: tuple[str, ...] = ()) -> None:
+        self.unreadable: dict[Path, str] = {}
         self.path, self.run, self.form, self.notes = path, run, form, notes
         self._block = _block(run)
         known = self._block.times[np.isfinite(self._block.times)]

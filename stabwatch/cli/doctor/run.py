@@ -56,6 +56,8 @@ def _damage(run: Run) -> Iterator[Check]:
     running = not any(event.kind == "end" for event in run.events)
     if run.damaged_records:
         yield Check("damage", "bad", f"{count(run.damaged_records, 'unreadable record')}, skipped")
+    for problem in run.unreadable:
+        yield Check("damage", "bad", f"a part of the log is left out: {problem}")
     if run.bad_event_lines:
         yield Check("damage", "bad", f"{count(run.bad_event_lines, 'unreadable line')} in events.jsonl, skipped")
     if run.torn_bytes and not running:

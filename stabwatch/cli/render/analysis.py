@@ -202,6 +202,8 @@ def damage(run: Analysis) -> str:
     parts = [f"{count(n, what)} skipped" for n, what in unreadable if n]
     if r.torn_bytes:
         parts.append(f"an incomplete record of {count(r.torn_bytes, 'byte')} at the end")
+    if r.unreadable:
+        parts.append(f"{count(len(r.unreadable), 'unreadable file')} left out")
     return ", ".join(parts)
 
 
