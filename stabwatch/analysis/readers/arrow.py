@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stabwatch.runlog.reader import numbers
+from stabwatch.runlog.segment import numbers
 
 
 def float64s(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
