@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from stabwatch.distributed.agreement import AHEAD
 from stabwatch.distributed.exchange import Exchange
 
+AHEAD = 8
+"""Steps between a decision and its step: more than ranks of one job can be apart."""
 PATIENCE = 10.0
 """Seconds to wait until all ranks have answered, before a message is withdrawn."""
 NEVER = "never"

@@ -238,14 +238,18 @@ class AlertDispatcher:
             self._writer.event("guard", step, guard=guard, rule=alert.rule, onset=alert.onset, **result)
 
 
-def step_guards(config: Config, model: nn.Module) -> StepGuards | None:
-    """Factory of the guards that act inside an optimizer step; None if the settings enable none."""
-    if not {"skip_step", "taylor"} & set(config.guards):
+def step_guards(config: Config, model: nn.Module, world: int) -> StepGuards | None:
+    """Factory of the guards that act inside an optimizer step; None if the settings enable none.
+
+    world: number of ranks of the job. With more than one there is no Taylor guard.
+    """
+    wanted = {"skip_step", "taylor"} & set(config.guards) - ({"taylor"} if world > 1 else set())
+    if not wanted:
         return None
 
     def make(optimizer: Any, probe: DirectionalDerivative | None) -> list[StepGuard]:
-        guards: list[StepGuard] = [SkipStep(optimizer)] if "skip_step" in config.guards else []
-        return guards + ([TaylorGuard(optimizer, model, probe=probe)] if "taylor" in config.guards else [])
+        guards: list[StepGuard] = [SkipStep(optimizer)] if "skip_step" in wanted else []
+        return guards + ([TaylorGuard(optimizer, model, probe=probe)] if "taylor" in wanted else [])
 
     return make
 

@@ -10,20 +10,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from stabwatch.distributed.agreement import StepAgreement
 from stabwatch.distributed.ranks import Ranks
-from stabwatch.distributed.topology import Topology
 from stabwatch.hooks.base.copies import Copies
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.kernels.taylor import ratios
 
 _log = logging.getLogger("stabwatch")
 _T = TypeVar("_T")
-_PATIENCE = 32
-"""Steps without an agreement over ranks after which a warning says that the guard is inactive."""
+OVER_RANKS = (
+    "the Taylor guard is off: it works in jobs of one rank only. With several ranks it would need the largest ratio of "
+    "all of them inside each step, and thus a collective that all ranks wait for"
+)
 
 
 class TaylorGuard:
@@ -38,9 +37,8 @@ class TaylorGuard:
     steps. Random states, buffers and gradients are unchanged. An exception of its own is logged once, and
     training continues without the guard.
 
-    Replicas stay equal, because all ranks use the largest r (one all-reduce of two numbers per step). It starts a few
-    steps in, when every rank has announced its guard. It needs DistributedDataParallel; otherwise it logs a warning and
-    does nothing. Detach it on all ranks or on none. Sharded parameters raise ValueError.
+    In a job of several ranks it raises ValueError. Each rank measures another r, so replicas would diverge; and to use
+    the largest one, all ranks would have to wait for each other inside the step.
 
     probe: an existing probe of the model's batches, in place of a new one with `samples` samples.
     ratio: r of the last step, inf where it was not finite. scale: what that step was multiplied by.
@@ -58,18 +56,15 @@ class TaylorGuard:
     ) -> None:
         if limit <= 0:
             raise ValueError(f"`limit` must be positive, and is {limit!r}.")
-        self._ranks = Ranks(model, "auto")
-        if Topology(model, self._ranks.rank, self._ranks.world).sharded:
-            raise ValueError("The Taylor guard needs whole parameters, and those of this model are sharded over ranks.")
+        if Ranks(model, "auto").world > 1:
+            raise ValueError(f"{OVER_RANKS}.")
         inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        self._agreement = StepAgreement(self._ranks)
         self._limit = limit
         self._probe = probe or DirectionalDerivative(inner, samples)
         self._owns_probe = probe is None
         self._copies = Copies()
         self._before: dict[str, Tensor] = {}
-        self._steps = 0
-        self._joined = self._failed = False
+        self._failed = False
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._parameters = {name: p for name, p in inner.named_parameters() if id(p) in stepped and p.numel()}
         device = next(iter(self._parameters.values())).device if self._parameters else torch.device("cpu")
@@ -80,29 +75,18 @@ class TaylorGuard:
             optimizer.register_step_pre_hook(self._step_begins),
             optimizer.register_step_post_hook(self._step_ends),
         ]
-        if self._ranks.world > 1:
-            self._handles.append(inner.register_forward_pre_hook(self._look_for_replicas))
-
-    def _look_for_replicas(self, *_: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self._ranks.seen_in_forward()
 
     def _step_begins(self, *_: Any) -> None:
-        self._steps += 1
-        self._joined = self._safely(lambda: self._agreement.joins(self._steps), False)
         self._before = self._safely(self._save, {})
 
     def _step_ends(self, *_: Any) -> None:
         before, self._before = self._before, {}
-        if not before and not self._joined:
-            return
-        self.ratio = self._safely(lambda: self._measure(before), self.ratio.new_zeros(()))
-        failed = torch.full_like(self.ratio, float(self._failed))
-        if self._joined:  # also after a failure: the other ranks must not hang
-            both = torch.stack((self.ratio, failed))
-            dist.all_reduce(both, dist.ReduceOp.MAX)
-            self.ratio, failed = both.unbind()
-        self._safely(lambda: self._shorten(before, failed > 0), None)
+        if before:
+            self._safely(lambda: self._measure_and_shorten(before), None)
+
+    def _measure_and_shorten(self, before: dict[str, Tensor]) -> None:
+        self.ratio = self._measure(before)
+        self._shorten(before)
 
     def _safely(self, action: Callable[[], _T], otherwise: _T) -> _T:
         try:
@@ -117,10 +101,7 @@ class TaylorGuard:
 
     @torch.no_grad()
     def _save(self) -> dict[str, Tensor]:
-        several = self._ranks.world > 1
-        if several and not self._joined and self._steps == _PATIENCE:
-            _log.warning("stabwatch: the Taylor guard does nothing: not every rank has one, or there is no DDP")
-        if self._failed or not (self._joined if several else self._probe.ready):
+        if self._failed or not self._probe.ready:
             return {}
         live = [p.detach() for p in self._parameters.values()]
         return dict(zip(self._parameters, self._copies.of(live), strict=True))
@@ -128,19 +109,16 @@ class TaylorGuard:
     @torch.no_grad()
     def _measure(self, before: dict[str, Tensor]) -> Tensor:
         """The largest r of the slice, 0-dim float32; inf where it or a weight is not finite."""
-        device, ratio = self.ratio.device, self.ratio.new_zeros(())
-        if not before:
-            return ratio
-        if self._probe.ready:
-            ratio = ratios(*self._probe.rates(before, self._parameters)).amax().to(device)
+        device = self.ratio.device
+        ratio = ratios(*self._probe.rates(before, self._parameters)).amax().to(device)
         # a unit that is off hides a non-finite weight from the logits
         sizes = torch._foreach_norm([p.detach() for p in self._parameters.values()], torch.inf)
         whole = torch.stack([s.to(device, torch.float32) for s in sizes]).isfinite().all()
         return torch.where(whole & ratio.isfinite(), ratio, torch.inf)
 
     @torch.no_grad()
-    def _shorten(self, before: dict[str, Tensor], off: Tensor) -> None:
-        inside = (self.ratio <= self._limit) | off
+    def _shorten(self, before: dict[str, Tensor]) -> None:
+        inside = self.ratio <= self._limit
         self.scale = torch.where(inside, 1.0, self._limit / self.ratio)
         self.interventions += ~inside
         for name, old in before.items():

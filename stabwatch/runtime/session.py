@@ -22,6 +22,7 @@ from stabwatch.distributed.exchange import Exchange
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
+from stabwatch.guards.taylor import OVER_RANKS
 from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runtime.agent_process import AgentProcess
@@ -106,7 +107,8 @@ class Session(TrainingEvents):
             context.events.replaced()
         self._ranks = Ranks(model, self.config.reduce)
         self._taps = Taps(
-            self.context, self.config, loss_fn, self._ranks, self._governor, step_guards(self.config, self._model),
+            self.context, self.config, loss_fn, self._ranks, self._governor,
+            step_guards(self.config, self._model, self._ranks.world),
         )  # fmt: skip
         self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
         if self._ranks.rank == 0 or self.config.reduce == "never":
@@ -119,6 +121,10 @@ class Session(TrainingEvents):
             self._look_closer, self._taps.batches, on_alert, self.isolation.run,
         )  # fmt: skip
         self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
+        if "taylor" in self.config.guards and self._ranks.world > 1:
+            self.context.unmeasured("note", "guard", OVER_RANKS)
+            if self._writer is not None:
+                _log.warning("stabwatch: %s.", OVER_RANKS)
         self._plan_next()
 
     def _open(self, run_dir: str | Path | None) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from stabwatch.distributed.agreement import AHEAD
-from stabwatch.guards.broadcast import PATIENCE, RankBroadcast
+from stabwatch.guards.broadcast import AHEAD, PATIENCE, RankBroadcast
 
 WORLD = 3
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stabwatch.distributed.agreement import AHEAD
+from stabwatch.guards.broadcast import AHEAD
 from stabwatch.runlog import read_run
 from tests.guards.reactions_job import BROKEN
 from tests.processes import run_ranks
