@@ -2,7 +2,8 @@
 
 What only some ranks measured is a value of some ranks, and weights that one rank alone measured cannot be compared.
 Rank 0 sends each change through the exchange, with the step from which it applies, some steps ahead. A message that
-comes later than its step applies at once. Until the first one has come, the intervals grow with the number of the step.
+comes later than its step applies at once. Until the first one has come, the tier `always` is measured at
+every step, and the intervals of the other tiers grow with the number of the step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from stabwatch.runtime.governor import CONTROLS_UNTIL, LONGEST, Cadence, Governo
 AHEAD_STEPS, AHEAD_SECONDS, MOST_AHEAD = 8, 0.3, 512
 """How far ahead of its step a change is sent: that long, and at least so many steps."""
 EARLY = 8
-"""Until rank 0 has spoken, the interval at step n is the largest power of two up to n / EARLY."""
+"""Until rank 0 has spoken, the interval of the other tiers at step n is the largest power of two up to n / EARLY."""
 TOPIC = "cadence"
 
 
@@ -81,4 +82,4 @@ class RankCadence:
 def early(step: int) -> Cadence:
     """What all ranks follow before rank 0 has spoken."""
     interval = 1 << max(0, (step // EARLY).bit_length() - 1)
-    return Cadence({tier: min(longest, interval) for tier, longest in LONGEST.items()})
+    return Cadence({tier: 1 if tier == "always" else min(longest, interval) for tier, longest in LONGEST.items()})

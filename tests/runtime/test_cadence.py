@@ -76,6 +76,13 @@ def test_where_rank_0_never_speaks_the_cost_stays_small():
     assert sum(plan.deep for plan, _ in alone.seen) < 120
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_tier_always_is_measured_at_every_step_until_rank_0_has_spoken(rank):
+    alone = Rank(rank, 1e-2)
+    _run(alone, steps=24 if rank == 0 else 400)
+    assert all(plan.always for plan, _ in alone.seen)
+
+
 def test_an_extra_deep_step_is_taken_by_all():
     first, second = Rank(0, 2e-3), Rank(1, 2e-3)
     _run(first, second, steps=2000)
