@@ -28,6 +28,7 @@ def attach(
     config: Config | Mapping[str, Any] | str | Path | None = None,
     on_alert: Callable[[Alert], object] | None = None,
     first_step: int = 0,
+    resume: str | Path | None = None,
     **overrides: Any,
 ) -> Watch:
     """Watch a training run from the inside; one line before the loop.
@@ -44,6 +45,9 @@ def attach(
         on_alert: called with each `stabwatch.alerts.Alert` that fires or resolves, between two steps (on rank 0). What
             it raises is logged, and training goes on; a TrainingUnstableError is let through.
         first_step: number of the first step, for a run that goes on from a checkpoint.
+        resume: folder of the run that goes on, or 'auto': the newest run below `root` with the same `run` (or, where
+            that is not set, of the same model) whose process is gone and that has not finished. `run_dir` comes before
+            it.
 
     Returns a Watch, or for a trainer a `stabwatch.integrations.TrainerWatch`, which has the methods of a Watch once
     training has begun. Values, gradients and random numbers of the training are the same with it as without it.
@@ -54,6 +58,7 @@ def attach(
     """
     settings = Config.load(config, **overrides)
     given: dict[str, Any] = {"loss_fn": loss_fn, "run_dir": run_dir, "config": settings, "on_alert": on_alert}
+    given["resume"] = resume
     if not isinstance(model, nn.Module):
         from stabwatch.integrations import attach_to_trainer
 

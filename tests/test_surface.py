@@ -26,10 +26,11 @@ def test_public_names_are_frozen() -> None:
 def test_the_signature_of_attach_is_frozen() -> None:
     parameters = [p.replace(annotation=inspect.Parameter.empty) for p in _parameters(stabwatch.attach)]
     assert ", ".join(map(str, parameters)) == (
-        "model, optimizer=None, loss_fn=None, run_dir=None, config=None, on_alert=None, first_step=0, **overrides"
+        "model, optimizer=None, loss_fn=None, run_dir=None, config=None, on_alert=None, first_step=0, "
+        "resume=None, **overrides"
     ), f"The signature of attach {ON_PURPOSE}"
     keyword_only = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    assert keyword_only == ["loss_fn", "run_dir", "config", "on_alert", "first_step"]
+    assert keyword_only == ["loss_fn", "run_dir", "config", "on_alert", "first_step", "resume"]
 
 
 def test_what_a_watch_offers_is_frozen() -> None:

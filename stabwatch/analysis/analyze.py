@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from stabwatch.analysis.summaries import SeriesSummary, Summaries
 from stabwatch.analysis.units import WORDS, diagnosis_in_units, in_units
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, Run, plain
+from stabwatch.runlog.attempts import Attempt, attempts
+from stabwatch.runlog.attempts import kept as without_superseded
 from stabwatch.runlog.downsample import Downsampled
 from stabwatch.runlog.source import Source
 
@@ -34,8 +37,9 @@ RUN_FOLDER = "stabwatch run folder"
 class Analysis:
     """The analysis of one run: a run folder or another trainer's log.
 
-    form: format of the log. notes: what its reader recognised, guessed and left out. records: number of training
-    records. duration: seconds from the first record to the last, NaN without times. ended: reason of the end event,
+    form: format of the log. notes: what its reader recognised, guessed and left out; of a run folder, how its attempts
+    ended. records: number of training records, without those that a later attempt superseded. duration: seconds from
+    the first record to the last, NaN without times. ended: reason of the end event,
     None if there is none. incidents: of rules and detectors, by first step. alerts: all transitions of the rules, as in
     a live run. limitations: what the log cannot show, in words. coverage: data of the last coverage event. errors: of
     probes. window: steps per record of `run`. run: the records, merged if there are many, for charts. curves: the input
@@ -150,12 +154,14 @@ def analyze_source(
     engine, summaries, kept, curves = Engine(rules), Summaries(), Downsampled(), RunCurves()
     foreign = log if isinstance(log, ForeignLog) else None
     events = tuple(log.poll_events())
+    found = attempts(log.path, events) if foreign is None else ()
     for item in timeline(log, events):
         lead(engine, item)
         if isinstance(item, Event):
             continue
-        summaries.add(item)
-        kept.add(item)
+        current = without_superseded(item, found)
+        summaries.add(current)
+        kept.add(current)
         if foreign is None:
             curves.add(item)
         if progress is not None:
@@ -176,7 +182,7 @@ def analyze_source(
     return Analysis(
         name=log.meta.run,
         form=RUN_FOLDER if foreign is None else foreign.form,
-        notes=() if foreign is None else foreign.notes,
+        notes=_attempts_told(found) if foreign is None else foreign.notes,
         records=summaries.records if watched else len(steps),
         first_step=summaries.first_step if watched else int(steps.min()) if len(steps) else None,
         last_step=summaries.last_step if watched else int(steps.max()) if len(steps) else None,
@@ -196,6 +202,21 @@ def analyze_source(
         run=run,
         curves=view,
     )
+
+
+def _attempts_told(found: Sequence[Attempt]) -> tuple[str, ...]:
+    """How each attempt but the last ended, and where the next one went on."""
+    told = []
+    for before, after in pairwise(found):
+        where = f"ended at step {before.last:,}" if before.last is not None else "ended without a record"
+        why = before.ended or "no end was recorded, the process was killed or lost"
+        if after.first is None:
+            then = "has no record yet"
+        else:
+            rewound = before.last is not None and after.first <= before.last
+            then = f"{'went back to' if rewound else 'went on from'} step {after.first:,}"
+        told.append(f"Attempt {before.number} {where}: {why}; attempt {after.number} {then}.")
+    return tuple(told)
 
 
 def silent_verdict(coverage: Event | None) -> str:

@@ -12,7 +12,7 @@ LOSS = "trainer_loss"
 of the loss of the step."""
 
 
-KEYWORDS = ("loss_fn", "run_dir", "config", "on_alert")
+KEYWORDS = ("loss_fn", "run_dir", "config", "on_alert", "resume")
 """Keywords of `attach` that are no settings of a Config."""
 STOPPED = RuntimeError("the training stopped before its end")
 

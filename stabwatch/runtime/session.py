@@ -35,6 +35,7 @@ from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems
 from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.record import HostPart
+from stabwatch.runtime.resume import folder_to_resume, launch, name_of, starts_so_far
 from stabwatch.runtime.run_metadata import open_folder, run_id, run_meta
 from stabwatch.runtime.taps import Taps
 from stabwatch.runtime.training_events import TrainingEvents
@@ -63,6 +64,7 @@ class Session(TrainingEvents):
         config: Config | None = None,
         on_alert: Callable[[Alert], object] | None = None,
         first_step: int = 0,
+        resume: str | Path | None = None,
     ) -> None:
         self.config = config or Config()
         self.run = ""
@@ -73,7 +75,7 @@ class Session(TrainingEvents):
         self._pid = os.getpid()
         self._blind = self._detached = True
         try:
-            self._attach(model, optimizer, loss_fn, run_dir, on_alert, first_step)
+            self._attach(model, optimizer, loss_fn, run_dir, on_alert, first_step, resume)
         except Exception:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
             with suppress(Exception):
@@ -92,6 +94,7 @@ class Session(TrainingEvents):
         run_dir: str | Path | None,
         on_alert: Callable[[Alert], object] | None,
         first_step: int,
+        resume: str | Path | None,
     ) -> None:
         super().__init__(model, optimizer)
         self._offset = self.context.step = first_step
@@ -112,7 +115,7 @@ class Session(TrainingEvents):
         )  # fmt: skip
         self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
         if self._ranks.rank == 0 or self.config.reduce == "never":
-            self._open(run_dir)
+            self._open(run_dir, resume)
         self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
         self._taps.failed_elsewhere = self._shared.errors.probes
         self._cadence = RankCadence(self._governor, None if self.config.every_step else self._shared.exchange)
@@ -127,14 +130,20 @@ class Session(TrainingEvents):
                 _log.warning("stabwatch: %s.", OVER_RANKS)
         self._plan_next()
 
-    def _open(self, run_dir: str | Path | None) -> None:
-        self.run = run_id(self.config)
-        path = Path(run_dir) if run_dir is not None else Path(self.config.root) / self.run
+    def _open(self, run_dir: str | Path | None, resume: str | Path | None) -> None:
+        given = Path(run_dir) if run_dir is not None else None
+        old = given or folder_to_resume(resume, self.config, self._ranks.rank, type(self._model).__name__)
+        self.run = self.config.run or (name_of(old) if old is not None else "") or run_id(self.config)
+        path = old or Path(self.config.root) / self.run
         folder = open_folder(path, run_meta(self.run, self._model, self._taps.now.names, self._ranks, self.config))
         self.run, self.run_dir = folder.run, folder.path
         path = folder.path
+        attempt = starts_so_far(path) + 1
+        if attempt > 1:
+            print(f"stabwatch: the run goes on in {path}, attempt {attempt}.", file=sys.stderr)
         self._writer = Writer(folder, idle=self._idle)
-        self._writer.event("start", 0, argv=sys.argv[:1])
+        facts = {"launch": launch()} if launch() else {}
+        self._writer.event("start", self.context.step, argv=sys.argv[:1], attempt=attempt, **facts)
         if self.config.agent:
             self._agent = AgentProcess(path, self.config, self._writer.event)
         if self.config.verbose:

@@ -215,7 +215,8 @@ def run_facts(run: Analysis) -> list[tuple[str, str]]:
     if isinstance(model.get("parameters"), int):
         name += f", {model['parameters']:,} parameters"
     versions = ", ".join(f"{clean(k)} {clean(v)}" for k, v in mapping(meta.versions).items())
-    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta.created))
+    first = next((e.time for e in run.run.events if e.kind == "start"), meta.created)
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first))
     extent = f", {run.first_step:,} to {run.last_step:,}" if run.first_step is not None and run.last_step else ""
     facts = [
         ("run", clean(meta.run)),
@@ -223,6 +224,7 @@ def run_facts(run: Analysis) -> list[tuple[str, str]]:
         ("steps", f"{run.records:,} recorded{extent}, {duration(run.duration)}"),
         ("began", f"{began} on {clean(meta.host)}" + (f", {meta.world_size} ranks" if meta.world_size > 1 else "")),
         ("ended", clean(run.ended or "no end was recorded: the run is still running, or its process was killed")),
+        *(("attempts" if place == 0 else "", clean(note)) for place, note in enumerate(run.notes)),
         ("versions", versions or "unknown"),
         ("errors", count(len(run.errors), "probe error") if run.errors else "none in stabwatch"),
         ("log", clean(run.path)),

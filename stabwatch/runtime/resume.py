@@ -1,0 +1,89 @@
+"""Which run folder a training goes on in, after a checkpoint or a restart."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from stabwatch.config import Config
+from stabwatch.errors import RunLogError
+from stabwatch.runlog import Event, Meta, RunLog, find_runs
+from stabwatch.runlog.lock import RunLock
+
+
+def launch() -> str | None:
+    """Name of the torchrun that has started this process; the same after a restart of its workers."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{run}-{socket.gethostname()}-{os.getppid()}" if run else None
+
+
+def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model: str) -> Path | None:
+    """The folder of the run that goes on; None for a new run.
+
+    resume: a folder; or 'auto', for the newest run below `root` with the same `run` (or, where that is not set, of the
+    same model) whose process is gone and that has not finished. Without it, only a restart by torchrun goes on.
+    """
+    if resume is not None and resume != "auto":
+        return Path(resume)
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if resume is None and not restarted:
+        return None
+    for path in _newest(Path(config.root)):
+        meta, last = _state(path)
+        if meta is None or meta.rank != rank or not _is_free(path):
+            continue
+        ours = launch() is not None and "start" in last and last["start"].data.get("launch") == launch()
+        same = meta.run == config.run if config.run else meta.model.get("name") == model
+        ended = last["end"].data.get("reason") if "end" in last else None
+        if (restarted and ours) or (resume == "auto" and same and ended != "finished"):
+            return path
+    if resume == "auto":
+        print(f"stabwatch: no run to go on with in {config.root}; a new one begins.", file=sys.stderr)
+    return None
+
+
+def starts_so_far(path: Path) -> int:
+    """Number of start events in a run folder."""
+    try:
+        return sum(event.kind == "start" for event in RunLog(path).poll_events())
+    except RunLogError:
+        return 0
+
+
+def name_of(path: Path) -> str:
+    """Name of the run in a folder; '' if there is none."""
+    meta, _ = _state(path)
+    return meta.run if meta is not None else ""
+
+
+def _newest(root: Path) -> list[Path]:
+    try:
+        return find_runs([root])[::-1] if root.is_dir() else []
+    except RunLogError:
+        return []
+
+
+def _state(path: Path) -> tuple[Meta | None, dict[str, Event]]:
+    """Metadata, and the last start event and the end event after it."""
+    try:
+        log = RunLog(path)
+        events = log.poll_events()
+    except RunLogError:
+        return None, {}
+    last: dict[str, Event] = {}
+    for event in events:
+        if event.kind == "start":
+            last = {"start": event}
+        elif event.kind == "end":
+            last.setdefault("end", event)
+    return log.meta, last
+
+
+def _is_free(path: Path) -> bool:
+    lock = RunLock.take(path)
+    if lock is None:
+        return False
+    lock.release()
+    return True
