@@ -61,6 +61,8 @@ def test_a_run_that_was_started_again_has_not_ended(tmp_path):
 
 
 def test_an_empty_run_and_no_run(tmp_path):
-    assert analyze(_write(tmp_path / "run", {"loss": []})).diagnosis.verdict == "Nothing has been recorded yet."
+    assert analyze(_write(tmp_path / "run", {"loss": []})).diagnosis.verdict == (
+        "Nothing has been recorded yet: no step of the training has ended since `attach`."
+    )
     with pytest.raises(RunLogError, match="not a run folder"):
         analyze(tmp_path / "none")
