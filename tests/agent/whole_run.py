@@ -3,13 +3,15 @@
 python -m tests.agent.whole_run FOLDER: one process with attention, experts with a capacity, a gradient scaler, a fixed
 batch, the Taylor radius and a guard; the learning rate is too high, and the loss is NaN now and then.
 python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
-weight.
+weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
+coarse for their updates, a loss of shapes that broadcast, and targets out of range.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -46,7 +48,7 @@ def alone(folder: str) -> None:
 
 
 class Both(nn.Module):
-    """A tiny Mixtral, and a linear layer in front of a norm."""
+    """A tiny Mixtral, a linear layer in front of a norm, and parts that are set up wrongly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,16 +60,25 @@ class Both(nn.Module):
         )
         self.lm = transformers.MixtralForCausalLM(config)
         self.front = nn.Sequential(nn.Linear(8, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 1))
+        self.unused, self.forgotten = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.coarse = nn.Linear(8, 8, dtype=torch.bfloat16)
+        self.plain = [nn.Linear(8, 8)]
 
     def forward(self, ids: Tensor, x: Tensor) -> Tensor:
-        return self.lm(input_ids=ids, labels=ids).loss + (self.front(x) - 1).square().mean()
+        front = self.front(x)
+        loss = self.lm(input_ids=ids, labels=ids).loss + (front - 1).square().mean()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says it too
+            loss = loss + F.mse_loss(front, x[:, 0])
+        hidden = self.coarse(self.plain[0](self.forgotten(x)).bfloat16()).float()
+        return loss + F.binary_cross_entropy_with_logits(hidden, torch.full_like(x, 2.0))
 
 
 def of_two(folder: str, rank: int, store: str) -> None:
     """See the module's docstring."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     model = nn.parallel.DistributedDataParallel(Both(), find_unused_parameters=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if "forgotten" not in n], lr=1e-3)
     stabwatch.attach(model, optimizer, run_dir=folder, agent=False, verbose=False, every_step=True)
     while True:
         loss = model(torch.randint(64, (2, 12)), torch.randn(8, 8))
