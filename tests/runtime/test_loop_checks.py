@@ -241,11 +241,29 @@ def validated_on_the_way():
         yield step
 
 
+def judge_of_made_samples():
+    """An adversarial pair: the watched judge passes gradients on to the generator after its own step."""
+    judge, generator = _net(6, 8, 1), _net(3, 8, 6)
+    of_judge, of_generator = (torch.optim.Adam(m.parameters(), lr=1e-3) for m in (judge, generator))
+    yield judge, of_judge
+    with stabwatch.attach(generator, of_generator, agent=False, verbose=False):
+        for step in range(STEPS):
+            judge.zero_grad()
+            F.softplus(-judge(_batch(step)[0])).mean().backward()
+            made = generator(torch.randn(16, 3))
+            F.softplus(judge(made.detach())).mean().backward()
+            of_judge.step()
+            generator.zero_grad()
+            F.softplus(-judge(made)).mean().backward()
+            of_generator.step()
+            yield step
+
+
 @pytest.mark.parametrize(
     "loop",
     [
         two_networks_with_two_optimizers, target_network, zeroed_by_hand, frozen_batch_norm, closure, cosine_to_zero,
-        validated_on_the_way,
+        validated_on_the_way, judge_of_made_samples,
     ],
 )  # fmt: skip
 def test_a_healthy_loop_is_left_in_peace(loop, tmp_path):

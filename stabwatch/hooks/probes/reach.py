@@ -46,7 +46,6 @@ class Reach:
         if before is not None:
             reached = {id(t.parameter) for t in before._tracked} - set(before._unreached)
             self._unreached = {key: p for key, p in self._unreached.items() if key not in reached}
-        self._sizes: WeakKeyDictionary[Any, tuple[int, ...]] = WeakKeyDictionary()
         self._shown: set[int] = set()
         self._stepped = False
         self._last: tuple[tuple[int, int], Mapping[int, tuple[int, int, int, int]]] = (0, 0), {}
@@ -58,6 +57,7 @@ class Reach:
         every = [t.parameter for t in self._tracked] + [p for p, _ in self._hidden]
         self._unreached = {id(p): p for p in every}
         self._unheld = set(self._unreached)
+        self._sizes: WeakKeyDictionary[Any, tuple[int, ...]] = WeakKeyDictionary()
 
     def before(self, optimizer: Any) -> None:
         """An optimizer that holds some of these parameters, or stands in for one, is about to step."""
