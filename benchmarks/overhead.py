@@ -193,7 +193,7 @@ def measure(
                 if at_once:
                     worker.ready()
                 if settles(name):
-                    worker.phase(plan.settle)
+                    worker.turn(plan.settle)
             began = time.monotonic()
             for number in range(plan.rounds):
                 if number >= 2 and time.monotonic() - began > seconds:
