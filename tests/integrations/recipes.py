@@ -68,7 +68,8 @@ RECIPES = (
            note="The iteration in which the optimizer steps."),
     Recipe("fastai_learner.py", "fastai", tuple(range(16)), ("fastai",), ("train_loss", "valid_loss"),
            note="`learn.train_iter`, from 0. fastai's own optimizers are no `torch.optim.Optimizer`: their steps"
-           " are seen at the parameters, and their learning rate is not known. `OptimWrapper` makes it use one of torch."),
+           " are seen at the parameters, and their learning rate is not known. `OptimWrapper` makes it use one of"
+           " torch."),
     Recipe("torchtune_loop.py", "torchtune and the like", tuple(range(100, 104)), note="From `first_step`."),
     Recipe("torchtitan_loop.py", "torchtitan and the like (FSDP2)", tuple(range(8)), ranks=2, note="From 0."),
     Recipe("torchrun_ddp.py", "torchrun, DDP", tuple(range(8)), ranks=2, note="From 0. One run log, of rank 0."),
