@@ -78,24 +78,13 @@ def _reward(segment: RunSegment) -> list[Incident]:
         return []
     at = k + int(np.flatnonzero(tail > best - (1 - LOST) * gained)[-1]) + width // 2
     start = min(at + 1, len(values) - 1)
-    return [
-        Incident(
-            condition="RewardCollapse",
-            signal=reward.name,
-            severity="warning",
-            first_step=int(reward.steps[start]),
-            last_step=None,
-            records=len(values) - start,
-            confidence="likely",
-            line=int(reward.lines[start]),
-            text=(
-                f"The reward ('{reward.name}') falls from step {reward.steps[start]}, from {best:.4g} to "
-                f"{np.median(end):.4g}, and has not come back in the {number_of(len(values) - start)} up to the end: "
-                f"what was learned is lost."
-            ),
-            evidence=(f"It had risen from {least:.4g}. The losses of such a training do not show it.",),
-        )
-    ]
+    text = (
+        f"The reward ('{reward.name}') falls from step {reward.steps[start]}, from {best:.4g} to "
+        f"{np.median(end):.4g}, and has not come back in the {number_of(len(values) - start)} up to the end: "
+        f"what was learned is lost."
+    )
+    evidence = f"It had risen from {least:.4g}. The losses of such a training do not show it."
+    return [_to_the_end("RewardCollapse", reward, start, text, evidence)]
 
 
 def _discriminator(segment: RunSegment) -> list[Incident]:
@@ -107,24 +96,29 @@ def _discriminator(segment: RunSegment) -> list[Incident]:
     start = _last_above(loss.values, NOTHING * level) + 1
     if level <= 0 or len(loss) - start < max(FEWEST // 2, LONG * len(loss)):
         return []
-    return [
-        Incident(
-            condition="DiscriminatorCollapse",
-            signal=loss.name,
-            severity="warning",
-            first_step=int(loss.steps[start]),
-            last_step=None,
-            records=len(loss) - start,
-            confidence="likely",
-            line=int(loss.lines[start]),
-            text=(
-                f"The loss of the discriminator ('{loss.name}') is below a hundredth of its first level ({level:.4g}) "
-                f"from step {loss.steps[start]} to the end: it tells made samples from real ones without error, and "
-                f"the generator learns nothing from it."
-            ),
-            evidence=(f"{number_of(len(loss) - start)}, {np.median(loss.values[start:]):.4g} in the middle.",),
-        )
-    ]
+    text = (
+        f"The loss of the discriminator ('{loss.name}') is below a hundredth of its first level ({level:.4g}) "
+        f"from step {loss.steps[start]} to the end: it tells made samples from real ones without error, and "
+        f"the generator learns nothing from it."
+    )
+    evidence = f"{number_of(len(loss) - start)}, {np.median(loss.values[start:]):.4g} in the middle."
+    return [_to_the_end("DiscriminatorCollapse", loss, start, text, evidence)]
+
+
+def _to_the_end(condition: str, column: Column, start: int, text: str, evidence: str) -> Incident:
+    """A warning about the records of a column from index `start` to the end."""
+    return Incident(
+        condition=condition,
+        signal=column.name,
+        severity="warning",
+        first_step=int(column.steps[start]),
+        last_step=None,
+        records=len(column) - start,
+        confidence="likely",
+        line=int(column.lines[start]),
+        text=text,
+        evidence=(evidence,),
+    )
 
 
 def _last_above(values: Array, limit: float) -> int:
