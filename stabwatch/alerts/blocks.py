@@ -1,7 +1,7 @@
 """Blocks of records: the numbers of a feature over many records at once, equal to those record by record.
 
 A feature declares what it can do besides `update` in its own class: a subclass may change `update`, so it declares
-anew. What is not declared is done record by record.
+again. What is not declared is done record by record.
 
 measures(values): whether each record of values (n, series) can change anything. Other records are left out.
 observe_block(steps, values): the numbers of n such records as a `Block`, and the state after them; None while windows

@@ -71,7 +71,7 @@ class ParameterSteps:
 
     @property
     def optimizer(self) -> Any:
-        """The optimizer, or what stands in for it."""
+        """The optimizer, or what replaces it."""
         return self._holder or self._stand_in
 
     @property

@@ -211,8 +211,8 @@ def _take_runs(records: Records, table: pa.Table, raws: list[bytes], at: range) 
     for start, stop in pairwise(bounds):
         part, lines = table.slice(start, stop - start), at[start:stop]
         names = [name for name, has in zip(table.column_names, there[start], strict=True) if has]
-        alike = stop - start > 1 and bool(names)
-        if alike and records.add_all({name: float64s(part[name]) for name in names}, lines):
+        uniform = stop - start > 1 and bool(names)
+        if uniform and records.add_all({name: float64s(part[name]) for name in names}, lines):
             continue
         for line, raw in zip(lines, raws[start:stop], strict=True):
             for piece in pieces(raw):

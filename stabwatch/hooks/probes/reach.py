@@ -60,7 +60,7 @@ class Reach:
         self._sizes: WeakKeyDictionary[Any, tuple[int, ...]] = WeakKeyDictionary()
 
     def before(self, optimizer: Any) -> None:
-        """An optimizer that holds some of these parameters, or stands in for one, is about to step."""
+        """An optimizer that holds some of these parameters, or replaces one, is about to step."""
         self._stepped = True
         if self._tracked is not self._parameters.tracked:  # other parameters took their place
             self._find()
