@@ -9,8 +9,8 @@ import pytest
 
 from stabwatch.alerts import RULES
 from stabwatch.alerts.catalogue import features
+from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.conditions import CONDITIONS
-from stabwatch.alerts.features import LayerColumns
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.runlog import SeriesKey
 from stabwatch.signals import CATALOGUE

@@ -7,16 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabwatch.alerts.blocks import Block, BlockGauges, OnDemand
-from stabwatch.alerts.features import (
-    WINDOW,
-    DerivedSignal,
-    Feature,
-    LayerColumns,
-    MedianFeature,
-    RollingWindow,
-    own_signals,
-    rising,
-)
+from stabwatch.alerts.columns import LayerColumns, RollingWindow
+from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, MedianFeature, own_signals, rising
 from stabwatch.alerts.references import CALIBRATED, MAXACT, RESIDUAL, SHESHA
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Ints

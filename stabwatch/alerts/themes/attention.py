@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabwatch.alerts.blocks import Block, BlockGauges, OnDemand
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RollingWindow, own_signals, rising
+from stabwatch.alerts.columns import LayerColumns, RollingWindow
+from stabwatch.alerts.features import DerivedSignal, Feature, own_signals, rising
 from stabwatch.alerts.references import CALIBRATED, ENTROPY, MUONCLIP, PROXIES, VIT22B
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Ints, slope

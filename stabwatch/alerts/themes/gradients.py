@@ -10,15 +10,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from stabwatch.alerts.blocks import Block
-from stabwatch.alerts.features import (
-    WINDOW,
-    DerivedSignal,
-    Feature,
-    LayerColumns,
-    RunFeature,
-    ScalarFeature,
-    own_signals,
-)
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, RunFeature, ScalarFeature, own_signals
 from stabwatch.alerts.references import CALIBRATED, RELU, ZCLIP
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints, after_each, column_medians, median, middle, row_medians

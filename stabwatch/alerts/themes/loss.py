@@ -11,7 +11,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from stabwatch.alerts.blocks import Block, OnDemand
-from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, LayerColumns, ScalarFeature, own_signals
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, ScalarFeature, own_signals
 from stabwatch.alerts.references import PALM, PROXIES
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import (

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from stabwatch.alerts.blocks import Block
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RunFeature, own_signals
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
 from stabwatch.alerts.references import CALIBRATED, MIXED, OPT, RELU
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints, median

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, RunFeature, own_signals
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
 from stabwatch.alerts.references import LLAMA, SDC
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, median

@@ -9,15 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from stabwatch.alerts.blocks import Block
-from stabwatch.alerts.features import (
-    DerivedSignal,
-    Feature,
-    LastingFeature,
-    LayerColumns,
-    PlainFeature,
-    RunFeature,
-    own_signals,
-)
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.features import DerivedSignal, Feature, LastingFeature, PlainFeature, RunFeature, own_signals
 from stabwatch.alerts.rule import Condition, Rule, Severity, Threshold
 from stabwatch.alerts.statistics import Array, Ints, carried
 from stabwatch.runlog import SeriesKey
@@ -81,11 +74,6 @@ class RateFeature(RunFeature):
     def _begin(self) -> None:
         self._peak = 0.0
         self._first = self._since = math.nan
-
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Feature."""
-        self._step = step
-        return super().update(step, values)
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         rate = self._one(self.signal, values)
@@ -251,7 +239,7 @@ RULES: tuple[Rule, ...] = (
         "is",
         remedy=(
             "Save `optimizer.state_dict()` with the model, and load it when training resumes.",
-            "If the optimizer is made anew on purpose, warm the learning rate up again.",
+            "If the optimizer is made again on purpose, warm the learning rate up again.",
         ),
         fact=True,
     ),

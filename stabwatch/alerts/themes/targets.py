@@ -101,11 +101,6 @@ class GuessFeature(RunFeature):
         self._past: deque[float] = deque(maxlen=WINDOW)
         self._since = math.nan
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Feature."""
-        self._step = step
-        return super().update(step, values)
-
     def _observe(self, values: Array) -> dict[str, float] | None:
         loss, classes = (self._one(signal, values) for signal in self._columns.signals)
         if not math.isfinite(loss + classes) or classes < 2:

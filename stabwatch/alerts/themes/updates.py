@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabwatch.alerts.blocks import Block, BlockGauges
-from stabwatch.alerts.features import DerivedSignal, Feature, LayerColumns, MedianFeature, PlainFeature, own_signals
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.features import DerivedSignal, Feature, MedianFeature, PlainFeature, own_signals
 from stabwatch.alerts.references import ADAM, CALIBRATED, GHOSTS, PROXIES, SDC
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Ints
