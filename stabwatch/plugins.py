@@ -2,7 +2,7 @@
 
     @stabwatch.signal(
         "activation_negative_ratio", tap="activation", unit="ratio", help="Share of a module's output below zero.",
-        partials={"count": "sum", "negative": "sum"}, value=("negative", "count"), formula="mean",
+        aggregates={"count": "sum", "negative": "sum"}, value=("negative", "count"), formula="mean",
     )
     def negative(x):
         return x.numel(), (x < 0).sum()
@@ -28,7 +28,7 @@ from stabwatch.hooks.base.probe import PROBES, Computation, Need, Probe
 from stabwatch.hooks.base.view import View
 from stabwatch.hooks.base.views import LogitsCall, ModuleOutput
 from stabwatch.hooks.probes.weights import CLOSURE
-from stabwatch.kernels.merge import Partials, empty_accumulator, merge_
+from stabwatch.kernels.merge import Aggregates, empty_accumulator, merge_
 from stabwatch.signals import CATALOGUE, Signal
 from stabwatch.signals.declaration import Kind, Scope, Tier, Worst
 from stabwatch.signals.reductions import REDUCTIONS, Field, Op, Reduction
@@ -63,11 +63,11 @@ class PluginFunction:
     tap: Tap
     function: Function
 
-    def __call__(self, view: View) -> Partials:
+    def __call__(self, view: View) -> Aggregates:
         """Call it with the tensors of a view."""
-        return self.partials(*self.tap.tensors(view))
+        return self.aggregates(*self.tap.tensors(view))
 
-    def partials(self, *tensors: Tensor) -> Tensor:
+    def aggregates(self, *tensors: Tensor) -> Tensor:
         """The function's numbers as float32 (fields,) on the first tensor's device.
 
         Raises ValueError if they are not as many as was declared.
@@ -76,7 +76,7 @@ class PluginFunction:
             found = self.function(*(t.detach() for t in tensors))
         if len(found) != len(self.reduction.fields):
             names = ", ".join(f.name for f in self.reduction.fields)
-            raise ValueError(f"`{self.reduction.name}` returned {len(found)} numbers; its partials are: {names}.")
+            raise ValueError(f"`{self.reduction.name}` returned {len(found)} numbers; its aggregates are: {names}.")
         device = tensors[0].device
         return torch.stack([_number(x, device) for x in found])
 
@@ -97,7 +97,7 @@ def signal(
     *,
     tap: str,
     help: str,
-    partials: Mapping[str, Op],
+    aggregates: Mapping[str, Op],
     value: Sequence[str],
     formula: str,
     unit: str = "1",
@@ -112,9 +112,9 @@ def signal(
         name: Prometheus name without `stabwatch_`; a ratio ends with `_ratio`, a counter with `_total`.
         tap: 'activation' (called with a watched module's output), 'gradient' or 'weight' (each parameter's, before
             the optimizer's step), 'logits' (the arguments of `cross_entropy`: logits and target).
-        partials: the numbers that the function returns, in order, with their merge operators ('sum', 'max', 'min');
+        aggregates: the numbers that the function returns, in order, with their merge operators ('sum', 'max', 'min');
             the first one is `count`. The same operators merge micro-batches, parameters of a layer, ranks and windows.
-        value: the partials that become the value.
+        value: the aggregates that become the value.
         formula: how they become it, by its name in `stabwatch.signals.formulas`.
         tier: 'always', 'sampled' or 'deep': how expensive it is (the governor decides how often it is measured).
         help: one sentence, ends with a full stop.
@@ -130,7 +130,7 @@ def signal(
         raise ValueError(f"`{name}`: a plugin's tap is one of {', '.join(TAPS)}, and not {tap!r}.")
     if name not in _plugins and (name in REDUCTIONS or name in CATALOGUE):
         raise ValueError(f"A signal or reduction called `{name}` is registered already.")
-    reduction = _reduction(name, partials)
+    reduction = _reduction(name, aggregates)
     scope: Scope = "run" if tap == "logits" else "layer"
 
     def declare() -> Signal:
@@ -171,12 +171,12 @@ def _with(reduction: Reduction, declare: Callable[[], Signal]) -> Signal:
             REDUCTIONS[reduction.name] = before
 
 
-def _reduction(name: str, partials: Mapping[str, Op]) -> Reduction:
-    unknown = sorted(set(partials.values()) - {"sum", "max", "min"})
+def _reduction(name: str, aggregates: Mapping[str, Op]) -> Reduction:
+    unknown = sorted(set(aggregates.values()) - {"sum", "max", "min"})
     if unknown:
         raise ValueError(f"`{name}`: merge operators are 'sum', 'max' and 'min', and not {', '.join(unknown)}.")
     try:
-        return Reduction(name, tuple(Field(field, op) for field, op in partials.items()))
+        return Reduction(name, tuple(Field(field, op) for field, op in aggregates.items()))
     except AssertionError as error:
         raise ValueError(f"`{name}`: {error}.") from None
 
@@ -201,7 +201,7 @@ def load() -> None:
 def check(name: str, *examples: tuple[Tensor, ...]) -> None:
     """Check a plugin against the contract of all signals. Raises AssertionError where it breaks it.
 
-    examples: argument tuples of the function, at least two. Their partials, merged by the declared operators, must be
+    examples: argument tuples of the function, at least two. Their aggregates, merged by the declared operators, must be
     those that the function returns for all examples concatenated.
     """
     compute = _plugins[name].compute
@@ -211,12 +211,12 @@ def check(name: str, *examples: tuple[Tensor, ...]) -> None:
     whole = empty_accumulator(plugin.reduction, examples[0][0].device)
     for tensors in examples:
         copies = [t.clone() for t in tensors]
-        part = plugin.partials(*tensors)
+        part = plugin.aggregates(*tensors)
         assert part[0] > 0, f"{name}: the count of a non-empty tensor is positive"
         assert all(a.equal(b) for a, b in zip(tensors, copies, strict=True)), f"{name}: it changed its input"
         merge_(plugin.reduction, whole, part)
     assert torch.get_rng_state().equal(before), f"{name}: it drew from torch's global generator"
-    together = plugin.partials(*(torch.cat([e[i] for e in examples]) for i in range(len(examples[0]))))
+    together = plugin.aggregates(*(torch.cat([e[i] for e in examples]) for i in range(len(examples[0]))))
     torch.testing.assert_close(
         whole, together, rtol=1e-4, atol=1e-6, msg=lambda m: f"{name}: its parts do not merge: {m}"
     )

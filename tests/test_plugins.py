@@ -21,7 +21,7 @@ from stabwatch.signals.reductions import REDUCTIONS
 
 DECLARATION = dict(
     tap="activation", unit="ratio", help="Share of a module's output below zero.",
-    partials={"count": "sum", "negative": "sum"}, value=("negative", "count"), formula="mean",
+    aggregates={"count": "sum", "negative": "sum"}, value=("negative", "count"), formula="mean",
 )  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def test_a_plugin_is_measured_at_every_module_and_exported(declare, tmp_path):
 
 
 def test_a_plugin_of_gradients_is_merged_over_the_parameters_of_a_layer(declare, tmp_path):
-    partials = {"count": "sum", "peak": "max"}
-    declare("gradient_peak", lambda g: (g.numel(), g.max()), tap="gradient", unit="1", partials=partials,
+    aggregates = {"count": "sum", "peak": "max"}
+    declare("gradient_peak", lambda g: (g.numel(), g.max()), tap="gradient", unit="1", aggregates=aggregates,
             value=("peak",), formula="same", help="Largest gradient.")  # fmt: skip
     _, model, log = run(tmp_path / "run", steps=1)
     truth = max(p.grad.max().item() for p in model[0].parameters())
@@ -100,11 +100,11 @@ print(declared("activation_negative_ratio").help)
 
 def test_a_plugin_that_fails_is_reported_and_switched_off_and_training_goes_on(declare, tmp_path):
     declare("activation_negative_ratio", lambda x: 1 / 0)
-    declare("wrong_number_of_partials", lambda x: (1, 2, 3), unit="1")
+    declare("wrong_number_of_aggregates", lambda x: (1, 2, 3), unit="1")
     _, _, log = run(tmp_path / "run", steps=6)
     errors = {e.data["probe"]: e.data["message"] for e in log.events if e.kind == "error"}
     assert "ZeroDivisionError" in errors["plugin activation_negative_ratio"]
-    assert "returned 3 numbers; its partials are: count, negative" in errors["plugin wrong_number_of_partials"]
+    assert "returned 3 numbers; its aggregates are: count, negative" in errors["plugin wrong_number_of_aggregates"]
     assert len(log.series("loss")[0]) == 6
 
 
@@ -124,8 +124,8 @@ def test_a_plugin_stands_in_the_table_of_signals(declare, tmp_path):
     ("changes", "message"),
     [
         (dict(tap="somewhere"), "tap is one of activation, gradient, weight, logits"),
-        (dict(partials={"count": "sum", "x": "mean"}), "merge operators are 'sum', 'max' and 'min', and not mean"),
-        (dict(partials={"x": "sum"}), "the first field must be the count"),
+        (dict(aggregates={"count": "sum", "x": "mean"}), "merge operators are 'sum', 'max' and 'min', and not mean"),
+        (dict(aggregates={"x": "sum"}), "the first field must be the count"),
         (dict(value=("other",)), "not all in"),
         (dict(help="no full stop"), "full stop"),
     ],
@@ -144,7 +144,7 @@ def test_a_name_of_ours_is_refused_and_keeps_its_meaning():
         stabwatch.signal("moments", **{**DECLARATION, "unit": "1"})
 
 
-def test_the_contract_finds_partials_that_do_not_merge(declare):
+def test_the_contract_finds_aggregates_that_do_not_merge(declare):
     declare("activation_mean", lambda x: (x.numel(), x.mean()), unit="1")
     with pytest.raises(AssertionError, match="its parts do not merge"):
         plugins.check("activation_mean", (torch.rand(4, 2),), (torch.rand(4, 2),))
@@ -153,7 +153,7 @@ def test_the_contract_finds_partials_that_do_not_merge(declare):
 def test_packages_are_found_by_their_entry_point(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import stabwatch\n\n"
-        "@stabwatch.signal('activation_ones', tap='activation', help='Elements.', partials={'count': 'sum'},\n"
+        "@stabwatch.signal('activation_ones', tap='activation', help='Elements.', aggregates={'count': 'sum'},\n"
         "                  value=('count',), formula='total')\n"
         "def ones(x):\n    return (x.numel(),)\n"
     )

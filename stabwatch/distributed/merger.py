@@ -57,7 +57,7 @@ class Merger:
         self._bytes = 0
         self._passed = -1
         self.dropped = 0
-        """Partials that came after their step was passed on."""
+        """Aggregates that came after their step was passed on."""
 
     def add(self, source: Hashable) -> None:
         """From now on this source is waited for."""

@@ -215,17 +215,17 @@ class ParameterProbes:
 
     def _spectra(self, changes: list[tuple[Member, ParameterChange]]) -> None:
         whole = [(m.spectra, c) for m, c in changes if c.weight.shape == m.shape and m.spectra.names]
-        for spectra, partials in of_weights([(spectra, c.weight) for spectra, c in whole]):
-            self._update(WEIGHT_SPECTRUM, spectra, partials)
-        for spectra, partials in of_updates([(spectra, c.change) for spectra, c in whole]):
-            self._update(UPDATE_SPECTRUM, spectra, partials)
+        for spectra, aggregates in of_weights([(spectra, c.weight) for spectra, c in whole]):
+            self._update(WEIGHT_SPECTRUM, spectra, aggregates)
+        for spectra, aggregates in of_updates([(spectra, c.change) for spectra, c in whole]):
+            self._update(UPDATE_SPECTRUM, spectra, aggregates)
         for m, c in changes:
             if c.weight.shape != m.shape:
                 for name in m.spectra.names:
                     self._context.unmeasured(WEIGHT_SPECTRUM.report_key, name, SHARDED)
 
-    def _update(self, probe: Probe, spectra: Spectra, partials: Tensor) -> None:
-        for name, row in zip(spectra.names, partials, strict=True):
+    def _update(self, probe: Probe, spectra: Spectra, aggregates: Tensor) -> None:
+        for name, row in zip(spectra.names, aggregates, strict=True):
             self._context.accumulators.update(probe.accumulator(name), row)
 
     def _due(self, optimizer: Any, phase: int, closure: bool = False) -> list[Member]:

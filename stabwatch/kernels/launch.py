@@ -49,24 +49,24 @@ def dense(x: Tensor) -> Tensor:
     return x
 
 
-def update(partials: Tensor, out: Tensor, sums: int, starts: Tensor | None = None, merge: bool = False) -> None:
+def update(aggregates: Tensor, out: Tensor, sums: int, starts: Tensor | None = None, merge: bool = False) -> None:
     """Merge partial aggregates into out (rows, fields): sums of the first `sums` fields, maxima of the others.
 
-    partials: float32 (rows, fields, programs); or (fields, programs) with starts, int64 (rows + 1,), where row r has
+    aggregates: float32 (rows, fields, programs); or (fields, programs) with starts, int64 (rows + 1,), where row r has
     the programs starts[r] to starts[r + 1]. merge: include the values already in `out`.
     """
     rows, fields = out.shape
-    row_stride = partials.stride(0) if partials.dim() == 3 else 0
+    row_stride = aggregates.stride(0) if aggregates.dim() == 3 else 0
     with on(out.device):
         _update[(rows, triton.cdiv(fields, FOLD_FIELDS))](
-            partials, starts, out, partials.shape[-1], row_stride, partials.stride(-2), fields,
+            aggregates, starts, out, aggregates.shape[-1], row_stride, aggregates.stride(-2), fields,
             SUMS=sums, MERGE=merge, FIELDS=FOLD_FIELDS, BLOCK=FOLD, num_warps=8,
         )  # fmt: skip
 
 
 @jit
 def _update(
-    partials: tl.tensor,
+    aggregates: tl.tensor,
     starts: tl.tensor,
     out: tl.tensor,
     n: tl.tensor,
@@ -85,7 +85,7 @@ def _update(
     if starts is not None:
         first = tl.load(starts + row)
         last = tl.load(starts + row + 1)
-    source = partials + row * row_stride + field[:, None] * field_stride
+    source = aggregates + row * row_stride + field[:, None] * field_stride
     total = tl.full((FIELDS, BLOCK), 0.0, tl.float64)  # a few thousand numbers: float64 costs nothing here
     peak = tl.full((FIELDS, BLOCK), float("-inf"), tl.float32)
     for start in range(first, last, BLOCK):

@@ -17,7 +17,7 @@ from stabwatch.kernels.constants import device_constant, to_device
 from stabwatch.kernels.where import tracing
 from stabwatch.signals.reductions import IDENTITY, Reduction
 
-Partials: TypeAlias = Tensor | tuple[float, ...]
+Aggregates: TypeAlias = Tensor | tuple[float, ...]
 """The fields of one accumulator: float32 (fields,), or as many floats."""
 
 
@@ -26,21 +26,21 @@ def empty_accumulator(reduction: Reduction, device: torch.device) -> Tensor:
     return device_constant(tuple(IDENTITY[f.op] for f in reduction.fields), torch.float32, device).clone()
 
 
-def merge_(reduction: Reduction, into: Tensor, partials: Partials) -> None:
-    """Merge `partials` into `into`, float32 (..., fields). A NaN maximum is ignored: NaNs have a separate count."""
-    if isinstance(partials, tuple):
+def merge_(reduction: Reduction, into: Tensor, aggregates: Aggregates) -> None:
+    """Merge `aggregates` into `into`, float32 (..., fields). A NaN maximum is ignored: NaNs have a separate count."""
+    if isinstance(aggregates, tuple):
         if into.device.type == "cpu":
             with np.errstate(over="ignore"):
-                into.numpy()[:] = _merged(reduction, into.tolist(), partials)
+                into.numpy()[:] = _merged(reduction, into.tolist(), aggregates)
             return
-        partials = to_device(partials, torch.float32, into.device)
-    elif partials.device != into.device:
-        partials = partials.to(into.device, non_blocking=True)
-    if _is_plain(into) and _is_plain(partials):
+        aggregates = to_device(aggregates, torch.float32, into.device)
+    elif aggregates.device != into.device:
+        aggregates = aggregates.to(into.device, non_blocking=True)
+    if _is_plain(into) and _is_plain(aggregates):
         with np.errstate(all="ignore"):
-            _merge_arrays(reduction, into.numpy(), partials.detach().numpy())
+            _merge_arrays(reduction, into.numpy(), aggregates.detach().numpy())
     else:
-        _merge_tensors(reduction, into, partials)
+        _merge_tensors(reduction, into, aggregates)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -81,16 +81,16 @@ def _merge_arrays(reduction: Reduction, into: NDArray[np.float32], new: NDArray[
             into[..., i] = np.where(one < old, one, old)
 
 
-def _merge_tensors(reduction: Reduction, into: Tensor, partials: Tensor) -> None:
+def _merge_tensors(reduction: Reduction, into: Tensor, aggregates: Tensor) -> None:
     sums = reduction.sums
-    into[..., :sums].add_(partials[..., :sums])
+    into[..., :sums].add_(aggregates[..., :sums])
     ops = [f.op for f in reduction.fields]
     for i in range(sums, len(ops)):
-        old, new = into[..., i], partials[..., i]
+        old, new = into[..., i], aggregates[..., i]
         if ops[i] == "max":
             better = new > old
             if i + 1 < len(ops) and ops[i + 1] == "arg":
-                old_arg, new_arg = into[..., i + 1], partials[..., i + 1]
+                old_arg, new_arg = into[..., i + 1], aggregates[..., i + 1]
                 tied = torch.where(new == old, torch.minimum(old_arg, new_arg), old_arg)
                 old_arg.copy_(torch.where(better, new_arg, tied))
             old.copy_(torch.where(better, new, old))

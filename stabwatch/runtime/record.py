@@ -78,7 +78,9 @@ class HostNumbers:
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
         """What the host adds to the record of this step. logged: accumulators of what the user logged, by name."""
-        return HostPart(time.time(), self.take(), {name: HostTransfer(partials) for name, partials in logged.items()})
+        return HostPart(
+            time.time(), self.take(), {name: HostTransfer(aggregates) for name, aggregates in logged.items()}
+        )
 
     def take(self) -> NDArray[np.float64]:
         """Fields of the host accumulators, (count, value) each; of counters the increment since the last call."""

@@ -1,4 +1,4 @@
-"""The step's buffer: all partials of a step, on the device until the step ends, then one copy to the host."""
+"""The step's buffer: all aggregates of a step, on the device until the step ends, then one copy to the host."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def accumulator(name: str) -> Accumulator:
 
 
 def fields(name: str, value: float) -> dict[str, float]:
-    """The partials of one measured point, as the kernels leave them: sums and maxima of what is finite."""
+    """The aggregates of one measured point, as the kernels leave them: sums and maxima of what is finite."""
     kind = name.partition(" ")[0]
     bad = float(not np.isfinite(value))
     peak, size = (-np.inf, 0.0) if bad else (value, value)
@@ -170,8 +170,8 @@ def block(series: dict[str, Values], first: int = 0, layout: RecordLayout | None
         names = [field for field, _ in layout.fields[layout.accumulators.index(accumulator(name))]]
         for i, value in enumerate(values):
             if value is not None:
-                partials = {"count": 1.0, **fields(name, value)}
-                rows[i, start : start + len(names)] = [partials[n] for n in names]
+                aggregates = {"count": 1.0, **fields(name, value)}
+                rows[i, start : start + len(names)] = [aggregates[n] for n in names]
     steps = np.arange(first, first + length)
     return RecordBatch(layout, steps, 1000.0 + steps, rows)
 

@@ -92,7 +92,7 @@ def _rows(draw):
 
 
 @st.composite
-def partials(draw, count):
+def aggregates(draw, count):
     layout = layout_of(draw(st.booleans()))
     return layout, [layout.partial(rank, _rows(draw)) for rank in range(count)]
 
@@ -103,7 +103,7 @@ def _same(a, b):
     assert a.ranks == b.ranks
 
 
-@given(partials(3))
+@given(aggregates(3))
 def test_merging_is_associative_and_commutative(given_):
     layout, (a, b, c) = given_
     with np.errstate(invalid="ignore"):
@@ -111,14 +111,14 @@ def test_merging_is_associative_and_commutative(given_):
         _same(layout.merge(a, b), layout.merge(b, a))
 
 
-@given(partials(2))
+@given(aggregates(2))
 def test_what_goes_over_the_wire_is_what_comes_out(given_):
     layout, (a, b) = given_
     merged = layout.merge(a, b)
     _same(layout.unpack(merged.ranks, layout.pack(merged)), merged)
 
 
-@given(partials(2))
+@given(aggregates(2))
 def test_without_kinds_it_is_the_merge_of_records(given_):
     _, (a, b) = given_
     layout = MergeLayout(TABLE, {}, frozenset())

@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 from stabwatch.kernels.attention_scores.fused import tiles_of
 
 KERNELS = "stabwatch.kernels."
-LISTS = {"sizes": "*i64", "work": "*i64", "partials": "*fp32"}
+LISTS = {"sizes": "*i64", "work": "*i64", "aggregates": "*fp32"}
 SIZES = {"BLOCK": 2048}
 
 
@@ -21,21 +21,21 @@ def variants():
     """(module, kernel, types of what is no 32-bit integer, constants, options if not eight warps)."""
     for kind in ("*bf16", "*fp16", "*fp32", "*fp64"):
         for full in (False, True):
-            yield "moments", "_partials", {"x": kind, "partials": "*fp32"}, {"FULL": full, **SIZES}
+            yield "moments", "_aggregates", {"x": kind, "aggregates": "*fp32"}, {"FULL": full, **SIZES}
         bins = {"BINS": 83, "LOW": -40, "HIGH": 40, "BIAS": 127, "ROOM": 128}
-        yield "exponent_histogram", "_counts", {"x": kind, "partials": "*fp32"}, {**bins, **SIZES}
-        yield "column_moments", "_sums", {"x": kind, "partials": "*fp32"}, {"TOKENS": 32, "FEATURES": 64}
+        yield "exponent_histogram", "_counts", {"x": kind, "aggregates": "*fp32"}, {**bins, **SIZES}
+        yield "column_moments", "_sums", {"x": kind, "aggregates": "*fp32"}, {"TOKENS": 32, "FEATURES": 64}
     for kind in (tl.bfloat16, tl.float64):
         constants = {"KIND": kind, "ALIGNED": True, "FULL": True, **SIZES}
         yield "multi_tensor", "_moments", {"pointers": "*i64", **LISTS}, constants
     constants = {"OLD": tl.bfloat16, "NEW": tl.float32, "ALIGNED": False, **SIZES}
     yield "multi_tensor", "_change", {"old": "*i64", "new": "*i64", **LISTS}, constants
     fold = {"SUMS": 3, "FIELDS": 8, "BLOCK": 512}
-    yield "launch", "_update", {"partials": "*fp32", "out": "*fp32"}, {"starts": None, "MERGE": False, **fold}
-    yield "launch", "_update", {"partials": "*fp32", "starts": "*i64", "out": "*fp32"}, {"MERGE": True, **fold}
+    yield "launch", "_update", {"aggregates": "*fp32", "out": "*fp32"}, {"starts": None, "MERGE": False, **fold}
+    yield "launch", "_update", {"aggregates": "*fp32", "starts": "*i64", "out": "*fp32"}, {"MERGE": True, **fold}
     for merge in (True, False):
         constants = {"MERGE": merge, "HEADS": 16, "BLOCK": 256}
-        yield "attention_scores", "_largest", {"partials": "*fp32", "out": "*fp32"}, constants
+        yield "attention_scores", "_largest", {"aggregates": "*fp32", "out": "*fp32"}, constants
     for full in (True, False):
         yield from attention(full)
 
@@ -46,7 +46,7 @@ def attention(full):
     for mask, of_mask in enumerate(heads):
         for kind, size, width in of_mask:
             tiles = tiles_of(width, size)
-            types = {"q": kind, "k": kind, "mask": "*u8" if mask < 2 else kind, "partials": "*fp32"}
+            types = {"q": kind, "k": kind, "mask": "*u8" if mask < 2 else kind, "aggregates": "*fp32"}
             flags = {"CAUSAL": mask == 0, "WINDOW": mask == 1, "SOFTCAP": mask == 2, "MASK": mask}
             flags |= {"FULL": full, "SCALED": mask == 2, "WHOLE": mask != 1}
             blocks = {"BLOCK_T": tiles.rows, "BLOCK_S": tiles.keys, "BLOCK_D": width}

@@ -103,7 +103,7 @@ def test_every_reduction_takes_the_fused_kernel(fused):
     assert torch.allclose(score_statistics(*call), eager_scores.score_statistics(*call), rtol=1e-5)
 
 
-def test_partials_are_merged_into_a_cell_as_the_law_says(fused):
+def test_aggregates_are_merged_into_a_cell_as_the_law_says(fused):
     x, y = torch.randn(300, generator=G).to(DEVICE), torch.tensor([math.nan, 3.0, -7.0], device=DEVICE)
     cell, law = empty_accumulator(MOMENTS, x.device), empty_accumulator(MOMENTS, x.device)
     for part in (x, y, x[:2]):

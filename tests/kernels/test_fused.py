@@ -1,4 +1,4 @@
-"""The Triton kernels against their float64 definitions; outputs and partials begin full of NaN.
+"""The Triton kernels against their float64 definitions; outputs and aggregates begin full of NaN.
 
 Measured in the interpreter: sums 2.3e-7 of the sum of magnitudes at worst, counts and maxima exact.
 """
@@ -267,7 +267,7 @@ def test_the_update_of_no_programs_is_the_unit():
 
 def test_poison_shows(monkeypatch):
     """Meta-test: without its first stage a reduction gives NaN, so the tests above see elements that nobody wrote."""
-    monkeypatch.setattr(fused, "_partials", type("", (), {"__getitem__": lambda *_: lambda *_, **__: None})())
+    monkeypatch.setattr(fused, "_aggregates", type("", (), {"__getitem__": lambda *_: lambda *_, **__: None})())
     assert fused.moments(CASES["normal"].to(DEVICE)).isnan().any()
 
 

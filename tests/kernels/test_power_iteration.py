@@ -216,6 +216,6 @@ def test_the_update_of_adam_is_the_learning_rate_times_that_size():
 def test_the_length_of_a_large_matrix_whose_elements_are_alike():
     """Measured: 4e-6; by one norm over 16 million equal numbers 1.9e-2."""
     weight = torch.full((4096, 4096), 0.1)
-    ((_, partials),) = of_weights([(Spectra("weight", weight.shape, None), weight)])
+    ((_, aggregates),) = of_weights([(Spectra("weight", weight.shape, None), weight)])
     expected = weight.numel() * weight[0, 0].double().item() ** 2
-    assert partials[0, 1].item() == pytest.approx(expected, rel=2e-5)
+    assert aggregates[0, 1].item() == pytest.approx(expected, rel=2e-5)

@@ -50,8 +50,8 @@ def _cases():
 CASES = dict(_cases())
 
 
-def _list(partials):
-    return partials.tolist() if isinstance(partials, torch.Tensor) else list(partials)
+def _list(aggregates):
+    return aggregates.tolist() if isinstance(aggregates, torch.Tensor) else list(aggregates)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -69,7 +69,7 @@ def test_the_radius_of_many_classes_is_a_lower_bound(seed):
     assert round(turns) == 0
 
 
-def test_partials_merge_as_sums_and_maxima():
+def test_aggregates_merge_as_sums_and_maxima():
     found = torch.tensor([0.5, 1.5, 2.0])
     assert taylor(found, torch.tensor(3.0)).tolist() == [3.0, 4.0, 2.0, 2.0, 3.0]
 

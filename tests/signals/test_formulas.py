@@ -1,4 +1,4 @@
-"""Partials to values, against the tensors they were made from, in float64."""
+"""Aggregates to values, against the tensors they were made from, in float64."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_formulas_work_along_the_last_axis(name: str, reads: int) -> None:
 
 
 @every_formula
-def test_float32_partials_are_computed_in_float64(name: str, reads: int) -> None:
+def test_float32_aggregates_are_computed_in_float64(name: str, reads: int) -> None:
     x = np.resize(np.array([3.0, 7.0, 5.0, 2.0], dtype=np.float32), (1, reads))
     assert_array_equal(evaluate(name, x), evaluate(name, x.astype(np.float64)))
 

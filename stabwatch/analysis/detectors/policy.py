@@ -84,7 +84,7 @@ def _reward(segment: RunSegment) -> list[Incident]:
         f"what was learned is lost."
     )
     evidence = f"It had risen from {least:.4g}. The losses of such a training do not show it."
-    return [_to_the_end("RewardCollapse", reward, start, text, evidence)]
+    return [_to_the_end(reward, start, text, evidence, condition="RewardCollapse")]
 
 
 def _discriminator(segment: RunSegment) -> list[Incident]:
@@ -102,10 +102,10 @@ def _discriminator(segment: RunSegment) -> list[Incident]:
         f"the generator learns nothing from it."
     )
     evidence = f"{number_of(len(loss) - start)}, {np.median(loss.values[start:]):.4g} in the middle."
-    return [_to_the_end("DiscriminatorCollapse", loss, start, text, evidence)]
+    return [_to_the_end(loss, start, text, evidence, condition="DiscriminatorCollapse")]
 
 
-def _to_the_end(condition: str, column: Column, start: int, text: str, evidence: str) -> Incident:
+def _to_the_end(column: Column, start: int, text: str, evidence: str, *, condition: str) -> Incident:
     """A warning about the records of a column from index `start` to the end."""
     return Incident(
         condition=condition,

@@ -71,8 +71,8 @@ def _block(run: LogRun) -> RecordBatch:
     with np.errstate(over="ignore"):
         for accumulator, column in columns.items():
             start = layout.start(accumulator)
-            partials = _partials(accumulator, column.values)
-            rows[_row_indices(keys, points[accumulator]), start : start + partials.shape[1]] = partials
+            aggregates = _aggregates(accumulator, column.values)
+            rows[_row_indices(keys, points[accumulator]), start : start + aggregates.shape[1]] = aggregates
     return RecordBatch(layout, keys[:, 1], _times(keys, records, run.times), rows)
 
 
@@ -88,7 +88,7 @@ def _accumulator(column: Column) -> Accumulator | None:
     return Accumulator("logged", column.name, "mean")
 
 
-def _partials(accumulator: Accumulator, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _aggregates(accumulator: Accumulator, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The fields of an accumulator: count, value, and number of non-finite values."""
     one, bad = np.ones_like(values), (~np.isfinite(values)).astype(np.float64)
     value = values**2 if accumulator.reduction == "clip" else values

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stabwatch.hooks.base.tensors import new_accumulator
-from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import REDUCTIONS
 
@@ -27,7 +27,7 @@ def source_of(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 class Accumulators:
-    """Each accumulator is a row of its reduction's matrix; partials from other devices are moved to the matrix's."""
+    """Each accumulator is a row of its reduction's matrix; aggregates from other devices are moved to the matrix's."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -50,12 +50,12 @@ class Accumulators:
             self._rows |= {accumulator: matrix[i] for accumulator, i in mine.items()}
             buffer.add(tuple(mine), source_of(matrix))
 
-    def update(self, accumulator: Accumulator, partials: Partials) -> None:
-        """Merge partials into an accumulator."""
-        merge_(REDUCTIONS[accumulator.reduction], self._rows[accumulator], partials)
+    def update(self, accumulator: Accumulator, aggregates: Aggregates) -> None:
+        """Merge aggregates into an accumulator."""
+        merge_(REDUCTIONS[accumulator.reduction], self._rows[accumulator], aggregates)
 
-    def update_all(self, first: Accumulator, partials: Tensor) -> None:
-        """Merge partials (n, fields) into n accumulators that were added one after the other, from `first` on."""
+    def update_all(self, first: Accumulator, aggregates: Tensor) -> None:
+        """Merge aggregates (n, fields) into n accumulators that were added one after the other, from `first` on."""
         start = self._added[first.reduction][first]
-        rows = self._matrices[first.reduction][start : start + len(partials)]
-        merge_(REDUCTIONS[first.reduction], rows, partials)
+        rows = self._matrices[first.reduction][start : start + len(aggregates)]
+        merge_(REDUCTIONS[first.reduction], rows, aggregates)

@@ -73,7 +73,7 @@ class TapContext:
     """The shared state of the hooks of one watch.
 
     probes: those that were registered when it was made; others that are registered later are not measured.
-    accumulators, run, brackets: where partials go on the device. reasons: why something was not measured.
+    accumulators, run, brackets: where aggregates go on the device. reasons: why something was not measured.
     step: number of the open step, from 0. generator: for everything that probes draw at random.
     passes: exceptions of the session that are meant for the user.
     """
@@ -179,13 +179,13 @@ class TapContext:
             if getattr(view, need.attribute) is None:
                 self.unmeasured(probe.report_key, view.place, need.reason)
                 return
-        partials = probe.compute.function(view)
-        if partials is None:
+        aggregates = probe.compute.function(view)
+        if aggregates is None:
             return
         declared = self._declared.get((probe.key, view.place))
         if not declared:  # also where the module is no part of the model any more
             return
-        if isinstance(partials, Tensor) and partials.dim() > 1:
-            self.accumulators.update_all(declared[0], partials)
+        if isinstance(aggregates, Tensor) and aggregates.dim() > 1:
+            self.accumulators.update_all(declared[0], aggregates)
         else:
-            self.accumulators.update(declared[0], partials)
+            self.accumulators.update(declared[0], aggregates)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class HostTransfer:
-    """A step's partials on their way to the host. `wait` may block, and belongs in the writer's thread.
+    """A step's aggregates on their way to the host. `wait` may block, and belongs in the writer's thread.
 
     among: a longer vector, and the places in it of what is transferred.
     """

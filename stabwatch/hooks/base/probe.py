@@ -1,8 +1,8 @@
 """What a probe is: one measured thing, declared once. Everything that has to know about probes reads `PROBES`.
 
-A probe says where it is called (its view), what it computes (partials of its reduction), how expensive it is, and what
-may be missing without a fault. Which accumulators a run has, which sites are measured in turn, what the coverage report
-excuses and which cost belongs to which signal are derived from the registered probes.
+A probe says where it is called (its view), what it computes (aggregates of its reduction), how expensive it is, and
+what may be missing without a fault. Which accumulators a run has, which sites are measured in turn, what the coverage
+report excuses and which cost belongs to which signal are derived from the registered probes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from stabwatch.hooks.base.view import View
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.runlog import Accumulator
 from stabwatch.signals import CATALOGUE, Signal
 from stabwatch.signals.declaration import Tier
@@ -23,13 +23,13 @@ V = TypeVar("V", bound=View)
 
 @dataclass(frozen=True)
 class Computation:
-    """A function and the view of a tapped call that it takes. It returns partials, or None for nothing measured."""
+    """A function and the view of a tapped call that it takes. It returns aggregates, or None for nothing measured."""
 
     view: type[View]
-    function: Callable[[Any], Partials | None]
+    function: Callable[[Any], Aggregates | None]
 
 
-def on(view: type[V], function: Callable[[V], Partials | None]) -> Computation:
+def on(view: type[V], function: Callable[[V], Aggregates | None]) -> Computation:
     """`function`, called with each `view`."""
     return Computation(view, function)
 
@@ -51,7 +51,7 @@ class Probe:
     tier: how expensive it is; the governor decides how often each tier is measured.
     compute: what is computed from which view. None: the module that declares the probe collects by its own code.
     needs: what the view must provide.
-    places: names of the accumulators at a site or layer, where there are several; partials are then (n, fields).
+    places: names of the accumulators at a site or layer, where there are several; aggregates are then (n, fields).
     round_robin: its sites are measured in turn, a share of them at each deep step.
     per_call: it exists only at sites where a call was seen.
     optional: a model that cannot show it is no fault of the set-up.

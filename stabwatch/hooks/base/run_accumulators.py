@@ -11,7 +11,7 @@ from stabwatch.distributed.health import BUSY_SOURCE
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.tensors import new_accumulator
-from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.kernels.where import on_host
 from stabwatch.runlog import Accumulator, host_accumulator
 from stabwatch.signals.reductions import CERTAINTY, CLIP, HOST, LOGSUMEXP, MEAN
@@ -119,9 +119,9 @@ class RunAccumulators:
         merge_(HOST, self.kept, torch.stack((torch.ones_like(share), share)))
 
     @torch.no_grad()
-    def update_broadcast(self, partials: Tensor) -> None:
+    def update_broadcast(self, aggregates: Tensor) -> None:
         """Note how many times too many numbers a loss has compared, float32 (2,): 1, and the factor."""
-        merge_(HOST, self.broadcast, partials)
+        merge_(HOST, self.broadcast, aggregates)
 
     @torch.no_grad()
     def update_out_of_range(self, share: Tensor) -> None:
@@ -155,10 +155,10 @@ class RunAccumulators:
 
     def _update(self, accumulator: Tensor, value: Tensor) -> None:
         value = value.detach().to(accumulator.device, torch.float32, non_blocking=True).reshape(())
-        merge_(MEAN, accumulator, mean_partials(value, 1.0))
+        merge_(MEAN, accumulator, mean_aggregates(value, 1.0))
 
 
-def mean_partials(loss: Tensor, samples: Tensor | float, summed: bool = False) -> Partials:
+def mean_aggregates(loss: Tensor, samples: Tensor | float, summed: bool = False) -> Aggregates:
     """Count, sum and non-finite count of a loss: the mean over `samples`, their sum, or one number for each.
 
     A NaN is part of the sum: a mean that left it out would be wrong, and the non-finite count explains it.

@@ -15,7 +15,7 @@ from stabwatch.hooks.probes.score_origin import is_attention
 from stabwatch.kernels.attention_scores import score_statistics, update_largest_logit
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.contraction import contraction
-from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.kernels.where import tracing
 from stabwatch.signals.reductions import (
     ATTENTION_BRACKET,
@@ -142,7 +142,7 @@ def _on(accumulator: Tensor | None, reduction: str, device: torch.device) -> Ten
     return accumulator
 
 
-def _entropy(x: AttentionCall) -> Partials:
+def _entropy(x: AttentionCall) -> Aggregates:
     """Of the attention weights of some query rows, evenly spread."""
     stride = max(1, x.query.shape[-2] // ENTROPY_ROWS)
     found = score_statistics(x.query, x.key, x.mask, x.is_causal, x.scale, stride=stride)
@@ -151,7 +151,7 @@ def _entropy(x: AttentionCall) -> Partials:
     return torch.stack((rows.sum(), found[:, 4].sum(), sharpest, head.float()))
 
 
-def _contraction(x: AttentionCall) -> Partials | None:
+def _contraction(x: AttentionCall) -> Aggregates | None:
     """How much of the difference between tokens the call keeps."""
     if not x.query.shape[0] or x.query.shape[-2] < 2:
         return None

@@ -70,8 +70,8 @@ class TrackedBatch:
             reference = self._reference.get(path)
             if reference is not None and reference.shape == points.shape and len(points) > 2:
                 moved = torch.stack((drift(points, reference), shift_coherence(points, reference)))
-                partials = torch.cat((torch.ones_like(moved[:1]), moved))
-                self._context.accumulators.update(TRACKED_BATCH.accumulator(self._sites[path].name), partials)
+                aggregates = torch.cat((torch.ones_like(moved[:1]), moved))
+                self._context.accumulators.update(TRACKED_BATCH.accumulator(self._sites[path].name), aggregates)
 
     def _can_call_alone(self) -> bool:
         sharded = any(hasattr(p, "_local_tensor") for p in self._model.parameters())

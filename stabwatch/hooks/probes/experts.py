@@ -8,7 +8,7 @@ from torch import Tensor
 from stabwatch.hooks.base.expert_views import MOST_EXPERTS, ExpertLoads, ExpertsCall, RouterCall, experts_of
 from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
 from stabwatch.hooks.base.side_effects import restore_side_effects
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.router import beyond, expert_moments, router
 from stabwatch.signals.reductions import CAPACITY, DROPPED, EXPERT, LOAD, ROUTER
 
@@ -22,22 +22,22 @@ SHARDED = "its experts are sharded over ranks"
 CALL = "its experts are not called with (tokens, experts of each, weights)"
 
 
-def _router(x: RouterCall) -> Partials:
+def _router(x: RouterCall) -> Aggregates:
     return router(x.logits, x.site.role.top_k, x.scores)
 
 
-def _dropped(x: RouterCall) -> Partials:
+def _dropped(x: RouterCall) -> Aggregates:
     assert x.capacity is not None
     return beyond(x.loads, x.capacity)
 
 
-def _loads(x: ExpertLoads) -> Partials:
+def _loads(x: ExpertLoads) -> Aggregates:
     """float32 (E, 2): all assignments, and those to each expert."""
     loads = x.call.loads
     return torch.stack((loads.sum().expand_as(loads), loads), dim=1)
 
 
-def _outputs(x: ExpertsCall) -> Partials:
+def _outputs(x: ExpertsCall) -> Aggregates:
     """float32 (E, 2): moments of what each expert returns for some of the tokens that were sent to it, with weight one.
 
     The module's `forward` is called and not the module, so that nobody's hooks see the call.

@@ -9,7 +9,7 @@ from torch import Tensor
 from stabwatch.hooks.base.parameter_views import ParameterChange
 from stabwatch.hooks.base.probe import PROBES, Probe, on
 from stabwatch.kernels.direction import direction
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.signals.reductions import SUCCESSIVE
 
 NUMBERS = 1 << 16
@@ -47,7 +47,7 @@ def _sample(x: Tensor) -> Tensor:
     return x.flatten()[:: stride | 1]  # an odd stride does not stay in some columns
 
 
-def _successive(x: ParameterChange) -> Partials | None:
+def _successive(x: ParameterChange) -> Aggregates | None:
     """`direction` of this step's change and the last one's, scaled from the sample to all numbers."""
     if x.last_change is None:
         return None

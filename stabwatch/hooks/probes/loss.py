@@ -12,12 +12,12 @@ from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.probe import PROBES, Probe, on
-from stabwatch.hooks.base.run_accumulators import RunAccumulators, mean_partials
+from stabwatch.hooks.base.run_accumulators import RunAccumulators, mean_aggregates
 from stabwatch.hooks.base.views import LogitsCall, logit_rows, sampled_rows
 from stabwatch.kernels.classes import classes
 from stabwatch.kernels.direction import row_cosines
 from stabwatch.kernels.logsumexp import row_statistics
-from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.kernels.where import on_host
 from stabwatch.signals.reductions import CERTAINTY, CLASSES, LOGSUMEXP, MEAN, SCALING
 
@@ -33,7 +33,7 @@ def cross_entropy(
     """Measure one eager `cross_entropy` call: its loss, and what its saved log-softmax says of the output logits."""
     run = context.run
     run.classifies = True
-    merge_(MEAN, run.token_loss, call_partials(out, logits, target, *args, **kw))
+    merge_(MEAN, run.token_loss, call_aggregates(out, logits, target, *args, **kw))
     if not logits.numel():
         return
     weight, ignored, smoothing = options(*args, **kw)
@@ -53,7 +53,7 @@ def cross_entropy_traced(
     run: RunAccumulators, out: Tensor, logits: Tensor, target: Tensor, *args: Any, **kw: Any
 ) -> None:
     """The same inside a compiled graph, which has no saved tensors: some rows are computed again."""
-    merge_(MEAN, run.token_loss, call_partials(out, logits, target, *args, **kw))
+    merge_(MEAN, run.token_loss, call_aggregates(out, logits, target, *args, **kw))
     _update_rows(run, logits.detach(), target, options(*args, **kw)[1])
 
 
@@ -100,7 +100,7 @@ def _update_host(
     merge_(CERTAINTY, run.certainty, (float(len(rows)), float(np.count_nonzero(p == 0))))
 
 
-def _statistics_of(lse: Tensor, known: Tensor) -> Partials:
+def _statistics_of(lse: Tensor, known: Tensor) -> Aggregates:
     """`row_statistics` of the rows that are known: the others enter as NaN, and are subtracted from the counts."""
     found = row_statistics(torch.where(known, lse, torch.nan))
     gone = (~known).sum(dtype=torch.float32)
@@ -153,7 +153,7 @@ def _distribution(target: Tensor, rows: Tensor, stride: int, ignored: int) -> Te
     return torch.zeros_like(rows).scatter_(-1, labels.clamp(min=0), (labels != ignored).float())
 
 
-def call_partials(
+def call_aggregates(
     loss: Tensor,
     logits: Tensor,
     target: Tensor,
@@ -163,10 +163,10 @@ def call_partials(
     reduce: Any = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
-) -> Partials:
-    """`mean_partials` of a call of `cross_entropy` over its valid targets, for any way of reducing them."""
+) -> Aggregates:
+    """`mean_aggregates` of a call of `cross_entropy` over its valid targets, for any way of reducing them."""
     summed = reduction == "sum" or size_average is False
-    return mean_partials(loss, _samples(logits, target, weight, ignore_index), summed)
+    return mean_aggregates(loss, _samples(logits, target, weight, ignore_index), summed)
 
 
 def _samples(logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -> Tensor | float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
 from stabwatch.hooks.base.views import NonlinearityCall
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.saturation import saturation
 from stabwatch.signals.reductions import SATURATION
 
@@ -12,7 +12,7 @@ IN_PLACE = "it works in place: its input is overwritten before it can be read"
 OWN_CLASS = "its class is the model's own: only activation functions of torch and transformers are called once more"
 
 
-def _saturation(x: NonlinearityCall) -> Partials | None:
+def _saturation(x: NonlinearityCall) -> Aggregates | None:
     """The slope at some of the inputs, found by calling the module's `forward` on them again."""
     return None if x.rows is None else saturation(x.module.forward, x.rows)
 

@@ -6,7 +6,7 @@ from stabwatch.hooks.base.probe import PROBES, Computation, Probe, on
 from stabwatch.hooks.base.views import ResidualOutput
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.geometry import stability
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.precision import precision
 from stabwatch.kernels.shape import shape
 from stabwatch.kernels.tokens import tokens
@@ -18,11 +18,11 @@ MIN_POINTS = MIN_FEATURES = 4
 """Distances between fewer points, or over fewer features, say nothing about geometry."""
 
 
-def _tokens(x: ResidualOutput) -> Partials | None:
+def _tokens(x: ResidualOutput) -> Aggregates | None:
     return None if x.samples is None else tokens(x.samples, x.groups)
 
 
-def _geometry(x: ResidualOutput) -> Partials | None:
+def _geometry(x: ResidualOutput) -> Aggregates | None:
     count, features = x.points.shape
     if count < MIN_POINTS or features < MIN_FEATURES:
         return None

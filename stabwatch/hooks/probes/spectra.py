@@ -52,7 +52,7 @@ class Spectra:
 
 
 def of_weights(found: Sequence[tuple[Spectra, Tensor]]) -> Iterator[tuple[Spectra, Tensor]]:
-    """float32 (matrices, 5) of each: partials of `spectrum`, by one more iteration from the last basis."""
+    """float32 (matrices, 5) of each: aggregates of `spectrum`, by one more iteration from the last basis."""
     for group in _by_shape(found, [s.basis for s, _ in found]):
         basis = group.basis
         if basis is None:
@@ -60,9 +60,9 @@ def of_weights(found: Sequence[tuple[Spectra, Tensor]]) -> Iterator[tuple[Spectr
             for _ in range(FIRST_ITERATIONS):
                 basis = iterate(group.x, basis)[1]
         values, basis, residual = iterate(group.x, basis)
-        for spectra, kept, partials in group.split(basis, _partials(group.x, values, residual)):
+        for spectra, kept, aggregates in group.split(basis, _aggregates(group.x, values, residual)):
             spectra.basis = kept
-            yield spectra, partials
+            yield spectra, aggregates
 
 
 def of_updates(found: Sequence[tuple[Spectra, Tensor]]) -> Iterator[tuple[Spectra, Tensor]]:
@@ -71,9 +71,9 @@ def of_updates(found: Sequence[tuple[Spectra, Tensor]]) -> Iterator[tuple[Spectr
         basis = start(group.x, RANK) if group.basis is None else group.basis
         for _ in range(UPDATE_ITERATIONS):
             values, basis, residual = iterate(group.x, basis)
-        for spectra, kept, partials in group.split(basis, _partials(group.x, values, residual)):
+        for spectra, kept, aggregates in group.split(basis, _aggregates(group.x, values, residual)):
             spectra.update_basis = kept
-            yield spectra, partials
+            yield spectra, aggregates
 
 
 @dataclass
@@ -85,8 +85,8 @@ class _Group:
     x: Tensor
     basis: Tensor | None
 
-    def split(self, basis: Tensor, partials: Tensor) -> Iterator[tuple[Spectra, Tensor, Tensor]]:
-        parts = zip(self.members, basis.split(self.sizes), partials.split(self.sizes), strict=True)
+    def split(self, basis: Tensor, aggregates: Tensor) -> Iterator[tuple[Spectra, Tensor, Tensor]]:
+        parts = zip(self.members, basis.split(self.sizes), aggregates.split(self.sizes), strict=True)
         return ((spectra, kept.clone(), rows) for spectra, kept, rows in parts)
 
 
@@ -105,6 +105,6 @@ def _by_shape(found: Sequence[tuple[Spectra, Tensor]], bases: Sequence[Tensor | 
         yield _Group(members, [len(y) for y in xs], x, torch.cat(visited) if visited else None)
 
 
-def _partials(x: Tensor, values: Tensor, residual: Tensor) -> Tensor:
+def _aggregates(x: Tensor, values: Tensor, residual: Tensor) -> Tensor:
     sumsq = torch.linalg.vector_norm(x.float(), dim=-1).square().sum(dim=-1)  # by rows: see `host_sumsq`
     return torch.stack((torch.ones_like(sumsq), sumsq, values[:, 0], values[:, 1], residual), dim=1)

@@ -10,7 +10,7 @@ from stabwatch.hooks.base.sampling import some_rows
 from stabwatch.hooks.base.tensors import local
 from stabwatch.kernels.direction import adam, direction, invariance, radial, together
 from stabwatch.kernels.exponent_histogram import exponents
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.precision import precision
 from stabwatch.signals.reductions import (
     ADAM,
@@ -28,35 +28,35 @@ SHARDED = "this rank has only a part of the matrix"
 _GRADIENT = Need("gradient", CLOSURE)
 
 
-def _weight_formats(x: ParameterWeight) -> Partials | None:
+def _weight_formats(x: ParameterWeight) -> Aggregates | None:
     return precision(some_rows(x.weight)) if x.weight.numel() else None
 
 
-def _gradient_formats(x: ParameterGradient) -> Partials | None:
+def _gradient_formats(x: ParameterGradient) -> Aggregates | None:
     return None if x.rows is None else precision(x.rows)
 
 
-def _gradient_exponents(x: ParameterGradient) -> Partials | None:
+def _gradient_exponents(x: ParameterGradient) -> Aggregates | None:
     return None if x.rows is None else exponents(x.rows)
 
 
-def _descent(x: ParameterGradient) -> Partials | None:
+def _descent(x: ParameterGradient) -> Aggregates | None:
     return None if x.dense is None else _negated(direction(x.dense, x.weight))
 
 
-def _whole_descent(x: WholeGradient) -> Partials:
+def _whole_descent(x: WholeGradient) -> Aggregates:
     """Of everything that the optimizer steps, at every deep step: the cosine of the whole is no sum of parts."""
     assert x.gradients is not None
     return _negated(together(x.gradients, x.weights))
 
 
-def _negated(partials: torch.Tensor) -> torch.Tensor:
-    """Partials of `direction`, of minus the gradient."""
-    partials[1].neg_()
-    return partials
+def _negated(aggregates: torch.Tensor) -> torch.Tensor:
+    """Aggregates of `direction`, of minus the gradient."""
+    aggregates[1].neg_()
+    return aggregates
 
 
-def _invariance(x: ParameterGradient) -> Partials | None:
+def _invariance(x: ParameterGradient) -> Aggregates | None:
     """Is the loss independent of the length of the weight? What is found is kept for the step."""
     weight, gradient = x.weight, x.gradient
     if gradient is None or weight.dim() < 2 or not weight.numel() or gradient.is_sparse:
@@ -66,11 +66,11 @@ def _invariance(x: ParameterGradient) -> Partials | None:
     return torch.stack((size, size * found.any()))
 
 
-def _radial(x: ParameterChange) -> Partials | None:
+def _radial(x: ParameterChange) -> Aggregates | None:
     return None if x.invariant is None else radial(x.change, x.before, x.invariant)
 
 
-def _adam(x: ParameterChange) -> Partials | None:
+def _adam(x: ParameterChange) -> Aggregates | None:
     """Of an optimizer that keeps Adam's moments."""
     state, group = x.state, x.group
     if not ({"exp_avg", "exp_avg_sq", "step"} <= state.keys() and {"eps", "betas"} <= group.keys()):

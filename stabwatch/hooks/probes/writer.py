@@ -10,7 +10,7 @@ from torch import Tensor
 from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
 from stabwatch.hooks.base.views import WriterGradient, WriterOutput
 from stabwatch.kernels.mean_mode import dead_units, mean_mode
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.moments import moments
 from stabwatch.signals import reductions
 
@@ -21,25 +21,25 @@ NO_TRUNK = "its block gets no tensor as a positional argument"
 _NEEDS = (Need("inputs", NO_TOKENS), Need("gradient", NO_GRADIENT))
 
 
-def _mean_mode(x: WriterGradient) -> Partials:
+def _mean_mode(x: WriterGradient) -> Aggregates:
     assert x.inputs is not None and x.gradient is not None
     return mean_mode(x.inputs, x.gradient, x.groups)
 
 
-def _dead_units(x: WriterGradient) -> Partials:
+def _dead_units(x: WriterGradient) -> Aggregates:
     assert x.inputs is not None
     return dead_units(x.inputs)
 
 
-def _branch(x: WriterOutput) -> Partials:
+def _branch(x: WriterOutput) -> Aggregates:
     assert x.trunk is not None
     branch, trunk = moments(x.out.detach()), moments(x.trunk)
     return _stack((branch[0] - branch[2], branch[1], trunk[0] - trunk[2], trunk[1]))
 
 
-def _stack(partials: tuple[Any, ...]) -> Partials:
+def _stack(aggregates: tuple[Any, ...]) -> Aggregates:
     """Numbers on the host stay numbers; those on a device become a tensor."""
-    return torch.stack(partials) if isinstance(partials[0], Tensor) else partials
+    return torch.stack(aggregates) if isinstance(aggregates[0], Tensor) else aggregates
 
 
 PROBES.register(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from stabwatch.kernels.attention_scores import eager
 from stabwatch.kernels.dispatch import choose
-from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.signals.reductions import ATTENTION_EXACT
 
 
-def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Partials:
+def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Aggregates:
     """Rows, non-finite rows, the largest logit, its head.
 
     query (B, H, T, D), key (B, G, S, D) with G dividing H; mask bool (True is visible) or additive,

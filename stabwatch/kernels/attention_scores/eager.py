@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.where import on_host, tracing
 
 CHUNK_ELEMENTS = 1 << 22
@@ -22,7 +22,7 @@ TRACED_ELEMENTS = 1 << 24
 """Most scores of one call in a compiled graph. With more, query rows are strided, and the value is a lower bound."""
 
 
-def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Partials:
+def largest_logit(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Aggregates:
     """Rows, non-finite rows, the largest logit, its head.
 
     query (B, H, T, D), key (B, G, S, D) with G dividing H; mask bool (True is visible) or additive,
@@ -102,7 +102,7 @@ def _rows_of(mask: Tensor | None, rows: slice) -> Tensor | None:
     return mask[..., rows, :]
 
 
-def _summary(peaks: Tensor) -> Partials:
+def _summary(peaks: Tensor) -> Aggregates:
     """Partial aggregates of the largest logits of all rows. peaks: (B, H, rows)."""
     if on_host(peaks):
         logit, index = (x.item() for x in peaks.amax(dim=(0, 2)).max(dim=0))
@@ -114,7 +114,7 @@ def _summary(peaks: Tensor) -> Partials:
     return torch.stack((rows, bad.sum(dtype=torch.float32), best, head.float()))
 
 
-def largest_score(scores: Tensor, heads: int) -> Partials:
+def largest_score(scores: Tensor, heads: int) -> Aggregates:
     """`largest_logit` of scores that the model computed: (..., T, S), with the heads in the axis before T."""
     peaks = scores.detach().float().amax(dim=-1)
     return _summary(peaks.reshape(-1, heads, peaks.shape[-1]))

@@ -40,12 +40,12 @@ def largest_logit(
     query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, into: Tensor | None = None
 ) -> Tensor:
     """Rows, non-finite rows, the largest logit, its head: float32 (4,); merged into `into`, if given."""
-    partials = _launched(query, key, mask, is_causal, scale, full=False)
-    h, _, columns = partials.shape
+    aggregates = _launched(query, key, mask, is_causal, scale, full=False)
+    h, _, columns = aggregates.shape
     out = torch.empty(4, dtype=torch.float32, device=query.device) if into is None else into
     with on(query.device):
         _largest[(1,)](
-            partials, out, h, columns, query.shape[0] * h * query.shape[2], MERGE=into is not None,
+            aggregates, out, h, columns, query.shape[0] * h * query.shape[2], MERGE=into is not None,
             HEADS=triton.next_power_of_2(h), BLOCK=max(16, 4096 // triton.next_power_of_2(h)), num_warps=8,
         )  # fmt: skip
     return out
@@ -62,9 +62,9 @@ def score_statistics(
     stride: int = 1,
 ) -> Tensor:
     """Statistics of each head's rows, float32 (H, 7); see `stabwatch.kernels.attention_scores`."""
-    partials = _launched(query, key, mask, is_causal, scale, window, softcap, stride)
-    out = torch.empty((len(partials), FIELDS), dtype=torch.float32, device=query.device)
-    update(partials, out, sums=SUMS)
+    aggregates = _launched(query, key, mask, is_causal, scale, window, softcap, stride)
+    out = torch.empty((len(aggregates), FIELDS), dtype=torch.float32, device=query.device)
+    update(aggregates, out, sums=SUMS)
     return out
 
 
@@ -93,16 +93,16 @@ def _launched(
     width = max(16, triton.next_power_of_2(d))
     tiles = tiles_of(width, q.element_size())
     blocks = triton.cdiv(triton.cdiv(t, stride), tiles.rows)
-    partials = torch.empty((h, FIELDS if full else 2, b * blocks), dtype=torch.float32, device=q.device)
+    aggregates = torch.empty((h, FIELDS if full else 2, b * blocks), dtype=torch.float32, device=q.device)
     with on(q.device):
         _statistics[(b * h * blocks,)](
-            q, k, m, partials, h, h // k.shape[1], t, s, d, blocks, b * blocks, stride,
+            q, k, m, aggregates, h, h // k.shape[1], t, s, d, blocks, b * blocks, stride,
             factor, float(softcap or 0.0), window or 0, *q.stride(), *k.stride(), *m.stride(),
             FULL=full, CAUSAL=is_causal, WINDOW=window is not None, SOFTCAP=softcap is not None, MASK=kind,
             SCALED=softcap is not None or kind == ADDITIVE_MASK or factor < LEAST_SCALE, WHOLE=width == d,
             BLOCK_T=tiles.rows, BLOCK_S=tiles.keys, BLOCK_D=width, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-    return partials
+    return aggregates
 
 
 def _multiplies(kind: torch.dtype) -> bool:
@@ -123,7 +123,7 @@ def _statistics(
     q: tl.tensor,
     k: tl.tensor,
     mask: tl.tensor,
-    partials: tl.tensor,
+    aggregates: tl.tensor,
     heads: tl.tensor,
     shared: tl.tensor,
     t_end: tl.tensor,
@@ -221,7 +221,7 @@ def _statistics(
         else:
             best = tl.maximum(best, logits, propagate_nan=tl.PropagateNan.ALL)
         keys_at += BLOCK_S * k_s
-    out = partials + sample * blocks + block
+    out = aggregates + sample * blocks + block
     if FULL:
         _store(out + head * 7 * columns, columns, t < t_end, peak * unit, total, moment * unit)
     else:
@@ -269,7 +269,7 @@ def _add(
 
 @jit
 def _largest(
-    partials: tl.tensor,
+    aggregates: tl.tensor,
     out: tl.tensor,
     heads: tl.tensor,
     columns: tl.tensor,
@@ -285,7 +285,7 @@ def _largest(
     for start in range(0, columns, BLOCK):
         at = start + tl.arange(0, BLOCK)[None, :]
         held = (head[:, None] < heads) & (at < columns)
-        source = partials + head[:, None] * 2 * columns + at
+        source = aggregates + head[:, None] * 2 * columns + at
         broken += tl.load(source, mask=held, other=0.0)
         best = tl.maximum(best, tl.load(source + columns, mask=held, other=float("-inf")))
     of_head = tl.max(best, axis=1)

@@ -21,19 +21,19 @@ def column_sums(x: Tensor) -> Tensor:
     across = triton.cdiv(d, FEATURES)
     tiles = max(1, min(MOST_TILES, b * t * across // (TOKENS * programs(x.device))))
     spans = max(1, triton.cdiv(t, TOKENS * tiles))
-    partials = torch.empty((b, spans, d), dtype=torch.float32, device=x.device)
-    if partials.numel():
+    aggregates = torch.empty((b, spans, d), dtype=torch.float32, device=x.device)
+    if aggregates.numel():
         with on(x.device):
             _sums[(b * spans * across,)](
-                x, partials, t, d, tiles, spans, across, *x.stride(), TOKENS=TOKENS, FEATURES=FEATURES
+                x, aggregates, t, d, tiles, spans, across, *x.stride(), TOKENS=TOKENS, FEATURES=FEATURES
             )
-    return partials[:, 0] if spans == 1 else partials.sum(dim=1)
+    return aggregates[:, 0] if spans == 1 else aggregates.sum(dim=1)
 
 
 @jit
 def _sums(
     x: tl.tensor,
-    partials: tl.tensor,
+    aggregates: tl.tensor,
     t: tl.tensor,
     d: tl.tensor,
     tiles: tl.tensor,
@@ -54,4 +54,4 @@ def _sums(
     for tile in range(tiles):
         token = start + tile * TOKENS + tl.arange(0, TOKENS)[:, None]
         total += tl.load(source + token * stride_t, mask=(token < t) & (feature[None, :] < d), other=0.0).to(tl.float32)
-    tl.store(partials + row * d + feature, tl.sum(total, axis=0), mask=feature < d)
+    tl.store(aggregates + row * d + feature, tl.sum(total, axis=0), mask=feature < d)

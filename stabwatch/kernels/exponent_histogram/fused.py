@@ -21,20 +21,20 @@ def exponent_histogram(x: Tensor) -> Tensor:
     n = x.numel()
     tiles = tiles_of(n, x.device)
     count = max(1, triton.cdiv(n, BLOCK * tiles))
-    partials = torch.empty((BINS, count), dtype=torch.float32, device=x.device)
+    aggregates = torch.empty((BINS, count), dtype=torch.float32, device=x.device)
     out = torch.empty((1, BINS), dtype=torch.float32, device=x.device)
     with on(x.device):
         _counts[(count,)](
-            x, partials, n, tiles, count, BINS=BINS, LOW=LOW, HIGH=HIGH, BIAS=BIAS, ROOM=ROOM, BLOCK=BLOCK
+            x, aggregates, n, tiles, count, BINS=BINS, LOW=LOW, HIGH=HIGH, BIAS=BIAS, ROOM=ROOM, BLOCK=BLOCK
         )
-    update(partials, out, sums=BINS)
+    update(aggregates, out, sums=BINS)
     return out[0]
 
 
 @jit
 def _counts(
     x: tl.tensor,
-    partials: tl.tensor,
+    aggregates: tl.tensor,
     n: tl.tensor,
     tiles: tl.tensor,
     count: tl.tensor,
@@ -56,4 +56,4 @@ def _counts(
         where = tl.where(bits == 0, 0, tl.where(field == 255, BINS - 1, exponent))
         counts += tl.histogram(tl.where(at < n, where, ROOM - 1), ROOM)
     bins = tl.arange(0, ROOM)
-    tl.store(partials + bins * count + program, counts.to(tl.float32), mask=bins < BINS)
+    tl.store(aggregates + bins * count + program, counts.to(tl.float32), mask=bins < BINS)

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.where import on_host
 
 
-def row_statistics(lse: Tensor) -> Partials:
+def row_statistics(lse: Tensor) -> Aggregates:
     """lse: any shape, at least one row -> count, sum, sum of squares, non-finite count, maximum."""
     lse = lse.float()
     if on_host(lse):

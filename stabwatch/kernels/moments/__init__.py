@@ -8,12 +8,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from stabwatch.kernels.dispatch import choose
-from stabwatch.kernels.merge import Partials, merge_
+from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.kernels.moments import eager
 from stabwatch.signals.reductions import MOMENTS
 
 
-def moments(x: Tensor) -> Partials:
+def moments(x: Tensor) -> Aggregates:
     """Count, sum of squares, non-finite count, absolute maximum.
 
     x: floating point, any shape with at least one element.

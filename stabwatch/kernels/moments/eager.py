@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from stabwatch.kernels.merge import Partials
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.where import on_host
 
 ROW = 512
 """Elements per float32 norm."""
 
 
-def moments(x: Tensor) -> Partials:
+def moments(x: Tensor) -> Aggregates:
     """Count, sum of squares, non-finite count, absolute maximum.
 
     x: floating point, any shape with at least one element.

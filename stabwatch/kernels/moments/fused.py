@@ -42,18 +42,18 @@ def _reduced(x: Tensor, into: Tensor | None, full: bool) -> Tensor:
     tiles = tiles_of(n, x.device)
     count = max(1, triton.cdiv(n, BLOCK * tiles))
     fields = FULL_FIELDS if full else FIELDS
-    partials = torch.empty((fields, count), dtype=torch.float32, device=x.device)
+    aggregates = torch.empty((fields, count), dtype=torch.float32, device=x.device)
     out = torch.empty(fields, dtype=torch.float32, device=x.device) if into is None else into
     with on(x.device):
-        _partials[(count,)](x, partials, n, tiles, count, FULL=full, BLOCK=BLOCK, num_warps=8)
-    update(partials, out.view(1, fields), sums=fields - 1, merge=into is not None)
+        _aggregates[(count,)](x, aggregates, n, tiles, count, FULL=full, BLOCK=BLOCK, num_warps=8)
+    update(aggregates, out.view(1, fields), sums=fields - 1, merge=into is not None)
     return out
 
 
 @jit
-def _partials(
+def _aggregates(
     x: tl.tensor,
-    partials: tl.tensor,
+    aggregates: tl.tensor,
     n: tl.tensor,
     tiles: tl.tensor,
     count: tl.tensor,
@@ -61,7 +61,7 @@ def _partials(
     BLOCK: tl.constexpr,
 ) -> None:
     program = tl.program_id(0).to(tl.int64)
-    reduce_chunk(x, n, program * tiles * BLOCK, tiles, partials + program, count, FULL, BLOCK)
+    reduce_chunk(x, n, program * tiles * BLOCK, tiles, aggregates + program, count, FULL, BLOCK)
 
 
 @jit

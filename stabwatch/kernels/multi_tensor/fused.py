@@ -52,14 +52,14 @@ def grouped_moments(tensors: Sequence[Tensor], group: Sequence[int], out: Tensor
     tensors = [dense(x) for x in tensors]
     plan = _plan_of(tensors, [x.dtype for x in tensors], group, out)
     pointers, aligned = _pointers(tensors)
-    partials = torch.empty((out.shape[1], plan.columns), dtype=torch.float32, device=out.device)
+    aggregates = torch.empty((out.shape[1], plan.columns), dtype=torch.float32, device=out.device)
     with on(out.device):
         for kind, work in plan.work:
             _moments[(work.shape[1],)](
-                pointers, plan.sizes, work, work.shape[1], partials, plan.columns, plan.tiles,
+                pointers, plan.sizes, work, work.shape[1], aggregates, plan.columns, plan.tiles,
                 KIND=KINDS[kind], ALIGNED=aligned, FULL=out.shape[1] == FULL_FIELDS, BLOCK=BLOCK, num_warps=8,
             )  # fmt: skip
-    update(partials, out, sums=out.shape[1] - 1, starts=plan.starts, merge=True)
+    update(aggregates, out, sums=out.shape[1] - 1, starts=plan.starts, merge=True)
 
 
 def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Sequence[int], out: Tensor) -> None:
@@ -72,14 +72,14 @@ def grouped_change(before: Sequence[Tensor], after: Sequence[Tensor], group: Seq
     plan = _plan_of(before, [(b.dtype, a.dtype) for b, a in zip(before, after, strict=True)], group, out)
     old, old_aligned = _pointers(before)
     new, new_aligned = _pointers(after)
-    partials = torch.empty((3, plan.columns), dtype=torch.float32, device=out.device)
+    aggregates = torch.empty((3, plan.columns), dtype=torch.float32, device=out.device)
     with on(out.device):
         for (old_kind, new_kind), work in plan.work:
             _change[(work.shape[1],)](
-                old, new, plan.sizes, work, work.shape[1], partials, plan.columns, plan.tiles,
+                old, new, plan.sizes, work, work.shape[1], aggregates, plan.columns, plan.tiles,
                 OLD=KINDS[old_kind], NEW=KINDS[new_kind], ALIGNED=old_aligned and new_aligned, BLOCK=BLOCK,
             )  # fmt: skip
-    update(partials, out, sums=3, starts=plan.starts, merge=True)
+    update(aggregates, out, sums=3, starts=plan.starts, merge=True)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _moments(
     sizes: tl.tensor,
     work: tl.tensor,
     programs: tl.tensor,
-    partials: tl.tensor,
+    aggregates: tl.tensor,
     columns: tl.tensor,
     tiles: tl.tensor,
     KIND: tl.constexpr,
@@ -155,7 +155,7 @@ def _moments(
     x = tl.load(pointers + tensor).to(tl.pointer_type(KIND))
     if ALIGNED:
         x = tl.multiple_of(x, 16)
-    reduce_chunk(x, tl.load(sizes + tensor), start, tiles, partials + column, columns, FULL, BLOCK)
+    reduce_chunk(x, tl.load(sizes + tensor), start, tiles, aggregates + column, columns, FULL, BLOCK)
 
 
 @jit
@@ -165,7 +165,7 @@ def _change(
     sizes: tl.tensor,
     work: tl.tensor,
     programs: tl.tensor,
-    partials: tl.tensor,
+    aggregates: tl.tensor,
     columns: tl.tensor,
     tiles: tl.tensor,
     OLD: tl.constexpr,
@@ -201,6 +201,6 @@ def _change(
         tl.store(before + at, change.to(OLD), mask=inside)
         changes += change * change
         squares += was * was
-    tl.store(partials + column, held.to(tl.float32))
-    tl.store(partials + columns + column, tl.sum(changes, axis=0))
-    tl.store(partials + 2 * columns + column, tl.sum(squares, axis=0))
+    tl.store(aggregates + column, held.to(tl.float32))
+    tl.store(aggregates + columns + column, tl.sum(changes, axis=0))
+    tl.store(aggregates + 2 * columns + column, tl.sum(squares, axis=0))
