@@ -7,6 +7,7 @@ from stabwatch.alerts.rule import Rule
 from stabwatch.alerts.themes import (
     activations,
     attention,
+    course,
     experts,
     gradients,
     logits,
@@ -31,6 +32,7 @@ THEMES = (
     activations,
     gradients,
     loss,
+    course,
     updates,
     tokens,
     units,

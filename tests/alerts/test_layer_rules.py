@@ -74,6 +74,13 @@ SCENARIOS = {
     "DataNotShuffled": Scenario("label_mean", wave(100, 0.5, 0.02), [i // 5 % 10 / 10 for i in range(60)]),
     "InitialLossTooHigh": Scenario("token_loss", [3.0] * 100, [30.0], {"ten_classes": 1.0, "cut": 0.0}),
     "NotLearning": Scenario("token_loss", [1.0] * 100, [2.302] * 240, {"ten_classes": 1.0}),
+    "LossConstant": Scenario("loss", [], [0.693147] * 120, recovers=False),
+    "LossLostAtRateJump": Scenario(
+        "loss",
+        [max(0.1, 2.5 - 0.05 * i) for i in range(100)],
+        [2.4] * 12,
+        {"learning_rate": lambda step: 1e-3 if step < 100 else 0.1},
+    ),
     "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),
 }
 
@@ -112,7 +119,7 @@ def test_nan_and_gaps_neither_silence_nor_resolve_it(rule):
     assert _states(_after(rule, scenario.calm, between), rule) == ["firing"]
 
 
-@pytest.mark.parametrize("rule", SCENARIOS)
+@pytest.mark.parametrize("rule", [rule for rule, scenario in SCENARIOS.items() if scenario.recovers])
 def test_it_recovers(rule):
     scenario = SCENARIOS[rule]
     engine = _after(rule, scenario.calm, scenario.bad, scenario.calm)
@@ -150,3 +157,8 @@ def test_gradients_that_fade_with_the_loss_have_done_their_work():
 
 def test_every_root_cause_has_a_name_of_its_own():
     assert len({cause.name for cause in ROOT_CAUSES}) == len(ROOT_CAUSES)
+
+
+def test_a_loss_that_begins_to_move_is_constant_no_more():
+    engine = _after("LossConstant", SCENARIOS["LossConstant"].bad, [0.6] * 5)
+    assert _states(engine, "LossConstant") == ["firing", "resolved"]

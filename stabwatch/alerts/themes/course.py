@@ -1,0 +1,158 @@
+"""The course of the loss as a whole: one that never moves, and one that is lost where the learning rate jumps."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import Array, median
+
+JUMP = 10.0
+"""Times the learning rate of the record before: a decay and a return, not a step of a warm-up."""
+SETTLED = 16
+"""Fewest learning rates before a jump: by then a warm-up has begun."""
+FEW = 3
+"""Losses whose median counts after the jump."""
+AFTER = 32
+"""Records after a jump that belong to it."""
+SMALL = 1e-6
+"""A loss below it may be zero, where a policy-gradient loss converges."""
+
+
+class RangeFeature(RunFeature):
+    """How far apart the highest and the lowest loss of the whole run are, over the largest absolute one."""
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal("loss_range_ratio", "Highest minus lowest loss so far, over the largest one.", "ratio", "run"),
+        DerivedSignal("loss_range_steps", "Steps between the first loss and the last one.", "1", "run"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("loss_range", "loss")
+
+    def _begin(self) -> None:
+        self._least, self._most = math.inf, -math.inf
+        self._first = math.nan
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        self._step = step
+        return super().update(step, values)
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        loss = self._one("loss", values)
+        if not math.isfinite(loss):
+            return None
+        self._least, self._most = min(self._least, loss), max(self._most, loss)
+        self._first = self._step if math.isnan(self._first) else self._first
+        size = max(abs(self._least), abs(self._most))
+        spread = (self._most - self._least) / size if size > SMALL else math.nan
+        numbers = (spread, self._step - self._first)
+        return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"loss": loss}
+
+    measures = own_signals
+
+
+class RateJumpFeature(RunFeature):
+    """The share of the progress of the loss, from its first to its best value, that is lost after the rate jumped.
+
+    A jump is a learning rate of ten times that of the record before. The median of the last three losses counts.
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "rate_jump_loss_ratio",
+            f"Share of the loss's progress that is lost; at most what was {AFTER} records after the rate jumped.",
+            "ratio",
+            "run",
+        ),
+        DerivedSignal("rate_jump_factor", "By what factor the learning rate had jumped.", "ratio", "run"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("rate_jump", "learning_rate", "loss")
+
+    def _begin(self) -> None:
+        self._rate = self._first = self._factor = math.nan
+        self._best, self._held = math.inf, 0.0
+        self._rates = self._since = 0
+        self._last: deque[float] = deque(maxlen=FEW)
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        rate, loss = (self._one(signal, values) for signal in ("learning_rate", "loss"))
+        if not rate > 0 or not math.isfinite(loss):
+            return None
+        self._first = loss if math.isnan(self._first) else self._first
+        if self._rates >= SETTLED and rate > JUMP * self._rate:
+            self._factor, self._since, self._held = rate / self._rate, 0, 0.0
+            self._last.clear()
+        self._since += 1
+        self._rate, self._rates = rate, self._rates + 1
+        self._last.append(loss)
+        numbers = (self._lost(), self._factor)
+        return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"learning_rate": rate, "loss": loss}
+
+    def _lost(self) -> float:
+        if len(self._last) < FEW:
+            return math.nan
+        now = median(np.array(self._last))
+        if math.isnan(self._factor):
+            self._best = min(self._best, now)
+            return math.nan
+        made = self._first - self._best
+        lost = (now - self._best) / made if 0 < made < math.inf else math.nan
+        self._held = max(self._held, lost) if self._since <= AFTER else self._held
+        return min(lost, self._held)
+
+    measures = own_signals
+
+
+def features() -> tuple[Feature, ...]:
+    """Fresh state for one run."""
+    return (RangeFeature(), RateJumpFeature())
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="LossConstant",
+        title="The loss does not move",
+        family="loss_range",
+        summary="The loss has been the same number since the first record: nothing is learned.",
+        description="All losses so far, over {loss_range_steps:.0f} steps, are within {loss_range_ratio:.2%} of "
+        "{loss:.6g}.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("loss_range_ratio", below=2e-3), Condition("loss_range_steps", above=99.0)),
+                for_points=2,
+            ),
+        ),
+        abnormal=(Condition("loss_range_ratio", below=2e-3),),
+        warm_up=12,
+        source="two parts in a thousand over 100 steps and 12 records: batches alone make a loss differ by more",
+        remedy=(
+            "Is the reference of the loss the trained model itself? A preference loss then stays at ln 2.",
+            "Do all embeddings become one point? A triplet loss then stays at its margin: begin with random negatives.",
+            "Does the loss depend on the parameters? Look for `.detach()`, `argmax` and saturated outputs.",
+        ),
+    ),
+    Rule(
+        name="LossLostAtRateJump",
+        title="The loss is lost where the learning rate jumped",
+        family="rate_jump",
+        summary="The learning rate jumped, and the loss has lost most of its progress since.",
+        description="The learning rate jumped to {rate_jump_factor:.3g} times its value. The loss is {loss:.4g}: "
+        "{rate_jump_loss_ratio:.0%} of its progress is lost.",
+        thresholds=(Threshold(severity="warning", when=(Condition("rate_jump_loss_ratio", above=0.5),), for_points=2),),
+        abnormal=(Condition("rate_jump_loss_ratio", above=0.25),),
+        source="half of the progress, in the median of three losses; a warm restart loses less",
+        remedy=(
+            "Was the run resumed? Load the state of the scheduler, and check the learning rate of the first steps.",
+            "If the schedule restarts on purpose, restart at a lower rate or warm up again.",
+        ),
+    ),
+)
