@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, host_accumulator
 
 Values = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A rule's run. calm and bad: values of one series, healthy ones and such on which the rule fires.
+
+    beside: what other series show all the while, at every step or by step. from_start: the bad values are the first of
+    the run.
+    """
+
+    series: str
+    calm: list[float]
+    bad: list[float]
+    beside: dict[str, float | Callable[[int], float]] = field(default_factory=dict)
+    from_start: bool = False
+
+    @property
+    def healthy(self) -> tuple[list[float], ...]:
+        """A run in which nothing goes wrong."""
+        return (self.calm,)
+
+    @property
+    def broken(self) -> tuple[list[float], ...]:
+        """A run that goes wrong: calm values before the bad ones, if any."""
+        return (self.bad,) if self.from_start else (self.calm, self.bad)
+
 
 CELLS = {
     "loss": Accumulator("loss", "", "mean"),

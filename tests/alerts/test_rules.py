@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +11,8 @@ import pytest
 
 from stabwatch.alerts import RULES, Engine
 from stabwatch.runlog import Accumulator, Event, RecordBatch, RecordLayout
-from tests.alerts.scenarios import Values, block, wave
+from tests.alerts.scenarios import Scenario, block, wave
 from tests.alerts.test_layer_rules import SCENARIOS as LAYER_SCENARIOS
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """calm: 100 points of health. bad: points on which the rule fires. series: which series it is."""
-
-    series: str
-    calm: Values
-    bad: Values
-
 
 SCENARIOS = {
     "NonFinite": Scenario("activation a", wave(100), [math.inf]),
