@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from stabwatch.hooks.base.entry import shielded
 from stabwatch.hooks.forward import CURSOR
 from stabwatch.hooks.patching import MethodPatch, Patch
 from stabwatch.hooks.probes.directional import OwnCall
-from stabwatch.hooks.probes.trained_loss import remember_scaling
+from stabwatch.hooks.probes.trained_loss import RunningBackward, remember_scaling, scale_of
 from stabwatch.kernels.where import tracing
 
 _backward = torch.autograd.backward
@@ -46,8 +47,14 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
     for context in heard:
         with shielded(context.isolation, "loss"):
             context.events.backward_begins()
-    _backward(tensors, grad_tensors, *args, **kwargs)
-    roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
+    roots = _listed(tensors)
+    with shielded(heard[0].isolation, "loss") if heard else nullcontext():
+        RunningBackward.scale = scale_of(roots)
+    try:
+        _backward(tensors, grad_tensors, *args, **kwargs)
+    finally:
+        RunningBackward.scale = None
+    gradients = None if grad_tensors is None else _listed(grad_tensors)
     reached: list[TapContext] = []
     for context in heard:
         with shielded(context.isolation, "loss"):
@@ -105,7 +112,9 @@ def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
         if LISTENERS and not tracing():
-            LISTENERS[0].isolation.run("scaler", "always", remember_scaling, outputs, scaled)
+            LISTENERS[0].isolation.run(
+                "scaler", "always", remember_scaling, outputs, scaled, getattr(self, "_scale", None)
+            )
         return scaled
 
     return scale

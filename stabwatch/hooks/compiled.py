@@ -62,8 +62,8 @@ def observe(graph_handle: Tensor, tensors: list[Tensor]) -> None:
 
 
 @torch.library.custom_op("stabwatch::observe_gradient", mutates_args=("graph_handle",), tags=_TAGS)
-def observe_gradient(graph_handle: Tensor, inputs: Tensor, gradient: Tensor) -> None:
-    """A residual writer that was called with `inputs` got this gradient of its output."""
+def observe_gradient(graph_handle: Tensor, inputs: list[Tensor], gradient: Tensor) -> None:
+    """A block, or a residual writer that was called with `inputs`, got this gradient of its output."""
     graph_handle[1] += 1
     site = _sites.get(int(graph_handle[0]))
     if site is not None:
@@ -100,7 +100,7 @@ def _(graph_handle: Tensor, tensors: list[Tensor]) -> None:
 
 
 @observe_gradient.register_fake
-def _(graph_handle: Tensor, inputs: Tensor, gradient: Tensor) -> None:
+def _(graph_handle: Tensor, inputs: list[Tensor], gradient: Tensor) -> None:
     return None
 
 
@@ -120,15 +120,15 @@ class _ObservedGradient(torch.autograd.Function):
     """The identity; its backward passes the gradient to `observe_gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, inputs: Tensor, graph_handle: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, graph_handle)
+    def forward(ctx: Any, out: Tensor, graph_handle: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(graph_handle, *inputs)
         return out.view_as(out)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        inputs, graph_handle = ctx.saved_tensors
-        observe_gradient(graph_handle, inputs.detach(), gradient.detach())
-        return gradient, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        graph_handle, *inputs = ctx.saved_tensors
+        observe_gradient(graph_handle, [x.detach() for x in inputs], gradient.detach())
+        return gradient, None, *(None for _ in inputs)
 
 
 def tap(site: Site, args: Any, output: Any) -> Any:
@@ -140,10 +140,19 @@ def tap(site: Site, args: Any, output: Any) -> Any:
         inputs = [x.detach() for x in args if isinstance(x, Tensor)] if site.role.needs_inputs else []
         with torch.no_grad():
             observe(site.graph_handle, [*inputs, out.detach()])
-    if site.role.writer and isinstance(output, Tensor) and output.requires_grad:
-        first = first_tensor(args)
-        if first is not None and first.dim() == 3:
-            return _ObservedGradient.apply(output, first, site.gradient_handle)  # type: ignore[no-untyped-call]
+    if (site.role.writer or site.role.residual) and out is not None and out.requires_grad:
+        return _with_gradient(site, args, output, out)
+    return output
+
+
+def _with_gradient(site: Site, args: Any, output: Any, out: Tensor) -> Any:
+    """The output, whose first tensor is `out`, with an operator in its backward."""
+    first = first_tensor(args) if site.role.writer else None
+    inputs = () if first is None or first.dim() != 3 else (first,)
+    if isinstance(output, Tensor):
+        return _ObservedGradient.apply(out, site.gradient_handle, *inputs)  # type: ignore[no-untyped-call]
+    if type(output) is tuple and output[0] is out:
+        return _ObservedGradient.apply(out, site.gradient_handle, *inputs), *output[1:]  # type: ignore[no-untyped-call]
     return output
 
 

@@ -293,7 +293,7 @@ class ModuleTaps:
             self.sites[target.name] = site
         for module, handles in self._before.values():
             _unhook(module, handles)
-        self.stacks = Stacks([(target, self.sites[target.name]) for target in targets], context.device)
+        self.stacks = Stacks([(target, self.sites[target.name]) for target in targets], context)
         context.flags.outputs = any(
             probe.tier == "always" for s in self.sites.values() for view in s.views for probe in context.of(view)
         )

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.base.entry import callback
-from stabwatch.hooks.base.layout import as_samples
 from stabwatch.hooks.base.probe import Probe
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.base.tensors import PARTIAL, first_local, first_tensor, is_partial, local
+from stabwatch.hooks.base.tensors import PARTIAL, first_tensor, is_partial, local
 from stabwatch.hooks.base.view import SiteView
-from stabwatch.hooks.base.views import WriterGradient
+from stabwatch.hooks.probes.trained_loss import RunningBackward
 
-SPLIT = "its input and its output are split over ranks in different ways (sequence parallelism)"
+KEPT = "its backward keeps its own graph (create_graph=True), to be differentiated again"
 
 
 def measure_call(site: Site, module: nn.Module, args: Any, output: Any, in_graph: bool = False) -> None:
@@ -27,20 +27,37 @@ def measure_call(site: Site, module: nn.Module, args: Any, output: Any, in_graph
     for view in site.views:
         probes = context.due(view, site.index)
         if in_graph:  # gradients come to `measure_gradient` there
-            probes = tuple(p for p in probes if p.measured_in_graph and view is not WriterGradient)
+            probes = tuple(p for p in probes if p.measured_in_graph and not view.of_gradient)
         if probes:
-            action = _watch_gradient if view is WriterGradient else _measure
+            action = _watch_gradient if view.of_gradient else _measure
             context.isolation.run(view.name, context.flags.tier, action, view, probes, site, module, args, output)
 
 
-def measure_gradient(site: Site, inputs: Tensor, gradient: Tensor) -> None:
-    """A residual writer that was called with `inputs` got this gradient of its output, in a compiled graph."""
-    probes = site.context.due(WriterGradient, site.index)
-    if probes:
-        isolation = site.context.isolation
-        isolation.run(
-            WriterGradient.name, "deep", lambda: _measure_gradient(probes, _writer_call(site, inputs), gradient)
-        )
+def measure_gradient(site: Site, inputs: Sequence[Tensor], gradient: Tensor) -> None:
+    """A module that was called with `inputs` got this gradient of its output, in a compiled graph.
+
+    inputs: of a residual writer with a token axis; empty for others.
+    """
+    module = site.module()
+    for view in site.views:
+        probes = site.context.due(view, site.index) if view.of_gradient else ()
+        if probes and module is not None:
+            site.context.isolation.run(
+                view.name, site.context.flags.tier, _measure_in_graph, view, probes, site, module, inputs, gradient
+            )
+
+
+def _measure_in_graph(
+    view: type[SiteView],
+    probes: Sequence[Probe],
+    site: Site,
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    gradient: Tensor,
+) -> None:
+    call = view.from_call(site, module, inputs, None)
+    if call is not None:
+        _measure_gradient(probes, call, gradient)
 
 
 def _measure(
@@ -63,35 +80,26 @@ def _watch_gradient(
     out = first_tensor(output)
     if out is None or out.numel() == 0:
         return
-    call = _writer_call(site, first_local(args))
-    if call.inputs is None or not out.requires_grad:
+    call = view.from_call(site, module, args, output)
+    assert call is not None
+    if not call.waits or not out.requires_grad:
         site.context.measure(probes, call)
     else:
-        isolation = site.context.isolation
+        isolation, tier = site.context.isolation, site.context.flags.tier
         out.register_hook(
             callback(
                 view.name,
                 isolation,
-                lambda d: isolation.run(view.name, "deep", _measure_gradient, probes, call, d.detach()),
+                lambda d: isolation.run(view.name, tier, _measure_gradient, probes, call, d.detach()),
             )
         )
 
 
-def _writer_call(site: Site, inputs: Tensor | None) -> WriterGradient:
-    x = None if inputs is None else as_samples(inputs.detach(), site.role)
-    if x is None or x.dim() != 3 or x.shape[1] < 2:
-        return WriterGradient(site, None, None)
-    return WriterGradient(site, x, None, site.context.token_groups.of(x))
-
-
-def _measure_gradient(probes: Sequence[Probe], call: WriterGradient, gradient: Tensor) -> None:
+def _measure_gradient(probes: Sequence[Probe], call: SiteView, gradient: Tensor) -> None:
     context = call.site.context
-    if is_partial(gradient):
-        context.unmeasured(call.name, call.site.name, PARTIAL)
+    why = PARTIAL if is_partial(gradient) else KEPT if torch.is_grad_enabled() else None
+    why = why or call.receive(local(gradient), RunningBackward.scale)
+    if why is not None:
+        context.unmeasured(call.name, call.place, why)
         return
-    if call.inputs is not None:
-        call.gradient = as_samples(local(gradient), call.site.role)
-        if call.gradient.shape[:2] != call.inputs.shape[:2]:
-            context.unmeasured(call.name, call.site.name, SPLIT)
-            return
     context.measure(probes, call)

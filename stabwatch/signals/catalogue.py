@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stabwatch.signals import (
+    activation_gradients,
     activations,
     attention,
     experts,
@@ -25,7 +26,8 @@ from stabwatch.signals.declaration import Catalogue
 CATALOGUE = Catalogue()
 
 for family in (
-    loss, gradients, setup, weights, optimizer, taylor, spectra, activations, geometry, mean_mode, precision, attention,
+    loss, gradients, setup, weights, optimizer, taylor, spectra, activations, activation_gradients,
+    geometry, mean_mode, precision, attention,
     experts, logits, ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:

@@ -15,7 +15,8 @@ Tier = Literal["always", "sampled", "deep"]
 Worst = Literal["max", "min"]
 
 TAPS = (
-    "activation", "residual", "writer", "nonlinearity", "attention", "router", "expert", "probe", "logits", "loss",
+    "activation", "activation_gradient",
+    "residual", "writer", "nonlinearity", "attention", "router", "expert", "probe", "logits", "loss",
     "token_loss", "gradient", "group", "weight", "matrix", "update", "matrix_update", "optimizer", "step", "host",
     "logged", "rank_busy", "rank_loss", "rank_nonfinite", "replica",
 )  # fmt: skip

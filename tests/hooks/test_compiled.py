@@ -67,7 +67,8 @@ def _same(a, b, signals):
 SIGNALS = {
     "loss", "gradient_norm", "layer_gradient_norm", "output_rms", "activation_abs_max", "attention_logit_max",
     "attention_logit_head", "output_logit_logsumexp", "output_logit_z", "update_to_weight_ratio",
-    "residual_growth", "geometry_stability", "token_similarity", "token_mean_to_centred_ratio", "activation_kurtosis",
+    "residual_growth", "activation_gradient_rms", "backward_growth",
+    "geometry_stability", "token_similarity", "token_mean_to_centred_ratio", "activation_kurtosis",
     "activation_outlier_ratio", "activation_zero_ratio", "activation_exponent_spread", "activation_saturated_ratio",
     "attention_entropy", "attention_entropy_min", "attention_contraction",
     "mean_mode_energy_ratio", "mean_mode_to_centred_ratio", "writer_amplification", "dead_units_ratio",

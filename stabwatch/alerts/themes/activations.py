@@ -9,7 +9,7 @@ import numpy as np
 from stabwatch.alerts.blocks import Block, BlockGauges, OnDemand
 from stabwatch.alerts.columns import LayerColumns, RollingWindow
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, MedianFeature, own_signals, rising
-from stabwatch.alerts.references import CALIBRATED, MAXACT, RESIDUAL, SHESHA
+from stabwatch.alerts.references import CALIBRATED, CHAOS, MAXACT, RESIDUAL, SHESHA
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.runlog import SeriesKey
@@ -87,6 +87,7 @@ def features() -> tuple[Feature, ...]:
     return (
         ActivationFeature(),
         rising("residual_growth"),
+        rising("backward_growth"),
         MedianFeature(
             "geometry_drift",
             "geometry_drift",
@@ -144,6 +145,29 @@ RULES: tuple[Rule, ...] = (
             "Long term: normalise each branch, or scale its output by 1 / sqrt(2 x depth).",
         ),
         references=(RESIDUAL,),
+    ),
+    Rule(
+        name="GradientGrowthOverDepth",
+        title="Gradients explode on their way back",
+        family="backward_growth",
+        summary="The gradient grows strongly from block to block on its way back.",
+        description="The gradient's RMS grows by a factor of exp({backward_growth:.2g}) per block of {where} on its "
+        "way back; the exponent is {backward_growth_rise:.2g} higher than at the start.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("backward_growth", above=2.0), Condition("backward_growth_rise", above=1.0)),
+                for_points=3,
+            ),
+        ),
+        abnormal=(Condition("backward_growth", above=1.0), Condition("backward_growth_rise", above=0.5)),
+        source=f"2 is sevenfold growth per block, as for the stream itself; at 0 a network is at the edge of chaos "
+        f"({CHAOS})",
+        remedy=(
+            "Lower the learning rate. Check the singular values and the branch_trunk_ratio of these blocks.",
+            "Long term: normalise each branch, or scale its output by 1 / sqrt(2 x depth).",
+        ),
+        references=(CHAOS, RESIDUAL),
     ),
     Rule(
         name="RepresentationDrift",

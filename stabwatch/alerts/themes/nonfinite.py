@@ -13,6 +13,7 @@ from stabwatch.alerts.statistics import Array, Bools, Ints
 from stabwatch.runlog import SeriesKey
 
 _FORWARD = ("activation", "attention", "output_logit")
+_GRADIENTS = ("gradient", "activation_gradient")
 
 
 class NonFiniteFeature:
@@ -20,7 +21,7 @@ class NonFiniteFeature:
 
     Gradients of a step that the gradient scaler skipped are left out: there they are routine. A forward value that is
     non-finite in the first record, beside a finite loss, counts as a mask: -inf on the logits of invalid actions, or
-    rows without a visible key.
+    rows without a visible key. So does a gradient of activations beside finite gradients of the parameters.
     """
 
     name = "nonfinite"
@@ -41,10 +42,11 @@ class NonFiniteFeature:
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
-        self.keys = list(dict.fromkeys([*self.keys, *(key for key in keys if key.signal.endswith("nonfinite_total"))]))
+        counters = [key for key in keys if key.signal.endswith("nonfinite_total")]
+        self.keys = list(dict.fromkeys([*self.keys, *in_order_of_origin(counters)]))
         place = {key: i for i, key in enumerate(keys)}
         self._columns = [place.get(key, -1) for key in self.keys]
-        self._gradient = np.array([key.signal.startswith("gradient") for key in self.keys], dtype=bool)
+        self._gradient = np.array([key.signal.startswith(_GRADIENTS) for key in self.keys], dtype=bool)
         self._forward = np.array([key.signal.startswith(_FORWARD) for key in self.keys], dtype=bool)
         self._loss = np.array([key.signal.startswith("loss") for key in self.keys], dtype=bool)
         self._mask = np.append(self._mask, np.zeros(len(self.keys) - len(self._mask), dtype=bool))
@@ -88,6 +90,12 @@ class NonFiniteFeature:
         counts = counts[rows]
         new = np.where(self._mask & (counts > 0), 0.0, counts)
         return rows, BlockGauges({"nonfinite": counts, "nonfinite_new": new, "points": np.ones(counts.shape)})
+
+
+def in_order_of_origin(counters: Sequence[SeriesKey]) -> list[SeriesKey]:
+    """Counters in forward order, but those of activation gradients the other way round: the backward begins behind."""
+    back = [key for key in counters if key.signal.startswith("activation_gradient")]
+    return [back.pop() if key.signal.startswith("activation_gradient") else key for key in counters]
 
 
 def features() -> tuple[Feature, ...]:

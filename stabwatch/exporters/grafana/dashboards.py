@@ -104,7 +104,7 @@ def _layers() -> list[tuple[str, list[Panel]]]:
     groups: dict[str, list[Panel]] = {}
     for signal in CATALOGUE:
         if where(signal) == "layers":
-            groups.setdefault(signal.tap.capitalize(), []).append(panel(_of(signal)))
+            groups.setdefault(signal.tap.replace("_", " ").capitalize(), []).append(panel(_of(signal)))
     return [*groups.items(), ("Derived signals", _derived("layers"))]
 
 

@@ -50,6 +50,10 @@ class Accumulators:
             self._rows |= {accumulator: matrix[i] for accumulator, i in mine.items()}
             buffer.add(tuple(mine), source_of(matrix))
 
+    def row(self, accumulator: Accumulator) -> Tensor:
+        """The fields of an accumulator as they are now, float32 (fields,); not to be written to."""
+        return self._rows[accumulator]
+
     def update(self, accumulator: Accumulator, aggregates: Aggregates) -> None:
         """Merge aggregates into an accumulator."""
         merge_(REDUCTIONS[accumulator.reduction], self._rows[accumulator], aggregates)

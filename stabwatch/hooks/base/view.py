@@ -23,6 +23,8 @@ class View:
     """Key of the errors and of the cost of making such views."""
     only_in_turn: ClassVar[bool] = False
     """Views are made only where a layer is due: probes of them must be `round_robin`."""
+    of_gradient: ClassVar[bool] = False
+    """It shows the backward of the call: probes of it are measured when the gradient of the output is known."""
     in_graph: ClassVar[bool] = True
     """Views are also made of calls inside a compiled graph."""
 
@@ -56,6 +58,18 @@ class SiteView(View):
     @classmethod
     def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
         """The view of a call of a module; None where there is nothing to see."""
+        raise NotImplementedError
+
+    @property
+    def waits(self) -> bool:
+        """Of a view of a gradient: can it be measured when the backward brings the gradient?"""
+        return False
+
+    def receive(self, gradient: Tensor, scale: Tensor | None) -> str | None:
+        """The backward brought the gradient of the output, of a loss that was multiplied by `scale`.
+
+        Returns why nothing can be measured, or None.
+        """
         raise NotImplementedError
 
     def parts(self) -> tuple[SiteView, ...]:

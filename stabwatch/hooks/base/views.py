@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 POINTS = 128
 """Tokens (or samples) between which distances are measured."""
+SPLIT = "its input and its output are split over ranks in different ways (sequence parallelism)"
 LOGIT_ROWS = 1024
 """Rows of the output logits that are sampled, evenly spread."""
 
@@ -137,6 +138,7 @@ class WriterGradient(SiteView):
     """
 
     name: ClassVar[str] = "writer"
+    of_gradient: ClassVar[bool] = True
 
     inputs: Tensor | None
     gradient: Tensor | None
@@ -146,6 +148,62 @@ class WriterGradient(SiteView):
     def seen_at(site: Site) -> bool:
         """The last projection of each branch of a block."""
         return site.role.writer
+
+    @classmethod
+    def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView:
+        """See `SiteView`."""
+        inputs = first_local(args)
+        x = None if inputs is None else as_samples(inputs.detach(), site.role)
+        if x is None or x.dim() != 3 or x.shape[1] < 2:
+            return cls(site, None, None)
+        return cls(site, x, None, site.context.token_groups.of(x))
+
+    @property
+    def waits(self) -> bool:
+        """See `SiteView`."""
+        return self.inputs is not None
+
+    def receive(self, gradient: Tensor, scale: Tensor | None) -> str | None:
+        """See `SiteView`. What is measured of it are ratios: the scale has no part in them."""
+        if self.inputs is not None:
+            self.gradient = as_samples(gradient, self.site.role)
+            if self.gradient.shape[:2] != self.inputs.shape[:2]:
+                return SPLIT
+        return None
+
+
+@dataclass(eq=False)
+class OutputGradient(SiteView):
+    """A block or a residual writer in the backward: the gradient of its output.
+
+    gradient: None if there is none. scale: that of the gradient scaler, which the gradient contains; () or None.
+    """
+
+    name: ClassVar[str] = "activation_gradient"
+    of_gradient: ClassVar[bool] = True
+
+    gradient: Tensor | None = None
+    scale: Tensor | None = None
+
+    @staticmethod
+    def seen_at(site: Site) -> bool:
+        """Blocks and residual writers, or every module where no block repeats."""
+        return site.role.residual or site.role.writer
+
+    @classmethod
+    def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView:
+        """See `SiteView`."""
+        return cls(site)
+
+    @property
+    def waits(self) -> bool:
+        """See `SiteView`."""
+        return True
+
+    def receive(self, gradient: Tensor, scale: Tensor | None) -> str | None:
+        """See `SiteView`."""
+        self.gradient, self.scale = gradient, scale
+        return None
 
 
 @dataclass(eq=False)
@@ -250,7 +308,8 @@ def logit_rows(logits: Tensor) -> Tensor:
 
 
 CALL_VIEWS: tuple[type[SiteView], ...] = (
-    RouterCall, NonlinearityCall, ExpertsCall, ResidualOutput, WriterOutput, WriterGradient, ModuleOutput,
+    RouterCall, NonlinearityCall, ExpertsCall, ResidualOutput, WriterOutput, WriterGradient, OutputGradient,
+    ModuleOutput,
 )  # fmt: skip
 """Views that are made when a module is called, in this order."""
 SITE_VIEWS: tuple[type[SiteView], ...] = (*CALL_VIEWS, ExpertLoads, AttentionCall)

@@ -28,16 +28,33 @@ State = tuple[tuple[int, int, int], ...]
 """Of each parameter: its version, and identity and version of its gradient; two zeros where there is none."""
 
 _unscaled = WeakTensorKeyDictionary()
+_scales = WeakTensorKeyDictionary()
 
 
-def remember_scaling(outputs: Any, scaled: Any) -> None:
-    """`GradScaler.scale(outputs)` gave `scaled`: a backward pass from there is that of `outputs`."""
+class RunningBackward:
+    """The backward pass that is under way. scale: that of the gradient scaler whose loss it began at, ()."""
+
+    scale: Tensor | None = None
+
+
+def remember_scaling(outputs: Any, scaled: Any, scale: Any) -> None:
+    """`GradScaler.scale(outputs)` gave `scaled`: a backward pass from there is that of `outputs`, times `scale`."""
     if isinstance(outputs, Tensor) and isinstance(scaled, Tensor):
         if scaled is not outputs:
             _unscaled[scaled] = outputs.detach()
+            if isinstance(scale, Tensor):
+                _scales[scaled] = scale
     elif isinstance(outputs, list | tuple) and isinstance(scaled, list | tuple):
         for one, other in zip(outputs, scaled, strict=True):
-            remember_scaling(one, other)
+            remember_scaling(one, other, scale)
+
+
+def scale_of(roots: Iterable[Any]) -> Tensor | None:
+    """The scale of the first root that a gradient scaler has scaled."""
+    if not len(_scales):
+        return None
+    found = (_scales.get(root) for root in roots if isinstance(root, Tensor))
+    return next((scale for scale in found if scale is not None), None)
 
 
 @torch.no_grad()
