@@ -11,6 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stabwatch.analysis.query import RecordedRun as RecordedRun
+    from stabwatch.analysis.query import open_run as open_run
+    from stabwatch.analysis.query import runs as runs
     from stabwatch.config import Config as Config
     from stabwatch.errors import TrainingUnstableError as TrainingUnstableError
     from stabwatch.guards import TaylorGuard as TaylorGuard
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     from stabwatch.watch import attach as attach
 
 __version__ = "0.2.0"
-__all__ = ["Config", "TaylorGuard", "TrainingUnstableError", "Watch", "__version__", "attach", "fingerprint", "signal"]
+__all__ = [
+    "Config", "RecordedRun", "TaylorGuard", "TrainingUnstableError", "Watch", "__version__", "attach", "fingerprint",
+    "open_run", "runs", "signal",
+]  # fmt: skip
 
 _HOME = {
     "attach": "stabwatch.watch",
@@ -28,6 +34,9 @@ _HOME = {
     "Config": "stabwatch.config",
     "TaylorGuard": "stabwatch.guards",
     "TrainingUnstableError": "stabwatch.errors",
+    "open_run": "stabwatch.analysis.query",
+    "runs": "stabwatch.analysis.query",
+    "RecordedRun": "stabwatch.analysis.query",
     "fingerprint": "stabwatch.hooks.probes.batches",
     "signal": "stabwatch.plugins",
 }

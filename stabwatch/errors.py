@@ -3,6 +3,7 @@
 StabwatchError
 ├── ConfigError        (ValueError)   a setting is unknown or out of range
 ├── RunLogError        (ValueError)   a run folder is missing, unreadable or of another schema
+├── SeriesError        (LookupError)  a run log has no such series
 ├── LogError           (ValueError)   a training log of somebody else's cannot be read
 ├── RuleError          (ValueError)   an alert rule is malformed
 ├── GrafanaError       (RuntimeError) a Grafana does not answer, or refuses
@@ -28,6 +29,10 @@ class ConfigError(StabwatchError, ValueError):
 
 class RunLogError(StabwatchError, ValueError):
     """A run folder is missing, unreadable or of another schema."""
+
+
+class SeriesError(StabwatchError, LookupError):
+    """A run log has no such series."""
 
 
 class LogError(StabwatchError, ValueError):

@@ -17,7 +17,8 @@ ON_PURPOSE = "is what users build on. If you change it on purpose, change it her
 
 def test_public_names_are_frozen() -> None:
     assert ", ".join(stabwatch.__all__) == (
-        "Config, TaylorGuard, TrainingUnstableError, Watch, __version__, attach, fingerprint, signal"
+        "Config, RecordedRun, TaylorGuard, TrainingUnstableError, Watch, __version__, attach, fingerprint, open_run, "
+        "runs, signal"
     ), f"The list of names {ON_PURPOSE}"
     for name in stabwatch.__all__:
         assert getattr(stabwatch, name) is not None
@@ -31,6 +32,19 @@ def test_the_signature_of_attach_is_frozen() -> None:
     ), f"The signature of attach {ON_PURPOSE}"
     keyword_only = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert keyword_only == ["loss_fn", "run_dir", "config", "on_alert", "first_step", "resume"]
+
+
+def test_the_signatures_of_queries_are_frozen() -> None:
+    assert _described(stabwatch.open_run) == "path"
+    assert _described(stabwatch.runs) == "*roots, verdict=True, arrow=False"
+    public = {name: _described(value) for name, value in vars(stabwatch.RecordedRun).items() if name[0] != "_"}
+    assert public == {
+        "name": "property",
+        "signals": "property",
+        "series": "self, signal, layer=None, head=None, rank=None, arrow=False",
+        "summary": "self, arrow=False",
+        "events": "self, kind=None, arrow=False",
+    }, f"What a RecordedRun offers {ON_PURPOSE}"
 
 
 def test_what_a_watch_offers_is_frozen() -> None:
@@ -116,6 +130,7 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         "StabwatchError",
         "ConfigError",
         "RunLogError",
+        "SeriesError",
         "LogError",
         "RuleError",
         "GrafanaError",

@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from stabwatch.agent.discovery import Lease
 from stabwatch.agent.history import History
-from stabwatch.agent.process import ProcessWatch
 from stabwatch.agent.view import CHARTED, PageHead, page_head
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
 from stabwatch.errors import RunLogError
@@ -26,6 +25,7 @@ from stabwatch.exporters.latest import MAX_SERIES, Latest, SeriesCap
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.snapshots import snapshot
 from stabwatch.runlog import Event, RecordBatch, append_event, wait_for_run
+from stabwatch.runlog.process import ProcessWatch
 
 READ_BYTES = 4 << 20
 """Bytes of the log that are in memory at a time."""

@@ -26,6 +26,7 @@ from stabwatch.runlog import Event, Run, plain
 from stabwatch.runlog.attempts import Attempt, attempts
 from stabwatch.runlog.attempts import kept as without_superseded
 from stabwatch.runlog.downsample import Downsampled
+from stabwatch.runlog.process import end_of
 from stabwatch.runlog.source import Source
 
 SCHEMA_VERSION = 2
@@ -171,7 +172,7 @@ def analyze_source(
     steps = view.steps
     hindsight = in_hindsight(view, rule_incidents(engine.history), watched=watched)
     incidents = in_units(hindsight.incidents, view.step_unit)
-    end, coverage = _end(events), _last(events, "coverage")
+    end, coverage = end_of(events), _last(events, "coverage")
     diagnosis = diagnose(engine, incidents, hindsight.spacing, watched=watched)
     diagnosis = diagnosis_in_units(diagnosis, view.step_unit)
     if foreign is not None and not diagnosis.causes:
@@ -251,9 +252,3 @@ def _limitations(view: LogRun, curves: RunCurves, watched: bool) -> tuple[str, .
 
 def _last(events: tuple[Event, ...], kind: str) -> Event | None:
     return next((e for e in reversed(events) if e.kind == kind), None)
-
-
-def _end(events: tuple[Event, ...]) -> Event | None:
-    """The end event, unless the run was restarted after it."""
-    last = next((e for e in reversed(events) if e.kind in ("start", "end")), None)
-    return last if last is not None and last.kind == "end" else None

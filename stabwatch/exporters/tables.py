@@ -99,7 +99,7 @@ class TableSink:
         columns = [
             pa.array(values[:, at[key]], mask=~measured[:, at[key]]) if key in at else empty for key in self._keys
         ]
-        arrays = [pa.array(batch.steps), _stamps(batch.times), *columns]
+        arrays = [pa.array(batch.steps), stamps(batch.times), *columns]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
 
@@ -152,7 +152,7 @@ def _as_long(block: RecordBatch) -> pa.RecordBatch:
     layers = np.array([clean(key.layer) for key in keys], dtype=object)
     arrays = [
         pa.array(block.steps[rows]),
-        _stamps(block.times[rows]),
+        stamps(block.times[rows]),
         pa.array(signals[columns]).dictionary_encode(),
         pa.array(layers[columns]).dictionary_encode(),
         pa.array(block.values[rows, columns]),
@@ -160,6 +160,7 @@ def _as_long(block: RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=LONG)
 
 
-def _stamps(times: NDArray[np.float64]) -> pa.Array:
+def stamps(times: NDArray[np.float64]) -> pa.Array:
+    """Times, in seconds since the epoch, as Arrow time stamps; NaN is null."""
     unknown = np.isnan(times)
     return pa.array(np.round(np.where(unknown, 0, times) * 1e6).astype(np.int64), mask=unknown).cast(_TIME)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stabwatch.agent.process import ProcessWatch
+from stabwatch.runlog.process import ProcessWatch
 from tests.agent.conftest import until
 from tests.agent.synthetic import meta
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from stabwatch.agent import state
-from stabwatch.agent.process import Gone, ProcessWatch
 from stabwatch.agent.state import Follower
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, append_event
+from stabwatch.runlog.process import Gone, ProcessWatch
 from tests.agent.conftest import events
 from tests.agent.synthetic import meta
 

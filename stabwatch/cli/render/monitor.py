@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stabwatch.agent.process import ProcessWatch
 from stabwatch.alerts import Alert, Engine, diagnose
 from stabwatch.alerts.incidents import rank
 from stabwatch.runlog import Event, Meta, RecordBatch, RunLog, SeriesKey
+from stabwatch.runlog.process import ProcessWatch
 
 RECENT = 600
 """Number of measured values in a trend."""

@@ -1,4 +1,4 @@
-"""Detects whether the training process is alive.
+"""Detects whether the training process is alive, and the state of its run.
 
 On the same host, its pid and start time are checked. On another host, the process counts as dead after a long time
 without records.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stabwatch.runlog import Meta
+from stabwatch.runlog.schema import Event, Meta
 
 STALE_SECONDS = 1800.0
 """Time without records after which an unreachable process counts as dead."""
@@ -74,6 +75,25 @@ class ProcessWatch:
             if line.startswith("btime "):
                 return float(line.split()[1])
         return time.time() - time.monotonic()
+
+
+def end_of(events: Iterable[Event]) -> Event | None:
+    """The end event, unless the run was restarted after it."""
+    last = None
+    for event in events:
+        last = event if event.kind in ("start", "end") else last
+    return last if last is not None and last.kind == "end" else None
+
+
+def state_of(meta: Meta, events: Iterable[Event], quiet_seconds: float) -> str:
+    """'running', 'killed' if its process is gone without an end event, or the reason of the end event.
+
+    quiet_seconds: time since the run log last grew.
+    """
+    end = end_of(events)
+    if end is not None:
+        return str(end.data.get("reason", "ended"))
+    return "running" if ProcessWatch(meta).gone(quiet_seconds) is None else "killed"
 
 
 def _alive_by_psutil(meta: Meta) -> bool:
