@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
 
-.PHONY: help demo test test-slow test-oldest test-newest detect gpu check docs format clean distclean
+.PHONY: help demo test test-slow test-oldest test-newest detect compat gpu check docs format clean distclean
 
 help:
 	@echo "make demo        train a small GPT until its attention logits run away, watch it happen, read why"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-slow   the tests that take longer"
 	@echo "make test-oldest, make test-newest   a small set of tests at the ends of what is supported"
 	@echo "make detect      real trainings, some of which go wrong: are they found, and the others left alone? (5 minutes)"
+	@echo "make compat      every family of transformers and more: is it left alone, is it seen? (30 minutes)"
 	@echo "make gpu         on a machine with a CUDA device: the tests and benchmarks that need one (6 minutes)"
 	@echo "make check       lint, format, types, and the documentation without a broken link"
 	@echo "make docs        the documentation as a site, in build/site"
@@ -52,6 +53,9 @@ test-newest: $(VENV)/.ready-dev
 
 detect: $(VENV)/.ready-dev
 	@$(BIN)/python -m benchmarks.detection --quick
+
+compat: $(VENV)/.ready-dev
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.compat $(ARGS)
 
 gpu: $(VENV)/.ready-dev
 	@scripts/measure-gpu $(ARGS)

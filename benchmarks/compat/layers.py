@@ -1,0 +1,122 @@
+"""Which attention layers a model has: found by the operators that run, without stabwatch's help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_NAMED = re.compile(r"attn|attention|msa$", re.IGNORECASE)
+_PARTS = re.compile(r"norm|mlp|feedforward|output$|pool|block|layer$|bias|embed|dropout|head$|mask", re.IGNORECASE)
+"""Parts of attention layers, or what is around them: `BertSelfOutput`, `AttentionBlock`."""
+_FUSED = "scaled_dot_product"
+_SOFTMAX = ("_softmax.", "_safe_softmax.")
+_WRAPPERS = re.compile(
+    r"(^|\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model\.model)(?=\.|$)"
+)
+
+
+class AttentionLayers(TorchDispatchMode):
+    """While active, notes the innermost module of each attention operator.
+
+    An operator of attention is a fused one, or a softmax of four dimensions, or of three or two below a module whose
+    class is called attention.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._names = {id(m): _WRAPPERS.sub("", name).lstrip(".") for name, m in model.named_modules()}
+        self._stack: list[nn.Module] = []
+        self._called: list[nn.Module] = []
+        self._layers: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if _FUSED in name and "backward" not in name:
+            self._note()
+        elif any(word in name for word in _SOFTMAX) and "backward" not in name:
+            dim = args[0].dim()
+            if dim >= 4 or (dim >= 2 and any(map(_is_named, self._stack[-3:]))):
+                self._note()
+        return func(*args, **(kwargs or {}))
+
+    def _note(self) -> None:
+        known = [m for m in self._stack if id(m) in self._names]
+        layer = next((m for m in reversed(known) if _is_named(m)), known[-1] if known else None)
+        if layer is not None:
+            self._layers[self._names[id(layer)]] = None
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that called attention."""
+        return list(self._layers)
+
+    @property
+    def silent(self) -> list[str]:
+        """Names of modules called attention that did not, and contain none that is called attention."""
+        called = [self._names[id(m)] for m in self._called if _is_named(m) and id(m) in self._names]
+        alone = [name for name in dict.fromkeys(called) if not any(_related(name, other) for other in self._layers)]
+        return [name for name in alone if not any(other.startswith(name + ".") for other in alone)]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow the calls of modules and operators meanwhile."""
+        before = hooks.register_module_forward_pre_hook(self._enter)
+        after = hooks.register_module_forward_hook(self._leave, always_call=True)
+        try:
+            with self:
+                yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._stack.append(module)
+        self._called.append(module)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._stack and self._stack[-1] is module:
+            self._stack.pop()
+
+
+def _is_named(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return bool(_NAMED.search(name)) and not _PARTS.search(name)
+
+
+def _related(one: str, other: str) -> bool:
+    return one == other or one.startswith(other + ".") or other.startswith(one + ".") or not one or not other
+
+
+def matched(layers: list[str], sites: list[str]) -> list[str]:
+    """The layers that the log has: under their own name, or that of a module inside or just around them."""
+    free = set(sites)
+    seen = []
+    for test in (_same, _inside, _around):
+        for layer in layers:
+            site = (
+                None
+                if layer in seen
+                else next((s for s in sorted(free, key=len, reverse=True) if test(layer, s)), None)
+            )
+            if site is not None:
+                seen.append(layer)
+                free.discard(site)
+    return [layer for layer in layers if layer in seen]
+
+
+def _same(layer: str, site: str) -> bool:
+    return layer == site
+
+
+def _inside(layer: str, site: str) -> bool:
+    return site.startswith(layer + ".")
+
+
+def _around(layer: str, site: str) -> bool:
+    return layer.startswith(site + ".") or site == ""
