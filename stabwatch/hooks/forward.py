@@ -106,7 +106,7 @@ def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
         CURSOR.root = root_of(CURSOR.site)
     else:
         SOFTMAX_METHOD.set_installed(False)
-    if site.flags.recording and runs_for_real():
+    if site.flags.in_forward and site.flags.attached and runs_for_real():
         with unseen_by_modes():
             site.context.events.forward_ended(output)
 

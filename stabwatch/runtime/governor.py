@@ -1,4 +1,8 @@
-"""When each tier is measured: the governor keeps the sum of all costs inside the overhead budget."""
+"""When each tier is measured: the governor keeps the sum of all costs inside the overhead budget.
+
+Every step has the trained loss, the gradient norm, the learning rate and its time, whatever the budget. That costs too
+little to be worth a gap, and what it costs is taken from the budget of the tiers.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ LONGEST: dict[Tier, int] = {"always": 16, "sampled": 256, "deep": 1024}
 """Longest interval of each tier, in steps, however tight the budget."""
 SHARE: dict[Tier, float] = {"always": 0.6, "sampled": 0.25, "deep": 0.15}
 """How the budget is split when all three tiers want more than there is."""
+LEAST = 0.3
+"""Share of the budget that the tiers have in any case, whatever every step costs without them."""
 ESCALATE_AGAIN = 32
 """Alerts escalate once in this many times the steps of an escalation: on the whole the budget is kept."""
 CONTROLS_UNTIL = 24
@@ -79,9 +85,10 @@ class Governor:
     Intervals are powers of two counted from step 0, so that ranks which measure different costs still
     sample common steps. With each measurement an interval grows to its double at most: first steps compile and
     allocate, and what they cost is not what the later ones do.
-    Cost is host time inside the probes, and where that does not show it (compiled graphs) also the difference between
-    the median step with measurements and without. overlapped: steps are timed on an accelerator, and while that has
-    work queued the host's time costs nothing. There the difference is the cost, with two standard errors on top of it.
+    Cost is processor time inside the probes, and where that does not show it (compiled graphs) also the difference
+    between the median step with measurements and without, in processor time too: other jobs on the machine make steps
+    longer, and do not change that. overlapped: steps are timed on an accelerator, and while that has work queued the
+    host's time costs nothing. There the difference is the cost, with two standard errors on top of it.
 
     followed: the cadence of all ranks, in place of the intervals that this rank would choose.
     """
@@ -94,6 +101,10 @@ class Governor:
         self._first: dict[Tier, list[float]] = {tier: [] for tier in SHARE}
         """Host time of the first steps, which says little."""
         self._bare: list[float] = []
+        self._basics: list[float] = []
+        """Processor time of steps that measure no tier."""
+        self._waits: list[float] = []
+        """Step time that is not processor time: what every step waits for, and what other jobs take now and then."""
         self._rest: dict[str, list[float]] = {kind: [] for kind in (*SHARE, "bare")}
         """Step time, less the host's cost where it is part of it, by the kind of step."""
         self._spent = 0.0
@@ -159,10 +170,17 @@ class Governor:
         """Is the deep tier asked for, and has it not just run?"""
         return self._asked_deep and self._since_deep >= max(2, self.interval["deep"] // 8)
 
-    def observe(self, plan: Plan, step_seconds: float, cost: dict[Tier, float]) -> None:
-        """Learn from one finished step: its wall time and the host time spent in each tier."""
-        rest = step_seconds if self._overlapped else max(step_seconds - sum(cost.values()), 1e-9)
+    def observe(self, plan: Plan, step_seconds: float, cost: dict[Tier, float], busy: float = math.inf) -> None:
+        """Learn from one finished step: its duration, the processor time spent in each tier, and that of all (`busy`).
+
+        Both are of the thread that trains. Without `busy` the step waited for nothing.
+        """
+        busy = min(busy, step_seconds)
+        rest = step_seconds if self._overlapped else max(busy - sum(cost.values()), 1e-9)
         _remember(self._bare, rest)
+        _remember(self._waits, 0.0 if self._overlapped else step_seconds - busy)
+        if plan.kind == "bare":
+            _remember(self._basics, sum(cost.values()))
         warm, self._seen = self._seen < WARM_UP, self._seen + 1
         if not warm:
             _remember(self._rest[plan.kind], rest)
@@ -173,7 +191,7 @@ class Governor:
         if plan.deep:
             self._asked_deep = False
         self._spent = 0.99 * self._spent + self._paid(plan, cost)
-        self._elapsed = 0.99 * self._elapsed + step_seconds
+        self._elapsed = 0.99 * self._elapsed + (step_seconds if self._overlapped else busy + min(self._waits))
         if self._seen <= CONTROLS_UNTIL or plan.kind in ("sampled", "deep") or self._seen % 16 == 0:
             self._more = {tier: self._difference(tier) for tier in SHARE}
             self._stretch()
@@ -212,11 +230,13 @@ class Governor:
         return self._rest["always"] + self._rest["bare"]
 
     def _stretch(self) -> None:
-        step = median(self._bare)
+        step = median(self._bare) + min(self._waits)
+        basics = median(self._basics) if self._basics else 0.0
+        room = max(self._budget * step - basics, LEAST * self._budget * step, 1e-12)
         for tier, share in SHARE.items():
             seen = self._cost[tier] or self._first[tier]
-            cost = self._cost_of(tier, median(seen) if seen else 0.0)
-            wanted = math.ceil(cost / max(self._budget * step * share, 1e-12)) if cost > 0 else 1
+            cost = self._cost_of(tier, max(0.0, median(seen) - basics * (tier == "always")) if seen else 0.0)
+            wanted = math.ceil(cost / (room * share)) if cost > 0 else 1
             self.interval[tier] = min(LONGEST[tier], self._most[tier], 1 << (wanted - 1).bit_length())
             if tier == "deep" and len(self._cost["deep"]) >= _ENOUGH and not self._every_step:
                 self._rebalance(cost / step)
@@ -245,7 +265,7 @@ def _is_control(step: int) -> bool:
 
 
 def _is_bare(step: int) -> bool:
-    """Some of the controls, which leave out everything."""
+    """Some of the controls, which leave out all tiers."""
     return step % 4 == 3 if step < CONTROLS_UNTIL else step % 64 == 47
 
 

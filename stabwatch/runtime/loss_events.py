@@ -16,7 +16,7 @@ Gradients = Sequence[Tensor | None] | None
 class LossEvents:
     """Hands backward passes to a `TrainedLoss`.
 
-    Passes of steps that are not recorded are not looked at, unless `following`: then they say where steps end.
+    After the watch has ended they are not looked at, unless `following`: then they say where steps end.
     """
 
     def __init__(self, model: nn.Module, context: TapContext) -> None:
@@ -42,7 +42,7 @@ class LossEvents:
 
     @property
     def _looks(self) -> bool:
-        return self.following or self._context.flags.open
+        return self.following or self._context.flags.attached
 
     def forward_begins(self) -> None:
         """The model is called in training."""
@@ -93,12 +93,12 @@ class LossEvents:
         if self.trained.ever or not any(p.requires_grad for p in self.trained.parameters):
             return False
         self._forward = False
-        self.trained.give(objective(roots, gradients) if self._context.flags.open else None)
+        self.trained.give(objective(roots, gradients) if self._context.flags.attached else None)
         return True
 
     def _add(self, roots: Sequence[Tensor], gradients: Gradients) -> None:
         self._forward = False
-        self.trained.add(objective(roots, gradients) if self._context.flags.open else None)
+        self.trained.add(objective(roots, gradients) if self._context.flags.attached else None)
 
     def taken(self, outputs: Sequence[Tensor], gradients: Gradients, inputs: Sequence[Any]) -> None:
         """`torch.autograd.grad` was called."""
@@ -115,5 +115,5 @@ class LossEvents:
         if self._split or not repeated:
             self._hold()
         value, self._held = self._held, None
-        if value is not None and self._context.flags.open:
+        if value is not None and self._context.flags.attached:
             self._context.run.update_loss("backward", value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from stabwatch.hooks.base.parameter_views import ParameterView, WholeGradient
 from stabwatch.hooks.base.probe import PROBES
 from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.runtime.model_taps import ModelTaps
-from stabwatch.runtime.record import NO_HOST_NUMBERS, HostPart
+from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.taps import Taps
 
 _log = logging.getLogger("stabwatch")
@@ -192,10 +191,6 @@ class SharedSteps:
             self._accumulators_of[key] = frozenset(found)
         return self._accumulators_of[key]
 
-    def skip(self, watched: int, number: int) -> None:
-        """This rank has ended a step without measuring it; others may have measured it."""
-        self.submit(watched, number, None, HostPart(time.time(), NO_HOST_NUMBERS, {}))
-
     def close(self, reason: str) -> None:
         """Leave the exchange. reason: why, for the other ranks."""
         if self.exchange is not None:
@@ -219,8 +214,6 @@ class SharedSteps:
     def _merged(self, taps: ModelTaps, left: threading.Event, merged: Merged) -> None:
         left.wait(LEAVING)
         part: HostPart = merged.extra
-        if part.host is NO_HOST_NUMBERS and np.isnan(merged.row).all():
-            return  # no rank measured anything
         health = merged.health if merged.covered > 1 else None
         self._write(self._number(merged.step), lambda: merged.row, health, part, taps)
 

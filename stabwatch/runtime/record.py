@@ -96,10 +96,6 @@ class HostNumbers:
         return np.array(pairs).reshape(-1)
 
 
-NO_HOST_NUMBERS = np.full(2 * (len(_HOST_GAUGES) + len(_HOST_COUNTS)), np.nan)
-"""Of a step that this rank did not measure."""
-
-
 HOST_ACCUMULATORS = tuple(host_accumulator(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))
 
 

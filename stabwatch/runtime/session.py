@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -37,6 +39,7 @@ from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.resume import folder_to_resume, launch, name_of, starts_so_far
 from stabwatch.runtime.run_metadata import open_folder, run_id, run_meta
+from stabwatch.runtime.step_buffer import Extent
 from stabwatch.runtime.taps import Taps
 from stabwatch.runtime.training_events import TrainingEvents
 from stabwatch.signals.declaration import Tier
@@ -106,6 +109,7 @@ class Session(TrainingEvents):
         self._records = self._sent = 0
         self._report_at = REPORT_AFTER
         self._problem: str | None = None
+        self._busy_began, self._busy_thread = time.thread_time(), threading.get_ident()
         for context in contexts_on(self._model):
             context.events.replaced()
         self._ranks = Ranks(model, self.config.reduce)
@@ -113,7 +117,7 @@ class Session(TrainingEvents):
             self.context, self.config, loss_fn, self._ranks, self._governor,
             step_guards(self.config, self._model, self._ranks.world),
         )  # fmt: skip
-        self._times: StepTimes[tuple[Plan, dict[Tier, float]]] = StepTimes(device)
+        self._times: StepTimes[tuple[Plan, dict[Tier, float], float]] = StepTimes(device)
         if self._ranks.rank == 0 or self.config.reduce == "never":
             self._open(run_dir, resume)
         self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
@@ -167,36 +171,37 @@ class Session(TrainingEvents):
         plan, step = self._plan, self.step
         self._host.step_seconds = now - self._began
         self._began = now
+        busy_now = time.thread_time()
+        busy = busy_now - self._busy_began if threading.get_ident() == self._busy_thread else math.inf
+        self._busy_began, self._busy_thread = busy_now, threading.get_ident()
         self._clock.close()
         self._prepared, self._since_step = False, 0
         self._stepped_parameters.clear()
         self.isolation.run("loss", "always", self._loss.step_ends, self._repeated)
         self._repeated = False
         self.context.step = step + 1
-        if plan.always:
-            self._record(step)
-        else:
-            self._shared.skip(step - self._offset, step)
+        self._record(step, plan)
         cost = self.isolation.take_seconds()
-        cost["always"] += time.perf_counter() - now
         self._host.next_step()
         self._busy = None
-        for seconds, (planned, spent) in self._times.step_ends(self._host.step_seconds, (plan, cost)):
-            self._governor.observe(planned, seconds, spent)
+        for seconds, (planned, spent, own) in self._times.step_ends(self._host.step_seconds, (plan, cost, busy)):
+            self._governor.observe(planned, seconds, spent, own)
         self._plan_next()
         if what := self._changes.frozen(self._taps.now):
             self._dispatcher.announce(self.step, what, seen=True)
 
-    def _record(self, step: int) -> None:
+    def _record(self, step: int, plan: Plan) -> None:
         self._sent += 1
-        self.context.brackets.update()
-        self.isolation.run("checks", "always", self._take_kept)
+        extent = Extent.ALL if plan.sampled or plan.deep else Extent.ALWAYS if plan.always else Extent.BASICS
+        if plan.always:
+            self.context.brackets.update()
+            self.isolation.run("checks", "always", self._take_kept)
         if self.flags.sampled:
             self.isolation.run("depth", "sampled", self._taps.now.modules.stacks.update)
         if self._shared.active and self._busy is not None:
             self.context.run.fill_busy(self._busy)
         self._shared.report_errors(self.isolation.errors.total())
-        transfer = self._taps.now.buffer.send(whole=self._plan.sampled or self._plan.deep)
+        transfer = self._taps.now.buffer.send(extent)
         part = None
         if self._writer is not None:
             self._shared.receive_errors()
@@ -413,7 +418,8 @@ class Session(TrainingEvents):
             self.isolation.run("clock", "always", self._close_step)
         else:
             self.isolation.run("clock", "always", self._end_unannounced)
-        self.flags.open = self.flags.sampled = self.flags.deep = self.flags.in_forward = False
+        self.flags.attached = self.flags.open = self.flags.sampled = self.flags.deep = False
+        self.flags.in_forward = False
         self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)
         self._shared.close(reason)

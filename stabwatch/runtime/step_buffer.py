@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -12,11 +13,20 @@ from torch import Tensor
 
 from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.probe import PROBES
+from stabwatch.hooks.base.run_accumulators import BASICS
 from stabwatch.kernels.constants import to_device
 from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import IDENTITY, REDUCTIONS
 
 Source = Callable[[], Tensor]
+
+
+class Extent(IntEnum):
+    """How much a step measures: what every step does, the tier `always` too, or other tiers besides."""
+
+    BASICS = 0
+    ALWAYS = 1
+    ALL = 2
 
 
 def identity_of(accumulators: tuple[Accumulator, ...], device: torch.device) -> Tensor:
@@ -27,11 +37,11 @@ def identity_of(accumulators: tuple[Accumulator, ...], device: torch.device) -> 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Accumulators that one source returns, at every step or only at steps that measure the other tiers."""
+    """Accumulators that one source returns, and the most that a step may leave out and still fill them."""
 
     accumulators: tuple[Accumulator, ...]
     source: Source
-    every_step: bool
+    extent: Extent
     start: int
     width: int
 
@@ -39,7 +49,7 @@ class _Piece:
 class StepBuffer:
     """Collects accumulators from different places (sites have their own, layers share a matrix) in one flat vector.
 
-    A step that measures only the tier `always` puts together what that tier has written, and nothing else.
+    A step that does not measure all tiers puts together what it may have written, and nothing else.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -48,15 +58,15 @@ class StepBuffer:
         self._width = 0
         self._identity: dict[tuple[int, torch.device], Tensor] = {}
         self._blank: NDArray[np.float32] | None = None
-        self._always: tuple[list[_Piece], NDArray[np.int64]] | None = None
+        self._parts: dict[Extent, tuple[list[_Piece], NDArray[np.int64]]] = {}
 
     def add(self, accumulators: tuple[Accumulator, ...], source: Source) -> None:
         """Register a tensor that has the fields of `accumulators` in order; `source` returns it at each step."""
         width = sum(len(REDUCTIONS[a.reduction].fields) for a in accumulators)
-        every_step = any(_is_always(a) for a in accumulators)
-        self._pieces.append(_Piece(accumulators, source, every_step, self._width, width))
+        extent = min((_extent(a) for a in accumulators), default=Extent.ALL)
+        self._pieces.append(_Piece(accumulators, source, extent, self._width, width))
         self._width += width
-        self._blank = self._always = None
+        self._blank, self._parts = None, {}
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:
@@ -67,17 +77,17 @@ class StepBuffer:
         """The flat vector of this step, float32 (fields,); every accumulator is empty afterwards."""
         return self._flush(self._pieces)
 
-    def send(self, whole: bool) -> HostTransfer:
-        """The flat vector of this step on its way to the host. whole: more than the tier `always` was measured."""
-        if whole:
+    def send(self, extent: Extent) -> HostTransfer:
+        """The flat vector of this step on its way to the host. extent: how much was measured."""
+        if extent is Extent.ALL:
             return HostTransfer(self.flush())
-        if self._always is None:
-            pieces = [piece for piece in self._pieces if piece.every_step]
-            at = [np.arange(piece.start, piece.start + piece.width) for piece in pieces]
-            self._always = pieces, np.concatenate([np.zeros(0, np.int64), *at])
+        if extent not in self._parts:
+            mine = [piece for piece in self._pieces if piece.extent <= extent]
+            at = [np.arange(piece.start, piece.start + piece.width) for piece in mine]
+            self._parts[extent] = mine, np.concatenate([np.zeros(0, np.int64), *at])
         if self._blank is None:
             self._blank = identity_of_all(self.accumulators)
-        pieces, positions = self._always
+        pieces, positions = self._parts[extent]
         return HostTransfer(self._flush(pieces), (self._blank, positions))
 
     def _flush(self, pieces: list[_Piece]) -> Tensor:
@@ -132,7 +142,10 @@ def identity_of_all(accumulators: tuple[Accumulator, ...]) -> NDArray[np.float32
     return np.array(identity, dtype=np.float32)
 
 
-def _is_always(accumulator: Accumulator) -> bool:
-    """What no probe measures is filled by the step loop itself: the sources of the loss, the host's numbers."""
+def _extent(accumulator: Accumulator) -> Extent:
+    """What no probe measures is filled by the step loop itself, with the tier `always`."""
+    taps, others = BASICS
+    if accumulator.tap in taps or accumulator in others:
+        return Extent.BASICS
     probe = PROBES.find(accumulator.tap, accumulator.reduction)
-    return probe is None or probe.tier == "always"
+    return Extent.ALWAYS if probe is None or probe.tier == "always" else Extent.ALL

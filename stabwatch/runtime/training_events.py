@@ -157,7 +157,8 @@ class TrainingEvents:
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""
-        self.isolation.run("attention", "always", self.context.brackets.update)
+        if self.flags.open:
+            self.isolation.run("attention", "always", self.context.brackets.update)
         self.isolation.run("loss", "always", self._output_loss, output)
         self._busy = time.perf_counter() - self._began
 
@@ -170,7 +171,7 @@ class TrainingEvents:
     def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
         """The loss module that the user named was called."""
         value = first_tensor(output)
-        if value is not None and self.flags.open and torch.is_grad_enabled():
+        if value is not None and self.flags.attached and torch.is_grad_enabled():
             self.isolation.run("loss", "always", self.context.run.update_loss, "module", value.mean())
 
     def backward_begins(self) -> None:
@@ -241,7 +242,7 @@ class TrainingEvents:
         if float(kind) != 2.0:
             return
         self._taps.now.steps.clipped(norm)
-        if self.flags.open:
+        if self.flags.attached:
             self.context.run.update_clip(norm)
 
     def scaler_updated(self, scaler: Any, stepped: set[int]) -> None:

@@ -17,6 +17,8 @@ class MeasurementFlags:
     """
 
     def __init__(self) -> None:
+        self.attached = True
+        """The trained loss, the gradient norm, the learning rate and the time of every step are noted."""
         self.open = False
         """Anything at all may be measured in this step."""
         self.sampled = False

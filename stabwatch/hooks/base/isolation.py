@@ -17,18 +17,19 @@ ErrorReport = Callable[[str, str, str, bool], None]
 
 
 class Isolation:
-    """Runs probes, keeps their exceptions away from training, and counts the host time that they take.
+    """Runs probes, keeps their exceptions away from training, and counts the processor time that they take.
 
     passes: exceptions that are meant for the user and are let through.
-    seconds: host time spent in each tier since the last `take_seconds`.
-    spent: host time by probe, since the start.
+    clock: processor time of the calling thread, which other jobs on the machine do not change.
+    seconds: time spent in each tier since the last `take_seconds`.
+    spent: time by probe, since the start.
     errors: exceptions by probe. disabled: probes that were switched off.
     """
 
     def __init__(
         self,
         report: ErrorReport,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.thread_time,
         passes: tuple[type[BaseException], ...] = (),
     ) -> None:
         self._report = report

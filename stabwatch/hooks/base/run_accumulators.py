@@ -35,6 +35,10 @@ After them comes the cross-entropy: a compiled step shows nothing else.
 """
 
 
+BASICS = ("loss_source", "rank_source"), (CLIPPED, LOSS_SCALE)
+"""Taps and accumulators that every step fills, whatever else it measures."""
+
+
 def loss_source(name: str) -> Accumulator:
     """The accumulator of one source of the loss; these are not written to the run log."""
     return Accumulator("loss_source", name, "mean")
