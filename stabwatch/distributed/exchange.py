@@ -217,8 +217,8 @@ class Exchange:
             step, transfer, extra, failed = self._submitted[0]
             if transfer is not None and not transfer.arrived():
                 break
-            self._submitted.popleft()
             self._merger.put(OWN, step, self._own(transfer, failed), now, extra)
+            self._submitted.popleft()
         for step, entry in self._merger.take(now):
             self._pass_on(step, entry.partial, entry.extra, entry.own)
         self._send()

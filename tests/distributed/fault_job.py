@@ -102,7 +102,8 @@ def _break(fault, watch, attach, watched):
         return None
     if fault == "probe":
         activation.update_moments = fail
-    if fault == "error":  # in the exchange's thread
+    if fault == "error":  # in the exchange's thread, which has passed on the steps before this one
+        _hand_over(watch)
         MergeLayout.partial = fail
     if fault == "step_error":  # in the step loop
         watch._session._governor.observe = fail
