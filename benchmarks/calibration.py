@@ -184,8 +184,8 @@ def page(command: str, results: list[Result], seconds: float) -> str:
 
 `{command}`, {datetime.date.today()}, {machine()}, one thread, {seconds:.0f} s in all.
 The trainings are in `benchmarks/zoo.py`. 'every step' measures everything at every step; 'default' leaves it to the
-governor at a budget of 1%, which on steps of a few milliseconds measures even the loss only every 2 to 16 steps, and
-the dearer signals every 64 to 256.
+governor at a budget of 1%: loss, clipped gradient norm and rate are known at every step, and on steps of a few
+milliseconds the other signals are measured every 16 to 256 steps.
 
 ## Healthy runs
 
@@ -202,9 +202,9 @@ By rule, the nearest that any healthy run came to a warning:
 Lead: steps from the first alert to the first alert of the rules that look at the loss alone. `gpt_hot` is the demo's
 model at 3e-2; the others are disturbed at step 150 (`mlp_diverges`: learning rate times 100; `cnn_nan`: one NaN pixel;
 `gpt_bad_batches`: twelve batches of noise; `rnn_explodes`: recurrent weights doubled), where the loss is hit at once
-and what matters is that the right cause comes first. With the default budget these tiny models are measured so rarely
-(300 steps can be twenty points) that a burst can pass unseen, and that the first cause named is the first that was
-measured. `every_step=True` or a larger `overhead_budget` is what such models want.
+and what matters is that the right cause comes first. With the default budget the layers of these tiny models
+are measured so rarely that the first cause named may be what the loss alone shows. `every_step=True` or a larger
+`overhead_budget` is what such models want.
 
 {unstable_table(unstable)}
 """

@@ -200,7 +200,7 @@ def measure(
                     break
                 _say(f"round {number + 1} of {plan.rounds}")
                 for name in order.sample(names, len(names)):
-                    times[name].append(workers[name].phase(plan.steps))
+                    times[name].append(workers[name].turn(plan.steps))
             facts = {name: worker.close() for name, worker in workers.items()}
         finally:
             for worker in workers.values():

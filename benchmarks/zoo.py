@@ -316,13 +316,10 @@ UNSTABLE = {
 }
 """Each with the causes of which one must be named first."""
 SPARSE = {
-    mlp_diverges: ("OutputLogitDrift", "LossSpike"),
-    rnn_explodes: ("OutputLogitDrift", "LossSpike", ""),
-    gpt_bad_batches: ("",),
+    rnn_explodes: ("OutputLogitDrift", "LossSpike", "LossDivergence"),
 }
-"""What may come first besides when gradients and activations are measured every 64 steps or more, and the loss every
-16: steps of a few milliseconds leave a budget of 1% no more. Three hundred steps are then some twenty points, too few
-for a rule that compares with what was before; twelve bad batches may pass unseen."""
+"""What may come first besides when gradients and activations are measured every 64 steps or more: steps of a few
+milliseconds leave a budget of 1% no more. Only the loss is then known at the step that something happened."""
 
 
 def loop(setting: Setting, steps: int, watch: stabwatch.Watch | None = None) -> list[float]:

@@ -173,15 +173,20 @@ def _bad_batch(e: Evidence) -> Found | None:
     climbs = _climbs(e)
     rate = "while the learning rate rose" if climbs else "at a usual learning rate"
     lines = [f"Step {spike.onset}: the loss jumped before any large step was taken, {rate}."]
+    last = e.memory.last_update_before(spike.onset)
+    known = last is not None and last >= spike.onset - max(1.0, e.spacing)
     if not climbs:
         lines.append(
             "The weights were good one step earlier, so the batch explains the jump."
-            if e.memory.update_peaks
+            if known
             else "The sizes of the updates were not measured, so the weights may also be the cause."
+            if last is None
+            else f"The size of an update was last measured at step {last}, so the weights may also be the cause."
         )
     if before is not None and now is not None:
         lines.append(f"The loss was {before:.4g} before, {now:.4g} at step {spike.step}.")
-    return Found(spike.onset, tuple(lines), confidence=0.4 if climbs else 0.7, leads=not climbs)
+    sure = not climbs and (known or not e.of("LossDivergence"))
+    return Found(spike.onset, tuple(lines), confidence=0.7 if sure else 0.4, leads=sure)
 
 
 def _at_its_highest(e: Evidence) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,10 +84,24 @@ class RunContext:
         self.guarded: list[tuple[int, str]] = []
         self.announced: list[tuple[int, str]] = []
         self.recurrent: dict[str, tuple[float, float]] = {}
+        self._update_steps: list[tuple[int, int]] = []
+        """First and last step of each stretch in which the size of every update is known."""
         self._rates = 0
         self._keys: tuple[SeriesKey, ...] = ()
         self._context_columns: dict[str, int] = {}
         self._updates = self._peaks = self._bad = self._recurrent = np.empty(0, dtype=np.int64)
+
+    def last_update_before(self, step: int) -> int | None:
+        """The last step before `step` of which the size of the update is known; None for none."""
+        stretches = self._update_steps
+        at = bisect_left(stretches, step, key=lambda ends: ends[0]) - 1
+        return min(stretches[at][1], step - 1) if at >= 0 else None
+
+    def _note_update(self, step: int) -> None:
+        if self._update_steps and step == self._update_steps[-1][1] + 1:
+            self._update_steps[-1] = (self._update_steps[-1][0], step)
+        else:
+            self._update_steps.append((step, step))
 
     def bind(self, keys: tuple[SeriesKey, ...]) -> None:
         """Find the columns of a record layout."""
@@ -102,6 +117,7 @@ class RunContext:
     def restart(self) -> None:
         """The run continues from an earlier step."""
         self.update_peaks.clear()
+        self._update_steps.clear()
         self._last_rates.clear()
         self._largest_earlier, self.largest_rate = self.largest_rate or math.inf, 0.0
         self.recurrent.clear()
@@ -196,6 +212,8 @@ class RunContext:
 
     def _update_peaks(self, steps: Ints, ratios: Array) -> None:
         """See `_update_peak`. ratios: (n, layers)."""
+        for row in np.flatnonzero(np.isfinite(ratios).any(axis=1)).tolist():
+            self._note_update(int(steps[row]))
         typical = row_medians(ratios)
         peak = self.update_peaks[-1].ratio if self.update_peaks else 0.0
         for i in np.flatnonzero(typical > _HIGHER * peak).tolist():
@@ -234,6 +252,7 @@ class RunContext:
         measured = np.flatnonzero(np.isfinite(ratios))
         if not len(measured):
             return
+        self._note_update(step)
         typical = median(ratios[measured])
         if typical > _HIGHER * (self.update_peaks[-1].ratio if self.update_peaks else 0.0):
             largest = measured[np.argmax(ratios[measured])]
