@@ -27,13 +27,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "exporters": "alerts errors runlog signals",
         "analysis": "alerts errors exporters runlog signals",
         "agent": "alerts errors exporters runlog signals",
+        "serve": "agent alerts analysis errors exporters runlog signals",
         "hooks": "distributed kernels runlog signals",
         "guards": "alerts config distributed errors hooks kernels runlog signals",
         "runtime": "alerts config distributed errors guards hooks kernels runlog signals",
         "watch": "alerts config errors integrations plugins runtime",
         "integrations": "errors",  # and what users get from `import stabwatch`
         "demo": "watch",
-        "cli": "agent alerts analysis config demo errors exporters integrations runlog signals watch",
+        "cli": "agent alerts analysis config demo errors exporters integrations runlog serve signals watch",
         "__main__": "cli",
     }.items()
 }

@@ -14,7 +14,7 @@ import pytest
 
 import stabwatch
 
-WITHOUT_TORCH = ("signals", "runlog", "exporters", "alerts", "analysis", "agent", "cli")
+WITHOUT_TORCH = ("signals", "runlog", "exporters", "alerts", "analysis", "agent", "serve", "cli")
 
 PROBE = """
 import importlib, json, sys

@@ -41,20 +41,34 @@ def target(address: str, run: str, tls: bool) -> list[dict[str, Any]]:
     return [{"targets": [address], "labels": labels}]
 
 
+def is_led(run: Path) -> bool:
+    """Whether an agent has the lease of a run now. It writes nothing."""
+    try:
+        with open(run / LEASE, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
+
+
 class Lease:
     """A lock: at most one agent per run writes alerts and the end of the run; others only serve.
 
     The lock is released when its process ends, in any way.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, wanted: bool = True) -> None:
+        """wanted: False never takes it."""
         self._path = run / LEASE
+        self._wanted = wanted
         self._file: IO[bytes] | None = None
 
     def held(self) -> bool:
         """Whether this agent may write. It acquires the lease if it is free."""
         if self._file is not None:
             return True
+        if not self._wanted:
+            return False
         try:
             file = open(self._path, "ab")  # noqa: SIM115  (the lock lives as long as the file is open)
         except OSError:

@@ -65,7 +65,7 @@ def serve(
     the rules, and ConfigError or MissingExtraError for a sink that cannot be used.
     """
     run = Path(run_dir).resolve()
-    token = _token(username, password)
+    token = login(username, password)
     with ExitStack() as leave:
         chosen = load_rules(rules) if rules else RULES
         chosen_sinks = [sink.name for sink in live_sinks(sinks)]
@@ -79,10 +79,10 @@ def serve(
             leave.callback(notifier.close)
         if upstream:
             leave.callback(Alertmanager(upstream, name, chosen, follower.firing, token=bearer, failed=failed).close)
-        leave.enter_context(_signals(follower.stopping))
+        leave.enter_context(stop_signals(follower.stopping))
         leave.callback(follower.lease.release)
         server = HttpServer(
-            App(follower, token, _hosts(host)), host, port, certfile=_path(certfile), keyfile=_path(keyfile)
+            App(follower, token, host_names(host)), host, port, certfile=_path(certfile), keyfile=_path(keyfile)
         )
         leave.callback(server.close)
         announcement = _Announcement(follower, server, Path(file_sd) if file_sd else run.parent / "targets")
@@ -151,20 +151,26 @@ def _print_start(server: HttpServer, follower: Follower, token: str | None) -> N
             "stabwatch agent: another agent has the lease of this run (or its folder is read-only): this one only "
             "serves."
         )
-    loopback = server.host in ("localhost", "::1") or server.host.startswith("127.")
-    if not loopback and token is None:
-        print("stabwatch agent: open to the network without a password; STABWATCH_PASSWORD sets one.")
-    elif not loopback and not server.tls:
-        print("stabwatch agent: the password is sent unencrypted; use --certfile and --keyfile.")
+    tell_access("stabwatch agent", server, token)
     sys.stdout.flush()
 
 
-def _hosts(host: str) -> list[str]:
+def tell_access(who: str, server: HttpServer, token: str | None) -> None:
+    """Say on standard output when others can read what is served, or the password."""
+    loopback = server.host in ("localhost", "::1") or server.host.startswith("127.")
+    if not loopback and token is None:
+        print(f"{who}: open to the network without a password; STABWATCH_PASSWORD sets one.")
+    elif not loopback and not server.tls:
+        print(f"{who}: the password is sent unencrypted; use --certfile and --keyfile.")
+
+
+def host_names(host: str) -> list[str]:
     """Names of this service: what it listens on, and those of the environment."""
     return [host, *(name.strip() for name in os.environ.get(HOSTS, "").split(",") if name.strip())]
 
 
-def _token(username: str | None, password: str | None) -> str | None:
+def login(username: str | None, password: str | None) -> str | None:
+    """'user:password', or None without a login. Raises AgentError."""
     if not username and not password:
         return None
     if not password:
@@ -180,7 +186,7 @@ def _path(path: str | Path | None) -> Path | None:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def stop_signals(stop: threading.Event) -> Iterator[None]:
     """Shut down cleanly on SIGTERM and SIGINT. Outside the main thread, no handler can be set."""
     if threading.current_thread() is not threading.main_thread():
         yield

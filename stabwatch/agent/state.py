@@ -73,11 +73,14 @@ class Follower:
         process: ProcessWatch | None = None,
         timeout: float = 0.0,
         rules: Sequence[Rule] = RULES,
+        charted: frozenset[str] = CHARTED,
+        writes: bool = True,
     ) -> None:
+        """charted: signals whose history is kept. writes: False for a reader that never takes the lease."""
         self.log = wait_for_run(run, timeout)
         self.meta = self.log.meta
         adopt(self.meta.signals)
-        self.lease = Lease(run)
+        self.lease = Lease(run, writes)
         self.lease.held()
         self.ended: Event | None = None
         self.errors = 0
@@ -85,7 +88,7 @@ class Follower:
         self.stopping = threading.Event()
         """Set it to stop a long replay."""
         self.history_lock = threading.Lock()
-        self.history = History(CHARTED)
+        self.history = History(charted)
         self.rules = tuple(rules)
         self.tell: list[Callable[[list[Event]], None]] = []
         """Called with the alert events that this agent has written."""

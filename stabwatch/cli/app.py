@@ -25,6 +25,7 @@ from stabwatch.cli.commands import (
     report,
     rules,
     run,
+    serve,
     signals,
     top,
 )
@@ -76,6 +77,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 for name, command in (
     ("demo", demo.demo),
     ("agent", agent.agent),
+    ("serve", serve.serve),
     ("top", top.top),
     ("analyze", analyze.analyze),
     ("report", report.report),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,11 @@ class RecordLayout:
     def keys(self) -> tuple[SeriesKey, ...]:
         """Keys of the series, in order."""
         return tuple(s.key for s in self.series)
+
+    @cached_property
+    def of_run(self) -> RecordLayout:
+        """The same record with the series of the whole run only."""
+        return replace(self, series=tuple(s for s in self.series if not s.key.layer))
 
     def start(self, accumulator: Accumulator) -> int:
         """First column of an accumulator."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -91,6 +92,7 @@ class SegmentTail:
         self._schema: pa.Schema | None = None
         self._header: pa.Buffer | None = None
         self._frame: _Frame | None = None
+        self._first = 0
         self.path = path
         self.damaged = 0
         self.torn = 0
@@ -134,11 +136,37 @@ class SegmentTail:
                 self.damaged += 1
                 done += skipped
                 continue
+            done = source.tell()
             if record is not None:
                 found.append(record)
-            done = source.tell()
+            else:
+                self._first = self.offset + done
         self._tail.offset += done
         self.torn = len(data) - done
+        if not found or self.layout is None:
+            return None
+        steps, times, rows = map(np.concatenate, zip(*found, strict=True))
+        return RecordBatch(self.layout, steps, times, rows)
+
+    def pick(self, count: int, newest: bool = False) -> RecordBatch | None:
+        """At most `count` records, evenly from the first to the last, or the newest; None if there is none.
+
+        Only they are read, besides the beginning of the segment at the first call.
+        """
+        size = 1 << 16
+        while self._frame is None:
+            if self.poll(size) is None and self.torn < size:
+                return None
+            size *= 2
+        found, frame = [], self._frame
+        with open(self.path, "rb") as file:
+            there = max(0, file.seek(0, 2) - self._first) // frame.size
+            oldest = max(0, there - count) if newest else 0
+            for number in np.unique(np.linspace(oldest, there - 1, min(count, there)).astype(int)).tolist():
+                file.seek(self._first + number * frame.size)
+                data = file.read(frame.size)
+                if len(data) == frame.size and frame.intact(data, 0):
+                    found.append(frame.numbers(data, 0, 1))
         if not found or self.layout is None:
             return None
         steps, times, rows = map(np.concatenate, zip(*found, strict=True))
@@ -155,8 +183,7 @@ class SegmentTail:
         start = source.tell()
         message = pa.ipc.read_message(source)
         if self._schema is None or self.layout is None:
-            self.layout = _table_of(message, self.path)
-            self._schema = arrow_schema(self.layout)
+            self.layout, self._schema = _table_of(message, self.path)
             return None
         if self._header is not None and not message.metadata.equals(self._header):
             raise pa.ArrowInvalid("a record whose header differs from the first one's")
@@ -178,8 +205,8 @@ def _frame(body: pa.Buffer, columns: Sequence[pa.Array], record: bytes) -> _Fram
     return _Frame(len(record), np.frombuffer(record, np.uint8, head), step, time, values, len(columns[2]))
 
 
-def _table_of(message: pa.Message, path: Path) -> RecordLayout:
-    """The record layout of a schema message. Raises UnreadableSegment."""
+def _table_of(message: pa.Message, path: Path) -> tuple[RecordLayout, pa.Schema]:
+    """The record layout of a schema message, and the schema of its records. Raises UnreadableSegment."""
     # Cut out of the header by its length, because pa.ipc.read_schema can crash the process on a damaged header.
     header = message.metadata.to_pybytes()
     start = header.find(b'{"schema":')
@@ -189,16 +216,25 @@ def _table_of(message: pa.Message, path: Path) -> RecordLayout:
         )
     text = header[start : start + int.from_bytes(header[start - 4 : start], "little")]
     try:
-        found = json.loads(text).get("schema")
-        if found != SCHEMA_VERSION:
-            raise UnreadableSegment(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
-        layout = RecordLayout.from_json(text)
-        layout.check()
+        found, layout, schema = _parsed(text)
     except RunLogError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableSegment(f"{path} has a damaged record layout: {type(error).__name__}: {error}.") from error
-    return layout
+    if found != SCHEMA_VERSION or layout is None:
+        raise UnreadableSegment(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
+    return layout, schema
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: bytes) -> tuple[Any, RecordLayout | None, pa.Schema]:
+    """Schema version, layout and schema of records: one for all segments that have the same, as they are large."""
+    found = json.loads(text).get("schema")
+    if found != SCHEMA_VERSION:
+        return found, None, None
+    layout = RecordLayout.from_json(text)
+    layout.check()
+    return found, layout, arrow_schema(layout)
 
 
 def numbers(array: pa.Array, kind: type[Number]) -> NDArray[Number]:

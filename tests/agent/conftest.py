@@ -33,12 +33,12 @@ def until(condition: Callable[[], Any], timeout: float = 15.0, what: str = "") -
 
 
 def get(
-    url: str, *, headers: dict[str, str] | None = None, context: ssl.SSLContext | None = None
+    url: str, *, headers: dict[str, str] | None = None, context: ssl.SSLContext | None = None, timeout: float = 10
 ) -> tuple[int, Any, bytes]:
     """(status, headers, body)."""
     request = urllib.request.Request(url, headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers, error.read()

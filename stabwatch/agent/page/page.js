@@ -39,7 +39,8 @@ function colour(layer) {
   return layerColour(Math.max(0, layers.indexOf(layer)), layers.length);
 }
 
-function showHeader({ run, progress, now }) {
+function showHeader({ run, progress, now, above }) {
+  $("above").hidden = !above;
   document.title = `${run.name} · stabwatch`;
   $("name").textContent = run.name;
   $("state").className = `state ${run.state}`;

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.sources import named
-from stabwatch.runlog import Run, SeriesKey
+from stabwatch.runlog import Event, Meta, Run, SeriesKey
 from stabwatch.runlog.downsample import load, merged
 from stabwatch.runlog.source import Source
 
@@ -107,17 +107,7 @@ def curve_sets(names: Sequence[str], loaded: Sequence[tuple[Run, int]]) -> tuple
 
 def facts(run: Run) -> dict[str, Any]:
     """The known configuration of a run, flat."""
-    meta = run.meta
-    settings = {name: value for name, value in meta.config.items() if name not in _OF_WATCHING}
-    tree = {
-        "model": {**meta.model, "layers": meta.model.get("layers") and len(meta.model["layers"])},
-        "optimizer": [e.data for e in run.events if e.kind == "optimizer"],
-        "world_size": meta.world_size,
-        "host": meta.host,
-        "versions": meta.versions,
-        "stabwatch": settings,
-    }
-    out = dict(_flat(tree))
+    out = settings(run.meta, run.events)
     rates = run.series("learning_rate")[1]
     rates = rates[np.isfinite(rates)]
     out["learning_rate"] = f"{rates[0]:.6g} at first, {rates.max():.6g} at most" if len(rates) else None
@@ -125,6 +115,20 @@ def facts(run: Run) -> dict[str, Any]:
     ends = [e for e in run.events if e.kind in ("start", "end")][-1:]
     out["ended"] = str(ends[0].data.get("reason")) if ends and ends[0].kind == "end" else None
     return out
+
+
+def settings(meta: Meta, events: Iterable[Event]) -> dict[str, Any]:
+    """What a run was started with, flat, by dotted name."""
+    watching = {name: value for name, value in meta.config.items() if name not in _OF_WATCHING}
+    tree = {
+        "model": {**meta.model, "layers": meta.model.get("layers") and len(meta.model["layers"])},
+        "optimizer": [e.data for e in events if e.kind == "optimizer"],
+        "world_size": meta.world_size,
+        "host": meta.host,
+        "versions": meta.versions,
+        "stabwatch": watching,
+    }
+    return dict(_flat(tree))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

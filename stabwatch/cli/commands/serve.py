@@ -1,0 +1,51 @@
+"""`stabwatch serve`: all runs below a folder, on one page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stabwatch.cli.arguments import RUNS, RulesOption
+from stabwatch.cli.commands.agent import PASSWORD
+
+
+def serve(
+    root: Annotated[Path, typer.Argument(help="The folder; runs are found at any depth.")] = RUNS,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port. If it is taken, the next free one; 0 for any free port.", min=0, max=65535)
+    ] = 9478,
+    certfile: Annotated[Path | None, typer.Option(help="TLS certificate (PEM); needs --keyfile.")] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
+    username: Annotated[
+        str | None,
+        typer.Option(help=f"User name of the login. {PASSWORD} in the environment has its password and turns it on."),
+    ] = None,
+    rules: RulesOption = None,
+    analyse: Annotated[
+        bool, typer.Option("--analyse/--no-analyse", help="Analyse ended runs that no agent has judged.")
+    ] = True,
+) -> None:
+    """Serve all runs below a folder on one page.
+
+    One list of runs, the page of each run, comparison, one /metrics, discovery for Prometheus (/sd). It evaluates
+    the rules on runs without an agent of their own. Ends with Ctrl-C. See docs/serve.md.
+    """
+    from stabwatch.serve import serve_folder
+
+    raise typer.Exit(
+        serve_folder(
+            root,
+            host=host,
+            port=port,
+            certfile=certfile,
+            keyfile=keyfile,
+            username=username,
+            password=os.environ.get(PASSWORD),
+            rules=rules,
+            analyse=analyse,
+        )
+    )

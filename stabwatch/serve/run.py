@@ -1,0 +1,195 @@
+"""One of many runs, followed at the cost of a few reads: its metadata, its events, its newest records."""
+
+from __future__ import annotations
+
+import math
+import os
+import pwd
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stabwatch.agent.discovery import LEASE
+from stabwatch.agent.process import ProcessWatch
+from stabwatch.analysis.compare.curve_set import settings
+from stabwatch.errors import RunLogError
+from stabwatch.runlog import Event, Meta
+from stabwatch.runlog.glance import Glance
+from stabwatch.runlog.reader import read_meta
+from stabwatch.runlog.schema import EVENTS
+from stabwatch.runlog.segment import Tail
+from stabwatch.serve.folders import Stamp, identifier, stamp
+from stabwatch.serve.headline import Headline
+
+Row = dict[str, Any]
+"""One run in the list, ready for JSON."""
+READ = 1 << 20
+"""Bytes of the events that are read at a time."""
+_KIND = re.compile(rb'^\{"kind": ?"(start|end|alert|optimizer)"')
+_OVER = ("killed", "exception")
+
+
+class ListedRun:
+    """A run of the list. `poll` looks for what is new; `row` says what is known.
+
+    facts: its configuration, flat. latest: the last values of the signals of the whole run.
+    """
+
+    def __init__(self, root: Path, path: Path) -> None:
+        self.path = path
+        self.folder = path.relative_to(root).as_posix()
+        self.id = identifier(self.folder)
+        self.stamp: Stamp = []
+        self.meta: Meta | None = None
+        self.state = "unknown"
+        self.agent = True
+        """Whether the training starts an agent of its own."""
+        self.facts: dict[str, str] = {}
+        self.latest: dict[str, float] = {}
+        self.step: int | None = None
+        self.time: float | None = None
+        self._detail = ""
+        self._ended: Event | None = None
+        self._headline = Headline()
+        self._optimizers: list[Event] = []
+        self._events = Tail(path / EVENTS)
+        self._glance = Glance(path)
+        self._process: ProcessWatch | None = None
+        self._missing = 0
+        self._owner = _owner(path)
+
+    @property
+    def live(self) -> bool:
+        """Whether its training process is there, as far as is known."""
+        return self.state == "running"
+
+    @property
+    def judged(self) -> bool:
+        """Whether an agent has evaluated the rules on it."""
+        return (self.path / LEASE).exists()
+
+    @property
+    def firing(self) -> list[tuple[str, str, str]]:
+        """Rule, severity and layer of each alert that fires now."""
+        return self._headline.firing
+
+    def poll(self) -> None:
+        """Read what is new. What cannot be read is told in the row."""
+        self.stamp = stamp(self.path)
+        try:
+            self.meta = self.meta or self._open()
+        except RunLogError as error:
+            self.state, self._detail = "unreadable", str(error)
+            return
+        for event in self._read():
+            self._observe(event)
+        if self._glance.poll():
+            self.step, self.time, self.latest = self._glance.step, self._glance.time, self._glance.values
+        self.state, self._detail = self._state(self.meta)
+        if not self.live:
+            self._glance.close()
+
+    def row(self) -> Row:
+        """What is known."""
+        meta = self.meta
+        found: Row = {
+            "id": self.id, "folder": self.folder, "state": self.state, "end": self._detail, "owner": self._owner,
+            "step": self.step, "time": self.time, "loss": _number(self.latest.get("loss", math.nan)),
+            "loss_broken": "loss" in self.latest and not math.isfinite(self.latest["loss"]),
+            "name": meta.run if meta else self.folder.rpartition("/")[2],
+            "host": meta.host if meta else "", "created": meta.created if meta else None,
+            "model": str(meta.model.get("name", "")) if meta else "",
+            "parameters": meta.model.get("parameters") if meta else None,
+            "world": meta.world_size if meta else 1,
+            "judged": self.judged,
+            "tags": _tags(meta),
+        }  # fmt: skip
+        return found | self._verdict()
+
+    def _quiet(self) -> float:
+        """Seconds since something was written."""
+        newest = max((int(changed) for _, _, changed in self.stamp), default=0)
+        return max(0.0, time.time() - newest / 1e9)
+
+    def _verdict(self) -> Row:
+        seen = self._headline
+        severity, text, first = seen.severity, seen.text, seen.first
+        if self.state in _OVER and first == "":
+            severity, first = "critical", "TrainingStopped"
+            text = f"The training ended: {self._detail or self.state}."
+        elif not text and self.state == "unreadable":
+            text = self._detail
+        elif not text and not self.judged:
+            text = "No rules have been evaluated on this run yet."
+        elif not text and self.step is None:
+            text = "Nothing has been recorded yet."
+        elif not text:
+            text = f"Nothing left its normal range up to step {self.step}."
+        return {"severity": severity, "verdict": text, "first": first, "active": seen.active if self.live else 0}
+
+    def _open(self) -> Meta:
+        meta = read_meta(self.path)
+        self.agent = bool(meta.config.get("agent", True))
+        self._process = ProcessWatch(meta)
+        self.facts = self._facts(meta)
+        return meta
+
+    def _facts(self, meta: Meta) -> dict[str, str]:
+        return {name: str(value)[:80] for name, value in settings(meta, self._optimizers).items()}
+
+    def _read(self) -> Iterator[Event]:
+        while True:
+            try:
+                data = self._events.read(READ)
+            except RunLogError:
+                return
+            whole = data[: data.rfind(b"\n") + 1]
+            if not whole and len(data) == READ:
+                whole = data  # a line longer than that is none of ours
+            if not whole:
+                return
+            self._events.offset += len(whole)
+            for line in whole.split(b"\n"):
+                if _KIND.match(line):
+                    try:
+                        yield Event.from_json(line)
+                    except (ValueError, KeyError, TypeError, RecursionError):
+                        continue
+
+    def _observe(self, event: Event) -> None:
+        if event.kind == "alert":
+            self._headline.observe(event)
+        elif event.kind == "optimizer" and self.meta is not None:
+            self._optimizers.append(event)
+            self.facts = self._facts(self.meta)
+        elif event.kind in ("start", "end"):
+            self._ended = event if event.kind == "end" else None
+
+    def _state(self, meta: Meta) -> tuple[str, str]:
+        end = self._ended
+        mistaken = end is not None and end.data.get("by") == "agent" and (self.time or 0.0) > end.time
+        if end is not None and not mistaken:
+            return str(end.data.get("reason", "ended")), str(end.data.get("error") or end.data.get("detail") or "")
+        gone = self._process.gone(self._quiet()) if self._process else None
+        self._missing = self._missing + 1 if gone else 0
+        sure = self._missing > 1 or self.state == "unknown"  # its last records may have been written meanwhile
+        return ("killed", gone.detail) if gone and sure else ("running", "")
+
+
+def _owner(path: Path) -> str:
+    try:
+        return pwd.getpwuid(os.stat(path).st_uid).pw_name
+    except (KeyError, OSError):
+        return ""
+
+
+def _tags(meta: Meta | None) -> list[str]:
+    tags = meta.config.get("tags") if meta else None
+    tags = tags.split(",") if isinstance(tags, str) else tags if isinstance(tags, list) else []
+    return [str(tag).strip() for tag in tags if str(tag).strip()]
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,154 @@
+"""The life of the service: find runs, follow them, judge those that nobody judges, serve, beat, clean up."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+
+from stabwatch.agent.heartbeat import HEARTBEAT, Heartbeat
+from stabwatch.agent.http import HttpServer
+from stabwatch.agent.receivers import address
+from stabwatch.agent.service import host_names, login, stop_signals, tell_access
+from stabwatch.alerts import RULES
+from stabwatch.alerts.user_rules import load_rules
+from stabwatch.errors import AgentError
+from stabwatch.serve.app import ServiceApp
+from stabwatch.serve.index import Index
+from stabwatch.serve.judges import Judges
+from stabwatch.serve.opened import Opened
+from stabwatch.serve.run import Row
+from stabwatch.serve.worker import Worker
+
+POLL_SECONDS = 2.0
+JUDGE_SECONDS = 1.0
+
+
+class Service:
+    """The threads of the service. errors: how many there were; each kind is reported once on standard error."""
+
+    def __init__(self, index: Index, judges: Judges, worker: Worker, analyse: bool = True) -> None:
+        self.index, self.judges, self.worker = index, judges, worker
+        self.stopping = threading.Event()
+        self.errors = 0
+        self._analyse = analyse
+        self._waiting: tuple[str, Future[Row]] | None = None
+        self._analysed: set[tuple[str, str]] = set()
+        self._reported: set[str] = set()
+
+    def poll(self) -> None:
+        """One round over all runs. Never raises."""
+        try:
+            self.index.poll()
+            self.index.problem = ""
+        except OSError as error:
+            self.index.problem = f"{self.index.root} cannot be read: {error.strerror}"
+            self._report(error)
+        except Exception as error:
+            self._report(error)
+        if self._analyse:
+            try:
+                self._judge_ended()
+            except Exception as error:
+                self._report(error)
+
+    def judge(self) -> None:
+        """Follow the runs without an agent until the end."""
+        while not self.stopping.is_set():
+            try:
+                self.judges.poll(self.index.live(), self.stopping.is_set)
+            except Exception as error:
+                self._report(error)
+            self.stopping.wait(JUDGE_SECONDS)
+
+    def _judge_ended(self) -> None:
+        """Analyse one ended run after the other that no agent has judged, in another process."""
+        if self._waiting is not None:
+            folder, future = self._waiting
+            if not future.done():
+                return
+            self._waiting = None
+            try:
+                self.index.judge(folder, future.result())
+            except Exception:
+                self.worker.close()  # it was killed, by lack of memory perhaps: the others are still analysed
+                raise
+        for row in self.index.rows():
+            which = (row["id"], str(row["step"]))
+            path = self.index.path(row["id"])
+            if path is None or row["judged"] or row["state"] in ("running", "unreadable") or which in self._analysed:
+                continue
+            self._analysed.add(which)
+            self._waiting = (row["folder"], self.worker.analyse(path))
+            return
+
+    def _report(self, error: Exception) -> None:
+        self.errors += 1
+        kind = f"{type(error).__name__}: {error}"
+        if kind not in self._reported:
+            self._reported.add(kind)
+            print(f"stabwatch serve: {kind}", file=sys.stderr)
+            traceback.print_exc(limit=8)
+
+
+def serve_folder(
+    root: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 9478,
+    certfile: Path | None = None,
+    keyfile: Path | None = None,
+    username: str | None = None,
+    password: str | None = None,
+    rules: str | Path | None = None,
+    analyse: bool = True,
+    hosts: Sequence[str] = (),
+) -> int:
+    """Follow and serve all runs below a folder until SIGTERM or SIGINT. Returns 0.
+
+    A run that goes on without an agent gets its rules evaluated here. analyse: so do ended runs that no agent has
+    judged, one after the other in a process of its own. The rest: see `stabwatch.agent.serve`.
+    Raises AgentError if it cannot be served or the folder cannot be read, and RuleError.
+    """
+    root = Path(root).resolve()
+    if not root.is_dir():
+        raise AgentError(f"{root} is not a folder.")
+    token = login(username, password)
+    chosen = load_rules(rules) if rules else RULES
+    beat_url = address(HEARTBEAT)
+    index, worker = Index(root), Worker()
+    judges, opened = Judges({"rules": chosen}), Opened({"rules": chosen})
+    service = Service(index, judges, worker, analyse)
+    with ExitStack() as leave:
+        leave.callback(worker.close)
+        leave.callback(opened.close)
+        leave.enter_context(stop_signals(service.stopping))
+        app = ServiceApp(index, judges, opened, worker, lambda: service.errors, token, [*host_names(host), *hosts])
+        server = HttpServer(app, host, port, certfile=certfile, keyfile=keyfile)
+        leave.callback(server.close)
+        server.start()
+        _print_start(server, root, token)
+        if beat_url:
+            leave.callback(Heartbeat(beat_url, lambda: time.monotonic() - index.polled < 60.0).close)
+        judging = threading.Thread(target=service.judge, name="judge", daemon=True)
+        judging.start()
+        while not service.stopping.is_set():
+            service.poll()
+            service.stopping.wait(POLL_SECONDS)
+        judging.join(10.0)
+        judges.close()
+        index.save()
+    return 0
+
+
+def _print_start(server: HttpServer, root: Path, token: str | None) -> None:
+    if server.asked not in (0, server.port):
+        print(f"stabwatch serve: port {server.asked} is taken, using {server.port}.")
+    print(f"stabwatch serve: {root}: {server.url} (Prometheus: {server.url}metrics, discovery: {server.url}sd)")
+    tell_access("stabwatch serve", server, token)
+    sys.stdout.flush()
