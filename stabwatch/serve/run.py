@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stabwatch.agent.discovery import LEASE
-from stabwatch.agent.process import ProcessWatch
 from stabwatch.analysis.compare.curve_set import settings
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, Meta
 from stabwatch.runlog.glance import Glance
+from stabwatch.runlog.process import ProcessWatch
 from stabwatch.runlog.reader import read_meta
 from stabwatch.runlog.schema import EVENTS
 from stabwatch.runlog.segment import Tail
