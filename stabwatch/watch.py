@@ -185,7 +185,7 @@ class Watch:
         if error is None:
             self._session.detach()
         else:
-            self._session.detach("exception", error=f"{type(error).__name__}: {error}")
+            self._session.detach("exception", error)
 
     def __repr__(self) -> str:
         return f"<stabwatch.Watch {', '.join(f'{name}={value}' for name, value in self._facts())}>"

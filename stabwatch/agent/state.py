@@ -18,6 +18,8 @@ from stabwatch.agent.discovery import Lease
 from stabwatch.agent.history import History
 from stabwatch.agent.view import CHARTED, PageHead, page_head
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
+from stabwatch.alerts.held_up import KIND as HELD_UP
+from stabwatch.alerts.held_up import held_up_in
 from stabwatch.errors import RunLogError
 from stabwatch.exporters.cardinality import WORST, Cardinality, Coarse
 from stabwatch.exporters.declared import adopt
@@ -26,6 +28,7 @@ from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.snapshots import snapshot
 from stabwatch.runlog import Event, RecordBatch, append_event, wait_for_run
 from stabwatch.runlog.process import ProcessWatch
+from stabwatch.runlog.stacks import STACKS
 
 READ_BYTES = 4 << 20
 """Bytes of the log that are in memory at a time."""
@@ -35,11 +38,13 @@ LOOK_SECONDS = 1.0
 """Interval of the checks of the training process; it must be missing in two of them in a row."""
 PUBLISH_SECONDS = 0.5
 """Interval at which a long replay publishes its state."""
+RANKS_SECONDS = 3.0
+"""Seconds that rank 0 has to say which ranks hold up the job."""
 HEAD_SECONDS = 0.5
 """Minimum interval between updates of the page."""
 
 T = TypeVar("T")
-WRITTEN = ("alert", "end")
+WRITTEN = ("alert", "end", HELD_UP)
 """Kinds of events that an agent writes."""
 Identity = tuple[str | int, ...]
 
@@ -113,6 +118,9 @@ class Follower:
         self._grew = time.monotonic()
         self._looked = -math.inf
         self._missing = 0
+        self._ranks_looked = -math.inf
+        self._starts: list[Event] = []
+        """The starts of attempts, and what was said of ranks that hold them up."""
         self._diagnosis: Diagnosis = diagnose(self._engine)
         self.head: PageHead = self._make_head()
         self._head_made = self._published = -math.inf
@@ -132,6 +140,7 @@ class Follower:
             self._attempt("end", partial(self._end, gone))
         if self.ended is None:
             self._attempt("tick", lambda: self._alerts(self._engine.tick(self._time())))
+        self._attempt("ranks", self._look_at_ranks)
         self._attempt("events", self._write)
         self._attempt("snapshot", self._publish)
         self._active = self._engine.active if self.lease.held() else None
@@ -206,7 +215,10 @@ class Follower:
             if self.ended is not None or self._contradicted(event):
                 return
             self.ended = event
+        elif event.kind == HELD_UP:
+            self._starts.append(event)
         elif event.kind == "start":
+            self._starts.append(event)
             self.ended = None  # the run continues in the same folder, from a checkpoint
         elif event.kind == "error":
             self._notices.setdefault(f"error {event.data.get('probe')}", event)
@@ -243,6 +255,17 @@ class Follower:
         gone = self._process.gone(now - self._grew)
         self._missing = self._missing + 1 if gone else 0
         return gone.detail if gone and self._missing > 1 else ""
+
+    def _look_at_ranks(self) -> None:
+        """Say which ranks hold up the job, where rank 0 does not: it may be the one that has stopped."""
+        now = time.monotonic()
+        if now - self._ranks_looked < RANKS_SECONDS or not (self.log.path / STACKS).is_dir():
+            return
+        self._ranks_looked = now
+        event = held_up_in(self.log.path, self._starts, time.time() - RANKS_SECONDS, "agent")
+        if event is not None:
+            self._outbox.append(event)
+            self._observe_event(event)
 
     def _end(self, detail: str) -> None:
         event = Event("end", time.time(), self._readings.step, {"reason": "killed", "detail": detail, "by": "agent"})

@@ -147,6 +147,8 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     first, layers = group.first, group.layers
     where = f", first in layer {layers[0]}" if layers else ""
     others = f" {len(layers)} layers are affected." if len(layers) > 1 else ""
+    if first.rule == "RankHoldsUp":
+        return f"{first.summary} {first.description}{known}"
     summary = engine.rules[first.rule].summary.rstrip(".")
     still = any(a.rule == first.rule for a in engine.active)
     over = "" if still else " It has returned to normal since."
@@ -217,6 +219,8 @@ def _alert_evidence(group: _Group) -> list[str]:
     finite = [a for a in group.alerts if a.value is not None and math.isfinite(a.value)]
     worst = max(finite, key=lambda a: a.value or 0.0, default=gravest(group.alerts))
     lines = [f"Step {first.onset}: left its normal range. Step {first.step}: {first.description}"]
+    if first.rule == "RankHoldsUp":
+        lines = [f"Step {first.step}: {first.description}"]
     if worst is not first and worst.layer != first.layer:
         lines.append(f"Step {worst.step}: {worst.description}")
     if len(layers) > 1:

@@ -26,7 +26,7 @@ from stabwatch.alerts.templates import describe
 from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
 
-ENGINE_EVENTS = ("start", "end", "flight", "guard", "change")
+ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up")
 """Kinds of events that an engine reads."""
 BASELINE_FEATURES = ("loss", "gradient_norm")
 """Features whose baselines restart at an announced change."""
@@ -59,6 +59,7 @@ class Engine:
             name: [state for state in self._states.values() if state.rule.family == name] for name in self._features
         }
         self._stopped = next((r for r in rules if r.family == "run"), None)
+        self._held_up = next((r for r in rules if r.family == "held_up"), None)
         self._firing: dict[tuple[str, str, str], Alert] = {}
         self._history: list[Alert] = []
         self._keys: tuple[SeriesKey, ...] | None = None
@@ -260,16 +261,18 @@ class Engine:
             self._changes.append(event.step)
         if event.kind == "start":
             self._ended = False  # also when the run continues from a checkpoint in the same folder
+        if event.kind == "held_up":
+            return self._note_held_up(event)
         if event.kind != "end" or self._stopped is None:
             return []
         self._ended = True
         reason = str(event.data.get("reason", "unknown"))
-        out = self._resume(event.step or 0, event.time)
+        out = self._over(self._stopped, event.step or 0, event.time)
         if reason != "finished":
             step = event.step if event.step is not None else self.last_step or 0
             said = event.data.get("error")
             what = f"The training process ended at step {step}: {reason}" + (f" ({said})." if said else ".")
-            out.append(self._fire_stop("critical", step, event.time, what))
+            out.append(self._fire_run(self._stopped, "critical", step, event.time, what))
         self._history += out
         return out
 
@@ -293,18 +296,29 @@ class Engine:
             return []
         step = self.last_step or 0
         what = f"No record for {silent:.0f} s after step {step}; a step took {median(self._pace):.3g} s."
-        out = [self._fire_stop("warning", step, now, what)]
+        out = [self._fire_run(self._stopped, "warning", step, now, what)]
         self._history += out
         return out
 
-    def _fire_stop(self, severity: str, step: int, time: float, what: str) -> Alert:
-        assert self._stopped is not None
-        alert = Alert(
-            self._stopped.name, severity, "firing", "", "", step, step, time, None, None, self._stopped.summary, what
-        )
-        self._firing[(self._stopped.name, "", "")] = alert
+    def _note_held_up(self, event: Event) -> list[Alert]:
+        rule, step = self._held_up, event.step or 0
+        if rule is None or (rule.name, "", "") in self._firing or step < (self.last_step or 0):
+            return []
+        severity, what = str(event.data.get("severity", "warning")), str(event.data.get("what", ""))
+        self._history.append(alert := self._fire_run(rule, severity, step, event.time, what))
+        return [alert]
+
+    def _fire_run(self, rule: Rule, severity: str, step: int, time: float, what: str) -> Alert:
+        alert = Alert(rule.name, severity, "firing", "", "", step, step, time, None, None, rule.summary, what)
+        self._firing[(rule.name, "", "")] = alert
         return alert
 
     def _resume(self, step: int, time: float) -> list[Alert]:
-        stalled = self._firing.pop(("TrainingStopped", "", ""), None)
-        return [replace(stalled, state="resolved", step=step, time=time)] if stalled else []
+        """A record: the run goes on."""
+        held = self._firing.get(("RankHoldsUp", "", ""))
+        goes_on = held is not None and time > held.time
+        return self._over(self._stopped, step, time) + (self._over(self._held_up, step, time) if goes_on else [])
+
+    def _over(self, rule: Rule | None, step: int, time: float) -> list[Alert]:
+        alert = self._firing.pop((rule.name, "", ""), None) if rule is not None else None
+        return [replace(alert, state="resolved", step=step, time=time)] if alert else []

@@ -208,7 +208,7 @@ def _data_first(e: Evidence) -> bool:
     onset = min(a.onset for a in spikes)
     if onset > e.onset + e.together:
         return False
-    model = [a for a in e.alerts if a.rule not in (*_JUMPS, "LossDivergence", "TrainingStopped")]
+    model = [a for a in e.alerts if a.rule not in (*_JUMPS, "LossDivergence", "TrainingStopped", "RankHoldsUp")]
     large = [p for p in e.memory.update_peaks if onset - e.recent <= p.step < onset and p.ratio >= LARGE_UPDATE]
     return not large and all(a.onset >= onset for a in model)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from time import time
 from typing import Any
 
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
+from stabwatch.alerts.held_up import held_up_in
 from stabwatch.alerts.incidents import Incident, rule_incidents
 from stabwatch.alerts.timeline import lead, timeline
 from stabwatch.analysis.detectors.segments import segments
@@ -155,6 +157,8 @@ def analyze_source(
     engine, summaries, kept, curves = Engine(rules), Summaries(), Downsampled(), RunCurves()
     foreign = log if isinstance(log, ForeignLog) else None
     events = tuple(log.poll_events())
+    held = held_up_in(log.path, events, time(), "analyze") if foreign is None else None
+    events = (*events, replace(held, time=events[-1].time)) if held is not None else events
     found = attempts(log.path, events) if foreign is None else ()
     for item in timeline(log, events):
         lead(engine, item)

@@ -122,6 +122,8 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
     """An incident that only rules found; it becomes information if the whole run shows no problem."""
     if not incident.is_problem or incident.last_step is None:
         return incident
+    if incident.condition == "RankHoldsUp":
+        return replace(incident, severity="info", text=f"{incident.text} The run continued.")
     if incident.condition == "TrainingStopped":
         text = f"{incident.text} The run continued at step {incident.last_step}."
         name = "TrainingPaused" if incident.severity == "warning" else "TrainingStopped"

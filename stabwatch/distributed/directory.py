@@ -6,6 +6,7 @@ Keys, below `stabwatch/<world>/exchange/<number of the watch in its process>/`:
     at/<rank>    JSON, once a rank has ended its first step: address, port, token, version, digest of its layout,
                  `order`, `cutoff`, `state` ('here', or why it left)
     layout/<digest>   the description of a layout, once
+    folder       the run folder, as rank 0 names it; `stands`, `stands/<rank>`: see runtime/overdue.py
 
 Steps are counted by each rank from its own first one. Two ranks count from the same step of the training if each was
 attached before the other ended its first step, as a step of a parallel training ends on no rank before it began on
@@ -21,7 +22,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -96,6 +97,23 @@ class Directory:
                     text = self._store.get(f"layout/{digest}").decode()
             finally:
                 found(digest, text)
+
+        self._do(ask)
+
+    def put(self, name: str, value: str) -> None:
+        """Write a key."""
+        self._do(lambda: self._store.set(name, value))
+
+    def add(self, name: str) -> None:
+        """Count a key up by one."""
+        self._do(lambda: self._store.add(name, 1))
+
+    def get(self, names: Sequence[str], found: Callable[[dict[str, str | None]], None]) -> None:
+        """Ask for keys; found: called with their values, None for one that is not there."""
+
+        def ask() -> None:
+            there = {name: self._store.check([name]) for name in names}
+            found({name: self._store.get(name).decode() if here else None for name, here in there.items()})
 
         self._do(ask)
 

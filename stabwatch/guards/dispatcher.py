@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stabwatch")
 
+OF_THE_JOB = ("TrainingStopped", "RankHoldsUp")
+"""Rules of which no guard can mend what they tell."""
 BEFORE = 2
 """Steps before the onset whose batches are recorded with an alert."""
 MOST_BATCHES = 64
@@ -193,7 +195,7 @@ class AlertDispatcher:
                     raise
                 except Exception as error:
                     self._report(error)
-            if alert.state == "firing" and alert.severity == "critical" and alert.rule != "TrainingStopped":
+            if alert.state == "firing" and alert.severity == "critical" and alert.rule not in OF_THE_JOB:
                 critical = critical or alert
         return critical
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import stabwatch
 from stabwatch.distributed.coverage import CoverageNews
+from stabwatch.distributed.directory import Directory
 from stabwatch.distributed.exchange import Exchange, Merged
 from stabwatch.distributed.health import SHARDED
 from stabwatch.distributed.layout import MergeLayout
@@ -160,6 +161,11 @@ class SharedSteps:
     def active(self) -> bool:
         """Whether steps are exchanged."""
         return self.exchange is not None and not self.exchange.broken
+
+    @property
+    def directory(self) -> Directory | None:
+        """Where ranks find each other, if steps are exchanged."""
+        return self.exchange.directory if self.exchange is not None else None
 
     def submit(self, watched: int, number: int, transfer: HostTransfer | None, part: HostPart | None) -> bool:
         """This rank has ended a step; False if it is not exchanged.

@@ -35,6 +35,7 @@ from stabwatch.runtime.governor import Governor, Plan
 from stabwatch.runtime.model_changes import TOO_OFTEN
 from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems
+from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.resume import folder_to_resume, launch, name_of, starts_so_far
@@ -74,6 +75,8 @@ class Session(TrainingEvents):
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
         self._agent: AgentProcess | None = None
         self._writer: Writer | None = None
+        self._attempt = 1
+        self._overdue: Overdue | None = None
         self._taps: Taps
         self._pid = os.getpid()
         self._blind = self._detached = True
@@ -122,6 +125,7 @@ class Session(TrainingEvents):
             self._open(run_dir, resume)
         self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
         self._taps.failed_elsewhere = self._shared.errors.probes
+        self._overdue = self._follow_ranks() if self._shared.exchange is not None else None
         self._cadence = RankCadence(self._governor, None if self.config.every_step else self._shared.exchange)
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
@@ -142,7 +146,7 @@ class Session(TrainingEvents):
         folder = open_folder(path, run_meta(self.run, self._model, self._taps.now.names, self._ranks, self.config))
         self.run, self.run_dir = folder.run, folder.path
         path = folder.path
-        attempt = starts_so_far(path) + 1
+        attempt = self._attempt = starts_so_far(path) + 1
         if attempt > 1:
             print(f"stabwatch: the run goes on in {path}, attempt {attempt}.", file=sys.stderr)
         self._writer = Writer(folder, idle=self._idle)
@@ -152,6 +156,14 @@ class Session(TrainingEvents):
             self._agent = AgentProcess(path, self.config, self._writer.event)
         if self.config.verbose:
             print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
+
+    def _follow_ranks(self) -> Overdue:
+        ranks, shared = self._ranks, self._shared
+        run = (self.run_dir, self._attempt) if self._writer is not None else None
+        return Overdue(
+            ranks.rank, ranks.world, run, lambda: shared.directory,
+            lambda: self._model.training, self._event, self.isolation.caught,
+        )  # fmt: skip
 
     def _check_optimizer(self, optimizer: Any) -> None:
         for problem in optimizer_problems(self._ranks.model, optimizer):
@@ -180,6 +192,8 @@ class Session(TrainingEvents):
         self.isolation.run("loss", "always", self._loss.step_ends, self._repeated)
         self._repeated = False
         self.context.step = step + 1
+        if self._overdue is not None:
+            self._overdue.step_ended(step)
         self._record(step, plan)
         cost = self.isolation.take_seconds()
         self._host.next_step()
@@ -324,7 +338,7 @@ class Session(TrainingEvents):
 
     def ended_by(self, error: Exception) -> None:
         """The watch cannot go on: training does, unwatched."""
-        self.detach("failed", error=f"{type(error).__name__}: {error}")
+        self.detach("failed", error)
 
     # -- what the user calls through Watch ----------------------------------------------------------
 
@@ -402,18 +416,21 @@ class Session(TrainingEvents):
             else:
                 self.context.run.update_logged(name, tensor)
 
-    def detach(self, reason: str = "finished", **facts: Any) -> None:
-        """See Watch.detach. reason, facts: what the end event of the run log says."""
+    def detach(self, reason: str = "finished", failure: BaseException | None = None) -> None:
+        """See Watch.detach. reason: what the end event of the run log says. failure: what has ended the run."""
         if self._detached or os.getpid() != self._pid:
             return
         self._detached = True
         try:
-            self._end(reason, facts)
+            self._end(reason, failure)
         except Exception as error:
             self.isolation.errors["detach"] += 1
             _log.warning("stabwatch: the run could not be ended as it should; training continues: %r", error)
 
-    def _end(self, reason: str, facts: dict[str, Any]) -> None:
+    def _end(self, reason: str, failure: BaseException | None) -> None:
+        facts = {} if failure is None else {"error": f"{type(failure).__name__}: {failure}"}
+        if self._overdue is not None:
+            self._overdue.close(failure if reason == "exception" else None)
         if self._clock.open_step_is_over():
             self.isolation.run("clock", "always", self._close_step)
         else:
@@ -442,4 +459,4 @@ class Session(TrainingEvents):
         if error is None:
             self.detach()
         else:
-            self.detach("exception", error=f"{type(error).__name__}: {error}")
+            self.detach("exception", error)

@@ -1,4 +1,4 @@
-"""The end of the run itself."""
+"""The end of the run itself, and what keeps it from going on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ def features() -> tuple[Feature, ...]:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        name="RankHoldsUp",
+        title="A rank holds up the job",
+        family="held_up",
+        summary="The job does not go on: ranks wait for each other, or one has raised an error.",
+        description="{what}",
+        source="a step of more than 20 median steps, 30 s, and twice the longest earlier pause, while some ranks wait "
+        "in a collective and others do not; a checkpoint, an evaluation or a compilation may take half an hour",
+        remedy=(
+            "Look at the line of code in which that rank is; its stack is in the folder `stacks` of the run.",
+            "A rank that gives no sign: look for the out-of-memory killer, a stopped process, a node that is lost.",
+            "A rank that raised an error is the cause: the errors of the other ranks follow from it.",
+        ),
+    ),
     Rule(
         name="TrainingStopped",
         title="Training stopped",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from time import time
 
 import numpy as np
 
+from stabwatch.alerts.held_up import held_up_in
 from stabwatch.analysis.analyze import silent_verdict
 from stabwatch.cli.doctor.environment import Check
 from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, notes, number, size
@@ -153,6 +155,10 @@ def _overhead(run: Run) -> Iterator[Check]:
 
 
 def _end(run: Run) -> Iterator[Check]:
+    held = held_up_in(run.path, run.events, time(), "doctor")
+    held = held or next((event for event in reversed(run.events) if event.kind == "held_up"), None)
+    if held is not None:
+        yield Check("ranks", "bad", clean(held.data.get("what") or ""), "`stabwatch analyze` says what to do")
     ends = [event for event in run.events if event.kind == "end"]
     if not ends:
         yield Check(
