@@ -182,10 +182,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._session.detach()
-        else:
-            self._session.detach("exception", error)
+        self._session.ended(error)
 
     def __repr__(self) -> str:
         return f"<stabwatch.Watch {', '.join(f'{name}={value}' for name, value in self._facts())}>"

@@ -27,7 +27,7 @@ from stabwatch.exporters.latest import MAX_SERIES, Latest, SeriesCap
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.snapshots import snapshot
 from stabwatch.runlog import Event, RecordBatch, append_event, wait_for_run
-from stabwatch.runlog.process import ProcessWatch
+from stabwatch.runlog.process import Gone, ProcessWatch
 from stabwatch.runlog.stacks import STACKS
 
 READ_BYTES = 4 << 20
@@ -132,7 +132,7 @@ class Follower:
 
     def poll(self) -> None:
         """Read new records and events. Never raises: errors are counted, and reported once on standard error."""
-        gone = self._attempt("process", self._look) or None
+        gone = self._attempt("process", self._look)
         grew = bool(self._attempt("log", self._read))
         if grew:
             self._grew = time.monotonic()
@@ -243,18 +243,18 @@ class Follower:
             if alert.state == "firing":
                 self._violations[alert.rule, alert.layer] += 1
 
-    def _look(self) -> str:
-        """Why the training process is dead; '' while it is alive.
+    def _look(self) -> Gone | None:
+        """Why the training process is dead; None while it is alive.
 
         Called before the log is read, so that the last records are seen before the end is declared.
         """
         now = time.monotonic()
         if self.ended is not None or now - self._looked < LOOK_SECONDS:
-            return ""
+            return None
         self._looked = now
         gone = self._process.gone(now - self._grew)
         self._missing = self._missing + 1 if gone else 0
-        return gone.detail if gone and self._missing > 1 else ""
+        return gone if self._missing > 1 else None
 
     def _look_at_ranks(self) -> None:
         """Say which ranks hold up the job, where rank 0 does not: it may be the one that has stopped."""
@@ -267,8 +267,9 @@ class Follower:
             self._outbox.append(event)
             self._observe_event(event)
 
-    def _end(self, detail: str) -> None:
-        event = Event("end", time.time(), self._readings.step, {"reason": "killed", "detail": detail, "by": "agent"})
+    def _end(self, gone: Gone) -> None:
+        why = {"reason": "killed", "detail": gone.detail, "by": "agent"}
+        event = Event("end", time.time(), self._readings.step, why)
         self._outbox.append(event)
         self._observe_event(event)
 

@@ -25,6 +25,7 @@ from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.alerts.templates import describe
 from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
+from stabwatch.runlog.schema import GOOD_ENDS
 
 ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up")
 """Kinds of events that an engine reads."""
@@ -268,9 +269,9 @@ class Engine:
         self._ended = True
         reason = str(event.data.get("reason", "unknown"))
         out = self._over(self._stopped, event.step or 0, event.time)
-        if reason != "finished":
+        if reason not in GOOD_ENDS:
             step = event.step if event.step is not None else self.last_step or 0
-            said = event.data.get("error")
+            said = event.data.get("error") or event.data.get("detail")
             what = f"The training process ended at step {step}: {reason}" + (f" ({said})." if said else ".")
             out.append(self._fire_run(self._stopped, "critical", step, event.time, what))
         self._history += out

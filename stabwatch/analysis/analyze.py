@@ -28,7 +28,7 @@ from stabwatch.runlog import Event, Run, plain
 from stabwatch.runlog.attempts import Attempt, attempts
 from stabwatch.runlog.attempts import kept as without_superseded
 from stabwatch.runlog.downsample import Downsampled
-from stabwatch.runlog.process import end_of
+from stabwatch.runlog.process import end_of, killed_end
 from stabwatch.runlog.source import Source
 
 SCHEMA_VERSION = 2
@@ -172,6 +172,9 @@ def analyze_source(
         if progress is not None:
             progress(log)
     watched = foreign is None
+    if watched and (gone := killed_end(log.meta, events, summaries.last_step, summaries.last_time)) is not None:
+        events = (*events, gone)
+        lead(engine, gone)
     view = curves.run(log.meta.run) if foreign is None else foreign.run
     steps = view.steps
     hindsight = in_hindsight(view, rule_incidents(engine.history), watched=watched)

@@ -36,6 +36,11 @@ class Summaries:
         self._series: dict[SeriesKey, SeriesSummary] = {}
 
     @property
+    def last_time(self) -> float | None:
+        """Time of the last record, in seconds since the epoch; None without one."""
+        return self._last if self.records else None
+
+    @property
     def duration(self) -> float:
         """Seconds from the first record to the last."""
         return self._last - self._began

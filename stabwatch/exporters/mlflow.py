@@ -19,7 +19,7 @@ EXPERIMENT = "stabwatch"
 TAG = "stabwatch.run"
 BATCH = 1_000
 """Most metrics that MLflow takes in a request."""
-STATUS = {"finished": "FINISHED", "killed": "KILLED"}
+STATUS = {"finished": "FINISHED", "replaced": "FINISHED", "interrupted": "KILLED", "killed": "KILLED"}
 
 
 class MlflowSink:

@@ -13,6 +13,7 @@ from typing import Any
 from stabwatch.exporters.scalars import PREFIX, facts, identifier, scalars
 from stabwatch.exporters.sink import RunHeader
 from stabwatch.runlog import Event, RecordBatch
+from stabwatch.runlog.schema import GOOD_ENDS
 
 PROJECT = "stabwatch"
 STEP = f"{PREFIX}step"
@@ -65,7 +66,7 @@ class WandbSink:
         elif event.kind == "end":
             reason = str(event.data.get("reason", ""))
             self._run.summary[f"{PREFIX}end"] = reason
-            self._exit_code = 0 if reason == "finished" else 1
+            self._exit_code = 0 if reason in GOOD_ENDS else 1
 
     def close(self) -> int:
         """See Sink."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,12 +88,17 @@ def end_of(events: Iterable[Event]) -> Event | None:
 def state_of(meta: Meta, events: Iterable[Event], quiet_seconds: float) -> str:
     """'running', 'killed' if its process is gone without an end event, or the reason of the end event.
 
+    'unknown' where the process ran on another host and has been silent for long.
+
     quiet_seconds: time since the run log last grew.
     """
     end = end_of(events)
     if end is not None:
         return str(end.data.get("reason", "ended"))
-    return "running" if ProcessWatch(meta).gone(quiet_seconds) is None else "killed"
+    process = ProcessWatch(meta)
+    if process.gone(quiet_seconds) is None:
+        return "running"
+    return "killed" if process.local else "unknown"
 
 
 def _alive_by_psutil(meta: Meta) -> bool:
@@ -107,3 +112,17 @@ def _alive_by_psutil(meta: Meta) -> bool:
         return False
     except psutil.Error:
         return True  # it exists, but we may not inspect it
+
+
+def killed_end(meta: Meta, events: Sequence[Event], step: int | None, last: float | None) -> Event | None:
+    """The end of a run on this host whose process is gone without an end in the log; None for every other run.
+
+    step, last: step of the last record, and its time in seconds since the epoch, which is the time of the end too.
+    Whether a process on another host is alive is not known from here.
+    """
+    process = ProcessWatch(meta)
+    if not process.local or end_of(events) is not None or (gone := process.gone(0.0)) is None:
+        return None
+    said = "" if last is None else f"; the last record is of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(last))}"
+    heard = max([meta.created, *(e.time for e in events)]) if last is None else last
+    return Event("end", heard, step, {"reason": "killed", "detail": f"{gone.detail}{said}"})

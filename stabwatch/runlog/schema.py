@@ -257,6 +257,10 @@ class Meta:
         return json.dumps(asdict(self), indent=1)
 
 
+GOOD_ENDS = ("finished", "interrupted", "replaced")
+"""Reasons of an end event that are no failure: interrupted by Ctrl-C, replaced by another watch of the same model."""
+
+
 @dataclass(frozen=True)
 class Event:
     """One line of events.jsonl.
@@ -264,7 +268,7 @@ class Event:
     kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert', 'flight', 'guard', 'optimizer',
         'change', 'ranks', 'sink'.
     data: everything else on the line. 'optimizer' has `name` and `groups` (settings of each distinct group), after its
-    first step; 'end' has `reason` ('finished', 'exception', 'killed', ...);
+    first step; 'end' has `reason` ('finished', 'interrupted', 'replaced', 'exception', 'killed', ...);
     'alert' has the fields of `stabwatch.alerts.Alert`; 'flight' the `batches` of the steps around the onset of one
     (`step` and, where known, `indices`, `fingerprint`, `first` token ids, `shape`, `dtype`); 'guard' what a
     guard did; 'change' the `what` of a change announced for this step, and it comes before its record (`seen`: a

@@ -5,18 +5,45 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from torch import nn
+
 from stabwatch.config import Config
+from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import RunLogError
-from stabwatch.runlog import Event, Meta, RunLog, find_runs
+from stabwatch.runlog import Event, Meta, RunFolder, RunLog, find_runs
 from stabwatch.runlog.lock import RunLock
+from stabwatch.runtime.run_metadata import open_folder, run_id, run_meta
 
 
 def launch() -> str | None:
     """Name of the torchrun that has started this process; the same after a restart of its workers."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{run}-{socket.gethostname()}-{os.getppid()}" if run else None
+
+
+def open_run(
+    run_dir: str | Path | None,
+    resume: str | Path | None,
+    config: Config,
+    ranks: Ranks,
+    model: nn.Module,
+    layers: Iterable[str],
+) -> tuple[RunFolder, int]:
+    """The folder that this process writes its run to, claimed, and the number of the attempt (1 for a new run).
+
+    run_dir: the folder, where the user gave one. layers: names of the watched modules in forward order.
+    """
+    given = Path(run_dir) if run_dir is not None else None
+    old = given or folder_to_resume(resume, config, ranks.rank, type(model).__name__)
+    run = config.run or (name_of(old) if old is not None else "") or run_id(config)
+    folder = open_folder(old or Path(config.root) / run, run_meta(run, model, layers, ranks, config))
+    attempt = starts_so_far(folder.path) + 1
+    if attempt > 1:
+        print(f"stabwatch: the run goes on in {folder.path}, attempt {attempt}.", file=sys.stderr)
+    return folder, attempt
 
 
 def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model: str) -> Path | None:

@@ -105,6 +105,13 @@ def open_folder(path: Path, meta: Meta) -> RunFolder:
         return folder
 
 
+def how_it_ended(error: BaseException | None) -> str:
+    """Reason of a run's end. error: what has left the training, if anything."""
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        return "finished"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "exception"
+
+
 def _claimed(path: Path, meta: Meta) -> RunFolder:
     for number in count(1):
         suffix = "" if number == 1 else f"-{number}"

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,9 +27,10 @@ from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.guards.taylor import OVER_RANKS
 from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
+from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.cadence import RankCadence
-from stabwatch.runtime.coverage import OTHER_LOSS, REPORT_AFTER, UNATTACHED, not_in_graph, summary
+from stabwatch.runtime.coverage import UNATTACHED
 from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
 from stabwatch.runtime.model_changes import TOO_OFTEN
@@ -38,8 +39,9 @@ from stabwatch.runtime.optimizer_check import optimizer_problems
 from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.record import HostPart
-from stabwatch.runtime.resume import folder_to_resume, launch, name_of, starts_so_far
-from stabwatch.runtime.run_metadata import open_folder, run_id, run_meta
+from stabwatch.runtime.reports import RunReports
+from stabwatch.runtime.resume import launch, open_run
+from stabwatch.runtime.run_metadata import how_it_ended
 from stabwatch.runtime.step_buffer import Extent
 from stabwatch.runtime.taps import Taps
 from stabwatch.runtime.training_events import TrainingEvents
@@ -106,11 +108,8 @@ class Session(TrainingEvents):
         self._offset = self.context.step = first_step
         device = self.context.device
         self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
-        self._said = ""
-        self._reported: ModelTaps | None = None
         self._attached = self._began
-        self._records = self._sent = 0
-        self._report_at = REPORT_AFTER
+        self._sent = 0
         self._problem: str | None = None
         self._busy_began, self._busy_thread = time.thread_time(), threading.get_ident()
         for context in contexts_on(self._model):
@@ -123,13 +122,14 @@ class Session(TrainingEvents):
         self._times: StepTimes[tuple[Plan, dict[Tier, float], float]] = StepTimes(device)
         if self._ranks.rank == 0 or self.config.reduce == "never":
             self._open(run_dir, resume)
+        self._reports = RunReports(self.context, self._host, self._event, self.run_dir)
         self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
         self._taps.failed_elsewhere = self._shared.errors.probes
         self._overdue = self._follow_ranks() if self._shared.exchange is not None else None
         self._cadence = RankCadence(self._governor, None if self.config.every_step else self._shared.exchange)
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
-            self._look_closer, self._taps.batches, on_alert, self.isolation.run,
+            partial(self._governor.escalate, self.config.escalate), self._taps.batches, on_alert, self.isolation.run,
         )  # fmt: skip
         self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
         if "taylor" in self.config.guards and self._ranks.world > 1:
@@ -139,23 +139,15 @@ class Session(TrainingEvents):
         self._plan_next()
 
     def _open(self, run_dir: str | Path | None, resume: str | Path | None) -> None:
-        given = Path(run_dir) if run_dir is not None else None
-        old = given or folder_to_resume(resume, self.config, self._ranks.rank, type(self._model).__name__)
-        self.run = self.config.run or (name_of(old) if old is not None else "") or run_id(self.config)
-        path = old or Path(self.config.root) / self.run
-        folder = open_folder(path, run_meta(self.run, self._model, self._taps.now.names, self._ranks, self.config))
+        folder, self._attempt = open_run(run_dir, resume, self.config, self._ranks, self._model, self._taps.now.names)
         self.run, self.run_dir = folder.run, folder.path
-        path = folder.path
-        attempt = self._attempt = starts_so_far(path) + 1
-        if attempt > 1:
-            print(f"stabwatch: the run goes on in {path}, attempt {attempt}.", file=sys.stderr)
         self._writer = Writer(folder, idle=self._idle)
         facts = {"launch": launch()} if launch() else {}
-        self._writer.event("start", self.context.step, argv=sys.argv[:1], attempt=attempt, **facts)
+        self._writer.event("start", self.context.step, argv=sys.argv[:1], attempt=self._attempt, **facts)
         if self.config.agent:
-            self._agent = AgentProcess(path, self.config, self._writer.event)
+            self._agent = AgentProcess(folder.path, self.config, self._writer.event)
         if self.config.verbose:
-            print(f"stabwatch: watching {type(self._model).__name__}, run log in {path}", file=sys.stderr)
+            print(f"stabwatch: watching {type(self._model).__name__}, run log in {folder.path}", file=sys.stderr)
 
     def _follow_ranks(self) -> Overdue:
         ranks, shared = self._ranks, self._shared
@@ -249,9 +241,7 @@ class Session(TrainingEvents):
         def resolve() -> tuple[RecordLayout, NDArray[np.float32]]:
             logged = {name: transfer.wait() for name, transfer in part.logged.items()}
             out = taps.assembler.assemble(row(), health, part.host, logged)
-            self._records += 1
-            if self._records == self._report_at:
-                self._report_coverage(taps)
+            self._reports.recorded(taps)
             self._dispatcher.record(out[0], step, out[1])
             return out
 
@@ -271,9 +261,6 @@ class Session(TrainingEvents):
         self.flags.in_forward = False
         self._taps.now.modules.follow_flags()
 
-    def _look_closer(self) -> None:
-        self._governor.escalate(self.config.escalate)
-
     # -- reporting ----------------------------------------------------------------------------------
 
     def _report_error(self, probe: str, message: str, trace: str, disabled: bool) -> None:
@@ -287,20 +274,6 @@ class Session(TrainingEvents):
         if self._writer is not None:
             self._writer.event(kind, step, **data)
 
-    def _report_coverage(self, taps: ModelTaps) -> None:
-        self._reported = taps
-        if taps.assembler.trains_another_loss:
-            self.context.unmeasured("note", "loss", OTHER_LOSS)
-        if self.flags.traced:
-            self.context.unmeasured("residual", "", not_in_graph(self.context.probes))
-        report = taps.coverage.report(taps.assembler.fired)
-        self._host.taps_missing = float(len(report["missing"]))
-        self._event("coverage", self.step, **report)
-        if report["missing"]:
-            verb = "lists it" if len(report["missing"]) == 1 else "lists them"
-            text = summary(report["missing"], taps.assembler.fired)
-            _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, self.run_dir, verb)
-
     def _idle(self) -> None:
         """About once a second, in the writer's thread."""
         if self._agent is not None:
@@ -311,18 +284,13 @@ class Session(TrainingEvents):
 
     def _say_silence(self, last: bool = False) -> None:
         """Say why there is no record, once; `last`: at the end of the run, if it is another reason by then."""
-        if self._sent or self._writer is None or (self._said and not last):
+        if self._sent or self._writer is None or (self._reports.said_why and not last):
             return
         noted = self.context.reasons.get("forward", "")
-        reason = self._silence.reason(self._loss.trained.ever, noted, self._problem)
-        if reason != self._said:
-            self._said = reason
-            entry = {"tap": "clock", "site": "", "reason": reason}
-            self._writer.event("coverage", self.step, taps=[], fired=0, missing=[entry])
-            _log.warning("stabwatch: %s.", reason)
+        self._reports.no_records(self._silence.reason(self._loss.trained.ever, noted, self._problem))
 
     def _model_followed(self, what: str) -> None:
-        self._report_at = self._records + REPORT_AFTER
+        self._reports.model_followed()
         self._shared.follow(self._use)
         if self._since_step <= 1:
             self._governor.warm_up()
@@ -354,7 +322,7 @@ class Session(TrainingEvents):
     def log(self, scalars: Mapping[str, float | Tensor]) -> None:
         """See Watch.log."""
         if not self._detached:
-            self.isolation.run("log", "always", self._log_scalars, scalars)
+            self.isolation.run("log", "always", self.context.run.update_scalars, scalars)
 
     def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See Watch.probe."""
@@ -408,14 +376,6 @@ class Session(TrainingEvents):
         """Alerts that fire now, as far as the training process knows."""
         return [] if self._blind else self._dispatcher.active
 
-    def _log_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
-        for name, value in scalars.items():
-            tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
-            if name == "loss":
-                self.context.run.update_loss("logged", tensor)
-            else:
-                self.context.run.update_logged(name, tensor)
-
     def detach(self, reason: str = "finished", failure: BaseException | None = None) -> None:
         """See Watch.detach. reason: what the end event of the run log says. failure: what has ended the run."""
         if self._detached or os.getpid() != self._pid:
@@ -428,7 +388,8 @@ class Session(TrainingEvents):
             _log.warning("stabwatch: the run could not be ended as it should; training continues: %r", error)
 
     def _end(self, reason: str, failure: BaseException | None) -> None:
-        facts = {} if failure is None else {"error": f"{type(failure).__name__}: {failure}"}
+        failed = failure is not None and reason not in GOOD_ENDS
+        facts = {"error": f"{type(failure).__name__}: {failure}"} if failed else {}
         if self._overdue is not None:
             self._overdue.close(failure if reason == "exception" else None)
         if self._clock.open_step_is_over():
@@ -442,8 +403,7 @@ class Session(TrainingEvents):
         self._shared.close(reason)
         self._shared.receive_errors()
         if self._writer is not None:
-            if self._records and self._reported is not self._taps.now:
-                self._report_coverage(self._taps.now)
+            self._reports.run_ends(self._taps.now)
             if reason != "replaced":
                 self._say_silence(last=True)
             self._writer.close(Event("end", time.time(), self.step - 1, {"reason": reason, **facts}))
@@ -454,9 +414,10 @@ class Session(TrainingEvents):
         """Another watch takes over the model: this one ends."""
         self.detach("replaced")
 
+    def ended(self, error: BaseException | None) -> None:
+        """The training has ended, by `error` where that is given."""
+        self.detach(how_it_ended(error), error)
+
     def _at_exit(self) -> None:
-        error = getattr(sys, "last_value", None)
-        if error is None:
-            self.detach()
-        else:
-            self.detach("exception", error)
+        notebook = hasattr(sys, "ps1") or "IPython" in sys.modules  # the error of an earlier cell is no end of the run
+        self.ended(None if notebook else getattr(sys, "last_value", None))

@@ -14,6 +14,8 @@ from stabwatch.analysis.analyze import silent_verdict
 from stabwatch.cli.doctor.environment import Check
 from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, notes, number, size
 from stabwatch.runlog import Run, SeriesKey, read_run
+from stabwatch.runlog.process import end_of, killed_end
+from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.signals.declaration import TAPS
 
 BUDGET = 0.01
@@ -159,11 +161,11 @@ def _end(run: Run) -> Iterator[Check]:
     held = held or next((event for event in reversed(run.events) if event.kind == "held_up"), None)
     if held is not None:
         yield Check("ranks", "bad", clean(held.data.get("what") or ""), "`stabwatch analyze` says what to do")
-    ends = [event for event in run.events if event.kind == "end"]
-    if not ends:
-        yield Check(
-            "end", "note", "no end event: the run is still going, or the process died while no agent was running"
-        )
+    last = (int(run.steps[-1]), float(run.times[-1])) if len(run.steps) else (None, None)
+    end = end_of(run.events) or killed_end(run.meta, run.events, *last)
+    if end is None:
+        yield Check("end", "note", "none yet: the training process is alive, or on another host")
         return
-    reason, error = clean(ends[-1].data.get("reason")), clean(ends[-1].data.get("error") or "")
-    yield Check("end", "ok" if reason == "finished" else "note", f"{reason}{f': {error}' if error else ''}")
+    data = end.data
+    reason, said = clean(data.get("reason")), clean(data.get("error") or data.get("detail") or "")
+    yield Check("end", "ok" if reason in GOOD_ENDS else "bad", f"{reason}{f': {said}' if said else ''}")

@@ -16,11 +16,12 @@ from stabwatch.cli.render.monitor import LayerRow, LiveView
 from stabwatch.cli.render.plot import ASCII_BLOCKS, BLOCKS, sparkline
 from stabwatch.cli.render.text import clean, count, duration, mapping, number, tail
 from stabwatch.runlog import SeriesKey
+from stabwatch.runlog.schema import GOOD_ENDS
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert
 
-STATES = {"training": "calm", "finished": "calm", "stalled": "warning"}
+STATES = {**dict.fromkeys(("training", *GOOD_ENDS), "calm"), "stalled": "warning"}
 """Style by state; every other state is critical."""
 MOST_ALERTS = 4
 STILL = 0.5

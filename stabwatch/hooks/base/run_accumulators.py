@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -145,6 +146,15 @@ class RunAccumulators:
         """Note this rank's time to the end of its forward, in a step that is merged over ranks."""
         self.busy[0].fill_(1.0)
         self.busy[1].fill_(seconds)
+
+    def update_scalars(self, scalars: Mapping[str, float | Tensor]) -> None:
+        """Add numbers that the user logs; one named `loss` takes the place of the trained loss."""
+        for name, value in scalars.items():
+            tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
+            if name == "loss":
+                self.update_loss("logged", tensor)
+            else:
+                self.update_logged(name, tensor)
 
     @torch.no_grad()
     def update_logged(self, name: str, value: Tensor) -> None:

@@ -41,7 +41,7 @@ TAPS = {
     "gradient": (ParameterTaps, "measure_gradients"),
     "weight": (ParameterTaps, "measure_weights"),
     "update": (ParameterTaps, "snapshot"),
-    "log": (Session, "_log_scalars"),
+    "log": (RunAccumulators, "update_scalars"),
 }
 
 

@@ -1,0 +1,75 @@
+"""How a run ends: finished, interrupted, replaced, by an exception, or killed with nobody there to write it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stabwatch.analysis import analyze
+from stabwatch.cli.doctor.run import check_run
+from stabwatch.runlog import read_run
+from stabwatch.runtime.run_metadata import how_it_ended
+
+LOOP = """
+import os, signal, sys, torch, stabwatch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+watch = stabwatch.attach(model, optimizer, run_dir=sys.argv[1], agent=False, every_step=True)
+for step in range(60):
+    model(torch.randn(8, 4)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+ENDS = {
+    "finished": "",
+    "interrupted": "raise KeyboardInterrupt",
+    "exception": "raise ValueError('no')",
+    "killed": "import time; time.sleep(2); os.kill(os.getpid(), signal.SIGKILL)",
+    "replaced": "stabwatch.attach(model, optimizer, run_dir=sys.argv[1] + '-next', agent=False).detach()",
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folder by the way in which its training ended; no agent was there."""
+    root = tmp_path_factory.mktemp("ends")
+    started = {}
+    for name, last in ENDS.items():
+        command = [sys.executable, "-c", LOOP + last, str(root / name)]
+        started[name] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    codes = {name: process.wait(120) for name, process in started.items()}
+    assert codes["killed"] == -signal.SIGKILL and codes["finished"] == 0 and codes["exception"] == 1
+    return {name: root / name for name in ENDS}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_analyze_and_doctor_say_how_a_run_ended(ended: dict[str, Path], name: str) -> None:
+    failed = name in ("exception", "killed")
+    found = analyze(ended[name])
+    assert found.ended == name
+    stops = [i for i in found.incidents if i.condition == "TrainingStopped"]
+    assert [i.severity for i in stops] == ["critical"] * failed
+    assert found.exit_code == failed
+    (check,) = [c for c in check_run(ended[name]) if c.name == "end"]
+    assert check.state == ("bad" if failed else "ok") and check.found.startswith(name)
+
+
+def test_a_killed_run_says_when_it_was_last_heard_of(ended: dict[str, Path]) -> None:
+    run = read_run(ended["killed"])
+    assert not any(event.kind == "end" for event in run.events), "nobody was there to write it"
+    (stop,) = [i for i in analyze(ended["killed"]).incidents if i.condition == "TrainingStopped"]
+    assert stop.first_step == run.steps[-1]
+    assert f"ended at step {run.steps[-1]}: killed (process" in stop.text
+    assert "no longer exists; the last record is of " in stop.text
+
+
+def test_what_leaves_the_training_gives_the_reason() -> None:
+    assert how_it_ended(None) == how_it_ended(SystemExit(0)) == how_it_ended(SystemExit()) == "finished"
+    assert how_it_ended(KeyboardInterrupt()) == "interrupted"
+    assert how_it_ended(SystemExit(3)) == how_it_ended(ValueError("no")) == "exception"
