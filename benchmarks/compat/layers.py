@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _NAMED = re.compile(r"attn|attention|msa$", re.IGNORECASE)
 _PARTS = re.compile(r"norm|mlp|feedforward|output$|pool|block|layer$|bias|embed|dropout|head$|mask", re.IGNORECASE)
 """Parts of attention layers, or what is around them: `BertSelfOutput`, `AttentionBlock`."""
+_MIXES_STREAMS = "HyperConnection"
+"""Their softmax is over residual streams, not over tokens."""
 _FUSED = "scaled_dot_product"
 _SOFTMAX = ("_softmax.", "_safe_softmax.")
 _WRAPPERS = re.compile(
@@ -40,8 +42,9 @@ class AttentionLayers(TorchDispatchMode):
         if _FUSED in name and "backward" not in name:
             self._note()
         elif any(word in name for word in _SOFTMAX) and "backward" not in name:
-            dim = args[0].dim()
-            if dim >= 4 or (dim >= 2 and any(map(_is_named, self._stack[-3:]))):
+            dim, near = args[0].dim(), self._stack[-3:]
+            mixes = any(_MIXES_STREAMS in type(m).__name__ for m in near)
+            if (dim >= 4 and not mixes) or (dim >= 2 and any(map(_is_named, near))):
                 self._note()
         return func(*args, **(kwargs or {}))
 

@@ -99,8 +99,9 @@ def _traced_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **k
     site = CURSOR.site
     if site is None or not site.attention_like or compiled.in_subgraph():
         return
-    if site.flags.recording and site.flags.sampled and input.dim() >= 3 and dim in (-1, input.dim() - 1):
-        attention.exact_of_scores(site, input)
+    rows = attention.over_keys(site, input, dim) if input.dim() >= 3 else None
+    if rows is not None and site.flags.recording and site.flags.sampled:
+        attention.exact_of_scores(site, rows)
 
 
 def _saw_nothing(out: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import PARTIAL
+from stabwatch.hooks.probes.activation import ACTIVATION
 from stabwatch.hooks.probes.attention import BRACKET, EXACT
 from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, ParameterTaps
 from stabwatch.hooks.probes.writer import BRANCH
@@ -128,16 +129,24 @@ class Coverage:
         return FROZEN if layer in self._parameters.layers and self._parameters.is_frozen(layer) else NO_GRADIENT
 
     def _attention(self, site: Site, fired: set[Accumulator], unseen: str | None) -> list[dict[str, str]]:
-        bracket, exact = (probe.accumulator(site.name) in fired for probe in (BRACKET, EXACT))
-        below = site.name + "."
-        inner = any(a.tap == BRACKET.tap and a.site.startswith(below) for a in fired)
-        if bracket or inner:
+        """Why nothing is known of a module that looks like attention, unless it or a part of it was seen.
+
+        A module inside of attention that was seen is a part of it.
+        """
+        seen = {a.site for a in fired if a.tap == BRACKET.tap}
+        around = {outer.name for outer in site.around() if outer.attention_like}
+        if any(name == site.name or name.startswith(site.name + ".") for name in seen) or around & seen:
             return []
-        why = self._reasons.get(BRACKET.report_key, site.name)
-        if exact:
-            return []
-        no_call = IN_CHECKPOINT if site.in_subgraph else ONE_CALL if site.flags.traced else NO_ATTENTION
-        return [{"tap": BRACKET.tap, "site": site.name, "reason": why or unseen or no_call}]
+        why = self._reasons.get(BRACKET.report_key, site.name) or unseen or self._no_call(site, fired)
+        return [{"tap": BRACKET.tap, "site": site.name, "reason": why}]
+
+    def _no_call(self, site: Site, fired: set[Accumulator]) -> str:
+        """Why no call of attention was seen in a module, where the model's forward was."""
+        if site.in_subgraph:
+            return IN_CHECKPOINT
+        if site.activation is not None and ACTIVATION.accumulator(site.name) not in fired:
+            return NOT_CALLED
+        return ONE_CALL if site.flags.traced else NO_ATTENTION
 
     def unmeasurable(self, fired: set[Accumulator]) -> list[dict[str, str]]:
         """What this model cannot show, by the reasons that the hooks noted: no fault of its set-up."""

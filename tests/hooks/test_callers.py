@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stabwatch.hooks.probes.attention import PACKED
 from stabwatch.runlog import read_run
-from stabwatch.runtime.coverage import NO_ATTENTION
+from stabwatch.runtime.coverage import NO_ATTENTION, NOT_CALLED
 
 WIDTH, HEADS, TOKENS = 16, 2, 6
 SDPA = F.scaled_dot_product_attention
@@ -267,6 +267,74 @@ def test_attention_that_calls_no_softmax_is_told_with_a_true_reason(attach):
     assert not log.series("attention_logit_max", "0")[1].size
     told = [e for e in watch.coverage()["missing"] if e["tap"] == "attention"]
     assert [(e["site"], e["reason"]) for e in told] == [("0", NO_ATTENTION), ("1", NO_ATTENTION)]
+
+
+class PartsAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.k_proj = AttentionInput(), AttentionInput()
+
+    def forward(self, x):
+        return (self.q_proj(x) @ self.k_proj(x).mT).softmax(-1) @ x
+
+
+class AttentionInput(nn.Module):
+    """Called attention, and a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.projection = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.projection(self.norm(x))
+
+
+def of_attention(watch):
+    return {e["site"]: e["reason"] for e in watch.coverage()["missing"] if e["tap"] == "attention"}
+
+
+def test_a_part_of_attention_that_is_seen_misses_nothing(attach):
+    log, watch = watched(attach, nn.Sequential(PartsAttention(), PartsAttention()), steps=10)
+    assert log.series("attention_logit_max", "0")[1].size
+    assert of_attention(watch) == {}
+
+
+def test_attention_that_is_never_called_is_said_to_be_that(attach):
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = Split(Core()), Split(Core())
+
+        def forward(self, x):
+            return self.used(x)
+
+    log, watch = watched(attach, nn.Sequential(Beside(), Beside()), steps=10)
+    assert log.series("attention_logit_max", "0.used")[1].size
+    assert of_attention(watch) == {"0.spare": NOT_CALLED, "1.spare": NOT_CALLED}
+
+
+@pytest.mark.parametrize("named", ["Attention", "Mixer"])
+def test_keys_in_the_last_dimension_but_one(named, attach):
+    """A softmax over that dimension counts where the module looks like attention."""
+
+    def forward(self, x):
+        scores = self.key(x) @ self.query(x).mT
+        self.peak = scores.max().item()
+        return scores.softmax(-2).mT @ x
+
+    def prepare(self):
+        nn.Module.__init__(self)
+        first, second = ("query", "key") if named == "Attention" else ("one", "other")
+        setattr(self, first, nn.Linear(WIDTH, WIDTH))
+        setattr(self, second, nn.Linear(WIDTH, WIDTH))
+        if named != "Attention":
+            vars(self).update(query=self.one, key=self.other)
+
+    kind = type(named, (nn.Module,), {"__init__": prepare, "forward": forward})
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), kind())
+    log, _ = watched(attach, model)
+    found = log.series("attention_logit_max", "1")[1]
+    assert found.size == 0 if named != "Attention" else found[-1] == pytest.approx(model[1].peak, rel=1e-5)
 
 
 def test_frozen_attention_is_known_by_what_it_looks_like(attach):

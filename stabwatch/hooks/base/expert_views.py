@@ -27,7 +27,7 @@ MOST_EXPERTS = 64
 
 @dataclass(eq=False)
 class RouterCall(SiteView):
-    """A router of a mixture of experts, with its weight (E, C), its bias and its input."""
+    """A router of a mixture of experts, with its weight (E or more, C), its bias and its input."""
 
     name: ClassVar[str] = "router"
 
@@ -54,12 +54,16 @@ class RouterCall(SiteView):
 
     @cached_property
     def logits(self) -> Tensor:
-        """float32 (N, E), computed again for some tokens: what a router returns differs between libraries."""
+        """float32 (N, E), computed again for some tokens: what a router returns differs between libraries.
+
+        Only of the experts that it chooses from.
+        """
         rows = self.inputs.detach().flatten(0, -2)
         rows = rows[:: max(1, -(-len(rows) // ROUTED_TOKENS))]
         kind = torch.promote_types(rows.dtype, self.weight.dtype)  # routers that are kept in float32 compute in it
         bias = None if self.bias is None else self.bias.detach().to(kind)
-        return nn.functional.linear(rows.to(kind), self.weight.detach().to(kind), bias).float()
+        logits = nn.functional.linear(rows.to(kind), self.weight.detach().to(kind), bias)
+        return logits[:, : self.site.role.experts].float()
 
     @cached_property
     def scores(self) -> Tensor:

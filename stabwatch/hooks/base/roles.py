@@ -28,7 +28,8 @@ _SCORING = ("scoring_func", "score_func")
 class Choice:
     """How a router chooses experts by its scores plus a correction, which balances them (DeepSeek-V3).
 
-    The correction is an attribute of `holder` and is read at each call. groups, kept: experts are chosen from the best
+    The correction is an attribute of `holder` and is read at each call. It has a number for each expert: logits
+    behind those belong to experts that are always used. groups, kept: experts are chosen from the best
     `kept` of so many groups.
     """
 
@@ -175,7 +176,10 @@ def _router(name: str, tree: ModuleTree) -> dict[str, Any]:
             top_k = next((k for k in chosen if isinstance(k, int) and 0 < k <= len(weight)), 1)
             stated = (getattr(o, "capacity_factor", None) for o in owners)
             capacity = next((float(c) for c in stated if isinstance(c, int | float) and c > 0), 0.0)
-            return {"top_k": top_k, "experts": len(weight), "capacity": capacity, "choice": _choice(owners)}
+            choice = _choice(owners)
+            corrected = None if choice is None else held(choice.holder, choice.correction)
+            experts = len(weight) if corrected is None else min(len(weight), corrected.numel())
+            return {"top_k": top_k, "experts": experts, "capacity": capacity, "choice": choice}
     return {}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,13 @@ class Site:
         """A compiler has traced it inside of an activation checkpoint, where nothing is measured."""
         self.outer: Site | None = None
         """Of a model that runs inside of another watched one: where it was called."""
+
+    def around(self) -> Iterator[Site]:
+        """The watched modules around it, from the inside to the outside, without the model itself."""
+        site = self.parent
+        while site is not None and site.name:
+            yield site
+            site = site.parent
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """The copy of the module is not watched: the copies of our hooks are taken out of it."""

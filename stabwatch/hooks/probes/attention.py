@@ -100,8 +100,22 @@ def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal
 
 def softmax_of(site: Site, scores: Tensor, dim: int | None) -> None:
     """A softmax was called below a site: if these are the scores of attention, update its exact largest logit."""
-    if dim in (-1, scores.dim() - 1) and is_attention(site, scores):
-        exact_of_scores(site, scores)
+    rows = over_keys(site, scores, dim)
+    if rows is not None and is_attention(site, scores):
+        exact_of_scores(site, rows)
+
+
+def over_keys(site: Site, scores: Tensor, dim: int | None) -> Tensor | None:
+    """The input of a softmax over its last dimension; None for any other.
+
+    A module that looks like attention may have its keys in the dimension before: that one is put last then.
+    """
+    if dim is None or scores.dim() < 2:
+        return None
+    axis = dim % scores.dim()
+    if axis == scores.dim() - 1:
+        return scores
+    return scores.mT if axis == scores.dim() - 2 and site.attention_like else None
 
 
 @torch.no_grad()

@@ -92,36 +92,41 @@ def test_the_loads_are_those_of_the_experts_that_were_called(kind, attach):
 
 
 class Corrected(nn.Module):
-    """A mixture as in torchtitan: the correction lies beside the experts, the score function is stated."""
+    """A mixture as in torchtitan: the correction lies beside the experts, the score function is stated.
 
-    def __init__(self, score_func):
+    always: so many experts more have a logit and no correction; they are used by every token.
+    """
+
+    def __init__(self, score_func, always=0):
         super().__init__()
         self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
         self.router = nn.Module()
-        self.router.gate = nn.Linear(8, 4)
+        self.router.gate = nn.Linear(8, 4 + always)
         self.router.score_func, self.router.top_k = score_func, 1
         self.register_buffer("expert_bias", torch.tensor([0.0, 0.3, 0.0, 0.1]))
 
     def forward(self, x):
-        z = self.router.gate(x)
+        z = self.router.gate(x)[:, :4]
         scores = z.sigmoid() if self.router.score_func == "sigmoid" else z.softmax(-1)
         self.chosen = (scores + self.expert_bias).argmax(-1)
         return sum(e(x) * scores[:, [i]] * (self.chosen == i)[:, None] for i, e in enumerate(self.experts))
 
 
+@pytest.mark.parametrize("always", [0, 2])
 @pytest.mark.parametrize("score_func", ["sigmoid", "softmax"])
-def test_a_biased_projection_and_a_correction_beside_the_experts(score_func, attach):
+def test_a_biased_projection_and_a_correction_beside_the_experts(score_func, always, attach):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 8), Corrected(score_func))
+    model = nn.Sequential(nn.Linear(8, 8), Corrected(score_func, always))
     with torch.no_grad():
-        model[1].router.gate.bias.copy_(torch.tensor([2.0, 0.0, 1.0, -1.0]))
+        model[1].router.gate.bias[:4].copy_(torch.tensor([2.0, 0.0, 1.0, -1.0]))
     logits = []
-    model[1].router.gate.register_forward_hook(lambda m, args, out: logits.append(out.detach()))
+    model[1].router.gate.register_forward_hook(lambda m, args, out: logits.append(out[:, :4].detach()))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     attach(model, optimizer)
     model(3 * torch.randn(200, 8)).square().mean().backward()
     optimizer.step()
     log, loads = attach.finish(), torch.bincount(model[1].chosen, minlength=4).double()
+    assert [e.data for e in log.events if e.kind == "error"] == []
     n, entropy, squares, _ = router(logits[0], 1).tolist()
     violation = float(loads.max() / loads.mean() - 1)
     name = "1.router.gate"
