@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from stabwatch import plugins
 from stabwatch.config import Config
 from stabwatch.errors import ConfigError
+from stabwatch.runtime.resume import has_run, read_state
 from stabwatch.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ def attach(
 
     Args:
         model: any module, also one wrapped in DistributedDataParallel or torch.compile (not yet called). Or a trainer
-            of a library in docs/trainers.md: its model is watched from the moment that training begins.
+            of a library in docs/trainers.md: its model is watched from the moment that training begins. Of several
+            models that are trained together (GAN, actor and critic), attach each.
         optimizer: the optimizer, or several of them; found by itself when left out. A step of the run ends
             when all of them have stepped.
         loss_fn: a loss module to read the loss from where no backward pass is seen (a step that is compiled as a
@@ -47,7 +51,8 @@ def attach(
         first_step: number of the first step, for a run that goes on from a checkpoint.
         resume: folder of the run that goes on, or 'auto': the newest run below `root` with the same `run` (or, where
             that is not set, of the same model) whose process is gone and that has not finished. `run_dir` comes before
-            it.
+            it. Where a folder has no run, a new one begins there, and that is said. A checkpoint can keep folder and
+            step instead: see `Watch.state_dict`.
 
     Returns a Watch, or for a trainer a `stabwatch.integrations.TrainerWatch`, which has the methods of a Watch once
     training has begun. Values, gradients and random numbers of the training are the same with it as without it.
@@ -56,6 +61,7 @@ def attach(
     Nothing else is raised, now or later (but for TrainingUnstableError, for who asks for `guard="raise"`): when
     attaching fails, that is logged with its traceback, and the watch that comes back is detached already.
     """
+    _check_one(model)
     settings = Config.load(config, **overrides)
     given: dict[str, Any] = {"loss_fn": loss_fn, "run_dir": run_dir, "config": settings, "on_alert": on_alert}
     given["resume"] = resume
@@ -66,7 +72,18 @@ def attach(
             raise ConfigError("A trainer has its own optimizers and step numbers: give `attach` none with it.")
         return attach_to_trainer(model, given)
     plugins.load()
-    return Watch(Session(model, optimizer, first_step=first_step, **given))
+    make = partial(Session, model, optimizer, **given)
+    return Watch(make(first_step=first_step), make)
+
+
+def _check_one(model: Any) -> None:
+    """Several models are several runs. Raises ConfigError."""
+    several = list(model.values()) if isinstance(model, Mapping) else model
+    if isinstance(several, list | tuple) and several and all(isinstance(m, nn.Module) for m in several):
+        raise ConfigError(
+            f"`attach` watches one model: call it once for each of these {len(several)}, with the optimizer that steps "
+            "it. Each is a run of its own, with its own loss."
+        )
 
 
 class Watch:
@@ -75,8 +92,9 @@ class Watch:
     A context manager: leaving the block ends the run. `detach` and the end of the process end it too.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, make: Callable[..., Session]) -> None:
         self._session = session
+        self._make = make
 
     @property
     def run(self) -> str:
@@ -171,6 +189,34 @@ class Watch:
         kind is padding. Not needed where the model is called with `attention_mask` or a key padding mask by name.
         """
         self._session.token_groups(masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is now, to be saved in a checkpoint: its name, its folder and the number of its next step."""
+        return self._session.checkpoint()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run that has saved this state: in its folder, from its next step.
+
+        Call it after `attach` and before the first step, on every rank. The folder that `attach` has made stays without
+        records; its run ends as 'replaced'. Where the folder of the state is not there, the run stays in its own, and
+        its steps are numbered from that of the state. After the first step nothing changes; both are said on standard
+        error. Steps after the checkpoint that the log has already are left out by all that reads it. Rules that are
+        evaluated in the training process (`on_alert`, guards) take their baselines from the log, as the agent does.
+
+        Raises ConfigError if `state` is not what `state_dict` returned.
+        """
+        folder, step = read_state(state)
+        session = self._session
+        if session.begun:
+            print("stabwatch: load_state_dict is ignored: it comes after the first step of the run.", file=sys.stderr)
+        elif not has_run(folder):
+            print(f"stabwatch: there is no run in {folder}; the log is in {session.run_dir}.", file=sys.stderr)
+            session.number_from(step)
+        elif folder.resolve() == session.run_dir.resolve():
+            session.number_from(step)
+        else:
+            session.detach("replaced")
+            self._session = self._make(first_step=step, run_dir=None, resume=folder)
 
     def detach(self) -> None:
         """End the run: remove every hook, write what is left, close the run log. Safe to call twice."""

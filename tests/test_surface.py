@@ -63,6 +63,8 @@ def test_what_a_watch_offers_is_frozen() -> None:
         "probe": "self, *args, **kwargs",
         "token_groups": "self, **masks",
         "begin_step": "self, number",
+        "state_dict": "self",
+        "load_state_dict": "self, state",
         "detach": "self",
     }, f"What a Watch offers {ON_PURPOSE}"
     dunders = {

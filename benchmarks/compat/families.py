@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.compat.inputs import Kwargs, candidates
 from benchmarks.compat.program import Case, NotTried, Program, tensors_in
-from benchmarks.compat.shrink import shrink
+from benchmarks.compat.shrink import Size, shrink
 from benchmarks.compat.trial import one_line
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -37,8 +37,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Kind of family -> the mappings of transformers that list it. A family has one row, of the first that does."""
-FACTORS = (16, 8, 4, 1)
-"""By which widths are divided; the first that works is taken."""
+SIZES = (
+    Size(16), Size(16, layers=8), Size(16, heads=True), Size(8), Size(4, layers=4), Size(1), Size(1, layers=4), None,
+)  # fmt: skip
+"""The first that works is taken; None: as the configuration is."""
 LARGEST = 30_000_000
 """Parameters of a model that is still tried."""
 TRIES = 40
@@ -67,24 +69,24 @@ class Made:
     def __init__(self, family: str, mapping: str) -> None:
         self._family = family
         self._mapping = mapping
-        self._found: tuple[int, int] | None = None
+        self._found: tuple[Size | None, int] | None = None
 
     def __call__(self) -> Program:
         """The program. Raises NotTried with the reason of the last attempt."""
         if self._found is None:
             self._found = self._search()
         torch.manual_seed(0)
-        factor, number = self._found
-        model = self._model(factor)
+        size, number = self._found
+        model = self._model(size)
         kwargs = next(k for i, k in enumerate(candidates(model)) if i == number)
         return Program(model, partial(objective, model, kwargs))
 
-    def _search(self) -> tuple[int, int]:
+    def _search(self) -> tuple[Size | None, int]:
         reason = ""
-        for factor in FACTORS:
+        for size in SIZES:
             try:
                 torch.manual_seed(0)
-                model = self._model(factor)
+                model = self._model(size)
             except NotTried:
                 raise
             except Exception as error:
@@ -95,12 +97,12 @@ class Made:
                     break
                 try:
                     objective(model, kwargs).backward()
-                    return factor, number
+                    return size, number
                 except Exception as error:
                     reason = reason or one_line(error)
         raise NotTried(reason or "no input was found that it takes")
 
-    def _model(self, factor: int) -> nn.Module:
+    def _model(self, size: Size | None) -> nn.Module:
         import transformers
         from transformers.models.auto import configuration_auto, modeling_auto
 
@@ -108,15 +110,25 @@ class Made:
         name = names if isinstance(names, str) else names[0]
         kind: Callable[[Any], nn.Module] = getattr(transformers, name)
         config = configuration_auto.CONFIG_MAPPING[self._family]()
-        shrink(config, factor)
+        if size is not None:
+            shrink(config, size)
+        config = _part_for(kind, config)
         with torch.device("meta"):
             try:
-                size = sum(p.numel() for p in kind(config).parameters())
+                count = sum(p.numel() for p in kind(config).parameters())
             except Exception:
-                size = 0  # cannot be made without memory
-        if size > LARGEST:
-            raise ValueError(f"{size / 1e6:.0f} million parameters at a factor of {factor}")
+                count = 0  # cannot be made without memory
+        if count > LARGEST:
+            raise ValueError(f"{count / 1e6:.0f} million parameters, at {size}")
         return kind(config).float().train()
+
+
+def _part_for(kind: Any, config: Any) -> Any:
+    """The configuration inside of this one that a class wants, if it wants that of a part."""
+    wanted = getattr(kind, "config_class", None)
+    if wanted is None or isinstance(config, wanted):
+        return config
+    return next((part for part in vars(config).values() if isinstance(part, wanted)), config)
 
 
 def objective(model: nn.Module, kwargs: Kwargs) -> Tensor:

@@ -98,6 +98,16 @@ class History:
         for bucket in np.unique(block.steps // self.stride).tolist():
             self._put(bucket, self._reduce(values[block.steps // self.stride == bucket], columns))
 
+    def rewind(self, step: int) -> None:
+        """The run went back to a step: what it showed from there on is trained again, and is left out.
+
+        A bucket that begins before the step stays.
+        """
+        stay = int(np.searchsorted(np.array(self._ids, np.int64) * self.stride, step))
+        if stay < len(self._ids):
+            self._ids, self._data = self._ids[:stay], self._data[:stay]
+            self.epoch += 1
+
     def since(self, epoch: int, bucket: int) -> Points:
         """Points since a bucket.
 

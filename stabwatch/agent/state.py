@@ -109,6 +109,8 @@ class Follower:
         self._unread: RecordBatch | None = None
         """Records that are read, and wait for the events before them."""
         self._later: list[Event] = []
+        self._attempts: list[float] = []
+        """Times at which an attempt of the run began."""
         self._skipped: set[Path] = set()
         self._violations: Counter[tuple[str, str]] = Counter()
         self._notices: dict[str, Event] = {}
@@ -186,6 +188,7 @@ class Follower:
         events = self.log.poll_events()
         # events of an earlier agent must be known before the replay reaches them
         self._written.update(_identity(e) for e in events if e.kind in WRITTEN)
+        self._attempts += [e.time for e in events if e.kind == "start"]
         for event in events:
             if event.kind == "change":
                 self._attempt("event", partial(self._observe_event, event))
@@ -201,14 +204,22 @@ class Follower:
 
     def _observe(self, block: RecordBatch) -> None:
         arrived = time.monotonic()
+        again = self._begins_attempt(block)
         self._readings.observe(block, arrived)
         if self._coarse is not None:
             self._coarse.observe(block, arrived)
         with self.history_lock:
+            if again:
+                self.history.rewind(int(block.steps[0]))
             self.history.observe(block)
         if self.ended is not None and self.ended.data.get("by") == "agent":
             self.ended = None  # declared dead by mistake
         self._alerts(self._engine.observe(block))
+
+    def _begins_attempt(self, block: RecordBatch) -> bool:
+        """Do these records begin another attempt of the run?"""
+        newest = self._readings.time
+        return newest is not None and any(newest < start <= block.times[0] for start in self._attempts)
 
     def _observe_event(self, event: Event) -> None:
         if event.kind == "end":

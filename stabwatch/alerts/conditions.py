@@ -87,7 +87,7 @@ _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("GradientNormOutliers", "Single records of the gradient norm are high", ()),
     ("LossScaleSearch", "The scaler searches for its loss scale", ()),
     ("TrainingPaused", "A pause without records", ()),
-    ("RunRestarted", "A new run in the same log", ()),
+    ("RunRestarted", "Training begins again in the same log", ()),
     ("RunResumed", "The run was resumed from an earlier step", ()),
     ("LoggedError", "An error in the log, after which training continued", ()),
 )

@@ -24,6 +24,7 @@ from stabwatch.alerts.timeline import timeline
 from stabwatch.errors import MissingExtraError, SinkError, StabwatchError
 from stabwatch.exporters.declared import adopt
 from stabwatch.runlog import Event, Meta, RecordBatch, RecordLayout
+from stabwatch.runlog.attempts import Surviving
 from stabwatch.runlog.schema import segments_of
 from stabwatch.runlog.source import Source
 
@@ -117,12 +118,15 @@ def load_sinks() -> dict[str, SinkDeclaration]:
 
 
 def write_run(source: Source, sink: Sink, progress: Progress | None = None) -> int:
-    """Write a whole run to a sink; returns how much it wrote. Raises SinkError for what a sink raises unexpectedly."""
+    """Write a whole run to a sink; returns how much it wrote. Raises SinkError for what a sink raises unexpectedly.
+
+    Records that a later attempt of the run superseded are left out.
+    """
     adopt(source.meta.signals)
     events = source.poll_events()
     with _failures_of(type(sink).__name__):
         sink.open(RunHeader(source.meta, tuple(source.layouts), seconds_of(source, events), source.path))
-        for item in timeline(source, events, kinds=None):
+        for item in timeline(Surviving(source, events), events, kinds=None):
             if isinstance(item, Event):
                 sink.write_event(item)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.runlog import Event, RecordBatch, RecordLayout, RunLog
+from stabwatch.runlog.attempts import surviving
+from stabwatch.runlog.source import record_slice
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert, Engine
 
 POLL_SECONDS = 0.25
+LEARNED = 4096
+"""Records of earlier attempts that an engine learns from, at least, where there are so many."""
 
 
 class AlertSource(Protocol):
@@ -73,6 +78,16 @@ class LocalEngine:
         self._engine = (0, self._make())
         """The first valid step, and the engine. Replaced together, because two threads read them."""
         self._write = write
+
+    def learn(self, run_dir: Path, before: int) -> None:
+        """Take the baselines of the rules from the run as it was before a step, if its log has it."""
+        kept: deque[RecordBatch] = deque()
+        for batch in surviving(RunLog(run_dir)):
+            kept.append(record_slice(batch, 0, int((batch.steps < before).sum())))
+            while sum(map(len, kept)) - len(kept[0]) > LEARNED:
+                kept.popleft()
+        for batch in kept:
+            self._engine[1].observe(batch)
 
     def record(self, layout: RecordLayout, step: int, now: float, values: NDArray[np.float32]) -> Sequence[Alert]:
         """The alerts of this record."""

@@ -267,8 +267,9 @@ def make_dispatcher(
     batches: Batches,
     on_alert: Callable[[Alert], object] | None,
     run: Callable[..., None],
+    first_step: int = 0,
 ) -> AlertDispatcher:
-    """The dispatcher for the settings."""
+    """The dispatcher for the settings. first_step: where the training begins, or goes on."""
     made: dict[str, Callable[[], Reaction]] = {
         "snapshot": lambda: Snapshots(model, config.snapshot_every),
         "lr_backoff": LearningRateBackoff,
@@ -277,7 +278,8 @@ def make_dispatcher(
     stop = "raise" in config.guards
     source: AlertSource | None = None
     if writer is not None and (on_alert is not None or reactions or stop):
-        source = LocalEngine(config.rules, None if config.agent else writer.put)
+        engine = source = LocalEngine(config.rules, None if config.agent else writer.put)
+        run("alarm", "always", engine.learn, run_dir, first_step)
     elif writer is not None and config.agent:
         source = AgentAlerts(run_dir)
     requests = RankRequests(exchange, batches, closer)

@@ -3,12 +3,12 @@
 See `schema.py` for the content of a run folder, `writer.py` for writing, `reader.py` for reading.
 """
 
+from stabwatch.runlog.attempts import read_run as read_run
 from stabwatch.runlog.reader import Run as Run
 from stabwatch.runlog.reader import RunLog as RunLog
 from stabwatch.runlog.reader import find_run as find_run
 from stabwatch.runlog.reader import find_runs as find_runs
 from stabwatch.runlog.reader import holds_run as holds_run
-from stabwatch.runlog.reader import read_run as read_run
 from stabwatch.runlog.reader import wait_for_run as wait_for_run
 from stabwatch.runlog.schema import Accumulator as Accumulator
 from stabwatch.runlog.schema import Event as Event

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.runlog.reader import RunLog
+from stabwatch.runlog.reader import Run, RunLog
 from stabwatch.runlog.schema import Event, RecordBatch
+from stabwatch.runlog.source import Source
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,39 @@ def kept(block: RecordBatch, found: Iterable[Attempt]) -> RecordBatch:
     if keep.all():
         return block
     return RecordBatch(block.layout, block.steps[keep], block.times[keep], block.rows[keep])
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a whole run folder, without the records that a later attempt superseded. Raises RunLogError."""
+    log = RunLog(path)
+    events = tuple(log.poll_events())
+    found = attempts(log.path, events)
+    whole = log.poll()
+    blocks = [batch for batch in (kept(batch, found) for batch in whole) if len(batch)]
+    return Run(
+        log.path, log.meta, tuple(blocks), events, log.damaged_records, log.torn_bytes, log.bad_event_lines,
+        tuple(log.unreadable.values()), sum(map(len, whole)) - sum(map(len, blocks)),
+    )  # fmt: skip
+
+
+def surviving(log: Source, events: Sequence[Event] | None = None) -> Iterator[RecordBatch]:
+    """The records of a run folder without those that a later attempt superseded; of another log, all of them.
+
+    events: those of the run, if they have been read already. Raises RunLogError.
+    """
+    found: tuple[Attempt, ...] = ()
+    if isinstance(log, RunLog):
+        found = attempts(log.path, RunLog(log.path).poll_events() if events is None else events)
+    return (kept(batch, found) for batch in log.stream())
+
+
+@dataclass(frozen=True)
+class Surviving:
+    """A log whose `stream` gives the records that no later attempt superseded."""
+
+    log: Source
+    events: Sequence[Event]
+
+    def stream(self) -> Iterator[RecordBatch]:
+        """The records, in batches."""
+        return surviving(self.log, self.events)

@@ -8,6 +8,7 @@ from itertools import groupby
 import numpy as np
 
 from stabwatch.runlog import Event, RecordBatch, Run
+from stabwatch.runlog.attempts import surviving
 from stabwatch.runlog.source import Source
 
 MOST = 8192
@@ -53,10 +54,12 @@ def load(
 ) -> tuple[Run, int]:
     """A run, and its steps per record: 1 unless there are more than `most` records. Raises RunLogError.
 
+    Records that a later attempt of the run superseded are left out.
+
     window: merge at least this many steps.
     """
     thinned = Downsampled(window, most)
-    for block in log.stream():
+    for block in surviving(log):
         thinned.add(block)
         if progress is not None:
             progress(log)

@@ -153,6 +153,8 @@ class Run:
     bad_event_lines: int = 0
     unreadable: tuple[str, ...] = ()
     """What is wrong with each segment that could not be read."""
+    superseded: int = 0
+    """Records that are left out: a later attempt of the run went back to their step or to one before."""
 
     @cached_property
     def keys(self) -> tuple[SeriesKey, ...]:
@@ -180,16 +182,6 @@ class Run:
                 steps.append(block.steps[seen])
                 values.append(block.values[seen, column])
         return np.concatenate(steps), np.concatenate(values)
-
-
-def read_run(path: str | Path) -> Run:
-    """Read a whole run folder. Raises RunLogError."""
-    log = RunLog(path)
-    blocks, events = tuple(log.poll()), tuple(log.poll_events())
-    return Run(
-        log.path, log.meta, blocks, events, log.damaged_records, log.torn_bytes, log.bad_event_lines,
-        tuple(log.unreadable.values()),
-    )  # fmt: skip
 
 
 def find_run(path: str | Path) -> Path:

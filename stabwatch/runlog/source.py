@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from stabwatch.runlog import Event, Meta, RecordBatch, RecordLayout
+from stabwatch.runlog.schema import Event, Meta, RecordBatch, RecordLayout
 
 BATCH_RECORDS = 4096
 """Maximum number of records in a batch, which bounds its memory."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
-from stabwatch.errors import RunLogError
+from stabwatch.errors import ConfigError, RunLogError
 from stabwatch.runlog import Event, Meta, RunFolder, RunLog, find_runs
 from stabwatch.runlog.lock import RunLock
+from stabwatch.runlog.schema import META
 from stabwatch.runtime.run_metadata import open_folder, run_id, run_meta
+
+STATE_VERSION = 1
 
 
 def launch() -> str | None:
@@ -53,6 +57,8 @@ def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model
     same model) whose process is gone and that has not finished. Without it, only a restart by torchrun goes on.
     """
     if resume is not None and resume != "auto":
+        if not has_run(Path(resume)):
+            print(f"stabwatch: there is no run in {resume} to go on with; a new one begins there.", file=sys.stderr)
         return Path(resume)
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if resume is None and not restarted:
@@ -69,6 +75,23 @@ def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model
     if resume == "auto":
         print(f"stabwatch: no run to go on with in {config.root}; a new one begins.", file=sys.stderr)
     return None
+
+
+def run_state(run: str, run_dir: Path, step: int) -> dict[str, Any]:
+    """What a checkpoint keeps of a run. step: number of the next step."""
+    return {"stabwatch": STATE_VERSION, "run": run, "run_dir": str(run_dir.absolute()), "step": step}
+
+
+def read_state(state: Mapping[str, Any]) -> tuple[Path, int]:
+    """The folder and the next step of a run, from what a checkpoint kept. Raises ConfigError."""
+    if not isinstance(state, Mapping) or state.get("stabwatch") != STATE_VERSION:
+        raise ConfigError("This is no state of a watch: give what `Watch.state_dict()` returned.")
+    return Path(state["run_dir"]), int(state["step"])
+
+
+def has_run(folder: Path) -> bool:
+    """Is there a run in a folder, which a training can go on with?"""
+    return (folder / META).exists()
 
 
 def starts_so_far(path: Path) -> int:

@@ -40,7 +40,7 @@ from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
-from stabwatch.runtime.resume import launch, open_run
+from stabwatch.runtime.resume import launch, open_run, run_state
 from stabwatch.runtime.run_metadata import how_it_ended
 from stabwatch.runtime.step_buffer import Extent
 from stabwatch.runtime.taps import Taps
@@ -130,6 +130,7 @@ class Session(TrainingEvents):
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
             partial(self._governor.escalate, self.config.escalate), self._taps.batches, on_alert, self.isolation.run,
+            first_step,
         )  # fmt: skip
         self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
         if "taylor" in self.config.guards and self._ranks.world > 1:
@@ -310,6 +311,21 @@ class Session(TrainingEvents):
 
     # -- what the user calls through Watch ----------------------------------------------------------
 
+    def checkpoint(self) -> dict[str, Any]:
+        """See Watch.state_dict."""
+        over = not self._detached and self._clock.open_step_is_over()
+        return run_state(self.run, self.run_dir, self.step + over)
+
+    @property
+    def begun(self) -> bool:
+        """Has a step of the training ended?"""
+        return not self._blind and (self._watched > 0 or self._clock.open_step_is_over())
+
+    def number_from(self, step: int) -> None:
+        """The open step has this number, and those after it follow."""
+        self._offset += step - self.step
+        self.context.step = step
+
     def coverage(self) -> dict[str, Any]:
         """See Watch.coverage."""
         if self._blind:
@@ -358,8 +374,7 @@ class Session(TrainingEvents):
         else:
             self._end_unannounced()
         self._clock.numbered = True
-        self._offset += number - self.step
-        self.context.step = number
+        self.number_from(number)
 
     @property
     def step(self) -> int:

@@ -68,7 +68,7 @@ def _incident(segment: RunSegment, loss: Column, i: int) -> Incident:
         text = (
             f"At record {step} the {segment.loss_name} is back at its initial value ({now:.4g}; {first:.4g} at first): "
         )
-        text += "probably a new run in the same file. The log has no step that would show it."
+        text += "training probably begins again in the same file. The log has no step that would show it."
     return Incident(
         condition="Reinitialisation" if counted else "RunRestarted",
         severity="critical" if counted else "info",

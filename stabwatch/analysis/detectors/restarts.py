@@ -1,4 +1,4 @@
-"""Steps that go back: a new run in the same file, or a resume from a checkpoint."""
+"""Steps that go back: training that begins again in the same log, or goes on from a checkpoint."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def find(found_segments: Sequence[RunSegment]) -> list[Incident]:
             confidence="likely",
             line=first.line,
             text=(
-                f"The step goes back {len(found)} times: {len(found) + 1} segments in one file, {new} of them new "
-                f"runs and {len(found) - new} resumed."
+                f"The step goes back {len(found)} times: {len(found) + 1} segments in one log; {new} times training "
+                f"begins again, {len(found) - new} times it is resumed."
             ),
             evidence=(f"They begin at steps {steps}{' ...' * (len(found) > 12)}.",),
         ),
@@ -90,7 +90,7 @@ def _incident(segment: RunSegment) -> Incident:
     last, now = int(before.steps[-1]), int(segment.steps[0])
     fresh = segment.fresh
     if fresh:
-        text = f"A new run begins in the same file after step {last}: the step goes back to {now}."
+        text = f"After step {last}, training begins again in the same log: the step goes back to {now}."
     else:
         text = f"The run continues from step {now} after step {last}: it was resumed and repeated {last - now} steps."
     return Incident(

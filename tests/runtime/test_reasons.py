@@ -1,0 +1,258 @@
+"""Each reason why something is not measured: a model of which it is true, and one of which it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stabwatch.hooks.probes.experts import CALL, MANY, NO_CAPACITY
+from stabwatch.hooks.probes.nonlinearity import IN_PLACE
+from stabwatch.hooks.probes.writer import NO_TOKENS, NO_TRUNK
+from stabwatch.runtime.coverage import (
+    COMPILED,
+    FROZEN,
+    MHA,
+    NO_CLASSES,
+    NO_GRADIENT,
+    NO_LOSS,
+    NO_SATURATION,
+    NO_SAVED,
+    NOT_CALLED,
+)
+from stabwatch.runtime.model_changes import AT_ONCE, TOO_OFTEN
+
+WIDTH = 8
+TOKENS = (4, 6, WIDTH)
+
+
+@dataclass
+class Trial:
+    """What is trained, and how. each: called before every step. settings: of `attach`."""
+
+    model: nn.Module
+    shape: tuple[int, ...] = TOKENS
+    steps: int = 9
+    call: Callable[[torch.Tensor], torch.Tensor] | None = None
+    each: Callable[[], object] = lambda: None
+    backward: Callable[[torch.Tensor], object] = lambda loss: loss.backward()
+    loss: Callable[[torch.Tensor], torch.Tensor] = lambda out: out.square().mean()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def reasons(self, attach: Any) -> set[str]:
+        """All reasons in the report."""
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+        watch = attach(self.model, optimizer, **self.settings)
+        call = self.model if self.call is None else self.call
+        for _ in range(self.steps):
+            self.each()
+            self.backward(self.loss(call(torch.randn(self.shape))))
+            optimizer.step()
+            optimizer.zero_grad()
+        attach.finish()
+        assert not watch._session.isolation.errors
+        return {entry["reason"] for part in ("missing", "unmeasured", "notes") for entry in watch.coverage()[part]}
+
+
+class Residual(nn.Module):
+    """x + branch(x). named: it is called with its tensor by name."""
+
+    def __init__(self, activation: nn.Module, named: bool = False) -> None:
+        super().__init__()
+        self.norm, self.named = nn.LayerNorm(WIDTH), named
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 16), activation, nn.Linear(16, WIDTH))
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(x))
+
+
+class Stack(nn.Module):
+    def __init__(self, make: Callable[[], nn.Module], named: bool = False) -> None:
+        super().__init__()
+        self.blocks, self.named = nn.ModuleList(make() for _ in range(2)), named
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x=x) if self.named else block(x)
+        return x
+
+
+def residual(activation: Callable[[], nn.Module] = nn.GELU, named: bool = False) -> nn.Module:
+    return Stack(lambda: Residual(activation()), named)
+
+
+class Attention(nn.Module):
+    """torch's own module, or the function."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.norm, self.own = nn.LayerNorm(WIDTH), own
+        self.attn = nn.MultiheadAttention(WIDTH, 2, batch_first=True) if own else None
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        y = self.norm(x)
+        if self.own:
+            return x + self.attn(y, y, y, need_weights=False)[0]
+        q, k, v = self.qkv(y).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mixture(nn.Module):
+    """A mixture of experts that lie in one module. plain: experts get tokens, and their own numbers by position."""
+
+    def __init__(
+        self, experts: int = 4, capacity: float | None = 1.25, stacked: bool = False, plain: bool = True
+    ) -> None:
+        super().__init__()
+        self.gate, self.top_k, self.plain = nn.Linear(WIDTH, experts, bias=False), 1, plain
+        if capacity is not None:
+            self.capacity_factor = capacity
+        self.experts = Stacked(experts) if stacked else nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(experts))
+
+    def forward(self, x):
+        tokens = x.flatten(0, 1)
+        weight, chosen = self.gate(tokens).softmax(-1).topk(1)
+        if isinstance(self.experts, Stacked):
+            inputs = tokens if self.plain else tokens.unsqueeze(1)
+            out = self.experts(inputs, chosen, weight)
+        else:
+            out = sum(e(tokens) * weight * (chosen == i) for i, e in enumerate(self.experts))
+        return x + out.view_as(x)
+
+
+class Stacked(nn.Module):
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(experts, WIDTH, WIDTH))
+
+    def forward(self, tokens, chosen, weights):
+        tokens = tokens.reshape(-1, WIDTH)
+        return torch.einsum("nd,nde->ne", tokens, self.weight[chosen[:, 0]]) * weights
+
+
+def mixture(**options: Any) -> Trial:
+    return Trial(Stack(lambda: Mixture(**options)))
+
+
+class Spare(nn.Module):
+    """A layer that is called, and one that is not."""
+
+    def __init__(self, spare: bool = True) -> None:
+        super().__init__()
+        self.used = nn.Linear(WIDTH, WIDTH)
+        self.spare = nn.Linear(WIDTH, WIDTH) if spare else None
+
+    def forward(self, x):
+        return self.used(x)
+
+
+class Cut(nn.Module):
+    """A layer behind a cut graph."""
+
+    def __init__(self, cut: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.cut = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), cut
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(y.detach() if self.cut else y)
+
+
+def frozen() -> Trial:
+    """A layer that gets no gradient for three steps, and is frozen then."""
+    model, step = Cut(True), count()
+
+    def freeze() -> None:
+        if next(step) == 3:
+            model.first.requires_grad_(False)
+
+    return Trial(model, each=freeze)
+
+
+def by_hand(by_hand: bool) -> Trial:
+    """Gradients that no backward pass has made."""
+    model = Cut(False)
+
+    def backward(loss: torch.Tensor) -> None:
+        if not by_hand:
+            loss.backward()
+        for p in model.parameters() if by_hand else ():
+            p.grad = torch.ones_like(p)
+
+    return Trial(model, backward=backward)
+
+
+def compiled() -> Trial:
+    torch.compiler.reset()
+    model = Stack(lambda: Attention(False))
+    return Trial(model, call=torch.compile(model, backend="aot_eager"))
+
+
+def twin(called: bool) -> Trial:
+    """called: another module with the same parameters is what the loop calls."""
+    model, other = Cut(False), Cut(False)
+    other.first, other.second = (nn.Linear(WIDTH, WIDTH) for _ in range(2))
+    for mine, theirs in zip(model.children(), other.children(), strict=True):
+        theirs.weight, theirs.bias = mine.weight, mine.bias
+    return Trial(model, call=other if called else model)
+
+
+def growing(changes: int) -> Trial:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH))
+    left = iter(range(changes))
+
+    def grow() -> None:
+        if next(left, None) is not None:
+            model.append(nn.Linear(WIDTH, WIDTH))
+
+    return Trial(model, steps=AT_ONCE + 6, each=grow)
+
+
+def classes(cross_entropy: bool) -> Trial:
+    def loss(out: torch.Tensor) -> torch.Tensor:
+        labels = torch.zeros(out[..., 0].numel(), dtype=torch.long)
+        return F.cross_entropy(out.flatten(0, 1), labels) if cross_entropy else out.square().mean()
+
+    return Trial(Cut(False), loss=loss)
+
+
+TOO_LARGE = "its parameters do not fit into `update_bytes`"
+CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
+    "no capacity": (NO_CAPACITY, lambda: mixture(capacity=None), lambda: mixture(capacity=1.25)),
+    "many experts": (MANY, lambda: mixture(experts=65), lambda: mixture(experts=64)),
+    "a call of experts": (CALL, lambda: mixture(stacked=True, plain=False), lambda: mixture(stacked=True)),
+    "in place": (
+        IN_PLACE, lambda: Trial(residual(lambda: nn.SiLU(inplace=True))), lambda: Trial(residual(nn.SiLU)),
+    ),
+    "no saturation": (NO_SATURATION, lambda: Trial(residual(nn.ReLU)), lambda: Trial(residual(nn.Tanh))),
+    "no tokens": (NO_TOKENS, lambda: Trial(residual(), shape=(4, WIDTH)), lambda: Trial(residual())),
+    "no trunk": (NO_TRUNK, lambda: Trial(residual(named=True)), lambda: Trial(residual())),
+    "multi-head": (MHA, lambda: Trial(Stack(lambda: Attention(True))), lambda: Trial(Stack(lambda: Attention(False)))),
+    "not called": (NOT_CALLED, lambda: Trial(Spare()), lambda: Trial(Spare(False))),
+    "no gradient": (NO_GRADIENT, lambda: Trial(Cut(True)), lambda: Trial(Cut(False))),
+    "no gradient is not frozen": (FROZEN, frozen, lambda: Trial(Cut(True))),
+    "frozen is not no gradient": (NO_GRADIENT, lambda: Trial(Cut(True)), frozen),
+    "no loss": (NO_LOSS, lambda: by_hand(True), lambda: by_hand(False)),
+    "no classes": (NO_CLASSES, lambda: classes(False), lambda: classes(True)),
+    "another module is called": (COMPILED, lambda: twin(True), lambda: twin(False)),
+    "nothing saved in a graph": (
+        f"{NO_SAVED}; the exact value is on cadence", compiled, lambda: Trial(Stack(lambda: Attention(False))),
+    ),
+    "too many changes": (TOO_OFTEN, lambda: growing(AT_ONCE + 3), lambda: growing(2)),
+    "too large": (TOO_LARGE, lambda: Trial(Cut(False), settings={"update_bytes": 16}), lambda: Trial(Cut(False))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_reason_is_given_where_it_is_true_and_nowhere_else(case, attach):
+    reason, true_of, false_of = CASES[case]
+    torch.manual_seed(0)
+    assert reason in true_of().reasons(attach)
+    assert reason not in false_of().reasons(attach)

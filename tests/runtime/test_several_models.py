@@ -1,0 +1,86 @@
+"""Several models that are trained together: each is a run of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stabwatch
+from stabwatch.errors import ConfigError
+from stabwatch.runlog import read_run
+
+STEPS = 8
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, 8), nn.Tanh(), nn.Linear(8, outputs))
+
+
+def gan(watch) -> tuple[list[list[float]], list[torch.Tensor]]:
+    torch.manual_seed(0)
+    models = generator, discriminator = _mlp(4, 2), _mlp(2, 1)
+    first, second = (torch.optim.Adam(m.parameters(), lr=1e-3) for m in models)
+    watch(generator, first)
+    watch(discriminator, second)
+    losses: list[list[float]] = [[], []]
+    for _ in range(STEPS):
+        real, noise = torch.randn(16, 2), torch.randn(16, 4)
+        second.zero_grad()
+        fake = discriminator(generator(noise).detach())
+        loss = F.softplus(-discriminator(real)).mean() + F.softplus(fake).mean()
+        loss.backward()
+        second.step()
+        losses[1].append(loss.item())
+        first.zero_grad()
+        loss = F.softplus(-discriminator(generator(noise))).mean()
+        loss.backward()
+        first.step()
+        losses[0].append(loss.item())
+    return losses, [p.detach().clone() for m in models for p in m.parameters()]
+
+
+def actor_critic(watch) -> tuple[list[list[float]], list[torch.Tensor]]:
+    """One optimizer holds both."""
+    torch.manual_seed(0)
+    models = actor, critic = _mlp(4, 3), _mlp(4, 1)
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=1e-3)
+    for model in models:
+        watch(model, optimizer)
+    losses: list[list[float]] = [[], []]
+    for _ in range(STEPS):
+        states, returns = torch.randn(16, 4), torch.randn(16, 1)
+        value = critic(states)
+        policy = -(actor(states).log_softmax(-1)[:, :1] * (returns - value.detach())).mean()
+        baseline = F.mse_loss(value, returns)
+        optimizer.zero_grad()
+        policy.backward()
+        baseline.backward()
+        optimizer.step()
+        losses[0].append(policy.item())
+        losses[1].append(baseline.item())
+    return losses, [p.detach().clone() for m in models for p in m.parameters()]
+
+
+@pytest.mark.parametrize("train", [gan, actor_critic])
+def test_each_model_has_its_own_steps_and_its_own_loss(train, attach):
+    plain = train(lambda model, optimizer: None)
+    losses, parameters = train(attach)
+    assert losses == plain[0]
+    assert all(torch.equal(a, b) for a, b in zip(parameters, plain[1], strict=True))
+    for watch, trained in zip(attach.watches, losses, strict=True):
+        watch.detach()
+        log = read_run(watch.run_dir)
+        assert log.steps.tolist() == list(range(STEPS))
+        assert log.series("loss")[1] == pytest.approx(trained, rel=1e-5)
+        assert {k.layer for k in log.keys if k.signal == "output_rms"} == {"0", "2"}
+        assert not [e.data for e in log.events if e.kind == "error"]
+        assert watch.coverage()["missing"] == []
+
+
+@pytest.mark.parametrize("several", [list, tuple, lambda models: dict(zip("dg", models, strict=True))])
+def test_several_models_at_once_are_one_clear_sentence(several):
+    models = [_mlp(4, 2), _mlp(2, 1)]
+    with pytest.raises(ConfigError, match="call it once for each of these 2"):
+        stabwatch.attach(several(models), torch.optim.SGD(models[0].parameters(), lr=0.1))
