@@ -21,6 +21,8 @@ LEAST = 1.0
 """A scale below 1 makes gradients smaller. An even smaller scale cannot prevent the overflow then."""
 LOW = 4.0
 """The initial search of a healthy run never ends this low."""
+USUAL = 65536.0
+"""The scale at which a scaler begins (torch.amp.GradScaler, DeepSpeed); a fall to no less is a part of its search."""
 NEAR = 2
 """Most records between two overflows of one burst."""
 _ATTEMPTED = re.compile(r"loss scale: ([\d.e+-]+), reducing")
@@ -29,10 +31,15 @@ _ATTEMPTED = re.compile(r"loss scale: ([\d.e+-]+), reducing")
 
 @dataclass
 class _Burst:
-    """A burst of overflows. at: index of a record. scale: before the first overflow and after the last."""
+    """A burst of overflows. scale: before the first overflow and after the last.
+
+    first, last: indices of records. began, ended: steps of the first and the last overflow, None where none is told.
+    """
 
     first: int
     last: int
+    began: int | None
+    ended: int | None
     count: int
     before: float
     after: float
@@ -87,6 +94,8 @@ def _low(segment: RunSegment) -> list[Incident]:
 def _bad(burst: _Burst, at_start: bool) -> bool:
     if burst.after < LEAST or burst.stuck >= 3:
         return True
+    if burst.after >= USUAL:
+        return False
     if burst.fall < FALL or burst.count < 3:
         return False
     return not at_start or burst.after <= LOW
@@ -97,16 +106,18 @@ def _from_messages(segment: RunSegment) -> list[_Burst]:
     bursts: list[_Burst] = []
     for remark in (r for r in segment.remarks if r.kind == "overflow"):
         at = int(np.searchsorted(segment.steps, remark.step, side="right")) if remark.step is not None else 0
+        step = remark.step if remark.stepped else None
         burst = bursts[-1] if bursts else None
         if burst is not None and at - burst.last <= NEAR and remark.value <= burst.after:
             burst.stuck += int(remark.value == burst.after and remark.value <= LEAST)
-            burst.last, burst.after, burst.count = at, remark.value, burst.count + 1
+            burst.last, burst.ended, burst.after, burst.count = at, step, remark.value, burst.count + 1
         else:
             found = _ATTEMPTED.search(remark.text)
             before = number(found[1]) if found else _scale_before(segment, remark.step)
             stuck = int(before is not None and before == remark.value <= LEAST)
             usual = 2 * remark.value if before is None else before
-            bursts.append(_Burst(at, at, 1, usual, remark.value, remark.line, stuck, told=before is not None))
+            told = before is not None
+            bursts.append(_Burst(at, at, step, step, 1, usual, remark.value, remark.line, stuck, told))
     return bursts
 
 
@@ -126,42 +137,48 @@ def _from_column(segment: RunSegment) -> list[_Burst]:
         return []
     bursts: list[_Burst] = []
     for i in np.flatnonzero(np.diff(column.values) < 0).tolist():
-        at = int(np.searchsorted(segment.steps, column.steps[i + 1]))
+        step = int(column.steps[i + 1])
+        at = int(np.searchsorted(segment.steps, step))
         before, after, line = float(column.values[i]), float(column.values[i + 1]), int(column.lines[i + 1])
         if bursts and at - bursts[-1].last <= NEAR and before <= bursts[-1].after:
-            bursts[-1].last, bursts[-1].after, bursts[-1].count = at, after, bursts[-1].count + 1
+            burst = bursts[-1]
+            burst.last, burst.ended, burst.after, burst.count = at, step, after, burst.count + 1
         else:
-            bursts.append(_Burst(at, at, 1, before, after, line))
+            bursts.append(_Burst(at, at, step, step, 1, before, after, line))
     return bursts
 
 
-def _step(segment: RunSegment, at: int) -> int:
-    return int(segment.steps[min(at, len(segment.steps) - 1)]) if len(segment.steps) else 0
+def _step(segment: RunSegment, told: int | None, at: int) -> int:
+    """The step of an overflow: what the log tells, else that of the record after it."""
+    if told is not None or not len(segment.steps):
+        return told or 0
+    return int(segment.steps[min(at, len(segment.steps) - 1)])
 
 
 def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
     last = burst.last >= len(segment.steps) - NEAR
     low = burst.after < LEAST or burst.stuck > 0
+    began, ended = _step(segment, burst.began, burst.first), _step(segment, burst.ended, burst.last)
+    known = burst.began is not None or len(segment.steps) > 0
+    where = f"at step {began}" if known else f"in line {burst.line}"
     course = f"from {burst.before:g} to {burst.after:g}" if burst.told else f"to {burst.after:g}"
-    what, times = f"collapses at step {_step(segment, burst.first)}: {course} in", "in a row"
+    what, times = f"collapses {where}: {course} in", "in a row"
     if burst.before == burst.after:
-        what, times = f"is {burst.after:g} at step {_step(segment, burst.first)} and cannot be reduced, in spite of", ""
+        what, times = f"is {burst.after:g} {where} and cannot be reduced, in spite of", ""
     text = f"The loss scale {what} {number_of(burst.count, 'overflow')} {times}".rstrip()
     text += ". Below 1, a smaller scale cannot prevent an overflow." if low else "."
+    overflows = number_of(burst.count, "overflow")
     return Incident(
         condition="LossScaleCollapse",
         severity="critical" if low else "warning",
-        first_step=_step(segment, burst.first),
-        last_step=None if last else _step(segment, burst.last),
+        first_step=began,
+        last_step=None if last else ended,
         records=burst.last - burst.first + 1,
         ratio=burst.fall,
         confidence="likely",
         line=burst.line,
         text=text,
-        evidence=(
-            f"{number_of(burst.count, 'overflow')} from step {_step(segment, burst.first)} "
-            f"to {_step(segment, burst.last)}.",
-        ),
+        evidence=(f"{overflows} from step {began} to {ended}." if known else f"{overflows}; the log has no steps.",),
     )
 
 
@@ -169,21 +186,20 @@ def _search(segment: RunSegment, bursts: list[_Burst], begun: int) -> list[Incid
     if not bursts:
         return []
     total = sum(b.count for b in bursts)
-    late = sum(b.count for b in bursts if b.first >= begun)
+    early = sum(b.count for b in bursts if b.first < begun)
+    at_start = f", {early} of them at the start" if early else ""
+    why = f"It never fell by a factor of {FALL:g} at once to below {USUAL:,.0f}{' afterwards' * bool(early)}"
     return [
         Incident(
             condition="LossScaleSearch",
             severity="info",
-            first_step=_step(segment, bursts[0].first),
-            last_step=_step(segment, bursts[-1].last),
+            first_step=_step(segment, bursts[0].began, bursts[0].first),
+            last_step=_step(segment, bursts[-1].ended, bursts[-1].last),
             records=total,
             ratio=max(b.fall for b in bursts),
             confidence="likely",
             line=bursts[0].line,
-            text=(
-                f"The fp16 loss scale was reduced {number_of(total, 'time')}, {total - late} of them at the start: the "
-                f"normal search, because it never fell by a factor of {FALL:g} at once afterwards."
-            ),
+            text=f"The fp16 loss scale was reduced {number_of(total, 'time')}{at_start}: the normal search. {why}.",
             evidence=(f"Lowest scale: {min(b.after for b in bursts):g}.",),
         )
     ]

@@ -99,7 +99,9 @@ def spikes(values: Array, fresh: bool) -> list[Excursion]:
         rough = ROUGH * scatter(np.diff(values[:i] if excerpt else values))
         learned = values[0] - values[:i].min() if fresh else 0.0
         if (excerpt or ebbs) and values[i] - top >= max(SHARE * learned, rough):
-            found.append(_excursion(values, i, top))
+            spike = _excursion(values, i, top)
+            if not excerpt or _alone(values, spike):
+                found.append(spike)
     return (_relapse(values) if fresh else []) or found
 
 
@@ -117,6 +119,12 @@ def _excursion(values: Array, i: int, base: float) -> Excursion:
     peak = i + int(np.argmax(values[i:stop]))
     over = float(values[peak] - base) / max((JUMP - 1) * base, 1e-300)
     return Excursion(i, stop, peak, base, base, over, recovered=bool(len(back)))
+
+
+def _alone(values: Array, spike: Excursion) -> bool:
+    """Whether no record outside of a spike comes near its peak: a few records say little about the noise."""
+    rest = np.concatenate((values[: spike.start], values[spike.stop :]))
+    return bool(values[spike.peak] >= JUMP * rest.max())
 
 
 def _relapse(values: Array) -> list[Excursion]:

@@ -28,6 +28,7 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 """A line above values without names of their own."""
+_BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Most records without a step, which are numbered at the end of the file; further ones are not read."""
 _MANY = 4
@@ -79,7 +80,10 @@ class Parser:
         """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
 
     def take(self, line: int, text: str) -> None:
-        """One line."""
+        """One line, or the parts of a line in which something follows a progress bar at once."""
+        *bars, text = _BAR_ENDS.split(text) if "][" in text else [text]
+        for bar in bars:
+            self._understands(line, bar)
         if self._understands(line, text):
             self.unread.understood(any(map(str.isdigit, text)))
         else:
@@ -281,7 +285,8 @@ class Parser:
         if found is None:
             return False
         kind, value = found
-        self.builder.remark(kind, line, text.strip(), value)
+        step = self._offset + self._raw if self._at == line else None  # that of the progress bar on the same line
+        self.builder.remark(kind, line, text.strip(), value, step)
         return kind == "overflow" and "loss" not in text.replace("loss scale", "").replace("loss_scale", "")
 
     def _odd(self, line: int, text: str) -> bool:

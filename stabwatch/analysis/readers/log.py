@@ -52,8 +52,9 @@ class Column:
 class Remark:
     """A relevant line that is not a record: an overflow, an exception, a saved checkpoint.
 
-    kind: 'overflow', 'nan_message', 'error', 'checkpoint', 'restart'. step: of the record before it, None if none.
-    value: the number in the line (the new loss scale), NaN if none.
+    kind: 'overflow', 'nan_message', 'error', 'checkpoint', 'restart'. step: of the
+    line or of the record before it, None if none. value: the number in the line (the new loss scale), NaN if none.
+    stepped: the line itself has the step.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Remark:
     line: int
     text: str
     value: float = float("nan")
+    stepped: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ _OVERFLOW = re.compile(
 )
 _NAN = (
     r"^(?!\s*[\w.]+\()(?!.*\b(?:no|not|without|never|any|zero|0)\W{1,4}(?:nan|inf|non-?finite)\b)"
-    r".*(?:diverged with loss|(?<![-\w=:])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
+    r".*(?:diverged with loss|(?<![-\w=:/])(?<![=:] )(nan|inf)\b.{0,30}\b(loss|grad)"
     r"|\b(?:loss|grad\w*|param\w*|weights?|activations?|outputs?)\b[^=]{0,30}\b(?:is|are|became|become|was|were|contains?|turned|has|have|went)\b"
     r"[^=]{0,14}\b(?:nans?|infs?|infinite|non-?finite|not finite)\b"
     r"|\b(?:nans?|infs?)(?: (?:or|and|/) ?(?:nans?|infs?)|/(?:nans?|infs?))?"

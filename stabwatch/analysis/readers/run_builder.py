@@ -184,10 +184,11 @@ class RunBuilder:
         series = self._series[key] = _Series(trains=alone or role not in ("eval_loss", "other"))
         return series
 
-    def remark(self, kind: str, line: int, text: str, value: float = math.nan) -> None:
-        """Add a remark: a relevant line that is not a record."""
+    def remark(self, kind: str, line: int, text: str, value: float = math.nan, step: int | None = None) -> None:
+        """Add a remark: a relevant line that is not a record. step: the line's own, else that of the record before."""
         if len(self.remarks) < 100_000:
-            self.remarks.append(Remark(kind, self._last, line, text[:300], value))
+            at = self._last if step is None else step
+            self.remarks.append(Remark(kind, at, line, text[:300], value, stepped=step is not None))
 
     def run(self, name: str | None = None) -> LogRun:
         """The run of all records that were added."""

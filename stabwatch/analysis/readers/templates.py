@@ -38,7 +38,7 @@ _SETTINGS = re.compile(
 """The configuration of a run in one line."""
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code at the start of a log."""
-_EVAL_LINE = re.compile(r"\b(valid|validation|eval|evaluation|evaluating|test|testing|dev)\b")
+_EVAL_LINE = re.compile(r"\b(valid|validation|validating|eval|evaluation|evaluating|test|testing|dev)\b")
 _SECTION = re.compile(
     r"\b(?:(train(?:ing)?)|val(?:id(?:ation)?)?|test(?:ing)?|eval(?:uat(?:e|ion|ing))?|dev|cv)\b"
     r"(?:=\w+\s|\s*(?:[:|\])>]|=>)+\s*(?=[A-Za-z*'\"{(\[])|\s+(?:Batch|Epoch|Step|Iter(?:ation)?)\b)",
@@ -49,7 +49,7 @@ _BAR = re.compile(r"(%\|[^|]*\||^Z?|\n|[|\]:)]|\bprogress)\s*$")
 _BESIDE = re.compile(r"\s*[,;|-]\s*")
 _TRAINS = re.compile(r"epoch|train|step|iter|batch|update|\bep\b|fit|progress|round", re.IGNORECASE)
 _PREPARES = re.compile(
-    r"load|map\b|token|filter|fetch|download|shard|dataset|captur|sanity|prompt|files|caching|example|saving|compil",
+    r"load|map\b|token|filter|fetch|download|shard|dataset|captur|sanity|prompt|files|caching|example|saving|compil|rollout",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"[A-Za-z]{2}[^|]*$")

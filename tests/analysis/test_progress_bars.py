@@ -1,0 +1,84 @@
+"""Messages and values around progress bars, and the scale search of fp16: in the shapes of real logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stabwatch.analysis import Analysis, analyze
+
+
+@pytest.fixture
+def judged(tmp_path: Path):
+    def judge(text: str) -> Analysis:
+        path = tmp_path / "train.log"
+        path.write_text(text, encoding="utf-8")
+        return analyze(path)
+
+    return judge
+
+
+def overflow(scale: float) -> str:
+    return (
+        "[2024-03-01 10:00:00,018] [INFO] [loss_scaler.py:181:update_scale] [deepspeed] OVERFLOW! Rank 0 Skipping "
+        f"step. Attempted loss scale: {scale:g}, reducing to {scale / 2:g}"
+    )
+
+
+def test_an_overflow_behind_a_bar_has_the_step_of_the_bar(judged) -> None:
+    lines = [f" 14%|█▍        | {512 + i}/2724 [13:57<86:18, 132.44s/it]{overflow(128 / 2**i)}\n\n" for i in range(7)]
+    lines.insert(3, "{'loss': 2.0491, 'learning_rate': 0.00019, 'epoch': 0.28}\n")
+    found = judged(
+        "".join(lines) + "Exception: Current loss scale already at minimum - cannot decrease scale anymore.\n"
+    )
+    (collapse,) = [i for i in found.incidents if i.condition == "LossScaleCollapse"]
+    assert collapse.first_step == 512
+    assert "at step 512: from 128 to 1 in 7 overflows in a row" in collapse.text
+    assert collapse.evidence == ("7 overflows from step 512 to 518.",)
+
+
+def test_a_search_from_a_high_scale_is_no_collapse(judged) -> None:
+    found = judged("".join(overflow(2.0 ** (32 - i)) + "\n" for i in range(8)))
+    assert found.calm
+    (search,) = found.incidents
+    assert search.condition == "LossScaleSearch" and "reduced 8 times: the normal search." in search.text
+
+
+def test_without_any_step_a_collapse_is_told_by_its_line(judged) -> None:
+    found = judged("epoch starts\n" + "".join(overflow(2.0 ** (10 - i)) + "\n" for i in range(9)))
+    (collapse,) = found.incidents
+    assert "collapses in line 2: from 1024 to 2 in 9 overflows" in collapse.text and "step" not in collapse.text
+    assert collapse.evidence == ("9 overflows; the log has no steps.",)
+
+
+def test_the_bar_of_a_rollout_is_no_step(judged) -> None:
+    def bar(step: int, loss: float) -> str:
+        values = f"losses/total_loss: {loss} | losses/policy_loss: 0.1"
+        return f"[{values}]:  16%|███▎   | {step}/6400 [1:16:09<1:07:04,  1.33it/s]"
+
+    rollout = "[rollout 128 / 128]: 100%|█████| 128/128 [01:31<00:00,  1.40it/s]"
+    found = judged(
+        "".join(f"{rollout}{bar(1024 + i, 1.6 - 0.01 * i)}[RANK 0] Collecting rollouts\n" for i in range(12))
+    )
+    assert (found.first_step, found.last_step) == (1024, 1035)
+    assert found.incidents == ()
+
+
+def test_an_endless_number_of_epochs_is_no_infinite_loss(judged) -> None:
+    text = "".join(
+        f"Epoch {n}/inf, loss={9 - n / 10:.3f}: 100%|████████| 2432/2432 [17:24<00:00,  2.29samples/s]\n"
+        f"Validating, loss={800 + n}.257:  94%|█████████▍| 256/271 [00:40<00:02,  6.63samples/s]\n"
+        for n in range(1, 12)
+    )
+    found = judged(text)
+    assert found.calm
+    assert not [i for i in found.incidents if i.condition in ("NonFinite", "RunRestarted", "RunResumed")]
+
+
+def test_a_few_noisy_records_have_no_spike(judged) -> None:
+    losses = (0.2636, 0.6618, 0.3663, 0.2678, 0.3992, 0.4918, 0.2143, 1.0149)
+    assert judged("".join(f"global step {374 + i}: loss = {x} (0.29 sec/step)\n" for i, x in enumerate(losses))).calm
+    alone = (0.26, 0.27, 2.6, 2.4, 0.28, 0.26, 0.25)
+    found = judged("".join(f"global step {374 + i}: loss = {x} (0.29 sec/step)\n" for i, x in enumerate(alone)))
+    assert [i.condition for i in found.incidents] == ["LossSpike"]
