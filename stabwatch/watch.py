@@ -141,6 +141,35 @@ class Watch:
         """
         self._session.log(scalars)
 
+    def log_policy(
+        self,
+        logp: Tensor,
+        old_logp: Tensor | None = None,
+        ref_logp: Tensor | None = None,
+        rollout_logp: Tensor | None = None,
+        advantage: Tensor | None = None,
+        mask: Tensor | None = None,
+        clip: float | tuple[float, float] = 0.2,
+    ) -> None:
+        """Record what tells whether a policy that is trained by its own samples is still well: reinforcement learning.
+
+        Divergences (k1 and k3) from the reference, from the policy before the update and from the one that sampled,
+        the entropy that the samples show, importance ratios, the share that is clipped, and the scale of advantages.
+        Call it once for each micro-batch; of several calls in a step the numbers are those of all samples.
+
+        Args:
+            logp: log-probability of each sample (token, action) under the policy that is trained, any shape.
+            old_logp, ref_logp, rollout_logp: of the same samples under the policy before the update, under the
+                reference, and as the sampler (an inference engine, say) returned them. The same shape.
+            advantage: of each sample, or of each sequence, (batch,).
+            mask: which samples count; by default all. The same shape as logp.
+            clip: the importance ratio is clipped to 1 - clip ... 1 + clip; or the two distances.
+
+        Nothing of it waits for the device.
+        """
+        given = {"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp, "advantage": advantage}
+        self._session.log_policy(logp, given | {"mask": mask, "clip": clip})
+
     def log_batch(self, indices: Any = None, **facts: Any) -> None:
         """Say which batch this step (or micro-batch) is trained on, so that an alert can name it.
 

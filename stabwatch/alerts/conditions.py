@@ -33,7 +33,7 @@ class KnownCondition:
 
 ALSO_DETECTED = (
     "LossSpike", "LossShift", "LossDivergence", "NonFinite", "GradientNormExplosion", "LossScaleCollapse",
-    "LearningRateSpike", "LearningRateZero", "NotLearning", "TrainingStopped",
+    "LearningRateSpike", "LearningRateZero", "NotLearning", "TrainingStopped", "RewardCollapse",
 )  # fmt: skip
 """Rules and root causes that a detector can also find."""
 
@@ -57,15 +57,6 @@ _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         (
             "Check the labels of one batch: are they all masked (-100), or equal to the input?",
             "Check the loss itself: a mean over nothing, a wrong shift, a constant target.",
-        ),
-    ),
-    (
-        "RewardCollapse",
-        "The reward collapsed",
-        (
-            "Go back to the checkpoint before the fall.",
-            "Look at the KL divergence, the entropy and the clip fraction from that step on: too large updates?",
-            "Lower the learning rate or the number of epochs per batch; raise the KL penalty or the entropy bonus.",
         ),
     ),
     (

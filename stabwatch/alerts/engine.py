@@ -29,7 +29,7 @@ from stabwatch.runlog.schema import GOOD_ENDS
 
 ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up")
 """Kinds of events that an engine reads."""
-BASELINE_FEATURES = ("loss", "gradient_norm")
+BASELINE_FEATURES = ("loss", "gradient_norm", "logged_reward", "logged_accuracy")
 """Features whose baselines restart at an announced change."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20

@@ -7,17 +7,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stabwatch.alerts.roles import ROLES
 from stabwatch.alerts.rule import Rule
 
 
 def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, float]) -> str:
     """The description of one alert, from the rule's template and the gauges when it fired, each by its name.
 
-    More fields: {where}, {signal}, {step}; {growth}, of the attention logits, in words; {rank}, whose replica differs.
+    More fields: {where}, {signal}, {step}; {growth}, of the attention logits, in words; {rank}, whose replica differs;
+    {which} of several quantities is furthest from its limit.
     """
     fields: dict[str, float | str] = defaultdict(lambda: math.nan, numbers)
     fields |= {"where": layer or "the run", "signal": signal, "step": step}
     fields["growth"] = format_growth(numbers.get("attention_logit_growth", math.nan))
+    fields["which"] = format_which(numbers.get("which", math.nan))
     fields["rank"] = format_rank(numbers.get("replica_difference_rank", math.nan))
     return rule.description.format_map(fields)
 
@@ -25,6 +28,11 @@ def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, 
 def format_rank(rank: float) -> str:
     """'rank 3'; where it is not known which, 'one or more ranks'."""
     return f"rank {rank:.0f}" if rank >= 0 else "one or more ranks"
+
+
+def format_which(role: float) -> str:
+    """What a logged number is, from its place in the table of roles."""
+    return ROLES[int(role)].words if role >= 0 else "it"
 
 
 def format_growth(slope: float) -> str:

@@ -19,7 +19,7 @@ from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen_by_modes
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
-from stabwatch.hooks.losses import LOSS_PATCHES
+from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
 from stabwatch.hooks.patching import SOFTMAX_METHOD, KeptReferences, MethodPatch, Patch
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake
@@ -60,6 +60,8 @@ def _saw_attention(
     site = _measuring()
     if site is None or not query.numel() or not key.numel():
         return
+    if site.flags.sampled:
+        site.context.input.attention(query, key, attn_mask, is_causal)
     with unseen_by_modes():
         call = (query, key, attn_mask)
         site.context.isolate(attention.BRACKET, attention.note_call, site, out, *call, is_causal)
@@ -127,6 +129,8 @@ def _saw_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, *
         with unseen_by_modes():
             context = root.context
             context.isolation.run("loss", "always", loss.cross_entropy, context, out, input, target, args, kwargs)
+            if context.flags.sampled:
+                context.isolation.run("leak", "sampled", note_leak, context, target)
 
 
 def _traced_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -36,6 +36,9 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
     context = _context()
     if context is not None and not is_fake(input):
         context.isolation.run("loss", "always", _note_shapes, context, input, target)
+        if context.flags.sampled:
+            with unseen_by_modes():
+                context.isolation.run("leak", "sampled", note_leak, context, target)
 
 
 def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -43,6 +46,7 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
     if context is not None and context.flags.sampled and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_range, context, target)
+            context.isolation.run("leak", "sampled", note_leak, context, target)
 
 
 def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
@@ -59,6 +63,13 @@ def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
 def _note_shapes(context: TapContext, input: Tensor, target: Tensor) -> None:
     factor = broadcast_factor(input.shape, target.shape)
     context.run.update_broadcast(device_constant((1.0, factor), torch.float32, context.device))
+
+
+def note_leak(context: TapContext, target: Tensor) -> None:
+    """Note whether the target is one of the numbers of the model's input."""
+    share = context.input.leak(target)
+    if share is not None:
+        context.run.update_leak(share)
 
 
 def _note_range(context: TapContext, target: Tensor) -> None:

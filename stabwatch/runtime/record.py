@@ -27,7 +27,7 @@ DIFFERS = 0.05
 
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
-    "evaluation_mode_ratio", "clip_limit",
+    "evaluation_mode_ratio", "clip_limit", "backward_passes",
 )  # fmt: skip
 _HOST_COUNTS = (
     "skipped_steps_total", "probe_errors_total", "records_dropped_total", "optimizer_resets_total",
@@ -61,6 +61,7 @@ class HostNumbers:
     dropped: int = 0
     resets: int = 0
     evaluating: float = math.nan
+    passes: int = 0
     clip_limit: float = math.nan
     _written: tuple[int, ...] = (0, 0, 0, 0)
 
@@ -73,7 +74,7 @@ class HostNumbers:
 
     def next_step(self) -> None:
         """Reset what is counted within a step."""
-        self.data_wait, self.samples = math.nan, 0
+        self.data_wait, self.samples, self.passes = math.nan, 0, 0
         self.evaluating = self.clip_limit = math.nan
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
@@ -90,7 +91,7 @@ class HostNumbers:
         pace = self.samples / self.step_seconds if self.samples else math.nan
         gauges = (
             self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing,
-            self.evaluating, self.clip_limit,
+            self.evaluating, self.clip_limit, float(self.passes) if self.passes else math.nan,
         )  # fmt: skip
         pairs = [(0.0 if math.isnan(v) else 1.0, v) for v in gauges] + [(1.0, float(v)) for v in increments]
         return np.array(pairs).reshape(-1)

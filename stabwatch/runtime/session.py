@@ -25,6 +25,7 @@ from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.guards.taylor import OVER_RANKS
+from stabwatch.hooks.base.policy_accumulators import PolicyBatch
 from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
@@ -182,6 +183,7 @@ class Session(TrainingEvents):
         self._clock.close()
         self._prepared, self._since_step = False, 0
         self._stepped_parameters.clear()
+        self.context.input.clear()
         self.isolation.run("loss", "always", self._loss.step_ends, self._repeated)
         self._repeated = False
         self.context.step = step + 1
@@ -339,6 +341,14 @@ class Session(TrainingEvents):
         """See Watch.log."""
         if not self._detached:
             self.isolation.run("log", "always", self.context.run.update_scalars, scalars)
+
+    def log_policy(self, logp: Tensor, given: Mapping[str, Any]) -> None:
+        """See Watch.log_policy."""
+        if not self._detached:
+            self.isolation.run("policy", "always", self._log_policy, logp, given)
+
+    def _log_policy(self, logp: Tensor, given: Mapping[str, Any]) -> None:
+        self.context.run.policy.update(logp, PolicyBatch(**given))
 
     def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See Watch.probe."""

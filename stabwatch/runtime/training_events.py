@@ -149,6 +149,7 @@ class TrainingEvents:
             self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
         if self.flags.sampled:
             self.isolation.run("batch", "sampled", self._note_input, inputs)
+            self.isolation.run("batch", "sampled", self.context.input.forward_begins, inputs, named)
 
     def _note_input(self, inputs: tuple[Any, ...]) -> None:
         batch = first_tensor(inputs)
@@ -209,6 +210,7 @@ class TrainingEvents:
 
     def _pass_ended(self) -> None:
         """The gradients may be those of the step: of a closure, and of a step that nothing announces."""
+        self._host.passes += 1
         if self.flags.open:
             self._host.evaluating = float(self._checks.evaluating())
         if self._clock.inside is not None:

@@ -13,6 +13,7 @@ from stabwatch.signals import (
     loss,
     mean_mode,
     optimizer,
+    policy,
     precision,
     ranks,
     run,
@@ -28,7 +29,7 @@ CATALOGUE = Catalogue()
 for family in (
     loss, gradients, setup, weights, optimizer, taylor, spectra, activations, activation_gradients,
     geometry, mean_mode, precision, attention,
-    experts, logits, ranks, run,
+    experts, logits, policy, ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:
         CATALOGUE.register(signal)

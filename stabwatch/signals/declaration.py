@@ -18,7 +18,8 @@ TAPS = (
     "activation", "activation_gradient",
     "residual", "writer", "nonlinearity", "attention", "router", "expert", "probe", "logits", "loss",
     "token_loss", "gradient", "group", "weight", "matrix", "update", "matrix_update", "optimizer", "step", "host",
-    "logged", "rank_busy", "rank_loss", "rank_nonfinite", "replica",
+    "logged", "policy", "policy_reference", "policy_old", "policy_rollout", "advantage", "rank_busy", "rank_loss",
+    "rank_nonfinite", "replica",
 )  # fmt: skip
 
 

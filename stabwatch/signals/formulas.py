@@ -130,6 +130,21 @@ def quantile(x: Array, above: float) -> Array:
     return np.where(np.isnan(share[..., 0]), np.nan, found)
 
 
+def exponential(x: Array) -> Array:
+    """exp(field): a ratio, of its logarithm."""
+    return np.exp(x[..., 0])
+
+
+def inverse_exponential(x: Array) -> Array:
+    """exp(-field): the smallest ratio, of minus its logarithm."""
+    return np.exp(-x[..., 0])
+
+
+def effective_share(x: Array) -> Array:
+    """Effective sample size of weights over their number: sum, sum of squares, count (Kish 1965)."""
+    return x[..., 0] ** 2 / (x[..., 1] * x[..., 2])
+
+
 def standard_error(x: Array) -> Array:
     """Standard error of a mean: sum, sum of squares, count; NaN for fewer than two."""
     total, squares, n = x[..., 0], x[..., 1], x[..., 2]
@@ -140,6 +155,7 @@ ARITY: dict[str, tuple[int, ...]] = {
     "same": (1,), "negated": (1,), "mean": (2, 3), "rms": (2, 3),
     "root_ratio": (2,), "relative_norm": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
     "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,),
+    "exponential": (1,), "inverse_exponential": (1,), "effective_share": (3,),
     "rms_ratio": (4,), "deviation": (3,), "fp16_headroom": (1,),
     "median": (len(EDGES) + 2,), "percentile99": (len(EDGES) + 2,),
 }  # fmt: skip
@@ -150,7 +166,7 @@ FORMULAS: dict[str, Formula] = {
     for f in (
         same, negated, mean, rms, norm, root_ratio, relative_norm, total,
         share, quotient, cosine, kurtosis, peak, stable_rank, standard_error,
-        rms_ratio, deviation, fp16_headroom, median, percentile99,
+        rms_ratio, deviation, fp16_headroom, median, percentile99, exponential, inverse_exponential, effective_share,
     )
 }  # fmt: skip
 

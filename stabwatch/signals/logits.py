@@ -21,6 +21,13 @@ def _form(name: str, help: str, field: str, of: str = "count", unit: str = "rati
     )  # fmt: skip
 
 
+def _order(name: str, help: str, field: str) -> Signal:
+    return Signal(
+        name=name, help=help, unit="ratio", tap="logits", reduction="token_order", fields=(field, "count"),
+        formula="quotient", scope="run",
+    )  # fmt: skip
+
+
 SIGNALS = (
     Signal(
         name="output_logit_logsumexp",
@@ -123,5 +130,14 @@ SIGNALS = (
     _target("target_classes", "Number of classes of `cross_entropy`.", "classes", unit="1", formula="same"),
     _form("output_probability_ratio", "Share of the rows of logits that are probabilities already.", "probability"),
     _form("output_cut_ratio", "Share of the rows of logits of which the smallest is exactly 0, and none below.", "cut"),
+    _order("target_own_token_ratio", "Share of the targets that are the input's token at their own place.", "own"),
+    _order("target_next_token_ratio", "Share of the targets that are the input's next token.", "following"),
+    _order("target_second_token_ratio", "Share of the targets that are the input's token after the next.", "second"),
+    _order(
+        "attention_open_ratio",
+        "Share of the targets that were guessed with attention over the whole sequence, without any mask.",
+        "open",
+    ),
+    _order("attention_causal_ratio", "Share of the targets that were guessed with causal attention alone.", "causal"),
     _form("label_logit_gap", "Mean logit of a row minus that of its label.", "gap", of="known", unit="nat"),
 )

@@ -110,6 +110,14 @@ RADII = _reduction("radii", count="sum", **dict.fromkeys((f"from_{i}" for i in r
 REACH = _reduction("reach", count="sum", missing="sum", unheld="sum", unregistered="sum", total="max")
 CERTAINTY = _reduction("certainty", count="sum", collapsed="sum")
 TARGETS = _reduction("targets", count="sum", ignored="sum", known="sum", sum="sum", sumsq="sum", classes="max")
+LOG_RATIO = _reduction(
+    "log_ratio",
+    count="sum", k1="sum", k3="sum", absolute="sum", ratio="sum", ratio_sumsq="sum", clipped="sum",
+    highest="max", lowest="max",
+)  # fmt: skip
+"""highest: the largest log ratio; lowest: minus the smallest."""
+ADVANTAGE = _reduction("advantage", count="sum", sum="sum", sumsq="sum", zero="sum", abs_max="max")
+TOKEN_ORDER = _reduction("token_order", count="sum", own="sum", following="sum", second="sum", open="sum", causal="sum")
 LOGIT_FORM = _reduction("logit_form", count="sum", probability="sum", cut="sum", known="sum", gap="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
@@ -125,7 +133,7 @@ REDUCTIONS: dict[str, Reduction] = {
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
-        UPDATE_LOST,
+        UPDATE_LOST, LOG_RATIO, ADVANTAGE, TOKEN_ORDER,
     )
 }  # fmt: skip
 

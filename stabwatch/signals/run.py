@@ -79,6 +79,13 @@ SIGNALS = (
         "ratio",
         tier="sampled",
     ),
+    _host(
+        "target_in_input_ratio",
+        "Share of the samples whose target is one of the numbers of the model's input, the same column in each.",
+        "ratio",
+        tier="sampled",
+    ),
+    _host("backward_passes", "Backward passes of the step that reached the model's parameters."),
     _host("input_rms", "Root mean square of the model's first input of floating-point numbers.", tier="sampled"),
     _host("clip_limit", "Largest `max_norm` that `clip_grad_norm_` was given in the step."),
     _count(

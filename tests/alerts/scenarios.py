@@ -48,6 +48,11 @@ CELLS = {
     "broadcast": host_accumulator("loss_broadcast_factor"),
     "out_of_range": host_accumulator("target_out_of_range_ratio"),
     "token_loss": Accumulator("token_loss", "", "mean"),
+    "passes": host_accumulator("backward_passes"),
+    "leak": host_accumulator("target_in_input_ratio"),
+    "second_token": Accumulator("logits", "", "token_order"),
+    "own_token": Accumulator("logits", "", "token_order"),
+    "open_token": Accumulator("logits", "", "token_order"),
     "ignored": Accumulator("logits", "", "targets"),
     "label_mean": Accumulator("logits", "", "targets"),
     "ten_classes": Accumulator("logits", "", "targets"),
@@ -89,6 +94,7 @@ LAYERED = {
     "missing": "reach",
     "unheld": "reach",
     "unregistered": "reach",
+    "logged": "mean",
 }
 _TAPS = {
     "lower": "attention",
@@ -133,9 +139,15 @@ def fields(name: str, value: float) -> dict[str, float]:
         "gradient_norm": {"sumsq": value * value, "nonfinite": bad},
         "logits": {"sum": size, "sumsq": size * size, "nonfinite": bad, "max": peak},
         "learning_rate": {"last": value},
+        "logged": {"sum": value, "nonfinite": bad},
         "skipped": {"sum": value},
         "kept": {"last": value},
         "clip_limit": {"last": value},
+        "passes": {"last": value},
+        "leak": {"last": value},
+        "second_token": {"own": 0.1, "following": 1 - value, "second": value, "open": 0.0, "causal": 1.0},
+        "own_token": {"own": value, "following": 1 - value, "second": 0.1, "open": 0.0, "causal": 1.0},
+        "open_token": {"own": 0.1, "following": 1 + 0 * value, "second": 0.1, "open": value, "causal": 1 - value},
         "broadcast": {"last": value},
         "out_of_range": {"last": value},
         "token_loss": {"sum": value, "nonfinite": bad},
@@ -204,6 +216,11 @@ def block(series: dict[str, Values], first: int = 0, layout: RecordLayout | None
                 rows[i, start : start + len(names)] = [aggregates[n] for n in names]
     steps = np.arange(first, first + length)
     return RecordBatch(layout, steps, 1000.0 + steps, rows)
+
+
+def uneven(step: int) -> float:
+    """A reward that differs from batch to batch and leads nowhere."""
+    return 0.5 + 0.05 * (step * 7 % 5 - 2)
 
 
 def wave(length: int, level: float = 3.0, noise: float = 0.05, seed: int = 0) -> list[float]:

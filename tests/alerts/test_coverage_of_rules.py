@@ -11,6 +11,7 @@ from stabwatch.alerts import RULES
 from stabwatch.alerts.catalogue import features
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.conditions import CONDITIONS
+from stabwatch.alerts.roles import PLACES, ROLES, RoleColumns
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.runlog import SeriesKey
 from stabwatch.signals import CATALOGUE
@@ -26,7 +27,8 @@ NO_RULE = {
         "step_to_radius_mean_ratio", "step_to_radius_median_ratio", "step_to_radius_p99_ratio",
         "taylor_radius", "router_overflow_ratio", "expert_load_ratio",
         "shift_coherence", "token_mean_to_centred_ratio", "gradient_fp16_saturated_ratio",
-        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst",
+        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst", "policy_old_kl_k1",
+        "policy_ratio_min", "rollout_ratio_max", "advantage_deviation",
     ),
     "evidence: it tells why, and healthy runs show any value of it": (
         "singular_value_max", "singular_value_second_ratio", "singular_value_residual_ratio", "stable_rank",
@@ -50,7 +52,7 @@ NO_RULE = {
     "the watcher itself: an alert of Prometheus (docs/runbooks/Health.md)": (
         "overhead_ratio", "taps_missing", "probe_errors_total", "records_dropped_total",
     ),
-    "the user's own: rules of one's own read it": ("logged_value",),
+    "the user's own: rules of one's own read it, and those of themes/policy.py by its name": ("logged_value",),
     "what guards did: an event of the run log": ("guard_interventions_total",),
 }  # fmt: skip
 
@@ -64,6 +66,8 @@ def _read_by_rules() -> set[str]:
         columns = [value for value in vars(family).values() if isinstance(value, LayerColumns)]
         if family.name in used:
             found |= {signal for c in columns for signal in c.signals}
+            roles = [role for value in vars(family).values() if isinstance(value, RoleColumns) for role in value.roles]
+            found |= {signal for role in roles for signal in ROLES[PLACES[role]].signals}
     return found | {s.name for s in CATALOGUE if s.name.endswith("nonfinite_total")}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from stabwatch.alerts import Engine
 from stabwatch.alerts.root_causes import ROOT_CAUSES
-from tests.alerts.scenarios import Scenario, around, block, wave
+from tests.alerts.scenarios import Scenario, around, block, uneven, wave
 
 SCENARIOS = {
     "LossShift": Scenario("loss", wave(100, 2.0, 0.08), [3.2] * 12),
@@ -68,6 +68,25 @@ SCENARIOS = {
         [2.4] * 12,
         {"learning_rate": lambda step: 1e-3 if step < 100 else 0.1},
     ),
+    "EntropyCollapse": Scenario("logged actor/entropy", wave(100, 1.2), [0.02] * 60, {"logged reward": uneven}),
+    "EntropyExplosion": Scenario(
+        "logged train/entropy_loss", wave(100, -0.4), [-2.5] * 10, {"logged train/clip_fraction": 0.1}
+    ),
+    "RewardCollapse": Scenario("logged rollout/ep_rew_mean", [i / 100 for i in range(100)], [0.02] * 40),
+    "AccuracyCollapse": Scenario("logged train_acc", [i / 100 for i in range(100)], [0.1] * 40),
+    "DeadGroups": Scenario("logged frac_reward_zero_std", wave(100, 0.3), [1.0] * 16, {"logged reward": uneven}),
+    "TruncationSurge": Scenario("logged completions/clipped_ratio", wave(100, 0.05), [0.8] * 16),
+    "KLRunaway": Scenario("logged objective/kl", wave(100, 0.1), [5.0] * 6, {"logged reward": uneven}),
+    "NegativeDivergence": Scenario("logged kl", wave(100, 0.1), [-0.2] * 20, {"logged reward": uneven}),
+    "ImportanceRatioExtreme": Scenario("logged policy/clipfrac_avg", wave(100, 0.1), [0.9] * 5),
+    "RolloutMismatch": Scenario("logged sampling/sampling_logp_difference/mean", wave(100, 0.01), [0.6] * 5),
+    "AdvantageOutlier": Scenario("logged critic/advantages/max", wave(100, 2.5), [400.0]),
+    "TargetsShiftedTwice": Scenario("second_token", [0.1] * 100, [1.0] * 4),
+    "TargetsNotShifted": Scenario("own_token", [0.1] * 100, [1.0] * 4),
+    "CausalMaskMissing": Scenario("open_token", [0.0] * 100, [1.0] * 4),
+    "RepeatedBatches": Scenario("label_mean", wave(100, 0.5, 0.02), [0.4 + 0.0013 * (i // 4) for i in range(80)]),
+    "TargetInInput": Scenario("leak", wave(100, 0.1, 0.1), [1.0] * 4),
+    "AccumulationNotAveraged": Scenario("loss", [2.3] * 100, [36.8] * 6, {"token_loss": 2.3, "passes": 16.0}),
     "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),
 }
 
@@ -79,6 +98,12 @@ def _after(rule, *parts):
         engine.observe(piece)
         first += len(piece)
     return engine
+
+
+def _states_of(series, rule):
+    engine = Engine()
+    engine.observe(block(series))
+    return _states(engine, rule)
 
 
 def _states(engine, rule):
@@ -111,6 +136,15 @@ def test_it_recovers(rule):
     scenario = SCENARIOS[rule]
     engine = _after(rule, *scenario.broken, scenario.calm)
     assert not any(a.rule == rule for a in engine.active)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[0.5] * 200, [0.5 if i % 10 else 0.4 for i in range(200)], [0.5 + (i * 7 % 9) / 100 for i in range(200)]],
+    ids=["whole data set", "pairs in order, a last batch", "few different ones"],
+)
+def test_labels_that_are_often_alike_are_no_repeated_batches(labels):
+    assert not _states_of({"label_mean": labels}, "RepeatedBatches")
 
 
 @pytest.mark.parametrize("rate", [lambda step: 1e-3, lambda step: 1e-3 * (2 if 40 < step < 60 or step > 100 else 1)])

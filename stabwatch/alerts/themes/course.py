@@ -19,15 +19,23 @@ FEW = 3
 """Losses whose median counts after the jump."""
 AFTER = 32
 """Records after a jump that belong to it."""
+BEGIN = 4
+"""Records at the beginning in which a loss may come to where it then stays."""
 SMALL = 1e-6
 """A loss below it may be zero, where a policy-gradient loss converges."""
 
 
 class RangeFeature(RunFeature):
-    """How far apart the highest and the lowest loss of the whole run are, over the largest absolute one."""
+    """How far apart the highest and the lowest loss are, over the largest absolute one.
+
+    Of the whole run, and of all but the first four records.
+    """
 
     gauges: tuple[DerivedSignal, ...] = (
-        DerivedSignal("loss_range_ratio", "Highest minus lowest loss so far, over the largest one.", "ratio", "run"),
+        DerivedSignal(
+            "loss_range_ratio", f"Highest minus lowest loss after the first {BEGIN}, over the largest.", "ratio", "run"
+        ),
+        DerivedSignal("loss_whole_range_ratio", "The same over all records.", "ratio", "run"),
         DerivedSignal("loss_range_steps", "Steps between the first loss and the last one.", "1", "run"),
     )
 
@@ -35,7 +43,7 @@ class RangeFeature(RunFeature):
         super().__init__("loss_range", "loss")
 
     def _begin(self) -> None:
-        self._least, self._most = math.inf, -math.inf
+        self._least, self._most = [math.inf, math.inf], [-math.inf, -math.inf]
         self._first = math.nan
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
@@ -47,11 +55,15 @@ class RangeFeature(RunFeature):
         loss = self._one("loss", values)
         if not math.isfinite(loss):
             return None
-        self._least, self._most = min(self._least, loss), max(self._most, loss)
         self._first = self._step if math.isnan(self._first) else self._first
-        size = max(abs(self._least), abs(self._most))
-        spread = (self._most - self._least) / size if size > SMALL else math.nan
-        numbers = (spread, self._step - self._first)
+        for i in (0, 1) if self._points >= BEGIN else (1,):
+            self._least[i], self._most[i] = min(self._least[i], loss), max(self._most[i], loss)
+        size = max(abs(self._least[1]), abs(self._most[1]))
+        spreads = [
+            (most - least) / size if size > SMALL and most >= least else math.nan
+            for least, most in zip(self._least, self._most, strict=True)
+        ]
+        numbers = (*spreads, self._step - self._first)
         return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"loss": loss}
 
     measures = own_signals
@@ -121,19 +133,24 @@ RULES: tuple[Rule, ...] = (
         name="LossConstant",
         title="The loss does not move",
         family="loss_range",
-        summary="The loss has been the same number since the first record: nothing is learned.",
-        description="All losses so far, over {loss_range_steps:.0f} steps, are within {loss_range_ratio:.2%} of "
+        summary="The loss has been the same number nearly since the first record: nothing is learned.",
+        description="All losses but the first, over {loss_range_steps:.0f} steps, are within {loss_range_ratio:.2%} of "
         "{loss:.6g}.",
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(Condition("loss_range_ratio", below=2e-3), Condition("loss_range_steps", above=99.0)),
+                when=(
+                    Condition("loss_range_ratio", below=2e-3),
+                    Condition("loss_whole_range_ratio", below=0.02),
+                    Condition("loss_range_steps", above=99.0),
+                ),
                 for_points=2,
             ),
         ),
-        abnormal=(Condition("loss_range_ratio", below=2e-3),),
+        abnormal=(Condition("loss_range_ratio", below=2e-3), Condition("loss_whole_range_ratio", below=0.02)),
         warm_up=12,
-        source="two parts in a thousand over 100 steps and 12 records: batches alone make a loss differ by more",
+        source="two parts in a thousand over 100 steps and 12 records, and two in a hundred with the first four: "
+        "batches alone make a loss differ by more",
         remedy=(
             "Is the reference of the loss the trained model itself? A preference loss then stays at ln 2.",
             "Do all embeddings become one point? A triplet loss then stays at its margin: begin with random negatives.",

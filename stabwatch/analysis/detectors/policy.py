@@ -7,17 +7,12 @@ import re
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.alerts.roles import REWARD, spelled
 from stabwatch.analysis.detectors.robust import Array, rolling_median, scatter
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import number_of
 from stabwatch.analysis.readers.log import Column
-from stabwatch.analysis.readers.names import CAMEL, plain
 
-_REWARD = re.compile(
-    r"(?:^|[/_ ])(?:mean_|average_|avg_|train_|episode_|episodic_|ep_|rollout_)*"
-    r"(?:rewards?|returns?|rew|ret)(?:_mean|_avg|/mean)?$"
-    r"|(?:^|[/_ ])(?:ep_rew_mean|average_ep_ret|rlhf_reward|scores)$"
-)
 _DISCRIMINATOR = re.compile(
     r"(?:^|[/_ ])(?:d|disc|discriminator|errd|loss_d)(?:_loss)?$|(?:^|[/_ ])loss[/_](?:d|disc\w*)$"
 )
@@ -46,7 +41,7 @@ def find(segment: RunSegment) -> list[Incident]:
 
 def _finite(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
     """The longest column with such a name, its finite points."""
-    found = [c for c in segment.columns if pattern.search(plain(CAMEL.sub("_", c.name))) and c.role != "eval_loss"]
+    found = [c for c in segment.columns if pattern.search(spelled(c.name)) and c.role != "eval_loss"]
     column = max(found, key=len, default=None)
     if column is None:
         return None
@@ -56,7 +51,7 @@ def _finite(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
 
 def _reward(segment: RunSegment) -> list[Incident]:
     """The reward rose, then fell to where it had been, and stayed there."""
-    reward = _finite(segment, _REWARD)
+    reward = _finite(segment, REWARD)
     if reward is None or len(reward) < FEWEST:
         return []
     values, width = reward.values, max(5, len(reward) // 20) | 1

@@ -12,6 +12,7 @@ from stabwatch.hooks.base.accumulators import Accumulators
 from stabwatch.hooks.base.brackets import Brackets
 from stabwatch.hooks.base.flags import MeasurementFlags
 from stabwatch.hooks.base.isolation import ErrorReport, Isolation
+from stabwatch.hooks.base.model_input import ModelInput
 from stabwatch.hooks.base.parameter_views import PARAMETER_VIEWS, WholeGradient
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
@@ -89,6 +90,7 @@ class TapContext:
         self.flags = MeasurementFlags()
         self.isolation = Isolation(report, passes=passes)
         self.token_groups = TokenGroups()
+        self.input = ModelInput()
         self.reasons = Reasons()
         self.run = RunAccumulators(device)
         self.generator = torch.Generator().manual_seed(0)

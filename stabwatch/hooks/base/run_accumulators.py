@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stabwatch.distributed.health import BUSY_SOURCE
 from stabwatch.hooks.base.accumulators import Buffer, source_of
+from stabwatch.hooks.base.policy_accumulators import PolicyAccumulators
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.kernels.merge import Aggregates, merge_
@@ -25,6 +26,7 @@ LOSS_SCALE = host_accumulator("loss_scale")
 KEPT = host_accumulator("gradients_kept_ratio")
 BROADCAST = host_accumulator("loss_broadcast_factor")
 INPUT = host_accumulator("input_rms")
+LEAK = host_accumulator("target_in_input_ratio")
 OUT_OF_RANGE = host_accumulator("target_out_of_range_ratio")
 TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
 """The cross-entropy that was seen on the way, which need not be what is trained on."""
@@ -65,7 +67,9 @@ class RunAccumulators:
         self.broadcast = new_accumulator("host", device)
         self.out_of_range = new_accumulator("host", device)
         self.input = new_accumulator("host", device)
+        self.leak = new_accumulator("host", device)
         self.busy = new_accumulator("host", device)
+        self.policy = PolicyAccumulators(device)
         self.logged: dict[str, Tensor] = {}
         self.classifies = False
         """A call of `cross_entropy` was seen, outside of compiled graphs."""
@@ -93,6 +97,8 @@ class RunAccumulators:
         buffer.add((BROADCAST,), source_of(self.broadcast))
         buffer.add((OUT_OF_RANGE,), source_of(self.out_of_range))
         buffer.add((INPUT,), source_of(self.input))
+        buffer.add((LEAK,), source_of(self.leak))
+        self.policy.register(buffer)
 
     @torch.no_grad()
     def update_loss(self, source: str, value: Tensor) -> None:
@@ -133,6 +139,12 @@ class RunAccumulators:
         """Note the share of the targets of a binary cross entropy that are outside of 0 to 1, float32 ()."""
         share = share.to(self._device, non_blocking=True)
         merge_(HOST, self.out_of_range, torch.stack((torch.ones_like(share), share)))
+
+    @torch.no_grad()
+    def update_leak(self, share: Tensor) -> None:
+        """Note the share of samples whose target is one of the numbers of their input, float32 ()."""
+        share = share.to(self._device, non_blocking=True)
+        merge_(HOST, self.leak, torch.stack((torch.ones_like(share), share)))
 
     @torch.no_grad()
     def update_input(self, batch: Tensor) -> None:

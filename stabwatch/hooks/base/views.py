@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.base.expert_views import ExpertLoads, ExpertsCall, RouterCall
 from stabwatch.hooks.base.layout import as_samples, as_tokens
+from stabwatch.hooks.base.model_input import ModelInput
 from stabwatch.hooks.base.sampling import ELEMENTS, spread
 from stabwatch.hooks.base.side_effects import is_plain
 from stabwatch.hooks.base.tensors import first_local, is_partial, local
@@ -276,7 +277,10 @@ class AttentionCall(SiteView):
 
 @dataclass(eq=False)
 class LogitsCall(View):
-    """A call of `cross_entropy`: output logits (N, classes, ...), target, and what changes a row's gradient."""
+    """A call of `cross_entropy`: output logits (N, classes, ...), target, and what changes a row's gradient.
+
+    given: what the model was called with, if that is known.
+    """
 
     name: ClassVar[str] = "logits"
 
@@ -285,6 +289,7 @@ class LogitsCall(View):
     weight: Tensor | None = None
     ignored: int = -100
     smoothing: float = 0.0
+    given: ModelInput | None = None
 
     @cached_property
     def rows(self) -> Tensor:

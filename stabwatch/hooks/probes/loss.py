@@ -45,7 +45,9 @@ def cross_entropy(
         _update_rows(run, logits, target, ignored)
     else:
         _update_certainty(run, *free, ignored)
-    context.measure(context.due(LogitsCall), LogitsCall(logits.detach(), target, weight, ignored, smoothing))
+    context.measure(
+        context.due(LogitsCall), LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input)
+    )
 
 
 @torch.no_grad()

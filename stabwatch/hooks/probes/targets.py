@@ -8,7 +8,7 @@ from torch import Tensor
 from stabwatch.hooks.base.probe import PROBES, Probe, on
 from stabwatch.hooks.base.sampling import spread
 from stabwatch.hooks.base.views import LogitsCall, logit_rows
-from stabwatch.signals.reductions import LOGIT_FORM, TARGETS
+from stabwatch.signals.reductions import LOGIT_FORM, TARGETS, TOKEN_ORDER
 
 LABELS = 4096
 """Most labels of a call that are read, evenly spread."""
@@ -64,6 +64,12 @@ PROBES.register(
         name="targets", tap="logits", reduction=TARGETS, tier="always", compute=on(LogitsCall, targets), optional=True
     )
 )
+PROBES.register(
+    Probe(
+        name="token_order", tap="logits", reduction=TOKEN_ORDER, tier="sampled", optional=True, graph_safe=False,
+        compute=on(LogitsCall, lambda x: None if x.given is None else x.given.order(x.target, x.ignored)),
+    )
+)  # fmt: skip
 PROBES.register(
     Probe(
         name="logit_form", tap="logits", reduction=LOGIT_FORM, tier="sampled", compute=on(LogitsCall, logit_form),

@@ -1,0 +1,239 @@
+"""Batches: the answer is in the input, targets are shifted wrongly, batches come again, micro-batches are summed."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature, own_signals
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import TINY, Array, median
+
+PAIRS = 48
+"""Records over which batches are compared."""
+LAST = 4
+"""Points whose median is compared with the first ones."""
+
+
+class OrderFeature(RunFeature):
+    """Where the targets of a language model stand in its input."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "target_order",
+            "target_own_token_ratio",
+            "target_next_token_ratio",
+            "target_second_token_ratio",
+            "attention_open_ratio",
+            "attention_causal_ratio",
+        )
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        numbers = {signal: self._one(signal, values) for signal in self._columns.signals}
+        return None if math.isnan(numbers[self.signal]) else numbers
+
+    measures = own_signals
+
+
+class AccumulationFeature(RunFeature):
+    """The trained loss over the cross-entropy of the step: the number of micro-batches, where their losses are summed.
+
+    Beside it the cross-entropy of the last points over that of the first ones: is anything learned?
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "loss_to_passes_ratio", "Trained loss over cross-entropy and number of backward passes.", "ratio", "run"
+        ),
+        DerivedSignal(
+            "token_loss_to_first_ratio",
+            f"Median of the last {LAST} cross-entropies over that of the first.",
+            "ratio",
+            "run",
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("accumulation", "loss", "token_loss", "backward_passes")
+
+    def _begin(self) -> None:
+        self._first: list[float] = []
+        self._last: list[float] = []
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        loss, tokens, passes = (self._one(signal, values) for signal in self._columns.signals)
+        if not math.isfinite(loss + tokens) or not passes > 0 or abs(tokens) < TINY:
+            return None
+        self._first = self._first if len(self._first) == LAST else [*self._first, tokens]
+        self._last = [*self._last[1 - LAST :], tokens]
+        full = len(self._last) == LAST
+        course = median(np.array(self._last)) / median(np.array(self._first)) if full else math.nan
+        numbers = (loss / tokens / passes, course)
+        return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"backward_passes": passes}
+
+    measures = own_signals
+
+
+class RepeatFeature(RunFeature):
+    """How often the labels of a step are those of the step before: equal mean, deviation and number, to the last bit.
+
+    Steps whose labels are all equal do not count.
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "batch_repeated_ratio", f"Share of {PAIRS} records with the labels of the one before.", "ratio", "run"
+        ),
+        DerivedSignal("batch_distinct", f"How many different sets of labels were seen in {PAIRS} records.", "1", "run"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("batch_labels", "target_mean", "target_deviation", "target_labels")
+
+    def _begin(self) -> None:
+        self._past: deque[tuple[float, ...]] = deque(maxlen=PAIRS)
+        self._repeats: deque[bool] = deque(maxlen=PAIRS)
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        now = tuple(self._one(signal, values) for signal in self._columns.signals)
+        if not all(map(math.isfinite, now)) or not now[1] > 0:
+            return None
+        if self._past:
+            self._repeats.append(now == self._past[-1])
+        self._past.append(now)
+        full = len(self._repeats) == PAIRS
+        numbers = (sum(self._repeats) / PAIRS if full else math.nan, float(len(set(self._past))))
+        return dict(zip((g.name for g in self.gauges), numbers, strict=True))
+
+    measures = own_signals
+
+
+def features() -> tuple[Feature, ...]:
+    """Fresh state for one run."""
+    return (OrderFeature(), PlainFeature("target_in_input_ratio"), RepeatFeature(), AccumulationFeature())
+
+
+_ALL = 0.98
+_FEW = 0.5
+
+
+def _order(name: str, title: str, summary: str, description: str, when: tuple[Condition, ...], *remedy: str) -> Rule:
+    return Rule(
+        name=name,
+        title=title,
+        family="target_order",
+        summary=summary,
+        description=description,
+        thresholds=(Threshold(severity="warning", when=when, for_points=2),),
+        abnormal=when,
+        source="98 % of the targets are a certain token of the input; by chance it is a third at most",
+        remedy=remedy,
+        fact=True,
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    _order(
+        "TargetsShiftedTwice",
+        "Targets are shifted twice",
+        "The targets are two tokens ahead of the inputs: they were shifted by the data and again by the model.",
+        "{target_second_token_ratio:.0%} of the targets are the token after the next of the input.",
+        (Condition("target_second_token_ratio", above=_ALL), Condition("target_next_token_ratio", below=_FEW)),
+        "Shift once: give `labels` equal to `input_ids` to a model that shifts them itself.",
+    ),
+    _order(
+        "TargetsNotShifted",
+        "Targets are not shifted",
+        "Each target is the token at its own place, which a causal model sees: it learns to copy.",
+        "{target_own_token_ratio:.0%} of the targets are the token at their own place.",
+        (
+            Condition("target_own_token_ratio", above=_ALL),
+            Condition("target_next_token_ratio", below=_FEW),
+            Condition("attention_causal_ratio", above=_FEW),
+        ),
+        "Guess the next token: logits[:, :-1] against tokens[:, 1:].",
+    ),
+    _order(
+        "CausalMaskMissing",
+        "The causal mask is missing",
+        "The targets are the next tokens of the input, and attention sees the whole input: the answer can be copied.",
+        "{target_next_token_ratio:.0%} of the targets are the next token of the input, and attention has no mask.",
+        (
+            Condition("target_next_token_ratio", above=_ALL),
+            Condition("target_own_token_ratio", below=0.9),
+            Condition("attention_open_ratio", above=_FEW),
+        ),
+        "Call `scaled_dot_product_attention` with `is_causal=True`, or give the model its mask.",
+    ),
+    Rule(
+        name="TargetInInput",
+        title="The target is in the input",
+        family="target_in_input_ratio",
+        summary="A column of the input is the target itself: what is learned is to copy it.",
+        description="In {target_in_input_ratio:.0%} of the samples one and the same number of the input is the target.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("target_in_input_ratio", above=0.99),), for_points=3),
+        ),
+        abnormal=(Condition("target_in_input_ratio", above=0.99),),
+        source="all samples of three batches of eight and more, whose targets differ",
+        remedy=(
+            "Leave the column out: a window that ends one step too late, a label among the features.",
+            "Compare with a model that sees this column alone.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="RepeatedBatches",
+        title="The same batch comes several times in a row",
+        family="batch_labels",
+        summary="Batches come several times in a row: loader workers draw alike, or the loop does not advance.",
+        description=f"{{batch_repeated_ratio:.0%}} of the last {PAIRS} records have exactly the labels of the one "
+        "before, {batch_distinct:.0f} different batches in all.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("batch_repeated_ratio", above=0.45), Condition("batch_distinct", above=11.5)),
+                for_points=2,
+            ),
+        ),
+        abnormal=(Condition("batch_repeated_ratio", above=0.3), Condition("batch_distinct", above=11.5)),
+        source="nearly every second step, among a dozen different batches and more; labels that never change (the "
+        "whole data set, pairs in order) are no repetition",
+        remedy=(
+            "Seed each loader worker: `worker_init_fn`, with a generator of its own in each (NumPy's is copied).",
+            "If each batch is used several times on purpose, announce it or mute this rule.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="AccumulationNotAveraged",
+        title="Micro-batches are summed and not averaged",
+        family="accumulation",
+        summary="The losses of a step's micro-batches are summed where their mean is meant, and nothing is learned.",
+        description="{backward_passes:.0f} backward passes a step add up whole losses, so that the gradient is as many "
+        "times too large; the cross-entropy is {token_loss_to_first_ratio:.2g} times what it was at first.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("loss_to_passes_ratio", above=0.9, below=1.1),
+                    Condition("backward_passes", above=3.5),
+                    Condition("token_loss_to_first_ratio", above=0.98),
+                ),
+                for_points=3,
+            ),
+        ),
+        abnormal=(
+            Condition("loss_to_passes_ratio", above=0.9, below=1.1),
+            Condition("backward_passes", above=3.5),
+            Condition("token_loss_to_first_ratio", above=0.98),
+        ),
+        warm_up=8,
+        source="the trained loss is the cross-entropy times the number of passes, four and more, and nothing is "
+        "learned in eleven records: a sum that is meant has a learning rate that suits it",
+        remedy=("Divide the loss of each micro-batch by their number, or the learning rate by it.",),
+        fact=True,
+    ),
+)

@@ -1,0 +1,86 @@
+"""What the model was called with, as far as the loss is compared with it: token ids, rows of numbers, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+AHEAD = 2
+"""Positions by which targets may be ahead of their inputs: one is right for a language model."""
+SHORTEST = AHEAD + 2
+SEQUENCES = 16
+"""Most sequences of a call that are compared with their targets."""
+MOST_ROWS, MOST_COLUMNS = 256, 1024
+"""Samples and columns that are compared with the targets."""
+FEWEST_ROWS = 16
+FEWEST_DIFFER = 8
+"""Fewest samples whose target is not the most frequent one: a rare feature may fit a single rare target."""
+
+
+class ModelInput:
+    """The inputs of the model's last call in a measured step, and which kind of attention it used since.
+
+    ids: int (batch, tokens), or None. rows: numbers (batch, columns), or None. open: calls of attention over the whole
+    sequence without a mask; causal: calls with a causal one.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Keep nothing of a call."""
+        self.ids: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.open = self.causal = 0
+
+    def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
+        """The model is called."""
+        self.clear()
+        given = [x.detach() for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim() == 2]
+        strided = [x for x in given if x.layout == torch.strided and len(x)]
+        whole = [x for x in strided if not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)]
+        self.ids = next((x for x in whole if x.shape[1] >= SHORTEST), None)
+        numbers = (x for x in strided if x.is_floating_point())
+        self.rows = next((x for x in numbers if len(x) >= FEWEST_ROWS and 2 <= x.shape[1] <= MOST_COLUMNS), None)
+
+    def attention(self, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool) -> None:
+        """Attention was called: does each position see the whole sequence?"""
+        if self.ids is None or query.shape[-2] != key.shape[-2] or query.shape[-2] != self.ids.shape[1]:
+            return
+        self.causal += is_causal
+        self.open += mask is None and not is_causal
+
+    def order(self, target: Tensor, ignored: int) -> Tensor | None:
+        """float32 (6,): targets, how many are the token at their own place, at the next, at the one after.
+
+        Then how many were guessed with attention that is open, and with attention that is causal. target: class
+        indices in the order of the tokens, of which the last ones of each sequence may be left out.
+        """
+        ids = self.ids
+        if ids is None or target.is_floating_point() or target.device != ids.device or target.numel() % len(ids):
+            return None
+        width = target.numel() // len(ids)
+        length = ids.shape[1] - AHEAD
+        if not length <= width <= ids.shape[1]:
+            return None
+        wanted, tokens = target.reshape(len(ids), width)[:SEQUENCES, :length], ids[:SEQUENCES]
+        known = wanted != ignored
+        same = [(known & (wanted == tokens[:, i : i + length])).sum(dtype=torch.float32) for i in range(AHEAD + 1)]
+        count = known.sum(dtype=torch.float32)
+        return torch.stack((count, *same, count * bool(self.open), count * bool(self.causal and not self.open)))
+
+    def leak(self, target: Tensor) -> Tensor | None:
+        """float32 (): the largest share of samples, over the columns of the input, whose number is the target's.
+
+        0 where nearly all targets are equal. None where they are not one number for each sample.
+        """
+        rows = self.rows
+        if rows is None or target.numel() != len(rows) or target.device != rows.device:
+            return None
+        rows, wanted = rows[:MOST_ROWS], target.detach().reshape(-1, 1)[:MOST_ROWS].to(rows.dtype)
+        share = (rows == wanted).sum(dim=0).amax().float() / len(rows)
+        alike = (wanted == wanted.T).sum(dim=0).amax()
+        return torch.where(len(rows) - alike < FEWEST_DIFFER, torch.zeros_like(share), share)
