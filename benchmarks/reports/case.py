@@ -148,24 +148,17 @@ class Workload:
 
 
 MISSING = {
-    "AdvantageOutlier": "one sample's advantage is many times all others",
     "AdamEpsilonUnderflow": "Adam's epsilon rounds to zero in the type of the weights",
     "CodebookCollapse": "a vector quantiser uses one or a few of its codes",
-    "DeadGroups": "all samples of a group have the same reward, so nothing is learned from them",
     "EmbeddingCollapse": "the embeddings of all samples become one point",
     "EmptyTargets": "no target of the batch counts, and the mean over them is 0 / 0",
-    "EntropyCollapse": "the entropy of a policy goes to zero",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
-    "AccumulationNotAveraged": "gradients of micro-batches are summed where their mean is meant",
-    "LossConstant": "the loss stays at one number while the weights move",
     "NonFiniteBackward": "a value that is not finite is made in the backward pass; loss and outputs are finite",
     "NonFiniteForward": "a value that is not finite is made in the forward pass of a named layer",
     "NonFiniteLoss": "a value that is not finite is made in the loss, from finite outputs",
     "NonFiniteUpdate": "a value that is not finite is made by the optimizer, from finite gradients",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",
-    "RepeatedBatches": "the same batch comes several times in a row",
-    "TargetsShiftedTwice": "the targets are two positions ahead of the inputs",
     "TargetsUnpaired": "targets do not belong to their inputs",
     "TooGood": "the loss falls below what the data allow: the answer is in the input",
 }  # fmt: skip

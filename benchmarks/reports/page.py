@@ -189,6 +189,19 @@ def _wanted(results: Results) -> str:
     return table(("condition", "what it says", "cases"), ((c, MISSING[c], ", ".join(n)) for c, n in rows))
 
 
+def _reliability(results: Results) -> str:
+    """How often the first cause is right, by the confidence that it is given with."""
+    said = [r for some in results.values() for r in some if r.said.cause]
+    rows = []
+    for word in ("certain", "likely", "possible"):
+        mine = [r for r in said if r.said.confidence == word]
+        right = sum(r.said.cause in r.case.causes for r in mine)
+        second = sum(r.said.cause not in r.case.causes and r.said.second in r.case.causes for r in mine)
+        share = f"{right / len(mine):.0%}" if mine else ""
+        rows.append((word, len(mine), right, share, second))
+    return table(("confidence", "first causes", "right", "share", "second cause right instead"), rows)
+
+
 def page(command: str, results: Results, calm: Calm, took: float) -> str:
     """docs/reports.md."""
     tables = "\n\n".join(f"### {mode}\n\n{_cases_table(some)}" for mode, some in results.items() if some)
@@ -220,6 +233,13 @@ Steps recorded: {_recorded(results, calm)}.
 Conditions that no rule names today, with the cases whose cause they are:
 
 {_wanted(results)}
+
+## What confidence means
+
+A first cause is given with a word: *certain* for a fact of the set-up or of the loop, *possible* where only the loss
+tells that something went wrong, and *likely* between. How often first causes of each word are right:
+
+{_reliability(results)}
 
 ## All cases
 

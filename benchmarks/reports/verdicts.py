@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.reports.case import Case, Outcome
@@ -28,7 +28,10 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Said:
-    """What the library says of a run. cause: name of the first cause, '' for none; layers: where it says it is."""
+    """What the library says of a run. cause: name of the first cause, '' for none; layers: where it says it is.
+
+    confidence: in the first cause. second: name of the cause after it.
+    """
 
     alarms: tuple[Alarm, ...] = ()
     cause: str = ""
@@ -36,6 +39,8 @@ class Said:
     sentence: str = ""
     records: int = 0
     notes: tuple[str, ...] = ()
+    confidence: str = ""
+    second: str = ""
 
     @property
     def loud(self) -> list[Alarm]:
@@ -59,6 +64,8 @@ def said(folder: Path) -> Said:
         sentence=analysis.diagnosis.verdict,
         records=analysis.records,
         notes=missing + errors,
+        confidence=causes[0].confidence if causes else "",
+        second=causes[1].name if len(causes) > 1 else "",
     )
 
 
@@ -68,7 +75,7 @@ def said_of(run: Outcome) -> Said:
     first = next((one for one in each if one.cause), each[0] if each else Said())
     alarms = tuple(alarm for one in each for alarm in one.alarms)
     notes = tuple(note for one in each for note in one.notes)
-    return Said(alarms, first.cause, first.layers, first.sentence, first.records, notes)
+    return replace(first, alarms=alarms, notes=notes)
 
 
 def episodes(steps: Iterable[int], apart: int = APART) -> list[int]:

@@ -19,7 +19,11 @@ from stabwatch.alerts.templates import format_batch
 MOST_BATCHES = 4
 """Most batches of one step that are listed."""
 LIKELY = 0.5
-"""Score from which a cause is likely. Scores only rank causes; they are not calibrated probabilities."""
+"""Score from which a cause is likely. docs/reports.md tells how often causes of each word are right."""
+SYMPTOM = 0.45
+"""Score of a condition of the loss as the first cause: it tells that something went wrong, and not what."""
+EXPLAINED = {"LossLostAtRateJump": "LearningRateSpike"}
+"""Conditions that say nothing more where another one is named, whose evidence they are."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SPIKE_AFTER = "A loss spike"
 """Title of a spike that follows another problem. The rule's title says that nothing preceded it."""
@@ -101,7 +105,10 @@ def diagnose(
     evidence = Evidence(firing, quiet, engine.memory, _onset(groups), spacing, watched)
     causes = _with_roots(evidence, causes)
     jump = _rate_jump(found, causes, _onset(groups), spacing)
-    return Diagnosis(_verdict(groups, engine), tuple([jump, *causes] if jump else causes))
+    causes = [jump, *causes] if jump else causes
+    named = {cause.name for cause in causes}
+    causes = [cause for cause in causes if EXPLAINED.get(cause.name) not in named]
+    return Diagnosis(_verdict(groups, engine) + _in_doubt(causes), tuple(causes))
 
 
 def _by_onset(alert: Alert) -> tuple[int, int]:
@@ -155,6 +162,16 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first)}{over}{known}"
 
 
+def _in_doubt(causes: Sequence[Cause]) -> str:
+    """What a reader is told where the first cause is not the only one, or none."""
+    first, others = causes[0], [c for c in causes[1:] if c.confidence == causes[0].confidence]
+    if first.confidence == "certain" or first.name == "TrainingStopped":
+        return ""
+    if all(c.name in _LOSS for c in causes):
+        return " What caused it is not known."
+    return f" As {first.confidence} a cause: {others[0].title}." if others else ""
+
+
 def _announced(engine: Engine, onset: int) -> str:
     near = [text for step, text in engine.memory.announced if 0 <= onset - step <= RECENT]
     return f" {near[-1]}" if near else ""
@@ -182,6 +199,12 @@ def _confidence(score: float, place: int) -> Confidence:
     return "likely" if score * 0.7**place >= LIKELY else "possible"
 
 
+def _score(group: _Group, place: int) -> float:
+    if group.name in _LOSS and not place:
+        return SYMPTOM
+    return 0.9 if group.severity == "critical" else 0.6
+
+
 def _cause(engine: Engine, group: _Group, place: int) -> Cause:
     known = CONDITIONS.get(group.name)
     rule = engine.rules.get(group.name)
@@ -198,7 +221,7 @@ def _cause(engine: Engine, group: _Group, place: int) -> Cause:
         evidence=tuple(evidence),
         remedy=declared.remedy if declared else (),
         references=declared.references if declared else (),
-        confidence=_confidence(0.9 if group.severity == "critical" else 0.6, place),
+        confidence="certain" if _is_fact(group.name) else _confidence(_score(group, place), place),
         runbook_url=declared.runbook_url if declared else "",
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from stabwatch.alerts.rule import SEVERITIES, Alert, Severity
 
 Confidence = Literal["certain", "likely", "possible"]
-"""Confidence of an incident or a cause. The words only rank; they are not calibrated probabilities."""
+"""Confidence of an incident or a cause. docs/reports.md tells how often first causes of each word are right."""
 FoundBy = Literal["rule", "detector"]
 """A rule judges record after record, as in a live run. A detector reads the whole curve in hindsight."""
 

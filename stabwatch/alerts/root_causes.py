@@ -85,13 +85,18 @@ def _underflow(e: Evidence) -> Found | None:
 
 
 def _rate_spike(e: Evidence) -> Found | None:
-    jumps = [j for j in e.memory.rate_jumps if j.step <= e.onset + e.spacing and e.onset - j.step <= e.recent]
+    lost = e.of("LossLostAtRateJump")
+    last = lost[0].onset if lost else e.onset + e.spacing
+    jumps = [j for j in e.memory.rate_jumps if j.step <= last and (lost or e.onset - j.step <= e.recent)]
     if not jumps:
         return None
     jump = jumps[-1]
     return Found(
         jump.step,
-        (f"Step {jump.step}: the learning rate went from {jump.before:.3g} to {jump.after:.3g}.",),
+        (
+            f"Step {jump.step}: the learning rate went from {jump.before:.3g} to {jump.after:.3g}.",
+            *(f"Step {a.step}: {a.description}" for a in lost[:1]),
+        ),
         confidence=0.9,
     )
 

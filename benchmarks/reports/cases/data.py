@@ -110,7 +110,7 @@ def targets_unpaired(trial: Trial) -> None:
 @report(
     source="A description, common in questions on forecasting: the window of inputs ends one step too late",
     mechanism="The number to forecast is the last of the inputs: the error goes to zero, and means nothing.",
-    causes=("TooGood",),
+    causes=("TooGood", "TargetInInput"),
     check=lambda broken, twin: broken.final() < 0.1 * twin.final(),
     shown_by="one input column equals the target; the loss falls below 0.01; no loss that is too good is ever said"
     " of a watched run",

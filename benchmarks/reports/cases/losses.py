@@ -122,7 +122,7 @@ def targets_shifted_twice(trial: Trial) -> None:
     "https://github.com/tatp22/linformer-pytorch/issues/25",
     mechanism="The causal mask is missing: each position sees the token that it should guess, and the loss "
     "goes to zero.",
-    causes=("TooGood",),
+    causes=("TooGood", "CausalMaskMissing"),
     check=lambda broken, twin: broken.final() < 0.7 * twin.final(),
     steps=400,
     shown_by="the loss falls to 0.4 nat a byte, far below what the text allows; a finding `too_good` exists for "
