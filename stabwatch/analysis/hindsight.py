@@ -23,6 +23,7 @@ from stabwatch.analysis.readers.log import LogRun
 SAME: dict[str, tuple[str, ...]] = {
     "LossSpike": ("LossSpike", "LossShift", "LossDivergence", "Reinitialisation"),
     "LossShift": ("LossSpike", "LossShift", "LossDivergence", "Reinitialisation"),
+    "LossLostAtRateJump": ("LossSpike", "LossShift", "LossDivergence", "Reinitialisation"),
     "LossDivergence": ("LossDivergence", "Reinitialisation", "LossShift", "LossPlateau", "LossSpike"),
     "GradientNormExplosion": ("GradientNormExplosion",),
     "NonFinite": ("NonFinite",),
@@ -30,7 +31,7 @@ SAME: dict[str, tuple[str, ...]] = {
     "TrainingStopped": ("TrainingPaused", "TrainingStopped"),
 }
 """By rule: names under which a detector may report the same thing, because it knows the outcome."""
-_LOSS = ("LossSpike", "LossShift", "LossDivergence")
+_LOSS = ("LossSpike", "LossShift", "LossDivergence", "LossLostAtRateJump")
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
 HIGH = 1 / 3
 """Share of the height of a spike from which records elsewhere in the curve count as its noise."""

@@ -142,7 +142,8 @@ def test_what_a_layer_shows_is_never_withdrawn(tmp_path):
 
 
 def test_a_run_that_paused_or_was_resumed_is_no_problem(tmp_path):
-    before, after = block({"loss": [2.0] * 100}), block({"loss": [2.0] * 100}, first=100)
+    loss = falling_loss(0)[:200].tolist()
+    before, after = block({"loss": loss[:100]}), block({"loss": loss[100:]}, first=100)
     late = RecordBatch(after.layout, after.steps, after.times + 5000, after.rows)
     run = RunFolder(tmp_path / "run", META)
     for batch in (before, late):
