@@ -1,4 +1,4 @@
-"""Messages and values around progress bars, and the scale search of fp16: in the shapes of real logs."""
+"""Progress bars, scale searches, a single epoch: in the shapes of real logs."""
 
 from __future__ import annotations
 
@@ -82,3 +82,11 @@ def test_a_few_noisy_records_have_no_spike(judged) -> None:
     alone = (0.26, 0.27, 2.6, 2.4, 0.28, 0.26, 0.25)
     found = judged("".join(f"global step {374 + i}: loss = {x} (0.29 sec/step)\n" for i, x in enumerate(alone)))
     assert [i.condition for i in found.incidents] == ["LossSpike"]
+
+
+def test_an_only_epoch_is_one_record(judged) -> None:
+    stamp = "2024-07-09 13:3{}:30.162810: "
+    lines = ("Epoch 0", "Current learning rate: 0.01", "train_loss nan", "val_loss nan", "Epoch time: 264.58 s")
+    found = judged("".join(f"{stamp.format(i)}{line}\n" for i, line in enumerate(lines)))
+    assert (found.records, found.first_step, found.last_step) == (1, 0, 0)
+    assert found.diagnosis.verdict.startswith("The loss is NaN at epoch 0")

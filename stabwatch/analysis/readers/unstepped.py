@@ -44,10 +44,16 @@ def _is_beside(key: str) -> bool:
 
 
 def by_epoch(records: list[Unstepped]) -> bool:
-    """Whether epochs number the records: nearly all have one, and few keys repeat within one epoch."""
+    """Whether epochs number the records: nearly all have one, and few keys repeat within one epoch.
+
+    The lines of an only epoch are one record if no key repeats.
+    """
     epochs = [epoch for _, epoch, _ in records if epoch is not None]
-    if 5 * len(epochs) < 4 * len(records) or len(set(epochs)) < 2:
+    if 5 * len(epochs) < 4 * len(records) or not epochs:
         return False
+    if len(set(epochs)) < 2:
+        times = Counter(key for _, _, values in records for key in values)
+        return len(records) > 1 and max(times.values(), default=0) == 1
     last: int | None = None
     seen, again, count = set[str](), 0, 0
     for _, epoch, values in records:
