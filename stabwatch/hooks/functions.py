@@ -61,7 +61,8 @@ def _saw_attention(
     if site is None or not query.numel() or not key.numel():
         return
     if site.flags.sampled:
-        site.context.input.attention(query, key, attn_mask, is_causal)
+        given = site.context.input.attention
+        site.context.isolation.run("token_order", "sampled", given, query, key, attn_mask, is_causal)
     with unseen_by_modes():
         call = (query, key, attn_mask)
         site.context.isolate(attention.BRACKET, attention.note_call, site, out, *call, is_causal)

@@ -39,8 +39,8 @@ class ModelInput:
     def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
         """The model is called."""
         self.clear()
-        given = [x.detach() for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim() == 2]
-        strided = [x for x in given if x.layout == torch.strided and len(x)]
+        plain = (x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.layout == torch.strided)
+        strided = [x.detach() for x in plain if not x.is_nested and x.dim() == 2 and len(x)]
         whole = [x for x in strided if not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)]
         self.ids = next((x for x in whole if x.shape[1] >= SHORTEST), None)
         numbers = (x for x in strided if x.is_floating_point())
@@ -48,7 +48,12 @@ class ModelInput:
 
     def attention(self, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool) -> None:
         """Attention was called: does each position see the whole sequence?"""
-        if self.ids is None or query.shape[-2] != key.shape[-2] or query.shape[-2] != self.ids.shape[1]:
+        if (
+            self.ids is None
+            or query.is_nested
+            or query.shape[-2] != key.shape[-2]
+            or query.shape[-2] != self.ids.shape[1]
+        ):
             return
         self.causal += is_causal
         self.open += mask is None and not is_causal
