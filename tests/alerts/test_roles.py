@@ -66,7 +66,7 @@ def test_a_policy_that_has_learned_all_is_certain_and_silent():
     fired = _fired(logged__reward=reward, logged__entropy=entropy, logged__frac_reward_zero_std=dead,
                    logged__kl=2.4 - entropy)  # fmt: skip
     assert fired == set()
-    unsettled = np.minimum(reward, 0.8) + 0.3 * np.array([uneven(int(i)) - 0.5 for i in t])
+    unsettled = np.minimum(reward, 0.8) + 0.6 * np.array([uneven(int(i)) - 0.5 for i in t])
     assert _fired(logged__reward=unsettled, logged__entropy=entropy) == {"EntropyCollapse"}
 
 

@@ -28,7 +28,7 @@ EVIDENCE = (
     "rollout_logp", "rollout_kl",
 )  # fmt: skip
 """What is logged where a policy is trained: a language model has an entropy too, and an autoencoder a divergence."""
-SETTLED = 0.02
+SETTLED = 0.05
 """Scatter of a reward, over what it gained, below which all samples succeed."""
 _ENTROPY_PAPER = "Cui et al. 2025, The Entropy Mechanism of Reinforcement Learning, arXiv:2505.22617"
 
@@ -371,7 +371,7 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("entropy_to_first_ratio", below=0.1),),
         warm_up=12,
-        source="a twentieth of its first level and flat by then, while the reward scatters by 2 % of its range: a "
+        source="a twentieth of its first level and flat by then, while the reward scatters by 5 % of its range: a "
         "policy that has learned all is certain too, but its reward is then at rest",
         remedy=(
             "Check the sign of the entropy bonus and of the divergence from the reference.",
