@@ -7,6 +7,7 @@ from itertools import groupby
 
 import torch
 
+from benchmarks.compat import parallel
 from benchmarks.compat.program import Row
 from benchmarks.compat.trial import STEPS
 from benchmarks.report import table
@@ -41,6 +42,7 @@ def page(rows: list[Row]) -> str:
         lines = [_cells(row) for row in members]
         head = ("name", "class", "same", "steps", "loss", "attention", "not measured, and why")
         parts.append(f"## {group[0].upper()}{group[1:]}\n\n{table(head, lines)}\n")
+    parts.append(parallel.section(parallel.load()))
     left = [row for row in rows if row.skipped]
     if left:
         reasons = ((row.group, row.name, _escaped(row.skipped)) for row in left)

@@ -5,6 +5,7 @@
     python -m benchmarks.compat --only bert           the rows with this name
     python -m benchmarks.compat --continue            only the rows that the results do not have
     python -m benchmarks.compat --page                write the page from the results, and run nothing
+    python -m benchmarks.compat --parallel            the table of signals over kinds of parallelism, and nothing else
     python -m benchmarks.compat --results FILE        other results than benchmarks/results/compat.json
 
 Each row runs in a process of its own, with a time limit. Rows are kept as JSON.
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.compat import attention, families, optimizers, others, wrappers
+from benchmarks.compat import attention, families, optimizers, others, parallel, wrappers
 from benchmarks.compat.page import page, totals
 from benchmarks.compat.program import Case, Row
 from benchmarks.compat.trial import try_case
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """See the module's docstring. Exit code 1 if a training is changed, or a gap has no reason."""
     options = _options(argv)
     known = load(options.results)
-    if not options.page:
+    if options.parallel:
+        parallel.run()
+    elif not options.page:
         _run(_chosen(options, known), known, options.results)
     rows = [known[key] for case in all_cases() if (key := (case.group, case.name)) in known]
     PAGE.write_text(page(rows), encoding="utf-8")
@@ -143,5 +146,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="only the rows with this name; may be repeated")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="only rows without a result")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file with the results")
+    parser.add_argument("--parallel", action="store_true", help="only the table of signals over kinds of parallelism")
     parser.add_argument("--page", action="store_true", help="write the page, and run nothing")
     return parser.parse_args(sys.argv[1:] if argv is None else argv)

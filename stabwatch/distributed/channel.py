@@ -92,7 +92,7 @@ class Channel:
             self._selector.register(self._listener, selectors.EVENT_READ)
         self.info: Info = {
             "rank": rank, "version": f"{PROTOCOL} {version}", "digest": digest, "token": secrets.token_hex(16),
-            "order": directory.order, "cutoff": directory.cutoff, "state": "here",
+            "order": directory.order, "cutoff": directory.cutoff, "begins": directory.begins, "state": "here",
             "address": address, "port": self._listener.getsockname()[1] if self._listener else 0,
         }  # fmt: skip
         self._children: dict[int, Link] = {}

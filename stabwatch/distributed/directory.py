@@ -4,14 +4,17 @@ Keys, below `stabwatch/<world>/exchange/<number of the watch in its process>/`:
 
     order        a counter: the ranks that have attached
     at/<rank>    JSON, once a rank has ended its first step: address, port, token, version, digest of its layout,
-                 `order`, `cutoff`, `state` ('here', or why it left)
+                 `order`, `cutoff`, `begins`, `state` ('here', or why it left)
     layout/<digest>   the description of a layout, once
+    stage/<n>    what the stage n of a pipeline measures
     folder       the run folder, as rank 0 names it; `stands`, `stands/<rank>`: see runtime/overdue.py
 
 Steps are counted by each rank from its own first one. Two ranks count from the same step of the training if each was
 attached before the other ended its first step, as a step of a parallel training ends on no rank before it began on
 all. So each rank takes a number from the counter when it attaches (`order`), and reads the counter when its first step
-ends (`cutoff`): ranks a and b are aligned if a.order <= b.cutoff and b.order <= a.cutoff.
+ends (`cutoff`): ranks a and b are aligned if a.order <= b.cutoff and b.order <= a.cutoff. Where nothing makes ranks
+wait for each other (their gradients are not averaged), that may not hold. So ranks are aligned as well if both have
+attached before their first backward pass, to parameters that were written equally often (`begins`).
 
 `enter` and `first_step` are called by the training thread and cost one look into the store each. Everything else is
 done by a thread of its own, as a store whose process has stopped answers late or never.
@@ -36,7 +39,8 @@ Info = dict[str, Any]
 
 def aligned(a: Info, b: Info) -> bool:
     """Do two ranks count their steps from the same one?"""
-    return a["order"] <= b["cutoff"] and b["order"] <= a["cutoff"]
+    begins = a.get("begins")
+    return bool((a["order"] <= b["cutoff"] and b["order"] <= a["cutoff"]) or (begins and begins == b.get("begins")))
 
 
 class Directory:
@@ -58,6 +62,8 @@ class Directory:
         self._thread: threading.Thread | None = None
         self.order = self._store.add("order", 1)
         self.cutoff = 0
+        self.begins = ""
+        """Set by the owner, if no backward pass has reached the model so far: how often its parameters were written."""
 
     def first_step(self) -> None:
         """The first step of this rank has ended."""
@@ -103,6 +109,10 @@ class Directory:
     def put(self, name: str, value: str) -> None:
         """Write a key."""
         self._do(lambda: self._store.set(name, value))
+
+    def put_once(self, name: str, value: str) -> None:
+        """Write a key that is not there yet."""
+        self._do(lambda: None if self._store.check([name]) else self._store.set(name, value))
 
     def add(self, name: str) -> None:
         """Count a key up by one."""

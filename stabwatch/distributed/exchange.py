@@ -27,6 +27,7 @@ from stabwatch.distributed.frames import Message
 from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.layout import MergeLayout, Partial
 from stabwatch.distributed.merger import OWN, Merger
+from stabwatch.distributed.stages import MEET_SECONDS, Stage, StagedLayout, described, entries_of
 from stabwatch.distributed.tree import children, height, size
 from stabwatch.runlog import Accumulator
 
@@ -69,6 +70,8 @@ class Exchange:
     layout: makes the layout, in the training thread, when the first step ends.
     merged: on rank 0, called with each step in order, in the exchange's thread. changed: on rank 0, called when the
     ranks that records cover have changed, there too. failed: called with the exception that ends the exchange.
+    stage: the place of this rank in a pipeline, asked when the first step ends. widened: called with the layout of all
+    stages, before the first row, there too.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Exchange:
         merged: Callable[[Merged], None],
         changed: Callable[[CoverageNews], None],
         failed: Callable[[Exception], None],
+        stage: Callable[[], Stage | None],
+        widened: Callable[[StagedLayout], None],
     ) -> None:
         self.rank, self.world = rank, world
         self.directory = Directory(key, rank)
@@ -89,6 +94,9 @@ class Exchange:
         self._health = health
         self._make_layout = layout
         self._merged, self._changed, self._failed = merged, changed, failed
+        self._stage, self._widened = stage, widened
+        self._compares = health
+        self._stages: dict[str, str | None] = {}
         self._submitted: deque[tuple[int, Transfer | None, Any, frozenset[Accumulator]]] = deque()
         self._outgoing: deque[Message] = deque()
         self._topics: dict[str, deque[Any]] = {}
@@ -134,9 +142,16 @@ class Exchange:
         """Whether a step was submitted: the layout is fixed from then on."""
         return self._thread is not None
 
-    def use(self, health: RankHealth, layout: Callable[[], MergeLayout], merged: Callable[[Merged], None]) -> None:
+    def use(
+        self,
+        health: RankHealth,
+        layout: Callable[[], MergeLayout],
+        merged: Callable[[Merged], None],
+        widened: Callable[[StagedLayout], None],
+    ) -> None:
         """Take another layout, and another owner of its rows; only before the first step is submitted."""
-        self._health, self._make_layout, self._merged = health, layout, merged
+        self._health = self._compares = health
+        self._make_layout, self._merged, self._widened = layout, merged, widened
 
     def broadcast(self, topic: str, data: Any) -> None:
         """On rank 0, from any thread: `received(topic)` gives data on all other ranks, as soon as it gets there."""
@@ -165,8 +180,14 @@ class Exchange:
         self.directory.close(0.5)
 
     def _start(self) -> None:
-        self._layout = self._make_layout()
+        self._layout = self._local = self._make_layout()
         self.directory.first_step()
+        if self._stage() is None:
+            self._open()
+        self._thread = threading.Thread(target=self._run, name="stabwatch-exchange", daemon=True)
+        self._thread.start()
+
+    def _open(self) -> None:
         levels = height(self.rank, self.world)
         self._merger = Merger(self._layout, self.rank == 0, PATIENCE * max(1, levels))
         for first, _ in children(self.rank, self.world):
@@ -174,8 +195,6 @@ class Exchange:
         self._channel = Channel(self.rank, self.world, self._version, self._layout.digest, self.directory, self)
         self._coverage = RankCoverage(self.world, self._channel.info, self._layout.description, self.directory)
         self.directory.announce(self._channel.info, self._layout.description)
-        self._thread = threading.Thread(target=self._run, name="stabwatch-exchange", daemon=True)
-        self._thread.start()
 
     def _wake(self) -> None:
         if self._channel is not None:
@@ -183,10 +202,32 @@ class Exchange:
 
     # -- in the exchange's thread -------------------------------------------------------------------
 
+    def _meet(self, stage: Stage) -> None:
+        """Wait until all stages of the pipeline have published what they measure, and take the union."""
+        mine, names = self._local.device_entries, [f"stage/{i}" for i in range(len(stage.ranks))]
+        self.directory.put_once(names[stage.index], described(mine))
+        end = time.monotonic() + MEET_SECONDS
+        while len(self._stages) < len(names) and time.monotonic() < end and self._closing is None:
+            self.directory.get(names, self._met)
+            time.sleep(0.05)
+        stages = [entries_of(self._stages.get(name) or "[]") for name in names]
+        if stages[stage.index] == mine and all(stages):
+            self._layout = staged = StagedLayout(self._local.layout, self._local.holds, stage, stages)
+            staged.health.coupled = self._health.coupled
+            self._compares = staged.health
+            self._widened(staged)
+
+    def _met(self, found: dict[str, str | None]) -> None:
+        self._stages.update({name: text for name, text in found.items() if text})
+
     def _run(self) -> None:
-        assert self._channel is not None
         reason = "failed"
         try:
+            stage = self._stage()
+            if stage is not None:
+                self._meet(stage)
+                self._open()
+            assert self._channel is not None
             while not self._done():
                 busy = bool(self._submitted)
                 self._channel.poll(POLL if busy else 0.05 if self._merger.waits or self._closing else IDLE)
@@ -197,10 +238,11 @@ class Exchange:
             self.broken = True
             self._failed(error)
         finally:
-            self._channel.info["state"] = reason
-            self.directory.announce(self._channel.info, self._layout.description)
-            self.directory.flush(FAREWELL)  # rank 0 looks the reason up as soon as this rank has left
-            self._channel.close()
+            if self._channel is not None:
+                self._channel.info["state"] = reason
+                self.directory.announce(self._channel.info, self._layout.description)
+                self.directory.flush(FAREWELL)  # rank 0 looks the reason up as soon as this rank has left
+                self._channel.close()
 
     def _done(self) -> bool:
         if self._closing is None:
@@ -230,7 +272,7 @@ class Exchange:
         if transfer is None:
             return self._layout.partial(self.rank, None)
         row = transfer.wait()
-        starts = self._layout.layout.starts
+        starts = self._local.layout.starts
         self.measured.update(
             i for i, start in enumerate(starts) if start < len(row) and i not in self.measured and row[start] > 0
         )
@@ -248,8 +290,8 @@ class Exchange:
         self._coverage.observe(step, partial.ranks)
         if own:
             row = self._layout.row(partial, self.covered == self.world)
-            width = len(row) - self._health.width
-            self._merged(Merged(step, row[:width], self._health.compare(row[width:]), self.covered, extra))
+            width = len(row) - self._compares.width
+            self._merged(Merged(step, row[:width], self._compares.compare(row[width:]), self.covered, extra))
 
     def _send(self) -> None:
         assert self._channel is not None

@@ -33,6 +33,8 @@ from stabwatch.signals.reductions import IDENTITY, Op
 
 Kind = Literal["own", "replicated", "part"]
 Row = NDArray[np.float64]
+COMPARING = ("rank_busy", "rank_loss", "rank_nonfinite", "replica_")
+"""How the taps of accumulators begin that compare ranks."""
 _ORDER: tuple[Op, ...] = ("sum", "max", "min", "arg")
 
 
@@ -75,9 +77,16 @@ class MergeLayout:
         self._cell = accumulators[self._order]
         self._counts = self._back[np.array(layout.starts, dtype=np.int64)]
         self._whole = np.array([kind != "part" for kind in self._kinds], dtype=bool)
+        self.holds = holds
         self._holds = np.array([accumulator in holds for accumulator in layout.accumulators], dtype=bool) & ~self._whole
         self._own = np.array([kind == "own" for kind in self._kinds], dtype=bool)
         self.has_parts = bool((~self._whole).any())
+
+    @property
+    def device_entries(self) -> list[tuple[Accumulator, Kind]]:
+        """What is measured, without what compares ranks, with the kinds."""
+        found = zip(self.layout.accumulators, self._kinds, strict=True)
+        return [(a, kind) for a, kind in found if not a.tap.startswith(COMPARING)]
 
     @property
     def description(self) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from stabwatch.distributed.stages import Stage
+
 _attached: Counter[str] = Counter()
 
 
@@ -26,6 +28,8 @@ class Ranks:
         self.world = dist.get_world_size() if ready else 1
         self.wanted = mode == "auto" and self.world > 1
         self.model = model
+        self.stage: Stage | None = None
+        """The place of this rank in a pipeline, once a stage of it has run."""
         self.coupled = _is_coupled(model)
 
     def seen_in_forward(self) -> None:
@@ -43,6 +47,17 @@ class Ranks:
         """A new prefix of keys in the job's store: the same on all ranks that ask for this purpose equally often."""
         _attached[purpose] += 1
         return f"stabwatch/{self.world}/{purpose}/{_attached[purpose]}"
+
+
+def stage_of(stage: Any) -> Stage:
+    """The place of a `torch.distributed.pipelining` stage. Several stages on one rank are one place."""
+    group = stage.group if stage.group is not None else dist.group.WORLD
+    return Stage(dist.get_rank(group), tuple(dist.get_process_group_ranks(group)))
+
+
+def is_part(module: nn.Module, model: nn.Module) -> bool:
+    """Is one of the two inside the other?"""
+    return any(m is module for m in model.modules()) or any(m is model for m in module.modules())
 
 
 def _is_coupled(model: Any) -> bool:

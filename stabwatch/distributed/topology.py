@@ -17,6 +17,7 @@ from torch import nn
 from stabwatch.distributed.flat import handles
 from stabwatch.distributed.health import REPLICATED
 from stabwatch.distributed.layout import Kind
+from stabwatch.distributed.stages import Stage
 from stabwatch.runlog import Accumulator
 
 Placed = tuple[bool, bool]
@@ -43,7 +44,8 @@ class Topology:
     """Placements as they are when first asked for: a model may be sharded after `attach`.
 
     model: with its wrappers. tracked: gives the parameters that are watched. with_state: gives the layers of which this
-    rank has optimizer state, if that is split over ranks (ZeRO), else None.
+    rank has optimizer state, if that is split over ranks (ZeRO), else None. stage: the place of this rank in a
+    pipeline: ranks of other stages have other parameters.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Topology:
         world: int,
         tracked: Callable[[], Iterable[Tracked]] = tuple,
         with_state: Callable[[], frozenset[str] | None] = lambda: None,
+        stage: Callable[[], Stage | None] = lambda: None,
     ) -> None:
+        self._stage = stage
         self._model = model
         self._rank, self._world = rank, world
         self._tracked = tracked
@@ -66,7 +70,7 @@ class Topology:
         found = {id(p): placed for p, placed in _of_fsdp1(self._model)}
         for p in self._model.parameters():
             if hasattr(p, "device_mesh") and hasattr(p, "placements"):
-                found[id(p)] = _of_dtensor(p)
+                found[id(p)] = _of_dtensor(p, self._stage())
         return found
 
     @cached_property
@@ -108,14 +112,14 @@ class Topology:
         return kinds, frozenset(holds)
 
 
-def _of_dtensor(p: Any) -> Placed:
+def _of_dtensor(p: Any, stage: Stage | None) -> Placed:
     mesh = p.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return True, False
     part = any(not placement.is_replicate() for placement in p.placements)
     first = all(c == 0 for c, placement in zip(coordinate, p.placements, strict=True) if placement.is_replicate())
-    return part, first and _first_outside(mesh)
+    return part, first and _first_outside(mesh, stage)
 
 
 def _root_of(mesh: Any) -> Any:
@@ -126,7 +130,7 @@ def _root_of(mesh: Any) -> Any:
     return _mesh_resources.get_root_mesh(mesh)
 
 
-def _first_outside(mesh: Any) -> bool:
+def _first_outside(mesh: Any, stage: Stage | None) -> bool:
     """Of the ranks that hold the same in other slices of the root mesh, this is the first.
 
     Without a root mesh over them, it is the mesh in which rank 0 is.
@@ -134,9 +138,15 @@ def _first_outside(mesh: Any) -> bool:
     root = _root_of(mesh)
     names, outer = mesh.mesh_dim_names, root.mesh_dim_names
     if root is mesh or names is None or outer is None or not set(names) <= set(outer):
-        return bool((mesh.mesh == 0).any())
+        return stage is not None or bool((mesh.mesh == 0).any())
     coordinate = root.get_coordinate()
-    return all(c == 0 for c, name in zip(coordinate, outer, strict=True) if name not in names)
+    others = [name for name in outer if name not in names and not _is_pipeline(root, name, stage)]
+    return all(c == 0 for c, name in zip(coordinate, outer, strict=True) if name in others)
+
+
+def _is_pipeline(root: Any, name: str, stage: Stage | None) -> bool:
+    """Are the ranks along a dimension of a mesh the stages of this rank's pipeline?"""
+    return stage is not None and tuple(dist.get_process_group_ranks(root.get_group(name))) == stage.ranks
 
 
 def _of_fsdp1(model: nn.Module) -> Iterable[tuple[Any, Placed]]:

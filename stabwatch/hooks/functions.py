@@ -21,6 +21,7 @@ from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
 from stabwatch.hooks.patching import SOFTMAX_METHOD, KeptReferences, MethodPatch, Patch
+from stabwatch.hooks.pipeline import stage_patches
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake
 
@@ -196,12 +197,15 @@ _PATCHES: tuple[Patch | MethodPatch, ...] = (
 class FunctionTaps:
     """Counts the watches that need the wrappers; installs them for the first, removes them after the last."""
 
+    _of_stages: list[MethodPatch] = []  # noqa: RUF012  (those that are installed now)
+
     @classmethod
     def install(cls, context: TapContext) -> None:
         """One more watch needs the wrappers."""
         LISTENERS.append(context)
         if len(LISTENERS) == 1:
-            for patch in _PATCHES:
+            cls._of_stages = stage_patches()
+            for patch in (*_PATCHES, *cls._of_stages):
                 patch.install()
 
     @classmethod
@@ -210,5 +214,5 @@ class FunctionTaps:
         LISTENERS.remove(context)
         if not LISTENERS:
             SOFTMAX_METHOD.set_installed(False)
-            for patch in _PATCHES:
+            for patch in (*_PATCHES, *cls._of_stages):
                 patch.remove()

@@ -27,6 +27,8 @@ class LossEvents:
         self._split = False
         self._held: Tensor | None = None
         self.following = True
+        self.last_stage = True
+        """Of a pipeline: the loss is computed on this rank. Roots of other stages are activations."""
         self.trained = TrainedLoss.of(model.parameters())
         self._ids = {id(p) for p in model.parameters() if p.requires_grad}
 
@@ -93,17 +95,25 @@ class LossEvents:
         if self.trained.ever or not any(p.requires_grad for p in self.trained.parameters):
             return False
         self._forward = False
-        self.trained.give(objective(roots, gradients) if self._context.flags.attached else None)
+        self.trained.give(self._objective(roots, gradients))
         return True
 
     def _add(self, roots: Sequence[Tensor], gradients: Gradients) -> None:
         self._forward = False
-        self.trained.add(objective(roots, gradients) if self._context.flags.attached else None)
+        self.trained.add(self._objective(roots, gradients))
 
     def taken(self, outputs: Sequence[Tensor], gradients: Gradients, inputs: Sequence[Any]) -> None:
         """`torch.autograd.grad` was called."""
         if self._looks and any(id(x) in self._ids for x in inputs):
             self.trained.give(objective(outputs, gradients))
+
+    def divided(self, factor: float) -> None:
+        """All gradients so far were divided, and with them the objective that they are of."""
+        if self.trained.total is not None and factor != 1:
+            self.trained.total = self.trained.total / factor
+
+    def _objective(self, roots: Sequence[Tensor], gradients: Gradients) -> Tensor | None:
+        return objective(roots, gradients) if self.last_stage and self._context.flags.attached else None
 
     def _hold(self) -> None:
         self._split, value = False, self.trained.take()

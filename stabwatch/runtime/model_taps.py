@@ -22,7 +22,7 @@ from stabwatch.hooks.optimizer_step import StepGuards, StepTaps
 from stabwatch.hooks.patching import KeptReferences
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.layers import ParameterTaps
-from stabwatch.runlog import RecordLayout
+from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.runtime.coverage import MHA, NO_SATURATION, Coverage
 from stabwatch.runtime.governor import Governor
 from stabwatch.runtime.record import OF_ALL_LAYERS, Assembler
@@ -83,17 +83,23 @@ class ModelTaps:
                 self.buffer.adopt(before.buffer)
             self.topology = Topology(
                 whole, ranks.rank, ranks.world if ranks.wanted else 1,
-                lambda: self.parameters.tracked, self.steps.with_state,
+                lambda: self.parameters.tracked, self.steps.with_state, lambda: ranks.stage,
             )  # fmt: skip
             self.steps.count_only(self.topology.counts)
             self.layout = RecordLayout.build(self.buffer.accumulators)
             self.health = RankHealth(self.layout)
             expected = (*context.run.expected, *self.modules.expected, *self.parameters.expected)
-            self.assembler = Assembler(
-                self.buffer.accumulators, expected, context.probes, self.health, governor.ask_deep,
-                config.attention_limit, lambda: OF_ALL_LAYERS if self.parameters.summed else frozenset(),
-                None if before is None else before.assembler,
-            )  # fmt: skip
+
+            def assembler(accumulators: Iterable[Accumulator], health: RankHealth, old: Assembler | None) -> Assembler:
+                return Assembler(
+                    accumulators, expected, context.probes, health, governor.ask_deep, config.attention_limit,
+                    lambda: OF_ALL_LAYERS if self.parameters.summed else frozenset(), old,
+                )  # fmt: skip
+
+            self._assembler = assembler
+            self.assembler = assembler(
+                self.buffer.accumulators, self.health, None if before is None else before.assembler
+            )
             sites = tuple(self.modules.sites.values())
             self.names = [site.name for site in sites]
             self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons, failure)
@@ -114,6 +120,10 @@ class ModelTaps:
         context.brackets.register(buffer)
         self.steps.register(buffer)
         return buffer
+
+    def widen(self, accumulators: Iterable[Accumulator], health: RankHealth) -> None:
+        """Records have these accumulators: also those of other stages of a pipeline."""
+        self.assembler = self._assembler(accumulators, health, self.assembler)
 
     def remove(self) -> None:
         """Remove everything from the model."""

@@ -130,6 +130,7 @@ class Overdue:
 
     def _follow(self) -> None:
         try:
+            self._announce()
             while not self._stop.wait(LOOK):
                 self._look()
         except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 import stabwatch
 from stabwatch.distributed.coverage import CoverageNews
@@ -20,6 +21,7 @@ from stabwatch.distributed.exchange import Exchange, Merged
 from stabwatch.distributed.health import SHARDED
 from stabwatch.distributed.layout import MergeLayout
 from stabwatch.distributed.ranks import Ranks
+from stabwatch.distributed.stages import StagedLayout
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.parameter_views import ParameterView, WholeGradient
@@ -39,6 +41,17 @@ measured it."""
 
 
 ERROR, ERRORS = "error", "errors"
+
+
+def beginning(model: nn.Module) -> str:
+    """How often the parameters of a model were written before its first backward pass; '' after that.
+
+    Ranks of which this is the same begin at the same step of the training. Writing to `p.data` is not seen.
+    """
+    parameters = list(model.parameters())
+    if not parameters or any(p.grad is not None for p in parameters):
+        return ""
+    return f"{len(parameters)}:{sum(p._version for p in parameters)}"
 
 
 @dataclass
@@ -99,11 +112,14 @@ class SharedSteps:
         ranks, taps = self._ranks, self._taps.now
         self._number_of_exchange += 1
         try:
-            return Exchange(
+            exchange = Exchange(
                 ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, taps.health,
                 partial(self._layout, taps), partial(self._merged, taps, self._left),
                 partial(self._changed, self._number_of_exchange), self._failed,
+                lambda: self._ranks.stage, partial(self._widened, taps),
             )  # fmt: skip
+            exchange.directory.begins = beginning(ranks.model)
+            return exchange
         except Exception as error:
             self._failed(error)
             return None
@@ -143,7 +159,8 @@ class SharedSteps:
             return
         if not old.started:
             taps = self._taps.now
-            old.use(taps.health, partial(self._layout, taps), partial(self._merged, taps, before))
+            merged, widened = partial(self._merged, taps, before), partial(self._widened, taps)
+            old.use(taps.health, partial(self._layout, taps), merged, widened)
             return
         self._accumulators_of.clear()
         left = self._left = threading.Event()
@@ -216,6 +233,10 @@ class SharedSteps:
         return MergeLayout(RecordLayout.without_series((*taps.layout.accumulators, *taps.health.sources)), kinds, holds)
 
     # -- called in the exchange's thread ------------------------------------------------------------
+
+    def _widened(self, taps: ModelTaps, staged: StagedLayout) -> None:
+        """Records have what all stages of the pipeline measure."""
+        taps.widen(staged.device.accumulators, staged.health)
 
     def _merged(self, taps: ModelTaps, left: threading.Event, merged: Merged) -> None:
         left.wait(LEAVING)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.distributed.ranks import Ranks
+from stabwatch.distributed.ranks import Ranks, is_part, stage_of
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
 from stabwatch.hooks.base.calls import outermost
@@ -30,6 +30,7 @@ from stabwatch.runtime.silence import Silence
 from stabwatch.runtime.step_clock import StepClock
 from stabwatch.runtime.taps import Taps
 
+OTHER_STAGE = "this rank runs another stage of the pipeline: the loss is on the rank of the last one"
 UNSTEPPED = 64
 """Forwards without a step of an optimizer, after which the parameters are looked at again."""
 
@@ -59,6 +60,8 @@ class TrainingEvents:
         self._checks = LoopChecks(model)
         self._writer: Writer | None = None
         self._seen_optimizers: set[int] = set()
+        self._stages: dict[int, bool] = {}
+        """By id of a pipeline's stage: is it of this model?"""
         self._prepared = False
         """The weights before a step that nothing announces were copied."""
         self._inner: Any = None
@@ -261,6 +264,24 @@ class TrainingEvents:
                 self._close_step()
         if isinstance(scaler._scale, Tensor):
             self.context.run.update_loss_scale(scaler._scale)
+
+    def stage_called(self, stage: Any) -> None:
+        """A stage of a pipeline computes a micro-batch: if it is of this model, ranks merge as stages."""
+        if id(stage) in self._stages:
+            return
+        self._stages[id(stage)] = mine = is_part(stage.submod, self._ranks.model)
+        if not mine:
+            return
+        self._loss.last_stage = self._loss.last_stage or stage.is_last if self._ranks.stage else stage.is_last
+        self._ranks.stage = self._ranks.stage or stage_of(stage)
+        if not self._loss.last_stage:
+            self.context.unmeasured("loss", "", OTHER_STAGE)
+            self.context.unmeasured("logits", "", OTHER_STAGE)
+
+    def gradients_divided(self, stage: Any, factor: float) -> None:
+        """The mean over micro-batches is of the loss as well."""
+        if self._stages.get(id(stage)):
+            self._loss.divided(factor)
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Any torch optimizer is about to step; those of other models are ignored."""

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -29,9 +30,11 @@ from torch.distributed.tensor.parallel import (
 
 import stabwatch
 
-STEPS = 6
+STEPS = int(os.environ.get("PLACEMENT_STEPS", "6"))
 MIXED = ("tp", "2d", "tp_sequence")
 """Modes with some parameters that are DTensors, and some that are not."""
+PIPELINES = ("1f1b", "gpipe", "1f1b_fsdp", "1f1b_ddp")
+MICRO_BATCHES = 4
 GROWS_AT = 3
 """The step at which a layer is added that is not called."""
 
@@ -61,6 +64,58 @@ class Net(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.leave(x)
+
+
+class First(nn.Module):
+    """The first stage of a pipeline."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.enter, self.blocks = net.enter, nn.ModuleList([net.blocks[0]])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[0](self.enter(x))
+
+
+class Last(nn.Module):
+    """The last one, whose list of blocks begins at 0 again."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.blocks, self.leave = nn.ModuleList([net.blocks[1]]), net.leave
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leave(self.blocks[0](x))
+
+
+def pipeline(rank: int, world: int, out: Path, mode: str) -> None:
+    """One rank of a pipeline of two stages; with four ranks, two pipelines side by side."""
+    torch.manual_seed(0)
+    net, shares, mine, stage, group = Net(), world // 2, rank % (world // 2), rank // (world // 2), dist.group.WORLD
+    part: nn.Module = First(net) if stage == 0 else Last(net)
+    if shares > 1:
+        mesh = init_device_mesh("cpu", (2, shares), mesh_dim_names=("pp", "dp"))
+        group = mesh["pp"].get_group()
+        if mode == "1f1b_fsdp":
+            fully_shard(part, mesh=mesh["dp"])
+        else:
+            part = nn.parallel.DistributedDataParallel(part, process_group=mesh["dp"].get_group())
+    optimizer = torch.optim.SGD(part.parameters(), lr=0.1)
+    settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": out / mode}
+    watch = stabwatch.attach(part, optimizer, **settings)
+    place = PipelineStage(part, stage, 2, torch.device("cpu"), group=group)
+    kind = ScheduleGPipe if mode == "gpipe" else Schedule1F1B
+    schedule = kind(place, MICRO_BATCHES, loss_fn=lambda y, x: F.cross_entropy(y, x[:, :4].argmax(1)))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        x = torch.randn(16, 8, generator=generator).chunk(shares)[mine]
+        optimizer.zero_grad()
+        if stage == 0:
+            schedule.step(x)
+        else:
+            schedule.step(target=x, losses=[])
+        optimizer.step()
+    watch.detach()
 
 
 def parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, int, int]:
@@ -125,6 +180,9 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
     if world > 1:
         store = f"file://{out}/store-{mode}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    if mode in PIPELINES:
+        pipeline(rank, world, out, mode)
+        return
     torch.manual_seed(0)
     inner = Net()
     settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": out / mode}

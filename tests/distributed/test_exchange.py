@@ -37,6 +37,7 @@ class Job:
 
     def __init__(self, cells_of=lambda rank: (LOSS,)):
         self.merged, self.news, self.failures = [], [], []
+        self.widened = []
         self.ranks = [self._rank(rank, cells_of(rank)) for rank in range(WORLD)]
 
     def _rank(self, rank, accumulators):
@@ -47,7 +48,17 @@ class Job:
             return MergeLayout(RecordLayout.build((*accumulators, *health.sources)), {}, frozenset())
 
         return Exchange(
-            "job", rank, WORLD, "1.0", health, layout, self.merged.append, self.news.append, self.failures.append
+            "job",
+            rank,
+            WORLD,
+            "1.0",
+            health,
+            layout,
+            self.merged.append,
+            self.news.append,
+            self.failures.append,
+            lambda: None,
+            self.widened.append,
         )
 
     def step(self, step, ranks=range(WORLD)):

@@ -52,8 +52,9 @@ def _single(attach):
     return attach.finish()
 
 
-OF_A_RANK = ("host", "residual", "writer", "nonlinearity")
-"""The host's own numbers are rank 0's; tokens are drawn, and gradients split into modes, within each rank's batch."""
+OF_A_RANK = ("host", "residual", "writer", "nonlinearity", "activation_gradient")
+"""The host's own numbers are rank 0's; tokens are drawn, and gradients split into modes, within each rank's batch.
+Gradients of activations are those of the loss whose backward pass runs: the mean over the rank's own batch."""
 ATOL = {"precision": 1e-3, "exponents": 0.05}  # one element on a boundary; gradients that are zero but for rounding
 
 

@@ -31,6 +31,10 @@ MODES = {
     "fsdp1-attached_first": 2,
     "fsdp2-attached_first": 2,
     "manual-grows": 2,
+    "1f1b": 2,
+    "gpipe": 2,
+    "1f1b_fsdp": 4,
+    "1f1b_ddp": 4,
 }
 COMPARED = {"moments", "update", "group", "mean"}
 OF_PARAMETERS = {"gradient", "weight", "update", "group", "loss"}

@@ -66,6 +66,12 @@ class TapEvents(Protocol):
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """An optimizer has stepped."""
 
+    def stage_called(self, stage: Any) -> None:
+        """A stage of a pipeline, of whatever model, computes a micro-batch."""
+
+    def gradients_divided(self, stage: Any, factor: float) -> None:
+        """The gradients of a stage were divided, for the mean over its micro-batches."""
+
     def replaced(self) -> None:
         """Another watch takes over the model."""
 
