@@ -52,7 +52,7 @@ def write_checkpoint() -> None:
 
 def break_off(fault: str) -> None:
     """The fault of the odd rank."""
-    if fault == "sleeps":
+    if fault in ("sleeps", "elsewhere"):
         time.sleep(1000)  # here it sleeps
     if fault == "raises":
         raise ValueError("a broken batch")
@@ -66,6 +66,8 @@ def break_off(fault: str) -> None:
 
 def main(rank: int, world: int, out: Path, fault: str, odd: bool) -> None:
     """One rank."""
+    if fault == "elsewhere" and rank:
+        overdue._mark = lambda path: "another file system"
     overdue.LEAST, overdue.LOOK, overdue.STEPS, held_up.SETTLE = LEAST, LOOK, 2.0, 1.0
     dist.init_process_group(
         "gloo", init_method=f"file://{out}/store-{fault}", rank=rank, world_size=world, timeout=timedelta(seconds=60)

@@ -16,7 +16,12 @@ from tests.distributed.hang_job import AT
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(hang_job.__file__).read_text().splitlines()
-LINES = {"sleeps": "# here it sleeps", "raises": "raise ValueError", "loader": "# this row"}
+LINES = {
+    "sleeps": "# here it sleeps",
+    "elsewhere": "# here it sleeps",
+    "raises": "raise ValueError",
+    "loader": "# this row",
+}
 SILENT = ("stopped", "killed")
 HEALTHY = ("saves", "pauses")
 
@@ -63,11 +68,12 @@ def test_rank_0_writes_it_down_while_the_job_hangs(runs):
 
 
 @pytest.mark.slow
-def test_rank_0_may_be_the_one_and_healthy_pauses_say_nothing(tmp_path):
-    faults = ["stopped:0", "killed", "saves", "pauses"]
+def test_rank_0_may_be_the_one_files_need_not_be_shared_and_healthy_pauses_say_nothing(tmp_path):
+    faults = ["stopped:0", "elsewhere:1", "saves", "pauses"]
     command = [sys.executable, "-m", "tests.distributed.hang_job", "2", str(tmp_path), *faults]
     subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=True)
     _check(tmp_path / "stopped", "stopped", odd=0, world=2)
+    _check(tmp_path / "elsewhere", "elsewhere", odd=1, world=2)
     for fault in HEALTHY:
         run = read_run(tmp_path / fault)
         assert not [e for e in run.events if e.kind == "held_up"] and len(run.steps) == hang_job.STEPS, fault
