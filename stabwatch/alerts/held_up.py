@@ -19,6 +19,8 @@ from stabwatch.runlog.stacks import Stand, read_stands
 KIND = "held_up"
 MOST_NAMED = 16
 """Ranks that are named in an event."""
+WELL = ("finished", "replaced", "interrupted")
+"""Reasons of an end that is no fault."""
 LATER = 1.5
 SETTLE = 2.0
 """A rank without a file counts as one that gives no sign when another one is overdue by `LATER` times its patience and
@@ -163,6 +165,8 @@ def _where_all(stands: Sequence[Stand]) -> str:
 def held_up_in(run: Path, events: Sequence[Event], now: float, by: str) -> Event | None:
     """The event that the newest attempt of a run lacks, from the files of its ranks; None if there is none."""
     attempt = sum(event.kind == "start" for event in events)
+    if any(e.kind == "end" and e.data.get("reason") in WELL for e in _since_start(events)):
+        return None  # rank 0 has ended as it should; what other ranks do after that is not of the run
     found = held_up(read_stands(run, attempt), now)
     if found is None or any(e.kind == KIND and (e.step or 0) >= found.step for e in _since_start(events)):
         return None

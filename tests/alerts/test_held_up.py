@@ -139,6 +139,14 @@ def test_the_alert_fires_by_the_event_and_resolves_with_the_next_record():
     assert [(a.rule, a.state) for a in out] == [("TrainingStopped", "resolved"), ("RankHoldsUp", "resolved")]
 
 
+def test_nothing_is_said_of_ranks_that_wait_after_rank_0_has_finished(tmp_path):
+    write_stand(tmp_path, 1, 1, _stand(1, 2, inside="collective", call="barrier").to_json())
+    start = Event("start", NOW, 0, {})
+    assert held_up_in(tmp_path, [start], NOW + 100, "analyze") is not None
+    assert held_up_in(tmp_path, [start, Event("end", NOW, 11, {"reason": "finished"})], NOW + 100, "analyze") is None
+    assert held_up_in(tmp_path, [start, Event("end", NOW, 11, {"reason": "killed"})], NOW + 100, "analyze") is not None
+
+
 def test_the_agent_says_it_where_rank_0_does_not(tmp_path):
     folder = RunFolder(tmp_path / "run", meta("run"))
     folder.event(Event("start", NOW, 0, {"attempt": 1}))
