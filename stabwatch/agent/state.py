@@ -121,8 +121,8 @@ class Follower:
         self._looked = -math.inf
         self._missing = 0
         self._ranks_looked = -math.inf
-        self._starts: list[Event] = []
-        """The starts of attempts, and what was said of ranks that hold them up."""
+        self._turning_points: list[Event] = []
+        """The starts and ends of attempts, and what was said of ranks that hold them up."""
         self._diagnosis: Diagnosis = diagnose(self._engine)
         self.head: PageHead = self._make_head()
         self._head_made = self._published = -math.inf
@@ -226,10 +226,11 @@ class Follower:
             if self.ended is not None or self._contradicted(event):
                 return
             self.ended = event
+            self._turning_points.append(event)
         elif event.kind == HELD_UP:
-            self._starts.append(event)
+            self._turning_points.append(event)
         elif event.kind == "start":
-            self._starts.append(event)
+            self._turning_points.append(event)
             self.ended = None  # the run continues in the same folder, from a checkpoint
         elif event.kind == "error":
             self._notices.setdefault(f"error {event.data.get('probe')}", event)
@@ -273,7 +274,7 @@ class Follower:
         if now - self._ranks_looked < RANKS_SECONDS or not (self.log.path / STACKS).is_dir():
             return
         self._ranks_looked = now
-        event = held_up_in(self.log.path, self._starts, time.time() - RANKS_SECONDS, "agent")
+        event = held_up_in(self.log.path, self._turning_points, time.time() - RANKS_SECONDS, "agent")
         if event is not None:
             self._outbox.append(event)
             self._observe_event(event)
