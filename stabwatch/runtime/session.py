@@ -192,7 +192,7 @@ class Session(TrainingEvents):
         self._record(step, plan)
         cost = self.isolation.take_seconds()
         self._host.next_step()
-        self._busy = None
+        self._busy = self._backward_over = None
         for seconds, (planned, spent, own) in self._times.step_ends(self._host.step_seconds, (plan, cost, busy)):
             self._governor.observe(planned, seconds, spent, own)
         self._plan_next()
@@ -208,7 +208,7 @@ class Session(TrainingEvents):
         if self.flags.sampled:
             self.isolation.run("depth", "sampled", self._taps.now.modules.stacks.update)
         if self._shared.active and self._busy is not None:
-            self.context.run.fill_busy(self._busy)
+            self.context.run.fill_busy(self._busy + self._seconds_after_backward)
         self._shared.report_errors(self.isolation.errors.total())
         transfer = self._taps.now.buffer.send(extent)
         part = None

@@ -73,6 +73,8 @@ class TrainingEvents:
         self._began = time.perf_counter()
         self._since_step = 0
         self._busy: float | None = None
+        """Seconds from the end of the step before to the last backward pass, in which ranks wait for each other."""
+        self._backward_over: float | None = None
 
     def _end_step(self) -> None:
         """The step of the run is over."""
@@ -106,6 +108,12 @@ class TrainingEvents:
     def step(self) -> int:
         """Number of the open step, from 0; 0 where attaching failed."""
         return self.context.step if hasattr(self, "context") else 0
+
+    @property
+    def _seconds_after_backward(self) -> float:
+        """Seconds since the last backward pass. 0 on an accelerator: there the host waits in them for the device."""
+        over = self._backward_over
+        return time.perf_counter() - over if over is not None and self.context.device.type == "cpu" else 0.0
 
     @property
     def _watched(self) -> int:
@@ -185,11 +193,14 @@ class TrainingEvents:
         elif not self._clock.numbered:
             self._end_unannounced()
         self.isolation.run("loss", "always", self._loss.begins)
+        if self._busy is not None:
+            self._busy = time.perf_counter() - self._began
         if self.flags.open and self._clock.inside is None:
             self.isolation.run("checks", "always", self._checks.backward_begins)
 
     def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
         """Add its objective to the loss of the step, if it reached parameters of this model."""
+        self._backward_over = time.perf_counter()
         reached = self._loss.ended(roots, gradients)
         if self._changes.pending:
             self._isolated(self._follow, self._changes.between, self._watched)

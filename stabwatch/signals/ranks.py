@@ -23,15 +23,17 @@ def _rank(name: str, tap: str, help: str, field: str, unit: str = "1", **more: A
 SIGNALS = (
     _rank(
         "rank_busy_max_seconds", "rank_busy",
-        "Longest time of a rank from the end of the previous step to the end of its forward, on the host's clock.",
+        "Longest time of a rank in a step before and after its last backward pass, on the host's clock.",
         "max", "seconds",
     ),
     _rank(
         "rank_busy_min_seconds", "rank_busy",
-        "Shortest time of a rank from the end of the previous step to the end of its forward, on the host's clock.",
+        "Shortest time of a rank in a step before and after its last backward pass, on the host's clock.",
         "min", "seconds", worst="min",
     ),
-    _rank("rank_slowest", "rank_busy", "Rank with the longest time to the end of its forward.", "rank"),
+    _rank(
+        "rank_slowest", "rank_busy", "Rank with the longest time before and after its last backward pass.", "rank"
+    ),
     _rank("rank_loss_max", "rank_loss", "Largest loss of a rank's own batch.", "max"),
     _rank("rank_loss_min", "rank_loss", "Smallest loss of a rank's own batch.", "min", worst="min"),
     _rank("rank_loss_highest", "rank_loss", "Rank with the largest loss.", "rank"),

@@ -18,7 +18,8 @@ from torch import nn
 
 import stabwatch
 
-WORLD, AFTER = 4, 60
+WORLD, AFTER, AFTER_FLIP = 4, 60, 280
+"""Steps after the fault. Weights are compared every 256 steps at the least."""
 KINDS = {
     "nan": "NonFinite", "flip": "ReplicasDiffer", "slow": "SlowRank", "loader": "SlowRank", "labels": "RankLossHigher",
 }  # fmt: skip
@@ -42,7 +43,7 @@ def main(rank: int, out: Path, seed: int) -> None:
     optimizer = torch.optim.AdamW(inner.parameters(), lr=5e-3)
     watch = stabwatch.attach(model, optimizer, agent=False, verbose=False, run_dir=out / str(seed))
     generator = torch.Generator().manual_seed(WORLD * seed + rank)
-    for step in range(at + AFTER):
+    for step in range(at + (AFTER_FLIP if kind == "flip" else AFTER)):
         faulty = rank == odd and step >= at
         if faulty and kind == "loader":
             time.sleep(PAUSE)

@@ -155,7 +155,7 @@ class RunAccumulators:
         merge_(HOST, self.input, torch.stack((torch.ones_like(rms), rms)))
 
     def fill_busy(self, seconds: float) -> None:
-        """Note this rank's time to the end of its forward, in a step that is merged over ranks."""
+        """Note this rank's time outside of its last backward pass, in a step that is merged over ranks."""
         self.busy[0].fill_(1.0)
         self.busy[1].fill_(seconds)
 
