@@ -27,6 +27,8 @@ class LossEvents:
         self._split = False
         self._held: Tensor | None = None
         self.following = True
+        self.staged = False
+        """The model is a stage of a pipeline: its passes follow on its forwards, and none is of another model."""
         self.last_stage = True
         """Of a pipeline: the loss is computed on this rank. Roots of other stages are activations."""
         self.trained = TrainedLoss.of(model.parameters())
@@ -90,12 +92,14 @@ class LossEvents:
 
         Where gradients are freed during the backward pass it counts if the model was called before it.
         """
-        if not self._forward or not any(root.requires_grad for root in roots):
+        if not (self._forward or self.staged) or not any(root.requires_grad for root in roots):
             return False
-        if self.trained.ever or not any(p.requires_grad for p in self.trained.parameters):
+        known = self.trained.ever and not self.staged
+        if known or not any(p.requires_grad for p in self.trained.parameters):
             return False
         self._forward = False
-        self.trained.give(self._objective(roots, gradients))
+        count = self.trained.add if self.staged else self.trained.give
+        count(self._objective(roots, gradients))
         return True
 
     def _add(self, roots: Sequence[Tensor], gradients: Gradients) -> None:

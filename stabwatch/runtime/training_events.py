@@ -31,6 +31,10 @@ from stabwatch.runtime.step_clock import StepClock
 from stabwatch.runtime.taps import Taps
 
 OTHER_STAGE = "this rank runs another stage of the pipeline: the loss is on the rank of the last one"
+WITHIN_STAGE = (
+    "the model is spread over the stages of a pipeline: growth over depth (residual_growth, backward_growth) is "
+    "measured within each stage, and gradients of activations are those of a micro-batch"
+)
 UNSTEPPED = 64
 """Forwards without a step of an optimizer, after which the parameters are looked at again."""
 
@@ -283,6 +287,8 @@ class TrainingEvents:
         self._stages[id(stage)] = mine = is_part(stage.submod, self._ranks.model)
         if not mine:
             return
+        self._loss.staged = True
+        self.context.unmeasured("note", "pipeline", WITHIN_STAGE)
         self._loss.last_stage = self._loss.last_stage or stage.is_last if self._ranks.stage else stage.is_last
         self._ranks.stage = self._ranks.stage or stage_of(stage)
         if not self._loss.last_stage:

@@ -105,8 +105,7 @@ def said(run: Path) -> bool:
     text = events.read_text() if events.exists() else ""
     if '"held_up"' in text or '"finished"' in text:
         return True
-    now = time.time()
-    return any(s.seconds + now - s.time > 2 * LEAST + 3 or s.state == "raised" for s in read_stands(run, 1).values())
+    return held_up.held_up(read_stands(run, 1), time.time() - 2.0) is not None
 
 
 if __name__ == "__main__":
