@@ -63,14 +63,18 @@ class Config:
     """Series of a signal on /metrics: one per 'layer', one per 'block', or one for the 'run'. See `worst`."""
     worst: int = 5
     """Worst layers of each signal that have series of their own at `cardinality` 'block' and 'run'."""
-    max_series: int = 20_000
-    """Most series on /metrics; more are left out and counted."""
+    max_series: int = 50_000
+    """Most series on /metrics; the least important signals of layers are left out above it, and named."""
     sinks: str | None = None
     """Where else the run is sent while it goes on: names separated by commas, such as 'otlp,wandb'. Needs the agent.
 
     Built in: tensorboard, otlp, pushgateway, wandb, mlflow, trackio. See exporters/README.md."""
     rules: str | None = None
     """YAML file that changes, silences or adds alert rules (docs/alerts.md). It is checked when attaching."""
+    external_url: str | None = None
+    """Address of the live page as others reach it, for links in notifications. Default: that of the agent."""
+    summary: bool = False
+    """Notify of the end of the run too (docs/alerts.md)."""
     verbose: bool = True
     """Print one line with the run folder when attached."""
 
@@ -92,6 +96,8 @@ class Config:
         _require(set(self.guards) <= set(GUARDS), "guard", f"made of {', '.join(GUARDS)}", self.guard)
         _require(self.snapshot_every > 0, "snapshot_every", "one or more steps", self.snapshot_every)
         _require(self.escalate >= 0, "escalate", "zero or more steps", self.escalate)
+        known = self.external_url is None or self.external_url.startswith(("http://", "https://"))
+        _require(known, "external_url", "an address with http:// or https://", self.external_url)
         levels = ("run", "block", "layer")
         _require(self.cardinality in levels, "cardinality", "'run', 'block' or 'layer'", self.cardinality)
         _require(self.worst >= 0, "worst", "zero or more layers", self.worst)

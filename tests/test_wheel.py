@@ -92,3 +92,7 @@ def test_a_run_is_watched_and_analysed(installed, tmp_path):
     where = Path(_run(installed / "python", "-c", TRAINING, cwd=tmp_path).splitlines()[-1])
     assert where.is_relative_to(installed.parent), "it is the wheel that ran, and not the sources"
     assert "10 recorded" in _run(installed / "stabwatch", "analyze", "run", cwd=tmp_path)
+
+
+def test_the_runbooks_are_in_the_wheel(installed, tmp_path):
+    assert "## What it means" in _run(installed / "stabwatch", "runbook", "LossSpike", cwd=tmp_path)

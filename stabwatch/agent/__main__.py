@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             worst=given.worst,
             max_series=given.max_series,
             sinks=given.sink,
+            external_url=given.external_url,
+            summary=given.summary,
         )
     except StabwatchError as error:
         print(f"stabwatch agent: {error}", file=sys.stderr)
@@ -61,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         "--max-series", type=int, default=MAX_SERIES, help="limit of series; those above it are left out and counted"
     )
     parser.add_argument("--sink", action="append", default=[], help="a live sink, such as otlp; may be repeated")
+    parser.add_argument("--external-url", help="address of the page for others, for links in notifications")
+    parser.add_argument("--summary", action="store_true", help="notify of the end of the run")
     return parser
 
 

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from stabwatch.agent.receivers import Refused, post
+from stabwatch.agent.where import Batches, Where, details, no_batches
 from stabwatch.alerts import Alert
 from stabwatch.alerts.promql import annotations_of
 from stabwatch.alerts.rule import Rule
@@ -38,15 +39,17 @@ class Alertmanager:
     def __init__(
         self,
         url: str,
-        run: str,
+        where: Where,
         rules: Sequence[Rule],
         active: Callable[[], Sequence[Alert] | None],
         *,
         token: str | None = None,
         failed: Callable[[], object] = lambda: None,
+        batches: Batches = no_batches,
     ) -> None:
         self._url = url.rstrip("/") + "/api/v2/alerts"
-        self._run, self._active, self._token, self._failed = run, active, token, failed
+        self._where, self._active, self._token, self._failed = where, active, token, failed
+        self._batches = batches
         self._rules = {rule.name: rule for rule in rules}
         self._told: dict[Labels, dict[str, Any]] = {}
         self._due = 0.0
@@ -84,11 +87,17 @@ class Alertmanager:
         self._told, self._due, self._failing = found, clock + RESEND_SECONDS, False
 
     def _alert(self, alert: Alert) -> tuple[Labels, dict[str, Any]]:
-        name = {"alertname": f"Stabwatch{alert.rule}", "severity": alert.severity, "run": self._run}
+        name = {"alertname": f"Stabwatch{alert.rule}", "severity": alert.severity, "run": self._where.run}
         labels = name | ({"layer": alert.layer} if alert.layer else {})
         rule = self._rules.get(alert.rule)
         place = f"Layer {alert.layer}. " if alert.layer else ""
-        annotations = annotations_of(rule, alert.severity, self._run, place) if rule else {"summary": alert.summary}
+        run = self._where.run
+        annotations = annotations_of(rule, alert.severity, run, place) if rule else {"summary": alert.summary}
+        known = details(self._where, alert.to_dict(), rule, self._batches)
+        known["value"] = None if alert.value is None else f"{alert.value:.4g}"
+        known |= {"onset": alert.onset, "batch": "; ".join(known.pop("batches"))}
+        told = ("host", "folder", "page_url", "value", "onset", "rank", "batch", "runbook_url")
+        annotations |= {name: "" if known[name] is None else str(known[name]) for name in told}
         return tuple(sorted(labels.items())), {
             "labels": labels,
             "annotations": annotations,

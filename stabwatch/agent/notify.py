@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stabwatch.agent.receivers import Message, Receiver, Refused
+from stabwatch.agent.where import Batches, Where, details, no_batches, sentence
 from stabwatch.alerts.rule import Rule
 from stabwatch.runlog import Event
 
@@ -23,20 +24,23 @@ WAITS = (1.0, 4.0, 16.0)
 class Notifier:
     """Sends in its own thread, so that a slow receiver delays nothing.
 
-    failed: called for each message that could not be delivered.
+    failed: called for each message that could not be delivered. batches: asked when a message is written, as the
+    training tells of them after the alert.
     """
 
     def __init__(
         self,
         receiver: Receiver,
-        run: str,
+        where: Where,
         rules: Sequence[Rule],
         failed: Callable[[], object] = lambda: None,
         waits: Sequence[float] = WAITS,
+        batches: Batches = no_batches,
     ) -> None:
-        self._receiver, self._run, self._waits, self._failed = receiver, run, waits, failed
+        self._receiver, self._where, self._waits, self._failed = receiver, where, waits, failed
+        self._batches = batches
         self._rules = {rule.name: rule for rule in rules}
-        self._queue: queue.Queue[list[Event] | None] = queue.Queue()
+        self._queue: queue.Queue[list[Event] | Message | None] = queue.Queue()
         self._told: dict[tuple[str, str], float] = {}
         self._thread = threading.Thread(target=self._work, name=f"stabwatch-{receiver.name}", daemon=True)
         self._thread.start()
@@ -46,26 +50,31 @@ class Notifier:
         if events:
             self._queue.put(list(events))
 
+    def say(self, title: str, text: str) -> None:
+        """Queue a message that is no alert; returns immediately."""
+        self._queue.put(Message(self._where.run, title, text))
+
     def close(self, timeout: float = 5.0) -> None:
         """Send the rest, for at most `timeout` seconds."""
         self._queue.put(None)
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        while (events := self._queue.get()) is not None:
-            end, over = time.monotonic() + GROUP_SECONDS, False
+        over = False
+        while not over and (first := self._queue.get()) is not None:
+            items: list[list[Event] | Message] = [first]
+            end = time.monotonic() + GROUP_SECONDS
             while not over and (left := end - time.monotonic()) > 0:
                 try:
                     more = self._queue.get(timeout=left)
                 except queue.Empty:
                     break
                 over = more is None
-                events += more or []
-            message = self._message(events, time.monotonic())
-            if message.alerts:
-                self._send(message)
-            if over:
-                return
+                items += [more] if more is not None else []
+            message = self._message([e for item in items if isinstance(item, list) for e in item], time.monotonic())
+            for found in (message, *(item for item in items if isinstance(item, Message))):
+                if found.text:
+                    self._send(found)
 
     def _message(self, events: list[Event], now: float) -> Message:
         entries: list[dict[str, Any]] = []
@@ -79,12 +88,13 @@ class Notifier:
             self._told[key] = now
             same = [e for e in events if e.data.get("rule") == rule and e.data.get("state") == state]
             entries.append(self._entry(rule, severity, state, same))
-        return Message(self._run, "\n".join(map(_line, entries)), entries)
+        text = "\n".join(line for entry in entries for line in (_line(entry), *_more(entry)))
+        return Message(self._where.run, _line(entries[0], link=False) if entries else "", text, entries)
 
     def _entry(self, name: str, severity: str, state: str, events: list[Event]) -> dict[str, Any]:
         rule, first = self._rules.get(name), events[0]
         return {
-            "run": self._run,
+            "run": self._where.run,
             "rule": name,
             "severity": severity,
             "state": state,
@@ -93,7 +103,7 @@ class Notifier:
             "layers": list(dict.fromkeys(str(e.data["layer"]) for e in events if e.data.get("layer"))),
             "onset": first.data.get("onset", first.step),
             "step": first.step,
-            "runbook_url": rule.runbook_url if rule else "",
+            **details(self._where, first.data, rule, self._batches),
         }
 
     def _send(self, message: Message) -> None:
@@ -112,10 +122,14 @@ class Notifier:
         print(what, file=sys.stderr, flush=True)
 
 
-def _line(entry: dict[str, Any]) -> str:
+def _more(entry: dict[str, Any]) -> list[str]:
+    return [f"  {line}" for line in sentence(entry)] if entry["state"] == "firing" else []
+
+
+def _line(entry: dict[str, Any], link: bool = True) -> str:
     if entry["state"] != "firing":
         return f"{entry['run']}: over at step {entry['step']}: {entry['summary']}"
     layers = entry["layers"]
     where = f" First in {layers[0]}{f' and {len(layers) - 1} more' if len(layers) > 1 else ''}." if layers else ""
-    page = f" {entry['runbook_url']}".rstrip()
+    page = f" {entry['runbook_url']}".rstrip() if link else ""
     return f"{entry['severity'].upper()} {entry['run']}: {entry['summary']}{where} Since step {entry['onset']}.{page}"

@@ -1,4 +1,4 @@
-"""Receivers of messages: a webhook, a command.
+"""Receivers of messages: a webhook, a command, an e-mail address.
 
 Addresses and tokens are secrets. They come from the environment or from a file, and never appear in a log, a process
 list or an error.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from stabwatch.errors import ConfigError
 
 WEBHOOK = "STABWATCH_WEBHOOK"
 COMMAND = "STABWATCH_NOTIFY_COMMAND"
+SMTP = "STABWATCH_SMTP"
 ALERTMANAGER = "STABWATCH_ALERTMANAGER"
 TOKEN = "STABWATCH_ALERTMANAGER_TOKEN"
 TIMEOUT = 10.0
@@ -32,9 +34,10 @@ COMMAND_TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class Message:
-    """One message. text: one line per rule. alerts: the same as data, one entry per rule."""
+    """One message. title: one line. text: the whole. alerts: the same as data, one entry per rule."""
 
     run: str
+    title: str
     text: str
     alerts: list[dict[str, Any]] = field(default_factory=list)
 
@@ -83,6 +86,10 @@ def receivers(environ: Mapping[str, str] = os.environ) -> list[Receiver]:
         found.append(Webhook(url))
     if command := secret(COMMAND, environ):
         found.append(Command(command))
+    if mail := secret(SMTP, environ):
+        from stabwatch.agent.email import Email
+
+        found.append(Email(mail))
     return found
 
 
@@ -129,7 +136,13 @@ class Webhook:
 
     def send(self, message: Message) -> None:
         """Deliver a message. Raises Refused."""
-        post(self._url, {"text": message.text})
+        post(self._url, {"text": escaped(message.text)})
+
+
+def escaped(text: str) -> str:
+    """Text in which names from a run are no mark-up of a chat: no links, and no calls of everybody."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"@(?=(channel|here|all|everyone)\b)", "@\u200b", text)
 
 
 class Command:

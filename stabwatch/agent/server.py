@@ -9,11 +9,13 @@ from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 
+from stabwatch.agent.runbook_page import runbook_page
 from stabwatch.agent.scrape import Memo, Scrape
 from stabwatch.agent.state import Follower
 from stabwatch.agent.view import charts
 from stabwatch.agent.web import Environ, Gate, StartResponse, encoded, file_of, nothing, respond, respond_json
 from stabwatch.alerts import DERIVED
+from stabwatch.errors import RuleError
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector
 
 PAGE = Path(__file__).parent / "page"
@@ -22,6 +24,8 @@ FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
+    "/heatmap.js": ("heatmap.js", "text/javascript; charset=utf-8"),
+    "/names.js": ("names.js", "text/javascript; charset=utf-8"),
     "/uPlot.iife.min.js": ("uplot/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
     "/uPlot.min.css": ("uplot/uPlot.min.css", "text/css; charset=utf-8"),
 }
@@ -57,6 +61,8 @@ class RunPages:
         if path == "/api/state.json":
             since = _since(environ.get("QUERY_STRING", ""))
             return respond(environ, start_response, "200 OK", "application/json", self._data.get(since, self._state))
+        if path.startswith("/runbooks/"):
+            return runbooks(environ, start_response, path.removeprefix("/runbooks/"))
         if path in FILES:
             return file_of(FILES, PAGE, environ, start_response, path)
         return nothing(environ, start_response)
@@ -98,6 +104,15 @@ class App:
         """Answer a request."""
         refused = self._gate.refuse(environ, start_response)
         return self._pages(environ, start_response, environ.get("PATH_INFO", "/")) if refused is None else refused
+
+
+def runbooks(environ: Environ, start_response: StartResponse, name: str) -> Iterable[bytes]:
+    """A runbook, or the list of them."""
+    try:
+        page = runbook_page(name)
+    except RuleError:
+        return nothing(environ, start_response)
+    return respond(environ, start_response, "200 OK", "text/html; charset=utf-8", page)
 
 
 def _since(query: str) -> tuple[int, int]:

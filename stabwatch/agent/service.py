@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +21,7 @@ from stabwatch.agent.receivers import ALERTMANAGER, TOKEN, address, receivers, s
 from stabwatch.agent.server import App
 from stabwatch.agent.sink_processes import SinkProcesses
 from stabwatch.agent.state import Follower
+from stabwatch.agent.summary import EndSummary
 from stabwatch.alerts import RULES
 from stabwatch.alerts.user_rules import load_rules
 from stabwatch.errors import AgentError
@@ -52,6 +54,8 @@ def serve(
     worst: int = WORST,
     max_series: int = MAX_SERIES,
     sinks: Sequence[str] = (),
+    external_url: str | None = None,
+    summary: bool = False,
 ) -> int:
     """Follow a run and serve it until `linger` seconds after its end, or until SIGTERM or SIGINT. Returns 0.
 
@@ -61,6 +65,7 @@ def serve(
     cardinality: on /metrics, a series per 'layer', per 'block', or one for the 'run'; below 'layer' also the `worst`
     layers of each signal. max_series: series above this limit are left out and counted.
     sinks: names of live sinks; each is a process of its own.
+    external_url: address of the page for others, for links in notifications. summary: notify of the end of the run.
     Raises RunLogError if there is no run, AgentError if it cannot be served, RuleError with the line of a mistake in
     the rules, and ConfigError or MissingExtraError for a sink that cannot be used.
     """
@@ -73,18 +78,23 @@ def serve(
         follower = Follower(
             run, timeout=WAIT_SECONDS, rules=chosen, cardinality=cardinality, worst=worst, max_series=max_series
         )
-        name, failed = follower.meta.run, follower.count_error
-        for notifier in [Notifier(receiver, name, chosen, failed) for receiver in found]:
-            follower.tell.append(notifier.tell)
-            leave.callback(notifier.close)
-        if upstream:
-            leave.callback(Alertmanager(upstream, name, chosen, follower.firing, token=bearer, failed=failed).close)
+        failed, batches = follower.count_error, follower.batches
         leave.enter_context(stop_signals(follower.stopping))
         leave.callback(follower.lease.release)
         server = HttpServer(
             App(follower, token, host_names(host)), host, port, certfile=_path(certfile), keyfile=_path(keyfile)
         )
         leave.callback(server.close)
+        where = follower.where = replace(follower.where, page=page_address(external_url) or server.url)
+        notifiers = [Notifier(receiver, where, chosen, failed, batches=batches) for receiver in found]
+        for notifier in notifiers:
+            follower.tell.append(notifier.tell)
+            leave.callback(notifier.close)
+        if upstream:
+            manager = Alertmanager(
+                upstream, where, chosen, follower.firing, token=bearer, failed=failed, batches=batches
+            )
+            leave.callback(manager.close)
         announcement = _Announcement(follower, server, Path(file_sd) if file_sd else run.parent / "targets")
         leave.callback(announcement.withdraw)
         server.start()
@@ -92,17 +102,27 @@ def serve(
         feeding = SinkProcesses(run, chosen_sinks, follower.report_sink)
         leave.callback(follower.poll)  # writes what the sinks said at the end
         leave.callback(lambda: feeding.close(follower.ended is not None))
-        _follow(follower, announcement, feeding, linger)
+        _follow(follower, announcement, feeding, linger, EndSummary(follower, notifiers if summary else ()))
     return 0
 
 
-def _follow(follower: Follower, announcement: _Announcement, sinks: SinkProcesses, linger: float) -> None:
+def page_address(external_url: str | None) -> str:
+    """The address with a slash at its end; '' without one. Raises AgentError."""
+    if external_url and not external_url.startswith(("http://", "https://")):
+        raise AgentError(f"The external address must begin with http:// or https://, and is {external_url!r}.")
+    return external_url.rstrip("/") + "/" if external_url else ""
+
+
+def _follow(
+    follower: Follower, announcement: _Announcement, sinks: SinkProcesses, linger: float, summary: EndSummary
+) -> None:
     ended: float | None = None
     while not follower.stopping.is_set():
         announcement.make()
         follower.poll()
         if follower.lease.held():
             sinks.check()
+            summary.check()
         ended = None if follower.ended is None else ended or time.monotonic()
         if ended is not None and time.monotonic() - ended >= linger:
             return

@@ -17,14 +17,16 @@ from typing import TypeVar
 from stabwatch.agent.discovery import Lease
 from stabwatch.agent.history import History
 from stabwatch.agent.view import CHARTED, PageHead, page_head
+from stabwatch.agent.where import Where, rank_of
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
 from stabwatch.alerts.held_up import KIND as HELD_UP
 from stabwatch.alerts.held_up import held_up_in
+from stabwatch.alerts.templates import format_batch
 from stabwatch.errors import RunLogError
 from stabwatch.exporters.cardinality import WORST, Cardinality, Coarse
 from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.latest import MAX_SERIES, Latest, SeriesCap
-from stabwatch.exporters.prometheus import Snapshot
+from stabwatch.exporters.prometheus import AlertDetail, Snapshot
 from stabwatch.exporters.snapshots import snapshot
 from stabwatch.runlog import Event, RecordBatch, append_event, wait_for_run
 from stabwatch.runlog.process import Gone, ProcessWatch
@@ -40,6 +42,9 @@ PUBLISH_SECONDS = 0.5
 """Interval at which a long replay publishes its state."""
 RANKS_SECONDS = 3.0
 """Seconds that rank 0 has to say which ranks hold up the job."""
+DETAILED = 100
+"""Firing alerts whose onset, value, rank and batch are exported."""
+DETAILED_BATCHES = 2
 HEAD_SECONDS = 0.5
 """Minimum interval between updates of the page."""
 
@@ -87,6 +92,8 @@ class Follower:
         adopt(self.meta.signals)
         self.lease = Lease(run, writes)
         self.lease.held()
+        self.where = Where(self.meta.run, self.meta.host, str(run))
+        """Where it is; whoever serves it adds the address of the page."""
         self.ended: Event | None = None
         self.errors = 0
         self.snapshot = Snapshot(run=self.meta.run)
@@ -155,6 +162,11 @@ class Follower:
         """Record that a live sink failed. Called by the thread that polls."""
         self.errors += 1
         self._outbox.append(Event("sink", time.time(), self._readings.step, {"sink": name, "message": message}))
+
+    def batches(self, step: int) -> list[str]:
+        """What is known of the batches of a step, in words. Thread-safe."""
+        known = list(self._engine.memory.batches.get(step, ()))
+        return [f"step {entry['step']}: {format_batch(entry)}" for entry in known[:DETAILED_BATCHES]]
 
     def count_error(self) -> None:
         """Count an error that was logged elsewhere. Thread-safe."""
@@ -308,7 +320,7 @@ class Follower:
         now = self._published = time.monotonic()
         self.snapshot = self._make_snapshot(now)
         self.health = self._make_health()
-        if now - self._head_made >= HEAD_SECONDS:
+        if now - self._head_made >= HEAD_SECONDS or self.head["run"]["state"] != self.state:
             self._diagnosis = diagnose(self._engine)
             self.head = self._make_head()
             self._head_made = now
@@ -329,7 +341,14 @@ class Follower:
             errors=self.errors,
             coarse=self._coarse,
             low=self._low,
+            details=[self._detail(a) for a in self._engine.active[:DETAILED]],
+            info=(("folder", self.where.folder), ("page", self.where.page)),
         )
+
+    def _detail(self, a: Alert) -> AlertDetail:
+        rank = rank_of(a.rule, a.context)
+        batch = "; ".join(self.batches(a.onset))
+        return AlertDetail(a.rule, a.layer, a.onset, a.value, "" if rank is None else str(rank), batch)
 
     def _make_head(self) -> PageHead:
         return page_head(

@@ -10,13 +10,14 @@ from typing import Any
 
 from stabwatch.agent.history import History
 from stabwatch.alerts import Alert, Diagnosis
-from stabwatch.alerts.templates import format_guard
+from stabwatch.alerts.templates import format_guard, group_names
 from stabwatch.exporters.latest import Latest
 from stabwatch.runlog import Event, Meta, SeriesKey, plain
 from stabwatch.signals import CATALOGUE
 
 PageHead = dict[str, Any]
 
+MOST_NAMES = 8
 MARKS = 200
 """Maximum number of alert onsets in the charts."""
 
@@ -92,6 +93,7 @@ def page_head(
             "created": meta.created,
             "state": state,
             "end": _end(ended),
+            "ended": _ended_at(ended, readings),
         },
         "progress": {
             "step": readings.step,
@@ -103,7 +105,7 @@ def page_head(
         "alerts": [_alert(a) for a in active],
         "marks": [_alert(a) for a in transitions if a.state == "firing"][-MARKS:],
         "table": _table(readings, last),
-        "notices": list(_notices(notices)),
+        "notices": [*_notices(notices), *_left_out(readings)],
     }
 
 
@@ -125,7 +127,7 @@ def charts(history: History, order: Sequence[str]) -> list[dict[str, Any]]:
             lines.append({**line, "signal": signal})
         if lines:
             declared = CATALOGUE[lines[0]["signal"]]
-            metadata = {"help": declared.help, "unit": declared.unit, "worst": declared.worst}
+            metadata = {"help": declared.help, "unit": declared.unit, "worst": declared.worst, "signals": chart.signals}
             out.append({"title": chart.title, **metadata, "lines": lines})
     return out
 
@@ -151,6 +153,7 @@ def _cell(readings: Latest, last: dict[SeriesKey, float | None], i: int, key: Se
     head = last.get(SeriesKey(HEADS.get(key.signal, ""), key.layer))
     return {
         "last": last[key],
+        "at": int(readings.last_step[i]),
         "worst": worst,
         "step": int(readings.worst_step[i]),
         "head": None if head is None else int(head),
@@ -168,6 +171,23 @@ def _end(event: Event | None) -> str:
     if event is None:
         return ""
     return str(event.data.get("error") or event.data.get("detail") or "")
+
+
+def _ended_at(event: Event | None, readings: Latest) -> float | None:
+    """When the run ended, in seconds since the epoch. An agent that finds a process dead knows only its last record."""
+    if event is None:
+        return None
+    return readings.time if event.data.get("by") == "agent" else event.time
+
+
+def _left_out(readings: Latest) -> Iterable[dict[str, str]]:
+    names = list(readings.cap.dropped_signals)
+    if names:
+        some = ", ".join(names[:MOST_NAMES]) + (
+            f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        )
+        why = f"{readings.cap.dropped} series are above the limit of {readings.cap.limit}; the run log has them"
+        yield {"what": f"Not on /metrics and not in the table by layer: {some}", "why": why}
 
 
 def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
@@ -191,7 +211,8 @@ def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
             if isinstance(entry, dict):
                 reasons.setdefault((str(entry.get("tap")), str(entry.get("reason"))), []).append(str(entry.get("site")))
         for (tap, reason), sites in reasons.items():
-            where = ", ".join(s for s in sites[:6] if s) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
+            names = group_names([s for s in sites if s])
+            where = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             yield {"what": f"Not measured: {tap}" + (f" at {where}" if where else ""), "why": reason}
 
 

@@ -14,7 +14,7 @@ from stabwatch.alerts.evidence import RECENT, TOGETHER, Evidence, Found, RootCau
 from stabwatch.alerts.incidents import Confidence, Incident, gravest, rank, rule_incidents, worst_of
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from stabwatch.alerts.rule import Alert
-from stabwatch.alerts.templates import format_batch
+from stabwatch.alerts.templates import format_batch, group_names
 
 MOST_BATCHES = 4
 """Most batches of one step that are listed."""
@@ -247,8 +247,9 @@ def _alert_evidence(group: _Group) -> list[str]:
     if worst is not first and worst.layer != first.layer:
         lines.append(f"Step {worst.step}: {worst.description}")
     if len(layers) > 1:
-        more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
-        lines.append(f"Order of the layers: {', '.join(layers[:6])}{more}.")
+        names = group_names(layers)
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        lines.append(f"Order of the layers: {', '.join(names[:6])}{more}.")
     numbers = () if group.detected and not layers else ("loss", "gradient_norm_before_clip")
     for name in numbers:
         words = "loss" if name == "loss" else "gradient norm before clipping"

@@ -96,7 +96,26 @@ def _alert(rule: Rule, severity: Severity, missed: bool) -> dict[str, Any]:
         "labels": {"severity": severity},
         "annotations": annotations_of(
             rule, severity, "{{ $labels.run }}", "{{ with $labels.layer }}Layer {{ . }}. {{ end }}"
-        ),
+        )
+        | _where(rule),
+    }
+
+
+def _where(rule: Rule) -> dict[str, str]:
+    """Annotations that Prometheus looks up when the alert fires; empty where nothing is known."""
+    info = "{{ with printf `stabwatch_run_info{run=%q}` $labels.run | query }}{{ . | first | label `NAME` }}{{ end }}"
+    which = f"{{run=%q, rule=`{rule.name}`, layer=%q}}"
+    found = "{{ with printf `stabwatch_alert_KIND` $labels.run $labels.layer | query }}{{ . | first | GET }}{{ end }}"
+    found = found.replace("KIND", f"KIND{which}".replace("`", "'"))
+    alert = found.replace("KIND", "info")
+    return {
+        "host": info.replace("NAME", "host"),
+        "folder": info.replace("NAME", "folder"),
+        "page_url": info.replace("NAME", "page"),
+        "value": found.replace("KIND", "value").replace("GET", "value | printf `%.4g`"),
+        "onset": alert.replace("GET", "label `onset`"),
+        "rank": alert.replace("GET", "label `rank`"),
+        "batch": alert.replace("GET", "label `batch`"),
     }
 
 

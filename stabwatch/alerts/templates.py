@@ -62,6 +62,24 @@ def format_batch(entry: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "nothing is known about it"
 
 
+def group_names(names: Sequence[str], most: int = 6) -> list[str]:
+    """Names that differ in one number are one: `layers.{9, 30, 63}.attn`, in the order of their first one.
+
+    most: numbers that are listed; the rest of a group is counted.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in dict.fromkeys(names):
+        part = name.split(".")
+        place = next((i for i, word in enumerate(part) if word.isdecimal()), None)
+        shape = (name, "") if place is None else (".".join([*part[:place], ""]), ".".join(["", *part[place + 1 :]]))
+        groups.setdefault(shape, []).append("" if place is None else part[place])
+    out = []
+    for (before, after), numbers in groups.items():
+        listed = ", ".join(numbers[:most]) + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
+        out.append(f"{before}{{{listed}}}{after}" if len(numbers) > 1 else f"{before}{numbers[0]}{after}")
+    return out
+
+
 def format_guard(data: Mapping[str, Any]) -> str:
     """Description of a guard's action, from a 'guard' event."""
     more = [f"{name.replace('_', ' ')} {data[name]}" for name in ("to_step", "scale") if name in data]

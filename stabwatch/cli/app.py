@@ -25,6 +25,7 @@ from stabwatch.cli.commands import (
     report,
     rules,
     run,
+    runbook,
     serve,
     signals,
     top,
@@ -86,6 +87,7 @@ for name, command in (
     ("replay", replay.replay),
     ("export", export.export),
     ("signals", signals.signals),
+    ("runbook", runbook.runbook),
     ("doctor", doctor.doctor),
 ):
     app.command(name)(guarded(command))

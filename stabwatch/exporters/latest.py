@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,13 @@ Array = NDArray[np.float64]
 
 WINDOW_SECONDS = 60.0
 BUCKET_SECONDS = 5.0
-MAX_SERIES = 20_000
+MAX_SERIES = 50_000
+"""A model of 128 transformer blocks has about 48,000 with everything measured."""
+CORE = (
+    "attention_logit_upper", "attention_logit_max", "attention_logit_lower", "output_rms", "activation_abs_max",
+    "layer_gradient_norm", "update_to_weight_ratio", "attention_entropy",
+)  # fmt: skip
+"""Signals of layers that stay when not all fit: those of the page's table, and what the first causes are read from."""
 RESERVED = 500
 """Part of the limit that is reserved for alerts and for metrics of the agent itself."""
 
@@ -28,6 +34,8 @@ class SeriesCap:
         self.limit = limit
         self.used = 0
         self.dropped = 0
+        self.dropped_signals: dict[str, None] = {}
+        """Signals that are not exported by layer."""
         self._admitted: dict[Hashable, bool] = {}
 
     def admit(self, key: Hashable, series: int = 1, *, urgent: bool = False) -> bool:
@@ -40,11 +48,29 @@ class SeriesCap:
             self.dropped += 0 if fits else series
         return self._admitted[key]
 
+    def has(self, key: Hashable) -> bool:
+        """Whether a key was admitted."""
+        return self._admitted.get(key, False)
 
-def _importance(signal: str) -> tuple[bool, int]:
-    """Order of admission: signals of the run before those of layers, and frequent ones before rare ones."""
+    def admit_signal(self, signal: str, keys: Sequence[SeriesKey]) -> bool:
+        """Whether all series of a signal fit that are new: some of its layers without the others would mislead."""
+        each = declared(signal).series
+        new = [key for key in keys if key not in self._admitted]
+        fits = self.used + each * len(new) <= self.limit - min(RESERVED, self.limit // 2)
+        for key in new:
+            self._admitted[key] = fits
+        self.used += each * len(new) if fits else 0
+        self.dropped += 0 if fits else each * len(new)
+        if new and not fits:
+            self.dropped_signals[signal] = None
+        return fits
+
+
+def _importance(signal: str) -> tuple[bool, bool, int]:
+    """Order of admission: signals of the run before those of layers, the core of them first, then by tier."""
     tier = CATALOGUE[signal].tier if signal in CATALOGUE else "sampled"
-    return bool(declared(signal).label), ("always", "sampled", "deep").index(tier)
+    core = signal in CORE or signal.endswith("nonfinite_total")
+    return bool(declared(signal).label), not core, ("always", "sampled", "deep").index(tier)
 
 
 class _Layout:
@@ -68,7 +94,7 @@ class _Layout:
 class Latest:
     """The latest values of a run, one column per series in `keys`. `layers` is in forward order.
 
-    last: last measured value; NaN when there is none or when it was not finite.
+    last, last_step: last measured value and its step; NaN when there is none or when it was not finite.
     worst, worst_step: worst finite value of the whole run, and where.
     totals: counters, accumulated from the increments in the log.
     nonfinite: how many measured values were NaN or infinite.
@@ -82,6 +108,7 @@ class Latest:
         self.time: float | None = None
         self.records = 0
         self.last = np.empty(0)
+        self.last_step = np.empty(0, np.int64)
         self.worst = np.empty(0)
         self.worst_step = np.empty(0, np.int64)
         self.totals = np.empty(0)
@@ -102,7 +129,7 @@ class Latest:
         values, measured = layout.values(block), layout.measured(block)
         finite = measured & np.isfinite(values)
         columns = layout.columns
-        self._update_last(values, measured, finite, columns)
+        self._update_last(values, measured, finite, block, columns)
         self._update_worst(np.where(finite, values, np.nan) * self._sign[columns], block, columns)
         self.totals[columns] += np.where(finite, values, 0.0).sum(axis=0)
         self.nonfinite[columns] += (measured & ~finite).sum(axis=0)
@@ -129,12 +156,18 @@ class Latest:
         return signed * self._sign
 
     def _update_last(
-        self, values: Array, measured: NDArray[np.bool_], finite: NDArray[np.bool_], columns: NDArray[np.int64]
+        self,
+        values: Array,
+        measured: NDArray[np.bool_],
+        finite: NDArray[np.bool_],
+        block: RecordBatch,
+        columns: NDArray[np.int64],
     ) -> None:
         seen = measured.any(axis=0)
         row = len(values) - 1 - np.argmax(measured[::-1], axis=0)
         at = (row[seen], np.flatnonzero(seen))
         self.last[columns[seen]] = np.where(finite[at], values[at], np.nan)
+        self.last_step[columns[seen]] = block.steps[row[seen]]
 
     def _update_worst(self, signed: Array, block: RecordBatch, columns: NDArray[np.int64]) -> None:
         filled = np.where(np.isnan(signed), -np.inf, signed)
@@ -165,10 +198,14 @@ class Latest:
     def _layout(self, layout: RecordLayout) -> _Layout:
         found = self._layouts.get(id(layout))
         if found is None:
-            for key in sorted(layout.keys, key=lambda key: _importance(key.signal)):
-                if self.cap.admit(key, declared(key.signal).series) and key not in self._column:
-                    self._column[key] = len(self.keys)
-                    self.keys.append(key)
+            by_signal: dict[str, list[SeriesKey]] = {}
+            for key in layout.keys:
+                by_signal.setdefault(key.signal, []).append(key)
+            for signal in sorted(by_signal, key=_importance):
+                self.cap.admit_signal(signal, by_signal[signal])
+                new = [key for key in by_signal[signal] if self.cap.has(key) and key not in self._column]
+                self._column |= {key: len(self.keys) + i for i, key in enumerate(new)}
+                self.keys += new
             self._grow()
             known = {*self.layers}
             named = {key.layer for key in layout.keys if key.layer and key in self._column}
@@ -183,6 +220,7 @@ class Latest:
         new = self.keys[len(self.last) :]
         nan = np.full(len(new), np.nan)
         self.last = np.concatenate([self.last, nan])
+        self.last_step = np.concatenate([self.last_step, np.zeros(len(new), np.int64)])
         self.worst = np.concatenate([self.worst, nan])
         self.worst_step = np.concatenate([self.worst_step, np.zeros(len(new), np.int64)])
         self.totals = np.concatenate([self.totals, np.zeros(len(new))])

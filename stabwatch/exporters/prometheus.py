@@ -10,6 +10,7 @@ Names on /metrics, all with the label `run`:
     stabwatch_<derived>{layer}              derived signals, which the rules compare: trend, robust z-score
     stabwatch_logged_<name>{name}           a number of `watch.log`; the label has its name unchanged
     stabwatch_alerts_firing{rule,severity,layer}   1 while it fires; 0 with an empty layer for any other rule
+    stabwatch_alert_info{rule,layer,onset,rank,batch}, stabwatch_alert_value{rule,layer}   of an alert that fires
     stabwatch_rule_violations_total{rule,layer}    times that a rule began to fire or its severity rose
 """
 
@@ -32,12 +33,24 @@ STATES = ("running", "finished", "exception", "killed")
 
 
 @dataclass(frozen=True)
+class AlertDetail:
+    """What is known of an alert that fires. rank, batch: '' if not known."""
+
+    rule: str
+    layer: str
+    onset: int
+    value: float | None
+    rank: str = ""
+    batch: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The content of one scrape. Immutable; arrays are aligned with `keys`.
 
     last, window: gauges, NaN where there is nothing finite to show. totals: counters.
     nonfinite: how many measured values of each series were NaN or infinite.
-    firing: (rule, severity, layer). violations: times each (rule, layer) began to fire.
+    firing: (rule, severity, layer). details: of some of them. violations: times each (rule, layer) began to fire.
     """
 
     run: str
@@ -52,6 +65,7 @@ class Snapshot:
     nonfinite: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     derived: tuple[tuple[SeriesKey, float], ...] = ()
     firing: tuple[tuple[str, str, str], ...] = ()
+    details: tuple[AlertDetail, ...] = ()
     violations: tuple[tuple[str, str, int], ...] = ()
     agent_errors: int = 0
     series_dropped: int = 0
@@ -91,7 +105,7 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The families of one scrape."""
         snapshot = self._snapshot()
-        for build in (_run, _state, _progress, _signals, self._derived_gauges, self._alerts, _nonfinite):
+        for build in (_run, _state, _progress, _signals, self._derived_gauges, self._alerts, _details, _nonfinite):
             try:
                 yield from list(build(snapshot))
             except Exception:
@@ -217,6 +231,23 @@ def _family(
 def _add(family: GaugeMetricFamily | CounterMetricFamily, labels: list[str], value: float) -> None:
     if np.isfinite(value):
         family.add_metric(labels, float(f"{value:.7g}"))  # the log has float32
+
+
+def _details(s: Snapshot) -> Iterator[Metric]:
+    if not s.details:
+        return
+    labels = ["run", "rule", "layer"]
+    info = GaugeMetricFamily(
+        "stabwatch_alert_info", "What is known of an alert that fires.", labels=[*labels, "onset", "rank", "batch"]
+    )
+    values = GaugeMetricFamily("stabwatch_alert_value", "The number that an alert fired on.", labels=labels)
+    for d in s.details:
+        which = [clean(s.run), d.rule, clean(d.layer)]
+        info.add_metric([*which, str(d.onset), d.rank, clean(d.batch)], 1.0)
+        if d.value is not None and np.isfinite(d.value):
+            values.add_metric(which, d.value)
+    yield info
+    yield values
 
 
 def _nonfinite(s: Snapshot) -> Iterator[Metric]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from stabwatch.exporters.cardinality import Coarse, Shown
 from stabwatch.exporters.latest import Latest
-from stabwatch.exporters.prometheus import Snapshot
+from stabwatch.exporters.prometheus import AlertDetail, Snapshot
 from stabwatch.runlog import Meta, SeriesKey
 
 
@@ -22,11 +22,14 @@ def snapshot(
     errors: int = 0,
     coarse: Coarse | None = None,
     low: Iterable[str] = (),
+    details: Iterable[AlertDetail] = (),
+    info: Iterable[tuple[str, str]] = (),
 ) -> Snapshot:
     """The content of a scrape at `now`, on the clock of `latest`, within its limit of series.
 
     firing: (rule, severity, layer). violations: times that each (rule, layer) began to fire. coarse: the same run by
-    groups, with its own limit of series. low: derived signals where low is bad.
+    groups, with its own limit of series. low: derived signals where low is bad. details: of firing alerts. info: more
+    labels of the run.
     """
     r = latest
     cap, series = r.cap, Shown(tuple(r.keys), r.last.copy(), r.window(now), r.totals.copy(), r.nonfinite.copy())
@@ -38,7 +41,7 @@ def snapshot(
     counted = [(*where, n) for where, n in violations.items() if cap.admit(where, 2, urgent=True)]
     return Snapshot(
         run=meta.run,
-        info=info_labels(meta),
+        info=(*info_labels(meta), *info),
         state=state,
         step=r.step,
         time=r.time,
@@ -49,6 +52,7 @@ def snapshot(
         nonfinite=series.nonfinite,
         derived=tuple(shown),
         firing=tuple(dict.fromkeys(alerts)),
+        details=tuple(d for d in details if cap.admit(("detail", d.rule, d.layer), 2, urgent=True)),
         violations=tuple(counted),
         agent_errors=errors,
         series_dropped=cap.dropped,

@@ -14,7 +14,12 @@ from typing import Any
 
 from stabwatch.config import Config
 
-MAX_RESTARTS = 3
+QUICK_RESTARTS = 3
+"""So many times an agent that died is restarted at once; after that it is restarted later and later."""
+PAUSE_SECONDS = 60.0
+LONGEST_PAUSE_SECONDS = 960.0
+STEADY_SECONDS = 600.0
+"""An agent that ran for so long has not died again and again."""
 
 
 def active_runs() -> dict[str, str]:
@@ -44,7 +49,7 @@ def _mlflow_run() -> dict[str, Any]:
 class AgentProcess:
     """Starts `python -m stabwatch.agent RUN`; nothing here raises.
 
-    report: called with (kind, **data) when the agent dies, is restarted or is given up.
+    report: called with (kind, **data) when the agent dies and when it is restarted.
     """
 
     def __init__(self, run_dir: Path, config: Config, report: Callable[..., None]) -> None:
@@ -53,6 +58,9 @@ class AgentProcess:
         self._report = report
         self._child: subprocess.Popen[bytes] | None = None
         self._restarts = 0
+        self._began = time.monotonic()
+        self._again: float | None = None
+        """When an agent that died is started again."""
         self._stopped = False
         self._tracked = active_runs() if config.sinks else {}
         self._start()
@@ -63,10 +71,13 @@ class AgentProcess:
         command += ["--host", c.host, "--port", str(c.port), "--linger", str(c.linger)]
         command += ["--cardinality", c.cardinality, "--worst", str(c.worst), "--max-series", str(c.max_series)]
         command += ["--file-sd", c.file_sd] if c.file_sd else []
+        command += ["--external-url", c.external_url] if c.external_url else []
+        command += ["--summary"] if c.summary else []
         command += [part for name in c.sink_names for part in ("--sink", name)]
         return command + (["--rules", str(Path(c.rules).resolve())] if c.rules else [])
 
     def _start(self) -> None:
+        self._began = time.monotonic()
         try:
             with open(self._run_dir / "agent.log", "ab") as log:
                 self._child = subprocess.Popen(
@@ -85,14 +96,25 @@ class AgentProcess:
         """Restart the agent if it died. Called about once a second."""
         if self._stopped or self._child is None or self._child.poll() is None:
             return
-        code = self._child.returncode
-        if self._restarts >= MAX_RESTARTS:
-            self._stopped = True
-            self._report("agent", state="given up", code=code, message="It died again and again: see agent.log.")
+        code, now = self._child.returncode, time.monotonic()
+        if self._again is None:
+            self._again = now + self._pause(now)
+            if self._again > now:
+                message = f"It died {self._restarts + 1} times: see agent.log. It is started again in some minutes."
+                self._report("agent", state="waiting", code=code, message=message)
+        if now < self._again:
             return
+        self._again = None
         self._restarts += 1
         self._report("agent", state="restarted", code=code, restarts=self._restarts)
         self._start()
+
+    def _pause(self, now: float) -> float:
+        """Seconds until an agent that has just died is started again."""
+        if now - self._began >= STEADY_SECONDS:
+            self._restarts = 0
+        late = self._restarts - QUICK_RESTARTS
+        return 0.0 if late < 0 else min(PAUSE_SECONDS * 2.0**late, LONGEST_PAUSE_SECONDS)
 
     def url(self, timeout: float = 0.0) -> str | None:
         """Address of the live page, once the agent serves; waits up to `timeout` seconds for it."""
@@ -110,4 +132,5 @@ class AgentProcess:
             info = json.loads((self._run_dir / "agent.json").read_text())
         except (OSError, ValueError):
             return None
-        return info if self._child is not None and info.get("pid") == self._child.pid else None
+        child = self._child
+        return info if child is not None and child.poll() is None and info.get("pid") == child.pid else None

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from stabwatch.agent.scrape import Memo, Scrape
 from stabwatch.agent.server import FILES as RUN_FILES
 from stabwatch.agent.server import PAGE as RUN_PAGE
+from stabwatch.agent.server import runbooks
 from stabwatch.agent.web import Environ, Gate, StartResponse, encoded, file_of, nothing, respond, respond_json
 from stabwatch.errors import StabwatchError
 from stabwatch.runlog.glance import Glance
@@ -103,6 +104,8 @@ class ServiceApp:
             return file_of(FILES, PAGE, environ, start_response, path)
         if path in SHARED_FILES:
             return file_of(SHARED_FILES, RUN_PAGE, environ, start_response, path)
+        if path.startswith("/runbooks/"):
+            return runbooks(environ, start_response, path.removeprefix("/runbooks/"))
         if path.startswith("/runs/"):
             return self._run(environ, start_response, path)
         return nothing(environ, start_response)
@@ -152,8 +155,9 @@ class ServiceApp:
         return respond(environ, start_response, "200 OK", "application/json", self._clusters.get(None, made))
 
     def _compared(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        idents = tuple(dict.fromkeys(_asked(environ).get("runs", [""])[0].split(",")))[:MOST_COMPARED]
-        paths = [path for ident in idents if (path := self._index.path(ident)) is not None]
+        asked = dict.fromkeys(_asked(environ).get("runs", [""])[0].split(","))
+        known = {ident: path for ident in asked if (path := self._index.path(ident)) is not None}
+        idents, paths = tuple(known)[:MOST_COMPARED], list(known.values())[:MOST_COMPARED]
         if len(paths) < 2:
             return respond_json(environ, start_response, {"error": "Choose two or more runs that are in the list."})
         steps = tuple((self._index.row(ident) or {}).get("step") for ident in idents)
@@ -164,6 +168,7 @@ class ServiceApp:
             found = {"pending": True}
         except BrokenProcessPool:
             self._worker.close()
+            self._comparing = Memo()
             found = {"error": "The comparison needs more memory than there is, or was ended."}
         except Exception as error:  # whatever a log may cause
             found = {"error": f"These runs cannot be compared: {error}"}

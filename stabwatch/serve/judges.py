@@ -20,20 +20,29 @@ LINGER_SECONDS = 60.0
 """How long an ended run is still followed: its last alerts are written."""
 
 
+Made = Callable[[ListedRun, Follower], Callable[[], object]]
+
+
+def _nothing() -> None:
+    pass
+
+
 @dataclass
 class _Judged:
     follower: Follower
     pages: RunPages
+    close: Callable[[], object] = _nothing
     ended: float | None = None
 
 
 class Judges:
     """A follower with the lease of each run that has no agent. `poll` is called by one thread.
 
-    options: of each `Follower`. made: called with each new one, so that it tells others of its alerts.
+    options: of each `Follower`. made: called with each new run and its
+    follower, so that others hear of its alerts; it returns what ends that.
     """
 
-    def __init__(self, options: dict[str, Any], made: Callable[[Follower], object] = lambda _: None) -> None:
+    def __init__(self, options: dict[str, Any], made: Made = lambda run, follower: _nothing) -> None:
         self._options = options
         self._made = made
         self._judged: dict[Path, _Judged] = {}
@@ -81,9 +90,11 @@ class Judges:
             return  # its row says what cannot be read
         if not follower.lease.held():
             return  # its folder may not be written
-        self._judged[run.path] = _Judged(follower, RunPages(follower))
+        close = self._made(run, follower)
+        self._judged[run.path] = _Judged(follower, RunPages(follower), close)
         self._without.pop(run.path, None)
-        self._made(follower)
 
     def _end(self, path: Path) -> None:
-        self._judged.pop(path).follower.lease.release()
+        judged = self._judged.pop(path)
+        judged.close()
+        judged.follower.lease.release()

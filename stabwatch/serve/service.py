@@ -6,15 +6,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 
 from stabwatch.agent.heartbeat import HEARTBEAT, Heartbeat
 from stabwatch.agent.http import HttpServer
-from stabwatch.agent.receivers import address
-from stabwatch.agent.service import host_names, login, stop_signals, tell_access
+from stabwatch.agent.receivers import ALERTMANAGER, TOKEN, address, receivers, secret
+from stabwatch.agent.service import host_names, login, page_address, stop_signals, tell_access
 from stabwatch.alerts import RULES
 from stabwatch.alerts.user_rules import load_rules
 from stabwatch.errors import AgentError
@@ -23,6 +22,7 @@ from stabwatch.serve.index import Index
 from stabwatch.serve.judges import Judges
 from stabwatch.serve.opened import Opened
 from stabwatch.serve.run import Row
+from stabwatch.serve.told import Told
 from stabwatch.serve.worker import Worker
 
 POLL_SECONDS = 2.0
@@ -107,12 +107,13 @@ def serve_folder(
     password: str | None = None,
     rules: str | Path | None = None,
     analyse: bool = True,
-    hosts: Sequence[str] = (),
+    external_url: str | None = None,
 ) -> int:
     """Follow and serve all runs below a folder until SIGTERM or SIGINT. Returns 0.
 
     A run that goes on without an agent gets its rules evaluated here. analyse: so do ended runs that no agent has
-    judged, one after the other in a process of its own. The rest: see `stabwatch.agent.serve`.
+    judged, one after the other in a process of its own. The rest: see `stabwatch.agent.serve`; of runs that are judged
+    here the same receivers are notified.
     Raises AgentError if it cannot be served or the folder cannot be read, and RuleError.
     """
     root = Path(root).resolve()
@@ -122,15 +123,17 @@ def serve_folder(
     chosen = load_rules(rules) if rules else RULES
     beat_url = address(HEARTBEAT)
     index, worker = Index(root), Worker()
-    judges, opened = Judges({"rules": chosen}), Opened({"rules": chosen})
+    told = Told(receivers(), address(ALERTMANAGER), secret(TOKEN), chosen)
+    judges, opened = Judges({"rules": chosen}, told.add), Opened({"rules": chosen})
     service = Service(index, judges, worker, analyse)
     with ExitStack() as leave:
         leave.callback(worker.close)
         leave.callback(opened.close)
         leave.enter_context(stop_signals(service.stopping))
-        app = ServiceApp(index, judges, opened, worker, lambda: service.errors, token, [*host_names(host), *hosts])
+        app = ServiceApp(index, judges, opened, worker, lambda: service.errors, token, host_names(host))
         server = HttpServer(app, host, port, certfile=certfile, keyfile=keyfile)
         leave.callback(server.close)
+        told.base = page_address(external_url) or server.url
         server.start()
         _print_start(server, root, token)
         if beat_url:

@@ -13,7 +13,9 @@ import pytest
 from stabwatch.agent import notify, receivers
 from stabwatch.agent.notify import Notifier
 from stabwatch.agent.receivers import WEBHOOK, Command, Message, Refused, Webhook, address, post
+from stabwatch.agent.where import Where
 from stabwatch.alerts import RULES
+from stabwatch.alerts.catalogue import BY_NAME
 from stabwatch.errors import ConfigError
 from stabwatch.runlog import Event
 from tests.agent.conftest import until
@@ -55,7 +57,7 @@ def _alert(layer="blocks.0", rule="AttentionLogitGrowth", severity="critical", s
 
 
 def test_layers_of_a_rule_are_one_line_and_told_once(receiver):
-    notifier = Notifier(Webhook(receiver.url), "night", RULES)
+    notifier = Notifier(Webhook(receiver.url), Where("night"), RULES)
     notifier.tell([_alert(), _alert("blocks.1")])
     notifier.tell([_alert("blocks.2"), _alert(rule="LossSpike", severity="info")])
     until(lambda: receiver.got)
@@ -63,11 +65,13 @@ def test_layers_of_a_rule_are_one_line_and_told_once(receiver):
     notifier.close()
     (text,) = receiver.got
     assert text.startswith("CRITICAL night: Logits grow. First in blocks.0 and 2 more. Since step 12. https://")
-    assert text.endswith("AttentionLogitGrowth.md")
+    first, *more = text.splitlines()
+    assert first.endswith("AttentionLogitGrowth.md")
+    assert more == [f"  Do now: {' '.join(BY_NAME['AttentionLogitGrowth'].remedy)}"]
 
 
 def test_what_is_over_is_told(receiver):
-    notifier = Notifier(Webhook(receiver.url), "night", RULES)
+    notifier = Notifier(Webhook(receiver.url), Where("night"), RULES)
     notifier.tell([_alert(state="resolved", step=90)])
     notifier.close()
     assert receiver.got == ["night: over at step 90: Logits grow."]
@@ -76,7 +80,9 @@ def test_what_is_over_is_told(receiver):
 def test_a_receiver_that_stumbles_is_tried_again_and_one_that_refuses_is_not(receiver, capfd):
     receiver.answers = [503, 429]
     failures = []
-    notifier = Notifier(Webhook(receiver.url), "night", RULES, lambda: failures.append(1), waits=(0.01, 0.01, 0.01))
+    notifier = Notifier(
+        Webhook(receiver.url), Where("night"), RULES, lambda: failures.append(1), waits=(0.01, 0.01, 0.01)
+    )
     notifier.tell([_alert()])
     until(lambda: receiver.got)
     receiver.answers = [404]
@@ -89,7 +95,9 @@ def test_a_receiver_that_stumbles_is_tried_again_and_one_that_refuses_is_not(rec
 
 def test_nobody_there_delays_nothing(capfd):
     failures = []
-    notifier = Notifier(Webhook(f"http://127.0.0.1:9{SECRET}"), "night", RULES, lambda: failures.append(1), waits=())
+    notifier = Notifier(
+        Webhook(f"http://127.0.0.1:9{SECRET}"), Where("night"), RULES, lambda: failures.append(1), waits=()
+    )
     began = time.monotonic()
     notifier.tell([_alert()])
     assert time.monotonic() - began < 0.5
@@ -136,7 +144,7 @@ def program(tmp_path):
 
 def test_a_command_gets_the_alerts_as_json(receiver, program, capfd):
     command, folder = program
-    notifier = Notifier(command, "night", RULES)
+    notifier = Notifier(command, Where("night"), RULES)
     notifier.tell([_alert(), _alert("blocks.1")])
     notifier.close()
     got = json.loads((folder / "got").read_text())
@@ -151,13 +159,13 @@ def test_a_command_that_fails_for_now_is_tried_again_and_one_that_refuses_is_not
     (folder / "codes").write_text("[75, 3]")
     for again in (True, False):
         with pytest.raises(Refused) as refused:
-            command.send(Message("night", "x"))
+            command.send(Message("night", "x", "x"))
         assert refused.value.again is again
     with pytest.raises(Refused, match="cannot be started"):
-        Command("/no/such/program").send(Message("night", "x"))
+        Command("/no/such/program").send(Message("night", "x", "x"))
     monkeypatch.setattr(receivers, "COMMAND_TIMEOUT", 0.2)
     with pytest.raises(Refused, match="did not end"):
-        Command("sleep 30").send(Message("night", "x"))
+        Command("sleep 30").send(Message("night", "x", "x"))
     with pytest.raises(ConfigError, match="not a command line"):
         Command("say 'it")
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from stabwatch.runlog import Accumulator, Event, append_event
 from tests.agent.conftest import until
 
 pytestmark = pytest.mark.chromium
@@ -119,3 +120,79 @@ def test_a_run_without_records_yet(new_log, start_agent, open_page):
     assert page.inner_text(".verdict")
     assert page.locator("#charts-section").is_hidden()
     assert page.locator("#layers").is_hidden()
+
+
+def test_zoom_stays_when_data_comes_and_is_shared(sick, start_agent, open_page):
+    page = open_page(start_agent(sick.path).info()["url"])
+    page.wait_for_selector(".uplot canvas")
+    box = page.locator(".chart").nth(0).locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 20, steps=4)
+    page.mouse.up()
+    assert page.locator("#unzoom").is_visible()
+    page.locator(".chart button", has_text="heat map").first.click()  # it shows the same steps
+    before = page.locator(".heat-axis").first.inner_text()
+    assert "259" not in before
+    sick.write(range(260, 270))
+    until(lambda: "269" in page.inner_text("#facts"))
+    assert page.locator(".heat-axis").first.inner_text() == before
+    page.locator("#unzoom").click()
+    until(lambda: "269" in page.locator(".heat-axis").first.inner_text())
+    assert page.locator("#unzoom").is_hidden()
+
+
+def test_layers_are_found_and_names_keep_their_number(new_log, start_agent, open_page):
+    now = time.time()
+    layers = [f"model.decoder.transformer_layers.{i}" for i in range(12)]
+    log = new_log("deep", layers=layers, created=now - 40, now=lambda step: now - 30 + 0.1 * step)
+    log.write(range(260))
+    page = open_page(start_agent(log.path).info()["url"])
+    page.wait_for_selector(".uplot canvas")
+    until(lambda: "model.decoder.transformer_layers.{0, 1, 2" in page.inner_text("#alerts"))
+    assert page.inner_text("#alerts").count("transformer_layers") < 4
+    names = page.locator("#table tbody td:first-child").all_inner_texts()
+    assert len(set(names)) == len(names) and any("11.attn" in name for name in names)
+    page.fill("#find", "layers.7.")
+    until(lambda: page.locator("#table tbody tr").count() == 2)
+    assert "7" in page.locator(".chart .readout .layer").nth(2).inner_text()
+    page.keyboard.press("Escape")
+    until(lambda: page.locator("#table tbody tr").count() > 30)
+    page.check("#worst-first")
+    assert "0.attn" in page.locator("#table tbody tr").first.inner_text()
+    page.select_option("#axis", "linear")
+    until(lambda: page.locator(".chart .scale", has_text="log").count() == 0)
+
+
+def test_old_values_are_grey_and_alerts_that_are_over_stay_readable(new_log, start_agent, open_page):
+    now = time.time()
+    log = new_log("r", sick=False, created=now - 400, now=lambda step: now - 300 + step)
+    log.write(range(40))
+    for step in range(40, 250):  # activations are no longer measured
+        row = log.row(step)
+        for site in log.sites:
+            start = log.layout.start(Accumulator("activation", site, "moments"))
+            row[start : start + 3] = float("nan")
+        log.folder.append(log.layout, step, log.now(step), row)
+    for state in ("firing", "resolved"):
+        data = {"rule": "LossSpike", "severity": "warning", "state": state, "signal": "loss", "layer": "", "onset": 9}
+        append_event(log.path, Event("alert", now, 10, {**data, "summary": "The loss jumped."}))
+    page = open_page(start_agent(log.path).info()["url"])
+    page.wait_for_selector("#table td.stale")
+    assert "at step 36" in page.locator("#table td.stale").first.inner_text()
+
+
+def test_a_run_that_ended_at_once_did_not_run_for_long(new_log, start_agent, open_page):
+    now = time.time()
+    log = new_log("short", created=now - 3000, now=lambda step: now - 2999)
+    log.end(0)
+    page = open_page(start_agent(log.path).info()["url"])
+    until(lambda: "ran for" in page.inner_text("#facts"))
+    assert "1 s" in page.inner_text("#facts").split("ran for")[1]
+
+
+def test_a_runbook_opens_on_the_page(sick, start_agent, open_page):
+    page = open_page(start_agent(sick.path).info()["url"])
+    page.locator("a.runbook").first.click()
+    page.wait_for_selector(".prose h2")
+    assert "What it means" in page.inner_text("main")

@@ -115,7 +115,7 @@ def test_page_files_are_served_with_a_strict_policy(listen, path):
 
 
 def test_the_page_asks_nobody_else():
-    for name in ("index.html", "page.js", "charts.js", "page.css"):
+    for name in ("index.html", "page.js", "charts.js", "heatmap.js", "names.js", "page.css"):
         text = (PAGE / name).read_text().replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text and "https:" not in text and "//cdn" not in text, name
         assert "innerHTML" not in text and "insertAdjacentHTML" not in text, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections import defaultdict
 from copy import deepcopy
@@ -116,6 +117,7 @@ def _expected(rule, severity, layer):
         text = text.replace("{{ $labels.run }}", "r")
         place = f"Layer {layer}. " if layer else ""
         said[name] = text.replace("{{ with $labels.layer }}Layer {{ . }}. {{ end }}", place)
+        said[name] = re.sub(r"\{\{ with printf .*?\{\{ end \}\}", "", said[name])  # no agent tells of it here
     return {
         "exp_labels": {"run": "r", "severity": severity, **({"layer": layer} if layer else {})},
         "exp_annotations": said,
@@ -214,3 +216,28 @@ def test_the_watchers_own_health(tmp_path):
         entry["exp_alerts"] = [{"exp_labels": {**labels, **alert["labels"]}, "exp_annotations": said}]
     inputs = [{"series": name, "values": values} for name, values in series.items()]
     _promtool(tmp_path, "health", [{"interval": "15s", "input_series": inputs, "alert_rule_test": at}])
+
+
+def test_prometheus_tells_where(tmp_path):
+    """What it looks up when an alert fires: the machine, the folder, the page, the value, the onset, rank and batch."""
+    rule = BY_NAME["ReplicasDiffer"]
+    expected = _expected(rule, "critical", 'h."0"')
+    expected["exp_annotations"] |= {
+        "host": "node-7", "folder": "/runs/r", "page_url": "http://node-7:9478/", "value": "0.0125", "onset": "41",
+        "rank": "3", "batch": "step 41: samples 1, 2",
+    }  # fmt: skip
+    layer = r'layer="h.\"0\""'
+    info = f'{{rule="ReplicasDiffer",run="r",{layer},onset="41",rank="3",batch="step 41: samples 1, 2"}}'
+    run = '{run="r",host="node-7",folder="/runs/r",page="http://node-7:9478/"}'
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {"series": f'stabwatch_alerts_firing{{rule="ReplicasDiffer",severity="critical",run="r",{layer}}}',
+             "values": "1x10"},
+            {"series": f"stabwatch_run_info{run}", "values": "1x10"},
+            {"series": f"stabwatch_alert_info{info}", "values": "1x10"},
+            {"series": f'stabwatch_alert_value{{rule="ReplicasDiffer",run="r",{layer}}}', "values": "0.0125x10"},
+        ],
+        "alert_rule_test": [{"eval_time": "60s", "alertname": rule.alert, "exp_alerts": [expected]}],
+    }  # fmt: skip
+    _promtool(tmp_path, "where", [test])

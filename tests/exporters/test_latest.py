@@ -146,3 +146,31 @@ def test_records_without_anything_and_empty_blocks():
     r.observe(block([{}]), arrived=0.0)
     assert r.records == 1
     assert np.isnan(r.window(0.0)).all()
+
+
+def test_a_signal_fits_with_all_its_layers_or_is_named():
+    r = readings(limit=40)
+    layout = RecordLayout.build([Accumulator("activation", f"h.{i}", "moments") for i in range(8)])
+    rows = np.ones((1, layout.width), np.float32)
+    r.observe(RecordBatch(layout, np.array([3]), np.array([1.0]), rows), arrived=0.0)
+    layers = {name: sum(key.signal == name for key in r.keys) for name in {key.signal for key in layout.keys}}
+    assert set(layers.values()) == {0, 8} and layers["output_rms"] == 8
+    assert set(r.cap.dropped_signals) == {name for name, count in layers.items() if not count}
+    assert r.cap.used <= 40 and r.last_step.tolist() == [3] * len(r.keys)
+
+
+def test_a_model_of_128_blocks_fits():
+    """Ten sites in a block, as many as the deepest measurement has of each."""
+    from stabwatch.signals.reductions import REDUCTIONS
+
+    taps = {"activation": ("moments", 6), "gradient": ("moments", 6), "weight": ("moments", 6), "update": ("update", 6)}
+    sites = []
+    for i in range(128):
+        for tap, (reduction, parts) in taps.items():
+            sites += [Accumulator(tap, f"h.{i}.{part}", reduction) for part in range(parts)]
+        sites += [Accumulator("attention", f"h.{i}.attn", r) for r in REDUCTIONS if r.startswith("attention_")]
+    r = Latest(SeriesCap())
+    layout = RecordLayout.build(sites)
+    rows = np.ones((1, layout.width), np.float32)
+    r.observe(RecordBatch(layout, np.array([3]), np.array([1.0]), rows), arrived=0.0)
+    assert r.cap.dropped == 0 and r.cap.used > 20_000

@@ -1,26 +1,13 @@
 // The charts: small multiples over steps, one line per layer in forward order, with synchronised cursors.
 /* global uPlot */
+import { colourBar, drawHeatmap } from "./heatmap.js";
+import { number, short } from "./names.js";
 
 const HEIGHT = 170;
 const FEW = 12; // measured points up to which each is drawn
 const LOG_FROM = 30; // a linear axis hides the low end when the range is wider than this
 const MANY = 12; // onsets: beyond this only the first of each rule is marked
 const SEVERITIES = ["critical", "warning", "info"];
-
-export function number(v) {
-  if (v === null || v === undefined) return "–";
-  const a = Math.abs(v);
-  if (a !== 0 && (a < 1e-3 || a >= 1e6)) return v.toExponential(1).replace("e+", "e");
-  return a >= 1000 ? Math.round(v).toString() : String(Number(v.toPrecision(3)));
-}
-
-// A long module path, shortened at its front: its end tells layers apart.
-export function short(name, most = 24) {
-  if (name.length <= most) return name;
-  const parts = name.split(".");
-  while (parts.length > 1 && parts.join(".").length >= most) parts.shift();
-  return `…${parts.join(".").slice(1 - most)}`;
-}
 
 function style(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -44,29 +31,46 @@ function decades(_, splits) {
 }
 
 export class Chart {
-  // spec: a chart as the agent describes it; colour: of a layer; marks: () => [{onset, severity}]
-  constructor(parent, colour, marks) {
+  // colour: of a layer; marks: () => [{onset, severity}]; view: {log: "auto"|"log"|"linear", match, zoom: [first, last] or null, zoomed}
+  constructor(parent, colour, marks, view) {
     this.colour = colour;
     this.marks = marks;
+    this.view = view;
+    this.map = false;
     this.root = document.createElement("article");
     this.root.className = "card chart";
     const header = document.createElement("header");
     this.title = document.createElement("h3");
     this.scale = document.createElement("span");
     this.scale.className = "scale";
-    header.append(this.title, this.scale);
+    this.toggle = document.createElement("button");
+    this.toggle.type = "button";
+    this.toggle.className = "quiet";
+    this.toggle.hidden = true;
+    this.toggle.onclick = () => { this.map = !this.map; this.update(this.given, this.steps, this.columns); };
+    header.append(this.title, this.scale, this.toggle);
     this.readout = document.createElement("p");
     this.readout.className = "readout";
     this.plotRoot = document.createElement("div");
-    this.root.append(header, this.readout, this.plotRoot);
+    this.mapRoot = document.createElement("div");
+    this.mapRoot.className = "heatmap";
+    this.mapRoot.hidden = true;
+    this.root.append(header, this.readout, this.plotRoot, this.mapRoot);
     parent.append(this.root);
     this.plot = null;
     this.shape = "";
     this.selected = null;
   }
 
-  update(spec, steps, columns) {
+  update(given, steps, columns) {
+    [this.given, this.steps, this.columns] = [given, steps, columns];
+    const match = this.view.match;
+    const spec = { ...given, lines: match ? given.lines.filter((l) => !l.layer || l.layer.toLowerCase().includes(match)) : given.lines };
+    this.root.hidden = !spec.lines.length;
+    if (!spec.lines.length) return;
     this.spec = spec;
+    this.toggle.hidden = spec.lines.length < 3;
+    this.toggle.textContent = this.map ? "lines" : "heat map";
     this.title.textContent = spec.title;
     this.root.title = spec.help;
     const focus = this.focus(columns);
@@ -91,14 +95,56 @@ export class Chart {
     }
     const low = finite(data.slice(1), Math.min, Infinity);
     const high = finite(data.slice(1), Math.max, -Infinity);
-    const log = low > 0 && high / low > LOG_FROM;
+    const log = low > 0 && (this.view.log === "log" || (this.view.log === "auto" && high / low > LOG_FROM));
     this.scale.textContent = [["1", "ratio"].includes(spec.unit) ? "" : spec.unit, log ? "log scale" : ""].filter(Boolean).join(", ");
     const shape = JSON.stringify([lines.map((l) => l.layer), focus, bands.length, series.length, log, style("--ink")]);
+    this.log = log;
     if (shape !== this.shape) this.build(series, bands, log, data);
-    else this.plot.setData(data);
+    else this.plot.setData(data, !this.view.zoom);
+    this.applyZoom();
     this.shape = shape;
     this.worst = focus;
+    this.drawMap();
     this.say(null);
+  }
+
+  // The part of the steps that is shown stays when data comes.
+  applyZoom() {
+    if (!this.plot || !this.steps?.length) return;
+    const [min, max] = this.view.zoom ?? [this.steps[0], this.steps.at(-1)];
+    this.settled = true;
+    this.plot.setScale("x", { min, max });
+    this.settled = false;
+    this.drawMap();
+  }
+
+  drawMap() {
+    const shown = this.map && this.spec.lines.length >= 3;
+    this.plotRoot.hidden = shown;
+    this.mapRoot.hidden = !shown;
+    if (!shown) return;
+    const [min, max] = this.view.zoom ?? [-Infinity, Infinity];
+    const first = Math.max(0, this.steps.findIndex((s) => s >= min));
+    const last = this.steps.findLastIndex((s) => s <= max);
+    const lines = this.spec.lines.filter((l) => l.layer);
+    const canvas = document.createElement("canvas");
+    const { low, high } = drawHeatmap(canvas, lines, this.columns, this.steps, [first, Math.max(first, last)], this.log);
+    const axis = document.createElement("div");
+    axis.className = "heat-axis";
+    const ends = [`step ${this.steps[first]}`, `step ${this.steps[Math.max(first, last)]}`].map((t) => { const e = document.createElement("span"); e.textContent = t; return e; });
+    axis.append(...ends);
+    const point = (e) => {
+      const box = canvas.getBoundingClientRect();
+      const row = Math.min(lines.length - 1, Math.max(0, Math.floor(((e.clientY - box.top) / box.height) * lines.length)));
+      const x = Math.min(1, Math.max(0, (e.clientX - box.left) / box.width));
+      const at = first + Math.min(last - first, Math.floor(x * (last - first + 1)));
+      const column = this.columns[lines[row].column];
+      const k = column.findLastIndex((v, i) => i <= at && v !== null && v !== undefined);
+      this.tell(lines[row], k < 0 ? null : column[k], k < 0 ? "" : `step ${this.steps[k]}`);
+    };
+    canvas.onpointermove = point;
+    canvas.onpointerleave = () => this.say(null);
+    this.mapRoot.replaceChildren(canvas, axis, colourBar(low, high, this.log));
   }
 
   // The line with the worst newest value.
@@ -145,12 +191,14 @@ export class Chart {
         legend: { show: false },
         focus: { alpha: 0.18 },
         cursor: {
-          sync: { key: "steps", setSeries: false }, focus: { prox: 30 }, drag: { x: true, y: false },
+          sync: { key: "steps", setSeries: false }, focus: { prox: 30 }, drag: { x: true, y: false, setScale: false },
           points: { size: 6, width: 2 }, y: false,
         },
         hooks: {
           draw: [(u) => this.drawMarks(u)],
           setCursor: [(u) => this.say(u)],
+          setSelect: [(u) => { if (u.select.width > 0) this.view.zoomed([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]); }],
+          ready: [(u) => u.over.addEventListener("dblclick", () => this.view.zoomed(null))],
           setSeries: [(u, i) => { this.near = i; this.say(u); }],
         },
       },
@@ -174,6 +222,7 @@ export class Chart {
     const seen = new Set();
     const rules = new Set();
     const marks = this.marks();
+    this.drawPoints(u, marks);
     for (const mark of [...marks].sort((a, b) => a.onset - b.onset)) {
       const first = !rules.has(mark.rule);
       const gravest = SEVERITIES.find((s) => marks.some((m) => m.rule === mark.rule && m.severity === s));
@@ -203,6 +252,26 @@ export class Chart {
     }
   }
 
+  // A ring on the curve of a layer where one of its alerts began.
+  drawPoints(u, marks) {
+    const { left, top, width, height } = u.bbox;
+    for (const mark of marks) {
+      const i = this.spec.lines.findIndex((l) => l.layer === mark.layer && this.spec.signals.includes(mark.signal));
+      if (i < 0) continue;
+      const k = u.data[0].findIndex((s, n) => s >= mark.onset && u.data[i + 1][n] !== null && u.data[i + 1][n] !== undefined);
+      if (k < 0) continue;
+      const [x, y] = [u.valToPos(u.data[0][k], "x", true), u.valToPos(u.data[i + 1][k], "y", true)];
+      if (!(x >= left && x <= left + width && y >= top && y <= top + height)) continue;
+      u.ctx.save();
+      u.ctx.strokeStyle = style(`--${mark.severity}`);
+      u.ctx.lineWidth = 1.5 * devicePixelRatio;
+      u.ctx.beginPath();
+      u.ctx.arc(x, y, 4 * devicePixelRatio, 0, 2 * Math.PI);
+      u.ctx.stroke();
+      u.ctx.restore();
+    }
+  }
+
   // Under the cursor: the step and the nearest line. Else: the worst layer now.
   say(u) {
     const at = u?.cursor.idx;
@@ -214,17 +283,25 @@ export class Chart {
     if (!line || !this.plot) return;
     const values = this.plot.data[i];
     const last = values.findLastIndex((v, k) => v !== null && v !== undefined && (!hovering || k <= at));
+    const step = last >= 0 ? `step ${this.plot.data[0][last]}` : "";
+    const old = hovering && last >= 0 && this.plot.data[0][last] < this.plot.data[0][at];
+    const which = line.layer && !hovering && this.spec.lines.length > 1 ? (this.spec.worst === "min" ? "lowest: " : "highest: ") : "";
+    this.tell(line, last < 0 ? null : values[last], hovering || last < values.length - 1 ? step : "", which, old);
+  }
+
+  // One value in words; old: it is from an earlier step than the one under the cursor.
+  tell(line, v, step, which = "", old = false) {
     const swatch = document.createElement("span");
     swatch.className = "swatch";
     swatch.style.background = line.layer ? this.colour(line.layer) : style("--accent");
     const value = document.createElement("b");
-    value.textContent = number(last < 0 ? null : values[last]);
+    value.className = old ? "stale" : "";
+    value.textContent = number(v);
     const layer = document.createElement("span");
     layer.className = "layer";
-    const step = hovering && last >= 0 ? `step ${this.plot.data[0][last]}` : "";
-    layer.textContent = [line.layer && !hovering && this.spec.lines.length > 1 ? `${this.spec.worst === "min" ? "lowest" : "highest"}: ${short(line.layer)}` : short(line.layer), step]
-      .filter(Boolean).join(", ");
-    this.readout.append(swatch, value, layer);
+    layer.title = line.layer;
+    layer.textContent = [`${which}${short(line.layer, which ? 20 : 26)}`, step].filter(Boolean).join(", ");
+    this.readout.replaceChildren(swatch, value, layer);
   }
 
   // Bring one layer forward; null: show all equally.

@@ -1,7 +1,9 @@
 // The live page: polls the agent each second. Names come from user code, so they are set as text, never as markup.
-import { Chart, layerColour, number, short } from "./charts.js";
+import { Chart, layerColour } from "./charts.js";
+import { grouped, number, short, some } from "./names.js";
 
 const PERIOD = 1000;
+const STALE = 100; // steps after which a value is shown as old
 const AWAY_AFTER = 3; // failed requests in a row
 const $ = (id) => document.getElementById(id);
 const charts = new Map();
@@ -16,6 +18,7 @@ let lastAnswer = 0;
 let last = null;
 let shown = "";
 let polling = false;
+const view = { log: "auto", match: "", zoom: null, zoomed: (range) => { view.zoom = range; for (const c of charts.values()) c.applyZoom(); $("unzoom").hidden = !range; } };
 const toggled = new Set(); // causes that the user opened or closed
 
 function el(tag, className, ...children) {
@@ -29,10 +32,6 @@ function ago(seconds) {
   if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return seconds < 172800 ? `${(seconds / 3600).toFixed(1)} h` : `${Math.round(seconds / 86400)} days`;
-}
-
-function some(items, most) {
-  return items.length > most ? `${items.slice(0, most).join(", ")} and ${items.length - most} more` : items.join(", ");
 }
 
 function colour(layer) {
@@ -57,7 +56,7 @@ function showHeader({ run, progress, now, above }) {
     ["overhead", progress.overhead_ratio === null ? "–" : `${number(100 * progress.overhead_ratio)} %`],
     ["learning rate", number(progress.learning_rate)],
     ["model", [run.model, run.parameters ? `${number(run.parameters / 1e6)} M` : ""].filter(Boolean).join(", ") || "–"],
-    [run.state === "running" ? "running for" : "ran for", ago((run.state === "running" ? now : progress.time ?? now) - run.created)],
+    [run.state === "running" ? "running for" : "ran for", run.state === "running" ? ago(now - run.created) : run.ended === null ? "not known" : ago(run.ended - run.created)],
   ];
   $("facts").replaceChildren(...items.map(([k, v]) => el("div", "", el("dt", "", k), el("dd", "", String(v)))));
   $("footer").textContent = `stabwatch on ${run.host}`;
@@ -75,10 +74,12 @@ function showDiagnosis({ diagnosis, alerts, marks: fired }) {
   const causes = diagnosis.causes.map((cause, place) => {
     const since = `since step ${cause.since_step}`;
     const head = el("summary", "", el("h3", "", cause.title),
-      el("span", "where", [some([...new Set(cause.layers)], 6), since].filter(Boolean).join(", ")));
+      el("span", "where", [some(grouped(cause.layers), 6), since].filter(Boolean).join(", ")));
+    const page = cause.runbook_url ? el("a", "runbook", "Runbook") : null;
+    if (page) page.href = `runbooks/${encodeURIComponent(cause.name)}`;
     const references = cause.references.length ? el("p", "references", cause.references.join(" · ")) : null;
     const block = el("details", "cause", head,
-      el("div", "columns", list("Why", cause.evidence), list("What to do", cause.remedy)), references);
+      el("div", "columns", list("Why", cause.evidence), list("What to do", cause.remedy)), page, references);
     // By default the first cause is open and the others are closed.
     block.open = (place === 0) !== toggled.has(cause.name);
     block.ontoggle = () => { if (block.open === (place === 0)) toggled.delete(cause.name); else toggled.add(cause.name); };
@@ -95,28 +96,49 @@ function showAlerts({ alerts }) {
     el("div", "heading", el("h2", "", alerts.length === 1 ? "1 alert is active" : `${alerts.length} alerts are active`)),
     ...[...groups.values()].map((group) => {
       const [a, ...others] = group.sort((x, y) => x.onset - y.onset);
-      const also = others.length ? el("small", "", `Also at ${some(others.map((o) => `${o.layer || "the run"} (step ${o.onset})`), 8)}`) : null;
+      const also = others.length ? el("small", "", `Also at ${some(grouped(others.map((o) => o.layer || "the run")), 6)}, since step ${others[0].onset}${others.at(-1).onset > others[0].onset ? ` to ${others.at(-1).onset}` : ""}`) : null;
       return el("div", `alert ${a.severity}`, el("span", "severity", a.severity),
         el("span", "text", a.summary, el("small", "", a.description), also), el("span", "when", `since step ${a.onset}`));
     }),
   );
 }
 
-function showTable({ table, alerts }) {
+// Alerts that are over, the newest first.
+function showHistory({ alerts, marks: fired }) {
+  const active = new Set(alerts.map((a) => JSON.stringify([a.rule, a.layer, a.signal])));
+  const over = fired.filter((m) => !active.has(JSON.stringify([m.rule, m.layer, m.signal])));
+  $("history").hidden = !over.length;
+  const groups = new Map();
+  for (const m of over) groups.set(m.rule, [...(groups.get(m.rule) ?? []), m]);
+  $("history-title").textContent = over.length === 1 ? "1 alert is over" : `${over.length} alerts are over`;
+  $("history-list").replaceChildren(...[...groups.values()].reverse().map((g) => {
+    const layersOf = grouped(g.map((m) => m.layer).filter(Boolean));
+    const from = Math.min(...g.map((m) => m.onset));
+    const to = Math.max(...g.map((m) => m.onset));
+    const where = [some(layersOf, 6), from === to ? `began at step ${from}` : `began at steps ${from} to ${to}`].filter(Boolean).join(", ");
+    return el("li", "", el("span", `severity ${g[0].severity}`, g[0].severity), el("span", "", g[0].summary, el("small", "soft", ` ${where}`)));
+  }));
+}
+
+function showTable({ table, alerts, progress }) {
   $("layers").hidden = !table.rows.length;
   const broken = table.rows.some((row) => row.nonfinite);
   const severity = new Map(alerts.map((a) => [a.layer, a.severity]));
   const head = el("thead", "", el("tr", "", ...["Layer", ...table.columns, ...(broken ? ["Non-finite"] : [])].map((t) => el("th", "", t))));
-  const rows = table.rows.map((row) => {
+  const worst = new Map(alerts.map((a) => [a.layer, 1]));
+  const found = table.rows.filter((row) => !view.match || row.layer.toLowerCase().includes(view.match));
+  const order = $("worst-first").checked ? [...found].sort((a, b) => (worst.get(b.layer) ?? 0) - (worst.get(a.layer) ?? 0) || size(b) - size(a)) : found;
+  const rows = order.map((row) => {
     const swatch = el("span", "swatch");
     swatch.style.background = colour(row.layer);
-    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer, 34));
+    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer, 28));
     name.title = row.layer;
     const cells = row.cells.map((cell) => {
       if (!cell) return el("td", "soft", "–");
       const head_ = cell.head === null ? "" : `, head ${cell.head}`;
       const worst = cell.worst === null ? "" : `${number(cell.worst)} at ${cell.step}${head_}`;
-      return el("td", "", cell.last === null ? "not finite" : number(cell.last), el("small", "", worst));
+      const old = progress.step - cell.at > STALE;
+      return el("td", old ? "stale" : "", cell.last === null ? "not finite" : number(cell.last), old ? el("small", "", `at step ${cell.at}`) : "", el("small", "", worst));
     });
     if (broken) cells.push(el("td", row.nonfinite ? "broken" : "soft", row.nonfinite ? number(row.nonfinite) : "–"));
     const tr = el("tr", row.layer === selected ? "selected" : "", name, ...cells);
@@ -128,6 +150,11 @@ function showTable({ table, alerts }) {
   const focused = [...$("table").querySelectorAll("tbody tr")].indexOf(document.activeElement);
   $("table").replaceChildren(head, el("tbody", "", ...rows));
   rows[focused]?.focus({ preventScroll: true });
+}
+
+// What worst-first orders by: the first column that a layer has.
+function size(row) {
+  return row.cells.find((c) => c)?.worst ?? -Infinity;
 }
 
 function select(layer) {
@@ -151,7 +178,7 @@ function take({ points }) {
 function showCharts(state) {
   $("charts-section").hidden = !state.charts.length;
   for (const spec of state.charts) {
-    if (!charts.has(spec.title)) charts.set(spec.title, new Chart($("charts"), colour, () => marks));
+    if (!charts.has(spec.title)) charts.set(spec.title, new Chart($("charts"), colour, () => marks, view));
     charts.get(spec.title).update(spec, steps, columns);
   }
   $("legend").hidden = layers.length < 2;
@@ -176,6 +203,7 @@ function show(state) {
   shown = now;
   showDiagnosis(state);
   showAlerts(state);
+  showHistory(state);
   showCharts(state);
   showTable(state);
   showNotices(state);
@@ -216,6 +244,15 @@ async function run() {
   }
 }
 
+$("axis").onchange = () => { view.log = $("axis").value; if (last) showCharts(last); };
+$("find").oninput = () => { view.match = $("find").value.trim().toLowerCase(); if (last) { showCharts(last); showTable(last); } };
+$("worst-first").onchange = () => { if (last) showTable(last); };
+$("unzoom").onclick = () => view.zoomed(null);
+document.addEventListener("keydown", (e) => {
+  if (e.target.matches("input, select")) { if (e.key === "Escape") { $("find").value = ""; $("find").oninput(); e.target.blur(); } return; }
+  if (e.key === "/") { e.preventDefault(); $("find").focus(); }
+  if (e.key === "Escape") { view.zoomed(null); if (selected) select(selected); }
+});
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
 new ResizeObserver(() => { for (const chart of charts.values()) chart.resize(); }).observe($("charts"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shown = ""; if (last) poll(); });

@@ -52,11 +52,15 @@ def agent(
     ] = 5,
     max_series: Annotated[
         int, typer.Option(help="Limit of series. Those above it are left out and counted.", min=1)
-    ] = 20_000,
+    ] = 50_000,
     sink: Annotated[
         list[str] | None,
         typer.Option(help="A live sink, such as otlp, wandb or mlflow (exporters/README.md); may be repeated."),
     ] = None,
+    external_url: Annotated[
+        str | None, typer.Option(help="Address of the page for others, for links in notifications.")
+    ] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="Notify of the end of the run.")] = False,
 ) -> None:
     """Serve a run to Prometheus and to a browser.
 
@@ -83,5 +87,7 @@ def agent(
             worst=worst,
             max_series=max_series,
             sinks=sink or (),
+            external_url=external_url,
+            summary=summary,
         )
     )

@@ -28,6 +28,9 @@ def serve(
     analyse: Annotated[
         bool, typer.Option("--analyse/--no-analyse", help="Analyse ended runs that no agent has judged.")
     ] = True,
+    external_url: Annotated[
+        str | None, typer.Option(help="Address of the service for others, for links in notifications.")
+    ] = None,
 ) -> None:
     """Serve all runs below a folder on one page.
 
@@ -47,5 +50,6 @@ def serve(
             password=os.environ.get(PASSWORD),
             rules=rules,
             analyse=analyse,
+            external_url=external_url,
         )
     )
