@@ -20,6 +20,7 @@ ENTROPY = (
 )
 TANH = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks"
 CHAOS = "Schoenholz et al. 2017, Deep Information Propagation, arXiv:1611.01232"
+PARCAE = "Parcae, sandyresearch/parcae (stable looped language models)"
 RESIDUAL = "Zhang et al. 2019, Fixup Initialization, arXiv:1901.09321"
 GHOSTS = "Ghosts of Softmax, arXiv:2603.13552"
 SHESHA = "shesha-geometry 0.3.0, rdm_drift"

@@ -24,7 +24,7 @@ from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulato
 from stabwatch.hooks.base.views import CALL_VIEWS
 from stabwatch.hooks.module_calls import measure_call
 from stabwatch.hooks.patching import SOFTMAX_METHOD
-from stabwatch.hooks.probes import activation
+from stabwatch.hooks.probes import activation, loops
 from stabwatch.hooks.probes.attention import BRACKET, EXACT
 from stabwatch.hooks.probes.depth import Stacks
 from stabwatch.hooks.probes.directional import OwnCall
@@ -93,6 +93,7 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
         with unseen_by_modes():
             site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
         site = vars(module).get("_stabwatch") or site  # another one where the model has changed
+        site.context.forwards += 1
     site.outer = None if CURSOR.site is None else caller(outside=site.context)
     CURSOR.root = CURSOR.site = site
     site.flags.in_forward = training
@@ -124,8 +125,11 @@ def _after(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     flags = site.flags
     if flags.recording and (flags.sampled or flags.deep or flags.outputs) and runs_for_real() and not in_backward():
         with unseen_by_modes():
+            call = site.called()
             if flags.sampled and site.activation is not None:
                 site.context.isolate(activation.ACTIVATION, activation.measure, site, output)
+                if site.loop is not None:
+                    site.context.isolate(loops.OUTPUT, loops.measure, site, output, call)
             measure_call(site, module, args, output)
     site.input = None
 
@@ -294,6 +298,7 @@ class ModuleTaps:
         for module, handles in self._before.values():
             _unhook(module, handles)
         self.stacks = Stacks([(target, self.sites[target.name]) for target in targets], context)
+        self.loops = loops.Loops(self.sites.values(), context)
         context.flags.outputs = any(
             probe.tier == "always" for s in self.sites.values() for view in s.views for probe in context.of(view)
         )
@@ -361,6 +366,12 @@ class ModuleTaps:
             if site.exact is not None:
                 buffer.add((EXACT.accumulator(site.name),), partial(getattr, site, "exact"))
         self.stacks.register(buffer)
+        self.loops.register(buffer)
+
+    def step_ends(self) -> None:
+        """The step is over: what is computed from all calls of its forwards."""
+        self.stacks.update()
+        self._context.isolate(loops.GROWTH, self.loops.update)
 
     @property
     def expected(self) -> tuple[Accumulator, ...]:

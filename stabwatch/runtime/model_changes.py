@@ -58,6 +58,11 @@ class ModelChanges:
             return False
         return not structure.parameters_are_lent and not inside_functional_call()
 
+    def looped(self, structure: Structure, found: bool) -> bool:
+        """Asked when a training forward begins. found: modules were seen that a forward calls several times."""
+        self.pending = self.pending or (found and self._managed)
+        return found and not self._managed
+
     def seen_in_forward(self, watched: int, forwards: int) -> bool:
         """Was the model looked at in this step already? In its first step lazy modules appear after that."""
         return bool(watched and forwards) and not self._managed and not self.pending

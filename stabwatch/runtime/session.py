@@ -206,7 +206,7 @@ class Session(TrainingEvents):
             self.context.brackets.update()
             self.isolation.run("checks", "always", self._take_kept)
         if self.flags.sampled:
-            self.isolation.run("depth", "sampled", self._taps.now.modules.stacks.update)
+            self.isolation.run("depth", "sampled", self._taps.now.modules.step_ends)
         if self._shared.active and self._busy is not None:
             self.context.run.fill_busy(self._busy + self._seconds_after_backward)
         self._shared.report_errors(self.isolation.errors.total())

@@ -10,6 +10,7 @@ from stabwatch.signals import (
     geometry,
     gradients,
     logits,
+    loops,
     loss,
     mean_mode,
     optimizer,
@@ -28,8 +29,7 @@ CATALOGUE = Catalogue()
 
 for family in (
     loss, gradients, setup, weights, optimizer, taylor, spectra, activations, activation_gradients,
-    geometry, mean_mode, precision, attention,
-    experts, logits, policy, ranks, run,
+    loops, geometry, mean_mode, precision, attention, experts, logits, policy, ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:
         CATALOGUE.register(signal)

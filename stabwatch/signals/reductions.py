@@ -95,6 +95,8 @@ DESCENT = _reduction("descent", count="sum", dot="sum", gradient_sumsq="sum", al
 GROUP = _reduction("group", count="sum", sumsq="sum")
 BRANCH = _reduction("branch", count="sum", branch_sumsq="sum", trunk_count="sum", trunk_sumsq="sum")
 DEPTH = _reduction("depth", count="sum", rise="sum", spread="sum")
+LOOP_STEP = _reduction("loop_step", count="sum", change_sumsq="sum", sumsq="sum")
+LOOP_GAIN = _reduction("loop_gain", count="sum", sumsq="sum", first_count="sum", first_sumsq="sum")
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
 EXPONENTS = _reduction("exponents", count="sum", sum="sum", sumsq="sum", subnormal="sum")
 DRIFT = _reduction("drift", count="sum", drift="sum", coherence="sum")
@@ -133,7 +135,7 @@ REDUCTIONS: dict[str, Reduction] = {
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
-        UPDATE_LOST, LOG_RATIO, ADVANTAGE, TOKEN_ORDER,
+        UPDATE_LOST, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN,
     )
 }  # fmt: skip
 

@@ -38,6 +38,7 @@ SCENARIOS = {
     "AttentionEntropyCollapse": Scenario("entropy a", wave(100, 2.5, 0.1), [0.01] * 12),
     "ResidualStreamGrowth": Scenario("growth blocks", wave(100, 0.05, 0.1), [3.0] * 5),
     "GradientGrowthOverDepth": Scenario("backward blocks", wave(100, 0.05, 0.1), [3.0] * 5),
+    "LoopGrowth": Scenario("loop core", wave(100, 16.0, 0.1), [800.0] * 5),
     "RepresentationDrift": Scenario("drift a", wave(100, 0.25, 0.05), [0.9] * 4),
     "ExpertTokensDropped": Scenario("dropped a", wave(100, 0.05, 0.1), [0.5] * 70),
     "PartWithoutGradient": Scenario("missing a", [0.0] * 100, [1.0] * 24),

@@ -9,7 +9,7 @@ import numpy as np
 from stabwatch.alerts.blocks import Block, BlockGauges, OnDemand
 from stabwatch.alerts.columns import LayerColumns, RollingWindow
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, MedianFeature, own_signals, rising
-from stabwatch.alerts.references import CALIBRATED, CHAOS, MAXACT, RESIDUAL, SHESHA
+from stabwatch.alerts.references import CALIBRATED, CHAOS, MAXACT, PARCAE, RESIDUAL, SHESHA
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.runlog import SeriesKey
@@ -88,6 +88,7 @@ def features() -> tuple[Feature, ...]:
         ActivationFeature(),
         rising("residual_growth"),
         rising("backward_growth"),
+        rising("loop_gain_ratio"),
         MedianFeature(
             "geometry_drift",
             "geometry_drift",
@@ -145,6 +146,29 @@ RULES: tuple[Rule, ...] = (
             "Long term: normalise each branch, or scale its output by 1 / sqrt(2 x depth).",
         ),
         references=(RESIDUAL,),
+    ),
+    Rule(
+        name="LoopGrowth",
+        title="Exploding loop",
+        family="loop_gain_ratio",
+        summary="The state of a looped module grows a hundredfold within one forward.",
+        description="The output of {where} is {loop_gain_ratio:.3g} times as large in the last call of a forward as in "
+        "the first; that is {loop_gain_ratio_rise:.3g} more than at the start.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("loop_gain_ratio", above=100.0), Condition("loop_gain_ratio_rise", above=50.0)),
+                for_points=2,
+            ),
+        ),
+        abnormal=(Condition("loop_gain_ratio", above=10.0), Condition("loop_gain_ratio_rise", above=5.0)),
+        source=f"a linear loop that keeps its norm grows with the number of calls, 16-fold in 16; 100 is another law "
+        f"({PARCAE}; docs/validation.md)",
+        remedy=(
+            "Lower the learning rate. Check the singular values of what feeds the state back: below 1 it is stable.",
+            "Long term: a decay between 0 and 1 for each feature of the state, not a matrix; or a norm in the loop.",
+        ),
+        references=(PARCAE,),
     ),
     Rule(
         name="GradientGrowthOverDepth",

@@ -12,7 +12,7 @@ from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints
 from stabwatch.runlog import SeriesKey
 
-_FORWARD = ("activation", "attention", "output_logit")
+_FORWARD = ("activation", "loop", "attention", "output_logit")
 _GRADIENTS = ("gradient", "activation_gradient")
 
 

@@ -81,7 +81,8 @@ class TapContext:
 
     probes: those that were registered when it was made; others that are registered later are not measured.
     accumulators, run, brackets: where aggregates go on the device. reasons: why something was not measured.
-    step: number of the open step, from 0. generator: for everything that probes draw at random.
+    step: number of the open step, from 0. forwards: training forwards of the model so far. looped: names of modules
+    that were seen to be called several times in one forward. generator: for everything that probes draw at random.
     passes: exceptions of the session that are meant for the user.
     """
 
@@ -101,6 +102,8 @@ class TapContext:
         self.run = RunAccumulators(device)
         self.generator = torch.Generator().manual_seed(0)
         self.step = 0
+        self.forwards = 0
+        self.looped: dict[str, None] = {}
         self.probes = tuple(PROBES)
         self._in_turn: dict[type[View], tuple[Probe, ...]] = {}
         self._others: dict[type[View], tuple[Probe, ...]] = {}

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from stabwatch.distributed.flat import is_flattened
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import HOOK_TABLES, Hook
+from stabwatch.hooks.base.loops import Loop
 from stabwatch.hooks.base.roles import NO_ROLE, Role, find_roles, is_gate
 from stabwatch.hooks.base.tree import ModuleTree, held
 
@@ -70,6 +71,11 @@ class Site:
         """Input of a block while the block runs, for its writers."""
         self.in_subgraph = False
         """A compiler has traced it inside of an activation checkpoint, where nothing is measured."""
+        self.calls = 0
+        """Measured calls in the forward with the number `forward`."""
+        self.forward = 0
+        self.loop: Loop | None = None
+        """Of a module that is known to be called several times in one forward."""
         self.outer: Site | None = None
         """Of a model that runs inside of another watched one: where it was called."""
 
@@ -79,6 +85,13 @@ class Site:
         while site is not None and site.name:
             yield site
             site = site.parent
+
+    def called(self) -> int:
+        """Counts a measured call; returns its number within the forward, from 0."""
+        if self.forward != self.context.forwards:
+            self.forward, self.calls = self.context.forwards, 0
+        self.calls += 1
+        return self.calls - 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """The copy of the module is not watched: the copies of our hooks are taken out of it."""

@@ -9,13 +9,17 @@ THIRDS = frozenset({"qkv", "qkv_proj", "c_attn", "Wqkv", "in_proj_weight"})
 """Words in a parameter's name for queries, keys and values one after the other. `query_key_value` (GPT-NeoX, BLOOM) and
 `linear_qkv` (Megatron) are not among them: they interleave by head, so a third of their rows is not one matrix."""
 
+INJECTIONS = frozenset({"injection", "inject", "input_injection"})
+"""Words in the name of the layer by which a looped model adds its input to its state; it takes both in one row."""
+
 
 def matrices(name: str, parameter: Tensor, module: nn.Module | None = None) -> tuple[tuple[str, ...], Tensor]:
     """Suffixes of the matrices, and a view (M, R, C) of them. With one matrix, M is 1 and the suffix is ''.
 
     A convolution is (out, in * kernel). Fused queries, keys and values are three matrices, in rows (Linear) or in
     columns (Conv1D of GPT-2), if the long side is three times the short one. With fewer heads for keys it is not: then
-    the parts differ in size and count as one matrix, whose norm is at least that of each part. Other parameters of
+    the parts differ in size and count as one matrix, whose norm is at least that of each part. A linear injection of a
+    looped model, from state and input in one row to the state, is two matrices. Other parameters of
     three dimensions are a stack of experts. A bias or a scale, with one row or one column, is no matrix: M is 0.
     """
     x = parameter.detach()
@@ -29,4 +33,6 @@ def matrices(name: str, parameter: Tensor, module: nn.Module | None = None) -> t
             return ("q", "k", "v"), x[0].unflatten(0, (3, columns))
         if columns == 3 * rows:
             return ("q", "k", "v"), x[0].unflatten(1, (3, rows)).movedim(1, 0)
+    if x.shape[0] == 1 and x.shape[2] == 2 * x.shape[1] and INJECTIONS.intersection(name.split(".")):
+        return ("state", "input"), x[0].unflatten(1, (2, x.shape[1])).movedim(1, 0)
     return ("",) if x.shape[0] == 1 else tuple(map(str, range(x.shape[0]))), x
