@@ -107,7 +107,7 @@ def try_case(case: Case) -> Row:
 def layers_of(program: Program) -> tuple[list[str], list[str]]:
     """The attention layers that a forward calls, and modules called attention that have no softmax."""
     finder = AttentionLayers(program.model)
-    with program.around(), finder.watching():
+    with program.around(), torch.compiler.set_stance("force_eager"), finder.watching():
         program.loss()
     return finder.layers, finder.silent
 

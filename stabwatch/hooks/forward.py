@@ -338,6 +338,8 @@ class ModuleTaps:
 
     def _hook(self, target: Target, site: Site) -> None:
         module = target.module
+        if not takes_hooks(module):
+            return
         object.__setattr__(module, "_stabwatch", site)
         if id(module) in self._before:  # its hooks keep their places among those of others
             self._hooked[id(module)] = self._before.pop(id(module))
@@ -387,6 +389,12 @@ class ModuleTaps:
             _unhook(module, handles, mine)
         if CURSOR.root in self.sites.values():
             CURSOR.root = CURSOR.site = None
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Can hooks be registered? Not with a module that was scripted."""
+    own = type(module).register_forward_hook
+    return not isinstance(module, torch.jit.ScriptModule) or own is nn.Module.register_forward_hook
 
 
 def _unhook(module: nn.Module, handles: Iterable[RemovableHandle], sites: set[int] | None = None) -> None:

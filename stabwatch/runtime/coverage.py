@@ -48,6 +48,7 @@ ONE_CALL = (
 )
 NO_SAVED = "inside a compiled graph there is no saved logsumexp"
 MHA = "nn.MultiheadAttention applies its output projection as a function, for which there is no hook"
+SCRIPTED = "it is TorchScript: the modules in it run as one graph, and no hook of theirs is called"
 NO_SATURATION = (
     "no activation module that saturates was found; one that is called as a function, or inside a fused kernel, is not "
     "seen"

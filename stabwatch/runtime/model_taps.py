@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
+import torch
 from torch import nn
 
 from stabwatch.config import Config
@@ -20,10 +21,12 @@ from stabwatch.hooks.forward import ModuleTaps
 from stabwatch.hooks.functions import kept_references
 from stabwatch.hooks.optimizer_step import StepGuards, StepTaps
 from stabwatch.hooks.patching import KeptReferences
+from stabwatch.hooks.probes.activation import ACTIVATION
+from stabwatch.hooks.probes.attention import BRACKET
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.runlog import Accumulator, RecordLayout
-from stabwatch.runtime.coverage import MHA, NO_SATURATION, Coverage
+from stabwatch.runtime.coverage import MHA, NO_SATURATION, SCRIPTED, Coverage
 from stabwatch.runtime.governor import Governor
 from stabwatch.runtime.record import OF_ALL_LAYERS, Assembler
 from stabwatch.runtime.step_buffer import StepBuffer
@@ -135,5 +138,7 @@ def _blind_spots(targets: list[Target]) -> Iterable[tuple[str, str, str]]:
     if not any(t.role.nonlinear for t in targets):
         yield "nonlinearity", "", NO_SATURATION
     for t in targets:
+        if isinstance(t.module, torch.jit.ScriptModule):
+            yield from ((tap, t.name, SCRIPTED) for tap in ("forward", ACTIVATION.tap, BRACKET.report_key))
         if isinstance(t.module, nn.MultiheadAttention):
             yield "writer", f"{t.name}.out_proj", MHA

@@ -25,6 +25,7 @@ from stabwatch.runtime.coverage import (
     NO_SATURATION,
     NO_SAVED,
     NOT_CALLED,
+    SCRIPTED,
 )
 from stabwatch.runtime.model_changes import AT_ONCE, TOO_OFTEN
 
@@ -204,6 +205,15 @@ def twin(called: bool) -> Trial:
     return Trial(model, call=other if called else model)
 
 
+def scripted(how: Callable[[nn.Module], nn.Module]) -> Trial:
+    return Trial(how(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))))
+
+
+def partly_scripted() -> Trial:
+    """A scripted layer in a model that is not."""
+    return Trial(nn.Sequential(nn.Linear(WIDTH, WIDTH), torch.jit.script(nn.Sequential(nn.Linear(WIDTH, WIDTH)))))
+
+
 def growing(changes: int) -> Trial:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH))
     left = iter(range(changes))
@@ -245,12 +255,20 @@ CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "nothing saved in a graph": (
         f"{NO_SAVED}; the exact value is on cadence", compiled, lambda: Trial(Stack(lambda: Attention(False))),
     ),
+    "traced": (
+        SCRIPTED, lambda: scripted(lambda m: torch.jit.trace(m, torch.randn(TOKENS))), lambda: scripted(lambda m: m),
+    ),
+    "scripted": (SCRIPTED, lambda: scripted(torch.jit.script), lambda: scripted(lambda m: m)),
+    "scripted layer": (SCRIPTED, partly_scripted, lambda: Trial(Cut(False))),
+    "scripted is not another": (COMPILED, lambda: twin(True), lambda: scripted(torch.jit.script)),
+    "scripted layer is called": (NOT_CALLED, lambda: Trial(Spare()), partly_scripted),
     "too many changes": (TOO_OFTEN, lambda: growing(AT_ONCE + 3), lambda: growing(2)),
     "too large": (TOO_LARGE, lambda: Trial(Cut(False), settings={"update_bytes": 16}), lambda: Trial(Cut(False))),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_reason_is_given_where_it_is_true_and_nowhere_else(case, attach):
     reason, true_of, false_of = CASES[case]
     torch.manual_seed(0)

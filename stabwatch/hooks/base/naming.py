@@ -101,7 +101,7 @@ def _unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[nn.Module, ...]]:
 
 def _collapsed(module: nn.Module) -> str | None:
     """Attribute of the child whose own name is left out of the names below it."""
-    only = list(module._modules) == [OWN] and not module._parameters
+    only = list(module._modules.keys()) == [OWN] and not module._parameters
     return OWN if only else _attribute(module, _COLLAPSED)
 
 

@@ -71,7 +71,7 @@ def held(module: nn.Module, name: str = "weight") -> Tensor | None:
     torch.
     """
     places: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
-    found = next((place[name] for place in places if place.get(name) is not None), None)
+    found = next((place[name] for place in places if name in place and place[name] is not None), None)
     if found is None and torch.nn.utils.parametrize.is_parametrized(module, name):
         kept = module.get_submodule(f"parametrizations.{name}")._parameters
         found = kept.get("original", kept.get("original1"))
