@@ -238,14 +238,16 @@ class Watch:
         session = self._session
         if session.begun:
             print("stabwatch: load_state_dict is ignored: it comes after the first step of the run.", file=sys.stderr)
-        elif not has_run(folder):
+            return
+        there = has_run(folder)
+        if session.writes and not there:
             print(f"stabwatch: there is no run in {folder}; the log is in {session.run_dir}.", file=sys.stderr)
+        if session.alone and (not there or folder.resolve() == session.run_dir.resolve()):
             session.number_from(step)
-        elif folder.resolve() == session.run_dir.resolve():
-            session.number_from(step)
-        else:
-            session.detach("replaced")
-            self._session = self._make(first_step=step, run_dir=None, resume=folder)
+            return
+        session.detach("replaced")  # on every rank alike
+        where: dict[str, Any] = {"run_dir": None, "resume": folder} if there else {}
+        self._session = self._make(first_step=step, **where)
 
     def detach(self) -> None:
         """End the run: remove every hook, write what is left, close the run log. Safe to call twice."""

@@ -323,6 +323,16 @@ class Session(TrainingEvents):
         """Has a step of the training ended?"""
         return not self._blind and (self._watched > 0 or self._clock.open_step_is_over())
 
+    @property
+    def writes(self) -> bool:
+        """Does this rank write the log?"""
+        return self._writer is not None
+
+    @property
+    def alone(self) -> bool:
+        """Is this the only rank of the job?"""
+        return self._blind or self._ranks.world == 1
+
     def number_from(self, step: int) -> None:
         """The open step has this number, and those after it follow."""
         self._offset += step - self.step

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stabwatch.hooks.probes.drift import COLLECTIVE
 from stabwatch.hooks.probes.experts import CALL, MANY, NO_CAPACITY
 from stabwatch.hooks.probes.nonlinearity import IN_PLACE
 from stabwatch.hooks.probes.writer import NO_TOKENS, NO_TRUNK
@@ -35,7 +36,7 @@ TOKENS = (4, 6, WIDTH)
 
 @dataclass
 class Trial:
-    """What is trained, and how. each: called before every step. settings: of `attach`."""
+    """What is trained, and how. each: called before every step. settings: of `attach`. tracked: a batch to track."""
 
     model: nn.Module
     shape: tuple[int, ...] = TOKENS
@@ -45,12 +46,15 @@ class Trial:
     backward: Callable[[torch.Tensor], object] = lambda loss: loss.backward()
     loss: Callable[[torch.Tensor], torch.Tensor] = lambda out: out.square().mean()
     settings: dict[str, Any] = field(default_factory=dict)
+    tracked: torch.Tensor | None = None
 
     def reasons(self, attach: Any) -> set[str]:
         """All reasons in the report."""
         optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
         watch = attach(self.model, optimizer, **self.settings)
         call = self.model if self.call is None else self.call
+        if self.tracked is not None:
+            watch.probe(self.tracked)
         for _ in range(self.steps):
             self.each()
             self.backward(self.loss(call(torch.randn(self.shape))))
@@ -233,6 +237,13 @@ def classes(cross_entropy: bool) -> Trial:
     return Trial(Cut(False), loss=loss)
 
 
+def tracked(synchronised: bool) -> Trial:
+    """A batch is tracked; synchronised: a norm of the model waits for other ranks."""
+    model = residual()
+    model.norm = nn.SyncBatchNorm(WIDTH) if synchronised else nn.BatchNorm1d(WIDTH)
+    return Trial(model, tracked=torch.randn(TOKENS))
+
+
 TOO_LARGE = "its parameters do not fit into `update_bytes`"
 CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "no capacity": (NO_CAPACITY, lambda: mixture(capacity=None), lambda: mixture(capacity=1.25)),
@@ -249,6 +260,7 @@ CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "no gradient": (NO_GRADIENT, lambda: Trial(Cut(True)), lambda: Trial(Cut(False))),
     "no gradient is not frozen": (FROZEN, frozen, lambda: Trial(Cut(True))),
     "frozen is not no gradient": (NO_GRADIENT, lambda: Trial(Cut(True)), frozen),
+    "a call alone would hang": (COLLECTIVE, lambda: tracked(True), lambda: tracked(False)),
     "no loss": (NO_LOSS, lambda: by_hand(True), lambda: by_hand(False)),
     "no classes": (NO_CLASSES, lambda: classes(False), lambda: classes(True)),
     "another module is called": (COMPILED, lambda: twin(True), lambda: twin(False)),
