@@ -236,8 +236,9 @@ Conditions that no rule names today, with the cases whose cause they are:
 
 ## What confidence means
 
-A first cause is given with a word: *certain* for a fact of the set-up or of the loop, *possible* where only the loss
-tells that something went wrong, and *likely* between. How often first causes of each word are right:
+A first cause is given with a word: *certain* for a fact of the set-up or of the loop, *possible* where the loss or a
+value that is not finite tells that something went wrong, and *likely* between. How often first causes of each word are
+right:
 
 {_reliability(results)}
 

@@ -21,10 +21,11 @@ MOST_BATCHES = 4
 LIKELY = 0.5
 """Score from which a cause is likely. docs/reports.md tells how often causes of each word are right."""
 SYMPTOM = 0.45
-"""Score of a condition of the loss as the first cause: it tells that something went wrong, and not what."""
+"""Score of a symptom as the first cause: it tells that something went wrong, and not what."""
 EXPLAINED = {"LossLostAtRateJump": "LearningRateSpike"}
 """Conditions that say nothing more where another one is named, whose evidence they are."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")
+_SYMPTOMS = (*_LOSS, "NonFinite")
 _SPIKE_AFTER = "A loss spike"
 """Title of a spike that follows another problem. The rule's title says that nothing preceded it."""
 
@@ -167,7 +168,7 @@ def _in_doubt(causes: Sequence[Cause]) -> str:
     first, others = causes[0], [c for c in causes[1:] if c.confidence == causes[0].confidence]
     if first.confidence == "certain" or first.name == "TrainingStopped":
         return ""
-    if all(c.name in _LOSS for c in causes):
+    if all(c.name in _SYMPTOMS for c in causes):
         return " What caused it is not known."
     return f" As {first.confidence} a cause: {others[0].title}." if others else ""
 
@@ -200,7 +201,7 @@ def _confidence(score: float, place: int) -> Confidence:
 
 
 def _score(group: _Group, place: int) -> float:
-    if group.name in _LOSS and not place:
+    if group.name in _SYMPTOMS and not place:
         return SYMPTOM
     return 0.9 if group.severity == "critical" else 0.6
 
