@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from stabwatch.errors import ConfigError
+from stabwatch.errors import ConfigError, StabwatchError
 
+PREFIX = "STABWATCH_"
+"""Of every environment variable that stabwatch reads and that is nobody else's."""
+_SECRETS = ("WEBHOOK", "NOTIFY_COMMAND", "ALERTMANAGER", "ALERTMANAGER_TOKEN", "SMTP", "HEARTBEAT")
+VARIABLES = (
+    "PASSWORD", "HOSTS", "PUSHGATEWAY", "KERNELS", "SETTINGS_FILE", "RUN_FOLDER", "RUNS",
+    *_SECRETS, *(f"{name}_FILE" for name in _SECRETS),
+)  # fmt: skip
+"""Variables, without their prefix, that are no settings of a Config."""
+_LISTED = " The settings are in docs/api.md, and other variables in docs/alerts.md and docs/network.md."
+_log = logging.getLogger("stabwatch")
 GUARDS = ("taylor", "skip_step", "snapshot", "lr_backoff", "raise")
 
 
@@ -18,8 +30,14 @@ GUARDS = ("taylor", "skip_step", "snapshot", "lr_backoff", "raise")
 class Config:
     """All settings. Each field is also a keyword of `attach` and an environment variable STABWATCH_<FIELD>."""
 
+    name: str = ""
+    """What people call the run; need not be unique. `stabwatch tag` changes it later, and so for `tags` and `notes`."""
+    tags: tuple[str, ...] = ()
+    """Words by which the run is found again; as text, separated by commas."""
+    notes: str = ""
+    """Any text about the run."""
     run: str | None = None
-    """Name of the run. Default: SLURM_JOB_ID if it is set, else date, time and process id."""
+    """Name of the run and of its folder. Default: SLURM_JOB_ID if it is set, else date, time and process id."""
     root: str = "stabwatch-runs"
     """Folder in which run folders are made when no run_dir is given."""
     overhead_budget: float = 0.01
@@ -76,33 +94,12 @@ class Config:
     summary: bool = False
     """Notify of the end of the run too (docs/alerts.md)."""
     verbose: bool = True
-    """Print one line with the run folder when attached."""
+    """Print the run folder when attached, and the address of the live page once the agent serves it."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.overhead_budget < 1, "overhead_budget", "between 0 and 1", self.overhead_budget)
-        _require(0 <= self.port < 65536, "port", "between 0 and 65535", self.port)
-        _require(self.linger >= 0, "linger", "zero or more seconds", self.linger)
-        _require(self.update_bytes >= 0, "update_bytes", "zero or more bytes", self.update_bytes)
-        for name in ("include", "exclude"):
-            _require(_is_pattern(getattr(self, name)), name, "a regular expression", getattr(self, name))
-        if self.rules is not None:
-            from stabwatch.alerts.user_rules import load_rules
-
-            load_rules(self.rules)
-        if self.sinks:
-            from stabwatch.exporters.registry import live_sinks
-
-            live_sinks(self.sink_names)
-        _require(set(self.guards) <= set(GUARDS), "guard", f"made of {', '.join(GUARDS)}", self.guard)
-        _require(self.snapshot_every > 0, "snapshot_every", "one or more steps", self.snapshot_every)
-        _require(self.escalate >= 0, "escalate", "zero or more steps", self.escalate)
-        known = self.external_url is None or self.external_url.startswith(("http://", "https://"))
-        _require(known, "external_url", "an address with http:// or https://", self.external_url)
-        levels = ("run", "block", "layer")
-        _require(self.cardinality in levels, "cardinality", "'run', 'block' or 'layer'", self.cardinality)
-        _require(self.worst >= 0, "worst", "zero or more layers", self.worst)
-        _require(self.max_series > 0, "max_series", "one or more", self.max_series)
-        _require(self.reduce in ("auto", "never"), "reduce", "'auto' or 'never'", self.reduce)
+        mistakes = [error for f in fields(self) if (error := _mistake(f.name, getattr(self, f.name))) is not None]
+        if mistakes:
+            raise _together(mistakes)
 
     @property
     def guards(self) -> tuple[str, ...]:
@@ -123,14 +120,142 @@ class Config:
     ) -> Config:
         """Settings from a YAML file, a mapping or a Config, overridden by the environment and then by keywords.
 
-        Raises ConfigError for an unknown setting or a value that is not allowed.
+        Raises ConfigError, which names every setting and every variable STABWATCH_... that is unknown or has a value
+        that is not allowed. If the only mistake is in the rules or a sink: RuleError or MissingExtraError.
         """
-        given = {**_from_source(source), **_from_environment(environ), **overrides}
-        kinds = {f.name: str(f.type) for f in fields(cls)}
-        for name in given:
-            if name not in kinds:
-                raise ConfigError(f"There is no setting `{name}`. Settings: {', '.join(sorted(kinds))}.")
-        return cls(**{name: _convert(name, kinds[name], value) for name, value in given.items()})
+        values, mistakes = _gathered(source, environ, overrides)
+        if mistakes:
+            raise _together([mistake.error for mistake in mistakes])
+        return cls(**values)
+
+    @classmethod
+    def for_training(
+        cls,
+        source: Config | Mapping[str, Any] | str | Path | None = None,
+        environ: Mapping[str, str] = os.environ,
+        **overrides: Any,
+    ) -> Config:
+        """The same for a training, which a mistake outside of its code must not end.
+
+        What is wrong in the environment or in the settings file is logged as an error and left out. Raises as `load`
+        for keywords and mappings, and if the file cannot be read.
+        """
+        values, mistakes = _gathered(source, environ, overrides)
+        if any(mistake.in_code for mistake in mistakes):
+            raise _together([mistake.error for mistake in mistakes if mistake.in_code])
+        for mistake in mistakes:
+            _log.error("stabwatch: a setting is left out: %s", mistake.error)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Settings from one place. where: its name in messages, {} stands for that of the variable; '' for code."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def named(self, name: str, error: StabwatchError) -> StabwatchError:
+        """The error with the place."""
+        place = self.where.format(variable_of(name))
+        return type(error)(f"{place}: {error}") if place else error
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    error: StabwatchError
+    in_code: bool
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[StabwatchError]:
+    """What is wrong with each variable STABWATCH_... that nothing reads."""
+    known = [*(f.name.upper() for f in fields(Config)), *VARIABLES]
+    found = [name for name in environ if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known]
+    hints = {name: _meant(name, known, PREFIX) or _LISTED for name in sorted(found)}
+    return [ConfigError(f"There is no setting {name}.{hint}") for name, hint in hints.items()]
+
+
+def check_variables() -> None:
+    """Raises ConfigError if the environment has variables STABWATCH_... that nothing reads."""
+    mistakes = unknown_variables()
+    if mistakes:
+        raise _together(mistakes)
+
+
+def _gathered(
+    source: Config | Mapping[str, Any] | str | Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[_Mistake]]:
+    """The settings that are right, and what is wrong with others. A wrong one gives way to that of the next layer."""
+    layers = (_Layer("", overrides), _from_environment(environ), _from_source(source))
+    mistakes = [_Mistake(error, in_code=False) for error in unknown_variables(environ)]
+    known = [f.name for f in fields(Config)]
+    unknown: list[str] = []
+    for layer in layers:
+        for name in (name for name in layer.values if name not in known):
+            settings = "" if unknown else f" Settings: {', '.join(sorted(known))}."
+            text = f"There is no setting `{name}`.{settings}{_meant(str(name), known)}"
+            mistakes.append(_Mistake(layer.named("", ConfigError(text)), in_code=not layer.where))
+            unknown.append(name)
+    values: dict[str, Any] = {}
+    for name, kind in ((f.name, str(f.type)) for f in fields(Config)):
+        for layer in (layer for layer in layers if name in layer.values and name not in values):
+            try:
+                value = _convert(name, kind, layer.values[name])
+                error = _mistake(name, value)
+            except ConfigError as wrong:
+                error = wrong
+            if error is None:
+                values[name] = value
+            else:
+                mistakes.append(_Mistake(layer.named(name, error), in_code=not layer.where))
+    return values, mistakes
+
+
+def _together(errors: Sequence[StabwatchError]) -> StabwatchError:
+    """One error for all mistakes; a single one as it is."""
+    if len(errors) == 1:
+        return errors[0]
+    return ConfigError(" ".join(f"({number}) {error}" for number, error in enumerate(errors, 1)))
+
+
+def _meant(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A question that names the closest of some names; '' if none is close."""
+    word = name.removeprefix(prefix).lower()
+    close = get_close_matches(word, [one.lower() for one in known])
+    close.sort(key=lambda one: sorted(one) != sorted(word))  # two letters in the wrong order
+    if not close:
+        return ""
+    return f" Did you mean {prefix}{close[0].upper()}?" if prefix else f" Did you mean `{close[0]}`?"
+
+
+def _mistake(name: str, value: Any) -> StabwatchError | None:
+    """What is wrong with the value of a setting, if anything."""
+    holds, what = _ALLOWED.get(name, (None, ""))
+    if holds is not None and not holds(value):
+        return ConfigError(f"`{name}` must be {what}, and is {value!r}.")
+    try:
+        if name in _LOADED and value:
+            _LOADED[name](value)
+    except StabwatchError as error:
+        return error
+    return None
+
+
+def _load_rules(path: str) -> None:
+    from stabwatch.alerts.user_rules import load_rules
+
+    load_rules(path)
+
+
+def _find_sinks(names: str) -> None:
+    from stabwatch.exporters.registry import live_sinks
+
+    live_sinks(_names(names))
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -145,18 +270,37 @@ def _is_pattern(text: str | None) -> bool:
     return True
 
 
-def _require(holds: bool, name: str, what: str, value: object) -> None:
-    if not holds:
-        raise ConfigError(f"`{name}` must be {what}, and is {value!r}.")
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "overhead_budget": (lambda x: 0 < x < 1, "between 0 and 1"),
+    "port": (lambda x: 0 <= x < 65536, "between 0 and 65535"),
+    "linger": (lambda x: x >= 0, "zero or more seconds"),
+    "update_bytes": (lambda x: x >= 0, "zero or more bytes"),
+    "include": (_is_pattern, "a regular expression"),
+    "exclude": (_is_pattern, "a regular expression"),
+    "guard": (lambda x: set(_names(x)) <= set(GUARDS), f"made of {', '.join(GUARDS)}"),
+    "snapshot_every": (lambda x: x > 0, "one or more steps"),
+    "escalate": (lambda x: x >= 0, "zero or more steps"),
+    "external_url": (
+        lambda x: x is None or x.startswith(("http://", "https://")),
+        "an address with http:// or https://",
+    ),
+    "cardinality": (lambda x: x in ("run", "block", "layer"), "'run', 'block' or 'layer'"),
+    "worst": (lambda x: x >= 0, "zero or more layers"),
+    "max_series": (lambda x: x > 0, "one or more"),
+    "reduce": (lambda x: x in ("auto", "never"), "'auto' or 'never'"),
+}
+"""Setting -> whether a value is allowed, and which are."""
+_LOADED: dict[str, Callable[[str], None]] = {"rules": _load_rules, "sinks": _find_sinks}
+"""Setting -> what raises StabwatchError if it cannot be used."""
 
 
-def _from_source(source: Config | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+def _from_source(source: Config | Mapping[str, Any] | str | Path | None) -> _Layer:
     if source is None:
-        return {}
+        return _Layer("", {})
     if isinstance(source, Config):
-        return {f.name: getattr(source, f.name) for f in fields(source)}
+        return _Layer("", {f.name: getattr(source, f.name) for f in fields(source)})
     if isinstance(source, Mapping):
-        return dict(source)
+        return _Layer("", source)
     import yaml
 
     try:
@@ -167,12 +311,12 @@ def _from_source(source: Config | Mapping[str, Any] | str | Path | None) -> dict
         raise ConfigError(
             f"The settings file {source} must hold `name: value` lines, and holds a {type(data).__name__}."
         )
-    return data or {}
+    return _Layer(str(source).replace("{", "{{").replace("}", "}}"), data or {})
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    names = {f"STABWATCH_{f.name.upper()}": f.name for f in fields(Config)}
-    return {names[key]: value for key, value in environ.items() if key in names}
+def _from_environment(environ: Mapping[str, str]) -> _Layer:
+    names = {variable_of(f.name): f.name for f in fields(Config)}
+    return _Layer("{}", {names[key]: value for key, value in environ.items() if key in names})
 
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -183,8 +327,11 @@ def _convert(name: str, kind: str, value: Any) -> Any:
         return None
     wanted = kind.split(" ")[0]
     try:
+        if wanted.startswith("tuple"):
+            return _names(value) if isinstance(value, str) else tuple(dict.fromkeys(map(str, value)))
         if wanted == "bool":
             return value if isinstance(value, bool) else _WORDS[str(value).lower()]
         return {"int": int, "float": float, "str": str}[wanted](value)
     except (KeyError, ValueError, TypeError):
+        wanted = "list of words" if wanted.startswith("tuple") else wanted
         raise ConfigError(f"`{name}` must be a {wanted}, and is {value!r}.") from None

@@ -45,7 +45,8 @@ def attach(
         loss_fn: a loss module to read the loss from where no backward pass is seen (a step that is compiled as a
             whole). Otherwise the loss is what the backward passes of the step start from, see docs/trained-loss.md.
         run_dir: folder for the run log; a new one below `stabwatch-runs` by default.
-        config: a Config, a mapping, or a YAML file; single settings may follow as keywords (see `Config`).
+        config: a Config, a mapping, or a YAML file; single settings may follow as keywords (see `Config`), such as
+            `name=`, `tags=` and `notes=`, by which people find the run again (`stabwatch tag` changes them later).
         on_alert: called with each `stabwatch.alerts.Alert` that fires or resolves, between two steps (on rank 0). What
             it raises is logged, and training goes on; a TrainingUnstableError is let through.
         first_step: number of the first step, for a run that goes on from a checkpoint.
@@ -57,12 +58,13 @@ def attach(
     Returns a Watch, or for a trainer a `stabwatch.integrations.TrainerWatch`, which has the methods of a Watch once
     training has begun. Values, gradients and random numbers of the training are the same with it as without it.
 
-    Raises ConfigError if a setting is unknown or out of range, or if `model` is neither a module nor a known trainer.
-    Nothing else is raised, now or later (but for TrainingUnstableError, for who asks for `guard="raise"`): when
-    attaching fails, that is logged with its traceback, and the watch that comes back is detached already.
+    Raises ConfigError if a keyword is unknown or out of range, or if `model` is neither a module nor a known trainer.
+    What is wrong in an environment variable or in a settings file is logged as an error and left out. Nothing else is
+    raised, now or later (but for TrainingUnstableError, for who asks for `guard="raise"`): when attaching fails, that
+    is logged with its traceback, and the watch that comes back is detached already.
     """
     _check_one(model)
-    settings = Config.load(config, **overrides)
+    settings = Config.for_training(config, **overrides)
     given: dict[str, Any] = {"loss_fn": loss_fn, "run_dir": run_dir, "config": settings, "on_alert": on_alert}
     given["resume"] = resume
     if not isinstance(model, nn.Module):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.agent.synthetic import Log
+
 ROOT = Path(__file__).parents[1]
 TRAINING = """
 import torch, stabwatch
@@ -96,3 +98,28 @@ def test_a_run_is_watched_and_analysed(installed, tmp_path):
 
 def test_the_runbooks_are_in_the_wheel(installed, tmp_path):
     assert "## What it means" in _run(installed / "stabwatch", "runbook", "LossSpike", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (("export", "run", "--tensorboard"), "tensorboard"),
+        (("export", "run", "--otlp"), "otlp"),
+        (("export", "run", "--mlflow"), "mlflow"),
+        (("export", "run", "--wandb"), "wandb"),
+        (("export", "run", "--trackio"), "trackio"),
+        (("grafana", "export", "-o", "out"), "grafana"),
+        (("grafana", "push"), "grafana"),
+        (("grafana", "diff"), "grafana"),
+        (("analyze", "log.zst"), "zstd"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_needs_an_extra_says_what_to_install(installed, tmp_path, words, extra):
+    (tmp_path / "log.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(40))
+    Log(tmp_path / "run", layers=["one"]).folder.close()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [installed / "stabwatch", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"pip install 'stabwatch[{extra}]'" in done.stderr and done.stderr.count("\n") == 1

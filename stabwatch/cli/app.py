@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from stabwatch import __version__
-from stabwatch.cli.arguments import Exit
+from stabwatch.cli.arguments import RUNS, Exit
 from stabwatch.cli.commands import (
     agent,
     analyze,
@@ -28,6 +28,7 @@ from stabwatch.cli.commands import (
     runbook,
     serve,
     signals,
+    tag,
     top,
 )
 from stabwatch.errors import StabwatchError
@@ -35,10 +36,11 @@ from stabwatch.errors import StabwatchError
 app = typer.Typer(
     help=(
         "Detect instability in PyTorch training before the loss shows it.\n\n"
-        "RUN is a run folder, or a folder of runs. Of several runs, the newest is used."
+        "RUN is a run folder, or a folder of runs. Of several runs, the newest is used. "
+        "Without a command: the latest runs in ./stabwatch-runs."
     ),
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,  # the latest runs
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # importing rich's help takes as long as everything else together
     pretty_exceptions_enable=False,
 )
@@ -50,6 +52,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            from stabwatch.config import check_variables
+
+            check_variables()
             command(*args, **kwargs)
             sys.stdout.flush()
         except KeyboardInterrupt:
@@ -86,6 +91,7 @@ for name, command in (
     ("forecast", forecast.forecast),
     ("replay", replay.replay),
     ("export", export.export),
+    ("tag", tag.tag),
     ("signals", signals.signals),
     ("runbook", runbook.runbook),
     ("doctor", doctor.doctor),
@@ -114,10 +120,24 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def show_latest() -> None:
+    """The latest runs in the default folder. Raises RunLogError."""
+    from stabwatch.cli.render.console import console
+    from stabwatch.cli.render.latest import latest
+
+    console().print(latest(RUNS))
+
+
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options before the command."""
+    if context.invoked_subcommand is None:
+        if next(RUNS.glob("*/meta.json"), None) is None:
+            print(f"No runs in {RUNS}.\n\n{context.get_help()}")
+        else:
+            guarded(show_latest)()

@@ -41,14 +41,17 @@ class MlflowSink:
 
     def _own_run(self, run: RunHeader) -> str:
         """The run of an earlier start of this sink, or a new one."""
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        group = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        found = self._client.get_experiment_by_name(group)
+        experiment = found.experiment_id if found else self._client.create_experiment(group)
         mine = identifier(run.meta)
         earlier = self._client.search_runs([experiment], f"tags.`{TAG}` = '{mine}'", max_results=1)
         if earlier:
             return str(earlier[0].info.run_id)
-        made = self._client.create_run(experiment, round(1e3 * run.meta.created), {TAG: mine}, run.meta.run)
+        labels = {f"stabwatch.tag.{_key(tag)}": "" for tag in run.meta.tags}
+        labels |= {"mlflow.note.content": run.meta.notes} if run.meta.notes else {}
+        name = run.meta.name or run.meta.run
+        made = self._client.create_run(experiment, round(1e3 * run.meta.created), {**labels, TAG: mine}, name)
         told = [(key, str(value)[:500]) for key, value in facts(run.meta).items()]
         self._client.log_batch(
             made.info.run_id, params=[self._entities.Param(f"stabwatch.{key}", value) for key, value in told]

@@ -38,7 +38,9 @@ def scalars(batch: RecordBatch) -> Iterator[Scalars]:
 def facts(meta: Meta) -> dict[str, Any]:
     """What a tracker shows as the configuration of a run."""
     model = {name: meta.model.get(name) for name in ("name", "parameters")}
+    labels = {"name": meta.name, "tags": meta.tags, "notes": meta.notes}
     return {
+        **{name: value for name, value in labels.items() if value},
         "run": meta.run, "host": meta.host, "world_size": meta.world_size, "model": model, "versions": meta.versions,
         "settings": meta.config,
     }  # fmt: skip

@@ -23,8 +23,9 @@ class TrackioSink:
 
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         self._run = trackio.init(
-            project, name=run.meta.run, resume="allow", config=facts(run.meta), embed=False, auto_log_gpu=False
-        )
+            project, name=run.meta.run, resume="allow", config=facts(run.meta), embed=False, auto_log_gpu=False,
+            auto_log_cpu=False,
+        )  # fmt: skip
 
     def write(self, batch: RecordBatch) -> None:
         """See Sink."""

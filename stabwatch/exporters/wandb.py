@@ -31,7 +31,10 @@ class WandbSink:
         import wandb
 
         own = "WANDB_RUN_ID" not in os.environ
-        about: dict[str, Any] = {"id": identifier(run.meta), "name": run.meta.run} if own else {}
+        about: dict[str, Any] = {}
+        if own:
+            about = {"id": identifier(run.meta), "name": run.meta.name or run.meta.run}
+            about |= {"tags": run.meta.tags or None, "notes": run.meta.notes or None}
         shared: dict[str, Any] = {}
         if not own and os.environ.get("WANDB_MODE", "online") == "online":  # another process writes to the run
             shared = {"mode": "shared", "x_primary": False, "x_update_finish_state": False, "x_label": "stabwatch"}

@@ -30,8 +30,8 @@ class TrainerWatch:
         self.watch: stabwatch.Watch | None = None
         """The watch of the training that runs or ran last; None before the first."""
         overrides = {name: value for name, value in settings.items() if name not in KEYWORDS}
-        config = stabwatch.Config.load(settings.get("config"), **overrides)
-        self.settings = {**{name: value for name, value in settings.items() if name in KEYWORDS}, "config": config}
+        stabwatch.Config.for_training(settings.get("config"), **overrides)
+        self.settings = dict(settings)
         self._open = False
 
     def begin(self, model: Any, optimizer: Any = None, **settings: Any) -> None:

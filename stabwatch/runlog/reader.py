@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.errors import RunLogError
+from stabwatch.runlog.labels import changed_labels, labels_of
 from stabwatch.runlog.schema import (
     EVENTS,
     META,
@@ -117,7 +118,7 @@ class RunLog:
 
 
 def read_meta(run: Path) -> Meta:
-    """meta.json of a run folder. Raises RunLogError."""
+    """meta.json of a run folder, with the labels as they are now. Raises RunLogError."""
     path = run / META
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -133,9 +134,19 @@ def read_meta(run: Path) -> Meta:
         raise RunLogError(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
     known = {f.name for f in fields(Meta)}
     try:
-        return Meta(**{k: v for k, v in data.items() if k in known})
+        meta = Meta(**{k: v for k, v in data.items() if k in known})
     except TypeError as error:
         raise RunLogError(f"{path} is incomplete: {error}.") from error
+    return _labelled(run, meta)
+
+
+def _labelled(run: Path, meta: Meta) -> Meta:
+    """With the labels as they are now; those of the start where labels.json is damaged."""
+    try:
+        labels = changed_labels(run)
+    except RunLogError:
+        labels = None
+    return (labels or labels_of(meta)).into(meta)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
       meta.json             Meta: written once at the start
       signals-000.arrows    Arrow IPC stream: step, time, values; a new segment when the layout changes
       events.jsonl          one JSON object a line: start, end, alerts, notes, errors
+      labels.json           name, tags and notes, if they were changed after the start
 
 A record's `values` is a list of float32, one per column. The columns are the fields of the accumulators in the order of
 the record layout, which is stored as JSON in the stream's schema metadata under `stabwatch`. NaN in all columns of an
@@ -248,6 +249,10 @@ class Meta:
     model: dict[str, Any] = field(default_factory=dict)
     """`name`, `parameters` (count), `layers` (sites in forward order)."""
     config: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    """What people call the run. `name`, `tags` and `notes` may be changed later: see `labels.py`."""
+    tags: list[str] = field(default_factory=list)
+    notes: str = ""
     signals: list[dict[str, Any]] = field(default_factory=list)
     """Declarations of the signals that are not in the catalogue: the fields of `stabwatch.signals.Signal`."""
     schema: int = SCHEMA_VERSION

@@ -61,7 +61,7 @@ class AgentProcess:
         self._began = time.monotonic()
         self._again: float | None = None
         """When an agent that died is started again."""
-        self._stopped = False
+        self._stopped = self._told = False
         self._tracked = active_runs() if config.sinks else {}
         self._start()
 
@@ -93,7 +93,10 @@ class AgentProcess:
             self._report("agent", state="not started", message=f"{type(error).__name__}: {error}")
 
     def check(self) -> None:
-        """Restart the agent if it died. Called about once a second."""
+        """Restart the agent if it died, and print its address once it serves. Called about once a second."""
+        if self._config.verbose and not self._told and (url := self.url()) is not None:
+            self._told = True
+            print(f"stabwatch: live page at {url}", file=sys.stderr)
         if self._stopped or self._child is None or self._child.poll() is None:
             return
         code, now = self._child.returncode, time.monotonic()

@@ -17,7 +17,7 @@ from stabwatch.errors import ConfigError, RunLogError
 from stabwatch.runlog import Event, Meta, RunFolder, RunLog, find_runs
 from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import META
-from stabwatch.runtime.run_metadata import open_folder, run_id, run_meta
+from stabwatch.runtime.run_metadata import labels_in, open_folder, run_id, run_meta
 
 STATE_VERSION = 1
 
@@ -43,7 +43,8 @@ def open_run(
     given = Path(run_dir) if run_dir is not None else None
     old = given or folder_to_resume(resume, config, ranks.rank, type(model).__name__)
     run = config.run or (name_of(old) if old is not None else "") or run_id(config)
-    folder = open_folder(old or Path(config.root) / run, run_meta(run, model, layers, ranks, config))
+    path = old or Path(config.root) / run
+    folder = open_folder(path, run_meta(run, model, layers, ranks, config, labels_in(path, config)))
     attempt = starts_so_far(folder.path) + 1
     if attempt > 1:
         print(f"stabwatch: the run goes on in {folder.path}, attempt {attempt}.", file=sys.stderr)

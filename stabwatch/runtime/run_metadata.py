@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -24,9 +25,12 @@ from torch import Tensor, nn
 import stabwatch
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
+from stabwatch.errors import RunLogError
 from stabwatch.hooks.base.probe import PROBES
 from stabwatch.runlog import Meta, RunFolder
+from stabwatch.runlog.labels import LABELS, Labels, labels_of, write_labels
 from stabwatch.runlog.lock import RunLock
+from stabwatch.runlog.reader import read_meta
 
 MOST_GROUPS = 16
 """Parameter groups whose settings are recorded."""
@@ -65,7 +69,20 @@ def optimizer_facts(optimizer: Any) -> dict[str, Any]:
     return {"name": type(optimizer).__name__, "groups": groups[:MOST_GROUPS]}
 
 
-def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, config: Config) -> Meta:
+def labels_in(path: Path, config: Config) -> Labels:
+    """Labels of the run that a folder gets: what is set now over what an earlier attempt has left there."""
+    try:
+        earlier = labels_of(read_meta(path))
+    except RunLogError:
+        earlier = Labels()
+    labels = earlier.changed(add=config.tags, name=config.name or None, notes=config.notes or None)
+    if (path / LABELS).exists():
+        with suppress(OSError):
+            write_labels(path, labels)
+    return labels
+
+
+def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, config: Config, labels: Labels) -> Meta:
     """What meta.json holds. `layers`: names of the watched modules in forward order."""
     return Meta(
         run=run,
@@ -85,7 +102,10 @@ def run_meta(run: str, model: nn.Module, layers: Iterable[str], ranks: Ranks, co
             "parameters": sum(p.numel() for p in model.parameters() if not torch.nn.parameter.is_lazy(p)),
             "layers": [name for name in layers if name],
         },
-        config={name: value for name, value in vars(config).items() if value is not None},
+        config={k: v for k, v in vars(config).items() if v is not None and k not in ("name", "tags", "notes")},
+        name=labels.name,
+        tags=list(labels.tags),
+        notes=labels.notes,
         signals=[asdict(signal) for probe in PROBES for signal in probe.signals],
     )
 

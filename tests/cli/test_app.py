@@ -51,6 +51,49 @@ def test_every_command_explains_itself():
         assert "..." not in result.output.split("Commands:")[-1] or name, "a summary is too long for one line"
 
 
+def test_help_has_a_short_form_everywhere():
+    for name in surface():
+        long, short = (CliRunner().invoke(app, [*name.split(), flag]) for flag in ("--help", "-h"))
+        assert (short.exit_code, short.output) == (0, long.output), name
+
+
+def test_the_command_alone_shows_the_latest_runs(new_run, tmp_path):
+    done = stabwatch(cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("No runs in stabwatch-runs.") and "analyze" in done.stdout
+    for number in range(12):
+        new_run(tmp_path / f"stabwatch-runs/run{number:02d}", sick=True, steps=30, name="a name", tags=["x", "y"])
+    (tmp_path / "stabwatch-runs/bad").mkdir()
+    (tmp_path / "stabwatch-runs/bad/meta.json").write_text("{")
+    done = stabwatch(cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Runs in stabwatch-runs, the newest 10 of 13"
+    assert lines[2].split()[:2] == ["bad", "unreadable"]
+    assert lines[3].split()[:2] == ["run11", "finished"] and " 29 " in lines[3] and "a name #x #y" in lines[3]
+
+
+COMPLETION = """
+printf '#!/bin/sh\\nexec "%s" -m stabwatch "$@"\\n' "$PYTHON" > stabwatch; chmod +x stabwatch; PATH=$PWD:$PATH
+eval "$(stabwatch --show-completion bash)"
+ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _stabwatch_completion stabwatch; echo "${COMPREPLY[*]}"; }
+ask stabwatch ana
+ask stabwatch export --par
+ask stabwatch grafana pu
+ask stabwatch analyze some
+complete -p stabwatch
+"""
+
+
+def test_shells_complete_commands_options_and_files(tmp_path):
+    env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        ["bash", "-c", COMPLETION], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    *answers, declared = done.stdout.splitlines()
+    assert answers == ["analyze", "--parquet", "push", ""], done.stderr
+    assert "-o default" in declared, "bash completes files where there is no answer"
+
+
 def test_version():
     assert stabwatch("--version").stdout == f"stabwatch {__version__}\n"
 

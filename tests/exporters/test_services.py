@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,34 @@ def test_mlflow_has_the_records_once(run, tmp_path):
     )
     read = subprocess.run([sys.executable, "-c", check], env=env, capture_output=True, text=True, cwd=tmp_path)
     assert json.loads(read.stdout.splitlines()[-1]) == ["run", "FINISHED", list(range(40))], read.stderr
+
+
+def test_mlflow_has_name_tags_and_notes(tmp_path):
+    pytest.importorskip("mlflow")
+    log = Log(tmp_path / "run", layers=["one"], name="baseline", tags=["gpt", "a b"], notes="first try")
+    log.write(range(2))
+    log.folder.close()
+    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    assert stabwatch("export", log.path, "--mlflow", cwd=tmp_path, env=env).returncode == 0
+    check = (
+        "import mlflow, json; c = mlflow.MlflowClient(); e = c.get_experiment_by_name('stabwatch');"
+        "(r,) = c.search_runs([e.experiment_id]); print(json.dumps([r.info.run_name, r.data.tags]))"
+    )
+    read = subprocess.run([sys.executable, "-c", check], env=env, capture_output=True, text=True, cwd=tmp_path)
+    name, tags = json.loads(read.stdout.splitlines()[-1])
+    assert (name, tags["mlflow.note.content"]) == ("baseline", "first try")
+    assert {"stabwatch.tag.gpt", "stabwatch.tag.a b"} <= set(tags)
+
+
+def test_trackio_has_the_records_once(run, tmp_path):
+    pytest.importorskip("trackio")
+    env = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    done = stabwatch("export", run, "--trackio", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(tmp_path / "trackio" / "stabwatch.db")) as store:
+        rows = store.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [(name, step) for name, step, _ in rows] == [("run", step) for step in range(40)]
+    assert json.loads(rows[-1][2])["stabwatch/loss"] == pytest.approx(2.5, abs=1)
 
 
 def test_wandb_writes_offline(run, tmp_path):

@@ -40,8 +40,8 @@ def test_the_layout_in_a_segment_is_frozen() -> None:
 
 def test_meta_is_frozen() -> None:
     assert [f.name for f in fields(Meta)] == [
-        "run", "created", "host", "pid", "pid_started", "world_size", "rank", "versions", "model", "config", "signals",
-        "schema",
+        "run", "created", "host", "pid", "pid_started", "world_size", "rank", "versions", "model", "config", "name",
+        "tags", "notes", "signals", "schema",
     ], f"meta.json {ON_PURPOSE}"  # fmt: skip
     written = json.loads(Meta(run="r", created=1.0, host="h", pid=1, pid_started=0.5).to_json())
     assert set(written) == {f.name for f in fields(Meta)}

@@ -172,7 +172,7 @@ def _zstd(raw: IO[bytes], path: Path) -> IO[bytes]:
         import zstandard
     except ImportError as error:
         raise MissingExtraError(
-            f"{path} is compressed with zstd: pip install zstandard, or unpack it first."
+            f"{path} is compressed with zstd: pip install 'stabwatch[zstd]', or unpack it first."
         ) from error
     return cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
 

@@ -34,14 +34,16 @@ def push(
     run: RunsOption = None,
 ) -> None:
     """Create or update the dashboards in Grafana. Unchanged dashboards are not written."""
-    found = _server(url, token_file).push(_pages(run), folder, overwrite)
+    pages = _pages(run)  # says what to install
+    found = _server(url, token_file).push(pages, folder, overwrite)
     words = {"new": "created", "changed": "updated", "same": "unchanged"}
     _print(found, words)
 
 
 def diff(url: UrlOption = "http://localhost:3000", token_file: TokenOption = "", run: RunsOption = None) -> None:
     """List the dashboards that a push would create or change. Exit code 1 if there are any."""
-    found = _server(url, token_file).differences(_pages(run))
+    pages = _pages(run)
+    found = _server(url, token_file).differences(pages)
     _print(found, {"new": "missing", "changed": "differs", "same": "same"})
     raise typer.Exit(int(any(d.state != "same" for d in found)))
 
