@@ -125,13 +125,14 @@ def test_a_run_without_records_yet(new_log, start_agent, open_page):
 def test_zoom_stays_when_data_comes_and_is_shared(sick, start_agent, open_page):
     page = open_page(start_agent(sick.path).info()["url"])
     page.wait_for_selector(".uplot canvas")
+    page.locator(".chart").nth(0).scroll_into_view_if_needed()
     box = page.locator(".chart").nth(0).locator(".u-over").bounding_box()
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 20)
     page.mouse.down()
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 20, steps=4)
     page.mouse.up()
     assert page.locator("#unzoom").is_visible()
-    page.locator(".chart button", has_text="heat map").first.click()  # it shows the same steps
+    page.locator(".chart button:visible", has_text="heat map").first.click()  # it shows the same steps
     before = page.locator(".heat-axis").first.inner_text()
     assert "259" not in before
     sick.write(range(260, 270))
@@ -149,7 +150,7 @@ def test_layers_are_found_and_names_keep_their_number(new_log, start_agent, open
     log.write(range(260))
     page = open_page(start_agent(log.path).info()["url"])
     page.wait_for_selector(".uplot canvas")
-    until(lambda: "model.decoder.transformer_layers.{0, 1, 2" in page.inner_text("#alerts"))
+    until(lambda: "Also at model.decoder.transformer_layers.{" in page.inner_text("#alerts"))
     assert page.inner_text("#alerts").count("transformer_layers") < 4
     names = page.locator("#table tbody td:first-child").all_inner_texts()
     assert len(set(names)) == len(names) and any("11.attn" in name for name in names)
@@ -195,4 +196,4 @@ def test_a_runbook_opens_on_the_page(sick, start_agent, open_page):
     page = open_page(start_agent(sick.path).info()["url"])
     page.locator("a.runbook").first.click()
     page.wait_for_selector(".prose h2")
-    assert "What it means" in page.inner_text("main")
+    assert "what it means" in page.inner_text("main").lower()
