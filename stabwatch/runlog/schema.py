@@ -5,6 +5,7 @@
       signals-000.arrows    Arrow IPC stream: step, time, values; a new segment when the layout changes
       events.jsonl          one JSON object a line: start, end, alerts, notes, errors
       labels.json           name, tags and notes, if they were changed after the start
+      stacks/               of a job that hangs or failed: where its ranks were (`stacks.py`)
 
 A record's `values` is a list of float32, one per column. The columns are the fields of the accumulators in the order of
 the record layout, which is stored as JSON in the stream's schema metadata under `stabwatch`. NaN in all columns of an
