@@ -47,7 +47,7 @@ def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("placements")
     jobs = [f"{mode}:{world}" for mode, world in {"single": 1, **MODES, "tp_sequence": 2}.items()]
     command = [sys.executable, "-m", "tests.distributed.placement_job", str(out), *jobs]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=230)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 
