@@ -72,7 +72,7 @@ class Engine:
         self._last_time = math.nan
         self._pace: deque[float] = deque(maxlen=PACES)
         self._pause = 0.0
-        self._ended = False
+        self._ended = self._begun_again = False
 
     @property
     def active(self) -> tuple[Alert, ...]:
@@ -261,6 +261,7 @@ class Engine:
         if event.kind == "change" and event.step is not None:
             self._changes.append(event.step)
         if event.kind == "start":
+            self._begun_again = True
             self._ended = False  # also when the run continues from a checkpoint in the same folder
         if event.kind == "held_up":
             return self._note_held_up(event)
@@ -306,6 +307,7 @@ class Engine:
         if rule is None or (rule.name, "", "") in self._firing or step < (self.last_step or 0):
             return []
         severity, what = str(event.data.get("severity", "warning")), str(event.data.get("what", ""))
+        self._begun_again = False
         self._history.append(alert := self._fire_run(rule, severity, step, event.time, what))
         return [alert]
 
@@ -317,7 +319,7 @@ class Engine:
     def _resume(self, step: int, time: float) -> list[Alert]:
         """A record: the run goes on."""
         held = self._firing.get(("RankHoldsUp", "", ""))
-        goes_on = held is not None and time > held.time
+        goes_on = held is not None and (step >= held.step or self._begun_again)
         return self._over(self._stopped, step, time) + (self._over(self._held_up, step, time) if goes_on else [])
 
     def _over(self, rule: Rule | None, step: int, time: float) -> list[Alert]:

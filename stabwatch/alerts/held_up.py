@@ -167,10 +167,11 @@ def held_up_in(run: Path, events: Sequence[Event], now: float, by: str) -> Event
     attempt = sum(event.kind == "start" for event in events)
     if any(e.kind == "end" and e.data.get("reason") in WELL for e in _since_start(events)):
         return None  # rank 0 has ended as it should; what other ranks do after that is not of the run
-    found = held_up(read_stands(run, attempt), now)
+    stands = read_stands(run, attempt)
+    found = held_up(stands, now)
     if found is None or any(e.kind == KIND and (e.step or 0) >= found.step for e in _since_start(events)):
         return None
-    return found.to_event(now, by)
+    return found.to_event(max(stand.time for stand in stands.values()), by)
 
 
 def _since_start(events: Sequence[Event]) -> Iterable[Event]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from time import time
@@ -158,7 +158,7 @@ def analyze_source(
     foreign = log if isinstance(log, ForeignLog) else None
     events = tuple(log.poll_events())
     held = held_up_in(log.path, events, time(), "analyze") if foreign is None else None
-    events = (*events, replace(held, time=events[-1].time)) if held is not None else events
+    events = (*events, held) if held is not None else events
     found = attempts(log.path, events) if foreign is None else ()
     for item in timeline(log, events):
         lead(engine, item)

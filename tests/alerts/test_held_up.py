@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from stabwatch.agent.state import Follower
@@ -126,11 +129,12 @@ def test_a_stand_survives_its_file(tmp_path):
 
 def test_the_alert_fires_by_the_event_and_resolves_with_the_next_record():
     engine = Engine()
-    engine.observe(block({"loss": wave(12)}))
+    engine.observe(block({"loss": wave(11)}))
     found = _judged(_waits(0), _waits(1), _stand(2), _waits(3))
     event = found.to_event(1100.0, "rank 0")
     [alert] = engine.observe_event(event)
     assert (alert.rule, alert.severity, alert.step) == ("RankHoldsUp", "warning", 12)
+    assert not engine.observe(replace(block({"loss": wave(1)}, 11), times=np.array([1101.0]))), "of a step before"
     assert engine.observe_event(event) == [] and diagnose(engine).verdict.endswith(found.what)
     engine.observe_event(Event("end", 1200.0, 11, {"reason": "killed"}))
     assert [cause.name for cause in diagnose(engine).causes] == ["RankHoldsUp", "TrainingStopped"]
