@@ -148,15 +148,9 @@ class Workload:
 
 
 MISSING = {
-    "AdamEpsilonUnderflow": "Adam's epsilon rounds to zero in the type of the weights",
     "CodebookCollapse": "a vector quantiser uses one or a few of its codes",
     "EmbeddingCollapse": "the embeddings of all samples become one point",
-    "EmptyTargets": "no target of the batch counts, and the mean over them is 0 / 0",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
-    "NonFiniteBackward": "a value that is not finite is made in the backward pass; loss and outputs are finite",
-    "NonFiniteForward": "a value that is not finite is made in the forward pass of a named layer",
-    "NonFiniteLoss": "a value that is not finite is made in the loss, from finite outputs",
-    "NonFiniteUpdate": "a value that is not finite is made by the optimizer, from finite gradients",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",
     "TargetsUnpaired": "targets do not belong to their inputs",

@@ -148,6 +148,10 @@ def _is_fact(name: str) -> bool:
 def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     group = groups[0]
     known = _announced(engine, group.onset) + _guarded(engine)
+    origin = next((o for o in engine.memory.origins if o.since <= group.onset <= o.step), None)
+    if group.name == "NonFinite" and origin is not None:
+        over = "" if any(a.rule == group.name for a in engine.active) else " Later values were finite again."
+        return f"{' '.join(filter(None, (origin.sentence, origin.loss_sentence)))}{over}{known}"
     if group.detected is not None and not group.layers:
         also = [title_of(other.name).lower() if other.name in CONDITIONS else other.name for other in groups[1:]]
         more = f" Also: {', '.join(also)}." if also else ""
@@ -170,6 +174,7 @@ def _in_doubt(causes: Sequence[Cause]) -> str:
         return ""
     if all(c.name in _SYMPTOMS for c in causes):
         return " What caused it is not known."
+    others = [c for c in others if c.name != "NonFinite"]  # which the first one explains, or which has no cause here
     return f" As {first.confidence} a cause: {others[0].title}." if others else ""
 
 
@@ -188,10 +193,20 @@ def _guarded(engine: Engine) -> str:
 
 def _loss_so_far(alert: Alert) -> str:
     before, now = alert.context.get("loss_at_onset"), alert.context.get("loss")
-    if alert.rule in _LOSS or before is None or now is None:
+    if alert.rule in _LOSS:
+        return ""
+    if alert.context.get("loss_nonfinite_step") == alert.step:
+        return f" The loss was not finite at step {alert.step}."
+    at = alert.context.get("loss_step")
+    if now is None or at is None:
+        return ""
+    when = "when it fired" if at == alert.step else f"at step {at:.0f}, the last one known to be finite"
+    if alert.rule == "NonFinite":
+        return f" The loss was {now:.3g} {when}."
+    if before is None:
         return ""
     if abs(now - before) <= 0.25 * abs(before) or now < before:
-        return f" The loss did not show it: {before:.3g} before, {now:.3g} when it fired."
+        return f" The loss did not show it: {before:.3g} before, {now:.3g} {when}."
     return f" The loss went from {before:.3g} to {now:.3g}."
 
 
@@ -251,7 +266,8 @@ def _alert_evidence(group: _Group) -> list[str]:
         names = group_names(layers)
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         lines.append(f"Order of the layers: {', '.join(names[:6])}{more}.")
-    numbers = () if group.detected and not layers else ("loss", "gradient_norm_before_clip")
+    alone = (group.detected and not layers) or first.rule == "NonFinite"  # what the numbers were before says nothing
+    numbers = () if alone else ("loss", "gradient_norm_before_clip")
     for name in numbers:
         words = "loss" if name == "loss" else "gradient norm before clipping"
         before, now = first.context.get(f"{name}_at_onset"), first.context.get(name)

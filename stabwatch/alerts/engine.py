@@ -18,6 +18,7 @@ import numpy as np
 from stabwatch.alerts.blocks import LEAST_RECORDS, Records, evaluate
 from stabwatch.alerts.catalogue import RULES, features
 from stabwatch.alerts.features import Feature, PlainFeature
+from stabwatch.alerts.origins import Origin
 from stabwatch.alerts.rule import Alert, Rule
 from stabwatch.alerts.rule_state import RuleState, Transition
 from stabwatch.alerts.run_context import RunContext
@@ -27,7 +28,7 @@ from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
 from stabwatch.runlog.schema import GOOD_ENDS
 
-ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up")
+ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up", "nonfinite")
 """Kinds of events that an engine reads."""
 BASELINE_FEATURES = ("loss", "gradient_norm", "logged_reward", "logged_accuracy")
 """Features whose baselines restart at an announced change."""
@@ -260,6 +261,8 @@ class Engine:
         self.memory.note(event)
         if event.kind == "change" and event.step is not None:
             self._changes.append(event.step)
+        if event.kind == "nonfinite":
+            return self._traced(Origin.of(event), event.time)
         if event.kind == "start":
             self._begun_again = True
             self._ended = False  # also when the run continues from a checkpoint in the same folder
@@ -275,6 +278,25 @@ class Engine:
             said = event.data.get("error") or event.data.get("detail")
             what = f"The training process ended at step {step}: {reason}" + (f" ({said})." if said else ".")
             out.append(self._fire_run(self._stopped, "critical", step, event.time, what))
+        self._history += out
+        return out
+
+    def _traced(self, origin: Origin, time: float) -> list[Alert]:
+        """A value that is not finite was traced to where it was made, in a step that need not be recorded."""
+        out = []
+        for feature in (f for f in self._features.values() if isinstance(f, NonFiniteFeature)):
+            known = SeriesKey(origin.signal, origin.layer)
+            gauges = feature.note(known if known in feature.keys else SeriesKey("loss_nonfinite_total"))
+            for state in self._judges[feature.name]:
+                for change in state.update(origin.step, gauges, dict(self.memory.context)):
+                    if not _is_muted(state.rule, feature.layers[change.layer]):
+                        numbers = {name: float(column[change.layer]) for name, column in gauges.items()}
+                        alert = self._transition(
+                            state, feature, change, origin.step, time, numbers, self.memory.context
+                        )
+                        said = replace(alert, description=origin.summary)
+                        self._firing[said.rule, said.signal, said.layer] = said
+                        out.append(said)
         self._history += out
         return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stabwatch.alerts.origins import Origin
 from stabwatch.alerts.rule import RUNBOOKS, Alert
 from stabwatch.alerts.run_context import RunContext
 
@@ -44,6 +45,14 @@ class Evidence:
     def context(self) -> dict[str, float]:
         """Numbers of the run when the first alert fired; empty without an alert."""
         return self.alerts[0].context if self.alerts else {}
+
+    @property
+    def first_origin(self) -> Origin | None:
+        """Where the first value that is not finite was made, if that was traced and is what NonFinite began with."""
+        began = min((a.onset for a in self.of("NonFinite")), default=None)
+        if began is None:
+            return None
+        return next((o for o in self.memory.origins if o.since <= began <= o.step), None)
 
     def of(self, *rules: str) -> list[Alert]:
         """Alerts of some rules."""

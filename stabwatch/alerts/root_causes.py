@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts import rank_causes
+from stabwatch.alerts import origin_causes, rank_causes
 from stabwatch.alerts.evidence import Evidence, Found, RootCause
 
 LARGE_UPDATE = 0.1
@@ -22,6 +22,9 @@ def _hardware(e: Evidence) -> Found | None:
     if not changed or rank_causes.replicas_differ(e) or len(e.alerts) == len(changed):
         return None
     first = min(changed, key=lambda a: a.step)
+    origin = e.first_origin
+    if origin is not None and origin.place != "weights" and origin.since <= first.step:
+        return None  # numbers that are not finite are left out of the norm
     if any(peak.step <= first.step and peak.ratio >= LARGE_UPDATE for peak in e.memory.update_peaks):
         return None  # steps between the measured ones may have been as large
     layers = tuple(a.layer for a in changed if a.step == first.step)
@@ -37,6 +40,9 @@ def _hardware(e: Evidence) -> Found | None:
 
 
 def _bad_number_in_data(e: Evidence) -> Found | None:
+    origin = e.first_origin
+    if origin is not None:
+        return origin_causes.found(e, origin) if origin.place == "data" else None
     if not _first_is_non_finite(e) or e.memory.largest_activation > NEAR_OVERFLOW:
         return None
     step = min(a.step for a in e.of("NonFinite"))
@@ -60,6 +66,8 @@ def _overflow(e: Evidence) -> Found | None:
     largest = e.memory.largest_activation
     if not e.of("NonFinite") or not NEAR_OVERFLOW <= largest <= HALF_LARGEST:
         return None
+    if e.first_origin is not None and e.first_origin.facts.get("dtype", "float16") != "float16":
+        return None
     first = min(e.of("NonFinite"), key=lambda a: a.step)
     if e.onset < first.step - e.recent and not e.begins_with("ActivationOutlierGrowth", "UpdateTooLarge", "NonFinite"):
         return None
@@ -69,7 +77,7 @@ def _overflow(e: Evidence) -> Found | None:
             f"The largest activation before the first non-finite one was {largest:.4g}; the float16 limit is 65504.",
             f"Step {first.step}: {first.description}",
         ),
-        (first.layer,) if first.layer else (),
+        e.first_origin.layers if e.first_origin else (first.layer,) if first.layer else (),
         confidence=0.85,
     )
 
@@ -220,6 +228,8 @@ def _data_first(e: Evidence) -> bool:
 
 def _first_is_non_finite(e: Evidence) -> bool:
     found = e.of("NonFinite")
+    if e.first_origin is not None and e.first_origin.grown:
+        return False  # something made the numbers grow
     return bool(found) and min(a.onset for a in found) <= e.onset
 
 
@@ -245,6 +255,7 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
             " costs the GPU nothing.",
         ),
     ),
+    *origin_causes.CERTAIN,
     RootCause(
         "LearningRateSpike",
         "The learning rate jumped",
@@ -264,6 +275,7 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         ),
         ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
     ),
+    *origin_causes.MADE_IN_A_PASS,
     RootCause(
         "MixedPrecisionUnderflow",
         "Underflow of a narrow number format",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.alerts.origins import Origin
 from stabwatch.alerts.statistics import Array, Ints, median, row_medians
 from stabwatch.alerts.templates import format_guard
 from stabwatch.runlog import Event, SeriesKey
@@ -64,7 +65,8 @@ class RunContext:
     context: the latest finite values of run-scope signals. update_peaks: the largest last. largest_activation: over all
     layers, in the last record with only finite activations; NaN before there is one. batches: for each step to which an
     alert is traced, the known batches of that step and of the steps since the record before it. guarded: actions of
-    guards, as (step, description); announced: changes, as (step, sentence). recurrent: first and last largest
+    guards, as (step, description); announced: changes, as (step, sentence). origins: where values that are not finite
+    were made. recurrent: first and last largest
     singular value of each recurrent weight matrix.
     """
 
@@ -83,12 +85,14 @@ class RunContext:
         self.batches: dict[int, list[dict[str, Any]]] = {}
         self.guarded: list[tuple[int, str]] = []
         self.announced: list[tuple[int, str]] = []
+        self.origins: list[Origin] = []
         self.recurrent: dict[str, tuple[float, float]] = {}
         self._update_steps: list[tuple[int, int]] = []
         """First and last step of each stretch in which the size of every update is known."""
         self._rates = 0
         self._keys: tuple[SeriesKey, ...] = ()
         self._context_columns: dict[str, int] = {}
+        self._bad_loss: int | None = None
         self._updates = self._peaks = self._bad = self._recurrent = np.empty(0, dtype=np.int64)
 
     def last_update_before(self, step: int) -> int | None:
@@ -107,6 +111,7 @@ class RunContext:
         """Find the columns of a record layout."""
         self._keys = keys
         self._context_columns = {k.signal: i for i, k in enumerate(keys) if k.signal in _CONTEXT and not k.layer}
+        self._bad_loss = next((i for i, k in enumerate(keys) if k.signal == "loss_nonfinite_total"), None)
         self._updates = _columns(keys, "update_to_weight_ratio")
         self._peaks = _columns(keys, "activation_abs_max")
         self._bad = _columns(keys, "activation_nonfinite_total")
@@ -133,6 +138,8 @@ class RunContext:
                 steps = range(since if isinstance(since, int) else onset, onset + 1)
                 kept = self.batches.setdefault(onset, [])
                 kept += [e for e in known if e.get("step") in steps and e not in kept]
+        elif event.kind == "nonfinite":
+            self.origins.append(Origin.of(event))
         elif event.kind == "guard":
             self.guarded.append((event.step or 0, format_guard(event.data)))
         elif event.kind == "change":
@@ -151,6 +158,10 @@ class RunContext:
         for name, column in self._context_columns.items():
             if not math.isnan(values[column]):
                 self.context[name] = float(values[column])
+                if name == "loss":
+                    self.context["loss_step"] = float(step)
+        if self._bad_loss is not None and values[self._bad_loss] > 0:
+            self.context["loss_nonfinite_step"] = float(step)
         self._update_peak(step, values)
         for column in self._recurrent.tolist():
             if math.isfinite(now := float(values[column])):
@@ -167,6 +178,11 @@ class RunContext:
         for name, column in self._context_columns.items():
             rows = np.flatnonzero(~np.isnan(values[:, column]))
             followed[name] = (rows, values[rows, column])
+            if name == "loss":
+                followed["loss_step"] = (rows, steps[rows].astype(np.float64))
+        if self._bad_loss is not None:
+            bad = np.flatnonzero(values[:, self._bad_loss] > 0)
+            followed["loss_nonfinite_step"] = (bad, steps[bad].astype(np.float64))
 
         def after(record: int) -> dict[str, float]:
             numbers = {name: int(np.searchsorted(rows, record, "right")) for name, (rows, _) in followed.items()}

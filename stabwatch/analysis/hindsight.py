@@ -57,8 +57,11 @@ def in_hindsight(run: LogRun, by_rules: Sequence[Incident], watched: bool) -> Hi
 
 
 def _spacing(run: LogRun) -> float:
-    apart = np.diff(np.unique(run.steps))
-    return float(np.median(apart)) if len(apart) else 1.0
+    """Steps between records in at least half of the run: an alert brings many records of a few steps."""
+    apart = np.sort(np.diff(np.unique(run.steps)))
+    if not len(apart):
+        return 1.0
+    return float(apart[np.searchsorted(np.cumsum(apart), apart.sum() / 2)])
 
 
 def _merged(

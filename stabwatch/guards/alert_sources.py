@@ -32,8 +32,8 @@ class AlertSource(Protocol):
     def restart(self, step: int) -> None:
         """The run was rolled back: ignore records before `step`."""
 
-    def announce(self, event: Event) -> None:
-        """A change was announced; its record follows."""
+    def tell(self, event: Event) -> None:
+        """Something happened in training. After an announced change, its record follows. Called while training."""
 
 
 class AgentAlerts:
@@ -60,7 +60,7 @@ class AgentAlerts:
     def restart(self, step: int) -> None:
         """Nothing to do: an agent reads it from the log."""
 
-    def announce(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
         """Nothing to do: an agent reads it from the log."""
 
 
@@ -78,6 +78,7 @@ class LocalEngine:
         self._engine = (0, self._make())
         """The first valid step, and the engine. Replaced together, because two threads read them."""
         self._write = write
+        self._told: deque[Event] = deque()
 
     def learn(self, run_dir: Path, before: int) -> None:
         """Take the baselines of the rules from the run as it was before a step, if its log has it."""
@@ -94,7 +95,11 @@ class LocalEngine:
         first, engine = self._engine
         if step < first:
             return ()
-        alerts = engine.observe(RecordBatch(layout, np.array([step]), np.array([now]), values[None]))
+        alerts: list[Alert] = []
+        while self._told:
+            event = self._told.popleft()
+            alerts += engine.observe_event(event) if (event.step or 0) >= first else []
+        alerts += engine.observe(RecordBatch(layout, np.array([step]), np.array([now]), values[None]))
         for alert in alerts if self._write is not None else ():
             self._write(alert.to_event())  # type: ignore[misc]
         return alerts
@@ -103,6 +108,9 @@ class LocalEngine:
         """Start with a new engine, which learns new baselines."""
         self._engine = (step, self._make())
 
-    def announce(self, event: Event) -> None:
-        """Discard the baselines of the data from its step on."""
-        self._engine[1].observe_event(event)
+    def tell(self, event: Event) -> None:
+        """A change discards the baselines of the data from its step on; all else is judged with the next record."""
+        if event.kind == "change":
+            self._engine[1].observe_event(event)
+        else:
+            self._told.append(event)

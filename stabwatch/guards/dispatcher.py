@@ -127,11 +127,16 @@ class AlertDispatcher:
 
     def announce(self, step: int, what: str, seen: bool = False) -> None:
         """Announce a change of the data at this step; `seen`: a change of the model that the watch has seen itself."""
-        data: dict[str, Any] = {"what": what, "seen": True} if seen else {"what": what}
+        self.tell("change", step, {"what": what, "seen": True} if seen else {"what": what})
+
+    def tell(self, kind: str, step: int, data: dict[str, Any], closer: bool = False) -> None:
+        """Write an event that an engine reads; `closer`: and measure all in the next steps."""
+        if closer:
+            self._closer()
         if self._writer is not None:
-            self._writer.event("change", step, **data)
+            self._writer.event(kind, step, **data)
         if self._source is not None:
-            self._source.announce(Event("change", time.time(), step, data))
+            self._source.tell(Event(kind, time.time(), step, data))
 
     def use(self, exchange: Exchange | None) -> None:
         """Reach other ranks through this exchange from now on."""

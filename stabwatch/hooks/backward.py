@@ -44,17 +44,16 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
         return
     _note_why_unseen()
     heard = tuple(LISTENERS)
+    roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
     for context in heard:
         with shielded(context.isolation, "loss"):
-            context.events.backward_begins()
-    roots = _listed(tensors)
+            context.events.backward_begins(roots, gradients)
     with shielded(heard[0].isolation, "loss") if heard else nullcontext():
         RunningBackward.scale = scale_of(roots)
     try:
         _backward(tensors, grad_tensors, *args, **kwargs)
     finally:
         RunningBackward.scale = None
-    gradients = None if grad_tensors is None else _listed(grad_tensors)
     reached: list[TapContext] = []
     for context in heard:
         with shielded(context.isolation, "loss"):

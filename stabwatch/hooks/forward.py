@@ -107,14 +107,17 @@ def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
         CURSOR.root = root_of(CURSOR.site)
     else:
         SOFTMAX_METHOD.set_installed(False)
-    if site.flags.in_forward and site.flags.attached and runs_for_real():
+    if site.flags.in_forward and runs_for_real():
         with unseen_by_modes():
-            site.context.events.forward_ended(output)
+            site.context.isolation.run("nonfinite", "always", site.context.trace.ends, output)
+            if site.flags.attached:
+                site.context.events.forward_ended(output)
 
 
 def _before(site: Site, module: nn.Module, args: Any) -> None:
     """A watched module is called."""
     CURSOR.site = site
+    site.context.trace.enters(site.name)
     if site.role.residual and site.flags.recording and site.flags.deep:
         site.input = first_tensor(args)
 
@@ -123,6 +126,7 @@ def _after(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     """A watched module has returned."""
     CURSOR.site = site.parent
     flags = site.flags
+    site.context.trace.leaves(site.name)
     if flags.recording and (flags.sampled or flags.deep or flags.outputs) and runs_for_real() and not in_backward():
         with unseen_by_modes():
             call = site.called()

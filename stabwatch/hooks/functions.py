@@ -150,6 +150,9 @@ cross_entropy = observed(_cross_entropy, _saw_cross_entropy, _traced_cross_entro
 @functools.wraps(_clip_grad_norm_)
 def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for context in tuple(LISTENERS):
+        with shielded(context.isolation, "clip"):
+            context.events.clips(parameters)
     norm = _clip_grad_norm_(parameters, *args, **kwargs)
     for context in tuple(LISTENERS):
         with shielded(context.isolation, "clip"):

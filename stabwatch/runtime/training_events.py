@@ -17,6 +17,7 @@ from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.base.tensors import device_of, first_tensor
 from stabwatch.hooks.forward import in_backward
+from stabwatch.hooks.nonfinite import NonFiniteTrace, Origin
 from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
@@ -57,6 +58,10 @@ class TrainingEvents:
         self.flags, self.isolation = self.context.flags, self.context.isolation
         self._clock = StepClock(optimizer)
         self._loss = LossEvents(whole, self.context)
+        self._nonfinite = NonFiniteTrace(
+            self.context.trace, lambda: self._taps.now.parameters.tracked, self._found_origin,
+            lambda: self._ranks.world == 1,
+        )  # fmt: skip
         self._parameter_steps = ParameterSteps([p for p in whole.parameters() if p.requires_grad], optimizer)
         self._changes = ModelChanges()
         self._silence = Silence(type(model).__name__)
@@ -166,6 +171,7 @@ class TrainingEvents:
         if self.flags.sampled:
             self.isolation.run("batch", "sampled", self._note_input, inputs)
             self.isolation.run("batch", "sampled", self.context.input.forward_begins, inputs, named)
+        self.isolation.run("nonfinite", "always", self.context.trace.begins, inputs, self.context.device)
 
     def _note_input(self, inputs: tuple[Any, ...]) -> None:
         batch = first_tensor(inputs)
@@ -191,12 +197,13 @@ class TrainingEvents:
         if value is not None and self.flags.attached and torch.is_grad_enabled():
             self.isolation.run("loss", "always", self.context.run.update_loss, "module", value.mean())
 
-    def backward_begins(self) -> None:
+    def backward_begins(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> None:
         """A step that was taken without the end of another one being seen is over."""
         if self._clock.in_backward and not self._clock.numbered:
             self._end_step()
         elif not self._clock.numbered:
             self._end_unannounced()
+        self.isolation.run("nonfinite", "always", self._nonfinite.backward_begins, self.step, roots, gradients)
         self.isolation.run("loss", "always", self._loss.begins)
         if self._busy is not None:
             self._busy = time.perf_counter() - self._began
@@ -240,6 +247,11 @@ class TrainingEvents:
                 self._taps.now.steps.before_unannounced(self._parameter_steps.optimizer)
             self._taps.now.steps.gradients_ready(self._parameter_steps.optimizer)
         self._parameter_steps.pass_ended()
+
+    def clips(self, parameters: Sequence[Tensor]) -> None:
+        """`clip_grad_norm_` is about to scale the gradients: those that are not finite would spoil all others."""
+        if self._clock.inside is None and self._asked(self._taps.now.parameters.owns, parameters):
+            self.isolation.run("nonfinite", "always", self._nonfinite.gradients_complete, self.step)
 
     def clipped(
         self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -324,7 +336,9 @@ class TrainingEvents:
             self._end_step()
         self._host.resets += self._asked(self._checks.lost_state, optimizer)
         self.isolation.run("checks", "always", self._checks.before_step, optimizer)
-        self._taps.now.steps.before(optimizer, has_closure(args, kwargs))
+        closure = has_closure(args, kwargs)
+        self.isolation.run("nonfinite", "always", self._nonfinite.before_step, self.step, closure)
+        self._taps.now.steps.before(optimizer, closure)
         self._dispatcher.before(optimizer, self.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -334,6 +348,7 @@ class TrainingEvents:
         if not self._asked(self._clock.leaves, optimizer):
             return
         self._taps.now.steps.after(optimizer, has_closure(args, kwargs), self._inner)
+        self.isolation.run("nonfinite", "always", self._nonfinite.stepped, self.step, self._inner or optimizer)
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
         self._dispatcher.after(optimizer)
         self._loss.stepped()
@@ -341,6 +356,14 @@ class TrainingEvents:
             self._end_step()
         else:
             self._stepped_parameters |= {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+    def _found_origin(self, origin: Origin) -> None:
+        """A value that is not finite was traced to where it was made: note it, and measure all in the next steps."""
+        batches = self._taps.batches
+        if not any("fingerprint" in entry for entry in batches.of(origin.step, origin.step)):
+            batches.forward_begins(origin.step, self.context.trace.inputs)
+        known = batches.of(origin.since, origin.step)
+        self._dispatcher.tell("nonfinite", origin.step, {**origin.data(), "batches": known}, closer=True)
 
     def _end_unannounced(self) -> None:
         """If the parameters were stepped and no optimizer said so, the step is over."""

@@ -13,6 +13,7 @@ from torch import nn
 import stabwatch
 from stabwatch.alerts import Engine, diagnose
 from stabwatch.analysis.analyze import analyze
+from stabwatch.hooks.nonfinite import NonFiniteTrace
 from stabwatch.hooks.probes.batches import KEPT, Batches
 from stabwatch.runtime.governor import ESCALATE_AGAIN, Governor, Plan
 
@@ -66,7 +67,9 @@ def test_the_batch_of_the_onset_is_kept_with_the_alert(attach):
 
 
 def test_where_few_steps_are_measured_all_that_it_can_have_been_are_kept(attach, monkeypatch):
-    """As where steps are too quick for the budget: the batch lies somewhere between two records."""
+    """As on an accelerator, where nothing is read between records: the batch lies somewhere between two of them."""
+    monkeypatch.setattr(NonFiniteTrace, "backward_begins", lambda *args: None)
+    monkeypatch.setattr(NonFiniteTrace, "gradients_complete", lambda *args: None)
     monkeypatch.setattr(Governor, "plan", lambda self, step: Plan(*[step % 7 == 0] * 3))
     torch.manual_seed(0)
     model = Model()
@@ -80,6 +83,20 @@ def test_where_few_steps_are_measured_all_that_it_can_have_been_are_kept(attach,
     assert {b["step"] for b in flight.data["batches"]} >= set(range(since, onset + 1))
     told = [e for c in analyze(run.path).diagnosis.causes for e in c.evidence]
     assert any(f"Steps {since} to {onset} were measured together" in e for e in told)
+
+
+def test_on_the_host_the_step_is_known_where_few_are_measured(attach, monkeypatch):
+    monkeypatch.setattr(Governor, "plan", lambda self, step: Plan(*[step % 7 == 0] * 3))
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer, on_alert=lambda alert: None)
+    batches = train(watch, model, optimizer, 90, say=False)
+    run = attach.finish()
+    flight = next(e for e in run.events if e.kind == "flight" and e.data["rule"] == "NonFinite")
+    assert (flight.data["since"], flight.data["onset"]) == (BROKEN, BROKEN)
+    [batch] = [b for b in flight.data["batches"] if b["step"] == BROKEN]
+    assert batch["fingerprint"] == stabwatch.fingerprint(batches[BROKEN][0])
 
 
 def test_an_agent_s_alerts_come_back_and_bring_a_closer_look(attach):

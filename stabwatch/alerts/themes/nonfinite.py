@@ -46,11 +46,23 @@ class NonFiniteFeature:
         self.keys = list(dict.fromkeys([*self.keys, *in_order_of_origin(counters)]))
         place = {key: i for i, key in enumerate(keys)}
         self._columns = [place.get(key, -1) for key in self.keys]
+        self._skipped = place.get(SeriesKey("skipped_steps_total"))
+        self._classify()
+
+    def _classify(self) -> None:
         self._gradient = np.array([key.signal.startswith(_GRADIENTS) for key in self.keys], dtype=bool)
         self._forward = np.array([key.signal.startswith(_FORWARD) for key in self.keys], dtype=bool)
         self._loss = np.array([key.signal.startswith("loss") for key in self.keys], dtype=bool)
         self._mask = np.append(self._mask, np.zeros(len(self.keys) - len(self._mask), dtype=bool))
-        self._skipped = place.get(SeriesKey("skipped_steps_total"))
+
+    def note(self, key: SeriesKey) -> dict[str, Array]:
+        """One value that is not finite was seen in a step of its own: the gauges of that point."""
+        if key not in self.keys:
+            self.keys.append(key)
+            self._columns.append(-1)
+            self._classify()
+        counts = np.where([known == key for known in self.keys], 1.0, np.nan)
+        return {"nonfinite": counts, "nonfinite_new": counts, "points": np.ones(len(counts))}
 
     def restart(self) -> None:
         """See Feature."""

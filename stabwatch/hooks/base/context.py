@@ -18,6 +18,7 @@ from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import RunAccumulators
 from stabwatch.hooks.base.token_groups import TokenGroups
+from stabwatch.hooks.base.trace import ForwardTrace
 from stabwatch.hooks.base.view import View
 from stabwatch.hooks.base.views import SITE_VIEWS, AttentionCall, LogitsCall
 from stabwatch.runlog import Accumulator
@@ -38,8 +39,8 @@ class TapEvents(Protocol):
     def loss_module(self, module: nn.Module, args: Any, output: Any) -> None:
         """The module that computes the loss was called."""
 
-    def backward_begins(self) -> None:
-        """A backward pass is about to run, of whatever model."""
+    def backward_begins(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> None:
+        """A backward pass is about to run, of whatever model, from these roots with these gradients."""
 
     def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
         """It has run, from these roots with these gradients; returns whether it reached this model's parameters."""
@@ -51,6 +52,9 @@ class TapEvents(Protocol):
         self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None] | None, inputs: Sequence[Any]
     ) -> None:
         """`torch.autograd.grad` returned the gradients of these outputs for these inputs."""
+
+    def clips(self, parameters: Sequence[Tensor]) -> None:
+        """`clip_grad_norm_` was called for these parameters, and is about to scale their gradients."""
 
     def clipped(
         self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -83,7 +87,7 @@ class TapContext:
     accumulators, run, brackets: where aggregates go on the device. reasons: why something was not measured.
     step: number of the open step, from 0. forwards: training forwards of the model so far. looped: names of modules
     that were seen to be called several times in one forward. generator: for everything that probes draw at random.
-    passes: exceptions of the session that are meant for the user.
+    passes: exceptions of the session that are meant for the user. trace: the forwards since the last backward pass.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class TapContext:
         self.isolation = Isolation(report, passes=passes)
         self.token_groups = TokenGroups()
         self.input = ModelInput()
+        self.trace = ForwardTrace()
         self.reasons = Reasons()
         self.run = RunAccumulators(device)
         self.generator = torch.Generator().manual_seed(0)
