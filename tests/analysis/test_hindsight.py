@@ -235,3 +235,15 @@ def test_a_rate_that_a_log_prints_as_0_during_its_warm_up_is_information():
     rate = np.concatenate((np.zeros(30), np.linspace(1e-6, 1e-3, 170)))
     found = analysed(run_of(loss=np.linspace(5, 2, 200), learning_rate=rate))
     assert found.calm, [i.text for i in found.incidents]
+
+
+def test_a_policy_loss_that_converges_to_zero_has_not_diverged(tmp_path):
+    """REINFORCE and GRPO: below zero while there is something to learn, and back at zero when it is learned."""
+    rng = np.random.default_rng(3)
+    course = np.concatenate([np.linspace(0, -0.8, 200), np.linspace(-0.8, 0.03, 300), np.full(100, 0.03)])
+    loss = course + 0.05 * rng.standard_normal(600)
+    found = analyze(folder(tmp_path / "policy", block({"loss": loss.tolist()})))
+    assert found.calm, [i.text for i in found.incidents]
+    worse = np.where(np.arange(600) < 200, loss, np.linspace(-0.8, 4, 600))
+    lost = analyze(folder(tmp_path / "density", block({"loss": worse.tolist()})))
+    assert [i.condition for i in lost.incidents if i.is_problem] == ["LossDivergence"]

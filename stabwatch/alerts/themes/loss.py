@@ -74,13 +74,17 @@ class Progress:
         return (now - best) / made, best
 
 
+UNSIGNED = 0.5
+"""Weight of a regression once the loss was negative: twice as much must be lost, as the level of zero says nothing."""
+
+
 class LossFeature(ScalarFeature):
     """The loss: spikes, level shifts, regression and warm-up rise.
 
     A regression of 0.5 means that half of the progress is lost, or, with little progress, that the loss is 1.5 times
     its best. While the loss is positive, the logarithm of the loss must have regressed as well, which ignores heavy
     tails. A loss that was negative has no floor at zero (a policy-gradient loss returns to zero at convergence): for
-    it, a regression of 0.5 requires a positive loss.
+    it, a regression of 0.5 requires a loss as far above zero as it had been below.
     """
 
     _SHIFT = (
@@ -138,6 +142,8 @@ class LossFeature(ScalarFeature):
             self._log = None
         if self._log is not None:
             regression = min(regression, self._log.regression(np.log(past)))
+        else:
+            regression *= UNSIGNED
         self._long.append(x)
         long = np.array(self._long)
         shift = shifted(long[:-SHIFTED], long[-SHIFTED:])
@@ -174,6 +180,7 @@ class LossFeature(ScalarFeature):
         if self._log is not None and positive:
             logs, _ = self._log.regressions(np.log(past[: len(past) - len(x) + positive]), positive)
             regression[:positive] = np.minimum(regression[:positive], logs)
+        regression[positive if self._log is not None else 0 :] *= UNSIGNED
         self._log = self._log if positive == len(x) else None
         self._long.extend(x[-WINDOW - SHIFTED :].tolist())
         before, last = sliding_window_view(past, WINDOW)[1 : len(x) + 1], sliding_window_view(past, SHIFTED)[-len(x) :]

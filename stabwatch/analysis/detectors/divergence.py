@@ -59,8 +59,9 @@ def find(segment: RunSegment) -> list[Incident]:
     loss = segment.finite_loss
     if loss is None or len(loss) < FEW:
         return []
+    level_of_zero = segment.watched and _near_zero(loss.values)
     for e in segment.excursions:
-        if diverges(loss.values, e, segment.dies):
+        if not level_of_zero and diverges(loss.values, e, segment.dies):
             text = (
                 f"The {segment.loss_name} diverged from step {loss.steps[e.start]}: from {e.base:.4g} to "
                 f"{loss.values[-1]:.4g}" + (", and then to non-finite values." if segment.dies else ".")
@@ -75,7 +76,7 @@ def find(segment: RunSegment) -> list[Incident]:
         )
         return [_incident(segment, loss, away, base, text, "likely", down=True)]
     slow = _slow(loss.values, segment.fresh)
-    if slow is None:
+    if slow is None or level_of_zero:
         return []
     start, best = slow
     text = (
@@ -83,6 +84,12 @@ def find(segment: RunSegment) -> list[Incident]:
         f"{np.median(loss.values[-max(1, len(loss) // 20) :]):.4g} at the end."
     )
     return [_incident(segment, loss, start, best, text, confidence_of(2.0, len(loss) - start))]
+
+
+def _near_zero(values: Array) -> bool:
+    """Whether a loss that was negative ends no further above zero than it had been below: a policy gradient may."""
+    least = float(values.min())
+    return least < 0 and float(np.median(values[-3:])) < -least
 
 
 def _incident(
