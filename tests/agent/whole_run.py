@@ -5,6 +5,7 @@ batch, the Taylor radius and a guard; the learning rate is too high, and the los
 python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
 weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
 coarse for their updates, a loss of shapes that broadcast, and targets out of range.
+python -m tests.agent.whole_run FOLDER policy: a looped model of sequences, and the numbers of a policy that are logged.
 """
 
 from __future__ import annotations
@@ -87,7 +88,44 @@ def of_two(folder: str, rank: int, store: str) -> None:
         optimizer.step()
 
 
+class Looped(nn.Module):
+    """One core that is called four times, and a head that says the next number of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+        self.head = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = x + self.core(x)
+        return self.head(x)
+
+
+def of_a_policy(folder: str) -> None:
+    """See the module's docstring."""
+    model = Looped()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    watch = stabwatch.attach(model, optimizer, run_dir=folder, agent=False, verbose=False, every_step=True)
+    for step in itertools.count():
+        optimizer.param_groups[0]["lr"] = 1e-2 if step >= 32 else 1e-4
+        sequence = torch.randn(32, 17).cumsum(1)
+        loss = F.mse_loss(model(sequence[:, :16]), sequence[:, 16:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        logp = -1 - torch.rand(64)
+        near = [logp + 0.01 * torch.randn(64) for _ in range(3)]
+        watch.log_policy(logp, *near, advantage=torch.randn(64))
+        watch.log(reward=step / 100 + 0.1 * torch.rand(()), truncated=0.1, dead_groups=0.1)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    alone(sys.argv[1]) if len(sys.argv) == 2 else of_two(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    if len(sys.argv) == 2:
+        alone(sys.argv[1])
+    elif sys.argv[2] == "policy":
+        of_a_policy(sys.argv[1])
+    else:
+        of_two(sys.argv[1], int(sys.argv[2]), sys.argv[3])

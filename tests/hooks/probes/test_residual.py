@@ -18,7 +18,7 @@ from stabwatch.kernels.contraction.naive import contraction
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.router.naive import router
 from stabwatch.kernels.tokens.naive import tokens as naive_tokens
-from stabwatch.signals import CATALOGUE, ranks
+from stabwatch.signals import CATALOGUE, policy, ranks
 
 transformers = pytest.importorskip("transformers")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=64)
@@ -103,8 +103,8 @@ def test_the_direction_and_the_size_of_a_step_of_sgd(attach):
 
 def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attach):
     """Mixtral with random weights; the few signals that need a clipping, a scaler, a log call, a layer that drops
-    tokens, weights before a norm or in 16 bits, a part that is not trained, a loss of another kind, a loop, or several
-    ranks are named here."""
+    tokens, weights before a norm or in 16 bits, a part that is not trained, a loss of another kind, a policy, a loop,
+    or several ranks are named here."""
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
@@ -122,8 +122,9 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "router_dropped_ratio", "radial_update_ratio", "effective_step_size", "clip_limit", "loss_broadcast_factor",
         "target_out_of_range_ratio", "input_rms", "update_lost_ratio", "gradient_missing_ratio",
         "gradient_missing_of_all_ratio", "unoptimized_ratio", "unregistered_ratio",
+        "target_in_input_ratio",
         *(s.name for s in CATALOGUE if s.tap == "loop"),
-        *(s.name for s in ranks.SIGNALS),
+        *(s.name for s in (*policy.SIGNALS, *ranks.SIGNALS)),
     }  # fmt: skip
 
 

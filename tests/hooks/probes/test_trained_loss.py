@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks.probes.trained_loss import MOST, TrainedLoss, objective, remember_scaling
+from stabwatch.hooks.probes.trained_loss import MOST, TrainedLoss, objective, remember_scaling, scale_of
 
 
 def backward(watched: TrainedLoss, loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
@@ -42,7 +42,8 @@ def test_the_loss_before_the_scaler_is_meant(net) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     loss = loss_of(net)
     scaled = scaler.scale(loss)
-    remember_scaling(loss, scaled)
+    remember_scaling(loss, scaled, scaler._scale)
+    assert scale_of([scaled]).item() == 2.0**16
     backward(watched, scaled)
     assert watched.take().item() == loss.item()
 
@@ -51,7 +52,8 @@ def test_a_disabled_scaler_changes_nothing(net) -> None:
     watched = TrainedLoss.of(net.parameters())
     loss = loss_of(net)
     scaled = torch.amp.GradScaler("cpu", enabled=False).scale(loss)
-    remember_scaling(loss, scaled)
+    remember_scaling(loss, scaled, None)
+    assert scale_of([scaled]) is None
     backward(watched, scaled)
     assert watched.take().item() == loss.item()
 
