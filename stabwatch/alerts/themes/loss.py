@@ -74,8 +74,8 @@ class Progress:
         return (now - best) / made, best
 
 
-UNSIGNED = 0.5
-"""Weight of a regression once the loss was negative: twice as much must be lost, as the level of zero says nothing."""
+UNSIGNED = 0.7
+"""Weight of a regression once the loss was negative: zero is where it may end, so it must be clearly above that."""
 
 
 class LossFeature(ScalarFeature):
@@ -84,7 +84,7 @@ class LossFeature(ScalarFeature):
     A regression of 0.5 means that half of the progress is lost, or, with little progress, that the loss is 1.5 times
     its best. While the loss is positive, the logarithm of the loss must have regressed as well, which ignores heavy
     tails. A loss that was negative has no floor at zero (a policy-gradient loss returns to zero at convergence): for
-    it, a regression of 0.5 requires a loss as far above zero as it had been below.
+    it, a regression of 0.5 requires a loss that is clearly above zero, by four tenths of what it had been below.
     """
 
     _SHIFT = (
