@@ -109,7 +109,7 @@ def diagnose(
     causes = [jump, *causes] if jump else causes
     named = {cause.name for cause in causes}
     causes = [cause for cause in causes if EXPLAINED.get(cause.name) not in named]
-    return Diagnosis(_verdict(groups, engine) + _in_doubt(causes), tuple(causes))
+    return Diagnosis(_verdict(groups, engine) + _in_doubt(causes, engine), tuple(causes))
 
 
 def _by_onset(alert: Alert) -> tuple[int, int]:
@@ -167,12 +167,17 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first)}{over}{known}"
 
 
-def _in_doubt(causes: Sequence[Cause]) -> str:
-    """What a reader is told where the first cause is not the only one, or none."""
+def _in_doubt(causes: Sequence[Cause], engine: Engine) -> str:
+    """What a reader is told where the first cause is not the only one, or none.
+
+    Nothing without signals by layer: what such a log cannot show is said apart.
+    """
+    if not any(key.layer for key in engine.derived):
+        return ""
     first, others = causes[0], [c for c in causes[1:] if c.confidence == causes[0].confidence]
     if first.confidence == "certain" or first.name == "TrainingStopped":
         return ""
-    if all(c.name in _SYMPTOMS for c in causes):
+    if all(c.name in _SYMPTOMS or c.confidence == "possible" for c in causes):
         return " What caused it is not known."
     others = [c for c in others if c.name != "NonFinite"]  # which the first one explains, or which has no cause here
     return f" As {first.confidence} a cause: {others[0].title}." if others else ""

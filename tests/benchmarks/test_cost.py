@@ -8,8 +8,8 @@ from benchmarks.cost import HostClock, Meter, measure, on_the_cpu, probe_of
 from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.signals import CATALOGUE
 
-NOT_THERE = {"policy", "router", "expert", "load", "dropped", "capacity"} | {"guard"}
-"""Probes of experts, of guards and of what a loop gives to `log_policy`."""
+NOT_THERE = {"policy", "router", "expert", "load", "dropped", "capacity", "loop", "loop_step", "loop_gain", "guard"}
+"""Probes of experts, of guards, of modules that are called several times, and of what `log_policy` is given."""
 
 
 def test_a_probe_s_time_is_without_that_of_the_probes_inside_it():
