@@ -16,6 +16,7 @@ from stabwatch.analysis.analyze import analyze
 from stabwatch.hooks.nonfinite import NonFiniteTrace
 from stabwatch.hooks.probes.batches import KEPT, Batches
 from stabwatch.runtime.governor import ESCALATE_AGAIN, Governor, Plan
+from stabwatch.runtime.session import Session
 
 BROKEN = 60
 
@@ -66,11 +67,14 @@ def test_the_batch_of_the_onset_is_kept_with_the_alert(attach):
     assert seen[0]["fingerprint"] in told
 
 
-def test_where_few_steps_are_measured_all_that_it_can_have_been_are_kept(attach, monkeypatch):
-    """As on an accelerator, where nothing is read between records: the batch lies somewhere between two of them."""
+def test_where_few_steps_are_recorded_all_that_it_can_have_been_are_kept(attach, monkeypatch):
+    """As where records are lost on a slow disk: the batch lies somewhere between two records."""
     monkeypatch.setattr(NonFiniteTrace, "backward_begins", lambda *args: None)
     monkeypatch.setattr(NonFiniteTrace, "gradients_complete", lambda *args: None)
-    monkeypatch.setattr(Governor, "plan", lambda self, step: Plan(*[step % 7 == 0] * 3))
+    record = Session._record
+    monkeypatch.setattr(
+        Session, "_record", lambda self, step, plan: record(self, step, plan) if step % 7 == 0 else None
+    )
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
