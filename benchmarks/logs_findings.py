@@ -181,7 +181,7 @@ was not read. The table has the present state, so it is in-sample.
 Another 44 excerpts that were pasted into public reports (detectors, speech, segmentation, translation, RL, GRPO,
 DeepSpeed, Keras, Caffe, Megatron), each labelled before it was read: at the first reading trouble was found in 15 of
 18, once at a wrong step, and 4 of 26 others were warned about (a scale search from 2^32 and one from 2^27, `Epoch
-70/inf`, and noise in eight records). These four and the step are mended, and their shapes are tests. Missed were a
+70/inf`, and noise in eight records). These four and the step are fixed, and their shapes are tests. Missed were a
 value loss of 2e10 in a single record, two records of GRPO without any reward, and three overflows from a scale of
 128.
 

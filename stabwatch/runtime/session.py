@@ -454,5 +454,6 @@ class Session(TrainingEvents):
         self.detach(how_it_ended(error), error)
 
     def _at_exit(self) -> None:
-        notebook = hasattr(sys, "ps1") or "IPython" in sys.modules  # the error of an earlier cell is no end of the run
-        self.ended(None if notebook else getattr(sys, "last_value", None))
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()  # scripts import IPython as well
+        interactive = hasattr(sys, "ps1") or shell is not None  # the error of an earlier cell is no end of the run
+        self.ended(None if interactive else getattr(sys, "last_value", None))

@@ -29,7 +29,8 @@ for step in range(60):
 ENDS = {
     "finished": "",
     "interrupted": "raise KeyboardInterrupt",
-    "exception": "raise ValueError('no')",
+    "exception": "import sys, types; sys.modules['IPython'] = types.SimpleNamespace(get_ipython=lambda: None)\n"
+    "raise ValueError('no')",
     "killed": "import time; time.sleep(2); os.kill(os.getpid(), signal.SIGKILL)",
     "replaced": "stabwatch.attach(model, optimizer, run_dir=sys.argv[1] + '-next', agent=False).detach()",
 }
