@@ -28,6 +28,24 @@ class Exit(IntEnum):
 RUNS = Path("stabwatch-runs")
 """Default folder of `stabwatch.attach` for runs."""
 
+PASSWORD = "STABWATCH_PASSWORD"
+"""Environment variable with the password; an option would be visible in the process list."""
+
+HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
+
+PortOption = Annotated[
+    int, typer.Option(help="Port. If it is taken, the next free one; 0 for any free port.", min=0, max=65535)
+]
+
+CertfileOption = Annotated[Path | None, typer.Option(help="TLS certificate (PEM); needs --keyfile.")]
+
+KeyfileOption = Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")]
+
+UsernameOption = Annotated[
+    str | None,
+    typer.Option(help=f"User name of the login. {PASSWORD} in the environment has its password and turns it on."),
+]
+
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of runs (the newest is used).")
 ]

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from stabwatch.cli.arguments import RUNS, RulesOption, RunArgument
+from stabwatch.cli.arguments import (
+    PASSWORD,
+    RUNS,
+    CertfileOption,
+    HostOption,
+    KeyfileOption,
+    PortOption,
+    RulesOption,
+    RunArgument,
+    UsernameOption,
+)
 
 
 class Cardinality(str, Enum):
@@ -20,16 +30,10 @@ class Cardinality(str, Enum):
     LAYER = "layer"
 
 
-PASSWORD = "STABWATCH_PASSWORD"
-"""Environment variable with the password; an option would be visible in the process list."""
-
-
 def agent(
     run: RunArgument = RUNS,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="Port. If it is taken, the next free one; 0 for any free port.", min=0, max=65535)
-    ] = 9478,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 9478,
     linger: Annotated[float, typer.Option(help="Seconds to keep serving after the run has ended.", min=0)] = 60.0,
     file_sd: Annotated[
         Path | None,
@@ -37,12 +41,9 @@ def agent(
             help="Folder for the Prometheus target file, by which a server finds the run. Default: RUN/../targets."
         ),
     ] = None,
-    certfile: Annotated[Path | None, typer.Option(help="TLS certificate (PEM); needs --keyfile.")] = None,
-    keyfile: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
-    username: Annotated[
-        str | None,
-        typer.Option(help=f"User name of the login. {PASSWORD} in the environment has its password and turns it on."),
-    ] = None,
+    certfile: CertfileOption = None,
+    keyfile: KeyfileOption = None,
+    username: UsernameOption = None,
     rules: RulesOption = None,
     cardinality: Annotated[
         Cardinality, typer.Option(help="Series on /metrics: one per layer, per block, or per run.")

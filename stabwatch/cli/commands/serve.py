@@ -8,22 +8,25 @@ from typing import Annotated
 
 import typer
 
-from stabwatch.cli.arguments import RUNS, RulesOption
-from stabwatch.cli.commands.agent import PASSWORD
+from stabwatch.cli.arguments import (
+    PASSWORD,
+    RUNS,
+    CertfileOption,
+    HostOption,
+    KeyfileOption,
+    PortOption,
+    RulesOption,
+    UsernameOption,
+)
 
 
 def serve(
     root: Annotated[Path, typer.Argument(help="The folder; runs are found at any depth.")] = RUNS,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="Port. If it is taken, the next free one; 0 for any free port.", min=0, max=65535)
-    ] = 9478,
-    certfile: Annotated[Path | None, typer.Option(help="TLS certificate (PEM); needs --keyfile.")] = None,
-    keyfile: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
-    username: Annotated[
-        str | None,
-        typer.Option(help=f"User name of the login. {PASSWORD} in the environment has its password and turns it on."),
-    ] = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 9478,
+    certfile: CertfileOption = None,
+    keyfile: KeyfileOption = None,
+    username: UsernameOption = None,
     rules: RulesOption = None,
     analyse: Annotated[
         bool, typer.Option("--analyse/--no-analyse", help="Analyse ended runs that no agent has judged.")
