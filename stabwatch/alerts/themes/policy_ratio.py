@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature
+from stabwatch.alerts.role_features import EVIDENCE, RoleFeature, own_roles
 from stabwatch.alerts.roles import PLACES
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, median
-from stabwatch.alerts.themes.policy import EVIDENCE, RoleFeature, own_roles
 
 LAST = 3
 """Points whose median is compared with those before."""

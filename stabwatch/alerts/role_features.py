@@ -1,0 +1,164 @@
+"""Features of what a training loop logs, read by role: smoothed curves, and how much of a gain is left."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabwatch.alerts.features import RunFeature
+from stabwatch.alerts.roles import RoleColumns
+from stabwatch.alerts.statistics import Array, Bools, median, robust_spread
+from stabwatch.runlog import SeriesKey
+
+SMOOTH = 8
+"""Points of the median that smooths a curve."""
+FIRST = 4
+"""Points whose median is the first level, and the last one of a curve with few points."""
+KEPT = 512
+"""Points of a curve that are kept; then every other one is dropped."""
+EVIDENCE = (
+    "reward", "old_kl", "clip_fraction", "ratio_max", "effective_samples", "advantage_max", "dead_groups",
+    "rollout_logp", "rollout_kl",
+)  # fmt: skip
+"""What is logged where a policy is trained: a language model has an entropy too, and an autoencoder a divergence."""
+
+
+class Curve:
+    """A curve, smoothed by the median of the last points, in bounded memory: early points are thinned."""
+
+    def __init__(self) -> None:
+        self.points: list[float] = []
+        self._stride = self._skipped = 1
+        self.last: deque[float] = deque(maxlen=SMOOTH)
+
+    def push(self, x: float) -> None:
+        """One more point."""
+        self.last.append(x)
+        self._skipped += 1
+        if self._skipped >= self._stride:
+            self.points.append(x)
+            self._skipped = 0
+        if len(self.points) >= KEPT:
+            self.points, self._stride = self.points[::2], 2 * self._stride
+
+    def at(self, share: float, size: int = FIRST) -> float:
+        """Median of some points up to that share of the curve; NaN for fewer."""
+        end = round(share * len(self.points))
+        return median(np.array(self.points[max(0, end - size) : end])) if end >= size else math.nan
+
+    @property
+    def first(self) -> float:
+        """The first level; NaN for fewer than four points."""
+        return median(np.array(self.points[:FIRST])) if len(self.points) >= FIRST else math.nan
+
+    @property
+    def now(self) -> float:
+        """Median of the last eight points; NaN for fewer than four."""
+        return median(np.array(self.last)) if len(self.last) >= FIRST else math.nan
+
+
+class Gain:
+    """How much of what a quality has gained it has now. Larger is better.
+
+    gained: its best smoothed value minus the smallest before that. It counts where it is more than four times the
+    scatter of the points and more than twice what a random walk of such changes covers.
+    """
+
+    def __init__(self) -> None:
+        self._curve = Curve()
+        self._past: deque[float] = deque(maxlen=2 * SMOOTH)
+        self._changes: deque[float] = deque(maxlen=KEPT)
+        self._smooth: deque[float] = deque(maxlen=SMOOTH + 1)
+        self._least, self.best, self._least_before = math.inf, -math.inf, math.nan
+        self._points = 0
+        self.now = math.nan
+
+    def push(self, x: float) -> None:
+        """One more point."""
+        self._curve.push(x)
+        self._past.append(x)
+        self._points += 1
+        self.now = self._curve.now
+        if math.isnan(self.now):
+            return
+        self._smooth.append(self.now)
+        if len(self._smooth) > SMOOTH:
+            self._changes.append(self.now - self._smooth[0])
+        self._least = min(self._least, self.now)
+        if self.now > self.best:
+            self.best, self._least_before = self.now, self._least
+
+    @property
+    def gained(self) -> float:
+        """0 where nothing is clearly gained."""
+        if len(self._changes) < SMOOTH:
+            return 0.0
+        gained = self.best - self._least_before
+        walk = 2.0 * robust_spread(np.array(self._changes)) * math.sqrt(self._points / SMOOTH)
+        return gained if gained > max(4.0 * self.scatter, walk, 1e-12) else 0.0
+
+    @property
+    def scatter(self) -> float:
+        """Spread of the differences of the last points: half of what two thirds of them are within."""
+        if len(self._past) <= 2:
+            return 0.0
+        low, high = np.quantile(np.diff(np.array(self._past)), (0.16, 0.84))
+        return float(high - low) / 2 / math.sqrt(2)
+
+    @property
+    def lost(self) -> float:
+        """The share of the gain that is lost; 0 without a gain."""
+        return (self.best - self.now) / self.gained if self.gained else 0.0
+
+    @property
+    def reached(self) -> float:
+        """The share of the gain that is there; 0 without a gain."""
+        return 1.0 - self.lost if self.gained else 0.0
+
+    @property
+    def unsettled(self) -> float:
+        """Scatter over what was gained between the smallest and the best value; 1 where it has not moved."""
+        span = self.best - self._least
+        return self.scatter / span if span > 0 else 1.0
+
+
+class RoleFeature(RunFeature):
+    """Reads numbers by their role. `signal` is the name of the first role's series."""
+
+    _roles: RoleColumns
+
+    def __init__(self, name: str, *roles: str) -> None:
+        self._roles = RoleColumns(*roles)
+        super().__init__(name, name)
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._roles.bind(keys)
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature. A log may contain any number, also such whose difference is infinite."""
+        with np.errstate(all="ignore"):
+            return super().update(step, values)
+
+    def _of_a_policy(self, values: Array) -> bool:
+        """Is the first role's number that of a policy? The feature has the roles of `EVIDENCE` among its own."""
+        for role in EVIDENCE:
+            self._roles.of(role, values)
+        return self._roles.has(*EVIDENCE) or self._roles.is_measured(self._roles.roles[0])
+
+    def _number(self, values: Array, role: str = "") -> float:
+        """The finite number of a role, by default of the first one; NaN otherwise."""
+        role = role or self._roles.roles[0]
+        found = self._roles.of(role, values)
+        if role == self._roles.roles[0] and not math.isnan(found):
+            self.signal = self._roles.name(role)
+        return found if math.isfinite(found) else math.nan
+
+
+def own_roles(feature: RoleFeature, values: Array) -> Bools:
+    """The declaration `measures` of a feature for which a record without its roles changes nothing; see `blocks`."""
+    return feature._roles.measured(values)
