@@ -15,6 +15,7 @@ from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.hooks.forward import ModuleTaps
 from stabwatch.hooks.parameters import ParameterProbes
 from stabwatch.hooks.probes import layers
+from stabwatch.hooks.probes.adapters import LORA, Adapters
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.drift import TRACKED_BATCH, TrackedBatch
 from stabwatch.hooks.probes.last_update import LAST_CHANGE
@@ -56,6 +57,7 @@ class StepTaps:
     tracked_batch: TrackedBatch
     _probes: ParameterProbes
     _reach: Reach
+    _adapters: Adapters
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class StepTaps:
         self._counted = torch.zeros((), device=context.device)
         if before is not None:
             self._counted = before._counted.to(context.device)
+        self._adapters = Adapters(model, context, None if before is None else before._adapters)
         self.tracked_batch = TrackedBatch(
             model, modules.sites, context, None if before is None else before.tracked_batch
         )
@@ -118,6 +121,8 @@ class StepTaps:
             self._context.isolation.run("parameters", flags.tier, self._probes.before, optimizer, closure)
         if flags.deep and self._taylor is not None:
             isolate(RATIO, self._taylor.before, optimizer)
+        if flags.deep:
+            isolate(LORA, self._adapters.before, optimizer)
         if flags.next_phase is not None:
             isolate(LAST_CHANGE, self._probes.before_phase, optimizer, flags.next_phase)
 
@@ -153,6 +158,8 @@ class StepTaps:
             isolate(INTERVENTIONS, self._count)
         if flags.deep and self._taylor is not None:
             isolate(RATIO, self._taylor.step_ends)
+        if flags.deep:
+            isolate(LORA, self._adapters.step_ends)
         if flags.deep and flags.phase == 0:
             isolate(TRACKED_BATCH, self.tracked_batch.measure)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from stabwatch.signals.declaration import Signal
 
+_SINK = "Gu et al. 2024, When Attention Sink Emerges in Language Models, arXiv:2410.10781"
+
 SIGNALS = (
     Signal(
         name="attention_logit_max",
@@ -117,6 +119,49 @@ SIGNALS = (
         tier="deep",
         worst="min",
         source="Mean Mode Screaming, arXiv:2605.06169, erwold/mv-split gradient_diagnosis.py (mu_eff)",
+    ),
+    Signal(
+        name="attention_sink_ratio",
+        help="Mean attention weight of the first key that a query sees, over rows and heads.",
+        unit="ratio",
+        tap="attention",
+        reduction="attention_sink",
+        fields=("first", "count"),
+        formula="mean",
+        tier="deep",
+        source=_SINK,
+    ),
+    Signal(
+        name="attention_sink_heads_ratio",
+        help="Share of heads whose queries give the first key a weight above 0.3 on average.",
+        unit="ratio",
+        tap="attention",
+        reduction="attention_sink",
+        fields=("sink_heads", "heads"),
+        formula="quotient",
+        tier="deep",
+        source=_SINK,
+    ),
+    Signal(
+        name="attention_concentration_ratio",
+        help="Mean largest attention weight of a query, over rows and heads.",
+        unit="ratio",
+        tap="attention",
+        reduction="attention_sink",
+        fields=("largest", "count"),
+        formula="mean",
+        tier="deep",
+    ),
+    Signal(
+        name="attention_effective_keys_ratio",
+        help="Exponential of the entropy of a query's attention weights over the number of keys that it sees, mean.",
+        unit="ratio",
+        tap="attention",
+        reduction="attention_sink",
+        fields=("effective", "count"),
+        formula="mean",
+        tier="deep",
+        worst="min",
     ),
     Signal(
         name="attention_nonfinite_total",

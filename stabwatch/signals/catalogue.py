@@ -5,6 +5,7 @@ from __future__ import annotations
 from stabwatch.signals import (
     activation_gradients,
     activations,
+    adapters,
     attention,
     experts,
     geometry,
@@ -28,7 +29,7 @@ from stabwatch.signals.declaration import Catalogue
 CATALOGUE = Catalogue()
 
 for family in (
-    loss, gradients, setup, weights, optimizer, taylor, spectra, activations, activation_gradients,
+    loss, gradients, setup, weights, optimizer, taylor, spectra, adapters, activations, activation_gradients,
     loops, geometry, mean_mode, precision, attention, experts, logits, policy, ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:

@@ -73,6 +73,10 @@ ATTENTION_BRACKET = _reduction(
 )  # fmt: skip
 ATTENTION_EXACT = _reduction("attention_exact", count="sum", nonfinite="sum", max="max", head="arg")
 ATTENTION_ENTROPY = _reduction("attention_entropy", count="sum", entropy="sum", sharpest="max", head="arg")
+ATTENTION_SINK = _reduction(
+    "attention_sink",
+    count="sum", first="sum", largest="sum", effective="sum", heads="sum", sink_heads="sum",
+)  # fmt: skip
 ATTENTION_CONTRACTION = _reduction("attention_contraction", count="sum", sum="sum")
 CLIP = _reduction("clip", count="sum", sumsq="sum", nonfinite="sum")
 HOST = _reduction("host", count="sum", last="max")
@@ -97,6 +101,11 @@ BRANCH = _reduction("branch", count="sum", branch_sumsq="sum", trunk_count="sum"
 DEPTH = _reduction("depth", count="sum", rise="sum", spread="sum")
 LOOP_STEP = _reduction("loop_step", count="sum", change_sumsq="sum", sumsq="sum")
 LOOP_GAIN = _reduction("loop_gain", count="sum", sumsq="sum", first_count="sum", first_sumsq="sum")
+ADAPTER = _reduction(
+    "adapter",
+    count="sum", adapter_sumsq="sum", change_sumsq="sum", weight_sumsq="sum",
+    first="max", weight_first="max", rank="max", scaling="max",
+)  # fmt: skip
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
 EXPONENTS = _reduction("exponents", count="sum", sum="sum", sumsq="sum", subnormal="sum")
 DRIFT = _reduction("drift", count="sum", drift="sum", coherence="sum")
@@ -135,7 +144,7 @@ REDUCTIONS: dict[str, Reduction] = {
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
-        UPDATE_LOST, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN,
+        UPDATE_LOST, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
     )
 }  # fmt: skip
 

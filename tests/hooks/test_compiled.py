@@ -70,7 +70,8 @@ SIGNALS = {
     "residual_growth", "activation_gradient_rms", "backward_growth",
     "geometry_stability", "token_similarity", "token_mean_to_centred_ratio", "activation_kurtosis",
     "activation_outlier_ratio", "activation_zero_ratio", "activation_exponent_spread", "activation_saturated_ratio",
-    "attention_entropy", "attention_entropy_min", "attention_contraction",
+    "attention_entropy", "attention_entropy_min", "attention_contraction", "attention_sink_ratio",
+    "attention_sink_heads_ratio",
     "mean_mode_energy_ratio", "mean_mode_to_centred_ratio", "writer_amplification", "dead_units_ratio",
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.hooks.base.views import AttentionCall
 from stabwatch.hooks.probes.score_origin import is_attention
-from stabwatch.kernels.attention_scores import score_statistics, update_largest_logit
+from stabwatch.kernels.attention_scores import score_statistics, update_largest_logit, weight_statistics
 from stabwatch.kernels.attention_scores.eager import largest_score
 from stabwatch.kernels.contraction import contraction
 from stabwatch.kernels.merge import Aggregates, merge_
@@ -22,6 +22,7 @@ from stabwatch.signals.reductions import (
     ATTENTION_CONTRACTION,
     ATTENTION_ENTROPY,
     ATTENTION_EXACT,
+    ATTENTION_SINK,
 )
 
 ENTROPY_ROWS = 64
@@ -176,6 +177,13 @@ PROBES.register(
     Probe(
         name="attention_entropy", tap="attention", reduction=ATTENTION_ENTROPY, tier="deep",
         compute=on(AttentionCall, _entropy), round_robin=True, per_call=True, optional=True,
+    )
+)  # fmt: skip
+PROBES.register(
+    Probe(
+        name="attention_sink", tap="attention", reduction=ATTENTION_SINK, tier="deep",
+        compute=on(AttentionCall, lambda x: weight_statistics(x.query, x.key, x.mask, x.is_causal, x.scale)),
+        round_robin=True, per_call=True, optional=True,
     )
 )  # fmt: skip
 PROBES.register(

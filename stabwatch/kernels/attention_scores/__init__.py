@@ -1,7 +1,7 @@
 """`attention_scores`: statistics of the logits of an attention call, without storing the logits.
 
 `largest_logit`: the exact largest logit of a call, and its head.
-`score_statistics`: seven numbers of each head.
+`score_statistics`: seven numbers of each head. `weight_statistics`: sinks and concentration of the attention weights.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from stabwatch.kernels.attention_scores import eager
+from stabwatch.kernels.attention_scores.weights import weight_statistics as weight_statistics
 from stabwatch.kernels.dispatch import choose
 from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.signals.reductions import ATTENTION_EXACT

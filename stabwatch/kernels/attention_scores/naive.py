@@ -73,3 +73,22 @@ def _of_head(rows: Tensor) -> Tensor:
     peaks = (good.max().item(), weights.max().item()) if len(good) else (-torch.inf, -torch.inf)
     counts = (len(rows), len(rows) - len(good))
     return torch.tensor([*counts, lse.sum(), lse.square().sum(), entropy, *peaks], dtype=torch.float64)
+
+
+def weight_statistics(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    """float64 (6,): see `weights.weight_statistics`; over all rows of all samples."""
+    found, heads, sinks = torch.zeros(4, dtype=torch.float64), 0, 0
+    for head in scores(query, key, mask, is_causal, scale).transpose(0, 1).flatten(1, 2):
+        mine = [_of_row(row[row > -torch.inf]) for row in head if (row > -torch.inf).any() and (row < torch.inf).all()]
+        heads += bool(mine)
+        if mine:
+            total = torch.tensor(mine, dtype=torch.float64).sum(dim=0)
+            sinks += bool(total[1] > 0.3 * total[0])
+            found += total
+    return torch.cat((found, torch.tensor([heads, sinks], dtype=torch.float64)))
+
+
+def _of_row(row: Tensor) -> tuple[float, ...]:
+    weights = torch.softmax(row, dim=0)
+    effective = torch.special.entr(weights).sum().exp() / len(row)
+    return 1.0, weights[0].item(), weights.max().item(), effective.item()
