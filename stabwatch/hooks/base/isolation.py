@@ -24,6 +24,7 @@ class Isolation:
     seconds: time spent in each tier since the last `take_seconds`.
     spent: time by probe, since the start.
     errors: exceptions by probe. disabled: probes that were switched off.
+    running: how many probes are running, one inside the other; tensor operations are those of stabwatch then.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Isolation:
         self.errors: Counter[str] = Counter()
         self.disabled: set[str] = set()
         self._inside = 0.0
+        self.running = 0
         self.spent: defaultdict[str, float] = defaultdict(float)
         self.seconds: dict[Tier, float] = {"always": 0.0, "sampled": 0.0, "deep": 0.0}
 
@@ -49,6 +51,7 @@ class Isolation:
         if probe in self.disabled:
             return
         start, outer, self._inside = self._clock(), self._inside, 0.0
+        self.running += 1
         try:
             action(*args)
         except self.passes:
@@ -56,6 +59,7 @@ class Isolation:
         except Exception as error:
             self.caught(probe, error)
         finally:
+            self.running -= 1
             elapsed = self._clock() - start
             own = elapsed - self._inside
             self._inside = outer + elapsed

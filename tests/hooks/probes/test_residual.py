@@ -14,6 +14,7 @@ from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.sampling import ELEMENTS, some_rows, spread
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.hooks.base.tensors import first_tensor
+from stabwatch.hooks.probes.attention import OWN_SCORES
 from stabwatch.kernels.contraction.naive import contraction
 from stabwatch.kernels.mean_mode.naive import mean_mode
 from stabwatch.kernels.router.naive import router
@@ -104,8 +105,7 @@ def test_the_direction_and_the_size_of_a_step_of_sgd(attach):
 def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attach):
     """Mixtral with random weights; the few signals that need a clipping, a scaler, a log call, a layer that drops
     tokens, weights before a norm or in 16 bits, a part that is not trained, a loss of another kind, a policy, a loop,
-    adapters,
-    or several ranks are named here."""
+    adapters, or several ranks are named here."""
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
@@ -396,3 +396,25 @@ def test_gradients_that_a_closure_computes_are_seen_after_the_step(attach, named
     measured = {key.signal for key in log.keys if len(log.series(key.signal, key.layer)[0])}
     assert {"update_to_weight_ratio", "weight_rms", "update_weight_cosine", "weight_zero_ratio"} <= measured
     assert not measured & {"gradient_fp16_lost_ratio", "gradient_exponent_spread", "gradient_weight_cosine"}
+
+
+def test_the_softmax_of_a_probe_is_not_taken_for_the_models(attach):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attn(x, x, x, need_weights=False)[0]
+
+    model = Own()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+    for _ in range(PHASES):
+        model(torch.randn(2, 6, 8)).square().mean().backward()
+        optimizer.step()
+    told = [entry["reason"] for entry in watch.coverage()["unmeasured"]]
+    log = attach.finish()
+    assert OWN_SCORES not in told
+    assert log.series("attention_logit_max", "attn")[1].max() < 10, "weights that sum to 1 are no logits"
+    assert len(log.series("attention_contraction", "attn")[0]) and len(log.series("attention_sink_ratio", "attn")[0])
