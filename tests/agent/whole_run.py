@@ -5,7 +5,8 @@ batch, the Taylor radius and a guard; the learning rate is too high, and the los
 python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
 weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
 coarse for their updates, a loss of shapes that broadcast, and targets out of range.
-python -m tests.agent.whole_run FOLDER policy: a looped model of sequences, and the numbers of a policy that are logged.
+python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a low-rank adapter, and the
+numbers of a policy that are logged.
 """
 
 from __future__ import annotations
@@ -88,13 +89,25 @@ def of_two(folder: str, rank: int, store: str) -> None:
         optimizer.step()
 
 
+class Adapted(nn.Linear):
+    """A frozen layer and its low-rank adapter."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 1)
+        self.requires_grad_(False)
+        self.lora_A, self.lora_B, self.scaling = nn.Parameter(torch.randn(2, 16)), nn.Parameter(torch.ones(1, 2)), 0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)
+
+
 class Looped(nn.Module):
     """One core that is called four times, and a head that says the next number of a sequence."""
 
     def __init__(self) -> None:
         super().__init__()
         self.core = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
-        self.head = nn.Linear(16, 1)
+        self.head = Adapted()
 
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(4):
