@@ -67,7 +67,8 @@ class Stabwatch(Bare):
 
     def kind(self) -> str:
         flags = self.watch._session.flags
-        return "+".join(tier for tier, on in (("sampled", flags.sampled), ("deep", flags.deep)) if on) or "always"
+        dear = "+".join(tier for tier, on in (("sampled", flags.sampled), ("deep", flags.deep)) if on)
+        return dear or ("always" if flags.open else "basics")
 
     def wake(self) -> None:
         self.watch._session._began = (
@@ -77,9 +78,10 @@ class Stabwatch(Bare):
 
     def close(self) -> dict[str, Any]:
         facts = {"interval": dict(self.watch._session._governor.interval)}
+        steps = self.watch.step
         self.watch.detach()
         self.elements = _elements(self.folder / "run")
-        return facts
+        return {**facts, **_said(self.folder / "run", steps)}
 
 
 class StabwatchWithAgent(Stabwatch):
@@ -265,6 +267,13 @@ VARIANTS: dict[str, type[Bare]] = {
     "composer-style activations": ComposerActivations,
     "composer-style, with norms": Composer,
 }
+
+
+def _said(folder: Path, steps: int) -> dict[str, float]:
+    """What a run log says of its own cost in the second half of the run, and the share of the steps that are in it."""
+    run = read_run(folder)
+    _, told = run.series("overhead_ratio")
+    return {"told": float(np.mean(told[len(told) // 2 :])), "recorded": len(run.steps) / max(1, steps)}
 
 
 def _elements(run: Path) -> int:

@@ -61,6 +61,7 @@ class AlertDispatcher:
         reactions: Sequence[Reaction],
         stop: bool,
         run: Callable[..., None],
+        shield: Callable[..., None],
     ) -> None:
         self._source = source
         self._writer = writer
@@ -71,18 +72,23 @@ class AlertDispatcher:
         self._on_alert = on_alert
         self._reactions = reactions
         self._stop = stop
-        self._run = run
+        self._run, self._shield = run, shield
         self._received: deque[Alert] = deque()
         self._active: dict[tuple[str, str, str], Alert] = {}
         self._flights = 0
         self._from = 0
+
+    @property
+    def acts(self) -> bool:
+        """Are records judged in this process, so that guards can act at the next step?"""
+        return isinstance(self._source, LocalEngine)
 
     # -- in the writer's thread ---------------------------------------------------------------------
 
     def record(self, layout: RecordLayout, step: int, values: NDArray[np.float32]) -> None:
         """Process a record before it is written."""
         if self._source is not None:
-            self._run("alarm", "always", self._listen, self._source, layout, step, values)
+            self._shield("alarm", self._listen, self._source, layout, step, values)
 
     def _listen(self, source: AlertSource, layout: RecordLayout, step: int, values: NDArray[np.float32]) -> None:
         for alert in source.record(layout, step, time.time(), values):
@@ -272,6 +278,7 @@ def make_dispatcher(
     batches: Batches,
     on_alert: Callable[[Alert], object] | None,
     run: Callable[..., None],
+    shield: Callable[..., None],
     first_step: int = 0,
 ) -> AlertDispatcher:
     """The dispatcher for the settings. first_step: where the training begins, or goes on."""
@@ -290,5 +297,5 @@ def make_dispatcher(
     requests = RankRequests(exchange, batches, closer)
     return AlertDispatcher(
         source=source, writer=writer, closer=closer, batches=batches, broadcast=RankBroadcast(world, exchange),
-        requests=requests, on_alert=on_alert, reactions=reactions, stop=stop, run=run,
+        requests=requests, on_alert=on_alert, reactions=reactions, stop=stop, run=run, shield=shield,
     )  # fmt: skip

@@ -87,6 +87,8 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     """The model is called: does this forward belong to a training step?"""
     if not runs_for_real():
         return
+    isolation = site.context.isolation
+    begun = isolation.begin()
     training = torch.is_grad_enabled() and module.training and not OwnCall.now
     if training:
         if compilers_used():
@@ -99,6 +101,7 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     CURSOR.root = CURSOR.site = site
     site.flags.in_forward = training
     SOFTMAX_METHOD.set_installed(site.flags.recording and site.flags.deep)
+    isolation.end(begun)
 
 
 def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
@@ -109,10 +112,13 @@ def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     else:
         SOFTMAX_METHOD.set_installed(False)
     if site.flags.in_forward and runs_for_real():
+        isolation = site.context.isolation
+        begun = isolation.begin()
         with unseen_by_modes():
-            site.context.isolation.run("nonfinite", "always", site.context.trace.ends, output)
+            isolation.run("nonfinite", "always", site.context.trace.ends, output)
             if site.flags.attached:
                 site.context.events.forward_ended(output)
+        isolation.end(begun)
 
 
 def _before(site: Site, module: nn.Module, args: Any) -> None:

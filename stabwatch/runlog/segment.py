@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stabwatch.errors import RunLogError
+from stabwatch.runlog.frame import Frame, Numbers, frame_of
 from stabwatch.runlog.schema import SCHEMA_VERSION, RecordBatch, RecordLayout
 from stabwatch.runlog.writer import arrow_schema
 
 Number = TypeVar("Number", np.int64, np.float64, np.float32)
-Numbers = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]
-"""Steps (n,), times (n,) and rows (n, width) of some records."""
-_AT_A_TIME = 256
-"""Records whose headers are compared at a time, so that many damaged ones cost no more than others."""
 
 
 class UnreadableSegment(RunLogError):
@@ -46,38 +42,6 @@ class Tail:
             raise RunLogError(f"{self.path} cannot be read: {error.strerror}.") from error
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Where the numbers are in a record of a segment. All its records have equal bytes before their numbers.
-
-    size: bytes of a record. head: the bytes before the body. step, time, values: offsets in the record. width: number
-    of values.
-    """
-
-    size: int
-    head: NDArray[np.uint8]
-    step: int
-    time: int
-    values: int
-    width: int
-
-    def intact(self, data: bytes, start: int) -> int:
-        """Number of records from `start` on with that head, up to the first other one."""
-        records = self._records(data, start, min(_AT_A_TIME, (len(data) - start) // self.size))
-        other = (records[:, : len(self.head)] != self.head).any(axis=1)
-        return int(other.argmax()) if other.any() else len(other)
-
-    def numbers(self, data: bytes, start: int, count: int) -> Numbers:
-        """Steps, times and rows of some intact records."""
-        records = self._records(data, start, count)
-        step, time = (np.ascontiguousarray(records[:, at : at + 8]) for at in (self.step, self.time))
-        rows = np.ascontiguousarray(records[:, self.values : self.values + 4 * self.width])
-        return step.view(np.int64)[:, 0], time.view(np.float64)[:, 0], rows.view(np.float32)
-
-    def _records(self, data: bytes, start: int, count: int) -> NDArray[np.uint8]:
-        return np.frombuffer(data, np.uint8, count * self.size, start).reshape(count, self.size)
-
-
 class SegmentTail:
     """The complete records of one segment, as they appear.
 
@@ -91,7 +55,7 @@ class SegmentTail:
         self.layout: RecordLayout | None = None
         self._schema: pa.Schema | None = None
         self._header: pa.Buffer | None = None
-        self._frame: _Frame | None = None
+        self._frame: Frame | None = None
         self._first = 0
         self.path = path
         self.damaged = 0
@@ -193,16 +157,9 @@ class SegmentTail:
         if self._header is None:
             self._header = message.metadata
             if len(batch) == 1:
-                self._frame = _frame(message.body, columns, data[start : source.tell()])
+                self._frame = frame_of(message.body, batch, data[start : source.tell()])
         steps, times = numbers(columns[0], np.int64), numbers(columns[1], np.float64)
         return steps, times, numbers(columns[2], np.float32).reshape(-1, self.layout.width)
-
-
-def _frame(body: pa.Buffer, columns: Sequence[pa.Array], record: bytes) -> _Frame:
-    """Where a record has the numbers of its columns."""
-    head = len(record) - body.size
-    step, time, values = (head + column.buffers()[1].address - body.address for column in columns)
-    return _Frame(len(record), np.frombuffer(record, np.uint8, head), step, time, values, len(columns[2]))
 
 
 def _table_of(message: pa.Message, path: Path) -> tuple[RecordLayout, pa.Schema]:

@@ -20,9 +20,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stabwatch.runlog.frame import Frame, frame_of
 from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, segments_of
 
+PAUSE = 0.02
+"""Seconds for which items gather before they are written: to wake the thread for each disturbs the training."""
+QUIET = 1.0
+"""Seconds without an item after which the thread sleeps until one comes."""
 _LOSSES = frozenset({"record", "event", "folder"})
 """Failures by which something of the log is lost."""
 _log = logging.getLogger("stabwatch")
@@ -48,6 +53,7 @@ def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
 class Segment:
     """One `signals-NNN.arrows` file. A failed write is truncated, so that the file stays readable.
 
+    Arrow makes the bytes of the first record. In later ones only the numbers differ, and are put in their places.
     Raises ValueError for a layout without columns, and OSError if the file cannot be created; then no file is left.
     """
 
@@ -56,6 +62,8 @@ class Segment:
         self.layout = layout
         self.torn = False
         self._schema = arrow_schema(layout)
+        self._frame: Frame | None = None
+        self._record = bytearray()
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (lives as long as the segment)
         self._good = 0
         try:
@@ -65,7 +73,7 @@ class Segment:
             path.unlink()
             raise
 
-    def _write(self, data: pa.Buffer) -> None:
+    def _write(self, data: pa.Buffer | bytearray) -> None:
         view = memoryview(data)
         try:
             while len(view):
@@ -80,7 +88,18 @@ class Segment:
 
     def append(self, step: int, time: float, values: NDArray[np.float32]) -> None:
         """Write and flush one record."""
-        batch = pa.record_batch(
+        if self._frame is None:
+            data = self._batch(step, time, values).serialize()
+            message = pa.ipc.read_message(data)
+            batch = pa.ipc.read_record_batch(message, self._schema)
+            self._record = bytearray(data)
+            self._frame = frame_of(message.body, batch, bytes(data))
+        else:
+            self._frame.fill(self._record, step, time, values)
+        self._write(self._record)
+
+    def _batch(self, step: int, time: float, values: NDArray[np.float32]) -> pa.RecordBatch:
+        return pa.record_batch(
             [
                 _arrow(np.array([step], np.int64), pa.int64()),
                 _arrow(np.array([time], np.float64), pa.float64()),
@@ -91,7 +110,6 @@ class Segment:
             ],
             schema=self._schema,
         )
-        self._write(batch.serialize())
 
     def close(self) -> None:
         """Close without an end-of-stream mark, as after a crash."""
@@ -184,6 +202,7 @@ class _Record:
 class Writer:
     """A bounded queue and a daemon thread in front of a RunFolder.
 
+    seconds: processor time of the thread so far.
     Never blocks and never raises. A record that cannot be queued or written is dropped and counted in
     `dropped`; the first failure of each kind is remembered in `failures` (text by kind) and written as an
     `error` event as soon as the disk allows it. `idle` is called about once a second from the thread.
@@ -197,15 +216,23 @@ class Writer:
         self._lock = threading.Lock()
         self._closed = False
         self._end: Event | None = None
+        self._wake = threading.Event()
+        self._asleep = self._worked = False
         self.dropped = 0
         self.written = 0
+        self.seconds = 0.0
         self.failures: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="stabwatch-writer", daemon=True)
         self._thread.start()
 
-    def record(self, step: int, time: float, resolve: Resolve) -> None:
-        """Queue a record. `resolve` returns its layout and values, and is called in the writer's thread."""
+    def record(self, step: int, time: float, resolve: Resolve, at_once: bool = False) -> None:
+        """Queue a record. `resolve` returns its layout and values, and is called in the writer's thread.
+
+        at_once: somebody waits for what follows from the record, so no others are to gather first.
+        """
         self._put(_Record(step, time, resolve))
+        if at_once:
+            self._wake.set()
 
     def event(self, kind: str, step: int | None = None, **data: Any) -> None:
         """Queue an event with the present time."""
@@ -225,6 +252,8 @@ class Writer:
             self._queue.put_nowait(item)
         except queue.Full:
             self._drop()
+        if self._asleep:
+            self._wake.set()
 
     def _drop(self) -> None:
         with self._lock:  # both sides of the queue drop
@@ -241,7 +270,9 @@ class Writer:
         self._end = end
         waited = time.monotonic() + timeout
         try:
+            self._wake.set()
             self._queue.put(None, timeout=timeout)
+            self._wake.set()
             self._thread.join(max(0.0, waited - time.monotonic()))
         except queue.Full:
             pass
@@ -252,20 +283,15 @@ class Writer:
             )  # fmt: skip
 
     def _run(self) -> None:
-        due = time.monotonic() + 1.0
-        while True:
-            try:
-                item = self._queue.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                due = time.monotonic() + 1.0
+        due, came = time.monotonic() + 1.0, 0.0
+        while self._work():
+            now = time.monotonic()
+            came = now if self._worked else came
+            if now > due:
+                due = now + 1.0
                 self._now_and_then()
-                continue
-            if item is None:
-                break
-            self._handle(item)
-            if time.monotonic() > due + 1.0:  # the queue was never empty
-                due = time.monotonic() + 1.0
-                self._now_and_then()
+            self.seconds = time.thread_time()
+            self._gather(now - came > QUIET, due - now)
         if self._end is not None:
             lost = {"dropped": self.dropped} if self.dropped else {}
             self._pending.append(replace(self._end, data={**self._end.data, **lost}))
@@ -277,6 +303,31 @@ class Writer:
         self._attempt("folder", self._folder.check)
         self._attempt("idle", self._idle or (lambda: None))
         self._flush_events()
+
+    def _work(self) -> bool:
+        """Write what is in the queue, for about a second at most; False when that was all."""
+        self._worked, end = False, time.monotonic() + 1.0
+        while time.monotonic() < end:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            self._worked = True
+            self._handle(item)
+        return True
+
+    def _gather(self, quiet: bool, most: float) -> None:
+        """Let items gather; if it has been quiet, wait for the next one, `most` seconds at most."""
+        if not quiet:
+            self._wake.wait(PAUSE)
+        else:
+            self._asleep = True
+            if self._queue.empty():
+                self._wake.wait(max(0.0, most))
+            self._asleep = False
+        self._wake.clear()
 
     def _handle(self, item: _Record | Event) -> None:
         if isinstance(item, Event):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from stabwatch.hooks.base.flags import PHASES
 from stabwatch.signals.declaration import Tier
@@ -103,6 +103,8 @@ class Governor:
         self._bare: list[float] = []
         self._basics: list[float] = []
         """Processor time of steps that measure no tier."""
+        self._beside: list[float] = []
+        """Processor time of the thread that writes; most steps have none, as it writes several records at a time."""
         self._waits: list[float] = []
         """Step time that is not processor time: what every step waits for, and what other jobs take now and then."""
         self._rest: dict[str, list[float]] = {kind: [] for kind in (*SHARE, "bare")}
@@ -170,10 +172,13 @@ class Governor:
         """Is the deep tier asked for, and has it not just run?"""
         return self._asked_deep and self._since_deep >= max(2, self.interval["deep"] // 8)
 
-    def observe(self, plan: Plan, step_seconds: float, cost: dict[Tier, float], busy: float = math.inf) -> None:
+    def observe(
+        self, plan: Plan, step_seconds: float, cost: dict[Tier, float], busy: float = math.inf, beside: float = 0.0
+    ) -> None:
         """Learn from one finished step: its duration, the processor time spent in each tier, and that of all (`busy`).
 
-        Both are of the thread that trains. Without `busy` the step waited for nothing.
+        Both are of the thread that trains. Without `busy` the step waited for nothing. beside: processor time of our
+        thread that writes the log: it and the training take turns in Python.
         """
         busy = min(busy, step_seconds)
         rest = step_seconds if self._overlapped else max(busy - sum(cost.values()), 1e-9)
@@ -181,6 +186,8 @@ class Governor:
         _remember(self._waits, 0.0 if self._overlapped else step_seconds - busy)
         if plan.kind == "bare":
             _remember(self._basics, sum(cost.values()))
+        beside = 0.0 if self._overlapped else beside
+        _remember(self._beside, beside)
         warm, self._seen = self._seen < WARM_UP, self._seen + 1
         if not warm:
             _remember(self._rest[plan.kind], rest)
@@ -190,7 +197,7 @@ class Governor:
         self._since_deep = 0 if plan.deep else self._since_deep + 1
         if plan.deep:
             self._asked_deep = False
-        self._spent = 0.99 * self._spent + self._paid(plan, cost)
+        self._spent = 0.99 * self._spent + self._paid(plan, cost) + beside
         self._elapsed = 0.99 * self._elapsed + (step_seconds if self._overlapped else busy + min(self._waits))
         if self._seen <= CONTROLS_UNTIL or plan.kind in ("sampled", "deep") or self._seen % 16 == 0:
             self._more = {tier: self._difference(tier) for tier in SHARE}
@@ -232,7 +239,7 @@ class Governor:
     def _stretch(self) -> None:
         step = median(self._bare) + min(self._waits)
         basics = median(self._basics) if self._basics else 0.0
-        room = max(self._budget * step - basics, LEAST * self._budget * step, 1e-12)
+        room = max(self._budget * step - basics - fmean(self._beside), LEAST * self._budget * step, 1e-12)
         for tier, share in SHARE.items():
             seen = self._cost[tier] or self._first[tier]
             cost = self._cost_of(tier, max(0.0, median(seen) - basics * (tier == "always")) if seen else 0.0)

@@ -65,8 +65,9 @@ class LoopChecks:
         state = getattr(optimizer, "state", None)
         if not isinstance(state, dict):
             return False
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        key = type(optimizer).__qualname__, len(held), id(held[0]) if held else 0
+        held = [group["params"] for group in optimizer.param_groups]
+        first = next((params[0] for params in held if params), None)
+        key = type(optimizer).__qualname__, sum(map(len, held)), id(first)
         had, self._had_state[key] = self._had_state.get(key, False), bool(state)
         return had and not state
 

@@ -93,8 +93,8 @@ class HostNumbers:
             self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing,
             self.evaluating, self.clip_limit, float(self.passes) if self.passes else math.nan,
         )  # fmt: skip
-        pairs = [(0.0 if math.isnan(v) else 1.0, v) for v in gauges] + [(1.0, float(v)) for v in increments]
-        return np.array(pairs).reshape(-1)
+        fields = [x for v in gauges for x in (float(not math.isnan(v)), v)]
+        return np.array(fields + [float(x) for v in increments for x in (1, v)])
 
 
 HOST_ACCUMULATORS = tuple(host_accumulator(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))
@@ -198,7 +198,7 @@ class Assembler:
         if new:
             self._logged += new
             self._lay_out()
-        merged = self._device.operators.with_nan(row)
+        merged = np.asarray(row, dtype=np.float64)  # what was not measured has a count of zero, or NaN
         compared = self._health.absent if health is None else health
         self._compare(merged)
         after = self._after_sources

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,14 @@ if TYPE_CHECKING:
     from stabwatch.alerts import Alert
 
 _log = logging.getLogger("stabwatch")
+
+
+class _Spent(NamedTuple):
+    """Processor time of one step: by tier, of the whole step in the training thread, and of the writer's thread."""
+
+    cost: dict[Tier, float]
+    busy: float
+    beside: float
 
 
 class Session(TrainingEvents):
@@ -112,6 +120,7 @@ class Session(TrainingEvents):
         self._attached = self._began
         self._sent = 0
         self._problem: str | None = None
+        self._writer_seconds = 0.0
         self._busy_began, self._busy_thread = time.thread_time(), threading.get_ident()
         for context in contexts_on(self._model):
             context.events.replaced()
@@ -120,7 +129,7 @@ class Session(TrainingEvents):
             self.context, self.config, loss_fn, self._ranks, self._governor,
             step_guards(self.config, self._model, self._ranks.world),
         )  # fmt: skip
-        self._times: StepTimes[tuple[Plan, dict[Tier, float], float]] = StepTimes(device)
+        self._times: StepTimes[tuple[Plan, _Spent]] = StepTimes(device)
         if self._ranks.rank == 0 or self.config.reduce == "never":
             self._open(run_dir, resume)
         self._reports = RunReports(self.context, self._host, self._event, self.run_dir)
@@ -131,7 +140,7 @@ class Session(TrainingEvents):
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
             partial(self._governor.escalate, self.config.escalate), self._taps.batches, on_alert, self.isolation.run,
-            first_step,
+            self.isolation.shield, first_step,
         )  # fmt: skip
         self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
         if "taylor" in self.config.guards and self._ranks.world > 1:
@@ -190,14 +199,21 @@ class Session(TrainingEvents):
         if self._overdue is not None:
             self._overdue.step_ended(step)
         self._record(step, plan)
-        cost = self.isolation.take_seconds()
+        spent = _Spent(self.isolation.take_seconds(), busy, self._writer_took())
         self._host.next_step()
         self._busy = self._backward_over = None
-        for seconds, (planned, spent, own) in self._times.step_ends(self._host.step_seconds, (plan, cost, busy)):
-            self._governor.observe(planned, seconds, spent, own)
+        for seconds, (planned, known) in self._times.step_ends(self._host.step_seconds, (plan, spent)):
+            self._governor.observe(planned, seconds, *known)
         self._plan_next()
         if what := self._changes.frozen(self._taps.now):
             self._dispatcher.announce(self.step, what, seen=True)
+
+    def _writer_took(self) -> float:
+        """Processor time of the writer's thread since the last step: it and the training take turns in Python."""
+        if self._writer is None:
+            return 0.0
+        before, self._writer_seconds = self._writer_seconds, self._writer.seconds
+        return self._writer_seconds - before
 
     def _record(self, step: int, plan: Plan) -> None:
         self._sent += 1
@@ -248,7 +264,7 @@ class Session(TrainingEvents):
             self._dispatcher.record(out[0], step, out[1])
             return out
 
-        self._writer.record(step, part.time, resolve)
+        self._writer.record(step, part.time, resolve, self._dispatcher.acts)
 
     def _plan_next(self) -> None:
         taken = self.step - self._offset  # the cadence depends on how many steps were watched, not on their numbers

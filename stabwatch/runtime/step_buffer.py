@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -19,6 +19,7 @@ from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import IDENTITY, REDUCTIONS
 
 Source = Callable[[], Tensor]
+Floats = NDArray[np.float32]
 
 
 class Extent(IntEnum):
@@ -27,12 +28,6 @@ class Extent(IntEnum):
     BASICS = 0
     ALWAYS = 1
     ALL = 2
-
-
-def identity_of(accumulators: tuple[Accumulator, ...], device: torch.device) -> Tensor:
-    """Empty accumulators of one reduction: float32 (accumulators, fields)."""
-    identity = [IDENTITY[f.op] for a in accumulators for f in REDUCTIONS[a.reduction].fields]
-    return to_device(identity, torch.float32, device).view(len(accumulators), -1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,42 @@ class _Piece:
     start: int
     width: int
 
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Of its fields in the flat vector."""
+        return np.arange(self.start, self.start + self.width)
+
+
+@dataclass
+class _Part:
+    """The pieces that steps of one extent fill.
+
+    tensors: those that the sources returned last. empty: the identity of each of them. host: tensors and identities as
+    arrays, where all are in the host's memory.
+    """
+
+    pieces: list[_Piece]
+    places: NDArray[np.int64]
+    tensors: list[Tensor] = field(default_factory=list)
+    empty: list[Tensor] = field(default_factory=list)
+    host: tuple[list[Floats], list[Floats]] | None = None
+
+    @classmethod
+    def of(cls, pieces: list[_Piece]) -> _Part:
+        """These pieces, one after the other."""
+        return cls(pieces, np.concatenate([np.zeros(0, np.int64), *(piece.places for piece in pieces)]))
+
+    def look(self) -> None:
+        """Ask the sources. Most return the same tensor as ever."""
+        found = [piece.source() for piece in self.pieces]
+        if len(found) == len(self.tensors) and all(map(_same, found, self.tensors)):
+            return
+        self.tensors = found
+        self.empty = [_empty(piece, x) for piece, x in zip(self.pieces, found, strict=True)]
+        self.host = None
+        if all(x.device.type == "cpu" and type(x) is Tensor and x.is_contiguous() for x in found):
+            self.host = [x.numpy().reshape(-1) for x in found], [x.numpy().reshape(-1) for x in self.empty]
+
 
 class StepBuffer:
     """Collects accumulators from different places (sites have their own, layers share a matrix) in one flat vector.
@@ -56,9 +87,8 @@ class StepBuffer:
         self.device = device
         self._pieces: list[_Piece] = []
         self._width = 0
-        self._identity: dict[tuple[int, torch.device], Tensor] = {}
-        self._blank: NDArray[np.float32] | None = None
-        self._parts: dict[Extent, tuple[list[_Piece], NDArray[np.int64]]] = {}
+        self._blank: Floats | None = None
+        self._parts: dict[Extent, _Part] = {}
 
     def add(self, accumulators: tuple[Accumulator, ...], source: Source) -> None:
         """Register a tensor that has the fields of `accumulators` in order; `source` returns it at each step."""
@@ -75,34 +105,36 @@ class StepBuffer:
 
     def flush(self) -> Tensor:
         """The flat vector of this step, float32 (fields,); every accumulator is empty afterwards."""
-        return self._flush(self._pieces)
+        return self._flush(self._part(Extent.ALL))
 
     def send(self, extent: Extent) -> HostTransfer:
         """The flat vector of this step on its way to the host. extent: how much was measured."""
         if extent is Extent.ALL:
             return HostTransfer(self.flush())
-        if extent not in self._parts:
-            mine = [piece for piece in self._pieces if piece.extent <= extent]
-            at = [np.arange(piece.start, piece.start + piece.width) for piece in mine]
-            self._parts[extent] = mine, np.concatenate([np.zeros(0, np.int64), *at])
         if self._blank is None:
             self._blank = identity_of_all(self.accumulators)
-        pieces, positions = self._parts[extent]
-        return HostTransfer(self._flush(pieces), (self._blank, positions))
+        part = self._part(extent)
+        return HostTransfer(self._flush(part), (self._blank, part.places))
 
-    def _flush(self, pieces: list[_Piece]) -> Tensor:
+    def _part(self, extent: Extent) -> _Part:
+        if extent not in self._parts:
+            self._parts[extent] = _Part.of([piece for piece in self._pieces if piece.extent <= extent])
+        return self._parts[extent]
+
+    def _flush(self, part: _Part) -> Tensor:
+        part.look()
+        if part.host is not None:
+            arrays, empty = part.host
+            flat = np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+            for array, nothing in zip(arrays, empty, strict=True):
+                array[:] = nothing
+            return torch.from_numpy(flat)
         with torch.no_grad():
-            tensors = [piece.source() for piece in pieces]
-            flat = torch.cat([self._here(t) for t in tensors])
-            empty = [self._empty(piece, t) for piece, t in zip(pieces, tensors, strict=True)]
-            devices = {t.device for t in tensors}
-            if len(devices) == 1:
-                torch._foreach_copy_(tensors, empty)
-                return flat
-            for device in devices:
-                mine = [(t, e) for t, e in zip(tensors, empty, strict=True) if t.device == device]
-                torch._foreach_copy_([t for t, _ in mine], [e for _, e in mine])
-        return flat
+            out = torch.cat([self._here(x) for x in part.tensors])
+            for device in {x.device for x in part.tensors}:
+                mine = [(x, e) for x, e in zip(part.tensors, part.empty, strict=True) if x.device == device]
+                torch._foreach_copy_([x for x, _ in mine], [e for _, e in mine])
+        return out
 
     @torch.no_grad()
     def adopt(self, other: StepBuffer) -> None:
@@ -114,29 +146,43 @@ class StepBuffer:
             starts[accumulator] = width
             width += len(REDUCTIONS[accumulator.reduction].fields)
         for piece in self._pieces:
-            known = [(row, starts[a]) for row, a in enumerate(piece.accumulators) if a in starts]
-            if known:
-                tensor = piece.source().view(len(piece.accumulators), -1)
-                fields = torch.arange(tensor.shape[1])
-                rows = to_device([row for row, _ in known], torch.int64, tensor.device)
-                places = torch.tensor([start for _, start in known]).unsqueeze(1) + fields
-                index = to_device(places.flatten().tolist(), torch.int64, flat.device)
-                values = flat.index_select(0, index).view(len(known), -1)
-                tensor.index_copy_(0, rows, values.to(tensor.device, non_blocking=True))
+            places, theirs = _shared(piece, starts)
+            if places:
+                tensor = piece.source()
+                index = to_device(theirs, torch.int64, flat.device)
+                values = flat.index_select(0, index).to(tensor.device, non_blocking=True)
+                tensor.view(-1).index_copy_(0, to_device(places, torch.int64, tensor.device), values)
 
     def _here(self, x: Tensor) -> Tensor:
         x = x.reshape(-1)
         return x if x.device == self.device else x.to(self.device, non_blocking=True)
 
-    def _empty(self, piece: _Piece, like: Tensor) -> Tensor:
-        """Kept by the place of the piece: hashing its accumulators at each step would cost more than all the rest."""
-        key = (piece.start, like.device)
-        if key not in self._identity:
-            self._identity[key] = identity_of(piece.accumulators, like.device).reshape(like.shape)
-        return self._identity[key]
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b
 
 
-def identity_of_all(accumulators: tuple[Accumulator, ...]) -> NDArray[np.float32]:
+def _shared(piece: _Piece, starts: dict[Accumulator, int]) -> tuple[list[int], list[int]]:
+    """Places in a piece of the fields that another flat vector has too, and their places there."""
+    here: list[int] = []
+    there: list[int] = []
+    at = 0
+    for accumulator in piece.accumulators:
+        width = len(REDUCTIONS[accumulator.reduction].fields)
+        if accumulator in starts:
+            here += range(at, at + width)
+            there += range(starts[accumulator], starts[accumulator] + width)
+        at += width
+    return here, there
+
+
+def _empty(piece: _Piece, like: Tensor) -> Tensor:
+    """The identity of a piece's accumulators, shaped and placed as a tensor of theirs."""
+    identity = [IDENTITY[f.op] for a in piece.accumulators for f in REDUCTIONS[a.reduction].fields]
+    return to_device(identity, torch.float32, like.device).reshape(like.shape)
+
+
+def identity_of_all(accumulators: tuple[Accumulator, ...]) -> Floats:
     """Empty accumulators of any reductions, one after the other: float32 (fields,)."""
     identity = [IDENTITY[f.op] for a in accumulators for f in REDUCTIONS[a.reduction].fields]
     return np.array(identity, dtype=np.float32)
@@ -144,8 +190,7 @@ def identity_of_all(accumulators: tuple[Accumulator, ...]) -> NDArray[np.float32
 
 def _extent(accumulator: Accumulator) -> Extent:
     """What no probe measures is filled by the step loop itself, with the tier `always`."""
-    taps, others = BASICS
-    if accumulator.tap in taps or accumulator in others:
+    if accumulator in BASICS:
         return Extent.BASICS
     probe = PROBES.find(accumulator.tap, accumulator.reduction)
     return Extent.ALWAYS if probe is None or probe.tier == "always" else Extent.ALL

@@ -384,9 +384,7 @@ class TrainingEvents:
 
     def _asked(self, question: Callable[..., bool], *args: Any) -> bool:
         """The answer of a part that must not raise an error in training; False if it does."""
-        answers: list[bool] = []
-        self.isolation.run("clock", "always", lambda: answers.append(question(*args)))
-        return answers == [True]
+        return self.isolation.ask("clock", question, *args)
 
     def _note_rate(self, optimizer: Any) -> None:
         self._host.learning_rate = learning_rate(optimizer, self._inner)

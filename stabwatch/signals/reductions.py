@@ -8,7 +8,7 @@ mean of means. `count` is always the first field: an accumulator with a count of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -34,21 +34,23 @@ class Field:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A named tuple of fields: `count` first, sums before maxima."""
+    """A named tuple of fields: `count` first, sums before maxima.
+
+    ops: the operator of each field. sums: number of leading fields that are sums.
+    """
 
     name: str
     fields: tuple[Field, ...]
+    ops: tuple[Op, ...] = field(init=False, compare=False, repr=False)
+    sums: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         ops = [f.op for f in self.fields]
+        object.__setattr__(self, "ops", tuple(ops))
+        object.__setattr__(self, "sums", ops.count("sum"))
         assert self.fields[0] == Field("count", "sum"), f"{self.name}: the first field must be the count"
         assert all(ops[i - 1] == "max" for i, op in enumerate(ops) if op == "arg"), f"{self.name}: arg follows max"
         assert ops == sorted(ops, key=lambda op: op != "sum"), f"{self.name}: sums come first"
-
-    @property
-    def sums(self) -> int:
-        """Number of leading fields that are sums."""
-        return sum(f.op == "sum" for f in self.fields)
 
     def index(self, field: str) -> int:
         """Position of a field in the accumulator."""

@@ -67,3 +67,11 @@ def test_the_other_tiers_still_get_their_turns(attach):
     assert counted["always"] >= STEPS // 16
     assert counted["sampled"] >= 4
     assert watch._session._governor.interval["always"] <= 16
+
+
+def test_hooks_and_the_writer_are_on_the_books(attach):
+    _, watch = _train(attach, 40)
+    session = watch._session
+    assert session.isolation.spent["entry"] > 0
+    assert session._writer_seconds > 0
+    assert 0 < session._governor.overhead < 1

@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.kernels.attention_bracket import brackets
 from stabwatch.kernels.constants import device_constant
-from stabwatch.kernels.merge import merge_
+from stabwatch.kernels.merge import merge_, merge_arrays
 from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import ATTENTION_BRACKET
 
@@ -52,10 +53,12 @@ class Brackets:
             found = brackets(torch.stack([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
             parts = _distinct([row for row, _ in calls], found.to(self.matrix.device))
             if self.matrix.device.type == "cpu":
+                matrix = self.matrix.numpy()
                 for rows, part in parts:
-                    taken = self.matrix.numpy()[rows]
-                    merge_(ATTENTION_BRACKET, torch.from_numpy(taken), part)
-                    self.matrix.numpy()[rows] = taken
+                    taken = matrix[rows]
+                    with np.errstate(all="ignore"):
+                        merge_arrays(ATTENTION_BRACKET, taken, part.numpy())
+                    matrix[rows] = taken
                 continue
             for rows, part in parts:
                 index = device_constant(tuple(rows), torch.int64, self.matrix.device)

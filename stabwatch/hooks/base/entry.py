@@ -92,18 +92,31 @@ class shielded:
     def __init__(self, isolation: Any, name: str) -> None:
         self._isolation = isolation
         self._name = name
+        self._begun: tuple[float, float] | None = None
 
     def __enter__(self) -> None:
-        """Nothing is prepared."""
+        try:
+            self._begun = self._isolation.begin()
+        except Exception as error:
+            _count(self._isolation, self._name, error)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        try:
+            if self._begun is not None:
+                self._isolation.end(self._begun)
+        except Exception as failure:
+            _count(self._isolation, self._name, failure)
         if not isinstance(error, Exception) or isinstance(error, self._isolation.passes):
             return False
-        try:
-            self._isolation.caught(self._name, error)
-        except Exception:
-            _unreported.add(self._name)
+        _count(self._isolation, self._name, error)
         return True
+
+
+def _count(isolation: Any, name: str, error: Exception) -> None:
+    try:
+        isolation.caught(name, error)
+    except Exception:
+        _unreported.add(name)
 
 
 def callback(name: str, isolation: Any, action: Callable[..., object]) -> Callable[..., None]:
@@ -114,8 +127,10 @@ def callback(name: str, isolation: Any, action: Callable[..., object]) -> Callab
         if name in isolation.disabled:
             return
         try:
+            begun = isolation.begin()
             with unseen_by_modes():
                 action(*args, **kwargs)
+            isolation.end(begun)
         except isolation.passes:
             raise
         except Exception as error:
@@ -148,7 +163,11 @@ def observed(
                 traced(out, *args, **kwargs)
             return out
         try:
+            books = isolation()
+            begun = None if books is None else books.begin()
             seen(out, *args, **kwargs)
+            if begun is not None:
+                books.end(begun)
         except Exception as error:
             try:
                 isolation().caught(name, error)

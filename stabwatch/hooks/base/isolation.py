@@ -12,6 +12,8 @@ from stabwatch.signals.declaration import Tier
 
 MAX_ERRORS = 3
 """Failures after which a probe is switched off."""
+ENTRY = "entry"
+"""Name under which the time of entry points is kept in `spent`."""
 ErrorReport = Callable[[str, str, str, bool], None]
 """Called with (probe, message, traceback, disabled) at the first failure of a probe and at the last one."""
 
@@ -21,7 +23,8 @@ class Isolation:
 
     passes: exceptions that are meant for the user and are let through.
     clock: processor time of the calling thread, which other jobs on the machine do not change.
-    seconds: time spent in each tier since the last `take_seconds`.
+    seconds: time spent in each tier since the last `take_seconds`. What entry points take besides the probes inside
+        them counts as `always` (`begin`, `end`).
     spent: time by probe, since the start.
     errors: exceptions by probe. disabled: probes that were switched off.
     running: how many probes are running, one inside the other; tensor operations are those of stabwatch then.
@@ -65,6 +68,44 @@ class Isolation:
             self._inside = outer + elapsed
             self.seconds[tier] += own
             self.spent[probe] += own
+
+    def shield(self, probe: str, action: Callable[..., Any], *args: Any) -> None:
+        """The same in another thread, whose time is not that of the training."""
+        if probe in self.disabled:
+            return
+        try:
+            action(*args)
+        except self.passes:
+            raise
+        except Exception as error:
+            self.caught(probe, error)
+
+    def ask(self, probe: str, question: Callable[..., bool], *args: Any) -> bool:
+        """The answer of a part that must not raise an error in training; False if it does. Its time is its caller's."""
+        if probe in self.disabled:
+            return False
+        try:
+            return [question(*args)] == [True]
+        except self.passes:
+            raise
+        except Exception as error:
+            self.caught(probe, error)
+            return False
+
+    def begin(self) -> tuple[float, float]:
+        """An entry point begins; `end` wants what this returns."""
+        begun = self._clock(), self._inside
+        self._inside = 0.0
+        return begun
+
+    def end(self, begun: tuple[float, float]) -> None:
+        """It ends: count its time, less that of the probes inside it."""
+        start, outer = begun
+        elapsed = self._clock() - start
+        own = elapsed - self._inside
+        self._inside = outer + elapsed
+        self.seconds["always"] += own
+        self.spent[ENTRY] += own
 
     def take_seconds(self) -> dict[Tier, float]:
         """Host seconds by tier since the last call."""

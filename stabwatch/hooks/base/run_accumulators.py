@@ -13,7 +13,7 @@ from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.policy_accumulators import PolicyAccumulators
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.tensors import new_accumulator
-from stabwatch.kernels.merge import Aggregates, merge_
+from stabwatch.kernels.merge import Aggregates, merge_, merge_floats
 from stabwatch.kernels.where import on_host
 from stabwatch.runlog import Accumulator, host_accumulator
 from stabwatch.signals.reductions import CERTAINTY, CLIP, HOST, LOGSUMEXP, MEAN
@@ -38,37 +38,37 @@ After them comes the cross-entropy: a compiled step shows nothing else.
 """
 
 
-BASICS = ("loss_source", "rank_source"), (CLIPPED, LOSS_SCALE)
-"""Taps and accumulators that every step fills, whatever else it measures."""
-
-
 def loss_source(name: str) -> Accumulator:
     """The accumulator of one source of the loss; these are not written to the run log."""
     return Accumulator("loss_source", name, "mean")
 
 
+BASICS = (BUSY_SOURCE, *map(loss_source, LOSS_FALLBACKS), CLIPPED, LOSS_SCALE)
+"""Accumulators that every step fills, whatever else it measures.
+
+The busy time and the sources of the loss come first: the record leaves out everything up to their end.
+"""
+OTHERS = (KEPT, BROADCAST, OUT_OF_RANGE, INPUT, LEAK)
+
+
 class RunAccumulators:
     """Accumulators on the device that belong to no module.
 
-    Attributes and not rows of a matrix: compiled graphs update some of them.
+    Each is a part of one tensor, but for those that compiled graphs update: these are tensors of their own.
     """
 
     expected = (LOSS, LOGITS)
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.losses = {name: new_accumulator("mean", device) for name in LOSS_FALLBACKS}
+        self._basics, basics = _together(BASICS, device)
+        self._others, others = _together(OTHERS, device)
+        self.losses = {name: basics[loss_source(name)] for name in LOSS_FALLBACKS}
         self.token_loss = new_accumulator("mean", device)
         self.logits = new_accumulator("logsumexp", device)
         self.certainty = new_accumulator("certainty", device)
-        self.clip = new_accumulator("clip", device)
-        self.loss_scale = new_accumulator("host", device)
-        self.kept = new_accumulator("host", device)
-        self.broadcast = new_accumulator("host", device)
-        self.out_of_range = new_accumulator("host", device)
-        self.input = new_accumulator("host", device)
-        self.leak = new_accumulator("host", device)
-        self.busy = new_accumulator("host", device)
+        self.busy, self.clip, self.loss_scale = (basics[a] for a in (BUSY_SOURCE, CLIPPED, LOSS_SCALE))
+        self.kept, self.broadcast, self.out_of_range, self.input, self.leak = (others[a] for a in OTHERS)
         self.policy = PolicyAccumulators(device)
         self.logged: dict[str, Tensor] = {}
         self.classifies = False
@@ -81,23 +81,12 @@ class RunAccumulators:
         return new
 
     def register(self, buffer: Buffer) -> None:
-        """Put the accumulators into the step's buffer.
-
-        The busy time and the sources of the loss come first: the record leaves out everything up to their end.
-        """
-        buffer.add((BUSY_SOURCE,), source_of(self.busy))
-        for name in LOSS_FALLBACKS:
-            buffer.add((loss_source(name),), source_of(self.losses[name]))
+        """Put the accumulators into the step's buffer, those of every step first."""
+        buffer.add(BASICS, source_of(self._basics))
         buffer.add((TOKEN_LOSS,), source_of(self.token_loss))
         buffer.add((LOGITS,), source_of(self.logits))
         buffer.add((CERTAIN,), source_of(self.certainty))
-        buffer.add((CLIPPED,), source_of(self.clip))
-        buffer.add((LOSS_SCALE,), source_of(self.loss_scale))
-        buffer.add((KEPT,), source_of(self.kept))
-        buffer.add((BROADCAST,), source_of(self.broadcast))
-        buffer.add((OUT_OF_RANGE,), source_of(self.out_of_range))
-        buffer.add((INPUT,), source_of(self.input))
-        buffer.add((LEAK,), source_of(self.leak))
+        buffer.add(OTHERS, source_of(self._others))
         self.policy.register(buffer)
 
     @torch.no_grad()
@@ -180,8 +169,20 @@ class RunAccumulators:
         return taken
 
     def _update(self, accumulator: Tensor, value: Tensor) -> None:
-        value = value.detach().to(accumulator.device, torch.float32, non_blocking=True).reshape(())
+        value = value.detach()
+        if on_host(value) and on_host(accumulator) and type(value) is Tensor:
+            number = value.item()
+            merge_floats(MEAN, accumulator.numpy(), (1.0, number, float(not math.isfinite(number))))
+            return
+        value = value.to(accumulator.device, torch.float32, non_blocking=True).reshape(())
         merge_(MEAN, accumulator, mean_aggregates(value, 1.0))
+
+
+def _together(accumulators: tuple[Accumulator, ...], device: torch.device) -> tuple[Tensor, dict[Accumulator, Tensor]]:
+    """Empty accumulators in one tensor, float32 (fields,), and the part of each."""
+    parts = [new_accumulator(a.reduction, device) for a in accumulators]
+    flat = torch.cat(parts)
+    return flat, dict(zip(accumulators, flat.split([len(part) for part in parts]), strict=True))
 
 
 def mean_aggregates(loss: Tensor, samples: Tensor | float, summed: bool = False) -> Aggregates:

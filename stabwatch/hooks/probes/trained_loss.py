@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-MOST = 64
+MOST = 16
 """Parameters that are compared before and after a backward pass, evenly spread, while that is enough."""
 LOSS_DIMENSIONS = 2
 """A root with more dimensions, given with a gradient, is an activation (a pipeline stage) and no loss per token."""
