@@ -141,7 +141,8 @@ class Watch:
 
         `loss` takes the place of the loss that the hooks see. Every other name becomes a series of its own.
         """
-        self._session.log(scalars)
+        if inputs := self._session.inputs:
+            inputs.log(scalars)
 
     def log_policy(
         self,
@@ -170,7 +171,8 @@ class Watch:
         Nothing of it waits for the device.
         """
         given = {"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp, "advantage": advantage}
-        self._session.log_policy(logp, given | {"mask": mask, "clip": clip})
+        if inputs := self._session.inputs:
+            inputs.log_policy(logp, given | {"mask": mask, "clip": clip})
 
     def log_batch(self, indices: Any = None, **facts: Any) -> None:
         """Say which batch this step (or micro-batch) is trained on, so that an alert can name it.
@@ -182,7 +184,8 @@ class Watch:
         Kept for the last steps and written with an alert, beside a fingerprint and the first token ids of the model's
         first input (`stabwatch.fingerprint` computes the same of a batch).
         """
-        self._session.log_batch(indices, facts)
+        if inputs := self._session.inputs:
+            inputs.log_batch(indices, facts)
 
     def begin_step(self, number: int) -> None:
         """Say that a step of the training loop begins, and which number the loop gives it.
@@ -211,7 +214,8 @@ class Watch:
         and random numbers of the training stay the same, but other people's hooks see these calls. A new batch is a
         new reference.
         """
-        self._session.probe(args, kwargs)
+        if inputs := self._session.inputs:
+            inputs.probe(args, kwargs)
 
     def token_groups(self, **masks: Tensor) -> None:
         """Say which tokens of the next batch are of one kind: `text=..., image=...`, bool (batch, tokens) each.
@@ -219,7 +223,8 @@ class Watch:
         token_similarity, token_mean_to_centred_ratio and the mean-mode signals average each kind apart; a token of no
         kind is padding. Not needed where the model is called with `attention_mask` or a key padding mask by name.
         """
-        self._session.token_groups(masks)
+        if inputs := self._session.inputs:
+            inputs.token_groups(masks)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is now, to be saved in a checkpoint: its name, its folder and the number of its next step."""

@@ -20,7 +20,14 @@ from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
-from stabwatch.hooks.patching import SOFTMAX_METHOD, KeptReferences, MethodPatch, Patch
+from stabwatch.hooks.patching import (
+    SOFTMAX_METHOD,
+    KeptReferences,
+    MethodPatch,
+    Patch,
+    install_patches,
+    remove_patches,
+)
 from stabwatch.hooks.pipeline import stage_patches
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake
@@ -210,8 +217,7 @@ class FunctionTaps:
         LISTENERS.append(context)
         if len(LISTENERS) == 1:
             cls._of_stages = stage_patches()
-            for patch in (*_PATCHES, *cls._of_stages):
-                patch.install()
+            install_patches((*_PATCHES, *cls._of_stages))
 
     @classmethod
     def remove(cls, context: TapContext) -> None:
@@ -219,5 +225,4 @@ class FunctionTaps:
         LISTENERS.remove(context)
         if not LISTENERS:
             SOFTMAX_METHOD.set_installed(False)
-            for patch in (*_PATCHES, *cls._of_stages):
-                patch.remove()
+            remove_patches((*_PATCHES, *cls._of_stages))

@@ -27,18 +27,13 @@ class Patch:
         self._original = original
         self._replacement = replacement
 
-    def install(self) -> None:
-        """Replace the original by the replacement. TorchScript goes on compiling the original."""
+    def prepare(self) -> None:
+        """TorchScript goes on compiling the original."""
         operator = _builtins._find_builtin(self._original)
         if operator is not None:
             _builtins._register_builtin(self._replacement, operator)
         else:
             self._replacement.__prepare_scriptable__ = lambda: self._original  # type: ignore[attr-defined]
-        _swap(self._original, self._replacement)
-
-    def remove(self) -> None:
-        """Restore the original, also where the replacement was imported in the meantime."""
-        _swap(self._replacement, self._original)
 
     @property
     def pair(self) -> tuple[Any, Any]:
@@ -139,10 +134,35 @@ SOFTMAX_METHOD = PassingMethod()
 """`Tensor.softmax`, which `torch.nn.functional.softmax` calls too. Compilers do not look it up."""
 
 
-def _swap(old: Callable[..., Any], new: Callable[..., Any]) -> None:
+def install_patches(patches: Iterable[Patch | MethodPatch]) -> None:
+    """Replace the originals by their replacements."""
+    functions = []
+    for patch in patches:
+        if isinstance(patch, Patch):
+            patch.prepare()
+            functions.append(patch.pair)
+        else:
+            patch.install()
+    _swap({id(original): replacement for original, replacement in functions})
+
+
+def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
+    """Restore the originals, also where a replacement was imported in the meantime."""
+    functions = []
+    for patch in patches:
+        if isinstance(patch, Patch):
+            functions.append(patch.pair)
+        else:
+            patch.remove()
+    _swap({id(replacement): original for original, replacement in functions})
+
+
+def _swap(new: Mapping[int, Callable[..., Any]]) -> None:
+    """Replace functions in the namespaces of all loaded modules, in one pass. new: by id of what is replaced."""
     for module in list(sys.modules.values()):
         if not isinstance(module, ModuleType) or module.__name__.startswith(_KEPT):
             continue
         namespace = vars(module)
-        for name in [name for name, value in list(namespace.items()) if value is old]:
-            namespace[name] = new
+        for name, value in list(namespace.items()):
+            if id(value) in new:
+                namespace[name] = new[id(value)]

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from stabwatch.config import Config
 from stabwatch.distributed.exchange import Exchange
@@ -25,7 +25,6 @@ from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.guards.taylor import OVER_RANKS
-from stabwatch.hooks.base.policy_accumulators import PolicyBatch
 from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
@@ -43,6 +42,7 @@ from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
 from stabwatch.runtime.resume import launch, open_run, run_state
 from stabwatch.runtime.run_metadata import how_it_ended
+from stabwatch.runtime.script_inputs import ScriptInputs
 from stabwatch.runtime.step_buffer import Extent
 from stabwatch.runtime.taps import Taps
 from stabwatch.runtime.training_events import TrainingEvents
@@ -89,6 +89,8 @@ class Session(TrainingEvents):
         self._attempt = 1
         self._overdue: Overdue | None = None
         self._taps: Taps
+        self.inputs: ScriptInputs | None = None
+        """What the script says; None while no run is open."""
         self._pid = os.getpid()
         self._blind = self._detached = True
         try:
@@ -99,6 +101,7 @@ class Session(TrainingEvents):
                 self._taps.remove()
             return
         self._blind = self._detached = False
+        self.inputs = ScriptInputs(self.context, self._taps)
         atexit.register(self._at_exit)
 
     # -- setting up ---------------------------------------------------------------------------------
@@ -363,34 +366,6 @@ class Session(TrainingEvents):
             fired = self._taps.now.assembler.recorded(self._shared.measured())
         return self._taps.now.coverage.report(fired)
 
-    def log(self, scalars: Mapping[str, float | Tensor]) -> None:
-        """See Watch.log."""
-        if not self._detached:
-            self.isolation.run("log", "always", self.context.run.update_scalars, scalars)
-
-    def log_policy(self, logp: Tensor, given: Mapping[str, Any]) -> None:
-        """See Watch.log_policy."""
-        if not self._detached:
-            self.isolation.run("policy", "always", self._log_policy, logp, given)
-
-    def _log_policy(self, logp: Tensor, given: Mapping[str, Any]) -> None:
-        self.context.run.policy.update(logp, PolicyBatch(**given))
-
-    def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """See Watch.probe."""
-        if not self._detached:
-            self.isolation.run("drift", "deep", self._taps.now.steps.tracked_batch.start, args, kwargs)
-
-    def log_batch(self, indices: Any, facts: dict[str, Any]) -> None:
-        """See Watch.log_batch."""
-        if not self._detached:
-            self.isolation.run("batch", "always", self._taps.batches.send, self.step, indices, facts)
-
-    def token_groups(self, masks: Mapping[str, Tensor]) -> None:
-        """See Watch.token_groups."""
-        if not self._detached:
-            self.isolation.run("token_groups", "always", self.context.token_groups.send, masks)
-
     def announce(self, what: str) -> None:
         """See Watch.announce."""
         if not self._detached:
@@ -431,7 +406,7 @@ class Session(TrainingEvents):
         """See Watch.detach. reason: what the end event of the run log says. failure: what has ended the run."""
         if self._detached or os.getpid() != self._pid:
             return
-        self._detached = True
+        self._detached, self.inputs = True, None
         try:
             self._end(reason, failure)
         except Exception as error:

@@ -13,7 +13,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.base.sites import looks_like_attention, select_modules
-from stabwatch.hooks.patching import Patch
+from stabwatch.hooks.patching import Patch, install_patches, remove_patches
 
 
 def _shown(model, **filters):
@@ -151,10 +151,10 @@ def test_a_patch_reaches_imported_names_and_goes_away():
         return original(*args, **kwargs)
 
     patch = Patch(original, wrapper)
-    patch.install()
+    install_patches((patch,))
     try:
         assert F.softmax is wrapper
         assert nn.functional.softmax is wrapper
     finally:
-        patch.remove()
+        remove_patches((patch,))
     assert F.softmax is original
