@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -56,7 +57,8 @@ def make_ended(root: Path, count: int) -> None:
         meta |= {
             "run": target.name,
             "created": meta["created"] - 60 * i,
-            "config": {"tags": f"sweep{i // 500}", "lr": i % 7},
+            "config": {"lr": i % 7},
+            "tags": [f"sweep{i // 500}"],
         }
         (target / "meta.json").write_text(json.dumps(meta))
         shutil.copy(source / "events.jsonl", target)
@@ -135,11 +137,19 @@ def serve(root: Path, live: int, ended: int, seconds: float) -> dict[str, float]
     assert match
     url = match[1]
     answers = time.perf_counter() - began
-    until(lambda: json.loads(urllib.request.urlopen(url + "healthz").read())["complete"])
-    complete = time.perf_counter() - began
+
+    def health() -> dict[str, Any]:
+        return dict(json.loads(urllib.request.urlopen(url + "healthz").read()))
+
+    until(lambda: health()["complete"])
+    listed = time.perf_counter() - began
+    early = measured(url, 10.0)
+    until(lambda: not health()["unread"])
+    read = time.perf_counter() - began
     try:
-        found = {"answers_s": round(answers, 2), "complete_s": round(complete, 2), **measured(url, seconds)}
-        states = json.loads(urllib.request.urlopen(url + "healthz").read())
+        found = {"answers_s": round(answers, 2), "listed_s": round(listed, 2), "all_read_s": round(read, 2),
+                 "while_reading": early, **measured(url, seconds)}  # fmt: skip
+        states = health()
         assert states["runs"] == {"running": live, "finished": ended} and not states["errors"], states
         judged = len(json.loads(urllib.request.urlopen(url + "sd").read()))
         cpu = psutil.Process(process.pid).cpu_times()

@@ -21,7 +21,7 @@ from stabwatch.agent.server import runbooks
 from stabwatch.agent.web import Environ, Gate, StartResponse, encoded, file_of, nothing, respond, respond_json
 from stabwatch.errors import StabwatchError
 from stabwatch.runlog.glance import Glance
-from stabwatch.serve.clusters import clusters
+from stabwatch.serve.clusters import clusters, settings_of
 from stabwatch.serve.index import Index
 from stabwatch.serve.judges import Judges
 from stabwatch.serve.metrics import RunsCollector, ServiceState, names_of, snapshot_of
@@ -42,6 +42,7 @@ HEALTHY_SECONDS = 30.0
 METRICS_SECONDS = 1.0
 LIST_SECONDS = 0.5
 CLUSTER_SECONDS = 5.0
+SETTINGS_SECONDS = 5.0
 SPARK = 48
 """Points of the small curve of a run."""
 MOST_SPARKS = 200
@@ -80,6 +81,7 @@ class ServiceApp:
         self._scrape = Scrape(registry, self._now)
         self._list = Memo[int, bytes](LIST_SECONDS)
         self._clusters = Memo[None, bytes](CLUSTER_SECONDS)
+        self._named = Memo[str, bytes](SETTINGS_SECONDS)
         self._sparks: dict[str, tuple[Any, list[float | None]]] = {}
         self._comparing = Memo[tuple[Any, ...], Any]()
         self._routes: dict[str, Callable[[Environ, StartResponse], Iterable[bytes]]] = {
@@ -89,6 +91,7 @@ class ServiceApp:
             "/api/runs.json": self._runs,
             "/api/sparks.json": self._small_curves,
             "/api/clusters.json": self._grouped,
+            "/api/settings.json": self._settings,
             "/api/compare.json": self._compared,
         }
 
@@ -154,6 +157,16 @@ class ServiceApp:
 
         return respond(environ, start_response, "200 OK", "application/json", self._clusters.get(None, made))
 
+    def _settings(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """All settings with their number of values, or the value of one of them in each run that has it."""
+
+        def made(name: str) -> bytes:
+            facts = {row["id"]: self._index.facts(row["id"]) for row in self._index.rows()}
+            return encoded({i: mine[name] for i, mine in facts.items() if name in mine} if name else settings_of(facts))
+
+        name = _asked(environ).get("name", [""])[0]
+        return respond(environ, start_response, "200 OK", "application/json", self._named.get(name, made))
+
     def _compared(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         asked = dict.fromkeys(_asked(environ).get("runs", [""])[0].split(","))
         known = {ident: path for ident in asked if (path := self._index.path(ident)) is not None}
@@ -180,6 +193,7 @@ class ServiceApp:
         data = {
             "ok": ok,
             "complete": self._index.complete,
+            "unread": self._index.unread,
             "problem": self._index.problem,
             "runs": self._states(),
             "lag_seconds": round(lag, 3),

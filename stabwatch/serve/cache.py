@@ -11,7 +11,7 @@ from typing import Any
 from stabwatch.runlog.atomic import atomic_output
 
 FILE = ".stabwatch-runs.jsonl"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,17 @@ def clusters(rows: Sequence[Row], facts: Mapping[str, Mapping[str, str]]) -> lis
     return sorted(found, key=lambda c: (not c.first, -len(c.runs), c.first))
 
 
+def settings_of(facts: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
+    """Number of different values of each setting that some runs have, by name; a run without it counts as one."""
+    values: dict[str, set[str]] = {}
+    having: Counter[str] = Counter()
+    for mine in facts.values():
+        having.update(mine.keys())
+        for name, value in mine.items():
+            values.setdefault(name, set()).add(value)
+    return {name: len(values[name]) + (having[name] < len(facts)) for name in sorted(values)}
+
+
 def _shared(
     here: Counter[tuple[str, str]], size: int, total: Counter[tuple[str, str]], everyone: int
 ) -> tuple[Shared, ...]:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from stabwatch.runlog.labels import LABELS
 from stabwatch.runlog.schema import EVENTS, META
 
 DEEPEST = 8
 """Levels of folders that are searched."""
+_FILES = (META, EVENTS, LABELS)
 
 Stamp = list[list[str | int]]
 """Name, size and time of change of each file of a run log that grows."""
 
 
-def run_folders(root: Path) -> list[Path]:
+def run_folders(root: Path) -> dict[Path, Stamp]:
     """All run folders below a folder, the one that changed last first. Links and hidden folders are not followed.
 
     A folder that cannot be read is left out. Raises OSError if it is the root.
     """
-    found: list[tuple[int, Path]] = []
+    found: dict[Path, Stamp] = {}
     os.listdir(root)
     level = [root]
     for _ in range(DEEPEST):
@@ -29,15 +32,20 @@ def run_folders(root: Path) -> list[Path]:
         for folder in level:
             _look(folder, found, below)
         level = below
-    return [path for _, path in sorted(found, key=lambda f: -f[0])]
+    return dict(sorted(found.items(), key=lambda f: -changed(f[1])))
 
 
-def _look(folder: Path, found: list[tuple[int, Path]], below: list[Path]) -> None:
+def changed(stamp: Stamp) -> int:
+    """When something was last written, in nanoseconds since the epoch; 0 if that is not known."""
+    return max((int(when) for _, _, when in stamp), default=0)
+
+
+def _look(folder: Path, found: dict[Path, Stamp], below: list[Path]) -> None:
     try:
         with os.scandir(folder) as entries:
             there = list(entries)
         if any(entry.name == META and entry.is_file(follow_symlinks=False) for entry in there):
-            found.append((max(e.stat(follow_symlinks=False).st_mtime_ns for e in there), folder))
+            found[folder] = _stamp(there)
             return
         below += [Path(e.path) for e in there if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
     except OSError:
@@ -45,16 +53,20 @@ def _look(folder: Path, found: list[tuple[int, Path]], below: list[Path]) -> Non
 
 
 def stamp(run: Path) -> Stamp:
-    """What changes when something is written to a run log."""
-    found: Stamp = []
+    """What changes when something is written to a run log, or its labels change."""
     try:
         with os.scandir(run) as entries:
-            for entry in entries:
-                if entry.name in (META, EVENTS) or entry.name.endswith(".arrows"):
-                    facts = entry.stat(follow_symlinks=False)
-                    found.append([entry.name, facts.st_size, facts.st_mtime_ns])
+            return _stamp(entries)
     except OSError:
-        pass
+        return []
+
+
+def _stamp(entries: Iterable[os.DirEntry[str]]) -> Stamp:
+    found: Stamp = []
+    for entry in entries:
+        if entry.name in _FILES or entry.name.endswith(".arrows"):
+            facts = entry.stat(follow_symlinks=False)
+            found.append([entry.name, facts.st_size, facts.st_mtime_ns])
     return sorted(found)
 
 

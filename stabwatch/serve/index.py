@@ -10,16 +10,18 @@ from typing import Any
 
 from stabwatch.serve import cache
 from stabwatch.serve.cache import Known
-from stabwatch.serve.folders import identifier, run_folders, stamp
+from stabwatch.serve.folders import Stamp, identifier, run_folders
 from stabwatch.serve.run import ListedRun, Row
 
 FIND_SECONDS = 10.0
-"""How often new folders are looked for."""
-CHECK_SECONDS = 60.0
-"""How often ended runs are looked at: one may go on."""
+"""How often new folders are looked for, and ended runs looked at: one may go on."""
+READ_SECONDS = 1.0
+"""How long runs that are in the list already are read in one round: those that go on are waiting."""
+READ_AT_LEAST = 16
 SAVE_SECONDS = 30.0
 ENDED_SECONDS = 600.0
 """How long an ended run is still on /metrics: several scrapes."""
+_JUDGEMENT = ("severity", "verdict", "first", "active", "judged")
 GONE = 1000
 """Deleted runs that are remembered for the pages that are open."""
 
@@ -35,7 +37,7 @@ class Index:
         self.version = 0
         self.polled = time.monotonic()
         self.complete = False
-        """Whether every folder has been looked at once."""
+        """Whether every run is in the list."""
         self.problem = ""
         self._lock = threading.Lock()
         self._rows: dict[str, Row] = {}
@@ -43,12 +45,14 @@ class Index:
         self._gone: list[tuple[int, str]] = []
         self._runs: dict[str, ListedRun] = {}
         """Runs that go on, by folder."""
+        self._unread: dict[str, ListedRun] = {}
+        """Runs that are in the list and have not been read, by folder, in the order in which they will be."""
         self._ended: dict[str, tuple[float, ListedRun]] = {}
         """Runs that ended a short time ago, by identifier."""
         self._known = cache.load(root)
         self._folders: dict[str, Path] = {}
         self._by_id: dict[str, str] = {}
-        self._found = self._checked = -1e9
+        self._found = -1e9
         self._saved = time.monotonic()
         self._changed = False
 
@@ -64,12 +68,15 @@ class Index:
                 self._ended[run.id] = (now, self._runs.pop(run.folder))
             self.polled = time.monotonic()
         self._ended = {i: (when, run) for i, (when, run) in self._ended.items() if now - when < ENDED_SECONDS}
-        if now - self._checked >= CHECK_SECONDS:
-            self._check()
-            self._checked = now
-        self.complete, self.polled = True, time.monotonic()
+        self._read()
+        self.polled = time.monotonic()
         if self._changed and now - self._saved >= SAVE_SECONDS:
             self.save()
+
+    @property
+    def unread(self) -> int:
+        """Number of runs in the list that have not been read."""
+        return len(self._unread)
 
     def judge(self, folder: str, judgement: Row) -> None:
         """Keep what an analysis found in an ended run. judgement: the fields of a row that say so."""
@@ -122,50 +129,61 @@ class Index:
                 "whole": start < 0,
                 "complete": self.complete,
                 "problem": self.problem,
-                "folders": len(self._folders),
+                "unread": self.unread,
                 "rows": [row for row in self._rows.values() if row["v"] > start],
                 "gone": [ident for v, ident in self._gone if v > start],
             }
 
     def _follow(self, run: ListedRun) -> None:
         run.poll()
-        self._put(run.folder, run.row(), run.facts)
+        row = run.row()
+        known = self._known.get(run.folder)
+        if known is not None and known.row["judged"] and not row["judged"] and known.row["step"] == row["step"]:
+            row |= {name: known.row[name] for name in _JUDGEMENT}
+        self._put(run.folder, row, run.facts)
         if run.live or run.state == "unreadable":
             self._known.pop(run.folder, None)
         else:
-            self._known[run.folder] = Known(run.stamp, run.row(), run.facts)
+            self._known[run.folder] = Known(run.stamp, row, run.facts)
             self._changed = True
 
     def _find(self) -> None:
-        there = {path.relative_to(self.root).as_posix(): path for path in run_folders(self.root)}
+        """Put every run into the list; those that are new or have changed will be read."""
+        there = {path.relative_to(self.root).as_posix(): (path, at) for path, at in run_folders(self.root).items()}
         for folder in [folder for folder in self._folders if folder not in there]:
             self._remove(folder)
-        new = [folder for folder in there if folder not in self._folders]
-        self._folders = there
-        self._by_id.update({identifier(folder): folder for folder in new})
-        for folder in new:
-            known = self._known.get(folder)
-            if known is not None and known.stamp == stamp(there[folder]):
-                self._put(folder, known.row, known.facts)
-            else:
-                self._read(folder)
+        self._folders = {folder: path for folder, (path, _) in there.items()}
+        self._by_id = {identifier(folder): folder for folder in there}
+        for folder, (_, at) in there.items():
+            self._meet(folder, at)
             self.polled = time.monotonic()
         for folder in [folder for folder in self._known if folder not in there]:
             del self._known[folder]
+        self._unread = dict(sorted(self._unread.items(), key=lambda item: not item[1].live))
+        self.complete = True
 
-    def _read(self, folder: str) -> None:
-        run = ListedRun(self.root, self._folders[folder])
-        self._follow(run)
-        if run.live:
-            self._runs[folder] = run
+    def _meet(self, folder: str, at: Stamp) -> None:
+        if folder in self._runs or folder in self._unread:
+            return
+        known = self._known.get(folder)
+        if known is None or known.stamp != at:
+            run = self._unread[folder] = ListedRun(self.root, self._folders[folder])
+            if known is None:
+                run.look(at)
+                self._put(folder, run.row(), run.facts)
+        elif identifier(folder) not in self._rows:
+            self._put(folder, known.row, known.facts)
 
-    def _check(self) -> None:
-        """Read runs again that had ended and have changed since, or that could not be read."""
-        for folder, path in list(self._folders.items()):
-            known = self._known.get(folder)
-            if folder not in self._runs and (known is None or known.stamp != stamp(path)):
-                self._read(folder)
-            self.polled = time.monotonic()
+    def _read(self) -> None:
+        """Read runs of the list, for a while."""
+        until = time.monotonic() + READ_SECONDS
+        for number, (folder, run) in enumerate(list(self._unread.items())):
+            if number >= READ_AT_LEAST and time.monotonic() > until:
+                return
+            del self._unread[folder]
+            self._follow(run)
+            if run.live:
+                self._runs[folder] = run
 
     def _put(self, folder: str, row: Row, facts: dict[str, str]) -> None:
         ident = identifier(folder)
@@ -180,8 +198,8 @@ class Index:
     def _remove(self, folder: str) -> None:
         ident = identifier(folder)
         self._runs.pop(folder, None)
+        self._unread.pop(folder, None)
         self._known.pop(folder, None)
-        self._by_id.pop(ident, None)
         with self._lock:
             self.version += 1
             self._rows.pop(ident, None)

@@ -81,7 +81,7 @@ class Service:
         for row in self.index.rows():
             which = (row["id"], str(row["step"]))
             path = self.index.path(row["id"])
-            if path is None or row["judged"] or row["state"] in ("running", "unreadable") or which in self._analysed:
+            if path is None or which in self._analysed or not _may_be_analysed(row):
                 continue
             self._analysed.add(which)
             self._waiting = (row["folder"], self.worker.analyse(path))
@@ -94,6 +94,10 @@ class Service:
             self._reported.add(kind)
             print(f"stabwatch serve: {kind}", file=sys.stderr)
             traceback.print_exc(limit=8)
+
+
+def _may_be_analysed(row: Row) -> bool:
+    return row["read"] and not row["judged"] and row["state"] not in ("running", "unreadable")
 
 
 def serve_folder(
@@ -142,7 +146,7 @@ def serve_folder(
         judging.start()
         while not service.stopping.is_set():
             service.poll()
-            service.stopping.wait(POLL_SECONDS)
+            service.stopping.wait(0.05 if index.unread else POLL_SECONDS)
         judging.join(10.0)
         judges.close()
         index.save()

@@ -21,11 +21,11 @@ from tests.agent.synthetic import Log
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Callable[..., Log]]:
-    """Log(name below the root, ...), closed with the test."""
+    """Log(folder below the root, ...), closed with the test."""
     made: list[Log] = []
 
-    def new(name: str, **more) -> Log:
-        path = tmp_path / "root" / name
+    def new(folder: str, /, **more) -> Log:
+        path = tmp_path / "root" / folder
         path.parent.mkdir(parents=True, exist_ok=True)
         now = time.time()
         more = {"sick": False, "created": now, "now": lambda step: now - 60 + 0.1 * step, **more}

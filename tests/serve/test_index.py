@@ -14,6 +14,7 @@ import pytest
 
 from stabwatch.runlog import Event, append_event
 from stabwatch.runlog.glance import Glance
+from stabwatch.runlog.labels import Labels, write_labels
 from stabwatch.serve import cache, index
 from stabwatch.serve.folders import identifier, run_folders
 from stabwatch.serve.headline import Headline
@@ -103,7 +104,7 @@ def test_new_and_deleted_folders_are_seen(runs, root, monkeypatch):
 
 
 def test_an_ended_run_that_goes_on_is_seen(runs, root, monkeypatch):
-    monkeypatch.setattr(index, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(index, "FIND_SECONDS", 0.0)
     log = runs("a")
     log.write(range(3))
     log.end(2)
@@ -114,6 +115,58 @@ def test_an_ended_run_that_goes_on_is_seen(runs, root, monkeypatch):
     log.write(range(3, 6))
     found.poll()
     assert (rows(found)["a"]["state"], rows(found)["a"]["step"]) == ("running", 5)
+
+
+def test_the_list_is_there_before_the_logs_are_read(runs, root, monkeypatch):
+    logs = {name: runs(name, **(dead() if name == "killed" else {})) for name in ("ended", "failed", "killed", "going")}
+    for log in logs.values():
+        log.write(range(3))
+        append_event(log.path, alert("LossSpike", 1, severity="warning"))
+    logs["ended"].end(2)
+    logs["failed"].end(2, "exception", error="ValueError: no")
+    monkeypatch.setattr(index, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(index, "READ_AT_LEAST", 0)
+    found = Index(root)
+    found.poll()
+    seen = rows(found)
+    assert {name: row["state"] for name, row in seen.items()} == {
+        "ended": "finished", "failed": "exception", "killed": "killed", "going": "running"
+    }  # fmt: skip
+    assert found.complete and found.unread == 4 and found.live() == []
+    assert (seen["ended"]["step"], seen["ended"]["verdict"]) == (2, "Its log has not been read yet.")
+    assert "ValueError: no" in seen["failed"]["verdict"] and not seen["failed"]["read"]
+    monkeypatch.setattr(index, "READ_AT_LEAST", 1)
+    found.poll()
+    assert [run.folder for run in found.live()] == ["going"]  # it comes first
+    monkeypatch.setattr(index, "READ_AT_LEAST", 9)
+    found.poll()
+    assert found.unread == 0 and {row["first"] for row in rows(found).values()} == {"LossSpike"}
+    assert all(row["read"] and row["loss"] for row in rows(found).values())
+
+
+def test_labels_are_those_of_now(runs, root, monkeypatch):
+    monkeypatch.setattr(index, "FIND_SECONDS", 0.0)
+    going, ended = (
+        runs(f, tags=["first", "old"], name="A name", config={"tags": "no tag"}) for f in ("going", "ended")
+    )
+    going.write(range(3))
+    ended.write(range(3))
+    ended.end(2)
+    found = Index(root)
+    found.poll()
+    assert all((row["tags"], row["called"]) == (["first", "old"], "A name") for row in rows(found).values())
+    found.judge("ended", {"severity": "warning", "verdict": "It was judged.", "first": "LossSpike", "active": 0})
+    for name in ("going", "ended"):
+        write_labels(root / name, Labels("Another", ("new",), "Some notes"))
+    found.poll()
+    for row in rows(found).values():
+        assert (row["tags"], row["called"], row["notes"], row["name"]) == (
+            ["new"],
+            "Another",
+            "Some notes",
+            row["folder"],
+        )
+    assert rows(found)["ended"]["verdict"] == "It was judged."
 
 
 def test_ended_runs_are_not_read_again_after_a_restart(runs, root, monkeypatch):
@@ -131,7 +184,7 @@ def test_ended_runs_are_not_read_again_after_a_restart(runs, root, monkeypatch):
     assert (row["step"], row["verdict"], row["judged"]) == (2, "It was judged.", True)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 1}\n{', '{"version": 1}\n{"folder": 3}', '{"version": 7}\n'])
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}\n{', '{"version": 2}\n{"folder": 3}', '{"version": 7}\n'])
 def test_a_damaged_file_of_ended_runs_is_as_none(root, runs, text):
     (root / cache.FILE).write_text(text)
     assert cache.load(root) == {}

@@ -9,6 +9,8 @@ const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const rows = new Map();
 const sparks = new Map(); // id -> [step, values]
+const values = new Map(); // setting -> { id: value }, of those that are shown or filtered by
+let settings = {}; // setting -> number of different values
 const chosen = new Set(new URLSearchParams(location.search).get("runs")?.split(",").filter(Boolean) ?? []);
 let version = "";
 let sort = ["recent", 1];
@@ -58,6 +60,37 @@ function curve(values) {
   return svg;
 }
 
+// The values of a setting sort and compare as numbers where they are numbers.
+function typed(text) {
+  return text === undefined ? null : text !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
+}
+
+function full(name) {
+  if (name in settings) return name;
+  return Object.keys(settings).filter((s) => s.toLowerCase().endsWith(`.${name}`)).sort((a, b) => a.length - b.length)[0] ?? null;
+}
+
+// The value of a setting of a run; null while it is not known or where the run has none.
+function valueOf(row, name) {
+  const known = name && values.get(name);
+  if (name && !known) values.set(name, null); // asked for with the next round
+  return known ? typed(known[row.id]) : null;
+}
+
+const TERM = /^([^=<>!]+)(!=|=|<|>)(.*)$/;
+const FIELDS = { tag: "tags", tags: "tags", run: "name", incident: "first" };
+
+function matches(row, name, sign, text) {
+  const field = FIELDS[name] ?? name;
+  const setting = field in row ? null : full(name);
+  if (setting === null && !(field in row)) return sign === "!=";
+  const found = [setting ? valueOf(row, setting) : row[field]].flat().filter((v) => v !== null);
+  const wanted = typed(text);
+  if (sign === "<" || sign === ">") return found.some((v) => typeof v === typeof wanted && (sign === "<" ? v < wanted : v > wanted));
+  const same = found.some((v) => v === wanted || String(v).toLowerCase() === text);
+  return sign === "=" ? same : !same;
+}
+
 function recency(row) {
   return (row.state === "running" ? 1e12 : 0) + (row.time ?? row.created ?? 0);
 }
@@ -67,6 +100,7 @@ function key(row, column) {
   if (column === "severity") return [RANK[row.severity] ?? 2, row.first, -recency(row)];
   if (column === "host") return `${row.host} ${row.owner}`;
   if (column === "created") return -(row.created ?? 0);
+  if (column === "setting") return valueOf(row, $("setting").value);
   return row[column];
 }
 
@@ -78,28 +112,46 @@ function compare(a, b) {
   if (a === b) return 0;
   if (a === null || a === undefined) return 1;
   if (b === null || b === undefined) return -1;
+  if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
   return a < b ? -1 : 1;
 }
 
 function wanted() {
-  const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const asked = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const terms = asked.map((w) => w.match(TERM)).filter(Boolean);
+  const words = asked.filter((w) => !TERM.test(w));
   const [state, health] = [$("state").value, $("health").value];
   const bad = (r) => r.severity !== "";
   const tests = { "": () => true, bad, active: (r) => r.active > 0, calm: (r) => r.judged && !bad(r), unjudged: (r) => !r.judged && !bad(r) };
   const found = [...rows.values()].filter((r) => {
     if ((state && r.state !== state) || !tests[health](r)) return false;
-    const text = [r.name, r.folder, r.host, r.owner, r.model, r.verdict, r.first, r.state, ...r.tags].join(" ").toLowerCase();
+    if (!terms.every(([, name, sign, text]) => matches(r, name, sign, text))) return false;
+    const text = [r.name, r.called, r.notes, r.folder, r.host, r.owner, r.model, r.verdict, r.first, r.state, ...r.tags].join(" ").toLowerCase();
     return words.every((w) => text.includes(w));
   });
   const [column, way] = sort;
   return found.map((r) => [key(r, column), r]).sort((a, b) => way * compare(a[0], b[0])).map(([, r]) => r);
 }
 
-function groupOf(row, by) {
-  if (by === "tags") return row.tags.length ? row.tags.join(", ") : "no tag";
-  if (by === "parent") return row.folder.includes("/") ? row.folder.slice(0, row.folder.lastIndexOf("/")) : "the folder itself";
-  if (by === "first") return row.first || (row.judged ? "No incident" : "Not judged");
-  return row[by] || "not known";
+// The groups that a run is in: one of each tag, or one.
+function groupsOf(row, by) {
+  if (by === "tags") return row.tags.length ? row.tags : ["no tag"];
+  if (by === "parent") return [row.folder.includes("/") ? row.folder.slice(0, row.folder.lastIndexOf("/")) : "the folder itself"];
+  if (by === "first") return [row.first || (row.judged ? "No incident" : "Not judged")];
+  if (by === "setting") {
+    const value = valueOf(row, $("setting").value);
+    return [value === null ? "not set" : `${shortOf($("setting").value)} = ${value}`];
+  }
+  return [row[by] || "not known"];
+}
+
+function shortOf(setting) {
+  return setting.slice(setting.lastIndexOf(".") + 1);
+}
+
+function columns() {
+  const setting = $("setting").value;
+  return setting ? [...COLUMNS.slice(0, 4), ["setting", shortOf(setting)], ...COLUMNS.slice(4)] : COLUMNS;
 }
 
 function stateCell(row) {
@@ -116,9 +168,9 @@ function line(row) {
   box.checked = chosen.has(row.id);
   box.setAttribute("aria-label", `Compare ${row.name}`);
   box.onchange = () => { if (box.checked) chosen.add(row.id); else chosen.delete(row.id); showChosen(); };
-  const link = el("a", "", row.name);
+  const link = el("a", "", row.called || row.name);
   link.href = `runs/${encodeURIComponent(row.id)}/`;
-  const where = row.folder === row.name ? "" : row.folder;
+  const where = row.folder === (row.called || row.name) ? "" : row.folder;
   const size = row.parameters ? `${number(row.parameters / 1e6)} M` : "";
   const about = [row.model, size, row.world > 1 ? `${row.world} ranks` : ""].filter(Boolean).join(", ");
   const spark = el("td", "spark", sparks.get(row.id)?.[1].some((v) => v !== null) ? curve(sparks.get(row.id)[1]) : "");
@@ -127,21 +179,26 @@ function line(row) {
   loss.dataset.title = "loss";
   const step = el("td", "number", row.step === null ? "–" : String(row.step));
   step.dataset.title = "step";
+  const setting = $("setting").value;
+  const chosenValue = valueOf(row, setting);
+  const value = setting ? el("td", "number setting", chosenValue === null ? "–" : String(chosenValue)) : null;
+  if (value) value.dataset.title = shortOf(setting);
   const started = row.created ? ago(status.now - row.created) : "–";
   const begun = el("td", "number", started);
   if (row.created) begun.title = new Date(row.created * 1000).toLocaleString();
   begun.dataset.title = "age";
-  return el("tr", "", el("td", "pick", box),
-    el("td", "name", link, el("small", "", [where, about].filter(Boolean).join(" · ")), ...row.tags.map((t) => el("span", "tag", t))),
-    stateCell(row), step, loss, spark, verdict, el("td", "who", row.host, el("small", "", row.owner)), begun);
+  const name = el("td", "name", link, el("small", "", [where, about].filter(Boolean).join(" · ")), ...row.tags.map((t) => el("span", "tag", t)));
+  if (row.notes) name.title = row.notes;
+  return el("tr", "", el("td", "pick", box), name, stateCell(row), step, loss, value, spark, verdict, el("td", "who", row.host, el("small", "", row.owner)), begun);
 }
 
 function heading() {
-  const cells = COLUMNS.map(([column, title]) => {
+  const cells = columns().map(([column, title]) => {
     const button = el("button", "", title);
     button.type = "button";
     button.onclick = () => { sort = sort[0] === column ? [column, -sort[1]] : [column, 1]; draw(true); };
-    const cell = el("th", column === "step" || column === "loss" || column === "created" ? "number" : column === "name" ? "name" : column === "state" ? "state-cell" : column === "spark" ? "spark" : column === "host" ? "who" : "", title ? button : "");
+    const cell = el("th", ["step", "loss", "created", "setting"].includes(column) ? "number" : column === "name" ? "name" : column === "state" ? "state-cell" : column === "spark" ? "spark" : column === "host" ? "who" : "", title ? button : "");
+    if (column === "setting") cell.title = $("setting").value;
     if (sort[0] === column) cell.setAttribute("aria-sort", sort[1] > 0 ? "ascending" : "descending");
     return cell;
   });
@@ -153,7 +210,7 @@ function groupLine(name, mine) {
   const shared = cluster?.shared.map((s) => `${s.name} = ${s.value} (${Math.round(100 * s.here)} % here, ${Math.round(100 * s.elsewhere)} % of the others)`) ?? [];
   const cell = el("th", "", cluster?.title ?? name, el("small", "", `${mine.length} ${mine.length === 1 ? "run" : "runs"}`),
     shared.length ? el("small", "", `have in common: ${shared.join("; ")}`) : "");
-  cell.colSpan = COLUMNS.length + 1;
+  cell.colSpan = columns().length + 1;
   return el("tr", "group", cell);
 }
 
@@ -161,13 +218,14 @@ function draw(force = false) {
   const found = wanted();
   const by = $("group").value;
   const visible = found.slice(0, shown);
-  const now = JSON.stringify([visible.map((r) => [r.id, r.v, sparks.get(r.id)?.[0]]), found.length, by, groups.length, sort]);
+  const setting = $("setting").value;
+  const now = JSON.stringify([visible.map((r) => [r.id, r.v, sparks.get(r.id)?.[0]]), found.length, by, groups.length, sort, setting, setting && visible.map((r) => valueOf(r, setting))]);
   if (!force && now === drawn) return;
   drawn = now;
   const body = el("tbody");
   if (by) {
     const members = new Map();
-    for (const r of found) { const g = groupOf(r, by); members.set(g, [...(members.get(g) ?? []), r]); }
+    for (const r of found) for (const g of groupsOf(r, by)) members.set(g, [...(members.get(g) ?? []), r]);
     let left = shown;
     for (const [name, mine] of [...members].sort((a, b) => b[1].length - a[1].length)) {
       if (left <= 0) break;
@@ -202,13 +260,29 @@ function showCounts() {
   const active = [...rows.values()].filter((r) => r.active > 0).length;
   const parts = states.map(([s, n]) => `${n} ${s}`);
   if (active) parts.push(`${active} with an active alert`);
-  if (!status.complete) parts.push(`${rows.size} of ${status.folders || "?"} read`);
+  if (status.unread) parts.push(`${status.unread} still to be read`);
   $("counts").textContent = parts.join(" · ");
   const options = ["", ...states.map(([s]) => s)];
   if ([...$("state").options].map((o) => o.value).join() !== options.join()) {
     const kept = $("state").value;
     $("state").replaceChildren(...options.map((s) => { const o = el("option", "", s || "all"); o.value = s; return o; }));
     $("state").value = options.includes(kept) ? kept : "";
+  }
+}
+
+// Which settings there are, and the values of those that are shown or filtered by.
+async function askSettings() {
+  settings = await ask("api/settings.json");
+  const names = Object.keys(settings);
+  const differ = names.filter((n) => settings[n] > 1);
+  const kept = $("setting").value || start.get("setting") || "";
+  const offered = ["", ...differ, ...names.filter((n) => settings[n] === 1 && n === kept)];
+  if ([...$("setting").options].map((o) => o.value).join() !== offered.join()) {
+    $("setting").replaceChildren(...offered.map((n) => { const o = el("option", "", n || "none"); o.value = n; return o; }));
+    $("setting").value = offered.includes(kept) ? kept : "";
+  }
+  for (const name of [...values.keys()]) {
+    if (settings[name] || name === $("setting").value) values.set(name, await ask(`api/settings.json?name=${encodeURIComponent(name)}`));
   }
 }
 
@@ -228,6 +302,10 @@ async function poll() {
     failures = 0;
     showCounts();
     draw();
+    if (status.rows.length || [...values.values()].includes(null)) {
+      await askSettings();
+      draw();
+    }
     const stale = wanted().slice(0, shown).filter((r) => r.step !== null && sparks.get(r.id)?.[0] !== r.step && !(r.state === "running" && sparks.has(r.id) && Math.random() > 0.2)).slice(0, 100);
     if (stale.length) {
       const found = await ask(`api/sparks.json?ids=${stale.map((r) => encodeURIComponent(r.id)).join(",")}`);
@@ -247,7 +325,7 @@ async function poll() {
 
 function remember() {
   const q = new URLSearchParams();
-  for (const id of ["search", "state", "health", "group"]) if ($(id).value) q.set(id, $(id).value);
+  for (const id of ["search", "state", "health", "group", "setting"]) if ($(id).value) q.set(id, $(id).value);
   history.replaceState(null, "", q.size ? `?${q}` : location.pathname);
   shown = PAGE;
   draw(true);
@@ -257,7 +335,7 @@ const start = new URLSearchParams(location.search);
 $("search").value = start.get("search") ?? "";
 $("health").value = start.get("health") ?? "";
 $("group").value = start.get("group") ?? "";
-for (const id of ["search", "state", "health", "group"]) $(id).oninput = () => { remember(); poll(); };
+for (const id of ["search", "state", "health", "group", "setting"]) $(id).oninput = () => { remember(); poll(); };
 $("controls").onsubmit = (e) => e.preventDefault();
 $("more").onclick = () => { shown += PAGE; draw(true); poll(); };
 document.addEventListener("keydown", (e) => {
