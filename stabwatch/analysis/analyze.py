@@ -79,6 +79,11 @@ class Analysis:
         return self.form == RUN_FOLDER
 
     @property
+    def unit(self) -> str:
+        """What its records are counted in: 'step', 'epoch' or 'record'."""
+        return WORDS[self.curves.step_unit]
+
+    @property
     def calm(self) -> bool:
         """Whether no incident is above information, and a watched run has records."""
         return not self.silent and not any(incident.is_problem for incident in self.incidents)

@@ -35,6 +35,8 @@ _LOSS = ("LossSpike", "LossShift", "LossDivergence", "LossLostAtRateJump")
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
 HIGH = 1 / 3
 """Share of the height of a spike from which records elsewhere in the curve count as its noise."""
+USUAL = 3.0
+"""Ratio to the usual time between two records up to which a gap is no pause."""
 ELSEWHERE = 2
 """Number of other places that high from which a rule's spike counts as noise of the curve."""
 
@@ -71,8 +73,10 @@ def _merged(
     alone: list[Incident] = []
     for incident in by_rules:
         place = _same(incident, detected, margin)
-        if place is None:
+        if place is None and not _is_usual(incident, found):
             alone.append(_judged(incident, found))
+        elif place is None:
+            continue
         else:
             mine[place].append(incident)
     both = [_joined(one, rules) if rules else one for one, rules in zip(detected, mine, strict=True)]
@@ -124,6 +128,8 @@ def _joined(detected: Incident, by_rules: Sequence[Incident]) -> Incident:
 
 def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
     """An incident that only rules found; it becomes information if the whole run shows no problem."""
+    if incident.condition == "LearningRateZero" and (text := _never_above_zero(incident, found)):
+        return replace(incident, severity="info", text=text)
     if not incident.is_problem or incident.last_step is None:
         return incident
     if incident.condition == "RankHoldsUp":
@@ -150,6 +156,29 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
         return incident
     text = f"{incident.text} The {what} had recovered at step {incident.last_step}. {why}"
     return replace(incident, severity="info", text=text)
+
+
+def _never_above_zero(incident: Incident, found: Sequence[RunSegment]) -> str:
+    """What to say of a learning rate that another trainer's log has as 0 throughout; empty for others."""
+    segment = _segment_of(incident, found)
+    rate = None if segment is None or segment.watched else segment.of("learning_rate")
+    if rate is None or rate.values.any():
+        return ""
+    return (
+        f"The learning rate is printed as 0 in each of its {len(rate)} records: the log has too few digits, or nothing "
+        f"is trained."
+    )
+
+
+def _is_usual(incident: Incident, found: Sequence[RunSegment]) -> bool:
+    """Whether a pause that a rule found is no longer than others between two records of another trainer's log."""
+    segment = _segment_of(incident, found)
+    if incident.condition != "TrainingStopped" or incident.last_step is None or segment is None or segment.watched:
+        return False
+    known = np.isfinite(segment.times)
+    gaps, steps = np.diff(segment.times[known]), segment.steps[known]
+    here = gaps[(steps[:-1] >= incident.first_step) & (steps[1:] <= incident.last_step)]
+    return len(gaps) > 1 and len(here) > 0 and float(here.max()) <= USUAL * float(np.median(gaps))
 
 
 def _segment_of(incident: Incident, found: Sequence[RunSegment]) -> RunSegment | None:

@@ -58,6 +58,8 @@ _ROLES: dict[str, Role] = {
     "SlowSteps": "step_seconds",
 }
 """Role of the column that a condition concerns, if it is not the loss."""
+_OF_LOSS = ("LossSpike", "LossDivergence", "LossOutliers")
+"""Conditions that a detector of policies may find in a column of its own; then the same is no information besides."""
 _NO_COLUMN = ("TrainingPaused", "RunRestarted", "RunResumed", "TrainingStopped", "LoggedError", "NonFinite")
 
 
@@ -100,6 +102,8 @@ def _detected(segment: RunSegment) -> list[Incident]:
     """Incidents of the detectors, without single outliers that belong to a divergence."""
     found = [incident for find in DETECTORS for incident in find(segment)]
     gone = min((i.first_step for i in found if i.condition == "LossDivergence"), default=None)
+    own = [i.first_step for i in found if i.signal and i.condition in _OF_LOSS and i.is_problem]
+    found = [i for i in found if i.signal or i.is_problem or i.condition not in _OF_LOSS or i.first_step not in own]
     return [i for i in found if i.condition != "LossOutliers" or gone is None or (i.last_step or 0) < gone]
 
 

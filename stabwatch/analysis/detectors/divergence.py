@@ -51,7 +51,13 @@ def _returning(values: Array, e: Excursion) -> bool:
     down = values[e.peak :]
     left = float(down[-1]) - e.base
     falls = len(down) > BACK and bool((np.diff(down) < 0).all()) and left < RETURN * (float(down[0]) - e.base)
-    return falls or len(values) - e.start < FEW
+    few = len(values) - e.start < FEW
+    gone = (
+        len(values) - e.start > 1
+        and len(values) >= FEW
+        and float(values[e.start :].min()) - e.base >= (EXPLODES - 1) * e.scale
+    )
+    return falls or (few and not gone)
 
 
 def find(segment: RunSegment) -> list[Incident]:

@@ -23,6 +23,8 @@ CLASSES = (2, 3, 4, 5, 10, 100, 256, 1000, 32_000, 32_768, 50_257, 65_536, 128_2
 """Numbers of classes, byte values and tokens; the logarithm of such a number is the loss of guessing."""
 GUESS = 0.003
 """Largest relative distance from such a logarithm."""
+CONSTANT = 5
+"""Fewest records that are one number, with as many digits, wherever in a training they are."""
 WORSE = 1.5
 """Ratio to the earlier best from which a flat loss is a plateau."""
 
@@ -30,9 +32,31 @@ WORSE = 1.5
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident."""
     loss = segment.finite_loss
-    if loss is None or len(loss) < SILENT or not segment.must_fall:
+    if loss is None or len(loss) < CONSTANT or not segment.must_fall:
         return []
-    return _standstill(segment, loss) or _plateau(segment, loss)
+    if len(loss) < SILENT:
+        return _constant(segment, loss)
+    return _standstill(segment, loss) or _constant(segment, loss) or _plateau(segment, loss)
+
+
+def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
+    """The loss is one number in all records, with too many digits for chance."""
+    value = float(loss.values[0])
+    digits = len(f"{abs(value):.12g}".partition("e")[0].replace(".", "").strip("0"))
+    if digits < CONSTANT or np.ptp(loss.values) != 0 or loss.role != "loss":
+        return []
+    return [
+        Incident(
+            condition="NotLearning",
+            severity="warning",
+            first_step=int(loss.steps[0]),
+            last_step=None,
+            records=len(loss),
+            confidence="likely",
+            line=int(loss.lines[0]),
+            text=f"The {segment.loss_name} is {value:.6g} in each of its {len(loss)} records: nothing is learned.",
+        )
+    ]
 
 
 def _zero(segment: RunSegment, role: Role) -> bool:

@@ -27,6 +27,7 @@ NEAR = 2
 """Most records between two overflows of one burst."""
 _ATTEMPTED = re.compile(r"loss scale: ([\d.e+-]+), reducing")
 """DeepSpeed's messages also have the scale before."""
+_GIVES_UP = re.compile(r"grad[_ ]scale is too small", re.IGNORECASE)
 
 
 @dataclass
@@ -108,6 +109,8 @@ def _from_messages(segment: RunSegment) -> list[_Burst]:
         at = int(np.searchsorted(segment.steps, remark.step, side="right")) if remark.step is not None else 0
         step = remark.step if remark.stepped else None
         burst = bursts[-1] if bursts else None
+        if burst is not None and remark.value == burst.after and _GIVES_UP.search(remark.text):
+            continue  # the error that ends the run, of the same overflow
         if burst is not None and at - burst.last <= NEAR and remark.value <= burst.after:
             burst.stuck += int(remark.value == burst.after and remark.value <= LEAST)
             burst.last, burst.ended, burst.after, burst.count = at, step, remark.value, burst.count + 1
@@ -165,7 +168,11 @@ def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
     what, times = f"collapses {where}: {course} in", "in a row"
     if burst.before == burst.after:
         what, times = f"is {burst.after:g} {where} and cannot be reduced, in spite of", ""
+    elif burst.count == 1:
+        times = ""
     text = f"The loss scale {what} {number_of(burst.count, 'overflow')} {times}".rstrip()
+    if burst.count == 1 and (not burst.told or burst.before == burst.after):
+        text = f"The loss scale is {burst.after:g} {where}"
     text += ". Below 1, a smaller scale cannot prevent an overflow." if low else "."
     overflows = number_of(burst.count, "overflow")
     return Incident(

@@ -23,6 +23,7 @@ def find(segment: RunSegment) -> list[Incident]:
     last = errors[-1]
     final = len(segment.steps) > 0 and last.line > segment.lines[-1] >= 0 and _FATAL.search(last.text) is not None
     step = last.step if last.step is not None else int(segment.steps[0]) if len(segment.steps) else 0
+    after = f" after step {step}" if last.step is not None else " before the first record" * bool(len(segment.steps))
     words = "The log ends with an error" if final else "An error was printed"
     return [
         Incident(
@@ -33,7 +34,7 @@ def find(segment: RunSegment) -> list[Incident]:
             records=len(errors),
             confidence="likely" if final else "possible",
             line=last.line,
-            text=f"{words} after step {step}: {last.text.strip()[:200]}",
+            text=f"{words}{after}: {last.text.strip()[:200]}",
             evidence=(f"{len(errors)} lines with errors.",) if len(errors) > 1 else (),
         )
     ]

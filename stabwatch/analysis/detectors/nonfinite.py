@@ -50,7 +50,7 @@ def find(segment: RunSegment) -> list[Incident]:
         found[-1] = replace(found[-1], evidence=(*found[-1].evidence, blank[0].text))
     if not found:
         found = [*_counted(segment), *_in_messages(segment)]
-    found = _after_validation(segment, found)
+    found = _after_norm(segment, _after_validation(segment, found))
     return [*found, *_elsewhere(segment, bool(found)), *_beside_the_loss(segment)]
 
 
@@ -121,6 +121,16 @@ def _after_validation(segment: RunSegment, found: list[Incident]) -> list[Incide
         line = int(column.lines[bad[0]])
         return [replace(first, first_step=step, line=line, text=f"{first.text} {told}"), *found[1:]]
     return found
+
+
+def _after_norm(segment: RunSegment, found: list[Incident]) -> list[Incident]:
+    """The same incidents; a gradient norm that was not finite before the first one is part of its evidence."""
+    norm = segment.of("grad_norm")
+    bad = np.empty(0, np.int64) if norm is None else norm.steps[~np.isfinite(norm.values)]
+    if norm is None or not found or not found[0].is_problem or not len(bad) or bad[0] >= found[0].first_step:
+        return found
+    told = f"The gradient norm ('{norm.name}') was not finite at step {bad[0]}, before that."
+    return [replace(found[0], evidence=(*found[0].evidence, told)), *found[1:]]
 
 
 def _course(column: Column, runs: list[tuple[int, int]], total: int) -> str:
@@ -300,10 +310,12 @@ def _in_messages(segment: RunSegment) -> Iterator[Incident]:
     named = _AT.search(first.text)
     step = first.step if first.step is not None else int(segment.steps[0]) if len(segment.steps) else 0
     loss = segment.finite_loss
-    after = f"after step {step}"
+    after = (
+        f" after step {step}" if first.step is not None else " before the first record" if len(segment.steps) else ""
+    )
     if named is not None and int(named[1]) >= step:
         step = int(named[1])
-        after = f"of step {step}"
+        after = f" of step {step}"
     outlived = loss is not None and int((loss.steps > step).sum()) >= FEWEST_RECORDS
     yield Incident(
         condition="NonFinite",
@@ -313,7 +325,7 @@ def _in_messages(segment: RunSegment) -> Iterator[Incident]:
         records=len(messages),
         confidence="possible" if outlived else "likely",
         line=first.line,
-        text=f"A message {after} reports NaN: {first.text.strip()[:160]}",
+        text=f"A message{after} reports NaN: {first.text.strip()[:160]}",
         evidence=(f"{len(messages)} such messages." if len(messages) > 1 else "One such message.",),
     )
 
@@ -343,12 +355,14 @@ def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
     ]
     if not others:
         return
+    lost = [c for c in others if np.isnan(c.values[-1]) and np.isfinite(c.values).any()]
+    grave = segment.loss is None and len(lost) > 1  # in a log without a loss, its parts may have names of their own
     first = min(others, key=lambda c: int(c.steps[np.argmax(np.isnan(c.values))]))
     at = int(np.argmax(np.isnan(first.values)))
     names = ", ".join(f"'{c.name}'" for c in others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
     yield Incident(
         condition="NonFinite",
-        severity="info",
+        severity="warning" if grave else "info",
         first_step=int(first.steps[at]),
         last_step=None,
         records=max(int(np.isnan(c.values).sum()) for c in others),

@@ -30,13 +30,19 @@ NOTHING = 0.01
 """Share of its first level below which the loss of a discriminator is nothing."""
 LONG = 0.25
 """Share of the records at the end for which it is nothing."""
+_VALUE = re.compile(
+    r"(?:^|[/_ ])(?:value|vf|critic)(?:_function)?_loss|(?:^|[/_ ])loss(?:es)?/(?:value|critic)"
+    r"|loss_of_(?:the_)?(?:current_)?value_function"
+)
+EXPLODES = 1e4
+"""Ratio of a value loss to all before it, to the square of the largest reward before it, and to 1."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident of each kind."""
     if segment.must_fall:
         return []
-    return [*_reward(segment), *_discriminator(segment)]
+    return [*_value_loss(segment), *_reward(segment), *_discriminator(segment)]
 
 
 def _finite(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
@@ -47,6 +53,43 @@ def _finite(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
         return None
     keep = np.isfinite(column.values)
     return Column(column.name, column.role, column.steps[keep], column.values[keep], column.lines[keep])
+
+
+def _value_loss(segment: RunSegment) -> list[Incident]:
+    """A value loss beyond what any reward explains: a value is a sum of rewards, and its loss is of their square."""
+    loss, reward = _finite(segment, _VALUE), _finite(segment, REWARD)
+    if loss is None or len(loss) < 2:
+        return []
+    base = np.maximum.accumulate(np.maximum(np.abs(loss.values), 1.0))[:-1]
+    if reward is not None and len(reward):
+        known = np.searchsorted(reward.steps, loss.steps[1:], side="left")
+        largest = np.maximum.accumulate(np.abs(reward.values))
+        base = np.maximum(base, np.where(known > 0, largest[np.maximum(known - 1, 0)], 0.0) ** 2)
+    beyond = np.flatnonzero(loss.values[1:] > EXPLODES * base)
+    if not len(beyond):
+        return []
+    start = int(beyond[0]) + 1
+    high = loss.values[start:] > EXPLODES * base[start - 1]
+    count = len(high) if high.all() else int(np.argmin(high))
+    ends = count == len(high)
+    worst = float(loss.values[start : start + count].max())
+    course = f"in {number_of(count)}" + (", where the log ends" if ends else ", and is back after that")
+    return [
+        Incident(
+            condition="LossDivergence" if ends and count > 1 else "LossSpike",
+            signal=loss.name,
+            severity="warning",
+            first_step=int(loss.steps[start]),
+            last_step=None if ends else int(loss.steps[start + count - 1]),
+            records=count,
+            confidence="likely",
+            line=int(loss.lines[start]),
+            text=(
+                f"The value loss ('{loss.name}') explodes at step {loss.steps[start]}, from "
+                f"{loss.values[start - 1]:.4g} to {worst:.4g}, {course}: no reward before it is that large."
+            ),
+        )
+    ]
 
 
 def _reward(segment: RunSegment) -> list[Incident]:

@@ -92,7 +92,8 @@ def _incident(segment: RunSegment) -> Incident:
     if fresh:
         text = f"After step {last}, training begins again in the same log: the step goes back to {now}."
     else:
-        text = f"The run continues from step {now} after step {last}: it was resumed and repeated {last - now} steps."
+        repeated = number_of(last - now, "step")
+        text = f"The run continues from step {now} after step {last}: it was resumed and repeated {repeated}."
     return Incident(
         condition="RunRestarted" if fresh else "RunResumed",
         severity="info",

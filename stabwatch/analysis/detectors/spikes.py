@@ -134,6 +134,11 @@ def _hump(segment: RunSegment, loss: Column) -> list[Incident]:
     if not len(calm):
         return []  # not a hump: other detectors find it
     points = int(calm[0])
+    if (
+        len(calm) < len(values) - start - points
+        and values[start + points :].max() > values[start : start + points].max() / 2
+    ):
+        return []  # records of several kinds alternate
     peak = start + int(np.argmax(values[start : start + points]))
     text = f"The {segment.loss_name} rose from {values[0]:.4g} to {values[peak]:.4g} in the first records."
     return [

@@ -21,7 +21,11 @@ EXACT = 1e-3
 BELOW_FIRST = 100.0
 """Factor below the first loss of the log: a loss may also fall back after a spike."""
 ALWAYS = 8
+"""Records that are 0 up to the end, from which a smaller loss before matters too."""
+ALL = 5
 """Fewest records, all 0, that are reported."""
+LIKE = 0.1
+"""Smallest loss before a single 0 at the end, relative to the usual one: some losses are often nearly 0."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
@@ -35,7 +39,7 @@ def find(segment: RunSegment) -> list[Incident]:
         return []  # with such a norm, a loss of 0.0 is a NaN
     if any(c.role == "eval_loss" and len(c) and np.isnan(c.values[-1]) for c in segment.columns):
         return []  # and with such a validation loss too
-    if not values.any() and len(values) >= ALWAYS and loss.role == "loss":
+    if not values.any() and len(values) >= ALL and loss.role == "loss":
         return [_always(loss)]
     fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1
     for i in [*range(1, min(WITHIN + 1, len(values))), *fell.tolist()]:
@@ -67,7 +71,30 @@ def find(segment: RunSegment) -> list[Incident]:
                 evidence=(f"Lowest: {rest.min():.2g}.",),
             )
         ]
-    return []
+    return _last(loss)
+
+
+def _last(loss: Column) -> list[Incident]:
+    """The loss is exactly 0 in the last record of the log, and was never near it."""
+    before, usual = loss.values[:-1], float(np.median(loss.values[:-1]))
+    if loss.role != "loss" or loss.values[-1] != 0 or before.min() < LIKE * usual or usual < MATTERS:
+        return []
+    return [
+        Incident(
+            condition="LossTooGood",
+            severity="warning",
+            first_step=int(loss.steps[-1]),
+            last_step=None,
+            records=1,
+            ratio=0.0,
+            confidence="possible",
+            line=int(loss.lines[-1]),
+            text=(
+                f"The loss is exactly 0 at step {loss.steps[-1]}, in the last record, after {before[-1]:.4g}: a NaN "
+                f"that the trainer filters out of the printed loss, or a batch without labels?"
+            ),
+        )
+    ]
 
 
 def _least(values: Array, i: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from stabwatch.analysis.readers.names import number
+from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, step_rank
 
 _BARS = str.maketrans("│┃║", "|||")
 _GAP = re.compile(r"\s{2,}|\t")
@@ -51,11 +51,22 @@ class CellTables:
         """Whether the line is a row under the last header, which is then given."""
         found = cells(text)
         found = text.split() if len(found) != len(self.header) else found
-        numbers = [number(c) for c in found] if len(found) == len(self.header) else []
+        if len(found) != len(self.header):
+            found = self._cut(found)
+        numbers = [number(c) for c in found]
         if sum(n is not None for n in numbers) <= len(found) / 2:
             return False
-        self._give(line, {n: v for n, v in zip(self.header, numbers, strict=True) if v is not None})
+        self._give(line, {n: v for n, v in zip(self.header, numbers, strict=False) if v is not None})
         return True
+
+    def _cut(self, found: list[str]) -> list[str]:
+        """The cells of a row with fewer cells than the header, or with a remark behind; empty if it is no row."""
+        counts = step_rank(self.header[0]) is not None or plain(self.header[0]) in EPOCH_KEYS
+        found = found[: len(self.header)]
+        if not counts or len(found) < 3 or not found[0].isdigit():
+            return []
+        told = [number(cell) is not None for cell in found]
+        return found if all(told[:3]) and told == sorted(told, reverse=True) else []
 
 
 def cells(text: str) -> list[str]:

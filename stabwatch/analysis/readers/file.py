@@ -7,11 +7,12 @@ import gzip
 import io
 import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
 from stabwatch.analysis.readers.prefixes import find_prefix
+from stabwatch.analysis.readers.wrapping import joined, last_record, width_of
 from stabwatch.errors import LogError, MissingExtraError
 
 HEAD = 1 << 16
@@ -46,6 +47,9 @@ class LogFile:
             raise LogError(f"{path} cannot be read: {error}.") from error
         self._prefix = find_prefix(without_colours(head))
         self.head = self._without_prefix(head)
+        self._width = width_of(self.head.decode("utf-8", "replace").replace("\r\n", "\n"))
+        if self._width is not None:
+            self.head = b"\n".join(joined(self.head.replace(b"\r\n", b"\n").split(b"\n"), self._width))
         self.text = self.head.decode("utf-8", "replace").lstrip("\ufeff")
 
     def open(self) -> IO[bytes]:
@@ -79,10 +83,11 @@ class LogFile:
     def blocks(self) -> Iterator[tuple[int, bytes]]:
         """Consecutive lines without the last newline; the number of the first, from 1.
 
-        Removes the prefix that a launcher or a log collector wrote before each line.
+        Removes the prefix that a launcher or a log collector wrote before each line, and joins lines that a terminal
+        broke at its width.
         """
-        for first, block in self.raw_blocks():
-            yield first, self._without_prefix(block)
+        blocks = ((first, self._without_prefix(block)) for first, block in self.raw_blocks())
+        yield from blocks if self._width is None else _unwrapped(blocks, self._width)
 
     def raw_blocks(self) -> Iterator[tuple[int, bytes]]:
         """The same, with the prefixes of the file."""
@@ -183,6 +188,22 @@ _PACKINGS: tuple[tuple[bytes, Callable[[IO[bytes], Path], IO[bytes]]], ...] = (
     (b"BZh", lambda raw, _: cast("IO[bytes]", bz2.BZ2File(raw))),
     (b"\xfd7zXZ\x00", lambda raw, _: cast("IO[bytes]", lzma.LZMAFile(raw))),  # noqa: SIM115 -- `_Bounded` closes it
 )
+
+
+def _unwrapped(blocks: Iterable[tuple[int, bytes]], width: int) -> Iterator[tuple[int, bytes]]:
+    """Blocks with joined lines. A record that goes on in the next block is given there."""
+    kept: list[bytes] = []
+    first = 1
+    for at, block in blocks:
+        first = at - len(kept)
+        lines = [*kept, *block.replace(b"\r\n", b"\n").rstrip(b"\r").split(b"\n")]
+        cut = last_record(lines, width)
+        kept = lines[cut:]
+        if cut:
+            yield first, b"\n".join(joined(lines[:cut], width))
+            first += cut
+    if kept:
+        yield first, b"\n".join(joined(kept, width))
 
 
 def without_colours(block: bytes) -> bytes:

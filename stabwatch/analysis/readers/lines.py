@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,13 @@ from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain,
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.unread import Unread
-from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records
+from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records, values_are_above
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
-_RANK_OF_ALL = re.compile(r"\((\d+)/\d+\) Epoch")
+_RANK_OF_ALL = re.compile(r"\.py:\d+\] \((\d+)/\d+\) |\((\d+)/\d+\) Epoch")
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
+_EPOCH_TOLD = re.compile(r"(\d+)(?:epoch results: |/\d+epoch started)")
 _HEADING = re.compile(
     r"\W{0,12}(?:(train(?:ing)?)|val(?:id(?:ation)?)?|eval(?:uation)?|test(?:ing)?|dev)"
     r"(?: (?:results?|metrics?|set|phase|scores?|summary|performance))?\W{0,80}",
@@ -29,6 +31,8 @@ _HEADING = re.compile(
 )
 """A line above values without names of their own."""
 _BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
+_STAMPS = re.compile(r"(?<=\s)(?=\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d)")
+"""A time, before which another record begins, in a log that lost its line breaks."""
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Most records without a step, which are numbered at the end of the file; further ones are not read."""
 _MANY = 4
@@ -72,18 +76,24 @@ class Parser:
         self._step_estimated = False
         self._evaluation = False
         """Whether the last heading was of an evaluation."""
+        self._remarked = -1
+        """The last line that is a remark."""
         self._length: int | None = None
         """Steps of an epoch, if the log says how many there are."""
         self._ends: dict[int, int] | None = {}
         """Epoch by step, if every record is the last one of its epoch."""
         self._whole = True
         """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
+        self._above = values_are_above(head)
+        self._pending: dict[str, float] = {}
+        """Values whose step follows."""
 
     def take(self, line: int, text: str) -> None:
         """One line, or the parts of a line in which something follows a progress bar at once."""
-        *bars, text = _BAR_ENDS.split(text) if "][" in text else [text]
-        for bar in bars:
-            self._understands(line, bar)
+        ends = _BAR_ENDS if "][" in text else _STAMPS if text.count("loss") > 1 else None
+        *parts, text = [text] if ends is None else ends.split(text)
+        for part in parts:
+            self._understands(line, part)
         if self._understands(line, text):
             self.unread.understood(any(map(str.isdigit, text)))
         else:
@@ -105,18 +115,19 @@ class Parser:
         rank = self._rank_pattern.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
         if rank:
             text = text[rank.end() :]
-        elif ") Epoch" in text:
+        elif ") " in text:
             rank = _RANK_OF_ALL.search(text)
+        number_of_rank = None if rank is None else int(rank[1] or rank[rank.lastindex or 1])
         found = self.templates.of(text)
-        if (found is None or found[0].odd) and self._special(line, text):
+        if (found is None or found[0].odd) and self._special(line, text, number_of_rank):
             return True
         if self.tables.header and self.tables.row(line, text):
             return True
         if found is None or not found[0].tells:
-            return found is None and (self.rows.header(text) or self._heading(text))
+            return self._remarked == line or (found is None and (self.rows.header(text) or self._heading(text)))
         template, numbers = found
         plain = template.values and template.step is not None and not (template.of_epoch or template.odd)
-        if rank and template.values and self._other_rank(int(rank[1] or rank[rank.lastindex or 1])):
+        if number_of_rank is not None and template.values and self._other_rank(number_of_rank):
             return True
         self.latest = template if plain and not self.tables.header else None
         if "[Rank 0] step=" in text or "RunningAvgSamplesPerSec=" in text:
@@ -136,8 +147,8 @@ class Parser:
         behind = (count(numbers, template.step) or 0) < self._raw and any(role_of(key) == "loss" for key in self._keys)
         return replace(template, step=None, epoch=None) if behind else template
 
-    def _special(self, line: int, text: str) -> bool:
-        if self._remarks(line, text) or self._odd(line, text):
+    def _special(self, line: int, text: str, rank: int | None) -> bool:
+        if self._remarks(line, text, rank) or self._odd(line, text):
             return True
         before = self.tables.header
         if not self.tables.take(line, text):
@@ -159,6 +170,11 @@ class Parser:
         elif self._evaluation and not template.evaluates:
             values = {key if is_eval(key) else f"eval/{key}": value for key, value in values.items()}
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
+        if self._above and step is None and epoch is None and not template.evaluates:
+            self._pending |= values
+            return
+        if step is not None:
+            values, self._pending = {**self._pending, **values}, {}
         if epoch is not None:
             self.epoch = epoch
             self._whole = self._whole and not (number(numbers[template.epoch or 0]) or 0.0) % 1
@@ -226,12 +242,9 @@ class Parser:
         return pair
 
     def _step(self, line: int, step: int, of_epoch: bool, values: dict[str, float], new: bool = False) -> None:
-        later = (
-            self._whole
-            and self.epoch is not None
-            and self._epoch_of_step is not None
-            and self.epoch > self._epoch_of_step
-        )
+        began = self._epoch_of_step
+        began = -1 if began is None and of_epoch and self._with_values >= 0 else began
+        later = self._whole and self.epoch is not None and began is not None and self.epoch > began
         if later and step <= self._raw:
             known = self._length is not None and self._length >= self._raw
             counted = self._raw + (self._apart if step == 0 else 0)  # the count restarts with each epoch
@@ -263,7 +276,7 @@ class Parser:
             return False
         if template.unnamed and (steps % 1).any():
             return False
-        if self.tables.header or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # also not for NaN
+        if self.tables.header or self._pending or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # also not for NaN
             return False
         whole = steps.astype(np.int64)
         if whole[0] <= self._raw or (np.diff(whole) <= 0).any():
@@ -280,17 +293,29 @@ class Parser:
         self._at, self._epoch_of_step, self._keys = int(lines[-1]), self.epoch, set(values)
         return True
 
-    def _remarks(self, line: int, text: str) -> bool:
+    def _remarks(self, line: int, text: str, rank: int | None) -> bool:
         found = messages.kind_of(text)
         if found is None:
             return False
         kind, value = found
+        if kind == "overflow" and rank is not None and self._other_rank(rank):
+            return True  # all ranks have one scale
         step = self._offset + self._raw if self._at == line else None  # that of the progress bar on the same line
         self.builder.remark(kind, line, text.strip(), value, step)
+        self._remarked = line
         return kind == "overflow" and "loss" not in text.replace("loss scale", "").replace("loss_scale", "")
 
     def _odd(self, line: int, text: str) -> bool:
-        """Formats whose numbers have no names."""
+        """Formats whose numbers have no names, or whose epoch is printed before its name."""
+        told = _EPOCH_TOLD.search(text) if "epoch " in text else None
+        if told:
+            rest = self.templates.of(text[told.end() :])
+            values = {} if rest is None or "started" in told[0] else rest[0].fill(rest[1])
+            if self._raw >= 0:
+                self.builder.add(self._offset + self._raw, line, values)
+            elif values:
+                self.unstepped.append((line, int(told[1]), values))
+            return True
         found = _EPOCH_BATCHES.search(text) if "epoch:train" in text else None
         if found:
             self.epoch = int(found[1])
@@ -323,7 +348,9 @@ class Parser:
         """Number records without any step, or use the epoch. Returns notes."""
         self.tables.close(-1)
         notes = []
-        if len(self.bare) > 2 * (len(self.builder) + len(self.unstepped)):
+        rises = sum(a[1] < b[1] for a, b in pairwise(self.bare))
+        if len(self.bare) > 2 * (len(self.builder) + len(self.unstepped)) and 5 * (rises + 1) >= 4 * len(self.bare):
+            notes.append("Its numbers have no names: the one after the step is taken for the loss.")
             for line, step, value in self.bare:
                 self._step(line, step, False, {"loss": value})
         if len(self.unstepped) == _MOST_UNSTEPPED or len(self.bare) == _MOST_BARE:
@@ -351,6 +378,8 @@ class Parser:
 
 def _is_odd(text: str) -> bool:
     """Whether a line may contain more than keys and numbers. Depends only on the text between its numbers."""
-    if text.lstrip().startswith("|") or "epoch:train" in text or "avg loss" in text or is_bare(text):
+    if text.lstrip().startswith("|") or "epoch:train" in text or "avg loss" in text or "epoch results" in text:
+        return True
+    if "epoch started" in text or is_bare(text):
         return True
     return messages.kind_of(text) is not None

@@ -8,7 +8,12 @@ from typing import NamedTuple
 from stabwatch.analysis.readers.names import number
 
 _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
-_BARE = re.compile(r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$", re.IGNORECASE)
+_BARE = re.compile(
+    r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$"
+    r"|^\s*(\d+)\s*[,;\t]\s*(-?\d+\.\d+(?:e[+-]?\d+)?|nan|inf)(?:\s*[,;\t]\s*(?:-?[\d.]+(?:e[+-]?\d+)?|nan|inf)){0,5}\s*$",
+    re.IGNORECASE,
+)
+"""A step and a value; and a row of a table without names, whose first value may be the loss."""
 _LONGEST_BARE = 64
 
 
@@ -29,11 +34,11 @@ def nameless(text: str) -> Nameless | None:
     """Step and value of such a line; None for other lines."""
     found = _DARKNET.match(text) if "avg loss" in text else None
     bare = _BARE.match(text) if found is None and len(text) < _LONGEST_BARE else None
-    value = number(found[2] if found else bare[3] if bare else "")
+    value = number(found[2] if found else (bare[3] or bare[5]) if bare else "")
     if value is None:
         return None
     if found:
         return Nameless(int(found[1]), "loss", value)
     assert bare is not None
     kind = (bare[2] or "").lower()
-    return Nameless(int(bare[1]), "loss" if kind == "train" else f"{kind}_loss" if kind else "", value)
+    return Nameless(int(bare[1] or bare[4]), "loss" if kind == "train" else f"{kind}_loss" if kind else "", value)

@@ -41,7 +41,7 @@ STEP_KEYS = (
     "env_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
 )  # fmt: skip
 """Keys that count steps, the most trusted first."""
-EPOCH_KEYS = ("epoch", "ep", "epochs", "轮数", "轮次", "训练轮数")
+EPOCH_KEYS = ("epoch", "ep", "epo", "epochs", "轮数", "轮次", "训练轮数")
 ENVIRONMENT = STEP_KEYS.index("total_timesteps")
 """The keys from this index count samples, not updates of the weights."""
 _COUNTERS = ("iteration", "iterations", "global_step", "step", "num_updates")
@@ -64,7 +64,21 @@ _LOSS = {
     "损失", "训练损失", "损失值", "训练集上的loss", "训练集损失", "平均损失",
 }  # fmt: skip
 _EVAL_LABEL = re.compile(r"^(?:val|valid|validation|eval|test|dev|cv)[-_/]")
-_EVALUATED = {"nll", "rmse", "mse", "ce", "xent", "cross-entropy", "cross_entropy", "crossentropy", "logloss"}
+_EVALUATED = {
+    "l1",
+    "l2",
+    "binary_logloss",
+    "multi_logloss",
+    "nll",
+    "rmse",
+    "mse",
+    "ce",
+    "xent",
+    "cross-entropy",
+    "cross_entropy",
+    "crossentropy",
+    "logloss",
+}
 """Names of losses if they follow `eval`."""
 _LOSS_ORDER = (
     "loss", "train_loss", "training_loss", "trl", "lm_loss", "total_loss", "tot_loss", "loss_total", "crossentropyloss",
@@ -129,7 +143,7 @@ _OF_ITS_OWN = re.compile(
     r"|(?:^|[/_ ])loss(?:es)?[/_](?:value|vf|critic|qf?\d?|actor|policy|pg|surrogate|model|[dg])(?:_\w+)?$"
 )
 _PART = re.compile(
-    r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]"
+    r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]"
 )
 """Names of loss components in image restoration (BasicSR) and translation (CycleGAN, pix2pix)."""
 _OF_TRAINING = re.compile(
@@ -164,7 +178,7 @@ def role_of(name: str) -> Role:
     names = {full, last, bare, plain(name)}
     if is_eval(name):
         told = ("loss" in full or "损失" in full) and not _NOT_LOSS.search(full)
-        told = told or last == "tel" or _EVAL_LABEL.sub("", full) in _EVALUATED
+        told = told or last == "tel" or re.split(r"'s_", _EVAL_LABEL.sub("", full))[-1] in _EVALUATED
         return "eval_loss" if told else "other"
     if "skipped" in full and "iter" in full:
         return "skipped_steps"

@@ -56,13 +56,19 @@ _LABEL = re.compile(r"[A-Za-z]{2}[^|]*$")
 _NEXT = re.compile(r"[\]:)]*\s*\[\s*")
 """Text between an epoch and the count within it."""
 _LAST = float(len(STEP_KEYS))
-_BATCH = step_rank("batch")
+_BATCH, _STEP = step_rank("batch"), step_rank("step")
+_ITER = float(step_rank("iter") or 0)
 _UNNAMED = (step_rank("s") or 0) + 0.5
 """Rank of `[50/1000]`: above batches, whose size is printed as well."""
 _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
 _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
 _LLMC = re.compile(r"\bt[re]l:")
+_COUNTED = re.compile(r"\s*(epoch|batch|iteration|step)\s*,", re.IGNORECASE)
+_LETTERS = re.compile(r"[A-Za-z](?!poch|atch|teration|tep)[A-Za-z]*\s*$")
+"""A name behind its count, as in `0 epoch, 152 batch, loss`; and text before it that has a name."""
+_GLUED = re.compile(r"(?<![\w./-])(iteration|iter|step|epoch)(?=\d{1,12}(?:[,:;|\])/]|$))", re.IGNORECASE)
+"""A count without a blank before it: `iteration100, loss`."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class Templates:
         """The template of a line, and its numbers; None without a number."""
         if not line.isascii():
             line = line.translate(_WIDE)
-        parts = _SPLIT.split(line)
+        parts = _SPLIT.split(_GLUED.sub(r"\1 ", line))
         if len(parts) < 3:
             return None
         texts = tuple(map(str.rstrip, parts[0::2]))
@@ -190,6 +196,12 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
             steps.append((_LAST, i))  # Flax's and AlgoPerf's `[100] loss=2.5`
             continue
         key = key_of(text)
+        if key is None and (named := _COUNTED.match(after)) and not _LETTERS.search(text.rpartition("]")[2]):
+            if plain(named[1]) == "epoch":
+                epoch = i if epoch is None else epoch
+            else:
+                steps.append((step_rank(named[1]) or 0, i))
+            continue
         if key is None:
             beside = epoch is not None and i == epoch + 1 and after.strip() == "/" and _BESIDE.fullmatch(text)
             if (
@@ -235,6 +247,8 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
     if not any(role in ("loss", "component", "eval_loss") for role in roles):  # `batch = 64` is a size
         steps = [(rank, i) for rank, i in steps if rank != _BATCH or texts[i + 1].lstrip()[:1] in ("/", "]")]
     rank_of_step, step = min(steps, default=(0.0, within))
+    if step is not None and rank_of_step == _STEP and (_ITER, step - 1) in steps:
+        rank_of_step, step = _ITER, step - 1  # `iter 7 | step 2`: several records of one step
     if not values and step is None and epoch is None:
         return nothing
     alone = not any(role != "other" for role in roles) and step is None and epoch is None
@@ -299,7 +313,8 @@ def _fraction(texts: tuple[str, ...], i: int) -> tuple[str, float]:
     if not before and i and re.search(r"\btrain:$", texts[i - 1], re.IGNORECASE):
         return "within", 0.0  # `Train: 1 [50/600]`
     if not before and closed.startswith("]"):
-        return "step", _UNNAMED
+        again = _NEXT.match(closed) and "".join(texts[i + 3 : i + 4]).strip() == "/"  # `[1/25][300/3183]`
+        return ("epoch", 0.0) if again else ("step", _UNNAMED)
     if word is None or plain(word[1]) != "train":
         return "", 0.0
     if _NEXT.match(closed) and "".join(texts[i + 3 : i + 4]).strip() == "/":  # `Train: [1/300][20/600]`

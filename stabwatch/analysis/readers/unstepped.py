@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from stabwatch.analysis.readers.names import is_of_policy, role_of
 from stabwatch.analysis.readers.run_builder import RunBuilder
+from stabwatch.analysis.readers.templates import Template, Templates
 
 Unstepped = tuple[int, int | None, dict[str, float]]
 """Line, epoch, values."""
@@ -15,7 +16,7 @@ Unstepped = tuple[int, int | None, dict[str, float]]
 _RISES = 0.8
 """Share of pairs of lines in which the count at their start rises."""
 _LEADING = re.compile(r"\s*[\[(#|]{0,2}\s*(\d{1,9})(?![\d.,/%-])(?=[\])|:]|\s)")
-_METRIC = re.compile(r"\b(?:rmse|mse|mae|logloss|error|auc|elbo|nll|reward|ppl)\b", re.IGNORECASE)
+_METRIC = re.compile(r"\b(?:rmse|mse|mae|logloss|error|auc|elbo|nll|reward|return|ppl)\b", re.IGNORECASE)
 
 
 def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
@@ -98,3 +99,27 @@ def counts_records(head: str) -> bool:
     steps = list(pairwise(numbers))
     distinct = len(set(numbers)) >= _RISES * len(numbers)
     return distinct and sum(a < b for a, b in steps) >= _RISES * len(steps)
+
+
+def values_are_above(head: str) -> bool:
+    """Whether the lines at the beginning of a log alternate: a loss without a step, then a step without a loss.
+
+    So are lines that were broken in two. Complete lines may stand between them.
+    """
+    templates, pairs, whole, open_ = Templates(), 0, 0, False
+    for line in head.splitlines():
+        found = templates.of(line)
+        if found is None or not found[0].tells:
+            continue
+        counts, loses = found[0].step is not None, _has_loss(found[0])
+        if (open_ and (loses or not counts)) or not (open_ or loses):
+            return False
+        pairs, whole = pairs + open_, whole + (counts and loses)
+        open_ = loses and not counts
+        if open_ and found[0].epoch is not None:
+            return False
+    return pairs > 1 or (pairs == 1 and whole > 0)
+
+
+def _has_loss(template: Template) -> bool:
+    return any(role_of(key) in ("loss", "component") for _, key, _ in template.values)

@@ -17,6 +17,7 @@ from stabwatch.cli.render.plot import Chart, Line
 from stabwatch.cli.render.text import clean, count, duration, listed, mapping, missing, notes, number, tail
 
 if TYPE_CHECKING:
+    from stabwatch.alerts import Cause
     from stabwatch.alerts.incidents import Incident
     from stabwatch.analysis import Analysis
 
@@ -69,7 +70,7 @@ def _run(run: Analysis, named: bool, options: ConsoleOptions) -> Iterator[Render
         yield Text(f"Run {clean(run.name)}", style="title")
     yield Text(clean(run.diagnosis.verdict), style="warning" if run.silent else worst_of(run.incidents))
     for place, found in enumerate(run.diagnosis.causes, 1):
-        yield from cause_section(place, found)
+        yield from cause_section(place, found, since_words(run, found))
     shown = shown_incidents(run, MOST_ROWS)
     if shown:
         yield from section("What happened, in order", _incidents(run, shown, options))
@@ -78,6 +79,13 @@ def _run(run: Analysis, named: bool, options: ConsoleOptions) -> Iterator[Render
     yield from section("What this log does not show", *_limitations(run))
     if run.is_run_folder:
         yield from section("The run", _facts(run_facts(run)))
+
+
+def since_words(run: Analysis, found: Cause) -> str:
+    """Since when a cause holds, in the unit of the log, and how sure that is; a log may have no records."""
+    if not run.records and not run.is_run_folder:
+        return found.confidence
+    return f"since {run.unit} {found.since_step:,}, {found.confidence}"
 
 
 def shown_incidents(run: Analysis, most: int) -> list[Incident]:
@@ -104,11 +112,12 @@ def _incidents(run: Analysis, shown: Sequence[Incident], options: ConsoleOptions
         column.justify = "right"
         column.no_wrap = True
     first, last = run.first_step or 0, run.last_step or 0
+    placed = bool(run.records) or run.is_run_folder
     for place, incident in enumerate(shown, 1):
+        until = "end" if incident.last_step is None else str(incident.last_step)
         cells: list[RenderableType] = [
             Text(str(place), style=incident.severity),
-            str(incident.first_step),
-            "end" if incident.last_step is None else str(incident.last_step),
+            *([str(incident.first_step), until] if placed else ["", ""]),
             *([("" if incident.line is None else str(incident.line))] if lined else []),
             "none" if incident.live_step is None else str(incident.live_step),
             *([timeline(incident, first, last, BAR, options.ascii_only)] if wide else []),

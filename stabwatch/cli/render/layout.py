@@ -32,10 +32,9 @@ def section(title: str | Text, *body: RenderableType) -> Iterator[RenderableType
         yield Padding(part, (0, 0, 0, 2), expand=False)
 
 
-def cause_section(place: int, found: Cause) -> Iterator[RenderableType]:
-    """A cause with its evidence and remedy."""
+def cause_section(place: int, found: Cause, since: str) -> Iterator[RenderableType]:
+    """A cause with its evidence and remedy. since: where it began, in words."""
     title = f"{place}. {clean(found.title)}"
-    since = f"since step {found.since_step}, {found.confidence}"
     parts: list[RenderableType] = [Text(since, style="faint"), bullets("•", found.evidence)]
     if found.remedy:
         parts += [Text("What to do", style="calm"), bullets("→", found.remedy)]

@@ -66,3 +66,35 @@ def test_a_discriminator_that_has_won():
     lost = d.copy()
     lost[60:] = 1e-4
     assert ("DiscriminatorCollapse", 60) in _troubles(component__d_loss=lost, component__g_loss=g + lost)
+
+
+def _values(rng, n=60):
+    return 0.1 + 0.05 * rng.random(n)
+
+
+@pytest.mark.parametrize("name", ["Mean value_function loss", "value_loss", "losses/value_loss", "train/critic_loss"])
+@pytest.mark.parametrize(("high", "kind"), [(1, "LossSpike"), (3, "LossDivergence")])
+def test_a_value_loss_that_no_reward_explains(name, high, kind):
+    rng = np.random.default_rng(2)
+    values = _values(rng)
+    values[-high:] = 2e10
+    found = detect(run_of(loss=rng.random(60), **{f"component__{name}": values, "other__reward": 40 + rng.random(60)}))
+    ((condition, step, text),) = [(f.condition, f.first_step, f.text) for f in found if f.is_problem]
+    assert condition == kind and step == run_of(loss=values).steps[-high]
+    assert f"in {high} record" in text and "where the log ends" in text
+
+
+def test_a_value_loss_that_comes_back():
+    rng = np.random.default_rng(2)
+    values = _values(rng)
+    values[30] = 2e10
+    found = detect(run_of(loss=rng.random(60), component__value_loss=values, other__reward=40 + rng.random(60)))
+    assert [(f.condition, f.last_step is not None) for f in found if f.is_problem] == [("LossSpike", True)]
+
+
+def test_value_losses_of_large_and_of_first_rewards_are_calm():
+    rng = np.random.default_rng(3)
+    first = np.where(np.arange(60) < 30, 1e-7, 0.8)
+    large = np.where(np.arange(60) < 30, 5.0, 9e5)
+    assert _troubles(loss=rng.random(60), component__value_loss=first, other__reward=np.arange(60) / 60) == []
+    assert _troubles(loss=rng.random(60), component__value_loss=large, other__reward=np.full(60, 800.0)) == []

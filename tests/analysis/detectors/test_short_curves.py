@@ -187,3 +187,24 @@ def test_a_validation_loss_that_explodes_is_more_than_overfitting():
     (found,) = [f for f in detect(run_of(eval_loss=[*best, *(0.9 * 2.0**e for e in range(1, 10))])) if f.is_problem]
     assert (found.condition, found.severity) == ("LossDivergence", "warning")
     assert [f for f in detect(run_of(eval_loss=[*best, *(0.9 + 0.1 * e for e in range(1, 10))])) if f.is_problem] == []
+
+
+@pytest.mark.parametrize("values", [[5.07946, 4.88092, 87.3365, 87.3365], [1.2, 1.1, 1.15, 9.0, 12.0, 9.5]])
+def test_an_excerpt_that_ends_far_above_in_more_than_one_record(values):
+    assert [kind for kind, *_ in _troubles(values, first=2300, apart=100)] == ["LossDivergence"]
+
+
+@pytest.mark.parametrize(("value", "count", "found"), [(10.8259, 6, True), (0.6931, 12, False), (10.8259, 4, False)])
+def test_one_number_in_all_records(value, count, found):
+    assert [kind for kind, *_ in _troubles([value] * count, first=760)] == ["NotLearning"] * found
+
+
+def test_a_last_loss_of_exactly_zero():
+    assert [kind for kind, *_ in _troubles([1.3, 2.7, 0.0], first=440)] == ["LossTooGood"]
+    assert _troubles([0.9, 0.01, 0.7, 0.6, 0.0], first=440) == []
+    assert [kind for kind, *_ in _troubles([0.0] * 5, first=170)] == ["LossTooGood"]
+
+
+def test_records_of_several_kinds_are_no_hump():
+    run = run_of(loss=[248.0, 58752.0, 1076.0, 258.0, 58401.0, 1259.0, 321.0, 250.0])
+    assert [f.condition for f in detect(run)] == []

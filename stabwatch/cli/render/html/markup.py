@@ -90,12 +90,12 @@ def events(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[object]]]
     return f'<div class="wide events">{table}</div>'
 
 
-def causes(found: Sequence[Cause]) -> str:
-    """Causes with their evidence and remedies."""
+def causes(found: Sequence[tuple[Cause, str]]) -> str:
+    """Causes with since when they hold, their evidence and remedies."""
     parts = []
-    for place, cause in enumerate(found, 1):
+    for place, (cause, since) in enumerate(found, 1):
         parts.append(f"<h3>{place}. {safe(cause.title)}</h3>")
-        parts.append(f'<p class="faint">since step {cause.since_step:,}, {safe(cause.confidence)}</p>')
+        parts.append(f'<p class="faint">{safe(since)}</p>')
         parts.append(bullets(cause.evidence))
         if cause.remedy:
             parts.append(f"<strong>What to do</strong>{bullets(cause.remedy)}")

@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from stabwatch.alerts.incidents import alert_spans, worst_of
-from stabwatch.cli.render.analysis import limitation_lines, log_facts, place_of, run_facts, shown_incidents
+from stabwatch.cli.render.analysis import (
+    limitation_lines,
+    log_facts,
+    place_of,
+    run_facts,
+    shown_incidents,
+    since_words,
+)
 from stabwatch.cli.render.html import markup
 from stabwatch.cli.render.html.drawing import Bar, Mark, chart, heat_map, timeline
 from stabwatch.cli.render.text import number
@@ -42,7 +49,7 @@ def _body(name: str, runs: Sequence[Analysis]) -> Iterator[str]:
 
 def _run(run: Analysis) -> Iterator[str]:
     yield markup.verdict(run.diagnosis.verdict, worst_of(run.incidents))
-    yield markup.section("Causes", markup.causes(run.diagnosis.causes))
+    yield markup.section("Causes", markup.causes([(c, since_words(run, c)) for c in run.diagnosis.causes]))
     shown = shown_incidents(run, MOST_ROWS)
     bars = [bar for incident in shown for bar in _bars(incident)]
     yield markup.section("Time-line", timeline(bars[:MOST_BARS], run.first_step or 0, run.last_step or 0))

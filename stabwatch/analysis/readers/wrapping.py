@@ -1,0 +1,71 @@
+"""Lines that a terminal or an editor broke at a fixed width."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from stabwatch.analysis.readers.names import role_of, step_rank
+
+_LINES, _FEWEST = 400, 2
+"""Lines that are inspected; fewest records whose first line is full."""
+_NARROW = 40
+_USUAL = (72, 78, 79, 80, 100, 110, 120, 128, 132, 140, 150, 160, 180, 200, 236, 238, 240)
+"""Widths of terminals and of editors."""
+_OPENING = 12
+_DIGITS = re.compile(r"\d")
+_IN_NUMBER = re.compile(r"(?:\d|\d\.|\d[eE][-+]?)\n[\d.]|\d[eE]\n[-+]\d|[:=]\n ?[-\d]|[\w)'\"]\n[:=] ")
+"""A break through a number, or between a name and its number."""
+_IN_WORD = re.compile(r"(\w+)\n(\w+)")
+_BAR = "|│┃║-=─━*#+╯╮╭╰"
+
+
+def width_of(head: str) -> int | None:
+    """The width at which long lines of a text were broken; None if they were not. head: its beginning.
+
+    The lines of a record begin alike, and its continuations do not. A break goes through a word or a number.
+    """
+    lines = head.split("\n")[:-1][:_LINES]
+    width = max(map(len, lines), default=0)
+    full = [i for i, line in enumerate(lines[:-1]) if len(line) == width]
+    if width < _NARROW or len(full) < _FEWEST:
+        return None
+    continuations = {i + 1 for i in full}
+    openings = Counter(_opening(lines[i]) for i in full if i not in continuations)
+    if not openings or openings.most_common(1)[0][1] < _FEWEST:
+        return None
+    if any(_opening(lines[i]) in openings for i in continuations):
+        return None
+    breaks = [(lines[i], lines[i + 1]) for i in full]
+    if sum(set(a[-2:]) <= set(_BAR) for a, _ in breaks) > len(breaks) / 2:
+        return None  # the frame of a table
+    in_number = any(_IN_NUMBER.search(f"{a[-2:]}\n{b[:3]}") for a, b in breaks)
+    words = [found[1] + found[2] for a, b in breaks if (found := _IN_WORD.search(f"{a}\n{b}"))]
+    known = any(role_of(word) != "other" or step_rank(word) is not None for word in words)
+    again = any(i in continuations for i in full)
+    return width if in_number or known or (words and (again or width in _USUAL)) else None
+
+
+def _opening(line: str) -> str:
+    return _DIGITS.sub("0", line[:_OPENING])
+
+
+def joined(lines: list[bytes], width: int) -> list[bytes]:
+    """The same lines; a continuation is moved to the line that it continues, and leaves an empty one."""
+    out: list[bytes] = []
+    start = 0
+    while start < len(lines):
+        stop = start + 1
+        while stop < len(lines) and len(lines[stop - 1].decode("utf-8", "replace")) == width:
+            stop += 1
+        out += [b"".join(lines[start:stop]), *[b""] * (stop - start - 1)]
+        start = stop
+    return out
+
+
+def last_record(lines: list[bytes], width: int) -> int:
+    """Index of the first line of the last record, which may go on in lines that follow."""
+    start = len(lines) - 1
+    while start > 0 and len(lines[start - 1].decode("utf-8", "replace")) == width:
+        start -= 1
+    return start
