@@ -74,10 +74,10 @@ class Stabwatch(Bare):
         self.watch._session._began = (
             time.perf_counter()
         )  # the pause is no part of a step: the governor must not count it
-        self.watch._session._times.restart()
+        self.watch._session._pace.restart()
 
     def close(self) -> dict[str, Any]:
-        facts = {"interval": dict(self.watch._session._governor.interval)}
+        facts = {"interval": dict(self.watch._session._pace.governor.interval)}
         steps = self.watch.step
         self.watch.detach()
         self.elements = _elements(self.folder / "run")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +27,13 @@ from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.runtime.agent_process import AgentProcess
-from stabwatch.runtime.cadence import RankCadence
 from stabwatch.runtime.coverage import UNATTACHED
-from stabwatch.runtime.device_timer import StepTimes
-from stabwatch.runtime.governor import Governor, Plan
+from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.model_changes import TOO_OFTEN
 from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems
 from stabwatch.runtime.overdue import Overdue
+from stabwatch.runtime.pace import Pace
 from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
@@ -46,20 +43,11 @@ from stabwatch.runtime.script_inputs import ScriptInputs
 from stabwatch.runtime.step_buffer import Extent
 from stabwatch.runtime.taps import Taps
 from stabwatch.runtime.training_events import TrainingEvents
-from stabwatch.signals.declaration import Tier
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert
 
 _log = logging.getLogger("stabwatch")
-
-
-class _Spent(NamedTuple):
-    """Processor time of one step: by tier, of the whole step in the training thread, and of the writer's thread."""
-
-    cost: dict[Tier, float]
-    busy: float
-    beside: float
 
 
 class Session(TrainingEvents):
@@ -118,32 +106,28 @@ class Session(TrainingEvents):
     ) -> None:
         super().__init__(model, optimizer)
         self._offset = self.context.step = first_step
-        device = self.context.device
-        self._governor = Governor(self.config.overhead_budget, self.config.every_step, overlapped=device.type == "cuda")
+        self._pace = Pace(self.config, self.flags, self.context.device)
         self._attached = self._began
         self._sent = 0
         self._problem: str | None = None
-        self._writer_seconds = 0.0
-        self._busy_began, self._busy_thread = time.thread_time(), threading.get_ident()
         for context in contexts_on(self._model):
             context.events.replaced()
         self._ranks = Ranks(model, self.config.reduce)
         self._taps = Taps(
-            self.context, self.config, loss_fn, self._ranks, self._governor,
+            self.context, self.config, loss_fn, self._ranks, self._pace.governor,
             step_guards(self.config, self._model, self._ranks.world),
         )  # fmt: skip
-        self._times: StepTimes[tuple[Plan, _Spent]] = StepTimes(device)
         if self._ranks.rank == 0 or self.config.reduce == "never":
             self._open(run_dir, resume)
         self._reports = RunReports(self.context, self._host, self._event, self.run_dir)
         self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
         self._taps.failed_elsewhere = self._shared.errors.probes
         self._overdue = self._follow_ranks() if self._shared.exchange is not None else None
-        self._cadence = RankCadence(self._governor, None if self.config.every_step else self._shared.exchange)
+        self._pace.use(self._shared.exchange)
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
-            partial(self._governor.escalate, self.config.escalate), self._taps.batches, on_alert, self.isolation.run,
-            self.isolation.shield, first_step,
+            partial(self._pace.governor.escalate, self.config.escalate), self._taps.batches, on_alert,
+            self.isolation.run, self.isolation.shield, first_step,
         )  # fmt: skip
         self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
         if "taylor" in self.config.guards and self._ranks.world > 1:
@@ -186,12 +170,10 @@ class Session(TrainingEvents):
 
     def _close_step(self) -> None:
         now = time.perf_counter()
-        plan, step = self._plan, self.step
+        plan, step = self._pace.plan, self.step
         self._host.step_seconds = now - self._began
         self._began = now
-        busy_now = time.thread_time()
-        busy = busy_now - self._busy_began if threading.get_ident() == self._busy_thread else math.inf
-        self._busy_began, self._busy_thread = busy_now, threading.get_ident()
+        busy = self._pace.busy_seconds()
         self._clock.close()
         self._prepared, self._since_step = False, 0
         self._stepped_parameters.clear()
@@ -202,21 +184,14 @@ class Session(TrainingEvents):
         if self._overdue is not None:
             self._overdue.step_ended(step)
         self._record(step, plan)
-        spent = _Spent(self.isolation.take_seconds(), busy, self._writer_took())
+        cost = self.isolation.take_seconds()
         self._host.next_step()
         self._busy = self._backward_over = None
-        for seconds, (planned, known) in self._times.step_ends(self._host.step_seconds, (plan, spent)):
-            self._governor.observe(planned, seconds, *known)
+        beside = 0.0 if self._writer is None else self._writer.seconds
+        self._pace.learn(self._host.step_seconds, cost, busy, beside)
         self._plan_next()
         if what := self._changes.frozen(self._taps.now):
             self._dispatcher.announce(self.step, what, seen=True)
-
-    def _writer_took(self) -> float:
-        """Processor time of the writer's thread since the last step: it and the training take turns in Python."""
-        if self._writer is None:
-            return 0.0
-        before, self._writer_seconds = self._writer_seconds, self._writer.seconds
-        return self._writer_seconds - before
 
     def _record(self, step: int, plan: Plan) -> None:
         self._sent += 1
@@ -233,7 +208,7 @@ class Session(TrainingEvents):
         part = None
         if self._writer is not None:
             self._shared.receive_errors()
-            self._host.overhead, self._host.dropped = self._governor.overhead, self._writer.dropped
+            self._host.overhead, self._host.dropped = self._pace.governor.overhead, self._writer.dropped
             self._host.errors = self.isolation.errors.total() + self._shared.errors.total
             part = self._host.part(self.context.run.take_logged())
         exchanged = self._shared.submit(step - self._offset, step, transfer, part)
@@ -270,17 +245,7 @@ class Session(TrainingEvents):
         self._writer.record(step, part.time, resolve, self._dispatcher.acts)
 
     def _plan_next(self) -> None:
-        taken = self.step - self._offset  # the cadence depends on how many steps were watched, not on their numbers
-        restarts = self._cadence.restarts(taken, self.flags.phase, self._host.step_seconds)
-        self.flags.phase = self.flags.phase if restarts is None else restarts
-        plan = self._governor.plan(taken)
-        # the graph that measures the sampled tier is the one that measures the deep tier
-        self._plan = Plan(plan.always, plan.sampled or (plan.deep and self.flags.traced), plan.deep)
-        self.flags.open, self.flags.sampled, self.flags.deep = self._plan.always, self._plan.sampled, self._plan.deep
-        phases = self.flags.phases = self._governor.phases
-        self.flags.phase = (self.flags.phase + self._plan.deep) % phases
-        self.flags.next_phase = (self.flags.phase + 1) % phases if self._governor.plan(taken + 1).deep else None
-        self.flags.in_forward = False
+        self._pace.plan_step(self.step - self._offset, self._host.step_seconds)
         self._taps.now.modules.follow_flags()
 
     # -- reporting ----------------------------------------------------------------------------------
@@ -315,7 +280,7 @@ class Session(TrainingEvents):
         self._reports.model_followed()
         self._shared.follow(self._use)
         if self._since_step <= 1:
-            self._governor.warm_up()
+            self._pace.governor.warm_up()
             self._plan_next()
         if what and self._sent:
             self._dispatcher.announce(self.step, what, seen=True)
@@ -324,7 +289,7 @@ class Session(TrainingEvents):
 
     def _use(self, exchange: Exchange | None) -> None:
         self._dispatcher.use(exchange)
-        self._cadence.use(None if self.config.every_step else exchange)
+        self._pace.use(exchange)
 
     def ended_by(self, error: Exception) -> None:
         """The watch cannot go on: training does, unwatched."""

@@ -200,7 +200,7 @@ def test_the_logits_of_a_loss_inside_a_graph_are_looked_at(attach):
 def test_what_was_traced_is_measured_deeply_only_with_the_sampled_tier(attach):
     model = GPT(CONFIG)
     watch = attach(model, every_step=False)
-    watch._session._governor.plan = lambda step: Plan(True, False, True)
+    watch._session._pace.governor.plan = lambda step: Plan(True, False, True)
     watch._session._plan_next()
     assert not watch._session.flags.sampled
     watch._session.flags.traced = True

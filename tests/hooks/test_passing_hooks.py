@@ -35,7 +35,7 @@ class _Training:
         self.model, self._plan = model, DEEP
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         self.watch = attach(model, self.optimizer, **settings)
-        self.watch._session._governor.plan = lambda step: self._plan
+        self.watch._session._pace.governor.plan = lambda step: self._plan
 
     def step(self, following, forward=None):
         self._plan = following

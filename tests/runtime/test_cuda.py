@@ -170,5 +170,5 @@ def test_the_governor_learns_the_time_of_the_device(attach):
         model(x).square().mean().backward()
         optimizer.step()
         torch.cuda.synchronize()
-    found = watch._session._governor._bare[len(watch._session._governor._bare) // 2]
+    found = watch._session._pace.governor._bare[len(watch._session._pace.governor._bare) // 2]
     assert found == pytest.approx(true, rel=0.2)

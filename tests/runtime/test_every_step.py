@@ -66,12 +66,12 @@ def test_the_other_tiers_still_get_their_turns(attach):
     counted = {tier: len(run.series(*place)[0]) for tier, place in places.items()}
     assert counted["always"] >= STEPS // 16
     assert counted["sampled"] >= 4
-    assert watch._session._governor.interval["always"] <= 16
+    assert watch._session._pace.governor.interval["always"] <= 16
 
 
 def test_hooks_and_the_writer_are_on_the_books(attach):
     _, watch = _train(attach, 40)
     session = watch._session
     assert session.isolation.spent["entry"] > 0
-    assert session._writer_seconds > 0
+    assert session._writer.seconds > 0
     assert 0 < session._governor.overhead < 1

@@ -208,4 +208,4 @@ def test_a_bracket_that_holds_the_limit_asks_for_the_exact_value(attach):
     log = attach.finish()
     ends = [log.series(f"attention_logit_{end}", "blocks.0.attn")[1][0] for end in ("lower", "upper")]
     assert ends[0] < 3.0 < ends[1]
-    assert watch._session._governor._asked_deep
+    assert watch._session._pace.governor._asked_deep

@@ -1,0 +1,82 @@
+"""Which tiers each step measures: the governor, what it learns from, and where its plans go."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import NamedTuple
+
+import torch
+
+from stabwatch.config import Config
+from stabwatch.distributed.exchange import Exchange
+from stabwatch.hooks.base.flags import MeasurementFlags
+from stabwatch.runtime.cadence import RankCadence
+from stabwatch.runtime.device_timer import StepTimes
+from stabwatch.runtime.governor import Governor, Plan
+from stabwatch.signals.declaration import Tier
+
+
+class _Spent(NamedTuple):
+    """Processor time of one step: by tier, of the whole step in the training thread, and of the writer's thread."""
+
+    cost: dict[Tier, float]
+    busy: float
+    beside: float
+
+
+class Pace:
+    """Plans each step, and learns from those that are over.
+
+    flags: those that the hooks read; a plan is written there.
+    """
+
+    def __init__(self, config: Config, flags: MeasurementFlags, device: torch.device) -> None:
+        self.governor = Governor(config.overhead_budget, config.every_step, overlapped=device.type == "cuda")
+        self.plan = Plan(True, True, True)
+        self._every_step = config.every_step
+        self._flags = flags
+        self._cadence = RankCadence(self.governor, None)
+        self._times: StepTimes[tuple[Plan, _Spent]] = StepTimes(device)
+        self._beside = 0.0
+        self._busy_began, self._thread = time.thread_time(), threading.get_ident()
+
+    def use(self, exchange: Exchange | None) -> None:
+        """Keep the cadence of all ranks, which they agree on through this exchange; None: one's own."""
+        self._cadence.use(None if self._every_step else exchange)
+
+    def busy_seconds(self) -> float:
+        """Processor time of the training thread since the last call; infinite where that was another thread."""
+        now, before, thread = time.thread_time(), self._busy_began, self._thread
+        self._busy_began, self._thread = now, threading.get_ident()
+        return now - before if thread == self._thread else math.inf
+
+    def restart(self) -> None:
+        """What follows until the next step ends is no part of a step."""
+        self._times.restart()
+
+    def learn(self, seconds: float, cost: dict[Tier, float], busy: float, beside: float) -> None:
+        """A step is over, of `seconds` on the host's clock.
+
+        cost: processor time in the probes, by tier. busy: that of the whole step. beside: that of the writer's thread
+        since the run began: it and the training take turns in Python.
+        """
+        before, self._beside = self._beside, beside
+        spent = _Spent(cost, busy, beside - before)
+        for known, (plan, of_step) in self._times.step_ends(seconds, (self.plan, spent)):
+            self.governor.observe(plan, known, *of_step)
+
+    def plan_step(self, taken: int, step_seconds: float) -> None:
+        """Plan the next step. taken: how many were watched, on which the cadence depends, not on their numbers."""
+        flags, governor = self._flags, self.governor
+        restarts = self._cadence.restarts(taken, flags.phase, step_seconds)
+        flags.phase = flags.phase if restarts is None else restarts
+        plan = governor.plan(taken)
+        # the graph that measures the sampled tier is the one that measures the deep tier
+        self.plan = plan = Plan(plan.always, plan.sampled or (plan.deep and flags.traced), plan.deep)
+        flags.open, flags.sampled, flags.deep = plan.always, plan.sampled, plan.deep
+        flags.phases = governor.phases
+        flags.phase = (flags.phase + plan.deep) % flags.phases
+        flags.next_phase = (flags.phase + 1) % flags.phases if governor.plan(taken + 1).deep else None
+        flags.in_forward = False
