@@ -100,7 +100,7 @@ def diagnose(
     if not by_name:
         return Diagnosis(" ".join((_calm(engine), *dict.fromkeys(a.summary for a in notes if a.severity == "info"))))
     groups = _ranked([_Group(mine) for mine in by_name.values()], TOGETHER * spacing)
-    causes = [_cause(engine, group, place) for place, group in enumerate(groups)]
+    causes = [_cause(engine, group, place, watched) for place, group in enumerate(groups)]
     firing = sorted((a for group in groups for a in group.alerts), key=lambda a: (a.onset, a.step))
     quiet = sorted((a for a in engine.history if a.severity == "info" and a.state == "firing"), key=_by_onset)
     evidence = Evidence(firing, quiet, engine.memory, _onset(groups), spacing, watched)
@@ -226,12 +226,14 @@ def _score(group: _Group, place: int) -> float:
     return 0.9 if group.severity == "critical" else 0.6
 
 
-def _cause(engine: Engine, group: _Group, place: int) -> Cause:
+def _cause(engine: Engine, group: _Group, place: int, watched: bool) -> Cause:
     known = CONDITIONS.get(group.name)
     rule = engine.rules.get(group.name)
     declared = rule or known
     title = _SPIKE_AFTER if place and group.name == "LossSpike" else declared.title if declared else group.name
-    evidence = [*_detected_evidence(group), *(_alert_evidence(group) if group.alerts else ())]
+    evidence = _detected_evidence(group)
+    if group.alerts and (watched or not evidence):  # the names of signals say nothing to the reader of another log
+        evidence += _alert_evidence(group)
     if group.alerts:
         evidence += _batches(engine, group.first)
     return Cause(

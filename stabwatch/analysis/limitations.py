@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import number_of
 from stabwatch.analysis.readers.log import LogRun
 
 SHORT = 20
@@ -30,7 +31,7 @@ def limitations(run: LogRun, found: Sequence[RunSegment]) -> Iterator[str]:
     if run.of("learning_rate") is None:
         yield "No learning rate in this log: it is not known whether it contributed."
     if not _timed(run):
-        yield "No times in this log: slow steps and pauses cannot be seen."
+        yield "No times were found in this log: slow steps and pauses cannot be seen."
     yield from _sparse(run)
     yield from _judged(found)
     yield "No signals by layer: this log cannot show where in the model a problem began."
@@ -60,7 +61,7 @@ def _sparse(run: LogRun) -> Iterator[str]:
     if not len(run.steps):
         return
     if len(run.steps) < SHORT:
-        yield f"Only {len(run.steps)} records: a slow rise or a standstill cannot be distinguished from noise."
+        yield f"Only {number_of(len(run.steps))}: a slow rise or a standstill cannot be distinguished from noise."
     apart = np.diff(run.steps)
     apart = apart[apart > 0]
     usual = int(np.median(apart)) if len(apart) else 1

@@ -10,7 +10,7 @@ from stabwatch.alerts import Diagnosis
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.readers.log import StepUnit
 
-_STEP = re.compile(r"\bstep(s?) (?=-?\d)")
+_STEP = re.compile(r"\b(step|Step)(s?) (?=-?\d)")
 WORDS: dict[StepUnit, str] = {"step": "step", "epoch": "epoch", "ordinal": "record"}
 
 
@@ -36,4 +36,4 @@ def _reworded(incident: Incident, unit: StepUnit) -> Incident:
 
 
 def _words(text: str, unit: StepUnit) -> str:
-    return _STEP.sub(rf"{WORDS[unit]}\1 ", text)
+    return _STEP.sub(lambda found: f"{WORDS[unit].title() if found[1] == 'Step' else WORDS[unit]}{found[2]} ", text)

@@ -23,6 +23,8 @@ LONGEST = 50
 """Records without a return. In real logs, the longest spikes that recovered lasted about 40."""
 BOUNDLESS = 1e4
 """A loss that falls below zero by this multiple of its first values has no lower bound; log-likelihoods stay above."""
+LATER = 6.0
+"""Ratio to its best from which a loss that had halved before is no hump at the start of training."""
 EXPLODES = 5.0
 """Ratio of a validation loss to its best from which overfitting is not the likely reason."""
 RETURN = 0.75
@@ -189,7 +191,8 @@ def _monotone(values: Array, fresh: bool) -> tuple[int, float] | None:
     size = level(values[: start + 1])
     if rises < (FEW - 1 if len(values) <= 3 * FEW else 2 * FEW) or size <= 0:
         return None
-    if fresh and (len(values) < 10 or values[-1] <= values[0]):
+    learned = start >= FEW - 1 and best <= values[0] / 2 and values[-1] >= LATER * best
+    if fresh and not learned and (len(values) < 10 or values[-1] <= values[0]):
         return None  # the hump at the start of training
     lost = float(values[-1]) - best
     if lost < LOST * size or best > float(values.min()) + 0.1 * size:

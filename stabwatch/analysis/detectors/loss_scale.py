@@ -117,6 +117,7 @@ def _from_messages(segment: RunSegment) -> list[_Burst]:
         else:
             found = _ATTEMPTED.search(remark.text)
             before = number(found[1]) if found else _scale_before(segment, remark.step)
+            before = None if before is not None and before < remark.value else before  # printed with too few digits
             stuck = int(before is not None and before == remark.value <= LEAST)
             usual = 2 * remark.value if before is None else before
             told = before is not None
@@ -185,8 +186,12 @@ def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
         confidence="likely",
         line=burst.line,
         text=text,
-        evidence=(f"{overflows} from step {began} to {ended}." if known else f"{overflows}; the log has no steps.",),
+        evidence=(f"{overflows} {_between(began, ended)}." if known else f"{overflows}; the log has no steps.",),
     )
+
+
+def _between(first: int, last: int) -> str:
+    return f"at step {first}" if first == last else f"from step {first} to {last}"
 
 
 def _search(segment: RunSegment, bursts: list[_Burst], begun: int) -> list[Incident]:

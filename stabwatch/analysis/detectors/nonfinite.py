@@ -14,7 +14,7 @@ from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import number_of
 from stabwatch.analysis.readers.log import Column, Role
-from stabwatch.analysis.readers.names import is_trained, role_of
+from stabwatch.analysis.readers.names import is_of_policy, is_trained, role_of
 
 MISSED = 5
 """A loss is missing after this multiple of the usual number of records between two losses."""
@@ -355,7 +355,7 @@ def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
     ]
     if not others:
         return
-    lost = [c for c in others if np.isnan(c.values[-1]) and np.isfinite(c.values).any()]
+    lost = [c for c in others if not is_of_policy(c.name) and _lost(c)]
     grave = segment.loss is None and len(lost) > 1  # in a log without a loss, its parts may have names of their own
     first = min(others, key=lambda c: int(c.steps[np.argmax(np.isnan(c.values))]))
     at = int(np.argmax(np.isnan(first.values)))
@@ -373,11 +373,16 @@ def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
     )
 
 
+def _lost(column: Column) -> bool:
+    """Whether a column ends in NaN and was finite before, or is NaN in all of some records."""
+    return bool(np.isnan(column.values[-1]) and (np.isfinite(column.values).any() or len(column) >= FEWEST_RECORDS))
+
+
 def _trained(segment: RunSegment) -> list[Column]:
-    """Other losses that are trained: a critic's, a policy's, or all parts if no total is logged."""
+    """Other losses that are trained: a critic's, a policy's, another total, or all parts if no total is logged."""
     total = segment.loss is not None and role_of(segment.loss.name) != "component"
     columns = [c for c in segment.columns if c.role == "component" and c is not segment.loss]
-    return [c for c in columns if is_trained(c.name) or not total]
+    return [c for c in columns if is_trained(c.name) or not total or role_of(c.name) == "loss"]
 
 
 def _many(bad: NDArray[np.bool_]) -> bool:

@@ -23,6 +23,8 @@ EBB = (0.25, 0.6)
 """Share of a jump that remains one record later. After unusual batches it is less, or nearly all."""
 FALLS = 3
 """Consecutive falling records that distinguish a recovery from noise."""
+CLEAR = 3.0
+"""Ratio to the only record before a spike from which it may go up and down on its way."""
 NEAR = 3
 """Records before a jump with which it is compared."""
 SHARE = 0.05
@@ -100,7 +102,7 @@ def spikes(values: Array, fresh: bool) -> list[Excursion]:
         learned = values[0] - values[:i].min() if fresh else 0.0
         if (excerpt or ebbs) and values[i] - top >= max(SHARE * learned, rough):
             spike = _excursion(values, i, top)
-            if not excerpt or _alone(values, spike):
+            if not excerpt or (_alone(values, spike) and (i > 1 or _certain(values, spike))):
                 found.append(spike)
     return (_relapse(values) if fresh else []) or found
 
@@ -125,6 +127,12 @@ def _alone(values: Array, spike: Excursion) -> bool:
     """Whether no record outside of a spike comes near its peak: a few records say little about the noise."""
     rest = np.concatenate((values[: spike.start], values[spike.stop :]))
     return bool(values[spike.peak] >= JUMP * rest.max())
+
+
+def _certain(values: Array, spike: Excursion) -> bool:
+    """Whether a spike after only one record is more than noise: it rises once and falls once, or is far above."""
+    turns = np.diff(np.sign(np.diff(values[spike.start - 1 : spike.stop + 1])))
+    return bool((turns != 0).sum() <= 1 or values[spike.peak] >= CLEAR * spike.base)
 
 
 def _relapse(values: Array) -> list[Excursion]:

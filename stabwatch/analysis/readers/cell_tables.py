@@ -9,6 +9,7 @@ from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, step_ran
 
 _BARS = str.maketrans("│┃║", "|||")
 _GAP = re.compile(r"\s{2,}|\t")
+_SPLIT_LOSS = re.compile(r"\b(train|training|valid|val|validation|test|eval) (loss)\b", re.IGNORECASE)
 _NO_HEADER = re.compile(r"[:=]|(?<![A-Za-z_])\d")
 
 
@@ -42,10 +43,13 @@ class CellTables:
         if self._open and set(text.strip()) <= set("-+| =") and text.strip():
             self.close(line)
             return True
-        if len(names) > 2 and "loss" in text.lower() and not _NO_HEADER.search(text):
-            self.header = names
-            return True
-        return False
+        if "loss" not in text.lower() or _NO_HEADER.search(text):
+            return False
+        names = _titles(text) if len(names) == 1 else names
+        if len(names) < 3:
+            return False
+        self.header = names
+        return True
 
     def row(self, line: int, text: str) -> bool:
         """Whether the line is a row under the last header, which is then given."""
@@ -73,3 +77,10 @@ def cells(text: str) -> list[str]:
     """Cells between bars (also of boxes), or between wide gaps."""
     text = text.strip().translate(_BARS)
     return [c.strip() for c in text.strip("|").split("|")] if "|" in text else _GAP.split(text)
+
+
+def _titles(text: str) -> list[str]:
+    """The names of a header with one blank between them. It begins with a count; names of losses may have two words."""
+    names = _SPLIT_LOSS.sub(r"\1_\2", text).split()
+    counts = bool(names) and (step_rank(names[0]) is not None or plain(names[0]) in EPOCH_KEYS)
+    return names if counts and all(map(str.isidentifier, names)) else []

@@ -20,12 +20,15 @@ _SETTING = re.compile(
 )
 """A setting, not a count."""
 _FILE = re.compile(r"\.(?:py|cpp|cu|cc|h|json|ya?ml|safetensors|txt|bin)$|^--")
+_STATISTIC_OF = re.compile(r"(?:^|[,;|] ?)\s*([A-Z]\w*(?: [A-Za-z]\w*){0,2}):\s+(mean|avg|average)$")
+_BRACKETED = re.compile(r"\[([A-Za-z_][A-Za-z_ ]{1,30})\]\s*$")
 _RULE = re.compile(r"[-=*#~_]{3,}")
 """A line drawn on both sides of a title."""
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
-_LOGGER = re.compile(r"^\s*(?:INFO|WARNING|DEBUG|ERROR):[\w.]+:")
+LOGGER = re.compile(r"^[\s>]*(?:INFO|WARNING|DEBUG|ERROR):[\w.-]+:")
 _ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
 _IDENTIFIER = re.compile(r"[A-Za-z]\w*[_/.]\w+")
+_OF_A_SPLIT = re.compile(r"(?:train|val|valid|test)[_/]", re.IGNORECASE)
 _LOSS_OF = re.compile(r"loss (?:of|for|on|in) (?!step\b|iter|epoch\b|batch\b)", re.IGNORECASE)
 """`Loss of the value function`, `loss on the test set`."""
 _LONGEST_NAME = 48
@@ -37,16 +40,22 @@ _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 def key_of(text: str) -> str | None:
     """The name that belongs to a number, from the text between it and the number before."""
     text = _RULE.sub("  ", re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text))
-    text = _WRAPPER.sub("", text)
+    text = LOGGER.sub("", _WRAPPER.sub("", text))
     if _DEVICE.search(text):
         return None
     found = SEPARATOR.search(text)
     if found:
+        told = _STATISTIC_OF.search(text[: found.start()])
+        if told:
+            return f"{told[1].strip()}/{told[2]}"  # `Reward: mean=3.06`
         return _name(text[: found.start()])
-    text = _LOGGER.sub("", _VERB.sub("", text))
+    text = _VERB.sub("", text)
     stripped = text.strip()
     if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
         return _name(stripped.strip("|"))
+    bracketed = _BRACKETED.search(text)
+    if bracketed and (step_rank(bracketed[1]) is not None or role_of(bracketed[1]) in MAIN_ROLES):
+        return bracketed[1]  # `[Loss] 2.5 | [step] 10`
     words = _DELIMITER.split(text.rstrip(" [({<*`'\""))[-1].split()
     if stripped.endswith(("[", "(")) and not (words and _may_open(words[-1], stripped[-1])):
         return None
@@ -59,7 +68,7 @@ def key_of(text: str) -> str | None:
     last = words[-1] if words else ""
     if len(words) == 1 and is_of_policy(last):
         return last  # `| reward 1.5`
-    known = role_of(last) == "component" or is_of_policy(last)
+    known = role_of(last) == "component" or is_of_policy(last) or _OF_A_SPLIT.match(last) is not None
     if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and known):
         return last
     return None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.cell_tables import CellTables
 from stabwatch.analysis.readers.line_runs import Columns
-from stabwatch.analysis.readers.nameless import is_bare, nameless
+from stabwatch.analysis.readers.nameless import is_bare, lone_tensor, nameless
 from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
@@ -87,6 +87,7 @@ class Parser:
         self._above = values_are_above(head)
         self._pending: dict[str, float] = {}
         """Values whose step follows."""
+        self._pending_at = -1
 
     def take(self, line: int, text: str) -> None:
         """One line, or the parts of a line in which something follows a progress bar at once."""
@@ -171,10 +172,11 @@ class Parser:
             values = {key if is_eval(key) else f"eval/{key}": value for key, value in values.items()}
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
         if self._above and step is None and epoch is None and not template.evaluates:
+            self._pending_at = self._pending_at if self._pending else line
             self._pending |= values
             return
-        if step is not None:
-            values, self._pending = {**self._pending, **values}, {}
+        if step is not None and self._pending:
+            line, values, self._pending = self._pending_at, {**self._pending, **values}, {}
         if epoch is not None:
             self.epoch = epoch
             self._whole = self._whole and not (number(numbers[template.epoch or 0]) or 0.0) % 1
@@ -245,7 +247,8 @@ class Parser:
         began = self._epoch_of_step
         began = -1 if began is None and of_epoch and self._with_values >= 0 else began
         later = self._whole and self.epoch is not None and began is not None and self.epoch > began
-        if later and step <= self._raw:
+        ended = of_epoch and self.epoch is None and self._raw == self._length and step < self._raw
+        if ended or (later and step <= self._raw):
             known = self._length is not None and self._length >= self._raw
             counted = self._raw + (self._apart if step == 0 else 0)  # the count restarts with each epoch
             self._offset += self._length or 0 if known else counted
@@ -323,6 +326,10 @@ class Parser:
             if rest is not None:
                 self._step(line, int(found[2]), True, rest[0].fill(rest[1]))
             return True
+        value = lone_tensor(text) if "tensor(" in text else None
+        if value is not None and len(self.bare) < _MOST_BARE:
+            self.bare.append((line, len(self.bare), value))
+            return True
         record = nameless(text)
         if record is None:
             return False
@@ -350,13 +357,16 @@ class Parser:
         notes = []
         rises = sum(a[1] < b[1] for a, b in pairwise(self.bare))
         if len(self.bare) > 2 * (len(self.builder) + len(self.unstepped)) and 5 * (rises + 1) >= 4 * len(self.bare):
-            notes.append("Its numbers have no names: the one after the step is taken for the loss.")
+            notes.append("Its numbers have no names: one in each line is taken for the loss.")
+            if all(step == at for at, (_, step, _) in enumerate(self.bare)):
+                self.builder.unit = "ordinal"
             for line, step, value in self.bare:
                 self._step(line, step, False, {"loss": value})
         if len(self.unstepped) == _MOST_UNSTEPPED or len(self.bare) == _MOST_BARE:
             notes.append("There are too many records without a step: the later ones are left out.")
         if self.others:
-            notes.append(f"{self.others} lines of ranks other than {self.rank} are left out.")
+            what = "line" if self.others == 1 else "lines"
+            notes.append(f"Of ranks other than {self.rank}, {self.others} {what} left out.")
         notes += self._end_repeated()
         if self._ends and len(set(self._ends.values())) == len(self._ends) > 1 and self.builder.renumber(self._ends):
             self.builder.unit = "epoch"
@@ -373,7 +383,10 @@ class Parser:
             self.builder.remarks = remarks
             self.unstepped += self.repeated
             return []
-        return [f"{len(self.repeated)} records without a separate step are left out."] if self.repeated else []
+        if not self.repeated:
+            return []
+        what = "record without a separate step is" if len(self.repeated) == 1 else "records without a separate step are"
+        return [f"{len(self.repeated)} {what} left out."]
 
 
 def _is_odd(text: str) -> bool:

@@ -14,6 +14,11 @@ _BARE = re.compile(
     re.IGNORECASE,
 )
 """A step and a value; and a row of a table without names, whose first value may be the loss."""
+_TENSOR = re.compile(
+    r"^\s*tensor\((-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)(?:, [^()]*(?:<\w+>)?[^()]*)?\)\s*$", re.IGNORECASE
+)
+_COUNT_AND_RATE = re.compile(r"^(?:INFO:[\w.-]+:)?\[(\d{1,12}), (\d\.\d+(?:e-\d+)?)\]\s*$")
+"""The step and the learning rate of VITS and what is derived from it, above its losses."""
 _LONGEST_BARE = 64
 
 
@@ -27,11 +32,22 @@ class Nameless(NamedTuple):
 
 def is_bare(text: str) -> bool:
     """Whether a line is a step and a value."""
-    return len(text) < _LONGEST_BARE and _BARE.match(text) is not None
+    if text.lstrip().startswith("tensor("):
+        return _TENSOR.match(text) is not None
+    return len(text) < _LONGEST_BARE and (_BARE.match(text) or _COUNT_AND_RATE.match(text)) is not None
+
+
+def lone_tensor(text: str) -> float | None:
+    """The value of a line that is one printed tensor, such as `tensor(2.5, device='cuda:0')`; None for other lines."""
+    found = _TENSOR.match(text)
+    return None if found is None else number(found[1])
 
 
 def nameless(text: str) -> Nameless | None:
     """Step and value of such a line; None for other lines."""
+    rate = _COUNT_AND_RATE.match(text) if text.rstrip().endswith("]") else None
+    if rate:
+        return Nameless(int(rate[1]), "lr", float(rate[2]))
     found = _DARKNET.match(text) if "avg loss" in text else None
     bare = _BARE.match(text) if found is None and len(text) < _LONGEST_BARE else None
     value = number(found[2] if found else (bare[3] or bare[5]) if bare else "")

@@ -54,13 +54,14 @@ _EVAL = re.compile(
 )
 _TRAIN = re.compile(r"(^|[^a-z])(train|training|trl)([^a-z]|$)")
 _LOSS = {
-    "loss", "lm_loss", "train_loss", "training_loss", "total_loss", "trl", "cost", "train_cost", "objective",
+    "loss", "losses", "lm_loss", "train_loss", "training_loss", "total_loss", "trl", "cost", "train_cost", "objective",
     "crossentropyloss", "train_loss/train/total", "loss/train/total", "cross_entropy_loss", "ce_loss", "nll_loss",
     "loss_step", "train_loss_step", "average_loss", "step_loss", "tot_loss",
     "loss_train", "mlm_loss", "loss_avg", "batch_loss", "avg_loss", "main_loss", "train_main_loss", "loss_total",
     "loss_epoch", "train_loss_epoch", "ce", "xent", "nll", "train-loss", "train-cross-entropy", "train-crossentropy",
     "train-nll-loss", "train-smoothl1", "train-mse", "train-rmse", "loss_value", "loss_mean", "mean_loss", "trainloss",
     "running_loss", "final_loss", "loss_all", "loss_sum", "neg_elbo", "train_nll", "train_ce",
+    "cross_entropy", "crossentropy", "cross-entropy",
     "损失", "训练损失", "损失值", "训练集上的loss", "训练集损失", "平均损失",
 }  # fmt: skip
 _EVAL_LABEL = re.compile(r"^(?:val|valid|validation|eval|test|dev|cv)[-_/]")

@@ -10,14 +10,15 @@ import numpy as np
 _COUNTED = re.compile(rb"\n ?\d{1,6}/\d")
 _BEGINS = re.compile(
     rb"s:|\W{0,12}(?i:train|val|test|eval|dev)[^\d]{0,90}$"
-    rb"|\[\d[^\]]{0,9}\]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/|  .*=|\xe2\x94"
+    rb"|\[\d[^\]]{0,9}\]|\[\d+, \d|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/|  .*=|\xe2\x94"
 )
 """Counts before a colon, in brackets, in a column, of a total; an indented key; a row in a box."""
 _BARE_LENGTH = 48
 """Shorter lines may have numbers without names."""
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
-    b"[batch", b"trl:", b"tel:", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
+    b"[batch", b"trl:", b"tel:", b"ccuracy", b"tensor(",
+    b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
     b"heckpoint", b"esum", b"---", b"nan", b"NaN", b"rad", b"eward", b"Rew", b"eturn", b"ntropy", b"KL", b"kl",
     "损失".encode(), "次数".encode(),
 )  # fmt: skip

@@ -16,7 +16,7 @@ _COMMON = (
     rb"(?:<\d+>)?" + _MONTHS + rb" +\d{1,2} \d\d:\d\d:\d\d(?:\.\d+)? [\w.-]+ [\w./-]+(?:\[\d+\])?: ",
     rb"(?:stdout|stderr) [FP] ",
     rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ",
-    _LEVELS + rb":[\w.]+:",
+    _LEVELS + rb":[\w.-]+:",
     rb"(?:- )?[\w.]+ - " + _LEVELS + rb" - ",
     rb"(?:\| +)?" + _LEVELS + rb" +\| [\w.<>]+:[\w.<>]+:\d+ - ",
     rb"\[[\w.]+\]\[" + _LEVELS + rb"\] - ",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stabwatch.analysis.readers.keys import MAIN_ROLES, SEPARATOR, key_of
+from stabwatch.analysis.readers.keys import LOGGER, MAIN_ROLES, SEPARATOR, key_of
 from stabwatch.analysis.readers.log import Role
 from stabwatch.analysis.readers.names import (
     ENVIRONMENT,
@@ -159,13 +159,13 @@ def count(numbers: list[str], at: int | None) -> int | None:
 
 def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: bool) -> Template:
     nothing = Template((), None, None, of_epoch=False, evaluates=False, tells=False, odd=odd)
-    whole = _TENSOR.sub("", " ".join(texts))
+    whole = _TENSOR.sub("", LOGGER.sub("", " ".join(texts)))
     if len(texts) > 400 or _CODE.search(whole) or _SETTINGS.search(whole) or _ASSIGNS.fullmatch(texts[0]):
         return nothing
     if any(map(_POWER.search, texts[:-1])):
         return nothing
     evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
-    printed, texts = texts, tuple(_MODE.sub(" ", text) for text in texts)
+    printed, texts = texts, tuple(_MODE.sub(" ", LOGGER.sub("", text)) for text in texts)
     values: list[tuple[int, str, float]] = []
     roles: list[Role] = []
     steps: list[tuple[float, int]] = []
@@ -211,6 +211,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
                     epoch is not None
                     and (i == epoch + 1 or (i == epoch + 2 and texts[i - 1].strip() == after.strip() == "/"))
                     and _NEXT.fullmatch(text)
+                    and after.strip()[:1] not in ("-", "%")  # a date, a share
                 )
             ):
                 within = i
@@ -226,7 +227,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
         if rank is not None and _is_count(key, text, whole):
             steps.append((rank, i))
         elif plain(key) in EPOCH_KEYS:
-            epoch = i if epoch is None else epoch
+            epoch = i if epoch is None and not _DURATION.match(after) else epoch
         else:
             role = role_of(key)
             if role in ("loss", "eval_loss") and i + 1 < len(numbers) and _is_before(text, after, numbers[i : i + 2]):

@@ -106,7 +106,7 @@ def place_of(incident: Incident) -> str:
 def _incidents(run: Analysis, shown: Sequence[Incident], options: ConsoleOptions) -> Table:
     """One row per incident: its number on the chart, its steps, when an alert fired, and a bar over the run."""
     wide, lined = options.max_width >= WIDE, any(incident.line is not None for incident in shown)
-    headings = ["", "step", "until", *(["line"] if lined else []), "alert", *(["time-line"] if wide else [])]
+    headings = ["", run.unit, "until", *(["line"] if lined else []), "alert", *(["time-line"] if wide else [])]
     table = new_table(*headings, "what happened", gap=2)
     for column in table.columns[: -2 if wide else -1]:
         column.justify = "right"
@@ -171,7 +171,7 @@ def _loss_chart(run: Analysis, shown: Sequence[Incident]) -> Chart:
     finite = column.values[np.isfinite(column.values)]
     log = len(finite) > 0 and finite.min() > 0 and finite.max() / finite.min() > DECADES
     events = [(i.first_step, i.severity if i.is_problem else "faint") for i in shown]
-    return Chart(lines, log=bool(log), events=events)
+    return Chart(lines, log=bool(log), events=events, unit=run.unit)
 
 
 def _offender(run: Analysis) -> Incident | None:

@@ -60,7 +60,7 @@ class Chart:
     """A chart of lines over steps, as wide as the console, with an optional vertical mark.
 
     events: (step, style) of further marks, numbered from 1 below the axis.
-    log: logarithmic scale, for values that grow over decades; ignored if a value is not positive.
+    log: logarithmic scale, for values that grow over decades; ignored if a value is not positive. unit: of the axis.
     """
 
     lines: Sequence[Line]
@@ -69,6 +69,7 @@ class Chart:
     mark_label: str = "onset"
     log: bool = False
     events: Sequence[tuple[int, str]] = ()
+    unit: str = "step"
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(30, options.max_width)
@@ -104,7 +105,7 @@ class Chart:
             yield Text(" " * (margin + 1)).append_text(_numbers(numbered, canvas.width))
 
     def _axis(self, width: int, first: int, last: int, marked: int | None) -> str:
-        left, right = f"step {first}", str(last)
+        left, right = f"{self.unit} {first}", str(last)
         text = list(f"{left}{' ' * max(1, width - len(left) - len(right))}{right}"[:width])
         if marked is not None:
             name = f"{self.mark_label} {self.mark}"

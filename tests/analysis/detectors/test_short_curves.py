@@ -208,3 +208,14 @@ def test_a_last_loss_of_exactly_zero():
 def test_records_of_several_kinds_are_no_hump():
     run = run_of(loss=[248.0, 58752.0, 1076.0, 258.0, 58401.0, 1259.0, 321.0, 250.0])
     assert [f.condition for f in detect(run)] == []
+
+
+def test_what_was_learned_and_then_rises_is_no_hump():
+    assert [kind for kind, *_ in _troubles([15.5, 13.0, 3.8, 2.39, 1.43, 5.82, 7.05, 10.03], first=1, apart=55)] == [
+        "LossDivergence"
+    ]
+    assert _troubles([8.0, 7.9, 7.5, 9.0, 10.0, 11.0, 7.0], first=1, apart=55) == []
+
+
+def test_noise_after_one_record_is_no_spike():
+    assert _troubles([2.568, 4.360, 3.074, 3.925, 2.525], first=1390, apart=1) == []

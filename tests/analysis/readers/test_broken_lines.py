@@ -185,3 +185,73 @@ def test_all_ranks_have_one_scale(tmp_path):
     assert [r.line for r in run.remarks] == [1, 3]
     ((condition, said),) = [(f.condition, f.text) for f in detect(run) if f.is_problem]
     assert condition == "LossScaleCollapse" and said.startswith("The loss scale is 1.2e-26 in line 1. ")
+
+
+def test_lines_that_are_one_tensor_are_records(tmp_path):
+    text = "".join(f"tensor({loss:.4f}, device='cuda:0', grad_fn=<NllLossBackward0>)\n" for loss in LOSSES)
+    run = _log(tmp_path, text + "tensor(nan, device='cuda:0')\n").runs[0]
+    assert run.step_unit == "ordinal" and run.of("loss").values[:-1].tolist() == pytest.approx(LOSSES)
+    assert len(run.of("loss")) == N + 1
+
+
+def test_a_bar_without_epochs_counts_on(tmp_path):
+    text = "".join(f"{i}/30 [===>..] - ETA: 1s - loss: {loss:.4f}\n" for i, loss in enumerate(LOSSES, 1))
+    run = _log(tmp_path, text + text).runs[0]
+    assert run.steps.tolist() == list(range(1, 2 * N + 1))
+
+
+VITS = "INFO:my-test:Train Epoch: {e} [1%]\nINFO:my-test:[{s}, 9.99875e-05]\nINFO:my-test:loss_disc={l:.3f}, loss_gen=3.076, loss_mel=21.974\nINFO:my-test:====> Epoch: {e} [2023-06-11 08:52:05] | (1:32:29.395655)\n"
+
+
+def test_a_step_and_a_rate_in_brackets_above_losses(tmp_path):
+    run = _log(tmp_path, "".join(VITS.format(e=i, s=200 * i, l=loss) for i, loss in enumerate(LOSSES, 1))).runs[0]
+    assert run.of("loss").name == "loss_disc" and run.of("loss").steps.tolist() == [200 * i for i in range(1, N + 1)]
+    assert len(run.of("learning_rate")) == N and run.of("eval_loss") is None
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (
+            "E104 iter[ 14/ 15] | [Loss] {l:.4f} | [exp] ./exp/0125 | [step]  {s} | [url] none | [time] 0.4m (~4h)\n",
+            "Loss",
+        ),
+        (
+            "INFO:root:Epoch[0] Batch [{s}]\tSpeed: 3.22 samples/sec\tCrossEntropy={l:.4f}\tSmoothL1=0.8168\n",
+            "CrossEntropy",
+        ),
+        ("iteration : {s}, losses : {l:.4f}\n", "losses"),
+        ("> INFO:tensorflow:loss = {l:.4f}, step = {s} (182.200 sec)\n", "loss"),
+    ],
+)
+def test_names_in_brackets_and_behind_loggers(form, name, tmp_path):
+    loss = _log(tmp_path, "".join(form.format(s=i, l=loss) for i, loss in enumerate(LOSSES, 1))).runs[0].of("loss")
+    assert loss.name == name and loss.steps.tolist() == list(range(1, N + 1))
+    assert loss.values.tolist() == pytest.approx(LOSSES)
+
+
+def test_a_header_with_one_blank_between_its_names(tmp_path):
+    text = "epoch train loss valid loss accuracy_thresh f2_opt\n" + "".join(
+        f"{i} {loss:.4f} {loss + 0.1:.4f} 0.997788 0.5\n" for i, loss in enumerate(LOSSES)
+    )
+    run = _log(tmp_path, text).runs[0]
+    assert run.step_unit == "epoch" and run.of("loss").values.tolist() == pytest.approx(LOSSES)
+    assert run.of("eval_loss").values[0] == pytest.approx(LOSSES[0] + 0.1)
+
+
+def test_the_duration_of_an_epoch_is_no_epoch(tmp_path):
+    text = "".join(
+        f"Epoch {i}: 100%|███| 266/266 [00:42<00:00,  6.22it/s, loss={loss:.4f}]\nTraining time for one epoch: 42.798 seconds\n"
+        for i, loss in enumerate(LOSSES, 8)
+    )
+    run = _log(tmp_path, text).runs[0]
+    assert run.step_unit == "epoch" and run.of("loss").steps.tolist() == [8 + i for i in range(N)]
+
+
+def test_statistics_of_an_evaluation(tmp_path):
+    text = "".join(
+        f"Eval metrics at step {6 * i}:\n  Reward: mean={loss:.3f}, min=1.92, max=10.06\n"
+        for i, loss in enumerate(LOSSES)
+    )
+    (column,) = (c for c in _log(tmp_path, text).runs[0].columns if c.name == "Reward/mean")
+    assert column.steps.tolist() == [6 * i for i in range(N)]

@@ -56,7 +56,7 @@ def _run(run: Analysis) -> Iterator[str]:
     marks: list[Mark] = [(i.first_step, i.severity, f"{_label(i)}: {i.text}") for i in shown]
     yield from _curves(run, marks)
     yield markup.section("By layer", _maps(run))
-    yield markup.section("What happened, in order", markup.events(HEADINGS, [_row(i) for i in shown]))
+    yield markup.section("What happened, in order", markup.events((run.unit, *HEADINGS), [_row(i) for i in shown]))
     yield markup.section("What this log does not show", markup.bullets(limitation_lines(run)))
     if run.is_run_folder:
         yield markup.section("Series", _series(run))
@@ -65,7 +65,7 @@ def _run(run: Analysis) -> Iterator[str]:
         yield markup.section("Configuration", markup.table(("", ""), list(run.curves.config.items())))
 
 
-HEADINGS = ("step", "until", "condition", "alert", "what happened")
+HEADINGS = ("until", "condition", "alert", "what happened")
 
 
 def _row(incident: Incident) -> tuple[str, tuple[object, ...]]:
