@@ -74,4 +74,4 @@ def test_hooks_and_the_writer_are_on_the_books(attach):
     session = watch._session
     assert session.isolation.spent["entry"] > 0
     assert session._writer.seconds > 0
-    assert 0 < session._governor.overhead < 1
+    assert 0 < session._pace.governor.overhead < 1
