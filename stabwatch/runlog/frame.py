@@ -1,63 +1,123 @@
-"""Where the numbers are in a record: those of a segment have equal length, and equal bytes before their numbers."""
+"""Where the numbers are in a record: records of equal width have equal length, and equal bytes before their numbers."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Numbers = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]
-"""Steps (n,), times (n,) and rows (n, width) of some records."""
-_AT_A_TIME = 256
-"""Records whose headers are compared at a time, so that many damaged ones cost no more than others."""
+MARK = 32
+"""Bytes with which every record of a segment begins, whatever its width."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The bytes of a record of a segment.
+    """The bytes of a record.
 
     size: of a record. head: the bytes before the body. step, time, values: offsets in the record. width: number of
     values.
     """
 
     size: int
-    head: NDArray[np.uint8]
+    head: bytes
     step: int
     time: int
     values: int
     width: int
 
-    def intact(self, data: bytes, start: int) -> int:
-        """Number of records from `start` on with that head, up to the first other one."""
-        records = self._records(data, start, min(_AT_A_TIME, (len(data) - start) // self.size))
-        other = (records[:, : len(self.head)] != self.head).any(axis=1)
-        return int(other.argmax()) if other.any() else len(other)
+    @cached_property
+    def kind(self) -> np.dtype[np.void]:
+        """A record as NumPy sees it, with the fields step, time and values."""
+        fields: Any = {
+            "names": ["step", "time", "values"],
+            "formats": ["=i8", "=f8", ("=f4", (self.width,))],
+            "offsets": [self.step, self.time, self.values],
+            "itemsize": self.size,
+        }
+        return np.dtype(fields)
 
-    def numbers(self, data: bytes, start: int, count: int) -> Numbers:
-        """Steps, times and rows of some intact records."""
-        records = self._records(data, start, count)
-        step, time = (np.ascontiguousarray(records[:, at : at + 8]) for at in (self.step, self.time))
-        rows = np.ascontiguousarray(records[:, self.values : self.values + 4 * self.width])
-        return step.view(np.int64)[:, 0], time.view(np.float64)[:, 0], rows.view(np.float32)
+    def count(self, data: bytes, start: int) -> int:
+        """Number of complete records of this frame, from `start` on."""
+        begin, size, head, last = start, self.size, self.head, len(data) - self.size
+        while start <= last and data.startswith(head, start):
+            start += size
+        return (start - begin) // size
+
+    def records(self, data: bytes, start: int, count: int) -> NDArray[np.void]:
+        """Complete records, (count,) of `kind`."""
+        return np.frombuffer(data, self.kind, count, start)
 
     def fill(self, record: bytearray, step: int, time: float, values: NDArray[np.float32]) -> None:
-        """Put numbers into the bytes of a record. Raises ValueError for another number of values."""
-        if len(values) != self.width:
-            raise ValueError(f"{len(values)} values for a record of {self.width}")
+        """Put numbers into the bytes of a record."""
         struct.pack_into("=q", record, self.step, step)
         struct.pack_into("=d", record, self.time, time)
-        record[self.values : self.values + 4 * self.width] = np.ascontiguousarray(values, dtype=np.float32).tobytes()
+        record[self.values : self.values + 4 * self.width] = values.tobytes()
 
-    def _records(self, data: bytes, start: int, count: int) -> NDArray[np.uint8]:
-        return np.frombuffer(data, np.uint8, count * self.size, start).reshape(count, self.size)
+    def most(self, width: int) -> int:
+        """Size of a record of another width."""
+        return self.size + 4 * (width + width % 2) - 4 * (self.width + self.width % 2)
 
 
-def frame_of(body: pa.Buffer, batch: pa.RecordBatch, record: bytes) -> Frame:
-    """Where a record of one row has the numbers of its columns. body: of its message, which the batch refers to."""
-    columns = (batch.column(0), batch.column(1), batch.column(2).values)
-    head = len(record) - body.size
-    step, time, values = (head + column.buffers()[1].address - body.address for column in columns)
-    return Frame(len(record), np.frombuffer(record, np.uint8, head), step, time, values, len(columns[2]))
+def frame_of(message: pa.Message, schema: pa.Schema, record: bytes) -> Frame:
+    """Where a record of one row has the numbers of its columns. Raises pa.ArrowException if it is another one."""
+    batch = pa.ipc.read_record_batch(message, schema)
+    batch.validate(full=True)
+    step, time, lists = batch.columns
+    values = lists.values
+    buffers = [column.buffers()[1] for column in (step, time, values)]
+    if len(batch) != 1 or len(lists.flatten()) != len(values) or [b.size for b in buffers] != [8, 8, 4 * len(values)]:
+        raise pa.ArrowInvalid("not a record of one row")
+    head = len(record) - message.body.size
+    first, second, third = (head + buffer.address - message.body.address for buffer in buffers)
+    return Frame(len(record), record[:head], first, second, third, len(values))
+
+
+class Frames:
+    """The frames of a segment that were met so far.
+
+    width: number of columns of its layout. fixed: all its records have that width.
+    """
+
+    def __init__(self, width: int, fixed: bool) -> None:
+        self._width, self._fixed = width, fixed
+        self._known: dict[bytes, Frame] = {}
+        self._head = 0
+        self.mark = b""
+        self.most = 0
+        """Size of a record that has all columns; 0 as long as no record was met, as `mark` is empty."""
+
+    def at(self, data: bytes, start: int) -> Frame | None:
+        """The frame of the record that begins there, if it is known."""
+        return self._known.get(data[start : start + self._head])
+
+    def add(self, frame: Frame) -> Frame:
+        """A frame that was met. Raises pa.ArrowInvalid if it is not like the others."""
+        if not 0 < frame.width <= self._width or (self._fixed and frame.width < self._width):
+            raise pa.ArrowInvalid(f"a record of {frame.width} values where there are {self._width} columns")
+        for other in self._known.values():
+            if _shape(other) != _shape(frame) or other.most(frame.width) != frame.size:
+                raise pa.ArrowInvalid("a record whose numbers are elsewhere than in the first one")
+            break
+        self._known[frame.head] = frame
+        self._head, self.mark, self.most = len(frame.head), frame.head[:MARK], frame.most(self._width)
+        return frame
+
+
+def _shape(frame: Frame) -> tuple[bytes, int, int, int, int]:
+    return frame.head[:MARK], len(frame.head), frame.step, frame.time, frame.values
+
+
+def written_width(values: NDArray[np.float32]) -> int:
+    """Number of columns that are written of a record: up to the last one with a number, and at most an eighth more.
+
+    So the records of a run have few different widths.
+    """
+    numbers = values == values
+    last = max(1, len(values) - int(numbers[::-1].argmax()) if numbers.any() else 1)
+    unit = max(16, 1 << max(0, last.bit_length() - 4))
+    return min(len(values), -(-last // unit) * unit)

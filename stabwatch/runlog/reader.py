@@ -17,7 +17,8 @@ from stabwatch.runlog.labels import changed_labels, labels_of
 from stabwatch.runlog.schema import (
     EVENTS,
     META,
-    SCHEMA_VERSION,
+    READABLE,
+    READABLE_VERSIONS,
     Event,
     Meta,
     RecordBatch,
@@ -129,9 +130,9 @@ def read_meta(run: Path) -> Meta:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunLogError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA_VERSION:
+    if not isinstance(data, dict) or data.get("schema") not in READABLE_VERSIONS:
         found = data.get("schema") if isinstance(data, dict) else None
-        raise RunLogError(f"{path} has schema {found!r}, and this stabwatch reads {SCHEMA_VERSION}.")
+        raise RunLogError(f"{path} has schema {found!r}, and this stabwatch reads {READABLE}.")
     known = {f.name for f in fields(Meta)}
     try:
         meta = Meta(**{k: v for k, v in data.items() if k in known})

@@ -9,7 +9,8 @@
 
 A record's `values` is a list of float32, one per column. The columns are the fields of the accumulators in the order of
 the record layout, which is stored as JSON in the stream's schema metadata under `stabwatch`. NaN in all columns of an
-accumulator means that it was not measured at this step. The layout also lists the series (signal x layer), each with
+accumulator means that it was not measured at this step. What every step measures comes first, and the list ends after
+the last number: columns beyond its end were not measured. The layout also lists the series (signal x layer), each with
 its formula and its columns, so that other tools can compute the values.
 """
 
@@ -30,7 +31,11 @@ from stabwatch.signals import CATALOGUE, Catalogue
 from stabwatch.signals.formulas import FORMULAS, evaluate
 from stabwatch.signals.reductions import IDENTITY, REDUCTIONS, MergeOperators, Op
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+FIXED_WIDTH = 2
+"""The schema whose records have all columns, also those that were not measured. It is still read."""
+READABLE_VERSIONS = (FIXED_WIDTH, SCHEMA_VERSION)
+READABLE = " and ".join(map(str, READABLE_VERSIONS))
 META = "meta.json"
 EVENTS = "events.jsonl"
 SEGMENTS = "signals-*.arrows"

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stabwatch.runlog.frame import Frame, frame_of
+from stabwatch.runlog.frame import Frame, frame_of, written_width
 from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, segments_of
 
@@ -33,16 +33,21 @@ _LOSSES = frozenset({"record", "event", "folder"})
 _log = logging.getLogger("stabwatch")
 
 
-def arrow_schema(layout: RecordLayout) -> pa.Schema:
-    """Schema of a segment; the record layout is its metadata."""
+def columns(width: int | None = None) -> pa.Schema:
+    """Columns of a segment. width: number of values of each record, if it is fixed."""
+    numbers = pa.field("field", pa.float32(), nullable=False)
     return pa.schema(
         [
             pa.field("step", pa.int64(), nullable=False),
             pa.field("time", pa.float64(), nullable=False),
-            pa.field("values", pa.list_(pa.field("field", pa.float32(), nullable=False), layout.width), nullable=False),
-        ],
-        metadata={"stabwatch": layout.to_json()},
+            pa.field("values", pa.list_(numbers) if width is None else pa.list_(numbers, width), nullable=False),
+        ]
     )
+
+
+def arrow_schema(layout: RecordLayout) -> pa.Schema:
+    """Schema of a segment; the record layout is its metadata."""
+    return columns().with_metadata({"stabwatch": layout.to_json()})
 
 
 def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
@@ -53,7 +58,8 @@ def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
 class Segment:
     """One `signals-NNN.arrows` file. A failed write is truncated, so that the file stays readable.
 
-    Arrow makes the bytes of the first record. In later ones only the numbers differ, and are put in their places.
+    A record ends after its last number (see `written_width`). Arrow makes the bytes of the first record of each width.
+    In later ones only the numbers differ, and are put in their places.
     Raises ValueError for a layout without columns, and OSError if the file cannot be created; then no file is left.
     """
 
@@ -62,8 +68,7 @@ class Segment:
         self.layout = layout
         self.torn = False
         self._schema = arrow_schema(layout)
-        self._frame: Frame | None = None
-        self._record = bytearray()
+        self._templates: dict[int, tuple[Frame, bytearray]] = {}
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (lives as long as the segment)
         self._good = 0
         try:
@@ -87,26 +92,26 @@ class Segment:
         self._good += len(data)
 
     def append(self, step: int, time: float, values: NDArray[np.float32]) -> None:
-        """Write and flush one record."""
-        if self._frame is None:
+        """Write and flush one record. Raises ValueError for another number of values than the layout has."""
+        if len(values) != self.layout.width:
+            raise ValueError(f"{len(values)} values for a record of {self.layout.width}")
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        values = values[: written_width(values)]
+        if len(values) not in self._templates:
             data = self._batch(step, time, values).serialize()
-            message = pa.ipc.read_message(data)
-            batch = pa.ipc.read_record_batch(message, self._schema)
-            self._record = bytearray(data)
-            self._frame = frame_of(message.body, batch, bytes(data))
-        else:
-            self._frame.fill(self._record, step, time, values)
-        self._write(self._record)
+            frame = frame_of(pa.ipc.read_message(data), self._schema, data.to_pybytes())
+            self._templates[len(values)] = frame, bytearray(data)
+        frame, record = self._templates[len(values)]
+        frame.fill(record, step, time, values)
+        self._write(record)
 
     def _batch(self, step: int, time: float, values: NDArray[np.float32]) -> pa.RecordBatch:
+        ends = _arrow(np.array([0, len(values)], np.int32), pa.int32())
         return pa.record_batch(
             [
                 _arrow(np.array([step], np.int64), pa.int64()),
                 _arrow(np.array([time], np.float64), pa.float64()),
-                pa.FixedSizeListArray.from_arrays(
-                    _arrow(np.ascontiguousarray(values, dtype=np.float32), pa.float32()),
-                    type=self._schema.field("values").type,
-                ),
+                pa.ListArray.from_arrays(ends, _arrow(values, pa.float32()), type=self._schema.field("values").type),
             ],
             schema=self._schema,
         )

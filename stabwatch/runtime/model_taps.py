@@ -89,7 +89,7 @@ class ModelTaps:
                 lambda: self.parameters.tracked, self.steps.with_state, lambda: ranks.stage,
             )  # fmt: skip
             self.steps.count_only(self.topology.counts)
-            self.layout = RecordLayout.build(self.buffer.accumulators)
+            self.layout = RecordLayout.without_series(self.buffer.accumulators)
             self.health = RankHealth(self.layout)
             expected = (*context.run.expected, *self.modules.expected, *self.parameters.expected)
 

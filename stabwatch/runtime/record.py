@@ -14,9 +14,10 @@ from torch import Tensor
 
 from stabwatch.distributed.health import RankHealth
 from stabwatch.hooks.base.host_transfer import HostTransfer
-from stabwatch.hooks.base.probe import Probe
-from stabwatch.hooks.base.run_accumulators import LOSS, LOSS_FALLBACKS, TOKEN_LOSS, loss_source
+from stabwatch.hooks.base.probe import PROBES, Probe
+from stabwatch.hooks.base.run_accumulators import CLIPPED, LOSS, LOSS_FALLBACKS, TOKEN_LOSS, loss_source
 from stabwatch.runlog import Accumulator, RecordLayout, host_accumulator
+from stabwatch.signals.declaration import TIERS
 
 COMPARED = 8
 """Records in which the trained loss and the cross-entropy are compared."""
@@ -155,10 +156,19 @@ class Assembler:
         self._select()
 
     def _select(self) -> None:
-        keep = [i for i, accumulator in enumerate(self._all.accumulators) if accumulator in self._shown]
-        self.layout = RecordLayout.build((self._all.accumulators[i] for i in keep), without=self._without)
+        shown = [i for i, accumulator in enumerate(self._all.accumulators) if accumulator in self._shown]
+        keep = sorted(shown, key=lambda i: _turn(self._all.accumulators[i]))
+        self._selected = tuple(self._all.accumulators[i] for i in keep)
+        self._layout: RecordLayout | None = None
         spans = [np.arange(len(self._all.fields[i])) + self._all.starts[i] for i in keep]
         self._positions = np.concatenate(spans)
+
+    @property
+    def layout(self) -> RecordLayout:
+        """The layout of a record. Made in the writer's thread, when it is first needed: a large one takes a while."""
+        if self._layout is None:
+            self._layout = RecordLayout.build(self._selected, without=self._without)
+        return self._layout
 
     def _note(self, here: NDArray[np.bool_]) -> None:
         """here: which accumulators this record has. Most records have none that an earlier one had not."""
@@ -239,6 +249,13 @@ class Assembler:
         with np.errstate(invalid="ignore"):
             if np.any((full[lower] < self._limit) & (full[upper] >= self._limit)):
                 self._undecided()
+
+
+def _turn(accumulator: Accumulator) -> int:
+    """Its place in a record, which ends after its last number: what every step fills, and then the tiers."""
+    if accumulator in (LOSS, CLIPPED) or PROBES.find(accumulator.tap, accumulator.reduction) is None:
+        return 0
+    return 1 + TIERS.index(PROBES.tier(accumulator))
 
 
 def _brackets(layout: RecordLayout) -> NDArray[np.int64]:

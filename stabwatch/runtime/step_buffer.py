@@ -189,8 +189,6 @@ def identity_of_all(accumulators: tuple[Accumulator, ...]) -> Floats:
 
 
 def _extent(accumulator: Accumulator) -> Extent:
-    """What no probe measures is filled by the step loop itself, with the tier `always`."""
     if accumulator in BASICS:
         return Extent.BASICS
-    probe = PROBES.find(accumulator.tap, accumulator.reduction)
-    return Extent.ALWAYS if probe is None or probe.tier == "always" else Extent.ALL
+    return Extent.ALWAYS if PROBES.tier(accumulator) == "always" else Extent.ALL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from stabwatch.signals.formulas import ARITY, FORMULAS
 from stabwatch.signals.reductions import REDUCTIONS
@@ -12,6 +12,7 @@ from stabwatch.signals.reductions import REDUCTIONS
 Scope = Literal["run", "layer"]
 Kind = Literal["gauge", "counter"]
 Tier = Literal["always", "sampled", "deep"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
 Worst = Literal["max", "min"]
 
 TAPS = (

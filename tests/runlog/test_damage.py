@@ -148,7 +148,7 @@ def test_an_arrow_stream_of_somebody_else_is_refused(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 3}, "has schema 3, and this stabwatch reads 2"),
+        ({"schema": 4}, "has schema 4, and this stabwatch reads 2 and 3"),
         ({"accumulators": []}, "damaged record layout: ValueError: a layout needs at least one field"),
         ({"accumulators": None}, "damaged record layout: TypeError"),
         ({"series": [{"signal": "loss"}]}, "damaged record layout: KeyError: 'layer'"),
@@ -209,8 +209,8 @@ def test_an_event_after_a_torn_line_stands_alone(run: Path) -> None:
 
 META_TEXTS = {
     "not json": ("{", r"meta\.json cannot be read: "),
-    "not an object": ("[]", "has schema None, and this stabwatch reads 2"),
-    "another schema": ('{"schema": 7}', "has schema 7, and this stabwatch reads 2"),
+    "not an object": ("[]", "has schema None, and this stabwatch reads 2 and 3"),
+    "another schema": ('{"schema": 7}', "has schema 7, and this stabwatch reads 2 and 3"),
     "incomplete": ('{"schema": 2, "run": "x"}', "is incomplete: .*missing 4 required"),
     "deep": ("[" * 100_000, r"meta\.json cannot be read: "),
     "not text": (b"\xff\xfe\x00", r"meta\.json cannot be read: "),

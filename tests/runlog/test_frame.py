@@ -1,4 +1,4 @@
-"""The bytes of a record are those that Arrow writes, though Arrow writes only the first of a segment."""
+"""The bytes of a record are those that Arrow writes, though Arrow writes only the first of each width."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabwatch.runlog import Accumulator, RecordLayout
+from stabwatch.runlog.frame import written_width
 from stabwatch.runlog.writer import Segment
 
 LAYOUTS = [
@@ -26,9 +27,11 @@ def test_records_are_what_arrow_writes(tmp_path_factory, layout, records):
     start = path.stat().st_size
     expected = b""
     for step, time, seed in records:
-        values = np.random.default_rng(seed).integers(0, 2**32, layout.width, dtype=np.uint32).view(np.float32)
+        rng = np.random.default_rng(seed)
+        values = rng.integers(0, 2**32, layout.width, dtype=np.uint32).view(np.float32)
+        values[rng.integers(0, layout.width + 1) :] = np.nan
         segment.append(step, time, values)
-        expected += segment._batch(step, time, values).serialize().to_pybytes()
+        expected += segment._batch(step, time, values[: written_width(values)]).serialize().to_pybytes()
     segment.close()
     assert path.read_bytes()[start:] == expected
 
@@ -43,3 +46,14 @@ def test_another_number_of_values_is_refused(tmp_path):
             segment.append(1, 0.0, np.zeros(width, np.float32))
     assert (tmp_path / "signals-000.arrows").stat().st_size == size
     segment.close()
+
+
+@given(st.integers(1, 100_000), st.floats(0, 1))
+def test_a_record_ends_after_its_last_number_and_records_have_few_widths(width, share):
+    values = np.full(width, np.nan, np.float32)
+    last = int(share * width)
+    values[:last][-1:] = 0.0
+    written = written_width(values)
+    assert last <= written <= min(width, last + max(16, last // 8))
+    assert written == width or written % 16 == 0
+    assert written == width or written.bit_length() <= 5 or written % (1 << (written.bit_length() - 5)) == 0

@@ -56,7 +56,7 @@ def test_the_json_of_a_table_gives_the_table_back(layout: RecordLayout) -> None:
     again = RecordLayout.from_json(layout.to_json())
     assert again == layout
     again.check()
-    assert json.loads(layout.to_json())["schema"] == 2
+    assert json.loads(layout.to_json())["schema"] == 3
 
 
 def test_a_table_from_a_file_keeps_the_fields_of_the_file(layout: RecordLayout) -> None:

@@ -6,14 +6,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stabwatch.runlog.segment import numbers
-
 
 def float64s(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
     """Words or numbers without nulls as (length,) float64; read-only. Raises ValueError if a word is not a number."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
-    return numbers(array.cast(pa.float64()), np.float64)
+    numbers = array.cast(pa.float64())
+    return np.frombuffer(numbers.buffers()[1], np.float64, len(numbers), numbers.offset * 8)
 
 
 def words_as_float64s(data: bytes | NDArray[np.uint8], offsets: NDArray[np.integer]) -> NDArray[np.float64]:

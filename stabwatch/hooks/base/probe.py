@@ -138,6 +138,11 @@ class ProbeRegistry:
         """The probe that fills these accumulators; None for numbers that no probe measures."""
         return self._probes.get((tap, reduction))
 
+    def tier(self, accumulator: Accumulator) -> Tier:
+        """The tier that fills an accumulator; what no probe measures the step loop fills itself, at every step."""
+        probe = self.find(accumulator.tap, accumulator.reduction)
+        return "always" if probe is None else probe.tier
+
     def __iter__(self) -> Iterator[Probe]:
         return iter(self._probes.values())
 
