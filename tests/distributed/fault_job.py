@@ -106,7 +106,7 @@ def _break(fault, watch, attach, watched):
         _hand_over(watch)
         MergeLayout.partial = fail
     if fault == "step_error":  # in the step loop
-        watch._session._governor.observe = fail
+        watch._session._pace.governor.observe = fail
     return watch
 
 

@@ -57,7 +57,7 @@ def train(rank: int, world: int, out: str, fault: str) -> dict[str, object]:
     mine = torch.nn.utils.parameters_to_vector(inner.parameters()).detach()
     return {
         "sum": mine.double().sum().item().hex(),
-        "closer_until": watch._session._governor._until if watch is not None else None,
+        "closer_until": watch._session._pace.governor._until if watch is not None else None,
     }
 
 

@@ -114,7 +114,7 @@ def test_an_agent_s_alerts_come_back_and_bring_a_closer_look(attach):
     run = attach.finish()
     watch._session._agent._child.wait(timeout=20)
     assert [e.data["rule"] for e in run.events if e.kind == "flight"][:1] == ["NonFinite"]
-    assert watch._session._governor._until > BROKEN, "every tier was measured for some steps"
+    assert watch._session._pace.governor._until > BROKEN, "every tier was measured for some steps"
 
 
 @pytest.mark.parametrize("micro", [1, 3])
