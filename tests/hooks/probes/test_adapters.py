@@ -110,6 +110,33 @@ def test_layers_of_other_authors(layers, attach):
     assert log.series("adapter_scaling", "0")[1][-1] == 2.0
 
 
+def test_the_adapter_of_a_layer_with_one_output_and_of_a_convolution(attach):
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv1d(4, 6, 3), nn.Linear(6, 1)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.conv(x)).mean(-1))
+
+    torch.manual_seed(0)
+    model = peft.get_peft_model(Scores(), peft.LoraConfig(r=2, lora_alpha=4, target_modules=["conv", "head"]))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    watch = attach(model, optimizer)
+    for _ in range(PHASES + 1):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, 9)).square().mean().backward()
+        optimizer.step()
+    assert not watch._session._context.isolation.errors
+    log = attach.finish()
+    for name in ("conv", "head"):
+        layer = model.base_model.model.get_submodule(name)
+        factors = layer.lora_B["default"].weight.flatten(1) @ layer.lora_A["default"].weight.flatten(1)
+        truth = 2 * factors.norm() / layer.base_layer.weight.norm()
+        assert log.series("adapter_gain_ratio", name)[1][-1] == pytest.approx(truth.item(), rel=0.5), "some steps old"
+        assert log.series("adapter_singular_value_ratio", name)[1][-1] > 0
+
+
 def test_a_quantised_weight_is_named(attach):
     model = nn.Sequential(Handmade(torch.randn(12, 12), False), nn.Tanh(), nn.Linear(12, 5))
     kept = model[0].weight.data
