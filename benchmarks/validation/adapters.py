@@ -21,7 +21,7 @@ CLAIM = """Kalajdzievski 2023, arXiv:2312.03732 [abstract]: the usual scaling al
 adapter adds shrinks with the rank; alpha / sqrt(r) is the scaling with which it neither collapses nor grows. So the exponent of
 `adapter_gain_ratio` in r should be 0 for alpha / sqrt(r) and below 0 for alpha / r."""
 SETUP = """A residual MLP of width 128 is trained on one task for 200 steps and adapted to another by PEFT, with ranks 2 to 128, alpha 16, 60 steps
-of SGD at 0.5 or of Adam at 1e-3; `adapter_gain_ratio` of the last measurement (mean in the logarithm over two layers), as stabwatch
+of SGD at 0.02 or of Adam at 1e-3; `adapter_gain_ratio` of the last measurement (mean in the logarithm over two layers), as stabwatch
 measures it, and its exponent in r by least squares."""
 RANKS, STEPS, WIDTH, ALPHA = (2, 8, 32, 128), 60, 128, 16
 
@@ -62,7 +62,7 @@ def adapt(base: nn.Module, rank: int, scaled: bool, adam: bool) -> tuple[float, 
     config = peft.LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=["up", "down"], use_rslora=scaled)
     model = peft.get_peft_model(copy.deepcopy(base), config)
     mine = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(mine, lr=1e-3) if adam else torch.optim.SGD(mine, lr=0.5)
+    optimizer = torch.optim.Adam(mine, lr=1e-3) if adam else torch.optim.SGD(mine, lr=0.02)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         with stabwatch.attach(model, optimizer, run_dir=path, agent=False, verbose=False, every_step=True):
@@ -99,10 +99,13 @@ def main() -> str:
         f"loss, r = {RANKS[-1]}",
     )
     sgd = abs(powers[False, True]) < 0.15 and powers[False, False] < -0.4
+    part = (
+        "reproduces in part" if abs(powers[False, True]) < abs(powers[False, False]) / 3 else "does not reproduce here"
+    )
     adam = abs(powers[True, True]) < 0.15 and powers[True, False] < -0.4
     stable = "alpha / r" if abs(powers[True, False]) < abs(powers[True, True]) else "alpha / sqrt(r)"
     return f"""{table(head, rows)}
 
-**Verdict.** With SGD the claim {"reproduces" if sgd else "does not reproduce here"}: exponents {powers[False, False]:.2f} with alpha / r and {powers[False, True]:.2f} with alpha / sqrt(r). With Adam it
+**Verdict.** With SGD the claim {"reproduces" if sgd else part}: exponents {powers[False, False]:.2f} with alpha / r and {powers[False, True]:.2f} with alpha / sqrt(r). With Adam it
 {"does too" if adam else "does not"}: {powers[True, False]:.2f} and {powers[True, True]:.2f}, so that {stable} is the one closer to 0 here (a step of Adam has one size per parameter, whatever the
 scaling does to the gradient). So stabwatch shows rank, scaling and gain, and calls none of the scalings right."""

@@ -50,6 +50,15 @@ class Adapter:
         """As matrices; those of a convolution are flattened."""
         return self.a.detach().flatten(1), self.b.detach().flatten(1)
 
+    def size_of_weight(self) -> tuple[Tensor, Tensor]:
+        """Squared Frobenius norm of the weight, and its largest singular value (of a row or column the norm)."""
+        weight = self.weight.detach().flatten(1)
+        if min(weight.shape) < 2:
+            sumsq = weight.float().square().sum()
+            return sumsq, sumsq.sqrt()
+        ((_, found),) = of_weights([(self.spectra, weight)])
+        return found[0, 1], found[0, 2]
+
 
 class Adapters:
     """The adapters of a model, measured in turn. before: those whose place they take, when the model has changed."""
@@ -87,8 +96,7 @@ class Adapters:
 
 
 def _aggregates(mine: Adapter, found: Tensor) -> Tensor:
-    (_, weight), *_ = of_weights([(mine.spectra, mine.weight)])
-    _, sumsq, first, _, _ = weight[0].to(found.device).unbind()
+    sumsq, first = (x.to(found.device) for x in mine.size_of_weight())
     own, change, largest = found.unbind()
     facts = torch.full_like(found, float(len(mine.a)))
     return torch.stack(
@@ -108,7 +116,9 @@ def _of_module(name: str, module: nn.Module, context: TapContext) -> Iterator[Ad
             if why is not None or weight is None:
                 context.unmeasured(LORA.report_key, place, why or NO_WEIGHT)
                 continue
-            yield Adapter(place, a, b, _scaling(module, key, len(a)), weight, Spectra("", weight.shape, None))
+            yield Adapter(
+                place, a, b, _scaling(module, key, len(a)), weight, Spectra("", weight.flatten(1).shape, None)
+            )
 
 
 def _reason(a: Tensor, b: Tensor, weight: Tensor | None) -> str | None:

@@ -127,7 +127,7 @@ def test_the_adapter_of_a_layer_with_one_output_and_of_a_convolution(attach):
         optimizer.zero_grad()
         model(torch.randn(8, 4, 9)).square().mean().backward()
         optimizer.step()
-    assert not watch._session._context.isolation.errors
+    assert not watch._session.isolation.errors
     log = attach.finish()
     for name in ("conv", "head"):
         layer = model.base_model.model.get_submodule(name)
