@@ -30,6 +30,7 @@ from stabwatch.cli.commands import (
     signals,
     tag,
     top,
+    traces,
 )
 from stabwatch.errors import StabwatchError
 
@@ -89,6 +90,7 @@ for name, command in (
     ("report", report.report),
     ("compare", compare.compare),
     ("forecast", forecast.forecast),
+    ("traces", traces.traces),
     ("replay", replay.replay),
     ("export", export.export),
     ("tag", tag.tag),

@@ -31,32 +31,40 @@ def forecast(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Extrapolate attention logits and gradient RMS.
+    """Extrapolate attention logits, gradient RMS and the loss.
 
     Fits power laws over model size and peak learning rate of the runs, and shows where they cross the known
     limits: attention logits of 100 and 10,000, a gradient RMS of Adam's epsilon. Intervals are 95 % prediction
-    intervals. Exit code 1: no law could be fitted; the reasons are printed.
+    intervals. Of the loss: a power law with a floor over the model size, how well the best learning rate transfers
+    between sizes, and whether the largest run follows the smaller ones. Exit code 1: no law could be fitted; the
+    reasons are printed.
     """
     from stabwatch.analysis.compare.curve_set import load_curve_sets
     from stabwatch.analysis.compare.forecast import SCHEMA_VERSION
     from stabwatch.analysis.compare.forecast import forecast as laws
+    from stabwatch.analysis.compare.scaling import scaling
     from stabwatch.analysis.sources import open_sources
     from stabwatch.cli.render.console import console, print_json
     from stabwatch.cli.render.progress_bar import ProgressBar
+    from stabwatch.cli.render.scaling import rendered as scaling_rendered
 
     with ProgressBar("reading") as bar:
         subjects = load_curve_sets(open_sources(runs, bar.reading), progress=bar)
         bar.working("fitting")
         found = laws(subjects, parameters, learning_rate, epsilon or None)
+        sizes = scaling(subjects, parameters)
     if as_json:
-        print_json({"schema_version": SCHEMA_VERSION, "forecasts": [one.to_dict() for one in found]})
+        laws_found = [one.to_dict() for one in found]
+        print_json({"schema_version": SCHEMA_VERSION, "forecasts": laws_found, "scaling": sizes.to_dict()})
     else:
         out = console()
         for one in found:
             for part in rendered(one):
                 out.print(part)
+        for part in scaling_rendered(sizes):
+            out.print(part)
         out.print(assumptions())
-    if all(one.refused for one in found):
+    if all(one.refused for one in found) and sizes.loss.refused:
         raise typer.Exit(Exit.FIRED)
 
 
