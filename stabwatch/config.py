@@ -52,6 +52,9 @@ class Config:
     """Most bytes of parameters that are copied at a time to measure updates."""
     taylor: bool = False
     """Measure the step length over the Taylor radius. On deep steps the model is called once more, on a few samples."""
+    sharpness: bool = False
+    """Measure the largest eigenvalue of the Hessian of the loss over the largest with which the optimizer is stable.
+    On deep steps the model is called once more, on 512 samples at most, and the loss is differentiated twice."""
     guard: str | None = None
     """Guards that may change training: names separated by commas.
 

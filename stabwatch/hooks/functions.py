@@ -17,6 +17,7 @@ from stabwatch.hooks import compiled
 from stabwatch.hooks.backward import BACKWARD_PATCHES, LISTENERS, scale_patches
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen_by_modes
+from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
@@ -142,6 +143,8 @@ def _saw_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, *
             context.isolation.run("loss", "always", loss.cross_entropy, context, out, input, target, args, kwargs)
             if context.flags.sampled:
                 context.isolation.run("leak", "sampled", note_leak, context, target)
+            if context.keeps_loss_call and not args:
+                context.loss_call = LossCall.seen(_cross_entropy, input, target, kwargs)
 
 
 def _traced_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:

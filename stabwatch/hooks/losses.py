@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
+from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.forward import CURSOR, in_backward
 from stabwatch.hooks.patching import Patch
 from stabwatch.kernels.constants import device_constant
@@ -39,6 +40,16 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
         if context.flags.sampled:
             with unseen_by_modes():
                 context.isolation.run("leak", "sampled", note_leak, context, target)
+
+
+_mse_loss = F.mse_loss
+
+
+def _saw_mse(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    _saw(out, input, target)
+    context = _context()
+    if context is not None and context.keeps_loss_call and not args and not is_fake(input):
+        context.loss_call = LossCall.seen(_mse_loss, input, target, kwargs)
 
 
 def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -82,7 +93,7 @@ def _note_range(context: TapContext, target: Tensor) -> None:
 LOSS_PATCHES = tuple(
     Patch(original, observed(original, seen, None, _isolation))
     for original, seen in (
-        (F.mse_loss, _saw), (F.l1_loss, _saw), (F.smooth_l1_loss, _saw), (F.huber_loss, _saw),
+        (F.mse_loss, _saw_mse), (F.l1_loss, _saw), (F.smooth_l1_loss, _saw), (F.huber_loss, _saw),
         (F.binary_cross_entropy_with_logits, _saw_binary),
     )
 )  # fmt: skip

@@ -21,6 +21,7 @@ from stabwatch.hooks.probes.drift import TRACKED_BATCH, TrackedBatch
 from stabwatch.hooks.probes.last_update import LAST_CHANGE
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.reach import REACH, Reach
+from stabwatch.hooks.probes.sharpness import SHARPNESS, SharpnessTap
 from stabwatch.hooks.probes.taylor import RATIO, TaylorTap
 from stabwatch.kernels.merge import merge_
 from stabwatch.signals.reductions import HOST_COUNT
@@ -50,7 +51,8 @@ class StepTaps:
     """The parameters of one watch, before and after each optimizer's step.
 
     Guards come first: what is measured afterwards is the step that was really taken. taylor: measure the Taylor radius.
-    derivative: what that and the guard of the same name call the model with, if the settings ask for either.
+    derivative: what that and the guard of the same name call the model with, if the settings ask for either. sharpness:
+    the same for the Hessian, with more samples.
     before: those whose place they take, when the model has changed.
     """
 
@@ -69,6 +71,7 @@ class StepTaps:
         *,
         derivative: DirectionalDerivative | None = None,
         taylor: bool = False,
+        sharpness: DirectionalDerivative | None = None,
         before: StepTaps | None = None,
     ) -> None:
         self._context = context
@@ -78,6 +81,7 @@ class StepTaps:
         self._make_guards = guards
         self._derivative = derivative
         self._taylor = TaylorTap(model, derivative, context) if derivative is not None and taylor else None
+        self._sharpness = None if sharpness is None else SharpnessTap(model, sharpness, context)
         self._guards: dict[int, Sequence[StepGuard]] = {} if before is None else before._guards
         self._interventions = new_accumulator("host_count", context.device)
         self._counted = torch.zeros((), device=context.device)
@@ -102,6 +106,8 @@ class StepTaps:
         self._reach.register(buffer)
         if self._taylor is not None:
             self._taylor.register(buffer)
+        if self._sharpness is not None:
+            self._sharpness.register(buffer)
         if self._make_guards is not None:
             buffer.add((INTERVENTIONS.accumulator(),), source_of(self._interventions))
 
@@ -158,6 +164,8 @@ class StepTaps:
             isolate(INTERVENTIONS, self._count)
         if flags.deep and self._taylor is not None:
             isolate(RATIO, self._taylor.step_ends)
+        if flags.deep and self._sharpness is not None:
+            isolate(SHARPNESS, self._sharpness.step_ends)
         if flags.deep:
             isolate(LORA, self._adapters.step_ends)
         if flags.deep and flags.phase == 0:
@@ -190,13 +198,16 @@ class StepTaps:
             isolate(layers.CHANGE, self._parameters.measure_updates)
         if flags.deep:
             self._context.isolation.run("parameters", "deep", self._probes.after, inner or optimizer)
+        if flags.deep and self._sharpness is not None:
+            isolate(SHARPNESS, self._sharpness.after, inner or optimizer)
         if flags.next_phase is not None:
             isolate(LAST_CHANGE, self._probes.after_phase)
 
     def remove(self) -> None:
         """Remove the hooks of guards and of the derivative."""
-        if self._derivative is not None:
-            self._derivative.remove()
+        for called in (self._derivative, None if self._sharpness is None else self._sharpness.derivative):
+            if called is not None:
+                called.remove()
         for guard in (g for guards in self._guards.values() for g in guards):
             guard.detach()
 

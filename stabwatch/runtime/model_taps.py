@@ -25,6 +25,7 @@ from stabwatch.hooks.probes.activation import ACTIVATION
 from stabwatch.hooks.probes.attention import BRACKET
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.layers import ParameterTaps
+from stabwatch.hooks.probes.sharpness import SAMPLES
 from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.runtime.coverage import MHA, NO_SATURATION, SCRIPTED, Coverage
 from stabwatch.runtime.governor import Governor
@@ -45,6 +46,7 @@ class ModelTaps:
     steps: StepTaps
     assembler: Assembler
     _derivative: DirectionalDerivative | None
+    _curvature: DirectionalDerivative | None
     _references: KeptReferences
 
     def __init__(
@@ -76,9 +78,13 @@ class ModelTaps:
             )
             wanted = config.taylor or "taylor" in config.guards
             self._derivative = before._derivative if before else DirectionalDerivative(model) if wanted else None
+            self._curvature = (
+                before._curvature if before else DirectionalDerivative(model, SAMPLES) if config.sharpness else None
+            )
             self.steps = StepTaps(
                 model, self.modules, self.parameters, context, guards, derivative=self._derivative,
-                taylor=config.taylor, before=None if before is None else before.steps,
+                taylor=config.taylor, sharpness=self._curvature,
+                before=None if before is None else before.steps,
             )  # fmt: skip
             undo.callback(self.steps.remove)
             self.buffer = self._register(context, StepBuffer(context.device))

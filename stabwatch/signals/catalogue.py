@@ -20,6 +20,7 @@ from stabwatch.signals import (
     ranks,
     run,
     setup,
+    sharpness,
     spectra,
     taylor,
     weights,
@@ -29,7 +30,7 @@ from stabwatch.signals.declaration import Catalogue
 CATALOGUE = Catalogue()
 
 for family in (
-    loss, gradients, setup, weights, optimizer, taylor, spectra, adapters, activations, activation_gradients,
+    loss, gradients, setup, weights, optimizer, taylor, sharpness, spectra, adapters, activations, activation_gradients,
     loops, geometry, mean_mode, precision, attention, experts, logits, policy, ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:

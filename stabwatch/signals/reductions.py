@@ -108,6 +108,7 @@ ADAPTER = _reduction(
     count="sum", adapter_sumsq="sum", change_sumsq="sum", weight_sumsq="sum",
     first="max", weight_first="max", rank="max", scaling="max",
 )  # fmt: skip
+SHARPNESS = _reduction("sharpness", count="sum", ratio="max", value="max", residual="max")
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
 EXPONENTS = _reduction("exponents", count="sum", sum="sum", sumsq="sum", subnormal="sum")
 DRIFT = _reduction("drift", count="sum", drift="sum", coherence="sum")
@@ -146,7 +147,7 @@ REDUCTIONS: dict[str, Reduction] = {
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
-        UPDATE_LOST, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
+        UPDATE_LOST, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK, SHARPNESS,
     )
 }  # fmt: skip
 

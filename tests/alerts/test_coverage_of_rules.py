@@ -35,7 +35,7 @@ NO_RULE = {
         "update_singular_value_max", "update_stable_rank", "update_weight_cosine", "update_successive_cosine",
         "attention_sink_ratio", "attention_sink_heads_ratio", "attention_concentration_ratio",
         "attention_effective_keys_ratio", "adapter_gain_ratio", "adapter_change_ratio", "adapter_singular_value_ratio",
-        "adapter_rank", "adapter_scaling",
+        "adapter_rank", "adapter_scaling", "sharpness_ratio", "sharpness", "sharpness_residual_ratio",
         "input_rms", "scale_invariant_ratio", "radial_update_ratio", "effective_step_size", "gradient_weight_cosine",
         "descent_weight_cosine", "logit_scaling_cosine", "output_entropy", "geometry_stability",
         "geometry_stability_error", "activation_kurtosis", "activation_outlier_ratio", "activation_zero_ratio",

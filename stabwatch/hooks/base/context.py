@@ -12,6 +12,7 @@ from stabwatch.hooks.base.accumulators import Accumulators
 from stabwatch.hooks.base.brackets import Brackets
 from stabwatch.hooks.base.flags import MeasurementFlags
 from stabwatch.hooks.base.isolation import ErrorReport, Isolation
+from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.model_input import ModelInput
 from stabwatch.hooks.base.parameter_views import PARAMETER_VIEWS, WholeGradient
 from stabwatch.hooks.base.probe import PROBES, Probe
@@ -107,6 +108,9 @@ class TapContext:
         self.run = RunAccumulators(device)
         self.generator = torch.Generator().manual_seed(0)
         self.step = 0
+        self.loss_call: LossCall | None = None
+        self.keeps_loss_call = False
+        """Somebody calls the loss once more."""
         self.forwards = 0
         self.looped: dict[str, None] = {}
         self.probes = tuple(PROBES)

@@ -42,6 +42,8 @@ class DirectionalDerivative:
         self._samples = samples
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._forward_mode = True
+        self.sizes = 0, 0
+        """Samples of the batch, and of the slice."""
         self._handle: RemovableHandle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -49,6 +51,7 @@ class DirectionalDerivative:
             size = _batch_size((*args, *kwargs.values()))
             part = _first(size, min(size, self._samples or max(1, min(MOST, size // MOST))))
             self._call = part(args), part(kwargs)
+            self.sizes = size, min(size, self._samples or max(1, min(MOST, size // MOST)))
 
     @property
     def ready(self) -> bool:
@@ -76,12 +79,16 @@ class DirectionalDerivative:
         finally:
             OwnCall.now = False
 
-    def _logits(self, parameters: dict[str, Tensor]) -> Tensor:
+    def output(self, parameters: Mapping[str, Tensor]) -> Any:
+        """What the model returns for the slice, with these parameters in the place of its own."""
         assert self._call is not None
         args, kwargs = self._call
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
         with restore_side_effects(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
-            out = functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
+            return functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
+
+    def _logits(self, parameters: dict[str, Tensor]) -> Tensor:
+        out = self.output(parameters)
         found = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
         logits = found if isinstance(found, Tensor) else first_tensor(out)
         if logits is not None and logits.dim() > 3:

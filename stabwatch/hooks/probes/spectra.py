@@ -107,5 +107,4 @@ def _by_shape(found: Sequence[tuple[Spectra, Tensor]], bases: Sequence[Tensor | 
 
 def _aggregates(x: Tensor, values: Tensor, residual: Tensor) -> Tensor:
     sumsq = torch.linalg.vector_norm(x.float(), dim=-1).square().sum(dim=-1)  # by rows: see `host_sumsq`
-    second = values[:, 1] if values.shape[1] > 1 else torch.zeros_like(sumsq)  # of one row or column there is one value
-    return torch.stack((torch.ones_like(sumsq), sumsq, values[:, 0], second, residual), dim=1)
+    return torch.stack((torch.ones_like(sumsq), sumsq, values[:, 0], values[:, 1], residual), dim=1)
