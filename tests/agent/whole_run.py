@@ -5,8 +5,8 @@ batch, the Taylor radius and a guard; the learning rate is too high, and the los
 python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
 weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
 coarse for their updates, a loss of shapes that broadcast, and targets out of range.
-python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a low-rank adapter, and the
-numbers of a policy that are logged.
+python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a low-rank adapter, its
+sharpness, and the numbers of a policy that are logged.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def of_a_policy(folder: str) -> None:
     """See the module's docstring."""
     model = Looped()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    watch = stabwatch.attach(model, optimizer, run_dir=folder, agent=False, verbose=False, every_step=True)
+    settings = {"agent": False, "verbose": False, "every_step": True, "sharpness": True}
+    watch = stabwatch.attach(model, optimizer, run_dir=folder, **settings)
     for step in itertools.count():
         optimizer.param_groups[0]["lr"] = 1e-2 if step >= 32 else 1e-4
         sequence = torch.randn(32, 17).cumsum(1)
