@@ -76,4 +76,4 @@ def main() -> str:
 
 **Verdict.** {"The claim reproduces" if held else "The claim does not reproduce at this length"}: the ratio is {high[0]:.2f} early and {high[-1]:.2f} at the end under gradient descent at the large rate, and {fast[0]:.2f} and {fast[-1]:.2f}
 under Adam at 2e-3. At a tenth of the rate it is {low[-1]:.2f} and {slow[-1]:.2f} at the end. A ratio of 1 is no alarm on full batches; it says that the rate decides
-how sharp the minimum is. With small batches it stays lower."""
+how sharp the minimum is. At 0.5 and 0.05, and 1e-3 and 1e-4, the ratio was still rising after 1,600 steps (0.31 and 0.80 at the larger ones)."""
