@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from stabwatch import plugins
+from stabwatch.alerts.preflight import Preflight, preflight
 from stabwatch.config import Config
 from stabwatch.errors import ConfigError
 from stabwatch.runtime.resume import has_run, read_state
@@ -20,6 +21,8 @@ from stabwatch.runtime.session import Session
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert
+
+PREFLIGHT_SECONDS = 5.0
 
 
 def attach(
@@ -135,6 +138,19 @@ class Watch:
         cannot show), `notes` (list of {tap, reason}: what else is to be known about the measurements).
         """
         return self._session.coverage()
+
+    def preflight(self) -> Preflight:
+        """Print what the steps so far show of the set-up, and return it. One batch is enough.
+
+        Judged are losses that are not given what they expect (probabilities, shapes that broadcast, targets out of
+        range or ignored), the first loss against a uniform guess, inputs that are not scaled, parts without gradient
+        or optimizer, modes, dead units, and steps that are far too large or too small. The first step must have ended:
+        call it after `optimizer.step()`. Waits for the log, at most five seconds.
+        """
+        self._session.settle(PREFLIGHT_SECONDS)
+        found = preflight(self.run_dir)
+        print(found)
+        return found
 
     def log(self, **scalars: float | Tensor) -> None:
         """Record numbers of this step, one scalar each.

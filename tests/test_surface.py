@@ -57,6 +57,7 @@ def test_what_a_watch_offers_is_frozen() -> None:
         "url": "property",
         "wait_for_agent": "self, timeout=10.0",
         "coverage": "self",
+        "preflight": "self",
         "log": "self, **scalars",
         "log_policy": "self, logp, old_logp=None, ref_logp=None, rollout_logp=None, advantage=None, mask=None, "
         "clip=0.2",

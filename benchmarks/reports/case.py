@@ -148,7 +148,6 @@ class Workload:
 
 
 MISSING = {
-    "CodebookCollapse": "a vector quantiser uses one or a few of its codes",
     "EmbeddingCollapse": "the embeddings of all samples become one point",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",

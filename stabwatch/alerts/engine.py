@@ -24,6 +24,7 @@ from stabwatch.alerts.rule_state import RuleState, Transition
 from stabwatch.alerts.run_context import RunContext
 from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.alerts.templates import describe
+from stabwatch.alerts.themes.loss import LossFeature
 from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
 from stabwatch.runlog.schema import GOOD_ENDS
@@ -89,6 +90,12 @@ class Engine:
             for layer, value in zip(feature.layers, kept.tolist(), strict=False)
             if math.isfinite(value)
         }
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the losses of different steps could be compared throughout: not those of a policy, value or game."""
+        loss = self._features["loss"]
+        return not (isinstance(loss, LossFeature) and loss.objective.ever)
 
     @property
     def history(self) -> tuple[Alert, ...]:

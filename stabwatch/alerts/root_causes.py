@@ -66,10 +66,16 @@ def _overflow(e: Evidence) -> Found | None:
     largest = e.memory.largest_activation
     if not e.of("NonFinite") or not NEAR_OVERFLOW <= largest <= HALF_LARGEST:
         return None
-    if e.first_origin is not None and e.first_origin.facts.get("dtype", "float16") != "float16":
+    origin = e.first_origin
+    if origin is not None and origin.facts.get("dtype", "float16") != "float16":
         return None
     first = min(e.of("NonFinite"), key=lambda a: a.step)
-    if e.onset < first.step - e.recent and not e.begins_with("ActivationOutlierGrowth", "UpdateTooLarge", "NonFinite"):
+    traced = origin is not None and origin.place == "forward" and origin.grown
+    if (
+        not traced
+        and e.onset < first.step - e.recent
+        and not e.begins_with("ActivationOutlierGrowth", "UpdateTooLarge", "NonFinite")
+    ):
         return None
     return Found(
         first.onset,
@@ -77,7 +83,7 @@ def _overflow(e: Evidence) -> Found | None:
             f"The largest activation before the first non-finite one was {largest:.4g}; the float16 limit is 65504.",
             f"Step {first.step}: {first.description}",
         ),
-        e.first_origin.layers if e.first_origin else (first.layer,) if first.layer else (),
+        origin.layers if origin else (first.layer,) if first.layer else (),
         confidence=0.85,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from time import time
@@ -180,7 +180,7 @@ def analyze_source(
     if watched and (gone := killed_end(log.meta, events, summaries.last_step, summaries.last_time)) is not None:
         events = (*events, gone)
         lead(engine, gone)
-    view = curves.run(log.meta.run) if foreign is None else foreign.run
+    view = replace(curves.run(log.meta.run), comparable=engine.comparable) if foreign is None else foreign.run
     steps = view.steps
     hindsight = in_hindsight(view, rule_incidents(engine.history), watched=watched)
     incidents = in_units(hindsight.incidents, view.step_unit)

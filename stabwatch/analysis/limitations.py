@@ -47,7 +47,13 @@ def watched_limitations(run: LogRun, found: Sequence[RunSegment], note: str) -> 
 
 
 def _judged(found: Sequence[RunSegment]) -> Iterator[str]:
-    if any(segment.loss is not None and not segment.must_fall for segment in found):
+    free = [segment for segment in found if segment.loss is not None and not segment.must_fall]
+    if free and not free[0].run.comparable:
+        yield (
+            "The model makes its own data, or its loss scatters around zero, as in reinforcement learning: it was not "
+            "judged whether the loss falls."
+        )
+    elif free:
         yield "The columns show reinforcement or adversarial learning, so it was not judged whether the loss falls."
 
 

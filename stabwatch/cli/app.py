@@ -21,6 +21,7 @@ from stabwatch.cli.commands import (
     export,
     forecast,
     grafana,
+    preflight,
     replay,
     report,
     rules,
@@ -99,6 +100,7 @@ for name, command in (
     ("doctor", doctor.doctor),
 ):
     app.command(name)(guarded(command))
+app.command("preflight", context_settings=run.CONTEXT)(guarded(preflight.preflight))
 app.command("run", context_settings=run.CONTEXT)(guarded(run.run))
 
 dashboards = typer.Typer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -97,6 +97,8 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
             site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
         site = vars(module).get("_stabwatch") or site  # another one where the model has changed
         site.context.forwards += 1
+    elif module.training and not OwnCall.now:
+        _note_action(site, (*args, *kwargs.values()))
     site.outer = None if CURSOR.site is None else caller(outside=site.context)
     CURSOR.root = CURSOR.site = site
     site.flags.in_forward = training
@@ -123,10 +125,22 @@ def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
 
 def _before(site: Site, module: nn.Module, args: Any) -> None:
     """A watched module is called."""
+    if module.training and not torch.is_grad_enabled() and _by_itself(site) and not OwnCall.now:
+        _note_action(site, args)
     CURSOR.site = site
     site.context.trace.enters(site.name)
     if site.role.residual and site.flags.recording and site.flags.deep:
         site.input = first_tensor(args)
+
+
+def _note_action(site: Site, inputs: Sequence[Any]) -> None:
+    with unseen_by_modes():
+        site.context.isolation.run("pace", "always", site.context.actions.note, inputs)
+
+
+def _by_itself(site: Site) -> bool:
+    """Is a module called outside of a call of its model? Modules that are called between such calls do not count."""
+    return CURSOR.site is None or CURSOR.root is None or CURSOR.root.context is not site.context
 
 
 def _after(site: Site, module: nn.Module, args: Any, output: Any) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.distributed.health import RankHealth
+from stabwatch.hooks.base.actions import sample_of
 from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.run_accumulators import CLIPPED, LOSS, LOSS_FALLBACKS, TOKEN_LOSS, loss_source
@@ -23,12 +24,15 @@ COMPARED = 8
 """Records in which the trained loss and the cross-entropy are compared."""
 OF_ALL_LAYERS = frozenset({"gradient_norm"})
 """Signals that are a sum over all layers, and not known where one of them is not."""
+BATCH = 8
+"""Samples of a forward beside which one of a single sample acts, and does not train."""
 DIFFERS = 0.05
 """Relative difference from which on they are not the same loss."""
 
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
-    "evaluation_mode_ratio", "clip_limit", "backward_passes",
+    "evaluation_mode_ratio", "clip_limit", "backward_passes", "forward_passes", "calls_without_gradient",
+    "batch_repeated",
 )  # fmt: skip
 _HOST_COUNTS = (
     "skipped_steps_total", "probe_errors_total", "records_dropped_total", "optimizer_resets_total",
@@ -63,6 +67,12 @@ class HostNumbers:
     resets: int = 0
     evaluating: float = math.nan
     passes: int = 0
+    forwards: int = 0
+    acted: int = 0
+    singles: int = 0
+    largest: int = 0
+    repeated: float = math.nan
+    _batch: bytes = b""
     clip_limit: float = math.nan
     _written: tuple[int, ...] = (0, 0, 0, 0)
 
@@ -70,13 +80,26 @@ class HostNumbers:
         """A training forward starts, in a step that started at `began` on the clock of `time.perf_counter`."""
         if math.isnan(self.data_wait):
             self.data_wait = time.perf_counter() - began
+        if not self.forwards:
+            self._compare(inputs)
+        self.forwards += 1
         sizes = [x.shape[0] for x in inputs if hasattr(x, "shape") and len(x.shape)]
-        self.samples += sizes[0] if sizes else 0
+        if sizes:
+            self.samples += sizes[0]
+            self.singles += sizes[0] == 1
+            self.largest = max(self.largest, sizes[0])
+
+    def _compare(self, inputs: tuple[Any, ...]) -> None:
+        """Is the first batch of the step that of the step before? By a few of its numbers; not known on a device."""
+        now = sample_of(inputs)
+        self.repeated = float(now == self._batch) if now and self._batch else math.nan
+        self._batch = now
 
     def next_step(self) -> None:
         """Reset what is counted within a step."""
-        self.data_wait, self.samples, self.passes = math.nan, 0, 0
-        self.evaluating = self.clip_limit = math.nan
+        self.data_wait, self.samples, self.passes, self.forwards = math.nan, 0, 0, 0
+        self.singles = self.largest = 0
+        self.evaluating = self.clip_limit = self.repeated = math.nan
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
         """What the host adds to the record of this step. logged: accumulators of what the user logged, by name."""
@@ -90,9 +113,11 @@ class HostNumbers:
         increments = [new - old for new, old in zip(totals, self._written, strict=True)]
         self._written = totals
         pace = self.samples / self.step_seconds if self.samples else math.nan
+        acted = self.acted + (self.singles if self.largest >= BATCH else 0)
         gauges = (
             self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing,
             self.evaluating, self.clip_limit, float(self.passes) if self.passes else math.nan,
+            float(self.forwards) if self.forwards else math.nan, float(acted), self.repeated,
         )  # fmt: skip
         fields = [x for v in gauges for x in (float(not math.isnan(v)), v)]
         return np.array(fields + [float(x) for v in increments for x in (1, v)])

@@ -175,6 +175,7 @@ class Session(TrainingEvents):
         self._began = now
         busy = self._pace.busy_seconds()
         self._clock.close()
+        self._host.acted = self.context.actions.take()
         self._prepared, self._since_step = False, 0
         self._stepped_parameters.clear()
         self.context.input.clear()
@@ -321,6 +322,14 @@ class Session(TrainingEvents):
         """The open step has this number, and those after it follow."""
         self._offset += step - self.step
         self.context.step = step
+
+    def settle(self, seconds: float) -> None:
+        """Wait until the records so far are written, at most so long."""
+        ends = time.monotonic() + seconds
+        while (writer := self._writer) is not None and writer.written + writer.dropped < self._sent:
+            if time.monotonic() > ends:
+                break
+            time.sleep(0.01)
 
     def coverage(self) -> dict[str, Any]:
         """See Watch.coverage."""

@@ -1,4 +1,4 @@
-"""Mixture of experts: load balance and router logits."""
+"""Mixture of experts: load balance and router logits. Codebooks: rows that are never chosen."""
 
 from __future__ import annotations
 
@@ -73,5 +73,24 @@ SIGNALS = (
         fields=("sumsq", "count"),
         formula="rms",
         tier="deep",
+    ),
+    Signal(
+        name="code_unused_ratio",
+        help="Share of a codebook's rows that no measured step has looked up: of an embedding whose indices the model "
+        "computes itself.",
+        unit="ratio",
+        tap="codebook",
+        reduction="codes",
+        fields=("unused", "count"),
+        formula="quotient",
+    ),
+    Signal(
+        name="code_lookups_per_row",
+        help="Indices that were looked up in a codebook in all measured steps so far, over its rows.",
+        unit="1",
+        tap="codebook",
+        reduction="codes",
+        fields=("looked", "count"),
+        formula="quotient",
     ),
 )

@@ -134,6 +134,7 @@ ADVANTAGE = _reduction("advantage", count="sum", sum="sum", sumsq="sum", zero="s
 TOKEN_ORDER = _reduction("token_order", count="sum", own="sum", following="sum", second="sum", open="sum", causal="sum")
 LOGIT_FORM = _reduction("logit_form", count="sum", probability="sum", cut="sum", known="sum", gap="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
+CODES = _reduction("codes", count="sum", unused="sum", looked="sum")
 ROUTER = _reduction("router", count="sum", entropy="sum", lse_sumsq="sum", violation="max")
 CAPACITY = _reduction("capacity", count="sum", overflow="sum")
 DROPPED = _reduction("dropped", count="sum", dropped="sum")
@@ -147,7 +148,8 @@ REDUCTIONS: dict[str, Reduction] = {
         SHAPE, TOKENS, GEOMETRY, MEAN_MODE, UNITS, SPECTRUM, DIRECTION, ADAM, TAYLOR, PRECISION, CERTAINTY, CLASSES,
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
-        UPDATE_LOST, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK, SHARPNESS,
+        UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
+        SHARPNESS,
     )
 }  # fmt: skip
 

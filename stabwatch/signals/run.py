@@ -86,6 +86,15 @@ SIGNALS = (
         tier="sampled",
     ),
     _host("backward_passes", "Backward passes of the step that reached the model's parameters."),
+    _host("forward_passes", "Training forwards of the model in the step."),
+    _host(
+        "calls_without_gradient",
+        "Calls in training mode without gradients on new inputs, and forwards of one sample beside those of a batch.",
+    ),
+    _host(
+        "batch_repeated",
+        "Whether the model's first input was that of the step before: 1, or 0; known for batches in the host's memory.",
+    ),
     _host("input_rms", "Root mean square of the model's first input of floating-point numbers.", tier="sampled"),
     _host("clip_limit", "Largest `max_norm` that `clip_grad_norm_` was given in the step."),
     _count(

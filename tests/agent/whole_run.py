@@ -5,8 +5,8 @@ batch, the Taylor radius and a guard; the learning rate is too high, and the los
 python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
 weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
 coarse for their updates, a loss of shapes that broadcast, and targets out of range.
-python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a low-rank adapter, its
-sharpness, and the numbers of a policy that are logged.
+python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a codebook, a low-rank adapter,
+its sharpness, and the numbers of a policy that are logged.
 """
 
 from __future__ import annotations
@@ -102,14 +102,16 @@ class Adapted(nn.Linear):
 
 
 class Looped(nn.Module):
-    """One core that is called four times, and a head that says the next number of a sequence."""
+    """A codebook, one core that is called four times, and a head that says the next number of a sequence."""
 
     def __init__(self) -> None:
         super().__init__()
         self.core = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
         self.head = Adapted()
+        self.codebook = nn.Embedding(4, 16)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x + self.codebook(x.argmax(-1) % 4)
         for _ in range(4):
             x = x + self.core(x)
         return self.head(x)

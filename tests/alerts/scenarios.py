@@ -48,6 +48,9 @@ CELLS = {
     "broadcast": host_accumulator("loss_broadcast_factor"),
     "out_of_range": host_accumulator("target_out_of_range_ratio"),
     "token_loss": Accumulator("token_loss", "", "mean"),
+    "repeated": host_accumulator("batch_repeated"),
+    "acted": host_accumulator("calls_without_gradient"),
+    "forwards": host_accumulator("forward_passes"),
     "passes": host_accumulator("backward_passes"),
     "leak": host_accumulator("target_in_input_ratio"),
     "second_token": Accumulator("logits", "", "token_order"),
@@ -87,6 +90,7 @@ LAYERED = {
     "backward": "depth",
     "drift": "drift",
     "dropped": "dropped",
+    "codes": "codes",
     "zeros": "precision",
     "exponents": "exponents",
     "spectrum": "spectrum",
@@ -113,6 +117,7 @@ _TAPS = {
     "backward": "activation_gradient",
     "drift": "probe",
     "dropped": "router",
+    "codes": "codebook",
     "zeros": "gradient",
     "exponents": "gradient",
     "spectrum": "matrix",
@@ -146,6 +151,9 @@ def fields(name: str, value: float) -> dict[str, float]:
         "kept": {"last": value},
         "clip_limit": {"last": value},
         "passes": {"last": value},
+        "repeated": {"last": value},
+        "acted": {"last": value},
+        "forwards": {"last": value},
         "leak": {"last": value},
         "second_token": {"own": 0.1, "following": 1 - value, "second": value, "open": 0.0, "causal": 1.0},
         "own_token": {"own": value, "following": 1 - value, "second": 0.1, "open": 0.0, "causal": 1.0},
@@ -198,6 +206,7 @@ def fields(name: str, value: float) -> dict[str, float]:
         "spectrum": {"sumsq": 64.0, "first": value, "second": 0.5, "residual": 0.0},
         "drift": {"drift": value, "coherence": 0.0},
         "dropped": {"dropped": value},
+        "codes": {"unused": value, "looked": 50.0},
         "zeros": dict.fromkeys(
             ("fp16_lost", "fp16_saturated", "e4m3_lost", "e5m2_lost", "mxfp4_lost", "nvfp4_lost"), 0.0
         )

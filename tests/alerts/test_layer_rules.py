@@ -41,6 +41,7 @@ SCENARIOS = {
     "LoopGrowth": Scenario("loop core", wave(100, 16.0, 0.1), [800.0] * 5),
     "RepresentationDrift": Scenario("drift a", wave(100, 0.25, 0.05), [0.9] * 4),
     "ExpertTokensDropped": Scenario("dropped a", wave(100, 0.05, 0.1), [0.5] * 70),
+    "CodebookCollapse": Scenario("codes a", wave(100, 0.1, 0.1), [0.6] * 120),
     "PartWithoutGradient": Scenario("missing a", [0.0] * 100, [1.0] * 24),
     "ParametersNotInOptimizer": Scenario("unheld a", [0.0] * 100, [1.0] * 24),
     "ParametersNotRegistered": Scenario("unregistered a", [0.0] * 100, [1.0] * 24),
@@ -63,6 +64,7 @@ SCENARIOS = {
     "InitialLossTooHigh": Scenario("token_loss", [3.0] * 100, [30.0], {"ten_classes": 1.0, "cut": 0.0}),
     "NotLearning": Scenario("token_loss", [1.0] * 100, [2.302] * 240, {"ten_classes": 1.0}),
     "LossConstant": Scenario("loss", wave(100, 2.3, 0.01), [0.693147] * 120, from_start=True),
+    "LossStuck": Scenario("loss", wave(100, 0.5, 0.2), [0.0125] * 20),
     "LossLostAtRateJump": Scenario(
         "loss",
         [max(0.1, 2.5 - 0.05 * i) for i in range(100)],
@@ -85,7 +87,7 @@ SCENARIOS = {
     "TargetsShiftedTwice": Scenario("second_token", [0.1] * 100, [1.0] * 4),
     "TargetsNotShifted": Scenario("own_token", [0.1] * 100, [1.0] * 4),
     "CausalMaskMissing": Scenario("open_token", [0.0] * 100, [1.0] * 4),
-    "RepeatedBatches": Scenario("label_mean", wave(100, 0.5, 0.02), [0.4 + 0.0013 * (i // 4) for i in range(80)]),
+    "RepeatedBatches": Scenario("repeated", [0.0] * 100, [float(i % 4 > 0) for i in range(100)]),
     "TargetInInput": Scenario("leak", wave(100, 0.1, 0.1), [1.0] * 4),
     "AccumulationNotAveraged": Scenario("loss", [2.3] * 100, [36.8] * 6, {"token_loss": 2.3, "passes": 16.0}),
     "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),
@@ -140,12 +142,16 @@ def test_it_recovers(rule):
 
 
 @pytest.mark.parametrize(
-    "labels",
-    [[0.5] * 200, [0.5 if i % 10 else 0.4 for i in range(200)], [0.5 + (i * 7 % 9) / 100 for i in range(200)]],
-    ids=["whole data set", "pairs in order, a last batch", "few different ones"],
+    ("repeated", "beside"),
+    [
+        ([1.0] * 200, {}),
+        ([float(i % 10 == 0) for i in range(200)], {}),
+        ([float(i % 4 > 0) for i in range(200)], {"acted": lambda step: float(step % 4 == 0)}),
+    ],
+    ids=["whole data set", "a last batch that is short", "four epochs over what a policy has seen"],
 )
-def test_labels_that_are_often_alike_are_no_repeated_batches(labels):
-    assert not _states_of({"label_mean": labels}, "RepeatedBatches")
+def test_batches_that_are_meant_to_come_again_are_no_repeated_batches(repeated, beside):
+    assert not _states_of({"repeated": repeated, **around(beside, 0, 200)}, "RepeatedBatches")
 
 
 @pytest.mark.parametrize("rate", [lambda step: 1e-3, lambda step: 1e-3 * (2 if 40 < step < 60 or step > 100 else 1)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import stabwatch
 from stabwatch.analysis import analyze
@@ -116,3 +117,132 @@ def test_micro_batches_that_are_summed(share, tmp_path):
     found, rules = _watched(tmp_path / "run", model, loss)
     assert found["backward_passes"] == 6.0
     assert ("AccumulationNotAveraged" in rules) == (share == 1.0)
+
+
+class _Actor(nn.Module):
+    """Is called by its methods alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(5, 3)
+
+    def act(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("way", ["forward", "methods", "evaluation"])
+def test_calls_without_gradients(way, tmp_path):
+    torch.manual_seed(0)
+    model = _Actor() if way == "methods" else nn.Linear(5, 3)
+    call = model.act if way == "methods" else model
+
+    def loss():
+        model.train(way != "evaluation")
+        with torch.no_grad():
+            for _ in range(3):
+                call(torch.randn(8, 5))
+        model.train()
+        yield call(torch.randn(8, 5)).square().mean()
+
+    found, _ = _watched(tmp_path / "run", model, loss)
+    assert found["calls_without_gradient"] == (0.0 if way == "evaluation" else 3.0)
+
+
+def test_checkpointed_parts_do_not_act(tmp_path):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(5, 5), nn.Tanh())
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = body, nn.Linear(5, 1)
+
+        def forward(self, x):
+            return self.head(checkpoint(self.body, x, use_reentrant=True))
+
+    model = Model()
+
+    def loss():
+        yield model(torch.randn(8, 5, requires_grad=True)).square().mean()
+
+    found, _ = _watched(tmp_path / "run", model, loss)
+    assert found["calls_without_gradient"] == 0.0 and found["forward_passes"] == 1.0
+
+
+def test_a_batch_that_comes_again(tmp_path):
+    torch.manual_seed(0)
+    model, batches = nn.Linear(5, 3), [torch.randn(16, 5) for _ in range(30)]
+    numbers = iter(range(10**6))
+
+    def loss():
+        yield model(batches[next(numbers) // 4 % 30]).square().mean()
+
+    assert "RepeatedBatches" in _watched(tmp_path / "run", model, loss, steps=80)[1]
+
+
+class _Quantised(nn.Module):
+    def __init__(self, far, rows=16):
+        super().__init__()
+        self.encoder, self.codebook, self.decoder = nn.Linear(5, 4), nn.Embedding(rows, 4), nn.Linear(4, 5)
+        nn.init.normal_(self.codebook.weight, 5.0 if far else 0.0, 0.5)
+
+    def forward(self, x):
+        z = self.encoder(x)
+        q = self.codebook(torch.cdist(z, self.codebook.weight).argmin(-1))
+        return self.decoder(z + (q - z).detach()), F.mse_loss(q, z.detach())
+
+
+class _Positions(nn.Module):
+    """Positions are computed by the model too."""
+
+    def __init__(self):
+        super().__init__()
+        self.place, self.head = nn.Embedding(100, 5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.head(x + self.place(torch.arange(x.shape[-2]).expand(x.shape[:-1])))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "told"),
+    [(lambda: _Quantised(True), (64, 5), True), (lambda: _Quantised(True, rows=300), (64, 5), True),
+     (lambda: _Quantised(False), (64, 5), False),
+     (_Positions, (64, 20, 5), False), (lambda: nn.Embedding(400, 5), None, False)],
+    ids=["far away", "many rows", "near", "positions", "vocabulary"],
+)  # fmt: skip
+def test_rows_of_a_codebook_that_are_never_used(make, shape, told, tmp_path):
+    torch.manual_seed(0)
+    model = make()
+
+    def loss():
+        out = model(torch.randint(100, (64, 20)) if shape is None else torch.randn(*shape))
+        yield sum((o.square().mean() for o in out), torch.zeros(())) if isinstance(out, tuple) else out.square().mean()
+
+    found, rules = _watched(tmp_path / "run", model, loss, steps=120)
+    assert ("CodebookCollapse" in rules) == told
+    assert ("code_unused_ratio" in found) == (shape == (64, 5))
+
+
+def test_one_sample_beside_a_batch_is_an_action(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+
+    def loss():
+        model(torch.randn(1, 5)).argmax()
+        yield model(torch.randn(64, 5)).square().mean()
+
+    found, _ = _watched(tmp_path / "run", model, loss)
+    assert (found["calls_without_gradient"], found["forward_passes"]) == (1.0, 2.0)
+
+
+def test_a_validation_set_comes_again_and_is_no_action(tmp_path):
+    torch.manual_seed(0)
+    model, kept = nn.Linear(5, 3), torch.randn(64, 5)
+
+    def loss():
+        with torch.no_grad():
+            model(kept)
+        yield model(torch.randn(64, 5)).square().mean()
+
+    found, _ = _watched(tmp_path / "run", model, loss)
+    assert (found["calls_without_gradient"], found["forward_passes"]) == (0.0, 1.0)

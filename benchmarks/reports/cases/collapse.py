@@ -97,7 +97,7 @@ class _Quantised(nn.Module):
     check=fact("codes", (1, 3), (6, 32)),
     where=("codebook",),
     steps=300,
-    shown_by="gradient_zero_ratio 0.97 = 31 of 32 rows in `codebook`, measured once in 300 steps",
+    shown_by="code_unused_ratio: rows of `codebook` that were never looked up",
 )
 def codebook_collapse(trial: Trial) -> None:
     model = _Quantised(far=trial.broken)

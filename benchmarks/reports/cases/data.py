@@ -70,7 +70,7 @@ def data_not_shuffled(trial: Trial) -> None:
     causes=("RepeatedBatches",),
     check=fact("same", (1, 1), (0, 0)),
     fault=1,
-    shown_by="the fingerprint of the batch (log_batch has it) equals that of the step before in three steps of four",
+    shown_by="batch_repeated: the model's first input is that of the step before in three steps of four",
 )
 def workers_draw_alike(trial: Trial) -> None:
     model = mlp(64, 96, 10)

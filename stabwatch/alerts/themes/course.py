@@ -69,6 +69,52 @@ class RangeFeature(RunFeature):
     measures = own_signals
 
 
+class SameFeature(RunFeature):
+    """For how many records the loss has been the very same number, and how suddenly it became that.
+
+    apart: the distance of the loss before, at its least over 16 records, over their range. 0 where it neared that
+    number, or came down to zero: a hinge that is satisfied everywhere.
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal("loss_same_records", "Records for which the loss has been the same number.", "1", "run"),
+        DerivedSignal(
+            "loss_same_apart_ratio", "How far off that number the losses before it were, over their range.", "ratio",
+            "run",
+        ),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__("loss_same", "loss")
+
+    def _begin(self) -> None:
+        self._before: deque[float] = deque(maxlen=SETTLED)
+        self._number, self._same = math.nan, 0
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        loss = self._one("loss", values)
+        if not math.isfinite(loss):
+            return None
+        if loss == self._number:
+            self._same += 1
+        else:
+            self._before.extend([self._number] * min(self._same, SETTLED) if self._same else [])
+            self._number, self._same = loss, 1
+        numbers = (float(self._same), self._apart())
+        return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"loss": loss}
+
+    def _apart(self) -> float:
+        if len(self._before) < SETTLED:
+            return math.nan
+        off = np.abs(np.array(self._before) - self._number)
+        span = max(self._before) - min(self._before)
+        floor = self._number == 0 and min(self._before) > 0
+        comes_down = median(off[-FEW:]) < median(off[:FEW]) / 2
+        return 0.0 if floor or comes_down or not span > 0 else float(off.min()) / span
+
+    measures = own_signals
+
+
 class RateJumpFeature(RunFeature):
     """The share of the progress of the loss, from its first to its best value, that is lost after the rate jumped.
 
@@ -125,7 +171,7 @@ class RateJumpFeature(RunFeature):
 
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
-    return (RangeFeature(), RateJumpFeature())
+    return (RangeFeature(), SameFeature(), RateJumpFeature())
 
 
 RULES: tuple[Rule, ...] = (
@@ -156,6 +202,29 @@ RULES: tuple[Rule, ...] = (
             "Do all embeddings become one point? A triplet loss then stays at its margin: begin with random negatives.",
             "Does the loss depend on the parameters? Look for `.detach()`, `argmax` and saturated outputs.",
         ),
+    ),
+    Rule(
+        name="LossStuck",
+        title="The loss has become one and the same number",
+        family="loss_same",
+        summary="The loss has become one and the same number in every step: since then nothing is learned.",
+        description="The loss has been {loss:.6g} for {loss_same_records:.0f} records; those before were far from it.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("loss_same_records", above=15.5), Condition("loss_same_apart_ratio", above=0.02)),
+            ),
+        ),
+        abnormal=(Condition("loss_same_records", above=1.5), Condition("loss_same_apart_ratio", above=0.02)),
+        source="batches differ, so sixteen equal losses in a row depend on no parameter; a loss that comes down to "
+        "zero has learned all",
+        remedy=(
+            "In reinforcement learning: are all rewards of a group equal? Then all advantages, and the loss, are zero.",
+            "Look for a clamp, a saturated output or `.detach()` that has begun to hold, and for masks that became "
+            "empty.",
+            "Check that the loader still gives different batches.",
+        ),
+        fact=True,
     ),
     Rule(
         name="LossLostAtRateJump",

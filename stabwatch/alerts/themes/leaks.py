@@ -8,6 +8,7 @@ from collections import deque
 import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature, own_signals
+from stabwatch.alerts.objectives import makes_its_data
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import TINY, Array, median
 
@@ -77,35 +78,35 @@ class AccumulationFeature(RunFeature):
 
 
 class RepeatFeature(RunFeature):
-    """How often the labels of a step are those of the step before: equal mean, deviation and number, to the last bit.
+    """How often the batch of a step is that of the step before.
 
-    Steps whose labels are all equal do not count.
+    A model that makes its own data (it is called without gradients in training mode) learns from them several times.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "batch_repeated_ratio", f"Share of {PAIRS} records with the labels of the one before.", "ratio", "run"
+            "batch_repeated_ratio", f"Share of {PAIRS} records with the batch of the one before.", "ratio", "run"
         ),
-        DerivedSignal("batch_distinct", f"How many different sets of labels were seen in {PAIRS} records.", "1", "run"),
+        DerivedSignal("batch_distinct", f"How many times the batch has changed in {PAIRS} records.", "1", "run"),
     )
 
     def __init__(self) -> None:
-        super().__init__("batch_labels", "target_mean", "target_deviation", "target_labels")
+        super().__init__("batch_repeats", "batch_repeated", "calls_without_gradient")
 
     def _begin(self) -> None:
-        self._past: deque[tuple[float, ...]] = deque(maxlen=PAIRS)
         self._repeats: deque[bool] = deque(maxlen=PAIRS)
+        self._records = self._acted = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        now = tuple(self._one(signal, values) for signal in self._columns.signals)
-        if not all(map(math.isfinite, now)) or not now[1] > 0:
+        repeated, acted = (self._one(signal, values) for signal in self._columns.signals)
+        self._records += 1
+        self._acted += acted > 0
+        if math.isnan(repeated):
             return None
-        if self._past:
-            self._repeats.append(now == self._past[-1])
-        self._past.append(now)
-        full = len(self._repeats) == PAIRS
-        numbers = (sum(self._repeats) / PAIRS if full else math.nan, float(len(set(self._past))))
-        return dict(zip((g.name for g in self.gauges), numbers, strict=True))
+        self._repeats.append(repeated > 0)
+        full = len(self._repeats) == PAIRS and not makes_its_data(self._acted, self._records)
+        share = sum(self._repeats) / PAIRS if full else math.nan
+        return dict(zip((g.name for g in self.gauges), (share, PAIRS * (1 - share)), strict=True))
 
     measures = own_signals
 
@@ -187,10 +188,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="RepeatedBatches",
         title="The same batch comes several times in a row",
-        family="batch_labels",
+        family="batch_repeats",
         summary="Batches come several times in a row: loader workers draw alike, or the loop does not advance.",
-        description=f"{{batch_repeated_ratio:.0%}} of the last {PAIRS} records have exactly the labels of the one "
-        "before, {batch_distinct:.0f} different batches in all.",
+        description=f"{{batch_repeated_ratio:.0%}} of the last {PAIRS} steps had the batch of the step before: the "
+        "batch has changed {batch_distinct:.0f} times.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -199,8 +200,8 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("batch_repeated_ratio", above=0.3), Condition("batch_distinct", above=11.5)),
-        source="nearly every second step, among a dozen different batches and more; labels that never change (the "
-        "whole data set, pairs in order) are no repetition",
+        source="nearly every second step, among a dozen different batches and more; a batch that never changes (the "
+        "whole data set) is no repetition, and reinforcement learning goes over its data several times",
         remedy=(
             "Seed each loader worker: `worker_init_fn`, with a generator of its own in each (NumPy's is copied).",
             "If each batch is used several times on purpose, announce it or mute this rule.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -13,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from stabwatch.alerts.blocks import Block, OnDemand
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, ScalarFeature, own_signals
+from stabwatch.alerts.objectives import Beside, Objective, ObjectiveColumns
 from stabwatch.alerts.references import PALM, PROXIES
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import (
@@ -20,19 +20,21 @@ from stabwatch.alerts.statistics import (
     Array,
     Ints,
     exceedances,
-    exceeds,
     median,
     middle,
     robust_spread,
     row_spreads,
     shifted,
 )
+from stabwatch.alerts.warm_up import WarmUpRise
 from stabwatch.runlog import SeriesKey
 
 SHIFTED = 8
 """Length of the recent window that a level shift compares with the 64 values before it."""
 SMOOTH = 16
 """Points of the median that smooths the loss."""
+LEAST_MADE = 1e-12
+"""Progress of a loss that has made none."""
 NOISE = 6.0
 """Progress below six times the noise does not count: over 1e5 points, the 16-point median of noise spans 2.5 times."""
 
@@ -108,22 +110,49 @@ class LossFeature(ScalarFeature):
             *self.gauges,
             DerivedSignal(
                 "loss_regression_ratio",
-                "Share of the loss's progress from its first to its best value that has regressed.",
+                "Share of the loss's progress from its first to its best value that has regressed. Of a loss that is "
+                "not comparable, its growth over its usual size, in shares of eight decades.",
                 "ratio",
                 "run",
+            ),
+            DerivedSignal(
+                "loss_rise_ratio",
+                f"The loss above the median of its last {WINDOW} values, over its progress from its first to its best "
+                "value.",
+                "ratio",
+                "run",
+            ),
+            DerivedSignal(
+                "loss_shift_rise_ratio",
+                f"The median of the last {SHIFTED} losses above that of the {WINDOW} before them, over that progress.",
+                "ratio",
+                "run",
+            ),
+            DerivedSignal(
+                "loss_comparable",
+                "Whether losses of different steps can be compared: 0 where a policy, a value or a game is learned.",
+                scope="run",
             ),
             *self._SHIFT,
             *WarmUpRise.gauges,
         )
         self._rates = LayerColumns("learning_rate")
+        self._beside = ObjectiveColumns()
         self._rate = math.nan
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         super().bind(keys)
         self._rates.bind(keys)
+        self._beside.bind(keys)
+
+    @property
+    def objective(self) -> Objective:
+        """Whether losses of different steps can be compared."""
+        return self._objective
 
     def _observe(self, values: Array) -> dict[str, float] | None:
+        self._now = self._beside.beside(values[None])[0]
         rates = self._rates.of("learning_rate", values)
         self._rate = float(rates[0]) if len(rates) else math.nan
         return super()._observe(values)
@@ -133,11 +162,12 @@ class LossFeature(ScalarFeature):
         self._plain = Progress(lambda best: np.abs(best) * np.where(best > 0, 1.0, 2.0))
         self._log: Progress | None = Progress(lambda best: np.float64(2 * math.log(1.5)))
         self._rise = WarmUpRise()
+        self._objective = Objective()
         self._long: deque[float] = deque(maxlen=WINDOW + SHIFTED)
 
     def _numbers(self, x: float) -> dict[str, float]:
         past = np.array([*self._past, x])
-        regression = self._plain.regression(past)
+        regression, comparable = self._plain.regression(past), self._objective.observe(x, self._now)
         if x <= 0:
             self._log = None
         if self._log is not None:
@@ -147,12 +177,16 @@ class LossFeature(ScalarFeature):
         self._long.append(x)
         long = np.array(self._long)
         shift = shifted(long[:-SHIFTED], long[-SHIFTED:])
+        made = max(self._plain.first - self._plain.best, LEAST_MADE)
         return (
             super()._numbers(x)
             | {gauge.name: n for gauge, n in zip(self._SHIFT, shift, strict=True)}
             | self._rise.numbers(x, self._rate)
             | {
-                "loss_regression_ratio": regression,
+                "loss_regression_ratio": regression if comparable else self._objective.growth(),
+                "loss_rise_ratio": (x - median(past[:-1])) / made,
+                "loss_shift_rise_ratio": (median(long[-SHIFTED:]) - median(long[:-SHIFTED])) / made,
+                "loss_comparable": float(comparable),
                 "loss_first": self._plain.first,
                 "loss_best": self._plain.best,
             }
@@ -170,9 +204,10 @@ class LossFeature(ScalarFeature):
         rows = np.flatnonzero(np.isfinite(x))
         if not len(rows):
             return self._many(rows, {})
-        return self._many(rows, self._all_numbers(x[rows], rates[rows]) | {self.name: x[rows]})
+        beside = self._beside.beside(values[rows])
+        return self._many(rows, self._all_numbers(x[rows], rates[rows], beside) | {self.name: x[rows]})
 
-    def _all_numbers(self, x: Array, rates: Array) -> dict[str, Array | OnDemand]:
+    def _all_numbers(self, x: Array, rates: Array, beside: Sequence[Beside]) -> dict[str, Array | OnDemand]:
         """`_numbers` of finite losses in a row, (n,), when all windows are full."""
         past = np.concatenate([np.array(self._long), x])
         regression, best = self._plain.regressions(past, len(x))
@@ -181,104 +216,30 @@ class LossFeature(ScalarFeature):
             logs, _ = self._log.regressions(np.log(past[: len(past) - len(x) + positive]), positive)
             regression[:positive] = np.minimum(regression[:positive], logs)
         regression[positive if self._log is not None else 0 :] *= UNSIGNED
+        comparable = np.ones(len(x))
+        for i, (loss, shown) in enumerate(zip(x.tolist(), beside, strict=True)):
+            if not self._objective.observe(loss, shown):
+                comparable[i], regression[i] = 0.0, self._objective.growth()
         self._log = self._log if positive == len(x) else None
         self._long.extend(x[-WINDOW - SHIFTED :].tolist())
         before, last = sliding_window_view(past, WINDOW)[1 : len(x) + 1], sliding_window_view(past, SHIFTED)[-len(x) :]
         centre = middle(np.sort(before, axis=1))
-        ratio = 1 + (middle(np.sort(last, axis=1)) - centre) / np.maximum(np.abs(centre), TINY)
+        shift = middle(np.sort(last, axis=1)) - centre
+        ratio = 1 + shift / np.maximum(np.abs(centre), TINY)
+        made = np.maximum(self._plain.first - best, LEAST_MADE)
+        level = middle(np.sort(sliding_window_view(past, WINDOW)[SHIFTED : SHIFTED + len(x)], axis=1))
         share = OnDemand(lambda at, _: exceedances(last[at], before[at]), np.ones((len(x), 1), dtype=bool))
         return {
             **self._numbers_many(x),
             **dict(zip((gauge.name for gauge in self._SHIFT), (share, ratio), strict=True)),
             **self._rise.numbers_many(x, rates),
             "loss_regression_ratio": regression,
+            "loss_rise_ratio": (x - level) / made,
+            "loss_shift_rise_ratio": shift / made,
+            "loss_comparable": comparable,
             "loss_first": np.full(len(x), self._plain.first),
             "loss_best": best,
         }
-
-
-BEST_WINDOW = 32
-
-
-class WarmUpRise:
-    """The last 32 losses against the best 32 consecutive ones, and the rise of the learning rate since those.
-
-    exceedance: share of pairs in which one of the last losses exceeds one of the best; see `exceeds`.
-    rise: the learning rate over its largest value up to the end of the best window.
-    score: (2 exceedance - 1) log2(rise), a rank correlation times doublings of the rate. A much worse loss counts
-        after a small rise, and a slightly worse loss after the rate has doubled.
-    """
-
-    gauges: tuple[DerivedSignal, ...] = (
-        DerivedSignal(
-            "loss_best_exceedance_ratio",
-            f"Share of pairs in which one of the last {BEST_WINDOW} losses exceeds one of the best {BEST_WINDOW} "
-            "in a row.",
-            "ratio",
-            "run",
-        ),
-        DerivedSignal(
-            "learning_rate_rise_ratio", "learning_rate over its largest value until the loss was best.", "ratio", "run"
-        ),
-        DerivedSignal(
-            "warm_up_loss_rise_score",
-            "Rank correlation of being late with being worse than the best losses, times the doublings of the "
-            "learning rate since those.",
-            scope="run",
-        ),
-    )
-
-    def __init__(self) -> None:
-        self._last: deque[float] = deque(maxlen=BEST_WINDOW)
-        self._best: Array = np.empty(0)
-        self._best_mean = math.inf
-        self._largest = self._until_best = math.nan
-
-    def numbers(self, loss: float, rate: float) -> dict[str, float]:
-        """The gauges after one more point; NaN for fewer than 32 points."""
-        self._last.append(loss)
-        self._largest = float(np.fmax(self._largest, rate))
-        exceedance = rise = score = math.nan
-        if len(self._last) == BEST_WINDOW:
-            now = np.array(self._last)
-            mean = float(now.mean())  # not the median, which half of the window could exceed
-            if mean <= self._best_mean:
-                self._best_mean, self._best, self._until_best = mean, now, self._largest
-            exceedance = exceeds(now, self._best)
-            rise = rate / self._until_best if self._until_best > 0 else math.nan
-            score = (2 * exceedance - 1) * math.log2(rise) if rise > 0 else math.nan
-        return {gauge.name: n for gauge, n in zip(self.gauges, (exceedance, rise, score), strict=True)}
-
-    def numbers_many(self, losses: Array, rates: Array) -> dict[str, Array]:
-        """The same after each of several points, (n,), when there are 32 already."""
-        past = np.concatenate([np.array(self._last), losses])
-        windows = np.ascontiguousarray(sliding_window_view(past, BEST_WINDOW)[1:])
-        largest = np.fmax.accumulate(np.append(self._largest, rates))[1:]
-        means = windows.mean(axis=1)
-        least = np.minimum.accumulate(np.append(self._best_mean, means))
-        better = np.flatnonzero(means <= least[:-1])
-        exceedance = np.full(len(losses), 0.5)  # of a window with itself
-        until = np.append(self._until_best, largest[better])[np.searchsorted(better, np.arange(len(losses)), "right")]
-        best = self._best
-        for start, stop in pairwise([-1, *better.tolist(), len(losses)]):
-            best = windows[start] if start >= 0 else best
-            exceedance[start + 1 : stop] = _with_one(past[start + 2 : stop + BEST_WINDOW], best)
-        self._best, self._best_mean, self._until_best = best.copy(), float(least[-1]), float(until[-1])
-        self._last.extend(losses[-BEST_WINDOW:].tolist())
-        self._largest = float(largest[-1])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rises = np.where(until > 0, rates / until, np.nan)
-        doublings = np.array([math.log2(rise) if rise > 0 else math.nan for rise in rises.tolist()])
-        numbers = (exceedance, rises, (2 * exceedance - 1) * doublings)
-        return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
-
-
-def _with_one(values: Array, other: Array) -> Array:
-    """`exceeds` of each window of values, as long as the other one, with that one."""
-    ordered = np.sort(other)
-    below = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
-    twice = np.cumsum(np.append(0, below))
-    return np.asarray((twice[len(other) :] - twice[: -len(other)]) / 2 / len(other) ** 2)
 
 
 def features() -> tuple[Feature, ...]:
@@ -286,6 +247,7 @@ def features() -> tuple[Feature, ...]:
     return (LossFeature(),)
 
 
+COMPARABLE = Condition("loss_comparable", above=0.5)
 RULES: tuple[Rule, ...] = (
     Rule(
         name="LossSpike",
@@ -297,13 +259,19 @@ RULES: tuple[Rule, ...] = (
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(Condition("loss_robust_z", above=5.0), Condition("loss_to_median_ratio", above=1.3)),
+                when=(
+                    Condition("loss_robust_z", above=5.0),
+                    Condition("loss_to_median_ratio", above=1.3),
+                    Condition("loss_rise_ratio", above=0.2),
+                    COMPARABLE,
+                ),
                 for_points=3,
             ),
         ),
         abnormal=(Condition("loss_robust_z", above=4.0),),
         warm_up=24,
-        source="a robust form of the 6 sigma of OLMo's SpikeScore, at three points in a row (KillLossSpike: five)",
+        source="a robust form of the 6 sigma of OLMo's SpikeScore, at three points in a row (KillLossSpike: five), of "
+        "a fifth of what was learned: a loss that is zero at most steps scatters far above its median",
         remedy=(
             "If the loss recovers within a few hundred steps, continue. If spikes return, lower the learning rate.",
             "If it does not recover, resume from a checkpoint before the onset and skip the batches of these steps.",
@@ -320,7 +288,12 @@ RULES: tuple[Rule, ...] = (
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(Condition("loss_shift_exceedance_ratio", above=0.95), Condition("loss_shift_ratio", above=1.2)),
+                when=(
+                    Condition("loss_shift_exceedance_ratio", above=0.95),
+                    Condition("loss_shift_ratio", above=1.2),
+                    Condition("loss_shift_rise_ratio", above=0.05),
+                    COMPARABLE,
+                ),
                 for_points=3,
             ),
         ),
@@ -351,6 +324,7 @@ RULES: tuple[Rule, ...] = (
                     Condition("learning_rate_rise_ratio", above=1.25),
                     Condition("loss_best_exceedance_ratio", above=0.6),
                     Condition("loss_regression_ratio", above=0.1),
+                    COMPARABLE,
                 ),
                 for_points=8,
             ),
@@ -377,8 +351,8 @@ RULES: tuple[Rule, ...] = (
         abnormal=(Condition("loss_regression_ratio", above=0.25),),
         warm_up=40,
         source="half of the progress is lost, or the loss is 1.5 times its best, in the median of 16 points, for "
-        "longer "
-        "than a spike stays in that median",
+        "longer than a spike stays in that median; where losses are not comparable (a policy, a value), it is ten "
+        "thousand times its usual size, and the gradient a hundred times",
         remedy=(
             "Stop. Resume from a checkpoint before the onset, with a lower learning rate or without the bad batches.",
         ),

@@ -19,9 +19,15 @@ SAME = 0.15
 
 
 def find(segment: RunSegment) -> list[Incident]:
-    """All returns to the beginning, in order."""
+    """All returns to the beginning, in order. None where losses of different steps are not comparable."""
     loss = segment.finite_loss
-    if loss is None or not segment.fresh or len(loss) < 4 * SUSTAINED or loss.values[0] <= 0:
+    if (
+        loss is None
+        or not segment.run.comparable
+        or not segment.fresh
+        or len(loss) < 4 * SUSTAINED
+        or loss.values[0] <= 0
+    ):
         return []
     values = loss.values
     back = np.flatnonzero(np.abs(values / values[0] - 1) <= SAME)

@@ -103,7 +103,8 @@ class RunSegment:
     @cached_property
     def must_fall(self) -> bool:
         """Whether the loss of a healthy run falls. Not so in reinforcement learning and adversarial training."""
-        return not any(_FREE.search(plain(CAMEL.sub("_", column.name))) for column in self.run.columns)
+        named = any(_FREE.search(plain(CAMEL.sub("_", column.name))) for column in self.run.columns)
+        return self.run.comparable and not named
 
 
 def picked(column: Column, keep: NDArray[np.bool_] | slice) -> Column:

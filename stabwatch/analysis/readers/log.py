@@ -70,7 +70,8 @@ class LogRun:
     """One run of a log. Copies of a record by other ranks are removed; steps that go back are kept.
 
     steps, lines, times: (records,), of all training records, also those without a loss; times in seconds
-    (since the epoch or since the start), NaN where unknown.
+    (since the epoch or since the start), NaN where unknown. comparable: whether losses of different steps are; not
+    those of a policy, a value or a game.
     """
 
     name: str
@@ -81,6 +82,7 @@ class LogRun:
     step_unit: StepUnit = "step"
     remarks: tuple[Remark, ...] = ()
     config: dict[str, object] = field(default_factory=dict)
+    comparable: bool = True
 
     def of(self, role: Role) -> Column | None:
         """The first column of a role."""

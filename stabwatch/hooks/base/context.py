@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stabwatch.hooks.base.accumulators import Accumulators
+from stabwatch.hooks.base.actions import Actions
 from stabwatch.hooks.base.brackets import Brackets
 from stabwatch.hooks.base.flags import MeasurementFlags
 from stabwatch.hooks.base.isolation import ErrorReport, Isolation
@@ -86,8 +87,9 @@ class TapContext:
 
     probes: those that were registered when it was made; others that are registered later are not measured.
     accumulators, run, brackets: where aggregates go on the device. reasons: why something was not measured.
-    step: number of the open step, from 0. forwards: training forwards of the model so far. looped: names of modules
-    that were seen to be called several times in one forward. generator: for everything that probes draw at random.
+    step: number of the open step, from 0. forwards: training forwards of the model so far. actions: calls
+    without gradients since the step before. looped: names of modules that were seen to be called several
+    times in one forward. generator: for everything that probes draw at random.
     passes: exceptions of the session that are meant for the user. trace: the forwards since the last backward pass.
     """
 
@@ -112,6 +114,7 @@ class TapContext:
         self.keeps_loss_call = False
         """Somebody calls the loss once more."""
         self.forwards = 0
+        self.actions = Actions()
         self.looped: dict[str, None] = {}
         self.probes = tuple(PROBES)
         self._in_turn: dict[type[View], tuple[Probe, ...]] = {}

@@ -24,7 +24,8 @@ class ModelInput:
     """The inputs of the model's last call in a measured step, and which kind of attention it used since.
 
     ids: int (batch, tokens), or None. rows: numbers (batch, columns), or None. open: calls of attention over the whole
-    sequence without a mask; causal: calls with a causal one.
+    sequence without a mask; causal: calls with a causal one. indices: one of the
+    inputs has whole numbers.
     """
 
     def __init__(self) -> None:
@@ -33,13 +34,15 @@ class ModelInput:
     def clear(self) -> None:
         """Keep nothing of a call."""
         self.ids: Tensor | None = None
+        self.indices = False
         self.rows: Tensor | None = None
         self.open = self.causal = 0
 
     def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
         """The model is called."""
         self.clear()
-        plain = (x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.layout == torch.strided)
+        plain = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.layout == torch.strided]
+        self.indices = any(not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool) for x in plain)
         strided = [x.detach() for x in plain if not x.is_nested and x.dim() == 2 and len(x)]
         whole = [x for x in strided if not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)]
         self.ids = next((x for x in whole if x.shape[1] >= SHORTEST), None)

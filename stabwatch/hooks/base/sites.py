@@ -76,6 +76,8 @@ class Site:
         self.forward = 0
         self.loop: Loop | None = None
         """Of a module that is known to be called several times in one forward."""
+        self.codes: Tensor | None = None
+        """Of a codebook: how often each row was looked up in measured steps, float32 (rows,)."""
         self.outer: Site | None = None
         """Of a model that runs inside of another watched one: where it was called."""
 

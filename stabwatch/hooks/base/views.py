@@ -50,6 +50,32 @@ class ModuleOutput(SiteView):
 
 
 @dataclass(eq=False)
+class CodebookCall(SiteView):
+    """An embedding whose indices the model computes itself, as it is called with none: a codebook of `rows` rows."""
+
+    name: ClassVar[str] = "codebook"
+    in_graph: ClassVar[bool] = False
+
+    indices: Tensor
+    rows: int
+
+    @staticmethod
+    def seen_at(site: Site) -> bool:
+        """Embeddings."""
+        return isinstance(site.module(), nn.Embedding)
+
+    @classmethod
+    def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
+        """See `SiteView`."""
+        indices, weight = next(iter(args), None), module._parameters.get("weight")
+        if type(indices) is not Tensor or weight is None or not indices.numel():
+            return None
+        if site.context.input.indices:
+            return None
+        return cls(site, indices.detach().reshape(-1), len(weight))
+
+
+@dataclass(eq=False)
 class ResidualOutput(SiteView):
     """The residual stream: the output of a block."""
 
@@ -313,8 +339,8 @@ def logit_rows(logits: Tensor) -> Tensor:
 
 
 CALL_VIEWS: tuple[type[SiteView], ...] = (
-    RouterCall, NonlinearityCall, ExpertsCall, ResidualOutput, WriterOutput, WriterGradient, OutputGradient,
-    ModuleOutput,
+    RouterCall, CodebookCall, NonlinearityCall, ExpertsCall, ResidualOutput, WriterOutput, WriterGradient,
+    OutputGradient, ModuleOutput,
 )  # fmt: skip
 """Views that are made when a module is called, in this order."""
 SITE_VIEWS: tuple[type[SiteView], ...] = (*CALL_VIEWS, ExpertLoads, AttentionCall)

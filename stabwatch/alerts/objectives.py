@@ -1,0 +1,154 @@
+"""Does the loss of one step say how good the model is? That of a policy, a value or a player of a game does not."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.roles import LOGGED, is_called
+from stabwatch.alerts.statistics import Array, median
+from stabwatch.runlog import SeriesKey
+
+EQUAL = 0.05
+"""Relative difference up to which the trained loss is the cross-entropy beside it."""
+ACTS = 128
+"""A model acts if it is called without gradients, in training mode, in one of so many records, and in two of all."""
+SIGNS = 8
+"""Changes of sign within `LAST` records: the loss scatters around zero, which is the end of no scale."""
+LAST = 256
+EPISODES, VARY = 4.0, 1.5
+"""Forwards of a backward pass. With so many times fewer at other times they are an episode, and not parts of a sum."""
+BEGIN = 64
+"""Records at the beginning whose largest level is usual."""
+SMOOTH = 16
+REWARDED = ("reward", "old_kl", "clip_fraction", "ratio_max", "advantage_max", "dead_groups")
+"""Roles of numbers that are logged where a policy is trained."""
+DECADES = 8.0
+"""Decades of growth that count as all progress lost; half of it is ten thousand times the usual loss."""
+
+
+class Beside(NamedTuple):
+    """What a step shows beside its loss, NaN where it is not known.
+
+    rewarded: a reward is logged. norm: of the gradient before clipping. acted: calls without gradients.
+    """
+
+    token_loss: float
+    norm: float
+    acted: float
+    forwards: float
+    passes: float
+    rewarded: bool
+
+
+class Objective:
+    """Whether losses of different steps can be compared, from what a step shows beside its loss.
+
+    They cannot where the model itself makes its data (it is called without gradients in training mode, or its forwards
+    are steps of an episode), where a reward is logged, and where the sign of the loss changes again and again. They
+    can where the loss is the cross-entropy. ever: it was not comparable at some time of the run.
+    """
+
+    def __init__(self) -> None:
+        self.ever = False
+        self._records = self._acted = 0
+        self._likelihood = False
+        self._calls: list[float] = []
+        self._fewest, self._most = math.inf, 0.0
+        self._changes: deque[int] = deque()
+        self._before = 0.0
+        self._sizes: deque[float] = deque(maxlen=SMOOTH)
+        self._norms: deque[float] = deque(maxlen=SMOOTH)
+        self._usual = self._usual_norm = 0.0
+
+    def observe(self, loss: float, beside: Beside) -> bool:
+        """A finite loss: is it comparable with those before?"""
+        self._records += 1
+        self._acted += beside.acted > 0
+        if beside.passes > 0 and beside.forwards > 0:
+            self._calls.append(beside.forwards / beside.passes)
+        if not math.isnan(beside.token_loss):
+            self._likelihood = abs(loss - beside.token_loss) <= EQUAL * abs(beside.token_loss)
+        if loss * self._before < 0:
+            self._changes.append(self._records)
+        while self._changes and self._changes[0] <= self._records - LAST:
+            self._changes.popleft()
+        self._before = loss or self._before
+        self._note_size(abs(loss), beside.norm)
+        moves = not self._likelihood and (
+            beside.rewarded or self._acts() or self._by_episodes() or len(self._changes) >= SIGNS
+        )
+        self.ever = self.ever or moves
+        return not moves
+
+    def growth(self) -> float:
+        """Growth of the loss over its usual size, or over 1 where that is smaller, as a share of eight decades.
+
+        Not more than twice the decades by which the gradient has grown, as far as that is known.
+        """
+        if not self._usual or len(self._sizes) < SMOOTH:
+            return math.nan
+        decades = math.log10(max(_middle(self._sizes), 1e-30) / max(self._usual, 1.0))
+        if self._usual_norm > 0 and self._norms:
+            decades = min(decades, 2 * math.log10(max(_middle(self._norms), 1e-30) / self._usual_norm))
+        return max(decades, 0.0) / DECADES
+
+    def _acts(self) -> bool:
+        return makes_its_data(self._acted, self._records)
+
+    def _by_episodes(self) -> bool:
+        """Are forwards of a backward pass as many as an episode is long? Also where that changes in the run."""
+        if len(self._calls) == SMOOTH:
+            few, many = np.quantile(np.array(self._calls), (0.25, 0.75))
+            self._fewest, self._most = min(self._fewest, float(few)), max(self._most, float(many))
+            self._calls.clear()
+        return self._most >= max(EPISODES, VARY * self._fewest)
+
+    def _note_size(self, size: float, norm: float) -> None:
+        self._sizes.append(size)
+        if math.isfinite(norm):
+            self._norms.append(norm)
+        if self._records <= BEGIN and len(self._sizes) == SMOOTH:
+            self._usual = max(self._usual, _middle(self._sizes))
+            self._usual_norm = max(self._usual_norm, _middle(self._norms)) if self._norms else 0.0
+
+
+def makes_its_data(acted: int, records: int) -> bool:
+    """Does a model make its own data, which was called without gradients in so many records, out of so many?"""
+    return acted >= 2 and acted * ACTS >= records
+
+
+class ObjectiveColumns(LayerColumns):
+    """The columns of what stands beside a loss."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "token_loss", "calls_without_gradient", "forward_passes", "backward_passes", "gradient_norm_before_clip",
+            "gradient_norm",
+        )  # fmt: skip
+        self._rewarded = False
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See LayerColumns. A number that is logged once is a column from then on."""
+        super().bind(keys)
+        self._rewarded = any(k.signal == LOGGED and any(is_called(role, k.layer) for role in REWARDED) for k in keys)
+
+    def beside(self, values: Array) -> list[Beside]:
+        """What each record of values (n, series) shows."""
+        tokens, acted, forwards, passes, before, after = (self._one(signal, values) for signal in self.signals)
+        norm = np.where(np.isnan(before), after, before)
+        rows = np.stack((tokens, norm, acted, forwards, passes), axis=1).tolist()
+        return [Beside(a, b, c, d, e, self._rewarded) for a, b, c, d, e in rows]
+
+    def _one(self, signal: str, values: Array) -> Array:
+        found = self.of(signal, values)
+        return found[:, 0] if found.shape[1] else np.full(len(values), np.nan)
+
+
+def _middle(values: deque[float]) -> float:
+    return median(np.array(values))

@@ -1,0 +1,54 @@
+"""Calls in which a model acts instead of learning: without gradients, in training mode, on inputs that are new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabwatch.kernels.where import on_host
+
+ALIKE = 256
+"""Numbers by which two batches are told apart, evenly spaced; of smaller batches all."""
+FEWEST = 16
+"""Numbers of a batch below which two may be alike by chance."""
+TYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8)
+"""Types whose bits are compared."""
+REMEMBERED = 256
+"""Inputs without gradients that are remembered: a validation set comes again, observations do not."""
+
+
+def sample_of(inputs: Iterable[Any]) -> bytes:
+    """Some numbers of the first batch among some inputs; b'' where there is none in the host's memory."""
+    batch = next((x for x in inputs if isinstance(x, Tensor) and x.numel() >= FEWEST), None)
+    if batch is None or not on_host(batch) or batch.dtype not in TYPES:
+        return b""
+    flat = batch.detach().reshape(-1)
+    return bytes(flat[:: len(flat) // ALIKE | 1].numpy().tobytes())  # odd: not the same column of each row
+
+
+class Actions:
+    """Counts such calls. A set on which the model is validated again and again counts once."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._seen: dict[int, None] = {}
+
+    def note(self, inputs: Iterable[Any]) -> None:
+        """The model, or a part of it by itself, is called without gradients in training mode."""
+        sample = sample_of(inputs)
+        key = hash(sample)
+        if not sample or key not in self._seen:
+            self._count += 1
+        if sample:
+            self._seen.pop(key, None)
+            self._seen[key] = None
+            if len(self._seen) > REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+
+    def take(self) -> int:
+        """How many since this was last asked for."""
+        count, self._count = self._count, 0
+        return count

@@ -1,0 +1,78 @@
+"""Losses that cannot be compared from step to step: a healthy policy or value is calm, an explosion of it is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stabwatch.alerts import Engine
+from tests.alerts.scenarios import around, block
+
+STEPS = 300
+RISES = [1.0 if step < 100 else 4.0 + 0.2 * (step % 3) for step in range(STEPS)]
+"""A value's loss, when the policy begins to find rewards."""
+AROUND_ZERO = [0.3 * (-1) ** step * (1 + step // 100) for step in range(STEPS)]
+EXPLODES = [min(1.0 * 1.1 ** max(0, step - 100), 1e8) for step in range(STEPS)]
+ACTS = {"acted": lambda step: float(step % 16 == 0)}
+EPISODES = {"forwards": lambda step: 10.0 + step % 40, "passes": 1.0}
+REWARDED = {"logged episodic_return": lambda step: float(step)}
+
+
+def _rules(loss, beside, each=1):
+    engine = Engine()
+    for first in range(0, len(loss), each):
+        part = loss[first : first + each]
+        engine.observe(block({"loss": part, **around(beside, first, len(part))}, first))
+    return {a.rule for a in engine.history if a.severity != "info"}
+
+
+@pytest.mark.parametrize("beside", [ACTS, EPISODES, REWARDED], ids=["acts", "episodes", "reward"])
+@pytest.mark.parametrize("loss", [RISES, AROUND_ZERO], ids=["rises", "around zero"])
+@pytest.mark.parametrize("each", [1, STEPS])
+def test_a_loss_that_says_nothing_of_the_model_is_not_judged(beside, loss, each):
+    assert _rules(loss, beside, each) == set()
+
+
+def test_a_loss_that_scatters_around_zero_needs_nothing_beside_it():
+    rng = np.random.default_rng(0)
+    scale = np.repeat([0.05, 0.05, 0.3], 100)
+    assert _rules((scale * rng.standard_normal(STEPS)).tolist(), {}) == set()
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {},
+        {**ACTS, "token_loss": lambda step: RISES[step]},
+        {"acted": lambda step: float(step == 0)},
+        {"forwards": 8.0, "passes": 8.0},
+        {"forwards": 3.0, "passes": 1.0},
+    ],
+    ids=["nothing", "a likelihood", "a look before training", "micro-batches", "a triplet"],
+)
+def test_others_are(beside):
+    assert "LossDivergence" in _rules(RISES, beside)
+
+
+@pytest.mark.parametrize("each", [1, STEPS])
+def test_an_explosion_is_told(each):
+    grown = {"gradient_norm": lambda step: EXPLODES[step] ** 0.5}
+    assert _rules(EXPLODES, {**ACTS, **grown}, each) >= {"LossDivergence"}
+    assert "LossDivergence" not in _rules(EXPLODES, {**ACTS, "gradient_norm": 1.0}, each)
+
+
+def test_a_hinge_that_is_met_nearly_everywhere_does_not_spike():
+    loss = [max(0.5 - 0.005 * step, 0.0) for step in range(200)] + [0.05, 0.04, 0.05, 0.03, *([0.0] * 20)]
+    assert _rules(loss, {}) == set()
+
+
+@pytest.mark.parametrize("end", [[0.0] * 40, [0.25] * 40], ids=["no advantage", "a clamp"])
+def test_a_policy_whose_loss_becomes_one_number(end):
+    rng = np.random.default_rng(0)
+    before = (-0.3 + 0.05 * rng.standard_normal(100)).tolist()
+    assert "LossStuck" in _rules(before + end, {})
+
+
+def test_a_hinge_that_comes_down_to_zero_is_learned():
+    loss = [0.5 * 0.9**step for step in range(100)] + [0.0] * 100
+    assert "LossStuck" not in _rules(loss, {})
