@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from stabwatch.signals.declaration import Signal
 
+_WIDTHS = "Vankadara et al. 2026 (MoE scaling over widths), arXiv:2605.14200"
+
 SIGNALS = (
     Signal(
         name="router_entropy",
@@ -92,5 +94,72 @@ SIGNALS = (
         reduction="codes",
         fields=("looked", "count"),
         formula="quotient",
+    ),
+    Signal(
+        name="router_logit_rms",
+        help="Root mean square of the router's logits.",
+        unit="1",
+        tap="router",
+        reduction="router_choice",
+        fields=("sumsq", "count"),
+        formula="rms",
+        tier="deep",
+        source=_WIDTHS,
+    ),
+    Signal(
+        name="router_margin",
+        help="Score of the last expert that is chosen less that of the best which is not, mean over tokens.",
+        unit="1",
+        tap="router",
+        reduction="router_choice",
+        fields=("margin", "tokens"),
+        formula="mean",
+        tier="deep",
+        worst="min",
+        source="bo-ke/llm-internal-medicine, moe_specialist.md",
+    ),
+    Signal(
+        name="router_gate_load_gap_ratio",
+        help="Half the summed distance between the experts' shares of the router's softmax and of the tokens, 0 to 1.",
+        unit="ratio",
+        tap="router",
+        reduction="router_choice",
+        fields=("gap", "calls"),
+        formula="mean",
+        tier="deep",
+        source="bo-ke/llm-internal-medicine, moe_specialist.md",
+    ),
+    Signal(
+        name="router_weight_similarity",
+        help="Mean cosine similarity of the weights of two experts in the router; at 1 it cannot tell them apart.",
+        unit="1",
+        tap="router",
+        reduction="router_choice",
+        fields=("similarity", "calls"),
+        formula="mean",
+        tier="deep",
+        source="Mechanism-driven monitors 2026, arXiv:2606.28116",
+    ),
+    Signal(
+        name="expert_combine_rms",
+        help="Root mean square of the weighted sum of a token's experts, for experts in one stacked module.",
+        unit="1",
+        tap="combine",
+        reduction="combine",
+        fields=("sumsq", "count"),
+        formula="rms",
+        tier="deep",
+        source=_WIDTHS,
+    ),
+    Signal(
+        name="expert_coherence",
+        help="Squared norm of what a token's experts add together over the sum of their squared norms; 1: orthogonal.",
+        unit="1",
+        tap="combine",
+        reduction="combine",
+        fields=("sumsq", "parts_sumsq"),
+        formula="quotient",
+        tier="deep",
+        source=_WIDTHS,
     ),
 )

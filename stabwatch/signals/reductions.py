@@ -140,6 +140,11 @@ CAPACITY = _reduction("capacity", count="sum", overflow="sum")
 DROPPED = _reduction("dropped", count="sum", dropped="sum")
 LOAD = _reduction("load", count="sum", load="sum")
 EXPERT = _reduction("expert", count="sum", sumsq="sum")
+ROUTER_CHOICE = _reduction(
+    "router_choice",
+    count="sum", sumsq="sum", tokens="sum", margin="sum", calls="sum", gap="sum", similarity="sum",
+)  # fmt: skip
+COMBINE = _reduction("combine", count="sum", sumsq="sum", parts_sumsq="sum")
 
 REDUCTIONS: dict[str, Reduction] = {
     r.name: r
@@ -149,7 +154,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
-        SHARPNESS,
+        SHARPNESS, ROUTER_CHOICE, COMBINE,
     )
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from stabwatch.analysis.compare.curve_set import CurveSet
 
+OF_EXPERTS = ("expert_combine_rms", "expert_coherence", "router_logit_rms")
 MATCHED = 0.1
 """Values within 10 % of each other match."""
 
@@ -37,11 +38,13 @@ class Matched:
 @dataclass(frozen=True)
 class Widths:
     """widths: of the runs, relative to the first. singular_values: of weight matrices. gains: output RMS of sub-layers
-    whose input has RMS 1 in a pre-norm network."""
+    whose input has RMS 1 in a pre-norm network. experts: of mixtures, by signal: what should not change with the width.
+    """
 
     widths: tuple[float, ...]
     singular_values: tuple[Matched, ...]
     gains: tuple[Matched, ...]
+    experts: dict[str, tuple[Matched, ...]]
 
     @staticmethod
     def summary(rows: Sequence[Matched]) -> tuple[float, float, float]:
@@ -59,7 +62,8 @@ def widths(subjects: Sequence[CurveSet]) -> Widths | None:
     values = tuple(_matched(subjects, "singular_value_max", relative, lambda layer: True))
     branches = set.intersection(*(_branches(s) for s in subjects))
     gains = tuple(_matched(subjects, "output_rms", relative, lambda layer: layer in branches))
-    return Widths(relative, values, gains) if values or gains else None
+    experts = {signal: tuple(_matched(subjects, signal, relative, lambda layer: True)) for signal in OF_EXPERTS}
+    return Widths(relative, values, gains, {k: v for k, v in experts.items() if v}) if values or gains else None
 
 
 def _relative(subjects: Sequence[CurveSet]) -> tuple[float, ...]:

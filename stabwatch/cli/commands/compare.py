@@ -190,6 +190,10 @@ def _widths(found: Comparison, widths: Widths) -> Iterator[RenderableType]:
             f"median growth as width^{exponent:.2f}."
         )
         yield _layers(found, widths, rows)
+    for signal, rows in widths.experts.items():
+        exponent, spread, _ = widths.summary(rows)
+        grows = f"{signal} of {len(rows):,} mixtures of experts: median growth as width^{exponent:.2f}"
+        yield Text(f"{grows}, median spread ×{spread:.3g}.")
 
 
 def _layers(found: Comparison, widths: Widths, rows: Sequence[Matched]) -> Table:

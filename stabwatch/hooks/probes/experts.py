@@ -9,9 +9,11 @@ from stabwatch.hooks.base.expert_views import MOST_EXPERTS, ExpertLoads, Experts
 from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
 from stabwatch.hooks.base.side_effects import restore_side_effects
 from stabwatch.kernels.merge import Aggregates
-from stabwatch.kernels.router import beyond, expert_moments, router
-from stabwatch.signals.reductions import CAPACITY, DROPPED, EXPERT, LOAD, ROUTER
+from stabwatch.kernels.router import beyond, choice, combined, expert_moments, router
+from stabwatch.signals.reductions import CAPACITY, COMBINE, DROPPED, EXPERT, LOAD, ROUTER, ROUTER_CHOICE
 
+TOKENS_COMBINED = 32
+"""Tokens of which each expert's part is computed again."""
 TOKENS_EACH = 8
 """Tokens with which each expert of a module is called again, of those that were sent to it."""
 OVERFLOW = 1.25
@@ -57,6 +59,23 @@ def _outputs(x: ExpertsCall) -> Aggregates:
     return expert_moments(out, expert, kept.flatten() > 0, count)
 
 
+def _choice(x: RouterCall) -> Aggregates:
+    return choice(x.logits, x.weight[: x.site.role.experts], x.site.role.top_k, x.scores)
+
+
+def _combined(x: ExpertsCall) -> Aggregates | None:
+    """Of some tokens: what each of their experts adds, one by one, and the sum. The module's `forward` is called."""
+    assert x.routed is not None
+    tokens, chosen, weights = (y.detach() for y in x.routed)
+    if not len(tokens):
+        return None
+    rows = slice(None, None, max(1, len(tokens) // TOKENS_COMBINED))
+    tokens, chosen, weights = tokens[rows], chosen[rows], weights[rows]
+    with restore_side_effects(x.module, tokens, evaluating=True):
+        parts = [x.module.forward(tokens, chosen[:, k : k + 1], weights[:, k : k + 1]) for k in range(chosen.shape[1])]
+    return combined(torch.stack(parts))
+
+
 def _names(experts: str, count: int) -> tuple[str, ...]:
     return tuple(f"{experts}.{i}" for i in range(count if count <= MOST_EXPERTS else 0))
 
@@ -87,5 +106,17 @@ PROBES.register(
         name="expert", tap="expert", reduction=EXPERT, tier="deep", compute=on(ExpertsCall, _outputs),
         needs=(Need("whole", SHARDED), Need("few", MANY), Need("routed", CALL)),
         places=lambda site: _names(site.name, site.role.stack), round_robin=True, optional=True,
+    )
+)  # fmt: skip
+PROBES.register(
+    Probe(
+        name="router_choice", tap="router", reduction=ROUTER_CHOICE, tier="deep", compute=on(RouterCall, _choice),
+        round_robin=True,
+    )
+)  # fmt: skip
+PROBES.register(
+    Probe(
+        name="combine", tap="combine", reduction=COMBINE, tier="deep", compute=on(ExpertsCall, _combined),
+        needs=(Need("whole", SHARDED), Need("routed", CALL)), round_robin=True, optional=True,
     )
 )  # fmt: skip

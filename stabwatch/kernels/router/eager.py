@@ -19,6 +19,38 @@ def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
     return torch.stack((tokens, torch.special.entr(p).sum(), lse.square().sum(), load.amax() / load.mean() - 1))
 
 
+def choice(logits: Tensor, weight: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
+    """logits (N, E), weight (E, C) of the router -> float32 (7,).
+
+    Logits, their squares; tokens, the distances of the last chosen expert's score from the best that is not chosen;
+    1, half the summed distance of the experts' shares of the softmax from their shares of the tokens, and the mean
+    cosine of the weight's rows. wanted (N, E): the scores that select the experts, if not the logits.
+    """
+    logits, weight = logits.detach().float(), weight.detach().float()
+    scores = logits if wanted is None else wanted.float()
+    count = torch.full_like(logits[0, 0], float(logits.numel()))
+    tokens = torch.full_like(count, float(len(logits)))
+    best = scores.topk(min(top_k + 1, scores.shape[-1]), dim=-1).values
+    margin = best[:, top_k - 1] - best[:, -1]
+    margins = torch.where(torch.isfinite(margin), margin, 0.0).sum()
+    load, mass = loads(scores, top_k), torch.softmax(logits, dim=-1).sum(dim=0)
+    gap = (load / load.sum() - mass / mass.sum()).abs().sum() / 2
+    rows = torch.nn.functional.normalize(weight, dim=-1)
+    others = float(max(1, len(rows) * (len(rows) - 1)))
+    alike = (rows.sum(dim=0).square().sum() - rows.square().sum()) / others
+    return torch.stack((count, logits.square().sum(), tokens, margins, torch.ones_like(count), gap, alike))
+
+
+def combined(parts: Tensor) -> Tensor:
+    """parts (k, N, D): what each expert of a token adds -> float32 (3,).
+
+    Elements of their sum, its squares, and the summed squares of the parts.
+    """
+    x = torch.nan_to_num(parts.detach().float(), nan=0.0, posinf=0.0, neginf=0.0)
+    whole = x.sum(dim=0)
+    return torch.stack((torch.full_like(whole[0, 0], float(whole.numel())), whole.square().sum(), x.square().sum()))
+
+
 def loads(logits: Tensor, top_k: int) -> Tensor:
     """logits (N, E) -> float32 (E,): number of tokens with each expert among their `top_k`."""
     chosen = logits.detach().topk(top_k, dim=-1).indices.flatten()

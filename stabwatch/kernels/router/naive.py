@@ -21,6 +21,26 @@ def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
     return torch.stack((torch.tensor(float(len(logits))).double(), entropy, square, violation))
 
 
+def choice(logits: Tensor, weight: Tensor, top_k: int, wanted: Tensor | None = None) -> list[float]:
+    """See `eager.choice`; token by token and pair by pair."""
+    logits, weight = logits.detach().double(), weight.detach().double()
+    scores = logits if wanted is None else wanted.double()
+    margins = 0.0
+    for row in scores.tolist():
+        best = sorted(row, reverse=True)
+        margins += best[top_k - 1] - best[top_k] if top_k < len(best) else 0.0
+    load = torch.tensor(loads(scores, top_k)).double()
+    gap = (load / load.sum() - torch.softmax(logits, dim=-1).mean(dim=0)).abs().sum().item() / 2
+    pairs = [
+        torch.nn.functional.cosine_similarity(a, b, dim=0).item()
+        for i, a in enumerate(weight)
+        for j, b in enumerate(weight)
+        if i != j
+    ]
+    n = float(len(logits))
+    return [float(logits.numel()), logits.square().sum().item(), n, margins, 1.0, gap, sum(pairs) / len(pairs)]
+
+
 def loads(logits: Tensor, top_k: int) -> list[int]:
     """logits (N, E): number of tokens with each expert among their `top_k`, token by token."""
     counts = [0] * logits.shape[1]

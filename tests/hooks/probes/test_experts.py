@@ -7,6 +7,9 @@ import torch
 import transformers
 from torch import nn
 
+from stabwatch.hooks.base.flags import PHASES
+from stabwatch.kernels.router import choice, combined
+from stabwatch.kernels.router.naive import choice as naive_choice
 from stabwatch.kernels.router.naive import router
 
 SMALL = dict(
@@ -89,6 +92,70 @@ def test_the_loads_are_those_of_the_experts_that_were_called(kind, attach):
     experts = name.rpartition(".")[0] + ".experts"
     shares = [log.series("expert_load_ratio", f"{experts}.{i}")[1][0] for i in range(8)]
     assert shares == pytest.approx((loads / loads.sum()).tolist())
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
+def test_the_choice_and_the_sum_of_experts_are_those_of_dense_products(kind, attach):
+    torch.manual_seed(0)
+    mixtral = transformers.MixtralConfig(**SMALL, num_local_experts=8, num_experts_per_tok=2)
+    model = transformers.MixtralForCausalLM(mixtral) if kind == "mixtral" else MODELS[kind]()
+    _unbalance(model)
+    seen, calls = {}, []
+    _recorded(model, seen)
+    name, experts = next((n, m) for n, m in model.named_modules() if n.endswith(".experts"))
+    experts.register_forward_pre_hook(lambda m, args: calls.append([x.detach() for x in args[:3]]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    watch = attach(model, optimizer)
+    for _ in range(PHASES):
+        data = torch.randint(3, 64, (4, 8))
+        model(input_ids=data, labels=data).loss.backward()
+        optimizer.step()
+    assert not watch._session.isolation.errors
+    log = attach.finish()
+    gate = model.get_submodule(seen["name"])
+    steps, rms = log.series("router_logit_rms", seen["name"])
+    assert len(steps) == 1
+    # the weights do not move, and the last call is in the place of the one that was measured: so by its step
+    tokens, chosen, weights = calls[int(steps[0])]
+    logits = tokens.double() @ gate.weight.detach().double().T
+    assert rms[0] == pytest.approx(logits.square().mean().sqrt().item(), rel=1e-4)
+    share = torch.nn.functional.normalize(gate.weight.detach().double(), dim=-1)
+    alike = (share @ share.T)[~torch.eye(8, dtype=torch.bool)].mean().item()
+    assert log.series("router_weight_similarity", seen["name"])[1][0] == pytest.approx(alike, abs=1e-5)
+    if kind == "mixtral":
+        best = logits.sort(dim=-1, descending=True).values
+        assert log.series("router_margin", seen["name"])[1][0] == pytest.approx(
+            (best[:, 1] - best[:, 2]).mean().item(), rel=1e-3
+        )
+        gap = (
+            torch.bincount(chosen.flatten(), minlength=8) / chosen.numel() - logits.softmax(-1).mean(0)
+        ).abs().sum() / 2
+        assert log.series("router_gate_load_gap_ratio", seen["name"])[1][0] == pytest.approx(gap.item(), rel=1e-3)
+    steps, whole = log.series("expert_combine_rms", name)
+    tokens, chosen, weights = calls[int(steps[0])]
+    with torch.no_grad():
+        parts = torch.stack([experts.forward(tokens, chosen[:, [k]], weights[:, [k]]) for k in range(2)]).double()
+        truth = experts.forward(tokens, chosen, weights).double()
+    assert whole[0] == pytest.approx(truth.square().mean().sqrt().item(), rel=1e-4)
+    coherence = truth.square().sum() / parts.square().sum()
+    assert log.series("expert_coherence", name)[1][0] == pytest.approx(coherence.item(), rel=1e-3)
+
+
+def test_equal_experts_are_coherent_and_opposite_ones_cancel():
+    one = torch.randn(5, 6)
+    for parts, coherence in (((one, one), 2.0), ((one, -one), 0.0), ((one, torch.zeros_like(one)), 1.0)):
+        _, whole, each = combined(torch.stack(parts)).tolist()
+        assert whole / each == pytest.approx(coherence, abs=1e-6)
+
+
+def test_the_choice_is_that_of_its_definition():
+    draw = torch.Generator().manual_seed(0)
+    logits, weight = torch.randn(40, 6, generator=draw), torch.randn(6, 9, generator=draw)
+    assert choice(logits, weight, 2).tolist() == pytest.approx(naive_choice(logits, weight, 2), rel=1e-4)
+    assert choice(logits, weight, 6).tolist() == pytest.approx(naive_choice(logits, weight, 6), rel=1e-4), "all of them"
+    kept = logits.clone()
+    kept[:, 3:] = -torch.inf
+    assert torch.isfinite(choice(logits, weight, 3, kept)).all(), "no other may be chosen"
 
 
 class Corrected(nn.Module):
