@@ -6,7 +6,8 @@
 
 On the CPU the model is that of overhead.py and time is the host's; on a GPU it is that of overhead_gpu.py and time is
 the device's, between events before and after what the probe queues. A figure is the cost of measuring a signal on a
-step that measures it; where sites take turns, of the mean turn. Signals of one reduction share it.
+step that measures it; where sites take turns, of the mean turn. Signals of one reduction share it. What the GPT has not
+(experts, low-rank adapters) is measured on a Mixtral of transformers with PEFT's adapters, on the CPU only.
 """
 
 from __future__ import annotations
@@ -168,6 +169,28 @@ def on_the_cpu(width: int = 384, layers: int = 6, context: int = 256) -> Subject
     return Subject(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss, draw()[0][:1])
 
 
+def of_experts(width: int = 256, layers: int = 4, context: int = 256) -> Subject:
+    """Mixtral with random weights, eight experts of which two are chosen, and adapters of rank 8 on its attention."""
+    import peft
+    import transformers
+
+    torch.manual_seed(0)
+    heads = max(1, width // 64)
+    config = transformers.MixtralConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads, vocab_size=256, num_local_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    adapted = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    model = peft.get_peft_model(transformers.MixtralForCausalLM(config), adapted).requires_grad_(True)
+    draw = batches(corpus(), DemoConfig(context=context, batch=4))
+
+    def loss() -> Tensor:
+        tokens = draw()[0]
+        return model(input_ids=tokens, labels=tokens).loss
+
+    return Subject(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss, draw()[0][:1])
+
+
 def on_a_gpu() -> Subject:
     """The model of overhead_gpu.py."""
     torch.manual_seed(0)
@@ -181,13 +204,18 @@ def on_a_gpu() -> Subject:
     return Subject(model, optimizer, lambda: large.loss(model, *data[next(numbers) % len(data)]), data[0][0][:1])
 
 
-def measure(subject: Subject, clock: HostClock | DeviceClock) -> dict[str, float]:
-    """Cost by probe, as a share of a bare step; and under 'worst step' the longest step over the median one."""
+def measure(subject: Subject, clock: HostClock | DeviceClock, asked: bool = True) -> dict[str, float]:
+    """Cost by probe, as a share of a bare step; and under 'worst step' the longest step over the median one.
+
+    asked: also what must be asked for (Taylor radius, sharpness, a fixed batch).
+    """
     bare = median(subject.steps(8, clock)[2:])
     with tempfile.TemporaryDirectory() as folder:
-        settings = dict(run_dir=Path(folder) / "run", agent=False, verbose=False, every_step=True, taylor=True)
-        with stabwatch.attach(subject.model, subject.optimizer, **settings) as watch:
-            watch.probe(subject.few)
+        settings = dict(run_dir=Path(folder) / "run", agent=False, verbose=False, every_step=True)
+        more = dict(taylor=True, sharpness=True) if asked else {}
+        with stabwatch.attach(subject.model, subject.optimizer, **settings, **more) as watch:
+            if asked:
+                watch.probe(subject.few)
             subject.steps(PHASES, clock)
             meter = Meter(watch._session.isolation, clock)
             seen = subject.steps(ROUNDS * PHASES, clock)
@@ -206,11 +234,14 @@ def main() -> None:
     torch.set_num_threads(1)
     subject, clock = (on_a_gpu(), DeviceClock()) if options.gpu else (on_the_cpu(), HostClock())
     cost = measure(subject, clock)
+    if not options.gpu:
+        cost = measure(of_experts(), clock, asked=False) | cost
     print(table(("probe", "share of a step"), sorted(cost.items(), key=lambda item: -item[1])))
     if not options.print:
         size = sum(p.numel() for p in subject.model.parameters()) / 1e6
         kind = " in bfloat16" if options.gpu else ""
-        where = f"GPT of {size:.1f} M parameters{kind}, {machine(subject.few.device)}"
+        also = "" if options.gpu else " (experts and adapters: a Mixtral of 14 M)"
+        where = f"GPT of {size:.1f} M parameters{kind}{also}, {machine(subject.few.device)}"
         found = {s.name: cost[p] for s in CATALOGUE if (p := probe_of(s)) in cost}
         options.results.mkdir(parents=True, exist_ok=True)
         path = options.results / f"cost-{'gpu' if options.gpu else 'cpu'}.json"

@@ -55,11 +55,8 @@ def main() -> str:
             found = widths(load_curve_sets(open_sources(paths)))
             assert found is not None
             exponents = {signal: found.summary(found.experts[signal])[0] for signal in OF_EXPERTS}
-            values = [
-                [round(row.values[i], 3) for row in found.experts["expert_combine_rms"][:1]][0]
-                for i in range(len(WIDTHS))
-            ]
-        rows.append((name, *exponents.values(), *values))
+            first = found.experts["expert_combine_rms"][0].values
+        rows.append((name, *exponents.values(), *first))
         sums[name] = exponents
     head = ("regime", *(f"exponent of {s}" for s in OF_EXPERTS), *(f"combine RMS, first layer, {w}" for w in WIDTHS))
     alone, both = sums.values()

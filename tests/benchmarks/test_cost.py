@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.cost import HostClock, Meter, measure, on_the_cpu, probe_of
+from benchmarks.cost import HostClock, Meter, measure, of_experts, on_the_cpu, probe_of
 from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.signals import CATALOGUE
 
-NOT_THERE = {"policy", "router", "expert", "load", "dropped", "capacity", "loop", "loop_step", "loop_gain", "guard"}
-"""Probes of experts, of guards, of modules that are called several times, and of what `log_policy` is given."""
+NOT_THERE = {"policy", "dropped", "loop", "loop_step", "loop_gain", "guard"}
+"""Probes of guards, of layers that drop tokens, of modules that are called several times, and of `log_policy`."""
 
 
 def test_a_probe_s_time_is_without_that_of_the_probes_inside_it():
@@ -31,6 +31,7 @@ def test_a_probe_s_time_is_without_that_of_the_probes_inside_it():
 
 def test_every_measured_signal_has_a_cost():
     cost = measure(on_the_cpu(width=64, layers=2, context=32), HostClock())
+    cost |= measure(of_experts(width=32, layers=1, context=8), HostClock(), asked=False)
     wanted = {probe for signal in CATALOGUE if (probe := probe_of(signal))}
     assert all(share >= 0 for share in cost.values())
     assert wanted - set(cost) <= NOT_THERE
