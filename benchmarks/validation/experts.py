@@ -19,7 +19,7 @@ TITLE = "Mixtures of experts across widths (MSSP)"
 CLAIM = """Vankadara et al. 2026, arXiv:2605.14200 [abstract]: mixtures of experts have several scaling regimes (width, number of experts, number of chosen
 experts); a parametrisation whose learning rates transfer keeps the sums of experts and the router's logits the same size in each, and the
 usual one (muP) leaves the aggregation dependent on the scale. (Their parametrisation is not public and is not tried here.)"""
-SETUP = """Mixtral of transformers with random weights in the standard parametrisation (2 layers, 1 of 16 heads per 16 of width), bytes of the standard
+SETUP = """Mixtral of transformers with random weights in the standard parametrisation (2 layers, one head per 16 of width), bytes of the standard
 library, AdamW 3e-3, 60 steps of 4 x 32 tokens. Widths 32, 64, 128; in the first regime 4 experts and 2 chosen, in the second 4, 8, 16 experts and
 1, 2, 4 chosen. Exponents over the width, median over the layers, as `stabwatch compare` shows them."""
 STEPS, WIDTHS = 60, (32, 64, 128)
