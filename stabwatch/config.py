@@ -39,7 +39,7 @@ class Config:
     run: str | None = None
     """Name of the run and of its folder. Default: SLURM_JOB_ID if it is set, else date, time and process id."""
     root: str = "stabwatch-runs"
-    """Folder in which run folders are made when no run_dir is given."""
+    """Folder in which run folders are made when no run_dir is given; may be in an object store (docs/stores.md)."""
     overhead_budget: float = 0.01
     """Share of the step time that stabwatch may take. The governor measures less often where it would take more."""
     every_step: bool = False

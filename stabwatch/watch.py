@@ -47,7 +47,8 @@ def attach(
             when all of them have stepped.
         loss_fn: a loss module to read the loss from where no backward pass is seen (a step that is compiled as a
             whole). Otherwise the loss is what the backward passes of the step start from, see docs/trained-loss.md.
-        run_dir: folder for the run log; a new one below `stabwatch-runs` by default.
+        run_dir: folder for the run log; a new one below `stabwatch-runs` by default. Or the address of one in an object
+            store (`s3://bucket/runs/name`): it is written below `stabwatch-runs` and copied there (docs/stores.md).
         config: a Config, a mapping, or a YAML file; single settings may follow as keywords (see `Config`), such as
             `name=`, `tags=` and `notes=`, by which people find the run again (`stabwatch tag` changes them later).
         on_alert: called with each `stabwatch.alerts.Alert` that fires or resolves, between two steps (on rank 0). What
@@ -108,7 +109,7 @@ class Watch:
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the run log."""
+        """Folder of the run log on this machine."""
         return self._session.run_dir
 
     @property

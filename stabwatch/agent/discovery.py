@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+from stabwatch.runlog.schema import LEASE
+
 AGENT = "agent.json"
-LEASE = "agent.lock"
 
 
 def write_atomically(path: Path, data: Any) -> None:

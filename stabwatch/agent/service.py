@@ -24,10 +24,11 @@ from stabwatch.agent.state import Follower
 from stabwatch.agent.summary import EndSummary
 from stabwatch.alerts import RULES
 from stabwatch.alerts.user_rules import load_rules
-from stabwatch.errors import AgentError
+from stabwatch.errors import AgentError, StabwatchError
 from stabwatch.exporters.cardinality import WORST, Cardinality
 from stabwatch.exporters.latest import MAX_SERIES
 from stabwatch.exporters.registry import live_sinks
+from stabwatch.runlog.upload import send_events
 
 POLL_SECONDS = 0.25
 HOSTS = "STABWATCH_HOSTS"
@@ -100,10 +101,20 @@ def serve(
         server.start()
         _print_start(server, follower, token)
         feeding = SinkProcesses(run, chosen_sinks, follower.report_sink)
+        leave.callback(_send_rest, follower)
         leave.callback(follower.poll)  # writes what the sinks said at the end
         leave.callback(lambda: feeding.close(follower.ended is not None))
         _follow(follower, announcement, feeding, linger, EndSummary(follower, notifiers if summary else ()))
     return 0
+
+
+def _send_rest(follower: Follower) -> None:
+    """What was written after the training had ended, to the object store that the run is in."""
+    if follower.lease.held():
+        try:
+            send_events(follower.log.path)
+        except (StabwatchError, OSError) as error:
+            print(f"stabwatch agent: the last events could not be sent: {error}", file=sys.stderr)
 
 
 def page_address(external_url: str | None) -> str:

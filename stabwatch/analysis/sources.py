@@ -10,14 +10,18 @@ from stabwatch.analysis.readers.file import Progress
 from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import RunLog, find_run, find_runs, holds_run
+from stabwatch.runlog.mirror import local
 from stabwatch.runlog.source import Source
 
 
 def open_source(path: Path, progress: Progress | None = None) -> list[Source]:
     """Open one path: a run folder, the newest one in a folder, or the runs of another trainer's log.
 
+    It may be the address of an object store.
+
     progress: called with the bytes read of such a log, and its size. Raises RunLogError and LogError.
     """
+    path = local(path)
     if path.is_file() or (path.exists() and not path.is_dir()):
         return _foreign(path, progress)
     try:
@@ -37,7 +41,7 @@ def open_sources(paths: Iterable[Path], progress: Callable[[Path], Progress] | N
     """
     found: list[Source] = []
     folders: list[Path] = []
-    for path in paths:
+    for path in map(local, paths):
         if path.exists() and not (path.is_dir() and holds_run(path)):
             found += _foreign(path, progress and progress(path))
         else:

@@ -14,13 +14,14 @@ FOLDER = "STABWATCH_RUN_FOLDER"
 """Folder for the run log, if one was given."""
 
 
-def add_to(environ: MutableMapping[str, str], config: Path | None, run_dir: Path | None) -> None:
-    """Make Python programs with this environment watched."""
+def add_to(environ: MutableMapping[str, str], config: Path | None, run_dir: str | None) -> None:
+    """Make Python programs with this environment watched. run_dir: an absolute path, or an address."""
     entries = [STARTUP, *filter(None, [environ.get("PYTHONPATH")])]
     environ["PYTHONPATH"] = os.pathsep.join(entries)
-    for name, path in ((SETTINGS, config), (FOLDER, run_dir)):
-        if path is not None:
-            environ[name] = str(path.absolute())
+    if config is not None:
+        environ[SETTINGS] = str(config.absolute())
+    if run_dir is not None:
+        environ[FOLDER] = run_dir
 
 
 def take_from(environ: MutableMapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stabwatch.errors import RunLogError
 from stabwatch.runlog.labels import changed_labels, labels_of
+from stabwatch.runlog.mirror import local
 from stabwatch.runlog.schema import (
     EVENTS,
     META,
@@ -197,8 +198,11 @@ class Run:
 
 
 def find_run(path: str | Path) -> Path:
-    """The run folder at a path, or the newest run folder directly inside it. Raises RunLogError."""
-    path = Path(path)
+    """The run folder at a path, or the newest run folder directly inside it; of an object store, a copy of it.
+
+    Raises RunLogError.
+    """
+    path = local(path)
     if (path / META).exists() or not path.is_dir():
         return path
     runs = sorted((p.parent for p in path.glob(f"*/{META}")), key=lambda p: (p / META).stat().st_mtime)
@@ -208,14 +212,15 @@ def find_run(path: str | Path) -> Path:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether the path is a run folder or directly contains one."""
+    """Whether the path is a run folder or directly contains one. Raises RunLogError for an object store."""
+    path = local(path)
     return (path / META).exists() or next(path.glob(f"*/{META}"), None) is not None
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """All run folders at paths or directly inside them, by age. Raises RunLogError."""
     found: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in map(local, paths):
         inside = [] if (path / META).exists() else [p.parent for p in path.glob(f"*/{META}")]
         runs = sorted(inside, key=lambda p: (p / META).stat().st_mtime) or [find_run(path)]
         found.update({run.resolve(): run for run in runs if run.resolve() not in found})

@@ -38,6 +38,8 @@ READABLE_VERSIONS = (FIXED_WIDTH, SCHEMA_VERSION)
 READABLE = " and ".join(map(str, READABLE_VERSIONS))
 META = "meta.json"
 EVENTS = "events.jsonl"
+LEASE = "agent.lock"
+"""Made by the first agent that evaluates the rules on a run, and locked by the one that does so now."""
 SEGMENTS = "signals-*.arrows"
 _FEW = 8
 """Fields whose sum does not depend on their layout in memory: NumPy adds fewer than eight one after the other."""

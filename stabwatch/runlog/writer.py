@@ -30,6 +30,10 @@ QUIET = 1.0
 """Seconds without an item after which the thread sleeps until one comes."""
 _LOSSES = frozenset({"record", "event", "folder"})
 """Failures by which something of the log is lost."""
+ROTATE_SHARE = 0.05
+ROTATE_SECONDS = (30.0, 600.0)
+"""A segment that will be sent elsewhere is closed at this share of the run's age, within these limits: the more records
+there are, the larger are the segments."""
 _log = logging.getLogger("stabwatch")
 
 
@@ -122,7 +126,10 @@ class Segment:
 
 
 class RunFolder:
-    """Creates a run folder and appends to it in the calling thread. Errors are raised."""
+    """Creates a run folder and appends to it in the calling thread. Errors are raised.
+
+    rotates: begin a new segment now and then, as closed ones can be sent to an object store.
+    """
 
     def __init__(self, path: Path, meta: Meta, lock: RunLock | None = None) -> None:
         self.path = path
@@ -138,15 +145,30 @@ class RunFolder:
         self._meta = (path / META).stat().st_ino
         self._segment: Segment | None = None
         self._segments = len(segments_of(path))
+        self.rotates = False
+        self.open_segment: Path | None = None
+        self._made = self._opened = time.monotonic()
 
     def append(self, layout: RecordLayout, step: int, time: float, values: NDArray[np.float32]) -> None:
         """Append one record. A new layout starts a new segment; so does an incomplete record that could not be "
         "truncated."""
-        if self._segment is None or self._segment.layout is not layout or self._segment.torn:
-            self.close()
-            self._segment = Segment(self.path / f"signals-{self._segments:03d}.arrows", layout)
-            self._segments += 1
+        if self._segment is None or self._segment.layout is not layout or self._segment.torn or self._is_old():
+            self._segment = self._next(layout)
         self._segment.append(step, time, values)
+
+    def _next(self, layout: RecordLayout) -> Segment:
+        self.close()
+        path = self.path / f"signals-{self._segments:03d}.arrows"
+        segment = Segment(path, layout)
+        self.open_segment = path
+        self._segments += 1
+        self._opened = time.monotonic()
+        return segment
+
+    def _is_old(self) -> bool:
+        least, most = ROTATE_SECONDS
+        now = time.monotonic()
+        return self.rotates and now - self._opened > min(most, max(least, ROTATE_SHARE * (now - self._made)))
 
     def event(self, event: Event) -> None:
         """Append one line to events.jsonl."""
@@ -162,7 +184,7 @@ class RunFolder:
         """Close the open segment."""
         if self._segment is not None:
             self._segment.close()
-            self._segment = None
+            self._segment = self.open_segment = None
 
     def release(self) -> None:
         """Close, and let other processes write to the folder."""

@@ -17,9 +17,12 @@ from stabwatch.errors import ConfigError, RunLogError
 from stabwatch.runlog import Event, Meta, RunFolder, RunLog, find_runs
 from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import META
+from stabwatch.runlog.stores import joined, parent_and_name, url_of
 from stabwatch.runtime.run_metadata import labels_in, open_folder, run_id, run_meta
 
 STATE_VERSION = 1
+RUNS = "stabwatch-runs"
+"""Folder of runs on this machine whose `root` is an object store."""
 
 
 def launch() -> str | None:
@@ -35,20 +38,33 @@ def open_run(
     ranks: Ranks,
     model: nn.Module,
     layers: Iterable[str],
-) -> tuple[RunFolder, int]:
+) -> tuple[RunFolder, int, str | None]:
     """The folder that this process writes its run to, claimed, and the number of the attempt (1 for a new run).
 
+    The third is the address of an object store that the folder is copied to, if there is one.
     run_dir: the folder, where the user gave one. layers: names of the watched modules in forward order.
     """
+    url = url_of(run_dir) if run_dir is not None else None
     given = Path(run_dir) if run_dir is not None else None
+    if url is not None:
+        given = local_root(config) / parent_and_name(url)[1]
     old = given or folder_to_resume(resume, config, ranks.rank, type(model).__name__)
     run = config.run or (name_of(old) if old is not None else "") or run_id(config)
-    path = old or Path(config.root) / run
+    path = old or local_root(config) / run
+    if given is None and (root := url_of(config.root)) is not None:
+        url = joined(root, path.name)
     folder = open_folder(path, run_meta(run, model, layers, ranks, config, labels_in(path, config)))
     attempt = starts_so_far(folder.path) + 1
     if attempt > 1:
         print(f"stabwatch: the run goes on in {folder.path}, attempt {attempt}.", file=sys.stderr)
-    return folder, attempt
+    if url is not None:
+        url = joined(parent_and_name(url)[0], folder.path.name)
+    return folder, attempt, url
+
+
+def local_root(config: Config) -> Path:
+    """The folder of runs on this machine, also where they are sent to an object store."""
+    return Path(config.root if url_of(config.root) is None else RUNS)
 
 
 def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model: str) -> Path | None:
@@ -64,7 +80,7 @@ def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if resume is None and not restarted:
         return None
-    for path in _newest(Path(config.root)):
+    for path in _newest(local_root(config)):
         meta, last = _state(path)
         if meta is None or meta.rank != rank or not _is_free(path):
             continue

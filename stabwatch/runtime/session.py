@@ -26,6 +26,8 @@ from stabwatch.guards.taylor import OVER_RANKS
 from stabwatch.hooks.forward import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
+from stabwatch.runlog.stores import shown
+from stabwatch.runlog.upload import Uploader
 from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.coverage import UNATTACHED
 from stabwatch.runtime.governor import Plan
@@ -74,6 +76,7 @@ class Session(TrainingEvents):
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
         self._agent: AgentProcess | None = None
         self._writer: Writer | None = None
+        self._uploader: Uploader | None = None
         self._attempt = 1
         self._overdue: Overdue | None = None
         self._taps: Taps
@@ -137,15 +140,20 @@ class Session(TrainingEvents):
         self._plan_next()
 
     def _open(self, run_dir: str | Path | None, resume: str | Path | None) -> None:
-        folder, self._attempt = open_run(run_dir, resume, self.config, self._ranks, self._model, self._taps.now.names)
+        folder, self._attempt, url = open_run(
+            run_dir, resume, self.config, self._ranks, self._model, self._taps.now.names
+        )
         self.run, self.run_dir = folder.run, folder.path
         self._writer = Writer(folder, idle=self._idle)
         facts = {"launch": launch()} if launch() else {}
         self._writer.event("start", self.context.step, argv=sys.argv[:1], attempt=self._attempt, **facts)
         if self.config.agent:
             self._agent = AgentProcess(folder.path, self.config, self._writer.event)
+        if url is not None:
+            self._uploader = Uploader(folder, url, self._writer.event)
         if self.config.verbose:
-            print(f"stabwatch: watching {type(self._model).__name__}, run log in {folder.path}", file=sys.stderr)
+            where = folder.path if url is None else f"{folder.path}, sent to {shown(url)}"
+            print(f"stabwatch: watching {type(self._model).__name__}, run log in {where}", file=sys.stderr)
 
     def _follow_ranks(self) -> Overdue:
         ranks, shared = self._ranks, self._shared
@@ -407,6 +415,8 @@ class Session(TrainingEvents):
             if reason != "replaced":
                 self._say_silence(last=True)
             self._writer.close(Event("end", time.time(), self.step - 1, {"reason": reason, **facts}))
+            if self._uploader is not None:
+                self._uploader.close()
             with suppress(TrainingUnstableError):  # the training is over
                 self._dispatcher.deliver()
 

@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from stabwatch.agent.discovery import LEASE
 from stabwatch.analysis.compare.curve_set import settings
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, Meta
@@ -20,7 +19,7 @@ from stabwatch.runlog.glance import Glance
 from stabwatch.runlog.labels import LABELS
 from stabwatch.runlog.process import ProcessWatch
 from stabwatch.runlog.reader import read_meta
-from stabwatch.runlog.schema import EVENTS
+from stabwatch.runlog.schema import EVENTS, LEASE
 from stabwatch.runlog.segment import Tail
 from stabwatch.serve.folders import Stamp, changed, identifier, stamp
 from stabwatch.serve.headline import Headline

@@ -17,6 +17,8 @@ from stabwatch.agent.service import host_names, login, page_address, stop_signal
 from stabwatch.alerts import RULES
 from stabwatch.alerts.user_rules import load_rules
 from stabwatch.errors import AgentError
+from stabwatch.runlog.mirror import Mirror
+from stabwatch.runlog.stores import shown, url_of
 from stabwatch.serve.app import ServiceApp
 from stabwatch.serve.index import Index
 from stabwatch.serve.judges import Judges
@@ -27,16 +29,25 @@ from stabwatch.serve.worker import Worker
 
 POLL_SECONDS = 2.0
 JUDGE_SECONDS = 1.0
+MIRROR_SECONDS = 30.0
+"""How often the runs of an object store are compared with their copies."""
 
 
 class Service:
-    """The threads of the service. errors: how many there were; each kind is reported once on standard error."""
+    """The threads of the service. errors: how many there were; each kind is reported once on standard error.
 
-    def __init__(self, index: Index, judges: Judges, worker: Worker, analyse: bool = True) -> None:
+    mirror: of the object store that the runs are in, if they are in one. Then nothing is written beside them.
+    """
+
+    def __init__(
+        self, index: Index, judges: Judges, worker: Worker, analyse: bool = True, mirror: Mirror | None = None
+    ) -> None:
         self.index, self.judges, self.worker = index, judges, worker
         self.stopping = threading.Event()
         self.errors = 0
         self._analyse = analyse
+        self._mirror = mirror
+        self._away = ""
         self._waiting: tuple[str, Future[Row]] | None = None
         self._analysed: set[tuple[str, str]] = set()
         self._reported: set[str] = set()
@@ -45,7 +56,7 @@ class Service:
         """One round over all runs. Never raises."""
         try:
             self.index.poll()
-            self.index.problem = ""
+            self.index.problem = self._away
         except OSError as error:
             self.index.problem = f"{self.index.root} cannot be read: {error.strerror}"
             self._report(error)
@@ -57,11 +68,24 @@ class Service:
             except Exception as error:
                 self._report(error)
 
+    def copy(self) -> None:
+        """Copy what is new in the object store, until the end."""
+        while self._mirror is not None and not self.stopping.is_set():
+            try:
+                self._mirror.sync()
+                self._away = ""
+            except OSError as error:
+                self._away = f"{shown(self._mirror.url)} cannot be read: {error.strerror or error}"
+                self._report(error)
+            except Exception as error:
+                self._report(error)
+            self.stopping.wait(MIRROR_SECONDS)
+
     def judge(self) -> None:
         """Follow the runs without an agent until the end."""
         while not self.stopping.is_set():
             try:
-                self.judges.poll(self.index.live(), self.stopping.is_set)
+                self.judges.poll([] if self._mirror else self.index.live(), self.stopping.is_set)
             except Exception as error:
                 self._report(error)
             self.stopping.wait(JUDGE_SECONDS)
@@ -118,9 +142,15 @@ def serve_folder(
     A run that goes on without an agent gets its rules evaluated here. analyse: so do ended runs that no agent has
     judged, one after the other in a process of its own. The rest: see `stabwatch.agent.serve`; of runs that are judged
     here the same receivers are notified.
+    root: a folder, or the address of one in an object store.
     Raises AgentError if it cannot be served or the folder cannot be read, and RuleError.
     """
-    root = Path(root).resolve()
+    url = url_of(root)
+    mirror = None if url is None else Mirror(url)
+    if mirror is not None:
+        mirror.folder.mkdir(parents=True, exist_ok=True)
+    shown_root = root if url is None else shown(url)
+    root = Path(root if mirror is None else mirror.folder).resolve()
     if not root.is_dir():
         raise AgentError(f"{root} is not a folder.")
     token = login(username, password)
@@ -129,7 +159,7 @@ def serve_folder(
     index, worker = Index(root), Worker()
     told = Told(receivers(), address(ALERTMANAGER), secret(TOKEN), chosen)
     judges, opened = Judges({"rules": chosen}, told.add), Opened({"rules": chosen})
-    service = Service(index, judges, worker, analyse)
+    service = Service(index, judges, worker, analyse, mirror)
     with ExitStack() as leave:
         leave.callback(worker.close)
         leave.callback(opened.close)
@@ -139,11 +169,13 @@ def serve_folder(
         leave.callback(server.close)
         told.base = page_address(external_url) or server.url
         server.start()
-        _print_start(server, root, token)
+        _print_start(server, str(shown_root), token)
         if beat_url:
             leave.callback(Heartbeat(beat_url, lambda: time.monotonic() - index.polled < 60.0).close)
         judging = threading.Thread(target=service.judge, name="judge", daemon=True)
         judging.start()
+        if mirror is not None:
+            threading.Thread(target=service.copy, name="mirror", daemon=True).start()
         while not service.stopping.is_set():
             service.poll()
             service.stopping.wait(0.05 if index.unread else POLL_SECONDS)
@@ -153,7 +185,7 @@ def serve_folder(
     return 0
 
 
-def _print_start(server: HttpServer, root: Path, token: str | None) -> None:
+def _print_start(server: HttpServer, root: str, token: str | None) -> None:
     if server.asked not in (0, server.port):
         print(f"stabwatch serve: port {server.asked} is taken, using {server.port}.")
     print(f"stabwatch serve: {root}: {server.url} (Prometheus: {server.url}metrics, discovery: {server.url}sd)")

@@ -361,7 +361,7 @@ def test_options_that_keep_stabwatch_out(words: str, ignored: bool) -> None:
 def test_the_environment_is_restored() -> None:
     for before in ({}, {"PYTHONPATH": "/a:/b"}, {"PYTHONPATH": "/a", "STABWATCH_AGENT": "0"}):
         now = dict(before)
-        environment.add_to(now, Path("settings.yaml"), Path("log"))
+        environment.add_to(now, Path("settings.yaml"), "/log")
         assert now != before
         environment.take_from(now)
         assert now == before

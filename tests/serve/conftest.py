@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stabwatch.agent.http import HttpServer
+from stabwatch.runlog.mirror import Mirror
 from stabwatch.serve.app import ServiceApp
 from stabwatch.serve.index import Index
 from stabwatch.serve.judges import Judges
@@ -46,10 +47,13 @@ def root(tmp_path: Path) -> Path:
 class Running:
     """A service whose rounds a test makes itself, with a server on a port of its own."""
 
-    def __init__(self, root: Path, token: str | None = None, analyse: bool = False) -> None:
+    def __init__(
+        self, root: Path, token: str | None = None, analyse: bool = False, mirror: Mirror | None = None
+    ) -> None:
         self.index, self.judges, self.worker = Index(root), Judges({}), Worker()
         self.opened = Opened({})
-        self.service = Service(self.index, self.judges, self.worker, analyse)
+        self.mirror = mirror
+        self.service = Service(self.index, self.judges, self.worker, analyse, mirror)
         app = ServiceApp(self.index, self.judges, self.opened, self.worker, lambda: self.service.errors, token)
         self.server = HttpServer(app, "127.0.0.1", 0)
         self.server.start()
@@ -57,7 +61,7 @@ class Running:
 
     def round(self) -> None:
         self.service.poll()
-        self.judges.poll(self.index.live())
+        self.judges.poll([] if self.mirror else self.index.live())
 
     def row(self, name: str) -> dict:
         (row,) = [row for row in self.index.rows() if row["name"] == name]

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from stabwatch.agent.discovery import Lease, is_led
 from stabwatch.agent.heartbeat import Heartbeat
 from stabwatch.errors import AgentError
+from stabwatch.runlog.mirror import Mirror
 from stabwatch.serve import judges, opened, serve_folder
 from stabwatch.serve.clusters import clusters
 from tests.agent.conftest import events, get, until
@@ -233,6 +235,41 @@ def test_the_heartbeat_beats_only_while_the_service_is_alive(monkeypatch):
 def test_a_folder_that_is_none_is_refused(tmp_path):
     with pytest.raises(AgentError, match="is not a folder"):
         serve_folder(tmp_path / "nothing", port=0)
+
+
+def test_runs_of_an_object_store_are_copied_and_nothing_is_written_beside_them(
+    runs, root, tmp_path, monkeypatch, serving
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("stabwatch.serve.index.FIND_SECONDS", 0.0)
+    log = runs("a", **ALONE, sick=True)
+    log.write(range(120))
+    mirror = Mirror(f"file://{root}")
+    mirror.sync()
+    service = serving(mirror.folder, mirror=mirror)
+    assert (service.row("a")["state"], service.row("a")["step"]) == ("running", 119)
+    log.write(range(120, 130))
+    copying = threading.Thread(target=service.service.copy)
+    copying.start()
+    (written,) = log.path.glob("*.arrows")
+    until(lambda: (mirror.folder / "a" / written.name).stat().st_size == written.stat().st_size)
+    service.round()
+    assert service.row("a")["step"] == 129 and not service.judges.followers()
+    assert not any(p.name == "agent.lock" for p in mirror.folder.rglob("*"))
+    service.service.stopping.set()
+    root.rename(root.with_name("away"))
+    monkeypatch.setattr("stabwatch.serve.service.MIRROR_SECONDS", 0.0)
+    service.service.stopping.clear()
+    copying.join(0.1)
+    again = threading.Thread(target=service.service.copy)
+    again.start()
+    until(lambda: service.service.errors)
+    service.service.stopping.set()
+    service.service.poll()
+    again.join(10)
+    copying.join(10)
+    assert "cannot be read" in json.loads(get(service.url + "healthz")[2])["problem"]
+    assert service.row("a")["step"] == 129  # what was copied is still shown
 
 
 def test_the_command(runs, root):

@@ -33,6 +33,7 @@ def run(
     """
     from stabwatch.config import Config
     from stabwatch.integrations import environment
+    from stabwatch.runlog.stores import url_of
 
     Config.load(config)  # report a mistake now, not in the middle of the program
     words = full_command(command)
@@ -41,7 +42,8 @@ def run(
             "stabwatch: the program is not watched, because -E, -I or -S keeps Python from loading stabwatch.",
             file=sys.stderr,
         )
-    environment.add_to(os.environ, config, run_dir)
+    folder = None if run_dir is None else url_of(run_dir) or str(run_dir.absolute())
+    environment.add_to(os.environ, config, folder)
     sys.stdout.flush()
     sys.stderr.flush()
     for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and a program would inherit that

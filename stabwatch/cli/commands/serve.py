@@ -21,7 +21,9 @@ from stabwatch.cli.arguments import (
 
 
 def serve(
-    root: Annotated[Path, typer.Argument(help="The folder; runs are found at any depth.")] = RUNS,
+    root: Annotated[
+        Path, typer.Argument(help="The folder, or its address in an object store; runs are found at any depth.")
+    ] = RUNS,
     host: HostOption = "127.0.0.1",
     port: PortOption = 9478,
     certfile: CertfileOption = None,
