@@ -10,7 +10,8 @@ from typing import Any
 from stabwatch.alerts import RULES, Alert, Rule
 from stabwatch.alerts.incidents import Incident, rule_incidents
 from stabwatch.alerts.rule import SEVERITIES, Severity
-from stabwatch.analysis.analyze import Analysis, analyze_source
+from stabwatch.analysis.analyze import analyze_source
+from stabwatch.analysis.sources import open_sources
 from stabwatch.runlog import plain
 from stabwatch.runlog.source import Source
 
@@ -23,46 +24,31 @@ AlertKey = tuple[str, str, str, str, int]
 class Replay:
     """The result of rules on one run, as live, and the additional incidents of the whole run.
 
-    incidents: of the rules alone, as live. recorded: number of alerts that the agent wrote. new, gone: alerts (rule,
-    signal, layer, state, step) that only the replay has, and alerts that only the agent wrote.
+    path: of the log. run: its name. records: number of training records. alerts: every transition. incidents: of the
+    rules alone, as live. in_hindsight: those of the whole run. recorded: number of alerts that the agent wrote. new,
+    gone: alerts (rule, signal, layer, state, step) that only the replay has, and alerts that only the agent wrote.
     """
 
-    analysis: Analysis
+    path: Path
+    run: str
+    records: int
+    alerts: tuple[Alert, ...]
     incidents: tuple[Incident, ...]
+    in_hindsight: tuple[Incident, ...]
     recorded: int
     new: tuple[AlertKey, ...]
     gone: tuple[AlertKey, ...]
 
     @property
-    def path(self) -> Path:
-        """Path of the log."""
-        return self.analysis.path
-
-    @property
-    def run(self) -> str:
-        """Name of the run."""
-        return self.analysis.name
-
-    @property
-    def records(self) -> int:
-        """Number of training records."""
-        return self.analysis.records
-
-    @property
-    def alerts(self) -> tuple[Alert, ...]:
-        """Every transition."""
-        return self.analysis.alerts
-
-    @property
     def only_in_hindsight(self) -> tuple[Incident, ...]:
         """Problems that a detector finds over the whole run and no rule found live."""
-        return tuple(i for i in self.analysis.incidents if i.is_problem and "rule" not in i.found_by)
+        return tuple(i for i in self.in_hindsight if i.is_problem and "rule" not in i.found_by)
 
     @property
     def withdrawn(self) -> tuple[Incident, ...]:
         """Problems of rules that the whole run turns into information, each with the reason."""
         loud = [a for i in self.incidents if i.is_problem for a in i.alerts]
-        return tuple(i for i in self.analysis.incidents if not i.is_problem and any(a in loud for a in i.alerts))
+        return tuple(i for i in self.in_hindsight if not i.is_problem and any(a in loud for a in i.alerts))
 
 
 @dataclass(frozen=True)
@@ -140,12 +126,24 @@ def replay_run(log: Source, rules: Sequence[Rule] = RULES, progress: Callable[[S
     then = {_key(e.data | {"step": e.step}) for e in analysis.run.events if e.kind == "alert"}
     known = {r.name for r in rules}
     return Replay(
-        analysis,
+        analysis.path,
+        analysis.name,
+        analysis.records,
+        analysis.alerts,
         tuple(rule_incidents(analysis.alerts)),
+        analysis.incidents,
         len(then),
         tuple(sorted(now - then, key=_by_step)),
         tuple(sorted((key for key in then - now if key[0] in known), key=_by_step)),
     )
+
+
+def replays_at(place: str, rules: Sequence[Rule] = RULES) -> tuple[Replay, ...]:
+    """Replay what is at a path or an address: what a process of a pool, or a worker of Ray, does with one run.
+
+    Raises RunLogError and LogError.
+    """
+    return tuple(replay_run(log, rules) for log in open_sources([Path(place)]))
 
 
 def _key(alert: dict[str, Any]) -> AlertKey:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stabwatch.errors import RunLogError
 from stabwatch.runlog.schema import META
-from stabwatch.runlog.stores import Store, parent_and_name, shown, url_of
+from stabwatch.runlog.stores import Store, joined, parent_and_name, shown, url_of
 
 FRESH_SECONDS = 10.0
 """A copy of this age is not compared with the store again."""
@@ -76,6 +76,18 @@ def local(path: str | Path) -> Path:
         if url not in _mirrors:
             _mirrors[url] = Mirror(url)
         return _mirrors[url].fresh()
+
+
+def runs_at(url: str) -> list[str]:
+    """The addresses of the runs at an address or below it. Raises RunLogError."""
+    try:
+        names = Store(url).files()
+    except OSError as error:
+        raise RunLogError(f"{shown(url)} cannot be read: {error}") from error
+    found = sorted(name.removesuffix(META).rstrip("/") for name in names if name.rpartition("/")[2] == META)
+    if not found:
+        raise RunLogError(f"{shown(url)} has no runs.")
+    return [joined(url, name) if name else url for name in found]
 
 
 def _cache() -> Path:

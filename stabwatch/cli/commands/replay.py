@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,20 +19,34 @@ MOST_PLACES = 8
 """Most incidents listed per rule; the rest is counted, and is in `--json`."""
 
 
-def replay(runs: RunsArgument, rules: RulesOption = None, as_json: JsonOption = False) -> None:
+def replay(
+    runs: RunsArgument,
+    rules: RulesOption = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Replay on the Ray cluster of RAY_ADDRESS, or on a local one.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Run today's rules over old runs, exactly as live.
 
     Shows how often each rule would have fired, and where; the differences to the alerts of the agent; and incidents
     that only the whole run shows in hindsight.
+    Many runs are replayed on all cores of this machine at once, or with --ray on many machines, which need to see the
+    folders or read the object store.
     Exit code 0: calm; 1: a warning or a critical alert fired; 2: a log cannot be read.
     """
+    from stabwatch.analysis.many import FEW, cores, places, replay_many
     from stabwatch.analysis.replay import replay as over
     from stabwatch.analysis.sources import open_sources
     from stabwatch.cli.render.console import console, print_json
     from stabwatch.cli.render.progress_bar import ProgressBar
 
     with ProgressBar("replaying") as bar:
-        found = over(open_sources(runs, bar.reading), chosen(rules), progress=bar)
+        parts = places(runs, elsewhere=ray)
+        if ray or (len(parts) >= FEW and cores() > 1):
+            found = replay_many(parts, chosen(rules), ray, bar.counting)
+        else:
+            found = over(open_sources(runs, bar.reading), chosen(rules), progress=bar)
     if as_json:
         print_json(found.to_dict())
     else:

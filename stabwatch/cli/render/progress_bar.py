@@ -55,6 +55,11 @@ class ProgressBar:
         """Return a callback that shows the bytes of a file read so far, and in total."""
         return lambda position, size: self._at(path.name, position, size)
 
+    def counting(self, done: int, of: int) -> None:
+        """Show how many of several runs are done."""
+        self._about, self._done = f"{self._title} {done:,} of {of:,} runs", (done, of)
+        self._update()
+
     def working(self, title: str) -> None:
         """Show an operation without known progress."""
         self._about, self._done = title, (0, None)

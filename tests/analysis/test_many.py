@@ -1,0 +1,63 @@
+"""Replay of many runs: in processes and on Ray, with the same result as one after the other."""
+
+from __future__ import annotations
+
+import pytest
+
+from stabwatch.alerts import RULES
+from stabwatch.analysis.many import places, replay_many
+from stabwatch.analysis.replay import replay
+from stabwatch.analysis.sources import open_sources
+from stabwatch.errors import RunLogError
+from tests.agent.synthetic import Log
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(3):
+        log = Log(folder / f"run-{number}", sick=number == 1)
+        log.write(range(120))
+        log.end(119)
+        log.folder.close()
+    return folder
+
+
+def test_places(root, tmp_path):
+    assert places([root]) == [str(root / f"run-{i}") for i in range(3)] == places([root, root / "run-1"])
+    assert sorted(places([f"file://{root}"], elsewhere=True)) == [f"file://{root}/run-{i}" for i in range(3)]
+    assert places([f"file://{root}/run-1"], elsewhere=True) == [f"file://{root}/run-1"]
+    log = tmp_path / "log.txt"
+    log.write_text("step 1 loss 2")
+    assert places([log]) == [str(log)]
+    with pytest.raises(RunLogError):
+        places([tmp_path / "nothing"])
+    with pytest.raises(RunLogError, match="has no runs"):
+        places([f"file://{tmp_path}"], elsewhere=True)
+
+
+def test_processes_find_what_one_after_the_other_finds(root):
+    seen = []
+    found = replay_many(places([root]), done=lambda count, of: seen.append((count, of)))
+    assert found.to_dict() == replay(open_sources([root])).to_dict()
+    assert any(t.incidents for t in found.tallies) and seen == [(1, 3), (2, 3), (3, 3)]
+    with pytest.raises(RunLogError, match="is not a run folder"):
+        replay_many([str(root / "nothing")])
+
+
+@pytest.mark.slow
+def test_ray_finds_the_same(root, monkeypatch, tmp_path):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = replay_many(places([f"file://{root}"], elsewhere=True), RULES, on_ray=True)
+        there, here = found.to_dict(), replay(open_sources([root])).to_dict()
+        for result in (there, here):
+            for run in result["runs"]:
+                run.pop("path")  # of the copy
+        assert there == here
+        with pytest.raises(RunLogError):
+            replay_many([str(root / "nothing")], on_ray=True)
+    finally:
+        ray.shutdown()
