@@ -38,6 +38,8 @@ class Points:
     next: int
     per_bucket: int
     steps: list[int]
+    times: list[float]
+    """When they were recorded, in seconds since the epoch."""
     values: NDArray[np.float32]
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class Points:
             "next": self.next,
             "per_bucket": self.per_bucket,
             "steps": self.steps,
+            "times": [round(time, 2) for time in self.times],
             "values": [[None if v != v else v for v in column] for column in columns],
         }
 
@@ -70,6 +73,10 @@ def _merged(a: _Buckets, b: _Buckets) -> _Buckets:
     return _Buckets(low, high, np.where(low_from_a == high_from_a, both, low_from_a))
 
 
+def _joined(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
 class History:
     """The series of the `wanted` signals over the whole run, in at most `buckets` buckets."""
 
@@ -83,6 +90,8 @@ class History:
         self._column: dict[SeriesKey, int] = {}
         self._ids: list[int] = []
         self._data: list[_Buckets] = []
+        self._spans: list[tuple[float, float]] = []
+        """Time of the first and of the last record of each bucket."""
 
     def observe(self, block: RecordBatch) -> None:
         """Add a record batch."""
@@ -96,7 +105,9 @@ class History:
         while self._spans_too_much(block):
             self._halve()
         for bucket in np.unique(block.steps // self.stride).tolist():
-            self._put(bucket, self._reduce(values[block.steps // self.stride == bucket], columns))
+            mine = block.steps // self.stride == bucket
+            times = block.times[mine]
+            self._put(bucket, self._reduce(values[mine], columns), (float(times[0]), float(times[-1])))
 
     def rewind(self, step: int) -> None:
         """The run went back to a step: what it showed from there on is trained again, and is left out.
@@ -105,7 +116,7 @@ class History:
         """
         stay = int(np.searchsorted(np.array(self._ids, np.int64) * self.stride, step))
         if stay < len(self._ids):
-            self._ids, self._data = self._ids[:stay], self._data[:stay]
+            self._ids, self._data, self._spans = self._ids[:stay], self._data[:stay], self._spans[:stay]
             self.epoch += 1
 
     def since(self, epoch: int, bucket: int) -> Points:
@@ -115,10 +126,12 @@ class History:
         """
         start = bucket if epoch == self.epoch and 0 <= bucket <= len(self._ids) else 0
         steps = [i * self.stride for i in self._ids[start:]]
+        times = [first for first, _ in self._spans[start:]]
         if self.stride > 1:
             steps = [s + half for s in steps for half in (0, self.stride // 2)]
+            times = [time for first, last in self._spans[start:] for time in (first, (first + last) / 2)]
         per_bucket = 1 if self.stride == 1 else 2
-        return Points(self.epoch, start, max(0, len(self._ids) - 1), per_bucket, steps, self._matrix(start))
+        return Points(self.epoch, start, max(0, len(self._ids) - 1), per_bucket, steps, times, self._matrix(start))
 
     def _matrix(self, start: int) -> NDArray[np.float32]:
         data = [self._wide(b) for b in self._data[start:]]
@@ -147,13 +160,15 @@ class History:
         low_first[columns] = lowest <= highest
         return _Buckets(low, high, low_first)
 
-    def _put(self, bucket: int, new: _Buckets) -> None:
+    def _put(self, bucket: int, new: _Buckets, span: tuple[float, float]) -> None:
         at = int(np.searchsorted(self._ids, bucket))
         if at < len(self._ids) and self._ids[at] == bucket:
             self._data[at] = _merged(self._wide(self._data[at]), new)
+            self._spans[at] = _joined(self._spans[at], span)
         else:
             self._ids.insert(at, bucket)
             self._data.insert(at, new)
+            self._spans.insert(at, span)
         if at < len(self._ids) - 1:
             self.epoch += 1  # the step counter went back: earlier buckets have changed
 
@@ -173,11 +188,13 @@ class History:
     def _halve(self) -> None:
         self.stride *= 2
         self.epoch += 1
-        ids, data = self._ids, self._data
-        self._ids, self._data = [], []
-        for bucket, b in zip(ids, data, strict=True):
+        ids, data, spans = self._ids, self._data, self._spans
+        self._ids, self._data, self._spans = [], [], []
+        for bucket, b, span in zip(ids, data, spans, strict=True):
             if self._ids and self._ids[-1] == bucket // 2:
                 self._data[-1] = _merged(self._wide(self._data[-1]), self._wide(b))
+                self._spans[-1] = _joined(self._spans[-1], span)
             else:
                 self._ids.append(bucket // 2)
                 self._data.append(b)
+                self._spans.append(span)

@@ -9,13 +9,14 @@ from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 
+from stabwatch.agent.asked import AskedSignals
 from stabwatch.agent.runbook_page import runbook_page
 from stabwatch.agent.scrape import Memo, Scrape
 from stabwatch.agent.state import Follower
-from stabwatch.agent.view import charts
+from stabwatch.agent.view import chart_of, charts
 from stabwatch.agent.web import Environ, Gate, StartResponse, encoded, file_of, nothing, respond, respond_json
 from stabwatch.alerts import DERIVED
-from stabwatch.errors import RuleError
+from stabwatch.errors import RuleError, RunLogError
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector
 
 PAGE = Path(__file__).parent / "page"
@@ -25,12 +26,14 @@ FILES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
     "/heatmap.js": ("heatmap.js", "text/javascript; charset=utf-8"),
+    "/changes.js": ("changes.js", "text/javascript; charset=utf-8"),
     "/names.js": ("names.js", "text/javascript; charset=utf-8"),
     "/uPlot.iife.min.js": ("uplot/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
     "/uPlot.min.css": ("uplot/uPlot.min.css", "text/css; charset=utf-8"),
 }
 HEALTHY_SECONDS = 10.0
 """/healthz is ok if the run log was polled within this time."""
+SIGNAL_SECONDS = 1.0
 DATA_SECONDS = 0.2
 """Readers of the same data within this time get the same answer."""
 
@@ -51,6 +54,8 @@ class RunPages:
         )
         self._scrape = Scrape(registry, lambda: follower.snapshot)
         self._data = Memo[tuple[int, int], bytes](DATA_SECONDS)
+        self._asked = AskedSignals(follower.log.path)
+        self._signal = Memo[str, bytes](SIGNAL_SECONDS)
 
     def __call__(self, environ: Environ, start_response: StartResponse, path: str) -> Iterable[bytes]:
         """Answer a request for a path below the run's address."""
@@ -61,6 +66,8 @@ class RunPages:
         if path == "/api/state.json":
             since = _since(environ.get("QUERY_STRING", ""))
             return respond(environ, start_response, "200 OK", "application/json", self._data.get(since, self._state))
+        if path == "/api/signal.json":
+            return self._one_signal(environ, start_response)
         if path.startswith("/runbooks/"):
             return runbooks(environ, start_response, path.removeprefix("/runbooks/"))
         if path in FILES:
@@ -91,6 +98,26 @@ class RunPages:
             panels = charts(follower.history, head["layers"])
         data = {**head, "now": time.time(), "above": self._above, "charts": panels, "points": points.to_dict()}
         return encoded(data)
+
+    def _one_signal(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Any signal that layers have, over the whole run."""
+        name = parse_qs(environ.get("QUERY_STRING", "")).get("name", [""])[0]
+        head = self._follower.head
+        if name not in head["signals"]:
+            return nothing(environ, start_response)
+
+        def made(name: str) -> bytes:
+            asked = self._asked.read(name)
+            points = asked.history.since(-1, 0)
+            chart = chart_of(name, asked.history, head["layers"])
+            return encoded({"chart": chart, "share": round(asked.share, 3), "points": points.to_dict()})
+
+        try:
+            body = self._signal.get(name, made)
+        except RunLogError as error:
+            text = f"The log cannot be read: {error}\n".encode()
+            return respond(environ, start_response, "503 Service Unavailable", "text/plain; charset=utf-8", text)
+        return respond(environ, start_response, "200 OK", "application/json", body)
 
 
 class App:

@@ -11,6 +11,7 @@ from typing import Any
 from stabwatch.agent.history import History
 from stabwatch.alerts import Alert, Diagnosis
 from stabwatch.alerts.templates import format_guard, group_names
+from stabwatch.exporters.declared import declared
 from stabwatch.exporters.latest import Latest
 from stabwatch.runlog import Event, Meta, SeriesKey, plain
 from stabwatch.signals import CATALOGUE
@@ -102,6 +103,7 @@ def page_head(
         },
         "diagnosis": plain(diagnosis.to_dict()),
         "layers": readings.layers,
+        "signals": sorted({key.signal for key in readings.keys if key.layer}),
         "alerts": [_alert(a) for a in active],
         "marks": [_alert(a) for a in transitions if a.state == "firing"][-MARKS:],
         "table": _table(readings, last),
@@ -126,10 +128,25 @@ def charts(history: History, order: Sequence[str]) -> list[dict[str, Any]]:
                     line[role] = columns[SeriesKey(other, layer)]
             lines.append({**line, "signal": signal})
         if lines:
-            declared = CATALOGUE[lines[0]["signal"]]
-            metadata = {"help": declared.help, "unit": declared.unit, "worst": declared.worst, "signals": chart.signals}
-            out.append({"title": chart.title, **metadata, "lines": lines})
+            out.append(_chart(chart.title, lines, chart.signals, lines[0]["signal"]))
     return out
+
+
+def chart_of(signal: str, history: History, order: Sequence[str]) -> dict[str, Any]:
+    """A chart of one signal of a history, layers in forward order. Without lines where it has no value yet."""
+    place = {layer: i for i, layer in enumerate(["", *order])}
+    mine = [(key.layer, i) for i, key in enumerate(history.keys) if key.signal == signal]
+    mine.sort(key=lambda line: place.get(line[0], len(place)))
+    lines = [{"layer": layer, "column": i, "signal": signal} for layer, i in mine]
+    return _chart(signal.replace("_", " "), lines, (signal,), signal)
+
+
+def _chart(title: str, lines: list[dict[str, Any]], signals: Sequence[str], of: str) -> dict[str, Any]:
+    """of: the signal whose declaration the chart shows."""
+    known = declared(of)
+    unit = CATALOGUE[of].unit if of in CATALOGUE else "1"
+    facts = {"help": known.help, "unit": unit, "worst": known.worst, "signals": list(signals)}
+    return {"title": title, **facts, "lines": lines}
 
 
 def _table(readings: Latest, last: dict[SeriesKey, float | None]) -> dict[str, Any]:

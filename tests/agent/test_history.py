@@ -96,3 +96,11 @@ def test_values_are_sent_with_four_digits():
     h = History(WANTED)
     h.observe(losses([0.0, -1.23456e-7, 123456.0, 1.23456e30, 0.0099999, -3.0]))
     assert json.dumps(h.since(-1, 0).to_dict()["values"][0]) == "[0.0, -1.235e-07, 123500.0, 1.235e+30, 0.01, -3.0]"
+
+
+def test_points_have_times_that_go_on():
+    h = History(WANTED, buckets=16)
+    for first in range(0, 100, 10):
+        h.observe(RecordBatch(TABLE, first + np.arange(10), first + np.arange(10.0), losses([1.0] * 10).rows))
+    points = h.since(-1, 0).to_dict()
+    assert len(points["times"]) == len(points["steps"]) and points["times"] == sorted(points["times"])

@@ -197,3 +197,45 @@ def test_a_runbook_opens_on_the_page(sick, start_agent, open_page):
     page.locator("a.runbook").first.click()
     page.wait_for_selector(".prose h2")
     assert "what it means" in page.inner_text("main").lower()
+
+
+def test_the_axis_of_time(sick, start_agent, open_page):
+    page = open_page(start_agent(sick.path).info()["url"])
+    page.wait_for_selector(".uplot canvas")
+    page.select_option("#x", "time")
+    year = time.strftime("%Y")
+    page.locator(".chart").first.locator(".u-over").hover()
+    until(lambda: year in page.locator(".chart").first.locator(".readout").inner_text())
+    assert "step " in page.locator(".chart").first.locator(".readout").inner_text()
+    assert min(page.evaluate(COLOURED)) > 400
+    page.select_option("#x", "step")
+    until(lambda: year not in page.locator(".chart").first.locator(".readout").inner_text())
+
+
+def test_any_signal_as_a_heat_map(sick, start_agent, open_page):
+    page = open_page(start_agent(sick.path).info()["url"])
+    page.wait_for_selector(".uplot canvas")
+    page.select_option("#add", "weight_rms")
+    page.wait_for_selector(".heatmap .colour-bar canvas")
+    first = page.locator(".chart").first
+    assert first.locator("h3").inner_text() == "weight rms"
+    first.locator(".heatmap > canvas").hover()
+    until(lambda: "step " in first.locator(".readout").inner_text())
+    first.get_by_role("button", name="remove").click()
+    assert page.locator(".chart h3").first.inner_text() == "Loss"
+
+
+def test_what_changed_since(sick, start_agent, open_page):
+    page = open_page(start_agent(sick.path).info()["url"])
+    page.wait_for_selector(".uplot canvas")
+    assert page.locator("#changes-list li").count() == 0
+    page.fill("#since", "10")
+    until(lambda: page.locator("#changes-list li").count() > 1)
+    text = page.inner_text("#changes-list")
+    assert HOSTILE in text and "Attention logit" in text and "→" in text
+    page.fill("#since", "259")
+    until(lambda: page.locator("#changes-none").is_visible())
+    page.reload()
+    page.wait_for_selector(".uplot canvas")
+    sick.write(range(260, 290))
+    until(lambda: page.input_value("#since") == "259")  # the last look

@@ -30,8 +30,14 @@ function decades(_, splits) {
   return whole.filter((v) => v !== null).length > 1 ? whole : splits;
 }
 
+// Times never go back on an axis, though a clock may.
+function ascending(times) {
+  let latest = -Infinity;
+  return times.map((t) => (latest = Math.max(latest, t)));
+}
+
 export class Chart {
-  // colour: of a layer; marks: () => [{onset, severity}]; view: {log: "auto"|"log"|"linear", match, zoom: [first, last] or null, zoomed}
+  // colour: of a layer; marks: () => [{onset, severity}]; view: {log: "auto"|"log"|"linear", time: whether x is a time, match, zoom: [first, last] in x or null, zoomed}
   constructor(parent, colour, marks, view) {
     this.colour = colour;
     this.marks = marks;
@@ -47,7 +53,7 @@ export class Chart {
     this.toggle.type = "button";
     this.toggle.className = "quiet";
     this.toggle.hidden = true;
-    this.toggle.onclick = () => { this.map = !this.map; this.update(this.given, this.steps, this.columns); };
+    this.toggle.onclick = () => { this.map = !this.map; this.update(this.given, this.points); };
     header.append(this.title, this.scale, this.toggle);
     this.readout = document.createElement("p");
     this.readout.className = "readout";
@@ -62,8 +68,11 @@ export class Chart {
     this.selected = null;
   }
 
-  update(given, steps, columns) {
-    [this.given, this.steps, this.columns] = [given, steps, columns];
+  // points: {steps, times, columns}
+  update(given, points) {
+    const { steps, columns } = points;
+    [this.given, this.points, this.steps, this.columns] = [given, points, steps, columns];
+    this.xs = this.view.time ? ascending(points.times) : steps;
     const match = this.view.match;
     const spec = { ...given, lines: match ? given.lines.filter((l) => !l.layer || l.layer.toLowerCase().includes(match)) : given.lines };
     this.root.hidden = !spec.lines.length;
@@ -74,7 +83,7 @@ export class Chart {
     this.title.textContent = spec.title;
     this.root.title = spec.help;
     const focus = this.focus(columns);
-    const data = [steps];
+    const data = [this.xs];
     const series = [{ label: "step" }];
     const bands = [];
     const lines = spec.lines;
@@ -97,7 +106,7 @@ export class Chart {
     const high = finite(data.slice(1), Math.max, -Infinity);
     const log = low > 0 && (this.view.log === "log" || (this.view.log === "auto" && high / low > LOG_FROM));
     this.scale.textContent = [["1", "ratio"].includes(spec.unit) ? "" : spec.unit, log ? "log scale" : ""].filter(Boolean).join(", ");
-    const shape = JSON.stringify([lines.map((l) => l.layer), focus, bands.length, series.length, log, style("--ink")]);
+    const shape = JSON.stringify([lines.map((l) => l.layer), focus, bands.length, series.length, log, this.view.time, style("--ink")]);
     this.log = log;
     if (shape !== this.shape) this.build(series, bands, log, data);
     else this.plot.setData(data, !this.view.zoom);
@@ -108,10 +117,20 @@ export class Chart {
     this.say(null);
   }
 
+  // A chart that the user has added can be taken away again.
+  closable(close) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "quiet";
+    button.textContent = "remove";
+    button.onclick = close;
+    this.toggle.after(button);
+  }
+
   // The part of the steps that is shown stays when data comes.
   applyZoom() {
-    if (!this.plot || !this.steps?.length) return;
-    const [min, max] = this.view.zoom ?? [this.steps[0], this.steps.at(-1)];
+    if (!this.plot || !this.xs?.length) return;
+    const [min, max] = this.view.zoom ?? [this.xs[0], this.xs.at(-1)];
     this.settled = true;
     this.plot.setScale("x", { min, max });
     this.settled = false;
@@ -124,14 +143,14 @@ export class Chart {
     this.mapRoot.hidden = !shown;
     if (!shown) return;
     const [min, max] = this.view.zoom ?? [-Infinity, Infinity];
-    const first = Math.max(0, this.steps.findIndex((s) => s >= min));
-    const last = this.steps.findLastIndex((s) => s <= max);
+    const first = Math.max(0, this.xs.findIndex((x) => x >= min));
+    const last = this.xs.findLastIndex((x) => x <= max);
     const lines = this.spec.lines.filter((l) => l.layer);
     const canvas = document.createElement("canvas");
     const { low, high } = drawHeatmap(canvas, lines, this.columns, this.steps, [first, Math.max(first, last)], this.log);
     const axis = document.createElement("div");
     axis.className = "heat-axis";
-    const ends = [`step ${this.steps[first]}`, `step ${this.steps[Math.max(first, last)]}`].map((t) => { const e = document.createElement("span"); e.textContent = t; return e; });
+    const ends = [this.at(first), this.at(Math.max(first, last))].map((t) => { const e = document.createElement("span"); e.textContent = t; return e; });
     axis.append(...ends);
     const point = (e) => {
       const box = canvas.getBoundingClientRect();
@@ -140,7 +159,7 @@ export class Chart {
       const at = first + Math.min(last - first, Math.floor(x * (last - first + 1)));
       const column = this.columns[lines[row].column];
       const k = column.findLastIndex((v, i) => i <= at && v !== null && v !== undefined);
-      this.tell(lines[row], k < 0 ? null : column[k], k < 0 ? "" : `step ${this.steps[k]}`);
+      this.tell(lines[row], k < 0 ? null : column[k], k < 0 ? "" : this.at(k));
     };
     canvas.onpointermove = point;
     canvas.onpointerleave = () => this.say(null);
@@ -183,7 +202,7 @@ export class Chart {
     this.plot = new uPlot(
       {
         width: this.width(), height: HEIGHT, series, bands,
-        scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
+        scales: { x: { time: Boolean(this.view.time) }, y: { distr: log ? 3 : 1 } },
         axes: [
           { ...axis, size: 26, gap: 4, grid: { show: false } },
           { ...axis, size: 48, gap: 4, ...(log ? { filter: decades, grid: { ...axis.grid, filter: decades } } : {}), values: (_, splits) => splits.map((v) => (v === null ? "" : number(v))) },
@@ -216,6 +235,19 @@ export class Chart {
     if (this.plot && this.plot.width !== this.width()) this.plot.setSize({ width: this.width(), height: HEIGHT });
   }
 
+  // A point in words: its step, and on an axis of time also when it was.
+  at(k) {
+    const when = this.view.time ? `, ${new Date(1000 * this.xs[k]).toLocaleString()}` : "";
+    return `step ${this.steps[k]}${when}`;
+  }
+
+  // Where a step is on the axis; null before the first point.
+  xOf(step) {
+    if (!this.view.time) return step;
+    const k = this.steps.findIndex((s) => s >= step);
+    return k < 0 ? null : this.xs[k];
+  }
+
   // Vertical marks where a signal left its normal range.
   drawMarks(u) {
     const { left, top, width, height } = u.bbox;
@@ -229,7 +261,9 @@ export class Chart {
       rules.add(mark.rule);
       if (seen.has(mark.onset) || (!first && marks.length > MANY)) continue;
       seen.add(mark.onset);
-      const x = Math.round(u.valToPos(mark.onset, "x", true)) + 0.5;
+      const onset = this.xOf(mark.onset);
+      if (onset === null) continue;
+      const x = Math.round(u.valToPos(onset, "x", true)) + 0.5;
       if (x < left || x > left + width) continue;
       const ctx = u.ctx;
       ctx.save();
@@ -258,7 +292,7 @@ export class Chart {
     for (const mark of marks) {
       const i = this.spec.lines.findIndex((l) => l.layer === mark.layer && this.spec.signals.includes(mark.signal));
       if (i < 0) continue;
-      const k = u.data[0].findIndex((s, n) => s >= mark.onset && u.data[i + 1][n] !== null && u.data[i + 1][n] !== undefined);
+      const k = this.steps.findIndex((s, n) => s >= mark.onset && u.data[i + 1][n] !== null && u.data[i + 1][n] !== undefined);
       if (k < 0) continue;
       const [x, y] = [u.valToPos(u.data[0][k], "x", true), u.valToPos(u.data[i + 1][k], "y", true)];
       if (!(x >= left && x <= left + width && y >= top && y <= top + height)) continue;
@@ -283,8 +317,8 @@ export class Chart {
     if (!line || !this.plot) return;
     const values = this.plot.data[i];
     const last = values.findLastIndex((v, k) => v !== null && v !== undefined && (!hovering || k <= at));
-    const step = last >= 0 ? `step ${this.plot.data[0][last]}` : "";
-    const old = hovering && last >= 0 && this.plot.data[0][last] < this.plot.data[0][at];
+    const step = last >= 0 ? this.at(last) : "";
+    const old = hovering && last >= 0 && this.steps[last] < this.steps[at];
     const which = line.layer && !hovering && this.spec.lines.length > 1 ? (this.spec.worst === "min" ? "lowest: " : "highest: ") : "";
     this.tell(line, last < 0 ? null : values[last], hovering || last < values.length - 1 ? step : "", which, old);
   }

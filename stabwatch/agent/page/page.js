@@ -1,5 +1,6 @@
 // The live page: polls the agent each second. Names come from user code, so they are set as text, never as markup.
 import { Chart, layerColour } from "./charts.js";
+import { changesSince, LastLook } from "./changes.js";
 import { grouped, number, short, some } from "./names.js";
 
 const PERIOD = 1000;
@@ -7,8 +8,10 @@ const STALE = 100; // steps after which a value is shown as old
 const AWAY_AFTER = 3; // failed requests in a row
 const $ = (id) => document.getElementById(id);
 const charts = new Map();
-let steps = [];
-let columns = [];
+const points = { steps: [], times: [], columns: [] };
+const added = new Map(); // signal -> its chart, its points, how much of the log is read
+let look = null; // the last look at this run
+let since = null; // the step that changes are told from
 let cursor = "";
 let layers = [];
 let marks = [];
@@ -18,7 +21,7 @@ let lastAnswer = 0;
 let last = null;
 let shown = "";
 let polling = false;
-const view = { log: "auto", match: "", zoom: null, zoomed: (range) => { view.zoom = range; for (const c of charts.values()) c.applyZoom(); $("unzoom").hidden = !range; } };
+const view = { log: "auto", time: false, match: "", zoom: null, zoomed: (range) => { view.zoom = range; for (const c of everyChart()) c.applyZoom(); $("unzoom").hidden = !range; } };
 const toggled = new Set(); // causes that the user opened or closed
 
 function el(tag, className, ...children) {
@@ -159,7 +162,7 @@ function size(row) {
 
 function select(layer) {
   selected = selected === layer ? null : layer;
-  for (const chart of charts.values()) chart.select(selected);
+  for (const chart of everyChart()) chart.select(selected);
   if (last) showTable(last);
 }
 
@@ -168,19 +171,74 @@ function showNotices({ notices }) {
   $("notice-list").replaceChildren(...notices.map((n) => el("li", "", el("span", "", n.what), el("span", "soft", n.why ? ` (${n.why})` : ""))));
 }
 
-function take({ points }) {
-  const start = points.from * points.per_bucket;
-  steps = [...steps.slice(0, start), ...points.steps];
-  columns = points.values.map((tail, i) => [...(columns[i] ?? []).slice(0, start), ...tail]);
-  cursor = `${points.epoch}.${points.next}`;
+function take({ points: more }) {
+  const start = more.from * more.per_bucket;
+  points.steps = [...points.steps.slice(0, start), ...more.steps];
+  points.times = [...points.times.slice(0, start), ...more.times];
+  points.columns = more.values.map((tail, i) => [...(points.columns[i] ?? []).slice(0, start), ...tail]);
+  cursor = `${more.epoch}.${more.next}`;
+}
+
+function everyChart() {
+  return [...[...added.values()].map((a) => a.chart), ...charts.values()];
+}
+
+// A signal that is not among the charts: as a heat map of layers over steps, in front of them.
+function add(signal) {
+  if (added.has(signal)) return;
+  const chart = new Chart($("charts"), colour, () => marks, view);
+  chart.map = true;
+  chart.closable(() => { chart.root.remove(); added.delete(signal); offerSignals(last); });
+  $("charts").prepend(chart.root);
+  added.set(signal, { chart, share: 0, step: null });
+  askAdded();
+}
+
+async function askAdded() {
+  for (const [signal, mine] of added) {
+    if (mine.asking || (mine.share >= 1 && mine.step === last?.progress.step)) continue;
+    mine.asking = true;
+    try {
+      const step = last?.progress.step;
+      const answer = await fetch(`api/signal.json?name=${encodeURIComponent(signal)}`, { signal: AbortSignal.timeout(15000) });
+      if (answer.ok) {
+        const found = await answer.json();
+        mine.share = found.share;
+        mine.step = step;
+        mine.spec = found.chart;
+        mine.points = { steps: found.points.steps, times: found.points.times, columns: found.points.values };
+        if (added.has(signal)) mine.chart.update(mine.spec, mine.points);
+      }
+    } catch { /* the next round asks again */ }
+    mine.asking = false;
+  }
+}
+
+function offerSignals(state) {
+  const offered = ["", ...state.signals.filter((s) => !added.has(s))];
+  if ([...$("add").options].map((o) => o.value).join() === offered.join()) return;
+  $("add").replaceChildren(...offered.map((s) => { const o = el("option", "", s ? s.replaceAll("_", " ") : "any signal"); o.value = s; return o; }));
+}
+
+function showChanges(state) {
+  const step = state.progress.step;
+  look ??= new LastLook(state.run.name, state.run.created);
+  if (since === null && look.step !== null && look.step < step) { since = look.step; $("since").value = String(since); }
+  $("changes").hidden = step === null || step === undefined;
+  if (since === null) { $("changes-list").replaceChildren(); $("changes-none").hidden = true; return; }
+  const found = changesSince(since, state, points);
+  $("changes-list").replaceChildren(...found.map((line) => el("li", "", el("span", `severity ${line.severity ?? ""}`, line.severity ?? ""), el("span", "", line.text, el("small", "soft", ` ${line.note}`)))));
+  $("changes-none").hidden = found.length > 0;
 }
 
 function showCharts(state) {
   $("charts-section").hidden = !state.charts.length;
   for (const spec of state.charts) {
     if (!charts.has(spec.title)) charts.set(spec.title, new Chart($("charts"), colour, () => marks, view));
-    charts.get(spec.title).update(spec, steps, columns);
+    charts.get(spec.title).update(spec, points);
   }
+  for (const mine of added.values()) if (mine.spec) mine.chart.update(mine.spec, mine.points);
+  offerSignals(state);
   $("legend").hidden = layers.length < 2;
   if ($("ramp").childElementCount !== Math.min(24, layers.length)) {
     const count = Math.min(24, layers.length);
@@ -205,6 +263,7 @@ function show(state) {
   showAlerts(state);
   showHistory(state);
   showCharts(state);
+  showChanges(state);
   showTable(state);
   showNotices(state);
 }
@@ -229,6 +288,7 @@ async function poll() {
     failures = 0;
     lastAnswer = Date.now();
     show(state);
+    askAdded();
   } catch (error) {
     failures += 1;
     if (!(error instanceof TypeError) && error.name !== "TimeoutError") console.error(error);
@@ -245,6 +305,10 @@ async function run() {
 }
 
 $("axis").onchange = () => { view.log = $("axis").value; if (last) showCharts(last); };
+$("x").onchange = () => { view.time = $("x").value === "time"; view.zoomed(null); if (last) showCharts(last); };
+$("add").onchange = () => { if ($("add").value) add($("add").value); offerSignals(last); };
+$("since").oninput = () => { const text = $("since").value.trim(); since = /^\d+$/.test(text) ? Number(text) : null; if (last) showChanges(last); };
+addEventListener("pagehide", () => { if (last && look) look.left(last.progress.step); });
 $("find").oninput = () => { view.match = $("find").value.trim().toLowerCase(); if (last) { showCharts(last); showTable(last); } };
 $("worst-first").onchange = () => { if (last) showTable(last); };
 $("unzoom").onclick = () => view.zoomed(null);
@@ -253,7 +317,7 @@ document.addEventListener("keydown", (e) => {
   if (e.key === "/") { e.preventDefault(); $("find").focus(); }
   if (e.key === "Escape") { view.zoomed(null); if (selected) select(selected); }
 });
-document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
-new ResizeObserver(() => { for (const chart of charts.values()) chart.resize(); }).observe($("charts"));
+document.addEventListener("visibilitychange", () => { if (document.hidden) { if (last && look) look.left(last.progress.step); } else poll(); });
+new ResizeObserver(() => { for (const chart of everyChart()) chart.resize(); }).observe($("charts"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shown = ""; if (last) poll(); });
 run();
