@@ -71,7 +71,7 @@ def _started(command: list[str], folder: Path, steps: int, timeout: float) -> Pr
     settings, run = folder / "settings.yaml", folder / "run"
     settings.write_text("agent: false\nverbose: false\nevery_step: true\n", encoding="utf-8")
     variables = dict(os.environ)
-    environment.add_to(variables, settings, run)
+    environment.add_to(variables, settings, str(run.absolute()))
     program = subprocess.Popen(full_command(command), env=variables, start_new_session=True, stdout=STDERR)
     ends = time.monotonic() + timeout
     try:
