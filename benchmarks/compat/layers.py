@@ -26,8 +26,8 @@ _WRAPPERS = re.compile(
 class AttentionLayers(TorchDispatchMode):
     """While active, notes the innermost module of each attention operator.
 
-    An operator of attention is a fused one, or a softmax of four dimensions, or of three or two below a module whose
-    class is called attention.
+    An operator of attention is a fused one, or a softmax over one of the last two of four dimensions, or any of two or
+    more dimensions below a module whose class is called attention.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,7 +44,8 @@ class AttentionLayers(TorchDispatchMode):
         elif any(word in name for word in _SOFTMAX) and "backward" not in name:
             dim, near = args[0].dim(), self._stack[-3:]
             mixes = any(_MIXES_STREAMS in type(m).__name__ for m in near)
-            if (dim >= 4 and not mixes) or (dim >= 2 and any(map(_is_named, near))):
+            over_keys = args[1] % max(dim, 1) >= dim - 2
+            if (dim >= 4 and over_keys and not mixes) or (dim >= 2 and any(map(_is_named, near))):
                 self._note()
         return func(*args, **(kwargs or {}))
 

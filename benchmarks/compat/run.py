@@ -84,9 +84,8 @@ def _run(chosen: list[Case], known: dict[tuple[str, str], Row], results: Path) -
         row.seconds = round(time.perf_counter() - began, 1)
         known[case.group, case.name] = row
         print(f"{number + 1}/{len(chosen)} {_line(row)}", flush=True)
-        if number % 20 == 19 or number + 1 == len(chosen):
-            entries = [asdict(row) for row in known.values()]
-            results.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+        entries = [asdict(row) for row in known.values()]
+        results.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
 
 def _prepare() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stabwatch.hooks import compiled
 from stabwatch.hooks.backward import BACKWARD_PATCHES, LISTENERS, scale_patches
@@ -29,6 +29,7 @@ from stabwatch.hooks.patching import (
     install_patches,
     remove_patches,
 )
+from stabwatch.hooks.pickling import pickling_patches
 from stabwatch.hooks.pipeline import stage_patches
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake
@@ -186,7 +187,7 @@ def create_script_module(nn_module: Any, *args: Any, **kwargs: Any) -> Any:
         return _create_script_module(nn_module, *args, **kwargs)
 
 
-def kept_references(model: torch.nn.Module) -> KeptReferences:
+def kept_references(model: nn.Module) -> KeptReferences:
     """Replaces the functions of attention where a model keeps them as attributes."""
     return KeptReferences(model, [patch.pair for patch in _OF_ATTENTION])
 
@@ -207,6 +208,8 @@ _PATCHES: tuple[Patch | MethodPatch, ...] = (
     *scale_patches(),
     MethodPatch(torch.amp.GradScaler, "update", scaler_update),
 )
+_PAIRS = tuple(patch.pair for patch in _PATCHES if isinstance(patch, Patch))
+_PICKLING = pickling_patches(_PAIRS)
 
 
 class FunctionTaps:
@@ -220,7 +223,7 @@ class FunctionTaps:
         LISTENERS.append(context)
         if len(LISTENERS) == 1:
             cls._of_stages = stage_patches()
-            install_patches((*_PATCHES, *cls._of_stages))
+            install_patches((*_PATCHES, *_PICKLING, *cls._of_stages))
 
     @classmethod
     def remove(cls, context: TapContext) -> None:
@@ -228,4 +231,4 @@ class FunctionTaps:
         LISTENERS.remove(context)
         if not LISTENERS:
             SOFTMAX_METHOD.set_installed(False)
-            remove_patches((*_PATCHES, *cls._of_stages))
+            remove_patches((*_PATCHES, *_PICKLING, *cls._of_stages))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.hooks.base.entry import callback
+from stabwatch.hooks.base.entry import Callback
 from stabwatch.hooks.base.probe import Probe
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import PARTIAL, first_tensor, is_partial, local
@@ -87,7 +87,7 @@ def _watch_gradient(
     else:
         isolation, tier = site.context.isolation, site.context.flags.tier
         out.register_hook(
-            callback(
+            Callback(
                 view.name,
                 isolation,
                 lambda d: isolation.run(view.name, tier, _measure_gradient, probes, call, d.detach()),

@@ -1,14 +1,16 @@
 """Replaces a function of torch in all loaded modules, and restores it.
 
 A function that code calls as `F.f`, as `torch.nn.functional.f`, or as a name that it imported, is found in the
-namespaces of the loaded modules and replaced there. References elsewhere (a default argument, a closure) are not
-replaced: the coverage report shows what was not seen.
+namespaces of the loaded modules and replaced there, and so it is in dicts, lists, attributes and partials: pickles
+refer to functions by their names, and fail where another function has the name. References elsewhere (a default
+argument, a closure, a tuple) are not replaced: the coverage report shows what was not seen.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -21,7 +23,9 @@ _KEPT = ("stabwatch.", "torch._C", "torch._dynamo", "torch._decomp", "torch._ind
 
 
 class Patch:
-    """One function replaced in all module namespaces."""
+    """One function replaced in all module namespaces. See `_exchange` for other places."""
+
+    __slots__ = ("_original", "_replacement")
 
     def __init__(self, original: Callable[..., Any], replacement: Callable[..., Any]) -> None:
         self._original = original
@@ -48,6 +52,7 @@ class MethodPatch:
         self._owner = owner
         self._name = name
         self._original = getattr(owner, name)
+        self._inherited = name not in vars(owner)
         self._replacement = replacement
 
     def install(self) -> None:
@@ -56,7 +61,10 @@ class MethodPatch:
 
     def remove(self) -> None:
         """Restore the original."""
-        setattr(self._owner, self._name, self._original)
+        if self._inherited:
+            delattr(self._owner, self._name)
+        else:
+            setattr(self._owner, self._name, self._original)
 
 
 class KeptReferences:
@@ -144,6 +152,7 @@ def install_patches(patches: Iterable[Patch | MethodPatch]) -> None:
         else:
             patch.install()
     _swap({id(original): replacement for original, replacement in functions})
+    _exchange(tuple(functions))
 
 
 def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
@@ -155,6 +164,7 @@ def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
         else:
             patch.remove()
     _swap({id(replacement): original for original, replacement in functions})
+    _exchange(tuple((replacement, original) for original, replacement in functions))
 
 
 def _swap(new: Mapping[int, Callable[..., Any]]) -> None:
@@ -166,3 +176,32 @@ def _swap(new: Mapping[int, Callable[..., Any]]) -> None:
         for name, value in list(namespace.items()):
             if id(value) in new:
                 namespace[name] = new[id(value)]
+
+
+def _exchange(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Replace the first of each pair by the second where attributes, dicts, lists and partials keep it."""
+    new = {id(old): new for old, new in pairs}
+    for holder in gc.get_referrers(*(old for old, _ in pairs)) if pairs else ():
+        if isinstance(holder, list):
+            for i, value in enumerate(holder):
+                if id(value) in new:
+                    list.__setitem__(holder, i, new[id(value)])
+        elif type(holder) is partial:
+            if id(holder.func) in new:
+                vars(partial)["__setstate__"](
+                    holder, (new[id(holder.func)], *vars(partial)["__reduce__"](holder)[2][1:])
+                )
+        elif isinstance(kept := _attributes(holder), dict):
+            for name, value in list(kept.items()):
+                if id(value) in new and name != "__wrapped__":
+                    dict.__setitem__(kept, name, new[id(value)])
+
+
+def _attributes(holder: Any) -> Any:
+    """The dict itself, or that of an object, without asking its class; None for a namespace."""
+    if isinstance(holder, dict):
+        return None if "__spec__" in holder else holder
+    try:
+        return object.__getattribute__(holder, "__dict__")
+    except AttributeError:
+        return None

@@ -11,7 +11,7 @@ from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import PARTIAL
 from stabwatch.hooks.probes.activation import ACTIVATION
-from stabwatch.hooks.probes.attention import BRACKET, EXACT
+from stabwatch.hooks.probes.attention import BRACKET, EXACT, SOFTMAX
 from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, ParameterTaps
 from stabwatch.hooks.probes.writer import BRANCH
 from stabwatch.runlog import Accumulator
@@ -147,7 +147,8 @@ class Coverage:
             return IN_CHECKPOINT
         if site.activation is not None and ACTIVATION.accumulator(site.name) not in fired:
             return NOT_CALLED
-        return ONE_CALL if site.flags.traced else NO_ATTENTION
+        noted = self._reasons.get(SOFTMAX, site.name)
+        return noted or (ONE_CALL if site.flags.traced else NO_ATTENTION)
 
     def unmeasurable(self, fired: set[Accumulator]) -> list[dict[str, str]]:
         """What this model cannot show, by the reasons that the hooks noted: no fault of its set-up."""

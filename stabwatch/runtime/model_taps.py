@@ -77,10 +77,14 @@ class ModelTaps:
                 keep=stepped,
             )
             wanted = config.taylor or "taylor" in config.guards
-            self._derivative = before._derivative if before else DirectionalDerivative(model) if wanted else None
-            self._curvature = (
-                before._curvature if before else DirectionalDerivative(model, SAMPLES) if config.sharpness else None
-            )
+            self._derivative = self._curvature = None
+            if before is not None:
+                self._derivative, self._curvature = before._derivative, before._curvature
+            else:
+                if wanted:
+                    self._derivative = DirectionalDerivative(model, isolation=context.isolation)
+                if config.sharpness:
+                    self._curvature = DirectionalDerivative(model, SAMPLES, context.isolation)
             self.steps = StepTaps(
                 model, self.modules, self.parameters, context, guards, derivative=self._derivative,
                 taylor=config.taylor, sharpness=self._curvature,

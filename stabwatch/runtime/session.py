@@ -107,7 +107,7 @@ class Session(TrainingEvents):
         first_step: int,
         resume: str | Path | None,
     ) -> None:
-        super().__init__(model, optimizer)
+        super().__init__(model, optimizer, first_step)
         self._offset = self.context.step = first_step
         self._pace = Pace(self.config, self.flags, self.context.device)
         self._attached = self._began

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from typing import Any
 
+from stabwatch.hooks.base.tensors import first_tensor
+
 PATIENCE = 10
 """Steps of optimizers, or training forwards of the model, by which there should be a record."""
+KEY = "stabwatch"
+"""Under which the graph of the first forward holds something of ours, to show that it is still kept."""
 NAMED = 3
 """Optimizers that a sentence names."""
 
 
 class Silence:
-    """Counts what was seen of a training that has no record yet."""
+    """Counts what was seen of a training that has no record yet. first_step: number of the first step."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, first_step: int = 0) -> None:
         self._model = model
+        self._first_step = first_step
+        self._graph: weakref.ref[_Kept] | None = None
         self._others: Counter[str] = Counter()
         self._own = 0
         self.forwards = 0
@@ -28,10 +35,23 @@ class Silence:
         else:
             self._others[type(optimizer).__name__] += 1
 
+    def forward_ended(self, output: Any) -> None:
+        """A training forward of the model has returned this."""
+        if self._graph is None and (node := getattr(first_tensor(output), "grad_fn", None)) is not None:
+            node.metadata[KEY] = kept = _Kept()
+            self._graph = weakref.ref(kept)
+
     @property
     def long(self) -> bool:
-        """Should there have been a record by now?"""
-        return self.forwards >= PATIENCE or self._own + self._others.total() >= PATIENCE
+        """Should there have been a record by now?
+
+        Not where the graph of the first forward is still kept: the program collects outputs for a later backward pass.
+        Nor by forwards alone where steps were made before: then it is known that the model is trained.
+        """
+        if self._own + self._others.total() >= PATIENCE:
+            return True
+        collects = self._graph is not None and self._graph() is not None
+        return self.forwards >= PATIENCE and not collects and not self._first_step
 
     def reason(self, backward: bool, noted: str | None, problem: str | None) -> str:
         """One sentence, without its full stop.
@@ -58,11 +78,23 @@ class Silence:
                 "gradients are accumulated over more forwards than that, records begin with the first step"
             )
         if self.forwards:
-            return f"after {called}, no backward pass that reached its parameters and no optimizer step was seen"
+            return (
+                f"after {called}, no backward pass that reached its parameters and no optimizer step was seen yet. "
+                "Where the model is called more often than that before it is trained, records begin with the first step"
+            )
+        if self._first_step and not noted:
+            return (
+                "no training forward of the model and no optimizer step was seen after the watch began, which was "
+                f"before step {self._first_step}, counted from 0"
+            )
         return noted or (
             "no training forward of the model and no optimizer step was seen: the model was not trained, or it was "
             "compiled and called before `attach`"
         )
+
+
+class _Kept:
+    """Lives as long as the graph that holds it."""
 
 
 def _times(n: int, what: str) -> str:

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from stabwatch.config import Config
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.hooks.base.context import TapContext
-from stabwatch.hooks.base.entry import callback
+from stabwatch.hooks.base.entry import Callback
 from stabwatch.hooks.base.tensors import device_of
 from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.optimizer_step import StepGuards
@@ -45,12 +45,12 @@ class Taps:
             self.batches = Batches(context.device)
             FunctionTaps.install(context)
             undo.callback(FunctionTaps.remove, context)
-            before_step = callback("optimizer_step", context.isolation, context.events.before_step)
-            after_step = callback("optimizer_step", context.isolation, context.events.after_step)
+            before_step = Callback("optimizer_step", context.isolation, context.events.before_step)
+            after_step = Callback("optimizer_step", context.isolation, context.events.after_step)
             undo.callback(register_optimizer_step_pre_hook(before_step).remove)
             undo.callback(register_optimizer_step_post_hook(after_step).remove)
             if isinstance(loss_fn, nn.Module):
-                seen = callback("loss", context.isolation, context.events.loss_module)
+                seen = Callback("loss", context.isolation, context.events.loss_module)
                 undo.callback(loss_fn.register_forward_hook(seen).remove)
             self._undo = undo.pop_all()
 

@@ -50,7 +50,7 @@ class TrainingEvents:
     _ranks: Ranks
     _dispatcher: AlertDispatcher
 
-    def __init__(self, whole: nn.Module, optimizer: Any) -> None:
+    def __init__(self, whole: nn.Module, optimizer: Any, first_step: int = 0) -> None:
         self._model = model = unwrap(whole)
         self._offset = 0
         device = device_of(whole, torch.device("cpu"))
@@ -64,7 +64,7 @@ class TrainingEvents:
         )  # fmt: skip
         self._parameter_steps = ParameterSteps([p for p in whole.parameters() if p.requires_grad], optimizer)
         self._changes = ModelChanges()
-        self._silence = Silence(type(model).__name__)
+        self._silence = Silence(type(model).__name__, first_step)
         self._host = HostNumbers()
         self._checks = LoopChecks(model)
         self._writer: Writer | None = None
@@ -183,6 +183,8 @@ class TrainingEvents:
         if self.flags.open:
             self.isolation.run("attention", "always", self.context.brackets.update)
         self.isolation.run("loss", "always", self._output_loss, output)
+        if not self._watched:
+            self.isolation.run("clock", "always", self._silence.forward_ended, output)
         self._busy = time.perf_counter() - self._began
 
     def _output_loss(self, output: Any) -> None:

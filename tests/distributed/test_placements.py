@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stabwatch.runlog import read_run
+from stabwatch.runtime.training_events import WITHIN_STAGE
 from stabwatch.signals import CATALOGUE
 from tests.distributed.placement_job import GROWS_AT, STEPS
 
@@ -85,6 +86,12 @@ def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(ru
     assert absent == {each["site"] for each in coverage["unmeasured"] if each["tap"] == "gradient"}
     assert not coverage["missing"]
     assert not [event for event in job.events if event.kind == "error"]
+
+
+def test_only_a_pipeline_is_said_to_be_one(runs):
+    said = {mode: {e["reason"] for event in read_run(runs / mode).events if event.kind == "coverage"
+                   for e in event.data.get("notes", ())} for mode in MODES}  # fmt: skip
+    assert {mode for mode in MODES if WITHIN_STAGE in said[mode]} == {"1f1b", "gpipe", "1f1b_fsdp", "1f1b_ddp"}
 
 
 def test_no_mode_has_an_error_and_what_is_sharded_says_why_it_is_not_measured(runs):

@@ -18,8 +18,7 @@ from torch import nn
 import stabwatch
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.hooks.backward import LISTENERS
-from stabwatch.hooks.base import entry
-from stabwatch.hooks.base.entry import Hook
+from stabwatch.hooks.base.entry import Callback, Hook
 from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.probes import activation
 
@@ -171,23 +170,20 @@ def test_every_fault_changes_nothing(how, tmp_path, monkeypatch):
 
 def test_everything_that_is_registered_with_torch_is_an_entry_point(tmp_path):
     """Hooks on modules and on optimizers: found on the objects themselves, not listed by hand."""
-    guarded = {Hook.__call__.__code__, *(c for c in _callback_codes())}
+    guarded = {Hook.__call__.__code__, Callback.__call__.__code__}
     model = GPT(CONFIG)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     place = sys.modules["torch.optim.optimizer"]
     tables = (place._global_optimizer_pre_hooks, place._global_optimizer_post_hooks)
     before = [set(table.values()) for table in tables]
-    with stabwatch.attach(model, optimizer, loss_fn=nn.MSELoss(), run_dir=tmp_path / "run", agent=False, verbose=False):
+    settings = {"run_dir": tmp_path / "run", "agent": False, "verbose": False, "taylor": True}
+    with stabwatch.attach(model, optimizer, loss_fn=nn.MSELoss(), **settings):
         hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
         hooks += [h for table, old in zip(tables, before, strict=True) for h in table.values() if h not in old]
         assert len(hooks) > 10
         for hook in hooks:
             code = hook.__code__ if isinstance(hook, types.FunctionType) else type(hook).__call__.__code__
             assert code in guarded, hook
-
-
-def _callback_codes():
-    return (c for c in entry.callback.__code__.co_consts if isinstance(c, types.CodeType) and c.co_name == "call")
 
 
 def test_what_the_user_interrupts_is_interrupted(attach, monkeypatch):

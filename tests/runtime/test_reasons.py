@@ -12,16 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stabwatch.hooks.probes import loops
+from stabwatch.hooks.probes.attention import OTHER_SOFTMAX, OTHER_TOKENS
 from stabwatch.hooks.probes.drift import COLLECTIVE
 from stabwatch.hooks.probes.experts import CALL, MANY, NO_CAPACITY
-from stabwatch.hooks.probes.nonlinearity import IN_PLACE
+from stabwatch.hooks.probes.nonlinearity import IN_PLACE, OWN_CLASS
+from stabwatch.hooks.probes.taylor import NO_SOFTMAX
+from stabwatch.hooks.probes.weights import CLOSURE
 from stabwatch.hooks.probes.writer import NO_TOKENS, NO_TRUNK
 from stabwatch.runtime.coverage import (
     COMPILED,
     FROZEN,
     MHA,
+    NO_ATTENTION,
     NO_CLASSES,
     NO_GRADIENT,
+    NO_LOGITS,
     NO_LOSS,
     NO_SATURATION,
     NO_SAVED,
@@ -36,7 +42,11 @@ TOKENS = (4, 6, WIDTH)
 
 @dataclass
 class Trial:
-    """What is trained, and how. each: called before every step. settings: of `attach`. tracked: a batch to track."""
+    """What is trained, and how.
+
+    each: called before every step. settings: of `attach`. tracked: a batch to track. closure: gradients are computed
+    inside of the step.
+    """
 
     model: nn.Module
     shape: tuple[int, ...] = TOKENS
@@ -47,6 +57,7 @@ class Trial:
     loss: Callable[[torch.Tensor], torch.Tensor] = lambda out: out.square().mean()
     settings: dict[str, Any] = field(default_factory=dict)
     tracked: torch.Tensor | None = None
+    closure: bool = False
 
     def reasons(self, attach: Any) -> set[str]:
         """All reasons in the report."""
@@ -55,11 +66,18 @@ class Trial:
         call = self.model if self.call is None else self.call
         if self.tracked is not None:
             watch.probe(self.tracked)
+
+        def gradients() -> None:
+            optimizer.zero_grad()
+            self.backward(self.loss(call(torch.randn(self.shape))))
+
         for _ in range(self.steps):
             self.each()
-            self.backward(self.loss(call(torch.randn(self.shape))))
-            optimizer.step()
-            optimizer.zero_grad()
+            if self.closure:
+                optimizer.step(gradients)
+            else:
+                gradients()
+                optimizer.step()
         attach.finish()
         assert not watch._session.isolation.errors
         return {entry["reason"] for part in ("missing", "unmeasured", "notes") for entry in watch.coverage()[part]}
@@ -244,6 +262,62 @@ def tracked(synchronised: bool) -> Trial:
     return Trial(model, tracked=torch.randn(TOKENS))
 
 
+class Weighing(nn.Module):
+    """Called attention. how: what its weights are: products, a projection, their softmax in a function, or none."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.norm = how, nn.LayerNorm(WIDTH)
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.offsets = nn.Linear(WIDTH, 6)
+
+    def forward(self, x):
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.how == "other tokens":
+            return x + F.scaled_dot_product_attention(q, k[:, :3], v[:, :3])
+        if self.how == "products":
+            return x + (q @ k.mT).softmax(-1) @ v
+        if self.how == "projection":
+            return x + self.offsets(q).softmax(-1) @ v
+        return x + (q @ k.mT).sigmoid() @ v
+
+
+class WeighingAttention(Weighing):
+    pass
+
+
+def weighing(how: str) -> Trial:
+    return Trial(Stack(lambda: WeighingAttention(how)), settings={"every_step": True})
+
+
+class OwnGELU(nn.GELU):
+    """An activation of the model's own."""
+
+
+class Loop(nn.Module):
+    """Layers that are each called many times."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(layers))
+
+    def forward(self, x):
+        for layer in self.layers:
+            for _ in range(loops.FEWEST + 1):
+                x = layer(x)
+        return x
+
+
+def looped(layers: int) -> Trial:
+    return Trial(Loop(layers), settings={"every_step": True})
+
+
+def taylor(cross_entropy: bool) -> Trial:
+    trial = classes(cross_entropy)
+    trial.settings = {"taylor": True, "every_step": True}
+    return trial
+
+
 TOO_LARGE = "its parameters do not fit into `update_bytes`"
 CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "no capacity": (NO_CAPACITY, lambda: mixture(capacity=None), lambda: mixture(capacity=1.25)),
@@ -274,6 +348,19 @@ CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "scripted layer": (SCRIPTED, partly_scripted, lambda: Trial(Cut(False))),
     "scripted is not another": (COMPILED, lambda: twin(True), lambda: scripted(torch.jit.script)),
     "scripted layer is called": (NOT_CALLED, lambda: Trial(Spare()), partly_scripted),
+    "another softmax": (OTHER_SOFTMAX, lambda: weighing("projection"), lambda: weighing("products")),
+    "another softmax is no product": (OTHER_SOFTMAX, lambda: weighing("projection"), lambda: weighing("sigmoid")),
+    "no softmax at all": (NO_ATTENTION, lambda: weighing("sigmoid"), lambda: weighing("projection")),
+    "attention is seen": (NO_ATTENTION, lambda: weighing("sigmoid"), lambda: weighing("products")),
+    "other tokens": (OTHER_TOKENS, lambda: weighing("other tokens"), lambda: Trial(Stack(lambda: Attention(False)))),
+    "own activation": (OWN_CLASS, lambda: Trial(residual(OwnGELU)), lambda: Trial(residual(nn.GELU))),
+    "a closure": (
+        CLOSURE, lambda: Trial(Cut(False), closure=True, settings={"every_step": True}),
+        lambda: Trial(Cut(False), settings={"every_step": True}),
+    ),
+    "no logits": (NO_LOGITS, lambda: by_hand(True), lambda: classes(True)),
+    "many loops": (loops.TOO_MANY, lambda: looped(loops.MOST + 1), lambda: looped(loops.MOST)),
+    "no softmax to have a radius": (NO_SOFTMAX, lambda: taylor(False), lambda: taylor(True)),
     "too many changes": (TOO_OFTEN, lambda: growing(AT_ONCE + 3), lambda: growing(2)),
     "too large": (TOO_LARGE, lambda: Trial(Cut(False), settings={"update_bytes": 16}), lambda: Trial(Cut(False))),
 }  # fmt: skip

@@ -135,3 +135,47 @@ def test_a_run_that_has_not_begun_says_so(attach) -> None:
     verdict = analyze(watch.run_dir)
     assert verdict.exit_code == 1
     assert verdict.diagnosis.verdict.startswith("Nothing has been recorded yet: no step of the training has ended")
+
+
+def rollouts(model: nn.Module, optimizer: torch.optim.Optimizer, kept: bool, updates: int = 1) -> None:
+    """Outputs of many calls are trained on together. kept: with their graphs; else the model is called once more."""
+    for _ in range(updates):
+        outputs = [model(torch.randn(3, 4)) if kept else model(torch.randn(3, 4)).detach() for _ in range(30)]
+        loss = torch.stack(outputs).square().mean() if kept else model(torch.randn(3, 4)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_calls_that_are_trained_on_together_are_not_complained_about(attach, caplog) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer)
+    rollouts(model, optimizer, kept=True)
+    log = attach.finish()
+    assert len(log.steps) == 1 and "nothing is recorded" not in caplog.text and reasons(log) == []
+
+
+def test_calls_before_the_training_are_told_as_what_they_are(attach, caplog) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer)
+    rollouts(model, optimizer, kept=False)
+    assert caplog.text.count("nothing is recorded") == 1
+    assert "no optimizer step was seen yet. Where the model is called more often than that" in caplog.text
+    assert len(attach.finish().steps) == 1
+
+
+def test_a_run_that_goes_on_is_known_to_be_trained(attach, caplog) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer, first_step=1)
+    rollouts(model, optimizer, kept=False)
+    assert len(attach.finish().steps) == 1 and "nothing is recorded" not in caplog.text
+
+
+def test_a_watch_that_began_after_the_only_step_does_not_say_that_nothing_was_trained(attach) -> None:
+    attach(net(), first_step=1)
+    said = reasons(attach.finish())
+    assert said == ["nothing is recorded: no training forward of the model and no optimizer step was seen after the "
+                    "watch began, which was before step 1, counted from 0"]  # fmt: skip

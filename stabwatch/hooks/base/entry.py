@@ -48,12 +48,25 @@ def _without_modes() -> Iterator[None]:
         yield
 
 
-class Hook:
+class Ours:
+    """What is registered with torch. Pickles and copies of modules leave it out, see `hooks/pickling.py`.
+
+    Where a class of the user's pickles its modules in a way of its own, it becomes a function of the standard library
+    that does nothing: what was saved needs no stabwatch.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ours:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+class Hook(Ours):
     """A forward hook of all watched modules of all watches; the module's site says which watch it belongs to.
 
     eager: called with the site, the module and what torch passes. traced: the same while a compiler traces; what it
-    returns is the hook's result. A pickle of it is a function of the standard library that does nothing, so that a
-    saved model needs no stabwatch.
+    returns is the hook's result.
     """
 
     def __init__(self, name: str, eager: Callable[..., None], traced: Callable[..., Any]) -> None:
@@ -78,12 +91,6 @@ class Hook:
             except Exception:
                 _unreported.add(self._name)
         return None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (nullcontext(), "__exit__")
 
 
 class shielded:
@@ -119,27 +126,27 @@ def _count(isolation: Any, name: str, error: Exception) -> None:
         _unreported.add(name)
 
 
-def callback(name: str, isolation: Any, action: Callable[..., object]) -> Callable[..., None]:
-    """A function to register with torch: calls `action`, under a name for its errors, and returns None."""
+class Callback(Ours):
+    """To be registered with torch: calls `action`, under a name for its errors, and returns None."""
 
-    @functools.wraps(action)
-    def call(*args: Any, **kwargs: Any) -> None:
-        if name in isolation.disabled:
+    def __init__(self, name: str, isolation: Any, action: Callable[..., object]) -> None:
+        self._name = self.__name__ = name
+        self._isolation = isolation
+        self._action = action
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Called by torch with what it passes to such a hook."""
+        if self._name in self._isolation.disabled:
             return
         try:
-            begun = isolation.begin()
+            begun = self._isolation.begin()
             with unseen_by_modes():
-                action(*args, **kwargs)
-            isolation.end(begun)
-        except isolation.passes:
+                self._action(*args, **kwargs)
+            self._isolation.end(begun)
+        except self._isolation.passes:
             raise
         except Exception as error:
-            try:
-                isolation.caught(name, error)
-            except Exception:
-                _unreported.add(name)
-
-    return call
+            _count(self._isolation, self._name, error)
 
 
 def observed(

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from stabwatch.distributed.flat import is_flattened
 from stabwatch.hooks.base.context import TapContext
-from stabwatch.hooks.base.entry import HOOK_TABLES, Hook
+from stabwatch.hooks.base.entry import HOOK_TABLES, Ours
 from stabwatch.hooks.base.loops import Loop
 from stabwatch.hooks.base.roles import NO_ROLE, Role, find_roles, is_gate
 from stabwatch.hooks.base.tree import ModuleTree, held
@@ -40,7 +40,8 @@ class Site:
     """A watched module: its name, its role, and what belongs to it alone.
 
     It is kept in the module's `__dict__` as `_stabwatch`, and not in a closure, so that identical blocks share one
-    compiled graph. A deep copy or a pickle of the model has None in its place: copies are not watched.
+    compiled graph. Copies and pickles of the model are without it, or have None in its place where a class makes them
+    in a way of its own: they are not watched.
     parent: the nearest watched module around it. shared: the module is reachable in several ways.
     """
 
@@ -99,7 +100,7 @@ class Site:
         """The copy of the module is not watched: the copies of our hooks are taken out of it."""
         module = self.module()
         copies = [] if module is None else [memo.get(id(module.__dict__.get(table))) or {} for table in HOOK_TABLES]
-        for key in [key for copied in copies for key, hook in copied.items() if isinstance(hook, Hook)]:
+        for key in [key for copied in copies for key, hook in copied.items() if isinstance(hook, Ours)]:
             for copied in copies:
                 copied.pop(key, None)
 

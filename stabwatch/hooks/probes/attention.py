@@ -31,7 +31,13 @@ OTHER_TOKENS = "its queries and keys are not the same tokens"
 NOTHING_SAVED = "this attention kernel saves no logsumexp"
 NO_GRADIENT = "it needs no gradient (frozen layers, or reentrant checkpointing), so no logsumexp is saved"
 PACKED = "its saved logsumexp is packed (activation checkpointing or offloading): to read it would compute it again"
+OTHER_SOFTMAX = (
+    "it calls softmax, but of something else than products of queries with keys, or not over the keys: no attention "
+    "logits are known of such weights"
+)
 OWN_SCORES = "the model computes its attention weights itself"
+SOFTMAX = "softmax"
+"""What `OTHER_SOFTMAX` is noted for."""
 _SAVED = ("_saved_logsumexp", "_saved_log_sumexp")
 _packing_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None)
 _DEPTH = 4
@@ -104,6 +110,8 @@ def softmax_of(site: Site, scores: Tensor, dim: int | None) -> None:
     rows = over_keys(site, scores, dim)
     if rows is not None and is_attention(site, scores):
         exact_of_scores(site, rows)
+    elif site.attention_like:
+        site.context.unmeasured(SOFTMAX, site.name, OTHER_SOFTMAX)
 
 
 def over_keys(site: Site, scores: Tensor, dim: int | None) -> Tensor | None:

@@ -96,9 +96,9 @@ class Batches:
 
     def forward_begins(self, step: int, inputs: Iterable[Any]) -> None:
         """The model is called: its first tensor is the batch, one of whole numbers (token ids) before any other."""
-        tensors = list(_tensors(inputs))
+        tensors = [t for t in _tensors(inputs) if _is_plain(t)]
         batch = next((t for t in tensors if not t.is_floating_point()), tensors[0] if tensors else None)
-        if batch is None or not batch.numel() or batch.is_complex():
+        if batch is None:
             return
         bits = _bits(batch)
         if on_host(bits):
@@ -145,6 +145,13 @@ def _tensors(inputs: Iterable[Any]) -> Iterable[Tensor]:
             yield from _tensors(x.values())
         elif isinstance(x, list | tuple):
             yield from _tensors(x)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Has it numbers in one piece of memory? Not if it is sparse, nested or quantized; complex numbers are left out."""
+    if x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_complex():
+        return False
+    return x.numel() > 0 and x.element_size() in _BITS
 
 
 def _numbers(kept: HostTransfer | list[Any]) -> list[Any]:

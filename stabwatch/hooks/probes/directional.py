@@ -16,6 +16,8 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
+from stabwatch.hooks.base.entry import Callback
+from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.hooks.base.side_effects import restore_side_effects
 from stabwatch.hooks.base.tensors import first_tensor
 
@@ -35,16 +37,18 @@ class DirectionalDerivative:
     """Keeps a slice of the last training batch of a model, and evaluates the model on it along a direction.
 
     samples: of the batch; by default an eighth of it, at least one and at most eight.
+    isolation: counts what fails while a batch is kept.
     """
 
-    def __init__(self, model: nn.Module, samples: int | None = None) -> None:
+    def __init__(self, model: nn.Module, samples: int | None = None, isolation: Isolation | None = None) -> None:
         self._model = model
         self._samples = samples
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._forward_mode = True
         self.sizes = 0, 0
         """Samples of the batch, and of the slice."""
-        self._handle: RemovableHandle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
+        keep = Callback("directional", isolation or Isolation(lambda *_: None), self._keep)
+        self._handle: RemovableHandle = model.register_forward_pre_hook(keep, with_kwargs=True)
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if module.training and torch.is_grad_enabled() and not OwnCall.now and not torch.compiler.is_compiling():
