@@ -83,11 +83,12 @@ class HostNumbers:
         if not self.forwards:
             self._compare(inputs)
         self.forwards += 1
-        sizes = [x.shape[0] for x in inputs if hasattr(x, "shape") and len(x.shape)]
-        if sizes:
-            self.samples += sizes[0]
-            self.singles += sizes[0] == 1
-            self.largest = max(self.largest, sizes[0])
+        batch = next((x for x in inputs if isinstance(x, Tensor) and x.dim()), None)
+        if batch is not None:
+            samples = batch.size(0)  # nested tensors have no `shape`
+            self.samples += samples
+            self.singles += samples == 1
+            self.largest = max(self.largest, samples)
 
     def _compare(self, inputs: tuple[Any, ...]) -> None:
         """Is the first batch of the step that of the step before? By a few of its numbers; not known on a device."""

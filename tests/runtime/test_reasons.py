@@ -309,7 +309,7 @@ class Loop(nn.Module):
 
 
 def looped(layers: int) -> Trial:
-    return Trial(Loop(layers), settings={"every_step": True})
+    return Trial(Loop(layers), steps=4, settings={"every_step": True})
 
 
 def taylor(cross_entropy: bool) -> Trial:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 EDGES = torch.tensor([[0, 1, 2, 3, 0], [1, 2, 3, 0, 0]])
-ADJACENCY = torch.sparse_coo_tensor(EDGES, torch.ones(5), (4, 4)).coalesce()
+ADJACENCY = torch.sparse_coo_tensor(EDGES, torch.ones(5), (4, 4), check_invariants=True).coalesce()
 GRAPHS = {
     "coo": ADJACENCY,
-    "csr": ADJACENCY.to_sparse_csr(),
     "complex": torch.ones(4, 4, dtype=torch.complex64),
-    "quantized": torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8),
-    "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)]),
 }
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # they are beta, or deprecated
+    GRAPHS["csr"] = ADJACENCY.to_sparse_csr()
+    GRAPHS["quantized"] = torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8)
+    GRAPHS["nested"] = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
 
 
 class Convolution(nn.Module):
