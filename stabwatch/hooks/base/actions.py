@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stabwatch.hooks.base.tensors import is_plain
 from stabwatch.kernels.where import on_host
 
 ALIKE = 256
@@ -22,7 +23,7 @@ REMEMBERED = 256
 
 def sample_of(inputs: Iterable[Any]) -> bytes:
     """Some numbers of the first batch among some inputs; b'' where there is none in the host's memory."""
-    batch = next((x for x in inputs if isinstance(x, Tensor) and x.numel() >= FEWEST), None)
+    batch = next((x for x in inputs if isinstance(x, Tensor) and is_plain(x) and x.numel() >= FEWEST), None)
     if batch is None or not on_host(batch) or batch.dtype not in TYPES:
         return b""
     flat = batch.detach().reshape(-1)

@@ -57,3 +57,10 @@ def first_tensor(output: Any) -> Tensor | None:
             if found is not None:
                 return found
     return None
+
+
+def is_plain(x: Tensor) -> bool:
+    """Has it numbers in one piece of memory? Not if it is sparse, nested or quantized; complex ones are left out."""
+    if x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_complex():
+        return False
+    return x.numel() > 0

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.host_transfer import HostTransfer
+from stabwatch.hooks.base.tensors import is_plain
 from stabwatch.kernels.where import on_host
 
 KEPT = 256
@@ -96,7 +97,7 @@ class Batches:
 
     def forward_begins(self, step: int, inputs: Iterable[Any]) -> None:
         """The model is called: its first tensor is the batch, one of whole numbers (token ids) before any other."""
-        tensors = [t for t in _tensors(inputs) if _is_plain(t)]
+        tensors = [t for t in _tensors(inputs) if is_plain(t) and t.element_size() in _BITS]
         batch = next((t for t in tensors if not t.is_floating_point()), tensors[0] if tensors else None)
         if batch is None:
             return
@@ -145,13 +146,6 @@ def _tensors(inputs: Iterable[Any]) -> Iterable[Tensor]:
             yield from _tensors(x.values())
         elif isinstance(x, list | tuple):
             yield from _tensors(x)
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Has it numbers in one piece of memory? Not if it is sparse, nested or quantized; complex numbers are left out."""
-    if x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_complex():
-        return False
-    return x.numel() > 0 and x.element_size() in _BITS
 
 
 def _numbers(kept: HostTransfer | list[Any]) -> list[Any]:
