@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,20 +18,24 @@ ROOT = Path(__file__).parents[1]
 
 def run_ranks(module: str, world: int, *args: object, timeout: float = 100) -> list[tuple[str, str]]:
     """Run `python -m MODULE RANK ARGS...` for all ranks together; all must succeed. (stdout, stderr) of each."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, str(rank), *map(str, args)],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        outs = [rank.communicate(timeout=timeout) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * world, outs
+    with tempfile.TemporaryDirectory() as folder:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "tests.forked_ranks", module, str(world), folder, *map(str, args)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            said, _ = job.communicate(timeout=timeout)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+        where = Path(folder)
+        outs = [(_text(where / f"{rank}.out"), _text(where / f"{rank}.err")) for rank in range(world)]
+    assert job.returncode == 0, (said, outs)
     return outs
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
