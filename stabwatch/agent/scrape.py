@@ -11,11 +11,13 @@ from typing import Any, Generic, TypeVar
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import choose_encoder
 
+from stabwatch.exporters.signal_text import END, Encoder
+
 K = TypeVar("K")
 V = TypeVar("V")
 
 KEPT = 16
-GZIP_LEVEL = 3
+GZIP_LEVEL = 1
 
 
 class Memo(Generic[K, V]):
@@ -44,17 +46,26 @@ class Memo(Generic[K, V]):
 
 
 class Scrape:
-    """/metrics as a WSGI application. A snapshot is written and packed once, however many servers ask for it."""
+    """/metrics as a WSGI application. A snapshot is written and packed once, however many servers ask for it.
 
-    def __init__(self, registry: CollectorRegistry, snapshot: Callable[[], object]) -> None:
+    more: writes what is not in the registry, in the format of an encoder, whose name it gets too.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        snapshot: Callable[[], object],
+        more: Callable[[Any, Encoder, str], bytes] | None = None,
+    ) -> None:
         self._registry = registry
+        self._more = more
         self._snapshot = snapshot
         self._of: object = None
-        self._memo: Memo[tuple[Any, bool], bytes] = Memo()
+        self._memo: Memo[tuple[str, bool], bytes] = Memo()
         self._other = make_wsgi_app(registry)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] != "GET" or environ.get("QUERY_STRING"):
+        if environ["REQUEST_METHOD"] != "GET":
             answer: Iterable[bytes] = self._other(environ, start_response)
             return answer
         snapshot = self._snapshot()
@@ -62,13 +73,16 @@ class Scrape:
             self._of, self._memo = snapshot, Memo()
         encoder, kind = choose_encoder(environ.get("HTTP_ACCEPT", ""))
         packed = accepts_gzip(environ)
-        body = self._memo.get((encoder, packed), lambda _: self._encode(encoder, packed))
+        body = self._memo.get((kind, packed), lambda _: self._encode(snapshot, encoder, kind, packed))
         headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
         start_response("200 OK", [*headers, ("Content-Encoding", "gzip")] if packed else headers)
         return [body]
 
-    def _encode(self, encoder: Callable[[CollectorRegistry], bytes], packed: bool) -> bytes:
+    def _encode(self, snapshot: object, encoder: Encoder, kind: str, packed: bool) -> bytes:
         text = encoder(self._registry)
+        if self._more is not None:
+            whole = text.removesuffix(END)
+            text = whole + self._more(snapshot, encoder, kind) + text[len(whole) :]
         return gzip.compress(text, GZIP_LEVEL) if packed else text
 
 

@@ -18,6 +18,7 @@ from stabwatch.agent.web import Environ, Gate, StartResponse, encoded, file_of, 
 from stabwatch.alerts import DERIVED
 from stabwatch.errors import RuleError, RunLogError
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector
+from stabwatch.exporters.signal_text import SignalText
 
 PAGE = Path(__file__).parent / "page"
 FILES = {
@@ -50,9 +51,10 @@ class RunPages:
                 lambda: follower.snapshot,
                 [DerivedMetric(d.name, d.help) for d in DERIVED],
                 [(rule.name, rule.severity) for rule in follower.rules],
+                signals=False,
             )
         )
-        self._scrape = Scrape(registry, lambda: follower.snapshot)
+        self._scrape = Scrape(registry, lambda: follower.snapshot, SignalText().encode)
         self._data = Memo[tuple[int, int], bytes](DATA_SECONDS)
         self._asked = AskedSignals(follower.log.path)
         self._signal = Memo[str, bytes](SIGNAL_SECONDS)

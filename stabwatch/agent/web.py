@@ -70,7 +70,10 @@ class Gate:
 
     def _is_mine(self, header: str) -> bool:
         """Is this `Host` a name of this machine? Addresses are: a name is what an attacker can choose."""
-        host = urlsplit(f"//{header}").hostname or "" if "@" not in header else "@"
+        try:
+            host = urlsplit(f"//{header}").hostname or "" if "@" not in header else "@"
+        except ValueError:
+            return self._token is not None
         if self._token is not None or not host or host in self._hosts or host.partition(".")[0] in self._hosts:
             return True
         with suppress(ValueError):

@@ -83,7 +83,8 @@ class RunCollector(Collector):
     """Turns the newest snapshot into metric families.
 
     snapshot: returns the newest snapshot immediately. derived: all derived signals. rules: (name, severity) of every
-    rule; a rule that never fired is exported as 0. A family that cannot be built is left out and counted.
+    rule; a rule that never fired is exported as 0. signals: False where `SignalText` writes them. A family that cannot
+    be built is left out and counted.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class RunCollector(Collector):
         snapshot: Callable[[], Snapshot],
         derived: Iterable[DerivedMetric] = (),
         rules: Iterable[tuple[str, str]] = (),
+        signals: bool = True,
     ) -> None:
         self._snapshot = snapshot
+        self._signals = signals
         self._derived = {d.name: d for d in derived}
         self._rules = tuple(rules)
         self._errors = 0
@@ -105,7 +108,8 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The families of one scrape."""
         snapshot = self._snapshot()
-        for build in (_run, _state, _progress, _signals, self._derived_gauges, self._alerts, _details, _nonfinite):
+        signals = (signal_families,) if self._signals else ()
+        for build in (_run, _state, _progress, *signals, self._derived_gauges, self._alerts, _details, _nonfinite):
             try:
                 yield from list(build(snapshot))
             except Exception:
@@ -202,7 +206,7 @@ def _progress(s: Snapshot) -> Iterator[Metric]:
         yield family
 
 
-def _signals(s: Snapshot) -> Iterator[Metric]:
+def signal_families(s: Snapshot) -> Iterator[Metric]:
     """Families by metric name: numbers of `watch.log` with similar names may share one."""
     families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
     for i, key in enumerate(s.keys):
