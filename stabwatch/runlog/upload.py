@@ -147,6 +147,12 @@ def _sent_of(folder: Path) -> tuple[str, str, dict[str, Fact]] | None:
         return None
 
 
+def sent_to(folder: Path) -> str | None:
+    """The address that an earlier attempt of the run was to be sent to."""
+    known = _sent_of(folder)
+    return None if known is None else known[0]
+
+
 def send_events(folder: Path) -> None:
     """Send the events again, if the folder was sent: an agent writes some after the training has ended.
 

@@ -18,6 +18,7 @@ from stabwatch.runlog import Event, Meta, RunFolder, RunLog, find_runs
 from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import META
 from stabwatch.runlog.stores import joined, parent_and_name, url_of
+from stabwatch.runlog.upload import sent_to
 from stabwatch.runtime.run_metadata import labels_in, open_folder, run_id, run_meta
 
 STATE_VERSION = 1
@@ -58,8 +59,8 @@ def open_run(
     if attempt > 1:
         print(f"stabwatch: the run goes on in {folder.path}, attempt {attempt}.", file=sys.stderr)
     if url is not None:
-        url = joined(parent_and_name(url)[0], folder.path.name)
-    return folder, attempt, url
+        return folder, attempt, joined(parent_and_name(url)[0], folder.path.name)
+    return folder, attempt, sent_to(folder.path)
 
 
 def local_root(config: Config) -> Path:

@@ -91,6 +91,12 @@ def test_another_run_is_never_overwritten(tmp_path, caplog):
     assert sum(e.kind == "start" for e in read_run(tmp_path / "store/one-2").events) == 2
 
 
+def test_a_run_that_goes_on_is_still_sent(tmp_path):
+    folder = train(f"file://{tmp_path}/store/one")
+    train(None, resume=folder)
+    assert sum(e.kind == "start" for e in read_run(tmp_path / "store/one").events) == 2
+
+
 def test_runs_below_an_address(tmp_path):
     folder = train(None, root=f"file://{tmp_path}/store", run="named")
     assert folder == Path("stabwatch-runs/named")
