@@ -47,6 +47,8 @@ DETAILED = 100
 DETAILED_BATCHES = 2
 HEAD_SECONDS = 0.5
 """Minimum interval between updates of the page."""
+IDLE_SECONDS = 5.0
+"""Interval at which the state is published where nothing has changed: the window of /metrics moves on."""
 
 T = TypeVar("T")
 WRITTEN = ("alert", "end", HELD_UP)
@@ -133,6 +135,7 @@ class Follower:
         self._diagnosis: Diagnosis = diagnose(self._engine)
         self.head: PageHead = self._make_head()
         self._head_made = self._published = -math.inf
+        self._seen: tuple[str, int, int, int] | None = None
 
     @property
     def state(self) -> str:
@@ -151,7 +154,9 @@ class Follower:
             self._attempt("tick", lambda: self._alerts(self._engine.tick(self._time())))
         self._attempt("ranks", self._look_at_ranks)
         self._attempt("events", self._write)
-        self._attempt("snapshot", self._publish)
+        if self._changed() or grew or self._is_due():
+            self._attempt("snapshot", self._publish)
+        self.health = self._make_health()
         self._active = self._engine.active if self.lease.held() else None
 
     def firing(self) -> tuple[Alert, ...] | None:
@@ -324,6 +329,16 @@ class Follower:
             self._diagnosis = diagnose(self._engine)
             self.head = self._make_head()
             self._head_made = now
+
+    def _changed(self) -> bool:
+        """Whether anything but records and events has changed since this was asked last."""
+        now = (self.state, self.errors, len(self._engine.active), self._violations.total())
+        before, self._seen = self._seen, now
+        return now != before
+
+    def _is_due(self) -> bool:
+        """Whether the page waits for what was read last, or nothing was published for some time."""
+        return self._head_made < self._published or time.monotonic() - self._published >= IDLE_SECONDS
 
     def _make_health(self) -> Health:
         age = None if self._readings.time is None else max(0.0, self._time() - self._readings.time)
