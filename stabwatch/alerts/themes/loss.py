@@ -87,6 +87,7 @@ class LossFeature(ScalarFeature):
     its best. While the loss is positive, the logarithm of the loss must have regressed as well, which ignores heavy
     tails. A loss that was negative has no floor at zero (a policy-gradient loss returns to zero at convergence): for
     it, a regression of 0.5 requires a loss that is clearly above zero, by four tenths of what it had been below.
+    Where losses cannot be compared (see `objectives`), a regression is growth by orders of magnitude.
     """
 
     _SHIFT = (
