@@ -73,6 +73,11 @@ def test_a_policy_whose_loss_becomes_one_number(end):
     assert "LossStuck" in _rules(before + end, {})
 
 
+def test_a_coarse_loss_is_not_stuck():
+    loss = [2.3125 - 0.015625 * (step // 40) + 0.015625 * (step % 7 == 0 and step % 40 < 20) for step in range(400)]
+    assert "LossStuck" not in _rules(loss, {})
+
+
 def test_a_hinge_that_comes_down_to_zero_is_learned():
     loss = [0.5 * 0.9**step for step in range(100)] + [0.0] * 100
     assert "LossStuck" not in _rules(loss, {})

@@ -73,7 +73,7 @@ class SameFeature(RunFeature):
     """For how many records the loss has been the very same number, and how suddenly it became that.
 
     apart: the distance of the loss before, at its least over 16 records, over their range. 0 where it neared that
-    number, or came down to zero: a hinge that is satisfied everywhere.
+    number, came down to zero (a hinge that is satisfied everywhere), or has few values (a coarse number format).
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -110,7 +110,8 @@ class SameFeature(RunFeature):
         span = max(self._before) - min(self._before)
         floor = self._number == 0 and min(self._before) > 0
         comes_down = median(off[-FEW:]) < median(off[:FEW]) / 2
-        return 0.0 if floor or comes_down or not span > 0 else float(off.min()) / span
+        coarse = len(set(self._before)) < SETTLED / 2
+        return 0.0 if floor or comes_down or coarse else float(off.min()) / span
 
     measures = own_signals
 
