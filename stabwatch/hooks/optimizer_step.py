@@ -18,6 +18,7 @@ from stabwatch.hooks.probes import layers
 from stabwatch.hooks.probes.adapters import LORA, Adapters
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.drift import TRACKED_BATCH, TrackedBatch
+from stabwatch.hooks.probes.increments import INCREMENTS, Increments
 from stabwatch.hooks.probes.last_update import LAST_CHANGE
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.reach import REACH, Reach
@@ -60,6 +61,7 @@ class StepTaps:
     _probes: ParameterProbes
     _reach: Reach
     _adapters: Adapters
+    _increments: Increments
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class StepTaps:
         self._counted = torch.zeros((), device=context.device)
         if before is not None:
             self._counted = before._counted.to(context.device)
+        self._increments = Increments(model, context)
         self._adapters = Adapters(model, context, None if before is None else before._adapters)
         self.tracked_batch = TrackedBatch(
             model, modules.sites, context, None if before is None else before.tracked_batch
@@ -129,6 +132,7 @@ class StepTaps:
             isolate(RATIO, self._taylor.before, optimizer)
         if flags.deep:
             isolate(LORA, self._adapters.before, optimizer)
+            isolate(INCREMENTS, self._increments.before, optimizer)
         if flags.next_phase is not None:
             isolate(LAST_CHANGE, self._probes.before_phase, optimizer, flags.next_phase)
 
@@ -168,6 +172,7 @@ class StepTaps:
             isolate(SHARPNESS, self._sharpness.step_ends)
         if flags.deep:
             isolate(LORA, self._adapters.step_ends)
+            isolate(INCREMENTS, self._increments.step_ends)
         if flags.deep and flags.phase == 0:
             isolate(TRACKED_BATCH, self.tracked_batch.measure)
 

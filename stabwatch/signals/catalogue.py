@@ -10,6 +10,7 @@ from stabwatch.signals import (
     experts,
     geometry,
     gradients,
+    increments,
     logits,
     loops,
     loss,
@@ -30,8 +31,8 @@ from stabwatch.signals.declaration import Catalogue
 CATALOGUE = Catalogue()
 
 for family in (
-    loss, gradients, setup, weights, optimizer, taylor, sharpness, spectra, adapters, activations, activation_gradients,
-    loops, geometry, mean_mode, precision, attention, experts, logits, policy, ranks, run,
+    loss, gradients, setup, weights, optimizer, taylor, sharpness, spectra, increments, adapters, activations,
+    activation_gradients, loops, geometry, mean_mode, precision, attention, experts, logits, policy, ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:
         CATALOGUE.register(signal)

@@ -108,6 +108,7 @@ ADAPTER = _reduction(
     count="sum", adapter_sumsq="sum", change_sumsq="sum", weight_sumsq="sum",
     first="max", weight_first="max", rank="max", scaling="max",
 )  # fmt: skip
+INCREMENT = _reduction("increment", count="sum", rank="sum", change_sumsq="sum", product_sumsq="sum", least="min")
 SHARPNESS = _reduction("sharpness", count="sum", ratio="max", value="max", residual="max")
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
 EXPONENTS = _reduction("exponents", count="sum", sum="sum", sumsq="sum", subnormal="sum")
@@ -154,7 +155,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
-        SHARPNESS, ROUTER_CHOICE, COMBINE,
+        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT,
     )
 }  # fmt: skip
 
