@@ -99,7 +99,7 @@ def _pair(x: Any) -> tuple[str, float] | None:
     """(token, log-probability) of an entry of a list of alternatives: an object, or [log-probability, token, ...]."""
     if isinstance(x, dict):
         name = next((str(x[k]) for k in _NAMES if x.get(k) is not None), None)
-        return None if name is None else (name, _logprob(x))
+        return None if name is None or not {"logprob", "prob"} & x.keys() else (name, _logprob(x))
     if isinstance(x, list) and len(x) >= 2 and isinstance(x[0], int | float):
         return str(x[1]), float(x[0])
     return None

@@ -129,6 +129,16 @@ def test_what_has_no_distributions_is_refused(record):
         traces_of(record)
 
 
+def test_a_chosen_token_without_a_number_and_a_step_with_nan(tmp_path):
+    alternatives = [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}]
+    broken = [{"token": "a", "logprob": math.nan}, {"token": "b", "logprob": -1.5}]
+    steps = [{"token": "a", "top_logprobs": x} for x in (broken, alternatives, alternatives, alternatives)]
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"logprobs": {"content": steps}}))
+    (trace,) = read_traces(path).traces
+    assert np.isnan(trace.found.values).tolist() == [True, True, False, False]
+
+
 def test_a_file_of_many_kinds_of_lines(tmp_path):
     path = tmp_path / "t.jsonl.gz"
     many = openai(dense())
