@@ -106,7 +106,8 @@ def _verdict(found: Traces) -> list[str]:
         return [f"All {len(right)} answers with a label (field {clean(found.label)}) are {every}: nothing to separate."]
     out = [f"{sum(right)} of {len(right)} answers are right (field {clean(found.label)}). As a sign of a wrong answer:"]
     for s in found.separations:
-        told = "" if s.low <= 0.5 <= s.high else "  tells them apart"
+        told = "  higher where wrong" if s.low > 0.5 else ""
+        told = "  lower where wrong" if s.high < 0.5 else told
         out.append(f"  {s.name:18} AUC {s.auc:.2f} (95 %: {s.low:.2f} to {s.high:.2f}){told}")
     for half, (good, all_) in zip(("first", "second"), found.by_place(), strict=True):
         share = f"{good / all_:.0%}" if all_ else "-"

@@ -21,7 +21,7 @@ def test_the_table_and_what_labels_say(tmp_path):
     path.write_text("\n".join(rows))
     done = stabwatch("traces", path)
     assert done.returncode == 0, done.stderr
-    assert "12 of 24 answers are right (field correct)" in done.stdout and "tells them apart" in done.stdout
+    assert "12 of 24 answers are right (field correct)" in done.stdout and "higher where wrong" in done.stdout
     assert "The 20 highest peaks of 24 traces" in done.stdout and "\x1b[31m" not in done.stdout
     data = json.loads(stabwatch("traces", path, "--json", "--lambda", "0").stdout)
     assert data["lambda"] == 0 and len(data["traces"]) == 24 and data["schema_version"] == 1
