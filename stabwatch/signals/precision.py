@@ -2,7 +2,9 @@
 
 fp16 is without a loss scale. fp8 has one scale per tensor, which maps its maximum to the format's largest number.
 MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
-Lost means: not zero, but zero after rounding.
+Lost means: not zero, but zero after rounding. The errors are those of rounding to the nearest number; for a gradient
+their inverse is the ratio of the gradient to the noise, of which FP4 All the Way says that training needs more than
+sqrt(3).
 """
 
 from __future__ import annotations
@@ -64,4 +66,21 @@ _EXPONENTS = tuple(
     )
 )
 
-SIGNALS = (*_LOST, *_EXPONENTS)
+_FORMATS = {"fp8_e4m3": "float8 e4m3", "fp8_e5m2": "float8 e5m2", "mxfp4": "MXFP4", "nvfp4": "NVFP4"}
+_ERRORS = tuple(
+    Signal(
+        name=f"{kind}_{name}_error_ratio",
+        help=f"Root mean square of what rounding to {title} would change in {what}, over its root mean square.",
+        unit="ratio",
+        tap=tap,
+        reduction="rounding",
+        fields=(name.removeprefix("fp8_"), "sumsq"),
+        formula="root_ratio",
+        tier="deep",
+        source="TransformerEngine#1701; Chmiel et al. 2025 (FP4 All the Way), arXiv:2505.19115",
+    )
+    for kind, (tap, what) in (_KINDS | _WEIGHTS).items()
+    for name, title in _FORMATS.items()
+)
+
+SIGNALS = (*_LOST, *_EXPONENTS, *_ERRORS)

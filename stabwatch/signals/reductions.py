@@ -119,6 +119,7 @@ PRECISION = _reduction(
     count="sum", zeros="sum", fp16_lost="sum", fp16_saturated="sum",
     e4m3_lost="sum", e5m2_lost="sum", mxfp4_lost="sum", nvfp4_lost="sum",
 )  # fmt: skip
+ROUNDING = _reduction("rounding", count="sum", sumsq="sum", e4m3="sum", e5m2="sum", mxfp4="sum", nvfp4="sum")
 TAYLOR = _reduction("taylor", count="sum", sum="sum", beyond="sum", max="max", step="max")
 RADII = _reduction("radii", count="sum", **dict.fromkeys((f"from_{i}" for i in range(len(EDGES))), _SUM), max="max")
 """Number of ratios at or above the i-th edge."""
@@ -155,7 +156,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
-        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT,
+        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING,
     )
 }  # fmt: skip
 

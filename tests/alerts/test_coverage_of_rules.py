@@ -50,6 +50,8 @@ NO_RULE = {
     "what a number format would lose, whether it is used or not": (
         *(f"{kind}_{name}_lost_ratio" for kind in ("activation", "gradient", "weight")
           for name in ("fp8_e4m3", "fp8_e5m2", "mxfp4", "nvfp4")),
+        *(f"{kind}_{name}_error_ratio" for kind in ("activation", "gradient", "weight")
+          for name in ("fp8_e4m3", "fp8_e5m2", "mxfp4", "nvfp4")),
         "activation_fp16_lost_ratio", "activation_fp16_subnormal_ratio", "weight_fp16_lost_ratio",
         "weight_fp16_saturated_ratio",
         "activation_exponent_spread", "gradient_exponent_spread",

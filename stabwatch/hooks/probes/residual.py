@@ -7,10 +7,10 @@ from stabwatch.hooks.base.views import ResidualOutput
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.geometry import stability
 from stabwatch.kernels.merge import Aggregates
-from stabwatch.kernels.precision import precision
+from stabwatch.kernels.precision import precision, rounding
 from stabwatch.kernels.shape import shape
 from stabwatch.kernels.tokens import tokens
-from stabwatch.signals.reductions import EXPONENTS, GEOMETRY, PRECISION, SHAPE, TOKENS, Reduction
+from stabwatch.signals.reductions import EXPONENTS, GEOMETRY, PRECISION, ROUNDING, SHAPE, TOKENS, Reduction
 
 PARTITIONS = 8
 """Random halves of the features per measurement."""
@@ -40,6 +40,7 @@ def _declare(reduction: Reduction, compute: Computation) -> Probe:
 
 _declare(SHAPE, on(ResidualOutput, lambda x: shape(x.rows)))
 _declare(PRECISION, on(ResidualOutput, lambda x: precision(x.rows)))
+_declare(ROUNDING, on(ResidualOutput, lambda x: rounding(x.rows)))
 _declare(EXPONENTS, on(ResidualOutput, lambda x: exponents(x.rows)))
 _declare(TOKENS, on(ResidualOutput, _tokens))
 _declare(GEOMETRY, on(ResidualOutput, _geometry))

@@ -11,7 +11,7 @@ from stabwatch.hooks.base.tensors import local
 from stabwatch.kernels.direction import adam, direction, invariance, radial, together
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.merge import Aggregates
-from stabwatch.kernels.precision import precision
+from stabwatch.kernels.precision import precision, rounding
 from stabwatch.signals.reductions import (
     ADAM,
     DESCENT,
@@ -20,6 +20,7 @@ from stabwatch.signals.reductions import (
     INVARIANCE,
     PRECISION,
     RADIAL,
+    ROUNDING,
     Reduction,
 )
 
@@ -34,6 +35,14 @@ def _weight_formats(x: ParameterWeight) -> Aggregates | None:
 
 def _gradient_formats(x: ParameterGradient) -> Aggregates | None:
     return None if x.rows is None else precision(x.rows)
+
+
+def _weight_rounding(x: ParameterWeight) -> Aggregates | None:
+    return rounding(some_rows(x.weight)) if x.weight.numel() else None
+
+
+def _gradient_rounding(x: ParameterGradient) -> Aggregates | None:
+    return None if x.rows is None else rounding(x.rows)
 
 
 def _gradient_exponents(x: ParameterGradient) -> Aggregates | None:
@@ -98,6 +107,8 @@ def _declare(
 
 _declare("precision", "weight", PRECISION, on(ParameterWeight, _weight_formats), optional=True)
 _declare("precision", "gradient", PRECISION, on(ParameterGradient, _gradient_formats), _GRADIENT, optional=True)
+_declare("rounding", "weight", ROUNDING, on(ParameterWeight, _weight_rounding), optional=True)
+_declare("rounding", "gradient", ROUNDING, on(ParameterGradient, _gradient_rounding), _GRADIENT, optional=True)
 _declare("exponents", "gradient", EXPONENTS, on(ParameterGradient, _gradient_exponents), _GRADIENT, optional=True)
 _declare("descent", "gradient", DESCENT, on(ParameterGradient, _descent), _GRADIENT, optional=True)
 _declare(

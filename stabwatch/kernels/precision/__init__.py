@@ -1,3 +1,4 @@
-"""`precision`: the elements of a tensor that narrower number formats would lose."""
+"""`precision`: the elements of a tensor that narrower formats would lose. `rounding`: how far they would move it."""
 
 from stabwatch.kernels.precision.eager import precision as precision
+from stabwatch.kernels.precision.eager import rounding as rounding

@@ -41,6 +41,41 @@ def precision(x: Tensor) -> Tensor:
     return torch.stack(counts)
 
 
+def rounding(x: Tensor) -> Tensor:
+    """x (N, D) -> float32 (6,): count, sum of squares, sums of squared errors of e4m3, e5m2, MXFP4 and NVFP4.
+
+    To the nearest number, with the scales of `precision`. Elements that are not finite are left out.
+    """
+    x = x.detach().float()
+    finite = torch.isfinite(x)
+    x = torch.where(finite, x, 0.0)
+    peak = x.abs().amax()
+    mx, nv = _blocks(x, MX_BLOCK), _blocks(x, NV_BLOCK)
+    exponent = torch.frexp(mx.abs().amax(dim=-1, keepdim=True)).exponent - 3
+    unit = peak / (E2M1_MAX * E4M3_MAX)
+    scale = _e4m3(nv.abs().amax(dim=-1, keepdim=True) / E2M1_MAX / unit) * unit
+    some = torch.where(scale > 0, scale, 1.0)
+    errors = (
+        _fp8(x, peak, torch.float8_e4m3fn, E4M3_MAX) - x,
+        _fp8(x, peak, torch.float8_e5m2, E5M2_MAX) - x,
+        torch.ldexp(_e2m1(torch.ldexp(mx, -exponent)), exponent) - mx,
+        torch.where(scale > 0, _e2m1(nv / some) * scale, 0.0) - nv,
+    )
+    return torch.stack((finite.sum(dtype=torch.float32), x.square().sum(), *(e.square().sum() for e in errors)))
+
+
+def _fp8(x: Tensor, peak: Tensor, kind: torch.dtype, largest: float) -> Tensor:
+    scale = largest / torch.where(peak > 0, peak, 1.0)
+    return (x * scale).clamp(-largest, largest).to(kind).float() / scale
+
+
+def _e2m1(x: Tensor) -> Tensor:
+    """The nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with the sign; ties go to the even mantissa."""
+    size = x.abs().clamp(max=E2M1_MAX)
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return torch.copysign((size / step).round() * step, x)
+
+
 def _count(mask: Tensor) -> Tensor:
     return mask.sum(dtype=torch.float32)
 

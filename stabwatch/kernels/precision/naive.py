@@ -23,17 +23,32 @@ def precision(x: Tensor) -> Tensor:
     return torch.stack((torch.tensor(float(x.numel())), (x == 0).sum(), *lost)).double()
 
 
+def rounding(x: Tensor) -> Tensor:
+    """x (N, D), finite -> float64 (6,): count, sum of squares, sums of squared errors of the four narrow formats."""
+    x = x.detach().double()
+    rounded = []
+    for kind in (torch.float8_e4m3fn, torch.float8_e5m2):
+        scale = torch.finfo(kind).max / x.abs().max()
+        rounded.append((x * scale).float().to(kind).double() / scale)
+    rounded.append(_in_blocks(x, 32, _power_of_two, back=True))
+    rounded.append(_in_blocks(x, 16, _e4m3_scale(x.abs().max()), back=True))
+    return torch.stack(
+        (torch.tensor(float(x.numel())).double(), x.square().sum(), *((r - x).square().sum() for r in rounded))
+    )
+
+
 def _lost(x: Tensor, rounded: Tensor) -> Tensor:
     return ((x != 0) & (rounded == 0)).sum()
 
 
-def _in_blocks(x: Tensor, size: int, scale_of: Callable[[Tensor], float]) -> Tensor:
+def _in_blocks(x: Tensor, size: int, scale_of: Callable[[Tensor], float], back: bool = False) -> Tensor:
+    """back: multiply with the scale again."""
     out = torch.zeros_like(x)
     for i, row in enumerate(x):
         for start in range(0, len(row), size):
             block = row[start : start + size]
             scale = scale_of(block.abs().max())
-            out[i, start : start + size] = _e2m1(block / scale) if scale > 0 else 0.0
+            out[i, start : start + size] = _e2m1(block / scale) * (scale if back else 1.0) if scale > 0 else 0.0
     return out
 
 
