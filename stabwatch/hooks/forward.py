@@ -87,8 +87,14 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     """The model is called: does this forward belong to a training step?"""
     if not runs_for_real():
         return
-    isolation = site.context.isolation
-    begun = isolation.begin()
+    begun = site.context.isolation.begin()
+    try:
+        _model_begins(site, module, args, kwargs)
+    finally:
+        site.context.isolation.end(begun)
+
+
+def _model_begins(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     training = torch.is_grad_enabled() and module.training and not OwnCall.now
     if training:
         if compilers_used():
@@ -103,7 +109,6 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     CURSOR.root = CURSOR.site = site
     site.flags.in_forward = training
     SOFTMAX_METHOD.set_installed(site.flags.recording and site.flags.deep)
-    isolation.end(begun)
 
 
 def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
@@ -116,11 +121,13 @@ def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     if site.flags.in_forward and runs_for_real():
         isolation = site.context.isolation
         begun = isolation.begin()
-        with unseen_by_modes():
-            isolation.run("nonfinite", "always", site.context.trace.ends, output)
-            if site.flags.attached:
-                site.context.events.forward_ended(output)
-        isolation.end(begun)
+        try:
+            with unseen_by_modes():
+                isolation.run("nonfinite", "always", site.context.trace.ends, output)
+                if site.flags.attached:
+                    site.context.events.forward_ended(output)
+        finally:
+            isolation.end(begun)
 
 
 def _before(site: Site, module: nn.Module, args: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -95,7 +96,6 @@ class NonFiniteTrace:
 
     # -- what the training loop does ------------------------------------------------------------------
 
-    @torch.no_grad()
     def backward_begins(self, step: int, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> None:
         """A backward pass is about to begin, which may be one of this model."""
         value = objective_on_host(roots, gradients)
@@ -105,14 +105,17 @@ class NonFiniteTrace:
         if value is not None and math.isfinite(value):
             self._losses.append((weakref.ref(roots[0]), value))
         elif value is not None and self._is_new(step):
-            graph = Graph(roots, {id(t.parameter): _module(t) for t in self._tracked()})
-            if graph.mine:
-                self._tell(self._of_weights(step, value, graph) or _of_forward(step, value, graph, forwards, self))
+            with torch.no_grad():
+                self._trace(step, value, roots, forwards)
         elif value is not None:
             self._bad_at = step
         self._forward.clear()
 
-    @torch.no_grad()
+    def _trace(self, step: int, value: float, roots: Sequence[Tensor], forwards: Sequence[Forward]) -> None:
+        graph = Graph(roots, {id(t.parameter): _module(t) for t in self._tracked()})
+        if graph.mine:
+            self._tell(self._of_weights(step, value, graph) or _of_forward(step, value, graph, forwards, self))
+
     def gradients_complete(self, step: int) -> None:
         """The gradients are complete, and are about to be clipped, or used."""
         if self._checked:
@@ -122,9 +125,10 @@ class NonFiniteTrace:
             return
         if all(math.isfinite(g) for g in self._witnessed()):
             return
-        bad = {t.layer for t in self._tracked() if _bad_gradient(t.parameter)}
-        if bad:
-            self._held = self._of_gradients(step, bad)
+        with torch.no_grad():
+            bad = {t.layer for t in self._tracked() if _bad_gradient(t.parameter)}
+            if bad:
+                self._held = self._of_gradients(step, bad)
 
     def before_step(self, step: int, closure: bool) -> None:
         """An optimizer is about to step: now gradients that are not finite do harm, as no scaler has kept them back."""
@@ -230,7 +234,15 @@ class NonFiniteTrace:
     def _witnessed(self) -> list[float]:
         self._follow()
         found = [p.grad for p in self._witnesses if p.grad is not None]
-        return [g.sum(dtype=torch.float32).item() for g in found if type(g) in PLAIN and g.layout == torch.strided]
+        return [_sum(g) for g in found if type(g) in PLAIN and g.layout == torch.strided]
+
+
+def _sum(gradient: Tensor) -> float:
+    """Not finite if one of its numbers is not, or if they are too large to be added up."""
+    if gradient.dtype == torch.float32 and gradient.device.type == "cpu":
+        with np.errstate(all="ignore"):
+            return float(gradient.detach().numpy().sum())
+    return gradient.detach().sum(dtype=torch.float32).item()
 
 
 def _module(tracked: TrackedParameter) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +56,8 @@ class SeriesKey:
         return f"{self.signal}[{self.layer}]" if self.layer else self.signal
 
 
-@dataclass(frozen=True)
-class Accumulator:
-    """One reduction at one site: some consecutive columns of a record."""
+class Accumulator(NamedTuple):
+    """One reduction at one site: some consecutive columns of a record. A large model has tens of thousands."""
 
     tap: str
     site: str
@@ -196,7 +195,7 @@ class RecordLayout:
             {
                 "schema": SCHEMA_VERSION,
                 "accumulators": [
-                    {**asdict(c), "fields": [list(f) for f in fields]}
+                    {**c._asdict(), "fields": [list(f) for f in fields]}
                     for c, fields in zip(self.accumulators, self.fields, strict=True)
                 ],
                 "series": [

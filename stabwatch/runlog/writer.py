@@ -26,8 +26,8 @@ from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, seg
 
 PAUSE = 0.02
 """Seconds for which items gather before they are written: to wake the thread for each disturbs the training."""
-QUIET = 1.0
-"""Seconds without an item after which the thread sleeps until one comes."""
+QUIET = PAUSE
+"""Seconds without an item after which the thread sleeps until one comes: steps that are longer wake it each time."""
 _LOSSES = frozenset({"record", "event", "folder"})
 """Failures by which something of the log is lost."""
 ROTATE_SHARE = 0.05

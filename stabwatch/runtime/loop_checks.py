@@ -38,11 +38,11 @@ class LoopChecks:
         elif share is not None:
             self._kept = torch.minimum(self._kept, share)
 
-    def take_kept(self, device: torch.device) -> Tensor | None:
+    def take_kept(self) -> Tensor | float | None:
         """The least share over the backward passes of the step that ends now, float32 (); None without any."""
         kept, self._kept = self._kept, None
         self._stepped = bool(self._witnesses)
-        return torch.full((), kept, device=device) if isinstance(kept, float) else kept
+        return kept
 
     def before_step(self, optimizer: Any) -> None:
         """An optimizer is about to step: some of its parameters are looked at from the next step on."""

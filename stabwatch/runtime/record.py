@@ -19,6 +19,7 @@ from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.run_accumulators import CLIPPED, LOSS, LOSS_FALLBACKS, TOKEN_LOSS, loss_source
 from stabwatch.runlog import Accumulator, RecordLayout, host_accumulator
 from stabwatch.signals.declaration import TIERS
+from stabwatch.signals.reductions import MergeOperators
 
 COMPARED = 8
 """Records in which the trained loss and the cross-entropy are compared."""
@@ -127,6 +128,29 @@ class HostNumbers:
 HOST_ACCUMULATORS = tuple(host_accumulator(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))
 
 
+@dataclass(frozen=True)
+class _Selection:
+    """Which fields a record gets from a row of the device that has the fields `places` of all; None: the whole row.
+
+    sources: first fields in the row of the sources of the loss that it has, best first; trained, token_loss: those of
+    these two. device: the other fields of the row. operators: of all fields that are put together from these and the
+    host's. starts: of the accumulators among them; accumulators: their numbers. brackets: upper and lower ends.
+    taken, columns: what becomes which columns of the record.
+    """
+
+    places: NDArray[np.int64] | None
+    sources: tuple[int, ...]
+    trained: int | None
+    token_loss: int | None
+    device: NDArray[np.int64]
+    operators: MergeOperators
+    starts: NDArray[np.int64]
+    accumulators: NDArray[np.int64]
+    brackets: NDArray[np.int64]
+    taken: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
 class Assembler:
     """Chooses the source of the loss, and selects the accumulators that exist in this run.
 
@@ -160,7 +184,7 @@ class Assembler:
         self._after_sources = sources[-1] + 3
         self._trained = sources[LOSS_FALLBACKS.index("backward")]
         self._token_loss = self._device.start(TOKEN_LOSS)
-        self._sources = [*sources, self._token_loss]
+        self._sources = (*sources, self._token_loss)
         self._compared: list[tuple[float, float]] = []
         self._health = health
         kept = (a for a in self._device.accumulators if a.tap not in ("loss_source", "rank_source"))
@@ -171,14 +195,14 @@ class Assembler:
         if before is not None:
             self.fired, self._compared, self._logged = before.fired, before._compared, before._logged
             self._shown |= self.fired
-        self._lay_out()
+        self._laid_out = False
 
     def _lay_out(self) -> None:
+        """In the writer's thread, before the first record: many accumulators take a while."""
+        self._laid_out = True
         logged = (Accumulator("logged", name, "mean") for name in self._logged)
         self._all = RecordLayout.without_series((*self._fixed, *logged))
-        self._starts = np.array(self._all.starts, dtype=np.int64)
-        self._brackets = _brackets(self._all)
-        self._fired = np.zeros(len(self._starts), dtype=bool)
+        self._fired = np.zeros(len(self._all.accumulators), dtype=bool)
         self._select()
 
     def _select(self) -> None:
@@ -188,21 +212,62 @@ class Assembler:
         self._layout: RecordLayout | None = None
         spans = [np.arange(len(self._all.fields[i])) + self._all.starts[i] for i in keep]
         self._positions = np.concatenate(spans)
+        self._selections: list[_Selection] = []
 
     @property
     def layout(self) -> RecordLayout:
-        """The layout of a record. Made in the writer's thread, when it is first needed: a large one takes a while."""
+        """The layout of a record."""
         if self._layout is None:
             self._layout = RecordLayout.build(self._selected, without=self._without)
         return self._layout
 
-    def _note(self, here: NDArray[np.bool_]) -> None:
-        """here: which accumulators this record has. Most records have none that an earlier one had not."""
+    def _selection(self, places: NDArray[np.int64] | None) -> _Selection:
+        """There are few different places: those of each extent of a step."""
+        found = next((s for s in self._selections if s.places is places), None)
+        if found is None:
+            found = self._make_selection(places)
+            self._selections.append(found)
+        return found
+
+    def _make_selection(self, places: NDArray[np.int64] | None) -> _Selection:
+        every = np.arange(self._device.width) if places is None else places
+        here = {int(place): i for i, place in enumerate(every)}
+        device = np.flatnonzero(every >= self._after_sources)
+        first = 3 + self._device.width - self._after_sources  # of the host, in all fields
+        compared = first + 2 * len(HOST_ACCUMULATORS)
+        rest = np.arange(first, self._all.width)
+        if places is not None:
+            rest = rest[(rest < compared) | (rest >= compared + len(self._health.absent))]
+        fields = np.concatenate([np.arange(3), every[device] - self._after_sources + 3, rest])
+        inverse = np.full(self._all.width, -1)
+        inverse[fields] = np.arange(len(fields))
+        of = np.repeat(np.arange(len(self._all.fields)), [len(f) for f in self._all.fields])[fields]
+        starts = inverse[np.array(self._all.starts, dtype=np.int64)]
+        brackets = inverse[_brackets(self._all)]
+        columns = np.flatnonzero(inverse[self._positions] >= 0)
+        ops = self._all.operators.ops
+        return _Selection(
+            places,
+            tuple(here[start] for start in self._sources if start in here),
+            here.get(self._trained),
+            here.get(self._token_loss),
+            device,
+            MergeOperators([ops[i] for i in fields], of.tolist()),
+            starts[starts >= 0],
+            np.flatnonzero(starts >= 0),
+            brackets[:, (brackets >= 0).all(axis=0)],
+            inverse[self._positions[columns]],
+            columns,
+        )
+
+    def _note(self, here: NDArray[np.bool_], accumulators: NDArray[np.int64]) -> None:
+        """Which of some accumulators this record has. Most records have none that an earlier one had not."""
         without = self._get_without()
-        if without == self._without and not (here & ~self._fired).any():
+        if without == self._without and not (here & ~self._fired[accumulators]).any():
             return
-        self._fired |= here
-        fired = {a for a, one in zip(self._all.accumulators, here, strict=True) if one}
+        measured = accumulators[here].tolist()
+        self._fired[measured] = True
+        fired = {self._all.accumulators[i] for i in measured}
         self.fired |= fired
         if not fired <= self._shown or without != self._without:
             self._without = without
@@ -225,25 +290,31 @@ class Assembler:
         health: NDArray[np.float64] | None,
         host: NDArray[np.float64],
         logged: Mapping[str, NDArray[np.floating]],
+        places: NDArray[np.int64] | None = None,
     ) -> tuple[RecordLayout, NDArray[np.float32]]:
         """The layout and the fields of the record, NaN where not measured.
 
-        row: (fields on the device,). health: fields of the accumulators that compare ranks; None for one rank alone.
+        row: (fields on the device,), or those at `places` where the others were not measured. health: fields of the
+        accumulators that compare ranks; None for one rank alone.
         """
         new = [name for name in logged if name not in self._logged]
         if new:
             self._logged += new
+        if new or not self._laid_out:
             self._lay_out()
+        found = self._selection(places)
         merged = np.asarray(row, dtype=np.float64)  # what was not measured has a count of zero, or NaN
-        compared = self._health.absent if health is None else health
-        self._compare(merged)
-        after = self._after_sources
+        self._compare(merged, found)
+        compared = (self._health.absent if health is None else health) if places is None else ()
         given = [logged.get(name, np.full(3, np.nan)) for name in self._logged]
-        full = np.concatenate([self._loss(merged), merged[after:], host, compared, *given])
-        full = self._all.operators.with_nan(full)
-        self._note(~np.isnan(full[self._starts]))
-        self._check_brackets(full)
-        return self.layout, full[self._positions].astype(np.float32)
+        fields = np.concatenate([_loss(merged, found.sources), merged[found.device], host, compared, *given])
+        fields = found.operators.with_nan(fields)
+        self._note(~np.isnan(fields[found.starts]), found.accumulators)
+        self._check_brackets(fields, found)
+        found = self._selection(places)
+        values = np.full(len(self._positions), np.nan, np.float32)
+        values[found.columns] = fields[found.taken]
+        return self.layout, values
 
     def recorded(self, measured: set[Accumulator]) -> set[Accumulator]:
         """What a record would have of accumulators that were measured on the device."""
@@ -251,17 +322,13 @@ class Assembler:
         found = (measured & set(self._fixed)) | set(HOST_ACCUMULATORS)
         return found | {LOSS} if measured & losses else found
 
-    def _loss(self, merged: NDArray[np.float64]) -> NDArray[np.float64]:
-        for start in self._sources:
-            if merged[start] > 0:
-                return merged[start : start + 3]
-        return np.full(3, np.nan)
-
-    def _compare(self, merged: NDArray[np.float64]) -> None:
+    def _compare(self, merged: NDArray[np.float64], found: _Selection) -> None:
         """Keep the trained loss and the cross-entropy of the first records."""
-        pair = [merged[start + 1] / merged[start] for start in (self._trained, self._token_loss) if merged[start] > 0]
-        if len(pair) == 2 and len(self._compared) < COMPARED:
-            self._compared.append((pair[0], pair[1]))
+        if len(self._compared) < COMPARED and found.trained is not None and found.token_loss is not None:
+            starts = (found.trained, found.token_loss)
+            pair = [merged[start + 1] / merged[start] for start in starts if merged[start] > 0]
+            if len(pair) == 2:
+                self._compared.append((pair[0], pair[1]))
 
     @property
     def trains_another_loss(self) -> bool:
@@ -269,12 +336,20 @@ class Assembler:
         far = [abs(trained - tokens) > DIFFERS * abs(tokens) for trained, tokens in self._compared]
         return sum(far) > len(far) / 2
 
-    def _check_brackets(self, full: NDArray[np.float64]) -> None:
+    def _check_brackets(self, fields: NDArray[np.float64], found: _Selection) -> None:
         """Ask for the exact value when the limit is inside a bracket."""
-        upper, lower = self._brackets
+        upper, lower = found.brackets
         with np.errstate(invalid="ignore"):
-            if np.any((full[lower] < self._limit) & (full[upper] >= self._limit)):
+            if np.any((fields[lower] < self._limit) & (fields[upper] >= self._limit)):
                 self._undecided()
+
+
+def _loss(merged: NDArray[np.float64], sources: tuple[int, ...]) -> NDArray[np.float64]:
+    """The fields of the best source of the loss that was measured."""
+    for start in sources:
+        if merged[start] > 0:
+            return merged[start : start + 3]
+    return np.full(3, np.nan)
 
 
 def _turn(accumulator: Accumulator) -> int:

@@ -222,10 +222,10 @@ class Session(TrainingEvents):
             part = self._host.part(self.context.run.take_logged())
         exchanged = self._shared.submit(step - self._offset, step, transfer, part)
         if part is not None and not exchanged:
-            self._write(step, transfer.wait, None, part)
+            self._write(step, transfer.part, None, part, places=transfer.places)
 
     def _take_kept(self) -> None:
-        kept = self._checks.take_kept(self.context.device)
+        kept = self._checks.take_kept()
         if kept is not None:
             self.context.run.update_kept(kept)
 
@@ -236,17 +236,19 @@ class Session(TrainingEvents):
         health: NDArray[np.float64] | None,
         part: HostPart,
         taps: ModelTaps | None = None,
+        places: NDArray[np.int64] | None = None,
     ) -> None:
         """Write a record of this rank, or of all ranks with what compares them (`health`).
 
-        taps: those that have measured it, if they are not those of the model as it is now.
+        taps: those that have measured it, if they are not those of the model as it is now. places: of the fields of the
+        row, if it has not all.
         """
         assert self._writer is not None
         taps = self._taps.now if taps is None else taps
 
         def resolve() -> tuple[RecordLayout, NDArray[np.float32]]:
             logged = {name: transfer.wait() for name, transfer in part.logged.items()}
-            out = taps.assembler.assemble(row(), health, part.host, logged)
+            out = taps.assembler.assemble(row(), health, part.host, logged, places)
             self._reports.recorded(taps)
             self._dispatcher.record(out[0], step, out[1])
             return out

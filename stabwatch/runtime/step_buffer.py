@@ -18,6 +18,7 @@ from stabwatch.kernels.constants import to_device
 from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import IDENTITY, REDUCTIONS
 
+_BASICS = frozenset(BASICS)
 Source = Callable[[], Tensor]
 Floats = NDArray[np.float32]
 
@@ -189,6 +190,6 @@ def identity_of_all(accumulators: tuple[Accumulator, ...]) -> Floats:
 
 
 def _extent(accumulator: Accumulator) -> Extent:
-    if accumulator in BASICS:
+    if accumulator in _BASICS:
         return Extent.BASICS
     return Extent.ALWAYS if PROBES.tier(accumulator) == "always" else Extent.ALL

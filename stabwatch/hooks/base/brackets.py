@@ -45,12 +45,11 @@ class Brackets:
         """Keep the logsumexp (B, H, T) of one call until `update`."""
         self._pending.setdefault((lse.shape, lse.device, keys, causal), []).append((row, lse))
 
-    @torch.no_grad()
     def update(self) -> None:
         """Reduce the logsumexps that were noted, and merge the result into the rows."""
         pending, self._pending = self._pending, {}
         for (shape, device, keys, causal), calls in pending.items():
-            found = brackets(torch.stack([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
+            found = brackets(_stacked([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
             parts = _distinct([row for row, _ in calls], found.to(self.matrix.device))
             if self.matrix.device.type == "cpu":
                 matrix = self.matrix.numpy()
@@ -65,6 +64,12 @@ class Brackets:
                 merged = self.matrix[index]
                 merge_(ATTENTION_BRACKET, merged, part)
                 self.matrix[index] = merged
+
+
+def _stacked(found: list[Tensor]) -> Tensor:
+    if all(type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu" for x in found):
+        return torch.from_numpy(np.stack([x.numpy() for x in found]))
+    return torch.stack(found)
 
 
 def _distinct(rows: list[int], found: Tensor) -> list[tuple[list[int], Tensor]]:

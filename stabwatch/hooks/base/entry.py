@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from stabwatch.hooks.base.isolation import Begun
+
 HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 """Attributes of a module that hold its forward hooks by number."""
 _INFRASTRUCTURE = tuple(torch._C._TorchDispatchModeKey.__members__.values())
@@ -99,7 +101,7 @@ class shielded:
     def __init__(self, isolation: Any, name: str) -> None:
         self._isolation = isolation
         self._name = name
-        self._begun: tuple[float, float] | None = None
+        self._begun: Begun | None = None
 
     def __enter__(self) -> None:
         try:
@@ -140,9 +142,11 @@ class Callback(Ours):
             return
         try:
             begun = self._isolation.begin()
-            with unseen_by_modes():
-                self._action(*args, **kwargs)
-            self._isolation.end(begun)
+            try:
+                with unseen_by_modes():
+                    self._action(*args, **kwargs)
+            finally:
+                self._isolation.end(begun)
         except self._isolation.passes:
             raise
         except Exception as error:
@@ -172,9 +176,11 @@ def observed(
         try:
             books = isolation()
             begun = None if books is None else books.begin()
-            seen(out, *args, **kwargs)
-            if begun is not None:
-                books.end(begun)
+            try:
+                seen(out, *args, **kwargs)
+            finally:
+                if begun is not None:
+                    books.end(begun)
         except Exception as error:
             try:
                 isolation().caught(name, error)

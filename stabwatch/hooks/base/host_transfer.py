@@ -29,14 +29,23 @@ class HostTransfer:
         """`wait` would not block."""
         return self._event is None or self._event.query()
 
+    @property
+    def places(self) -> NDArray[np.int64] | None:
+        """The places of what is transferred in the longer vector; None if it is all."""
+        return None if self._among is None else self._among[1]
+
     def wait(self) -> NDArray[np.float32]:
-        """The values, once they have arrived."""
+        """The whole vector, once the values have arrived."""
+        if self._among is None:
+            return self.part()
+        blank, places = self._among
+        whole = blank.copy()
+        whole[places] = self.part()
+        return whole
+
+    def part(self) -> NDArray[np.float32]:
+        """What is transferred, once it has arrived."""
         if self._event is not None:
             self._event.synchronize()
         values: NDArray[np.float32] = self._host.numpy()
-        if self._among is None:
-            return values
-        blank, places = self._among
-        whole = blank.copy()
-        whole[places] = values
-        return whole
+        return values

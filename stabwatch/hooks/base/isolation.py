@@ -14,6 +14,8 @@ MAX_ERRORS = 3
 """Failures after which a probe is switched off."""
 ENTRY = "entry"
 """Name under which the time of entry points is kept in `spent`."""
+Begun = tuple[float, float, bool]
+"""When an entry point began, and what was counted around it."""
 ErrorReport = Callable[[str, str, str, bool], None]
 """Called with (probe, message, traceback, disabled) at the first failure of a probe and at the last one."""
 
@@ -23,9 +25,9 @@ class Isolation:
 
     passes: exceptions that are meant for the user and are let through.
     clock: processor time of the calling thread, which other jobs on the machine do not change.
-    seconds: time spent in each tier since the last `take_seconds`. What entry points take besides the probes inside
-        them counts as `always` (`begin`, `end`).
-    spent: time by probe, since the start.
+    seconds: time spent in each tier since the last `take_seconds`. What entry points take besides the probes of other
+        tiers inside them counts as `always` (`begin`, `end`).
+    spent: time by probe, since the start; that of probes of every step as the time of what runs them.
     errors: exceptions by probe. disabled: probes that were switched off.
     running: how many probes are running, one inside the other; tensor operations are those of stabwatch then.
     """
@@ -42,6 +44,8 @@ class Isolation:
         self.errors: Counter[str] = Counter()
         self.disabled: set[str] = set()
         self._inside = 0.0
+        self._always = False
+        """What runs now is counted as `always` by what runs it."""
         self.running = 0
         self.spent: defaultdict[str, float] = defaultdict(float)
         self.seconds: dict[Tier, float] = {"always": 0.0, "sampled": 0.0, "deep": 0.0}
@@ -53,7 +57,21 @@ class Isolation:
         """
         if probe in self.disabled:
             return
-        start, outer, self._inside = self._clock(), self._inside, 0.0
+        if self._always and tier == "always":  # counted already, and the clock costs more than some probes
+            self._run(probe, action, args)
+            return
+        start, outer, always = self._clock(), self._inside, self._always
+        self._inside, self._always = 0.0, tier == "always"
+        try:
+            self._run(probe, action, args)
+        finally:
+            elapsed = self._clock() - start
+            own = elapsed - self._inside
+            self._inside, self._always = outer + elapsed, always
+            self.seconds[tier] += own
+            self.spent[probe] += own
+
+    def _run(self, probe: str, action: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.running += 1
         try:
             action(*args)
@@ -63,11 +81,6 @@ class Isolation:
             self.caught(probe, error)
         finally:
             self.running -= 1
-            elapsed = self._clock() - start
-            own = elapsed - self._inside
-            self._inside = outer + elapsed
-            self.seconds[tier] += own
-            self.spent[probe] += own
 
     def shield(self, probe: str, action: Callable[..., Any], *args: Any) -> None:
         """The same in another thread, whose time is not that of the training."""
@@ -92,18 +105,18 @@ class Isolation:
             self.caught(probe, error)
             return False
 
-    def begin(self) -> tuple[float, float]:
+    def begin(self) -> Begun:
         """An entry point begins; `end` wants what this returns."""
-        begun = self._clock(), self._inside
-        self._inside = 0.0
+        begun = self._clock(), self._inside, self._always
+        self._inside, self._always = 0.0, True
         return begun
 
-    def end(self, begun: tuple[float, float]) -> None:
-        """It ends: count its time, less that of the probes inside it."""
-        start, outer = begun
+    def end(self, begun: Begun) -> None:
+        """It ends: count its time, less that of the probes of other tiers inside it."""
+        start, outer, always = begun
         elapsed = self._clock() - start
         own = elapsed - self._inside
-        self._inside = outer + elapsed
+        self._inside, self._always = outer + elapsed, always
         self.seconds["always"] += own
         self.spent[ENTRY] += own
 

@@ -89,12 +89,10 @@ class RunAccumulators:
         buffer.add(OTHERS, source_of(self._others))
         self.policy.register(buffer)
 
-    @torch.no_grad()
     def update_loss(self, source: str, value: Tensor) -> None:
         """Add the mean loss of a micro-batch; of the source `backward` the loss of the whole step."""
         self._update(self.losses[source], value)
 
-    @torch.no_grad()
     def update_clip(self, norm: Tensor) -> None:
         """Add the norm that clipping found; squares add up over calls on several groups of parameters."""
         norm = norm.detach().to(self._device, torch.float32, non_blocking=True)
@@ -112,9 +110,11 @@ class RunAccumulators:
         scale = scale.detach().to(self._device, torch.float32, non_blocking=True).reshape(())
         merge_(HOST, self.loss_scale, torch.stack((torch.ones_like(scale), scale)))
 
-    @torch.no_grad()
-    def update_kept(self, share: Tensor) -> None:
+    def update_kept(self, share: Tensor | float) -> None:
         """Note the share of gradients that were not empty when the backward passes of the step began, float32 ()."""
+        if isinstance(share, float):
+            merge_(HOST, self.kept, (1.0, share))
+            return
         share = share.to(self._device, non_blocking=True)
         merge_(HOST, self.kept, torch.stack((torch.ones_like(share), share)))
 

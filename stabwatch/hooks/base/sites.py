@@ -191,10 +191,10 @@ def looks_like_attention(module: nn.Module) -> bool:
     """By its class name, or by projections for queries and keys: for attention whose call was never seen."""
     if isinstance(module, nn.MultiheadAttention):
         return True
-    own = any(nn.parameter.is_lazy(p) or p.dim() > 1 for p in module.parameters())
-    if not own and not any((weight := held(m)) is not None and weight.dim() > 1 for m in module.modules()):
+    if not _ATTENTION.search(type(module).__name__) and not projects_queries(module):
         return False
-    return bool(_ATTENTION.search(type(module).__name__)) or projects_queries(module)
+    own = any(nn.parameter.is_lazy(p) or p.dim() > 1 for p in module.parameters())
+    return own or any((weight := held(m)) is not None and weight.dim() > 1 for m in module.modules())
 
 
 def projects_queries(module: nn.Module) -> bool:

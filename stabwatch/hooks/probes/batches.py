@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ def _digest(bits: Tensor) -> Tensor:
 
 def _host_digest(bits: NDArray[Any]) -> int:
     """The same number where the batch is in the host's memory."""
-    some = bits[:: -(-len(bits) // SAMPLED) or 1].astype(np.int64)
+    some = bits[:: -(-len(bits) // SAMPLED) or 1].astype(np.int64, copy=False)
     return int(np.dot(some, _host_weights(len(some)))) + len(bits)
 
 
@@ -73,11 +72,10 @@ def _hex(digest: int) -> str:
     return f"{digest & _WORD:016x}"
 
 
-@dataclass(frozen=True)
-class _Seen:
+class _Seen(NamedTuple):
     step: int
     row: int
-    shape: tuple[int, ...]
+    shape: torch.Size
     dtype: torch.dtype
 
 
@@ -101,16 +99,16 @@ class Batches:
         batch = next((t for t in tensors if not t.is_floating_point()), tensors[0] if tensors else None)
         if batch is None:
             return
-        bits = _bits(batch)
-        if on_host(bits):
-            here, numbers = self._host[self._next], bits.numpy()
-            here[0] = np.uint64(_host_digest(numbers) & _WORD).astype(np.int64)
-            here[1 : 1 + len(numbers)] = numbers[:FIRST]
+        if on_host(batch):
+            numbers = batch.numpy().reshape(-1) if batch.dtype is torch.int64 else _bits(batch).numpy()
+            here, digest = self._host[self._next], _host_digest(numbers) & _WORD
+            here[0] = digest - (digest >> 63 << 64)
+            here[1 : 1 + FIRST][: len(numbers)] = numbers[:FIRST]
         else:
-            row = self._rows[self._next]
+            row, bits = self._rows[self._next], _bits(batch)
             row[0].copy_(_digest(bits), non_blocking=True)
             row[1 : 1 + len(bits)].copy_(bits[:FIRST], non_blocking=True)
-        self._seen.append(_Seen(step, self._next, tuple(batch.shape), batch.dtype))
+        self._seen.append(_Seen(step, self._next, batch.shape, batch.dtype))
         self._next = (self._next + 1) % KEPT
 
     def send(self, step: int, indices: Any, facts: dict[str, Any]) -> None:

@@ -80,10 +80,11 @@ class ParameterTaps:
         self._model, self._sites, self._update_bytes = model, set(sites), update_bytes
         self._kept = frozenset(before.ids) if before is not None and keep else frozenset()
         self._seen: WeakSet[Any] = WeakSet()
-        self.layers = tuple(dict.fromkeys(t.layer for t in tracked_parameters(model, self._sites, self._kept)))
+        tracked = tracked_parameters(model, self._sites, self._kept)
+        self.layers = tuple(dict.fromkeys(t.layer for t in tracked))
         rows = self._rows = {name: i for i, name in enumerate(self.layers)}
         self.summed: set[str] = set()
-        self._find()
+        self._take(tracked)
         self.gradient = _empty("moments", len(rows), device)
         self.weight = _empty("moments", len(rows), device)
         self.update = _empty("update", len(rows), device)
@@ -101,7 +102,10 @@ class ParameterTaps:
 
     def _find(self) -> None:
         """Find the parameters of the layers, also those that took the place of others since `attach`."""
-        self.tracked = [t for t in tracked_parameters(self._model, self._sites, self._kept) if t.layer in self._rows]
+        self._take(tracked_parameters(self._model, self._sites, self._kept))
+
+    def _take(self, tracked: list[TrackedParameter]) -> None:
+        self.tracked = [t for t in tracked if t.layer in self._rows]
         self._by_id: dict[int, list[Owned]] = {}
         for t in self.tracked:
             self._by_id.setdefault(id(t.parameter), []).append(Owned(t, self._rows[t.layer]))

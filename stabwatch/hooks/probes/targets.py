@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.probe import PROBES, Probe, on
-from stabwatch.hooks.base.sampling import spread
+from stabwatch.hooks.base.sampling import places, spread
 from stabwatch.hooks.base.views import LogitsCall, logit_rows
 from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.where import on_host
@@ -29,10 +29,12 @@ def targets(x: LogitsCall) -> Aggregates | None:
     """
     if x.target.is_floating_point() or not x.target.numel():
         return None
-    labels = spread(x.target.reshape(-1, 1), LABELS).squeeze(1)
     classes = x.logits.shape[0 if x.logits.dim() == 1 else 1]
-    if on_host(labels):
-        return _of_host(labels.numpy(), x.ignored, classes)
+    if on_host(x.target):
+        found = x.target.detach().numpy().reshape(-1)
+        some = found if len(found) <= LABELS else found[places(len(found), LABELS, x.target.device).numpy()]
+        return _of_host(some, x.ignored, classes)
+    labels = spread(x.target.reshape(-1, 1), LABELS).squeeze(1)
     known = labels != x.ignored
     place = torch.where(known, labels, 0).to(torch.float32) / classes
     count = torch.full((), float(len(labels)), device=labels.device)

@@ -57,7 +57,6 @@ def scale_of(roots: Iterable[Any]) -> Tensor | None:
     return next((scale for scale in found if scale is not None), None)
 
 
-@torch.no_grad()
 def objective(roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> Tensor | None:
     """The number that a backward pass differentiates: the sum of its scalar roots, each times its given gradient.
 
@@ -124,7 +123,6 @@ class TrainedLoss:
         self.total, self.passes, self.ever, self._settled = other.total, other.passes, other.ever, other._settled
         self._given, self._gave, self._after = other._given, other._gave, _state(self.parameters)
 
-    @torch.no_grad()
     def begin(self) -> None:
         """A backward pass begins: what was collected from gradients that are gone by now is forgotten."""
         self._before = _state(self.parameters)
@@ -153,7 +151,6 @@ class TrainedLoss:
         now = zip(self.parameters, self._before, strict=True)
         return any(_entry(p) != before for p, before in now)
 
-    @torch.no_grad()
     def add(self, value: Tensor | None) -> None:
         """The backward pass that began last has ended; `value` is its objective."""
         self.ever = True

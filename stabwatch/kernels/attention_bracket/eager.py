@@ -9,6 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+FEW = 1 << 14
+"""Most numbers of a layer for which numpy is quicker than torch."""
+
 
 def brackets(lse: Tensor, log_keys: Tensor | float) -> Tensor:
     """float32 (L, 6): rows, sum of LSE squared, non-finite rows, upper bound, its head, lower bound.
@@ -18,6 +21,8 @@ def brackets(lse: Tensor, log_keys: Tensor | float) -> Tensor:
     """
     lse = lse.float()
     if lse.device.type == "cpu":
+        if lse[0].numel() <= FEW and (found := _of_few(lse.numpy(), log_keys)) is not None:
+            return found
         norms = torch.linalg.vector_norm(lse, dim=(1, 2, 3)).numpy()
         if math.isfinite(norms.sum()):
             return _of_finite(lse, log_keys, norms)
@@ -31,6 +36,20 @@ def brackets(lse: Tensor, log_keys: Tensor | float) -> Tensor:
     sumsq = torch.linalg.vector_norm(kept, dim=(1, 2, 3)).square()
     lower = (shown - log_keys).amax(dim=(1, 2, 3))
     return torch.stack((rows, sumsq, bad, upper, head.float(), lower), dim=1)
+
+
+def _of_few(lse: NDArray[np.float32], log_keys: Tensor | float) -> Tensor | None:
+    """The same by numpy, which needs less for each operation; None if some are not finite."""
+    flat = lse.reshape(len(lse), -1).astype(np.float64)
+    sumsq = np.einsum("ij,ij->i", flat, flat)
+    if not math.isfinite(sumsq.sum()):
+        return None
+    heads, keys = lse.max(axis=3).max(axis=1), log_keys.numpy() if isinstance(log_keys, Tensor) else log_keys
+    out = np.empty((len(lse), 6), dtype=np.float32)
+    out[:, 0], out[:, 1], out[:, 2] = flat.shape[1], sumsq, 0.0
+    out[:, 3], out[:, 4] = heads.max(axis=1), heads.argmax(axis=1)
+    out[:, 5] = (lse.max(axis=2).max(axis=1) - keys).max(axis=-1)
+    return torch.from_numpy(out)
 
 
 def _of_finite(lse: Tensor, log_keys: Tensor | float, norms: NDArray[np.float32]) -> Tensor:

@@ -40,3 +40,25 @@ def test_a_probe_that_fails_inside_another_takes_nothing_else_with_it():
     assert len(done) == MAX_ERRORS + 2
     assert reports == [("bad", False), ("bad", True)]
     assert guard.disabled == {"bad"} and guard.errors["bad"] == MAX_ERRORS
+
+
+def test_probes_of_every_step_are_counted_with_the_entry_point_around_them():
+    """The clock costs more than some of them; those of other tiers are still counted apart."""
+    clock = Clock()
+    guard = Isolation(lambda *args: None, clock)
+
+    def takes(seconds):
+        clock.now += seconds
+
+    def sampled():
+        takes(3)
+        guard.run("inner", "always", takes, 5)
+
+    begun = guard.begin()
+    takes(1)
+    guard.run("cheap", "always", takes, 2)
+    guard.run("dear", "sampled", sampled)
+    guard.end(begun)
+    guard.run("alone", "always", takes, 7)
+    assert dict(guard.spent) == {"entry": 3.0, "dear": 3.0, "inner": 5.0, "alone": 7.0}
+    assert guard.take_seconds() == {"always": 15.0, "sampled": 3.0, "deep": 0.0}
