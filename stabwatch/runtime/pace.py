@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -26,6 +30,41 @@ class _Spent(NamedTuple):
     beside: float
 
 
+class Delay:
+    """How long a thread was ready to run while the processors ran something else: other jobs, or our own threads.
+
+    The kernel of Linux counts it. Elsewhere, and where it may not be read, it is not known, and counts as none.
+    """
+
+    def __init__(self) -> None:
+        self._thread, self._file, self._before = 0, -1, 0.0
+        self._close: Callable[[], object] = lambda: None
+
+    def seconds(self) -> float:
+        """Of the calling thread, since its last call."""
+        if self._thread != threading.get_native_id():
+            self._open()
+            self._before = self._read()
+        before, self._before = self._before, self._read()
+        return self._before - before
+
+    def _open(self) -> None:
+        self._close()
+        self._thread, self._file = threading.get_native_id(), -1
+        with suppress(OSError):
+            self._file = os.open(f"/proc/self/task/{self._thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            self._close = weakref.finalize(self, os.close, self._file)
+
+    def _read(self) -> float:
+        if self._file < 0:
+            return self._before
+        try:
+            return int(os.pread(self._file, 96, 0).split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            self._file = -1
+            return self._before
+
+
 class Pace:
     """Plans each step, and learns from those that are over.
 
@@ -41,6 +80,8 @@ class Pace:
         self._times: StepTimes[tuple[Plan, _Spent]] = StepTimes(device)
         self._beside = 0.0
         self._busy_began, self._thread = time.thread_time(), threading.get_ident()
+        self._overlapped = device.type == "cuda"
+        self._delay = Delay()
 
     def use(self, exchange: Exchange | None) -> None:
         """Keep the cadence of all ranks, which they agree on through this exchange; None: one's own."""
@@ -60,8 +101,10 @@ class Pace:
         """A step is over, of `seconds` on the host's clock.
 
         cost: processor time in the probes, by tier. busy: that of the whole step. beside: that of the writer's thread
-        since the run began: it and the training take turns in Python.
+        since the run began: it and the training take turns in Python. On the CPU the time in which other jobs kept the
+        thread waiting is no part of the step: it would make the share of what is ours look small.
         """
+        seconds -= 0.0 if self._overlapped else self._delay.seconds()
         before, self._beside = self._beside, beside
         spent = _Spent(cost, busy, beside - before)
         for known, (plan, of_step) in self._times.step_ends(seconds, (self.plan, spent)):

@@ -140,17 +140,28 @@ class Callback(Ours):
         """Called by torch with what it passes to such a hook."""
         if self._name in self._isolation.disabled:
             return
+        if torch.compiler.is_dynamo_compiling():
+            self._action(*args, **kwargs)
+            return
         try:
-            begun = self._isolation.begin()
-            try:
-                with unseen_by_modes():
-                    self._action(*args, **kwargs)
-            finally:
-                self._isolation.end(begun)
+            with unseen_by_modes():
+                _counted(self._isolation, self._action, args, kwargs)
         except self._isolation.passes:
             raise
         except Exception as error:
             _count(self._isolation, self._name, error)
+
+
+def _counted(isolation: Any, action: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Apart from the entry points: compilers that trace those do not inline a `finally`."""
+    if isolation is None:
+        action(*args, **kwargs)
+        return
+    begun = isolation.begin()
+    try:
+        action(*args, **kwargs)
+    finally:
+        isolation.end(begun)
 
 
 def observed(
@@ -174,13 +185,7 @@ def observed(
                 traced(out, *args, **kwargs)
             return out
         try:
-            books = isolation()
-            begun = None if books is None else books.begin()
-            try:
-                seen(out, *args, **kwargs)
-            finally:
-                if begun is not None:
-                    books.end(begun)
+            _counted(isolation(), seen, (out, *args), kwargs)
         except Exception as error:
             try:
                 isolation().caught(name, error)
