@@ -109,7 +109,7 @@ class SameFeature(RunFeature):
         off = np.abs(np.array(self._before) - self._number)
         span = max(self._before) - min(self._before)
         floor = self._number == 0 and min(self._before) > 0
-        comes_down = median(off[-FEW:]) < median(off[:FEW]) / 2
+        comes_down = median(off[SETTLED // 2 :]) < median(off[: SETTLED // 2]) / 2
         coarse = len(set(self._before)) < SETTLED / 2
         return 0.0 if floor or comes_down or coarse else float(off.min()) / span
 
