@@ -72,16 +72,20 @@ class SegmentTail:
 
     def chunks(self, size: int) -> Iterator[RecordBatch]:
         """All present records, in batches of about `size` bytes in memory, or of one record if it is larger."""
-        least = most = max(1, size // FIRST)
+        least = most = first = max(1, size // FIRST)
         while True:
             before = self.offset
             block = self.poll(most)
             if block is not None:
                 yield block
-                most = max(least, size * (self.offset - before) // block.rows.nbytes)
-            elif self.offset == before:
-                if self.torn < most:
-                    return
+                if before < self._first:
+                    least = first  # the layout may be much longer than a record
+                most = max(least, size * (self.offset - max(before, self._first)) // block.rows.nbytes)
+            elif self.offset > before:
+                least = most = first
+            elif self.torn < most:
+                return
+            else:
                 least = most = 2 * most
 
     def poll(self, most: int = -1) -> RecordBatch | None:

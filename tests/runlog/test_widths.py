@@ -72,6 +72,13 @@ def test_what_is_written_is_what_is_read_wherever_the_file_is_torn(tmp_path_fact
         assert (tail.damaged, tail.torn) == (0, cut - max([0, *(end for end in ends if end <= cut)]))
 
 
+def test_a_batch_of_narrow_records_is_no_larger_in_memory_than_one_of_wide_ones(tmp_path):
+    path = tmp_path / "signals-000.arrows"
+    write(path, [1] * 400)
+    sizes = [block.rows.nbytes for block in SegmentTail(path).chunks(1 << 16)]
+    assert len(sizes) > 3 and max(sizes) <= 1.2 * (1 << 16) and sum(sizes) == 400 * 4 * LAYOUT.width
+
+
 def test_a_tear_is_no_record_and_no_damage(tmp_path):
     path = tmp_path / "signals-000.arrows"
     _, ends = write(path, [1, 61, 1, 30])
