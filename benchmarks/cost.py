@@ -7,7 +7,8 @@
 On the CPU the model is that of overhead.py and time is the host's; on a GPU it is that of overhead_gpu.py and time is
 the device's, between events before and after what the probe queues. A figure is the cost of measuring a signal on a
 step that measures it; where sites take turns, of the mean turn. Signals of one reduction share it. What the GPT has not
-(experts, low-rank adapters) is measured on a Mixtral of transformers with PEFT's adapters, on the CPU only.
+(experts, low-rank adapters) is measured on a Mixtral of transformers with adapters of PEFT, and sharpness, which takes
+as long as several steps, on a small GPT; both on the CPU only.
 """
 
 from __future__ import annotations
@@ -204,16 +205,15 @@ def on_a_gpu() -> Subject:
     return Subject(model, optimizer, lambda: large.loss(model, *data[next(numbers) % len(data)]), data[0][0][:1])
 
 
-def measure(subject: Subject, clock: HostClock | DeviceClock, asked: bool = True) -> dict[str, float]:
+def measure(subject: Subject, clock: HostClock | DeviceClock, *asked: str) -> dict[str, float]:
     """Cost by probe, as a share of a bare step; and under 'worst step' the longest step over the median one.
 
-    asked: also what must be asked for (Taylor radius, sharpness, a fixed batch).
+    asked: settings of what must be asked for; where there are any, a fixed batch is tracked too.
     """
     bare = median(subject.steps(8, clock)[2:])
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(run_dir=Path(folder) / "run", agent=False, verbose=False, every_step=True)
-        more = dict(taylor=True, sharpness=True) if asked else {}
-        with stabwatch.attach(subject.model, subject.optimizer, **settings, **more) as watch:
+        with stabwatch.attach(subject.model, subject.optimizer, **settings, **dict.fromkeys(asked, True)) as watch:
             if asked:
                 watch.probe(subject.few)
             subject.steps(PHASES, clock)
@@ -233,14 +233,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     subject, clock = (on_a_gpu(), DeviceClock()) if options.gpu else (on_the_cpu(), HostClock())
-    cost = measure(subject, clock)
+    cost = measure(subject, clock, "taylor")
     if not options.gpu:
-        cost = measure(of_experts(), clock, asked=False) | cost
+        small = measure(on_the_cpu(width=128, layers=2, context=64), clock, "sharpness")
+        cost = measure(of_experts(), clock) | {"sharpness": small["sharpness"]} | cost
     print(table(("probe", "share of a step"), sorted(cost.items(), key=lambda item: -item[1])))
     if not options.print:
         size = sum(p.numel() for p in subject.model.parameters()) / 1e6
         kind = " in bfloat16" if options.gpu else ""
-        also = "" if options.gpu else " (experts and adapters: a Mixtral of 14 M)"
+        also = "" if options.gpu else " (experts and adapters: a Mixtral of 14 M; sharpness: a GPT of 0.5 M)"
         where = f"GPT of {size:.1f} M parameters{kind}{also}, {machine(subject.few.device)}"
         found = {s.name: cost[p] for s in CATALOGUE if (p := probe_of(s)) in cost}
         options.results.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,8 @@ def test_a_probe_s_time_is_without_that_of_the_probes_inside_it():
 
 
 def test_every_measured_signal_has_a_cost():
-    cost = measure(on_the_cpu(width=64, layers=2, context=32), HostClock())
-    cost |= measure(of_experts(width=32, layers=1, context=8), HostClock(), asked=False)
+    cost = measure(on_the_cpu(width=64, layers=2, context=32), HostClock(), "taylor", "sharpness")
+    cost |= measure(of_experts(width=32, layers=1, context=8), HostClock())
     wanted = {probe for signal in CATALOGUE if (probe := probe_of(signal))}
     assert all(share >= 0 for share in cost.values())
     assert wanted - set(cost) <= NOT_THERE
