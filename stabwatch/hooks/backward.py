@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
-from stabwatch.hooks.base.entry import shielded
+from stabwatch.hooks.base.entry import shielded, unseen_by_modes
 from stabwatch.hooks.forward import CURSOR
 from stabwatch.hooks.patching import MethodPatch, Patch
 from stabwatch.hooks.probes.directional import OwnCall
@@ -46,7 +46,7 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
     heard = tuple(LISTENERS)
     roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
     for context in heard:
-        with shielded(context.isolation, "loss"):
+        with shielded(context.isolation, "loss"), unseen_by_modes():
             context.events.backward_begins(roots, gradients)
     with shielded(heard[0].isolation, "loss") if heard else nullcontext():
         RunningBackward.scale = scale_of(roots)
@@ -56,11 +56,11 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
         RunningBackward.scale = None
     reached: list[TapContext] = []
     for context in heard:
-        with shielded(context.isolation, "loss"):
+        with shielded(context.isolation, "loss"), unseen_by_modes():
             context.isolation.run("loss", "always", _ended, context, roots, gradients, reached)
     if not reached and len(heard) == 1:
         context = heard[0]
-        with shielded(context.isolation, "loss"):
+        with shielded(context.isolation, "loss"), unseen_by_modes():
             context.isolation.run("loss", "always", context.events.backward_unclear, roots, gradients)
 
 
@@ -89,7 +89,7 @@ def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwar
     if not keeps_graph and not unheard():
         given = None if grad_outputs is None else _listed(grad_outputs)
         for context in tuple(LISTENERS):
-            with shielded(context.isolation, "loss"):
+            with shielded(context.isolation, "loss"), unseen_by_modes():
                 context.events.gradients_taken(_listed(outputs), given, _listed(inputs))
     return found
 

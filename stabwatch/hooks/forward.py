@@ -137,7 +137,8 @@ def _before(site: Site, module: nn.Module, args: Any) -> None:
     CURSOR.site = site
     site.context.trace.enters(site.name)
     if site.role.residual and site.flags.recording and site.flags.deep:
-        site.input = first_tensor(args)
+        with unseen_by_modes():
+            site.input = first_tensor(args)
 
 
 def _note_action(site: Site, inputs: Sequence[Any]) -> None:
@@ -155,15 +156,22 @@ def _after(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     CURSOR.site = site.parent
     flags = site.flags
     site.context.trace.leaves(site.name)
-    if flags.recording and (flags.sampled or flags.deep or flags.outputs) and runs_for_real() and not in_backward():
-        with unseen_by_modes():
-            call = site.called()
-            if flags.sampled and site.activation is not None:
-                site.context.isolate(activation.ACTIVATION, activation.measure, site, output)
-                if site.loop is not None:
-                    site.context.isolate(loops.OUTPUT, loops.measure, site, output, call)
-            measure_call(site, module, args, output)
+    if flags.recording and (flags.sampled or flags.deep or flags.outputs) and not in_backward():
+        if runs_for_real():
+            _measure(site, module, args, output)
+        else:
+            site.context.unmeasured(activation.ACTIVATION.tap, site.name, activation.TRANSFORMED)
     site.input = None
+
+
+def _measure(site: Site, module: nn.Module, args: Any, output: Any) -> None:
+    with unseen_by_modes():
+        call = site.called()
+        if site.flags.sampled and site.activation is not None:
+            site.context.isolate(activation.ACTIVATION, activation.measure, site, output)
+            if site.loop is not None:
+                site.context.isolate(loops.OUTPUT, loops.measure, site, output, call)
+        measure_call(site, module, args, output)
 
 
 def _set_traced_root(site: Site, training: bool) -> None:

@@ -6,7 +6,9 @@ import gc
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 from weakref import WeakSet
@@ -60,7 +62,8 @@ class FirstStep:
             return
         self._parameters, self._pid = set(), os.getpid()
         try:
-            self._attach(optimizer)
+            with filters_unnoticed():
+                self._attach(optimizer)
         except Exception as error:
             _log.debug("stabwatch: attaching failed", exc_info=True)
             _say(f"the training is not watched: {error}")
@@ -82,6 +85,35 @@ class FirstStep:
             _say("the model is compiled already: what happens inside its graphs is not measured. Call `attach` before.")
         self._parameters = {id(p) for p in model.parameters()}
         self._watch = stabwatch.attach(model, run_dir=folder, config=settings, first_step=1)
+
+
+@contextmanager
+def filters_unnoticed() -> Iterator[None]:
+    """What is imported meanwhile changes the filters of warnings: Python would say all warnings again that it has said.
+
+    A registry holds what was said, with the number of changes until then; the changes in here are added to that.
+    """
+    original: Any = getattr(warnings, "_filters_mutated", None)
+    if original is None:
+        yield
+        return
+    changes = 0
+
+    def counted() -> None:
+        nonlocal changes
+        changes += 1
+        original()
+
+    found = [vars(m).get("__warningregistry__") for m in list(sys.modules.values()) if isinstance(m, ModuleType)]
+    before = [(registry, registry.get("version")) for registry in found if isinstance(registry, dict)]
+    vars(warnings)["_filters_mutated"] = counted
+    try:
+        yield
+    finally:
+        vars(warnings)["_filters_mutated"] = original
+        for registry, version in before:
+            if isinstance(version, int) and registry.get("version") == version:
+                registry["version"] = version + changes
 
 
 def _is_watched() -> bool:

@@ -36,6 +36,7 @@ OTHER_LOSS = (
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
 FROZEN = "its parameters are frozen (requires_grad is False)"
+COMPLEX = "its parameters are complex numbers, which are not measured"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 IN_CHECKPOINT = (
     "inside a compiled graph it is part of an activation checkpoint, which is computed again in the backward: nothing "
@@ -127,7 +128,11 @@ class Coverage:
 
     def _no_step(self, layer: str) -> str:
         """Why nothing of the parameters of a layer was measured."""
-        return FROZEN if layer in self._parameters.layers and self._parameters.is_frozen(layer) else NO_GRADIENT
+        if layer not in self._parameters.layers:
+            return NO_GRADIENT
+        if self._parameters.is_frozen(layer):
+            return FROZEN
+        return NO_GRADIENT if self._parameters.has_numbers(layer) else COMPLEX
 
     def _attention(self, site: Site, fired: set[Accumulator], unseen: str | None) -> list[dict[str, str]]:
         """Why nothing is known of a module that looks like attention, unless it or a part of it was seen.

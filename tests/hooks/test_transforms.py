@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stabwatch.hooks.base.entry import Hook
 
@@ -213,3 +215,37 @@ def test_lazy_modules_are_measured_after_they_are_materialised(attach):
     log = attach.finish()
     for signal in ("output_rms", "gradient_rms", "weight_rms", "update_to_weight_ratio"):
         assert log.series(signal, "0")[1].size >= 9, signal
+
+
+class DispatchMode(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class FunctionMode(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [DispatchMode, FunctionMode])
+def test_modes_of_the_user_see_no_operation_of_ours(kind, attach):
+    found = []
+    for watched in (False, True):
+        model, optimizer = made()
+        if watched:
+            attach(model, optimizer, every_step=True)
+        for _ in range(2):
+            with kind() as mode:
+                step(model, optimizer)
+        found.append(mode.seen)
+    assert len(found[0]) > 20 and found[0] == found[1]

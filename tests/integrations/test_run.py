@@ -37,6 +37,17 @@ for step in range(6):
 PROGRAM = TRAIN + "print(sys.argv[1:], sys.stdin.read(), sys.flags.isolated)\nsys.exit(7)\n"
 
 
+ONE_STEP = """
+import torch, warnings
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(STEPS):
+    warnings.warn("said once", UserWarning)
+    model(torch.ones(3, 4)).square().sum().backward()
+    optimizer.step()
+"""
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     (tmp_path / "train.py").write_text(PROGRAM)
@@ -155,6 +166,21 @@ def test_an_exception_ends_the_run(place: Path) -> None:
     assert done.returncode == 1
     (found,) = runs(place)
     assert [e.data["error"] for e in found.events if e.kind == "end"] == ["ValueError: broken"]
+
+
+def test_a_warning_is_said_as_often_as_without_a_watch(place: Path) -> None:
+    (place / "warns.py").write_text(ONE_STEP.replace("STEPS", "4"))
+    bare = launch(sys.executable, "-W", "default", "warns.py", cwd=place, env=environ())
+    watched = run(place, sys.executable, "-W", "default", "warns.py")
+    assert bare.stderr.count(b"said once") == watched.stderr.count(b"said once") > 0
+    assert len(runs(place)[0].steps) == 3
+
+
+def test_a_program_of_one_step_is_not_told_that_it_trains_nothing(place: Path) -> None:
+    (place / "one.py").write_text(ONE_STEP.replace("STEPS", "1"))
+    watched = run(place, sys.executable, "one.py")
+    assert watched.returncode == 0 and b"not trained" not in watched.stderr
+    assert b"no optimizer step was seen after the watch began, which was before step 1" in watched.stderr
 
 
 def test_programs_that_the_training_starts_are_left_alone(place: Path) -> None:

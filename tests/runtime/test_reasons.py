@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stabwatch.hooks.probes import loops
+from stabwatch.hooks.probes.activation import NO_TENSOR, TRANSFORMED
 from stabwatch.hooks.probes.attention import OTHER_SOFTMAX, OTHER_TOKENS
 from stabwatch.hooks.probes.drift import COLLECTIVE
 from stabwatch.hooks.probes.experts import CALL, MANY, NO_CAPACITY
@@ -22,6 +23,7 @@ from stabwatch.hooks.probes.weights import CLOSURE
 from stabwatch.hooks.probes.writer import NO_TOKENS, NO_TRUNK
 from stabwatch.runtime.coverage import (
     COMPILED,
+    COMPLEX,
     FROZEN,
     MHA,
     NO_ATTENTION,
@@ -290,6 +292,45 @@ def weighing(how: str) -> Trial:
     return Trial(Stack(lambda: WeighingAttention(how)), settings={"every_step": True})
 
 
+class Inside(nn.Module):
+    """Of what its layers return, or how they are called: numbers, None, or by a transform; complex: of its weight."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.enter, self.layer = how, nn.Linear(WIDTH, WIDTH), Returning(how)
+
+    def forward(self, x):
+        x = self.enter(x)
+        if self.how == "vmap":
+            return torch.vmap(self.layer)(x)
+        kept = [x]
+        out = self.layer(x, kept)
+        return kept[-1] if out is None else out.x if isinstance(out, Held) else out
+
+
+@dataclass
+class Held:
+    x: torch.Tensor
+
+
+class Returning(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        kind = torch.complex64 if how == "complex" else torch.float32
+        self.how, self.inner = how, nn.Linear(WIDTH, WIDTH, dtype=kind)
+
+    def forward(self, x, kept=None):
+        if self.how == "complex":
+            return torch.view_as_real(self.inner(torch.fft.fft(x)))[..., 0]
+        if self.how == "none":
+            return kept.append(self.inner(x))
+        return Held(self.inner(x)) if self.how == "dataclass" else self.inner(x)
+
+
+def inside(how: str) -> Trial:
+    return Trial(Inside(how), settings={"every_step": True})
+
+
 class OwnGELU(nn.GELU):
     """An activation of the model's own."""
 
@@ -353,6 +394,13 @@ CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "no softmax at all": (NO_ATTENTION, lambda: weighing("sigmoid"), lambda: weighing("projection")),
     "attention is seen": (NO_ATTENTION, lambda: weighing("sigmoid"), lambda: weighing("products")),
     "other tokens": (OTHER_TOKENS, lambda: weighing("other tokens"), lambda: Trial(Stack(lambda: Attention(False)))),
+    "nothing returned": (NO_TENSOR, lambda: inside("none"), lambda: inside("plain")),
+    "a dataclass is returned": (NO_TENSOR, lambda: inside("complex"), lambda: inside("dataclass")),
+    "nothing returned is a call": (NOT_CALLED, lambda: Trial(Spare()), lambda: inside("none")),
+    "in a transform": (TRANSFORMED, lambda: inside("vmap"), lambda: inside("plain")),
+    "a transform calls": (NOT_CALLED, lambda: Trial(Spare()), lambda: inside("vmap")),
+    "complex": (COMPLEX, lambda: inside("complex"), lambda: inside("plain")),
+    "complex ones are updated": (NO_GRADIENT, lambda: Trial(Cut(True)), lambda: inside("complex")),
     "own activation": (OWN_CLASS, lambda: Trial(residual(OwnGELU)), lambda: Trial(residual(nn.GELU))),
     "a closure": (
         CLOSURE, lambda: Trial(Cut(False), closure=True, settings={"every_step": True}),

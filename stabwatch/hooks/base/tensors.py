@@ -51,6 +51,8 @@ def first_tensor(output: Any) -> Tensor | None:
         return output if output.is_floating_point() and not output.is_nested else None
     if isinstance(output, dict):
         output = tuple(output.values())
+    elif dataclass_fields := getattr(type(output), "__dataclass_fields__", None):
+        output = [vars(output).get(name) for name in dataclass_fields] if hasattr(output, "__dict__") else []
     if isinstance(output, list | tuple):
         for item in output:
             found = first_tensor(item)

@@ -13,6 +13,13 @@ from stabwatch.kernels.moments import update_moments
 from stabwatch.kernels.where import is_fake, tracing
 from stabwatch.signals.reductions import MOMENTS
 
+NO_TENSOR = (
+    "it returned no floating-point tensor that is known (None, a generator, sparse, nested or complex numbers, say)"
+)
+TRANSFORMED = (
+    "it is called inside of a transform (`torch.func`, `vmap`) or while it is traced, where nothing is measured"
+)
+
 ACTIVATION = PROBES.register(Probe(name="activation", tap="activation", reduction=MOMENTS, tier="sampled"))
 """Collected by `measure`: an accumulator of each site is updated in place, also by compiled graphs."""
 
@@ -20,6 +27,8 @@ ACTIVATION = PROBES.register(Probe(name="activation", tap="activation", reductio
 def measure(site: Site, output: Any) -> None:
     """Add the moments of a module's output to the site's accumulator."""
     x = first_tensor(output) if tracing() else first_local(output)
+    if x is None and not tracing():
+        site.context.unmeasured(ACTIVATION.tap, site.name, NO_TENSOR)
     if x is None or x.numel() == 0 or site.activation is None or (not tracing() and is_fake(x)):
         return
     with torch.no_grad():

@@ -127,6 +127,10 @@ class ParameterTaps:
         """True if no parameter of a layer is trained now."""
         return not any(t.parameter.requires_grad for t in self.tracked if t.layer == layer)
 
+    def has_numbers(self, layer: str) -> bool:
+        """Are some of its parameters floating-point numbers? Nothing is measured of complex ones."""
+        return any(t.parameter.is_floating_point() for t in self.tracked if t.layer == layer)
+
     def awaits_phase(self, layer: str) -> bool:
         """True while the updates of a layer have not been due yet."""
         row = self.layers.index(layer)
