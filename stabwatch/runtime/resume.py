@@ -19,7 +19,7 @@ from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import META
 from stabwatch.runlog.stores import joined, parent_and_name, url_of
 from stabwatch.runlog.upload import sent_to
-from stabwatch.runtime.run_metadata import labels_in, open_folder, run_id, run_meta
+from stabwatch.runtime.run_metadata import as_folder_name, labels_in, open_folder, run_id, run_meta
 
 STATE_VERSION = 1
 RUNS = "stabwatch-runs"
@@ -50,7 +50,8 @@ def open_run(
     if url is not None:
         given = local_root(config) / parent_and_name(url)[1]
     old = given or folder_to_resume(resume, config, ranks.rank, type(model).__name__)
-    run = config.run or (name_of(old) if old is not None else "") or run_id(config)
+    named = "" if config.run or old is None else name_of(old)
+    run = named or run_id(config)
     path = old or local_root(config) / run
     if given is None and (root := url_of(config.root)) is not None:
         url = joined(root, path.name)
@@ -86,7 +87,7 @@ def folder_to_resume(resume: str | Path | None, config: Config, rank: int, model
         if meta is None or meta.rank != rank or not _is_free(path):
             continue
         ours = launch() is not None and "start" in last and last["start"].data.get("launch") == launch()
-        same = meta.run == config.run if config.run else meta.model.get("name") == model
+        same = meta.run == as_folder_name(config.run) if config.run else meta.model.get("name") == model
         ended = last["end"].data.get("reason") if "end" in last else None
         if (restarted and ours) or (resume == "auto" and same and ended != "finished"):
             return path

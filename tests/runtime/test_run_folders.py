@@ -113,3 +113,12 @@ def test_a_folder_that_cannot_be_made_is_replaced_and_said(tmp_path, capsys) -> 
 )
 def test_a_name_is_one_folder_below_the_root(name, folder):
     assert as_folder_name(name) == folder
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "x\0y", "é" * 200])
+def test_a_run_of_any_name_has_a_folder_below_the_root(tmp_path, name, capsys):
+    watch = trial(root=str(tmp_path / "root"), run=name)
+    watch.detach()
+    assert Path(watch.run_dir).parent == tmp_path / "root" and watch.run == Path(watch.run_dir).name
+    assert len(read_run(watch.run_dir).steps) == 3
+    assert "cannot be that of a folder" in capsys.readouterr().err

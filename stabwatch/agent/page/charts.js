@@ -30,6 +30,12 @@ function decades(_, splits) {
   return whole.filter((v) => v !== null).length > 1 ? whole : splits;
 }
 
+// A time of today without its date.
+function moment(seconds) {
+  const date = new Date(1000 * seconds);
+  return date.toDateString() === new Date().toDateString() ? date.toLocaleTimeString() : date.toLocaleString();
+}
+
 // Times never go back on an axis, though a clock may.
 function ascending(times) {
   let latest = -Infinity;
@@ -204,7 +210,7 @@ export class Chart {
         width: this.width(), height: HEIGHT, series, bands,
         scales: { x: { time: Boolean(this.view.time) }, y: { distr: log ? 3 : 1 } },
         axes: [
-          { ...axis, size: 26, gap: 4, grid: { show: false } },
+          { ...axis, size: this.view.time ? 40 : 26, gap: 4, grid: { show: false } },
           { ...axis, size: 48, gap: 4, ...(log ? { filter: decades, grid: { ...axis.grid, filter: decades } } : {}), values: (_, splits) => splits.map((v) => (v === null ? "" : number(v))) },
         ],
         legend: { show: false },
@@ -237,7 +243,7 @@ export class Chart {
 
   // A point in words: its step, and on an axis of time also when it was.
   at(k) {
-    const when = this.view.time ? `, ${new Date(1000 * this.xs[k]).toLocaleString()}` : "";
+    const when = this.view.time ? `, ${moment(this.xs[k])}` : "";
     return `step ${this.steps[k]}${when}`;
   }
 
