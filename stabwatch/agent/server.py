@@ -46,15 +46,16 @@ class RunPages:
         self._follower = follower
         self._above = above
         registry = CollectorRegistry(auto_describe=False)
+        derived = [DerivedMetric(d.name, d.help) for d in DERIVED]
         registry.register(
             RunCollector(
                 lambda: follower.snapshot,
-                [DerivedMetric(d.name, d.help) for d in DERIVED],
+                derived,
                 [(rule.name, rule.severity) for rule in follower.rules],
                 signals=False,
             )
         )
-        self._scrape = Scrape(registry, lambda: follower.snapshot, SignalText().encode)
+        self._scrape = Scrape(registry, lambda: follower.snapshot, SignalText(derived).encode)
         self._data = Memo[tuple[int, int], bytes](DATA_SECONDS)
         self._asked = AskedSignals(follower.log.path)
         self._signal = Memo[str, bytes](SIGNAL_SECONDS)

@@ -17,7 +17,7 @@ Names on /metrics, all with the label `run`:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,8 +83,8 @@ class RunCollector(Collector):
     """Turns the newest snapshot into metric families.
 
     snapshot: returns the newest snapshot immediately. derived: all derived signals. rules: (name, severity) of every
-    rule; a rule that never fired is exported as 0. signals: False where `SignalText` writes them. A family that cannot
-    be built is left out and counted.
+    rule; a rule that never fired is exported as 0. signals: False where `SignalText` writes signals and
+    derived signals. A family that cannot be built is left out and counted.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The families of one scrape."""
         snapshot = self._snapshot()
-        signals = (signal_families,) if self._signals else ()
-        for build in (_run, _state, _progress, *signals, self._derived_gauges, self._alerts, _details, _nonfinite):
+        signals = (signal_families, self._derived_families) if self._signals else ()
+        for build in (_run, _state, _progress, *signals, self._alerts, _details, _nonfinite):
             try:
                 yield from list(build(snapshot))
             except Exception:
@@ -117,17 +117,8 @@ class RunCollector(Collector):
                     self._errors += 1
         yield from self._itself(snapshot)
 
-    def _derived_gauges(self, s: Snapshot) -> Iterator[Metric]:
-        values: dict[str, list[tuple[SeriesKey, float]]] = {}
-        for key, value in s.derived:
-            values.setdefault(key.signal, []).append((key, value))
-        for name, members in values.items():
-            labels = ("run", "layer") if any(key.layer for key, _ in members) else ("run",)
-            family = _gauge(f"stabwatch_{name}", self._derived[name].help, labels)
-            for key, value in members:
-                if np.isfinite(value):
-                    family.add_metric(_labels(s, key, labels), value)
-            yield family
+    def _derived_families(self, s: Snapshot) -> Iterator[Metric]:
+        return derived_families(s, self._derived)
 
     def _alerts(self, s: Snapshot) -> Iterator[Metric]:
         firing = GaugeMetricFamily(
@@ -221,6 +212,21 @@ def signal_families(s: Snapshot) -> Iterator[Metric]:
             text = f"{end} value of {d.metric} in the last 60 seconds."
             _add(_family(families, d.window_metric, text, d), labels, s.window[i])
     yield from families.values()
+
+
+def derived_families(s: Snapshot, declared: Mapping[str, DerivedMetric]) -> Iterator[Metric]:
+    """The derived signals of a snapshot."""
+    values: dict[str, list[tuple[SeriesKey, float]]] = {}
+    for key, value in s.derived:
+        values.setdefault(key.signal, []).append((key, value))
+    for name, members in values.items():
+        labels = ("run", "layer") if any(key.layer for key, _ in members) else ("run",)
+        text = declared[name].help if name in declared else "A derived signal."
+        family = _gauge(f"stabwatch_{name}", text, labels)
+        for key, value in members:
+            if np.isfinite(value):
+                family.add_metric(_labels(s, key, labels), value)
+        yield family
 
 
 def _family(

@@ -6,8 +6,9 @@ the series change, or which of them have a finite value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from stabwatch.exporters.prometheus import Snapshot, signal_families
+from stabwatch.exporters.prometheus import DerivedMetric, Snapshot, derived_families, signal_families
 from stabwatch.runlog import SeriesKey
 
 Encoder = Callable[[Any], bytes]
@@ -38,6 +39,7 @@ class _Written:
 
     run: str
     keys: Sequence[SeriesKey]
+    derived: Sequence[SeriesKey]
     lines: list[_Line]
     shown: NDArray[np.bool_]
     template: str
@@ -45,19 +47,21 @@ class _Written:
 
 
 class SignalText:
-    """Writes the signals of a snapshot. One thread at a time."""
+    """Writes the signals and the derived signals of a snapshot. One thread at a time. derived: all of the latter."""
 
-    def __init__(self) -> None:
+    def __init__(self, derived: Iterable[DerivedMetric] = ()) -> None:
+        self._derived = {d.name: d for d in derived}
         self._known: dict[str, _Written] = {}
 
     def encode(self, snapshot: Snapshot, encoder: Encoder, kind: str) -> bytes:
         """The text without an end mark. kind: identifies the format that the encoder writes."""
         numbers = _numbers(snapshot)
         shown = np.isfinite(numbers)
-        shown[2 * len(snapshot.keys) :] = True  # counters are always shown
+        size, derived = len(snapshot.keys), [key for key, _ in snapshot.derived]
+        shown[2 * size : 3 * size] = True  # counters are always shown
         known = self._known.get(kind)
-        if known is None or known.run != snapshot.run or not _same(known.keys, snapshot.keys):
-            known = self._known[kind] = _written(snapshot, encoder)
+        if known is None or (known.run, known.keys, known.derived) != (snapshot.run, snapshot.keys, derived):
+            known = self._known[kind] = self._written(snapshot, encoder)
             for old in list(self._known)[:-KEPT]:
                 del self._known[old]
         if not np.array_equal(known.shown, shown):
@@ -67,29 +71,26 @@ class SignalText:
             known.shown = shown
         return (known.template % tuple(numbers[known.places].tolist())).encode()
 
-
-def _same(a: Sequence[SeriesKey], b: Sequence[SeriesKey]) -> bool:
-    return a is b or (len(a) == len(b) and a == b)
+    def _written(self, s: Snapshot, encoder: Encoder) -> _Written:
+        """All lines, found by writing the place of each number instead of the number."""
+        size, derived = len(s.keys), [key for key, _ in s.derived]
+        last, window, totals = (np.arange(i * size, (i + 1) * size, dtype=np.float64) for i in range(3))
+        numbered = tuple((key, float(3 * size + i)) for i, key in enumerate(derived))
+        s = replace(s, last=last, window=window, totals=totals, derived=numbered)
+        families = chain(signal_families(s), derived_families(s, self._derived))
+        lines = []
+        for line in encoder(_Families(families)).removesuffix(END).decode().split("\n")[:-1]:
+            written = line.replace("%", "%%")
+            if line.startswith("#"):
+                lines.append(_Line(f"{written}\n", -1))
+                continue
+            head, _, number = written.rpartition(" ")
+            lines.append(_Line(f"{head} %.7g\n", int(float(number))))
+        return _Written(s.run, s.keys, derived, lines, np.empty(0, bool), "", np.empty(0, np.int64))
 
 
 def _numbers(s: Snapshot) -> NDArray[np.float64]:
-    return np.concatenate([s.last, s.window, s.totals]).astype(np.float64)
-
-
-def _written(s: Snapshot, encoder: Encoder) -> _Written:
-    """All lines, found by writing the place of each number instead of the number."""
-    size = len(s.keys)
-    last, window, totals = (np.arange(i * size, (i + 1) * size, dtype=np.float64) for i in range(3))
-    text = encoder(_Families(signal_families(replace(s, last=last, window=window, totals=totals)))).removesuffix(END)
-    lines = []
-    for line in text.decode().splitlines():
-        written = line.replace("%", "%%")
-        if line.startswith("#"):
-            lines.append(_Line(f"{written}\n", -1))
-            continue
-        head, _, number = written.rpartition(" ")
-        lines.append(_Line(f"{head} %.7g\n", int(float(number))))
-    return _Written(s.run, s.keys, lines, np.empty(0, bool), "", np.empty(0, np.int64))
+    return np.concatenate([s.last, s.window, s.totals, [value for _, value in s.derived]]).astype(np.float64)
 
 
 class _Families(Collector):

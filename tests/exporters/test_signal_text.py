@@ -11,10 +11,11 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from stabwatch.exporters.prometheus import RunCollector, Snapshot, signal_families
+from stabwatch.exporters.prometheus import DerivedMetric, RunCollector, Snapshot, derived_families, signal_families
 from stabwatch.exporters.signal_text import END, SignalText
 from stabwatch.runlog import SeriesKey
 
+DERIVED = (DerivedMetric("loss_trend", "Its 5 % trend."), DerivedMetric("rise", "How much it rose."))
 LAYERS = ("blocks.0", "100 %s of it", 'a "quoted\\ name', "two\nlines")
 KEYS = (
     SeriesKey("loss"),
@@ -31,8 +32,9 @@ def snapshot(last: float, run: str = "50 % run") -> Snapshot:
     n = len(KEYS)
     values = np.linspace(last, last * 3.123456789, n)
     values[2] = np.nan
+    derived = ((SeriesKey("loss_trend"), last / 3), *((SeriesKey("rise", layer), last) for layer in LAYERS))
     return Snapshot(run=run, keys=KEYS, last=values, window=values + 1, totals=np.arange(n) * 1.0,
-                    nonfinite=np.zeros(n, np.int64))  # fmt: skip
+                    nonfinite=np.zeros(n, np.int64), derived=derived)  # fmt: skip
 
 
 def samples(text: bytes, parse) -> dict:
@@ -46,7 +48,7 @@ def samples(text: bytes, parse) -> dict:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_it_is_what_the_library_writes(kind):
     encoder, parse = FORMATS[kind]
-    text = SignalText()
+    text = SignalText(DERIVED)
     first = snapshot(1.0)
     appeared = replace(first, last=np.where(np.isnan(first.last), 7.0, first.last))
     gone = replace(first, last=np.full(len(KEYS), np.inf), window=np.full(len(KEYS), np.nan))
@@ -60,7 +62,7 @@ def test_it_is_what_the_library_writes(kind):
 def _registry(s: Snapshot) -> CollectorRegistry:
     class Signals:
         def collect(self):
-            return signal_families(s)
+            return [*signal_families(s), *derived_families(s, {d.name: d for d in DERIVED})]
 
         def describe(self):
             return []
@@ -71,6 +73,7 @@ def _registry(s: Snapshot) -> CollectorRegistry:
 
 
 def test_a_collector_can_leave_the_signals_to_it():
-    with_signals, without = (RunCollector(lambda: snapshot(1.0), signals=signals) for signals in (True, False))
+    with_signals, without = (RunCollector(lambda: snapshot(1.0), DERIVED, signals=signals) for signals in (True, False))
     names = {f.name for f in with_signals.collect()} - {f.name for f in without.collect()}
-    assert names == {f.name for f in signal_families(snapshot(1.0))}
+    families = _registry(snapshot(1.0)).collect()
+    assert names == {f.name for f in families}
