@@ -6,6 +6,7 @@ the series change, or which of them have a finite value.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -47,11 +48,12 @@ class _Written:
 
 
 class SignalText:
-    """Writes the signals and the derived signals of a snapshot. One thread at a time. derived: all of the latter."""
+    """Writes the signals and the derived signals of a snapshot. For any thread. derived: all of the latter."""
 
     def __init__(self, derived: Iterable[DerivedMetric] = ()) -> None:
         self._derived = {d.name: d for d in derived}
         self._known: dict[str, _Written] = {}
+        self._lock = threading.Lock()
 
     def encode(self, snapshot: Snapshot, encoder: Encoder, kind: str) -> bytes:
         """The text without an end mark. kind: identifies the format that the encoder writes."""
@@ -59,17 +61,18 @@ class SignalText:
         shown = np.isfinite(numbers)
         size, derived = len(snapshot.keys), [key for key, _ in snapshot.derived]
         shown[2 * size : 3 * size] = True  # counters are always shown
-        known = self._known.get(kind)
-        if known is None or (known.run, known.keys, known.derived) != (snapshot.run, snapshot.keys, derived):
-            known = self._known[kind] = self._written(snapshot, encoder)
-            for old in list(self._known)[:-KEPT]:
-                del self._known[old]
-        if not np.array_equal(known.shown, shown):
-            kept = [line for line in known.lines if line.place < 0 or shown[line.place]]
-            known.template = "".join(line.text for line in kept)
-            known.places = np.array([line.place for line in kept if line.place >= 0], np.int64)
-            known.shown = shown
-        return (known.template % tuple(numbers[known.places].tolist())).encode()
+        with self._lock:
+            known = self._known.get(kind)
+            if known is None or (known.run, known.keys, known.derived) != (snapshot.run, snapshot.keys, derived):
+                known = self._known[kind] = self._written(snapshot, encoder)
+                for old in list(self._known)[:-KEPT]:
+                    del self._known[old]
+            if not np.array_equal(known.shown, shown):
+                kept = [line for line in known.lines if line.place < 0 or shown[line.place]]
+                known.template = "".join(line.text for line in kept)
+                known.places = np.array([line.place for line in kept if line.place >= 0], np.int64)
+                known.shown = shown
+            return (known.template % tuple(numbers[known.places].tolist())).encode()
 
     def _written(self, s: Snapshot, encoder: Encoder) -> _Written:
         """All lines, found by writing the place of each number instead of the number."""
