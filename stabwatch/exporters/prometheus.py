@@ -221,8 +221,7 @@ def derived_families(s: Snapshot, declared: Mapping[str, DerivedMetric]) -> Iter
         values.setdefault(key.signal, []).append((key, value))
     for name, members in values.items():
         labels = ("run", "layer") if any(key.layer for key, _ in members) else ("run",)
-        text = declared[name].help if name in declared else "A derived signal."
-        family = _gauge(f"stabwatch_{name}", text, labels)
+        family = _gauge(f"stabwatch_{name}", declared[name].help, labels)
         for key, value in members:
             if np.isfinite(value):
                 family.add_metric(_labels(s, key, labels), value)

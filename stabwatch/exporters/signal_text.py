@@ -78,7 +78,7 @@ class SignalText:
         """All lines, found by writing the place of each number instead of the number."""
         size, derived = len(s.keys), [key for key, _ in s.derived]
         last, window, totals = (np.arange(i * size, (i + 1) * size, dtype=np.float64) for i in range(3))
-        numbered = tuple((key, float(3 * size + i)) for i, key in enumerate(derived))
+        numbered = tuple((key, float(3 * size + i)) for i, key in enumerate(derived) if key.signal in self._derived)
         s = replace(s, last=last, window=window, totals=totals, derived=numbered)
         families = chain(signal_families(s), derived_families(s, self._derived))
         lines = []
@@ -88,7 +88,9 @@ class SignalText:
                 lines.append(_Line(f"{written}\n", -1))
                 continue
             head, _, number = written.rpartition(" ")
-            lines.append(_Line(f"{head} %.7g\n", int(float(number))))
+            place = int(float(number))
+            form = "%.7g" if place < 3 * size else "%r"  # the log has float32; derived signals are computed
+            lines.append(_Line(f"{head} {form}\n", place))
         return _Written(s.run, s.keys, derived, lines, np.empty(0, bool), "", np.empty(0, np.int64))
 
 
