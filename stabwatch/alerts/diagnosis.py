@@ -239,7 +239,7 @@ def _cause(engine: Engine, group: _Group, place: int, watched: bool) -> Cause:
     return Cause(
         name=group.name,
         title=title,
-        since_step=group.onset,
+        since_step=group.onset if watched or group.detected is None else group.detected.first_step,
         layers=group.layers,
         evidence=tuple(evidence),
         remedy=declared.remedy if declared else (),

@@ -25,11 +25,11 @@ def limitations(run: LogRun, found: Sequence[RunSegment]) -> Iterator[str]:
         )
     norm = run.of("grad_norm")
     if norm is None:
-        yield "No gradient norm in this log: it is not known whether it rose before the loss did."
+        yield "No gradient norm in this log: a rise before that of the loss cannot be seen."
     elif len(norm) and not norm.values.any():
-        yield "The gradient norm is 0 in every record: it was not measured."
+        yield "The gradient norm is 0 in every record: it was not measured, or no gradient arrives."
     if run.of("learning_rate") is None:
-        yield "No learning rate in this log: it is not known whether it contributed."
+        yield "No learning rate in this log: its part in a problem cannot be seen."
     if not _timed(run):
         yield "No times were found in this log: slow steps and pauses cannot be seen."
     yield from _sparse(run)
@@ -71,7 +71,8 @@ def _sparse(run: LogRun) -> Iterator[str]:
     apart = np.diff(run.steps)
     apart = apart[apart > 0]
     usual = int(np.median(apart)) if len(apart) else 1
-    if run.step_unit == "epoch":
+    if run.step_unit == "epoch" and usual == 1:
         yield "One record per epoch: problems that came and went within an epoch are not in the log."
-    elif usual > 1 and run.step_unit == "step":
-        yield f"One record every {usual} steps: problems that came and went between two records are not in the log."
+    elif usual > 1 and run.step_unit != "ordinal":
+        often = f"{'' if (apart == usual).all() else 'about '}every {usual} {run.step_unit}s"
+        yield f"One record {often}: problems that came and went between two records are not in the log."

@@ -26,3 +26,10 @@ def test_half_of_them_are_healthy_and_each_has_its_source():
     healthy = sum(not expected(case["label"]) for case in CASES)
     assert len(CASES) >= 60 and 0.4 < healthy / len(CASES) < 0.6
     assert all(case["source"].startswith("https://github.com/") for case in CASES)
+
+
+@pytest.mark.parametrize("name", ["icefall-jump", "fairseq-ppl-diverges"])
+def test_a_cause_and_its_evidence_name_one_step(name):
+    (run,) = [analyze_source(source) for source in open_source(PASTED / f"{name}.txt")]
+    (cause,) = run.diagnosis.causes
+    assert f"from step {cause.since_step}:" in cause.evidence[0]

@@ -135,7 +135,7 @@ RULES: tuple[Rule, ...] = (
         source="any; info if the first record has them beside a finite loss, as masks of -inf do",
         remedy=(
             "Stop, and resume from the last checkpoint before the onset.",
-            "Check the batch of that step, and the first layer named here: was its input finite?",
+            "Check the batch of that step, and the first layer with such values: was its input finite?",
             "In float16: use a gradient scaler, which skips such steps, or train in bfloat16.",
         ),
     ),

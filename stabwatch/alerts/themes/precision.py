@@ -216,7 +216,7 @@ RULES: tuple[Rule, ...] = (
         source="a scaler halves its scale at each overflow: 65,536 to below 2 takes sixteen overflows, and the rest no "
         "longer lifts small gradients into float16's range; a scale that started at 1 does not count",
         remedy=(
-            "Gradients overflow at every scale, so they are infinite without one. Find the first non-finite value.",
+            "If gradients overflow at every scale, they are infinite without one: find the first non-finite value.",
             "Resume from a checkpoint before the onset, with a lower learning rate or in bfloat16.",
         ),
         references=(MIXED, OPT),

@@ -49,6 +49,8 @@ class _Burst:
     """Number of reductions that did not change the scale."""
     told: bool = True
     """Whether the log has the scale before; otherwise it was half of it."""
+    word: str = "overflow"
+    """What is counted: messages of overflows, or records with a lower scale."""
 
     @property
     def fall(self) -> float:
@@ -148,7 +150,7 @@ def _from_column(segment: RunSegment) -> list[_Burst]:
             burst = bursts[-1]
             burst.last, burst.ended, burst.after, burst.count = at, step, after, burst.count + 1
         else:
-            bursts.append(_Burst(at, at, step, step, 1, before, after, line))
+            bursts.append(_Burst(at, at, step, step, 1, before, after, line, word="record"))
     return bursts
 
 
@@ -169,13 +171,13 @@ def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
     what, times = f"collapses {where}: {course} in", "in a row"
     if burst.before == burst.after:
         what, times = f"is {burst.after:g} {where} and cannot be reduced, in spite of", ""
-    elif burst.count == 1:
+    elif burst.count == 1 or burst.word == "record":
         times = ""
-    text = f"The loss scale {what} {number_of(burst.count, 'overflow')} {times}".rstrip()
+    text = f"The loss scale {what} {number_of(burst.count, burst.word)} {times}".rstrip()
     if burst.count == 1 and (not burst.told or burst.before == burst.after):
         text = f"The loss scale is {burst.after:g} {where}"
     text += ". Below 1, a smaller scale cannot prevent an overflow." if low else "."
-    overflows = number_of(burst.count, "overflow")
+    overflows = number_of(burst.count, burst.word) + (" with a lower scale," if burst.word == "record" else "")
     return Incident(
         condition="LossScaleCollapse",
         severity="critical" if low else "warning",
@@ -186,7 +188,9 @@ def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
         confidence="likely",
         line=burst.line,
         text=text,
-        evidence=(f"{overflows} {_between(began, ended)}." if known else f"{overflows}; the log has no steps.",),
+        evidence=(
+            f"{overflows} {_between(began, ended)}." if known else f"{overflows.rstrip(',')}; the log has no steps.",
+        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.nonfinite_told import counted, in_messages
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import number_of
@@ -20,11 +20,11 @@ MISSED = 5
 """A loss is missing after this multiple of the usual number of records between two losses."""
 FEWEST_RECORDS = 3
 """Fewest losses that show how often one is printed, and fewest records without one that show its absence."""
+EXPLODED = 10
+"""Multiple of its median from which a value before the first NaN is told."""
 MANY = 3
 """Fewest records with a non-finite gradient norm that are more than skipped steps."""
 
-_AT = re.compile(r"\b(?:at|in|on|for) (?:iteration|iter|step)s?\s*[=:#]?\s*(\d{1,15})\b", re.IGNORECASE)
-"""The step that a message names."""
 _OF_TRAINING: tuple[Role, ...] = (
     "grad_norm",
     "learning_rate",
@@ -49,7 +49,7 @@ def find(segment: RunSegment) -> list[Incident]:
     elif blank and found[-1].last_step is None:
         found[-1] = replace(found[-1], evidence=(*found[-1].evidence, blank[0].text))
     if not found:
-        found = [*_counted(segment), *_in_messages(segment)]
+        found = [*counted(segment), *in_messages(segment)]
     found = _after_norm(segment, _after_validation(segment, found))
     return [*found, *_elsewhere(segment, bool(found)), *_beside_the_loss(segment)]
 
@@ -71,7 +71,6 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
     if a == 0 and len(runs) == 1 and len(bad) - total >= FEWEST_RECORDS:
         yield _before_learning(column, name, word, total)
         return
-    before = column.values[:a][np.isfinite(column.values[:a])]
     yield Incident(
         condition="NonFinite",
         signal=column.name,
@@ -82,8 +81,23 @@ def _of_column(segment: RunSegment, column: Column, name: str, severity: str) ->
         confidence="certain",
         line=int(column.lines[a]),
         text=f"The {name} is {word} at step {column.steps[a]}, {_course(column, runs, total)}.",
-        evidence=(f"Last finite value before: {before[-1]:.4g}." if len(before) else "It was never finite.",),
+        evidence=_before(column, a),
     )
+
+
+def _before(column: Column, end: int) -> tuple[str, ...]:
+    """The last finite value before a record, and the largest if it is far from the others."""
+    finite = np.flatnonzero(np.isfinite(column.values[:end]))
+    if not len(finite):
+        return ("It was never finite.",)
+    values = np.abs(column.values[finite])
+    peak, usual = finite[np.argmax(values)], float(np.median(values))
+    told = [f"Last finite value before: {column.values[finite[-1]]:.4g}."]
+    if len(finite) > 2 and column.role in ("loss", "eval_loss") and values.max() > EXPLODED * usual > 0:
+        told.append(
+            f"Largest before: {column.values[peak]:.4g} at step {column.steps[peak]}; the median is {usual:.4g}."
+        )
+    return tuple(told)
 
 
 def _before_learning(column: Column, name: str, word: str, total: int) -> Incident:
@@ -267,8 +281,7 @@ def _beside(segment: RunSegment, loss: Column) -> Column | None:
         column
         for column in segment.columns
         if column is not loss
-        and column.role
-        in ("grad_norm", "learning_rate", "loss_scale", "skipped_steps", "nan_steps", "step_seconds", "throughput")
+        and column.role in _OF_TRAINING
         and len(column)
         and column.steps[-1] > loss.steps[-1]
         and np.isin(loss.steps, column.steps).mean() > 0.9
@@ -281,53 +294,6 @@ def _beside(segment: RunSegment, loss: Column) -> Column | None:
     ):
         return Column("step", "other", segment.steps, segment.steps.astype(np.float64), segment.lines)  # blank rows
     return min(seen, key=lambda column: int((column.steps > loss.steps[-1]).sum()), default=None)
-
-
-def _counted(segment: RunSegment) -> Iterator[Incident]:
-    """The trainer counts iterations with NaN."""
-    counts = segment.of("nan_steps")
-    if counts is None or not (counts.values > 0).any():
-        return
-    at = np.flatnonzero(counts.values > 0)
-    yield Incident(
-        condition="NonFinite",
-        severity="critical" if len(at) > 2 else "warning",
-        first_step=int(counts.steps[at[0]]),
-        last_step=int(counts.steps[at[-1]]) if at[-1] < len(counts) - 1 else None,
-        records=len(at),
-        confidence="likely",
-        line=int(counts.lines[at[0]]),
-        text=f"The trainer counts steps with NaN from step {counts.steps[at[0]]} ('{counts.name}').",
-        evidence=(f"{counts.values[at].sum():.0f} in {number_of(len(at))}.",),
-    )
-
-
-def _in_messages(segment: RunSegment) -> Iterator[Incident]:
-    messages = [remark for remark in segment.remarks if remark.kind == "nan_message"]
-    if not messages:
-        return
-    first, last = messages[0], messages[-1].step
-    named = _AT.search(first.text)
-    step = first.step if first.step is not None else int(segment.steps[0]) if len(segment.steps) else 0
-    loss = segment.finite_loss
-    after = (
-        f" after step {step}" if first.step is not None else " before the first record" if len(segment.steps) else ""
-    )
-    if named is not None and int(named[1]) >= step:
-        step = int(named[1])
-        after = f" of step {step}"
-    outlived = loss is not None and int((loss.steps > step).sum()) >= FEWEST_RECORDS
-    yield Incident(
-        condition="NonFinite",
-        severity="info" if outlived else "critical",
-        first_step=step,
-        last_step=last if last is not None and loss is not None and (loss.steps > last).any() else None,
-        records=len(messages),
-        confidence="possible" if outlived else "likely",
-        line=first.line,
-        text=f"A message{after} reports NaN: {first.text.strip()[:160]}",
-        evidence=(f"{len(messages)} such messages." if len(messages) > 1 else "One such message.",),
-    )
 
 
 def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stabwatch.analysis.detectors import short_curves
 from stabwatch.analysis.detectors.excursions import Excursion, Reference, excursions, reference
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
-from stabwatch.analysis.readers.names import CAMEL, is_perplexity, plain
+from stabwatch.analysis.readers.names import CAMEL, is_perplexity, plain, role_of
 
 _FREE = re.compile(
     r"(?<![a-z])(?:ep_ret|rew(?:ard)?s?(?!s?/(?:chosen|rejected|margins|accuracies))|returns?|ep_rew_mean|(?:policy(?:_gradient)?|actor|critic)_loss"
@@ -62,6 +62,8 @@ class RunSegment:
         """Name of the loss in a sentence."""
         if self.loss is not None and is_perplexity(self.loss.name):
             return "validation perplexity" if self.loss.role == "eval_loss" else "perplexity"
+        if self.loss is not None and self.loss.role == "loss" and role_of(self.loss.name) == "component":
+            return f"loss ('{self.loss.name}')"
         return "validation loss" if self.loss is not None and self.loss.role == "eval_loss" else "loss"
 
     @cached_property

@@ -26,6 +26,8 @@ ALL = 5
 """Fewest records, all 0, that are reported."""
 LIKE = 0.1
 """Smallest loss before a single 0 at the end, relative to the usual one: some losses are often nearly 0."""
+BY_HEART = 10
+"""Epochs from one record to the next in which a model may learn a small data set by heart."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
@@ -45,6 +47,8 @@ def find(segment: RunSegment) -> list[Incident]:
     for i in [*range(1, min(WITHIN + 1, len(values))), *fell.tolist()]:
         if values[i] * BELOW_FIRST > values[0]:
             continue  # a recovery, not below where it began
+        if segment.run.step_unit == "epoch" and loss.steps[i] - loss.steps[i - 1] >= BY_HEART:
+            continue
         before = float(values[max(0, i - WITHIN) : i].min() if i > WITHIN else values[:i].max())
         rest = values[i:]
         if (

@@ -37,6 +37,15 @@ _CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
 _LEVELS = frozenset(("INFO", "WARNING", "DEBUG", "INFO:", "root:INFO"))
 
 
+def _in_brackets(text: str) -> str | None:
+    """The name of `[Loss] 2.5 | [step] 10` and `[loss]: 2.5`, if it is known."""
+    found = _BRACKETED.search(text)
+    known = found and (
+        step_rank(found[1]) is not None or role_of(found[1]) in MAIN_ROLES or plain(found[1]) in EPOCH_KEYS
+    )
+    return found[1] if found and known else None
+
+
 def key_of(text: str) -> str | None:
     """The name that belongs to a number, from the text between it and the number before."""
     text = _RULE.sub("  ", re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text))
@@ -48,14 +57,14 @@ def key_of(text: str) -> str | None:
         told = _STATISTIC_OF.search(text[: found.start()])
         if told:
             return f"{told[1].strip()}/{told[2]}"  # `Reward: mean=3.06`
-        return _name(text[: found.start()])
+        return _in_brackets(text[: found.start()]) or _name(text[: found.start()])
     text = _VERB.sub("", text)
     stripped = text.strip()
     if stripped.endswith("|") and stripped.count("|") == 2:  # a cell of a table
         return _name(stripped.strip("|"))
-    bracketed = _BRACKETED.search(text)
-    if bracketed and (step_rank(bracketed[1]) is not None or role_of(bracketed[1]) in MAIN_ROLES):
-        return bracketed[1]  # `[Loss] 2.5 | [step] 10`
+    bracketed = _in_brackets(text)
+    if bracketed:
+        return bracketed
     words = _DELIMITER.split(text.rstrip(" [({<*`'\""))[-1].split()
     if stripped.endswith(("[", "(")) and not (words and _may_open(words[-1], stripped[-1])):
         return None

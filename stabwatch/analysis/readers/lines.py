@@ -17,7 +17,7 @@ from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain,
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.unread import Unread
-from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records, values_are_above
+from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records, left_out, values_are_above
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
@@ -92,10 +92,9 @@ class Parser:
     def take(self, line: int, text: str) -> None:
         """One line, or the parts of a line in which something follows a progress bar at once."""
         ends = _BAR_ENDS if "][" in text else _STAMPS if text.count("loss") > 1 else None
-        *parts, text = [text] if ends is None else ends.split(text)
-        for part in parts:
-            self._understands(line, part)
-        if self._understands(line, text):
+        parts = [text] if ends is None else ends.split(text)
+        read = [self._understands(line, part) for part in parts]
+        if any(read):
             self.unread.understood(any(map(str.isdigit, text)))
         else:
             self.skip(text.encode("utf-8", "replace"))
@@ -333,6 +332,8 @@ class Parser:
         record = nameless(text)
         if record is None:
             return False
+        if record.name and "/" in record.name and not self._raw <= record.step <= self._raw + _NEAR * self._apart >= 0:
+            return False
         if record.name:
             self._step(line, record.step, False, {record.name: record.value})
         elif len(self.bare) < _MOST_BARE:
@@ -372,8 +373,8 @@ class Parser:
             self.builder.unit = "epoch"
             notes.append("One record per epoch: epochs count.")
         if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):
-            notes.append(add_to(self.builder, self.unstepped))
-        return notes
+            return [*notes, add_to(self.builder, self.unstepped)]
+        return notes + left_out(self.unstepped, self.builder.keys)
 
     def _end_repeated(self) -> list[str]:
         """Records that repeat the keys of a step: numbered if they are nearly the whole log, otherwise left out."""

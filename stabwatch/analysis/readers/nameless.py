@@ -1,4 +1,4 @@
-"""Lines of free text whose numbers have no names: darknet's losses, and a step beside a value."""
+"""Lines of free text whose numbers have no names: darknet's losses, and a step beside a value or behind one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ _TENSOR = re.compile(
 )
 _COUNT_AND_RATE = re.compile(r"^(?:INFO:[\w.-]+:)?\[(\d{1,12}), (\d\.\d+(?:e-\d+)?)\]\s*$")
 """The step and the learning rate of VITS and what is derived from it, above its losses."""
+_TAG = re.compile(
+    r"^\s*((?:\w+/)+\w+)[ \t]+\[?(-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)\]?[ \t]+(\d{1,12})\s*$", re.IGNORECASE
+)
+"""A name, a value and the step: `losses/q1_loss 63.587 62000`."""
 _LONGEST_BARE = 64
 
 
@@ -34,7 +38,7 @@ def is_bare(text: str) -> bool:
     """Whether a line is a step and a value."""
     if text.lstrip().startswith("tensor("):
         return _TENSOR.match(text) is not None
-    return len(text) < _LONGEST_BARE and (_BARE.match(text) or _COUNT_AND_RATE.match(text)) is not None
+    return len(text) < _LONGEST_BARE and any(form.match(text) for form in (_BARE, _COUNT_AND_RATE, _TAG))
 
 
 def lone_tensor(text: str) -> float | None:
@@ -48,6 +52,9 @@ def nameless(text: str) -> Nameless | None:
     rate = _COUNT_AND_RATE.match(text) if text.rstrip().endswith("]") else None
     if rate:
         return Nameless(int(rate[1]), "lr", float(rate[2]))
+    tag = _TAG.match(text) if "/" in text and len(text) < _LONGEST_BARE else None
+    if tag:
+        return Nameless(int(tag[3]), tag[1], float(tag[2]))
     found = _DARKNET.match(text) if "avg loss" in text else None
     bare = _BARE.match(text) if found is None and len(text) < _LONGEST_BARE else None
     value = number(found[2] if found else (bare[3] or bare[5]) if bare else "")

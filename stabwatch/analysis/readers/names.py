@@ -13,8 +13,8 @@ NUMBER = re.compile(
         \d\.\#(?:IND|[QS]NAN|INF)\d*   # 1.#IND, as Microsoft's C library writes NaN
         | \d+(?:(?:,\d{3})+(?!\d|,\d))?(?:\.\d*)?(?:[eE][-+]?\d+)?   # 12, 1.5, 2e-4, 1,234,567.8
         | \.\d+(?:[eE][-+]?\d+)?
-        | [nN][aA][nN](?:xxx|\.0)?(?![A-Za-z_])
-        | [iI][nN][fF](?:inity)?(?![A-Za-z_])
+        | \.?[nN][aA][nN](?:xxx|\.0)?(?![A-Za-z_])
+        | \.?[iI][nN][fF](?:inity)?(?![A-Za-z_])
         | [nN]/[aA](?![A-Za-z_])
     )""",
     re.VERBOSE,
@@ -32,6 +32,7 @@ _SI = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 STEP_KEYS = (
     "iteration", "iterations", "global_step", "global_step/max_steps", "globalstep", "trainer/global_step",
+    "global_iter", "global_iteration",
     "num_updates", "current_steps", "completed_step", "training_iteration", "step", "steps", "_step", "iter", "it",
     "up", "update", "s", "batch_idx", "batch", "batch_id", "n_iter",
     "iters", "itr", "itrs", "n_itr", "iter_num", "iter_idx", "niter", "train_step", "training_step", "train_iter",
@@ -98,6 +99,7 @@ _RATE = {
     "x/lr0", "lr_group0", "lr-sgd", "optimizer/lr", "lrs", "cur_lr", "current_lr", "last_lr", "current_learning_rate",
     "lr-adamw/pg1", "lr-adam/pg1", "lr-sgd/pg1", "lr_1", "learning_rate_0", "group0_lr",
 }  # fmt: skip
+_RATE_OF_GROUP = re.compile(r"(?:optim(?:izer)?_?\d+_)?(?:lr|learning_rate)_?\d+")
 _SCALE = {
     "loss_scale", "grad_scale", "scale", "amp_scale", "scaler", "lossscale", "loss_scaling", "loss_scaler",
     "dynamic_loss_scale", "cur_scale", "cur_loss_scale", "current_loss_scale", "grad_scaler", "grad_scaler_scale",
@@ -192,6 +194,8 @@ def role_of(name: str) -> Role:
         return "loss"
     if _NORM.fullmatch(last):
         return "grad_norm"
+    if _RATE_OF_GROUP.fullmatch(last):
+        return "learning_rate"
     if _PART.fullmatch(last):
         return "component"
     below = full.startswith(("loss/", "losses/")) and not _MEASURED.search(last)
@@ -277,6 +281,8 @@ def number(word: str) -> float | None:
         return float(text)
     except ValueError:
         pass
+    if text.startswith((".nan", ".inf", "-.inf")):  # YAML
+        return number(text.replace(".", "", 1))
     if _ODD_NAN.fullmatch(text):
         return math.nan
     windows = _WINDOWS.fullmatch(text)

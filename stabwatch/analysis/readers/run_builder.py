@@ -54,6 +54,11 @@ class RunBuilder:
         return self._count
 
     @property
+    def keys(self) -> set[str]:
+        """The keys of all records."""
+        return set(self._series)
+
+    @property
     def last_step(self) -> int | None:
         """Step of the newest record."""
         return self._last

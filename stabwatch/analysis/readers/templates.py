@@ -53,7 +53,7 @@ _PREPARES = re.compile(
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"[A-Za-z]{2}[^|]*$")
-_NEXT = re.compile(r"[\]:)]*\s*\[\s*")
+_NEXT = re.compile(r"[\]:)]*\s*[\[(]\s*")
 """Text between an epoch and the count within it."""
 _LAST = float(len(STEP_KEYS))
 _BATCH, _STEP = step_rank("batch"), step_rank("step")
@@ -64,8 +64,8 @@ _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
 _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
 _LLMC = re.compile(r"\bt[re]l:")
-_COUNTED = re.compile(r"\s*(epoch|batch|iteration|step)\s*,", re.IGNORECASE)
-_LETTERS = re.compile(r"[A-Za-z](?!poch|atch|teration|tep)[A-Za-z]*\s*$")
+_COUNTED = re.compile(r"\s*(epoch|batch|iteration|iter|step)\s*,", re.IGNORECASE)
+_LETTERS = re.compile(r"[A-Za-z](?!poch|atch|ter|tep)[A-Za-z]*\s*$")
 """A name behind its count, as in `0 epoch, 152 batch, loss`; and text before it that has a name."""
 _GLUED = re.compile(r"(?<![\w./-])(iteration|iter|step|epoch)(?=\d{1,12}(?:[,:;|\])/]|$))", re.IGNORECASE)
 """A count without a blank before it: `iteration100, loss`."""
@@ -211,6 +211,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
                     epoch is not None
                     and (i == epoch + 1 or (i == epoch + 2 and texts[i - 1].strip() == after.strip() == "/"))
                     and _NEXT.fullmatch(text)
+                    and (text.rstrip().endswith("[") or after.strip() == "/")
                     and after.strip()[:1] not in ("-", "%")  # a date, a share
                 )
             ):

@@ -40,6 +40,13 @@ def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
     return "It has no step: " + ("epochs count." if epochs else "records are numbered, and their lines are given.")
 
 
+def left_out(records: list[Unstepped], keys: set[str]) -> list[str]:
+    """A note on records without a step in a log with steps. Losses of other names are settings."""
+    many = sum(values.keys() <= keys and any(role_of(key) == "loss" for key in values) for _, _, values in records)
+    what = "1 record is" if many == 1 else f"{many} records are"
+    return [f"{what} left out, because no step is printed above."] if many else []
+
+
 def _is_beside(key: str) -> bool:
     return role_of(key) == "other" and is_of_policy(key)
 
@@ -102,6 +109,11 @@ def counts_records(head: str) -> bool:
 
 
 def values_are_above(head: str) -> bool:
+    """Whether steps are printed below the values that belong to them."""
+    return _lines_alternate(head) or _blocks_end_with_step(head)
+
+
+def _lines_alternate(head: str) -> bool:
     """Whether the lines at the beginning of a log alternate: a loss without a step, then a step without a loss.
 
     So are lines that were broken in two. Complete lines may stand between them.
@@ -119,6 +131,23 @@ def values_are_above(head: str) -> bool:
         if open_ and found[0].epoch is not None:
             return False
     return pairs > 1 or (pairs == 1 and whole > 0)
+
+
+def _blocks_end_with_step(head: str) -> bool:
+    """Whether blocks of lines end with their step: the first two have the same keys, and none above has a step."""
+    templates, blocks = Templates(), [list[str]()]
+    for line in head.splitlines():
+        found = templates.of(line)
+        if found is None or not found[0].tells:
+            continue
+        keys = [key for _, key, _ in found[0].values]
+        if found[0].step is None and found[0].epoch is None:
+            blocks[-1] += keys
+        elif keys or found[0].epoch is not None:
+            return False
+        else:
+            blocks.append([])
+    return len(blocks) > 2 and len(blocks[0]) > 2 and blocks[0] == blocks[1]
 
 
 def _has_loss(template: Template) -> bool:

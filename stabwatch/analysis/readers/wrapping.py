@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from stabwatch.analysis.readers.names import role_of, step_rank
+from stabwatch.analysis.readers.names import EPOCH_KEYS, plain, role_of, step_rank
 
 _LINES, _FEWEST = 400, 2
 """Lines that are inspected; fewest records whose first line is full."""
@@ -16,7 +16,8 @@ _OPENING = 12
 _DIGITS = re.compile(r"\d")
 _IN_NUMBER = re.compile(r"(?:\d|\d\.|\d[eE][-+]?)\n[\d.]|\d[eE]\n[-+]\d|[:=]\n ?[-\d]|[\w)'\"]\n[:=] ")
 """A break through a number, or between a name and its number."""
-_IN_WORD = re.compile(r"(\w+)\n(\w+)")
+_IN_WORD = re.compile(r"(\w*[^\W\d])\n([^\W\d]\w*)")
+"""A break between two letters. A capital behind a small letter begins a word, as in `Epoch` below a progress bar."""
 _BAR = "|│┃║-=─━*#+╯╮╭╰"
 
 
@@ -40,10 +41,15 @@ def width_of(head: str) -> int | None:
     if sum(set(a[-2:]) <= set(_BAR) for a, _ in breaks) > len(breaks) / 2:
         return None  # the frame of a table
     in_number = any(_IN_NUMBER.search(f"{a[-2:]}\n{b[:3]}") for a, b in breaks)
-    words = [found[1] + found[2] for a, b in breaks if (found := _IN_WORD.search(f"{a}\n{b}"))]
-    known = any(role_of(word) != "other" or step_rank(word) is not None for word in words)
+    words = [found for a, b in breaks if (found := _IN_WORD.search(f"{a}\n{b}"))]
+    words = [word for word in words if not _is_known(word[2]) and not (word[2][0].isupper() > word[1][-1].isupper())]
+    known = any(_is_known(word[1] + word[2]) for word in words)
     again = any(i in continuations for i in full)
     return width if in_number or known or (words and (again or width in _USUAL)) else None
+
+
+def _is_known(word: str) -> bool:
+    return role_of(word) != "other" or step_rank(word) is not None or plain(word) in EPOCH_KEYS
 
 
 def _opening(line: str) -> str:

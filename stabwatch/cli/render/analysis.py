@@ -83,9 +83,10 @@ def _run(run: Analysis, named: bool, options: ConsoleOptions) -> Iterator[Render
 
 def since_words(run: Analysis, found: Cause) -> str:
     """Since when a cause holds, in the unit of the log, and how sure that is; a log may have no records."""
+    sure = "certain" if found.confidence == "certain" else f"a {found.confidence} cause"
     if not run.records and not run.is_run_folder:
-        return found.confidence
-    return f"since {run.unit} {found.since_step:,}, {found.confidence}"
+        return sure
+    return f"since {run.unit} {found.since_step:,}, {sure}"
 
 
 def shown_incidents(run: Analysis, most: int) -> list[Incident]:

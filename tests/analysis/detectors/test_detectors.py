@@ -392,3 +392,22 @@ def test_a_loss_that_leaves_downwards_and_is_back_in_its_last_record():
     loss = np.concatenate((np.zeros(16), np.full(12, -2e4), [-10.0]))
     found = [f for f in detect(run_of(loss=loss)) if f.condition == "LossDivergence"]
     assert [f.first_step for f in found] == [16]
+
+
+def test_what_grew_before_the_first_nan_is_told():
+    (found,) = [
+        i for i in detect(run_of(loss=[39.7, 22.2, 68.6, 1266.9, 332.0, 1436176.0, *[np.nan] * 4])) if i.is_problem
+    ]
+    assert found.evidence == (
+        "Last finite value before: 1.436e+06.",
+        "Largest before: 1.436e+06 at step 5; the median is 200.3.",
+    )
+    (found,) = [i for i in detect(run_of(loss=[4.0, 3.0, 2.0, 2.5, *[np.nan] * 4])) if i.is_problem]
+    assert found.evidence == ("Last finite value before: 2.5.",)
+
+
+def test_a_lower_scale_in_records_is_not_called_overflows():
+    scale = [64.0, 8.0, 4.0, 4.0, 0.1, 0.1, 0.1, 0.1, 0.1]
+    (found,) = [i for i in detect(run_of(loss=list(np.linspace(7, 4, 9)), loss_scale=scale)) if i.is_problem]
+    assert found.text.startswith("The loss scale collapses at step 1: from 64 to 0.1 in 3 records. Below 1,")
+    assert found.evidence == ("3 records with a lower scale, from step 1 to 4.",)

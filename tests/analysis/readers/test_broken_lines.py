@@ -255,3 +255,17 @@ def test_statistics_of_an_evaluation(tmp_path):
     )
     (column,) = (c for c in _log(tmp_path, text).runs[0].columns if c.name == "Reward/mean")
     assert column.steps.tolist() == [6 * i for i in range(N)]
+
+
+def test_lines_of_one_width_above_names_are_not_broken():
+    text = "".join(
+        f"progress  epoch 50  step {i}02  image/sec 35.6  remaining 0m\ndiscrim_loss 0.4{i}\ngen_loss_L1 381.{i}\n"
+        for i in range(4, 8)
+    )
+    assert width_of(text) is None
+
+
+def test_epochs_below_a_bar_of_the_width_of_a_terminal_are_not_broken():
+    bar = "401/401 [==============================] - 21s 53ms/step - loss: nan - triplet_acc: 0.0000e+00 - val_loss: nan - val_triplet_acc: 0.0000e+00"
+    assert len(bar) == 140
+    assert width_of("".join(f"Epoch {i}/1000\n{bar}\n" for i in range(1, 9))) is None

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from stabwatch.analysis.readers import read_log
 from stabwatch.errors import StabwatchError
 from tests.analysis.readers.test_hostile import GOOD
 
-SEEDS = [*GOOD.values(), *(path.read_bytes()[:6000] for path in sorted(PASTED.glob("*.txt")))]
+_LOGS = [*GOOD.values(), *(path.read_bytes()[:6000] for path in sorted(PASTED.glob("*.txt")))]
+SEEDS = [*_LOGS, *(re.sub(rb"(.{80})", rb"\1\n", log) for log in _LOGS[::4])]
+"""Logs of many shapes, some of them with lines that a terminal broke."""
 ODD = (
     b"\xef\xbb\xbf", b"\xff\xfe", b"\0" * 40, b"\r",
     b"\r\r\n", b"\n\n", b"nan", b"inf", b"-nan", b"1e999", b"0.0", b"-1",
