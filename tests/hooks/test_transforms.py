@@ -233,7 +233,7 @@ class FunctionMode(TorchFunctionMode):
         self.seen = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.seen.append(str(func))
+        self.seen.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
 

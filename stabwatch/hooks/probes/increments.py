@@ -110,11 +110,11 @@ def _of_module(name: str, module: nn.Module, context: TapContext) -> Iterator[Pa
 def _weights(module: nn.Module) -> tuple[nn.Parameter, nn.Parameter, Split | None] | None:
     """Weights of queries and keys (rows: outputs); with a function that makes thirds of a fused one."""
     for names in _PAIRS:
-        query, key = (_trained(getattr(module, attribute, None)) for attribute in names)
+        query, key = (_trained(_own(module, attribute)) for attribute in names)
         if query is not None and key is not None:
             return query, key, None
     for attribute in _FUSED:
-        weight = _trained(getattr(module, attribute, None), fused=True)
+        weight = _trained(_own(module, attribute), fused=True)
         if weight is not None and weight.shape[0] == 3 * weight.shape[1]:
             return weight, weight, lambda x: x.unflatten(0, (3, -1))
         if weight is not None and weight.shape[1] == 3 * weight.shape[0]:
@@ -122,11 +122,17 @@ def _weights(module: nn.Module) -> tuple[nn.Parameter, nn.Parameter, Split | Non
     return None
 
 
+def _own(module: nn.Module, name: str) -> Any:
+    """A child or parameter. Nothing of a module in TorchScript; a parametrized weight is not computed."""
+    tables = (vars(module).get("_modules"), vars(module).get("_parameters"))
+    return next((table[name] for table in tables if isinstance(table, dict) and name in table), None)
+
+
 def _trained(held: Any, fused: bool = False) -> nn.Parameter | None:
     """The matrix of a linear layer, if it is trained; of a fused one also that of GPT-2's layer, or the parameter."""
     weight = held
     if isinstance(held, nn.Module):
-        weight = held._parameters.get("weight") if fused or isinstance(held, nn.Linear) else None
+        weight = _own(held, "weight") if fused or isinstance(held, nn.Linear) else None
     if not isinstance(weight, nn.Parameter) or nn.parameter.is_lazy(weight):
         return None
     return weight if weight.dim() == 2 and weight.requires_grad else None
