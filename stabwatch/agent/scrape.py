@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import choose_encoder
@@ -73,6 +75,10 @@ class Scrape:
             self._of, self._memo = snapshot, Memo()
         encoder, kind = choose_encoder(environ.get("HTTP_ACCEPT", ""))
         packed = accepts_gzip(environ)
+        if names := parse_qs(environ.get("QUERY_STRING", "")).get("name[]"):
+            text = only(self._encode(snapshot, encoder, kind, False), set(names))
+            start_response("200 OK", [("Content-Type", kind), ("Content-Length", str(len(text)))])
+            return [text]
         body = self._memo.get((kind, packed), lambda _: self._encode(snapshot, encoder, kind, packed))
         headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
         start_response("200 OK", [*headers, ("Content-Encoding", "gzip")] if packed else headers)
@@ -84,6 +90,21 @@ class Scrape:
             whole = text.removesuffix(END)
             text = whole + self._more(snapshot, encoder, kind) + text[len(whole) :]
         return gzip.compress(text, GZIP_LEVEL) if packed else text
+
+
+def only(text: bytes, names: Collection[str]) -> bytes:
+    """Of a text in one of Prometheus's formats the samples with these names, as `?name[]=` asks for them."""
+    kept: list[str] = []
+    head: list[str] = []
+    for line in text.decode().splitlines(keepends=True):
+        if line.startswith("# EOF"):
+            kept.append(line)
+        elif line.startswith("#"):
+            head = [line] if line.startswith("# HELP") else [*head, line]
+        elif re.split(r"[{ ]", line, maxsplit=1)[0] in names:
+            kept += [*head, line]
+            head = []
+    return "".join(kept).encode()
 
 
 def accepts_gzip(environ: dict[str, Any]) -> bool:

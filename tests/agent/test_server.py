@@ -77,6 +77,15 @@ def test_metrics_are_negotiated_and_packed(listen):
     assert body.endswith(b"# EOF\n")
 
 
+def test_a_scrape_may_ask_for_some_names(listen):
+    url = listen().url + "metrics"
+    _, _, whole = get(url)
+    _, _, some = get(url + "?name[]=stabwatch_loss&name[]=stabwatch_gradient_norm")
+    lines = [line for line in some.splitlines() if not line.startswith(b"#")]
+    assert len(lines) == 2 and set(lines) < set(whole.splitlines())
+    assert len([line for line in some.splitlines() if line.startswith(b"# TYPE")]) == 2
+
+
 def test_health_says_whether_the_log_is_followed(listen, follower, monkeypatch):
     url = listen().url + "healthz"
     status, _, body = get(url)
