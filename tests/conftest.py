@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     reasons[marker] = _lacking(marker)
                 if reasons[marker]:
                     item.add_marker(pytest.mark.skip(reason=f"{marker}: {reasons[marker]}"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_objects() -> None:
+    """What tests have imported is left out where Python, or `attach`, goes through all objects."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
