@@ -135,13 +135,19 @@ def evaluate(feature: Any, records: Records) -> Iterator[Block]:
 
 
 def one_by_one(feature: Any, steps: Ints, values: Array) -> Block | None:
-    """The numbers of a feature over records, by its `update`; None where nothing was measured."""
-    numbers = [feature.update(step, values[i]) for i, step in enumerate(steps.tolist())]
+    """The numbers of a feature over records, by its `update`; None where nothing was measured.
+
+    A feature with the run as its only row has `numbers`: the same without an array for each.
+    """
+    of_run = getattr(feature, "numbers", None)
+    update = feature.update if of_run is None else of_run
+    numbers = [update(step, values[i]) for i, step in enumerate(steps.tolist())]
     found = [n for n in numbers if n is not None]
     if not found:
         return None
     rows = np.array([i for i, n in enumerate(numbers) if n is not None])
-    return rows, BlockGauges({name: np.array([n[name] for n in found]) for name in found[0]})
+    columns = {name: np.array([n[name] for n in found]) for name in found[0]}
+    return rows, BlockGauges(columns if of_run is None else {name: c[:, None] for name, c in columns.items()})
 
 
 def _declared(feature: Any, name: str) -> Callable[..., Any] | None:

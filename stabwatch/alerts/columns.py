@@ -110,6 +110,11 @@ class LayerColumns:
         out[..., rows] = found
         return out
 
+    def first(self, signal: str) -> int | None:
+        """The column of a signal in the first row; None where the layout has none."""
+        rows, columns = self._columns[signal]
+        return int(columns[0]) if len(columns) and (rows is None or not rows[0]) else None
+
     def measured(self, values: Array) -> Bools:
         """Whether any of the signals was measured in each record, (n,) of (n, series)."""
         if not len(self._all):

@@ -101,12 +101,17 @@ class RunFeature:
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
         """See Feature."""
+        found = self.numbers(step, values)
+        return None if found is None else {name: np.array([n]) for name, n in found.items()}
+
+    def numbers(self, step: int, values: Array) -> dict[str, float] | None:
+        """What `update` returns, as numbers of the one row."""
         self._step = step
         found = self._observe(values)
         if found is None:
             return None
         self._points += 1
-        return {name: np.array([n]) for name, n in {**found, "points": float(self._points)}.items()}
+        return {**found, "points": float(self._points)}
 
     def _many(self, rows: Ints, numbers: Mapping[str, Array | OnDemand]) -> Block:
         """The result of `observe_block` with the numbers of the measured rows, each (rows,)."""
@@ -127,8 +132,8 @@ class RunFeature:
 
     def _one(self, signal: str, values: Array) -> float:
         """The value of a run-scope signal; NaN where there is none."""
-        found = self._columns.of(signal, values)
-        return float(found[0]) if len(found) else math.nan
+        column = self._columns.first(signal)
+        return math.nan if column is None else float(values[column])
 
     def _column(self, signal: str, values: Array) -> Array:
         """The values of a run-scope signal, (n,); NaN where there are none."""

@@ -139,10 +139,10 @@ class RoleFeature(RunFeature):
         super().bind(keys)
         self._roles.bind(keys)
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Feature. A log may contain any number, also such whose difference is infinite."""
+    def numbers(self, step: int, values: Array) -> dict[str, float] | None:
+        """See RunFeature. A log may contain any number, also such whose difference is infinite."""
         with np.errstate(all="ignore"):
-            return super().update(step, values)
+            return super().numbers(step, values)
 
     def _of_a_policy(self, values: Array) -> bool:
         """Is the first role's number that of a policy? The feature has the roles of `EVIDENCE` among its own."""

@@ -105,6 +105,8 @@ def test_micro_batches_merge_into_the_whole_batch(attach):
             tap = CATALOGUE[key.signal].tap
             if tap in ("host", "residual", "writer") or key.signal in OF_A_MICRO_BATCH:
                 continue  # clocks; tokens drawn, gradients split and heads ordered within each micro-batch
+            if CATALOGUE[key.signal].reduction == "attention_sink":
+                continue  # of the first samples of each micro-batch
             mine, theirs = whole.series(key.signal, key.layer)[1], log.series(key.signal, key.layer)[1]
             np.testing.assert_allclose(theirs, mine, rtol=2e-4, atol=1e-6, err_msg=str(key))
 

@@ -7,9 +7,10 @@ from collections import deque
 
 import numpy as np
 
+from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, median
+from stabwatch.alerts.statistics import Array, Ints, median
 
 JUMP = 10.0
 """Times the learning rate of the record before: a decay and a return, not a step of a warm-up."""
@@ -46,11 +47,6 @@ class RangeFeature(RunFeature):
         self._least, self._most = [math.inf, math.inf], [-math.inf, -math.inf]
         self._first = math.nan
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Feature."""
-        self._step = step
-        return super().update(step, values)
-
     def _observe(self, values: Array) -> dict[str, float] | None:
         loss = self._one("loss", values)
         if not math.isfinite(loss):
@@ -68,12 +64,33 @@ class RangeFeature(RunFeature):
 
     measures = own_signals
 
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:
+        """See `stabwatch.alerts.blocks`."""
+        if self._points < BEGIN:
+            return None
+        loss = self._column("loss", values)
+        rows = np.flatnonzero(np.isfinite(loss))
+        if not len(rows):
+            return self._many(rows, {})
+        loss = loss[rows]
+        extremes = [
+            (np.minimum.accumulate(np.append(least, loss))[1:], np.maximum.accumulate(np.append(most, loss))[1:])
+            for least, most in zip(self._least, self._most, strict=True)
+        ]
+        self._least, self._most = ([float(both[i][-1]) for both in extremes] for i in (0, 1))
+        size = np.maximum(*map(np.abs, extremes[1]))
+        with np.errstate(all="ignore"):
+            spreads = [np.where(size > SMALL, (most - least) / size, np.nan) for least, most in extremes]
+        numbers = (*spreads, steps[rows] - self._first)
+        return self._many(rows, dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"loss": loss})
+
 
 class SameFeature(RunFeature):
     """For how many records the loss has been the very same number, and how suddenly it became that.
 
-    apart: the distance of the loss before, at its least over 16 records, over their range. 0 where it neared that
-    number, came down to zero (a hinge that is satisfied everywhere), or has few values (a coarse number format).
+    apart: the distance of the loss before, at its least over 16 records, over their range; NaN before the number has
+    come twice. 0 where it neared that number, came down to zero (a hinge that is satisfied everywhere), or has few
+    values (a coarse number format).
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -100,7 +117,7 @@ class SameFeature(RunFeature):
         else:
             self._before.extend([self._number] * min(self._same, SETTLED) if self._same else [])
             self._number, self._same = loss, 1
-        numbers = (float(self._same), self._apart())
+        numbers = (float(self._same), self._apart() if self._same > 1 else math.nan)
         return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"loss": loss}
 
     def _apart(self) -> float:
@@ -158,7 +175,7 @@ class RateJumpFeature(RunFeature):
     def _lost(self) -> float:
         if len(self._last) < FEW:
             return math.nan
-        now = median(np.array(self._last))
+        now = sorted(self._last)[FEW // 2]
         if math.isnan(self._factor):
             self._best = min(self._best, now)
             return math.nan
