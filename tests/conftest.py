@@ -63,6 +63,11 @@ def few_objects() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Objects are freed at the end as they would be without `few_objects`."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's shell reaches a test, and no test reaches the network."""
