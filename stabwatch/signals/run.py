@@ -79,10 +79,16 @@ SIGNALS = (
         "ratio",
         tier="sampled",
     ),
-    _host(
-        "target_in_input_ratio",
-        "Share of the samples whose target is one of the numbers of the model's input, the same column in each.",
-        "ratio",
+    Signal(
+        name="target_in_input_ratio",
+        help="Share of the samples whose target is one of the numbers of the model's input, the same column in each; "
+        "the mean over the losses of the step.",
+        unit="ratio",
+        tap="host",
+        reduction="mean",
+        fields=("sum", "count"),
+        formula="mean",
+        scope="run",
         tier="sampled",
     ),
     _host("backward_passes", "Backward passes of the step that reached the model's parameters."),

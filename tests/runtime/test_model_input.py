@@ -105,6 +105,19 @@ def test_labels_among_the_features_of_a_classifier(tmp_path):
     assert "TargetInInput" in _watched(tmp_path / "run", model, loss, steps=8)[1]
 
 
+def test_a_loss_beside_others_may_rebuild_the_input(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+
+    def loss():
+        x = torch.randn(32, 5)
+        out = model(x)
+        yield F.cross_entropy(out[:, 1:], (x.sum(dim=1) > 0).long()) + F.mse_loss(out[:, 0], x[:, 2])
+
+    found, rules = _watched(tmp_path / "run", model, loss, steps=8)
+    assert found["target_in_input_ratio"] == 0.5 and "TargetInInput" not in rules
+
+
 @pytest.mark.parametrize("share", [1.0, 1 / 6])
 def test_micro_batches_that_are_summed(share, tmp_path):
     torch.manual_seed(0)

@@ -178,7 +178,8 @@ RULES: tuple[Rule, ...] = (
             Threshold(severity="warning", when=(Condition("target_in_input_ratio", above=0.99),), for_points=3),
         ),
         abnormal=(Condition("target_in_input_ratio", above=0.99),),
-        source="all samples of three batches of eight and more, whose targets differ",
+        source="all samples of three batches of eight and more, whose targets differ, in every loss of the "
+        "step: one loss among others may be there to rebuild the input",
         remedy=(
             "Leave the column out: a window that ends one step too late, a label among the features.",
             "Compare with a model that sees this column alone.",

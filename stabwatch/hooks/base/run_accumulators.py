@@ -131,9 +131,8 @@ class RunAccumulators:
 
     @torch.no_grad()
     def update_leak(self, share: Tensor) -> None:
-        """Note the share of samples whose target is one of the numbers of their input, float32 ()."""
-        share = share.to(self._device, non_blocking=True)
-        merge_(HOST, self.leak, torch.stack((torch.ones_like(share), share)))
+        """Note the share of samples whose target is one of the numbers of their input, float32 (), for one loss."""
+        merge_(MEAN, self.leak, mean_aggregates(share.to(self._device, non_blocking=True), 1.0))
 
     @torch.no_grad()
     def update_input(self, batch: Tensor) -> None:
