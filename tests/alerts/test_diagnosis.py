@@ -69,7 +69,7 @@ def test_a_layer_that_began_at_zero_is_no_learning_rate_too_high():
 
 
 def test_a_loss_that_jumps_is_put_down_to_the_batch_but_not_while_the_learning_rate_climbs():
-    losses = [*wave(100, 2.0, 0.02), *([6.0] * 20)]
+    losses = [*wave(100, 2.0, 0.02), *wave(20, 6.0, 0.02)]
     steady, climbing = [1e-3] * 120, [1e-4 * 1.03**i for i in range(120)]
     assert _diagnosis({"loss": losses, "learning_rate": steady}).causes[0].name == "BadBatch"
     causes = [c.name for c in _diagnosis({"loss": losses, "learning_rate": climbing}).causes]

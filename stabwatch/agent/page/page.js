@@ -76,8 +76,9 @@ function showDiagnosis({ diagnosis, alerts, marks: fired }) {
   $("diagnosis").className = `card diagnosis ${rank[worst] ?? ""}`;
   const causes = diagnosis.causes.map((cause, place) => {
     const since = `since step ${cause.since_step}`;
+    const sure = cause.confidence === "certain" ? "certain" : `a ${cause.confidence} cause`;
     const head = el("summary", "", el("h3", "", cause.title),
-      el("span", "where", [some(grouped(cause.layers), 6), since].filter(Boolean).join(", ")));
+      el("span", "where", [some(grouped(cause.layers), 6), since, sure].filter(Boolean).join(", ")));
     const page = cause.runbook_url ? el("a", "runbook", "Runbook") : null;
     if (page) page.href = `runbooks/${encodeURIComponent(cause.name)}`;
     const references = cause.references.length ? el("p", "references", cause.references.join(" · ")) : null;
@@ -134,7 +135,7 @@ function showTable({ table, alerts, progress }) {
   const rows = order.map((row) => {
     const swatch = el("span", "swatch");
     swatch.style.background = colour(row.layer);
-    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer, 28));
+    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer, innerWidth < 600 ? 20 : 28));
     name.title = row.layer;
     const cells = row.cells.map((cell) => {
       if (!cell) return el("td", "soft", "–");
