@@ -213,7 +213,8 @@ def page(command: str, results: Results, calm: Calm, took: float) -> str:
 
 Public reports of failed PyTorch trainings, each written again as a small training with a healthy twin that differs in
 one line (`benchmarks/reports/cases/`), and healthy workloads in the manner of classic examples
-(`benchmarks/reports/healthy/`). No threshold was chosen on them.
+(`benchmarks/reports/healthy/`). Rules were written and mended with these cases at hand: reports that are kept apart may
+come out worse.
 
 Found: a warning or a critical alarm begins at or after the fault, and the twin does not raise the same within 20 steps.
 First cause right: the diagnosis names first what the report was about, by a name that the case accepts; many cases

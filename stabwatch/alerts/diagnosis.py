@@ -26,6 +26,8 @@ EXPLAINED = {"LossLostAtRateJump": "LearningRateSpike"}
 """Conditions that say nothing more where another one is named, whose evidence they are."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SYMPTOMS = (*_LOSS, "NonFinite")
+OUTCOME = "NotLearning"
+"""It says that nothing is learned, and not why: what else began before it was seen comes first."""
 _SPIKE_AFTER = "A loss spike"
 """Title of a spike that follows another problem. The rule's title says that nothing preceded it."""
 
@@ -76,6 +78,11 @@ class _Group:
     def onset(self) -> int:
         """The rules' onset is exact to the record; a detector may place a slow rise earlier."""
         return min((a.onset for a in self.alerts), default=self.incidents[0].first_step)
+
+    @property
+    def seen(self) -> float:
+        """The step at which a rule fired; infinite where only a look at the whole log has shown it."""
+        return min((i.live_step for i in self.incidents if i.live_step is not None), default=math.inf)
 
     @property
     def first(self) -> Alert:
@@ -131,10 +138,10 @@ def _ranked(groups: list[_Group], together: float) -> list[_Group]:
     """In order of onset; by severity if onsets are too close (signals are sampled). A stopped process comes last."""
     earliest = min(g.onset for g in groups)
 
-    def order(group: _Group) -> tuple[bool, bool, int, int, int]:
+    def order(group: _Group) -> tuple[bool, bool, float, int, int]:
         near = group.onset <= earliest + together
         symptom = not (near and _is_fact(group.name))
-        place = 0 if near else group.onset
+        place = group.seen if group.name == OUTCOME else 0 if near else group.onset
         return (group.name == "TrainingStopped", symptom, place, rank(group.severity), group.onset)
 
     return sorted(groups, key=order)

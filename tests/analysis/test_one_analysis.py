@@ -43,11 +43,11 @@ def test_a_learning_rate_that_jumped_comes_first():
     loss, rate = LOSS.copy(), np.full(200, 1e-3)
     rate[150:], loss[155:] = 1e-1, 40
     causes = analysed(run_of(loss=loss, learning_rate=rate)).diagnosis.causes
-    assert [cause.name for cause in causes] == ["LearningRateSpike", "LossDivergence"]
+    assert [cause.name for cause in causes] == ["LearningRateSpike", "LossDivergence", "LossStuck"]
     rate[:] = 1e-3
     rate[50:] = 1e-1
     causes = analysed(run_of(loss=loss, learning_rate=rate)).diagnosis.causes
-    assert [cause.name for cause in causes] == ["LossDivergence"]
+    assert [cause.name for cause in causes] == ["LossDivergence", "LossStuck"]
 
 
 def _named_by_detectors() -> set[str]:

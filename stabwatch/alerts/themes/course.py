@@ -242,7 +242,6 @@ RULES: tuple[Rule, ...] = (
             "empty.",
             "Check that the loader still gives different batches.",
         ),
-        fact=True,
     ),
     Rule(
         name="LossLostAtRateJump",
