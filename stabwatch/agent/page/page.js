@@ -135,7 +135,7 @@ function showTable({ table, alerts, progress }) {
   const rows = order.map((row) => {
     const swatch = el("span", "swatch");
     swatch.style.background = colour(row.layer);
-    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer, innerWidth < 600 ? 20 : 28));
+    const name = el("td", severity.get(row.layer) ?? "", swatch, short(row.layer, innerWidth < 600 ? 18 : 28));
     name.title = row.layer;
     const cells = row.cells.map((cell) => {
       if (!cell) return el("td", "soft", "–");
