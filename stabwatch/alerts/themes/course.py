@@ -88,8 +88,8 @@ class RangeFeature(RunFeature):
 class SameFeature(RunFeature):
     """For how many records the loss has been the very same number, and how suddenly it became that.
 
-    apart: the distance of the loss before, at its least over 16 records, over their range; NaN before the number has
-    come twice. 0 where it neared that number, came down to zero (a hinge that is satisfied everywhere), or has few
+    apart: the distance of the loss before, at its least over 16 records, over their range. 0 before the number has come
+    twice, and where the loss neared that number, came down to zero (a hinge that is satisfied everywhere), or has few
     values (a coarse number format).
     """
 
@@ -117,7 +117,7 @@ class SameFeature(RunFeature):
         else:
             self._before.extend([self._number] * min(self._same, SETTLED) if self._same else [])
             self._number, self._same = loss, 1
-        numbers = (float(self._same), self._apart() if self._same > 1 else math.nan)
+        numbers = (float(self._same), self._apart() if self._same > 1 else 0.0)
         return dict(zip((g.name for g in self.gauges), numbers, strict=True)) | {"loss": loss}
 
     def _apart(self) -> float:
