@@ -154,7 +154,7 @@ def fields(name: str, value: float) -> dict[str, float]:
         "repeated": {"last": value},
         "acted": {"last": value},
         "forwards": {"last": value},
-        "leak": {"last": value},
+        "leak": {"sum": value},
         "second_token": {"own": 0.1, "following": 1 - value, "second": value, "open": 0.0, "causal": 1.0},
         "own_token": {"own": value, "following": 1 - value, "second": 0.1, "open": 0.0, "causal": 1.0},
         "open_token": {
