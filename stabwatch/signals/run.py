@@ -85,7 +85,7 @@ SIGNALS = (
         "the mean over the losses of the step.",
         unit="ratio",
         tap="host",
-        reduction="mean",
+        reduction="host_count",
         fields=("sum", "count"),
         formula="mean",
         scope="run",

@@ -16,7 +16,7 @@ from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.kernels.merge import Aggregates, merge_, merge_floats
 from stabwatch.kernels.where import on_host
 from stabwatch.runlog import Accumulator, host_accumulator
-from stabwatch.signals.reductions import CERTAINTY, CLIP, HOST, LOGSUMEXP, MEAN
+from stabwatch.signals.reductions import CERTAINTY, CLIP, HOST, HOST_COUNT, LOGSUMEXP, MEAN
 
 LOSS = PROBES.register(Probe(name="loss", tap="loss", reduction=MEAN, tier="always")).accumulator()
 LOGITS = PROBES.register(Probe(name="loss", tap="logits", reduction=LOGSUMEXP, tier="always")).accumulator()
@@ -132,7 +132,8 @@ class RunAccumulators:
     @torch.no_grad()
     def update_leak(self, share: Tensor) -> None:
         """Note the share of samples whose target is one of the numbers of their input, float32 (), for one loss."""
-        merge_(MEAN, self.leak, mean_aggregates(share.to(self._device, non_blocking=True), 1.0))
+        share = share.to(self._device, non_blocking=True)
+        merge_(HOST_COUNT, self.leak, torch.stack((torch.ones_like(share), share)))
 
     @torch.no_grad()
     def update_input(self, batch: Tensor) -> None:
