@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
 from benchmarks.reports.run import main
 
+logging.getLogger("stabwatch").setLevel(logging.ERROR)
 raise SystemExit(main())

@@ -15,7 +15,6 @@ Each run is watched in the way of one line, `stabwatch.attach(model, optimizer)`
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import tempfile
@@ -62,7 +61,6 @@ def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
     torch.set_num_threads(1)  # the models are small
     warnings.filterwarnings("ignore")
-    logging.getLogger("stabwatch").setLevel(logging.ERROR)
     began = time.perf_counter()
     modes: list[Mode] = [mode for mode in SETTINGS if mode in options.modes]
     cases = [c for c in CASES if not options.healthy and (not options.only or c.name in options.only)]
