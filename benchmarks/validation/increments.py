@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-import stabwatch
+from benchmarks.demo_gpt import train_gpt
 from benchmarks.report import table
-from stabwatch.demo import GPT, DemoConfig, batches, corpus
-from stabwatch.runlog import Run, read_run
+from stabwatch.runlog import Run
 
 TITLE = "Spectrum of query-key increments (mechanism-driven monitors)"
 CLAIM = """arXiv:2606.28116 [abstract]: the spectral entropy of the first-order change of the query-key product, dWq Wk' + Wq dWk', reacts thousands of
@@ -22,24 +16,6 @@ attention logits pass 1,000. The participation ratio (32 at most: twice the head
 largest logit and the loss, in four parts of the run. The biased attention of the paper is not tried."""
 STEPS, PARTS, LAYERS = 240, 4, 3
 RATES = (1e-3, 1e-2, 1e-1)
-
-
-def train(rate: float) -> Run:
-    """The run log of one training."""
-    torch.manual_seed(0)
-    config = DemoConfig(width=64, layers=LAYERS, heads=4, context=64, batch=8, seed=0)
-    model, draw = GPT(config), batches(corpus(1 << 20), config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run"
-        with stabwatch.attach(model, optimizer, run_dir=path, agent=False, verbose=False, every_step=True):
-            for _ in range(STEPS):
-                tokens, following = draw()
-                loss = F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        return read_run(path)
 
 
 def parts(run: Run, signal: str, layers: list[str], most: bool = False) -> list[float]:
@@ -54,7 +30,7 @@ def main() -> str:
     rows, ranks, logits = [], {}, {}
     layers = [f"blocks.{i}.attn" for i in range(LAYERS)]
     for rate in RATES:
-        run = train(rate)
+        run = train_gpt(rate, LAYERS, STEPS)
         ranks[rate] = parts(run, "query_key_increment_rank", layers)
         logits[rate] = parts(run, "attention_logit_max", layers, most=True)
         rows.append((f"{rate:g}: participation ratio", *ranks[rate]))

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-import stabwatch
+from benchmarks.demo_gpt import train_gpt
 from benchmarks.report import table
-from stabwatch.demo import GPT, DemoConfig, batches, corpus
-from stabwatch.runlog import read_run
 
 TITLE = "Attention sinks and the spread of attention"
 CLAIM = """Gu et al. 2024, arXiv:2410.10781 [abstract]: sinks on the first token are universal in language models, even small ones; they appear during
@@ -33,20 +26,7 @@ SIGNALS = (
 
 def train(rate: float) -> tuple[list[float], float]:
     """Of each signal the first and the last value, and the loss at the end."""
-    torch.manual_seed(0)
-    config = DemoConfig(width=64, layers=LAYERS, heads=4, context=64, batch=8, seed=0)
-    model, draw = GPT(config), batches(corpus(1 << 20), config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run"
-        with stabwatch.attach(model, optimizer, run_dir=path, agent=False, verbose=False, every_step=True):
-            for _ in range(STEPS):
-                tokens, following = draw()
-                loss = F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        run = read_run(path)
+    run = train_gpt(rate, LAYERS, STEPS)
     found = []
     for signal in SIGNALS:
         values = [run.series(signal, f"blocks.{i}.attn")[1] for i in range(LAYERS)]

@@ -110,6 +110,11 @@ class LayerColumns:
         out[..., rows] = found
         return out
 
+    def of_run(self, signal: str, values: Array) -> Array:
+        """Values of one signal in the first row, (n,) of (n, series); NaN where the layout has no such series."""
+        column = self.first(signal)
+        return np.full(len(values), np.nan) if column is None else np.take(values, column, axis=1)
+
     def first(self, signal: str) -> int | None:
         """The column of a signal in the first row; None where the layout has none."""
         rows, columns = self._columns[signal]

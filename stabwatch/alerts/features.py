@@ -137,8 +137,7 @@ class RunFeature:
 
     def _column(self, signal: str, values: Array) -> Array:
         """The values of a run-scope signal, (n,); NaN where there are none."""
-        found = self._columns.of(signal, values)
-        return found[:, 0] if found.shape[1] else np.full(len(values), np.nan)
+        return self._columns.of_run(signal, values)
 
 
 WINDOW = 64

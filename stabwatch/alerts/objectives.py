@@ -140,14 +140,10 @@ class ObjectiveColumns(LayerColumns):
 
     def beside(self, values: Array) -> list[Beside]:
         """What each record of values (n, series) shows."""
-        tokens, acted, forwards, passes, before, after = (self._one(signal, values) for signal in self.signals)
+        tokens, acted, forwards, passes, before, after = (self.of_run(signal, values) for signal in self.signals)
         norm = np.where(np.isnan(before), after, before)
         rows = np.stack((tokens, norm, acted, forwards, passes), axis=1).tolist()
         return [Beside(a, b, c, d, e, self._rewarded) for a, b, c, d, e in rows]
-
-    def _one(self, signal: str, values: Array) -> Array:
-        found = self.of(signal, values)
-        return found[:, 0] if found.shape[1] else np.full(len(values), np.nan)
 
 
 def _middle(values: deque[float]) -> float:

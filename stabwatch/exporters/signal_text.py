@@ -1,4 +1,4 @@
-"""The text of the signals on /metrics, from a template: writing thousands of series anew would take most of a scrape.
+"""The text of the signals on /metrics, from a template: to write thousands of series again would take most of a scrape.
 
 The template is what prometheus_client writes for the same series, with a place for each number. It is made again when
 the series change, or which of them have a finite value.

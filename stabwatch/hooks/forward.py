@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
 from types import FrameType
@@ -18,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from stabwatch.hooks import compiled
 from stabwatch.hooks.base.accumulators import Buffer
 from stabwatch.hooks.base.context import TapContext
-from stabwatch.hooks.base.entry import HOOK_TABLES, Hook, is_exporting, runs_for_real, unseen_by_modes
+from stabwatch.hooks.base.entry import Hook, is_exporting, runs_for_real, unseen_by_modes
 from stabwatch.hooks.base.sites import Site, Target, WatchedModule
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
 from stabwatch.hooks.base.views import CALL_VIEWS
@@ -260,30 +259,6 @@ BEFORE_ROOT = Hook("model_begins", _before_root, _before_root_traced)
 AFTER_ROOT = Hook("model_ended", _after_root, _after_root_traced)
 BEFORE = Hook("module_begins", _before, _before_traced)
 AFTER = Hook("module_ended", _after, _after_traced)
-
-
-def contexts_on(model: nn.Module) -> list[TapContext]:
-    """The watches that have hooks on modules of this model."""
-    sites = (vars(module).get("_stabwatch") for module in model.modules())
-    return list({id(site.context): site.context for site in sites if site is not None}.values())
-
-
-@contextmanager
-def without_hooks(model: nn.Module) -> Iterator[None]:
-    """Our hooks are off the model meanwhile: for TorchScript, which compiles hooks."""
-    kept = []
-    for module in model.modules():
-        mine = {key for table in HOOK_TABLES[:2] for key, hook in vars(module)[table].items() if isinstance(hook, Hook)}
-        if mine:
-            tables = {name: vars(module)[name] for name in HOOK_TABLES}
-            kept.append((module, tables, vars(module).pop("_stabwatch", None)))
-            for name, table in tables.items():
-                vars(module)[name] = type(table)((key, x) for key, x in table.items() if key not in mine)
-    try:
-        yield
-    finally:
-        for module, tables, site in kept:
-            vars(module).update(tables, _stabwatch=site)
 
 
 class ModuleTaps:

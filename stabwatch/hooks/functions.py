@@ -19,7 +19,7 @@ from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.forward import CURSOR, caller, in_backward, without_hooks
+from stabwatch.hooks.forward import CURSOR, caller, in_backward
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
 from stabwatch.hooks.patching import (
     SOFTMAX_METHOD,
@@ -31,6 +31,7 @@ from stabwatch.hooks.patching import (
 )
 from stabwatch.hooks.pickling import pickling_patches
 from stabwatch.hooks.pipeline import stage_patches
+from stabwatch.hooks.presence import without_hooks
 from stabwatch.hooks.probes import attention, loss
 from stabwatch.kernels.where import is_fake
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from operator import is_
 from types import FunctionType
@@ -19,8 +19,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from stabwatch.hooks.backward import LISTENERS
-from stabwatch.hooks.base.entry import HOOK_TABLES, Ours
 from stabwatch.hooks.patching import MethodPatch
+from stabwatch.hooks.presence import without_ours
 
 _reduce_package = GraphModule.__reduce_package__
 _SHALLOW = copy.copy.__code__
@@ -68,20 +68,9 @@ def _freed(part: Any, replaced: Sequence[tuple[Any, Any]], shallow: bool, depth:
     if depth and type(part) is dict:
         state = {k: _freed(value, replaced, shallow, depth - 1) for k, value in part.items() if k != "_stabwatch"}
         if not shallow and "_forward_hooks" in state:
-            state.update(_without_hooks(state))
+            state.update(without_ours(state))
         return part if len(state) == len(part) and all(map(is_, state.values(), part.values())) else state
     return _original(part, replaced)
-
-
-def _without_hooks(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of hooks of a module without ours; only those that have some."""
-    tables = {name: state[name] for name in HOOK_TABLES if isinstance(state.get(name), dict)}
-    mine = {key for table in tables.values() for key, hook in table.items() if isinstance(hook, Ours)}
-    return {
-        name: type(table)((key, hook) for key, hook in table.items() if key not in mine)
-        for name, table in tables.items()
-        if not mine.isdisjoint(table)
-    }
 
 
 def _original(value: Any, replaced: Sequence[tuple[Any, Any]]) -> Any:

@@ -20,7 +20,7 @@ _URL = re.compile(r"^(s3|gs|gcs|abfss?|hdfs|viewfs|file):/+(.*)$", re.S)
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
 ATTEMPTS = 2
-"""Of each request. Whoever asks tries again later anyway."""
+"""Of each request. Those who ask try again later."""
 CHUNK = 1 << 20
 
 

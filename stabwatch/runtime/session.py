@@ -23,7 +23,7 @@ from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.guards.taylor import OVER_RANKS
-from stabwatch.hooks.forward import contexts_on
+from stabwatch.hooks.presence import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.runlog.stores import shown
@@ -108,7 +108,7 @@ class Session(TrainingEvents):
         resume: str | Path | None,
     ) -> None:
         super().__init__(model, optimizer, first_step)
-        self._offset = self.context.step = first_step
+        self.context.step = first_step
         self._pace = Pace(self.config, self.flags, self.context.device)
         self._attached = self._began
         self._sent = 0

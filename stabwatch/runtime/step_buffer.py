@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import is_
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class _Part:
     def look(self) -> None:
         """Ask the sources. Most return the same tensor as ever."""
         found = [piece.source() for piece in self.pieces]
-        if len(found) == len(self.tensors) and all(map(_same, found, self.tensors)):
+        if len(found) == len(self.tensors) and all(map(is_, found, self.tensors)):
             return
         self.tensors = found
         self.empty = [_empty(piece, x) for piece, x in zip(self.pieces, found, strict=True)]
@@ -159,10 +160,6 @@ class StepBuffer:
         return x if x.device == self.device else x.to(self.device, non_blocking=True)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b
-
-
 def _shared(piece: _Piece, starts: dict[Accumulator, int]) -> tuple[list[int], list[int]]:
     """Places in a piece of the fields that another flat vector has too, and their places there."""
     here: list[int] = []
@@ -179,8 +176,7 @@ def _shared(piece: _Piece, starts: dict[Accumulator, int]) -> tuple[list[int], l
 
 def _empty(piece: _Piece, like: Tensor) -> Tensor:
     """The identity of a piece's accumulators, shaped and placed as a tensor of theirs."""
-    identity = [IDENTITY[f.op] for a in piece.accumulators for f in REDUCTIONS[a.reduction].fields]
-    return to_device(identity, torch.float32, like.device).reshape(like.shape)
+    return to_device(identity_of_all(piece.accumulators).tolist(), torch.float32, like.device).reshape(like.shape)
 
 
 def identity_of_all(accumulators: tuple[Accumulator, ...]) -> Floats:

@@ -52,7 +52,7 @@ class TrainingEvents:
 
     def __init__(self, whole: nn.Module, optimizer: Any, first_step: int = 0) -> None:
         self._model = model = unwrap(whole)
-        self._offset = 0
+        self._offset = first_step
         device = device_of(whole, torch.device("cpu"))
         self.context = TapContext(self, self._report_error, device, (TrainingUnstableError,))
         self.flags, self.isolation = self.context.flags, self.context.isolation

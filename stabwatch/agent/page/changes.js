@@ -35,7 +35,7 @@ export function changesSince(step, state, points) {
   }
   const values = [];
   for (const chart of state.charts) {
-    const found = new Map(); // layers that moved alike are one line
+    const found = new Map(); // layers that moved in the same way are one line
     for (const line of chart.lines) {
       const column = points.columns[line.column];
       const [before, now] = [at(column, points.steps, step), at(column, points.steps, Infinity)];

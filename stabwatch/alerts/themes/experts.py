@@ -119,8 +119,8 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("code_unused_ratio", above=0.25),),
-        source="a quarter; of rows that are used alike, one in ten million is missed in 16 lookups a row; a codebook "
-        "that begins with few rows uses more of them within 100 steps",
+        source="a quarter; of rows that are used equally often, one in ten million is missed in 16 lookups a row; a "
+        "codebook that begins with few rows uses more of them within 100 steps",
         remedy=(
             "Begin with codes from the encoder's outputs (k-means on a batch), or normalise both.",
             "Replace rows that were not used for some hundred steps by outputs of the encoder; use a moving average.",

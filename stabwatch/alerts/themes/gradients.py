@@ -129,8 +129,7 @@ class VanishingFeature(RunFeature):
 
     def observe_block(self, steps: Ints, values: Array) -> Block | None:
         """See `blocks`."""
-        losses, now = self._loss.of("loss", values), self._columns.of("gradient_rms", values)
-        losses = losses[:, 0] if losses.shape[1] else np.full(len(values), np.nan)
+        losses, now = self._loss.of_run("loss", values), self._columns.of("gradient_rms", values)
         rows = np.flatnonzero(~np.isnan(now).all(axis=1))
         if len(rows) and len(self._levels) < self._BEFORE:
             return None

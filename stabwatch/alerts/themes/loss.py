@@ -200,8 +200,7 @@ class LossFeature(ScalarFeature):
         if len(self._long) < WINDOW + SHIFTED:
             return None
         x = self._column("loss", values)
-        rates = self._rates.of("learning_rate", values)
-        rates = rates[:, 0] if rates.shape[1] else np.full(len(x), np.nan)
+        rates = self._rates.of_run("learning_rate", values)
         rows = np.flatnonzero(np.isfinite(x))
         if not len(rows):
             return self._many(rows, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,18 +46,8 @@ def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
     digits = len(f"{abs(value):.12g}".partition("e")[0].replace(".", "").strip("0"))
     if digits < CONSTANT or np.ptp(loss.values) != 0 or loss.role != "loss":
         return []
-    return [
-        Incident(
-            condition="NotLearning",
-            severity="warning",
-            first_step=int(loss.steps[0]),
-            last_step=None,
-            records=len(loss),
-            confidence="likely",
-            line=int(loss.lines[0]),
-            text=f"The {segment.loss_name} is {value:.6g} in each of its {len(loss)} records: nothing is learned.",
-        )
-    ]
+    text = f"The {segment.loss_name} is {value:.6g} in each of its {len(loss)} records: nothing is learned."
+    return [_nothing_learned(loss, text)]
 
 
 def _zero(segment: RunSegment, role: Role) -> bool:
@@ -76,20 +67,24 @@ def _standstill(segment: RunSegment, loss: Column) -> list[Incident]:
     reason = _reason(segment, loss, values)
     if not reason:
         return []
-    return [
-        Incident(
-            condition="NotLearning",
-            severity="warning",
-            first_step=int(loss.steps[0]),
-            last_step=None,
-            records=len(loss),
-            ratio=float(loss.values[0] / last) if last > 0 else None,
-            confidence="likely",
-            line=int(loss.lines[0]),
-            text=f"The {segment.loss_name} stays at {last:.4g} from the beginning: {reason}. Nothing is learned.",
-            evidence=(f"{loss.values[0]:.4g} in the first record, {loss.values[-1]:.4g} in the last of {len(loss)}.",),
-        )
-    ]
+    text = f"The {segment.loss_name} stays at {last:.4g} from the beginning: {reason}. Nothing is learned."
+    ends = f"{loss.values[0]:.4g} in the first record, {loss.values[-1]:.4g} in the last of {len(loss)}."
+    found = _nothing_learned(loss, text)
+    return [replace(found, ratio=float(loss.values[0] / last) if last > 0 else None, evidence=(ends,))]
+
+
+def _nothing_learned(loss: Column, text: str) -> Incident:
+    """From the first record to the end of the log."""
+    return Incident(
+        condition="NotLearning",
+        severity="warning",
+        first_step=int(loss.steps[0]),
+        last_step=None,
+        records=len(loss),
+        confidence="likely",
+        line=int(loss.lines[0]),
+        text=text,
+    )
 
 
 def _reason(segment: RunSegment, loss: Column, values: Array) -> str:

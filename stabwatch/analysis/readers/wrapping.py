@@ -24,7 +24,7 @@ _BAR = "|│┃║-=─━*#+╯╮╭╰"
 def width_of(head: str) -> int | None:
     """The width at which long lines of a text were broken; None if they were not. head: its beginning.
 
-    The lines of a record begin alike, and its continuations do not. A break goes through a word or a number.
+    The lines of a record begin in the same way, and its continuations do not. A break goes through a word or a number.
     """
     lines = head.split("\n")[:-1][:_LINES]
     width = max(map(len, lines), default=0)

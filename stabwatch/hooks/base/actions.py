@@ -11,10 +11,10 @@ from torch import Tensor
 from stabwatch.hooks.base.tensors import is_plain
 from stabwatch.kernels.where import on_host
 
-ALIKE = 256
+COMPARED = 256
 """Numbers by which two batches are told apart, evenly spaced; of smaller batches all."""
 FEWEST = 16
-"""Numbers of a batch below which two may be alike by chance."""
+"""Numbers of a batch below which two may be equal by chance."""
 TYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8)
 """Types whose bits are compared."""
 REMEMBERED = 256
@@ -27,7 +27,7 @@ def sample_of(inputs: Iterable[Any]) -> bytes:
     if batch is None or not on_host(batch) or batch.dtype not in TYPES:
         return b""
     flat = batch.detach().reshape(-1)
-    return bytes(flat[:: len(flat) // ALIKE | 1].numpy().tobytes())  # odd: not the same column of each row
+    return bytes(flat[:: len(flat) // COMPARED | 1].numpy().tobytes())  # odd: not the same column of each row
 
 
 class Actions:

@@ -88,10 +88,7 @@ class Hook(Ours):
         except site.context.isolation.passes:
             raise
         except Exception as error:
-            try:
-                site.context.isolation.caught(self._name, error)
-            except Exception:
-                _unreported.add(self._name)
+            _count(site.context.isolation, self._name, error)
         return None
 
 

@@ -1,0 +1,31 @@
+"""The demo's GPT, trained on the standard library's sources with everything measured at every step."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import stabwatch
+from stabwatch.demo import GPT, DemoConfig, batches, corpus
+from stabwatch.runlog import Run, read_run
+
+
+def train_gpt(rate: float, layers: int, steps: int) -> Run:
+    """The run log of one training: width 64, four heads of 16, context 64, batches of 8, AdamW at that rate."""
+    torch.manual_seed(0)
+    config = DemoConfig(width=64, layers=layers, heads=4, context=64, batch=8, seed=0)
+    model, draw = GPT(config), batches(corpus(1 << 20), config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        with stabwatch.attach(model, optimizer, run_dir=path, agent=False, verbose=False, every_step=True):
+            for _ in range(steps):
+                tokens, following = draw()
+                loss = F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return read_run(path)
