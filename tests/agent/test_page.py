@@ -233,6 +233,7 @@ def test_what_changed_since(sick, start_agent, open_page):
     until(lambda: HOSTILE in page.inner_text("#changes-list"), timeout=30)
     text = page.inner_text("#changes-list")
     assert "Attention logit" in text and "→" in text
+    until(lambda: "step\n259" in page.inner_text("body"), timeout=30)  # all of the log is read
     page.fill("#since", "259")
     until(lambda: page.locator("#changes-none").is_visible(), timeout=30)
     page.reload()

@@ -62,7 +62,9 @@ export class LastLook {
     } catch { /* storage is not allowed */ }
   }
 
-  left(step) {
+  // Kept at every answer: what a page writes while it is left may come after the next one reads.
+  at(step) {
+    if (step === null || step === undefined) return;
     try { localStorage.setItem(this.name, String(step)); } catch { /* the same */ }
   }
 }

@@ -225,6 +225,7 @@ function showChanges(state) {
   const step = state.progress.step;
   look ??= new LastLook(state.run.name, state.run.created);
   if (since === null && look.step !== null && look.step < step) { since = look.step; $("since").value = String(since); }
+  look.at(step);
   $("changes").hidden = step === null || step === undefined;
   if (since === null) { $("changes-list").replaceChildren(); $("changes-none").hidden = true; return; }
   const found = changesSince(since, state, points);
@@ -309,7 +310,6 @@ $("axis").onchange = () => { view.log = $("axis").value; if (last) showCharts(la
 $("x").onchange = () => { view.time = $("x").value === "time"; view.zoomed(null); if (last) showCharts(last); };
 $("add").onchange = () => { if ($("add").value) add($("add").value); offerSignals(last); };
 $("since").oninput = () => { const text = $("since").value.trim(); since = /^\d+$/.test(text) ? Number(text) : null; if (last) showChanges(last); };
-addEventListener("pagehide", () => { if (last && look) look.left(last.progress.step); });
 $("find").oninput = () => { view.match = $("find").value.trim().toLowerCase(); if (last) { showCharts(last); showTable(last); } };
 $("worst-first").onchange = () => { if (last) showTable(last); };
 $("unzoom").onclick = () => view.zoomed(null);
@@ -318,7 +318,7 @@ document.addEventListener("keydown", (e) => {
   if (e.key === "/") { e.preventDefault(); $("find").focus(); }
   if (e.key === "Escape") { view.zoomed(null); if (selected) select(selected); }
 });
-document.addEventListener("visibilitychange", () => { if (document.hidden) { if (last && look) look.left(last.progress.step); } else poll(); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
 new ResizeObserver(() => { for (const chart of everyChart()) chart.resize(); }).observe($("charts"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { shown = ""; if (last) poll(); });
 run();
