@@ -14,6 +14,7 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.short_curves import EXCERPT
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
+from stabwatch.analysis.readers.names import is_eval, is_perplexity
 
 LOST = 0.4
 """A curve that does not turn back has diverged if it is this many levels above its best."""
@@ -29,6 +30,12 @@ EXPLODES = 5.0
 """Ratio of a validation loss to its best from which overfitting is not the likely reason."""
 RETURN = 0.75
 """Share of the peak to which an excerpt must have fallen to count as recovering at its end."""
+NATS = 1.5
+"""Rise in nats of an excerpt, where the log also has the perplexity: it grew to four and a half times."""
+TOGETHER = 6
+"""Fewest records of a training whose loss and validation loss rise from the first record to the last."""
+BY = 1.1
+"""Smallest ratio of the last of them to the first."""
 FEW = 4
 """Consecutive rises up to the end that count as a trend in an excerpt."""
 
@@ -83,7 +90,7 @@ def find(segment: RunSegment) -> list[Incident]:
             f"Such a loss has no lower bound: for example, the sign of a likelihood or of a discriminator is wrong."
         )
         return [_incident(segment, loss, away, base, text, "likely", down=True)]
-    slow = _slow(loss.values, segment.fresh)
+    slow = _slow(loss.values, segment.fresh, _is_in_nats(segment, loss)) or _from_the_first(segment, loss)
     if slow is None or level_of_zero:
         return []
     start, best = slow
@@ -142,9 +149,26 @@ def _below(values: Array) -> int | None:
     return int(inside[-1]) + 1 if len(inside) else 0
 
 
-def _slow(values: Array, fresh: bool) -> tuple[int, float] | None:
+def _is_in_nats(segment: RunSegment, loss: Column) -> bool:
+    """Whether the loss is a logarithm: the log has the perplexity of the same split beside it."""
+    beside = [c for c in segment.columns if is_perplexity(c.name) and len(c)]
+    return not is_perplexity(loss.name) and any(is_eval(c.name) == (loss.role == "eval_loss") for c in beside)
+
+
+def _from_the_first(segment: RunSegment, loss: Column) -> tuple[int, float] | None:
+    """The same where a loss and its validation loss rise in every record: no start of a healthy training does."""
+    other = segment.of("eval_loss")
+    if not segment.fresh or loss.role != "loss" or other is None or len(loss) < TOGETHER:
+        return None
+    for values in (loss.values, other.values):
+        if len(values) < TOGETHER or values[0] <= 0 or values[-1] < BY * values[0] or not (np.diff(values) > 0).all():
+            return None
+    return 1, float(loss.values[0])
+
+
+def _slow(values: Array, fresh: bool, nats: bool) -> tuple[int, float] | None:
     """Start of a rise that lasts to the end of the curve, and the level before it."""
-    short = _monotone(values, fresh)
+    short = _monotone(values, fresh, nats)
     if short is not None:
         return short
     width = min(WINDOW, max(3, len(values) // 20)) | 1
@@ -182,7 +206,7 @@ def _wander(smooth: Array, width: int, length: int) -> float:
     return scatter(changes) * math.sqrt(length / width) if len(changes) >= 8 else 0.0
 
 
-def _monotone(values: Array, fresh: bool) -> tuple[int, float] | None:
+def _monotone(values: Array, fresh: bool, nats: bool) -> tuple[int, float] | None:
     """The same for an excerpt of few records: each is above the one before."""
     down = np.flatnonzero(np.diff(values) <= 0)
     start = int(down[-1]) + 1 if len(down) else 0
@@ -195,7 +219,7 @@ def _monotone(values: Array, fresh: bool) -> tuple[int, float] | None:
     if fresh and not learned and (len(values) < 10 or values[-1] <= values[0]):
         return None  # the hump at the start of training
     lost = float(values[-1]) - best
-    if lost < LOST * size or best > float(values.min()) + 0.1 * size:
+    if lost < min(LOST * size, NATS if nats else math.inf) or best > float(values.min()) + 0.1 * size:
         return None
     left = np.flatnonzero(values[start:] > best + 0.1 * lost)
     return start + int(left[0]), best

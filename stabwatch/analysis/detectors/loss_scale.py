@@ -23,6 +23,8 @@ LOW = 4.0
 """The initial search of a healthy run never ends this low."""
 USUAL = 65536.0
 """The scale at which a scaler begins (torch.amp.GradScaler, DeepSpeed); a fall to no less is a part of its search."""
+WORN = 32.0
+"""A scale that a healthy scaler seldom needs, after which three reductions in a row are no probing."""
 NEAR = 2
 """Most records between two overflows of one burst."""
 _ATTEMPTED = re.compile(r"loss scale: ([\d.e+-]+), reducing")
@@ -99,7 +101,8 @@ def _bad(burst: _Burst, at_start: bool) -> bool:
         return True
     if burst.after >= USUAL:
         return False
-    if burst.fall < FALL or burst.count < 3:
+    worn = burst.after <= WORN and burst.fall >= LOW
+    if burst.count < 3 or not (burst.fall >= FALL or (worn and not at_start)):
         return False
     return not at_start or burst.after <= LOW
 

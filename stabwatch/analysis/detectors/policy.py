@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from stabwatch.alerts.incidents import Incident
 from stabwatch.alerts.roles import REWARD, spelled
 from stabwatch.analysis.detectors.robust import Array, rolling_median, scatter
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.detectors.wording import number_of
+from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 
 _DISCRIMINATOR = re.compile(
@@ -34,6 +35,17 @@ _VALUE = re.compile(
     r"(?:^|[/_ ])(?:value|vf|critic)(?:_function)?_loss|(?:^|[/_ ])loss(?:es)?/(?:value|critic)"
     r"|loss_of_(?:the_)?(?:current_)?value_function"
 )
+_SPREAD = re.compile(r"(?:^|/)rewards?_std$|(?:^|/)reward/std$|(?:^|/)rewards/std$")
+"""How far the rewards of one prompt's answers are apart."""
+_MADE = re.compile(r"(?:^|[/_ ])(?:adv|adversarial|g|gen|generator|errg)(?:_\w+)?_loss$|(?:^|[/_ ])(?:errg|loss_g\w*)$")
+"""The loss of a generator."""
+_ACCURACY = re.compile(r"(?:^|[/_ ])(?:acc|accuracy)$")
+GONE = 100.0
+"""Ratio of the loss of a generator to all before it, of which there was one of a half at least."""
+STAYS = 0.1
+"""Share of that which all later records exceed."""
+WON = 1e-3
+"""Loss of a discriminator that is right every time, where the loss of the generator is above `GONE`."""
 EXPLODES = 1e4
 """Ratio of a value loss to all before it, to the square of the largest reward before it, and to 1."""
 
@@ -42,7 +54,10 @@ def find(segment: RunSegment) -> list[Incident]:
     """At most one incident of each kind."""
     if segment.must_fall:
         return []
-    return [*_value_loss(segment), *_reward(segment), *_discriminator(segment)]
+    return [
+        *_value_loss(segment), *_reward(segment), *_no_gradient(segment), *_generator(segment),
+        *(_discriminator(segment) or _won(segment)),
+    ]  # fmt: skip
 
 
 def _finite(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
@@ -123,6 +138,60 @@ def _reward(segment: RunSegment) -> list[Incident]:
     )
     evidence = f"It had risen from {least:.4g}. The losses of such a training do not show it."
     return [_to_the_end(reward, start, text, evidence, condition="RewardCollapse")]
+
+
+def _no_gradient(segment: RunSegment) -> list[Incident]:
+    """The gradient norm is 0 in every record, though rewards of one prompt differ: the update has no direction."""
+    norm, rate, spread = segment.of("grad_norm"), segment.of("learning_rate"), _finite(segment, _SPREAD)
+    if norm is None or len(norm) < 2 or norm.values.any() or (rate is not None and not rate.values.any()):
+        return []
+    if spread is None or len(spread) < 2 or spread.values.min() <= 0:
+        return []
+    text = (
+        f"The gradient norm is 0 in each of {number_of(len(norm))}, though rewards differ ('{spread.name}' is at "
+        f"least {spread.values.min():.3g}): nothing is learned. Are all answers cut or masked, or is the loss detached?"
+    )
+    evidence = "With rewards that differ, advantages are not 0, and so neither is the gradient of the policy."
+    return [_to_the_end(norm, 0, text, evidence, condition="NotLearning")]
+
+
+def _generator(segment: RunSegment) -> list[Incident]:
+    """The loss of a generator is a hundred times what it ever was, up to the end."""
+    loss = _finite(segment, _MADE)
+    if loss is None or len(loss) < 2 or loss.values.min() < 0:
+        return []
+    before = np.maximum.accumulate(np.maximum(loss.values, 0.5))[:-1]
+    beyond = np.flatnonzero(loss.values[1:] >= GONE * before)
+    if not len(beyond) or loss.values[: beyond[0] + 1].max() < 0.5:
+        return []
+    start = int(beyond[0]) + 1
+    if loss.values[start:].min() < STAYS * loss.values[start]:
+        return []
+    text = (
+        f"The loss of the generator ('{loss.name}') jumps at step {loss.steps[start]}, from "
+        f"{loss.values[start - 1]:.4g} to {loss.values[start]:.4g}, and "
+        + ("the log ends there." if start == len(loss) - 1 else "stays there to the end.")
+        + how_sure(len(loss), "possible")
+    )
+    evidence = f"The largest before: {loss.values[:start].max():.4g}."
+    return [replace(_to_the_end(loss, start, text, evidence, condition="LossDivergence"), confidence="possible")]
+
+
+def _won(segment: RunSegment) -> list[Incident]:
+    """The discriminator is right every time in each of a few records, and the generator is far from it."""
+    loss, right, made = _finite(segment, _DISCRIMINATOR), _finite(segment, _ACCURACY), _finite(segment, _MADE)
+    if loss is None or right is None or made is None or not 0 < len(loss) < FEWEST or not len(right) or not len(made):
+        return []
+    always = right.values.min() >= (100.0 if right.values.max() > 1 else 1.0)
+    if not always or not 0 <= loss.values.min() <= loss.values.max() <= WON or made.values.min() < GONE:
+        return []
+    text = (
+        f"The discriminator ('{loss.name}') is right every time: its loss is {loss.values[-1]:.2g}, that of the "
+        f"generator {made.values[-1]:.4g}, which learns nothing from it." + how_sure(len(loss), "possible")
+    )
+    evidence = f"Accuracy of the discriminator: {right.values[-1]:g} in {number_of(len(right))}."
+    found = _to_the_end(loss, 0, text, evidence, condition="DiscriminatorCollapse")
+    return [replace(found, confidence="possible")]
 
 
 def _discriminator(segment: RunSegment) -> list[Incident]:

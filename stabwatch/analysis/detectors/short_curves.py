@@ -27,6 +27,12 @@ CLEAR = 3.0
 """Ratio to the only record before a spike from which it may go up and down on its way."""
 NEAR = 3
 """Records before a jump with which it is compared."""
+LONE = 4.0
+"""Ratio of a single record of an excerpt to every other, from which it is told."""
+ALIKE = 2.0
+"""Largest ratio among those others."""
+OTHERS = 4
+"""Fewest of them."""
 SHARE = 0.05
 """Smallest jump as a share of the progress so far, for small losses."""
 ROUGH = 12.0
@@ -104,7 +110,18 @@ def spikes(values: Array, fresh: bool) -> list[Excursion]:
             spike = _excursion(values, i, top)
             if not excerpt or (_alone(values, spike) and (i > 1 or _certain(values, spike))):
                 found.append(spike)
+    if not fresh and not found and len(values) <= EXCERPT:
+        return _lone(values)
     return (_relapse(values) if fresh else []) or found
+
+
+def _lone(values: Array) -> list[Excursion]:
+    """The only record of an excerpt that is far above all others, which are alike; it lies between two of them."""
+    i = int(np.argmax(values))
+    rest = np.delete(values, i)
+    if not 0 < i < len(values) - 1 or len(rest) < OTHERS or not 0 < rest.max() <= ALIKE * rest.min():
+        return []
+    return [_excursion(values, i, _top(values, i))] if values[i] >= LONE * rest.max() else []
 
 
 def _top(values: Array, i: int) -> float:

@@ -24,6 +24,8 @@ ALWAYS = 8
 """Records that are 0 up to the end, from which a smaller loss before matters too."""
 ALL = 5
 """Fewest records, all 0, that are reported."""
+BOTH = 2
+"""The same, if the gradient norm is 0 in each of them too."""
 LIKE = 0.1
 """Smallest loss before a single 0 at the end, relative to the usual one: some losses are often nearly 0."""
 BY_HEART = 10
@@ -33,7 +35,7 @@ BY_HEART = 10
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident."""
     loss = segment.finite_loss
-    if loss is None or len(loss) < 3 or loss.values.min() < 0 or not segment.must_fall:
+    if loss is None or len(loss) < BOTH or loss.values.min() < 0 or not segment.must_fall:
         return []
     values = loss.values
     norm = segment.of("grad_norm")
@@ -41,8 +43,11 @@ def find(segment: RunSegment) -> list[Incident]:
         return []  # with such a norm, a loss of 0.0 is a NaN
     if any(c.role == "eval_loss" and len(c) and np.isnan(c.values[-1]) for c in segment.columns):
         return []  # and with such a validation loss too
-    if not values.any() and len(values) >= ALL and loss.role == "loss":
-        return [_always(loss)]
+    nothing = norm is not None and len(norm) >= BOTH and not norm.values.any()
+    if not values.any() and len(values) >= (BOTH if nothing else ALL) and loss.role == "loss":
+        return [_always(loss, nothing)]
+    if len(values) <= BOTH:
+        return []
     fell = np.flatnonzero(values[WITHIN + 1 :] * FALL <= values[1:-WITHIN]) + WITHIN + 1
     for i in [*range(1, min(WITHIN + 1, len(values))), *fell.tolist()]:
         if values[i] * BELOW_FIRST > values[0]:
@@ -108,7 +113,7 @@ def _least(values: Array, i: int) -> float:
     return min(MATTERS, max(FALL * print_unit(values[:i]), EXACT))
 
 
-def _always(loss: Column) -> Incident:
+def _always(loss: Column, nothing: bool) -> Incident:
     return Incident(
         condition="LossTooGood",
         severity="warning",
@@ -119,7 +124,7 @@ def _always(loss: Column) -> Incident:
         confidence="likely",
         line=int(loss.lines[0]),
         text=(
-            f"The loss is 0 in each of its {len(loss)} records: are all labels masked, is another loss trained than "
-            f"printed, or does the log have too few digits?"
+            f"The loss is 0 in each of its {len(loss)} records{', and so is the gradient norm' if nothing else ''}: "
+            f"are all labels masked, is another loss trained than printed, or does the log have too few digits?"
         ),
     )

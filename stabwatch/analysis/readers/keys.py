@@ -27,6 +27,8 @@ _RULE = re.compile(r"[-=*#~_]{3,}")
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
 LOGGER = re.compile(r"^[\s>]*(?:INFO|WARNING|DEBUG|ERROR):[\w.-]+:")
 _ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
+_OTHER_NORM = re.compile(r"(?:param|weight|update|activation|embed|layer|batch)\w*$", re.IGNORECASE)
+"""The word before `norm` of a norm that is not the gradient's: `grad/param norm`."""
 _IDENTIFIER = re.compile(r"[A-Za-z]\w*[_/.]\w+")
 _OF_A_SPLIT = re.compile(r"(?:train|val|valid|test)[_/]", re.IGNORECASE)
 _LOSS_OF = re.compile(r"loss (?:of|for|on|in) (?!step\b|iter|epoch\b|batch\b)", re.IGNORECASE)
@@ -69,6 +71,8 @@ def key_of(text: str) -> str | None:
     if stripped.endswith(("[", "(")) and not (words and _may_open(words[-1], stripped[-1])):
         return None
     words = [word.strip("*`") for word in words]
+    if _is_other_norm(words):
+        return " ".join(words[-2:])
     for count in (3, 2, 1):
         name = " ".join(words[-count:]) if len(words) >= count else ""
         if name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS or role_of(name) in MAIN_ROLES):
@@ -81,6 +85,10 @@ def key_of(text: str) -> str | None:
     if is_perplexity(last) or (_IDENTIFIER.fullmatch(last) and known):
         return last
     return None
+
+
+def _is_other_norm(words: list[str]) -> bool:
+    return len(words) > 1 and words[-1].lower() == "norm" and _OTHER_NORM.search(words[-2]) is not None
 
 
 def _may_open(word: str, bracket: str) -> bool:
@@ -103,6 +111,8 @@ def _name(text: str) -> str | None:
             return name
         if _ELAPSED.search(name):
             return name
+        if _is_other_norm(words):
+            return " ".join(words[-2:])
         if len(words) <= 3 and role_of(name) == "component":
             return name.strip("'\"`*> ")
         if (

@@ -237,6 +237,8 @@ def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
         losses = sorted(often, key=lambda key: not is_model_loss(key))[:1]
         losses = losses or [key for key in points if is_perplexity(key) and not is_eval(key)][:1]
         roles |= dict.fromkeys(losses, "loss")
+    if "eval_loss" not in roles.values():
+        roles |= dict.fromkeys([key for key in points if is_perplexity(key) and is_eval(key)][:1], "eval_loss")
     most = max((points[key] for key in losses), default=0)
     told = "eval_loss" in roles.values()
     best = min(losses, key=lambda key: (points[key] < 0.2 * most, loss_rank(key, told), -points[key]), default=None)

@@ -98,3 +98,32 @@ def test_value_losses_of_large_and_of_first_rewards_are_calm():
     large = np.where(np.arange(60) < 30, 5.0, 9e5)
     assert _troubles(loss=rng.random(60), component__value_loss=first, other__reward=np.arange(60) / 60) == []
     assert _troubles(loss=rng.random(60), component__value_loss=large, other__reward=np.full(60, 800.0)) == []
+
+
+def test_a_policy_without_a_gradient_though_rewards_differ():
+    zero = [0.0, 0.0]
+    rates, spread = [4e-8, 7e-8], [0.13, 0.11]
+    found = _troubles(
+        loss=zero, grad_norm=zero, learning_rate=rates, other__reward=[0.7, 0.8], other__reward_std=spread
+    )
+    assert found == [("NotLearning", 0)]
+    calm = {"loss": zero, "learning_rate": rates, "other__reward": [0.7, 0.8]}
+    assert _troubles(grad_norm=zero, other__reward_std=[0.0, 0.0], **calm) == []  # all rewards are equal
+    assert _troubles(grad_norm=[0.0, 0.2], other__reward_std=spread, **calm) == []
+    assert _troubles(grad_norm=zero, **calm) == []  # whether rewards differ is not known
+
+
+@pytest.mark.parametrize(
+    ("made", "onset"), [([1.02, 255.0], 1), ([4.1, 3.9, 4.4, 2000.0, 3500.0], 3), ([0.9, 90.0, 0.8], None)]
+)
+def test_the_loss_of_a_generator_that_jumps_a_hundredfold(made, onset):
+    found = _troubles(component__train_adversarial_loss=made, component__D_loss=[0.7] * len(made))
+    assert found == ([] if onset is None else [("LossDivergence", onset)])
+
+
+def test_a_discriminator_that_is_right_every_time():
+    assert _troubles(component__D_loss=[4e-4], component__G_loss=[1380.0], other__acc=[100.0], steps=[604_000]) == [
+        ("DiscriminatorCollapse", 604_000)
+    ]
+    assert _troubles(component__D_loss=[4e-4], component__G_loss=[8.0], other__acc=[100.0]) == []
+    assert _troubles(component__D_loss=[0.2], component__G_loss=[1380.0], other__acc=[90.0]) == []

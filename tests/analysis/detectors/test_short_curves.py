@@ -219,3 +219,43 @@ def test_what_was_learned_and_then_rises_is_no_hump():
 
 def test_noise_after_one_record_is_no_spike():
     assert _troubles([2.568, 4.360, 3.074, 3.925, 2.525], first=1390, apart=1) == []
+
+
+def test_a_single_record_of_an_excerpt_far_above_all_others():
+    assert _troubles([0.81, 4.2, 0.74, 0.55, 0.8], first=2565, apart=1) == [("LossSpike", 2566, 2566)]
+    assert _troubles([0.81, 4.2, 0.74, 0.25, 0.8], first=2565, apart=1) == []  # the others vary, too
+    assert _troubles([0.81, 2.9, 0.74, 0.55, 0.8], first=2565, apart=1) == []
+    assert _troubles([0.81, 4.2, 0.74, 0.55, 0.8]) == []  # the start of a training
+
+
+def test_a_loss_in_nats_that_gives_back_what_it_had_gained():
+    nats = [10.5, 10.6, 10.1, 9.2, 8.2, 7.7, 7.8, 8.0, 9.7, 9.9]
+    steps = range(12_900, 13_400, 50)
+    run = run_of(loss=nats, other__ppl=np.exp(nats), steps=steps)
+    assert [(f.condition, f.first_step) for f in detect(run) if f.is_problem] == [("LossDivergence", 13_250)]
+    assert [f for f in detect(run_of(loss=nats, steps=steps)) if f.is_problem] == []  # whatever its unit is
+
+
+def test_a_training_whose_losses_rise_from_the_first_record():
+    rising = [0.71, 0.73, 0.75, 0.77, 0.79, 0.81, 0.83]
+    both = run_of(loss=rising, eval_loss=[v - 1e-3 for v in rising], steps=range(1, 8))
+    assert [(f.condition, f.first_step) for f in detect(both) if f.is_problem] == [("LossDivergence", 2)]
+    falls = run_of(loss=rising, eval_loss=rising[::-1], steps=range(1, 8))
+    assert [f for f in detect(falls) if f.is_problem] == []
+    assert [f for f in detect(run_of(loss=rising, steps=range(1, 8))) if f.is_problem] == []  # one curve: a warm-up
+
+
+def test_two_records_without_loss_and_gradient():
+    empty = run_of(loss=[0.0, 0.0], grad_norm=[0.0, 0.0], learning_rate=[1e-5, 2e-5])
+    assert [f.condition for f in detect(empty) if f.is_problem] == ["LossTooGood"]
+    assert "and so is the gradient norm" in next(f.text for f in detect(empty) if f.is_problem)
+    assert [f for f in detect(run_of(loss=[0.0, 0.0])) if f.is_problem] == []
+
+
+def test_three_overflows_at_a_scale_that_is_low_already():
+    loss = list(np.linspace(3, 2.9, 9))
+    steps = range(1000, 1009)
+    low = run_of(loss=loss, loss_scale=[128, 128, 128, 64, 32, 16, 16, 16, 16], steps=steps)
+    assert [f.condition for f in detect(low) if f.is_problem] == ["LossScaleCollapse"]
+    for scale in ([2**15, 2**15, 2**15, 2**14, 2**13, 2**12, *[2**12] * 3], [128, 128, 128, 64, 32, *[32] * 4]):
+        assert [f for f in detect(run_of(loss=loss, loss_scale=scale, steps=steps)) if f.is_problem] == []

@@ -195,3 +195,28 @@ def test_what_is_learned_by_heart_in_fifty_epochs_is_calm(tmp_path):
     assert analysed(read_log(path).runs[0]).calm
     path.write_text("".join(f"{{'loss': {loss}, 'epoch': {1.0 * i}}}\n" for i, loss in enumerate(losses, 1)))
     assert not analysed(read_log(path).runs[0]).calm
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "role"),
+    [
+        (
+            "{i}/9500 (epoch 1.2), train_loss = 2.4{i}, grad/param norm = 7.6e-02, time/batch = 0.16s\n",
+            "grad/param norm",
+            "other",
+        ),
+        ("step {i} loss 2.4{i} param norm 51.2\n", "param norm", "other"),
+        ("step {i} loss 2.4{i} | weight norm: 51.2 | grad norm: 0.9\n", "grad norm", "grad_norm"),
+        (
+            "Epoch {i}, train loss: 2.4{i}\nEpoch {i}, Validation perplexity: 12.5\n",
+            "Validation perplexity",
+            "eval_loss",
+        ),
+        ("Epoch {i}, train loss: 2.4{i}, val loss: 2.6, val ppl: 12.5\n", "val ppl", "other"),
+    ],
+)
+def test_what_a_name_means(line, name, role, tmp_path):
+    path = tmp_path / "log"
+    path.write_text("".join(line.format(i=i) for i in range(1, 9)))
+    (run,) = read_log(path).runs
+    assert {c.name: c.role for c in run.columns}[name] == role
