@@ -240,7 +240,7 @@ def _cause(engine: Engine, group: _Group, place: int, watched: bool) -> Cause:
     title = _SPIKE_AFTER if place and group.name == "LossSpike" else declared.title if declared else group.name
     evidence = _detected_evidence(group)
     if group.alerts and (watched or not evidence):  # the names of signals say nothing to the reader of another log
-        evidence += _alert_evidence(group)
+        evidence += _alert_evidence(group, engine.memory.nonfinite_ranks.get(group.first.onset))
     if group.alerts:
         evidence += _batches(engine, group.first)
     return Cause(
@@ -267,7 +267,7 @@ def _detected_evidence(group: _Group) -> list[str]:
     return [f"{group.detected.text}{line}{times}", *evidence]
 
 
-def _alert_evidence(group: _Group) -> list[str]:
+def _alert_evidence(group: _Group, nonfinite_rank: int | None) -> list[str]:
     first, layers = group.first, group.layers
     finite = [a for a in group.alerts if a.value is not None and math.isfinite(a.value)]
     worst = max(finite, key=lambda a: a.value or 0.0, default=gravest(group.alerts))
@@ -287,10 +287,9 @@ def _alert_evidence(group: _Group) -> list[str]:
         before, now = first.context.get(f"{name}_at_onset"), first.context.get(name)
         if before is not None and now is not None:
             lines.append(f"The {words} was {before:.4g} before the onset and {now:.4g} when the alert fired.")
-    if first.rule == "NonFinite" and first.context.get("rank_nonfinite_max", 0) > 0:
-        rank = first.context["rank_nonfinite_worst"]
-        if rank >= 0:
-            lines.append(f"Rank {rank:.0f} counted the most non-finite values at first.")
+    if first.rule == "NonFinite" and nonfinite_rank is not None:
+        if nonfinite_rank >= 0:
+            lines.append(f"Rank {nonfinite_rank} counted the most non-finite values at first.")
         else:
             lines.append("In the first step with non-finite values every rank had some. Which was first is not known.")
     return lines

@@ -67,7 +67,8 @@ class RunContext:
     alert is traced, the known batches of that step and of the steps since the record before it. guarded: actions of
     guards, as (step, description); announced: changes, as (step, sentence). origins: where values that are not finite
     were made. recurrent: first and last largest
-    singular value of each recurrent weight matrix.
+    singular value of each recurrent weight matrix. nonfinite_ranks: for each step at which non-finite values began, the
+    rank that counted the most, -1 where it is not known.
     """
 
     def __init__(self) -> None:
@@ -87,6 +88,8 @@ class RunContext:
         self.announced: list[tuple[int, str]] = []
         self.origins: list[Origin] = []
         self.recurrent: dict[str, tuple[float, float]] = {}
+        self.nonfinite_ranks: dict[int, int] = {}
+        self._nonfinite = False
         self._update_steps: list[tuple[int, int]] = []
         """First and last step of each stretch in which the size of every update is known."""
         self._rates = 0
@@ -155,6 +158,7 @@ class RunContext:
         """Process one record."""
         self.first_step = step if self.first_step is None else self.first_step
         self._learning_rate(step, values)
+        self._note_ranks(np.array([step]), values[None])
         for name, column in self._context_columns.items():
             if not math.isnan(values[column]):
                 self.context[name] = float(values[column])
@@ -175,6 +179,7 @@ class RunContext:
         """Process records. The result gives `context` as it was after one of them; -1 for before all."""
         self.first_step = int(steps[0]) if self.first_step is None else self.first_step
         start, followed = dict(self.context), self._learning_rates(steps, values)
+        self._note_ranks(steps, values)
         for name, column in self._context_columns.items():
             rows = np.flatnonzero(~np.isnan(values[:, column]))
             followed[name] = (rows, values[rows, column])
@@ -200,6 +205,18 @@ class RunContext:
         if len(whole):
             self.largest_activation = float(np.nanmax(peaks[whole[-1]]))
         return after
+
+    def _note_ranks(self, steps: Ints, values: Array) -> None:
+        """Note on which rank non-finite values began."""
+        columns = [self._context_columns.get(f"rank_nonfinite_{what}") for what in ("max", "worst")]
+        if columns[0] is None or columns[1] is None:
+            return
+        largest, ranks = values[:, columns[0]], values[:, columns[1]]
+        known = np.flatnonzero(np.isfinite(largest) & np.isfinite(ranks))
+        bad = np.append(self._nonfinite, largest[known] > 0)
+        for i in known[bad[1:] & ~bad[:-1]].tolist():
+            self.nonfinite_ranks[int(steps[i])] = int(ranks[i])
+        self._nonfinite = bool(bad[-1])
 
     def _learning_rates(self, steps: Ints, values: Array) -> dict[str, tuple[Ints, Array]]:
         """See `_learning_rate`. Returns records and values of what it adds to the context."""

@@ -103,7 +103,7 @@ class RankHealth:
         x = np.asarray(merged, dtype=np.float64)
         spreads = x[: 5 * len(SPREADS)].reshape(-1, 5).copy()
         spreads[~(spreads[:, 0] > 1)] = np.nan
-        if spreads[2, 4] > 0:  # every rank counted some, so this step does not show which was first
+        if spreads[2, 4] > 0 or spreads[2, 2] == 0:  # every rank counted some, or none did
             spreads[2, 3] = UNKNOWN
         replicas = self._compared(x[5 * len(SPREADS) :].reshape(-1, REPLICA_FIELDS))
         return np.concatenate([spreads.reshape(-1), replicas.reshape(-1)])

@@ -192,17 +192,17 @@ class Session(TrainingEvents):
         self.context.step = step + 1
         if self._overdue is not None:
             self._overdue.step_ended(step)
-        self._record(step, plan)
+        self._record(step, plan, now)
         cost = self.isolation.take_seconds()
         self._host.next_step()
-        self._busy = self._backward_over = None
+        self._work.step_begins(now)
         beside = 0.0 if self._writer is None else self._writer.seconds
         self._pace.learn(self._host.step_seconds, cost, busy, beside)
         self._plan_next()
         if what := self._changes.frozen(self._taps.now):
             self._dispatcher.announce(self.step, what, seen=True)
 
-    def _record(self, step: int, plan: Plan) -> None:
+    def _record(self, step: int, plan: Plan, now: float) -> None:
         self._sent += 1
         extent = Extent.ALL if plan.sampled or plan.deep else Extent.ALWAYS if plan.always else Extent.BASICS
         if plan.always:
@@ -210,8 +210,10 @@ class Session(TrainingEvents):
             self.isolation.run("checks", "always", self._take_kept)
         if self.flags.sampled:
             self.isolation.run("depth", "sampled", self._taps.now.modules.step_ends)
-        if self._shared.active and self._busy is not None:
-            self.context.run.fill_busy(self._busy + self._seconds_after_backward)
+        if self._shared.active:
+            worked = self._work.seconds(now, self._ranks.coupled, self._taps.now.topology.sharded)
+            if worked is not None:
+                self.context.run.fill_busy(worked)
         self._shared.report_errors(self.isolation.errors.total())
         transfer = self._taps.now.buffer.send(extent)
         part = None

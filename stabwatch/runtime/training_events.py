@@ -30,6 +30,7 @@ from stabwatch.runtime.run_metadata import learning_rate, optimizer_facts
 from stabwatch.runtime.silence import Silence
 from stabwatch.runtime.step_clock import StepClock
 from stabwatch.runtime.taps import Taps
+from stabwatch.runtime.work_clock import WorkClock
 
 OTHER_STAGE = "this rank runs another stage of the pipeline: the loss is on the rank of the last one"
 WITHIN_STAGE = (
@@ -81,9 +82,7 @@ class TrainingEvents:
         """Ids of those that were stepped in the open step, where it goes on."""
         self._began = time.perf_counter()
         self._since_step = 0
-        self._busy: float | None = None
-        """Seconds from the end of the step before to the last backward pass, in which ranks wait for each other."""
-        self._backward_over: float | None = None
+        self._work = WorkClock(device.type == "cpu")
 
     def _end_step(self) -> None:
         """The step of the run is over."""
@@ -117,12 +116,6 @@ class TrainingEvents:
     def step(self) -> int:
         """Number of the open step, from 0; 0 where attaching failed."""
         return self.context.step if hasattr(self, "context") else 0
-
-    @property
-    def _seconds_after_backward(self) -> float:
-        """Seconds since the last backward pass. 0 on an accelerator: there the host waits in them for the device."""
-        over = self._backward_over
-        return time.perf_counter() - over if over is not None and self.context.device.type == "cpu" else 0.0
 
     @property
     def _watched(self) -> int:
@@ -164,6 +157,7 @@ class TrainingEvents:
         if self._since_step > UNSTEPPED:
             self._loss.following = True
         self._loss.forward_begins()
+        self._work.forward_begins()
         self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
         self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
         if self.flags.open:
@@ -185,7 +179,7 @@ class TrainingEvents:
         self.isolation.run("loss", "always", self._output_loss, output)
         if not self._watched:
             self.isolation.run("clock", "always", self._silence.forward_ended, output)
-        self._busy = time.perf_counter() - self._began
+        self._work.forward_ended()
 
     def _output_loss(self, output: Any) -> None:
         self._ranks.seen_in_forward()
@@ -207,14 +201,13 @@ class TrainingEvents:
             self._end_unannounced()
         self.isolation.run("nonfinite", "always", self._nonfinite.backward_begins, self.step, roots, gradients)
         self.isolation.run("loss", "always", self._loss.begins)
-        if self._busy is not None:
-            self._busy = time.perf_counter() - self._began
+        self._work.pass_begins(roots if self._ranks.wanted and self._ranks.coupled else ())
         if self.flags.open and self._clock.inside is None:
             self.isolation.run("checks", "always", self._checks.backward_begins)
 
     def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
         """Add its objective to the loss of the step, if it reached parameters of this model."""
-        self._backward_over = time.perf_counter()
+        self._work.pass_ended()
         reached = self._loss.ended(roots, gradients)
         if self._changes.pending:
             self._isolated(self._follow, self._changes.between, self._watched)

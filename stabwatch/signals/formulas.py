@@ -145,6 +145,12 @@ def effective_share(x: Array) -> Array:
     return x[..., 0] ** 2 / (x[..., 1] * x[..., 2])
 
 
+def mean_of_others(x: Array) -> Array:
+    """Mean without the largest: sum, largest, count; NaN for fewer than two."""
+    total, largest, n = x[..., 0], x[..., 1], x[..., 2]
+    return (total - largest) / np.where(n > 1, n - 1, np.nan)
+
+
 def standard_error(x: Array) -> Array:
     """Standard error of a mean: sum, sum of squares, count; NaN for fewer than two."""
     total, squares, n = x[..., 0], x[..., 1], x[..., 2]
@@ -154,7 +160,7 @@ def standard_error(x: Array) -> Array:
 ARITY: dict[str, tuple[int, ...]] = {
     "same": (1,), "negated": (1,), "mean": (2, 3), "rms": (2, 3),
     "root_ratio": (2,), "relative_norm": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
-    "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,),
+    "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,), "mean_of_others": (3,),
     "exponential": (1,), "inverse_exponential": (1,), "effective_share": (3,),
     "rms_ratio": (4,), "deviation": (3,), "fp16_headroom": (1,),
     "median": (len(EDGES) + 2,), "percentile99": (len(EDGES) + 2,),
@@ -165,7 +171,7 @@ FORMULAS: dict[str, Formula] = {
     f.__name__: f
     for f in (
         same, negated, mean, rms, norm, root_ratio, relative_norm, total,
-        share, quotient, cosine, kurtosis, peak, stable_rank, standard_error,
+        share, quotient, cosine, kurtosis, peak, stable_rank, standard_error, mean_of_others,
         rms_ratio, deviation, fp16_headroom, median, percentile99, exponential, inverse_exponential, effective_share,
     )
 }  # fmt: skip

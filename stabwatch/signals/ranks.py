@@ -13,27 +13,33 @@ from stabwatch.signals.declaration import Signal
 _SDC = "Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245"
 
 
-def _rank(name: str, tap: str, help: str, field: str, unit: str = "1", **more: Any) -> Signal:
+_OTHERS = ("sum", "max", "count")
+
+
+def _rank(name: str, tap: str, help: str, *fields: str, unit: str = "1", worst: Any = "max") -> Signal:
     return Signal(
-        name=name, help=help, unit=unit, tap=tap, reduction="rank_spread", fields=(field,), formula="same",
-        scope="run", tier="always", **more,
+        name=name, help=help, unit=unit, tap=tap, reduction="rank_spread", fields=fields,
+        formula="mean_of_others" if fields == _OTHERS else "same", scope="run", tier="always", worst=worst,
     )  # fmt: skip
 
 
 SIGNALS = (
     _rank(
         "rank_busy_max_seconds", "rank_busy",
-        "Longest time of a rank in a step before and after its last backward pass, on the host's clock.",
-        "max", "seconds",
+        "Longest time in a step for which a rank worked, without what it waited for others, on the host's clock.",
+        "max", unit="seconds",
     ),
     _rank(
         "rank_busy_min_seconds", "rank_busy",
-        "Shortest time of a rank in a step before and after its last backward pass, on the host's clock.",
-        "min", "seconds", worst="min",
+        "Shortest time in a step for which a rank worked, without what it waited for others, on the host's clock.",
+        "min", unit="seconds", worst="min",
     ),
     _rank(
-        "rank_slowest", "rank_busy", "Rank with the longest time before and after its last backward pass.", "rank"
+        "rank_busy_others_seconds", "rank_busy",
+        "Mean time in a step for which the ranks other than the slowest worked, on the host's clock.",
+        *_OTHERS, unit="seconds",
     ),
+    _rank("rank_slowest", "rank_busy", "Rank that worked longest.", "rank"),
     _rank("rank_loss_max", "rank_loss", "Largest loss of a rank's own batch.", "max"),
     _rank("rank_loss_min", "rank_loss", "Smallest loss of a rank's own batch.", "min", worst="min"),
     _rank("rank_loss_highest", "rank_loss", "Rank with the largest loss.", "rank"),
@@ -43,7 +49,7 @@ SIGNALS = (
     ),
     _rank(
         "rank_nonfinite_worst", "rank_nonfinite",
-        "Rank that counted the most non-finite values; -1: every rank counted some.",
+        "Rank that counted the most non-finite values; -1: none, or every rank counted some.",
         "rank",
     ),
     Signal(

@@ -179,7 +179,7 @@ def fields(name: str, value: float) -> dict[str, float]:
         "unheld": {"missing": 0.0, "unheld": value, "unregistered": 0.0, "total": 2.0},
         "unregistered": {"missing": 0.0, "unheld": 0.0, "unregistered": value, "total": 2.0},
         "step_seconds": {"last": value},
-        "busy": {"sum": value + 0.1, "max": value, "rank": 2.0, "min": 0.1},
+        "busy": {"count": 2.0, "sum": value + 0.1, "max": value, "rank": 2.0, "min": 0.1},
         "replica": {"max": value, "rank": 5.0},
         "rank_loss": {"sum": value + 2, "max": value, "rank": 3.0, "min": 2.0},
         "loss_scale": {"last": value},

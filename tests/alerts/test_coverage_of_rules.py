@@ -27,7 +27,8 @@ NO_RULE = {
         "step_to_radius_mean_ratio", "step_to_radius_median_ratio", "step_to_radius_p99_ratio",
         "taylor_radius", "router_overflow_ratio", "expert_load_ratio",
         "shift_coherence", "token_mean_to_centred_ratio", "gradient_fp16_saturated_ratio",
-        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst", "policy_old_kl_k1",
+        "activation_fp16_saturated_ratio", "rank_nonfinite_max", "rank_nonfinite_worst", "rank_busy_min_seconds",
+        "policy_old_kl_k1",
         "policy_ratio_min", "rollout_ratio_max", "advantage_deviation",
     ),
     "evidence: it tells why, and healthy runs show any value of it": (

@@ -64,7 +64,7 @@ class ReplicaFeature:
 
 
 class SpreadFeature(RunFeature):
-    """The spread between the highest and the lowest rank, if the highest is mostly the same rank.
+    """How far the highest rank is from the others, if it is mostly the same rank.
 
     high, low, rank, scale: signals. The spread is (high - low) / scale, as the median of 16 points.
     """
@@ -102,10 +102,10 @@ def features() -> tuple[Feature, ...]:
     return (
         ReplicaFeature(),
         SpreadFeature(
-            "slow_rank", "rank_busy_max_seconds", "rank_busy_min_seconds", "rank_slowest", "step_seconds",
+            "slow_rank", "rank_busy_max_seconds", "rank_busy_others_seconds", "rank_slowest", "step_seconds",
             DerivedSignal(
                 "rank_wait_ratio",
-                f"Share of the step that the fastest rank waits for the slowest: {_MOSTLY}",
+                f"Share of the step that the other ranks wait for the slowest, in the mean: {_MOSTLY}",
                 "ratio",
                 "run",
             ),
@@ -146,7 +146,7 @@ RULES: tuple[Rule, ...] = (
         title="Slow rank",
         family="slow_rank",
         summary="The other ranks wait for a slow rank.",
-        description="Rank {rank_slowest:.0f} is the slowest. The fastest waits {rank_wait_ratio:.0%} of a step for it.",
+        description="Rank {rank_slowest:.0f} is the slowest. The others wait {rank_wait_ratio:.0%} of a step for it.",
         thresholds=(Threshold(severity="warning", when=(Condition("rank_wait_ratio", above=0.25),), for_points=4),),
         abnormal=(Condition("rank_wait_ratio", above=0.25),),
         warm_up=WINDOW,
