@@ -45,8 +45,19 @@ def _lacking(marker: str) -> str:
     return "" if torch.cuda.is_available() else "no CUDA device"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+COLLECTED = pytest.StashKey[list[tuple[str, bool, bool]]]()
+"""Of each test before any is deselected: its name, whether it is slow, and whether its whole function is."""
+
+
+def _slow(item: pytest.Item) -> tuple[str, bool, bool]:
+    whole = any(mark.name == "slow" for mark in getattr(getattr(item, "function", None), "pytestmark", ()))
+    return item.nodeid, item.get_closest_marker("slow") is not None, whole
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what the machine cannot run, and say why."""
+    config.stash[COLLECTED] = [_slow(item) for item in items]
     reasons: dict[str, str] = {}
     for item in items:
         for marker in ("prometheus", "chromium", "gpu"):

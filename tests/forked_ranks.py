@@ -1,7 +1,7 @@
-"""`python -m tests.forked_ranks MODULE WORLD FOLDER ARGS...`: the ranks of a job, which share what they import.
+"""`python -m tests.forked_ranks MODULE WORLD FOLDER ARGS...`: the ranks of a job.
 
-Each rank is `python -m MODULE RANK ARGS...`, forked after torch was imported: that takes longer than most jobs. Its
-output goes to FOLDER/RANK.out and FOLDER/RANK.err. The exit code is 0 if those of all ranks are.
+Each rank is `python -m MODULE RANK ARGS...`. Its output goes to FOLDER/RANK.out and FOLDER/RANK.err. The exit code is 0
+if those of all ranks are. `tests.processes.run_ranks` runs it in a process that has imported torch already.
 """
 
 from __future__ import annotations
@@ -10,10 +10,6 @@ import os
 import runpy
 import sys
 from pathlib import Path
-
-import torch._dynamo  # noqa: F401  (DistributedDataParallel imports it)
-
-import stabwatch.runtime.session  # noqa: F401
 
 
 def _as_rank(module: str, rank: int, folder: Path, args: list[str]) -> None:

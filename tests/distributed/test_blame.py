@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.which_rank import KINDS, SETTINGS, TRIALS, verdict
+from tests.processes import run_python
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = (0, 3)
 """Seeds: a NaN, and a slow backward pass."""
 RIGHT = 0.95
 
 
 def _judged(out: Path, seeds, setting: str) -> list[dict]:
-    command = [sys.executable, "-m", "benchmarks.which_rank", str(out), "--healthy", "0", "--setting", setting]
-    done = subprocess.run(
-        [*command, "--seeds", *map(str, seeds)], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
-    )
+    command = ("-m", "benchmarks.which_rank", out, "--healthy", "0", "--setting", setting, "--seeds", *seeds)
+    done = run_python(*command, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads((out / f"{setting}-{seed}.json").read_text()) for seed in seeds]
 

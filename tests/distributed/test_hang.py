@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,8 @@ from stabwatch.cli.doctor.run import check_run
 from stabwatch.runlog import read_run
 from tests.distributed import hang_job
 from tests.distributed.hang_job import AT
+from tests.processes import run_python
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(hang_job.__file__).read_text().splitlines()
 LINES = {
     "sleeps": "# here it sleeps",
@@ -30,10 +28,8 @@ HEALTHY = ("saves", "pauses")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("hangs")
     faults = ["sleeps", "raises", "loader", "stopped"]
-    subprocess.run(
-        [sys.executable, "-m", "tests.distributed.hang_job", "4", str(out), *faults],
-        cwd=ROOT, capture_output=True, text=True, timeout=150, check=True,
-    )  # fmt: skip
+    done = run_python("-m", "tests.distributed.hang_job", 4, out, *faults, timeout=150)
+    assert done.returncode == 0, done.stderr
     return out
 
 
@@ -70,8 +66,8 @@ def test_rank_0_writes_it_down_while_the_job_hangs(runs):
 @pytest.mark.slow
 def test_rank_0_may_be_the_one_files_need_not_be_shared_and_healthy_pauses_say_nothing(tmp_path):
     faults = ["stopped:0", "elsewhere:1", "saves", "pauses"]
-    command = [sys.executable, "-m", "tests.distributed.hang_job", "2", str(tmp_path), *faults]
-    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=True)
+    done = run_python("-m", "tests.distributed.hang_job", 2, tmp_path, *faults, timeout=150)
+    assert done.returncode == 0, done.stderr
     _check(tmp_path / "stopped", "stopped", odd=0, world=2)
     _check(tmp_path / "elsewhere", "elsewhere", odd=1, world=2)
     for fault in HEALTHY:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,8 +9,9 @@ from stabwatch.runlog import read_run
 from stabwatch.runtime.training_events import WITHIN_STAGE
 from stabwatch.signals import CATALOGUE
 from tests.distributed.placement_job import GROWS_AT, STEPS
+from tests.processes import run_python
+from tests.sampling import sample
 
-ROOT = Path(__file__).parents[2]
 MODES = {
     "ddp": 2,
     "zero": 2,
@@ -37,24 +34,45 @@ MODES = {
     "1f1b_fsdp": 4,
     "1f1b_ddp": 4,
 }
+SAMPLE = ("ddp", "fsdp1", "fsdp2", "tp", "2d", "ddp-attached_first", "manual-grows", "1f1b")
+"""Modes that run by default, a job of their own; those of both jobs are held against the same single process."""
 COMPARED = {"moments", "update", "group", "mean"}
 OF_PARAMETERS = {"gradient", "weight", "update", "group", "loss"}
 RTOL = 2e-5
 """float32 sums in another order."""
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    out = tmp_path_factory.mktemp("placements")
-    jobs = [f"{mode}:{world}" for mode, world in {"single": 1, **MODES, "tp_sequence": 2}.items()]
-    command = [sys.executable, "-m", "tests.distributed.placement_job", str(out), *jobs]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+def _job(out, modes):
+    jobs = [f"{mode}:{world}" for mode, world in {"single": 1, **modes}.items()]
+    done = run_python("-m", "tests.distributed.placement_job", out, *jobs, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
-    return out
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_values_are_those_of_one_process(mode, runs):
+def _of_sample(once):
+    modes = {mode: MODES[mode] for mode in SAMPLE} | {"tp_sequence": 2}
+    return once("placements-sample", lambda out: _job(out, modes))
+
+
+def _of_others(once):
+    modes = {mode: world for mode, world in MODES.items() if mode not in SAMPLE}
+    return once("placements-others", lambda out: _job(out, modes))
+
+
+@pytest.fixture
+def run_of(once):
+    """run_of(mode): the folder of its run."""
+    return lambda mode: (_of_sample if mode in (*SAMPLE, "tp_sequence") else _of_others)(once) / mode
+
+
+@pytest.fixture(params=[SAMPLE, pytest.param(tuple(MODES), marks=pytest.mark.slow)], ids=["sample", "all"])
+def modes(request):
+    """Modes to look at together."""
+    return request.param
+
+
+@pytest.mark.parametrize("mode", sample(MODES, *SAMPLE))
+def test_the_values_are_those_of_one_process(mode, run_of):
+    runs = run_of(mode).parent
     job, single = read_run(runs / mode), read_run(runs / "single")
     said = [event.data for event in job.events if event.kind == "ranks"]
     assert [(s["covered"], s["missing"]) for s in said] == [(MODES[mode], [])] * len(said)
@@ -70,8 +88,9 @@ def test_the_values_are_those_of_one_process(mode, runs):
     assert {"gradient_norm", "weight_rms", "loss"} <= compared, compared
 
 
-def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(runs):
+def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(once):
     """Of the norms under sequence parallelism: each rank has a summand, and the norm of a sum is no sum of norms."""
+    runs = _of_sample(once)
     job, single = read_run(runs / "tp_sequence"), read_run(runs / "single")
     expected = {key.layer for key in single.keys if key.signal == "layer_gradient_norm"}
     layers = {layer for layer in expected if len(job.series("layer_gradient_norm", layer)[0])}
@@ -88,15 +107,16 @@ def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(ru
     assert not [event for event in job.events if event.kind == "error"]
 
 
-def test_only_a_pipeline_is_said_to_be_one(runs):
-    said = {mode: {e["reason"] for event in read_run(runs / mode).events if event.kind == "coverage"
-                   for e in event.data.get("notes", ())} for mode in MODES}  # fmt: skip
-    assert {mode for mode in MODES if WITHIN_STAGE in said[mode]} == {"1f1b", "gpipe", "1f1b_fsdp", "1f1b_ddp"}
+def test_only_a_pipeline_is_said_to_be_one(modes, run_of):
+    said = {mode: {e["reason"] for event in read_run(run_of(mode)).events if event.kind == "coverage"
+                   for e in event.data.get("notes", ())} for mode in modes}  # fmt: skip
+    pipelines = {"1f1b", "gpipe", "1f1b_fsdp", "1f1b_ddp"}
+    assert {mode for mode in modes if WITHIN_STAGE in said[mode]} == pipelines & set(modes)
 
 
-def test_no_mode_has_an_error_and_what_is_sharded_says_why_it_is_not_measured(runs):
-    for mode in MODES:
-        job = read_run(runs / mode)
+def test_no_mode_has_an_error_and_what_is_sharded_says_why_it_is_not_measured(modes, run_of):
+    for mode in modes:
+        job = read_run(run_of(mode))
         assert not [event.data for event in job.events if event.kind == "error"], mode
         if mode.endswith("-grows"):
             continue  # its new layer is not called

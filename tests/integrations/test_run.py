@@ -20,6 +20,8 @@ from stabwatch.cli.commands.run import full_command, ignores_environment
 from stabwatch.integrations import environment
 from stabwatch.integrations.first_step import find_model, is_compiled
 from stabwatch.runlog import Run, read_run
+from tests.processes import run_python
+from tests.sampling import sample
 
 ROOT = Path(stabwatch.__file__).parents[1]
 
@@ -34,7 +36,8 @@ for step in range(6):
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     print(step, loss.item().hex(), flush=True)
 """
-PROGRAM = TRAIN + "print(sys.argv[1:], sys.stdin.read(), sys.flags.isolated)\nsys.exit(7)\n"
+SHOW = "print(os.environ.get('PYTHONPATH'), [n for n in os.environ if n.startswith('STABWATCH_')])\n"
+PROGRAM = TRAIN + SHOW + "print(sys.argv[1:], sys.stdin.read(), sys.flags.isolated)\nsys.exit(7)\n"
 
 
 ONE_STEP = """
@@ -80,10 +83,10 @@ def losses(output: bytes) -> dict[int, float]:
 
 
 def test_output_exit_code_arguments_and_stdin_are_the_programs_own(place: Path) -> None:
-    words = (sys.executable, "train.py", "--lr", "3", "--config", "x")
-    bare = launch(*words, cwd=place, env=environ(), input=b"hello")
-    watched = run(place, "--", *words, input=b"hello")
-    assert watched.stdout == bare.stdout
+    words = ("train.py", "--lr", "3", "--config", "x")
+    bare = run_python(*words, cwd=place, env=environ(), input="hello")
+    watched = run(place, "--", sys.executable, *words, input=b"hello")
+    assert watched.stdout == bare.stdout.encode()
     assert watched.returncode == bare.returncode == 7
     assert b"hello" in watched.stdout
     assert watched.stderr.decode().splitlines() == [
@@ -92,12 +95,17 @@ def test_output_exit_code_arguments_and_stdin_are_the_programs_own(place: Path) 
     (found,) = runs(place)
     steps, values = found.series("loss")
     assert list(steps) == [1, 2, 3, 4, 5]
-    assert {s: v for s, v in losses(bare.stdout).items() if s} == pytest.approx(dict(zip(steps, values, strict=True)))
+    assert {s: v for s, v in losses(watched.stdout).items() if s} == pytest.approx(
+        dict(zip(steps, values, strict=True))
+    )
     assert [e.data["reason"] for e in found.events if e.kind == "end"] == ["finished"]
     assert not [e for e in found.events if e.kind == "error"]
 
 
-@pytest.mark.parametrize("words", [("train.py", "a"), ("-m", "train", "a"), ("--", "python", "-", "a")], ids=str)
+WAYS = [("train.py", "a"), ("-m", "train", "a"), ("--", "python", "-", "a")]
+
+
+@pytest.mark.parametrize("words", sample(WAYS, ("-m", "train", "a")), ids=str)
 def test_other_ways_to_start_a_program(place: Path, words: tuple[str, ...]) -> None:
     folder = os.path.dirname(sys.executable)
     options: dict[str, Any] = {"env": environ(PATH=os.pathsep.join([folder, os.environ["PATH"]]))}
@@ -108,6 +116,7 @@ def test_other_ways_to_start_a_program(place: Path, words: tuple[str, ...]) -> N
     assert list(read_run(place / "log").steps) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_settings_come_from_the_file(place: Path) -> None:
     (place / "settings.yaml").write_text("run: named\nverbose: false\n")
     done = run(place, "--config", "settings.yaml", "--", sys.executable, "train.py", input=b"")
@@ -142,10 +151,12 @@ def signalled(place: Path, number: signal.Signals, *words: str) -> tuple[int, by
     return started.returncode, errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", sample([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], signal.SIGINT))
 def test_signals_reach_the_program(place: Path, number: signal.Signals) -> None:
-    (place / "wait.py").write_text(TRAIN + "import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
-    plain, _ = signalled(place, number, sys.executable, "wait.py")
+    wait = "import time\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    (place / "plain.py").write_text(wait)
+    (place / "wait.py").write_text(TRAIN + wait)
+    plain, _ = signalled(place, number, sys.executable, "plain.py")
     watched, errors = signalled(
         place, number, sys.executable, "-m", "stabwatch", "run", "--", sys.executable, "wait.py"
     )
@@ -160,6 +171,7 @@ def test_signals_reach_the_program(place: Path, number: signal.Signals) -> None:
         assert ends == []  # it was killed, and nothing of it could say so
 
 
+@pytest.mark.slow
 def test_an_exception_ends_the_run(place: Path) -> None:
     (place / "fails.py").write_text(TRAIN + "raise ValueError('broken')\n")
     done = run(place, "fails.py")
@@ -168,6 +180,7 @@ def test_an_exception_ends_the_run(place: Path) -> None:
     assert [e.data["error"] for e in found.events if e.kind == "end"] == ["ValueError: broken"]
 
 
+@pytest.mark.slow
 def test_a_warning_is_said_as_often_as_without_a_watch(place: Path) -> None:
     (place / "warns.py").write_text(ONE_STEP.replace("STEPS", "4"))
     bare = launch(sys.executable, "-W", "default", "warns.py", cwd=place, env=environ())
@@ -176,6 +189,7 @@ def test_a_warning_is_said_as_often_as_without_a_watch(place: Path) -> None:
     assert len(runs(place)[0].steps) == 3
 
 
+@pytest.mark.slow
 def test_a_program_of_one_step_is_not_told_that_it_trains_nothing(place: Path) -> None:
     (place / "one.py").write_text(ONE_STEP.replace("STEPS", "1"))
     watched = run(place, sys.executable, "one.py")
@@ -183,16 +197,17 @@ def test_a_program_of_one_step_is_not_told_that_it_trains_nothing(place: Path) -
     assert b"no optimizer step was seen after the watch began, which was before step 1" in watched.stderr
 
 
+@pytest.mark.slow
 def test_programs_that_the_training_starts_are_left_alone(place: Path) -> None:
     nested = "import subprocess\nsubprocess.run([sys.executable, '-c', PROGRAM])\n"
-    show = "print(os.environ.get('PYTHONPATH'), [n for n in os.environ if n.startswith('STABWATCH_')])\n"
-    (place / "outer.py").write_text(f"PROGRAM = {TRAIN!r}\n{TRAIN}{show}{nested}")
+    (place / "outer.py").write_text(f"PROGRAM = {TRAIN!r}\n{TRAIN}{SHOW}{nested}")
     bare = launch(sys.executable, "outer.py", cwd=place, env=environ())
     watched = run(place, "outer.py")
     assert watched.stdout == bare.stdout
     assert len(runs(place)) == 1
 
 
+@pytest.mark.slow
 def test_a_program_that_starts_the_training_is_not_it(place: Path) -> None:
     (place / "outer.py").write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {TRAIN!r}])\n")
     done = run(place, "outer.py")
@@ -201,7 +216,7 @@ def test_a_program_that_starts_the_training_is_not_it(place: Path) -> None:
     assert list(found.steps) == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", sample(["fork", "spawn"], "fork"))
 def test_workers_of_a_data_loader_are_left_alone(place: Path, start: str) -> None:
     text = """
 import torch
@@ -233,6 +248,7 @@ def test_a_program_that_attaches_itself_is_watched_once(place: Path) -> None:
     assert list(found.steps) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_second_model_is_said_not_to_be_watched(place: Path) -> None:
     second = """
 other = torch.nn.Linear(4, 2)
@@ -267,6 +283,7 @@ def test_another_sitecustomize_is_run_too(place: Path) -> None:
     assert str(other).encode() in watched.stdout
 
 
+@pytest.mark.slow
 def test_a_python_without_stabwatch_says_so(place: Path) -> None:
     path = environ(PYTHONPATH=environment.STARTUP)
     hide = "import sys\nsys.modules['stabwatch'] = None\n"

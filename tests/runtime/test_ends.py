@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from stabwatch.analysis import analyze
 from stabwatch.cli.doctor.run import check_run
 from stabwatch.runlog import read_run
 from stabwatch.runtime.run_metadata import how_it_ended
+from tests.processes import run_python
 
 LOOP = """
 import os, signal, sys, torch, stabwatch
@@ -40,11 +39,7 @@ ENDS = {
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Run folder by the way in which its training ended; no agent was there."""
     root = tmp_path_factory.mktemp("ends")
-    started = {}
-    for name, last in ENDS.items():
-        command = [sys.executable, "-c", LOOP + last, str(root / name)]
-        started[name] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    codes = {name: process.wait(120) for name, process in started.items()}
+    codes = {name: run_python("-c", LOOP + last, root / name).returncode for name, last in ENDS.items()}
     assert codes["killed"] == -signal.SIGKILL and codes["finished"] == 0 and codes["exception"] == 1
     return {name: root / name for name in ENDS}
 

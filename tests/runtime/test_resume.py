@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from stabwatch.exporters.registry import SINKS
 from stabwatch.exporters.sink import write_run
 from stabwatch.runlog import RunLog, read_run
 from stabwatch.runlog.downsample import load
+from tests.processes import run_python
 
 TRAIN = """
 import os, sys, torch, stabwatch
@@ -38,8 +37,7 @@ watch.detach()
 
 
 def _train(folder: Path, first: int, last: int, end: str, kwargs: str = "{'resume': 'auto'}") -> str:
-    command = [sys.executable, "-c", TRAIN, str(first), str(last), end, kwargs]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = run_python("-c", TRAIN, first, last, end, kwargs, cwd=folder)
     assert done.returncode == (9 if end == "kill" else 0), done.stderr
     return done.stderr
 
