@@ -7,10 +7,13 @@ as `python WORDS...` would. The answers are lines too: process id, then exit cod
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ import stabwatch.runtime.session  # noqa: F401
 
 def serve() -> dict[str, Any]:
     """Answer requests until there are no more; in each fork, return the request."""
+    gc.collect()
+    gc.freeze()
     while line := sys.stdin.readline():
         request: dict[str, Any] = json.loads(line)
         process = os.fork()
@@ -66,5 +71,19 @@ def run(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Serve. What a fork raises is left to Python, which ends the process as it ends any program."""
-    run(enter(serve()))
+    """Serve. A fork ends as Python does, but leaves its memory to the system: to take torch apart takes a second."""
+    words, code = enter(serve()), 0
+    try:
+        run(words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException as error:
+        code = 1
+        sys.excepthook(type(error), error, error.__traceback__)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
