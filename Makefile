@@ -11,12 +11,13 @@ export OMP_NUM_THREADS ?= $(CORES)
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
 
-.PHONY: help demo test test-slow test-oldest test-newest detect compat gpu check docs format clean distclean
+.PHONY: help demo test test-slow test-all test-oldest test-newest detect compat gpu check docs format clean distclean
 
 help:
 	@echo "make demo        train a small GPT until its attention logits run away, watch it happen, read why"
-	@echo "make test        the tests, side by side; ARGS=\"-k name\" goes to pytest, ARGS=\"-n 0\" runs one after the other"
-	@echo "make test-slow   the tests that take longer"
+	@echo "make test        the tests, side by side (10 minutes on 2 cores); ARGS=\"-k name\" goes to pytest, ARGS=\"-n 0\" runs one after the other"
+	@echo "make test-slow   the other tests: those that take long, and the rest of the large families (an hour)"
+	@echo "make test-all    both"
 	@echo "make test-oldest, make test-newest   a small set of tests at the ends of what is supported"
 	@echo "make detect      real trainings, some of which go wrong: are they found, and the others left alone? (5 minutes)"
 	@echo "make compat      every family of transformers and more: is it left alone, is it seen? (30 minutes)"
@@ -44,6 +45,10 @@ test: $(VENV)/.ready-dev
 test-slow: $(VENV)/.ready-dev
 	@scripts/setup-system
 	@$(TESTS) -m slow $(ARGS)
+
+test-all: $(VENV)/.ready-dev
+	@scripts/setup-system
+	@$(TESTS) -m "slow or not slow" $(ARGS)
 
 test-oldest: $(VENV)/.ready-dev
 	@scripts/test-versions oldest $(ARGS)

@@ -8,6 +8,8 @@ import shutil
 
 # Before anything imports torch: the models are small, and on a busy machine a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Programs that tests start compile the sources once, and not each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

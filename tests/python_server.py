@@ -81,6 +81,7 @@ def main() -> None:
             print(end.code, file=sys.stderr)
     except BaseException as error:
         code = 1
+        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
         sys.excepthook(type(error), error, error.__traceback__)
     threading._shutdown()
     atexit._run_exitfuncs()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import stabwatch
+from tests.sampling import sample
 
 WITHOUT_TORCH = ("signals", "runlog", "exporters", "alerts", "analysis", "agent", "serve", "cli")
 
@@ -43,7 +44,15 @@ def modules_in(package: str) -> list[str]:
     return [f"stabwatch.{package}", *(name for name in walked if not name.endswith("__main__"))]
 
 
-@pytest.mark.parametrize("package", WITHOUT_TORCH)
+def test_the_packages_for_readers_load_no_torch() -> None:
+    """All in one process; one by one below."""
+    modules = [name for package in WITHOUT_TORCH for name in modules_in(package)]
+    loaded = loaded_by(*modules)
+    assert set(modules) <= loaded
+    assert "torch" not in loaded
+
+
+@pytest.mark.parametrize("package", sample(WITHOUT_TORCH, "runlog", "cli"))
 def test_a_package_for_readers_loads_no_torch(package: str) -> None:
     modules = modules_in(package)
     assert len(modules) > 1, f"the walk found no module in {package}"

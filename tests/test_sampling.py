@@ -11,11 +11,12 @@ from tests.processes import ROOT
 from tests.sampling import sample
 
 SLOW_FILES = {
+    "tests/agent/test_grafana_queries.py",
     "tests/benchmarks/test_overhead.py",
     "tests/benchmarks/test_told_overhead.py",
     "tests/kernels/test_compile.py",
 }
-"""Files without a default test: long measurements, and the compiler for GPUs."""
+"""Files without a default test: long measurements, the compiler for GPUs, and three trainings behind Prometheus."""
 
 KINDS = (
     "tests/runtime/test_no_harm.py::test_training_is_bit_identical",

@@ -39,6 +39,7 @@ def prometheus(tmp_path):
     server.process.wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.prometheus
 @pytest.mark.timeout(600)
 def test_a_real_prometheus_answers_every_query(prometheus, whole_runs, start_agent):

@@ -27,9 +27,14 @@ def _job(folder, world, *faults):
 @pytest.fixture
 def two(once):
     """The folder of one job of two ranks, and what each rank found, by fault."""
-    faults = ("unwatched", "healthy", "nan", "slow", "apart")
-    folder = once("two-ranks", lambda folder: _job(folder, 2, *faults))
+    folder = once("two-ranks", lambda folder: _job(folder, 2, "unwatched", "healthy", "nan"))
     return folder, json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture
+def others(once):
+    """The folder of a job of two ranks with other faults."""
+    return once("two-ranks-others", lambda folder: _job(folder, 2, "slow", "apart"))
 
 
 def _judged(run):
@@ -83,16 +88,16 @@ def test_a_rank_whose_batch_is_not_finite_is_named(two):
     assert all(AT < rank["nan"]["closer_until"] < AT + 64 for rank in found)
 
 
-def test_a_slow_rank_is_named(two):
-    folder, _ = two
-    engine = _judged(read_run(folder / "slow"))
+@pytest.mark.slow
+def test_a_slow_rank_is_named(others):
+    engine = _judged(read_run(others / "slow"))
     [first] = [a for a in engine.history if a.rule == "SlowRank"][:1]
     assert first.step > AT and "Rank 1" in first.description and first.severity == "warning"
 
 
-def test_gradients_that_are_never_averaged_are_no_fault_of_a_device(two):
-    folder, _ = two
-    causes = diagnose(_judged(read_run(folder / "apart"))).causes
+@pytest.mark.slow
+def test_gradients_that_are_never_averaged_are_no_fault_of_a_device(others):
+    causes = diagnose(_judged(read_run(others / "apart"))).causes
     assert causes[0].name == "GradientsNotAveraged" and "RankFault" not in {cause.name for cause in causes}
     assert "layers differ between ranks" in causes[0].evidence[0]
     assert "device" not in " ".join(causes[0].remedy)

@@ -160,6 +160,7 @@ def test_mlflow_has_the_records_once(run, tmp_path):
     assert json.loads(read.stdout.splitlines()[-1]) == ["run", "FINISHED", list(range(40))], read.stderr
 
 
+@pytest.mark.slow
 def test_mlflow_has_name_tags_and_notes(tmp_path):
     pytest.importorskip("mlflow")
     log = Log(tmp_path / "run", layers=["one"], name="baseline", tags=["gpt", "a b"], notes="first try")

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stabwatch.hooks.base.entry import Hook
+from tests.sampling import sample
 
 
 class Net(nn.Module):
@@ -86,8 +87,8 @@ USES = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("mode", sample(["train", "eval"], "train"))
+@pytest.mark.parametrize("use", sample(USES, "trace", "script of a copy", "strict export", "vmap", "grad", "saved"))
 def test_it_works_as_without_a_watch_and_disturbs_nothing(use, mode, attach):
     found = []
     for watched in (False, True):
@@ -162,7 +163,10 @@ def test_functions_keep_their_signatures_and_names_and_are_restored(attach):
     assert restored == originals
 
 
-@pytest.mark.parametrize("kind", [spectral_norm, weight_norm, nn.utils.spectral_norm, nn.utils.weight_norm])
+KINDS = [spectral_norm, weight_norm, nn.utils.spectral_norm, nn.utils.weight_norm]
+
+
+@pytest.mark.parametrize("kind", sample(KINDS, spectral_norm, nn.utils.weight_norm))
 @pytest.mark.filterwarnings("ignore")
 def test_no_parametrized_weight_is_computed_unasked(kind, attach):
     def train(watched):

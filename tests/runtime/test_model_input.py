@@ -218,9 +218,11 @@ class _Positions(nn.Module):
 
 @pytest.mark.parametrize(
     ("make", "shape", "told"),
-    [(lambda: _Quantised(True), (64, 5), True), (lambda: _Quantised(True, rows=300), (64, 5), True),
+    [(lambda: _Quantised(True), (64, 5), True),
+     pytest.param(lambda: _Quantised(True, rows=300), (64, 5), True, marks=pytest.mark.slow),
      (lambda: _Quantised(False), (64, 5), False),
-     (_Positions, (64, 20, 5), False), (lambda: nn.Embedding(400, 5), None, False)],
+     pytest.param(_Positions, (64, 20, 5), False, marks=pytest.mark.slow),
+     (lambda: nn.Embedding(400, 5), None, False)],
     ids=["far away", "many rows", "near", "positions", "vocabulary"],
 )  # fmt: skip
 def test_rows_of_a_codebook_that_are_never_used(make, shape, told, tmp_path):

@@ -18,6 +18,7 @@ from stabwatch.analysis.readers import read_log
 from stabwatch.analysis.readers.records import ForeignLog
 from stabwatch.analysis.sources import open_sources
 from stabwatch.cli.render import progress_bar as bars
+from tests.sampling import sample
 
 STEPS = 4_000
 
@@ -75,7 +76,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", sample(COMMANDS, COMMANDS[0], COMMANDS[-1]), ids=" ".join)
 def test_on_a_terminal_a_bar_is_drawn_and_taken_away(logs, command, tmp_path):
     """In a terminal of its own (a pty), without patience."""
     ours, theirs = pty.openpty()

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
+from tests.sampling import sample
+
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=64)
 
 
@@ -114,7 +116,7 @@ def test_a_mixture_of_experts_shows_the_loss_of_its_tokens_alone(items, attach):
 
 
 @pytest.mark.parametrize("weight", [None, torch.tensor([9.0, 1.0, 0.1, 2.0, 0.0])])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", sample(["mean", "sum", "none"], "mean", "none"))
 def test_uneven_micro_batches_are_one_mean_over_valid_targets(reduction, weight, attach):
     model, batches = nn.Linear(6, 5), _uneven()
     with torch.no_grad():
@@ -140,7 +142,7 @@ def test_probabilities_as_targets_count_by_row(attach):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", sample(["mean", "sum"], "mean"))
 def test_cross_entropy_inside_the_model_and_the_trained_loss_are_told_apart(reduction, compiled, attach):
     model, batches = WithLoss(reduction), _uneven()
     with torch.no_grad():

@@ -49,7 +49,9 @@ def train(model, optimizer, x, y, steps=12):
 
 
 @pytest.mark.parametrize("double", [True, False], ids=["differentiated twice", "difference of gradients"])
-@pytest.mark.parametrize(("beta", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize(
+    ("beta", "nesterov"), [(0.0, False), pytest.param(0.9, False, marks=pytest.mark.slow), (0.9, True)]
+)
 def test_of_sgd_it_is_that_of_the_hessian(beta, nesterov, double, attach, monkeypatch):
     model, (x, y) = net(), data()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=beta, nesterov=nesterov)
