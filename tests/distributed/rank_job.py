@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import stabwatch
 from stabwatch.demo import GPT, DemoConfig
-from stabwatch.runtime import record, session, training_events
+from stabwatch.runtime import record, session, training_events, work_clock
 
 STEPS, AT = 64, 30
 AFTER = 34
@@ -26,7 +26,7 @@ AFTER = 34
 
 def _use_clock(now: Callable[[], float]) -> None:
     """Steps are measured on a clock. On a machine that others keep busy, a healthy rank is slow on that of the wall."""
-    for module in (record, session, training_events):
+    for module in (record, session, training_events, work_clock):
         module.time = types.SimpleNamespace(**{**vars(time), "perf_counter": now})
 
 
