@@ -56,7 +56,7 @@ class Objective:
 
     def __init__(self) -> None:
         self.ever = False
-        self._records = self._acted = 0
+        self._records = self._acted = self._negative = 0
         self._likelihood = False
         self._calls: list[float] = []
         self._fewest, self._most = math.inf, 0.0
@@ -70,6 +70,7 @@ class Objective:
         """A finite loss: is it comparable with those before?"""
         self._records += 1
         self._acted += beside.acted > 0
+        self._negative += loss < 0 and self._records <= SMOOTH
         if beside.passes > 0 and beside.forwards > 0:
             self._calls.append(beside.forwards / beside.passes)
         if not math.isnan(beside.token_loss):
@@ -85,6 +86,11 @@ class Objective:
         )
         self.ever = self.ever or moves
         return not moves
+
+    @property
+    def is_score(self) -> bool:
+        """Was the loss negative from the beginning? That of a policy comes back to zero when all is learned."""
+        return self._negative > SMOOTH // 2
 
     def growth(self) -> float:
         """Growth of the loss over its usual size, or over 1 where that is smaller, as a share of eight decades.

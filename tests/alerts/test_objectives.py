@@ -34,6 +34,24 @@ def test_a_loss_that_says_nothing_of_the_model_is_not_judged(beside, loss, each)
     assert _rules(loss, beside, each) == set()
 
 
+@pytest.mark.parametrize("each", [1, STEPS])
+def test_nor_is_a_score_that_is_negative_from_the_beginning(each):
+    rng = np.random.default_rng(0)
+    converges = -0.4 * np.exp(-np.arange(STEPS) / 60) - 0.02 + 0.01 * rng.standard_normal(STEPS)
+    converges[150:] /= 4
+    assert _rules(converges.tolist(), {}, each) == set()
+
+
+@pytest.mark.parametrize("each", [1, STEPS])
+def test_a_new_task_is_learned_and_one_that_is_not_is_told(each):
+    rng = np.random.default_rng(0)
+    noise = np.exp(0.05 * rng.standard_normal(STEPS))
+    learned = [0.2 if step < 100 else 0.2 + 2 * 0.94 ** (step - 100) for step in range(STEPS)]
+    stays = [0.2 if step < 100 else 2.2 for step in range(STEPS)]
+    assert not _rules((learned * noise).tolist(), {}, each) & {"LossShift", "LossDivergence"}
+    assert _rules((stays * noise).tolist(), {}, each) >= {"LossShift", "LossDivergence"}
+
+
 def test_a_loss_that_scatters_around_zero_needs_nothing_beside_it():
     rng = np.random.default_rng(0)
     scale = np.repeat([0.05, 0.05, 0.3], 100)

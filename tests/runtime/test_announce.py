@@ -16,7 +16,7 @@ CHANGE = 80
 
 
 def train(attach, announced, **settings):
-    """Labels mean something else from step 80 on."""
+    """Labels mean something else from step 80 on, in which nothing can be learned within this run."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -27,7 +27,7 @@ def train(attach, announced, **settings):
         if announced and step == CHANGE:
             watch.announce("task B <b>")
         x = torch.randn(64, 16)
-        y = ((x @ label).argmax(1) + (step >= CHANGE)) % 8
+        y = (x @ label).argmax(1) if step < CHANGE else torch.randint(8, (64,))
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()

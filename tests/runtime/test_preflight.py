@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 import stabwatch
 from stabwatch.alerts.preflight import preflight
 from stabwatch.cli.app import app
+from stabwatch.runlog import RunFolder
+from tests.alerts.scenarios import block
+from tests.runlog.conftest import meta
 
 CLASSES = 10
 
@@ -153,6 +156,23 @@ def test_a_rate_far_from_usual(lr, name, tmp_path):
 def test_a_mode_that_is_wrong(tmp_path):
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES)).eval()
     assert "EvalModeInTraining" in {f.name for f in _preflight(tmp_path, right, model).findings}
+
+
+@pytest.mark.parametrize(("apart", "found"), [(1e-3, ["ReplicasDiffer"]), (0.0, [])])
+def test_replicas_that_begin_apart(apart, found, tmp_path):
+    folder = RunFolder(tmp_path / "run", meta())
+    batch = block({"replica a": [apart], "loss": [2.3]})
+    folder.append(batch.layout, 0, 1000.0, batch.rows[0])
+    folder.close()
+    assert [f.name for f in preflight(tmp_path / "run").findings] == found
+
+
+@pytest.mark.parametrize("part", [nn.BatchNorm1d(16), nn.Dropout(0.5)], ids=["batch norm", "dropout"])
+def test_a_mode_that_is_right(part, tmp_path):
+    model = nn.Sequential(nn.Linear(6, 16), part, nn.ReLU(), nn.Linear(16, CLASSES))
+    assert _preflight(tmp_path / "train", right, model.train()).ok
+    wrong = _preflight(tmp_path / "eval", right, model.eval())
+    assert [(f.name, f.severity) for f in wrong.findings] == [("EvalModeInTraining", "warning")]
 
 
 def test_before_the_first_step(tmp_path):

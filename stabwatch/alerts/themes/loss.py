@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from stabwatch.alerts.blocks import Block, OnDemand
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, ScalarFeature, own_signals
+from stabwatch.alerts.loss_return import RETURN, TURN, returned, returned_many
 from stabwatch.alerts.objectives import Beside, Objective, ObjectiveColumns
 from stabwatch.alerts.references import PALM, PROXIES
 from stabwatch.alerts.rule import Condition, Rule, Threshold
@@ -125,7 +126,8 @@ class LossFeature(ScalarFeature):
             ),
             DerivedSignal(
                 "loss_shift_rise_ratio",
-                f"The median of the last {SHIFTED} losses above that of the {WINDOW} before them, over that progress.",
+                f"The median of the last {SHIFTED} losses above that of the {WINDOW} before them, over that progress; "
+                "above zero for a loss that was negative from the beginning.",
                 "ratio",
                 "run",
             ),
@@ -135,6 +137,7 @@ class LossFeature(ScalarFeature):
                 scope="run",
             ),
             *self._SHIFT,
+            *RETURN,
             *WarmUpRise.gauges,
         )
         self._rates = LayerColumns("learning_rate")
@@ -164,7 +167,7 @@ class LossFeature(ScalarFeature):
         self._log: Progress | None = Progress(lambda best: np.float64(2 * math.log(1.5)))
         self._rise = WarmUpRise()
         self._objective = Objective()
-        self._long: deque[float] = deque(maxlen=WINDOW + SHIFTED)
+        self._long: deque[float] = deque(maxlen=WINDOW + TURN)
 
     def _numbers(self, x: float) -> dict[str, float]:
         past = np.array([*self._past, x])
@@ -177,27 +180,33 @@ class LossFeature(ScalarFeature):
             regression *= UNSIGNED
         self._long.append(x)
         long = np.array(self._long)
-        shift = shifted(long[:-SHIFTED], long[-SHIFTED:])
+        before = long[-WINDOW - SHIFTED : -SHIFTED]
+        shift = shifted(before, long[-SHIFTED:])
         made = max(self._plain.first - self._plain.best, LEAST_MADE)
+        ground = float(self._ground(np.float64(median(before))))
         return (
             super()._numbers(x)
-            | {gauge.name: n for gauge, n in zip(self._SHIFT, shift, strict=True)}
+            | {gauge.name: n for gauge, n in zip((*self._SHIFT, *RETURN), (*shift, *returned(long)), strict=True)}
             | self._rise.numbers(x, self._rate)
             | {
                 "loss_regression_ratio": regression if comparable else self._objective.growth(),
                 "loss_rise_ratio": (x - median(past[:-1])) / made,
-                "loss_shift_rise_ratio": (median(long[-SHIFTED:]) - median(long[:-SHIFTED])) / made,
+                "loss_shift_rise_ratio": (median(long[-SHIFTED:]) - ground) / made,
                 "loss_comparable": float(comparable),
                 "loss_first": self._plain.first,
                 "loss_best": self._plain.best,
             }
         )
 
+    def _ground(self, level: Array | np.float64) -> Array | np.float64:
+        """The level above which a shift counts: a score that comes back to zero has not become worse."""
+        return np.maximum(level, 0.0) if self._objective.is_score else level
+
     measures = own_signals
 
     def observe_block(self, steps: Ints, values: Array) -> Block | None:
         """See `blocks`."""
-        if len(self._long) < WINDOW + SHIFTED:
+        if len(self._long) < WINDOW + TURN:
             return None
         x = self._column("loss", values)
         rates = self._rates.of_run("learning_rate", values)
@@ -221,21 +230,23 @@ class LossFeature(ScalarFeature):
             if not self._objective.observe(loss, shown):
                 comparable[i], regression[i] = 0.0, self._objective.growth()
         self._log = self._log if positive == len(x) else None
-        self._long.extend(x[-WINDOW - SHIFTED :].tolist())
-        before, last = sliding_window_view(past, WINDOW)[1 : len(x) + 1], sliding_window_view(past, SHIFTED)[-len(x) :]
+        self._long.extend(x[-WINDOW - TURN :].tolist())
+        last = sliding_window_view(past, SHIFTED)[-len(x) :]
+        before = sliding_window_view(past[: len(past) - SHIFTED], WINDOW)[-len(x) :]
         centre = middle(np.sort(before, axis=1))
-        shift = middle(np.sort(last, axis=1)) - centre
-        ratio = 1 + shift / np.maximum(np.abs(centre), TINY)
+        now = middle(np.sort(last, axis=1))
+        ratio = 1 + (now - centre) / np.maximum(np.abs(centre), TINY)
         made = np.maximum(self._plain.first - best, LEAST_MADE)
-        level = middle(np.sort(sliding_window_view(past, WINDOW)[SHIFTED : SHIFTED + len(x)], axis=1))
+        level = middle(np.sort(sliding_window_view(past[:-1], WINDOW)[-len(x) :], axis=1))
         share = OnDemand(lambda at, _: exceedances(last[at], before[at]), np.ones((len(x), 1), dtype=bool))
         return {
             **self._numbers_many(x),
             **dict(zip((gauge.name for gauge in self._SHIFT), (share, ratio), strict=True)),
+            **returned_many(past, len(x)),
             **self._rise.numbers_many(x, rates),
             "loss_regression_ratio": regression,
             "loss_rise_ratio": (x - level) / made,
-            "loss_shift_rise_ratio": shift / made,
+            "loss_shift_rise_ratio": (now - self._ground(centre)) / made,
             "loss_comparable": comparable,
             "loss_first": np.full(len(x), self._plain.first),
             "loss_best": best,
@@ -292,6 +303,7 @@ RULES: tuple[Rule, ...] = (
                     Condition("loss_shift_exceedance_ratio", above=0.95),
                     Condition("loss_shift_ratio", above=1.2),
                     Condition("loss_shift_rise_ratio", above=0.05),
+                    Condition("loss_won_back_ratio", below=0.3),
                     COMPARABLE,
                 ),
                 for_points=3,
@@ -301,7 +313,8 @@ RULES: tuple[Rule, ...] = (
         warm_up=40,
         source="nearly each of eight losses exceeds nearly all of the 64 before, at three points in a row; no "
         "healthy run "
-        "of half A reaches 0.9 with a median a tenth higher (docs/detection.md)",
+        "of half A reaches 0.9 with a median a tenth higher (docs/detection.md); a new task wins back a third of the "
+        "rise within ten losses",
         remedy=(
             "Check the batches since the onset, and what changed there: data, learning rate, a loss weight.",
             "If the change was intended, announce it with `watch.announce`; then this alert does not fire.",
@@ -346,13 +359,18 @@ RULES: tuple[Rule, ...] = (
         summary="The loss has diverged.",
         description="The loss is {loss:.4g}. Its best value was {loss_best:.4g}, its first {loss_first:.4g}.",
         thresholds=(
-            Threshold(severity="critical", when=(Condition("loss_regression_ratio", above=0.5),), for_points=24),
+            Threshold(
+                severity="critical",
+                when=(Condition("loss_regression_ratio", above=0.5), Condition("loss_falling_ratio", below=0.7)),
+                for_points=24,
+            ),
         ),
         abnormal=(Condition("loss_regression_ratio", above=0.25),),
         warm_up=40,
         source="half of the progress is lost, or the loss is 1.5 times its best, in the median of 16 points, for "
         "longer than a spike stays in that median; where losses are not comparable (a policy, a value), it is ten "
-        "thousand times its usual size, and the gradient a hundred times",
+        "thousand times its usual size, and the gradient a hundred times; of 24 losses without a trend, the first "
+        "half exceeds the second in 0.7 of all pairs once in twenty times",
         remedy=(
             "Stop. Resume from a checkpoint before the onset, with a lower learning rate or without the bad batches.",
         ),
