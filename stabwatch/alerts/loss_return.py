@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from stabwatch.alerts.blocks import OnDemand
 from stabwatch.alerts.features import WINDOW, DerivedSignal
-from stabwatch.alerts.statistics import TINY, Array, exceedances, exceeds, median, middle
+from stabwatch.alerts.statistics import TINY, Array, median, middle
 
 TURN, EDGE = 10, 4
 """Of the last ten losses, the first four and the last four show how much of a rise has been won back."""
@@ -25,29 +25,29 @@ RETURN = (
     ),
     DerivedSignal(
         "loss_falling_ratio",
-        f"Share of pairs in which one of the first {COURSE // 2} of the last {COURSE} losses exceeds one of the second "
-        f"{COURSE // 2}.",
+        f"Share of what separates the loss from its best value that it has won back between the first and the second "
+        f"half of its last {COURSE} values, by their medians.",
         "ratio",
         "run",
     ),
 )
 
 
-def returned(past: Array) -> tuple[float, float]:
+def returned(past: Array, best: float) -> tuple[float, float]:
     """Do the last losses come down again? The numbers of `RETURN`, NaN where there are too few."""
     if len(past) < COURSE:
         return math.nan, math.nan
     first, last, level = (median(x) for x in (past[-TURN : EDGE - TURN], past[-EDGE:], past[-TURN - WINDOW : -TURN]))
-    return (first - last) / max(first - level, TINY), exceeds(past[-COURSE : -COURSE // 2], past[-COURSE // 2 :])
+    then, now = median(past[-COURSE : -COURSE // 2]), median(past[-COURSE // 2 :])
+    return (first - last) / max(first - level, TINY), (then - now) / max(then - best, TINY)
 
 
-def returned_many(past: Array, n: int) -> dict[str, Array | OnDemand]:
-    """`returned` after each of the last n losses."""
-    rows = sliding_window_view(past, WINDOW + TURN)[-n:]
-    first, last, level = (
-        middle(np.sort(x, axis=1)) for x in (rows[:, -TURN : EDGE - TURN], rows[:, -EDGE:], rows[:, :WINDOW])
-    )
+def returned_many(past: Array, best: Array) -> dict[str, Array | OnDemand]:
+    """`returned` after each of the last losses, of which `best`, (n,), is the best value so far."""
+    rows = sliding_window_view(past, WINDOW + TURN)[-len(best) :]
     halves = rows[:, -COURSE : -COURSE // 2], rows[:, -COURSE // 2 :]
-    falling = OnDemand(lambda at, _: exceedances(halves[0][at], halves[1][at]), np.ones((n, 1), dtype=bool))
-    won = (first - last) / np.maximum(first - level, TINY)
-    return dict(zip((gauge.name for gauge in RETURN), (won, falling), strict=True))
+    first, last, level, then, now = (
+        middle(np.sort(x, axis=1)) for x in (rows[:, -TURN : EDGE - TURN], rows[:, -EDGE:], rows[:, :WINDOW], *halves)
+    )
+    won, falls = (first - last) / np.maximum(first - level, TINY), (then - now) / np.maximum(then - best, TINY)
+    return dict(zip((gauge.name for gauge in RETURN), (won, falls), strict=True))

@@ -186,7 +186,10 @@ class LossFeature(ScalarFeature):
         ground = float(self._ground(np.float64(median(before))))
         return (
             super()._numbers(x)
-            | {gauge.name: n for gauge, n in zip((*self._SHIFT, *RETURN), (*shift, *returned(long)), strict=True)}
+            | {
+                gauge.name: n
+                for gauge, n in zip((*self._SHIFT, *RETURN), (*shift, *returned(long, self._plain.best)), strict=True)
+            }
             | self._rise.numbers(x, self._rate)
             | {
                 "loss_regression_ratio": regression if comparable else self._objective.growth(),
@@ -242,7 +245,7 @@ class LossFeature(ScalarFeature):
         return {
             **self._numbers_many(x),
             **dict(zip((gauge.name for gauge in self._SHIFT), (share, ratio), strict=True)),
-            **returned_many(past, len(x)),
+            **returned_many(past, best),
             **self._rise.numbers_many(x, rates),
             "loss_regression_ratio": regression,
             "loss_rise_ratio": (x - level) / made,
@@ -361,7 +364,7 @@ RULES: tuple[Rule, ...] = (
         thresholds=(
             Threshold(
                 severity="critical",
-                when=(Condition("loss_regression_ratio", above=0.5), Condition("loss_falling_ratio", below=0.7)),
+                when=(Condition("loss_regression_ratio", above=0.5), Condition("loss_falling_ratio", below=0.1)),
                 for_points=24,
             ),
         ),
@@ -369,8 +372,8 @@ RULES: tuple[Rule, ...] = (
         warm_up=40,
         source="half of the progress is lost, or the loss is 1.5 times its best, in the median of 16 points, for "
         "longer than a spike stays in that median; where losses are not comparable (a policy, a value), it is ten "
-        "thousand times its usual size, and the gradient a hundred times; of 24 losses without a trend, the first "
-        "half exceeds the second in 0.7 of all pairs once in twenty times",
+        "thousand times its usual size, and the gradient a hundred times; "
+        "a new task wins back a tenth and more of the way within 24 losses",
         remedy=(
             "Stop. Resume from a checkpoint before the onset, with a lower learning rate or without the bad batches.",
         ),
