@@ -21,7 +21,7 @@ from tests.agent.synthetic import Log
 ROOT = Path(__file__).parents[2]
 
 
-def until(condition: Callable[[], Any], timeout: float = 15.0, what: str = "") -> Any:
+def until(condition: Callable[[], Any], timeout: float = 60.0, what: str = "") -> Any:
     """The first true value of a condition; fails after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:

@@ -12,7 +12,7 @@ from tests.agent.conftest import until
 def _metrics(agent, last):
     """What /metrics shows once the log has been read."""
     shown = f'stabwatch_step{{run="night"}} {last:.1f}'
-    return until(lambda: text if shown in (text := agent.metrics()) else "", 30)
+    return until(lambda: text if shown in (text := agent.metrics()) else "", 60)
 
 
 def _layers(text, metric):

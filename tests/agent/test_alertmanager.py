@@ -51,7 +51,7 @@ def alertmanager(tmp_path, login):
             return False
 
     try:
-        until(ready, 30)
+        until(ready, 60)
         yield url
     finally:
         process.kill()
@@ -82,12 +82,12 @@ def test_the_example_is_accepted():
 def test_a_run_that_turns_nan_arrives_and_inhibits_what_follows(tmp_path, alertmanager, new_log, start_agent):
     server = Prometheus(tmp_path, alertmanager=alertmanager)
     try:
-        until(server.ready, 30)
+        until(server.ready, 60)
         began = time.time()
         log = new_log("night", now=lambda step: began + 0.001 * step, created=began)
         start_agent(log.path)
         log.write(range(60))
-        until(lambda: server.query("stabwatch_step").get(()) == 59, 30)
+        until(lambda: server.query("stabwatch_step").get(()) == 59, 60)
         assert "StabwatchNonFinite" not in _alerts(alertmanager)
         _turn_nan(log, 60)
         until(lambda: {"StabwatchNonFinite", "StabwatchLossSpike"} <= _alerts(alertmanager).keys(), 60)
@@ -95,7 +95,7 @@ def test_a_run_that_turns_nan_arrives_and_inhibits_what_follows(tmp_path, alertm
         cause, consequence = found["StabwatchNonFinite"], found["StabwatchLossSpike"]
         assert cause["labels"]["severity"] == "critical" and cause["labels"]["run"] == "night"
         assert cause["annotations"]["runbook_url"].endswith("NonFinite.md")
-        assert until(lambda: _alerts(alertmanager)["StabwatchLossSpike"]["status"]["state"] == "suppressed", 30)
+        assert until(lambda: _alerts(alertmanager)["StabwatchLossSpike"]["status"]["state"] == "suppressed", 60)
         assert consequence["labels"]["run"] == "night"
     finally:
         server.process.kill()
@@ -121,7 +121,7 @@ def test_without_a_prometheus_the_same_alerts_arrive(alertmanager, new_log, star
     agent = start_agent(log.path)
     log.write(range(60))
     _turn_nan(log, 60)
-    until(lambda: {"StabwatchNonFinite", "StabwatchLossSpike"} <= _alerts(alertmanager, headers).keys(), 30)
+    until(lambda: {"StabwatchNonFinite", "StabwatchLossSpike"} <= _alerts(alertmanager, headers).keys(), 60)
     found = _alerts(alertmanager, headers)
     cause = found["StabwatchNonFinite"]
     [rule] = [
@@ -131,9 +131,9 @@ def test_without_a_prometheus_the_same_alerts_arrive(alertmanager, new_log, star
     assert cause["labels"] == {"alertname": rule["alert"], **rule["labels"], "run": "night"}
     assert cause["annotations"].keys() == rule["annotations"].keys()
     assert cause["annotations"]["summary"] == rule["annotations"]["summary"].replace("{{ $labels.run }}", "night")
-    assert until(lambda: _alerts(alertmanager, headers)["StabwatchLossSpike"]["status"]["state"] == "suppressed", 30)
+    assert until(lambda: _alerts(alertmanager, headers)["StabwatchLossSpike"]["status"]["state"] == "suppressed", 60)
     log.write(range(65, 600))
-    until(lambda: "StabwatchLossSpike" not in _alerts(alertmanager, headers), 30)
+    until(lambda: "StabwatchLossSpike" not in _alerts(alertmanager, headers), 60)
     assert f":{PASSWORD}" not in agent.said() + (log.path / "meta.json").read_text()
 
 
@@ -144,7 +144,7 @@ def test_an_alertmanager_that_is_not_there_is_said_once_and_counted(new_log, sta
     agent = start_agent(log.path)
     log.write(range(60))
     _turn_nan(log, 60)
-    until(lambda: 'stabwatch_agent_errors_total{run="alone"} 1.0' in agent.metrics(), 30)
+    until(lambda: 'stabwatch_agent_errors_total{run="alone"} 1.0' in agent.metrics(), 60)
     time.sleep(2.5)
     said = agent.said()
     assert said.count("the Alertmanager did not accept the alerts") == 1 and "hush" not in said

@@ -83,11 +83,11 @@ def test_sinks_that_fail_block_or_die_harm_no_other(new_log, start_agent, env, t
     log.write(range(10))
     options = [part for name in ("failing", "blocked", "dying", "lines") for part in ("--sink", name)]
     agent = start_agent(log.path, *options, "--linger", "0", env=env)
-    until(lambda: "record 9" in _lines(tmp_path) and (tmp_path / "blocked").exists(), 40)
+    until(lambda: "record 9" in _lines(tmp_path) and (tmp_path / "blocked").exists(), 60)
     log.write(range(10, 20))
-    until(lambda: "record 19" in _lines(tmp_path), 20)
+    until(lambda: "record 19" in _lines(tmp_path), 60)
     assert "stabwatch_step" in agent.metrics()
-    until(lambda: {e["sink"] for e in events(log.path, "sink")} >= {"failing", "dying"}, 20)
+    until(lambda: {e["sink"] for e in events(log.path, "sink")} >= {"failing", "dying"}, 60)
     messages = {e["sink"]: e["message"] for e in events(log.path, "sink")}
     assert "RuntimeError: the store is full" in messages["failing"] and "signal 9" in messages["dying"]
     before = time.monotonic()
@@ -103,9 +103,9 @@ def test_a_sink_goes_on_where_it_was_after_the_agent_was_killed(new_log, start_a
     log = new_log()
     log.write(range(5))
     first = start_agent(log.path, "--sink", "lines", env=env)
-    until(lambda: "record 4" in _lines(tmp_path), 40)
+    until(lambda: "record 4" in _lines(tmp_path), 60)
     first.process.kill()
-    until(lambda: _lines(tmp_path)[-1] == "close", 20)
+    until(lambda: _lines(tmp_path)[-1] == "close", 60)
     log.write(range(5, 9))
     second = start_agent(log.path, "--sink", "lines", "--linger", "0", env=env)
     second.info()

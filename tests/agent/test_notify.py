@@ -121,7 +121,7 @@ def test_a_real_agent_tells_of_a_real_alert(receiver, new_log, start_agent, monk
     log = new_log("sick", now=lambda step: now + 0.1 * step - 30)
     agent = start_agent(log.path)
     log.write(range(300))
-    text = until(lambda: receiver.got and receiver.got[0], 30)
+    text = until(lambda: receiver.got and receiver.got[0], 60)
     assert "sick" in text and SECRET not in agent.metrics()
 
 

@@ -230,13 +230,13 @@ def test_what_changed_since(sick, start_agent, open_page):
     page.wait_for_selector(".uplot canvas")
     assert page.locator("#changes-list li").count() == 0
     page.fill("#since", "10")
-    until(lambda: HOSTILE in page.inner_text("#changes-list"), timeout=30)
+    until(lambda: HOSTILE in page.inner_text("#changes-list"), timeout=60)
     text = page.inner_text("#changes-list")
     assert "Attention logit" in text and "→" in text
-    until(lambda: "step\n259" in page.inner_text("body"), timeout=30)  # all of the log is read
+    until(lambda: "step\n259" in page.inner_text("body"), timeout=60)  # all of the log is read
     page.fill("#since", "259")
-    until(lambda: page.locator("#changes-none").is_visible(), timeout=30)
+    until(lambda: page.locator("#changes-none").is_visible(), timeout=60)
     page.reload()
     page.wait_for_selector(".uplot canvas")
     sick.write(range(260, 290))
-    until(lambda: page.input_value("#since") == "259", timeout=30)  # the last look
+    until(lambda: page.input_value("#since") == "259", timeout=60)  # the last look

@@ -69,7 +69,7 @@ class Prometheus:
 def prometheus(tmp_path) -> Iterator[Prometheus]:
     server = Prometheus(tmp_path)
     try:
-        until(server.ready, 30)
+        until(server.ready, 60)
         yield server
     finally:
         server.process.kill()
@@ -85,7 +85,7 @@ def test_a_run_is_found_scraped_and_its_end_is_seen(prometheus, tmp_path, start_
     run = tmp_path / "found"
     training = start_training(run)
     agent = start_agent(run, "--linger", "2")
-    until(lambda: prometheus.query('up{run="found", job="stabwatch"}').get(()) == 1, 30)
+    until(lambda: prometheus.query('up{run="found", job="stabwatch"}').get(()) == 1, 60)
     until(lambda: prometheus.query('stabwatch_step{run="found"} > 3'))
     layers = prometheus.query("stabwatch_output_rms")
     assert {("blocks.0.attn",), ("lm_head",)} <= layers.keys()
@@ -96,7 +96,7 @@ def test_a_run_is_found_scraped_and_its_end_is_seen(prometheus, tmp_path, start_
     training.kill()
     until(lambda: prometheus.query('stabwatch_alerts_firing{rule="TrainingStopped"}') == {("TrainingStopped",): 1.0})
     assert prometheus.query('stabwatch_run_state{state="killed"} == 1')
-    assert agent.process.wait(15) == 0
+    assert agent.process.wait(60) == 0
     until(lambda: not prometheus.query("up"), what="the target is gone")
 
 
@@ -105,7 +105,7 @@ def test_a_spike_between_two_scrapes_and_a_loss_that_turns_nan(prometheus, new_l
     log = new_log("spike", now=lambda step: began + 0.001 * step, created=began)
     start_agent(log.path)
     log.write(range(10))
-    until(lambda: prometheus.query("stabwatch_step").get(()) == 9, 30)
+    until(lambda: prometheus.query("stabwatch_step").get(()) == 9, 60)
 
     spike = log.row(10)
     log.put(spike, "loss", "", "mean", sum=1e6)

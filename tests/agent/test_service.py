@@ -35,7 +35,7 @@ def test_kill_9_is_seen_told_and_outlived(tmp_path, start_training, start_agent)
     text = until(lambda: 'rule="TrainingStopped"' in (m := agent.metrics()) and 'state="killed"} 1.0' in m and m)
     (line,) = [x for x in text.splitlines() if "alerts_firing{" in x and 'rule="TrainingStopped"' in x]
     assert line.endswith(" 1.0")
-    assert agent.process.wait(15) == 0
+    assert agent.process.wait(60) == 0
     assert [e["rule"] for e in events(run, "alert") if e["rule"] == "TrainingStopped"] == ["TrainingStopped"]
     assert not target.exists()
     assert not (run / "agent.json").exists()
@@ -62,7 +62,7 @@ def test_a_finished_run_lingers_and_goes(new_log, start_agent):
     agent = start_agent(log.path, "--linger", "1")
     assert 'state="running"} 1.0' in agent.metrics()
     log.end(19)
-    assert agent.process.wait(15) == 0
+    assert agent.process.wait(60) == 0
     assert len(events(log.path, "end")) == 1
 
 
@@ -74,7 +74,7 @@ def test_asked_to_go_it_goes_in_good_order(new_log, start_agent, number):
     agent.info()
     assert (log.path / "sd" / "r.json").exists()
     agent.process.send_signal(number)
-    assert agent.process.wait(10) == 0
+    assert agent.process.wait(60) == 0
     assert not (log.path / "sd" / "r.json").exists()
     assert not (log.path / "agent.json").exists()
     assert events(log.path, "end") == []
@@ -109,7 +109,7 @@ def test_two_agents_on_one_run(new_log, start_agent):
     assert len(identities) == len(set(identities))
     assert first.info()["url"] != url
     first.process.terminate()
-    first.process.wait(10)
+    first.process.wait(60)
     assert second.info()["url"] == url
 
 
@@ -204,7 +204,7 @@ def test_serve_in_a_thread_of_a_program(new_log):
     log.end(2)
     began = time.monotonic()
     assert serve(log.path, port=0, linger=0.0) == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "it does not linger"
     with pytest.raises(AgentError, match="colon"):
         serve(log.path, port=0, username="a:b", password="c")
     # the signal handlers of the program are its own again

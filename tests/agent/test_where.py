@@ -218,7 +218,7 @@ def test_an_agent_links_to_the_address_that_others_use(new_log, start_agent, tmp
     log = new_log("sick", now=lambda step: now + 0.1 * step - 30)
     start_agent(log.path, "--external-url", "https://runs.example.org/sick").info()
     log.write(range(200))
-    until(lambda: out.exists() and out.stat().st_size, 30)
+    until(lambda: out.exists() and out.stat().st_size, 60)
     told = json.loads(out.read_text())["alerts"][0]
     assert told["page_url"] == "https://runs.example.org/sick/" and told["folder"] == str(log.path)
     assert told["runbook_url"].startswith("https://runs.example.org/sick/runbooks/")

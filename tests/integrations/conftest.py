@@ -13,7 +13,7 @@ from tests.integrations.recipes import HOOKS
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
+def tiny(monkeypatch: pytest.MonkeyPatch, collected: None) -> Any:
     """The module hooks/tiny.py."""
     monkeypatch.syspath_prepend(str(HOOKS))
     import tiny
@@ -22,12 +22,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> dict[str, Any]:
+def settings(tmp_path: Path, collected: None) -> dict[str, Any]:
     """Keywords of `attach`: everything measured, no agent."""
     return {"run_dir": tmp_path / "run", "agent": False, "verbose": False, "every_step": True}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def collected() -> Iterator[None]:
     """No trainer of an earlier test is left to be found."""
     yield

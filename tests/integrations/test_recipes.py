@@ -53,6 +53,7 @@ def the_run(recipe: Recipe) -> Run:
     return run
 
 
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if not r.ranks and r.path.suffix == ".py"], ids=lambda r: r.file)
 def test_a_recipe_runs(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

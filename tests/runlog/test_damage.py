@@ -129,9 +129,9 @@ def test_damage_costs_no_time(folder: RunFolder, layout: RecordLayout) -> None:
     data, size = bytearray(segment.read_bytes()), layout_of(segment)[0]
     data[size + 5000 :] = random.Random(0).randbytes(len(data) - size - 5000)
     segment.write_bytes(data)
-    begin = time.monotonic()
+    begin = time.process_time()
     read = read_run(folder.path)
-    assert time.monotonic() - begin < 2.0
+    assert time.process_time() - begin < 2.0
     assert len(read.steps) + read.damaged_records == 2000 and read.steps.tolist() == list(range(len(read.steps)))
 
 

@@ -139,7 +139,7 @@ def test_a_store_that_hangs_does_not_hold_up_the_end(monkeypatch, caplog, tmp_pa
     began = time.monotonic()
     with caplog.at_level(logging.WARNING):
         sender.close(0.1)
-    assert time.monotonic() - began < 1 and "are not in file://" in caplog.text
+    assert time.monotonic() - began < 2.5 and "are not in file://" in caplog.text
 
 
 def test_events_that_an_agent_adds_after_the_end_are_sent_too(tmp_path):

@@ -70,7 +70,7 @@ def test_a_slow_disk_never_blocks_and_drops_are_counted(folder: RunFolder, layou
     begin = time.monotonic()
     for step in range(50):
         writer.record(step, 0.0, slow)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5, "one record waits ten seconds"
     gate.set()
     writer.close()
     assert writer.written + writer.dropped == 50 and writer.written in (3, 4)

@@ -22,7 +22,7 @@ def dying(tmp_path, monkeypatch):
 
 
 def died(agent) -> None:
-    agent._child.wait(20)
+    agent._child.wait(60)
 
 
 def test_an_agent_that_dies_again_and_again_is_started_later(dying, monkeypatch):

@@ -37,8 +37,8 @@ def test_a_thread_that_shares_its_processor_is_delayed_and_one_that_sleeps_is_no
     finally:
         os.sched_setaffinity(0, before)
     delay.seconds()
-    time.sleep(0.1)
-    assert delay.seconds() < 0.08
+    time.sleep(0.5)
+    assert delay.seconds() < 0.4, "but for the time that a busy machine takes to wake it"
 
 
 def test_another_thread_begins_anew(monkeypatch):

@@ -76,7 +76,7 @@ def test_the_lock_ends_with_its_process(tmp_path, how) -> None:
         assert other.stdout is not None and other.stdout.readline() == "locked\n"
         assert RunLock.take(tmp_path / "run") is None
         os.kill(other.pid, how)
-        other.wait(timeout=20)
+        other.wait(timeout=60)
     lock = RunLock.take(tmp_path / "run")
     assert lock is not None
     lock.release()

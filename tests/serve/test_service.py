@@ -282,7 +282,7 @@ def test_the_command(runs, root):
         until(lambda: json.loads(get(url + "api/runs.json")[2])["rows"])
         until(lambda: json.loads(get(url + "api/runs.json")[2])["rows"][0]["first"] == "AttentionLogitGrowth")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
+        assert process.wait(60) == 0
         assert not is_led(root / "a")
     finally:
         process.kill()

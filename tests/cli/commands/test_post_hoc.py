@@ -117,13 +117,13 @@ def _interrupted(out: Path, command: list[str], ready: Callable[[subprocess.Pope
         [sys.executable, "-m", "stabwatch", *command], cwd=out.parent, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not ready(process) and time.monotonic() < end:
         time.sleep(0.002)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     try:
-        said = process.communicate(timeout=20)[1]
+        said = process.communicate(timeout=60)[1]
     finally:
         process.kill()
         process.wait(10)

@@ -176,7 +176,7 @@ def test_kill_9_loses_no_written_record(tmp_path):
         if written >= 25:
             child.kill()
             break
-    child.communicate(timeout=30)
+    child.communicate(timeout=60)
     log = read_run(tmp_path / "run")
     assert len(log.steps) >= written
     assert log.events[-1].kind != "end"
@@ -191,7 +191,7 @@ def test_an_unhandled_exception_ends_the_log_with_its_text(tmp_path):
     assert "no such batch" in end.data["error"]
 
 
-def _agent_pid(folder, other_than=None, timeout=30.0):
+def _agent_pid(folder, other_than=None, timeout=60.0):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         try:
