@@ -23,7 +23,7 @@ from stabwatch.runtime.governor import Plan
 from tests.models import Mixture
 from tests.sampling import sample
 
-CONFIG = DemoConfig(width=32, layers=3, heads=2, context=16)
+CONFIG = DemoConfig(width=32, layers=2, heads=2, context=16)
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from stabwatch.runlog import read_run
 from stabwatch.runlog.writer import RunFolder
 from stabwatch.runtime.session import Session
 from tests.models import run
+from tests.processes import run_python
 from tests.sampling import sample
 
 ROOT = Path(__file__).parents[3]
@@ -145,7 +146,7 @@ def test_bad_settings_are_refused_with_the_way_out(tmp_path):
 
 
 SCRIPT = """
-import sys, time, torch, stabwatch
+import os, sys, time, torch, stabwatch
 from stabwatch.demo import GPT, DemoConfig
 import torch.nn.functional as F
 config = DemoConfig(width=16, layers=1, heads=1, context=8)
@@ -160,32 +161,30 @@ for step in range({steps}):
 """
 
 
+def _script(**parts):
+    return SCRIPT.format(**{"agent": False, "steps": 20, "each": "pass", **parts})
+
+
 def _child(folder, **parts):
-    parts = {"agent": False, "steps": 20, "each": "pass", **parts}
-    code = SCRIPT.format(**parts)
+    code = _script(**parts)
     return subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def test_kill_9_loses_no_written_record(tmp_path):
-    child = _child(tmp_path / "run", steps=10_000)
-    written = 0
-    for line in child.stdout:
-        written = int(line.split()[1])
-        if written >= 25:
-            child.kill()
-            break
-    child.communicate(timeout=60)
+    kill = "if watch._session._writer.written >= 25: os.kill(os.getpid(), 9)"
+    done = run_python("-c", _script(steps=10_000, each=kill), tmp_path / "run")
+    assert done.returncode == -signal.SIGKILL
+    written = int(done.stdout.split()[-1])
     log = read_run(tmp_path / "run")
     assert len(log.steps) >= written
     assert log.events[-1].kind != "end"
 
 
 def test_an_unhandled_exception_ends_the_log_with_its_text(tmp_path):
-    child = _child(tmp_path / "run", each="if step == 3: raise KeyError('no such batch')")
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 1 and "KeyError" in err
+    done = run_python("-c", _script(each="if step == 3: raise KeyError('no such batch')"), tmp_path / "run")
+    assert done.returncode == 1 and "KeyError" in done.stderr
     end = read_run(tmp_path / "run").events[-1]
     assert (end.kind, end.data["reason"], end.step) == ("end", "exception", 3)
     assert "no such batch" in end.data["error"]
