@@ -42,7 +42,8 @@ def attach(
     Args:
         model: any module, also one wrapped in DistributedDataParallel or torch.compile (not yet called). Or a trainer
             of a library in docs/trainers.md: its model is watched from the moment that training begins. Of several
-            models that are trained together (GAN, actor and critic), attach each.
+            models that are trained together (GAN, actor and critic), attach each; of several stages of a pipeline on
+            one rank, attach `nn.ModuleList(stages)`.
         optimizer: the optimizer, or several of them; found by itself when left out. A step of the run ends
             when all of them have stepped.
         loss_fn: a loss module to read the loss from where no backward pass is seen (a step that is compiled as a

@@ -6,7 +6,7 @@ Keys, below `stabwatch/<world>/exchange/<number of the watch in its process>/`:
     at/<rank>    JSON, once a rank has ended its first step: address, port, token, version, digest of its layout,
                  `order`, `cutoff`, `begins`, `state` ('here', or why it left)
     layout/<digest>   the description of a layout, once
-    stage/<n>    what the stage n of a pipeline measures
+    stage/<n>    what the rank n of a pipeline measures
     folder       the run folder, as rank 0 names it; `stands`, `stands/<rank>`: see runtime/overdue.py
 
 Steps are counted by each rank from its own first one. Two ranks count from the same step of the training if each was

@@ -27,7 +27,7 @@ from stabwatch.distributed.frames import Message
 from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.layout import MergeLayout, Partial
 from stabwatch.distributed.merger import OWN, Merger
-from stabwatch.distributed.stages import MEET_SECONDS, Stage, StagedLayout, described, entries_of
+from stabwatch.distributed.stages import MEET_SECONDS, Measured, Stage, StagedLayout
 from stabwatch.distributed.tree import children, height, size
 from stabwatch.runlog import Accumulator
 
@@ -203,16 +203,17 @@ class Exchange:
     # -- in the exchange's thread -------------------------------------------------------------------
 
     def _meet(self, stage: Stage) -> None:
-        """Wait until all stages of the pipeline have published what they measure, and take the union."""
-        mine, names = self._local.device_entries, [f"stage/{i}" for i in range(len(stage.ranks))]
-        self.directory.put_once(names[stage.index], described(mine))
+        """Wait until all ranks of the pipeline have published what they measure, and take the union."""
+        mine = Measured(stage.parts, self._local.device_entries)
+        names = [f"stage/{i}" for i in range(len(stage.ranks))]
+        self.directory.put_once(names[stage.index], mine.describe())
         end = time.monotonic() + MEET_SECONDS
         while len(self._stages) < len(names) and time.monotonic() < end and self._closing is None:
             self.directory.get(names, self._met)
             time.sleep(0.05)
-        stages = [entries_of(self._stages.get(name) or "[]") for name in names]
-        if stages[stage.index] == mine and all(stages):
-            self._layout = staged = StagedLayout(self._local.layout, self._local.holds, stage, stages)
+        known = [Measured.of(text) for name in names if (text := self._stages.get(name))]
+        if len(known) == len(names) and known[stage.index] == mine:
+            self._layout = staged = StagedLayout(self._local.layout, self._local.holds, stage, known)
             staged.health.coupled = self._health.coupled
             self._compares = staged.health
             self._widened(staged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -30,6 +31,7 @@ class Ranks:
         self.model = model
         self.stage: Stage | None = None
         """The place of this rank in a pipeline, once a stage of it has run."""
+        self.has_last_stage = False
         self.coupled = _is_coupled(model)
 
     def seen_in_forward(self) -> None:
@@ -43,14 +45,20 @@ class Ranks:
         self.model = model
         self.coupled = self.coupled or _is_coupled(model)
 
+    def staged(self, stage: Any, name: str) -> None:
+        """A stage of a pipeline has run on this rank: the module of that name, '' for the whole model."""
+        self.has_last_stage = self.has_last_stage or stage.is_last
+        before = self.stage or _place_of(stage)
+        self.stage = replace(before, parts=tuple(sorted((*before.parts, (stage.stage_index, name)))))
+
     def next_key(self, purpose: str) -> str:
         """A new prefix of keys in the job's store: the same on all ranks that ask for this purpose equally often."""
         _attached[purpose] += 1
         return f"stabwatch/{self.world}/{purpose}/{_attached[purpose]}"
 
 
-def stage_of(stage: Any) -> Stage:
-    """The place of a `torch.distributed.pipelining` stage. Several stages on one rank are one place."""
+def _place_of(stage: Any) -> Stage:
+    """The place of the rank of a `torch.distributed.pipelining` stage."""
     group = stage.group if stage.group is not None else dist.group.WORLD
     return Stage(dist.get_rank(group), tuple(dist.get_process_group_ranks(group)))
 

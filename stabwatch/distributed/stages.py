@@ -1,9 +1,12 @@
 """The stages of a pipeline as one run: what they measure side by side, with the names that layers have in the whole.
 
-Ranks of different stages have different layouts. Each stage publishes the list of its accumulators in the directory,
-and every rank makes the same union of all lists. A rank fills what its stage has; the rest is not measured there, and
-merges as on any rank that has not measured it. What several stages have under one name, and is a sum over parameters
-(the norm of a parameter group, that of clipping), is a part of each stage, and counted once per stage.
+Ranks of different stages have different layouts. Each rank publishes the list of its accumulators in the directory,
+and every rank makes the same union of all lists. A rank fills what its stages have; the rest is not measured there, and
+merges as on any rank that has not measured it. What several ranks have under one name, and is a sum over parameters
+(the norm of a parameter group, that of clipping), is a part of each rank, and counted once per rank.
+
+A rank may have several stages (interleaved schedules), which need not follow on each other: its layers belong to the
+stage whose module they are in.
 
 The numbers of a list of layers (`blocks.0`) often begin at 0 in each stage. Then they go on from stage to stage. Any
 other name that two stages have gets the number of the stage in front.
@@ -29,12 +32,19 @@ MEET_SECONDS = 60.0
 """Time for all stages to publish what they measure."""
 
 
+Parts = tuple[tuple[int, str], ...]
+
+
 @dataclass(frozen=True)
 class Stage:
-    """index: position among the ranks of this pipeline. ranks: those of this pipeline, the first stage first."""
+    """index: position among the ranks of this pipeline. ranks: those of this pipeline, the first stage first.
+
+    parts: the stages of this rank, as number in the pipeline and name of the module in the model of this rank.
+    """
 
     index: int
     ranks: tuple[int, ...]
+    parts: Parts = ()
 
     @property
     def counts(self) -> bool:
@@ -45,14 +55,46 @@ class Stage:
 Entry = tuple[Accumulator, Kind]
 
 
-def described(entries: Sequence[Entry]) -> str:
-    """The accumulators of one stage, with their kinds over ranks, as JSON."""
-    return json.dumps([[a.tap, a.site, a.reduction, kind] for a, kind in entries], separators=(",", ":"))
+@dataclass(frozen=True)
+class Measured:
+    """What one rank of a pipeline measures, and which of its stages have it."""
+
+    parts: Parts
+    entries: list[Entry]
+
+    def describe(self) -> str:
+        """All of it, as JSON."""
+        return json.dumps(
+            [self.parts, [[a.tap, a.site, a.reduction, kind] for a, kind in self.entries]], separators=(",", ":")
+        )
+
+    @classmethod
+    def of(cls, text: str) -> Measured:
+        """Inverse of `describe`."""
+        parts, entries = json.loads(text)
+        found = [(Accumulator(tap, site, reduction), kind) for tap, site, reduction, kind in entries]
+        return cls(tuple((number, name) for number, name in parts), found)
+
+    def place(self, layer: str) -> tuple[int, str]:
+        """The stage that a layer belongs to, and its name in that stage; '' is the stage's whole module."""
+        for number, name in self.parts:
+            if layer == name or layer.startswith(f"{name}.") or not name:
+                return number, layer[len(name) :].removeprefix(".") if name else layer
+        return self.parts[0][0], layer
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of its layers, in order."""
+        return list(dict.fromkeys(a.site for a, _ in self.entries if a.site and a.tap not in NO_LAYER))
 
 
-def entries_of(text: str) -> list[Entry]:
-    """Inverse of `described`."""
-    return [(Accumulator(tap, site, reduction), kind) for tap, site, reduction, kind in json.loads(text)]
+def names_in_whole(ranks: Sequence[Measured]) -> list[dict[str, str]]:
+    """For each rank, names of its layers in the whole model by its own."""
+    places = [{layer: rank.place(layer) for layer in rank.layers} for rank in ranks]
+    numbers = sorted({number for rank in ranks for number, _ in rank.parts})
+    inside = [[name for place in places for n, name in place.values() if n == number and name] for number in numbers]
+    names = dict(zip(numbers, whole_names(inside), strict=True))
+    return [{layer: names[n][name] if name else f"stage{n}" for layer, (n, name) in place.items()} for place in places]
 
 
 def whole_names(stages: Sequence[Sequence[str]]) -> list[dict[str, str]]:
@@ -98,22 +140,22 @@ class StagedLayout(MergeLayout):
     """The union of the layouts of all stages, and this rank's place in it.
 
     local: what this rank measures, with what compares ranks at the end. holds: parts of it that this rank has.
-    stages: the entries of all stages. health: compares ranks over the union.
+    ranks: what all ranks of the pipeline measure. health: compares ranks over the union.
     """
 
     def __init__(
-        self, local: RecordLayout, holds: frozenset[Accumulator], stage: Stage, stages: Sequence[list[Entry]]
+        self, local: RecordLayout, holds: frozenset[Accumulator], stage: Stage, ranks: Sequence[Measured]
     ) -> None:
-        names = whole_names([_layers(entries) for entries in stages])
-        sets = [[(_renamed(a, names[i]), kind) for a, kind in entries] for i, entries in enumerate(stages)]
+        names = names_in_whole(ranks)
+        self.layers = names[stage.index]
+        """Names of this rank's layers in the whole model by its own."""
         kinds: dict[Accumulator, Kind] = {}
         common: set[Accumulator] = set()
-        for entries in sets:
-            for a, kind in entries:
-                sums = a.tap in REPLICATED or (a.tap, a.reduction) == DESCENT
-                if a in kinds and sums and kind != "part":
-                    common.add(a)
-                kinds.setdefault(a, kind)
+        for a, kind in _in_order(ranks, names):
+            sums = a.tap in REPLICATED or (a.tap, a.reduction) == DESCENT
+            if a in kinds and sums and kind != "part":
+                common.add(a)
+            kinds.setdefault(a, kind)
         kinds |= dict.fromkeys(common, "part")
         self.device = RecordLayout.without_series(kinds)
         self.health = RankHealth(self.device)
@@ -145,8 +187,14 @@ class StagedLayout(MergeLayout):
         return super().partial(rank, whole, frozenset(self._names[a] for a in failed if a in self._names))
 
 
-def _layers(entries: Sequence[Entry]) -> list[str]:
-    return list(dict.fromkeys(a.site for a, _ in entries if a.site and a.tap not in NO_LAYER))
+def _in_order(ranks: Sequence[Measured], names: Sequence[Mapping[str, str]]) -> list[Entry]:
+    """The entries of all ranks under the names of the whole model, the first stage first."""
+    found: list[tuple[int, Entry]] = []
+    for rank, mine in zip(ranks, names, strict=True):
+        for a, kind in rank.entries:
+            layer = a.tap not in NO_LAYER and a.site in mine
+            found.append((rank.place(a.site)[0] if layer else rank.parts[0][0], (_renamed(a, mine), kind)))
+    return [entry for _, entry in sorted(found, key=lambda each: each[0])]
 
 
 def _renamed(a: Accumulator, names: Mapping[str, str]) -> Accumulator:

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from stabwatch.hooks.backward import LISTENERS
 from stabwatch.hooks.base.entry import shielded
+from stabwatch.hooks.forward import AFTER_ROOT, BEFORE_ROOT
 from stabwatch.hooks.patching import MethodPatch
 from stabwatch.hooks.probes.directional import OwnCall
 
@@ -22,14 +25,26 @@ def stage_patches() -> list[MethodPatch]:
     owner: Any = getattr(module, "_PipelineStageBase", None)
     if owner is None:
         return []
-    forward, scale = owner.forward_one_chunk, owner.scale_grads
+    call, backward, scale = owner.forward_maybe_with_nosync, owner.backward_one_chunk, owner.scale_grads
 
-    @functools.wraps(forward)
-    def forward_one_chunk(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for context in tuple(LISTENERS):
-            with shielded(context.isolation, "stage"):
-                context.isolation.run("stage", "always", context.events.stage_called, self)
-        return forward(self, *args, **kwargs)
+    @functools.wraps(call)
+    def forward_maybe_with_nosync(self: Any, *args: Any, **kwargs: Any) -> Any:
+        around = [] if OwnCall.now else _called(self)
+        for model in around:
+            BEFORE_ROOT(model, args, kwargs)
+        output = call(self, *args, **kwargs)
+        for model in around:
+            AFTER_ROOT(model, args, output)
+        return output
+
+    @functools.wraps(backward)
+    def backward_one_chunk(self: Any, bwd_chunk_id: int, loss: Any = None, *args: Any, **kwargs: Any) -> Any:
+        found = backward(self, bwd_chunk_id, loss, *args, **kwargs)
+        if self.is_last and loss is not None:
+            for context in tuple(LISTENERS):
+                with shielded(context.isolation, "stage"):
+                    context.isolation.run("stage", "always", context.events.stage_loss, self, loss)
+        return found
 
     @functools.wraps(scale)
     def scale_grads(self: Any, grad_scale_factor: int) -> None:
@@ -40,10 +55,20 @@ def stage_patches() -> list[MethodPatch]:
 
     made: Any = module.PipelineStage  # type of most stages: it calls the model once on made-up numbers, for the shapes
     return [
-        MethodPatch(owner, "forward_one_chunk", forward_one_chunk),
+        MethodPatch(owner, "forward_maybe_with_nosync", forward_maybe_with_nosync),
+        MethodPatch(owner, "backward_one_chunk", backward_one_chunk),
         MethodPatch(owner, "scale_grads", scale_grads),
         *(MethodPatch(made, name, _unheard(vars(made)[name])) for name in _FOR_SHAPES if name in vars(made)),
     ]
+
+
+def _called(stage: Any) -> list[nn.Module]:
+    """A stage computes a micro-batch. Returns the models that are not called themselves, as their parts are stages."""
+    around: list[nn.Module] = []
+    for context in tuple(LISTENERS):
+        with shielded(context.isolation, "stage"):
+            context.isolation.run("stage", "always", context.events.stage_called, stage, around)
+    return around
 
 
 def _unheard(original: Callable[..., Any]) -> Callable[..., Any]:

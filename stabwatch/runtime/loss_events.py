@@ -28,9 +28,8 @@ class LossEvents:
         self._held: Tensor | None = None
         self.following = True
         self.staged = False
-        """The model is a stage of a pipeline: its passes follow on its forwards, and none is of another model."""
-        self.last_stage = True
-        """Of a pipeline: the loss is computed on this rank. Roots of other stages are activations."""
+        """The model is one or several stages of a pipeline: its passes follow on its forwards, and none is of another
+        model. The last stage says what the loss is; the roots of others are activations."""
         self.trained = TrainedLoss.of(model.parameters())
         self._ids = {id(p) for p in model.parameters() if p.requires_grad}
 
@@ -108,8 +107,13 @@ class LossEvents:
 
     def taken(self, outputs: Sequence[Tensor], gradients: Gradients, inputs: Sequence[Any]) -> None:
         """`torch.autograd.grad` was called."""
-        if self._looks and any(id(x) in self._ids for x in inputs):
+        if self._looks and not self.staged and any(id(x) in self._ids for x in inputs):
             self.trained.give(objective(outputs, gradients))
+
+    def of_last_stage(self, loss: Tensor) -> None:
+        """The gradients of this loss of a micro-batch were computed."""
+        if self._context.flags.attached:
+            self.trained.collect(objective([loss], None))
 
     def divided(self, factor: float) -> None:
         """All gradients so far were divided, and with them the objective that they are of."""
@@ -117,7 +121,7 @@ class LossEvents:
             self.trained.total = self.trained.total / factor
 
     def _objective(self, roots: Sequence[Tensor], gradients: Gradients) -> Tensor | None:
-        return objective(roots, gradients) if self.last_stage and self._context.flags.attached else None
+        return objective(roots, gradients) if not self.staged and self._context.flags.attached else None
 
     def _hold(self) -> None:
         self._split, value = False, self.trained.take()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,6 +62,7 @@ class ModelTaps:
         stepped: bool = False,
     ) -> None:
         whole, model = ranks.model, unwrap(ranks.model)
+        self._in_records: dict[str, str] = {}
         note(whole)
         targets = select_modules(whole, config.include, config.exclude)
         with ExitStack() as undo:
@@ -134,9 +136,28 @@ class ModelTaps:
         self.steps.register(buffer)
         return buffer
 
-    def widen(self, accumulators: Iterable[Accumulator], health: RankHealth) -> None:
-        """Records have these accumulators: also those of other stages of a pipeline."""
+    def widen(self, accumulators: Iterable[Accumulator], health: RankHealth, layers: Mapping[str, str]) -> None:
+        """Records have these accumulators: also those of other stages of a pipeline.
+
+        layers: names in the records of the layers of this model.
+        """
         self.assembler = self._assembler(accumulators, health, self.assembler)
+        self._in_records = dict(layers)
+
+    def recorded(self, measured: set[Accumulator]) -> set[Accumulator]:
+        """Of what this rank has measured, what is in records, with the names of records."""
+        named = {a._replace(site=self._in_records.get(a.site, a.site)) for a in measured}
+        return self.assembler.recorded(named)
+
+    def report(self, fired: set[Accumulator]) -> dict[str, Any]:
+        """The data of a `coverage` event. fired: what was measured, with the names of records."""
+        if not self._in_records:
+            return self.coverage.report(fired)
+        mine = {name: layer for layer, name in self._in_records.items()}
+        report = self.coverage.report({a._replace(site=mine.get(a.site, a.site)) for a in fired})
+        for entry in (*report["missing"], *report["unmeasured"]):
+            entry["site"] = self._in_records.get(entry["site"], entry["site"])
+        return report
 
     def remove(self) -> None:
         """Remove everything from the model."""

@@ -236,7 +236,7 @@ class SharedSteps:
 
     def _widened(self, taps: ModelTaps, staged: StagedLayout) -> None:
         """Records have what all stages of the pipeline measure."""
-        taps.widen(staged.device.accumulators, staged.health)
+        taps.widen(staged.device.accumulators, staged.health, staged.layers)
 
     def _merged(self, taps: ModelTaps, left: threading.Event, merged: Merged) -> None:
         left.wait(LEAVING)

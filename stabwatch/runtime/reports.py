@@ -62,7 +62,7 @@ class RunReports:
             self._context.unmeasured("note", "loss", OTHER_LOSS)
         if self._context.flags.traced:
             self._context.unmeasured("residual", "", not_in_graph(self._context.probes))
-        report = taps.coverage.report(taps.assembler.fired)
+        report = taps.report(taps.assembler.fired)
         missing = report["missing"]
         self._host.taps_missing = float(len(missing))
         self._event("coverage", self._context.step, **report)

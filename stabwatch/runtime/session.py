@@ -347,10 +347,10 @@ class Session(TrainingEvents):
         """See Watch.coverage."""
         if self._blind:
             return dict(UNATTACHED)
-        fired = set(self._taps.now.assembler.fired)
+        taps = self._taps.now
         if self._writer is None:  # rank 0 assembles the records
-            fired = self._taps.now.assembler.recorded(self._shared.measured())
-        return self._taps.now.coverage.report(fired)
+            return taps.report(taps.recorded(self._shared.measured()))
+        return taps.report(set(taps.assembler.fired))
 
     def announce(self, what: str) -> None:
         """See Watch.announce."""

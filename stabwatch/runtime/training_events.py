@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.distributed.ranks import Ranks, is_part, stage_of
+from stabwatch.distributed.ranks import Ranks, is_part
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
 from stabwatch.hooks.base.calls import outermost
@@ -288,24 +288,34 @@ class TrainingEvents:
         if isinstance(scaler._scale, Tensor):
             self.context.run.update_loss_scale(scaler._scale)
 
-    def stage_called(self, stage: Any) -> None:
+    def stage_called(self, stage: Any, around: list[nn.Module]) -> None:
         """A stage of a pipeline computes a micro-batch: if it is of this model, ranks merge as stages."""
-        if id(stage) in self._stages:
-            return
-        self._stages[id(stage)] = mine = is_part(stage.submod, self._ranks.model)
-        if not mine:
-            return
-        self._loss.staged = True
+        if id(stage) not in self._stages:
+            self._stages[id(stage)] = is_part(stage.submod, self._ranks.model)
+            if self._stages[id(stage)]:
+                self._loss.staged = True
+                self._new_stage(stage)
+        if self._stages[id(stage)] and unwrap(stage.submod) is not self._model:
+            around.append(self._model)
+
+    def _new_stage(self, stage: Any) -> None:
         self.context.unmeasured("note", "pipeline", WITHIN_STAGE)
-        self._loss.last_stage = self._loss.last_stage or stage.is_last if self._ranks.stage else stage.is_last
-        self._ranks.stage = self._ranks.stage or stage_of(stage)
-        if not self._loss.last_stage:
-            self.context.unmeasured("loss", "", OTHER_STAGE)
-            self.context.unmeasured("logits", "", OTHER_STAGE)
+        site = vars(unwrap(stage.submod)).get("_stabwatch")
+        self._ranks.staged(stage, "" if site is None else site.name)
+        for what in ("loss", "logits"):
+            if self._ranks.has_last_stage:
+                self.context.reasons.withdraw(what, "")
+            else:
+                self.context.unmeasured(what, "", OTHER_STAGE)
+
+    def stage_loss(self, stage: Any, loss: Tensor) -> None:
+        """Count the loss of a micro-batch of the last stage."""
+        if self._stages.get(id(stage)):
+            self._loss.of_last_stage(loss)
 
     def gradients_divided(self, stage: Any, factor: float) -> None:
         """The mean over micro-batches is of the loss as well."""
-        if self._stages.get(id(stage)):
+        if self._stages.get(id(stage)) and stage.is_last:
             self._loss.divided(factor)
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:

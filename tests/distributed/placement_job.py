@@ -5,6 +5,7 @@ Every mode trains the same model on the same global batches; 'single:1' is what 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -18,7 +19,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -34,6 +42,10 @@ STEPS = int(os.environ.get("PLACEMENT_STEPS", "6"))
 MIXED = ("tp", "2d", "tp_sequence")
 """Modes with some parameters that are DTensors, and some that are not."""
 PIPELINES = ("1f1b", "gpipe", "1f1b_fsdp", "1f1b_ddp")
+INTERLEAVED = {
+    "interleaved": ScheduleInterleaved1F1B, "zero_bubble": ScheduleInterleavedZeroBubble, "v": ScheduleZBVZeroBubble,
+}  # fmt: skip
+"""Schedules with two stages on each rank."""
 MICRO_BATCHES = 4
 GROWS_AT = 3
 """The step at which a layer is added that is not called."""
@@ -115,6 +127,47 @@ def pipeline(rank: int, world: int, out: Path, mode: str) -> None:
         else:
             schedule.step(target=x, losses=[])
         optimizer.step()
+    _leave(watch, rank, out, mode)
+
+
+class Quarter(nn.Module):
+    """One of four stages: the input layer, a block, a block, and the output layer."""
+
+    def __init__(self, net: Net, number: int) -> None:
+        super().__init__()
+        self.enter = net.enter if number == 0 else None
+        self.blocks = nn.ModuleList(net.blocks[number - 1 : number]) if number in (1, 2) else nn.ModuleList()
+        self.leave = net.leave if number == 3 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.enter is None else self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        return x if self.leave is None else self.leave(x)
+
+
+def interleaved(rank: int, out: Path, mode: str) -> None:
+    """One of two ranks, which have two stages each."""
+    torch.manual_seed(0)
+    net = Net()
+    numbers = [[0, 3], [1, 2]][rank] if mode == "v" else [rank, rank + 2]
+    parts = nn.ModuleList(Quarter(net, number) for number in numbers)
+    optimizer = torch.optim.SGD(parts.parameters(), lr=0.1)
+    watch = stabwatch.attach(parts, optimizer, agent=False, verbose=False, every_step=True, run_dir=out / mode)
+    places = [PipelineStage(part, n, 4, torch.device("cpu")) for part, n in zip(parts, numbers, strict=True)]
+    schedule = INTERLEAVED[mode](places, MICRO_BATCHES, loss_fn=lambda y, x: F.cross_entropy(y, x[:, :4].argmax(1)))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        x = torch.randn(16, 8, generator=generator)
+        optimizer.zero_grad()
+        schedule.step(*([x] if 0 in numbers else []), **({"target": x, "losses": []} if 3 in numbers else {}))
+        optimizer.step()
+    _leave(watch, rank, out, mode)
+
+
+def _leave(watch: stabwatch.Watch, rank: int, out: Path, mode: str) -> None:
+    """End a watch; what it says of its coverage is in a file."""
+    (out / f"{mode}-coverage-{rank}.json").write_text(json.dumps(watch.coverage()))
     watch.detach()
 
 
@@ -182,6 +235,9 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     if mode in PIPELINES:
         pipeline(rank, world, out, mode)
+        return
+    if mode in INTERLEAVED:
+        interleaved(rank, out, mode)
         return
     torch.manual_seed(0)
     inner = Net()

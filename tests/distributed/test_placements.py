@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from stabwatch.runlog import read_run
-from stabwatch.runtime.training_events import WITHIN_STAGE
+from stabwatch.runtime.training_events import OTHER_STAGE, WITHIN_STAGE
 from stabwatch.signals import CATALOGUE
-from tests.distributed.placement_job import GROWS_AT, STEPS
+from tests.distributed.placement_job import GROWS_AT, INTERLEAVED, PIPELINES, STEPS
 from tests.processes import run_python
 from tests.sampling import sample
 
@@ -33,8 +33,11 @@ MODES = {
     "gpipe": 2,
     "1f1b_fsdp": 4,
     "1f1b_ddp": 4,
+    "interleaved": 2,
+    "zero_bubble": 2,
+    "v": 2,
 }
-SAMPLE = ("ddp", "fsdp1", "fsdp2", "tp", "2d", "ddp-attached_first", "manual-grows", "1f1b")
+SAMPLE = ("ddp", "fsdp1", "fsdp2", "tp", "2d", "ddp-attached_first", "manual-grows", "1f1b", "v")
 """Modes that run by default, a job of their own; those of both jobs are held against the same single process."""
 COMPARED = {"moments", "update", "group", "mean"}
 OF_PARAMETERS = {"gradient", "weight", "update", "group", "loss"}
@@ -110,8 +113,18 @@ def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(on
 def test_only_a_pipeline_is_said_to_be_one(modes, run_of):
     said = {mode: {e["reason"] for event in read_run(run_of(mode)).events if event.kind == "coverage"
                    for e in event.data.get("notes", ())} for mode in modes}  # fmt: skip
-    pipelines = {"1f1b", "gpipe", "1f1b_fsdp", "1f1b_ddp"}
-    assert {mode for mode in modes if WITHIN_STAGE in said[mode]} == pipelines & set(modes)
+    assert {mode for mode in modes if WITHIN_STAGE in said[mode]} == {*PIPELINES, *INTERLEAVED} & set(modes)
+
+
+def test_that_the_loss_is_on_another_rank_is_said_by_the_ranks_without_the_last_stage_only(modes, run_of):
+    """Rank 0 of the V has the first stage and the last one. Rank 0 of the others knows the loss from the records."""
+    for mode in sorted({*PIPELINES, *INTERLEAVED} & set(modes)):
+        said = [OTHER_STAGE in (run_of(mode).parent / f"{mode}-coverage-{rank}.json").read_text()
+                for rank in range(MODES[mode])]  # fmt: skip
+        if mode == "v":
+            assert said == [False, True]
+        else:
+            assert said[1:] == [True, False, False][4 - len(said) :], mode
 
 
 def test_no_mode_has_an_error_and_what_is_sharded_says_why_it_is_not_measured(modes, run_of):

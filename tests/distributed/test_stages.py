@@ -7,7 +7,7 @@ import pytest
 
 from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.layout import MergeLayout
-from stabwatch.distributed.stages import Stage, StagedLayout, described, entries_of, whole_names
+from stabwatch.distributed.stages import Measured, Stage, StagedLayout, names_in_whole, whole_names
 from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.signals.reductions import REDUCTIONS
 
@@ -37,7 +37,8 @@ def _stage(index, layers, counts=True, sharded=False):
     local = RecordLayout.without_series((*device, *health.sources))
     entries = [(a, kinds.get(a, "own")) for a in device]
     ranks = (0, 1) if counts else (2, 3)
-    return local, frozenset(device[1:] if sharded else ()), Stage(index, ranks), entries, health
+    place = Stage(index, ranks, ((index, ""),))
+    return local, frozenset(device[1:] if sharded else ()), place, Measured(place.parts, entries), health
 
 
 def _row(local, health, values):
@@ -52,7 +53,7 @@ def _row(local, health, values):
 
 def test_what_one_stage_has_is_its_own_and_what_all_have_is_added():
     first, last = _stage(0, ["enter", "blocks.0"]), _stage(1, ["blocks.0"])
-    sets = [entries_of(described(entries)) for _, _, _, entries, _ in (first, last)]
+    sets = [Measured.of(measured.describe()) for _, _, _, measured, _ in (first, last)]
     layouts = [StagedLayout(local, holds, stage, sets) for local, holds, stage, _, _ in (first, last)]
     assert layouts[0].digest == layouts[1].digest
     here = {GROUP: ("sumsq", 3.0), Accumulator("weight", "enter", "moments"): ("sumsq", 5.0)}
@@ -81,6 +82,33 @@ def test_a_pipeline_without_rank_0_does_not_count_again_what_replicas_have_alike
     row = layouts[0].row(layouts[0].merge(*partials), complete=True)
     value = dict(zip(layouts[0].layout.accumulators, np.split(row, layouts[0].layout.starts[1:]), strict=True))
     assert value[GROUP][1] == 3.0 and value[Accumulator("weight", "enter", "moments")][1] == 5.0
+
+
+def _measured(parts, layers):
+    return Measured(
+        parts, [(LOSS, "own"), *((Accumulator("weight", layer, "moments"), "replicated") for layer in layers)]
+    )
+
+
+@pytest.mark.parametrize("v", [False, True], ids=["looped", "v"])
+def test_stages_of_one_rank_that_do_not_follow_on_each_other_are_named_and_ordered_by_stage(v):
+    """Rank 0 has the stages 0 and 2 (or 0 and 3), rank 1 the others."""
+    mine, others = ((0, 3), (1, 2)) if v else ((0, 2), (1, 3))
+    first = _measured(((mine[0], "0"), (mine[1], "1")), ["0.enter", "0.blocks.0", "1", "1.blocks.0"])
+    second = _measured(((others[0], "0"), (others[1], "1")), ["0.blocks.0", "0.blocks.1", "1.blocks.0", "1.leave"])
+    names = names_in_whole([first, second])
+    after = {number: [0, 1, 3, 4][number] for number in range(4)}  # stage 1 has two blocks
+    assert names[0] == {
+        "0.enter": "enter", "0.blocks.0": "blocks.0", "1": f"stage{mine[1]}", "1.blocks.0": f"blocks.{after[mine[1]]}",
+    }  # fmt: skip
+    assert names[1] == {
+        "0.blocks.0": "blocks.1", "0.blocks.1": "blocks.2", "1.leave": "leave",
+        "1.blocks.0": f"blocks.{after[others[1]]}",
+    }  # fmt: skip
+    local = RecordLayout.without_series(a for a, _ in first.entries)
+    layout = StagedLayout(local, frozenset(), Stage(0, (0, 1), first.parts), [first, second])
+    blocks = [a.site for a in layout.device.accumulators if a.site.startswith("blocks")]
+    assert blocks == [f"blocks.{i}" for i in range(5)]
 
 
 def test_shards_of_a_stage_are_parts_on_every_rank():

@@ -72,8 +72,14 @@ class TapEvents(Protocol):
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """An optimizer has stepped."""
 
-    def stage_called(self, stage: Any) -> None:
-        """A stage of a pipeline, of whatever model, computes a micro-batch."""
+    def stage_called(self, stage: Any, around: list[nn.Module]) -> None:
+        """A stage of a pipeline, of whatever model, computes a micro-batch.
+
+        around: gets the model, if the stage's module is only a part of it.
+        """
+
+    def stage_loss(self, stage: Any, loss: Tensor) -> None:
+        """The last stage has computed the gradients of this loss of a micro-batch."""
 
     def gradients_divided(self, stage: Any, factor: float) -> None:
         """The gradients of a stage were divided, for the mean over its micro-batches."""

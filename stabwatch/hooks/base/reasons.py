@@ -17,6 +17,11 @@ class Reasons:
         with self._lock:
             self._reasons.setdefault((what, place), reason)
 
+    def withdraw(self, what: str, place: str) -> None:
+        """The reason was not true."""
+        with self._lock:
+            self._reasons.pop((what, place), None)
+
     def get(self, what: str, place: str) -> str | None:
         """The reason, or None."""
         with self._lock:

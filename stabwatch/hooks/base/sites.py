@@ -162,7 +162,10 @@ def _contains(module: nn.Module) -> bool:
 
 
 def _is_repeated(name: str, tree: ModuleTree) -> bool:
-    parent = tree.modules[next(tree.above(name), "")]
+    around = next(tree.above(name), "")
+    if not around and isinstance(tree.modules[""], nn.ModuleList):
+        return False  # several models (stages of a pipeline), and not blocks of one
+    parent = tree.modules[around]
     return name != "" and isinstance(parent, nn.ModuleList | nn.Sequential) and _contains(tree.modules[name])
 
 

@@ -159,6 +159,12 @@ class TrainedLoss:
             self.total = _sum(self.total, value)
         self._after = _state(self.parameters)
 
+    def collect(self, value: Tensor | None) -> None:
+        """Add the objective of passes that were added without one."""
+        self.ever = True
+        if not self._settled:
+            self.total = _sum(self.total, value)
+
     def give(self, value: Tensor | None) -> None:
         """Gradients of this objective were computed, unseen at the parameters; passes that are seen go before."""
         self._gave = True
