@@ -25,7 +25,7 @@ _NOT = re.compile(
 """Words in names of evaluations, of settings and of other quantities."""
 REWARD = re.compile(
     r"(?:^|[/_ ])(?:mean_|average_|avg_|train_|episode_|episodic_|ep_|rollout_)*"
-    r"(?:rewards?|returns?|rew|ret)(?:_mean|_avg|/mean)?$"
+    r"(?:rewards?|returns?|rew|ret)(?:_mean|_avg|/mean|_moyen)?$"
     r"|(?:^|[/_ ])(?:ep_rew_mean|average_ep_ret|rlhf_reward|scores)$"
 )
 

@@ -216,7 +216,8 @@ def _monotone(values: Array, fresh: bool, nats: bool) -> tuple[int, float] | Non
     if rises < (FEW - 1 if len(values) <= 3 * FEW else 2 * FEW) or size <= 0:
         return None
     learned = start >= FEW - 1 and best <= values[0] / 2 and values[-1] >= LATER * best
-    if fresh and not learned and (len(values) < 10 or values[-1] <= values[0]):
+    long = len(values) >= 10 or (start > FEW and values[-1] >= (1 + LOST) * values[0])
+    if fresh and not learned and (not long or values[-1] <= values[0]):
         return None  # the hump at the start of training
     lost = float(values[-1]) - best
     if lost < min(LOST * size, NATS if nats else math.inf) or best > float(values.min()) + 0.1 * size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,13 @@ import numpy as np
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.robust import Array, level
 from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import number_of
 from stabwatch.analysis.readers.log import Column, Role
+from stabwatch.analysis.readers.names import is_perplexity, plain
 
+_ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc|accuracy)$")
+_SHARE = re.compile(r"m?error$")
+"""A share of wrong answers takes few values."""
 ENOUGH = 20
 """Fewest records, because a slow start is not yet a standstill."""
 SILENT = 8
@@ -26,6 +32,14 @@ GUESS = 0.003
 """Largest relative distance from such a logarithm."""
 CONSTANT = 5
 """Fewest records that are one number, with as many digits, wherever in a training they are."""
+UNMOVED = 3
+"""Records whose margins are exactly 0. In the first, a policy is the reference still."""
+FEW = 4
+"""Fewest records of a loss and an accuracy that do not change."""
+STILL = 1e-3
+"""Largest change of such a loss, relative to its level."""
+CAP = math.exp(100) * (1 - 1e-6)
+"""OpenNMT's largest perplexity: that of guessing is the number of words."""
 WORSE = 1.5
 """Ratio to the earlier best from which a flat loss is a plateau."""
 
@@ -33,18 +47,48 @@ WORSE = 1.5
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident."""
     loss = segment.finite_loss
-    if loss is None or len(loss) < CONSTANT or not segment.must_fall:
+    if loss is None or len(loss) < 2 or not segment.must_fall:
         return []
+    told = _reason_of_few(segment, loss)
+    if told:
+        return [_nothing_learned(loss, told)]
     if len(loss) < SILENT:
         return _constant(segment, loss)
     return _standstill(segment, loss) or _constant(segment, loss) or _plateau(segment, loss)
+
+
+def _reason_of_few(segment: RunSegment, loss: Column) -> str:
+    """A sentence on what shows in a few records that nothing is learned; empty if nothing does."""
+    beside = [c for c in segment.columns if len(c) >= len(loss) and np.ptp(c.values) == 0]
+    margin = next((c for c in beside if c.name.endswith("rewards/margins") and len(c) >= UNMOVED), None)
+    if margin is not None and not margin.values.any():
+        return (
+            f"All margins ('{margin.name}') are exactly 0 in each of {number_of(len(margin))}: the policy is still the "
+            f"reference. Has it trainable parameters, and do they get a gradient?"
+        )
+    capped = next((c for c in beside if is_perplexity(c.name) and len(c) >= 2 and c.values[0] >= CAP), None)
+    if capped is not None:
+        return (
+            f"The perplexity is {capped.values[0]:.3g}, exp(100), in each of {number_of(len(capped))}: the largest "
+            f"that is printed, where guessing gives the number of words."
+        )
+    right = next((c for c in beside if _ACCURACY.search(plain(c.name)) and 0 < c.values[0] % 100 != 1), None)
+    flat = float(np.ptp(loss.values)) <= STILL * level(loss.values)
+    if right is None or len(loss) < FEW or not flat or not segment.fresh or loss.role != "loss":
+        return ""
+    return (
+        f"The accuracy ('{right.name}') is {right.values[0]:g} in each of {number_of(len(right))}, and the "
+        f"{segment.loss_name} stays at {loss.values[-1]:.4g} from the beginning: nothing is learned."
+    )
 
 
 def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
     """The loss is one number in all records, with too many digits for chance."""
     value = float(loss.values[0])
     digits = len(f"{abs(value):.12g}".partition("e")[0].replace(".", "").strip("0"))
-    if digits < CONSTANT or np.ptp(loss.values) != 0 or loss.role != "loss":
+    if len(loss) < CONSTANT or digits < CONSTANT or np.ptp(loss.values) != 0 or loss.role != "loss":
+        return []
+    if _SHARE.search(loss.name):
         return []
     text = f"The {segment.loss_name} is {value:.6g} in each of its {len(loss)} records: nothing is learned."
     return [_nothing_learned(loss, text)]

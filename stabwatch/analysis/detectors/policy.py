@@ -25,6 +25,18 @@ CLEAR = 4.0
 """Smallest gain, in scatters of the changes between records."""
 WALK = 2.0
 """The same, in distances that a random walk with the changes of this curve covers."""
+SHAPED = 0.7
+"""Share of the changes of an excerpt that rise before its best record, and that fall after it."""
+GAPS = 60
+"""Most records of such an excerpt: for a few, the reach of a random walk says little."""
+DOWN = 6
+"""Fewest records of a reward that falls from the first on."""
+SLIPS = 0.1
+"""Share of its changes that may be a rise, of a tenth of the whole fall at most."""
+DEEP = 10.0
+"""Ratio of its end, below zero, to its first three records: a mean of episodes drifts, but not that far."""
+EMPTY = 0.1
+"""Share of the best reward, if none is below zero, that is left where an excerpt has lost all."""
 LATE = 0.1
 """Share of the records at the end that must be low."""
 NOTHING = 0.01
@@ -111,7 +123,7 @@ def _reward(segment: RunSegment) -> list[Incident]:
     """The reward rose, then fell to where it had been, and stayed there."""
     reward = _finite(segment, REWARD)
     if reward is None or len(reward) < FEWEST:
-        return []
+        return _falls(reward)
     values, width = reward.values, max(5, len(reward) // 20) | 1
     smooth = rolling_median(values, width)
     k = int(np.argmax(smooth))
@@ -121,6 +133,7 @@ def _reward(segment: RunSegment) -> list[Incident]:
     tail = smooth[k:]
     changes = smooth[width:] - smooth[:-width]
     walk = WALK * scatter(changes) * float(np.sqrt(len(smooth) / width)) if len(changes) >= 8 else 0.0
+    walk = 0.0 if len(values) <= GAPS and _rises_and_falls(values) else walk
     if (
         gained <= max(CLEAR * scatter(np.diff(values)), walk)
         or len(tail) < width
@@ -138,6 +151,32 @@ def _reward(segment: RunSegment) -> list[Incident]:
     )
     evidence = f"It had risen from {least:.4g}. The losses of such a training do not show it."
     return [_to_the_end(reward, start, text, evidence, condition="RewardCollapse")]
+
+
+def _rises_and_falls(values: Array) -> bool:
+    """Whether nearly all changes before the best record are rises, nearly all after it falls, and nothing is left."""
+    best, changes = int(np.argmax(values)), np.diff(values)
+    rises, falls = changes[:best] > 0, changes[best:] < 0
+    if min(len(rises), len(falls)) < DOWN or not 0 <= float(np.median(values[-3:])) <= EMPTY * float(values[best]):
+        return False
+    return bool(values.min() >= 0 and rises.mean() >= SHAPED and falls.mean() >= SHAPED)
+
+
+def _falls(reward: Column | None) -> list[Incident]:
+    """In a short log, the reward falls from its first records on."""
+    if reward is None or len(reward) < DOWN:
+        return []
+    changes, fall = np.diff(reward.values), float(reward.values[0] - reward.values[-1])
+    deep = -float(reward.values[-1]) >= DEEP * max(float(np.abs(reward.values[:3]).max()), 1.0)
+    up = changes[changes > 0]
+    if not deep or len(up) > max(1, SLIPS * len(changes)) or float(up.sum()) > SLIPS * fall:
+        return []
+    text = (
+        f"The reward ('{reward.name}') falls from step {reward.steps[0]}, from {reward.values[0]:.4g} to "
+        f"{reward.values[-1]:.4g}, and never rises by more than a tenth of that." + how_sure(len(reward), "possible")
+    )
+    evidence = f"{number_of(len(reward))}, {number_of(int((changes < 0).sum()), 'fall')} from one to the next."
+    return [replace(_to_the_end(reward, 0, text, evidence, condition="RewardCollapse"), confidence="possible")]
 
 
 def _no_gradient(segment: RunSegment) -> list[Incident]:

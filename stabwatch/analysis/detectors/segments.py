@@ -87,10 +87,9 @@ class RunSegment:
         loss = self.finite_loss
         if loss is None or self.reference is None:
             return []
-        found = short_curves.explosion(loss.values) if self.fresh else []
+        found = short_curves.explosion(loss.values) if self.fresh or len(loss) <= short_curves.EXCERPT else []
         found = found or excursions(loss.values, self.reference, self.fresh, self.dies)
-        found = found or short_curves.spikes(loss.values, self.fresh)
-        return found or (short_curves.explosion(loss.values) if len(loss) <= short_curves.EXCERPT else [])
+        return found or short_curves.spikes(loss.values, self.fresh)
 
     @cached_property
     def fresh(self) -> bool:

@@ -24,6 +24,12 @@ _STATISTIC_OF = re.compile(r"(?:^|[,;|] ?)\s*([A-Z]\w*(?: [A-Za-z]\w*){0,2}):\s+
 _BRACKETED = re.compile(r"\[([A-Za-z_][A-Za-z_ ]{1,30})\]\s*$")
 _RULE = re.compile(r"[-=*#~_]{3,}")
 """A line drawn on both sides of a title."""
+_UNIT = re.compile(
+    r"^(?:[KMBGT]|m?s|secs?|s/it| ?(?:it|samples|images?|img|batch|tok|tokens|steps|examples)/s(?:ec)?) (?=[A-Za-z])"
+)
+"""The unit of the number before: `per-step time 0.8s loss=2.5`."""
+_NUMBERED = re.compile(r"\b([Ee]poch|[Ss]tep|[Ii]ter(?:ation)?) ?#(?=\s*$)")
+"""`Epoch #3`."""
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
 LOGGER = re.compile(r"^[\s>]*(?:INFO|WARNING|DEBUG|ERROR):[\w.-]+:")
 _ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
@@ -50,7 +56,7 @@ def _in_brackets(text: str) -> str | None:
 
 def key_of(text: str) -> str | None:
     """The name that belongs to a number, from the text between it and the number before."""
-    text = _RULE.sub("  ", re.sub(r"^[KMBGT] (?=[A-Za-z])", "", text))
+    text = _RULE.sub("  ", _NUMBERED.sub(r"\1", _UNIT.sub("", text)))
     text = LOGGER.sub("", _WRAPPER.sub("", text))
     if _DEVICE.search(text):
         return None
@@ -70,6 +76,8 @@ def key_of(text: str) -> str | None:
     words = _DELIMITER.split(text.rstrip(" [({<*`'\""))[-1].split()
     if stripped.endswith(("[", "(")) and not (words and _may_open(words[-1], stripped[-1])):
         return None
+    if text.startswith("it ["):
+        return None  # the count of a bar without a total is before it
     words = [word.strip("*`") for word in words]
     if _is_other_norm(words):
         return " ".join(words[-2:])

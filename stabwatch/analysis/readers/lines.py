@@ -14,10 +14,12 @@ from stabwatch.analysis.readers.cell_tables import CellTables
 from stabwatch.analysis.readers.line_runs import Columns
 from stabwatch.analysis.readers.nameless import is_bare, lone_tensor, nameless
 from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of, step_rank
+from stabwatch.analysis.readers.rewriting import parts_of, rewritten
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.unread import Unread
-from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records, left_out, values_are_above
+from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records, epochs_of, left_out
+from stabwatch.analysis.readers.unstepped import values_are_above as steps_are_below
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
 _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
@@ -30,9 +32,6 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 """A line above values without names of their own."""
-_BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
-_STAMPS = re.compile(r"(?<=\s)(?=\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d)")
-"""A time, before which another record begins, in a log that lost its line breaks."""
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Most records without a step, which are numbered at the end of the file; further ones are not read."""
 _MANY = 4
@@ -80,20 +79,21 @@ class Parser:
         """The last line that is a remark."""
         self._length: int | None = None
         """Steps of an epoch, if the log says how many there are."""
-        self._ends: dict[int, int] | None = {}
-        """Epoch by step, if every record is the last one of its epoch."""
+        self._ends: dict[int, int | None] | None = {}
+        """Epoch by step, if every record is the last one of its epoch, or the only one, always at the same step."""
+        self._only: int | None = None
         self._whole = True
         """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
-        self._above = values_are_above(head)
+        self._above = steps_are_below(head)
         self._pending: dict[str, float] = {}
         """Values whose step follows."""
         self._pending_at = -1
 
     def take(self, line: int, text: str) -> None:
         """One line, or the parts of a line in which something follows a progress bar at once."""
-        ends = _BAR_ENDS if "][" in text else _STAMPS if text.count("loss") > 1 else None
-        parts = [text] if ends is None else ends.split(text)
-        read = [self._understands(line, part) for part in parts]
+        usual = rewritten(text)
+        read = [self._understands(line, part) for part in parts_of(usual)]
+        self.latest = self.latest if usual is text else None
         if any(read):
             self.unread.understood(any(map(str.isdigit, text)))
         else:
@@ -191,9 +191,11 @@ class Parser:
             self._without_step(line, template, values)
         length = count(numbers, template.length)
         self._length = self._length if length is None else length
-        if values and step is not None and self._ends is not None:
-            whole = template.of_epoch and step == length and self.epoch is not None
-            self._ends = {**self._ends, self._offset + step: self.epoch or 0} if whole else None
+        if values and step is not None and self._ends is not None and not template.evaluates:
+            whole = (template.of_epoch and step == length) or (epoch is not None and self._only in (None, step))
+            whole = whole and (self.epoch is not None or not self._ends)
+            self._only = step
+            self._ends = {**self._ends, self._offset + step: self.epoch} if whole else None
 
     def _is_no_step(self, line: int, template: Template, numbers: list[str]) -> bool:
         """Whether the step of a line counts something else: episodes within a step, or seconds in brackets."""
@@ -208,6 +210,8 @@ class Parser:
             if not self._keys & values.keys():
                 self._keys |= values.keys()
                 self.builder.add(self._offset + self._raw, line, values)
+            elif self._remarked != line and self.builder.turns_nan(values):  # a summary, whose NaN is told
+                self.builder.add(self._offset + self._raw, line, values, new=True)
             elif template.rounded or (template.epoch is not None and not self._whole):
                 # the next record, whose step was rounded, or was missing in the bar before it
                 self._step(line, self._raw + self._apart, template.of_epoch, values)
@@ -258,7 +262,8 @@ class Parser:
         if values:
             self._with_values = step
         if values or not self._step_estimated or step != self._raw:
-            self._keys = set(values)
+            again = step == self._raw and self._epoch_of_step == self.epoch and not new
+            self._keys = set(values) | (self._keys if again else set())
         self._step_estimated = False
         self._raw, self._at, self._epoch_of_step = step, line, self.epoch
         if values:
@@ -369,7 +374,8 @@ class Parser:
             what = "line" if self.others == 1 else "lines"
             notes.append(f"Of ranks other than {self.rank}, {self.others} {what} left out.")
         notes += self._end_repeated()
-        if self._ends and len(set(self._ends.values())) == len(self._ends) > 1 and self.builder.renumber(self._ends):
+        ends = epochs_of(self._ends or {})
+        if len(set(ends.values())) == len(ends) > 1 and self.builder.renumber(ends):
             self.builder.unit = "epoch"
             notes.append("One record per epoch: epochs count.")
         if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):

@@ -61,7 +61,7 @@ _LOSS = {
     "loss_train", "mlm_loss", "loss_avg", "batch_loss", "avg_loss", "main_loss", "train_main_loss", "loss_total",
     "loss_epoch", "train_loss_epoch", "ce", "xent", "nll", "train-loss", "train-cross-entropy", "train-crossentropy",
     "train-nll-loss", "train-smoothl1", "train-mse", "train-rmse", "loss_value", "loss_mean", "mean_loss", "trainloss",
-    "running_loss", "final_loss", "loss_all", "loss_sum", "neg_elbo", "train_nll", "train_ce",
+    "running_loss", "final_loss", "negative_objective", "loss_all", "loss_sum", "neg_elbo", "train_nll", "train_ce",
     "cross_entropy", "crossentropy", "cross-entropy",
     "损失", "训练损失", "损失值", "训练集上的loss", "训练集损失", "平均损失",
 }  # fmt: skip
@@ -82,6 +82,11 @@ _EVALUATED = {
     "logloss",
 }
 """Names of losses if they follow `eval`."""
+_BOOSTED = re.compile(
+    r"(?:cv-)?(?:(train(?:ing)?)|(?:test|eval|valid(?:ation)?)(?:_\d+)?)(?:-|'s_)"
+    r"(?:l1|l2|mae|mape|m?error|m?logloss|huber|quantile|poisson\w*|gamma\w*|tweedie\w*)"
+)
+"""XGBoost's and LightGBM's metrics that fall: `train-error`, `valid_0's l2`."""
 _LOSS_ORDER = (
     "loss", "train_loss", "training_loss", "trl", "lm_loss", "total_loss", "tot_loss", "loss_total", "crossentropyloss",
     "cross_entropy_loss", "main_loss", "loss_step", "train_loss_step", "step_loss", "batch_loss", "cost", "objective",
@@ -179,6 +184,9 @@ def role_of(name: str) -> Role:
     last = re.split(r"/|\s-\s", full)[-1].strip("_")
     bare = re.sub(r"^(train(ing)?|optim|optimizer)[_/]", "", full)
     names = {full, last, bare, plain(name)}
+    boosted = _BOOSTED.fullmatch(full)
+    if boosted:
+        return "loss" if boosted[1] else "eval_loss"
     if is_eval(name):
         told = ("loss" in full or "损失" in full) and not _NOT_LOSS.search(full)
         told = told or last == "tel" or re.split(r"'s_", _EVAL_LABEL.sub("", full))[-1] in _EVALUATED

@@ -13,6 +13,7 @@ _LEVELS = rb"(?:TRACE|DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|CRITICAL)"
 _COMMON = (
     rb"\[?\d{4}[-/]\d\d[-/]\d\d[ T_]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|UTC|[+-]\d\d:?\d\d))?"
     rb"\]?:?(?: +(?:- +|\| +(?![^\n]*\|[ \t\r]*$))?|(?=\[))",
+    rb"\[\d\d:\d\d:\d\d\] +(?=\S)",
     rb"(?:<\d+>)?" + _MONTHS + rb" +\d{1,2} \d\d:\d\d:\d\d(?:\.\d+)? [\w.-]+ [\w./-]+(?:\[\d+\])?: ",
     rb"(?:stdout|stderr) [FP] ",
     rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ",

@@ -63,6 +63,13 @@ class RunBuilder:
         """Step of the newest record."""
         return self._last
 
+    def turns_nan(self, values: Mapping[str, float]) -> bool:
+        """Whether one of these values is not finite where the newest value of its key is."""
+        known = ((value, self._series[key].values) for key, value in values.items() if key in self._series)
+        return any(
+            not math.isfinite(value) and len(before) > 0 and math.isfinite(before[-1]) for value, before in known
+        )
+
     def last_step_was(self, step: int) -> None:
         """Correct the step of the newest record."""
         for array_of_steps in (self._steps, *(series.steps for series in self._series.values())):

@@ -25,7 +25,7 @@ from stabwatch.analysis.readers.names import (
 _SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
 _TENSOR = re.compile(r",? ?\b(?:dtype=[\w.]+|device=['\w]+:?'?|grad_fn=<\w+>|requires_grad=\w+)")
 _CODE = re.compile(
-    r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=]==[^=]|\+=|\(\*\*\w|//\s"
+    r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=\[]==[^=>]|\+=|\(\*\*\w|//\s"
     r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b|^\s*Averaged stats:"
 )
 _WIDE = str.maketrans("：，；（）［］｜＝％　", ":,;()[]|=% ")
@@ -60,6 +60,8 @@ _BATCH, _STEP = step_rank("batch"), step_rank("step")
 _ITER = float(step_rank("iter") or 0)
 _UNNAMED = (step_rank("s") or 0) + 0.5
 """Rank of `[50/1000]`: above batches, whose size is printed as well."""
+_CLOSES = re.compile(r"[^()\[\]:=|]{0,16}\)\s*[:=]\s*$")
+"""The end of a name with a number in it: `Reward (100 ep): 22.6`."""
 _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
 _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
@@ -196,6 +198,8 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
             steps.append((_LAST, i))  # Flax's and AlgoPerf's `[100] loss=2.5`
             continue
         key = key_of(text)
+        if i and texts[i - 1].rstrip().endswith("(") and _CLOSES.fullmatch(text):
+            key = key_of(f"{texts[i - 1].rstrip()[:-1].rstrip()}: ")
         if key is None and (named := _COUNTED.match(after)) and not _LETTERS.search(text.rpartition("]")[2]):
             if plain(named[1]) == "epoch":
                 epoch = i if epoch is None else epoch
@@ -206,6 +210,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
             beside = epoch is not None and i == epoch + 1 and after.strip() == "/" and _BESIDE.fullmatch(text)
             if (
                 beside
+                or (text == "%" and after.strip() == "/" and "".join(texts[i + 2 : i + 3]).strip() == "[")
                 or (after.strip() == "/" and within is None and _BAR.search(text) and not _date(texts, i))
                 or (
                     epoch is not None

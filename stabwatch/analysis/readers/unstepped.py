@@ -13,17 +13,26 @@ from stabwatch.analysis.readers.templates import Template, Templates
 Unstepped = tuple[int, int | None, dict[str, float]]
 """Line, epoch, values."""
 
+_TELL = ("loss", "eval_loss", "grad_norm")
 _RISES = 0.8
 """Share of pairs of lines in which the count at their start rises."""
 _LEADING = re.compile(r"\s*[\[(#|]{0,2}\s*(\d{1,9})(?![\d.,/%-])(?=[\])|:]|\s)")
-_METRIC = re.compile(r"\b(?:rmse|mse|mae|logloss|error|auc|elbo|nll|reward|return|ppl)\b", re.IGNORECASE)
+_METRIC = re.compile(r"\b(?:l[12]|rmse|mse|mae|logloss|error|auc|elbo|nll|reward|return|ppl)\b", re.IGNORECASE)
+
+
+def epochs_of(ends: dict[int, int | None]) -> dict[int, int]:
+    """Epochs by step. The first may be missing, where an excerpt begins with a record: it is the one before."""
+    first, rest = next(iter(ends), None), [epoch for epoch in ends.values() if epoch is not None]
+    if first is not None and ends[first] is None and rest and rest[0] > 0:
+        ends = {**ends, first: rest[0] - 1}
+    return {step: epoch for step, epoch in ends.items() if epoch is not None}
 
 
 def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
     """Add records without steps: epochs count if they number them, otherwise the records do. Returns a note."""
     epochs = by_epoch(records)
     if epochs:
-        records = in_blocks(records)
+        records = _with_first_epoch(in_blocks(records))
     else:
         records = without_settings(records)
         records = [record for record in records if not all(map(_is_beside, record[2]))] or records
@@ -56,12 +65,13 @@ def by_epoch(records: list[Unstepped]) -> bool:
 
     The lines of an only epoch are one record if no key repeats.
     """
+    records = records[1:] if len(records) > 2 and records[0][1] is None else records
     epochs = [epoch for _, epoch, _ in records if epoch is not None]
     if 5 * len(epochs) < 4 * len(records) or not epochs:
         return False
     if len(set(epochs)) < 2:
         times = Counter(key for _, _, values in records for key in values)
-        return len(records) > 1 and max(times.values(), default=0) == 1
+        return max(times.values(), default=0) == 1
     last: int | None = None
     seen, again, count = set[str](), 0, 0
     for _, epoch, values in records:
@@ -91,10 +101,21 @@ def in_blocks(records: list[Unstepped]) -> list[Unstepped]:
     ]
 
 
+def _with_first_epoch(records: list[Unstepped]) -> list[Unstepped]:
+    """Records of which the first has no epoch, but the keys of the second: an excerpt began between the two lines."""
+    if len(records) < 2 or records[0][1] is not None or records[0][2].keys() != records[1][2].keys():
+        return records
+    second = records[1][1]
+    return records if not second else [(records[0][0], second - 1, records[0][2]), *records[1:]]
+
+
 def without_settings(records: list[Unstepped]) -> list[Unstepped]:
-    """Records with a key that occurs again. Values that are printed once before training are not records."""
+    """Records with a key that occurs again. Values that are printed once are not records; a loss after such is one."""
     times = Counter(key for _, _, values in records for key in values)
-    return [record for record in records if any(times[key] > 1 for key in record[2])] or records
+    again = [any(times[key] > 1 for key in values) for _, _, values in records]
+    first = again.index(True) if any(again) else 0
+    told = [i > first and any(role_of(key) in _TELL for key in values) for i, (_, _, values) in enumerate(records)]
+    return [r for r, more, loss in zip(records, again, told, strict=True) if more or loss] or records
 
 
 def counts_records(head: str) -> bool:

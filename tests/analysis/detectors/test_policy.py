@@ -127,3 +127,24 @@ def test_a_discriminator_that_is_right_every_time():
     ]
     assert _troubles(component__D_loss=[4e-4], component__G_loss=[8.0], other__acc=[100.0]) == []
     assert _troubles(component__D_loss=[0.2], component__G_loss=[1380.0], other__acc=[90.0]) == []
+
+
+@pytest.mark.parametrize(
+    ("reward", "lost"),
+    [
+        ([1.2, 1.3, -3.6, -3.9, -31.7, -88.3], True),
+        ([22.6, 20.3, 17.0, 14.9, 14.1, 14.1, 13.8, 14.1], False),  # a mean of episodes drifts
+        ([1.2, 1.3, -33.6, -3.9, -31.7, -88.3], False),
+        ([-0.019, -0.020, -0.0201, -0.0194, -0.0195], False),
+    ],
+)
+def test_a_reward_that_falls_from_the_first_record(reward, lost):
+    assert _troubles(other__Mean_Reward=reward) == ([("RewardCollapse", 0)] if lost else [])
+
+
+def test_a_reward_that_rises_and_falls_in_an_excerpt_with_gaps():
+    rises, high = [2.3, 4.1, 5.4, 6.5, 8.0], [69.9, 69.8, 70.3, 70.7, 69.4]
+    falls = [56.7, 52.9, 53.6, 48.2, 41.7, 8.7, 7.5, 7.9, 7.4, 6.7, 0.2, 0.2, 0.4, 0.2]
+    ((condition, step),) = _troubles(other__Mean_Reward=[*rises, *high, *falls])
+    assert condition == "RewardCollapse" and 9 <= step <= 12
+    assert _troubles(other__Mean_Reward=[*rises, *high, *falls[:5], *high]) == []

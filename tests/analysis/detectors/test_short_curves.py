@@ -259,3 +259,44 @@ def test_three_overflows_at_a_scale_that_is_low_already():
     assert [f.condition for f in detect(low) if f.is_problem] == ["LossScaleCollapse"]
     for scale in ([2**15, 2**15, 2**15, 2**14, 2**13, 2**12, *[2**12] * 3], [128, 128, 128, 64, 32, *[32] * 4]):
         assert [f for f in detect(run_of(loss=loss, loss_scale=scale, steps=steps)) if f.is_problem] == []
+
+
+def test_an_explosion_in_an_excerpt_begins_where_it_does():
+    found = _troubles([0.144, 25_000, 75_000, 28_000, 134_000, 437_000], first=408, apart=1)
+    assert found == [("LossDivergence", 409, None)]
+
+
+def test_a_rise_after_flat_first_records():
+    assert _troubles([1.4, 1.2, 1.35, 1.36, 1.44, 1.2, 1.8, 2.2, 2.4], first=100, apart=100) == [
+        ("LossDivergence", 700, None)
+    ]
+    assert _troubles([1.4, 1.2, 1.35, 1.8, 2.2, 2.4], first=100, apart=100) == []  # in the first records
+
+
+def test_margins_that_stay_exactly_zero():
+    still = run_of(loss=[0.6931] * 4, **{"other__rewards/margins": [0.0] * 4, "other__rewards/chosen": [0.0] * 4})
+    assert [f.condition for f in detect(still) if f.is_problem] == ["NotLearning"]
+    moves = run_of(loss=[0.6931] * 4, **{"other__rewards/margins": [0.0, 1e-4, 0.0, -1e-4]})
+    assert [f for f in detect(moves) if f.is_problem] == []
+
+
+def test_a_perplexity_at_its_cap():
+    cap = float(np.exp(100))
+    run = run_of(loss=[6776.2, 6487.7], other__ppl=[cap, cap], steps=[50, 100])
+    assert [f.condition for f in detect(run) if f.is_problem] == ["NotLearning"]
+    assert [f for f in detect(run_of(loss=[9.2, 9.2], other__ppl=[9897.1, 9897.1])) if f.is_problem] == []
+
+
+def test_an_accuracy_that_never_changes():
+    flat = [0.7534, 0.7533, 0.7534, 0.7534]
+    stuck = run_of(loss=flat, other__acc=[0.4992] * 4)
+    assert [f.condition for f in detect(stuck) if f.is_problem] == ["NotLearning"]
+    calm = (
+        {"loss": flat, "other__acc": [0.4992, 0.4992, 0.5012, 0.4992]},
+        {"loss": [0.9, 0.8, 0.7, 0.6], "other__acc": [0.4992] * 4},
+        {"loss": flat, "other__acc": [1.0] * 4},
+        {"loss": flat, "other__acc": [0.4992] * 4, "steps": range(500, 504)},
+    )
+    assert [f.text for columns in calm for f in detect(run_of(**columns)) if f.is_problem] == []
+    errors = run_of(**{"loss__train-error": [0.010225] * 6}, steps=range(106, 112))
+    assert [f for f in detect(errors) if f.is_problem] == []  # a share takes few values

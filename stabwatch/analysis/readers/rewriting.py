@@ -1,0 +1,43 @@
+"""Lines of free text in the form `name: value`, where trainers and people write them otherwise."""
+
+from __future__ import annotations
+
+import re
+
+_REMARK = re.compile(r"\s+(?:<-{1,3}|<={1,3}|←)\s.*$", re.DOTALL)
+"""What somebody wrote behind a line when it was pasted: `loss 9.1  <-- spike (step 4)`."""
+_VALUE_FIRST = re.compile(r"\s*\d+ (?:[\d.]+ [A-Za-z][\w ]*, )*(?:\d+\.\d+(?:e[+-]?\d+)?|-?nan|inf) loss,")
+_FIELD = re.compile(r"(?<![\w.])(-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf) ([A-Za-z][A-Za-z /]*)(?=,|$)")
+"""tinygrad's `7 4.32 s run, 11.875 loss, 0.001 LR`."""
+_OBJECTIVE = re.compile(
+    r"objective function for '([\w-]+)' for minibatches \d+-(\d+) is (-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)\b"
+)
+"""Kaldi's nnet3. It is maximised."""
+_BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
+_STAMPS = re.compile(r"(?<=\s)(?=\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d)")
+"""A time, before which another record begins, in a log that lost its line breaks."""
+
+
+def parts_of(text: str) -> list[str]:
+    """The records of a line: of several bars behind one another, or in a log that lost its line breaks."""
+    ends = _BAR_ENDS if "][" in text else _STAMPS if text.count("loss") > 1 else None
+    return [text] if ends is None else ends.split(text)
+
+
+def rewritten(text: str) -> str:
+    """The line in the usual form; the same object if it is in that form already."""
+    if "<" in text or "←" in text:
+        text = _without_remark(text)
+    if " loss," in text and _VALUE_FIRST.match(text):
+        step, _, rest = text.strip().partition(" ")
+        return f"step {step} " + _FIELD.sub(r"\2: \1", rest)
+    found = _OBJECTIVE.search(text) if "objective function" in text else None
+    if found:
+        value = found[3][1:] if found[3].startswith("-") else f"-{found[3]}"
+        return f"iteration {found[2]} {found[1]}/negative_objective = {value}"
+    return text
+
+
+def _without_remark(text: str) -> str:
+    shorter = _REMARK.sub("", text)
+    return text if len(shorter) == len(text) else shorter

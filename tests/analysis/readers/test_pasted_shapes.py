@@ -1,0 +1,122 @@
+"""Shapes of lines in public bug reports, with other numbers: which number is the step, and which the loss."""
+
+# ruff: noqa: E501 -- lines as trainers print them
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from stabwatch.analysis.readers import read_log
+
+BAR = "[==============================]"
+
+SHAPES = {
+    # name: (lines, name of the loss, its steps, its values)
+    "tinygrad: a value before its name": (
+        "    1 93.44 s run, 11.8750 loss, 0.000000000001 LR, 642.43 GB used,  19644.30 GFLOPS\n"
+        "    2 101.78 s run, 11.7500 loss, 0.000000000001 LR, 1454.57 GB used,  17039.35 GFLOPS\n"
+        "    3 7.34 s run, 11.5000 loss, 0.000000000002 LR, 1454.57 GB used, 236258.78 GFLOPS\n",
+        "loss", [1, 2, 3], [11.875, 11.75, 11.5],
+    ),
+    "kaldi's nnet3 maximises": (
+        "LOG (nnet3-train:PrintStatsForThisPhase():nnet-training.cc:121) Average \nobjective function for 'output' for minibatches 40-49 is -3.5 over \n19538 frames.\n"
+        "LOG (nnet3-train:PrintStatsForThisPhase():nnet-training.cc:121) Average \nobjective function for 'output' for minibatches 50-59 is -3.25 over \n19423 frames.\n",
+        "output/negative_objective", [49, 59], [3.5, 3.25],
+    ),
+    "lightgbm in r": (
+        "[5]:    train's l2:0.0950    valid's l2:0.1003\n[6]:    train's l2:0.0945    valid's l2:0.1000\n[7]:    train's l2:0.0939    valid's l2:0.0996\n",
+        "train's l2", [5, 6, 7], [0.095, 0.0945, 0.0939],
+    ),
+    "lightgbm in python": (
+        "[20]\ttraining's l2: 0.0757\tvalid_1's l2: 0.2526\n[40]\ttraining's l2: 0.0702\tvalid_1's l2: 0.2535\n[100] training's l2: 0.0565\tvalid_1's l2: 0.2570\n",
+        "training's l2", [20, 40, 100], [0.0757, 0.0702, 0.0565],
+    ),
+    "xgboost below a clock": (
+        "[20:07:36] [106]        test-error:0.027192     train-error:0.010225\n[20:07:36] boosting round 107, 402.286 sec elapsed\n"
+        "[20:07:40] [107]        test-error:0.027190     train-error:0.010220\n[20:07:40] boosting round 108, 406.195 sec elapsed\n",
+        "train-error", [106, 107], [0.010225, 0.01022],
+    ),
+    "keras from the end of an epoch on": (
+        f"1875/1875 {BAR} - 30s 16ms/step - loss: 0.0798 - acc: 0.97 - val_loss: 14.2\nEpoch 16/30\n"
+        f"1875/1875 {BAR} - 29s 16ms/step - loss: 0.0745 - acc: 0.97 - val_loss: 7.9\nEpoch 17/30\n"
+        f"1875/1875 {BAR} - 30s 16ms/step - loss: 0.0741 - acc: 0.97 - val_loss: 7.8\n",
+        "loss", [15, 16, 17], [0.0798, 0.0745, 0.0741],
+    ),
+    "keras without steps, from the end of an epoch on": (
+        "1s - loss: 0.753 - acc: 0.5\nEpoch 2/1000\n0s - loss: 0.752 - acc: 0.6\nEpoch 3/1000\n0s - loss: 0.751 - acc: 0.6\n",
+        "loss", [1, 2, 3], [0.753, 0.752, 0.751],
+    ),
+    "keras' bar at its beginning": (
+        " 58/574 [==>...........................] - ETA: 3s - loss: 9.65\n 66/574 [==>...........................] - ETA: 3s - loss: 9.05\n 74/574 [===>..........................] - ETA: 3s - loss: 8.47\n",
+        "loss", [58, 66, 74], [9.65, 9.05, 8.47],
+    ),
+    "deepspeech: the steps of an epoch are always the same": (
+        "Epoch 65 |   Training | Elapsed Time: 0:10:10 | Steps: 18595 | Loss: 116.30\nEpoch 66 |   Training | Elapsed Time: 0:10:02 | Steps: 18595 | Loss: 114.97\nEpoch 67 |   Training | Elapsed Time: 0:09:59 | Steps: 18595 | Loss: 112.70\n",
+        "Loss", [65, 66, 67], [116.3, 114.97, 112.7],
+    ),
+    "deepspeech: one epoch": (
+        "2016-11-25 17:41:55 STARTING Epoch 0009\n2016-11-25 17:41:55 Training model...\n2016-11-25 18:29:38 Training loss=inf avg_cer=0.3777 WER: 0.8284\n",
+        "Training loss", [9], [math.inf],
+    ),
+    "tianshou": (
+        "Epoch #1: 50001it [00:40, 1244.54it/s, env_step=50000, len=200, loss=-0.562, loss/vf=0.044, rew=200.00]\nEpoch #1: test_reward: 200.000000 ± 0.000000, best_reward: 200.000000 ± 0.000000 in #1\n"
+        "Epoch #2: 50001it [00:40, 1237.34it/s, env_step=100000, len=200, loss=-0.023, loss/vf=0.001, rew=200.00]\nEpoch #2: test_reward: 200.000000 ± 0.000000, best_reward: 200.000000 ± 0.000000 in #1\n",
+        "loss", [50_000, 100_000], [-0.562, -0.023],
+    ),
+    "a bar of a share without its picture": (
+        "Epoch 0:  97% 1651/1702 [13:00<00:24,  2.11it/s, loss=0.158, v_num=0, train_loss=0.149]\nEpoch 0:  97% 1652/1702 [13:01<00:23,  2.11it/s, loss=0.157, v_num=0, train_loss=0.148]\n",
+        "train_loss", [1651, 1652], [0.149, 0.148],
+    ),
+    "a unit before a name": (
+        "INFO:tensorflow:Step 200 per-step time 0.831s loss=1.192\nI0912 11:41:51.976096 1397354 model_lib_v2.py:652] Step 200 per-step time 0.831s loss=1.192\n"
+        "INFO:tensorflow:Step 300 per-step time 0.844s loss=1.146\nI0912 11:43:14.231966 1397354 model_lib_v2.py:652] Step 300 per-step time 0.844s loss=1.146\n",
+        "loss", [200, 300], [1.192, 1.146],
+    ),
+    "what somebody wrote behind a line": (
+        "{'loss': 1.46,  'grad_norm':    14.98}\n{'loss': 1.28,  'grad_norm':     9.78}\n{'loss': 1.14,  'grad_norm':    92.10}    <-- spike #1 (step 4)\n{'loss': 1.54,  'grad_norm':    29.00}    <-- step 5\n",
+        "loss", [0, 1, 2, 3], [1.46, 1.28, 1.14, 1.54],
+    ),
+    "mxnet: the mean of an epoch is NaN": (
+        "Epoch[4] Batch [2140] Speed: 6.44 samples/sec Train-CrossEntropy=0.589\nEpoch[4] Batch [2140] Speed: 6.44 samples/sec Train-SmoothL1=1.534\nEpoch[4] Train-CrossEntropy=nan\nEpoch[4] Train-SmoothL1=nan\n",
+        "Train-CrossEntropy", [2140, 2140], [0.589, math.nan],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_is_read(name, tmp_path):
+    text, loss, steps, values = SHAPES[name]
+    path = tmp_path / "pasted.txt"
+    path.write_text(text)
+    (run,) = read_log(path).runs
+    column = run.of("loss")
+    assert column is not None and (column.name, column.steps.tolist()) == (loss, steps)
+    assert column.values.tolist() == pytest.approx(values, nan_ok=True)
+
+
+def test_a_number_within_a_name(tmp_path):
+    path = tmp_path / "pasted.txt"
+    path.write_text("".join(f"Episode {50 * i:3}/400 | Reward moyen (100 ep): {30 - i}.5\n" for i in range(1, 6)))
+    (run,) = read_log(path).runs
+    (reward,) = run.columns
+    assert (reward.name, reward.steps.tolist()) == ("Reward moyen", [50, 100, 150, 200, 250])
+
+
+def test_a_single_validation_between_records_is_one(tmp_path):
+    path = tmp_path / "pasted.txt"
+    path.write_text(
+        "{'n_parameters': 12}\n{'loss': 1.8, 'learning_rate': 1e-3}\n{'loss': 1.7, 'learning_rate': 1e-3}\n"
+        "{'eval_loss': nan, 'eval_wer': 100.0}\n{'loss': 2.4, 'learning_rate': 1e-3}\n"
+    )
+    (run,) = read_log(path).runs
+    evaluated = run.of("eval_loss")
+    assert evaluated is not None and math.isnan(evaluated.values[0]) and len(run.steps) == 3
+
+
+def test_a_nan_that_is_printed_twice_at_a_step_is_one_record(tmp_path):
+    path = tmp_path / "pasted.txt"
+    path.write_text("Iteration 0, loss = 2.3\nIteration 100, loss = nan\n    Train net output #0: loss = -nan\n")
+    (run,) = read_log(path).runs
+    loss = run.of("loss")
+    assert loss is not None and loss.steps.tolist() == [0, 100]
