@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -59,27 +60,39 @@ def find(segment: RunSegment) -> list[Incident]:
 
 def _reason_of_few(segment: RunSegment, loss: Column) -> str:
     """A sentence on what shows in a few records that nothing is learned; empty if nothing does."""
-    beside = [c for c in segment.columns if len(c) >= len(loss) and np.ptp(c.values) == 0]
-    margin = next((c for c in beside if c.name.endswith("rewards/margins") and len(c) >= UNMOVED), None)
-    if margin is not None and not margin.values.any():
+    margin = _same(segment, loss, lambda name: name.endswith("rewards/margins"))
+    flat = float(np.ptp(loss.values)) <= STILL * level(loss.values)
+    if margin is not None and len(margin) >= UNMOVED and not margin.values.any() and flat:
         return (
             f"All margins ('{margin.name}') are exactly 0 in each of {number_of(len(margin))}: the policy is still the "
             f"reference. Has it trainable parameters, and do they get a gradient?"
         )
-    capped = next((c for c in beside if is_perplexity(c.name) and len(c) >= 2 and c.values[0] >= CAP), None)
-    if capped is not None:
+    capped = _same(segment, loss, is_perplexity)
+    if capped is not None and capped.values[0] >= CAP:
         return (
             f"The perplexity is {capped.values[0]:.3g}, exp(100), in each of {number_of(len(capped))}: the largest "
             f"that is printed, where guessing gives the number of words."
         )
-    right = next((c for c in beside if _ACCURACY.search(plain(c.name)) and 0 < c.values[0] % 100 != 1), None)
-    flat = float(np.ptp(loss.values)) <= STILL * level(loss.values)
-    if right is None or len(loss) < FEW or not flat or not segment.fresh or loss.role != "loss":
+    right = _same(segment, loss, lambda name: _ACCURACY.search(plain(name)) is not None)
+    if (
+        right is None
+        or not 0 < right.values[0] % 100 != 1
+        or len(loss) < FEW
+        or not flat
+        or not segment.fresh
+        or loss.role != "loss"
+    ):
         return ""
     return (
         f"The accuracy ('{right.name}') is {right.values[0]:g} in each of {number_of(len(right))}, and the "
         f"{segment.loss_name} stays at {loss.values[-1]:.4g} from the beginning: nothing is learned."
     )
+
+
+def _same(segment: RunSegment, loss: Column, named: Callable[[str], bool]) -> Column | None:
+    """The first column with such a name that is one number in all records of the loss."""
+    found = (c for c in segment.columns if named(c.name) and len(c) >= len(loss))
+    return next((c for c in found if np.ptp(c.values) == 0), None)
 
 
 def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
