@@ -153,10 +153,8 @@ def signalled(place: Path, number: signal.Signals, *words: str) -> tuple[int, by
 
 @pytest.mark.parametrize("number", sample([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], signal.SIGINT))
 def test_signals_reach_the_program(place: Path, number: signal.Signals) -> None:
-    wait = "import time\nprint('ready', flush=True)\ntime.sleep(60)\n"
-    (place / "plain.py").write_text(wait)
-    (place / "wait.py").write_text(TRAIN + wait)
-    plain, _ = signalled(place, number, sys.executable, "plain.py")
+    (place / "wait.py").write_text(TRAIN + "import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    plain, _ = signalled(place, number, sys.executable, "wait.py")
     watched, errors = signalled(
         place, number, sys.executable, "-m", "stabwatch", "run", "--", sys.executable, "wait.py"
     )
