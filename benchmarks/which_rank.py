@@ -36,8 +36,8 @@ from stabwatch.analysis.analyze import analyze
 
 WORLD, TRIALS, AFTER, AFTER_FLIP = 4, 40, 60, 280
 """Steps after the fault. At default settings weights are compared every 256 steps."""
-DELAY = 2.0
-"""A delay, in median steps of the job before it."""
+DELAY, LEAST = 2.0, 0.01
+"""A delay, in median steps of the job before it, and the least one in seconds."""
 KINDS = {
     "nan": "a NaN in the batch or in the logits, once",
     "flip": "a bit of the exponent of one weight turns over",
@@ -108,7 +108,7 @@ def job(rank: int, world: int, out: Path, trial: Trial, steps: int, settings: di
     for step in range(steps):
         began = time.perf_counter()
         faulty, once = odd and step >= trial.at, odd and step == trial.at
-        delay = DELAY * median(times) if faulty else 0.0
+        delay = max(DELAY * median(times), LEAST) if faulty else 0.0
         if faulty and kind == "loader":
             time.sleep(delay)
         x, y = _batch(generator)
@@ -211,7 +211,7 @@ PAGE = """# Which rank has the fault
 Jobs of four gloo processes under DistributedDataParallel, one of which has a fault. A seed chooses the rank, the step
 and the fault. Named are the ranks of which the alerts and causes of `stabwatch analyze` speak: right is the rank that
 has the fault, and no other. Made by `python -m benchmarks.which_rank OUT --write docs/which-rank.md`; `everything` is
-`every_step=True`. A delay is two median steps of the job before it.
+`every_step=True`. A delay is two median steps of the job before it, and 10 ms at least.
 
 | fault on one rank | settings | trials | right | not known | wrong |
 |---|---|---|---|---|---|

@@ -18,6 +18,11 @@ from stabwatch.runlog import SeriesKey
 WINDOW = 16
 SAME = 0.75
 """Share of the window in which it must be the same rank: with batches of different lengths the rank changes."""
+WAITS, WAITS_LONG = 0.25, 0.5
+"""Shares of a step that others wait for a slow rank. A rank that shares its core with one more process takes twice as
+long, so that the others wait for half of the step."""
+ENOUGH, ENOUGH_LONG = 5.0, 0.2
+"""Seconds that must have been waited in all: processes that take turns on busy cores are slow in turn, for less."""
 
 
 class ReplicaFeature:
@@ -69,9 +74,9 @@ class SpreadFeature(RunFeature):
     high, low, rank, scale: signals. The spread is (high - low) / scale, as the median of 16 points.
     """
 
-    def __init__(self, name: str, high: str, low: str, rank: str, scale: str, gauge: DerivedSignal) -> None:
+    def __init__(self, name: str, high: str, low: str, rank: str, scale: str, *gauges: DerivedSignal) -> None:
         self._rank = rank
-        self.gauges = (gauge,)
+        self.gauges = gauges
         self._read = (high, low, rank, scale)
         super().__init__(name, *dict.fromkeys(self._read))
 
@@ -94,6 +99,29 @@ class SpreadFeature(RunFeature):
         return np.logical_and.reduce([np.isfinite(self._column(signal, values)) for signal in set(self._read)])
 
 
+class SlowRankFeature(SpreadFeature):
+    """The time of a step that others wait for the slowest rank, and whether a busy machine explains it."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._waits: deque[float] = deque(maxlen=WINDOW)
+        self._waited, self._slow = 0.0, -1.0
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        found = super()._observe(values)
+        if found is None:
+            return None
+        share, rank = found[self.gauges[0].name], found[self._rank]
+        self._waits.append(self._one(self._read[0], values) - self._one(self._read[1], values))
+        if not share > WAITS:
+            self._waited, self._slow = 0.0, -1.0
+        elif rank == self._slow:
+            self._waited += self._waits[-1]
+        else:
+            self._waited, self._slow = sum(self._waits), rank
+        return {**found, self.gauges[1].name: self._waited / (ENOUGH_LONG if share > WAITS_LONG else ENOUGH)}
+
+
 _MOSTLY = f"median of {WINDOW} points, 0 unless it is mostly the same rank."
 
 
@@ -101,11 +129,19 @@ def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
         ReplicaFeature(),
-        SpreadFeature(
+        SlowRankFeature(
             "slow_rank", "rank_busy_max_seconds", "rank_busy_others_seconds", "rank_slowest", "step_seconds",
             DerivedSignal(
                 "rank_wait_ratio",
                 f"Share of the step that the other ranks wait for the slowest, in the mean: {_MOSTLY}",
+                "ratio",
+                "run",
+            ),
+            DerivedSignal(
+                "rank_wait_evidence_ratio",
+                f"Seconds that others have waited for the same slowest rank so far, over {ENOUGH:g} (over "
+                f"{ENOUGH_LONG:g} where they wait for more than half of the step): more than a busy machine explains, "
+                "if above 1.",
                 "ratio",
                 "run",
             ),
@@ -147,10 +183,17 @@ RULES: tuple[Rule, ...] = (
         family="slow_rank",
         summary="The other ranks wait for a slow rank.",
         description="Rank {rank_slowest:.0f} is the slowest. The others wait {rank_wait_ratio:.0%} of a step for it.",
-        thresholds=(Threshold(severity="warning", when=(Condition("rank_wait_ratio", above=0.25),), for_points=4),),
-        abnormal=(Condition("rank_wait_ratio", above=0.25),),
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("rank_wait_ratio", above=WAITS), Condition("rank_wait_evidence_ratio", above=1.0)),
+                for_points=4,
+            ),
+        ),
+        abnormal=(Condition("rank_wait_ratio", above=WAITS),),
         warm_up=WINDOW,
-        source="a quarter of the step in the median of 16 points, with the same rank in three quarters of them",
+        source="a quarter of the step in the median of 16 points, the same rank in three quarters of them; healthy "
+        "ranks on busy cores are slow in turn for less than half a second in all (docs/which-rank.md)",
         remedy=(
             "Check its data loader (data_wait_seconds), and its node: clocks, temperature, other jobs.",
             "If it stays slow, replace the node.",
