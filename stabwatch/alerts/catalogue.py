@@ -6,6 +6,7 @@ from stabwatch.alerts.features import DerivedSignal, Feature
 from stabwatch.alerts.rule import Rule
 from stabwatch.alerts.themes import (
     activations,
+    alike,
     attention,
     course,
     experts,
@@ -29,6 +30,7 @@ from stabwatch.alerts.themes import (
 THEMES = (
     setup,
     targets,
+    alike,
     leaks,
     nonfinite,
     attention,

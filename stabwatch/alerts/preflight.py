@@ -20,6 +20,7 @@ from stabwatch.runlog import RecordBatch, RunLog
 
 AT_ONCE = (
     "DoubleSoftmax", "ReluOnLogits", "LossBroadcast", "TargetOutOfRange", "TargetsIgnored", "InitialLossTooHigh",
+    "NotLogProbabilities", "InputsConstant",
     "TargetsShiftedTwice", "TargetsNotShifted", "CausalMaskMissing", "TargetInInput", "PartWithoutGradient",
     "ParametersNotInOptimizer", "ParametersNotRegistered", "EvalModeInTraining", "ClipOnScaledGradients",
     "OptimizerStateLost", "ReplicasDiffer", "NonFinite", "UpdateTooLarge", "AttentionEntropyCollapse",

@@ -11,6 +11,8 @@ from torch import Tensor
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
+from stabwatch.hooks.base.run_accumulators import BETWEEN, OUT_OF_RANGE, UNNORMALISED
+from stabwatch.hooks.base.views import logit_rows
 from stabwatch.hooks.forward import CURSOR, in_backward
 from stabwatch.hooks.patching import Patch
 from stabwatch.kernels.constants import device_constant
@@ -18,6 +20,10 @@ from stabwatch.kernels.where import is_fake
 
 SAMPLED = 1 << 16
 """Most targets of a call whose range is looked at, evenly spread."""
+ROWS = 256
+"""Most rows of log-probabilities of a call that are added up, evenly spread."""
+OFF = 0.1
+"""Distance of the logarithm of a sum of probabilities from 0: far above the rounding of bfloat16."""
 
 
 def _isolation() -> Any:
@@ -56,7 +62,7 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
     context = _context()
     if context is not None and context.flags.sampled and not is_fake(input):
         with unseen_by_modes():
-            context.isolation.run("loss", "always", _note_range, context, target)
+            context.isolation.run("loss", "always", _note_range, context, input, target)
             context.isolation.run("leak", "sampled", note_leak, context, target)
 
 
@@ -83,17 +89,35 @@ def note_leak(context: TapContext, target: Tensor) -> None:
         context.run.update_leak(share)
 
 
-def _note_range(context: TapContext, target: Tensor) -> None:
-    some = target.detach().reshape(-1)
-    some = some[:: -(-len(some) // SAMPLED) or 1]
-    if len(some):
-        context.run.update_out_of_range(((some < 0) | (some > 1)).float().mean())
+def _note_range(context: TapContext, input: Tensor, target: Tensor) -> None:
+    """Are targets outside of 0 to 1, and are logits all inside of it?"""
+    for given, which in ((target, OUT_OF_RANGE), (input, BETWEEN)):
+        some = given.detach().reshape(-1)
+        some = some[:: -(-len(some) // SAMPLED) or 1]
+        if len(some):
+            inside = ((some >= 0) & (some <= 1)).float().mean()
+            context.run.note(which, 1 - inside if which is OUT_OF_RANGE else inside)
+
+
+def _saw_nll(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    context = _context()
+    if context is not None and context.flags.sampled and not is_fake(input):
+        with unseen_by_modes():
+            context.isolation.run("loss", "always", _note_sums, context, input)
+
+
+def _note_sums(context: TapContext, input: Tensor) -> None:
+    """In how many rows do the exponentials not add up to 1?"""
+    rows = logit_rows(input.detach())
+    if len(rows) and rows.shape[1] > 1:
+        off = torch.logsumexp(rows[:: max(1, len(rows) // ROWS)].float(), dim=-1).abs() > OFF
+        context.run.note(UNNORMALISED, off.float().mean())
 
 
 LOSS_PATCHES = tuple(
     Patch(original, observed(original, seen, None, _isolation))
     for original, seen in (
         (F.mse_loss, _saw_mse), (F.l1_loss, _saw), (F.smooth_l1_loss, _saw), (F.huber_loss, _saw),
-        (F.binary_cross_entropy_with_logits, _saw_binary),
+        (F.binary_cross_entropy_with_logits, _saw_binary), (F.nll_loss, _saw_nll),
     )
 )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stabwatch.distributed.ranks import Ranks, is_part
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
+from stabwatch.hooks.base.alike import note_inputs
 from stabwatch.hooks.base.calls import outermost
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.naming import unwrap
@@ -164,6 +165,7 @@ class TrainingEvents:
             self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
         if self.flags.sampled:
             self.isolation.run("batch", "sampled", self._note_input, inputs)
+            self.isolation.run("alike", "sampled", note_inputs, self.context.run, inputs, named)
             self.isolation.run("batch", "sampled", self.context.input.forward_begins, inputs, named)
         self.isolation.run("nonfinite", "always", self.context.trace.begins, inputs, self.context.device)
 

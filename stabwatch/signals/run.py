@@ -79,6 +79,24 @@ SIGNALS = (
         "ratio",
         tier="sampled",
     ),
+    _host(
+        "binary_probability_ratio",
+        "Share of what `binary_cross_entropy_with_logits` is given as logits that is between 0 and 1.",
+        "ratio",
+        tier="sampled",
+    ),
+    _host(
+        "log_probability_off_ratio",
+        "Share of the rows given to `nll_loss` whose probabilities do not add up to 1.",
+        "ratio",
+        tier="sampled",
+    ),
+    _host(
+        "input_alike_ratio",
+        "Share of the samples of a batch that equal its first one; of several inputs the smallest.",
+        "ratio",
+        tier="sampled",
+    ),
     Signal(
         name="target_in_input_ratio",
         help="Share of the samples whose target is one of the numbers of the model's input, the same column in each; "

@@ -122,6 +122,8 @@ def features() -> tuple[Feature, ...]:
         PlainFeature("output_cut_ratio"),
         PlainFeature("loss_broadcast_factor"),
         PlainFeature("target_out_of_range_ratio"),
+        PlainFeature("binary_probability_ratio"),
+        PlainFeature("log_probability_off_ratio"),
         PlainFeature("target_ignored_ratio"),
         ShuffleFeature(),
         UniformFeature(),
@@ -188,6 +190,42 @@ RULES: tuple[Rule, ...] = (
         abnormal=(Condition("target_out_of_range_ratio", above=0.0),),
         source="any: the definition of the loss",
         remedy=("Scale the targets to 0 to 1 (pixels by 255), or use a loss for numbers of any size.",),
+        fact=True,
+    ),
+    Rule(
+        name="DoubleSigmoid",
+        title="Probabilities are given to a binary loss that takes logits",
+        family="binary_probability_ratio",
+        summary="The loss takes logits, and all that it is given is between 0 and 1: a sigmoid is applied twice.",
+        description="{binary_probability_ratio:.0%} of what `binary_cross_entropy_with_logits` was given is between 0 "
+        "and 1.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("binary_probability_ratio", above=0.999),), for_points=5),
+        ),
+        abnormal=(Condition("binary_probability_ratio", above=0.999),),
+        source="all, at five points: logits between 0 and 1 say half to three quarters of every sample",
+        remedy=(
+            "Leave out the sigmoid at the end of the model: `binary_cross_entropy_with_logits` has one of its own.",
+            "Or keep it and use `binary_cross_entropy`.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="NotLogProbabilities",
+        title="nll_loss is given no log-probabilities",
+        family="log_probability_off_ratio",
+        summary="`nll_loss` takes log-probabilities, and what it is given does not add up to 1 over the classes.",
+        description="In {log_probability_off_ratio:.0%} of the rows that `nll_loss` was given the probabilities do not "
+        "add up to 1.",
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("log_probability_off_ratio", above=0.5),), for_points=2),
+        ),
+        abnormal=(Condition("log_probability_off_ratio", above=0.5),),
+        source="most rows, by more than a tenth: rounding in bfloat16 is far below; a definition of the loss",
+        remedy=(
+            "Apply `log_softmax` over the dimension of the classes, or use `cross_entropy` on the logits.",
+            "Is the softmax taken over the batch (`dim=0`)? Is it a softmax without the logarithm?",
+        ),
         fact=True,
     ),
     Rule(

@@ -28,6 +28,9 @@ BROADCAST = host_accumulator("loss_broadcast_factor")
 INPUT = host_accumulator("input_rms")
 LEAK = host_accumulator("target_in_input_ratio")
 OUT_OF_RANGE = host_accumulator("target_out_of_range_ratio")
+BETWEEN = host_accumulator("binary_probability_ratio")
+UNNORMALISED = host_accumulator("log_probability_off_ratio")
+ALIKE = host_accumulator("input_alike_ratio")
 TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
 """The cross-entropy that was seen on the way, which need not be what is trained on."""
 INPUTS = 1 << 16
@@ -48,7 +51,8 @@ BASICS = (BUSY_SOURCE, *map(loss_source, LOSS_FALLBACKS), CLIPPED, LOSS_SCALE)
 
 The busy time and the sources of the loss come first: the record leaves out everything up to their end.
 """
-OTHERS = (KEPT, BROADCAST, OUT_OF_RANGE, INPUT, LEAK)
+NOTED = (OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE)
+OTHERS = (KEPT, BROADCAST, INPUT, LEAK, *NOTED)
 
 
 class RunAccumulators:
@@ -68,7 +72,8 @@ class RunAccumulators:
         self.logits = new_accumulator("logsumexp", device)
         self.certainty = new_accumulator("certainty", device)
         self.busy, self.clip, self.loss_scale = (basics[a] for a in (BUSY_SOURCE, CLIPPED, LOSS_SCALE))
-        self.kept, self.broadcast, self.out_of_range, self.input, self.leak = (others[a] for a in OTHERS)
+        self.kept, self.broadcast, self.input, self.leak = (others[a] for a in (KEPT, BROADCAST, INPUT, LEAK))
+        self._noted = {a: others[a] for a in NOTED}
         self.policy = PolicyAccumulators(device)
         self.logged: dict[str, Tensor] = {}
         self.classifies = False
@@ -124,10 +129,10 @@ class RunAccumulators:
         merge_(HOST, self.broadcast, aggregates)
 
     @torch.no_grad()
-    def update_out_of_range(self, share: Tensor) -> None:
-        """Note the share of the targets of a binary cross entropy that are outside of 0 to 1, float32 ()."""
+    def note(self, which: Accumulator, share: Tensor) -> None:
+        """Note a number of the step, float32 (), that is one of `NOTED`; the last of a step counts."""
         share = share.to(self._device, non_blocking=True)
-        merge_(HOST, self.out_of_range, torch.stack((torch.ones_like(share), share)))
+        merge_(HOST, self._noted[which], torch.stack((torch.ones_like(share), share)))
 
     @torch.no_grad()
     def update_leak(self, share: Tensor) -> None:

@@ -1,0 +1,23 @@
+"""Batches whose samples are all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabwatch.hooks.base.run_accumulators import ALIKE, RunAccumulators
+from stabwatch.hooks.base.tensors import is_plain
+from stabwatch.kernels.alike import FEWEST, alike
+
+
+@torch.no_grad()
+def note_inputs(run: RunAccumulators, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
+    """The model is called. Nothing is noted where inputs differ in their first dimension: a graph, a prompt."""
+    given = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim()]
+    if not given or len(given[0]) < FEWEST or not all(is_plain(x) and len(x) == len(given[0]) for x in given):
+        return
+    if all(x.numel() for x in given):
+        run.note(ALIKE, torch.stack([alike(x) for x in given]).amin())
