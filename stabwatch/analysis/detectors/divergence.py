@@ -36,6 +36,8 @@ TOGETHER = 6
 """Fewest records of a training whose loss and validation loss rise from the first record to the last."""
 BY = 1.1
 """Smallest ratio of the last of them to the first."""
+TWICE = 2.0
+"""The same where two other losses rise with it, of one record less."""
 FEW = 4
 """Consecutive rises up to the end that count as a trend in an excerpt."""
 
@@ -156,14 +158,19 @@ def _is_in_nats(segment: RunSegment, loss: Column) -> bool:
 
 
 def _from_the_first(segment: RunSegment, loss: Column) -> tuple[int, float] | None:
-    """The same where a loss and its validation loss rise in every record: no start of a healthy training does."""
-    other = segment.of("eval_loss")
-    if not segment.fresh or loss.role != "loss" or other is None or len(loss) < TOGETHER:
+    """The same where a loss rises in every record with its validation loss, or doubles with two others."""
+    if not segment.fresh or loss.role != "loss":
         return None
-    for values in (loss.values, other.values):
-        if len(values) < TOGETHER or values[0] <= 0 or values[-1] < BY * values[0] or not (np.diff(values) > 0).all():
-            return None
-    return 1, float(loss.values[0])
+    other = segment.of("eval_loss")
+    beside = [c for c in segment.columns if c.role == "component" and len(c) == len(loss)]
+    with_validation = other is not None and _climbs(loss.values, TOGETHER, BY) and _climbs(other.values, TOGETHER, BY)
+    with_others = len(beside) > 1 and all(_climbs(c.values, TOGETHER - 1, TWICE) for c in (loss, *beside))
+    return (1, float(loss.values[0])) if with_validation or with_others else None
+
+
+def _climbs(values: Array, least: int, by: float) -> bool:
+    """Whether a curve of so many records rises in each, by this ratio in all."""
+    return len(values) >= least and 0 < by * values[0] <= values[-1] and bool((np.diff(values) > 0).all())
 
 
 def _slow(values: Array, fresh: bool, nats: bool) -> tuple[int, float] | None:

@@ -169,7 +169,8 @@ def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
     low = burst.after < LEAST or burst.stuck > 0
     began, ended = _step(segment, burst.began, burst.first), _step(segment, burst.ended, burst.last)
     known = burst.began is not None or len(segment.steps) > 0
-    where = f"at step {began}" if known else f"in line {burst.line}"
+    behind = burst.began is None and burst.first >= len(segment.steps)
+    where = f"{'after' if behind else 'at'} step {began}" if known else f"in line {burst.line}"
     course = f"from {burst.before:g} to {burst.after:g}" if burst.told else f"to {burst.after:g}"
     what, times = f"collapses {where}: {course} in", "in a row"
     if burst.before == burst.after:
@@ -181,6 +182,7 @@ def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
         text = f"The loss scale is {burst.after:g} {where}"
     text += ". Below 1, a smaller scale cannot prevent an overflow." if low else "."
     overflows = number_of(burst.count, burst.word) + (" with a lower scale," if burst.word == "record" else "")
+    when = where if behind else _between(began, ended)
     return Incident(
         condition="LossScaleCollapse",
         severity="critical" if low else "warning",
@@ -191,9 +193,7 @@ def _collapse(segment: RunSegment, burst: _Burst) -> Incident:
         confidence="likely",
         line=burst.line,
         text=text,
-        evidence=(
-            f"{overflows} {_between(began, ended)}." if known else f"{overflows.rstrip(',')}; the log has no steps.",
-        ),
+        evidence=(f"{overflows} {when}." if known else f"{overflows.rstrip(',')}; the log has no steps.",),
     )
 
 

@@ -31,6 +31,8 @@ LONE = 4.0
 """Ratio of a single record of an excerpt to every other, from which it is told."""
 ALIKE = 2.0
 """Largest ratio among those others."""
+BEYOND = 1e4
+"""The same where the others are not alike."""
 OTHERS = 4
 """Fewest of them."""
 SHARE = 0.05
@@ -119,9 +121,10 @@ def _lone(values: Array) -> list[Excursion]:
     """The only record of an excerpt that is far above all others, which are alike; it lies between two of them."""
     i = int(np.argmax(values))
     rest = np.delete(values, i)
-    if not 0 < i < len(values) - 1 or len(rest) < OTHERS or not 0 < rest.max() <= ALIKE * rest.min():
+    if not 0 < i < len(values) - 1 or len(rest) < OTHERS or rest.max() <= 0:
         return []
-    return [_excursion(values, i, _top(values, i))] if values[i] >= LONE * rest.max() else []
+    far = LONE if rest.max() <= ALIKE * rest.min() else BEYOND
+    return [_excursion(values, i, _top(values, i))] if values[i] >= far * rest.max() else []
 
 
 def _top(values: Array, i: int) -> float:

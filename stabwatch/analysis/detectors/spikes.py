@@ -23,6 +23,8 @@ HUMP = 1.5
 """Ratio to the first loss from which an initial hump is reported."""
 EARLY = 0.25
 """Share of the whole descent in logarithms. An excursion before it belongs to the beginning."""
+MANY = 1e4
+"""Number from which only its first digits are printed."""
 SHIFT = 0.4
 """A lasting shift by this many levels is a warning. A smaller one may be other data or another batch size."""
 
@@ -74,6 +76,7 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         and not overfits
         and (not shifted or height >= SHIFT * e.scale)
     )
+    times = f"{e.over:.1f}" if e.over < MANY else f"{e.over:.3g}"
     return Incident(
         condition="LossShift" if shifted else "LossSpike",
         severity="warning" if grave else "info",
@@ -86,7 +89,7 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         text=text,
         evidence=(
             f"Median of the {number_of(min(e.start, WINDOW))} before: {e.base:.4g}.",
-            f"Worst: {peak:.4g} at step {loss.steps[e.peak]}, {e.over:.1f} times what counts as a spike here.",
+            f"Worst: {peak:.4g} at step {loss.steps[e.peak]}, {times} times what counts as a spike here.",
             *_gradient(segment, onset, int(loss.steps[e.stop - 1])),
         ),
     )

@@ -54,7 +54,7 @@ def find(segment: RunSegment) -> list[Incident]:
             continue  # a recovery, not below where it began
         if segment.run.step_unit == "epoch" and loss.steps[i] - loss.steps[i - 1] >= BY_HEART:
             continue
-        before = float(values[max(0, i - WITHIN) : i].min() if i > WITHIN else values[:i].max())
+        before = float(values[max(0, i - WITHIN) : i].min() if i > WITHIN else values[0])
         rest = values[i:]
         if (
             before < _least(values, i)

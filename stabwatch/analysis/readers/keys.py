@@ -15,7 +15,7 @@ _DEVICE = re.compile(r"\bdevice='?\w+:$")
 _WITH_UNIT = re.compile(r"([\w./%-]+(?: [\w./%-]+)* \([^()]{1,12}\))$")
 MAIN_ROLES = ("loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale")
 _SETTING = re.compile(
-    r"\b(?:total|max|num|optimi[sz]ation|accumulation|warm-?up|save|eval|logging|log|per|val|decay|of) steps$",
+    r"\b(?:total|max|num|episode|optimi[sz]ation|accumulation|warm-?up|save|eval|logging|log|per|val|decay|of) steps$",
     re.IGNORECASE,
 )
 """A setting, not a count."""

@@ -300,3 +300,27 @@ def test_an_accuracy_that_never_changes():
     assert [f.text for columns in calm for f in detect(run_of(**columns)) if f.is_problem] == []
     errors = run_of(**{"loss__train-error": [0.010225] * 6}, steps=range(106, 112))
     assert [f for f in detect(errors) if f.is_problem] == []  # a share takes few values
+
+
+def test_three_losses_that_double_together_from_the_first_record():
+    rising = [2.8, 4.7, 7.6, 10.5, 12.7]
+    parts = {"component__b_loss": [v / 4 for v in rising], "component__c_loss": [v + 0.1 for v in rising]}
+    run = run_of(loss__a_loss=rising, **parts, steps=range(200, 700, 100))
+    assert [(f.condition, f.first_step) for f in detect(run) if f.is_problem] == [("LossDivergence", 300)]
+    parts["component__c_loss"] = parts["component__c_loss"][::-1]
+    run = run_of(loss__a_loss=rising, **parts, steps=range(200, 700, 100))
+    assert [f for f in detect(run) if f.is_problem] == []
+
+
+def test_a_loss_that_comes_back_from_beyond_all_is_a_spike_and_not_too_good():
+    values = [2214.4, 6.05e21, 7.36, 11.0, 33.2, 32.7]
+    (spike,) = [f for f in detect(run_of(loss=values, steps=range(143, 149))) if f.is_problem]
+    assert (spike.condition, spike.first_step, spike.last_step) == ("LossSpike", 144, 144)
+    assert any(f"{(6.05e21 - 2214.4) / 1107.2:.3g} times" in line for line in spike.evidence)
+
+
+def test_overflows_behind_the_last_record_are_told_so():
+    told = [Remark("overflow", 7890, 20 + i, "", 256 / 2**i) for i in range(8)]
+    run = run_of(loss=[0.15, 0.148, 0.147, 0.148], steps=[6312, 6838, 7364, 7890], remarks=told)
+    (found,) = [f for f in detect(run) if f.condition == "LossScaleCollapse"]
+    assert "collapses after step 7890" in found.text and "after step 7890" in found.evidence[0]

@@ -77,6 +77,11 @@ SHAPES = {
         "{'loss': 1.46,  'grad_norm':    14.98}\n{'loss': 1.28,  'grad_norm':     9.78}\n{'loss': 1.14,  'grad_norm':    92.10}    <-- spike #1 (step 4)\n{'loss': 1.54,  'grad_norm':    29.00}    <-- step 5\n",
         "loss", [0, 1, 2, 3], [1.46, 1.28, 1.14, 1.54],
     ),
+    "keras-rl: the steps of an episode are none": (
+        "  8996/50000: episode: 63, duration: 4.336s, episode steps: 127, steps per second: 29, loss: 8734.28\n  9140/50000: episode: 64, duration: 4.841s, episode steps: 144, steps per second: 30, loss: 8017.92\n"
+        "  9340/50000: episode: 65, duration: 6.725s, episode steps: 144, steps per second: 30, loss: 7685.80\n",
+        "loss", [63, 64, 65], [8734.28, 8017.92, 7685.8],
+    ),
     "mxnet: the mean of an epoch is NaN": (
         "Epoch[4] Batch [2140] Speed: 6.44 samples/sec Train-CrossEntropy=0.589\nEpoch[4] Batch [2140] Speed: 6.44 samples/sec Train-SmoothL1=1.534\nEpoch[4] Train-CrossEntropy=nan\nEpoch[4] Train-SmoothL1=nan\n",
         "Train-CrossEntropy", [2140, 2140], [0.589, math.nan],
