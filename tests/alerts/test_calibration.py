@@ -26,7 +26,7 @@ def _alerts(make, path, steps, **settings):
     return [(a.rule, a.severity, a.layer, a.step) for a in analyze(path).alerts if a.severity != "info"]
 
 
-@pytest.mark.parametrize("make", sample(QUICK, cnn, mlp), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", sample(QUICK, mlp, regression), ids=lambda f: f.__name__)
 def test_a_healthy_run_raises_nothing(make, tmp_path):
     assert _alerts(make, tmp_path / "run", QUICK[make], every_step=True) == []
 
