@@ -73,7 +73,7 @@ def test_where_few_steps_are_recorded_all_that_it_can_have_been_are_kept(attach,
     monkeypatch.setattr(NonFiniteTrace, "gradients_complete", lambda *args: None)
     record = Session._record
     monkeypatch.setattr(
-        Session, "_record", lambda self, step, plan: record(self, step, plan) if step % 7 == 0 else None
+        Session, "_record", lambda self, step, *more: record(self, step, *more) if step % 7 == 0 else None
     )
     torch.manual_seed(0)
     model = Model()
