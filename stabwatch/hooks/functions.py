@@ -44,8 +44,9 @@ _scaler_update = torch.amp.GradScaler.update
 
 
 def _isolation() -> Any:
+    """Where errors of what a call is measured by are counted; None while the model's calls are not measured."""
     root = CURSOR.root
-    return None if root is None else root.context.isolation
+    return root.context.isolation if root is not None and root.flags.in_forward and root.flags.open else None
 
 
 def _measuring() -> Site | None:

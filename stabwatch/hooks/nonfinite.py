@@ -11,9 +11,9 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ WITNESS_NUMBERS = 4096
 MOST_TRACED = 32
 """Origins that are looked for in one run."""
 MOST_LAYERS = 16
+_VERSION = attrgetter("_version")
 _MOMENTS = ("exp_avg", "momentum_buffer", "exp_avg_sq", "square_avg", "sum")
 
 
@@ -123,7 +124,7 @@ class NonFiniteTrace:
         self._checked = True
         if not self._is_new(step) or not self._alone():
             return
-        if all(math.isfinite(g) for g in self._witnessed()):
+        if self._witnesses_are_finite():
             return
         with torch.no_grad():
             bad = {t.layer for t in self._tracked() if _bad_gradient(t.parameter)}
@@ -142,7 +143,7 @@ class NonFiniteTrace:
         """An optimizer has stepped."""
         self._stepped_at, self._optimizer = step, optimizer
         self._follow()
-        self._versions = [p._version for p in self._parameters]
+        self._versions = [*map(_VERSION, self._parameters)]
         values = [value for _, value in self._losses]
         self._last_loss = sum(values) if values and len(values) == self._forwards else None
         self._losses, self._forwards, self._held, self._checked = [], 0, None, False
@@ -231,18 +232,14 @@ class NonFiniteTrace:
     def _facts(self) -> dict[str, Any]:
         return {"passes": len(self._losses) + 1}
 
-    def _witnessed(self) -> list[float]:
+    @torch.no_grad()
+    def _witnesses_are_finite(self) -> bool:
+        """False also where the squares of their numbers are too large to be added up: then all gradients are read."""
         self._follow()
-        found = [p.grad for p in self._witnesses if p.grad is not None]
-        return [_sum(g) for g in found if type(g) in PLAIN and g.layout == torch.strided]
-
-
-def _sum(gradient: Tensor) -> float:
-    """Not finite if one of its numbers is not, or if they are too large to be added up."""
-    if gradient.dtype == torch.float32 and gradient.device.type == "cpu":
-        with np.errstate(all="ignore"):
-            return float(gradient.detach().numpy().sum())
-    return gradient.detach().sum(dtype=torch.float32).item()
+        found = [g for p in self._witnesses if (g := p.grad) is not None]
+        plain = [g for g in found if type(g) in PLAIN and g.layout == torch.strided]
+        wide = [g if g.element_size() > 2 else g.float() for g in plain]
+        return not wide or math.isfinite(sum([norm.item() for norm in torch._foreach_norm(wide)]))
 
 
 def _module(tracked: TrackedParameter) -> str:

@@ -24,7 +24,7 @@ from stabwatch.runlog.frame import Frame, frame_of, written_width
 from stabwatch.runlog.lock import RunLock
 from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, segments_of
 
-PAUSE = 0.02
+PAUSE = 0.1
 """Seconds for which items gather before they are written: to wake the thread for each disturbs the training."""
 QUIET = PAUSE
 """Seconds without an item after which the thread sleeps until one comes: steps that are longer wake it each time."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stabwatch.hooks.base.context import TapContext
-from stabwatch.hooks.probes.trained_loss import TrainedLoss, objective
+from stabwatch.hooks.probes.trained_loss import Number, TrainedLoss, added, objective
 
 Gradients = Sequence[Tensor | None] | None
 
@@ -25,7 +25,7 @@ class LossEvents:
         self._forward = False
         self._unreached = 0
         self._split = False
-        self._held: Tensor | None = None
+        self._held: Number | None = None
         self.following = True
         self.staged = False
         """The model is one or several stages of a pipeline: its passes follow on its forwards, and none is of another
@@ -120,13 +120,13 @@ class LossEvents:
         if self.trained.total is not None and factor != 1:
             self.trained.total = self.trained.total / factor
 
-    def _objective(self, roots: Sequence[Tensor], gradients: Gradients) -> Tensor | None:
+    def _objective(self, roots: Sequence[Tensor], gradients: Gradients) -> Number | None:
         return objective(roots, gradients) if not self.staged and self._context.flags.attached else None
 
     def _hold(self) -> None:
         self._split, value = False, self.trained.take()
         if value is not None:
-            self._held = value if self._held is None else self._held + value.to(self._held.device, non_blocking=True)
+            self._held = added(self._held, value)
 
     def step_ends(self, repeated: bool = False) -> None:
         """Hand over the loss of the step; `repeated`: passes since its last optimizer stepped are of the next step."""

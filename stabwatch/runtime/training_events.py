@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ class TrainingEvents:
         device = device_of(whole, torch.device("cpu"))
         self.context = TapContext(self, self._report_error, device, (TrainingUnstableError,))
         self.flags, self.isolation = self.context.flags, self.context.isolation
+        self._asked = partial(self.isolation.ask, "clock")
+        """The answer of a part that must not raise an error in training; False if it does."""
         self._clock = StepClock(optimizer)
         self._loss = LossEvents(whole, self.context)
         self._nonfinite = NonFiniteTrace(
@@ -388,10 +391,6 @@ class TrainingEvents:
         except Exception as error:
             self.isolation.caught("follow", error)
             self.ended_by(error)
-
-    def _asked(self, question: Callable[..., bool], *args: Any) -> bool:
-        """The answer of a part that must not raise an error in training; False if it does."""
-        return self.isolation.ask("clock", question, *args)
 
     def _note_rate(self, optimizer: Any) -> None:
         self._host.learning_rate = learning_rate(optimizer, self._inner)

@@ -151,9 +151,6 @@ class Callback(Ours):
 
 def _counted(isolation: Any, action: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Apart from the entry points: compilers that trace those do not inline a `finally`."""
-    if isolation is None:
-        action(*args, **kwargs)
-        return
     begun = isolation.begin()
     try:
         action(*args, **kwargs)
@@ -170,7 +167,7 @@ def observed(
     """A function in place of `original`: its result is that of the original, called with the arguments as they are.
 
     seen: called afterwards with the result and the arguments. traced: the same while a compiler traces.
-    isolation: returns where errors of `seen` are counted, or None.
+    isolation: returns where errors and time of `seen` are counted; None while nobody wants to know of such calls.
     """
     name = original.__name__
 
@@ -181,13 +178,13 @@ def observed(
             if traced is not None:
                 traced(out, *args, **kwargs)
             return out
+        ours = None
         try:
-            _counted(isolation(), seen, (out, *args), kwargs)
+            ours = isolation()
+            if ours is not None:
+                _counted(ours, seen, (out, *args), kwargs)
         except Exception as error:
-            try:
-                isolation().caught(name, error)
-            except Exception:
-                _unreported.add(name)
+            _count(ours, name, error)
         return out
 
     return call

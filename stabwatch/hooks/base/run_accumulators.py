@@ -94,9 +94,12 @@ class RunAccumulators:
         buffer.add(OTHERS, source_of(self._others))
         self.policy.register(buffer)
 
-    def update_loss(self, source: str, value: Tensor) -> None:
+    def update_loss(self, source: str, value: Tensor | float) -> None:
         """Add the mean loss of a micro-batch; of the source `backward` the loss of the whole step."""
-        self._update(self.losses[source], value)
+        if isinstance(value, float):
+            merge_(MEAN, self.losses[source], _one(value))
+        else:
+            self._update(self.losses[source], value)
 
     def update_clip(self, norm: Tensor) -> None:
         """Add the norm that clipping found; squares add up over calls on several groups of parameters."""
@@ -176,8 +179,7 @@ class RunAccumulators:
     def _update(self, accumulator: Tensor, value: Tensor) -> None:
         value = value.detach()
         if on_host(value) and on_host(accumulator) and type(value) is Tensor:
-            number = value.item()
-            merge_floats(MEAN, accumulator.numpy(), (1.0, number, float(not math.isfinite(number))))
+            merge_floats(MEAN, accumulator.numpy(), _one(value.item()))
             return
         value = value.to(accumulator.device, torch.float32, non_blocking=True).reshape(())
         merge_(MEAN, accumulator, mean_aggregates(value, 1.0))
@@ -188,6 +190,10 @@ def _together(accumulators: tuple[Accumulator, ...], device: torch.device) -> tu
     parts = [new_accumulator(a.reduction, device) for a in accumulators]
     flat = torch.cat(parts)
     return flat, dict(zip(accumulators, flat.split([len(part) for part in parts]), strict=True))
+
+
+def _one(number: float) -> tuple[float, float, float]:
+    return 1.0, number, float(not math.isfinite(number))
 
 
 def mean_aggregates(loss: Tensor, samples: Tensor | float, summed: bool = False) -> Aggregates:

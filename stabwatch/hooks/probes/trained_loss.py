@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ LOSS_DIMENSIONS = 2
 WITNESSES = 4
 """Gradients that are looked at to see whether they were set to zero: the smallest ones."""
 
+Number: TypeAlias = Tensor | float
+"""A float where a loss is in the host's memory, else float32 () on its device."""
 State = tuple[tuple[int, int, int], ...]
 """Of each parameter: its version, and identity and version of its gradient; two zeros where there is none."""
 
@@ -57,16 +59,16 @@ def scale_of(roots: Iterable[Any]) -> Tensor | None:
     return next((scale for scale in found if scale is not None), None)
 
 
-def objective(roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> Tensor | None:
+def objective(roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> Number | None:
     """The number that a backward pass differentiates: the sum of its scalar roots, each times its given gradient.
 
-    Returns float32 () on the first root's device, or None if no root is a loss.
+    Returns a float where it is in the host's memory, else float32 () on the first root's device; None if no root is a
+    loss.
     """
-    parts = [_part(root, None if gradients is None else gradients[i]) for i, root in enumerate(roots)]
-    known = [part for part in parts if part is not None]
-    if len(known) < 2:
-        return known[0] if known else None
-    return torch.stack([part.to(known[0].device, non_blocking=True) for part in known]).sum()
+    total = None
+    for i, root in enumerate(roots):
+        total = added(total, _part(root, None if gradients is None else gradients[i]))
+    return total
 
 
 def objective_on_host(roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> float | None:
@@ -76,15 +78,17 @@ def objective_on_host(roots: Sequence[Tensor], gradients: Sequence[Tensor | None
     if len(roots) == 1 and roots[0].numel() == 1 and not len(_unscaled) and (gradients is None or gradients[0] is None):
         return float(roots[0].item())
     found = objective(roots, gradients)
-    return None if found is None else found.item()
+    return found.item() if isinstance(found, Tensor) else found
 
 
-def _part(root: Tensor, gradient: Tensor | None) -> Tensor | None:
+def _part(root: Tensor, gradient: Tensor | None) -> Number | None:
     value = _unscaled.get(root) if len(_unscaled) else None
     scaled = value is not None
     value = root.detach() if value is None else value
     value = value.to_local() if hasattr(value, "to_local") else value
     if value.numel() == 1 and (gradient is None or scaled):
+        if value.device.type == "cpu" and type(value) is Tensor:
+            return float(value.item())
         return value.to(torch.float32, copy=True).reshape(())  # the loop may write into its loss before the step
     if gradient is None or root.dim() > LOSS_DIMENSIONS or gradient.shape != root.shape:
         return None
@@ -96,15 +100,15 @@ class TrainedLoss:
     """Collects the objective of one step of one watch. Nothing here waits for the device."""
 
     parameters: Sequence[nn.Parameter]
-    total: Tensor | None = None
-    """Sum over the backward passes of the open step, float32 ()."""
+    total: Number | None = None
+    """Sum over the backward passes of the open step, a float or float32 ()."""
     passes: int = 0
     """Backward passes of the open step whose gradients were kept."""
     ever: bool = False
     """A backward pass has reached the parameters of this watch."""
     unsure: bool = False
     """A pass of the open step may have reached parameters that were not compared."""
-    _given: Tensor | None = field(default=None, repr=False)
+    _given: Number | None = field(default=None, repr=False)
     _gave: bool = field(default=False, repr=False)
     _settled: bool = field(default=False, repr=False)
     _before: State = field(default=(), repr=False)
@@ -144,31 +148,32 @@ class TrainedLoss:
     def _keep_where(self, nonzero: Tensor | None) -> None:
         """Something wrote into all gradients: clipping, or zeros. The device decides, as this may not wait for it."""
         if self.total is not None and nonzero is not None:
-            self.total = torch.where(nonzero.to(self.total.device), self.total, 0.0)
+            here = nonzero.to(self.total.device) if isinstance(self.total, Tensor) else nonzero
+            self.total = torch.where(here, self.total, 0.0)
 
     def reached(self) -> bool:
         """Has the backward pass that began last written into gradients or parameters?"""
         now = zip(self.parameters, self._before, strict=True)
         return any(_entry(p) != before for p, before in now)
 
-    def add(self, value: Tensor | None) -> None:
+    def add(self, value: Number | None) -> None:
         """The backward pass that began last has ended; `value` is its objective."""
         self.ever = True
         if not self._settled:
             self.passes += 1
-            self.total = _sum(self.total, value)
+            self.total = added(self.total, value)
         self._after = _state(self.parameters)
 
-    def collect(self, value: Tensor | None) -> None:
+    def collect(self, value: Number | None) -> None:
         """Add the objective of passes that were added without one."""
         self.ever = True
         if not self._settled:
-            self.total = _sum(self.total, value)
+            self.total = added(self.total, value)
 
-    def give(self, value: Tensor | None) -> None:
+    def give(self, value: Number | None) -> None:
         """Gradients of this objective were computed, unseen at the parameters; passes that are seen go before."""
         self._gave = True
-        self._given = _sum(self._given, value)
+        self._given = added(self._given, value)
 
     def gone(self) -> bool:
         """Were all gradients of the last pass set to None, or has something written into all of them?"""
@@ -184,7 +189,7 @@ class TrainedLoss:
         """Has any backward pass, or call of `torch.autograd.grad`, reached the parameters in the open step?"""
         return bool(self._after) or self._gave
 
-    def take(self) -> Tensor | None:
+    def take(self) -> Number | None:
         """The objective of the step that ends now."""
         taken = None if self.unsure else self._given if self.total is None else self.total
         self.clear()
@@ -197,10 +202,13 @@ class TrainedLoss:
         self._given, self._gave = None, False
 
 
-def _sum(total: Tensor | None, value: Tensor | None) -> Tensor | None:
+def added(total: Number | None, value: Number | None) -> Number | None:
+    """The sum of two objectives, of which each may be unknown."""
     if value is None or total is None:
         return total if value is None else value
-    return total + value.to(total.device, non_blocking=True)
+    if isinstance(total, Tensor) and isinstance(value, Tensor):
+        return total + value.to(total.device, non_blocking=True)
+    return total + value
 
 
 def _any_nonzero(gradients: Sequence[Tensor]) -> Tensor | None:
