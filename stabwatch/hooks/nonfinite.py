@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -232,14 +233,17 @@ class NonFiniteTrace:
     def _facts(self) -> dict[str, Any]:
         return {"passes": len(self._losses) + 1}
 
-    @torch.no_grad()
     def _witnesses_are_finite(self) -> bool:
-        """False also where the squares of their numbers are too large to be added up: then all gradients are read."""
         self._follow()
         found = [g for p in self._witnesses if (g := p.grad) is not None]
-        plain = [g for g in found if type(g) in PLAIN and g.layout == torch.strided]
-        wide = [g if g.element_size() > 2 else g.float() for g in plain]
-        return not wide or math.isfinite(sum([norm.item() for norm in torch._foreach_norm(wide)]))
+        return math.isfinite(sum([_squares(g) for g in found if type(g) in PLAIN and g.layout == torch.strided]))
+
+
+def _squares(gradient: Tensor) -> float:
+    """Not finite if one of its numbers is not, or if their squares are too large to be added up."""
+    wide = gradient.detach()
+    numbers = (wide if wide.element_size() > 2 else wide.float()).numpy()
+    return float(np.vdot(numbers, numbers).real)
 
 
 def _module(tracked: TrackedParameter) -> str:

@@ -17,6 +17,7 @@ from stabwatch.kernels.constants import device_constant, to_device
 from stabwatch.kernels.where import tracing
 from stabwatch.signals.reductions import IDENTITY, Reduction
 
+LARGEST = float(np.finfo(np.float32).max)
 Aggregates: TypeAlias = Tensor | tuple[float, ...]
 """The fields of one accumulator: float32 (fields,), or as many floats."""
 
@@ -49,8 +50,12 @@ def _is_plain(x: Tensor) -> bool:
 
 def merge_floats(reduction: Reduction, into: NDArray[np.float32], aggregates: tuple[float, ...]) -> None:
     """The same for floats in the host's memory: float32 (fields,)."""
+    merged = _merged(reduction, into.tolist(), aggregates)
+    if max(map(abs, merged)) < LARGEST:
+        into[:] = merged
+        return
     with np.errstate(over="ignore"):
-        into[:] = _merged(reduction, into.tolist(), aggregates)
+        into[:] = merged
 
 
 def _merged(reduction: Reduction, into: list[float], new: tuple[float, ...]) -> list[float]:
