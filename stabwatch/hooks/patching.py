@@ -76,11 +76,13 @@ class KeptReferences:
     def __init__(self, model: nn.Module, pairs: Iterable[tuple[Any, Any]]) -> None:
         self._kept: list[tuple[Any, str, Any]] = []
         self._pairs = list(pairs)
+        classes: dict[type, None] = {}
         for module in model.modules():
             self._replace(module, vars(module))
-            for base in type(module).__mro__:
-                if not base.__module__.startswith(("torch.", "builtins")):
-                    self._replace(base, vars(base))
+            classes[type(module)] = None
+        for base in {base: None for known in classes for base in known.__mro__}:
+            if not base.__module__.startswith(("torch.", "builtins")):
+                self._replace(base, vars(base))
 
     def _replace(self, owner: Any, namespace: Mapping[str, Any]) -> None:
         for name, value in list(namespace.items()):

@@ -95,7 +95,7 @@ class StepBuffer:
     def add(self, accumulators: tuple[Accumulator, ...], source: Source) -> None:
         """Register a tensor that has the fields of `accumulators` in order; `source` returns it at each step."""
         width = sum(len(REDUCTIONS[a.reduction].fields) for a in accumulators)
-        extent = min((_extent(a) for a in accumulators), default=Extent.ALL)
+        extent = _extent(accumulators)
         self._pieces.append(_Piece(accumulators, source, extent, self._width, width))
         self._width += width
         self._blank, self._parts = None, {}
@@ -185,7 +185,9 @@ def identity_of_all(accumulators: tuple[Accumulator, ...]) -> Floats:
     return np.array(identity, dtype=np.float32)
 
 
-def _extent(accumulator: Accumulator) -> Extent:
-    if accumulator in _BASICS:
+def _extent(accumulators: tuple[Accumulator, ...]) -> Extent:
+    """The least that a step measures which fills some of these. Those of every step are a piece of their own."""
+    if accumulators and accumulators[0] in _BASICS:
         return Extent.BASICS
-    return Extent.ALWAYS if PROBES.tier(accumulator) == "always" else Extent.ALL
+    kinds = {(a.tap, a.reduction): a for a in accumulators}
+    return Extent.ALWAYS if "always" in map(PROBES.tier, kinds.values()) else Extent.ALL

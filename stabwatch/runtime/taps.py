@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,18 @@ from stabwatch.hooks.optimizer_step import StepGuards
 from stabwatch.hooks.probes.batches import Batches
 from stabwatch.runtime.governor import Governor
 from stabwatch.runtime.model_taps import ModelTaps
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """What is made in it is kept: to look for garbage among it would take a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Taps:
@@ -40,7 +53,8 @@ class Taps:
         self.failed_elsewhere: Mapping[str, int] = {}
         self._made = context, config, ranks, governor, guards, self._failure
         with ExitStack() as undo:
-            self.now = ModelTaps(*self._made)
+            with _no_collection():
+                self.now = ModelTaps(*self._made)
             undo.callback(lambda: self.now.remove())
             self.batches = Batches(context.device)
             FunctionTaps.install(context)

@@ -85,6 +85,7 @@ def find_roles(tree: ModuleTree, blocks: set[str], shown: set[str]) -> dict[str,
     """The roles of modules by name. Without repeated blocks, every module in `shown` is part of the stream."""
     residual = {name for name in blocks if name in shown} or shown
     writers = {name for block in blocks for name in _writers(block, tree)} - tree.shared
+    stream = residual | writers
     found = {
         name: Role(
             residual=name in residual,
@@ -92,7 +93,7 @@ def find_roles(tree: ModuleTree, blocks: set[str], shown: set[str]) -> dict[str,
             nonlinear=bool(_NONLINEAR.search(type(module).__name__)) and not tree.children(name),
             gate=is_gate(name, tree),
             stack=_stack(name, module),
-            sequence_first=name in residual | writers and _is_sequence_first(name, tree, blocks),
+            sequence_first=name in stream and _is_sequence_first(name, tree, blocks),
             widths=_widths(module) if name in residual else frozenset(),
             **_router(name, tree),
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ _PAIRS = (
     ("query_proj", "key_proj"), ("linear_q", "linear_k"), ("q", "k"),
 )  # fmt: skip
 _FUSED = ("in_proj_weight", "qkv", "qkv_proj", "c_attn", "Wqkv")
+_NAMES = frozenset((*chain.from_iterable(_PAIRS), *_FUSED))
 _HEADS = ("num_heads", "n_head", "num_attention_heads", "n_heads", "heads")
 NO_HEADS = "it does not state its number of heads"
 
@@ -109,6 +112,8 @@ def _of_module(name: str, module: nn.Module, context: TapContext) -> Iterator[Pa
 
 def _weights(module: nn.Module) -> tuple[nn.Parameter, nn.Parameter, Split | None] | None:
     """Weights of queries and keys (rows: outputs); with a function that makes thirds of a fused one."""
+    if _NAMES.isdisjoint(_held(module)):
+        return None
     for names in _PAIRS:
         query, key = (_trained(_own(module, attribute)) for attribute in names)
         if query is not None and key is not None:
@@ -122,10 +127,14 @@ def _weights(module: nn.Module) -> tuple[nn.Parameter, nn.Parameter, Split | Non
     return None
 
 
+def _held(module: nn.Module) -> Mapping[str, Any]:
+    """Children and parameters. Nothing of a module in TorchScript; a parametrized weight is not computed."""
+    tables = (vars(module).get("_parameters"), vars(module).get("_modules"))
+    return ChainMap(*(table for table in reversed(tables) if isinstance(table, dict)))
+
+
 def _own(module: nn.Module, name: str) -> Any:
-    """A child or parameter. Nothing of a module in TorchScript; a parametrized weight is not computed."""
-    tables = (vars(module).get("_modules"), vars(module).get("_parameters"))
-    return next((table[name] for table in tables if isinstance(table, dict) and name in table), None)
+    return _held(module).get(name)
 
 
 def _trained(held: Any, fused: bool = False) -> nn.Parameter | None:

@@ -107,7 +107,9 @@ class ParameterTaps:
     def _take(self, tracked: list[TrackedParameter]) -> None:
         self.tracked = [t for t in tracked if t.layer in self._rows]
         self._by_id: dict[int, list[Owned]] = {}
+        self._by_layer: dict[str, list[nn.Parameter]] = {}
         for t in self.tracked:
+            self._by_layer.setdefault(t.layer, []).append(t.parameter)
             self._by_id.setdefault(id(t.parameter), []).append(Owned(t, self._rows[t.layer]))
         self._ids = {id(p) for p in self._model.parameters()} | set(self._by_id)
         self._phases, large = _phases(self.tracked, self._rows, self._update_bytes)
@@ -125,11 +127,11 @@ class ParameterTaps:
 
     def is_frozen(self, layer: str) -> bool:
         """True if no parameter of a layer is trained now."""
-        return not any(t.parameter.requires_grad for t in self.tracked if t.layer == layer)
+        return not any(p.requires_grad for p in self._by_layer.get(layer, ()))
 
     def has_numbers(self, layer: str) -> bool:
         """Are some of its parameters floating-point numbers? Nothing is measured of complex ones."""
-        return any(t.parameter.is_floating_point() for t in self.tracked if t.layer == layer)
+        return any(p.is_floating_point() for p in self._by_layer.get(layer, ()))
 
     def awaits_phase(self, layer: str) -> bool:
         """True while the updates of a layer have not been due yet."""
