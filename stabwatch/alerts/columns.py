@@ -84,6 +84,8 @@ class LayerColumns:
     def __init__(self, *signals: str) -> None:
         self.signals = signals
         self.layers: list[str] = []
+        self.first: dict[str, int | None] = {}
+        """The column of each signal in the first row; None where the layout has none."""
         self._all = np.empty(0, dtype=np.int64)
         self._columns: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.int64]]] = {}
         """Rows and columns by signal; rows are None where the columns cover all rows in order."""
@@ -99,6 +101,7 @@ class LayerColumns:
             rows, columns = (np.array([pair[i] for pair in found], dtype=np.int64) for i in (0, 1))
             whole = len(rows) == len(self.layers) and bool((np.diff(rows, prepend=-1) == 1).all())
             self._columns[signal] = (None if whole else rows, columns)
+            self.first[signal] = int(columns[0]) if len(columns) and (whole or not rows[0]) else None
 
     def of(self, signal: str, values: Array) -> Array:
         """Values of one signal by layer, (..., layers) of (..., series); NaN where the layout has no such series."""
@@ -112,13 +115,8 @@ class LayerColumns:
 
     def of_run(self, signal: str, values: Array) -> Array:
         """Values of one signal in the first row, (n,) of (n, series); NaN where the layout has no such series."""
-        column = self.first(signal)
+        column = self.first[signal]
         return np.full(len(values), np.nan) if column is None else np.take(values, column, axis=1)
-
-    def first(self, signal: str) -> int | None:
-        """The column of a signal in the first row; None where the layout has none."""
-        rows, columns = self._columns[signal]
-        return int(columns[0]) if len(columns) and (rows is None or not rows[0]) else None
 
     def measured(self, values: Array) -> Bools:
         """Whether any of the signals was measured in each record, (n,) of (n, series)."""

@@ -132,7 +132,7 @@ class RunFeature:
 
     def _one(self, signal: str, values: Array) -> float:
         """The value of a run-scope signal; NaN where there is none."""
-        column = self._columns.first(signal)
+        column = self._columns.first[signal]
         return math.nan if column is None else float(values[column])
 
     def _column(self, signal: str, values: Array) -> Array:
