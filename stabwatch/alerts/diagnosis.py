@@ -239,10 +239,11 @@ def _cause(engine: Engine, group: _Group, place: int, watched: bool) -> Cause:
     declared = rule or known
     title = _SPIKE_AFTER if place and group.name == "LossSpike" else declared.title if declared else group.name
     evidence = _detected_evidence(group)
+    rank = engine.memory.nonfinite_ranks.get(group.first.onset) if group.name == "NonFinite" and group.alerts else None
     if group.alerts and (watched or not evidence):  # the names of signals say nothing to the reader of another log
-        evidence += _alert_evidence(group, engine.memory.nonfinite_ranks.get(group.first.onset))
+        evidence += _alert_evidence(group, rank)
     if group.alerts:
-        evidence += _batches(engine, group.first)
+        evidence += _batches(engine, group.first, rank)
     return Cause(
         name=group.name,
         title=title,
@@ -295,9 +296,12 @@ def _alert_evidence(group: _Group, nonfinite_rank: int | None) -> list[str]:
     return lines
 
 
-def _batches(engine: Engine, first: Alert) -> tuple[str, ...]:
-    """Batches of the onset: several with gradient accumulation, or where some steps were not measured."""
-    known = engine.memory.batches.get(first.onset, [])
+def _batches(engine: Engine, first: Alert, rank: int | None) -> tuple[str, ...]:
+    """Batches of the onset: several with gradient accumulation, or where some steps were not measured.
+
+    Those of `rank` come first.
+    """
+    known = sorted(engine.memory.batches.get(first.onset, []), key=lambda entry: entry.get("rank", 0) != rank)
     lines = [f"Batch of step {entry['step']}: {format_batch(entry)}." for entry in known[:MOST_BATCHES]]
     if known and first.since < first.onset:
         lines.insert(0, f"Steps {first.since} to {first.onset} were measured together: it began in one of them.")
