@@ -12,6 +12,8 @@ neither, and the rank is not known (-1). Of two ranks that diverge, it is the on
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,6 +60,8 @@ class RankHealth:
         self.sources = (*SPREADS, *(source for c in weights for source in _replica_sources(c.site)))
         self.accumulators = (*SPREADS, *(Accumulator("replica", c.site, "replica") for c in weights))
         self.coupled = False
+        self._layers = weights
+        self._whole = np.ones(len(weights), dtype=bool)
         self._equal_once = np.zeros(len(weights), dtype=bool)
         self._last = np.full((2, len(weights)), np.nan)
         self._odd = np.full(len(weights), float(UNKNOWN))
@@ -72,6 +76,10 @@ class RankHealth:
     def absent(self) -> Row:
         """The fields of `cells` in a record of one rank alone."""
         return np.full(5 * len(SPREADS) + 3 * len(self._weights), np.nan)
+
+    def leave_out(self, parts: Container[Accumulator]) -> None:
+        """Of these each rank has a part: equal parts (ones, say) are no replicas."""
+        self._whole = np.array([c not in parts for c in self._layers], dtype=bool)
 
     def own(self, rank: int, row: NDArray[np.floating]) -> Row:
         """The fields of `sources`, NaN where this rank measured nothing. row: (fields on the device,), of one rank."""
@@ -129,7 +137,7 @@ class RankHealth:
         finite_one = mixed & (broken == count - 1)
         rank = np.where(mixed, np.where(broken == 1, high_rank, np.where(finite_one, low_rank, UNKNOWN)), rank)
         apart = np.where(mixed, np.inf, np.where(differs, apart, 0.0))
-        shown = several & (self._equal_once | self.coupled)
+        shown = several & self._whole & (self._equal_once | self.coupled)
         out[shown] = np.column_stack([count, apart, rank])[shown]
         return out
 

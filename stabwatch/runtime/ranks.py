@@ -230,6 +230,7 @@ class SharedSteps:
             self._context.unmeasured("replica", "", SHARDED)
         taps.health.coupled = self._ranks.coupled
         kinds, holds = taps.topology.kinds(taps.layout.accumulators)
+        taps.health.leave_out({a for a, kind in kinds.items() if kind == "part"})
         return MergeLayout(RecordLayout.without_series((*taps.layout.accumulators, *taps.health.sources)), kinds, holds)
 
     # -- called in the exchange's thread ------------------------------------------------------------

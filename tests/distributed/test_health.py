@@ -179,6 +179,18 @@ def test_ranks_that_nothing_is_known_to_join_are_compared_once_they_were_equal()
     assert np.isnan(a).all() and b[1] > 0.1
 
 
+@pytest.mark.parametrize("coupled", [False, True])
+def test_shards_are_no_replicas_though_they_begin_equal(coupled):
+    """As the shards of the weights of a norm do: all of them are ones."""
+    layout = RecordLayout.build(WEIGHTS)
+    health = _health(coupled=coupled)
+    health.leave_out({WEIGHTS[0]})
+    a, b = _rows(health, layout, [(1, 2), (1, 2)])
+    assert np.isnan(a).all() and b.tolist() == [2, 0, -1]
+    a, b = _rows(health, layout, [(1, 2), (1.1, 2)])
+    assert np.isnan(a).all() and b.tolist() == [2, 0, -1]
+
+
 def test_extremes_and_their_ranks():
     """Busy time, loss and non-finite counts of three ranks; the third measured no loss."""
     loss, activation = Accumulator("loss_source", "function", "mean"), Accumulator("activation", "a", "moments")
