@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature, own_signals
+from stabwatch.alerts.features import DerivedSignal, Feature, LastingFeature, PlainFeature, RunFeature, own_signals
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, median
 
@@ -15,6 +15,8 @@ WINDOW = 16
 """Steps over which labels are compared."""
 NO_BETTER = 0.98
 """Of ln(classes): a cross-entropy above it is no better than a guess."""
+ALL = 0.999
+"""Of what a binary loss is given."""
 FEWEST = 8
 """Fewest labels of a step: of eight drawn at random, an eighth of the variance lies between steps."""
 
@@ -122,7 +124,7 @@ def features() -> tuple[Feature, ...]:
         PlainFeature("output_cut_ratio"),
         PlainFeature("loss_broadcast_factor"),
         PlainFeature("target_out_of_range_ratio"),
-        PlainFeature("binary_probability_ratio"),
+        LastingFeature("binary_probability_ratio", above=ALL),
         PlainFeature("log_probability_off_ratio"),
         PlainFeature("target_ignored_ratio"),
         ShuffleFeature(),
@@ -200,10 +202,18 @@ RULES: tuple[Rule, ...] = (
         description="{binary_probability_ratio:.0%} of what `binary_cross_entropy_with_logits` was given is between 0 "
         "and 1.",
         thresholds=(
-            Threshold(severity="warning", when=(Condition("binary_probability_ratio", above=0.999),), for_points=5),
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("binary_probability_ratio", above=ALL),
+                    Condition("binary_probability_ratio_steps", above=63.0),
+                ),
+                for_points=2,
+            ),
         ),
-        abnormal=(Condition("binary_probability_ratio", above=0.999),),
-        source="all, at five points: logits between 0 and 1 say half to three quarters of every sample",
+        abnormal=(Condition("binary_probability_ratio", above=ALL),),
+        source="all, for 64 steps: logits between 0 and 1 say half to three quarters of every sample; a discriminator "
+        "begins with some",
         remedy=(
             "Leave out the sigmoid at the end of the model: `binary_cross_entropy_with_logits` has one of its own.",
             "Or keep it and use `binary_cross_entropy`.",
