@@ -97,7 +97,7 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     start, best = slow
     text = (
-        f"The {segment.loss_name} rises from step {loss.steps[start]}, from its best, {best:.4g}, to "
+        f"The {segment.loss_name} rises from step {loss.steps[start]}, from its best level, {best:.4g}, to "
         f"{np.median(loss.values[-max(1, len(loss) // 20) :]):.4g} at the end."
     )
     return [_incident(segment, loss, start, best, text, confidence_of(2.0, len(loss) - start))]

@@ -207,7 +207,16 @@ def _search(segment: RunSegment, bursts: list[_Burst], begun: int) -> list[Incid
     total = sum(b.count for b in bursts)
     early = sum(b.count for b in bursts if b.first < begun)
     at_start = f", {early} of them at the start" if early else ""
+    far = max((b.fall for b in bursts if b.first >= begun and b.after < USUAL), default=1.0)
     why = f"It never fell by a factor of {FALL:g} at once to below {USUAL:,.0f}{' afterwards' * bool(early)}"
+    why = (
+        why
+        if far < FALL
+        else f"Once it fell by a factor of {far:g} between two records; how many reductions is not known"
+    )
+    printed = bursts[0].word == "record"
+    times = f"is lower than before in {number_of(total)}" if printed else f"was reduced {number_of(total, 'time')}"
+    usual = "" if far >= FALL else ": the normal search"
     return [
         Incident(
             condition="LossScaleSearch",
@@ -218,7 +227,7 @@ def _search(segment: RunSegment, bursts: list[_Burst], begun: int) -> list[Incid
             ratio=max(b.fall for b in bursts),
             confidence="likely",
             line=bursts[0].line,
-            text=f"The fp16 loss scale was reduced {number_of(total, 'time')}{at_start}: the normal search. {why}.",
+            text=f"The fp16 loss scale {times}{at_start}{usual}. {why}.",
             evidence=(f"Lowest scale: {min(b.after for b in bursts):g}.",),
         )
     ]

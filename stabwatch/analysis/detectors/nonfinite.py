@@ -89,7 +89,7 @@ def _before(column: Column, end: int) -> tuple[str, ...]:
     """The last finite value before a record, and the largest if it is far from the others."""
     finite = np.flatnonzero(np.isfinite(column.values[:end]))
     if not len(finite):
-        return ("It was never finite.",)
+        return ("No value before it is finite." if np.isfinite(column.values).any() else "It was never finite.",)
     values = np.abs(column.values[finite])
     peak, usual = finite[np.argmax(values)], float(np.median(values))
     told = [f"Last finite value before: {column.values[finite[-1]]:.4g}."]

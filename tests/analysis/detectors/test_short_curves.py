@@ -324,3 +324,19 @@ def test_overflows_behind_the_last_record_are_told_so():
     run = run_of(loss=[0.15, 0.148, 0.147, 0.148], steps=[6312, 6838, 7364, 7890], remarks=told)
     (found,) = [f for f in detect(run) if f.condition == "LossScaleCollapse"]
     assert "collapses after step 7890" in found.text and "after step 7890" in found.evidence[0]
+
+
+def test_a_scale_between_two_records_is_not_counted_in_reductions():
+    steps = range(5000, 5400, 10)
+    scale = [2.0**18] * 20 + [2.0**10] * 20
+    run = run_of(loss=list(np.linspace(3, 2.9, 40)), loss_scale=scale, steps=steps)
+    (found,) = [f for f in detect(run) if f.condition == "LossScaleSearch"]
+    assert "is lower than before in 1 record. Once it fell by a factor of 256 between two records" in found.text
+    assert "never" not in found.text and "normal" not in found.text
+
+
+def test_a_first_value_that_is_nan_was_not_always_so():
+    run = run_of(loss=[np.nan, 0.25, 0.15], steps=[1, 2, 3])
+    assert all("never finite" not in line for f in detect(run) for line in f.evidence)
+    run = run_of(loss=[np.nan, np.nan], steps=[1, 2])
+    assert any("never finite" in line for f in detect(run) for line in f.evidence)
