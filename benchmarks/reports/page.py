@@ -202,19 +202,22 @@ def _reliability(results: Results) -> str:
     return table(("confidence", "first causes", "right", "share", "second cause right instead"), rows)
 
 
-def page(command: str, results: Results, calm: Calm, took: float) -> str:
+def page(command: str, results: Results, calm: Calm, took: float, kept: bool = False) -> str:
     """docs/reports.md."""
     tables = "\n\n".join(f"### {mode}\n\n{_cases_table(some)}" for mode, some in results.items() if some)
     sections = "\n".join(_section(name, each) for name, each in _by_name(results).items())
     healthy = _healthy_table(calm) if any(calm.values()) else "Not run."
+    how = "runs that were kept, judged in " if kept else ""
     return f"""# What users report, and what of it is found
 
-`{command}`, {datetime.date.today()}, {machine()}, one thread, {took:.0f} s.
+`{command}`, {datetime.date.today()}, {machine()}, one thread, {how}{took:.0f} s.
 
 Public reports of failed PyTorch trainings, each written again as a small training with a healthy twin that differs in
 one line (`benchmarks/reports/cases/`), and healthy workloads in the manner of classic examples
 (`benchmarks/reports/healthy/`). Rules were written and mended with these cases at hand: reports that are kept apart may
-come out worse.
+come out worse. How much worse shows in the cases of `cases/unseen.py` and the workloads of `healthy/unseen.py`, which
+were written when the rules were there: at their first reading 4 of 12 faults were found, all 4 with the right first
+cause, and the healthy workloads had 32 false alarms per 10,000 steps (16 in 4,980), 13 of them where the data change.
 
 Found: a warning or a critical alarm begins at or after the fault, and the twin does not raise the same within 20 steps.
 First cause right: the diagnosis names first what the report was about, by a name that the case accepts; many cases

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     print(totals(results, calm))
     if options.write:
         took = time.perf_counter() - began
-        options.write.write_text(page(_command(argv), results, calm, took), encoding="utf-8")
+        options.write.write_text(page(_command(argv), results, calm, took, options.keep is not None), encoding="utf-8")
     every = [r.shown for some in results.values() for r in some] + [h.learned for some in calm.values() for h in some]
     return int(not all(every))
 
