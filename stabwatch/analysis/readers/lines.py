@@ -234,7 +234,8 @@ class Parser:
         elif before is None or None in (*now, *before) or before[0] != now[0] or not (now[1] or 0) > (before[1] or 0):
             return template
         self._pairs.update(word)
-        pair = replace(template, epoch=template.step, step=template.total, of_epoch=True, total=None)
+        pair = replace(template, epoch=template.step, step=template.total, of_epoch=True, total=None, length=None)
+        self._length = None  # it was the batch
         self.templates.correct(template, pair)
         if self._raw == before[0]:
             self._raw, self.epoch, self._epoch_of_step, self._with_values = (

@@ -125,3 +125,13 @@ def test_a_nan_that_is_printed_twice_at_a_step_is_one_record(tmp_path):
     (run,) = read_log(path).runs
     loss = run.of("loss")
     assert loss is not None and loss.steps.tolist() == [0, 100]
+
+
+def test_batches_of_epochs_count_on_without_a_loss(tmp_path):
+    path = tmp_path / "wenet.txt"
+    batches = [(epoch, batch) for epoch in range(3) for batch in range(0, 500, 100)]
+    lines = (f"DEBUG TRAIN Batch {e}/{b} loss {9 - e - b / 1000:.3f} loss_ctc 26.4 rank 0" for e, b in batches)
+    path.write_text("\n".join(lines) + "\n")
+    (run,) = read_log(path).runs
+    loss = run.of("loss")
+    assert loss is not None and loss.steps.tolist() == list(range(0, 1500, 100))
