@@ -15,8 +15,8 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
 
 help:
 	@echo "make demo        train a small GPT until its attention logits run away, watch it happen, read why"
-	@echo "make test        the tests, side by side (10 minutes on 2 cores); ARGS=\"-k name\" goes to pytest, ARGS=\"-n 0\" runs one after the other"
-	@echo "make test-slow   the other tests: those that take long, and the rest of the large families (an hour)"
+	@echo "make test        the tests, side by side (less than 10 minutes on 2 cores); ARGS=\"-k name\" goes to pytest, ARGS=\"-n 0\" runs one after the other"
+	@echo "make test-slow   the other tests: those that take long, and the rest of the large families"
 	@echo "make test-all    both"
 	@echo "make test-oldest, make test-newest   a small set of tests at the ends of what is supported"
 	@echo "make detect      real trainings, some of which go wrong: are they found, and the others left alone? (5 minutes)"
