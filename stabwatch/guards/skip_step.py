@@ -51,7 +51,7 @@ class SkipStep:
         self._clipped: Tensor | None = None
         self._saved: dict[tuple[int, str], Tensor] = {}
         self._skip = torch.zeros((), dtype=torch.bool, device=device)
-        self._failed = False
+        self.failure = ""
         self.interventions = torch.zeros((), dtype=torch.int64, device=device)
         self._handles = [
             optimizer.register_step_pre_hook(self._step_begins),
@@ -70,14 +70,14 @@ class SkipStep:
         self._safely(self._select)
 
     def _safely(self, action: Any) -> None:
-        if self._failed:
+        if self.failure:
             return
         try:
             with torch.no_grad():
                 action()
-        except Exception:
+        except Exception as error:
             _log.exception("stabwatch: the guard skip_step failed; training continues without it")
-            self._failed = True
+            self.failure = f"the guard skip_step is off since it failed: {type(error).__name__}: {error}"
             self._saved = {}
 
     def _decide(self) -> None:

@@ -64,7 +64,7 @@ class TaylorGuard:
         self._owns_probe = probe is None
         self._copies = Copies()
         self._before: dict[str, Tensor] = {}
-        self._failed = False
+        self.failure = ""
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._parameters = {name: p for name, p in inner.named_parameters() if id(p) in stepped and p.numel()}
         device = next(iter(self._parameters.values())).device if self._parameters else torch.device("cpu")
@@ -91,17 +91,17 @@ class TaylorGuard:
     def _safely(self, action: Callable[[], _T], otherwise: _T) -> _T:
         try:
             return action()
-        except Exception:
-            if not self._failed:
+        except Exception as error:
+            if not self.failure:
                 _log.exception("stabwatch: the Taylor guard failed; training continues without it")
-            self._failed = True
+            self.failure = self.failure or f"the Taylor guard is off since it failed: {type(error).__name__}: {error}"
             if self._owns_probe:
                 self._probe.remove()
             return otherwise
 
     @torch.no_grad()
     def _save(self) -> dict[str, Tensor]:
-        if self._failed or not self._probe.ready:
+        if self.failure or not self._probe.ready:
             return {}
         live = [p.detach() for p in self._parameters.values()]
         return dict(zip(self._parameters, self._copies.of(live), strict=True))

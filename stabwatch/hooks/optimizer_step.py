@@ -36,6 +36,8 @@ class StepGuard(Protocol):
 
     interventions: Tensor
     """How often it has acted, on the device, ()."""
+    failure: str
+    """Why it is off, by an error of its own; '' while it works."""
 
     def clipped(self, norm: Tensor) -> None:
         """Gradients were clipped, and this was their norm before."""
@@ -182,6 +184,8 @@ class StepTaps:
 
     @torch.no_grad()
     def _count(self) -> None:
+        for guard in (g for guards in self._guards.values() for g in guards if g.failure):
+            self._context.unmeasured("note", "guard", guard.failure)
         device = self._interventions.device
         counts = [g.interventions.to(device, torch.float32) for guards in self._guards.values() for g in guards]
         total = torch.stack(counts).sum() if counts else self._counted

@@ -138,6 +138,18 @@ def test_a_guard_that_fails_steps_aside(caplog):
     assert [r.message for r in caplog.records] == ["stabwatch: the Taylor guard failed; training continues without it"]
 
 
+def test_a_guard_that_has_failed_is_named_in_the_coverage(attach):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer, guard="taylor", every_step=True)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+    assert [n["reason"][:40] for n in watch.coverage()["notes"]] == ["the Taylor guard is off since it failed:"]
+
+
 def test_by_one_word_at_attach(tmp_path):
     torch.manual_seed(0)
     model = MODELS["mlp"]()
