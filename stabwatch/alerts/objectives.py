@@ -26,6 +26,8 @@ EPISODES, VARY = 4.0, 1.5
 BEGIN = 64
 """Records at the beginning whose largest level is usual."""
 SMOOTH = 16
+ZERO = 1e-6
+"""A first loss that is zero but for rounding."""
 REWARDED = ("reward", "old_kl", "clip_fraction", "ratio_max", "advantage_max", "dead_groups")
 """Roles of numbers that are logged where a policy is trained."""
 DECADES = 8.0
@@ -50,14 +52,15 @@ class Objective:
     """Whether losses of different steps can be compared, from what a step shows beside its loss.
 
     They cannot where the model itself makes its data (it is called without gradients in training mode, or its forwards
-    are steps of an episode), where a reward is logged, and where the sign of the loss changes again and again. They
-    can where the loss is the cross-entropy. ever: it was not comparable at some time of the run.
+    are steps of an episode), where a reward is logged, where the sign of the loss changes again and again, and where it
+    begins at zero (a policy, or a distance to what the model was, which can only grow). They can where the loss is the
+    cross-entropy. ever: it was not comparable at some time of the run.
     """
 
     def __init__(self) -> None:
         self.ever = False
         self._records = self._acted = self._negative = 0
-        self._likelihood = False
+        self._likelihood = self._from_zero = False
         self._calls: list[float] = []
         self._fewest, self._most = math.inf, 0.0
         self._changes: deque[int] = deque()
@@ -69,6 +72,7 @@ class Objective:
     def observe(self, loss: float, beside: Beside) -> bool:
         """A finite loss: is it comparable with those before?"""
         self._records += 1
+        self._from_zero = abs(loss) <= ZERO if self._records == 1 else self._from_zero
         self._acted += beside.acted > 0
         self._negative += loss < 0 and self._records <= SMOOTH
         if beside.passes > 0 and beside.forwards > 0:
@@ -82,7 +86,7 @@ class Objective:
         self._before = loss or self._before
         self._note_size(abs(loss), beside.norm)
         moves = not self._likelihood and (
-            beside.rewarded or self._acts() or self._by_episodes() or len(self._changes) >= SIGNS
+            beside.rewarded or self._from_zero or self._acts() or self._by_episodes() or len(self._changes) >= SIGNS
         )
         self.ever = self.ever or moves
         return not moves

@@ -35,6 +35,14 @@ def test_a_loss_that_says_nothing_of_the_model_is_not_judged(beside, loss, each)
 
 
 @pytest.mark.parametrize("each", [1, STEPS])
+def test_a_distance_to_what_the_model_was_begins_at_zero_and_may_grow(each):
+    rng = np.random.default_rng(0)
+    grows = 1e-4 * np.arange(STEPS) / STEPS * np.exp(0.2 * rng.standard_normal(STEPS))
+    assert _rules(grows.tolist(), {}, each) == set()
+    assert "LossDivergence" in _rules((grows + 1e-5).tolist(), {}, each)
+
+
+@pytest.mark.parametrize("each", [1, STEPS])
 def test_nor_is_a_score_that_is_negative_from_the_beginning(each):
     rng = np.random.default_rng(0)
     converges = -0.4 * np.exp(-np.arange(STEPS) / 60) - 0.02 + 0.01 * rng.standard_normal(STEPS)

@@ -76,7 +76,7 @@ def find(segment: RunSegment) -> list[Incident]:
     loss = segment.finite_loss
     if loss is None or len(loss) < FEW:
         return []
-    level_of_zero = segment.watched and _near_zero(loss.values)
+    level_of_zero = (segment.watched and _near_zero(loss.values)) or _from_zero(loss.values)
     for e in segment.excursions:
         if not level_of_zero and diverges(loss.values, e, segment.dies):
             text = (
@@ -101,6 +101,14 @@ def find(segment: RunSegment) -> list[Incident]:
         f"{np.median(loss.values[-max(1, len(loss) // 20) :]):.4g} at the end."
     )
     return [_incident(segment, loss, start, best, text, confidence_of(2.0, len(loss) - start))]
+
+
+def _from_zero(values: Array) -> bool:
+    """Whether a loss begins at exactly 0 and stays small: it has nothing to lose.
+
+    That of a policy begins so, a penalty, and a distance to what the model was.
+    """
+    return bool(values[0] == 0) and float(np.abs(values).max()) < 1.0
 
 
 def _near_zero(values: Array) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stabwatch.analysis.detectors import detect
-from tests.analysis.curves import HEALTHY, diverging, healthy, spiked
+from tests.analysis.curves import HEALTHY, diverging, healthy, run_of, spiked
 
 ALLOWED = 0.005
 """Share of healthy runs that may be warned about: a tenth of what is asked of real logs."""
@@ -24,6 +24,14 @@ def alarms(family: str, seeds: range) -> list[str]:
 def test_healthy_curves_are_silent():
     said = [text for family in HEALTHY for text in alarms(family, range(40))]
     assert len(said) <= ALLOWED * 40 * len(HEALTHY), said
+
+
+@pytest.mark.parametrize("length", [14, 24, 200])
+def test_a_loss_that_begins_at_zero_and_rises_has_lost_nothing(length):
+    rng = np.random.default_rng(0)
+    rises = np.abs(rng.normal(1e-3 * np.arange(length), 5e-4))
+    rises[:4] = 0.0
+    assert not [f.text for f in detect(run_of(loss=rises.tolist())) if f.is_problem]
 
 
 @pytest.mark.slow
