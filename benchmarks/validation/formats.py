@@ -20,7 +20,8 @@ CLAIM = """OCP MX 1.0, NVFP4 and papers on the design space of FP4 [abstract]: s
 arXiv:2505.19115 [abstract]: training with FP4 stops to work where the gradient is less than sqrt(3) times the noise of rounding, that is where the
 relative error is above 0.58. (The paper rounds stochastically, which makes the noise 1.4 times as large.)"""
 SETUP = """Four distributions of 512 x 1024 numbers, and GPT-2 of transformers with random weights (width 64, 2 layers) on the standard library's sources,
-AdamW 3e-3, 64 steps: medians over layers and measurements of `..._error_ratio`. Nothing is trained in a narrow format here."""
+AdamW 3e-3, 64 steps: medians over layers and measurements of `..._error_ratio`, which looks at
+16,384 numbers of a tensor at most (whole blocks, evenly spread). Nothing is trained in a narrow format here."""
 FORMATS = ("fp8_e4m3", "fp8_e5m2", "mxfp4", "nvfp4")
 
 

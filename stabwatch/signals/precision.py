@@ -2,9 +2,10 @@
 
 fp16 is without a loss scale. fp8 has one scale per tensor, which maps its maximum to the format's largest number.
 MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
-Lost means: not zero, but zero after rounding. The errors are those of rounding to the nearest number; for a gradient
-their inverse is the ratio of the gradient to the noise, of which FP4 All the Way says that training needs more than
-sqrt(3).
+Lost means: not zero, but zero after rounding. The errors are those of rounding to the nearest number, of at most
+16,384 numbers of a tensor (whole blocks, evenly spread): of normal numbers they are right to 2 %, with one outlier
+channel to a third. For a gradient their inverse is the ratio of the gradient to the noise, of which FP4 All the Way
+says that training needs more than sqrt(3).
 """
 
 from __future__ import annotations

@@ -33,6 +33,11 @@ class ParameterWeight(ParameterView):
 
     weight: Tensor
 
+    @cached_property
+    def rows(self) -> Tensor | None:
+        """(N, D): some rows of it; None where it is empty."""
+        return some_rows(self.weight) if self.weight.numel() else None
+
 
 @dataclass(eq=False)
 class ParameterGradient(ParameterView):

@@ -16,8 +16,10 @@ from stabwatch.kernels.constants import stream, to_device
 
 ELEMENTS = 1 << 16
 """Numbers of a tensor that tails and formats are judged by: whole tokens, or rows of a weight, evenly spread."""
-LONG = 1024
-"""Rows of a weight that are longer are cut into blocks first, so that more than a few of them are seen."""
+ROUNDED = 1 << 14
+"""The same of the errors of narrow formats, which are means of squares and no tails, and dear to measure."""
+FEWEST = 64
+"""Where fewer whole rows would be seen, rows are cut into blocks first."""
 BLOCK = 32
 """The longest block that shares a scale in a narrow format: none is cut in two."""
 
@@ -27,18 +29,18 @@ def spread(rows: Tensor, most: int) -> Tensor:
     return rows if len(rows) <= most else rows.index_select(0, places(len(rows), most, rows.device))
 
 
-def some_rows(x: Tensor) -> Tensor:
-    """(N, D) of at most `ELEMENTS` numbers of a weight, evenly spread: whole rows, or whole blocks of long ones.
+def some_rows(x: Tensor, most: int = ELEMENTS) -> Tensor:
+    """(N, D) of at most `most` numbers of a tensor, evenly spread: whole rows, or whole blocks of long ones.
 
     Of a long row the last numbers that fill no block are left out.
     """
     rows = x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
-    if x.numel() <= ELEMENTS:
+    if x.numel() <= most:
         return rows
-    if rows.shape[1] <= LONG:
-        return spread(rows, ELEMENTS // rows.shape[1])
+    if rows.shape[1] * FEWEST <= most:
+        return spread(rows, most // rows.shape[1])
     blocks = rows[:, : rows.shape[1] // BLOCK * BLOCK].unflatten(1, (-1, BLOCK))
-    chosen = places(blocks.shape[0] * blocks.shape[1], ELEMENTS // BLOCK, x.device)
+    chosen = places(blocks.shape[0] * blocks.shape[1], most // BLOCK, x.device)
     return blocks[chosen.div(blocks.shape[1], rounding_mode="floor"), chosen % blocks.shape[1]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stabwatch.hooks.base.probe import PROBES, Computation, Probe, on
+from stabwatch.hooks.base.sampling import ROUNDED, some_rows
 from stabwatch.hooks.base.views import ResidualOutput
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.geometry import stability
@@ -40,7 +41,7 @@ def _declare(reduction: Reduction, compute: Computation) -> Probe:
 
 _declare(SHAPE, on(ResidualOutput, lambda x: shape(x.rows)))
 _declare(PRECISION, on(ResidualOutput, lambda x: precision(x.rows)))
-_declare(ROUNDING, on(ResidualOutput, lambda x: rounding(x.rows)))
+_declare(ROUNDING, on(ResidualOutput, lambda x: rounding(some_rows(x.rows, ROUNDED), x.rows)))
 _declare(EXPONENTS, on(ResidualOutput, lambda x: exponents(x.rows)))
 _declare(TOKENS, on(ResidualOutput, _tokens))
 _declare(GEOMETRY, on(ResidualOutput, _geometry))

@@ -6,7 +6,7 @@ import torch
 
 from stabwatch.hooks.base.parameter_views import ParameterChange, ParameterGradient, ParameterWeight, WholeGradient
 from stabwatch.hooks.base.probe import PROBES, Computation, Need, Probe, on
-from stabwatch.hooks.base.sampling import some_rows
+from stabwatch.hooks.base.sampling import ROUNDED, some_rows
 from stabwatch.hooks.base.tensors import local
 from stabwatch.kernels.direction import adam, direction, invariance, radial, together
 from stabwatch.kernels.exponent_histogram import exponents
@@ -29,20 +29,12 @@ SHARDED = "this rank has only a part of the matrix"
 _GRADIENT = Need("gradient", CLOSURE)
 
 
-def _weight_formats(x: ParameterWeight) -> Aggregates | None:
-    return precision(some_rows(x.weight)) if x.weight.numel() else None
-
-
-def _gradient_formats(x: ParameterGradient) -> Aggregates | None:
+def _formats(x: ParameterWeight | ParameterGradient) -> Aggregates | None:
     return None if x.rows is None else precision(x.rows)
 
 
-def _weight_rounding(x: ParameterWeight) -> Aggregates | None:
-    return rounding(some_rows(x.weight)) if x.weight.numel() else None
-
-
-def _gradient_rounding(x: ParameterGradient) -> Aggregates | None:
-    return None if x.rows is None else rounding(x.rows)
+def _rounding(x: ParameterWeight | ParameterGradient) -> Aggregates | None:
+    return None if x.rows is None else rounding(some_rows(x.rows, ROUNDED), x.rows)
 
 
 def _gradient_exponents(x: ParameterGradient) -> Aggregates | None:
@@ -105,10 +97,10 @@ def _declare(
     )  # fmt: skip
 
 
-_declare("precision", "weight", PRECISION, on(ParameterWeight, _weight_formats), optional=True)
-_declare("precision", "gradient", PRECISION, on(ParameterGradient, _gradient_formats), _GRADIENT, optional=True)
-_declare("rounding", "weight", ROUNDING, on(ParameterWeight, _weight_rounding), optional=True)
-_declare("rounding", "gradient", ROUNDING, on(ParameterGradient, _gradient_rounding), _GRADIENT, optional=True)
+_declare("precision", "weight", PRECISION, on(ParameterWeight, _formats), optional=True)
+_declare("precision", "gradient", PRECISION, on(ParameterGradient, _formats), _GRADIENT, optional=True)
+_declare("rounding", "weight", ROUNDING, on(ParameterWeight, _rounding), optional=True)
+_declare("rounding", "gradient", ROUNDING, on(ParameterGradient, _rounding), _GRADIENT, optional=True)
 _declare("exponents", "gradient", EXPONENTS, on(ParameterGradient, _gradient_exponents), _GRADIENT, optional=True)
 _declare("descent", "gradient", DESCENT, on(ParameterGradient, _descent), _GRADIENT, optional=True)
 _declare(

@@ -21,7 +21,7 @@ def precision(x: Tensor) -> Tensor:
     """
     a = x.detach().float().abs()
     zero = a == 0
-    peak = torch.where(torch.isfinite(a), a, 0.0).amax()
+    peak = _peak(a)
     lost = [a <= FP16_TINY, a <= peak * (E4M3_TINY / E4M3_MAX), a <= peak * (E5M2_TINY / E5M2_MAX)]
     mx = _blocks(a, MX_BLOCK)
     exponent = torch.frexp(mx.amax(dim=-1, keepdim=True)).exponent - 3  # frexp's mantissa begins at one half
@@ -41,15 +41,16 @@ def precision(x: Tensor) -> Tensor:
     return torch.stack(counts)
 
 
-def rounding(x: Tensor) -> Tensor:
+def rounding(x: Tensor, whole: Tensor | None = None) -> Tensor:
     """x (N, D) -> float32 (6,): count, sum of squares, sums of squared errors of e4m3, e5m2, MXFP4 and NVFP4.
 
-    To the nearest number, with the scales of `precision`. Elements that are not finite are left out.
+    To the nearest number, with the scales of `precision`. Elements that are not finite are left out. whole: what x is a
+    sample of, whose maximum sets the scales.
     """
     x = x.detach().float()
     finite = torch.isfinite(x)
     x = torch.where(finite, x, 0.0)
-    peak = x.abs().amax()
+    peak = x.abs().amax() if whole is None else _peak(whole.detach().abs())
     mx, nv = _blocks(x, MX_BLOCK), _blocks(x, NV_BLOCK)
     exponent = torch.frexp(mx.abs().amax(dim=-1, keepdim=True)).exponent - 3
     unit = peak / (E2M1_MAX * E4M3_MAX)
@@ -62,6 +63,11 @@ def rounding(x: Tensor) -> Tensor:
         torch.where(scale > 0, _e2m1(nv / some) * scale, 0.0) - nv,
     )
     return torch.stack((finite.sum(dtype=torch.float32), x.square().sum(), *(e.square().sum() for e in errors)))
+
+
+def _peak(a: Tensor) -> Tensor:
+    """The largest finite number."""
+    return torch.where(torch.isfinite(a), a, 0.0).amax().float()
 
 
 def _fp8(x: Tensor, peak: Tensor, kind: torch.dtype, largest: float) -> Tensor:
