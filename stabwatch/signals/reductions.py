@@ -109,7 +109,7 @@ ADAPTER = _reduction(
     first="max", weight_first="max", rank="max", scaling="max",
 )  # fmt: skip
 INCREMENT = _reduction("increment", count="sum", rank="sum", change_sumsq="sum", product_sumsq="sum", least="min")
-SHARPNESS = _reduction("sharpness", count="sum", ratio="max", value="max", residual="max")
+SHARPNESS = _reduction("sharpness", count="sum", trace="sum", ratio="max", value="max", residual="max")
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
 EXPONENTS = _reduction("exponents", count="sum", sum="sum", sumsq="sum", subnormal="sum")
 DRIFT = _reduction("drift", count="sum", drift="sum", coherence="sum")

@@ -13,10 +13,10 @@ from stabwatch.signals.declaration import Signal
 _SOURCE = "Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484"
 
 
-def _sharpness(name: str, help: str, field: str, **more: Any) -> Signal:
+def _sharpness(name: str, help: str, *fields: str, formula: str = "same", source: str = _SOURCE, **more: Any) -> Signal:
     return Signal(
-        name=name, help=help, unit=more.pop("unit", "1"), tap="sharpness", reduction="sharpness", fields=(field,),
-        formula="same", scope="run", tier="deep", source=_SOURCE, **more,
+        name=name, help=help, unit=more.pop("unit", "1"), tap="sharpness", reduction="sharpness", fields=fields,
+        formula=formula, scope="run", tier="deep", source=source, **more,
     )  # fmt: skip
 
 
@@ -35,5 +35,11 @@ SIGNALS = (
         "sharpness_residual_ratio",
         "Relative residual of the iteration for the largest eigenvalue of the Hessian.",
         "residual", unit="ratio",
+    ),
+    _sharpness(
+        "hessian_trace",
+        "Trace of the Hessian of the mean loss, not preconditioned: v'Hv of a random vector of signs; average several.",
+        "trace", "count", formula="mean",
+        source="Hutchinson 1989 (stochastic estimator of the trace); Avron and Toledo 2011",
     ),
 )  # fmt: skip

@@ -38,6 +38,7 @@ NO_RULE = {
         "attention_effective_keys_ratio", "adapter_gain_ratio", "adapter_change_ratio", "adapter_singular_value_ratio",
         "adapter_rank", "adapter_scaling", "query_key_increment_rank", "query_key_increment_rank_min",
         "query_key_increment_ratio", "sharpness_ratio", "sharpness", "sharpness_residual_ratio",
+        "hessian_trace",
         "input_rms", "scale_invariant_ratio", "radial_update_ratio", "effective_step_size", "gradient_weight_cosine",
         "descent_weight_cosine", "logit_scaling_cosine", "output_entropy", "geometry_stability",
         "geometry_stability_error", "activation_kurtosis", "activation_outlier_ratio", "activation_zero_ratio",

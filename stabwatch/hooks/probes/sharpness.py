@@ -1,7 +1,8 @@
-"""The largest eigenvalue of the Hessian, on deep steps, where the user asks for it: the model is called once more.
+"""The largest eigenvalue and the trace of the Hessian, on deep steps, for who asks: the model is called once more.
 
-One step of the iteration per measurement (two products with the Hessian), from the vector of the last one. The Hessian
-is that of the mean loss on the last batch (its first 512 samples), at the weights after the step.
+One step of the iteration per measurement (two products with the Hessian), from the vector of the last one; one more
+product for the trace. The Hessian is that of the mean loss on the last batch (its first 512 samples), at the weights
+after the step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from stabwatch.hooks.base.tensors import first_tensor, new_accumulator
 from stabwatch.hooks.probes.directional import DirectionalDerivative, OwnCall
 from stabwatch.hooks.probes.weights import SHARDED
 from stabwatch.kernels.merge import merge_
-from stabwatch.kernels.sharpness import climb, unit
+from stabwatch.kernels.sharpness import climb, dot, unit
 from stabwatch.signals import reductions
 
 SAMPLES = 512
@@ -108,7 +109,7 @@ class SharpnessTap:
         parameters = {name: p for name, (p, _) in limits.items()}
         scales = {name: limit.root(p) * limit.most**-0.5 for name, (p, limit) in limits.items()}
         try:
-            found = self._iterate(parameters, scales)
+            found, trace = self._iterate(parameters, scales), self._trace(parameters)
         except ValueError as error:
             return str(error)
         ratio, residual = found.unbind()
@@ -116,7 +117,7 @@ class SharpnessTap:
         merge_(
             reductions.SHARPNESS,
             self._accumulator,
-            torch.stack((torch.ones_like(ratio), ratio, ratio * most, residual)),
+            torch.stack((torch.ones_like(ratio), trace.to(ratio.device), ratio, ratio * most, residual)),
         )
         return None
 
@@ -143,6 +144,17 @@ class SharpnessTap:
             vector, found = climb(apply, vector)
         self._vector = dict(zip(names, vector, strict=True))
         return found
+
+    @torch.no_grad()
+    def _trace(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Hutchinson's estimate: v H v with a random sign for each parameter, drawn on its device."""
+        seed = int(torch.randint(2**62, (), generator=self._context.generator))
+        draw = {d: torch.Generator(d).manual_seed(seed) for d in {p.device for p in parameters.values()}}
+        signs = [
+            torch.randint(2, p.shape, generator=draw[p.device], device=p.device, dtype=torch.float32) * 2 - 1
+            for p in parameters.values()
+        ]
+        return dot(signs, self._product(parameters, signs))
 
     def _product(self, parameters: Mapping[str, Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
         """Hessian times vector: differentiated twice, or by a difference of gradients where an operation forbids it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch.func import functional_call, hessian
 from stabwatch.hooks.probes import sharpness
 from stabwatch.hooks.probes.sharpness import NO_LIMIT, NO_LOSS, OTHER_OUTPUT, limit_of
 from stabwatch.kernels.sharpness.naive import largest
+from stabwatch.signals.reductions import SHARPNESS, MergeOperators
 
 
 def net():
@@ -22,17 +24,8 @@ def net():
 
 def dense(model, x, y, scales=None, loss=F.cross_entropy):
     """The largest eigenvalue of the Hessian at the model's weights, of all parameters in order."""
-    wide = copy.deepcopy(model).double()
-    names, shapes = zip(*((n, p.shape) for n, p in wide.named_parameters()), strict=True)
-    flat = torch.cat([p.detach().flatten() for p in wide.parameters()])
-
-    def value(theta):
-        parts = theta.split([s.numel() for s in shapes])
-        return loss(
-            functional_call(wide, {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}, x.double()), y
-        )
-
-    return largest(hessian(value)(flat), scales)
+    matrix = flat_hessian(model, lambda p, wide: loss(functional_call(wide, p, x.double()), y))
+    return largest(matrix, scales)
 
 
 def data():
@@ -64,6 +57,54 @@ def test_of_sgd_it_is_that_of_the_hessian(beta, nesterov, double, attach, monkey
     assert log.series("sharpness_ratio")[1][-1] == pytest.approx(truth / limit, rel=0.02)
     assert log.series("sharpness")[1][-1] == pytest.approx(truth, rel=0.02)
     assert log.series("sharpness_residual_ratio")[1][-1] < 0.2
+
+
+def flat_hessian(model, loss):
+    """Of a model's parameters in order, in float64."""
+    wide = copy.deepcopy(model).double()
+    names, shapes = zip(*((n, p.shape) for n, p in wide.named_parameters()), strict=True)
+
+    def value(theta):
+        parts = theta.split([s.numel() for s in shapes])
+        return loss({n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}, wide)
+
+    return hessian(value)(torch.cat([p.detach().flatten() for p in wide.parameters()]))
+
+
+@pytest.mark.parametrize("double", [True, False], ids=["differentiated twice", "difference of gradients"])
+def test_the_trace_of_a_diagonal_hessian_is_exact(double, attach, monkeypatch):
+    """Then any vector of signs gives it. Each input moves one weight alone."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1, bias=False)
+    x, y = torch.diag(torch.arange(1.0, 7.0)), torch.ones(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    watch = attach(model, optimizer, sharpness=True)
+    monkeypatch.setattr(watch._session._taps.now.steps._sharpness, "_double", double)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+    truth = 2 / 6 * sum(i * i for i in range(1, 7))
+    found = attach.finish().series("hessian_trace")[1]
+    assert found.tolist() == pytest.approx([truth] * 4, rel=2e-3)
+
+
+def test_the_mean_of_the_traces_is_that_of_the_dense_hessian(attach):
+    """Of 100 vectors, with Hutchinson's variance: twice the squares beside the diagonal. The weights stay."""
+    model, (x, y) = net(), data()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    attach(model, optimizer, sharpness=True)
+    train(model, optimizer, x, y, 100)
+    log = attach.finish()
+    found = log.series("hessian_trace")[1]
+    matrix = flat_hessian(model, lambda p, wide: F.cross_entropy(functional_call(wide, p, x.double()), y))
+    variance = 2 * (matrix.square().sum() - matrix.diagonal().square().sum()).item()
+    assert len(found) == 100 and np.isfinite(found).all()
+    assert found.mean() == pytest.approx(matrix.trace().item(), abs=4 * (variance / 100) ** 0.5)
+    assert found.std() == pytest.approx(variance**0.5, rel=0.3)
+    rows = np.array([[1, a, 0, 0, 0] for a in found])
+    merged = MergeOperators(SHARPNESS.ops, [0] * 5).merge(rows)
+    assert merged[1] / merged[0] == pytest.approx(found.mean()), "a window has the mean"
 
 
 def test_of_adam_it_is_preconditioned(attach):
