@@ -17,7 +17,7 @@ from stabwatch.kernels.alike import FEWEST, alike
 def note_inputs(run: RunAccumulators, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
     """The model is called. Nothing is noted where inputs differ in their first dimension: a graph, a prompt."""
     given = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim()]
-    if not given or len(given[0]) < FEWEST or not all(is_plain(x) and len(x) == len(given[0]) for x in given):
+    if not given or not all(type(x) is Tensor and is_plain(x) for x in given):
         return
-    if all(x.numel() for x in given):
+    if len(given[0]) >= FEWEST and all(len(x) == len(given[0]) for x in given):
         run.note(ALIKE, torch.stack([alike(x) for x in given]).amin())
