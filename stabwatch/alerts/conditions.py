@@ -33,7 +33,7 @@ class KnownCondition:
 
 ALSO_DETECTED = (
     "LossSpike", "LossShift", "LossDivergence", "NonFinite", "GradientNormExplosion", "LossScaleCollapse",
-    "LearningRateSpike", "LearningRateZero", "NotLearning", "TrainingStopped", "RewardCollapse",
+    "LearningRateSpike", "LearningRateZero", "NotLearning", "TrainingStopped", "RewardCollapse", "KLRunaway",
 )  # fmt: skip
 """Rules and root causes that a detector can also find."""
 

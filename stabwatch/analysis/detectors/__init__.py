@@ -23,8 +23,10 @@ from stabwatch.analysis.detectors import (
     nonfinite,
     pace,
     policy,
+    policy_divergence,
     reinitialisation,
     restarts,
+    scores,
     spikes,
     too_good,
 )
@@ -44,6 +46,8 @@ DETECTORS: tuple[Detector, ...] = (
     learning_rate.find,
     pace.find,
     policy.find,
+    policy_divergence.find,
+    scores.find,
     messages.find,
 )
 """The detectors that read one segment. `reinitialisation` cuts a segment in two; `restarts` reads all segments."""

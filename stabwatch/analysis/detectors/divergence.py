@@ -166,14 +166,15 @@ def _is_in_nats(segment: RunSegment, loss: Column) -> bool:
 
 
 def _from_the_first(segment: RunSegment, loss: Column) -> tuple[int, float] | None:
-    """The same where a loss rises in every record with its validation loss, or doubles with two others."""
+    """The same where a loss rises in every record with its validation loss, or doubles with two others or in epochs."""
     if not segment.fresh or loss.role != "loss":
         return None
     other = segment.of("eval_loss")
     beside = [c for c in segment.columns if c.role == "component" and len(c) == len(loss)]
     with_validation = other is not None and _climbs(loss.values, TOGETHER, BY) and _climbs(other.values, TOGETHER, BY)
+    by_epochs = segment.run.step_unit == "epoch" and _climbs(loss.values, TOGETHER - 1, TWICE)
     with_others = len(beside) > 1 and all(_climbs(c.values, TOGETHER - 1, TWICE) for c in (loss, *beside))
-    return (1, float(loss.values[0])) if with_validation or with_others else None
+    return (1, float(loss.values[0])) if with_validation or with_others or by_epochs else None
 
 
 def _climbs(values: Array, least: int, by: float) -> bool:

@@ -10,13 +10,20 @@ from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.excursions import BASE
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, past_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment, picked
-from stabwatch.analysis.detectors.wording import number_of
+from stabwatch.analysis.detectors.short_curves import EXCERPT
+from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 
 FAR = 100.0
 """Multiple of the usual norm, at three records in a row."""
 HIGH = 10.0
 """Multiple of the usual norm, at five records in a row, as in the live rule."""
+STEEP = 3.0
+"""Ratio of each record at the end of an excerpt to the one before it."""
+CLIMBS = 4
+"""Fewest such records, the one before the rise included."""
+BEYOND = 10.0
+"""Smallest norm at the end of such a rise."""
 ODD = 5.0
 """Multiple of the usual norm from which single records are reported."""
 
@@ -27,9 +34,12 @@ def find(segment: RunSegment) -> list[Incident]:
     if norm is None:
         return []
     norm = picked(norm, ~np.isnan(norm.values) & (norm.values > 0))
+    values = norm.values
+    start = _climb(values)
+    if start is not None:
+        return [_climbing(segment, norm, start)]
     if len(norm) < 5:
         return []
-    values = norm.values
     with np.errstate(invalid="ignore"):
         ratio = np.nan_to_num(values / past_median(values), nan=1.0, posinf=np.inf)
     first = BASE if segment.fresh else 2
@@ -49,6 +59,36 @@ def find(segment: RunSegment) -> list[Incident]:
         inside = (norm.steps >= loss.steps[excursion.start]) & (norm.steps <= loss.steps[excursion.stop - 1])
         ratio[inside] = 1.0
     return [*found, *_outliers(norm, ratio)]
+
+
+def _climb(values: Array) -> int | None:
+    """Index of the first record of a steep rise up to the end of an excerpt, a hundredfold in all."""
+    if not CLIMBS <= len(values) <= EXCERPT or not np.isfinite(values).all():
+        return None
+    slow = np.flatnonzero(values[1:] < STEEP * values[:-1])
+    base = int(slow[-1]) + 1 if len(slow) else 0
+    if len(values) - base < CLIMBS or values[-1] < max(FAR * float(values[: base + 1].max()), BEYOND):
+        return None
+    return base + 1
+
+
+def _climbing(segment: RunSegment, norm: Column, start: int) -> Incident:
+    base, last = float(norm.values[start - 1]), float(norm.values[-1])
+    return Incident(
+        condition="GradientNormExplosion",
+        severity="warning",
+        first_step=int(norm.steps[start]),
+        last_step=None,
+        records=len(norm) - start,
+        ratio=last / base,
+        confidence="likely",
+        line=int(norm.lines[start]),
+        text=(
+            f"The gradient norm explodes from step {norm.steps[start]} on, from {base:.3g} to {last:.3g} at the end, "
+            f"at least threefold in each record." + how_sure(len(norm), "likely")
+        ),
+        evidence=(_of_loss(segment, int(norm.steps[start]), int(norm.steps[-1])),),
+    )
 
 
 def _sustained(ratio: Array) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.robust import Array, level
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.detectors.wording import number_of
+from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column, Role
 from stabwatch.analysis.readers.names import is_perplexity, plain
 
@@ -35,6 +35,10 @@ CONSTANT = 5
 """Fewest records that are one number, with as many digits, wherever in a training they are."""
 UNMOVED = 3
 """Records whose margins are exactly 0. In the first, a policy is the reference still."""
+UNMOVED_BY = 3
+"""Fewest records of a loss that does not change while the gradient norm is 0."""
+GUESSES = 6
+"""Fewest records of a loss of guessing in an excerpt; four, if each is one epoch."""
 FEW = 4
 """Fewest records of a loss and an accuracy that do not change."""
 STILL = 1e-3
@@ -52,7 +56,7 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     told = _reason_of_few(segment, loss)
     if told:
-        return [_nothing_learned(loss, told)]
+        return [nothing_learned(loss, told)]
     if len(loss) < SILENT:
         return _constant(segment, loss)
     return _standstill(segment, loss) or _constant(segment, loss) or _plateau(segment, loss)
@@ -73,6 +77,16 @@ def _reason_of_few(segment: RunSegment, loss: Column) -> str:
             f"The perplexity is {capped.values[0]:.3g}, exp(100), in each of {number_of(len(capped))}: the largest "
             f"that is printed, where guessing gives the number of words."
         )
+    norm, rate = segment.of("grad_norm"), segment.of("learning_rate")
+    moves = rate is not None and bool(rate.values.any())
+    if norm is not None and not norm.values.any() and moves and flat and len(loss) >= UNMOVED_BY <= len(norm):
+        return (
+            f"The gradient norm is 0 in each of {number_of(len(norm))}, and the {segment.loss_name} stays at "
+            f"{loss.values[-1]:.4g}: nothing is learned. Are all parameters frozen, or is the loss detached?"
+        )
+    guessed = _guesses(segment, loss)
+    if guessed:
+        return guessed
     right = _same(segment, loss, lambda name: _ACCURACY.search(plain(name)) is not None)
     if (
         right is None
@@ -87,6 +101,31 @@ def _reason_of_few(segment: RunSegment, loss: Column) -> str:
         f"The accuracy ('{right.name}') is {right.values[0]:g} in each of {number_of(len(right))}, and the "
         f"{segment.loss_name} stays at {loss.values[-1]:.4g} from the beginning: nothing is learned."
     )
+
+
+def _guesses(segment: RunSegment, loss: Column) -> str:
+    """The same for a loss that is that of guessing in each of a few records from the first on, without a trend."""
+    epochs = segment.run.step_unit == "epoch"
+    least = FEW if epochs else GUESSES
+    if not least <= len(loss) < ENOUGH or not segment.fresh or loss.role != "loss" or is_perplexity(loss.name):
+        return ""
+    if any("rewards/" in c.name for c in segment.columns):
+        return ""  # preference tuning begins at ln 2 and stays near it
+    half = len(loss) // 2
+    early, late = loss.values[:half], loss.values[half:]
+    near = STILL if segment.run.step_unit == "ordinal" else GUESS  # without steps, it may be late in a training
+    classes = next((n for n in CLASSES if (np.abs(loss.values / math.log(n) - 1) < near).all()), None)
+    if classes is None or float(np.median(late)) < (math.log(classes) * (1 - STILL) if epochs else float(early.min())):
+        return ""
+    return (
+        f"In each of {number_of(len(loss))} the {segment.loss_name} is within {_furthest(loss, classes):.2g} of ln "
+        f"{classes}, the loss of guessing among {classes} classes: nothing is learned so far."
+        + how_sure(len(loss), "possible")
+    )
+
+
+def _furthest(loss: Column, classes: int) -> float:
+    return float(np.abs(loss.values - math.log(classes)).max())
 
 
 def _same(segment: RunSegment, loss: Column, named: Callable[[str], bool]) -> Column | None:
@@ -104,7 +143,7 @@ def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
     if _SHARE.search(loss.name):
         return []
     text = f"The {segment.loss_name} is {value:.6g} in each of its {len(loss)} records: nothing is learned."
-    return [_nothing_learned(loss, text)]
+    return [nothing_learned(loss, text)]
 
 
 def _zero(segment: RunSegment, role: Role) -> bool:
@@ -126,11 +165,11 @@ def _standstill(segment: RunSegment, loss: Column) -> list[Incident]:
         return []
     text = f"The {segment.loss_name} stays at {last:.4g} from the beginning: {reason}. Nothing is learned."
     ends = f"{loss.values[0]:.4g} in the first record, {loss.values[-1]:.4g} in the last of {len(loss)}."
-    found = _nothing_learned(loss, text)
+    found = nothing_learned(loss, text)
     return [replace(found, ratio=float(loss.values[0] / last) if last > 0 else None, evidence=(ends,))]
 
 
-def _nothing_learned(loss: Column, text: str) -> Incident:
+def nothing_learned(loss: Column, text: str) -> Incident:
     """From the first record to the end of the log."""
     return Incident(
         condition="NotLearning",

@@ -25,6 +25,8 @@ USUAL = 65536.0
 """The scale at which a scaler begins (torch.amp.GradScaler, DeepSpeed); a fall to no less is a part of its search."""
 WORN = 32.0
 """A scale that a healthy scaler seldom needs, after which three reductions in a row are no probing."""
+SKIPS = 2
+"""Fewest records at the end in which steps are skipped at a scale of 1 or less."""
 NEAR = 2
 """Most records between two overflows of one burst."""
 _ATTEMPTED = re.compile(r"loss scale: ([\d.e+-]+), reducing")
@@ -63,10 +65,10 @@ def find(segment: RunSegment) -> list[Incident]:
     """Collapses one by one; all benign reductions as one incident."""
     bursts = _from_messages(segment) or _from_column(segment)
     if not bursts:
-        return _low(segment)
+        return _low(segment) or _at_minimum(segment) or _skipping(segment)
     begun = max(10, round(START * len(segment.steps))) if segment.fresh else 0
     bad = [b for b in bursts if _bad(b, b.first < begun)]
-    found = [_collapse(segment, b) for b in bad] or _low(segment)
+    found = [_collapse(segment, b) for b in bad] or _low(segment) or _at_minimum(segment) or _skipping(segment)
     benign = [b for b in bursts if b not in bad]
     return [*found, *_search(segment, benign, begun)]
 
@@ -77,7 +79,7 @@ def _low(segment: RunSegment) -> list[Incident]:
     if column is None:
         return []
     low = spans((column.values < LEAST) & (column.values > 0))
-    if not low or low[-1][1] < len(column) or low[-1][1] - low[-1][0] < 3:
+    if not low or low[-1][1] < len(column) or low[-1][1] - low[-1][0] < min(3, max(len(column), 2)):
         return []
     i, last = low[-1][0], float(column.values[-1])
     step, line, points = int(column.steps[i]), int(column.lines[i]), len(column) - i
@@ -91,7 +93,55 @@ def _low(segment: RunSegment) -> list[Incident]:
             ratio=1 / last,
             confidence="likely",
             line=line,
-            text=f"The loss scale is below 1 from step {step} to the end, ({last:g}): no gradient needs that.",
+            text=f"The loss scale is below 1 from step {step} to the end ({last:g}): no gradient needs that.",
+        )
+    ]
+
+
+def _at_minimum(segment: RunSegment) -> list[Incident]:
+    """The trainer says that its scale cannot be reduced any more."""
+    told = next((r for r in segment.remarks if r.kind == "overflow" and np.isnan(r.value)), None)
+    if told is None:
+        return []
+    known = told.stepped and told.step is not None
+    where = f"at step {told.step}" if known else f"in line {told.line}"
+    return [
+        Incident(
+            condition="LossScaleCollapse",
+            severity="critical",
+            first_step=told.step or 0,
+            last_step=None,
+            records=1,
+            confidence="likely",
+            line=told.line,
+            text=f"The loss scale is at its minimum {where}, where the trainer cannot reduce it any more.",
+            evidence=(told.text[:200],),
+        )
+    ]
+
+
+def _skipping(segment: RunSegment) -> list[Incident]:
+    """Steps are skipped in the last records, although the scale is 1 or less in all of them."""
+    scale, skipped = segment.of("loss_scale"), segment.of("skipped_steps")
+    if scale is None or skipped is None or len(scale) < SKIPS or len(skipped) < SKIPS:
+        return []
+    if scale.values[-SKIPS:].max() > LEAST or skipped.values[-SKIPS:].min() <= 0:
+        return []
+    start = int(np.flatnonzero(np.concatenate(([True], skipped.values <= 0)))[-1])
+    step, total = int(skipped.steps[start]), int(skipped.values[start:].sum())
+    return [
+        Incident(
+            condition="LossScaleCollapse",
+            severity="critical",
+            first_step=step,
+            last_step=None,
+            records=len(skipped) - start,
+            confidence="likely",
+            line=int(skipped.lines[start]),
+            text=(
+                f"The loss scale is {scale.values[-1]:g}, and in each of {number_of(len(skipped) - start)} from step "
+                f"{step} to the end steps are skipped, {total} in all: a smaller scale cannot prevent an overflow."
+            ),
         )
     ]
 
@@ -110,7 +160,7 @@ def _bad(burst: _Burst, at_start: bool) -> bool:
 def _from_messages(segment: RunSegment) -> list[_Burst]:
     """Bursts from overflow messages, which name the new scale."""
     bursts: list[_Burst] = []
-    for remark in (r for r in segment.remarks if r.kind == "overflow"):
+    for remark in (r for r in segment.remarks if r.kind == "overflow" and not np.isnan(r.value)):
         at = int(np.searchsorted(segment.steps, remark.step, side="right")) if remark.step is not None else 0
         step = remark.step if remark.stepped else None
         burst = bursts[-1] if bursts else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
@@ -26,6 +28,10 @@ ALL = 5
 """Fewest records, all 0, that are reported."""
 BOTH = 2
 """The same, if the gradient norm is 0 in each of them too."""
+PARTS = 3
+"""The same, if all parts of the loss are 0 too."""
+TINY = 1e-15
+"""A loss that is 0 but for rounding."""
 LIKE = 0.1
 """Smallest loss before a single 0 at the end, relative to the usual one: some losses are often nearly 0."""
 BY_HEART = 10
@@ -35,16 +41,21 @@ BY_HEART = 10
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident."""
     loss = segment.finite_loss
-    if loss is None or len(loss) < BOTH or loss.values.min() < 0 or not segment.must_fall:
+    if loss is None or len(loss) < BOTH or not segment.must_fall:
         return []
-    values = loss.values
+    values = np.where(np.abs(loss.values) < TINY, 0.0, loss.values)
+    if values.min() < 0:
+        return []
+    loss = replace(loss, values=values)
     norm = segment.of("grad_norm")
     if norm is not None and not np.isfinite(norm.values).all():
         return []  # with such a norm, a loss of 0.0 is a NaN
     if any(c.role == "eval_loss" and len(c) and np.isnan(c.values[-1]) for c in segment.columns):
         return []  # and with such a validation loss too
     nothing = norm is not None and len(norm) >= BOTH and not norm.values.any()
-    if not values.any() and len(values) >= (BOTH if nothing else ALL) and loss.role == "loss":
+    parts = [c for c in segment.columns if c.role == "component"]
+    empty = len(parts) > 1 and not any(c.values.any() for c in parts)
+    if not values.any() and len(values) >= (BOTH if nothing else PARTS if empty else ALL) and loss.role == "loss":
         return [_always(loss, nothing)]
     if len(values) <= BOTH:
         return []

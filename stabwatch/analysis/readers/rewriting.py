@@ -13,6 +13,10 @@ _OBJECTIVE = re.compile(
     r"objective function for '([\w-]+)' for minibatches \d+-(\d+) is (-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)\b"
 )
 """Kaldi's nnet3. It is maximised."""
+_AVERAGE_OBJECTIVE = re.compile(r"\b((?:average|current batch) )objf: (-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)\b")
+"""The same in Kaldi's Python."""
+_OF_ALL = re.compile(r"\bProcess (?=\d+/\d+ )")
+"""The word before its batches."""
 _BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
 _STAMPS = re.compile(r"(?<=\s)(?=\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d)")
 """A time, before which another record begins, in a log that lost its line breaks."""
@@ -35,7 +39,13 @@ def rewritten(text: str) -> str:
     if found:
         value = found[3][1:] if found[3].startswith("-") else f"-{found[3]}"
         return f"iteration {found[2]} {found[1]}/negative_objective = {value}"
-    return text
+    return _AVERAGE_OBJECTIVE.sub(_negated, _OF_ALL.sub("batch ", text)) if " objf: " in text else text
+
+
+def _negated(found: re.Match[str]) -> str:
+    """`average objf: -2.5` as `negative objective: 2.5`; that of the current batch is a part."""
+    name = "negative_objective" if found[1] == "average " else "batch_negative_objective"
+    return f"{name}: {found[2][1:] if found[2].startswith('-') else '-' + found[2]}"
 
 
 def _without_remark(text: str) -> str:

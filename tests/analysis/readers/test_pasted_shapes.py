@@ -24,6 +24,11 @@ SHAPES = {
         "LOG (nnet3-train:PrintStatsForThisPhase():nnet-training.cc:121) Average \nobjective function for 'output' for minibatches 50-59 is -3.25 over \n19423 frames.\n",
         "output/negative_objective", [49, 59], [3.5, 3.25],
     ),
+    "kaldi's python maximises": (
+        "2020-02-10 15:33:21,061 (train.py:120) INFO: Process 10/100 average objf: -3.5 over 12800 frames, current batch objf: -3.4 over 128 frames, epoch 0\n"
+        "2020-02-10 15:33:22,061 (train.py:120) INFO: Process 20/100 average objf: -3.25 over 25600 frames, current batch objf: -3.1 over 128 frames, epoch 0\n",
+        "negative_objective", [10, 20], [3.5, 3.25],
+    ),
     "lightgbm in r": (
         "[5]:    train's l2:0.0950    valid's l2:0.1003\n[6]:    train's l2:0.0945    valid's l2:0.1000\n[7]:    train's l2:0.0939    valid's l2:0.0996\n",
         "train's l2", [5, 6, 7], [0.095, 0.0945, 0.0939],

@@ -1,0 +1,68 @@
+"""The divergence of a policy in an excerpt: it grows a hundredfold and never falls."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from stabwatch.alerts.incidents import Incident
+from stabwatch.alerts.roles import is_called, spelled
+from stabwatch.analysis.detectors.segments import RunSegment, picked
+from stabwatch.analysis.detectors.wording import how_sure
+from stabwatch.analysis.readers.log import Column
+
+FEWEST = 4
+"""Fewest records up to the end, each above the one before."""
+MOST = 16
+"""Most records of an excerpt; a longer log has a rule."""
+GROWS = 100.0
+"""Ratio of the last of them to the first."""
+OF_A_TOKEN, OF_A_TEXT = 1.0, 100.0
+"""Least divergence at the end, in nats: of one token or action, and of whole texts."""
+_SUMMED = re.compile(r"objective/|non_score")
+"""TRL's divergence of whole texts, for which a healthy target is six nats."""
+
+
+def find(segment: RunSegment) -> list[Incident]:
+    """At most one incident, of the first column that runs away."""
+    if segment.watched:
+        return []
+    for column in segment.columns:
+        if not (is_called("reference_kl", column.name) or is_called("old_kl", column.name)):
+            continue
+        known = picked(column, np.isfinite(column.values))
+        start = _runs_away(known)
+        if start is not None:
+            return [_told(known, start)]
+    return []
+
+
+def _runs_away(kl: Column) -> int | None:
+    """Index of the last record before the rise."""
+    if not FEWEST <= len(kl) <= MOST:
+        return None
+    down = np.flatnonzero(np.diff(kl.values) <= 0)
+    start = int(down[-1]) + 1 if len(down) else 0
+    first, last = float(kl.values[start]), float(kl.values[-1])
+    least = OF_A_TEXT if _SUMMED.search(spelled(kl.name)) else OF_A_TOKEN
+    runs = len(kl) - start >= FEWEST and first > 0 and last >= max(GROWS * first, least)
+    return start if runs and last == kl.values.max() else None
+
+
+def _told(kl: Column, start: int) -> Incident:
+    return Incident(
+        condition="KLRunaway",
+        signal=kl.name,
+        severity="warning",
+        first_step=int(kl.steps[start + 1]),
+        last_step=None,
+        records=len(kl) - start - 1,
+        ratio=float(kl.values[-1] / kl.values[start]),
+        confidence="possible",
+        line=int(kl.lines[start + 1]),
+        text=(
+            f"The divergence of the policy ('{kl.name}') rises in each record from step {kl.steps[start + 1]} on, from "
+            f"{kl.values[start]:.3g} to {kl.values[-1]:.4g} at the end." + how_sure(len(kl), "possible")
+        ),
+    )

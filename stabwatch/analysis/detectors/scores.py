@@ -1,0 +1,74 @@
+"""A score that is exactly 0 in every record: nothing that it counts is ever right."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.learning import nothing_learned
+from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import how_sure, number_of
+from stabwatch.analysis.readers.log import Column
+from stabwatch.analysis.readers.names import plain
+
+_BEFORE = r"(?:^|[/_ -])"
+_KINDS = (
+    ("accuracy", re.compile(rf"{_BEFORE}acc(?:uracy)?$"), False),
+    ("score", re.compile(rf"{_BEFORE}(?:(?:macro|micro|weighted)[_-])?(?:f1?|f1?_?score|precision|recall)$"), False),
+    ("score", re.compile(rf"{_BEFORE}m?ap(?:[_@-]?(?:50|75|95|0_5|50[-_]95))?$"), True),
+    ("score", re.compile(rf"{_BEFORE}(?:sacre)?bleu(?:[_-]?[1-4])?$"), True),
+    ("score", re.compile(rf"{_BEFORE}(?:m?iou|dice)$"), False),
+)
+"""Kinds of scores, by the ends of their names, and whether only an evaluation has them."""
+FEWEST, EVALUATED, LATER = 5, 6, 4
+"""Fewest records, in epochs from the first, in evaluations from the first, and later: the first scores are often 0."""
+FALLS = 0.5
+"""Share of the first loss below which a loss was learned, and an accuracy of 0 is that of a regression."""
+
+
+def find(segment: RunSegment) -> list[Incident]:
+    """At most one incident, of the first kind whose columns are all 0."""
+    if not segment.must_fall:
+        return []
+    early = segment.fresh and segment.run.step_unit != "epoch"
+    for word, pattern, evaluated in _KINDS:
+        least = LATER if not segment.fresh else EVALUATED if early else FEWEST
+        scores = [c for c in segment.columns if pattern.search(plain(c.name)) and len(c) > 1]
+        longest = max(scores, key=len, default=None)
+        if longest is None or len(longest) < least or (early and not evaluated):
+            continue
+        if any(c.values.any() for c in scores):
+            continue
+        if word == "accuracy" and not _classifies(segment):
+            continue
+        return [_told(segment, longest, scores, word)]
+    return []
+
+
+def _classifies(segment: RunSegment) -> bool:
+    """Whether a loss may be that of a classification without a right answer; a regression has no accuracy."""
+    loss = segment.finite_loss
+    if loss is None or len(loss) < LATER:
+        return False
+    third = max(len(loss) // 3, 1)
+    first, last = float(np.median(loss.values[:third])), float(np.median(loss.values[-third:]))
+    return float(np.median(loss.values)) > math.log(2) and last > FALLS * first
+
+
+def _told(segment: RunSegment, longest: Column, scores: list[Column], word: str) -> Incident:
+    names = ", ".join(f"'{c.name}'" for c in scores[:4]) + (", ..." if len(scores) > 4 else "")
+    one = len(scores) == 1
+    loss = segment.finite_loss
+    course = ""
+    if loss is not None and len(loss) > 1:
+        course = f" The {segment.loss_name} goes from {loss.values[0]:.4g} to {loss.values[-1]:.4g}."
+    what = f"The {word} {names} is" if one else f"The scores {names} are"
+    text = (
+        f"{what} 0 in each of {number_of(len(longest))}: nothing is predicted rightly, or "
+        f"{'it is' if one else 'they are'} computed wrongly.{course}" + how_sure(len(longest), "possible")
+    )
+    return replace(nothing_learned(longest, text), signal=longest.name, confidence="possible")
