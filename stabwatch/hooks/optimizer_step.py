@@ -21,6 +21,7 @@ from stabwatch.hooks.probes.drift import TRACKED_BATCH, TrackedBatch
 from stabwatch.hooks.probes.increments import INCREMENTS, Increments
 from stabwatch.hooks.probes.last_update import LAST_CHANGE
 from stabwatch.hooks.probes.layers import ParameterTaps
+from stabwatch.hooks.probes.quantised import QUANTISERS, QuantisedWeights
 from stabwatch.hooks.probes.reach import REACH, Reach
 from stabwatch.hooks.probes.sharpness import SHARPNESS, SharpnessTap
 from stabwatch.hooks.probes.taylor import RATIO, TaylorTap
@@ -64,6 +65,7 @@ class StepTaps:
     _reach: Reach
     _adapters: Adapters
     _increments: Increments
+    _quantised: QuantisedWeights
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class StepTaps:
             self._counted = before._counted.to(context.device)
         self._increments = Increments(model, context)
         self._adapters = Adapters(model, context, None if before is None else before._adapters)
+        self._quantised = QuantisedWeights(model, context, None if before is None else before._quantised)
         self.tracked_batch = TrackedBatch(
             model, modules.sites, context, None if before is None else before.tracked_batch
         )
@@ -135,6 +138,8 @@ class StepTaps:
         if flags.deep:
             isolate(LORA, self._adapters.before, optimizer)
             isolate(INCREMENTS, self._increments.before, optimizer)
+            if not closure:
+                isolate(QUANTISERS, self._quantised.measure)
         if flags.next_phase is not None:
             isolate(LAST_CHANGE, self._probes.before_phase, optimizer, flags.next_phase)
 
@@ -175,6 +180,7 @@ class StepTaps:
         if flags.deep:
             isolate(LORA, self._adapters.step_ends)
             isolate(INCREMENTS, self._increments.step_ends)
+            isolate(QUANTISERS, self._quantised.measure)
         if flags.deep and flags.phase == 0:
             isolate(TRACKED_BATCH, self.tracked_batch.measure)
 

@@ -18,6 +18,7 @@ from stabwatch.signals import (
     optimizer,
     policy,
     precision,
+    quantised,
     ranks,
     run,
     setup,
@@ -31,8 +32,9 @@ from stabwatch.signals.declaration import Catalogue
 CATALOGUE = Catalogue()
 
 for family in (
-    loss, gradients, setup, weights, optimizer, taylor, sharpness, spectra, increments, adapters, activations,
-    activation_gradients, loops, geometry, mean_mode, precision, attention, experts, logits, policy, ranks, run,
+    loss, gradients, setup, weights, optimizer, taylor, sharpness, spectra, increments, adapters, quantised,
+    activations, activation_gradients, loops, geometry, mean_mode, precision, attention, experts, logits, policy,
+    ranks, run,
 ):  # fmt: skip
     for signal in family.SIGNALS:
         CATALOGUE.register(signal)

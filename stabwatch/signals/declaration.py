@@ -19,8 +19,8 @@ TAPS = (
     "activation", "activation_gradient",
     "residual", "loop", "writer", "nonlinearity", "attention", "router", "expert", "combine", "codebook", "probe",
     "logits", "loss", "token_loss", "gradient", "group", "weight", "matrix", "update", "matrix_update", "query_key",
-    "adapter", "optimizer", "step", "sharpness", "host", "logged", "policy", "policy_reference", "policy_old",
-    "policy_rollout", "advantage", "rank_busy", "rank_loss", "rank_nonfinite", "replica",
+    "quantiser", "adapter", "optimizer", "step", "sharpness", "host", "logged", "policy", "policy_reference",
+    "policy_old", "policy_rollout", "advantage", "rank_busy", "rank_loss", "rank_nonfinite", "replica",
 )  # fmt: skip
 
 

@@ -108,6 +108,8 @@ ADAPTER = _reduction(
     count="sum", adapter_sumsq="sum", change_sumsq="sum", weight_sumsq="sum",
     first="max", weight_first="max", rank="max", scaling="max",
 )  # fmt: skip
+LEVELS = _reduction("levels", count="sum", near="sum")
+FLIPS = _reduction("flips", count="sum", flipped="sum", oscillating="sum")
 INCREMENT = _reduction("increment", count="sum", rank="sum", change_sumsq="sum", product_sumsq="sum", least="min")
 SHARPNESS = _reduction("sharpness", count="sum", trace="sum", ratio="max", value="max", residual="max")
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
@@ -156,7 +158,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
-        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING,
+        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS,
     )
 }  # fmt: skip
 

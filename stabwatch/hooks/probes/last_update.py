@@ -42,9 +42,13 @@ class LastChanges:
         return last if last_step == step - 1 else None
 
 
+def stride(numel: int) -> int:
+    """Every how many numbers of a parameter one is kept: odd, so that the sample does not stay in some columns."""
+    return -(-numel // NUMBERS) | 1
+
+
 def _sample(x: Tensor) -> Tensor:
-    stride = -(-x.numel() // NUMBERS)
-    return x.flatten()[:: stride | 1]  # an odd stride does not stay in some columns
+    return x.flatten()[:: stride(x.numel())]
 
 
 def _successive(x: ParameterChange) -> Aggregates | None:
