@@ -31,6 +31,8 @@ CLASSES = (2, 3, 4, 5, 10, 100, 256, 1000, 32_000, 32_768, 50_257, 65_536, 128_2
 """Numbers of classes, byte values and tokens; the logarithm of such a number is the loss of guessing."""
 GUESS = 0.003
 """Largest relative distance from such a logarithm."""
+EXACTLY = 2e-4
+"""The same for a loss that became one number: four digits."""
 CONSTANT = 5
 """Fewest records that are one number, with as many digits, wherever in a training they are."""
 UNMOVED = 3
@@ -59,6 +61,9 @@ def find(segment: RunSegment) -> list[Incident]:
         return [nothing_learned(loss, told)]
     if len(loss) < SILENT:
         return _constant(segment, loss)
+    dead = _dies_at_guessing(segment, loss)
+    if dead:
+        return dead
     return _standstill(segment, loss) or _constant(segment, loss) or _plateau(segment, loss)
 
 
@@ -144,6 +149,23 @@ def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
         return []
     text = f"The {segment.loss_name} is {value:.6g} in each of its {len(loss)} records: nothing is learned."
     return [nothing_learned(loss, text)]
+
+
+def _dies_at_guessing(segment: RunSegment, loss: Column) -> list[Incident]:
+    """The loss is the one of guessing, the same number in all records at the end, and was not before."""
+    end = float(loss.values[-1])
+    other = np.flatnonzero(loss.values != end)
+    start = int(other[-1]) + 1 if len(other) else 0
+    classes = next((n for n in CLASSES if abs(end / math.log(n) - 1) < EXACTLY), None)
+    if not start or len(loss) - start < SILENT or classes is None or loss.role != "loss":
+        return []
+    text = (
+        f"The {segment.loss_name} is {end:.6g} in each of the last {number_of(len(loss) - start)}, from step "
+        f"{loss.steps[start]} on: that is ln {classes}, the loss of guessing among {classes} classes. Nothing is "
+        f"learned any more."
+    )
+    told = nothing_learned(loss, text)
+    return [replace(told, first_step=int(loss.steps[start]), line=int(loss.lines[start]), records=len(loss) - start)]
 
 
 def _zero(segment: RunSegment, role: Role) -> bool:

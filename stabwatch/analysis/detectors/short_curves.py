@@ -150,7 +150,13 @@ def _alone(values: Array, spike: Excursion) -> bool:
 
 
 def _certain(values: Array, spike: Excursion) -> bool:
-    """Whether a spike after only one record is more than noise: it rises once and falls once, or is far above."""
+    """Whether a spike after only one record is more than noise: it rises once and falls once, or is far above.
+
+    It is noise if the record after it lies as far below the first one.
+    """
+    after = values[spike.stop :]
+    if len(after) and spike.base > 0 and float(after.min()) ** 2 * values[spike.peak] < spike.base**3:
+        return False
     turns = np.diff(np.sign(np.diff(values[spike.start - 1 : spike.stop + 1])))
     return bool((turns != 0).sum() <= 1 or values[spike.peak] >= CLEAR * spike.base)
 

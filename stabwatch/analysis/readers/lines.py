@@ -249,7 +249,7 @@ class Parser:
 
     def _step(self, line: int, step: int, of_epoch: bool, values: dict[str, float], new: bool = False) -> None:
         began = self._epoch_of_step
-        began = -1 if began is None and of_epoch and self._with_values >= 0 else began
+        began = -1 if began is None and (of_epoch or (self.epoch or 0) > 1) and self._with_values >= 0 else began
         later = self._whole and self.epoch is not None and began is not None and self.epoch > began
         ended = of_epoch and self.epoch is None and self._raw == self._length and step < self._raw
         if ended or (later and step <= self._raw):

@@ -15,6 +15,10 @@ _OBJECTIVE = re.compile(
 """Kaldi's nnet3. It is maximised."""
 _AVERAGE_OBJECTIVE = re.compile(r"\b((?:average|current batch) )objf: (-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)\b")
 """The same in Kaldi's Python."""
+_YOLO = re.compile(r"\s*all\s+\d+\s+\d+" + r"\s+(\d\S*|nan)" * 4 + r"(?:\s+(?:\d\S*|nan))*\s*")
+"""The scores of all classes, as the YOLO trainers print them under `Class Images Instances P R mAP50 mAP50-95`."""
+SCORES = ("val/precision", "val/recall", "val/mAP50", "val/mAP50_95")
+"""Their names."""
 _OF_ALL = re.compile(r"\bProcess (?=\d+/\d+ )")
 """The word before its batches."""
 _BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
@@ -35,6 +39,9 @@ def rewritten(text: str) -> str:
     if " loss," in text and _VALUE_FIRST.match(text):
         step, _, rest = text.strip().partition(" ")
         return f"step {step} " + _FIELD.sub(r"\2: \1", rest)
+    scores = _YOLO.fullmatch(text) if "all " in text[:40] else None
+    if scores:
+        return ", ".join(f"{name}: {value}" for name, value in zip(SCORES, scores.groups(), strict=True))
     found = _OBJECTIVE.search(text) if "objective function" in text else None
     if found:
         value = found[3][1:] if found[3].startswith("-") else f"-{found[3]}"

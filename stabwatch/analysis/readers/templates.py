@@ -21,6 +21,7 @@ from stabwatch.analysis.readers.names import (
     role_of,
     step_rank,
 )
+from stabwatch.analysis.readers.rewriting import SCORES
 
 _SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
 _TENSOR = re.compile(r",? ?\b(?:dtype=[\w.]+|device=['\w]+:?'?|grad_fn=<\w+>|requires_grad=\w+)")
@@ -230,7 +231,8 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
         if rank is not None and re.match(r"[KMB]\b", after):
             rounded = True  # the step of such a record is estimated from those before
             continue
-        if rank is not None and _is_count(key, text, whole):
+        meter = "." in numbers[i] and after.lstrip().startswith("(")  # `Batch 0.818 (3.887)`: seconds
+        if rank is not None and not meter and _is_count(key, text, whole):
             steps.append((rank, i))
         elif plain(key) in EPOCH_KEYS:
             epoch = i if epoch is None and not _DURATION.match(after) else epoch
@@ -259,7 +261,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
     if not values and step is None and epoch is None:
         return nothing
     alone = not any(role != "other" for role in roles) and step is None and epoch is None
-    tells = not alone or any(is_of_policy(key) for _, key, _ in values)
+    tells = not alone or any(is_of_policy(key) or key in SCORES for _, key, _ in values)
     within_epoch = step is not None and step == within
     followed = step is not None and step + 1 < len(numbers) and texts[step + 1].strip() == "/"
     total = step + 1 if step is not None and followed else None

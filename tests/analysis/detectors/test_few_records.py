@@ -67,6 +67,16 @@ def test_a_loss_of_guessing_in_a_few_records(loss, unit, found):
     assert _troubles(loss=ln2, **{"other__rewards/margins": [1e-4] * 6}) == []
 
 
+def test_a_loss_that_becomes_that_of_guessing():
+    learns = [0.6773, 2.4587, 5.3353, 1.0234, 10.6901, 1.9899, 3.5713, 0.6869]
+    assert _troubles(loss=[*learns, *[0.6931] * 12]) == [("NotLearning", 8)]
+    assert _troubles(loss=[*learns[:4], *[0.6931, 0.6921] * 6]) == []
+
+
+def test_noise_of_five_records_is_no_spike():
+    assert _troubles(steps=range(1_851_300, 1_851_800, 100), loss=[0.183, 0.606, 0.571, 0.419, 0.069]) == []
+
+
 def test_a_constant_loss_without_a_gradient():
     rates = [1e-5, 2e-5, 3e-5]
     assert _troubles(loss=[11.7] * 3, grad_norm=[0.0] * 3, learning_rate=rates) == [("NotLearning", 0)]

@@ -29,6 +29,16 @@ SHAPES = {
         "2020-02-10 15:33:22,061 (train.py:120) INFO: Process 20/100 average objf: -3.25 over 25600 frames, current batch objf: -3.1 over 128 frames, epoch 0\n",
         "negative_objective", [10, 20], [3.5, 3.25],
     ),
+    "seconds of a batch, and their mean": (
+        "INFO:main-logger:Epoch: [1/120][180/3368] Data 0.002 (0.574) Batch 0.818 (3.887) Remain 436:08:39 Loss 11.87 Accuracy 0.3469.\n"
+        "INFO:main-logger:Epoch: [1/120][190/3368] Data 0.001 (0.555) Batch 2.720 (3.896) Remain 437:11:12 Loss 12.89 Accuracy 0.2397.\n",
+        "Loss", [180, 190], [11.87, 12.89],
+    ),
+    "batches without a total, of two epochs": (
+        "batch 400 with 32 instance and sentece length 25 loss 3.87\nbatch 500 with 32 instance and sentece length 23 loss 4.68\nEpoch:  7\n"
+        "batch 0 with 32 instance and sentece length 16 loss 3.91\nbatch 50 with 32 instance and sentece length 12 loss 2.88\n",
+        "loss", [400, 500, 600, 650], [3.87, 4.68, 3.91, 2.88],
+    ),
     "lightgbm in r": (
         "[5]:    train's l2:0.0950    valid's l2:0.1003\n[6]:    train's l2:0.0945    valid's l2:0.1000\n[7]:    train's l2:0.0939    valid's l2:0.0996\n",
         "train's l2", [5, 6, 7], [0.095, 0.0945, 0.0939],
@@ -140,3 +150,15 @@ def test_batches_of_epochs_count_on_without_a_loss(tmp_path):
     (run,) = read_log(path).runs
     loss = run.of("loss")
     assert loss is not None and loss.steps.tolist() == list(range(0, 1500, 100))
+
+
+def test_scores_of_all_classes_belong_to_their_epoch(tmp_path):
+    path = tmp_path / "pasted.txt"
+    path.write_text(
+        "      Epoch    GPU_mem   box_loss   cls_loss   dfl_loss  Instances       Size\n        6/99      5.66G      7.085      13.34      5.611         11        640: 100%|███| 30/30 00:12\n"
+        "                 Class     Images  Instances          P          R      mAP50   mAP50-95: 100%|███| 15/15 00:02\n                   all         59        449      0.012      0.034      0.005      0.001\n"
+        "        7/99      5.66G      7.035      13.30      5.601         12        640: 100%|███| 30/30 00:12\n                   all         59        449       0.02       0.04      0.006      0.002\n"
+    )
+    (run,) = read_log(path).runs
+    scores = {c.name: (c.steps.tolist(), c.values.tolist()) for c in run.columns if c.name.startswith("val/m")}
+    assert scores == {"val/mAP50": ([6, 7], [0.005, 0.006]), "val/mAP50_95": ([6, 7], [0.001, 0.002])}
