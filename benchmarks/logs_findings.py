@@ -218,7 +218,7 @@ nobody had tried before. The excerpts are not kept; their shapes, with other num
 
 """
 
-REMAINS = """Today, trouble is found in 125 of these 137, none of the 213 others is warned about, and 4 are not read.
+REMAINS = """Today, trouble is found in 125 of these 137, none of the 212 others is warned about, and 4 are not read.
 Missed are a mAP of 0 in the only record of an excerpt, twice, scores of 0 in two epochs, an accuracy of 0 beside a
 count whose name says nothing, an accuracy of chance in two records, parts of a loss that are 0, a divergence of a
 policy below a heading with another count, a scale that falls from 128 to 32 in two overflows, a reward that falls by a
