@@ -225,7 +225,7 @@ class Watch:
         self._session.announce(what)
 
     def probe(self, *args: Any, **kwargs: Any) -> None:
-        """Track how far the representations of one batch move: geometry_drift and shift_coherence.
+        """Track how far the representations of one batch move, e.g. geometry_drift.
 
         The arguments are those of one call of the model. The model is called on them now, for the reference, and then
         once in a round of deep steps; at most 128 tokens are compared, so a few samples are enough. Values, gradients

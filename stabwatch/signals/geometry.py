@@ -7,6 +7,7 @@ from typing import Any
 from stabwatch.signals.declaration import Signal
 
 _SHESHA = "shesha-geometry 0.3.0, feature_split"
+_LEAP = "Leap+Verify, arXiv:2602.19580"
 _MEAN_MODE = "Mean Mode Screaming, arXiv:2605.06169, erwold/mv-split"
 
 
@@ -49,6 +50,16 @@ SIGNALS = (
         "Mean cosine similarity between each token's shift since `watch.probe` was called and the mean shift.",
         "drift", "mean", "coherence", "count", tap="probe",
         source="Shesha geometric stability, its study of CRISPR screens",
+    ),
+    _signal(
+        "activation_lagged_cosine",
+        "Cosine of a fixed batch's activations and those at their last measurement, less the mean of each feature.",
+        "regime", "mean", "cosine", "count", tap="probe", source=_LEAP,
+    ),
+    _signal(
+        "activation_lagged_cosine_rank",
+        "Rank of activation_lagged_cosine among a layer's last 256 values; near 0 it changes fast for this run.",
+        "regime", "mean", "rank", "count", tap="probe", source=_LEAP,
     ),
     _signal(
         "activation_kurtosis",

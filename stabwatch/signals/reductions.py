@@ -115,6 +115,7 @@ SHARPNESS = _reduction("sharpness", count="sum", trace="sum", ratio="max", value
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
 EXPONENTS = _reduction("exponents", count="sum", sum="sum", sumsq="sum", subnormal="sum")
 DRIFT = _reduction("drift", count="sum", drift="sum", coherence="sum")
+REGIME = _reduction("regime", count="sum", cosine="sum", rank="sum")
 ADAM = _reduction("adam", count="sum", step_sumsq="sum", stale="sum")
 PRECISION = _reduction(
     "precision",
@@ -158,7 +159,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
-        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS,
+        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS, REGIME,
     )
 }  # fmt: skip
 

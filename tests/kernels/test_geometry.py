@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from stabwatch.kernels.geometry import drift, shift_coherence, split_scores, stability
+from stabwatch.kernels.geometry import centred_cosine, drift, rank_among, shift_coherence, split_scores, stability
 from stabwatch.kernels.geometry.eager import _ranks
+from stabwatch.kernels.geometry.naive import centred_cosine as naive_centred_cosine
 from stabwatch.kernels.geometry.naive import drift as naive_drift
 from stabwatch.kernels.geometry.naive import split_scores as naive_scores
 
@@ -96,6 +97,25 @@ def test_shift_coherence():
     assert abs(shift_coherence(x + points(50, 20, seed=3), x).item()) < 0.3
 
 
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_centred_cosine_against_float64(mean):
+    """A mean that all points share is no likeness."""
+    x, y = points(50, 20) + mean, points(50, 20, seed=3) + mean
+    for other in (y, x + 0.1 * (y - mean), -x):
+        expected = naive_centred_cosine(other.double().numpy(), x.double().numpy())
+        assert centred_cosine(other, x).item() == pytest.approx(expected, abs=1e-6)
+    assert abs(centred_cosine(x, y).item()) < 0.1
+    assert centred_cosine(torch.ones(5, 3), points(5, 3)).isnan()
+
+
+def test_rank_is_the_percentile_and_nan_is_no_number():
+    values = torch.tensor([0.1, 0.5, 0.5, 0.9, torch.nan])
+    for value in values[:4]:
+        expected = scipy.stats.percentileofscore(values[:4], value, "mean") / 100
+        assert rank_among(value, values).item() == pytest.approx(expected)
+    assert rank_among(values[4], values).isnan()
+
+
 def test_low_rank_is_stable_and_noise_is_not():
     own = torch.Generator().manual_seed(0)
 
@@ -166,6 +186,7 @@ def test_nothing_asks_the_device_for_a_value():
     with FakeTensorMode():
         x, permutations = torch.empty(20, 8), torch.empty(4, 8, dtype=torch.long)
         assert split_scores(x, permutations)[0].shape == (4,)
-        assert drift(x, torch.empty(20, 6)).shape == shift_coherence(x, x).shape == ()
+        assert drift(x, torch.empty(20, 6)).shape == shift_coherence(x, x).shape == centred_cosine(x, x).shape == ()
+        assert rank_among(x[0, 0], x[0]).shape == ()
         with pytest.raises(DataDependentOutputException):
             x.sum().item()  # that is how it shows

@@ -22,19 +22,45 @@ from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.hooks.base.views import ResidualOutput
 from stabwatch.hooks.probes.directional import OwnCall, detached
-from stabwatch.kernels.geometry import drift, shift_coherence
-from stabwatch.signals.reductions import DRIFT
+from stabwatch.kernels.geometry import centred_cosine, drift, rank_among, shift_coherence
+from stabwatch.signals.reductions import DRIFT, REGIME
 
 COLLECTIVE = "a call of the model alone on one rank would hang: it is sharded, or it synchronises batch norms"
 
 TRACKED_BATCH = PROBES.register(
     Probe(name="drift", tap="probe", reduction=DRIFT, tier="deep", round_robin=True, optional=True, reported_as="probe")
 )
+LAG = PROBES.register(
+    Probe(
+        name="drift", tap="probe", reduction=REGIME, tier="deep", round_robin=True, optional=True, reported_as="probe"
+    )
+)
 """Collected by `TrackedBatch`: it calls the model by itself."""
+HISTORY = 256
+"""Cosines of a block that the last of them is ranked among."""
+
+
+class Lag:
+    """The points of one block at the last measurement, and its last cosines of points with those before."""
+
+    def __init__(self, points: Tensor) -> None:
+        self._points = points
+        self._cosines = torch.full((HISTORY,), torch.nan, device=points.device)
+        self._seen = 0
+
+    def aggregates(self, points: Tensor) -> Tensor | None:
+        """Of `REGIME`; None where the points are of another shape than the last ones."""
+        last, self._points = self._points, points
+        if last.shape != points.shape or last.device != points.device:
+            return None
+        cosine = centred_cosine(points, last)
+        self._cosines[self._seen % HISTORY] = cosine
+        self._seen += 1
+        return torch.stack((torch.ones_like(cosine), cosine, rank_among(cosine, self._cosines)))
 
 
 class TrackedBatch:
-    """Keeps the batch, and the points of every block as they were when it was given.
+    """Keeps the batch, and the points of every block as they were when it was given, and at the last measurement.
 
     before: the one whose place it takes, when the model has changed.
     """
@@ -47,13 +73,15 @@ class TrackedBatch:
         self._sites = {path: site for path, site in sites.items() if site.role.residual}
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._reference: dict[str, Tensor] = {}
+        self._lags: dict[str, Lag] = {}
         if before is not None:
-            self._call, self._reference = before._call, before._reference
-        context.accumulators.add(TRACKED_BATCH.accumulator(site.name) for site in self._sites.values())
+            self._call, self._reference, self._lags = before._call, before._reference, before._lags
+        for probe in (TRACKED_BATCH, LAG):
+            context.accumulators.add(probe.accumulator(site.name) for site in self._sites.values())
 
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Track this batch from now on; the model as it is now is the reference."""
-        self._call = None
+        self._call, self._lags = None, {}
         if not self._can_call_alone():
             for site in self._sites.values():
                 self._context.unmeasured(TRACKED_BATCH.report_key, site.name, COLLECTIVE)
@@ -63,15 +91,25 @@ class TrackedBatch:
         self._call = call
 
     def measure(self) -> None:
-        """Measure the drift of each block since `start`."""
+        """Measure the drift of each block since `start`, and how like the last measurement it is."""
         if self._call is None:
             return
         for path, points in self._points(*self._call).items():
-            reference = self._reference.get(path)
+            name, reference = self._sites[path].name, self._reference.get(path)
+            if len(points) > 2:
+                self._measure_lag(path, points)
             if reference is not None and reference.shape == points.shape and len(points) > 2:
                 moved = torch.stack((drift(points, reference), shift_coherence(points, reference)))
                 aggregates = torch.cat((torch.ones_like(moved[:1]), moved))
-                self._context.accumulators.update(TRACKED_BATCH.accumulator(self._sites[path].name), aggregates)
+                self._context.accumulators.update(TRACKED_BATCH.accumulator(name), aggregates)
+
+    def _measure_lag(self, path: str, points: Tensor) -> None:
+        """The first measurement of a block has none to be compared with: the reference is another distance away."""
+        lag = self._lags.get(path)
+        if lag is None:
+            self._lags[path] = Lag(points)
+        elif (aggregates := lag.aggregates(points)) is not None:
+            self._context.accumulators.update(LAG.accumulator(self._sites[path].name), aggregates)
 
     def _can_call_alone(self) -> bool:
         sharded = any(hasattr(p, "_local_tensor") for p in self._model.parameters())

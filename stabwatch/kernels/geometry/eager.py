@@ -46,6 +46,22 @@ def shift_coherence(x: Tensor, reference: Tensor) -> Tensor:
     return F.cosine_similarity(shift, shift.mean(dim=0, keepdim=True), dim=1, eps=1e-30).mean()
 
 
+def centred_cosine(x: Tensor, before: Tensor) -> Tensor:
+    """Cosine of x (n, D) and before (n, D) as vectors, each feature less its mean over the points.
+
+    NaN where the points of either are all the same.
+    """
+    a, b = (y.detach().double() for y in (x, before))
+    a, b = (y - y.mean(dim=0, keepdim=True) for y in (a, b))
+    return ((a * b).sum() / (a.norm() * b.norm())).float()
+
+
+def rank_among(value: Tensor, values: Tensor) -> Tensor:
+    """The share of the numbers in values (n,) below the value, equal ones half. NaN is no number, and has no rank."""
+    lower = (values < value).sum() + 0.5 * (values == value).sum()
+    return torch.where(value.isnan(), torch.nan, lower / (~values.isnan()).sum()).float()
+
+
 def _permutations(count: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Permutations (count, length), drawn on the device: a copy from pageable memory may wait for it."""
     seed = int(torch.randint(2**62, (), generator=generator))

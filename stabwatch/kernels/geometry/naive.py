@@ -22,6 +22,16 @@ def drift(x: Array, reference: Array) -> float:
     return 1 - _correlation(np.asarray(x, np.float64), np.asarray(reference, np.float64))
 
 
+def centred_cosine(x: Array, before: Array) -> float:
+    """Of x (n, D) and before (n, D): feature by feature, the mean over the points is taken away first."""
+    products = [[0.0, 0.0, 0.0]]
+    for a, b in zip(np.asarray(x, np.float64).T, np.asarray(before, np.float64).T, strict=True):
+        a, b = a - a.mean(), b - b.mean()
+        products.append([float(a @ b), float(a @ a), float(b @ b)])
+    dot, first, second = np.sum(products, axis=0)
+    return float(dot / np.sqrt(first * second))
+
+
 def _correlation(a: Array, b: Array) -> float:
     """Correlation over pairs of points with an angle in both; a point of length zero has none."""
     from scipy.spatial.distance import pdist

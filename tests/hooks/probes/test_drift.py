@@ -6,40 +6,58 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import percentileofscore
 from torch import nn
 
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.hooks.base.flags import PHASES
-from stabwatch.kernels.geometry.naive import drift
+from stabwatch.kernels.geometry.naive import centred_cosine, drift
 from tests.models import ARCHITECTURES, run
 from tests.sampling import sample
 
 BATCH = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(9))
 
 
-def test_drift_and_coherence_against_float64(attach):
+def points(model):
+    found = []
+    handle = model.blocks[1].register_forward_hook(lambda m, args, out: found.append(out.detach().flatten(0, 1)))
+    with torch.no_grad():
+        model(BATCH)
+    handle.remove()
+    return found[0].double().numpy()
+
+
+def tracked(steps, attach):
+    """The points of a block before training and after each step, and the log."""
     torch.manual_seed(0)
     model = GPT(DemoConfig(width=32, layers=2, heads=2, context=16))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     watch = attach(model, optimizer)
-
-    def points():
-        found = []
-        handle = model.blocks[1].register_forward_hook(lambda m, args, out: found.append(out.detach().flatten(0, 1)))
-        with torch.no_grad():
-            model(BATCH)
-        handle.remove()
-        return found[0].double().numpy()
-
-    reference, seen = points(), {}
+    reference, seen = points(model), {}
     watch.probe(BATCH)
-    for step in range(2 * PHASES):
+    for step in range(steps):
         data = torch.randint(256, (3, 17))
         optimizer.zero_grad()
         F.cross_entropy(model(data[:, :-1]).flatten(0, 1), data[:, 1:].flatten()).backward()
         optimizer.step()
-        seen[step] = points()
-    log = attach.finish()
+        seen[step] = points(model)
+    return reference, seen, attach.finish()
+
+
+def test_the_lagged_cosine_and_its_rank_against_float64(attach):
+    _, seen, log = tracked(5 * PHASES, attach)
+    measured = log.series("geometry_drift", "blocks.1")[0].tolist()
+    steps, found = log.series("activation_lagged_cosine", "blocks.1")
+    assert steps.tolist() == measured[1:] and len(steps) == 4, "the first one has none before it"
+    for before, step, cosine in zip(measured, steps, found, strict=False):
+        assert cosine == pytest.approx(centred_cosine(seen[step], seen[before]), abs=1e-6)
+    ranks = log.series("activation_lagged_cosine_rank", "blocks.1")[1]
+    expected = [percentileofscore(found[: i + 1], found[i], "mean") / 100 for i in range(len(found))]
+    assert ranks.tolist() == pytest.approx(expected)
+
+
+def test_drift_and_coherence_against_float64(attach):
+    reference, seen, log = tracked(2 * PHASES, attach)
     steps, found = log.series("geometry_drift", "blocks.1")
     assert len(steps) == 2, "once in a round of turns"
     coherence = log.series("shift_coherence", "blocks.1")[1]
@@ -62,6 +80,25 @@ def test_a_model_that_does_not_move_does_not_drift_dropout_and_batch_norm_or_not
     log = attach.finish()
     found = [log.series("geometry_drift", key.layer)[1] for key in log.keys if key.signal == "geometry_drift"]
     assert found and all(abs(v) < 1e-6 for values in found for v in values)
+
+
+def test_a_new_batch_is_not_compared_with_the_one_before_and_equal_cosines_are_in_the_middle(attach):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    watch = attach(model, optimizer)
+    for _ in range(2):
+        watch.probe(torch.randn(30, 20))
+        for _ in range(3 * PHASES):
+            model(torch.randn(8, 20)).sum().backward()
+            optimizer.step()
+    log = attach.finish()
+    keys = {key.signal: key.layer for key in log.keys}
+    assert log.series("activation_lagged_cosine", keys["activation_lagged_cosine"])[1].tolist() == pytest.approx(
+        [1] * 4
+    )
+    ranks = log.series("activation_lagged_cosine_rank", keys["activation_lagged_cosine_rank"])[1]
+    assert ranks.tolist() == [0.5] * 4
 
 
 INPUTS = {
