@@ -28,7 +28,7 @@ def test_replay_says_how_often_and_where(sick_run, healthy_run):
     done = stabwatch("replay", sick_run, healthy_run)
     assert done.returncode == 1
     assert "AttentionLogitGrowth would have fired 1 time in 1 of 2 runs (1 critical):" in done.stdout
-    silent = done.stdout.partition("Silent in 2 runs: ")[2].partition(".")[0].replace("\n", " ").split(", ")
+    silent = [*map(str.strip, done.stdout.partition("Silent in 2 runs: ")[2].partition(".")[0].split(","))]
     assert "NonFinite" in silent and "AttentionLogitGrowth" not in silent
     assert "no alert was recorded during the run" in done.stdout
     calm = stabwatch("replay", healthy_run, "--json")
