@@ -113,7 +113,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     watch = attach(model, optimizer, taylor=True, guard="skip_step")
     watch.probe(input_ids=torch.randint(64, (2, 12)))
-    for _ in range(PHASES + 1):
+    for _ in range(2 * PHASES + 1):  # a batch that is measured twice
         watch._session.settle(10.0)  # what a record shows of the run is a number of the next one
         data = torch.randint(64, (2, 12))
         optimizer.zero_grad()
