@@ -259,7 +259,11 @@ class Writer:
         """
         self._put(_Record(step, time, resolve))
         if at_once:
-            self._wake.set()
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Write what is in the queue now."""
+        self._wake.set()
 
     def event(self, kind: str, step: int | None = None, **data: Any) -> None:
         """Queue an event with the present time."""

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from stabwatch.alerts import Alert
 
 _log = logging.getLogger("stabwatch")
+SETTLED = 1.0
+"""Seconds that a question of the user's waits at most for the records so far to be written."""
 
 
 class Session(TrainingEvents):
@@ -339,6 +341,7 @@ class Session(TrainingEvents):
         """Wait until the records so far are written, at most so long."""
         ends = time.monotonic() + seconds
         while (writer := self._writer) is not None and writer.written + writer.dropped < self._sent:
+            writer.hurry()
             if time.monotonic() > ends:
                 break
             time.sleep(0.01)
@@ -347,6 +350,8 @@ class Session(TrainingEvents):
         """See Watch.coverage."""
         if self._blind:
             return dict(UNATTACHED)
+        if not self._detached:
+            self.settle(SETTLED)
         taps = self._taps.now
         if self._writer is None:  # rank 0 assembles the records
             return taps.report(taps.recorded(self._shared.measured()))
