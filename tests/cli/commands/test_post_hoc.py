@@ -120,7 +120,7 @@ def _interrupted(out: Path, command: list[str], ready: Callable[[subprocess.Pope
     end = time.monotonic() + 60
     while not ready(process) and time.monotonic() < end:
         time.sleep(0.002)
-    time.sleep(0.1)
+    time.sleep(0.02)  # at work still: an export takes less than a second
     process.send_signal(signal.SIGINT)
     try:
         said = process.communicate(timeout=60)[1]
