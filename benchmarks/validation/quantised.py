@@ -80,7 +80,7 @@ def accuracy(model: nn.Module) -> float:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """On batches that are drawn anew."""
+    """On new batches."""
     x, y = task(4000, 1)
     draw = torch.Generator().manual_seed(3)
     for _ in range(steps):

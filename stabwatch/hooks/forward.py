@@ -18,6 +18,7 @@ from stabwatch.hooks import compiled
 from stabwatch.hooks.base.accumulators import Buffer
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import Hook, is_exporting, runs_for_real, unseen_by_modes
+from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.hooks.base.sites import Site, Target, WatchedModule
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
 from stabwatch.hooks.base.views import CALL_VIEWS
@@ -46,6 +47,12 @@ class Cursor:
 
 
 CURSOR = Cursor()
+
+
+def listening() -> Isolation | None:
+    """Where errors and time of what is noted of a call are counted; None while the model's calls are not measured."""
+    root = CURSOR.root
+    return root.context.isolation if root is not None and root.flags.recording else None
 
 
 def caller(outside: TapContext | None = None) -> Site | None:

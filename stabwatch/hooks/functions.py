@@ -19,7 +19,7 @@ from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.forward import CURSOR, caller, in_backward
+from stabwatch.hooks.forward import CURSOR, caller, in_backward, listening
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
 from stabwatch.hooks.patching import (
     SOFTMAX_METHOD,
@@ -41,12 +41,6 @@ _cross_entropy = F.cross_entropy
 _create_script_module: Any = torch.jit._recursive.create_script_module
 _clip_grad_norm_ = torch.nn.utils.clip_grad_norm_
 _scaler_update = torch.amp.GradScaler.update
-
-
-def _isolation() -> Any:
-    """Where errors of what a call is measured by are counted; None while the model's calls are not measured."""
-    root = CURSOR.root
-    return root.context.isolation if root is not None and root.flags.in_forward and root.flags.open else None
 
 
 def _measuring() -> Site | None:
@@ -125,15 +119,15 @@ def _saw_nothing(out: Tensor, *args: Any, **kwargs: Any) -> None:
     """`F.softmax` calls `Tensor.softmax`, which is seen."""
 
 
-scaled_dot_product_attention = observed(_sdpa, _saw_attention, _traced_attention, _isolation)
+scaled_dot_product_attention = observed(_sdpa, _saw_attention, _traced_attention, listening)
 scaled_dot_product_attention.__module__ = F.__name__  # where a pickle by name finds it
-softmax = observed(_softmax, _saw_nothing, _traced_softmax, _isolation)
-torch_softmax = observed(torch.softmax, _saw_softmax, None, _isolation)
+softmax = observed(_softmax, _saw_nothing, _traced_softmax, listening)
+torch_softmax = observed(torch.softmax, _saw_softmax, None, listening)
 torch_softmax.__module__, torch_softmax.__qualname__ = torch.__name__, "softmax"
-special_softmax = observed(torch.special.softmax, _saw_softmax, None, _isolation)
+special_softmax = observed(torch.special.softmax, _saw_softmax, None, listening)
 special_softmax.__module__, special_softmax.__qualname__ = torch.special.__name__, "softmax"
 special_softmax.__name__ = "softmax"
-SOFTMAX_METHOD.set_method(torch.Tensor, "softmax", observed(torch.Tensor.softmax, _saw_softmax, None, _isolation))
+SOFTMAX_METHOD.set_method(torch.Tensor, "softmax", observed(torch.Tensor.softmax, _saw_softmax, None, listening))
 
 
 def _saw_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -159,7 +153,7 @@ def _traced_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any
         compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))
 
 
-cross_entropy = observed(_cross_entropy, _saw_cross_entropy, _traced_cross_entropy, _isolation)
+cross_entropy = observed(_cross_entropy, _saw_cross_entropy, _traced_cross_entropy, listening)
 
 
 @functools.wraps(_clip_grad_norm_)

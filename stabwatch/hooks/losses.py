@@ -13,7 +13,7 @@ from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.run_accumulators import BETWEEN, OUT_OF_RANGE, UNNORMALISED
 from stabwatch.hooks.base.views import logit_rows
-from stabwatch.hooks.forward import CURSOR, in_backward
+from stabwatch.hooks.forward import CURSOR, in_backward, listening
 from stabwatch.hooks.patching import Patch
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.where import is_fake
@@ -24,11 +24,6 @@ ROWS = 256
 """Most rows of log-probabilities of a call that are added up, evenly spread."""
 OFF = 0.1
 """Distance of the logarithm of a sum of probabilities from 0: far above the rounding of bfloat16."""
-
-
-def _isolation() -> Any:
-    root = CURSOR.root
-    return None if root is None else root.context.isolation
 
 
 def _context() -> TapContext | None:
@@ -115,7 +110,7 @@ def _note_sums(context: TapContext, input: Tensor) -> None:
 
 
 LOSS_PATCHES = tuple(
-    Patch(original, observed(original, seen, None, _isolation))
+    Patch(original, observed(original, seen, None, listening))
     for original, seen in (
         (F.mse_loss, _saw_mse), (F.l1_loss, _saw), (F.smooth_l1_loss, _saw), (F.huber_loss, _saw),
         (F.binary_cross_entropy_with_logits, _saw_binary), (F.nll_loss, _saw_nll),

@@ -53,8 +53,7 @@ class Taps:
         self.failed_elsewhere: Mapping[str, int] = {}
         self._made = context, config, ranks, governor, guards, self._failure
         with ExitStack() as undo:
-            with _no_collection():
-                self.now = ModelTaps(*self._made)
+            self.now = self._taps_of_now()
             undo.callback(lambda: self.now.remove())
             self.batches = Batches(context.device)
             FunctionTaps.install(context)
@@ -77,7 +76,11 @@ class Taps:
         """The model has changed: watch what it has now. stepped: a step of it was seen."""
         self._context.brackets.update()
         self._context.renew(device_of(self._ranks.model, self._context.device))
-        self.now = ModelTaps(*self._made, self.now, stepped)
+        self.now = self._taps_of_now(self.now, stepped)
+
+    def _taps_of_now(self, *before: Any) -> ModelTaps:
+        with _no_collection():
+            return ModelTaps(*self._made, *before)
 
     def remove(self) -> None:
         """Remove everything."""

@@ -47,7 +47,7 @@ def zero_grad_before_step(trial: Trial) -> None:
 
 @report(
     source="https://github.com/isayev/ReLeaSE/issues/39, https://github.com/roman-vygon/triplet_loss_kws/issues/6",
-    mechanism="The loss is made anew from a number, so that backward runs: no parameter gets a gradient.",
+    mechanism="The loss is computed again from a number, so that backward runs: no parameter gets a gradient.",
     causes=("NoUpdates", "ZeroGradients", "PartWithoutGradient"),
     check=loss_hurt,
     shown_by="no backward pass reaches the parameters",
@@ -66,7 +66,7 @@ def loss_from_a_number(trial: Trial) -> None:
 
 @report(
     source="https://github.com/timoschick/pet/issues/36, https://github.com/microsoft/Swin-Transformer/issues/185",
-    mechanism="Gradients are accumulated over more batches than an epoch has, counted anew in each epoch: "
+    mechanism="Gradients are accumulated over more batches than an epoch has, counted from zero in each epoch: "
     "the optimizer never steps.",
     causes=("OptimizerNeverSteps",),
     check=loss_hurt,

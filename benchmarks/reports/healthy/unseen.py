@@ -255,7 +255,7 @@ def growing_pictures(trial: Trial) -> None:
 
 @healthy(learns=falls(0.5), steps=400)
 def physics_informed(trial: Trial) -> None:
-    """A network that fulfils y'' = -y: second derivatives in the loss, points drawn anew each step."""
+    """A network that fulfils y'' = -y: second derivatives in the loss, new points in each step."""
     model = mlp(1, 32, 32, 1, act=nn.Tanh)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     trial.attach(model, optimizer)

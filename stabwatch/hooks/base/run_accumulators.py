@@ -68,7 +68,6 @@ class RunAccumulators:
         self._basics, basics = _together(BASICS, device)
         self._others, others = _together(OTHERS, device)
         self.losses = {name: basics[loss_source(name)] for name in LOSS_FALLBACKS}
-        self._on_host = {name: x.numpy() for name, x in self.losses.items()} if device.type == "cpu" else {}
         self.token_loss = new_accumulator("mean", device)
         self.logits = new_accumulator("logsumexp", device)
         self.certainty = new_accumulator("certainty", device)
@@ -97,9 +96,7 @@ class RunAccumulators:
 
     def update_loss(self, source: str, value: Tensor | float) -> None:
         """Add the mean loss of a micro-batch; of the source `backward` the loss of the whole step."""
-        if isinstance(value, float) and self._on_host:
-            merge_floats(MEAN, self._on_host[source], _one(value))
-        elif isinstance(value, float):
+        if isinstance(value, float):
             merge_(MEAN, self.losses[source], _one(value))
         else:
             self._update(self.losses[source], value)

@@ -129,8 +129,8 @@ def _weights(module: nn.Module) -> tuple[nn.Parameter, nn.Parameter, Split | Non
 
 def _held(module: nn.Module) -> Mapping[str, Any]:
     """Children and parameters. Nothing of a module in TorchScript; a parametrized weight is not computed."""
-    tables = (vars(module).get("_parameters"), vars(module).get("_modules"))
-    return ChainMap(*(table for table in reversed(tables) if isinstance(table, dict)))
+    tables = (vars(module).get(name) for name in ("_modules", "_parameters"))
+    return ChainMap(*(table for table in tables if isinstance(table, dict)))
 
 
 def _own(module: nn.Module, name: str) -> Any:

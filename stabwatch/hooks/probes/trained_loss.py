@@ -158,10 +158,8 @@ class TrainedLoss:
 
     def add(self, value: Number | None) -> None:
         """The backward pass that began last has ended; `value` is its objective."""
-        self.ever = True
-        if not self._settled:
-            self.passes += 1
-            self.total = added(self.total, value)
+        self.passes += not self._settled
+        self.collect(value)
         self._after = _state(self.parameters)
 
     def collect(self, value: Number | None) -> None:
