@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.confidence import confidence_of
+from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.excursions import BASE
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, past_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment, picked
@@ -74,21 +75,12 @@ def _climb(values: Array) -> int | None:
 
 def _climbing(segment: RunSegment, norm: Column, start: int) -> Incident:
     base, last = float(norm.values[start - 1]), float(norm.values[-1])
-    return Incident(
-        condition="GradientNormExplosion",
-        severity="warning",
-        first_step=int(norm.steps[start]),
-        last_step=None,
-        records=len(norm) - start,
-        ratio=last / base,
-        confidence="likely",
-        line=int(norm.lines[start]),
-        text=(
-            f"The gradient norm explodes from step {norm.steps[start]} on, from {base:.3g} to {last:.3g} at the end, "
-            f"at least threefold in each record." + how_sure(len(norm), "likely")
-        ),
-        evidence=(_of_loss(segment, int(norm.steps[start]), int(norm.steps[-1])),),
+    text = (
+        f"The gradient norm explodes from step {norm.steps[start]} on, from {base:.3g} to {last:.3g} at the end, "
+        f"at least threefold in each record." + how_sure(len(norm), "likely")
     )
+    evidence = (_of_loss(segment, int(norm.steps[start]), int(norm.steps[-1])),)
+    return to_the_end(norm, start, text, condition="GradientNormExplosion", ratio=last / base, evidence=evidence)
 
 
 def _sustained(ratio: Array) -> list[tuple[int, int]]:

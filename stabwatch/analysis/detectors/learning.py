@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.robust import Array, level
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import how_sure, number_of
@@ -193,16 +194,7 @@ def _standstill(segment: RunSegment, loss: Column) -> list[Incident]:
 
 def nothing_learned(loss: Column, text: str) -> Incident:
     """From the first record to the end of the log."""
-    return Incident(
-        condition="NotLearning",
-        severity="warning",
-        first_step=int(loss.steps[0]),
-        last_step=None,
-        records=len(loss),
-        confidence="likely",
-        line=int(loss.lines[0]),
-        text=text,
-    )
+    return to_the_end(loss, 0, text, condition="NotLearning")
 
 
 def _reason(segment: RunSegment, loss: Column, values: Array) -> str:
@@ -238,20 +230,9 @@ def _plateau(segment: RunSegment, loss: Column) -> list[Incident]:
     if best <= 0 or now < WORSE * best or moved > 3 * FLAT * now or len(loss) < len(before) // 8:
         return []
     start = int(np.argmax(loss.values <= now * (1 + 5 * FLAT)))
-    return [
-        Incident(
-            condition="LossPlateau",
-            severity="warning",
-            first_step=int(loss.steps[start]),
-            last_step=None,
-            records=len(loss) - start,
-            ratio=now / best,
-            confidence="likely",
-            line=int(loss.lines[start]),
-            text=(
-                f"The {segment.loss_name} stays on a plateau of {now:.4g} from step {loss.steps[start]} to the end; "
-                f"before its restart this training had reached {best:.4g}."
-            ),
-            evidence=(f"{len(loss) - start} records on the plateau.",),
-        )
-    ]
+    text = (
+        f"The {segment.loss_name} stays on a plateau of {now:.4g} from step {loss.steps[start]} to the end; "
+        f"before its restart this training had reached {best:.4g}."
+    )
+    evidence = (f"{len(loss) - start} records on the plateau.",)
+    return [to_the_end(loss, start, text, condition="LossPlateau", ratio=now / best, evidence=evidence)]

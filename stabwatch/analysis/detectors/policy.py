@@ -9,6 +9,7 @@ import numpy as np
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.alerts.roles import REWARD, spelled
+from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.robust import Array, rolling_median, scatter
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import how_sure, number_of
@@ -252,19 +253,7 @@ def _discriminator(segment: RunSegment) -> list[Incident]:
 
 
 def _to_the_end(column: Column, start: int, text: str, evidence: str, *, condition: str) -> Incident:
-    """A warning about the records of a column from index `start` to the end."""
-    return Incident(
-        condition=condition,
-        signal=column.name,
-        severity="warning",
-        first_step=int(column.steps[start]),
-        last_step=None,
-        records=len(column) - start,
-        confidence="likely",
-        line=int(column.lines[start]),
-        text=text,
-        evidence=(evidence,),
-    )
+    return to_the_end(column, start, text, condition=condition, signal=column.name, evidence=(evidence,))
 
 
 def _last_above(values: Array, limit: float) -> int:

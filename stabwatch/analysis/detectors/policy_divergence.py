@@ -8,6 +8,7 @@ import numpy as np
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.alerts.roles import is_called, spelled
+from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.segments import RunSegment, picked
 from stabwatch.analysis.detectors.wording import how_sure
 from stabwatch.analysis.readers.log import Column
@@ -51,18 +52,9 @@ def _runs_away(kl: Column) -> int | None:
 
 
 def _told(kl: Column, start: int) -> Incident:
-    return Incident(
-        condition="KLRunaway",
-        signal=kl.name,
-        severity="warning",
-        first_step=int(kl.steps[start + 1]),
-        last_step=None,
-        records=len(kl) - start - 1,
-        ratio=float(kl.values[-1] / kl.values[start]),
-        confidence="possible",
-        line=int(kl.lines[start + 1]),
-        text=(
-            f"The divergence of the policy ('{kl.name}') rises in each record from step {kl.steps[start + 1]} on, from "
-            f"{kl.values[start]:.3g} to {kl.values[-1]:.4g} at the end." + how_sure(len(kl), "possible")
-        ),
+    text = (
+        f"The divergence of the policy ('{kl.name}') rises in each record from step {kl.steps[start + 1]} on, from "
+        f"{kl.values[start]:.3g} to {kl.values[-1]:.4g} at the end." + how_sure(len(kl), "possible")
     )
+    ratio = float(kl.values[-1] / kl.values[start])
+    return to_the_end(kl, start + 1, text, condition="KLRunaway", signal=kl.name, ratio=ratio, confidence="possible")

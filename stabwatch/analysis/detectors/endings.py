@@ -1,0 +1,22 @@
+"""Incidents that last to the end of the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.readers.log import Column
+
+
+def to_the_end(column: Column, start: int, text: str, *, condition: str, **more: Any) -> Incident:
+    """A warning about the records of a column from index `start` on. more: other fields of the incident."""
+    return Incident(
+        condition=condition,
+        severity="warning",
+        first_step=int(column.steps[start]),
+        last_step=None,
+        records=len(column) - start,
+        line=int(column.lines[start]),
+        text=text,
+        **more,
+    )
