@@ -15,3 +15,7 @@ def main() -> None:
         app(prog_name="stabwatch")
     except KeyboardInterrupt:  # before a command starts; afterwards `app.guarded` handles it
         raise SystemExit(130) from None
+    finally:
+        # Python remembers an interrupt that passed through an `exec` of text (each dataclass makes one) as unhandled
+        # and would end with SIGINT instead of the exit code, until the next `exec` of text.
+        exec("")

@@ -243,6 +243,7 @@ class Writer:
         self._lock = threading.Lock()
         self._closed = False
         self._end: Event | None = None
+        self._before_end: Callable[[], object] = lambda: None
         self._wake = threading.Event()
         self._asleep = self._worked = False
         self.dropped = 0
@@ -290,12 +291,16 @@ class Writer:
         with self._lock:  # both sides of the queue drop
             self.dropped += 1
 
-    def close(self, end: Event | None = None, timeout: float = 10.0) -> None:
+    def close(
+        self, end: Event | None = None, timeout: float = 10.0, before: Callable[[], object] = lambda: None
+    ) -> None:
         """Write everything in the queue, then `end` with the number of dropped items, then stop.
 
+        before: called in the thread once the queue is empty; its events come before `end`.
         May be called twice. Later items are dropped and counted. What is not written after `timeout` seconds is said.
         """
         self._closed = True
+        self._before_end = before
         if not self._thread.is_alive():
             return
         self._end = end
@@ -323,6 +328,7 @@ class Writer:
                 self._now_and_then()
             self.seconds = time.thread_time()
             self._gather(now - came > QUIET, due - now)
+        self._attempt("report", self._before_end)
         if self._end is not None:
             lost = {"dropped": self.dropped} if self.dropped else {}
             self._pending.append(replace(self._end, data={**self._end.data, **lost}))

@@ -420,10 +420,10 @@ class Session(TrainingEvents):
         self._shared.close(reason)
         self._shared.receive_errors()
         if self._writer is not None:
-            self._reports.run_ends(self._taps.now)
             if reason != "replaced":
                 self._say_silence(last=True)
-            self._writer.close(Event("end", time.time(), self.step - 1, {"reason": reason, **facts}))
+            end = Event("end", time.time(), self.step - 1, {"reason": reason, **facts})
+            self._writer.close(end, before=lambda: self._reports.run_ends(self._taps.now))
             if self._uploader is not None:
                 self._uploader.close()
             with suppress(TrainingUnstableError):  # the training is over

@@ -207,5 +207,12 @@ def test_a_closed_pipe_is_no_error():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_ctrl_c_inside_an_exec_of_text_has_the_exit_code_too(tmp_path):
+    lines = "import stabwatch.cli.app as a\na.app = lambda prog_name: exec('raise KeyboardInterrupt')\n"
+    (tmp_path / "ctrl_c.py").write_text(f"{lines}from stabwatch.cli import main\nmain()\n")
+    done = subprocess.run([sys.executable, "-m", "ctrl_c"], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(surface(), indent=1) + "\n")

@@ -6,10 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import stabwatch
 from stabwatch.analysis import analyze
 from stabwatch.cli.doctor.run import check_run
-from stabwatch.runlog import read_run
+from stabwatch.runlog import read_run, writer
 from stabwatch.runtime.run_metadata import how_it_ended
 from tests.processes import run_python
 
@@ -69,3 +72,19 @@ def test_what_leaves_the_training_gives_the_reason() -> None:
     assert how_it_ended(None) == how_it_ended(SystemExit(0)) == how_it_ended(SystemExit()) == "finished"
     assert how_it_ended(KeyboardInterrupt()) == "interrupted"
     assert how_it_ended(SystemExit(3)) == how_it_ended(ValueError("no")) == "exception"
+
+
+def test_a_run_that_ends_before_its_records_are_written_reports_its_coverage(tmp_path: Path, monkeypatch) -> None:
+    """Three fast steps are over while the writer still gathers."""
+    monkeypatch.setattr(writer, "PAUSE", 60.0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, every_step=True)
+    for _ in range(3):
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    watch.detach()
+    run = read_run(tmp_path / "run")
+    assert len(run.steps) == 3
+    assert [event.kind for event in run.events][-2:] == ["coverage", "end"]
