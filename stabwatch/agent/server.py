@@ -55,7 +55,8 @@ class RunPages:
                 signals=False,
             )
         )
-        self._scrape = Scrape(registry, lambda: follower.snapshot, SignalText(derived).encode)
+        text = SignalText(derived)
+        self._scrape = Scrape(registry, lambda: follower.snapshot, lambda s, *how: text.encode([s], *how))
         self._data = Memo[tuple[int, int], bytes](DATA_SECONDS)
         self._asked = AskedSignals(follower.log.path)
         self._signal = Memo[str, bytes](SIGNAL_SECONDS)

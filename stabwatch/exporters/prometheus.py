@@ -84,7 +84,8 @@ class RunCollector(Collector):
 
     snapshot: returns the newest snapshot immediately. derived: all derived signals. rules: (name, severity) of every
     rule; a rule that never fired is exported as 0. signals: False where `SignalText` writes signals and
-    derived signals. A family that cannot be built is left out and counted.
+    derived signals. counts: False where not the whole log was read, so that counters are not known. A family that
+    cannot be built is left out and counted.
     """
 
     def __init__(
@@ -93,9 +94,11 @@ class RunCollector(Collector):
         derived: Iterable[DerivedMetric] = (),
         rules: Iterable[tuple[str, str]] = (),
         signals: bool = True,
+        counts: bool = True,
     ) -> None:
         self._snapshot = snapshot
         self._signals = signals
+        self._counts = counts
         self._derived = {d.name: d for d in derived}
         self._rules = tuple(rules)
         self._errors = 0
@@ -109,18 +112,20 @@ class RunCollector(Collector):
         """The families of one scrape."""
         snapshot = self._snapshot()
         signals = (signal_families, self._derived_families) if self._signals else ()
-        for build in (_run, _state, _progress, *signals, self._alerts, _details, _nonfinite):
+        counts = (self._violations, _nonfinite) if self._counts else ()
+        for build in (_run, _state, _progress, *signals, self._firing, _details, *counts):
             try:
                 yield from list(build(snapshot))
             except Exception:
                 with self._lock:
                     self._errors += 1
-        yield from self._itself(snapshot)
+        if self._counts:
+            yield from self._itself(snapshot)
 
     def _derived_families(self, s: Snapshot) -> Iterator[Metric]:
         return derived_families(s, self._derived)
 
-    def _alerts(self, s: Snapshot) -> Iterator[Metric]:
+    def _firing(self, s: Snapshot) -> Iterator[Metric]:
         firing = GaugeMetricFamily(
             "stabwatch_alerts_firing",
             "Whether a rule fires, by layer; 0 with an empty layer for a rule that does not fire.",
@@ -131,6 +136,8 @@ class RunCollector(Collector):
         for rule, severity, layer in sorted(rows):
             firing.add_metric([clean(s.run), rule, severity, clean(layer)], float(rule in firing_rules))
         yield firing
+
+    def _violations(self, s: Snapshot) -> Iterator[Metric]:
         counts = {(rule, ""): 0 for rule, _ in self._rules}
         counts.update({(rule, layer): n for rule, layer, n in s.violations})
         violations = CounterMetricFamily(

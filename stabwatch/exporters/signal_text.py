@@ -1,7 +1,7 @@
 """The text of the signals on /metrics, from a template: to write thousands of series again would take most of a scrape.
 
 The template is what prometheus_client writes for the same series, with a place for each number. It is made again when
-the series change, or which of them have a finite value.
+the series change, or which of them have a finite value; the lines of a run are kept while its series are the same.
 """
 
 from __future__ import annotations
@@ -28,74 +28,121 @@ KEPT = 8
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of the text. place: where its number is in `_numbers`; -1 for a line without one."""
+    """A line of the text. place: where its number is in `_numbers`."""
 
     text: str
     place: int
 
 
-@dataclass
-class _Written:
-    """The lines of some series in one format, and the template of those that had a finite value last."""
+@dataclass(frozen=True)
+class _Family:
+    """The lines of a metric. head: its help and its type."""
 
-    run: str
+    head: str
+    lines: list[_Line]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The lines of a run's series in one format, by metric."""
+
     keys: Sequence[SeriesKey]
     derived: Sequence[SeriesKey]
-    lines: list[_Line]
+    families: dict[str, _Family]
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The lines that had a finite value last. written: of which runs. places: of the numbers of all of them."""
+
+    written: list[_Written]
     shown: NDArray[np.bool_]
-    template: str
+    text: str
     places: NDArray[np.int64]
 
 
 class SignalText:
-    """Writes the signals and the derived signals of a snapshot. For any thread. derived: all of the latter."""
+    """Writes the signals and the derived signals of snapshots. For any thread. derived: all of the latter."""
 
     def __init__(self, derived: Iterable[DerivedMetric] = ()) -> None:
         self._derived = {d.name: d for d in derived}
-        self._known: dict[str, _Written] = {}
+        self._written: dict[str, dict[str, _Written]] = {}
+        self._templates: dict[str, _Template] = {}
         self._lock = threading.Lock()
 
-    def encode(self, snapshot: Snapshot, encoder: Encoder, kind: str) -> bytes:
-        """The text without an end mark. kind: identifies the format that the encoder writes."""
-        numbers = _numbers(snapshot)
-        shown = np.isfinite(numbers)
-        size, derived = len(snapshot.keys), [key for key, _ in snapshot.derived]
-        shown[2 * size : 3 * size] = True  # counters are always shown
-        with self._lock:
-            known = self._known.get(kind)
-            if known is None or (known.run, known.keys, known.derived) != (snapshot.run, snapshot.keys, derived):
-                known = self._known[kind] = self._written(snapshot, encoder)
-                for old in list(self._known)[:-KEPT]:
-                    del self._known[old]
-            if not np.array_equal(known.shown, shown):
-                kept = [line for line in known.lines if line.place < 0 or shown[line.place]]
-                known.template = "".join(line.text for line in kept)
-                known.places = np.array([line.place for line in kept if line.place >= 0], np.int64)
-                known.shown = shown
-            return (known.template % tuple(numbers[known.places].tolist())).encode()
+    def encode(self, snapshots: Sequence[Snapshot], encoder: Encoder, kind: str) -> bytes:
+        """The text without an end mark: each metric with the samples of all runs, which have names of their own.
 
-    def _written(self, s: Snapshot, encoder: Encoder) -> _Written:
-        """All lines, found by writing the place of each number instead of the number."""
+        kind: identifies the format that the encoder writes.
+        """
+        each = [_numbers(s) for s in snapshots]
+        shown = np.concatenate([np.empty(0, np.bool_), *map(_shown, snapshots, each)])
+        numbers = np.concatenate([np.empty(0), *each])
+        with self._lock:
+            known = self._written.pop(kind, {})
+            mine = {s.run: self._of(s, known.get(s.run), encoder) for s in snapshots}
+            self._written[kind] = mine  # the newest format is the last
+            for old in list(self._written)[:-KEPT]:
+                del self._written[old]
+                self._templates.pop(old, None)
+            written, last = list(mine.values()), self._templates.get(kind)
+            if last is None or not _same(last.written, written) or not np.array_equal(last.shown, shown):
+                last = self._templates[kind] = _template(written, [*map(len, each)], shown)
+            return (last.text % tuple(numbers[last.places].tolist())).encode()
+
+    def _of(self, s: Snapshot, known: _Written | None, encoder: Encoder) -> _Written:
+        """The lines of a run, found by writing the place of each number instead of the number."""
         size, derived = len(s.keys), [key for key, _ in s.derived]
+        if known is not None and (known.keys, known.derived) == (s.keys, derived):
+            return known
         last, window, totals = (np.arange(i * size, (i + 1) * size, dtype=np.float64) for i in range(3))
         numbered = tuple((key, float(3 * size + i)) for i, key in enumerate(derived) if key.signal in self._derived)
         s = replace(s, last=last, window=window, totals=totals, derived=numbered)
-        families = chain(signal_families(s), derived_families(s, self._derived))
-        lines = []
-        for line in encoder(_Families(families)).removesuffix(END).decode().split("\n")[:-1]:
-            written = line.replace("%", "%%")
+        families: dict[str, _Family] = {}
+        head = ""
+        written = chain(signal_families(s), derived_families(s, self._derived))
+        for line in encoder(_Families(written)).removesuffix(END).decode().split("\n")[:-1]:
+            text = line.replace("%", "%%")
             if line.startswith("#"):
-                lines.append(_Line(f"{written}\n", -1))
+                head = f"{head}{text}\n" if not line.startswith("# HELP") else f"{text}\n"
                 continue
-            head, _, number = written.rpartition(" ")
+            start, _, number = text.rpartition(" ")
             place = int(float(number))
             form = "%.7g" if place < 3 * size else "%r"  # the log has float32; derived signals are computed
-            lines.append(_Line(f"{head} {form}\n", place))
-        return _Written(s.run, s.keys, derived, lines, np.empty(0, bool), "", np.empty(0, np.int64))
+            family = families.setdefault(head.split(" ", 3)[2], _Family(head, []))
+            family.lines.append(_Line(f"{start} {form}\n", place))
+        return _Written(s.keys, derived, families)
+
+
+def _same(one: list[_Written], other: list[_Written]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _template(written: list[_Written], sizes: list[int], shown: NDArray[np.bool_]) -> _Template:
+    """sizes: how many numbers each run has."""
+    texts: dict[str, list[str]] = {}
+    places: dict[str, list[int]] = {}
+    start = 0
+    for run, size in zip(written, sizes, strict=True):
+        for name, family in run.families.items():
+            kept = [line for line in family.lines if shown[start + line.place]]
+            if kept:
+                texts.setdefault(name, [family.head]).extend(line.text for line in kept)
+                places.setdefault(name, []).extend(start + line.place for line in kept)
+        start += size
+    text = "".join(chain.from_iterable(texts.values()))
+    return _Template(written, shown, text, np.array(list(chain.from_iterable(places.values())), np.int64))
 
 
 def _numbers(s: Snapshot) -> NDArray[np.float64]:
     return np.concatenate([s.last, s.window, s.totals, [value for _, value in s.derived]]).astype(np.float64)
+
+
+def _shown(s: Snapshot, numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which numbers are written: counters always, others if they are finite."""
+    shown = np.isfinite(numbers)
+    shown[2 * len(s.keys) : 3 * len(s.keys)] = True
+    return shown
 
 
 class _Families(Collector):

@@ -20,6 +20,8 @@ from stabwatch.agent.server import PAGE as RUN_PAGE
 from stabwatch.agent.server import runbooks
 from stabwatch.agent.web import Environ, Gate, StartResponse, encoded, file_of, nothing, respond, respond_json
 from stabwatch.errors import StabwatchError
+from stabwatch.exporters.prometheus import Snapshot
+from stabwatch.exporters.signal_text import SignalText
 from stabwatch.runlog.glance import Glance
 from stabwatch.serve.clusters import clusters, settings_of
 from stabwatch.serve.index import Index
@@ -54,9 +56,10 @@ COMPARE_SECONDS = 25.0
 
 @dataclass
 class Moment:
-    """A point in time at which /metrics was made."""
+    """What /metrics shows of the runs, and since when."""
 
     made: float
+    snapshots: list[Snapshot]
 
 
 class ServiceApp:
@@ -76,9 +79,10 @@ class ServiceApp:
         self._errors = errors
         self._gate = Gate(token, hosts)
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(RunsCollector(self._snapshots, self._service))
-        self._moment = Moment(-1.0)
-        self._scrape = Scrape(registry, self._now)
+        registry.register(RunsCollector(lambda: self._moment.snapshots, self._service))
+        text = SignalText()
+        self._moment = Moment(-1e9, [])
+        self._scrape = Scrape(registry, self._now, lambda moment, *how: text.encode(moment.snapshots, *how))
         self._list = Memo[int, bytes](LIST_SECONDS)
         self._clusters = Memo[None, bytes](CLUSTER_SECONDS)
         self._named = Memo[str, bytes](SETTINGS_SECONDS)
@@ -216,10 +220,10 @@ class ServiceApp:
 
     def _now(self) -> Moment:
         if time.monotonic() - self._moment.made > METRICS_SECONDS:
-            self._moment = Moment(time.monotonic())
+            self._moment = Moment(time.monotonic(), self._snapshots())
         return self._moment
 
-    def _snapshots(self) -> list[Any]:
+    def _snapshots(self) -> list[Snapshot]:
         names = names_of(self._index.rows())
         rows = [(run, self._index.row(run.id)) for run in self._index.shown()]
         return [snapshot_of(run, row, names.get(run.id, run.id)) for run, row in rows if row is not None]

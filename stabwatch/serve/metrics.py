@@ -32,7 +32,10 @@ class ServiceState:
 
 
 class RunsCollector(Collector):
-    """All runs in one scrape. snapshots: of the runs that are shown. state: of the service."""
+    """All runs in one scrape but for their signals, which `SignalText` writes.
+
+    snapshots: of the runs that are shown. state: of the service.
+    """
 
     def __init__(self, snapshots: Callable[[], Sequence[Snapshot]], state: Callable[[], ServiceState]) -> None:
         self._snapshots = snapshots
@@ -46,7 +49,7 @@ class RunsCollector(Collector):
         """The families of one scrape, each with the samples of all runs."""
         families: dict[str, Metric] = {}
         for snapshot in self._snapshots():
-            for family in RunCollector(_always(snapshot)).collect():
+            for family in RunCollector(_always(snapshot), signals=False, counts=False).collect():
                 known = families.setdefault(family.name, family)
                 if known is not family:
                     known.samples += family.samples

@@ -54,9 +54,23 @@ def test_it_is_what_the_library_writes(kind):
     gone = replace(first, last=np.full(len(KEYS), np.inf), window=np.full(len(KEYS), np.nan))
     for s in (first, snapshot(1e-9), snapshot(1e9), appeared, gone, snapshot(2.0, run="other")):
         wanted = _registry(s)
-        found = text.encode(s, encoder, kind)
+        found = text.encode([s], encoder, kind)
         assert samples(found + (END if kind == "openmetrics" else b""), parse) == samples(encoder(wanted), parse)
         assert len(samples(found + (END if kind == "openmetrics" else b""), parse)) >= len(LAYERS)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_many_runs_share_the_head_of_a_metric(kind):
+    encoder, parse = FORMATS[kind]
+    text = SignalText(DERIVED)
+    a, b = snapshot(1.0, run="a"), replace(snapshot(2.0, run="b"), keys=KEYS[:-1])
+    b = replace(b, **{name: getattr(b, name)[:-1] for name in ("last", "window", "totals", "nonfinite")})
+    for runs in ((a, b), (replace(a, last=a.last * 2), b), (b,), (), (b, a)):
+        found = text.encode(runs, encoder, kind)
+        heads = [line for line in found.decode().splitlines() if line.startswith("# TYPE")]
+        assert len(heads) == len(set(heads))
+        wanted = {k: v for s in runs for k, v in samples(encoder(_registry(s)), parse).items()}
+        assert samples(found + (END if kind == "openmetrics" else b""), parse) == wanted
 
 
 def _registry(s: Snapshot) -> CollectorRegistry:
