@@ -4,6 +4,8 @@ See `schema.py` for the content of a run folder, `writer.py` for writing, `reade
 """
 
 from stabwatch.runlog.attempts import read_run as read_run
+from stabwatch.runlog.folder import RunFolder as RunFolder
+from stabwatch.runlog.folder import append_event as append_event
 from stabwatch.runlog.reader import Run as Run
 from stabwatch.runlog.reader import RunLog as RunLog
 from stabwatch.runlog.reader import find_run as find_run
@@ -18,6 +20,4 @@ from stabwatch.runlog.schema import RecordLayout as RecordLayout
 from stabwatch.runlog.schema import SeriesKey as SeriesKey
 from stabwatch.runlog.schema import host_accumulator as host_accumulator
 from stabwatch.runlog.schema import plain as plain
-from stabwatch.runlog.writer import RunFolder as RunFolder
 from stabwatch.runlog.writer import Writer as Writer
-from stabwatch.runlog.writer import append_event as append_event

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from stabwatch.errors import RunLogError
+from stabwatch.runlog.folder import columns
 from stabwatch.runlog.frame import Frame, Frames, frame_of
 from stabwatch.runlog.schema import FIXED_WIDTH, READABLE, READABLE_VERSIONS, RecordBatch, RecordLayout
-from stabwatch.runlog.writer import columns
 
 FIRST = 16
 """A record in the file may be so many times shorter than in memory, before it is known how much."""

@@ -11,10 +11,10 @@ from itertools import count
 from pathlib import Path
 
 from stabwatch.runlog.atomic import atomic_output
+from stabwatch.runlog.folder import RunFolder
 from stabwatch.runlog.labels import LABELS
 from stabwatch.runlog.schema import EVENTS, LEASE, META, segments_of
 from stabwatch.runlog.stores import Store, joined, parent_and_name, shown
-from stabwatch.runlog.writer import RunFolder
 
 SENT = ".sent.json"
 """In the run folder: where it was sent, and what of it."""

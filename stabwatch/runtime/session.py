@@ -26,9 +26,6 @@ from stabwatch.guards.taylor import OVER_RANKS
 from stabwatch.hooks.presence import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
-from stabwatch.runlog.stores import shown
-from stabwatch.runlog.upload import Uploader
-from stabwatch.runtime.agent_process import AgentProcess
 from stabwatch.runtime.coverage import UNATTACHED
 from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.model_changes import TOO_OFTEN
@@ -39,8 +36,9 @@ from stabwatch.runtime.pace import Pace
 from stabwatch.runtime.ranks import SharedSteps
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
-from stabwatch.runtime.resume import launch, open_run, run_state
+from stabwatch.runtime.resume import run_state
 from stabwatch.runtime.run_metadata import how_it_ended
+from stabwatch.runtime.run_output import RunOutput
 from stabwatch.runtime.script_inputs import ScriptInputs
 from stabwatch.runtime.step_buffer import Extent
 from stabwatch.runtime.taps import Taps
@@ -76,10 +74,8 @@ class Session(TrainingEvents):
         self.config = config or Config()
         self.run = ""
         self.run_dir = Path(run_dir) if run_dir is not None else Path(self.config.root)
-        self._agent: AgentProcess | None = None
+        self._output: RunOutput | None = None
         self._writer: Writer | None = None
-        self._uploader: Uploader | None = None
-        self._attempt = 1
         self._overdue: Overdue | None = None
         self._taps: Taps
         self.inputs: ScriptInputs | None = None
@@ -142,24 +138,14 @@ class Session(TrainingEvents):
         self._plan_next()
 
     def _open(self, run_dir: str | Path | None, resume: str | Path | None) -> None:
-        folder, self._attempt, url = open_run(
-            run_dir, resume, self.config, self._ranks, self._model, self._taps.now.names
+        self._output = RunOutput(
+            run_dir, resume, self.config, self._ranks, self._model, self._taps.now.names, self.context.step, self._idle
         )
-        self.run, self.run_dir = folder.run, folder.path
-        self._writer = Writer(folder, idle=self._idle)
-        facts = {"launch": launch()} if launch() else {}
-        self._writer.event("start", self.context.step, argv=sys.argv[:1], attempt=self._attempt, **facts)
-        if self.config.agent:
-            self._agent = AgentProcess(folder.path, self.config, self._writer.event)
-        if url is not None:
-            self._uploader = Uploader(folder, url, self._writer.event)
-        if self.config.verbose:
-            where = folder.path if url is None else f"{folder.path}, sent to {shown(url)}"
-            print(f"stabwatch: watching {type(self._model).__name__}, run log in {where}", file=sys.stderr)
+        self.run, self.run_dir, self._writer = self._output.run, self._output.path, self._output.writer
 
     def _follow_ranks(self) -> Overdue:
         ranks, shared = self._ranks, self._shared
-        run = (self.run_dir, self._attempt) if self._writer is not None else None
+        run = (self.run_dir, self._output.attempt) if self._output is not None else None
         return Overdue(
             ranks.rank, ranks.world, run, lambda: shared.directory,
             lambda: self._model.training, self._event, self.isolation.caught,
@@ -278,8 +264,6 @@ class Session(TrainingEvents):
 
     def _idle(self) -> None:
         """About once a second, in the writer's thread."""
-        if self._agent is not None:
-            self._agent.check()
         waited = time.perf_counter() - self._attached
         if waited > 900.0:  # a first compilation takes minutes
             self._say_silence()
@@ -339,12 +323,8 @@ class Session(TrainingEvents):
 
     def settle(self, seconds: float) -> None:
         """Wait until the records so far are written, at most so long."""
-        ends = time.monotonic() + seconds
-        while (writer := self._writer) is not None and writer.written + writer.dropped < self._sent:
-            writer.hurry()
-            if time.monotonic() > ends:
-                break
-            time.sleep(0.01)
+        if self._output is not None:
+            self._output.settle(self._sent, seconds)
 
     def coverage(self) -> dict[str, Any]:
         """See Watch.coverage."""
@@ -365,7 +345,7 @@ class Session(TrainingEvents):
 
     def url(self, timeout: float = 0.0) -> str | None:
         """Address of the live page, once the agent serves it; waits up to `timeout` seconds."""
-        return self._agent.url(timeout) if self._agent is not None else None
+        return self._output.url(timeout) if self._output is not None else None
 
     def begin_step(self, number: int) -> None:
         """See Watch.begin_step."""
@@ -419,13 +399,11 @@ class Session(TrainingEvents):
         atexit.unregister(self._at_exit)
         self._shared.close(reason)
         self._shared.receive_errors()
-        if self._writer is not None:
+        if self._output is not None:
             if reason != "replaced":
                 self._say_silence(last=True)
             end = Event("end", time.time(), self.step - 1, {"reason": reason, **facts})
-            self._writer.close(end, before=lambda: self._reports.run_ends(self._taps.now))
-            if self._uploader is not None:
-                self._uploader.close()
+            self._output.close(end, before=lambda: self._reports.run_ends(self._taps.now))
             with suppress(TrainingUnstableError):  # the training is over
                 self._dispatcher.deliver()
 

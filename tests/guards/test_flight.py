@@ -112,7 +112,7 @@ def test_an_agent_s_alerts_come_back_and_bring_a_closer_look(attach):
     assert watch.wait_for_agent()
     train(watch, model, optimizer, 150, say=False, pause=0.02)
     run = attach.finish()
-    watch._session._agent._child.wait(timeout=60)
+    watch._session._output._agent._child.wait(timeout=60)
     assert [e.data["rule"] for e in run.events if e.kind == "flight"][:1] == ["NonFinite"]
     assert watch._session._pace.governor._until > BROKEN, "every tier was measured for some steps"
 

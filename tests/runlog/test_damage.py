@@ -18,7 +18,7 @@ from numpy.testing import assert_array_equal
 
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, RecordLayout, RunFolder, RunLog, append_event, read_run
-from stabwatch.runlog.writer import arrow_schema
+from stabwatch.runlog.folder import arrow_schema
 
 from .conftest import row
 

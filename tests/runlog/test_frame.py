@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stabwatch.runlog import Accumulator, RecordLayout
+from stabwatch.runlog.folder import Segment
 from stabwatch.runlog.frame import written_width
-from stabwatch.runlog.writer import Segment
 
 LAYOUTS = [
     RecordLayout.build([Accumulator("loss", "", "mean")]),

@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from stabwatch.runlog import Accumulator, Event, Meta, RecordLayout
+from stabwatch.runlog.folder import arrow_schema
 from stabwatch.runlog.schema import EVENTS, META, SCHEMA_VERSION, SEGMENTS
-from stabwatch.runlog.writer import arrow_schema
 
 ON_PURPOSE = "is what other programs read. If you change it on purpose: SCHEMA_VERSION, this test and CHANGELOG.md."
 

@@ -13,7 +13,7 @@ import torch
 import stabwatch
 from stabwatch.analysis.sources import open_sources
 from stabwatch.errors import RunLogError
-from stabwatch.runlog import find_run, mirror, read_run, upload, writer
+from stabwatch.runlog import find_run, folder, mirror, read_run, upload
 from stabwatch.runlog.stores import Store, joined, parent_and_name, shown, url_of
 from tests.agent.synthetic import Log
 
@@ -26,7 +26,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(upload, "EVERY_SECONDS", 0.02)
     monkeypatch.setattr(upload, "MOST_SECONDS", 0.05)
     monkeypatch.setattr(mirror, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(writer, "ROTATE_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr(folder, "ROTATE_SECONDS", (0.05, 0.05))
 
 
 def train(run_dir: str, steps: int = 5, pause: float = 0.0, **more) -> Path:

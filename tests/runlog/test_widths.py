@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from stabwatch.runlog import Accumulator, RecordLayout, RunFolder, RunLog, read_run
+from stabwatch.runlog.folder import Segment, arrow_schema, columns
 from stabwatch.runlog.glance import Glance
 from stabwatch.runlog.segment import SegmentTail
-from stabwatch.runlog.writer import Segment, arrow_schema, columns
 
 from .conftest import meta
 from .test_damage import FUZZ, layout_of

@@ -49,7 +49,7 @@ def test_it_does_not_where_somebody_did(attach):
 
 def test_a_replay_says_what_the_agent_sent(attach):
     run, _ = train(attach, announced=True, agent=True, port=0, linger=0.0)
-    attach.watches[-1]._session._agent._child.wait(timeout=60)
+    attach.watches[-1]._session._output._agent._child.wait(timeout=60)
     found = replay_run(RunLog(run.path))
     assert (found.new, found.gone) == ((), ())
     assert not [a for a in found.alerts if a.severity != "info"]

@@ -21,7 +21,7 @@ from stabwatch.hooks.base.run_accumulators import RunAccumulators
 from stabwatch.hooks.probes import activation, attention, loss
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.runlog import read_run
-from stabwatch.runlog.writer import RunFolder
+from stabwatch.runlog.folder import RunFolder
 from stabwatch.runtime.session import Session
 from tests.models import run
 from tests.processes import run_python
@@ -111,7 +111,7 @@ def test_an_exception_of_the_user_s_is_the_user_s(attach, tmp_path):
         "runtime.model_taps.select_modules",
         "runtime.model_taps.StepBuffer",
         "runtime.taps.register_optimizer_step_post_hook",
-        "runtime.session.Writer",
+        "runtime.run_output.Writer",
     ],
 )
 def test_when_attaching_fails_training_goes_on_unwatched(part, monkeypatch, attach, caplog):
