@@ -38,15 +38,19 @@ def write_lines(path: Path, form: str, size: int) -> None:
             i += 1000
 
 
-def write_json(path: Path, size: int) -> None:
-    """The same as JSON lines."""
+def write_json(path: Path, size: int, evaluations: bool = False) -> None:
+    """The same as JSON lines. evaluations: every hundredth is one, with other keys."""
     with path.open("w") as out:
         i = 0
         while out.tell() < size:
-            out.writelines(
-                json.dumps({"step": j, "loss": 2.5, "grad_norm": 1.0, "lr": 1e-4}) + "\n" for j in range(i, i + 1000)
-            )
+            out.writelines(json.dumps(_record(j, evaluations)) + "\n" for j in range(i, i + 1000))
             i += 1000
+
+
+def _record(step: int, evaluations: bool) -> dict[str, float]:
+    if evaluations and step % 100 == 99:
+        return {"step": step, "eval_loss": 2.6}
+    return {"step": step, "loss": 2.5, "grad_norm": 1.0, "lr": 1e-4}
 
 
 def write_events(folder: Path, points: int) -> None:
@@ -123,9 +127,10 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(_row(f"{name}: only to find the numbers", path, floor))
             rows.append(_row(name, path))
             path.unlink()
-        path = folder / "log.jsonl"
-        write_json(path, options.megabytes << 20)
-        rows.append(_row("JSON lines", path))
+        for name, evaluations in (("JSON lines", False), ("JSON lines, an evaluation in a hundred", True)):
+            path = folder / "log.jsonl"
+            write_json(path, options.megabytes << 20, evaluations)
+            rows.append(_row(name, path))
         write_events(folder / "events", options.points)
         rows.append(_row("TensorBoard", folder / "events"))
         rows.append(_row("by EventAccumulator", folder / "events", theirs))

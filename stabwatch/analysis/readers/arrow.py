@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def float64s(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
-    """Words or numbers without nulls as (length,) float64; read-only. Raises ValueError if a word is not a number."""
+    """Words or numbers as (length,) float64, read-only; a null is any number. Raises ValueError for another word."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     numbers = array.cast(pa.float64())
