@@ -38,6 +38,7 @@ class Beside(NamedTuple):
     """What a step shows beside its loss, NaN where it is not known.
 
     rewarded: a reward is logged. norm: of the gradient before clipping. acted: calls without gradients.
+    opposed: gradients went to an optimizer that has an objective of its own.
     """
 
     token_loss: float
@@ -46,20 +47,21 @@ class Beside(NamedTuple):
     forwards: float
     passes: float
     rewarded: bool
+    opposed: float = math.nan
 
 
 class Objective:
     """Whether losses of different steps can be compared, from what a step shows beside its loss.
 
     They cannot where the model itself makes its data (it is called without gradients in training mode, or its forwards
-    are steps of an episode), where a reward is logged, where the sign of the loss changes again and again, and where it
-    begins at zero (a policy, or a distance to what the model was, which can only grow). They can where the loss is the
-    cross-entropy. ever: it was not comparable at some time of the run.
+    are steps of an episode), where it is trained against another one, where a reward is logged, where the sign of the
+    loss changes again and again, and where it begins at zero (a policy, or a distance to what the model was, which can
+    only grow). They can where the loss is the cross-entropy. ever: it was not comparable at some time of the run.
     """
 
     def __init__(self) -> None:
         self.ever = False
-        self._records = self._acted = self._negative = 0
+        self._records = self._acted = self._opposed = self._negative = 0
         self._likelihood = self._from_zero = False
         self._calls: list[float] = []
         self._fewest, self._most = math.inf, 0.0
@@ -74,6 +76,7 @@ class Objective:
         self._records += 1
         self._from_zero = abs(loss) <= ZERO if self._records == 1 else self._from_zero
         self._acted += beside.acted > 0
+        self._opposed += beside.opposed > 0
         self._negative += loss < 0 and self._records <= SMOOTH
         if beside.passes > 0 and beside.forwards > 0:
             self._calls.append(beside.forwards / beside.passes)
@@ -109,7 +112,7 @@ class Objective:
         return max(decades, 0.0) / DECADES
 
     def _acts(self) -> bool:
-        return makes_its_data(self._acted, self._records)
+        return makes_its_data(self._acted, self._records) or makes_its_data(self._opposed, self._records)
 
     def _by_episodes(self) -> bool:
         """Are forwards of a backward pass as many as an episode is long? Also where that changes in the run."""
@@ -139,7 +142,7 @@ class ObjectiveColumns(LayerColumns):
     def __init__(self) -> None:
         super().__init__(
             "token_loss", "calls_without_gradient", "forward_passes", "backward_passes", "gradient_norm_before_clip",
-            "gradient_norm",
+            "gradient_norm", "opponent_steps",
         )  # fmt: skip
         self._rewarded = False
 
@@ -150,10 +153,12 @@ class ObjectiveColumns(LayerColumns):
 
     def beside(self, values: Array) -> list[Beside]:
         """What each record of values (n, series) shows."""
-        tokens, acted, forwards, passes, before, after = (self.of_run(signal, values) for signal in self.signals)
+        tokens, acted, forwards, passes, before, after, opposed = (
+            self.of_run(signal, values) for signal in self.signals
+        )
         norm = np.where(np.isnan(before), after, before)
-        rows = np.stack((tokens, norm, acted, forwards, passes), axis=1).tolist()
-        return [Beside(a, b, c, d, e, self._rewarded) for a, b, c, d, e in rows]
+        rows = np.stack((tokens, norm, acted, forwards, passes, opposed), axis=1).tolist()
+        return [Beside(a, b, c, d, e, self._rewarded, f) for a, b, c, d, e, f in rows]
 
 
 def _middle(values: deque[float]) -> float:

@@ -56,8 +56,8 @@ class Rule:
     thresholds: by severity, the highest first. abnormal: the conditions for 'outside the normal range'. Each
     threshold implies them. The onset is the first step of the unbroken span outside.
     A point is judged if the first gauge of the first threshold was measured.
-    warm_up: measured points of a series before it is judged. resolve_after: normal points in a row that resolve
-    an alert. source: where the threshold comes from.
+    warm_up: measured points of a series before it is judged. resolve_after: points in a row within the
+    normal range that resolve an alert. source: where the threshold comes from.
     """
 
     name: str

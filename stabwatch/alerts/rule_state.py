@@ -65,13 +65,11 @@ class RuleState:
             return []
         self._mark_onset(step, judged, abnormal, context)
         fires = np.full(len(self.since), len(self.rule.thresholds))
-        met_any = np.zeros(len(self.since), dtype=bool)
         for i, level in reversed(list(enumerate(self.rule.thresholds))):
             met = judged & self._all(level.when, gauges)
-            met_any |= met
             self.points_firing[i] = np.where(judged, np.where(met, self.points_firing[i] + 1, 0), self.points_firing[i])
             fires = np.where(self.points_firing[i] >= level.for_points, i, fires)
-        self.points_normal = np.where(judged, np.where(met_any, 0, self.points_normal + 1), self.points_normal)
+        self.points_normal = np.where(judged, np.where(abnormal, 0, self.points_normal + 1), self.points_normal)
         out = self._transitions(judged, fires)
         self._quiet = bool((self.level == len(self.rule.thresholds)).all() and (self.since < 0).all())
         return out
@@ -99,7 +97,7 @@ class RuleState:
         for layer in np.flatnonzero(active).tolist():
             points = np.flatnonzero(judged[:, layer])
             if len(points):
-                fires, normal = self._counted(layer, points, gauges)
+                fires, normal = self._counted(layer, points, abnormal[points, layer], gauges)
                 out += self._walk(layer, records[points], steps, abnormal[points, layer], fires, normal, context)
         self._quiet = bool((self.level == none).all() and (self.since < 0).all())
         return sorted(out, key=lambda transition: transition.record)
@@ -135,17 +133,16 @@ class RuleState:
         self.level[layer], self.since[layer] = level, since
         return out
 
-    def _counted(self, layer: int, points: Ints, gauges: BlockGauges) -> tuple[Ints, Ints]:
+    def _counted(self, layer: int, points: Ints, abnormal: Bools, gauges: BlockGauges) -> tuple[Ints, Ints]:
         """At each point: the gravest threshold that fires, and the normal points in a row."""
         none = len(self.rule.thresholds)
-        fires, met_any = np.full(len(points), none), np.zeros(len(points), dtype=bool)
+        fires = np.full(len(points), none)
         for i, threshold in reversed(list(enumerate(self.rule.thresholds))):
             met = gauges.holds(threshold.when, layer)[points, 0]
-            met_any |= met
             firing = run_lengths(met, int(self.points_firing[i, layer]))
             self.points_firing[i, layer] = firing[-1]
             fires = np.where(firing >= threshold.for_points, i, fires)
-        normal = run_lengths(~met_any, int(self.points_normal[layer]))
+        normal = run_lengths(~abnormal, int(self.points_normal[layer]))
         self.points_normal[layer] = normal[-1]
         return fires, normal
 

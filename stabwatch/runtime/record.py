@@ -33,7 +33,7 @@ DIFFERS = 0.05
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
     "evaluation_mode_ratio", "clip_limit", "backward_passes", "forward_passes", "calls_without_gradient",
-    "batch_repeated",
+    "batch_repeated", "opponent_steps",
 )  # fmt: skip
 _HOST_COUNTS = (
     "skipped_steps_total", "probe_errors_total", "records_dropped_total", "optimizer_resets_total",
@@ -70,6 +70,7 @@ class HostNumbers:
     passes: int = 0
     forwards: int = 0
     acted: int = 0
+    opposed: float = math.nan
     singles: int = 0
     largest: int = 0
     repeated: float = math.nan
@@ -120,6 +121,7 @@ class HostNumbers:
             self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing,
             self.evaluating, self.clip_limit, float(self.passes) if self.passes else math.nan,
             float(self.forwards) if self.forwards else math.nan, float(acted), self.repeated,
+            self.opposed,
         )  # fmt: skip
         fields = [x for v in gauges for x in (float(not math.isnan(v)), v)]
         return np.array(fields + [float(x) for v in increments for x in (1, v)])

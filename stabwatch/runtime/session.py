@@ -172,6 +172,7 @@ class Session(TrainingEvents):
         busy = self._pace.busy_seconds()
         self._clock.close()
         self._host.acted = self.context.actions.take()
+        self._host.opposed = float(self._opponents.take())
         self._prepared, self._since_step = False, 0
         self._stepped_parameters.clear()
         self.context.input.clear()

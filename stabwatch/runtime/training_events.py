@@ -26,6 +26,7 @@ from stabwatch.runlog import Writer
 from stabwatch.runtime.loop_checks import LoopChecks
 from stabwatch.runtime.loss_events import LossEvents
 from stabwatch.runtime.model_changes import ModelChanges, difference
+from stabwatch.runtime.opponents import Opponents
 from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
 from stabwatch.runtime.record import HostNumbers
 from stabwatch.runtime.run_metadata import learning_rate, optimizer_facts
@@ -72,6 +73,7 @@ class TrainingEvents:
         self._silence = Silence(type(model).__name__, first_step)
         self._host = HostNumbers()
         self._checks = LoopChecks(model)
+        self._opponents = Opponents()
         self._writer: Writer | None = None
         self._seen_optimizers: set[int] = set()
         self._stages: dict[int, bool] = {}
@@ -206,6 +208,7 @@ class TrainingEvents:
             self._end_unannounced()
         self.isolation.run("nonfinite", "always", self._nonfinite.backward_begins, self.step, roots, gradients)
         self.isolation.run("loss", "always", self._loss.begins)
+        self.isolation.run("opponents", "always", self._opponents.backward_begins)
         self._work.pass_begins(roots if self._ranks.wanted and self._ranks.coupled else ())
         if self.flags.open and self._clock.inside is None:
             self.isolation.run("checks", "always", self._checks.backward_begins)
@@ -214,6 +217,7 @@ class TrainingEvents:
         """Add its objective to the loss of the step, if it reached parameters of this model."""
         self._work.pass_ended()
         reached = self._loss.ended(roots, gradients)
+        self.isolation.run("opponents", "always", self._opponents.backward_ended, reached)
         if self._changes.pending:
             self._isolated(self._follow, self._changes.between, self._watched)
         if reached:
@@ -332,6 +336,7 @@ class TrainingEvents:
             self._isolated(self._follow, self._changes.between, self._watched)
         own = self._asked(self._taps.now.parameters.tracks, optimizer)
         self._silence.stepped(optimizer, own)
+        self.isolation.run("opponents", "always", self._opponents.stepped, optimizer)
         if self._silence.long:
             self._say_silence()
         if not own:

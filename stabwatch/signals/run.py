@@ -119,6 +119,11 @@ SIGNALS = (
         "batch_repeated",
         "Whether the model's first input was that of the step before: 1, or 0; known for batches in the host's memory.",
     ),
+    _host(
+        "opponent_steps",
+        "Whether an objective that reached the model gave gradients to an optimizer that steps on another one: 1, or "
+        "0.",
+    ),
     _host("input_rms", "Root mean square of the model's first input of floating-point numbers.", tier="sampled"),
     _host("clip_limit", "Largest `max_norm` that `clip_grad_norm_` was given in the step."),
     _count(

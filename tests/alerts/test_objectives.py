@@ -16,6 +16,7 @@ AROUND_ZERO = [0.3 * (-1) ** step * (1 + step // 100) for step in range(STEPS)]
 EXPLODES = [min(1.0 * 1.1 ** max(0, step - 100), 1e8) for step in range(STEPS)]
 ACTS = {"acted": lambda step: float(step % 16 == 0)}
 EPISODES = {"forwards": lambda step: 10.0 + step % 40, "passes": 1.0}
+OPPOSED = {"opposed": lambda step: float(step % 2)}
 REWARDED = {"logged episodic_return": lambda step: float(step)}
 
 
@@ -27,7 +28,7 @@ def _rules(loss, beside, each=1):
     return {a.rule for a in engine.history if a.severity != "info"}
 
 
-@pytest.mark.parametrize("beside", [ACTS, EPISODES, REWARDED], ids=["acts", "episodes", "reward"])
+@pytest.mark.parametrize("beside", [ACTS, OPPOSED, EPISODES, REWARDED], ids=["acts", "opposed", "episodes", "reward"])
 @pytest.mark.parametrize("loss", [RISES, AROUND_ZERO], ids=["rises", "around zero"])
 @pytest.mark.parametrize("each", sample([1, STEPS], STEPS))
 def test_a_loss_that_says_nothing_of_the_model_is_not_judged(beside, loss, each):

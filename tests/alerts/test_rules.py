@@ -247,3 +247,10 @@ def test_a_gradient_norm_of_the_finite_rest_is_no_calm():
     engine = Engine()
     engine.observe(RecordBatch(layout, steps, 1000.0 + steps, np.array(rows, np.float32)))
     assert [a.rule for a in engine.active] == ["GradientNormExplosion", "NonFinite"]
+
+
+def test_an_alert_that_comes_and_goes_is_one_until_values_are_in_their_normal_range():
+    """Half of the progress of the loss is lost, now a little more and now a little less: one alert, one resolution."""
+    lost = [7.0 if i // 40 % 2 else 5.9 for i in range(320)]
+    engine = _engine({"loss": [*[8 - 0.04 * i for i in range(100)], *lost, *[4.0] * 60]})
+    assert [a.state for a in engine.history if a.rule == "LossDivergence"] == ["firing", "resolved"]

@@ -1,0 +1,79 @@
+"""Is a model trained against others? What one objective of a loop gives to the optimizer of another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import ReferenceType, ref
+
+from torch import Tensor, nn
+
+KNOWN = 8
+"""Most optimizers that are remembered."""
+
+
+@dataclass
+class _Trained:
+    """An optimizer that steps: one of its parameters, and the optimizers that stepped together with it."""
+
+    witness: ReferenceType[nn.Parameter]
+    together: frozenset[int] = frozenset()
+    before: tuple[int, int] = (0, 0)
+
+
+class Opponents:
+    """Follows the phases of a training loop: backward passes, and then the steps of one optimizer or several.
+
+    A phase whose backward passes reach the model, and that gives gradients to an optimizer that steps in phases of its
+    own alone, is one of a game: a generator's loss goes through the discriminator, an actor's through its critic. One
+    objective for several optimizers is one phase. Where a loop freezes the other side meanwhile, that shows too.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Trained] = {}
+        self._phase: set[int] = set()
+        self._given: set[int] = set()
+        self._reached = self._found = False
+
+    def backward_begins(self) -> None:
+        """A backward pass begins: the first one after a step begins a phase."""
+        if self._phase:
+            self._close()
+        for one in self._known.values():
+            one.before = _gradient(one.witness())
+
+    def backward_ended(self, reached: bool) -> None:
+        """It has ended; `reached`: parameters of this model got gradients."""
+        self._reached |= reached
+        for key, one in self._known.items():
+            parameter = one.witness()
+            if parameter is not None and (not parameter.requires_grad or _gradient(parameter) != one.before):
+                self._given.add(key)
+
+    def stepped(self, optimizer: Any) -> None:
+        """An optimizer of this model or of another one steps."""
+        self._phase.add(id(optimizer))
+        if id(optimizer) not in self._known and len(self._known) < KNOWN:
+            witness = next((p for g in optimizer.param_groups for p in g["params"] if p.grad is not None), None)
+            if witness is not None:
+                self._known[id(optimizer)] = _Trained(ref(witness))
+
+    def _close(self) -> None:
+        phase = frozenset(self._phase)
+        others = (self._known[key].together for key in self._given - phase)
+        self._found |= self._reached and any(theirs and not theirs & phase for theirs in others)
+        for key in phase & self._known.keys():
+            self._known[key].together = phase
+        self._phase.clear()
+        self._given.clear()
+        self._reached = False
+
+    def take(self) -> bool:
+        """Was there such a phase since this was last asked?"""
+        found, self._found = self._found, False
+        return found
+
+
+def _gradient(parameter: nn.Parameter | None) -> tuple[int, int]:
+    grad: Tensor | None = None if parameter is None else parameter.grad
+    return (0, 0) if grad is None else (id(grad), grad._version)
