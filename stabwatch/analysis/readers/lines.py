@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.cell_tables import CellTables
 from stabwatch.analysis.readers.line_runs import Columns
-from stabwatch.analysis.readers.nameless import is_bare, lone_tensor, nameless
+from stabwatch.analysis.readers.nameless import Row, cells_of, columns_of, is_bare, lone_tensor, nameless
 from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of, step_rank
 from stabwatch.analysis.readers.rewriting import parts_of, rewritten
 from stabwatch.analysis.readers.run_builder import RunBuilder
@@ -61,6 +61,7 @@ class Parser:
         self._updates = False
         """Whether a step that counts updates was found."""
         self.bare: list[tuple[int, int, float]] = []
+        self.columns: list[Row] = []
         self.tables = CellTables(self._named)
         self.rows = epoch_rows.EpochRows()
         self._raw = -1
@@ -337,7 +338,7 @@ class Parser:
             return True
         record = nameless(text)
         if record is None:
-            return False
+            return self._in_columns(line, text)
         if record.name and "/" in record.name and not self._raw <= record.step <= self._raw + _NEAR * self._apart >= 0:
             return False
         if record.name:
@@ -345,6 +346,13 @@ class Parser:
         elif len(self.bare) < _MOST_BARE:
             self.bare.append((line, record.step, record.value))
         return True
+
+    def _in_columns(self, line: int, text: str) -> bool:
+        """Whether the line is a row of columns without names."""
+        row = None if self.tables.header or len(self.columns) >= _MOST_UNSTEPPED else cells_of(text)
+        if row is not None:
+            self.columns.append((line, *row))
+        return row is not None
 
     def _named(self, line: int, row: dict[str, float]) -> None:
         keys = sorted((k for k in row if step_rank(k) is not None), key=lambda k: step_rank(k) or 0)
@@ -369,6 +377,10 @@ class Parser:
                 self.builder.unit = "ordinal"
             for line, step, value in self.bare:
                 self._step(line, step, False, {"loss": value})
+        if len(self.columns) > 2 * (len(self.builder) + len(self.unstepped)) and (rows := columns_of(self.columns)):
+            notes.append("Its columns have no names, so none is taken for the loss: only NaN shows.")
+            for line, step, values in rows:
+                self._step(line, step, False, values)
         if len(self.unstepped) == _MOST_UNSTEPPED or len(self.bare) == _MOST_BARE:
             notes.append("There are too many records without a step: the later ones are left out.")
         if self.others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 from stabwatch.analysis.readers.names import number
@@ -24,6 +25,15 @@ _TAG = re.compile(
 )
 """A name, a value and the step: `losses/q1_loss 63.587 62000`."""
 _LONGEST_BARE = 64
+_CELL = r"(?:-?\d*\.\d+(?:e[+-]?\d+)?|-?\d+|-?nan|-?inf|-{2,})"
+_ROW = re.compile(rf"\s*[\[(]?(\d{{1,12}})((?:[\s,;]+{_CELL}){{2,64}})[\])]?\s*", re.IGNORECASE)
+"""A step, and two or more cells in columns without names; dashes stand for what was not measured."""
+_FEWEST_ROWS = 3
+_RISE = 0.8
+"""Share of pairs of rows in which the count at their start rises."""
+
+Row = tuple[int, int, list[float | None]]
+"""Line, step, cells."""
 
 
 class Nameless(NamedTuple):
@@ -38,7 +48,33 @@ def is_bare(text: str) -> bool:
     """Whether a line is a step and a value."""
     if text.lstrip().startswith("tensor("):
         return _TENSOR.match(text) is not None
+    if cells_of(text) is not None:
+        return True
     return len(text) < _LONGEST_BARE and any(form.match(text) for form in (_BARE, _COUNT_AND_RATE, _TAG))
+
+
+def cells_of(text: str) -> tuple[int, list[float | None]] | None:
+    """Step and cells of a row without names; None for other lines, and for rows of whole numbers."""
+    found = _ROW.fullmatch(text) if text.lstrip(" \t[(")[:1].isdigit() else None
+    if found is None:
+        return None
+    cells = re.split(r"[\s,;]+", found[2].strip(" \t,;"))
+    told = [cell for cell in cells if "." in cell or cell.lower().lstrip("-") in ("nan", "inf")]
+    if len(told) < 2:
+        return None
+    return int(found[1]), [None if cell.startswith("--") else number(cell) for cell in cells]
+
+
+def columns_of(rows: list[Row]) -> list[tuple[int, int, dict[str, float]]]:
+    """Line, step and values of rows that are one table, by the place of a column; empty if they are none."""
+    steps = [step for _, step, _ in rows]
+    rises = sum(a < b for a, b in pairwise(steps))
+    if len(rows) < _FEWEST_ROWS or len({len(cells) for _, _, cells in rows}) > 1 or rises < _RISE * (len(rows) - 1):
+        return []
+    return [
+        (line, step, {f"column {i}": value for i, value in enumerate(cells, 2) if value is not None})
+        for line, step, cells in rows
+    ]
 
 
 def lone_tensor(text: str) -> float | None:

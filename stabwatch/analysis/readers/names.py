@@ -37,6 +37,7 @@ STEP_KEYS = (
     "up", "update", "s", "batch_idx", "batch", "batch_id", "n_iter",
     "iters", "itr", "itrs", "n_itr", "iter_num", "iter_idx", "niter", "train_step", "training_step", "train_iter",
     "training_iter", "global_steps", "gstep", "step_num", "optimizer_step", "opt_step", "update_step",
+    "total_step", "current_step", "cur_step", "total_iter", "total_iters", "current_iter", "cur_iter", "n_step",
     "updates", "n_updates", "minibatch", "#", "训练次数", "迭代次数", "迭代", "步数",
     "total_timesteps", "time/total_timesteps", "timesteps", "env_steps",
     "env_step", "nimg", "kimg", "progress/kimg", "episode", "episodes",
@@ -48,6 +49,8 @@ ENVIRONMENT = STEP_KEYS.index("total_timesteps")
 _COUNTERS = ("iteration", "iterations", "global_step", "step", "num_updates")
 """Keys that count steps below any path, such as `train/global_step` and `Diagnostics/Iteration`."""
 _ORDER = {key: i for i, key in enumerate(STEP_KEYS)}
+_AT_EVALUATION = re.compile(r"(?:val|valid|validation|eval|test)_(?:num_updates|global_step)")
+"""The step of a row of an evaluation, as fairseq writes it: `valid_num_updates`."""
 
 _EVAL = re.compile(
     r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|cv|tel|holdout|predict)([^a-z]|$)"
@@ -273,6 +276,8 @@ def step_rank(name: str) -> int | None:
     last = full.rsplit("/", 1)[-1]
     if found is None and last != full and last in _COUNTERS and not is_eval(name):
         found = len(STEP_KEYS) + 1 + _ORDER[last]
+    if found is None and _AT_EVALUATION.fullmatch(full):
+        found = 2 * len(STEP_KEYS)
     return found
 
 

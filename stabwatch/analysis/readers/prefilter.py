@@ -10,15 +10,17 @@ import numpy as np
 _COUNTED = re.compile(rb"\n ?\d{1,6}/\d")
 _BEGINS = re.compile(
     rb"s:|\W{0,12}(?i:train|val|test|eval|dev)[^\d]{0,90}$"
-    rb"|\[\d[^\]]{0,9}\]|\[\d+, \d|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/|  .*=|\s+all\s+\d|\xe2\x94"
+    rb"|\[\d[^\]]{0,9}\]|\[\d+, \d|\d+[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/|  .*=|\s+all\s+\d|\xe2\x94"
 )
 """Counts before a colon, in brackets, in a column, of a total; indented keys; scores of all classes; a row in a box."""
+_ROW = re.compile(rb"\n\d+[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]")
+"""A row of numbers without names."""
 _BARE_LENGTH = 48
 """Shorter lines may have numbers without names."""
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
     b"[batch", b"bjective", b"trl:", b"tel:", b"ccuracy", b"tensor(",
-    b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
+    b"STEP", b"EPOCH", b"ITER", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
     b"heckpoint", b"esum", b"---", b"nan", b"NaN", b"rad", b"eward", b"Rew", b"eturn", b"ntropy", b"KL", b"kl",
     "损失".encode(), "次数".encode(),
 )  # fmt: skip
@@ -43,6 +45,7 @@ def worth_parsing_in(block: bytes) -> Callable[[bytes], bool] | None:
         or b"\ns:" in block
         or b"\n  " in block
         or (b"/" in block and _COUNTED.search(b"\n" + block) is not None)
+        or _ROW.search(b"\n" + block) is not None
     )
     if there or begins or _shortest(block) < _BARE_LENGTH:
         return lambda raw: worth_parsing(raw, there)

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role, StepUnit
-from stabwatch.analysis.readers.names import is_eval, is_model_loss, is_perplexity, loss_rank, role_of
+from stabwatch.analysis.readers.names import (
+    EPOCH_KEYS,
+    is_eval,
+    is_model_loss,
+    is_perplexity,
+    loss_rank,
+    plain,
+    role_of,
+)
 from stabwatch.analysis.readers.salience import salient
 
 Floats = NDArray[np.float64]
@@ -193,6 +201,7 @@ class RunBuilder:
             return None
         role = role_of(key)
         alone = role == "other" and not is_eval(key) and (len(self._series) < 2 or is_perplexity(key))
+        alone = alone and plain(key) not in EPOCH_KEYS
         series = self._series[key] = _Series(trains=alone or role not in ("eval_loss", "other"))
         return series
 

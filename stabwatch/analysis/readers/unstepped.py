@@ -30,6 +30,7 @@ def epochs_of(ends: dict[int, int | None]) -> dict[int, int]:
 
 def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
     """Add records without steps: epochs count if they number them, otherwise the records do. Returns a note."""
+    records = without_copies(records)
     epochs = by_epoch(records)
     if epochs:
         records = _with_first_epoch(in_blocks(records))
@@ -82,6 +83,15 @@ def by_epoch(records: list[Unstepped]) -> bool:
         count += len(told)
         seen |= told
     return again <= 0.2 * count
+
+
+def without_copies(records: list[Unstepped]) -> list[Unstepped]:
+    """Records without those that are equal to the one before, if all hosts print each record of an epoch."""
+    copies = [i for i, (a, b) in enumerate(pairwise(records), 1) if a[1] is not None and a[1:] == b[1:]]
+    if 2 * len(copies) < len(records) - 1:
+        return records
+    skipped = set(copies)
+    return [record for i, record in enumerate(records) if i not in skipped]
 
 
 def in_blocks(records: list[Unstepped]) -> list[Unstepped]:
