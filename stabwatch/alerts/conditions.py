@@ -52,6 +52,14 @@ _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "EvaluationApart",
+        "Evaluation far from training",
+        (
+            "Evaluate on batches of the training data: the loss must be that of training, but for dropout.",
+            "Compare the preparation of the data, and normalisation layers in evaluation mode (`model.eval()`).",
+        ),
+    ),
+    (
         "LossTooGood",
         "Loss too good to be true",
         (

@@ -14,7 +14,9 @@ import numpy as np
 from stabwatch.alerts.incidents import Incident
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.analysis.detectors import (
+    cut_off,
     divergence,
+    evaluation,
     gradients,
     learning,
     learning_rate,
@@ -39,6 +41,8 @@ DETECTORS: tuple[Detector, ...] = (
     nonfinite.find,
     divergence.find,
     spikes.find,
+    cut_off.find,
+    evaluation.find,
     gradients.find,
     loss_scale.find,
     learning.find,

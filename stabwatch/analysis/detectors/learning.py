@@ -48,6 +48,15 @@ STILL = 1e-3
 """Largest change of such a loss, relative to its level."""
 CAP = math.exp(100) * (1 - 1e-6)
 """OpenNMT's largest perplexity: that of guessing is the number of words."""
+BOUNDS = (
+    (87.33654, "the smallest float of 32 bits"), (16.118096, "1e-7"), (13.815511, "1e-6"), (18.420681, "1e-8"),
+    (23.025851, "1e-10"), (27.631021, "1e-12"), (34.538776, "1e-15"),
+)  # fmt: skip
+"""The largest losses that Caffe, Keras and others print: -ln of the least probability that they take a logarithm of."""
+AT_BOUND = 2
+"""Fewest records at such a bound, up to the end."""
+SAME_DIGITS = 2e-6
+"""Largest relative distance from a bound, besides half of the last printed digit of four decimals."""
 WORSE = 1.5
 """Ratio to the earlier best from which a flat loss is a plateau."""
 
@@ -60,6 +69,9 @@ def find(segment: RunSegment) -> list[Incident]:
     told = _reason_of_few(segment, loss)
     if told:
         return [nothing_learned(loss, told)]
+    bound = _at_a_bound(segment, loss)
+    if bound:
+        return bound
     if len(loss) < SILENT:
         return _constant(segment, loss)
     dead = _dies_at_guessing(segment, loss)
@@ -167,6 +179,24 @@ def _dies_at_guessing(segment: RunSegment, loss: Column) -> list[Incident]:
     )
     told = nothing_learned(loss, text)
     return [replace(told, first_step=int(loss.steps[start]), line=int(loss.lines[start]), records=len(loss) - start)]
+
+
+def _at_a_bound(segment: RunSegment, loss: Column) -> list[Incident]:
+    """The loss is the largest that is printed, -ln of the least probability, in all records at the end."""
+    end = float(loss.values[-1])
+    near = next((words for bound, words in BOUNDS if abs(end - bound) <= SAME_DIGITS * bound + 5e-5), None)
+    other = np.flatnonzero(loss.values != end)
+    start = int(other[-1]) + 1 if len(other) else 0
+    points = len(loss) - start
+    if near is None or points < AT_BOUND or is_perplexity(loss.name) or segment.excursions:
+        return []
+    since = f"the last {number_of(points)}, from step {loss.steps[start]} on" if start else f"{number_of(points)}"
+    text = (
+        f"The {segment.loss_name} is {end:.6g} in each of {since}: that is -ln of {near}, the least probability that a "
+        f"logarithm is taken of. No right answer is given more than that."
+    )
+    found = nothing_learned(loss, text + how_sure(len(loss), "likely"))
+    return [replace(found, first_step=int(loss.steps[start]), line=int(loss.lines[start]), records=points)]
 
 
 def _zero(segment: RunSegment, role: Role) -> bool:

@@ -27,6 +27,8 @@ WORN = 32.0
 """A scale that a healthy scaler seldom needs, after which three reductions in a row are no probing."""
 SKIPS = 2
 """Fewest records at the end in which steps are skipped at a scale of 1 or less."""
+RISES = 2.0
+"""Ratio of the loss to all before it, from which two reductions of a worn scale are no probing."""
 NEAR = 2
 """Most records between two overflows of one burst."""
 _ATTEMPTED = re.compile(r"loss scale: ([\d.e+-]+), reducing")
@@ -67,7 +69,7 @@ def find(segment: RunSegment) -> list[Incident]:
     if not bursts:
         return _low(segment) or _at_minimum(segment) or _skipping(segment)
     begun = max(10, round(START * len(segment.steps))) if segment.fresh else 0
-    bad = [b for b in bursts if _bad(b, b.first < begun)]
+    bad = [b for b in bursts if _bad(b, b.first < begun, _loss_rises(segment, b))]
     found = [_collapse(segment, b) for b in bad] or _low(segment) or _at_minimum(segment) or _skipping(segment)
     benign = [b for b in bursts if b not in bad]
     return [*found, *_search(segment, benign, begun)]
@@ -146,12 +148,24 @@ def _skipping(segment: RunSegment) -> list[Incident]:
     ]
 
 
-def _bad(burst: _Burst, at_start: bool) -> bool:
+def _loss_rises(segment: RunSegment, burst: _Burst) -> bool:
+    """Whether the loss is above all before it once an overflow was told, up to the end."""
+    loss = segment.finite_loss
+    if loss is None or not burst.told or not len(segment.steps) or loss.role != "loss":
+        return False
+    first = segment.steps[min(max(burst.first - 1, 0), len(segment.steps) - 1)]
+    before, after = loss.values[loss.steps <= first], loss.values[loss.steps > first]
+    return len(before) > 1 and len(after) > 0 and 0 < RISES * float(before.max()) <= float(after.min())
+
+
+def _bad(burst: _Burst, at_start: bool, rises: bool = False) -> bool:
     if burst.after < LEAST or burst.stuck >= 3:
         return True
     if burst.after >= USUAL:
         return False
     worn = burst.after <= WORN and burst.fall >= LOW
+    if worn and rises and burst.count > 1 and not at_start:
+        return True
     if burst.count < 3 or not (burst.fall >= FALL or (worn and not at_start)):
         return False
     return not at_start or burst.after <= LOW

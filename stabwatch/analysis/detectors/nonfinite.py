@@ -14,7 +14,7 @@ from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import number_of
 from stabwatch.analysis.readers.log import Column, Role
-from stabwatch.analysis.readers.names import is_of_policy, is_trained, role_of
+from stabwatch.analysis.readers.names import is_of_policy, is_perplexity, is_trained, role_of
 
 MISSED = 5
 """A loss is missing after this multiple of the usual number of records between two losses."""
@@ -305,10 +305,40 @@ def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:
             yield from _of_column(segment, column, f"validation loss ('{column.name}')", "warning")
     for column in _trained(segment):
         yield from _of_column(segment, column, f"'{column.name}'", "critical")
+    yield from _perplexity(segment)
     norm = segment.of("grad_norm")
     if norm is not None:
         bad = ~np.isfinite(norm.values)
         yield from _of_column(segment, norm, "gradient norm", "warning" if _many(bad) else "info")
+
+
+def _perplexity(segment: RunSegment) -> Iterator[Incident]:
+    """A perplexity that is infinite up to the end, while the loss, its logarithm, is finite and does not fall."""
+    loss = segment.finite_loss
+    for column in segment.columns:
+        if column is segment.loss or column.role == "eval_loss" or not is_perplexity(column.name) or not len(column):
+            continue
+        last = spans(np.isinf(column.values))[-1:]
+        if not last or last[0][1] < len(column) or last[0][1] - last[0][0] < 2 or loss is None:
+            continue
+        a, points = last[0][0], len(column) - last[0][0]
+        mine = loss.values[loss.steps >= column.steps[a]]
+        falls = not len(mine) or mine[-1] < mine[0]
+        yield Incident(
+            condition="NonFinite",
+            signal=column.name,
+            severity="info" if falls or not segment.must_fall else "warning",
+            first_step=int(column.steps[a]),
+            last_step=None,
+            records=points,
+            confidence="likely",
+            line=int(column.lines[a]),
+            text=(
+                f"The perplexity ('{column.name}') is infinite in the {number_of(points)} from step {column.steps[a]} "
+                f"to the end: the loss is too large for an exponential"
+                + (f", and does not fall ({mine[0]:.4g} to {mine[-1]:.4g})." if not falls else ".")
+            ),
+        )
 
 
 def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:

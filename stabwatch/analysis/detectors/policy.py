@@ -50,6 +50,11 @@ _VALUE = re.compile(
 )
 _SPREAD = re.compile(r"(?:^|/)rewards?_std$|(?:^|/)reward/std$|(?:^|/)rewards/std$")
 """How far the rewards of one prompt's answers are apart."""
+_ENTROPY = re.compile(r"(?:^|[/_ ])(?:policy_|mean_)?entropy(?:_mean|/mean|_avg)?$")
+ALIKE = 3
+"""Fewest records whose reward is one number for all answers."""
+SAME = 1e-6
+"""Its largest change."""
 _MADE = re.compile(r"(?:^|[/_ ])(?:adv|adversarial|g|gen|generator|errg)(?:_\w+)?_loss$|(?:^|[/_ ])(?:errg|loss_g\w*)$")
 """The loss of a generator."""
 _ACCURACY = re.compile(r"(?:^|[/_ ])(?:acc|accuracy)$")
@@ -68,7 +73,8 @@ def find(segment: RunSegment) -> list[Incident]:
     if segment.must_fall:
         return []
     return [
-        *_value_loss(segment), *_reward(segment), *_no_gradient(segment), *_generator(segment),
+        *_value_loss(segment), *_reward(segment), *(_no_gradient(segment) or _no_spread(segment)),
+        *_deterministic(segment), *_generator(segment),
         *(_discriminator(segment) or _won(segment)),
     ]  # fmt: skip
 
@@ -193,6 +199,42 @@ def _no_gradient(segment: RunSegment) -> list[Incident]:
     )
     evidence = "With rewards that differ, advantages are not 0, and so neither is the gradient of the policy."
     return [_to_the_end(norm, 0, text, evidence, condition="NotLearning")]
+
+
+def _no_spread(segment: RunSegment) -> list[Incident]:
+    """All answers get one reward in every record, below 1: advantages are 0, and nothing is learned."""
+    reward, spread, norm = _finite(segment, REWARD), _finite(segment, _SPREAD), segment.of("grad_norm")
+    if reward is None or spread is None or len(reward) < ALIKE or len(spread) < len(reward) or spread.values.any():
+        return []
+    level, moves = float(reward.values[0]), norm is not None and bool(norm.values.any())
+    if moves or level >= 1 or float(np.ptp(reward.values)) > SAME * max(abs(level), 1.0):
+        return []
+    why = (
+        f"All answers get the reward {level:.4g} in each of {number_of(len(reward))} ('{spread.name}' is 0): the "
+        f"advantages are 0. Is the task too hard, or does the reward not read the answers?"
+    )
+    return [_nothing_learned(reward, why)]
+
+
+def _deterministic(segment: RunSegment) -> list[Incident]:
+    """The entropy is 0 and the reward is one number in every record: the policy does one thing, and tries no other."""
+    reward, entropy = _finite(segment, REWARD), _finite(segment, _ENTROPY)
+    if reward is None or entropy is None or min(len(reward), len(entropy)) < ALIKE or entropy.values.any():
+        return []
+    level = float(reward.values[0])
+    if np.ptp(reward.values) or (level >= 0 and not segment.fresh):
+        return []
+    why = (
+        f"The entropy of the policy ('{entropy.name}') is 0 and the reward is {level:.4g} in each of "
+        f"{number_of(len(reward))}: it does one thing, tries no other, and nothing is learned."
+    )
+    return [_nothing_learned(reward, why)]
+
+
+def _nothing_learned(reward: Column, why: str) -> Incident:
+    evidence = f"'{reward.name}' is {reward.values[0]:.4g} from step {reward.steps[0]} to {reward.steps[-1]}."
+    text = why + how_sure(len(reward), "possible")
+    return replace(_to_the_end(reward, 0, text, evidence, condition="NotLearning"), confidence="possible")
 
 
 def _generator(segment: RunSegment) -> list[Incident]:

@@ -21,6 +21,9 @@ GROWS = 100.0
 """Ratio of the last of them to the first."""
 OF_A_TOKEN, OF_A_TEXT = 1.0, 100.0
 """Least divergence at the end, in nats: of one token or action, and of whole texts."""
+SHORTEST = 2
+LEAP = 20.0
+"""Ratio of the divergence of one update, at least `OF_A_TOKEN`, to all before."""
 _SUMMED = re.compile(r"objective/|non_score")
 """TRL's divergence of whole texts, for which a healthy target is six nats."""
 
@@ -34,6 +37,8 @@ def find(segment: RunSegment) -> list[Incident]:
             continue
         known = picked(column, np.isfinite(column.values))
         start = _runs_away(known)
+        if start is None and is_called("old_kl", column.name):
+            start = _leaps(known)
         if start is not None:
             return [_told(known, start)]
     return []
@@ -49,6 +54,18 @@ def _runs_away(kl: Column) -> int | None:
     least = OF_A_TEXT if _SUMMED.search(spelled(kl.name)) else OF_A_TOKEN
     runs = len(kl) - start >= FEWEST and first > 0 and last >= max(GROWS * first, least)
     return start if runs and last == kl.values.max() else None
+
+
+def _leaps(kl: Column) -> int | None:
+    """The same for the divergence of one update, which a trust region keeps at a hundredth of a nat."""
+    values = kl.values
+    if not SHORTEST <= len(kl) <= MOST:
+        return None
+    far = np.flatnonzero(values < OF_A_TOKEN)
+    start = int(far[-1]) if len(far) else -1
+    before = float(values[: start + 1].max(initial=0.0))
+    leaps = 0 <= start < len(kl) - 1 and bool((np.diff(values[start:]) > 0).all())
+    return start if leaps and float(values[-1]) >= LEAP * before else None
 
 
 def _told(kl: Column, start: int) -> Incident:

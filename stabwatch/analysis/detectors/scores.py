@@ -18,7 +18,11 @@ from stabwatch.analysis.readers.names import plain
 _BEFORE = r"(?:^|[/_ -])"
 _KINDS = (
     ("accuracy", re.compile(rf"{_BEFORE}acc(?:uracy)?$"), False),
-    ("score", re.compile(rf"{_BEFORE}(?:(?:macro|micro|weighted)[_-])?(?:f1?|f1?_?score|precision|recall)$"), False),
+    (
+        "score",
+        re.compile(rf"{_BEFORE}(?:(?:macro|micro|weighted)[_-])?(?:f1?|(?:macro-)?f1?_?score|precision|recall)$"),
+        False,
+    ),
     ("score", re.compile(rf"{_BEFORE}m?ap(?:[_@-]?(?:50|75|95|0_5|50[-_]95))?$"), True),
     ("score", re.compile(rf"{_BEFORE}(?:sacre)?bleu(?:[_-]?[1-4])?$"), True),
     ("score", re.compile(rf"{_BEFORE}(?:m?iou|dice)$"), False),
@@ -26,6 +30,10 @@ _KINDS = (
 """Kinds of scores, by the ends of their names, and whether only an evaluation has them."""
 FEWEST, EVALUATED, LATER = 5, 6, 4
 """Fewest records, in epochs from the first, in evaluations from the first, and later: the first scores are often 0."""
+TWO = 2
+"""Fewest epochs in which precision, recall and their mean are 0 together, while the loss does not fall."""
+LATE = 5
+"""Epoch from which a single evaluation without any right answer is told."""
 FALLS = 0.5
 """Share of the first loss below which a loss was learned, and an accuracy of 0 is that of a regression."""
 
@@ -37,9 +45,12 @@ def find(segment: RunSegment) -> list[Incident]:
     early = segment.fresh and segment.run.step_unit != "epoch"
     for word, pattern, evaluated in _KINDS:
         least = LATER if not segment.fresh else EVALUATED if early else FEWEST
-        scores = [c for c in segment.columns if pattern.search(plain(c.name)) and len(c) > 1]
+        scores = [c for c in segment.columns if pattern.search(plain(c.name)) and len(c)]
         longest = max(scores, key=len, default=None)
-        if longest is None or len(longest) < least or (early and not evaluated):
+        if longest is None:
+            continue
+        few = len(longest) < least and _shows_in_few(segment, scores, evaluated)
+        if (len(longest) < least or (early and not evaluated)) and not few:
             continue
         if any(c.values.any() for c in scores):
             continue
@@ -47,6 +58,18 @@ def find(segment: RunSegment) -> list[Incident]:
             continue
         return [_told(segment, longest, scores, word)]
     return []
+
+
+def _shows_in_few(segment: RunSegment, scores: list[Column], evaluated: bool) -> bool:
+    """Whether a few scores of 0 are no beginning: late in a training, or beside a loss that does not fall."""
+    epoch = segment.run.epoch if segment.run.step_unit != "epoch" else float(max(c.steps[-1] for c in scores))
+    if evaluated:
+        return epoch is not None and epoch >= LATE and len(scores) > 1
+    loss = segment.finite_loss
+    times = min(map(len, scores))
+    rises = loss is not None and len(loss) > 1 and float(loss.values[-1]) >= float(loss.values[0])
+    epochs = segment.run.step_unit == "epoch" or (segment.run.epoch or 0) >= TWO
+    return epochs and times >= TWO and len(scores) > 2 and rises
 
 
 def _classifies(segment: RunSegment) -> bool:
@@ -66,9 +89,10 @@ def _told(segment: RunSegment, longest: Column, scores: list[Column], word: str)
     course = ""
     if loss is not None and len(loss) > 1:
         course = f" The {segment.loss_name} goes from {loss.values[0]:.4g} to {loss.values[-1]:.4g}."
+    where = f"each of {number_of(len(longest))}" if len(longest) > 1 else "the only record of an evaluation"
     what = f"The {word} {names} is" if one else f"The scores {names} are"
     text = (
-        f"{what} 0 in each of {number_of(len(longest))}: nothing is predicted rightly, or "
+        f"{what} 0 in {where}: nothing is predicted rightly, or "
         f"{'it is' if one else 'they are'} computed wrongly.{course}" + how_sure(len(longest), "possible")
     )
     return replace(nothing_learned(longest, text), signal=longest.name, confidence="possible")

@@ -35,6 +35,10 @@ BEYOND = 1e4
 """The same where the others are not alike."""
 OTHERS = 4
 """Fewest of them."""
+LAST = 100.0
+"""Ratio of the last record to every other, from which it is told."""
+CALM = 5.0
+"""Largest ratio among those others, after the first half."""
 SHARE = 0.05
 """Smallest jump as a share of the progress so far, for small losses."""
 ROUGH = 12.0
@@ -89,6 +93,9 @@ def spikes(values: Array, fresh: bool) -> list[Excursion]:
     """All spikes in order. values: (n,), finite."""
     if not 3 <= len(values) <= MOST or values.min() < 0 or values[0] == 0:
         return []
+    end = _at_the_end(values)
+    if end:
+        return end
     found: list[Excursion] = []
     at = [*([] if fresh else [1, 2]), *range(NEAR if not fresh else 2 * NEAR - 1, len(values))]
     single = [i for i in at if i + 1 < len(values) and _jumps(values, i) and values[i + 1] <= STILL * _top(values, i)]
@@ -125,6 +132,15 @@ def _lone(values: Array) -> list[Excursion]:
         return []
     far = LONE if rest.max() <= ALIKE * rest.min() else BEYOND
     return [_excursion(values, i, _top(values, i))] if values[i] >= far * rest.max() else []
+
+
+def _at_the_end(values: Array) -> list[Excursion]:
+    """The last record, if it is far above all others: the log ends, or was cut, where the loss explodes."""
+    i = len(values) - 1
+    late = values[i // 2 : i]
+    if i < 2 or values[i] < LAST * float(values[:i].max()) or not 0 < late.max() <= CALM * late.min():
+        return []
+    return [_excursion(values, i, _top(values, i))]
 
 
 def _top(values: Array, i: int) -> float:

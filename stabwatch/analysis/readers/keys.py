@@ -39,6 +39,8 @@ _IDENTIFIER = re.compile(r"[A-Za-z]\w*[_/.]\w+")
 _OF_A_SPLIT = re.compile(r"(?:train|val|valid|test)[_/]", re.IGNORECASE)
 _LOSS_OF = re.compile(r"loss (?:of|for|on|in) (?!step\b|iter|epoch\b|batch\b)", re.IGNORECASE)
 """`Loss of the value function`, `loss on the test set`."""
+_KL_BETWEEN = re.compile(r"KL (?:divergence )?between (?!step)", re.IGNORECASE)
+"""`KL between old and new distribution`."""
 _LONGEST_NAME = 48
 _CLOCK = re.compile(r"T\d\d(?::\d\d)?|(?:.*\s)?pid")
 """Text before the numbers of `2024-05-01T12:00:00Z` and `(Worker pid=12345)`."""
@@ -115,7 +117,7 @@ def _name(text: str) -> str | None:
     else:
         words = [w for w in _DELIMITER.split(text)[-1].split() if w not in _LEVELS]
         name = " ".join(words)
-        if _LOSS_OF.match(name) and len(name) <= _LONGEST_NAME:
+        if (_LOSS_OF.match(name) or _KL_BETWEEN.match(name)) and len(name) <= _LONGEST_NAME:
             return name
         if _ELAPSED.search(name):
             return name

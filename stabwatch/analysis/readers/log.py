@@ -71,7 +71,7 @@ class LogRun:
 
     steps, lines, times: (records,), of all training records, also those without a loss; times in seconds
     (since the epoch or since the start), NaN where unknown. comparable: whether losses of different steps are; not
-    those of a policy, a value or a game.
+    those of a policy, a value or a game. epoch: the last that is printed, None if none is.
     """
 
     name: str
@@ -83,6 +83,7 @@ class LogRun:
     remarks: tuple[Remark, ...] = ()
     config: dict[str, object] = field(default_factory=dict)
     comparable: bool = True
+    epoch: float | None = None
 
     def of(self, role: Role) -> Column | None:
         """The first column of a role."""

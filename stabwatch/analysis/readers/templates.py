@@ -39,7 +39,9 @@ _SETTINGS = re.compile(
 """The configuration of a run in one line."""
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code at the start of a log."""
-_EVAL_LINE = re.compile(r"\b(valid|validation|validating|eval|evaluation|evaluating|test|testing|dev)\b")
+_EVAL_LINE = re.compile(
+    r"\b(valid|validate|validation|validating|eval|evaluation|evaluating|test|testing|dev)\b|(?:iter|poch)\(val\)"
+)
 _SECTION = re.compile(
     r"\b(?:(train(?:ing)?)|val(?:id(?:ation)?)?|test(?:ing)?|eval(?:uat(?:e|ion|ing))?|dev|cv)\b"
     r"(?:=\w+\s|\s*(?:[:|\])>]|=>)+\s*(?=[A-Za-z*'\"{(\[])|\s+(?:Batch|Epoch|Step|Iter(?:ation)?)\b)",

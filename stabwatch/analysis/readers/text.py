@@ -37,7 +37,7 @@ def read_lines(source: LogFile, lines: Iterable[tuple[int, str]]) -> Log:
 
 def _log(source: LogFile, parser: Parser) -> Log:
     notes = parser.end()
-    run = parser.builder.run()
+    run = replace(parser.builder.run(), epoch=parser.epoch)
     run, others = in_order(replace(run, times=timestamps(source.raw_blocks(), run.lines)))
     if others:
         notes.append(f"Several writers alternate in it: {others} of their records are left out.")

@@ -1,0 +1,112 @@
+"""Excerpts of a few lines as people paste them, and what is said of them; healthy look-alikes beside each."""
+
+# ruff: noqa: E501 -- lines as trainers print them
+from __future__ import annotations
+
+import pytest
+
+from stabwatch.analysis import analyze
+
+
+def _lines(form: str, rows) -> str:
+    return "".join(form.format(*row) + "\n" for row in rows)
+
+
+CAFFE = "I0521 10:12:{0:02}.123456 12345 solver.cpp:237] Iteration {1}, loss = {2}"
+ROWS = "2022-05-08 16:27:{0:02},927 {1} 0.00 {2} 0.41 {2} 0.00 0.00 ---- ----"
+DEEPSPEED = (
+    "[total_loss: {1} | value_loss: {2}]:  16%|####      | {0}/6400 [1:16:09<1:07:04,  1.33it/s]"
+    "[2023-02-28 20:08:24,113] [INFO] [stage_1_and_2.py:1769:step] [deepspeed] OVERFLOW! Rank 0 Skipping step. Attempted loss scale: {3}, reducing to {4}"
+)
+GRPO = "{{'loss': 0.0, 'grad_norm': {0}, 'learning_rate': {3}e-06, 'reward': {1}, 'reward_std': {2}, 'kl': 0.0}}"
+A2C = "iteration {0} | reward: {1} | entropy: {2} | policy_loss: 0.0000 | value_loss: {3}"
+LM = "| epoch   1 | {0:5}/ 2983 batches | lr 20.00 | ms/batch 12.22 | loss {1} | ppl {2:>8}"
+EPOCH = "Epoch {0}: train_loss: {1} val_loss: {2}"
+MMDET = "2022-01-17 22:{0}:44,113 - mmdet - INFO - Epoch [{1}][{2}/500]\tlr: 1.000e-04, eta: 0:00:22, time: 0.4, loss_cls: {3}, loss_bbox: 0.01, loss: {4}"
+MMDET_CUT = "2022-01-17 22:44:44,113 - mmdet - INFO - Epoch [{0}][{1}/500]\tlr: 1.000e-04, eta: 0:00:22, time: 0.4, loss_cls: {2}, loss_b"
+MMDET_VAL = (
+    "2022-01-17 22:30:44,113 - mmdet - INFO - Epoch(val) [{0}][100]\tbbox_mAP: {1}, bbox_mAP_50: {1}, bbox_mAP_75: {1}"
+)
+TRPO = (
+    "********** Iteration {0} ************\n| EpRewMean       | {1}          |\n| entropy         | {2}          |\n"
+    "| meankl          | {3}          |\n| surrgain        | 0.02         |\n----------------------------------"
+)
+SCORES = "Train performance at epoch {0} is precision: {1}, recall: {1}, fscore: {1}, right: 0, predict: 0.\nLoss is: {2}.\nEpoch {0} cost time: 273 second"
+DETECTS = MMDET.format(29, 12, 450, 0.02, 0.03) + "\n"
+FALLS = [(29, 1, 50, 1.2, 2.31), (30, 1, 100, 1.1, 2.11), (31, 1, 150, 1.05, 2.01)]
+
+TROUBLE = {
+    "a loss of -ln of the smallest float": (_lines(CAFFE, [(i, 20 * i, 87.3365) for i in (1, 2, 3)]), "NotLearning", 20),
+    "the same after others": (_lines(CAFFE, [(1, 0, 70.1), (2, 20, 60.2), (3, 40, 87.3365), (4, 60, 87.3365)]), "NotLearning", 40),
+    "columns without names": (_lines(ROWS, [(i, 17940 + 2 * i, "nan") for i in range(4)]), "NonFinite", 17940),
+    "a worn loss scale, and the loss rises": (_lines(DEEPSPEED, [(1024, 1.64, 7.6, 256, 128), (1044, 1.34, 8.6, 128, 64), (1045, 4.35, 21.9, 64, 32)]), "LossScaleCollapse", 1024),
+    "one reward for all": (_lines(GRPO, [(0.0, -0.3333333432674408, 0.0, i) for i in range(1, 5)]), "NotLearning", 0),
+    "one reward, and no entropy": (_lines(A2C, [(10 * i, -200.0, "0.0000", 13 - i) for i in range(1, 6)]), "NotLearning", 10),
+    "an infinite perplexity": (_lines(LM, [(200, 812.33, "inf"), (400, 901.33, "inf"), (600, 877.12, "inf")]), "NonFinite", 200),
+    "evaluation far above training": (_lines(EPOCH, [(1, 0.69, 88.3), (2, 0.51, 120.3), (3, 0.40, 97.2), (4, 0.33, 210.1)]), "EvaluationApart", 1),
+    "a single mAP of 0, late": (DETECTS + MMDET_VAL.format(12, "0.0000") + "\n", "NotLearning", 450),
+    "no right answer in two epochs, and the loss rises": (_lines(SCORES, [(1, "0.000000", 0.276), (2, "0.000000", 0.285)]), "NotLearning", 1),
+    "an explosion in the last record": (_lines(MMDET, [*FALLS, (32, 1, 200, 3.1e6, 3848123.2)]), "LossSpike", 200),
+    "a line that is cut before the loss": (_lines(MMDET, FALLS) + MMDET_CUT.format(1, 200, 1843.2) + "\n", "LossSpike", 200),
+    "the divergence of one update": (_lines(TRPO, [(0, 18.0, 0.68, 0.0017), (1, 28.0, 0.48, 0.17), (2, 9.0, 0.02, 4.5)]), "KLRunaway", 2),
+    "a step that is a total": (_lines("epoch: 0, total_step: {0}, loss: {1}, lr: 0.001", [(100, 2.3), (200, 2.1), (300, "nan")]), "NonFinite", 300),
+    "a lone block of Coqui": ("   --> STEP: 124/406 -- GLOBAL_STEP: 1124\n     | > decoder_loss: 2.21345  (2.61234)\n     | > loss: nan  (nan)\n     | > grad_norm: 2.11  (3.22)\n", "NonFinite", 1124),
+    "fairseq's rows of a validation": (
+        '2021-05-01 10:11:12 | INFO | train_inner | {"epoch": 1, "loss": "9.1", "num_updates": "100", "lr": "1e-05"}\n'
+        '2021-05-01 10:13:12 | INFO | valid | {"epoch": 1, "valid_loss": "8.0", "valid_num_updates": "150"}\n'
+        '2021-05-01 10:14:12 | INFO | train_inner | {"epoch": 2, "loss": "7.1", "num_updates": "300", "lr": "3e-05"}\n'
+        '2021-05-01 10:15:12 | INFO | valid | {"epoch": 2, "valid_loss": "nan", "valid_num_updates": "350"}\n',
+        "NonFinite", 350,
+    ),
+}  # fmt: skip
+
+CALM = {
+    "the first loss of Caffe": _lines(CAFFE, [(1, 0, 87.3365), (2, 20, 7.2), (3, 40, 6.9), (4, 60, 6.8)]),
+    "columns without names and NaN": _lines(ROWS, [(i, 17940 + 2 * i, 0.6 - i / 100) for i in range(4)]),
+    "a scale that is probed": _lines(DEEPSPEED, [(1024, 1.64, 7.6, 65536, 32768), (1044, 1.34, 8.6, 32768, 16384)]),
+    "a worn scale, and the loss stays": _lines(DEEPSPEED, [(1024, 1.64, 7.6, 256, 128), (1045, 1.35, 8.9, 128, 64)]),
+    "every answer is right": _lines(GRPO, [(0.0, 1.0, 0.0, i) for i in range(1, 5)]),
+    "rewards differ later": _lines(GRPO, [(0.0, 0.0, 0.0, 1), (0.0, 0.0, 0.0, 2), (0.4, 0.1, 0.2, 3), (0.3, 0.2, 0.3, 4)]),
+    "a policy that has learned": _lines(A2C, [(1000 + 10 * i, 500.0, "0.0000", 13 - i) for i in range(1, 6)]),
+    "a perplexity that was infinite": _lines(LM, [(200, 95.1, "inf"), (400, 9.1, 8955.29), (600, 8.2, 3640.95)]),
+    "the sum of a validation": _lines(EPOCH, [(1, 0.69, 88.3), (2, 0.51, 70.3), (3, 0.40, 67.2), (4, 0.33, 69.1)]),
+    "overfitting": _lines(EPOCH, [(1, 0.69, 0.70), (2, 0.31, 0.75), (3, 0.10, 0.92), (4, 0.03, 1.31)]),
+    "a single mAP of 0, early": MMDET.format(29, 2, 450, 0.02, 0.03) + "\n" + MMDET_VAL.format(2, "0.0000") + "\n",
+    "no right answer in two epochs, and the loss falls": _lines(SCORES, [(1, "0.000000", 0.276), (2, "0.000000", 0.185)]),
+    "a line that is cut": _lines(MMDET, FALLS) + MMDET_CUT.format(1, 200, 1.02) + "\n",
+    "the divergence of an update": _lines(TRPO, [(0, 18.0, 0.68, 0.0017), (1, 28.0, 0.66, 0.0091), (2, 39.0, 0.62, 0.0102)]),
+    "a rate that is printed as 0": _lines("Epoch  1, Step {0}; acc: {1}; ppl: {2}; xent: {3}; lr: 0.0000; 3142 / 3151 tok/s; 12 sec", [(50, 2.1, 1221.2, 7.11), (100, 4.1, 921.2, 6.83), (150, 6.1, 721.2, 6.58)]),
+}  # fmt: skip
+
+
+def _problems(text, folder):
+    path = folder / "pasted.txt"
+    path.write_text(text)
+    return [(i.condition, i.first_step) for i in analyze(path).incidents if i.is_problem]
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_trouble_in_a_few_lines_is_found(name, tmp_path):
+    text, condition, step = TROUBLE[name]
+    assert (condition, step) in _problems(text, tmp_path)
+
+
+@pytest.mark.parametrize("name", CALM)
+def test_a_healthy_look_alike_is_calm(name, tmp_path):
+    assert _problems(CALM[name], tmp_path) == []
+
+
+def test_equal_lines_of_several_hosts_are_one_record(tmp_path):
+    path = tmp_path / "flax.txt"
+    form = "I0208 10:{0}:12.{2}00000 14{2} train.py:352] train epoch: {0}, loss: {1}, accuracy: 0.12"
+    path.write_text(_lines(form, [(10 + i, 6.9 - i, host) for i in range(3) for host in (1, 2)]))
+    run = analyze(path)
+    assert (run.unit, run.records, run.first_step, run.last_step) == ("epoch", 3, 10, 12)
+
+
+def test_numbers_beside_a_unit_of_speed_are_no_values(tmp_path):
+    path = tmp_path / "speed.txt"
+    path.write_text(
+        _lines("iter {0}: loss {1}, {2} img/s, 1.02K tok/s, 2.3 GB", [(20, 2.3, 1021), (40, 2.1, 9), (60, 2.0, 1e4)])
+    )
+    assert [column.name for column in analyze(path).curves.columns] == ["loss"]
