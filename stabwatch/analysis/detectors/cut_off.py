@@ -30,8 +30,8 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     part = max(parts, key=lambda c: float(c.values[-1] / c.values[:-1].max()))
     text = (
-        f"'{part.name}' jumps from {part.values[-2]:.4g} to {part.values[-1]:.4g} at step {part.steps[-1]}, in the last "
-        f"record, which has no loss: its line was cut."
+        f"'{part.name}' jumps from {part.values[-2]:.4g} to {part.values[-1]:.4g} at step {part.steps[-1]}, in the "
+        f"last record, which has no loss: its line was cut."
     )
     text += how_sure(len(part), "possible")
     return [
