@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
@@ -9,12 +11,15 @@ from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.segments import RunSegment, picked
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
-from stabwatch.analysis.readers.names import is_perplexity
+from stabwatch.analysis.readers.names import is_eval, is_perplexity, plain
 
+_ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc|accuracy)$")
 FEWEST = 3
 """Fewest validations."""
-ABOVE = 10.0
-"""Ratio of each to the training loss before it. Overfitting begins near the training loss."""
+ABOVE, LEAST = 10.0, 3.0
+"""Ratio of most of them, and of each, to the training loss before it. Overfitting begins near the training loss."""
+SAME = 5
+"""Fewest validations whose accuracy is one number while the training loss falls."""
 LEARNED = 0.9
 """Share of the first training loss that the last one is below: the sum of a validation falls with it then."""
 
@@ -32,16 +37,37 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     falls = beside[-1] < LEARNED * beside[0]
     late = float(np.median(told.values[len(told) // 2 :]))
-    if not falls or late < float(told.values[0]) or (told.values < ABOVE * beside).any():
-        return []
+    ratio = told.values / beside
+    apart = late >= float(told.values[0]) and float(np.median(ratio)) >= ABOVE and float(ratio.min()) >= LEAST
+    if not falls or not apart:
+        return _one_answer(segment, loss) if falls else []
+    middle, times = float(np.median(ratio)), number_of(len(told), "validation")
     text = (
-        f"The validation loss ('{told.name}') is at least {float((told.values / beside).min()):.0f} times the training "
-        f"loss in each of {number_of(len(told), 'validation')}, and does not fall with it ({told.values[0]:.4g} to "
+        f"The validation loss ('{told.name}') is {middle:.0f} times the training loss in the middle of {times}, at "
+        f"least {float(ratio.min()):.0f} times in each, and does not fall with it ({told.values[0]:.4g} to "
         f"{told.values[-1]:.4g}, while training goes from {beside[0]:.4g} to {beside[-1]:.4g}). That is more than "
         f"overfitting: does the evaluation prepare its data, or use the normalisation, otherwise than training?"
     )
     text += how_sure(len(told), "possible")
     return [to_the_end(told, 0, text, condition="EvaluationApart", signal=told.name, confidence="possible")]
+
+
+def _one_answer(segment: RunSegment, loss: Column) -> list[Incident]:
+    """The accuracy of all validations is one number, as if each sample got one answer, while the loss falls."""
+    for column in segment.columns:
+        if not (is_eval(column.name) and _ACCURACY.search(plain(column.name)) and len(column) >= SAME):
+            continue
+        level = float(column.values[0])
+        if np.ptp(column.values) or not 0 < level % 100 != 1:
+            continue
+        text = (
+            f"'{column.name}' is {level:g} in each of {number_of(len(column), 'validation')}, while the training loss "
+            f"goes from {loss.values[0]:.4g} to {loss.values[-1]:.4g}: does the model give one answer for all samples "
+            f"of the evaluation?"
+        )
+        text += how_sure(len(column), "possible")
+        return [to_the_end(column, 0, text, condition="EvaluationApart", signal=column.name, confidence="possible")]
+    return []
 
 
 def _beside(loss: Column, told: Column) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -109,7 +109,7 @@ def _may_open(word: str, bracket: str) -> bool:
 
 
 def _name(text: str) -> str | None:
-    text = text.strip().strip("'\"").lstrip("- ")
+    text = text.strip().strip("'\"").lstrip("-%. ")
     if text.endswith(")") and (unit := _WITH_UNIT.search(text)):
         text = unit[1]
         words = text.rsplit(" (", 1)[0].split()

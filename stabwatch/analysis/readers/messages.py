@@ -20,11 +20,12 @@ _NAN = (
     r"|\b(?:nans?|infs?)(?: (?:or|and|/) ?(?:nans?|infs?)|/(?:nans?|infs?))?"
     r" (?:values? )?(?:was |were )?(?:detected|found|encountered|occurred)\b"
     r"|\b(?:detected|found|encountered|got|received)(?: an?)? (?:nans?|infs?|non-?finite|not finite)\b"
-    r"|\bnon-?finite (?:loss|grad)|\bloss is probably exploding)"
+    r"|\bignored? a value of (?:nan|inf)\b|\bnon-?finite (?:loss|grad)|\bloss is probably exploding)"
 )
 """NaN in words; not a value, a call in source code, or a message that there is none."""
 _ERROR = (
-    r"^Traceback|^[\w.]*(Error|Exception)(?::|$)|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
+    r"^Traceback|^[\w.]*(Error|Exception)(?::(?!\s*-?(?:[\d.]|nan|inf))|$)"
+    r"|CUDA out of memory|got signal|SIGTERM|^Killed|NCCL.*(error|timeout)"
 )
 _REMARKS = (
     ("nan_message", re.compile(_NAN, re.I)),

@@ -24,16 +24,24 @@ _TAG = re.compile(
     r"^\s*((?:\w+/)+\w+)[ \t]+\[?(-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)\]?[ \t]+(\d{1,12})\s*$", re.IGNORECASE
 )
 """A name, a value and the step: `losses/q1_loss 63.587 62000`."""
-_LONGEST_BARE = 64
 _CELL = r"(?:-?\d*\.\d+(?:e[+-]?\d+)?|-?\d+|-?nan|-?inf|-{2,})"
+_OF_A_TUTORIAL = re.compile(
+    r"^\s*(\d+) \d+% \([^()]*\d+s[^()]*\) (-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)(?:\s|$)"
+    r"|^\s*\d+m \d+s \(- \d+m \d+s\) \((\d+) \d+%\) (-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)(?:\s|$)",
+    re.IGNORECASE,
+)
+"""PyTorch's tutorials on RNNs: `5000 5% (0m 12s) 2.4177 ...` and `1m 2s (- 5m 1s) (5000 5%) 2.4177`."""
+_LIST = re.compile(rf"\s*\[({_CELL}(?:, ?{_CELL}){{3,64}})\]\s*", re.IGNORECASE)
+"""A list without names, as the VITS trainers print theirs; a whole number that rises in it is the step."""
+_LONGEST_BARE = 64
 _ROW = re.compile(rf"\s*[\[(]?(\d{{1,12}})((?:[\s,;]+{_CELL}){{2,64}})[\])]?\s*", re.IGNORECASE)
 """A step, and two or more cells in columns without names; dashes stand for what was not measured."""
 _FEWEST_ROWS = 3
 _RISE = 0.8
 """Share of pairs of rows in which the count at their start rises."""
 
-Row = tuple[int, int, list[float | None]]
-"""Line, step, cells."""
+Row = tuple[int, int | None, list[float | None]]
+"""Line, step, cells. The step of a list is one of its cells."""
 
 
 class Nameless(NamedTuple):
@@ -48,13 +56,16 @@ def is_bare(text: str) -> bool:
     """Whether a line is a step and a value."""
     if text.lstrip().startswith("tensor("):
         return _TENSOR.match(text) is not None
-    if cells_of(text) is not None:
+    if cells_of(text) is not None or _OF_A_TUTORIAL.match(text):
         return True
     return len(text) < _LONGEST_BARE and any(form.match(text) for form in (_BARE, _COUNT_AND_RATE, _TAG))
 
 
-def cells_of(text: str) -> tuple[int, list[float | None]] | None:
+def cells_of(text: str) -> tuple[int | None, list[float | None]] | None:
     """Step and cells of a row without names; None for other lines, and for rows of whole numbers."""
+    listed = _LIST.fullmatch(text) if text.lstrip()[:1] == "[" else None
+    if listed is not None and "." in listed[1]:
+        return None, [None if cell.startswith("--") else number(cell) for cell in re.split(r", ?", listed[1])]
     found = _ROW.fullmatch(text) if text.lstrip(" \t[(")[:1].isdigit() else None
     if found is None:
         return None
@@ -67,13 +78,31 @@ def cells_of(text: str) -> tuple[int, list[float | None]] | None:
 
 def columns_of(rows: list[Row]) -> list[tuple[int, int, dict[str, float]]]:
     """Line, step and values of rows that are one table, by the place of a column; empty if they are none."""
-    steps = [step for _, step, _ in rows]
-    rises = sum(a < b for a, b in pairwise(steps))
-    if len(rows) < _FEWEST_ROWS or len({len(cells) for _, _, cells in rows}) > 1 or rises < _RISE * (len(rows) - 1):
+    if len(rows) < _FEWEST_ROWS or len({(len(cells), step is None) for _, step, cells in rows}) > 1:
+        return []
+    first = 2
+    if rows[0][1] is None:
+        first, rows = 1, _with_step(rows)
+    steps = [step for _, step, _ in rows if step is not None]
+    if not rows or sum(a < b for a, b in pairwise(steps)) < _RISE * (len(rows) - 1):
         return []
     return [
-        (line, step, {f"column {i}": value for i, value in enumerate(cells, 2) if value is not None})
+        (line, step, {f"column {i}": value for i, value in enumerate(cells, first) if value is not None})
         for line, step, cells in rows
+        if step is not None
+    ]
+
+
+def _with_step(rows: list[Row]) -> list[Row]:
+    """Lists with their step, the only column of whole numbers that rises; no rows without such a column."""
+    columns = list(zip(*(cells for _, _, cells in rows), strict=True))
+    whole = [i for i, cells in enumerate(columns) if all(cell is not None and cell % 1 == 0 for cell in cells)]
+    told = [i for i in whole if all((a or 0) < (b or 0) for a, b in pairwise(columns[i]))]
+    if len(told) != 1:
+        return []
+    at = told[0]
+    return [
+        (line, int(cells[at] or 0), [None if i == at else c for i, c in enumerate(cells)]) for line, _, cells in rows
     ]
 
 
@@ -88,6 +117,9 @@ def nameless(text: str) -> Nameless | None:
     rate = _COUNT_AND_RATE.match(text) if text.rstrip().endswith("]") else None
     if rate:
         return Nameless(int(rate[1]), "lr", float(rate[2]))
+    taught = _OF_A_TUTORIAL.match(text) if "%" in text else None
+    if taught:
+        return Nameless(int(taught[1] or taught[3]), "loss", number(taught[2] or taught[4]) or 0.0)
     tag = _TAG.match(text) if "/" in text and len(text) < _LONGEST_BARE else None
     if tag:
         return Nameless(int(tag[3]), tag[1], float(tag[2]))

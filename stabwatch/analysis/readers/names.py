@@ -31,7 +31,8 @@ _UNITS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "s": 1.0, "sec": 1.0, "seconds": 
 _SI = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 STEP_KEYS = (
-    "iteration", "iterations", "global_step", "global_step/max_steps", "globalstep", "trainer/global_step",
+    "iteration", "iterations", "global_step", "global_step/max_steps", "step/total_step",
+    "iter/total_iter", "globalstep", "trainer/global_step",
     "global_iter", "global_iteration",
     "num_updates", "current_steps", "completed_step", "training_iteration", "step", "steps", "_step", "iter", "it",
     "up", "update", "s", "batch_idx", "batch", "batch_id", "n_iter",
@@ -213,6 +214,11 @@ def role_of(name: str) -> Role:
     if ("loss" in last or below) and not _NOT_LOSS.search(full):
         return "component"
     return "other"
+
+
+def is_error(name: str) -> bool:
+    """Whether a column is the error of a fit, which is its loss where no other is printed."""
+    return re.fullmatch(r"(?:(?:train|training|total|mean|avg|average)_)?(?:error|r?mse|mae)", plain(name)) is not None
 
 
 def is_perplexity(name: str) -> bool:

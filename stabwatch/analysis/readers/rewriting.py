@@ -21,6 +21,16 @@ SCORES = ("val/precision", "val/recall", "val/mAP50", "val/mAP50_95")
 """Their names."""
 _OF_ALL = re.compile(r"\bProcess (?=\d+/\d+ )")
 """The word before its batches."""
+_COUNTED_VALUE = re.compile(
+    r"^(\W{0,8})([A-Za-z][\w ]{1,40}?) (?:in|at|for|of|after) (episode|epoch|iteration|step) (\d+) (?:is|was) "
+    r"(?=[-\d.ni])",
+    re.IGNORECASE,
+)
+"""`Total rewards in episode 73 is 3.8`."""
+_TOGETHER = re.compile(r"([A-Za-z][\w ]*?) \((\w+(?:, ?\w+){1,4})\): ?\(([^()]+)\)")
+"""`train loss (min, avg, max): (0.1, nan, 2.5)`."""
+_YOLACT = re.compile(r"^\[\s*(\d+)\]\s+(\d+) \|\|((?: [A-Z]: \S+ \|)+) T: (\S+) \|\|")
+"""YOLACT's `[ 13]  1950 || B: 2.1 | C: 3.1 | T: 5.2 || ETA: ...`: parts of the loss by their letters, and the total."""
 _BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
 _STAMPS = re.compile(r"(?<=\s)(?=\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d)")
 """A time, before which another record begins, in a log that lost its line breaks."""
@@ -42,11 +52,27 @@ def rewritten(text: str) -> str:
     scores = _YOLO.fullmatch(text) if "all " in text[:40] else None
     if scores:
         return ", ".join(f"{name}: {value}" for name, value in zip(SCORES, scores.groups(), strict=True))
+    if " is " in text or " was " in text:
+        text = _COUNTED_VALUE.sub(r"\1\3 \4 \2: ", text)
+    if "): (" in text or "):(" in text:
+        text = _TOGETHER.sub(_apart, text)
+    parts = _YOLACT.match(text) if " || " in text and " T: " in text else None
+    if parts:
+        losses = parts[3].replace(": ", "_loss: ").replace("|", ",")
+        return f"epoch {parts[1]}, iteration {parts[2]},{losses} total_loss: {parts[4]}"
     found = _OBJECTIVE.search(text) if "objective function" in text else None
     if found:
         value = found[3][1:] if found[3].startswith("-") else f"-{found[3]}"
         return f"iteration {found[2]} {found[1]}/negative_objective = {value}"
     return _AVERAGE_OBJECTIVE.sub(_negated, _OF_ALL.sub("batch ", text)) if " objf: " in text else text
+
+
+def _apart(found: re.Match[str]) -> str:
+    """`loss (min, avg): (0.1, 2.5)` as `loss/min: 0.1, loss/avg: 2.5`."""
+    names, values = found[2].split(","), found[3].split(",")
+    if len(names) != len(values):
+        return found[0]
+    return ", ".join(f"{found[1]}/{n.strip()}: {v.strip()}" for n, v in zip(names, values, strict=True))
 
 
 def _negated(found: re.Match[str]) -> str:

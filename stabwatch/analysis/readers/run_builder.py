@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role, StepUnit
 from stabwatch.analysis.readers.names import (
     EPOCH_KEYS,
+    is_error,
     is_eval,
     is_model_loss,
     is_perplexity,
@@ -252,6 +253,7 @@ def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
         often = [key for key in parts if 2 * parts[key] >= max(parts.values())]
         losses = sorted(often, key=lambda key: not is_model_loss(key))[:1]
         losses = losses or [key for key in points if is_perplexity(key) and not is_eval(key)][:1]
+        losses = losses or [key for key in points if is_error(key)][:1]
         roles |= dict.fromkeys(losses, "loss")
     if "eval_loss" not in roles.values():
         roles |= dict.fromkeys([key for key in points if is_perplexity(key) and is_eval(key)][:1], "eval_loss")

@@ -14,6 +14,7 @@ from stabwatch.analysis.readers.names import (
     NUMBER,
     STEP_KEYS,
     factor,
+    is_error,
     is_eval,
     is_of_policy,
     number,
@@ -251,6 +252,9 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
                 key, role = f"eval/{key}", "eval_loss" if role == "loss" else "other"
             values.append((i, key, factor(after, role, key)))
             roles.append(role)
+    if evaluates and _also_trains(values):
+        values = [(at, key.removeprefix("eval/"), times) for at, key, times in values]
+        roles, evaluates, section = [role_of(key) for _, key, _ in values], False, False
     if plain(texts[0]) in ("iteration", "iter") and not steps:
         steps.append((0, 0))
     if other_bar and not any(role in MAIN_ROLES for role in roles):
@@ -264,6 +268,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
         return nothing
     alone = not any(role != "other" for role in roles) and step is None and epoch is None
     tells = not alone or any(is_of_policy(key) or key in SCORES for _, key, _ in values)
+    tells = tells or any(is_error(key) and not numbers[at].isdigit() for at, key, _ in values)
     within_epoch = step is not None and step == within
     followed = step is not None and step + 1 < len(numbers) and texts[step + 1].strip() == "/"
     total = step + 1 if step is not None and followed else None
@@ -274,6 +279,13 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
         total=total if steps else None, length=total, beside=alone,
         texts=printed,
     )  # fmt: skip
+
+
+def _also_trains(values: list[tuple[int, str, float]]) -> bool:
+    """Whether a line has a loss with and without a word for the evaluation: `Loss: 0.4, Valid Loss: 0.5`."""
+    own = [key for _, key, _ in values if is_eval(key) and not key.startswith("eval/")]
+    named = {re.sub(r"^(?:valid(?:ation)?|val|test|eval|dev)[ _/-]?", "", plain(key)) for key in own}
+    return any(key.startswith("eval/") and plain(key[5:]) in named for _, key, _ in values)
 
 
 def _section(text: str, before: bool) -> bool:
