@@ -20,6 +20,8 @@ ABOVE, LEAST = 10.0, 3.0
 """Ratio of most of them, and of each, to the training loss before it. Overfitting begins near the training loss."""
 SAME = 5
 """Fewest validations whose accuracy is one number while the training loss falls."""
+RISES = 1.25
+"""Ratio of the later half of them to the first: the sum of a validation may stay."""
 LEARNED = 0.9
 """Share of the first training loss that the last one is below: the sum of a validation falls with it then."""
 
@@ -38,13 +40,13 @@ def find(segment: RunSegment) -> list[Incident]:
     falls = beside[-1] < LEARNED * beside[0]
     late = float(np.median(told.values[len(told) // 2 :]))
     ratio = told.values / beside
-    apart = late >= float(told.values[0]) and float(np.median(ratio)) >= ABOVE and float(ratio.min()) >= LEAST
+    apart = late >= RISES * float(told.values[0]) and float(np.median(ratio)) >= ABOVE and float(ratio.min()) >= LEAST
     if not falls or not apart:
         return _one_answer(segment, loss) if falls else []
     middle, times = float(np.median(ratio)), number_of(len(told), "validation")
     text = (
         f"The validation loss ('{told.name}') is {middle:.0f} times the training loss in the middle of {times}, at "
-        f"least {float(ratio.min()):.0f} times in each, and does not fall with it ({told.values[0]:.4g} to "
+        f"least {float(ratio.min()):.0f} times in each, and rises while that falls ({told.values[0]:.4g} to "
         f"{told.values[-1]:.4g}, while training goes from {beside[0]:.4g} to {beside[-1]:.4g}). That is more than "
         f"overfitting: does the evaluation prepare its data, or use the normalisation, otherwise than training?"
     )

@@ -48,6 +48,10 @@ TAILS = 2
 """Number of single records a third as high, elsewhere in the curve, from which single records are usual."""
 BACK = 3
 """Records whose median must be back at the level."""
+EXCERPT = 16
+"""Most records of an excerpt, whose few first records do not show its noise."""
+ABOVE_STEPS = 4.0
+"""Scatters of the changes between records that such an excursion rises by, if later records are as low as before."""
 COMMON = 20
 """Number of other spans at least half as high from which an excursion counts as noise."""
 
@@ -92,7 +96,17 @@ def excursions(values: Array, reference: Reference, fresh: bool, dies: bool = Fa
         if excursion is not None:
             found.append(excursion)
             done = excursion.stop
+    if len(values) <= EXCERPT and not (fresh or dies):
+        found = [e for e in found if not _is_noise(values, e)]
     return [e for e in found if not (e.recovered and _common(rise / scale, e, found))]
+
+
+def _is_noise(values: Array, e: Excursion) -> bool:
+    """Whether an excerpt goes up and down as far as it does here: records after the peak are as low as one before."""
+    before, after = values[: e.start], values[e.peak :]
+    if not len(before) or after.min() > before.max():
+        return False
+    return float(values[e.peak]) - e.base < ABOVE_STEPS * scatter(np.diff(values))
 
 
 def _common(rise: Array, e: Excursion, found: list[Excursion]) -> bool:

@@ -123,7 +123,7 @@ def _name(text: str) -> str | None:
             return name
         if _is_other_norm(words):
             return " ".join(words[-2:])
-        if len(words) <= 3 and role_of(name) == "component":
+        if len(words) <= 3 and role_of(name) == "component" and not _FILE.search(name):
             return name.strip("'\"`*> ")
         if (
             role_of(" ".join(words[-2:])) == "other"

@@ -113,7 +113,7 @@ class Parser:
                 self.builder.unit = "epoch"
                 self._step(line, row[0], False, row[1])
             return True
-        rank = self._rank_pattern.match(text) if text[:1] in " [0123456789" and "avg loss" not in text else None
+        rank = self._rank_pattern.match(text) if text[:1] in " [0123456789" and " avg" not in text else None
         if rank:
             text = text[rank.end() :]
         elif ") " in text:
@@ -351,7 +351,7 @@ class Parser:
         """Whether the line is a row of columns without names."""
         row = None if self.tables.header or len(self.columns) >= _MOST_UNSTEPPED else cells_of(text)
         if row is not None:
-            self.columns.append((line, *row))
+            self.columns.append((line, row))
         return row is not None
 
     def _named(self, line: int, row: dict[str, float]) -> None:
@@ -411,7 +411,7 @@ class Parser:
 
 def _is_odd(text: str) -> bool:
     """Whether a line may contain more than keys and numbers. Depends only on the text between its numbers."""
-    if text.lstrip().startswith("|") or "epoch:train" in text or "avg loss" in text or "epoch results" in text:
+    if text.lstrip().startswith("|") or "epoch:train" in text or " avg" in text or "epoch results" in text:
         return True
     if "epoch started" in text or is_bare(text):
         return True

@@ -20,6 +20,7 @@ _NAN = (
     r"|\b(?:nans?|infs?)(?: (?:or|and|/) ?(?:nans?|infs?)|/(?:nans?|infs?))?"
     r" (?:values? )?(?:was |were )?(?:detected|found|encountered|occurred)\b"
     r"|\b(?:detected|found|encountered|got|received)(?: an?)? (?:nans?|infs?|non-?finite|not finite)\b"
+    r"|\bnans?(?: or infs?)? in (?:the )?(?:summary|input|output|tensor|weights|model)\b"
     r"|\bignored? a value of (?:nan|inf)\b|\bnon-?finite (?:loss|grad)|\bloss is probably exploding)"
 )
 """NaN in words; not a value, a call in source code, or a message that there is none."""

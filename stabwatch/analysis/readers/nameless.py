@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
 
 from stabwatch.analysis.readers.names import number
 
-_DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg loss")
+_DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg(?: loss)?,")
 _BARE = re.compile(
     r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$"
     r"|^\s*(\d+)\s*[,;\t]\s*(-?\d+\.\d+(?:e[+-]?\d+)?|nan|inf)(?:\s*[,;\t]\s*(?:-?[\d.]+(?:e[+-]?\d+)?|nan|inf)){0,5}\s*$",
@@ -34,14 +35,16 @@ _OF_A_TUTORIAL = re.compile(
 _LIST = re.compile(rf"\s*\[({_CELL}(?:, ?{_CELL}){{3,64}})\]\s*", re.IGNORECASE)
 """A list without names, as the VITS trainers print theirs; a whole number that rises in it is the step."""
 _LONGEST_BARE = 64
-_ROW = re.compile(rf"\s*[\[(]?(\d{{1,12}})((?:[\s,;]+{_CELL}){{2,64}})[\])]?\s*", re.IGNORECASE)
+_ROW = re.compile(rf"\s*[\[(]?(\d{{1,12}}(?:[\s,;]+{_CELL}){{2,64}})\s*[\])]?\s*", re.IGNORECASE)
 """A step, and two or more cells in columns without names; dashes stand for what was not measured."""
 _FEWEST_ROWS = 3
+_ALIKE = 0.8
+"""Share of rows with as many cells."""
 _RISE = 0.8
 """Share of pairs of rows in which the count at their start rises."""
 
-Row = tuple[int, int | None, list[float | None]]
-"""Line, step, cells. The step of a list is one of its cells."""
+Row = tuple[int, list[float | None]]
+"""Line, cells."""
 
 
 class Nameless(NamedTuple):
@@ -61,49 +64,49 @@ def is_bare(text: str) -> bool:
     return len(text) < _LONGEST_BARE and any(form.match(text) for form in (_BARE, _COUNT_AND_RATE, _TAG))
 
 
-def cells_of(text: str) -> tuple[int | None, list[float | None]] | None:
-    """Step and cells of a row without names; None for other lines, and for rows of whole numbers."""
-    listed = _LIST.fullmatch(text) if text.lstrip()[:1] == "[" else None
-    if listed is not None and "." in listed[1]:
-        return None, [None if cell.startswith("--") else number(cell) for cell in re.split(r", ?", listed[1])]
-    found = _ROW.fullmatch(text) if text.lstrip(" \t[(")[:1].isdigit() else None
+def cells_of(text: str) -> list[float | None] | None:
+    """The cells of a row without names; None for other lines, and for rows of whole numbers."""
+    start = text.lstrip()[:1]
+    if not (start.isdigit() or start in ("[", "(")):
+        return None
+    found = _LIST.fullmatch(text) or _ROW.fullmatch(text)
     if found is None:
         return None
-    cells = re.split(r"[\s,;]+", found[2].strip(" \t,;"))
+    cells = re.split(r"[\s,;]+", found[1].strip())
     told = [cell for cell in cells if "." in cell or cell.lower().lstrip("-") in ("nan", "inf")]
     if len(told) < 2:
         return None
-    return int(found[1]), [None if cell.startswith("--") else number(cell) for cell in cells]
+    return [None if cell.startswith("--") else number(cell) for cell in cells]
 
 
 def columns_of(rows: list[Row]) -> list[tuple[int, int, dict[str, float]]]:
-    """Line, step and values of rows that are one table, by the place of a column; empty if they are none."""
-    if len(rows) < _FEWEST_ROWS or len({(len(cells), step is None) for _, step, cells in rows}) > 1:
+    """Line, step and values of rows that are one table, by the place of a column; empty if they are none.
+
+    The step is the first column of whole numbers that rises.
+    """
+    lengths = Counter(len(cells) for _, cells in rows)
+    length, times = lengths.most_common(1)[0] if rows else (0, 0)
+    rows = [row for row in rows if len(row[1]) == length]
+    if times < max(_FEWEST_ROWS, _ALIKE * lengths.total()):
         return []
-    first = 2
-    if rows[0][1] is None:
-        first, rows = 1, _with_step(rows)
-    steps = [step for _, step, _ in rows if step is not None]
-    if not rows or sum(a < b for a, b in pairwise(steps)) < _RISE * (len(rows) - 1):
+    columns = list(zip(*(cells for _, cells in rows), strict=True))
+    at = next((i for i, cells in enumerate(columns) if _counts(cells)), None)
+    if at is None:
         return []
     return [
-        (line, step, {f"column {i}": value for i, value in enumerate(cells, first) if value is not None})
-        for line, step, cells in rows
-        if step is not None
+        (
+            line,
+            int(cells[at] or 0),
+            {f"column {i + 1}": value for i, value in enumerate(cells) if value is not None and i != at},
+        )
+        for line, cells in rows
     ]
 
 
-def _with_step(rows: list[Row]) -> list[Row]:
-    """Lists with their step, the only column of whole numbers that rises; no rows without such a column."""
-    columns = list(zip(*(cells for _, _, cells in rows), strict=True))
-    whole = [i for i, cells in enumerate(columns) if all(cell is not None and cell % 1 == 0 for cell in cells)]
-    told = [i for i in whole if all((a or 0) < (b or 0) for a, b in pairwise(columns[i]))]
-    if len(told) != 1:
-        return []
-    at = told[0]
-    return [
-        (line, int(cells[at] or 0), [None if i == at else c for i, c in enumerate(cells)]) for line, _, cells in rows
-    ]
+def _counts(cells: tuple[float | None, ...]) -> bool:
+    """Whether a column has whole numbers that rise."""
+    whole = [cell for cell in cells if cell is not None and 0 <= cell < 1 << 53 and cell % 1 == 0]
+    return len(whole) == len(cells) and sum(a < b for a, b in pairwise(whole)) >= _RISE * (len(whole) - 1)
 
 
 def lone_tensor(text: str) -> float | None:
@@ -123,7 +126,7 @@ def nameless(text: str) -> Nameless | None:
     tag = _TAG.match(text) if "/" in text and len(text) < _LONGEST_BARE else None
     if tag:
         return Nameless(int(tag[3]), tag[1], float(tag[2]))
-    found = _DARKNET.match(text) if "avg loss" in text else None
+    found = _DARKNET.match(text) if " avg" in text else None
     bare = _BARE.match(text) if found is None and len(text) < _LONGEST_BARE else None
     value = number(found[2] if found else (bare[3] or bare[5]) if bare else "")
     if value is None:

@@ -99,7 +99,7 @@ _LOSS_ORDER = (
 )  # fmt: skip
 _GRAD = {
     "grad_norm", "gradnorm", "total_grad_norm", "gradient_norm", "gnorm", "norm", "grad", "global_grad_norm",
-    "train_grad_norm", "grdn", "grad_l2_norm", "grad_l2",
+    "train_grad_norm", "grad_absmax", "grad_abs_max", "grdn", "grad_l2_norm", "grad_l2",
     "l2_norm/grad/global", "grad_norm_total", "total_norm", "grad_norm_before_clip", "gradnorm_total",
     "grad_2_0_norm_total", "grad_2_norm_total", "optimizer_norm", "g_norm",
 }  # fmt: skip
@@ -218,7 +218,7 @@ def role_of(name: str) -> Role:
 
 def is_error(name: str) -> bool:
     """Whether a column is the error of a fit, which is its loss where no other is printed."""
-    return re.fullmatch(r"(?:(?:train|training|total|mean|avg|average)_)?(?:error|r?mse|mae)", plain(name)) is not None
+    return re.fullmatch(r"(?:(?:train|training|total|mean|avg|average)_)?error", plain(name)) is not None
 
 
 def is_perplexity(name: str) -> bool:

@@ -27,7 +27,7 @@ _COMMON = (
 _WRITERS = (
     rb"\[(?:pod/|[\w.-]*/)[\w./-]*\] ",
     rb"\[(?:rank|default|worker|trainer|node|task|local_rank)[-_ ]?\d{1,6}\]:? ?",
-    rb"\[\d+,\d+\]<std(?:out|err)>:? ?",
+    rb"\[\d+,[^\]\n]{1,40}\]<std(?:out|err)>:? ?",
     rb" *\d{1,5}: ",
     rb"(?=[\w.-]*[A-Za-z])[\w.-]+[-_.]\d+ +\| ",
     rb"(?=[\w.-]*[A-Za-z])[\w-]*[a-z]-?\d+(?:\.[\w.-]+)?: ",

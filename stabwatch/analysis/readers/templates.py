@@ -28,7 +28,7 @@ _SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
 _TENSOR = re.compile(r",? ?\b(?:dtype=[\w.]+|device=['\w]+:?'?|grad_fn=<\w+>|requires_grad=\w+)")
 _CODE = re.compile(
     r"\b(?:def|self|import|return|class|assert|elif|lambda|torch|nn|parser|args)\b[ .(]|[^=\[]==[^=>]|\+=|\(\*\*\w|//\s"
-    r"|\{[\w.()/ -]+: [defg]\}|\bNCCL INFO\b|^\s*Averaged stats:"
+    r"|\{[\w.()/ -]+: [defg]\}|\bimproved? from\b|\bNCCL INFO\b|^\s*Averaged stats:"
 )
 _WIDE = str.maketrans("：，；（）［］｜＝％　", ":,;()[]|=% ")
 """Punctuation of full width."""
@@ -41,7 +41,7 @@ _SETTINGS = re.compile(
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code at the start of a log."""
 _EVAL_LINE = re.compile(
-    r"\b(valid|validate|validation|validating|eval|evaluation|evaluating|test|testing|dev)\b|(?:iter|poch)\(val\)"
+    r"\b(valid|validate|validation|validating|eval|evaluation|evaluating|test|testing|dev)\b(?!/)|(?:iter|poch)\(val\)"
 )
 _SECTION = re.compile(
     r"\b(?:(train(?:ing)?)|val(?:id(?:ation)?)?|test(?:ing)?|eval(?:uat(?:e|ion|ing))?|dev|cv)\b"
@@ -234,8 +234,9 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
         if rank is not None and re.match(r"[KMB]\b", after):
             rounded = True  # the step of such a record is estimated from those before
             continue
+        whole_number = (number(numbers[i]) or 0.0) % 1 == 0
         meter = "." in numbers[i] and after.lstrip().startswith("(")  # `Batch 0.818 (3.887)`: seconds
-        if rank is not None and not meter and _is_count(key, text, whole):
+        if rank is not None and not meter and whole_number and _is_count(key, text, whole):
             steps.append((rank, i))
         elif plain(key) in EPOCH_KEYS:
             epoch = i if epoch is None and not _DURATION.match(after) else epoch
