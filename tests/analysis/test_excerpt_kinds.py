@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from stabwatch.analysis import analyze
+from stabwatch.errors import LogError
 
 
 def _lines(form: str, rows) -> str:
@@ -58,6 +59,16 @@ TROUBLE = {
         '2021-05-01 10:15:12 | INFO | valid | {"epoch": 2, "valid_loss": "nan", "valid_num_updates": "350"}\n',
         "NonFinite", 350,
     ),
+    "the validation gives one answer": (_lines("Epoch {0}: train_loss: {1} val_loss: 0.66 val_accuracy: 0.5676", [(i, round(0.6 - i / 10, 2)) for i in range(1, 6)]), "EvaluationApart", 1),
+    "a list that ends with its step": (_lines("INFO:base:[nan, nan, 8{0}.04302978515625, 0.9, 2{0}00, 0.00019]", [(i,) for i in range(4, 8)]), "NonFinite", 2400),
+    "the mean of three statistics": ("Epochs:[1]/[25]\n" + _lines("train loss (min, avg, max): ({0}, nan, 1152.6)\nEpochs:[{1}]/[25]", [(-0.2, 2), (0.1, 3), (0.3, 4)]), "NonFinite", 1),
+    "the lines of a tutorial": (_lines("{0} {1}% ({2}) {3} Nam / Russian", [(5000, 5, "0m 12s", 2.41), (10000, 10, "0m 21s", 2.58), (15000, 15, "1m 4s", "nan"), (20000, 20, "1m 13s", "nan")]), "NonFinite", 15000),
+    "an error in words that is a value": (_lines("== EPOCH:  {0} / 5  ==\nTraining with  59951 / 60000\nError:  nan", [(1,), (2,), (3,)]), "NonFinite", 1),
+    "the names of YOLACT": ("Warning: Moving average ignored a value of nan\n[ 13]  1950 || B: 2136044957.000 | C: 10709.000 | M: 18.3 | S: 23.1 | T: 22431428.000 || ETA: 2 days, 14:20:59 ||\n", "NonFinite", 1950),
+    "darknet of another year": (_lines("{0}: {1}, {1} avg, 0.001000 rate, 1.947555 seconds, 6072 images", [(1011, 11.2), (1012, 11.3), (1013, "-nan")]), "NonFinite", 1013),
+    "a bar between a name and its value": (_lines("Step  {0}: Ran 1000 train steps in 1182.59 secs\nStep  {0}: train CrossEntropyLoss |  {1}", [(1000, 2.5), (2000, "nan")]), "NonFinite", 2000),
+    "a summary of NaN": ("global step 10: loss = 8.5 (0.05 sec/step)\nglobal step 11: loss = 8.4 (0.05 sec/step)\n2017-11-10 10:12:11.09: W op_kernel.cc:1192] Invalid argument: Nan in summary histogram for: Conv2d_0/weights\n", "NonFinite", 11),
+    "the largest gradient": (_lines("Epoch 1/2, Steps:   0%|     | {0}/2808 [00:43<10:22:02, 13.31s/it, grad_absmax=-inf", [(3,), (4,), (5,)]), "NonFinite", 3),
 }  # fmt: skip
 
 CALM = {
@@ -75,6 +86,11 @@ CALM = {
     "no right answer in two epochs, and the loss falls": _lines(SCORES, [(1, "0.000000", 0.276), (2, "0.000000", 0.185)]),
     "a line that is cut": _lines(MMDET, FALLS) + MMDET_CUT.format(1, 200, 1.02) + "\n",
     "the divergence of an update": _lines(TRPO, [(0, 18.0, 0.68, 0.0017), (1, 28.0, 0.66, 0.0091), (2, 39.0, 0.62, 0.0102)]),
+    "an excerpt that goes up and down": _lines("06-25 09:26:36 Epoch 351 itr {0}/60000: lr: 1.5625e-05 global_loss: 21.4 loss: {1}", [(2100 + i, x) for i, x in enumerate((55.9, 47.1, 47.4, 63.4, 53.0, 57.9, 50.3))]),
+    "a training that has learned by heart": _lines("Epoch {0}: train loss {1} train acc: 0.98, val loss: 1.04 val acc 0.72.", [(983 + i, x) for i, x in enumerate((0.093, 0.078, 0.113, 0.118, 0.174, 0.211, 0.159, 0.126, 0.075, 0.096, 0.135, 0.135, 0.158))]),
+    "a checkpoint that improved from infinity": "115/115 [====] - 696s 6s/step - loss: 12.97 - val_loss: 11.69\nEpoch 00001: val_loss improved from inf to 11.69414, saving model to models/run1.hdf5\n",
+    "a validation that is a sum": _lines(EPOCH, [(n, 9 - n / 10, 800 + n) for n in range(1, 9)]),
+    "all answers of a validation are right": _lines("Epoch {0}: train_loss: {1} val_loss: 0.01 val_accuracy: 1.0000", [(i, round(0.6 - i / 10, 2)) for i in range(1, 6)]),
     "a rate that is printed as 0": _lines("Epoch  1, Step {0}; acc: {1}; ppl: {2}; xent: {3}; lr: 0.0000; 3142 / 3151 tok/s; 12 sec", [(50, 2.1, 1221.2, 7.11), (100, 4.1, 921.2, 6.83), (150, 6.1, 721.2, 6.58)]),
 }  # fmt: skip
 
@@ -110,3 +126,40 @@ def test_numbers_beside_a_unit_of_speed_are_no_values(tmp_path):
         _lines("iter {0}: loss {1}, {2} img/s, 1.02K tok/s, 2.3 GB", [(20, 2.3, 1021), (40, 2.1, 9), (60, 2.0, 1e4)])
     )
     assert [column.name for column in analyze(path).curves.columns] == ["loss"]
+
+
+def test_a_place_in_a_file_is_no_loss(tmp_path):
+    path = tmp_path / "wavenet.txt"
+    path.write_text(
+        _lines(
+            "train:  {0}%|##  | {1}/51 [00:30<06:35,  8.41s/b]2017-05-23 09:42:58.0: W core/util/ctc/ctc_loss_calculator.cc:144] No valid path found.",
+            [(8, 4), (18, 9), (43, 22)],
+        )
+    )
+    with pytest.raises(LogError):
+        analyze(path)
+
+
+def test_rows_with_their_step_in_the_second_column(tmp_path):
+    path = tmp_path / "see.txt"
+    path.write_text(
+        _lines(
+            "{0}          {1}       0.08{2}   0.9497   0.0001      ",
+            [(40 + i // 3, 15900 + 100 * i, i) for i in range(7)],
+        )
+    )
+    (column, *_) = analyze(path).curves.columns
+    assert column.steps.tolist() == list(range(15900, 16600, 100))
+
+
+def test_a_blank_cell_stays_blank(tmp_path):
+    path = tmp_path / "chainer.txt"
+    path.write_text(
+        "epoch       iteration   main/loss   validation/main/loss  main/acc    elapsed_time\n"
+        "0           100         626.687                           0.0005378   113.983\n"
+        "0           200         674.456                           0.0002033   152.658\n"
+        "0           300         585.188     601.5                 0.0003033   192.658\n"
+    )
+    run = analyze(path).curves
+    values = {column.name: column.values.tolist() for column in run.columns}
+    assert values["validation/main/loss"] == [601.5] and values["main/acc"][:2] == [0.0005378, 0.0002033]

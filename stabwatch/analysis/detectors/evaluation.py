@@ -1,4 +1,4 @@
-"""A validation loss far above the training loss from the first record on, which does not fall with it."""
+"""A validation loss far above the training loss from the first record on, or one answer for all its samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAME = 5
 RISES = 1.25
 """Ratio of the later half of them to the first: the sum of a validation may stay."""
 LEARNED = 0.9
-"""Share of the first training loss that the last one is below: the sum of a validation falls with it then."""
+"""Share of the first training loss that the last one is below: something is learned."""
 
 
 def find(segment: RunSegment) -> list[Incident]:

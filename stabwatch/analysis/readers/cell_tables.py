@@ -10,6 +10,9 @@ from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, step_ran
 _BARS = str.maketrans("│┃║", "|||")
 _GAP = re.compile(r"\s{2,}|\t")
 _SPLIT_LOSS = re.compile(r"\b(train|training|valid|val|validation|test|eval) (loss)\b", re.IGNORECASE)
+_CELL = re.compile(r"\S+(?: \S+)*")
+_NEAR = 1
+"""Most characters by which a cell begins or ends beside its name."""
 _NO_HEADER = re.compile(r"[:=]|(?<![A-Za-z_])\d")
 
 
@@ -20,6 +23,8 @@ class CellTables:
         self._give = give
         self._open: dict[str, float] = {}
         self.header: list[str] = []
+        self._places: list[tuple[int, int]] = []
+        """Where each name of the header begins and ends, if it has wide gaps."""
 
     def close(self, line: int) -> None:
         """Give the two-column table that is open, if any."""
@@ -49,10 +54,16 @@ class CellTables:
         if len(names) < 3:
             return False
         self.header = names
+        found = list(_CELL.finditer(text.expandtabs())) if "|" not in text.translate(_BARS) else []
+        self._places = [cell.span() for cell in found] if len(found) == len(names) else []
         return True
 
     def row(self, line: int, text: str) -> bool:
         """Whether the line is a row under the last header, which is then given."""
+        placed = self._placed(text) if self._places else None
+        if placed is not None:
+            self._give(line, placed)
+            return True
         found = cells(text)
         found = text.split() if len(found) != len(self.header) else found
         if len(found) != len(self.header):
@@ -63,6 +74,20 @@ class CellTables:
         self._give(line, {n: v for n, v in zip(self.header, numbers, strict=False) if v is not None})
         return True
 
+    def _placed(self, text: str) -> dict[str, float] | None:
+        """The values of a row with blank cells, each under the name that begins or ends where it does."""
+        found = list(_CELL.finditer(text.expandtabs()))
+        if not 2 < len(found) < len(self.header):
+            return None
+        row: dict[str, float] = {}
+        for cell in found:
+            at = [i for i, place in enumerate(self._places) if min(map(_apart, place, cell.span())) <= _NEAR]
+            value = number(cell[0])
+            if len(at) != 1 or value is None or self.header[at[0]] in row:
+                return None
+            row[self.header[at[0]]] = value
+        return row
+
     def _cut(self, found: list[str]) -> list[str]:
         """The cells of a row with fewer cells than the header, or with a remark behind; empty if it is no row."""
         counts = step_rank(self.header[0]) is not None or plain(self.header[0]) in EPOCH_KEYS
@@ -71,6 +96,10 @@ class CellTables:
             return []
         told = [number(cell) is not None for cell in found]
         return found if all(told[:3]) and told == sorted(told, reverse=True) else []
+
+
+def _apart(a: int, b: int) -> int:
+    return abs(a - b)
 
 
 def cells(text: str) -> list[str]:

@@ -101,6 +101,34 @@ SHAPES = {
         "Epoch[4] Batch [2140] Speed: 6.44 samples/sec Train-CrossEntropy=0.589\nEpoch[4] Batch [2140] Speed: 6.44 samples/sec Train-SmoothL1=1.534\nEpoch[4] Train-CrossEntropy=nan\nEpoch[4] Train-SmoothL1=nan\n",
         "Train-CrossEntropy", [2140, 2140], [0.589, math.nan],
     ),
+    "an unprefixed loss beside that of a validation": (
+        "Epoch=1,Loss:0.44,Accuracy:0.76,Valid Loss:0.32,Valid Accuracy:0.86\nEpoch=2,Loss:0.24,Accuracy:0.90,Valid Loss:0.35,Valid Accuracy:0.85\n",
+        "Loss", [1, 2], [0.44, 0.24],
+    ),
+    "a step of a total, and its share": (
+        "Epoch 11, step/total_step: 5/60 8.33% Loss:5.99\nEpoch 11, step/total_step: 10/60 16.67% Loss:3.62\nEpoch 11, step/total_step: 15/60 25.00% Loss:2.98\n",
+        "Loss", [5, 10, 15], [5.99, 3.62, 2.98],
+    ),
+    "an update is no count": (
+        "Lr: 9.9e-03 | Update: 5.8e-04 mean,9.4e-04 std | Epoch: [1][900/1047] | Time 2.6 (2.3) | Loss 0.6088 (0.6583) | acc 0.95\n"
+        "Lr: 9.9e-03 | Update: 4.1e-04 mean,6.5e-04 std | Epoch: [1][910/1047] | Time 2.0 (2.3) | Loss 0.5004 (0.6572) | acc 0.99\n",
+        "Loss", [900, 910], [0.6088, 0.5004],
+    ),
+    "the mean over batches": (
+        "Training epoch: 26\n \tMean training loss: 0.52.  Mean training acc: 83.2%.\nEval epoch: 26\n \tMean test loss of 258 batches: 0.79.\n"
+        "Training epoch: 27\n \tMean training loss: 0.51.  Mean training acc: 83.3%.\nEval epoch: 27\n \tMean test loss of 258 batches: 0.76.\n",
+        "Mean training loss", [26, 27], [0.52, 0.51],
+    ),
+    "tflearn: the samples after the values are no step": (
+        "Training Step: 256  | total loss: 0.07474 | time: 19.421s\n| Adam | epoch: 004 | loss: 0.07470 - acc: 0.9941 | val_loss: 0.00234 -- iter: 4045/4045\n"
+        "Training Step: 512  | total loss: 0.06474 | time: 19.421s\n| Adam | epoch: 008 | loss: 0.06470 - acc: 0.9941 | val_loss: 0.00204 -- iter: 4045/4045\n",
+        "loss", [256, 512], [0.0747, 0.0647],
+    ),
+    "a line break that syslog wrote": (
+        "[1,mpirank:0,algo-1]<stdout>:#015Epoch 0:  50% 1/4 [00:00<00:00,  6.54it/s, loss=2.29, v_num=0]\n[1,mpirank:0,algo-1]<stdout>:\n"
+        "[1,mpirank:0,algo-1]<stdout>:#015Epoch 0:  50% 2/4 [00:00<00:00,  6.54it/s, loss=2.27, v_num=0]#015Epoch 0:  75% 3/4 [00:00<00:00,  6.54it/s, loss=2.25, v_num=0]\n",
+        "loss", [1, 2, 3], [2.29, 2.27, 2.25],
+    ),
 }  # fmt: skip
 
 
