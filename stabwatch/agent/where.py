@@ -15,6 +15,7 @@ RANKS = {
     "NonFinite": "rank_nonfinite_worst",
     "SlowRank": "rank_slowest",
     "RankLossHigher": "rank_loss_highest",
+    "RankLossLower": "rank_loss_lowest",
 }
 """The number in the context of an alert that names a rank, by rule."""
 

@@ -61,6 +61,15 @@ class Handler(Protocol):
         """A 'broadcast' came down."""
 
 
+NO_ROOT = "the first rank, which writes the log, is not watched, or has ended no step"
+UNREACHED = "the first rank, which writes the log, could not be reached"
+APART = {
+    "version": "it runs another version of stabwatch than the first rank, which writes the log",
+    "layout": "it measures other things than the first rank, which writes the log",
+    "start": "it was attached at another step of the training than the first rank, which writes the log",
+}
+
+
 def unfit(a: Info, b: Info) -> str | None:
     """Why two ranks do not merge, in a word; None if they do."""
     if a["version"] != b["version"]:
@@ -107,6 +116,7 @@ class Channel:
         self._root: Info | None = None
         self._unsent: deque[tuple[Message, bytes]] = deque()
         self._unsent_bytes = 0
+        self._welcome = False
         self.apart: str | None = None
         """Why this rank merges with nobody, if rank 0 does not fit it."""
 
@@ -141,6 +151,15 @@ class Channel:
     def connected(self) -> bool:
         """There is a parent that has taken this rank."""
         return self._parent is not None and self._parent.greeted
+
+    @property
+    def unheard(self) -> str | None:
+        """Why no other rank has taken what this one measured; None if one has."""
+        if self._welcome:
+            return None
+        if self._root is None:
+            return NO_ROOT
+        return UNREACHED if self.apart is None else APART[self.apart]
 
     @property
     def idle(self) -> bool:
@@ -247,7 +266,7 @@ class Channel:
 
     def _from_parent(self, link: Link, message: Message) -> None:
         if message["kind"] == "welcome":
-            link.greeted = True
+            link.greeted = self._welcome = True
             self._retry = BEAT
             for unsent in self._unsent:
                 link.send(*unsent)

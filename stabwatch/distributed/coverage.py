@@ -29,6 +29,7 @@ START = (
     "it was attached at another step of the training than rank 0, or these ranks do not wait for each other (are "
     "gradients averaged over them?): which of its steps belong to those of rank 0 is not known"
 )
+BRIEF = "nothing came from it in time for some steps; it has caught up"
 NOT_KNOWN = "not known: the job's store does not answer"
 
 
@@ -58,10 +59,16 @@ class RankCoverage:
         self._infos: dict[int, Info | None] = {}
         self._layouts: dict[str, str | None] = {}
         self._fresh = False
+        self._brief: tuple[int, RankSet] | None = None
+        """The step from which on the fewest ranks were covered, for a time too short to be told by itself."""
 
     def observe(self, step: int, ranks: RankSet) -> None:
         """The ranks of a row."""
         if ranks != self._ranks:
+            passed = self._fresh or self._changed_at is not None
+            if passed and self._ranks is not None and size(self._ranks) < size(ranks):
+                fewer = self._brief is None or size(self._ranks) < size(self._brief[1])
+                self._brief = (self._since, self._ranks) if fewer else self._brief
             self._ranks, self._since, self._fresh = ranks, step, True
             self._asked_at = None
 
@@ -77,6 +84,7 @@ class RankCoverage:
         if now - self._asked_at < ASK and not self._answered():
             return
         self._changed_at = None
+        yield from self._short()
         yield self._state()
 
     def last(self) -> Iterator[CoverageNews]:
@@ -86,7 +94,14 @@ class RankCoverage:
             end = time.monotonic() + LAST
             while not self._answered() and time.monotonic() < end:
                 time.sleep(0.01)
+            yield from self._short()
             yield self._state()
+
+    def _short(self) -> Iterator[CoverageNews]:
+        if self._brief is not None:
+            (since, ranks), self._brief = self._brief, None
+            absent = [{"rank": rank, "reason": BRIEF} for rank in missing(ranks, self._world, MOST_NAMED)]
+            yield CoverageNews(size(ranks), self._world, since, absent)
 
     def _ask(self) -> None:
         assert self._ranks is not None

@@ -71,7 +71,7 @@ class Exchange:
     merged: on rank 0, called with each step in order, in the exchange's thread. changed: on rank 0, called when the
     ranks that records cover have changed, there too. failed: called with the exception that ends the exchange.
     stage: the place of this rank in a pipeline, asked when the first step ends. widened: called with the layout of all
-    stages, before the first row, there too.
+    stages, before the first row, there too. number: what the job calls this rank, if that is not `rank`.
     """
 
     def __init__(
@@ -87,8 +87,10 @@ class Exchange:
         failed: Callable[[Exception], None],
         stage: Callable[[], Stage | None],
         widened: Callable[[StagedLayout], None],
+        number: int | None = None,
     ) -> None:
         self.rank, self.world = rank, world
+        self.number = rank if number is None else number
         self.directory = Directory(key, rank)
         self._version = version
         self._health = health
@@ -152,6 +154,13 @@ class Exchange:
         """Take another layout, and another owner of its rows; only before the first step is submitted."""
         self._health = self._compares = health
         self._make_layout, self._merged, self._widened = layout, merged, widened
+
+    @property
+    def unheard(self) -> str | None:
+        """Why nothing of this rank has been taken so far; None where it was, on rank 0, and before the first step."""
+        if self._channel is None or self.rank == 0:
+            return None
+        return self._channel.unheard
 
     def broadcast(self, topic: str, data: Any) -> None:
         """On rank 0, from any thread: `received(topic)` gives data on all other ranks, as soon as it gets there."""
@@ -277,7 +286,7 @@ class Exchange:
         self.measured.update(
             i for i, start in enumerate(starts) if start < len(row) and i not in self.measured and row[start] > 0
         )
-        return self._layout.partial(self.rank, np.concatenate([row, self._health.own(self.rank, row)]), failed)
+        return self._layout.partial(self.rank, np.concatenate([row, self._health.own(self.number, row)]), failed)
 
     def _pass_on(self, step: int, partial: Partial | None, extra: Any, own: bool) -> None:
         assert self._channel is not None

@@ -26,7 +26,9 @@ BUSY_SOURCE = Accumulator("rank_source", "busy", "host")
 BUSY = Accumulator("rank_busy", "", "rank_spread")
 LOSS = Accumulator("rank_loss", "", "rank_spread")
 NONFINITE = Accumulator("rank_nonfinite", "", "rank_spread")
-SPREADS = (BUSY, LOSS, NONFINITE)
+LOSS_LOW = Accumulator("rank_loss_low", "", "rank_spread")
+"""Of minus the loss: its largest is the smallest loss, with its rank."""
+SPREADS = (BUSY, LOSS, NONFINITE, LOSS_LOW)
 SHARDED = "parameters are sharded over ranks: replicas are compared only where every rank has the whole model"
 UNKNOWN = -1
 """In place of a rank that is not known."""
@@ -85,8 +87,8 @@ class RankHealth:
         """The fields of `sources`, NaN where this rank measured nothing. row: (fields on the device,), of one rank."""
         x = np.asarray(row, dtype=np.float64)
         busy = x[self._busy + 1].max() if (x[self._busy] > 0).any() else np.nan
-        nonfinite = np.nansum(x[self._nonfinite])
-        spreads = [_spread(rank, value) for value in (busy, self._loss(x), nonfinite)]
+        nonfinite, loss = np.nansum(x[self._nonfinite]), self._loss(x)
+        spreads = [_spread(rank, value) for value in (busy, loss, nonfinite, -loss)]
         return np.concatenate([*spreads, self._replica(rank, x)])
 
     def _loss(self, x: Row) -> float:

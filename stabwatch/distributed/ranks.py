@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,8 @@ _attached: Counter[str] = Counter()
 class Ranks:
     """The ranks of a data-parallel or sharded job, from one of them.
 
+    rank, world: the place of this rank among those that train this model, and their number. numbers: what the job calls
+    them, in that order. They are some of the job's ranks only, if the model is wrapped for a group of these.
     model: as it is called in training, with its wrappers. mode: 'auto', or 'never' for each rank alone.
     wanted: whether there are other ranks to exchange steps with.
     coupled: whether something keeps the replicas of the model equal from the start (DistributedDataParallel,
@@ -25,8 +29,12 @@ class Ranks:
 
     def __init__(self, model: nn.Module, mode: str) -> None:
         ready = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if ready else 0
-        self.world = dist.get_world_size() if ready else 1
+        self.number = dist.get_rank() if ready else 0
+        """What the job calls this rank."""
+        self.of = dist.get_world_size() if ready else 1
+        """Number of ranks of the job."""
+        self.numbers = _together(model, self.number, self.of)
+        self.rank, self.world = self.numbers.index(self.number), len(self.numbers)
         self.wanted = mode == "auto" and self.world > 1
         self.model = model
         self.stage: Stage | None = None
@@ -53,14 +61,55 @@ class Ranks:
 
     def next_key(self, purpose: str) -> str:
         """A new prefix of keys in the job's store: the same on all ranks that ask for this purpose equally often."""
-        _attached[purpose] += 1
-        return f"stabwatch/{self.world}/{purpose}/{_attached[purpose]}"
+        group = "" if self.world == self.of else "/ranks-" + "-".join(map(str, self.numbers))
+        _attached[purpose + group] += 1
+        return f"stabwatch/{self.world}/{purpose}{group}/{_attached[purpose + group]}"
 
 
 def _place_of(stage: Any) -> Stage:
     """The place of the rank of a `torch.distributed.pipelining` stage."""
     group = stage.group if stage.group is not None else dist.group.WORLD
     return Stage(dist.get_rank(group), tuple(dist.get_process_group_ranks(group)))
+
+
+def _together(model: nn.Module, rank: int, world: int) -> tuple[int, ...]:
+    """The ranks that the wrappers of a model connect with this one; all where that is not known.
+
+    Stages of a pipeline, and shards of tensor parallelism, are wrapped for a part of the ranks and train one model: so
+    it is all ranks where such a group is a dimension of a mesh, and where there are stages.
+    """
+    every = tuple(range(world))
+    if world < 3:
+        return every
+    found: set[int] = set()
+    for module in model.modules():
+        group = getattr(module, "process_group", None)
+        if isinstance(group, dist.ProcessGroup):  # of DistributedDataParallel, and of FSDP1
+            of_mesh = str(getattr(group, "group_desc", "")).startswith("mesh_")
+            if of_mesh or getattr(module, "_inter_node_pg", None) is not None:
+                return every
+            found.update(dist.get_process_group_ranks(group))
+    for p in model.parameters():
+        if hasattr(p, "device_mesh"):
+            found.update(root_of(p.device_mesh).mesh.flatten().tolist())
+    known = rank in found and 1 < len(found) < world and not _has_stages()
+    return tuple(sorted(found)) if known else every
+
+
+def _has_stages() -> bool:
+    """Has the training made stages of a pipeline?"""
+    module = sys.modules.get("torch.distributed.pipelining.stage")
+    base: Any = getattr(module, "_PipelineStageBase", None)
+    return base is not None and any(issubclass(type(each), base) for each in gc.get_objects())
+
+
+def root_of(mesh: Any) -> Any:
+    """The mesh that a mesh of some of its dimensions was taken from."""
+    if hasattr(mesh, "_get_root_mesh"):
+        return mesh._get_root_mesh()
+    from torch.distributed.device_mesh import _mesh_resources
+
+    return _mesh_resources.get_root_mesh(mesh)
 
 
 def is_part(module: nn.Module, model: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from stabwatch.distributed.flat import handles
 from stabwatch.distributed.health import REPLICATED
 from stabwatch.distributed.layout import Kind
+from stabwatch.distributed.ranks import root_of
 from stabwatch.distributed.stages import Stage
 from stabwatch.runlog import Accumulator
 
@@ -45,7 +46,7 @@ class Topology:
 
     model: with its wrappers. tracked: gives the parameters that are watched. with_state: gives the layers of which this
     rank has optimizer state, if that is split over ranks (ZeRO), else None. stage: the place of this rank in a
-    pipeline: ranks of other stages have other parameters.
+    pipeline: ranks of other stages have other parameters. first_rank: what the job calls the first rank.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class Topology:
         tracked: Callable[[], Iterable[Tracked]] = tuple,
         with_state: Callable[[], frozenset[str] | None] = lambda: None,
         stage: Callable[[], Stage | None] = lambda: None,
+        first_rank: int = 0,
     ) -> None:
+        self._first = first_rank
         self._stage = stage
         self._model = model
         self._rank, self._world = rank, world
@@ -67,10 +70,10 @@ class Topology:
     def _placed(self) -> dict[int, Placed]:
         if self._world == 1:
             return {}
-        found = {id(p): placed for p, placed in _of_fsdp1(self._model)}
+        found = {id(p): placed for p, placed in _of_fsdp1(self._model, self._first)}
         for p in self._model.parameters():
             if hasattr(p, "device_mesh") and hasattr(p, "placements"):
-                found[id(p)] = _of_dtensor(p, self._stage())
+                found[id(p)] = _of_dtensor(p, self._stage(), self._first)
         return found
 
     @cached_property
@@ -112,33 +115,25 @@ class Topology:
         return kinds, frozenset(holds)
 
 
-def _of_dtensor(p: Any, stage: Stage | None) -> Placed:
+def _of_dtensor(p: Any, stage: Stage | None, first_rank: int) -> Placed:
     mesh = p.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return True, False
     part = any(not placement.is_replicate() for placement in p.placements)
     first = all(c == 0 for c, placement in zip(coordinate, p.placements, strict=True) if placement.is_replicate())
-    return part, first and _first_outside(mesh, stage)
+    return part, first and _first_outside(mesh, stage, first_rank)
 
 
-def _root_of(mesh: Any) -> Any:
-    if hasattr(mesh, "_get_root_mesh"):
-        return mesh._get_root_mesh()
-    from torch.distributed.device_mesh import _mesh_resources
-
-    return _mesh_resources.get_root_mesh(mesh)
-
-
-def _first_outside(mesh: Any, stage: Stage | None) -> bool:
+def _first_outside(mesh: Any, stage: Stage | None, first_rank: int) -> bool:
     """Of the ranks that hold the same in other slices of the root mesh, this is the first.
 
-    Without a root mesh over them, it is the mesh in which rank 0 is.
+    Without a root mesh over them, it is the mesh in which the first of all ranks is.
     """
-    root = _root_of(mesh)
+    root = root_of(mesh)
     names, outer = mesh.mesh_dim_names, root.mesh_dim_names
     if root is mesh or names is None or outer is None or not set(names) <= set(outer):
-        return stage is not None or bool((mesh.mesh == 0).any())
+        return stage is not None or bool((mesh.mesh == first_rank).any())
     coordinate = root.get_coordinate()
     others = [name for name in outer if name not in names and not _is_pipeline(root, name, stage)]
     return all(c == 0 for c, name in zip(coordinate, outer, strict=True) if name in others)
@@ -149,13 +144,13 @@ def _is_pipeline(root: Any, name: str, stage: Stage | None) -> bool:
     return stage is not None and tuple(dist.get_process_group_ranks(root.get_group(name))) == stage.ranks
 
 
-def _of_fsdp1(model: nn.Module) -> Iterable[tuple[Any, Placed]]:
+def _of_fsdp1(model: nn.Module, first_rank: int) -> Iterable[tuple[Any, Placed]]:
     for wrapper, handle in handles(model):
         strategy = wrapper.sharding_strategy.name
         part = strategy != "NO_SHARD"
         if "HYBRID" in strategy:
             first = dist.get_rank(wrapper._inter_node_pg) == 0
         else:
-            first = 0 in dist.get_process_group_ranks(wrapper.process_group)
+            first = first_rank in dist.get_process_group_ranks(wrapper.process_group)
         for p in (handle.flat_param, *(handle.flat_param._params or ())):
-            yield p, (part, first if part else dist.get_rank() == 0)
+            yield p, (part, first if part else dist.get_rank() == first_rank)

@@ -71,8 +71,8 @@ class RankRequests:
         return []
 
     def _answer(self, exchange: Exchange, number: int, since: int, onset: int) -> None:
-        known = [{"rank": exchange.rank, **entry} for entry in self._batches.of(since, onset)[:MOST_ANSWERED]]
-        exchange.reply("answer", [number, exchange.rank, json.dumps(known, default=str)])
+        known = [{"rank": exchange.number, **entry} for entry in self._batches.of(since, onset)[:MOST_ANSWERED]]
+        exchange.reply("answer", [number, exchange.number, json.dumps(known, default=str)])
 
     def _collect(self, exchange: Exchange) -> list[dict[str, Any]]:
         for number, rank, known in exchange.received("answer"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stabwatch.distributed.unreduced import holders
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.probes.trained_loss import Number, TrainedLoss, added, objective
 
@@ -30,13 +31,13 @@ class LossEvents:
         self.staged = False
         """The model is one or several stages of a pipeline: its passes follow on its forwards, and none is of another
         model. The last stage says what the loss is; the roots of others are activations."""
-        self.trained = TrainedLoss.of(model.parameters())
+        self.trained = TrainedLoss.of(model.parameters(), kept_by=holders(model))
         self._ids = {id(p) for p in model.parameters() if p.requires_grad}
 
     def follow(self, model: nn.Module) -> None:
         """The model has changed: compare the parameters that it has now."""
         self._model, self._unreached = model, 0
-        fresh = TrainedLoss.of(model.parameters())
+        fresh = TrainedLoss.of(model.parameters(), kept_by=holders(model))
         unsure = self.trained.unsure
         fresh.inherit(self.trained)
         fresh.unsure = unsure
@@ -81,7 +82,7 @@ class LossEvents:
         if self._unreached & (self._unreached - 1):
             return
         parameters, known = list(self._model.parameters()), self._ids
-        fresh = TrainedLoss([p for p in parameters if p.requires_grad or id(p) in known])
+        fresh = TrainedLoss([p for p in parameters if p.requires_grad or id(p) in known], holders(self._model))
         if [*map(id, fresh.parameters)] != [*map(id, self.trained.parameters)]:
             fresh.inherit(self.trained)
             self.trained, self._ids = fresh, {id(p) for p in fresh.parameters}

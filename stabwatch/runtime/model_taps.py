@@ -98,7 +98,7 @@ class ModelTaps:
                 self.buffer.adopt(before.buffer)
             self.topology = Topology(
                 whole, ranks.rank, ranks.world if ranks.wanted else 1,
-                lambda: self.parameters.tracked, self.steps.with_state, lambda: ranks.stage,
+                lambda: self.parameters.tracked, self.steps.with_state, lambda: ranks.stage, ranks.numbers[0],
             )  # fmt: skip
             self.steps.count_only(self.topology.counts)
             self.layout = RecordLayout.without_series(self.buffer.accumulators)

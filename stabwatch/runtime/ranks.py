@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,8 @@ from stabwatch.runtime.taps import Taps
 
 _log = logging.getLogger("stabwatch")
 
+UNHEARD_STEPS, UNHEARD_SECONDS = 10, 30.0
+"""After so many steps and seconds in which no other rank has taken what this one measured, that is said."""
 LEAVING = 10.0
 """Most seconds that records of a new exchange wait for the last ones of the old one."""
 Write = Callable[[int, Callable[[], NDArray[np.floating]], NDArray[np.float64] | None, HostPart, ModelTaps], None]
@@ -52,6 +55,15 @@ def beginning(model: nn.Module) -> str:
     if not parameters or any(p.grad is not None for p in parameters):
         return ""
     return f"{len(parameters)}:{sum(p._version for p in parameters)}"
+
+
+def apart_from_others(ranks: Ranks) -> str:
+    """What a run says that some ranks of a job train together, and others train other models."""
+    names = ", ".join(map(str, ranks.numbers))
+    return (
+        f"the model is trained by the ranks {names} of {ranks.of}, as its wrappers say: this run is theirs. Which rank "
+        "holds up the job is not looked for, as it may be one of the others"
+    )
 
 
 @dataclass
@@ -103,6 +115,9 @@ class SharedSteps:
         self._accumulators_of: dict[frozenset[str], frozenset[Accumulator]] = {}
         self.errors = RemoteErrors()
         self._number_of_exchange = 0
+        self._said = False
+        """It was said that nothing of this rank is recorded."""
+        self._began = time.monotonic()
         self._left = threading.Event()
         """The exchanges before this one have handed over their last records."""
         self._left.set()
@@ -116,7 +131,7 @@ class SharedSteps:
                 ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, taps.health,
                 partial(self._layout, taps), partial(self._merged, taps, self._left),
                 partial(self._changed, self._number_of_exchange), self._failed,
-                lambda: self._ranks.stage, partial(self._widened, taps),
+                lambda: self._ranks.stage, partial(self._widened, taps), ranks.number,
             )  # fmt: skip
             exchange.directory.begins = beginning(ranks.model)
             return exchange
@@ -128,13 +143,13 @@ class SharedSteps:
         """A probe has failed on this rank: rank 0 writes it down."""
         if self.exchange is not None and self._ranks.rank:
             data = {"probe": probe, "message": message, "traceback": trace, "disabled": disabled}
-            self.exchange.reply(ERROR, [self._ranks.rank, step, data])
+            self.exchange.reply(ERROR, [self._ranks.number, step, data])
 
     def report_errors(self, total: int) -> None:
         """How many errors this rank has counted so far."""
         if self.exchange is not None and self._ranks.rank and total != self._reported:
             self._reported = total
-            self.exchange.reply(ERRORS, [self._ranks.rank, total])
+            self.exchange.reply(ERRORS, [self._ranks.number, total])
 
     def receive_errors(self) -> None:
         """On rank 0: write down what failed on others."""
@@ -194,6 +209,8 @@ class SharedSteps:
         if number - watched != self._offsets[-1][1]:
             self._offsets.append((watched, number - watched))
         self.exchange.submit(watched, transfer, part, self._failed_now())
+        if not self._said and watched >= UNHEARD_STEPS and time.monotonic() - self._began > UNHEARD_SECONDS:
+            self.say_unheard()
         return not self.exchange.broken
 
     def measured(self) -> set[Accumulator]:
@@ -214,10 +231,20 @@ class SharedSteps:
             self._accumulators_of[key] = frozenset(found)
         return self._accumulators_of[key]
 
+    def say_unheard(self) -> None:
+        """Nobody has taken what this rank measured, to whom it was to be sent: say why, once."""
+        why = None if self._said or self.exchange is None else self.exchange.unheard
+        if why is not None:
+            self._said = True
+            self._context.unmeasured("note", "ranks", why)
+            _log.warning("stabwatch: nothing of rank %d is recorded: %s.", self._ranks.number, why)
+
     def close(self, reason: str) -> None:
         """Leave the exchange. reason: why, for the other ranks."""
         if self.exchange is not None:
             self.exchange.close(reason)
+            if reason != "replaced":
+                self.say_unheard()
         self._left.wait(LEAVING)
 
     def _number(self, watched: int) -> int:
@@ -248,11 +275,13 @@ class SharedSteps:
     def _changed(self, exchange: int, news: CoverageNews) -> None:
         if exchange != self._number_of_exchange and news.missing:
             return  # all ranks leave an exchange when the model changes
+        numbers = self._ranks.numbers
         data: dict[str, Any] = asdict(news)
+        data["missing"] = [{**entry, "rank": numbers[entry["rank"]]} for entry in news.missing]
         data["since"] = since = self._number(news.since)
         self._event("ranks", since, **data)
         if news.missing:
-            first = news.missing[0]
+            first = data["missing"][0]
             _log.warning(
                 "stabwatch: records cover %d of %d ranks from step %d on. Rank %d: %s.",
                 news.covered, news.world, since, first["rank"], first["reason"],

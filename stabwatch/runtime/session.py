@@ -33,7 +33,7 @@ from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems
 from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.pace import Pace
-from stabwatch.runtime.ranks import SharedSteps
+from stabwatch.runtime.ranks import SharedSteps, apart_from_others
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
 from stabwatch.runtime.resume import run_state
@@ -123,7 +123,10 @@ class Session(TrainingEvents):
         self._reports = RunReports(self.context, self._host, self._event, self.run_dir)
         self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
         self._taps.failed_elsewhere = self._shared.errors.probes
-        self._overdue = self._follow_ranks() if self._shared.exchange is not None else None
+        together = len(self._ranks.numbers) == self._ranks.of
+        self._overdue = self._follow_ranks() if self._shared.exchange is not None and together else None
+        if not together:
+            self.context.unmeasured("note", "ranks", apart_from_others(self._ranks))
         self._pace.use(self._shared.exchange)
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
@@ -334,6 +337,7 @@ class Session(TrainingEvents):
         if not self._detached:
             self.settle(SETTLED)
         taps = self._taps.now
+        self._shared.say_unheard()
         if self._writer is None:  # rank 0 assembles the records
             return taps.report(taps.recorded(self._shared.measured()))
         return taps.report(set(taps.assembler.fired))

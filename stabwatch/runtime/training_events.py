@@ -36,6 +36,10 @@ from stabwatch.runtime.taps import Taps
 from stabwatch.runtime.work_clock import WorkClock
 
 OTHER_STAGE = "this rank runs another stage of the pipeline: the loss is on the rank of the last one"
+STAGES_APART = (
+    "this rank runs stages of a pipeline that are not of this model, and they are not in this run: to have all stages "
+    "in one run, attach `nn.ModuleList(stages)` on each rank"
+)
 WITHIN_STAGE = (
     "the model is spread over the stages of a pipeline: growth over depth (residual_growth, backward_growth) is "
     "measured within each stage, and gradients of activations are those of a micro-batch"
@@ -304,6 +308,8 @@ class TrainingEvents:
             if self._stages[id(stage)]:
                 self._loss.staged = True
                 self._new_stage(stage)
+            if len(set(self._stages.values())) > 1:
+                self.context.unmeasured("note", "stages", STAGES_APART)
         if self._stages[id(stage)] and unwrap(stage.submod) is not self._model:
             around.append(self._model)
 

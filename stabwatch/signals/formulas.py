@@ -146,9 +146,9 @@ def effective_share(x: Array) -> Array:
 
 
 def mean_of_others(x: Array) -> Array:
-    """Mean without the largest: sum, largest, count; NaN for fewer than two."""
-    total, largest, n = x[..., 0], x[..., 1], x[..., 2]
-    return (total - largest) / np.where(n > 1, n - 1, np.nan)
+    """Mean without an extreme: sum, largest or smallest, count; NaN for fewer than two."""
+    total, extreme, n = x[..., 0], x[..., 1], x[..., 2]
+    return (total - extreme) / np.where(n > 1, n - 1, np.nan)
 
 
 def standard_error(x: Array) -> Array:

@@ -13,13 +13,13 @@ from stabwatch.signals.declaration import Signal
 _SDC = "Dixit et al. 2021, Silent Data Corruptions at Scale, arXiv:2102.11245"
 
 
-_OTHERS = ("sum", "max", "count")
+_OTHERS, _OTHERS_OF_LOWEST = ("sum", "max", "count"), ("sum", "min", "count")
 
 
 def _rank(name: str, tap: str, help: str, *fields: str, unit: str = "1", worst: Any = "max") -> Signal:
     return Signal(
         name=name, help=help, unit=unit, tap=tap, reduction="rank_spread", fields=fields,
-        formula="mean_of_others" if fields == _OTHERS else "same", scope="run", tier="always", worst=worst,
+        formula="mean_of_others" if len(fields) > 1 else "same", scope="run", tier="always", worst=worst,
     )  # fmt: skip
 
 
@@ -40,9 +40,14 @@ SIGNALS = (
         *_OTHERS, unit="seconds",
     ),
     _rank("rank_slowest", "rank_busy", "Rank that worked longest.", "rank"),
+    _rank("ranks_compared", "rank_busy", "Number of ranks whose working times were compared.", "count", worst="min"),
     _rank("rank_loss_max", "rank_loss", "Largest loss of a rank's own batch.", "max"),
     _rank("rank_loss_min", "rank_loss", "Smallest loss of a rank's own batch.", "min", worst="min"),
     _rank("rank_loss_highest", "rank_loss", "Rank with the largest loss.", "rank"),
+    _rank("rank_loss_lowest", "rank_loss_low", "Rank with the smallest loss.", "rank"),
+    _rank(
+        "rank_loss_others", "rank_loss", "Mean loss of the ranks other than that with the smallest.", *_OTHERS_OF_LOWEST
+    ),
     _rank(
         "rank_nonfinite_max", "rank_nonfinite",
         "Largest number of non-finite values that one rank counted in its own batch, over all layers.", "max",

@@ -29,6 +29,8 @@ SCENARIOS = {
     "DeadUnits": Scenario("dead a", wave(100, 0.2, 0.1), [0.9] * 6),
     "ReplicasDiffer": Scenario("replica a", [0.0] * 100, [1e-3] * 3),
     "SlowRank": Scenario("busy", wave(100, 0.12, 0.1), [0.7] * 20, {"step_seconds": 1.0}),
+    "SlowHost": Scenario("busy_host", wave(100, 0.12, 0.1), [0.7, 0.71] * 24, {"step_seconds": 1.0}),
+    "RankLossLower": Scenario("loss_of_others", wave(100, 2.2, 0.01), [4.0] * 20, {"lowest_rank": 1.0}),
     "RankLossHigher": Scenario("rank_loss", wave(100, 2.2, 0.01), [4.0] * 20),
     "LossScaleCollapse": Scenario("loss_scale", [65536.0] * 100, [2.0 ** (16 - i) for i in range(1, 20)]),
     "StepsSkipped": Scenario("skipped", [1.0, 1.0, *([0.0] * 98)], [1.0] * 24),

@@ -52,3 +52,29 @@ def test_the_slowest_is_compared_with_the_mean_of_the_others():
     """Not with the shortest time, which says little of many."""
     [alert] = _alerts(1.0, 0.6, 40, ranks=8)
     assert alert.value == pytest.approx(0.6, abs=0.01)
+
+
+def _host_alerts(slow, ranks: int = 8, points: int = 80, step: float = 1.0, waits: float = 0.4, rule: str = "SlowHost"):
+    """Alerts of a job in which some ranks are slower than the others, each of them the slowest in turn."""
+    layout = RecordLayout.build((BUSY, host_accumulator("step_seconds")))
+    rows = []
+    for i in range(CALM + points):
+        late = step * (waits if i >= CALM else 0.01)
+        odd, many = (slow[i * 7 % len(slow)], len(slow)) if i >= CALM else (i * 5 % ranks, 1)
+        rows.append([ranks, ranks * (step - late) + many * late, step, odd, step - late, 1, step])
+    steps = np.arange(len(rows))
+    engine = Engine()
+    engine.observe(RecordBatch(layout, steps, 1000.0 + steps, np.array(rows, np.float32)))
+    return [a for a in engine.history if a.rule == rule and a.state == "firing"]
+
+
+@pytest.mark.parametrize("slow", [(2, 3), (4, 5, 6, 7), (0, 1)])
+def test_ranks_side_by_side_that_are_slow_in_turn_are_named_together(slow):
+    [alert] = _host_alerts(slow)
+    assert f"rank {slow[0]} to rank {slow[-1]}" in alert.description and alert.value == pytest.approx(0.4, abs=0.01)
+    assert not _host_alerts(slow, rule="SlowRank")
+
+
+@pytest.mark.parametrize("slow", [(0, 7), (1, 3, 5), (0, 1, 2, 3, 4), tuple(range(8)), (3,)])
+def test_ranks_all_over_the_job_are_no_host(slow):
+    assert not _host_alerts(slow)

@@ -190,7 +190,9 @@ def parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, i
         device = torch.device("cpu")
         wrapped = FullyShardedDataParallel(model, auto_wrap_policy=blocks, use_orig_params=origin, device_id=device)
         return wrapped, world, rank
-    if mode in ("fsdp2", "hsdp", "fsdp2_later"):
+    if mode == "groups":
+        return nn.parallel.DistributedDataParallel(model, process_group=_groups()[rank // 2]), 2, rank % 2
+    if mode in ("fsdp2", "hsdp", "fsdp2_later", "fsdp2_accumulates"):
         mesh = init_device_mesh("cpu", (world,) if mode != "hsdp" else (2, world // 2))
         if mode == "hsdp":
             mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
@@ -198,6 +200,11 @@ def parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, i
             fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh), world, rank
     return _tensor_parallel(mode, model, rank, world)
+
+
+def _groups() -> list[dist.ProcessGroup]:
+    """Two pairs of ranks, each of which trains a model of its own."""
+    return [dist.new_group([0, 1]), dist.new_group([2, 3])]
 
 
 def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, int, int]:
@@ -249,16 +256,21 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
         optimizer = ZeroRedundancyOptimizer(inner.parameters(), torch.optim.SGD, lr=0.1)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=mode not in MIXED)
+    if mode == "groups":
+        settings["run_dir"] = out / f"{mode}-{rank // 2}"
     watch = watch or stabwatch.attach(model, optimizer, **settings)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1 + (rank // 2 if mode == "groups" else 0))
     for step in range(STEPS):
         if first == "grows" and step == GROWS_AT:
             inner.blocks[1].extra = nn.Linear(3, 3)
         x = torch.randn(16, 8, generator=generator)
         part = x.chunk(shares)[mine]
-        loss = F.cross_entropy(model(part), part[:, :4].argmax(1))
         optimizer.zero_grad()
-        loss.backward()
+        pieces = part.chunk(2) if mode == "fsdp2_accumulates" else [part]
+        for i, piece in enumerate(pieces):
+            if mode == "fsdp2_accumulates":
+                model.set_requires_gradient_sync(i == len(pieces) - 1)
+            (F.cross_entropy(model(piece), piece[:, :4].argmax(1)) / len(pieces)).backward()
         if mode == "manual":
             for p in (p for p in inner.parameters() if p.grad is not None):
                 dist.all_reduce(p.grad)

@@ -171,6 +171,18 @@ def test_what_another_rank_measures_besides_is_said(make):
     assert job.merged[-1].row.tolist() == [3, 1011.0, 0]
 
 
+def test_a_rank_that_nobody_hears_says_why(make):
+    job = make(lambda rank: (LOSS, OTHER) if rank == 2 else (LOSS,))
+    job.ranks[1].submit(0, Row([1, 10.0, 0]))
+    job.wait(lambda: job.ranks[1]._channel is not None)
+    assert job.ranks[1].unheard == channel.NO_ROOT and job.ranks[3].unheard is None, "rank 3 has ended no step"
+    for rank in (0, 2, 3):
+        job.ranks[rank].submit(0, Row([1, 10.0**rank, 0] + [1, 1, 0, 1] * (rank == 2)))
+    job.wait(lambda: job.ranks[1].unheard is None and job.ranks[3].unheard is None)
+    job.wait(lambda: job.ranks[2].unheard == channel.APART["layout"])
+    assert job.ranks[0].unheard is None, "rank 0 writes the log"
+
+
 def test_messages_go_down_to_all_and_up_to_rank_0(make):
     job = make()
     _begin(job)

@@ -130,7 +130,7 @@ def _rows(health, layout, values):
                 row[start : start + 4] = 0
             else:
                 row[start : start + 4] = [1, value, 0, 1] if np.isfinite(value) else [1, 1.0, 3, 1]
-    return _merged(health, rows)[15:].reshape(2, 3)
+    return _merged(health, rows)[20:].reshape(2, 3)
 
 
 def test_which_rank_it_is():
@@ -192,22 +192,23 @@ def test_shards_are_no_replicas_though_they_begin_equal(coupled):
 
 
 def test_extremes_and_their_ranks():
-    """Busy time, loss and non-finite counts of three ranks; the third measured no loss."""
+    """Busy time, loss, non-finite counts and minus the loss of three ranks; the third measured no loss."""
     loss, activation = Accumulator("loss_source", "function", "mean"), Accumulator("activation", "a", "moments")
     layout = RecordLayout.build((BUSY_SOURCE, loss, activation))
     rows = [[1, 0.1, 2, 4.0, 0, 8, 1, 0, 1], [1, 0.3, 2, 8.0, 0, 8, 1, 5, 1], [1, 0.2, 0, 0, 0, 8, 1, 0, 1]]
-    busy, losses, bad = _merged(_health(layout), np.array(rows)).reshape(-1, 5)
+    busy, losses, bad, minus = _merged(_health(layout), np.array(rows)).reshape(-1, 5)
     assert busy == pytest.approx([3, 0.6, 0.3, 1, 0.1])
     assert losses == pytest.approx([2, 6.0, 4.0, 1, 2.0])
     assert bad.tolist() == [3, 5, 5, 1, 0]
+    assert minus == pytest.approx([2, -6.0, -2.0, 0, -4.0]), "the smallest loss is that of rank 0"
 
 
 def test_where_every_rank_counted_non_finite_values_the_first_is_not_known():
     layout = RecordLayout.build((Accumulator("activation", "a", "moments"),))
-    assert _merged(_health(layout), np.array([[8, 1, 2, 1], [8, 1, 5, 1.0]]))[10:].tolist() == [2, 7, 5, -1, 2]
+    assert _merged(_health(layout), np.array([[8, 1, 2, 1], [8, 1, 5, 1.0]]))[10:15].tolist() == [2, 7, 5, -1, 2]
 
 
 def test_one_rank_is_not_compared():
     layout = RecordLayout.build((BUSY_SOURCE, *WEIGHTS))
     assert np.isnan(_merged(_health(layout), np.ones((1, layout.width)))).all()
-    assert len(_health(layout).absent) == 15 + 6
+    assert len(_health(layout).absent) == 20 + 6

@@ -22,6 +22,7 @@ MODES = {
     "fsdp1_flat": 2,
     "fsdp2": 2,
     "fsdp2_later": 2,
+    "fsdp2_accumulates": 2,
     "tp": 2,
     "hsdp": 4,
     "2d": 4,
@@ -37,7 +38,7 @@ MODES = {
     "zero_bubble": 2,
     "v": 2,
 }
-SAMPLE = ("ddp", "fsdp1", "fsdp2", "tp", "2d", "ddp-attached_first", "manual-grows", "1f1b", "v")
+SAMPLE = ("ddp", "fsdp1", "fsdp2_accumulates", "tp", "2d", "ddp-attached_first", "manual-grows", "1f1b", "v")
 """Modes that run by default, a job of their own; those of both jobs are held against the same single process."""
 COMPARED = {"moments", "update", "group", "mean"}
 OF_PARAMETERS = {"gradient", "weight", "update", "group", "loss"}
@@ -52,7 +53,7 @@ def _job(out, modes):
 
 
 def _of_sample(once):
-    modes = {mode: MODES[mode] for mode in SAMPLE} | {"tp_sequence": 2}
+    modes = {mode: MODES[mode] for mode in SAMPLE} | {"tp_sequence": 2, "groups": 4}
     return once("placements-sample", lambda out: _job(out, modes))
 
 
@@ -108,6 +109,22 @@ def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(on
     assert absent == {each["site"] for each in coverage["unmeasured"] if each["tap"] == "gradient"}
     assert not coverage["missing"]
     assert not [event for event in job.events if event.kind == "error"]
+
+
+def test_groups_of_ranks_that_train_models_of_their_own_have_runs_of_their_own(once):
+    """The ranks are called as in the job, and the values of the first group are those of its own training."""
+    runs = _of_sample(once)
+    first, second, single = (read_run(runs / name) for name in ("groups-0", "groups-1", "single"))
+    for run, ranks in ((first, {0, 1}), (second, {2, 3})):
+        [said] = [event.data for event in run.events if event.kind == "ranks"]
+        assert (said["covered"], said["world"], said["missing"]) == (2, 2, [])
+        assert set(run.series("rank_loss_highest")[1]) <= ranks
+        [coverage] = [event.data for event in run.events if event.kind == "coverage"]
+        names = ", ".join(map(str, sorted(ranks)))
+        assert any(f"trained by the ranks {names} of 4" in note["reason"] for note in coverage["notes"])
+    for signal in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(first.series(signal)[1], single.series(signal)[1], rtol=RTOL)
+        assert not np.allclose(second.series(signal)[1], single.series(signal)[1], rtol=RTOL)
 
 
 def test_only_a_pipeline_is_said_to_be_one(modes, run_of):

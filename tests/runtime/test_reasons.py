@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stabwatch.distributed.ranks import Ranks
+from stabwatch.hooks.backward import LISTENERS
 from stabwatch.hooks.probes import loops
 from stabwatch.hooks.probes.activation import NO_TENSOR, TRANSFORMED
 from stabwatch.hooks.probes.attention import OTHER_SOFTMAX, OTHER_TOKENS
@@ -37,6 +40,7 @@ from stabwatch.runtime.coverage import (
     SCRIPTED,
 )
 from stabwatch.runtime.model_changes import AT_ONCE, TOO_OFTEN
+from stabwatch.runtime.training_events import STAGES_APART
 from tests.sampling import sample
 
 WIDTH = 8
@@ -422,3 +426,15 @@ def test_a_reason_is_given_where_it_is_true_and_nowhere_else(case, attach):
     torch.manual_seed(0)
     assert reason in true_of().reasons(attach)
     assert reason not in false_of().reasons(attach)
+
+
+def test_stages_of_the_same_rank_that_are_not_of_the_model_are_said_to_be_elsewhere(attach, monkeypatch):
+    monkeypatch.setattr(Ranks, "staged", lambda self, stage, name: None)
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    for model, said in ((first, True), (nn.ModuleList([first, second]), False)):
+        watch = attach(model)
+        called = [SimpleNamespace(submod=module) for module in (first, second)]
+        for stage in called:
+            LISTENERS[0].events.stage_called(stage, [])
+        assert (STAGES_APART in [note["reason"] for note in watch.coverage()["notes"]]) == said
+        watch.detach()

@@ -9,13 +9,15 @@ the parameters (LBFGS, SAM), the first evaluation counts: the loss of the weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from stabwatch.distributed.unreduced import gradient
 
 MOST = 16
 """Parameters that are compared before and after a backward pass, evenly spread, while that is enough."""
@@ -97,9 +99,13 @@ def _part(root: Tensor, gradient: Tensor | None) -> Number | None:
 
 @dataclass
 class TrainedLoss:
-    """Collects the objective of one step of one watch. Nothing here waits for the device."""
+    """Collects the objective of one step of one watch. Nothing here waits for the device.
+
+    kept_by: what keeps gradients that are not averaged yet (see `distributed.unreduced`), by id of the parameter.
+    """
 
     parameters: Sequence[nn.Parameter]
+    kept_by: Mapping[int, Any] = field(default_factory=dict)
     total: Number | None = None
     """Sum over the backward passes of the open step, a float or float32 ()."""
     passes: int = 0
@@ -115,21 +121,23 @@ class TrainedLoss:
     _after: State = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, parameters: Iterable[nn.Parameter], most: int = MOST) -> TrainedLoss:
+    def of(
+        cls, parameters: Iterable[nn.Parameter], most: int = MOST, kept_by: Mapping[int, Any] | None = None
+    ) -> TrainedLoss:
         """Watch some of these parameters, evenly spread."""
         trained = [p for p in parameters if p.requires_grad]
         stride = max(1, -(-len(trained) // most))
-        return cls(trained[::stride])
+        return cls(trained[::stride], kept_by or {})
 
     def inherit(self, other: TrainedLoss) -> None:
         """Go on with what another one has collected, of other parameters. The loss of the open step is not known."""
         self.unsure = other.ever
         self.total, self.passes, self.ever, self._settled = other.total, other.passes, other.ever, other._settled
-        self._given, self._gave, self._after = other._given, other._gave, _state(self.parameters)
+        self._given, self._gave, self._after = other._given, other._gave, self._state()
 
     def begin(self) -> None:
         """A backward pass begins: what was collected from gradients that are gone by now is forgotten."""
-        self._before = _state(self.parameters)
+        self._before = self._state()
         if not self._after or self._settled:
             return
         had = [
@@ -154,13 +162,13 @@ class TrainedLoss:
     def reached(self) -> bool:
         """Has the backward pass that began last written into gradients or parameters?"""
         now = zip(self.parameters, self._before, strict=True)
-        return any(_entry(p) != before for p, before in now)
+        return any(_entry(p, self.kept_by) != before for p, before in now)
 
     def add(self, value: Number | None) -> None:
         """The backward pass that began last has ended; `value` is its objective."""
         self.passes += not self._settled
         self.collect(value)
-        self._after = _state(self.parameters)
+        self._after = self._state()
 
     def collect(self, value: Number | None) -> None:
         """Add the objective of passes that were added without one."""
@@ -173,10 +181,21 @@ class TrainedLoss:
         self._gave = True
         self._given = added(self._given, value)
 
+    def _state(self) -> State:
+        """The same as `_entry` of each, in a third of the time where no gradient is kept elsewhere."""
+        if self.kept_by:
+            return tuple([_entry(p, self.kept_by) for p in self.parameters])
+        return tuple(
+            [
+                (p._version, id(g), g._version) if (g := p.grad) is not None else (p._version, 0, 0)
+                for p in self.parameters
+            ]
+        )
+
     def gone(self) -> bool:
         """Were all gradients of the last pass set to None, or has something written into all of them?"""
         pairs = [(p, then) for p, then in zip(self.parameters, self._after, strict=False) if then[1]]
-        return bool(pairs) and all(then[1:] != _entry(p)[1:] for p, then in pairs)
+        return bool(pairs) and all(then[1:] != _entry(p, self.kept_by)[1:] for p, then in pairs)
 
     def moved(self) -> bool:
         """Has something written into the parameters since the last pass? Writing to `p.data` is not seen."""
@@ -215,13 +234,6 @@ def _any_nonzero(gradients: Sequence[Tensor]) -> Tensor | None:
     return torch.stack([g.any().to(dense[0].device) for g in dense]).any() if dense else None
 
 
-def _entry(p: nn.Parameter) -> tuple[int, int, int]:
-    g = p.grad
+def _entry(p: nn.Parameter, kept_by: Mapping[int, Any]) -> tuple[int, int, int]:
+    g = gradient(p, kept_by) if kept_by else p.grad
     return (p._version, 0, 0) if g is None else (p._version, id(g), g._version)
-
-
-def _state(parameters: Sequence[nn.Parameter]) -> State:
-    """The same as `_entry` of each, in a third of the time."""
-    return tuple(
-        [(p._version, id(g), g._version) if (g := p.grad) is not None else (p._version, 0, 0) for p in parameters]
-    )
