@@ -229,7 +229,7 @@ class RankLossFeature(RunFeature):
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         high, low, highest, lowest, others = (self._one(signal, values) for signal in self._SIGNALS)
-        if not all(map(math.isfinite, (high, low, highest))) or not low > 0:
+        if not all(map(math.isfinite, (high, low, highest))) or not 0 < low <= high:
             return None
         self._past.append(((high - low) / low, highest, (others - low) / low, lowest))
         excess, rank_high = self._mostly(0)
