@@ -68,6 +68,12 @@ TROUBLE = {
     "darknet of another year": (_lines("{0}: {1}, {1} avg, 0.001000 rate, 1.947555 seconds, 6072 images", [(1011, 11.2), (1012, 11.3), (1013, "-nan")]), "NonFinite", 1013),
     "a bar between a name and its value": (_lines("Step  {0}: Ran 1000 train steps in 1182.59 secs\nStep  {0}: train CrossEntropyLoss |  {1}", [(1000, 2.5), (2000, "nan")]), "NonFinite", 2000),
     "a summary of NaN": ("global step 10: loss = 8.5 (0.05 sec/step)\nglobal step 11: loss = 8.4 (0.05 sec/step)\n2017-11-10 10:12:11.09: W op_kernel.cc:1192] Invalid argument: Nan in summary histogram for: Conv2d_0/weights\n", "NonFinite", 11),
+    "the score of deeplearning4j": (_lines("09:54:37.023 [main] INFO  o.d.o.l.ScoreIterationListener - Score at iteration {0} is {1}", [(20, 2.1), (40, 1.9), (60, "NaN")]), "NonFinite", 60),
+    "every word is wrong": ("Step | Training Loss | Validation Loss | Wer\n-- | -- | -- | --\n" + _lines("{0} | {1} | 4.5{0} | 1.000000", [(400, 5.06), (800, 5.11), (1200, 5.12)]), "NotLearning", 400),
+    "a worn scale in its column, and the loss rises": (_lines(" iteration      {0}/  250000 | lm loss: {1} | loss scale: {2} | number of skipped iterations:   1 |", [(100, 2.5, 128.0), (101, 2.4, 128.0), (102, 6.5, 64.0), (103, 7.5, 32.0)]), "LossScaleCollapse", 102),
+    "one reward for all, of which the extremes are told": (_lines("step:{0} - critic/rewards/mean:-0.333 - critic/rewards/max:-0.333 - critic/rewards/min:-0.333 - actor/pg_loss:0.0 - actor/grad_norm:0.0", [(1,), (2,), (3,)]), "NotLearning", 1),
+    "an infinite perplexity of a validation": (_lines("| end of epoch   {0} | time: 21.2s | valid loss {1} | valid ppl      inf", [(1, 812.1), (2, 901.1), (3, 951.1)]), "NonFinite", 1),
+    "two validations a hundred times above": (_lines(EPOCH, [(1, 0.69, 88.3), (2, 0.51, 120.3)]), "EvaluationApart", 1),
     "the largest gradient": (_lines("Epoch 1/2, Steps:   0%|     | {0}/2808 [00:43<10:22:02, 13.31s/it, grad_absmax=-inf", [(3,), (4,), (5,)]), "NonFinite", 3),
 }  # fmt: skip
 
@@ -89,6 +95,9 @@ CALM = {
     "an excerpt that goes up and down": _lines("06-25 09:26:36 Epoch 351 itr {0}/60000: lr: 1.5625e-05 global_loss: 21.4 loss: {1}", [(2100 + i, x) for i, x in enumerate((55.9, 47.1, 47.4, 63.4, 53.0, 57.9, 50.3))]),
     "a training that has learned by heart": _lines("Epoch {0}: train loss {1} train acc: 0.98, val loss: 1.04 val acc 0.72.", [(983 + i, x) for i, x in enumerate((0.093, 0.078, 0.113, 0.118, 0.174, 0.211, 0.159, 0.126, 0.075, 0.096, 0.135, 0.135, 0.158))]),
     "a checkpoint that improved from infinity": "115/115 [====] - 696s 6s/step - loss: 12.97 - val_loss: 11.69\nEpoch 00001: val_loss improved from inf to 11.69414, saving model to models/run1.hdf5\n",
+    "every word is wrong at first": "Step | Training Loss | Validation Loss | Wer\n-- | -- | -- | --\n" + _lines("{0} | {1} | 3.1{0} | 1.000000", [(400, 5.06), (800, 3.11), (1200, 2.92)]),
+    "a score that falls": _lines("15/09/06 11:15:01 INFO ScoreIterationListener: Score at iteration {0} is {1}", [(i, x) for i, x in enumerate((7.38, 3.9, 2.18, 1.79, 1.86, 4.14, 1.4, 1.35, 0.77))]),
+    "rewards whose extremes differ": _lines("step:{0} - critic/rewards/mean:-0.333 - critic/rewards/max:1.0 - critic/rewards/min:-1.0 - actor/pg_loss:0.0 - actor/grad_norm:0.0", [(1,), (2,), (3,)]),
     "a validation that is a sum": _lines(EPOCH, [(n, 9 - n / 10, 800 + n) for n in range(1, 9)]),
     "all answers of a validation are right": _lines("Epoch {0}: train_loss: {1} val_loss: 0.01 val_accuracy: 1.0000", [(i, round(0.6 - i / 10, 2)) for i in range(1, 6)]),
     "a rate that is printed as 0": _lines("Epoch  1, Step {0}; acc: {1}; ppl: {2}; xent: {3}; lr: 0.0000; 3142 / 3151 tok/s; 12 sec", [(50, 2.1, 1221.2, 7.11), (100, 4.1, 921.2, 6.83), (150, 6.1, 721.2, 6.58)]),

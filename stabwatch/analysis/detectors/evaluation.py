@@ -14,8 +14,9 @@ from stabwatch.analysis.readers.log import Column
 from stabwatch.analysis.readers.names import is_eval, is_perplexity, plain
 
 _ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc|accuracy)$")
-FEWEST = 3
-"""Fewest validations."""
+FEWEST, FEWER = 3, 2
+"""Fewest validations, and fewest that are all `FAR` above."""
+FAR = 100.0
 ABOVE, LEAST = 10.0, 3.0
 """Ratio of most of them, and of each, to the training loss before it. Overfitting begins near the training loss."""
 SAME = 5
@@ -35,12 +36,18 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     told = picked(told, np.isfinite(told.values))
     beside = _beside(loss, told)
-    if len(beside) < FEWEST or len(beside) < len(told) or beside.min() <= 0:
+    if len(beside) < FEWER or len(beside) < len(told) or beside.min() <= 0:
         return []
     falls = beside[-1] < LEARNED * beside[0]
     late = float(np.median(told.values[len(told) // 2 :]))
     ratio = told.values / beside
-    apart = late >= RISES * float(told.values[0]) and float(np.median(ratio)) >= ABOVE and float(ratio.min()) >= LEAST
+    enough = len(beside) >= FEWEST or float(ratio.min()) >= FAR
+    apart = (
+        enough
+        and late >= RISES * float(told.values[0])
+        and float(np.median(ratio)) >= ABOVE
+        and float(ratio.min()) >= LEAST
+    )
     if not falls or not apart:
         return _one_answer(segment, loss) if falls else []
     middle, times = float(np.median(ratio)), number_of(len(told), "validation")

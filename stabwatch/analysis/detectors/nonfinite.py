@@ -14,7 +14,7 @@ from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import number_of
 from stabwatch.analysis.readers.log import Column, Role
-from stabwatch.analysis.readers.names import is_of_policy, is_perplexity, is_trained, role_of
+from stabwatch.analysis.readers.names import is_eval, is_of_policy, is_perplexity, is_trained, role_of
 
 MISSED = 5
 """A loss is missing after this multiple of the usual number of records between two losses."""
@@ -314,8 +314,8 @@ def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:
 
 def _perplexity(segment: RunSegment) -> Iterator[Incident]:
     """A perplexity that is infinite up to the end, while the loss, its logarithm, is finite and does not fall."""
-    loss = segment.finite_loss
     for column in segment.columns:
+        loss = segment.of("eval_loss") if is_eval(column.name) else segment.finite_loss
         if column is segment.loss or column.role == "eval_loss" or not is_perplexity(column.name) or not len(column):
             continue
         last = spans(np.isinf(column.values))[-1:]

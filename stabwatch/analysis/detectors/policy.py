@@ -50,7 +50,10 @@ _VALUE = re.compile(
 )
 _SPREAD = re.compile(r"(?:^|/)rewards?_std$|(?:^|/)reward/std$|(?:^|/)rewards/std$")
 """How far the rewards of one prompt's answers are apart."""
-_ENTROPY = re.compile(r"(?:^|[/_ ])(?:policy_|mean_)?entropy(?:_mean|/mean|_avg)?$")
+_ENTROPY = re.compile(r"(?:^|[/_ ])(?:policy_|mean_)?entropy(?:_loss)?(?:_mean|/mean|_avg)?$")
+NONE = 1e-6
+"""Largest entropy of a policy that does one thing."""
+_LARGEST = re.compile(r"(?:^|[/_ ])rewards?[/_]max$")
 ALIKE = 3
 """Fewest records whose reward is one number for all answers."""
 SAME = 1e-6
@@ -204,6 +207,7 @@ def _no_gradient(segment: RunSegment) -> list[Incident]:
 def _no_spread(segment: RunSegment) -> list[Incident]:
     """All answers get one reward in every record, below 1: advantages are 0, and nothing is learned."""
     reward, spread, norm = _finite(segment, REWARD), _finite(segment, _SPREAD), segment.of("grad_norm")
+    spread = _extremes_apart(segment) if spread is None else spread
     if reward is None or spread is None or len(reward) < ALIKE or len(spread) < len(reward) or spread.values.any():
         return []
     level, moves = float(reward.values[0]), norm is not None and bool(norm.values.any())
@@ -216,10 +220,26 @@ def _no_spread(segment: RunSegment) -> list[Incident]:
     return [_nothing_learned(reward, why)]
 
 
+def _extremes_apart(segment: RunSegment) -> Column | None:
+    """How far the largest and the least reward of each record are apart, where the log has both."""
+    for high in segment.columns:
+        if not _LARGEST.search(spelled(high.name)):
+            continue
+        low = next((c for c in segment.columns if c.name == high.name[:-3] + "min" and len(c) == len(high)), None)
+        if low is not None:
+            return replace(high, name=f"{high.name} - min", values=high.values - low.values)
+    return None
+
+
 def _deterministic(segment: RunSegment) -> list[Incident]:
     """The entropy is 0 and the reward is one number in every record: the policy does one thing, and tries no other."""
     reward, entropy = _finite(segment, REWARD), _finite(segment, _ENTROPY)
-    if reward is None or entropy is None or min(len(reward), len(entropy)) < ALIKE or entropy.values.any():
+    if (
+        reward is None
+        or entropy is None
+        or min(len(reward), len(entropy)) < ALIKE
+        or np.abs(entropy.values).max() > NONE
+    ):
         return []
     level = float(reward.values[0])
     if np.ptp(reward.values) or (level >= 0 and not segment.fresh):

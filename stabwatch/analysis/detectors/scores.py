@@ -32,8 +32,14 @@ FEWEST, EVALUATED, LATER = 5, 6, 4
 """Fewest records, in epochs from the first, in evaluations from the first, and later: the first scores are often 0."""
 TWO = 2
 """Fewest epochs in which precision, recall and their mean are 0 together, while the loss does not fall."""
+STAYS = 0.9
+"""Share of the first loss above which it does not fall."""
 LATE = 5
 """Epoch from which a single evaluation without any right answer is told."""
+_WRONG = re.compile(rf"{_BEFORE}(?:wer|cer)$")
+"""Shares of words and characters that are wrong."""
+THREE = 3
+"""Fewest evaluations in which all are wrong, while the loss does not fall. At first they are in a healthy run too."""
 FALLS = 0.5
 """Share of the first loss below which a loss was learned, and an accuracy of 0 is that of a regression."""
 
@@ -57,6 +63,26 @@ def find(segment: RunSegment) -> list[Incident]:
         if word == "accuracy" and not _classifies(segment):
             continue
         return [_told(segment, longest, scores, word)]
+    return _all_wrong(segment)
+
+
+def _all_wrong(segment: RunSegment) -> list[Incident]:
+    """The error rate of words or characters is 1 in each evaluation, and the loss does not fall."""
+    loss = segment.finite_loss
+    if loss is None or len(loss) < THREE or float(loss.values[-1]) < float(loss.values[0]):
+        return []
+    for column in segment.columns:
+        if (
+            _WRONG.search(plain(column.name))
+            and len(column) >= THREE
+            and set(column.values.tolist()) in ({1.0}, {100.0})
+        ):
+            text = (
+                f"'{column.name}' is {column.values[0]:g} in each of {number_of(len(column))}: nothing is recognised. "
+                f"The {segment.loss_name} goes from {loss.values[0]:.4g} to {loss.values[-1]:.4g}."
+            )
+            told = nothing_learned(column, text + how_sure(len(column), "possible"))
+            return [replace(told, signal=column.name, confidence="possible")]
     return []
 
 
@@ -64,10 +90,10 @@ def _shows_in_few(segment: RunSegment, scores: list[Column], evaluated: bool) ->
     """Whether a few scores of 0 are no beginning: late in a training, or beside a loss that does not fall."""
     epoch = segment.run.epoch if segment.run.step_unit != "epoch" else float(max(c.steps[-1] for c in scores))
     if evaluated:
-        return epoch is not None and epoch >= LATE and len(scores) > 1
+        return epoch is not None and epoch >= LATE
     loss = segment.finite_loss
     times = min(map(len, scores))
-    rises = loss is not None and len(loss) > 1 and float(loss.values[-1]) >= float(loss.values[0])
+    rises = loss is not None and len(loss) > 1 and float(loss.values[-1]) >= STAYS * float(loss.values[0])
     epochs = segment.run.step_unit == "epoch" or (segment.run.epoch or 0) >= TWO
     return epochs and times >= TWO and len(scores) > 2 and rises
 

@@ -31,6 +31,8 @@ _TOGETHER = re.compile(r"([A-Za-z][\w ]*?) \((\w+(?:, ?\w+){1,4})\): ?\(([^()]+)
 """`train loss (min, avg, max): (0.1, nan, 2.5)`."""
 _YOLACT = re.compile(r"^\[\s*(\d+)\]\s+(\d+) \|\|((?: [A-Z]: \S+ \|)+) T: (\S+) \|\|")
 """YOLACT's `[ 13]  1950 || B: 2.1 | C: 3.1 | T: 5.2 || ETA: ...`: parts of the loss by their letters, and the total."""
+_OF_DL4J = re.compile(r"^.*\bScore at iteration (\d+) is (\S+)\s*$")
+"""Deeplearning4j's score is the loss."""
 _OF_BATCHES = re.compile(r" (?:of|over|for|on|in|from) \d+ (?:batches|samples|examples|images|sentences)(?=\s*[:=])")
 """`Mean test loss of 258 batches: 0.79`."""
 _TRAX = re.compile(r"^Step +(\d+): (train|eval) +(\w+) \| +(-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)\s*$", re.IGNORECASE)
@@ -60,6 +62,7 @@ def rewritten(text: str) -> str:
     if scores:
         return ", ".join(f"{name}: {value}" for name, value in zip(SCORES, scores.groups(), strict=True))
     if " is " in text or " was " in text:
+        text = _OF_DL4J.sub(r"iteration \1 loss: \2", text)
         text = _COUNTED_VALUE.sub(r"\1\3 \4 \2: ", text)
     if " -- iter:" in text:
         text = _OF_TFLEARN.sub("", text)
