@@ -98,6 +98,13 @@ CALM = {
     "every word is wrong at first": "Step | Training Loss | Validation Loss | Wer\n-- | -- | -- | --\n" + _lines("{0} | {1} | 3.1{0} | 1.000000", [(400, 5.06), (800, 3.11), (1200, 2.92)]),
     "a score that falls": _lines("15/09/06 11:15:01 INFO ScoreIterationListener: Score at iteration {0} is {1}", [(i, x) for i, x in enumerate((7.38, 3.9, 2.18, 1.79, 1.86, 4.14, 1.4, 1.35, 0.77))]),
     "rewards whose extremes differ": _lines("step:{0} - critic/rewards/mean:-0.333 - critic/rewards/max:1.0 - critic/rewards/min:-1.0 - actor/pg_loss:0.0 - actor/grad_norm:0.0", [(1,), (2,), (3,)]),
+    "a window of few batches": "".join(
+        f"stage1_loss:     {a}\nstage2_loss:     {b}\n{bar}"
+        for a, b, bar in (
+            (132.3, 128.0, "  1%|          | 4/516 [00:13<27:49,  3.26s/it]Iter: 3100\n"),
+            (5.46, 5.28, " 20%|██        | 104/516 [02:42<10:42,  1.56s/it]Iter: 3200\n"), (131.5, 127.0, ""),
+        )
+    ),
     "a validation that is a sum": _lines(EPOCH, [(n, 9 - n / 10, 800 + n) for n in range(1, 9)]),
     "all answers of a validation are right": _lines("Epoch {0}: train_loss: {1} val_loss: 0.01 val_accuracy: 1.0000", [(i, round(0.6 - i / 10, 2)) for i in range(1, 6)]),
     "a rate that is printed as 0": _lines("Epoch  1, Step {0}; acc: {1}; ppl: {2}; xent: {3}; lr: 0.0000; 3142 / 3151 tok/s; 12 sec", [(50, 2.1, 1221.2, 7.11), (100, 4.1, 921.2, 6.83), (150, 6.1, 721.2, 6.58)]),

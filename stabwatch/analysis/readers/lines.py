@@ -18,7 +18,7 @@ from stabwatch.analysis.readers.rewriting import parts_of, rewritten
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.unread import Unread
-from stabwatch.analysis.readers.unstepped import Unstepped, add_to, counts_records, epochs_of, left_out
+from stabwatch.analysis.readers.unstepped import Unstepped, add_before, add_to, counts_records, epochs_of, left_out
 from stabwatch.analysis.readers.unstepped import values_are_above as steps_are_below
 
 _RANK = re.compile(r"\s*(?:\[(?:default|rank)\s*(\d+)\]:?|(\d{1,5}):)\s")
@@ -391,6 +391,11 @@ class Parser:
         if len(set(ends.values())) == len(ends) > 1 and self.builder.renumber(ends):
             self.builder.unit = "epoch"
             notes.append("One record per epoch: epochs count.")
+        if add_before(self.builder, self.unstepped):
+            return [
+                *notes,
+                "Its first record has no step: it is placed as far before the second as the third is behind.",
+            ]
         if len(self.builder) < 3 and len(self.unstepped) > len(self.builder):
             return [*notes, add_to(self.builder, self.unstepped)]
         return notes + left_out(self.unstepped, self.builder.keys)

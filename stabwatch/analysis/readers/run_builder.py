@@ -72,6 +72,29 @@ class RunBuilder:
         """Step of the newest record."""
         return self._last
 
+    @property
+    def first_steps(self) -> list[int]:
+        """Steps of the first three training records, or of fewer."""
+        return self._steps[:3].tolist()
+
+    @property
+    def first_line(self) -> int:
+        """Line of the first training record; -1 without one."""
+        return self._lines[0] if self._lines else -1
+
+    def add_first(self, step: int, line: int, values: Mapping[str, float]) -> None:
+        """Add a record before all others. Its keys are those of other records."""
+        for key, value in values.items():
+            series = self._series[key]
+            series.steps.insert(0, step)
+            series.values.insert(0, value)
+            series.lines.insert(0, line)
+        self._steps.insert(0, step)
+        self._lines.insert(0, line)
+        self._times.insert(0, math.nan)
+        self._ordinals.insert(0, 0)
+        self._count += 1
+
     def turns_nan(self, values: Mapping[str, float]) -> bool:
         """Whether one of these values is not finite where the newest value of its key is."""
         known = ((value, self._series[key].values) for key, value in values.items() if key in self._series)

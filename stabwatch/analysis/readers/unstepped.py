@@ -50,6 +50,20 @@ def add_to(builder: RunBuilder, records: list[Unstepped]) -> str:
     return "It has no step: " + ("epochs count." if epochs else "records are numbered, and their lines are given.")
 
 
+def add_before(builder: RunBuilder, records: list[Unstepped]) -> bool:
+    """Add the record whose step was cut off above the first of two others with its keys. Returns whether it did."""
+    steps, line = builder.first_steps, builder.first_line
+    keys = [key for _, _, values in records for key in values]
+    if len(steps) != 2 or not keys or set(keys) != builder.keys or len(set(keys)) < len(keys):
+        return False
+    if records[-1][0] >= line or not 0 < steps[1] - steps[0] <= steps[0]:
+        return False
+    builder.add_first(
+        2 * steps[0] - steps[1], records[0][0], {k: v for _, _, values in records for k, v in values.items()}
+    )
+    return True
+
+
 def left_out(records: list[Unstepped], keys: set[str]) -> list[str]:
     """A note on records without a step in a log with steps. Losses of other names are settings."""
     many = sum(values.keys() <= keys and any(role_of(key) == "loss" for key in values) for _, _, values in records)
