@@ -27,7 +27,7 @@ _TAG = re.compile(
 """A name, a value and the step: `losses/q1_loss 63.587 62000`."""
 _CELL = r"(?:-?\d*\.\d+(?:e[+-]?\d+)?|-?\d+|-?nan|-?inf|-{2,})"
 _OF_A_TUTORIAL = re.compile(
-    r"^\s*(\d+) \d+% \([^()]*\d+s[^()]*\) (-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)(?:\s|$)"
+    r"^\s*(\d+) \d+% \([^()]{0,40}\d+s[^()]{0,40}\) (-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)(?:\s|$)"
     r"|^\s*\d+m \d+s \(- \d+m \d+s\) \((\d+) \d+%\) (-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)(?:\s|$)",
     re.IGNORECASE,
 )

@@ -27,7 +27,7 @@ _COUNTED_VALUE = re.compile(
     re.IGNORECASE,
 )
 """`Total rewards in episode 73 is 3.8`."""
-_TOGETHER = re.compile(r"([A-Za-z][\w ]*?) \((\w+(?:, ?\w+){1,4})\): ?\(([^()]+)\)")
+_TOGETHER = re.compile(r"([A-Za-z][\w ]{0,60}?) \((\w+(?:, ?\w+){1,4})\): ?\(([^()]+)\)")
 """`train loss (min, avg, max): (0.1, nan, 2.5)`."""
 _YOLACT = re.compile(r"^\[\s*(\d+)\]\s+(\d+) \|\|((?: [A-Z]: \S+ \|)+) T: (\S+) \|\|")
 """YOLACT's `[ 13]  1950 || B: 2.1 | C: 3.1 | T: 5.2 || ETA: ...`: parts of the loss by their letters, and the total."""
