@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+from stabwatch.runlog.plain_file import plain_file
 from stabwatch.runlog.schema import LEASE
 
 AGENT = "agent.json"
@@ -45,7 +46,7 @@ def target(address: str, run: str, tls: bool) -> list[dict[str, Any]]:
 def is_led(run: Path) -> bool:
     """Whether an agent has the lease of a run now. It writes nothing."""
     try:
-        with open(run / LEASE, "rb") as file:
+        with open(run / LEASE, "rb", opener=plain_file) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
@@ -71,7 +72,7 @@ class Lease:
         if not self._wanted:
             return False
         try:
-            file = open(self._path, "ab")  # noqa: SIM115  (the lock lives as long as the file is open)
+            file = open(self._path, "ab", opener=plain_file)  # noqa: SIM115  (open as long as the lock is held)
         except OSError:
             return False
         try:

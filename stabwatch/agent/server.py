@@ -14,7 +14,17 @@ from stabwatch.agent.runbook_page import runbook_page
 from stabwatch.agent.scrape import Memo, Scrape
 from stabwatch.agent.state import Follower
 from stabwatch.agent.view import chart_of, charts
-from stabwatch.agent.web import Environ, Gate, StartResponse, encoded, file_of, nothing, respond, respond_json
+from stabwatch.agent.web import (
+    Environ,
+    Gate,
+    StartResponse,
+    encoded,
+    file_of,
+    nothing,
+    respond,
+    respond_json,
+    whole_number,
+)
 from stabwatch.alerts import DERIVED
 from stabwatch.errors import RuleError, RunLogError
 from stabwatch.exporters.prometheus import DerivedMetric, RunCollector
@@ -149,4 +159,5 @@ def runbooks(environ: Environ, start_response: StartResponse, name: str) -> Iter
 def _since(query: str) -> tuple[int, int]:
     """Parse `since=EPOCH.BUCKET`; any other value means the beginning."""
     epoch, _, bucket = parse_qs(query).get("since", [""])[0].partition(".")
-    return (int(epoch), int(bucket)) if epoch.isdecimal() and bucket.isdecimal() else (-1, 0)
+    found = whole_number(epoch), whole_number(bucket)
+    return found if min(found) >= 0 else (-1, 0)

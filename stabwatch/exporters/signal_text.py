@@ -99,17 +99,18 @@ class SignalText:
         numbered = tuple((key, float(3 * size + i)) for i, key in enumerate(derived) if key.signal in self._derived)
         s = replace(s, last=last, window=window, totals=totals, derived=numbered)
         families: dict[str, _Family] = {}
-        head = ""
+        head = name = ""
         written = chain(signal_families(s), derived_families(s, self._derived))
         for line in encoder(_Families(written)).removesuffix(END).decode().split("\n")[:-1]:
             text = line.replace("%", "%%")
             if line.startswith("#"):
                 head = f"{head}{text}\n" if not line.startswith("# HELP") else f"{text}\n"
+                name = line.removeprefix("# TYPE ") if line.startswith("# TYPE ") else name
                 continue
             start, _, number = text.rpartition(" ")
             place = int(float(number))
             form = "%.7g" if place < 3 * size else "%r"  # the log has float32; derived signals are computed
-            family = families.setdefault(head.split(" ", 3)[2], _Family(head, []))
+            family = families.setdefault(name, _Family(head, []))
             family.lines.append(_Line(f"{start} {form}\n", place))
         return _Written(s.keys, derived, families)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from stabwatch.runlog.frame import Frame, frame_of, written_width
 from stabwatch.runlog.lock import RunLock
+from stabwatch.runlog.plain_file import plain_file
 from stabwatch.runlog.schema import EVENTS, META, Event, Meta, RecordLayout, segments_of
 
 ROTATE_SHARE = 0.05
@@ -123,7 +123,7 @@ class RunFolder:
         self._lock = lock
         path.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path / EVENTS):
-            os.close(_plain_file(str(path / EVENTS), os.O_RDWR))
+            os.close(plain_file(str(path / EVENTS), os.O_RDWR))
         draft = path / f"{META}.new"
         draft.unlink(missing_ok=True)  # a link would be followed
         draft.write_text(meta.to_json(), encoding="utf-8")
@@ -179,21 +179,12 @@ class RunFolder:
             self._lock.release()
 
 
-def _plain_file(path: str, flags: int) -> int:
-    """Open a file, and neither a link, which may lead anywhere, nor a pipe, which may wait. Raises OSError."""
-    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, "is not a plain file", path)
-    return file
-
-
 def append_event(run: Path, event: Event) -> None:
     """Append an event to a run folder with one write call, so that several processes may append. Raises OSError.
 
     An incomplete line, left by a full disk, is ended first, so that this line stays readable.
     """
-    with open(run / EVENTS, "a+b", buffering=0, opener=_plain_file) as file:
+    with open(run / EVENTS, "a+b", buffering=0, opener=plain_file) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         line = b"\n" * (file.read(1) not in (b"", b"\n")) + event.to_json().encode() + b"\n"

@@ -27,6 +27,8 @@ class Glance:
         self.step: int | None = None
         self.time: float | None = None
         self.values: dict[str, float] = {}
+        self.problem = ""
+        """Why the last segment that was asked for cannot be read."""
 
     def poll(self) -> bool:
         """Read the newest records, if there are new ones. Whether there were."""
@@ -70,6 +72,7 @@ class Glance:
     def _pick(self, path: Path, count: int, newest: bool = False) -> RecordBatch | None:
         try:
             block = self._segments.setdefault(path, SegmentTail(path)).pick(count, newest)
-        except (RunLogError, OSError, ValueError):
+        except (RunLogError, OSError, ValueError) as error:
+            self.problem = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}."
             return None
         return None if block is None else replace(block, layout=block.layout.of_run)

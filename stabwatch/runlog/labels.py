@@ -13,6 +13,7 @@ from pathlib import Path
 
 from stabwatch.errors import RunLogError
 from stabwatch.runlog.atomic import atomic_output
+from stabwatch.runlog.plain_file import plain_file
 from stabwatch.runlog.schema import META, Meta
 
 LABELS = "labels.json"
@@ -53,14 +54,13 @@ def labels_of(meta: Meta) -> Labels:
 def changed_labels(run: Path) -> Labels | None:
     """The labels in labels.json; None if there is none. Raises RunLogError if it cannot be read."""
     path = run / LABELS
-    if path.exists() and not path.is_file():
-        raise RunLogError(f"{path} is not a file.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8", opener=plain_file) as file:
+            data = json.load(file)
         return Labels(str(data["name"]), tuple(map(str, data["tags"])), str(data["notes"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunLogError(f"{path} cannot be read: {error!r}. Delete it to have the labels of {META} again.") from error
 
 

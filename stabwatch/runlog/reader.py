@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from stabwatch.errors import RunLogError
 from stabwatch.runlog.labels import changed_labels, labels_of
 from stabwatch.runlog.mirror import local
+from stabwatch.runlog.plain_file import plain_file
 from stabwatch.runlog.schema import (
     EVENTS,
     META,
@@ -74,6 +77,8 @@ class RunLog:
 
     def _read(self, segment: SegmentTail, size: int) -> Iterator[RecordBatch]:
         try:
+            if segment.path.is_symlink():
+                raise UnreadableSegment(f"{segment.path} is a link.")
             if not segment.path.is_file():
                 raise UnreadableSegment(f"{segment.path} is not a file.")
             if size < 0:
@@ -123,7 +128,8 @@ def read_meta(run: Path) -> Meta:
     """meta.json of a run folder, with the labels as they are now. Raises RunLogError."""
     path = run / META
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8", opener=plain_file) as file:
+            data = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
         where = "no such folder" if not run.is_dir() else f"it has no {META}"
         raise RunLogError(
@@ -139,7 +145,25 @@ def read_meta(run: Path) -> Meta:
         meta = Meta(**{k: v for k, v in data.items() if k in known})
     except TypeError as error:
         raise RunLogError(f"{path} is incomplete: {error}.") from error
+    for field in fields(Meta):
+        value = getattr(meta, field.name)
+        if field.name not in LABELLED and not _fits(value, str(field.type)):
+            raise RunLogError(f"{path} is damaged: {field.name} is {str(value)[:40]!r}.")
     return _labelled(run, meta)
+
+
+LABELLED = ("name", "tags", "notes")
+"""What `labels_of` checks."""
+LONGEST = 1000
+"""Characters of a name in meta.json."""
+_TYPES = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """kind: a type as it is written."""
+    finite = not isinstance(value, float) or math.isfinite(value)
+    short = not isinstance(value, str) or len(value) <= LONGEST
+    return finite and short and (isinstance(value, _TYPES[kind.partition("[")[0]]) or value in ([], {}))
 
 
 def _labelled(run: Path, meta: Meta) -> Meta:

@@ -308,7 +308,10 @@ class Event:
         d = json.loads(line)
         if not isinstance(d, dict):
             raise ValueError("an event is a JSON object")
-        return cls(str(d.pop("kind")), float(d.pop("time")), d.pop("step", None), d)
+        kind, when, step = str(d.pop("kind")), float(d.pop("time")), d.pop("step", None)
+        if not math.isfinite(when):
+            raise ValueError("the time of an event is a number")
+        return cls(kind, when, step if isinstance(step, int) else None, d)
 
 
 def plain(data: Any) -> Any:

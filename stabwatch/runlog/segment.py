@@ -14,6 +14,7 @@ import pyarrow as pa
 from stabwatch.errors import RunLogError
 from stabwatch.runlog.folder import columns
 from stabwatch.runlog.frame import Frame, Frames, frame_of
+from stabwatch.runlog.plain_file import plain_file
 from stabwatch.runlog.schema import FIXED_WIDTH, READABLE, READABLE_VERSIONS, RecordBatch, RecordLayout
 
 FIRST = 16
@@ -37,7 +38,7 @@ class Tail:
 
     def read(self, most: int = -1) -> bytes:
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "rb", opener=plain_file) as file:
                 file.seek(self.offset)
                 return file.read(most)
         except FileNotFoundError:
@@ -110,7 +111,7 @@ class SegmentTail:
             if self.poll(size) is None and self.torn < size:
                 return None
             size *= 2
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb", opener=plain_file) as file:
             end = file.seek(0, 2)
             if newest:
                 return self._batch([self._newest(file, end, count)])

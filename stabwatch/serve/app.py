@@ -18,8 +18,17 @@ from stabwatch.agent.scrape import Memo, Scrape
 from stabwatch.agent.server import FILES as RUN_FILES
 from stabwatch.agent.server import PAGE as RUN_PAGE
 from stabwatch.agent.server import runbooks
-from stabwatch.agent.web import Environ, Gate, StartResponse, encoded, file_of, nothing, respond, respond_json
-from stabwatch.errors import StabwatchError
+from stabwatch.agent.web import (
+    Environ,
+    Gate,
+    StartResponse,
+    encoded,
+    file_of,
+    nothing,
+    respond,
+    respond_json,
+    whole_number,
+)
 from stabwatch.exporters.prometheus import Snapshot
 from stabwatch.exporters.signal_text import SignalText
 from stabwatch.runlog.glance import Glance
@@ -128,14 +137,14 @@ class ServiceApp:
         judged = self._judges.pages(folder) if rest == "metrics" else None
         try:
             pages = judged or self._opened.pages(folder)
-        except (StabwatchError, OSError) as error:
+        except Exception as error:  # whatever a log may cause
             text = f"This run cannot be read: {error}\n".encode()
             return respond(environ, start_response, "503 Service Unavailable", "text/plain; charset=utf-8", text)
         return pages(environ, start_response, f"/{rest}")
 
     def _runs(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         since = _asked(environ).get("since", [""])[0]
-        version = int(since) if since.isdecimal() else -1
+        version = whole_number(since)
         body = self._list.get(version, lambda v: encoded({"now": time.time(), **self._index.since(v)}))
         return respond(environ, start_response, "200 OK", "application/json", body)
 

@@ -11,7 +11,6 @@ from typing import Any
 from stabwatch.agent.discovery import is_led
 from stabwatch.agent.server import RunPages
 from stabwatch.agent.state import Follower
-from stabwatch.errors import StabwatchError
 from stabwatch.serve.run import ListedRun
 
 GRACE_SECONDS = 60.0
@@ -86,8 +85,8 @@ class Judges:
     def _begin(self, run: ListedRun) -> None:
         try:
             follower = Follower(run.path, charted=frozenset(), **self._options)
-        except (StabwatchError, OSError):
-            return  # its row says what cannot be read
+        except Exception:  # whatever is wrong with one run, the others are judged; its row says what cannot be read
+            return
         if not follower.lease.held():
             return  # its folder may not be written
         close = self._made(run, follower)

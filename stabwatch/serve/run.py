@@ -8,6 +8,7 @@ import pwd
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ READ = 1 << 20
 """Bytes of the events that are read at a time."""
 LAST = 1 << 12
 """Bytes at the end of the events that a first look reads: a run that has ended says so there."""
+LONGEST = 2000
+"""Characters of a text in the list."""
 _KIND = re.compile(rb'^\{"kind": ?"(start|end|alert|optimizer)"')
 _OVER = ("killed", "exception")
 
@@ -86,6 +89,10 @@ class ListedRun:
         That takes a fraction of a millisecond, so thousands of runs are soon in the list.
         """
         self.stamp = stamp
+        with self._told():
+            self._look()
+
+    def _look(self) -> None:
         if self._opened() and self.meta is not None:
             ends = [event for event in self._last_events() if event.kind in ("start", "end")]
             if ends and ends[-1].kind == "end":
@@ -96,6 +103,20 @@ class ListedRun:
 
     def poll(self) -> None:
         """Read what is new. What cannot be read is told in the row."""
+        with self._told():
+            self._poll()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Whatever is wrong with one run hides no other."""
+        try:
+            yield
+        except RunLogError as error:
+            self.state, self._detail = "unreadable", str(error)
+        except Exception as error:
+            self.state, self._detail = "unreadable", f"It cannot be read: {type(error).__name__}: {error}."
+
+    def _poll(self) -> None:
         labels, self.stamp = self._labels(), stamp(self.path)
         if labels != self._labels():
             self.meta = None
@@ -113,7 +134,10 @@ class ListedRun:
             self._glance.close()
 
     def row(self) -> Row:
-        """What is known."""
+        """What is known, in bounded length."""
+        verdict: Row = {"severity": "", "first": "", "active": 0}
+        with self._told():
+            verdict = self._verdict()
         meta = self.meta
         found: Row = {
             "id": self.id, "folder": self.folder, "state": self.state, "end": self._detail, "owner": self._owner,
@@ -123,12 +147,12 @@ class ListedRun:
             "called": meta.name if meta else "", "notes": meta.notes if meta else "",
             "host": meta.host if meta else "", "created": meta.created if meta else None,
             "model": str(meta.model.get("name", "")) if meta else "",
-            "parameters": meta.model.get("parameters") if meta else None,
+            "parameters": _whole(meta.model.get("parameters")) if meta else None,
             "world": meta.world_size if meta else 1,
             "judged": self.judged, "read": self.read or self.state == "unreadable",
             "tags": list(meta.tags) if meta else [],
         }  # fmt: skip
-        return found | self._verdict()
+        return _short({**found, "verdict": self._detail, **verdict})
 
     def _quiet(self) -> float:
         """Seconds since something was written."""
@@ -150,7 +174,7 @@ class ListedRun:
         elif not text and not self.judged:
             text = "No rules have been evaluated on this run yet."
         elif not text and self.step is None:
-            text = "Nothing has been recorded yet."
+            text = self._glance.problem or "Nothing has been recorded yet."
         elif not text:
             text = f"Nothing left its normal range up to step {self.step}."
         return {"severity": severity, "verdict": text, "first": first, "active": seen.active if self.live else 0}
@@ -179,10 +203,7 @@ class ListedRun:
 
     def _read(self) -> Iterator[Event]:
         while True:
-            try:
-                data = self._events.read(READ)
-            except RunLogError:
-                return
+            data = self._events.read(READ)
             whole = data[: data.rfind(b"\n") + 1]
             if not whole and len(data) == READ:
                 whole = data  # a line longer than that is none of ours
@@ -237,6 +258,17 @@ def _name_of(user: int) -> str:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return ""
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _short(row: Row) -> Row:
+    """Texts of others are cut, and there are not too many of them."""
+    return {name: value[:LONGEST] if isinstance(value, str) else value for name, value in row.items()} | {
+        "tags": [tag[:100] for tag in row["tags"][:50]]
+    }
 
 
 def _number(value: float) -> float | None:

@@ -169,11 +169,12 @@ def test_a_login_guards_everything(listen):
     [
         ("127.0.0.1:9", 200), ("[::1]:9", 200), ("10.1.2.3", 200), ("localhost", 200), ("LOCALHOST:1", 200),
         (socket.gethostname(), 200), (socket.gethostname() + ".cluster.local:9478", 200), ("mine.example.org", 200),
-        ("evil.example.org", 421), ("127.0.0.1.evil.org", 421), ("localhost@evil.org", 421), ("evil.org:9478", 421),
+        ("evil.example.org", 421), ("127.0.0.1.evil.org", 421), ("localhost.evil.org", 421),
+        ("mine.evil.org", 421), ("localhost@evil.org", 421), ("evil.org:9478", 421),
     ],
 )  # fmt: skip
 def test_a_request_under_another_name_is_refused(follower, listen, host, status):
-    started = HttpServer(App(follower, None, ["mine.example.org"]), "127.0.0.1", 0)
+    started = HttpServer(App(follower, None, ["mine.example.org", "mine"]), "127.0.0.1", 0)
     started.start()
     try:
         for path in ("metrics", "api/state.json", ""):
