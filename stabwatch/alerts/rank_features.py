@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,6 +23,10 @@ long, so that the others wait for half of the step."""
 IN_TURN = 0.9
 """Share of the points in which the slowest rank must be of one group: of four ranks that are slow in turn, any two are
 for so long once in a million times."""
+LONG = 64
+BY_CHANCE = 1e-7
+"""Ranks that draw from the same data are equally likely to have the largest loss of a step. Points that are looked at,
+and the chance below which it is none: of a million points with windows that overlap, one false alarm in ten at most."""
 FAR, CLEAR = 0.5, 3.0
 """Losses are apart by this share. Of two ranks, the one that changed has moved this many times as far."""
 ENOUGH, ENOUGH_LONG = 5.0, 0.2
@@ -205,15 +210,15 @@ class RankLossFeature(RunFeature):
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
             "rank_loss_excess_ratio",
-            f"Largest loss of a rank over the smallest, minus one: median of {WINDOW} points, 0 unless it is mostly "
-            "the same rank, or where of two ranks the other one has changed.",
+            f"Largest loss of a rank over the smallest, minus one: median of {WINDOW} points, 0 unless it is the same "
+            "rank more often than chance makes it, or where of two ranks the other one has changed.",
             "ratio",
             "run",
         ),
         DerivedSignal(
             "rank_loss_deficit_ratio",
-            f"Mean loss of the other ranks over the smallest, minus one: median of {WINDOW} points, 0 unless it is "
-            "mostly the same rank; of two ranks, only if that one has changed.",
+            f"Mean loss of the other ranks over the smallest, minus one: median of {WINDOW} points, 0 unless it is the "
+            "same rank more often than chance makes it; of two ranks, only if that one has changed.",
             "ratio",
             "run",
         ),
@@ -223,7 +228,7 @@ class RankLossFeature(RunFeature):
         super().__init__("rank_loss", *self._SIGNALS)
 
     def _begin(self) -> None:
-        self._past: deque[tuple[float, float, float, float]] = deque(maxlen=WINDOW)
+        self._past: deque[tuple[float, float, float, float]] = deque(maxlen=LONG)
         self._levels: dict[float, deque[float]] = {}
         self._changed = -1.0
 
@@ -237,6 +242,7 @@ class RankLossFeature(RunFeature):
         if math.isclose(others, high, rel_tol=1e-5) and highest != lowest:  # there are two ranks
             changed = self._one_that_changed({highest: high, lowest: low}, excess > FAR)
             excess, deficit = (0.0, deficit) if changed == rank_low else (excess, 0.0)
+        excess, deficit = excess * self._is_real(0, rank_high), deficit * self._is_real(2, rank_low)
         return {
             "rank_loss_excess_ratio": excess, "rank_loss_deficit_ratio": deficit,
             "rank_loss_highest": rank_high, "rank_loss_lowest": rank_low,
@@ -244,10 +250,19 @@ class RankLossFeature(RunFeature):
 
     def _mostly(self, column: int) -> tuple[float, float]:
         """The median of a ratio, 0 unless it was mostly of one rank, and the rank that it was of most often."""
-        ranks = [entry[column + 1] for entry in self._past]
+        latest = list(self._past)[-WINDOW:]
+        ranks = [entry[column + 1] for entry in latest]
         usual = max(set(ranks), key=ranks.count)
         same = ranks.count(usual) >= SAME * len(ranks)
-        return (median(np.array([entry[column] for entry in self._past])) if same else 0.0), usual
+        return (median(np.array([entry[column] for entry in latest])) if same else 0.0), usual
+
+    def _is_real(self, column: int, usual: float) -> bool:
+        """Whether it was of one rank more often than chance makes it, in the last points."""
+        seen = [entry[place] for entry in self._past for place in (1, 3) if math.isfinite(entry[place])]
+        ranks = max(2, int(max(seen, default=0.0)) + 1)
+        latest = [entry[column + 1] for entry in self._past][::-1]
+        lengths = range(WINDOW, len(latest) + 1, WINDOW // 2)
+        return any(_chance(latest[:n].count(usual), n, ranks) < BY_CHANCE for n in lengths)
 
     def _one_that_changed(self, losses: Mapping[float, float], apart: bool) -> float:
         """Of two ranks that are apart, the one whose loss left its own past; -1 where that is not clear."""
@@ -265,6 +280,14 @@ class RankLossFeature(RunFeature):
     def measures(self, values: Array) -> Bools:
         """See `blocks`."""
         return np.logical_and.reduce([np.isfinite(self._column(signal, values)) for signal in self._SIGNALS[:3]])
+
+
+@lru_cache(maxsize=4096)
+def _chance(same: int, points: int, ranks: int) -> float:
+    """Probability that one of some ranks is the highest at so many of some points, if all are alike; at most 1."""
+    p = 1 / ranks
+    tail = sum(math.comb(points, k) * p**k * (1 - p) ** (points - k) for k in range(same, points + 1))
+    return min(1.0, ranks * tail)
 
 
 def _moved(levels: Sequence[float]) -> float:

@@ -179,7 +179,7 @@ class TrainingEvents:
         self.isolation.run("nonfinite", "always", self.context.trace.begins, inputs, self.context.device)
 
     def _note_input(self, inputs: tuple[Any, ...]) -> None:
-        batch = first_tensor(inputs)
+        batch = first_tensor([x for x in inputs if not isinstance(x, Tensor) or x.dim()])  # a scalar is no batch
         if batch is not None and batch.numel() and batch.layout == torch.strided:
             self.context.run.update_input(batch)
 

@@ -54,3 +54,15 @@ def test_losses_that_differ_in_turn_are_healthy(ranks):
     losses = _job(ranks, 0, 1.0)
     losses[np.arange(len(losses)), np.arange(len(losses)) // 4 % ranks] *= 0.3
     assert not _told(losses)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_equal_ranks_with_small_batches_are_healthy(ranks):
+    for seed in range(3):
+        assert not _told(np.random.default_rng(seed).lognormal(0, 0.8, (3000, ranks)))
+
+
+def test_a_rank_with_another_loss_is_found_in_small_batches_too():
+    losses = np.random.default_rng(0).lognormal(0, 0.8, (200, 4))
+    losses[:, 2] *= 12
+    assert "RankLossHigher" in _told(losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -236,6 +237,49 @@ def test_rows_of_a_codebook_that_are_never_used(make, shape, told, tmp_path):
     found, rules = _watched(tmp_path / "run", model, loss, steps=120)
     assert ("CodebookCollapse" in rules) == told
     assert ("code_unused_ratio" in found) == (shape == (64, 5))
+
+
+class _Named(nn.Module):
+    """Takes its tokens in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(400, 4)
+
+    def forward(self, features):
+        return self.embed(features["text"][0]["input_ids"])
+
+
+def test_tokens_in_a_dictionary_are_no_codes(tmp_path):
+    torch.manual_seed(0)
+    model = _Named()
+
+    def loss():
+        yield model({"text": [{"input_ids": torch.randint(100, (64, 20))}]}).square().mean()
+
+    found, rules = _watched(tmp_path / "run", model, loss, steps=30)
+    assert "code_unused_ratio" not in found and "CodebookCollapse" not in rules
+
+
+def test_a_number_beside_the_tokens_is_no_batch(tmp_path):
+    torch.manual_seed(0)
+    text = _Text(True)
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.text = text
+
+        def forward(self, ids, items):
+            return F.cross_entropy(self.text(ids).flatten(0, 1), ids.flatten(), reduction="sum") / items
+
+    model = Counted()
+
+    def loss():
+        yield model(torch.randint(50, (4, 12)), torch.tensor(48.0))
+
+    found, _ = _watched(tmp_path / "run", model, loss)
+    assert "input_rms" not in found or np.isnan(found["input_rms"])
 
 
 def test_one_sample_beside_a_batch_is_an_action(tmp_path):

@@ -128,7 +128,7 @@ RULES: tuple[Rule, ...] = (
         warm_up=WINDOW,
         source="ranks sample one distribution, so the highest rank changes from step to step; 50% above the "
         "smallest in "
-        "the median of 16 points, with the same rank in three quarters of them",
+        "the median of 16 points, with the same rank so often in up to 64 that equal ranks have a chance of 1e-7",
         remedy=(
             "Check the data of that rank: its shard, its preprocessing, its tokenizer version.",
             "If its data is fine and ReplicasDiffer does not fire, replace the device and run its diagnostics.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +19,26 @@ MOST_ROWS, MOST_COLUMNS = 256, 1024
 FEWEST_ROWS = 16
 FEWEST_DIFFER = 8
 """Fewest samples whose target is not the most frequent one: a rare feature may fit a single rare target."""
+
+
+DEEPEST, LONGEST = 3, 64
+"""Containers in containers, and members of a list, that are searched for indices."""
+
+
+def _is_whole(x: Tensor) -> bool:
+    """Has it whole numbers?"""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _tensors(values: Iterable[Any], depth: int = DEEPEST) -> Iterator[Tensor]:
+    """The tensors among some values, and in dictionaries and lists among them."""
+    for value in islice(values, LONGEST):
+        if isinstance(value, Tensor):
+            yield value
+        elif depth and isinstance(value, Mapping):
+            yield from _tensors(value.values(), depth - 1)
+        elif depth and isinstance(value, list | tuple):
+            yield from _tensors(value, depth - 1)
 
 
 class ModelInput:
@@ -41,10 +62,11 @@ class ModelInput:
     def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
         """The model is called."""
         self.clear()
-        plain = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.layout == torch.strided]
-        self.indices = any(not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool) for x in plain)
+        given = [*inputs, *named.values()]
+        plain = [x for x in given if isinstance(x, Tensor) and x.layout == torch.strided]
+        self.indices = any(map(_is_whole, _tensors(given)))
         strided = [x.detach() for x in plain if not x.is_nested and x.dim() == 2 and len(x)]
-        whole = [x for x in strided if not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)]
+        whole = [x for x in strided if _is_whole(x)]
         self.ids = next((x for x in whole if x.shape[1] >= SHORTEST), None)
         numbers = (x for x in strided if x.is_floating_point())
         self.rows = next((x for x in numbers if len(x) >= FEWEST_ROWS and 2 <= x.shape[1] <= MOST_COLUMNS), None)
