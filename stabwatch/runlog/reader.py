@@ -156,7 +156,7 @@ LABELLED = ("name", "tags", "notes")
 """What `labels_of` checks."""
 LONGEST = 1000
 """Characters of a name in meta.json."""
-_TYPES = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
 
 
 def _fits(value: Any, kind: str) -> bool:
