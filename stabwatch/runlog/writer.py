@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stabwatch.runlog.folder import RunFolder
+from stabwatch.runlog.folder import RunFolder, append_event
 from stabwatch.runlog.schema import Event, RecordLayout
 
 PAUSE = 0.1
@@ -57,7 +58,7 @@ class Writer:
         self._end: Event | None = None
         self._before_end: Callable[[], object] = lambda: None
         self._wake = threading.Event()
-        self._asleep = self._worked = False
+        self._asleep = self._worked = self._busy = False
         self.dropped = 0
         self.written = 0
         self.seconds = 0.0
@@ -127,8 +128,33 @@ class Writer:
         if self._thread.is_alive():
             _log.warning(
                 "stabwatch: %s is slow: %d records and events are not written after %.0f s.",
-                self._folder.path, self._queue.qsize(), timeout,
+                self._folder.path, self._unwritten(), timeout,
             )  # fmt: skip
+            self._end_at_exit()
+
+    def _unwritten(self) -> int:
+        with self._queue.mutex:
+            return self._busy + sum(item is not None for item in self._queue.queue)
+
+    def _end_at_exit(self) -> None:
+        """The thread goes on; if it is not done when the process exits, the end is told all the same."""
+        leaving = threading.Event()
+
+        def tell() -> None:
+            leaving.wait()
+            end, self._end = self._end, None
+            if self._thread.is_alive() and end is not None:
+                lost = {"dropped": self.dropped + self._unwritten()}
+                append_event(self._folder.path, replace(end, data={**end.data, **lost}))
+
+        def leave() -> None:
+            leaving.set()
+            teller.join(1.0)
+
+        # It is started here: at exit no thread can be, and a file system that hangs is not to be waited for.
+        teller = threading.Thread(target=tell, name="stabwatch-end", daemon=True)
+        teller.start()
+        atexit.register(leave)
 
     def _run(self) -> None:
         due, came = time.monotonic() + 1.0, 0.0
@@ -163,8 +189,9 @@ class Writer:
                 return True
             if item is None:
                 return False
-            self._worked = True
+            self._worked = self._busy = True
             self._handle(item)
+            self._busy = False
         return True
 
     def _gather(self, quiet: bool, most: float) -> None:

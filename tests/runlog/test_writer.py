@@ -159,6 +159,28 @@ def test_a_disk_that_stays_slow_is_said(folder: RunFolder, layout: RecordLayout,
     writer._thread.join(10)
 
 
+STUCK = """
+import sys, threading
+from pathlib import Path
+from stabwatch.runlog import Event, Meta, RunFolder, Writer
+folder = RunFolder(Path(sys.argv[1]), Meta(run="run", created=1.0, host="host", pid=1, pid_started=1.0))
+writer = Writer(folder)
+for step in range(5):
+    writer.record(step, 0.0, threading.Event().wait)
+writer.close(Event("end", 2.0, 4, {"reason": "finished"}), timeout=0.1)
+"""
+
+
+def test_a_process_that_exits_before_all_is_written_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tmp_path / "run")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 records and events are not written" in done.stderr
+    (end,) = [Event.from_json(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert (end.kind, end.step, end.data) == ("end", 4, {"reason": "finished", "dropped": 5})
+
+
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
 def test_a_folder_that_is_gone_is_said_once(folder: RunFolder, layout: RecordLayout, caplog, how: str) -> None:
     writer = Writer(folder)
