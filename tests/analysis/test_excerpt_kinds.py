@@ -98,6 +98,7 @@ CALM = {
     "every word is wrong at first": "Step | Training Loss | Validation Loss | Wer\n-- | -- | -- | --\n" + _lines("{0} | {1} | 3.1{0} | 1.000000", [(400, 5.06), (800, 3.11), (1200, 2.92)]),
     "a score that falls": _lines("15/09/06 11:15:01 INFO ScoreIterationListener: Score at iteration {0} is {1}", [(i, x) for i, x in enumerate((7.38, 3.9, 2.18, 1.79, 1.86, 4.14, 1.4, 1.35, 0.77))]),
     "rewards whose extremes differ": _lines("step:{0} - critic/rewards/mean:-0.333 - critic/rewards/max:1.0 - critic/rewards/min:-1.0 - actor/pg_loss:0.0 - actor/grad_norm:0.0", [(1,), (2,), (3,)]),
+    "a few noisy batches": _lines("2019-10-13 05:41:30 INFO train.py: [8/100], [10/11], step: {0}, batch_loss: {1}, lr:0.0001", [(98, 0.4755), (99, 0.5055), (109, 1.0), (110, 0.6993), (120, 0.3659), (121, 0.4168)]),
     "a window of few batches": "".join(
         f"stage1_loss:     {a}\nstage2_loss:     {b}\n{bar}"
         for a, b, bar in (

@@ -8,10 +8,9 @@ import numpy as np
 
 from stabwatch.alerts.incidents import Confidence, Incident
 from stabwatch.analysis.detectors.confidence import confidence_of
-from stabwatch.analysis.detectors.excursions import BACK, Excursion
+from stabwatch.analysis.detectors.excursions import BACK, EXCERPT, Excursion
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, level, rolling_median, scatter
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.detectors.short_curves import EXCERPT
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 from stabwatch.analysis.readers.names import is_eval, is_perplexity

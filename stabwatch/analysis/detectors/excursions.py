@@ -49,9 +49,11 @@ TAILS = 2
 BACK = 3
 """Records whose median must be back at the level."""
 EXCERPT = 16
-"""Most records of an excerpt, whose few first records do not show its noise."""
+"""Most records of an excerpt from the middle of a run: a jump needs no recovery there, and its noise is not known."""
 ABOVE_STEPS = 4.0
 """Scatters of the changes between records that such an excursion rises by, if later records are as low as before."""
+CLEARLY = 2.5
+"""Ratio of its peak to all records before, from which it is no noise whatever the others do."""
 COMMON = 20
 """Number of other spans at least half as high from which an excursion counts as noise."""
 
@@ -97,14 +99,14 @@ def excursions(values: Array, reference: Reference, fresh: bool, dies: bool = Fa
             found.append(excursion)
             done = excursion.stop
     if len(values) <= EXCERPT and not (fresh or dies):
-        found = [e for e in found if not _is_noise(values, e)]
+        found = [e for e in found if not is_noise(values, e)]
     return [e for e in found if not (e.recovered and _common(rise / scale, e, found))]
 
 
-def _is_noise(values: Array, e: Excursion) -> bool:
+def is_noise(values: Array, e: Excursion) -> bool:
     """Whether an excerpt goes up and down as far as it does here: records after the peak are as low as one before."""
     before, after = values[: e.start], values[e.peak :]
-    if not len(before) or after.min() > before.max():
+    if not len(before) or after.min() > before.max() or values[e.peak] >= CLEARLY * before.max() > 0:
         return False
     return float(values[e.peak]) - e.base < ABOVE_STEPS * scatter(np.diff(values))
 

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.endings import to_the_end
-from stabwatch.analysis.detectors.excursions import BASE
+from stabwatch.analysis.detectors.excursions import BASE, EXCERPT
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array, past_median, spans
 from stabwatch.analysis.detectors.segments import RunSegment, picked
-from stabwatch.analysis.detectors.short_curves import EXCERPT
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.analysis.detectors import short_curves
-from stabwatch.analysis.detectors.excursions import Excursion, Reference, excursions, reference
+from stabwatch.analysis.detectors.excursions import EXCERPT, Excursion, Reference, excursions, reference
 from stabwatch.analysis.readers.log import Column, LogRun, Remark, Role
 from stabwatch.analysis.readers.names import CAMEL, is_perplexity, plain, role_of
 
@@ -87,7 +87,7 @@ class RunSegment:
         loss = self.finite_loss
         if loss is None or self.reference is None:
             return []
-        found = short_curves.explosion(loss.values) if self.fresh or len(loss) <= short_curves.EXCERPT else []
+        found = short_curves.explosion(loss.values) if self.fresh or len(loss) <= EXCERPT else []
         found = found or excursions(loss.values, self.reference, self.fresh, self.dies)
         return found or short_curves.spikes(loss.values, self.fresh)
 

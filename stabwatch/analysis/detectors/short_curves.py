@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from stabwatch.analysis.detectors.excursions import Excursion
+from stabwatch.analysis.detectors.excursions import EXCERPT, Excursion, is_noise
 from stabwatch.analysis.detectors.robust import Array, scatter
 
 MOST = 200
 """Most records; longer curves have a measurable scatter."""
-EXCERPT = 16
-"""Most records of an excerpt from the middle of a run, in which a jump needs no recovery."""
 JUMP = 1.5
 """Ratio of a jump to the highest record just before."""
 STILL = 1.1
@@ -117,7 +115,8 @@ def spikes(values: Array, fresh: bool) -> list[Excursion]:
         learned = values[0] - values[:i].min() if fresh else 0.0
         if (excerpt or ebbs) and values[i] - top >= max(SHARE * learned, rough):
             spike = _excursion(values, i, top)
-            if not excerpt or (_alone(values, spike) and (i > 1 or _certain(values, spike))):
+            sure = i > 1 or _certain(values, spike)
+            if not excerpt or (sure and _alone(values, spike) and not is_noise(values, spike)):
                 found.append(spike)
     if not fresh and not found and len(values) <= EXCERPT:
         return _lone(values)

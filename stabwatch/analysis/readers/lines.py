@@ -171,6 +171,8 @@ class Parser:
         elif self._evaluation and not template.evaluates:
             values = {key if is_eval(key) else f"eval/{key}": value for key, value in values.items()}
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
+        if self.epoch is not None and template.is_only_epoch(numbers):
+            epoch = self.epoch  # `epoch: 7`, then the only epoch of a call: `Epoch 1/1`
         if self._above and step is None and epoch is None and not template.evaluates:
             self._pending_at = self._pending_at if self._pending else line
             self._pending |= values

@@ -107,6 +107,11 @@ class Template:
     texts: tuple[str, ...] = ()
     """Texts between the numbers."""
 
+    def is_only_epoch(self, numbers: list[str]) -> bool:
+        """Whether the line has the epoch as `1/1`."""
+        at = self.epoch
+        return at is not None and numbers[at : at + 2] == ["1", "1"] and self.texts[at + 1].strip() == "/"
+
     def fill(self, numbers: list[str]) -> dict[str, float]:
         """Values by key, the first of each; values that were not measured are left out."""
         out: dict[str, float] = {}

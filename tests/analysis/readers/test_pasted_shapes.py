@@ -124,6 +124,10 @@ SHAPES = {
         "Training Step: 512  | total loss: 0.06474 | time: 19.421s\n| Adam | epoch: 008 | loss: 0.06470 - acc: 0.9941 | val_loss: 0.00204 -- iter: 4045/4045\n",
         "loss", [256, 512], [0.0747, 0.0647],
     ),
+    "calls of one epoch each": (
+        "".join(f"epoch: {e}\nEpoch 1/1\n512/512 [====] - 0s - loss: {loss}\nEER: 20.47\n" for e, loss in ((0, 0.43), (1, 0.41), (2, 0.39))),
+        "loss", [0, 1, 2], [0.43, 0.41, 0.39],
+    ),
     "a line break that syslog wrote": (
         "[1,mpirank:0,algo-1]<stdout>:#015Epoch 0:  50% 1/4 [00:00<00:00,  6.54it/s, loss=2.29, v_num=0]\n[1,mpirank:0,algo-1]<stdout>:\n"
         "[1,mpirank:0,algo-1]<stdout>:#015Epoch 0:  50% 2/4 [00:00<00:00,  6.54it/s, loss=2.27, v_num=0]#015Epoch 0:  75% 3/4 [00:00<00:00,  6.54it/s, loss=2.25, v_num=0]\n",
