@@ -1,16 +1,14 @@
 """Replaces a function of torch in all loaded modules, and restores it.
 
 A function that code calls as `F.f`, as `torch.nn.functional.f`, or as a name that it imported, is found in the
-namespaces of the loaded modules and replaced there, and so it is in dicts, lists, attributes and partials: pickles
-refer to functions by their names, and fail where another function has the name. References elsewhere (a default
-argument, a closure, a tuple) are not replaced: the coverage report shows what was not seen.
+namespaces of the loaded modules and replaced there, and so it is where values are kept (see `references`): pickles
+refer to functions by their names, and fail where another function has the name.
 """
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -18,12 +16,14 @@ from typing import Any
 from torch import nn
 from torch.jit import _builtins
 
-_KEPT = ("stabwatch.", "torch._C", "torch._dynamo", "torch._decomp", "torch._inductor", "torch.fx")
+from stabwatch.hooks.references import exchange
+
+KEPT = ("stabwatch.", "torch._C", "torch._dynamo", "torch._decomp", "torch._inductor", "torch.fx")
 """Namespaces in which names must refer to the original: ours, and those in which compilers run graphs."""
 
 
 class Patch:
-    """One function replaced in all module namespaces. See `_exchange` for other places."""
+    """One function replaced in all module namespaces. See `references` for other places."""
 
     __slots__ = ("_original", "_replacement")
 
@@ -154,7 +154,7 @@ def install_patches(patches: Iterable[Patch | MethodPatch]) -> None:
         else:
             patch.install()
     _swap({id(original): replacement for original, replacement in functions})
-    _exchange(tuple(functions))
+    exchange(tuple(functions), KEPT)
 
 
 def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
@@ -166,44 +166,15 @@ def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
         else:
             patch.remove()
     _swap({id(replacement): original for original, replacement in functions})
-    _exchange(tuple((replacement, original) for original, replacement in functions))
+    exchange(tuple((replacement, original) for original, replacement in functions), KEPT)
 
 
 def _swap(new: Mapping[int, Callable[..., Any]]) -> None:
     """Replace functions in the namespaces of all loaded modules, in one pass. new: by id of what is replaced."""
     for module in list(sys.modules.values()):
-        if not isinstance(module, ModuleType) or module.__name__.startswith(_KEPT):
+        if not isinstance(module, ModuleType) or module.__name__.startswith(KEPT):
             continue
         namespace = vars(module)
         for name, value in list(namespace.items()):
             if id(value) in new:
                 namespace[name] = new[id(value)]
-
-
-def _exchange(pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Replace the first of each pair by the second where attributes, dicts, lists and partials keep it."""
-    new = {id(old): new for old, new in pairs}
-    for holder in gc.get_referrers(*(old for old, _ in pairs)) if pairs else ():
-        if isinstance(holder, list):
-            for i, value in enumerate(holder):
-                if id(value) in new:
-                    list.__setitem__(holder, i, new[id(value)])
-        elif type(holder) is partial:
-            if id(holder.func) in new:
-                vars(partial)["__setstate__"](
-                    holder, (new[id(holder.func)], *vars(partial)["__reduce__"](holder)[2][1:])
-                )
-        elif isinstance(kept := _attributes(holder), dict):
-            for name, value in list(kept.items()):
-                if id(value) in new and name != "__wrapped__":
-                    dict.__setitem__(kept, name, new[id(value)])
-
-
-def _attributes(holder: Any) -> Any:
-    """The dict itself, or that of an object, without asking its class; None for a namespace."""
-    if isinstance(holder, dict):
-        return None if "__spec__" in holder else holder
-    try:
-        return object.__getattribute__(holder, "__dict__")
-    except AttributeError:
-        return None

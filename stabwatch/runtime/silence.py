@@ -24,14 +24,14 @@ class Silence:
         self._first_step = first_step
         self._graph: weakref.ref[_Kept] | None = None
         self._others: Counter[str] = Counter()
-        self._own = 0
+        self._own: Counter[int] = Counter()
         self.forwards = 0
         """Training forwards of the model."""
 
     def stepped(self, optimizer: Any, own: bool) -> None:
         """An optimizer steps; `own`: it holds parameters of the model."""
         if own:
-            self._own += 1
+            self._own[id(optimizer)] += 1
         else:
             self._others[type(optimizer).__name__] += 1
 
@@ -48,8 +48,8 @@ class Silence:
         Not where the graph of the first forward is still kept: the program collects outputs for a later backward pass.
         Nor by forwards alone where steps were made before: then it is known that the model is trained.
         """
-        if self._own + self._others.total() >= PATIENCE:
-            return True
+        if max(self._own.values(), default=0) + self._others.total() >= PATIENCE:
+            return True  # there may be an optimizer for each parameter
         collects = self._graph is not None and self._graph() is not None
         return self.forwards >= PATIENCE and not collects and not self._first_step
 
@@ -65,7 +65,7 @@ class Silence:
         called = f"{_times(self.forwards, 'training forward')} of {self._model}"
         stepped = _times(self._others.total(), "optimizer step")
         if self._own:
-            return f"after {_times(self._own, 'step')} of its optimizers, no step of the training has ended"
+            return f"after {_times(self._own.total(), 'step')} of its optimizers, no step of the training has ended"
         if self._others:
             names = ", ".join(sorted(self._others)[:NAMED])
             return (
