@@ -179,3 +179,16 @@ def test_a_watch_that_began_after_the_only_step_does_not_say_that_nothing_was_tr
     said = reasons(attach.finish())
     assert said == ["nothing is recorded: no training forward of the model and no optimizer step was seen after the "
                     "watch began, which was before step 1, counted from 0"]  # fmt: skip
+
+
+def test_an_optimizer_for_each_parameter_is_not_many_steps_without_a_record(attach, caplog) -> None:
+    """They step in the backward pass, and the first step is over when the second one begins."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8)))
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())
+    attach(model)
+    for _ in range(3):
+        model(torch.randn(3, 4)).sum().backward()
+    log = attach.finish()
+    assert len(log.steps) == 3 and reasons(log) == [] and "nothing is recorded" not in caplog.text
