@@ -68,7 +68,7 @@ def _is_set(cell: CellType) -> bool:
 
 def _left_out(cells: list[CellType], left: tuple[str, ...]) -> set[int]:
     """Those that belong to functions of modules that are left as they are."""
-    found = set()
+    found: set[int] = set()
     closures = [c for c in (gc.get_referrers(*cells) if cells else []) if type(c) is tuple]
     for function in gc.get_referrers(*closures) if closures else ():
         if isinstance(function, FunctionType) and str(function.__module__).startswith(left):
