@@ -126,7 +126,9 @@ def _by_onset(alert: Alert) -> tuple[int, int]:
 def _calm(engine: Engine) -> str:
     if engine.last_step is None:
         return "Nothing has been recorded yet."
-    return f"Nothing left its normal range up to step {engine.last_step}."
+    steps = engine.data_changes
+    what = f" The data changed, and the loss with them, at step {' and '.join(map(str, steps))}." if steps else ""
+    return f"Nothing left its normal range up to step {engine.last_step}.{what}"
 
 
 def _onset(groups: Sequence[_Group]) -> int:

@@ -98,6 +98,12 @@ class Engine:
         return not (isinstance(loss, LossFeature) and loss.objective.ever)
 
     @property
+    def data_changes(self) -> tuple[int, ...]:
+        """Steps at which the loss jumped together with the data, which were learned then."""
+        loss = self._features["loss"]
+        return tuple(loss.changes) if isinstance(loss, LossFeature) else ()
+
+    @property
     def history(self) -> tuple[Alert, ...]:
         """All transitions so far."""
         return tuple(self._history)

@@ -185,6 +185,12 @@ def _recurrent(e: Evidence) -> Found | None:
 
 
 def _bad_batch(e: Evidence) -> Found | None:
+    odd = e.of("OddBatches")
+    if odd:
+        first = odd[0]
+        began = first.onset - int(first.context.get("loss_odd_batches", 0.0))
+        if e.onset >= began - e.together:
+            return Found(began, (f"Step {first.step}: {first.description}",), confidence=0.7)
     if not e.watched or not _data_first(e):
         return None
     spike = min(e.of(*_JUMPS), key=lambda a: a.onset)
@@ -220,7 +226,9 @@ def _climbs(e: Evidence) -> bool:
 
 
 def _data_first(e: Evidence) -> bool:
-    """The loss jumped, and no signal of the model had left its normal range before."""
+    """The loss jumped with odd batches, or no signal of the model had left its normal range before."""
+    if e.of("OddBatches") and not e.of("NonFinite"):
+        return True
     spikes = e.of(*_JUMPS)
     if not spikes or _rate_spike(e) or _hardware(e) or e.of("NonFinite"):
         return False

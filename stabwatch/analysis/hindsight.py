@@ -32,6 +32,8 @@ SAME: dict[str, tuple[str, ...]] = {
 }
 """By rule: names under which a detector may report the same thing, because it knows the outcome."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence", "LossLostAtRateJump")
+_WITH_DATA = ("LossSpike", "LossShift", "LossDivergence", "LossPlateau", "Reinitialisation", "GradientNormExplosion")
+"""What a change of the data explains."""
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
 HIGH = 1 / 3
 """Share of the height of a spike from which records elsewhere in the curve count as its noise."""
@@ -49,12 +51,18 @@ class Hindsight:
     spacing: float
 
 
-def in_hindsight(run: LogRun, by_rules: Sequence[Incident], watched: bool) -> Hindsight:
-    """Run the detectors over a run, and merge their incidents with those of the rules."""
+def in_hindsight(
+    run: LogRun, by_rules: Sequence[Incident], watched: bool, data_changes: Sequence[int] = ()
+) -> Hindsight:
+    """Run the detectors over a run, and merge their incidents with those of the rules.
+
+    data_changes: steps at which the loss jumped together with the data.
+    """
     found = list(segments(run, watched))
     spacing = _spacing(run)
     with np.errstate(all="ignore"):
-        merged = _merged(detect_in(found), by_rules, TOGETHER * spacing, found)
+        detected = [_explained(one, data_changes, TOGETHER * spacing) for one in detect_in(found)]
+        merged = _merged(detected, by_rules, TOGETHER * spacing, found)
     return Hindsight(tuple(merged), spacing)
 
 
@@ -81,6 +89,15 @@ def _merged(
             mine[place].append(incident)
     both = [_joined(one, rules) if rules else one for one, rules in zip(detected, mine, strict=True)]
     return sorted([*both, *alone], key=lambda i: (i.first_step, rank(i.severity)))
+
+
+def _explained(incident: Incident, data_changes: Sequence[int], margin: float) -> Incident:
+    """An incident of the loss that begins where the data changed is information."""
+    at = next((step for step in data_changes if abs(incident.first_step - step) <= margin), None)
+    if at is None or incident.condition not in _WITH_DATA:
+        return incident
+    text = f"{incident.text} The data changed at step {at}, and the loss was learned again."
+    return replace(incident, severity="info", text=text)
 
 
 def _same(incident: Incident, detected: Sequence[Incident], margin: float) -> int | None:

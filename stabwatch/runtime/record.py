@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from stabwatch.distributed.health import RankHealth
 from stabwatch.hooks.base.actions import sample_of
+from stabwatch.hooks.base.batch_projection import project
 from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.run_accumulators import CLIPPED, LOSS, LOSS_FALLBACKS, TOKEN_LOSS, loss_source
 from stabwatch.runlog import Accumulator, RecordLayout, host_accumulator
+from stabwatch.runtime.batch_shift import BatchShift
 from stabwatch.signals.declaration import TIERS
 from stabwatch.signals.reductions import MergeOperators
 
@@ -33,7 +35,7 @@ DIFFERS = 0.05
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
     "evaluation_mode_ratio", "clip_limit", "backward_passes", "forward_passes", "calls_without_gradient",
-    "batch_repeated", "opponent_steps",
+    "batch_repeated", "opponent_steps", "batch_shift_ratio",
 )  # fmt: skip
 _HOST_COUNTS = (
     "skipped_steps_total", "probe_errors_total", "records_dropped_total", "optimizer_resets_total",
@@ -74,6 +76,8 @@ class HostNumbers:
     singles: int = 0
     largest: int = 0
     repeated: float = math.nan
+    shift: float = math.nan
+    _shifts: BatchShift = field(default_factory=BatchShift)
     _batch: bytes = b""
     clip_limit: float = math.nan
     _written: tuple[int, ...] = (0, 0, 0, 0)
@@ -93,16 +97,17 @@ class HostNumbers:
             self.largest = max(self.largest, samples)
 
     def _compare(self, inputs: tuple[Any, ...]) -> None:
-        """Is the first batch of the step that of the step before? By a few of its numbers; not known on a device."""
+        """Is the first batch of the step that of the step before, and like those before? Not known on a device."""
         now = sample_of(inputs)
         self.repeated = float(now == self._batch) if now and self._batch else math.nan
         self._batch = now
+        self.shift = self._shifts.observe(project(inputs))
 
     def next_step(self) -> None:
         """Reset what is counted within a step."""
         self.data_wait, self.samples, self.passes, self.forwards = math.nan, 0, 0, 0
         self.singles = self.largest = 0
-        self.evaluating = self.clip_limit = self.repeated = math.nan
+        self.evaluating = self.clip_limit = self.repeated = self.shift = math.nan
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
         """What the host adds to the record of this step. logged: accumulators of what the user logged, by name."""
@@ -121,7 +126,7 @@ class HostNumbers:
             self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing,
             self.evaluating, self.clip_limit, float(self.passes) if self.passes else math.nan,
             float(self.forwards) if self.forwards else math.nan, float(acted), self.repeated,
-            self.opposed,
+            self.opposed, self.shift,
         )  # fmt: skip
         fields = [x for v in gauges for x in (float(not math.isnan(v)), v)]
         return np.array(fields + [float(x) for v in increments for x in (1, v)])

@@ -120,6 +120,11 @@ SIGNALS = (
         "Whether the model's first input was that of the step before: 1, or 0; known for batches in the host's memory.",
     ),
     _host(
+        "batch_shift_ratio",
+        "Squared distance of the last three input batches from up to 64 before, over what chance gives; about 1.",
+        "ratio",
+    ),
+    _host(
         "opponent_steps",
         "Whether an objective that reached the model gave gradients to an optimizer that steps on another one: 1, or "
         "0.",

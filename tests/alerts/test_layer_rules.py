@@ -18,6 +18,9 @@ SCENARIOS = {
         [5.2] * 60,
         {"learning_rate": lambda step: 1e-3 * 1.02**step},
     ),
+    "OddBatches": Scenario(
+        "loss", wave(100, 2.0), [6.0] * 8 + [2.0] * 6, {"shift": lambda step: 90.0 if 100 <= step < 110 else 1.0}
+    ),
     "UpdateTooLarge": Scenario("update a", wave(100, 0.003, 0.1), [0.3] * 8),
     "WeightsChangedOutsideStep": Scenario("weight a", wave(100, 1.0, 0.0005), [1.2], {"update a": 0.01}),
     "VanishingGradients": Scenario("flow a", wave(100, 1e-3, 0.1), [1e-7] * 24, {"loss": 3.0}),
@@ -157,6 +160,12 @@ def test_it_recovers(rule):
 )
 def test_batches_that_are_meant_to_come_again_are_no_repeated_batches(repeated, beside):
     assert not _states_of({"repeated": repeated, **around(beside, 0, 200)}, "RepeatedBatches")
+
+
+@pytest.mark.parametrize(("length", "each", "told"), [(5, 1, True), (5, 8, True), (120, 8, False), (120, 16, False)])
+def test_another_task_is_no_order_of_the_labels(length, each, told):
+    labels = [(3 * (i // length) % 10) / 10 if i % each == 0 else None for i in range(600)]
+    assert bool(_states_of({"label_mean": labels}, "DataNotShuffled")) == told
 
 
 @pytest.mark.parametrize("rate", [lambda step: 1e-3, lambda step: 1e-3 * (2 if 40 < step < 60 or step > 100 else 1)])

@@ -11,6 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.data_change import CHANGED
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, RunFeature, ScalarFeature, own_signals
 from stabwatch.alerts.references import CALIBRATED, RELU, ZCLIP
 from stabwatch.alerts.rule import Condition, Rule, Threshold
@@ -28,16 +29,30 @@ class GradientFeature(ScalarFeature):
     def __init__(self) -> None:
         super().__init__("gradient_norm", "gradient_norm_before_clip", "gradient_norm")
         self._bad = LayerColumns("gradient_nonfinite_total")
+        self._batches = LayerColumns("batch_shift_ratio")
+        self.gauges = (
+            *self.gauges,
+            DerivedSignal(
+                "gradient_batch_shift_ratio", "batch_shift_ratio beside the gradient norm; 0 where not known.", "ratio",
+                "run",
+            ),
+        )  # fmt: skip
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         super().bind(keys)
         self._bad.bind(keys)
+        self._batches.bind(keys)
 
     def _pick(self, values: Array) -> float:
         found = super()._pick(values)
         broken = self._used == "gradient_norm" and (self._bad.of("gradient_nonfinite_total", values) > 0).any()
         return math.nan if broken else found
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        found = super()._observe(values)
+        shifts = np.nan_to_num(self._batches.of("batch_shift_ratio", values))
+        return None if found is None else found | {self.gauges[-1].name: float(shifts[0]) if len(shifts) else 0.0}
 
     measures = own_signals
 
@@ -49,7 +64,8 @@ class GradientFeature(ScalarFeature):
         if self._used == "gradient_norm":
             x = np.where((self._bad.of("gradient_nonfinite_total", values) > 0).any(axis=1), np.nan, x)
         rows = np.flatnonzero(np.isfinite(x))
-        return self._many(rows, self._numbers_many(x[rows]) | {self.name: x[rows]})
+        shifts = np.nan_to_num(self._batches.of_run("batch_shift_ratio", values[rows]))
+        return self._many(rows, self._numbers_many(x[rows]) | {self.name: x[rows], self.gauges[-1].name: shifts})
 
 
 class VanishingFeature(RunFeature):
@@ -192,13 +208,14 @@ RULES: tuple[Rule, ...] = (
                 when=(
                     Condition("gradient_norm_to_median_ratio", above=10.0),
                     Condition("gradient_norm_robust_z", above=6.0),
+                    Condition("gradient_batch_shift_ratio", below=CHANGED),
                 ),
                 for_points=3,
             ),
         ),
         abnormal=(Condition("gradient_norm_robust_z", above=4.0),),
         warm_up=24,
-        source="ten times the recent median, and outside its usual variation",
+        source="ten times the recent median, and outside its usual variation; a hundred times where the data change",
         remedy=(
             "Clip the global gradient norm at its usual size.",
             "Check the batches of these steps, and the layer whose gradient norm rose first.",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from stabwatch.alerts.blocks import Block, OnDemand
 from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.data_change import CHANGED, GAUGES, JUMP_RISE, JUMP_Z, DataChange
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, ScalarFeature, own_signals
+from stabwatch.alerts.loss_progress import Progress
 from stabwatch.alerts.loss_return import RETURN, TURN, returned, returned_many
 from stabwatch.alerts.objectives import Beside, Objective, ObjectiveColumns
 from stabwatch.alerts.references import PALM, PROXIES
@@ -23,8 +25,6 @@ from stabwatch.alerts.statistics import (
     exceedances,
     median,
     middle,
-    robust_spread,
-    row_spreads,
     shifted,
 )
 from stabwatch.alerts.warm_up import WarmUpRise
@@ -32,51 +32,8 @@ from stabwatch.runlog import SeriesKey
 
 SHIFTED = 8
 """Length of the recent window that a level shift compares with the 64 values before it."""
-SMOOTH = 16
-"""Points of the median that smooths the loss."""
 LEAST_MADE = 1e-12
 """Progress of a loss that has made none."""
-NOISE = 6.0
-"""Progress below six times the noise does not count: over 1e5 points, the 16-point median of noise spans 2.5 times."""
-
-
-class Progress:
-    """The share of a loss's progress that has regressed: (m - best) / max(first - best, 6 noise, floor).
-
-    m: median of the last 16 points. first: the first such median. best: the smallest so far. noise: robust spread of
-    the differences between neighbours, so that a trend does not count, over the 64 points before the best.
-    """
-
-    def __init__(self, floor: Callable[[Array | np.float64], Array | np.float64]) -> None:
-        self._floor = floor
-        self.first = self._noise = math.nan
-        self.best = math.inf
-
-    def regression(self, past: Array) -> float:
-        """The share from the values so far, the newest last; NaN for fewer than 16."""
-        if len(past) < SMOOTH:
-            return math.nan
-        now = median(past[-SMOOTH:])
-        if math.isnan(self.first):
-            self.first = now
-        if now < self.best:
-            self.best, self._noise = now, robust_spread(np.diff(past)) / math.sqrt(2)
-        least = float(self._floor(np.float64(self.best)))
-        return (now - self.best) / max(self.first - self.best, NOISE * self._noise, least, 1e-12)
-
-    def regressions(self, past: Array, n: int) -> tuple[Array, Array]:
-        """The share and the best at each of the last n values, (n,). At least 64 values come before those."""
-        now = middle(np.sort(sliding_window_view(past[-n - SMOOTH + 1 :], SMOOTH), axis=1))
-        best = np.minimum.accumulate(np.append(self.best, now))
-        better = np.flatnonzero(best[1:] < best[:-1])
-        steps = sliding_window_view(np.diff(past[-n - WINDOW :]), WINDOW)
-        noise = np.append(self._noise, row_spreads(steps[better]) / math.sqrt(2))
-        noise = noise[np.searchsorted(better, np.arange(n), side="right")]
-        self.best, self._noise, best = float(best[-1]), float(noise[-1]), best[1:]
-        made = np.maximum(np.maximum(self.first - best, NOISE * noise), np.maximum(self._floor(best), 1e-12))
-        return (now - best) / made, best
-
-
 UNSIGNED = 0.7
 """Weight of a regression once the loss was negative: zero is where it may end, so it must be clearly above that."""
 
@@ -139,16 +96,22 @@ class LossFeature(ScalarFeature):
             *self._SHIFT,
             *RETURN,
             *WarmUpRise.gauges,
+            *GAUGES,
         )
+        self._batches = LayerColumns("batch_shift_ratio")
         self._rates = LayerColumns("learning_rate")
         self._beside = ObjectiveColumns()
         self._rate = math.nan
+        self.changes: list[int] = []
+        """Steps at which the loss jumped together with the data, which were learned then."""
+        self._held, self._held_since = 0.0, 0
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         super().bind(keys)
         self._rates.bind(keys)
         self._beside.bind(keys)
+        self._batches.bind(keys)
 
     @property
     def objective(self) -> Objective:
@@ -159,7 +122,27 @@ class LossFeature(ScalarFeature):
         self._now = self._beside.beside(values[None])[0]
         rates = self._rates.of("learning_rate", values)
         self._rate = float(rates[0]) if len(rates) else math.nan
-        return super()._observe(values)
+        shifts = self._batches.of("batch_shift_ratio", values)
+        level = median(np.array(self._past))
+        found = super()._observe(values)
+        return (
+            None
+            if found is None
+            else found | self._explained(found, float(shifts[0]) if len(shifts) else math.nan, level)
+        )
+
+    def _explained(self, found: dict[str, float], shift: float, level: float) -> dict[str, float]:
+        """Do the data explain the loss? Where they are other ones that are learned, the loss is judged anew."""
+        jumped = found["loss_robust_z"] > JUMP_Z and found["loss_rise_ratio"] > JUMP_RISE
+        odd, learned = self._change.observe(found["loss"], shift, level, jumped and found["loss_comparable"] > 0)
+        held = float(self._change.holds)
+        if held and not self._held:
+            self._held_since = self._step
+        self._held = held
+        if learned:
+            self.changes.append(self._held_since)
+            self._judge_anew(learned)
+        return dict(zip((gauge.name for gauge in GAUGES), (held, odd), strict=True))
 
     def _begin(self) -> None:
         super()._begin()
@@ -168,6 +151,21 @@ class LossFeature(ScalarFeature):
         self._rise = WarmUpRise()
         self._objective = Objective()
         self._long: deque[float] = deque(maxlen=WINDOW + TURN)
+        self._change = DataChange()
+
+    def _judge_anew(self, losses: Sequence[float]) -> None:
+        objective = self._objective
+        self._begin()
+        self._objective, self._points = objective, len(losses)
+        for loss in losses:
+            self._past.append(loss)
+            self._long.append(loss)
+            past = np.array(self._past)
+            self._plain.regression(past)
+            if loss <= 0:
+                self._log = None
+            if self._log is not None:
+                self._log.regression(np.log(past))
 
     def _numbers(self, x: float) -> dict[str, float]:
         past = np.array([*self._past, x])
@@ -209,8 +207,10 @@ class LossFeature(ScalarFeature):
 
     def observe_block(self, steps: Ints, values: Array) -> Block | None:
         """See `blocks`."""
-        if len(self._long) < WINDOW + TURN:
+        shifts = self._batches.of_run("batch_shift_ratio", values)
+        if len(self._long) < WINDOW + TURN or self._change.holds or (shifts > CHANGED).any():
             return None
+        self._change.calm(shifts)
         x = self._column("loss", values)
         rates = self._rates.of_run("learning_rate", values)
         rows = np.flatnonzero(np.isfinite(x))
@@ -253,6 +253,7 @@ class LossFeature(ScalarFeature):
             "loss_comparable": comparable,
             "loss_first": np.full(len(x), self._plain.first),
             "loss_best": best,
+            **{gauge.name: np.zeros(len(x)) for gauge in GAUGES},
         }
 
 
@@ -262,6 +263,7 @@ def features() -> tuple[Feature, ...]:
 
 
 COMPARABLE = Condition("loss_comparable", above=0.5)
+UNEXPLAINED = Condition("loss_data_changed", below=0.5)
 RULES: tuple[Rule, ...] = (
     Rule(
         name="LossSpike",
@@ -278,6 +280,7 @@ RULES: tuple[Rule, ...] = (
                     Condition("loss_to_median_ratio", above=1.3),
                     Condition("loss_rise_ratio", above=0.2),
                     COMPARABLE,
+                    UNEXPLAINED,
                 ),
                 for_points=3,
             ),
@@ -308,6 +311,7 @@ RULES: tuple[Rule, ...] = (
                     Condition("loss_shift_rise_ratio", above=0.05),
                     Condition("loss_won_back_ratio", below=0.3),
                     COMPARABLE,
+                    UNEXPLAINED,
                 ),
                 for_points=3,
             ),
@@ -364,7 +368,11 @@ RULES: tuple[Rule, ...] = (
         thresholds=(
             Threshold(
                 severity="critical",
-                when=(Condition("loss_regression_ratio", above=0.5), Condition("loss_falling_ratio", below=0.1)),
+                when=(
+                    Condition("loss_regression_ratio", above=0.5),
+                    Condition("loss_falling_ratio", below=0.1),
+                    UNEXPLAINED,
+                ),
                 for_points=24,
             ),
         ),

@@ -17,12 +17,17 @@ NO_BETTER = 0.98
 """Of ln(classes): a cross-entropy above it is no better than a guess."""
 ALL = 0.999
 """Of what a binary loss is given."""
+STRETCH = 48
+"""Steps of one kind of data from which on it is another task, and no order."""
 FEWEST = 8
 """Fewest labels of a step: of eight drawn at random, an eighth of the variance lies between steps."""
 
 
 class ShuffleFeature(RunFeature):
-    """How much of the variance of the labels lies between steps: 1 / n of steps of n labels that are shuffled."""
+    """How much of the variance of the labels lies between steps: 1 / n of steps of n labels that are shuffled.
+
+    Another task is no order: two changes that are 48 steps apart do not count, unless each batch has one label.
+    """
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
@@ -37,19 +42,35 @@ class ShuffleFeature(RunFeature):
         super().__init__("target_mean", "target_mean", "target_deviation", "target_labels")
 
     def _begin(self) -> None:
-        self._past: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)
+        self._past: deque[tuple[float, float, float, float]] = deque(maxlen=WINDOW)
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         now = tuple(self._one(signal, values) for signal in self._columns.signals)
         if not all(map(math.isfinite, now)):
             return None
-        self._past.append((now[0], now[1], now[2]))
-        means, deviations, labels = np.array(self._past).T
-        between, within = float(means.var()), float(np.square(deviations).mean())
+        self._past.append((self._step, now[0], now[1], now[2]))
+        steps, means, deviations, labels = np.array(self._past).T
+        within = float(np.square(deviations).mean())
+        between = _between(steps, means) if median(deviations) > 0 else float(means.var())
         enough = len(self._past) == WINDOW and median(labels) >= FEWEST and between + within > 0
         return {self.gauges[0].name: between / (between + within) if enough else math.nan, self.signal: now[0]}
 
     measures = own_signals
+
+
+def _between(steps: Array, means: Array) -> float:
+    """The variance of the means of steps within up to three stretches of `STRETCH` steps and more."""
+    n = len(means)
+    if steps[-1] - steps[0] < 2 * STRETCH:
+        return float(means.var())
+    sums, squares = (np.concatenate([[0.0], np.cumsum(x)]) for x in (means, means * means))
+
+    def within(start: int, stop: int) -> float:
+        total = sums[stop] - sums[start]
+        return float(squares[stop] - squares[start] - total * total / (stop - start)) if stop > start else 0.0
+
+    cuts = ((i, j) for i in range(n) for j in range(i, n) if i == j or steps[j] - steps[i] >= STRETCH)
+    return max(0.0, min(within(0, i) + within(i, j) + within(j, n) for i, j in cuts)) / n
 
 
 class UniformFeature(RunFeature):
