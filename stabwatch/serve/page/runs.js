@@ -174,7 +174,7 @@ function line(row) {
   const size = row.parameters ? `${number(row.parameters / 1e6)} M` : "";
   const about = [row.model, size, row.world > 1 ? `${row.world} ranks` : ""].filter(Boolean).join(", ");
   const spark = el("td", "spark", sparks.get(row.id)?.[1].some((v) => v !== null) ? curve(sparks.get(row.id)[1]) : "");
-  const verdict = el("td", "verdict-cell", el("span", `dot ${row.severity || (row.judged ? "good" : "")}`), row.verdict);
+  const verdict = el("td", "verdict-cell", el("span", `dot ${row.severity || (row.judged && row.step !== null ? "good" : "")}`), row.verdict);
   const loss = el("td", `number${row.loss_broken ? " broken" : ""}`, row.loss_broken ? "not finite" : number(row.loss));
   loss.dataset.title = "loss";
   const step = el("td", "number", row.step === null ? "–" : String(row.step));
