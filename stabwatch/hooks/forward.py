@@ -84,6 +84,12 @@ def root_of(site: Site) -> Site:
     return site
 
 
+WITHIN_TRANSFORM = (
+    "the model was called inside a transformation of `torch.func` (`grad`, `vmap`), where nothing is measured, and no "
+    "optimizer step was seen. Give the parameters their gradients and an optimizer, and its steps are recorded"
+)
+
+
 def in_backward() -> bool:
     """True while autograd runs: a forward seen then is a recomputation, which was counted before."""
     return torch._C._current_graph_task_id() != -1
@@ -92,6 +98,8 @@ def in_backward() -> bool:
 def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
     """The model is called: does this forward belong to a training step?"""
     if not runs_for_real():
+        if module.training and not site.context.forwards and torch._C._functorch.peek_interpreter_stack() is not None:
+            site.context.isolation.run("coverage", "always", site.context.unmeasured, "forward", "", WITHIN_TRANSFORM)
         return
     begun = site.context.isolation.begin()
     try:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from stabwatch.analysis import analyze
 from stabwatch.cli.app import app
+from stabwatch.hooks.forward import WITHIN_TRANSFORM
 
 
 def net() -> nn.Sequential:
@@ -192,3 +193,28 @@ def test_an_optimizer_for_each_parameter_is_not_many_steps_without_a_record(atta
         model(torch.randn(3, 4)).sum().backward()
     log = attach.finish()
     assert len(log.steps) == 3 and reasons(log) == [] and "nothing is recorded" not in caplog.text
+
+
+def test_gradients_that_torch_func_computes_are_said_to_be_unseen(attach, caplog) -> None:
+    model = net()
+    attach(model)
+    values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loss = torch.func.grad(lambda given, x: torch.func.functional_call(model, given, (x,)).sum())
+    for _ in range(3):
+        values = {name: values[name] - 0.1 * g for name, g in loss(values, torch.randn(3, 4)).items()}
+    said = reasons(attach.finish())
+    assert said == [f"nothing is recorded: {WITHIN_TRANSFORM}"]
+
+
+def test_a_step_of_an_optimizer_beside_torch_func_is_recorded(attach) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer)
+    loss = torch.func.grad(lambda given, x: torch.func.functional_call(model, given, (x,)).sum())
+    for _ in range(3):
+        found = loss({name: p.detach() for name, p in model.named_parameters()}, torch.randn(3, 4))
+        for name, p in model.named_parameters():
+            p.grad = found[name]
+        optimizer.step()
+    log = attach.finish()
+    assert len(log.series("gradient_norm")[1]) == 3 and not reasons(log)
