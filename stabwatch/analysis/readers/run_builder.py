@@ -274,7 +274,8 @@ def assign_roles(points: Mapping[str, int]) -> dict[str, Role]:
     if not losses:  # no total: the first component that is written as often as any
         parts = {key: points[key] for key, role in roles.items() if role == "component"}
         often = [key for key in parts if 2 * parts[key] >= max(parts.values())]
-        losses = sorted(often, key=lambda key: not is_model_loss(key))[:1]
+        losses = [key for key in points if plain(key) == "total" and often and points[key] >= max(parts.values())][:1]
+        losses = losses or sorted(often, key=lambda key: not is_model_loss(key))[:1]
         losses = losses or [key for key in points if is_perplexity(key) and not is_eval(key)][:1]
         losses = losses or [key for key in points if is_error(key)][:1]
         roles |= dict.fromkeys(losses, "loss")

@@ -124,6 +124,11 @@ SHAPES = {
         "Training Step: 512  | total loss: 0.06474 | time: 19.421s\n| Adam | epoch: 008 | loss: 0.06470 - acc: 0.9941 | val_loss: 0.00204 -- iter: 4045/4045\n",
         "loss", [256, 512], [0.0747, 0.0647],
     ),
+    "a total beside a part": (
+        "2024-09-10 10:11:04,258 - mmdet - INFO - Iter [100/15000]       lr: 4.6e-05, cls: 2.0250, reg: 8.0096, trans_loss: 0.3656, total: 51.76, grad_norm: 117.7\n"
+        "2024-09-10 10:12:00,386 - mmdet - INFO - Iter [200/15000]       lr: 5.9e-05, cls: 1.8068, reg: 3.9424, trans_loss: 0.2620, total: 31.67, grad_norm: 79.9\n",
+        "total", [100, 200], [51.76, 31.67],
+    ),
     "calls of one epoch each": (
         "".join(f"epoch: {e}\nEpoch 1/1\n512/512 [====] - 0s - loss: {loss}\nEER: 20.47\n" for e, loss in ((0, 0.43), (1, 0.41), (2, 0.39))),
         "loss", [0, 1, 2], [0.43, 0.41, 0.39],
