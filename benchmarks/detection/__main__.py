@@ -201,6 +201,8 @@ best of the others, calibrated. Then, from what half A and the real logs of docs
 became a rank test, as `vit_labels` had not been found among losses that scatter by a fifth; LossRisesWithRate counts
 how far the rate has climbed; a loss below zero that comes back to zero has not diverged, as that of `actor`; and the
 labels of `plain_half` are smoothed, as its twin knew its table by heart and its gradients did vanish.
+After these figures were measured, a loss that jumps together with its data waits for what follows, so odd batches are
+told when they end: those of `gpt_bad_batches` (seed 0) at step 219, with the cause BadBatch.
 
 {parts}"""
 

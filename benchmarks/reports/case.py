@@ -151,7 +151,6 @@ MISSING = {
     "EmbeddingCollapse": "the embeddings of all samples become one point",
     "NonFiniteBuffer": "a running statistic is not finite",
     "OptimizerNeverSteps": "gradients are made and the optimizer never steps",
-    "TargetsMostlyOne": "nearly all targets are one label: padding that counts",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",

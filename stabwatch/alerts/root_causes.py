@@ -10,6 +10,8 @@ LARGE_UPDATE = 0.1
 HUGE_UPDATE = 0.5
 """A step that changes the weights by half explains all that follows."""
 _JUMPS = ("LossSpike", "LossShift")
+ENORMOUS = 100.0
+"""A gradient norm before any step: a hundred times the usual limit of clipping."""
 LARGE_INPUT = 30.0
 """Pixels of 0 to 255 are above it; numbers that were scaled to a deviation of 1 are far below."""
 HALF_LARGEST = 65504.0
@@ -133,7 +135,7 @@ def _large_inputs(e: Evidence) -> Found | None:
 
 
 def _rate_too_high(e: Evidence) -> Found | None:
-    if _first_is_non_finite(e) or _rate_spike(e):
+    if _first_is_non_finite(e) or _rate_spike(e) or _recurrent_overflow(e):
         return None
     alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + e.together), None)
     peaks = [p for p in e.memory.update_peaks if p.step <= e.onset and p.ratio >= LARGE_UPDATE]
@@ -170,7 +172,24 @@ def _stale_moment(e: Evidence) -> Found | None:
     return Found(first.onset, (f"Step {first.step}: {first.description}",), tuple(a.layer for a in alerts))
 
 
+def _recurrent_overflow(e: Evidence) -> Found | None:
+    """Numbers grew too large in a recurrent layer, whose gradient was enormous in the first step already."""
+    origin, norm = e.first_origin, e.memory.first_gradient
+    layers = [] if origin is None or not origin.grown else [a for a in origin.layers if a in e.memory.recurrent_layers]
+    if origin is None or not layers or not norm >= ENORMOUS or _rate_spike(e):
+        return None
+    lines = (
+        f"The first gradient norm of the run was {norm:.4g}, at a learning rate of {e.memory.rate_at[1]:.3g}; "
+        "recurrent networks are usually clipped at 1.",
+        origin.sentence,
+    )
+    return Found(origin.since, lines, tuple(layers), confidence=0.7)
+
+
 def _recurrent(e: Evidence) -> Found | None:
+    overflow = _recurrent_overflow(e)
+    if overflow is not None:
+        return overflow
     grown = {name: pair for name, pair in e.memory.recurrent.items() if pair[1] > 1}
     exploded = [a for a in e.of("GradientNormExplosion") if a.onset <= e.onset + e.together]
     if not grown or not exploded or _rate_spike(e) or _data_first(e) or _first_is_non_finite(e) or _stale_moment(e):

@@ -66,9 +66,10 @@ class RunContext:
     layers, in the last record with only finite activations; NaN before there is one. batches: for each step to which an
     alert is traced, the known batches of that step and of the steps since the record before it. guarded: actions of
     guards, as (step, description); announced: changes, as (step, sentence). origins: where values that are not finite
-    were made. recurrent: first and last largest
-    singular value of each recurrent weight matrix. nonfinite_ranks: for each step at which non-finite values began, the
-    rank that counted the most, -1 where it is not known.
+    were made. recurrent: first and last largest singular value of each recurrent weight matrix. recurrent_layers: the
+    modules that have one. first_gradient: the first gradient norm, before clipping, NaN before there is one.
+    nonfinite_ranks: for each step at which non-finite values began, the rank that counted the most, -1 where that is
+    not known.
     """
 
     def __init__(self) -> None:
@@ -82,6 +83,8 @@ class RunContext:
         self._largest_earlier = math.inf
         self._last_rates: deque[float] = deque(maxlen=_RISE)
         self.largest_activation = math.nan
+        self.first_gradient = math.nan
+        self.recurrent_layers: frozenset[str] = frozenset()
         self.layer_order: dict[str, int] = {}
         self.batches: dict[int, list[dict[str, Any]]] = {}
         self.guarded: list[tuple[int, str]] = []
@@ -119,7 +122,9 @@ class RunContext:
         self._peaks = _columns(keys, "activation_abs_max")
         self._bad = _columns(keys, "activation_nonfinite_total")
         spectra = _columns(keys, "singular_value_max")
-        self._recurrent = np.array([c for c in spectra.tolist() if RECURRENT in keys[c].layer], dtype=np.int64)
+        recurrent = [c for c in spectra.tolist() if RECURRENT in keys[c].layer]
+        self.recurrent_layers = frozenset(keys[c].layer.rpartition(".")[0] for c in recurrent)
+        self._recurrent = np.array(recurrent, dtype=np.int64)
         self.layer_order = {keys[c].layer: i for i, c in enumerate(self._peaks.tolist())}
 
     def restart(self) -> None:
@@ -157,6 +162,7 @@ class RunContext:
     def observe(self, step: int, values: Array) -> None:
         """Process one record."""
         self.first_step = step if self.first_step is None else self.first_step
+        self._first_gradient(values[None])
         self._learning_rate(step, values)
         self._note_ranks(np.array([step]), values[None])
         for name, column in self._context_columns.items():
@@ -178,6 +184,7 @@ class RunContext:
     def observe_many(self, steps: Ints, values: Array) -> Callable[[int], dict[str, float]]:
         """Process records. The result gives `context` as it was after one of them; -1 for before all."""
         self.first_step = int(steps[0]) if self.first_step is None else self.first_step
+        self._first_gradient(values)
         start, followed = dict(self.context), self._learning_rates(steps, values)
         self._note_ranks(steps, values)
         for name, column in self._context_columns.items():
@@ -205,6 +212,18 @@ class RunContext:
         if len(whole):
             self.largest_activation = float(np.nanmax(peaks[whole[-1]]))
         return after
+
+    def _first_gradient(self, values: Array) -> None:
+        """Note the first gradient norm in records (n, series)."""
+        if not math.isnan(self.first_gradient):
+            return
+        for name in ("gradient_norm_before_clip", "gradient_norm"):
+            column = self._context_columns.get(name)
+            found = np.empty(0) if column is None else values[:, column]
+            found = found[np.isfinite(found) & (found > 0)]
+            if len(found):
+                self.first_gradient = float(found[0])
+                return
 
     def _note_ranks(self, steps: Ints, values: Array) -> None:
         """Note on which rank non-finite values began."""

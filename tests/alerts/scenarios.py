@@ -61,6 +61,7 @@ CELLS = {
     "second_token": Accumulator("logits", "", "token_order"),
     "own_token": Accumulator("logits", "", "token_order"),
     "open_token": Accumulator("logits", "", "token_order"),
+    "common_token": Accumulator("logits", "", "token_order"),
     "ignored": Accumulator("logits", "", "targets"),
     "label_mean": Accumulator("logits", "", "targets"),
     "ten_classes": Accumulator("logits", "", "targets"),
@@ -136,6 +137,9 @@ _TAPS = {
 }
 
 
+_CAUSAL = {"open": 0.0, "causal": 1.0, "common": 0.1}
+
+
 def accumulator(name: str) -> Accumulator:
     """'loss', 'lower blocks.0', 'activation blocks.1', ... to the cell that shows it."""
     if name in CELLS:
@@ -165,14 +169,30 @@ def fields(name: str, value: float) -> dict[str, float]:
         "shift": {"last": value},
         "forwards": {"last": value},
         "leak": {"sum": value},
-        "second_token": {"own": 0.1, "following": 1 - value, "second": value, "open": 0.0, "causal": 1.0},
-        "own_token": {"own": value, "following": 1 - value, "second": 0.1, "open": 0.0, "causal": 1.0},
+        "second_token": {
+            "own": 0.1,
+            "following": 1 - value,
+            "second": value,
+            "open": 0.0,
+            "causal": 1.0,
+            "common": 0.1,
+        },
+        "own_token": {"own": value, "following": 1 - value, "second": 0.1, "open": 0.0, "causal": 1.0, "common": 0.1},
+        "common_token": {
+            "own": 0.1,
+            "following": 1.0 if np.isfinite(value) else np.nan,
+            "second": 0.1,
+            "open": 0.0,
+            "causal": 1.0,
+            "common": value,
+        },
         "open_token": {
             "own": 0.1,
             "following": 1.0 if np.isfinite(value) else np.nan,
             "second": 0.1,
             "open": value,
             "causal": 1 - value,
+            "common": 0.1,
         },
         "broadcast": {"last": value},
         "out_of_range": {"last": value},

@@ -140,3 +140,23 @@ def test_exploding_gradients_of_a_recurrent_network_name_its_matrix():
     assert cause.name == "ExplodingRecurrentGradients" and cause.layers == ("cell",)
     other = _diagnosis({"gradient_norm": norms, "spectrum cell.weight_ih_l0": spectrum}).causes
     assert [c.name for c in other] == ["GradientNormExplosion"]
+
+
+def test_a_recurrent_layer_that_overflows_after_an_enormous_first_gradient_is_put_down_to_it():
+    def cause(norm, layer="cell"):
+        engine = Engine()
+        series = {
+            "loss": [0.5],
+            "gradient_norm": [norm],
+            f"update {layer}": [1.5],
+            "spectrum cell.weight_hh_l0": [None],
+        }
+        engine.observe(block({**series, "learning_rate": [0.01]}))
+        data = {"place": "forward", "layers": [layer], "loss": "nan", "since": 1, "grown": True}
+        engine.observe_event(Event("nonfinite", 1001.5, 1, data))
+        return diagnose(engine).causes[0]
+
+    found = cause(1084.0)
+    assert (found.name, found.layers, found.since_step) == ("ExplodingRecurrentGradients", ("cell",), 1)
+    assert "first gradient norm of the run was 1084" in found.evidence[0]
+    assert cause(3.0).name == cause(1084.0, "head").name == "LearningRateTooHigh"

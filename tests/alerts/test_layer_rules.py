@@ -94,6 +94,7 @@ SCENARIOS = {
     "AdvantageOutlier": Scenario("logged critic/advantages/max", wave(100, 2.5), [400.0]),
     "TargetsShiftedTwice": Scenario("second_token", [0.1] * 100, [1.0] * 4),
     "TargetsNotShifted": Scenario("own_token", [0.1] * 100, [1.0] * 4),
+    "TargetsMostlyOne": Scenario("common_token", wave(100, 0.2, 0.1), [0.9] * 5),
     "CausalMaskMissing": Scenario("open_token", [0.0] * 100, [1.0] * 4),
     "RepeatedBatches": Scenario("repeated", [0.0] * 100, [float(i % 4 > 0) for i in range(100)]),
     "TargetInInput": Scenario("leak", wave(100, 0.1, 0.1), [1.0] * 4),

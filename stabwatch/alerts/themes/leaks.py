@@ -29,6 +29,7 @@ class OrderFeature(RunFeature):
             "target_second_token_ratio",
             "attention_open_ratio",
             "attention_causal_ratio",
+            "target_common_ratio",
         )
 
     def _observe(self, values: Array) -> dict[str, float] | None:
@@ -167,6 +168,29 @@ RULES: tuple[Rule, ...] = (
             Condition("attention_open_ratio", above=_FEW),
         ),
         "Call `scaled_dot_product_attention` with `is_causal=True`, or give the model its mask.",
+    ),
+    Rule(
+        name="TargetsMostlyOne",
+        title="Nearly all targets are one token",
+        family="target_order",
+        summary="Nearly all targets of the language model are one and the same token: padding counts in the loss.",
+        description="{target_common_ratio:.0%} of the targets are the most frequent one.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("target_common_ratio", above=0.6), Condition("target_next_token_ratio", above=0.9)),
+                for_points=4,
+            ),
+        ),
+        abnormal=(Condition("target_common_ratio", above=0.6), Condition("target_next_token_ratio", above=0.9)),
+        source="three in five targets, at four points: the most frequent token of a text is one in five at most (a "
+        "space among bytes)",
+        remedy=(
+            "Set the labels of padding to the ignored index (-100), or give the loss `ignore_index`.",
+            "Does `pad_token` equal a token that counts? Mask by the attention mask, not by the token.",
+            "Pack short sequences, or sort them by length: most of what is computed is padding.",
+        ),
+        fact=True,
     ),
     Rule(
         name="TargetInInput",

@@ -84,9 +84,10 @@ class ModelInput:
         self.open += mask is None and not is_causal
 
     def order(self, target: Tensor, ignored: int) -> Tensor | None:
-        """float32 (6,): targets, how many are the token at their own place, at the next, at the one after.
+        """float32 (7,): targets, how many are the token at their own place, at the next, at the one after.
 
-        Then how many were guessed with attention that is open, and with attention that is causal. target: class
+        Then how many were guessed with attention that is open, and with attention that is causal, and how many are the
+        most frequent one; none where most are ignored. target: class
         indices in the order of the tokens, of which the last ones of each sequence may be left out.
         """
         ids = self.ids
@@ -100,7 +101,10 @@ class ModelInput:
         known = wanted != ignored
         same = [(known & (wanted == tokens[:, i : i + length])).sum(dtype=torch.float32) for i in range(AHEAD + 1)]
         count = known.sum(dtype=torch.float32)
-        return torch.stack((count, *same, count * bool(self.open), count * bool(self.causal and not self.open)))
+        shown = torch.where(known, wanted, -1)
+        common = (known & (shown == shown.flatten().mode().values)).sum(dtype=torch.float32)
+        seen = (count * bool(self.open), count * bool(self.causal and not self.open))
+        return torch.stack((count, *same, *seen, common))
 
     def leak(self, target: Tensor) -> Tensor | None:
         """float32 (): the largest share of samples, over the columns of the input, whose number is the target's.
