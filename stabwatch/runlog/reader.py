@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,11 @@ def read_meta(run: Path) -> Meta:
         raise RunLogError(f"{path} is incomplete: {error}.") from error
     for field in fields(Meta):
         value = getattr(meta, field.name)
-        if field.name not in LABELLED and not _fits(value, str(field.type)):
+        if field.name in LABELLED or _fits(value, str(field.type)):
+            continue
+        if field.default_factory is MISSING:
             raise RunLogError(f"{path} is damaged: {field.name} is {str(value)[:40]!r}.")
+        meta = replace(meta, **{field.name: field.default_factory()})  # what is only described there is not known
     return _labelled(run, meta)
 
 
