@@ -44,9 +44,9 @@ Each signal against its value in one process that trains the same model on the s
 
 `manual` is an all-reduce of gradients by hand, `compiled` is `torch.compile` of DistributedDataParallel, `fsdp1_flat`
 is without `use_orig_params`, `2d` is FSDP2 over tensor parallelism, `fsdp2_accumulates` leaves out the first of two
-gradient synchronisations; `interleaved`, `zero_bubble` and `v` have two stages on each rank. Some differ by their nature: tokens of the residual
-stream are drawn within the batch of each rank, and the gradients of activations and of a writer's modes are those of
-the loss of that batch.
+gradient synchronisations; `interleaved`, `zero_bubble` and `v` have two stages on each rank. Some differ by their
+nature: tokens of the residual stream are drawn within the batch of each rank, and the gradients of activations and of a
+writer's modes are those of the loss of that batch.
 """
 
 
