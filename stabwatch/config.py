@@ -84,7 +84,7 @@ class Config:
     """Series of a signal on /metrics: one per 'layer', one per 'block', or one for the 'run'. See `worst`."""
     worst: int = 5
     """Worst layers of each signal that have series of their own at `cardinality` 'block' and 'run'."""
-    max_series: int = 50_000
+    max_series: int = 70_000
     """Most series on /metrics; the least important signals of layers are left out above it, and named."""
     sinks: str | None = None
     """Where else the run is sent while it goes on: names separated by commas, such as 'otlp,wandb'. Needs the agent.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stabwatch.exporters.latest import Latest, SeriesCap
-from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, SeriesKey
+from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, SeriesKey, host_accumulator
 
 TABLE = RecordLayout.build(
     [
@@ -157,6 +157,16 @@ def test_a_signal_fits_with_all_its_layers_or_is_named():
     assert set(layers.values()) == {0, 8} and layers["output_rms"] == 8
     assert set(r.cap.dropped_signals) == {name for name, count in layers.items() if not count}
     assert r.cap.used <= 40 and r.last_step.tolist() == [3] * len(r.keys)
+
+
+def test_signals_of_the_run_that_come_late_fit_too():
+    layers = RecordLayout.build([Accumulator("activation", f"h.{i}", "moments") for i in range(40)])
+    late = RecordLayout.build([Accumulator("loss", "", "mean"), host_accumulator("learning_rate")])
+    r = Latest(SeriesCap(100))
+    for step, layout in enumerate((layers, late)):
+        block = RecordBatch(layout, np.array([step]), np.array([1.0]), np.ones((1, layout.width), np.float32))
+        r.observe(block, arrived=0.0)
+    assert {"loss", "learning_rate"} <= {key.signal for key in r.keys} and r.cap.dropped
 
 
 def test_a_model_of_128_blocks_fits():
