@@ -106,7 +106,7 @@ def test_the_direction_and_the_size_of_a_step_of_sgd(attach):
 def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attach):
     """Mixtral with random weights; the few signals that need a clipping, a scaler, a log call, a layer that drops
     tokens, weights before a norm or in 16 bits, a part that is not trained, a loss of another kind, a policy, a loop,
-    adapters, curvature, codebooks, or several ranks are named here."""
+    adapters, curvature, codebooks, several ranks, or more batches are named here."""
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2)
     model = transformers.MixtralForCausalLM(config)
@@ -127,7 +127,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "target_out_of_range_ratio", "binary_probability_ratio", "log_probability_off_ratio",
         "input_alike_ratio", "input_rms", "update_lost_ratio", "gradient_missing_ratio",
         "gradient_missing_of_all_ratio", "unoptimized_ratio", "unregistered_ratio",
-        "target_in_input_ratio",
+        "target_in_input_ratio", "batch_shift_ratio",
         *(s.name for s in CATALOGUE if s.tap in ("loop", "adapter", "quantiser", "sharpness", "codebook")),
         *(s.name for s in (*policy.SIGNALS, *ranks.SIGNALS)),
     }  # fmt: skip
