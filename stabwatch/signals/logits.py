@@ -132,7 +132,11 @@ SIGNALS = (
     _form("output_cut_ratio", "Share of the rows of logits of which the smallest is exactly 0, and none below.", "cut"),
     _order("target_own_token_ratio", "Share of the targets that are the input's token at their own place.", "own"),
     _order("target_next_token_ratio", "Share of the targets that are the input's next token.", "following"),
-    _order("target_common_ratio", "Share of the targets of a language model that are the most frequent one.", "common"),
+    _order(
+        "target_common_ratio",
+        "Share of the targets of a language model that are the most frequent one of their micro-batch.",
+        "common",
+    ),
     _order("target_second_token_ratio", "Share of the targets that are the input's token after the next.", "second"),
     _order(
         "attention_open_ratio",

@@ -81,7 +81,10 @@ def test_the_diagnosis_knows_them(write):
 MISTAKES = {
     "rules:\n  LossSpike:\n    holds: 3": (3, "`holds` is unknown. Known keys: "),
     "rules:\n  LossSpike:\n    for_points: many": (3, "`for_points` must be a number of 1 or more"),
-    "rules:\n  LossSpike:\n    thresholds: {los: 3}": (3, "compares loss_comparable, loss_data_changed, loss_rise_ratio"),
+    "rules:\n  LossSpike:\n    thresholds: {los: 3}": (
+        3,
+        "compares loss_comparable, loss_data_changed, loss_rise_ratio",
+    ),
     "rules:\n  Mine:\n    above: 3": (2, "A new rule needs a `signal`"),
     "rules:\n  Mine:\n    signal: loss": (2, "A rule needs `above` or `below`"),
     "rules:\n  Mine:\n    signal: los\n    above: 3": (3, "No signal and no derived gauge"),

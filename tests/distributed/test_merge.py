@@ -71,8 +71,8 @@ def test_two_ranks_are_merged_without_a_collective(mode, merged, attach):
         signal = CATALOGUE[key.signal]
         if signal.tap in OF_A_RANK or key.signal.endswith(("_head", "_entropy_min", "_contraction")):
             continue  # two heads may tie within rounding; the least entropy is that of a rank's rows
-        if signal.reduction == "attention_sink":
-            continue  # of the first samples of each rank's batch
+        if signal.reduction == "attention_sink" or key.signal == "target_common_ratio":
+            continue  # of the first samples, and of the most frequent target, of each rank's batch
         here, there = (dict(zip(*run.series(key.signal, key.layer), strict=True)) for run in (log, whole))
         assert here.keys() == there.keys(), key
         atol = ATOL.get(CATALOGUE[key.signal].reduction, 1e-5)

@@ -64,6 +64,13 @@ def test_data_that_come_back_are_like_those_before():
     assert not np.isnan(found[112:]).any()
 
 
+def test_the_order_in_memory_changes_nothing():
+    pictures = torch.randn(8, 3, 16, 16)
+    for batch in (pictures.contiguous(memory_format=torch.channels_last), pictures.mT.contiguous().mT):
+        assert not batch.is_contiguous()
+        np.testing.assert_array_equal(project([batch]), project([pictures]))
+
+
 def test_what_is_no_batch_is_not_measured():
     assert project(()) is None and project((torch.zeros(3),)) is None
     assert math.isnan(BatchShift().observe(None))

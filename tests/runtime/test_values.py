@@ -14,7 +14,9 @@ from stabwatch.demo import GPT, DemoConfig
 from stabwatch.kernels.attention_scores.naive import largest_logit
 from stabwatch.signals import CATALOGUE
 
-OF_A_MICRO_BATCH = ("attention_entropy_min", "attention_entropy_head", "attention_contraction")
+OF_A_MICRO_BATCH = (
+    "attention_entropy_min", "attention_entropy_head", "attention_contraction", "target_common_ratio",
+)  # fmt: skip
 CONFIG = DemoConfig(width=32, layers=2, heads=4, context=24)
 
 
@@ -104,7 +106,7 @@ def test_micro_batches_merge_into_the_whole_batch(attach):
         for key in whole.keys:
             tap = CATALOGUE[key.signal].tap
             if tap in ("host", "residual", "writer") or key.signal in OF_A_MICRO_BATCH:
-                continue  # clocks; tokens drawn, gradients split and heads ordered within each micro-batch
+                continue  # clocks; tokens drawn, gradients split, heads and targets ordered within each micro-batch
             if CATALOGUE[key.signal].reduction == "attention_sink":
                 continue  # of the first samples of each micro-batch
             mine, theirs = whole.series(key.signal, key.layer)[1], log.series(key.signal, key.layer)[1]

@@ -28,15 +28,17 @@ def project(inputs: Iterable[Any]) -> NDArray[np.float32] | None:
     batch = next((x for x in inputs if isinstance(x, Tensor) and is_plain(x) and x.numel() >= FEWEST), None)
     if batch is None or not on_host(batch) or batch.dtype not in TYPES or not batch.dim():
         return None
-    flat = batch.detach().numpy().reshape(-1)
-    stride = flat.size // READ | 1  # odd: not the same column of each row
-    some, width = flat[::stride], max(1, flat.size // len(batch))
+    whole = batch.detach().numpy()
+    stride = whole.size // READ | 1  # odd: not the same column of each row
+    flat = whole.reshape(-1) if whole.flags.c_contiguous else whole.flat  # no copy of the batch
+    some, width = flat[::stride], max(1, whole.size // len(batch))
     out = np.empty(1 + SIZE, np.float32)
     out[0] = np.log2(width)
-    if np.issubdtype(flat.dtype, np.floating):
+    if np.issubdtype(whole.dtype, np.floating):
         out[1:] = _signs(len(some), stride, width) @ some.astype(np.float32, copy=False) / len(some)
     else:
-        out[1:] = _TABLE[:, some.astype(np.int64, copy=False) & 0xFFF].mean(axis=1)
+        counts = np.bincount(some.astype(np.int64, copy=False) & 0xFFF, minlength=_TABLE.shape[1])
+        out[1:] = _TABLE @ counts.astype(np.float32) / len(some)
     return out
 
 

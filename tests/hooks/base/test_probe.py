@@ -140,5 +140,5 @@ def test_the_tier_of_a_probe_is_that_of_its_signals():
 
 
 def test_every_signal_that_is_measured_by_hooks_has_a_probe():
-    hostside = {"host", "logged", "rank_busy", "rank_loss", "rank_nonfinite", "replica"}
+    hostside = {"host", "logged", "rank_busy", "rank_loss", "rank_loss_low", "rank_nonfinite", "replica"}
     assert [s.name for s in CATALOGUE if s.tap not in hostside and PROBES.find(s.tap, s.reduction) is None] == []
