@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -143,4 +144,8 @@ def _interrupt(out: Path, command: list[str], ready: Callable[[subprocess.Popen[
 
 
 def _reads(process: subprocess.Popen[str], path: Path) -> bool:
-    return any(os.path.realpath(link) == str(path) for link in Path(f"/proc/{process.pid}/fd").glob("*"))
+    for link in Path(f"/proc/{process.pid}/fd").glob("*"):
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            if os.readlink(link) == str(path):
+                return True
+    return False
