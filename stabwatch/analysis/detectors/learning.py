@@ -166,9 +166,7 @@ def _constant(segment: RunSegment, loss: Column) -> list[Incident]:
 
 def _dies_at_guessing(segment: RunSegment, loss: Column) -> list[Incident]:
     """The loss is the one of guessing, the same number in all records at the end, and was not before."""
-    end = float(loss.values[-1])
-    other = np.flatnonzero(loss.values != end)
-    start = int(other[-1]) + 1 if len(other) else 0
+    end, start = _last_number(loss)
     classes = next((n for n in CLASSES if abs(end / math.log(n) - 1) < EXACTLY), None)
     if not start or len(loss) - start < SILENT or classes is None or loss.role != "loss":
         return []
@@ -177,16 +175,13 @@ def _dies_at_guessing(segment: RunSegment, loss: Column) -> list[Incident]:
         f"{loss.steps[start]} on: that is ln {classes}, the loss of guessing among {classes} classes. Nothing is "
         f"learned any more."
     )
-    told = nothing_learned(loss, text)
-    return [replace(told, first_step=int(loss.steps[start]), line=int(loss.lines[start]), records=len(loss) - start)]
+    return [nothing_learned(loss, text, start)]
 
 
 def _at_a_bound(segment: RunSegment, loss: Column) -> list[Incident]:
     """The loss is the largest that is printed, -ln of the least probability, in all records at the end."""
-    end = float(loss.values[-1])
+    end, start = _last_number(loss)
     near = next((words for bound, words in BOUNDS if abs(end - bound) <= SAME_DIGITS * bound + 5e-5), None)
-    other = np.flatnonzero(loss.values != end)
-    start = int(other[-1]) + 1 if len(other) else 0
     points = len(loss) - start
     if near is None or points < AT_BOUND or is_perplexity(loss.name) or segment.excursions:
         return []
@@ -195,8 +190,7 @@ def _at_a_bound(segment: RunSegment, loss: Column) -> list[Incident]:
         f"The {segment.loss_name} is {end:.6g} in each of {since}: that is -ln of {near}, the least probability that a "
         f"logarithm is taken of. No right answer is given more than that."
     )
-    found = nothing_learned(loss, text + how_sure(len(loss), "likely"))
-    return [replace(found, first_step=int(loss.steps[start]), line=int(loss.lines[start]), records=points)]
+    return [nothing_learned(loss, text + how_sure(len(loss), "likely"), start)]
 
 
 def _zero(segment: RunSegment, role: Role) -> bool:
@@ -222,9 +216,16 @@ def _standstill(segment: RunSegment, loss: Column) -> list[Incident]:
     return [replace(found, ratio=float(loss.values[0] / last) if last > 0 else None, evidence=(ends,))]
 
 
-def nothing_learned(loss: Column, text: str) -> Incident:
-    """From the first record to the end of the log."""
-    return to_the_end(loss, 0, text, condition="NotLearning")
+def nothing_learned(loss: Column, text: str, start: int = 0) -> Incident:
+    """From the record with index `start` to the end of the log."""
+    return to_the_end(loss, start, text, condition="NotLearning")
+
+
+def _last_number(loss: Column) -> tuple[float, int]:
+    """The last value, and the index from which all are that number."""
+    end = float(loss.values[-1])
+    other = np.flatnonzero(loss.values != end)
+    return end, int(other[-1]) + 1 if len(other) else 0
 
 
 def _reason(segment: RunSegment, loss: Column, values: Array) -> str:

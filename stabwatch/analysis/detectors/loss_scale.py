@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import number_of
@@ -84,20 +85,8 @@ def _low(segment: RunSegment) -> list[Incident]:
     if not low or low[-1][1] < len(column) or low[-1][1] - low[-1][0] < min(3, max(len(column), 2)):
         return []
     i, last = low[-1][0], float(column.values[-1])
-    step, line, points = int(column.steps[i]), int(column.lines[i]), len(column) - i
-    return [
-        Incident(
-            condition="LossScaleCollapse",
-            severity="critical",
-            first_step=step,
-            last_step=None,
-            records=points,
-            ratio=1 / last,
-            confidence="likely",
-            line=line,
-            text=f"The loss scale is below 1 from step {step} to the end ({last:g}): no gradient needs that.",
-        )
-    ]
+    text = f"The loss scale is below 1 from step {column.steps[i]} to the end ({last:g}): no gradient needs that."
+    return [to_the_end(column, i, text, condition="LossScaleCollapse", severity="critical", ratio=1 / last)]
 
 
 def _at_minimum(segment: RunSegment) -> list[Incident]:
@@ -131,21 +120,11 @@ def _skipping(segment: RunSegment) -> list[Incident]:
         return []
     start = int(np.flatnonzero(np.concatenate(([True], skipped.values <= 0)))[-1])
     step, total = int(skipped.steps[start]), int(skipped.values[start:].sum())
-    return [
-        Incident(
-            condition="LossScaleCollapse",
-            severity="critical",
-            first_step=step,
-            last_step=None,
-            records=len(skipped) - start,
-            confidence="likely",
-            line=int(skipped.lines[start]),
-            text=(
-                f"The loss scale is {scale.values[-1]:g}, and in each of {number_of(len(skipped) - start)} from step "
-                f"{step} to the end steps are skipped, {total} in all: a smaller scale cannot prevent an overflow."
-            ),
-        )
-    ]
+    text = (
+        f"The loss scale is {scale.values[-1]:g}, and in each of {number_of(len(skipped) - start)} from step {step} to "
+        f"the end steps are skipped, {total} in all: a smaller scale cannot prevent an overflow."
+    )
+    return [to_the_end(skipped, start, text, condition="LossScaleCollapse", severity="critical")]
 
 
 def _loss_rises(segment: RunSegment, burst: _Burst) -> bool:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.alerts.rule import Severity
+from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.nonfinite_told import counted, in_messages
 from stabwatch.analysis.detectors.robust import spans
 from stabwatch.analysis.detectors.segments import RunSegment
@@ -192,23 +194,14 @@ def _filtered_beside_validation(segment: RunSegment) -> Iterator[Incident]:
     later = [c.values[c.steps >= step] for c in segment.columns if c.role == "eval_loss"]
     if not any(len(values) for values in later) or not all(np.isnan(values).all() for values in later):
         return
-    yield Incident(
-        condition="NonFinite",
-        severity="critical",
-        first_step=step,
-        last_step=None,
-        records=points,
-        confidence="likely",
-        line=int(loss.lines[start]),
-        text=(
-            f"The loss is NaN from step {step}, although the log has 0.0: the validation loss from then on is NaN, "
-            f"and the trainer filters NaN out of the printed training loss."
-        ),
-        evidence=(
-            f"{number_of(points)} with loss 0.0 up to the end, "
-            f"{number_of(sum(map(len, later)), 'validation')} with NaN.",
-        ),
+    text = (
+        f"The loss is NaN from step {step}, although the log has 0.0: the validation loss from then on is NaN, "
+        f"and the trainer filters NaN out of the printed training loss."
     )
+    evidence = (
+        f"{number_of(points)} with loss 0.0 up to the end, {number_of(sum(map(len, later)), 'validation')} with NaN."
+    )
+    yield to_the_end(loss, start, text, condition="NonFinite", severity="critical", evidence=(evidence,))
 
 
 def _vanished(segment: RunSegment) -> Iterator[Incident]:
@@ -324,21 +317,13 @@ def _perplexity(segment: RunSegment) -> Iterator[Incident]:
         a, points = last[0][0], len(column) - last[0][0]
         mine = loss.values[loss.steps >= column.steps[a]]
         falls = not len(mine) or mine[-1] < mine[0]
-        yield Incident(
-            condition="NonFinite",
-            signal=column.name,
-            severity="info" if falls or not segment.must_fall else "warning",
-            first_step=int(column.steps[a]),
-            last_step=None,
-            records=points,
-            confidence="likely",
-            line=int(column.lines[a]),
-            text=(
-                f"The perplexity ('{column.name}') is infinite in the {number_of(points)} from step {column.steps[a]} "
-                f"to the end: the loss is too large for an exponential"
-                + (f", and does not fall ({mine[0]:.4g} to {mine[-1]:.4g})." if not falls else ".")
-            ),
+        text = (
+            f"The perplexity ('{column.name}') is infinite in the {number_of(points)} from step {column.steps[a]} "
+            f"to the end: the loss is too large for an exponential"
         )
+        text += "." if falls else f", and does not fall ({mine[0]:.4g} to {mine[-1]:.4g})."
+        severity: Severity = "info" if falls or not segment.must_fall else "warning"
+        yield to_the_end(column, a, text, condition="NonFinite", severity=severity, signal=column.name)
 
 
 def _beside_the_loss(segment: RunSegment) -> Iterator[Incident]:
