@@ -3,9 +3,12 @@
 fp16 is without a loss scale. fp8 has one scale per tensor, which maps its maximum to the format's largest number.
 MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
 Lost means: not zero, but zero after rounding. The errors are those of rounding to the nearest number, of at most
-16,384 numbers of a tensor (whole blocks, evenly spread): of normal numbers they are right to 2 %, with one outlier
-channel to a third. For a gradient their inverse is the ratio of the gradient to the noise, of which FP4 All the Way
-says that training needs more than sqrt(3).
+8,192 numbers of a tensor (whole blocks, evenly spread): of normal numbers they are right to 2 %, with one outlier
+channel to a third. The signal-to-noise ratio in dB is -20 log10 of an error. HiF4: numbers of 4 bits in blocks of 64
+with three levels of scales. fp4_ue5m3: e2m1 in blocks of 16 with a scale in UE5M3 and none of the tensor, whose range
+that scale has. Others say what a change would do: `rotated` is after a random Hadamard rotation of each 16 numbers,
+`unscaled` without the scale of the tensor. The noise is that of stochastic rounding. FP4 All the Way says that training
+needs gradients of more than sqrt(3) times the noise.
 """
 
 from __future__ import annotations
@@ -67,7 +70,18 @@ _EXPONENTS = tuple(
     )
 )
 
-_FORMATS = {"fp8_e4m3": "float8 e4m3", "fp8_e5m2": "float8 e5m2", "mxfp4": "MXFP4", "nvfp4": "NVFP4"}
+_FORMATS = {
+    "fp8_e4m3": "float8 e4m3",
+    "fp8_e5m2": "float8 e5m2",
+    "int8": "int8, scaled by the tensor's maximum,",
+    "mxfp4": "MXFP4",
+    "nvfp4": "NVFP4",
+    "hif4": "HiF4",
+    "fp4_ue5m3": "e2m1 with scales in UE5M3",
+    "mxfp4_rotated": "MXFP4 after a random Hadamard rotation",
+    "nvfp4_rotated": "NVFP4 after a random Hadamard rotation",
+    "nvfp4_unscaled": "NVFP4 without the scale of the tensor",
+}
 _ERRORS = tuple(
     Signal(
         name=f"{kind}_{name}_error_ratio",
@@ -84,4 +98,20 @@ _ERRORS = tuple(
     for name, title in _FORMATS.items()
 )
 
-SIGNALS = (*_LOST, *_EXPONENTS, *_ERRORS)
+_NOISES = tuple(
+    Signal(
+        name=f"gradient_{name}_to_noise_ratio",
+        help=f"Root mean square of a layer's gradients over that of the noise of stochastic rounding to {title}.",
+        unit="ratio",
+        tap="gradient",
+        reduction="rounding",
+        fields=("sumsq", f"{name}_noise"),
+        formula="root_ratio",
+        tier="deep",
+        worst="min",
+        source="Chmiel et al. 2025 (FP4 All the Way), arXiv:2505.19115",
+    )
+    for name, title in (("mxfp4", "MXFP4"), ("nvfp4", "NVFP4"))
+)
+
+SIGNALS = (*_LOST, *_EXPONENTS, *_ERRORS, *_NOISES)

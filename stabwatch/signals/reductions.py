@@ -122,7 +122,12 @@ PRECISION = _reduction(
     count="sum", zeros="sum", fp16_lost="sum", fp16_saturated="sum",
     e4m3_lost="sum", e5m2_lost="sum", mxfp4_lost="sum", nvfp4_lost="sum",
 )  # fmt: skip
-ROUNDING = _reduction("rounding", count="sum", sumsq="sum", e4m3="sum", e5m2="sum", mxfp4="sum", nvfp4="sum")
+ROUNDING = _reduction(
+    "rounding",
+    count="sum", sumsq="sum", e4m3="sum", e5m2="sum", int8="sum", mxfp4="sum", nvfp4="sum", hif4="sum",
+    fp4_ue5m3="sum", mxfp4_rotated="sum", nvfp4_rotated="sum", nvfp4_unscaled="sum",
+    mxfp4_noise="sum", nvfp4_noise="sum",
+)  # fmt: skip
 TAYLOR = _reduction("taylor", count="sum", sum="sum", beyond="sum", max="max", step="max")
 RADII = _reduction("radii", count="sum", **dict.fromkeys((f"from_{i}" for i in range(len(EDGES))), _SUM), max="max")
 """Number of ratios at or above the i-th edge."""

@@ -16,11 +16,11 @@ from stabwatch.kernels.constants import stream, to_device
 
 ELEMENTS = 1 << 16
 """Numbers of a tensor that tails and formats are judged by: whole tokens, or rows of a weight, evenly spread."""
-ROUNDED = 1 << 14
+ROUNDED = 1 << 13
 """The same of the errors of narrow formats, which are means of squares and no tails, and expensive to measure."""
 FEWEST = 64
 """Where fewer whole rows would be seen, rows are cut into blocks first."""
-BLOCK = 32
+BLOCK = 64
 """The longest block that shares a scale in a narrow format: none is cut in two."""
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from stabwatch.kernels.precision.rounding import SIGNS
 
 _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)
 
@@ -24,32 +27,108 @@ def precision(x: Tensor) -> Tensor:
 
 
 def rounding(x: Tensor) -> Tensor:
-    """x (N, D), finite -> float64 (6,): count, sum of squares, sums of squared errors of the four narrow formats."""
+    """x (N, D), finite -> float64 (14,): count, sum of squares, sums of squared errors of narrow formats."""
     x = x.detach().double()
-    rounded = []
-    for kind in (torch.float8_e4m3fn, torch.float8_e5m2):
-        scale = torch.finfo(kind).max / x.abs().max()
-        rounded.append((x * scale).float().to(kind).double() / scale)
-    rounded.append(_in_blocks(x, 32, _power_of_two, back=True))
-    rounded.append(_in_blocks(x, 16, _e4m3_scale(x.abs().max()), back=True))
-    return torch.stack(
-        (torch.tensor(float(x.numel())).double(), x.square().sum(), *((r - x).square().sum() for r in rounded))
-    )
+    peak = x.abs().max()
+    turned = _turned(x)
+    tensor_scale, of_turned = _e4m3_scale(peak), _e4m3_scale(turned.abs().max())
+    stochastic = [
+        _in_blocks(x, size, scale, lambda block, scale: _spread(block / scale) * scale**2 if scale else block**2)
+        for size, scale in ((32, _power_of_two), (16, tensor_scale))
+    ]
+    errors = [_through(x, kind) - x for kind in (torch.float8_e4m3fn, torch.float8_e5m2)]
+    errors.append(torch.fake_quantize_per_tensor_affine(x, float(peak) / 127, 0, -127, 127) - x)
+    errors += [_in_blocks(x, 32, _power_of_two, _back) - x, _in_blocks(x, 16, tensor_scale, _back) - x, _hif4(x) - x]
+    errors.append(_in_blocks(x, 16, _ue5m3_scale, _back) - x)
+    errors.append(_in_blocks(turned, 32, _power_of_two, _back) - turned)
+    errors.append(_in_blocks(turned, 16, of_turned, _back) - turned)
+    errors.append(_in_blocks(x, 16, lambda top: float((top / 6).float().to(torch.float8_e4m3fn)), _back) - x)
+    counts = (torch.tensor(float(x.numel())).double(), x.square().sum())
+    return torch.stack((*counts, *(e.square().sum() for e in errors), *(s.sum() for s in stochastic)))
+
+
+def _through(x: Tensor, kind: torch.dtype) -> Tensor:
+    scale = torch.finfo(kind).max / x.abs().max()
+    return (x * scale).float().to(kind).double() / scale
 
 
 def _lost(x: Tensor, rounded: Tensor) -> Tensor:
     return ((x != 0) & (rounded == 0)).sum()
 
 
-def _in_blocks(x: Tensor, size: int, scale_of: Callable[[Tensor], float], back: bool = False) -> Tensor:
-    """back: multiply with the scale again."""
+def _in_blocks(
+    x: Tensor,
+    size: int,
+    scale_of: Callable[[Tensor], float],
+    of_block: Callable[[Tensor, float], Tensor] | None = None,
+) -> Tensor:
+    """of_block: what becomes of a block under its scale; by default its numbers of e2m1."""
     out = torch.zeros_like(x)
     for i, row in enumerate(x):
         for start in range(0, len(row), size):
             block = row[start : start + size]
             scale = scale_of(block.abs().max())
-            out[i, start : start + size] = _e2m1(block / scale) * (scale if back else 1.0) if scale > 0 else 0.0
+            if of_block is not None:
+                out[i, start : start + size] = of_block(block, scale)
+            else:
+                out[i, start : start + size] = _e2m1(block / scale) if scale > 0 else 0.0
     return out
+
+
+def _back(block: Tensor, scale: float) -> Tensor:
+    return _e2m1(block / scale) * scale if scale > 0 else torch.zeros_like(block)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """Each 16 numbers of a row, the last ones filled up with zeros, times signs and Hadamard's matrix by doubling."""
+    hadamard = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(4):
+        hadamard = torch.cat((torch.cat((hadamard, hadamard), 1), torch.cat((hadamard, -hadamard), 1)))
+    rows = torch.nn.functional.pad(x, (0, -x.shape[1] % 16)).unflatten(1, (-1, 16)) * torch.tensor(SIGNS)
+    return (rows @ hadamard / 4).flatten(1)
+
+
+def _spread(block: Tensor) -> Tensor:
+    """Variance of a number that becomes one of its two neighbours in e2m1; above 6 the squared distance to it."""
+    out = []
+    for number in block.abs().tolist():
+        low = max(n for n in _E2M1.tolist() if n <= number)
+        high = min((n for n in _E2M1.tolist() if n > number), default=None)
+        p = 0.0 if high is None else (number - low) / (high - low)
+        out.append((1 - p) * (number - low) ** 2 + (0.0 if high is None else p * (high - number) ** 2))
+    return torch.tensor(out, dtype=torch.float64)
+
+
+def _ue5m3_scale(peak: Tensor) -> float:
+    """The block's maximum over 6 in the table of all 255 numbers of UE5M3."""
+    table = [m * 2.0**-17 for m in range(8)]
+    table += [(8 + m) * 2.0 ** (e - 18) for e in range(1, 32) for m in range(8)][:-1]
+    wanted = (peak / 6).item()
+    return min(enumerate(table), key=lambda entry: (abs(entry[1] - wanted), entry[0] % 2))[1]
+
+
+def _hif4(x: Tensor) -> Tensor:
+    """HiFloat4, step by step: 1P2 numbers under 2 to the two exponents of their 8 and their 4, and an e6m2 scale."""
+    out = torch.zeros_like(x)
+    for i, row in enumerate(x):
+        for start in range(0, len(row), 64):
+            block = row[start : start + 64]
+            raw = _bf16(block.abs().max().item() * _bf16(1 / 7))
+            raw = min(max(raw, 2.0**-48), 2.0**15 * 1.5)
+            exponent = math.floor(math.log2(raw))
+            scale = round(raw * 2.0 ** (2 - exponent)) * 2.0 ** (exponent - 2)
+            inverse = _bf16(1 / scale)
+            for j, number in enumerate(block.tolist()):
+                eight, four = (block[j // k * k : j // k * k + k].abs().max().item() * inverse for k in (8, 4))
+                unit = 2.0 if eight >= 4 else 1.0
+                unit *= 2.0 if four / unit >= 2 else 1.0
+                whole = min(math.floor(abs(number) * inverse / unit * 4 + 0.5) / 4, 1.75)
+                out[i, start + j] = math.copysign(whole * unit * scale, number)
+    return out
+
+
+def _bf16(number: float) -> float:
+    return torch.tensor(number, dtype=torch.float64).bfloat16().item()
 
 
 def _e2m1(x: Tensor) -> Tensor:

@@ -1,0 +1,144 @@
+"""How far narrow formats would move the numbers of a tensor. Plain torch: nothing here waits for the device."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stabwatch.kernels.constants import device_constant
+from stabwatch.kernels.precision.eager import E2M1_MAX, E4M3_MAX, E5M2_MAX, MX_BLOCK, NV_BLOCK, e4m3, peak_of
+
+HI_BLOCK = 64
+HI_LARGEST, HI_SCALES = 7.0, (2.0**-48, 49152.0)
+"""Largest number of a block of HiF4 under its scale, and the smallest and the largest scale (e6m2)."""
+UE5M3_TINY, UE5M3_MAX = 2.0**-14, 114688.0
+"""Smallest normal number, and the largest."""
+SIGNS = (1, -1, -1, 1, 1, 1, -1, 1, -1, -1, 1, -1, 1, 1, -1, -1)
+"""Drawn once: those of the random Hadamard rotation of 16 numbers."""
+
+
+def rounding(x: Tensor, whole: Tensor | None = None) -> Tensor:
+    """x (N, D) -> float32 (14,): count, sum of squares, sums of squared errors.
+
+    To the nearest number, in e4m3, e5m2, int8, MXFP4, NVFP4, HiF4, and e2m1 in blocks of 16 with a scale in UE5M3; then
+    of MXFP4 and NVFP4 after a random Hadamard rotation of each 16 numbers, of NVFP4 without the scale of the tensor,
+    and of MXFP4 and NVFP4 with stochastic rounding (the expected error, nothing is drawn). Scales are those of
+    `precision`. Elements that are not finite are left out. whole: what x is a sample of, whose maximum sets the scale
+    of the tensor; that of rotated numbers is set by the sample.
+    """
+    x = x.detach().float()
+    finite = torch.isfinite(x)
+    x = F.pad(torch.where(finite, x, 0.0), (0, -x.shape[-1] % HI_BLOCK))  # zeros have no error
+    peak = x.abs().amax() if whole is None else peak_of(whole.detach().abs())
+    blocks = x.reshape(-1, NV_BLOCK)
+    turned = blocks @ _rotation(x.device)
+    top = _top(blocks) / E2M1_MAX
+    mx, nv = _power_of_two(blocks), _nvfp4(blocks, peak)
+    errors = (
+        _fp8(x, peak, torch.float8_e4m3fn, E4M3_MAX) - x,
+        _fp8(x, peak, torch.float8_e5m2, E5M2_MAX) - x,
+        _int8(x, peak) - x,
+        _fp4(blocks, mx),
+        _fp4(blocks, nv),
+        _hif4(x.reshape(-1, HI_BLOCK)).reshape(x.shape) - x,
+        _fp4(blocks, _ue5m3(top)),
+        _fp4(turned, _power_of_two(turned)),
+        _fp4(turned, _nvfp4(turned, turned.abs().amax())),
+        _fp4(blocks, e4m3(top)),
+    )
+    noise = _noise(blocks, mx).sum(), _noise(blocks, nv).sum()
+    counts = finite.sum(dtype=torch.float32), x.square().sum()
+    return torch.stack((*counts, *(e.square().sum() for e in errors), *noise))
+
+
+def _fp4(blocks: Tensor, scale: Tensor) -> Tensor:
+    """What rounding to e2m1 under these scales adds to each number; a scale of zero leaves nothing."""
+    size = blocks / torch.where(scale > 0, scale, 1.0)
+    return _e2m1(size).mul_(scale).sub_(blocks)
+
+
+def _noise(blocks: Tensor, scale: Tensor) -> Tensor:
+    """Its expected square where rounding is stochastic."""
+    found = _variance(blocks / torch.where(scale > 0, scale, 1.0)).mul_(scale.square())
+    return torch.where(scale > 0, found, blocks.square())
+
+
+def _top(blocks: Tensor) -> Tensor:
+    return blocks.abs().amax(dim=-1, keepdim=True)
+
+
+def _power_of_two(blocks: Tensor) -> Tensor:
+    """Of MXFP4, for each 16 numbers of its blocks of 32."""
+    top = _top(blocks).reshape(-1, MX_BLOCK // NV_BLOCK).amax(dim=-1)
+    exponent = torch.frexp(top).exponent - 3  # frexp's mantissa begins at one half
+    return torch.ldexp(torch.ones_like(top), exponent).repeat_interleave(MX_BLOCK // NV_BLOCK)[:, None]
+
+
+def _nvfp4(blocks: Tensor, peak: Tensor) -> Tensor:
+    unit = torch.where(peak > 0, peak, 1.0) / (E2M1_MAX * E4M3_MAX)
+    return e4m3(_top(blocks) / E2M1_MAX / unit) * unit
+
+
+def _ue5m3(x: Tensor) -> Tensor:
+    """The nearest number of 5 bits of exponent and 3 of mantissa, without a sign; ties go to the even mantissa."""
+    _, exponent = torch.frexp(x.clamp(UE5M3_TINY, UE5M3_MAX))
+    step = torch.ldexp(torch.ones_like(x), exponent - 4)
+    return ((x / step).round() * step).clamp(max=UE5M3_MAX)
+
+
+def _fp8(x: Tensor, peak: Tensor, kind: torch.dtype, largest: float) -> Tensor:
+    scale = largest / torch.where(peak > 0, peak, 1.0)
+    return (x * scale).clamp(-largest, largest).to(kind).float() / scale
+
+
+def _int8(x: Tensor, peak: Tensor) -> Tensor:
+    scale = torch.where(peak > 0, peak, 1.0) / 127
+    return (x / scale).round().clamp(-127, 127) * scale
+
+
+def _step(size: Tensor) -> Tensor:
+    """Distance of the numbers of e2m1 around the absolute value of each, at most 6."""
+    return (0.5 * (size >= 2)).add_(size >= 4).add_(0.5)
+
+
+def _e2m1(x: Tensor) -> Tensor:
+    """The nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with the sign; ties go to the even mantissa."""
+    size = x.abs().clamp_(max=E2M1_MAX)
+    step = _step(size)
+    return torch.copysign(size.div_(step).round_().mul_(step), x)
+
+
+def _variance(x: Tensor) -> Tensor:
+    """Expected squared error where a number goes to the one of e2m1 below or above, on average to itself."""
+    size = x.abs()
+    inside = size.clamp(max=E2M1_MAX)
+    step = _step(inside)
+    above = inside - (inside / step).floor_().mul_(step)
+    return above.mul_(step - above).add_((size - inside).square_())  # the number 6 itself is no distance above a step
+
+
+def _hif4(blocks: Tensor) -> Tensor:
+    """Blocks of 64 numbers under an e6m2 scale, of 8 and of 4 that may double it, s1p2 each: the published reference.
+
+    HiFloat4 (Huawei), as its code does it: the scale's reciprocal is rounded to bfloat16, ties go away from zero.
+    """
+    size = blocks.abs().unflatten(-1, (8, 2, 4))
+    four = size.amax(dim=-1, keepdim=True)
+    eight = four.amax(dim=-2, keepdim=True)
+    top = eight.amax(dim=-3, keepdim=True)
+    seventh = torch.full_like(top, 1 / HI_LARGEST).bfloat16().float()
+    mantissa, exponent = torch.frexp((top * seventh).bfloat16().float().clamp(*HI_SCALES))
+    scale = torch.ldexp((mantissa * 8).round() / 8, exponent)
+    inverse = (1 / scale).bfloat16().float()
+    second = 1.0 + (eight * inverse >= 4)
+    third = 1.0 + (four * inverse / second >= 2)
+    unit = second * third
+    rounded = ((size * inverse / unit * 4 + 0.5).floor() / 4).clamp(max=1.75) * unit * scale
+    return torch.copysign(rounded.flatten(-3), blocks)
+
+
+def _rotation(device: torch.device) -> Tensor:
+    """Orthogonal, float32 (16, 16): random signs, then Hadamard's matrix."""
+    rows = tuple((-1.0) ** (i & j).bit_count() * SIGNS[i] / 4 for i in range(16) for j in range(16))
+    return device_constant(rows, torch.float32, device).view(16, 16)
