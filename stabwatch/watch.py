@@ -244,6 +244,33 @@ class Watch:
         if inputs := self._session.inputs:
             inputs.token_groups(masks)
 
+    def quantised(
+        self,
+        weight: nn.Parameter,
+        scale: Tensor | float | Callable[[Tensor], Tensor],
+        low: int,
+        high: int,
+        zero_point: Tensor | float = 0,
+        axis: int = 0,
+    ) -> None:
+        """Describe a quantiser of your own, so that the flips of a weight's integers are measured while it is trained.
+
+        The integers are clamp(round(weight / scale + zero_point), low, high). Quantisers of torch.ao, torchao and those
+        that look like LSQ's are found without it. Call it before the first step, on every rank.
+
+        Args:
+            weight: a parameter of the model, before it is quantised.
+            scale: a tensor that training changes in place, or a function that gets the weight and returns one, such as
+                `lambda w: w.abs().mean()`; called on deep steps, without gradients. One number, one for each channel,
+                or one for each block: of as many dimensions as the weight.
+            low, high: the smallest and the largest integer, of 16 bits at most: -1 and 1 for ternary weights.
+            zero_point: one number, or as many as the scale has. scale and zero_point lie on the weight's device.
+            axis: of the channels.
+        """
+        given = {"scale": scale, "low": low, "high": high, "zero_point": zero_point, "axis": axis}
+        if inputs := self._session.inputs:
+            inputs.quantised(weight, given)
+
     def state_dict(self) -> dict[str, Any]:
         """Where the run is now, to be saved in a checkpoint: its name, its folder and the number of its next step."""
         return self._session.checkpoint()

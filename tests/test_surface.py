@@ -65,6 +65,7 @@ def test_what_a_watch_offers_is_frozen() -> None:
         "announce": "self, what",
         "probe": "self, *args, **kwargs",
         "token_groups": "self, **masks",
+        "quantised": "self, weight, scale, low, high, zero_point=0, axis=0",
         "begin_step": "self, number",
         "state_dict": "self",
         "load_state_dict": "self, state",

@@ -61,11 +61,11 @@ class StepTaps:
     """
 
     tracked_batch: TrackedBatch
+    quantised: QuantisedWeights
     _probes: ParameterProbes
     _reach: Reach
     _adapters: Adapters
     _increments: Increments
-    _quantised: QuantisedWeights
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class StepTaps:
             self._counted = before._counted.to(context.device)
         self._increments = Increments(model, context)
         self._adapters = Adapters(model, context, None if before is None else before._adapters)
-        self._quantised = QuantisedWeights(model, context, None if before is None else before._quantised)
+        self.quantised = QuantisedWeights(model, context, None if before is None else before.quantised)
         self.tracked_batch = TrackedBatch(
             model, modules.sites, context, None if before is None else before.tracked_batch
         )
@@ -139,7 +139,7 @@ class StepTaps:
             isolate(LORA, self._adapters.before, optimizer)
             isolate(INCREMENTS, self._increments.before, optimizer)
             if not closure:
-                isolate(QUANTISERS, self._quantised.measure)
+                isolate(QUANTISERS, self.quantised.measure)
         if flags.next_phase is not None:
             isolate(LAST_CHANGE, self._probes.before_phase, optimizer, flags.next_phase)
 
@@ -180,7 +180,7 @@ class StepTaps:
         if flags.deep:
             isolate(LORA, self._adapters.step_ends)
             isolate(INCREMENTS, self._increments.step_ends)
-            isolate(QUANTISERS, self._quantised.measure)
+            isolate(QUANTISERS, self.quantised.measure)
         if flags.deep and flags.phase == 0:
             isolate(TRACKED_BATCH, self.tracked_batch.measure)
 

@@ -58,8 +58,11 @@ class ModelChanges:
             return False
         return not structure.parameters_are_lent and not inside_functional_call()
 
-    def looped(self, structure: Structure, found: bool) -> bool:
-        """Asked when a training forward begins. found: modules were seen that a forward calls several times."""
+    def grown(self, structure: Structure, found: bool) -> bool:
+        """Asked when a training forward begins. found: there is more to measure than before.
+
+        Modules were seen that a forward calls several times, or the user has described a quantiser.
+        """
         self.pending = self.pending or (found and self._managed)
         return found and not self._managed
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.policy_accumulators import PolicyBatch
+from stabwatch.hooks.probes.quantised import OwnQuantiser
 from stabwatch.runtime.taps import Taps
 
 
@@ -39,3 +40,8 @@ class ScriptInputs:
     def probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See Watch.probe."""
         self._isolate("drift", "deep", self._taps.now.steps.tracked_batch.start, args, kwargs)
+
+    def quantised(self, weight: nn.Parameter, given: Mapping[str, Any]) -> None:
+        """See Watch.quantised. given: the fields of an OwnQuantiser."""
+        describe = self._taps.now.steps.quantised.describe
+        self._isolate("quantised", "deep", lambda: describe(weight, OwnQuantiser(**given)))

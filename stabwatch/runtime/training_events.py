@@ -151,7 +151,7 @@ class TrainingEvents:
             self._ranks.wrapped(whole)
             self._follow(self._changes.wrapped, whole)
         self._follow(self._changes.in_forward, self._model, self._watched)
-        self._follow(self._changes.looped, self._taps.now.modules.loops.found)
+        self._follow(self._changes.grown, self._taps.now.modules.loops.found or self._taps.now.steps.quantised.found)
 
     def forward_begins(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A training forward of the model starts: a step whose optimizers have stepped is over."""

@@ -1,5 +1,7 @@
 """Quantisation-aware training: how the integers of a weight flip while it is trained.
 
+Quantisers of torch.ao, torchao and those that look like LSQ's are found; `watch.quantised` describes others.
+
 Of each weight 65,536 numbers at most are looked at, evenly spread, at each deep step. The flips are those between two
 such steps, so their share depends on how far these are apart. A weight oscillates where an exponential moving average
 (momentum 0.01) of flips that go back, against the flip before, is above 0.02.

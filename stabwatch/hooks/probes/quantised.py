@@ -1,13 +1,15 @@
-"""Weights of quantisation-aware training: fake quantisers of torch.ao and torchao, and those that look like LSQ's.
+"""Weights of quantisation-aware training: fake quantisers of torch.ao and torchao, those that look like LSQ's, and
+those that `watch.quantised` describes.
 
-Read are the weight and the numbers of its quantiser; neither is called, and no parametrised weight is computed.
+Read are the weight and the numbers of its quantiser; neither is called, and no parametrised weight is computed. Only a
+scale that the user gives as a function of the weight is computed.
 """
 
 from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,6 +22,7 @@ from stabwatch.hooks.base.naming import named_modules
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.probes.last_update import stride
 from stabwatch.hooks.probes.weights import SHARDED
+from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.quantised import Memory, quantised
 from stabwatch.signals.reductions import FLIPS, LEVELS
 
@@ -31,6 +34,7 @@ _INTEGERS = re.compile(r"torch\.(u?)int(\d+)$")
 NO_GRID = "its quantiser shows no scale and zero point with a range of integers of 16 bits at most"
 NO_FIT = "the shape of its quantiser's scale is not that of tensor, channel or block"
 OFF = "its quantiser is switched off"
+ELSEWHERE = "the scale or the zero point that `watch.quantised` was given lies on another device than the weight"
 NORMALISED = "a batch norm scales its weight before it is quantised"
 
 QUANTISERS = PROBES.register(
@@ -57,22 +61,46 @@ class Grid:
     enabled: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class OwnQuantiser:
+    """A quantiser that the user describes; see `Watch.quantised`."""
+
+    scale: Tensor | float | Callable[[Tensor], Tensor]
+    low: int
+    high: int
+    zero_point: Tensor | float = 0
+    axis: int = 0
+
+    def grid(self, weight: Tensor) -> Grid | str:
+        """As it is now, or why it is not known."""
+        scale = self.scale(weight) if callable(self.scale) else self.scale
+        scale, zero_point = (
+            x.detach().float() if isinstance(x, Tensor) else device_constant((float(x),), torch.float32, weight.device)
+            for x in (scale, self.zero_point)
+        )
+        if scale.device != weight.device or zero_point.device != weight.device:
+            return ELSEWHERE
+        if zero_point.numel() not in (1, scale.numel()):
+            return NO_FIT
+        return Grid(scale, zero_point, self.low, self.high, self.axis % weight.dim() if weight.dim() else 0, None)
+
+
 @dataclass(eq=False)
 class QuantisedWeight:
     """A weight, its quantiser, and what the last visit left. places: of the sample's scales, for their last shape."""
 
     name: str
     weight: nn.Parameter
-    quantiser: nn.Module
+    quantiser: nn.Module | OwnQuantiser
     memory: Memory | None = None
     places: tuple[tuple[int, ...], Tensor] | None = None
 
     def measured(self) -> tuple[Tensor, Tensor | None] | str:
         """Aggregates of `LEVELS` and, from the second visit on, of `FLIPS`; or why there are none."""
-        grid = _grid(self.quantiser)
+        weight = self.weight.detach()
+        grid = self.quantiser.grid(weight) if isinstance(self.quantiser, OwnQuantiser) else _grid(self.quantiser)
         if isinstance(grid, str):
             return grid
-        weight = self.weight.detach()
         blocks = _blocks(grid, weight.shape)
         if blocks is None:
             return NO_FIT
@@ -91,11 +119,15 @@ class QuantisedWeight:
 
 
 class QuantisedWeights:
-    """The quantised weights of a model, measured together. before: those whose place they take, when it has changed."""
+    """The quantised weights of a model, measured together. before: those whose place they take, when it has changed.
+
+    found: the user has described another one meanwhile.
+    """
 
     def __init__(self, model: nn.Module, context: TapContext, before: QuantisedWeights | None = None) -> None:
-        self._context = context
-        self._weights = [w for item in named_modules(model) for w in _of_module(item.name, item.module, context)]
+        self._context, self._model, self.found = context, model, False
+        self._own: list[tuple[nn.Parameter, OwnQuantiser]] = [] if before is None else before._own
+        self._weights = [*self._described(), *self._seen()]
         self._measured_step: int | None = None
         for probe in (QUANTISERS, FLIPPED):
             context.accumulators.add(probe.accumulator(w.name) for w in self._weights)
@@ -104,6 +136,33 @@ class QuantisedWeights:
             old = known.get(mine.name)
             if old is not None and old.weight is mine.weight and old.quantiser is mine.quantiser:
                 mine.memory = old.memory
+
+    def describe(self, weight: nn.Parameter, quantiser: OwnQuantiser) -> None:
+        """Measure a weight as this quantiser rounds it, from the next forward on. Raises ValueError."""
+        if not any(p is weight for p in self._model.parameters()):
+            raise ValueError("quantised: the weight is no parameter of the watched model")
+        if _fitting(quantiser.low, quantiser.high) is None:
+            raise ValueError("quantised: low and high are integers of 16 bits, low below high")
+        self._own = [(p, q) for p, q in self._own if p is not weight] + [(weight, quantiser)]
+        self.found = True
+
+    def _described(self) -> Iterator[QuantisedWeight]:
+        names = {id(p): name.removesuffix(".weight") for name, p in self._model.named_parameters()}
+        for weight, quantiser in self._own:
+            name = names.get(id(weight))
+            if name is None:
+                continue  # it is no part of the model any more
+            if hasattr(weight, "_local_tensor"):
+                self._context.unmeasured(QUANTISERS.report_key, name, SHARDED)
+            else:
+                yield QuantisedWeight(name, weight, quantiser)
+
+    def _seen(self) -> Iterator[QuantisedWeight]:
+        own = {id(weight) for weight, _ in self._own}
+        for item in named_modules(self._model):
+            weight, quantiser = _quantiser(item.module)
+            if weight is not None and quantiser is not None and id(weight) not in own:
+                yield from _of_module(item.name, item.module, weight, quantiser, self._context)
 
     @torch.no_grad()
     def measure(self) -> None:
@@ -122,10 +181,9 @@ class QuantisedWeights:
                     self._context.accumulators.update(probe.accumulator(mine.name), aggregates)
 
 
-def _of_module(name: str, module: nn.Module, context: TapContext) -> Iterator[QuantisedWeight]:
-    weight, quantiser = _quantiser(module)
-    if weight is None or quantiser is None:
-        return
+def _of_module(
+    name: str, module: nn.Module, weight: nn.Parameter, quantiser: nn.Module, context: TapContext
+) -> Iterator[QuantisedWeight]:
     why = None
     if hasattr(weight, "_local_tensor"):
         why = SHARDED

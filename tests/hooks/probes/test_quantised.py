@@ -189,7 +189,7 @@ def test_a_large_weight_is_sampled(attach):
     loop = train(model, 3, rate=0.01)
     watch = attach(model, next(loop))
     next(loop)
-    (mine,) = watch._session._taps.now.steps._quantised._weights
+    (mine,) = watch._session._taps.now.steps.quantised._weights
     assert mine.memory.integers.numel() == 12 * 9000 / stride(12 * 9000) <= NUMBERS
     assert mine.memory.integers.dtype == torch.int16
 
@@ -208,6 +208,89 @@ def test_training_is_the_same(kind, attach):
         ends.append(copy.deepcopy(dict(model.state_dict())))
     attach.finish()
     assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+class Own(nn.Linear):
+    """Rounds its weight by code of its own: ternary as BitNet's, or with a scale for each input or for each four."""
+
+    def __init__(self, scale, low, high):
+        super().__init__(12, 16)
+        self.of, self.low, self.high = scale, low, high
+
+    def forward(self, x):
+        scale = self.of(self.weight.detach())
+        scale = scale.repeat_interleave(4, 1) if scale.dim() == 2 else scale
+        return nn.functional.linear(x, Round.apply((self.weight / scale).clamp(self.low, self.high)) * scale, self.bias)
+
+
+SCALES = {
+    "ternary": (lambda w: w.abs().mean().clamp(min=1e-5), -1, 1, 0),
+    "inputs": (lambda w: w.abs().amax(0) / 3, -4, 3, 1),
+    "groups": (lambda w: w.unflatten(1, (-1, 4)).abs().amax(2) / 7, -8, 7, 0),
+}
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_a_quantiser_of_ones_own_is_described(kind, attach):
+    scale, low, high, axis = SCALES[kind]
+    visits = []
+
+    def look():
+        weight = layer.weight.detach()
+        unit = scale(weight)
+        unit = unit.repeat_interleave(4, 1) if unit.dim() == 2 else unit
+        visits.append((weight * (1 / unit)).double().flatten().tolist())
+
+    ends = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        layer = Own(scale, low, high)
+        model = nn.Sequential(layer, nn.Tanh(), nn.Linear(16, 5))
+        loop = train(model, 30, look if watched else lambda: None)
+        optimizer = next(loop)
+        if watched:
+            watch = attach(model, optimizer)
+            watch.quantised(layer.weight, scale, low, high, axis=axis)
+        next(loop)
+        ends.append(copy.deepcopy(dict(model.state_dict())))
+    assert not watch._session.isolation.errors
+    log = attach.finish()
+    assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+    steps, near = log.series(SIGNALS[2], "0")
+    visited = [visits[int(s)] for s in steps]
+    assert len(visited) == 30
+    levels, flips = history(visited, low, high)
+    assert near == pytest.approx([n / count for count, n in levels])
+    for signal, field in zip(SIGNALS[:2], (1, 2), strict=True):
+        assert log.series(signal, "0")[1] == pytest.approx([f[field] / len(visited[0]) for f in flips])
+    assert max(f[1] for f in flips) > 0
+
+
+def test_what_is_described_comes_before_what_is_found_and_stays_when_the_model_changes(attach):
+    layer = LsqLinear(12, 16)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(16, 5))
+    loop = train(model, 6)
+    watch = attach(model, next(loop))
+    watch.quantised(layer.weight, layer.quan_w_fn.s, -4, 3)
+    watch.quantised(layer.weight, layer.quan_w_fn.s, -2, 1)
+    model[2].extra = nn.Linear(3, 3)
+    next(loop)
+    (mine,) = watch._session._taps.now.steps.quantised._weights
+    assert (mine.quantiser.low, mine.quantiser.high) == (-2, 1) and mine.memory.integers.max() <= 1
+    assert len(attach.finish().series(SIGNALS[0], "0")[0]) == 5
+
+
+def test_what_is_described_wrongly_is_an_error_of_no_training(attach):
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 5))
+    loop = train(model, 3)
+    watch = attach(model, next(loop))
+    watch.quantised(nn.Parameter(torch.ones(3)), 0.1, -4, 3)
+    watch.quantised(model[0].weight, 0.1, 3, -4)
+    watch.quantised(model[2].weight, torch.ones(3), -4, 3)
+    next(loop)
+    assert watch._session.isolation.errors == {"quantised": 2}
+    assert {e["site"]: e["reason"] for e in watch.coverage()["unmeasured"] if e["tap"] == "quantised"} == {"2": NO_FIT}
+    attach.finish()
 
 
 def unmeasured(layer, attach):
