@@ -23,6 +23,8 @@ class CellTables:
         self._give = give
         self._open: dict[str, float] = {}
         self.header: list[str] = []
+        self._above: list[str] = []
+        """The cells of the line before, if it may be the first line of a header."""
         self._places: list[tuple[int, int]] = []
         """Where each name of the header begins and ends, if it has wide gaps."""
 
@@ -48,6 +50,8 @@ class CellTables:
         if self._open and set(text.strip()) <= set("-+| =") and text.strip():
             self.close(line)
             return True
+        if text.lstrip().startswith("|") and len(names) > 2 and self._in_two_lines(names):
+            return True
         if "loss" not in text.lower() or _NO_HEADER.search(text):
             return False
         names = _titles(text) if len(names) == 1 else names
@@ -56,6 +60,18 @@ class CellTables:
         self.header = names
         found = list(_CELL.finditer(text.expandtabs())) if "|" not in text.translate(_BARS) else []
         self._places = [cell.span() for cell in found] if len(found) == len(names) else []
+        return True
+
+    def _in_two_lines(self, names: list[str]) -> bool:
+        """Whether a line between bars is the second line of a header, as MATLAB prints it."""
+        above, self._above = self._above, [] if any(number(name) is not None for name in names) else names
+        if len(above) != len(names) or self._above is not names or all(names):
+            return False
+        whole = [" ".join(filter(None, pair)) for pair in zip(above, names, strict=True)]
+        counts = any(step_rank(name) is not None or plain(name) in EPOCH_KEYS for name in whole)
+        if not counts or not any("loss" in name.lower() or "rmse" in name.lower() for name in whole):
+            return False
+        self.header, self._places, self._above = whole, [], []
         return True
 
     def row(self, line: int, text: str) -> bool:
@@ -68,7 +84,7 @@ class CellTables:
         found = text.split() if len(found) != len(self.header) else found
         if len(found) != len(self.header):
             found = self._cut(found)
-        numbers = [number(c) for c in found]
+        numbers = [number(c.removesuffix("%")) for c in found]
         if sum(n is not None for n in numbers) <= len(found) / 2:
             return False
         self._give(line, {n: v for n, v in zip(self.header, numbers, strict=False) if v is not None})

@@ -194,7 +194,8 @@ class Parser:
             self._without_step(line, template, values)
         length = count(numbers, template.length)
         self._length = self._length if length is None else length
-        if values and step is not None and self._ends is not None and not template.evaluates:
+        told = any(role_of(key) != "other" for key in values)  # not only the time that is left
+        if told and step is not None and self._ends is not None and not template.evaluates:
             whole = (template.of_epoch and step == length) or (epoch is not None and self._only in (None, step))
             whole = whole and (self.epoch is not None or not self._ends)
             self._only = step

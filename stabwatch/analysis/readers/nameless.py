@@ -35,7 +35,7 @@ _OF_A_TUTORIAL = re.compile(
 _LIST = re.compile(rf"\s*\[({_CELL}(?:, ?{_CELL}){{3,64}})\]\s*", re.IGNORECASE)
 """A list without names, as the VITS trainers print theirs; a whole number that rises in it is the step."""
 _LONGEST_BARE = 64
-_ROW = re.compile(rf"\s*[\[(]?(\d{{1,12}}(?:[\s,;]+{_CELL}){{2,64}})\s*[\])]?\s*", re.IGNORECASE)
+_ROW = re.compile(rf"\s*[\[(|]?\s*(\d{{1,12}}(?:[\s,;|]+{_CELL}){{2,64}})\s*[\])|]?\s*", re.IGNORECASE)
 """A step, and two or more cells in columns without names; dashes stand for what was not measured."""
 _FEWEST_ROWS = 3
 _ALIKE = 0.8
@@ -67,12 +67,12 @@ def is_bare(text: str) -> bool:
 def cells_of(text: str) -> list[float | None] | None:
     """The cells of a row without names; None for other lines, and for rows of whole numbers."""
     start = text.lstrip()[:1]
-    if not (start.isdigit() or start in ("[", "(")):
+    if not (start.isdigit() or start in ("[", "(", "|")):
         return None
     found = _LIST.fullmatch(text) or _ROW.fullmatch(text)
     if found is None:
         return None
-    cells = re.split(r"[\s,;]+", found[1].strip())
+    cells = re.split(r"[\s,;|]+", found[1].strip())
     told = [cell for cell in cells if "." in cell or cell.lower().lstrip("-") in ("nan", "inf")]
     if len(told) < 2:
         return None

@@ -144,6 +144,7 @@ _POLICY = re.compile(
     r"|advantages?|episode_length)(?:[^a-z]|$)"
 )
 """Quantities of reinforcement learning that are no losses."""
+_SCORE = re.compile(r"(?:^|[/_ ])(?:acc|accuracy|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?)$")
 _HYPERPARAMETER = re.compile(r"coef|scale|weight|target|threshold|penalty|factor|discount|normali[sz]e|clip_?range")
 _PERPLEXITY = re.compile(r"(?:^|[/_ ])(?:ppl|perplexity)(?:[/_ ]|$)")
 _MEASURED = re.compile(r"kl(?:_|$)|clip_?frac|variance|entropy|(?:mean|std|values?|rate|norm|acc|accuracy)$")
@@ -236,6 +237,12 @@ def is_of_policy(name: str) -> bool:
     """Whether a column shows reinforcement learning, without being a loss: a reward, an entropy, a KL divergence."""
     full = plain(CAMEL.sub("_", name))
     return _POLICY.search(full) is not None and _HYPERPARAMETER.search(full) is None
+
+
+@lru_cache(maxsize=1 << 14)
+def is_score(name: str) -> bool:
+    """Whether a column is a share of right answers, which belongs to the record above."""
+    return _SCORE.search(plain(name)) is not None
 
 
 @lru_cache(maxsize=1 << 14)

@@ -25,7 +25,7 @@ _COMMON = (
 """Prefixes with a time and a logger: ISO 8601, syslog, Kubernetes (CRI), glog, and Python's logging with
 `logging.basicConfig`, common formats, loguru and Hydra."""
 _WRITERS = (
-    rb"\[(?:pod/|[\w.-]*/)[\w./-]*\] ",
+    rb"\[(?=[^\]\n]*[A-Za-z])(?:pod/|[\w.-]*/)[\w./-]*\] ",
     rb"\[(?:rank|default|worker|trainer|node|task|local_rank)[-_ ]?\d{1,6}\]:? ?",
     rb"\[\d+,[^\]\n]{1,40}\]<std(?:out|err)>:? ?",
     rb" *\d{1,5}: ",

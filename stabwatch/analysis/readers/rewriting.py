@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from stabwatch.analysis.readers.names import number
+
 _REMARK = re.compile(r"\s+(?:<-{1,3}|<={1,3}|←)\s.*$", re.DOTALL)
 """What somebody wrote behind a line when it was pasted: `loss 9.1  <-- spike (step 4)`."""
 _VALUE_FIRST = re.compile(r"\s*\d+ (?:[\d.]+ [A-Za-z][\w ]*, )*(?:\d+\.\d+(?:e[+-]?\d+)?|-?nan|inf) loss,")
@@ -19,6 +21,7 @@ _YOLO = re.compile(r"\s*all\s+\d+\s+\d+" + r"\s+(\d\S*|nan)" * 4 + r"(?:\s+(?:\d
 """The scores of all classes, as the YOLO trainers print them under `Class Images Instances P R mAP50 mAP50-95`."""
 SCORES = ("val/precision", "val/recall", "val/mAP50", "val/mAP50_95")
 """Their names."""
+_NUMBERS = r"[-+\d.einaf]+(?:, [-+\d.einaf]+){0,63}"
 _OF_ALL = re.compile(r"\bProcess (?=\d+/\d+ )")
 """The word before its batches."""
 _COUNTED_VALUE = re.compile(
@@ -27,6 +30,24 @@ _COUNTED_VALUE = re.compile(
     re.IGNORECASE,
 )
 """`Total rewards in episode 73 is 3.8`."""
+_VALUE_AT = re.compile(
+    r"^((?:.{0,60}[:\]|>] )?\W{0,8})((?:[A-Za-z][\w-]* ){0,4}?(?:loss|cost|error|acc(?:uracy)?|reward|return|score|objective"
+    r"|perplexity|ppl|elbo|m[sa]e|rmse|energy)) (?:in|at|for|of|on|after|@) (?:the )?(episode|epoch|iteration|iter|step)"
+    r" *#?(\d+)(?: ?/ ?\d+| of \d+)?\)? *(?::|=|->| -) *(?=[-\d.ni])",
+    re.IGNORECASE,
+)
+"""The same with a colon: `Cost after iteration 100: 0.69`, `Average loss at step  2000 :  4.7`."""
+_TOLD_AT = re.compile(r" (?:in|at|for|of|on|after|@) (?:the )?(?:ep|it|st)", re.IGNORECASE)
+_PAIRS = re.compile(r"\s*((?:[A-Za-z][\w /-]{0,30}, ?[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)(?:, ?|\s*$)){2,12})", re.IGNORECASE)
+_PAIR = re.compile(r"([A-Za-z][\w /-]*), ?([-+\w.]+)")
+"""Names and values in cells of their own: `epoch,3,loss,0.5`."""
+_BY_CLASS = re.compile(
+    r"\b((?:[A-Za-z]\w* ){0,4}(?:dice|iou|accuracy|f1|precision|recall)) ?[:=]? ?\[((?:[\d.]+|nan|np\.float\d+\([\d.nan]+\)|[\s,]){1,4000})\]",
+    re.IGNORECASE,
+)
+"""A score of each class: `Pseudo dice [0.91, 0.87]`."""
+_DEEPXDE = re.compile(rf"^\s*(\d{{1,9}}) +\[({_NUMBERS})\] +\[({_NUMBERS})\] +\[(?:{_NUMBERS})?\]\s*$", re.IGNORECASE)
+"""DeepXDE's step, the terms of its training and its test loss, and its metrics."""
 _TOGETHER = re.compile(r"([A-Za-z][\w ]{0,60}?) \((\w+(?:, ?\w+){1,4})\): ?\(([^()]+)\)")
 """`train loss (min, avg, max): (0.1, nan, 2.5)`."""
 _YOLACT = re.compile(r"^\[\s*(\d+)\]\s+(\d+) \|\|((?: [A-Z]: \S+ \|)+) T: (\S+) \|\|")
@@ -64,6 +85,12 @@ def rewritten(text: str) -> str:
     if " is " in text or " was " in text:
         text = _OF_DL4J.sub(r"iteration \1 loss: \2", text)
         text = _COUNTED_VALUE.sub(r"\1\3 \4 \2: ", text)
+    if _TOLD_AT.search(text):
+        text = _VALUE_AT.sub(r"\1\3 \4 \2: ", text)
+    if "]" in text:
+        text = _of_lists(text)
+    elif text.count(",") > 2 and (pairs := _PAIRS.fullmatch(text)):
+        text = _PAIR.sub(r"\1: \2", pairs[1])
     if " -- iter:" in text:
         text = _OF_TFLEARN.sub("", text)
     if "es:" in text or "es =" in text:
@@ -82,6 +109,24 @@ def rewritten(text: str) -> str:
         value = found[3][1:] if found[3].startswith("-") else f"-{found[3]}"
         return f"iteration {found[2]} {found[1]}/negative_objective = {value}"
     return _AVERAGE_OBJECTIVE.sub(_negated, _OF_ALL.sub("batch ", text)) if " objf: " in text else text
+
+
+def _of_lists(text: str) -> str:
+    """Lists as one number: the mean of the scores of all classes, and the sum of the terms of a loss."""
+    terms = _DEEPXDE.match(text) if "]  " in text or "] [" in text else None
+    if terms:
+        return f"step {terms[1]}, train loss: {_sum(terms[2])}, test loss: {_sum(terms[3])}"
+    return _BY_CLASS.sub(_mean, text)
+
+
+def _sum(terms: str) -> float:
+    return sum(number(term) or 0.0 for term in terms.split(","))
+
+
+def _mean(found: re.Match[str]) -> str:
+    told = [number(cell) for cell in found[2].split(",")]
+    known = [value for value in told if value is not None and value == value]
+    return f"{found[1]}: {sum(known) / len(known):g}" if known else found[0]
 
 
 def _apart(found: re.Match[str]) -> str:

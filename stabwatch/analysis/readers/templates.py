@@ -17,12 +17,12 @@ from stabwatch.analysis.readers.names import (
     is_error,
     is_eval,
     is_of_policy,
+    is_score,
     number,
     plain,
     role_of,
     step_rank,
 )
-from stabwatch.analysis.readers.rewriting import SCORES
 
 _SPLIT = re.compile(f"({NUMBER.pattern})", NUMBER.flags)
 _TENSOR = re.compile(r",? ?\b(?:dtype=[\w.]+|device=['\w]+:?'?|grad_fn=<\w+>|requires_grad=\w+)")
@@ -258,6 +258,9 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
                 key, role = f"eval/{key}", "eval_loss" if role == "loss" else "other"
             values.append((i, key, factor(after, role, key)))
             roles.append(role)
+    if {"D", "G"} <= {key for _, key, _ in values}:
+        values = [(at, f"{key}_loss" if key in ("D", "G") else key, times) for at, key, times in values]
+        roles = [role_of(key) for _, key, _ in values]
     if evaluates and _also_trains(values):
         values = [(at, key.removeprefix("eval/"), times) for at, key, times in values]
         roles, evaluates, section = [role_of(key) for _, key, _ in values], False, False
@@ -273,7 +276,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
     if not values and step is None and epoch is None:
         return nothing
     alone = not any(role != "other" for role in roles) and step is None and epoch is None
-    tells = not alone or any(is_of_policy(key) or key in SCORES for _, key, _ in values)
+    tells = not alone or any(is_of_policy(key) or is_score(key) for _, key, _ in values) or _is_score(values, whole)
     tells = tells or any(is_error(key) and not numbers[at].isdigit() for at, key, _ in values)
     within_epoch = step is not None and step == within
     followed = step is not None and step + 1 < len(numbers) and texts[step + 1].strip() == "/"
@@ -292,6 +295,11 @@ def _also_trains(values: list[tuple[int, str, float]]) -> bool:
     own = [key for _, key, _ in values if is_eval(key) and not key.startswith("eval/")]
     named = {re.sub(r"^(?:valid(?:ation)?|val|test|eval|dev)[ _/-]?", "", plain(key)) for key in own}
     return any(key.startswith("eval/") and plain(key[5:]) in named for _, key, _ in values)
+
+
+def _is_score(values: list[tuple[int, str, float]], whole: str) -> bool:
+    """Whether a line is a score and nothing else: `score: [[-1231.5]]`."""
+    return len(values) == 1 and re.fullmatch(r"scores?\W*", whole.strip(), re.IGNORECASE) is not None
 
 
 def _section(text: str, before: bool) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-from stabwatch.analysis.readers.names import is_of_policy, role_of
+from stabwatch.analysis.readers.names import is_of_policy, is_score, role_of
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates
 
@@ -72,7 +72,7 @@ def left_out(records: list[Unstepped], keys: set[str]) -> list[str]:
 
 
 def _is_beside(key: str) -> bool:
-    return role_of(key) == "other" and is_of_policy(key)
+    return role_of(key) == "other" and (is_of_policy(key) or is_score(key))
 
 
 def by_epoch(records: list[Unstepped]) -> bool:
