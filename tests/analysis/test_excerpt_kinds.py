@@ -34,6 +34,18 @@ TRPO = (
 )
 SCORES = "Train performance at epoch {0} is precision: {1}, recall: {1}, fscore: {1}, right: 0, predict: 0.\nLoss is: {2}.\nEpoch {0} cost time: 273 second"
 DETECTS = MMDET.format(29, 12, 450, 0.02, 0.03) + "\n"
+KERAS = "Epoch {0}/30\n200/200 [==============================] - 4883s 24s/step - loss: {1} - accuracy: {2}"
+UDACITY = "Loss at step {0}: {1}\nTraining accuracy: {2:.1f}%"
+NNUNET = (
+    "2024-06-12 18:20:21.625154: Epoch {0} \n2024-06-12 18:26:16.488273: train_loss {1} \n"
+    "2024-06-12 18:26:16.493741: val_loss {2} \n2024-06-12 18:26:16.497657: Pseudo dice [{3}, {3}] "
+)
+GAN = "Epoch: [ 2/200] [{0:4}/ 400] time: 101.3380, d_loss: {1}, g_loss: {2}"
+RSL_RL = (
+    "                     Learning iteration {0}/10000                      \n\n"
+    "               Value function loss: {1}\n                    Surrogate loss: -0.0030\n"
+    "                       Mean reward: {2}\n               Mean episode length: 896.92"
+)
 FALLS = [(29, 1, 50, 1.2, 2.31), (30, 1, 100, 1.1, 2.11), (31, 1, 150, 1.05, 2.01)]
 
 TROUBLE = {
@@ -74,6 +86,16 @@ TROUBLE = {
     "one reward for all, of which the extremes are told": (_lines("step:{0} - critic/rewards/mean:-0.333 - critic/rewards/max:-0.333 - critic/rewards/min:-0.333 - actor/pg_loss:0.0 - actor/grad_norm:0.0", [(1,), (2,), (3,)]), "NotLearning", 1),
     "an infinite perplexity of a validation": (_lines("| end of epoch   {0} | time: 21.2s | valid loss {1} | valid ppl      inf", [(1, 812.1), (2, 901.1), (3, 951.1)]), "NonFinite", 1),
     "two validations a hundred times above": (_lines(EPOCH, [(1, 0.69, 88.3), (2, 0.51, 120.3)]), "EvaluationApart", 1),
+    "loss and accuracy from the second epoch": (_lines(KERAS, [(1, 5.7178, 0.6446), *((n, 5.7257, 0.6448) for n in range(2, 6))]), "NotLearning", 1),
+    "guessing in all epochs": (_lines(KERAS, [(n, x, 0.5) for n, x in enumerate((0.7078, 0.6959, 0.6947, 0.6857, 0.6896, 0.6957, 0.6945), 1)]), "NotLearning", 1),
+    "a loss that is never below its first": (_lines(UDACITY, [(100 * n, x, 9.7 + n / 10) for n, x in enumerate((24.6, 35.4, 38.7, 30.1, 35.9, 38.6, 31.4, 42.1, 26.8))]), "NotLearning", 0),
+    "both losses rise in the last epoch": (_lines(NNUNET, [(0, 0.36, 0.33, 0.5), (1, 0.12, 0.48, 0.6), (2, 0.59, 3.63, 0.1)]), "LossDivergence", 2),
+    "no overlap after a hundred epochs": (_lines(NNUNET, [(99, -0.341, -0.371, 0.0), (100, -0.366, -0.383, 0.0)]), "NotLearning", 99),
+    "no text found after all epochs": (_lines("[2021/02/28 15:05:1{0}] root INFO: epoch: [500/500], iter: 449{0}, lr: 0.001000, loss: 0.0114, dice_loss: 0.0034", [(1,), (3,)]) + "[2021/02/28 15:05:17] root INFO: best metric, hmean: 0\n", "NotLearning", 4493),
+    "a generator that is believed": (_lines(GAN, [(n, 60 + n, "0.00000000") for n in range(6)]), "DiscriminatorCollapse", 0),
+    "a distance without a bound": ("[8/20][100/782] d_loss: -561234567.2 g_loss: 2.1 gp: 0.1\n", "LossDivergence", 100),
+    "a value beyond the rewards": (_lines(RSL_RL, [(3097, 22878095257.6, 24775.79)]), "LossDivergence", 3097),
+    "the letters of two networks": (_lines("  0%|#     | {0}/1000000 [12:45:01<5106:48:53, 18.43s/it]G: nan | MSG: nan | D: nan | GP: 10.00", [(2400,), (2420,)]), "NonFinite", 2400),
     "the largest gradient": (_lines("Epoch 1/2, Steps:   0%|     | {0}/2808 [00:43<10:22:02, 13.31s/it, grad_absmax=-inf", [(3,), (4,), (5,)]), "NonFinite", 3),
 }  # fmt: skip
 
@@ -108,6 +130,15 @@ CALM = {
     ),
     "a validation that is a sum": _lines(EPOCH, [(n, 9 - n / 10, 800 + n) for n in range(1, 9)]),
     "all answers of a validation are right": _lines("Epoch {0}: train_loss: {1} val_loss: 0.01 val_accuracy: 1.0000", [(i, round(0.6 - i / 10, 2)) for i in range(1, 6)]),
+    "an accuracy that stays while the loss falls": _lines(KERAS, [(n, 0.7 - n / 100, 0.5) for n in range(1, 9)]),
+    "a loss that stays while the accuracy rises": _lines(UDACITY, [(100 * n, 2.30 + n % 2 / 100, 9.7 + n) for n in range(9)]),
+    "a task that is solved in one epoch": _lines(KERAS, [(1, 0.09, 0.97), *((n, 0.0051, 1.0) for n in range(2, 7))]),
+    "overlap that comes late": _lines(NNUNET, [(n, 0.3 - n / 20, 0.31 - n / 20, 0.0 if n < 8 else 0.4) for n in range(10)]),
+    "no overlap yet": _lines(NNUNET, [(n, 0.3 - n / 20, 0.31 - n / 20, 0.0) for n in range(8)]),
+    "a validation that jumps": _lines(NNUNET, [(0, 0.36, 0.33, 0.5), (1, 0.22, 0.48, 0.6), (2, 0.15, 1.93, 0.1)]),
+    "a generator without an adversary yet": _lines(GAN, [(n, "0.00000000", "0.00000000") for n in range(6)]),
+    "a generator whose loss is a hinge": _lines(GAN, [(n, 0.4 + n / 100, "0.00000000") for n in range(6)]),
+    "a value loss of large rewards": _lines(RSL_RL, [(3097, 132067531.25, 24775.79)]),
     "a rate that is printed as 0": _lines("Epoch  1, Step {0}; acc: {1}; ppl: {2}; xent: {3}; lr: 0.0000; 3142 / 3151 tok/s; 12 sec", [(50, 2.1, 1221.2, 7.11), (100, 4.1, 921.2, 6.83), (150, 6.1, 721.2, 6.58)]),
 }  # fmt: skip
 

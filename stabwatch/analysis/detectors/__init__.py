@@ -14,6 +14,7 @@ import numpy as np
 from stabwatch.alerts.incidents import Incident
 from stabwatch.alerts.rule import SEVERITIES
 from stabwatch.analysis.detectors import (
+    adversarial,
     cut_off,
     divergence,
     evaluation,
@@ -50,6 +51,7 @@ DETECTORS: tuple[Detector, ...] = (
     learning_rate.find,
     pace.find,
     policy.find,
+    adversarial.find,
     policy_divergence.find,
     scores.find,
     messages.find,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.endings import to_the_end
+from stabwatch.analysis.detectors.never_learns import ACCURACY
 from stabwatch.analysis.detectors.segments import RunSegment, picked
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 from stabwatch.analysis.readers.names import is_eval, is_perplexity, plain
 
-_ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc|accuracy)$")
 FEWEST, FEWER = 3, 2
 """Fewest validations, and fewest that are all `FAR` above."""
 FAR = 100.0
@@ -23,6 +21,10 @@ SAME = 5
 """Fewest validations whose accuracy is one number while the training loss falls."""
 RISES = 1.25
 """Ratio of the later half of them to the first: the sum of a validation may stay."""
+MOST = 8
+"""Most validations of an excerpt that ends while both losses rise; in a longer one, a rise has a detector."""
+BOTH_RISE = (1.5, 3.0, 3.0)
+"""Ratios of the last training loss to all before and to the one before, and of the last validation to all before."""
 LEARNED = 0.9
 """Share of the first training loss that the last one is below: something is learned."""
 
@@ -38,6 +40,8 @@ def find(segment: RunSegment) -> list[Incident]:
     beside = _beside(loss, told)
     if len(beside) < FEWER or len(beside) < len(told) or beside.min() <= 0:
         return []
+    if len(beside) <= MOST and loss.role == "loss" and (rises := _both_rise(loss, told)):
+        return rises
     falls = beside[-1] < LEARNED * beside[0]
     late = float(np.median(told.values[len(told) // 2 :]))
     ratio = told.values / beside
@@ -61,10 +65,27 @@ def find(segment: RunSegment) -> list[Incident]:
     return [to_the_end(told, 0, text, condition="EvaluationApart", signal=told.name, confidence="possible")]
 
 
+def _both_rise(loss: Column, told: Column) -> list[Incident]:
+    """The last training loss and the last validation loss are far above all before: a rise in both is no noise."""
+    ours, theirs = loss.values, told.values
+    if len(ours) != len(theirs) or len(ours) < FEWEST or ours.min() <= 0 or theirs.min() <= 0:
+        return []
+    over, step, other = BOTH_RISE
+    if ours[-1] < over * ours[:-1].max() or ours[-1] < step * ours[-2] or theirs[-1] < other * theirs[:-1].max():
+        return []
+    text = (
+        f"At step {loss.steps[-1]}, the last of the log, both losses are far above all before: training goes from "
+        f"{ours[-2]:.4g} to {ours[-1]:.4g}, validation ('{told.name}') from {theirs[-2]:.4g} to {theirs[-1]:.4g}."
+    )
+    at, ratio = len(ours) - 1, float(ours[-1] / ours[-2])
+    text += how_sure(len(ours), "possible")
+    return [to_the_end(loss, at, text, condition="LossDivergence", ratio=ratio, confidence="possible")]
+
+
 def _one_answer(segment: RunSegment, loss: Column) -> list[Incident]:
     """The accuracy of all validations is one number, as if each sample got one answer, while the loss falls."""
     for column in segment.columns:
-        if not (is_eval(column.name) and _ACCURACY.search(plain(column.name)) and len(column) >= SAME):
+        if not (is_eval(column.name) and ACCURACY.search(plain(column.name)) and len(column) >= SAME):
             continue
         level = float(column.values[0])
         if np.ptp(column.values) or not 0 < level % 100 != 1:

@@ -10,14 +10,15 @@ from dataclasses import replace
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors import never_learns
 from stabwatch.analysis.detectors.endings import to_the_end
+from stabwatch.analysis.detectors.never_learns import ACCURACY, CLASSES
 from stabwatch.analysis.detectors.robust import Array, level
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column, Role
 from stabwatch.analysis.readers.names import is_perplexity, plain
 
-_ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc|accuracy)$")
 _SHARE = re.compile(r"m?error$")
 """A share of wrong answers takes few values."""
 ENOUGH = 20
@@ -28,8 +29,6 @@ SETTLED = 5
 """Records in which a loss may fall from its initial value to the loss of guessing."""
 FLAT = 0.01
 """Largest change of a flat loss from the first fifth to the last fifth, relative to its level."""
-CLASSES = (2, 3, 4, 5, 10, 100, 256, 1000, 32_000, 32_768, 50_257, 65_536, 128_256)
-"""Numbers of classes, byte values and tokens; the logarithm of such a number is the loss of guessing."""
 GUESS = 0.003
 """Largest relative distance from such a logarithm."""
 EXACTLY = 2e-4
@@ -105,7 +104,10 @@ def _reason_of_few(segment: RunSegment, loss: Column) -> str:
     guessed = _guesses(segment, loss)
     if guessed:
         return guessed
-    right = _same(segment, loss, lambda name: _ACCURACY.search(plain(name)) is not None)
+    told = never_learns.reason(segment, loss)
+    if told:
+        return told
+    right = _same(segment, loss, lambda name: ACCURACY.search(plain(name)) is not None)
     if (
         right is None
         or not 0 < right.values[0] % 100 != 1

@@ -1,4 +1,4 @@
-"""Reinforcement and adversarial learning, whose losses need not fall: a lost reward, a discriminator that won."""
+"""Reinforcement learning, whose losses need not fall: a lost reward, a policy without a gradient."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 
-_DISCRIMINATOR = re.compile(
-    r"(?:^|[/_ ])(?:d|disc|discriminator|errd|loss_d)(?:_loss)?$|(?:^|[/_ ])loss[/_](?:d|disc\w*)$"
-)
 FEWEST = 20
 """Fewest records: a reward fluctuates."""
 LOST = 0.8
@@ -40,10 +37,6 @@ EMPTY = 0.1
 """Share of the best reward, if none is below zero, that is left where an excerpt has lost all."""
 LATE = 0.1
 """Share of the records at the end that must be low."""
-NOTHING = 0.01
-"""Share of its first level below which the loss of a discriminator is nothing."""
-LONG = 0.25
-"""Share of the records at the end for which it is nothing."""
 _VALUE = re.compile(
     r"(?:^|[/_ ])(?:value|vf|critic)(?:_function)?_loss|(?:^|[/_ ])loss(?:es)?/(?:value|critic)"
     r"|loss_of_(?:the_)?(?:current_)?value_function"
@@ -58,17 +51,14 @@ ALIKE = 3
 """Fewest records whose reward is one number for all answers."""
 SAME = 1e-6
 """Its largest change."""
-_MADE = re.compile(r"(?:^|[/_ ])(?:adv|adversarial|g|gen|generator|errg)(?:_\w+)?_loss$|(?:^|[/_ ])(?:errg|loss_g\w*)$")
-"""The loss of a generator."""
-_ACCURACY = re.compile(r"(?:^|[/_ ])(?:acc|accuracy)$")
-GONE = 100.0
-"""Ratio of the loss of a generator to all before it, of which there was one of a half at least."""
-STAYS = 0.1
-"""Share of that which all later records exceed."""
-WON = 1e-3
-"""Loss of a discriminator that is right every time, where the loss of the generator is above `GONE`."""
+SEVERAL = 4
+"""Records from which a value loss is compared with those before."""
 EXPLODES = 1e4
 """Ratio of a value loss to all before it, to the square of the largest reward before it, and to 1."""
+
+
+BEYOND, HUGE = 10.0, 1e8
+"""Least ratio of each value loss of an excerpt to the square of the largest reward, and its least size."""
 
 
 def find(segment: RunSegment) -> list[Incident]:
@@ -77,12 +67,11 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     return [
         *_value_loss(segment), *_reward(segment), *(_no_gradient(segment) or _no_spread(segment)),
-        *_deterministic(segment), *_generator(segment),
-        *(_discriminator(segment) or _won(segment)),
+        *_deterministic(segment),
     ]  # fmt: skip
 
 
-def _finite(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
+def finite_of(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
     """The longest column with such a name, its finite points."""
     found = [c for c in segment.columns if pattern.search(spelled(c.name)) and c.role != "eval_loss"]
     column = max(found, key=len, default=None)
@@ -94,9 +83,13 @@ def _finite(segment: RunSegment, pattern: re.Pattern[str]) -> Column | None:
 
 def _value_loss(segment: RunSegment) -> list[Incident]:
     """A value loss beyond what any reward explains: a value is a sum of rewards, and its loss is of their square."""
-    loss, reward = _finite(segment, _VALUE), _finite(segment, REWARD)
-    if loss is None or len(loss) < 2:
+    loss, reward = finite_of(segment, _VALUE), finite_of(segment, REWARD)
+    if loss is None or not len(loss):
         return []
+    if len(loss) < SEVERAL:
+        beyond_all = _beyond_all(loss, reward)
+        if beyond_all or len(loss) < 2:
+            return beyond_all
     base = np.maximum.accumulate(np.maximum(np.abs(loss.values), 1.0))[:-1]
     if reward is not None and len(reward):
         known = np.searchsorted(reward.steps, loss.steps[1:], side="left")
@@ -129,9 +122,25 @@ def _value_loss(segment: RunSegment) -> list[Incident]:
     ]
 
 
+def _beyond_all(loss: Column, reward: Column | None) -> list[Incident]:
+    """In an excerpt, each value loss is beyond what the rewards beside it explain."""
+    if reward is None or not len(reward) or not reward.values.any():
+        return []
+    largest = float(np.abs(reward.values).max())
+    if loss.values.min() < max(HUGE, BEYOND * largest**2):
+        return []
+    text = (
+        f"The value loss ('{loss.name}') is {loss.values[-1]:.4g} in the last of {number_of(len(loss))}, "
+        f"{loss.values[-1] / largest**2:.0f} times the square of the largest reward ({largest:.4g}): no reward "
+        "explains it."
+    )
+    found = to_the_end(loss, 0, text, condition="LossDivergence", signal=loss.name)
+    return [replace(found, confidence="possible")]
+
+
 def _reward(segment: RunSegment) -> list[Incident]:
     """The reward rose, then fell to where it had been, and stayed there."""
-    reward = _finite(segment, REWARD)
+    reward = finite_of(segment, REWARD)
     if reward is None or len(reward) < FEWEST:
         return _falls(reward)
     values, width = reward.values, max(5, len(reward) // 20) | 1
@@ -160,7 +169,7 @@ def _reward(segment: RunSegment) -> list[Incident]:
         f"what was learned is lost."
     )
     evidence = f"It had risen from {least:.4g}. The losses of such a training do not show it."
-    return [_to_the_end(reward, start, text, evidence, condition="RewardCollapse")]
+    return [with_evidence(reward, start, text, evidence, condition="RewardCollapse")]
 
 
 def _rises_and_falls(values: Array) -> bool:
@@ -186,12 +195,12 @@ def _falls(reward: Column | None) -> list[Incident]:
         f"{reward.values[-1]:.4g}, and never rises by more than a tenth of that." + how_sure(len(reward), "possible")
     )
     evidence = f"{number_of(len(reward))}, {number_of(int((changes < 0).sum()), 'fall')} from one to the next."
-    return [replace(_to_the_end(reward, 0, text, evidence, condition="RewardCollapse"), confidence="possible")]
+    return [replace(with_evidence(reward, 0, text, evidence, condition="RewardCollapse"), confidence="possible")]
 
 
 def _no_gradient(segment: RunSegment) -> list[Incident]:
     """The gradient norm is 0 in every record, though rewards of one prompt differ: the update has no direction."""
-    norm, rate, spread = segment.of("grad_norm"), segment.of("learning_rate"), _finite(segment, _SPREAD)
+    norm, rate, spread = segment.of("grad_norm"), segment.of("learning_rate"), finite_of(segment, _SPREAD)
     if norm is None or len(norm) < 2 or norm.values.any() or (rate is not None and not rate.values.any()):
         return []
     if spread is None or len(spread) < 2 or spread.values.min() <= 0:
@@ -201,12 +210,12 @@ def _no_gradient(segment: RunSegment) -> list[Incident]:
         f"least {spread.values.min():.3g}): nothing is learned. Are all answers cut or masked, or is the loss detached?"
     )
     evidence = "With rewards that differ, advantages are not 0, and so neither is the gradient of the policy."
-    return [_to_the_end(norm, 0, text, evidence, condition="NotLearning")]
+    return [with_evidence(norm, 0, text, evidence, condition="NotLearning")]
 
 
 def _no_spread(segment: RunSegment) -> list[Incident]:
     """All answers get one reward in every record, below 1: advantages are 0, and nothing is learned."""
-    reward, spread, norm = _finite(segment, REWARD), _finite(segment, _SPREAD), segment.of("grad_norm")
+    reward, spread, norm = finite_of(segment, REWARD), finite_of(segment, _SPREAD), segment.of("grad_norm")
     spread = _extremes_apart(segment) if spread is None else spread
     if reward is None or spread is None or len(reward) < ALIKE or len(spread) < len(reward) or spread.values.any():
         return []
@@ -233,7 +242,7 @@ def _extremes_apart(segment: RunSegment) -> Column | None:
 
 def _deterministic(segment: RunSegment) -> list[Incident]:
     """The entropy is 0 and the reward is one number in every record: the policy does one thing, and tries no other."""
-    reward, entropy = _finite(segment, REWARD), _finite(segment, _ENTROPY)
+    reward, entropy = finite_of(segment, REWARD), finite_of(segment, _ENTROPY)
     if (
         reward is None
         or entropy is None
@@ -254,71 +263,8 @@ def _deterministic(segment: RunSegment) -> list[Incident]:
 def _nothing_learned(reward: Column, why: str) -> Incident:
     evidence = f"'{reward.name}' is {reward.values[0]:.4g} from step {reward.steps[0]} to {reward.steps[-1]}."
     text = why + how_sure(len(reward), "possible")
-    return replace(_to_the_end(reward, 0, text, evidence, condition="NotLearning"), confidence="possible")
+    return replace(with_evidence(reward, 0, text, evidence, condition="NotLearning"), confidence="possible")
 
 
-def _generator(segment: RunSegment) -> list[Incident]:
-    """The loss of a generator is a hundred times what it ever was, up to the end."""
-    loss = _finite(segment, _MADE)
-    if loss is None or len(loss) < 2 or loss.values.min() < 0:
-        return []
-    before = np.maximum.accumulate(np.maximum(loss.values, 0.5))[:-1]
-    beyond = np.flatnonzero(loss.values[1:] >= GONE * before)
-    if not len(beyond) or loss.values[: beyond[0] + 1].max() < 0.5:
-        return []
-    start = int(beyond[0]) + 1
-    if loss.values[start:].min() < STAYS * loss.values[start]:
-        return []
-    text = (
-        f"The loss of the generator ('{loss.name}') jumps at step {loss.steps[start]}, from "
-        f"{loss.values[start - 1]:.4g} to {loss.values[start]:.4g}, and "
-        + ("the log ends there." if start == len(loss) - 1 else "stays there to the end.")
-        + how_sure(len(loss), "possible")
-    )
-    evidence = f"The largest before: {loss.values[:start].max():.4g}."
-    return [replace(_to_the_end(loss, start, text, evidence, condition="LossDivergence"), confidence="possible")]
-
-
-def _won(segment: RunSegment) -> list[Incident]:
-    """The discriminator is right every time in each of a few records, and the generator is far from it."""
-    loss, right, made = _finite(segment, _DISCRIMINATOR), _finite(segment, _ACCURACY), _finite(segment, _MADE)
-    if loss is None or right is None or made is None or not 0 < len(loss) < FEWEST or not len(right) or not len(made):
-        return []
-    always = right.values.min() >= (100.0 if right.values.max() > 1 else 1.0)
-    if not always or not 0 <= loss.values.min() <= loss.values.max() <= WON or made.values.min() < GONE:
-        return []
-    text = (
-        f"The discriminator ('{loss.name}') is right every time: its loss is {loss.values[-1]:.2g}, that of the "
-        f"generator {made.values[-1]:.4g}, which learns nothing from it." + how_sure(len(loss), "possible")
-    )
-    evidence = f"Accuracy of the discriminator: {right.values[-1]:g} in {number_of(len(right))}."
-    found = _to_the_end(loss, 0, text, evidence, condition="DiscriminatorCollapse")
-    return [replace(found, confidence="possible")]
-
-
-def _discriminator(segment: RunSegment) -> list[Incident]:
-    """The loss of the discriminator is nothing for the last quarter of the log."""
-    loss = _finite(segment, _DISCRIMINATOR)
-    if loss is None or len(loss) < FEWEST or loss.values.min() < 0:
-        return []
-    level = float(np.median(loss.values[: max(3, len(loss) // 5)]))
-    start = _last_above(loss.values, NOTHING * level) + 1
-    if level <= 0 or len(loss) - start < max(FEWEST // 2, LONG * len(loss)):
-        return []
-    text = (
-        f"The loss of the discriminator ('{loss.name}') is below a hundredth of its first level ({level:.4g}) "
-        f"from step {loss.steps[start]} to the end: it tells made samples from real ones without error, and "
-        f"the generator learns nothing from it."
-    )
-    evidence = f"{number_of(len(loss) - start)}, {np.median(loss.values[start:]):.4g} in the middle."
-    return [_to_the_end(loss, start, text, evidence, condition="DiscriminatorCollapse")]
-
-
-def _to_the_end(column: Column, start: int, text: str, evidence: str, *, condition: str) -> Incident:
+def with_evidence(column: Column, start: int, text: str, evidence: str, *, condition: str) -> Incident:
     return to_the_end(column, start, text, condition=condition, signal=column.name, evidence=(evidence,))
-
-
-def _last_above(values: Array, limit: float) -> int:
-    """Index of the last value above a limit; -1 if there is none."""
-    above = np.flatnonzero(values > limit)
-    return int(above[-1]) if len(above) else -1

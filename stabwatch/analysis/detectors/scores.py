@@ -16,6 +16,8 @@ from stabwatch.analysis.readers.log import Column
 from stabwatch.analysis.readers.names import plain
 
 _BEFORE = r"(?:^|[/_ -])"
+OVERLAP = re.compile(rf"{_BEFORE}(?:m?iou|dice)$")
+"""Scores of segmentation, which are 0 at first where a class is small."""
 _KINDS = (
     ("accuracy", re.compile(rf"{_BEFORE}acc(?:uracy)?$"), False),
     (
@@ -23,13 +25,16 @@ _KINDS = (
         re.compile(rf"{_BEFORE}(?:(?:macro|micro|weighted)[_-])?(?:f1?|(?:macro-)?f1?_?score|precision|recall)$"),
         False,
     ),
+    ("score", re.compile(rf"{_BEFORE}hmean$"), True),
     ("score", re.compile(rf"{_BEFORE}m?ap(?:[_@-]?(?:50|75|95|0_5|50[-_]95))?$"), True),
     ("score", re.compile(rf"{_BEFORE}(?:sacre)?bleu(?:[_-]?[1-4])?$"), True),
-    ("score", re.compile(rf"{_BEFORE}(?:m?iou|dice)$"), False),
+    ("score", OVERLAP, False),
 )
 """Kinds of scores, by the ends of their names, and whether only an evaluation has them."""
 FEWEST, EVALUATED, LATER = 5, 6, 4
 """Fewest records, in epochs from the first, in evaluations from the first, and later: the first scores are often 0."""
+SLOW, VERY_LATE = 20, 50
+"""Fewest epochs of such scores while the loss falls, and the epoch from which two of them are enough."""
 TWO = 2
 """Fewest epochs in which precision, recall and their mean are 0 together, while the loss does not fall."""
 STAYS = 0.9
@@ -51,6 +56,7 @@ def find(segment: RunSegment) -> list[Incident]:
     early = segment.fresh and segment.run.step_unit != "epoch"
     for word, pattern, evaluated in _KINDS:
         least = LATER if not segment.fresh else EVALUATED if early else FEWEST
+        least = SLOW if pattern is OVERLAP and _falls(segment) else least
         scores = [c for c in segment.columns if pattern.search(plain(c.name)) and len(c)]
         longest = max(scores, key=len, default=None)
         if longest is None:
@@ -91,11 +97,23 @@ def _shows_in_few(segment: RunSegment, scores: list[Column], evaluated: bool) ->
     epoch = segment.run.epoch if segment.run.step_unit != "epoch" else float(max(c.steps[-1] for c in scores))
     if evaluated:
         return epoch is not None and epoch >= LATE
+    if epoch is not None and epoch >= VERY_LATE and all(OVERLAP.search(plain(c.name)) for c in scores):
+        return min(map(len, scores)) >= TWO
     loss = segment.finite_loss
     times = min(map(len, scores))
     rises = loss is not None and len(loss) > 1 and float(loss.values[-1]) >= STAYS * float(loss.values[0])
     epochs = segment.run.step_unit == "epoch" or (segment.run.epoch or 0) >= TWO
     return epochs and times >= TWO and len(scores) > 2 and rises
+
+
+def _falls(segment: RunSegment) -> bool:
+    """Whether the loss falls, or there is none."""
+    loss = segment.finite_loss
+    return (
+        loss is None
+        or len(loss) < TWO
+        or float(loss.values[-1]) < min(STAYS * float(loss.values[0]), float(loss.values[0]))
+    )
 
 
 def _classifies(segment: RunSegment) -> bool:

@@ -144,7 +144,7 @@ _POLICY = re.compile(
     r"|advantages?|episode_length)(?:[^a-z]|$)"
 )
 """Quantities of reinforcement learning that are no losses."""
-_SCORE = re.compile(r"(?:^|[/_ ])(?:acc|accuracy|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?)$")
+_SCORE = re.compile(r"(?:^|[/_ ])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?)$")
 _HYPERPARAMETER = re.compile(r"coef|scale|weight|target|threshold|penalty|factor|discount|normali[sz]e|clip_?range")
 _PERPLEXITY = re.compile(r"(?:^|[/_ ])(?:ppl|perplexity)(?:[/_ ]|$)")
 _MEASURED = re.compile(r"kl(?:_|$)|clip_?frac|variance|entropy|(?:mean|std|values?|rate|norm|acc|accuracy)$")

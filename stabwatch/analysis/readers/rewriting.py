@@ -31,18 +31,21 @@ _COUNTED_VALUE = re.compile(
 )
 """`Total rewards in episode 73 is 3.8`."""
 _VALUE_AT = re.compile(
-    r"^((?:.{0,60}[:\]|>] )?\W{0,8})((?:[A-Za-z][\w-]* ){0,4}?(?:loss|cost|error|acc(?:uracy)?|reward|return|score|objective"
-    r"|perplexity|ppl|elbo|m[sa]e|rmse|energy)) (?:in|at|for|of|on|after|@) (?:the )?(episode|epoch|iteration|iter|step)"
-    r" *#?(\d+)(?: ?/ ?\d+| of \d+)?\)? *(?::|=|->| -) *(?=[-\d.ni])",
+    r"^((?:.{0,60}[:\]|>] )?\W{0,8})((?:[A-Za-z][\w-]* ){0,4}?(?:loss|cost|error|acc(?:uracy)?|reward|return|score"
+    r"|objective|perplexity|ppl|elbo|m[sa]e|rmse|energy)) (?:in|at|for|of|on|after|@) (?:the )?"
+    r"(episode|epoch|iteration|iter|step) *#?(\d+)(?: ?/ ?\d+| of \d+)?\)? *(?::|=|->| -) *(?=[-\d.ni])",
     re.IGNORECASE,
 )
 """The same with a colon: `Cost after iteration 100: 0.69`, `Average loss at step  2000 :  4.7`."""
 _TOLD_AT = re.compile(r" (?:in|at|for|of|on|after|@) (?:the )?(?:ep|it|st)", re.IGNORECASE)
-_PAIRS = re.compile(r"\s*((?:[A-Za-z][\w /-]{0,30}, ?[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)(?:, ?|\s*$)){2,12})", re.IGNORECASE)
+_PAIRS = re.compile(
+    r"\s*((?:[A-Za-z][\w /-]{0,30}, ?[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)(?:, ?|\s*$)){2,12})", re.IGNORECASE
+)
 _PAIR = re.compile(r"([A-Za-z][\w /-]*), ?([-+\w.]+)")
 """Names and values in cells of their own: `epoch,3,loss,0.5`."""
 _BY_CLASS = re.compile(
-    r"\b((?:[A-Za-z]\w* ){0,4}(?:dice|iou|accuracy|f1|precision|recall)) ?[:=]? ?\[((?:[\d.]+|nan|np\.float\d+\([\d.nan]+\)|[\s,]){1,4000})\]",
+    r"\b((?:[A-Za-z]\w* ){0,4}(?:dice|iou|accuracy|f1|precision|recall)) ?[:=]? ?"
+    r"\[((?:[\d.]+|nan|np\.float\d+\([\d.nan]+\)|[\s,]){1,4000})\]",
     re.IGNORECASE,
 )
 """A score of each class: `Pseudo dice [0.91, 0.87]`."""

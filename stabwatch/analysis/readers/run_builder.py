@@ -110,7 +110,10 @@ class RunBuilder:
         self._last = step
 
     def renumber(self, steps: Mapping[int, int]) -> bool:
-        """Give all records other steps, if each has one. Returns whether it did."""
+        """Give all records other steps, if each has one; what follows the last is the next. Returns whether it did."""
+        last = max(steps)
+        after = {step: steps[last] + 1 for series in self._series.values() for step in series.steps[-1:] if step > last}
+        steps = {**steps, **after} if not any(step > last for step in self._steps) else steps
         places = (self._steps, *(series.steps for series in self._series.values()))
         if not all(step in steps for place in places for step in place):
             return False

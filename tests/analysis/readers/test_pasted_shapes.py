@@ -12,6 +12,25 @@ from stabwatch.analysis.readers import read_log
 BAR = "[==============================]"
 
 SHAPES = {
+    "a value at a step": ("".join(f"Cost after iteration {i}: {x}\n" for i, x in ((0, 0.69), (100, 0.58), (200, "nan"))), "Cost", [0, 100, 200], [0.69, 0.58, math.nan]),
+    "an average at a step": ("".join(f"Average loss at step  {i} :  {x}\n" for i, x in ((2000, 4.7), (4000, 4.1))), "Average loss", [2000, 4000], [4.7, 4.1]),
+    "a loss of an epoch of several": ("".join(f"Training loss for epoch {i}/3: {x}\n" for i, x in ((1, 4.7), (2, 4.1))), "Training loss", [1, 2], [4.7, 4.1]),
+    "names and values in cells": ("".join(f"epoch,{i},loss,{x},acc,0.5\n" for i, x in ((1, 4.7), (2, "nan"))), "loss", [1, 2], [4.7, math.nan]),
+    "the table of MATLAB": (
+        "|======================================================================================|\n"
+        "|  Epoch  |  Iteration  |  Time Elapsed  |  Mini-batch  |  Mini-batch  |  Base Learning  |\n"
+        "|         |             |   (hh:mm:ss)   |   Accuracy   |     Loss     |      Rate       |\n"
+        "|======================================================================================|\n"
+        "|       1 |           1 |       00:00:00 |        7.81% |       2.7155 |          0.0100 |\n"
+        "|       2 |          50 |       00:00:07 |       73.44% |       0.8278 |          0.0100 |\n",
+        "Mini-batch Loss", [1, 50], [2.7155, 0.8278],
+    ),
+    "lists of the terms of a loss": (
+        "Step      Train loss              Test loss               Test metric\n"
+        "0         [1.0e+02, 2.5e+01]    [1.42e+02, 3.43e+04]    []  \n1000      [1.0e+00, 2.5e-01]    [7.0e+01, 5.0e+02]    []  \n",
+        "train loss", [0, 1000], [125.0, 1.25],
+    ),
+    "letters of two networks": ("".join(f"[{e}/5] [{i}/100] D: {x} G: 2.2\n" for e, i, x in ((0, 0, 1.2), (0, 50, 1.1), (1, 0, 1.3))), "D_loss", [0, 50, 100], [1.2, 1.1, 1.3]),
     # name: (lines, name of the loss, its steps, its values)
     "tinygrad: a value before its name": (
         "    1 93.44 s run, 11.8750 loss, 0.000000000001 LR, 642.43 GB used,  19644.30 GFLOPS\n"

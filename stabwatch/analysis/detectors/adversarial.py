@@ -1,0 +1,148 @@
+"""Adversarial training, whose losses need not fall: a discriminator that won, or that is of no use."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.endings import to_the_end
+from stabwatch.analysis.detectors.policy import finite_of, with_evidence
+from stabwatch.analysis.detectors.robust import Array
+from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import how_sure, number_of
+
+FEWEST = 20
+"""Fewest records of a discriminator that has won for a part of them."""
+_DISCRIMINATOR = re.compile(
+    r"(?:^|[/_ ])(?:d|disc|discriminator|errd|loss_d)(?:_loss)?$|(?:^|[/_ ])loss[/_](?:d|disc\w*)$"
+)
+NOTHING = 0.01
+"""Share of its first level below which the loss of a discriminator is nothing."""
+LONG = 0.25
+"""Share of the records at the end for which it is nothing."""
+_MADE = re.compile(r"(?:^|[/_ ])(?:adv|adversarial|g|gen|generator|errg)(?:_\w+)?_loss$|(?:^|[/_ ])(?:errg|loss_g\w*)$")
+"""The loss of a generator."""
+_ACCURACY = re.compile(r"(?:^|[/_ ])(?:acc|accuracy)$")
+GONE = 100.0
+"""Ratio of the loss of a generator to all before it, of which there was one of a half at least."""
+STAYS = 0.1
+"""Share of that which all later records exceed."""
+WON = 1e-3
+"""Loss of a discriminator that is right every time, where the loss of the generator is above `GONE`."""
+FOOLED = 2 * math.log(2)
+"""Loss of a discriminator that guesses, for a made and a real sample."""
+TAKEN = 5
+"""Fewest records in which it is worse than that, while the loss of the generator is 0."""
+UNBOUNDED = 1e6
+"""Size of the loss of a discriminator without a bound, as a Wasserstein distance, that no training recovers from."""
+
+
+def find(segment: RunSegment) -> list[Incident]:
+    """At most one incident of each kind."""
+    if segment.must_fall:
+        return []
+    lost = _discriminator(segment) or _won(segment) or _fooled(segment) or _unbounded(segment)
+    return [*_generator(segment), *lost]
+
+
+def _generator(segment: RunSegment) -> list[Incident]:
+    """The loss of a generator is a hundred times what it ever was, up to the end."""
+    loss = finite_of(segment, _MADE)
+    if loss is None or len(loss) < 2 or loss.values.min() < 0:
+        return []
+    before = np.maximum.accumulate(np.maximum(loss.values, 0.5))[:-1]
+    beyond = np.flatnonzero(loss.values[1:] >= GONE * before)
+    if not len(beyond) or loss.values[: beyond[0] + 1].max() < 0.5:
+        return []
+    start = int(beyond[0]) + 1
+    if loss.values[start:].min() < STAYS * loss.values[start]:
+        return []
+    text = (
+        f"The loss of the generator ('{loss.name}') jumps at step {loss.steps[start]}, from "
+        f"{loss.values[start - 1]:.4g} to {loss.values[start]:.4g}, and "
+        + ("the log ends there." if start == len(loss) - 1 else "stays there to the end.")
+        + how_sure(len(loss), "possible")
+    )
+    evidence = f"The largest before: {loss.values[:start].max():.4g}."
+    return [replace(with_evidence(loss, start, text, evidence, condition="LossDivergence"), confidence="possible")]
+
+
+def _won(segment: RunSegment) -> list[Incident]:
+    """The discriminator is right every time in each of a few records, and the generator is far from it."""
+    loss, right, made = finite_of(segment, _DISCRIMINATOR), finite_of(segment, _ACCURACY), finite_of(segment, _MADE)
+    if loss is None or right is None or made is None or not 0 < len(loss) < FEWEST or not len(right) or not len(made):
+        return []
+    always = right.values.min() >= (100.0 if right.values.max() > 1 else 1.0)
+    if not always or not 0 <= loss.values.min() <= loss.values.max() <= WON or made.values.min() < GONE:
+        return []
+    text = (
+        f"The discriminator ('{loss.name}') is right every time: its loss is {loss.values[-1]:.2g}, that of the "
+        f"generator {made.values[-1]:.4g}, which learns nothing from it." + how_sure(len(loss), "possible")
+    )
+    evidence = f"Accuracy of the discriminator: {right.values[-1]:g} in {number_of(len(right))}."
+    found = with_evidence(loss, 0, text, evidence, condition="DiscriminatorCollapse")
+    return [replace(found, confidence="possible")]
+
+
+def _discriminator(segment: RunSegment) -> list[Incident]:
+    """The loss of the discriminator is nothing for the last quarter of the log."""
+    loss = finite_of(segment, _DISCRIMINATOR)
+    if loss is None or len(loss) < FEWEST or loss.values.min() < 0:
+        return []
+    level = float(np.median(loss.values[: max(3, len(loss) // 5)]))
+    start = _last_above(loss.values, NOTHING * level) + 1
+    if level <= 0 or len(loss) - start < max(FEWEST // 2, LONG * len(loss)):
+        return []
+    text = (
+        f"The loss of the discriminator ('{loss.name}') is below a hundredth of its first level ({level:.4g}) "
+        f"from step {loss.steps[start]} to the end: it tells made samples from real ones without error, and "
+        f"the generator learns nothing from it."
+    )
+    evidence = f"{number_of(len(loss) - start)}, {np.median(loss.values[start:]):.4g} in the middle."
+    return [with_evidence(loss, start, text, evidence, condition="DiscriminatorCollapse")]
+
+
+def _fooled(segment: RunSegment) -> list[Incident]:
+    """The loss of the generator is exactly 0 while the discriminator is worse than guessing."""
+    loss, made = finite_of(segment, _DISCRIMINATOR), finite_of(segment, _MADE)
+    if loss is None or made is None or min(len(loss), len(made)) < TAKEN:
+        return []
+    if made.values.any() or loss.values.min() <= FOOLED:
+        return []
+    text = (
+        f"The loss of the generator ('{made.name}') is exactly 0 in each of {number_of(len(made))}, and that of the "
+        f"discriminator ('{loss.name}') at least {loss.values.min():.4g}, where guessing gives {FOOLED:.3g}: it "
+        f"takes all made samples for real ones, and the generator learns nothing from it."
+        + how_sure(len(loss), "possible")
+    )
+    found = to_the_end(loss, 0, text, condition="DiscriminatorCollapse", signal=loss.name)
+    return [replace(found, confidence="possible")]
+
+
+def _unbounded(segment: RunSegment) -> list[Incident]:
+    """The last loss of a discriminator is beyond all measure."""
+    loss = finite_of(segment, _DISCRIMINATOR)
+    if loss is None or not len(loss) or abs(float(loss.values[-1])) < UNBOUNDED:
+        return []
+    start = _last_below(np.abs(loss.values), UNBOUNDED) + 1
+    text = (
+        f"The loss of the discriminator ('{loss.name}') is {loss.values[-1]:.4g} at step {loss.steps[-1]}: its output "
+        f"has no bound, and grows." + how_sure(len(loss), "possible")
+    )
+    found = to_the_end(loss, start, text, condition="LossDivergence", signal=loss.name)
+    return [replace(found, confidence="possible")]
+
+
+def _last_below(values: Array, limit: float) -> int:
+    """Index of the last value below a limit; -1 if there is none."""
+    return _last_above(-values, -limit)
+
+
+def _last_above(values: Array, limit: float) -> int:
+    """Index of the last value above a limit; -1 if there is none."""
+    above = np.flatnonzero(values > limit)
+    return int(above[-1]) if len(above) else -1

@@ -1,0 +1,97 @@
+"""A loss that stays where it began, judged with the accuracy beside it: a few records are enough then."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from stabwatch.analysis.detectors.robust import Array
+from stabwatch.analysis.detectors.segments import RunSegment
+from stabwatch.analysis.detectors.wording import how_sure, number_of
+from stabwatch.analysis.readers.log import Column
+from stabwatch.analysis.readers.names import is_eval, is_perplexity, plain
+
+ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc|accuracy)$")
+CLASSES = (2, 3, 4, 5, 10, 100, 256, 1000, 32_000, 32_768, 50_257, 65_536, 128_256)
+"""Numbers of classes, byte values and tokens; the logarithm of such a number is the loss of guessing."""
+STUCK = 4
+"""Fewest epochs after the first in which loss and accuracy are the same numbers."""
+NEAR, LEAST = 0.01, 0.98
+"""Largest distance of the middle loss from that of guessing, and the least share of that in any record."""
+CHANCE = 0.01
+"""Largest distance of the middle accuracy from one in so many classes."""
+GUESSED = 6
+"""Fewest epochs of such a loss and such an accuracy."""
+ABOVE = 8
+"""Fewest records of a loss that is never below its first value."""
+GAINED = 0.02
+"""Largest gain of an accuracy that shows nothing learned."""
+LOW = 0.5
+"""Accuracy above which much was learned before the log begins."""
+
+
+def reason(segment: RunSegment, loss: Column) -> str:
+    """A sentence on why nothing is learned; empty if that does not show."""
+    if not segment.fresh or loss.role != "loss" or is_perplexity(loss.name):
+        return ""
+    return _stuck(segment, loss) or _at_chance(segment, loss) or _never_below(segment, loss)
+
+
+def _accuracies(segment: RunSegment, loss: Column) -> Iterator[tuple[Column, Array]]:
+    """Accuracies that are printed as often as the loss, and their values as shares."""
+    for column in segment.columns:
+        if ACCURACY.search(plain(column.name)) and len(column) >= len(loss) and np.isfinite(column.values).all():
+            yield column, column.values / 100 if column.values.max() > 1 else column.values
+
+
+def _stuck(segment: RunSegment, loss: Column) -> str:
+    """From the second epoch on, loss and accuracy are the same numbers."""
+    rest = loss.values[1:]
+    if segment.run.step_unit != "epoch" or len(rest) < STUCK or np.ptp(rest) != 0 or rest[0] == 0:
+        return ""
+    for column, share in _accuracies(segment, loss):
+        if np.ptp(share[1:]) == 0 and 0 < share[1] < 1:
+            return (
+                f"From step {loss.steps[1]} on, the {segment.loss_name} is {rest[0]:.6g} and the accuracy "
+                f"('{column.name}') {column.values[1]:g} in each of {number_of(len(rest))}: nothing is learned "
+                "any more."
+            )
+    return ""
+
+
+def _at_chance(segment: RunSegment, loss: Column) -> str:
+    """Loss and accuracy are those of guessing in all epochs."""
+    if segment.run.step_unit != "epoch" or len(loss) < GUESSED:
+        return ""
+    half = len(loss) // 2
+    for classes in CLASSES:
+        ratio = loss.values / math.log(classes)
+        falls = float(np.median(ratio[half:])) < (1 - NEAR) * float(ratio[:half].min())
+        if abs(float(np.median(ratio)) - 1) > NEAR or ratio.min() < LEAST or falls:
+            continue
+        for column, share in _accuracies(segment, loss):
+            if abs(float(np.median(share)) - 1 / classes) <= min(CHANCE, 0.2 / classes):
+                return (
+                    f"The {segment.loss_name} stays near ln {classes} and the accuracy ('{column.name}') at "
+                    f"{float(np.median(column.values)):g} in {number_of(len(loss), 'epoch')}: those of guessing among "
+                    f"{classes} classes. Nothing is learned so far." + how_sure(len(loss), "possible")
+                )
+    return ""
+
+
+def _never_below(segment: RunSegment, loss: Column) -> str:
+    """The loss is never below its first value, and the accuracy does not rise."""
+    if len(loss) < ABOVE or loss.values[1:].min() < loss.values[0]:
+        return ""
+    told = [(c, share) for c, share in _accuracies(segment, loss) if not is_eval(c.name)]
+    if not told or any(share[0] > LOW or float(share.max()) > share[0] + GAINED for _, share in told):
+        return ""
+    column = told[0][0]
+    return (
+        f"The {segment.loss_name} is never below its first value ({loss.values[0]:.4g}) in {number_of(len(loss))}, and "
+        f"the accuracy ('{column.name}') stays between {column.values.min():g} and {column.values.max():g}: nothing is "
+        f"learned." + how_sure(len(loss), "possible")
+    )
