@@ -55,6 +55,9 @@ class Config:
     sharpness: bool = False
     """Measure the largest eigenvalue of the Hessian of the loss over the largest with which the optimizer is stable.
     On deep steps the model is called once more, on 512 samples at most, and the loss is differentiated twice."""
+    jacobian: bool = False
+    """Measure the largest singular value of the derivative of the model's output by its input, where both have one
+    shape. On deep steps the model is called once more, on eight samples at most."""
     guard: str | None = None
     """Guards that may change training: names separated by commas.
 

@@ -19,6 +19,7 @@ from stabwatch.hooks.probes.adapters import LORA, Adapters
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.drift import TRACKED_BATCH, TrackedBatch
 from stabwatch.hooks.probes.increments import INCREMENTS, Increments
+from stabwatch.hooks.probes.jacobian import JACOBIAN, JacobianTap
 from stabwatch.hooks.probes.last_update import LAST_CHANGE
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.quantised import QUANTISERS, QuantisedWeights
@@ -56,7 +57,7 @@ class StepTaps:
 
     Guards come first: what is measured afterwards is the step that was really taken. taylor: measure the Taylor radius.
     derivative: what that and the guard of the same name call the model with, if the settings ask for either. sharpness:
-    the same for the Hessian, with more samples.
+    the same for the Hessian, with more samples. jacobian: the same for that of the output by the input.
     before: those whose place they take, when the model has changed.
     """
 
@@ -78,6 +79,7 @@ class StepTaps:
         derivative: DirectionalDerivative | None = None,
         taylor: bool = False,
         sharpness: DirectionalDerivative | None = None,
+        jacobian: DirectionalDerivative | None = None,
         before: StepTaps | None = None,
     ) -> None:
         self._context = context
@@ -88,6 +90,7 @@ class StepTaps:
         self._derivative = derivative
         self._taylor = TaylorTap(model, derivative, context) if derivative is not None and taylor else None
         self._sharpness = None if sharpness is None else SharpnessTap(model, sharpness, context)
+        self._jacobian = None if jacobian is None else JacobianTap(model, jacobian, context)
         self._guards: dict[int, Sequence[StepGuard]] = {} if before is None else before._guards
         self._interventions = new_accumulator("host_count", context.device)
         self._counted = torch.zeros((), device=context.device)
@@ -116,6 +119,8 @@ class StepTaps:
             self._taylor.register(buffer)
         if self._sharpness is not None:
             self._sharpness.register(buffer)
+        if self._jacobian is not None:
+            self._jacobian.register(buffer)
         if self._make_guards is not None:
             buffer.add((INTERVENTIONS.accumulator(),), source_of(self._interventions))
 
@@ -177,6 +182,8 @@ class StepTaps:
             isolate(RATIO, self._taylor.step_ends)
         if flags.deep and self._sharpness is not None:
             isolate(SHARPNESS, self._sharpness.step_ends)
+        if flags.deep and self._jacobian is not None:
+            isolate(JACOBIAN, self._jacobian.step_ends)
         if flags.deep:
             isolate(LORA, self._adapters.step_ends)
             isolate(INCREMENTS, self._increments.step_ends)
@@ -220,7 +227,7 @@ class StepTaps:
 
     def remove(self) -> None:
         """Remove the hooks of guards and of the derivative."""
-        for called in (self._derivative, None if self._sharpness is None else self._sharpness.derivative):
+        for called in (self._derivative, *(tap.derivative for tap in (self._sharpness, self._jacobian) if tap)):
             if called is not None:
                 called.remove()
         for guard in (g for guards in self._guards.values() for g in guards):

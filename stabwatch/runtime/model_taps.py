@@ -25,6 +25,7 @@ from stabwatch.hooks.patching import KeptReferences
 from stabwatch.hooks.probes.activation import ACTIVATION
 from stabwatch.hooks.probes.attention import BRACKET
 from stabwatch.hooks.probes.directional import DirectionalDerivative
+from stabwatch.hooks.probes.jacobian import SAMPLES as MAPPED
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.sharpness import SAMPLES
 from stabwatch.runlog import Accumulator, RecordLayout
@@ -48,6 +49,7 @@ class ModelTaps:
     assembler: Assembler
     _derivative: DirectionalDerivative | None
     _curvature: DirectionalDerivative | None
+    _map: DirectionalDerivative | None
     _references: KeptReferences
 
     def __init__(
@@ -79,17 +81,19 @@ class ModelTaps:
                 keep=stepped,
             )
             wanted = config.taylor or "taylor" in config.guards
-            self._derivative = self._curvature = None
+            self._derivative = self._curvature = self._map = None
             if before is not None:
-                self._derivative, self._curvature = before._derivative, before._curvature
+                self._derivative, self._curvature, self._map = before._derivative, before._curvature, before._map
             else:
                 if wanted:
                     self._derivative = DirectionalDerivative(model, isolation=context.isolation)
                 if config.sharpness:
                     self._curvature = DirectionalDerivative(model, SAMPLES, context.isolation)
+                if config.jacobian:
+                    self._map = DirectionalDerivative(model, MAPPED, context.isolation)
             self.steps = StepTaps(
                 model, self.modules, self.parameters, context, guards, derivative=self._derivative,
-                taylor=config.taylor, sharpness=self._curvature,
+                taylor=config.taylor, sharpness=self._curvature, jacobian=self._map,
                 before=None if before is None else before.steps,
             )  # fmt: skip
             undo.callback(self.steps.remove)

@@ -11,6 +11,7 @@ from stabwatch.signals import (
     geometry,
     gradients,
     increments,
+    jacobian,
     logits,
     loops,
     loss,
@@ -32,7 +33,7 @@ from stabwatch.signals.declaration import Catalogue
 CATALOGUE = Catalogue()
 
 for family in (
-    loss, gradients, setup, weights, optimizer, taylor, sharpness, spectra, increments, adapters, quantised,
+    loss, gradients, setup, weights, optimizer, taylor, sharpness, jacobian, spectra, increments, adapters, quantised,
     activations, activation_gradients, loops, geometry, mean_mode, precision, attention, experts, logits, policy,
     ranks, run,
 ):  # fmt: skip

@@ -112,6 +112,7 @@ LEVELS = _reduction("levels", count="sum", near="sum")
 FLIPS = _reduction("flips", count="sum", flipped="sum", oscillating="sum")
 INCREMENT = _reduction("increment", count="sum", rank="sum", change_sumsq="sum", product_sumsq="sum", least="min")
 SHARPNESS = _reduction("sharpness", count="sum", trace="sum", ratio="max", value="max", residual="max")
+JACOBIAN = _reduction("jacobian", count="sum", sumsq="sum", value="sum", value_max="max", residual="max")
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
 EXPONENTS = _reduction("exponents", count="sum", sum="sum", sumsq="sum", subnormal="sum")
 DRIFT = _reduction("drift", count="sum", drift="sum", coherence="sum")
@@ -166,7 +167,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
-        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS, REGIME,
+        SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS, REGIME, JACOBIAN,
     )
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a
 weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
 coarse for their updates, a loss of shapes that broadcast, and targets out of range.
 python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a codebook, a low-rank adapter,
-its sharpness, and the numbers of a policy that are logged.
+its sharpness and its Jacobian, and the numbers of a policy that are logged.
 """
 
 from __future__ import annotations
@@ -93,16 +93,16 @@ class Adapted(nn.Linear):
     """A frozen layer and its low-rank adapter."""
 
     def __init__(self) -> None:
-        super().__init__(16, 1)
+        super().__init__(16, 16)
         self.requires_grad_(False)
-        self.lora_A, self.lora_B, self.scaling = nn.Parameter(torch.randn(2, 16)), nn.Parameter(torch.ones(1, 2)), 0.1
+        self.lora_A, self.lora_B, self.scaling = nn.Parameter(torch.randn(2, 16)), nn.Parameter(torch.ones(16, 2)), 0.1
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)
 
 
 class Looped(nn.Module):
-    """A codebook, one core that is called four times, and a head that says the next number of a sequence."""
+    """A codebook, one core that is called four times, and a head that says how a sequence goes on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,12 +121,12 @@ def of_a_policy(folder: str) -> None:
     """See the module's docstring."""
     model = Looped()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    settings = {"agent": False, "verbose": False, "every_step": True, "sharpness": True}
+    settings = {"agent": False, "verbose": False, "every_step": True, "sharpness": True, "jacobian": True}
     watch = stabwatch.attach(model, optimizer, run_dir=folder, **settings)
     for step in itertools.count():
         optimizer.param_groups[0]["lr"] = 1e-2 if step >= 32 else 1e-4
         sequence = torch.randn(32, 17).cumsum(1)
-        loss = F.mse_loss(model(sequence[:, :16]), sequence[:, 16:])
+        loss = F.mse_loss(model(sequence[:, :16]), sequence[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

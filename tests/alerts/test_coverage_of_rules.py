@@ -50,6 +50,9 @@ NO_RULE = {
     "it shows in healthy networks too (docs/validation.md); TokenCollapse is what it leads to": (
         "mean_mode_energy_ratio", "mean_mode_to_centred_ratio", "writer_amplification",
     ),
+    "whether a model is rolled out on its own output is not known": (
+        "jacobian_singular_value", "jacobian_singular_value_max", "jacobian_norm", "jacobian_residual_ratio",
+    ),
     "what a number format would lose, whether it is used or not": (
         *(f"{kind}_{name}_lost_ratio" for kind in ("activation", "gradient", "weight")
           for name in ("fp8_e4m3", "fp8_e5m2", "mxfp4", "nvfp4")),

@@ -83,10 +83,18 @@ class DirectionalDerivative:
         finally:
             OwnCall.now = False
 
-    def output(self, parameters: Mapping[str, Tensor]) -> Any:
-        """What the model returns for the slice, with these parameters in the place of its own."""
+    @property
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments and keywords of the slice."""
         assert self._call is not None
-        args, kwargs = self._call
+        return self._call
+
+    def output(self, parameters: Mapping[str, Tensor], call: tuple[Any, Any] | None = None) -> Any:
+        """What the model returns for the slice, with these parameters in the place of its own.
+
+        call: other arguments and keywords in the place of the slice's.
+        """
+        args, kwargs = call or self.call
         buffers = {name: b.detach().clone() for name, b in self._model.named_buffers()}
         with restore_side_effects(self._model), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
             return functional_call(self._model, {**buffers, **parameters}, args, kwargs, tie_weights=True)
