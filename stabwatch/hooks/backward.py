@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from stabwatch.hooks.base.entry import shielded, unseen_by_modes
 from stabwatch.hooks.forward import CURSOR
 from stabwatch.hooks.patching import MethodPatch, Patch
 from stabwatch.hooks.probes.directional import OwnCall
-from stabwatch.hooks.probes.trained_loss import RunningBackward, remember_scaling, scale_of
+from stabwatch.hooks.probes.trained_loss import RunningBackward, remember_scaling, scale_of, scalers_used
 from stabwatch.kernels.where import tracing
 
 _backward = torch.autograd.backward
@@ -48,8 +47,9 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
     for context in heard:
         with shielded(context.isolation, "loss"), unseen_by_modes():
             context.events.backward_begins(roots, gradients)
-    with shielded(heard[0].isolation, "loss") if heard else nullcontext():
-        RunningBackward.scale = scale_of(roots)
+    if heard and scalers_used():
+        with shielded(heard[0].isolation, "loss"):
+            RunningBackward.scale = scale_of(roots)
     try:
         _backward(tensors, grad_tensors, *args, **kwargs)
     finally:

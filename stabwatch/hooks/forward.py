@@ -52,7 +52,10 @@ CURSOR = Cursor()
 def listening() -> Isolation | None:
     """Where errors and time of what is noted of a call are counted; None while the model's calls are not measured."""
     root = CURSOR.root
-    return root.context.isolation if root is not None and root.flags.recording else None
+    if root is None:
+        return None
+    flags = root.flags
+    return root.context.isolation if flags.in_forward and flags.open else None  # `recording`, without a call of it
 
 
 def caller(outside: TapContext | None = None) -> Site | None:

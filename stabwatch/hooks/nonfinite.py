@@ -241,8 +241,8 @@ class NonFiniteTrace:
 
 def _squares(gradient: Tensor) -> float:
     """Not finite if one of its numbers is not, or if their squares are too large to be added up."""
-    wide = gradient.detach()
-    numbers = (wide if wide.element_size() > 2 else wide.float()).numpy()
+    own = gradient.detach() if gradient.requires_grad else gradient
+    numbers = (own if own.element_size() > 2 else own.float()).numpy()
     return float(np.vdot(numbers, numbers).real)
 
 

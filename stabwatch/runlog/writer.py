@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import atexit
 import logging
-import queue
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,7 @@ Resolve = Callable[[], tuple[RecordLayout, NDArray[np.float32]]]
 """Returns the layout and the values of a record. It may wait for a device copy, so it runs in the writer's thread."""
 
 
-@dataclass(frozen=True)
-class _Record:
+class _Record(NamedTuple):
     step: int
     time: float
     resolve: Resolve
@@ -50,7 +49,8 @@ class Writer:
 
     def __init__(self, folder: RunFolder, *, capacity: int = 4096, idle: Callable[[], None] | None = None) -> None:
         self._folder = folder
-        self._queue: queue.Queue[_Record | Event | None] = queue.Queue(maxsize=capacity)
+        self._queue: deque[_Record | Event | None] = deque()
+        self._capacity = capacity
         self._idle = idle
         self._pending: list[Event] = []
         self._lock = threading.Lock()
@@ -88,15 +88,13 @@ class Writer:
         self._put(event)
 
     def _put(self, item: _Record | Event) -> None:
-        if threading.current_thread() is self._thread and isinstance(item, Event):
+        if isinstance(item, Event) and threading.current_thread() is self._thread:
             self._pending.append(item)  # it is written after the record in work, also while the queue is emptied
             return
-        try:
-            if self._closed:
-                raise queue.Full
-            self._queue.put_nowait(item)
-        except queue.Full:
+        if self._closed or len(self._queue) >= self._capacity:
             self._drop()
+        else:
+            self._queue.append(item)
         if self._asleep:
             self._wake.set()
 
@@ -117,14 +115,9 @@ class Writer:
         if not self._thread.is_alive():
             return
         self._end = end
-        waited = time.monotonic() + timeout
-        try:
-            self._wake.set()
-            self._queue.put(None, timeout=timeout)
-            self._wake.set()
-            self._thread.join(max(0.0, waited - time.monotonic()))
-        except queue.Full:
-            pass
+        self._queue.append(None)
+        self._wake.set()
+        self._thread.join(timeout)
         if self._thread.is_alive():
             _log.warning(
                 "stabwatch: %s is slow: %d records and events are not written after %.0f s.",
@@ -133,8 +126,7 @@ class Writer:
             self._end_at_exit()
 
     def _unwritten(self) -> int:
-        with self._queue.mutex:
-            return self._busy + sum(item is not None for item in self._queue.queue)
+        return self._busy + sum(item is not None for item in self._queue.copy())
 
     def _end_at_exit(self) -> None:
         """The thread goes on; if it is not done when the process exits, the end is told all the same."""
@@ -184,8 +176,8 @@ class Writer:
         self._worked, end = False, time.monotonic() + 1.0
         while time.monotonic() < end:
             try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
+                item = self._queue.popleft()
+            except IndexError:
                 return True
             if item is None:
                 return False
@@ -200,7 +192,7 @@ class Writer:
             self._wake.wait(PAUSE)
         else:
             self._asleep = True
-            if self._queue.empty():
+            if not self._queue:
                 self._wake.wait(max(0.0, most))
             self._asleep = False
         self._wake.clear()

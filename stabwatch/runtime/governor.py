@@ -7,8 +7,11 @@ little to be worth a gap, and what it costs is taken from the budget of the tier
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean, median
+from typing import NamedTuple, TypeAlias
 
 from stabwatch.hooks.base.flags import PHASES
 from stabwatch.signals.declaration import Tier
@@ -36,10 +39,10 @@ MEDIAN_ERROR = 1.86
 _ENOUGH = 5
 """Steps of a kind before their median says something."""
 _MEMORY = 32
+_Memory: TypeAlias = deque[float]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What one step measures."""
 
     always: bool
@@ -49,13 +52,18 @@ class Plan:
     @property
     def tiers(self) -> tuple[Tier, ...]:
         """The tiers that it measures."""
-        ran = {"always": self.always, "sampled": self.sampled, "deep": self.deep}
-        return tuple(tier for tier in SHARE if ran[tier])
+        return _TIERS[self]
 
     @property
     def kind(self) -> str:
         """Its most expensive tier: steps of one kind are compared with those of another."""
         return "sampled" if self.sampled else "deep" if self.deep else "always" if self.always else "bare"
+
+
+_TIERS: dict[Plan, tuple[Tier, ...]] = {
+    Plan(*ran): tuple(tier for tier, one in zip(SHARE, ran, strict=True) if one)
+    for ran in product((False, True), repeat=len(SHARE))
+}
 
 
 @dataclass(frozen=True)
@@ -97,17 +105,17 @@ class Governor:
         self._budget = budget
         self._every_step = every_step
         self._overlapped = overlapped
-        self._cost: dict[Tier, list[float]] = {tier: [] for tier in SHARE}
-        self._first: dict[Tier, list[float]] = {tier: [] for tier in SHARE}
+        self._cost: dict[Tier, _Memory] = {tier: _memory() for tier in SHARE}
+        self._first: dict[Tier, _Memory] = {tier: _memory() for tier in SHARE}
         """Host time of the first steps, which says little."""
-        self._bare: list[float] = []
-        self._basics: list[float] = []
+        self._bare = _memory()
+        self._basics = _memory()
         """Processor time of steps that measure no tier."""
-        self._beside: list[float] = []
+        self._beside = _memory()
         """Processor time of the thread that writes; most steps have none, as it writes several records at a time."""
-        self._waits: list[float] = []
+        self._waits = _memory()
         """Step time that is not processor time: what every step waits for, and what other jobs take now and then."""
-        self._rest: dict[str, list[float]] = {kind: [] for kind in (*SHARE, "bare")}
+        self._rest: dict[str, _Memory] = {kind: _memory() for kind in (*SHARE, "bare")}
         """Step time, less the host's cost where it is part of it, by the kind of step."""
         self._spent = 0.0
         self._elapsed = 0.0
@@ -181,25 +189,26 @@ class Governor:
         thread that writes the log: it and the training take turns in Python.
         """
         busy = min(busy, step_seconds)
-        rest = step_seconds if self._overlapped else max(busy - sum(cost.values()), 1e-9)
-        _remember(self._bare, rest)
-        _remember(self._waits, 0.0 if self._overlapped else step_seconds - busy)
-        if plan.kind == "bare":
-            _remember(self._basics, sum(cost.values()))
+        paid, kind = sum(cost.values()), plan.kind
+        rest = step_seconds if self._overlapped else max(busy - paid, 1e-9)
+        self._bare.append(rest)
+        self._waits.append(0.0 if self._overlapped else step_seconds - busy)
+        if kind == "bare":
+            self._basics.append(paid)
         beside = 0.0 if self._overlapped else beside
-        _remember(self._beside, beside)
+        self._beside.append(beside)
         warm, self._seen = self._seen < WARM_UP, self._seen + 1
         if not warm:
-            _remember(self._rest[plan.kind], rest)
+            self._rest[kind].append(rest)
         for tier in plan.tiers:
-            _remember((self._first if warm else self._cost)[tier], cost[tier])
+            (self._first if warm else self._cost)[tier].append(cost[tier])
             self._most[tier] = min(LONGEST[tier], self._most[tier] * (1 if warm else 2))
         self._since_deep = 0 if plan.deep else self._since_deep + 1
         if plan.deep:
             self._asked_deep = False
         self._spent = 0.99 * self._spent + self._paid(plan, cost) + beside
         self._elapsed = 0.99 * self._elapsed + (step_seconds if self._overlapped else busy + min(self._waits))
-        if self._seen <= CONTROLS_UNTIL or plan.kind in ("sampled", "deep") or self._seen % 16 == 0:
+        if self._seen <= CONTROLS_UNTIL or kind in ("sampled", "deep") or self._seen % 16 == 0:
             self._more = {tier: self._difference(tier) for tier in SHARE}
             self._stretch()
 
@@ -231,10 +240,10 @@ class Governor:
     def _control(self, tier: Tier) -> list[float]:
         """Steps to compare those of a tier with. Without an accelerator nothing is hidden in what runs always."""
         if tier == "always":
-            return self._rest["bare"] if self._overlapped else []
+            return [*self._rest["bare"]] if self._overlapped else []
         if self._overlapped and len(self._rest["always"]) >= _ENOUGH:
-            return self._rest["always"]
-        return self._rest["always"] + self._rest["bare"]
+            return [*self._rest["always"]]
+        return [*self._rest["always"], *self._rest["bare"]]
 
     def _stretch(self) -> None:
         step = median(self._bare) + min(self._waits)
@@ -256,7 +265,7 @@ class Governor:
         elif share < CHEAP:
             phases, self._rebalanced_at = max(phases // 2, PHASES), math.inf
         if phases != self._phases:
-            self._cost["deep"] = [c * self._phases / phases for c in self._cost["deep"][-1:]]
+            self._cost["deep"] = _memory(self._cost["deep"][-1] * self._phases / phases)
             self._rest["deep"].clear()
             self._phases = phases
 
@@ -276,6 +285,6 @@ def _is_bare(step: int) -> bool:
     return step % 4 == 3 if step < CONTROLS_UNTIL else step % 64 == 47
 
 
-def _remember(memory: list[float], value: float) -> None:
-    memory.append(value)
-    del memory[:-_MEMORY]
+def _memory(*values: float) -> _Memory:
+    """Of the last steps."""
+    return deque(values, maxlen=_MEMORY)

@@ -21,6 +21,9 @@ from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
 from stabwatch.signals.declaration import Tier
 
+LITTLE = 0.01
+"""Share of a step that may be called delay or not."""
+
 
 class _Spent(NamedTuple):
     """Processor time of one step: by tier, of the whole step in the training thread, and of the writer's thread."""
@@ -37,8 +40,17 @@ class Delay:
     """
 
     def __init__(self) -> None:
+        self._unread = 0.0
         self._thread, self._file, self._before = 0, -1, 0.0
         self._close: Callable[[], object] = lambda: None
+
+    def of_step(self, seconds: float, idle: float) -> float:
+        """Of a step that is over. idle: its time less the thread's processor time; where that is little, not read."""
+        if 0.0 <= idle < LITTLE * seconds:
+            self._unread += idle
+            return 0.0
+        unread, self._unread = self._unread, 0.0
+        return max(0.0, self.seconds() - unread)
 
     def seconds(self) -> float:
         """Of the calling thread, since its last call."""
@@ -104,7 +116,7 @@ class Pace:
         since the run began: it and the training take turns in Python. On the CPU the time in which other jobs kept the
         thread waiting is no part of the step: it would make the share of what is ours look small.
         """
-        seconds -= 0.0 if self._overlapped else self._delay.seconds()
+        seconds -= 0.0 if self._overlapped else self._delay.of_step(seconds, seconds - busy)
         before, self._beside = self._beside, beside
         spent = _Spent(cost, busy, beside - before)
         for known, (plan, of_step) in self._times.step_ends(seconds, (self.plan, spent)):

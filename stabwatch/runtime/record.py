@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.distributed.health import RankHealth
-from stabwatch.hooks.base.actions import sample_of
-from stabwatch.hooks.base.batch_projection import project
+from stabwatch.hooks.base.actions import batch_of, sample_of
+from stabwatch.hooks.base.batch_projection import BatchNumbers, numbers_of, project
 from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.run_accumulators import CLIPPED, LOSS, LOSS_FALLBACKS, TOKEN_LOSS, loss_source
@@ -37,21 +37,35 @@ _HOST_GAUGES = (
     "evaluation_mode_ratio", "clip_limit", "backward_passes", "forward_passes", "calls_without_gradient",
     "batch_repeated", "opponent_steps", "batch_shift_ratio",
 )  # fmt: skip
+_GAUGES = len(_HOST_GAUGES) - 1
+"""Those that are known when the step ends: the last one is computed from the batch when the record is written."""
 _HOST_COUNTS = (
     "skipped_steps_total", "probe_errors_total", "records_dropped_total", "optimizer_resets_total",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class HostPart:
+class HostPart(NamedTuple):
     """What the rank that writes the record adds to it, and what is not merged over ranks.
 
-    time: seconds since the epoch. host: fields of the host accumulators. logged: what the user logged, by name.
+    time: seconds since the epoch. numbers: of the host's gauges, NaN where not known, and increments of its counters.
+    batch: of the first forward. logged: what the user logged, by name.
     """
 
     time: float
-    host: NDArray[np.float64]
+    numbers: tuple[float, ...]
+    batch: BatchNumbers | None
     logged: Mapping[str, HostTransfer]
+
+    def fields(self, shifts: BatchShift, shield: Callable[..., None]) -> NDArray[np.float64]:
+        """Those of the host accumulators, (count, value) each.
+
+        shifts: has observed the batches of the steps before. shield: calls what must not cost the record.
+        """
+        shift: list[float] = []
+        if self.batch is not None:
+            shield("pace", lambda batch: shift.append(shifts.observe(project(batch))), self.batch)
+        values = np.array((*self.numbers[:_GAUGES], *(shift or [math.nan]), *self.numbers[_GAUGES:]))
+        return np.stack((~np.isnan(values), values), axis=1).reshape(-1)
 
 
 @dataclass
@@ -76,11 +90,10 @@ class HostNumbers:
     singles: int = 0
     largest: int = 0
     repeated: float = math.nan
-    shift: float = math.nan
-    _shifts: BatchShift = field(default_factory=BatchShift)
-    _batch: bytes = b""
+    batch: BatchNumbers | None = None
+    _sample: bytes = b""
     clip_limit: float = math.nan
-    _written: tuple[int, ...] = (0, 0, 0, 0)
+    _written: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def forward_begins(self, inputs: tuple[Any, ...], began: float) -> None:
         """A training forward starts, in a step that started at `began` on the clock of `time.perf_counter`."""
@@ -97,39 +110,35 @@ class HostNumbers:
             self.largest = max(self.largest, samples)
 
     def _compare(self, inputs: tuple[Any, ...]) -> None:
-        """Is the first batch of the step that of the step before, and like those before? Not known on a device."""
-        now = sample_of(inputs)
-        self.repeated = float(now == self._batch) if now and self._batch else math.nan
-        self._batch = now
-        self.shift = self._shifts.observe(project(inputs))
+        """Is the first batch of the step that of the step before? Not known on a device."""
+        batch = batch_of(inputs)
+        now, before = sample_of(batch), self._sample
+        self.repeated = float(now == before) if now and before else math.nan
+        self._sample, self.batch = now, numbers_of(batch)
 
     def next_step(self) -> None:
         """Reset what is counted within a step."""
         self.data_wait, self.samples, self.passes, self.forwards = math.nan, 0, 0, 0
         self.singles = self.largest = 0
-        self.evaluating = self.clip_limit = self.repeated = self.shift = math.nan
+        self.evaluating = self.clip_limit = self.repeated = math.nan
+        self.batch = None
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
         """What the host adds to the record of this step. logged: accumulators of what the user logged, by name."""
-        return HostPart(
-            time.time(), self.take(), {name: HostTransfer(aggregates) for name, aggregates in logged.items()}
-        )
+        sent = {name: HostTransfer(aggregates) for name, aggregates in logged.items()} if logged else {}
+        return HostPart(time.time(), self._numbers(), self.batch, sent)
 
-    def take(self) -> NDArray[np.float64]:
-        """Fields of the host accumulators, (count, value) each; of counters the increment since the last call."""
-        totals = (self.skipped, self.errors, self.dropped, self.resets)
-        increments = [new - old for new, old in zip(totals, self._written, strict=True)]
-        self._written = totals
-        pace = self.samples / self.step_seconds if self.samples else math.nan
-        acted = self.acted + (self.singles if self.largest >= BATCH else 0)
-        gauges = (
-            self.step_seconds, self.data_wait, pace, self.learning_rate, self.overhead, self.taps_missing,
-            self.evaluating, self.clip_limit, float(self.passes) if self.passes else math.nan,
-            float(self.forwards) if self.forwards else math.nan, float(acted), self.repeated,
-            self.opposed, self.shift,
+    def _numbers(self) -> tuple[float, ...]:
+        """See `HostPart`; of counters the increments since the last call."""
+        skipped, errors, dropped, resets = self._written
+        self._written = self.skipped, self.errors, self.dropped, self.resets
+        return (
+            self.step_seconds, self.data_wait, self.samples / self.step_seconds if self.samples else math.nan,
+            self.learning_rate, self.overhead, self.taps_missing, self.evaluating, self.clip_limit,
+            self.passes or math.nan, self.forwards or math.nan,
+            self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.opposed,
+            self.skipped - skipped, self.errors - errors, self.dropped - dropped, self.resets - resets,
         )  # fmt: skip
-        fields = [x for v in gauges for x in (float(not math.isnan(v)), v)]
-        return np.array(fields + [float(x) for v in increments for x in (1, v)])
 
 
 HOST_ACCUMULATORS = tuple(host_accumulator(name) for name in (*_HOST_GAUGES, *_HOST_COUNTS))

@@ -26,6 +26,7 @@ from stabwatch.guards.taylor import OVER_RANKS
 from stabwatch.hooks.presence import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
+from stabwatch.runtime.batch_shift import BatchShift
 from stabwatch.runtime.coverage import UNATTACHED
 from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.model_changes import TOO_OFTEN
@@ -110,6 +111,7 @@ class Session(TrainingEvents):
         self._pace = Pace(self.config, self.flags, self.context.device)
         self._attached = self._began
         self._sent = 0
+        self._shifts = BatchShift()
         self._problem: str | None = None
         for context in contexts_on(self._model):
             context.events.replaced()
@@ -242,7 +244,8 @@ class Session(TrainingEvents):
 
         def resolve() -> tuple[RecordLayout, NDArray[np.float32]]:
             logged = {name: transfer.wait() for name, transfer in part.logged.items()}
-            out = taps.assembler.assemble(row(), health, part.host, logged, places)
+            host = part.fields(self._shifts, self.isolation.shield)
+            out = taps.assembler.assemble(row(), health, host, logged, places)
             self._reports.recorded(taps)
             self._dispatcher.record(out[0], step, out[1])
             return out

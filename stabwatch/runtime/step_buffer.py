@@ -107,12 +107,13 @@ class StepBuffer:
 
     def flush(self) -> Tensor:
         """The flat vector of this step, float32 (fields,); every accumulator is empty afterwards."""
-        return self._flush(self._part(Extent.ALL))
+        flat = self._flush(self._part(Extent.ALL))
+        return flat if isinstance(flat, Tensor) else torch.from_numpy(flat)
 
     def send(self, extent: Extent) -> HostTransfer:
         """The flat vector of this step on its way to the host. extent: how much was measured."""
         if extent is Extent.ALL:
-            return HostTransfer(self.flush())
+            return HostTransfer(self._flush(self._part(extent)))
         if self._blank is None:
             self._blank = identity_of_all(self.accumulators)
         part = self._part(extent)
@@ -123,14 +124,14 @@ class StepBuffer:
             self._parts[extent] = _Part.of([piece for piece in self._pieces if piece.extent <= extent])
         return self._parts[extent]
 
-    def _flush(self, part: _Part) -> Tensor:
+    def _flush(self, part: _Part) -> Tensor | Floats:
         part.look()
         if part.host is not None:
             arrays, empty = part.host
             flat = np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
             for array, nothing in zip(arrays, empty, strict=True):
                 array[:] = nothing
-            return torch.from_numpy(flat)
+            return flat
         with torch.no_grad():
             out = torch.cat([self._here(x) for x in part.tensors])
             for device in {x.device for x in part.tensors}:

@@ -171,7 +171,7 @@ class TrainingEvents:
         self.isolation.run("pace", "always", self._host.forward_begins, inputs, self._began)
         self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
         if self.flags.open:
-            self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.step, inputs)
+            self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.context.step, inputs)
         if self.flags.sampled:
             self.isolation.run("batch", "sampled", self._note_input, inputs)
             self.isolation.run("alike", "sampled", note_inputs, self.context.run, inputs, named)
@@ -210,7 +210,7 @@ class TrainingEvents:
             self._end_step()
         elif not self._clock.numbered:
             self._end_unannounced()
-        self.isolation.run("nonfinite", "always", self._nonfinite.backward_begins, self.step, roots, gradients)
+        self.isolation.run("nonfinite", "always", self._nonfinite.backward_begins, self.context.step, roots, gradients)
         self.isolation.run("loss", "always", self._loss.begins)
         self.isolation.run("opponents", "always", self._opponents.backward_begins)
         self._work.pass_begins(roots if self._ranks.wanted and self._ranks.coupled else ())
@@ -259,7 +259,7 @@ class TrainingEvents:
     def clips(self, parameters: Sequence[Tensor]) -> None:
         """`clip_grad_norm_` is about to scale the gradients: those that are not finite would spoil all others."""
         if self._clock.inside is None and self._asked(self._taps.now.parameters.owns, parameters):
-            self.isolation.run("nonfinite", "always", self._nonfinite.gradients_complete, self.step)
+            self.isolation.run("nonfinite", "always", self._nonfinite.gradients_complete, self.context.step)
 
     def clipped(
         self, parameters: Sequence[Tensor], norm: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -358,18 +358,16 @@ class TrainingEvents:
         self._host.resets += self._asked(self._checks.lost_state, optimizer)
         self.isolation.run("checks", "always", self._checks.before_step, optimizer)
         closure = has_closure(args, kwargs)
-        self.isolation.run("nonfinite", "always", self._nonfinite.before_step, self.step, closure)
+        self.isolation.run("nonfinite", "always", self._nonfinite.before_step, self.context.step, closure)
         self._taps.now.steps.before(optimizer, closure)
-        self._dispatcher.before(optimizer, self.step)
+        self._dispatcher.before(optimizer, self.context.step)
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """It has stepped."""
-        if tracing() or not self._asked(self._taps.now.parameters.tracks, optimizer):
-            return
-        if not self._asked(self._clock.leaves, optimizer):
+        if tracing() or not self._asked(self._clock.leaves, optimizer):
             return
         self._taps.now.steps.after(optimizer, has_closure(args, kwargs), self._inner)
-        self.isolation.run("nonfinite", "always", self._nonfinite.stepped, self.step, self._inner or optimizer)
+        self.isolation.run("nonfinite", "always", self._nonfinite.stepped, self.context.step, self._inner or optimizer)
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
         self._dispatcher.after(optimizer)
         self._loss.stepped()
@@ -408,4 +406,4 @@ class TrainingEvents:
         if id(optimizer) not in self._seen_optimizers:
             self._seen_optimizers.add(id(optimizer))
             if self._writer is not None and isinstance(optimizer, torch.optim.Optimizer):
-                self._writer.event("optimizer", self.step, **optimizer_facts(optimizer))
+                self._writer.event("optimizer", self.context.step, **optimizer_facts(optimizer))

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from stabwatch.hooks.base.batch_projection import project
+from stabwatch.hooks.base.actions import batch_of
+from stabwatch.hooks.base.batch_projection import numbers_of, project
 from stabwatch.runtime.batch_shift import BatchShift
+
+
+def _project(*inputs):
+    batch = numbers_of(batch_of(inputs))
+    return None if batch is None else project(batch)
 
 
 def _numbers(g):
@@ -38,7 +44,7 @@ def _larger_pictures(g):
 
 def _shifts(*parts):
     shift, g = BatchShift(), torch.Generator().manual_seed(0)
-    return np.array([shift.observe(project((draw(g),))) for draw, steps in parts for _ in range(steps)])
+    return np.array([shift.observe(_project(draw(g))) for draw, steps in parts for _ in range(steps)])
 
 
 @pytest.mark.parametrize("draw", [_numbers, _tokens, _pictures])
@@ -68,10 +74,10 @@ def test_the_order_in_memory_changes_nothing():
     pictures = torch.randn(8, 3, 16, 16)
     for batch in (pictures.contiguous(memory_format=torch.channels_last), pictures.mT.contiguous().mT):
         assert not batch.is_contiguous()
-        np.testing.assert_array_equal(project([batch]), project([pictures]))
+        np.testing.assert_array_equal(_project(batch), _project(pictures))
 
 
 def test_what_is_no_batch_is_not_measured():
-    assert project(()) is None and project((torch.zeros(3),)) is None
+    assert _project() is None and _project(torch.zeros(3)) is None
     assert math.isnan(BatchShift().observe(None))
     assert math.isnan(BatchShift().observe(np.full(17, np.nan, np.float32)))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.tensors import is_plain
@@ -21,13 +22,18 @@ REMEMBERED = 256
 """Inputs without gradients that are remembered: a validation set comes again, observations do not."""
 
 
-def sample_of(inputs: Iterable[Any]) -> bytes:
-    """Some numbers of the first batch among some inputs; b'' where there is none in the host's memory."""
+def batch_of(inputs: Iterable[Any]) -> NDArray[Any] | None:
+    """The first batch among some inputs, as it is in the host's memory; None where there is none."""
     batch = next((x for x in inputs if isinstance(x, Tensor) and is_plain(x) and x.numel() >= FEWEST), None)
-    if batch is None or not on_host(batch) or batch.dtype not in TYPES:
+    return batch.detach().numpy() if batch is not None and batch.dtype in TYPES and on_host(batch) else None
+
+
+def sample_of(batch: NDArray[Any] | None) -> bytes:
+    """Some numbers of a batch; b'' without one."""
+    if batch is None:
         return b""
-    flat = batch.detach().numpy().reshape(-1)
-    return flat[:: flat.size // COMPARED | 1].tobytes()  # odd: not the same column of each row
+    flat = batch.reshape(-1) if batch.flags.c_contiguous else batch.flat  # no copy of the batch
+    return flat[:: batch.size // COMPARED | 1].tobytes()  # odd: not the same column of each row
 
 
 class Actions:
@@ -39,7 +45,7 @@ class Actions:
 
     def note(self, inputs: Iterable[Any]) -> None:
         """The model, or a part of it by itself, is called without gradients in training mode."""
-        sample = sample_of(inputs)
+        sample = sample_of(batch_of(inputs))
         key = hash(sample)
         if not sample or key not in self._seen:
             self._count += 1

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-
-from stabwatch.hooks.base.actions import FEWEST, TYPES
-from stabwatch.hooks.base.tensors import is_plain
-from stabwatch.kernels.where import on_host
 
 SIZE = 16
 READ = 1 << 12
 """Numbers of a batch that are read, evenly spread."""
 _TABLE = np.random.default_rng(16).choice(np.array([-1.0, 1.0], np.float32), (SIZE, 1 << 12))
+_ROWS = np.ascontiguousarray(_TABLE.T)
 
 
-def project(inputs: Iterable[Any]) -> NDArray[np.float32] | None:
-    """float32 (1 + SIZE,): log2 of the numbers of a sample, and means with random signs; None for no batch on the host.
+class BatchNumbers(NamedTuple):
+    """Some numbers of a batch, copied: the training may write into it. stride: every so many of them.
+
+    width: numbers of a sample.
+    """
+
+    some: NDArray[Any]
+    stride: int
+    width: int
+
+
+def numbers_of(batch: NDArray[Any] | None) -> BatchNumbers | None:
+    """What `project` needs of a batch; None without one."""
+    if batch is None or not batch.ndim:
+        return None
+    stride = batch.size // READ | 1  # odd: not the same column of each row
+    flat = batch.reshape(-1) if batch.flags.c_contiguous else batch.flat  # no copy of the batch
+    return BatchNumbers(flat[::stride].copy(), stride, max(1, batch.size // len(batch)))
+
+
+def project(batch: BatchNumbers) -> NDArray[np.float32]:
+    """float32 (1 + SIZE,): log2 of the numbers of a sample, and means with random signs.
 
     A number of a float counts with the sign of its column, a whole number (a token, a category) with that of its value.
     """
-    batch = next((x for x in inputs if isinstance(x, Tensor) and is_plain(x) and x.numel() >= FEWEST), None)
-    if batch is None or not on_host(batch) or batch.dtype not in TYPES or not batch.dim():
-        return None
-    whole = batch.detach().numpy()
-    stride = whole.size // READ | 1  # odd: not the same column of each row
-    flat = whole.reshape(-1) if whole.flags.c_contiguous else whole.flat  # no copy of the batch
-    some, width = flat[::stride], max(1, whole.size // len(batch))
+    some, stride, width = batch
     out = np.empty(1 + SIZE, np.float32)
     out[0] = np.log2(width)
-    if np.issubdtype(whole.dtype, np.floating):
+    if some.dtype.kind == "f":
         out[1:] = _signs(len(some), stride, width) @ some.astype(np.float32, copy=False) / len(some)
-    else:
-        counts = np.bincount(some.astype(np.int64, copy=False) & 0xFFF, minlength=_TABLE.shape[1])
-        out[1:] = _TABLE @ counts.astype(np.float32) / len(some)
+    else:  # the sums of ones are exact, in whatever order
+        out[1:] = _ROWS[some.astype(np.int64, copy=False) & 0xFFF].sum(axis=0) / np.float32(len(some))
     return out
 
 

@@ -11,13 +11,21 @@ from torch import Tensor
 class HostTransfer:
     """A step's aggregates on their way to the host. `wait` may block, and belongs in the writer's thread.
 
+    flat: an array is there already, and nothing else writes into it.
     among: a longer vector, and the places in it of what is transferred.
     """
 
-    def __init__(self, flat: Tensor, among: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None) -> None:
+    def __init__(
+        self,
+        flat: Tensor | NDArray[np.float32],
+        among: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None,
+    ) -> None:
         self._among = among
         self._event: torch.cuda.Event | None = None
-        if flat.device.type == "cuda":
+        self._host: Tensor | NDArray[np.float32]
+        if isinstance(flat, np.ndarray):
+            self._host = flat
+        elif flat.device.type == "cuda":
             self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
             self._host.copy_(flat, non_blocking=True)
             self._event = torch.cuda.Event()
@@ -47,5 +55,4 @@ class HostTransfer:
         """What is transferred, once it has arrived."""
         if self._event is not None:
             self._event.synchronize()
-        values: NDArray[np.float32] = self._host.numpy()
-        return values
+        return self._host if isinstance(self._host, np.ndarray) else self._host.numpy()

@@ -68,6 +68,7 @@ class RunAccumulators:
         self._basics, basics = _together(BASICS, device)
         self._others, others = _together(OTHERS, device)
         self.losses = {name: basics[loss_source(name)] for name in LOSS_FALLBACKS}
+        self._host_losses = {name: x.numpy() for name, x in self.losses.items()} if device.type == "cpu" else {}
         self.token_loss = new_accumulator("mean", device)
         self.logits = new_accumulator("logsumexp", device)
         self.certainty = new_accumulator("certainty", device)
@@ -97,7 +98,11 @@ class RunAccumulators:
     def update_loss(self, source: str, value: Tensor | float) -> None:
         """Add the mean loss of a micro-batch; of the source `backward` the loss of the whole step."""
         if isinstance(value, float):
-            merge_(MEAN, self.losses[source], _one(value))
+            host = self._host_losses.get(source)
+            if host is not None:
+                merge_floats(MEAN, host, _one(value))
+            else:
+                merge_(MEAN, self.losses[source], _one(value))
         else:
             self._update(self.losses[source], value)
 

@@ -29,7 +29,8 @@ class TokenGroups:
 
     def forward_begins(self, model: nn.Module, named: Mapping[str, Any]) -> None:
         """The model is called with these keywords; masks that the user gave are for this call and no other."""
-        self._masks, self._sent = self._sent if self._sent is not None else _masks(model, named), None
+        self._masks = self._sent if self._sent is not None else _masks(model, named) if named else ()
+        self._sent = None
 
     def of(self, x: Tensor) -> Tensor | None:
         """bool (groups, B, T) for tokens x (B, T, D); no token is in two. None where no mask is known for them."""

@@ -53,10 +53,13 @@ def remember_scaling(outputs: Any, scaled: Any, scale: Any) -> None:
             remember_scaling(one, other, scale)
 
 
+def scalers_used() -> bool:
+    """Is a root known that a gradient scaler has scaled?"""
+    return bool(_scales.data)
+
+
 def scale_of(roots: Iterable[Any]) -> Tensor | None:
     """The scale of the first root that a gradient scaler has scaled."""
-    if not len(_scales):
-        return None
     found = (_scales.get(root) for root in roots if isinstance(root, Tensor))
     return next((scale for scale in found if scale is not None), None)
 
@@ -67,6 +70,8 @@ def objective(roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None
     Returns a float where it is in the host's memory, else float32 () on the first root's device; None if no root is a
     loss.
     """
+    if len(roots) == 1 and type(roots[0]) is Tensor and _is_plain(roots[0], gradients):
+        return float(roots[0].item())
     total = None
     for i, root in enumerate(roots):
         total = added(total, _part(root, None if gradients is None else gradients[i]))
@@ -77,14 +82,19 @@ def objective_on_host(roots: Sequence[Tensor], gradients: Sequence[Tensor | None
     """The same as a number, if all roots are plain tensors in the host's memory: nobody waits for it."""
     if any(type(root) is not Tensor or root.device.type != "cpu" for root in roots):
         return None
-    if len(roots) == 1 and roots[0].numel() == 1 and not len(_unscaled) and (gradients is None or gradients[0] is None):
-        return float(roots[0].item())
     found = objective(roots, gradients)
     return found.item() if isinstance(found, Tensor) else found
 
 
+def _is_plain(root: Tensor, gradients: Sequence[Tensor | None] | None) -> bool:
+    """A number in the host's memory that nothing has scaled."""
+    if gradients is not None and gradients[0] is not None:
+        return False
+    return not _unscaled.data and root.numel() == 1 and root.device.type == "cpu"
+
+
 def _part(root: Tensor, gradient: Tensor | None) -> Number | None:
-    value = _unscaled.get(root) if len(_unscaled) else None
+    value = _unscaled.get(root) if _unscaled.data else None
     scaled = value is not None
     value = root.detach() if value is None else value
     value = value.to_local() if hasattr(value, "to_local") else value
