@@ -155,6 +155,7 @@ MISSING = {
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",
     "TargetsUnpaired": "targets do not belong to their inputs",
+    "TargetsNotScaled": "targets are far larger than all that the model gives",
     "TooGood": "the loss falls below what the data allow: the answer is in the input",
 }  # fmt: skip
 """Causes that cases accept and that no condition of the catalogue names today, each with what it says."""

@@ -22,10 +22,16 @@ LIKELY = 0.5
 """Score from which a cause is likely. docs/reports.md tells how often causes of each word are right."""
 SYMPTOM = 0.45
 """Score of a symptom as the first cause: it tells that something went wrong, and not what."""
-EXPLAINED = {"LossLostAtRateJump": "LearningRateSpike"}
+EXPLAINED = {
+    "LossLostAtRateJump": ("LearningRateSpike",),
+    "NoUpdates": ("ZeroGradients", "LearningRateZero"),
+    "LossConstant": ("ZeroGradients", "LearningRateZero", "VanishingGradients", "VanishingOverDepth"),
+    "AdamEpsilonTooLarge": ("VanishingOverDepth",),
+}
 """Conditions that say nothing more where another one is named, whose evidence they are."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SYMPTOMS = (*_LOSS, "NonFinite")
+_NO_GRADIENT = "ZeroGradients"
 OUTCOME = "NotLearning"
 """It says that nothing is learned, and not why: what else began before it was seen comes first."""
 _SPIKE_AFTER = "A loss spike"
@@ -106,7 +112,8 @@ def diagnose(
     notes = [a for i in found for a in i.alerts if not i.is_problem and a.state == "firing"]
     if not by_name:
         return Diagnosis(" ".join((_calm(engine), *dict.fromkeys(a.summary for a in notes if a.severity == "info"))))
-    groups = _ranked([_Group(mine) for mine in by_name.values()], TOGETHER * spacing)
+    seen = [mine for name, mine in by_name.items() if by_name.keys().isdisjoint(EXPLAINED.get(name, ()))]
+    groups = _ranked([_Group(mine) for mine in seen], TOGETHER * spacing)
     causes = [_cause(engine, group, place, watched) for place, group in enumerate(groups)]
     firing = sorted((a for group in groups for a in group.alerts), key=lambda a: (a.onset, a.step))
     quiet = sorted((a for a in engine.history if a.severity == "info" and a.state == "firing"), key=_by_onset)
@@ -115,7 +122,7 @@ def diagnose(
     jump = _rate_jump(found, causes, _onset(groups), spacing)
     causes = [jump, *causes] if jump else causes
     named = {cause.name for cause in causes}
-    causes = [cause for cause in causes if EXPLAINED.get(cause.name) not in named]
+    causes = [cause for cause in causes if named.isdisjoint(EXPLAINED.get(cause.name, ()))]
     return Diagnosis(_verdict(groups, engine) + _in_doubt(causes, engine), tuple(causes))
 
 
@@ -170,7 +177,7 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     others = f" {len(layers)} layers are affected." if len(layers) > 1 else ""
     if first.rule == "RankHoldsUp":
         return f"{first.summary} {first.description}{known}"
-    summary = engine.rules[first.rule].summary.rstrip(".")
+    summary = first.summary.rstrip(".")
     still = any(a.rule == first.rule for a in engine.active)
     over = "" if still else " It has returned to normal since."
     return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first)}{over}{known}"
@@ -250,7 +257,7 @@ def _cause(engine: Engine, group: _Group, place: int, watched: bool) -> Cause:
         name=group.name,
         title=title,
         since_step=group.onset if watched or group.detected is None else group.detected.first_step,
-        layers=group.layers,
+        layers=group.layers or (engine.memory.without_gradient if group.name == _NO_GRADIENT else ()),
         evidence=tuple(evidence),
         remedy=declared.remedy if declared else (),
         references=declared.references if declared else (),

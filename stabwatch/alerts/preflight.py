@@ -23,6 +23,7 @@ AT_ONCE = (
     "NotLogProbabilities", "InputsConstant",
     "TargetsShiftedTwice", "TargetsNotShifted", "CausalMaskMissing", "TargetInInput", "PartWithoutGradient",
     "ParametersNotInOptimizer", "ParametersNotRegistered", "EvalModeInTraining", "ClipOnScaledGradients",
+    "GradientsNotUnscaled", "ClipAfterStep",
     "OptimizerStateLost", "ReplicasDiffer", "NonFinite", "UpdateTooLarge", "AttentionEntropyCollapse",
 )  # fmt: skip
 """Rules whose first point is enough."""

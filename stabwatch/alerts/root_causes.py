@@ -15,6 +15,8 @@ ENORMOUS = 100.0
 LARGE_INPUT = 30.0
 """Pixels of 0 to 255 are above it; numbers that were scaled to a deviation of 1 are far below."""
 HALF_LARGEST = 65504.0
+MOST = 0.5
+"""Of the layers."""
 NEAR_OVERFLOW = HALF_LARGEST / 64
 """A large activation: within six doublings of float16's largest number."""
 
@@ -135,7 +137,7 @@ def _large_inputs(e: Evidence) -> Found | None:
 
 
 def _rate_too_high(e: Evidence) -> Found | None:
-    if _first_is_non_finite(e) or _rate_spike(e) or _recurrent_overflow(e):
+    if _first_is_non_finite(e) or _rate_spike(e) or _recurrent_overflow(e) or _never_trained(e):
         return None
     alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + e.together), None)
     peaks = [p for p in e.memory.update_peaks if p.step <= e.onset and p.ratio >= LARGE_UPDATE]
@@ -161,6 +163,11 @@ def _rate_too_high(e: Evidence) -> Found | None:
     since = peaks[-1].step if peaks else e.onset
     leads = alert is not None or worse is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE
     return Found(since, tuple(lines), (peaks[-1].layer,) if peaks else (), leads=leads)
+
+
+def _never_trained(e: Evidence) -> bool:
+    """Most layers have had no gradient from the first step on: the ratios of updates to weights say nothing."""
+    return any(a.context.get("gradient_never_ratio", 0.0) > MOST for a in e.of("ZeroGradients"))
 
 
 def _stale_moment(e: Evidence) -> Found | None:

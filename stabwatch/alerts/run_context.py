@@ -99,7 +99,22 @@ class RunContext:
         self._keys: tuple[SeriesKey, ...] = ()
         self._context_columns: dict[str, int] = {}
         self._bad_loss: int | None = None
-        self._updates = self._peaks = self._bad = self._recurrent = np.empty(0, dtype=np.int64)
+        self._updates = self._peaks = self._bad = self._recurrent = self._norms = np.empty(0, dtype=np.int64)
+        self._has_gradient: dict[str, bool] = {}
+
+    @property
+    def without_gradient(self) -> tuple[str, ...]:
+        """Layers whose gradient was measured and has been exactly zero each time, in the order of the log."""
+        return tuple(layer for layer, has in self._has_gradient.items() if not has)
+
+    def _note_gradients(self, values: Array) -> None:
+        """Note which layers have a gradient in records (n, series)."""
+        norms = values[:, self._norms]
+        most = np.fmax.reduce(norms, axis=0, initial=-math.inf)
+        for column, norm in zip(self._norms.tolist(), most.tolist(), strict=True):
+            if norm >= 0:
+                layer = self._keys[column].layer
+                self._has_gradient[layer] = norm > 0 or self._has_gradient.get(layer, False)
 
     def last_update_before(self, step: int) -> int | None:
         """The last step before `step` of which the size of the update is known; None for none."""
@@ -121,6 +136,7 @@ class RunContext:
         self._updates = _columns(keys, "update_to_weight_ratio")
         self._peaks = _columns(keys, "activation_abs_max")
         self._bad = _columns(keys, "activation_nonfinite_total")
+        self._norms = _columns(keys, "layer_gradient_norm")
         spectra = _columns(keys, "singular_value_max")
         recurrent = [c for c in spectra.tolist() if RECURRENT in keys[c].layer]
         self.recurrent_layers = frozenset(keys[c].layer.rpartition(".")[0] for c in recurrent)
@@ -134,6 +150,7 @@ class RunContext:
         self._last_rates.clear()
         self._largest_earlier, self.largest_rate = self.largest_rate or math.inf, 0.0
         self.recurrent.clear()
+        self._has_gradient.clear()
         self._rates, self.rate_at = 0, (0, math.nan)
 
     def note(self, event: Event) -> None:
@@ -163,6 +180,7 @@ class RunContext:
         """Process one record."""
         self.first_step = step if self.first_step is None else self.first_step
         self._first_gradient(values[None])
+        self._note_gradients(values[None])
         self._learning_rate(step, values)
         self._note_ranks(np.array([step]), values[None])
         for name, column in self._context_columns.items():
@@ -185,6 +203,7 @@ class RunContext:
         """Process records. The result gives `context` as it was after one of them; -1 for before all."""
         self.first_step = int(steps[0]) if self.first_step is None else self.first_step
         self._first_gradient(values)
+        self._note_gradients(values)
         start, followed = dict(self.context), self._learning_rates(steps, values)
         self._note_ranks(steps, values)
         for name, column in self._context_columns.items():

@@ -112,7 +112,7 @@ def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
         scaled = original(self, outputs)
         if LISTENERS and not tracing():
             LISTENERS[0].isolation.run(
-                "scaler", "always", remember_scaling, outputs, scaled, getattr(self, "_scale", None)
+                "scaler", "always", remember_scaling, outputs, scaled, getattr(self, "_scale", None), self
             )
         return scaled
 

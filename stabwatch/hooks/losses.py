@@ -105,8 +105,39 @@ def _note_sums(context: TapContext, input: Tensor) -> None:
     """In how many rows do the exponentials not add up to 1?"""
     rows = logit_rows(input.detach())
     if len(rows) and rows.shape[1] > 1:
-        off = torch.logsumexp(rows[:: max(1, len(rows) // ROWS)].float(), dim=-1).abs() > OFF
-        context.run.note(UNNORMALISED, off.float().mean())
+        context.run.note(UNNORMALISED, (_sums(rows).abs() > OFF).float().mean())
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Logarithms of the sums of the exponentials of some of the rows (n, classes), (at most 2 * `ROWS`,)."""
+    return torch.logsumexp(rows[:: max(1, len(rows) // ROWS)].float(), dim=-1)
+
+
+def _saw_ctc(out: Tensor, log_probs: Tensor, *args: Any, **kwargs: Any) -> None:
+    context = _context()
+    if context is not None and context.flags.sampled and not is_fake(log_probs):
+        with unseen_by_modes():
+            context.isolation.run("loss", "always", _note_sums, context, log_probs.reshape(-1, log_probs.shape[-1]))
+
+
+def _saw_kl(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
+    context = _context()
+    if context is not None and context.flags.sampled and not is_fake(input):
+        with unseen_by_modes():
+            context.isolation.run("loss", "always", _note_excess, context, input)
+
+
+def _note_excess(context: TapContext, input: Tensor) -> None:
+    """In how many rows do the exponentials add up to more than 1, along each dimension that may be the classes?
+
+    Less is allowed: a divergence over some of the classes is one.
+    """
+    x = input.detach()
+    if x.dim() and x.numel():
+        ways = {x.dim() - 1, min(1, x.dim() - 1)}
+        over = [(_sums(x.movedim(d, -1).reshape(-1, x.shape[d])) > OFF).float().mean() for d in ways if x.shape[d] > 1]
+        if over:
+            context.run.note(UNNORMALISED, torch.stack(over).min())
 
 
 LOSS_PATCHES = tuple(
@@ -114,5 +145,6 @@ LOSS_PATCHES = tuple(
     for original, seen in (
         (F.mse_loss, _saw_mse), (F.l1_loss, _saw), (F.smooth_l1_loss, _saw), (F.huber_loss, _saw),
         (F.binary_cross_entropy_with_logits, _saw_binary), (F.nll_loss, _saw_nll),
+        (F.ctc_loss, _saw_ctc), (F.kl_div, _saw_kl),
     )
 )  # fmt: skip

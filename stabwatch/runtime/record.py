@@ -35,7 +35,7 @@ DIFFERS = 0.05
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
     "evaluation_mode_ratio", "clip_limit", "backward_passes", "forward_passes", "calls_without_gradient",
-    "batch_repeated", "opponent_steps", "batch_shift_ratio",
+    "batch_repeated", "opponent_steps", "clip_late_ratio", "scaled_step_ratio", "batch_shift_ratio",
 )  # fmt: skip
 _GAUGES = len(_HOST_GAUGES) - 1
 """Those that are known when the step ends: the last one is computed from the batch when the record is written."""
@@ -93,6 +93,8 @@ class HostNumbers:
     batch: BatchNumbers | None = None
     _sample: bytes = b""
     clip_limit: float = math.nan
+    clip_late: float = math.nan
+    scaled_step: float = math.nan
     _written: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def forward_begins(self, inputs: tuple[Any, ...], began: float) -> None:
@@ -116,11 +118,16 @@ class HostNumbers:
         self.repeated = float(now == before) if now and before else math.nan
         self._sample, self.batch = now, numbers_of(batch)
 
+    def clipped(self, late: float) -> None:
+        """Gradients were clipped; late: 1 if after the step that used them, 0 if before, NaN if that is not known."""
+        if not math.isnan(late) and not self.clip_late <= late:
+            self.clip_late = late
+
     def next_step(self) -> None:
         """Reset what is counted within a step."""
         self.data_wait, self.samples, self.passes, self.forwards = math.nan, 0, 0, 0
         self.singles = self.largest = 0
-        self.evaluating = self.clip_limit = self.repeated = math.nan
+        self.evaluating = self.clip_limit = self.repeated = self.clip_late = self.scaled_step = math.nan
         self.batch = None
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
@@ -137,6 +144,7 @@ class HostNumbers:
             self.learning_rate, self.overhead, self.taps_missing, self.evaluating, self.clip_limit,
             self.passes or math.nan, self.forwards or math.nan,
             self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.opposed,
+            self.clip_late, self.scaled_step,
             self.skipped - skipped, self.errors - errors, self.dropped - dropped, self.resets - resets,
         )  # fmt: skip
 

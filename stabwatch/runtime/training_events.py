@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
 from stabwatch.runtime.loop_checks import LoopChecks
+from stabwatch.runtime.loop_order import LoopOrder
 from stabwatch.runtime.loss_events import LossEvents
 from stabwatch.runtime.model_changes import ModelChanges, difference
 from stabwatch.runtime.opponents import Opponents
@@ -77,6 +79,7 @@ class TrainingEvents:
         self._silence = Silence(type(model).__name__, first_step)
         self._host = HostNumbers()
         self._checks = LoopChecks(model)
+        self._order = LoopOrder()
         self._opponents = Opponents()
         self._writer: Writer | None = None
         self._seen_optimizers: set[int] = set()
@@ -213,6 +216,7 @@ class TrainingEvents:
         self.isolation.run("nonfinite", "always", self._nonfinite.backward_begins, self.context.step, roots, gradients)
         self.isolation.run("loss", "always", self._loss.begins)
         self.isolation.run("opponents", "always", self._opponents.backward_begins)
+        self.isolation.run("checks", "always", self._order.backward_begins, roots)
         self._work.pass_begins(roots if self._ranks.wanted and self._ranks.coupled else ())
         if self.flags.open and self._clock.inside is None:
             self.isolation.run("checks", "always", self._checks.backward_begins)
@@ -240,11 +244,13 @@ class TrainingEvents:
         if not self._clock.numbered:
             self._end_unannounced()
         self.isolation.run("loss", "always", self._loss.taken, outputs, gradients, inputs)
+        self._order.pass_ended()
         self.isolation.run("clock", "always", self._parameter_steps.pass_ended)
 
     def _pass_ended(self) -> None:
         """The gradients may be those of the step: of a closure, and of a step that nothing announces."""
         self._host.passes += 1
+        self._order.pass_ended()
         if self.flags.open:
             self._host.evaluating = float(self._checks.evaluating())
         if self._clock.inside is not None:
@@ -277,6 +283,7 @@ class TrainingEvents:
         if self._prepared:
             self._taps.now.steps.gradients_ready(self._parameter_steps.optimizer)
         limit = kwargs.get("max_norm", args[0] if args else None)
+        self._host.clipped(self._order.clipped(limit))
         if isinstance(limit, int | float):
             self._host.clip_limit = max(float(limit), self._host.clip_limit)  # NaN, of none so far, is never kept
         kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
@@ -285,6 +292,10 @@ class TrainingEvents:
         self._taps.now.steps.clipped(norm)
         if self.flags.attached:
             self.context.run.update_clip(norm)
+
+    def _note_scaled(self, optimizer: Any) -> None:
+        untouched = not math.isnan(self._host.clip_limit) or not self._loss.trained.gone()
+        self._host.scaled_step = self._order.before_step(optimizer, untouched)
 
     def scaler_updated(self, scaler: Any, stepped: set[int]) -> None:
         """The gradient scaler was updated; if no optimizer stepped, it skipped this step."""
@@ -357,6 +368,8 @@ class TrainingEvents:
             self._end_step()
         self._host.resets += self._asked(self._checks.lost_state, optimizer)
         self.isolation.run("checks", "always", self._checks.before_step, optimizer)
+        if self._order.scaler is not None:
+            self.isolation.run("checks", "always", self._note_scaled, optimizer)
         closure = has_closure(args, kwargs)
         self.isolation.run("nonfinite", "always", self._nonfinite.before_step, self.context.step, closure)
         self._taps.now.steps.before(optimizer, closure)
@@ -371,6 +384,7 @@ class TrainingEvents:
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
         self._dispatcher.after(optimizer)
         self._loss.stepped()
+        self._order.stepped()
         if self._clock.stepped(optimizer, in_backward()):
             self._end_step()
         else:

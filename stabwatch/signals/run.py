@@ -87,7 +87,8 @@ SIGNALS = (
     ),
     _host(
         "log_probability_off_ratio",
-        "Share of the rows given to `nll_loss` whose probabilities do not add up to 1.",
+        "Share of the rows given to `nll_loss` or `ctc_loss` whose probabilities do not add up to 1, or to `kl_div` "
+        "to more than 1.",
         "ratio",
         tier="sampled",
     ),
@@ -131,6 +132,17 @@ SIGNALS = (
     ),
     _host("input_rms", "Root mean square of the model's first input of floating-point numbers.", tier="sampled"),
     _host("clip_limit", "Largest `max_norm` that `clip_grad_norm_` was given in the step."),
+    _host(
+        "clip_late_ratio",
+        "Whether gradients were clipped only after the optimizer had used them: 1, or 0.",
+        "ratio",
+    ),
+    _host(
+        "scaled_step_ratio",
+        "Whether the optimizer (none of Adam's kind) stepped with gradients that were still multiplied by the loss "
+        "scale: 1, or 0.",
+        "ratio",
+    ),
     _count(
         "optimizer_resets_total",
         "Steps at which the optimizer had lost its state (momentum, Adam's moments) although it had one before.",

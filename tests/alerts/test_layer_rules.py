@@ -24,6 +24,19 @@ SCENARIOS = {
     "UpdateTooLarge": Scenario("update a", wave(100, 0.003, 0.1), [0.3] * 8),
     "WeightsChangedOutsideStep": Scenario("weight a", wave(100, 1.0, 0.0005), [1.2], {"update a": 0.01}),
     "VanishingGradients": Scenario("flow a", wave(100, 1e-3, 0.1), [1e-7] * 24, {"loss": 3.0}),
+    "VanishingOverDepth": Scenario(
+        "flow a",
+        wave(100, 1e-3, 0.1),
+        [1e-8] * 8,
+        {
+            "loss": 3.0,
+            "flow b": lambda step: 1e-3 if step < 100 else 1e-8,
+            "flow c": lambda step: 1e-3 if step < 100 else 1e-8,
+            "flow d": lambda step: 1e-3 if step < 100 else 1e-8,
+            "flow e": 1e-3,
+            "flow f": 1e-3,
+        },
+    ),
     "TokenCollapse": Scenario("tokens a", wave(100, 0.3, 0.1), [0.995] * 20),
     "AdamStepTooLarge": Scenario("adam a", wave(100, 0.3, 0.1), [3.0]),
     "AdamEpsilonTooLarge": Scenario("epsilon a", wave(100, 0.1, 0.1), [0.95] * 12),
@@ -60,6 +73,8 @@ SCENARIOS = {
     "ClipOnScaledGradients": Scenario(
         "clip_limit", [1.0] * 100, [2048.0] * 5, {"flow a": 1.0, "gradient_norm": 5000.0, "loss_scale": 2048.0}
     ),
+    "ClipAfterStep": Scenario("clip_late", [0.0] * 100, [1.0] * 5),
+    "GradientsNotUnscaled": Scenario("scaled_step", [0.0] * 100, [1.0] * 5),
     "DoubleSoftmax": Scenario("probability", [0.0] * 100, [1.0] * 4),
     "ReluOnLogits": Scenario("cut", [0.0] * 100, [1.0] * 4),
     "LossBroadcast": Scenario("broadcast", [1.0] * 100, [32.0] * 4),

@@ -51,6 +51,15 @@ def _quantiles(model, x, y):
     return F.smooth_l1_loss(model(x).unsqueeze(2).expand(-1, -1, 4), targets.unsqueeze(1).expand(-1, 4, -1))
 
 
+def _ctc(given):
+    """One label in sixteen frames."""
+    return F.ctc_loss(given[:, None], torch.ones(1, 1, dtype=torch.long), torch.tensor([16]), torch.tensor([1]))
+
+
+def _divergence(given):
+    return F.kl_div(given, torch.full_like(given, 0.25), reduction="batchmean")
+
+
 def _in_order(model, x, y):
     """Rows of one class, and the next class four batches later."""
     step = _in_order.step = getattr(_in_order, "step", -1) + 1
@@ -66,6 +75,8 @@ def _in_order(model, x, y):
         (lambda m, x, y: F.nll_loss(m(x), y), "NotLogProbabilities"),
         (lambda m, x, y: F.nll_loss(m(x).softmax(-1), y), "NotLogProbabilities"),
         (lambda m, x, y: F.nll_loss(m(x).log_softmax(0), y), "NotLogProbabilities"),
+        (lambda m, x, y: _ctc(m(x)), "NotLogProbabilities"),
+        (lambda m, x, y: _divergence(m(x).softmax(-1)), "NotLogProbabilities"),
         (lambda m, x, y: F.cross_entropy(m(0 * x), y), "InputsConstant"),
         (lambda m, x, y: F.binary_cross_entropy_with_logits(m(x)[:, 0], y.float()), "TargetOutOfRange"),
         (lambda m, x, y: F.cross_entropy(60 * m(x), y), "InitialLossTooHigh"),
@@ -84,6 +95,10 @@ def test_what_does_not_fit_is_named_first(loss, cause, tmp_path):
         lambda m, x, y: F.cross_entropy(m(x).log_softmax(-1), y),
         lambda m, x, y: F.nll_loss(m(x).log_softmax(-1), y),
         lambda m, x, y: F.nll_loss(m(x).log_softmax(-1).T[None], y[None]),
+        lambda m, x, y: _ctc(m(x).log_softmax(-1)),
+        lambda m, x, y: _divergence(m(x).log_softmax(-1)),
+        lambda m, x, y: _divergence(m(x).log_softmax(-1)[:, :2]),
+        lambda m, x, y: _divergence(m(x).T[None].log_softmax(1)),
         lambda m, x, y: F.cross_entropy(m(x), y.clamp(max=1)),
         lambda m, x, y: F.mse_loss(m(x)[:, 0], y.float()),
         lambda m, x, y: F.mse_loss(m(x), y.float()[:, None]),

@@ -1,9 +1,22 @@
 """The reproduced reports. Importing this package declares them all."""
 
 from benchmarks.reports.case import REGISTRY
-from benchmarks.reports.cases import collapse, data, gradients, loop, losses, nonfinite, policy, precision, unseen
+from benchmarks.reports.cases import (
+    collapse,
+    data,
+    gradients,
+    later,
+    loop,
+    losses,
+    nonfinite,
+    policy,
+    precision,
+    unseen,
+)
 
-__all__ = ["CASES", "collapse", "data", "gradients", "loop", "losses", "nonfinite", "policy", "precision", "unseen"]
+__all__ = [
+    "CASES", "collapse", "data", "gradients", "later", "loop", "losses", "nonfinite", "policy", "precision", "unseen",
+]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)
 """All cases, in the order of their modules."""

@@ -18,6 +18,9 @@ from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, Ints, after_each, column_medians, median, middle, row_medians
 from stabwatch.runlog import SeriesKey
 
+FEWEST = 4
+"""Layers from which on they are compared over the depth."""
+
 
 class GradientFeature(ScalarFeature):
     """The gradient norm: before clipping where `clip_grad_norm_` is called, else at the optimizer step.
@@ -73,6 +76,7 @@ class VanishingFeature(RunFeature):
 
     rms to peak: median over layers of the gradient RMS over its peak in the run; then the median of the last 16 points.
         The peak is that of medians of 5 points, so one early explosion does not set it.
+    depth: the median layer's gradient RMS over that of the largest, in one record; NaN with fewer than four layers.
     remaining: loss over its first value. stall: loss over its value 32 points before. Both are medians of 16 points,
         and NaN while the loss is not positive.
     """
@@ -85,6 +89,12 @@ class VanishingFeature(RunFeature):
             "run",
         ),
         DerivedSignal("loss_remaining_ratio", "Loss over its first value, as medians of 16 values.", "ratio", "run"),
+        DerivedSignal(
+            "gradient_depth_ratio",
+            "Gradient RMS of the median layer over that of the layer with the largest.",
+            "ratio",
+            "run",
+        ),
         DerivedSignal(
             "loss_stall_ratio", "Loss over its value 32 points before, as medians of 16 values.", "ratio", "run"
         ),
@@ -125,7 +135,8 @@ class VanishingFeature(RunFeature):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = now / self._peak
         self._ratios.append(median(ratio[np.isfinite(ratio)]))
-        numbers = (median(np.array(self._ratios)), *self._of_loss())
+        remaining, stall = self._of_loss()
+        numbers = (median(np.array(self._ratios)), remaining, _over_depth(now[None])[0], stall)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
     def _of_loss(self) -> tuple[float, float]:
@@ -158,10 +169,10 @@ class VanishingFeature(RunFeature):
         before = np.concatenate([np.array(self._levels), level])[: len(level)]
         self._levels.extend(level[-self._BEFORE :].tolist())
         with np.errstate(invalid="ignore", divide="ignore"):
-            of_loss = [np.where((p > 0) & (level > 0), level / p, np.nan) for p in (self._first, before)]
-        return self._many(
-            rows, dict(zip((g.name for g in self.gauges), (self._faded(now[rows]), *of_loss), strict=True))
-        )
+            remaining, stall = (np.where((p > 0) & (level > 0), level / p, np.nan) for p in (self._first, before))
+        depth = _over_depth(np.where(np.isfinite(now[rows]), now[rows], np.nan))
+        numbers = (self._faded(now[rows]), remaining, depth, stall)
+        return self._many(rows, dict(zip((g.name for g in self.gauges), numbers, strict=True)))
 
     def _faded(self, now: Array) -> Array:
         """The gradient RMS to its peak, smoothed, of measured points (n, layers)."""
@@ -179,6 +190,14 @@ class VanishingFeature(RunFeature):
         smooth = middle(np.sort(after_each(np.array(self._ratios), ratios)[1:], axis=1))
         self._ratios.extend(ratios[-self._SMOOTH :].tolist())
         return smooth
+
+
+def _over_depth(now: Array) -> Array:
+    """The median of each record of values (n, layers) over its largest one; NaN for fewer than `FEWEST` layers."""
+    known = (~np.isnan(now)).sum(axis=1)
+    largest = np.fmax.reduce(now, axis=1, initial=-math.inf)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((known >= FEWEST) & (largest > 0), row_medians(now) / largest, np.nan)
 
 
 def features() -> tuple[Feature, ...]:
@@ -247,6 +266,29 @@ RULES: tuple[Rule, ...] = (
         remedy=(
             "If the first layers have the smallest gradients, warm up longer and use pre-norm.",
             "Resume from a checkpoint before the onset: a network in this state does not recover.",
+        ),
+        references=(RELU,),
+    ),
+    Rule(
+        name="VanishingOverDepth",
+        title="Gradients vanish over the depth of the model",
+        family="gradient_vanishing",
+        summary="Gradients vanish on their way through the layers, and nothing is learned.",
+        description="The gradient RMS of the median layer is {gradient_depth_ratio:.2g} of that of the layer with the "
+        "largest. The loss is {loss_remaining_ratio:.0%} of its first value.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("gradient_depth_ratio", below=1e-3), Condition("loss_remaining_ratio", above=0.95)),
+                for_points=3,
+            ),
+        ),
+        abnormal=(Condition("gradient_depth_ratio", below=1e-3), Condition("loss_remaining_ratio", above=0.95)),
+        source="a thousandth, in half of the layers, while a twentieth of the loss or less is learned: layers of a "
+        "healthy model are within a factor of a hundred",
+        remedy=(
+            "Add shortcuts around the layers, or norms before them; or use fewer layers.",
+            "Initialise weights so that activations keep their size: `kaiming_normal_` for ReLU.",
         ),
         references=(RELU,),
     ),

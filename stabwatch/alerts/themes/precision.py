@@ -78,7 +78,7 @@ class ZeroFeature(RunFeature):
         ),
         DerivedSignal(
             "gradient_never_ratio",
-            "1 while the gradients of all layers have been exactly zero at every point so far, else 0.",
+            "Share of the layers whose gradients have been exactly zero at every point so far.",
             "ratio",
             "run",
         ),
@@ -86,6 +86,7 @@ class ZeroFeature(RunFeature):
 
     def __init__(self) -> None:
         self._last, self._first = np.empty((4, 0)), np.empty(0)
+        self._moved = np.empty(0, dtype=bool)
         super().__init__(
             "gradient_zero", "gradient_zero_ratio", "gradient_fp16_subnormal_ratio", "gradient_fp16_lost_ratio",
             "gradient_abs_max",
@@ -99,20 +100,22 @@ class ZeroFeature(RunFeature):
         more = len(self._columns.layers) - len(self._first)
         self._last = np.pad(self._last, ((0, 0), (0, more)), constant_values=np.nan)
         self._first = np.append(self._first, np.full(more, np.nan))
+        others = len(self._norms.layers) - len(self._moved)
+        self._moved = np.append(self._moved, np.zeros(others, dtype=bool))
 
     def _begin(self) -> None:
         self._last[:], self._first[:] = np.nan, np.nan
-        self._never = math.nan
+        self._moved[:] = False
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         now = np.array([self._columns.of(signal, values) for signal in self._columns.signals])
         norms = self._norms.of("layer_gradient_norm", values)
-        norms = norms[np.isfinite(norms)]
-        if len(norms) and self._never != 0:
-            self._never = float((norms == 0).all())
+        self._moved = np.where(norms > 0, True, self._moved)
+        seen = np.isfinite(norms)
+        never = float((~self._moved[seen]).mean()) if seen.any() else 0.0
         if np.isnan(now[0]).all():
-            nothing = len(norms) > 0 and self._never == 1
-            numbers = (1.0, 0.0, 0.0, 1.0)
+            nothing = never > 0.5
+            numbers = (1.0, 0.0, 0.0, never)
             return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)} if nothing else None
         self._last = np.where(np.isnan(now), self._last, now)
         zero, subnormal, lost, largest = self._last
@@ -121,7 +124,6 @@ class ZeroFeature(RunFeature):
         small = median(largest[np.isfinite(largest)]) < SMALL
         underflow = median(subnormal[np.isfinite(subnormal)]) if computed_in_half and small else 0.0
         value = median(zero[np.isfinite(zero)])
-        never = 0.0 if math.isnan(self._never) else self._never
         numbers = (value, value - median(self._first[np.isfinite(self._first)]), underflow, never)
         return {gauge.name: n for gauge, n in zip(self.gauges, numbers, strict=True)}
 
@@ -280,9 +282,18 @@ RULES: tuple[Rule, ...] = (
             ),
             Threshold(
                 severity="warning",
-                when=(Condition("gradient_zero_median_ratio", above=0.9), Condition("gradient_never_ratio", above=0.5)),
+                when=(
+                    Condition("gradient_zero_median_ratio", above=0.9),
+                    Condition("gradient_never_ratio", above=0.999),
+                ),
                 for_points=4,
                 summary="All gradients have been exactly zero since the first step.",
+            ),
+            Threshold(
+                severity="warning",
+                when=(Condition("gradient_zero_median_ratio", above=0.9), Condition("gradient_never_ratio", above=0.5)),
+                for_points=6,
+                summary="The gradients of most layers have been exactly zero since the first step.",
             ),
         ),
         abnormal=(Condition("gradient_zero_median_ratio", above=0.7),),

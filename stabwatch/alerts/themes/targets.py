@@ -243,18 +243,19 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="NotLogProbabilities",
-        title="nll_loss is given no log-probabilities",
+        title="The loss is given no log-probabilities",
         family="log_probability_off_ratio",
-        summary="`nll_loss` takes log-probabilities, and what it is given does not add up to 1 over the classes.",
-        description="In {log_probability_off_ratio:.0%} of the rows that `nll_loss` was given the probabilities do not "
-        "add up to 1.",
+        summary="The loss takes log-probabilities, and what it is given does not add up to 1 over the classes.",
+        description="In {log_probability_off_ratio:.0%} of the rows that `nll_loss`, `ctc_loss` or `kl_div` was given "
+        "the probabilities do not add up to 1.",
         thresholds=(
             Threshold(severity="critical", when=(Condition("log_probability_off_ratio", above=0.5),), for_points=2),
         ),
         abnormal=(Condition("log_probability_off_ratio", above=0.5),),
-        source="most rows, by more than a tenth: rounding in bfloat16 is far below; a definition of the loss",
+        source="most rows, by more than a tenth: rounding in bfloat16 is far below; a definition of the loss; of "
+        "`kl_div` only sums above 1 count, as it may compare some of the classes",
         remedy=(
-            "Apply `log_softmax` over the dimension of the classes, or use `cross_entropy` on the logits.",
+            "Apply `log_softmax` over the dimension of the classes; `cross_entropy` takes logits.",
             "Is the softmax taken over the batch (`dim=0`)? Is it a softmax without the logarithm?",
         ),
         fact=True,

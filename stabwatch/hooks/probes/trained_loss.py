@@ -9,6 +9,7 @@ the parameters (LBFGS, SAM), the first evaluation counts: the loss of the weight
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -33,6 +34,7 @@ State = tuple[tuple[int, int, int], ...]
 
 _unscaled = WeakTensorKeyDictionary()
 _scales = WeakTensorKeyDictionary()
+_scalers = WeakTensorKeyDictionary()
 
 
 class RunningBackward:
@@ -41,16 +43,18 @@ class RunningBackward:
     scale: Tensor | None = None
 
 
-def remember_scaling(outputs: Any, scaled: Any, scale: Any) -> None:
-    """`GradScaler.scale(outputs)` gave `scaled`: a backward pass from there is that of `outputs`, times `scale`."""
+def remember_scaling(outputs: Any, scaled: Any, scale: Any, scaler: Any = None) -> None:
+    """`scaler.scale(outputs)` gave `scaled`: a backward pass from there is that of `outputs`, times `scale`."""
     if isinstance(outputs, Tensor) and isinstance(scaled, Tensor):
         if scaled is not outputs:
             _unscaled[scaled] = outputs.detach()
             if isinstance(scale, Tensor):
                 _scales[scaled] = scale
+            if scaler is not None:
+                _scalers[scaled] = weakref.ref(scaler)
     elif isinstance(outputs, list | tuple) and isinstance(scaled, list | tuple):
         for one, other in zip(outputs, scaled, strict=True):
-            remember_scaling(one, other, scale)
+            remember_scaling(one, other, scale, scaler)
 
 
 def scalers_used() -> bool:
@@ -62,6 +66,14 @@ def scale_of(roots: Iterable[Any]) -> Tensor | None:
     """The scale of the first root that a gradient scaler has scaled."""
     found = (_scales.get(root) for root in roots if isinstance(root, Tensor))
     return next((scale for scale in found if scale is not None), None)
+
+
+def scaler_of(roots: Iterable[Any]) -> Any:
+    """The gradient scaler that has scaled the first scaled root; None for none."""
+    if not len(_scalers):
+        return None
+    found = (_scalers.get(root) for root in roots if isinstance(root, Tensor))
+    return next((scaler() for scaler in found if scaler is not None), None)
 
 
 def objective(roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> Number | None:

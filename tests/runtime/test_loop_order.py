@@ -1,0 +1,88 @@
+"""Clipping after the step, and steps without the scaler, are found; usual loops are calm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stabwatch
+from stabwatch.analysis import analyze
+
+
+def _first_causes(tmp_path, step, make=torch.optim.SGD, given=True):
+    """Trains with `step(loss, parameters, optimizer, scaler)`; the names of the causes, in order."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4))
+    optimizer, scaler = make(model.parameters(), lr=1e-3), torch.amp.GradScaler("cpu", init_scale=64.0)
+    watch = stabwatch.attach(model, optimizer if given else None, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for _ in range(16):
+        x = torch.randn(16, 6)
+        optimizer.zero_grad()
+        step(F.cross_entropy(model(x), (x[:, 0] > 0).long()), list(model.parameters()), optimizer, scaler)
+    watch.detach()
+    found = analyze(watch.run_dir)
+    assert not found.errors
+    return [cause.name for cause in found.diagnosis.causes]
+
+
+def late(loss, parameters, optimizer, scaler):
+    loss.backward()
+    optimizer.step()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+
+
+def in_time(loss, parameters, optimizer, scaler):
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def norm_asked_for(loss, parameters, optimizer, scaler):
+    loss.backward()
+    optimizer.step()
+    nn.utils.clip_grad_norm_(parameters, float("inf"))
+
+
+def without_scaler(loss, parameters, optimizer, scaler):
+    scaler.scale(loss).backward()
+    optimizer.step()
+
+
+def with_scaler(loss, parameters, optimizer, scaler):
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def unscaled_and_clipped(loss, parameters, optimizer, scaler):
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def divided_by_hand(loss, parameters, optimizer, scaler):
+    scaler.scale(loss).backward()
+    for p in parameters:
+        p.grad.div_(scaler.get_scale())
+    optimizer.step()
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(("step", "cause"), [(late, "ClipAfterStep"), (without_scaler, "GradientsNotUnscaled")])
+def test_a_wrong_order_is_named_first(step, cause, given, tmp_path):
+    assert _first_causes(tmp_path, step, given=given)[:1] == [cause]
+
+
+@pytest.mark.parametrize(
+    "step", [in_time, norm_asked_for, with_scaler, unscaled_and_clipped, divided_by_hand], ids=lambda f: f.__name__
+)
+def test_a_usual_order_is_calm(step, tmp_path):
+    assert _first_causes(tmp_path, step) == []
+
+
+def test_a_step_that_does_not_depend_on_the_size_of_the_gradient_is_calm(tmp_path):
+    assert _first_causes(tmp_path, without_scaler, torch.optim.AdamW) == []
