@@ -14,6 +14,8 @@ A plugin becomes a probe in `stabwatch.hooks.base.probe.PROBES`, the registry of
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -90,6 +92,8 @@ def _number(x: Any, device: torch.device) -> Tensor:
 
 _plugins: dict[str, Probe] = {}
 _loaded: set[str] = set()
+_read: list[tuple[str, int]] = []
+"""The folders of the search path when packages were read last, and when each was changed."""
 
 
 def signal(
@@ -187,7 +191,13 @@ def forget(name: str) -> None:
 
 
 def load() -> None:
-    """Import the modules that installed packages name in the entry-point group; one that fails is logged."""
+    """Import the modules that installed packages name in the entry-point group; one that fails is logged.
+
+    Packages are read again, which takes 30 ms, where the search path or a folder on it has changed.
+    """
+    if (folders := [_changed(folder) for folder in sys.path]) == _read:
+        return
+    _read[:] = folders
     for entry in entry_points(group=GROUP):
         if entry.value in _loaded:
             continue
@@ -196,6 +206,13 @@ def load() -> None:
             entry.load()
         except Exception:
             _log.exception("stabwatch: the signals of %s (%s) cannot be loaded", entry.name, entry.value)
+
+
+def _changed(folder: str) -> tuple[str, int]:
+    try:
+        return folder, os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return folder, 0
 
 
 def check(name: str, *examples: tuple[Tensor, ...]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.jit import _builtins
@@ -22,14 +23,19 @@ KEPT = ("stabwatch.", "torch._C", "torch._dynamo", "torch._decomp", "torch._indu
 """Namespaces in which names must refer to the original: ours, and those in which compilers run graphs."""
 
 
+COUNTED = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether the number of references to an object is known."""
+
+
 class Patch:
     """One function replaced in all module namespaces. See `references` for other places."""
 
-    __slots__ = ("_original", "_replacement")
+    __slots__ = ("_original", "_replacement", "back", "pair")
 
     def __init__(self, original: Callable[..., Any], replacement: Callable[..., Any]) -> None:
         self._original = original
         self._replacement = replacement
+        self.pair, self.back = (original, replacement), (replacement, original)
 
     def prepare(self) -> None:
         """TorchScript goes on compiling the original."""
@@ -38,11 +44,6 @@ class Patch:
             _builtins._register_builtin(self._replacement, operator)
         else:
             self._replacement.__prepare_scriptable__ = lambda: self._original  # type: ignore[attr-defined]
-
-    @property
-    def pair(self) -> tuple[Any, Any]:
-        """The original and its replacement."""
-        return self._original, self._replacement
 
 
 class MethodPatch:
@@ -153,8 +154,7 @@ def install_patches(patches: Iterable[Patch | MethodPatch]) -> None:
             functions.append(patch.pair)
         else:
             patch.install()
-    _swap({id(original): replacement for original, replacement in functions})
-    exchange(tuple(functions), KEPT)
+    _PLACES.move(functions)
 
 
 def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
@@ -162,19 +162,67 @@ def remove_patches(patches: Iterable[Patch | MethodPatch]) -> None:
     functions = []
     for patch in patches:
         if isinstance(patch, Patch):
-            functions.append(patch.pair)
+            functions.append(patch.back)
         else:
             patch.remove()
-    _swap({id(replacement): original for original, replacement in functions})
-    exchange(tuple((replacement, original) for original, replacement in functions), KEPT)
+    _PLACES.move(functions)
 
 
-def _swap(new: Mapping[int, Callable[..., Any]]) -> None:
-    """Replace functions in the namespaces of all loaded modules, in one pass. new: by id of what is replaced."""
-    for module in list(sys.modules.values()):
+class _Places:
+    """Puts functions in the place of others, wherever these are kept, and knows the modules of the last time.
+
+    A pass over all objects takes 50 to 100 ms of a processor. It is left out where no reference to a function is left
+    after it was replaced in the known modules and in those imported since: then there is no other place.
+    """
+
+    def __init__(self) -> None:
+        self._modules: set[str] = set()
+        """Names of those that were looked into."""
+        self._with: set[str] = set()
+        """Of these, those in which functions were found."""
+        self._stay: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        """By function: the references to it when it is in no place."""
+
+    def move(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Put the second of each pair in the place of the first."""
+        self._stay.update([known for known in _references(pairs, 1) if known[0] not in self._stay])
+        if not self._move_known(pairs):
+            self._move_all(pairs)
+            self._stay.update(_references(pairs, 0))
+
+    def _move_known(self, pairs: list[tuple[Any, Any]]) -> bool:
+        """Whether these were all places."""
+        if not COUNTED or not self._modules:
+            return False
+        by_id = {id(old): new for old, new in pairs}
+        for name in self._with | (sys.modules.keys() - self._modules):
+            self._swap(name, by_id)
+        del by_id
+        return all(self._stay.get(old) == number for old, number in _references(pairs, 0))
+
+    def _move_all(self, pairs: list[tuple[Any, Any]]) -> None:
+        by_id = {id(old): new for old, new in pairs}
+        for name in list(sys.modules):
+            self._swap(name, by_id)
+        exchange(pairs, KEPT)
+
+    def _swap(self, name: str, new: Mapping[int, Any]) -> None:
+        """Replace functions in the namespace of one module. new: by id of what is replaced."""
+        self._modules.add(name)
+        module = sys.modules.get(name)
         if not isinstance(module, ModuleType) or module.__name__.startswith(KEPT):
-            continue
+            return
         namespace = vars(module)
-        for name, value in list(namespace.items()):
+        for key, value in list(namespace.items()):
             if id(value) in new:
-                namespace[name] = new[id(value)]
+                namespace[key] = new[id(value)]
+                self._with.add(name)
+
+
+def _references(pairs: list[tuple[Any, Any]], of: int) -> list[tuple[Any, int]]:
+    """Each first or second function, and the number of references to it."""
+    numbers = [sys.getrefcount(pair[of]) for pair in pairs]
+    return [(pair[of], number) for pair, number in zip(pairs, numbers, strict=True)]
+
+
+_PLACES = _Places()

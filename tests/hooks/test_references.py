@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
+import importlib
 import pickle
+import sys
 from collections import namedtuple
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks import references
+from stabwatch.hooks import patching, references
 
 
 class Keeper:
@@ -97,3 +100,30 @@ def test_modules_that_are_left_keep_what_they_have():
     expected = (new, new, id(old), id(old))
     references.exchange([(old, new)], ("compiler",))
     assert (user(), mine(), id(compiler()), id(theirs())) == expected
+
+
+def test_passes_over_all_objects_are_left_out_where_nothing_new_keeps_a_function(attach, monkeypatch, tmp_path):
+    gc.collect()  # what other tests have left may keep functions
+    attach(nn.Linear(2, 2))
+    attach.finish()
+    passes = []
+    monkeypatch.setattr(patching, "exchange", lambda pairs, left: (passes.append(1), references.exchange(pairs, left)))
+    original = id(F.cross_entropy)
+    for _ in range(2):
+        attach(nn.Linear(2, 2))
+        assert id(F.cross_entropy) != original
+        attach.finish()
+        assert id(F.cross_entropy) == original and not passes
+    name = "imported_while_nothing_was_watched"
+    tmp_path.joinpath(f"{name}.py").write_text("from torch.nn.functional import cross_entropy")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(name)
+    attach(nn.Linear(2, 2))
+    assert module.cross_entropy is F.cross_entropy and id(F.cross_entropy) != original and not passes
+    late = [F.cross_entropy]
+    attach.finish()
+    assert id(late[0]) == id(module.cross_entropy) == original and len(passes) == 1
+    attach(nn.Linear(2, 2))
+    assert late[0] is F.cross_entropy and len(passes) == 2
+    attach.finish()
+    del sys.modules[name]
