@@ -254,19 +254,18 @@ def full_and_free_again(folder: RunFolder, layout: RecordLayout, fill, free) -> 
     writer = Writer(folder)
     step = 0
 
-    def record(layout: RecordLayout = layout) -> None:
+    def record(number: int, layout: RecordLayout = layout) -> None:
         nonlocal step
-        writer.record(step, 0.0, lambda step=step: (layout, row(layout, step)))
-        step += 1
+        for _ in range(number):
+            writer.record(step, 0.0, lambda step=step: (layout, row(layout, step)))
+            step += 1
         assert eventually(lambda: writer.written + writer.dropped == step)
 
-    for _ in range(3):
-        record()
+    record(3)
     fill()
     while not writer.dropped:
-        record()
-    for _ in range(20):
-        record()
+        record(1)
+    record(20)
     before = writer.written
     assert writer.dropped >= 21 and "record" in writer.failures
     during = read_run(folder.path)
@@ -275,12 +274,10 @@ def full_and_free_again(folder: RunFolder, layout: RecordLayout, fill, free) -> 
     other = RecordLayout.build(
         [*layout.accumulators, *(Accumulator("activation", f"late.{i}", "moments") for i in range(40))]
     )
-    for _ in range(10):  # a layout that changes now finds no space for its segment
-        record(other)
+    record(10, other)  # a layout that changes now finds no space for its segment
     assert len(list(folder.path.glob("signals-*.arrows"))) == 1
     free()
-    for _ in range(3):
-        record()
+    record(3)
     writer.close()
     run = read_run(folder.path)
     assert len(run.steps) == writer.written == before + 3 and run.damaged_records == 0
