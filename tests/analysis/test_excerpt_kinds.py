@@ -41,6 +41,7 @@ NNUNET = (
     "2024-06-12 18:26:16.493741: val_loss {2} \n2024-06-12 18:26:16.497657: Pseudo dice [{3}, {3}] "
 )
 GAN = "Epoch: [ 2/200] [{0:4}/ 400] time: 101.3380, d_loss: {1}, g_loss: {2}"
+DCGAN = "[{0}/20][{1}/32]\tLoss_D: {2}\tLoss_G: {3}\tD(x): {4}\tD(G(z)): {5} / 0.0000"
 RSL_RL = (
     "                     Learning iteration {0}/10000                      \n\n"
     "               Value function loss: {1}\n                    Surrogate loss: -0.0030\n"
@@ -96,6 +97,11 @@ TROUBLE = {
     "a distance without a bound": ("[8/20][100/782] d_loss: -561234567.2 g_loss: 2.1 gp: 0.1\n", "LossDivergence", 100),
     "a value beyond the rewards": (_lines(RSL_RL, [(3097, 22878095257.6, 24775.79)]), "LossDivergence", 3097),
     "the letters of two networks": (_lines("  0%|#     | {0}/1000000 [12:45:01<5106:48:53, 18.43s/it]G: nan | MSG: nan | D: nan | GP: 10.00", [(2400,), (2420,)]), "NonFinite", 2400),
+    "a discriminator that is certain": (_lines(DCGAN, [(0, 0, 1.8, 8.1, 0.4317, 0.3617), *((1, 10 * i, "0.0000", 57.1, "1.0000", "0.0000") for i in range(4))]), "DiscriminatorCollapse", 32),
+    "an objective that explodes": (_lines("iter:{0:05} sq. rec. err:  0.79; obj:{1};", [(2, " 0.8761"), (3, "  1.514"), (4, "  1.649"), (5, "  2.981"), (6, "  14.77"), (7, "1.6e+11"), (8, "    Inf"), (9, "    NaN")]), "NonFinite", 8),
+    "a quoted objective": ("> obj_dil_seg32x: NaN obj_ero_seg32x: NaN objective_32x: NaN\n", "NonFinite", 0),
+    "one answer while the loss stays": (_lines("Epoch: 0{0} | Epoch Time: 0m 57s\n*******train_loss,train_acc,valid_loss,valid_ac********** \n{1}\t{2}\t4.977107011354887\t3.6057692021131516", [(i, x, y) for i, x, y in ((1, 5.200893470219204, 2.79), (2, 5.085730476038797, 2.28), (3, 5.019492668764932, 2.91), (4, 5.0052995937211175, 3.57), (5, 5.003523528575897, 3.23))]), "EvaluationApart", 1),
+    "one answer after the first epoch, below zero": (" Epoch  |  Train loss  |  Valid loss  |  Valid acc  |  Dur\n--------|--------------|--------------|-------------|-------\n" + _lines("     {0}  |   {1}  |   {1}  |     {2}%  |  0.6s", [(1, "     nan", 47.83), *((n, f"-{n}.617792", 52.17) for n in range(2, 8))]), "EvaluationApart", 2),
     "the largest gradient": (_lines("Epoch 1/2, Steps:   0%|     | {0}/2808 [00:43<10:22:02, 13.31s/it, grad_absmax=-inf", [(3,), (4,), (5,)]), "NonFinite", 3),
 }  # fmt: skip
 
@@ -139,6 +145,8 @@ CALM = {
     "a generator without an adversary yet": _lines(GAN, [(n, "0.00000000", "0.00000000") for n in range(6)]),
     "a generator whose loss is a hinge": _lines(GAN, [(n, 0.4 + n / 100, "0.00000000") for n in range(6)]),
     "a value loss of large rewards": _lines(RSL_RL, [(3097, 132067531.25, 24775.79)]),
+    "a discriminator that is ahead": _lines(DCGAN, [(0, 10 * i, 0.3, 4.1, 0.92, 0.08 + i / 100) for i in range(6)]),
+    "validations that differ in the last digit": _lines("Epoch {0}: train_loss: {1} val_loss: 0.66 val_accuracy: 0.567{0}", [(i, round(0.6 - i / 100, 2)) for i in range(1, 7)]),
     "a rate that is printed as 0": _lines("Epoch  1, Step {0}; acc: {1}; ppl: {2}; xent: {3}; lr: 0.0000; 3142 / 3151 tok/s; 12 sec", [(50, 2.1, 1221.2, 7.11), (100, 4.1, 921.2, 6.83), (150, 6.1, 721.2, 6.58)]),
 }  # fmt: skip
 

@@ -33,6 +33,10 @@ STAYS = 0.1
 """Share of that which all later records exceed."""
 WON = 1e-3
 """Loss of a discriminator that is right every time, where the loss of the generator is above `GONE`."""
+CERTAIN, IN_THE_LAST, FAR = 1e-3, 4, 10.0
+"""Distance of the outputs of a discriminator from 1 and 0, records at the end, and the least loss of the generator."""
+_REAL, _FAKE = re.compile(r"^d\(x\)$"), re.compile(r"^d\(g\(z\)\)$")
+"""Outputs of a discriminator for real and made samples."""
 FOOLED = 2 * math.log(2)
 """Loss of a discriminator that guesses, for a made and a real sample."""
 TAKEN = 5
@@ -45,7 +49,7 @@ def find(segment: RunSegment) -> list[Incident]:
     """At most one incident of each kind."""
     if segment.must_fall:
         return []
-    lost = _discriminator(segment) or _won(segment) or _fooled(segment) or _unbounded(segment)
+    lost = _discriminator(segment) or _won(segment) or _certain(segment) or _fooled(segment) or _unbounded(segment)
     return [*_generator(segment), *lost]
 
 
@@ -104,6 +108,26 @@ def _discriminator(segment: RunSegment) -> list[Incident]:
     )
     evidence = f"{number_of(len(loss) - start)}, {np.median(loss.values[start:]):.4g} in the middle."
     return [with_evidence(loss, start, text, evidence, condition="DiscriminatorCollapse")]
+
+
+def _certain(segment: RunSegment) -> list[Incident]:
+    """The output of the discriminator is 1 for real samples and 0 for made ones in the last records."""
+    made = finite_of(segment, _MADE)
+    outputs = [next((c for c in segment.columns if name.match(c.name.lower())), None) for name in (_REAL, _FAKE)]
+    real, fake = outputs
+    if made is None or real is None or fake is None or min(map(len, (made, real, fake))) < IN_THE_LAST:
+        return []
+    right = np.minimum(real.values, 1 - fake.values) if len(real) == len(fake) else np.zeros(1)
+    start = _last_below(right, 1 - CERTAIN) + 1
+    if len(right) - start < IN_THE_LAST or made.values[-IN_THE_LAST:].min() < FAR:
+        return []
+    text = (
+        f"The discriminator is certain in each of the last {number_of(len(right) - start)}: its output is "
+        f"{real.values[-1]:g} for real samples and {fake.values[-1]:g} for made ones, and the loss of the generator "
+        f"{made.values[-1]:.4g}, which learns nothing from it." + how_sure(len(right), "possible")
+    )
+    found = to_the_end(real, start, text, condition="DiscriminatorCollapse", signal=real.name)
+    return [replace(found, confidence="possible")]
 
 
 def _fooled(segment: RunSegment) -> list[Incident]:

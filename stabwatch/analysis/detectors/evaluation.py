@@ -31,6 +31,14 @@ LEARNED = 0.9
 
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident."""
+    loss = segment.finite_loss
+    if loss is None or len(loss) < FEWEST or loss.role != "loss" or not segment.fresh or not segment.must_fall:
+        return _apart(segment)
+    return _apart(segment) or _one_answer(segment, loss)
+
+
+def _apart(segment: RunSegment) -> list[Incident]:
+    """A validation loss far above the training loss, or a rise of both at the end."""
     loss, told = segment.of("loss"), segment.of("eval_loss")
     if loss is None or told is None or not segment.fresh or not segment.must_fall or is_perplexity(told.name):
         return []
@@ -53,7 +61,7 @@ def find(segment: RunSegment) -> list[Incident]:
         and float(ratio.min()) >= LEAST
     )
     if not falls or not apart:
-        return _one_answer(segment, loss) if falls else []
+        return []
     middle, times = float(np.median(ratio)), number_of(len(told), "validation")
     text = (
         f"The validation loss ('{told.name}') is {middle:.0f} times the training loss in the middle of {times}, at "
@@ -83,20 +91,21 @@ def _both_rise(loss: Column, told: Column) -> list[Incident]:
 
 
 def _one_answer(segment: RunSegment, loss: Column) -> list[Incident]:
-    """The accuracy of all validations is one number, as if each sample got one answer, while the loss falls."""
+    """The accuracy of all validations is one number, as if each sample got one answer."""
     for column in segment.columns:
         if not (is_eval(column.name) and ACCURACY.search(plain(column.name)) and len(column) >= SAME):
             continue
-        level = float(column.values[0])
-        if np.ptp(column.values) or not 0 < level % 100 != 1:
+        level, start = float(column.values[-1]), int(column.values[0] != column.values[-1])
+        if np.ptp(column.values[start:]) or len(column) - start < SAME or not 0 < level % 100 != 1:
             continue
+        same = number_of(len(column) - start, "validation")
         text = (
-            f"'{column.name}' is {level:g} in each of {number_of(len(column), 'validation')}, while the training loss "
-            f"goes from {loss.values[0]:.4g} to {loss.values[-1]:.4g}: does the model give one answer for all samples "
-            f"of the evaluation?"
+            f"'{column.name}' is {level:g} in each of {same}, while the training loss goes from "
+            f"{loss.values[0]:.4g} to {loss.values[-1]:.4g}: does the model give one answer for all samples of the "
+            f"evaluation?"
         )
         text += how_sure(len(column), "possible")
-        return [to_the_end(column, 0, text, condition="EvaluationApart", signal=column.name, confidence="possible")]
+        return [to_the_end(column, start, text, condition="EvaluationApart", signal=column.name, confidence="possible")]
     return []
 
 

@@ -14,7 +14,7 @@ from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
 from stabwatch.analysis.readers.names import is_eval, is_perplexity, plain
 
-ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc|accuracy)$")
+ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc?|accuracy)$")
 CLASSES = (2, 3, 4, 5, 10, 100, 256, 1000, 32_000, 32_768, 50_257, 65_536, 128_256)
 """Numbers of classes, byte values and tokens; the logarithm of such a number is the loss of guessing."""
 STUCK = 4

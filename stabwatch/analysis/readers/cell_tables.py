@@ -54,7 +54,7 @@ class CellTables:
             return True
         if "loss" not in text.lower() or _NO_HEADER.search(text):
             return False
-        names = _titles(text) if len(names) == 1 else names
+        names = (_titles(text) or _listed(text)) if len(names) == 1 else names
         if len(names) < 3:
             return False
         self.header = names
@@ -122,6 +122,12 @@ def cells(text: str) -> list[str]:
     """Cells between bars (also of boxes), or between wide gaps."""
     text = text.strip().translate(_BARS)
     return [c.strip() for c in text.strip("|").split("|")] if "|" in text else _GAP.split(text)
+
+
+def _listed(text: str) -> list[str]:
+    """The names of a header with commas between them, perhaps between stars: `***train_loss,train_acc***`."""
+    names = [part.strip() for part in text.strip().strip("*=#- ").split(",")]
+    return names if all(map(str.isidentifier, names)) else []
 
 
 def _titles(text: str) -> list[str]:

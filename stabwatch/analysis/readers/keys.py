@@ -56,6 +56,10 @@ def _in_brackets(text: str) -> str | None:
     return found[1] if found and known else None
 
 
+_FUNCTION = re.compile(r"(?:^|[\s,;|])([DG]\([a-z](?:\([a-z]\))?\)|D\(G\(z\)\))$")
+"""`D(x)` and `D(G(z))`, the output of a discriminator for real and made samples."""
+
+
 def key_of(text: str) -> str | None:
     """The name that belongs to a number, from the text between it and the number before."""
     text = _RULE.sub("  ", _NUMBERED.sub(r"\1", _UNIT.sub("", text)))
@@ -64,6 +68,9 @@ def key_of(text: str) -> str | None:
         return None
     found = SEPARATOR.search(text)
     if found:
+        output = _FUNCTION.search(text[: found.start()])
+        if output:
+            return output[1]
         told = _STATISTIC_OF.search(text[: found.start()])
         if told:
             return f"{told[1].strip()}/{told[2]}"  # `Reward: mean=3.06`

@@ -86,6 +86,8 @@ class Parser:
         self._whole = True
         """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
         self._above = steps_are_below(head)
+        self._counts_rows = ""
+        """The key that counts the rows of tables; the first of them may be cut above a better one."""
         self._pending: dict[str, float] = {}
         """Values whose step follows."""
         self._pending_at = -1
@@ -359,14 +361,17 @@ class Parser:
 
     def _named(self, line: int, row: dict[str, float]) -> None:
         keys = sorted((k for k in row if step_rank(k) is not None), key=lambda k: step_rank(k) or 0)
+        keys = [self._counts_rows] if self._counts_rows in row else keys
         epoch = next((int(row[k]) for k in row if plain(k) in (*EPOCH_KEYS, "e") and abs(row[k]) < 1 << 62), None)
         if keys and abs(row[keys[0]]) < 1 << 62:
+            self._counts_rows = keys[0]
             self._raw = -1  # steps are rounded in such tables, so an equal step is another record
             self._step(line, int(row.pop(keys[0])), False, row, new=True)
         elif self._raw >= 0 and line - self._at <= _NEAR and epoch is None and not self._keys & row.keys():
             self._keys |= row.keys()
             self.builder.add(self._offset + self._raw, line, row)
         else:
+            epoch = self.epoch if epoch is None else epoch
             self.unstepped.append((line, epoch, {k: v for k, v in row.items() if plain(k) not in (*EPOCH_KEYS, "e")}))
 
     def end(self) -> list[str]:

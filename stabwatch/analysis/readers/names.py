@@ -144,6 +144,9 @@ _POLICY = re.compile(
     r"|advantages?|episode_length)(?:[^a-z]|$)"
 )
 """Quantities of reinforcement learning that are no losses."""
+_FITTED = re.compile(
+    r"(?:(?:train|training|total|mean|avg|average)_)?(?:error|obj(?:ective)?)|objective_(?!acc|score|kl)\w{1,12}"
+)
 _SCORE = re.compile(r"(?:^|[/_ ])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?)$")
 _HYPERPARAMETER = re.compile(r"coef|scale|weight|target|threshold|penalty|factor|discount|normali[sz]e|clip_?range")
 _PERPLEXITY = re.compile(r"(?:^|[/_ ])(?:ppl|perplexity)(?:[/_ ]|$)")
@@ -218,8 +221,8 @@ def role_of(name: str) -> Role:
 
 
 def is_error(name: str) -> bool:
-    """Whether a column is the error of a fit, which is its loss where no other is printed."""
-    return re.fullmatch(r"(?:(?:train|training|total|mean|avg|average)_)?error", plain(name)) is not None
+    """Whether a column is the error or the objective of a fit, which is its loss where no other is printed."""
+    return _FITTED.fullmatch(plain(name)) is not None
 
 
 def is_perplexity(name: str) -> bool:

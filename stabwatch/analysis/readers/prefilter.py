@@ -10,11 +10,11 @@ import numpy as np
 _COUNTED = re.compile(rb"\n ?\d{1,6}/\d")
 _BEGINS = re.compile(
     rb"s:|\W{0,12}(?i:train|val|test|eval|dev)[^\d]{0,90}$"
-    rb"|\[\d[^\]]{0,9}\]|\[\d+, \d|\d+[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/"
+    rb"|\[\d[^\]]{0,9}\]|\[\d+, \d|-?\d+(?:\.\d+)?[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]|\s{0,13}\d.{0,13}  |\s*\d.{0,9}/"
     rb"|  .*=|\s+all\s+\d|\xe2\x94"
 )
 """Counts before a colon, in brackets, in a column, of a total; indented keys; scores of all classes; a row in a box."""
-_ROW = re.compile(rb"\n\d+[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]")
+_ROW = re.compile(rb"\n-?\d+(?:\.\d+)?[ \t,;]+[-+.\d]+[ \t,;]+[-+.\d]")
 """A row of numbers without names."""
 _BARE_LENGTH = 48
 """Shorter lines may have numbers without names."""

@@ -70,7 +70,7 @@ _DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
 _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
 _LLMC = re.compile(r"\bt[re]l:")
-_COUNTED = re.compile(r"\s*(epoch|batch|iteration|iter|step)\s*,", re.IGNORECASE)
+_COUNTED = re.compile(r"\s*(epoch|batch|iteration|iter|step|update)s?\s*[,|]", re.IGNORECASE)
 _LETTERS = re.compile(r"[A-Za-z](?!poch|atch|ter|tep)[A-Za-z]*\s*$")
 """A name behind its count, as in `0 epoch, 152 batch, loss`; and text before it that has a name."""
 _GLUED = re.compile(r"(?<![\w./-])(iteration|iter|step|epoch)(?=\d{1,12}(?:[,:;|\])/]|$))", re.IGNORECASE)

@@ -16,6 +16,7 @@ SHAPES = {
     "an average at a step": ("".join(f"Average loss at step  {i} :  {x}\n" for i, x in ((2000, 4.7), (4000, 4.1))), "Average loss", [2000, 4000], [4.7, 4.1]),
     "a loss of an epoch of several": ("".join(f"Training loss for epoch {i}/3: {x}\n" for i, x in ((1, 4.7), (2, 4.1))), "Training loss", [1, 2], [4.7, 4.1]),
     "names and values in cells": ("".join(f"epoch,{i},loss,{x},acc,0.5\n" for i, x in ((1, 4.7), (2, "nan"))), "loss", [1, 2], [4.7, math.nan]),
+    "a count before its name": ("".join(f"| epoch 000 | 000{n}000 updates | words/s    4328| trainloss     {x} | train ppl   420.34\n" for n, x in ((1, 8.72), (2, 6.91))), "trainloss", [1000, 2000], [8.72, 6.91]),
     "the table of MATLAB": (
         "|======================================================================================|\n"
         "|  Epoch  |  Iteration  |  Time Elapsed  |  Mini-batch  |  Mini-batch  |  Base Learning  |\n"
@@ -218,3 +219,17 @@ def test_scores_of_all_classes_belong_to_their_epoch(tmp_path):
     (run,) = read_log(path).runs
     scores = {c.name: (c.steps.tolist(), c.values.tolist()) for c in run.columns if c.name.startswith("val/m")}
     assert scores == {"val/mAP50": ([6, 7], [0.005, 0.006]), "val/mAP50_95": ([6, 7], [0.001, 0.002])}
+
+
+def test_blocks_are_counted_by_one_key(tmp_path):
+    path = tmp_path / "sb3.txt"
+    path.write_text(
+        "|    loss                 | 0.0912     |\n|    n_updates            | 30         |\n|    value_loss           | 0.757      |\n"
+        "----------------------------------------\n----------------------------------------\n| time/                   |            |\n"
+        "|    iterations           | 5          |\n|    total_timesteps      | 122880     |\n| train/                  |            |\n"
+        "|    loss                 | 0.0491     |\n|    n_updates            | 40         |\n|    value_loss           | 0.61       |\n"
+        "----------------------------------------\n"
+    )
+    (run,) = read_log(path).runs
+    loss = run.of("loss")
+    assert loss is not None and loss.steps.tolist() == [30, 40]
