@@ -235,7 +235,8 @@ negative divergence.
 
 Of round 15, trouble is found today in 14 of 15. Missed is a single record whose reward is -4e5. Of
 round 16 it is found in 15 of 17; missed are an accuracy of chance in a single validation, and a loss that grows to
-fifteen times its size from the first record to the second, where the excerpt ends.
+fifteen times its size from the first record to the second, where the excerpt ends. Of round
+17 it is found in 8 of 9; missed is an overlap of 1 % after a hundred epochs.
 """
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ NNUNET = (
     "2024-06-12 18:26:16.493741: val_loss {2} \n2024-06-12 18:26:16.497657: Pseudo dice [{3}, {3}] "
 )
 GAN = "Epoch: [ 2/200] [{0:4}/ 400] time: 101.3380, d_loss: {1}, g_loss: {2}"
+WAVEGLOW = "step_{0}:\tloss_{1}"
 DCGAN = "[{0}/20][{1}/32]\tLoss_D: {2}\tLoss_G: {3}\tD(x): {4}\tD(G(z)): {5} / 0.0000"
 RSL_RL = (
     "                     Learning iteration {0}/10000                      \n\n"
@@ -102,6 +103,9 @@ TROUBLE = {
     "a quoted objective": ("> obj_dil_seg32x: NaN obj_ero_seg32x: NaN objective_32x: NaN\n", "NonFinite", 0),
     "one answer while the loss stays": (_lines("Epoch: 0{0} | Epoch Time: 0m 57s\n*******train_loss,train_acc,valid_loss,valid_ac********** \n{1}\t{2}\t4.977107011354887\t3.6057692021131516", [(i, x, y) for i, x, y in ((1, 5.200893470219204, 2.79), (2, 5.085730476038797, 2.28), (3, 5.019492668764932, 2.91), (4, 5.0052995937211175, 3.57), (5, 5.003523528575897, 3.23))]), "EvaluationApart", 1),
     "one answer after the first epoch, below zero": (" Epoch  |  Train loss  |  Valid loss  |  Valid acc  |  Dur\n--------|--------------|--------------|-------------|-------\n" + _lines("     {0}  |   {1}  |   {1}  |     {2}%  |  0.6s", [(1, "     nan", 47.83), *((n, f"-{n}.617792", 52.17) for n in range(2, 8))]), "EvaluationApart", 2),
+    "a loss and a norm that jump together": (_lines(MMDET + ", grad_norm: {5}", [(30, 1, 1020, 0.5, 2.32, 4.7), (31, 1, 1050, 0.6, 50.4, 8794.3), (32, 1, 1080, 0.5, 2.53, 24.2)]), "LossSpike", 1050),
+    "a record a hundred times the spread": (_lines(WAVEGLOW, [(78540 + 20 * i, x) for i, x in enumerate(("-4.065555573", "-4.490265846", "-4.454271317", "-4.322495461", "4191.683593750", "-2.408614397", "-2.908127546"))]), "LossSpike", 78620),
+    "an explosion in words": ("Step   67456 [1.078 sec/step, loss=6.73029, avg_loss=6.65925]\nLoss exploded to 378655.87500 at step 67465!\n", "NonFinite", 67465),
     "the largest gradient": (_lines("Epoch 1/2, Steps:   0%|     | {0}/2808 [00:43<10:22:02, 13.31s/it, grad_absmax=-inf", [(3,), (4,), (5,)]), "NonFinite", 3),
 }  # fmt: skip
 
@@ -147,6 +151,8 @@ CALM = {
     "a value loss of large rewards": _lines(RSL_RL, [(3097, 132067531.25, 24775.79)]),
     "a discriminator that is ahead": _lines(DCGAN, [(0, 10 * i, 0.3, 4.1, 0.92, 0.08 + i / 100) for i in range(6)]),
     "validations that differ in the last digit": _lines("Epoch {0}: train_loss: {1} val_loss: 0.66 val_accuracy: 0.567{0}", [(i, round(0.6 - i / 100, 2)) for i in range(1, 7)]),
+    "a loss that jumps alone": _lines(MMDET + ", grad_norm: {5}", [(30, 1, 1020, 0.5, 2.32, 4.7), (31, 1, 1050, 0.6, 9.4, 8.3), (32, 1, 1080, 0.5, 2.53, 24.2)]),
+    "negative losses that go up and down": _lines(WAVEGLOW, [(78540 + 20 * i, x) for i, x in enumerate(("-4.065", "-4.490", "-4.454", "-4.322", "-3.683", "-4.408", "-4.208"))]),
     "a rate that is printed as 0": _lines("Epoch  1, Step {0}; acc: {1}; ppl: {2}; xent: {3}; lr: 0.0000; 3142 / 3151 tok/s; 12 sec", [(50, 2.1, 1221.2, 7.11), (100, 4.1, 921.2, 6.83), (150, 6.1, 721.2, 6.58)]),
 }  # fmt: skip
 

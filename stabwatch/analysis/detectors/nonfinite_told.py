@@ -13,6 +13,7 @@ from stabwatch.analysis.detectors.wording import number_of
 
 OUTLIVED = 3
 """Fewest finite losses after a message that show that training survived it."""
+_NAMED = re.compile(r"nan|inf|finite", re.IGNORECASE)
 _AT = re.compile(r"\b(?:at|in|on|for) (?:iteration|iter|step)s?\s*[=:#]?\s*(\d{1,15})\b", re.IGNORECASE)
 """The step that a message names."""
 
@@ -51,6 +52,7 @@ def in_messages(segment: RunSegment) -> Iterator[Incident]:
         step = int(named[1])
         after = f" of step {step}"
     outlived = loss is not None and int((loss.steps > step).sum()) >= OUTLIVED
+    what = "NaN" if _NAMED.search(first.text) else "an explosion"
     yield Incident(
         condition="NonFinite",
         severity="info" if outlived else "critical",
@@ -59,6 +61,6 @@ def in_messages(segment: RunSegment) -> Iterator[Incident]:
         records=len(messages),
         confidence="possible" if outlived else "likely",
         line=first.line,
-        text=f"A message{after} reports NaN: {first.text.strip()[:160]}",
+        text=f"A message{after} reports {what}: {first.text.strip()[:160]}",
         evidence=(f"{len(messages)} such messages." if len(messages) > 1 else "One such message.",),
     )

@@ -89,6 +89,9 @@ def _ebbs(after: Array, top: float) -> bool:
 
 def spikes(values: Array, fresh: bool) -> list[Excursion]:
     """All spikes in order. values: (n,), finite."""
+    far = _beyond_the_spread(values) if not fresh and 2 + OTHERS <= len(values) <= EXCERPT else []
+    if far:
+        return far
     if not 3 <= len(values) <= MOST or values.min() < 0 or values[0] == 0:
         return []
     end = _at_the_end(values)
@@ -121,6 +124,17 @@ def spikes(values: Array, fresh: bool) -> list[Excursion]:
     if not fresh and not found and len(values) <= EXCERPT:
         return _lone(values)
     return (_relapse(values) if fresh else []) or found
+
+
+def _beyond_the_spread(values: Array) -> list[Excursion]:
+    """The only record of an excerpt of negative losses that is a hundred times their spread above all."""
+    i = int(np.argmax(values))
+    rest = np.delete(values, i)
+    spread = float(np.ptp(rest))
+    if not 0 < i < len(values) - 1 or values.min() >= 0 or not 0 < LAST * spread <= values[i] - rest.max():
+        return []
+    base = float(np.median(rest))
+    return [Excursion(i, i + 1, i, base, spread, float(values[i] - base) / (LAST * spread), recovered=True)]
 
 
 def _lone(values: Array) -> list[Excursion]:

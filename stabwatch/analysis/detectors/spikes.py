@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.divergence import EXPLODES, diverges
-from stabwatch.analysis.detectors.excursions import BASE, FIRST, Excursion, outliers
+from stabwatch.analysis.detectors.excursions import BASE, EXCERPT, FIRST, Excursion, outliers
 from stabwatch.analysis.detectors.learning_rate import warm_restart
 from stabwatch.analysis.detectors.robust import SUSTAINED, WINDOW, Array
 from stabwatch.analysis.detectors.segments import RunSegment
@@ -25,6 +25,8 @@ EARLY = 0.25
 """Share of the whole descent in logarithms. An excursion before it belongs to the beginning."""
 MANY = 1e4
 """Number from which only its first digits are printed."""
+TALL, STEEP = 10.0, 100.0
+"""Ratios of the loss and of the gradient norm of one record to those of all others of an excerpt."""
 SHIFT = 0.4
 """A lasting shift by this many levels is a warning. A smaller one may be other data or another batch size."""
 
@@ -34,8 +36,25 @@ def find(segment: RunSegment) -> list[Incident]:
     loss = segment.finite_loss
     if loss is None or not len(loss):
         return []
-    found = [_spike(segment, loss, e) for e in segment.excursions if not diverges(loss.values, e, segment.dies)]
+    rises = segment.excursions or _with_the_norm(segment, loss)
+    found = [_spike(segment, loss, e) for e in rises if not diverges(loss.values, e, segment.dies)]
     return [*_hump(segment, loss), *found, *_outliers(segment, loss)]
+
+
+def _with_the_norm(segment: RunSegment, loss: Column) -> list[Excursion]:
+    """The only record of an excerpt whose loss and whose gradient norm are both far above all others."""
+    norm = segment.of("grad_norm")
+    if norm is None or segment.fresh or not 3 <= len(loss) <= EXCERPT or loss.values.min() < 0:
+        return []
+    i = int(np.argmax(loss.values))
+    beside = norm.values[norm.steps == loss.steps[i]]
+    rest, others = np.delete(loss.values, i), norm.values[norm.steps != loss.steps[i]]
+    if not 0 < i < len(loss) - 1 or len(beside) != 1 or len(others) < 2 or not np.isfinite(others).all():
+        return []
+    if loss.values[i] < TALL * rest.max() or not beside[0] >= STEEP * others.max() > 0:
+        return []
+    base = float(np.median(rest))
+    return [Excursion(i, i + 1, i, base, base, float(loss.values[i]) / (TALL * float(rest.max())), recovered=True)]
 
 
 def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:

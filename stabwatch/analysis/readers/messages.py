@@ -21,7 +21,8 @@ _NAN = (
     r" (?:values? )?(?:was |were )?(?:detected|found|encountered|occurred)\b"
     r"|\b(?:detected|found|encountered|got|received)(?: an?)? (?:nans?|infs?|non-?finite|not finite)\b"
     r"|\bnans?(?: or infs?)? in (?:the )?(?:summary|input|output|tensor|weights|model)\b"
-    r"|\bignored? a value of (?:nan|inf)\b|\bnon-?finite (?:loss|grad)|\bloss is probably exploding)"
+    r"|\bignored? a value of (?:nan|inf)\b|\bnon-?finite (?:loss|grad)"
+    r"|\bloss (?:is probably exploding|(?:has )?exploded)\b)"
 )
 """NaN in words; not a value, a call in source code, or a message that there is none."""
 _ERROR = (

@@ -54,7 +54,7 @@ _AT_EVALUATION = re.compile(r"(?:val|valid|validation|eval|test)_(?:num_updates|
 """The step of a row of an evaluation, as fairseq writes it: `valid_num_updates`."""
 
 _EVAL = re.compile(
-    r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev|cv|tel|holdout|predict)([^a-z]|$)"
+    r"(^|[^a-z])(val|vali|valid|validation|eval|evaluation|test|dev|cv|tel|holdout|predict)([^a-z]|$)"
     r"|(^|[^a-z])(val|valid|eval|test|dev)(loss|acc|ppl)([^a-z]|$)"
 )
 _TRAIN = re.compile(r"(^|[^a-z])(train|training|trl)([^a-z]|$)")
@@ -159,7 +159,7 @@ _OF_ITS_OWN = re.compile(
     r"|(?:^|[/_ ])loss(?:es)?[/_](?:value|vf|critic|qf?\d?|actor|policy|pg|surrogate|model|[dg])(?:_\w+)?$"
 )
 _PART = re.compile(
-    r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]"
+    r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]|err_?[dg]"
 )
 """Names of loss components in image restoration (BasicSR) and translation (CycleGAN, pix2pix)."""
 _OF_TRAINING = re.compile(

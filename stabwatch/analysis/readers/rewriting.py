@@ -37,6 +37,8 @@ _VALUE_AT = re.compile(
     re.IGNORECASE,
 )
 """The same with a colon: `Cost after iteration 100: 0.69`, `Average loss at step  2000 :  4.7`."""
+_GLUED = re.compile(r"(?<!\w)(?:(loss)_(?=-?\d+\.\d+(?:\s|,|$))|(step|iter|epoch)_(?=\d{1,12}[:,]\s))")
+"""WaveGlow's `step_78540:\tloss_-4.065`."""
 _TOLD_AT = re.compile(r" (?:in|at|for|of|on|after|@) (?:the )?(?:ep|it|st)", re.IGNORECASE)
 _PAIRS = re.compile(
     r"\s*((?:[A-Za-z][\w /-]{0,30}, ?[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)(?:, ?|\s*$)){2,12})", re.IGNORECASE
@@ -88,6 +90,8 @@ def rewritten(text: str) -> str:
     if " is " in text or " was " in text:
         text = _OF_DL4J.sub(r"iteration \1 loss: \2", text)
         text = _COUNTED_VALUE.sub(r"\1\3 \4 \2: ", text)
+    if "loss_" in text:
+        text = _GLUED.sub(lambda found: f"{found[1] or found[2]}: ", text)
     if _TOLD_AT.search(text):
         text = _VALUE_AT.sub(r"\1\3 \4 \2: ", text)
     if "]" in text:
