@@ -13,6 +13,8 @@ CHANGED, BACK = 3.0, 2.0
 """Values of `batch_shift_ratio`: the data are other ones, and they are like those before."""
 LONGEST = 48
 """Records after a change by which it is decided what it was."""
+LATE = 16
+"""Steps after a change in which a loss that scatters shows that it has jumped."""
 PART = 8
 """Losses whose median stands for a part of the time since the change."""
 CLIMBS = 1.25
@@ -48,6 +50,9 @@ class DataChange:
 
     def __init__(self) -> None:
         self._losses: list[float] = []
+        self._changed: int | None = None
+        self.since = 0
+        """The step from which on the data that explain the loss are other ones."""
         self._level = math.nan
         self._furthest = 0.0
         self._spent = False
@@ -60,17 +65,22 @@ class DataChange:
     def calm(self, shifts: Array) -> None:
         """Shifts of records in which the data do not change."""
         self._spent = self._spent and bool((shifts >= BACK).all())
+        self._changed = None if (shifts < BACK).any() else self._changed
 
-    def observe(self, loss: float, shift: float, level: float, jumped: bool) -> tuple[float, list[float]]:
+    def observe(self, step: int, loss: float, shift: float, level: float, jumped: bool) -> tuple[float, list[float]]:
         """A loss, the shift of the data, NaN where it is not known, and the level of the losses before.
 
         Returns how many records had odd batches, if they just ended, and the losses of new data that are learned.
         """
         back = shift < BACK
         self._spent = self._spent and shift >= BACK
+        if back or (shift > CHANGED and self._changed is None):
+            self._changed = None if back else step
         if not self.holds:
             if jumped and shift > CHANGED and not self._spent:
                 self._losses, self._level, self._furthest = [loss], level, shift
+                recent = self._changed is not None and step - self._changed <= LATE
+                self.since = self._changed if self._changed is not None and recent else step
             return 0.0, []
         self._losses.append(loss)
         self._furthest = max(self._furthest, shift) if shift == shift else self._furthest

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.alerts.data_change import CLIMBS
 from stabwatch.alerts.evidence import TOGETHER
 from stabwatch.alerts.incidents import Incident, gravest, rank
 from stabwatch.analysis.detectors import detect_in
@@ -34,6 +35,12 @@ SAME: dict[str, tuple[str, ...]] = {
 _LOSS = ("LossSpike", "LossShift", "LossDivergence", "LossLostAtRateJump")
 _WITH_DATA = ("LossSpike", "LossShift", "LossDivergence", "LossPlateau", "Reinitialisation", "GradientNormExplosion")
 """What a change of the data explains."""
+_RISES = ("LossDivergence", "LossPlateau")
+"""Those of a level, whose beginning is the best level before the rise."""
+PART = 16
+"""Records whose median is the level of the loss before or after a change of the data."""
+SHARE = 0.25
+"""Share of a rise that may come before the change of the data that explains it."""
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
 HIGH = 1 / 3
 """Share of the height of a spike from which records elsewhere in the curve count as its noise."""
@@ -61,7 +68,7 @@ def in_hindsight(
     found = list(segments(run, watched))
     spacing = _spacing(run)
     with np.errstate(all="ignore"):
-        detected = [_explained(one, data_changes, TOGETHER * spacing) for one in detect_in(found)]
+        detected = [_explained(one, data_changes, TOGETHER * spacing, found) for one in detect_in(found)]
         merged = _merged(detected, by_rules, TOGETHER * spacing, found)
     return Hindsight(tuple(merged), spacing)
 
@@ -91,13 +98,39 @@ def _merged(
     return sorted([*both, *alone], key=lambda i: (i.first_step, rank(i.severity)))
 
 
-def _explained(incident: Incident, data_changes: Sequence[int], margin: float) -> Incident:
+def _explained(incident: Incident, data_changes: Sequence[int], margin: float, found: Sequence[RunSegment]) -> Incident:
     """An incident of the loss that begins where the data changed is information."""
+    if incident.condition not in _WITH_DATA:
+        return incident
     at = next((step for step in data_changes if abs(incident.first_step - step) <= margin), None)
-    if at is None or incident.condition not in _WITH_DATA:
+    if at is None and incident.condition in _RISES:
+        at = _risen_with_data(incident, data_changes, _segment_of(incident, found))
+    if at is None:
         return incident
     text = f"{incident.text} The data changed at step {at}, and the loss was learned again."
     return replace(incident, severity="info", text=text)
+
+
+def _risen_with_data(incident: Incident, data_changes: Sequence[int], segment: RunSegment | None) -> int | None:
+    """The first change of the data after the beginning of a rise, if the loss has risen there and nowhere else."""
+    loss = None if segment is None else segment.finite_loss
+    after = [step for step in data_changes if step > incident.first_step]
+    if loss is None or not after:
+        return None
+    start, first, last = np.searchsorted(loss.steps, (incident.first_step, after[0], after[-1]))
+    levels = [
+        float(np.median(part)) if len(part) else np.nan
+        for part in (
+            loss.values[max(start - PART, 0) : start + 1],
+            loss.values[max(first - PART, start) : first],
+            loss.values[first : first + PART],
+            loss.values[last : last + PART],
+            loss.values[last:][-PART:],
+        )
+    ]
+    best, before, risen, settled, end = levels
+    by_data = before - best <= SHARE * (risen - best) and end <= max(CLIMBS * settled, settled)
+    return after[0] if by_data else None
 
 
 def _same(incident: Incident, detected: Sequence[Incident], margin: float) -> int | None:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from stabwatch.hooks.base.tensors import local
+from stabwatch.runtime.rewrites import Rewrites
 
 WITNESSES = 8
 """Parameters of an optimizer whose gradients are looked at: the smallest ones of as many parts of the model."""
@@ -23,31 +24,39 @@ class LoopChecks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._witnesses: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
-        self._kept: Tensor | float | None = None
+        self._kept: WeakKeyDictionary[Any, Tensor | float | None] = WeakKeyDictionary()
         self._had_state: dict[tuple[str, int, int], bool] = {}
         self._stepped = False
+        self.rewrites = Rewrites()
 
     @torch.no_grad()
     def backward_begins(self) -> None:
-        """A backward pass begins: are gradients of earlier steps still there?"""
-        if not self._stepped or self._kept == 0.0:
+        """A backward pass begins: are gradients of earlier steps still there?
+
+        The answer is kept for each optimizer: where each has its own backward pass, the others are not set to zero yet.
+        """
+        if not self._stepped:
             return
-        share = _share_that_is_not_empty([p for mine in self._witnesses.values() for p in mine])
-        if isinstance(share, float) or not isinstance(self._kept, Tensor):
-            self._kept = share
-        elif share is not None:
-            self._kept = torch.minimum(self._kept, share)
+        for optimizer, mine in self._witnesses.items():
+            kept = self._kept.get(optimizer)
+            if kept != 0.0:
+                self._kept[optimizer] = _smaller(kept, _share_that_is_not_empty(mine))
 
     def take_kept(self) -> Tensor | float | None:
-        """The least share over the backward passes of the step that ends now, float32 (); None without any."""
-        kept, self._kept = self._kept, None
+        """Of each optimizer the least share over the backward passes of the step that ends now, and their mean.
+
+        float32 (); None without any.
+        """
+        kept = [share for share in self._kept.values() if share is not None]
+        self._kept.clear()
         self._stepped = bool(self._witnesses)
-        return kept
+        return sum(kept) / len(kept) if kept else None
 
     def before_step(self, optimizer: Any) -> None:
         """An optimizer is about to step: some of its parameters are looked at from the next step on."""
         if optimizer in self._witnesses:
             return
+        self.rewrites.follow(optimizer)
         mine = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         length = max(1, -(-len(mine) // WITNESSES))
         parts = [mine[i : i + length] for i in range(0, len(mine), length)]
@@ -76,6 +85,13 @@ def _has_modes(module: nn.Module) -> bool:
     if isinstance(module, _DropoutNd):
         return module.p > 0
     return isinstance(module, _BatchNorm) and module.track_running_stats
+
+
+def _smaller(one: Tensor | float | None, other: Tensor | float | None) -> Tensor | float | None:
+    """The smaller of two shares; None is not known."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.minimum(one, other)
+    return one if other is None else other if one is None or isinstance(one, Tensor) else one
 
 
 def _share_that_is_not_empty(parameters: Sequence[nn.Parameter]) -> Tensor | float | None:

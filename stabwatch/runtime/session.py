@@ -192,7 +192,10 @@ class Session(TrainingEvents):
         self._work.step_begins(now)
         beside = 0.0 if self._writer is None else self._writer.seconds
         self._pace.learn(self._host.step_seconds, cost, busy, beside)
+        measured = self.flags.sampled
         self._plan_next()
+        if self.flags.open:
+            self.isolation.run("checks", "always", self._checks.rewrites.step_ended, measured or self.flags.sampled)
         if what := self._changes.frozen(self._taps.now):
             self._dispatcher.announce(self.step, what, seen=True)
 

@@ -367,6 +367,7 @@ class TrainingEvents:
             self._repeated = True
             self._end_step()
         self._host.resets += self._asked(self._checks.lost_state, optimizer)
+        self.isolation.run("checks", "always", self._note_rewrites)
         self.isolation.run("checks", "always", self._checks.before_step, optimizer)
         if self._order.scaler is not None:
             self.isolation.run("checks", "always", self._note_scaled, optimizer)
@@ -389,6 +390,11 @@ class TrainingEvents:
             self._end_step()
         else:
             self._stepped_parameters |= {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+    def _note_rewrites(self) -> None:
+        changed = self._checks.rewrites.step_begins()
+        if changed is not None:
+            self.context.run.update_rewritten(changed)
 
     def _found_origin(self, origin: Origin) -> None:
         """A value that is not finite was traced to where it was made: note it, and measure all in the next steps."""

@@ -65,6 +65,12 @@ SIGNALS = (
         "ratio",
     ),
     _host(
+        "weights_rewritten_ratio",
+        "Change of some weights from the end of a step to the next one over their norm; above 0 where the program "
+        "writes into them itself.",
+        "ratio",
+    ),
+    _host(
         "evaluation_mode_ratio",
         "Whether the step of a model with dropout or batch norm was trained in evaluation mode: 1, or 0.",
         "ratio",

@@ -51,6 +51,17 @@ def test_new_data_that_are_learned_are_no_alarm_and_are_told(each):
     assert "LossSpike" in without, "the same loss on the same data"
 
 
+@pytest.mark.parametrize("each", [1, END])
+def test_a_loss_that_scatters_shows_the_change_later_and_the_step_is_that_of_the_data(each):
+    scatter = np.random.default_rng(1)
+    losses = [0.7 if step < AT else 0.7 + 0.8 * 0.985 ** (step - AT) for step in range(END)]
+    losses = [loss * float(np.exp(0.2 * scatter.standard_normal())) for loss in losses]
+    engine, rules = _told(lambda step: losses[step], _changes, each)
+    assert rules == set() and engine.data_changes == (AT,)
+    _, without = _told(lambda step: losses[step], _never, each)
+    assert "LossShift" in without, "the same loss on the same data"
+
+
 @pytest.mark.parametrize("loss", [_stays, _climbs])
 @pytest.mark.parametrize("each", [1, END])
 def test_a_loss_that_is_not_learned_or_climbs_after_the_change_is_told(loss, each):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from stabwatch.alerts import Engine
@@ -215,3 +216,38 @@ def test_gradients_that_fade_with_the_loss_have_done_their_work():
 
 def test_every_root_cause_has_a_name_of_its_own():
     assert len({cause.name for cause in ROOT_CAUSES}) == len(ROOT_CAUSES)
+
+
+def _weights(norms, written, each):
+    """Rules that fired, with their steps, on weight norms and on what the program wrote between the steps."""
+    engine = Engine()
+    for first in range(0, len(norms), each):
+        part = slice(first, first + each)
+        engine.observe(
+            block({"weight a": norms[part], "update a": [0.001] * len(norms[part]), "written": written[part]}, first)
+        )
+    return [(a.rule, a.step) for a in engine.history if a.state == "firing"]
+
+
+@pytest.mark.parametrize("each", [1, 64])
+def test_weights_that_the_program_writes_at_each_step_are_no_fault(each):
+    clipped = [0.8, 0.3, *wave(62, 0.3, 0.0005)]
+    assert _weights(clipped, [None, *([0.01] * 63)], each) == []
+    assert _weights(wave(10, 0.3, 0.0005) + [0.24, 0.3] * 20, [0.01] * 50, each) == []
+
+
+@pytest.mark.parametrize("each", [1, 64])
+def test_a_lone_change_and_a_bit_that_flips_are_told(each):
+    lone = [1.0] * 20 + [1.3] * 20
+    rule = "WeightsChangedOutsideStep"
+    assert _weights(lone, [0.0] * 40, each) == [(rule, 20)], "the numbers that are looked at are the same: a bit"
+    assert _weights(lone, [0.0] * 20 + [0.4] + [0.0] * 19, each) == [(rule, 21)], "all were written, once"
+    assert _weights(lone, [None] * 40, each) == [(rule, 20)], "nothing is known of what was written"
+    assert _weights([1.0] * 20 + [1e9] * 20, [0.01] * 40, each) == [(rule, 20)], "no clipping makes weights so large"
+
+
+def test_weights_without_bound_are_no_change_from_outside():
+    engine = Engine()
+    norms, updates = [0.2, 0.2, 0.7, 5.0, np.inf], [0.07, 0.7, 20.0, 220.0, 220.0]
+    engine.observe(block({"weight a": norms, "update a": updates}, 0))
+    assert "WeightsChangedOutsideStep" not in {a.rule for a in engine.history}

@@ -26,6 +26,10 @@ def _scaled(g):
     return 3 * _numbers(g) + 1
 
 
+def _noisier(g):
+    return _numbers(g) + 0.7 * torch.randn(32, 20, generator=g)
+
+
 def _tokens(g):
     return torch.randint(0, 50, (16, 40), generator=g)
 
@@ -55,7 +59,8 @@ def test_shuffled_data_do_not_change(draw):
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(_numbers, _scaled), (_tokens, _other_tokens), (_pictures, _larger_pictures)]
+    ("before", "after"),
+    [(_numbers, _scaled), (_numbers, _noisier), (_tokens, _other_tokens), (_pictures, _larger_pictures)],
 )
 def test_other_data_are_seen_at_once_and_become_the_usual_ones(before, after):
     found = _shifts((before, 100), (after, 120))

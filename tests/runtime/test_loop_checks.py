@@ -98,6 +98,18 @@ def no_zero_grad():
         yield step
 
 
+def no_zero_grad_in_an_ensemble():
+    members = nn.ModuleList(_net(6, 8, 2) for _ in range(3))
+    optimizers = [torch.optim.Adam(member.parameters()) for member in members]
+    yield members, optimizers
+    for step in range(STEPS):
+        x, y = _batch(step)
+        for member, optimizer in zip(members, optimizers, strict=True):
+            F.cross_entropy(member(x), y).backward()
+            optimizer.step()
+        yield step
+
+
 def evaluated_first():
     model = nn.Sequential(_net(6, 8), nn.Dropout(0.1), nn.Linear(8, 2)).eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -129,6 +141,7 @@ def rate_gone():
         (features_cut, "PartWithoutGradient", ("encoder.0",)),
         (list_of_layers, "ParametersNotRegistered", ("extra",)),
         (no_zero_grad, "GradientsAccumulate", ()),
+        (no_zero_grad_in_an_ensemble, "GradientsAccumulate", ()),
         (evaluated_first, "EvalModeInTraining", ()),
         (made_anew, "OptimizerStateLost", ()),
         (rate_gone, "LearningRateZero", ()),
@@ -156,6 +169,43 @@ def two_networks_with_two_optimizers():
             F.cross_entropy(model["judge"](model["maker"](x)), 1 - y).backward()
             second.step()
         yield step
+
+
+def each_its_own_pass():
+    """An ensemble: each member is set to zero, trained and stepped before the next one."""
+    members = nn.ModuleList(_net(6, 8, 2) for _ in range(4))
+    optimizers = [torch.optim.Adam(member.parameters()) for member in members]
+    yield members, optimizers
+    for step in range(STEPS):
+        x, y = _batch(step)
+        for member, optimizer in zip(members, optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(member(x), y).backward()
+            optimizer.step()
+        yield step
+
+
+def _written_after_each_step(write):
+    model = _net(6, 16, 16, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    yield model, optimizer
+    for step in _plain(model, optimizer):
+        for p in model.parameters():
+            if p.dim() > 1:
+                write(p)
+        yield step
+
+
+def weights_clipped():
+    return _written_after_each_step(lambda p: p.data.clamp_(-0.05, 0.05))
+
+
+def rows_of_length_one():
+    return _written_after_each_step(lambda p: p.data.div_(p.data.norm(dim=1, keepdim=True)))
+
+
+def masked():
+    return _written_after_each_step(lambda p: p.data.mul_(torch.arange(p.numel()).view(p.shape) % 3 > 0))
 
 
 def target_network():
@@ -262,7 +312,8 @@ def judge_of_made_samples():
 @pytest.mark.parametrize(
     "loop",
     [
-        two_networks_with_two_optimizers, target_network, zeroed_by_hand, frozen_batch_norm, closure, cosine_to_zero,
+        two_networks_with_two_optimizers, each_its_own_pass, weights_clipped, rows_of_length_one, masked,
+        target_network, zeroed_by_hand, frozen_batch_norm, closure, cosine_to_zero,
         validated_on_the_way, judge_of_made_samples,
     ],
 )  # fmt: skip

@@ -34,6 +34,12 @@ SHIFTED = 8
 """Length of the recent window that a level shift compares with the 64 values before it."""
 LEAST_MADE = 1e-12
 """Progress of a loss that has made none."""
+SHIFT = (
+    Condition("loss_shift_exceedance_ratio", above=0.95),
+    Condition("loss_shift_ratio", above=1.2),
+    Condition("loss_shift_rise_ratio", above=0.05),
+)
+"""The level of the loss has shifted, in losses that scatter so much that none stands out."""
 UNSIGNED = 0.7
 """Weight of a regression once the loss was negative: zero is where it may end, so it must be clearly above that."""
 
@@ -104,7 +110,6 @@ class LossFeature(ScalarFeature):
         self._rate = math.nan
         self.changes: list[int] = []
         """Steps at which the loss jumped together with the data, which were learned then."""
-        self._held, self._held_since = 0.0, 0
 
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
@@ -134,13 +139,12 @@ class LossFeature(ScalarFeature):
     def _explained(self, found: dict[str, float], shift: float, level: float) -> dict[str, float]:
         """Do the data explain the loss? Where they are other ones that are learned, the loss is judged anew."""
         jumped = found["loss_robust_z"] > JUMP_Z and found["loss_rise_ratio"] > JUMP_RISE
-        odd, learned = self._change.observe(found["loss"], shift, level, jumped and found["loss_comparable"] > 0)
+        shifted = all(bool(one.holds(np.float64(found[one.gauge]))) for one in SHIFT)
+        jumped = (jumped or shifted) and found["loss_comparable"] > 0
+        odd, learned = self._change.observe(self._step, found["loss"], shift, level, jumped)
         held = float(self._change.holds)
-        if held and not self._held:
-            self._held_since = self._step
-        self._held = held
         if learned:
-            self.changes.append(self._held_since)
+            self.changes.append(self._change.since)
             self._judge_anew(learned)
         return dict(zip((gauge.name for gauge in GAUGES), (held, odd), strict=True))
 
@@ -305,14 +309,7 @@ RULES: tuple[Rule, ...] = (
         thresholds=(
             Threshold(
                 severity="warning",
-                when=(
-                    Condition("loss_shift_exceedance_ratio", above=0.95),
-                    Condition("loss_shift_ratio", above=1.2),
-                    Condition("loss_shift_rise_ratio", above=0.05),
-                    Condition("loss_won_back_ratio", below=0.3),
-                    COMPARABLE,
-                    UNEXPLAINED,
-                ),
+                when=(*SHIFT, Condition("loss_won_back_ratio", below=0.3), COMPARABLE, UNEXPLAINED),
                 for_points=3,
             ),
         ),

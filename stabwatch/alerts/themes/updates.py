@@ -8,10 +8,10 @@ import numpy as np
 
 from stabwatch.alerts.blocks import Block, BlockGauges
 from stabwatch.alerts.columns import LayerColumns
-from stabwatch.alerts.features import DerivedSignal, Feature, MedianFeature, PlainFeature, own_signals
+from stabwatch.alerts.features import DerivedSignal, Feature, MedianFeature, PlainFeature
 from stabwatch.alerts.references import ADAM, CALIBRATED, GHOSTS, PROXIES, SDC
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, Ints
+from stabwatch.alerts.statistics import Array, Bools, Ints
 from stabwatch.runlog import SeriesKey
 
 FAR = 16
@@ -39,7 +39,11 @@ class WeightFeature:
 
     def __init__(self) -> None:
         self._columns = LayerColumns("weight_rms", "update_to_weight_ratio")
+        self._written = LayerColumns("weights_rewritten_ratio")
         self._rms = self._ratio = self._steps = self._points = np.empty(0)
+        self._writes = 0
+        """How many times in a row the program was seen to have written."""
+        self._waiting: Array | None = None
 
     @property
     def layers(self) -> list[str]:
@@ -49,6 +53,7 @@ class WeightFeature:
     def bind(self, keys: Sequence[SeriesKey]) -> None:
         """See Feature."""
         self._columns.bind(keys)
+        self._written.bind(keys)
         more = len(self.layers) - len(self._rms)
         self._rms, self._ratio, self._steps = (
             np.append(kept, np.full(more, np.nan)) for kept in (self._rms, self._ratio, self._steps)
@@ -59,23 +64,56 @@ class WeightFeature:
         """See Feature."""
         for kept in (self._rms, self._ratio, self._steps):
             kept[:] = np.nan
+        self._writes, self._waiting = 0, None
 
     def update(self, step: int, values: Array) -> dict[str, Array] | None:
         """See Feature."""
         rms, ratio = (self._columns.of(signal, values) for signal in self._columns.signals)
         measured = ~np.isnan(rms)
-        if not measured.any():
+        waited = self._wrote(float(self._written.of_run(self._written.signals[0], values[None])[0]), len(rms))
+        if not measured.any() and waited is None:
             return None
         beyond = self._beyond(rms, ratio, step, self._rms, self._ratio, self._steps)
+        if self._writes:
+            beyond = self._explained(beyond, rms)
+        if waited is not None:
+            beyond = np.fmax(beyond, waited)
         self._points += measured
         self._rms, self._ratio = np.where(measured, rms, self._rms), np.where(measured, ratio, self._ratio)
         self._steps = np.where(measured, step, self._steps)
         return {self.gauges[0].name: beyond, "weight_rms": rms, "points": self._points.copy()}
 
-    measures = own_signals
+    def _wrote(self, written: float, layers: int) -> Array | None:
+        """Note whether the program wrote since the last step, NaN for not known. The changes that this tells, or None.
 
-    def observe_block(self, steps: Ints, values: Array) -> Block:
+        Changes that waited are told where the program has not written again.
+        """
+        if written != written:
+            return None
+        self._writes = self._writes + 1 if written > REWRITTEN else 0
+        waited, self._waiting = self._waiting, None
+        return None if waited is None or self._writes else np.append(waited, np.full(layers - len(waited), np.nan))
+
+    def _explained(self, beyond: Array, rms: Array) -> Array:
+        """The changes without those that the program has made at each step. Those of its first time wait."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            doubled = rms > 2 * self._rms
+        large = (beyond > UNEXPLAINED) & ~(doubled & (self._writes > SETTLED))
+        if self._writes == 1 and large.any():
+            self._waiting = np.where(large, beyond, np.nan)
+        return np.where(large, 0.0, beyond)
+
+    def measures(self, values: Array) -> Bools:
         """See `blocks`."""
+        return self._columns.measured(values) | self._written.measured(values)
+
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:
+        """See `blocks`."""
+        written = self._written.of_run(self._written.signals[0], values)
+        known = written[~np.isnan(written)] > REWRITTEN
+        if self._waiting is not None or known.any():
+            return None
+        self._writes = 0 if len(known) else self._writes
         rms, ratio = (self._columns.of(signal, values) for signal in self._columns.signals)
         rows = np.flatnonzero(~np.isnan(rms).all(axis=1))
         rms, ratio = rms[rows], ratio[rows]
@@ -103,7 +141,15 @@ class WeightFeature:
             beyond = np.maximum(np.fmax(grown, shrunk), 0.0)
         beyond[np.broadcast_to(steps > FAR, beyond.shape)] = np.nan
         beyond[~(np.isfinite(was) & (was > 0))] = np.nan
+        beyond[~np.isfinite(rms) & (most >= 1)] = np.nan  # steps larger than the weights have grown without bound
         return beyond
+
+
+REWRITTEN = 1e-5
+"""Relative change of weights between two steps that no rounding makes: what was added is taken away again (SAM)."""
+UNEXPLAINED = 0.05
+SETTLED = 2
+"""Times that the program has written, after which it no longer makes the weights twice as large."""
 
 
 def _at_or(now: Array, rows: Ints, before: Array) -> Array:
@@ -239,8 +285,8 @@ RULES: tuple[Rule, ...] = (
         summary="Weights changed by more than the optimizer's steps explain.",
         description="The weights of {where} changed by {weight_unexplained_ratio:.3g} of their norm more than "
         "the updates explain.",
-        thresholds=(Threshold(severity="warning", when=(Condition("weight_unexplained_ratio", above=0.05),)),),
-        abnormal=(Condition("weight_unexplained_ratio", above=0.05),),
+        thresholds=(Threshold(severity="warning", when=(Condition("weight_unexplained_ratio", above=UNEXPLAINED),)),),
+        abnormal=(Condition("weight_unexplained_ratio", above=UNEXPLAINED),),
         source="the norm after a step is within 1 +- the update-to-weight ratio; 0.05 is many times the rounding error",
         remedy=(
             "If a checkpoint was loaded, averaged weights swapped in or a layer reset here, no action is needed.",

@@ -1,4 +1,4 @@
-"""A batch in sixteen numbers: by their means over many batches one sees when the data become other ones."""
+"""A batch in some numbers: by their means over many batches one sees when the data become other ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 SIZE = 16
 READ = 1 << 12
 """Numbers of a batch that are read, evenly spread."""
+TINY = 1e-30
 _TABLE = np.random.default_rng(16).choice(np.array([-1.0, 1.0], np.float32), (SIZE, 1 << 12))
 _ROWS = np.ascontiguousarray(_TABLE.T)
 
@@ -36,17 +37,20 @@ def numbers_of(batch: NDArray[Any] | None) -> BatchNumbers | None:
 
 
 def project(batch: BatchNumbers) -> NDArray[np.float32]:
-    """float32 (1 + SIZE,): log2 of the numbers of a sample, and means with random signs.
+    """float32 (2 + SIZE,): log2 of the numbers of a sample, of the mean square of floats, and means with random signs.
 
     A number of a float counts with the sign of its column, a whole number (a token, a category) with that of its value.
+    Noise of mean zero moves no mean: that is what the mean square is for.
     """
     some, stride, width = batch
-    out = np.empty(1 + SIZE, np.float32)
-    out[0] = np.log2(width)
+    out = np.empty(2 + SIZE, np.float32)
+    out[:2] = np.log2(width), 0.0
     if some.dtype.kind == "f":
-        out[1:] = _signs(len(some), stride, width) @ some.astype(np.float32, copy=False) / len(some)
+        numbers = some.astype(np.float32, copy=False)
+        out[1] = np.log2(np.dot(numbers, numbers) / len(some) + TINY)
+        out[2:] = _signs(len(some), stride, width) @ numbers / len(some)
     else:  # the sums of ones are exact, in whatever order
-        out[1:] = _ROWS[some.astype(np.int64, copy=False) & 0xFFF].sum(axis=0) / np.float32(len(some))
+        out[2:] = _ROWS[some.astype(np.int64, copy=False) & 0xFFF].sum(axis=0) / np.float32(len(some))
     return out
 
 

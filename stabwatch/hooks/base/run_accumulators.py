@@ -24,6 +24,7 @@ CERTAIN = PROBES.register(Probe(name="loss", tap="logits", reduction=CERTAINTY, 
 CLIPPED = PROBES.register(Probe(name="clip", tap="gradient", reduction=CLIP, tier="always")).accumulator()
 LOSS_SCALE = host_accumulator("loss_scale")
 KEPT = host_accumulator("gradients_kept_ratio")
+REWRITTEN = host_accumulator("weights_rewritten_ratio")
 BROADCAST = host_accumulator("loss_broadcast_factor")
 INPUT = host_accumulator("input_rms")
 LEAK = host_accumulator("target_in_input_ratio")
@@ -52,7 +53,7 @@ BASICS = (BUSY_SOURCE, *map(loss_source, LOSS_FALLBACKS), CLIPPED, LOSS_SCALE)
 The busy time and the sources of the loss come first: the record leaves out everything up to their end.
 """
 NOTED = (OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE)
-OTHERS = (KEPT, BROADCAST, INPUT, LEAK, *NOTED)
+OTHERS = (KEPT, REWRITTEN, BROADCAST, INPUT, LEAK, *NOTED)
 
 
 class RunAccumulators:
@@ -73,7 +74,8 @@ class RunAccumulators:
         self.logits = new_accumulator("logsumexp", device)
         self.certainty = new_accumulator("certainty", device)
         self.busy, self.clip, self.loss_scale = (basics[a] for a in (BUSY_SOURCE, CLIPPED, LOSS_SCALE))
-        self.kept, self.broadcast, self.input, self.leak = (others[a] for a in (KEPT, BROADCAST, INPUT, LEAK))
+        self.kept, self.rewritten, self.broadcast = (others[a] for a in (KEPT, REWRITTEN, BROADCAST))
+        self.input, self.leak = others[INPUT], others[LEAK]
         self._noted = {a: others[a] for a in NOTED}
         self.policy = PolicyAccumulators(device)
         self.logged: dict[str, Tensor] = {}
@@ -130,6 +132,12 @@ class RunAccumulators:
             return
         share = share.to(self._device, non_blocking=True)
         merge_(HOST, self.kept, torch.stack((torch.ones_like(share), share)))
+
+    @torch.no_grad()
+    def update_rewritten(self, ratio: Tensor) -> None:
+        """Note by how much weights differ from those after the last step, relative to their norm, float32 ()."""
+        ratio = ratio.to(self._device, non_blocking=True)
+        merge_(HOST, self.rewritten, torch.stack((torch.ones_like(ratio), ratio)))
 
     @torch.no_grad()
     def update_broadcast(self, aggregates: Tensor) -> None:

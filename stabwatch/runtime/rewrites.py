@@ -1,0 +1,65 @@
+"""Does the program write into the weights between two steps, as clipping, normalising, masking or averaging do?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from stabwatch.hooks.base.tensors import is_plain, local
+
+MATRICES, NUMBERS = 8, 64
+"""Matrices of an optimizer that are looked at, the largest ones of as many parts of the model, and numbers of each."""
+
+
+class Rewrites:
+    """Compares some weights as a step begins with those as the step before ended. Nothing here waits for the device."""
+
+    def __init__(self) -> None:
+        self._matrices: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
+        self._kept: tuple[list[nn.Parameter], Tensor] | None = None
+
+    def follow(self, optimizer: Any) -> None:
+        """Look at matrices of this optimizer from the next step on."""
+        held = [p for group in optimizer.param_groups for p in group["params"] if _is_matrix(p)]
+        length = max(1, -(-len(held) // MATRICES))
+        self._matrices[optimizer] = [max(held[i : i + length], key=_size) for i in range(0, len(held), length)]
+
+    def step_ended(self, wanted: bool) -> None:
+        """A step is over. wanted: keep the weights, to compare them when the next one begins."""
+        self._kept = None
+        mine = [p for held in self._matrices.values() for p in held] if wanted else []
+        if mine:
+            self._kept = mine, _numbers(mine)
+
+    def step_begins(self) -> Tensor | None:
+        """Norm of the change of these weights since the last step over their norm, float32 (); None if not kept.
+
+        0 where they are not finite: what then differs is no answer.
+        """
+        if self._kept is None:
+            return None
+        (matrices, before), self._kept = self._kept, None
+        now = _numbers(matrices)
+        if now.shape != before.shape or now.device != before.device:
+            return None
+        return ((now - before).norm() / before.norm()).nan_to_num(0.0, 1.0)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return int(parameter.numel())
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    weight = local(parameter.detach())
+    return is_plain(weight) and weight.is_floating_point() and weight.dim() > 1 and weight.numel() > 0
+
+
+@torch.no_grad()
+def _numbers(matrices: Sequence[nn.Parameter]) -> Tensor:
+    """float32 (n,), a copy: numbers of each matrix, evenly spread."""
+    flat = [local(p.detach()).reshape(-1) for p in matrices]
+    return torch.cat([x[:: x.numel() // NUMBERS | 1].to(flat[0].device, torch.float32) for x in flat])
