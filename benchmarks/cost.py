@@ -8,7 +8,8 @@ On the CPU the model is that of overhead.py and time is the host's; on a GPU it 
 the device's, between events before and after what the probe queues. A figure is the cost of measuring a signal on a
 step that measures it; where sites take turns, of the mean turn. Signals of one reduction share it. What the GPT has not
 (experts, low-rank adapters) is measured on a Mixtral of transformers with adapters of PEFT; sharpness, which takes as
-long as several steps, on a small GPT; and the Jacobian on a convolutional map. These are on the CPU only.
+long as several steps, on a small GPT; and the Jacobian and skip connections on a convolutional map. These are on the
+CPU only.
 """
 
 from __future__ import annotations
@@ -192,11 +193,36 @@ def of_experts(width: int = 256, layers: int = 4, context: int = 256) -> Subject
     return Subject(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss, draw()[0][:1])
 
 
+class Join(nn.Module):
+    """Convolutions of two feature maps, the second one from a skip connection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inside, self.outside = nn.Conv1d(2 * width, width, 5, padding=2), nn.Conv1d(width, 1, 5, padding=2)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, width, length) each -> (B, 1, length)."""
+        return self.outside(F.gelu(self.inside(torch.cat((x, skip), dim=1))))
+
+
+class UShaped(nn.Module):
+    """A map with one skip connection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down, self.middle = nn.Conv1d(1, width, 5, padding=2), nn.Conv1d(width, width, 5, padding=2)
+        self.join = Join(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, length) -> the same."""
+        first = F.gelu(self.down(x))
+        return self.join(F.gelu(self.middle(first)), first)
+
+
 def as_a_map(width: int = 64, length: int = 256) -> Subject:
     """Convolutions that map a field of numbers to its next state, on 32 samples."""
     torch.manual_seed(0)
-    parts = [nn.Conv1d(n, m, 5, padding=2) for n, m in ((1, width), (width, width), (width, width), (width, 1))]
-    model = nn.Sequential(parts[0], nn.GELU(), parts[1], nn.GELU(), parts[2], nn.GELU(), parts[3])
+    model = UShaped(width)
     state = torch.randn(32, 1, length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     return Subject(model, optimizer, lambda: F.mse_loss(model(state), state.roll(1, -1)), state[:1])
@@ -248,6 +274,7 @@ def main() -> None:
         small = measure(on_the_cpu(width=128, layers=2, context=64), clock, "sharpness")
         mapped = measure(as_a_map(), clock, "jacobian")
         cost = measure(of_experts(), clock) | {"sharpness": small["sharpness"], "jacobian": mapped["jacobian"]} | cost
+        cost["skip"] = mapped["skip"]
     print(table(("probe", "share of a step"), sorted(cost.items(), key=lambda item: -item[1])))
     if not options.print:
         size = sum(p.numel() for p in subject.model.parameters()) / 1e6
@@ -255,7 +282,7 @@ def main() -> None:
         also = (
             ""
             if options.gpu
-            else " (experts and adapters: a Mixtral of 14 M; sharpness: a GPT of 0.5 M; Jacobian: convolutions)"
+            else " (experts and adapters: a Mixtral of 14 M; sharpness: a GPT of 0.5 M; Jacobian, skips: convolutions)"
         )
         where = f"GPT of {size:.1f} M parameters{kind}{also}, {machine(subject.few.device)}"
         found = {s.name: cost[p] for s in CATALOGUE if (p := probe_of(s)) in cost}

@@ -68,6 +68,18 @@ SIGNALS = (
         tier="deep",
     ),
     Signal(
+        name="skip_main_ratio",
+        help="Root mean square of the second tensor that a block is called with, a skip connection, over that of the "
+        "first.",
+        unit="ratio",
+        tap="skip",
+        reduction="branch",
+        fields=("branch_sumsq", "count", "trunk_sumsq", "trunk_count"),
+        formula="rms_ratio",
+        tier="deep",
+        source="ScaleLong, arXiv:2310.13545",
+    ),
+    Signal(
         name="residual_growth",
         help="Least-squares slope of ln(output RMS) over the depth of a stack of blocks, per block.",
         unit="1",

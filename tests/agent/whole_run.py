@@ -5,8 +5,8 @@ batch, the Taylor radius and a guard; the learning rate is too high, and the los
 python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
 weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
 coarse for their updates, a loss of shapes that broadcast, and targets out of range.
-python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a codebook, a low-rank adapter,
-its sharpness and its Jacobian, and the numbers of a policy that are logged.
+python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a codebook, a skip connection, a
+low-rank adapter, its sharpness and its Jacobian, and the numbers of a policy that are logged.
 """
 
 from __future__ import annotations
@@ -90,14 +90,15 @@ def of_two(folder: str, rank: int, store: str) -> None:
 
 
 class Adapted(nn.Linear):
-    """A frozen layer and its low-rank adapter."""
+    """A frozen layer and its low-rank adapter, after a skip connection."""
 
     def __init__(self) -> None:
         super().__init__(16, 16)
         self.requires_grad_(False)
         self.lora_A, self.lora_B, self.scaling = nn.Parameter(torch.randn(2, 16)), nn.Parameter(torch.ones(16, 2)), 0.1
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, start: Tensor) -> Tensor:
+        x = x + start
         return super().forward(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)
 
 
@@ -111,10 +112,10 @@ class Looped(nn.Module):
         self.codebook = nn.Embedding(4, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.codebook(x.argmax(-1) % 4)
+        start = x = x + self.codebook(x.argmax(-1) % 4)
         for _ in range(4):
             x = x + self.core(x)
-        return self.head(x)
+        return self.head(x, start)
 
 
 def of_a_policy(folder: str) -> None:

@@ -19,6 +19,7 @@ from stabwatch.signals import CATALOGUE, Signal
 WIDTH, HEIGHT = 8, 7
 _FLEET = ("host", "step")
 _SPECTRA = ("matrix", "matrix_update", "residual", "writer")
+_RANGES, _RANGE = ("output_rms", "activation_gradient_rms"), "10m"
 _RUN = ("learning_rate", "loss_scale", "skipped_steps_total")
 
 
@@ -105,7 +106,15 @@ def _layers() -> list[tuple[str, list[Panel]]]:
     for signal in CATALOGUE:
         if where(signal) == "layers":
             groups.setdefault(signal.tap.replace("_", " ").capitalize(), []).append(panel(_of(signal)))
-    return [*groups.items(), ("Derived signals", _derived("layers"))]
+    return [*groups.items(), ("Derived signals", _derived("layers")), ("Ranges", [_range(name) for name in _RANGES])]
+
+
+def _range(name: str) -> Panel:
+    """How far a signal of each layer goes up and down, over its mean (ScaleLong)."""
+    series = f'stabwatch_{name}{{run=~"$run", layer=~"$layer"}}[{_RANGE}]'
+    expr = f"(max_over_time({series}) - min_over_time({series})) / avg_over_time({series})"
+    text = f"Largest less smallest value of {name} over {_RANGE}, over its mean."
+    return lines(Shown(f"{name}: range", text, "ratio", "layer"), expr)
 
 
 def _attention() -> list[tuple[str, list[Panel]]]:

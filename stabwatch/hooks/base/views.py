@@ -127,6 +127,40 @@ class ResidualOutput(SiteView):
 
 
 @dataclass(eq=False)
+class SkipCall(SiteView):
+    """A block that gets a second tensor beside the first one: its main input, and the skip connection.
+
+    The second has the shape of the first, or is a feature map, as it is: of as many dimensions and samples.
+    """
+
+    name: ClassVar[str] = "skip"
+    in_graph: ClassVar[bool] = False
+
+    main: Tensor
+    skip: Tensor
+
+    @staticmethod
+    def seen_at(site: Site) -> bool:
+        """Repeated blocks, or every module where none repeats."""
+        return site.role.residual
+
+    @classmethod
+    def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
+        """See `SiteView`. Only positional arguments are seen."""
+        inputs = [x for x in (first_local(given) for given in args) if x is not None and x.numel()]
+        if len(inputs) < 2 or inputs[0].dim() < 2:
+            return None
+        main = inputs[0]
+        skip = next((x for x in inputs[1:] if _joins(main, x)), None)
+        return None if skip is None else cls(site, main, skip)
+
+
+def _joins(main: Tensor, other: Tensor) -> bool:
+    same = main.dim() == other.dim() and len(main) == len(other)
+    return same and (main.shape == other.shape or main.dim() > 3)
+
+
+@dataclass(eq=False)
 class WriterOutput(SiteView):
     """A projection that writes into the residual stream: its output, and the input of the block around it."""
 
@@ -339,7 +373,7 @@ def logit_rows(logits: Tensor) -> Tensor:
 
 
 CALL_VIEWS: tuple[type[SiteView], ...] = (
-    RouterCall, CodebookCall, NonlinearityCall, ExpertsCall, ResidualOutput, WriterOutput, WriterGradient,
+    RouterCall, CodebookCall, NonlinearityCall, ExpertsCall, ResidualOutput, SkipCall, WriterOutput, WriterGradient,
     OutputGradient, ModuleOutput,
 )  # fmt: skip
 """Views that are made when a module is called, in this order."""

@@ -1,4 +1,7 @@
-"""Residual writers: the mean mode of their gradient, dead units of their input, and what they add to the stream."""
+"""Residual writers: the mean mode of their gradient, dead units of their input, and what they add to the stream.
+
+And what skip connections bring into blocks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stabwatch.hooks.base.probe import PROBES, Need, Probe, on
-from stabwatch.hooks.base.views import WriterGradient, WriterOutput
+from stabwatch.hooks.base.views import SkipCall, WriterGradient, WriterOutput
 from stabwatch.kernels.mean_mode import dead_units, mean_mode
 from stabwatch.kernels.merge import Aggregates
 from stabwatch.kernels.moments import moments
@@ -33,7 +36,12 @@ def _dead_units(x: WriterGradient) -> Aggregates:
 
 def _branch(x: WriterOutput) -> Aggregates:
     assert x.trunk is not None
-    branch, trunk = moments(x.out.detach()), moments(x.trunk)
+    return _beside(x.out, x.trunk)
+
+
+def _beside(x: Tensor, main: Tensor) -> Aggregates:
+    """Aggregates of `BRANCH`: of finite numbers."""
+    branch, trunk = moments(x.detach()), moments(main.detach())
     return _stack((branch[0] - branch[2], branch[1], trunk[0] - trunk[2], trunk[1]))
 
 
@@ -58,5 +66,11 @@ BRANCH = PROBES.register(
     Probe(
         name="branch", tap="writer", reduction=reductions.BRANCH, tier="deep", compute=on(WriterOutput, _branch),
         needs=(Need("trunk", NO_TRUNK),), round_robin=True, optional=True,
+    )
+)  # fmt: skip
+PROBES.register(
+    Probe(
+        name="skip", tap="skip", reduction=reductions.BRANCH, tier="deep",
+        compute=on(SkipCall, lambda x: _beside(x.skip, x.main)), round_robin=True, per_call=True, optional=True,
     )
 )  # fmt: skip
