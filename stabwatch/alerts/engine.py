@@ -104,6 +104,12 @@ class Engine:
         return tuple(loss.changes) if isinstance(loss, LossFeature) else ()
 
     @property
+    def fresh_starts(self) -> tuple[int, ...]:
+        """Steps at which training began anew: new weights, and an optimizer without its state."""
+        loss = self._features["loss"]
+        return tuple(loss.fresh_starts) if isinstance(loss, LossFeature) else ()
+
+    @property
     def history(self) -> tuple[Alert, ...]:
         """All transitions so far."""
         return tuple(self._history)

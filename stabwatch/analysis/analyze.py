@@ -182,7 +182,7 @@ def analyze_source(
         lead(engine, gone)
     view = replace(curves.run(log.meta.run), comparable=engine.comparable) if foreign is None else foreign.run
     steps = view.steps
-    hindsight = in_hindsight(view, rule_incidents(engine.history), watched, engine.data_changes)
+    hindsight = in_hindsight(view, rule_incidents(engine.history), watched, engine.data_changes, engine.fresh_starts)
     incidents = in_units(hindsight.incidents, view.step_unit)
     end, coverage = end_of(events), _last(events, "coverage")
     diagnosis = diagnose(engine, incidents, hindsight.spacing, watched=watched)

@@ -59,16 +59,22 @@ class Hindsight:
 
 
 def in_hindsight(
-    run: LogRun, by_rules: Sequence[Incident], watched: bool, data_changes: Sequence[int] = ()
+    run: LogRun,
+    by_rules: Sequence[Incident],
+    watched: bool,
+    data_changes: Sequence[int] = (),
+    fresh_starts: Sequence[int] = (),
 ) -> Hindsight:
     """Run the detectors over a run, and merge their incidents with those of the rules.
 
-    data_changes: steps at which the loss jumped together with the data.
+    data_changes: steps at which the loss jumped together with the data. fresh_starts: steps at which training began
+    anew.
     """
     found = list(segments(run, watched))
     spacing = _spacing(run)
     with np.errstate(all="ignore"):
         detected = [_explained(one, data_changes, TOGETHER * spacing, found) for one in detect_in(found)]
+        detected = [_begun_anew(one, fresh_starts, TOGETHER * spacing) for one in detected]
         merged = _merged(detected, by_rules, TOGETHER * spacing, found)
     return Hindsight(tuple(merged), spacing)
 
@@ -108,6 +114,15 @@ def _explained(incident: Incident, data_changes: Sequence[int], margin: float, f
     if at is None:
         return incident
     text = f"{incident.text} The data changed at step {at}, and the loss was learned again."
+    return replace(incident, severity="info", text=text)
+
+
+def _begun_anew(incident: Incident, fresh_starts: Sequence[int], margin: float) -> Incident:
+    """A jump of the loss where weights and optimizer are new is information: the program begins anew."""
+    at = next((step for step in fresh_starts if abs(incident.first_step - step) <= margin), None)
+    if at is None or incident.condition not in _WITH_DATA:
+        return incident
+    text = f"{incident.text} The optimizer has no state at step {at} either: the program begins anew."
     return replace(incident, severity="info", text=text)
 
 

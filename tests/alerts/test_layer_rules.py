@@ -251,3 +251,18 @@ def test_weights_without_bound_are_no_change_from_outside():
     norms, updates = [0.2, 0.2, 0.7, 5.0, np.inf], [0.07, 0.7, 20.0, 220.0, 220.0]
     engine.observe(block({"weight a": norms, "update a": updates}, 0))
     assert "WeightsChangedOutsideStep" not in {a.rule for a in engine.history}
+
+
+@pytest.mark.parametrize("each", [1, 200])
+def test_a_program_that_begins_anew_is_told_and_is_no_alarm(each):
+    """The next fold: new weights and a new optimizer. Weights that go on without the optimizer's state are a fault."""
+    fold = [0.1 + 0.7 * 0.93**step for step in range(100)]
+    resets = [0.0] * 100 + [1.0] + [0.0] * 99
+    for losses, wanted in (([*fold, *fold], "info"), ([*fold, 0.1, *([0.3] * 20), *([0.1] * 79)], "warning")):
+        engine = Engine()
+        for first in range(0, 200, each):
+            part = slice(first, first + each)
+            engine.observe(block({"loss": losses[part], "resets": resets[part]}, first))
+        told = {(a.rule, a.severity) for a in engine.history if a.state == "firing"}
+        assert ("OptimizerStateLost", wanted) in told
+        assert (wanted == "info") == (engine.fresh_starts == (100,)) == ({s for _, s in told} == {"info"})

@@ -13,6 +13,7 @@ from stabwatch.alerts.blocks import Block, OnDemand
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.data_change import CHANGED, GAUGES, JUMP_RISE, JUMP_Z, DataChange
 from stabwatch.alerts.features import WINDOW, DerivedSignal, Feature, ScalarFeature, own_signals
+from stabwatch.alerts.fresh_start import BACK, Course
 from stabwatch.alerts.loss_progress import Progress
 from stabwatch.alerts.loss_return import RETURN, TURN, returned, returned_many
 from stabwatch.alerts.objectives import Beside, Objective, ObjectiveColumns
@@ -105,6 +106,10 @@ class LossFeature(ScalarFeature):
             *GAUGES,
         )
         self._batches = LayerColumns("batch_shift_ratio")
+        self._resets = LayerColumns("optimizer_resets_total")
+        self._course = Course()
+        self.fresh_starts: list[int] = []
+        """Steps at which training began anew: without the optimizer's state, and with the loss of the beginning."""
         self._rates = LayerColumns("learning_rate")
         self._beside = ObjectiveColumns()
         self._rate = math.nan
@@ -117,6 +122,7 @@ class LossFeature(ScalarFeature):
         self._rates.bind(keys)
         self._beside.bind(keys)
         self._batches.bind(keys)
+        self._resets.bind(keys)
 
     @property
     def objective(self) -> Objective:
@@ -128,6 +134,7 @@ class LossFeature(ScalarFeature):
         rates = self._rates.of("learning_rate", values)
         self._rate = float(rates[0]) if len(rates) else math.nan
         shifts = self._batches.of("batch_shift_ratio", values)
+        self._course_goes_on(values)
         level = median(np.array(self._past))
         found = super()._observe(values)
         return (
@@ -135,6 +142,14 @@ class LossFeature(ScalarFeature):
             if found is None
             else found | self._explained(found, float(shifts[0]) if len(shifts) else math.nan, level)
         )
+
+    def _course_goes_on(self, values: Array) -> None:
+        """Where training begins anew, the loss is judged from there on."""
+        loss, resets = self._one("loss", values), self._resets.of("optimizer_resets_total", values)
+        if (resets > 0).any() and self._course.lost(loss) >= BACK:
+            self.fresh_starts.append(self._step)
+            self._judge_anew([])
+        self._course.observe([loss])
 
     def _explained(self, found: dict[str, float], shift: float, level: float) -> dict[str, float]:
         """Do the data explain the loss? Where they are other ones that are learned, the loss is judged anew."""
@@ -212,10 +227,12 @@ class LossFeature(ScalarFeature):
     def observe_block(self, steps: Ints, values: Array) -> Block | None:
         """See `blocks`."""
         shifts = self._batches.of_run("batch_shift_ratio", values)
-        if len(self._long) < WINDOW + TURN or self._change.holds or (shifts > CHANGED).any():
+        resets = self._resets.of_run("optimizer_resets_total", values)
+        if len(self._long) < WINDOW + TURN or self._change.holds or (shifts > CHANGED).any() or (resets > 0).any():
             return None
         self._change.calm(shifts)
         x = self._column("loss", values)
+        self._course.observe(x.tolist())
         rates = self._rates.of_run("learning_rate", values)
         rows = np.flatnonzero(np.isfinite(x))
         if not len(rows):

@@ -10,7 +10,8 @@ import numpy as np
 
 from stabwatch.alerts.blocks import Block
 from stabwatch.alerts.columns import LayerColumns
-from stabwatch.alerts.features import DerivedSignal, Feature, LastingFeature, PlainFeature, RunFeature, own_signals
+from stabwatch.alerts.features import DerivedSignal, Feature, LastingFeature, RunFeature, own_signals
+from stabwatch.alerts.fresh_start import BACK, Course
 from stabwatch.alerts.rule import Condition, Rule, Severity, Threshold
 from stabwatch.alerts.statistics import Array, Ints, carried
 from stabwatch.runlog import SeriesKey
@@ -111,6 +112,40 @@ class RateFeature(RunFeature):
         return self._many(rows, {**numbers, self.signal: rates})
 
 
+class ResetFeature(RunFeature):
+    """Steps at which the optimizer had lost its state, beside how much of its progress the loss had lost by then."""
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "loss_lost_at_reset_ratio",
+            "Share of the loss's progress that is gone in a step in which the optimizer lost its state; else 0.",
+            "ratio",
+            "run",
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("optimizer_resets_total", "optimizer_resets_total", "loss")
+        self._course = Course()
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        resets, loss = (self._one(signal, values) for signal in self._columns.signals)
+        lost = self._course.lost(loss) if resets > 0 else 0.0
+        self._course.observe([loss])
+        return None if math.isnan(resets) else {self.gauges[0].name: lost, self.signal: resets}
+
+    measures = own_signals
+
+    def observe_block(self, steps: Ints, values: Array) -> Block | None:
+        """See `blocks`."""
+        resets, losses = (self._column(signal, values) for signal in self._columns.signals)
+        if (resets > 0).any():
+            return None
+        self._course.observe(losses.tolist())
+        rows = np.flatnonzero(~np.isnan(resets))
+        return self._many(rows, {self.gauges[0].name: np.zeros(len(rows)), self.signal: resets[rows]})
+
+
 def features() -> tuple[Feature, ...]:
     """Fresh state for one run."""
     return (
@@ -119,7 +154,7 @@ def features() -> tuple[Feature, ...]:
         LastingFeature("unregistered_ratio"),
         LastingFeature("gradients_kept_ratio", above=0.5),
         LastingFeature("evaluation_mode_ratio", above=0.5),
-        PlainFeature("optimizer_resets_total"),
+        ResetFeature(),
         RateFeature(),
     )
 
@@ -233,10 +268,22 @@ RULES: tuple[Rule, ...] = (
         summary="The optimizer began again without its state in the middle of the run.",
         description="At a step up to {step} the optimizer had no momentum and no second moments, although it had them "
         "before.",
-        thresholds=(Threshold(severity="warning", when=(Condition("optimizer_resets_total", above=0.0),)),),
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("optimizer_resets_total", above=0.0), Condition("loss_lost_at_reset_ratio", below=BACK),
+                ),
+            ),
+            Threshold(
+                severity="info",
+                when=(Condition("optimizer_resets_total", above=0.0),),
+                summary="Training begins anew: the optimizer has no state, and the loss is back where it began.",
+            ),
+        ),
         abnormal=(Condition("optimizer_resets_total", above=0.0),),
         source="any: the first steps of Adam with an empty state are as large as its rate, however small the gradient "
-        "is",
+        "is; where the weights are new as well, the loss shows it in that step (the next fold, weights rewound)",
         remedy=(
             "Save `optimizer.state_dict()` with the model, and load it when training resumes.",
             "If the optimizer is made again on purpose, warm the learning rate up again.",

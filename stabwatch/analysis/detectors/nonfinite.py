@@ -302,7 +302,14 @@ def _elsewhere(segment: RunSegment, known: bool) -> Iterator[Incident]:
     norm = segment.of("grad_norm")
     if norm is not None:
         bad = ~np.isfinite(norm.values)
-        yield from _of_column(segment, norm, "gradient norm", "warning" if _many(bad) else "info")
+        many = _many(bad & ~_skipped(segment, norm.steps)) or _at_the_end(bad)
+        yield from _of_column(segment, norm, "gradient norm", "warning" if many else "info")
+
+
+def _skipped(segment: RunSegment, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which steps the gradient scaler skipped. Known of a watched run: elsewhere the column may count all so far."""
+    skipped = segment.of("skipped_steps") if segment.watched else None
+    return np.zeros(len(steps), bool) if skipped is None else np.isin(steps, skipped.steps[skipped.values > 0])
 
 
 def _perplexity(segment: RunSegment) -> Iterator[Incident]:
@@ -367,6 +374,10 @@ def _trained(segment: RunSegment) -> list[Column]:
 
 
 def _many(bad: NDArray[np.bool_]) -> bool:
-    """Whether there are more non-finite records than steps skipped by a gradient scaler."""
+    """Whether there are more non-finite records than the steps that a gradient scaler skips one by one."""
     longest = max((b - a for a, b in spans(bad)), default=0)
-    return longest >= MANY or bool(bad[-1] and len(bad) > 1 and bad[-2:].all())
+    return longest >= MANY or _at_the_end(bad)
+
+
+def _at_the_end(bad: NDArray[np.bool_]) -> bool:
+    return bool(bad[-1] and len(bad) > 1 and bad[-2:].all())
