@@ -23,6 +23,8 @@ MOST_RATIO = 1000
 """A file with a higher compression ratio is a decompression bomb; logs have 5 to 50."""
 _CHUNK = 1 << 20
 _LONGEST_HOLE = 1 << 30
+_BAR = re.compile(rb"%\|(?:[ \xe2\x96\x80-\x8f]+|[ #]+|#*[1-9] *)\|")
+"""The drawing of a progress bar, which says what the number before it says."""
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -83,10 +85,10 @@ class LogFile:
     def blocks(self) -> Iterator[tuple[int, bytes]]:
         """Consecutive lines without the last newline; the number of the first, from 1.
 
-        Removes the prefix that a launcher or a log collector wrote before each line, and joins lines that a terminal
-        broke at its width.
+        Removes the prefix that a launcher or a log collector wrote before each line, and the drawings of progress
+        bars, and joins lines that a terminal broke at its width.
         """
-        blocks = ((first, self._without_prefix(block)) for first, block in self.raw_blocks())
+        blocks = ((first, _without_bars(self._without_prefix(block))) for first, block in self.raw_blocks())
         yield from blocks if self._width is None else _unwrapped(blocks, self._width)
 
     def raw_blocks(self) -> Iterator[tuple[int, bytes]]:
@@ -204,6 +206,11 @@ def _unwrapped(blocks: Iterable[tuple[int, bytes]], width: int) -> Iterator[tupl
             first += cut
     if kept:
         yield first, b"\n".join(joined(kept, width))
+
+
+def _without_bars(block: bytes) -> bytes:
+    """A block in which all states of a progress bar are drawn as an empty one."""
+    return _BAR.sub(b"%||", block) if b"%|" in block else block
 
 
 def without_colours(block: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,8 @@ LEAST = 4
 """Fewer lines in a row are read one by one."""
 PATIENCE = 64
 """Short runs in a row after which a template is given up, because lines of several kinds alternate."""
+MISSES = 3
+"""Lines in a row that must be read by themselves, after which all lines of a run are."""
 SHARE = 0.5
 """Smallest share of the lines of a block with the format; below it, they are searched line by line."""
 _NUMBER = rb"([-+.\d][-+.\deE]*|[-+]?[nN][aA][nN]|[-+]?[iI][nN][fF])"
@@ -50,8 +53,54 @@ class Parser(Protocol):
     def skip(self, raw: bytes) -> None:
         """One line that is not worth parsing."""
 
-    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> bool:
-        """Add lines of one template. If they must be read one by one, returns False and adds none."""
+    def take_all(self, template: Template, lines: NDArray[np.int64], numbers: Columns) -> int:
+        """Add lines of one template. Returns how many; the one after them must be read by itself."""
+
+
+Worth = Callable[[bytes], bool]
+
+
+class _Texts:
+    """The lines of a block, or their pieces between carriage returns.
+
+    block: all of them, with newlines between. lines: the number of the line of each. judge: gives a test whether a
+    line of the block may be relevant, None if none is. whole: the lines that the pieces are of, if they are pieces.
+    """
+
+    def __init__(
+        self, block: bytes, lines: NDArray[np.int64], judge: Callable[[], Worth | None], whole: bytes | None = None
+    ) -> None:
+        self.block, self.lines = block, lines
+        self._judge, self._whole = judge, whole
+
+    @cached_property
+    def raws(self) -> list[bytes]:
+        """Each by itself."""
+        return self.block.split(b"\n")
+
+    @cached_property
+    def worth(self) -> Worth | None:
+        """The test of a line."""
+        return self._judge()
+
+    @cached_property
+    def _worthy(self) -> NDArray[np.bool_] | None:
+        """Which pieces are of lines that may be relevant."""
+        if self._whole is None or self.worth is None:
+            return None
+        return np.array([self.worth(raw) for raw in self._whole.split(b"\n")])[self.lines - self.lines[0]]
+
+    def after(self, i: int) -> _Texts:
+        """Those behind one of them."""
+        later = _Texts(b"\n".join(self.raws[i + 1 :]), self.lines[i + 1 :], lambda: self.worth)
+        later._worthy = None if self._worthy is None else self._worthy[i + 1 :]
+        return later
+
+    def is_worth(self, i: int) -> bool:
+        """Whether one may be relevant."""
+        if self._worthy is not None:
+            return bool(self._worthy[i]) and bool(self.raws[i])
+        return self.worth is not None and self.worth(self.raws[i])
 
 
 class LineRuns:
@@ -78,78 +127,105 @@ class LineRuns:
 
     def block(self, first: int, block: bytes) -> None:
         """Read consecutive lines; the first has the number `first`."""
-        if self._format is not None and self._by_shape(first, block, self._format):
+        redrawn = block.count(b"\r") > block.count(b"\r\n")
+        if not redrawn and self._format is None and self._read_whole(first, block):
             return
-        if self._whole and self._pattern is not None:
-            numbers, count = self._pattern.findall(block), block.count(b"\n") + 1
-            if len(numbers) == count and len(numbers[0]) > 1:
-                self._flush(range(first, first + count), _columns(numbers), first, lambda: block.split(b"\n"))
-                return
-        worth = self._worth(block)
-        if worth is None:
+        texts = self._texts(first, block, redrawn)
+        if self._format is not None and self._by_shape(texts, self._format):
+            self._whole = False
+        elif texts.worth is None:
             for raw in block.split(b"\n"):
                 self._parser.skip(raw)
-        self._whole = worth is not None and self._by_line(first, block, worth)
+            self._whole = False
+        else:
+            self._whole = self._by_line(texts)
 
-    def _by_shape(self, first: int, block: bytes, fixed: FixedFormat) -> bool:
-        """Add the lines if nearly all have the format, with the others between them. Returns whether it did."""
-        found = fixed.read(block)
+    def _texts(self, first: int, block: bytes, redrawn: bool) -> _Texts:
+        """The lines of a block; the pieces of its lines, if a carriage return begins a new one."""
+        if not redrawn:
+            count = block.count(b"\n") + 1
+            return _Texts(block, np.arange(first, first + count), lambda: self._worth(block))
+        plain = block.replace(b"\r\n", b"\n")
+        lines = _lines_of_pieces(first, plain)
+        return _Texts(plain.replace(b"\r", b"\n"), lines, lambda: self._worth(block), plain)
+
+    def _read_whole(self, first: int, block: bytes) -> bool:
+        """Add the lines of a block that all match the template, as those of the block before did."""
+        if not self._whole or self._pattern is None:
+            return False
+        numbers, count = self._pattern.findall(block), block.count(b"\n") + 1
+        if len(numbers) != count or len(numbers[0]) < 2:
+            return False
+        at = np.arange(first, first + count)
+        self._flush(self._template, _Texts(block, at, lambda: None), np.arange(count), _columns(numbers))
+        return True
+
+    def _by_shape(self, texts: _Texts, fixed: FixedFormat) -> bool:
+        """Add the texts if nearly all have the format, with the others between them. Returns whether it did."""
+        found = fixed.read(texts.block)
         if found is None or found[0].sum() < SHARE * len(found[0]):
             return False
         same, numbers = found
-        whole = bool(same.all())
-        raws = [] if whole else block.split(b"\n")
-        worth = None if whole else self._worth(block)
-        others = [i for i in np.flatnonzero(~same).tolist() if worth is not None and worth(raws[i])]
-        lines, start = np.flatnonzero(same) + first, 0
+        template = self._template  # a line between may be the first of another
+        others = [i for i in np.flatnonzero(~same).tolist() if texts.is_worth(i)]
+        places, start = np.flatnonzero(same), 0
         for i in [*others, len(same)]:
-            stop = int(np.searchsorted(lines, first + i))
+            stop = int(np.searchsorted(places, i))
             if stop > start:
-                columns = _slices(fixed, numbers[start:stop])
-                self._flush(lines[start:stop].tolist(), columns, first, lambda: raws or block.split(b"\n"))
+                self._flush(template, texts, places[start:stop], _slices(fixed, numbers[start:stop]))
             if i < len(same):
-                self._one(first + i, raws[i])
+                self._one(int(texts.lines[i]), texts.raws[i])
             start = stop
         return True
 
-    def _by_line(self, first: int, block: bytes, worth: Callable[[bytes], bool]) -> bool:
-        """Add the lines that match the template. Returns whether all did."""
-        raws = block.split(b"\n")
+    def _by_line(self, texts: _Texts) -> bool:
+        """Add the texts that match the template. Returns whether all did."""
         at: list[int] = []
         numbers: list[tuple[bytes, ...]] = []
         whole = True
-        for line, raw in enumerate(raws, first):
+        for i, raw in enumerate(texts.raws):
             if self._pattern is not None and (found := self._pattern.fullmatch(raw)) is not None:
-                at.append(line)
+                at.append(i)
                 numbers.append(found.groups())
                 continue
             whole = False
-            if not worth(raw):
+            if not texts.is_worth(i):
                 self._parser.skip(raw)
                 continue
             if at:
-                self._flush(at, _columns(numbers), first, lambda: raws)
+                self._flush(self._template, texts, np.array(at), _columns(numbers))
                 at, numbers = [], []
-            self._one(line, raw)
+            before = self._format
+            self._one(int(texts.lines[i]), raw)
+            if self._format is not None and self._format is not before and self._by_shape(texts.after(i), self._format):
+                return False
         if at:
-            self._flush(at, _columns(numbers), first, lambda: raws)
+            self._flush(self._template, texts, np.array(at), _columns(numbers))
         return whole
 
-    def _flush(self, at: Sequence[int], numbers: Columns, first: int, raws: Callable[[], list[bytes]]) -> None:
-        assert self._template is not None
-        many = len(at) >= LEAST
-        if many and self._parser.take_all(self._template, np.array(at, dtype=np.int64), numbers):
-            self._short = 0
-            return
-        there = raws()
-        for line in at:
-            for text in self._pieces(there[line - first]):
-                self._parser.take(line, text)
-        self._short += 1
-        if self._short >= PATIENCE:
-            self._given_up.add(id(self._template))
+    def _flush(self, template: Template | None, texts: _Texts, at: NDArray[np.intp], numbers: Columns) -> None:
+        """Add texts of the template, most of them at once."""
+        start = taken = misses = 0
+        while len(at) - start >= LEAST and template is not None and misses < MISSES:
+            lines = texts.lines[at[start:]]
+            done = self._parser.take_all(template, lines, _from(numbers, start))
+            taken += done
+            start += done
+            if done < len(lines):  # the next one is read by itself
+                self._take(texts, int(at[start]))
+                start += 1
+                misses = misses + 1 if done < LEAST else 0
+        for i in at[start:].tolist():
+            self._take(texts, i)
+        self._short = 0 if taken else self._short + 1
+        if self._short >= PATIENCE and self._template is template is not None:
+            self._given_up.add(id(template))
             self._pattern = self._template = self._format = None
             self._short = 0
+
+    def _take(self, texts: _Texts, i: int) -> None:
+        for text in self._pieces(texts.raws[i]):
+            self._parser.take(int(texts.lines[i]), text)
 
     def _one(self, line: int, raw: bytes) -> None:
         for text in self._pieces(raw):
@@ -170,6 +246,18 @@ class LineRuns:
         self._template, self._short = template, 0
         self._pattern = None if pattern is None else re.compile(pattern, re.MULTILINE)
         self._format = fixed if fixed.works else None
+
+
+def _lines_of_pieces(first: int, block: bytes) -> NDArray[np.int64]:
+    """The number of the line of each piece of a block, between newlines and carriage returns."""
+    data = np.frombuffer(block, dtype=np.uint8)
+    ends = data[(data == ord("\n")) | (data == ord("\r"))]
+    return first + np.append(0, np.cumsum(ends == ord("\n")))
+
+
+def _from(numbers: Columns, start: int) -> Columns:
+    """The same columns without their first numbers."""
+    return (lambda at: numbers(at)[start:]) if start else numbers
 
 
 def _slices(fixed: FixedFormat, numbers: NDArray[np.float64]) -> Columns:

@@ -37,6 +37,15 @@ FORMS = {
     "other rank": "[rank1]:[titan] 2026-05-18 16:04:46,338 - root - INFO - step: {i:2}  loss: {x:.5f}  l2_norm: 0.5  tps: {i},282\n",
     "coloured": "\x1b[32mstep {i}\x1b[0m loss \x1b[1m{x:.4f}\x1b[0m\n",
     "windows": "step {i} loss {x:.4f}\r\n",
+    "redrawn": "\rEpoch 1:  50%|███▎  | {i}/9000 [00:10<00:10,  5.00it/s, loss=2.5]\rEpoch 1:  50%|███▎  | {i}/9000 [00:10<00:10,  5.00it/s, loss={x:.3f}]",
+    "redrawn lines": "Epoch 2:  50%|█▎    | {i}/9000 [00:10<00:10,  5.00it/s, loss=2.5]\nEpoch 2:  50%|#3    | {i}/9000 [00:10<00:10,  5.00it/s, loss={x:.3f}]\n",
+    "another epoch": "\nEpoch 3:  50%|██▎   | {i}/900 [1:00:10<00:10,  5.00s/it, loss={x:.3f}]\r\n",
+    "no epoch": " 50%|██▎   | {i}/9000 [00:10<00:10,  5.00it/s, loss={x:.3f}, lr=1e-4]\r",
+    "only a bar": " 50%|██▎   | {i}/9000 [00:10<00:10,  5.00it/s]\r",
+    "a record below it": "\n{{'loss': {x:.4f}, 'learning_rate': 1e-05, 'epoch': 0.5}}\n",
+    "evaluation": "\rValidating: 50%|██▎   | {i}/90 [00:10<00:10,  5.00it/s]\r",
+    "a heading": "\nValidation:\n",
+    "another length": "Epoch 1:  50%|██▎   | {i}/{i} [00:10<00:10,  5.00it/s, loss={x:.3f}]\r",
 }
 
 
@@ -80,6 +89,57 @@ def test_the_same_is_read_whatever_the_lines_are(tmp_path_factory, drawn, chunk)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file, "_CHUNK", chunk)
         _same(path)
+
+
+_BARS = [name for name, form in FORMS.items() if "%|" in form]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(_BARS), st.integers(1, 40), st.integers(0, 30), st.integers(0, 2)), max_size=8),
+    st.sampled_from([500, 1 << 20]),
+)
+def test_the_same_is_read_of_progress_bars(tmp_path_factory, drawn, chunk):
+    """Bars that are drawn again, in the same line or below, begin again, or have other epochs and lengths."""
+    path = tmp_path_factory.mktemp("log") / "train.log"
+    text = "".join(
+        FORMS[name].format(i=first + apart * k, x=3 - k / 100)
+        for name, count, first, apart in drawn
+        for k in range(count)
+    )
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file, "_CHUNK", chunk)
+        _same(path)
+
+
+@pytest.mark.parametrize("drawing", ["███▎  ", "      ", "##4   ", "######"])
+@pytest.mark.parametrize("name", ["redrawn", "redrawn lines", "no epoch", "another epoch", "only a bar"])
+def test_what_a_bar_draws_says_nothing(name, drawing, tmp_path, monkeypatch):
+    form = re.sub(r"%\|[^|]*\|", f"%|{drawing}|", FORMS[name]) + FORMS["a record below it"] * (name == "only a bar")
+    path = tmp_path / "train.log"
+    path.write_text("".join(form.format(i=i, x=3 - i / 100) for i in range(40)))
+    without = text._read(LogFile(path)).runs[0]
+    monkeypatch.setattr(file, "_without_bars", lambda block: block)
+    drawn = text._read(LogFile(path)).runs[0]
+    assert [c.name for c in without.columns] == [c.name for c in drawn.columns]
+    for c, d in zip(without.columns, drawn.columns, strict=True):
+        assert (c.steps.tolist(), c.values.tolist(), c.lines.tolist()) == (
+            d.steps.tolist(),
+            d.values.tolist(),
+            d.lines.tolist(),
+        )
+
+
+@pytest.mark.parametrize("name", ["redrawn", "redrawn lines"])
+def test_bars_are_read_at_once(name, tmp_path, monkeypatch):
+    path = tmp_path / "train.log"
+    path.write_text("".join(FORMS[name].format(i=i, x=2.5) for i in range(3000)))
+    taken = []
+    take = lines.Parser.take
+    monkeypatch.setattr(lines.Parser, "take", lambda self, *a: taken.append(1) or take(self, *a))
+    log = text._read(LogFile(path))
+    assert len(taken) < 600 and log.runs[0].steps.tolist() == list(range(3000))
 
 
 @pytest.mark.parametrize("name", ["megatron", "short", "nanogpt"])
