@@ -26,6 +26,15 @@ MEGATRON = (
     "0.0 | number of skipped iterations:   0 | number of nan iterations:   0 |\n"
 )
 SHORT = "step:{i}/20344 train_loss:{x:.4f} train_time:17306686ms step_avg:1703.25ms\n"
+BAR = (
+    "Epoch 0:  50%|{bar}| {i}/9000000 [02:10<02:10,  4.47it/s, loss={y:.3f}, v_num=19]{end}"
+    "Epoch 0:  50%|{bar}| {i}/9000000 [02:10<02:10,  4.47it/s, loss={x:.3f}, v_num=19]{end}"
+)
+"""A bar is drawn again when its values are known; in one line, or line by line in a file of a job."""
+BARS = {
+    "progress bars, redrawn in one line": BAR.replace("{bar}", "█" * 30 + "▌" + " " * 29).replace("{end}", "\r"),
+    "progress bars, a line each": BAR.replace("{bar}", "█" * 30 + "▌" + " " * 29).replace("{end}", "\n"),
+}
 TALK = "2025-12-11 00:27:01,586 INFO worker {i}: fetched shard, nothing to report about it, going on\n"
 
 
@@ -34,7 +43,8 @@ def write_lines(path: Path, form: str, size: int) -> None:
     with path.open("w") as out:
         i = 0
         while out.tell() < size:
-            out.writelines(form.format(i=j, x=3 - (j % 1000) / 1000) for j in range(i, i + 1000))
+            out.writelines(form.format(i=j, x=3 - (j % 1000) / 1000, y=2.5) for j in range(i, i + 1000))
+            out.write("\n" * form.endswith("\r"))
             i += 1000
 
 
@@ -127,6 +137,10 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(_row(f"{name}: only to find the numbers", path, floor))
             rows.append(_row(name, path))
             path.unlink()
+        for name, form in BARS.items():
+            path = folder / "bars.log"
+            write_lines(path, form, options.megabytes << 20)
+            rows.append(_row(name, path))
         for name, evaluations in (("JSON lines", False), ("JSON lines, an evaluation in a hundred", True)):
             path = folder / "log.jsonl"
             write_json(path, options.megabytes << 20, evaluations)
