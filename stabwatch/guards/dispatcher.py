@@ -164,12 +164,12 @@ class AlertDispatcher:
 
         Raises TrainingUnstableError if guard="raise" is set.
         """
-        from stabwatch.alerts import Alert
-
-        critical = self.deliver()
+        critical = self.deliver() if self._received else None
         self._run("calls", "always", self._hear)
         if not (self._reactions or self._stop):
             return
+        from stabwatch.alerts import Alert
+
         for reaction in self._reactions:
             self._run(reaction.name, "always", reaction.boundary, step)
         if critical is not None and not self._broadcast.possible:

@@ -44,9 +44,8 @@ _scaler_update = torch.amp.GradScaler.update
 
 
 def _measuring() -> Site | None:
-    """The caller of a function, if its calls are measured now."""
-    root = CURSOR.root
-    if root is None or not root.flags.recording or in_backward() or not runs_for_real():
+    """The caller of a function, if its calls are measured now. Only asked while somebody is `listening`."""
+    if in_backward() or not runs_for_real():
         return None
     site = caller()
     return site if site is not None and site.flags.recording else None
@@ -70,10 +69,9 @@ def _saw_attention(
         given = site.context.input.attention
         site.context.isolation.run("token_order", "sampled", given, query, key, attn_mask, is_causal)
     with unseen_by_modes():
-        call = (query, key, attn_mask)
-        site.context.isolate(attention.BRACKET, attention.note_call, site, out, *call, is_causal)
+        run, call = site.context.isolation.run, (query, key, attn_mask)
+        run(attention.BRACKET.name, "always", attention.note_call, site, out, *call, is_causal)
         if site.flags.deep:
-            run = site.context.isolation.run
             run("attention_call", "deep", attention.measure, site, *call, is_causal, scale)
 
 

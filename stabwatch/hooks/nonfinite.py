@@ -235,8 +235,12 @@ class NonFiniteTrace:
 
     def _witnesses_are_finite(self) -> bool:
         self._follow()
-        found = [g for p in self._witnesses if (g := p.grad) is not None]
-        return math.isfinite(sum([_squares(g) for g in found if type(g) in PLAIN and g.layout == torch.strided]))
+        squares = 0.0
+        for p in self._witnesses:
+            g = p.grad
+            if g is not None and type(g) in PLAIN and g.layout is torch.strided:
+                squares += _squares(g)
+        return math.isfinite(squares)
 
 
 def _squares(gradient: Tensor) -> float:

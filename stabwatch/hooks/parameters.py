@@ -118,7 +118,7 @@ class ParameterProbes:
     def wanted(self) -> bool:
         """Is anything to be measured before a step?"""
         flags = self._context.flags
-        return flags.deep or any(self._context.due(view) for view in PARAMETER_VIEWS)
+        return flags.deep or (flags.open and any(self._context.due(view) for view in PARAMETER_VIEWS))
 
     @torch.no_grad()
     def before(self, optimizer: Any, closure: bool = False) -> None:

@@ -51,7 +51,7 @@ def _is_plain(x: Tensor) -> bool:
 def merge_floats(reduction: Reduction, into: NDArray[np.float32], aggregates: tuple[float, ...]) -> None:
     """The same for floats in the host's memory: float32 (fields,)."""
     merged = _merged(reduction, into.tolist(), aggregates)
-    if max(map(abs, merged)) < LARGEST:
+    if min(merged) > -LARGEST and max(merged) < LARGEST:
         into[:] = merged
         return
     with np.errstate(over="ignore"):
@@ -59,6 +59,8 @@ def merge_floats(reduction: Reduction, into: NDArray[np.float32], aggregates: tu
 
 
 def _merged(reduction: Reduction, into: list[float], new: tuple[float, ...]) -> list[float]:
+    if reduction.sums == len(reduction.ops):
+        return [old + one for old, one in zip(into, new, strict=True)]
     out = [*into]
     for i, field in enumerate(reduction.fields):
         if field.op == "sum":

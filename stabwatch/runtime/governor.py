@@ -214,8 +214,10 @@ class Governor:
 
     def _paid(self, plan: Plan, cost: dict[Tier, float]) -> float:
         """Seconds that this step has cost. Host time outside of the tiers that were planned is paid too."""
-        others = 0.0 if self._overlapped else sum(cost.values()) - sum(cost[tier] for tier in plan.tiers)
-        return sum(self._cost_of(tier, cost[tier]) for tier in plan.tiers) + others
+        total = 0.0 if self._overlapped else sum(cost.values())
+        for tier in plan.tiers:
+            total += self._cost_of(tier, cost[tier]) - (0.0 if self._overlapped else cost[tier])
+        return total
 
     def _cost_of(self, tier: Tier, host: float) -> float:
         """Seconds of a measured step: `host` in the probes, and what the times of steps tell besides."""

@@ -8,6 +8,8 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
+ALONE = 8
+"""Phases after which an optimizer that is the only one is looked at no more."""
 KNOWN = 8
 """Most optimizers that are remembered."""
 
@@ -34,18 +36,20 @@ class Opponents:
         self._phase: set[int] = set()
         self._given: set[int] = set()
         self._reached = self._found = False
+        self._phases = 0
 
     def backward_begins(self) -> None:
         """A backward pass begins: the first one after a step begins a phase."""
         if self._phase:
             self._close()
-        for one in self._known.values():
-            one.before = _gradient(one.witness())
+        if self._looks:
+            for one in self._known.values():
+                one.before = _gradient(one.witness())
 
     def backward_ended(self, reached: bool) -> None:
         """It has ended; `reached`: parameters of this model got gradients."""
         self._reached |= reached
-        for key, one in self._known.items():
+        for key, one in self._known.items() if self._looks else ():
             parameter = one.witness()
             if parameter is not None and (not parameter.requires_grad or _gradient(parameter) != one.before):
                 self._given.add(key)
@@ -58,10 +62,17 @@ class Opponents:
             if witness is not None:
                 self._known[id(optimizer)] = _Trained(ref(witness))
 
+    @property
+    def _looks(self) -> bool:
+        """One optimizer that was alone for a while has no opponent, until another one steps."""
+        return len(self._known) > 1 or self._phases < ALONE
+
     def _close(self) -> None:
+        self._phases += 1
         phase = frozenset(self._phase)
-        others = (self._known[key].together for key in self._given - phase)
-        self._found |= self._reached and any(theirs and not theirs & phase for theirs in others)
+        if self._given:
+            others = (self._known[key].together for key in self._given - phase)
+            self._found |= self._reached and any(theirs and not theirs & phase for theirs in others)
         for key in phase & self._known.keys():
             self._known[key].together = phase
         self._phase.clear()

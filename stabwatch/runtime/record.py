@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.distributed.health import RankHealth
-from stabwatch.hooks.base.actions import batch_of, sample_of
+from stabwatch.hooks.base.actions import batch_of
 from stabwatch.hooks.base.batch_projection import BatchNumbers, numbers_of, project
 from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.probe import PROBES, Probe
@@ -91,7 +91,7 @@ class HostNumbers:
     largest: int = 0
     repeated: float = math.nan
     batch: BatchNumbers | None = None
-    _sample: bytes = b""
+    _some: bytes = b""
     clip_limit: float = math.nan
     clip_late: float = math.nan
     scaled_step: float = math.nan
@@ -113,10 +113,10 @@ class HostNumbers:
 
     def _compare(self, inputs: tuple[Any, ...]) -> None:
         """Is the first batch of the step that of the step before? Not known on a device."""
-        batch = batch_of(inputs)
-        now, before = sample_of(batch), self._sample
+        self.batch = numbers_of(batch_of(inputs))
+        now, before = b"" if self.batch is None else self.batch.some, self._some
         self.repeated = float(now == before) if now and before else math.nan
-        self._sample, self.batch = now, numbers_of(batch)
+        self._some = now
 
     def clipped(self, late: float) -> None:
         """Gradients were clipped; late: 1 if after the step that used them, 0 if before, NaN if that is not known."""

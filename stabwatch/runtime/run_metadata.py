@@ -149,7 +149,8 @@ def learning_rate(optimizer: Any, inner: Any = None) -> float:
 
     inner: the optimizer inside this one, where that has none. A tensor on an accelerator is not read (that would wait).
     """
-    rates = [_rate(one, group) for one in (optimizer, inner) for group in getattr(one, "param_groups", ())]
+    several = (optimizer,) if inner is optimizer else (optimizer, inner)
+    rates = [_rate(one, group) for one in several for group in getattr(one, "param_groups", ())]
     known = [float(r) for r in rates if r is not None and (not isinstance(r, Tensor) or r.device.type == "cpu")]
     return max(known, default=math.nan)
 

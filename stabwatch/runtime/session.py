@@ -110,7 +110,6 @@ class Session(TrainingEvents):
         self.context.step = first_step
         self._pace = Pace(self.config, self.flags, self.context.device)
         self._attached = self._began
-        self._sent = 0
         self._shifts = BatchShift()
         self._problem: str | None = None
         for context in contexts_on(self._model):

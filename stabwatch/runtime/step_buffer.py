@@ -20,6 +20,7 @@ from stabwatch.runlog import Accumulator
 from stabwatch.signals.reductions import IDENTITY, REDUCTIONS
 
 _BASICS = frozenset(BASICS)
+_NONE = np.zeros(0, np.float32)
 Source = Callable[[], Tensor]
 Floats = NDArray[np.float32]
 
@@ -128,7 +129,7 @@ class StepBuffer:
         part.look()
         if part.host is not None:
             arrays, empty = part.host
-            flat = np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+            flat = arrays[0].copy() if len(arrays) == 1 else np.concatenate([_NONE, *arrays])
             for array, nothing in zip(arrays, empty, strict=True):
                 array[:] = nothing
             return flat

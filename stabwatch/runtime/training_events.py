@@ -94,7 +94,8 @@ class TrainingEvents:
         self._stepped_parameters: set[int] = set()
         """Ids of those that were stepped in the open step, where it goes on."""
         self._began = time.perf_counter()
-        self._since_step = 0
+        self._since_step = self._sent = 0
+        """Forwards since the last step of an optimizer, and records of the run."""
         self._work = WorkClock(device.type == "cpu")
 
     def _end_step(self) -> None:
@@ -165,7 +166,7 @@ class TrainingEvents:
         elif not self._clock.numbered:
             self._end_unannounced()
         self._isolated(self._look_for_changes)
-        if self._silence.long:
+        if not self._sent and self._silence.long:
             self._say_silence()
         if self._since_step > UNSTEPPED:
             self._loss.following = True
@@ -354,7 +355,7 @@ class TrainingEvents:
         own = self._asked(self._taps.now.parameters.tracks, optimizer)
         self._silence.stepped(optimizer, own)
         self.isolation.run("opponents", "always", self._opponents.stepped, optimizer)
-        if self._silence.long:
+        if not self._sent and self._silence.long:
             self._say_silence()
         if not own:
             return

@@ -22,7 +22,8 @@ class BatchNumbers(NamedTuple):
     width: numbers of a sample.
     """
 
-    some: NDArray[Any]
+    some: bytes
+    dtype: np.dtype[Any]
     stride: int
     width: int
 
@@ -33,7 +34,7 @@ def numbers_of(batch: NDArray[Any] | None) -> BatchNumbers | None:
         return None
     stride = batch.size // READ | 1  # odd: not the same column of each row
     flat = batch.reshape(-1) if batch.flags.c_contiguous else batch.flat  # no copy of the batch
-    return BatchNumbers(flat[::stride].copy(), stride, max(1, batch.size // len(batch)))
+    return BatchNumbers(flat[::stride].tobytes(), batch.dtype, stride, max(1, batch.size // len(batch)))
 
 
 def project(batch: BatchNumbers) -> NDArray[np.float32]:
@@ -42,7 +43,7 @@ def project(batch: BatchNumbers) -> NDArray[np.float32]:
     A number of a float counts with the sign of its column, a whole number (a token, a category) with that of its value.
     Noise of mean zero moves no mean: that is what the mean square is for.
     """
-    some, stride, width = batch
+    some, stride, width = np.frombuffer(batch.some, batch.dtype), batch.stride, batch.width
     out = np.empty(2 + SIZE, np.float32)
     out[:2] = np.log2(width), 0.0
     if some.dtype.kind == "f":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.accumulators import Buffer, source_of
@@ -49,27 +50,32 @@ class Brackets:
         """Reduce the logsumexps that were noted, and merge the result into the rows."""
         pending, self._pending = self._pending, {}
         for (shape, device, keys, causal), calls in pending.items():
-            found = brackets(_stacked([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
+            found = brackets(torch.stack([lse for _, lse in calls]), _log_keys(shape[-1], keys, causal, device))
             parts = _distinct([row for row, _ in calls], found.to(self.matrix.device))
-            if self.matrix.device.type == "cpu":
-                matrix = self.matrix.numpy()
-                for rows, part in parts:
-                    taken = matrix[rows]
-                    with np.errstate(all="ignore"):
-                        merge_arrays(ATTENTION_BRACKET, taken, part.numpy())
-                    matrix[rows] = taken
-                continue
             for rows, part in parts:
+                if self.matrix.device.type == "cpu":
+                    _merge_on_host(self.matrix.numpy(), rows, part.numpy())
+                    continue
                 index = device_constant(tuple(rows), torch.int64, self.matrix.device)
                 merged = self.matrix[index]
                 merge_(ATTENTION_BRACKET, merged, part)
                 self.matrix[index] = merged
 
 
-def _stacked(found: list[Tensor]) -> Tensor:
-    if all(type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu" for x in found):
-        return torch.from_numpy(np.stack([x.numpy() for x in found]))
-    return torch.stack(found)
+def _merge_on_host(matrix: NDArray[np.float32], rows: list[int], found: NDArray[np.float32]) -> None:
+    index = _index(tuple(rows))
+    taken = matrix[index]
+    if not taken[:, 0].any() and np.isfinite(found).all():  # the first call of a step at each of these sites
+        matrix[index] = found
+        return
+    with np.errstate(all="ignore"):
+        merge_arrays(ATTENTION_BRACKET, taken, found)
+    matrix[index] = taken
+
+
+@lru_cache(maxsize=64)
+def _index(rows: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.array(rows)
 
 
 def _distinct(rows: list[int], found: Tensor) -> list[tuple[list[int], Tensor]]:

@@ -57,21 +57,10 @@ class Isolation:
         """
         if probe in self.disabled:
             return
-        if self._always and tier == "always":  # counted by what runs it: the clock costs more than some probes
-            self._run(probe, action, args)
-            return
-        start, outer, always = self._clock(), self._inside, self._always
-        self._inside, self._always = 0.0, tier == "always"
-        try:
-            self._run(probe, action, args)
-        finally:
-            elapsed = self._clock() - start
-            own = elapsed - self._inside
-            self._inside, self._always = outer + elapsed, always
-            self.seconds[tier] += own
-            self.spent[probe] += own
-
-    def _run(self, probe: str, action: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        counted = self._always and tier == "always"  # by what runs it: the clock costs more than some probes
+        start, outer, always = 0.0 if counted else self._clock(), self._inside, self._always
+        if not counted:
+            self._inside, self._always = 0.0, tier == "always"
         self.running += 1
         try:
             action(*args)
@@ -81,6 +70,12 @@ class Isolation:
             self.caught(probe, error)
         finally:
             self.running -= 1
+            if not counted:
+                elapsed = self._clock() - start
+                own = elapsed - self._inside
+                self._inside, self._always = outer + elapsed, always
+                self.seconds[tier] += own
+                self.spent[probe] += own
 
     def shield(self, probe: str, action: Callable[..., Any], *args: Any) -> None:
         """The same in another thread, whose time is not that of the training."""

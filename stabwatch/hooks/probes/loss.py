@@ -38,16 +38,14 @@ def cross_entropy(
         return
     weight, ignored, smoothing = options(*args, **kw)
     logp = _saved_log_probabilities(out)
-    free = None if logp is None else saved_rows(logp, logits, target)
     if logp is not None and _is_plain(logp, logits, target):
         _update_host(run, logp.numpy(), logits.detach().numpy(), target.numpy(), ignored)
-    elif free is None:
-        _update_rows(run, logits, target, ignored)
-    else:
+    elif logp is not None and (free := saved_rows(logp, logits, target)) is not None:
         _update_certainty(run, *free, ignored)
-    context.measure(
-        context.due(LogitsCall), LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input)
-    )
+    else:
+        _update_rows(run, logits, target, ignored)
+    if due := context.due(LogitsCall):
+        context.measure(due, LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input))
 
 
 @torch.no_grad()

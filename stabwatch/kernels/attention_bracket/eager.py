@@ -44,11 +44,12 @@ def _of_few(lse: NDArray[np.float32], log_keys: Tensor | float) -> Tensor | None
     sumsq = np.einsum("ij,ij->i", flat, flat)
     if not math.isfinite(sumsq.sum()):
         return None
-    heads, keys = lse.max(axis=3).max(axis=1), log_keys.numpy() if isinstance(log_keys, Tensor) else log_keys
+    of_all = lse.max(axis=1)  # over the samples: long rows, which numpy is quick at
+    heads, keys = of_all.max(axis=2), log_keys.numpy() if isinstance(log_keys, Tensor) else log_keys
     out = np.empty((len(lse), 6), dtype=np.float32)
     out[:, 0], out[:, 1], out[:, 2] = flat.shape[1], sumsq, 0.0
     out[:, 3], out[:, 4] = heads.max(axis=1), heads.argmax(axis=1)
-    out[:, 5] = (lse.max(axis=2).max(axis=1) - keys).max(axis=-1)
+    out[:, 5] = (of_all.max(axis=1) - keys).max(axis=1)
     return torch.from_numpy(out)
 
 
