@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stabwatch.demo import GPT
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.runlog import read_run
+from stabwatch.runtime.governor import KEPT
 
 
 class Bare:
@@ -270,10 +271,17 @@ VARIANTS: dict[str, type[Bare]] = {
 
 
 def _said(folder: Path, steps: int) -> dict[str, float]:
-    """What a run log says of its own cost in the second half of the run, and the share of the steps that are in it."""
+    """What a run log says of its own cost in the second half of the run, and the share of the steps that are in it.
+
+    What it tells at a step is a mean over the steps before, in which dear first steps stay when they are long over.
+    From two such means follows what it says of the step between them.
+    """
     run = read_run(folder)
     _, told = run.series("overhead_ratio")
-    return {"told": float(np.mean(told[len(told) // 2 :])), "recorded": len(run.steps) / max(1, steps)}
+    before = np.arange(len(told) - len(told) // 2, len(told))
+    weights = (1 - KEPT**before) / (1 - KEPT)
+    sums = weights * told[-len(before) :]
+    return {"told": float(np.mean(sums[1:] - KEPT * sums[:-1])), "recorded": len(run.steps) / max(1, steps)}
 
 
 def _elements(run: Path) -> int:

@@ -36,6 +36,8 @@ WORTH = 0.75
 """The phases are doubled again only if the last doubling left at most this share of the cost: a part of it is fixed."""
 MEDIAN_ERROR = 1.86
 """Standard error of a median of n normal numbers, in median absolute deviations over sqrt(n): 1.4826 sqrt(pi / 2)."""
+KEPT = 0.99
+"""Weight of a step in the overhead beside that of the step after it."""
 _ENOUGH = 5
 """Steps of a kind before their median says something."""
 _MEMORY = 32
@@ -206,8 +208,8 @@ class Governor:
         self._since_deep = 0 if plan.deep else self._since_deep + 1
         if plan.deep:
             self._asked_deep = False
-        self._spent = 0.99 * self._spent + self._paid(plan, cost) + beside
-        self._elapsed = 0.99 * self._elapsed + (step_seconds if self._overlapped else busy + min(self._waits))
+        self._spent = KEPT * self._spent + self._paid(plan, cost) + beside
+        self._elapsed = KEPT * self._elapsed + (step_seconds if self._overlapped else busy + min(self._waits))
         if self._seen <= CONTROLS_UNTIL or kind in ("sampled", "deep") or self._seen % 16 == 0:
             self._more = {tier: self._difference(tier) for tier in SHARE}
             self._stretch()

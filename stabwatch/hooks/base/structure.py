@@ -24,9 +24,9 @@ class Structure:
     def __init__(self, whole: nn.Module, tracked: Iterable[int]) -> None:
         modules = [m for m in whole.modules() if isinstance(m._parameters, dict) and isinstance(m._modules, dict)]
         self._holders: list[dict[str, Any]] = [m._parameters for m in modules]
-        places: list[dict[str, Any]] = [*self._holders, *(m._modules for m in modules)]
-        self._empty = [place for place in places if not place]
-        self._places = [place for place in places if place]
+        self._all: list[dict[str, Any]] = [*self._holders, *(m._modules for m in modules)]
+        self._sizes = [*map(len, self._all)]
+        self._places = [place for place in self._all if place]
         self._parts = _flat(self._places)
         """Modules and parameters."""
         self._parameters = _flat(self._holders)
@@ -54,8 +54,7 @@ class Structure:
     def changed(self) -> bool:
         """Were modules or parameters added, taken out, replaced, unfrozen, materialised or moved?"""
         return (
-            any(self._empty)
-            or sum(map(len, self._places)) != len(self._parts)
+            [*map(len, self._all)] != self._sizes
             or not all(map(is_, chain.from_iterable(map(dict.values, self._places)), self._parts))
             or any(map(_trained, self._others))
             or any(not is_lazy(p) for p in self._lazy)
