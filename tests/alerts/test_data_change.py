@@ -51,6 +51,20 @@ def test_new_data_that_are_learned_are_no_alarm_and_are_told(each):
     assert "LossSpike" in without, "the same loss on the same data"
 
 
+@pytest.mark.parametrize("first", range(150, 190, 3))
+def test_records_after_the_change_may_come_in_any_pieces(first):
+    """The new data are the usual ones after a while; what comes then is judged in a block, whatever windows have."""
+    engine, at_once = Engine(), Engine()
+    losses = (np.array([_learned(step) for step in range(END)]) * NOISE).tolist()
+    shifts = [30.0 if AT <= step <= AT + 47 else 1.0 if step < AT else None for step in range(END)]
+    for step in range(first):
+        engine.observe(block({"loss": losses[step : step + 1], "shift": shifts[step : step + 1]}, step))
+    engine.observe(block({"loss": losses[first:], "shift": shifts[first:]}, first))
+    at_once.observe(block({"loss": losses, "shift": shifts}, 0))
+    assert engine.data_changes == at_once.data_changes == (AT,)
+    assert engine.history == at_once.history
+
+
 @pytest.mark.parametrize("each", [1, END])
 def test_a_loss_that_scatters_shows_the_change_later_and_the_step_is_that_of_the_data(each):
     scatter = np.random.default_rng(1)

@@ -179,6 +179,7 @@ class LossFeature(ScalarFeature):
         for loss in losses:
             self._past.append(loss)
             self._long.append(loss)
+            self._rise.numbers(loss, self._rate)
             past = np.array(self._past)
             self._plain.regression(past)
             if loss <= 0:
