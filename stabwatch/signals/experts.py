@@ -141,6 +141,18 @@ SIGNALS = (
         source="Mechanism-driven monitors 2026, arXiv:2606.28116",
     ),
     Signal(
+        name="router_directions_ratio",
+        help="Directions (participation ratio) of the router's weights less their mean, over the experts less one.",
+        unit="ratio",
+        tap="router",
+        reduction="router_choice",
+        fields=("directions", "calls"),
+        formula="mean",
+        tier="deep",
+        worst="min",
+        source="Mechanism-driven monitors 2026, arXiv:2606.28116",
+    ),
+    Signal(
         name="expert_combine_rms",
         help="Root mean square of the weighted sum of a token's experts, for experts in one stacked module.",
         unit="1",

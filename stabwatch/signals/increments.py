@@ -1,7 +1,8 @@
 """What one step does to the attention logits of given inputs, to first order: M = dWq' Wk + Wq' dWk of each head.
 
 How many directions M has is told by the participation ratio of its squared singular values, the exponential of their
-Renyi entropy of order two. The paper takes Shannon's, which needs eigenvalues, for which the host would wait.
+Renyi entropy of order two. The paper takes the exponential of Shannon's, which needs singular values: for these the
+host would wait for an accelerator, so that entropy is measured on the CPU only.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ SIGNALS = (
         "query_key_increment_rank_min",
         "Number of directions (participation ratio) of a step's change of the query-key product of the least head.",
         "same", "least", worst="min",
+    ),
+    _increment(
+        "query_key_increment_entropy",
+        "Shannon entropy of the squared singular values of a step's change of the query-key product, mean over heads.",
+        "mean", "entropy", "entropies", unit="nat", worst="min",
     ),
     _increment(
         "query_key_increment_ratio",

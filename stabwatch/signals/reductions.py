@@ -110,7 +110,10 @@ ADAPTER = _reduction(
 )  # fmt: skip
 LEVELS = _reduction("levels", count="sum", near="sum")
 FLIPS = _reduction("flips", count="sum", flipped="sum", oscillating="sum")
-INCREMENT = _reduction("increment", count="sum", rank="sum", change_sumsq="sum", product_sumsq="sum", least="min")
+INCREMENT = _reduction(
+    "increment",
+    count="sum", rank="sum", change_sumsq="sum", product_sumsq="sum", entropies="sum", entropy="sum", least="min",
+)  # fmt: skip
 SHARPNESS = _reduction("sharpness", count="sum", trace="sum", ratio="max", value="max", residual="max")
 JACOBIAN = _reduction("jacobian", count="sum", sumsq="sum", value="sum", value_max="max", residual="max")
 SATURATION = _reduction("saturation", count="sum", saturated="sum", units="sum", stuck="sum")
@@ -155,7 +158,7 @@ LOAD = _reduction("load", count="sum", load="sum")
 EXPERT = _reduction("expert", count="sum", sumsq="sum")
 ROUTER_CHOICE = _reduction(
     "router_choice",
-    count="sum", sumsq="sum", tokens="sum", margin="sum", calls="sum", gap="sum", similarity="sum",
+    count="sum", sumsq="sum", tokens="sum", margin="sum", calls="sum", gap="sum", similarity="sum", directions="sum",
 )  # fmt: skip
 COMBINE = _reduction("combine", count="sum", sumsq="sum", parts_sumsq="sum")
 

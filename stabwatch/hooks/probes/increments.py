@@ -26,6 +26,10 @@ _PAIRS = (
 _FUSED = ("in_proj_weight", "qkv", "qkv_proj", "c_attn", "Wqkv")
 _NAMES = frozenset((*chain.from_iterable(_PAIRS), *_FUSED))
 _HEADS = ("num_heads", "n_head", "num_attention_heads", "n_heads", "heads")
+NO_ENTROPY = (
+    "the host would wait for singular values: query_key_increment_entropy is measured on the CPU only; "
+    "query_key_increment_rank counts directions too"
+)
 NO_HEADS = "it does not state its number of heads"
 
 INCREMENTS = PROBES.register(
@@ -60,6 +64,8 @@ class Increments:
         self._context = context
         self._pairs = [pair for item in named_modules(model) for pair in _of_module(item.name, item.module, context)]
         context.accumulators.add(INCREMENTS.accumulator(pair.name) for pair in self._pairs)
+        if any(pair.query.device.type != "cpu" for pair in self._pairs):
+            context.unmeasured("note", "increment", NO_ENTROPY)
         self._copies: dict[str, Copies] = {}
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
 

@@ -20,11 +20,12 @@ def router(logits: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
 
 
 def choice(logits: Tensor, weight: Tensor, top_k: int, wanted: Tensor | None = None) -> Tensor:
-    """logits (N, E), weight (E, C) of the router -> float32 (7,).
+    """logits (N, E), weight (E, C) of the router -> float32 (8,).
 
     Logits, their squares; tokens, the distances of the last chosen expert's score from the best that is not chosen;
-    1, half the summed distance of the experts' shares of the softmax from their shares of the tokens, and the mean
-    cosine of the weight's rows. wanted (N, E): the scores that select the experts, if not the logits.
+    1, half the summed distance of the experts' shares of the softmax from their shares of the tokens, the mean cosine
+    of the weight's rows, and the participation ratio of the squared singular values of these rows less their mean, over
+    E - 1. wanted (N, E): the scores that select the experts, if not the logits.
     """
     logits, weight = logits.detach().float(), weight.detach().float()
     scores = logits if wanted is None else wanted.float()
@@ -38,7 +39,11 @@ def choice(logits: Tensor, weight: Tensor, top_k: int, wanted: Tensor | None = N
     rows = torch.nn.functional.normalize(weight, dim=-1)
     others = float(max(1, len(rows) * (len(rows) - 1)))
     alike = (rows.sum(dim=0).square().sum() - rows.square().sum()) / others
-    return torch.stack((count, logits.square().sum(), tokens, margins, torch.ones_like(count), gap, alike))
+    centred = weight - weight.mean(dim=0)
+    trace = centred.square().sum()
+    square = (centred @ centred.T).square().sum()
+    wide = torch.where(square > 0, trace.square() / square, 0.0) / max(1, len(weight) - 1)
+    return torch.stack((count, logits.square().sum(), tokens, margins, torch.ones_like(count), gap, alike, wide))
 
 
 def combined(parts: Tensor) -> Tensor:

@@ -37,8 +37,10 @@ def choice(logits: Tensor, weight: Tensor, top_k: int, wanted: Tensor | None = N
         for j, b in enumerate(weight)
         if i != j
     ]
+    squares = torch.linalg.svdvals(weight - weight.mean(dim=0)).square()
+    wide = (squares.sum() ** 2 / squares.square().sum()).item() / (len(weight) - 1)
     n = float(len(logits))
-    return [float(logits.numel()), logits.square().sum().item(), n, margins, 1.0, gap, sum(pairs) / len(pairs)]
+    return [float(logits.numel()), logits.square().sum().item(), n, margins, 1.0, gap, sum(pairs) / len(pairs), wide]
 
 
 def loads(logits: Tensor, top_k: int) -> list[int]:

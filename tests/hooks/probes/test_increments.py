@@ -28,7 +28,18 @@ def test_it_is_that_of_the_dense_matrix(kind, step):
         changes[0].zero_()
     moved = query + changes[0], key + changes[1]
     found, truth = increment(*moved, query, key), naive(*moved, query, key)
+    entropy = 5
+    assert found[entropy].item() == pytest.approx(truth[entropy].item(), rel=2e-3, abs=1e-4)
+    found[entropy] = truth[entropy] = 0.0
     torch.testing.assert_close(found.double(), truth, rtol=2e-3, atol=1e-12)
+
+
+def test_numbers_that_are_not_finite_are_no_error():
+    query, key = torch.randn(3, 4, 24), torch.randn(3, 4, 24)
+    moved = query + 0.1
+    moved[1, 2, 3] = torch.nan
+    found = increment(moved, key, query, key)
+    assert found[0] == found[4] == 2 and torch.isfinite(found[[1, 5, 6]]).all()
 
 
 def weights(module):
@@ -97,8 +108,10 @@ def test_attention_of_other_authors(kind, attach):
     steps, ranks = log.series("query_key_increment_rank", name)
     assert len(steps) == 1
     at = int(steps[0])
-    count, rank, change, whole, least = naive(*seen[at + 1], *seen[at]).tolist()
+    count, rank, change, whole, _, entropy, least = naive(*seen[at + 1], *seen[at]).tolist()
     assert ranks[0] == pytest.approx(rank / count, rel=1e-2) and 1 <= least <= 16
+    shannon = log.series("query_key_increment_entropy", name)[1][0]
+    assert shannon == pytest.approx(entropy / count, rel=1e-2)
     assert log.series("query_key_increment_rank_min", name)[1][0] == pytest.approx(least, rel=1e-2)
     assert log.series("query_key_increment_ratio", name)[1][0] == pytest.approx((change / whole) ** 0.5, rel=1e-2)
 
