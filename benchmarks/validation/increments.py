@@ -13,7 +13,7 @@ CLAIM = """arXiv:2606.28116 [abstract]: the spectral entropy of the first-order 
 steps before a divergence, under a biased bfloat16 attention, too high rates, and both. (The paper's models train for tens of thousands of steps.)"""
 SETUP = """The demo's GPT (width 64, 3 layers, 4 heads of 16, context 64) on the standard library's sources, AdamW, 240 steps at rates up to one at which
 attention logits pass 1,000. The participation ratio (32 at most: twice the head width), mean over heads and layers, and beside it the
-largest logit and the loss, in four parts of the run. The biased attention of the paper is not tried."""
+largest logit and the loss, in four parts of the run. The biased attention of the paper has a section of its own."""
 STEPS, PARTS, LAYERS = 240, 4, 3
 RATES = (1e-3, 1e-2, 1e-1)
 

@@ -16,10 +16,10 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 Worst = Literal["max", "min"]
 
 TAPS = (
-    "activation", "activation_gradient", "residual", "skip", "loop", "writer", "nonlinearity", "attention",
-    "router", "expert", "combine", "codebook", "probe", "logits", "loss", "token_loss", "gradient", "group",
-    "weight", "matrix", "update", "matrix_update", "query_key", "quantiser", "adapter", "optimizer", "step",
-    "sharpness", "jacobian", "host", "logged", "policy", "policy_reference", "policy_old", "policy_rollout",
+    "activation", "activation_gradient", "linear", "residual", "skip", "loop", "writer", "nonlinearity",
+    "attention", "router", "expert", "combine", "codebook", "probe", "logits", "loss", "token_loss", "gradient",
+    "group", "weight", "matrix", "update", "matrix_update", "query_key", "quantiser", "adapter", "optimizer",
+    "step", "sharpness", "jacobian", "host", "logged", "policy", "policy_reference", "policy_old", "policy_rollout",
     "advantage", "rank_busy", "rank_loss", "rank_loss_low", "rank_nonfinite", "replica",
 )  # fmt: skip
 

@@ -6,6 +6,18 @@ from stabwatch.signals.declaration import Signal
 
 SIGNALS = (
     Signal(
+        name="log_alignment_ratio",
+        help="Logarithm, to the base of its inputs' width, of a linear layer's output RMS over those of weight and "
+        "input.",
+        unit="ratio",
+        tap="linear",
+        reduction="alignment",
+        fields=("ratio", "count"),
+        formula="mean",
+        tier="deep",
+        source="Log-alignment ratio, arXiv:2605.28975",
+    ),
+    Signal(
         name="weight_rms",
         help="Root mean square of one layer's parameters before the step.",
         unit="1",

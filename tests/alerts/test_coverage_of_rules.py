@@ -46,7 +46,7 @@ NO_RULE = {
         "weight_zero_ratio", "update_rms", "router_entropy", "router_z", "expert_output_rms", "attention_contraction",
         "router_logit_rms", "router_margin", "router_gate_load_gap_ratio", "router_weight_similarity",
         "expert_combine_rms", "expert_coherence", "skip_main_ratio", "router_directions_ratio",
-        "query_key_increment_entropy",
+        "query_key_increment_entropy", "log_alignment_ratio",
     ),
     "it shows in healthy networks too (docs/validation.md); TokenCollapse is what it leads to": (
         "mean_mode_energy_ratio", "mean_mode_to_centred_ratio", "writer_amplification",

@@ -30,7 +30,7 @@ def test_a_section_has_the_claim_the_finding_and_its_command(monkeypatch):
 def test_an_unknown_name_lists_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         runner.main(["nonsense"])
-    assert "there is no nonsense; there are adamp, adapters, attention_logits" in capsys.readouterr().err
+    assert "there is no nonsense; there are adamp, adapters, alignment" in capsys.readouterr().err
 
 
 def test_the_page_has_a_head_and_every_section(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.base.expert_views import ExpertLoads, ExpertsCall, RouterCall
 from stabwatch.hooks.base.layout import as_samples, as_tokens
+from stabwatch.hooks.base.linear_view import LinearCall
 from stabwatch.hooks.base.model_input import ModelInput
 from stabwatch.hooks.base.sampling import ELEMENTS, spread
 from stabwatch.hooks.base.side_effects import is_plain
@@ -374,7 +375,7 @@ def logit_rows(logits: Tensor) -> Tensor:
 
 CALL_VIEWS: tuple[type[SiteView], ...] = (
     RouterCall, CodebookCall, NonlinearityCall, ExpertsCall, ResidualOutput, SkipCall, WriterOutput, WriterGradient,
-    OutputGradient, ModuleOutput,
+    OutputGradient, LinearCall, ModuleOutput,
 )  # fmt: skip
 """Views that are made when a module is called, in this order."""
 SITE_VIEWS: tuple[type[SiteView], ...] = (*CALL_VIEWS, ExpertLoads, AttentionCall)
