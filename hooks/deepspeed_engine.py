@@ -1,4 +1,4 @@
-"""DeepSpeed, ZeRO stage 0. Run it with torchrun or `deepspeed`."""
+"""DeepSpeed. Run it with torchrun or `deepspeed`."""
 
 import deepspeed
 import torch
@@ -8,7 +8,7 @@ import stabwatch  # stabwatch
 
 model = classifier()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-config = {"train_micro_batch_size_per_gpu": 16, "zero_optimization": {"stage": 0}}
+config = {"train_micro_batch_size_per_gpu": 16, "zero_optimization": {"stage": 1}}
 engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 watch = stabwatch.attach(engine.module, engine.optimizer)  # stabwatch
 for x, y in batches():

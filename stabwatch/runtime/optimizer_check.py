@@ -10,6 +10,13 @@ from stabwatch.runtime.step_clock import chain
 
 NAMED = 3
 """Parameters that a sentence names."""
+ZERO = (
+    "ZeRO averages gradients in buffers of its own: those that are measured are of one rank's batches, before the "
+    "average and before clipping"
+)
+IN_PARTS = "ZeRO's third stage keeps the parameters in parts: weights, gradients and updates are not measured"
+DEPTH = 3
+"""Lists in each other in which an optimizer may keep parameters (groups of partitions of parameters)."""
 
 
 def optimizer_problems(model: nn.Module, optimizer: Any) -> list[str]:
@@ -36,6 +43,36 @@ def optimizer_problems(model: nn.Module, optimizer: Any) -> list[str]:
         names = ", ".join(f"`{name}`" for name in left[:NAMED]) + (", ..." if len(left) > NAMED else "")
         out.append(f"{len(left)} of {len(trained)} trainable parameters are in no optimizer that was given: {names}")
     return out
+
+
+def steps_copies(model: nn.Module, optimizer: Any) -> bool:
+    """Does the optimizer step copies of the parameters: master weights (Apex, Megatron), flat partitions (ZeRO)?
+
+    Then its groups hold no parameter of the model, but it keeps some of them elsewhere, to write the copies back.
+    """
+    known = set(map(id, model.parameters()))
+    held = _held(optimizer)
+    if held is None or held & known:
+        return False
+    given = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    kept = [v for one in given for o in chain(one) if hasattr(o, "__dict__") for v in list(vars(o).values())]
+    return any(_keeps(value, known, DEPTH) for value in kept)
+
+
+def zero_note(model: nn.Module, optimizer: Any, ranks: int) -> str:
+    """What is not as usual with an optimizer of DeepSpeed's; '' if nothing is."""
+    if any(hasattr(p, "ds_tensor") for p in model.parameters()):
+        return IN_PARTS
+    given = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    modules = [type(o).__module__ for one in given for o in chain(one)]
+    return ZERO if ranks > 1 and any(module.startswith("deepspeed.runtime.zero") for module in modules) else ""
+
+
+def _keeps(value: Any, known: set[int], depth: int) -> bool:
+    if id(value) in known:
+        return True
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return depth > 0 and any(_keeps(x, known, depth - 1) for x in list(inside))
 
 
 def _held(optimizer: Any) -> set[int] | None:

@@ -31,7 +31,7 @@ from stabwatch.runtime.coverage import UNATTACHED
 from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.model_changes import TOO_OFTEN
 from stabwatch.runtime.model_taps import ModelTaps
-from stabwatch.runtime.optimizer_check import optimizer_problems
+from stabwatch.runtime.optimizer_check import optimizer_problems, steps_copies, zero_note
 from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.pace import Pace
 from stabwatch.runtime.ranks import SharedSteps, apart_from_others
@@ -106,7 +106,8 @@ class Session(TrainingEvents):
         first_step: int,
         resume: str | Path | None,
     ) -> None:
-        super().__init__(model, optimizer, first_step)
+        copies = steps_copies(model, optimizer)
+        super().__init__(model, None if copies else optimizer, first_step)
         self.context.step = first_step
         self._pace = Pace(self.config, self.flags, self.context.device)
         self._attached = self._began
@@ -134,7 +135,7 @@ class Session(TrainingEvents):
             partial(self._pace.governor.escalate, self.config.escalate), self._taps.batches, on_alert,
             self.isolation.run, self.isolation.shield, first_step,
         )  # fmt: skip
-        self.isolation.run("optimizer", "always", self._check_optimizer, optimizer)
+        self.isolation.run("optimizer", "always", self._check_optimizer, optimizer, copies)
         if "taylor" in self.config.guards and self._ranks.world > 1:
             self.context.unmeasured("note", "guard", OVER_RANKS)
             if self._writer is not None:
@@ -155,8 +156,10 @@ class Session(TrainingEvents):
             lambda: self._model.training, self._event, self.isolation.caught,
         )  # fmt: skip
 
-    def _check_optimizer(self, optimizer: Any) -> None:
-        for problem in optimizer_problems(self._ranks.model, optimizer):
+    def _check_optimizer(self, optimizer: Any, copies: bool) -> None:
+        if note := zero_note(self._ranks.model, optimizer, self._ranks.world):
+            self.context.unmeasured("note", "gradient", note)
+        for problem in optimizer_problems(self._ranks.model, None if copies else optimizer):
             _log.warning("stabwatch: %s.", problem)
             self.context.unmeasured("note", "optimizer", problem)
             self._problem = self._problem or problem

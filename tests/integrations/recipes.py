@@ -73,7 +73,8 @@ RECIPES = (
     Recipe("torchtune_loop.py", "torchtune and the like", tuple(range(100, 104)), note="From `first_step`."),
     Recipe("torchtitan_loop.py", "torchtitan and the like (FSDP2)", tuple(range(8)), ranks=2, note="From 0."),
     Recipe("torchrun_ddp.py", "torchrun, DDP", tuple(range(8)), ranks=2, note="From 0. One run log, of rank 0."),
-    Recipe("deepspeed_engine.py", "DeepSpeed, ZeRO stage 0", tuple(range(8)), ("deepspeed",), ranks=1,
-           note="From 0. From stage 1 on nothing is recorded: ZeRO's optimizer steps flat copies, and no parameter of"
-           " the model."),
+    Recipe("deepspeed_engine.py", "DeepSpeed", tuple(range(8)), ("deepspeed",), ranks=1,
+           note="From 0. The loss is right in each stage of ZeRO. From stage 1 on ZeRO's optimizer steps flat copies:"
+           " steps are seen at the parameters, the rate is not known, and with several ranks gradients are those of one"
+           " rank. In stage 3 weights and gradients are not measured."),
 )  # fmt: skip

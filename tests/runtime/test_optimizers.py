@@ -148,6 +148,43 @@ def test_an_optimizer_that_does_not_train_the_model_is_named(make, said, attach,
     attach.finish()
 
 
+class MasterWeights:
+    """An optimizer in the manner of Apex, Megatron and ZeRO: it steps copies, and writes them back."""
+
+    def __init__(self, parameters):
+        self.groups = [list(parameters)]
+        self.copies = [p.detach().clone() for p in self.groups[0]]
+        self.optimizer = torch.optim.AdamW(self.copies, lr=0.01)
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    def step(self):
+        for p, copy in zip(self.groups[0], self.copies, strict=True):
+            copy.grad, p.grad = p.grad, None
+        self.optimizer.step()
+        for p, copy in zip(self.groups[0], self.copies, strict=True):
+            p.data.copy_(copy)
+
+
+def test_an_optimizer_that_steps_copies_of_the_parameters(attach, caplog):
+    net = model()
+    optimizer = MasterWeights(net.parameters())
+    attach(net, optimizer)
+    losses, norms = [], []
+    for i in range(12):
+        loss = objective(net, i)
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item())
+        optimizer.step()
+    log = attach.finish()
+    assert log.series("loss")[1] == pytest.approx(losses, rel=1e-5)
+    assert log.series("gradient_norm")[1] == pytest.approx(norms, rel=1e-5)
+    assert caplog.text == ""
+
+
 def test_a_whole_optimizer_is_not_complained_about(attach, caplog):
     net = model()
     attach(net, torch.optim.SGD(net.parameters(), lr=0.1))

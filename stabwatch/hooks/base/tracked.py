@@ -56,8 +56,8 @@ def _tracked(model: nn.Module, sites: set[str], kept: frozenset[int]) -> Iterato
         return next((name for name in (owner, *tree.above(owner)) if name in sites), "")
 
     for name, owner, p in named_parameters(model):
-        if not p.requires_grad and id(p) not in kept:
-            continue
+        if (not p.requires_grad and id(p) not in kept) or hasattr(p, "ds_tensor"):
+            continue  # frozen, or kept in parts by ZeRO's third stage: empty where the watch looks
         if not hasattr(p, "_shard_param_infos"):
             shape = None if is_lazy(p) else whole_shape(p)
             yield TrackedParameter(layer(owner), name, p, owners.get(id(p)), shape)
