@@ -149,13 +149,10 @@ class Workload:
 
 MISSING = {
     "EmbeddingCollapse": "the embeddings of all samples become one point",
-    "NonFiniteBuffer": "a running statistic is not finite",
-    "OptimizerNeverSteps": "gradients are made and the optimizer never steps",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",
     "TargetsUnpaired": "targets do not belong to their inputs",
-    "TargetsNotScaled": "targets are far larger than all that the model gives",
     "TooGood": "the loss falls below what the data allow: the answer is in the input",
 }  # fmt: skip
 """Causes that cases accept and that no condition of the catalogue names today, each with what it says."""

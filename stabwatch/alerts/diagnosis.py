@@ -27,6 +27,8 @@ EXPLAINED = {
     "NoUpdates": ("ZeroGradients", "LearningRateZero"),
     "LossConstant": ("ZeroGradients", "LearningRateZero", "VanishingGradients", "VanishingOverDepth"),
     "AdamEpsilonTooLarge": ("VanishingOverDepth",),
+    "LossDivergence": ("LossWithoutBound",),
+    "BadBatch": ("Reinitialisation",),
 }
 """Conditions that say nothing more where another one is named, whose evidence they are."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")

@@ -29,7 +29,7 @@ from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
 from stabwatch.runlog.schema import GOOD_ENDS
 
-ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up", "nonfinite")
+ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up", "nonfinite", "unstepped")
 """Kinds of events that an engine reads."""
 BASELINE_FEATURES = ("loss", "gradient_norm", "logged_reward", "logged_accuracy")
 """Features whose baselines restart at an announced change."""
@@ -63,6 +63,7 @@ class Engine:
         }
         self._stopped = next((r for r in rules if r.family == "run"), None)
         self._held_up = next((r for r in rules if r.family == "held_up"), None)
+        self._unstepped = next((r for r in rules if r.family == "unstepped"), None)
         self._firing: dict[tuple[str, str, str], Alert] = {}
         self._history: list[Alert] = []
         self._keys: tuple[SeriesKey, ...] | None = None
@@ -287,6 +288,10 @@ class Engine:
             self._ended = False  # also when the run continues from a checkpoint in the same folder
         if event.kind == "held_up":
             return self._note_held_up(event)
+        if event.kind == "unstepped" and self._unstepped is not None:
+            what = str(event.data.get("what", ""))
+            self._history.append(alert := self._fire_run(self._unstepped, "critical", 0, event.time, what))
+            return [alert]
         if event.kind != "end" or self._stopped is None:
             return []
         self._ended = True
@@ -305,7 +310,8 @@ class Engine:
         out = []
         for feature in (f for f in self._features.values() if isinstance(f, NonFiniteFeature)):
             known = SeriesKey(origin.signal, origin.layer)
-            gauges = feature.note(known if known in feature.keys else SeriesKey("loss_nonfinite_total"))
+            own = known in feature.keys or origin.place == "buffer"
+            gauges = feature.note(known if own else SeriesKey("loss_nonfinite_total"))
             for state in self._judges[feature.name]:
                 for change in state.update(origin.step, gauges, dict(self.memory.context)):
                     if not _is_muted(state.rule, feature.layers[change.layer]):

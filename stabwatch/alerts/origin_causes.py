@@ -64,6 +64,15 @@ CERTAIN: tuple[RootCause, ...] = (
         ),
     ),
     RootCause(
+        "NonFiniteBuffer",
+        "A running statistic is not finite",
+        _where("buffer"),
+        (
+            "Find the batch with NaN or infinity: it also counts in a forward that is not trained on.",
+            "Reset the statistics (`reset_running_stats`) and let them settle again, or go back to a checkpoint.",
+        ),
+    ),
+    RootCause(
         "NonFiniteWeights",
         "Weights were not finite before the forward pass",
         _where("weights"),

@@ -46,13 +46,15 @@ class Origin:
 
     @property
     def signal(self) -> str:
-        """The counter of what is not finite in the step in which it was seen: of the gradients, or of the loss."""
+        """The counter of what is not finite in the step in which it was seen: gradients, activations, or the loss."""
+        if self.place == "buffer":
+            return "activation_nonfinite_total"
         return f"{'gradient' if self.place == 'gradient' and self.since == self.step else 'loss'}_nonfinite_total"
 
     @property
     def layer(self) -> str:
         """The layer that this counter belongs to, '' for the loss, or where none is named."""
-        return self.layers[0] if self.layers and self.signal.startswith("gradient") else ""
+        return self.layers[0] if self.layers and not self.signal.startswith("loss") else ""
 
     @property
     def grown(self) -> bool:
@@ -73,7 +75,7 @@ class Origin:
     @property
     def loss_sentence(self) -> str:
         """The loss of the step in which it was made; '' where `sentence` tells it."""
-        if self.place == "loss":
+        if self.place in ("loss", "buffer"):
             return ""
         if self.loss is None:
             later = f" At step {self.step} it was not finite." if self.since < self.step else ""
@@ -198,6 +200,13 @@ def _weights(o: Origin) -> str:
     return f"{text}: something wrote into them after the optimizer's last step."
 
 
+def _buffer(o: Origin) -> str:
+    return (
+        f"Step {o.since}: the running statistics of {named(o.layers)} were not finite while training went on: a batch "
+        "had NaN or infinity, and in evaluation mode the model gives NaN."
+    )
+
+
 def _unknown(o: Origin) -> str:
     if o.facts.get("before") == "ranks":
         return (
@@ -211,4 +220,5 @@ def _unknown(o: Origin) -> str:
 
 _SENTENCES = {
     "data": _data, "forward": _forward, "loss": _loss, "gradient": _gradient, "update": _update, "weights": _weights,
+    "buffer": _buffer,
 }  # fmt: skip

@@ -238,8 +238,15 @@ def _bad_batch(e: Evidence) -> Found | None:
         )
     if before is not None and now is not None:
         lines.append(f"The loss was {before:.4g} before, {now:.4g} at step {spike.step}.")
-    sure = not climbs and (known or not e.of("LossDivergence"))
+    sure = not climbs and (known or _abrupt(e, before, now, spike.onset) or not e.of("LossDivergence"))
     return Found(spike.onset, tuple(lines), confidence=0.7 if sure else 0.4, leads=sure)
+
+
+def _abrupt(e: Evidence, before: float | None, now: float | None, onset: int) -> bool:
+    """The loss spiked within a few records, to twice what it was, after updates that were small as far as is known."""
+    spikes = [a for a in e.of("LossSpike") if a.onset == onset and a.step - a.onset <= 3 * e.spacing]
+    jumped = before is not None and now is not None and now > 2 * before > 0
+    return bool(spikes) and jumped and not any(p.ratio >= LARGE_UPDATE for p in e.memory.update_peaks)
 
 
 def _at_its_highest(e: Evidence) -> bool:

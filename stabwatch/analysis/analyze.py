@@ -190,7 +190,8 @@ def analyze_source(
     if foreign is not None and not diagnosis.causes:
         diagnosis = Diagnosis(calm_verdict(view))
     if watched and not summaries.records:
-        diagnosis = Diagnosis(silent_verdict(coverage))
+        never = tuple(cause for cause in diagnosis.causes if cause.name == "OptimizerNeverSteps")
+        diagnosis = Diagnosis(silent_verdict(coverage), never)
     run = kept.run(log, events)
     return Analysis(
         name=log.meta.run,

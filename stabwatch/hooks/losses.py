@@ -11,7 +11,14 @@ from torch import Tensor
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
-from stabwatch.hooks.base.run_accumulators import BETWEEN, OUT_OF_RANGE, UNNORMALISED
+from stabwatch.hooks.base.run_accumulators import (
+    BETWEEN,
+    OUT_OF_RANGE,
+    SPREAD,
+    TARGET_RMS,
+    TARGET_SIZE,
+    UNNORMALISED,
+)
 from stabwatch.hooks.base.views import logit_rows
 from stabwatch.hooks.forward import CURSOR, in_backward, listening
 from stabwatch.hooks.patching import Patch
@@ -22,6 +29,11 @@ SAMPLED = 1 << 16
 """Most targets of a call whose range is looked at, evenly spread."""
 ROWS = 256
 """Most rows of log-probabilities of a call that are added up, evenly spread."""
+TINY = 1e-12
+ALIKE = 1e-6
+"""Deviation of targets that are all the same."""
+SAMPLES = 8
+"""Fewest samples that are compared."""
 OFF = 0.1
 """Distance of the logarithm of a sum of probabilities from 0: far above the rounding of bfloat16."""
 
@@ -41,6 +53,8 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
         if context.flags.sampled:
             with unseen_by_modes():
                 context.isolation.run("leak", "sampled", note_leak, context, target)
+                context.isolation.run("loss", "always", _note_sizes, context, input, target)
+                context.isolation.run("loss", "always", _note_spread, context, input, target)
 
 
 _mse_loss = F.mse_loss
@@ -58,6 +72,7 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
     if context is not None and context.flags.sampled and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_range, context, input, target)
+            context.isolation.run("loss", "always", _note_spread, context, input, target)
             context.isolation.run("leak", "sampled", note_leak, context, target)
 
 
@@ -77,6 +92,33 @@ def _note_shapes(context: TapContext, input: Tensor, target: Tensor) -> None:
     context.run.update_broadcast(device_constant((1.0, factor), torch.float32, context.device))
 
 
+def _note_sizes(context: TapContext, input: Tensor, target: Tensor) -> None:
+    """The root mean square of the targets, and over that of what they are compared with."""
+    if target.numel() and input.numel():
+        sizes = [_some(x).float().square().mean().sqrt() for x in (target, input)]
+        context.run.note(TARGET_RMS, sizes[0])
+        context.run.note(TARGET_SIZE, sizes[0] / sizes[1].clamp(min=TINY))
+
+
+def _note_spread(context: TapContext, input: Tensor, target: Tensor) -> None:
+    """How far the outputs for different samples are apart, over how far their targets are; 1 for equal targets."""
+    if input.shape == target.shape and input.dim() and len(input) >= SAMPLES:
+        outputs, targets = (_apart(x) for x in (input, target))
+        context.run.note(SPREAD, torch.where(targets > ALIKE, outputs / targets.clamp(min=ALIKE), 1.0))
+
+
+def _apart(x: Tensor) -> Tensor:
+    """The standard deviation over samples, of at most `ROWS` samples and `ROWS` numbers of each, ()."""
+    rows = x.detach()[:ROWS].reshape(min(len(x), ROWS), -1)
+    return rows[:, :: -(-rows.shape[1] // ROWS) or 1].float().var(dim=0, unbiased=False).mean().sqrt()
+
+
+def _some(x: Tensor) -> Tensor:
+    """At most `SAMPLED` of the numbers of a tensor, evenly spread."""
+    flat = x.detach().reshape(-1)
+    return flat[:: -(-len(flat) // SAMPLED) or 1]
+
+
 def note_leak(context: TapContext, target: Tensor) -> None:
     """Note whether the target is one of the numbers of the model's input."""
     share = context.input.leak(target)
@@ -87,8 +129,7 @@ def note_leak(context: TapContext, target: Tensor) -> None:
 def _note_range(context: TapContext, input: Tensor, target: Tensor) -> None:
     """Are targets outside of 0 to 1, and are logits all inside of it?"""
     for given, which in ((target, OUT_OF_RANGE), (input, BETWEEN)):
-        some = given.detach().reshape(-1)
-        some = some[:: -(-len(some) // SAMPLED) or 1]
+        some = _some(given)
         if len(some):
             inside = ((some >= 0) & (some <= 1)).float().mean()
             context.run.note(which, 1 - inside if which is OUT_OF_RANGE else inside)

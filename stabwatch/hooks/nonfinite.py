@@ -23,7 +23,7 @@ from stabwatch.hooks.base.tracked import TrackedParameter
 from stabwatch.hooks.graph import Birth, Graph
 from stabwatch.hooks.probes.trained_loss import objective_on_host
 
-Place = Literal["data", "weights", "forward", "loss", "gradient", "update", "unknown"]
+Place = Literal["data", "weights", "forward", "loss", "gradient", "update", "buffer", "unknown"]
 WITNESSES = 3
 """Parameters whose gradients are looked at before each step, spread from the first to the last: small ones.
 What is not finite in the gradient of one layer reaches those before it."""

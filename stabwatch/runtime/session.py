@@ -286,6 +286,8 @@ class Session(TrainingEvents):
             return
         noted = self.context.reasons.get("forward", "")
         self._reports.no_records(self._silence.reason(self._loss.trained.ever, noted, self._problem))
+        if last and (what := self._silence.unstepped(self._loss.trained.ever)):
+            self._writer.event("unstepped", self.step, what=what)
 
     def _model_followed(self, what: str) -> None:
         self._reports.model_followed()

@@ -10,6 +10,8 @@ from stabwatch.hooks.base.tensors import first_tensor
 
 PATIENCE = 10
 """Steps of optimizers, or training forwards of the model, by which there should be a record."""
+MANY = 64
+"""Training forwards without a step that are no accumulation of gradients, where they are all of a run."""
 KEY = "stabwatch"
 """Under which the graph of the first forward holds something of ours, to show that it is still kept."""
 NAMED = 3
@@ -40,6 +42,13 @@ class Silence:
         if self._graph is None and (node := getattr(first_tensor(output), "grad_fn", None)) is not None:
             node.metadata[KEY] = kept = _Kept()
             self._graph = weakref.ref(kept)
+
+    def unstepped(self, backward: bool) -> str:
+        """What to say of a run without any step, although it had many forwards and backward passes; '' otherwise."""
+        if not backward or self.forwards < MANY or self._own or self._others:
+            return ""
+        passes = _times(self.forwards, "training forward")
+        return f"After {passes} of {self._model} and backward passes to its parameters, no optimizer has stepped."
 
     @property
     def long(self) -> bool:

@@ -21,6 +21,7 @@ from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.base.tensors import device_of, first_tensor
 from stabwatch.hooks.forward import in_backward
 from stabwatch.hooks.nonfinite import NonFiniteTrace, Origin
+from stabwatch.hooks.nonfinite_buffers import BufferCheck
 from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
@@ -80,6 +81,7 @@ class TrainingEvents:
         self._host = HostNumbers()
         self._checks = LoopChecks(model)
         self._order = LoopOrder()
+        self._buffers = BufferCheck(model)
         self._opponents = Opponents()
         self._writer: Writer | None = None
         self._seen_optimizers: set[int] = set()
@@ -383,6 +385,7 @@ class TrainingEvents:
             return
         self._taps.now.steps.after(optimizer, has_closure(args, kwargs), self._inner)
         self.isolation.run("nonfinite", "always", self._nonfinite.stepped, self.context.step, self._inner or optimizer)
+        self.isolation.run("nonfinite", "always", self._look_at_buffers)
         self.isolation.run("learning_rate", "always", self._note_rate, optimizer)
         self._dispatcher.after(optimizer)
         self._loss.stepped()
@@ -396,6 +399,13 @@ class TrainingEvents:
         changed = self._checks.rewrites.step_begins()
         if changed is not None:
             self.context.run.update_rewritten(changed)
+
+    def _look_at_buffers(self) -> None:
+        if not self._watched:
+            self._buffers.follow()
+        found = self._buffers.stepped(self.step)
+        if found is not None:
+            self._found_origin(found)
 
     def _found_origin(self, origin: Origin) -> None:
         """A value that is not finite was traced to where it was made: note it, and measure all in the next steps."""

@@ -99,6 +99,28 @@ SIGNALS = (
         tier="sampled",
     ),
     _host(
+        "target_rms",
+        "Root mean square of the targets of `mse_loss` and its kin, of at most 65,536 numbers.",
+        tier="sampled",
+    ),
+    _host(
+        "target_size_ratio",
+        "The same over that of the outputs that they are compared with.",
+        "ratio",
+        tier="sampled",
+    ),
+    Signal(
+        name="output_spread_ratio",
+        help="How far outputs of different samples are apart, over how far their targets are; mean over the losses.",
+        unit="ratio",
+        tap="host",
+        reduction="host_count",
+        fields=("sum", "count"),
+        formula="mean",
+        scope="run",
+        tier="sampled",
+    ),
+    _host(
         "input_alike_ratio",
         "Share of the samples of a batch that equal its first one; of several inputs the smallest.",
         "ratio",

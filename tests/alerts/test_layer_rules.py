@@ -74,6 +74,12 @@ SCENARIOS = {
     "ClipOnScaledGradients": Scenario(
         "clip_limit", [1.0] * 100, [2048.0] * 5, {"flow a": 1.0, "gradient_norm": 5000.0, "loss_scale": 2048.0}
     ),
+    "LossWithoutBound": Scenario("loss", wave(100, 2.0), [-2.0 * 1.1**i for i in range(80)]),
+    "TargetsNotScaled": Scenario("target_size", wave(100, 1.0, 0.1), [500.0] * 80, {"target_rms": 5000.0}),
+    "TargetsConstant": Scenario(
+        "one_label", wave(100, 0.3, 0.05), [0.0] * 80, {"token_loss": lambda step: 1.0 if step < 100 else 1e-3}
+    ),
+    "OutputsConstant": Scenario("spread", wave(100, 0.8, 0.05), [1e-3] * 200),
     "ClipAfterStep": Scenario("clip_late", [0.0] * 100, [1.0] * 5),
     "GradientsNotUnscaled": Scenario("scaled_step", [0.0] * 100, [1.0] * 5),
     "DoubleSoftmax": Scenario("probability", [0.0] * 100, [1.0] * 4),

@@ -23,7 +23,7 @@ SCENARIOS = {
     "OutputLogitDrift": Scenario("logits", wave(100, 5.0), [150.0] * 6),
     "ActivationOutlierGrowth": Scenario("activation a", wave(100, 10.0), [3000.0] * 4),
 }
-BY_EVENT = {"TrainingStopped", "RankHoldsUp"}
+BY_EVENT = {"TrainingStopped", "RankHoldsUp", "OptimizerNeverSteps"}
 
 
 def _fired(engine, rule):

@@ -84,5 +84,38 @@ def test_a_usual_order_is_calm(step, tmp_path):
     assert _first_causes(tmp_path, step) == []
 
 
+def test_a_run_without_a_step_is_told_when_it_ends(tmp_path):
+    model = nn.Linear(6, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(torch.randn(16, 6)).square().mean().backward()
+    watch.detach()
+    found = analyze(watch.run_dir)
+    assert [a.rule for a in found.alerts] == ["OptimizerNeverSteps"] and not found.records
+    assert [c.name for c in found.diagnosis.causes] == ["OptimizerNeverSteps"] and found.exit_code == 1
+
+
+def test_a_running_statistic_that_is_not_finite_is_told_once_with_its_layer(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for step in range(24):
+        if step == 12:
+            with torch.no_grad():
+                model[3].running_var[2] = torch.nan
+        optimizer.zero_grad()
+        model(torch.randn(16, 6)).square().mean().backward()
+        optimizer.step()
+    watch.detach()
+    found = analyze(watch.run_dir)
+    first = found.diagnosis.causes[0]
+    assert (first.name, first.layers) == ("NonFiniteBuffer", ("3",)) and not found.errors
+    [alert] = [a for a in found.alerts if a.state == "firing"]
+    assert alert.rule == "NonFinite" and alert.layer == "3" and 12 <= alert.step <= 14
+
+
 def test_a_step_that_does_not_depend_on_the_size_of_the_gradient_is_calm(tmp_path):
     assert _first_causes(tmp_path, without_scaler, torch.optim.AdamW) == []

@@ -117,6 +117,20 @@ def test_a_sigmoid_before_a_loss_that_has_one(tmp_path):
     assert _causes(loss, tmp_path, steps=80)[:1] == ["DoubleSigmoid"]
 
 
+@pytest.mark.parametrize(
+    ("loss", "cause"),
+    [
+        (lambda m, x, y: F.mse_loss(m(x)[:, 0], 5000 + y.float()), "TargetsNotScaled"),
+        (lambda m, x, y: F.mse_loss(0 * m(x)[:, 0] + m[2].bias[0], x[:, 0]), "OutputsConstant"),
+        (lambda m, x, y: F.cross_entropy(m(x), (y / 255).long()), "TargetsConstant"),
+    ],
+)
+def test_what_shows_after_a_while(loss, cause, tmp_path):
+    rate = 1e-6 if cause == "TargetsNotScaled" else 0.5
+    steps = 90 if cause == "TargetsNotScaled" else 170
+    assert cause in _causes(loss, tmp_path, rate=rate, steps=steps)[:2]
+
+
 def test_a_margin_on_the_label_is_no_fault_of_the_initialisation(tmp_path):
     assert "InitialLossTooHigh" not in _causes(_margin, tmp_path, rate=1e-3)
 

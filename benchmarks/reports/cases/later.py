@@ -207,7 +207,7 @@ def exponential_of_box(trial: Trial) -> None:
 @report(
     source="https://github.com/pytorch/vision/issues/2497, https://github.com/milesial/Pytorch-UNet/issues/228",
     mechanism="The mask is divided by 255 like a picture and rounded: each pixel's label is 0.",
-    causes=("TargetsMostlyOne", "TooGood"),
+    causes=("TargetsMostlyOne", "TargetsConstant", "TooGood"),
     check=fact("classes", (1, 1), (2, 10)),
     shown_by="all targets of every batch are one class; the loss goes to zero",
 )

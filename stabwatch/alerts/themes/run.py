@@ -13,6 +13,19 @@ def features() -> tuple[Feature, ...]:
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        name="OptimizerNeverSteps",
+        title="The optimizer never steps",
+        family="unstepped",
+        summary="Gradients are computed again and again, and no optimizer ever steps: nothing is learned.",
+        description="{what}",
+        source="64 training forwards and backward passes up to the end of the run, without a step",
+        remedy=(
+            "Call `optimizer.step()` after `backward`.",
+            "With accumulation: is the number of micro-batches that a step waits for larger than an epoch, and does "
+            "each epoch count from zero?",
+        ),
+    ),
+    Rule(
         name="RankHoldsUp",
         title="A rank holds up the job",
         family="held_up",

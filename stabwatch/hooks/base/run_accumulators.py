@@ -31,6 +31,9 @@ LEAK = host_accumulator("target_in_input_ratio")
 OUT_OF_RANGE = host_accumulator("target_out_of_range_ratio")
 BETWEEN = host_accumulator("binary_probability_ratio")
 UNNORMALISED = host_accumulator("log_probability_off_ratio")
+TARGET_RMS = host_accumulator("target_rms")
+TARGET_SIZE = host_accumulator("target_size_ratio")
+SPREAD = host_accumulator("output_spread_ratio")
 ALIKE = host_accumulator("input_alike_ratio")
 TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
 """The cross-entropy that was seen on the way, which need not be what is trained on."""
@@ -52,7 +55,7 @@ BASICS = (BUSY_SOURCE, *map(loss_source, LOSS_FALLBACKS), CLIPPED, LOSS_SCALE)
 
 The busy time and the sources of the loss come first: the record leaves out everything up to their end.
 """
-NOTED = (OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE)
+NOTED = (OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD)
 OTHERS = (KEPT, REWRITTEN, BROADCAST, INPUT, LEAK, *NOTED)
 
 
@@ -146,9 +149,10 @@ class RunAccumulators:
 
     @torch.no_grad()
     def note(self, which: Accumulator, share: Tensor) -> None:
-        """Note a number of the step, float32 (), that is one of `NOTED`; the last of a step counts."""
+        """Note a number of the step, float32 (), that is one of `NOTED`; the last of a step counts, or their mean."""
         share = share.to(self._device, non_blocking=True)
-        merge_(HOST, self._noted[which], torch.stack((torch.ones_like(share), share)))
+        operators = HOST_COUNT if which is SPREAD else HOST
+        merge_(operators, self._noted[which], torch.stack((torch.ones_like(share), share)))
 
     @torch.no_grad()
     def update_leak(self, share: Tensor) -> None:
