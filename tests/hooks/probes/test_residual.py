@@ -128,6 +128,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "input_alike_ratio", "input_rms", "update_lost_ratio", "gradient_missing_ratio",
         "gradient_missing_of_all_ratio", "unoptimized_ratio", "unregistered_ratio",
         "target_in_input_ratio", "batch_shift_ratio", "clip_late_ratio", "scaled_step_ratio",
+        "target_rms", "target_size_ratio", "output_spread_ratio",
         *(s.name for s in CATALOGUE
           if s.tap in ("loop", "adapter", "quantiser", "sharpness", "jacobian", "codebook", "skip")),
         *(s.name for s in (*policy.SIGNALS, *ranks.SIGNALS)),
