@@ -20,8 +20,8 @@ FAR = 10.0
 """Targets over outputs, in root mean square, from which on they are far."""
 FLAT = 0.02
 """Deviation of the outputs over that of the targets: they explain less than a thousandth of the variance."""
-SAME = 0.5
-"""Of a label: what rounding leaves between equal ones is less."""
+SAME = 0.01
+"""Of a label: what rounding leaves between equal ones is less, and one other label among thousands more."""
 FEWEST = 8
 """Labels of a step."""
 
