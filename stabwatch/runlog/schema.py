@@ -278,15 +278,16 @@ class Event:
     """One line of events.jsonl.
 
     kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert', 'flight', 'guard', 'optimizer',
-        'change', 'ranks', 'sink', 'nonfinite'.
+        'change', 'ranks', 'sink', 'nonfinite', 'unstepped'.
     data: everything else on the line. 'optimizer' has `name` and `groups` (settings of each distinct group), after its
     first step; 'end' has `reason` ('finished', 'interrupted', 'replaced', 'exception', 'killed', ...);
     'alert' has the fields of `stabwatch.alerts.Alert`; 'flight' the `batches` of the steps around the onset of one
     (`step` and, where known, `indices`, `fingerprint`, `first` token ids, `shape`, `dtype`); 'guard' what a
     guard did; 'change' the `what` of a change announced for this step, and it comes before its record (`seen`: a
     change of the model, which the watch has seen itself);
+    'unstepped', at the end of a run without any step, `what` in words;
     'nonfinite' where a value that is not finite was made: `place` ('data', 'weights', 'forward', 'loss', 'gradient',
-    'update' or 'unknown'), step `since`, `layers`, `after`, `loss` of that step ('nan', 'inf'), `batches`;
+    'update', 'buffer' or 'unknown'), step `since`, `layers`, `after`, `loss` of that step ('nan', 'inf'), `batches`;
     'ranks' says that records from step `since` on cover `covered` of `world` ranks, and which are `missing` (`rank` and
     `reason` of the first few);
     'sink' says of the live sink `sink` that it failed, with a `message`.
