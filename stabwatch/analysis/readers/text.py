@@ -10,6 +10,7 @@ from stabwatch.analysis.readers.file import LogFile, pieces, without_colours
 from stabwatch.analysis.readers.interleaved import in_order
 from stabwatch.analysis.readers.line_runs import LineRuns
 from stabwatch.analysis.readers.lines import Parser
+from stabwatch.analysis.readers.lines_at_once import RunsParser
 from stabwatch.analysis.readers.log import Log
 from stabwatch.analysis.readers.prefilter import worth_parsing_in
 from stabwatch.analysis.readers.reader import Reader
@@ -20,7 +21,7 @@ _HOLE = re.compile(rb"\0{16,}")
 
 
 def _read(source: LogFile) -> Log:
-    parser = Parser(source.text)
+    parser = RunsParser(source.text)
     line_runs = LineRuns(parser, worth_parsing_in, pieces)
     for first, block in source.blocks():
         line_runs.block(first, without_colours(block))
