@@ -31,7 +31,8 @@ class Rewrites:
     def step_ended(self, wanted: bool) -> None:
         """A step is over. wanted: keep the weights, to compare them when the next one begins."""
         self._kept = None
-        mine = [p for held in self._matrices.values() for p in held] if wanted else []
+        every = [p for held in self._matrices.values() for p in held] if wanted else []
+        mine = [p for p in every if p.device == every[0].device]  # a copy to the host would wait
         if mine:
             self._kept = mine, _numbers(mine)
 
@@ -43,8 +44,10 @@ class Rewrites:
         if self._kept is None:
             return None
         (matrices, before), self._kept = self._kept, None
+        if any(p.device != before.device for p in matrices):
+            return None
         now = _numbers(matrices)
-        if now.shape != before.shape or now.device != before.device:
+        if now.shape != before.shape:
             return None
         return ((now - before).norm() / before.norm()).nan_to_num(0.0, 1.0)
 
@@ -62,4 +65,4 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
 def _numbers(matrices: Sequence[nn.Parameter]) -> Tensor:
     """float32 (n,), a copy: numbers of each matrix, evenly spread."""
     flat = [local(p.detach()).reshape(-1) for p in matrices]
-    return torch.cat([x[:: x.numel() // NUMBERS | 1].to(flat[0].device, torch.float32) for x in flat])
+    return torch.cat([x[:: x.numel() // NUMBERS | 1].float() for x in flat])
