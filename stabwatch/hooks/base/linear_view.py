@@ -15,6 +15,8 @@ from stabwatch.hooks.base.view import SiteView
 if TYPE_CHECKING:
     from stabwatch.hooks.base.sites import Site
 
+SHARDED = "this rank has only a part of its weight"
+
 
 @dataclass(eq=False)
 class LinearCall(SiteView):
@@ -36,7 +38,10 @@ class LinearCall(SiteView):
     def from_call(cls, site: Site, module: nn.Module, args: Sequence[Any], output: Any) -> SiteView | None:
         """See `SiteView`."""
         inputs, out, weight = first_local(args), first_local(output), module._parameters.get("weight")
-        if inputs is None or out is None or not isinstance(weight, Tensor) or hasattr(weight, "_local_tensor"):
+        if hasattr(weight, "_local_tensor"):
+            site.context.unmeasured(cls.name, site.name, SHARDED)
+            return None
+        if inputs is None or out is None or not isinstance(weight, Tensor):
             return None
         if (
             not inputs.numel()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from stabwatch.hooks.base.flags import PHASES
+from stabwatch.hooks.base.linear_view import SHARDED, LinearCall
 from stabwatch.kernels.alignment import alignment
 
 
@@ -75,6 +77,15 @@ def test_what_is_independent_is_at_one_half_and_what_fits_at_one():
     weight = weight[:1] * torch.randn(300, 1, generator=draw)
     assert alignment(x, x @ weight.T, weight)[1].item() == pytest.approx(1.0, abs=1e-3)
     assert alignment(0 * x, 0 * x @ weight.T, weight).tolist() == [0, 0]
+
+
+def test_a_weight_of_which_a_rank_has_a_part_says_so():
+    module, said = nn.Linear(4, 3), []
+    module.weight._local_tensor = module.weight.detach()
+    context = SimpleNamespace(unmeasured=lambda *reason: said.append(reason))
+    site = SimpleNamespace(name="a", context=context)
+    assert LinearCall.from_call(site, module, (torch.ones(2, 4),), torch.ones(2, 3)) is None
+    assert said == [("alignment", "a", SHARDED)]
 
 
 def test_training_is_the_same(attach):
