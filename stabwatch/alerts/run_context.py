@@ -236,13 +236,15 @@ class RunContext:
         """Note the first gradient norm in records (n, series)."""
         if not math.isnan(self.first_gradient):
             return
-        for name in ("gradient_norm_before_clip", "gradient_norm"):
+        first = np.full(len(values), math.nan)
+        for name in ("gradient_norm", "gradient_norm_before_clip"):  # where a record has both, the second counts
             column = self._context_columns.get(name)
-            found = np.empty(0) if column is None else values[:, column]
-            found = found[np.isfinite(found) & (found > 0)]
-            if len(found):
-                self.first_gradient = float(found[0])
-                return
+            if column is not None:
+                now = values[:, column]
+                first = np.where(np.isfinite(now) & (now > 0), now, first)
+        known = first[~np.isnan(first)]
+        if len(known):
+            self.first_gradient = float(known[0])
 
     def _note_ranks(self, steps: Ints, values: Array) -> None:
         """Note on which rank non-finite values began."""
