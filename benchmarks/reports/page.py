@@ -219,7 +219,7 @@ come out worse. How much worse shows in the cases of `cases/unseen.py` and the w
 were written when the rules were there: at their first reading 4 of 12 faults were found, all 4 with the right first
 cause, and the healthy workloads had 32 false alarms per 10,000 steps (16 in 4,980), 13 of them where the data change.
 The 17 cases of `cases/later.py` came after that; their causes were noted before a run was seen. At their first reading
-14 were found, 7 first causes were right, and 0 of 2 places; one of the 17 did not show its fault yet and was made harder.
+14 were found, 7 first causes were right, and 0 of 2 places; one did not show its fault yet and was made harder.
 
 Found: a warning or a critical alarm begins at or after the fault, and the twin does not raise the same within 20 steps.
 First cause right: the diagnosis names first what the report was about, by a name that the case accepts; many cases
