@@ -216,8 +216,12 @@ class FunctionTaps:
         """One more watch needs the wrappers."""
         LISTENERS.append(context)
         if len(LISTENERS) == 1:
-            cls._of_stages = stage_patches()
-            install_patches((*_PATCHES, *_PICKLING, *cls._of_stages))
+            try:
+                cls._of_stages = stage_patches()
+                install_patches((*_PATCHES, *_PICKLING, *cls._of_stages))
+            except BaseException:
+                cls.remove(context)
+                raise
 
     @classmethod
     def remove(cls, context: TapContext) -> None:

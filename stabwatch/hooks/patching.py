@@ -61,7 +61,9 @@ class MethodPatch:
         setattr(self._owner, self._name, self._replacement)
 
     def remove(self) -> None:
-        """Restore the original."""
+        """Restore the original, where it was replaced."""
+        if vars(self._owner).get(self._name) is not self._replacement:
+            return
         if self._inherited:
             delattr(self._owner, self._name)
         else:

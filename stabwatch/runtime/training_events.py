@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabwatch.distributed.ranks import Ranks, is_part
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
 from stabwatch.hooks.base.alike import note_inputs
@@ -31,6 +30,7 @@ from stabwatch.runtime.loss_events import LossEvents
 from stabwatch.runtime.model_changes import ModelChanges, difference
 from stabwatch.runtime.opponents import Opponents
 from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
+from stabwatch.runtime.pipeline_events import PipelineEvents
 from stabwatch.runtime.record import HostNumbers
 from stabwatch.runtime.run_metadata import learning_rate, optimizer_facts
 from stabwatch.runtime.silence import Silence
@@ -38,27 +38,17 @@ from stabwatch.runtime.step_clock import StepClock
 from stabwatch.runtime.taps import Taps
 from stabwatch.runtime.work_clock import WorkClock
 
-OTHER_STAGE = "this rank runs another stage of the pipeline: the loss is on the rank of the last one"
-STAGES_APART = (
-    "this rank runs stages of a pipeline that are not of this model, and they are not in this run: to have all stages "
-    "in one run, attach `nn.ModuleList(stages)` on each rank"
-)
-WITHIN_STAGE = (
-    "the model is spread over the stages of a pipeline: growth over depth (residual_growth, backward_growth) is "
-    "measured within each stage, and gradients of activations are those of a micro-batch"
-)
 UNSTEPPED = 64
 """Forwards without a step of an optimizer, after which the parameters are looked at again."""
 
 
-class TrainingEvents:
+class TrainingEvents(PipelineEvents):
     """Follows the training loop by what hooks report (see `TapEvents`), and finds out where its steps end.
 
     The session says what happens at the end of a step, and makes the hooks, the ranks and the guards.
     """
 
     _taps: Taps
-    _ranks: Ranks
     _dispatcher: AlertDispatcher
 
     def __init__(self, whole: nn.Module, optimizer: Any, first_step: int = 0) -> None:
@@ -85,8 +75,7 @@ class TrainingEvents:
         self._opponents = Opponents()
         self._writer: Writer | None = None
         self._seen_optimizers: set[int] = set()
-        self._stages: dict[int, bool] = {}
-        """By id of a pipeline's stage: is it of this model?"""
+        PipelineEvents.__init__(self)
         self._prepared = False
         """The weights before a step that nothing announces were copied."""
         self._inner: Any = None
@@ -314,38 +303,6 @@ class TrainingEvents:
                 self._close_step()
         if isinstance(scaler._scale, Tensor):
             self.context.run.update_loss_scale(scaler._scale)
-
-    def stage_called(self, stage: Any, around: list[nn.Module]) -> None:
-        """A stage of a pipeline computes a micro-batch: if it is of this model, ranks merge as stages."""
-        if id(stage) not in self._stages:
-            self._stages[id(stage)] = is_part(stage.submod, self._ranks.model)
-            if self._stages[id(stage)]:
-                self._loss.staged = True
-                self._new_stage(stage)
-            if len(set(self._stages.values())) > 1:
-                self.context.unmeasured("note", "stages", STAGES_APART)
-        if self._stages[id(stage)] and unwrap(stage.submod) is not self._model:
-            around.append(self._model)
-
-    def _new_stage(self, stage: Any) -> None:
-        self.context.unmeasured("note", "pipeline", WITHIN_STAGE)
-        site = vars(unwrap(stage.submod)).get("_stabwatch")
-        self._ranks.staged(stage, "" if site is None else site.name)
-        for what in ("loss", "logits"):
-            if self._ranks.has_last_stage:
-                self.context.reasons.withdraw(what, "")
-            else:
-                self.context.unmeasured(what, "", OTHER_STAGE)
-
-    def stage_loss(self, stage: Any, loss: Tensor) -> None:
-        """Count the loss of a micro-batch of the last stage."""
-        if self._stages.get(id(stage)):
-            self._loss.of_last_stage(loss)
-
-    def gradients_divided(self, stage: Any, factor: float) -> None:
-        """The mean over micro-batches is of the loss as well."""
-        if self._stages.get(id(stage)) and stage.is_last:
-            self._loss.divided(factor)
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Any torch optimizer is about to step; those of other models are ignored."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stabwatch.runlog import read_run
-from stabwatch.runtime.training_events import OTHER_STAGE, WITHIN_STAGE
+from stabwatch.runtime.pipeline_events import OTHER_STAGE, WITHIN_STAGE
 from stabwatch.signals import CATALOGUE
 from tests.distributed.placement_job import GROWS_AT, INTERLEAVED, PIPELINES, STEPS
 from tests.processes import run_python

@@ -148,8 +148,10 @@ def _check(owner, name, function, how, plain, folder, monkeypatch):
 def _run(faults, tmp_path, monkeypatch):
     logging.getLogger("stabwatch").setLevel(logging.CRITICAL)
     plain, _ = _train()
-    found = [_check(*fault, plain, tmp_path / str(i), monkeypatch) for i, fault in enumerate(faults)]
-    logging.getLogger("stabwatch").setLevel(logging.NOTSET)
+    try:
+        found = [_check(*fault, plain, tmp_path / str(i), monkeypatch) for i, fault in enumerate(faults)]
+    finally:
+        logging.getLogger("stabwatch").setLevel(logging.NOTSET)
     again, _ = _train()
     assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
 

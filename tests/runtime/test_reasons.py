@@ -40,7 +40,7 @@ from stabwatch.runtime.coverage import (
     SCRIPTED,
 )
 from stabwatch.runtime.model_changes import AT_ONCE, TOO_OFTEN
-from stabwatch.runtime.training_events import STAGES_APART
+from stabwatch.runtime.pipeline_events import STAGES_APART
 from tests.sampling import sample
 
 WIDTH = 8
