@@ -156,6 +156,7 @@ def install_patches(patches: Iterable[Patch | MethodPatch]) -> None:
             functions.append(patch.pair)
         else:
             patch.install()
+    _PLACES.note_replacements(functions)
     _PLACES.move(functions)
 
 
@@ -185,9 +186,12 @@ class _Places:
         self._stay: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         """By function: the references to it when it is in no place."""
 
+    def note_replacements(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Those that are seen for the first time are in no place yet. pairs: originals and replacements."""
+        self._stay.update([known for known in _references(pairs, 1) if known[0] not in self._stay])
+
     def move(self, pairs: list[tuple[Any, Any]]) -> None:
         """Put the second of each pair in the place of the first."""
-        self._stay.update([known for known in _references(pairs, 1) if known[0] not in self._stay])
         if not self._move_known(pairs):
             self._move_all(pairs)
             self._stay.update(_references(pairs, 0))

@@ -8,13 +8,14 @@ import importlib
 import pickle
 import sys
 from collections import namedtuple
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stabwatch.hooks import patching, references
+from stabwatch.hooks import functions, patching, references
 
 
 class Keeper:
@@ -127,3 +128,24 @@ def test_passes_over_all_objects_are_left_out_where_nothing_new_keeps_a_function
     assert late[0] is F.cross_entropy and len(passes) == 2
     attach.finish()
     del sys.modules[name]
+
+
+def test_attaching_that_fails_leaves_nothing_behind(attach, monkeypatch):
+    original = id(F.cross_entropy)
+    with monkeypatch.context() as patch:
+        patch.setattr(functions, "stage_patches", lambda: 1 / 0)
+        assert attach(nn.Linear(2, 2))._session.state == "failed"
+        assert id(F.cross_entropy) == original and not functions.LISTENERS
+
+
+def test_a_function_that_was_put_back_before_it_was_ever_replaced_is_replaced(monkeypatch):
+    places, module = patching._Places(), ModuleType("holds_a_function")
+    module.function = original = lambda: 1
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    patch = patching.Patch(original, lambda: 2)
+    places.move([patch.back])
+    places.note_replacements([patch.pair])
+    places.move([patch.pair])
+    assert module.function() == 2
+    places.move([patch.back])
+    assert module.function() == 1
