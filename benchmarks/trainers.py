@@ -33,10 +33,8 @@ SETTINGS = {
 }
 
 
-def child(path: str, out: str, factor: float) -> None:
-    """Run one recipe in this process, with `STEPS` steps; what it trained goes to a file."""
-    import runpy
-
+def prepare(factor: float) -> tuple[list[float], list[float]]:
+    """Recipes in this process train longer, at another rate. Gives the losses since the last step, and of each step."""
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -70,6 +68,16 @@ def child(path: str, out: str, factor: float) -> None:
     tiny.points = lambda count=128, **sizes: points(count * 80, **sizes)
     tiny.batches = lambda size=16, count=128: torch.utils.data.DataLoader(tiny.points(count), size)
     tiny.sequences = lambda count=64, **sizes: sequences(count * 8, **sizes)
+    return roots, trained
+
+
+def child(path: str, out: str, factor: float) -> None:
+    """Run one recipe in this process, with `STEPS` steps; what it trained goes to a file."""
+    import runpy
+
+    if path.endswith(".ipynb"):
+        return notebook(path, out, factor)
+    _, trained = prepare(factor)
     if "fastai" in Path(path).read_text():
         from fastai.basics import Learner
 
@@ -83,6 +91,21 @@ def child(path: str, out: str, factor: float) -> None:
     logged = [(e["step"], e["loss"]) for e in getattr(state, "log_history", []) if "loss" in e]
     rank = os.environ.get("RANK", "0")
     Path(f"{out}.{rank}").write_text(json.dumps({"trained": trained, "logged": logged}))
+
+
+def notebook(path: str, out: str, factor: float) -> None:
+    """Run a notebook in a kernel of its own."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    book = nbformat.read(path, as_version=4)
+    places = [str(Path(__file__).parents[1]), str(HOOKS)]
+    first = (
+        f"import sys; sys.path[:0] = {places}\nfrom benchmarks.trainers import prepare\n_, trained = prepare({factor})"
+    )
+    last = f"import json\nopen({out + '.0'!r}, 'w').write(json.dumps(dict(trained=trained, logged=[])))"
+    book.cells = [nbformat.v4.new_code_cell(first), *book.cells, nbformat.v4.new_code_cell(last)]
+    NotebookClient(book, timeout=300, kernel_name="python3").execute()
 
 
 def trial(recipe: Recipe, factor: float) -> dict[str, Any]:
@@ -143,7 +166,7 @@ def main() -> None:
     """A line of JSON for each recipe and each of its two runs."""
     wanted = sys.argv[1:]
     for recipe in RECIPES:
-        if recipe.path.suffix == ".py" and (not wanted or recipe.file.removesuffix(".py") in wanted):
+        if not wanted or recipe.path.stem in wanted:
             for name, factor in (("healthy", 1.0), ("unstable", TOO_LARGE)):
                 print(json.dumps({"recipe": recipe.file, "kind": name, **trial(recipe, factor)}), flush=True)
 

@@ -19,7 +19,6 @@ from stabwatch.hooks.forward import CURSOR
 from stabwatch.hooks.patching import MethodPatch, Patch
 from stabwatch.hooks.probes.directional import OwnCall
 from stabwatch.hooks.probes.trained_loss import RunningBackward, remember_scaling, scale_of, scalers_used
-from stabwatch.kernels.where import tracing
 
 _backward = torch.autograd.backward
 _grad = torch.autograd.grad
@@ -32,28 +31,44 @@ LISTENERS: list[TapContext] = []
 
 
 def unheard() -> bool:
-    """True for calls that are no training: while a compiler traces, inside of a backward pass, calls of our own."""
-    return tracing() or OwnCall.now or torch._C._current_graph_task_id() != -1
+    """True for calls that are no training: inside of a backward pass, and calls of our own."""
+    return OwnCall.now or torch._C._current_graph_task_id() != -1
 
 
 @functools.wraps(_backward)
 def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
-    if unheard():
+    heard = () if torch.compiler.is_dynamo_compiling() else tuple(LISTENERS)
+    if not heard:
         _backward(tensors, grad_tensors, *args, **kwargs)
         return
+    given: tuple[list[Any], list[Any] | None] | None = None
+    with shielded(heard[0].isolation, "loss"):
+        given = None if unheard() else _begins(heard, tensors, grad_tensors)
+    try:
+        _backward(tensors, grad_tensors, *args, **kwargs)
+    finally:
+        if given is not None:
+            RunningBackward.scale = None
+    if given is not None:
+        with shielded(heard[0].isolation, "loss"):
+            _ends(heard, *given)
+
+
+def _begins(heard: Sequence[TapContext], tensors: Any, grad_tensors: Any) -> tuple[list[Any], list[Any] | None]:
+    """Tell all watches of a backward pass; its roots, and the gradients that it begins with."""
     _note_why_unseen()
-    heard = tuple(LISTENERS)
     roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
     for context in heard:
         with shielded(context.isolation, "loss"), unseen_by_modes():
             context.events.backward_begins(roots, gradients)
-    if heard and scalers_used():
+    if scalers_used():
         with shielded(heard[0].isolation, "loss"):
             RunningBackward.scale = scale_of(roots)
-    try:
-        _backward(tensors, grad_tensors, *args, **kwargs)
-    finally:
-        RunningBackward.scale = None
+    return roots, gradients
+
+
+def _ends(heard: Sequence[TapContext], roots: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> None:
+    """Tell all watches of its end."""
     reached: list[TapContext] = []
     for context in heard:
         with shielded(context.isolation, "loss"), unseen_by_modes():
@@ -86,12 +101,21 @@ def _ended(
 def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
     found = _grad(outputs, inputs, grad_outputs, *args, **kwargs)
     keeps_graph = kwargs.get("create_graph", args[1] if len(args) > 1 else False)
-    if not keeps_graph and not unheard():
-        given = None if grad_outputs is None else _listed(grad_outputs)
-        for context in tuple(LISTENERS):
-            with shielded(context.isolation, "loss"), unseen_by_modes():
-                context.events.gradients_taken(_listed(outputs), given, _listed(inputs))
+    heard = () if keeps_graph or torch.compiler.is_dynamo_compiling() else tuple(LISTENERS)
+    if heard:
+        with shielded(heard[0].isolation, "loss"):
+            _taken(heard, outputs, inputs, grad_outputs)
     return found
+
+
+def _taken(heard: Sequence[TapContext], outputs: Any, inputs: Any, grad_outputs: Any) -> None:
+    """Tell all watches of gradients that were asked for, and not put into the parameters."""
+    if unheard():
+        return
+    given = None if grad_outputs is None else _listed(grad_outputs)
+    for context in heard:
+        with shielded(context.isolation, "loss"), unseen_by_modes():
+            context.events.gradients_taken(_listed(outputs), given, _listed(inputs))
 
 
 def _listed(tensors: Any) -> list[Any]:
@@ -110,7 +134,7 @@ def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
-        if LISTENERS and not tracing():
+        if LISTENERS and not torch.compiler.is_dynamo_compiling():
             LISTENERS[0].isolation.run(
                 "scaler", "always", remember_scaling, outputs, scaled, getattr(self, "_scale", None), self
             )
