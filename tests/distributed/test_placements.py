@@ -49,7 +49,7 @@ RTOL = 2e-5
 def _job(out, modes):
     jobs = [f"{mode}:{world}" for mode, world in {"single": 1, **modes}.items()]
     done = run_python("-m", "tests.distributed.placement_job", out, *jobs, timeout=400)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[:8000] + done.stderr[-4000:]
 
 
 def _of_sample(once):
