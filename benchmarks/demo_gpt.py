@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,11 +14,15 @@ from stabwatch.demo import GPT, DemoConfig, batches, corpus
 from stabwatch.runlog import Run, read_run
 
 
-def train_gpt(rate: float, layers: int, steps: int) -> Run:
-    """The run log of one training: width 64, four heads of 16, context 64, batches of 8, AdamW at that rate."""
+def train_gpt(rate: float, layers: int, steps: int, change: Callable[[GPT], None] = lambda model: None) -> Run:
+    """The run log of one training: width 64, four heads of 16, context 64, batches of 8, AdamW at that rate.
+
+    change: what is done to the model before.
+    """
     torch.manual_seed(0)
     config = DemoConfig(width=64, layers=layers, heads=4, context=64, batch=8, seed=0)
     model, draw = GPT(config), batches(corpus(1 << 20), config)
+    change(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import stabwatch
+from benchmarks.demo_gpt import train_gpt
 from benchmarks.report import table
-from stabwatch.demo import GPT, Attention, DemoConfig, batches, corpus
-from stabwatch.runlog import Run, read_run
+from stabwatch.demo import GPT, Attention
+from stabwatch.runlog import Run
 
 TITLE = "Biased low-precision attention (mechanism-driven monitors)"
 CLAIM = """arXiv:2606.28116 [abstract]: under a flash attention with biased bfloat16 rounding the spectral entropy of the query-key increment becomes abnormal before
@@ -68,23 +65,13 @@ class Biased(Attention):
 
 def train(bits: int) -> Run:
     """The run log of one training."""
-    torch.manual_seed(0)
-    config = DemoConfig(width=64, layers=LAYERS, heads=4, context=64, batch=8)
-    model, draw = GPT(config), batches(corpus(1 << 20), config)
-    for block in model.blocks:
-        block.attn.__class__ = Biased
-        block.attn.bits = bits
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run"
-        with stabwatch.attach(model, optimizer, run_dir=path, agent=False, verbose=False, every_step=True):
-            for _ in range(STEPS):
-                tokens, following = draw()
-                loss = F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        return read_run(path)
+
+    def spoil(model: GPT) -> None:
+        for block in model.blocks:
+            block.attn.__class__ = Biased
+            block.attn.bits = bits
+
+    return train_gpt(RATE, LAYERS, STEPS, spoil)
 
 
 def course(run: Run, signal: str) -> np.ndarray:

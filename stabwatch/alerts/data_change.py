@@ -45,7 +45,7 @@ class DataChange:
     The stretch ends when the batches are like those before the change: they were odd ones, if they were far off. It
     ends when the loss climbs above where the change has put it, or has won back next to nothing of its rise in 48
     records: then the change explains nothing, and alarms go on. Else the data are other ones, which are learned: the
-    loss is judged anew from the change on.
+    loss is judged again from the change on.
     """
 
     def __init__(self) -> None:

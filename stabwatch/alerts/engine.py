@@ -106,7 +106,7 @@ class Engine:
 
     @property
     def fresh_starts(self) -> tuple[int, ...]:
-        """Steps at which training began anew: new weights, and an optimizer without its state."""
+        """Steps at which training started over: new weights, and an optimizer without its state."""
         loss = self._features["loss"]
         return tuple(loss.fresh_starts) if isinstance(loss, LossFeature) else ()
 

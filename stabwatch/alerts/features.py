@@ -246,6 +246,21 @@ class PlainFeature:
             return {gauge.name: now - self._first for gauge in self.gauges}
 
 
+class Duration:
+    """For how many steps something has been so without a break, of a number of the run."""
+
+    def __init__(self) -> None:
+        self._since = math.nan
+
+    def at(self, step: float, so: bool) -> float:
+        """Steps at this one; 0 where it is not so."""
+        if not so:
+            self._since = math.nan
+            return 0.0
+        self._since = step if math.isnan(self._since) else self._since
+        return step - self._since
+
+
 class LastingFeature(PlainFeature):
     """A signal that is low in a healthy run, and for how many steps it has been above a limit."""
 

@@ -1,4 +1,4 @@
-"""Training that begins anew in the middle of a run: the optimizer has no state, and the loss is back where it began."""
+"""Training that starts over in the middle of a run: the optimizer has no state, and the loss is back where it began."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def in_hindsight(
 ) -> Hindsight:
     """Run the detectors over a run, and merge their incidents with those of the rules.
 
-    data_changes: steps at which the loss jumped together with the data. fresh_starts: steps at which training began
-    anew.
+    data_changes: steps at which the loss jumped together with the data. fresh_starts: steps at which training
+    started over.
     """
     found = list(segments(run, watched))
     spacing = _spacing(run)
@@ -118,11 +118,11 @@ def _explained(incident: Incident, data_changes: Sequence[int], margin: float, f
 
 
 def _begun_anew(incident: Incident, fresh_starts: Sequence[int], margin: float) -> Incident:
-    """A jump of the loss where weights and optimizer are new is information: the program begins anew."""
+    """A jump of the loss where weights and optimizer are new is information: the program starts over."""
     at = next((step for step in fresh_starts if abs(incident.first_step - step) <= margin), None)
     if at is None or incident.condition not in _WITH_DATA:
         return incident
-    text = f"{incident.text} The optimizer has no state at step {at} either: the program begins anew."
+    text = f"{incident.text} The optimizer has no state at step {at} either: the program starts over."
     return replace(incident, severity="info", text=text)
 
 

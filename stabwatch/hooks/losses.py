@@ -30,7 +30,7 @@ SAMPLED = 1 << 16
 ROWS = 256
 """Most rows of log-probabilities of a call that are added up, evenly spread."""
 TINY = 1e-12
-ALIKE = 1e-6
+EQUAL = 1e-6
 """Deviation of targets that are all the same."""
 SAMPLES = 8
 """Fewest samples that are compared."""
@@ -104,7 +104,7 @@ def _note_spread(context: TapContext, input: Tensor, target: Tensor) -> None:
     """How far the outputs for different samples are apart, over how far their targets are; 1 for equal targets."""
     if input.shape == target.shape and input.dim() and len(input) >= SAMPLES:
         outputs, targets = (_apart(x) for x in (input, target))
-        context.run.note(SPREAD, torch.where(targets > ALIKE, outputs / targets.clamp(min=ALIKE), 1.0))
+        context.run.note(SPREAD, torch.where(targets > EQUAL, outputs / targets.clamp(min=EQUAL), 1.0))
 
 
 def _apart(x: Tensor) -> Tensor:

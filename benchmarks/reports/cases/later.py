@@ -125,7 +125,7 @@ def scaled_never_unscaled(trial: Trial) -> None:
 
 @report(
     source="https://github.com/alan-turing-institute/deepsensor/issues/47",
-    mechanism="The optimizer is made anew in each epoch: momentum and second moments are lost each time.",
+    mechanism="The optimizer is made again in each epoch: momentum and second moments are lost each time.",
     causes=("OptimizerStateLost",),
     check=fact("remembers", (0, 40), (200, 1e3)),
     fault=40,

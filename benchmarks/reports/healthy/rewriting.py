@@ -1,4 +1,4 @@
-"""Healthy programs that write into the weights themselves, begin anew, or have several optimizers in one loop."""
+"""Healthy programs that write into the weights themselves, start over, or have several optimizers in one loop."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def largest_row_norm(trial: Trial) -> None:
 
 @healthy(learns=reaches("accuracy", 0.9), steps=600)
 def lottery_ticket(trial: Trial) -> None:
-    """Three rounds: prune by size, rewind to the first weights, make the optimizer anew; a mask after each step."""
+    """Three rounds: prune by size, rewind to the first weights, make the optimizer again; a mask after each step."""
     model = mlp(64, 96, 10)
     first = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -109,7 +109,7 @@ def lottery_ticket(trial: Trial) -> None:
 
 @healthy(learns=falls(0.3), steps=400)
 def folds_in_one_process(trial: Trial) -> None:
-    """Cross-validation: in each of four folds the first weights are loaded, and the optimizer is made anew."""
+    """Cross-validation: in each of four folds the first weights are loaded, and the optimizer is made again."""
     x, y = table("cancer")
     model = mlp(30, 32, 2)
     first = copy.deepcopy(model.state_dict())

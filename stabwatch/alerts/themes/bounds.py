@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature, own_signals
+from stabwatch.alerts.features import DerivedSignal, Duration, Feature, RunFeature, own_signals
 from stabwatch.alerts.objectives import makes_its_data
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, median
@@ -81,7 +81,7 @@ class FarFeature(RunFeature):
         super().__init__("target_size", "target_size_ratio", "target_rms", "calls_without_gradient")
 
     def _begin(self) -> None:
-        self._since = math.nan
+        self._far = Duration()
         self._records = self._acted = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
@@ -90,8 +90,7 @@ class FarFeature(RunFeature):
         self._acted += acted > 0
         if not math.isfinite(ratio + size):
             return None
-        self._since = math.nan if ratio <= FAR else self._step if math.isnan(self._since) else self._since
-        far = 0.0 if math.isnan(self._since) else self._step - self._since
+        far = self._far.at(self._step, ratio > FAR)
         numbers = {"target_size_ratio": ratio, "target_rms": size}
         return numbers | {self.gauges[0].name: math.nan if makes_its_data(self._acted, self._records) else far}
 
@@ -114,7 +113,7 @@ class FlatFeature(RunFeature):
         super().__init__("output_spread", "output_spread_ratio", "calls_without_gradient", "opponent_steps")
 
     def _begin(self) -> None:
-        self._since = math.nan
+        self._flat = Duration()
         self._records = self._played = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
@@ -123,8 +122,7 @@ class FlatFeature(RunFeature):
         self._played += acted > 0 or opposed > 0
         if not math.isfinite(ratio):
             return None
-        self._since = math.nan if ratio >= FLAT else self._step if math.isnan(self._since) else self._since
-        flat = 0.0 if math.isnan(self._since) else self._step - self._since
+        flat = self._flat.at(self._step, ratio < FLAT)
         flat = math.nan if makes_its_data(self._played, self._records) else flat
         return {self.signal: ratio, self.gauges[0].name: flat}
 

@@ -109,7 +109,7 @@ class LossFeature(ScalarFeature):
         self._resets = LayerColumns("optimizer_resets_total")
         self._course = Course()
         self.fresh_starts: list[int] = []
-        """Steps at which training began anew: without the optimizer's state, and with the loss of the beginning."""
+        """Steps at which training started over: without the optimizer's state, and with the loss of the beginning."""
         self._rates = LayerColumns("learning_rate")
         self._beside = ObjectiveColumns()
         self._rate = math.nan
@@ -144,7 +144,7 @@ class LossFeature(ScalarFeature):
         )
 
     def _course_goes_on(self, values: Array) -> None:
-        """Where training begins anew, the loss is judged from there on."""
+        """Where training starts over, the loss is judged from there on."""
         loss, resets = self._one("loss", values), self._resets.of("optimizer_resets_total", values)
         if (resets > 0).any() and self._course.lost(loss) >= BACK:
             self.fresh_starts.append(self._step)
@@ -152,7 +152,7 @@ class LossFeature(ScalarFeature):
         self._course.observe([loss])
 
     def _explained(self, found: dict[str, float], shift: float, level: float) -> dict[str, float]:
-        """Do the data explain the loss? Where they are other ones that are learned, the loss is judged anew."""
+        """Do the data explain the loss? Where they are other ones that are learned, the loss is judged again."""
         jumped = found["loss_robust_z"] > JUMP_Z and found["loss_rise_ratio"] > JUMP_RISE
         shifted = all(bool(one.holds(np.float64(found[one.gauge]))) for one in SHIFT)
         jumped = (jumped or shifted) and found["loss_comparable"] > 0

@@ -278,7 +278,7 @@ RULES: tuple[Rule, ...] = (
             Threshold(
                 severity="info",
                 when=(Condition("optimizer_resets_total", above=0.0),),
-                summary="Training begins anew: the optimizer has no state, and the loss is back where it began.",
+                summary="Training starts over: the optimizer has no state, and the loss is back where it began.",
             ),
         ),
         abnormal=(Condition("optimizer_resets_total", above=0.0),),

@@ -7,7 +7,15 @@ from collections import deque
 
 import numpy as np
 
-from stabwatch.alerts.features import DerivedSignal, Feature, LastingFeature, PlainFeature, RunFeature, own_signals
+from stabwatch.alerts.features import (
+    DerivedSignal,
+    Duration,
+    Feature,
+    LastingFeature,
+    PlainFeature,
+    RunFeature,
+    own_signals,
+)  # fmt: skip
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, median
 
@@ -122,7 +130,7 @@ class GuessFeature(RunFeature):
 
     def _begin(self) -> None:
         self._past: deque[float] = deque(maxlen=WINDOW)
-        self._since = math.nan
+        self._guesses = Duration()
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         loss, classes = (self._one(signal, values) for signal in self._columns.signals)
@@ -130,8 +138,7 @@ class GuessFeature(RunFeature):
             return None
         self._past.append(loss / math.log(classes))
         now = median(np.array(self._past))
-        self._since = math.nan if now < NO_BETTER else self._step if math.isnan(self._since) else self._since
-        steps = 0.0 if math.isnan(self._since) else self._step - self._since
+        steps = self._guesses.at(self._step, now >= NO_BETTER)
         return {self.gauges[0].name: now, self.gauges[1].name: steps, "token_loss": loss}
 
     measures = own_signals

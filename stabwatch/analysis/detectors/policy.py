@@ -47,7 +47,7 @@ _ENTROPY = re.compile(r"(?:^|[/_ ])(?:policy_|mean_)?entropy(?:_loss)?(?:_mean|/
 NONE = 1e-6
 """Largest entropy of a policy that does one thing."""
 _LARGEST = re.compile(r"(?:^|[/_ ])rewards?[/_]max$")
-ALIKE = 3
+ONE_REWARD = 3
 """Fewest records whose reward is one number for all answers."""
 SAME = 1e-6
 """Its largest change."""
@@ -217,7 +217,7 @@ def _no_spread(segment: RunSegment) -> list[Incident]:
     """All answers get one reward in every record, below 1: advantages are 0, and nothing is learned."""
     reward, spread, norm = finite_of(segment, REWARD), finite_of(segment, _SPREAD), segment.of("grad_norm")
     spread = _extremes_apart(segment) if spread is None else spread
-    if reward is None or spread is None or len(reward) < ALIKE or len(spread) < len(reward) or spread.values.any():
+    if reward is None or spread is None or len(reward) < ONE_REWARD or len(spread) < len(reward) or spread.values.any():
         return []
     level, moves = float(reward.values[0]), norm is not None and bool(norm.values.any())
     if moves or level >= 1 or float(np.ptp(reward.values)) > SAME * max(abs(level), 1.0):
@@ -246,7 +246,7 @@ def _deterministic(segment: RunSegment) -> list[Incident]:
     if (
         reward is None
         or entropy is None
-        or min(len(reward), len(entropy)) < ALIKE
+        or min(len(reward), len(entropy)) < ONE_REWARD
         or np.abs(entropy.values).max() > NONE
     ):
         return []

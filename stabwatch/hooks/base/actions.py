@@ -28,12 +28,16 @@ def batch_of(inputs: Iterable[Any]) -> NDArray[Any] | None:
     return batch.detach().numpy() if batch is not None and batch.dtype in TYPES and on_host(batch) else None
 
 
+def spread_over(batch: NDArray[Any], most: int) -> tuple[NDArray[Any], int]:
+    """About so many numbers of a batch, evenly spread, and the step from one to the next."""
+    stride = batch.size // most | 1  # odd: not the same column of each row
+    flat = batch.reshape(-1) if batch.flags.c_contiguous else batch.flat  # no copy of the batch
+    return flat[::stride], stride
+
+
 def sample_of(batch: NDArray[Any] | None) -> bytes:
     """Some numbers of a batch; b'' without one."""
-    if batch is None:
-        return b""
-    flat = batch.reshape(-1) if batch.flags.c_contiguous else batch.flat  # no copy of the batch
-    return flat[:: batch.size // COMPARED | 1].tobytes()  # odd: not the same column of each row
+    return b"" if batch is None else spread_over(batch, COMPARED)[0].tobytes()
 
 
 class Actions:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.hooks.base.actions import spread_over
+
 SIZE = 16
 READ = 1 << 12
 """Numbers of a batch that are read, evenly spread."""
@@ -32,9 +34,8 @@ def numbers_of(batch: NDArray[Any] | None) -> BatchNumbers | None:
     """What `project` needs of a batch; None without one."""
     if batch is None or not batch.ndim:
         return None
-    stride = batch.size // READ | 1  # odd: not the same column of each row
-    flat = batch.reshape(-1) if batch.flags.c_contiguous else batch.flat  # no copy of the batch
-    return BatchNumbers(flat[::stride].tobytes(), batch.dtype, stride, max(1, batch.size // len(batch)))
+    some, stride = spread_over(batch, READ)
+    return BatchNumbers(some.tobytes(), batch.dtype, stride, max(1, batch.size // len(batch)))
 
 
 def project(batch: BatchNumbers) -> NDArray[np.float32]:
