@@ -18,13 +18,13 @@ import numpy as np
 from stabwatch.alerts.blocks import LEAST_RECORDS, Records, evaluate
 from stabwatch.alerts.catalogue import RULES, features
 from stabwatch.alerts.features import Feature, PlainFeature
+from stabwatch.alerts.loss_feature import LossFeature
 from stabwatch.alerts.origins import Origin
 from stabwatch.alerts.rule import Alert, Rule
 from stabwatch.alerts.rule_state import RuleState, Transition
 from stabwatch.alerts.run_context import RunContext
 from stabwatch.alerts.statistics import Array, Ints
 from stabwatch.alerts.templates import describe
-from stabwatch.alerts.themes.loss import LossFeature
 from stabwatch.alerts.themes.nonfinite import NonFiniteFeature
 from stabwatch.runlog import Event, RecordBatch, SeriesKey
 from stabwatch.runlog.schema import GOOD_ENDS

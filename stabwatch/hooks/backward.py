@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import shielded, unseen_by_modes
-from stabwatch.hooks.forward import CURSOR
+from stabwatch.hooks.cursor import CURSOR
 from stabwatch.hooks.patching import MethodPatch, Patch
 from stabwatch.hooks.probes.directional import OwnCall
 from stabwatch.hooks.probes.trained_loss import RunningBackward, remember_scaling, scale_of, scalers_used

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
-from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -18,10 +16,10 @@ from stabwatch.hooks import compiled
 from stabwatch.hooks.base.accumulators import Buffer
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import Hook, is_exporting, runs_for_real, unseen_by_modes
-from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.hooks.base.sites import Site, Target, WatchedModule
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
 from stabwatch.hooks.base.views import CALL_VIEWS
+from stabwatch.hooks.cursor import CURSOR, caller, in_backward, root_of
 from stabwatch.hooks.module_calls import measure_call
 from stabwatch.hooks.passing import PassingHook
 from stabwatch.hooks.patching import SOFTMAX_METHOD
@@ -32,70 +30,10 @@ from stabwatch.hooks.probes.directional import OwnCall
 from stabwatch.kernels.where import compilers_used
 from stabwatch.runlog import Accumulator
 
-_CALL = vars(nn.Module)["_call_impl"].__code__
-
-
-class Cursor:
-    """The model that was called last, and the watched module that a compiler traces now.
-
-    One per process: torch's functions do not say which module called them. For eager calls see `caller`.
-    """
-
-    def __init__(self) -> None:
-        self.site: Site | None = None
-        self.root: Site | None = None
-
-
-CURSOR = Cursor()
-
-
-def listening() -> Isolation | None:
-    """Where errors and time of what is noted of a call are counted; None while the model's calls are not measured."""
-    root = CURSOR.root
-    if root is None:
-        return None
-    flags = root.flags
-    return root.context.isolation if flags.in_forward and flags.open else None  # `recording`, without a call of it
-
-
-def caller(outside: TapContext | None = None) -> Site | None:
-    """The innermost watched module whose call is under way in this thread, of those that belong to one place only.
-
-    Found by the frames of the running calls: right for modules that several others share, for calls within calls, and
-    after exceptions. Where only shared modules are under way inside of the model, the innermost of them.
-    outside: modules of this watch do not count.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    found = None
-    while frame is not None:
-        if frame.f_code is _CALL:
-            site = frame.f_locals["self"].__dict__.get("_stabwatch")
-            if site is not None and site.context is not outside:
-                if site.name == "":
-                    return found or site
-                if not site.shared:
-                    return site
-                found = found or site
-        frame = frame.f_back
-    return found
-
-
-def root_of(site: Site) -> Site:
-    """The site of the model that a site belongs to."""
-    while site.parent is not None:
-        site = site.parent
-    return site
-
-
 WITHIN_TRANSFORM = (
     "the model was called inside a transformation of `torch.func` (`grad`, `vmap`), where nothing is measured, and no "
     "optimizer step was seen. Give the parameters their gradients and an optimizer, and its steps are recorded"
 )
-
-
-def in_backward() -> bool:
-    """True while autograd runs: a forward seen then is a recomputation, which was counted before."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, shielded, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.forward import CURSOR, caller, in_backward, listening
+from stabwatch.hooks.cursor import CURSOR, caller, in_backward, listening
 from stabwatch.hooks.losses import LOSS_PATCHES, note_leak
 from stabwatch.hooks.patching import (
     SOFTMAX_METHOD,

@@ -20,7 +20,7 @@ from stabwatch.hooks.base.run_accumulators import (
     UNNORMALISED,
 )
 from stabwatch.hooks.base.views import logit_rows
-from stabwatch.hooks.forward import CURSOR, in_backward, listening
+from stabwatch.hooks.cursor import CURSOR, in_backward, listening
 from stabwatch.hooks.patching import Patch
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.where import is_fake

@@ -26,8 +26,8 @@ from stabwatch.guards.taylor import OVER_RANKS
 from stabwatch.hooks.presence import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
+from stabwatch.runtime.answers import SessionAnswers
 from stabwatch.runtime.batch_shift import BatchShift
-from stabwatch.runtime.coverage import UNATTACHED
 from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.model_changes import TOO_OFTEN
 from stabwatch.runtime.model_taps import ModelTaps
@@ -37,23 +37,19 @@ from stabwatch.runtime.pace import Pace
 from stabwatch.runtime.ranks import SharedSteps, apart_from_others
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
-from stabwatch.runtime.resume import run_state
 from stabwatch.runtime.run_metadata import how_it_ended
 from stabwatch.runtime.run_output import RunOutput
 from stabwatch.runtime.script_inputs import ScriptInputs
 from stabwatch.runtime.step_buffer import Extent
 from stabwatch.runtime.taps import Taps
-from stabwatch.runtime.training_events import TrainingEvents
 
 if TYPE_CHECKING:
     from stabwatch.alerts import Alert
 
 _log = logging.getLogger("stabwatch")
-SETTLED = 1.0
-"""Seconds that a question of the user's waits at most for the records so far to be written."""
 
 
-class Session(TrainingEvents):
+class Session(SessionAnswers):
     """One watched run in its training process: the step loop behind a `Watch`.
 
     Hooks report their events to it (see `TrainingEvents`), and it makes a record of each measured step. Nothing here
@@ -310,57 +306,16 @@ class Session(TrainingEvents):
 
     # -- what the user calls through Watch ----------------------------------------------------------
 
-    def checkpoint(self) -> dict[str, Any]:
-        """See Watch.state_dict."""
-        over = not self._detached and self._clock.open_step_is_over()
-        return run_state(self.run, self.run_dir, self.step + over)
-
-    @property
-    def begun(self) -> bool:
-        """Has a step of the training ended?"""
-        return not self._blind and (self._watched > 0 or self._clock.open_step_is_over())
-
-    @property
-    def writes(self) -> bool:
-        """Does this rank write the log?"""
-        return self._writer is not None
-
-    @property
-    def alone(self) -> bool:
-        """Is this the only rank of the job?"""
-        return self._blind or self._ranks.world == 1
-
     def number_from(self, step: int) -> None:
         """The open step has this number, and those after it follow."""
         self._offset += step - self.step
         self.context.step = step
-
-    def settle(self, seconds: float) -> None:
-        """Wait until the records so far are written, at most so long."""
-        if self._output is not None:
-            self._output.settle(self._sent, seconds)
-
-    def coverage(self) -> dict[str, Any]:
-        """See Watch.coverage."""
-        if self._blind:
-            return dict(UNATTACHED)
-        if not self._detached:
-            self.settle(SETTLED)
-        taps = self._taps.now
-        self._shared.say_unheard()
-        if self._writer is None:  # rank 0 assembles the records
-            return taps.report(taps.recorded(self._shared.measured()))
-        return taps.report(set(taps.assembler.fired))
 
     def announce(self, what: str) -> None:
         """See Watch.announce."""
         if not self._detached:
             step = self.step + self._clock.open_step_is_over()
             self.isolation.run("announce", "always", self._dispatcher.announce, step, what)
-
-    def url(self, timeout: float = 0.0) -> str | None:
-        """Address of the live page, once the agent serves it; waits up to `timeout` seconds."""
-        return self._output.url(timeout) if self._output is not None else None
 
     def begin_step(self, number: int) -> None:
         """See Watch.begin_step."""
@@ -372,21 +327,6 @@ class Session(TrainingEvents):
             self._end_unannounced()
         self._clock.numbered = True
         self.number_from(number)
-
-    @property
-    def step(self) -> int:
-        """Number of the open step, from 0."""
-        return 0 if self._blind else self.context.step
-
-    @property
-    def state(self) -> str:
-        """'watching', 'detached', or 'failed' when attaching failed."""
-        return "failed" if self._blind else "detached" if self._detached else "watching"
-
-    @property
-    def active_alerts(self) -> list[Alert]:
-        """Alerts that fire now, as far as the training process knows."""
-        return [] if self._blind else self._dispatcher.active
 
     def detach(self, reason: str = "finished", failure: BaseException | None = None) -> None:
         """See Watch.detach. reason: what the end event of the run log says. failure: what has ended the run."""

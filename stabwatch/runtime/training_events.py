@@ -18,7 +18,7 @@ from stabwatch.hooks.base.calls import outermost
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.naming import unwrap
 from stabwatch.hooks.base.tensors import device_of, first_tensor
-from stabwatch.hooks.forward import in_backward
+from stabwatch.hooks.cursor import in_backward
 from stabwatch.hooks.nonfinite import NonFiniteTrace, Origin
 from stabwatch.hooks.nonfinite_buffers import BufferCheck
 from stabwatch.hooks.optimizer_step import has_closure

@@ -29,7 +29,7 @@ LEAST = 12
 """Fewest common points for a comparison."""
 ERRORS = 4.0
 FLOOR = 0.02
-"""Smallest relative difference that counts: see `stabwatch.alerts.themes.loss`."""
+"""Smallest relative difference that counts: see `stabwatch.alerts.loss_feature`."""
 IN_A_ROW = 3
 WINDOWS = (16, 64, 256)
 SMOOTH = (33, 513)
