@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from stabwatch.agent.discovery import Lease
 from stabwatch.agent.history import History
+from stabwatch.agent.outbox import Outbox
 from stabwatch.agent.view import CHARTED, PageHead, page_head
 from stabwatch.agent.where import Where, rank_of
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
@@ -28,7 +29,7 @@ from stabwatch.exporters.declared import adopt
 from stabwatch.exporters.latest import MAX_SERIES, Latest, SeriesCap
 from stabwatch.exporters.prometheus import AlertDetail, Snapshot
 from stabwatch.exporters.snapshots import snapshot
-from stabwatch.runlog import Event, RecordBatch, append_event, wait_for_run
+from stabwatch.runlog import Event, RecordBatch, wait_for_run
 from stabwatch.runlog.process import Gone, ProcessWatch
 from stabwatch.runlog.stacks import STACKS
 
@@ -51,9 +52,6 @@ IDLE_SECONDS = 5.0
 """Interval at which the state is published where nothing has changed: the window of /metrics moves on."""
 
 T = TypeVar("T")
-WRITTEN = ("alert", "end", HELD_UP)
-"""Kinds of events that an agent writes."""
-Identity = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,6 @@ class Follower:
         self.history_lock = threading.Lock()
         self.history = History(charted)
         self.rules = tuple(rules)
-        self.tell: list[Callable[[list[Event]], None]] = []
-        """Called with the alert events that this agent has written."""
         self._active: tuple[Alert, ...] | None = None
         self._engine = Engine(self.rules)
         self._low = {c.gauge for r in self.rules for lv in r.thresholds for c in lv.when if c.below is not None}
@@ -113,8 +109,9 @@ class Follower:
         self._coarse = None if cardinality == "layer" else Coarse(cardinality, cap, worst)
         self._readings = Latest(SeriesCap(sys.maxsize) if self._coarse else cap)
         self._process = process or ProcessWatch(self.meta)
-        self._written: set[Identity] = set()
-        self._outbox: list[Event] = []
+        self._outbox = Outbox(self.log.path, self.lease)
+        self.tell = self._outbox.tell
+        """Called with the alert events that this agent has written."""
         self._unread: RecordBatch | None = None
         """Records that are read, and wait for the events before them."""
         self._later: list[Event] = []
@@ -153,7 +150,7 @@ class Follower:
         if self.ended is None:
             self._attempt("tick", lambda: self._alerts(self._engine.tick(self._time())))
         self._attempt("ranks", self._look_at_ranks)
-        self._attempt("events", self._write)
+        self._attempt("events", self._outbox.write)
         if self._changed() or grew or self._is_due():
             self._attempt("snapshot", self._publish)
         self.health = self._make_health()
@@ -166,7 +163,7 @@ class Follower:
     def report_sink(self, name: str, message: str) -> None:
         """Record that a live sink failed. Called by the thread that polls."""
         self.errors += 1
-        self._outbox.append(Event("sink", time.time(), self._readings.step, {"sink": name, "message": message}))
+        self._outbox.put(Event("sink", time.time(), self._readings.step, {"sink": name, "message": message}))
 
     def batches(self, step: int) -> list[str]:
         """What is known of the batches of a step, in words. Thread-safe."""
@@ -204,7 +201,7 @@ class Follower:
         """Read new events; a change of the data is observed before its records, all others after them."""
         events = self.log.poll_events()
         # events of an earlier agent must be known before the replay reaches them
-        self._written.update(_identity(e) for e in events if e.kind in WRITTEN)
+        self._outbox.in_log(events)
         self._attempts += [e.time for e in events if e.kind == "start"]
         for event in events:
             if event.kind == "change":
@@ -268,7 +265,7 @@ class Follower:
 
     def _alerts(self, transitions: Iterable[Alert]) -> None:
         for alert in transitions:
-            self._outbox.append(alert.to_event())
+            self._outbox.put(alert.to_event())
             if alert.state == "firing":
                 self._violations[alert.rule, alert.layer] += 1
 
@@ -293,29 +290,14 @@ class Follower:
         self._ranks_looked = now
         event = held_up_in(self.log.path, self._turning_points, time.time() - RANKS_SECONDS, "agent")
         if event is not None:
-            self._outbox.append(event)
+            self._outbox.put(event)
             self._observe_event(event)
 
     def _end(self, gone: Gone) -> None:
         why = {"reason": "killed", "detail": gone.detail, "by": "agent"}
         event = Event("end", time.time(), self._readings.step, why)
-        self._outbox.append(event)
+        self._outbox.put(event)
         self._observe_event(event)
-
-    def _write(self) -> None:
-        """Write events that are not in the log yet. Failed writes are retried."""
-        if not self._outbox or not self.lease.held():
-            return
-        new = []
-        while self._outbox:
-            event = self._outbox[0]
-            if _identity(event) not in self._written:
-                append_event(self.log.path, event)
-                self._written.add(_identity(event))
-                new += [event] if event.kind == "alert" else []
-            self._outbox.pop(0)
-        for tell in self.tell if new else ():
-            tell(new)
 
     def _time(self) -> float:
         """Now, in seconds since the epoch, on the clock of the training process."""
@@ -387,12 +369,6 @@ class Follower:
                 print(f"stabwatch agent: {what}: {type(error).__name__}: {error}", file=sys.stderr)
                 traceback.print_exc(limit=8)
             return None
-
-
-def _identity(event: Event) -> Identity:
-    """The identity of an event, whichever agent writes it."""
-    what = (str(event.data.get(k, "")) for k in ("rule", "signal", "layer", "state", "sink"))
-    return (event.kind, *what, -1 if event.step is None else event.step)
 
 
 def _chunks(block: RecordBatch) -> Iterator[RecordBatch]:

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from stabwatch.agent import state
+from stabwatch.agent import outbox, state
 from stabwatch.agent.state import Follower
 from stabwatch.errors import RunLogError
 from stabwatch.runlog import Event, append_event
@@ -187,21 +187,40 @@ def test_what_was_not_seen_is_on_the_page_with_the_reason(new_log, follow):
 def test_a_full_disk_costs_no_alert(new_log, follow, monkeypatch, capsys):
     log = new_log("r")
     follower = follow(log.path)
-    write = state.append_event
+    write = outbox.append_event
 
     def full(run, event):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state, "append_event", full)
+    monkeypatch.setattr(outbox, "append_event", full)
     log.write(range(250))
     follower.poll()
     follower.poll()
     assert follower.snapshot.firing
     assert follower.errors > 0
     assert capsys.readouterr().err.count("stabwatch agent: events: OSError") == 1
-    monkeypatch.setattr(state, "append_event", write)
+    monkeypatch.setattr(outbox, "append_event", write)
     follower.poll()
     assert firing(log.path)
+
+
+def test_alerts_that_are_written_are_told_though_the_next_cannot_be(new_log, follow, monkeypatch, capsys):
+    log = new_log("r")
+    follower, told, write = follow(log.path), [], outbox.append_event
+    follower.tell.append(told.extend)
+
+    def fills_up(run, event):
+        if events(run, "alert"):
+            raise OSError(28, "No space left on device")
+        write(run, event)
+
+    monkeypatch.setattr(outbox, "append_event", fills_up)
+    log.write(range(250))
+    follower.poll()
+    assert len(told) == 1
+    monkeypatch.setattr(outbox, "append_event", write)
+    follower.poll()
+    assert [e.data["rule"] for e in told] == [e["rule"] for e in events(log.path, "alert")] and len(told) > 1
 
 
 def test_an_engine_that_raises_does_not_stop_the_agent(new_log, follow, monkeypatch, capsys):
