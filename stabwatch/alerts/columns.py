@@ -98,10 +98,10 @@ class LayerColumns:
         row = {layer: i for i, layer in enumerate(self.layers)}
         for signal in self.signals:
             found = [(row[key.layer], column) for key, column in mine if key.signal == signal]
-            rows, columns = (np.array([pair[i] for pair in found], dtype=np.int64) for i in (0, 1))
-            whole = len(rows) == len(self.layers) and bool((np.diff(rows, prepend=-1) == 1).all())
-            self._columns[signal] = (None if whole else rows, columns)
-            self.first[signal] = int(columns[0]) if len(columns) and (whole or not rows[0]) else None
+            rows, columns = [r for r, _ in found], [column for _, column in found]
+            whole = rows == list(range(len(self.layers)))
+            self._columns[signal] = (None if whole else np.array(rows, np.int64), np.array(columns, np.int64))
+            self.first[signal] = columns[0] if rows and not rows[0] else None
 
     def of(self, signal: str, values: Array) -> Array:
         """Values of one signal by layer, (..., layers) of (..., series); NaN where the layout has no such series."""

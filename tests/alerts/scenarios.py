@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -155,6 +156,7 @@ def accumulator(name: str) -> Accumulator:
     return Accumulator(_TAPS.get(kind, kind), layer, LAYERED[kind])
 
 
+@functools.lru_cache(1 << 16)
 def fields(name: str, value: float) -> dict[str, float]:
     """The aggregates of one measured point, as the kernels leave them: sums and maxima of what is finite."""
     kind = name.partition(" ")[0]
@@ -276,9 +278,15 @@ def around(beside: Mapping[str, float | Callable[[int], float]], first: int, len
     return {name: [value(i) if callable(value) else value for i in steps] for name, value in beside.items()}
 
 
+@functools.cache
+def _layout(accumulators: tuple[Accumulator, ...]) -> RecordLayout:
+    """One for all records of a kind, as in a segment of a log: an engine binds to each new layout."""
+    return RecordLayout.build(accumulators)
+
+
 def block(series: dict[str, Values], first: int = 0, layout: RecordLayout | None = None) -> RecordBatch:
     """Records at consecutive steps, a second apart."""
-    layout = layout or RecordLayout.build(accumulator(name) for name in series)
+    layout = layout or _layout(tuple(map(accumulator, series)))
     length = max((len(v) for v in series.values()), default=0)
     rows = np.full((length, layout.width), np.nan, np.float32)
     for name, values in series.items():
