@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -55,6 +56,53 @@ def test_the_compose_file_names_what_is_there():
             assert source.startswith("${STABWATCH_RUNS:-") or (EXPORTERS / source).exists(), volume
     build = data["services"]["stabwatch"]["build"]
     assert (EXPORTERS / build["context"] / build["dockerfile"]).is_file()
+
+
+def mounted(service: dict[str, Any], root: Path) -> None:
+    """Lay out below `root` what the volumes of a service put into its container."""
+    for volume in service["volumes"]:
+        source, _, target = volume.removesuffix(":ro").rpartition(":/")
+        place = root / target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.startswith("${STABWATCH_RUNS"):
+            place.mkdir()
+        else:
+            place.symlink_to((EXPORTERS / source).resolve())
+
+
+@pytest.mark.prometheus
+def test_in_its_container_prometheus_finds_rules_runs_and_the_alertmanager(tmp_path):
+    services = yaml.safe_load((EXPORTERS / "compose.yaml").read_text())["services"]
+    mounted(services["prometheus"], tmp_path)
+    config = tmp_path / services["prometheus"]["command"].removeprefix("--config.file=/")
+    copy = config.resolve().read_text()
+    config.unlink()
+    config.write_text(copy)  # its paths are relative to the file: not to where a link leads
+    (tmp_path / "etc/stabwatch/stabwatch-runs/targets/run.json").write_text('[{"targets": ["stabwatch:9478"]}]')
+    done = subprocess.run(["promtool", "check", "config", str(config)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and "SUCCESS: 1 rule files found" in done.stdout, done.stdout + done.stderr
+    read = yaml.safe_load(copy)
+    ways = [read["alerting"]["alertmanagers"][0], read["scrape_configs"][0]]
+    (alertmanager,), (agent,) = (
+        [p for f in way["file_sd_configs"][0]["files"] for p in config.parent.glob(f)] for way in ways
+    )
+    for found, port in ((alertmanager, 9093), (agent, PORT)):
+        (target,) = json.loads(found.read_text())[0]["targets"]
+        name, _, at = target.partition(":")
+        assert name in services and int(at) == port
+        assert services[name]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
+def test_in_its_container_grafana_finds_dashboards_and_prometheus(tmp_path):
+    services = yaml.safe_load((EXPORTERS / "compose.yaml").read_text())["services"]
+    mounted(services["grafana"], tmp_path)
+    (dashboards,) = (tmp_path / "etc/grafana/provisioning/dashboards").glob("*.y*ml")
+    (folder,) = yaml.safe_load(dashboards.read_text())["providers"]
+    assert len(list((tmp_path / folder["options"]["path"].lstrip("/")).glob("*.json"))) == 6
+    (sources,) = (tmp_path / "etc/grafana/provisioning/datasources").glob("*.y*ml")
+    (source,) = yaml.safe_load(sources.read_text())["datasources"]
+    assert source["isDefault"] and source["type"] == "prometheus"
+    assert source["url"] == "http://prometheus:9090" and services["prometheus"]["ports"] == ["127.0.0.1:9090:9090"]
 
 
 def manifests() -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_the_rules_of_grafanas_dashboard_linter_hold(uid):
             assert target["datasource"]["uid"] == "$datasource" and target["refId"]
             if re.search(r"\b(increase|rate)\(", target["expr"]):
                 assert "[$__rate_interval]" in target["expr"], target["expr"]
-            used = set(re.findall(r"\$(\w+)", target["expr"])) - {"__rate_interval", "__range"}
+            used = set(re.findall(r"\$([a-z_]\w*)", target["expr"])) - {"__rate_interval", "__range"}
             assert used <= variables.keys(), target["expr"]
 
 
@@ -121,6 +121,59 @@ def test_the_signals_of_plugins_get_panels_where_theirs_belong():
         ("stabwatch-run", [("Oops", "timeseries")]), ("stabwatch-layers", [("Negative ratio", "heatmap")]),
     ]  # fmt: skip
     assert all(set(_against_grafanas_schema(page)) <= NOT_IN_THE_SCHEMA for page in pages.values())
+
+
+def _heat_maps():
+    return {p["title"]: p for page in PAGES.values() for p in _panels(page) if p["type"] == "heatmap"}
+
+
+def test_heat_maps_show_the_layers_where_a_signal_is_bad():
+    """The smallest values where a declaration or a rule says that low is bad, and those in the strong colours."""
+    maps = _heat_maps()
+    low = {title for title, p in maps.items() if "bottomk(" in p["targets"][0]["expr"]}
+    assert low == {title for title, p in maps.items() if p["options"]["color"]["reverse"]}
+    declared = {s.name for s in CATALOGUE if s.label == "layer" and s.kind == "gauge" and s.worst == "min"}
+    rules = {"attention_entropy_rise", "attention_logit_steps_to_limit"}
+    assert low == {name.replace("_", " ").replace("rms", "RMS").capitalize().replace("rms", "RMS")
+                   for name in declared | rules}  # fmt: skip
+    for title, p in maps.items():
+        expr = p["targets"][0]["expr"]
+        assert expr.startswith("min by" if title in low else "max by")
+        assert ("topk(" in expr) != (title in low)
+
+
+def test_heat_maps_have_every_row_and_every_cell():
+    """With the format `heatmap` Grafana shows one row of series without buckets; by default no number below 1e-9."""
+    for title, p in _heat_maps().items():
+        assert p["targets"][0].get("format", "time_series") == "time_series", title
+        assert p["options"]["filterValues"]["le"] < -1e100, title
+
+
+def test_heat_maps_have_layers_in_their_order():
+    (expr,) = {p["targets"][0]["expr"] for title, p in _heat_maps().items() if title == "Weight RMS"}
+    steps = re.findall(r'"at", "([^"]+)", "layer", "([^"]+)"', expr)
+    assert len(steps) == 3
+
+    def at(layer):
+        made = ""
+        for template, pattern in steps:
+            if found := re.fullmatch(pattern, layer):
+                made = found.expand(re.sub(r"\$\{?(\d)\}?", r"\\g<\1>", template))
+        return made
+
+    layers = ["embed", "h.2.attn", "h.2.mlp", "h.9", "h.10", "h.99.mlp.experts.3", "h.100", "h.126.attn", "head"]
+    places = [at(layer) for layer in layers]
+    assert places == sorted(set(places))
+
+
+def test_numbers_of_alerts_are_green_at_zero_alone():
+    stats = {p["title"]: p["fieldConfig"]["defaults"]["thresholds"]["steps"]
+             for page in PAGES.values() for p in _panels(page) if p["type"] == "stat"}  # fmt: skip
+    assert {title: [(s["value"], s["color"]) for s in steps] for title, steps in stats.items()} == {
+        "Runs watched": [(None, "text")],
+        "Critical": [(None, "green"), (1, "red")],
+        "Warnings": [(None, "green"), (1, "orange")],
+    }
 
 
 @pytest.mark.parametrize("uid", PAGES)

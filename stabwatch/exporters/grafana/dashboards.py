@@ -11,16 +11,25 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import DashboardLinkType, GridPos, VariableRefresh
 
-from stabwatch.alerts import DERIVED
+from stabwatch.alerts import DERIVED, RULES
 from stabwatch.exporters.declared import adopt, declared
-from stabwatch.exporters.grafana.panels import SOURCE, Panel, Shown, lines, number, panel, rows
+from stabwatch.exporters.grafana.panels import SOURCE, Panel, Shown, heat, lines, number, panel, rows, size
 from stabwatch.signals import CATALOGUE, Signal
 
-WIDTH, HEIGHT = 8, 7
 _FLEET = ("host", "step")
 _SPECTRA = ("matrix", "matrix_update", "residual", "writer")
 _RANGES, _RANGE = ("output_rms", "activation_gradient_rms"), "10m"
 _RUN = ("learning_rate", "loss_scale", "skipped_steps_total")
+
+
+def _low_is_bad() -> set[str]:
+    """Gauges that rules bound from below and none bounds from above."""
+    conditions = [c for rule in RULES for threshold in rule.thresholds for c in threshold.when]
+    above = {c.gauge for c in conditions if c.above is not None}
+    return {c.gauge for c in conditions if c.below is not None} - above
+
+
+_LOW = _low_is_bad()
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class Page:
 
 
 def _of(signal: Signal) -> Shown:
-    return Shown(signal.metric, signal.help, signal.unit, signal.label, signal.kind == "counter")
+    low = signal.worst == "min" or signal.name in _LOW
+    return Shown(signal.metric, signal.help, signal.unit, signal.label, signal.kind == "counter", low)
 
 
 def where(signal: Signal) -> str:
@@ -65,7 +75,8 @@ def _derived(page: str) -> list[Panel]:
         place = "attention" if gauge.name.startswith("attention") else "run" if gauge.scope == "run" else "layers"
         if place == page:
             unit = "1" if gauge.unit == "ratio" else gauge.unit  # a ratio to an earlier value, not a share
-            out.append(panel(Shown(gauge.metric, gauge.help, unit, "layer" if gauge.scope == "layer" else "")))
+            label = "layer" if gauge.scope == "layer" else ""
+            out.append(panel(Shown(gauge.metric, gauge.help, unit, label, low=gauge.name in _LOW)))
     return out
 
 
@@ -76,11 +87,12 @@ def _overview() -> list[tuple[str, list[Panel]]]:
             "Runs and alerts",
             [
                 number("Runs watched", "Runs with a reachable agent.", "count(stabwatch_run_info)"),
-                number("Critical", "Critical alerts that fire.", f'count({firing % "critical"}) or vector(0)'),
-                number("Warnings", "Warnings that fire.", f'count({firing % "warning"}) or vector(0)'),
-                rows("Firing alerts", "Rule, run and layer of each firing alert.", "stabwatch_alerts_firing == 1"),
+                number("Critical", "Critical alerts that fire.", f'count({firing % "critical"}) or vector(0)', "red"),
+                number("Warnings", "Warnings that fire.", f'count({firing % "warning"}) or vector(0)', "orange"),
+                rows("Firing alerts", "Rule, run and layer of each firing alert.", "stabwatch_alerts_firing == 1",
+                     "severity", "rule", "layer", "run"),
                 rows("Most frequent alerts", "Rules and layers that fired most often, by run.",
-                     "topk(20, stabwatch_rule_violations_total > 0)"),
+                     "topk(20, stabwatch_rule_violations_total > 0)", "rule", "layer", "run", value="times"),
                 lines(Shown("stabwatch_alerts_firing", "Alerts that fire, by run and severity.", "1"),
                       'sum by (run, severity) (stabwatch_alerts_firing{run=~"$run"})', "{{run}} {{severity}}"),
                 lines(Shown("stabwatch_loss", "Training loss.", "nat"), 'stabwatch_loss{run=~"$run"}'),
@@ -97,6 +109,9 @@ def _run() -> list[tuple[str, list[Panel]]]:
         "Top layers",
         "Layers with the most alerts.",
         'topk(10, sum by (layer, rule) (stabwatch_rule_violations_total{run=~"$run", layer!=""}))',
+        "layer",
+        "rule",
+        value="times",
     )
     return [("The run", [*_signals("run"), offending]), ("Derived signals", _derived("run"))]
 
@@ -111,10 +126,15 @@ def _layers() -> list[tuple[str, list[Panel]]]:
 
 def _range(name: str) -> Panel:
     """How far a signal of each layer goes up and down, over its mean (ScaleLong)."""
-    series = f'stabwatch_{name}{{run=~"$run", layer=~"$layer"}}[{_RANGE}]'
-    expr = f"(max_over_time({series}) - min_over_time({series})) / avg_over_time({series})"
+    series = f'stabwatch_{name}{{run=~"$run", layer=~"$layer"}}'
+
+    def over(window: str) -> str:
+        return f"(max_over_time({window}) - min_over_time({window})) / avg_over_time({window})"
+
     text = f"Largest less smallest value of {name} over {_RANGE}, over its mean."
-    return lines(Shown(f"{name}: range", text, "ratio", "layer"), expr)
+    shown = Shown(f"stabwatch_{name}", text, "ratio", "layer")
+    named = replace(shown, name=f"{shown.title}: range")
+    return heat(named, over(f"{series}[$__range] @ end()"), over(f"{series}[{_RANGE}]"))
 
 
 def _attention() -> list[tuple[str, list[Panel]]]:
@@ -133,9 +153,9 @@ def _fleet() -> list[tuple[str, list[Panel]]]:
     ]
     state = rows("Runs", "State, host and model of every run.",
                  'max by (run, state) (stabwatch_run_state == 1) * on (run) group_left (host, model, world_size) '
-                 "stabwatch_run_info")  # fmt: skip
+                 "stabwatch_run_info", "state", "run", "model", "host", "world_size")  # fmt: skip
     late = lines(
-        Shown("stabwatch_last_step_timestamp_seconds", "Seconds since the last step.", "seconds"),
+        Shown("", "Seconds since the last step.", "seconds", name="Time since the last step"),
         'time() - stabwatch_last_step_timestamp_seconds{run=~"$run"}',
     )
     return [("Fleet and overhead", [state, late, *_signals("fleet"), *(panel(c) for c in counters)])]
@@ -205,11 +225,24 @@ def build(page: Page) -> dashboard.Dashboard:
     for title, panels in [*page.rows(), *own]:
         made = made.with_row(dashboard.Row(title).id(next(ids)).grid_pos(GridPos(h=1, w=24, x=0, y=top)))
         top += 1
-        for i, each in enumerate(panels):
-            at = GridPos(h=HEIGHT, w=WIDTH, x=i % 3 * WIDTH, y=top + i // 3 * HEIGHT)
-            made = made.with_panel(each.id(next(ids)).grid_pos(at))
-        top += (len(panels) + 2) // 3 * HEIGHT
+        for line in _grid(panels):
+            left, height = 0, max(size(each)[1] for each in line)
+            for each in line:
+                at = GridPos(h=height, w=size(each)[0], x=left, y=top)
+                made = made.with_panel(each.id(next(ids)).grid_pos(at))
+                left += at.w
+            top += height
     return made
+
+
+def _grid(panels: Iterable[Panel]) -> list[list[Panel]]:
+    """Panels in lines of at most 24 columns."""
+    out: list[list[Panel]] = [[]]
+    for each in panels:
+        if sum(size(other)[0] for other in (*out[-1], each)) > 24:
+            out.append([])
+        out[-1].append(each)
+    return [line for line in out if line]
 
 
 def _label(name: str, metric: str) -> dashboard.QueryVariable:
