@@ -50,7 +50,11 @@ class FirstStep:
         self._known.add(optimizer)
         if self._parameters is None:
             optimizer.register_step_post_hook(self.after)
-        elif self._pid == os.getpid() and not parameters_of(optimizer) <= self._parameters:
+        elif self._pid == os.getpid():
+            self._say_if_outside(optimizer)
+
+    def _say_if_outside(self, optimizer: Any) -> None:
+        if self._parameters is not None and not parameters_of(optimizer) <= self._parameters:
             _say(
                 f"{type(optimizer).__name__} trains parameters outside of the model that is watched: these are not "
                 "measured. Call `stabwatch.attach` in the program to watch them."
@@ -79,11 +83,14 @@ class FirstStep:
         modules = _live(nn.Module)
         model = find_model(optimizer, _live(self._optim.Optimizer), modules)
         if model is None:
-            _say("the training is not watched: no module has all parameters of the first optimizer that stepped.")
+            _say(
+                "the training is not watched: no module that can be has parameters of the first optimizer that stepped."
+            )
             return
         if is_compiled(model, modules):
             _say("the model is compiled already: what happens inside its graphs is not measured. Call `attach` before.")
         self._parameters = {id(p) for p in model.parameters()}
+        self._say_if_outside(optimizer)
         self._watch = stabwatch.attach(model, run_dir=folder, config=settings, first_step=1)
 
 
@@ -138,22 +145,29 @@ def parameters_of(optimizer: Any) -> set[int]:
 def find_model(optimizer: Any, optimizers: Iterable[Any], modules: Iterable[Any]) -> Any:
     """The smallest module with all parameters of all optimizers; or, if there is none, with those of `optimizer`.
 
-    A module without a `forward`, such as a ModuleList, is never called and cannot be watched. Of several with the same
-    parameters it is the innermost that has children: a wrapper is not always called, and what is inside it always is.
+    A module without a `forward`, such as an actor and a critic with methods of their own, is never called: it is
+    watched where no other fits, and shows what needs no forward (gradients, weights, updates). Where the parameters
+    are those of several modules that nothing holds together, it is the one with the most of them. Of several with the
+    same parameters it is the innermost that has children: a wrapper is not always called, and what is inside it is.
     Returns None if there is none.
     """
-    owned = [(module, {id(p) for p in module.parameters()}) for module in modules if _has_forward(module)]
+    owned = [(module, {id(p) for p in module.parameters()}) for module in modules if not _is_trainer(module)]
+    called = [(module, parameters) for module, parameters in owned if _has_forward(module)]
     everything = set().union(parameters_of(optimizer), *map(parameters_of, optimizers))
-    for wanted in (everything, parameters_of(optimizer)):
-        fitting = list(_ranked(owned, wanted))
-        if fitting:
-            return min(fitting, key=lambda item: item[:3])[3]
-    return None
+    for group in (called, owned):
+        for wanted in filter(None, (everything, parameters_of(optimizer))):
+            fitting = list(_ranked(group, wanted))
+            if fitting:
+                return min(fitting, key=lambda item: item[:3])[3]
+    parts = [(module, parameters) for module, parameters in called if parameters and parameters <= everything]
+    most = max((len(parameters) for _, parameters in parts), default=0)
+    largest = _ranked([part for part in parts if len(part[1]) == most], set())
+    return min(largest, key=lambda item: item[:3], default=(0, False, 0, None))[3]
 
 
 def _ranked(owned: list[tuple[Any, set[int]]], wanted: set[int]) -> Iterator[tuple[int, bool, int, Any]]:
     for module, parameters in owned:
-        if wanted and wanted <= parameters:
+        if wanted <= parameters:
             size = sum(1 for _ in module.modules())
             yield len(parameters), size == 1, size, module
 
@@ -161,7 +175,12 @@ def _ranked(owned: list[tuple[Any, set[int]]], wanted: set[int]) -> Iterator[tup
 def _has_forward(module: Any) -> bool:
     from torch import nn
 
-    return type(module).forward is not nn.Module.forward and not hasattr(type(module), "training_step")
+    return type(module).forward is not nn.Module.forward
+
+
+def _is_trainer(module: Any) -> bool:
+    """Its `training_step` is called by a trainer that has a callback of its own, and the model is inside."""
+    return hasattr(type(module), "training_step")
 
 
 def is_compiled(model: Any, modules: Iterable[Any]) -> bool:

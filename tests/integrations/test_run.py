@@ -355,9 +355,35 @@ def test_the_model_is_the_smallest_with_all_parameters() -> None:
     assert found(sgd(net), Wrapper(net), other, others=(sgd(other),)) is net, "two models"
 
 
+def test_a_model_whose_parts_alone_are_called_is_watched_where_no_other_fits() -> None:
+    class Agent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.actor, self.critic = Net(), Net()
+
+    class Trainer(Agent):
+        def training_step(self) -> None: ...
+
+    agent = Agent()
+    assert found(sgd(agent), agent) is agent
+    assert found(sgd(agent.actor), agent) is agent.actor
+    assert found(sgd(agent.actor), agent, others=(sgd(agent.critic),)) is agent.actor, "one that is called comes first"
+    assert found(sgd(trainer := Trainer()), trainer) is trainer.actor, "it has a callback of its own"
+
+
 def test_a_model_of_one_layer_has_a_parent() -> None:
     wrapper = Wrapper(nn.Linear(4, 2))
     assert found(sgd(wrapper), wrapper) is wrapper
+
+
+def test_of_models_that_nothing_holds_together_the_largest_is_watched() -> None:
+    one, two, small = Net(), Wrapper(Net()), nn.Linear(4, 2)
+    two.net.blocks.append(nn.Linear(4, 4))
+    assert found(sgd(one, two, small), small, one, two) is two.net
+    assert found(sgd(one, small), small, one, Net()) is one
+    temperature = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([*one.parameters(), temperature], lr=0.1)
+    assert found(optimizer, small, one) is one
 
 
 def test_parameters_without_a_module_have_no_model() -> None:

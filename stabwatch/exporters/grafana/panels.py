@@ -162,7 +162,7 @@ def number(title: str, help_: str, expr: str, colour: str = "") -> stat.Panel:
         .unit("short")
         .thresholds(
             builders.ThresholdsConfig()
-            .mode(dashboard.ThresholdsMode.ABSOLUTE)
+            .mode(dashboard.ThresholdsMode.ABSOLUTE)  # type: ignore[arg-type]
             .steps(steps if colour else [dashboard.Threshold(None, "text")])
         )
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
