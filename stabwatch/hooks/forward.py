@@ -249,9 +249,13 @@ class ModuleTaps:
         ALL_TAPS.add(self)
 
     def follow_flags(self) -> None:
-        """Put the hooks of the modules in if the flags say that something is measured there, or else take them out."""
+        """Put the hooks of the modules in if the flags say that something is measured there, or else take them out.
+
+        They also stay in a model that is never called itself: calls of its parts show whether it makes its own data.
+        """
         flags = self._context.flags
         wanted = flags.sampled or flags.deep or flags.outputs or flags.traced or compilers_used()
+        wanted = wanted or not self._context.forwards
         if wanted != self._inserted:
             self._inserted = wanted
             for hook in self._passing:

@@ -162,6 +162,19 @@ def test_calls_without_gradients(way, tmp_path):
     assert found["calls_without_gradient"] == (0.0 if way == "evaluation" else 3.0)
 
 
+def test_parts_of_a_model_that_is_never_called_act_at_steps_that_are_not_measured_too(tmp_path):
+    model = _Actor()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False):
+        for _ in range(24):
+            with torch.no_grad():
+                model.act(torch.randn(8, 5))
+            model.act(torch.randn(8, 5)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert read_run(tmp_path / "run").series("calls_without_gradient")[1].tolist() == [1.0] * 24
+
+
 def test_checkpointed_parts_do_not_act(tmp_path):
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(5, 5), nn.Tanh())
