@@ -30,7 +30,7 @@ class Signal:
 
     name: Prometheus name without the `stabwatch_` prefix.
     help: one sentence, ends with a full stop.
-    unit: base unit for displays and panels ('1' for a plain number, 'ratio', 'nat', 'seconds', 'bytes').
+    unit: base unit for displays and panels ('1' for a plain number, 'ratio', 'nat', 'seconds', 'bytes', 'dB').
     tap: where the tensor is observed. reduction, fields: what is accumulated. formula: computes the value from it.
     scope: 'layer' for one series per site; 'run' for one series over all sites of the tap.
     tier: how often it is measured (see `stabwatch.runtime.governor`).

@@ -50,6 +50,11 @@ def root_ratio(x: Array) -> Array:
     return np.sqrt(x[..., 0] / x[..., 1])
 
 
+def snr(x: Array) -> Array:
+    """-10 log10(a / b) of the sums of squares of an error and of what it is an error of: at most 144 dB, 2^-24."""
+    return -10 * np.log10(np.maximum(x[..., 0] / x[..., 1], 2.0**-48))
+
+
 def relative_norm(x: Array) -> Array:
     """sqrt(a / b) of two sums of squares; NaN where b is zero, which nothing can be compared with."""
     return np.sqrt(x[..., 0] / np.where(x[..., 1] > 0, x[..., 1], np.nan))
@@ -159,7 +164,7 @@ def standard_error(x: Array) -> Array:
 
 ARITY: dict[str, tuple[int, ...]] = {
     "same": (1,), "negated": (1,), "mean": (2, 3), "rms": (2, 3),
-    "root_ratio": (2,), "relative_norm": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
+    "root_ratio": (2,), "snr": (2,), "relative_norm": (2,), "share": (2,), "quotient": (2,), "cosine": (3,),
     "kurtosis": (3,), "peak": (4,), "stable_rank": (3,), "standard_error": (3,), "mean_of_others": (3,),
     "exponential": (1,), "inverse_exponential": (1,), "effective_share": (3,),
     "rms_ratio": (4,), "deviation": (3,), "fp16_headroom": (1,),
@@ -170,7 +175,7 @@ ARITY: dict[str, tuple[int, ...]] = {
 FORMULAS: dict[str, Formula] = {
     f.__name__: f
     for f in (
-        same, negated, mean, rms, norm, root_ratio, relative_norm, total,
+        same, negated, mean, rms, norm, root_ratio, snr, relative_norm, total,
         share, quotient, cosine, kurtosis, peak, stable_rank, standard_error, mean_of_others,
         rms_ratio, deviation, fp16_headroom, median, percentile99, exponential, inverse_exponential, effective_share,
     )

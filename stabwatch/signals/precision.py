@@ -4,11 +4,11 @@ fp16 is without a loss scale. fp8 has one scale per tensor, which maps its maxim
 MXFP4: e2m1 in blocks of 32 with a power-of-two scale. NVFP4: e2m1 in blocks of 16 with an e4m3 scale.
 Lost means: not zero, but zero after rounding. The errors are those of rounding to the nearest number, of at most
 8,192 numbers of a tensor (whole blocks, evenly spread): of normal numbers they are right to 2 %, with one outlier
-channel to a third. The signal-to-noise ratio in dB is -20 log10 of an error. HiF4: numbers of 4 bits in blocks of 64
-with three levels of scales. fp4_ue5m3: e2m1 in blocks of 16 with a scale in UE5M3 and none of the tensor, whose range
-that scale has. Others say what a change would do: `rotated` is after a random Hadamard rotation of each 16 numbers,
-`unscaled` without the scale of the tensor. The noise is that of stochastic rounding. FP4 All the Way says that training
-needs gradients of more than sqrt(3) times the noise.
+channel to a third. The signal-to-noise ratio in dB is -20 log10 of an error, at most 144. HiF4: numbers of 4 bits in
+blocks of 64 with three levels of scales. fp4_ue5m3: e2m1 in blocks of 16 with a scale in UE5M3 and none of the tensor,
+whose range that scale has. Others say what a change would do: `rotated` is after a random Hadamard rotation of each 16
+numbers, `unscaled` without the scale of the tensor. The noise is that of stochastic rounding. FP4 All the Way says that
+training needs gradients of more than sqrt(3) times the noise.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ _FORMATS = {
     "nvfp4_rotated": "NVFP4 after a random Hadamard rotation",
     "nvfp4_unscaled": "NVFP4 without the scale of the tensor",
 }
+_SOURCE = "TransformerEngine#1701; Chmiel et al. 2025 (FP4 All the Way), arXiv:2505.19115"
 _ERRORS = tuple(
     Signal(
         name=f"{kind}_{name}_error_ratio",
@@ -92,10 +93,28 @@ _ERRORS = tuple(
         fields=(name.removeprefix("fp8_"), "sumsq"),
         formula="root_ratio",
         tier="deep",
-        source="TransformerEngine#1701; Chmiel et al. 2025 (FP4 All the Way), arXiv:2505.19115",
+        source=_SOURCE,
     )
     for kind, (tap, what) in (_KINDS | _WEIGHTS).items()
     for name, title in _FORMATS.items()
+)
+
+_RATIOS = tuple(
+    Signal(
+        name=f"{kind}_{name}_snr_db",
+        help=f"Signal-to-noise ratio of {what} after rounding to {title.rstrip(',')}: -20 log10 of the relative error.",
+        unit="dB",
+        tap=tap,
+        reduction="rounding",
+        fields=(name.removeprefix("fp8_"), "sumsq"),
+        formula="snr",
+        tier="deep",
+        worst="min",
+        source=_SOURCE,
+    )
+    for kind, (tap, what) in (_KINDS | _WEIGHTS).items()
+    for name, title in _FORMATS.items()
+    if not name.endswith(("_rotated", "_unscaled"))  # what-ifs, and no formats
 )
 
 _NOISES = tuple(
@@ -114,4 +133,4 @@ _NOISES = tuple(
     for name, title in (("mxfp4", "MXFP4"), ("nvfp4", "NVFP4"))
 )
 
-SIGNALS = (*_LOST, *_EXPONENTS, *_ERRORS, *_NOISES)
+SIGNALS = (*_LOST, *_EXPONENTS, *_ERRORS, *_RATIOS, *_NOISES)

@@ -60,6 +60,8 @@ NO_RULE = {
         *(f"{kind}_{name}_error_ratio" for kind in ("activation", "gradient", "weight")
           for name in ("fp8_e4m3", "fp8_e5m2", "int8", "mxfp4", "nvfp4", "hif4", "fp4_ue5m3", "mxfp4_rotated",
                        "nvfp4_rotated", "nvfp4_unscaled")),
+        *(f"{kind}_{name}_snr_db" for kind in ("activation", "gradient", "weight")
+          for name in ("fp8_e4m3", "fp8_e5m2", "int8", "mxfp4", "nvfp4", "hif4", "fp4_ue5m3")),
         "gradient_mxfp4_to_noise_ratio", "gradient_nvfp4_to_noise_ratio",
         "activation_fp16_lost_ratio", "activation_fp16_subnormal_ratio", "weight_fp16_lost_ratio",
         "weight_fp16_saturated_ratio",

@@ -39,6 +39,14 @@ def test_root_ratio(x: np.ndarray, factor: float) -> None:
     assert evaluate("root_ratio", np.array([np.square(x * factor).sum(), np.square(x).sum()])) == pytest.approx(factor)
 
 
+@given(TENSORS, st.floats(1e-3, 10))
+def test_snr_is_that_of_amplitudes_in_decibels(x: np.ndarray, factor: float) -> None:
+    x = x + 2e6
+    found = evaluate("snr", np.array([np.square(x * factor).sum(), np.square(x).sum()]))
+    assert found == pytest.approx(-20 * np.log10(factor), abs=1e-9)
+    assert evaluate("snr", np.array([0.0, 1.0])) == pytest.approx(20 * np.log10(2.0**24))
+
+
 def test_same_and_total() -> None:
     assert evaluate("same", np.array([3.5])) == 3.5
     assert evaluate("total", np.array([1.0, NAN, 2.0])) == 3.0

@@ -27,7 +27,7 @@ MOST_LINES = 10
 """Maximum number of layers in a panel with a line for each."""
 EVERYTHING = -1e300
 """Cells at or below it are left out. Grafana's default is 1e-9, which hides zeros and negative numbers."""
-UNITS = {"seconds": "s", "ratio": "percentunit", "bytes": "bytes"}
+UNITS = {"seconds": "s", "ratio": "percentunit", "bytes": "bytes", "dB": "suffix: dB"}
 _SCRAPING = dict.fromkeys(("Time", "__name__", "instance", "job"), True)
 _WORDS = {"rms": "RMS", "kl": "KL"}
 _DIGITS = r"([^0-9]*)([0-9]%s)(|[^0-9].*)"

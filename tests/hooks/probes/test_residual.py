@@ -355,6 +355,9 @@ def test_format_errors_are_exact_of_small_tensors_and_close_of_large_ones(size, 
     for name, error in zip(FORMATS, errors[: len(FORMATS)], strict=True):
         found = log.series(f"weight_{name}_error_ratio", layer)[1]
         assert found.tolist() == pytest.approx([(error / squares) ** 0.5] * len(found), rel=tolerance) and len(found)
+        if not name.endswith(("_rotated", "_unscaled")):
+            decibels = log.series(f"weight_{name}_snr_db", layer)[1]
+            assert decibels.tolist() == pytest.approx([-20 * math.log10(e) for e in found.tolist()])
 
 
 def test_a_sample_of_rows_keeps_step_with_no_structure():
