@@ -39,6 +39,8 @@ _RISES = ("LossDivergence", "LossPlateau")
 """Those of a level, whose beginning is the best level before the rise."""
 PART = 16
 """Records whose median is the level of the loss before or after a change of the data."""
+LATER_FALL = 0.9
+"""Ratio of the later median to that of a loss that stood still, from which it was learned after all."""
 SHARE = 0.25
 """Share of a rise that may come before the change of the data that explains it."""
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
@@ -195,7 +197,7 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
     """An incident that only rules found; it becomes information if the whole run shows no problem."""
     if incident.condition == "LearningRateZero" and (text := _never_above_zero(incident, found)):
         return replace(incident, severity="info", text=text)
-    if not incident.is_problem or incident.last_step is None:
+    if not incident.is_problem or (incident.last_step is None and incident.condition != "LossSpike"):
         return incident
     if incident.condition == "RankHoldsUp":
         return replace(incident, severity="info", text=f"{incident.text} The run continued.")
@@ -204,6 +206,8 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
         name = "TrainingPaused" if incident.severity == "warning" else "TrainingStopped"
         return replace(incident, condition=name, severity="info", text=text)
     segment = _segment_of(incident, found)
+    if incident.condition == "LossConstant" and segment is not None and (learned := _learned_later(incident, segment)):
+        return replace(incident, severity="info", text=f"{incident.text} {learned}")
     if incident.condition == "LearningRateZero" and segment is not None and not segment.watched:
         text = (
             f"The learning rate is printed as 0 up to step {incident.last_step}, and above 0 later: a warm-up, or too "
@@ -219,8 +223,21 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
         why = f"Over the whole run this is noise of the curve: the {what} is as high in {others} other places."
     else:
         return incident
-    text = f"{incident.text} The {what} had recovered at step {incident.last_step}. {why}"
+    over = incident.last_step is not None
+    text = f"{incident.text} {f'The {what} had recovered at step {incident.last_step}. ' * over}{why}"
     return replace(incident, severity="info", text=text)
+
+
+def _learned_later(incident: Incident, segment: RunSegment) -> str:
+    """What to say of a loss that stood still at first, and fell later; empty for others."""
+    loss = segment.finite_loss
+    if loss is None or incident.last_step is None:
+        return ""
+    at = int(np.searchsorted(loss.steps, incident.last_step))
+    before, after = loss.values[: at + 1], loss.values[at:]
+    if not len(after) or float(np.median(after)) > LATER_FALL * float(np.median(before)):
+        return ""
+    return f"From step {incident.last_step} on it fell, to {np.median(after[-PART:]):.4g} at the end: a late start."
 
 
 def _never_above_zero(incident: Incident, found: Sequence[RunSegment]) -> str:
@@ -259,7 +276,8 @@ def _as_high_elsewhere(incident: Incident, segment: RunSegment) -> int:
     steps, rise = _rise(segment, incident.condition == "GradientNormExplosion")
     if not len(steps):
         return 0
-    start, stop = np.searchsorted(steps, (incident.first_step, incident.last_step or 0))
+    last = steps[-1] + 1 if incident.last_step is None else incident.last_step
+    start, stop = np.searchsorted(steps, (incident.first_step, last))
     peak = float(rise[start : max(stop, start + 1)].max(initial=0.0))
     high = rise > HIGH * peak
     high[max(start - SUSTAINED, 0) : stop + SUSTAINED] = False

@@ -48,6 +48,11 @@ RSL_RL = (
     "               Value function loss: {1}\n                    Surrogate loss: -0.0030\n"
     "                       Mean reward: {2}\n               Mean episode length: 896.92"
 )
+TF_OBJECT = "INFO:tensorflow:global step {0}: loss = {1} (6.596 sec/step)\nINFO:tensorflow:global step {0}: loss = {1} (6.596 sec/step)"
+KERAS_BAR = "{0}/511502 [==>...........................] - ETA: 63s - loss: {1}"
+DEPTH = "Epoch: 0{0} - 025\n [=========>]  St 6057/6057  Tot: 41m50s | Rem: 10h28s | Depth Loss: {1} ({2})9)\n [=== 654/654 ===>]  Step: 05{3}ms | Tot: 35s649ms | Rem: 08m34s"
+EVALUATED = "step {0}: train loss {1}, val loss {2}"
+FAIRSEQ_EPOCH = "| epoch 0{0} | loss {1} | nll_loss 4.984 | ppl 31.65 | num_updates {2} | lr 0.0006 | gnorm 0.390 | loss_scale {3} | wall 23080"
 FALLS = [(29, 1, 50, 1.2, 2.31), (30, 1, 100, 1.1, 2.11), (31, 1, 150, 1.05, 2.01)]
 
 TROUBLE = {
@@ -106,6 +111,12 @@ TROUBLE = {
     "a loss and a norm that jump together": (_lines(MMDET + ", grad_norm: {5}", [(30, 1, 1020, 0.5, 2.32, 4.7), (31, 1, 1050, 0.6, 50.4, 8794.3), (32, 1, 1080, 0.5, 2.53, 24.2)]), "LossSpike", 1050),
     "a record a hundred times the spread": (_lines(WAVEGLOW, [(78540 + 20 * i, x) for i, x in enumerate(("-4.065555573", "-4.490265846", "-4.454271317", "-4.322495461", "4191.683593750", "-2.408614397", "-2.908127546"))]), "LossSpike", 78620),
     "an explosion in words": ("Step   67456 [1.078 sec/step, loss=6.73029, avg_loss=6.65925]\nLoss exploded to 378655.87500 at step 67465!\n", "NonFinite", 67465),
+    "records out of all proportion": (_lines(TF_OBJECT, [(1400, 5.1e15), (1401, 0.0812), (1402, 0.0731), (1403, 2.2e15), (1404, 0.0654), (1405, 0.0711), (1406, 0.0603)]), "LossSpike", 1400),
+    "the same below zero": (_lines(KERAS_BAR, [(66496, 8.21), (66528, "-104433556137039776.0000"), (345664, 8.31), (345696, "-29342531075525840.0000")]), "LossSpike", 66528),
+    "a bar that tells the time of a step": (_lines(DEPTH, [(9, 0.1261, 0.0447, 2), (10, 0.1365, 0.0431, 3), (11, "nan", "nan", 1)]), "NonFinite", 11),
+    "both losses jump in one evaluation": (_lines(EVALUATED, [(0, 10.9, 10.9), *((2000 * i, x, y) for i, (x, y) in enumerate(((3.1, 3.2), (2.4, 2.5), (2.1, 2.2), (4.6, 4.7), (2.0, 2.1), (1.9, 2.0), (1.9, 2.0)), 1))]), "LossSpike", 8000),
+    "a scale far below 1": (_lines(FAIRSEQ_EPOCH, [(53, 11.5, 20198, 0.016)]), "LossScaleCollapse", 20198),
+    "a dozen times the loss in two records": (_lines(MMDET, [(29, 1, 50, 1.2, 21.3), (30, 1, 100, 1.1, 301.2)]), "LossSpike", 100),
     "the largest gradient": (_lines("Epoch 1/2, Steps:   0%|     | {0}/2808 [00:43<10:22:02, 13.31s/it, grad_absmax=-inf", [(3,), (4,), (5,)]), "NonFinite", 3),
 }  # fmt: skip
 
@@ -153,6 +164,10 @@ CALM = {
     "validations that differ in the last digit": _lines("Epoch {0}: train_loss: {1} val_loss: 0.66 val_accuracy: 0.567{0}", [(i, round(0.6 - i / 100, 2)) for i in range(1, 7)]),
     "a loss that jumps alone": _lines(MMDET + ", grad_norm: {5}", [(30, 1, 1020, 0.5, 2.32, 4.7), (31, 1, 1050, 0.6, 9.4, 8.3), (32, 1, 1080, 0.5, 2.53, 24.2)]),
     "negative losses that go up and down": _lines(WAVEGLOW, [(78540 + 20 * i, x) for i, x in enumerate(("-4.065", "-4.490", "-4.454", "-4.322", "-3.683", "-4.408", "-4.208"))]),
+    "a start out of all proportion": _lines(EVALUATED, [(0, 2.1e12, 2.2e12), *((2000 * i, x, y) for i, (x, y) in enumerate(((5.3, 5.4), (3.4, 3.5), (2.1, 2.2), (1.6, 1.7), (1.0, 1.2), (0.6, 0.9), (0.4, 0.8)), 1))]),
+    "a batch that jumps, and not the validation": _lines(EVALUATED, [(0, 10.9, 10.9), *((2000 * i, x, y) for i, (x, y) in enumerate(((3.1, 3.2), (2.4, 2.5), (2.1, 2.2), (4.6, 2.2), (2.0, 2.1), (1.9, 2.0), (1.9, 2.0)), 1))]),
+    "a scale that is below 1 in one record": _lines(FAIRSEQ_EPOCH, [(53, 4.5, 20198, 0.5)]),
+    "twice the loss in two records": _lines(MMDET, [(29, 1, 50, 1.2, 21.3), (30, 1, 100, 1.1, 51.2)]),
     "a rate that is printed as 0": _lines("Epoch  1, Step {0}; acc: {1}; ppl: {2}; xent: {3}; lr: 0.0000; 3142 / 3151 tok/s; 12 sec", [(50, 2.1, 1221.2, 7.11), (100, 4.1, 921.2, 6.83), (150, 6.1, 721.2, 6.58)]),
 }  # fmt: skip
 
@@ -172,6 +187,27 @@ def test_trouble_in_a_few_lines_is_found(name, tmp_path):
 @pytest.mark.parametrize("name", CALM)
 def test_a_healthy_look_alike_is_calm(name, tmp_path):
     assert _problems(CALM[name], tmp_path) == []
+
+
+def test_a_name_that_is_broken_between_two_words(tmp_path):
+    path = tmp_path / "terminal.txt"
+    form = (
+        "[default7]: iteration   4278{0}/ 115311 | consumed samples:    71455664 | elapsed time (s): 105.16 | learning\n"
+        " rate: 4.475E-05 | global batch size: 2048 | lm loss: 2.11{0}073E+00 | grad norm: 0.150 |  number of nan xxx\n"
+        "iterations:  0 | samples per second: 19.474 |"
+    )
+    path.write_text(_lines(form, [(i,) for i in range(5)]))
+    run = analyze(path)
+    names = {column.name: column.steps.tolist() for column in run.curves.columns}
+    assert names["learning rate"] == names["lm loss"] == list(range(42780, 42785))
+
+
+def test_a_late_start_is_no_standstill(tmp_path):
+    path = tmp_path / "late.csv"
+    values = [6.90776 for _ in range(60)] + [6.5 - i / 20 for i in range(60)]
+    path.write_text("step,loss\n" + "".join(f"{100 * i},{x}\n" for i, x in enumerate(values)))
+    (still,) = [i for i in analyze(path).incidents if i.condition == "LossConstant"]
+    assert not still.is_problem and "a late start" in still.text
 
 
 def test_equal_lines_of_several_hosts_are_one_record(tmp_path):

@@ -40,6 +40,8 @@ SHAPE = 0.7
 """Share of the peak at either end of a short excursion. A real excursion rises and falls; unusual batches are flat."""
 FIRST = 64
 """Records at the beginning that may have no calm block yet."""
+LONG = 128
+"""Fewest records whose changes, relative to the level, show a usual size."""
 FEWEST = 4
 """Fewest differences for a scatter."""
 ROUGH = 1.5
@@ -142,6 +144,9 @@ def reference(values: Array) -> Reference:
     # Changes between medians of five; unlike a distance from the past, they do not depend on the slope.
     changes[2 * SUSTAINED - 1 :] = middles[SUSTAINED:] - middles[:-SUSTAINED]
     sigma = WANDER * local_scatter(changes)
+    if len(values) >= LONG and values.min() > 0:  # where a curve falls to a tenth, its changes do too
+        changes[2 * SUSTAINED - 1 :] /= middles[:-SUSTAINED]
+        sigma = np.fmin(sigma, WANDER * local_scatter(changes) * base)
     known = np.isfinite(sigma[:FIRST])
     sigma[:FIRST][known] = np.fmin(sigma[:FIRST], WANDER * _first_scatter(values[:FIRST]))[known]
     sigma = np.fmax(sigma, unit)

@@ -20,6 +20,8 @@ START = 0.02
 """Share of the records (at least ten) that belong to the initial search for a scale."""
 LEAST = 1.0
 """A scale below 1 makes gradients smaller. An even smaller scale cannot prevent the overflow then."""
+FAR_BELOW = 0.1
+"""A scale that one record at the end is enough to report."""
 LOW = 4.0
 """The initial search of a healthy run never ends this low."""
 USUAL = 65536.0
@@ -82,10 +84,14 @@ def _low(segment: RunSegment) -> list[Incident]:
     if column is None:
         return []
     low = spans((column.values < LEAST) & (column.values > 0))
-    if not low or low[-1][1] < len(column) or low[-1][1] - low[-1][0] < min(3, max(len(column), 2)):
+    if not low or low[-1][1] < len(column):
         return []
     i, last = low[-1][0], float(column.values[-1])
-    text = f"The loss scale is below 1 from step {column.steps[i]} to the end ({last:g}): no gradient needs that."
+    points = len(column) - i
+    if points < min(3, max(len(column), 2)) and last > FAR_BELOW:
+        return []
+    where = f"from step {column.steps[i]} to the end" if points > 1 else f"at step {column.steps[i]}"
+    text = f"The loss scale is below 1 {where} ({last:g}): no gradient needs that."
     return [to_the_end(column, i, text, condition="LossScaleCollapse", severity="critical", ratio=1 / last)]
 
 

@@ -53,6 +53,8 @@ GROWS = 2.0
 """The same for the records at the end."""
 ALONE = 8.0
 """The same, if there is only one record before the explosion, or only one after."""
+ONLY_TWO = 12.0
+"""The same for a log of two records."""
 AGREES = 0.5
 """Largest spread of the records before an explosion, relative to the lowest."""
 
@@ -64,7 +66,7 @@ def explosion(values: Array) -> list[Excursion]:
     """
     if len(values) < 2 or values.min() < 0 or values[0] <= 0:
         return []
-    end = float(np.median(values[-3:]))
+    end = float(np.median(values[-3:])) if len(values) > 2 else float(values[1]) * ALONE / ONLY_TWO
     for i in range(1, min(FIRST, len(values))):
         before, after = values[:i], values[i:]
         top, low = float(before.max()), float(before.min())

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors import validated
 from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.divergence import EXPLODES, diverges
 from stabwatch.analysis.detectors.excursions import BASE, EXCERPT, FIRST, Excursion, outliers
@@ -37,8 +38,11 @@ def find(segment: RunSegment) -> list[Incident]:
     if loss is None or not len(loss):
         return []
     rises = segment.excursions or _with_the_norm(segment, loss)
+    taken = [(e.start, e.stop) for e in rises]
+    seen = [e for e in validated.rises(segment, loss) if not any(a < e.stop and e.start < b for a, b in taken)]
+    rises = [*rises, *seen]
     found = [_spike(segment, loss, e) for e in rises if not diverges(loss.values, e, segment.dies)]
-    return [*_hump(segment, loss), *found, *_outliers(segment, loss)]
+    return [*([] if seen else _hump(segment, loss)), *found, *_outliers(segment, loss, seen)]
 
 
 def _with_the_norm(segment: RunSegment, loss: Column) -> list[Excursion]:
@@ -178,8 +182,9 @@ def _hump(segment: RunSegment, loss: Column) -> list[Incident]:
     ]
 
 
-def _outliers(segment: RunSegment, loss: Column) -> list[Incident]:
-    found = outliers(loss.values, segment.reference, segment.excursions) if segment.reference is not None else []
+def _outliers(segment: RunSegment, loss: Column, seen: list[Excursion]) -> list[Incident]:
+    taken = [*segment.excursions, *seen]
+    found = outliers(loss.values, segment.reference, taken) if segment.reference is not None else []
     places = np.array(found, dtype=np.intp)
     runs = [run for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(run)]
     long = [_high(segment, loss, run) for run in runs if len(run) >= SUSTAINED]

@@ -18,8 +18,12 @@ STAYS = 0.9
 """Share of the later records that are as low: a loss of single examples is often 0 and high again."""
 MATTERS = 0.1
 """Smallest loss before the fall."""
+EXPLODED = 1e3
+"""Loss from which one that falls to no less than MATTERS had exploded before, or had a bad start."""
 EXACT = 1e-3
 """The same, if the loss is exactly 0 afterwards."""
+NO_LEVEL = 1e9
+"""Loss that is an explosion whatever it falls to, unless that is exactly 0."""
 BELOW_FIRST = 100.0
 """Factor below the first loss of the log: a loss may also fall back after a spike."""
 ALWAYS = 8
@@ -72,6 +76,8 @@ def find(segment: RunSegment) -> list[Incident]:
             or values[i] * FALL > before
             or float(np.quantile(rest, STAYS)) * FALL > before
             or len(rest) < 2
+            or (before >= EXPLODED and float(np.median(rest)) >= MATTERS)
+            or (before >= NO_LEVEL and rest.any())
         ):
             continue
         return [

@@ -66,7 +66,7 @@ _UNNAMED = (step_rank("s") or 0) + 0.5
 """Rank of `[50/1000]`: above batches, whose size is printed as well."""
 _CLOSES = re.compile(r"[^()\[\]:=|]{0,16}\)\s*[:=]\s*$")
 """The end of a name with a number in it: `Reward (100 ep): 22.6`."""
-_DURATION = re.compile(r"\s?(?:s|sec|secs|seconds|min|hours)\b")
+_DURATION = re.compile(r"\s?(?:s|ms|sec|secs|seconds|min|hours)\b(?!:)")
 _MODE = re.compile(r"(?<=Iter|poch)\((?:train|val|test)\)")
 """mmengine's `Epoch(train) [1][50/200]`."""
 _LLMC = re.compile(r"\bt[re]l:")
@@ -241,7 +241,11 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
             continue
         whole_number = (number(numbers[i]) or 0.0) % 1 == 0
         meter = "." in numbers[i] and after.lstrip().startswith("(")  # `Batch 0.818 (3.887)`: seconds
-        if rank is not None and not meter and whole_number and _is_count(key, text, whole):
+        timed = after[:1] in ("s", "m") and _DURATION.match(after)  # `Step: 52ms` of a bar
+        if rank is not None and timed and plain(key) != "s":
+            values.append((i, f"{key} time", 1.0))
+            roles.append("other")
+        elif rank is not None and not meter and whole_number and _is_count(key, text, whole):
             steps.append((rank, i))
         elif plain(key) in EPOCH_KEYS:
             epoch = i if epoch is None and not _DURATION.match(after) else epoch

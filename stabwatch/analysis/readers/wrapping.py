@@ -18,6 +18,8 @@ _IN_NUMBER = re.compile(r"(?:\d|\d\.|\d[eE][-+]?)\n[\d.]|\d[eE]\n[-+]\d|[:=]\n ?
 """A break through a number, or between a name and its number."""
 _IN_WORD = re.compile(r"(\w*[^\W\d])\n([^\W\d]\w*)")
 """A break between two letters. A capital behind a small letter begins a word, as in `Epoch` below a progress bar."""
+_IN_NAME = re.compile(r"(\w*[^\W\d])\n ?([^\W\d]\w*) ?[:=]")
+"""A break between two words of a name: `learning` above `rate: 0.1`."""
 _BAR = "|│┃║-=─━*#+╯╮╭╰"
 
 
@@ -44,6 +46,8 @@ def width_of(head: str) -> int | None:
     words = [found for a, b in breaks if (found := _IN_WORD.search(f"{a}\n{b}"))]
     words = [word for word in words if not _is_known(word[2]) and not (word[2][0].isupper() > word[1][-1].isupper())]
     known = any(_is_known(word[1] + word[2]) for word in words)
+    names = [found for a, b in breaks if (found := _IN_NAME.search(f"{a}\n{b}"))]
+    known = known or any(role_of(f"{name[1]} {name[2]}") != "other" and not _is_known(name[2]) for name in names)
     again = any(i in continuations for i in full)
     return width if in_number or known or (words and (again or width in _USUAL)) else None
 
