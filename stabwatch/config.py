@@ -67,6 +67,9 @@ class Config:
     when they could do nothing). See docs/guards.md."""
     snapshot_every: int = 100
     """Steps between two snapshots of the guard 'snapshot'."""
+    snapshot_peers: str | None = None
+    """Where else the guard 'snapshot' keeps the state of each rank, so that `Watch.restore` finds it after a process or
+    a host was lost: a 'copy' in host memory with another rank, or the 'parity' of four ranks, which takes a third."""
     escalate: int = 32
     """Number of steps after an alert at which everything is measured; 0 for none. Needs an agent or a guard."""
     attention_limit: float = 100.0
@@ -285,6 +288,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exclude": (_is_pattern, "a regular expression"),
     "guard": (lambda x: set(_names(x)) <= set(GUARDS), f"made of {', '.join(GUARDS)}"),
     "snapshot_every": (lambda x: x > 0, "one or more steps"),
+    "snapshot_peers": (lambda x: x in (None, "copy", "parity"), "'copy' or 'parity'"),
     "escalate": (lambda x: x >= 0, "zero or more steps"),
     "external_url": (
         lambda x: x is None or x.startswith(("http://", "https://")),

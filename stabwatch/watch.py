@@ -301,6 +301,20 @@ class Watch:
         where: dict[str, Any] = {"run_dir": None, "resume": folder} if there else {}
         self._session = self._make(first_step=step, **where)
 
+    def restore(self, timeout: float = 60.0) -> int | None:
+        """Go on from the newest snapshot that every rank of an earlier attempt has left with its peers.
+
+        For `guard="snapshot"` with `snapshot_peers="copy"` or `"parity"` (docs/guards.md). Call it after `attach`,
+        which must be given the optimizers, and before the first step, on every rank. Parameters, buffers, optimizer
+        state and random states are then those at the end of a step, bit for bit, and the number of the next step comes
+        back: set the data and the learning-rate schedule to it. None if not all ranks can go back to the same step:
+        then nothing has changed, and you load a checkpoint. What was done, or why not, is said on standard error.
+
+        Args:
+            timeout: seconds to wait for the other ranks.
+        """
+        return self._session.restore(timeout)
+
     def detach(self) -> None:
         """End the run: remove every hook, write what is left, close the run log. Safe to call twice."""
         self._session.detach()

@@ -69,6 +69,7 @@ def test_what_a_watch_offers_is_frozen() -> None:
         "begin_step": "self, number",
         "state_dict": "self",
         "load_state_dict": "self, state",
+        "restore": "self, timeout=60.0",
         "detach": "self",
     }, f"What a Watch offers {ON_PURPOSE}"
     dunders = {

@@ -254,6 +254,8 @@ class Follower:
             self._notices[f"sink {event.data.get('sink')}"] = event
         elif event.kind == "guard":
             self._notices[f"guard {event.data.get('guard')}"] = event
+        elif event.kind == "snapshot":
+            self._notices["snapshot"] = event
         elif event.kind == "change":
             self._notices[f"change {event.step}"] = event
         self._alerts(self._engine.observe_event(event))

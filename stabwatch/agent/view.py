@@ -212,6 +212,10 @@ def _notices(events: Iterable[Event]) -> Iterable[dict[str, str]]:
         if event.kind == "guard":
             yield {"what": f"Step {event.step}: a guard intervened", "why": format_guard(event.data)}
             continue
+        if event.kind == "snapshot":
+            did, why = event.data.get("did"), event.data.get("why", "")
+            yield {"what": f"Snapshots with other ranks: {did}", "why": str(why)}
+            continue
         if event.kind == "change":
             kind = "the model changed" if event.data.get("seen") else "announced change"
             yield {"what": f"Step {event.step}: {kind}", "why": str(event.data.get("what", ""))}

@@ -1,6 +1,7 @@
 """Where ranks find each other: a few keys in the store of the job's process group, and nothing in its groups.
 
-Keys, below `stabwatch/<world>/exchange/<number of the watch in its process>/`:
+Keys, below `stabwatch/<world>/exchange/<number of the watch on its rank>/` (the number is counted in the store, so
+that processes which live on meet new ones in a new store):
 
     order        a counter: the ranks that have attached
     at/<rank>    JSON, once a rank has ended its first step: address, port, token, version, digest of its layout,
@@ -56,7 +57,8 @@ class Directory:
             store = store.clone()
             store.set_timeout(TIMEOUT)
         self.host = _host_of(store)
-        self._store: Any = dist.PrefixStore(key, store)
+        number = dist.PrefixStore(key, store).add(f"watches/{rank}", 1)
+        self._store: Any = dist.PrefixStore(f"{key}/{number}", store)
         self._rank = rank
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

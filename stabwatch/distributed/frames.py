@@ -10,7 +10,7 @@ import json
 import struct
 from typing import Any
 
-_HEAD = struct.Struct(">II")
+HEAD = struct.Struct(">II")
 MOST_TEXT, MOST_BLOCK = 8 << 20, 256 << 20
 """Bytes. A frame that says it is longer is no frame of ours."""
 
@@ -23,8 +23,24 @@ class FrameError(ValueError):
 
 def encode(message: Message, block: bytes = b"") -> bytes:
     """The bytes of a frame."""
+    return opening(message, len(block)) + block
+
+
+def opening(message: Message, block: int) -> bytes:
+    """The bytes of a frame before its block of so many bytes."""
     text = json.dumps(message, separators=(",", ":")).encode()
-    return _HEAD.pack(len(text), len(block)) + text + block
+    return HEAD.pack(len(text), block) + text
+
+
+def message_of(text: bytes) -> Message:
+    """The message of a frame. Raises FrameError."""
+    try:
+        message = json.loads(text)
+    except ValueError as error:
+        raise FrameError("its text is no JSON") from error
+    if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
+        raise FrameError("its text is no message")
+    return message
 
 
 class Decoder:
@@ -38,25 +54,15 @@ class Decoder:
         self._buffer += data
         out = []
         at = 0
-        while len(self._buffer) - at >= _HEAD.size:
-            text, block = _HEAD.unpack_from(self._buffer, at)
+        while len(self._buffer) - at >= HEAD.size:
+            text, block = HEAD.unpack_from(self._buffer, at)
             if text > MOST_TEXT or block > MOST_BLOCK:
                 raise FrameError(f"a frame of {text} and {block} bytes")
-            start = at + _HEAD.size
+            start = at + HEAD.size
             if len(self._buffer) < start + text + block:
                 break
-            message = self._message(bytes(self._buffer[start : start + text]))
+            message = message_of(bytes(self._buffer[start : start + text]))
             at = start + text + block
             out.append((message, bytes(self._buffer[start + text : at])))
         del self._buffer[:at]
         return out
-
-    @staticmethod
-    def _message(text: bytes) -> Message:
-        try:
-            message = json.loads(text)
-        except ValueError as error:
-            raise FrameError("its text is no JSON") from error
-        if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
-            raise FrameError("its text is no message")
-        return message

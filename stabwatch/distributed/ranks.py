@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,6 @@ import torch.distributed as dist
 from torch import nn
 
 from stabwatch.distributed.stages import Stage
-
-_attached: Counter[str] = Counter()
 
 
 class Ranks:
@@ -59,11 +56,10 @@ class Ranks:
         before = self.stage or _place_of(stage)
         self.stage = replace(before, parts=tuple(sorted((*before.parts, (stage.stage_index, name)))))
 
-    def next_key(self, purpose: str) -> str:
-        """A new prefix of keys in the job's store: the same on all ranks that ask for this purpose equally often."""
+    def key(self, purpose: str) -> str:
+        """A prefix of keys in the job's store, the same on all ranks."""
         group = "" if self.world == self.of else "/ranks-" + "-".join(map(str, self.numbers))
-        _attached[purpose + group] += 1
-        return f"stabwatch/{self.world}/{purpose}{group}/{_attached[purpose + group]}"
+        return f"stabwatch/{self.world}/{purpose}{group}"
 
 
 def _place_of(stage: Any) -> Stage:

@@ -24,8 +24,10 @@ from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards import LearningRateBackoff, SkipStep, Snapshots, TaylorGuard
 from stabwatch.guards.alert_sources import AgentAlerts, AlertSource, LocalEngine
 from stabwatch.guards.broadcast import RankBroadcast
+from stabwatch.guards.peers import PeerSnapshots
 from stabwatch.guards.protocol import Reaction
 from stabwatch.guards.requests import RankRequests
+from stabwatch.guards.restore import Restored
 from stabwatch.hooks.optimizer_step import StepGuard, StepGuards
 from stabwatch.hooks.probes.batches import Batches
 from stabwatch.hooks.probes.directional import DirectionalDerivative
@@ -60,6 +62,7 @@ class AlertDispatcher:
         on_alert: Callable[[Alert], object] | None,
         reactions: Sequence[Reaction],
         stop: bool,
+        peers: PeerSnapshots | None,
         run: Callable[..., None],
         shield: Callable[..., None],
     ) -> None:
@@ -72,6 +75,7 @@ class AlertDispatcher:
         self._on_alert = on_alert
         self._reactions = reactions
         self._stop = stop
+        self._peers = peers
         self._run, self._shield = run, shield
         self._received: deque[Alert] = deque()
         self._active: dict[tuple[str, str, str], Alert] = {}
@@ -148,6 +152,20 @@ class AlertDispatcher:
         """Reach other ranks through this exchange from now on."""
         self._broadcast.use(exchange)
         self._requests.use(exchange)
+        if self._peers is not None:
+            self._peers.use(exchange)
+
+    def restore(self, optimizer: Any, timeout: float) -> Restored:
+        """Before the first step: put back what peers of an earlier attempt hold. optimizer: one, several or None."""
+        if self._peers is None:
+            return Restored(None, "`snapshot_peers` is not set, or is off")
+        given = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+        return self._peers.restore([one for one in given if one is not None], timeout)
+
+    def close(self, reason: str) -> None:
+        """The run ends."""
+        if self._peers is not None:
+            self._peers.close(reason in ("finished", "interrupted"))
 
     def before(self, optimizer: Any, step: int) -> None:
         """An optimizer is about to step."""
@@ -280,10 +298,13 @@ def make_dispatcher(
     run: Callable[..., None],
     shield: Callable[..., None],
     first_step: int = 0,
+    peers: Callable[[Snapshots], PeerSnapshots] | None = None,
 ) -> AlertDispatcher:
-    """The dispatcher for the settings. first_step: where the training begins, or goes on."""
+    """The dispatcher for the settings. first_step: where the training begins, or goes on. peers: makes what sends
+    snapshots to other ranks, if they are to be sent."""
+    snapshots = Snapshots(model, config.snapshot_every, lends=peers is not None)
     made: dict[str, Callable[[], Reaction]] = {
-        "snapshot": lambda: Snapshots(model, config.snapshot_every),
+        "snapshot": lambda: snapshots,
         "lr_backoff": LearningRateBackoff,
     }
     reactions = [make() for name, make in made.items() if name in config.guards]
@@ -297,5 +318,6 @@ def make_dispatcher(
     requests = RankRequests(exchange, batches, closer)
     return AlertDispatcher(
         source=source, writer=writer, closer=closer, batches=batches, broadcast=RankBroadcast(world, exchange),
-        requests=requests, on_alert=on_alert, reactions=reactions, stop=stop, run=run, shield=shield,
+        requests=requests, on_alert=on_alert, reactions=reactions, stop=stop,
+        peers=peers(snapshots) if peers is not None else None, run=run, shield=shield,
     )  # fmt: skip

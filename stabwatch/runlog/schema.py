@@ -278,7 +278,7 @@ class Event:
     """One line of events.jsonl.
 
     kind: 'start', 'end', 'note', 'error', 'coverage', 'agent', 'alert', 'flight', 'guard', 'optimizer',
-        'change', 'ranks', 'sink', 'nonfinite', 'unstepped'.
+        'change', 'ranks', 'sink', 'nonfinite', 'unstepped', 'snapshot'.
     data: everything else on the line. 'optimizer' has `name` and `groups` (settings of each distinct group), after its
     first step; 'end' has `reason` ('finished', 'interrupted', 'replaced', 'exception', 'killed', ...);
     'alert' has the fields of `stabwatch.alerts.Alert`; 'flight' the `batches` of the steps around the onset of one
@@ -290,6 +290,8 @@ class Event:
     'update', 'buffer' or 'unknown'), step `since`, `layers`, `after`, `loss` of that step ('nan', 'inf'), `batches`;
     'ranks' says that records from step `since` on cover `covered` of `world` ranks, and which are `missing` (`rank` and
     `reason` of the first few);
+    'snapshot' says of the snapshots with other ranks what was `did`: 'kept', 'not kept', 'note', 'restored' or
+    'not restored', and `why`;
     'sink' says of the live sink `sink` that it failed, with a `message`.
     """
 

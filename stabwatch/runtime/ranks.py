@@ -128,7 +128,7 @@ class SharedSteps:
         self._number_of_exchange += 1
         try:
             exchange = Exchange(
-                ranks.next_key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, taps.health,
+                ranks.key("exchange"), ranks.rank, ranks.world, stabwatch.__version__, taps.health,
                 partial(self._layout, taps), partial(self._merged, taps, self._left),
                 partial(self._changed, self._number_of_exchange), self._failed,
                 lambda: self._ranks.stage, partial(self._widened, taps), ranks.number,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import sys
@@ -30,6 +31,13 @@ def launch() -> str | None:
     """Name of the torchrun that has started this process; the same after a restart of its workers."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{run}-{socket.gethostname()}-{os.getppid()}" if run else None
+
+
+def job_name(config: Config, model: nn.Module) -> str:
+    """What the next attempt of a job is known by on the same host: the run that is set, torchrun, or the script."""
+    script = f"{os.path.abspath(sys.argv[0])} in {os.getcwd()}"
+    names = hashlib.blake2b("\n".join(name for name, _ in model.named_parameters()).encode(), digest_size=8)
+    return f"{config.run or launch() or script}: {type(model).__name__} {names.hexdigest()}"
 
 
 def open_run(

@@ -34,6 +34,7 @@ from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems, steps_copies, zero_note
 from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.pace import Pace
+from stabwatch.runtime.peers import peers_for, restored
 from stabwatch.runtime.ranks import SharedSteps, apart_from_others
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
@@ -103,6 +104,7 @@ class Session(SessionAnswers):
         resume: str | Path | None,
     ) -> None:
         copies = steps_copies(model, optimizer)
+        self._optimizer = optimizer
         super().__init__(model, None if copies else optimizer, first_step)
         self.context.step = first_step
         self._pace = Pace(self.config, self.flags, self.context.device)
@@ -126,10 +128,11 @@ class Session(SessionAnswers):
         if not together:
             self.context.unmeasured("note", "ranks", apart_from_others(self._ranks))
         self._pace.use(self._shared.exchange)
+        peers = peers_for(self.config, self._ranks, self._model, self._shared.exchange, self.context, self._event)
         self._dispatcher = make_dispatcher(
             self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
             partial(self._pace.governor.escalate, self.config.escalate), self._taps.batches, on_alert,
-            self.isolation.run, self.isolation.shield, first_step,
+            self.isolation.run, self.isolation.shield, first_step, peers,
         )  # fmt: skip
         self.isolation.run("optimizer", "always", self._check_optimizer, optimizer, copies)
         if "taylor" in self.config.guards and self._ranks.world > 1:
@@ -311,6 +314,16 @@ class Session(SessionAnswers):
         self._offset += step - self.step
         self.context.step = step
 
+    def restore(self, timeout: float) -> int | None:
+        """See Watch.restore."""
+        if self._detached:
+            return None
+        number, restore = self._ranks.number, partial(self._dispatcher.restore, self._optimizer, timeout)
+        found = restored(number, self.begun, restore, self._event)
+        if found is not None:
+            self.number_from(found)
+        return found
+
     def announce(self, what: str) -> None:
         """See Watch.announce."""
         if not self._detached:
@@ -352,6 +365,7 @@ class Session(SessionAnswers):
         self.flags.in_forward = False
         self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)
+        self.isolation.run("snapshot", "always", self._dispatcher.close, reason)
         self._shared.close(reason)
         self._shared.receive_errors()
         if self._output is not None:
