@@ -25,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 import stabwatch
 from stabwatch.distributed import wire
 from stabwatch.distributed.wire import Wire
+from stabwatch.guards import peer_lead
 
 WORLD, EVERY, WHOLE, STEPS, LOST = 4, 5, 10, 16, 2
 CASES: dict[str, dict[str, Any]] = {
@@ -111,7 +112,6 @@ def first_attempt(rank: int, out: Path, case: str) -> None:
 
 def beside_one_that_is_stopped(rank: int, out: Path, case: str) -> None:
     """Two ranks train by themselves; what a step takes before and after the other one is stopped."""
-    wire.SECONDS = 1.0
     model = nn.Linear(64, 64)
     optimizer = torch.optim.AdamW(model.parameters())
     watch = attached((model, optimizer, None), out, case)
@@ -125,9 +125,11 @@ def beside_one_that_is_stopped(rank: int, out: Path, case: str) -> None:
         seconds.append(time.perf_counter() - begun)
         time.sleep(0.01)
         if step == 100:
-            while peers._whole < 0:
+            end = time.monotonic() + 30
+            while peers._whole < 0 and time.monotonic() < end:
                 time.sleep(0.01)
             dist.barrier()
+            wire.SECONDS, peer_lead.LIMIT = 0.5, 0.5
             if rank == 1:
                 os.kill(peers._child.pid, signal.SIGSTOP)
                 (out / "stopped").write_text(f"{os.getpid()} {peers._child.pid}")
