@@ -118,8 +118,13 @@ class LayerColumns:
         column = self.first[signal]
         return np.full(len(values), np.nan) if column is None else np.take(values, column, axis=1)
 
+    @property
+    def bound(self) -> bool:
+        """Whether the layout has any of the signals."""
+        return len(self._all) > 0
+
     def measured(self, values: Array) -> Bools:
         """Whether any of the signals was measured in each record, (n,) of (n, series)."""
-        if not len(self._all):
+        if not self.bound:
             return np.zeros(len(values), dtype=bool)
         return np.asarray(~np.isnan(np.take(values, self._all, axis=1)).all(axis=1))

@@ -20,6 +20,7 @@ from stabwatch.alerts.catalogue import RULES, features
 from stabwatch.alerts.features import Feature, PlainFeature
 from stabwatch.alerts.loss_feature import LossFeature
 from stabwatch.alerts.origins import Origin
+from stabwatch.alerts.role_features import may_change
 from stabwatch.alerts.rule import Alert, Rule
 from stabwatch.alerts.rule_state import RuleState, Transition
 from stabwatch.alerts.run_context import RunContext
@@ -67,6 +68,8 @@ class Engine:
         self._firing: dict[tuple[str, str, str], Alert] = {}
         self._history: list[Alert] = []
         self._keys: tuple[SeriesKey, ...] | None = None
+        self._live: dict[str, Feature] = {}
+        """Those for which records of the present layout can change anything."""
         self.memory = RunContext()
         self._derived: dict[str, tuple[Feature, Array]] = {}
         self.first_step: int | None = None
@@ -141,6 +144,7 @@ class Engine:
         self._keys = keys
         for feature in self._features.values():
             feature.bind(keys)
+        self._live = {name: feature for name, feature in self._features.items() if may_change(feature)}
         self.memory.bind(keys)
 
     def _record(self, step: int, time: float, values: Array) -> list[Alert]:
@@ -149,7 +153,7 @@ class Engine:
         self.last_step, self._last_time = step, time
         self.memory.observe(step, values)
         out = self._resume(step, time)
-        for name, feature in self._features.items():
+        for name, feature in self._live.items():
             gauges = feature.update(step, values)
             if gauges is None:
                 continue
@@ -178,7 +182,7 @@ class Engine:
         found: list[tuple[int, RuleState, Feature, Transition, dict[str, float]]] = []
         appeared: dict[str, int] = {}
         records = Records(steps, values)
-        for name, feature in self._features.items():
+        for name, feature in self._live.items():
             for rows, gauges in evaluate(feature, records):
                 appeared |= {g.name: int(rows[0]) for g in feature.gauges if g.name not in self._derived}
                 self._keep(feature, {gauge.name: gauges.last(gauge.name) for gauge in feature.gauges})

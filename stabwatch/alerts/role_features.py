@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from stabwatch.alerts.features import RunFeature
+from stabwatch.alerts.features import RunFeature, own_signals
 from stabwatch.alerts.roles import RoleColumns
 from stabwatch.alerts.statistics import Array, Bools, median, robust_spread
 from stabwatch.runlog import SeriesKey
@@ -162,3 +163,10 @@ class RoleFeature(RunFeature):
 def own_roles(feature: RoleFeature, values: Array) -> Bools:
     """The declaration `measures` of a feature for which a record without its roles changes nothing; see `blocks`."""
     return feature._roles.measured(values)
+
+
+def may_change(feature: Any) -> bool:
+    """Whether a record of the layout that a feature is bound to can change anything for it."""
+    measures = vars(type(feature)).get("measures")
+    columns = feature._columns if measures is own_signals else feature._roles if measures is own_roles else None
+    return columns is None or bool(columns.bound)

@@ -119,6 +119,11 @@ class RoleColumns:
         every = {column for some in self._candidates.values() for column, _ in some}
         self._all = np.array(sorted(every), dtype=np.int64)
 
+    @property
+    def bound(self) -> bool:
+        """Whether the layout has any of the roles."""
+        return len(self._all) > 0
+
     def of(self, role: str, values: Array) -> float:
         """The number of a role in a record, NaN where there is none."""
         for column, key in self._candidates[role]:

@@ -11,7 +11,6 @@ from functools import cache
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from stabwatch.alerts import RULES, Engine
 from stabwatch.alerts.catalogue import BY_NAME
@@ -63,9 +62,13 @@ class Watched:
             start = end
         self.first += len(part)
 
-    def copy(self):
-        """The same state again, with the same layout: a new one would be a new run to the engine."""
-        return deepcopy(self, {id(kept): kept for kept in (self.layout, self.layout.keys)})
+    def copy(self, goes_on):
+        """The same state again, with the same layout: a new one would be a new run to the engine.
+
+        goes_on: the engine will see more records.
+        """
+        kept = (self.layout, self.layout.keys, *([] if goes_on else [self.engine]))
+        return deepcopy(self, {id(each): each for each in kept})
 
     def end(self):
         """Scrape the last record, whichever it was."""
@@ -75,9 +78,7 @@ class Watched:
     def _scrape(self):
         firing = tuple(dict.fromkeys((a.rule, a.severity, a.layer) for a in self.engine.active))
         snapshot = Snapshot(run="r", firing=firing, violations=tuple((*k, n) for k, n in self.violations.items()))
-        registry = CollectorRegistry()
-        registry.register(RunCollector(lambda: snapshot, (), [(r.name, r.severity) for r in RULES]))
-        for family in registry.collect():
+        for family in RunCollector(lambda: snapshot, (), [(r.name, r.severity) for r in RULES]).collect():
             for shown in family.samples:
                 if shown.name.startswith(("stabwatch_alerts_firing", "stabwatch_rule_violations_total")):
                     labels = ", ".join(f'{k}="{v}"' for k, v in sorted(shown.labels.items()))
@@ -102,8 +103,9 @@ def _begun(rule, parts):
 
 
 def _watched(rule, kind):
-    watched = _begun(rule, "healthy" if kind == "silent" else "broken").copy()
-    for part in AFTER[kind](SCENARIOS[rule]):
+    after = AFTER[kind](SCENARIOS[rule])
+    watched = _begun(rule, "healthy" if kind == "silent" else "broken").copy(goes_on=bool(after))
+    for part in after:
         watched.show(part)
     return watched.end()
 
