@@ -12,7 +12,7 @@ from torch import nn
 
 import stabwatch
 
-STEPS, BROKEN = 160, 60
+STEPS, BROKEN = 120, 20
 
 
 def train(rank: int, guard: str, out: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ from torch import nn
 import stabwatch
 from stabwatch.guards import LearningRateBackoff, Snapshots
 
-BROKEN = 60
+BROKEN = 20
 
 
 def task(name="AdamW", **settings):
@@ -91,7 +91,7 @@ def test_a_run_is_rolled_back_to_before_its_fault_and_goes_on(attach):
     """NaN in one batch ruins the weights; with the guard the run is at a good loss in the end."""
     model, optimizer = task()
     attach(model, optimizer, guard="snapshot, lr_backoff", snapshot_every=20)
-    for number in range(150):
+    for number in range(110):
         loss = step(model, optimizer, number, broken=[BROKEN])
     run = attach.finish()
     done = [(e.data["guard"], e.data["did"]) for e in run.events if e.kind == "guard"]
@@ -100,7 +100,7 @@ def test_a_run_is_rolled_back_to_before_its_fault_and_goes_on(attach):
     assert back["to_step"] <= BROKEN == back["onset"]
     assert float(loss) < 1.6
     rates = dict(zip(*run.series("learning_rate"), strict=True))
-    assert rates[0] == pytest.approx(1e-3) and rates[149] == pytest.approx(5e-4)
+    assert rates[0] == pytest.approx(1e-3) and rates[109] == pytest.approx(5e-4)
 
 
 def test_raise_stops_the_run_with_the_alert_in_the_message(attach):
@@ -146,7 +146,7 @@ def test_on_alert_is_told_between_steps_and_its_mistakes_stop_nothing(attach):
         raise KeyError("a mistake of the callback's")
 
     watch = attach(model, optimizer, on_alert=tell)
-    for number in range(200):
+    for number in range(120):
         step(model, optimizer, number, broken=[BROKEN])
     assert heard[0].state == "firing" and heard[0].onset == BROKEN and heard[0].rule == "NonFinite"
     assert watch._session.isolation.errors["on_alert"] >= 1
