@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import stabwatch
 from stabwatch.demo import GPT, DemoConfig
 
-STEPS = 24
+STEPS = 12
 FIRST = 100
 """Number of the first step in the mode 'numbered'."""
 

@@ -19,9 +19,12 @@ import stabwatch
 from stabwatch.demo import GPT, DemoConfig
 from stabwatch.runtime import record, session, training_events, work_clock
 
-STEPS, AT = 64, 30
-AFTER = 34
-"""Steps from a fault on: enough for every rule to have fired."""
+STEPS = 64
+"""Steps of a job without a fault."""
+AT, AFTER = 12, 12
+"""The step at which one rank goes wrong once, and how many there are from it on."""
+LASTING_AT, LASTING_AFTER = 30, 34
+"""The same of a fault that lasts, whose rules wait."""
 
 
 def _use_clock(now: Callable[[], float]) -> None:
@@ -44,14 +47,15 @@ def train(rank: int, world: int, out: str, fault: str) -> dict[str, object]:
         watch = stabwatch.attach(model, optimizer, **settings, **judged)
     if fault == "apart":
         dist.barrier()  # as nothing else makes ranks wait for each other before the first step ends
-    odd = rank == world - 1
+    odd, lasts = rank == world - 1, fault in ("slow", "apart")
+    steps = STEPS if fault in ("unwatched", "healthy") else LASTING_AT + LASTING_AFTER if lasts else AT + AFTER
     generator = torch.Generator().manual_seed(rank)
-    for step in range(STEPS if fault in ("unwatched", "healthy") else AT + AFTER):
+    for step in range(steps):
         rows = torch.randint(0, 256, (4, 17), generator=generator)
         if odd and fault == "flip" and step == AT:
             with torch.no_grad():
                 inner.blocks[1].mlp[0].weight.view(torch.int32)[3, 5] ^= 1 << 25  # 16 times as large
-        if odd and fault == "slow" and step >= AT:
+        if odd and fault == "slow" and step >= LASTING_AT:
             time.sleep(0.1)
         if watch is not None:
             watch.log_batch([step * world + rank], shard=f"shard-{rank}")

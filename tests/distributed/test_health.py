@@ -12,7 +12,7 @@ from stabwatch.alerts import Engine, diagnose
 from stabwatch.distributed.health import BUSY_SOURCE, RankHealth
 from stabwatch.distributed.layout import MergeLayout
 from stabwatch.runlog import Accumulator, RecordLayout, read_run
-from tests.distributed.rank_job import AT
+from tests.distributed.rank_job import AT, LASTING_AT
 from tests.processes import run_ranks
 
 WEIGHTS = (Accumulator("weight", "a", "moments"), Accumulator("weight", "b", "moments"))
@@ -92,7 +92,7 @@ def test_a_rank_whose_batch_is_not_finite_is_named(two):
 def test_a_slow_rank_is_named(others):
     engine = _judged(read_run(others / "slow"))
     [first] = [a for a in engine.history if a.rule == "SlowRank"][:1]
-    assert first.step > AT and "Rank 1" in first.description and first.severity == "warning"
+    assert first.step > LASTING_AT and "Rank 1" in first.description and first.severity == "warning"
 
 
 @pytest.mark.slow
