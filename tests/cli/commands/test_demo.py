@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +14,11 @@ from stabwatch.cli.commands.demo import EXPECTED_LR, EXPECTED_STEPS, done
 from stabwatch.cli.render.console import console
 from stabwatch.cli.render.demo_progress import Progress
 from stabwatch.runlog import Event, append_event
+from tests.processes import run_python
 
 
 def demo(folder: Path, *args: object, timeout: float = 110) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stabwatch", "demo", "--run-dir", str(folder / "run"), *map(str, args)]
-    env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=folder, env=env)
+    return run_python("-m", "stabwatch", "demo", "--run-dir", folder / "run", *args, cwd=folder, timeout=timeout)
 
 
 def test_a_short_demo_without_an_agent(tmp_path):
