@@ -16,6 +16,7 @@ UE5M3_TINY, UE5M3_MAX = 2.0**-14, 114688.0
 """Smallest normal number, and the largest."""
 SIGNS = (1, -1, -1, 1, 1, 1, -1, 1, -1, -1, 1, -1, 1, 1, -1, -1)
 """Drawn once: those of the random Hadamard rotation of 16 numbers."""
+ROTATION = tuple((-1.0) ** (i & j).bit_count() * SIGNS[i] / 4 for i in range(16) for j in range(16))
 
 
 def rounding(x: Tensor, whole: Tensor | None = None) -> Tensor:
@@ -140,5 +141,4 @@ def _hif4(blocks: Tensor) -> Tensor:
 
 def _rotation(device: torch.device) -> Tensor:
     """Orthogonal, float32 (16, 16): random signs, then Hadamard's matrix."""
-    rows = tuple((-1.0) ** (i & j).bit_count() * SIGNS[i] / 4 for i in range(16) for j in range(16))
-    return device_constant(rows, torch.float32, device).view(16, 16)
+    return device_constant(ROTATION, torch.float32, device).view(16, 16)
