@@ -148,8 +148,9 @@ class Workload:
 
 
 MISSING = {
-    "EmbeddingCollapse": "the embeddings of all samples become one point",
+    "DropoutInEvaluation": "dropout is on in evaluation mode",
     "FullyMaskedRow": "a row of attention has no key that it may attend to",
+    "NoNonlinearity": "nothing lies between linear layers: they are one",
     "PolicyLeavesReference": "the divergence from the reference policy grows without end",
     "PosteriorCollapse": "the divergence of the posterior from the prior is zero: the latent code says nothing",
     "TargetsUnpaired": "targets do not belong to their inputs",

@@ -25,6 +25,10 @@ SYMPTOM = 0.45
 EXPLAINED = {
     "LossLostAtRateJump": ("LearningRateSpike",),
     "NoUpdates": ("ZeroGradients", "LearningRateZero"),
+    "PartWithZeroGradient": ("ZeroGradients", "PartWithoutGradient", "RouterCollapse", "CodebookCollapse"),
+    "GradientsThrownAway": ("ZeroGradients",),
+    "WeightsDecayAway": ("WeightDecayTooLarge",),
+    "LayerStandsStill": ("ZeroGradients", "UpdatesLost", "UpdatesTooSmall"),
     "LossConstant": ("ZeroGradients", "LearningRateZero", "VanishingGradients", "VanishingOverDepth"),
     "AdamEpsilonTooLarge": ("VanishingOverDepth",),
     "LossDivergence": ("LossWithoutBound",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,15 +14,19 @@ from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.run_accumulators import (
     BETWEEN,
+    MIXED,
     OUT_OF_RANGE,
     SPREAD,
     TARGET_RMS,
     TARGET_SIZE,
     UNNORMALISED,
+    UNREACHABLE,
+    WANTED,
 )
 from stabwatch.hooks.base.views import logit_rows
 from stabwatch.hooks.cursor import CURSOR, in_backward, listening
 from stabwatch.hooks.patching import Patch
+from stabwatch.kernels.alike import FEATURES, FEWEST, apart, directions_apart
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.where import is_fake
 
@@ -32,8 +37,8 @@ ROWS = 256
 TINY = 1e-12
 EQUAL = 1e-6
 """Deviation of targets that are all the same."""
-SAMPLES = 8
-"""Fewest samples that are compared."""
+NEAR = 0.05
+"""How far beyond an output's range a target may be: a picture that was resized overshoots."""
 OFF = 0.1
 """Distance of the logarithm of a sum of probabilities from 0: far above the rounding of bfloat16."""
 
@@ -52,6 +57,7 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
         context.isolation.run("loss", "always", _note_shapes, context, input, target)
         if context.flags.sampled:
             with unseen_by_modes():
+                context.isolation.run("loss", "always", _note_reach, context, input, target)
                 context.isolation.run("leak", "sampled", note_leak, context, target)
                 context.isolation.run("loss", "always", _note_sizes, context, input, target)
                 context.isolation.run("loss", "always", _note_spread, context, input, target)
@@ -74,6 +80,33 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
             context.isolation.run("loss", "always", _note_range, context, input, target)
             context.isolation.run("loss", "always", _note_spread, context, input, target)
             context.isolation.run("leak", "sampled", note_leak, context, target)
+
+
+_RANGES = {
+    "SigmoidBackward0": (0.0, 1.0), "SoftmaxBackward0": (0.0, 1.0), "TanhBackward0": (-1.0, 1.0),
+    "ReluBackward0": (0.0, math.inf), "SoftplusBackward0": (0.0, math.inf), "ExpBackward0": (0.0, math.inf),
+    "LogSoftmaxBackward0": (-math.inf, 0.0),
+}  # fmt: skip
+_SHAPES = frozenset(
+    f"{name}Backward0"
+    for name in (
+        "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Transpose", "Permute", "T",
+        "Clone", "Index", "Alias",
+    )
+) | {"SqueezeBackward1"}  # fmt: skip
+"""What changes the shape of numbers, and not the numbers."""
+_DEEP = 6
+
+
+def range_of(output: Tensor) -> tuple[float, float] | None:
+    """Between which numbers an output lies, by the last function that made it; None where that is not known."""
+    node = output.grad_fn
+    for _ in range(_DEEP):
+        name = type(node).__name__
+        if name not in _SHAPES:
+            return _RANGES.get(name)
+        node = node.next_functions[0][0]  # type: ignore[union-attr]
+    return None
 
 
 def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
@@ -102,15 +135,48 @@ def _note_sizes(context: TapContext, input: Tensor, target: Tensor) -> None:
 
 def _note_spread(context: TapContext, input: Tensor, target: Tensor) -> None:
     """How far the outputs for different samples are apart, over how far their targets are; 1 for equal targets."""
-    if input.shape == target.shape and input.dim() and len(input) >= SAMPLES:
-        outputs, targets = (_apart(x) for x in (input, target))
+    if input.shape == target.shape and input.dim() and len(input) >= FEWEST:
+        outputs, targets = (apart(x) for x in (input, target))
+        if target.dim() == 2 and target.shape[1] >= FEATURES:
+            context.run.note(WANTED, targets)
         context.run.note(SPREAD, torch.where(targets > EQUAL, outputs / targets.clamp(min=EQUAL), 1.0))
 
 
-def _apart(x: Tensor) -> Tensor:
-    """The standard deviation over samples, of at most `ROWS` samples and `ROWS` numbers of each, ()."""
-    rows = x.detach()[:ROWS].reshape(min(len(x), ROWS), -1)
-    return rows[:, :: -(-rows.shape[1] // ROWS) or 1].float().var(dim=0, unbiased=False).mean().sqrt()
+def _note_reach(context: TapContext, input: Tensor, target: Tensor) -> None:
+    """In how many targets is the output of the last function unable to be, by more than `NEAR`?"""
+    limits = range_of(input)
+    if limits is not None and target.numel():
+        some, (low, high) = _some(target), limits
+        context.run.note(UNREACHABLE, ((some < low - NEAR) | (some > high + NEAR)).float().mean())
+
+
+def _saw_margin(out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """A loss whose targets are -1 and 1: the last tensor that it is given by position, or its `target`."""
+    context = _context()
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    target = kwargs.get("target", tensors[-1] if tensors else None)
+    if context is not None and context.flags.sampled and isinstance(target, Tensor) and not is_fake(target):
+        with unseen_by_modes():
+            context.isolation.run("loss", "always", _note_sides, context, target)
+
+
+def _note_sides(context: TapContext, target: Tensor) -> None:
+    some = _some(target)
+    if len(some):
+        context.run.note(OUT_OF_RANGE, (some.abs() != 1).float().mean())
+
+
+def _saw_cosine(out: Tensor, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> None:
+    context = _context()
+    if context is not None and context.flags.sampled and not is_fake(x2):
+        with unseen_by_modes():
+            context.isolation.run("loss", "always", _note_wanted, context, x2)
+
+
+def _note_wanted(context: TapContext, x: Tensor) -> None:
+    found = directions_apart(x)
+    if found is not None:
+        context.run.note(WANTED, found)
 
 
 def _some(x: Tensor) -> Tensor:
@@ -120,7 +186,10 @@ def _some(x: Tensor) -> Tensor:
 
 
 def note_leak(context: TapContext, target: Tensor) -> None:
-    """Note whether the target is one of the numbers of the model's input."""
+    """Note whether the target is one of the numbers of the model's input, and whether samples are mixed."""
+    mixed = context.input.mixed(target)
+    if mixed is not None:
+        context.run.note(MIXED, float(mixed))
     share = context.input.leak(target)
     if share is not None:
         context.run.update_leak(share)
@@ -154,11 +223,33 @@ def _sums(rows: Tensor) -> Tensor:
     return torch.logsumexp(rows[:: max(1, len(rows) // ROWS)].float(), dim=-1)
 
 
-def _saw_ctc(out: Tensor, log_probs: Tensor, *args: Any, **kwargs: Any) -> None:
+def _saw_ctc(
+    out: Tensor,
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int = 0,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
     context = _context()
     if context is not None and context.flags.sampled and not is_fake(log_probs):
         with unseen_by_modes():
+            context.isolation.run("loss", "always", _note_blanks, context, targets, target_lengths, blank)
             context.isolation.run("loss", "always", _note_sums, context, log_probs.reshape(-1, log_probs.shape[-1]))
+
+
+def _note_blanks(context: TapContext, targets: Tensor, lengths: Any, blank: int) -> None:
+    """How many of the symbols of the targets are the blank? What is beyond their lengths is padding."""
+    found = targets == blank
+    if targets.dim() == 2:
+        lengths = torch.as_tensor(lengths, device=targets.device)
+        there = torch.arange(targets.shape[1], device=targets.device) < lengths.reshape(-1, 1)
+        share = (found & there).sum() / there.sum().clamp(min=1)
+    else:
+        share = found.float().mean() if targets.numel() else found.sum()
+    context.run.note(OUT_OF_RANGE, share.float())
 
 
 def _saw_kl(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -181,11 +272,20 @@ def _note_excess(context: TapContext, input: Tensor) -> None:
             context.run.note(UNNORMALISED, torch.stack(over).min())
 
 
+def _patch(original: Any, seen: Any) -> Patch:
+    """A wrapper that a pickle finds by name."""
+    wrapper = observed(original, seen, None, listening)
+    wrapper.__module__, wrapper.__qualname__ = F.__name__, original.__name__
+    return Patch(original, wrapper)
+
+
 LOSS_PATCHES = tuple(
-    Patch(original, observed(original, seen, None, listening))
+    _patch(original, seen)
     for original, seen in (
         (F.mse_loss, _saw_mse), (F.l1_loss, _saw), (F.smooth_l1_loss, _saw), (F.huber_loss, _saw),
         (F.binary_cross_entropy_with_logits, _saw_binary), (F.nll_loss, _saw_nll),
-        (F.ctc_loss, _saw_ctc), (F.kl_div, _saw_kl),
+        (F.ctc_loss, _saw_ctc), (F.kl_div, _saw_kl), (F.soft_margin_loss, _saw_margin),
+        (F.hinge_embedding_loss, _saw_margin), (F.margin_ranking_loss, _saw_margin),
+        (F.cosine_embedding_loss, _saw_margin), (F.cosine_similarity, _saw_cosine),
     )
 )  # fmt: skip

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from stabwatch.hooks.base.run_accumulators import THROWN, UNITS, RunAccumulators
 from stabwatch.hooks.base.tensors import local
 from stabwatch.runtime.rewrites import Rewrites
 
 WITNESSES = 8
 """Parameters of an optimizer whose gradients are looked at: the smallest ones of as many parts of the model."""
+FEWEST_PASSES = 3
+"""Backward passes of a step from which on they are micro-batches: two are a step that looks ahead (SAM)."""
 
 
 class LoopChecks:
@@ -27,6 +30,11 @@ class LoopChecks:
         self._kept: WeakKeyDictionary[Any, Tensor | float | None] = WeakKeyDictionary()
         self._had_state: dict[tuple[str, int, int], bool] = {}
         self._stepped = False
+        self._reached = 0
+        """Backward passes that reached the model since an optimizer stepped."""
+        self._found: Tensor | float = 0.0
+        """Share of the gradients of the first of them that was there when the second began."""
+        self._last: list[Tensor | None] = []
         self.rewrites = Rewrites()
 
     @torch.no_grad()
@@ -37,10 +45,32 @@ class LoopChecks:
         """
         if not self._stepped:
             return
+        if self._reached == 1:
+            shares = [_share_that_is_not_empty(mine) for mine in self._witnesses.values()]
+            self._found = _largest([share for share in shares if share is not None])
         for optimizer, mine in self._witnesses.items():
             kept = self._kept.get(optimizer)
             if kept != 0.0:
                 self._kept[optimizer] = _smaller(kept, _share_that_is_not_empty(mine))
+
+    def pass_ended(self) -> None:
+        """A backward pass has reached the model."""
+        self._reached += 1
+        if self._reached >= FEWEST_PASSES:
+            self._last = [p.grad for mine in self._witnesses.values() for p in mine]
+
+    def _thrown(self) -> Tensor | float | None:
+        """1 if each pass since the last step found the gradients of the one before gone, else 0.
+
+        None with fewer than three passes, and where the program puts gradients of its own in their place.
+        """
+        reached, found, self._reached, self._found = self._reached, self._found, 0, 0.0
+        if not self._stepped or reached < FEWEST_PASSES:
+            return None
+        now = (p.grad for mine in self._witnesses.values() for p in mine)
+        if any(a is not b for a, b in zip(now, self._last, strict=False)):
+            return None
+        return (found == 0).float() if isinstance(found, Tensor) else float(found == 0.0)
 
     def take_kept(self) -> Tensor | float | None:
         """Of each optimizer the least share over the backward passes of the step that ends now, and their mean.
@@ -52,11 +82,21 @@ class LoopChecks:
         self._stepped = bool(self._witnesses)
         return sum(kept) / len(kept) if kept else None
 
-    def before_step(self, optimizer: Any) -> None:
-        """An optimizer is about to step: some of its parameters are looked at from the next step on."""
+    def before_step(self, optimizer: Any, run: RunAccumulators) -> None:
+        """An optimizer is about to step: note what can be seen then.
+
+        Some of its parameters are looked at from the next step on.
+        """
+        changed, thrown = self.rewrites.step_begins(), self._thrown()
+        if changed is not None:
+            run.update_rewritten(changed)
+        if thrown is not None:
+            run.note(THROWN, thrown)
         if optimizer in self._witnesses:
             return
         self.rewrites.follow(optimizer)
+        if not self._witnesses and (alike := self.rewrites.alike(optimizer)) is not None:
+            run.note(UNITS, alike)
         mine = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         length = max(1, -(-len(mine) // WITNESSES))
         parts = [mine[i : i + length] for i in range(0, len(mine), length)]
@@ -85,6 +125,14 @@ def _has_modes(module: nn.Module) -> bool:
     if isinstance(module, _DropoutNd):
         return module.p > 0
     return isinstance(module, _BatchNorm) and module.track_running_stats
+
+
+def _largest(shares: Sequence[Tensor | float]) -> Tensor | float:
+    """The largest of some shares; 1 if there are none."""
+    on_device = [share for share in shares if isinstance(share, Tensor)]
+    if not on_device or any(share.device != on_device[0].device for share in on_device):
+        return max((share for share in shares if not isinstance(share, Tensor)), default=1.0) if not on_device else 1.0
+    return torch.stack(on_device).amax()
 
 
 def _smaller(one: Tensor | float | None, other: Tensor | float | None) -> Tensor | float | None:

@@ -35,7 +35,8 @@ DIFFERS = 0.05
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
     "evaluation_mode_ratio", "clip_limit", "backward_passes", "forward_passes", "calls_without_gradient",
-    "batch_repeated", "opponent_steps", "clip_late_ratio", "scaled_step_ratio", "batch_shift_ratio",
+    "batch_repeated", "opponent_steps", "clip_late_ratio", "scaled_step_ratio", "weight_decay_ratio",
+    "batch_shift_ratio",
 )  # fmt: skip
 _GAUGES = len(_HOST_GAUGES) - 1
 """Those that are known when the step ends: the last one is computed from the batch when the record is written."""
@@ -95,6 +96,7 @@ class HostNumbers:
     clip_limit: float = math.nan
     clip_late: float = math.nan
     scaled_step: float = math.nan
+    decay: float = math.nan
     _written: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def forward_begins(self, inputs: tuple[Any, ...], began: float) -> None:
@@ -144,7 +146,7 @@ class HostNumbers:
             self.learning_rate, self.overhead, self.taps_missing, self.evaluating, self.clip_limit,
             self.passes or math.nan, self.forwards or math.nan,
             self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.opposed,
-            self.clip_late, self.scaled_step,
+            self.clip_late, self.scaled_step, self.decay,
             self.skipped - skipped, self.errors - errors, self.dropped - dropped, self.resets - resets,
         )  # fmt: skip
 

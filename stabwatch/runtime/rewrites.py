@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from stabwatch.hooks.base.tensors import is_plain, local
 
-MATRICES, NUMBERS = 8, 64
-"""Matrices of an optimizer that are looked at, the largest ones of as many parts of the model, and numbers of each."""
+MATRICES, NUMBERS, ROWS = 8, 64, 64
+"""Matrices of an optimizer that are looked at, the largest ones of as many parts of the model, and numbers of each.
+
+Then rows that are compared with each other, by as many numbers.
+"""
 
 
 class Rewrites:
@@ -27,6 +30,14 @@ class Rewrites:
         held = [p for group in optimizer.param_groups for p in group["params"] if _is_matrix(p)]
         length = max(1, -(-len(held) // MATRICES))
         self._matrices[optimizer] = [max(held[i : i + length], key=_size) for i in range(0, len(held), length)]
+
+    @torch.no_grad()
+    def alike(self, optimizer: Any) -> Tensor | None:
+        """Share of its matrices whose rows are all the same and not zero, float32 (); None without any."""
+        held = [local(p.detach()) for p in self._matrices.get(optimizer, ())]
+        rows = [x[:ROWS].reshape(min(len(x), ROWS), -1)[:, :NUMBERS] for x in held if len(x) > 1 and x.numel() > len(x)]
+        same = [(x == x[:1]).all() & x.any() for x in rows if x.device == rows[0].device]
+        return torch.stack(same).float().mean() if same else None
 
     def step_ended(self, wanted: bool) -> None:
         """A step is over. wanted: keep the weights, to compare them when the next one begins."""

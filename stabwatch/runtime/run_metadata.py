@@ -155,6 +155,22 @@ def learning_rate(optimizer: Any, inner: Any = None) -> float:
     return max(known, default=math.nan)
 
 
+DECOUPLED = ("SGD", "AdamW")
+"""Optimizers whose decay is a share of the weights: rate x decay in each step."""
+
+
+def decay_per_step(optimizer: Any) -> float:
+    """Largest share of the weights that decay takes in a step, over the groups; NaN where that is not known."""
+    if type(optimizer).__name__ not in DECOUPLED:
+        return math.nan
+    shares = [
+        float(group["lr"]) * float(group.get("weight_decay", 0.0))
+        for group in optimizer.param_groups
+        if not isinstance(group.get("lr"), Tensor | None)
+    ]
+    return max(shares, default=math.nan)
+
+
 def _rate(optimizer: Any, group: Mapping[str, Any]) -> Any:
     """`lr` of a group; where it is None, what Adafactor of transformers says that it used."""
     rate = group.get("lr")

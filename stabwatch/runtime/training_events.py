@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
-from stabwatch.hooks.base.alike import note_inputs
+from stabwatch.hooks.base.alike import note_inputs, note_outputs
 from stabwatch.hooks.base.calls import outermost
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.naming import unwrap
@@ -32,7 +32,7 @@ from stabwatch.runtime.opponents import Opponents
 from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
 from stabwatch.runtime.pipeline_events import PipelineEvents
 from stabwatch.runtime.record import HostNumbers
-from stabwatch.runtime.run_metadata import learning_rate, optimizer_facts
+from stabwatch.runtime.run_metadata import decay_per_step, learning_rate, optimizer_facts
 from stabwatch.runtime.silence import Silence
 from stabwatch.runtime.step_clock import StepClock
 from stabwatch.runtime.taps import Taps
@@ -183,6 +183,8 @@ class TrainingEvents(PipelineEvents):
         if self.flags.open:
             self.isolation.run("attention", "always", self.context.brackets.update)
         self.isolation.run("loss", "always", self._output_loss, output)
+        if self.flags.sampled:
+            self.isolation.run("alike", "sampled", note_outputs, self.context.run, output)
         if not self._watched:
             self.isolation.run("clock", "always", self._silence.forward_ended, output)
         self._work.forward_ended()
@@ -245,6 +247,7 @@ class TrainingEvents(PipelineEvents):
         self._order.pass_ended()
         if self.flags.open:
             self._host.evaluating = float(self._checks.evaluating())
+            self.isolation.run("checks", "always", self._checks.pass_ended)
         if self._clock.inside is not None:
             self._taps.now.steps.gradients_ready(self._clock.inside)
         elif self._parameter_steps.active:
@@ -327,8 +330,7 @@ class TrainingEvents(PipelineEvents):
             self._repeated = True
             self._end_step()
         self._host.resets += self._asked(self._checks.lost_state, optimizer)
-        self.isolation.run("checks", "always", self._note_rewrites)
-        self.isolation.run("checks", "always", self._checks.before_step, optimizer)
+        self.isolation.run("checks", "always", self._checks.before_step, optimizer, self.context.run)
         if self._order.scaler is not None:
             self.isolation.run("checks", "always", self._note_scaled, optimizer)
         closure = has_closure(args, kwargs)
@@ -351,11 +353,6 @@ class TrainingEvents(PipelineEvents):
             self._end_step()
         else:
             self._stepped_parameters |= {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-    def _note_rewrites(self) -> None:
-        changed = self._checks.rewrites.step_begins()
-        if changed is not None:
-            self.context.run.update_rewritten(changed)
 
     def _look_at_buffers(self) -> None:
         if not self._watched:
@@ -391,6 +388,7 @@ class TrainingEvents(PipelineEvents):
 
     def _note_rate(self, optimizer: Any) -> None:
         self._host.learning_rate = learning_rate(optimizer, self._inner)
+        self._host.decay = decay_per_step(self._inner or optimizer)
         if id(optimizer) not in self._seen_optimizers:
             self._seen_optimizers.add(id(optimizer))
             if self._writer is not None and isinstance(optimizer, torch.optim.Optimizer):

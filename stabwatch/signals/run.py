@@ -81,7 +81,7 @@ SIGNALS = (
     ),
     _host(
         "target_out_of_range_ratio",
-        "Share of the targets of `binary_cross_entropy_with_logits` that are outside of 0 to 1.",
+        "Share of targets that the loss does not take: not in 0 to 1 (binary), not -1 or 1 (a margin), the blank (CTC).",
         "ratio",
         tier="sampled",
     ),
@@ -119,6 +119,40 @@ SIGNALS = (
         formula="mean",
         scope="run",
         tier="sampled",
+    ),
+    _host(
+        "target_unreachable_ratio",
+        "Share of the targets of `mse_loss` and its kin that lie outside of what the output's last function gives.",
+        "ratio",
+        tier="sampled",
+    ),
+    _host(
+        "wanted_deviation",
+        "How far targets (samples, features) are apart, of `mse_loss` and its kin; of `cosine_similarity` their "
+        "directions.",
+        tier="sampled",
+    ),
+    _host(
+        "output_deviation",
+        "How far the outputs of different samples are apart, (samples, features) scaled to length 1.",
+        tier="sampled",
+    ),
+    _host(
+        "samples_mixed_ratio",
+        "Whether a recurrent layer or an attention took the batch for the sequence (`batch_first` is not set): 1.",
+        "ratio",
+        tier="sampled",
+    ),
+    _host(
+        "units_alike_ratio",
+        "Share of some weight matrices whose rows are all the same and not zero, before the optimizer's first step.",
+        "ratio",
+    ),
+    _host(
+        "gradients_thrown_ratio",
+        "Whether the gradients of each backward pass of a step were set to zero before the next one began: 1, or 0; of "
+        "three passes and more.",
+        "ratio",
     ),
     _host(
         "input_alike_ratio",
@@ -159,6 +193,11 @@ SIGNALS = (
         "0.",
     ),
     _host("input_rms", "Root mean square of the model's first input of floating-point numbers.", tier="sampled"),
+    _host(
+        "weight_decay_ratio",
+        "Largest share of the weights that weight decay takes in a step, rate times decay, of SGD and AdamW.",
+        "ratio",
+    ),
     _host("clip_limit", "Largest `max_norm` that `clip_grad_norm_` was given in the step."),
     _host(
         "clip_late_ratio",

@@ -4,6 +4,8 @@ from benchmarks.reports.case import REGISTRY
 from benchmarks.reports.cases import (
     collapse,
     data,
+    fresh_data,
+    fresh_setup,
     gradients,
     later,
     loop,
@@ -15,7 +17,8 @@ from benchmarks.reports.cases import (
 )
 
 __all__ = [
-    "CASES", "collapse", "data", "gradients", "later", "loop", "losses", "nonfinite", "policy", "precision", "unseen",
+    "CASES", "collapse", "data", "fresh_data", "fresh_setup", "gradients", "later", "loop", "losses", "nonfinite",
+    "policy", "precision", "unseen",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)

@@ -76,7 +76,8 @@ class VanishingFeature(RunFeature):
 
     rms to peak: median over layers of the gradient RMS over its peak in the run; then the median of the last 16 points.
         The peak is that of medians of 5 points, so one early explosion does not set it.
-    depth: the median layer's gradient RMS over that of the largest, in one record; NaN with fewer than four layers.
+    depth: the gradient RMS of the layer at the lower quartile over that of the largest, in one record; NaN with fewer
+        than four layers.
     remaining: loss over its first value. stall: loss over its value 32 points before. Both are medians of 16 points,
         and NaN while the loss is not positive.
     """
@@ -91,7 +92,7 @@ class VanishingFeature(RunFeature):
         DerivedSignal("loss_remaining_ratio", "Loss over its first value, as medians of 16 values.", "ratio", "run"),
         DerivedSignal(
             "gradient_depth_ratio",
-            "Gradient RMS of the median layer over that of the layer with the largest.",
+            "Gradient RMS of the layer at the lower quartile over that of the layer with the largest.",
             "ratio",
             "run",
         ),
@@ -193,11 +194,13 @@ class VanishingFeature(RunFeature):
 
 
 def _over_depth(now: Array) -> Array:
-    """The median of each record of values (n, layers) over its largest one; NaN for fewer than `FEWEST` layers."""
+    """The lower quartile of each record of values (n, layers) over its largest; NaN for fewer than `FEWEST` layers."""
     known = (~np.isnan(now)).sum(axis=1)
     largest = np.fmax.reduce(now, axis=1, initial=-math.inf)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where((known >= FEWEST) & (largest > 0), row_medians(now) / largest, np.nan)
+        place = np.maximum(known - 1, 0)[:, None] // 4  # NaN is sorted to the end
+        low = np.take_along_axis(np.sort(now, axis=1), place, axis=1)[:, 0] if now.shape[1] else largest
+        return np.where((known >= FEWEST) & (largest > 0), low / largest, np.nan)
 
 
 def features() -> tuple[Feature, ...]:
@@ -274,8 +277,8 @@ RULES: tuple[Rule, ...] = (
         title="Gradients vanish over the depth of the model",
         family="gradient_vanishing",
         summary="Gradients vanish on their way through the layers, and nothing is learned.",
-        description="The gradient RMS of the median layer is {gradient_depth_ratio:.2g} of that of the layer with the "
-        "largest. The loss is {loss_remaining_ratio:.0%} of its first value.",
+        description="The gradient RMS of a quarter of the layers is {gradient_depth_ratio:.2g} or less of that of the "
+        "layer with the largest. The loss is {loss_remaining_ratio:.0%} of its first value.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -284,8 +287,8 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("gradient_depth_ratio", below=1e-3), Condition("loss_remaining_ratio", above=0.95)),
-        source="a thousandth, in half of the layers, while a twentieth of the loss or less is learned: layers of a "
-        "healthy model are within a factor of a hundred",
+        source="a thousandth, in a quarter of the layers, while a twentieth of the loss or less is learned: layers of "
+        "a healthy model are within a factor of a hundred",
         remedy=(
             "Add shortcuts around the layers, or norms before them; or use fewer layers.",
             "Initialise weights so that activations keep their size: `kaiming_normal_` for ReLU.",

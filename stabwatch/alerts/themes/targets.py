@@ -23,6 +23,8 @@ WINDOW = 16
 """Steps over which labels are compared."""
 NO_BETTER = 0.98
 """Of ln(classes): a cross-entropy above it is no better than a guess."""
+LABELS = 8
+"""Labels of a step from which on 200 steps are enough to learn from."""
 ALL = 0.999
 """Of what a binary loss is given."""
 STRETCH = 48
@@ -121,24 +123,30 @@ class GuessFeature(RunFeature):
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal("loss_to_uniform_ratio", "Median cross-entropy over ln(classes).", "ratio", "run"),
         DerivedSignal(
-            "loss_uniform_steps", "Steps for which the cross-entropy was that of a guess, or higher.", "1", "run"
+            "loss_uniform_steps",
+            f"Steps for which the cross-entropy was that of a guess, or higher; with fewer than {LABELS} labels in a "
+            "step as many times fewer.",
+            "1",
+            "run",
         ),
     )
 
     def __init__(self) -> None:
-        super().__init__("loss_of_guess", "token_loss", "target_classes")
+        super().__init__("loss_of_guess", "token_loss", "target_classes", "target_labels")
 
     def _begin(self) -> None:
         self._past: deque[float] = deque(maxlen=WINDOW)
         self._guesses = Duration()
+        self._labels = float(LABELS)
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        loss, classes = (self._one(signal, values) for signal in self._columns.signals)
+        loss, classes, labels = (self._one(signal, values) for signal in self._columns.signals)
+        self._labels = labels if labels > 0 else self._labels
         if not math.isfinite(loss + classes) or classes < 2:
             return None
         self._past.append(loss / math.log(classes))
         now = median(np.array(self._past))
-        steps = self._guesses.at(self._step, now >= NO_BETTER)
+        steps = self._guesses.at(self._step, now >= NO_BETTER) * min(1.0, self._labels / LABELS)
         return {self.gauges[0].name: now, self.gauges[1].name: steps, "token_loss": loss}
 
     measures = own_signals
@@ -212,14 +220,19 @@ RULES: tuple[Rule, ...] = (
         name="TargetOutOfRange",
         title="Targets out of range",
         family="target_out_of_range_ratio",
-        summary="Targets of a binary cross entropy are outside of 0 to 1, where it has no lower bound.",
-        description="{target_out_of_range_ratio:.0%} of the targets are below 0 or above 1.",
+        summary="Targets are none that the loss takes: outside of 0 to 1 for a binary cross entropy, neither -1 nor 1 "
+        "for a loss with a margin, or the blank of `ctc_loss`.",
+        description="{target_out_of_range_ratio:.0%} of the targets are none that the loss takes.",
         thresholds=(
             Threshold(severity="critical", when=(Condition("target_out_of_range_ratio", above=0.0),), for_points=2),
         ),
         abnormal=(Condition("target_out_of_range_ratio", above=0.0),),
         source="any: the definition of the loss",
-        remedy=("Scale the targets to 0 to 1 (pixels by 255), or use a loss for numbers of any size.",),
+        remedy=(
+            "Binary cross entropy: scale the targets to 0 to 1 (pixels by 255), or use a loss for numbers of any size.",
+            "A loss with a margin (`soft_margin_loss`, `margin_ranking_loss` and their kin): `2 * target - 1`.",
+            "`ctc_loss`: number the symbols from 1 on, or give the blank a number of its own (`blank=`).",
+        ),
         fact=True,
     ),
     Rule(
@@ -312,7 +325,8 @@ RULES: tuple[Rule, ...] = (
         "steps.",
         thresholds=(Threshold(severity="warning", when=(Condition("loss_uniform_steps", above=199.0),), for_points=2),),
         abnormal=(Condition("loss_uniform_steps", above=0.0),),
-        source="98 % of ln(classes) for 200 steps; models of all kinds learn how frequent the classes are before that",
+        source="98 % of ln(classes) for 200 steps of eight labels; models of all kinds learn how frequent the classes "
+        "are before that",
         remedy=(
             "Check that gradients reach the parameters: requires_grad, a detached loss, frozen layers, skipped steps.",
             "Check that the optimizer holds the parameters of this model, and that its learning rate is not 0.",

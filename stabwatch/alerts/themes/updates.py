@@ -22,9 +22,9 @@ class WeightFeature:
     """Change of a layer's weight norm that the optimizer's own steps cannot explain.
 
     The norm after a step is within (1 +- update-to-weight ratio) of the norm before it. Between two measured points,
-    every step is assumed as large as the larger of the two. The rest has another cause: a bit flip, a loaded
-    checkpoint, swapped averaged weights. Points that are farther apart are not compared: the
-    steps between are not known.
+    every step is assumed as large as the larger of the two, and three times that where they are large. The rest has
+    another cause: a bit flip, a loaded checkpoint, swapped averaged weights. Points that are farther apart are not
+    compared: the steps between are not known.
     """
 
     name = "weight"
@@ -136,6 +136,7 @@ class WeightFeature:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             most = np.where(np.isnan(was_ratio), np.nan, np.fmax(was_ratio, ratio))
             steps = step - was_step
+            most = np.where((steps > 1) & (most > LOUD), UNSEEN * most, most)
             grown = rms / was - np.exp(steps * np.log1p(most))
             shrunk = was / rms - np.exp(-steps * np.log1p(-np.minimum(most, 1.0)))
             beyond = np.maximum(np.fmax(grown, shrunk), 0.0)
@@ -145,6 +146,8 @@ class WeightFeature:
         return beyond
 
 
+LOUD, UNSEEN = 0.01, 3.0
+"""Updates above the first differ from step to step: those between two points may be larger, by the second."""
 REWRITTEN = 1e-5
 """Relative change of weights between two steps that no rounding makes: what was added is taken away again (SAM)."""
 UNEXPLAINED = 0.05

@@ -1,4 +1,4 @@
-"""Batches whose samples are all the same."""
+"""Batches whose samples are all the same, and outputs that become so."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabwatch.hooks.base.run_accumulators import ALIKE, RunAccumulators
-from stabwatch.hooks.base.tensors import is_plain
-from stabwatch.kernels.alike import FEWEST, alike
+from stabwatch.hooks.base.run_accumulators import ALIKE, APART, RunAccumulators
+from stabwatch.hooks.base.tensors import first_tensor, is_plain
+from stabwatch.kernels.alike import FEWEST, alike, directions_apart
 
 
 @torch.no_grad()
@@ -21,3 +21,11 @@ def note_inputs(run: RunAccumulators, inputs: Iterable[Any], named: Mapping[str,
         return
     if len(given[0]) >= FEWEST and all(len(x) == len(given[0]) for x in given):
         run.note(ALIKE, torch.stack([alike(x) for x in given]).amin())
+
+
+@torch.no_grad()
+def note_outputs(run: RunAccumulators, output: Any) -> None:
+    """The model has returned: how far are its outputs for different samples apart?"""
+    out = first_tensor(output)
+    if out is not None and type(out) is Tensor and is_plain(out) and (found := directions_apart(out)) is not None:
+        run.note(APART, found)

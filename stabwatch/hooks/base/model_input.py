@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 AHEAD = 2
 """Positions by which targets may be ahead of their inputs: one is right for a language model."""
@@ -41,12 +41,16 @@ def _tensors(values: Iterable[Any], depth: int = DEEPEST) -> Iterator[Tensor]:
             yield from _tensors(value, depth - 1)
 
 
+_SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
+
+
 class ModelInput:
     """The inputs of the model's last call in a measured step, and which kind of attention it used since.
 
     ids: int (batch, tokens), or None. rows: numbers (batch, columns), or None. open: calls of attention over the whole
-    sequence without a mask; causal: calls with a causal one. indices: one of the
-    inputs has whole numbers.
+    sequence without a mask, and of recurrent layers in both directions; causal: calls with a causal one. indices: one
+    of the inputs has whole numbers; several: two of them are rows of such. lengths: first two dimensions of what layers
+    without `batch_first` were given.
     """
 
     def __init__(self) -> None:
@@ -58,6 +62,8 @@ class ModelInput:
         self.indices = False
         self.rows: Tensor | None = None
         self.open = self.causal = 0
+        self.several = False
+        self.lengths: list[tuple[int, int]] = []
 
     def forward_begins(self, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
         """The model is called."""
@@ -67,6 +73,7 @@ class ModelInput:
         self.indices = any(map(_is_whole, _tensors(given)))
         strided = [x.detach() for x in plain if not x.is_nested and x.dim() == 2 and len(x)]
         whole = [x for x in strided if _is_whole(x)]
+        self.several = len(whole) > 1
         self.ids = next((x for x in whole if x.shape[1] >= SHORTEST), None)
         numbers = (x for x in strided if x.is_floating_point())
         self.rows = next((x for x in numbers if len(x) >= FEWEST_ROWS and 2 <= x.shape[1] <= MOST_COLUMNS), None)
@@ -82,6 +89,27 @@ class ModelInput:
             return
         self.causal += is_causal
         self.open += mask is None and not is_causal
+
+    def layer(self, module: Any, args: Any) -> None:
+        """A layer was called: does it read a sequence, along which dimension, and from both ends?"""
+        given = args[0] if args else None
+        if not isinstance(module, _SEQUENTIAL) or not isinstance(given, Tensor) or given.dim() != 3:
+            return
+        first = bool(getattr(module, "batch_first", False))
+        if not first:
+            self.lengths.append((given.shape[0], given.shape[1]))
+        length = given.shape[1 if first else 0]
+        if getattr(module, "bidirectional", False) and self.ids is not None and not self.several:
+            self.open += length == self.ids.shape[1]
+
+    def mixed(self, target: Tensor) -> bool | None:
+        """Do layers take the samples of this target (samples, ...) for places of a sequence? None without such layers.
+
+        The target has one row for each sample; where a sequence is as long as the batch, nothing can be said.
+        """
+        if not self.lengths or not 1 <= target.dim() <= 2:
+            return None
+        return any(a == len(target) > 1 and b != len(target) and b > 1 for a, b in self.lengths)
 
     def order(self, target: Tensor, ignored: int) -> Tensor | None:
         """float32 (7,): targets, how many are the token at their own place, at the next, at the one after.

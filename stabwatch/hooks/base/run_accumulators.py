@@ -13,6 +13,7 @@ from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.policy_accumulators import PolicyAccumulators
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.tensors import new_accumulator
+from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.merge import Aggregates, merge_, merge_floats
 from stabwatch.kernels.where import on_host
 from stabwatch.runlog import Accumulator, host_accumulator
@@ -34,6 +35,12 @@ UNNORMALISED = host_accumulator("log_probability_off_ratio")
 TARGET_RMS = host_accumulator("target_rms")
 TARGET_SIZE = host_accumulator("target_size_ratio")
 SPREAD = host_accumulator("output_spread_ratio")
+UNREACHABLE = host_accumulator("target_unreachable_ratio")
+WANTED = host_accumulator("wanted_deviation")
+APART = host_accumulator("output_deviation")
+MIXED = host_accumulator("samples_mixed_ratio")
+UNITS = host_accumulator("units_alike_ratio")
+THROWN = host_accumulator("gradients_thrown_ratio")
 ALIKE = host_accumulator("input_alike_ratio")
 TOKEN_LOSS = PROBES.register(Probe(name="loss", tap="token_loss", reduction=MEAN, tier="always")).accumulator()
 """The cross-entropy that was seen on the way, which need not be what is trained on."""
@@ -55,7 +62,10 @@ BASICS = (BUSY_SOURCE, *map(loss_source, LOSS_FALLBACKS), CLIPPED, LOSS_SCALE)
 
 The busy time and the sources of the loss come first: the record leaves out everything up to their end.
 """
-NOTED = (OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD)
+NOTED = (
+    OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD, UNREACHABLE, WANTED, APART, MIXED,
+    UNITS, THROWN,
+)  # fmt: skip
 OTHERS = (KEPT, REWRITTEN, BROADCAST, INPUT, LEAK, *NOTED)
 
 
@@ -148,8 +158,11 @@ class RunAccumulators:
         merge_(HOST, self.broadcast, aggregates)
 
     @torch.no_grad()
-    def note(self, which: Accumulator, share: Tensor) -> None:
+    def note(self, which: Accumulator, share: Tensor | float) -> None:
         """Note a number of the step, float32 (), that is one of `NOTED`; the last of a step counts, or their mean."""
+        if isinstance(share, float):
+            merge_(HOST, self._noted[which], device_constant((1.0, share), torch.float32, self._device))
+            return
         share = share.to(self._device, non_blocking=True)
         operators = HOST_COUNT if which is SPREAD else HOST
         merge_(operators, self._noted[which], torch.stack((torch.ones_like(share), share)))

@@ -1,0 +1,112 @@
+"""Mistakes that one number shows: of the loop, of the optimizer, of the shapes, of the last layer."""
+
+from __future__ import annotations
+
+from stabwatch.alerts.features import Feature, LastingFeature, PlainFeature
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+
+DECAY = 0.01
+"""Of the weights, in a step: half of them are gone after 70."""
+
+
+def features() -> tuple[Feature, ...]:
+    """Fresh state for one run."""
+    return (
+        PlainFeature("gradients_thrown_ratio"),
+        LastingFeature("weight_decay_ratio", above=DECAY),
+        PlainFeature("units_alike_ratio"),
+        PlainFeature("samples_mixed_ratio"),
+        PlainFeature("target_unreachable_ratio"),
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="GradientsThrownAway",
+        title="Gradients of micro-batches are thrown away",
+        family="gradients_thrown_ratio",
+        summary="Gradients are set to zero before each micro-batch: the step uses those of the last one alone.",
+        description="The gradients of each backward pass of the step were gone when the next one began.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("gradients_thrown_ratio", above=0.5),), for_points=4),
+        ),
+        abnormal=(Condition("gradients_thrown_ratio", above=0.5),),
+        source="all, in steps of three backward passes and more, at four points; where the program itself puts "
+        "gradients in their place (one for each sample, or for each task) nothing is said",
+        remedy=("Call `optimizer.zero_grad()` once for each `optimizer.step()`, not once for each batch.",),
+        fact=True,
+    ),
+    Rule(
+        name="WeightDecayTooLarge",
+        title="Weight decay takes the weights away",
+        family="weight_decay_ratio",
+        summary="Weight decay takes a per cent of the weights and more in each step: they fall towards zero.",
+        description="Rate times weight decay is {weight_decay_ratio:.2g}; 1e-4 is usual.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("weight_decay_ratio", above=DECAY), Condition("weight_decay_ratio_steps", above=31.0)),
+                for_points=2,
+            ),
+        ),
+        abnormal=(Condition("weight_decay_ratio", above=DECAY),),
+        source="a per cent of the weights in a step, a hundred times the usual 1e-4, for 32 steps",
+        remedy=(
+            "Lower the weight decay: 0.01 to 0.1 in AdamW, 1e-4 to 5e-4 in SGD.",
+            "Is it the number of another optimizer, or the learning rate?",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="UnitsAlike",
+        title="All units of a layer begin alike",
+        family="units_alike_ratio",
+        summary="Weights begin at one and the same number: the units of a layer get the same gradient and stay alike.",
+        description="{units_alike_ratio:.0%} of the weight matrices that were looked at had equal rows before the "
+        "first step.",
+        thresholds=(Threshold(severity="warning", when=(Condition("units_alike_ratio", above=0.5),)),),
+        abnormal=(Condition("units_alike_ratio", above=0.5),),
+        source="more than half of the matrices, zeros not counted: units that begin alike have the same gradient for "
+        "ever",
+        remedy=(
+            "Draw the weights at random: `kaiming_normal_`, `xavier_uniform_`, or what the layer does by itself.",
+            "Biases may begin at one number.",
+        ),
+        references=("Goodfellow et al. 2016, Deep Learning, 8.4",),
+        fact=True,
+    ),
+    Rule(
+        name="SamplesMixed",
+        title="The batch is taken for the sequence",
+        family="samples_mixed_ratio",
+        summary="A recurrent layer or an attention reads along the batch: samples are mixed, and places are not.",
+        description="The first dimension of its input is the batch, and it has no `batch_first=True`.",
+        thresholds=(Threshold(severity="warning", when=(Condition("samples_mixed_ratio", above=0.5),), for_points=2),),
+        abnormal=(Condition("samples_mixed_ratio", above=0.5),),
+        source="any: without `batch_first` the first dimension is the sequence; here it has one number for each target",
+        remedy=(
+            "Give the layer `batch_first=True`, or its input as (sequence, batch, features).",
+            "Test it: the output of a sample must be the same whatever the other samples are.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="TargetsOutOfReach",
+        title="Targets are out of the output's reach",
+        family="target_unreachable_ratio",
+        summary="The last function of the model bounds its outputs, and many targets lie outside: they cannot be "
+        "reached.",
+        description="{target_unreachable_ratio:.0%} of the targets lie outside of what the last function can give "
+        "(sigmoid and softmax: 0 to 1; tanh: -1 to 1; ReLU, softplus and exp: 0 and more).",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("target_unreachable_ratio", above=0.1),), for_points=3),
+        ),
+        abnormal=(Condition("target_unreachable_ratio", above=0.1),),
+        source="a tenth of the targets, by more than 0.05, at three points: the definition of the function",
+        remedy=(
+            "Leave out the activation after the last layer of a regression.",
+            "Or scale the targets to its range: pixels to 0 to 1 for a sigmoid, to -1 to 1 for a tanh.",
+        ),
+        fact=True,
+    ),
+)

@@ -1,0 +1,244 @@
+"""What stands still: steps that are far too small, and parts of the model that never move."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.features import DerivedSignal, Duration, Feature, PlainFeature, RunFeature, own_signals
+from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import Array, Bools, median
+from stabwatch.runlog import SeriesKey
+
+SMALL = 3e-5
+"""Of a weight, in one update: a thousand such steps change it by 3 % at most."""
+NOTHING = 1e-12
+"""Below it a step changes nothing: that is `NoUpdates`."""
+LEVEL = 16
+"""Losses whose median is a level."""
+CLIMBS = 1.001
+STILL, BESIDE = 1e-6, 1e-4
+"""Update over weight of a layer that stands still, and over that of the layer that moves most."""
+TINY = 1e-3
+"""A gradient over the largest one from which on a layer might move."""
+
+
+class SlowFeature(RunFeature):
+    """For how many steps updates have been tiny at a rate that does not climb, beside what the loss has lost since.
+
+    NaN where the model makes its own data, or plays against another one.
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal(
+            "update_small_steps", f"Steps for which the median update has been below {SMALL:g} of the weights.", "1",
+            "run",
+        ),
+        DerivedSignal(
+            "loss_since_start_ratio", f"Median loss of the last {LEVEL} records over that of the first.", "ratio",
+            "run",
+        ),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._beside = LayerColumns("loss", "learning_rate", "calls_without_gradient", "opponent_steps")
+        super().__init__("update_small", "update_to_weight_ratio")
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._beside.bind(keys)
+
+    def _begin(self) -> None:
+        self._losses: deque[float] = deque(maxlen=LEVEL)
+        self._first = self._rate = math.nan
+        self._small = Duration()
+        self._records = self._played = 0
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        loss, rate, acted, opposed = (
+            float(self._beside.of_run(signal, values[None])[0]) for signal in self._beside.signals
+        )
+        self._records += 1
+        self._played += acted > 0 or opposed > 0
+        if math.isfinite(loss):
+            self._losses.append(loss)
+            if len(self._losses) == LEVEL and math.isnan(self._first):
+                self._first = median(np.array(self._losses))
+        now = self._columns.of(self.signal, values)
+        now = now[np.isfinite(now)]
+        if not len(now):
+            return None
+        size, climbs = median(now), rate > CLIMBS * self._rate
+        self._rate = rate
+        steps = self._small.at(self._step, NOTHING < size < SMALL and not climbs)
+        level = median(np.array(self._losses)) if len(self._losses) == LEVEL else math.nan
+        known = self._first > 0 and not makes_its_data(self._played, self._records)
+        course = level / self._first if known else math.nan
+        return dict(zip((g.name for g in self.gauges), (steps, course), strict=True)) | {"update": size}
+
+    def measures(self, values: Array) -> Bools:
+        """See `blocks`: each record counts."""
+        return np.ones(len(values), dtype=bool)
+
+
+class _SinceFirst(PlainFeature):
+    """For how many steps something has been so at every point of a layer, from its first one on."""
+
+    def __init__(self, signal: str, gauge: DerivedSignal) -> None:
+        super().__init__(signal)
+        self.gauges, self._since = (gauge,), np.empty(0)
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._since = np.append(self._since, np.full(len(self.layers) - len(self._since), np.inf))
+
+    def restart(self) -> None:
+        """See Feature."""
+        super().restart()
+        self._since[:] = np.inf
+
+    def _lasting(self, step: int, so: Bools, known: Bools) -> Array:
+        """Steps for each layer, NaN where nothing is known of it now. so: it is so."""
+        begins = known & so & np.isinf(self._since)
+        self._since = np.where(begins, step, np.where(known & ~so, np.nan, self._since))
+        return np.where(known, np.nan_to_num(step - self._since, nan=0.0, neginf=0.0), np.nan)
+
+
+class StillFeature(_SinceFirst):
+    """Layers whose updates are next to nothing beside those of others, and which have a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "update_to_weight_ratio",
+            DerivedSignal("layer_still_steps", "Steps for which the layer has stood still while others moved."),
+        )
+        self.name = "layer_still"
+        self._norms = LayerColumns("layer_gradient_norm")
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._norms.bind(keys)
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        numbers = super().update(step, values)
+        if numbers is None:
+            return None
+        now = numbers[self.signal]
+        row = dict(zip(self._norms.layers, self._norms.of("layer_gradient_norm", values).tolist(), strict=True))
+        norms = np.array([row.get(layer, math.nan) for layer in self.layers])
+        most, steepest = (np.fmax.reduce(x, initial=0.0) for x in (now, norms))
+        known = ~np.isnan(now) & (most > STILL)
+        so = (now < STILL) & (now < BESIDE * most) & (norms > TINY * steepest)
+        return numbers | {self.gauges[0].name: self._lasting(step, so, known)}
+
+    measures = own_signals
+
+
+class ZeroFeature(_SinceFirst):
+    """Layers whose gradient has been exactly zero at every point, while others have one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "layer_gradient_norm",
+            DerivedSignal("gradient_always_zero_steps", "Steps for which the gradient of the layer has been zero."),
+        )
+        self.name = "layer_zero"
+        self._missing = LayerColumns("gradient_missing_ratio")
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._missing.bind(keys)
+
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        numbers = super().update(step, values)
+        if numbers is None:
+            return None
+        now = numbers[self.signal]
+        missing = self._missing.of("gradient_missing_ratio", values)
+        none = {layer for layer, x in zip(self._missing.layers, missing.tolist(), strict=True) if x > 0}
+        there = np.array([layer not in none for layer in self.layers], dtype=bool)
+        known = ~np.isnan(now) & bool((now > 0).any())
+        return numbers | {self.gauges[0].name: self._lasting(step, (now == 0) & there, known)}
+
+    measures = own_signals
+
+
+def features() -> tuple[Feature, ...]:
+    """Fresh state for one run."""
+    return (SlowFeature(), StillFeature(), ZeroFeature())
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="UpdatesTooSmall",
+        title="Updates are far too small",
+        family="update_small",
+        summary="Updates are far too small, and the loss stays where it began: the learning rate is too low, or "
+        "gradients are cut down.",
+        description="An update changes the weights of the median layer by {update:.2g} of their norm, for "
+        "{update_small_steps:.0f} steps; 0.001 is usual. The loss is {loss_since_start_ratio:.0%} of what it was at "
+        "the start.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("update_small_steps", above=99.0), Condition("loss_since_start_ratio", above=0.97)),
+            ),
+        ),
+        abnormal=(Condition("update_small_steps", above=0.0), Condition("loss_since_start_ratio", above=0.97)),
+        source="a thirtieth of the usual size for 100 steps, at a rate that does not climb, without progress: the "
+        "smallest usual rates of fine-tuning (1e-6) change weights of 0.02 by 5e-5",
+        remedy=(
+            "Raise the learning rate: ten times, until updates are about a thousandth of the weights.",
+            "Is the gradient clipped far below its usual norm, or the loss divided twice?",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="LayerStandsStill",
+        title="A part of the model stands still",
+        family="layer_still",
+        summary="A part of the model has a gradient and is next to never changed, while other parts are trained.",
+        description="The updates of {where} are {update_to_weight_ratio:.2g} of its weights, for "
+        "{layer_still_steps:.0f} steps.",
+        thresholds=(Threshold(severity="warning", when=(Condition("layer_still_steps", above=63.0),), for_points=2),),
+        abnormal=(Condition("layer_still_steps", above=-1.0), Condition("update_to_weight_ratio", below=STILL)),
+        source="a millionth, and a ten-thousandth of the updates elsewhere, from the first point on: rates that fall "
+        "over the layers differ by a factor of a hundred",
+        remedy=(
+            "Print `optimizer.param_groups`: which rate has the group of these parameters?",
+            "If they should stay as they are, set requires_grad to False: that saves their gradients too.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="PartWithZeroGradient",
+        title="A part of the model has a gradient of exactly zero",
+        family="layer_zero",
+        summary="The gradient of a part of the model has been exactly zero from the start: it is never trained.",
+        description="The gradient of {where} has been exactly zero at each point for {gradient_always_zero_steps:.0f} "
+        "steps, while other layers have one.",
+        thresholds=(
+            Threshold(severity="warning", when=(Condition("gradient_always_zero_steps", above=31.0),), for_points=2),
+        ),
+        abnormal=(Condition("gradient_always_zero_steps", above=-1.0), Condition("layer_gradient_norm", below=1e-300)),
+        source="exactly zero for 32 steps: an adapter that begins at zero has a gradient after one step",
+        remedy=(
+            "Look for what has no slope between this part and the loss: rounding, a sign, an index, a comparison, a "
+            "softmax over one number, a clamp that is always reached, a factor of 0.",
+            "A straight-through gradient: `x + (x.round() - x).detach()`.",
+            "If the part waits for another stage of the training, no action is needed.",
+        ),
+        fact=True,
+    ),
+)

@@ -1,0 +1,174 @@
+"""Mistakes that are seen in the loop, the shapes and the last layer are named; what resembles them is calm."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stabwatch
+from stabwatch.analysis import analyze
+from stabwatch.hooks.losses import range_of
+from stabwatch.runtime.run_metadata import decay_per_step
+
+
+def _named(tmp_path, model, loss, steps=16, make=torch.optim.SGD, micro=1, before_pass=lambda optimizer: None):
+    """Trains; the names of all causes. loss: of the model. before_pass: called before each backward pass of a step."""
+    optimizer = make(model.parameters(), lr=0.01)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for _ in range(micro):
+            before_pass(optimizer)
+            loss(model).backward()
+        optimizer.step()
+    watch.detach()
+    found = analyze(watch.run_dir)
+    assert not found.errors
+    return {cause.name for cause in found.diagnosis.causes}
+
+
+def _guess(model):
+    x = torch.randn(16, 6)
+    return F.cross_entropy(model(x), (x[:, 0] > 0).long())
+
+
+def _apart(optimizer):
+    """The gradients of each pass are kept, and put together by the program."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in held:
+        p.grad = None if p.grad is None else p.grad.clone()
+
+
+@pytest.mark.parametrize(
+    ("micro", "before_pass", "told"),
+    [
+        (4, lambda optimizer: optimizer.zero_grad(), True),
+        (4, lambda optimizer: optimizer.zero_grad(set_to_none=False), True),
+        (4, lambda optimizer: None, False),
+        (4, _apart, False),
+        (2, lambda optimizer: optimizer.zero_grad(), False),
+    ],
+    ids=["thrown away", "set to zero", "summed", "put in place", "a step that looks ahead"],
+)
+def test_gradients_that_are_thrown_away_are_told(micro, before_pass, told, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+    named = _named(tmp_path, model, _guess, micro=micro, before_pass=before_pass)
+    assert ("GradientsThrownAway" in named) == told
+
+
+class _Sequences(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(12, 2)
+
+    def forward(self, x):
+        out = self.layer(x, x, x) if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+        return self.head(out[0][:, -1])
+
+
+def _of_sequences(model):
+    x = torch.randn(16, 5, 12)
+    return F.cross_entropy(model(x), (x[:, -1, 0] > 0).long())
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("make", [nn.GRU, nn.MultiheadAttention])
+def test_samples_that_are_mixed_are_told(make, first, tmp_path):
+    layer = make(12, 3 if make is nn.MultiheadAttention else 12, batch_first=first)
+    assert ("SamplesMixed" in _named(tmp_path, _Sequences(layer), _of_sequences, 6)) == (not first)
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.0, None])
+def test_units_that_begin_alike_are_told(weight, tmp_path):
+    """Zeros are meant: that is how an adapter begins."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    for p in model.parameters() if weight is not None else ():
+        nn.init.constant_(p, weight)
+    assert ("UnitsAlike" in _named(tmp_path, model, _guess, 4)) == (weight == 0.01)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda out, y: F.soft_margin_loss(out, y), True),
+        (lambda out, y: F.soft_margin_loss(out, 2 * y - 1), False),
+        (lambda out, y: F.margin_ranking_loss(out, -out, target=y), True),
+        (lambda out, y: nn.CosineEmbeddingLoss()(out[:, None], out[:, None] + 1, 2 * y - 1), False),
+    ],
+    ids=["zeros and ones", "minus one and one", "ranking", "cosine"],
+)
+def test_targets_of_a_margin_are_minus_one_and_one(loss, told, tmp_path):
+    def of(model):
+        x = torch.randn(16, 6)
+        return loss(model(x)[:, 0], (x[:, 0] > 0).float())
+
+    assert ("TargetOutOfRange" in _named(tmp_path, nn.Linear(6, 1), of, 6)) == told
+
+
+@pytest.mark.parametrize("blank", [0, 4])
+def test_a_blank_among_the_targets_is_told(blank, tmp_path):
+    """What is beyond the length of a target is padding, and may be anything."""
+
+    def of(model):
+        words = torch.randint(1, 4, (8, 3))
+        words[:, 0], words[:, 2] = 0, blank
+        given = model(torch.randn(8, 8, 6)).log_softmax(-1)
+        return F.ctc_loss(given, words, torch.full((8,), 8), torch.full((8,), 2), blank=blank)
+
+    assert ("TargetOutOfRange" in _named(tmp_path, nn.Linear(6, 5), of, 6)) == (blank == 0)
+
+
+@pytest.mark.parametrize("targets", [torch.randn(16, 1), torch.rand(16, 1)], ids=["out of reach", "within"])
+def test_targets_out_of_reach_are_told(targets, tmp_path):
+    model = nn.Sequential(nn.Linear(6, 1), nn.Sigmoid())
+    named = _named(tmp_path, model, lambda m: F.mse_loss(m(torch.randn(16, 6)), targets), 8)
+    assert ("TargetsOutOfReach" in named) == bool((targets < 0).any())
+
+
+def test_the_range_of_an_output_is_that_of_its_last_function():
+    x = torch.randn(4, 3, requires_grad=True)
+    assert range_of(x.sigmoid()[:, 0].reshape(2, 2)) == range_of(x.softmax(-1)) == (0.0, 1.0)
+    assert range_of(x.tanh().squeeze()) == (-1.0, 1.0) and range_of(x.relu().T) == (0.0, math.inf)
+    assert range_of(2 * x.sigmoid()) is None and range_of(x) is None and range_of(x.detach()) is None
+
+
+def test_the_decay_of_a_step_is_rate_times_decay_where_it_is_a_share_of_the_weights():
+    model = nn.Linear(2, 2)
+    groups = [{"params": [model.weight], "weight_decay": 0.2}, {"params": [model.bias], "weight_decay": 0.0}]
+    assert decay_per_step(torch.optim.AdamW(groups, lr=0.1)) == pytest.approx(0.02)
+    assert math.isnan(decay_per_step(torch.optim.Adam(groups, lr=0.1)))
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_language_model_that_reads_both_ways_is_told(both, tmp_path):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 8), nn.Linear(16 if both else 8, 9)
+            self.layer = nn.LSTM(8, 8, batch_first=True, bidirectional=both)
+
+        def forward(self, x):
+            return self.head(self.layer(self.embed(x))[0])
+
+    def of(model):
+        x = torch.randint(9, (8, 13))
+        return F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+    assert ("CausalMaskMissing" in _named(tmp_path, Reader(), of, 6)) == both
+
+
+def test_embeddings_that_become_one_point_are_told(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 8))
+
+    def of(model):
+        x = torch.randn(32, 6)
+        one, two = (model(x + 0.3 * torch.randn(32, 6)) for _ in range(2))
+        return -F.cosine_similarity(one, two).mean()
+
+    assert "EmbeddingCollapse" in _named(tmp_path, model, of, 150, lambda p, lr: torch.optim.Adam(p, lr=lr))
