@@ -32,22 +32,25 @@ class LoopChecks:
         self._stepped = False
         self._reached = 0
         """Backward passes that reached the model since an optimizer stepped."""
-        self._found: Tensor | float = 0.0
-        """Share of the gradients of the first of them that was there when the second began."""
+        self._found: list[Tensor | float] = []
+        """Shares of the gradients that were there when each of them but the first began."""
+        self._sampled = False
         self._last: list[Tensor | None] = []
         self.rewrites = Rewrites()
 
     @torch.no_grad()
-    def backward_begins(self) -> None:
-        """A backward pass begins: are gradients of earlier steps still there?
+    def backward_begins(self, sampled: bool = False) -> None:
+        """A backward pass begins: are gradients of earlier steps, or of the pass before, still there?
 
-        The answer is kept for each optimizer: where each has its own backward pass, the others are not set to zero yet.
+        sampled: more is measured in this step. The answer is kept for each optimizer: where each has its own backward
+        pass, the others are not set to zero yet.
         """
         if not self._stepped:
             return
-        if self._reached == 1:
+        self._sampled = sampled
+        if sampled and self._reached:
             shares = [_share_that_is_not_empty(mine) for mine in self._witnesses.values()]
-            self._found = _largest([share for share in shares if share is not None])
+            self._found += [share for share in shares if share is not None]
         for optimizer, mine in self._witnesses.items():
             kept = self._kept.get(optimizer)
             if kept != 0.0:
@@ -64,13 +67,14 @@ class LoopChecks:
 
         None with fewer than three passes, and where the program puts gradients of its own in their place.
         """
-        reached, found, self._reached, self._found = self._reached, self._found, 0, 0.0
-        if not self._stepped or reached < FEWEST_PASSES:
+        reached, found, self._reached, self._found = self._reached, self._found, 0, []
+        if not self._sampled or not self._stepped or reached < FEWEST_PASSES:
             return None
         now = (p.grad for mine in self._witnesses.values() for p in mine)
         if any(a is not b for a, b in zip(now, self._last, strict=False)):
             return None
-        return (found == 0).float() if isinstance(found, Tensor) else float(found == 0.0)
+        most = _largest(found)
+        return (most == 0).float() if isinstance(most, Tensor) else float(most == 0.0)
 
     def take_kept(self) -> Tensor | float | None:
         """Of each optimizer the least share over the backward passes of the step that ends now, and their mean.
@@ -128,11 +132,12 @@ def _has_modes(module: nn.Module) -> bool:
 
 
 def _largest(shares: Sequence[Tensor | float]) -> Tensor | float:
-    """The largest of some shares; 1 if there are none."""
+    """The largest of some shares; 1 if there are none, or on several devices."""
     on_device = [share for share in shares if isinstance(share, Tensor)]
-    if not on_device or any(share.device != on_device[0].device for share in on_device):
-        return max((share for share in shares if not isinstance(share, Tensor)), default=1.0) if not on_device else 1.0
-    return torch.stack(on_device).amax()
+    if not on_device:
+        return max((share for share in shares if not isinstance(share, Tensor)), default=1.0)
+    same = all(share.device == on_device[0].device for share in on_device)
+    return torch.stack(on_device).amax() if same else 1.0
 
 
 def _smaller(one: Tensor | float | None, other: Tensor | float | None) -> Tensor | float | None:

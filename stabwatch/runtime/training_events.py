@@ -213,7 +213,7 @@ class TrainingEvents(PipelineEvents):
         self.isolation.run("checks", "always", self._order.backward_begins, roots)
         self._work.pass_begins(roots if self._ranks.wanted and self._ranks.coupled else ())
         if self.flags.open and self._clock.inside is None:
-            self.isolation.run("checks", "always", self._checks.backward_begins)
+            self.isolation.run("checks", "always", self._checks.backward_begins, self.flags.sampled)
 
     def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
         """Add its objective to the loss of the step, if it reached parameters of this model."""
@@ -247,7 +247,8 @@ class TrainingEvents(PipelineEvents):
         self._order.pass_ended()
         if self.flags.open:
             self._host.evaluating = float(self._checks.evaluating())
-            self.isolation.run("checks", "always", self._checks.pass_ended)
+            if self._clock.inside is None:
+                self.isolation.run("checks", "always", self._checks.pass_ended)
         if self._clock.inside is not None:
             self._taps.now.steps.gradients_ready(self._clock.inside)
         elif self._parameter_steps.active:

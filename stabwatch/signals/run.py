@@ -81,7 +81,7 @@ SIGNALS = (
     ),
     _host(
         "target_out_of_range_ratio",
-        "Share of targets that the loss does not take: not in 0 to 1 (binary), not -1 or 1 (a margin), the blank (CTC).",
+        "Share of targets that the loss does not take: not in 0 to 1 (binary), not -1 or 1 (margin), the blank (CTC).",
         "ratio",
         tier="sampled",
     ),

@@ -86,7 +86,15 @@ RULES: tuple[Rule, ...] = (
         summary="The embeddings of all samples have become one point: they no longer tell samples apart.",
         description="Samples are {embedding_apart_ratio:.2g} as far apart as they were, for "
         "{embedding_collapsed_steps:.0f} steps.",
-        thresholds=(Threshold(severity="warning", when=(Condition("embedding_collapsed_steps", above=63.0),)),),
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("embedding_apart_ratio", below=LEFT),
+                    Condition("embedding_collapsed_steps", above=63.0),
+                ),
+            ),
+        ),
         abnormal=(Condition("embedding_apart_ratio", below=LEFT),),
         source="a fifth of the largest distance so far, for 64 steps; targets of the data stay as they are",
         remedy=(

@@ -24,6 +24,8 @@ LEVEL = 16
 CLIMBS = 1.001
 STILL, BESIDE = 1e-6, 1e-4
 """Update over weight of a layer that stands still, and over that of the layer that moves most."""
+ZERO = 1e-300
+"""Below every gradient that is not exactly zero."""
 TINY = 1e-3
 """A gradient over the largest one from which on a layer might move."""
 
@@ -211,8 +213,14 @@ RULES: tuple[Rule, ...] = (
         summary="A part of the model has a gradient and is next to never changed, while other parts are trained.",
         description="The updates of {where} are {update_to_weight_ratio:.2g} of its weights, for "
         "{layer_still_steps:.0f} steps.",
-        thresholds=(Threshold(severity="warning", when=(Condition("layer_still_steps", above=63.0),), for_points=2),),
-        abnormal=(Condition("layer_still_steps", above=-1.0), Condition("update_to_weight_ratio", below=STILL)),
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(Condition("update_to_weight_ratio", below=STILL), Condition("layer_still_steps", above=63.0)),
+                for_points=2,
+            ),
+        ),
+        abnormal=(Condition("update_to_weight_ratio", below=STILL),),
         source="a millionth, and a ten-thousandth of the updates elsewhere, from the first point on: rates that fall "
         "over the layers differ by a factor of a hundred",
         remedy=(
@@ -229,9 +237,16 @@ RULES: tuple[Rule, ...] = (
         description="The gradient of {where} has been exactly zero at each point for {gradient_always_zero_steps:.0f} "
         "steps, while other layers have one.",
         thresholds=(
-            Threshold(severity="warning", when=(Condition("gradient_always_zero_steps", above=31.0),), for_points=2),
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("layer_gradient_norm", below=ZERO),
+                    Condition("gradient_always_zero_steps", above=31.0),
+                ),
+                for_points=2,
+            ),
         ),
-        abnormal=(Condition("gradient_always_zero_steps", above=-1.0), Condition("layer_gradient_norm", below=1e-300)),
+        abnormal=(Condition("layer_gradient_norm", below=ZERO),),
         source="exactly zero for 32 steps: an adapter that begins at zero has a gradient after one step",
         remedy=(
             "Look for what has no slope between this part and the loss: rounding, a sign, an index, a comparison, a "

@@ -127,7 +127,8 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "target_out_of_range_ratio", "binary_probability_ratio", "log_probability_off_ratio",
         "input_alike_ratio", "input_rms", "update_lost_ratio", "gradient_missing_ratio",
         "gradient_missing_of_all_ratio", "unoptimized_ratio", "unregistered_ratio",
-        "target_in_input_ratio", "batch_shift_ratio", "clip_late_ratio", "scaled_step_ratio",
+        "target_in_input_ratio", "batch_shift_ratio", "clip_late_ratio", "scaled_step_ratio", "output_deviation",
+        "samples_mixed_ratio", "wanted_deviation", "gradients_thrown_ratio", "target_unreachable_ratio",
         "target_rms", "target_size_ratio", "output_spread_ratio",
         *(s.name for s in CATALOGUE
           if s.tap in ("loop", "adapter", "quantiser", "sharpness", "jacobian", "codebook", "skip")),
