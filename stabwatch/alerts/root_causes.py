@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts import origin_causes, rank_causes
+from stabwatch.alerts import origin_causes, rank_causes, setup_causes
 from stabwatch.alerts.evidence import Evidence, Found, RootCause
 
 LARGE_UPDATE = 0.1
@@ -12,12 +12,6 @@ HUGE_UPDATE = 0.5
 _JUMPS = ("LossSpike", "LossShift")
 ENORMOUS = 100.0
 """A gradient norm before any step: a hundred times the usual limit of clipping."""
-SMALL_INPUT = 0.02
-"""Pixels of 0 to 1 are at 0.3, those of 0 to 1 that are divided by 255 once more at 0.002."""
-CUT = 100.0
-"""Gradient norm over the limit of clipping: far more than a usual gradient is cut."""
-LARGE_INPUT = 30.0
-"""Pixels of 0 to 255 are above it; numbers that were scaled to a deviation of 1 are far below."""
 HALF_LARGEST = 65504.0
 MOST = 0.5
 """Of the layers."""
@@ -118,56 +112,6 @@ def _rate_spike(e: Evidence) -> Found | None:
         (
             f"Step {jump.step}: the learning rate went from {jump.before:.3g} to {jump.after:.3g}.",
             *(f"Step {a.step}: {a.description}" for a in lost[:1]),
-        ),
-        confidence=0.9,
-    )
-
-
-def _inputs_not_scaled(e: Evidence) -> Found | None:
-    return _large_inputs(e) or _small_inputs(e)
-
-
-def _large_inputs(e: Evidence) -> Found | None:
-    size = e.context.get("input_rms", 0.0)
-    shown = e.of("InitialLossTooHigh", "UpdateTooLarge", "ActivationOutlierGrowth", "LossDivergence", "NonFinite")
-    first = e.memory.first_step
-    if size < LARGE_INPUT or first is None or not shown or e.onset > first + e.recent:
-        return None
-    alert = min(shown, key=lambda a: a.onset)
-    return Found(
-        alert.onset,
-        (
-            f"The root mean square of the model's input is {size:.4g}; usual initialisations expect about 1.",
-            f"Step {alert.step}: {alert.description}",
-        ),
-        confidence=0.7,
-    )
-
-
-def _small_inputs(e: Evidence) -> Found | None:
-    size = e.context.get("input_rms", 1.0)
-    if not 0 < size < SMALL_INPUT or not (alerts := e.of("NotLearning", "UpdatesTooSmall", "OutputsConstant")):
-        return None
-    return Found(
-        alerts[0].onset,
-        (
-            f"The root mean square of the model's input is {size:.2g}; usual initialisations expect about 1.",
-            f"Step {alerts[0].step}: {alerts[0].description}",
-        ),
-        confidence=0.7,
-    )
-
-
-def _clipped_too_hard(e: Evidence) -> Found | None:
-    limit, norm = (e.context.get(name, 0.0) for name in ("clip_limit", "gradient_norm_before_clip"))
-    alerts = e.of("UpdatesTooSmall")
-    if not alerts or not 0 < limit * CUT < norm:
-        return None
-    return Found(
-        alerts[0].onset,
-        (
-            f"Gradients of a norm of {norm:.3g} are clipped to {limit:.3g}.",
-            f"Step {alerts[0].step}: {alerts[0].description}",
         ),
         confidence=0.9,
     )
@@ -372,25 +316,7 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
         ),
         ("Micikevicius et al. 2017, Mixed Precision Training, arXiv:1710.03740",),
     ),
-    RootCause(
-        "InputsNotScaled",
-        "The inputs are not scaled",
-        _inputs_not_scaled,
-        (
-            "Scale the inputs: pixels by 255, columns of a table to mean 0 and deviation 1.",
-            "Or put a normalisation in front of the first layer.",
-        ),
-        ("LeCun et al. 1998, Efficient BackProp",),
-    ),
-    RootCause(
-        "ClippedTooHard",
-        "Gradients are clipped far below their usual norm",
-        _clipped_too_hard,
-        (
-            "Clip at the usual gradient norm (1 is common), not far below it: what is cut off is not learned from.",
-            "Is the limit a learning rate, or a tolerance, by mistake?",
-        ),
-    ),
+    *setup_causes.OF_SIZES,
     RootCause(
         "LearningRateTooHigh",
         "Learning rate too high",
