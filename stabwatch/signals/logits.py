@@ -125,7 +125,11 @@ SIGNALS = (
         formula="deviation",
     ),
     _target(
-        "target_labels", "Labels of `cross_entropy` that were read in the step.", "known", unit="1", formula="same"
+        "target_labels",
+        "Labels of `cross_entropy` read in the step; ranks that share a batch (tensor parallelism) all count.",
+        "known",
+        unit="1",
+        formula="same",
     ),
     _target("target_classes", "Number of classes of `cross_entropy`.", "classes", unit="1", formula="same"),
     _form("output_probability_ratio", "Share of the rows of logits that are probabilities already.", "probability"),
