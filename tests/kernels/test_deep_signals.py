@@ -11,7 +11,7 @@ from stabwatch.kernels.classes import classes
 from stabwatch.kernels.classes.naive import classes as naive_classes
 from stabwatch.kernels.mean_mode import dead_units, mean_mode
 from stabwatch.kernels.mean_mode.naive import mean_mode as naive_mean_mode
-from stabwatch.kernels.precision import precision, rounding
+from stabwatch.kernels.precision import precision, precisions, rounding, roundings
 from stabwatch.kernels.precision.naive import precision as naive_precision
 from stabwatch.kernels.precision.naive import rounding as naive_rounding
 from stabwatch.kernels.router import router
@@ -177,6 +177,18 @@ def test_errors_of_known_formats_and_of_adverse_tensors():
     assert rounding(torch.zeros(3, 5)).tolist() == [15.0, *[0.0] * 13]
     broken = torch.tensor([[1.0, float("nan"), float("inf"), 2.0]])
     assert rounding(broken)[:2].tolist() == [2.0, 5.0] and torch.isfinite(rounding(broken)).all()
+
+
+def test_formats_of_several_tensors_are_those_of_each():
+    """Also where some have blocks that are not full, and where they do not all fit in together."""
+    tensors = [randn(1, 7), torch.zeros(2, 3), randn(40, 65, seed=1) * 1e-6, randn(300, 500), randn(3, 64).half()]
+    tensors[2][3, 5], tensors[0][0, 2] = float("inf"), float("nan")
+    samples = [x[:9] for x in tensors]
+    for x, found in zip(tensors, precisions(tensors), strict=True):
+        assert found.tolist() == precision(x).tolist()
+    for x, whole, found in zip(samples, tensors, roundings(samples, tensors), strict=True):
+        torch.testing.assert_close(found, rounding(x, whole), rtol=1e-6, atol=0.0)
+    assert precisions([]) == roundings([], []) == []
 
 
 def test_what_a_scale_of_the_tensor_and_a_rotation_do():

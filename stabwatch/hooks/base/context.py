@@ -23,6 +23,7 @@ from stabwatch.hooks.base.token_groups import TokenGroups
 from stabwatch.hooks.base.trace import ForwardTrace
 from stabwatch.hooks.base.view import View
 from stabwatch.hooks.base.views import SITE_VIEWS, AttentionCall, LogitsCall
+from stabwatch.kernels.merge import Aggregates
 from stabwatch.runlog import Accumulator
 
 if TYPE_CHECKING:
@@ -197,18 +198,31 @@ class TapContext:
         """Call one probe with several views; an error ends it for all of them."""
         self.isolation.run(probe.name, probe.tier, self._measure_each, probe, views)
 
+    @torch.no_grad()
     def _measure_each(self, probe: Probe, views: Sequence[View]) -> None:
-        for view in views:
-            self._measure(probe, view)
+        assert probe.compute is not None
+        if probe.compute.together is None:
+            for view in views:
+                self._measure(probe, view)
+            return
+        views = [view for view in views if self._has_all(probe, view)]
+        for view, aggregates in zip(views, probe.compute.together(views), strict=True):
+            self._keep(probe, view, aggregates)
 
     @torch.no_grad()
     def _measure(self, probe: Probe, view: View) -> None:
         assert probe.compute is not None
-        for need in probe.needs:
-            if getattr(view, need.attribute) is None:
-                self.unmeasured(probe.report_key, view.place, need.reason)
-                return
-        aggregates = probe.compute.function(view)
+        if self._has_all(probe, view):
+            self._keep(probe, view, probe.compute.function(view))
+
+    def _has_all(self, probe: Probe, view: View) -> bool:
+        """Has the view what the probe needs? If not, it is said."""
+        missing = next((need for need in probe.needs if getattr(view, need.attribute) is None), None)
+        if missing is not None:
+            self.unmeasured(probe.report_key, view.place, missing.reason)
+        return missing is None
+
+    def _keep(self, probe: Probe, view: View, aggregates: Aggregates | None) -> None:
         if aggregates is None:
             return
         declared = self._declared.get((probe.key, view.place))

@@ -23,15 +23,23 @@ V = TypeVar("V", bound=View)
 
 @dataclass(frozen=True)
 class Computation:
-    """A function and the view of a tapped call that it takes. It returns aggregates, or None for nothing measured."""
+    """A function and the view of a tapped call that it takes. It returns aggregates, or None for nothing measured.
+
+    together: gives the same for several views at once.
+    """
 
     view: type[View]
     function: Callable[[Any], Aggregates | None]
+    together: Callable[[Sequence[Any]], Sequence[Aggregates | None]] | None = None
 
 
-def on(view: type[V], function: Callable[[V], Aggregates | None]) -> Computation:
-    """`function`, called with each `view`."""
-    return Computation(view, function)
+def on(
+    view: type[V],
+    function: Callable[[V], Aggregates | None],
+    together: Callable[[Sequence[V]], Sequence[Aggregates | None]] | None = None,
+) -> Computation:
+    """`function`, called with each `view`, or `together` with several of them."""
+    return Computation(view, function, together)
 
 
 @dataclass(frozen=True)

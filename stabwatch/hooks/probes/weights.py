@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
 import torch
+from torch import Tensor
 
 from stabwatch.hooks.base.parameter_views import ParameterChange, ParameterGradient, ParameterWeight, WholeGradient
 from stabwatch.hooks.base.probe import PROBES, Computation, Need, Probe, on
@@ -11,7 +15,7 @@ from stabwatch.hooks.base.tensors import local
 from stabwatch.kernels.direction import adam, direction, invariance, radial, together
 from stabwatch.kernels.exponent_histogram import exponents
 from stabwatch.kernels.merge import Aggregates
-from stabwatch.kernels.precision import precision, rounding
+from stabwatch.kernels.precision import precisions, roundings
 from stabwatch.signals.reductions import (
     ADAM,
     DESCENT,
@@ -27,14 +31,32 @@ from stabwatch.signals.reductions import (
 CLOSURE = "the optimizer computes gradients inside its step (a closure)"
 SHARDED = "this rank has only a part of the matrix"
 _GRADIENT = Need("gradient", CLOSURE)
+Numbers: TypeAlias = ParameterWeight | ParameterGradient
 
 
-def _formats(x: ParameterWeight | ParameterGradient) -> Aggregates | None:
-    return None if x.rows is None else precision(x.rows)
+def _formats(x: Numbers) -> Aggregates | None:
+    return _all_formats([x])[0]
 
 
-def _rounding(x: ParameterWeight | ParameterGradient) -> Aggregates | None:
-    return None if x.rows is None else rounding(some_rows(x.rows, ROUNDED), x.rows)
+def _all_formats(views: Sequence[Numbers]) -> Sequence[Aggregates | None]:
+    return _where_rows(views, precisions)
+
+
+def _rounding(x: Numbers) -> Aggregates | None:
+    return _all_rounding([x])[0]
+
+
+def _all_rounding(views: Sequence[Numbers]) -> Sequence[Aggregates | None]:
+    return _where_rows(views, lambda rows: roundings([some_rows(x, ROUNDED) for x in rows], rows))
+
+
+def _where_rows(
+    views: Sequence[Numbers], compute: Callable[[list[Tensor]], list[Tensor]]
+) -> Sequence[Aggregates | None]:
+    """What is computed from the rows of all views; None for one that has none."""
+    rows = [x.rows for x in views]
+    found = iter(compute([x for x in rows if x is not None]))
+    return [None if x is None else next(found) for x in rows]
 
 
 def _gradient_exponents(x: ParameterGradient) -> Aggregates | None:
@@ -97,10 +119,10 @@ def _declare(
     )  # fmt: skip
 
 
-_declare("precision", "weight", PRECISION, on(ParameterWeight, _formats), optional=True)
-_declare("precision", "gradient", PRECISION, on(ParameterGradient, _formats), _GRADIENT, optional=True)
-_declare("rounding", "weight", ROUNDING, on(ParameterWeight, _rounding), optional=True)
-_declare("rounding", "gradient", ROUNDING, on(ParameterGradient, _rounding), _GRADIENT, optional=True)
+_declare("precision", "weight", PRECISION, on(ParameterWeight, _formats, _all_formats), optional=True)
+_declare("precision", "gradient", PRECISION, on(ParameterGradient, _formats, _all_formats), _GRADIENT, optional=True)
+_declare("rounding", "weight", ROUNDING, on(ParameterWeight, _rounding, _all_rounding), optional=True)
+_declare("rounding", "gradient", ROUNDING, on(ParameterGradient, _rounding, _all_rounding), _GRADIENT, optional=True)
 _declare("exponents", "gradient", EXPONENTS, on(ParameterGradient, _gradient_exponents), _GRADIENT, optional=True)
 _declare("descent", "gradient", DESCENT, on(ParameterGradient, _descent), _GRADIENT, optional=True)
 _declare(

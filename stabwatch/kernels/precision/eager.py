@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stabwatch.kernels.constants import device_constant
+from stabwatch.kernels.where import on_host
 
 FP16_TINY, FP16_HUGE = 2.0**-25, 65520.0
 """Half the smallest subnormal number; the smallest number that rounds to infinity."""
@@ -12,6 +18,8 @@ E4M3_TINY, E4M3_MAX = 2.0**-10, 448.0
 E5M2_TINY, E5M2_MAX = 2.0**-17, 57344.0
 E2M1_TINY, E2M1_MAX = 0.25, 6.0
 MX_BLOCK, NV_BLOCK = 32, 16
+TOGETHER = 1 << 17
+"""Numbers of several tensors that are looked at together."""
 
 
 def precision(x: Tensor) -> Tensor:
@@ -19,40 +27,68 @@ def precision(x: Tensor) -> Tensor:
 
     Blocks run along the last dimension. Elements that are not finite count as saturated in fp16.
     """
-    a = x.detach().float().abs()
-    zero = a == 0
-    peak = peak_of(a)
-    lost = [a <= FP16_TINY, a <= peak * (E4M3_TINY / E4M3_MAX), a <= peak * (E5M2_TINY / E5M2_MAX)]
-    mx = _blocks(a, MX_BLOCK)
+    return precisions([x])[0]
+
+
+def precisions(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same of several tensors: most are small, and each operation has a cost."""
+    return [found for some in together(tensors) for found in _precisions([tensors[i] for i in some])]
+
+
+def together(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Places of successive tensors that are on one device and fit into a processor's cache together."""
+    taken: list[int] = []
+    for i, x in enumerate(tensors):
+        size = sum(tensors[j].numel() for j in taken)
+        if taken and (x.device != tensors[i - 1].device or size + x.numel() > TOGETHER):
+            yield taken
+            taken = []
+        taken.append(i)
+    if taken:
+        yield taken
+
+
+def _precisions(tensors: Sequence[Tensor]) -> list[Tensor]:
+    parts = [F.pad(x.detach().float().abs(), (0, -x.shape[-1] % MX_BLOCK)).reshape(-1, MX_BLOCK) for x in tensors]
+    lengths, padded = (
+        [len(part) for part in parts],
+        [part.numel() - x.numel() for part, x in zip(parts, tensors, strict=True)],
+    )
+    mx = torch.cat(parts)
+    peak = spread_over([peak_of(part) for part in parts], lengths)
     exponent = torch.frexp(mx.amax(dim=-1, keepdim=True)).exponent - 3  # frexp's mantissa begins at one half
-    nv = _blocks(a, NV_BLOCK)
-    unit = peak / (E2M1_MAX * E4M3_MAX)
+    nv = mx.view(-1, NV_BLOCK)
+    unit = (peak / (E2M1_MAX * E4M3_MAX)).repeat_interleave(MX_BLOCK // NV_BLOCK, dim=0)
     scale = e4m3(nv.amax(dim=-1, keepdim=True) / E2M1_MAX / unit) * unit
-    counts = [
-        torch.full_like(peak, float(a.numel())),
-        zero.sum(dtype=torch.float32),
-        _count(lost[0] & ~zero),
-        _count(~(a < FP16_HUGE)),
-        _count(lost[1] & ~zero),
-        _count(lost[2] & ~zero),
-        _count((mx <= torch.ldexp(torch.full_like(mx, E2M1_TINY), exponent)) & (mx != 0)),
-        _count(((nv <= E2M1_TINY * scale) | (scale == 0)) & (nv != 0)),  # a scale may itself round to zero
-    ]
-    return torch.stack(counts)
+    zero = mx == 0
+    masks = (
+        zero,
+        mx <= FP16_TINY,
+        ~(mx < FP16_HUGE),
+        mx <= peak * (E4M3_TINY / E4M3_MAX),
+        mx <= peak * (E5M2_TINY / E5M2_MAX),
+        mx <= torch.ldexp(torch.full_like(mx[:, :1], E2M1_TINY), exponent),
+        (((nv <= E2M1_TINY * scale) | (scale == 0)).view(mx.shape) | zero),  # a scale may itself round to zero
+    )
+    counts = [torch.count_nonzero(part) for mask in masks for part in mask.split(lengths)]
+    zeros, *others = torch.stack(counts).view(len(masks), -1).float()
+    found = [others[1] if i == 1 else count - zeros for i, count in enumerate(others)]  # zeros are never lost
+    sizes = device_constant(tuple(float(x.numel()) for x in tensors), torch.float32, mx.device)
+    added = device_constant(tuple(map(float, padded)), torch.float32, mx.device)
+    return [*torch.stack((sizes, zeros - added, *found), dim=1)]
+
+
+def spread_over(numbers: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+    """A number of each tensor, (), at each of its blocks: (blocks, 1)."""
+    return torch.cat([x.expand(n) for x, n in zip(numbers, lengths, strict=True)])[:, None]
 
 
 def peak_of(a: Tensor) -> Tensor:
-    """The largest finite number."""
+    """The largest finite number of some that are not negative."""
+    peak = a.amax()
+    if on_host(a) and math.isfinite(peak.item()):
+        return peak.float()
     return torch.where(torch.isfinite(a), a, 0.0).amax().float()
-
-
-def _count(mask: Tensor) -> Tensor:
-    return mask.sum(dtype=torch.float32)
-
-
-def _blocks(a: Tensor, size: int) -> Tensor:
-    """(N, blocks, size), padded with zeros, which are never lost."""
-    return F.pad(a, (0, -a.shape[-1] % size)).unflatten(-1, (-1, size))
 
 
 def e4m3(x: Tensor) -> Tensor:

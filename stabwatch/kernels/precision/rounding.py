@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stabwatch.kernels.constants import device_constant
-from stabwatch.kernels.precision.eager import E2M1_MAX, E4M3_MAX, E5M2_MAX, MX_BLOCK, NV_BLOCK, e4m3, peak_of
+from stabwatch.kernels.precision.eager import (
+    E2M1_MAX,
+    E4M3_MAX,
+    E5M2_MAX,
+    MX_BLOCK,
+    NV_BLOCK,
+    e4m3,
+    peak_of,
+    spread_over,
+    together,
+)
 
 HI_BLOCK = 64
 HI_LARGEST, HI_SCALES = 7.0, (2.0**-48, 49152.0)
 """Largest number of a block of HiF4 under its scale, and the smallest and the largest scale (e6m2)."""
 UE5M3_TINY, UE5M3_MAX = 2.0**-14, 114688.0
 """Smallest normal number, and the largest."""
+EXPONENT = 0x7F800000
+"""The bits of the exponent of a float32."""
 SIGNS = (1, -1, -1, 1, 1, 1, -1, 1, -1, -1, 1, -1, 1, 1, -1, -1)
 """Drawn once: those of the random Hadamard rotation of 16 numbers."""
 ROTATION = tuple((-1.0) ** (i & j).bit_count() * SIGNS[i] / 4 for i in range(16) for j in range(16))
@@ -28,29 +42,52 @@ def rounding(x: Tensor, whole: Tensor | None = None) -> Tensor:
     `precision`. Elements that are not finite are left out. whole: what x is a sample of, whose maximum sets the scale
     of the tensor; that of rotated numbers is set by the sample.
     """
-    x = x.detach().float()
+    return roundings([x], [x if whole is None else whole])[0]
+
+
+def roundings(samples: Sequence[Tensor], wholes: Sequence[Tensor]) -> list[Tensor]:
+    """The same of several tensors: most are small, and each operation has a cost."""
+    parts = together(samples)
+    return [found for some in parts for found in _roundings([samples[i] for i in some], [wholes[i] for i in some])]
+
+
+def _roundings(samples: Sequence[Tensor], wholes: Sequence[Tensor]) -> list[Tensor]:
+    parts = [F.pad(x.detach().float(), (0, -x.shape[-1] % HI_BLOCK)).reshape(-1, HI_BLOCK) for x in samples]
+    lengths, padded = (
+        [len(part) for part in parts],
+        [part.numel() - x.numel() for part, x in zip(parts, samples, strict=True)],
+    )
+    x = torch.cat(parts)
     finite = torch.isfinite(x)
-    x = F.pad(torch.where(finite, x, 0.0), (0, -x.shape[-1] % HI_BLOCK))  # zeros have no error
-    peak = x.abs().amax() if whole is None else peak_of(whole.detach().abs())
-    blocks = x.reshape(-1, NV_BLOCK)
+    x = torch.where(finite, x, 0.0)  # zeros have no error
+    peak = spread_over([peak_of(whole.detach().float().abs()) for whole in wholes], lengths)
+    blocks = x.view(-1, NV_BLOCK)
     turned = blocks @ _rotation(x.device)
+    highest = spread_over([part.amax() for part in turned.view(-1, HI_BLOCK).abs().split(lengths)], lengths)
     top = _top(blocks) / E2M1_MAX
-    mx, nv = _power_of_two(blocks), _nvfp4(blocks, peak)
+    mx, nv = _power_of_two(blocks), _nvfp4(blocks, _of_parts(peak))
     errors = (
-        _fp8(x, peak, torch.float8_e4m3fn, E4M3_MAX) - x,
-        _fp8(x, peak, torch.float8_e5m2, E5M2_MAX) - x,
-        _int8(x, peak) - x,
+        _fp8(x, peak, torch.float8_e4m3fn, E4M3_MAX).sub_(x),
+        _fp8(x, peak, torch.float8_e5m2, E5M2_MAX).sub_(x),
+        _int8(x, peak).sub_(x),
         _fp4(blocks, mx),
         _fp4(blocks, nv),
-        _hif4(x.reshape(-1, HI_BLOCK)).reshape(x.shape) - x,
+        _hif4(x).sub_(x),
         _fp4(blocks, _ue5m3(top)),
         _fp4(turned, _power_of_two(turned)),
-        _fp4(turned, _nvfp4(turned, turned.abs().amax())),
+        _fp4(turned, _nvfp4(turned, _of_parts(highest))),
         _fp4(blocks, e4m3(top)),
     )
-    noise = _noise(blocks, mx).sum(), _noise(blocks, nv).sum()
-    counts = finite.sum(dtype=torch.float32), x.square().sum()
-    return torch.stack((*counts, *(e.square().sum() for e in errors), *noise))
+    sums = (finite.float(), x.square(), *(e.square_() for e in errors), _noise(blocks, mx), _noise(blocks, nv))
+    of_blocks = torch.stack([each.view(-1, HI_BLOCK).sum(dim=1) for each in sums])
+    found = torch.stack([part.sum(dim=1) for part in of_blocks.split(lengths, dim=1)])
+    found[:, 0] -= device_constant(tuple(map(float, padded)), torch.float32, x.device)
+    return [*found]
+
+
+def _of_parts(numbers: Tensor) -> Tensor:
+    """A number of each 64 as one of each 16."""
+    return numbers.repeat_interleave(HI_BLOCK // NV_BLOCK, dim=0)
 
 
 def _fp4(blocks: Tensor, scale: Tensor) -> Tensor:
@@ -99,8 +136,11 @@ def _int8(x: Tensor, peak: Tensor) -> Tensor:
 
 
 def _step(size: Tensor) -> Tensor:
-    """Distance of the numbers of e2m1 around the absolute value of each, at most 6."""
-    return (0.5 * (size >= 2)).add_(size >= 4).add_(0.5)
+    """Distance of the numbers of e2m1 around the absolute value of each, at most 6: 0.5; 1 from 2 on, and 2 from 4 on.
+
+    It is half the power of two below, which is what the bits show without those of the mantissa.
+    """
+    return (size.view(torch.int32) & EXPONENT).view(torch.float32).mul_(0.5).clamp_(min=0.5)
 
 
 def _e2m1(x: Tensor) -> Tensor:
