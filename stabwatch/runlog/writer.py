@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stabwatch.runlog.folder import RunFolder, append_event
 from stabwatch.runlog.schema import Event, RecordLayout
 
-PAUSE = 0.1
+PAUSE = 0.25
 """Seconds for which items gather before they are written: to wake the thread for each disturbs the training."""
 QUIET = PAUSE
 """Seconds without an item after which the thread sleeps until one comes: steps that are longer wake it each time."""

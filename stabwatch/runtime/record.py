@@ -66,7 +66,9 @@ class HostPart(NamedTuple):
         if self.batch is not None:
             shield("pace", lambda batch: shift.append(shifts.observe(project(batch))), self.batch)
         values = np.array((*self.numbers[:_GAUGES], *(shift or [math.nan]), *self.numbers[_GAUGES:]))
-        return np.stack((~np.isnan(values), values), axis=1).reshape(-1)
+        fields = np.empty(2 * len(values))
+        fields[::2], fields[1::2] = ~np.isnan(values), values
+        return fields
 
 
 @dataclass
@@ -365,6 +367,8 @@ class Assembler:
     def _check_brackets(self, fields: NDArray[np.float64], found: _Selection) -> None:
         """Ask for the exact value when the limit is inside a bracket."""
         upper, lower = found.brackets
+        if not len(upper):
+            return
         with np.errstate(invalid="ignore"):
             if np.any((fields[lower] < self._limit) & (fields[upper] >= self._limit)):
                 self._undecided()

@@ -16,6 +16,7 @@ READ = 1 << 12
 TINY = 1e-30
 _TABLE = np.random.default_rng(16).choice(np.array([-1.0, 1.0], np.float32), (SIZE, 1 << 12))
 _ROWS = np.ascontiguousarray(_TABLE.T)
+_ONES = np.ones(2 * READ, np.float32)
 
 
 class BatchNumbers(NamedTuple):
@@ -52,7 +53,8 @@ def project(batch: BatchNumbers) -> NDArray[np.float32]:
         out[1] = np.log2(np.dot(numbers, numbers) / len(some) + TINY)
         out[2:] = _signs(len(some), stride, width) @ numbers / len(some)
     else:  # the sums of ones are exact, in whatever order
-        out[2:] = _ROWS[some.astype(np.int64, copy=False) & 0xFFF].sum(axis=0) / np.float32(len(some))
+        rows = _ROWS.take(some.astype(np.int64, copy=False) & 0xFFF, axis=0)
+        out[2:] = _ONES[: len(rows)] @ rows / np.float32(len(rows))
     return out
 
 
