@@ -1,7 +1,8 @@
-"""The deep tier inside a compiled graph: an opaque operator that reads a tensor when the graph runs.
+"""Measurements inside a compiled graph: an opaque operator that reads a tensor when the graph runs.
 
 The operator is part of the graph of measured steps, and decides by itself whether its site is due: all deep steps share
-one graph, and steps without measurements have another graph without the operator. A site is identified by the number in
+one graph, and steps without measurements have another graph without the operator. It measures the sampled tier too: as
+operations of the graph that would be most of what the compiler has to translate. A site is identified by the number in
 its graph handle, a tensor on the host: a graph that several blocks share gets it as an input. The operator writes into
 the handle, so that compilers do not remove it.
 """
@@ -20,6 +21,7 @@ from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.base.tensors import first_tensor
 from stabwatch.hooks.base.views import AttentionCall, LogitsCall
 from stabwatch.hooks.module_calls import measure_call, measure_gradient
+from stabwatch.hooks.probes import activation, attention
 
 _TAGS = tuple(tag for name, tag in torch.Tag.__members__.items() if name == "cudagraph_unsafe")
 """A recorded CUDA graph does not call Python; versions of torch that know the tag leave the operator out of it."""
@@ -43,6 +45,21 @@ in_subgraph: Callable[[], bool] = _in_subgraph
 `torch.compiler.assume_constant_result` sets; calling that would import the compiler, which takes a second."""
 
 
+def _run_plainly(action: Callable[..., None], *args: Any) -> None:
+    action(*args)
+
+
+_UNCHECKED = "_disable_side_effect_safety_checks_for_current_subtracer"
+
+
+def unchecked(action: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function that sets an attribute of ours, also inside an activation checkpoint.
+
+    To have set it twice, when the checkpoint is computed again, is harmless. Only called while dynamo traces.
+    """
+    return getattr(torch._dynamo.utils, _UNCHECKED, _run_plainly)(action, *args)
+
+
 def graph_handle(site: Site, module: nn.Module) -> None:
     """Give a site its handles, by which a graph refers to it: one for the forward, one for the backward."""
     number = next(_numbers)
@@ -58,7 +75,10 @@ def observe(graph_handle: Tensor, tensors: list[Tensor]) -> None:
     site, module = _sites.get(number), _modules.get(number)
     if site is None or module is None or torch._C._current_graph_task_id() != -1:
         return  # the watch has ended, or this is a recomputation, counted already
-    measure_call(site, module, tuple(tensors[:-1]), tensors[-1], in_graph=True)
+    if site.activation is not None:
+        site.context.isolate(activation.ACTIVATION, activation.measure, site, tensors[-1])
+    if site.role.residual or site.role.needs_inputs:
+        measure_call(site, module, tuple(tensors[:-1]), tensors[-1], in_graph=True)
 
 
 @torch.library.custom_op("stabwatch::observe_gradient", mutates_args=("graph_handle",), tags=_TAGS)
@@ -79,6 +99,9 @@ def observe_attention(
     site = _sites.get(int(graph_handle[0]))
     if site is None or torch._C._current_graph_task_id() != -1:
         return
+    if site.exact is not None:
+        call = (site, query, key, mask, is_causal, scale)
+        site.context.isolation.run(attention.EXACT.name, site.flags.tier, attention.exact, *call)
     site.context.measure_in_graph(AttentionCall, site.bracket, site, query, key, mask, is_causal, scale)
 
 
@@ -131,16 +154,26 @@ class _ObservedGradient(torch.autograd.Function):
         return gradient, None, *(None for _ in inputs)
 
 
+def opaque(x: Tensor) -> bool:
+    """Can an operator of ours take it? What it does with a subclass of tensors (a DTensor) is not known."""
+    return type(x) in (Tensor, nn.Parameter)
+
+
 def tap(site: Site, args: Any, output: Any) -> Any:
     """Called while a compiler traces a module's hook: put the operators into its graph; returns the module's output."""
     if site.graph_handle is None:
         return output
     out = first_tensor(output)
-    if out is not None and (site.role.residual or site.role.needs_inputs):
+    if out is None:
+        return output
+    if not opaque(out):
+        activation.measure(site, output)
+        return output
+    if site.role.residual or site.role.needs_inputs or site.activation is not None:
         inputs = [x.detach() for x in args if isinstance(x, Tensor)] if site.role.needs_inputs else []
         with torch.no_grad():
             observe(site.graph_handle, [*inputs, out.detach()])
-    if (site.role.writer or site.role.residual) and out is not None and out.requires_grad:
+    if (site.role.writer or site.role.residual) and out.requires_grad:
         return _with_gradient(site, args, output, out)
     return output
 

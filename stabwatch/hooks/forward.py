@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -148,21 +148,6 @@ def _set_in_subgraph(site: Site) -> None:
     site.in_subgraph = site.flags.traced = True
 
 
-def _run_plainly(action: Callable[..., None], *args: Any) -> None:
-    action(*args)
-
-
-_UNCHECKED = "_disable_side_effect_safety_checks_for_current_subtracer"
-
-
-def _unchecked(action: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function that sets an attribute of ours, also inside an activation checkpoint.
-
-    To have set it twice, when the checkpoint is computed again, is harmless. Only called while dynamo traces.
-    """
-    return getattr(torch._dynamo.utils, _UNCHECKED, _run_plainly)(action, *args)
-
-
 ALL_TAPS: WeakSet[ModuleTaps] = WeakSet()
 """Those of all watches."""
 
@@ -181,17 +166,17 @@ def _before_root_traced(module: WatchedModule, args: Any, kwargs: Any) -> None:
     insert_hooks()
     site = module._stabwatch
     if site is not None and not is_exporting():
-        _unchecked(_set_traced_root, site, torch.is_grad_enabled() and module.training and not OwnCall.now)
+        compiled.unchecked(_set_traced_root, site, torch.is_grad_enabled() and module.training and not OwnCall.now)
 
 
 def _after_root_traced(module: WatchedModule, args: Any, output: Any) -> None:
     if module._stabwatch is not None and not is_exporting():
-        _unchecked(_set_traced_site, None)
+        compiled.unchecked(_set_traced_site, None)
 
 
 def _before_traced(module: WatchedModule, args: Any) -> None:
     if module._stabwatch is not None and not is_exporting():
-        _unchecked(_set_traced_site, module._stabwatch)
+        compiled.unchecked(_set_traced_site, module._stabwatch)
 
 
 def _after_traced(module: WatchedModule, args: Any, output: Any) -> Any:
@@ -199,18 +184,14 @@ def _after_traced(module: WatchedModule, args: Any, output: Any) -> Any:
     site = module._stabwatch
     if site is None or is_exporting():
         return None
-    _unchecked(_set_traced_site, site.parent)
+    compiled.unchecked(_set_traced_site, site.parent)
     if compiled.in_subgraph():
-        _unchecked(_set_in_subgraph, site)
+        compiled.unchecked(_set_in_subgraph, site)
         return None
-    if not site.flags.recording:
+    if not site.flags.in_forward:
         return None
-    _unchecked(_set_traced, site)
-    if not site.flags.sampled:
-        return None
-    if site.activation is not None:
-        activation.measure(site, output)
-    return compiled.tap(site, args, output)
+    compiled.unchecked(_set_traced, site)
+    return compiled.tap(site, args, output) if site.flags.sampled else None
 
 
 BEFORE_ROOT = Hook("model_begins", _before_root, _before_root_traced)
@@ -280,7 +261,7 @@ class ModuleTaps:
             site.exact = new_accumulator("attention_exact", device)
             heads = vars(target.module).get("num_heads")
             site.heads = heads if isinstance(heads, int) else 0
-        if target.role or site.bracket is not None:
+        if target.role or site.bracket is not None or target.activation:
             compiled.graph_handle(site, target.module)
         context.declare_site(site)
         site.views = tuple(view for view in CALL_VIEWS if context.of(view) and view.seen_at(site))

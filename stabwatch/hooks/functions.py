@@ -87,10 +87,12 @@ def _traced_attention(
     **kwargs: Any,
 ) -> None:
     site = CURSOR.site
-    if site is not None and not compiled.in_subgraph() and site.flags.recording and site.flags.sampled:
+    if site is not None and not compiled.in_subgraph() and site.flags.in_forward and site.flags.sampled:
         call = attention.as_heads(query, key, attn_mask)
-        attention.exact(site, *call, is_causal, scale)
-        compiled.tap_attention(site, *call, is_causal, scale)
+        if not compiled.opaque(query):
+            attention.exact(site, *call, is_causal, scale)
+        else:
+            compiled.tap_attention(site, *call, is_causal, scale)
 
 
 def _saw_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -109,7 +111,7 @@ def _traced_softmax(out: Tensor, input: Tensor, dim: Any = None, *args: Any, **k
     if site is None or not site.attention_like or compiled.in_subgraph():
         return
     rows = attention.over_keys(site, input, dim) if input.dim() >= 3 else None
-    if rows is not None and site.flags.recording and site.flags.sampled:
+    if rows is not None and site.flags.in_forward and site.flags.sampled:
         attention.exact_of_scores(site, rows)
 
 
@@ -142,10 +144,15 @@ def _saw_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, *
                 context.loss_call = LossCall.seen(_cross_entropy, input, target, kwargs)
 
 
+def _set_loss_in_graph(root: Site) -> None:
+    root.flags.loss_in_graph = True
+
+
 def _traced_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     root = CURSOR.root
-    if root is None or compiled.in_subgraph() or not root.flags.recording or not torch.is_grad_enabled():
+    if root is None or compiled.in_subgraph() or not root.flags.in_forward or not torch.is_grad_enabled():
         return
+    compiled.unchecked(_set_loss_in_graph, root)
     loss.cross_entropy_traced(root.context.run, out, input, target, *args, **kwargs)
     if root.flags.sampled:
         compiled.tap_logits(root, input, target, *loss.options(*args, **kwargs))

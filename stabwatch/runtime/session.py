@@ -202,7 +202,8 @@ class Session(SessionAnswers):
 
     def _record(self, step: int, plan: Plan, now: float) -> None:
         self._sent += 1
-        extent = Extent.ALL if plan.sampled or plan.deep else Extent.ALWAYS if plan.always else Extent.BASICS
+        always = plan.always or self.flags.loss_in_graph
+        extent = Extent.ALL if plan.sampled or plan.deep else Extent.ALWAYS if always else Extent.BASICS
         if plan.always:
             self.context.brackets.update()
             self.isolation.run("checks", "always", self._take_kept)

@@ -107,7 +107,7 @@ def test_a_compiled_run_is_bit_identical_with_and_without_a_watch(attach):
 
 
 def test_off_steps_run_a_graph_without_statistics(attach):
-    """Two graphs, one with and one without: switching between them compiles nothing."""
+    """Two graphs, one with and one without: switching compiles nothing, nor does the tier of every step."""
     graphs = []
 
     def backend(graph, inputs):
@@ -120,14 +120,14 @@ def test_off_steps_run_a_graph_without_statistics(attach):
     call = torch.compile(model, fullgraph=True, backend=backend)
     tokens = torch.randint(0, 256, (2, 8))
     sizes = []
-    for on in (True, False, True, False):
-        watch._session.flags.open = watch._session.flags.sampled = on
+    flags = watch._session.flags
+    for flags.open, flags.sampled in ((True, True), (False, False), (True, False), (True, True), (False, False)):
         call(tokens).sum().backward()
         sizes.append(len(graphs))
-    assert sizes == [1, 2, 2, 2]
+    assert sizes == [1, 2, 2, 2, 2]
     names = ["".join(str(n.target) for n in g.graph.nodes) for g in graphs]
-    assert "isfinite" in names[0] and "observe" in names[0]
-    assert "isfinite" not in names[1] and "observe" not in names[1]
+    assert "observe" in names[0] and "observe_attention" in names[0]
+    assert "observe" not in names[1] and "isfinite" not in names[1]
 
 
 @pytest.mark.slow
@@ -183,20 +183,37 @@ class WithLoss(nn.Module):
         return {"loss": F.cross_entropy(self.inner(x), y, label_smoothing=0.1)}
 
 
-def test_the_logits_of_a_loss_inside_a_graph_are_looked_at(attach):
-    def train(compile_model):
-        torch.manual_seed(0)
-        model = WithLoss()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        attach(model, optimizer)
-        call = compile_model(model)
-        for _ in range(3):
-            optimizer.zero_grad()
-            call(torch.randn(30, 8), torch.randint(5, (30,)))["loss"].backward()
-            optimizer.step()
-        return attach.finish()
+def _train_with_loss(attach, compile_model, steps=3, plan=None):
+    torch.manual_seed(0)
+    model = WithLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+    if plan is not None:
+        watch._session._pace.governor.plan = plan
+    call = compile_model(model)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        call(torch.randn(30, 8), torch.randint(5, (30,)))["loss"].backward()
+        optimizer.step()
+    return attach.finish()
 
-    eager, compiled = train(lambda m: m), train(lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"))
+
+def test_a_loss_inside_a_graph_is_in_every_record_and_needs_two_graphs(attach):
+    """Whatever the governor plans: the graph would be another one for each tier that it looks at."""
+    counter = CompileCounterWithBackend("aot_eager")
+    plans = (Plan(True, True, True), Plan(False, False, False), Plan(True, False, False))
+    log = _train_with_loss(
+        attach, lambda m: torch.compile(m, fullgraph=True, backend=counter), 9, lambda step: plans[step % 3]
+    )
+    assert counter.frame_count == 2
+    for signal in ("token_loss", "loss"):
+        assert len(log.series(signal)[1]) == 9
+    np.testing.assert_allclose(log.series("token_loss")[1], log.series("loss")[1], rtol=1e-6)
+
+
+def test_the_logits_of_a_loss_inside_a_graph_are_looked_at(attach):
+    eager = _train_with_loss(attach, lambda m: m)
+    compiled = _train_with_loss(attach, lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"))
     _same(eager, compiled, {"loss", "output_entropy", "output_logit_max", "logit_scaling_cosine"})
 
 

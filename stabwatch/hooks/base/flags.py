@@ -31,6 +31,8 @@ class MeasurementFlags:
         """The phase of the next step, if that is going to be a deep one."""
         self.traced = False
         """A compiler has traced the hooks: parts of the model run inside a compiled graph."""
+        self.loss_in_graph = False
+        """A compiled graph computes the loss, and measures it whenever it runs: then every record has it."""
         self.outputs = False
         """A probe of module outputs is measured at every step."""
         self.in_forward = False
