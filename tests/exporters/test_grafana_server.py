@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,6 +16,7 @@ from stabwatch.errors import GrafanaError
 from stabwatch.exporters.grafana import DASHBOARDS
 from stabwatch.exporters.grafana.server import Server
 from stabwatch.runlog import Meta, RunFolder
+from tests.processes import run_python
 
 TOKEN = "glsa_secret"
 
@@ -121,8 +120,7 @@ def test_refusals_are_told_in_words(grafana):
 
 
 def _run(*arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "stabwatch", "grafana", *arguments], capture_output=True, text=True,
-                          timeout=60, env={"PATH": "", **environment})  # fmt: skip
+    return run_python("-m", "stabwatch", "grafana", *arguments, timeout=60, env={"PATH": "", **environment})
 
 
 def test_the_command_never_shows_the_token(grafana, tmp_path):
