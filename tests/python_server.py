@@ -20,8 +20,10 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401  (the first optimizer imports it)
 
-import stabwatch.analysis
+import stabwatch.analysis.compare.compare
+import stabwatch.analysis.compare.forecast  # (with scipy.stats)
 import stabwatch.cli.app
+import stabwatch.cli.render.analysis
 import stabwatch.runtime.session  # noqa: F401
 
 
