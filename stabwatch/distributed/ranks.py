@@ -32,7 +32,8 @@ class Ranks:
         """Number of ranks of the job."""
         self.numbers = _together(model, self.number, self.of)
         self.rank, self.world = self.numbers.index(self.number), len(self.numbers)
-        self.wanted = mode == "auto" and self.world > 1
+        self._auto = mode == "auto"
+        self.wanted = self._auto and self.world > 1
         self.model = model
         self.stage: Stage | None = None
         """The place of this rank in a pipeline, once a stage of it has run."""
@@ -44,6 +45,13 @@ class Ranks:
         if self.wanted and not self.coupled:
             ddp = nn.parallel.DistributedDataParallel
             self.coupled = getattr(ddp, "_active_ddp_module", None) is not None
+
+    @property
+    def formed_later(self) -> bool:
+        """A process group of several ranks was made after this: they do not exchange steps."""
+        return (
+            self._auto and self.of == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        )
 
     def wrapped(self, model: nn.Module) -> None:
         """The model is called through these wrappers, which it may have got after `attach`."""

@@ -57,6 +57,12 @@ def beginning(model: nn.Module) -> str:
     return f"{len(parameters)}:{sum(p._version for p in parameters)}"
 
 
+FORMED_LATER = (
+    "`attach` came before `init_process_group`: each rank writes a run of its own, with what it has measured alone. "
+    "Call it after that"
+)
+
+
 def apart_from_others(ranks: Ranks) -> str:
     """What a run says that some ranks of a job train together, and others train other models."""
     names = ", ".join(map(str, ranks.numbers))

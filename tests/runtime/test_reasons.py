@@ -41,6 +41,7 @@ from stabwatch.runtime.coverage import (
 )
 from stabwatch.runtime.model_changes import AT_ONCE, TOO_OFTEN
 from stabwatch.runtime.pipeline_events import STAGES_APART
+from stabwatch.runtime.ranks import FORMED_LATER
 from tests.sampling import sample
 
 WIDTH = 8
@@ -438,3 +439,16 @@ def test_stages_of_the_same_rank_that_are_not_of_the_model_are_said_to_be_elsewh
             LISTENERS[0].events.stage_called(stage, [])
         assert (STAGES_APART in [note["reason"] for note in watch.coverage()["notes"]]) == said
         watch.detach()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_process_group_that_is_made_after_attaching_is_told(world, attach, monkeypatch):
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = attach(model, optimizer)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+    for _ in range(2):
+        model(torch.ones(3, 4)).square().mean().backward()
+        optimizer.step()
+    assert (FORMED_LATER in [note["reason"] for note in watch.coverage()["notes"]]) == (world == 2)
