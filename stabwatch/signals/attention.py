@@ -2,6 +2,12 @@
 
 For a query row with logsumexp L over n visible keys, L - ln n <= max_j s_j <= L. Fused kernels save L for the
 backward, so both bounds cost one reduction over batch x heads x queries.
+
+Where a module computes its scores itself, entropy, sink, concentration and effective keys are those of the scores that
+it gives to `softmax`; keys whose score is below -1e8 count as masked. Multi-head latent attention has queries and keys
+like any other by then. Linear attention and state-space models have none of these: they add up keys and values before
+a query reads the sum, so that no key has a weight. The sums of rows are measured where weights are scaled or shifted
+after the softmax, or are another function of the scores.
 """
 
 from __future__ import annotations
@@ -162,6 +168,25 @@ SIGNALS = (
         formula="mean",
         tier="deep",
         worst="min",
+    ),
+    *(
+        Signal(
+            name=f"attention_row_weight{end}",
+            help=f"{which} sum of a query's weights, of attention whose weights need not add up to 1.",
+            unit="1",
+            tap="attention",
+            reduction="attention_row_sum",
+            fields=fields,
+            formula=formula,
+            tier="deep",
+            worst="min" if end == "_min" else "max",
+            source="Affine-scaled attention, arXiv:2602.23057",
+        )
+        for end, which, fields, formula in (
+            ("", "Mean", ("sum", "count"), "mean"),
+            ("_max", "Largest", ("max",), "same"),
+            ("_min", "Smallest", ("min",), "same"),
+        )
     ),
     Signal(
         name="attention_nonfinite_total",

@@ -79,6 +79,7 @@ ATTENTION_SINK = _reduction(
     "attention_sink",
     count="sum", first="sum", largest="sum", effective="sum", heads="sum", sink_heads="sum",
 )  # fmt: skip
+ATTENTION_ROW_SUM = _reduction("attention_row_sum", count="sum", sum="sum", max="max", min="min")
 ATTENTION_CONTRACTION = _reduction("attention_contraction", count="sum", sum="sum")
 CLIP = _reduction("clip", count="sum", sumsq="sum", nonfinite="sum")
 HOST = _reduction("host", count="sum", last="max")
@@ -171,6 +172,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
+        ATTENTION_ROW_SUM,
         SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS, REGIME, JACOBIAN, ALIGNMENT,
     )
 }  # fmt: skip

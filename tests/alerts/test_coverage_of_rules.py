@@ -35,6 +35,7 @@ NO_RULE = {
         "singular_value_max", "singular_value_second_ratio", "singular_value_residual_ratio", "stable_rank",
         "update_singular_value_max", "update_stable_rank", "update_weight_cosine", "update_successive_cosine",
         "attention_sink_ratio", "attention_sink_heads_ratio", "attention_concentration_ratio",
+        "attention_row_weight", "attention_row_weight_max", "attention_row_weight_min",
         "attention_effective_keys_ratio", "adapter_gain_ratio", "adapter_change_ratio", "adapter_singular_value_ratio",
         "adapter_rank", "adapter_scaling", "query_key_increment_rank", "query_key_increment_rank_min",
         "query_key_increment_ratio", "quantised_flip_ratio", "quantised_oscillation_ratio", "quantised_boundary_ratio",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from stabwatch.hooks.base.attention_output import AttentionOutput
 from stabwatch.hooks.base.expert_views import ExpertLoads, ExpertsCall, RouterCall
 from stabwatch.hooks.base.layout import as_samples, as_tokens
 from stabwatch.hooks.base.linear_view import LinearCall
@@ -309,7 +310,10 @@ class NonlinearityCall(SiteView):
 
 @dataclass(eq=False)
 class AttentionCall(SiteView):
-    """A call of `scaled_dot_product_attention`: queries (B, H, T, D), keys (B, G, S, D), mask and options."""
+    """A call of `scaled_dot_product_attention`: queries (B, H, T, D), keys (B, G, S, D), mask and options.
+
+    scores: (B, H, T, S) of a module that computes them itself, in place of queries and keys.
+    """
 
     name: ClassVar[str] = "attention_call"
 
@@ -318,6 +322,7 @@ class AttentionCall(SiteView):
     mask: Tensor | None
     is_causal: bool
     scale: float | None
+    scores: Tensor | None = None
 
     @staticmethod
     def seen_at(site: Site) -> bool:
@@ -375,7 +380,7 @@ def logit_rows(logits: Tensor) -> Tensor:
 
 CALL_VIEWS: tuple[type[SiteView], ...] = (
     RouterCall, CodebookCall, NonlinearityCall, ExpertsCall, ResidualOutput, SkipCall, WriterOutput, WriterGradient,
-    OutputGradient, LinearCall, ModuleOutput,
+    OutputGradient, LinearCall, AttentionOutput, ModuleOutput,
 )  # fmt: skip
 """Views that are made when a module is called, in this order."""
 SITE_VIEWS: tuple[type[SiteView], ...] = (*CALL_VIEWS, ExpertLoads, AttentionCall)

@@ -13,7 +13,8 @@ from stabwatch.hooks.base.tensors import new_accumulator
 from stabwatch.hooks.base.views import AttentionCall
 from stabwatch.hooks.probes.score_origin import is_attention
 from stabwatch.kernels.attention_scores import score_statistics, update_largest_logit, weight_statistics
-from stabwatch.kernels.attention_scores.eager import largest_score
+from stabwatch.kernels.attention_scores.eager import largest_score, statistics_of_scores
+from stabwatch.kernels.attention_scores.weights import spread_of_scores
 from stabwatch.kernels.contraction import contraction
 from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.kernels.where import tracing
@@ -134,10 +135,18 @@ def exact_of_scores(site: Site, scores: Tensor) -> None:
     heads = scores.shape[-3] if scores.dim() > 3 else max(1, site.heads)
     if not tracing():
         site.exact = _on(site.exact, "attention_exact", scores.device)
-        for probe in (BRACKET, *site.context.of(AttentionCall)):
-            site.context.unmeasured(probe.report_key, site.name, OWN_SCORES)
+        _spread_of(site, scores.reshape(-1, heads, *scores.shape[-2:]))
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_score(scores, heads))
+
+
+def _spread_of(site: Site, scores: Tensor) -> None:
+    """What is measured of the scores besides, (B, H, T, S)."""
+    for probe in (BRACKET, CONTRACTION):
+        site.context.unmeasured(probe.report_key, site.name, OWN_SCORES)
+    probes = tuple(probe for probe in site.context.due(AttentionCall, site.bracket) if probe is not CONTRACTION)
+    if probes and scores.shape[-2] > 1:
+        site.context.measure(probes, AttentionCall(site, scores, scores, None, False, None, scores))
 
 
 def saved_values_are_packed() -> bool:
@@ -168,10 +177,20 @@ def _on(accumulator: Tensor | None, reduction: str, device: torch.device) -> Ten
 def _entropy(x: AttentionCall) -> Aggregates:
     """Of the attention weights of some query rows, evenly spread."""
     stride = max(1, x.query.shape[-2] // ENTROPY_ROWS)
-    found = score_statistics(x.query, x.key, x.mask, x.is_causal, x.scale, stride=stride)
+    if x.scores is not None:
+        found = statistics_of_scores(x.scores, stride)
+    else:
+        found = score_statistics(x.query, x.key, x.mask, x.is_causal, x.scale, stride=stride)
     rows = found[:, 0] - found[:, 1]
     sharpest, head = torch.where(rows > 0, -found[:, 4] / rows, -torch.inf).max(dim=0)
     return torch.stack((rows.sum(), found[:, 4].sum(), sharpest, head.float()))
+
+
+def _sink(x: AttentionCall) -> Aggregates:
+    """How the weights of some query rows are spread over the keys."""
+    if x.scores is not None:
+        return spread_of_scores(x.scores)
+    return weight_statistics(x.query, x.key, x.mask, x.is_causal, x.scale)
 
 
 def _contraction(x: AttentionCall) -> Aggregates | None:
@@ -190,11 +209,10 @@ PROBES.register(
 PROBES.register(
     Probe(
         name="attention_sink", tap="attention", reduction=ATTENTION_SINK, tier="deep",
-        compute=on(AttentionCall, lambda x: weight_statistics(x.query, x.key, x.mask, x.is_causal, x.scale)),
-        round_robin=True, per_call=True, optional=True,
+        compute=on(AttentionCall, _sink), round_robin=True, per_call=True, optional=True,
     )
 )  # fmt: skip
-PROBES.register(
+CONTRACTION = PROBES.register(
     Probe(
         name="attention_contraction", tap="attention", reduction=ATTENTION_CONTRACTION, tier="deep",
         compute=on(AttentionCall, _contraction), needs=(Need("same_tokens", OTHER_TOKENS),), round_robin=True,

@@ -9,12 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from stabwatch.hooks.base.graph_kinds import SHAPES, kind_of
 from stabwatch.hooks.base.sites import Site
 
-_SHAPES = (
-    "View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "Expand", "Unsqueeze", "Squeeze", "T", "Slice",
-    "Select", "Split", "SplitWithSizes", "Unbind", "Clone", "ToCopy", "Alias", "Mul", "Div",
-)  # fmt: skip
+_SHAPES = (*SHAPES, "Mul", "Div")
 """Operations behind which an operand of a product is the same parameter or the same activation."""
 _ELEMENTWISE = (*_SHAPES, "Add", "Sub", "MaskedFill", "Where", "Tanh", "Clamp", "Maximum", "Relu", "LeakyRelu")
 """Operations between the product and the softmax: scale, bias, mask, cap."""
@@ -42,7 +40,7 @@ def _is_product_of_activations(scores: Tensor) -> bool | None:
         if not waiting:
             return None
         node = waiting.pop(0)
-        kind = _kind(node)
+        kind = kind_of(node)
         if kind in _BATCHED or (kind in _FLAT and scores.dim() == 2):
             operands = [_is_activation(operand) for operand, _ in node.next_functions[-2:]]
             return False if False in operands else None if None in operands else True
@@ -57,13 +55,8 @@ def _is_product_of_activations(scores: Tensor) -> bool | None:
 def _is_activation(node: Any) -> bool | None:
     """False for a parameter; None for a tensor that needs no gradient."""
     for _ in range(_NODES):
-        kind = _kind(node)
+        kind = kind_of(node)
         if kind not in _SHAPES:
             break
         node = next((following for following, _ in node.next_functions if following is not None), None)
     return None if node is None else kind != "AccumulateGrad"
-
-
-def _kind(node: Any) -> str:
-    """`View` of a `ViewBackward0`."""
-    return "" if node is None else str(node.name()).partition("Backward")[0]

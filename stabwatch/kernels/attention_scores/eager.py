@@ -154,6 +154,11 @@ def score_statistics(
     return torch.cat((statistics[..., :5].sum(dim=0), statistics[..., 5:].amax(dim=0)), dim=-1)
 
 
+def statistics_of_scores(scores: Tensor, stride: int) -> Tensor:
+    """`score_statistics` of scores that a model computed, (B, H, T, S)."""
+    return _statistics(scores.detach()[:, :, None, ::stride].float())
+
+
 def _statistics(scores: Tensor) -> Tensor:
     """Statistics of some rows: scores (B, G, R, T', S) -> (H, 7)."""
     peak = scores.amax(dim=-1)

@@ -11,6 +11,8 @@ ROWS = 64
 """Query rows of each head, evenly spread."""
 SAMPLES = 4
 """Samples of the batch, the first ones."""
+UNSEEN = -1e8
+"""Scores from which down a key counts as masked: masks are -inf, or numbers from -1e9 to the least of a type."""
 SINK = 0.3
 """Mean weight of the first key from which a head counts as one with a sink (Gu et al. 2024)."""
 
@@ -34,6 +36,12 @@ def weight_statistics(query: Tensor, key: Tensor, mask: Tensor | None, is_causal
         scores = scores.masked_fill(torch.arange(s, device=q.device) > rows, -torch.inf)
     shown = None if mask is None else _rows_of(_grouped(mask.detach(), g, h // g), slice(None, None, stride))
     return _spread(_masked(scores, shown).flatten(1, 2))
+
+
+def spread_of_scores(scores: Tensor) -> Tensor:
+    """The same of scores that a model computed, (B, H, T, S): without the keys that a mask took away."""
+    some = scores[:SAMPLES, :, :: max(1, scores.shape[-2] // ROWS)].detach().float()
+    return _spread(some.masked_fill(some <= UNSEEN, -torch.inf))
 
 
 def _spread(scores: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from stabwatch.hooks.backward import EVALUATING, NO_ROOT
 from stabwatch.hooks.probes.attention import NO_GRADIENT, NOTHING_SAVED, OWN_SCORES, as_heads
 from stabwatch.hooks.probes.writer import NO_GRADIENT as NO_WRITER_GRADIENT
+from stabwatch.kernels.attention_scores import weight_statistics
 from stabwatch.kernels.attention_scores.naive import scores
+from stabwatch.kernels.attention_scores.weights import spread_of_scores
 from stabwatch.runtime.coverage import ONE_CALL
 from tests.models import GPT, DemoConfig
 
@@ -159,8 +161,34 @@ def test_a_model_that_computes_its_own_weights_is_said_to(attach):
     watch = seen(attach, Stack(weights=True))
     assert reasons(watch, "unmeasured", "attention_bracket") == {f"{OWN_SCORES}; the exact value is on cadence"}
     assert not reasons(watch, "missing", "attention_bracket")
-    for what in ("attention_entropy", "attention_contraction"):
-        assert reasons(watch, "unmeasured", what) == {OWN_SCORES}
+    assert reasons(watch, "unmeasured", "attention_contraction") == {OWN_SCORES}
+    assert not reasons(watch, "unmeasured", "attention_entropy")
+
+
+def test_scores_that_a_model_computes_spread_as_those_of_a_fused_call(attach):
+    logs = []
+    for weights in (True, False):
+        torch.manual_seed(3)
+        model = Stack(weights=weights)
+        attach(model)
+        train(model, X, steps=16)
+        logs.append(attach.finish())
+    for signal in (
+        "attention_entropy", "attention_entropy_min", "attention_sink_ratio", "attention_sink_heads_ratio",
+        "attention_concentration_ratio", "attention_effective_keys_ratio",
+    ):  # fmt: skip
+        (layer, *_) = sorted({key.layer for key in logs[0].keys if key.signal == signal})
+        own, fused = (log.series(signal, layer)[1] for log in logs)
+        assert len(own) and own.tolist() == pytest.approx(fused.tolist(), rel=1e-4), signal
+
+
+def test_masked_scores_of_a_model_are_not_seen_whatever_the_mask_adds():
+    torch.manual_seed(0)
+    logits, eye = torch.randn(2, 3, 6, 6), torch.eye(6).expand(2, 3, 6, 6)
+    hidden = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    wanted = weight_statistics(logits, eye, ~hidden, False, 1.0).tolist()
+    for mask in (-torch.inf, -1e9, torch.finfo(torch.float32).min):
+        assert spread_of_scores(logits.masked_fill(hidden, mask)).tolist() == pytest.approx(wanted)
 
 
 def test_a_compiled_module_whose_attention_is_one_call_is_said_to_be(attach):
