@@ -173,6 +173,7 @@ def _joined(detected: Incident, by_rules: Sequence[Incident]) -> Incident:
     """
     severities = [detected.severity, *(i.severity for i in by_rules)]
     hindsight = detected.condition == "TrainingPaused" or all(i.condition in _LOSS for i in by_rules)
+    hindsight = hindsight or (detected.condition == "GradientNormExplosion" and not detected.is_problem)
     over = detected.last_step is not None and all(i.last_step is not None for i in by_rules)
     skipped = detected.condition == "NonFinite" and detected.last_step is not None and not detected.is_problem
     skipped = skipped and not any(i.layers for i in by_rules)

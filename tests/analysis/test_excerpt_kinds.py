@@ -202,6 +202,41 @@ def test_a_name_that_is_broken_between_two_words(tmp_path):
     assert names["learning rate"] == names["lm loss"] == list(range(42780, 42785))
 
 
+def _table(path, *columns):
+    names, rows = [name for name, _ in columns], zip(*(values for _, values in columns), strict=True)
+    path.write_text(
+        "\n".join(",".join(map(str, row)) for row in (["step", *names], *([100 * i, *r] for i, r in enumerate(rows))))
+    )
+    return analyze(path)
+
+
+def test_a_loss_that_rises_while_the_validation_falls_is_information(tmp_path):
+    rises = [0.0002 * (1 + i) for i in range(80)]
+    run = _table(tmp_path / "harder.csv", ("loss", rises), ("val_loss", [0.03 / (1 + i / 20) for i in range(80)]))
+    (found,) = [i for i in run.incidents if i.condition == "LossDivergence"]
+    assert not found.is_problem and "validation loss falls" in found.text
+    worse = _table(tmp_path / "worse.csv", ("loss", rises), ("val_loss", [0.03 * (1 + i / 20) for i in range(80)]))
+    assert [i.is_problem for i in worse.incidents if i.condition == "LossDivergence"] == [True]
+
+
+def test_a_jump_to_another_objective_is_information(tmp_path):
+    loss = [300 / (1 + i) + 100 for i in range(20)] + [3000 / (1 + i) ** 2 + 90 for i in range(20)]
+    term = ["" if i < 20 else 2900 / (i - 19) ** 2 for i in range(40)]
+    run = _table(tmp_path / "terms.csv", ("loss", loss), ("trans_loss", term))
+    assert run.calm and any("another term" in i.text for i in run.incidents)
+    assert not _table(tmp_path / "one.csv", ("loss", loss)).calm
+
+
+def test_gradients_that_grow_as_learning_begins_are_information(tmp_path):
+    loss = [6.9078] * 60 + [6.9 - i / 40 for i in range(140)]
+    norm = [0.001 + i / 9000 for i in range(60)] + [3.1 + i % 7 / 10 for i in range(140)]
+    run = _table(tmp_path / "vit.csv", ("loss", loss), ("grad_norm", norm))
+    (found,) = [i for i in run.incidents if i.condition == "GradientNormExplosion"]
+    assert run.calm and "learning began there" in found.text
+    stays = _table(tmp_path / "stays.csv", ("loss", [6.9078 + i % 5 / 1e4 for i in range(200)]), ("grad_norm", norm))
+    assert "GradientNormExplosion" in [i.condition for i in stays.incidents if i.is_problem]
+
+
 def test_a_late_start_is_no_standstill(tmp_path):
     path = tmp_path / "late.csv"
     values = [6.90776 for _ in range(60)] + [6.5 - i / 20 for i in range(60)]

@@ -37,6 +37,10 @@ BY = 1.1
 """Smallest ratio of the last of them to the first."""
 TWICE = 2.0
 """The same where two other losses rise with it, of one record less."""
+VALIDATED = 4
+"""Fewest validations during a rise that show whether the model became worse."""
+BEST = 1.1
+"""Ratio of the last of them to the best, up to which it did not."""
 FEW = 4
 """Consecutive rises up to the end that count as a trend in an excerpt."""
 
@@ -122,12 +126,17 @@ def _incident(
     worst = start + int((np.argmin if down else np.argmax)(loss.values[start:]))
     evaluated = loss.role == "eval_loss"
     explodes = base > 0 and float(loss.values[-1]) >= EXPLODES * base
-    grave = segment.must_fall and (not evaluated or explodes)
+    harder = not evaluated and not down and _validation_falls(segment, loss, start)
+    grave = segment.must_fall and (not evaluated or explodes) and not harder
+    if harder:
+        text += (
+            " The validation loss falls meanwhile, so the data or the objective became harder, and not the model worse."
+        )
     if evaluated and explodes:
         text += " The log has no training loss; overfitting seldom goes that far."
     elif evaluated:
         text += " The log has no training loss, so this may be overfitting."
-    elif not segment.must_fall:
+    elif not segment.must_fall and not harder:
         text += " In reinforcement learning and adversarial training a rising loss need not be bad."
     text += how_sure(len(loss), confidence)
     return Incident(
@@ -145,6 +154,18 @@ def _incident(
             f"{number_of(len(loss) - start)} up to the end of the log without a return.",
         ),
     )
+
+
+def _validation_falls(segment: RunSegment, loss: Column, start: int) -> bool:
+    """Whether the validation loss falls during a rise of the training loss, up to its end."""
+    evaluated = segment.of("eval_loss")
+    if evaluated is None or segment.dies or not np.isfinite(evaluated.values).all():
+        return False
+    during = evaluated.steps >= loss.steps[start]
+    values = evaluated.values[during]
+    left = len(loss) - int(np.searchsorted(loss.steps, evaluated.steps[-1])) if len(evaluated) else 0
+    late = left <= (len(loss) - start) // VALIDATED
+    return len(values) >= VALIDATED and late and bool(0 < values[-1] <= BEST * values.min() and values[-1] < values[0])
 
 
 def _below(values: Array) -> int | None:

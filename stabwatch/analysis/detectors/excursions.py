@@ -40,8 +40,8 @@ SHAPE = 0.7
 """Share of the peak at either end of a short excursion. A real excursion rises and falls; unusual batches are flat."""
 FIRST = 64
 """Records at the beginning that may have no calm block yet."""
-LONG = 128
-"""Fewest records whose changes, relative to the level, show a usual size."""
+LONG = 104
+"""Fewest records whose changes, relative to the level, show a usual size: three blocks, and one that may be cut."""
 FEWEST = 4
 """Fewest differences for a scatter."""
 ROUGH = 1.5

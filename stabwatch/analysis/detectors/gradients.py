@@ -24,6 +24,8 @@ CLIMBS = 4
 """Fewest such records, the one before the rise included."""
 BEYOND = 10.0
 """Smallest norm at the end of such a rise."""
+UNLEARNED, LEARNED = 0.98, 0.9
+"""Shares of its first value above which a loss has not fallen yet, and below which it has."""
 ODD = 5.0
 """Multiple of the usual norm from which single records are reported."""
 
@@ -107,9 +109,12 @@ def _explosion(segment: RunSegment, norm: Column, start: int, stop: int, base: f
     course = f"for {number_of(stop - start)}{' up to the end' if lasts else ''}"
     course += f", infinite in {infinite}" if infinite else ""
     text = f"The gradient norm explodes at step {norm.steps[start]}, from {base:.3g} to {largest:.3g}, {course}."
+    begins = not infinite and _begins_to_learn(segment, int(norm.steps[start]))
+    if begins:
+        text += " The loss had not fallen before, and fell afterwards: learning began there."
     return Incident(
         condition="GradientNormExplosion",
-        severity="warning",
+        severity="info" if begins else "warning",
         first_step=int(norm.steps[start]),
         last_step=None if lasts else int(norm.steps[stop - 1]),
         records=stop - start,
@@ -122,6 +127,16 @@ def _explosion(segment: RunSegment, norm: Column, start: int, stop: int, base: f
             _of_loss(segment, int(norm.steps[start]), int(norm.steps[stop - 1])),
         ),
     )
+
+
+def _begins_to_learn(segment: RunSegment, step: int) -> bool:
+    """Whether the loss stood still before a step, at the start of training, and fell afterwards."""
+    loss = segment.finite_loss
+    if loss is None or not segment.fresh or not segment.must_fall or len(loss) < WINDOW or loss.values[0] <= 0:
+        return False
+    before, after = loss.values[loss.steps < step], loss.values[loss.steps >= step]
+    still = len(before) > 0 and float(before.min()) >= UNLEARNED * loss.values[0]
+    return still and len(after) > 0 and float(np.median(after[-WINDOW:])) <= LEARNED * loss.values[0]
 
 
 def _of_loss(segment: RunSegment, first: int, last: int) -> str:

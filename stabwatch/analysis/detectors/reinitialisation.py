@@ -30,31 +30,41 @@ def find(segment: RunSegment) -> list[Incident]:
     ):
         return []
     values = loss.values
-    back = np.flatnonzero(np.abs(values / values[0] - 1) <= SAME)
+    begun = [values, values[1:]] if 0 < values[1] < values[0] else [values]
     found: list[Incident] = []
     last = 0
-    for i in back.tolist():
-        learned = i - last >= 2 * SUSTAINED and bool((values[i - SUSTAINED : i] < LEARNED * values[0]).all())
-        if learned and _falls_as_before(values, i) and not _cycle(segment, loss, i):
+    for i in np.flatnonzero(np.min([np.abs(values / start[0] - 1) for start in begun], axis=0) <= SAME).tolist():
+        if i - last < 2 * SUSTAINED:
+            continue
+        if any(_begins_again(values, start, i) and not _cycle(segment, loss, i, float(start[0])) for start in begun):
             found.append(_incident(segment, loss, i))
             last = i
     return found
 
 
-def _cycle(segment: RunSegment, loss: Column, i: int) -> bool:
+def _begins_again(values: Array, start: Array, i: int) -> bool:
+    """Whether the loss is back at the first of these records, and falls as it did from there.
+
+    They are those of the log, or those from the second on: how far it fell before that may depend on the first batch.
+    """
+    learned = bool((values[i - SUSTAINED : i] < LEARNED * start[0]).all())
+    return learned and abs(values[i] / start[0] - 1) <= SAME and _falls_as_before(values, start, i)
+
+
+def _cycle(segment: RunSegment, loss: Column, i: int, first: float) -> bool:
     """Whether only the learning-rate schedule restarted: the loss rises, but not to that of a fresh model."""
     near = warm_restart(segment, int(loss.steps[i - SUSTAINED]), int(loss.steps[min(i + 1, len(loss) - 1)]))
-    return near is not None and float(loss.values[i]) < (1 - CYCLE) * float(loss.values[0])
+    return near is not None and float(loss.values[i]) < (1 - CYCLE) * first
 
 
-def _falls_as_before(values: Array, i: int) -> bool:
+def _falls_as_before(values: Array, start: Array, i: int) -> bool:
     """Whether the loss falls from i as it did at the start: as far, and not much faster. A spike would fall faster."""
-    now, then = values[i : i + SUSTAINED], values[:SUSTAINED][: len(values) - i]
+    now, then = values[i : i + SUSTAINED], start[:SUSTAINED][: len(values) - i]
     before = float(np.median(values[i - SUSTAINED : i]))
     if len(now) < 3 or bool((np.abs(now / then - 1) > 2 * SAME).any()) or now.min() < 1.3 * before:
         return False
     target = before + (float(now.min()) - before) / 3
-    took, takes = _until(values[:i], target), _until(values[i:], target)
+    took, takes = _until(start[:i], target), _until(values[i:], target)
     return takes >= took / 2 or takes == len(values) - i
 
 

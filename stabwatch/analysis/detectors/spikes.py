@@ -88,6 +88,9 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
     text += "" if e.recovered else how_sure(len(loss), sure)
     if cycle is not None:
         text += f" The learning rate was raised again at step {cycle}, as in a schedule with warm restarts."
+    added = _new_terms(segment, onset)
+    if added:
+        text += f" From there on the log has {added} too: the loss has another term."
     early = segment.fresh and e.recovered and peak <= loss.values[0] and _unlearned(loss.values, e)
     if early:
         text += " That was early: most of what was learned came later."
@@ -95,6 +98,7 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
     grave = (
         segment.must_fall
         and cycle is None
+        and not added
         and not early
         and not overfits
         and (not shifted or height >= SHIFT * e.scale)
@@ -116,6 +120,13 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
             *_gradient(segment, onset, int(loss.steps[e.stop - 1])),
         ),
     )
+
+
+def _new_terms(segment: RunSegment, onset: int) -> str:
+    """Names of the parts of the loss that are printed from a step on, and never before."""
+    begun = [c for c in segment.columns if c.role == "component" and len(c) and int(c.steps[0]) == onset]
+    known = len(segment.steps) > 0 and onset > int(segment.steps[0])
+    return ", ".join(f"'{c.name}'" for c in begun[:2]) if known and begun else ""
 
 
 def _unlearned(values: Array, e: Excursion) -> bool:

@@ -137,6 +137,12 @@ def test_a_restart_from_scratch_inside_one_counter():
     assert abs(plateau.first_step - 60_100) <= 300
 
 
+def test_a_restart_from_scratch_may_begin_below_the_first_record():
+    fall = 8 * (0.05 + 1 / (1 + np.arange(300) / 20))
+    (found,) = troubles(run_of(loss=[13.0, *fall, 8.9, *fall[1:]], steps=range(0, 60_100, 100)))
+    assert (found.condition, found.first_step) == ("Reinitialisation", 30_100)
+
+
 def test_without_a_step_a_beginning_is_a_new_run():
     runs = run_of(loss=np.tile(calm_curve(200), 3))
     assert {f.condition for f in troubles(runs)} == {"Reinitialisation"}
