@@ -220,10 +220,10 @@ were written when the rules were there: at their first reading 4 of 12 faults we
 cause, and the healthy workloads had 32 false alarms per 10,000 steps (16 in 4,980), 13 of them where the data change.
 The 17 cases of `cases/later.py` came after that; their causes were noted before a run was seen. At their first reading
 14 were found, 7 first causes were right, and 0 of 2 places; one did not show its fault yet and was made harder.
-The 29 cases of `cases/fresh_setup.py` and `cases/fresh_data.py` came after the rules for those, their causes noted first as
-well. At their first reading 16 were found, 9 first causes were right, and 1 of 4 places, with one false alarm in the
-twins' 7,650 steps. The 26 workloads of `healthy/fresh.py` were written after the rules for these 29: one alarm in
-10,200 steps, a plateau scheduler that was stepped with each batch and had taken the rate to nothing, which was true.
+The 29 cases of `cases/fresh_setup.py` and `cases/fresh_data.py` came after the rules for those, their causes noted
+first as well. At their first reading 16 were found, 9 first causes were right, and 1 of 4 places, with one false alarm
+in the twins' 7,650 steps. The 26 workloads of `healthy/fresh.py` were written after the rules for these 29: one alarm
+in 10,200 steps, a plateau scheduler that was stepped with each batch and had taken the rate to nothing, which was true.
 
 Found: a warning or a critical alarm begins at or after the fault, and the twin does not raise the same within 20 steps.
 First cause right: the diagnosis names first what the report was about, by a name that the case accepts; many cases
