@@ -120,9 +120,9 @@ def _after(site: Site, module: nn.Module, args: Any, output: Any) -> None:
 
 
 def _measure(site: Site, module: nn.Module, args: Any, output: Any) -> None:
-    if site.flags.sampled:
-        site.context.isolation.run("token_order", "sampled", site.context.input.layer, module, args)
     with unseen_by_modes():
+        if site.flags.sampled:
+            site.context.isolation.run("token_order", "sampled", site.context.input.layer, module, args)
         call = site.called()
         if site.flags.sampled and site.activation is not None:
             site.context.isolate(activation.ACTIVATION, activation.measure, site, output)

@@ -13,6 +13,7 @@ from stabwatch.hooks.base.tensors import PARTIAL
 from stabwatch.hooks.probes.activation import ACTIVATION
 from stabwatch.hooks.probes.attention import BRACKET, EXACT, SOFTMAX
 from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, ParameterTaps
+from stabwatch.hooks.probes.row_sums import ROW_SUM
 from stabwatch.hooks.probes.writer import BRANCH
 from stabwatch.runlog import Accumulator
 from stabwatch.signals import CATALOGUE
@@ -139,7 +140,7 @@ class Coverage:
 
         A module inside of attention that was seen is a part of it.
         """
-        seen = {a.site for a in fired if a.tap == BRACKET.tap}
+        seen = {a.site for a in fired if a.tap == BRACKET.tap and a.reduction != ROW_SUM.reduction.name}
         around = {outer.name for outer in site.around() if outer.attention_like}
         if any(name == site.name or name.startswith(site.name + ".") for name in seen) or around & seen:
             return []

@@ -29,7 +29,7 @@ SCENARIOS = {
         "flow a",
         wave(100, 1e-3, 0.1),
         [1e-8] * 8,
-        {"loss": 3.0, "flow b": 1e-8, "flow c": 1e-3, "flow d": 1e-3, "flow e": 1e-3, "flow f": 1e-3},
+        {"loss": 3.0, **{f"flow {x}": 1e-8 for x in "bc"}, **{f"flow {x}": 1e-3 for x in "defghi"}},
     ),
     "TokenCollapse": Scenario("tokens a", wave(100, 0.3, 0.1), [0.995] * 20),
     "AdamStepTooLarge": Scenario("adam a", wave(100, 0.3, 0.1), [3.0]),

@@ -14,10 +14,10 @@ from benchmarks.reports.checks import hurt_step
 from benchmarks.reports.healthy import WORKLOADS
 from benchmarks.reports.page import page
 from benchmarks.reports.verdicts import Alarm, Result, Said, episodes, first_found
-from stabwatch.alerts.catalogue import BY_NAME
+from stabwatch.alerts.conditions import CONDITIONS
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 
-KNOWN = {*BY_NAME, *(cause.name for cause in ROOT_CAUSES)}
+KNOWN = {*CONDITIONS, *(cause.name for cause in ROOT_CAUSES)}
 by_name = {case.name: case for case in CASES}
 
 

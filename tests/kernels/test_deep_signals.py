@@ -258,3 +258,11 @@ def test_any_split_over_samples_merges_to_the_whole(seed, cut):
         torch.testing.assert_close(f(x[:cut]) + f(x[cut:]), f(x), rtol=1e-4, atol=1e-4)
     whole = mean_mode(x[:cut], d[:cut])[4] + mean_mode(x[cut:], d[cut:])[4]
     torch.testing.assert_close(whole, mean_mode(x, d)[4], rtol=1e-4, atol=1e-4)
+
+
+def test_rounding_is_the_same_inside_autocast():
+    """The rotation is a product, which autocast would compute in bfloat16."""
+    x = torch.randn(6, 40)
+    plain = rounding(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(rounding(x), plain)

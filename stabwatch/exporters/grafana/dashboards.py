@@ -23,10 +23,10 @@ _RUN = ("learning_rate", "loss_scale", "skipped_steps_total")
 
 
 def _low_is_bad() -> set[str]:
-    """Gauges that rules bound from below and none bounds from above."""
+    """Derived signals that rules bound from below and none bounds from above; measured ones declare it themselves."""
     conditions = [c for rule in RULES for threshold in rule.thresholds for c in threshold.when]
     above = {c.gauge for c in conditions if c.above is not None}
-    return {c.gauge for c in conditions if c.below is not None} - above
+    return {c.gauge for c in conditions if c.below is not None} - above - {signal.name for signal in CATALOGUE}
 
 
 _LOW = _low_is_bad()
@@ -50,7 +50,7 @@ class Page:
 
 
 def _of(signal: Signal) -> Shown:
-    low = signal.worst == "min" or signal.name in _LOW
+    low = signal.worst == "min"
     return Shown(signal.metric, signal.help, signal.unit, signal.label, signal.kind == "counter", low)
 
 

@@ -62,7 +62,7 @@ def _roundings(samples: Sequence[Tensor], wholes: Sequence[Tensor]) -> list[Tens
     x = torch.where(finite, x, 0.0)  # zeros have no error
     peak = spread_over([peak_of(whole.detach().float().abs()) for whole in wholes], lengths)
     blocks = x.view(-1, NV_BLOCK)
-    turned = blocks @ _rotation(x.device)
+    turned = _rotated(blocks)
     highest = spread_over([part.amax() for part in turned.view(-1, HI_BLOCK).abs().split(lengths)], lengths)
     top = _top(blocks) / E2M1_MAX
     mx, nv = _power_of_two(blocks), _nvfp4(blocks, _of_parts(peak))
@@ -177,6 +177,12 @@ def _hif4(blocks: Tensor) -> Tensor:
     unit = second * third
     rounded = ((size * inverse / unit * 4 + 0.5).floor() / 4).clamp(max=1.75) * unit * scale
     return torch.copysign(rounded.flatten(-3), blocks)
+
+
+def _rotated(blocks: Tensor) -> Tensor:
+    """In float32, whatever the loop's autocast makes of products."""
+    with torch.autocast(blocks.device.type, enabled=False):
+        return blocks @ _rotation(blocks.device)
 
 
 def _rotation(device: torch.device) -> Tensor:

@@ -130,6 +130,7 @@ def test_every_signal_of_the_catalogue_is_measured_on_a_mixture_of_experts(attac
         "target_in_input_ratio", "batch_shift_ratio", "clip_late_ratio", "scaled_step_ratio", "output_deviation",
         "samples_mixed_ratio", "wanted_deviation", "gradients_thrown_ratio", "target_unreachable_ratio",
         "target_rms", "target_size_ratio", "output_spread_ratio",
+        "attention_row_weight", "attention_row_weight_max", "attention_row_weight_min",
         *(s.name for s in CATALOGUE
           if s.tap in ("loop", "adapter", "quantiser", "sharpness", "jacobian", "codebook", "skip")),
         *(s.name for s in (*policy.SIGNALS, *ranks.SIGNALS)),
