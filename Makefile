@@ -7,6 +7,8 @@ ARGS ?=
 # Small models: more threads than this cost time.
 CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
 export OMP_NUM_THREADS ?= $(CORES)
+# Empty: every process that a test starts would otherwise compile our sources again.
+export PYTHONDONTWRITEBYTECODE :=
 # Tests run side by side, each in one thread.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
