@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stabwatch.demo import GPT
+from stabwatch.hooks.base.probe import PROBES
 from stabwatch.hooks.base.sites import select_modules
 from stabwatch.runlog import read_run
 from stabwatch.runtime.governor import KEPT
@@ -101,8 +102,21 @@ class StabwatchEveryStep(Stabwatch):
     settings: ClassVar[dict[str, Any]] = {"every_step": True}
 
 
+class StabwatchAsNaive(StabwatchEveryStep):
+    """At every step what `Naive` measures, and what is measured in any step; all other probes are off."""
+
+    KEPT: ClassVar[frozenset[str]] = frozenset(
+        ("activation", "attention_call", "attention_exact", "gradient", "weight", "update", "loss", "logit_form")
+    )
+
+    def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        super().__init__(model, optimizer, folder)
+        dearer = {probe.name for probe in PROBES if probe.tier != "always"}
+        self.watch._session.isolation.disabled |= dearer - self.KEPT
+
+
 class Naive(Bare):
-    """The statistics that stabwatch takes of the same tensors, the way they are usually written: `.item()` each."""
+    """Statistics that stabwatch takes of the same tensors, the way they are usually written: `.item()` each."""
 
     def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         super().__init__(model, optimizer, folder)
@@ -263,6 +277,7 @@ VARIANTS: dict[str, type[Bare]] = {
     "stabwatch": Stabwatch,
     "stabwatch, with agent": StabwatchWithAgent,
     "stabwatch, every step": StabwatchEveryStep,
+    "stabwatch, the naive hooks' numbers": StabwatchAsNaive,
     "naive hooks": Naive,
     "wandb.watch": Wandb,
     "composer-style activations": ComposerActivations,
