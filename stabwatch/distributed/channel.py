@@ -9,6 +9,7 @@ Frames (see frames.py), by `kind`:
     hello      child -> parent  rank, token (the parent's, from the directory: it proves that the child is of this job)
     welcome    parent -> child  it is accepted
     row        child -> parent  step, ranks; the block is a packed Partial (layout.py)
+    copy       child -> parent  step, rank, group; the block is a packed Partial: see copies.py, passed on upwards
     broadcast  parent -> child  topic, data: from rank 0 to all ranks, passed on downwards
     reply      child -> parent  topic, data: from one rank to rank 0, passed on upwards
     beat       both ways        once a second
@@ -55,7 +56,7 @@ class Handler(Protocol):
         """It sends no more."""
 
     def from_child(self, rank: int, message: Message, block: bytes) -> None:
-        """A 'row' or 'reply' came up."""
+        """A 'row', 'copy' or 'reply' came up."""
 
     def from_parent(self, message: Message) -> None:
         """A 'broadcast' came down."""
@@ -281,7 +282,7 @@ class Channel:
     def _from_child(self, link: Link, message: Message, block: bytes) -> None:
         if message["kind"] == "bye":
             self._lose(link)
-        elif message["kind"] in ("row", "reply"):
+        elif message["kind"] in ("row", "copy", "reply"):
             self._handler.from_child(link.rank, message, block)
 
     def _lose(self, link: Link) -> None:

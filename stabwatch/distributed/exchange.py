@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.distributed.channel import Channel
+from stabwatch.distributed.copies import Copies
 from stabwatch.distributed.coverage import CoverageNews, RankCoverage
 from stabwatch.distributed.directory import Directory
 from stabwatch.distributed.frames import Message
@@ -199,6 +200,7 @@ class Exchange:
     def _open(self) -> None:
         levels = height(self.rank, self.world)
         self._merger = Merger(self._layout, self.rank == 0, PATIENCE * max(1, levels))
+        self._copies = Copies(self._layout, self._layout.group)
         for first, _ in children(self.rank, self.world):
             self._merger.add(first)
         self._channel = Channel(self.rank, self.world, self._version, self._layout.digest, self.directory, self)
@@ -222,7 +224,8 @@ class Exchange:
             time.sleep(0.05)
         known = [Measured.of(text) for name in names if (text := self._stages.get(name))]
         if len(known) == len(names) and known[stage.index] == mine:
-            self._layout = staged = StagedLayout(self._local.layout, self._local.holds, stage, known)
+            local = self._local
+            self._layout = staged = StagedLayout(local.layout, local.holds, stage, known, local.group)
             staged.health.coupled = self._health.coupled
             self._compares = staged.health
             self._widened(staged)
@@ -269,7 +272,9 @@ class Exchange:
             step, transfer, extra, failed = self._submitted[0]
             if transfer is not None and not transfer.arrived():
                 break
-            self._merger.put(OWN, step, self._own(transfer, failed), now, extra)
+            partial = self._own(transfer, failed)
+            self._report(step, partial)
+            self._merger.put(OWN, step, partial, now, extra)
             self._submitted.popleft()
         for step, entry in self._merger.take(now):
             self._pass_on(step, entry.partial, entry.extra, entry.own)
@@ -288,6 +293,18 @@ class Exchange:
         )
         return self._layout.partial(self.rank, np.concatenate([row, self._health.own(self.number, row)]), failed)
 
+    def _report(self, step: int, partial: Partial) -> None:
+        """To rank 0, what it compares with that of other ranks which are given the same data."""
+        due, group = self._copies.report(partial), self._copies.group
+        if due is None:
+            return
+        if self.rank == 0:
+            self._copies.take(step, group, due)
+        else:
+            assert self._channel is not None
+            message = {"kind": "copy", "step": step, "rank": self.rank, "group": group}
+            self._channel.up(message, self._layout.pack(due))
+
     def _pass_on(self, step: int, partial: Partial | None, extra: Any, own: bool) -> None:
         assert self._channel is not None
         if partial is None:
@@ -299,7 +316,8 @@ class Exchange:
         self.covered = size(partial.ranks)
         self._coverage.observe(step, partial.ranks)
         if own:
-            row = self._layout.row(partial, self.covered == self.world)
+            times = self._copies.times(partial.ranks, self.world)
+            row = self._layout.row(partial, self.covered == self.world, times)
             width = len(row) - self._compares.width
             self._merged(Merged(step, row[:width], self._compares.compare(row[width:]), self.covered, extra))
 
@@ -336,11 +354,16 @@ class Exchange:
     def from_child(self, rank: int, message: Message, block: bytes) -> None:
         """See Handler."""
         assert self._channel is not None
+        if message["kind"] != "row" and self.rank:
+            self._channel.up(message, block)
+            return
         if message["kind"] == "reply":
-            if self.rank:
-                self._channel.up(message)
-            else:
-                self._receive(message)
+            self._receive(message)
+            return
+        if message["kind"] == "copy":
+            one = int(message["rank"])
+            reported = self._layout.unpack(((one, one + 1),), block)
+            self._copies.take(int(message["step"]), tuple(map(int, message["group"])), reported)
             return
         ranks = tuple((int(first), int(end)) for first, end in message["ranks"])
         self._merger.put(rank, int(message["step"]), self._layout.unpack(ranks, block), time.monotonic())

@@ -35,6 +35,7 @@ Kind = Literal["own", "replicated", "part"]
 Row = NDArray[np.float64]
 COMPARING = ("rank_busy", "rank_loss", "rank_nonfinite", "replica_")
 """How the taps of accumulators begin that compare ranks."""
+ROUNDING = 1e-6
 _ORDER: tuple[Op, ...] = ("sum", "max", "min", "arg")
 
 
@@ -54,11 +55,19 @@ class Partial:
 class MergeLayout:
     """A RecordLayout with the kind of each accumulator over ranks.
 
-    kinds: of accumulators that are not 'own'. holds: the parts of which this rank has any.
+    kinds: of accumulators that are not 'own'. holds: the parts of which this rank has any. group: the ranks that are
+    given the same data as this one, see `Copies`.
     """
 
-    def __init__(self, layout: RecordLayout, kinds: Mapping[Accumulator, Kind], holds: frozenset[Accumulator]) -> None:
+    def __init__(
+        self,
+        layout: RecordLayout,
+        kinds: Mapping[Accumulator, Kind],
+        holds: frozenset[Accumulator],
+        group: tuple[int, ...] = (),
+    ) -> None:
         self.layout = layout
+        self.group = group
         self._kinds = [kinds.get(accumulator, "own") for accumulator in layout.accumulators]
         same = np.repeat([kind == "replicated" for kind in self._kinds], [len(f) for f in layout.fields])
         ops = [
@@ -80,6 +89,8 @@ class MergeLayout:
         self.holds = holds
         self._holds = np.array([accumulator in holds for accumulator in layout.accumulators], dtype=bool) & ~self._whole
         self._own = np.array([kind == "own" for kind in self._kinds], dtype=bool)
+        self.data = self._own & [not a.tap.startswith(COMPARING) for a in layout.accumulators]
+        """bool (accumulators,): those of the data that a rank is given, and not of parameters, nor of the rank."""
         self.has_parts = bool((~self._whole).any())
 
     @property
@@ -136,15 +147,38 @@ class MergeLayout:
         out[self._args] = np.where(more, i, np.where(tie, np.minimum(i, j), j))
         return Partial(union((a.ranks, b.ranks)), out, a.lacking | b.lacking)
 
-    def row(self, partial: Partial, complete: bool) -> Row:
-        """(fields,) in the order of the table, NaN where not measured; parts only if all ranks are in (`complete`)."""
-        present = partial.values[self._counts] > 0
+    def row(self, partial: Partial, complete: bool, times: Row | None = None) -> Row:
+        """(fields,) in the order of the table, NaN where not measured; parts only if all ranks are in (`complete`).
+
+        times: of each accumulator, how many ranks have added the same (see `Copies`).
+        """
+        present = self.present(partial)
         present &= ~partial.lacking & (self._whole | complete)
-        return np.where(present[self._cell], partial.values, np.nan)[self._back]
+        values = partial.values
+        if times is not None:
+            values = values.copy()
+            values[self._sums] /= times[self._cell[self._sums]]
+        return np.where(present[self._cell], values, np.nan)[self._back]
+
+    def present(self, partial: Partial) -> NDArray[np.bool_]:
+        """bool (accumulators,): what was measured."""
+        return partial.values[self._counts] > 0
+
+    def only(self, partial: Partial, some: NDArray[np.bool_]) -> Partial:
+        """Some accumulators of a partial."""
+        return Partial(partial.ranks, np.where(some[self._cell], partial.values, self._identity), partial.lacking)
+
+    def equal(self, a: Partial, b: Partial) -> NDArray[np.bool_]:
+        """bool (accumulators,): all fields are the same in both, up to the rounding of float32."""
+        x, y = a.values, b.values
+        with np.errstate(invalid="ignore"):
+            apart = ~((x == y) | (np.abs(x - y) <= ROUNDING * np.maximum(np.abs(x), np.abs(y))))
+        apart &= ~(np.isnan(x) & np.isnan(y))
+        return np.bincount(self._cell[apart], minlength=len(self.data)) == 0
 
     def pack(self, partial: Partial) -> bytes:
         """The numbers of a partial, without its ranks: two bit sets over accumulators, then what was measured."""
-        present = partial.values[self._counts] > 0
+        present = self.present(partial)
         bits = np.packbits(present).tobytes() + np.packbits(partial.lacking).tobytes()
         return bits + partial.values[present[self._cell]].tobytes()
 

@@ -140,11 +140,16 @@ class StagedLayout(MergeLayout):
     """The union of the layouts of all stages, and this rank's place in it.
 
     local: what this rank measures, with what compares ranks at the end. holds: parts of it that this rank has.
-    ranks: what all ranks of the pipeline measure. health: compares ranks over the union.
+    ranks: what all ranks of the pipeline measure. group: see MergeLayout. health: compares ranks over the union.
     """
 
     def __init__(
-        self, local: RecordLayout, holds: frozenset[Accumulator], stage: Stage, ranks: Sequence[Measured]
+        self,
+        local: RecordLayout,
+        holds: frozenset[Accumulator],
+        stage: Stage,
+        ranks: Sequence[Measured],
+        group: tuple[int, ...] = (),
     ) -> None:
         names = names_in_whole(ranks)
         self.layers = names[stage.index]
@@ -172,7 +177,7 @@ class StagedLayout(MergeLayout):
         self._starts = np.array(whole.starts, dtype=np.int64)
         self._names = dict(zip(local.accumulators, mine, strict=True))
         held = {self._names[a] for a in holds} | (common & set(mine))
-        super().__init__(whole, kinds, frozenset(held - others))
+        super().__init__(whole, kinds, frozenset(held - others), group)
 
     def partial(
         self, rank: int, row: NDArray[np.floating] | None, failed: frozenset[Accumulator] = frozenset()

@@ -7,6 +7,7 @@ meshes, tensor parallelism) and the handles of FSDP1. Everything else is taken t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from stabwatch.distributed.health import REPLICATED
 from stabwatch.distributed.layout import Kind
 from stabwatch.distributed.ranks import root_of
 from stabwatch.distributed.stages import Stage
+from stabwatch.distributed.unreduced import holders
 from stabwatch.runlog import Accumulator
 
 Placed = tuple[bool, bool]
@@ -81,6 +83,36 @@ class Topology:
         """Some rank does not hold the whole model."""
         return any(part for part, _ in self._placed.values())
 
+    @cached_property
+    def sharing(self) -> tuple[int, ...]:
+        """The ranks that are given the same data as this one, as the job calls them: those of its tensor parallelism.
+
+        None where there is no other, or where another such group has the same parameters and comes first.
+        """
+        found: Counter[tuple[int, ...]] = Counter()
+        for p, dims in self._split:
+            coordinate = p.device_mesh.get_coordinate()
+            if _is_first(p, dims, self._stage(), self._first):
+                place = tuple(slice(None) if d in dims else c for d, c in enumerate(coordinate))
+                found[tuple(sorted(p.device_mesh.mesh[place].flatten().tolist()))] += 1
+        return found.most_common(1)[0][0] if found else ()
+
+    @cached_property
+    def _split(self) -> list[tuple[Any, frozenset[int]]]:
+        """Parameters that are split by something else than data parallelism, and the dimensions of their mesh."""
+        if self._world == 1:
+            return []
+        placed = [p for p in self._model.parameters() if hasattr(p, "device_mesh") and hasattr(p, "placements")]
+        kept_by = holders(self._model) if placed else {}
+        found = []
+        for p in placed:
+            if p.device_mesh.get_coordinate() is not None:
+                data = _data_ranks(kept_by.get(id(p)))
+                shards = (d for d, placement in enumerate(p.placements) if not placement.is_replicate())
+                dims = frozenset(d for d in shards if not any(_along(p.device_mesh, d) <= each for each in data))
+                found += [(p, dims)] if dims else []
+        return found
+
     def counts(self, parameter: nn.Parameter) -> bool:
         """Whether this rank adds its part of this parameter to the model's sums."""
         if not self.sharded:
@@ -113,6 +145,26 @@ class Topology:
                 if self.sharded and (cell.site in held or (whole_step and held)):
                     holds.add(cell)
         return kinds, frozenset(holds)
+
+
+def _along(mesh: Any, dim: int) -> set[int]:
+    """The ranks along one dimension of a mesh, through this one."""
+    coordinate = mesh.get_coordinate()
+    place = (*coordinate[:dim], slice(None), *coordinate[dim + 1 :])
+    return set(mesh.mesh[place].tolist())
+
+
+def _data_ranks(holder: Any) -> list[set[int]]:
+    """The ranks over which FSDP2 has sharded a parameter, and over which it holds replicas: they have other data."""
+    info = getattr(holder, "mesh_info", None)
+    groups = [getattr(info, f"{kind}_process_group", None) for kind in ("shard", "replicate")]
+    return [set(dist.get_process_group_ranks(group)) for group in groups if group is not None]
+
+
+def _is_first(p: Any, dims: frozenset[int], stage: Stage | None, first_rank: int) -> bool:
+    """Of the groups along these dimensions, this rank's is the first."""
+    inside = all(c == 0 for d, c in enumerate(p.device_mesh.get_coordinate()) if d not in dims)
+    return inside and _first_outside(p.device_mesh, stage, first_rank)
 
 
 def _of_dtensor(p: Any, stage: Stage | None, first_rank: int) -> Placed:

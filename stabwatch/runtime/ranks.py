@@ -264,7 +264,10 @@ class SharedSteps:
         taps.health.coupled = self._ranks.coupled
         kinds, holds = taps.topology.kinds(taps.layout.accumulators)
         taps.health.leave_out({a for a, kind in kinds.items() if kind == "part"})
-        return MergeLayout(RecordLayout.without_series((*taps.layout.accumulators, *taps.health.sources)), kinds, holds)
+        sharing = taps.topology.sharing
+        group = tuple(map(self._ranks.numbers.index, sharing)) if set(sharing) <= set(self._ranks.numbers) else ()
+        record = RecordLayout.without_series((*taps.layout.accumulators, *taps.health.sources))
+        return MergeLayout(record, kinds, holds, group)
 
     # -- called in the exchange's thread ------------------------------------------------------------
 

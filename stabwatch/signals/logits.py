@@ -126,7 +126,7 @@ SIGNALS = (
     ),
     _target(
         "target_labels",
-        "Labels of `cross_entropy` read in the step; ranks that share a batch (tensor parallelism) all count.",
+        "Labels of `cross_entropy` read in the step; a batch that ranks share (tensor parallelism) counts once.",
         "known",
         unit="1",
         formula="same",

@@ -92,6 +92,19 @@ def test_the_values_are_those_of_one_process(mode, run_of):
     assert {"gradient_norm", "weight_rms", "loss"} <= compared, compared
 
 
+@pytest.mark.parametrize("mode", sample([*MODES, "tp_sequence"], *SAMPLE, "tp_sequence"))
+def test_data_that_ranks_share_counts_once(mode, run_of):
+    """Labels add up over ranks with batches of their own; the ranks of a tensor-parallel group have the same batch."""
+    runs = run_of(mode).parent
+    job, single = read_run(runs / mode), read_run(runs / "single")
+    assert list(job.series("target_labels")[1]) == list(single.series("target_labels")[1])
+    if mode == "tp":  # the standard error depends on the number of pairs of tokens
+        for signal in ("geometry_stability", "geometry_stability_error"):
+            (steps, values), (_, expected) = job.series(signal, "blocks.0"), single.series(signal, "blocks.0")
+            assert len(steps)
+            np.testing.assert_allclose(values, expected, rtol=RTOL, err_msg=signal)
+
+
 def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(once):
     """Of the norms under sequence parallelism: each rank has a summand, and the norm of a sum is no sum of norms."""
     runs = _of_sample(once)
