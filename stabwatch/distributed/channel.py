@@ -120,6 +120,8 @@ class Channel:
         self._welcome = False
         self.apart: str | None = None
         """Why this rank merges with nobody, if rank 0 does not fit it."""
+        self.over = False
+        """Rank 0 has said that it leaves: nobody writes a log any more, and the job's store may end with it."""
 
     # -- from any thread ----------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class Channel:
         if self._parent is not None and self._parent.greeted:
             self._parent.send(message, block)
             return
-        if self.apart is None:
+        if self.apart is None and not self.over:
             self._unsent.append((message, block))
             self._unsent_bytes += len(block)
             while self._unsent_bytes > MOST_UNSENT:
@@ -274,6 +276,7 @@ class Channel:
             self._unsent.clear()
             self._unsent_bytes = 0
         elif message["kind"] == "bye":
+            self.over = link.rank == 0
             self._lose(link)
         elif message["kind"] == "broadcast":
             self.down(message)
@@ -318,7 +321,7 @@ class Channel:
 
     def _seek(self, now: float) -> None:
         """Ask for rank 0 until it is known, then for one ancestor after the other."""
-        if not self._path or self._parent or self.apart or self._asked or now < self._retry_at:
+        if not self._path or self._parent or self.apart or self.over or self._asked or now < self._retry_at:
             return
         self._asked = True
         self._directory.look_up(0 if self._root is None else self._path[self._at], self._found)

@@ -253,8 +253,9 @@ class Exchange:
         finally:
             if self._channel is not None:
                 self._channel.info["state"] = reason
-                self.directory.announce(self._channel.info, self._layout.description)
-                self.directory.flush(FAREWELL)  # rank 0 looks the reason up as soon as this rank has left
+                if not self._channel.over:
+                    self.directory.announce(self._channel.info, self._layout.description)
+                    self.directory.flush(FAREWELL)  # rank 0 looks the reason up as soon as this rank has left
                 self._channel.close()
 
     def _done(self) -> bool:
@@ -262,7 +263,7 @@ class Exchange:
             return False
         assert self._channel is not None
         passed = not self._submitted and not self._outgoing and not self._merger.waits and self._channel.idle
-        alone = self._channel.apart is not None
+        alone = self._channel.apart is not None or self._channel.over
         return (passed and (self.rank == 0 or self._channel.connected)) or alone or time.monotonic() > self._closing
 
     def _step(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from dataclasses import replace
 from typing import Any
@@ -25,20 +26,27 @@ class Ranks:
     """
 
     def __init__(self, model: nn.Module, mode: str) -> None:
-        ready = dist.is_available() and dist.is_initialized()
-        self.number = dist.get_rank() if ready else 0
-        """What the job calls this rank."""
-        self.of = dist.get_world_size() if ready else 1
-        """Number of ranks of the job."""
-        self.numbers = _together(model, self.number, self.of)
-        self.rank, self.world = self.numbers.index(self.number), len(self.numbers)
         self._auto = mode == "auto"
-        self.wanted = self._auto and self.world > 1
         self.model = model
         self.stage: Stage | None = None
         """The place of this rank in a pipeline, once a stage of it has run."""
         self.has_last_stage = False
         self.coupled = _is_coupled(model)
+        self.formed()
+        self.awaited = self._auto and self.of == 1 and _launched_as() > 0
+        """The launcher has other ranks before this one, and their process group is not made: it may be soon."""
+
+    def formed(self) -> None:
+        """Take the ranks that there are now; the process group may be made after `attach`."""
+        ready = dist.is_available() and dist.is_initialized()
+        self.number = dist.get_rank() if ready else 0
+        """What the job calls this rank."""
+        self.of = dist.get_world_size() if ready else 1
+        """Number of ranks of the job."""
+        self.numbers = _together(self.model, self.number, self.of)
+        self.rank, self.world = self.numbers.index(self.number), len(self.numbers)
+        self.wanted = self._auto and self.world > 1
+        self.awaited = False
 
     def seen_in_forward(self) -> None:
         """Called during a forward, to detect a data-parallel wrapper that was added after `attach`."""
@@ -46,9 +54,13 @@ class Ranks:
             ddp = nn.parallel.DistributedDataParallel
             self.coupled = getattr(ddp, "_active_ddp_module", None) is not None
 
+    def alone(self) -> None:
+        """This rank goes on without the others."""
+        self.rank, self.world, self.wanted = 0, 1, False
+
     @property
     def formed_later(self) -> bool:
-        """A process group of several ranks was made after this: they do not exchange steps."""
+        """A process group of several ranks was made after `attach`, and was not seen yet."""
         return (
             self._auto and self.of == 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         )
@@ -68,6 +80,14 @@ class Ranks:
         """A prefix of keys in the job's store, the same on all ranks."""
         group = "" if self.world == self.of else "/ranks-" + "-".join(map(str, self.numbers))
         return f"stabwatch/{self.world}/{purpose}{group}"
+
+
+def _launched_as() -> int:
+    """What the launcher calls this rank of several; 0 for the first one, and where there is none."""
+    try:
+        return int(os.environ["RANK"]) if int(os.environ["WORLD_SIZE"]) > 1 else 0
+    except (KeyError, ValueError):
+        return 0
 
 
 def _place_of(stage: Any) -> Stage:

@@ -127,6 +127,10 @@ class Topology:
         mine = [t for t in self._tracked() if placed.get(id(t.parameter), other)[1]]
         return frozenset(t.layer for t in mine if t.elements)
 
+    def is_left(self, cell: Accumulator) -> bool:
+        """Is it of parameters that another rank counts?"""
+        return self.sharded and cell.tap in REPLICATED and bool(cell.site) and cell.site not in self._held
+
     def kinds(self, cells: Iterable[Accumulator]) -> tuple[dict[Accumulator, Kind], frozenset[Accumulator]]:
         """Kinds of accumulators over ranks (see layout.py), and the parts of which this rank has any."""
         kinds: dict[Accumulator, Kind] = {}

@@ -124,16 +124,22 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path / EVENTS):
             os.close(plain_file(str(path / EVENTS), os.O_RDWR))
-        draft = path / f"{META}.new"
-        draft.unlink(missing_ok=True)  # a link would be followed
-        draft.write_text(meta.to_json(), encoding="utf-8")
-        draft.replace(path / META)
-        self._meta = (path / META).stat().st_ino
+        self._known: set[int] = set()
+        self.describe(meta)
         self._segment: Segment | None = None
         self._segments = len(segments_of(path))
         self.rotates = False
         self.open_segment: Path | None = None
         self._made = self._opened = time.monotonic()
+
+    def describe(self, meta: Meta) -> None:
+        """Write the metadata, whole or not at all."""
+        draft = self.path / f"{META}.new"
+        draft.unlink(missing_ok=True)  # a link would be followed
+        draft.write_text(meta.to_json(), encoding="utf-8")
+        self._known.add(draft.stat().st_ino)  # another thread may check before the next line has ended
+        draft.replace(self.path / META)
+        self.meta = meta
 
     def append(self, layout: RecordLayout, step: int, time: float, values: NDArray[np.float32]) -> None:
         """Append one record. A new layout starts a new segment; so does an incomplete record that could not be "
@@ -162,8 +168,7 @@ class RunFolder:
 
     def check(self) -> None:
         """Raises FileNotFoundError if the folder was deleted or moved."""
-        found = (self.path / META).stat().st_ino
-        if found != self._meta:
+        if (self.path / META).stat().st_ino not in self._known:
             raise FileNotFoundError(errno.ENOENT, "another run is in the folder", str(self.path))
 
     def close(self) -> None:

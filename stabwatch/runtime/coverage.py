@@ -68,7 +68,7 @@ UNATTACHED: dict[str, Any] = {
 class Coverage:
     """Compares what was measured with what should have been.
 
-    failure: says of a probe by name where it failed, None if it did not.
+    failure: says of a probe by name where it failed, None if it did not. is_left: whether another rank measures it.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class Coverage:
         probes: Iterable[Probe],
         reasons: Reasons,
         failure: Callable[[str], str | None] = lambda probe: None,
+        is_left: Callable[[Accumulator], bool] = lambda accumulator: False,
     ) -> None:
+        self._is_left = is_left
         self._sites = tuple(sites)
         self._by_name = {site.name: site for site in self._sites}
         self._expected = tuple(expected)
@@ -96,7 +98,7 @@ class Coverage:
         not_called = NOT_CALLED if hooked else unseen or COMPILED
         no_logits = {LOGITS} if self._has_no_classes(fired) else set()
         left_out = fired | no_logits | self._summed()
-        expected = [a for a in self._expected if a not in left_out and not self._early(a)]
+        expected = [a for a in self._expected if a not in left_out and not self._early(a) and not self._is_left(a)]
         out = [self._entry(a, not_called, unseen) for a in expected]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:

@@ -44,6 +44,11 @@ class ModelChanges:
         self.pending = own and self._managed
         return own and not self._managed
 
+    def regrouped(self, structure: Structure, model: nn.Module) -> bool:
+        """Asked when a training forward begins, and the ranks of the job are known now, which the hooks depend on."""
+        self._managed = self.pending = self._managed or is_managed(outermost(model))
+        return not self._managed
+
     def in_forward(self, structure: Structure, model: nn.Module, watched: int) -> bool:
         """Asked when a training forward begins. watched: steps so far.
 

@@ -121,7 +121,8 @@ class ModelTaps:
             )
             sites = tuple(self.modules.sites.values())
             self.names = [site.name for site in sites]
-            self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons, failure)
+            left = self.topology.is_left
+            self.coverage = Coverage(sites, self.parameters, expected, context.probes, context.reasons, failure, left)
             for what, layer, reason in _blind_spots(targets):
                 context.unmeasured(what, layer, reason)
             if before is not None:

@@ -58,8 +58,8 @@ def beginning(model: nn.Module) -> str:
 
 
 FORMED_LATER = (
-    "`attach` came before `init_process_group`: each rank writes a run of its own, with what it has measured alone. "
-    "Call it after that"
+    "`init_process_group` came after the first step of the run: each rank writes a run of its own, with what it has "
+    "measured alone. Call `attach` after it"
 )
 
 

@@ -17,10 +17,12 @@ _log = logging.getLogger("stabwatch")
 class RunReports:
     """Writes the coverage to the run log and warns of what is missing, once per state of the model.
 
-    event: writes to the run log, called with (kind, step, **data). run_dir: the folder that warnings name.
+    event: writes to the run log, called with (kind, step, **data). run_dir: gives the folder that warnings name.
     """
 
-    def __init__(self, context: TapContext, host: HostNumbers, event: Callable[..., None], run_dir: Path) -> None:
+    def __init__(
+        self, context: TapContext, host: HostNumbers, event: Callable[..., None], run_dir: Callable[[], Path]
+    ) -> None:
         self._context, self._host, self._event, self._run_dir = context, host, event, run_dir
         self.records = 0
         """Records that were written."""

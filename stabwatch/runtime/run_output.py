@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class RunOutput:
         idle: Callable[[], None],
     ) -> None:
         folder, self.attempt, url = open_run(run_dir, resume, config, ranks, model, layers)
+        self._folder = folder
         self.run, self.path = folder.run, folder.path
         self._idle = idle
         self._agent: AgentProcess | None = None
@@ -49,6 +51,10 @@ class RunOutput:
         if config.verbose:
             where = folder.path if url is None else f"{folder.path}, sent to {shown(url)}"
             print(f"stabwatch: watching {type(model).__name__}, run log in {where}", file=sys.stderr)
+
+    def is_of(self, ranks: Ranks) -> None:
+        """The run is that of these ranks, which were not known when it began. Raises OSError."""
+        self._folder.describe(replace(self._folder.meta, world_size=ranks.world, rank=ranks.rank))
 
     def _now_and_then(self) -> None:
         if self._agent is not None:

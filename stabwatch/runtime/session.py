@@ -18,29 +18,26 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stabwatch.config import Config
-from stabwatch.distributed.exchange import Exchange
 from stabwatch.distributed.ranks import Ranks
 from stabwatch.errors import TrainingUnstableError
-from stabwatch.guards.dispatcher import make_dispatcher, step_guards
-from stabwatch.guards.taylor import OVER_RANKS
+from stabwatch.guards.dispatcher import step_guards
 from stabwatch.hooks.presence import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
-from stabwatch.runtime.answers import SessionAnswers
 from stabwatch.runtime.batch_shift import BatchShift
 from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.model_changes import TOO_OFTEN
 from stabwatch.runtime.model_taps import ModelTaps
-from stabwatch.runtime.optimizer_check import optimizer_problems, steps_copies, zero_note
+from stabwatch.runtime.optimizer_check import optimizer_problems, steps_copies
 from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.pace import Pace
-from stabwatch.runtime.peers import peers_for, restored
-from stabwatch.runtime.ranks import SharedSteps, apart_from_others
+from stabwatch.runtime.peers import restored
 from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
 from stabwatch.runtime.run_metadata import how_it_ended
 from stabwatch.runtime.run_output import RunOutput
 from stabwatch.runtime.script_inputs import ScriptInputs
+from stabwatch.runtime.session_ranks import SessionRanks
 from stabwatch.runtime.step_buffer import Extent
 from stabwatch.runtime.taps import Taps
 
@@ -50,7 +47,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("stabwatch")
 
 
-class Session(SessionAnswers):
+class Session(SessionRanks):
     """One watched run in its training process: the step loop behind a `Watch`.
 
     Hooks report their events to it (see `TrainingEvents`), and it makes a record of each measured step. Nothing here
@@ -118,46 +115,15 @@ class Session(SessionAnswers):
             self.context, self.config, loss_fn, self._ranks, self._pace.governor,
             step_guards(self.config, self._model, self._ranks.world),
         )  # fmt: skip
-        if self._ranks.rank == 0 or self.config.reduce == "never":
-            self._open(run_dir, resume)
-        self._reports = RunReports(self.context, self._host, self._event, self.run_dir)
-        self._shared = SharedSteps(self._ranks, self._taps, self.context, first_step, self._write, self._event)
-        self._taps.failed_elsewhere = self._shared.errors.probes
-        together = len(self._ranks.numbers) == self._ranks.of
-        self._overdue = self._follow_ranks() if self._shared.exchange is not None and together else None
-        if not together:
-            self.context.unmeasured("note", "ranks", apart_from_others(self._ranks))
-        self._pace.use(self._shared.exchange)
-        peers = peers_for(self.config, self._ranks, self._model, self._shared.exchange, self.context, self._event)
-        self._dispatcher = make_dispatcher(
-            self.config, self._model, self._ranks.world, self._shared.exchange, self._writer, self.run_dir,
-            partial(self._pace.governor.escalate, self.config.escalate), self._taps.batches, on_alert,
-            self.isolation.run, self.isolation.shield, first_step, peers,
-        )  # fmt: skip
+        self._where = run_dir, resume
+        if not self._ranks.awaited and (self._ranks.rank == 0 or self.config.reduce == "never"):
+            self._open()
+        self._reports = RunReports(self.context, self._host, self._event, lambda: self.run_dir)
+        self._join(on_alert)
         self.isolation.run("optimizer", "always", self._check_optimizer, optimizer, copies)
-        if "taylor" in self.config.guards and self._ranks.world > 1:
-            self.context.unmeasured("note", "guard", OVER_RANKS)
-            if self._writer is not None:
-                _log.warning("stabwatch: %s.", OVER_RANKS)
         self._plan_next()
 
-    def _open(self, run_dir: str | Path | None, resume: str | Path | None) -> None:
-        self._output = RunOutput(
-            run_dir, resume, self.config, self._ranks, self._model, self._taps.now.names, self.context.step, self._idle
-        )
-        self.run, self.run_dir, self._writer = self._output.run, self._output.path, self._output.writer
-
-    def _follow_ranks(self) -> Overdue:
-        ranks, shared = self._ranks, self._shared
-        run = (self.run_dir, self._output.attempt) if self._output is not None else None
-        return Overdue(
-            ranks.rank, ranks.world, run, lambda: shared.directory,
-            lambda: self._model.training, self._event, self.isolation.caught,
-        )  # fmt: skip
-
     def _check_optimizer(self, optimizer: Any, copies: bool) -> None:
-        if note := zero_note(self._ranks.model, optimizer, self._ranks.world):
-            self.context.unmeasured("note", "gradient", note)
         for problem in optimizer_problems(self._ranks.model, None if copies else optimizer):
             _log.warning("stabwatch: %s.", problem)
             self.context.unmeasured("note", "optimizer", problem)
@@ -299,10 +265,6 @@ class Session(SessionAnswers):
             self._dispatcher.announce(self.step, what, seen=True)
         if self._changes.too_many:
             self.context.unmeasured("note", "model", TOO_OFTEN)
-
-    def _use(self, exchange: Exchange | None) -> None:
-        self._dispatcher.use(exchange)
-        self._pace.use(exchange)
 
     def ended_by(self, error: Exception) -> None:
         """The watch cannot go on: training does, unwatched."""

@@ -82,6 +82,11 @@ class Taps:
         with _no_collection():
             return ModelTaps(*self._made, *before)
 
+    def use(self, guards: StepGuards | None) -> None:
+        """Have these guards from the next change of the model on."""
+        context, config, ranks, governor, _, failure = self._made
+        self._made = context, config, ranks, governor, guards, failure
+
     def remove(self) -> None:
         """Remove everything."""
         self._undo.close()

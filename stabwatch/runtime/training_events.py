@@ -31,7 +31,6 @@ from stabwatch.runtime.model_changes import ModelChanges, difference
 from stabwatch.runtime.opponents import Opponents
 from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
 from stabwatch.runtime.pipeline_events import PipelineEvents
-from stabwatch.runtime.ranks import FORMED_LATER
 from stabwatch.runtime.record import HostNumbers
 from stabwatch.runtime.run_metadata import decay_per_step, learning_rate, optimizer_facts
 from stabwatch.runtime.silence import Silence
@@ -51,6 +50,8 @@ class TrainingEvents(PipelineEvents):
 
     _taps: Taps
     _dispatcher: AlertDispatcher
+    _ranks_settle: Callable[[], None]
+    """The ranks of the job are known by now, though they were not when the model was attached."""
 
     def __init__(self, whole: nn.Module, optimizer: Any, first_step: int = 0) -> None:
         self._model = model = unwrap(whole)
@@ -146,8 +147,8 @@ class TrainingEvents(PipelineEvents):
         if not self._watched and (whole := outermost(self._model)) not in (self._model, self._ranks.model):
             self._ranks.wrapped(whole)
             self._follow(self._changes.wrapped, whole)
-        if not self._watched and self._ranks.formed_later:
-            self.context.unmeasured("note", "ranks", FORMED_LATER)
+        if self._ranks.awaited or self._ranks.formed_later:
+            self._ranks_settle()
         self._follow(self._changes.in_forward, self._model, self._watched)
         self._follow(self._changes.grown, self._taps.now.modules.loops.found or self._taps.now.steps.quantised.found)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -235,8 +236,20 @@ def _sequence_parallel(model: Net, mesh: DeviceMesh) -> nn.Module:
     return parallelize_module(model, mesh, {"blocks.0": split, "leave": leave})
 
 
+def early(rank: int, world: int, out: Path, mode: str) -> tuple[Net, stabwatch.Watch]:
+    """Attach before the process group is made. In `-launched` the launcher says which rank it is, as torchrun does."""
+    if mode.endswith("-launched"):
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    while rank and not (out / mode / "events.jsonl").exists():  # else the folders are named by who comes first
+        time.sleep(0.01)
+    torch.manual_seed(0)
+    inner = Net()
+    return inner, stabwatch.attach(inner, agent=False, verbose=False, every_step=True, run_dir=out / mode)
+
+
 def main(rank: int, world: int, out: Path, mode: str) -> None:
     """One rank."""
+    before = early(rank, world, out, mode) if mode.endswith(("-launched", "-spawned")) else None
     if world > 1:
         store = f"file://{out}/store-{mode}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
@@ -247,10 +260,10 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
         interleaved(rank, out, mode)
         return
     torch.manual_seed(0)
-    inner = Net()
+    inner = before[0] if before else Net()
     settings = {"agent": False, "verbose": False, "every_step": True, "run_dir": out / mode}
     mode, _, first = mode.partition("-")
-    watch = stabwatch.attach(inner, **settings) if first or mode == "fsdp2_later" else None
+    watch = before[1] if before else stabwatch.attach(inner, **settings) if first or mode == "fsdp2_later" else None
     model, shares, mine = parallel(mode, inner, rank, world)
     if mode == "zero":
         optimizer = ZeroRedundancyOptimizer(inner.parameters(), torch.optim.SGD, lr=0.1)
@@ -276,6 +289,8 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
                 dist.all_reduce(p.grad)
                 p.grad /= world
         optimizer.step()
+    if mode in ("2d", "tp"):
+        _leave(watch, rank, out, mode)
     watch.detach()
 
 

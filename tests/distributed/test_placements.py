@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,9 @@ MODES = {
     "fsdp1-attached_first": 2,
     "fsdp2-attached_first": 2,
     "manual-grows": 2,
+    "ddp-launched": 2,
+    "fsdp2-launched": 2,
+    "manual-spawned": 2,
     "1f1b": 2,
     "gpipe": 2,
     "1f1b_fsdp": 4,
@@ -38,7 +43,10 @@ MODES = {
     "zero_bubble": 2,
     "v": 2,
 }
-SAMPLE = ("ddp", "fsdp1", "fsdp2_accumulates", "tp", "2d", "ddp-attached_first", "manual-grows", "1f1b", "v")
+SAMPLE = (
+    "ddp", "fsdp1", "fsdp2_accumulates", "tp", "2d", "ddp-attached_first", "manual-grows", "ddp-launched",
+    "manual-spawned", "1f1b", "v",
+)  # fmt: skip
 """Modes that run by default, a job of their own; those of both jobs are held against the same single process."""
 COMPARED = {"moments", "update", "group", "mean"}
 OF_PARAMETERS = {"gradient", "weight", "update", "group", "loss"}
@@ -124,6 +132,13 @@ def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(on
     assert not [event for event in job.events if event.kind == "error"]
 
 
+@pytest.mark.parametrize("mode", sample(("tp", "2d"), "tp", "2d"))
+def test_a_rank_misses_nothing_that_another_rank_counts(mode, run_of):
+    """Norms and the outer layers are on all ranks, and the first one measures them."""
+    for rank in range(MODES[mode]):
+        assert not json.loads((run_of(mode).parent / f"{mode}-coverage-{rank}.json").read_text())["missing"]
+
+
 def test_groups_of_ranks_that_train_models_of_their_own_have_runs_of_their_own(once):
     """The ranks are called as in the job, and the values of the first group are those of its own training."""
     runs = _of_sample(once)
@@ -138,6 +153,15 @@ def test_groups_of_ranks_that_train_models_of_their_own_have_runs_of_their_own(o
     for signal in ("loss", "gradient_norm"):
         np.testing.assert_allclose(first.series(signal)[1], single.series(signal)[1], rtol=RTOL)
         assert not np.allclose(second.series(signal)[1], single.series(signal)[1], rtol=RTOL)
+
+
+def test_ranks_that_were_attached_before_their_process_group_was_made_are_one_run(run_of):
+    """Where a launcher says what rank it is, another rank makes no run; else the run that it has made ends."""
+    launched, spawned = run_of("ddp-launched"), run_of("manual-spawned")
+    assert not launched.with_name(f"{launched.name}-2").exists()
+    assert [(read_run(run).meta.world_size, read_run(run).meta.rank) for run in (launched, spawned)] == [(2, 0)] * 2
+    other = read_run(spawned.with_name(f"{spawned.name}-2"))
+    assert [event.data.get("reason") for event in other.events] == [None, "replaced"] and not len(other.steps)
 
 
 def test_only_a_pipeline_is_said_to_be_one(modes, run_of):

@@ -24,6 +24,7 @@ from stabwatch.hooks.probes.nonlinearity import IN_PLACE, OWN_CLASS
 from stabwatch.hooks.probes.taylor import NO_SOFTMAX
 from stabwatch.hooks.probes.weights import CLOSURE
 from stabwatch.hooks.probes.writer import NO_TOKENS, NO_TRUNK
+from stabwatch.runlog import read_run
 from stabwatch.runtime.coverage import (
     COMPILED,
     COMPLEX,
@@ -442,13 +443,30 @@ def test_stages_of_the_same_rank_that_are_not_of_the_model_are_said_to_be_elsewh
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_process_group_that_is_made_after_attaching_is_told(world, attach, monkeypatch):
+def test_a_process_group_that_is_made_after_the_first_step_is_told(world, attach, monkeypatch):
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     watch = attach(model, optimizer)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
-    for _ in range(2):
+    for _ in range(3):
         model(torch.ones(3, 4)).square().mean().backward()
         optimizer.step()
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: world - 1)
     assert (FORMED_LATER in [note["reason"] for note in watch.coverage()["notes"]]) == (world == 2)
+    watch.detach()
+    assert len(read_run(watch.run_dir).steps) == 3
+
+
+def test_a_rank_of_a_launcher_whose_group_is_never_made_has_a_run_of_its_own(attach, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = attach(model, optimizer)
+    assert not watch.run
+    for _ in range(3):
+        model(torch.ones(3, 4)).square().mean().backward()
+        optimizer.step()
+    watch.detach()
+    assert len(read_run(watch.run_dir).steps) == 3
