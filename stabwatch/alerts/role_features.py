@@ -106,13 +106,14 @@ class Gain:
         """Spread of the differences of the last points: half of what two thirds of them are within."""
         if len(self._past) <= 2:
             return 0.0
-        low, high = np.quantile(np.diff(np.array(self._past)), (0.16, 0.84))
-        return float(high - low) / 2 / math.sqrt(2)
+        changes = np.sort(np.diff(np.array(self._past)))
+        return (_quantile(changes, 0.84) - _quantile(changes, 0.16)) / 2 / math.sqrt(2)
 
     @property
     def lost(self) -> float:
         """The share of the gain that is lost; 0 without a gain."""
-        return (self.best - self.now) / self.gained if self.gained else 0.0
+        gained = self.gained
+        return (self.best - self.now) / gained if gained else 0.0
 
     @property
     def reached(self) -> float:
@@ -124,6 +125,14 @@ class Gain:
         """Scatter over what was gained between the smallest and the best value; 1 where it has not moved."""
         span = self.best - self._least
         return self.scatter / span if span > 0 else 1.0
+
+
+def _quantile(ordered: Array, share: float) -> float:
+    """Linear interpolation in ascending numbers. (np.quantile takes ten times as long on a few numbers.)"""
+    at = share * (len(ordered) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return float(ordered[low] + (ordered[high] - ordered[low]) * (at - low))
 
 
 class RoleFeature(RunFeature):

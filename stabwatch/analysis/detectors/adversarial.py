@@ -35,6 +35,8 @@ WON = 1e-3
 """Loss of a discriminator that is right every time, where the loss of the generator is above `GONE`."""
 CERTAIN, IN_THE_LAST, FAR = 1e-3, 4, 10.0
 """Distance of the outputs of a discriminator from 1 and 0, records at the end, and the least loss of the generator."""
+SOME, MOSTLY, AWAY = 8, 0.75, 5.0
+"""Fewest records of a discriminator whose loss is exactly 0, their least share, and the least loss of the generator."""
 _REAL, _FAKE = re.compile(r"^d\(x\)$"), re.compile(r"^d\(g\(z\)\)$")
 """Outputs of a discriminator for real and made samples."""
 FOOLED = 2 * math.log(2)
@@ -49,7 +51,14 @@ def find(segment: RunSegment) -> list[Incident]:
     """At most one incident of each kind."""
     if segment.must_fall:
         return []
-    lost = _discriminator(segment) or _won(segment) or _certain(segment) or _fooled(segment) or _unbounded(segment)
+    lost = (
+        _discriminator(segment)
+        or _nothing_left(segment)
+        or _won(segment)
+        or _certain(segment)
+        or _fooled(segment)
+        or _unbounded(segment)
+    )
     return [*_generator(segment), *lost]
 
 
@@ -108,6 +117,25 @@ def _discriminator(segment: RunSegment) -> list[Incident]:
     )
     evidence = f"{number_of(len(loss) - start)}, {np.median(loss.values[start:]):.4g} in the middle."
     return [with_evidence(loss, start, text, evidence, condition="DiscriminatorCollapse")]
+
+
+def _nothing_left(segment: RunSegment) -> list[Incident]:
+    """The loss of the discriminator is exactly 0 in most records of an excerpt, and the generator is far from it."""
+    loss, made = finite_of(segment, _DISCRIMINATOR), finite_of(segment, _MADE)
+    if loss is None or made is None or len(loss) < SOME or len(made) < SOME or loss.values.min() < 0:
+        return []
+    zero = loss.values == 0
+    if zero.mean() < MOSTLY or not zero[-1] or made.values.min() < AWAY:
+        return []
+    start = int(np.argmax(zero))
+    text = (
+        f"The loss of the discriminator ('{loss.name}') is exactly 0 in {int(zero.sum())} of {number_of(len(loss))}, "
+        f"from step {loss.steps[start]} on, and that of the generator at least {made.values.min():.4g}: it tells made "
+        f"samples from real ones without error, and the generator learns nothing from it."
+        + how_sure(len(loss), "possible")
+    )
+    found = to_the_end(loss, start, text, condition="DiscriminatorCollapse", signal=loss.name)
+    return [replace(found, confidence="possible")]
 
 
 def _certain(segment: RunSegment) -> list[Incident]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.segments import RunSegment
-from stabwatch.analysis.detectors.wording import number_of
+from stabwatch.analysis.detectors.wording import how_sure, number_of
+from stabwatch.analysis.readers.log import Column
 
 TIMES = 1e4
 """Ratio to the usual size of a loss."""
@@ -18,11 +22,19 @@ FEWEST = 4
 """Fewest records that show what is usual."""
 
 
+BEYOND, STEEP, MANY = 1e7, 1e5, 8
+"""Least loss and least gradient norm of a training that had diverged before its log begins, and fewest records."""
+FALLS = 0.5
+"""Share of the first level below which such a loss falls."""
+
+
 def find(segment: RunSegment) -> list[Incident]:
     """At most one incident, where no other detector sees an excursion of the curve."""
     loss = segment.finite_loss
     if loss is None or len(loss) < FEWEST or not segment.must_fall or segment.excursions:
         return []
+    if (gone := _gone_before(segment, loss)) is not None:
+        return [gone]
     sizes = np.abs(loss.values)
     usual = float(np.sort(sizes)[(len(sizes) - 1) // 2])
     high = sizes >= max(TIMES * usual, LEAST)
@@ -52,3 +64,20 @@ def find(segment: RunSegment) -> list[Incident]:
             ),
         )
     ]
+
+
+def _gone_before(segment: RunSegment, loss: Column) -> Incident | None:
+    """A loss and a gradient norm that are huge in all records of an excerpt from the middle, and do not fall."""
+    norm = segment.of("grad_norm")
+    if segment.fresh or norm is None or min(len(loss), len(norm)) < MANY or loss.values.min() < BEYOND:
+        return None
+    half = len(loss) // 2
+    falls = float(np.median(loss.values[half:])) < FALLS * float(np.median(loss.values[:half]))
+    if falls or not np.isfinite(norm.values).all() or norm.values.min() < STEEP:
+        return None
+    text = (
+        f"The {segment.loss_name} is at least {loss.values.min():.4g} in each of {number_of(len(loss))}, and the "
+        f"gradient norm at least {norm.values.min():.4g}: it had diverged before the log begins, or its targets are "
+        f"not scaled." + how_sure(len(loss), "possible")
+    )
+    return replace(to_the_end(loss, 0, text, condition="LossDivergence", signal=loss.name), confidence="possible")

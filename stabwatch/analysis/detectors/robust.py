@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ _BLOCK = 32
 """Records per estimate of the scatter."""
 _CHUNK = 1 << 16
 """Windows processed at once, which bounds the memory."""
+_WIDE = 256
+"""Width from which a window is kept sorted."""
 
 
 def scatter(values: Array) -> float:
@@ -36,9 +40,25 @@ def rolling_median(values: Array, width: int) -> Array:
     """Median of each `width` values in a row: (n,) -> (n - width + 1,)."""
     if len(values) < width:
         return np.empty(0)
+    if width > _WIDE and np.isfinite(values).all():
+        return _medians_in_turn(values, width)
     windows = sliding_window_view(values, width)
     segments = [np.median(windows[i : i + _CHUNK], axis=1) for i in range(0, len(windows), _CHUNK)]
     return np.concatenate(segments)
+
+
+def _medians_in_turn(values: Array, width: int) -> Array:
+    """The same for wide windows: one value enters the sorted window, and one leaves it."""
+    numbers = values.tolist()
+    window = sorted(numbers[:width])
+    low, high = (width - 1) // 2, width // 2
+    out = np.empty(len(numbers) - width + 1)
+    out[0] = (window[low] + window[high]) / 2
+    for i in range(width, len(numbers)):
+        del window[bisect_left(window, numbers[i - width])]
+        insort(window, numbers[i])
+        out[i - width + 1] = (window[low] + window[high]) / 2
+    return out
 
 
 def past_median(values: Array, window: int = WINDOW) -> Array:

@@ -45,6 +45,8 @@ _WRONG = re.compile(rf"{_BEFORE}(?:wer|cer)$")
 """Shares of words and characters that are wrong."""
 THREE = 3
 """Fewest evaluations in which all are wrong, while the loss does not fall. At first they are in a healthy run too."""
+EIGHT, STILL = 8, 0.005
+"""Fewest records of an accuracy of 0 beside others, and the largest movement of the loss, as a share of it."""
 FALLS = 0.5
 """Share of the first loss below which a loss was learned, and an accuracy of 0 is that of a regression."""
 
@@ -69,7 +71,25 @@ def find(segment: RunSegment) -> list[Incident]:
         if word == "accuracy" and not _classifies(segment):
             continue
         return [_told(segment, longest, scores, word)]
-    return _all_wrong(segment)
+    return _all_wrong(segment) or _none_right(segment)
+
+
+def _none_right(segment: RunSegment) -> list[Incident]:
+    """One of several accuracies is 0 in each record, and the loss does not move: one of the tasks is not learned."""
+    loss = segment.finite_loss
+    if segment.fresh or loss is None or len(loss) < EIGHT or float(np.median(loss.values)) <= math.log(2):
+        return []
+    if float(np.ptp(loss.values)) > STILL * float(np.median(loss.values)):
+        return []
+    accuracies = [c for c in segment.columns if _KINDS[0][1].search(plain(c.name)) and len(c) >= EIGHT]
+    zero = next((c for c in accuracies if not c.values.any()), None)
+    if zero is None or segment.run.step_unit == "epoch":
+        return []
+    text = (
+        f"The accuracy '{zero.name}' is 0 in each of {number_of(len(zero))}, and the {segment.loss_name} stays at "
+        f"{float(np.median(loss.values)):.4g}: of this task nothing is learned." + how_sure(len(zero), "possible")
+    )
+    return [replace(nothing_learned(zero, text), signal=zero.name, confidence="possible")]
 
 
 def _all_wrong(segment: RunSegment) -> list[Incident]:

@@ -30,6 +30,7 @@ _UNIT = re.compile(
 """The unit of the number before: `per-step time 0.8s loss=2.5`."""
 _NUMBERED = re.compile(r"\b([Ee]poch|[Ss]tep|[Ii]ter(?:ation)?) ?#(?=\s*$)")
 """`Epoch #3`."""
+_ARTICLE = re.compile(r"^(?:The|the) (?=\w)")
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
 LOGGER = re.compile(r"^[\s>]*(?:INFO|WARNING|DEBUG|ERROR):[\w.-]+:")
 _ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
@@ -116,7 +117,7 @@ def _may_open(word: str, bracket: str) -> bool:
 
 
 def _name(text: str) -> str | None:
-    text = text.strip().strip("'\"").lstrip("-%. ")
+    text = _ARTICLE.sub("", text.strip().strip("'\"").lstrip("-%. "))
     if text.endswith(")") and (unit := _WITH_UNIT.search(text)):
         text = unit[1]
         words = text.rsplit(" (", 1)[0].split()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
 
 from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.cell_tables import CellTables
-from stabwatch.analysis.readers.nameless import Row, cells_of, columns_of, is_bare, lone_tensor, nameless
-from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of, step_rank
+from stabwatch.analysis.readers.nameless import Row, cells_of, columns_of, is_odd, lone_tensor, nameless
+from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of
 from stabwatch.analysis.readers.rewriting import parts_of, rewritten
+from stabwatch.analysis.readers.row_counts import RowCounts
 from stabwatch.analysis.readers.run_builder import RunBuilder
 from stabwatch.analysis.readers.templates import Template, Templates, count
 from stabwatch.analysis.readers.unread import Unread
@@ -44,7 +46,7 @@ class Parser:
         self.builder = RunBuilder()
         self.unread = Unread()
         leading = counts_records(head)
-        self.templates = Templates(_is_odd, leading)
+        self.templates = Templates(is_odd, leading)
         self._rank_pattern = _RANK_IN_BRACKETS if leading else _RANK
         self.rank: int | None = None
         self.epoch: int | None = None
@@ -67,23 +69,22 @@ class Parser:
         self._keys: set[str] = set()
         self._epoch_of_step: int | None = None
         self.others = 0
-        self.latest: Template | None = None
-        """See `line_runs.Parser`."""
+        self.latest: Template | None = None  # see `line_runs.Parser`
         self._step_estimated = False
+        self._calls = 0
+        """Calls of one epoch each, if nothing else tells the epoch."""
         self._evaluation = False
         """Whether the last heading was of an evaluation."""
-        self._remarked = -1
-        """The last line that is a remark."""
+        self._remarked = -1  # the last line that is a remark
         self._length: int | None = None
         """Steps of an epoch, if the log says how many there are."""
         self._ends: dict[int, int | None] | None = {}
-        """Epoch by step, if every record is the last one of its epoch, or the only one, always at the same step."""
+        """Epoch by step, if each record is the last or the only one of its epoch, always at the same step."""
         self._only: int | None = None
         self._whole = True
         """Whether no epoch had a fraction. With fractional epochs, steps count over all epochs."""
         self._above = steps_are_below(head)
-        self._counts_rows = ""
-        """The key that counts the rows of tables; the first of them may be cut above a better one."""
+        self._row_counts = RowCounts()
         self._pending: dict[str, float] = {}
         """Values whose step follows."""
         self._pending_at = -1
@@ -164,13 +165,17 @@ class Parser:
     def _record(self, line: int, template: Template, numbers: list[str]) -> None:
         template = self._pair(template, numbers)
         values = template.fill(numbers)
+        if values.get("count") == 0:  # darknet's means over no object at all
+            values = {key: value for key, value in values.items() if not math.isnan(value)}
         if template.step is not None or template.epoch is not None:
             self._evaluation = False
         elif self._evaluation and not template.evaluates:
             values = {key if is_eval(key) else f"eval/{key}": value for key, value in values.items()}
         epoch, step = count(numbers, template.epoch), count(numbers, template.step)
-        if self.epoch is not None and template.is_only_epoch(numbers):
-            epoch = self.epoch  # `epoch: 7`, then the only epoch of a call: `Epoch 1/1`
+        if template.is_only_epoch(numbers):
+            epoch = self._only_epoch()
+        elif epoch is not None:
+            self._calls = 0
         if self._above and step is None and epoch is None and not template.evaluates:
             self._pending_at = self._pending_at if self._pending else line
             self._pending |= values
@@ -198,6 +203,13 @@ class Parser:
             whole = whole and (self.epoch is not None or not self._ends)
             self._only = step
             self._ends = {**self._ends, self._offset + step: self.epoch} if whole else None
+
+    def _only_epoch(self) -> int:
+        """The epoch of `Epoch 1/1`: the one told above, as in `epoch: 7`; otherwise such calls are counted."""
+        if self.epoch is None or self._calls:
+            self._calls += 1
+            return self._calls
+        return self.epoch
 
     def _is_no_step(self, line: int, template: Template, numbers: list[str]) -> bool:
         """Whether the step of a line counts something else: episodes within a step, or seconds in brackets."""
@@ -253,6 +265,8 @@ class Parser:
         began = self._epoch_of_step
         began = -1 if began is None and (of_epoch or (self.epoch or 0) > 1) and self._with_values >= 0 else began
         later = self._whole and self.epoch is not None and began is not None and self.epoch > began
+        if self._whole and of_epoch and step == self._raw and None not in (self.epoch, self._epoch_of_step):
+            later = self.epoch != began  # the only record of another epoch, also where training begins again
         ended = of_epoch and self.epoch is None and self._raw == self._length and step < self._raw
         if ended or (later and step <= self._raw):
             known = self._length is not None and self._length >= self._raw
@@ -325,13 +339,12 @@ class Parser:
         return row is not None
 
     def _named(self, line: int, row: dict[str, float]) -> None:
-        keys = sorted((k for k in row if step_rank(k) is not None), key=lambda k: step_rank(k) or 0)
-        keys = [self._counts_rows] if self._counts_rows in row else keys
+        key, row = self._row_counts.of(row, self._raw >= 0)
         epoch = next((int(row[k]) for k in row if plain(k) in (*EPOCH_KEYS, "e") and abs(row[k]) < 1 << 62), None)
-        if keys and abs(row[keys[0]]) < 1 << 62:
-            self._counts_rows = keys[0]
+        if key is not None and abs(row[key]) < 1 << 62:
+            self._row_counts.counts(key)
             self._raw = -1  # steps are rounded in such tables, so an equal step is another record
-            self._step(line, int(row.pop(keys[0])), False, row, new=True)
+            self._step(line, int(row.pop(key)), False, row, new=True)
         elif self._raw >= 0 and line - self._at <= _NEAR and epoch is None and not self._keys & row.keys():
             self._keys |= row.keys()
             self.builder.add(self._offset + self._raw, line, row)
@@ -385,12 +398,3 @@ class Parser:
             return []
         what = "record without a separate step is" if len(self.repeated) == 1 else "records without a separate step are"
         return [f"{len(self.repeated)} {what} left out."]
-
-
-def _is_odd(text: str) -> bool:
-    """Whether a line may contain more than keys and numbers. Depends only on the text between its numbers."""
-    if text.lstrip().startswith("|") or "epoch:train" in text or " avg" in text or "epoch results" in text:
-        return True
-    if "epoch started" in text or is_bare(text):
-        return True
-    return messages.kind_of(text) is not None

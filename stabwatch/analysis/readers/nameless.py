@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
 
+from stabwatch.analysis.readers import messages
 from stabwatch.analysis.readers.names import number
 
 _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg(?: loss)?,")
@@ -136,3 +137,12 @@ def nameless(text: str) -> Nameless | None:
     assert bare is not None
     kind = (bare[2] or "").lower()
     return Nameless(int(bare[1] or bare[4]), "loss" if kind == "train" else f"{kind}_loss" if kind else "", value)
+
+
+def is_odd(text: str) -> bool:
+    """Whether a line may contain more than keys and numbers. Depends only on the text between its numbers."""
+    if text.lstrip().startswith("|") or "epoch:train" in text or " avg" in text or "epoch results" in text:
+        return True
+    if "epoch started" in text or is_bare(text):
+        return True
+    return messages.kind_of(text) is not None

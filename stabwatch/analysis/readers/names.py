@@ -141,7 +141,7 @@ _NORM = re.compile(
 )
 _POLICY = re.compile(
     r"(?:^|[^a-z])(?:rew(?:ard)?s?|(?:ep_?)?ret(?:urn)?s?|ep_?rew\w*|entropy|(?:approx_?)?kl|clip_?frac(?:tion)?|explained_variance"
-    r"|advantages?|episode_length)(?:[^a-z]|$)"
+    r"|advantages?|episode_length|(?:avg|mean|average|ep|episode|cumulative)_r)(?:[^a-z]|$)"
 )
 """Quantities of reinforcement learning that are no losses."""
 _FITTED = re.compile(
@@ -344,7 +344,8 @@ class Counter:
     def at(self, step: int, epoch: float | None) -> int:
         """The step over all epochs."""
         if epoch is not None:
-            if epoch > self._epoch and step < self._step:
+            again = step == self._step and epoch == self._epoch + 1  # the length of each epoch
+            if again or (epoch > self._epoch and step < self._step):
                 self._offset += self._step + (step == 0)
             elif epoch < self._epoch:
                 self._offset = 0

@@ -65,6 +65,13 @@ _TRAX = re.compile(r"^Step +(\d+): (train|eval) +(\w+) \| +(-?[\d.]+(?:e[+-]?\d+
 _OF_TFLEARN = re.compile(r" -- iter: *\d+/\d+\s*$")
 """The samples of an epoch, after the values of a step that is told on the line before."""
 _BAR_ENDS = re.compile(r"(?<=it/s\]|s/it\])(?=\[)")
+_ESCAPED = re.compile(r"\\\\(?=[\[\]_*|<>()#+.!=-])|\\\\$")
+"""Backslashes of Markdown, before its signs and at the end of a line."""
+_CTIME = re.compile(
+    r"^\[?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} +\d{1,2} \d\d:\d\d:\d\d (?:[A-Z]{3,4} )?\d{4}\]?:? +"
+    r"\[(\d{1,12})\] "
+)
+"""A time as C prints it, before a count in brackets: `Mon May  4 10:20:30 2020 [12] loss: 0.5`."""
 _STAMPS = re.compile(r"(?<=\s)(?=\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d)")
 """A time, before which another record begins, in a log that lost its line breaks."""
 
@@ -81,6 +88,10 @@ def rewritten(text: str) -> str:
     """The line in the usual form; the same object if it is in that form already."""
     if "<" in text or "←" in text:
         text = _without_remark(text)
+    if "\\" in text:
+        text = _ESCAPED.sub("", text)
+    if "] " in text and text[:1] in "[MTWFS":
+        text = _CTIME.sub(r"step \1: ", text)
     if " loss," in text and _VALUE_FIRST.match(text):
         step, _, rest = text.strip().partition(" ")
         return f"step {step} " + _FIELD.sub(r"\2: \1", rest)

@@ -38,6 +38,9 @@ _SETTINGS = re.compile(
     r"\b(?:config\w*|Namespace|hyp(?:er)?_?-?param\w*|arguments|args)\b[^{(=]{0,40}(?:= *)?(?:[{(]|: *\w+=)"
 )
 """The configuration of a run in one line."""
+_SWITCHES = re.compile(r"\b\w+=(?:True|False|None)\b")
+_MANY_SWITCHES = 4
+"""Settings that are no numbers, from which a line is the configuration of a run."""
 _ASSIGNS = re.compile(r"\s{4,}[A-Za-z_]\w* =")
 """An indented assignment: source code at the start of a log."""
 _EVAL_LINE = re.compile(
@@ -172,6 +175,8 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
     nothing = Template((), None, None, of_epoch=False, evaluates=False, tells=False, odd=odd)
     whole = _TENSOR.sub("", LOGGER.sub("", " ".join(texts)))
     if len(texts) > 400 or _CODE.search(whole) or _SETTINGS.search(whole) or _ASSIGNS.fullmatch(texts[0]):
+        return nothing
+    if whole.count("=") > 2 * _MANY_SWITCHES and len(_SWITCHES.findall(whole)) >= _MANY_SWITCHES:
         return nothing
     if any(map(_POWER.search, texts[:-1])):
         return nothing

@@ -116,6 +116,8 @@ def in_blocks(records: list[Unstepped]) -> list[Unstepped]:
     times = Counter(key for _, _, values in records for key in values)
     epochs = list(dict.fromkeys(epoch for _, epoch, _ in records if epoch is not None))
     above = {key for key in above if times[key] == len(epochs)}
+    if len(epochs) == 1 and any(role_of(key) == "eval_loss" for key in above):
+        return [(line, epochs[0] if values.keys() <= above else epoch, values) for line, epoch, values in records]
     if not above or len(epochs) < 2:
         return records
     following = dict(pairwise([None, *epochs, epochs[-1] + 1]))

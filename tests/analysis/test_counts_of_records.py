@@ -1,0 +1,162 @@
+"""What counts the records of a log, where the line does not say it plainly; and what is judged with few of them."""
+
+# ruff: noqa: E501 -- lines as trainers print them
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+
+from stabwatch.analysis import Analysis, analyze
+from stabwatch.analysis.detectors.robust import rolling_median
+
+
+def read(tmp_path, text: str, name: str = "train.log") -> Analysis:
+    """The analysis of a text."""
+    path = tmp_path / name
+    path.write_text(text)
+    return analyze(path)
+
+
+def problems(run: Analysis) -> list[tuple[str, int]]:
+    """Conditions above information, and where they begin."""
+    return [(i.condition, i.first_step) for i in run.incidents if i.is_problem]
+
+
+def test_a_count_in_brackets_behind_the_time_of_c(tmp_path):
+    losses = [812.5, 790.1, 801.7, 777.2, 30211.9, 6.1e8, 830.4, 799.0, 781.3]
+    text = "".join(f"Mon May  4 10:2{i}:11 2020 [{61 + i}] loss: {x}, time: {9.5 * i}\n" for i, x in enumerate(losses))
+    run = read(tmp_path, text + "saved at epoch 70\n")
+    assert (run.first_step, run.last_step) == (61, 69)
+    assert problems(run) == [("LossSpike", 65)]
+
+
+def test_calls_of_one_epoch_each_are_counted(tmp_path):
+    call = "Epoch 1/1\n120/120 [==============================] - 4s 31ms/step - loss: {} - accuracy: 0.5\n  curr acc: 0.4\n"
+    run = read(tmp_path, "".join(call.format(x) for x in (1.31, 1.22, 1.18, 1.02)))
+    assert (run.records, run.first_step, run.last_step, run.unit) == (4, 1, 4, "epoch")
+    told = read(tmp_path, "".join(f"epoch: {e}\n{call.format(1.0)}" for e in (7, 8, 9)))
+    assert (told.first_step, told.last_step) == (7, 9)
+
+
+def test_a_second_training_of_epochs_with_one_record_each(tmp_path):
+    line = "Epoch {}/6\n\n500/500 [====================] - 10s 2ms/step - loss: {} - acc: {}\n"
+    text = "".join(line.format(e, x, 0.6) for e, x in ((5, 1.03), (6, 0.98)))
+    text += "The same on the other device:\n" + "".join(line.format(e, "nan", 0.1) for e in (1, 2, 3))
+    assert problems(read(tmp_path, text)) == [("NonFinite", 1)]
+
+
+def test_the_length_of_each_epoch_is_no_step(tmp_path):
+    rows = [{"name": "validation", "epoch": e, "iteration": 21.0, "average loss": 0.5 - e / 100} for e in range(4, 9)]
+    run = read(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "log.jsonl")
+    assert (run.records, run.first_step) == (5, 21)
+    assert run.last_step == 5 * 21
+
+
+@pytest.mark.parametrize("mark", ["", "\\"])
+def test_backslashes_of_markdown(tmp_path, mark):
+    text = "".join(
+        f"Epoch {e}/9{mark}\n80/80 {mark}[=========={mark}] - 3s 4ms/step - loss: 0.{9 - e}5 - val{mark}_loss: nan{mark}\n"
+        for e in (2, 3, 4)
+    )
+    run = read(tmp_path, text)
+    assert (run.first_step, run.last_step, run.unit) == (2, 4, "epoch")
+    assert problems(run) == [("NonFinite", 2)]
+
+
+ULTRALYTICS = (
+    "\r\x1b[K      {0}/30      2.21G     {1}     0.6931    0.00812         31        640: {2}% {3} {4}/4 5.1it/s 0.2s"
+)
+
+
+def test_the_bars_of_ultralytics(tmp_path):
+    settings = "\x1b[34m\x1b[1mengine/trainer: \x1b[0mamp=True, augment=False, batch=8, box=7.5, cfg=None, data=a.yaml, lr0=0.01, resume=None, scale=0.5\n"
+    head = "      Epoch    GPU_mem   box_loss   cls_loss   dfl_loss  Instances       Size\n"
+    rows = "".join(
+        head + "".join(ULTRALYTICS.format(e, x, 25 * k, "━" * k + "─" * (4 - k), k) for k in (1, 2, 3, 4)) + "\n"
+        for e, x in enumerate((1.9, 1.7, 1.6, 1.5, 1.4), 1)
+    )
+    run = read(tmp_path, settings + rows)
+    assert (run.records, run.first_step, run.last_step, run.unit) == (5, 1, 5, "epoch")
+    assert not run.incidents
+
+
+def test_a_table_without_the_count_of_the_others_is_no_restart(tmp_path):
+    rollout = "-------------------------------\n| rollout/           |          |\n|    ep_len_mean     | 91.2     |\n|    ep_rew_mean     | {0}     |\n| time/              |          |\n|    fps             | 812      |\n|    iterations      | {1}        |\n|    total_timesteps | {2}     |\n-------------------------------\n"
+    evaluation = "-------------------------------\n| eval/              |          |\n|    mean_ep_length  | 88       |\n|    mean_reward     | 31.5     |\n| time/              |          |\n|    total_timesteps | {0}    |\n-------------------------------\n"
+    text = "".join(
+        rollout.format(20.5 + i, i, 2048 * i) + (evaluation.format(2048 * i - 48) if i % 3 == 0 else "")
+        for i in range(1, 13)
+    )
+    run = read(tmp_path, text)
+    assert (run.records, run.first_step, run.last_step) == (12, 1, 12)
+    assert not run.incidents
+
+
+def test_a_mean_over_no_object_is_no_nan(tmp_path):
+    line = "Region {0} Avg IOU: {1}, Class: {1}, Obj: {1}, No Obj: 0.48, .5R: {2}, .75R: {2},  count: {3}\n"
+    calm = "".join(line.format(23, "-nan", "-nan", 0) + line.format(16, 0.31, 0.0, 5) for _ in range(4))
+    assert not problems(read(tmp_path, calm))
+    gone = "".join(line.format(23, "-nan", "-nan", 0) + line.format(16, "nan", 0.0, 5) for _ in range(4))
+    assert [condition for condition, _ in problems(read(tmp_path, gone))] == ["NonFinite"]
+
+
+def test_a_reward_named_by_its_first_letter(tmp_path):
+    losses = ("9.2e-03", "2.3e-02", "8.5e-02", "1.7e-02", "1.1e-02", "1.2e-02")
+    text = "".join(
+        f"{400 + 50 * i} / 9000 eps 0.8 |  avgR -0.9{i} | Loss {x} | Grad 5e-03\n" for i, x in enumerate(losses)
+    )
+    assert not problems(read(tmp_path, text))
+
+
+def test_a_validation_told_above_the_only_epoch(tmp_path):
+    text = (
+        "[2026-01-05 10:00:00] INFO app.validation:   Val[full]: loss=nan, mean_dice=0.05, recall=0.84\n"
+        "[2026-01-05 10:00:09] INFO app.trainer: Epoch 1/500 | LR=3e-06 | loss=0.56 | val_dice=0.05\n"
+        "[2026-01-05 10:00:10] INFO app.trainer:   Phase time (epoch 1): train=04:59 | val=39:50 | val=88.9% of both\n"
+    )
+    assert problems(read(tmp_path, text)) == [("NonFinite", 1)]
+
+
+def test_a_discriminator_whose_loss_is_0_in_most_records(tmp_path):
+    rows = [
+        (0.0, 21.3),
+        (0.0, 14.1),
+        (0.2, 9.8),
+        (0.0, 30.2),
+        (0.0, 17.0),
+        (0.0, 25.5),
+        (0.0, 12.4),
+        (0.0, 19.9),
+        (0.0, 16.1),
+    ]
+    line = "Elapsed [8:3{0}:01] batch: {1}  d_loss: {2:.6f}  g_loss: {3:.6f}\n"
+    text = "".join(line.format(i, 4000 + 50 * i, d, g) for i, (d, g) in enumerate(rows))
+    assert problems(read(tmp_path, text)) == [("DiscriminatorCollapse", 4000)]
+    near = "".join(line.format(i, 4000 + 50 * i, d, g / 10) for i, (d, g) in enumerate(rows))
+    assert not problems(read(tmp_path, near))
+
+
+def test_a_loss_and_a_norm_that_are_huge_all_the_time(tmp_path):
+    losses = [3.4e8, 4.4e8, 2.5e8, 5.4e8, 2.7e8, 6.6e8, 4.3e8, 3.9e8, 4.8e8]
+    line = "Step {0}: grad_norm={1}, loss={2}\n"
+    text = "".join(line.format(5900 + 100 * i, x / 500, x) for i, x in enumerate(losses))
+    assert problems(read(tmp_path, text)) == [("LossDivergence", 5900)]
+    falls = "".join(line.format(5900 + 100 * i, x / 500, x * 0.5**i) for i, x in enumerate(losses))
+    assert not problems(read(tmp_path, falls))
+    assert not problems(read(tmp_path, "".join(line.format(5900 + 100 * i, 3.1, x) for i, x in enumerate(losses))))
+
+
+def test_an_accuracy_of_0_beside_others_and_a_loss_that_stays(tmp_path):
+    line = "Train step {0} -- Loss: {1}, MLM_acc: 0.000, SOP_acc: 0.5{2} -- It/s: 1.7\n"
+    text = "".join(line.format(690 + 10 * i, 11.17 + 0.002 * (i % 3), i) for i in range(9))
+    assert problems(read(tmp_path, text)) == [("NotLearning", 690)]
+    assert not problems(read(tmp_path, "".join(line.format(690 + 10 * i, 11.17 - 0.02 * i, i) for i in range(9))))
+
+
+@pytest.mark.parametrize("width", [257, 300, 998])
+def test_the_median_of_wide_windows(width):
+    values = np.random.default_rng(0).standard_normal(1500).round(2)
+    assert np.array_equal(rolling_median(values, width), np.median(sliding_window_view(values, width), axis=1))
