@@ -7,6 +7,7 @@ with its arguments unchanged, and returns the result unchanged.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,6 +53,15 @@ def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) 
     if given is not None:
         with shielded(heard[0].isolation, "loss"):
             _ends(heard, *given)
+
+
+def leave_uncompiled() -> None:
+    """Compilers call the wrappers as they are, as they do with the originals. Asked for when one begins to trace."""
+    skip = getattr(sys.modules.get("torch._dynamo.eval_frame"), "skip_code", None)
+    wrappers: tuple[Any, ...] = (backward, grad)
+    if skip is not None:
+        for wrapper in wrappers:
+            skip(wrapper.__code__)
 
 
 def _begins(heard: Sequence[TapContext], tensors: Any, grad_tensors: Any) -> tuple[list[Any], list[Any] | None]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from stabwatch.hooks import compiled
+from stabwatch.hooks.backward import leave_uncompiled
 from stabwatch.hooks.base.accumulators import Buffer
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import Hook, is_exporting, runs_for_real, unseen_by_modes
@@ -154,6 +155,7 @@ ALL_TAPS: WeakSet[ModuleTaps] = WeakSet()
 
 def insert_hooks() -> bool:
     """Put in the hooks of all watched modules. A compiler that traces calls it at once; the graph gets the result."""
+    leave_uncompiled()
     for taps in tuple(ALL_TAPS):
         taps.insert()
     return True

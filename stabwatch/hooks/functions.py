@@ -161,8 +161,24 @@ def _traced_cross_entropy(out: Tensor, input: Tensor, target: Tensor, *args: Any
 cross_entropy = observed(_cross_entropy, _saw_cross_entropy, _traced_cross_entropy, listening)
 
 
+CLIPPED_IN_GRAPH = "`clip_grad_norm_` is part of a compiled graph, where its norm and its limit are not seen"
+
+
+def _note_clip_in_graph() -> bool:
+    """Called while a compiler traces a call of `clip_grad_norm_`; the graph gets the result."""
+    for context in tuple(LISTENERS):
+        context.isolation.run("coverage", "always", context.unmeasured, "note", "clip_grad_norm_", CLIPPED_IN_GRAPH)
+    return True
+
+
+vars(_note_clip_in_graph)["_dynamo_marked_constant"] = True
+
+
 @functools.wraps(_clip_grad_norm_)
 def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():
+        _note_clip_in_graph()
+        return _clip_grad_norm_(parameters, *args, **kwargs)
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for context in tuple(LISTENERS):
         with shielded(context.isolation, "clip"):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +18,7 @@ from stabwatch.demo import GPT, DemoConfig
 from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.probe import PROBES
 from stabwatch.hooks.compiled import observe
+from stabwatch.hooks.functions import CLIPPED_IN_GRAPH
 from stabwatch.runlog import Accumulator
 from stabwatch.runtime.coverage import IN_CHECKPOINT, not_in_graph
 from stabwatch.runtime.governor import Plan
@@ -303,3 +305,38 @@ def test_a_checkpoint_inside_a_graph_compiles_as_without_a_watch_and_is_told(aro
     attach.finish()
     missing = {m["site"]: m["reason"] for m in watch.coverage()["missing"] if m["tap"] == "activation"}
     assert missing == {"blocks.0": IN_CHECKPOINT, "blocks.1": IN_CHECKPOINT}
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_a_compiled_loop_with_compiled_autograd_breaks_where_it_did(attach, clipped):
+    """Nothing of ours is compiled between the graphs of the user's step: `backward` is not a graph of its own."""
+
+    def broken(watched):
+        torch._dynamo.reset()
+        counters.clear()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if watched:
+            attach(model, optimizer, every_step=True)
+
+        @torch.compile(backend="aot_eager")
+        def forward_and_backward(x, target):
+            F.cross_entropy(model(x), target).backward()
+            if clipped:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+        with torch._dynamo.config.patch(compiled_autograd=True):
+            for _ in range(3):
+                optimizer.zero_grad()
+                forward_and_backward(torch.randn(6, 8), torch.randint(4, (6,)))
+                optimizer.step()
+        return dict(counters["graph_break"]), [p.detach().clone() for p in model.parameters()]
+
+    (bare, weights), (breaks, watched) = broken(False), broken(True)
+    assert breaks == bare
+    assert all(torch.equal(a, b) for a, b in zip(weights, watched, strict=True))
+    log = attach.finish()
+    assert len(log.series("loss")[1]) == 3
+    notes = {note["tap"]: note["reason"] for e in log.events if e.kind == "coverage" for note in e.data["notes"]}
+    assert notes.get("clip_grad_norm_") == (CLIPPED_IN_GRAPH if clipped else None)

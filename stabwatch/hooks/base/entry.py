@@ -23,6 +23,8 @@ _INFRASTRUCTURE = tuple(torch._C._TorchDispatchModeKey.__members__.values())
 _NOTHING = nullcontext()
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 """True inside `torch.export`; always False in versions of torch that do not say."""
+_set_eval_frame: Callable[[Any], Any] = torch._C._dynamo.eval_frame.set_eval_frame
+"""Sets what compiles the functions that this thread calls, and returns what did so before; None compiles nothing."""
 _unreported: set[str] = set()
 """Names of entry points whose errors could not even be counted."""
 
@@ -93,20 +95,26 @@ class Hook(Ours):
 
 
 class shielded:
-    """Code of ours between calls of the user's: what it raises is counted under a name, and goes no further."""
+    """Code of ours between calls of the user's: what it raises is counted under a name, and goes no further.
+
+    Where the user's code is being compiled call by call, ours is not.
+    """
 
     def __init__(self, isolation: Any, name: str) -> None:
         self._isolation = isolation
         self._name = name
         self._begun: Begun | None = None
+        self._compiler: Any = None
 
     def __enter__(self) -> None:
+        self._compiler = _set_eval_frame(None)
         try:
             self._begun = self._isolation.begin()
         except Exception as error:
             _count(self._isolation, self._name, error)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        _set_eval_frame(self._compiler)
         try:
             if self._begun is not None:
                 self._isolation.end(self._begun)
