@@ -160,3 +160,71 @@ def test_an_accuracy_of_0_beside_others_and_a_loss_that_stays(tmp_path):
 def test_the_median_of_wide_windows(width):
     values = np.random.default_rng(0).standard_normal(1500).round(2)
     assert np.array_equal(rolling_median(values, width), np.median(sliding_window_view(values, width), axis=1))
+
+
+def test_batches_of_epochs_that_are_told_elsewhere(tmp_path):
+    rng = np.random.default_rng(3)
+    rows = []
+    for epoch in range(40):
+        losses = rng.gamma(3.0, 0.2, 8) * 0.97**epoch
+        rows += [f"train --- Current batch:{200 * (k + 1)}/1600  loss:[ {x:.6f}]" for k, x in enumerate(losses)]
+        rows.append(f"Epoch [{epoch}]/[199] \t Training Phase Loss: 0.05 \t Accuracy: 0.6")
+    run = read(tmp_path, "\n".join(rows) + "\n")
+    assert (run.records, run.first_step, run.last_step) == (320, 200, 40 * 1600)
+    assert not problems(run)
+
+
+def test_a_step_a_colon_and_a_value(tmp_path):
+    values = [
+        -5.48,
+        -5.35,
+        -5.29,
+        -5.46,
+        -5.54,
+        -5.59,
+        -5.45,
+        -5.44,
+        40490.17,
+        -3.48,
+        -2.21,
+        -1.67,
+        -1.45,
+        -1.41,
+        -1.28,
+    ]
+    run = read(tmp_path, "".join(f"{1380 + i}: {x:.6f}\n" for i, x in enumerate(values)))
+    assert (run.first_step, run.last_step) == (1380, 1394)
+    assert ("LossSpike", 1388) in problems(run)
+
+
+def test_a_part_of_a_list_of_objects(tmp_path):
+    rows = [{"dis/loss": x, "gen/loss": 7.5, "epoch": 0, "iteration": i} for i, x in enumerate((1.4, 1.3e6), 1)]
+    text = ",\n    ".join(json.dumps(row, indent=8) for row in rows)
+    for end in ("", ",\n", "\n]\n"):
+        run = read(tmp_path, text + end, "log.json")
+        assert (run.records, run.first_step, run.last_step) == (2, 1, 2)
+        assert [step for _, step in problems(run)] == [2]
+
+
+def test_an_explosion_begins_where_it_is_out_of_proportion(tmp_path):
+    text = "".join(f"iter {50 * i}: loss: {x}\n" for i, x in enumerate((0.85, 2.44, 63118.5, 1.1e13), 1))
+    assert problems(read(tmp_path, text)) == [("LossDivergence", 150)]
+
+
+def test_noise_as_high_as_the_first_losses_is_no_new_beginning(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        level = 1.1 + 0.9 * np.exp(-np.arange(3000) / 60)
+        losses = level * np.exp(0.28 * np.random.default_rng(seed).standard_normal(3000))
+        i = int(rng.integers(900, 2500))
+        losses[i : i + 5], losses[i - 5 : i] = losses[:5], 0.4 * losses[0]
+        text = "".join(f"iter {10 * k}, loss: {x:.4f}\n" for k, x in enumerate(losses))
+        assert "Reinitialisation" not in [condition for condition, _ in problems(read(tmp_path, text))]
+
+
+def test_one_evaluation_far_above_both_its_neighbours(tmp_path):
+    train = [31.0, 6.7, 2.1, 0.73, 0.58, 4.16, 0.52, 0.51, 0.49, 0.47, 0.43, 0.4]
+    rows = ["step,loss,train/ctc_loss,validation/ctc_loss"]
+    rows += [f"{i},{6.0 - i / 50},," for i in range(40)]
+    rows += [f"{1700 * (i + 1)},,{x},{1.2 * x + 0.2}" for i, x in enumerate(train)]
+    assert problems(read(tmp_path, "\n".join(rows) + "\n", "measurements.csv")) == [("LossSpike", 10200)]

@@ -17,6 +17,9 @@ CYCLE = 0.05
 SAME = 0.15
 """Largest difference of the first record, and of those after it, from the beginning."""
 
+RECENT, USUAL = 100, 0.05
+"""Records before it, and the largest share of them that may be as high as those of a fresh model."""
+
 
 def find(segment: RunSegment) -> list[Incident]:
     """All returns to the beginning, in order. None where losses of different steps are not comparable."""
@@ -63,6 +66,8 @@ def _falls_as_before(values: Array, start: Array, i: int) -> bool:
     before = float(np.median(values[i - SUSTAINED : i]))
     if len(now) < 3 or bool((np.abs(now / then - 1) > 2 * SAME).any()) or now.min() < 1.3 * before:
         return False
+    if float(np.mean(values[max(i // 2, i - RECENT) : i] >= now.min())) > USUAL:
+        return False  # the noise of the curve is as high
     target = before + (float(now.min()) - before) / 3
     took, takes = _until(start[:i], target), _until(values[i:], target)
     return takes >= took / 2 or takes == len(values) - i

@@ -78,6 +78,8 @@ def explosion(values: Array) -> list[Excursion]:
             return []
         base = float(np.median(before))
         peak = i + int(np.argmax(after))
+        while i < peak and values[i] < CALM * top and values[i + 1] >= LAST * values[i]:
+            i += 1  # a small rise just before
         return [Excursion(i, len(values), peak, base, base, float(values[peak] / base) / GROWS, recovered=False)]
     return []
 

@@ -39,9 +39,12 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     rises = segment.excursions or _with_the_norm(segment, loss)
     taken = [(e.start, e.stop) for e in rises]
-    seen = [e for e in validated.rises(segment, loss) if not any(a < e.stop and e.start < b for a, b in taken)]
-    rises = [*rises, *seen]
+    beside = validated.judged(segment, loss)
+    taken = taken if beside is loss else []
+    seen = [e for e in validated.rises(segment, beside) if not any(a < e.stop and e.start < b for a, b in taken)]
     found = [_spike(segment, loss, e) for e in rises if not diverges(loss.values, e, segment.dies)]
+    found += [_spike(segment, beside, e) for e in seen]
+    seen = seen if beside is loss else []
     return [*([] if seen else _hump(segment, loss)), *found, *_outliers(segment, loss, seen)]
 
 

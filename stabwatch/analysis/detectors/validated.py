@@ -19,11 +19,22 @@ LONGEST = 4
 """Most records of such a rise. Longer ones are excursions of the curve itself."""
 
 
+def judged(segment: RunSegment, loss: Column) -> Column:
+    """The training loss, or that of an evaluation on the training data, where the training loss ends early."""
+    evaluated = segment.of("eval_loss")
+    if evaluated is None or len(evaluated) < 2 * BEFORE or loss.steps[-1] >= evaluated.steps[len(evaluated) // 2]:
+        return loss
+    for column in segment.columns:
+        if column.role == "component" and np.array_equal(column.steps, evaluated.steps):
+            return column if np.isfinite(column.values).all() else loss
+    return loss
+
+
 def rises(segment: RunSegment, loss: Column) -> list[Excursion]:
     """All such rises that came back, in order."""
     evaluated = segment.of("eval_loss")
     values = loss.values
-    if evaluated is None or loss.role != "loss" or len(values) <= BEFORE or values.min() <= 0:
+    if evaluated is None or loss.role not in ("loss", "component") or len(values) <= BEFORE or values.min() <= 0:
         return []
     if not np.isfinite(evaluated.values).all() or evaluated.values.min() <= 0:
         return []

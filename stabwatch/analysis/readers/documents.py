@@ -254,8 +254,10 @@ def _read_document(source: LogFile) -> Log:
     except RecursionError as error:
         raise LogError(f"{source.path} is nested too deeply to be a training log.") from error
     except ValueError as error:
-        log = text.read_lines(source, source.lines())
-        return replace(log, notes=(f"It begins like JSON but is not: {error}.", *log.notes))
+        data = _cut_list(source)
+        if data is None:
+            log = text.read_lines(source, source.lines())
+            return replace(log, notes=(f"It begins like JSON but is not: {error}.", *log.notes))
     if isinstance(data, dict) and "nbformat" in data:
         log = text.read_lines(source, enumerate(notebook_lines(data), 1))
         return replace(log, format="notebook", notes=("Lines are counted over the outputs of its cells.", *log.notes))
@@ -263,6 +265,17 @@ def _read_document(source: LogFile) -> Log:
     for record in _records(data):
         records.add(record, -1)
     return records.log(source, "JSON document")
+
+
+def _cut_list(source: LogFile) -> Any:
+    """The objects of a list without its brackets, `{...}, {...},`, as of a part of a log; None for other texts."""
+    told = source.read(LARGEST_DOCUMENT).decode("utf-8", "replace").strip().rstrip("], \r\n\t")
+    if not (told.startswith("{") and told.endswith("}")):
+        return None
+    try:
+        return json.loads(f"[{told}]")
+    except (ValueError, RecursionError):
+        return None
 
 
 def _records(data: Any) -> Iterator[Mapping[str, Any]]:

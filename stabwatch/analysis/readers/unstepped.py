@@ -17,6 +17,8 @@ _TELL = ("loss", "eval_loss", "grad_norm")
 _RISES = 0.8
 """Share of pairs of lines in which the count at their start rises."""
 _LEADING = re.compile(r"\s*[\[(#|]{0,2}\s*(\d{1,9})(?![\d.,/%-])(?=[\])|:]|\s)")
+_ALONE = re.compile(r"\s*\d{1,9}: -?\d+\.\d+(?:e[+-]?\d+)?\s*", re.IGNORECASE)
+"""`1200: 2.5`."""
 _METRIC = re.compile(r"\b(?:l[12]|rmse|mse|mae|logloss|error|auc|elbo|nll|reward|return|ppl)\b", re.IGNORECASE)
 
 
@@ -146,7 +148,8 @@ def without_settings(records: list[Unstepped]) -> list[Unstepped]:
 
 def counts_records(head: str) -> bool:
     """Whether the numbers at the start of lines with a loss rise from line to line. Steps rise; ranks do not."""
-    found = [_LEADING.match(line) for line in head.splitlines() if "loss" in line.lower() or _METRIC.search(line)]
+    lines = head.splitlines()
+    found = [_LEADING.match(x) for x in lines if "loss" in x.lower() or _METRIC.search(x) or _ALONE.fullmatch(x)]
     numbers = [int(match[1]) for match in found if match]
     if len(numbers) < 2 or 2 * len(numbers) < len(found):
         return False
