@@ -7,6 +7,7 @@ does what takes long in healthy runs too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,6 +173,12 @@ def held_up_in(run: Path, events: Sequence[Event], now: float, by: str) -> Event
     if found is None or any(e.kind == KIND and (e.step or 0) >= found.step for e in _since_start(events)):
         return None
     return found.to_event(max(stand.time for stand in stands.values()), by)
+
+
+def failed_in(run: Path, attempt: int) -> str:
+    """Which ranks an attempt of a run failed on, from the files of its ranks; '' where that is not known."""
+    found = held_up(read_stands(run, attempt), math.inf)
+    return "; ".join(f"rank {r['rank']} {r['why']}" for r in found.ranks[:3]) if found is not None else ""
 
 
 def _since_start(events: Sequence[Event]) -> Iterable[Event]:

@@ -10,7 +10,7 @@ from time import time
 from typing import Any
 
 from stabwatch.alerts import RULES, Alert, Diagnosis, Engine, Rule, diagnose
-from stabwatch.alerts.held_up import held_up_in
+from stabwatch.alerts.held_up import failed_in, held_up_in
 from stabwatch.alerts.incidents import Incident, rule_incidents
 from stabwatch.alerts.timeline import lead, timeline
 from stabwatch.analysis.detectors.segments import segments
@@ -29,6 +29,7 @@ from stabwatch.runlog.attempts import Attempt, attempts
 from stabwatch.runlog.attempts import kept as without_superseded
 from stabwatch.runlog.downsample import Downsampled
 from stabwatch.runlog.process import end_of, killed_end
+from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.runlog.source import Source
 
 SCHEMA_VERSION = 2
@@ -196,7 +197,7 @@ def analyze_source(
     return Analysis(
         name=log.meta.run,
         form=RUN_FOLDER if foreign is None else foreign.form,
-        notes=_attempts_told(found) if foreign is None else foreign.notes,
+        notes=_attempts_told(log.path, found) if foreign is None else foreign.notes,
         records=summaries.records if watched else len(steps),
         first_step=summaries.first_step if watched else int(steps.min()) if len(steps) else None,
         last_step=summaries.last_step if watched else int(steps.max()) if len(steps) else None,
@@ -218,12 +219,13 @@ def analyze_source(
     )
 
 
-def _attempts_told(found: Sequence[Attempt]) -> tuple[str, ...]:
-    """How each attempt but the last ended, and where the next one went on."""
+def _attempts_told(run: Path, found: Sequence[Attempt]) -> tuple[str, ...]:
+    """How each attempt but the last ended, on which rank it failed, and where the next one went on."""
     told = []
     for before, after in pairwise(found):
         where = f"ended at step {before.last:,}" if before.last is not None else "ended without a record"
-        why = before.ended or "no end was recorded, the process was killed or lost"
+        failed = "" if before.ended in GOOD_ENDS else failed_in(run, before.number)
+        why = failed or before.ended or "no end was recorded, the process was killed or lost"
         if after.first is None:
             then = "has no record yet"
         else:

@@ -113,12 +113,21 @@ class Overdue:
         stand = self._stand(frames, time.monotonic() - self._last)
         lost = standing.is_of_lost_rank(failure)
         error = f"{type(failure).__name__}: {failure}"[:400]
+        self._look_for_folder()
         self._publish(replace(stand, state="raised", error=error, busy="", inside="collective" if lost else ""))
         directory = self._directory()
         if directory is not None:
             directory.flush(FAREWELL)
         if self._rank == 0:
             self._last_look(lost)
+
+    def _look_for_folder(self) -> None:
+        """A job that fails in its first seconds: this rank was not told the folder yet."""
+        directory = self._directory()
+        if self._run is None and directory is not None and self._rank:
+            for _ in range(2):  # ask, and take the answer
+                self._find_folder()
+                directory.flush(FAREWELL / 2)
 
     def _last_look(self, lost: bool) -> None:
         end = time.monotonic() + FAREWELL
@@ -227,14 +236,16 @@ class Overdue:
         absent = [rank for rank in range(self._world) if rank not in there]
         for rank in absent:
             text = self._found.pop(f"{COUNT}/{rank}", None)
+            info = self._found.pop(f"at/{rank}", "")
             if text:
                 write_stand(*self._run, rank, text)
-            elif f"at/{rank}" in self._found:
-                self._note_left(rank, self._found.pop(f"at/{rank}"))
+            elif info != "":
+                self._note_left(rank, info)
         if self._found.pop(COUNT, None):
             directory.get([f"{COUNT}/{rank}" for rank in absent], self._found.update)
         directory.get([COUNT], self._found.update)
-        directory.get([f"at/{rank}" for rank in absent[:MOST_ASKED]], self._found.update)
+        for rank in absent[:MOST_ASKED]:  # a rank that fails says where it is before it leaves: read in the other order
+            directory.get([f"at/{rank}", f"{COUNT}/{rank}"], self._found.update)
 
     def _note_left(self, rank: int, info: str | None) -> None:
         """Write that a rank is not watched, if that is so. info: its announcement, None without one."""

@@ -71,4 +71,4 @@ class RunReports:
         if missing:
             verb = "lists it" if len(missing) == 1 else "lists them"
             text = summary(missing, taps.assembler.fired)
-            _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, self._run_dir, verb)
+            _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, self._run_dir(), verb)

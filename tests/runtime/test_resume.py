@@ -17,6 +17,7 @@ from stabwatch.exporters.registry import SINKS
 from stabwatch.exporters.sink import write_run
 from stabwatch.runlog import RunLog, read_run
 from stabwatch.runlog.downsample import load
+from stabwatch.runlog.stacks import Place, Stand, write_stand
 from tests.processes import run_python
 
 TRAIN = """
@@ -53,6 +54,10 @@ def test_a_killed_run_goes_on_in_its_folder_and_steps_are_counted_once(tmp_path)
     assert found.run.steps.tolist() == list(range(16))
     (told,) = found.notes
     assert "Attempt 1 ended at step 11" in told and told.endswith("attempt 2 went back to step 8.")
+    stand = Stand(1, 2, "raised", 12, 0.0, 0.0, 0.0, place=Place("train.py", 9, "step"), error="ValueError: boom")
+    write_stand(folder, 1, 1, stand.to_json())
+    (told,) = analyze(folder).notes
+    assert told.startswith("Attempt 1 ended at step 11: rank 1 raised ValueError: boom at train.py:9, in `step`; ")
 
 
 @pytest.mark.parametrize("kwargs", ["{'resume': 'auto'}", "{'resume': 'auto', 'run': 'other'}"])
