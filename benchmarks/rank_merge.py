@@ -46,7 +46,8 @@ class Simulation:
     def __init__(self, merge: MergeLayout, world: int) -> None:
         self._merge = merge
         self._world = world
-        self._row = np.abs(np.random.default_rng(0).standard_normal(merge.layout.width)) + 1
+        numbers = np.abs(np.random.default_rng(0).standard_normal(merge.layout.width, np.float32)) + 1
+        self._row = numbers.astype(np.float64)
 
     def own(self, rank: int) -> Partial:
         """Equal numbers on all ranks: the cost does not depend on them."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.runlog import Accumulator, RecordLayout
+from stabwatch.signals.reductions import REPLICA_VALUES
 
 REPLICATED = ("gradient", "group", "weight", "update", "matrix", "matrix_update", "optimizer")
 """Taps of which all ranks have the same values, unless parameters are sharded."""
@@ -34,8 +35,7 @@ UNKNOWN = -1
 """In place of a rank that is not known."""
 MIN_DIFFERENCE = 1e-9
 """Below this difference two replicas count as equal; used to attribute a difference, not for an alert."""
-REPLICA_FIELDS = 12
-"""Of the accumulators with which replicas of one layer are compared."""
+REPLICA_FIELDS = len(REPLICA_VALUES.fields)
 CLEAR = 3.0
 """Of two ranks that diverge, the faulty one is that whose weights moved this many times as far."""
 
@@ -59,7 +59,7 @@ class RankHealth:
         weights = [c for c in device.accumulators if c.tap == "weight" and c.reduction == "moments"]
         self._weights, self._broken = _field(device, weights, "sumsq"), _field(device, weights, "nonfinite")
         self._counts = _field(device, weights, "count")
-        self.sources = (*SPREADS, *(source for c in weights for source in _replica_sources(c.site)))
+        self.sources = (*SPREADS, *(Accumulator("replica_values", c.site, "replica_values") for c in weights))
         self.accumulators = (*SPREADS, *(Accumulator("replica", c.site, "replica") for c in weights))
         self.coupled = False
         self._layers = weights
@@ -99,12 +99,11 @@ class RankHealth:
         return np.nan
 
     def _replica(self, rank: int, x: Row) -> Row:
-        """(REPLICA_FIELDS * layers,): spreads of the sums of squares and of their negatives, and what is not finite."""
+        """(REPLICA_FIELDS * layers,): the `replica_values` of the sums of squares; broken: they are not finite."""
         norms, measured = x[self._weights], x[self._counts] > 0
         broken = (x[self._broken] > 0) | ~np.isfinite(norms)
         one, total, end = np.ones(len(norms)), np.where(broken, 0.0, norms), np.where(broken, np.inf, norms)
-        high, low = (one, total, end, rank * one, end), (one, -total, -end, rank * one, -end)
-        out = np.stack((*high, *low, one, broken), axis=1)
+        out = np.stack((one, total, broken, end, rank * one, -end, rank * one), axis=1)
         out[~measured] = np.nan
         return out.reshape(-1)
 
@@ -120,7 +119,7 @@ class RankHealth:
 
     def _compared(self, x: Row) -> Row:
         """(layers, 3): number of ranks that measured a layer, the largest difference, and its rank."""
-        count, total, high, high_rank, _, _, _, minus_low, low_rank, _, _, broken = x.T
+        count, total, broken, high, high_rank, minus_low, low_rank = x.T
         low = -minus_low
         several = count > 1
         out = np.full((len(x), 3), np.nan)
@@ -157,12 +156,6 @@ class RankHealth:
         self._diverged = np.where(pair, differs, self._diverged)
         self._last = np.where(pair, norms, self._last)
         return self._odd
-
-
-def _replica_sources(layer: str) -> tuple[Accumulator, ...]:
-    """What each rank reports of a layer: its sum of squares, minus that (for the smallest), and if it is not finite."""
-    high, low = (Accumulator(f"replica_{end}", layer, "rank_spread") for end in ("high", "low"))
-    return high, low, Accumulator("replica_nonfinite", layer, "host_count")
 
 
 def _spread(rank: int, value: float) -> Row:

@@ -177,21 +177,39 @@ class MergeLayout:
         return np.bincount(self._cell[apart], minlength=len(self.data)) == 0
 
     def pack(self, partial: Partial) -> bytes:
-        """The numbers of a partial, without its ranks: two bit sets over accumulators, then what was measured."""
+        """The numbers of a partial, without its ranks. Nothing is rounded.
+
+        Two bit sets over accumulators (measured, lacking), a bit for each number that was measured (float32 holds it),
+        those numbers, and the others as float64. Ranks measure in float32; sums over several need more.
+        """
         present = self.present(partial)
-        bits = np.packbits(present).tobytes() + np.packbits(partial.lacking).tobytes()
-        return bits + partial.values[present[self._cell]].tobytes()
+        numbers = partial.values[present[self._cell]]
+        with np.errstate(over="ignore"):
+            short = numbers.astype(np.float32)
+        exact = (short == numbers) | np.isnan(numbers)
+        bits = [np.packbits(each).tobytes() for each in (present, partial.lacking, exact)]
+        return b"".join((*bits, short[exact].tobytes(), numbers[~exact].tobytes()))
 
     def unpack(self, ranks: RankSet, block: bytes) -> Partial:
         """Inverse of `pack`. Raises ValueError when the block is not of this layout."""
         accumulators = len(self.layout.accumulators)
         size = -(-accumulators // 8)
-        bits = np.unpackbits(np.frombuffer(block, np.uint8, 2 * size).reshape(2, size), axis=1)[
-            :, :accumulators
-        ].astype(bool)
+        present, lacking = (_bits(block, i * size, accumulators) for i in range(2))
+        measured = present[self._cell]
+        exact = _bits(block, 2 * size, int(measured.sum()))
+        first = 2 * size + -(-len(exact) // 8)
+        numbers = np.empty(len(exact))
+        numbers[exact] = np.frombuffer(block, np.float32, int(exact.sum()), first)
+        numbers[~exact] = np.frombuffer(block, np.float64, offset=first + 4 * int(exact.sum()))
         values = self._identity.copy()
-        values[bits[0][self._cell]] = np.frombuffer(block, np.float64, offset=2 * size)
-        return Partial(ranks, values, bits[1])
+        values[measured] = numbers
+        return Partial(ranks, values, lacking)
+
+
+def _bits(block: bytes, first: int, number: int) -> NDArray[np.bool_]:
+    """Some bits, from a byte of a block on. Raises ValueError where there are not so many."""
+    found = np.frombuffer(block, np.uint8, -(-number // 8), first) if number else np.zeros(0, np.uint8)
+    return np.unpackbits(found)[:number].astype(bool)
 
 
 def difference(mine: str, other: str) -> str:

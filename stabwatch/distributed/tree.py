@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-FAN_OUT = 24
-"""Most children of a node: 10,000 ranks are three levels below the root, and 25 ranks are one."""
+FAN_OUT = 6
+"""Most children of a node: 10,000 ranks are six levels below the root, and seven ranks are one. With more, a node would
+receive more at once than a slow network carries in a step."""
 
 RankSet = tuple[tuple[int, int], ...]
 """Ascending, disjoint, non-adjacent half-open ranges."""

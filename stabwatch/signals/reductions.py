@@ -86,6 +86,11 @@ HOST = _reduction("host", count="sum", last="max")
 HOST_COUNT = _reduction("host_count", count="sum", sum="sum")
 RANK_SPREAD = _reduction("rank_spread", count="sum", sum="sum", max="max", rank="arg", min="min")
 REPLICA = _reduction("replica", count="sum", max="max", rank="arg")
+REPLICA_VALUES = _reduction(
+    "replica_values",
+    count="sum", sum="sum", broken="sum", highest="max", highest_rank="arg", lowest="max", lowest_rank="arg",
+)  # fmt: skip
+"""lowest: minus the smallest, which has a rank then."""
 
 SHAPE = _reduction("shape", count="sum", sumsq="sum", fourth="sum", outliers="sum")
 TOKENS = _reduction("tokens", count="sum", cosine="sum", mean_sumsq="sum", centred_sumsq="sum")
@@ -172,7 +177,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
-        ATTENTION_ROW_SUM,
+        ATTENTION_ROW_SUM, REPLICA_VALUES,
         SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS, REGIME, JACOBIAN, ALIGNMENT,
     )
 }  # fmt: skip
