@@ -20,7 +20,7 @@ from stabwatch.hooks.base.parameter_views import (
     WholeGradient,
 )
 from stabwatch.hooks.base.probe import Probe
-from stabwatch.hooks.base.tensors import PARTIAL, is_partial, local
+from stabwatch.hooks.base.tensors import SPREAD, gradient_shard, is_elsewhere, local
 from stabwatch.hooks.base.tracked import TrackedParameter
 from stabwatch.hooks.probes.last_update import LastChanges
 from stabwatch.hooks.probes.layers import ParameterTaps
@@ -59,8 +59,8 @@ class Member:
     @property
     def gradient(self) -> Tensor | None:
         """This rank's shard of it; None where there is none, or only a summand."""
-        grad = self.parameter.grad
-        return None if grad is None or is_partial(grad) else self.tracked.of(grad)
+        grad = gradient_shard(self.parameter)
+        return None if grad is None else self.tracked.of(grad)
 
     def state(self, optimizer: Any) -> Mapping[str, Any]:
         """The optimizer's state of it."""
@@ -141,7 +141,7 @@ class ParameterProbes:
         self._before = list(zip(due, copies, gradients, strict=True))
         self._measure(
             ParameterGradient,
-            [g for g in gradients if not is_partial(g.parameter.grad)],
+            [g for g in gradients if not is_elsewhere(g.parameter)],
             lambda: self._gradients(self._with_whole_gradient(optimizer), scale, closure),
         )
         for probe in self._context.due(WholeGradient):
@@ -196,8 +196,8 @@ class ParameterProbes:
         if closure:
             return [WholeGradient(None, ())]
         members = self._with_gradient(optimizer)
-        if any(is_partial(m.parameter.grad) for m in members):
-            self._context.unmeasured("descent", "", PARTIAL)
+        if any(is_elsewhere(m.parameter) for m in members):
+            self._context.unmeasured("descent", "", SPREAD)
             return []
         pairs = [(m.gradient, m.weight) for m in members if m.gradient is not None and _dense(m.gradient)]
         views = []
@@ -234,7 +234,7 @@ class ParameterProbes:
         return [m for m in members if m.index % phases == phase]
 
     def _with_whole_gradient(self, optimizer: Any) -> list[Member]:
-        return [m for m in self._with_gradient(optimizer) if not is_partial(m.parameter.grad)]
+        return [m for m in self._with_gradient(optimizer) if not is_elsewhere(m.parameter)]
 
     def _with_gradient(self, optimizer: Any) -> list[Member]:
         return [m for m in self._of(optimizer) if m.parameter.grad is not None]

@@ -9,7 +9,7 @@ from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.base.tensors import PARTIAL
+from stabwatch.hooks.base.tensors import SPREAD
 from stabwatch.hooks.probes.activation import ACTIVATION
 from stabwatch.hooks.probes.attention import BRACKET, EXACT, SOFTMAX
 from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, ParameterTaps
@@ -167,8 +167,8 @@ class Coverage:
             if what in self._optional and (what, site) not in measured
         ]
         if self._has_no_classes(fired):
-            out.append({"tap": LOGITS.tap, "site": "", "reason": NO_CLASSES})
-        out += [{"tap": a.tap, "site": a.site, "reason": PARTIAL} for a in sorted(self._summed(), key=lambda a: a.site)]
+            out.append({"tap": LOGITS.tap, "site": "", "reason": self._reasons.get(LOGITS.tap, "") or NO_CLASSES})
+        out += [{"tap": a.tap, "site": a.site, "reason": SPREAD} for a in sorted(self._summed(), key=lambda a: a.site)]
         return out + [self._no_bracket(site) for site in self._sites if self._exact_only(site, fired)]
 
     def _summed(self) -> set[Accumulator]:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -34,13 +35,14 @@ from torch.distributed.tensor.parallel import (
     PrepareModuleInput,
     RowwiseParallel,
     SequenceParallel,
+    loss_parallel,
     parallelize_module,
 )
 
 import stabwatch
 
 STEPS = int(os.environ.get("PLACEMENT_STEPS", "6"))
-MIXED = ("tp", "2d", "tp_sequence")
+MIXED = ("tp", "2d", "tp_sequence", "tp_loss")
 """Modes with some parameters that are DTensors, and some that are not."""
 PIPELINES = ("1f1b", "gpipe", "1f1b_fsdp", "1f1b_ddp")
 INTERLEAVED = {
@@ -218,7 +220,9 @@ def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.M
         return _sequence_parallel(model, mesh), 1, 0
     for block in model.blocks:
         parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
-    if mode == "tp":
+    if mode == "tp_loss":
+        parallelize_module(model, mesh, {"leave": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)})
+    if mode in ("tp", "tp_loss"):
         return model, 1, 0
     for block in model.blocks:
         fully_shard(block, mesh=whole["dp"])
@@ -283,7 +287,8 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
         for i, piece in enumerate(pieces):
             if mode == "fsdp2_accumulates":
                 model.set_requires_gradient_sync(i == len(pieces) - 1)
-            (F.cross_entropy(model(piece), piece[:, :4].argmax(1)) / len(pieces)).backward()
+            with loss_parallel() if mode == "tp_loss" else nullcontext():
+                (F.cross_entropy(model(piece), piece[:, :4].argmax(1)) / len(pieces)).backward()
         if mode == "manual":
             for p in (p for p in inner.parameters() if p.grad is not None):
                 dist.all_reduce(p.grad)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from stabwatch.hooks.probes.loss import CLASSES_ELSEWHERE
 from stabwatch.runlog import read_run
 from stabwatch.runtime.pipeline_events import OTHER_STAGE, WITHIN_STAGE
 from stabwatch.signals import CATALOGUE
@@ -26,6 +27,7 @@ MODES = {
     "fsdp2_later": 2,
     "fsdp2_accumulates": 2,
     "tp": 2,
+    "tp_loss": 2,
     "hsdp": 4,
     "2d": 4,
     "ddp-attached_first": 2,
@@ -44,7 +46,7 @@ MODES = {
     "v": 2,
 }
 SAMPLE = (
-    "ddp", "fsdp1", "fsdp2_accumulates", "tp", "2d", "ddp-attached_first", "manual-grows", "ddp-launched",
+    "ddp", "fsdp1", "fsdp2_accumulates", "tp", "tp_loss", "2d", "ddp-attached_first", "manual-grows", "ddp-launched",
     "manual-spawned", "1f1b", "v",
 )  # fmt: skip
 """Modes that run by default, a job of their own; those of both jobs are held against the same single process."""
@@ -130,6 +132,16 @@ def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(on
     assert absent == {each["site"] for each in coverage["unmeasured"] if each["tap"] == "gradient"}
     assert not coverage["missing"]
     assert not [event for event in job.events if event.kind == "error"]
+
+
+def test_of_classes_that_are_split_over_ranks_the_loss_and_the_labels_are_measured(run_of):
+    runs = run_of("tp_loss").parent
+    job, single = read_run(runs / "tp_loss"), read_run(runs / "single")
+    for signal in ("token_loss", "target_classes", "target_mean"):
+        np.testing.assert_allclose(job.series(signal)[1], single.series(signal)[1], rtol=RTOL, err_msg=signal)
+    [coverage] = [event.data for event in job.events if event.kind == "coverage"]
+    said = {entry["site"]: entry["reason"] for entry in coverage["unmeasured"] if entry["tap"] == "logits"}
+    assert said == {"": CLASSES_ELSEWHERE} and not coverage["missing"]
 
 
 @pytest.mark.parametrize("mode", sample(("tp", "2d"), "tp", "2d"))

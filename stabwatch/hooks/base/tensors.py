@@ -25,6 +25,47 @@ def is_partial(tensor: Any) -> bool:
     return hasattr(tensor, "_local_tensor") and any(placement.is_partial() for placement in tensor.placements)
 
 
+SPREAD = (
+    "its gradient is spread over ranks in another way than itself (each rank has a summand, or another part), and "
+    "putting it together is a collective"
+)
+"""Why nothing is measured of the gradient of a parameter that is a DTensor."""
+
+
+def gradient_shard(parameter: Any) -> Tensor | None:
+    """The gradient of this rank's shard of a parameter; None where there is none here, or only a summand of it.
+
+    Where a DTensor has a whole gradient on each rank (an embedding that is split by its rows), it is a part of that.
+    """
+    grad = parameter.grad
+    if grad is None or is_partial(grad):
+        return None
+    if not hasattr(grad, "_local_tensor") or grad.placements == getattr(parameter, "placements", grad.placements):
+        return local(grad)
+    return _cut(local(grad), grad.placements, parameter)
+
+
+def _cut(found: Tensor, placements: Any, parameter: Any) -> Tensor | None:
+    """The part of a gradient that belongs to this rank's shard; None where some of that is on another rank."""
+    coordinate, mesh = parameter.device_mesh.get_coordinate(), parameter.device_mesh
+    axes = [wanted.dim if wanted.is_shard() else None for wanted in parameter.placements]
+    for i, (has, wanted) in enumerate(zip(placements, parameter.placements, strict=True)):
+        if has == wanted:
+            continue
+        axis = axes[i]
+        if axis is None or not has.is_replicate() or axes.count(axis) > 1:
+            return None
+        parts = found.chunk(mesh.size(i), axis)
+        at = coordinate[i]
+        found = parts[at] if at < len(parts) else found.narrow(axis, 0, 0)
+    return found
+
+
+def is_elsewhere(parameter: Any) -> bool:
+    """Is there a gradient, and not that of this rank's shard?"""
+    return parameter.grad is not None and gradient_shard(parameter) is None
+
+
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
     """Device of a module's first parameter."""
     first = next(module.parameters(), None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.copies import Copies
 from stabwatch.hooks.base.probe import PROBES, Probe
-from stabwatch.hooks.base.tensors import is_partial, new_accumulator
+from stabwatch.hooks.base.tensors import gradient_shard, is_elsewhere, new_accumulator
 from stabwatch.hooks.base.tracked import TrackedParameter, tracked_parameters
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.multi_tensor import grouped_change, grouped_moments
@@ -49,8 +49,9 @@ class Owned:
     @property
     def gradient(self) -> Tensor:
         """This rank's shard of it, where there is one."""
-        assert self.tracked.parameter.grad is not None
-        return self.tracked.of(self.tracked.parameter.grad)
+        found = gradient_shard(self.tracked.parameter)
+        assert found is not None
+        return self.tracked.of(found)
 
 
 class ParameterTaps:
@@ -178,7 +179,7 @@ class ParameterTaps:
 
     def _whole(self, found: list[tuple[Owned, int]]) -> tuple[list[tuple[Owned, int]], frozenset[int]]:
         """What this rank counts, without layers of which it has only summands of gradients, and the groups of those."""
-        partial = {o.row for o, _ in found if is_partial(o.tracked.parameter.grad)}
+        partial = {o.row for o, _ in found if is_elsewhere(o.tracked.parameter)}
         found = [(o, group) for o, group in found if self.counts(o.tracked.parameter) or o.row in partial]
         if not partial:
             return found, frozenset()

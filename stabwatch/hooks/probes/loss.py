@@ -13,17 +13,22 @@ from torch import Tensor
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.probe import PROBES, Probe, on
 from stabwatch.hooks.base.run_accumulators import RunAccumulators, mean_aggregates
+from stabwatch.hooks.base.tensors import local
 from stabwatch.hooks.base.views import LogitsCall, logit_rows, sampled_rows
 from stabwatch.kernels.classes import classes
 from stabwatch.kernels.direction import row_cosines
 from stabwatch.kernels.logsumexp import row_statistics
 from stabwatch.kernels.merge import Aggregates, merge_
 from stabwatch.kernels.where import on_host
-from stabwatch.signals.reductions import CERTAINTY, CLASSES, LOGSUMEXP, MEAN, SCALING
+from stabwatch.signals.reductions import CERTAINTY, CLASSES, LOGSUMEXP, MEAN, SCALING, TARGETS
 
 SCALING_ROWS = 256
 """Rows whose gradient is compared with the logits."""
 _DEPTH = 8
+CLASSES_ELSEWHERE = (
+    "its classes are split over ranks (loss parallelism), and what is made of a whole row is a collective"
+)
+ROWS_ELSEWHERE = "its rows are split over ranks (a DTensor), and the loss of all of them is a collective"
 
 
 @torch.no_grad()
@@ -33,6 +38,9 @@ def cross_entropy(
     """Measure one eager `cross_entropy` call: its loss, and what its saved log-softmax says of the output logits."""
     run = context.run
     run.classifies = True
+    if any(_placements(x) for x in (out, logits, target)):
+        _of_dtensors(context, out, logits, target, args, kw)
+        return
     merge_(MEAN, run.token_loss, call_aggregates(out, logits, target, *args, **kw))
     if not logits.numel():
         return
@@ -46,6 +54,35 @@ def cross_entropy(
         _update_rows(run, logits, target, ignored)
     if due := context.due(LogitsCall):
         context.measure(due, LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input))
+
+
+def _placements(x: Any) -> tuple[Any, ...]:
+    """Those of a DTensor; none of anything else."""
+    return getattr(x, "placements", ())
+
+
+def _of_dtensors(context: TapContext, out: Any, logits: Any, target: Any, args: tuple[Any, ...], kw: Any) -> None:
+    """The same of DTensors: what this rank has of them, without a collective.
+
+    Where the classes are split over ranks, each has the whole loss and all labels, and no whole row of logits.
+    """
+    weight, ignored, smoothing = options(*args, **kw)
+    axis = 0 if logits.dim() == 1 else 1
+    split = any(p.is_shard(axis) for p in _placements(logits))
+    whole = all(p.is_replicate() for x in (out, target, weight) for p in _placements(x))
+    if not whole or not all(p.is_replicate() or p.is_shard(axis) for p in _placements(logits)):
+        context.unmeasured("logits", "", ROWS_ELSEWHERE)
+    elif not split:
+        args = tuple(local(x) if _placements(x) else x for x in args)
+        kw = {name: local(x) if _placements(x) else x for name, x in kw.items()}
+        cross_entropy(context, local(out), local(logits), local(target), args, kw)
+    else:
+        labels = local(target)
+        if weight is None:
+            merge_(MEAN, context.run.token_loss, call_aggregates(local(out), local(logits), labels, *args, **kw))
+        due = [probe for probe in context.due(LogitsCall) if probe.reduction is TARGETS]  # it reads shapes and labels
+        context.measure(due, LogitsCall(logits.detach(), labels, weight, ignored, smoothing, context.input))
+        context.unmeasured("logits", "", CLASSES_ELSEWHERE)
 
 
 @torch.no_grad()
