@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from torch.jit import _builtins
 
@@ -203,6 +204,8 @@ class _Places:
         by_id = {id(old): new for old, new in pairs}
         for name in self._with | (sys.modules.keys() - self._modules):
             self._swap(name, by_id)
+        for listed in _overridable():
+            listed[:] = [by_id.get(id(function), function) for function in listed]
         del by_id
         return all(self._stay.get(old) == number for old, number in _references(pairs, 0))
 
@@ -223,6 +226,13 @@ class _Places:
             if id(value) in new:
                 namespace[key] = new[id(value)]
                 self._with.add(name)
+
+
+def _overridable() -> Iterable[list[Any]]:
+    """The lists of functions that torch makes of its modules when a compiler or a mode first asks for them."""
+    lists = getattr(torch.overrides, "_get_overridable_functions", None)
+    info = getattr(lists, "cache_info", None)
+    return lists()[0].values() if lists is not None and info is not None and info().currsize else ()
 
 
 def _references(pairs: list[tuple[Any, Any]], of: int) -> list[tuple[Any, int]]:

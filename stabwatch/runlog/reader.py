@@ -216,8 +216,8 @@ class Run:
         key = SeriesKey(signal, layer)
         steps, values = [np.empty(0, np.int64)], [np.empty(0)]
         for block in self.blocks:
-            if key in block.layout.keys:
-                column = block.layout.keys.index(key)
+            column = block.layout.place.get(key)
+            if column is not None:
                 seen = block.measured[:, column]
                 steps.append(block.steps[seen])
                 values.append(block.values[seen, column])

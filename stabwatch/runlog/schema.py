@@ -140,6 +140,11 @@ class RecordLayout:
         return tuple(s.key for s in self.series)
 
     @cached_property
+    def place(self) -> dict[SeriesKey, int]:
+        """Number of each series, by key."""
+        return {key: i for i, key in reversed(tuple(enumerate(self.keys)))}  # the first, where a file has one twice
+
+    @cached_property
     def of_run(self) -> RecordLayout:
         """The same record with the series of the whole run only."""
         return replace(self, series=tuple(s for s in self.series if not s.key.layer))
