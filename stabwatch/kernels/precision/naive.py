@@ -11,6 +11,10 @@ from torch import Tensor
 from stabwatch.kernels.precision.rounding import SIGNS
 
 _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)
+_UE5M3 = torch.tensor(
+    [m * 2.0**-17 for m in range(8)] + [(8 + m) * 2.0 ** (e - 18) for e in range(1, 32) for m in range(8)][:-1],
+    dtype=torch.float64,
+)
 
 
 def precision(x: Tensor) -> Tensor:
@@ -32,10 +36,7 @@ def rounding(x: Tensor) -> Tensor:
     peak = x.abs().max()
     turned = _turned(x)
     tensor_scale, of_turned = _e4m3_scale(peak), _e4m3_scale(turned.abs().max())
-    stochastic = [
-        _in_blocks(x, size, scale, lambda block, scale: _spread(block / scale) * scale**2 if scale else block**2)
-        for size, scale in ((32, _power_of_two), (16, tensor_scale))
-    ]
+    stochastic = [_in_blocks(x, size, scale, _variance) for size, scale in ((32, _power_of_two), (16, tensor_scale))]
     errors = [_through(x, kind) - x for kind in (torch.float8_e4m3fn, torch.float8_e5m2)]
     errors.append(torch.fake_quantize_per_tensor_affine(x, float(peak) / 127, 0, -127, 127) - x)
     errors += [_in_blocks(x, 32, _power_of_two, _back) - x, _in_blocks(x, 16, tensor_scale, _back) - x, _hif4(x) - x]
@@ -60,23 +61,23 @@ def _in_blocks(
     x: Tensor,
     size: int,
     scale_of: Callable[[Tensor], float],
-    of_block: Callable[[Tensor, float], Tensor] | None = None,
+    of_block: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """of_block: what becomes of a block under its scale; by default its numbers of e2m1."""
-    out = torch.zeros_like(x)
-    for i, row in enumerate(x):
-        for start in range(0, len(row), size):
-            block = row[start : start + size]
-            scale = scale_of(block.abs().max())
-            if of_block is not None:
-                out[i, start : start + size] = of_block(block, scale)
-            else:
-                out[i, start : start + size] = _e2m1(block / scale) if scale > 0 else 0.0
-    return out
+    """of_block: what becomes of numbers under the scales of their blocks; by default their numbers of e2m1."""
+    peaks = torch.nn.functional.pad(x.abs(), (0, -x.shape[1] % size)).unflatten(1, (-1, size)).amax(-1)
+    of_blocks = torch.tensor([[scale_of(peak) for peak in row] for row in peaks], dtype=torch.float64)
+    scales = of_blocks.repeat_interleave(size, 1)[:, : x.shape[1]]
+    if of_block is not None:
+        return of_block(x, scales)
+    return torch.where(scales > 0, _e2m1(x / scales), 0.0)
 
 
-def _back(block: Tensor, scale: float) -> Tensor:
-    return _e2m1(block / scale) * scale if scale > 0 else torch.zeros_like(block)
+def _back(x: Tensor, scales: Tensor) -> Tensor:
+    return torch.where(scales > 0, _e2m1(x / scales) * scales, 0.0)
+
+
+def _variance(x: Tensor, scales: Tensor) -> Tensor:
+    return torch.where(scales > 0, _spread(x / scales) * scales**2, x**2)
 
 
 def _turned(x: Tensor) -> Tensor:
@@ -88,23 +89,20 @@ def _turned(x: Tensor) -> Tensor:
     return (rows @ hadamard / 4).flatten(1)
 
 
-def _spread(block: Tensor) -> Tensor:
+def _spread(x: Tensor) -> Tensor:
     """Variance of a number that becomes one of its two neighbours in e2m1; above 6 the squared distance to it."""
-    out = []
-    for number in block.abs().tolist():
-        low = max(n for n in _E2M1.tolist() if n <= number)
-        high = min((n for n in _E2M1.tolist() if n > number), default=None)
-        p = 0.0 if high is None else (number - low) / (high - low)
-        out.append((1 - p) * (number - low) ** 2 + (0.0 if high is None else p * (high - number) ** 2))
-    return torch.tensor(out, dtype=torch.float64)
+    x = x.abs()
+    index = (x[..., None] >= _E2M1).sum(-1) - 1
+    low, high = _E2M1[index], _E2M1[(index + 1).clamp(max=7)]
+    p = torch.where(index < 7, (x - low) / (high - low), 0.0)
+    return (1 - p) * (x - low) ** 2 + p * (high - x) ** 2
 
 
 def _ue5m3_scale(peak: Tensor) -> float:
     """The block's maximum over 6 in the table of all 255 numbers of UE5M3."""
-    table = [m * 2.0**-17 for m in range(8)]
-    table += [(8 + m) * 2.0 ** (e - 18) for e in range(1, 32) for m in range(8)][:-1]
-    wanted = (peak / 6).item()
-    return min(enumerate(table), key=lambda entry: (abs(entry[1] - wanted), entry[0] % 2))[1]
+    distance = (_UE5M3 - peak / 6).abs()
+    nearest: list[int] = (distance == distance.min()).nonzero().flatten().tolist()
+    return _UE5M3[min(nearest, key=lambda i: i % 2)].item()
 
 
 def _hif4(x: Tensor) -> Tensor:
@@ -112,18 +110,24 @@ def _hif4(x: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     for i, row in enumerate(x):
         for start in range(0, len(row), 64):
-            block = row[start : start + 64]
-            raw = _bf16(block.abs().max().item() * _bf16(1 / 7))
-            raw = min(max(raw, 2.0**-48), 2.0**15 * 1.5)
-            exponent = math.floor(math.log2(raw))
-            scale = round(raw * 2.0 ** (2 - exponent)) * 2.0 ** (exponent - 2)
-            inverse = _bf16(1 / scale)
-            for j, number in enumerate(block.tolist()):
-                eight, four = (block[j // k * k : j // k * k + k].abs().max().item() * inverse for k in (8, 4))
-                unit = 2.0 if eight >= 4 else 1.0
-                unit *= 2.0 if four / unit >= 2 else 1.0
-                whole = min(math.floor(abs(number) * inverse / unit * 4 + 0.5) / 4, 1.75)
-                out[i, start + j] = math.copysign(whole * unit * scale, number)
+            block = row[start : start + 64].tolist()
+            out[i, start : start + 64] = torch.tensor(_hif4_block(block), dtype=torch.float64)
+    return out
+
+
+def _hif4_block(block: list[float]) -> list[float]:
+    raw = _bf16(max(map(abs, block)) * _bf16(1 / 7))
+    raw = min(max(raw, 2.0**-48), 2.0**15 * 1.5)
+    exponent = math.floor(math.log2(raw))
+    scale = round(raw * 2.0 ** (2 - exponent)) * 2.0 ** (exponent - 2)
+    inverse = _bf16(1 / scale)
+    eights, fours = ([max(map(abs, block[j : j + k])) * inverse for j in range(0, len(block), k)] for k in (8, 4))
+    out = []
+    for j, number in enumerate(block):
+        unit = 2.0 if eights[j // 8] >= 4 else 1.0
+        unit *= 2.0 if fours[j // 4] / unit >= 2 else 1.0
+        whole = min(math.floor(abs(number) * inverse / unit * 4 + 0.5) / 4, 1.75)
+        out.append(math.copysign(whole * unit * scale, number))
     return out
 
 
@@ -132,10 +136,10 @@ def _bf16(number: float) -> float:
 
 
 def _e2m1(x: Tensor) -> Tensor:
-    distance = (x.abs().clamp(max=6.0)[:, None] - _E2M1).abs()
-    near = distance.min(dim=1).values
+    distance = (x.abs().clamp(max=6.0)[..., None] - _E2M1).abs()
+    near = distance.min(dim=-1, keepdim=True).values
     odd = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])  # mantissa bits: a tie goes to the even one
-    return torch.sign(x) * _E2M1[torch.where(distance == near[:, None], odd, 2).argmin(dim=1)]
+    return torch.sign(x) * _E2M1[torch.where(distance == near, odd, 2).argmin(dim=-1)]
 
 
 def _power_of_two(peak: Tensor) -> float:
