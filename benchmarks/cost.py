@@ -241,7 +241,7 @@ def on_a_gpu() -> Subject:
     return Subject(model, optimizer, lambda: large.loss(model, *data[next(numbers) % len(data)]), data[0][0][:1])
 
 
-def measure(subject: Subject, clock: HostClock | DeviceClock, *asked: str) -> dict[str, float]:
+def measure(subject: Subject, clock: HostClock | DeviceClock, *asked: str, rounds: int = ROUNDS) -> dict[str, float]:
     """Cost by probe, as a share of a bare step; and under 'worst step' the longest step over the median one.
 
     asked: settings of what must be asked for; where there are any, a fixed batch is tracked too.
@@ -254,9 +254,9 @@ def measure(subject: Subject, clock: HostClock | DeviceClock, *asked: str) -> di
                 watch.probe(subject.few)
             subject.steps(PHASES, clock)
             meter = Meter(watch._session.isolation, clock)
-            seen = subject.steps(ROUNDS * PHASES, clock)
+            seen = subject.steps(rounds * PHASES, clock)
             spent = meter.take()
-    cost = {probe: seconds / (ROUNDS * PHASES) / bare for probe, seconds in spent.items()}
+    cost = {probe: seconds / (rounds * PHASES) / bare for probe, seconds in spent.items()}
     return {**cost, "worst step": max(seen) / median(seen)}
 
 

@@ -72,8 +72,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="module")
 def few_objects() -> None:
-    """What tests have imported is left out where Python, or `attach`, goes through all objects."""
+    """What tests have imported is left out where Python, or `attach`, goes through all objects; Python does it less."""
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_unconfigure() -> None:

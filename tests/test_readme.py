@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from stabwatch.runlog import find_run, read_run
+from tests.processes import run_python
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -26,17 +25,11 @@ def example(tmp_path_factory):
         "PATH": "/usr/bin:/bin", "PYTHONPATH": str(README.parent),
         "OMP_NUM_THREADS": "1", "STABWATCH_LINGER": "0", "STABWATCH_PORT": "0",
     }  # fmt: skip
-    done = _run("-c", code[1], folder=folder, env=env)
+    done = run_python("-c", code[1], cwd=folder, env=env, timeout=200)
     assert done.returncode == 0, done.stderr
     steps = re.search(r"range\((\d+)\)", code[1])
     assert steps is not None
     return folder, int(steps[1]), env
-
-
-def _run(*args: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False
-    )
 
 
 def test_the_example_runs_and_leaves_a_run_log(example):
@@ -48,7 +41,7 @@ def test_the_example_runs_and_leaves_a_run_log(example):
 
 def test_the_example_warns_about_nothing(example):
     folder, _, env = example
-    done = _run("-m", "stabwatch", "analyze", folder=folder, env=env)
+    done = run_python("-m", "stabwatch", "analyze", cwd=folder, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing left its normal range" in done.stdout
 

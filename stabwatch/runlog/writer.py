@@ -23,6 +23,8 @@ PAUSE = 0.25
 """Seconds for which items gather before they are written: to wake the thread for each disturbs the training."""
 QUIET = PAUSE
 """Seconds without an item after which the thread sleeps until one comes: steps that are longer wake it each time."""
+LOOK = 1.0
+"""Seconds between two looks at the folder."""
 _LOSSES = frozenset({"record", "event", "folder"})
 """Failures by which something of the log is lost."""
 _log = logging.getLogger("stabwatch")
@@ -149,12 +151,12 @@ class Writer:
         atexit.register(leave)
 
     def _run(self) -> None:
-        due, came = time.monotonic() + 1.0, 0.0
+        due, came = time.monotonic() + LOOK, 0.0
         while self._work():
             now = time.monotonic()
             came = now if self._worked else came
             if now > due:
-                due = now + 1.0
+                due = now + LOOK
                 self._now_and_then()
             self.seconds = time.thread_time()
             self._gather(now - came > QUIET, due - now)

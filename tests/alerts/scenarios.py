@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stabwatch.runlog import Accumulator, RecordBatch, RecordLayout, host_accumulator
 
@@ -162,12 +163,12 @@ def accumulator(name: str) -> Accumulator:
     return Accumulator(_TAPS.get(kind, kind), layer, LAYERED[kind])
 
 
-@functools.lru_cache(1 << 16)
-def fields(name: str, value: float) -> dict[str, float]:
-    """The aggregates of one measured point, as the kernels leave them: sums and maxima of what is finite."""
+def fields(name: str, value: NDArray[np.float64]) -> dict[str, NDArray[np.float64] | float]:
+    """The aggregates of measured points, as the kernels leave them: sums and maxima of what is finite."""
     kind = name.partition(" ")[0]
-    bad = float(not np.isfinite(value))
-    peak, size = (-np.inf, 0.0) if bad else (value, value)
+    finite = np.isfinite(value)
+    bad = 1.0 - finite
+    peak, size = np.where(finite, value, -np.inf), np.where(finite, value, 0.0)
     return {
         "loss": {"sum": value, "nonfinite": bad},
         "gradient_norm": {"sumsq": value * value, "nonfinite": bad},
@@ -208,7 +209,7 @@ def fields(name: str, value: float) -> dict[str, float]:
         "own_token": {"own": value, "following": 1 - value, "second": 0.1, "open": 0.0, "causal": 1.0, "common": 0.1},
         "common_token": {
             "own": 0.1,
-            "following": 1.0 if np.isfinite(value) else np.nan,
+            "following": np.where(finite, 1.0, np.nan),
             "second": 0.1,
             "open": 0.0,
             "causal": 1.0,
@@ -216,7 +217,7 @@ def fields(name: str, value: float) -> dict[str, float]:
         },
         "open_token": {
             "own": 0.1,
-            "following": 1.0 if np.isfinite(value) else np.nan,
+            "following": np.where(finite, 1.0, np.nan),
             "second": 0.1,
             "open": value,
             "causal": 1 - value,
@@ -304,10 +305,10 @@ def block(series: dict[str, Values], first: int = 0, layout: RecordLayout | None
     for name, values in series.items():
         start = layout.start(accumulator(name))
         names = [field for field, _ in layout.fields[layout.accumulators.index(accumulator(name))]]
-        for i, value in enumerate(values):
-            if value is not None:
-                aggregates = {"count": 1.0, **fields(name, value)}
-                rows[i, start : start + len(names)] = [aggregates[n] for n in names]
+        measured = [i for i, value in enumerate(values) if value is not None]
+        aggregates = {"count": 1.0, **fields(name, np.array([values[i] for i in measured], np.float64))}
+        for i, shown in enumerate(names):
+            rows[measured, start + i] = aggregates[shown]
     steps = np.arange(first, first + length)
     return RecordBatch(layout, steps, 1000.0 + steps, rows)
 

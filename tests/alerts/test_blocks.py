@@ -75,10 +75,10 @@ def records(rng: np.random.Generator, names: list[str], first: int, n: int) -> R
         cell, kind = accumulator(name), name.partition(" ")[0]
         columns = {f: i for i, (f, _) in enumerate(layout.fields[layout.accumulators.index(cell)], layout.start(cell))}
         values = curve(rng, kind, n)
-        for i in np.flatnonzero(~np.isnan(values)):
-            rows[i, list(columns.values())] = 0.0
-            for field, number in {"count": 1.0, **fields(name, values[i])}.items():
-                rows[i, columns[field]] = number
+        seen = np.flatnonzero(~np.isnan(values))
+        rows[np.ix_(seen, list(columns.values()))] = 0.0
+        for field, number in {"count": 1.0, **fields(name, values[seen])}.items():
+            rows[seen, columns[field]] = number
         if kind in ("loss", "gradient_norm") and rng.random() < 0.3:
             rows[rng.integers(0, n, 3), columns["sum" if kind == "loss" else "sumsq"]] = rng.choice([np.nan, np.inf])
     steps = first + np.cumsum(rng.integers(1, rng.choice([2, 2, 5]), n))

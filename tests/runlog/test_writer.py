@@ -182,7 +182,10 @@ def test_a_process_that_exits_before_all_is_written_says_so(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
-def test_a_folder_that_is_gone_is_said_once(folder: RunFolder, layout: RecordLayout, caplog, how: str) -> None:
+def test_a_folder_that_is_gone_is_said_once(
+    folder: RunFolder, layout: RecordLayout, caplog, monkeypatch, how: str
+) -> None:
+    monkeypatch.setattr("stabwatch.runlog.writer.LOOK", 0.1)
     writer = Writer(folder)
     writer.record(0, 0.0, lambda: (layout, row(layout, 0)))
     assert eventually(lambda: writer.written == 1)
@@ -194,7 +197,7 @@ def test_a_folder_that_is_gone_is_said_once(folder: RunFolder, layout: RecordLay
         RunFolder(folder.path, meta())
     for step in range(1, 30):
         writer.record(step, 0.0, lambda step=step: (layout, row(layout, step)))
-        time.sleep(0.1)
+        time.sleep(0.02)
     writer.close()
     said = [r.getMessage() for r in caplog.records if "cannot be written" in r.getMessage()]
     assert len(said) == 1 and "FileNotFoundError" in said[0] and str(folder.path) in said[0]

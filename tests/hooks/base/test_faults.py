@@ -168,8 +168,9 @@ def _script(**parts):
 def _child(folder, **parts):
     code = _script(**parts)
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
+    )  # fmt: skip
 
 
 def test_kill_9_loses_no_written_record(tmp_path):
