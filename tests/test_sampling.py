@@ -16,7 +16,7 @@ SLOW_FILES = {
     "tests/benchmarks/test_told_overhead.py",
     "tests/kernels/test_compile.py",
 }
-"""Files without a default test: long measurements, the compiler for GPUs, and three trainings behind Prometheus."""
+"""Files without a default test: long measurements, the compiler for GPUs, and four trainings behind Prometheus."""
 
 KINDS = (
     "tests/runtime/test_no_harm.py::test_training_is_bit_identical",

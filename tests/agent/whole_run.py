@@ -5,6 +5,9 @@ batch, the Taylor radius and a guard; the learning rate is too high, and the los
 python -m tests.agent.whole_run FOLDER RANK STORE: one of two gloo ranks, with a stack of experts and a scale-invariant
 weight, and the mistakes of a set-up: a part that is not used, one in a plain list, one in no optimizer, weights too
 coarse for their updates, a loss of shapes that broadcast, and targets out of range.
+python -m tests.agent.whole_run FOLDER mistakes: one with mistakes in its loss and its loop (gradients that are thrown
+away or still scaled, logits for log-probabilities, a target that the input holds and the output cannot reach, samples
+for places), quantised weights, and attention whose weights do not add up to 1.
 python -m tests.agent.whole_run FOLDER policy: a looped model of sequences with a codebook, a skip connection, a
 low-rank adapter, its sharpness and its Jacobian, and the numbers of a policy that are logged.
 """
@@ -89,6 +92,70 @@ def of_two(folder: str, rank: int, store: str) -> None:
         optimizer.step()
 
 
+class Shifted(nn.Module):
+    """Attention over itself, whose weights are scaled and shifted after the softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
+        weights = 0.7 * (q @ k.mT / 2).softmax(-1) + 0.1
+        return x + self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Stepped(nn.Module):
+    """Rounds weights to steps of a length that is learned, with the names of lsq-net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thd_neg, self.thd_pos, self.s = -4, 3, nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = (x / self.s).clamp(self.thd_neg, self.thd_pos)
+        return (steps + (steps.round() - steps).detach()) * self.s
+
+
+class Quantised(nn.Linear):
+    """A layer of quantisation-aware training."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 4)
+        self.quan_w_fn = Stepped()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.quan_w_fn(self.weight), self.bias)
+
+
+class Mistaken(nn.Module):
+    """Its recurrent layer takes samples for places; the first of its numbers lies in 0 to 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.order, self.head = Shifted(), nn.GRU(8, 8), Quantised()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.head(self.order(self.attention(x.unflatten(1, (6, 8))))[0].mean(1))
+        return out[:, 0].sigmoid(), out
+
+
+def of_mistakes(folder: str) -> None:
+    """See the module's docstring."""
+    model = Mistaken()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    stabwatch.attach(model, optimizer, run_dir=folder, agent=False, verbose=False, every_step=True)
+    while True:
+        for _ in range(3):
+            x = torch.randn(32, 48)
+            bounded, logits = model(x)
+            optimizer.zero_grad()
+            loss = F.mse_loss(bounded, x[:, 3]) + F.nll_loss(logits, torch.randint(4, (32,)))
+            scaler.scale(loss).backward()
+        optimizer.step()
+
+
 class Adapted(nn.Linear):
     """A frozen layer and its low-rank adapter, after a skip connection."""
 
@@ -142,7 +209,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     if len(sys.argv) == 2:
         alone(sys.argv[1])
-    elif sys.argv[2] == "policy":
-        of_a_policy(sys.argv[1])
+    elif sys.argv[2] in ("mistakes", "policy"):
+        {"mistakes": of_mistakes, "policy": of_a_policy}[sys.argv[2]](sys.argv[1])
     else:
         of_two(sys.argv[1], int(sys.argv[2]), sys.argv[3])
