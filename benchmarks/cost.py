@@ -8,8 +8,8 @@ On the CPU the model is that of overhead.py and time is the host's; on a GPU it 
 the device's, between events before and after what the probe queues. A figure is the cost of measuring a signal on a
 step that measures it; where sites take turns, of the mean turn. Signals of one reduction share it. What the GPT has not
 (experts, low-rank adapters) is measured on a Mixtral of transformers with adapters of PEFT; sharpness, which takes as
-long as several steps, on a small GPT; and the Jacobian and skip connections on a convolutional map. These are on the
-CPU only.
+long as several steps, on a small GPT; the Jacobian and skip connections on a convolutional map; and loops on a block
+that is called eight times. These are on the CPU only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import stabwatch
 from benchmarks import large
 from benchmarks.report import machine, table
-from stabwatch.demo import GPT, DemoConfig, batches, corpus
+from stabwatch.demo import GPT, Block, DemoConfig, batches, corpus
 from stabwatch.hooks.base.flags import PHASES
 from stabwatch.hooks.base.isolation import Isolation
 from stabwatch.hooks.base.probe import PROBES
@@ -41,6 +41,11 @@ from stabwatch.signals import CATALOGUE, Signal
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 2
+OTHERS = (
+    "experts and adapters: a Mixtral of 14 M; sharpness: a GPT of 0.5 M; Jacobian, skips: convolutions; "
+    "loops: a block called eight times"
+)
+"""What signals that the GPT does not have are measured on."""
 AHEAD = 0.05
 """Seconds that a device sleeps before each step, so that the host is ahead of it. Where the host falls behind, its time
 is counted."""
@@ -228,6 +233,33 @@ def as_a_map(width: int = 64, length: int = 256) -> Subject:
     return Subject(model, optimizer, lambda: F.mse_loss(model(state), state.roll(1, -1)), state[:1])
 
 
+class Looped(nn.Module):
+    """A language model whose one block is called eight times."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tokens, self.block, self.head = nn.Embedding(256, width), Block(width, width // 64), nn.Linear(width, 256)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, 256)."""
+        x = self.tokens(tokens)
+        for _ in range(8):
+            x = self.block(x)
+        return self.head(x)
+
+
+def in_a_loop(width: int = 256, context: int = 128) -> Subject:
+    """A block that is called eight times in a forward."""
+    torch.manual_seed(0)
+    model, draw = Looped(width), batches(corpus(), DemoConfig(context=context, batch=4))
+
+    def loss() -> Tensor:
+        tokens, following = draw()
+        return F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
+
+    return Subject(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss, draw()[0][:1])
+
+
 def on_a_gpu() -> Subject:
     """The model of overhead_gpu.py."""
     torch.manual_seed(0)
@@ -274,16 +306,13 @@ def main() -> None:
         small = measure(on_the_cpu(width=128, layers=2, context=64), clock, "sharpness")
         mapped = measure(as_a_map(), clock, "jacobian")
         cost = measure(of_experts(), clock) | {"sharpness": small["sharpness"], "jacobian": mapped["jacobian"]} | cost
-        cost["skip"] = mapped["skip"]
+        looped = measure(in_a_loop(), clock)
+        cost |= {"skip": mapped["skip"], "loop": looped["loop"], "loop_step": looped["loop_step"]}
     print(table(("probe", "share of a step"), sorted(cost.items(), key=lambda item: -item[1])))
     if not options.print:
         size = sum(p.numel() for p in subject.model.parameters()) / 1e6
         kind = " in bfloat16" if options.gpu else ""
-        also = (
-            ""
-            if options.gpu
-            else " (experts and adapters: a Mixtral of 14 M; sharpness: a GPT of 0.5 M; Jacobian, skips: convolutions)"
-        )
+        also = "" if options.gpu else f" ({OTHERS})"
         where = f"GPT of {size:.1f} M parameters{kind}{also}, {machine(subject.few.device)}"
         found = {s.name: cost[p] for s in CATALOGUE if (p := probe_of(s)) in cost}
         options.results.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import stabwatch
+from benchmarks.demo_gpt import train_gpt_into
 from benchmarks.report import table
 from stabwatch.analysis import analyze
-from stabwatch.demo import GPT, DemoConfig, batches, corpus
+from stabwatch.demo import GPT
 from stabwatch.runlog import read_run
 
 TITLE = "QK-clip and the largest attention logit (Kimi K2)"
@@ -31,6 +30,8 @@ class Clip:
 
     def __init__(self, blocks: nn.ModuleList) -> None:
         self.attention: list[Any] = [block.attn for block in blocks]
+        self.clipped = 0
+        """How often a head was clipped."""
         self.largest: list[Tensor] = [torch.zeros(HEADS) for _ in blocks]
         for i, attention in enumerate(self.attention):
             attention.qkv.register_forward_hook(lambda m, x, out, i=i: self._note(i, out.detach()))
@@ -42,36 +43,30 @@ class Clip:
         self.largest[i] = scores.amax(dim=(0, 2, 3))
 
     @torch.no_grad()
-    def step(self) -> int:
-        """Scale the heads above tau; gives their number."""
-        clipped = 0
+    def step(self) -> None:
+        """Scale the heads above tau."""
         for attention, largest in zip(self.attention, self.largest, strict=True):
             factor = (TAU / largest.clamp(min=TAU)).sqrt().repeat_interleave(WIDTH // HEADS).repeat(2)
             attention.qkv.weight[: 2 * WIDTH] *= factor[:, None]
             attention.qkv.bias[: 2 * WIDTH] *= factor
-            clipped += int((largest > TAU).sum())
-        return clipped
+            self.clipped += int((largest > TAU).sum())
 
 
 def train(rate: float, clip: bool) -> tuple[float, float, float, bool, float, int]:
     """One training, watched: what the table says of it, and how often a head was clipped."""
-    torch.manual_seed(0)
-    config = DemoConfig(width=WIDTH, layers=LAYERS, heads=HEADS, context=64, batch=8, seed=0)
-    model, draw, clipped = GPT(config), batches(corpus(1 << 20), config), 0
-    clipper = Clip(model.blocks)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    clippers: list[Clip] = []
+
+    def step() -> None:
+        clippers[0].step()
+
+    def change(model: GPT) -> None:
+        clippers.append(Clip(model.blocks))
+
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run"
-        with stabwatch.attach(model, optimizer, run_dir=path, agent=False, verbose=False, every_step=True):
-            for _ in range(STEPS):
-                tokens, following = draw()
-                loss = F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                clipped += clipper.step() if clip else 0
+        path = train_gpt_into(Path(folder) / "run", rate, LAYERS, STEPS, change, step if clip else int)
         run = read_run(path)
         fired = {incident.condition for incident in analyze(path).incidents}
+    clipped = clippers[0].clipped
     sites = [f"blocks.{i}.attn" for i in range(LAYERS)]
     logits = [run.series("attention_logit_max", site)[1] for site in sites]
     entropy = min(run.series("attention_entropy_min", site)[1][-1] for site in sites)

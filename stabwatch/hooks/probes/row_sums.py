@@ -32,6 +32,8 @@ _NODES = 48
 _AFTER = (*SHAPES, "Mm", "Addmm", "Mul", "Div", "Add", "NativeDropout")
 """Operations between the product with the values and the output: the heads put together, a projection, a gate."""
 _SCALED = ("Mul", "Div", "Add", "Sub")
+_CUT = ("MaskedFill", "Where", "Tril", "Triu", "Clamp")
+"""What takes single weights out after the softmax: their row adds up to less."""
 _DENSITIES = ("Softmax", "SafeSoftmax")
 _POINTWISE = ("Sigmoid", "Relu", "Silu", "Gelu", "Softplus", "Exp", "Pow", "Tanh", "Elu")
 """Functions of single scores that stand in place of a softmax."""
@@ -67,7 +69,7 @@ def _weights(x: AttentionOutput) -> tuple[Tensor | None, str]:
     left, right = product.next_functions[0][0], product.next_functions[-1][0]
     if _first(right, (*_SCORES, "Cumsum"), (*SHAPES, "Mul", "Div", "Sum"))[0] is not None:
         return None, STATE
-    function, changed = _first(left, (*_DENSITIES, *_POINTWISE), (*SHAPES, *_SCALED, "NativeDropout"))
+    function, changed = _first(left, (*_DENSITIES, *_POINTWISE), (*SHAPES, *_SCALED, *_CUT, "NativeDropout"))
     if function is None:
         return None, NOT_FOUND
     if kind_of(function) in _DENSITIES and not changed:
@@ -100,7 +102,7 @@ def _changes(node: Any) -> bool:
     """Does it change the sums of weights? A matrix of fixed factors is the mask of dropout: not on average."""
     kind = kind_of(node)
     if kind not in _SCALED:
-        return False
+        return kind in _CUT
     factor = getattr(node, "_saved_other", None)
     mask = isinstance(factor, Tensor) and factor.dim() > 1 and min(factor.shape[-2:]) > 1
     return kind in ("Add", "Sub") or len(inputs_of(node)) > 1 or not mask

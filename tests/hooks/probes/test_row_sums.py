@@ -39,6 +39,21 @@ class Attention(nn.Module):
     def doubled(self, q, k, v):
         return self._with(2.0 * (q @ k.mT / 2).softmax(-1), v)
 
+    def cut(self, q, k, v):
+        seen = torch.ones(T, T, dtype=torch.bool).tril()
+        return self._with((q @ k.mT / 2).softmax(-1).masked_fill(~seen, 0.0), v)
+
+    def affine_and_cut(self, q, k, v):
+        seen = torch.ones(T, T, dtype=torch.bool).tril()
+        weights = (q @ k.mT / 2).masked_fill(~seen, -torch.inf).softmax(-1)
+        return self._with(torch.where(seen, self.alpha * weights + self.beta, 0.0), v)
+
+    def sparse(self, q, k, v):
+        return self._with(((q @ k.mT / 2).softmax(-1) - 0.1).clamp(min=0.0), v)
+
+    def lower(self, q, k, v):
+        return self._with((q @ k.mT / 2).softmax(-1).tril(), v)
+
     def sigmoid(self, q, k, v):
         return self._with(torch.sigmoid(q @ k.mT / 2 - 1.8), v)
 
@@ -73,7 +88,7 @@ def run(attach, way):
     return model[0], coverage, attach.finish()
 
 
-@pytest.mark.parametrize("way", ["affine", "doubled", "sigmoid"])
+@pytest.mark.parametrize("way", ["affine", "doubled", "cut", "affine_and_cut", "sparse", "lower", "sigmoid"])
 def test_weights_that_are_not_normalised_are_added_up(way, attach):
     model, _, log = run(attach, way)
     steps, mean = log.series("attention_row_weight", "0")
