@@ -72,6 +72,7 @@ def is_flattened(module: nn.Module) -> bool:
 
 
 def whole_shape(tensor: Tensor) -> torch.Size:
-    """The shape of a parameter on all ranks together, if it was noted; else that of the tensor."""
-    found: torch.Size = _SHAPES.get(tensor, tensor.shape)
+    """The shape of a parameter on all ranks together, if that is known; else that of the tensor."""
+    spec = getattr(tensor, "_st_info", None)  # of tensor parallelism below DistributedDataParallel
+    found: torch.Size = _SHAPES.get(tensor, tensor.shape) if spec is None else torch.Size(spec.shape)
     return found

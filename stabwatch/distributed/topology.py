@@ -8,7 +8,7 @@ meshes, tensor parallelism) and the handles of FSDP1. Everything else is taken t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from stabwatch.runlog import Accumulator
 
 Placed = tuple[bool, bool]
 """(it is a part, this rank counts it)"""
+Spread = tuple[Any, Sequence[Any]]
+"""Mesh and placements of a parameter."""
 
 
 class Tracked(Protocol):
@@ -73,10 +75,16 @@ class Topology:
         if self._world == 1:
             return {}
         found = {id(p): placed for p, placed in _of_fsdp1(self._model, self._first)}
-        for p in self._model.parameters():
-            if hasattr(p, "device_mesh") and hasattr(p, "placements"):
-                found[id(p)] = _of_dtensor(p, self._stage(), self._first)
+        for p, spread in self._spread:
+            found[id(p)] = _of_dtensor(spread, self._stage(), self._first)
         return found
+
+    @cached_property
+    def _spread(self) -> list[tuple[nn.Parameter, Spread]]:
+        """DTensors, and what is a DTensor while the model runs."""
+        watched = {id(t.parameter): t.parameter for t in self._tracked()}
+        every = watched | {id(p): p for p in self._model.parameters()}
+        return [(p, spread) for p in every.values() if (spread := _spread_of(p)) is not None]
 
     @cached_property
     def sharded(self) -> bool:
@@ -90,27 +98,24 @@ class Topology:
         None where there is no other, or where another such group has the same parameters and comes first.
         """
         found: Counter[tuple[int, ...]] = Counter()
-        for p, dims in self._split:
-            coordinate = p.device_mesh.get_coordinate()
-            if _is_first(p, dims, self._stage(), self._first):
-                place = tuple(slice(None) if d in dims else c for d, c in enumerate(coordinate))
-                found[tuple(sorted(p.device_mesh.mesh[place].flatten().tolist()))] += 1
+        for mesh, dims in self._split:
+            if _is_first(mesh, dims, self._stage(), self._first):
+                place = tuple(slice(None) if d in dims else c for d, c in enumerate(mesh.get_coordinate()))
+                found[tuple(sorted(mesh.mesh[place].flatten().tolist()))] += 1
         return found.most_common(1)[0][0] if found else ()
 
     @cached_property
     def _split(self) -> list[tuple[Any, frozenset[int]]]:
-        """Parameters that are split by something else than data parallelism, and the dimensions of their mesh."""
-        if self._world == 1:
-            return []
-        placed = [p for p in self._model.parameters() if hasattr(p, "device_mesh") and hasattr(p, "placements")]
-        kept_by = holders(self._model) if placed else {}
+        """Of parameters that are split by something else than data parallelism, the mesh, and in which dimensions."""
+        spread = self._spread if self._world > 1 else []
+        kept_by = holders(self._model) if spread else {}
         found = []
-        for p in placed:
-            if p.device_mesh.get_coordinate() is not None:
+        for p, (mesh, placements) in spread:
+            if mesh.get_coordinate() is not None:
                 data = _data_ranks(kept_by.get(id(p)))
-                shards = (d for d, placement in enumerate(p.placements) if not placement.is_replicate())
-                dims = frozenset(d for d in shards if not any(_along(p.device_mesh, d) <= each for each in data))
-                found += [(p, dims)] if dims else []
+                shards = (d for d, placement in enumerate(placements) if not placement.is_replicate())
+                dims = frozenset(d for d in shards if not any(_along(mesh, d) <= each for each in data))
+                found += [(mesh, dims)] if dims else []
         return found
 
     def counts(self, parameter: nn.Parameter) -> bool:
@@ -165,19 +170,27 @@ def _data_ranks(holder: Any) -> list[set[int]]:
     return [set(dist.get_process_group_ranks(group)) for group in groups if group is not None]
 
 
-def _is_first(p: Any, dims: frozenset[int], stage: Stage | None, first_rank: int) -> bool:
+def _is_first(mesh: Any, dims: frozenset[int], stage: Stage | None, first_rank: int) -> bool:
     """Of the groups along these dimensions, this rank's is the first."""
-    inside = all(c == 0 for d, c in enumerate(p.device_mesh.get_coordinate()) if d not in dims)
-    return inside and _first_outside(p.device_mesh, stage, first_rank)
+    inside = all(c == 0 for d, c in enumerate(mesh.get_coordinate()) if d not in dims)
+    return inside and _first_outside(mesh, stage, first_rank)
 
 
-def _of_dtensor(p: Any, stage: Stage | None, first_rank: int) -> Placed:
-    mesh = p.device_mesh
+def _spread_of(p: Any) -> Spread | None:
+    """Mesh and placements of a parameter that is spread over ranks, as far as it says so itself."""
+    if hasattr(p, "device_mesh") and hasattr(p, "placements"):
+        return p.device_mesh, p.placements
+    spec = getattr(p, "_st_info", None)  # of tensor parallelism below DistributedDataParallel
+    return None if spec is None else (spec.mesh, spec.placements)
+
+
+def _of_dtensor(spread: Spread, stage: Stage | None, first_rank: int) -> Placed:
+    mesh, placements = spread
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return True, False
-    part = any(not placement.is_replicate() for placement in p.placements)
-    first = all(c == 0 for c, placement in zip(coordinate, p.placements, strict=True) if placement.is_replicate())
+    part = any(not placement.is_replicate() for placement in placements)
+    first = all(c == 0 for c, placement in zip(coordinate, placements, strict=True) if placement.is_replicate())
     return part, first and _first_outside(mesh, stage, first_rank)
 
 

@@ -211,7 +211,7 @@ def _groups() -> list[dist.ProcessGroup]:
 
 
 def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, int, int]:
-    if mode == "2d":
+    if mode in ("2d", "ddp_tp"):
         whole = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", "tp"))
         mesh = whole["tp"]
     else:
@@ -224,6 +224,12 @@ def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.M
         parallelize_module(model, mesh, {"leave": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)})
     if mode in ("tp", "tp_loss"):
         return model, 1, 0
+    if mode == "ddp_tp":
+        from torch.distributed.tensor.parallel.ddp import _pre_dp_module_transform
+
+        _pre_dp_module_transform(model)
+        group = whole["dp"].get_group()
+        return nn.parallel.DistributedDataParallel(model, process_group=group), world // 2, rank // 2
     for block in model.blocks:
         fully_shard(block, mesh=whole["dp"])
     return fully_shard(model, mesh=whole["dp"]), world // 2, rank // 2

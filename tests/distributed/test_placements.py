@@ -30,6 +30,7 @@ MODES = {
     "tp_loss": 2,
     "hsdp": 4,
     "2d": 4,
+    "ddp_tp": 4,
     "ddp-attached_first": 2,
     "fsdp1-attached_first": 2,
     "fsdp2-attached_first": 2,
@@ -46,8 +47,8 @@ MODES = {
     "v": 2,
 }
 SAMPLE = (
-    "ddp", "fsdp1", "fsdp2_accumulates", "tp", "tp_loss", "2d", "ddp-attached_first", "manual-grows", "ddp-launched",
-    "manual-spawned", "1f1b", "v",
+    "ddp", "fsdp1", "fsdp2_accumulates", "tp", "tp_loss", "2d", "ddp_tp", "ddp-attached_first", "manual-grows",
+    "ddp-launched", "manual-spawned", "1f1b", "v",
 )  # fmt: skip
 """Modes that run by default, a job of their own; those of both jobs are held against the same single process."""
 COMPARED = {"moments", "update", "group", "mean"}

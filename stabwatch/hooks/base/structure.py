@@ -7,8 +7,10 @@ from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from stabwatch.hooks.base.tensors import local
 
 _trained = attrgetter("requires_grad")
 _MANAGED = ("FullyShardedDataParallel", "FSDPModule")
@@ -25,12 +27,12 @@ class Structure:
         modules = [m for m in whole.modules() if isinstance(m._parameters, dict) and isinstance(m._modules, dict)]
         self._holders: list[dict[str, Any]] = [m._parameters for m in modules]
         self._all: list[dict[str, Any]] = [*self._holders, *(m._modules for m in modules)]
-        self._sizes = [*map(len, self._all)]
-        self._places = [place for place in self._all if place]
-        self._parts = _flat(self._places)
-        """Modules and parameters."""
+        self._note()
         self._parameters = _flat(self._holders)
         known = set(tracked)
+        self._owned = [
+            (m, name, p) for m in modules for name, p in m._parameters.items() if p is not None and id(p) in known
+        ]
         real = [p for p in self._parameters if p is not None]
         self._others = [p for p in real if id(p) not in known and not _trained(p)]
         self._tracked = [p for p in real if id(p) in known]
@@ -40,6 +42,13 @@ class Structure:
         self._lazy = [p for p in real if is_lazy(p)]
         self._first = real[0] if real else None
         self._device = None if self._first is None else self._first.device
+
+    def _note(self) -> None:
+        """The model is to be compared with what it is now."""
+        self._sizes = [*map(len, self._all)]
+        self._places = [place for place in self._all if place]
+        self._parts = _flat(self._places)
+        """Modules and parameters."""
 
     def lacks(self, whole: nn.Module) -> bool:
         """Has this model parameters that were not here?"""
@@ -53,13 +62,31 @@ class Structure:
 
     def changed(self) -> bool:
         """Were modules or parameters added, taken out, replaced, unfrozen, materialised or moved?"""
+        other = [*map(len, self._all)] != self._sizes or not all(
+            map(is_, chain.from_iterable(map(dict.values, self._places)), self._parts)
+        )
         return (
-            [*map(len, self._all)] != self._sizes
-            or not all(map(is_, chain.from_iterable(map(dict.values, self._places)), self._parts))
+            (other and not self._are_lent_for_good())
             or any(map(_trained, self._others))
             or any(not is_lazy(p) for p in self._lazy)
             or (self._first is not None and self._first.device != self._device)
         )
+
+    def _are_lent_for_good(self) -> bool:
+        """Is all that differs that tensors of the same memory have taken the places of parameters which are trained?
+
+        DistributedDataParallel of tensor-parallel modules makes DTensors of its parameters at the first forward, and
+        the model has these from then on. The optimizer steps the parameters.
+        """
+        lent = {id(p) for module, name, p in self._owned if _has_its_memory(vars(module).get(name), p)}
+        if not lent:
+            return False
+        before = [each for each in self._parts if id(each) not in lent]
+        now = _flat([place for place in self._all if place])
+        if len(now) != len(before) or not all(map(is_, now, before)):
+            return False
+        self._note()
+        return True
 
     def freezing_changed(self) -> bool:
         """Are other ones of the tracked parameters frozen than before?"""
@@ -68,6 +95,10 @@ class Structure:
     def note_freezing(self) -> None:
         """Compare with what is frozen now from now on."""
         self._trained = sum(map(_trained, self._tracked))
+
+
+def _has_its_memory(tensor: Any, p: nn.Parameter) -> bool:
+    return isinstance(tensor, Tensor) and not is_lazy(p) and local(tensor).data_ptr() == local(p).data_ptr() != 0
 
 
 def is_managed(whole: nn.Module) -> bool:
