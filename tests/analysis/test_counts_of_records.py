@@ -228,3 +228,36 @@ def test_one_evaluation_far_above_both_its_neighbours(tmp_path):
     rows += [f"{i},{6.0 - i / 50},," for i in range(40)]
     rows += [f"{1700 * (i + 1)},,{x},{1.2 * x + 0.2}" for i, x in enumerate(train)]
     assert problems(read(tmp_path, "\n".join(rows) + "\n", "measurements.csv")) == [("LossSpike", 10200)]
+
+
+CATBOOST = "{0}:\tlearn: {1}\ttest: {2}\tbest: {2} ({0})\ttotal: 61ms\tremaining: 1m {0}s\n"
+
+
+def test_catboost_tells_a_loss_or_a_score(tmp_path):
+    falls = read(tmp_path, "".join(CATBOOST.format(i, 0.69 * 0.95**i, 0.7 * 0.96**i) for i in range(12)))
+    assert (falls.records, falls.first_step, falls.last_step) == (12, 0, 11)
+    assert falls.loss is not None and falls.loss.name == "learn"
+    assert not problems(falls)
+    rises = read(tmp_path, "".join(CATBOOST.format(i, 0.9 - 0.4 * 0.7**i, 0.88 - 0.4 * 0.7**i) for i in range(12)))
+    assert rises.records == 12 and not problems(rises)
+    gone = read(tmp_path, "".join(CATBOOST.format(i, 0.6 if i < 6 else "nan", 0.6) for i in range(12)))
+    assert problems(gone) == [("NonFinite", 6)]
+
+
+def test_a_reward_of_0_in_all_records(tmp_path):
+    line = "iteration {0}, ep_rew_mean: {1}, entropy: {2:.3f}, policy_loss: -0.0{3}, success_rate: {4}\n"
+    rows = [(i, 1.9 - i / 100, i % 9) for i in range(60)]
+    never = "".join(line.format(i, 0.0, entropy, k, 0.0) for i, entropy, k in rows)
+    assert problems(read(tmp_path, never)) == [("NotLearning", 0)]
+    some = "".join(line.format(i, 0.0, entropy, k, 0.5) for i, entropy, k in rows)
+    assert not problems(read(tmp_path, some))
+    assert not problems(read(tmp_path, "".join(line.format(i, 0.0, e, k, 0.0) for i, e, k in rows[:20])))
+
+
+def test_two_evaluations_far_above_while_the_training_loss_goes_on(tmp_path):
+    train = [31.0, 6.7, 4.7, 4.4, 516.0, 3.1, 2.9, 2.1, 2.0, 1.9, 1.8, 1.7]
+    rows = ["step,loss,train/loss,validation/loss"]
+    for i, x in enumerate(train):
+        rows += [f"{1500 * i + 100 * k},{4.5 - i / 10 + k / 90},," for k in range(1, 15)]
+        rows.append(f"{1500 * (i + 1)},,{x},{1.1 * x}")
+    assert problems(read(tmp_path, "\n".join(rows) + "\n", "measurements.csv")) == [("LossSpike", 7500)]

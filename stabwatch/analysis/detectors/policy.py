@@ -57,6 +57,9 @@ EXPLODES = 1e4
 """Ratio of a value loss to all before it, to the square of the largest reward before it, and to 1."""
 
 
+NEVER = 40
+"""Fewest records of a reward that is always 0."""
+_SUCCESS = re.compile(r"success|solved|(?:^|[/_ ])(?:wins?|win_rate|num_wins|scores?)(?:[/_ ]|$)")
 BEYOND, HUGE = 10.0, 1e8
 """Least ratio of each value loss of an excerpt to the square of the largest reward, and its least size."""
 
@@ -67,7 +70,7 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     return [
         *_value_loss(segment), *_reward(segment), *(_no_gradient(segment) or _no_spread(segment)),
-        *_deterministic(segment),
+        *_deterministic(segment), *_never_rewarded(segment),
     ]  # fmt: skip
 
 
@@ -170,6 +173,22 @@ def _reward(segment: RunSegment) -> list[Incident]:
     )
     evidence = f"It had risen from {least:.4g}. The losses of such a training do not show it."
     return [with_evidence(reward, start, text, evidence, condition="RewardCollapse")]
+
+
+def _never_rewarded(segment: RunSegment) -> list[Incident]:
+    """The reward is exactly 0 in all records, and nothing else tells of a success."""
+    told = [
+        c for c in segment.columns if len(c) and (REWARD.search(spelled(c.name)) or _SUCCESS.search(c.name.lower()))
+    ]
+    reward = finite_of(segment, REWARD)
+    if reward is None or len(reward) < NEVER or any(c.values.any() for c in told):
+        return []
+    text = (
+        f"The reward ('{reward.name}') is 0 in each of {number_of(len(reward))}: either no episode was ever rewarded, "
+        f"and there is nothing to learn from, or 0 is the largest there is."
+    )
+    found = to_the_end(reward, 0, text, condition="NotLearning", signal=reward.name)
+    return [replace(found, confidence="possible")]
 
 
 def _rises_and_falls(values: Array) -> bool:

@@ -39,12 +39,12 @@ def find(segment: RunSegment) -> list[Incident]:
         return []
     rises = segment.excursions or _with_the_norm(segment, loss)
     taken = [(e.start, e.stop) for e in rises]
-    beside = validated.judged(segment, loss)
-    taken = taken if beside is loss else []
-    seen = [e for e in validated.rises(segment, beside) if not any(a < e.stop and e.start < b for a, b in taken)]
+    seen = [e for e in validated.rises(segment, loss) if not any(a < e.stop and e.start < b for a, b in taken)]
+    rises = [*rises, *seen]
     found = [_spike(segment, loss, e) for e in rises if not diverges(loss.values, e, segment.dies)]
-    found += [_spike(segment, beside, e) for e in seen]
-    seen = seen if beside is loss else []
+    if (evaluated := validated.evaluated_twice(segment, loss)) is not None:
+        beside, jump = evaluated
+        found += [_spike(segment, beside, e) for e in validated.rises(segment, beside, jump)]
     return [*([] if seen else _hump(segment, loss)), *found, *_outliers(segment, loss, seen)]
 
 
@@ -67,6 +67,7 @@ def _with_the_norm(segment: RunSegment, loss: Column) -> list[Excursion]:
 def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
     peak, points = float(loss.values[e.peak]), e.stop - e.start
     onset, name = int(loss.steps[e.start]), segment.loss_name
+    name = f"evaluation's loss ('{loss.name}')" if loss.role == "component" else name
     after = loss.values[e.start + WINDOW :]
     shifted = not e.recovered and len(after) >= WINDOW
     cycle = _cycle(segment, loss, e)
@@ -116,6 +117,7 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
         ratio=peak / e.base if e.base > 0 else None,
         confidence=sure,
         line=int(loss.lines[e.start]),
+        signal=loss.name if loss.role == "component" else "",
         text=text,
         evidence=(
             f"Median of the {number_of(min(e.start, WINDOW))} before: {e.base:.4g}.",

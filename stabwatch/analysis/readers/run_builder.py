@@ -241,6 +241,8 @@ class RunBuilder:
     def run(self, name: str | None = None) -> LogRun:
         """The run of all records that were added."""
         roles = assign_roles({key: len(series.values) for key, series in self._series.items()})
+        if "learn" in roles:
+            roles |= self._of_catboost()
         columns = []
         for key, series in self._series.items():
             arrays = (np.frombuffer(a, dtype=t).copy() for a, t in
@@ -255,6 +257,13 @@ class RunBuilder:
             step_unit=self.unit,
             remarks=tuple(self.remarks),
         )
+
+    def _of_catboost(self) -> dict[str, Role]:
+        """Roles of its `learn` and `test`, which are a loss or a score as its user chose: a loss falls, or is NaN."""
+        values = np.array(self._series["learn"].values)
+        falls = not np.isfinite(values).all() or values[-1] < values[0]
+        told: dict[str, Role] = {"learn": "loss", "test": "eval_loss"} if falls else {}
+        return {key: role for key, role in told.items() if key in self._series}
 
 
 def _as(values: array[Any], kind: type[np.generic]) -> NDArray[Any]:

@@ -180,7 +180,7 @@ def _understand(texts: tuple[str, ...], numbers: list[str], odd: bool, leading: 
         return nothing
     if any(map(_POWER.search, texts[:-1])):
         return nothing
-    evaluates = bool(_EVAL_LINE.search(whole.lower())) and "train" not in whole.lower()
+    evaluates = bool(_EVAL_LINE.search(whole.lower())) and not any(w in whole.lower() for w in ("train", "learn:"))
     printed, texts = texts, tuple(_MODE.sub(" ", LOGGER.sub("", text)) for text in texts)
     values: list[tuple[int, str, float]] = []
     roles: list[Role] = []

@@ -19,7 +19,9 @@ _RISES = 0.8
 _LEADING = re.compile(r"\s*[\[(#|]{0,2}\s*(\d{1,9})(?![\d.,/%-])(?=[\])|:]|\s)")
 _ALONE = re.compile(r"\s*\d{1,9}: -?\d+\.\d+(?:e[+-]?\d+)?\s*", re.IGNORECASE)
 """`1200: 2.5`."""
-_METRIC = re.compile(r"\b(?:l[12]|rmse|mse|mae|logloss|error|auc|elbo|nll|reward|return|ppl)\b", re.IGNORECASE)
+_METRIC = re.compile(
+    r"\b(?:l[12]|rmse|mse|mae|logloss|error|auc|elbo|nll|reward|return|ppl|learn(?=:))\b", re.IGNORECASE
+)
 
 
 def epochs_of(ends: dict[int, int | None]) -> dict[int, int]:
