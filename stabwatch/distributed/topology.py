@@ -37,6 +37,10 @@ class Tracked(Protocol):
         """Name of its layer."""
 
     @property
+    def name(self) -> str:
+        """Its name in the model."""
+
+    @property
     def parameter(self) -> nn.Parameter:
         """What the optimizer steps."""
 
@@ -90,6 +94,13 @@ class Topology:
     def sharded(self) -> bool:
         """Some rank does not hold the whole model."""
         return any(part for part, _ in self._placed.values())
+
+    @cached_property
+    def unaveraged(self) -> list[str]:
+        """Names of the parameters that `fully_shard` has left out of a model: it does not average their gradients."""
+        kept_by = holders(self._model) if self._world > 1 else {}
+        spread = {id(p) for p, _ in self._spread} if kept_by else set()
+        return [t.name for t in self._tracked() if id(t.parameter) not in kept_by.keys() | spread] if kept_by else []
 
     @cached_property
     def sharing(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -69,6 +69,15 @@ def apart_from_others(ranks: Ranks) -> str:
     return (
         f"the model is trained by the ranks {names} of {ranks.of}, as its wrappers say: this run is theirs. Which rank "
         "holds up the job is not looked for, as it may be one of the others"
+    )
+
+
+def left_out(names: Sequence[str]) -> str:
+    """What a run says of parameters that belong to no module that `fully_shard` was called on."""
+    several = f"{len(names)} parameters (the first is {names[0]}) belong" if len(names) > 1 else f"{names[0]} belongs"
+    return (
+        f"{several} to no module that `fully_shard` was called on: every rank has all of it, and FSDP does not average "
+        "its gradient. Call it on the whole model at last, or average the gradient in the loop"
     )
 
 
@@ -261,6 +270,11 @@ class SharedSteps:
     def _layout(self, taps: ModelTaps) -> MergeLayout:
         if taps.topology.sharded:
             self._context.unmeasured("replica", "", SHARDED)
+        if names := taps.topology.unaveraged:
+            told = left_out(names)
+            self._context.unmeasured("note", "gradient", told)
+            if self._ranks.rank == 0:
+                _log.warning("stabwatch: %s.", told)
         taps.health.coupled = self._ranks.coupled
         kinds, holds = taps.topology.kinds(taps.layout.accumulators)
         taps.health.leave_out({a for a, kind in kinds.items() if kind == "part"})

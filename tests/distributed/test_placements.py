@@ -117,7 +117,10 @@ def test_data_that_ranks_share_counts_once(mode, run_of):
 
 
 def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(once):
-    """Of the norms under sequence parallelism: each rank has a summand, and the norm of a sum is no sum of norms."""
+    """Of the norms under sequence parallelism: each rank has a summand, and the norm of a sum is no sum of norms.
+
+    `clip_grad_norm_` adds them up, so the norm before clipping is measured.
+    """
     runs = _of_sample(once)
     job, single = read_run(runs / "tp_sequence"), read_run(runs / "single")
     expected = {key.layer for key in single.keys if key.signal == "layer_gradient_norm"}
@@ -133,6 +136,9 @@ def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(on
     assert absent == {each["site"] for each in coverage["unmeasured"] if each["tap"] == "gradient"}
     assert not coverage["missing"]
     assert not [event for event in job.events if event.kind == "error"]
+    clipped = [key.layer for key in single.keys if key.signal == "layer_gradient_norm" and key.layer != "enter"]
+    norms = np.sqrt(sum(single.series("layer_gradient_norm", layer)[1] ** 2 for layer in clipped))
+    np.testing.assert_allclose(job.series("gradient_norm_before_clip")[1], norms, rtol=RTOL)
 
 
 def test_of_classes_that_are_split_over_ranks_the_loss_and_the_labels_are_measured(run_of):

@@ -1,0 +1,79 @@
+"""What placements say of a model, on one of several ranks that never communicate."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from stabwatch.distributed.topology import Topology
+from stabwatch.hooks.base.tracked import tracked_parameters
+from stabwatch.runtime.ranks import left_out
+
+WORLD, RANK = 8, 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _job():
+    dist.init_process_group("fake", rank=RANK, world_size=WORLD, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return self.down(self.up(self.enter(x)))
+
+
+def _topology(model):
+    return Topology(model, RANK, WORLD, lambda: tracked_parameters(model, {"enter", "up", "down"}))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_parameters_that_fully_shard_has_left_out_are_named(whole):
+    model, mesh = Net(), init_device_mesh("cpu", (WORLD,))
+    for name in ("up", "down"):
+        fully_shard(getattr(model, name), mesh=mesh)
+    if whole:
+        fully_shard(model, mesh=mesh)
+    assert _topology(model).unaveraged == ([] if whole else ["enter.weight", "enter.bias"])
+    assert _topology(Net()).unaveraged == []
+
+
+def test_what_is_said_of_them():
+    assert left_out(["a.weight"]).startswith("a.weight belongs to no module")
+    assert left_out(["a.weight", "b"]).startswith("2 parameters (the first is a.weight) belong to no module")
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_ranks_of_a_tensor_parallel_group_share_their_data_and_those_of_the_first_group_say_so(sharded):
+    """Rank 5 is in the third of four groups; a rank of the first one would name the ranks 0 and 1."""
+    mesh = init_device_mesh("cpu", (WORLD // 2, 2), mesh_dim_names=("dp", "tp"))
+    model = Net()
+    parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    if sharded:
+        fully_shard(model, mesh=mesh["dp"])
+    assert _topology(model).sharing == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "group"), [((WORLD,), ("tp",), tuple(range(WORLD))), ((2, 4), ("dp", "tp"), ())]
+)
+def test_one_group_of_all_ranks(shape, names, group):
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    model = Net()
+    parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    assert _topology(model).sharing == group
+
+
+def test_ranks_with_shards_only_have_data_of_their_own():
+    model = fully_shard(Net(), mesh=init_device_mesh("cpu", (WORLD,)))
+    assert _topology(model).sharing == ()
