@@ -1,8 +1,8 @@
 """Which ranks have which parameters, by their placements, so that each number is counted once.
 
 A parameter is *whole* if every rank has all of it; otherwise it is a *part*. If a model has parts, each is counted by
-the first of the ranks that have the same part. Known are DTensor placements (FSDP2, hybrid
-meshes, tensor parallelism) and the handles of FSDP1. Everything else is taken to be whole.
+the first of the ranks that have the same part. Known are DTensor placements (FSDP2, hybrid meshes, tensor parallelism),
+the handles of FSDP1, and what DistributedDataParallel is told to ignore. Everything else is taken to be whole.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Topology:
         found = {id(p): placed for p, placed in _of_fsdp1(self._model, self._first)}
         for p, spread in self._spread:
             found[id(p)] = _of_dtensor(spread, self._stage(), self._first)
-        return found
+        return found | dict.fromkeys(_left_out_of_ddp(self._model), (True, True))
 
     @cached_property
     def _spread(self) -> list[tuple[nn.Parameter, Spread]]:
@@ -165,6 +165,14 @@ class Topology:
                 if self.sharded and (cell.site in held or (whole_step and held)):
                     holds.add(cell)
         return kinds, frozenset(holds)
+
+
+def _left_out_of_ddp(model: nn.Module) -> Iterable[int]:
+    """Ids of the parameters that DistributedDataParallel ignores: each rank has some of its own (experts)."""
+    for wrapper in model.modules():
+        if isinstance(wrapper, nn.parallel.DistributedDataParallel):
+            left_out = wrapper.parameters_to_ignore
+            yield from (id(p) for name, p in wrapper.module.named_parameters() if name in left_out and p.requires_grad)
 
 
 def _along(mesh: Any, dim: int) -> set[int]:

@@ -77,3 +77,13 @@ def test_one_group_of_all_ranks(shape, names, group):
 def test_ranks_with_shards_only_have_data_of_their_own():
     model = fully_shard(Net(), mesh=init_device_mesh("cpu", (WORLD,)))
     assert _topology(model).sharing == ()
+
+
+def test_what_ddp_ignores_is_each_ranks_own():
+    """Experts, say: all ranks count theirs, and the first one what all have."""
+    model = Net()
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["up.weight", "up.bias"])
+    whole = nn.parallel.DistributedDataParallel(model)
+    found = Topology(whole, RANK, WORLD, lambda: tracked_parameters(model, {"enter", "up", "down"}))
+    assert found.sharded and [found.counts(p) for p in model.parameters()] == [False, False, True, True, False, False]
+    assert not _topology(nn.parallel.DistributedDataParallel(Net())).sharded
