@@ -307,6 +307,14 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
     watch.detach()
 
 
+def _wait_for_all(rank: int, world: int, out: Path, mode: str) -> None:
+    """A rank that exits closes its connections, while others may be in the last collective of the job."""
+    (out / f"done-{mode}-{rank}").touch()
+    end = time.monotonic() + 10
+    while time.monotonic() < end and not all((out / f"done-{mode}-{each}").exists() for each in range(world)):
+        time.sleep(0.01)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
@@ -320,6 +328,7 @@ if __name__ == "__main__":
                 code = 1
                 try:
                     main(rank, int(world), out, mode)
+                    _wait_for_all(rank, int(world), out, mode)
                     code = 0
                 except BaseException:
                     print(mode, rank, traceback.format_exc(), file=sys.stderr, flush=True)
