@@ -84,6 +84,11 @@ class Trial:
         for name, value in facts.items():
             self._facts.setdefault(name, []).append(_number(value))
 
+    def tell(self, **numbers: Tensor | float) -> None:
+        """Log numbers of this step with the first watch, as a loop does that logs to a tracker."""
+        for watch in self._watches[:1]:
+            watch.log(**numbers)
+
     def randint(self, high: int, *shape: int) -> Tensor:
         """Integers below `high`, from the generator of the data."""
         return torch.randint(high, shape, generator=self.generator)

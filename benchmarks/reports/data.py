@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from benchmarks.reports.case import Trial
 
 VOCABULARY = 128
+Facts = dict[str, Tensor | float]
+"""Numbers of a step that the loop prints beside the loss."""
 
 
 @lru_cache
@@ -143,13 +145,26 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def plain_loop(
-    trial: Trial, model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[int], Tensor]
+    trial: Trial,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[int], Tensor | tuple[Tensor, Facts]],
+    *,
+    schedule: Any = None,
+    after: Callable[[int], Facts] | None = None,
 ) -> None:
-    """The loop of every tutorial: zero_grad, backward, step."""
+    """The loop of every tutorial: zero_grad, backward, step.
+
+    loss_of: the loss of a step, and further facts of it, if there are any. schedule: steps after the optimizer.
+    after: is called after the step, and gives facts of what it did.
+    """
     trial.attach(model, optimizer)
     for step in range(trial.steps):
         optimizer.zero_grad()
-        loss = loss_of(step)
+        found = loss_of(step)
+        loss, facts = found if isinstance(found, tuple) else (found, {})
         loss.backward()
         optimizer.step()
-        trial.log(loss)
+        if schedule is not None:
+            schedule.step()
+        trial.log(loss, **facts, **(after(step) if after else {}))

@@ -32,14 +32,19 @@ EXPLAINED = {
     "LossConstant": ("ZeroGradients", "LearningRateZero", "VanishingGradients", "VanishingOverDepth"),
     "AdamEpsilonTooLarge": ("VanishingOverDepth",),
     "LossDivergence": ("LossWithoutBound",),
+    "LossTooGood": ("ZeroGradients",),
+    "DoubleSigmoid": ("DoubleSoftmax",),
+    "WeightsChangedOutsideStep": ("WeightsReplaced",),
+    "NoBetterThanMean": ("WarmUpTooLong",),
+    "NotLearning": ("WarmUpTooLong",),
     "BadBatch": ("Reinitialisation",),
 }
 """Conditions that say nothing more where another one is named, whose evidence they are."""
 _LOSS = ("LossSpike", "LossShift", "LossDivergence")
 _SYMPTOMS = (*_LOSS, "NonFinite")
 _NO_GRADIENT = "ZeroGradients"
-OUTCOME = "NotLearning"
-"""It says that nothing is learned, and not why: what else began before it was seen comes first."""
+OUTCOMES = ("NotLearning", "NoBetterThanMean")
+"""They say that nothing is learned, and not why: what else began before they were seen comes first."""
 _SPIKE_AFTER = "A loss spike"
 """Title of a spike that follows another problem. The rule's title says that nothing preceded it."""
 
@@ -156,7 +161,7 @@ def _ranked(groups: list[_Group], together: float) -> list[_Group]:
     def order(group: _Group) -> tuple[bool, bool, float, int, int]:
         near = group.onset <= earliest + together
         symptom = not (near and _is_fact(group.name))
-        place = group.seen if group.name == OUTCOME else 0 if near else group.onset
+        place = group.seen if group.name in OUTCOMES else 0 if near else group.onset
         return (group.name == "TrainingStopped", symptom, place, rank(group.severity), group.onset)
 
     return sorted(groups, key=order)

@@ -97,7 +97,7 @@ MADE_IN_A_PASS: tuple[RootCause, ...] = (
     ),
     RootCause(
         "NonFiniteLoss",
-        "A value that is not finite was made in the loss",
+        "A value that is not finite was made in the loss, or given to it",
         _where("loss", when=lambda origin: not _empty(origin)),
         (
             "Look into the loss: log of 0 (use `log_softmax`), a mean over nothing, 0 / 0 in a weight or a standard "

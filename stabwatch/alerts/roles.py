@@ -50,6 +50,8 @@ _MEAN = r"(?:[/_](?:mean|avg|average))?"
 ROLES: tuple[Role, ...] = (
     Role("reward", "the reward", REWARD),
     _role("accuracy", "the accuracy", rf"(?:acc|accuracy|accuracies){_MEAN}"),
+    _role("eval_loss", "the validation loss", r"(?:val|valid|validation|eval|evaluation|dev|test)[/_]loss"
+          r"|loss[/_](?:val|valid|validation|eval|evaluation|dev|test)"),
     _role("entropy", "the entropy", rf"entropy(?:_loss)?{_MEAN}", "policy_entropy_estimate"),
     _role("reference_kl", "the divergence from the reference", rf"(?:(?:mean|avg|ref|reference)_)*kl"
           rf"(?:_(?:loss|div|divergence|ref|reference))?{_MEAN}", "policy_reference_kl_k1", "policy_reference_kl_k3",
@@ -81,7 +83,7 @@ ROLES: tuple[Role, ...] = (
     _role("continuous", "the scale of actions", r"(?:mean_)?(?:noise_|action_)?(?:log_)?std(?:_dev)?", path=_PART),
 )  # fmt: skip
 PLACES = {role.name: place for place, role in enumerate(ROLES)}
-_ANY = ("dead_groups", "continuous")
+_ANY = ("dead_groups", "continuous", "eval_loss")
 """Roles whose names may have words of `_NOT`."""
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from stabwatch.alerts import origin_causes, rank_causes, setup_causes
+from stabwatch.alerts import origin_causes, rank_causes, rates, setup_causes
 from stabwatch.alerts.evidence import Evidence, Found, RootCause
 
 LARGE_UPDATE = 0.1
 """Update-to-weight ratio above that of any healthy step: a hundred times the usual 1e-3."""
+EARLY_UPDATE = 0.03
+"""Updates of this size in the first steps explain layers that are lost after them: thirty times the usual 1e-3."""
+_LOST = ("VanishingOverDepth", "TokenCollapse", "DeadUnits", "SaturatedUnits")
 HUGE_UPDATE = 0.5
 """A step that changes the weights by half explains all that follows."""
 _JUMPS = ("LossSpike", "LossShift")
@@ -21,7 +24,7 @@ NEAR_OVERFLOW = HALF_LARGEST / 64
 
 def _hardware(e: Evidence) -> Found | None:
     changed = [a for a in e.of("WeightsChangedOutsideStep") if a.step <= e.onset + 1]
-    if not changed or rank_causes.replicas_differ(e) or len(e.alerts) == len(changed):
+    if not changed or e.of("WeightsReplaced") or rank_causes.replicas_differ(e) or len(e.alerts) == len(changed):
         return None
     first = min(changed, key=lambda a: a.step)
     origin = e.first_origin
@@ -123,7 +126,9 @@ def _rate_too_high(e: Evidence) -> Found | None:
     if e.alerts and all(a.rule == "NoUpdates" for a in e.alerts):
         return None  # large steps are no reason for steps that change nothing
     alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + e.together), None)
-    peaks = [p for p in e.memory.update_peaks if p.step <= e.onset and p.ratio >= LARGE_UPDATE]
+    lost = [a for a in e.of(*_LOST) if a.onset <= e.onset + e.together]
+    large = EARLY_UPDATE if lost else LARGE_UPDATE
+    peaks = [p for p in e.memory.update_peaks if p.step <= e.onset and p.ratio >= large]
     rate = e.context.get("learning_rate")
     lines = []
     if peaks:
@@ -138,13 +143,13 @@ def _rate_too_high(e: Evidence) -> Found | None:
     worse = next((a for a in e.of("LossRisesWithRate") if a.onset <= e.onset + e.together), None)
     if worse is not None:
         lines.append(f"Step {worse.step}: {worse.description}")
-    climbed = rate is not None and rate > 3 * first and _at_its_highest(e)
-    if rate is not None and climbed and (_climbs(e) or not _data_first(e)):
+    climbed = rate is not None and rate > 3 * first and rates.at_its_highest(e) and not rates.small_steps(e)
+    if rate is not None and climbed and (rates.climbs(e) or not _data_first(e)):
         lines.append(f"The learning rate had come up from {first:.3g} at step {step} to {rate:.3g}, its highest.")
     if not lines:
         return None
     since = peaks[-1].step if peaks else e.onset
-    leads = alert is not None or worse is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE
+    leads = alert is not None or worse is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE or bool(lost)
     return Found(since, tuple(lines), (peaks[-1].layer,) if peaks else (), leads=leads)
 
 
@@ -204,7 +209,7 @@ def _bad_batch(e: Evidence) -> Found | None:
         return None
     spike = min(e.of(*_JUMPS), key=lambda a: a.onset)
     before, now = spike.context.get("loss_at_onset"), spike.context.get("loss")
-    climbs = _climbs(e)
+    climbs = rates.climbs(e)
     rate = "while the learning rate rose" if climbs else "at a usual learning rate"
     lines = [f"Step {spike.onset}: the loss jumped before any large step was taken, {rate}."]
     last = e.memory.last_update_before(spike.onset)
@@ -228,17 +233,6 @@ def _abrupt(e: Evidence, before: float | None, now: float | None, onset: int) ->
     spikes = [a for a in e.of("LossSpike") if a.onset == onset and a.step - a.onset <= 3 * e.spacing]
     jumped = before is not None and now is not None and now > 2 * before > 0
     return bool(spikes) and jumped and not any(p.ratio >= LARGE_UPDATE for p in e.memory.update_peaks)
-
-
-def _at_its_highest(e: Evidence) -> bool:
-    rate, largest = (e.context.get(name) for name in ("learning_rate", "learning_rate_largest"))
-    return rate is not None and largest is not None and rate >= 0.99 * largest
-
-
-def _climbs(e: Evidence) -> bool:
-    """Whether the learning rate rises to a new maximum, which is then the likelier cause."""
-    rate, earlier = (e.context.get(name) for name in ("learning_rate", "learning_rate_earlier"))
-    return rate is not None and earlier is not None and rate > 1.01 * earlier and _at_its_highest(e)
 
 
 def _data_first(e: Evidence) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stabwatch.alerts import rates
 from stabwatch.alerts.evidence import Evidence, Found, RootCause
 
 SMALL_INPUT = 0.02
@@ -62,6 +63,22 @@ def _clipped_too_hard(e: Evidence) -> Found | None:
     )
 
 
+def _warm_up_too_long(e: Evidence) -> Found | None:
+    alerts, rate = e.of("NotLearning", "UpdatesTooSmall", "NoBetterThanMean"), e.context.get("learning_rate")
+    if not alerts or rate is None or not rates.climbs(e) or not rates.small_steps(e):
+        return None
+    step, first = e.memory.rate_at
+    return Found(
+        alerts[0].onset,
+        (
+            f"The learning rate still rises: from {first:.3g} at step {step} to {rate:.3g}. The largest update so far "
+            f"changed the weights by {e.memory.update_peaks[-1].ratio:.2g} in the median layer; 0.001 is usual.",
+            f"Step {alerts[0].step}: {alerts[0].description}",
+        ),
+        confidence=0.8,
+    )
+
+
 OF_SIZES: tuple[RootCause, ...] = (
     RootCause(
         "InputsNotScaled",
@@ -72,6 +89,15 @@ OF_SIZES: tuple[RootCause, ...] = (
             "Or put a normalisation in front of the first layer.",
         ),
         ("LeCun et al. 1998, Efficient BackProp",),
+    ),
+    RootCause(
+        "WarmUpTooLong",
+        "The warm-up of the learning rate is too long",
+        _warm_up_too_long,
+        (
+            "Does the warm-up end within the run? Some hundred steps, or a few per cent of the run, are usual.",
+            "Are its steps counted in batches where epochs are meant, or in micro-batches?",
+        ),
     ),
     RootCause(
         "ClippedTooHard",

@@ -33,6 +33,8 @@ _STRICT = frozenset(
     )
 )  # fmt: skip
 """Operations that make NaN of -inf, which elsewhere masks are made of."""
+_PASS_ON = _VIEWS | {"Sub", "Rsub", "Add", "Neg", "Abs"}
+"""Operations that make no NaN of numbers that are finite."""
 _INPUTS = {
     "Addmm": ("mat1",), "Mm": ("self", "mat2"), "Bmm": ("self", "mat2"), "Baddbmm": ("batch1", "batch2"),
     "Mul": ("self", "other"), "Div": ("self", "other"), "Convolution": ("input",), "NativeLayerNorm": ("input",),
@@ -165,6 +167,7 @@ class Graph:
     def __init__(self, roots: Iterable[Tensor], owners: Mapping[int, str]) -> None:
         self.mine = False
         """Parameters of the model are in it."""
+        self._finite_until = -1
         self._nodes: dict[Any, Node] = {}
         self._users: dict[Node, list[Node]] = {}
         self._collect([root.grad_fn for root in roots if root.grad_fn is not None], owners)
@@ -214,8 +217,12 @@ class Graph:
             self._saved[node] = node.saved()
         return self._saved[node]
 
-    def birth(self) -> Birth | None:
-        """Where a value that is not finite was made, if the root is not finite; None for an empty graph."""
+    def birth(self, finite_until: int = -1) -> Birth | None:
+        """Where a value that is not finite was made, if the root is not finite; None for an empty graph.
+
+        finite_until: what nodes with smaller numbers gave to others is known to be finite.
+        """
+        self._finite_until = finite_until
         for node in self.nodes:
             given = self._spoiled_inputs(node)
             if given or any(spoiled(x) for name, x in self._of(node).items() if name.startswith(_RESULTS)):
@@ -231,6 +238,9 @@ class Graph:
         first, last = (some[0].order, some[-1].order) if some else (seen.order, seen.order - 1)
         before = [layer for node in self.nodes if node.order < first for layer in node.layers]
         after = [layer for node in self.nodes if node.order >= max(first, last) for layer in node.layers]
+        if maker is None and some and self._given_nan(seen, given) and all(n.name in _PASS_ON for n in some):
+            some = [] if any(n.detached for n in some) else some  # it came from outside of the graph
+            first, last = (seen.order, seen.order - 1) if not some else (first, last)
         grown = not operation and self._grown([*some, seen])
         return Birth(
             first, last, seen.order, before[-1] if before else "", after[0] if after else "", operation, grown,
@@ -260,6 +270,8 @@ class Graph:
 
     def _finite(self, node: Node) -> bool:
         """Is the result of a node known to be finite, from itself or from an operation that got it?"""
+        if node.order < self._finite_until:
+            return True
         if any(name in _WHOLE and not spoiled(x) for name, x in self._of(node).items()):
             return True
         return any(self._bounded(user) and not self._spoiled_inputs(user) for user in self._users.get(node, ()))
@@ -282,6 +294,10 @@ class Graph:
                 return node, words
         alone = seen is not None and all(n is seen or n.name not in _MAKES or self._of(n) for n in some)
         return (seen, _SHOWN[seen.name]) if seen is not None and alone and seen.name in _SHOWN else (None, "")
+
+    def _given_nan(self, node: Node, given: Sequence[str]) -> bool:
+        """Is there NaN, and not only infinity, in these inputs of a node?"""
+        return any(bool(self._of(node)[name].detach().isnan().any()) for name in given)
 
     def _grown(self, some: Iterable[Node]) -> bool:
         """Are numbers so large that their product is not finite?"""

@@ -14,6 +14,8 @@ from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.run_accumulators import (
     BETWEEN,
+    COMPARED_LOSS,
+    FIT,
     MIXED,
     OUT_OF_RANGE,
     SPREAD,
@@ -26,7 +28,7 @@ from stabwatch.hooks.base.run_accumulators import (
 from stabwatch.hooks.base.views import logit_rows
 from stabwatch.hooks.cursor import CURSOR, in_backward, listening
 from stabwatch.hooks.patching import Patch
-from stabwatch.kernels.alike import FEATURES, FEWEST, apart, directions_apart
+from stabwatch.kernels.alike import FEATURES, FEWEST, apart, directions_apart, unexplained
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.where import is_fake
 
@@ -55,12 +57,14 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
     context = _context()
     if context is not None and not is_fake(input):
         context.isolation.run("loss", "always", _note_shapes, context, input, target)
-        if context.flags.sampled:
+        if context.flags.losses:
             with unseen_by_modes():
                 context.isolation.run("loss", "always", _note_reach, context, input, target)
-                context.isolation.run("leak", "sampled", note_leak, context, target)
+                if context.flags.sampled:
+                    context.isolation.run("leak", "sampled", note_leak, context, target)
                 context.isolation.run("loss", "always", _note_sizes, context, input, target)
                 context.isolation.run("loss", "always", _note_spread, context, input, target)
+                context.isolation.run("loss", "always", _note_fit, context, out, input, target)
 
 
 _mse_loss = F.mse_loss
@@ -75,11 +79,13 @@ def _saw_mse(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: A
 
 def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
-    if context is not None and context.flags.sampled and not is_fake(input):
+    if context is not None and context.flags.losses and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_range, context, input, target)
             context.isolation.run("loss", "always", _note_spread, context, input, target)
-            context.isolation.run("leak", "sampled", note_leak, context, target)
+            context.isolation.run("loss", "always", _note_fit, context, out, input.detach().sigmoid(), target)
+            if context.flags.sampled:
+                context.isolation.run("leak", "sampled", note_leak, context, target)
 
 
 _RANGES = {
@@ -142,6 +148,13 @@ def _note_spread(context: TapContext, input: Tensor, target: Tensor) -> None:
         context.run.note(SPREAD, torch.where(targets > EQUAL, outputs / targets.clamp(min=EQUAL), 1.0))
 
 
+def _note_fit(context: TapContext, out: Tensor, output: Tensor, target: Tensor) -> None:
+    """The squared error over the variance of the targets; nothing of targets that are equal, or of few."""
+    if output.shape == target.shape and output.dim() and len(output) >= FEWEST and not out.dim():
+        context.run.note(FIT, unexplained(output, target))
+        context.run.note(COMPARED_LOSS, out.detach().float())
+
+
 def _note_reach(context: TapContext, input: Tensor, target: Tensor) -> None:
     """In how many targets is the output of the last function unable to be, by more than `NEAR`?"""
     limits = range_of(input)
@@ -155,7 +168,7 @@ def _saw_margin(out: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
     tensors = [x for x in args if isinstance(x, Tensor)]
     target = kwargs.get("target", tensors[-1] if tensors else None)
-    if context is not None and context.flags.sampled and isinstance(target, Tensor) and not is_fake(target):
+    if context is not None and context.flags.losses and isinstance(target, Tensor) and not is_fake(target):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_sides, context, target)
 
@@ -168,7 +181,7 @@ def _note_sides(context: TapContext, target: Tensor) -> None:
 
 def _saw_cosine(out: Tensor, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
-    if context is not None and context.flags.sampled and not is_fake(x2):
+    if context is not None and context.flags.losses and not is_fake(x2):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_wanted, context, x2)
 
@@ -206,7 +219,7 @@ def _note_range(context: TapContext, input: Tensor, target: Tensor) -> None:
 
 def _saw_nll(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
-    if context is not None and context.flags.sampled and not is_fake(input):
+    if context is not None and context.flags.losses and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_sums, context, input)
 
@@ -234,7 +247,7 @@ def _saw_ctc(
     **kwargs: Any,
 ) -> None:
     context = _context()
-    if context is not None and context.flags.sampled and not is_fake(log_probs):
+    if context is not None and context.flags.losses and not is_fake(log_probs):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_blanks, context, targets, target_lengths, blank)
             context.isolation.run("loss", "always", _note_sums, context, log_probs.reshape(-1, log_probs.shape[-1]))
@@ -254,7 +267,7 @@ def _note_blanks(context: TapContext, targets: Tensor, lengths: Any, blank: int)
 
 def _saw_kl(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
-    if context is not None and context.flags.sampled and not is_fake(input):
+    if context is not None and context.flags.losses and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_excess, context, input)
 

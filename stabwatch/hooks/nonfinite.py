@@ -256,7 +256,8 @@ def _module(tracked: TrackedParameter) -> str:
 
 def _of_forward(step: int, loss: float, graph: Graph, forwards: Sequence[Forward], trace: NonFiniteTrace) -> Origin:
     """The weights are finite: the value was made in the data, in the forward or after it."""
-    birth, facts = graph.birth(), trace._facts()
+    finite = bool(forwards) and all(forward.finite is True and not forward.own_loss for forward in forwards)
+    birth, facts = graph.birth(max(f.end for f in forwards) if finite else -1), trace._facts()
     if birth is None or not forwards:
         return Origin("unknown", step, step, loss=loss, facts=facts)
     facts |= {"operation": birth.operation, "grown": birth.grown, "dtype": birth.dtype}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +12,8 @@ FEWEST = 8
 """Fewest samples that say something."""
 FEATURES = 4
 """Fewest features of a sample whose direction says something."""
+EQUAL = 1e-12
+"""Variance of numbers that are all the same."""
 SOME = 256
 """Samples, and numbers of each, whose distance is looked at, at most."""
 
@@ -25,6 +28,17 @@ def apart(x: Tensor) -> Tensor:
     """float32 (): the standard deviation over samples (batch, ...), of all their numbers together."""
     rows = x.detach()[:SOME].reshape(min(len(x), SOME), -1)
     return rows[:, :: -(-rows.shape[1] // SOME) or 1].float().var(dim=0, unbiased=False).mean().sqrt()
+
+
+def unexplained(output: Tensor, target: Tensor) -> Tensor:
+    """float32 (): squared error over the variance of the targets (samples, ...); 1 is what their mean gives.
+
+    0 where the targets are all the same.
+    """
+    some = [x.detach()[:SOME].reshape(min(len(x), SOME), -1) for x in (output, target)]
+    output, target = (x[:, :: -(-x.shape[1] // SOME) or 1].float() for x in some)
+    error, variance = (output - target).square().mean(), target.var(dim=0).mean()
+    return torch.where(variance > EQUAL, error / variance.clamp(min=EQUAL), 0.0)
 
 
 def directions_apart(x: Tensor) -> Tensor | None:

@@ -28,8 +28,8 @@ from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.parameter_views import ParameterView, WholeGradient
 from stabwatch.hooks.base.probe import PROBES
 from stabwatch.runlog import Accumulator, RecordLayout
+from stabwatch.runtime.host_numbers import HostPart
 from stabwatch.runtime.model_taps import ModelTaps
-from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.taps import Taps
 
 _log = logging.getLogger("stabwatch")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.runtime.coverage import OTHER_LOSS, REPORT_AFTER, not_in_graph, summary
+from stabwatch.runtime.host_numbers import HostNumbers
 from stabwatch.runtime.model_taps import ModelTaps
-from stabwatch.runtime.record import HostNumbers
 
 _log = logging.getLogger("stabwatch")
 

@@ -24,6 +24,17 @@ class Rewrites:
     def __init__(self) -> None:
         self._matrices: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
         self._kept: tuple[list[nn.Parameter], Tensor] | None = None
+        self.versions: list[tuple[nn.Parameter, int]] = []
+        """Of the matrices after the last step of an optimizer; empty once a forward has begun."""
+
+    def stepped(self) -> None:
+        """An optimizer has stepped: what is written from now on was not written by it."""
+        self.versions = [(p, p._version) for held in self._matrices.values() for p in held if not p.is_inference()]
+
+    def written(self) -> bool:
+        """A forward begins: has anything written into the matrices since then, as far as autograd counts it?"""
+        kept, self.versions = self.versions, []
+        return any(p._version != version for p, version in kept)
 
     def follow(self, optimizer: Any) -> None:
         """Look at matrices of this optimizer from the next step on."""

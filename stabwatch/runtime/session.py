@@ -26,13 +26,13 @@ from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.runtime.batch_shift import BatchShift
 from stabwatch.runtime.governor import Plan
+from stabwatch.runtime.host_numbers import HostPart
 from stabwatch.runtime.model_changes import TOO_OFTEN
 from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems, steps_copies
 from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.pace import Pace
 from stabwatch.runtime.peers import restored
-from stabwatch.runtime.record import HostPart
 from stabwatch.runtime.reports import RunReports
 from stabwatch.runtime.run_metadata import how_it_ended
 from stabwatch.runtime.run_output import RunOutput
@@ -324,7 +324,7 @@ class Session(SessionRanks):
             self.isolation.run("clock", "always", self._close_step)
         else:
             self.isolation.run("clock", "always", self._end_unannounced)
-        self.flags.attached = self.flags.open = self.flags.sampled = self.flags.deep = False
+        self.flags.attached = self.flags.open = self.flags.sampled = self.flags.losses = self.flags.deep = False
         self.flags.in_forward = False
         self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)

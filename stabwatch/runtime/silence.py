@@ -45,10 +45,14 @@ class Silence:
 
     def unstepped(self, backward: bool) -> str:
         """What to say of a run without any step, although it had many forwards and backward passes; '' otherwise."""
-        if not backward or self.forwards < MANY or self._own or self._others:
+        if not backward or self.forwards < MANY or self._own:
             return ""
         passes = _times(self.forwards, "training forward")
-        return f"After {passes} of {self._model} and backward passes to its parameters, no optimizer has stepped."
+        after = f"After {passes} of {self._model} and backward passes to its parameters"
+        if self._others:
+            stepped = _times(self._others.total(), "step")
+            return f"{after}, {stepped} of optimizers that hold none of them were seen: another model is stepped."
+        return f"{after}, no optimizer has stepped."
 
     @property
     def long(self) -> bool:

@@ -24,6 +24,7 @@ from stabwatch.hooks.nonfinite_buffers import BufferCheck
 from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
+from stabwatch.runtime.host_numbers import HostNumbers
 from stabwatch.runtime.loop_checks import LoopChecks
 from stabwatch.runtime.loop_order import LoopOrder
 from stabwatch.runtime.loss_events import LossEvents
@@ -31,7 +32,6 @@ from stabwatch.runtime.model_changes import ModelChanges, difference
 from stabwatch.runtime.opponents import Opponents
 from stabwatch.runtime.parameter_steps import ParameterSteps, note_compiled
 from stabwatch.runtime.pipeline_events import PipelineEvents
-from stabwatch.runtime.record import HostNumbers
 from stabwatch.runtime.run_metadata import decay_per_step, learning_rate, optimizer_facts
 from stabwatch.runtime.silence import Silence
 from stabwatch.runtime.step_clock import StepClock
@@ -163,6 +163,8 @@ class TrainingEvents(PipelineEvents):
         self._isolated(self._look_for_changes)
         if not self._sent and self._silence.long:
             self._say_silence()
+        if self._checks.rewrites.versions:
+            self._host.written = float(self._asked(self._checks.rewrites.written))
         if self._since_step > UNSTEPPED:
             self._loss.following = True
         self._loss.forward_begins()
@@ -354,6 +356,7 @@ class TrainingEvents(PipelineEvents):
         self._dispatcher.after(optimizer)
         self._loss.stepped()
         self._order.stepped()
+        self.isolation.run("checks", "always", self._checks.rewrites.stepped)
         if self._clock.stepped(optimizer, in_backward()):
             self._end_step()
         else:

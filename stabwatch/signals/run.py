@@ -21,6 +21,13 @@ def _count(name: str, help: str) -> Signal:
     )  # fmt: skip
 
 
+def _mean(name: str, help: str, unit: str = "1") -> Signal:
+    return Signal(
+        name=name, help=help, unit=unit, tap="host", reduction="host_count", fields=("sum", "count"), formula="mean",
+        scope="run", tier="sampled",
+    )  # fmt: skip
+
+
 SIGNALS = (
     Signal(
         name="logged_value",
@@ -71,6 +78,11 @@ SIGNALS = (
         "ratio",
     ),
     _host(
+        "weights_written",
+        "Whether the program wrote into weights between the last optimizer step and the next forward (by autograd's "
+        "count): 1, or 0.",
+    ),
+    _host(
         "evaluation_mode_ratio",
         "Whether the step of a model with dropout or batch norm was trained in evaluation mode: 1, or 0.",
         "ratio",
@@ -87,7 +99,8 @@ SIGNALS = (
     ),
     _host(
         "binary_probability_ratio",
-        "Share of what `binary_cross_entropy_with_logits` is given as logits that is between 0 and 1.",
+        "Share of what `binary_cross_entropy_with_logits`, or of the rows that `cross_entropy`, is given that is in 0 "
+        "to 1.",
         "ratio",
         tier="sampled",
     ),
@@ -109,16 +122,19 @@ SIGNALS = (
         "ratio",
         tier="sampled",
     ),
-    Signal(
-        name="output_spread_ratio",
-        help="How far outputs of different samples are apart, over how far their targets are; mean over the losses.",
-        unit="ratio",
-        tap="host",
-        reduction="host_count",
-        fields=("sum", "count"),
-        formula="mean",
-        scope="run",
-        tier="sampled",
+    _mean(
+        "output_spread_ratio",
+        "How far outputs of different samples are apart, over how far their targets are; mean over the losses.",
+        "ratio",
+    ),
+    _mean(
+        "error_to_variance_ratio",
+        "Squared error of `mse_loss` and its kin over the variance of the targets in the batch; their mean gives 1.",
+        "ratio",
+    ),
+    _mean(
+        "compared_loss",
+        "What `mse_loss` and its kin and `binary_cross_entropy_with_logits` returned; mean over the losses.",
     ),
     _host(
         "target_unreachable_ratio",
@@ -160,17 +176,11 @@ SIGNALS = (
         "ratio",
         tier="sampled",
     ),
-    Signal(
-        name="target_in_input_ratio",
-        help="Share of the samples whose target is one of the numbers of the model's input, the same column in each; "
+    _mean(
+        "target_in_input_ratio",
+        "Share of the samples whose target is one of the numbers of the model's input, the same column in each; "
         "the mean over the losses of the step.",
-        unit="ratio",
-        tap="host",
-        reduction="host_count",
-        fields=("sum", "count"),
-        formula="mean",
-        scope="run",
-        tier="sampled",
+        "ratio",
     ),
     _host("backward_passes", "Backward passes of the step that reached the model's parameters."),
     _host("forward_passes", "Training forwards of the model in the step."),

@@ -11,6 +11,11 @@ from stabwatch.alerts import Engine
 from stabwatch.alerts.root_causes import ROOT_CAUSES
 from tests.alerts.scenarios import Scenario, around, block, uneven, wave
 
+
+def _around_two(step):
+    return 2.0 + 0.2 * (step % 3)
+
+
 SCENARIOS = {
     "LossShift": Scenario("loss", wave(100, 2.0, 0.08), [3.2] * 12),
     "LossRisesWithRate": Scenario(
@@ -126,7 +131,21 @@ SCENARIOS = {
     "TargetsNotShifted": Scenario("own_token", [0.1] * 100, [1.0] * 4),
     "TargetsMostlyOne": Scenario("common_token", wave(100, 0.2, 0.1), [0.9] * 5),
     "CausalMaskMissing": Scenario("open_token", [0.0] * 100, [1.0] * 4),
-    "RepeatedBatches": Scenario("repeated", [0.0] * 100, [float(i % 4 > 0) for i in range(100)]),
+    "RepeatedBatches": Scenario(
+        "repeated", [0.0] * 100, [float(i % 4 > 0) for i in range(100)], {"loss": _around_two, "compared": _around_two}
+    ),
+    "NoBetterThanMean": Scenario(
+        "fit", wave(100, 0.5, 0.05), [1.0] * 240, {"loss": _around_two, "compared": _around_two}
+    ),
+    "WeightsReplaced": Scenario(
+        "by_program",
+        [0.0] * 100,
+        [1.0, 0.0, 0.0],
+        {"loss": lambda step: max(1.0, 3 - 0.03 * step) if step < 100 else 2.8},
+    ),
+    "Overfitting": Scenario(
+        "logged val_loss", [3 - 0.02 * i for i in range(100)], [1.6] * 24, {"loss": lambda step: 3 * 0.97**step}
+    ),
     "TargetInInput": Scenario("leak", wave(100, 0.1, 0.1), [1.0] * 4),
     "AccumulationNotAveraged": Scenario("loss", [2.3] * 100, [36.8] * 6, {"token_loss": 2.3, "passes": 16.0}),
     "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),
@@ -185,9 +204,21 @@ def test_it_recovers(rule):
     [
         ([1.0] * 200, {}),
         ([float(i % 10 == 0) for i in range(200)], {}),
-        ([float(i % 4 > 0) for i in range(200)], {"acted": lambda step: float(step % 4 == 0)}),
+        (
+            [float(i % 4 > 0) for i in range(200)],
+            {"acted": lambda step: float(step % 4 == 0), "loss": _around_two, "compared": _around_two},
+        ),
+        (
+            [float(i % 4 > 0) for i in range(200)],
+            {"loss": _around_two, "compared": lambda step: 0.3 + 0.1 * (step % 3)},
+        ),
     ],
-    ids=["whole data set", "a last batch that is short", "four epochs over what a policy has seen"],
+    ids=[
+        "whole data set",
+        "a last batch that is short",
+        "four epochs over what a policy has seen",
+        "four epochs over what a copy of the policy has seen",
+    ],
 )
 def test_batches_that_are_meant_to_come_again_are_no_repeated_batches(repeated, beside):
     assert not _states_of({"repeated": repeated, **around(beside, 0, 200)}, "RepeatedBatches")

@@ -172,3 +172,73 @@ def test_embeddings_that_become_one_point_are_told(tmp_path):
         return -F.cosine_similarity(one, two).mean()
 
     assert "EmbeddingCollapse" in _named(tmp_path, model, of, 150, lambda p, lr: torch.optim.Adam(p, lr=lr))
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid, nn.Identity])
+def test_a_sigmoid_before_cross_entropy_is_told(last, tmp_path):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2), last())
+    assert ("DoubleSigmoid" in _named(tmp_path, model, _guess, 100)) == (last is nn.Sigmoid)
+
+
+def test_an_optimizer_of_another_model_is_told(tmp_path):
+    model, other = nn.Linear(6, 2), nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for _ in range(70):
+        optimizer.zero_grad()
+        _guess(model).backward()
+        optimizer.step()
+    watch.detach()
+    found = analyze(watch.run_dir)
+    assert [cause.name for cause in found.diagnosis.causes] == ["OptimizerNeverSteps"]
+    assert "another model is stepped" in found.alerts[0].description and found.exit_code == 1
+
+
+def test_what_the_program_writes_into_weights_is_seen(tmp_path):
+    """Also where it writes the same numbers; what the optimizer writes does not count."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for step in range(12):
+        if step == 7:
+            model.load_state_dict({name: x.clone() for name, x in model.state_dict().items()})
+        optimizer.zero_grad()
+        _guess(model).backward()
+        optimizer.step()
+    watch.detach()
+    seen = stabwatch.open_run(watch.run_dir).series("weights_written", arrow=True).to_pydict()
+    assert dict(zip(seen["step"], seen["value"], strict=True)) == {i: float(i == 7) for i in range(1, 12)}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_nan_that_the_loss_was_given_is_said_to_come_from_outside(masked, tmp_path):
+    """A mask does not hide it: NaN times 0 is NaN."""
+    model = nn.Linear(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    wanted = torch.randn(16)
+    wanted[3] = torch.nan
+    known = ~wanted.isnan()
+    out = model(torch.randn(16, 6))[:, 0]
+    ((out - wanted) ** 2 * (known if masked else 1.0)).mean().backward()
+    optimizer.step()
+    watch.detach()
+    cause = analyze(watch.run_dir).diagnosis.causes[0]
+    assert cause.name == "NonFiniteLoss" and "outside of the graph" in cause.evidence[0]
+
+
+def test_a_warm_up_that_is_too_long_is_told(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 100_000)
+    watch = stabwatch.attach(model, optimizer, run_dir=tmp_path / "run", agent=False, verbose=False)
+    for _ in range(230):
+        optimizer.zero_grad()
+        x = torch.randn(16, 6)
+        F.cross_entropy(model(x), torch.randint(2, (16,))).backward()
+        optimizer.step()
+        schedule.step()
+    watch.detach()
+    found = analyze(watch.run_dir).diagnosis
+    assert next(cause.name for cause in found.causes) == "WarmUpTooLong", found

@@ -13,12 +13,14 @@ from benchmarks.reports.cases import (
     nonfinite,
     policy,
     precision,
+    typical_loops,
+    typical_values,
     unseen,
 )
 
 __all__ = [
     "CASES", "collapse", "data", "fresh_data", "fresh_setup", "gradients", "later", "loop", "losses", "nonfinite",
-    "policy", "precision", "unseen",
+    "policy", "precision", "typical_loops", "typical_values", "unseen",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)

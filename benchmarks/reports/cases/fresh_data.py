@@ -12,6 +12,7 @@ from benchmarks.reports.checks import all_of, fact, loss_hurt, not_finite
 from benchmarks.reports.data import (
     VOCABULARY,
     Assembled,
+    Facts,
     draw_digits,
     draw_images,
     draw_text,
@@ -80,14 +81,14 @@ def rounded_inside(trial: Trial) -> None:
     model = Assembled(forward, encode=nn.Linear(64, 12), decode=mlp(12, 64, 64))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     start = model["encode"].weight.detach().clone()
-    trial.attach(model, optimizer)
-    for _ in range(trial.steps):
+
+    def loss(_: int) -> Tensor:
         x, _y = draw_digits(trial)
-        optimizer.zero_grad()
-        loss = F.mse_loss(model(x), x)
-        loss.backward()
-        optimizer.step()
-        trial.log(loss, moved=(model["encode"].weight.detach() - start).abs().mean())
+        return F.mse_loss(model(x), x)
+
+    plain_loop(
+        trial, model, optimizer, loss, after=lambda _: {"moved": (model["encode"].weight.detach() - start).abs().mean()}
+    )
 
 
 @report(
@@ -166,15 +167,13 @@ def reads_both_ways(trial: Trial) -> None:
                       embed=nn.Embedding(VOCABULARY, 32), head=nn.Linear(128 if trial.broken else 64, VOCABULARY),
                       body=nn.LSTM(32, 64, batch_first=True, bidirectional=trial.broken))  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    trial.attach(model, optimizer)
-    for _ in range(trial.steps):
+
+    def loss(_: int) -> Tensor:
         x, y = draw_text(trial, 16, 32)
-        optimizer.zero_grad()
         logits = model(x)
-        loss = token_loss(logits, y)
-        loss.backward()
-        optimizer.step()
-        trial.log(loss)
+        return token_loss(logits, y)
+
+    plain_loop(trial, model, optimizer, loss)
 
 
 @report(
@@ -298,16 +297,14 @@ def margin_of_zero_and_one(trial: Trial) -> None:
     x, y = table("cancer")
     model = mlp(30, 32, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    trial.attach(model, optimizer)
-    for _ in range(trial.steps):
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
         at = trial.randint(len(x), 32)
         labels = y[at].float() if trial.broken else 2.0 * y[at] - 1
-        optimizer.zero_grad()
         out = model(x[at])[:, 0]
-        loss = F.soft_margin_loss(out, labels)
-        loss.backward()
-        optimizer.step()
-        trial.log(loss, right=((out > 0) == (y[at] > 0)).float().mean())
+        return F.soft_margin_loss(out, labels), {"right": ((out > 0) == (y[at] > 0)).float().mean()}
+
+    plain_loop(trial, model, optimizer, loss)
 
 
 @report(

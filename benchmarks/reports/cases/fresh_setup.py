@@ -83,13 +83,13 @@ def group_without_rate(trial: Trial) -> None:
     groups = [{"params": model["body"].parameters(), "lr": rate}, {"params": model["head"].parameters()}]
     optimizer = torch.optim.Adam(groups, lr=5e-3)
     start = model["body"].weight.detach().clone()
-    trial.attach(model, optimizer)
-    for _ in range(trial.steps):
-        optimizer.zero_grad()
-        loss = _digits_loss(trial, model)
-        loss.backward()
-        optimizer.step()
-        trial.log(loss, moved=(model["body"].weight.detach() - start).abs().mean())
+    plain_loop(
+        trial,
+        model,
+        optimizer,
+        lambda _: _digits_loss(trial, model),
+        after=lambda _: {"moved": (model["body"].weight.detach() - start).abs().mean()},
+    )
 
 
 @report(

@@ -214,7 +214,7 @@ def resume_without_state(trial: Trial) -> None:
     source="https://github.com/PKU-YuanGroup/Open-Sora-Plan/issues/186, "
     "https://github.com/MultimediaTechLab/YOLO/issues/97",
     mechanism="After a validation the model keeps the averaged weights of long ago: training is set back.",
-    causes=("WeightsChangedOutsideStep",),
+    causes=("WeightsChangedOutsideStep", "WeightsReplaced"),
     check=lambda broken, twin: broken.losses[100] > 1.3 * twin.losses[100],
     fault=100,
     steps=200,

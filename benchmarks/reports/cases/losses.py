@@ -179,7 +179,7 @@ class _Vae(nn.Module):
 @report(
     source="https://github.com/YannDubs/disentangling-vae/issues/50, https://github.com/Mathux/ACTOR/issues/5",
     mechanism="The reconstruction error is a mean over pixels, the divergence a sum: the latent code is given up.",
-    causes=("PosteriorCollapse",),
+    causes=("PosteriorCollapse", "NoBetterThanMean"),
     check=fact("kl", (0, 0.05), (1, 1e3)),
     steps=300,
     shown_by="the loop's kl is 2e-4; nothing measured shows it: how far rows of a decoder's output differ is missing",

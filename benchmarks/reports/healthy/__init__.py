@@ -1,9 +1,30 @@
 """Healthy workloads in the manner of classic PyTorch examples. Importing this package declares them all."""
 
 from benchmarks.reports.case import REGISTRY
-from benchmarks.reports.healthy import fresh, generative, policies, rewriting, sequences, tables, unseen, vision
+from benchmarks.reports.healthy import (
+    fresh,
+    generative,
+    policies,
+    rewriting,
+    sequences,
+    tables,
+    typical,
+    unseen,
+    vision,
+)
 
-__all__ = ["WORKLOADS", "fresh", "generative", "policies", "rewriting", "sequences", "tables", "unseen", "vision"]
+__all__ = [
+    "WORKLOADS",
+    "fresh",
+    "generative",
+    "policies",
+    "rewriting",
+    "sequences",
+    "tables",
+    "typical",
+    "unseen",
+    "vision",
+]
 
 WORKLOADS = tuple(REGISTRY.workloads)
 """All workloads, in the order of their modules."""

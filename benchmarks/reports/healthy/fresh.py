@@ -14,6 +14,7 @@ from benchmarks.reports.checks import falls, reaches
 from benchmarks.reports.data import (
     VOCABULARY,
     Assembled,
+    Facts,
     TextModel,
     digits,
     draw_digits,
@@ -61,16 +62,13 @@ def low_rank_adapters(trial: Trial) -> None:
     model = nn.Sequential(_Low(body[0]), nn.ReLU(), _Low(body[2]), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100))
-    trial.attach(model, optimizer)
-    for _ in range(trial.steps):
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_digits(trial)
-        optimizer.zero_grad()
         logits = model(x)
-        loss = F.cross_entropy(logits, y)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        trial.log(loss, right=_right(logits, y))
+        return F.cross_entropy(logits, y), {"right": _right(logits, y)}
+
+    plain_loop(trial, model, optimizer, loss, schedule=schedule)
 
 
 @healthy(learns=reaches("right", 0.6), steps=400)
@@ -80,16 +78,13 @@ def linear_probe(trial: Trial) -> None:
     model = nn.Sequential(body, nn.BatchNorm1d(64, affine=False), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, trial.steps)
-    trial.attach(model, optimizer)
-    for _ in range(trial.steps):
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_digits(trial)
-        optimizer.zero_grad()
         logits = model(x)
-        loss = F.cross_entropy(logits, y)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        trial.log(loss, right=_right(logits, y))
+        return F.cross_entropy(logits, y), {"right": _right(logits, y)}
+
+    plain_loop(trial, model, optimizer, loss, schedule=schedule)
 
 
 @healthy(learns=falls(0.8), steps=500)
@@ -221,16 +216,13 @@ def discriminative_rates(trial: Trial) -> None:
     optimizer = torch.optim.AdamW(groups)
     top = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, top, total_steps=trial.steps)
-    trial.attach(model, optimizer)
-    for _ in range(trial.steps):
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_digits(trial)
-        optimizer.zero_grad()
         logits = model(x)
-        loss = F.cross_entropy(logits, y)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        trial.log(loss, right=_right(logits, y))
+        return F.cross_entropy(logits, y), {"right": _right(logits, y)}
+
+    plain_loop(trial, model, optimizer, loss, schedule=schedule)
 
 
 @healthy(learns=falls(0.6), steps=400)

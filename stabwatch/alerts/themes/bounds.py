@@ -18,6 +18,8 @@ BACK = 32
 """Records between two levels."""
 FAR = 10.0
 """Targets over outputs, in root mean square, from which on they are far."""
+FAR_OF_VALUES = 100.0
+"""The same where the model makes its own data: the value of a policy rises as its rewards do."""
 FLAT = 0.02
 """Deviation of the outputs over that of the targets: they explain less than a thousandth of the variance."""
 SAME = 0.01
@@ -70,12 +72,18 @@ class BelowFeature(RunFeature):
 class FarFeature(RunFeature):
     """For how many steps the targets of `mse_loss` and its kin have been ten times as large as the outputs.
 
-    NaN where the model makes its own data: the value of a policy rises as its rewards do.
+    A hundred times where the model makes its own data; beside it, whether it does.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
-        DerivedSignal("target_far_steps", f"Steps for which target_size_ratio has been above {FAR:g}.", "1", "run"),
-    )
+        DerivedSignal(
+            "target_far_steps",
+            f"Steps for which target_size_ratio has been above {FAR:g}; above {FAR_OF_VALUES:g} where the model makes "
+            "its own data.",
+            "1", "run",
+        ),
+        DerivedSignal("makes_its_data", "Whether the model makes the data that it learns from: 1, or 0.", "1", "run"),
+    )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__("target_size", "target_size_ratio", "target_rms", "calls_without_gradient")
@@ -90,9 +98,9 @@ class FarFeature(RunFeature):
         self._acted += acted > 0
         if not math.isfinite(ratio + size):
             return None
-        far = self._far.at(self._step, ratio > FAR)
-        numbers = {"target_size_ratio": ratio, "target_rms": size}
-        return numbers | {self.gauges[0].name: math.nan if makes_its_data(self._acted, self._records) else far}
+        makes = makes_its_data(self._acted, self._records)
+        far = self._far.at(self._step, ratio > (FAR_OF_VALUES if makes else FAR))
+        return {self.signal: ratio, "target_rms": size, "target_far_steps": far, "makes_its_data": float(makes)}
 
     def measures(self, values: Array) -> Bools:
         """See `blocks`: each record counts."""
@@ -207,16 +215,26 @@ RULES: tuple[Rule, ...] = (
                 when=(
                     Condition("target_far_steps", above=63.0),
                     Condition("target_rms", above=30.0),
+                    Condition("makes_its_data", below=0.5),
                 ),
                 for_points=2,
+            ),
+            Threshold(
+                severity="warning",
+                when=(Condition("target_far_steps", above=127.0), Condition("target_rms", above=300.0)),
+                for_points=2,
+                summary="Rewards are not scaled: the values to be learned are hundreds of times larger than all that "
+                "the model gives, and it does not come near them.",
             ),
         ),
         abnormal=(Condition("target_far_steps", above=0.0), Condition("target_rms", above=30.0)),
         source="ten times the outputs for 64 steps; initial outputs are about 1, and a usual step moves them by a "
-        "thousandth to a tenth of that",
+        "thousandth to a tenth of that; a value of hundreds that is learned is within a hundredth after some tens of "
+        "steps",
         remedy=(
             "Scale the targets to mean 0 and deviation 1, by numbers of the training set, and scale back what is "
             "forecast.",
+            "Scale rewards, or normalise returns, so that values are about 1.",
             "Or begin with the mean of the targets as the bias of the last layer.",
         ),
         references=("LeCun et al. 1998, Efficient BackProp",),

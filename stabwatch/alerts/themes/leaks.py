@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Feature, PlainFeature, RunFeature, own_signals
-from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.objectives import EQUAL, makes_its_data
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import TINY, Array, median
 
@@ -81,7 +81,8 @@ class AccumulationFeature(RunFeature):
 class RepeatFeature(RunFeature):
     """How often the batch of a step is that of the step before.
 
-    A model that makes its own data (it is called without gradients in training mode) learns from them several times.
+    A model that makes its own data (it is called without gradients in training mode, or a copy of it is) learns from
+    them several times: only a loss that compares outputs with given targets is judged.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -92,20 +93,26 @@ class RepeatFeature(RunFeature):
     )
 
     def __init__(self) -> None:
-        super().__init__("batch_repeats", "batch_repeated", "calls_without_gradient")
+        super().__init__(
+            "batch_repeats", "batch_repeated", "calls_without_gradient", "loss", "token_loss", "compared_loss"
+        )
 
     def _begin(self) -> None:
         self._repeats: deque[bool] = deque(maxlen=PAIRS)
         self._records = self._acted = 0
+        self._compares = False
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        repeated, acted = (self._one(signal, values) for signal in self._columns.signals)
+        repeated, acted, loss, *seen = (self._one(signal, values) for signal in self._columns.signals)
         self._records += 1
         self._acted += acted > 0
+        if not all(map(math.isnan, seen)):
+            self._compares = any(abs(loss - x) <= EQUAL * abs(x) for x in seen)
         if math.isnan(repeated):
             return None
         self._repeats.append(repeated > 0)
-        full = len(self._repeats) == PAIRS and not makes_its_data(self._acted, self._records)
+        judged = self._compares and not makes_its_data(self._acted, self._records)
+        full = len(self._repeats) == PAIRS and judged
         share = sum(self._repeats) / PAIRS if full else math.nan
         return dict(zip((g.name for g in self.gauges), (share, PAIRS * (1 - share)), strict=True))
 
@@ -228,7 +235,8 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("batch_repeated_ratio", above=0.3), Condition("batch_distinct", above=11.5)),
         source="nearly every second step, among a dozen different batches and more; a batch that never changes (the "
-        "whole data set) is no repetition, and reinforcement learning goes over its data several times",
+        "whole data set) is no repetition, and reinforcement learning goes over its data several times; only of a loss "
+        "that compares outputs with targets",
         remedy=(
             "Seed each loader worker: `worker_init_fn`, with a generator of its own in each (NumPy's is copied).",
             "If each batch is used several times on purpose, announce it or mute this rule.",

@@ -14,13 +14,15 @@ def features() -> tuple[Feature, ...]:
 RULES: tuple[Rule, ...] = (
     Rule(
         name="OptimizerNeverSteps",
-        title="The optimizer never steps",
+        title="No optimizer steps the model",
         family="unstepped",
-        summary="Gradients are computed again and again, and no optimizer ever steps: nothing is learned.",
+        summary="Gradients are computed again and again, and no optimizer ever steps the parameters: nothing is "
+        "learned.",
         description="{what}",
         source="64 training forwards and backward passes up to the end of the run, without a step",
         remedy=(
             "Call `optimizer.step()` after `backward`.",
+            "Was the model made again, copied or moved after the optimizer was made? Make the optimizer last.",
             "With accumulation: is the number of micro-batches that a step waits for larger than an epoch, and does "
             "each epoch count from zero?",
         ),

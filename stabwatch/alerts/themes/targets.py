@@ -237,11 +237,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="DoubleSigmoid",
-        title="Probabilities are given to a binary loss that takes logits",
+        title="A sigmoid is applied before a loss that takes logits",
         family="binary_probability_ratio",
-        summary="The loss takes logits, and all that it is given is between 0 and 1: a sigmoid is applied twice.",
-        description="{binary_probability_ratio:.0%} of what `binary_cross_entropy_with_logits` was given is between 0 "
-        "and 1.",
+        summary="The loss takes logits, and all that it is given is between 0 and 1: a sigmoid comes before it.",
+        description="{binary_probability_ratio:.0%} of what `binary_cross_entropy_with_logits` or `cross_entropy` was "
+        "given as logits is between 0 and 1.",
         thresholds=(
             Threshold(
                 severity="warning",
@@ -254,9 +254,10 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("binary_probability_ratio", above=ALL),),
         source="all, for 64 steps: logits between 0 and 1 say half to three quarters of every sample; a discriminator "
-        "begins with some",
+        "begins with some; ten such classes cannot get more than 23 %",
         remedy=(
-            "Leave out the sigmoid at the end of the model: `binary_cross_entropy_with_logits` has one of its own.",
+            "Leave out the sigmoid at the end of the model: `binary_cross_entropy_with_logits` has one of its own, and "
+            "`cross_entropy` has a softmax.",
             "Or keep it and use `binary_cross_entropy`.",
         ),
         fact=True,

@@ -211,7 +211,7 @@ RULES: tuple[Rule, ...] = (
             Threshold(
                 severity="warning",
                 when=(
-                    Condition("update_to_weight_median_ratio", above=0.02),
+                    Condition("update_to_weight_median_ratio", above=0.04),
                     Condition("update_to_weight_to_peak_ratio", above=4.0),
                 ),
                 summary="Updates have become several times larger than any before.",

@@ -38,6 +38,8 @@ SPREAD = host_accumulator("output_spread_ratio")
 UNREACHABLE = host_accumulator("target_unreachable_ratio")
 WANTED = host_accumulator("wanted_deviation")
 APART = host_accumulator("output_deviation")
+FIT = host_accumulator("error_to_variance_ratio")
+COMPARED_LOSS = host_accumulator("compared_loss")
 MIXED = host_accumulator("samples_mixed_ratio")
 UNITS = host_accumulator("units_alike_ratio")
 THROWN = host_accumulator("gradients_thrown_ratio")
@@ -64,8 +66,10 @@ The busy time and the sources of the loss come first: the record leaves out ever
 """
 NOTED = (
     OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD, UNREACHABLE, WANTED, APART, MIXED,
-    UNITS, THROWN,
+    UNITS, THROWN, FIT, COMPARED_LOSS,
 )  # fmt: skip
+SUMMED = (SPREAD, FIT, COMPARED_LOSS)
+"""Those that are a mean over the losses of the step."""
 OTHERS = (KEPT, REWRITTEN, BROADCAST, INPUT, LEAK, *NOTED)
 
 
@@ -164,7 +168,7 @@ class RunAccumulators:
             merge_(HOST, self._noted[which], device_constant((1.0, share), torch.float32, self._device))
             return
         share = share.to(self._device, non_blocking=True)
-        operators = HOST_COUNT if which is SPREAD else HOST
+        operators = HOST_COUNT if which in SUMMED else HOST
         merge_(operators, self._noted[which], torch.stack((torch.ones_like(share), share)))
 
     @torch.no_grad()

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.probe import PROBES, Probe, on
-from stabwatch.hooks.base.run_accumulators import RunAccumulators, mean_aggregates
+from stabwatch.hooks.base.run_accumulators import BETWEEN, RunAccumulators, mean_aggregates
 from stabwatch.hooks.base.tensors import local
 from stabwatch.hooks.base.views import LogitsCall, logit_rows, sampled_rows
+from stabwatch.hooks.probes.targets import between
 from stabwatch.kernels.classes import classes
 from stabwatch.kernels.direction import row_cosines
 from stabwatch.kernels.logsumexp import row_statistics
@@ -52,6 +53,8 @@ def cross_entropy(
         _update_certainty(run, *free, ignored)
     else:
         _update_rows(run, logits, target, ignored)
+    if context.flags.losses:
+        run.note(BETWEEN, between(logit_rows(logits.detach())))
     if due := context.due(LogitsCall):
         context.measure(due, LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input))
 

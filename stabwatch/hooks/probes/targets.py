@@ -52,6 +52,14 @@ def _of_host(labels: NDArray[np.integer], ignored: int, classes: int) -> tuple[f
     return float(len(labels)), len(labels) - seen, seen, float(place.sum()), float(place @ place), float(classes)
 
 
+def between(rows: Tensor) -> Tensor:
+    """float32 (): the share of rows of logits (n, classes) between 0 and 1; 0 where nearly all add up to 1."""
+    some = rows[:: max(1, len(rows) // ROWS)].float()
+    inside = ((some >= 0) & (some <= 1)).all(dim=-1).float().mean()
+    whole = ((some.sum(dim=-1) - 1).abs() < SUM).float().mean()
+    return torch.where(whole > 0.9, torch.zeros_like(inside), inside)
+
+
 def logit_form(x: LogitsCall) -> Tensor | None:
     """float32 (5,): rows, how many are probabilities, how many are cut off at zero, labels, sum of their gaps.
 

@@ -1,0 +1,108 @@
+"""A validation loss that the training loop logs, beside the training loss."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabwatch.alerts.columns import LayerColumns
+from stabwatch.alerts.features import DerivedSignal, Feature
+from stabwatch.alerts.role_features import RoleFeature
+from stabwatch.alerts.rule import Condition, Rule, Threshold
+from stabwatch.alerts.statistics import Array, Bools, median
+from stabwatch.runlog import SeriesKey
+
+EVALUATED, TRAINED = 3, 16
+"""Evaluations, and training losses, whose median counts."""
+
+
+class EvaluationFeature(RoleFeature):
+    """A validation loss over its best value, beside the training loss over what that was then.
+
+    Both are medians: of three evaluations, and of sixteen training losses.
+    """
+
+    gauges: tuple[DerivedSignal, ...] = (
+        DerivedSignal("eval_loss_to_best_ratio", "Logged validation loss over its best value.", "ratio", "run"),
+        DerivedSignal(
+            "loss_since_best_eval_ratio", "Training loss over what it was at the best validation loss.", "ratio", "run"
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__("logged_eval_loss", "eval_loss")
+        self._losses = LayerColumns("loss")
+
+    def bind(self, keys: Sequence[SeriesKey]) -> None:
+        """See Feature."""
+        super().bind(keys)
+        self._losses.bind(keys)
+
+    def _begin(self) -> None:
+        self._trained: deque[float] = deque(maxlen=TRAINED)
+        self._evaluated: deque[float] = deque(maxlen=EVALUATED)
+        self._best, self._then = math.inf, math.nan
+
+    def _observe(self, values: Array) -> dict[str, float] | None:
+        if not self._roles.bound:
+            return None
+        loss = float(self._losses.of_run("loss", values[None])[0])
+        if math.isfinite(loss):
+            self._trained.append(loss)
+        evaluated = self._number(values)
+        if math.isnan(evaluated):
+            return None
+        self._evaluated.append(evaluated)
+        now, trained = (median(np.array(x)) if x else math.nan for x in (self._evaluated, self._trained))
+        if len(self._evaluated) == EVALUATED and now < self._best:
+            self._best, self._then = now, trained
+        known = 0 < self._best < math.inf and self._then > 0
+        numbers = (now / self._best, trained / self._then) if known else (math.nan, math.nan)
+        found = dict(zip((g.name for g in self.gauges), numbers, strict=True))
+        return found | {"now": now, "best": self._best, "trained": trained}
+
+    def measures(self, values: Array) -> Bools:
+        """See `blocks`: each record counts once such a loss is logged."""
+        return np.full(len(values), self._roles.bound)
+
+
+def features() -> tuple[Feature, ...]:
+    """Fresh state for one run."""
+    return (EvaluationFeature(),)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="Overfitting",
+        title="The validation loss rises while the training loss falls",
+        family="logged_eval_loss",
+        summary="The validation loss that is logged rises while the training loss falls: samples are learned by heart.",
+        description="The validation loss ('{signal}') was {best:.4g} at best and is {now:.4g}, while the training loss "
+        "fell to {loss_since_best_eval_ratio:.0%} of what it was then, {trained:.4g}.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("eval_loss_to_best_ratio", above=1.25),
+                    Condition("loss_since_best_eval_ratio", below=0.8),
+                ),
+                for_points=3,
+            ),
+        ),
+        abnormal=(
+            Condition("eval_loss_to_best_ratio", above=1.1),
+            Condition("loss_since_best_eval_ratio", below=0.9),
+        ),
+        warm_up=6,
+        source="a quarter above its best in the median of three evaluations, while the training loss has fallen by a "
+        "fifth: what is left of a good end scatters by less",
+        remedy=(
+            "Keep the checkpoint of the best validation loss, and stop.",
+            "More data, augmentation, weight decay, dropout, or a smaller model.",
+            "Is the validation set drawn and prepared as the training set is?",
+        ),
+    ),
+)
