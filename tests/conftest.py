@@ -17,11 +17,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-import torch
-
-# Where there is no GPU, the fused kernels run in Triton's interpreter. Triton reads this when it is first imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.attaching import Attacher
 from tests.processes import made_once
@@ -45,6 +40,15 @@ def _lacking(marker: str) -> str:
     import torch
 
     return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where there is no GPU, the fused kernels run in Triton's interpreter, which reads this when it is first imported.
+
+    The process that hands tests to others runs none: it does not import torch.
+    """
+    if not session.config.getoption("numprocesses", None) and _lacking("gpu"):
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 COLLECTED = pytest.StashKey[list[tuple[str, bool, bool]]]()
@@ -72,9 +76,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="module")
 def few_objects() -> None:
-    """What tests have imported is left out where Python, or `attach`, goes through all objects; Python does it less."""
+    """What tests have imported is left out where Python, or `attach`, goes through all objects; Python does so less."""
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
+    gc.set_threshold(2_000, 10, 30)
 
 
 def pytest_unconfigure() -> None:

@@ -13,8 +13,11 @@ from tests.agent.conftest import events, until
 PACKAGE = """
 import os, time
 from pathlib import Path
+from stabwatch.agent import live_sink, sink_processes
 from stabwatch.exporters.sink import SinkDeclaration
 
+live_sink.SETTLE_SECONDS = 1.0
+sink_processes.CLOSE_SECONDS = 8.0  # the agent waits as long for the blocked one
 OUT = Path(os.environ["SINK_OUT"])
 
 

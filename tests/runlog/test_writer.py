@@ -233,6 +233,7 @@ for step in range(1_000_000):
     writer.record(step, 0.0, lambda step=step: (table, np.array([1, step, 0], np.float32)))
     if step % 10 == 0:
         while writer.written <= step:
+            writer.hurry()
             time.sleep(0.0002)
         print(*range(max(0, step - 9), step + 1), sep="\\n", flush=True)
 """
@@ -262,6 +263,7 @@ def full_and_free_again(folder: RunFolder, layout: RecordLayout, fill, free) -> 
         for _ in range(number):
             writer.record(step, 0.0, lambda step=step: (layout, row(layout, step)))
             step += 1
+        writer.hurry()
         assert eventually(lambda: writer.written + writer.dropped == step)
 
     record(3)
