@@ -19,7 +19,7 @@ from stabwatch.runlog import Event, SeriesKey
 
 _CONTEXT = (
     "loss", "gradient_norm", "gradient_norm_before_clip", "learning_rate", "loss_scale",
-    "rank_nonfinite_max", "rank_nonfinite_worst", "input_rms", "clip_limit",
+    "rank_nonfinite_max", "rank_nonfinite_worst", "input_rms", "input_spread_ratio", "clip_limit",
 )  # fmt: skip
 _HIGHER = 1.2
 """A new peak of the update ratio is kept if it is higher by this factor, so that few are kept."""

@@ -7,6 +7,8 @@ from stabwatch.alerts.evidence import Evidence, Found, RootCause
 
 SMALL_INPUT = 0.02
 """Pixels of 0 to 1 are at 0.3, those of 0 to 1 that are divided by 255 once more at 0.002."""
+ALIKE = 0.05
+"""How far samples are apart, over the size of the input: pixels are at 0.5 and more, scaled columns at 1."""
 CUT = 100.0
 """Gradient norm over the limit of clipping: far more than a usual gradient is cut."""
 LARGE_INPUT = 30.0
@@ -14,7 +16,7 @@ LARGE_INPUT = 30.0
 
 
 def _inputs_not_scaled(e: Evidence) -> Found | None:
-    return _large_inputs(e) or _small_inputs(e)
+    return _large_inputs(e) or _small_inputs(e) or _inputs_alike(e)
 
 
 def _large_inputs(e: Evidence) -> Found | None:
@@ -42,6 +44,21 @@ def _small_inputs(e: Evidence) -> Found | None:
         alerts[0].onset,
         (
             f"The root mean square of the model's input is {size:.2g}; usual initialisations expect about 1.",
+            f"Step {alerts[0].step}: {alerts[0].description}",
+        ),
+        confidence=0.7,
+    )
+
+
+def _inputs_alike(e: Evidence) -> Found | None:
+    spread = e.context.get("input_spread_ratio", 1.0)
+    alerts = e.of("NotLearning", "NoBetterThanMean", "UpdatesTooSmall", "OutputsConstant")
+    if not 0 < spread < ALIKE or not alerts:
+        return None
+    return Found(
+        alerts[0].onset,
+        (
+            f"Samples differ by {spread:.1%} of the size of the input: a large constant hides what tells them apart.",
             f"Step {alerts[0].step}: {alerts[0].description}",
         ),
         confidence=0.7,
@@ -86,6 +103,7 @@ OF_SIZES: tuple[RootCause, ...] = (
         _inputs_not_scaled,
         (
             "Scale the inputs: pixels by 255, columns of a table to mean 0 and deviation 1.",
+            "Are mean and deviation those of the numbers as they are then (0 to 1, or 0 to 255)?",
             "Or put a normalisation in front of the first layer.",
         ),
         ("LeCun et al. 1998, Efficient BackProp",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import observed, runs_for_real, unseen_by_modes
+from stabwatch.hooks.base.last_function import is_linear, range_of
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.run_accumulators import (
     BETWEEN,
@@ -86,33 +86,6 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
             context.isolation.run("loss", "always", _note_fit, context, out, input.detach().sigmoid(), target)
             if context.flags.sampled:
                 context.isolation.run("leak", "sampled", note_leak, context, target)
-
-
-_RANGES = {
-    "SigmoidBackward0": (0.0, 1.0), "SoftmaxBackward0": (0.0, 1.0), "TanhBackward0": (-1.0, 1.0),
-    "ReluBackward0": (0.0, math.inf), "SoftplusBackward0": (0.0, math.inf), "ExpBackward0": (0.0, math.inf),
-    "LogSoftmaxBackward0": (-math.inf, 0.0),
-}  # fmt: skip
-_SHAPES = frozenset(
-    f"{name}Backward0"
-    for name in (
-        "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Transpose", "Permute", "T",
-        "Clone", "Index", "Alias",
-    )
-) | {"SqueezeBackward1"}  # fmt: skip
-"""What changes the shape of numbers, and not the numbers."""
-_DEEP = 6
-
-
-def range_of(output: Tensor) -> tuple[float, float] | None:
-    """Between which numbers an output lies, by the last function that made it; None where that is not known."""
-    node = output.grad_fn
-    for _ in range(_DEEP):
-        name = type(node).__name__
-        if name not in _SHAPES:
-            return _RANGES.get(name)
-        node = node.next_functions[0][0]  # type: ignore[union-attr]
-    return None
 
 
 def broadcast_factor(a: torch.Size, b: torch.Size) -> float:
@@ -214,6 +187,7 @@ def _note_range(context: TapContext, input: Tensor, target: Tensor) -> None:
         some = _some(given)
         if len(some):
             inside = ((some >= 0) & (some <= 1)).float().mean()
+            inside = torch.zeros_like(inside) if which is BETWEEN and is_linear(given) else inside
             context.run.note(which, 1 - inside if which is OUT_OF_RANGE else inside)
 
 

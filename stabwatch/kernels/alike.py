@@ -30,6 +30,12 @@ def apart(x: Tensor) -> Tensor:
     return rows[:, :: -(-rows.shape[1] // SOME) or 1].float().var(dim=0, unbiased=False).mean().sqrt()
 
 
+def apart_from_zero(x: Tensor) -> Tensor:
+    """float32 (): the root mean square of the numbers that `apart` compares; not below 1e-12."""
+    rows = x.detach()[:SOME].reshape(min(len(x), SOME), -1)
+    return rows[:, :: -(-rows.shape[1] // SOME) or 1].float().square().mean().sqrt().clamp(min=EQUAL)
+
+
 def unexplained(output: Tensor, target: Tensor) -> Tensor:
     """float32 (): squared error over the variance of the targets (samples, ...); 1 is what their mean gives.
 

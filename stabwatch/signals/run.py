@@ -202,6 +202,12 @@ SIGNALS = (
         "Whether an objective that reached the model gave gradients to an optimizer that steps on another one: 1, or "
         "0.",
     ),
+    _host(
+        "input_spread_ratio",
+        "How far samples of the model's first input are apart, over its root mean square.",
+        "ratio",
+        tier="sampled",
+    ),
     _host("input_rms", "Root mean square of the model's first input of floating-point numbers.", tier="sampled"),
     _host(
         "weight_decay_ratio",

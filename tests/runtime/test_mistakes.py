@@ -180,6 +180,18 @@ def test_a_sigmoid_before_cross_entropy_is_told(last, tmp_path):
     assert ("DoubleSigmoid" in _named(tmp_path, model, _guess, 100)) == (last is nn.Sigmoid)
 
 
+def test_logits_of_a_linear_layer_are_no_probabilities_wherever_they_are(tmp_path):
+    """The model gives next to the same for all samples, which happens to be between 0 and 1."""
+    model = nn.Linear(6, 2)
+    nn.init.zeros_(model.weight)
+    nn.init.constant_(model.bias, 0.4)
+
+    def loss(m):
+        return 1e-3 * F.cross_entropy(m(torch.randn(16, 6)), torch.randint(2, (16,)))
+
+    assert "DoubleSigmoid" not in _named(tmp_path, model, loss, 100)
+
+
 def test_an_optimizer_of_another_model_is_told(tmp_path):
     model, other = nn.Linear(6, 2), nn.Linear(6, 2)
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)

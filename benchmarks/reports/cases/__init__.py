@@ -13,6 +13,7 @@ from benchmarks.reports.cases import (
     nonfinite,
     policy,
     precision,
+    typical_again,
     typical_loops,
     typical_values,
     unseen,
@@ -20,7 +21,7 @@ from benchmarks.reports.cases import (
 
 __all__ = [
     "CASES", "collapse", "data", "fresh_data", "fresh_setup", "gradients", "later", "loop", "losses", "nonfinite",
-    "policy", "precision", "typical_loops", "typical_values", "unseen",
+    "policy", "precision", "typical_again", "typical_loops", "typical_values", "unseen",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)

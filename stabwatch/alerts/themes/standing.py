@@ -250,7 +250,8 @@ RULES: tuple[Rule, ...] = (
         source="exactly zero for 32 steps: an adapter that begins at zero has a gradient after one step",
         remedy=(
             "Look for what has no slope between this part and the loss: rounding, a sign, an index, a comparison, a "
-            "softmax over one number, a clamp that is always reached, a factor of 0.",
+            "softmax over one number, a clamp that is always reached, a factor of 0; in a recurrent model: is the last "
+            "place that of padding?",
             "A straight-through gradient: `x + (x.round() - x).detach()`.",
             "If the part waits for another stage of the training, no action is needed.",
         ),

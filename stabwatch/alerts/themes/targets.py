@@ -254,7 +254,8 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("binary_probability_ratio", above=ALL),),
         source="all, for 64 steps: logits between 0 and 1 say half to three quarters of every sample; a discriminator "
-        "begins with some; ten such classes cannot get more than 23 %",
+        "begins with some; ten such classes cannot get more than 23 %; what a linear layer gives has no bounds and is "
+        "left out",
         remedy=(
             "Leave out the sigmoid at the end of the model: `binary_cross_entropy_with_logits` has one of its own, and "
             "`cross_entropy` has a softmax.",

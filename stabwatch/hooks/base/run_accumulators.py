@@ -13,6 +13,7 @@ from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.policy_accumulators import PolicyAccumulators
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.tensors import new_accumulator
+from stabwatch.kernels.alike import FEWEST, apart, apart_from_zero
 from stabwatch.kernels.constants import device_constant
 from stabwatch.kernels.merge import Aggregates, merge_, merge_floats
 from stabwatch.kernels.where import on_host
@@ -28,6 +29,7 @@ KEPT = host_accumulator("gradients_kept_ratio")
 REWRITTEN = host_accumulator("weights_rewritten_ratio")
 BROADCAST = host_accumulator("loss_broadcast_factor")
 INPUT = host_accumulator("input_rms")
+INPUT_SPREAD = host_accumulator("input_spread_ratio")
 LEAK = host_accumulator("target_in_input_ratio")
 OUT_OF_RANGE = host_accumulator("target_out_of_range_ratio")
 BETWEEN = host_accumulator("binary_probability_ratio")
@@ -66,7 +68,7 @@ The busy time and the sources of the loss come first: the record leaves out ever
 """
 NOTED = (
     OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD, UNREACHABLE, WANTED, APART, MIXED,
-    UNITS, THROWN, FIT, COMPARED_LOSS,
+    UNITS, THROWN, FIT, COMPARED_LOSS, INPUT_SPREAD,
 )  # fmt: skip
 SUMMED = (SPREAD, FIT, COMPARED_LOSS)
 """Those that are a mean over the losses of the step."""
@@ -184,6 +186,8 @@ class RunAccumulators:
         rms = flat[:: max(1, -(-len(flat) // INPUTS))].float().square().mean().sqrt()
         rms = rms.to(self._device, non_blocking=True)
         merge_(HOST, self.input, torch.stack((torch.ones_like(rms), rms)))
+        if batch.dim() and len(batch) >= FEWEST and batch.is_floating_point():
+            self.note(INPUT_SPREAD, apart(batch) / apart_from_zero(batch))
 
     def fill_busy(self, seconds: float) -> None:
         """Note this rank's time outside of its last backward pass, in a step that is merged over ranks."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stabwatch.hooks.base.context import TapContext
+from stabwatch.hooks.base.last_function import is_linear
 from stabwatch.hooks.base.probe import PROBES, Probe, on
 from stabwatch.hooks.base.run_accumulators import BETWEEN, RunAccumulators, mean_aggregates
 from stabwatch.hooks.base.tensors import local
@@ -54,7 +55,7 @@ def cross_entropy(
     else:
         _update_rows(run, logits, target, ignored)
     if context.flags.losses:
-        run.note(BETWEEN, between(logit_rows(logits.detach())))
+        run.note(BETWEEN, 0.0 if is_linear(logits) else between(logit_rows(logits.detach())))
     if due := context.due(LogitsCall):
         context.measure(due, LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input))
 
