@@ -19,7 +19,7 @@ from stabwatch.distributed.tree import RankSet
 
 REPORTS = 3
 """Times that a rank reports one accumulator: that of a layer which begins with zeros is equal on all ranks at first."""
-MOST_OPEN = 256
+MOST_OPEN = 32
 """Steps of which some ranks have reported, and others not yet."""
 
 
