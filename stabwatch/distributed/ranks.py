@@ -141,6 +141,13 @@ def is_part(module: nn.Module, model: nn.Module) -> bool:
     return any(m is module for m in model.modules()) or any(m is model for m in module.modules())
 
 
+def steps_alone(model: nn.Module) -> bool:
+    """Do ranks step on their own, and average their weights now and then (local SGD)?"""
+    wrappers = (m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel))
+    hooks = (hook for wrapper in wrappers for hook, _ in getattr(wrapper, "_comm_hooks", ()))
+    return any(getattr(hook, "__name__", "") == "post_localSGD_hook" for hook in hooks)
+
+
 def _is_coupled(model: Any) -> bool:
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if isinstance(model, nn.parallel.DistributedDataParallel):

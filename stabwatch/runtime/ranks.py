@@ -21,7 +21,7 @@ from stabwatch.distributed.directory import Directory
 from stabwatch.distributed.exchange import Exchange, Merged
 from stabwatch.distributed.health import SHARDED
 from stabwatch.distributed.layout import MergeLayout
-from stabwatch.distributed.ranks import Ranks
+from stabwatch.distributed.ranks import Ranks, steps_alone
 from stabwatch.distributed.stages import StagedLayout
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.host_transfer import HostTransfer
@@ -70,6 +70,13 @@ def apart_from_others(ranks: Ranks) -> str:
         f"the model is trained by the ranks {names} of {ranks.of}, as its wrappers say: this run is theirs. Which rank "
         "holds up the job is not looked for, as it may be one of the others"
     )
+
+
+LARGEST = (
+    "ranks step on their own between averages of the weights (local SGD): gradients, weights and updates in records are "
+    "the largest of any rank"
+)
+STEPS_ALONE = "ranks step on their own between averages of the weights (local SGD): replicas differ by design"
 
 
 def left_out(names: Sequence[str]) -> str:
@@ -277,7 +284,12 @@ class SharedSteps:
                 _log.warning("stabwatch: %s.", told)
         taps.health.coupled = self._ranks.coupled
         kinds, holds = taps.topology.kinds(taps.layout.accumulators)
-        taps.health.leave_out({a for a, kind in kinds.items() if kind == "part"})
+        apart = {a for a, kind in kinds.items() if kind == "part"}
+        if steps_alone(self._ranks.model):
+            self._context.unmeasured("replica", "", STEPS_ALONE)
+            self._context.unmeasured("note", "gradient", LARGEST)
+            apart |= kinds.keys()
+        taps.health.leave_out(apart)
         sharing = taps.topology.sharing
         group = tuple(map(self._ranks.numbers.index, sharing)) if set(sharing) <= set(self._ranks.numbers) else ()
         record = RecordLayout.without_series((*taps.layout.accumulators, *taps.health.sources))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from stabwatch.distributed.ranks import steps_alone
 from stabwatch.distributed.topology import Topology
 from stabwatch.hooks.base.tracked import tracked_parameters
 from stabwatch.runtime.ranks import left_out
@@ -87,3 +90,11 @@ def test_what_ddp_ignores_is_each_ranks_own():
     found = Topology(whole, RANK, WORLD, lambda: tracked_parameters(model, {"enter", "up", "down"}))
     assert found.sharded and [found.counts(p) for p in model.parameters()] == [False, False, True, True, False, False]
     assert not _topology(nn.parallel.DistributedDataParallel(Net())).sharded
+
+
+@pytest.mark.parametrize(("hook", "alone"), [(allreduce_hook, False), (post_localSGD_hook, True)])
+def test_ranks_of_local_sgd_step_on_their_own(hook, alone):
+    model = nn.parallel.DistributedDataParallel(Net())
+    assert not steps_alone(model)
+    model.register_comm_hook(PostLocalSGDState(None, None, 4) if alone else None, hook)
+    assert steps_alone(nn.Sequential(model)) == alone
