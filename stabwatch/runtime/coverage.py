@@ -25,6 +25,8 @@ COMPILED = (
     "no hook ran: the model was compiled and called before `attach`, or it is not the model that is trained. "
     "Call `stabwatch.attach` before the first compiled call, or `torch.compiler.reset()` after it"
 )
+REPLICA = "replica"
+"""The comparison of ranks, which is no probe."""
 NOT_CALLED = "this module was not called in the training forward (its parameters may be used directly)"
 NO_LOSS = (
     "no backward pass to this model's parameters, no `.loss` on its output and no cross_entropy was seen; use "
@@ -164,7 +166,7 @@ class Coverage:
         out = [
             {"tap": what, "site": site, "reason": reason}
             for (what, site), reason in self._reasons.all().items()
-            if what in self._optional and (what, site) not in measured
+            if what in (*self._optional, REPLICA) and (what, site) not in measured
         ]
         if self._has_no_classes(fired):
             out.append({"tap": LOGITS.tap, "site": "", "reason": self._reasons.get(LOGITS.tap, "") or NO_CLASSES})

@@ -28,6 +28,7 @@ from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.parameter_views import ParameterView, WholeGradient
 from stabwatch.hooks.base.probe import PROBES
 from stabwatch.runlog import Accumulator, RecordLayout
+from stabwatch.runtime.coverage import REPLICA
 from stabwatch.runtime.host_numbers import HostPart
 from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.taps import Taps
@@ -73,8 +74,8 @@ def apart_from_others(ranks: Ranks) -> str:
 
 
 LARGEST = (
-    "ranks step on their own between averages of the weights (local SGD): gradients, weights and updates in records are "
-    "the largest of any rank"
+    "ranks step on their own between averages of the weights (local SGD): gradients, weights and updates in records "
+    "are the largest of any rank"
 )
 STEPS_ALONE = "ranks step on their own between averages of the weights (local SGD): replicas differ by design"
 
@@ -276,7 +277,7 @@ class SharedSteps:
 
     def _layout(self, taps: ModelTaps) -> MergeLayout:
         if taps.topology.sharded:
-            self._context.unmeasured("replica", "", SHARDED)
+            self._context.unmeasured(REPLICA, "", SHARDED)
         if names := taps.topology.unaveraged:
             told = left_out(names)
             self._context.unmeasured("note", "gradient", told)
@@ -286,7 +287,7 @@ class SharedSteps:
         kinds, holds = taps.topology.kinds(taps.layout.accumulators)
         apart = {a for a, kind in kinds.items() if kind == "part"}
         if steps_alone(self._ranks.model):
-            self._context.unmeasured("replica", "", STEPS_ALONE)
+            self._context.unmeasured(REPLICA, "", STEPS_ALONE)
             self._context.unmeasured("note", "gradient", LARGEST)
             apart |= kinds.keys()
         taps.health.leave_out(apart)

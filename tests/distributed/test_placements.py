@@ -208,9 +208,11 @@ def test_no_mode_has_an_error_and_what_is_sharded_says_why_it_is_not_measured(mo
             continue  # its new layer is not called
         [coverage] = [event.data for event in job.events if event.kind == "coverage"]
         assert not coverage["missing"], mode
-        if any(kind in mode for kind in ("fsdp", "tp", "2d")):
+        if any(kind in mode for kind in ("sdp", "tp", "2d")):
             replicas = [k for k in job.keys if k.signal == "replica_difference_ratio"]
             assert not any(len(job.series(*_of(k))[0]) for k in replicas), mode
+        told = "replica" in {each["tap"] for each in coverage["unmeasured"]}
+        assert told == any(kind in mode for kind in ("sdp", "tp", "2d")), mode
         spectra = {key.layer for key in job.keys if key.signal == "stable_rank"}
         said = {each["site"] for each in coverage["unmeasured"] if each["tap"] == "matrix"}
         assert "blocks.0.up.weight" in spectra | said, mode
