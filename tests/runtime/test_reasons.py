@@ -430,6 +430,11 @@ def test_a_reason_is_given_where_it_is_true_and_nowhere_else(case, attach):
     assert reason not in false_of().reasons(attach)
 
 
+def test_the_warning_names_the_folder_that_the_doctor_needs(attach, caplog):
+    Trial(Spare()).reasons(attach)
+    assert f"`stabwatch doctor {attach.watches[-1].run_dir}`" in caplog.text
+
+
 def test_stages_of_the_same_rank_that_are_not_of_the_model_are_said_to_be_elsewhere(attach, monkeypatch):
     monkeypatch.setattr(Ranks, "staged", lambda self, stage, name: None)
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
