@@ -25,7 +25,7 @@ _backward = torch.autograd.backward
 _grad = torch.autograd.grad
 
 EVALUATING = "the model was called, but not in training mode: call `model.train()`"
-NO_ROOT = "parts of the model were called, but never the model itself: attach what the training loop calls"
+NO_ROOT = "compiled parts of the model were called, but never the model itself: attach what the training loop calls"
 
 LISTENERS: list[TapContext] = []
 """The contexts of all watches that are attached."""
@@ -67,6 +67,7 @@ def leave_uncompiled() -> None:
 def _begins(heard: Sequence[TapContext], tensors: Any, grad_tensors: Any) -> tuple[list[Any], list[Any] | None]:
     """Tell all watches of a backward pass; its roots, and the gradients that it begins with."""
     _note_why_unseen()
+    _end_parts(heard)
     roots, gradients = _listed(tensors), None if grad_tensors is None else _listed(grad_tensors)
     for context in heard:
         with shielded(context.isolation, "loss"), unseen_by_modes():
@@ -89,12 +90,18 @@ def _ends(heard: Sequence[TapContext], roots: Sequence[Tensor], gradients: Seque
             context.isolation.run("loss", "always", context.events.backward_unclear, roots, gradients)
 
 
+def _end_parts(heard: Sequence[TapContext]) -> None:
+    """Where the parts of a model are called in place of the model, its forward is over."""
+    for context in heard:
+        context.isolation.run("forward", "always", context.parts.backward_begins, context.forwards)
+
+
 def _note_why_unseen() -> None:
     """A backward starts, and no forward was measured before it: this may be so in the whole run."""
     root, site = CURSOR.root, CURSOR.site
     if root is not None and root.flags.recording:
         return
-    if site is not None:  # the end of the model's forward would have reset it
+    if site is not None and not site.context.parts.seen:  # the end of the model's forward would have reset it
         site.context.isolation.run("coverage", "always", site.context.unmeasured, "forward", "", NO_ROOT)
     elif root is not None and root.flags.open:
         root.context.isolation.run("coverage", "always", root.context.unmeasured, "forward", "", EVALUATING)
@@ -123,6 +130,7 @@ def _taken(heard: Sequence[TapContext], outputs: Any, inputs: Any, grad_outputs:
     if unheard():
         return
     given = None if grad_outputs is None else _listed(grad_outputs)
+    _end_parts(heard)
     for context in heard:
         with shielded(context.isolation, "loss"), unseen_by_modes():
             context.events.gradients_taken(_listed(outputs), given, _listed(inputs))

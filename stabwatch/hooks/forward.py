@@ -17,6 +17,7 @@ from stabwatch.hooks.backward import leave_uncompiled
 from stabwatch.hooks.base.accumulators import Buffer
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import Hook, is_exporting, runs_for_real, unseen_by_modes
+from stabwatch.hooks.base.parts import has_forward
 from stabwatch.hooks.base.sites import Site, Target, WatchedModule
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
 from stabwatch.hooks.base.views import CALL_VIEWS
@@ -44,6 +45,7 @@ def _before_root(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None:
             site.context.isolation.run("coverage", "always", site.context.unmeasured, "forward", "", WITHIN_TRANSFORM)
         return
     begun = site.context.isolation.begin()
+    site.context.parts.leave()
     try:
         _model_begins(site, module, args, kwargs)
     finally:
@@ -88,8 +90,9 @@ def _after_root(site: Site, module: nn.Module, args: Any, output: Any) -> None:
 
 def _before(site: Site, module: nn.Module, args: Any) -> None:
     """A watched module is called."""
-    if module.training and not torch.is_grad_enabled() and _by_itself(site) and not OwnCall.now:
-        _note_action(site, args)
+    if module.training and _by_itself(site) and not OwnCall.now:
+        _called_by_itself(site, args)
+        site = vars(module).get("_stabwatch") or site  # another one where the model has changed
     CURSOR.site = site
     site.context.trace.enters(site.name)
     if site.role.residual and site.flags.recording and site.flags.deep:
@@ -104,12 +107,58 @@ def _note_action(site: Site, inputs: Sequence[Any]) -> None:
 
 def _by_itself(site: Site) -> bool:
     """Is a module called outside of a call of its model? Modules that are called between such calls do not count."""
-    return CURSOR.site is None or CURSOR.root is None or CURSOR.root.context is not site.context
+    root = CURSOR.root
+    if CURSOR.site is None or root is None or root.context is not site.context:
+        return True
+    return CURSOR.site is root and site.context.parts.followed
+
+
+def _called_by_itself(site: Site, args: Any) -> None:
+    context = site.context
+    if not torch.is_grad_enabled():
+        _note_action(site, args)
+    elif not context.parts.followed:
+        context.parts.seen = True
+    elif runs_for_real() and not in_backward():
+        begun = context.isolation.begin()
+        try:
+            _part_begins(site, args)
+        finally:
+            context.isolation.end(begun)
+
+
+def _part_begins(site: Site, args: Any) -> None:
+    """The first of the parts of a model is called, or another one."""
+    parts, root = site.context.parts, root_of(site)
+    if _parts_are_called(site.context):
+        if not parts.repeats(site.name):
+            return
+        _end_parts(site.context)
+    model = root.module()
+    if model is not None:
+        _model_begins(root, model, args, {})
+        parts.repeats(site.name)
+
+
+def _parts_are_called(context: TapContext) -> bool:
+    return CURSOR.root is not None and CURSOR.root.context is context and CURSOR.site is not None
+
+
+def _end_parts(context: TapContext) -> None:
+    """The forward of the parts, if one has begun, is over."""
+    root = CURSOR.root
+    model = None if root is None or not _parts_are_called(context) else root.module()
+    context.parts.forget()
+    if root is not None and model is not None:
+        _after_root(root, model, (), None)
 
 
 def _after(site: Site, module: nn.Module, args: Any, output: Any) -> None:
     """A watched module has returned."""
     CURSOR.site = site.parent
+    if site.name in site.context.parts:
+        CURSOR.site = root_of(site)
+        site.context.trace.part_ends()
     flags = site.flags
     site.context.trace.leaves(site.name)
     if flags.recording and (flags.sampled or flags.deep or flags.outputs) and not in_backward():
@@ -231,6 +280,7 @@ class ModuleTaps:
         context.flags.outputs = any(
             probe.tier == "always" for s in self.sites.values() for view in s.views for probe in context.of(view)
         )
+        context.parts.end = partial(_end_parts, context)
         ALL_TAPS.add(self)
 
     def follow_flags(self) -> None:
@@ -238,9 +288,12 @@ class ModuleTaps:
 
         They also stay in a model that is never called itself: calls of its parts show whether it makes its own data.
         """
-        flags = self._context.flags
+        flags, parts = self._context.flags, self._context.parts
+        if parts.followed and _parts_are_called(self._context):
+            parts.forget()
+            CURSOR.site = None
         wanted = flags.sampled or flags.deep or flags.outputs or flags.traced or compilers_used()
-        wanted = wanted or not self._context.forwards
+        wanted = wanted or not self._context.forwards or parts.followed
         if wanted != self._inserted:
             self._inserted = wanted
             for hook in self._passing:
@@ -280,6 +333,7 @@ class ModuleTaps:
             before, after = module.register_forward_pre_hook(BEFORE), module.register_forward_hook(AFTER)
             self._hooked[id(module)] = module, (before, after)
         else:
+            self._context.parts.followed = not has_forward(module)
             before = module.register_forward_pre_hook(BEFORE_ROOT, with_kwargs=True)
             self._hooked[id(module)] = module, (before, module.register_forward_hook(AFTER_ROOT))
         if target.name:

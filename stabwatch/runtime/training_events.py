@@ -156,7 +156,7 @@ class TrainingEvents(PipelineEvents):
         """A training forward of the model starts: a step whose optimizers have stepped is over."""
         self._silence.forwards += 1
         self._since_step += 1
-        if self._clock.forward_ends_step():
+        if not self.context.parts.followed and self._clock.forward_ends_step():  # a part may have its own optimizer
             self._end_step()
         elif not self._clock.numbered:
             self._end_unannounced()

@@ -16,6 +16,7 @@ from stabwatch.hooks.base.isolation import ErrorReport, Isolation
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.model_input import ModelInput
 from stabwatch.hooks.base.parameter_views import PARAMETER_VIEWS, WholeGradient
+from stabwatch.hooks.base.parts import Parts
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import RunAccumulators
@@ -121,6 +122,7 @@ class TapContext:
         self.keeps_loss_call = False
         """Somebody calls the loss once more."""
         self.forwards = 0
+        self.parts = Parts()
         self.actions = Actions()
         self.looped: dict[str, None] = {}
         self.probes = tuple(PROBES)

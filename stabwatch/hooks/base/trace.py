@@ -81,10 +81,11 @@ class ForwardTrace:
         """Nodes of that forward."""
         self._now: Forward | None = None
         self._open: list[tuple[str, int]] = []
+        self._part_end: int | None = None
 
     def begins(self, inputs: tuple[Any, ...], device: torch.device) -> None:
         """A training forward begins."""
-        self._now, self._open = None, []
+        self._now, self._open, self._part_end = None, [], None
         if _number is None or device.type != "cpu":
             return
         if len(self.forwards) >= MOST_FORWARDS:
@@ -108,12 +109,17 @@ class ForwardTrace:
                 self._now.calls.append(Call(name, start, _number()))
                 return
 
+    def part_ends(self) -> None:
+        """A part that was called by itself has returned; unless another one follows, the forward has ended here."""
+        if self._now is not None:
+            self._part_end = _number()
+
     def ends(self, output: Any) -> None:
         """The forward has ended."""
         now, self._now = self._now, None
         if now is None:
             return
-        now.end = _number()
+        now.end = _number() if self._part_end is None else self._part_end
         for x in tensors(output):
             if x.numel() == 1 and x.requires_grad:
                 now.own_loss = True

@@ -236,9 +236,11 @@ def test_a_model_that_stays_in_evaluation_mode_is_said_to(attach):
     assert not reasons(watch, "missing", "loss"), "the backward pass shows it"
 
 
-def test_a_model_whose_own_forward_is_never_called_is_said_to(attach):
+def test_a_model_whose_compiled_parts_are_called_and_never_itself_is_said_to(attach):
+    torch._dynamo.reset()
     model = Stack()
-    watch = seen(attach, model, call=lambda x: model.head(model.blocks[1](model.blocks[0](x))))
+    first = torch.compile(model.blocks[0], backend="eager")
+    watch = seen(attach, model, call=lambda x: model.head.weight.sum() * first(x)[..., :5])
     for tap in ("activation", "attention", "logits"):
         assert reasons(watch, "missing", tap) == {NO_ROOT}, tap
     assert not reasons(watch, "missing", "loss"), "the backward pass shows it"
