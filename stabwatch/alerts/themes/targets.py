@@ -27,6 +27,8 @@ LABELS = 8
 """Labels of a step from which on 200 steps are enough to learn from."""
 ALL = 0.999
 """Of what a binary loss is given."""
+MARGIN = 0.4
+"""Share of a cross-entropy above that of a guess that the labels' logits explain: more, and it has a margin."""
 STRETCH = 48
 """Steps of one kind of data from which on it is another task, and no order."""
 FEWEST = 8
@@ -86,7 +88,8 @@ def _between(steps: Array, means: Array) -> float:
 class UniformFeature(RunFeature):
     """The cross-entropy above that of a uniform guess, ln(classes), as far as the size of the logits explains it.
 
-    A margin that is subtracted from the label's logit raises it too; that part, the gap, is left out. lowest: the
+    A margin that is subtracted from the label's logit raises it too; that part, the gap, is left out. Where it is much
+    of the whole, the logits are those of a loss with a margin, which scales cosines: then nothing is said. lowest: the
     smallest cross-entropy so far, above that of a uniform guess.
     """
 
@@ -108,6 +111,8 @@ class UniformFeature(RunFeature):
         if not math.isfinite(loss + classes + gap) or classes < 2:
             return None
         above = loss - math.log(classes) - max(gap, 0.0)
+        if above > 0 and gap > MARGIN * (above + gap):
+            return None
         self._lowest = min(above, self._lowest) if math.isfinite(self._lowest) else above
         return {self.gauges[0].name: above, self.gauges[1].name: self._lowest, self.signal: loss}
 
