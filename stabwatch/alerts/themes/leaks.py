@@ -82,7 +82,8 @@ class RepeatFeature(RunFeature):
     """How often the batch of a step is that of the step before.
 
     A model that makes its own data (it is called without gradients in training mode, or a copy of it is) learns from
-    them several times: only a loss that compares outputs with given targets is judged.
+    them several times: where a loss that compares outputs with targets is seen, and is not what is trained, but a part
+    of it (a value beside a policy), nothing is judged.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -100,7 +101,7 @@ class RepeatFeature(RunFeature):
     def _begin(self) -> None:
         self._repeats: deque[bool] = deque(maxlen=PAIRS)
         self._records = self._acted = 0
-        self._compares = False
+        self._compares = True
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         repeated, acted, loss, *seen = (self._one(signal, values) for signal in self._columns.signals)
@@ -235,8 +236,8 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("batch_repeated_ratio", above=0.3), Condition("batch_distinct", above=11.5)),
         source="nearly every second step, among a dozen different batches and more; a batch that never changes (the "
-        "whole data set) is no repetition, and reinforcement learning goes over its data several times; only of a loss "
-        "that compares outputs with targets",
+        "whole data set) is no repetition, and reinforcement learning goes over its data several times; nothing where "
+        "a comparison with targets is only a part of the loss",
         remedy=(
             "Seed each loader worker: `worker_init_fn`, with a generator of its own in each (NumPy's is copied).",
             "If each batch is used several times on purpose, announce it or mute this rule.",
