@@ -130,8 +130,10 @@ def test_a_reader_beside_a_writer_gets_each_record_once(folder: RunFolder, layou
             folder.append(one, step, float(step), row(one, step))
             if step % 10 == 0:
                 append_event(folder.path, Event("note", 0.0, step))
+            if step == records // 2:
+                looked.wait(10)  # all may be written before the reader has its turn
 
-    log, writer = RunLog(folder.path), threading.Thread(target=write)
+    log, writer, looked = RunLog(folder.path), threading.Thread(target=write), threading.Event()
     steps, notes, polls = [], [], 0
     writer.start()
     while len(steps) < records or writer.is_alive():
@@ -140,6 +142,7 @@ def test_a_reader_beside_a_writer_gets_each_record_once(folder: RunFolder, layou
             steps += block.steps.tolist()
         notes += [event.step for event in log.poll_events()]
         polls += 1
+        looked.set()
     writer.join()
     notes += [event.step for event in log.poll_events()]
     assert steps == list(range(records)) and notes == list(range(0, records, 10))
