@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ LIKELY = 0.5
 """Score from which a cause is likely. docs/reports.md tells how often causes of each word are right."""
 SYMPTOM = 0.45
 """Score of a symptom as the first cause: it tells that something went wrong, and not what."""
+logger = logging.getLogger("stabwatch")
+
 EXPLAINED = {
     "LossLostAtRateJump": ("LearningRateSpike",),
     "NoUpdates": ("ZeroGradients", "LearningRateZero"),
@@ -333,7 +336,7 @@ def _with_roots(evidence: Evidence, causes: list[Cause]) -> list[Cause]:
     leading: list[Cause] = []
     following: list[Cause] = []
     for root in ROOT_CAUSES:
-        found = root.find(evidence)
+        found = _found(root, evidence)
         if found:
             (leading if found.leads else following).append(_root(root, found, len(leading)))
     facts = [
@@ -341,6 +344,15 @@ def _with_roots(evidence: Evidence, causes: list[Cause]) -> list[Cause]:
     ]
     symptoms = [cause for cause in causes if cause not in facts]
     return [*facts, *leading, *symptoms[:1], *following, *symptoms[1:]]
+
+
+def _found(root: RootCause, evidence: Evidence) -> Found | None:
+    """What a root cause finds; an error in it must not take the others away."""
+    try:
+        return root.find(evidence)
+    except Exception:
+        logger.exception("the cause %s could not be looked for; the others were. Please report this.", root.name)
+        return None
 
 
 def _root(root: RootCause, found: Found, place: int) -> Cause:

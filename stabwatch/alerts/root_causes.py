@@ -205,10 +205,12 @@ def _bad_batch(e: Evidence) -> Found | None:
         began = first.onset - int(first.context.get("loss_odd_batches", 0.0))
         if e.onset >= began - e.together:
             return Found(began, (f"Step {first.step}: {first.description}",), confidence=0.7)
-    if not e.watched or not _data_first(e):
+    spike = min(e.of(*_JUMPS), key=lambda a: a.onset, default=None)
+    if spike is None or not e.watched or not _data_first(e):
         return None
-    spike = min(e.of(*_JUMPS), key=lambda a: a.onset)
     before, now = spike.context.get("loss_at_onset"), spike.context.get("loss")
+    if e.of("LossDivergence") and not _abrupt(e, before, now, spike.onset):
+        return None  # it rises on and on: one batch does not do that
     climbs = rates.climbs(e)
     rate = "while the learning rate rose" if climbs else "at a usual learning rate"
     lines = [f"Step {spike.onset}: the loss jumped before any large step was taken, {rate}."]
@@ -224,8 +226,7 @@ def _bad_batch(e: Evidence) -> Found | None:
         )
     if before is not None and now is not None:
         lines.append(f"The loss was {before:.4g} before, {now:.4g} at step {spike.step}.")
-    sure = not climbs and (known or _abrupt(e, before, now, spike.onset) or not e.of("LossDivergence"))
-    return Found(spike.onset, tuple(lines), confidence=0.7 if sure else 0.4, leads=sure)
+    return Found(spike.onset, tuple(lines), confidence=0.4 if climbs else 0.7, leads=not climbs)
 
 
 def _abrupt(e: Evidence, before: float | None, now: float | None, onset: int) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 
-from stabwatch.alerts import Engine, diagnose
+from stabwatch.alerts import Engine, diagnose, diagnosis
+from stabwatch.alerts.evidence import Evidence, RootCause
+from stabwatch.alerts.root_causes import ROOT_CAUSES
+from stabwatch.alerts.rule import Alert
 from stabwatch.runlog import Event
 from tests.alerts.scenarios import block, wave
 
@@ -74,6 +77,36 @@ def test_a_loss_that_jumps_is_put_down_to_the_batch_but_not_while_the_learning_r
     assert _diagnosis({"loss": losses, "learning_rate": steady}).causes[0].name == "BadBatch"
     causes = [c.name for c in _diagnosis({"loss": losses, "learning_rate": climbing}).causes]
     assert causes[0] == "LearningRateTooHigh" and "BadBatch" in causes
+
+
+def test_a_loss_that_rises_on_and_on_is_put_down_to_no_batch():
+    losses = [*wave(100, 2.0, 0.02), *(2.0 * 1.02**i for i in range(100))]
+    found = _diagnosis({"loss": losses, "learning_rate": [1e-3] * 200})
+    assert {"LossDivergence", "LossShift"} & {c.name for c in found.causes}
+    assert "BadBatch" not in {c.name for c in found.causes} and "the batch explains" not in str(found.to_dict())
+
+
+def test_odd_batches_after_the_onset_and_without_a_jump_are_no_error():
+    """Batches unlike the others are a reason to look for a jump of the loss; there need not be one."""
+    engine = Engine()
+    engine.observe(block({"loss": wave(50)}))
+
+    def alert(rule, onset):
+        odd = {"loss_odd_batches": 8.0}
+        return Alert(rule, "warning", "firing", "loss", "", onset + 8, onset, 0.0, 1.0, None, rule, rule, odd)
+
+    evidence = Evidence([alert("VanishingGradients", 0), alert("OddBatches", 40)], [], engine.memory, 0, 1.0, True)
+    assert [root.name for root in ROOT_CAUSES if root.name == "BadBatch" and root.find(evidence)] == []
+
+
+def test_a_cause_that_cannot_be_looked_for_takes_no_other_away(monkeypatch, caplog):
+    def fails(evidence):
+        raise ZeroDivisionError
+
+    broken = RootCause("Broken", "Broken", fails, (), ())
+    monkeypatch.setattr(diagnosis, "ROOT_CAUSES", (broken, *ROOT_CAUSES))
+    causes = _diagnosis({"loss": [*wave(100, 2.0, 0.02), *wave(20, 6.0, 0.02)]}).causes
+    assert causes and "the cause Broken could not be looked for" in caplog.text
 
 
 def test_the_same_spike_of_the_learning_rate_is_named_again_after_the_run_went_back():

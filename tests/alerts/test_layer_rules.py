@@ -311,3 +311,8 @@ def test_a_program_that_begins_anew_is_told_and_is_no_alarm(each):
         told = {(a.rule, a.severity) for a in engine.history if a.state == "firing"}
         assert ("OptimizerStateLost", wanted) in told
         assert (wanted == "info") == (engine.fresh_starts == (100,)) == ({s for _, s in told} == {"info"})
+
+
+def test_one_batch_with_an_odd_sample_is_no_measure_of_how_far_samples_are_apart():
+    apart = [*wave(40, 1.0, 0.1), 500.0, *wave(120, 1.0, 0.1)]
+    assert _states_of({"wanted": apart}, "EmbeddingCollapse") == []

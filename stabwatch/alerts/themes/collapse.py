@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Duration, Feature, RunFeature
 from stabwatch.alerts.objectives import makes_its_data
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, Bools
+from stabwatch.alerts.statistics import Array, Bools, median
 
 LEFT = 0.2
 """Of the largest distance between samples so far."""
+USUAL = 5
+"""Records of which the median is such a distance: one batch with an odd sample sets no measure."""
 FEWEST = 1e-4
 """A distance that is one; below it all samples are alike from the start."""
 
@@ -45,6 +48,7 @@ class CollapseFeature(RunFeature):
 
     def _begin(self) -> None:
         self._most = {"wanted_deviation": 0.0, "output_deviation": 0.0}
+        self._last: dict[str, deque[float]] = {name: deque(maxlen=USUAL) for name in self._most}
         self._near = Duration()
         self._records = self._played = 0
         self._compared = False
@@ -65,7 +69,8 @@ class CollapseFeature(RunFeature):
         return dict(zip((g.name for g in self.gauges), (ratio, steps), strict=True))
 
     def _over_most(self, signal: str, now: float) -> float:
-        self._most[signal] = max(self._most[signal], now)
+        self._last[signal].append(now)
+        self._most[signal] = max(self._most[signal], median(np.array(self._last[signal])))
         return now / self._most[signal] if self._most[signal] > FEWEST else 1.0
 
     def measures(self, values: Array) -> Bools:
