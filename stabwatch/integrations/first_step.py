@@ -150,10 +150,8 @@ def find_model(optimizer: Any, optimizers: Iterable[Any], modules: Iterable[Any]
     together, it is the one with the most of them. Of several with the same parameters it is the innermost that has
     children: a wrapper is not always called, and what is inside it is. Returns None if there is none.
     """
-    from stabwatch.hooks.base.parts import has_forward
-
     owned = [(module, {id(p) for p in module.parameters()}) for module in modules if not _is_trainer(module)]
-    called = [(module, parameters) for module, parameters in owned if has_forward(module)]
+    called = [(module, parameters) for module, parameters in owned if _has_forward(module)]
     everything = set().union(parameters_of(optimizer), *map(parameters_of, optimizers))
     for group in (called, owned):
         for wanted in filter(None, (everything, parameters_of(optimizer))):
@@ -171,6 +169,12 @@ def _ranked(owned: list[tuple[Any, set[int]]], wanted: set[int]) -> Iterator[tup
         if wanted <= parameters:
             size = sum(1 for _ in module.modules())
             yield len(parameters), size == 1, size, module
+
+
+def _has_forward(module: Any) -> bool:
+    from torch import nn
+
+    return type(module).forward is not nn.Module.forward
 
 
 def _is_trainer(module: Any) -> bool:
