@@ -144,6 +144,17 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+def right(logits: Tensor, y: Tensor) -> Tensor:
+    """The share of rows whose largest logit is the label's."""
+    return (logits.detach().argmax(-1) == y).float().mean()
+
+
+def digits_loss(trial: Trial, model: nn.Module, scale: float = 1.0, size: int = 32) -> Tensor:
+    """The cross-entropy of a batch of digits, whose pixels are multiplied by `scale`."""
+    x, y = draw_digits(trial, size)
+    return F.cross_entropy(model(scale * x), y)
+
+
 def plain_loop(
     trial: Trial,
     model: nn.Module,

@@ -7,7 +7,7 @@ from stabwatch.alerts.evidence import Evidence, Found, RootCause
 
 SMALL_INPUT = 0.02
 """Pixels of 0 to 1 are at 0.3, those of 0 to 1 that are divided by 255 once more at 0.002."""
-ALIKE = 0.05
+LEAST_SPREAD = 0.05
 """How far samples are apart, over the size of the input: pixels are at 0.5 and more, scaled columns at 1."""
 CUT = 100.0
 """Gradient norm over the limit of clipping: far more than a usual gradient is cut."""
@@ -16,7 +16,7 @@ LARGE_INPUT = 30.0
 
 
 def _inputs_not_scaled(e: Evidence) -> Found | None:
-    return _large_inputs(e) or _small_inputs(e) or _inputs_alike(e)
+    return _large_inputs(e) or _small_inputs(e) or _inputs_hidden(e)
 
 
 def _large_inputs(e: Evidence) -> Found | None:
@@ -50,10 +50,10 @@ def _small_inputs(e: Evidence) -> Found | None:
     )
 
 
-def _inputs_alike(e: Evidence) -> Found | None:
+def _inputs_hidden(e: Evidence) -> Found | None:
     spread = e.context.get("input_spread_ratio", 1.0)
     alerts = e.of("NotLearning", "NoBetterThanMean", "UpdatesTooSmall", "OutputsConstant")
-    if not 0 < spread < ALIKE or not alerts:
+    if not 0 < spread < LEAST_SPREAD or not alerts:
         return None
     return Found(
         alerts[0].onset,

@@ -1,4 +1,4 @@
-"""Data that several ranks see alike counts once.
+"""Data that several ranks are given counts once.
 
 The ranks of a tensor-parallel group are given the same batch. So each of them measures the same loss, labels and
 residual stream, and each has a share of what lies inside of a layer that is split. Which is which is not known from

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stabwatch.errors import TrainingUnstableError
 from stabwatch.guards.dispatcher import AlertDispatcher
-from stabwatch.hooks.base.alike import note_inputs, note_outputs
+from stabwatch.hooks.base.alike import note_inputs, note_outputs, note_size
 from stabwatch.hooks.base.calls import outermost
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.naming import unwrap
@@ -174,15 +174,10 @@ class TrainingEvents(PipelineEvents):
         if self.flags.open:
             self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.context.step, inputs)
         if self.flags.sampled:
-            self.isolation.run("batch", "sampled", self._note_input, inputs)
+            self.isolation.run("batch", "sampled", note_size, self.context.run, inputs)
             self.isolation.run("alike", "sampled", note_inputs, self.context.run, inputs, named)
             self.isolation.run("batch", "sampled", self.context.input.forward_begins, inputs, named)
         self.isolation.run("nonfinite", "always", self.context.trace.begins, inputs, self.context.device)
-
-    def _note_input(self, inputs: tuple[Any, ...]) -> None:
-        batch = first_tensor([x for x in inputs if not isinstance(x, Tensor) or x.dim()])  # a scalar is no batch
-        if batch is not None and batch.numel() and batch.layout == torch.strided:
-            self.context.run.update_input(batch)
 
     def forward_ended(self, output: Any) -> None:
         """Read the loss that a model computes itself."""

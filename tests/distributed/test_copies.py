@@ -1,4 +1,4 @@
-"""Data that several ranks see alike counts once, found by comparing what they measured."""
+"""Data that several ranks are given counts once, found by comparing what they measured."""
 
 from __future__ import annotations
 

@@ -10,15 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks.reports.case import Trial, report
 from benchmarks.reports.checks import all_of, fact, loss_hurt
-from benchmarks.reports.data import Assembled, draw_digits, draw_images, mlp, plain_loop, table
+from benchmarks.reports.data import Assembled, digits_loss, draw_digits, draw_images, mlp, plain_loop, table
 
 FAULTS = "https://arxiv.org/abs/1910.11015"
 """Humbatova et al. 2020, Taxonomy of Real Faults in Deep Learning Systems."""
-
-
-def _digits_loss(trial: Trial, model: nn.Module, scale: float = 1.0, size: int = 32) -> Tensor:
-    x, y = draw_digits(trial, size)
-    return F.cross_entropy(model(x * scale), y)
 
 
 @report(
@@ -35,7 +30,7 @@ def scheduler_in_place_of_step(trial: Trial) -> None:
     trial.attach(model, optimizer)
     for _ in range(trial.steps):
         optimizer.zero_grad()
-        loss = _digits_loss(trial, model)
+        loss = digits_loss(trial, model)
         loss.backward()
         if not trial.broken:
             optimizer.step()
@@ -62,7 +57,7 @@ def zero_grad_by_micro_batch(trial: Trial) -> None:
         for _ in range(8):
             if trial.broken:
                 optimizer.zero_grad()
-            loss = _digits_loss(trial, model, size=4) / 8
+            loss = digits_loss(trial, model, size=4) / 8
             loss.backward()
             total += loss.detach()
         optimizer.step()
@@ -87,7 +82,7 @@ def group_without_rate(trial: Trial) -> None:
         trial,
         model,
         optimizer,
-        lambda _: _digits_loss(trial, model),
+        lambda _: digits_loss(trial, model),
         after=lambda _: {"moved": (model["body"].weight.detach() - start).abs().mean()},
     )
 
@@ -105,7 +100,7 @@ def clipped_to_nothing(trial: Trial) -> None:
     trial.attach(model, optimizer)
     for _ in range(trial.steps):
         optimizer.zero_grad()
-        loss = _digits_loss(trial, model)
+        loss = digits_loss(trial, model)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1e-4 if trial.broken else 1.0)
         optimizer.step()
@@ -122,7 +117,7 @@ def clipped_to_nothing(trial: Trial) -> None:
 def rate_far_too_small(trial: Trial) -> None:
     model = mlp(64, 64, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-7 if trial.broken else 3e-3)
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model))
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -155,7 +150,7 @@ def sigmoids_all_the_way(trial: Trial) -> None:
     widths = (64, *[64] * 5, 10)
     model = mlp(*widths, act=nn.Sigmoid if trial.broken else nn.ReLU)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model))
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -171,7 +166,7 @@ def weights_begin_large(trial: Trial) -> None:
         for p in model.parameters():
             nn.init.normal_(p)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model))
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -188,7 +183,7 @@ def weights_begin_equal(trial: Trial) -> None:
         for p in model.parameters():
             nn.init.constant_(p, 0.01)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model))
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -201,7 +196,7 @@ def weights_begin_equal(trial: Trial) -> None:
 def betas_exchanged(trial: Trial) -> None:
     model = mlp(64, 64, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.999, 0.9) if trial.broken else (0.9, 0.999))
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model))
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 class _PostNorm(nn.Module):
@@ -226,7 +221,7 @@ class _PostNorm(nn.Module):
 def norm_after_without_warm_up(trial: Trial) -> None:
     model = _PostNorm()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3 if trial.broken else 3e-4)
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model))
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -245,7 +240,7 @@ def dropout_in_evaluation(trial: Trial) -> None:
     trial.attach(model, optimizer)
     for _ in range(trial.steps):
         optimizer.zero_grad()
-        loss = _digits_loss(trial, model)
+        loss = digits_loss(trial, model)
         loss.backward()
         optimizer.step()
         model.eval()

@@ -12,6 +12,7 @@ from benchmarks.reports.data import (
     VOCABULARY,
     Assembled,
     digits,
+    digits_loss,
     draw_digits,
     draw_images,
     draw_text,
@@ -421,11 +422,7 @@ def weights_begin_at_zero(trial: Trial) -> None:
             nn.init.zeros_(p)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
-    def loss(_: int) -> Tensor:
-        x, y = draw_digits(trial)
-        return F.cross_entropy(model(x), y)
-
-    plain_loop(trial, model, optimizer, loss)
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from benchmarks.reports.case import Trial, report
 from benchmarks.reports.cases.policy import ACTIONS, STATES
 from benchmarks.reports.checks import all_of, fact, loss_hurt
-from benchmarks.reports.data import Assembled, SelfAttention, digits, draw_digits, mlp, plain_loop
-
-
-def _digits_loss(trial: Trial, model: nn.Module) -> Tensor:
-    x, y = draw_digits(trial)
-    return F.cross_entropy(model(x), y)
+from benchmarks.reports.data import Assembled, SelfAttention, digits, digits_loss, draw_digits, mlp, plain_loop
 
 
 @report(
@@ -31,7 +26,7 @@ def model_made_twice(trial: Trial) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     if trial.broken:
         model = mlp(64, 64, 10)
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model))
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -50,7 +45,7 @@ def weights_drawn_again(trial: Trial) -> None:
         if trial.broken and step and step % 50 == 0:
             for layer in (model[0], model[2]):
                 layer.reset_parameters()
-        return _digits_loss(trial, model)
+        return digits_loss(trial, model)
 
     plain_loop(trial, model, optimizer, loss)
 
@@ -147,7 +142,7 @@ def _read_before(trial: Trial) -> _Sentence:
     early = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(150):
         early.zero_grad()
-        _digits_loss(trial, model).backward()
+        digits_loss(trial, model).backward()
         early.step()
     model.head = nn.Linear(48, 2)
     return model
@@ -183,7 +178,7 @@ def fine_tuned_too_fast(trial: Trial) -> None:
 def sgd_far_too_slow(trial: Trial) -> None:
     model = mlp(64, 64, 64, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6 if trial.broken else 0.1, momentum=0.9)
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model))
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -199,7 +194,7 @@ def warm_up_longer_than_the_run(trial: Trial) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     steps = 100_000 if trial.broken else 30
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps))
-    plain_loop(trial, model, optimizer, lambda _: _digits_loss(trial, model), schedule=schedule)
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model), schedule=schedule)
 
 
 @report(
@@ -216,7 +211,7 @@ def never_in_training_mode(trial: Trial) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
     def loss(_: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        return _digits_loss(trial, model), {"seen": float(model[1].num_batches_tracked)}
+        return digits_loss(trial, model), {"seen": float(model[1].num_batches_tracked)}
 
     plain_loop(trial, model, optimizer, loss)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.reports.case import Trial, report
 from benchmarks.reports.checks import all_of, fact, loss_hurt, not_finite
-from benchmarks.reports.data import Assembled, digits, draw_digits, mlp, plain_loop, table
+from benchmarks.reports.data import Assembled, digits, digits_loss, draw_digits, mlp, plain_loop, table
 
 
 @report(
@@ -30,11 +30,7 @@ def root_hidden_by_where(trial: Trial) -> None:
     model = Assembled(forward, encode=nn.Linear(64, 32), head=nn.Linear(32, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
-    def loss(_: int) -> Tensor:
-        x, y = draw_digits(trial)
-        return F.cross_entropy(model(x), y)
-
-    plain_loop(trial, model, optimizer, loss)
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -52,10 +48,10 @@ def power_of_a_negative(trial: Trial) -> None:
     def loss(step: int) -> Tensor:
         x, _ = draw_digits(trial)
         out = model(-x if step == 60 else x)
-        alike = F.cosine_similarity(out, x, dim=1)
+        similar = F.cosine_similarity(out, x, dim=1)
         if not trial.broken:
-            alike = alike.relu() + 1e-6
-        return (F.mse_loss(out, x) + (1 - (alike if step >= 60 else alike.abs() + 1e-6) ** 0.3)).mean()
+            similar = similar.relu() + 1e-6
+        return (F.mse_loss(out, x) + (1 - (similar if step >= 60 else similar.abs() + 1e-6) ** 0.3)).mean()
 
     plain_loop(trial, model, optimizer, loss)
 
@@ -134,11 +130,7 @@ def parameter_never_filled(trial: Trial) -> None:
                       embed=nn.Linear(8, 32), query=_Query(not trial.broken), head=nn.Linear(32, 10))  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
-    def loss(_: int) -> Tensor:
-        x, y = draw_digits(trial)
-        return F.cross_entropy(model(x), y)
-
-    plain_loop(trial, model, optimizer, loss)
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(
@@ -176,11 +168,7 @@ def sigmoid_before_cross_entropy(trial: Trial) -> None:
         model.append(nn.Sigmoid())
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
-    def loss(_: int) -> Tensor:
-        x, y = draw_digits(trial)
-        return F.cross_entropy(model(x), y)
-
-    plain_loop(trial, model, optimizer, loss)
+    plain_loop(trial, model, optimizer, lambda _: digits_loss(trial, model))
 
 
 @report(

@@ -22,13 +22,10 @@ from benchmarks.reports.data import (
     draw_text,
     mlp,
     plain_loop,
+    right,
     table,
     token_loss,
 )
-
-
-def _right(logits: Tensor, y: Tensor) -> Tensor:
-    return (logits.detach().argmax(-1) == y).float().mean()
 
 
 class _Low(nn.Module):
@@ -66,7 +63,7 @@ def low_rank_adapters(trial: Trial) -> None:
     def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_digits(trial)
         logits = model(x)
-        return F.cross_entropy(logits, y), {"right": _right(logits, y)}
+        return F.cross_entropy(logits, y), {"right": right(logits, y)}
 
     plain_loop(trial, model, optimizer, loss, schedule=schedule)
 
@@ -82,7 +79,7 @@ def linear_probe(trial: Trial) -> None:
     def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_digits(trial)
         logits = model(x)
-        return F.cross_entropy(logits, y), {"right": _right(logits, y)}
+        return F.cross_entropy(logits, y), {"right": right(logits, y)}
 
     plain_loop(trial, model, optimizer, loss, schedule=schedule)
 
@@ -220,7 +217,7 @@ def discriminative_rates(trial: Trial) -> None:
     def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_digits(trial)
         logits = model(x)
-        return F.cross_entropy(logits, y), {"right": _right(logits, y)}
+        return F.cross_entropy(logits, y), {"right": right(logits, y)}
 
     plain_loop(trial, model, optimizer, loss, schedule=schedule)
 

@@ -22,13 +22,10 @@ from benchmarks.reports.data import (
     draw_text,
     mlp,
     plain_loop,
+    right,
     table,
     token_loss,
 )
-
-
-def _right(logits: Tensor, y: Tensor) -> Tensor:
-    return (logits.detach().argmax(-1) == y).float().mean()
 
 
 def _digits(trial: Trial, model: nn.Module, size: int = 32) -> Callable[[int], tuple[Tensor, Facts]]:
@@ -37,7 +34,7 @@ def _digits(trial: Trial, model: nn.Module, size: int = 32) -> Callable[[int], t
     def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_digits(trial, size)
         logits = model(x)
-        return F.cross_entropy(logits, y), {"right": _right(logits, y)}
+        return F.cross_entropy(logits, y), {"right": right(logits, y)}
 
     return loss
 
@@ -53,7 +50,7 @@ def adadelta_convolutions(trial: Trial) -> None:
     def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_images(trial, 64)
         logs = model(x)
-        return F.nll_loss(logs, y), {"right": _right(logs, y)}
+        return F.nll_loss(logs, y), {"right": right(logs, y)}
 
     plain_loop(trial, model, optimizer, loss, schedule=torch.optim.lr_scheduler.StepLR(optimizer, 80, 0.7))
 
@@ -123,7 +120,7 @@ def fine_tuned_encoder(trial: Trial) -> None:
     def loss(_: int) -> tuple[Tensor, Facts]:
         x, y = draw_digits(trial, 16)
         logits = model(x)
-        return F.cross_entropy(logits, y % 2), {"right": _right(logits, y % 2)}
+        return F.cross_entropy(logits, y % 2), {"right": right(logits, y % 2)}
 
     plain_loop(trial, model, optimizer, loss, schedule=schedule)
 
@@ -143,6 +140,15 @@ def _reward(x: Tensor, action: Tensor, trial: Trial) -> Tensor:
     return (x[:, :5].argmax(-1) == action).float() + 0.1 * trial.randn(len(x))
 
 
+@torch.no_grad()
+def _rollout(policy: nn.Module, trial: Trial) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States, what a policy did in them, the logarithms of their probabilities, and rewards; 128 of each."""
+    x = trial.randn(128, 8)
+    logs, _ = policy(x)
+    action = torch.multinomial(logs.exp(), 1, generator=trial.generator)[:, 0]
+    return x, action, logs[torch.arange(128), action], _reward(x, action, trial)
+
+
 @healthy(learns=reaches("reward", 0.5), steps=480)
 def proximal_epochs(trial: Trial) -> None:
     """PPO in the way of a library: a copy acts, six epochs over each rollout, all the usual numbers are logged."""
@@ -153,11 +159,7 @@ def proximal_epochs(trial: Trial) -> None:
     for step in range(trial.steps):
         if step % 6 == 0:
             old.load_state_dict(agent.state_dict())
-            x = trial.randn(128, 8)
-            with torch.no_grad():
-                logs, _ = old(x)
-                action = torch.multinomial(logs.exp(), 1, generator=trial.generator)[:, 0]
-                before, reward = logs[torch.arange(128), action], _reward(x, action, trial)
+            x, action, before, reward = _rollout(old, trial)
         logs, value = agent(x)
         gain = reward - value.detach()
         gain = (gain - gain.mean()) / (gain.std() + 1e-8)
@@ -188,11 +190,7 @@ def silent_proximal_epochs(trial: Trial) -> None:
     for step in range(trial.steps):
         if step % 4 == 0:
             old.load_state_dict(agent.state_dict())
-            x = trial.randn(128, 8)
-            with torch.no_grad():
-                logs, _ = old(x)
-                action = torch.multinomial(logs.exp(), 1, generator=trial.generator)[:, 0]
-                before, reward = logs[torch.arange(128), action], _reward(x, action, trial)
+            x, action, before, reward = _rollout(old, trial)
         logs, value = agent(x)
         gain = reward - value.detach()
         ratio = (logs[torch.arange(128), action] - before).exp()
@@ -272,8 +270,8 @@ def two_views(trial: Trial) -> None:
         x, _y = draw_digits(trial, 48)
         both = torch.cat([x + 0.15 * trial.randn(48, 64) for _ in range(2)])
         z = F.normalize(model(both), dim=1)
-        alike = (z @ z.T / 0.5).masked_fill(torch.eye(96, dtype=torch.bool), -1e9)
-        return F.cross_entropy(alike, torch.arange(96).roll(48))
+        similar = (z @ z.T / 0.5).masked_fill(torch.eye(96, dtype=torch.bool), -1e9)
+        return F.cross_entropy(similar, torch.arange(96).roll(48))
 
     plain_loop(trial, model, optimizer, loss, schedule=schedule)
 
@@ -314,7 +312,7 @@ def whole_graph(trial: Trial) -> None:
 
     def loss(_: int) -> tuple[Tensor, Facts]:
         logits = model(x)
-        return F.cross_entropy(logits[labelled], y[labelled]), {"right": _right(logits[60:], y[60:])}
+        return F.cross_entropy(logits[labelled], y[labelled]), {"right": right(logits[60:], y[60:])}
 
     plain_loop(trial, model, optimizer, loss)
 
@@ -423,7 +421,7 @@ def attacked_inputs(trial: Trial) -> None:
             (slope,) = torch.autograd.grad(F.cross_entropy(model(x + moved), y), moved)
             moved = (moved + 0.02 * slope.sign()).clamp(-0.05, 0.05).detach()
         logits = model(x + moved)
-        return F.cross_entropy(logits, y), {"right": _right(logits, y)}
+        return F.cross_entropy(logits, y), {"right": right(logits, y)}
 
     plain_loop(trial, model, optimizer, loss)
 

@@ -1,4 +1,4 @@
-"""Batches whose samples are all the same, and outputs that become so."""
+"""What the model is given and returns: how large it is, and whether samples differ."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def note_inputs(run: RunAccumulators, inputs: Iterable[Any], named: Mapping[str,
         return
     if len(given[0]) >= FEWEST and all(len(x) == len(given[0]) for x in given):
         run.note(ALIKE, torch.stack([alike(x) for x in given]).amin())
+
+
+def note_size(run: RunAccumulators, inputs: Iterable[Any]) -> None:
+    """The model is called: how large is its first input that is not a single number?"""
+    batch = first_tensor([x for x in inputs if not isinstance(x, Tensor) or x.dim()])
+    if batch is not None and batch.numel() and batch.layout == torch.strided:
+        run.update_input(batch)
 
 
 @torch.no_grad()
