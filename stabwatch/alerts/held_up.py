@@ -89,7 +89,7 @@ def _sorted(known: Sequence[Stand]) -> tuple[list[Stand], list[Stand], list[Stan
     waiting, perhaps, absent = [], [], []
     for stand in known:
         newest = [(number == last[group], ended) for group, (number, ended, _) in stand.entered.items()]
-        if stand.state == "left":
+        if stand.state in ("left", "lost"):
             absent.append(stand)
         elif stand.inside == "collective" or (True, False) in newest:
             waiting.append(stand)
@@ -104,7 +104,7 @@ def _found(known: Sequence[Stand], holding: Sequence[Stand], silent: Sequence[in
     world = known[0].world
     ranks = [{"rank": s.rank, "state": s.state, "why": _why(s), **_where(s)} for s in holding[:MOST_NAMED]]
     ranks += [{"rank": r, "state": "silent", "why": NO_SIGN} for r in silent]
-    gone = bool(silent) or any(s.state == "raised" for s in holding)
+    gone = bool(silent) or any(s.state in ("raised", "lost") for s in holding)
     step, seconds = min(s.step for s in (*holding, *others)), max(s.seconds for s in known)
     texts = [f"rank {r['rank']} {r['why']}" for r in sorted(ranks, key=lambda r: int(r["rank"]))]
     what = "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
@@ -125,6 +125,8 @@ def _why(stand: Stand) -> str:
     place = f" at {stand.place}" if stand.place is not None else ""
     if stand.state == "left":
         return f"is not watched: {stand.error}"
+    if stand.state == "lost":
+        return f"is gone: {stand.error}"
     if stand.state == "raised":
         return f"raised {stand.error}{place}"
     where = {"loader": ", in its data loader", "backward": ", in a backward pass"}.get(stand.inside, "")
@@ -177,8 +179,11 @@ def held_up_in(run: Path, events: Sequence[Event], now: float, by: str) -> Event
 
 def failed_in(run: Path, attempt: int) -> str:
     """Which ranks an attempt of a run failed on, from the files of its ranks; '' where that is not known."""
-    found = held_up(read_stands(run, attempt), math.inf)
-    return "; ".join(f"rank {r['rank']} {r['why']}" for r in found.ranks[:3]) if found is not None else ""
+    stands = read_stands(run, attempt)
+    found = held_up(stands, math.inf)
+    if found is None:  # nobody was seen to wait
+        return "; ".join(f"rank {rank} {_why(s)}" for rank, s in sorted(stands.items()) if s.state == "lost")
+    return "; ".join(f"rank {r['rank']} {r['why']}" for r in found.ranks[:3])
 
 
 def _since_start(events: Sequence[Event]) -> Iterable[Event]:

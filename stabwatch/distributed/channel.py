@@ -52,8 +52,8 @@ class Handler(Protocol):
     def child_joined(self, rank: int) -> None:
         """A rank sends to this one from now on."""
 
-    def child_left(self, rank: int) -> None:
-        """It sends no more."""
+    def child_left(self, rank: int, lost: bool) -> None:
+        """It sends no more; lost: its end of the connection was closed, and it has not said that it leaves."""
 
     def from_child(self, rank: int, message: Message, block: bytes) -> None:
         """A 'row', 'copy' or 'reply' came up."""
@@ -284,6 +284,7 @@ class Channel:
 
     def _from_child(self, link: Link, message: Message, block: bytes) -> None:
         if message["kind"] == "bye":
+            link.goodbye = True
             self._lose(link)
         elif message["kind"] in ("row", "copy", "reply"):
             self._handler.from_child(link.rank, message, block)
@@ -297,7 +298,7 @@ class Channel:
             self._next_ancestor(time.monotonic())
         elif self._children.get(link.rank) is link:
             del self._children[link.rank]
-            self._handler.child_left(link.rank)
+            self._handler.child_left(link.rank, link.ended and not link.goodbye)
 
     def _forget(self, link: Link) -> None:
         with contextlib.suppress(KeyError, ValueError):

@@ -72,7 +72,8 @@ class Exchange:
     merged: on rank 0, called with each step in order, in the exchange's thread. changed: on rank 0, called when the
     ranks that records cover have changed, there too. failed: called with the exception that ends the exchange.
     stage: the place of this rank in a pipeline, asked when the first step ends. widened: called with the layout of all
-    stages, before the first row, there too. number: what the job calls this rank, if that is not `rank`.
+    stages, before the first row, there too. number: what the job calls this rank, if that is not `rank`. lost: called
+    when the connection to a rank below has ended without a word, and when it is there again.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Exchange:
         stage: Callable[[], Stage | None],
         widened: Callable[[StagedLayout], None],
         number: int | None = None,
+        lost: Callable[[int, bool], None] = lambda rank, lost: None,
     ) -> None:
         self.rank, self.world = rank, world
         self.number = rank if number is None else number
@@ -96,7 +98,7 @@ class Exchange:
         self._version = version
         self._health = health
         self._make_layout = layout
-        self._merged, self._changed, self._failed = merged, changed, failed
+        self._merged, self._changed, self._failed, self._lost = merged, changed, failed, lost
         self._stage, self._widened = stage, widened
         self._compares = health
         self._stages: dict[str, str | None] = {}
@@ -347,10 +349,13 @@ class Exchange:
     def child_joined(self, rank: int) -> None:
         """See Handler."""
         self._merger.add(rank)
+        self._lost(rank, False)
 
-    def child_left(self, rank: int) -> None:
+    def child_left(self, rank: int, lost: bool) -> None:
         """See Handler."""
         self._merger.remove(rank)
+        if lost:
+            self._lost(rank, True)
 
     def from_child(self, rank: int, message: Message, block: bytes) -> None:
         """See Handler."""

@@ -18,7 +18,7 @@ class Link:
     """heard: when the last byte came, by the caller's clock. greeted: the other end has said who it is.
 
     events: what the owner's selector waits for. dropped: frames that were not queued. ended: the other end is gone, and
-    everything that it sent has been read.
+    everything that it sent has been read. goodbye: it has said so.
     """
 
     def __init__(self, sock: socket.socket, now: float, rank: int = -1) -> None:
@@ -27,7 +27,7 @@ class Link:
         self.rank = rank
         self.opened = self.heard = now
         self.greeted = False
-        self.ended = False
+        self.ended = self.goodbye = False
         self.dropped = 0
         self.events = 0
         self._decoder = Decoder()

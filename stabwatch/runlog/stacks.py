@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 STACKS = "stacks"
 
-State = Literal["overdue", "raised", "left"]
+State = Literal["overdue", "raised", "left", "lost"]
 Inside = Literal["collective", "backward", "loader", ""]
 
 
@@ -37,13 +37,13 @@ class Place:
 class Stand:
     """Where one rank is.
 
-    state: its step is overdue, it raised an exception, or its watch has ended. step: number of the open step. seconds:
-    since the step before ended. patience: seconds from which the step is overdue. time: when this was seen, in seconds
-    since the epoch. inside: what of torch the thread is in. call: the function of torch that the user's code has called
-    there. place: the innermost line of the user's code. busy: what may take long in a healthy run ('' for nothing), and
-    busy_limit: for how many seconds. entered: for each process group, the number of the last collective that was
-    entered, whether it has ended, and its name; empty where torch does not record them. threads: the stacks, the
-    innermost line first.
+    state: its step is overdue, it raised an exception, its watch has ended, or its process is gone. step: number of the
+    open step. seconds: since the step before ended. patience: seconds from which the step is overdue. time: when this
+    was seen, in seconds since the epoch. inside: what of torch the thread is in. call: the function of torch that the
+    user's code has called there. place: the innermost line of the user's code. busy: what may take long in a healthy
+    run ('' for nothing), and busy_limit: for how many seconds. entered: for each process group, the number of the last
+    collective that was entered, whether it has ended, and its name; empty where torch does not record them. threads:
+    the stacks, the innermost line first.
     """
 
     rank: int

@@ -41,6 +41,7 @@ AGAIN = 30.0
 FAREWELL = 1.0
 """Seconds that rank 0 waits for the files of others when it ends with the error of a collective."""
 FOLDER, COUNT = "folder", "stands"
+LOST = "its connection ended without a word: it was killed, or its node is lost"
 MOST_ASKED = 16
 """Ranks without a file of which the reason is asked for."""
 
@@ -80,6 +81,7 @@ class Overdue:
         self._told = -1
         self._found: dict[str, str | None] = {}
         self._announced: Directory | None = None
+        self._gone: set[int] = set()
         self._timeout = _timeout()
         self._stop = threading.Event()
         self._pid = os.getpid()
@@ -99,6 +101,20 @@ class Overdue:
         self._ended, self._step, self._last = self._ended + 1, step + 1, now
         self._thread_id = threading.get_ident()
         self._trained = self._training()
+
+    def lost(self, rank: int, lost: bool) -> None:
+        """In the exchange's thread: the connection to a rank has ended without a word, or it is there again.
+
+        A launcher ends the others at once when one was killed, and this process with them: so it is written now.
+        """
+        if self._run is None or (lost and rank in read_stands(*self._run)):
+            return
+        if lost:
+            self._gone.add(rank)
+            _write(*self._run, Stand(rank, self._world, "lost", self._step, 0.0, 0.0, time.time(), error=LOST))
+        elif rank in self._gone:
+            self._gone.discard(rank)
+            remove_stand(*self._run, rank)
 
     def close(self, failure: BaseException | None) -> None:
         """The watch ends; failure: the exception that ends it."""

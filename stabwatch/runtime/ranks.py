@@ -137,6 +137,8 @@ class SharedSteps:
         self._seen_errors: dict[str, int] = {}
         self._accumulators_of: dict[frozenset[str], frozenset[Accumulator]] = {}
         self.errors = RemoteErrors()
+        self.lost: Callable[[int, bool], None] = lambda rank, lost: None
+        """Set by the owner: called in the exchange's thread with a rank that is lost, or there again."""
         self._number_of_exchange = 0
         self._said = False
         """It was said that nothing of this rank is recorded."""
@@ -155,6 +157,7 @@ class SharedSteps:
                 partial(self._layout, taps), partial(self._merged, taps, self._left),
                 partial(self._changed, self._number_of_exchange), self._failed,
                 lambda: self._ranks.stage, partial(self._widened, taps), ranks.number,
+                lambda rank, lost: self.lost(rank, lost),
             )  # fmt: skip
             exchange.directory.begins = beginning(ranks.model)
             return exchange

@@ -56,6 +56,8 @@ class SessionRanks(SessionAnswers):
         self._taps.failed_elsewhere = self._shared.errors.probes
         exchange, together = self._shared.exchange, len(ranks.numbers) == ranks.of
         self._overdue = self._follow_ranks() if exchange is not None and together else None
+        if self._overdue is not None:
+            self._shared.lost = self._overdue.lost
         if not together:
             self.context.unmeasured("note", "ranks", apart_from_others(ranks))
         if note := zero_note(ranks.model, self._optimizer, ranks.world):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 
@@ -37,7 +38,7 @@ class Job:
 
     def __init__(self, cells_of=lambda rank: (LOSS,)):
         self.merged, self.news, self.failures = [], [], []
-        self.widened = []
+        self.widened, self.lost = [], []
         self.ranks = [self._rank(rank, cells_of(rank)) for rank in range(WORLD)]
 
     def _rank(self, rank, accumulators):
@@ -59,6 +60,7 @@ class Job:
             self.failures.append,
             lambda: None,
             self.widened.append,
+            lost=lambda *news: self.lost.append(news),
         )
 
     def step(self, step, ranks=range(WORLD)):
@@ -119,6 +121,16 @@ def test_rank_0_gets_the_merge_of_all(make):
         assert merged.health[5:10].tolist() == [4, 1111.0, 1000.0, 3, 1]
     job.close()
     assert [(n.covered, n.since, n.missing) for n in job.news] == [(4, 0, [])]
+
+
+def test_a_connection_that_ends_without_a_word_is_told_until_it_is_there_again(make):
+    job = make()
+    _begin(job)
+    job.lost.clear()
+    job.ranks[3]._channel._parent.socket.shutdown(socket.SHUT_RDWR)
+    job.wait(lambda: job.lost == [(3, True), (3, False)])
+    job.close((3, 2, 1, 0))
+    assert len(job.lost) == 2, "a rank that says that it leaves is not lost"
 
 
 def test_a_node_that_leaves_takes_nobody_with_it(make):

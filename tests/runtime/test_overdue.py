@@ -7,8 +7,9 @@ import json
 import pytest
 import torch.distributed as dist
 
+from stabwatch.alerts.held_up import failed_in
 from stabwatch.distributed.directory import Directory
-from stabwatch.runlog.stacks import Stand, read_stands
+from stabwatch.runlog.stacks import Stand, read_stands, write_stand
 from stabwatch.runtime.overdue import Overdue
 
 RAISED = Stand(1, 2, "raised", 3, 0.0, 0.0, 0.0, error="ValueError: boom")
@@ -61,3 +62,20 @@ def test_a_rank_that_has_left_without_a_word_is_told_to_have_left(ranks, tmp_pat
     _collect(overdue, mine)
     found = read_stands(tmp_path, 1)[1]
     assert (found.state, found.error) == ("left", "its watch has ended")
+
+
+def test_a_rank_that_is_lost_is_written_at_once_until_it_is_there_again(ranks, tmp_path):
+    overdue, _ = ranks
+    overdue.lost(1, True)
+    assert read_stands(tmp_path, 1)[1].state == "lost"
+    assert failed_in(tmp_path, 1).startswith("rank 1 is gone: its connection ended without a word")
+    overdue.lost(1, False)
+    assert not read_stands(tmp_path, 1) and failed_in(tmp_path, 1) == ""
+
+
+def test_the_error_of_a_rank_stays_when_its_process_is_gone(ranks, tmp_path):
+    overdue, _ = ranks
+    write_stand(tmp_path, 1, 1, RAISED.to_json())
+    overdue.lost(1, True)
+    overdue.lost(1, False)
+    assert read_stands(tmp_path, 1)[1] == RAISED
