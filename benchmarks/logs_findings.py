@@ -151,11 +151,16 @@ def read_once() -> str:
         figures.append(
             (number, str(len(mine)), f"{got} of {len(trouble)}", f"{warned} of {len(mine) - len(trouble)}", str(unread))
         )
-    rows = [(e["round"], f"[{e['name']}]({e['source']})", e["label"], e["first"]) for e in listed]
+    rows = [(e["round"], _linked(e["name"], e["source"]), e["label"], e["first"]) for e in listed]
     head = ("round", "excerpts", "trouble found", "others warned about", "not read")
     begin = THIRD.format(rounds=len(figures))
     listing = table(("round", "excerpt", "label", "at the first reading"), rows)
     return f"{begin}{table(head, figures)}\n\n{REMAINS}\n{listing}"
+
+
+def _linked(name: str, source: str) -> str:
+    """The name, with a link where the source has an address."""
+    return f"[{name}]({source})" if source.startswith("http") else name
 
 
 def main() -> int:
@@ -243,7 +248,8 @@ round
 Round 18 was read once and nothing was mended after it: trouble was found in 2 of 6, none of the 20 others was warned
 about. Missed are a loss scale of 0.016 in a single record and an accuracy of 0 in the first epoch, where a healthy run
 of the same trainer has 0.0002 to 0.0013; not read are values in a list of arrays and CatBoost's `learn: 0.12`, which
-is a loss or a score, as the user chose. Of these the scale is found today.
+is a loss or a score, as the user chose. Of these the scale is found today, and CatBoost is read: its
+values are a loss where they fall.
 
 Rounds 1 to 18 are mostly hard cases: single records, and curves that learn nothing. Rounds 19 to 21 took what
 came: fresh excerpts of several records, whole logs of public repositories, and curves of AlgoPerf's submissions
@@ -257,8 +263,29 @@ wrong, of the same kinds (six late starts, two bad first losses, and noise at th
 
 After mending, trouble is found in 48 of those 52, of the right kind and at the right step in 46, and 3 of the 101
 others are warned about: the four overflows, the loss that rises and falls twice, and the new term, in two of its
-seven attempts. Missed are bursts and a jump in the first hundred steps, three times, and a reward of 0 in all
-episodes.
+seven attempts. Missed are bursts and a jump in the first hundred steps, three times; a reward of 0 in all
+episodes was missed too and is told today, and the restarts that were none are not told any more.
+
+Rounds 22 to 24 took what came too: excerpts of reports, notebooks and posts, whole logs of public repositories, and
+AlgoPerf's curves drawn by chance. At the first reading:
+
+| round | logs | trouble found | of the right kind and step | healthy warned about | not read |
+|---|---|---|---|---|---|
+| 22 | 53 | 13 of 18 | 10 | 4 of 35 | 0 |
+| 23 | 53 | 10 of 14 | 9 | 2 of 39 | 1 |
+| 24 | 65 | 5 of 10 | 4 | 2 of 55 | 2 |
+
+Three of the eight warned about were labelled healthy by mistake: their curves have the spikes that were told. The
+other five were a reward with the name `avgR`, means over no object, a setting with the name `scale` above bars that
+were not read, epochs of eight batches that were judged one by one, and a re-initialisation out of noise. Between the
+rounds their kinds were mended. Steps were wrong where the count stands in brackets behind a time, where an epoch was
+hard-wrapped, where a second training begins, and where a small rise comes just before an explosion.
+
+After mending, trouble is found in 17 of 18, 13 of 14 and 6 of 10, none of the healthy ones is warned about but the
+three that were labelled by mistake, and two logs are not read, which have no names, or `avg(utility)` (four more have
+no record at all, and that is said). Missed are one validation at a loss of 1e-7 and an accuracy of 0.12, and five
+curves that are two to three times as high from a cycle of the rate on, and slowly fall back, whose rate is not in the
+log.
 """
 
 if __name__ == "__main__":

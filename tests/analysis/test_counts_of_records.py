@@ -252,6 +252,8 @@ def test_a_reward_of_0_in_all_records(tmp_path):
     some = "".join(line.format(i, 0.0, entropy, k, 0.5) for i, entropy, k in rows)
     assert not problems(read(tmp_path, some))
     assert not problems(read(tmp_path, "".join(line.format(i, 0.0, e, k, 0.0) for i, e, k in rows[:20])))
+    late = "".join(line.format(19_500 + i, 0.0, e, k, 0.0) for i, e, k in rows[:12])
+    assert problems(read(tmp_path, late)) == [("NotLearning", 19_500)]
 
 
 def test_two_evaluations_far_above_while_the_training_loss_goes_on(tmp_path):

@@ -57,8 +57,8 @@ EXPLODES = 1e4
 """Ratio of a value loss to all before it, to the square of the largest reward before it, and to 1."""
 
 
-NEVER = 40
-"""Fewest records of a reward that is always 0."""
+NEVER, STILL_NEVER = 40, 10
+"""Fewest records of a reward that is always 0, from the first on and later in a training."""
 _SUCCESS = re.compile(r"success|solved|(?:^|[/_ ])(?:wins?|win_rate|num_wins|scores?)(?:[/_ ]|$)")
 BEYOND, HUGE = 10.0, 1e8
 """Least ratio of each value loss of an excerpt to the square of the largest reward, and its least size."""
@@ -181,7 +181,7 @@ def _never_rewarded(segment: RunSegment) -> list[Incident]:
         c for c in segment.columns if len(c) and (REWARD.search(spelled(c.name)) or _SUCCESS.search(c.name.lower()))
     ]
     reward = finite_of(segment, REWARD)
-    if reward is None or len(reward) < NEVER or any(c.values.any() for c in told):
+    if reward is None or len(reward) < (NEVER if segment.fresh else STILL_NEVER) or any(c.values.any() for c in told):
         return []
     text = (
         f"The reward ('{reward.name}') is 0 in each of {number_of(len(reward))}: either no episode was ever rewarded, "
