@@ -17,6 +17,8 @@ from stabwatch.analysis.readers.names import is_eval, is_perplexity
 
 LOST = 0.4
 """A curve that does not turn back has diverged if it is this many levels above its best."""
+SLOWLY, SMOOTH, MANY = 0.25, 0.05, 100
+"""The same for a smooth curve: its rise, the scatter of its changes in levels, and its fewest records."""
 NEAR = 0.7
 """Share of the rise from best to worst at which a curve still counts as not having turned back."""
 LONGEST = 50
@@ -218,8 +220,9 @@ def _slow(values: Array, fresh: bool, nats: bool) -> tuple[int, float] | None:
     lost = float(np.median(tail[-max(1, len(tail) // 10) :])) - best
     size = level(smooth[max(0, k - width) : k + width])
     turned = lost < NEAR * float(tail.max() - best) and lost < size
+    smoothly = len(values) >= MANY and scatter(np.diff(values)) <= SMOOTH * best
     if (
-        lost < LOST * size
+        lost < (SLOWLY if smoothly else LOST) * size
         or turned
         or lost < _wander(smooth, width, len(tail))
         or not _apart(values, k, width, len(tail))

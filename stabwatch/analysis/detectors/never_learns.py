@@ -31,13 +31,22 @@ GAINED = 0.02
 """Largest gain of an accuracy that shows nothing learned."""
 LOW = 0.5
 """Accuracy above which much was learned before the log begins."""
+EPOCHS, RECORDS, ALONE = 5, 12, 8
+"""Fewest epochs and other records of a flat loss beside a flat accuracy, and fewest epochs of such a loss alone."""
+WIDTH, FELL = 0.03, 0.98
+"""Largest width of such a loss after its first record, relative to its level, and the least share of the first record
+that is left at the end."""
+SPREAD = 0.05
+"""Largest width of such an accuracy."""
 
 
 def reason(segment: RunSegment, loss: Column) -> str:
     """A sentence on why nothing is learned; empty if that does not show."""
     if not segment.fresh or loss.role != "loss" or is_perplexity(loss.name):
         return ""
-    return _stuck(segment, loss) or _at_chance(segment, loss) or _never_below(segment, loss)
+    return (
+        _stuck(segment, loss) or _at_chance(segment, loss) or _never_below(segment, loss) or _stays_flat(segment, loss)
+    )
 
 
 def _accuracies(segment: RunSegment, loss: Column) -> Iterator[tuple[Column, Array]]:
@@ -95,3 +104,38 @@ def _never_below(segment: RunSegment, loss: Column) -> str:
         f"the accuracy ('{column.name}') stays between {column.values.min():g} and {column.values.max():g}: nothing is "
         f"learned." + how_sure(len(loss), "possible")
     )
+
+
+def _stays_flat(segment: RunSegment, loss: Column) -> str:
+    """Loss and accuracies stay where they began, whatever the task; or the loss alone, over more epochs."""
+    epochs = segment.run.step_unit == "epoch"
+    values = loss.values
+    if len(values) < (EPOCHS if epochs else RECORDS) or values.min() <= 0:
+        return ""
+    late = float(np.median(values[-max(len(values) // 3, 2) :]))
+    if late < FELL * float(values[0]) or np.ptp(values[1:]) > WIDTH * float(np.median(values)):
+        return ""
+    told = list(_accuracies(segment, loss))
+    if any(share.max() > LOW + CHANCE or not _is_flat(share) for _, share in told):
+        return ""
+    if not told and (not epochs or len(values) < ALONE or _others_move(segment, loss)):
+        return ""
+    beside = f", and the accuracy ('{told[0][0].name}') at {float(np.median(told[0][0].values)):.4g}" if told else ""
+    many = number_of(len(values), "epoch" if epochs else "record")
+    return (
+        f"The {segment.loss_name} stays at {late:.4g}, where it began ({values[0]:.4g}), in {many}{beside}: nothing is "
+        f"learned so far." + how_sure(len(values), "possible")
+    )
+
+
+def _is_flat(share: Array) -> bool:
+    gained = float(np.median(share[-max(len(share) // 3, 2) :])) - float(share[0])
+    return float(np.ptp(share)) <= SPREAD and gained <= CHANCE
+
+
+def _others_move(segment: RunSegment, loss: Column) -> bool:
+    """Whether another column of the training or of an evaluation changes: something may be learned there."""
+    others = (
+        c for c in segment.columns if c is not loss and c.role in ("eval_loss", "component", "other") and len(c) > 1
+    )
+    return any(float(np.ptp(c.values)) > WIDTH * max(abs(float(np.median(c.values))), 1e-12) for c in others)

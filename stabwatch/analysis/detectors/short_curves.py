@@ -57,6 +57,8 @@ ONLY_TWO = 12.0
 """The same for a log of two records."""
 AGREES = 0.5
 """Largest spread of the records before an explosion, relative to the lowest."""
+DESCENT = 3.0
+"""The same ratio as `GROWS` where the records before fall from one to the next."""
 
 
 def explosion(values: Array) -> list[Excursion]:
@@ -71,8 +73,9 @@ def explosion(values: Array) -> list[Excursion]:
         before, after = values[:i], values[i:]
         top, low = float(before.max()), float(before.min())
         few = i == 1 or len(after) == 1
-        agree = top - low <= AGREES * low
-        if not agree or after.min() < STAYS * top or min(end, float(after[-1])) < (ALONE if few else GROWS) * top:
+        agree, falls = top - low <= AGREES * low, i > 2 and bool((np.diff(before) < 0).all())
+        grows = ALONE if few else GROWS if agree else DESCENT
+        if not (agree or falls) or after.min() < STAYS * top or min(end, float(after[-1])) < grows * top:
             continue
         if _ebbs(after, top):
             return []

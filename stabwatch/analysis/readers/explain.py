@@ -9,6 +9,7 @@ from pathlib import Path
 from stabwatch.analysis.readers import read_log
 from stabwatch.analysis.readers.file import LogFile
 from stabwatch.analysis.readers.log import Log, LogRun, Role
+from stabwatch.analysis.readers.names import number
 from stabwatch.analysis.readers.templates import Templates
 from stabwatch.errors import LogError
 
@@ -35,13 +36,13 @@ _KINDS = {
 }
 
 
-def explain(path: Path, number: int) -> list[str]:
-    """How line `number` of a log, from 1, was read. Raises LogError."""
+def explain(path: Path, line: int) -> list[str]:
+    """How line `line` of a log, from 1, was read. Raises LogError."""
     log = read_log(path)
-    text = next((piece for at, piece in LogFile(path).lines() if at == number), None)
+    text = next((piece for at, piece in LogFile(path).lines() if at == line), None)
     if text is None:
-        raise LogError(f"{path} has no line {number}.")
-    return [f"Line {number}: {text.strip()}", f"Read as {log.format}.", *_found(log, number), *_unused(log, text)]
+        raise LogError(f"{path} has no line {line}.")
+    return [f"Line {line}: {text.strip()}", f"Read as {log.format}.", *_found(log, line), *_unused(log, text, line)]
 
 
 def explain_text(text: str) -> list[str]:
@@ -53,17 +54,19 @@ def explain_text(text: str) -> list[str]:
             log = read_log(path)
         except LogError:
             return [f"Line: {text.strip()}", "Nothing in it was understood: no number in it has a name that is known."]
-    return [f"Line: {text.strip()}", f"Read as {log.format}.", *_found(log, None), *_unused(log, text)]
+    return [f"Line: {text.strip()}", f"Read as {log.format}.", *_found(log, None), *_unused(log, text, None)]
 
 
-def _unused(log: Log, text: str) -> list[str]:
+def _unused(log: Log, text: str, line: int | None) -> list[str]:
     """The numbers of a line of free text that have no name, or one that says nothing of training."""
     found = Templates().of(text) if log.format == "text" else None
     if found is None:
         return []
     template, numbers = found
     used = {at for at, _, _ in template.values} | {template.step, template.epoch, template.length}
-    others = [number for at, number in enumerate(numbers) if at not in used]
+    columns = [column for run in log.runs for column in run.columns]
+    taken = {v for c in columns for v in c.values[(c.lines == line) | (line is None)].tolist()}
+    others = [word for at, word in enumerate(numbers) if at not in used and number(word) not in taken]
     return [f"Numbers that were not used: {', '.join(others[:20])}{' ...' * (len(others) > 20)}"] if others else []
 
 

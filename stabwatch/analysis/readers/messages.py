@@ -22,7 +22,9 @@ _NAN = (
     r"|\b(?:detected|found|encountered|got|received)(?: an?)? (?:nans?|infs?|non-?finite|not finite)\b"
     r"|\bnans?(?: or infs?)? in (?:the )?(?:summary|input|output|tensor|weights|model)\b"
     r"|\bignored? a value of (?:nan|inf)\b|\bnon-?finite (?:loss|grad)"
-    r"|\bloss (?:is probably exploding|(?:has )?exploded)\b)"
+    r"|\bloss (?:is probably exploding|(?:has )?exploded)\b|\b(?:invalid|bad|abnormal) loss\b"
+    r"|\b(?:model|training) (?:has )?diverged\b|\breturned nan values\b|\bfound invalid values:.*\bnan\b"
+    r"|\bcontains?(?: either)? `?(?:nans?|infs?|infinity)\b|^\s*(?:loss\W*)?tensor\(\[*-?nan\b.*[^)\s]$)"
 )
 """NaN in words; not a value, a call in source code, or a message that there is none."""
 _ERROR = (

@@ -12,8 +12,8 @@ from stabwatch.analysis.readers.names import number
 
 _DARKNET = re.compile(r"^\s*(\d+): (?:-?[\d.]+|-?nan), (-?[\d.]+|-?nan) avg(?: loss)?,")
 _BARE = re.compile(
-    r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|nan|inf)\s*$"
-    r"|^\s*(\d+)\s*[,;:\t]\s*(-?\d+\.\d+(?:e[+-]?\d+)?|nan|inf)(?:\s*[,;\t]\s*(?:-?[\d.]+(?:e[+-]?\d+)?|nan|inf)){0,5}\s*$",
+    r"^\s*(\d+)\s+(?:(train|val|eval|test)\s+)?(-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)\s*$"
+    r"|^\s*(\d+)\s*[,;:\t]\s*(-?\d+\.\d+(?:e[+-]?\d+)?|-?nan|-?inf)(?:\s*[,;\t]\s*(?:-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)){0,5}\s*$",
     re.IGNORECASE,
 )
 """A step and a value; and a row of a table without names, whose first value may be the loss."""

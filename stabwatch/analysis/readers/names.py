@@ -145,7 +145,8 @@ _POLICY = re.compile(
 )
 """Quantities of reinforcement learning that are no losses."""
 _FITTED = re.compile(
-    r"(?:(?:train|training|total|mean|avg|average)_)?(?:error|obj(?:ective)?)|objective_(?!acc|score|kl)\w{1,12}"
+    r"(?:(?:train|training|total|mean|avg|average)_)?(?:err(?:or)?|obj(?:ective)?|m[sa]e|rmse|energy|elbo|misfit|nelbo|recon\w*"
+    r"|residual|j)|objective_(?!acc|score|kl)\w{1,12}"
 )
 _SCORE = re.compile(r"(?:^|[/_ ])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?)$")
 _HYPERPARAMETER = re.compile(r"coef|scale|weight|target|threshold|penalty|factor|discount|normali[sz]e|clip_?range")

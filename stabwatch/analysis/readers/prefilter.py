@@ -23,7 +23,7 @@ _SIGNS = (
     b"[batch", b"bjective", b"trl:", b"tel:", b"ccuracy", b"tensor(", b"core:", b"hmean", b"dice", b"Dice",
     b"STEP", b"EPOCH", b"ITER", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
     b"heckpoint", b"esum", b"---", b"nan", b"NaN", b"Nan", b"rad", b"eward", b"Rew", b"eturn", b"ntropy", b"KL", b"kl",
-    "损失".encode(), "次数".encode(), "━".encode(), b"learn:",
+    "损失".encode(), "次数".encode(), "━".encode(), b"learn:", b"NAN", b"nvalid loss",
 )  # fmt: skip
 
 

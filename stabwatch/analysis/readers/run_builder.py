@@ -56,6 +56,8 @@ class RunBuilder:
         self._training = False
         self.remarks: list[Remark] = []
         self.unit: StepUnit = "step"
+        self.taken_for_loss = ""
+        """A key that is the loss although its name does not say so."""
         self.left_out = 0
 
     def __len__(self) -> int:
@@ -243,6 +245,8 @@ class RunBuilder:
         roles = assign_roles({key: len(series.values) for key, series in self._series.items()})
         if "learn" in roles:
             roles |= self._of_catboost()
+        if self.taken_for_loss and "loss" not in roles.values():
+            roles[self.taken_for_loss] = "loss"
         columns = []
         for key, series in self._series.items():
             arrays = (np.frombuffer(a, dtype=t).copy() for a, t in

@@ -160,6 +160,11 @@ class Templates:
         self._known = {key: corrected if known is template else known for key, known in self._known.items()}
 
 
+def is_code(line: str) -> bool:
+    """Whether a line looks like source code or a configuration."""
+    return _CODE.search(line) is not None or _SETTINGS.search(line) is not None
+
+
 def numbers_of(line: str) -> list[str]:
     """The numbers of a line, as they are written."""
     return _SPLIT.split(line)[1::2]

@@ -12,8 +12,10 @@ from stabwatch.analysis.readers.line_runs import LineRuns
 from stabwatch.analysis.readers.lines import Parser
 from stabwatch.analysis.readers.lines_at_once import RunsParser
 from stabwatch.analysis.readers.log import Log
+from stabwatch.analysis.readers.names import is_error, is_of_policy, is_perplexity, is_score, role_of
 from stabwatch.analysis.readers.prefilter import worth_parsing_in
 from stabwatch.analysis.readers.reader import Reader
+from stabwatch.analysis.readers.regular import regular_lines
 from stabwatch.analysis.readers.timestamps import timestamps
 
 _HOLE = re.compile(rb"\0{16,}")
@@ -38,13 +40,27 @@ def read_lines(source: LogFile, lines: Iterable[tuple[int, str]]) -> Log:
 
 def _log(source: LogFile, parser: Parser) -> Log:
     notes = parser.end()
-    run = replace(parser.builder.run(), epoch=parser.epoch)
+    builder, unread = parser.builder, parser.unread
+    regular = None if any(map(_tells, builder.keys)) else regular_lines(source.lines())
+    if regular is not None:
+        notes.append(
+            f"No line has a name that is known: of {unread.lines:,} lines with numbers, the {len(regular):,} of the "
+            f"most frequent kind are read as columns."
+        )
+        regular.remarks = builder.remarks
+        builder = regular
+    run = replace(builder.run(), epoch=parser.epoch)
     run, others = in_order(replace(run, times=timestamps(source.raw_blocks(), run.lines)))
     if others:
         notes.append(f"Several writers alternate in it: {others} of their records are left out.")
-    notes += [*parser.builder.notes(), *parser.unread.notes(always=not run.columns)]
+    notes += [*builder.notes(), *(unread.notes(always=not run.columns) if regular is None else ())]
     notes.insert(0, f"Free text; recognised: {', '.join(c.name for c in run.columns[:12]) or 'nothing'}.")
     return Log(source.path, "text", (run,), tuple(notes))
+
+
+def _tells(key: str) -> bool:
+    """Whether a column says how a training goes."""
+    return role_of(key) != "other" or is_of_policy(key) or is_score(key) or is_error(key) or is_perplexity(key)
 
 
 def _sniff(source: LogFile) -> bool:

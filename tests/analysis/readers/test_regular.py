@@ -1,0 +1,51 @@
+"""Lines whose words say nothing are read as columns, if they differ only in their numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from stabwatch.analysis import analyze
+from stabwatch.analysis.readers import read_log
+from stabwatch.errors import LogError
+
+FORMS = (
+    "iter {s}/20000: total {v}, cls {w}, box 0.31, 0.52 s/it",
+    "| {s} | {v} | {w} | 1e-4 |",
+    "Loss at {s}: tensor({v}, device='cuda:0', grad_fn=<NllLossBackward>)",
+    "Epoch {e}, train err {v}, val err {w}",
+    "[INFO] epoch {e}: J = {v}",
+    "  {e}/100 1.2G {v} {w} 0.02 45 640:",
+    "ep {e} it {s} recon {v} kld {w}",
+    "12:01:05 | step {s} | {v} | {w}",
+    "Training loss (for one batch) at step {s}: {v}",
+    "iteration: {s} energy: {v}",
+)
+
+
+def _write(path, form, first, second):
+    lines = (form.format(s=100 * i, e=i, v=v, w=w) for i, (v, w) in enumerate(zip(first, second, strict=True), 1))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _told(path):
+    return [i.condition for i in analyze(path).incidents if i.is_problem]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nan_and_explosions_are_seen_in_any_words(tmp_path, form):
+    falls = ("2.5001", "2.3702", "2.2403", "2.1104", "1.9805", "1.8506")
+    also = ("1.9011", "1.7912", "1.6813", "1.5714", "1.4615", "1.3516")
+    assert _told(_write(tmp_path / "calm", form, falls, also)) == []
+    assert "NonFinite" in _told(_write(tmp_path / "nan", form, (*falls[:3], *["nan"] * 3), (*also[:3], *["nan"] * 3)))
+    grows = ("1.02e+6", "1.11e+7", "1.27e+8")
+    assert _told(_write(tmp_path / "explodes", form, (*falls[:3], *grows), (*also[:3], *grows)))
+
+
+def test_scores_alone_are_no_loss_and_tables_of_classes_no_records(tmp_path):
+    path = tmp_path / "scores"
+    path.write_text("".join(f"round {i} utility {0.5 + i / 100:.4f} wins {0.3 + i / 90:.4f}\n" for i in range(1, 30)))
+    assert read_log(path).runs[0].of("loss") is None
+    path.write_text("bicycle 0.01 0.02 0.03\ncar 0.40 0.51 0.45\nbus 0.20 0.31 0.24\ntree 0.9 0.8 0.85\n")
+    with pytest.raises(LogError):
+        read_log(path)
