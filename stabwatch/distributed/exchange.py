@@ -236,6 +236,7 @@ class Exchange:
         self._stages.update({name: text for name, text in found.items() if text})
 
     def _run(self) -> None:
+        np.seterr(all="ignore")  # of this thread: what ranks measure may be any number, and warnings may be errors
         reason = "failed"
         try:
             stage = self._stage()

@@ -116,7 +116,8 @@ def _by_itself(site: Site) -> bool:
 def _called_by_itself(site: Site, args: Any) -> None:
     context = site.context
     if not torch.is_grad_enabled():
-        _note_action(site, args)
+        if runs_for_real():
+            _note_action(site, args)
     elif not context.parts.followed:
         context.parts.seen = True
     elif runs_for_real() and not in_backward():

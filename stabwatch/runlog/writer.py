@@ -151,6 +151,7 @@ class Writer:
         atexit.register(leave)
 
     def _run(self) -> None:
+        np.seterr(all="ignore")  # of this thread: what a run measures may be any number, and warnings may be errors
         due, came = time.monotonic() + LOOK, 0.0
         while self._work():
             now = time.monotonic()

@@ -66,6 +66,7 @@ SCENARIOS = {
     "EvalModeInTraining": Scenario("evaluating", [0.0] * 100, [1.0] * 5),
     "OptimizerStateLost": Scenario("resets", [0.0] * 100, [1.0]),
     "LearningRateZero": Scenario("learning_rate", [1e-3] * 100, [1e-9] * 40),
+    "LearningRateNegative": Scenario("learning_rate", [1e-3] * 100, [-1e-5]),
     "NoUpdates": Scenario("update a", wave(100, 0.003, 0.1), [0.0] * 5),
     "WeightsDecayAway": Scenario("weight a", wave(100, 1.0, 0.01), [0.02] * 4),
     "UpdatesLost": Scenario("lost a", wave(100, 0.2, 0.1), [0.9] * 5),

@@ -8,6 +8,7 @@ import io
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -103,6 +104,21 @@ def test_it_works_as_without_a_watch_and_disturbs_nothing(use, mode, attach):
     watch.detach()
     assert torch.equal(USES[use](getattr(model, mode)()).detach(), USES[use](copy.deepcopy(model)).detach())
     assert list(attach.finish().steps) == [0, 1]
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_trace_holds_nothing_of_ours_and_warns_of_no_more(with_gradients, attach):
+    found = []
+    for watched in (False, True):
+        model, optimizer = made()
+        if watched:
+            attach(model, optimizer)
+        step(model, optimizer)
+        with torch.set_grad_enabled(with_gradients), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            graph = torch.jit.trace(model, X, check_trace=False).inlined_graph
+        found.append(([node.kind() for node in graph.nodes()], [str(w.message) for w in warned]))
+    assert found[0] == found[1]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -134,6 +134,16 @@ def rate_gone():
         yield step
 
 
+def schedule_past_its_end():
+    model = _Parts()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    yield model, optimizer
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 20)
+    for step in _plain(model, optimizer):
+        schedule.step()
+        yield step
+
+
 @pytest.mark.parametrize(
     ("loop", "cause", "layers"),
     [
@@ -145,6 +155,7 @@ def rate_gone():
         (evaluated_first, "EvalModeInTraining", ()),
         (made_anew, "OptimizerStateLost", ()),
         (rate_gone, "LearningRateZero", ()),
+        (schedule_past_its_end, "LearningRateNegative", ()),
     ],
 )
 def test_a_fault_is_found_named_and_placed(loop, cause, layers, tmp_path):

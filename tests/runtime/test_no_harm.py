@@ -7,9 +7,11 @@ import gc
 import pickle
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from stabwatch.runlog import Accumulator
 from tests.models import ARCHITECTURES, gpt, run
@@ -99,3 +101,23 @@ def test_evaluation_is_not_recorded(attach):
     loss = Accumulator("token_loss", "", "mean")
     counts = [count for block in log.blocks for count in block.rows[:, block.layout.start(loss)]]
     assert counts == [4 * 16] * 3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_out_of_range_are_no_errors_where_the_user_makes_warnings_errors(dtype, attach):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model = nn.Sequential(*(copy.deepcopy(layer.self_attn) for _ in range(2)))
+    model.forward = lambda x: [x := x + part(x, x, x)[0] for part in model][-1]
+    model = model.to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e3)
+    watch = attach(model, optimizer, every_step=True)
+    with np.errstate(all="raise"):
+        for scale in (1.0, 1e12, 1e19, 1e25, 1.0):
+            optimizer.zero_grad()
+            model(scale * torch.randn(8, 6, 16, dtype=dtype)).square().mean().backward()
+            optimizer.step()
+    log = attach.finish()
+    assert not watch._session.isolation.errors
+    assert [e.data for e in log.events if e.kind == "error"] == [] and list(log.steps) == [0, 1, 2, 3, 4]

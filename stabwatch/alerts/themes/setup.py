@@ -54,15 +54,21 @@ class MissingFeature(LastingFeature):
 
 
 class RateFeature(RunFeature):
-    """Steps at which the learning rate was zero, or next to it: below 1e-5 of its peak so far."""
+    """Steps at which the learning rate was zero, or next to it (within 1e-5 of its peak so far), or below zero."""
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
-            "learning_rate_zero_steps", "Steps since the learning rate fell below 1e-5 of its peak.", "1", "run"
+            "learning_rate_zero_steps", "Steps since the learning rate came within 1e-5 of its peak to 0.", "1", "run"
         ),
         DerivedSignal(
             "learning_rate_zero_ratio",
-            "Steps since the learning rate fell below 1e-5 of its peak, as a share of all so far.",
+            "Steps since the learning rate came within 1e-5 of its peak to 0, as a share of all so far.",
+            "ratio",
+            "run",
+        ),
+        DerivedSignal(
+            "learning_rate_below_zero_ratio",
+            "How far a learning rate that was positive is below zero, over its peak; 0 where it is not.",
             "ratio",
             "run",
         ),
@@ -82,14 +88,15 @@ class RateFeature(RunFeature):
             return None
         self._peak = max(self._peak, rate)
         self._first = self._step if math.isnan(self._first) else self._first
-        if rate > ZERO_RATE * self._peak:
+        if abs(rate) > ZERO_RATE * self._peak:
             self._since = math.nan
         elif math.isnan(self._since):
             self._since = self._step
         low = 0.0 if math.isnan(self._since) else self._step - self._since
         share = low / (self._step - self._first) if self._step > self._first else 0.0
         names = (gauge.name for gauge in self.gauges)
-        return dict(zip(names, (low, share, self._peak), strict=True)) | {self.signal: rate}
+        below = max(0.0, -rate) / self._peak if self._peak > 0 else 0.0
+        return dict(zip(names, (low, share, below, self._peak), strict=True)) | {self.signal: rate}
 
     measures = own_signals
 
@@ -101,14 +108,15 @@ class RateFeature(RunFeature):
         if not len(rows):
             return self._many(rows, {})
         peaks = np.maximum.accumulate(np.append(self._peak, rates))[1:]
-        low = ~(rates > ZERO_RATE * peaks)
+        low = ~(np.abs(rates) > ZERO_RATE * peaks)
         begins = low & ~np.append(not math.isnan(self._since), low[:-1])
         since = carried(np.where(begins, steps, np.nan)[:, None], np.array([self._since]))[:, 0]
         self._first = int(steps[0]) if math.isnan(self._first) else self._first
         self._peak, self._since = float(peaks[-1]), float(since[-1]) if low[-1] else math.nan
         lasted, all_steps = np.where(low, steps - since, 0.0), steps - self._first
         share = np.where(all_steps > 0, lasted / np.maximum(all_steps, 1), 0.0)
-        numbers = dict(zip((gauge.name for gauge in self.gauges), (lasted, share, peaks), strict=True))
+        below = np.divide(np.maximum(0.0, -rates), peaks, out=np.zeros_like(rates), where=peaks > 0)
+        numbers = dict(zip((gauge.name for gauge in self.gauges), (lasted, share, below, peaks), strict=True))
         return self._many(rows, {**numbers, self.signal: rates})
 
 
@@ -306,13 +314,32 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         abnormal=(Condition("learning_rate_zero_steps", above=-1.0), Condition("learning_rate_zero_ratio", above=0.0)),
-        source="below 1e-5 of its peak for a tenth of the run; cosine and linear schedules to zero are there for less "
+        source="within 1e-5 of its peak for a tenth of the run; cosine and linear schedules to zero are there for less "
         "than a hundredth",
         remedy=(
             "Does the scheduler step once a batch where once an epoch is meant?",
             "Check its factors and its total number of steps; resume from before this step with the rate that is "
             "meant.",
             "If the run has reached the end of its schedule, stop it.",
+        ),
+        fact=True,
+    ),
+    Rule(
+        name="LearningRateNegative",
+        title="The learning rate is negative",
+        family="learning_rate",
+        summary="The learning rate has fallen below zero: each step makes the loss larger.",
+        description="The learning rate is {learning_rate:.3g} after a peak of {learning_rate_peak:.3g}.",
+        thresholds=(
+            Threshold(severity="critical", when=(Condition("learning_rate_below_zero_ratio", above=ZERO_RATE),)),
+        ),
+        abnormal=(Condition("learning_rate_below_zero_ratio", above=0.0),),
+        source="any, for a rate that was positive: a step against its own direction; a rate that is negative from the "
+        "first step on is taken to be meant",
+        remedy=(
+            "The schedule went past its end: give it the number of steps that are really taken, and end it at a rate "
+            "above zero.",
+            "Resume from before this step with the rate that is meant.",
         ),
         fact=True,
     ),

@@ -21,11 +21,10 @@ def brackets(lse: Tensor, log_keys: Tensor | float) -> Tensor:
     """
     lse = lse.float()
     if lse.device.type == "cpu":
-        if lse[0].numel() <= FEW and (found := _of_few(lse.numpy(), log_keys)) is not None:
+        with np.errstate(all="ignore"):  # a sum of squares may leave the range of float32
+            found = _on_host(lse, log_keys)
+        if found is not None:
             return found
-        norms = torch.linalg.vector_norm(lse, dim=(1, 2, 3)).numpy()
-        if math.isfinite(norms.sum()):
-            return _of_finite(lse, log_keys, norms)
     finite = torch.isfinite(lse)
     wrong = torch.isnan(lse) | (lse == torch.inf)
     bad = wrong.sum(dim=(1, 2, 3), dtype=torch.float32)
@@ -36,6 +35,14 @@ def brackets(lse: Tensor, log_keys: Tensor | float) -> Tensor:
     sumsq = torch.linalg.vector_norm(kept, dim=(1, 2, 3)).square()
     lower = (shown - log_keys).amax(dim=(1, 2, 3))
     return torch.stack((rows, sumsq, bad, upper, head.float(), lower), dim=1)
+
+
+def _on_host(lse: Tensor, log_keys: Tensor | float) -> Tensor | None:
+    """The same in the host's memory; None if some are not finite."""
+    if lse[0].numel() <= FEW and (found := _of_few(lse.numpy(), log_keys)) is not None:
+        return found
+    norms = torch.linalg.vector_norm(lse, dim=(1, 2, 3)).numpy()
+    return _of_finite(lse, log_keys, norms) if math.isfinite(norms.sum()) else None
 
 
 def _of_few(lse: NDArray[np.float32], log_keys: Tensor | float) -> Tensor | None:
