@@ -31,6 +31,8 @@ def layout(blocks: int = BLOCKS) -> MergeLayout:
     for name in names:
         accumulators += [Accumulator(tap, name, "moments") for tap in ("activation", "gradient", "weight")]
         accumulators.append(Accumulator("update", name, "update"))
+        if name.endswith(("proj", "layernorm")):  # they have parameters of their own
+            accumulators.append(Accumulator("checksum", name, "checksum"))
         if name.endswith("proj"):
             accumulators += [Accumulator(tap, name, "precision") for tap in ("gradient", "weight")]
         if name.endswith("self_attn"):
@@ -48,6 +50,7 @@ class Simulation:
         self._world = world
         numbers = np.abs(np.random.default_rng(0).standard_normal(merge.layout.width, np.float32)) + 1
         self._row = numbers.astype(np.float64)
+        self._row[[merge.layout.start(a) for a in merge.layout.accumulators if a.tap == "checksum"]] = 0
 
     def own(self, rank: int) -> Partial:
         """Equal numbers on all ranks: the cost does not depend on them."""

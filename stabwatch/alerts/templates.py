@@ -14,20 +14,26 @@ from stabwatch.alerts.rule import Rule
 def describe(rule: Rule, signal: str, layer: str, step: int, numbers: dict[str, float]) -> str:
     """The description of one alert, from the rule's template and the gauges when it fired, each by its name.
 
-    More fields: {where}, {signal}, {step}; {growth}, of the attention logits, in words; {rank}, whose replica differs;
-    {which} of several quantities is furthest from its limit.
+    More fields: {where}, {signal}, {step}; {growth}, of the attention logits, in words; {rank}, whose replica differs,
+    and how far, {apart}; {which} of several quantities is furthest from its limit.
     """
     fields: dict[str, float | str] = defaultdict(lambda: math.nan, numbers)
     fields |= {"where": layer or "the run", "signal": signal, "step": step}
     fields["growth"] = format_growth(numbers.get("attention_logit_growth", math.nan))
     fields["which"] = format_which(numbers.get("which", math.nan))
     fields["rank"] = format_rank(numbers.get("replica_difference_rank", math.nan))
+    fields["apart"] = format_apart(numbers.get("replica_difference_ratio", math.nan))
     return rule.description.format_map(fields)
 
 
 def format_rank(rank: float) -> str:
     """'rank 3'; where it is not known which, 'one or more ranks'."""
     return f"rank {rank:.0f}" if rank >= 0 else "one or more ranks"
+
+
+def format_apart(ratio: float) -> str:
+    """How far a replica is from the others, relative to their sum of squares; 2^-24 where that does not show it."""
+    return "in bits that no sum of squares shows" if ratio <= 1e-7 else f"by {ratio:.2g} of its sum of squares"
 
 
 def format_which(role: float) -> str:

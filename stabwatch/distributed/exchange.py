@@ -295,7 +295,9 @@ class Exchange:
         self.measured.update(
             i for i, start in enumerate(starts) if start < len(row) and i not in self.measured and row[start] > 0
         )
-        return self._layout.partial(self.rank, np.concatenate([row, self._health.own(self.number, row)]), failed)
+        whole = np.concatenate([row, self._health.own(self.number, row)])
+        whole[self._health.spent] = 0.0
+        return self._layout.partial(self.rank, whole, failed)
 
     def _report(self, step: int, partial: Partial) -> None:
         """To rank 0, what it compares with that of other ranks which are given the same data."""

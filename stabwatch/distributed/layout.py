@@ -35,6 +35,8 @@ Kind = Literal["own", "replicated", "part"]
 Row = NDArray[np.float64]
 COMPARING = ("rank_busy", "rank_loss", "rank_nonfinite", "replica_")
 """How the taps of accumulators begin that compare ranks."""
+CHECKS = ("checksum", "buffer_checksum")
+"""Taps of what replicas have alike, from which ranks are compared; it is not written to the log."""
 ROUNDING = 1e-6
 _ORDER: tuple[Op, ...] = ("sum", "max", "min", "arg")
 
@@ -89,7 +91,7 @@ class MergeLayout:
         self.holds = holds
         self._holds = np.array([accumulator in holds for accumulator in layout.accumulators], dtype=bool) & ~self._whole
         self._own = np.array([kind == "own" for kind in self._kinds], dtype=bool)
-        self.data = self._own & [not a.tap.startswith(COMPARING) for a in layout.accumulators]
+        self.data = self._own & [not a.tap.startswith((*COMPARING, *CHECKS)) for a in layout.accumulators]
         """bool (accumulators,): those of the data that a rank is given, and not of parameters, nor of the rank."""
         self.has_parts = bool((~self._whole).any())
 

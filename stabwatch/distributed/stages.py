@@ -164,7 +164,6 @@ class StagedLayout(MergeLayout):
         kinds |= dict.fromkeys(common, "part")
         self.device = RecordLayout.without_series(kinds)
         self.health = RankHealth(self.device)
-        self.health.leave_out({a for a, kind in kinds.items() if kind == "part"})
         whole = RecordLayout.without_series((*self.device.accumulators, *self.health.sources))
         mine = [_renamed(a, names[stage.index]) for a in local.accumulators]
         starts = [whole.start(a) for a in mine]

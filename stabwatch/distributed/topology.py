@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -129,6 +130,26 @@ class Topology:
                 found += [(mesh, dims)] if dims else []
         return found
 
+    def has_replicas(self, module: nn.Module, name: str, tensor: Any) -> bool:
+        """Should all ranks have the same here? name: of the parameter or buffer in this module.
+
+        Not if it is a part, nor if nothing makes it equal: what DistributedDataParallel or FSDP leaves out.
+        """
+        part, _ = self._placed.get(id(tensor), (False, False))
+        if self._world == 1 or part or (id(module), name) in self._left_out:
+            return False
+        averaged = _spread_of(tensor) is not None or not isinstance(tensor, nn.Parameter)
+        return averaged or not tensor.requires_grad or not self._has_fsdp
+
+    @cached_property
+    def _left_out(self) -> frozenset[tuple[int, str]]:
+        """Modules (ids) and names in them of what DistributedDataParallel ignores."""
+        return frozenset(_ignored_by_ddp(self._model))
+
+    @cached_property
+    def _has_fsdp(self) -> bool:
+        return bool(holders(self._model)) or next(handles(self._model), None) is not None
+
     def counts(self, parameter: nn.Parameter) -> bool:
         """Whether this rank adds its part of this parameter to the model's sums."""
         if not self.sharded:
@@ -165,6 +186,15 @@ class Topology:
                 if self.sharded and (cell.site in held or (whole_step and held)):
                     holds.add(cell)
         return kinds, frozenset(holds)
+
+
+def _ignored_by_ddp(model: nn.Module) -> Iterable[tuple[int, str]]:
+    for wrapper in model.modules():
+        if isinstance(wrapper, nn.parallel.DistributedDataParallel):
+            for path in wrapper.parameters_to_ignore:
+                owner, _, name = path.rpartition(".")
+                with suppress(AttributeError):
+                    yield id(wrapper.module.get_submodule(owner)), name
 
 
 def _left_out_of_ddp(model: nn.Module) -> Iterable[int]:

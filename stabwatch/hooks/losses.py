@@ -57,7 +57,7 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
     context = _context()
     if context is not None and not is_fake(input):
         context.isolation.run("loss", "always", _note_shapes, context, input, target)
-        if context.flags.losses:
+        if context.flags.looks:
             with unseen_by_modes():
                 context.isolation.run("loss", "always", _note_reach, context, input, target)
                 if context.flags.sampled:
@@ -79,7 +79,7 @@ def _saw_mse(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: A
 
 def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
-    if context is not None and context.flags.losses and not is_fake(input):
+    if context is not None and context.flags.looks and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_range, context, input, target)
             context.isolation.run("loss", "always", _note_spread, context, input, target)
@@ -141,7 +141,7 @@ def _saw_margin(out: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
     tensors = [x for x in args if isinstance(x, Tensor)]
     target = kwargs.get("target", tensors[-1] if tensors else None)
-    if context is not None and context.flags.losses and isinstance(target, Tensor) and not is_fake(target):
+    if context is not None and context.flags.looks and isinstance(target, Tensor) and not is_fake(target):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_sides, context, target)
 
@@ -154,7 +154,7 @@ def _note_sides(context: TapContext, target: Tensor) -> None:
 
 def _saw_cosine(out: Tensor, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
-    if context is not None and context.flags.losses and not is_fake(x2):
+    if context is not None and context.flags.looks and not is_fake(x2):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_wanted, context, x2)
 
@@ -193,7 +193,7 @@ def _note_range(context: TapContext, input: Tensor, target: Tensor) -> None:
 
 def _saw_nll(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
-    if context is not None and context.flags.losses and not is_fake(input):
+    if context is not None and context.flags.looks and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_sums, context, input)
 
@@ -221,7 +221,7 @@ def _saw_ctc(
     **kwargs: Any,
 ) -> None:
     context = _context()
-    if context is not None and context.flags.losses and not is_fake(log_probs):
+    if context is not None and context.flags.looks and not is_fake(log_probs):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_blanks, context, targets, target_lengths, blank)
             context.isolation.run("loss", "always", _note_sums, context, log_probs.reshape(-1, log_probs.shape[-1]))
@@ -241,7 +241,7 @@ def _note_blanks(context: TapContext, targets: Tensor, lengths: Any, blank: int)
 
 def _saw_kl(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> None:
     context = _context()
-    if context is not None and context.flags.losses and not is_fake(input):
+    if context is not None and context.flags.looks and not is_fake(input):
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_excess, context, input)
 

@@ -24,6 +24,7 @@ from stabwatch.hooks.probes.last_update import LAST_CHANGE
 from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.quantised import QUANTISERS, QuantisedWeights
 from stabwatch.hooks.probes.reach import REACH, Reach
+from stabwatch.hooks.probes.replicas import CHECK, ReplicaChecks
 from stabwatch.hooks.probes.sharpness import SHARPNESS, SharpnessTap
 from stabwatch.hooks.probes.taylor import RATIO, TaylorTap
 from stabwatch.kernels.merge import merge_
@@ -58,6 +59,7 @@ class StepTaps:
     Guards come first: what is measured afterwards is the step that was really taken. taylor: measure the Taylor radius.
     derivative: what that and the guard of the same name call the model with, if the settings ask for either. sharpness:
     the same for the Hessian, with more samples. jacobian: the same for that of the output by the input.
+    replicas: what all ranks should have alike, where there are several.
     before: those whose place they take, when the model has changed.
     """
 
@@ -80,9 +82,11 @@ class StepTaps:
         taylor: bool = False,
         sharpness: DirectionalDerivative | None = None,
         jacobian: DirectionalDerivative | None = None,
+        replicas: ReplicaChecks | None = None,
         before: StepTaps | None = None,
     ) -> None:
         self._context = context
+        self.replicas = replicas
         self._parameters = parameters
         self._probes = ParameterProbes(parameters, context, None if before is None else before._probes)
         self._reach = Reach(model, parameters, context.device, None if before is None else before._reach)
@@ -115,6 +119,8 @@ class StepTaps:
         """Put the accumulators into the step's buffer."""
         self._parameters.register(buffer)
         self._reach.register(buffer)
+        if self.replicas is not None:
+            self.replicas.register(buffer)
         if self._taylor is not None:
             self._taylor.register(buffer)
         if self._sharpness is not None:
@@ -131,6 +137,7 @@ class StepTaps:
             isolate(INTERVENTIONS, self._set_guard, optimizer, self._make_guards)
         if not closure:
             isolate(REACH, self._reach.before, optimizer)
+        self._check_replicas()
         if flags.sampled:
             if not closure:
                 isolate(layers.GRADIENT, self._parameters.measure_gradients, optimizer)
@@ -156,6 +163,7 @@ class StepTaps:
     def before_unannounced(self, optimizer: Any) -> None:
         """The first backward pass of a step whose optimizer announces nothing has ended."""
         self._context.isolate(REACH, self._reach.before, optimizer)
+        self._check_replicas()
         if self._context.flags.sampled:
             self._context.isolate(layers.WEIGHT, self._parameters.measure_weights, optimizer)
             self._context.isolate(layers.CHANGE, self._parameters.snapshot, optimizer)
@@ -174,6 +182,8 @@ class StepTaps:
     def step_ends(self) -> None:
         """All optimizers have stepped that do in this step."""
         isolate, flags = self._context.isolate, self._context.flags
+        if self.replicas is not None:
+            self.replicas.step_ends()
         if flags.open:
             isolate(REACH, self._reach.measure)
         if self._guards and flags.open:
@@ -190,6 +200,10 @@ class StepTaps:
             isolate(QUANTISERS, self.quantised.measure)
         if flags.deep and flags.phase == 0:
             isolate(TRACKED_BATCH, self.tracked_batch.measure)
+
+    def _check_replicas(self) -> None:
+        if self.replicas is not None and self._context.flags.looks:
+            self._context.isolate(CHECK, self.replicas.measure)
 
     def _set_guard(self, optimizer: Any, make: StepGuards) -> None:
         self._guards[id(optimizer)] = ()  # also when they cannot be made: that is reported once

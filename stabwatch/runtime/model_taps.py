@@ -27,6 +27,7 @@ from stabwatch.hooks.probes.attention import BRACKET
 from stabwatch.hooks.probes.directional import DirectionalDerivative
 from stabwatch.hooks.probes.jacobian import SAMPLES as MAPPED
 from stabwatch.hooks.probes.layers import ParameterTaps
+from stabwatch.hooks.probes.replicas import ReplicaChecks
 from stabwatch.hooks.probes.sharpness import SAMPLES
 from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.runtime.coverage import MHA, NO_SATURATION, SCRIPTED, Coverage
@@ -91,9 +92,11 @@ class ModelTaps:
                     self._curvature = DirectionalDerivative(model, SAMPLES, context.isolation)
                 if config.jacobian:
                     self._map = DirectionalDerivative(model, MAPPED, context.isolation)
+            several = ranks.wanted and ranks.world > 1
+            replicas = ReplicaChecks(whole, owners, context.device) if several else None
             self.steps = StepTaps(
                 model, self.modules, self.parameters, context, guards, derivative=self._derivative,
-                taylor=config.taylor, sharpness=self._curvature, jacobian=self._map,
+                taylor=config.taylor, sharpness=self._curvature, jacobian=self._map, replicas=replicas,
                 before=None if before is None else before.steps,
             )  # fmt: skip
             undo.callback(self.steps.remove)
@@ -105,6 +108,8 @@ class ModelTaps:
                 lambda: self.parameters.tracked, self.steps.with_state, lambda: ranks.stage, ranks.numbers[0],
             )  # fmt: skip
             self.steps.count_only(self.topology.counts)
+            if replicas is not None:
+                replicas.compares = self.topology.has_replicas
             self.layout = RecordLayout.without_series(self.buffer.accumulators)
             self.health = RankHealth(self.layout)
             expected = (*context.run.expected, *self.modules.expected, *self.parameters.expected)

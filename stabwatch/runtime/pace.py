@@ -21,8 +21,8 @@ from stabwatch.runtime.device_timer import StepTimes
 from stabwatch.runtime.governor import Governor, Plan
 from stabwatch.signals.declaration import Tier
 
-LOSSES = 16
-"""Steps after which what losses compare is looked at, where the tier `sampled` is measured less often."""
+LOOKS = 16
+"""Steps after which what losses compare is looked at, and replicas, where the tier `sampled` is measured less often."""
 LITTLE = 0.01
 """Share of a step that may be called delay or not."""
 
@@ -133,7 +133,7 @@ class Pace:
         # the graph that measures the sampled tier is the one that measures the deep tier
         self.plan = plan = Plan(plan.always, plan.sampled or (plan.deep and flags.traced), plan.deep)
         flags.open, flags.sampled, flags.deep = plan.always, plan.sampled, plan.deep
-        flags.losses = plan.sampled or (plan.always and taken % LOSSES == 0)
+        flags.looks = plan.sampled or (plan.always and taken % LOOKS == 0)
         flags.phases = governor.phases
         flags.phase = (flags.phase + plan.deep) % flags.phases
         flags.next_phase = (flags.phase + 1) % flags.phases if governor.plan(taken + 1).deep else None

@@ -288,12 +288,10 @@ class SharedSteps:
                 _log.warning("stabwatch: %s.", told)
         taps.health.coupled = self._ranks.coupled
         kinds, holds = taps.topology.kinds(taps.layout.accumulators)
-        apart = {a for a, kind in kinds.items() if kind == "part"}
         if steps_alone(self._ranks.model):
             self._context.unmeasured(REPLICA, "", STEPS_ALONE)
             self._context.unmeasured("note", "gradient", LARGEST)
-            apart |= kinds.keys()
-        taps.health.leave_out(apart)
+            taps.health.replicas = False
         sharing = taps.topology.sharing
         group = tuple(map(self._ranks.numbers.index, sharing)) if set(sharing) <= set(self._ranks.numbers) else ()
         record = RecordLayout.without_series((*taps.layout.accumulators, *taps.health.sources))

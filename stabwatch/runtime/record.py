@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.distributed.health import RankHealth
+from stabwatch.distributed.layout import CHECKS
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.run_accumulators import CLIPPED, LOSS, LOSS_FALLBACKS, TOKEN_LOSS, loss_source
 from stabwatch.runlog import Accumulator, RecordLayout
@@ -216,7 +217,7 @@ class Assembler:
     def recorded(self, measured: set[Accumulator]) -> set[Accumulator]:
         """What a record would have of accumulators that were measured on the device."""
         losses = {TOKEN_LOSS, *(loss_source(name) for name in LOSS_FALLBACKS)}
-        found = (measured & set(self._fixed)) | set(HOST_ACCUMULATORS)
+        found = {a for a in measured & set(self._fixed) if a.tap not in CHECKS} | set(HOST_ACCUMULATORS)
         return found | {LOSS} if measured & losses else found
 
     def _compare(self, merged: NDArray[np.float64], found: _Selection) -> None:

@@ -169,7 +169,8 @@ class Session(SessionRanks):
     def _record(self, step: int, plan: Plan, now: float) -> None:
         self._sent += 1
         always = plan.always or self.flags.loss_in_graph
-        extent = Extent.ALL if plan.sampled or plan.deep else Extent.ALWAYS if always else Extent.BASICS
+        every = plan.sampled or plan.deep or (self.flags.looks and self._shared.active)
+        extent = Extent.ALL if every else Extent.ALWAYS if always else Extent.BASICS
         if plan.always:
             self.context.brackets.update()
             self.isolation.run("checks", "always", self._take_kept)
@@ -324,7 +325,7 @@ class Session(SessionRanks):
             self.isolation.run("clock", "always", self._close_step)
         else:
             self.isolation.run("clock", "always", self._end_unannounced)
-        self.flags.attached = self.flags.open = self.flags.sampled = self.flags.losses = self.flags.deep = False
+        self.flags.attached = self.flags.open = self.flags.sampled = self.flags.looks = self.flags.deep = False
         self.flags.in_forward = False
         self.isolation.run("detach", "always", self._taps.remove)
         atexit.unregister(self._at_exit)

@@ -59,8 +59,8 @@ SIGNALS = (
     ),
     Signal(
         name="replica_difference_ratio",
-        help="Relative difference between a layer's sum of squared weights on the rank that differs and on the others "
-        "(if unclear: half the range).",
+        help="Relative difference between replicas' sums of squares, by layer or buffer; 0: all bits are equal, "
+        "6e-08: bits alone differ.",
         unit="ratio",
         tap="replica",
         reduction="replica",
@@ -70,7 +70,8 @@ SIGNALS = (
     ),
     Signal(
         name="replica_difference_rank",
-        help="Rank whose weights differ from the others (of two, the one that jumped); -1: none, or not known.",
+        help="Rank whose weights differ from the others (of two, the one that changed by itself, or jumped); -1: none, "
+        "or not known.",
         unit="1",
         tap="replica",
         reduction="replica",

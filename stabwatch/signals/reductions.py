@@ -88,9 +88,11 @@ RANK_SPREAD = _reduction("rank_spread", count="sum", sum="sum", max="max", rank=
 REPLICA = _reduction("replica", count="sum", max="max", rank="arg")
 REPLICA_VALUES = _reduction(
     "replica_values",
-    count="sum", sum="sum", broken="sum", highest="max", highest_rank="arg", lowest="max", lowest_rank="arg",
+    count="sum", checksums="sum", broken="sum", highest="max", highest_rank="arg", lowest="max", lowest_rank="arg",
+    largest="max", largest_rank="arg", smallest="max", smallest_rank="arg",
 )  # fmt: skip
-"""lowest: minus the smallest, which has a rank then."""
+"""Of checksums, and from `largest` on of sums of squares. lowest, smallest: minus it, which has a rank then."""
+CHECKSUM = _reduction("checksum", count="sum", checksum="sum", sumsq="sum", nonfinite="sum")
 
 SHAPE = _reduction("shape", count="sum", sumsq="sum", fourth="sum", outliers="sum")
 TOKENS = _reduction("tokens", count="sum", cosine="sum", mean_sumsq="sum", centred_sumsq="sum")
@@ -177,7 +179,7 @@ REDUCTIONS: dict[str, Reduction] = {
         ROUTER, CAPACITY, DROPPED, LOAD, EXPERT, SUCCESSIVE, INVARIANCE, RADIAL, SCALING, DESCENT, GROUP, BRANCH, DEPTH,
         SATURATION, EXPONENTS, DRIFT, RANK_SPREAD, REPLICA, ATTENTION_CONTRACTION, RADII, REACH, TARGETS, LOGIT_FORM,
         UPDATE_LOST, CODES, LOG_RATIO, ADVANTAGE, TOKEN_ORDER, LOOP_STEP, LOOP_GAIN, ADAPTER, ATTENTION_SINK,
-        ATTENTION_ROW_SUM, REPLICA_VALUES,
+        ATTENTION_ROW_SUM, REPLICA_VALUES, CHECKSUM,
         SHARPNESS, ROUTER_CHOICE, COMBINE, INCREMENT, ROUNDING, LEVELS, FLIPS, REGIME, JACOBIAN, ALIGNMENT,
     )
 }  # fmt: skip

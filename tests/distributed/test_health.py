@@ -15,7 +15,8 @@ from stabwatch.runlog import Accumulator, RecordLayout, read_run
 from tests.distributed.rank_job import AT, LASTING_AT
 from tests.processes import run_ranks
 
-WEIGHTS = (Accumulator("weight", "a", "moments"), Accumulator("weight", "b", "moments"))
+WEIGHTS = (Accumulator("checksum", "a", "checksum"), Accumulator("checksum", "b", "checksum"))
+BUFFER = Accumulator("buffer_checksum", "c", "checksum")
 
 
 def _job(folder, world, *faults):
@@ -121,16 +122,17 @@ def _health(layout=None, coupled=True):
 
 
 def _rows(health, layout, values):
-    """Rows of ranks, from the sums of squares of two layers on each; None where it did not measure."""
+    """What is found of rows of ranks, from the sums of squares of some places on each; None: it did not measure.
+
+    The checksum is a number that no two of these sums have alike, or is given: (checksum, sum).
+    """
     rows = np.full((len(values), layout.width), np.nan)
-    for row, pair in zip(rows, values, strict=True):
-        for accumulator, value in zip(WEIGHTS, pair, strict=True):
+    for row, mine in zip(rows, values, strict=True):
+        for accumulator, value in zip(layout.accumulators, mine, strict=True):
             start = layout.start(accumulator)
-            if value is None:
-                row[start : start + 4] = 0
-            else:
-                row[start : start + 4] = [1, value, 0, 1] if np.isfinite(value) else [1, 1.0, 3, 1]
-    return _merged(health, rows)[20:].reshape(2, 3)
+            checksum, squares = value if isinstance(value, tuple) else (round(1000 * min(value or 0, 1e4)), value)
+            row[start : start + 4] = 0 if value is None else [1, checksum, squares, not np.isfinite(squares)]
+    return _merged(health, rows)[20:].reshape(-1, 3)
 
 
 def test_which_rank_it_is():
@@ -179,16 +181,66 @@ def test_ranks_that_nothing_is_known_to_join_are_compared_once_they_were_equal()
     assert np.isnan(a).all() and b[1] > 0.1
 
 
-@pytest.mark.parametrize("coupled", [False, True])
-def test_shards_are_no_replicas_though_they_begin_equal(coupled):
-    """As the shards of the weights of a norm do: all of them are ones."""
+def test_bits_that_no_sum_shows_are_told_of_weights_that_stay_equal_while_they_change():
+    """Of three ranks with the rank; where only equal arithmetic keeps ranks equal, as rounding."""
+    layout, found = RecordLayout.build(WEIGHTS), {}
+    for coupled in (True, False):
+        health = _health(coupled=coupled)
+        first = _rows(health, layout, [(1, 2), (1, 2), ((7, 1), 2)])[0]
+        for value in (3, 4, 5, 6):
+            assert not _rows(health, layout, [(value, 2)] * 3)[:, 1].any()
+        found[coupled] = _rows(health, layout, [(8, 2), ((9, 8), 2), (8, 2)])[0].tolist()
+        assert first.tolist() == [3, 0, -1] if coupled else np.isnan(first).all()
+    assert found == {True: [3, 2.0**-24, 1], False: [3, 0, -1]}
+
+
+def test_bits_of_frozen_weights_are_told_at_the_second_look():
     layout = RecordLayout.build(WEIGHTS)
-    health = _health(coupled=coupled)
-    health.leave_out({WEIGHTS[0]})
-    a, b = _rows(health, layout, [(1, 2), (1, 2)])
-    assert np.isnan(a).all() and b.tolist() == [2, 0, -1]
-    a, b = _rows(health, layout, [(1, 2), (1.1, 2)])
-    assert np.isnan(a).all() and b.tolist() == [2, 0, -1]
+    health = _health()
+    found = [_rows(health, layout, [(3, 2), ((value, 3), 2)])[0].tolist() for value in (3000, 3000, 7, 7)]
+    assert found == [[2, 0, -1]] * 3 + [[2, 2.0**-24, 1]]
+
+
+def test_of_two_ranks_it_is_the_one_that_left_what_both_had():
+    layout = RecordLayout.build(WEIGHTS)
+    health = _health()
+    for value in (1, 2, 3, 4):
+        _rows(health, layout, [(value, 2), (value, 2)])
+    for _ in range(2):
+        a, b = _rows(health, layout, [((9, 4), 2), (4, 2)])
+        assert a.tolist() == [2, 2.0**-24, 0] and b.tolist() == [2, 0, -1]
+
+
+def _of_buffer(*steps):
+    """The differences that are found in a buffer that has these checksums on each rank, step after step."""
+    layout = RecordLayout.build((BUFFER,))
+    health = _health(layout)
+    return [_rows(health, layout, [((value, 1.0),) for value in ranks])[0].tolist() for ranks in steps]
+
+
+def test_a_buffer_that_never_changes_is_told_when_it_stays_another_one():
+    calm, told = [3, 0, -1], [3, 2.0**-24, 2]
+    found = _of_buffer([5, 5, 5], [5, 5, 5], [5, 5, 6], [5, 5, 6], [5, 5, 6], [5, 5, 5])
+    assert found[:2] == [calm] * 2 and np.isnan(found[2]).all() and found[3:] == [told, told, calm]
+    assert _of_buffer([5, 5], [5, 6], [5, 6])[2] == [2, 2.0**-24, 1]
+
+
+def test_a_buffer_that_all_ranks_change_alike_is_told_at_once():
+    assert _of_buffer([1, 1, 1], [2, 2, 2], [3, 3, 3], [4, 4, 4], [5, 9, 5])[4] == [3, 2.0**-24, 1]
+
+
+def test_a_buffer_of_a_ranks_own_data_is_not_compared():
+    """From the start, and one that ranks begin to write later: statistics that were frozen."""
+    assert np.isnan(_of_buffer([1, 2], [3, 4], [5, 6])).all()
+    found = _of_buffer([5, 5], [5, 5], [6, 7], [8, 9], [10, 11], [10, 11])
+    assert found[:2] == [[2, 0, -1]] * 2 and np.isnan(found[2:]).all()
+
+
+def test_ranks_that_step_on_their_own_are_no_replicas():
+    layout = RecordLayout.build(WEIGHTS)
+    health = _health()
+    health.replicas = False
+    assert np.isnan(_rows(health, layout, [(1, 2), (3, 2)])).all()
 
 
 def test_extremes_and_their_ranks():

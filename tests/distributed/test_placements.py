@@ -210,7 +210,10 @@ def test_no_mode_has_an_error_and_what_is_sharded_says_why_it_is_not_measured(mo
         assert not coverage["missing"], mode
         if any(kind in mode for kind in ("sdp", "tp", "2d")):
             replicas = [k for k in job.keys if k.signal == "replica_difference_ratio"]
-            assert not any(len(job.series(*_of(k))[0]) for k in replicas), mode
+            found = {k.layer: job.series(*_of(k))[1] for k in replicas}
+            assert not any(values.any() for values in found.values()), mode
+            assert ("enter" in found) == ("tp" in mode), f"{mode}: every rank has all of it under tensor parallelism"
+            assert "blocks.0.up" not in found, f"{mode}: each rank has a part"
         told = "replica" in {each["tap"] for each in coverage["unmeasured"]}
         assert told == any(kind in mode for kind in ("sdp", "tp", "2d")), mode
         spectra = {key.layer for key in job.keys if key.signal == "stable_rank"}

@@ -94,7 +94,7 @@ def test_every_family_file_is_registered() -> None:
 
 
 def test_every_reduction_and_tap_is_used() -> None:
-    between_ranks = {"replica_values"}  # what is compared before it is logged
+    between_ranks = {"replica_values", "checksum"}  # what is compared before it is logged
     assert {s.reduction for s in CATALOGUE} | between_ranks == set(REDUCTIONS)
     assert {s.tap for s in CATALOGUE} == set(TAPS)
 

@@ -52,12 +52,11 @@ RULES: tuple[Rule, ...] = (
         title="Replica divergence",
         family="replica",
         summary="The replicas of the model are no longer identical.",
-        description="The weights of {where} on {rank} differ from the others' by "
-        "{replica_difference_ratio:.2g} of their sum of squares.",
-        thresholds=(Threshold(severity="critical", when=(Condition("replica_difference_ratio", above=1e-6),)),),
-        abnormal=(Condition("replica_difference_ratio", above=1e-6),),
-        source="replicas do the same arithmetic on the same numbers, so the difference is 0; 1e-6 allows for float32 "
-        "sums on devices of different kinds",
+        description="{where} on {rank} differs from the others, {apart}.",
+        thresholds=(Threshold(severity="critical", when=(Condition("replica_difference_ratio", above=0.0),)),),
+        abnormal=(Condition("replica_difference_ratio", above=0.0),),
+        source="replicas do the same arithmetic on the same numbers, so their bits are equal; what rounding explains "
+        "counts as 0",
         remedy=(
             "If most layers differ since the first steps, gradients are not averaged: see the runbook.",
             "Else resume all ranks from before this step without that rank's device, and run its diagnostics.",

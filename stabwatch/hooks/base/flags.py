@@ -22,8 +22,8 @@ class MeasurementFlags:
         self.open = False
         """Anything at all may be measured in this step."""
         self.sampled = False
-        self.losses = False
-        """What losses compare is looked at: a few numbers, more often than the tier `sampled`."""
+        self.looks = False
+        """What losses compare is looked at, and replicas: cheap numbers, more often than the tier `sampled`."""
         self.deep = False
         self.phases = PHASES
         """Number of deep steps in which every site that is measured in turn is measured once."""

@@ -54,7 +54,7 @@ def cross_entropy(
         _update_certainty(run, *free, ignored)
     else:
         _update_rows(run, logits, target, ignored)
-    if context.flags.losses:
+    if context.flags.looks:
         run.note(BETWEEN, 0.0 if is_linear(logits) else between(logit_rows(logits.detach())))
     if due := context.due(LogitsCall):
         context.measure(due, LogitsCall(logits.detach(), target, weight, ignored, smoothing, context.input))
