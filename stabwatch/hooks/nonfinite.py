@@ -95,12 +95,15 @@ class NonFiniteTrace:
         self._checked = False
         self._bad_at = -2
         self._left = MOST_TRACED
+        self._objective: tuple[int, float | None] = 0, None
+        """Of the backward pass that began last: the id of its roots, and its objective, if that is known on the host."""
 
     # -- what the training loop does ------------------------------------------------------------------
 
     def backward_begins(self, step: int, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> None:
         """A backward pass is about to begin, which may be one of this model."""
         value = objective_on_host(roots, gradients)
+        self._objective = id(roots), value
         forwards = [forward for forward in self._forward.forwards if forward.end >= 0]
         self._forwards += len(forwards)
         self._checked = False
@@ -112,6 +115,11 @@ class NonFiniteTrace:
         elif value is not None:
             self._bad_at = step
         self._forward.clear()
+
+    def objective_of(self, roots: Sequence[Tensor]) -> float | None:
+        """That of the backward pass that began last, at these roots; None where it is not known on the host."""
+        begun, value = self._objective
+        return value if begun == id(roots) else None
 
     def _trace(self, step: int, value: float, roots: Sequence[Tensor], forwards: Sequence[Forward]) -> None:
         graph = Graph(roots, {id(t.parameter): _module(t) for t in self._tracked()})
@@ -246,6 +254,8 @@ class NonFiniteTrace:
 def _squares(gradient: Tensor) -> float:
     """Not finite if one of its numbers is not, or if their squares are too large to be added up."""
     own = gradient.detach() if gradient.requires_grad else gradient
+    if own.dim() == 1 and own.dtype is torch.float32:
+        return float(torch.dot(own, own).item())
     numbers = (own if own.element_size() > 2 else own.float()).numpy()
     return float(np.vdot(numbers, numbers).real)
 

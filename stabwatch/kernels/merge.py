@@ -52,7 +52,8 @@ def merge_floats(reduction: Reduction, into: NDArray[np.float32], aggregates: tu
     """The same for floats in the host's memory: float32 (fields,)."""
     merged = _merged(reduction, into.tolist(), aggregates)
     if min(merged) > -LARGEST and max(merged) < LARGEST:
-        into[:] = merged
+        for i, value in enumerate(merged):  # a list in one piece would become an array first
+            into[i] = value
         return
     with np.errstate(over="ignore"):
         into[:] = merged

@@ -63,14 +63,17 @@ class LossEvents:
         if self._looks:
             self.trained.begin()
 
-    def ended(self, roots: Sequence[Tensor], gradients: Gradients) -> bool:
-        """It has ended; returns whether it reached the parameters of this model, as far as that is looked at."""
+    def ended(self, roots: Sequence[Tensor], gradients: Gradients, known: float | None = None) -> bool:
+        """It has ended; returns whether it reached the parameters of this model, as far as that is looked at.
+
+        known: its objective, if that was read when it began.
+        """
         if not self._looks:
             return True
         if not self.trained.reached():
             self._list_all()
             return False
-        self._add(roots, gradients)
+        self._add(roots, gradients, known)
         return True
 
     def _list_all(self) -> None:
@@ -102,9 +105,9 @@ class LossEvents:
         count(self._objective(roots, gradients))
         return True
 
-    def _add(self, roots: Sequence[Tensor], gradients: Gradients) -> None:
+    def _add(self, roots: Sequence[Tensor], gradients: Gradients, known: float | None) -> None:
         self._forward = False
-        self.trained.add(self._objective(roots, gradients))
+        self.trained.add(self._objective(roots, gradients, known))
 
     def taken(self, outputs: Sequence[Tensor], gradients: Gradients, inputs: Sequence[Any]) -> None:
         """`torch.autograd.grad` was called."""
@@ -121,8 +124,10 @@ class LossEvents:
         if self.trained.total is not None and factor != 1:
             self.trained.total = self.trained.total / factor
 
-    def _objective(self, roots: Sequence[Tensor], gradients: Gradients) -> Number | None:
-        return objective(roots, gradients) if not self.staged and self._context.flags.attached else None
+    def _objective(self, roots: Sequence[Tensor], gradients: Gradients, known: float | None = None) -> Number | None:
+        if self.staged or not self._context.flags.attached:
+            return None
+        return objective(roots, gradients) if known is None else known
 
     def _hold(self) -> None:
         self._split, value = False, self.trained.take()

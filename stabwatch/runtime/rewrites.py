@@ -23,13 +23,15 @@ class Rewrites:
 
     def __init__(self) -> None:
         self._matrices: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
+        self._counted: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
+        """Of these, those whose writes autograd counts."""
         self._kept: tuple[list[nn.Parameter], Tensor] | None = None
         self.versions: list[tuple[nn.Parameter, int]] = []
         """Of the matrices after the last step of an optimizer; empty once a forward has begun."""
 
     def stepped(self) -> None:
         """An optimizer has stepped: what is written from now on was not written by it."""
-        self.versions = [(p, p._version) for held in self._matrices.values() for p in held if not p.is_inference()]
+        self.versions = [(p, p._version) for held in self._counted.values() for p in held]
 
     def written(self) -> bool:
         """A forward begins: has anything written into the matrices since then, as far as autograd counts it?"""
@@ -41,6 +43,7 @@ class Rewrites:
         held = [p for group in optimizer.param_groups for p in group["params"] if _is_matrix(p)]
         length = max(1, -(-len(held) // MATRICES))
         self._matrices[optimizer] = [max(held[i : i + length], key=_size) for i in range(0, len(held), length)]
+        self._counted[optimizer] = [p for p in self._matrices[optimizer] if not p.is_inference()]
 
     @torch.no_grad()
     def alike(self, optimizer: Any) -> Tensor | None:

@@ -219,7 +219,7 @@ class TrainingEvents(PipelineEvents):
     def backward_ended(self, roots: Sequence[Tensor], gradients: Sequence[Tensor | None] | None) -> bool:
         """Add its objective to the loss of the step, if it reached parameters of this model."""
         self._work.pass_ended()
-        reached = self._loss.ended(roots, gradients)
+        reached = self._loss.ended(roots, gradients, self._nonfinite.objective_of(roots))
         self.isolation.run("opponents", "always", self._opponents.backward_ended, reached)
         if self._changes.pending:
             self._isolated(self._follow, self._changes.between, self._watched)

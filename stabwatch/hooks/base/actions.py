@@ -24,8 +24,11 @@ REMEMBERED = 256
 
 def batch_of(inputs: Iterable[Any]) -> NDArray[Any] | None:
     """The first batch among some inputs, as it is in the host's memory; None where there is none."""
-    batch = next((x for x in inputs if isinstance(x, Tensor) and is_plain(x) and x.numel() >= FEWEST), None)
-    return batch.detach().numpy() if batch is not None and batch.dtype in TYPES and on_host(batch) else None
+    for x in inputs:
+        if isinstance(x, Tensor) and is_plain(x) and x.numel() >= FEWEST:
+            own = x.detach() if x.requires_grad else x
+            return own.numpy() if own.dtype in TYPES and on_host(own) else None
+    return None
 
 
 def spread_over(batch: NDArray[Any], most: int) -> tuple[NDArray[Any], int]:

@@ -103,7 +103,7 @@ class shielded:
     def __init__(self, isolation: Any, name: str) -> None:
         self._isolation = isolation
         self._name = name
-        self._begun: Begun | None = None
+        self._begun: Begun = None
         self._compiler: Any = None
 
     def __enter__(self) -> None:
@@ -116,8 +116,7 @@ class shielded:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         _set_eval_frame(self._compiler)
         try:
-            if self._begun is not None:
-                self._isolation.end(self._begun)
+            self._isolation.end(self._begun)
         except Exception as failure:
             _count(self._isolation, self._name, failure)
         if not isinstance(error, Exception) or isinstance(error, self._isolation.passes):

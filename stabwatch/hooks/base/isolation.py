@@ -14,8 +14,8 @@ MAX_ERRORS = 3
 """Failures after which a probe is switched off."""
 ENTRY = "entry"
 """Name under which the time of entry points is kept in `spent`."""
-Begun = tuple[float, float, bool]
-"""When an entry point began, and what was counted around it."""
+Begun = tuple[float, float] | None
+"""When an entry point began, and what was counted around it; None inside of another one, which counts its time."""
 ErrorReport = Callable[[str, str, str, bool], None]
 """Called with (probe, message, traceback, disabled) at the first failure of a probe and at the last one."""
 
@@ -102,16 +102,20 @@ class Isolation:
 
     def begin(self) -> Begun:
         """An entry point begins; `end` wants what this returns."""
-        begun = self._clock(), self._inside, self._always
+        if self._always:
+            return None
+        begun = self._clock(), self._inside
         self._inside, self._always = 0.0, True
         return begun
 
     def end(self, begun: Begun) -> None:
         """It ends: count its time, less that of the probes of other tiers inside it."""
-        start, outer, always = begun
+        if begun is None:
+            return
+        start, outer = begun
         elapsed = self._clock() - start
         own = elapsed - self._inside
-        self._inside, self._always = outer + elapsed, always
+        self._inside, self._always = outer + elapsed, False
         self.seconds["always"] += own
         self.spent[ENTRY] += own
 

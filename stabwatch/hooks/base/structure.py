@@ -46,8 +46,8 @@ class Structure:
     def _note(self) -> None:
         """The model is to be compared with what it is now."""
         self._sizes = [*map(len, self._all)]
-        self._places = [place for place in self._all if place]
-        self._parts = _flat(self._places)
+        self._views = [place.values() for place in self._all if place]
+        self._parts = [*chain.from_iterable(self._views)]
         """Modules and parameters."""
 
     def lacks(self, whole: nn.Module) -> bool:
@@ -63,7 +63,7 @@ class Structure:
     def changed(self) -> bool:
         """Were modules or parameters added, taken out, replaced, unfrozen, materialised or moved?"""
         other = [*map(len, self._all)] != self._sizes or not all(
-            map(is_, chain.from_iterable(map(dict.values, self._places)), self._parts)
+            map(is_, chain.from_iterable(self._views), self._parts)
         )
         return (
             (other and not self._are_lent_for_good())

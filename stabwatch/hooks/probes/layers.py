@@ -146,7 +146,11 @@ class ParameterTaps:
             held = [id(p) for group in optimizer.param_groups for p in group["params"]]
             if not self._ids.issuperset(held):
                 self._find()
-        return any(id(p) in self._ids for group in optimizer.param_groups for p in group["params"])
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in self._ids:
+                    return True
+        return False
 
     def owns(self, parameters: Iterable[Tensor]) -> bool:
         """True if any of these is a parameter of this model."""
