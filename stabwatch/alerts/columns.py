@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,6 +118,11 @@ class LayerColumns:
         """Values of one signal in the first row, (n,) of (n, series); NaN where the layout has no such series."""
         column = self.first[signal]
         return np.full(len(values), np.nan) if column is None else np.take(values, column, axis=1)
+
+    def number(self, signal: str, values: Array) -> float:
+        """The same of one record, (series,)."""
+        column = self.first[signal]
+        return math.nan if column is None else float(values[column])
 
     @property
     def bound(self) -> bool:

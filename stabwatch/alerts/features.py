@@ -132,8 +132,7 @@ class RunFeature:
 
     def _one(self, signal: str, values: Array) -> float:
         """The value of a run-scope signal; NaN where there is none."""
-        column = self._columns.first[signal]
-        return math.nan if column is None else float(values[column])
+        return self._columns.number(signal, values)
 
     def _column(self, signal: str, values: Array) -> Array:
         """The values of a run-scope signal, (n,); NaN where there are none."""

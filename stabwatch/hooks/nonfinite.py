@@ -96,7 +96,7 @@ class NonFiniteTrace:
         self._bad_at = -2
         self._left = MOST_TRACED
         self._objective: tuple[int, float | None] = 0, None
-        """Of the backward pass that began last: the id of its roots, and its objective, if that is known on the host."""
+        """Of the backward pass that began last: the id of its roots, and its objective, where the host knows it."""
 
     # -- what the training loop does ------------------------------------------------------------------
 

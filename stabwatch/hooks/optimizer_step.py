@@ -253,7 +253,4 @@ def has_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
     The optimizer itself may be among them.
     """
-    for x in (*args, kwargs.get("closure")):
-        if callable(x) and not isinstance(x, torch.optim.Optimizer):
-            return True
-    return False
+    return any(callable(x) and not isinstance(x, torch.optim.Optimizer) for x in (*args, kwargs.get("closure")))

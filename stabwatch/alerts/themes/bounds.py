@@ -10,7 +10,7 @@ import numpy as np
 from stabwatch.alerts.features import DerivedSignal, Duration, Feature, RunFeature, own_signals
 from stabwatch.alerts.objectives import makes_its_data
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, Bools, median
+from stabwatch.alerts.statistics import Array, Bools, median, median_of_few
 
 FEW = 8
 """Losses whose median is a level."""
@@ -60,8 +60,8 @@ class BelowFeature(RunFeature):
             self._size = max(1.0, median(np.abs(np.array(self._past))))
         below = growth = math.nan
         if len(self._past) == BACK + FEW and not makes_its_data(self._played, self._records):
-            past = np.array(self._past)
-            before, now = median(past[:FEW]), median(past[-FEW:])
+            past = [*self._past]
+            before, now = median_of_few(past[:FEW]), median_of_few(past[-FEW:])
             below, growth = max(-now, 0.0) / self._size, now / before if before < 0 else 0.0
         numbers = dict(zip((g.name for g in self.gauges), (below, growth), strict=True))
         return numbers | {"loss": loss, "loss_size": self._size}

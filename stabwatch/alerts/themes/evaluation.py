@@ -49,7 +49,7 @@ class EvaluationFeature(RoleFeature):
     def _observe(self, values: Array) -> dict[str, float] | None:
         if not self._roles.bound:
             return None
-        loss = float(self._losses.of_run("loss", values[None])[0])
+        loss = self._losses.number("loss", values)
         if math.isfinite(loss):
             self._trained.append(loss)
         evaluated = self._number(values)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stabwatch.alerts.blocks import Block, BlockGauges
 from stabwatch.alerts.columns import LayerColumns
 from stabwatch.alerts.features import DerivedSignal, Duration, Feature, PlainFeature, RunFeature, own_signals
 from stabwatch.alerts.objectives import makes_its_data
 from stabwatch.alerts.rule import Condition, Rule, Threshold
-from stabwatch.alerts.statistics import Array, Bools, median
+from stabwatch.alerts.statistics import Array, Bools, Ints, median, median_of_few
 from stabwatch.runlog import SeriesKey
 
 SMALL = 3e-5
@@ -63,15 +64,13 @@ class SlowFeature(RunFeature):
         self._records = self._played = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        loss, rate, acted, opposed = (
-            float(self._beside.of_run(signal, values[None])[0]) for signal in self._beside.signals
-        )
+        loss, rate, acted, opposed = [self._beside.number(signal, values) for signal in self._beside.signals]
         self._records += 1
         self._played += acted > 0 or opposed > 0
         if math.isfinite(loss):
             self._losses.append(loss)
             if len(self._losses) == LEVEL and math.isnan(self._first):
-                self._first = median(np.array(self._losses))
+                self._first = median_of_few(self._losses)
         now = self._columns.of(self.signal, values)
         now = now[np.isfinite(now)]
         if not len(now):
@@ -79,7 +78,7 @@ class SlowFeature(RunFeature):
         size, climbs = median(now), rate > CLIMBS * self._rate
         self._rate = rate
         steps = self._small.at(self._step, NOTHING < size < SMALL and not climbs)
-        level = median(np.array(self._losses)) if len(self._losses) == LEVEL else math.nan
+        level = median_of_few(self._losses) if len(self._losses) == LEVEL else math.nan
         known = self._first > 0 and not makes_its_data(self._played, self._records)
         course = level / self._first if known else math.nan
         return dict(zip((g.name for g in self.gauges), (steps, course), strict=True)) | {"update": size}
@@ -90,7 +89,10 @@ class SlowFeature(RunFeature):
 
 
 class _SinceFirst(PlainFeature):
-    """For how many steps something has been so at every point of a layer, from its first one on."""
+    """For how many steps something has been so at every point of a layer, from its first one on.
+
+    Subclasses say of which layers what is known: `_so(now, values)`, for one record or many.
+    """
 
     def __init__(self, signal: str, gauge: DerivedSignal) -> None:
         super().__init__(signal)
@@ -106,11 +108,44 @@ class _SinceFirst(PlainFeature):
         super().restart()
         self._since[:] = np.inf
 
-    def _lasting(self, step: int, so: Bools, known: Bools) -> Array:
-        """Steps for each layer, NaN where nothing is known of it now. so: it is so."""
+    def update(self, step: int, values: Array) -> dict[str, Array] | None:
+        """See Feature."""
+        numbers = super().update(step, values)
+        if numbers is None:
+            return None
+        so, known = self._so(numbers[self.signal], values)
         begins = known & so & np.isinf(self._since)
         self._since = np.where(begins, step, np.where(known & ~so, np.nan, self._since))
-        return np.where(known, np.nan_to_num(step - self._since, nan=0.0, neginf=0.0), np.nan)
+        return numbers | {self.gauges[0].name: _steps(step - self._since, known)}
+
+    def observe_block(self, steps: Ints, values: Array) -> Block:
+        """See `blocks`."""
+        rows, numbers = super().observe_block(steps, values)
+        now = numbers.of(self.signal)
+        so, known = self._so(now, values)
+        begun = np.minimum.accumulate(np.where(known & so, steps[:, None], np.inf), axis=0)  # steps ascend
+        since = np.where(np.isinf(self._since), begun, self._since)
+        since = np.where(np.logical_or.accumulate(known & ~so, axis=0), np.nan, since)
+        self._since = since[-1].copy()
+        lasting = {self.gauges[0].name: _steps(np.asarray(steps[:, None] - since, np.float64), known)}
+        return rows, BlockGauges({self.signal: now, "points": numbers.of("points")} | lasting)
+
+    def _so(self, now: Array, values: Array) -> tuple[Bools, Bools]:
+        """Where it is so, and where that is known: (..., layers) each. now: of the signal. values: (..., series)."""
+        raise NotImplementedError
+
+
+def _steps(since: Array, known: Bools) -> Array:
+    """Steps since the first one, NaN where nothing is known now; 0 where it is not so."""
+    return np.where(known, np.nan_to_num(since, nan=0.0, neginf=0.0), np.nan)
+
+
+def _of_layers(layers: Sequence[str], columns: LayerColumns, signal: str, values: Array) -> Array:
+    """Values of a signal of these layers, (..., layers); NaN of those that are not among the columns."""
+    row = {layer: i for i, layer in enumerate(columns.layers)}
+    found = columns.of(signal, values)
+    absent = np.full((*found.shape[:-1], 1), np.nan)
+    return np.concatenate([found, absent], axis=-1)[..., [row.get(layer, -1) for layer in layers]]
 
 
 class StillFeature(_SinceFirst):
@@ -129,20 +164,13 @@ class StillFeature(_SinceFirst):
         super().bind(keys)
         self._norms.bind(keys)
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Feature."""
-        numbers = super().update(step, values)
-        if numbers is None:
-            return None
-        now = numbers[self.signal]
-        row = dict(zip(self._norms.layers, self._norms.of("layer_gradient_norm", values).tolist(), strict=True))
-        norms = np.array([row.get(layer, math.nan) for layer in self.layers])
-        most, steepest = (np.fmax.reduce(x, initial=0.0) for x in (now, norms))
-        known = ~np.isnan(now) & (most > STILL)
+    def _so(self, now: Array, values: Array) -> tuple[Bools, Bools]:
+        norms = _of_layers(self.layers, self._norms, "layer_gradient_norm", values)
+        most, steepest = (np.fmax.reduce(x, axis=-1, keepdims=True, initial=0.0) for x in (now, norms))
         so = (now < STILL) & (now < BESIDE * most) & (norms > TINY * steepest)
-        return numbers | {self.gauges[0].name: self._lasting(step, so, known)}
+        return so, ~np.isnan(now) & (most > STILL)
 
-    measures = own_signals
+    measures, observe_block = own_signals, _SinceFirst.observe_block
 
 
 class ZeroFeature(_SinceFirst):
@@ -161,19 +189,11 @@ class ZeroFeature(_SinceFirst):
         super().bind(keys)
         self._missing.bind(keys)
 
-    def update(self, step: int, values: Array) -> dict[str, Array] | None:
-        """See Feature."""
-        numbers = super().update(step, values)
-        if numbers is None:
-            return None
-        now = numbers[self.signal]
-        missing = self._missing.of("gradient_missing_ratio", values)
-        none = {layer for layer, x in zip(self._missing.layers, missing.tolist(), strict=True) if x > 0}
-        there = np.array([layer not in none for layer in self.layers], dtype=bool)
-        known = ~np.isnan(now) & bool((now > 0).any())
-        return numbers | {self.gauges[0].name: self._lasting(step, (now == 0) & there, known)}
+    def _so(self, now: Array, values: Array) -> tuple[Bools, Bools]:
+        missing = _of_layers(self.layers, self._missing, "gradient_missing_ratio", values)
+        return (now == 0) & ~(missing > 0), ~np.isnan(now) & (now > 0).any(axis=-1, keepdims=True)
 
-    measures = own_signals
+    measures, observe_block = own_signals, _SinceFirst.observe_block
 
 
 def features() -> tuple[Feature, ...]:

@@ -70,7 +70,7 @@ class WeightFeature:
         """See Feature."""
         rms, ratio = (self._columns.of(signal, values) for signal in self._columns.signals)
         measured = ~np.isnan(rms)
-        waited = self._wrote(float(self._written.of_run(self._written.signals[0], values[None])[0]), len(rms))
+        waited = self._wrote(self._written.number(self._written.signals[0], values), len(rms))
         if not measured.any() and waited is None:
             return None
         beyond = self._beyond(rms, ratio, step, self._rms, self._ratio, self._steps)
