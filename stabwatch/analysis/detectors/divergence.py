@@ -43,6 +43,10 @@ VALIDATED = 4
 """Fewest validations during a rise that show whether the model became worse."""
 BEST = 1.1
 """Ratio of the last of them to the best, up to which it did not."""
+LEARNED = 0.9
+"""Share of the first loss that the best is below, where a loss that ends above all before it has lost what it had."""
+LAST = 2
+"""Records at the end that are."""
 FEW = 4
 """Consecutive rises up to the end that count as a trend in an excerpt."""
 
@@ -98,6 +102,7 @@ def find(segment: RunSegment) -> list[Incident]:
         )
         return [_incident(segment, loss, away, base, text, "likely", down=True)]
     slow = _slow(loss.values, segment.fresh, _is_in_nats(segment, loss)) or _from_the_first(segment, loss)
+    slow = slow or ends_high(loss.values)
     if slow is None or level_of_zero:
         return []
     start, best = slow
@@ -230,6 +235,23 @@ def _slow(values: Array, fresh: bool, nats: bool) -> tuple[int, float] | None:
         return None
     below = np.flatnonzero(tail <= best + 0.03 * lost)
     return k + int(below[-1]) + 1 + width // 2, best
+
+
+def ends_high(values: Array, times: float = LATER) -> tuple[int, float] | None:
+    """Start of a rise, and the best before it, where something was learned and the end is above all records before.
+
+    Between the two the curve may go up and down.
+    """
+    if len(values) < FEW or values.min() <= 0:
+        return None
+    k = int(np.argmin(values))
+    before, best, end = values[: k + 1], float(values[k]), values[-LAST:]
+    if k < LAST or len(values) - 1 - k <= LAST or best > LEARNED * float(values[0]):
+        return None
+    if float(end.min()) < max(times * best, float(before.max())) or float(end[-1]) < float(values.max()) / 2:
+        return None
+    below = np.flatnonzero(values[k:] <= TWICE * best)
+    return k + int(below[-1]) + 1, best
 
 
 def _apart(values: Array, k: int, width: int, length: int) -> bool:

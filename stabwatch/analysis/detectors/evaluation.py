@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stabwatch.alerts.incidents import Incident
+from stabwatch.analysis.detectors.divergence import ends_high
 from stabwatch.analysis.detectors.endings import to_the_end
 from stabwatch.analysis.detectors.never_learns import ACCURACY
 from stabwatch.analysis.detectors.segments import RunSegment, picked
@@ -19,6 +20,8 @@ ABOVE, LEAST = 10.0, 3.0
 """Ratio of most of them, and of each, to the training loss before it. Overfitting begins near the training loss."""
 SAME = 5
 """Fewest validations whose accuracy is one number while the training loss falls."""
+TIMES = 10.0
+"""Ratio of the last validations to the best from which overfitting is not the likely reason."""
 RISES = 1.25
 """Ratio of the later half of them to the first: the sum of a validation may stay."""
 MOST = 8
@@ -50,6 +53,8 @@ def _apart(segment: RunSegment) -> list[Incident]:
         return []
     if len(beside) <= MOST and loss.role == "loss" and (rises := _both_rise(loss, told)):
         return rises
+    if diverged := _diverges(told):
+        return diverged
     falls = beside[-1] < LEARNED * beside[0]
     late = float(np.median(told.values[len(told) // 2 :]))
     ratio = told.values / beside
@@ -71,6 +76,23 @@ def _apart(segment: RunSegment) -> list[Incident]:
     )
     text += how_sure(len(told), "possible")
     return [to_the_end(told, 0, text, condition="EvaluationApart", signal=told.name, confidence="possible")]
+
+
+def _diverges(told: Column) -> list[Incident]:
+    """The validation loss ends far above all validations before, which had become better."""
+    high = ends_high(told.values, TIMES)
+    if high is None:
+        return []
+    start, best = high
+    text = (
+        f"The validation loss ('{told.name}') rises from step {told.steps[start]}, from {best:.4g} at best to "
+        f"{told.values[-1]:.4g} at the end, above all validations before: that is more than overfitting."
+    )
+    text += how_sure(len(told), "likely")
+    ratio = float(told.values[-1]) / best
+    return [
+        to_the_end(told, start, text, condition="LossDivergence", signal=told.name, ratio=ratio, confidence="likely")
+    ]
 
 
 def _both_rise(loss: Column, told: Column) -> list[Incident]:

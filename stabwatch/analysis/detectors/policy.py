@@ -35,6 +35,7 @@ DEEP = 10.0
 """Ratio of its end, below zero, to its first three records: a mean of episodes drifts, but not that far."""
 EMPTY = 0.1
 """Share of the best reward, if none is below zero, that is left where an excerpt has lost all."""
+_MEAN = re.compile(r"mean|avg|average")
 LATE = 0.1
 """Share of the records at the end that must be low."""
 _VALUE = re.compile(
@@ -145,7 +146,7 @@ def _reward(segment: RunSegment) -> list[Incident]:
     """The reward rose, then fell to where it had been, and stayed there."""
     reward = finite_of(segment, REWARD)
     if reward is None or len(reward) < FEWEST:
-        return _falls(reward)
+        return _falls(reward) or (_turns(reward) if segment.fresh else [])
     values, width = reward.values, max(5, len(reward) // 20) | 1
     smooth = rolling_median(values, width)
     k = int(np.argmax(smooth))
@@ -215,6 +216,25 @@ def _falls(reward: Column | None) -> list[Incident]:
     )
     evidence = f"{number_of(len(reward))}, {number_of(int((changes < 0).sum()), 'fall')} from one to the next."
     return [replace(with_evidence(reward, 0, text, evidence, condition="RewardCollapse"), confidence="possible")]
+
+
+def _turns(reward: Column | None) -> list[Incident]:
+    """In two to five records, a mean reward falls from one to the next, from above 0 to below it."""
+    if reward is None or not 2 <= len(reward) < DOWN or not _MEAN.search(spelled(reward.name)):
+        return []
+    values = reward.values
+    if not (values[0] > 0 > values[-1]) or (np.diff(values) >= 0).any():
+        return []
+    text = (
+        f"The reward ('{reward.name}') falls from {values[0]:.4g} at step {reward.steps[0]} to {values[-1]:.4g} at "
+        f"step {reward.steps[-1]}: it is worse than before the training." + how_sure(len(reward), "possible")
+    )
+    return [
+        replace(
+            to_the_end(reward, len(reward) - 1, text, condition="RewardCollapse", signal=reward.name),
+            confidence="possible",
+        )
+    ]
 
 
 def _no_gradient(segment: RunSegment) -> list[Incident]:

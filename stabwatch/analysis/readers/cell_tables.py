@@ -10,6 +10,9 @@ from stabwatch.analysis.readers.names import EPOCH_KEYS, number, plain, step_ran
 _BARS = str.maketrans("│┃║", "|||")
 _GAP = re.compile(r"\s{2,}|\t")
 _SPLIT_LOSS = re.compile(r"\b(train|training|valid|val|validation|test|eval) (loss)\b", re.IGNORECASE)
+_SPLIT = re.compile(r"(?:train|valid|val|test|eval|dev)\w*", re.IGNORECASE)
+TWO = 2
+"""Fewest splits in the line above the names of their columns."""
 _CELL = re.compile(r"\S+(?: \S+)*")
 _NEAR = 1
 """Most characters by which a cell begins or ends beside its name."""
@@ -57,17 +60,19 @@ class CellTables:
         names = (_titles(text) or _listed(text)) if len(names) == 1 else names
         if len(names) < 3:
             return False
-        self.header = names
+        self.header = _told_apart(names)
         found = list(_CELL.finditer(text.expandtabs())) if "|" not in text.translate(_BARS) else []
         self._places = [cell.span() for cell in found] if len(found) == len(names) else []
         return True
 
     def _in_two_lines(self, names: list[str]) -> bool:
         """Whether a line between bars is the second line of a header, as MATLAB prints it."""
+        if all(set(name) <= set("-: ") for name in names):
+            return False  # the rule of a Markdown table, between the two
         above, self._above = self._above, [] if any(number(name) is not None for name in names) else names
         if len(above) != len(names) or self._above is not names or all(names):
             return False
-        whole = [" ".join(filter(None, pair)) for pair in zip(above, names, strict=True)]
+        whole = _grouped(above, names) or [" ".join(filter(None, pair)) for pair in zip(above, names, strict=True)]
         counts = any(step_rank(name) is not None or plain(name) in EPOCH_KEYS for name in whole)
         if not counts or not any("loss" in name.lower() or "rmse" in name.lower() for name in whole):
             return False
@@ -112,6 +117,23 @@ class CellTables:
             return []
         told = [number(cell) is not None for cell in found]
         return found if all(told[:3]) and told == sorted(told, reverse=True) else []
+
+
+def _grouped(above: list[str], names: list[str]) -> list[str]:
+    """Names below the splits of the data they belong to: `train`, and some cells on `validate`; empty without such."""
+    if sum(map(bool, above)) < TWO or not all(_SPLIT.fullmatch(name) for name in above if name):
+        return []
+    whole, split = list[str](), ""
+    for group, name in zip(above, names, strict=True):
+        split = group or split
+        counts = name and (step_rank(name) is not None or plain(name) in EPOCH_KEYS)
+        whole.append(name if not name or (counts and name not in whole) else f"{split} {name}")
+    return whole
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """The names of a header; one that comes again is of an evaluation, whose columns stand beside those of training."""
+    return [f"eval/{name}" if name and name in names[:i] else name for i, name in enumerate(names)]
 
 
 def _apart(a: int, b: int) -> int:

@@ -32,6 +32,8 @@ _NUMBERED = re.compile(r"\b([Ee]poch|[Ss]tep|[Ii]ter(?:ation)?) ?#(?=\s*$)")
 """`Epoch #3`."""
 _ARTICLE = re.compile(r"^(?:The|the) (?=\w)")
 _VERB = re.compile(r"(?:\s+so far)?\s+(?:is|was)$")
+_SENTENCE = re.compile(r"^.*[a-z]{5}\. (?=[A-Za-z])")
+"""A sentence before a name: `Epoch 3 finished. Training Loss: 0.5`."""
 LOGGER = re.compile(r"^[\s>]*(?:INFO|WARNING|DEBUG|ERROR):[\w.-]+:")
 _ELAPSED = re.compile(r"\btime[ _-]?cost$", re.IGNORECASE)
 _OTHER_NORM = re.compile(r"(?:param|weight|update|activation|embed|layer|batch)\w*$", re.IGNORECASE)
@@ -117,7 +119,8 @@ def _may_open(word: str, bracket: str) -> bool:
 
 
 def _name(text: str) -> str | None:
-    text = _ARTICLE.sub("", text.strip().strip("'\"").lstrip("-%. "))
+    text = _SENTENCE.sub("", _ARTICLE.sub("", text.strip().strip("'\"").lstrip("-%. ")))
+    text = _VERB.sub("", text)
     if text.endswith(")") and (unit := _WITH_UNIT.search(text)):
         text = unit[1]
         words = text.rsplit(" (", 1)[0].split()

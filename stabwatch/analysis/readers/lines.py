@@ -201,8 +201,7 @@ class Parser:
         if told and step is not None and self._ends is not None and not template.evaluates:
             whole = (template.of_epoch and step == length) or (epoch is not None and self._only in (None, step))
             whole = whole and (self.epoch is not None or not self._ends)
-            self._only = step
-            self._ends = {**self._ends, self._offset + step: self.epoch} if whole else None
+            self._only, self._ends = step, {**self._ends, self._offset + step: self.epoch} if whole else None
 
     def _only_epoch(self) -> int:
         """The epoch of `Epoch 1/1`: the one told above, as in `epoch: 7`; otherwise such calls are counted."""
@@ -220,7 +219,8 @@ class Parser:
     def _without_step(self, line: int, template: Template, values: dict[str, float]) -> None:
         if template.beside and self._raw >= 0 and (line - self._at > _NEAR or self._keys & values.keys()):
             return
-        if self._raw >= 0 and line - self._at <= _NEAR:
+        ended = template.epoch is not None and self._whole and self._with_values < 0 <= self._raw == self._length
+        if self._raw >= 0 and line - self._at <= _NEAR and not ended:
             if not self._keys & values.keys():
                 self._keys |= values.keys()
                 self.builder.add(self._offset + self._raw, line, values)
@@ -232,7 +232,7 @@ class Parser:
                 self._step_estimated = True
             elif len(self.repeated) < _MOST_UNSTEPPED:
                 self.repeated.append((line, self.epoch, values))
-        elif self._raw < 0 and len(self.unstepped) < _MOST_UNSTEPPED:
+        elif (self._raw < 0 or ended) and len(self.unstepped) < _MOST_UNSTEPPED:
             self.unstepped.append((line, self.epoch, values))
 
     def _pair(self, template: Template, numbers: list[str]) -> Template:

@@ -23,7 +23,8 @@ _NAN = (
     r"|\bnans?(?: or infs?)? in (?:the )?(?:summary|input|output|tensor|weights|model)\b"
     r"|\bignored? a value of (?:nan|inf)\b|\bnon-?finite (?:loss|grad)"
     r"|\bloss (?:is probably exploding|(?:has )?exploded)\b|\b(?:invalid|bad|abnormal) loss\b"
-    r"|\b(?:model|training) (?:has )?diverged\b|\breturned nan values\b|\bfound invalid values:.*\bnan\b"
+    r"|\bgradients? (?:has |have )?exploded\b|\b(?:model|training) (?:has )?diverged\b"
+    r"|\breturned nan values\b|\bfound invalid values:.*\bnan\b"
     r"|\bcontains?(?: either)? `?(?:nans?|infs?|infinity)\b|^\s*(?:loss\W*)?tensor\(\[*-?nan\b.*[^)\s]$)"
 )
 """NaN in words; not a value, a call in source code, or a message that there is none."""

@@ -54,7 +54,7 @@ _AT_EVALUATION = re.compile(r"(?:val|valid|validation|eval|test)_(?:num_updates|
 """The step of a row of an evaluation, as fairseq writes it: `valid_num_updates`."""
 
 _EVAL = re.compile(
-    r"(^|[^a-z])(val|vali|valid|validation|eval|evaluation|test|dev|cv|tel|holdout|predict)([^a-z]|$)"
+    r"(^|[^a-z])(val|vali|valid|validate|validation|eval|evaluation|test|dev|cv|tel|holdout|predict)([^a-z]|$)"
     r"|(^|[^a-z])(val|valid|eval|test|dev)(loss|acc|ppl)([^a-z]|$)"
 )
 _TRAIN = re.compile(r"(^|[^a-z])(train|training|trl)([^a-z]|$)")
@@ -145,7 +145,7 @@ _POLICY = re.compile(
 )
 """Quantities of reinforcement learning that are no losses."""
 _FITTED = re.compile(
-    r"(?:(?:train|training|total|mean|avg|average)_)?(?:err(?:or)?|obj(?:ective)?|m[sa]e|rmse|energy|elbo|misfit|nelbo|recon\w*"
+    r"(?:(?:train|training|total|mean|avg|average|current|final|last)_)?(?:total|err(?:or)?|obj(?:ective)?|m[sa]e|rmse|energy|elbo|misfit|nelbo|recon\w*"
     r"|residual|j)|objective_(?!acc|score|kl)\w{1,12}"
 )
 _SCORE = re.compile(r"(?:^|[/_ ])(?:acc|accuracy|hmean|dice|m?iou|f1|precision|recall|map(?:50(?:_95)?)?)$")

@@ -53,10 +53,27 @@ def _epochs(**columns):
 
 def test_a_flat_loss_and_a_flat_accuracy_learn_nothing_whatever_the_task():
     loss = [3.412, 3.405, 3.398, 3.401, 3.407, 3.399]
-    flat = _epochs(loss=loss, other=[0.071, 0.069, 0.074, 0.07, 0.068, 0.072])
-    flat = replace(flat, columns=tuple(replace(c, name="acc") if c.role == "other" else c for c in flat.columns))
+    flat = _epochs(loss=loss, other__acc=[0.071, 0.069, 0.074, 0.07, 0.068, 0.072])
     assert [kind for kind, _ in _told(flat)] == ["NotLearning"]
-    rises = _epochs(loss=loss, other=[0.071, 0.099, 0.12, 0.15, 0.19, 0.22])
-    rises = replace(rises, columns=tuple(replace(c, name="acc") if c.role == "other" else c for c in rises.columns))
+    rises = _epochs(loss=loss, other__acc=[0.071, 0.099, 0.12, 0.15, 0.19, 0.22])
     assert not _told(rises)
     assert not _told(_epochs(loss=loss))
+
+
+def test_a_loss_that_goes_up_and_down_to_an_end_above_all_before():
+    found = _told(run_of(loss=[6.1, 4.2, 3.4, 3.3, 3.4, 5.1, 8.5, 8.3, 16.0, 83.0, 184.0, 211.0]))
+    assert found and found[0][0] == "LossDivergence"
+    assert not _told(run_of(loss=[6.1, 4.2, 3.4, 3.3, 3.4, 5.1, 4.5, 4.3, 5.0, 5.3, 4.4, 5.1]))
+
+
+def test_validations_that_leave_for_good_while_training_falls():
+    train = [6.1, 4.4, 3.6, 3.1, 2.9, 2.75, 2.6, 2.5]
+    assert ("LossDivergence", 5) in _told(_epochs(loss=train, eval_loss=[12.2, 4.2, 3.4, 3.3, 3.4, 9.1, 84.0, 211.0]))
+    assert not _told(_epochs(loss=train, eval_loss=[12.2, 4.2, 3.4, 3.3, 3.4, 4.1, 5.0, 5.2]))
+
+
+@pytest.mark.parametrize(("name", "told"), [("avg_rewards", ["RewardCollapse"]), ("reward", [])])
+def test_a_mean_reward_that_falls_below_zero(name, told):
+    assert [
+        kind for kind, _ in _told(run_of(**{f"other__{name}": [272.0, -21.5], "other__entropy": [3.3, 0.4]}))
+    ] == told

@@ -49,3 +49,29 @@ def test_scores_alone_are_no_loss_and_tables_of_classes_no_records(tmp_path):
     path.write_text("bicycle 0.01 0.02 0.03\ncar 0.40 0.51 0.45\nbus 0.20 0.31 0.24\ntree 0.9 0.8 0.85\n")
     with pytest.raises(LogError):
         read_log(path)
+
+
+def test_two_splits_side_by_side_and_names_that_come_again(tmp_path):
+    path = tmp_path / "table"
+    rows = "".join(f"| {i} | {40 + i} | {3 - i / 10:.2f} | | {i} | {38 + i} | {3.2 - i / 20:.2f} |\n" for i in range(6))
+    above = "| train | | | | validate | | |\n| --- | --- | --- | --- | --- | --- | --- |\n"
+    path.write_text(f"{above}| epoch | Top1 | Loss | | epoch | Top1 | Loss |\n{rows}")
+    run = read_log(path).runs[0]
+    assert run.of("loss").name == "train Loss" and run.of("eval_loss").name == "validate Loss"
+    assert run.of("eval_loss").values[0] == 3.2 and run.of("loss").values[0] == 3.0
+
+
+def test_an_epoch_that_is_told_behind_a_full_bar(tmp_path):
+    path = tmp_path / "bars"
+    bars = "100%|####| 12328/12328 [1:19:17<00:00, 2.59it/s]\n"
+    path.write_text(
+        "".join(f"{bars}Epoch : {e} finished. Training Loss: nan. Validation Loss: nan\n" for e in range(3))
+    )
+    run = read_log(path).runs[0]
+    assert run.of("loss").steps.tolist() == [0, 1, 2] and run.of("loss").name == "Training Loss"
+
+
+def test_a_cost_in_words(tmp_path):
+    path = tmp_path / "cost"
+    path.write_text("cost is: nan\nbinary cost is: 1.8876\ninstance cost is: inf\n")
+    assert _told(path) == ["NonFinite"]
