@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _NAMED = re.compile(r"attn|attention|msa$", re.IGNORECASE)
 _PARTS = re.compile(r"norm|mlp|feedforward|output$|pool|block|layer$|bias|embed|dropout|head$|mask", re.IGNORECASE)
 """Parts of attention layers, or what is around them: `BertSelfOutput`, `AttentionBlock`."""
-_MIXES_STREAMS = "HyperConnection"
-"""Their softmax is over residual streams, not over tokens."""
+_OTHER_SOFTMAX = re.compile("HyperConnection|LQE")
+"""Their softmax is over residual streams, or over the bins of a distance, not over tokens."""
 _FUSED = "scaled_dot_product"
 _SOFTMAX = ("_softmax.", "_safe_softmax.")
 _WRAPPERS = re.compile(
@@ -32,7 +32,9 @@ class AttentionLayers(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._names = {id(m): _WRAPPERS.sub("", name).lstrip(".") for name, m in model.named_modules()}
+        self._model = model
+        self._names: dict[int, str] = {}
+        self._name_all()
         self._stack: list[nn.Module] = []
         self._called: list[nn.Module] = []
         self._layers: dict[str, None] = {}
@@ -43,13 +45,19 @@ class AttentionLayers(TorchDispatchMode):
             self._note()
         elif any(word in name for word in _SOFTMAX) and "backward" not in name:
             dim, near = args[0].dim(), self._stack[-3:]
-            mixes = any(_MIXES_STREAMS in type(m).__name__ for m in near)
+            other = any(_OTHER_SOFTMAX.search(type(m).__name__) for m in near)
             over_keys = args[1] % max(dim, 1) >= dim - 2
-            if (dim >= 4 and over_keys and not mixes) or (dim >= 2 and any(map(_is_named, near))):
+            if (dim >= 4 and over_keys and not other) or (dim >= 2 and any(map(_is_named, near))):
                 self._note()
         return func(*args, **(kwargs or {}))
 
+    def _name_all(self) -> None:
+        """Some models replace their modules in a forward: BigBird, where the input is short."""
+        self._names |= {id(m): _WRAPPERS.sub("", name).lstrip(".") for name, m in self._model.named_modules()}
+
     def _note(self) -> None:
+        if any(id(m) not in self._names for m in self._stack):
+            self._name_all()
         known = [m for m in self._stack if id(m) in self._names]
         layer = next((m for m in reversed(known) if _is_named(m)), known[-1] if known else None)
         if layer is not None:

@@ -141,7 +141,8 @@ def _distance(a: float, b: float) -> float:
 
 def _reason(layer: str, said: list[dict[str, str]]) -> str:
     """What the report says of a layer, or of the modules inside or around it."""
-    for near in (lambda s: s == layer, lambda s: s.startswith(layer + "."), lambda s: s and layer.startswith(s + ".")):
+    inside = layer + "." if layer else ""
+    for near in (lambda s: s == layer, lambda s: s.startswith(inside), lambda s: s and layer.startswith(s + ".")):
         found = next((entry["reason"] for entry in said if near(entry["site"])), None)
         if found is not None:
             return found

@@ -33,8 +33,8 @@ NOTHING_SAVED = "this attention kernel saves no logsumexp"
 NO_GRADIENT = "it needs no gradient (frozen layers, or reentrant checkpointing), so no logsumexp is saved"
 PACKED = "its saved logsumexp is packed (activation checkpointing or offloading): to read it would compute it again"
 OTHER_SOFTMAX = (
-    "it calls softmax, but of something else than products of queries with keys, or not over the keys: no attention "
-    "logits are known of such weights"
+    "it calls softmax, but not of products of two activations (queries with keys), or not over the keys: such weights "
+    "may be a gate's, and no attention logits are known of them"
 )
 OWN_SCORES = "the model computes its attention weights itself"
 SOFTMAX = "softmax"
