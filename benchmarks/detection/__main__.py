@@ -203,6 +203,7 @@ how far the rate has climbed; a loss below zero that comes back to zero has not 
 labels of `plain_half` are smoothed, as its twin knew its table by heart and its gradients did vanish.
 After these figures were measured, a loss that jumps together with its data waits for what follows, so odd batches are
 told when they end: those of `gpt_bad_batches` (seed 0) at step 219, with the cause BadBatch.
+UpdateTooLarge asks for 0.04 of the weights where updates are four times any before (0.02 when this was measured).
 
 {parts}"""
 

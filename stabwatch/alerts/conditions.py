@@ -34,6 +34,7 @@ class KnownCondition:
 ALSO_DETECTED = (
     "LossSpike", "LossShift", "LossDivergence", "NonFinite", "GradientNormExplosion", "LossScaleCollapse",
     "LearningRateSpike", "LearningRateZero", "NotLearning", "TrainingStopped", "RewardCollapse", "KLRunaway",
+    "EvaluationApart", "DiscriminatorCollapse",
 )  # fmt: skip
 """Rules and root causes that a detector can also find."""
 
@@ -52,28 +53,11 @@ _DETECTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "EvaluationApart",
-        "Evaluation far from training",
-        (
-            "Evaluate on batches of the training data: the loss must be that of training, but for dropout.",
-            "Compare the preparation of the data, and normalisation layers in evaluation mode (`model.eval()`).",
-        ),
-    ),
-    (
         "LossTooGood",
         "Loss too good to be true",
         (
             "Check the labels of one batch: are they all masked (-100), or equal to the input?",
             "Check the loss itself: a mean over nothing, a wrong shift, a constant target.",
-        ),
-    ),
-    (
-        "DiscriminatorCollapse",
-        "The discriminator has won",
-        (
-            "Go back to a checkpoint in which both losses were of the same size.",
-            "Lower the discriminator's learning rate, or train it less often.",
-            "Use a gradient penalty, noise on its inputs, or label smoothing.",
         ),
     ),
     (

@@ -19,6 +19,8 @@ PART = 8
 """Losses whose median stands for a part of the time since the change."""
 CLIMBS = 1.25
 """Times the loss just after the change, from which on the change does not explain it."""
+FLAT, STILL = 0.97, 24
+"""A loss above its first one, of which not even a thirtieth is won back in so many records, is not learned."""
 LEARNED = 0.1
 """Share of the rise that the loss wins back where new data are learned."""
 ODD = 20.0
@@ -44,8 +46,8 @@ class DataChange:
 
     The stretch ends when the batches are like those before the change: they were odd ones, if they were far off. It
     ends when the loss climbs above where the change has put it, or has won back next to nothing of its rise in 48
-    records: then the change explains nothing, and alarms go on. Else the data are other ones, which are learned: the
-    loss is judged again from the change on.
+    records, or stands still above the first loss of the run: then the change explains nothing, and alarms go on. Else
+    the data are other ones, which are learned: the loss is judged again from the change on.
     """
 
     def __init__(self) -> None:
@@ -67,8 +69,10 @@ class DataChange:
         self._spent = self._spent and bool((shifts >= BACK).all())
         self._changed = None if (shifts < BACK).any() else self._changed
 
-    def observe(self, step: int, loss: float, shift: float, level: float, jumped: bool) -> tuple[float, list[float]]:
-        """A loss, the shift of the data, NaN where it is not known, and the level of the losses before.
+    def observe(
+        self, step: int, loss: float, shift: float, level: float, jumped: bool, begun: float = math.inf
+    ) -> tuple[float, list[float]]:
+        """A loss, the shift of the data, NaN where it is not known, the level of the losses before, and the first one.
 
         Returns how many records had odd batches, if they just ended, and the losses of new data that are learned.
         """
@@ -93,5 +97,7 @@ class DataChange:
         if not climbs and n < LONGEST:
             return 0.0, []
         losses, self._losses, self._spent = self._losses, [], True
-        learned = (first - last) / max(first - self._level, TINY) >= LEARNED
+        earlier = median(np.array(losses[-STILL - PART : -STILL] or losses[:1]))
+        stands = last >= begun * FLAT and last >= earlier * FLAT
+        learned = (first - last) / max(first - self._level, TINY) >= LEARNED and not stands
         return 0.0, losses if learned and not climbs else []

@@ -155,7 +155,7 @@ class LossFeature(ScalarFeature):
         jumped = found["loss_robust_z"] > JUMP_Z and found["loss_rise_ratio"] > JUMP_RISE
         shifted = all(bool(one.holds(np.float64(found[one.gauge]))) for one in SHIFT)
         jumped = (jumped or shifted) and found["loss_comparable"] > 0
-        odd, learned = self._change.observe(self._step, found["loss"], shift, level, jumped)
+        odd, learned = self._change.observe(self._step, found["loss"], shift, level, jumped, found["loss_first"])
         held = float(self._change.holds)
         if learned:
             self.changes.append(self._change.since)

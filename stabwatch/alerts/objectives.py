@@ -30,6 +30,8 @@ ZERO = 1e-6
 """A first loss that is zero but for rounding."""
 REWARDED = ("reward", "old_kl", "clip_fraction", "ratio_max", "advantage_max", "dead_groups")
 """Roles of numbers that are logged where a policy is trained."""
+LOOKS, GROWN = 4, 1.5
+"""Looks at the targets whose median is their size, and how many times larger than at first they have grown."""
 DECADES = 8.0
 """Decades of growth that count as all progress lost; half of it is ten thousand times the usual loss."""
 
@@ -38,7 +40,8 @@ class Beside(NamedTuple):
     """What a step shows beside its loss, NaN where it is not known.
 
     rewarded: a reward is logged. norm: of the gradient before clipping. acted: calls without gradients.
-    opposed: gradients went to an optimizer that has an objective of its own.
+    opposed: gradients went to an optimizer that has an objective of its own. compared: the loss that compares outputs
+    with targets; size: the root mean square of these targets.
     """
 
     token_loss: float
@@ -48,6 +51,32 @@ class Beside(NamedTuple):
     passes: float
     rewarded: bool
     opposed: float = math.nan
+    compared: float = math.nan
+    size: float = math.nan
+
+
+class MovingTargets:
+    """Have the targets of the trained loss grown, as those do that a program makes from what a model says?
+
+    Then their spread and the loss grow with them, and losses of different steps do not compare.
+    """
+
+    def __init__(self) -> None:
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=LOOKS)
+
+    def observe(self, loss: float, compared: float, size: float) -> None:
+        """A step; compared and size are NaN where they were not looked at."""
+        if not math.isfinite(size) or not abs(loss - compared) <= EQUAL * abs(compared):
+            return
+        self._last.append(size)
+        if len(self._first) < LOOKS:
+            self._first.append(size)
+
+    @property
+    def grown(self) -> bool:
+        """Are they larger than at first?"""
+        return len(self._last) == LOOKS and median(np.array(self._last)) >= GROWN * median(np.array(self._first))
 
 
 class Objective:
@@ -55,8 +84,9 @@ class Objective:
 
     They cannot where the model itself makes its data (it is called without gradients in training mode, or its forwards
     are steps of an episode), where it is trained against another one, where a reward is logged, where the sign of the
-    loss changes again and again, and where it begins at zero (a policy, or a distance to what the model was, which can
-    only grow). They can where the loss is the cross-entropy. ever: it was not comparable at some time of the run.
+    loss changes again and again, where it begins at zero (a policy, or a distance to what the model was, which can
+    only grow), and where its targets grow. They can where the loss is the cross-entropy. ever: it was not comparable
+    at some time of the run.
     """
 
     def __init__(self) -> None:
@@ -70,6 +100,7 @@ class Objective:
         self._sizes: deque[float] = deque(maxlen=SMOOTH)
         self._norms: deque[float] = deque(maxlen=SMOOTH)
         self._usual = self._usual_norm = 0.0
+        self._targets = MovingTargets()
 
     def observe(self, loss: float, beside: Beside) -> bool:
         """A finite loss: is it comparable with those before?"""
@@ -88,9 +119,11 @@ class Objective:
             self._changes.popleft()
         self._before = loss or self._before
         self._note_size(abs(loss), beside.norm)
+        self._targets.observe(loss, beside.compared, beside.size)
         moves = not self._likelihood and (
             beside.rewarded or self._from_zero or self._acts() or self._by_episodes() or len(self._changes) >= SIGNS
-        )
+            or self._targets.grown
+        )  # fmt: skip
         self.ever = self.ever or moves
         return not moves
 
@@ -142,7 +175,7 @@ class ObjectiveColumns(LayerColumns):
     def __init__(self) -> None:
         super().__init__(
             "token_loss", "calls_without_gradient", "forward_passes", "backward_passes", "gradient_norm_before_clip",
-            "gradient_norm", "opponent_steps",
+            "gradient_norm", "opponent_steps", "compared_loss", "target_rms",
         )  # fmt: skip
         self._rewarded = False
 
@@ -153,12 +186,12 @@ class ObjectiveColumns(LayerColumns):
 
     def beside(self, values: Array) -> list[Beside]:
         """What each record of values (n, series) shows."""
-        tokens, acted, forwards, passes, before, after, opposed = (
+        tokens, acted, forwards, passes, before, after, opposed, compared, size = (
             self.of_run(signal, values) for signal in self.signals
         )
         norm = np.where(np.isnan(before), after, before)
-        rows = np.stack((tokens, norm, acted, forwards, passes, opposed), axis=1).tolist()
-        return [Beside(a, b, c, d, e, self._rewarded, f) for a, b, c, d, e, f in rows]
+        rows = np.stack((tokens, norm, acted, forwards, passes, opposed, compared, size), axis=1).tolist()
+        return [Beside(a, b, c, d, e, self._rewarded, *more) for a, b, c, d, e, *more in rows]
 
 
 def _middle(values: deque[float]) -> float:

@@ -20,6 +20,12 @@ FIRST = 4
 """Points whose median is the first level, and the last one of a curve with few points."""
 KEPT = 512
 """Points of a curve that are kept; then every other one is dropped."""
+RESTS = 48
+"""Smoothed points within which a quality that has fallen rests."""
+FLOOR = 0.1
+"""Of its first level: a quality that comes so far below zero has no floor there."""
+HALF = 0.5
+"""Of a fall: a gain of so much before it is one, and no chance."""
 EVIDENCE = (
     "reward", "old_kl", "clip_fraction", "ratio_max", "effective_samples", "advantage_max", "dead_groups",
     "rollout_logp", "rollout_kl",
@@ -73,6 +79,7 @@ class Gain:
         self._past: deque[float] = deque(maxlen=2 * SMOOTH)
         self._changes: deque[float] = deque(maxlen=KEPT)
         self._smooth: deque[float] = deque(maxlen=SMOOTH + 1)
+        self._recent: deque[float] = deque(maxlen=RESTS)
         self._least, self.best, self._least_before = math.inf, -math.inf, math.nan
         self._points = 0
         self.now = math.nan
@@ -86,6 +93,7 @@ class Gain:
         if math.isnan(self.now):
             return
         self._smooth.append(self.now)
+        self._recent.append(self.now)
         if len(self._smooth) > SMOOTH:
             self._changes.append(self.now - self._smooth[0])
         self._least = min(self._least, self.now)
@@ -114,6 +122,21 @@ class Gain:
         """The share of the gain that is lost; 0 without a gain."""
         gained = self.gained
         return (self.best - self.now) / gained if gained else 0.0
+
+    @property
+    def fallen(self) -> float:
+        """The share of its first level that a quality above zero has lost that never gained; 0 for less than chance.
+
+        Chance: twice the scatter of the points, and what a random walk of such changes covers. A walk goes on, also
+        below zero: it counts where the last smoothed points are within a third of the fall, and none is below a floor.
+        """
+        first = self._curve.first
+        if len(self._recent) < RESTS or not first > 0 or self.best - first > HALF * (first - self._least):
+            return 0.0
+        walk = robust_spread(np.array(self._changes)) * math.sqrt(self._points / SMOOTH)
+        fallen, rests = first - self.now, float(np.ptp(np.array(self._recent)))
+        told = fallen > max(2.0 * self.scatter, walk, 3.0 * rests) and self._least > -FLOOR * first
+        return fallen / first if told else 0.0
 
     @property
     def reached(self) -> float:

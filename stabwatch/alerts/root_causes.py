@@ -10,6 +10,8 @@ LARGE_UPDATE = 0.1
 EARLY_UPDATE = 0.03
 """Updates of this size in the first steps explain layers that are lost after them: thirty times the usual 1e-3."""
 _LOST = ("VanishingOverDepth", "TokenCollapse", "DeadUnits", "SaturatedUnits")
+_STANDS = ("NotLearning", "NoBetterThanMean", "OutputsConstant")
+"""Nothing is learned from the first steps on: what came in those explains it, too."""
 HUGE_UPDATE = 0.5
 """A step that changes the weights by half explains all that follows."""
 _JUMPS = ("LossSpike", "LossShift")
@@ -128,7 +130,9 @@ def _rate_too_high(e: Evidence) -> Found | None:
     alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + e.together), None)
     lost = [a for a in e.of(*_LOST) if a.onset <= e.onset + e.together]
     large = EARLY_UPDATE if lost else LARGE_UPDATE
-    peaks = [p for p in e.memory.update_peaks if p.step <= e.onset and p.ratio >= large]
+    stands = [a for a in e.of(*_STANDS) if a.onset <= e.onset + e.together]
+    until = max((e.onset, *(a.step for a in stands)))
+    peaks = [p for p in e.memory.update_peaks if p.step <= until and p.ratio >= large]
     rate = e.context.get("learning_rate")
     lines = []
     if peaks:
@@ -149,7 +153,8 @@ def _rate_too_high(e: Evidence) -> Found | None:
     if not lines:
         return None
     since = peaks[-1].step if peaks else e.onset
-    leads = alert is not None or worse is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE or bool(lost)
+    leads = alert is not None or worse is not None or climbed or peaks[-1].ratio >= HUGE_UPDATE
+    leads = leads or bool(lost) or bool(stands)
     return Found(since, tuple(lines), (peaks[-1].layer,) if peaks else (), leads=leads)
 
 

@@ -68,8 +68,8 @@ class RunContext:
     guards, as (step, description); announced: changes, as (step, sentence). origins: where values that are not finite
     were made. recurrent: first and last largest singular value of each recurrent weight matrix. recurrent_layers: the
     modules that have one. first_gradient: the first gradient norm, before clipping, NaN before there is one.
-    nonfinite_ranks: for each step at which non-finite values began, the rank that counted the most, -1 where that is
-    not known.
+    smallest_input: least root mean square of the model's input so far. nonfinite_ranks: for each step at which
+    non-finite values began, the rank that counted the most, -1 where that is not known.
     """
 
     def __init__(self) -> None:
@@ -84,6 +84,7 @@ class RunContext:
         self._last_rates: deque[float] = deque(maxlen=_RISE)
         self.largest_activation = math.nan
         self.first_gradient = math.nan
+        self.smallest_input = math.inf
         self.recurrent_layers: frozenset[str] = frozenset()
         self.layer_order: dict[str, int] = {}
         self.batches: dict[int, list[dict[str, Any]]] = {}
@@ -180,6 +181,7 @@ class RunContext:
         """Process one record."""
         self.first_step = step if self.first_step is None else self.first_step
         self._first_gradient(values[None])
+        self._inputs(values[None])
         self._note_gradients(values[None])
         self._learning_rate(step, values)
         self._note_ranks(np.array([step]), values[None])
@@ -203,6 +205,7 @@ class RunContext:
         """Process records. The result gives `context` as it was after one of them; -1 for before all."""
         self.first_step = int(steps[0]) if self.first_step is None else self.first_step
         self._first_gradient(values)
+        self._inputs(values)
         self._note_gradients(values)
         start, followed = dict(self.context), self._learning_rates(steps, values)
         self._note_ranks(steps, values)
@@ -245,6 +248,13 @@ class RunContext:
         known = first[~np.isnan(first)]
         if len(known):
             self.first_gradient = float(known[0])
+
+    def _inputs(self, values: Array) -> None:
+        """Note the smallest input in records (n, series)."""
+        column = self._context_columns.get("input_rms")
+        if column is not None:
+            sizes = values[:, column]
+            self.smallest_input = float(np.min(sizes[sizes > 0], initial=self.smallest_input))
 
     def _note_ranks(self, steps: Ints, values: Array) -> None:
         """Note on which rank non-finite values began."""

@@ -11,17 +11,22 @@ LEAST_SPREAD = 0.05
 """How far samples are apart, over the size of the input: pixels are at 0.5 and more, scaled columns at 1."""
 CUT = 100.0
 """Gradient norm over the limit of clipping: far more than a usual gradient is cut."""
+GREW = 20.0
+"""Size of the input over its smallest one: pixels of 0 to 1 are at a third, those of 0 to 255 at 85."""
 LARGE_INPUT = 30.0
 """Pixels of 0 to 255 are above it; numbers that were scaled to a deviation of 1 are far below."""
 
 
 def _inputs_not_scaled(e: Evidence) -> Found | None:
-    return _large_inputs(e) or _small_inputs(e) or _inputs_hidden(e)
+    return _large_inputs(e) or _grown_inputs(e) or _small_inputs(e) or _inputs_hidden(e)
 
 
 def _large_inputs(e: Evidence) -> Found | None:
     size = e.context.get("input_rms", 0.0)
-    shown = e.of("InitialLossTooHigh", "UpdateTooLarge", "ActivationOutlierGrowth", "LossDivergence", "NonFinite")
+    shown = e.of(
+        "InitialLossTooHigh", "UpdateTooLarge", "ActivationOutlierGrowth", "LossDivergence", "NonFinite",
+        "NotLearning", "NoBetterThanMean", "OutputsConstant",
+    )  # fmt: skip
     first = e.memory.first_step
     if size < LARGE_INPUT or first is None or not shown or e.onset > first + e.recent:
         return None
@@ -33,6 +38,23 @@ def _large_inputs(e: Evidence) -> Found | None:
             f"Step {alert.step}: {alert.description}",
         ),
         confidence=0.7,
+    )
+
+
+def _grown_inputs(e: Evidence) -> Found | None:
+    """The input has become many times as large as it was, and the loss has jumped or climbed since."""
+    size, least = e.memory.context.get("input_rms", 0.0), e.memory.smallest_input
+    alerts = e.of("LossSpike", "LossShift", "LossDivergence", "NonFinite", "OddBatches")
+    if not alerts or size < max(LARGE_INPUT, GREW * least):
+        return None
+    alert = min(alerts, key=lambda a: a.onset)
+    return Found(
+        alert.onset,
+        (
+            f"The root mean square of the model's input was {least:.3g} and has become {size:.4g}.",
+            f"Step {alert.step}: {alert.description}",
+        ),
+        confidence=0.8,
     )
 
 

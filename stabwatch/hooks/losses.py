@@ -83,7 +83,8 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_range, context, input, target)
             context.isolation.run("loss", "always", _note_spread, context, input, target)
-            context.isolation.run("loss", "always", _note_fit, context, out, input.detach().sigmoid(), target)
+            if not any(isinstance(x, Tensor) for x in (*args, *kwargs.values())):  # weights want other outputs
+                context.isolation.run("loss", "always", _note_fit, context, out, input.detach().sigmoid(), target)
             if context.flags.sampled:
                 context.isolation.run("leak", "sampled", note_leak, context, target)
 

@@ -208,7 +208,7 @@ SIGNALS = (
         "ratio",
         tier="sampled",
     ),
-    _host("input_rms", "Root mean square of the model's first input of floating-point numbers.", tier="sampled"),
+    _host("input_rms", "Largest root mean square of the model's inputs of floating-point numbers.", tier="sampled"),
     _host(
         "weight_decay_ratio",
         "Largest share of the weights that weight decay takes in a step, rate times decay, of SGD and AdamW.",

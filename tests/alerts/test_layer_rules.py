@@ -147,6 +147,20 @@ SCENARIOS = {
     "Overfitting": Scenario(
         "logged val_loss", [3 - 0.02 * i for i in range(100)], [1.6] * 24, {"loss": lambda step: 3 * 0.97**step}
     ),
+    "EvaluationApart": Scenario(
+        "logged val_loss",
+        [0.5] * 100,
+        [12 - 0.02 * i for i in range(100)],
+        {"loss": lambda step: max(0.4, 3 * 0.98**step)},
+        from_start=True,
+    ),
+    "DiscriminatorCollapse": Scenario("loss", wave(100, 1.3, 0.1), [0.005] * 100, {"opposed": 1.0, "binary": 0.0}),
+    "TargetsRunAway": Scenario(
+        "target_rms",
+        wave(100, 1.0, 0.05),
+        [1.1**i for i in range(60)],
+        {"loss": _around_two, "compared": _around_two, "target_size": 1.0, "shift": 1.0},
+    ),
     "TargetInInput": Scenario("leak", wave(100, 0.1, 0.1), [1.0] * 4),
     "AccumulationNotAveraged": Scenario("loss", [2.3] * 100, [36.8] * 6, {"token_loss": 2.3, "passes": 16.0}),
     "StepBeyondRadius": Scenario("radius", wave(100, 0.05, 0.1), [0.8] * 5),

@@ -249,7 +249,7 @@ def optimizer_of_frozen(trial: Trial) -> None:
 @report(
     source="https://github.com/soumith/ganhacks/issues/36, https://github.com/iwtw/pytorch-TP-GAN/issues/6",
     mechanism="The generator minimises ln(1 - D): once the discriminator is sure, its gradient is zero.",
-    causes=("VanishingGradients", "ZeroGradients"),
+    causes=("VanishingGradients", "ZeroGradients", "DiscriminatorCollapse"),
     check=fact("distance", (2, 90), (0, 1)),
     where=("",),
     steps=400,

@@ -2,6 +2,8 @@
 
 from benchmarks.reports.case import REGISTRY
 from benchmarks.reports.healthy import (
+    common,
+    common_more,
     fresh,
     generative,
     policies,
@@ -15,6 +17,8 @@ from benchmarks.reports.healthy import (
 
 __all__ = [
     "WORKLOADS",
+    "common",
+    "common_more",
     "fresh",
     "generative",
     "policies",

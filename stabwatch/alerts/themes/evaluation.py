@@ -30,6 +30,16 @@ class EvaluationFeature(RoleFeature):
         DerivedSignal(
             "loss_since_best_eval_ratio", "Training loss over what it was at the best validation loss.", "ratio", "run"
         ),
+        DerivedSignal(
+            "eval_loss_least_ratio",
+            "Least ratio of a logged validation loss to the training loss then.",
+            "ratio",
+            "run",
+        ),
+        DerivedSignal("eval_loss_growth_ratio", "That ratio over what it was at the first validation.", "ratio", "run"),
+        DerivedSignal(
+            "loss_since_first_eval_ratio", "Training loss over what it was at the first validation.", "ratio", "run"
+        ),
     )
 
     def __init__(self) -> None:
@@ -45,6 +55,8 @@ class EvaluationFeature(RoleFeature):
         self._trained: deque[float] = deque(maxlen=TRAINED)
         self._evaluated: deque[float] = deque(maxlen=EVALUATED)
         self._best, self._then = math.inf, math.nan
+        self._ratios: list[float] = []
+        self._first_loss = self._first_ratio = self._least = math.nan
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         if not self._roles.bound:
@@ -60,9 +72,23 @@ class EvaluationFeature(RoleFeature):
         if len(self._evaluated) == EVALUATED and now < self._best:
             self._best, self._then = now, trained
         known = 0 < self._best < math.inf and self._then > 0
-        numbers = (now / self._best, trained / self._then) if known else (math.nan, math.nan)
+        best = (now / self._best, trained / self._then) if known else (math.nan, math.nan)
+        numbers = (*best, *self._beside(evaluated, trained))
         found = dict(zip((g.name for g in self.gauges), numbers, strict=True))
         return found | {"now": now, "best": self._best, "trained": trained}
+
+    def _beside(self, evaluated: float, trained: float) -> tuple[float, float, float]:
+        """A validation loss beside the training loss, both above zero; NaN for the first ones."""
+        if not (evaluated > 0 and trained > 0):
+            return math.nan, math.nan, math.nan
+        if not self._ratios:
+            self._first_loss = trained
+            self._first_ratio = self._least = evaluated / trained
+        self._least = min(self._least, evaluated / trained)
+        self._ratios = [*self._ratios[1 - EVALUATED :], evaluated / trained]
+        if len(self._ratios) < EVALUATED:
+            return math.nan, math.nan, math.nan
+        return self._least, median(np.array(self._ratios)) / self._first_ratio, trained / self._first_loss
 
     def measures(self, values: Array) -> Bools:
         """See `blocks`: each record counts once such a loss is logged."""
@@ -103,6 +129,35 @@ RULES: tuple[Rule, ...] = (
             "Keep the checkpoint of the best validation loss, and stop.",
             "More data, augmentation, weight decay, dropout, or a smaller model.",
             "Is the validation set drawn and prepared as the training set is?",
+        ),
+    ),
+    Rule(
+        name="EvaluationApart",
+        title="Evaluation far from training",
+        family="logged_eval_loss",
+        summary="The validation loss that is logged has never been near the training loss, and does not fall with it: "
+        "evaluation sees other data, or another model, than training.",
+        description="The validation loss ('{signal}') was {eval_loss_least_ratio:.3g} times the training loss at "
+        "least, and is {now:.4g} beside {trained:.4g}; the training loss is {loss_since_first_eval_ratio:.0%} of what "
+        "it was at the first validation, and the ratio has grown {eval_loss_growth_ratio:.2g} times.",
+        thresholds=(
+            Threshold(
+                severity="warning",
+                when=(
+                    Condition("eval_loss_least_ratio", above=3.0),
+                    Condition("eval_loss_growth_ratio", above=1.5),
+                    Condition("loss_since_first_eval_ratio", below=0.5),
+                ),
+                for_points=2,
+            ),
+        ),
+        abnormal=(Condition("eval_loss_least_ratio", above=3.0), Condition("eval_loss_growth_ratio", above=1.25)),
+        source="three times the training loss in each validation, and more than at first: a model that overfits begins "
+        "with both alike, and a sum in place of a mean stays as many times larger",
+        remedy=(
+            "Evaluate on batches of the training data: the loss must be that of training, but for dropout.",
+            "Compare the preparation of the data, and normalisation layers in evaluation mode (`model.eval()`).",
+            "Batch norm: does its momentum let the running statistics follow (0.1; Keras counts the other way round)?",
         ),
     ),
 )

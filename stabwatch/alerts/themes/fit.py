@@ -9,7 +9,7 @@ import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Duration, Feature, RunFeature
 from stabwatch.alerts.fresh_start import Course
-from stabwatch.alerts.objectives import makes_its_data
+from stabwatch.alerts.objectives import EQUAL, MovingTargets, makes_its_data
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, median
 
@@ -17,8 +17,6 @@ WINDOW = 4
 """Looks at the losses whose median counts: 64 steps of a long run, so that one that begins to learn is seen."""
 NOTHING = 0.97
 """Squared error over the variance of the targets: what is above it explains next to nothing of them."""
-EQUAL = 0.05
-"""Relative difference up to which the trained loss is the one that was seen."""
 AFTER = 3
 """Losses whose median tells what a change of the weights did."""
 HABIT, OFTEN = 16, 2
@@ -29,7 +27,7 @@ class FitFeature(RunFeature):
     """The squared error over the variance of the targets, and for how many steps it was that of their mean.
 
     Only where the trained loss is the one that compares outputs with targets; NaN where the model makes its own data,
-    or plays against another one.
+    plays against another one, or where the targets grow: a value is mostly chance.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -47,23 +45,26 @@ class FitFeature(RunFeature):
             "loss",
             "calls_without_gradient",
             "opponent_steps",
+            "target_rms",
         )
 
     def _begin(self) -> None:
         self._past: deque[float] = deque(maxlen=WINDOW)
         self._same: deque[bool] = deque(maxlen=WINDOW)
-        self._lasts = Duration()
+        self._lasts, self._targets = Duration(), MovingTargets()
         self._records = self._played = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        ratio, compared, loss, acted, opposed = (self._one(s, values) for s in self._columns.signals)
+        ratio, compared, loss, acted, opposed, size = (self._one(s, values) for s in self._columns.signals)
         if not math.isfinite(ratio + compared + loss):
             return None
         self._records += 1
         self._played += acted > 0 or opposed > 0
         self._past.append(ratio)
         self._same.append(abs(loss - compared) <= EQUAL * abs(compared))
-        judged = sum(self._same) > len(self._same) / 2 and not makes_its_data(self._played, self._records)
+        self._targets.observe(loss, compared, size)
+        moves = self._targets.grown or makes_its_data(self._played, self._records)
+        judged = sum(self._same) > len(self._same) / 2 and not moves
         now = median(np.array(self._past))
         steps = self._lasts.at(self._step, now >= NOTHING and judged)
         return dict(zip((g.name for g in self.gauges), (now, steps), strict=True)) | {"loss": loss}

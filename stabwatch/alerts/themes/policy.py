@@ -78,12 +78,15 @@ class EntropyFeature(RoleFeature):
 
 
 class QualityFeature(RoleFeature):
-    """A reward or an accuracy: the share of what it had gained that is lost."""
+    """A reward or an accuracy: the share of what it had gained that is lost; of its first level, if it never gained."""
 
     def __init__(self, role: str) -> None:
         self.gauges = (
             DerivedSignal(
-                f"{role}_lost_ratio", f"Share of what the logged {role} had gained that is lost.", "ratio", "run"
+                f"{role}_lost_ratio",
+                f"Share of what the logged {role} had gained that is lost; of its first level, if it never gained.",
+                "ratio",
+                "run",
             ),
         )
         super().__init__(f"logged_{role}", role)
@@ -96,7 +99,11 @@ class QualityFeature(RoleFeature):
         if math.isnan(quality):
             return None
         self._gain.push(quality)
-        return {self.gauges[0].name: self._gain.lost, "now": self._gain.now, "best": self._gain.best}
+        return {
+            self.gauges[0].name: self._gain.lost or self._gain.fallen,
+            "now": self._gain.now,
+            "best": self._gain.best,
+        }
 
     measures = own_roles
 
@@ -174,13 +181,13 @@ def _collapse(role: str, name: str, title: str, remedy: tuple[str, ...]) -> Rule
         name=name,
         title=title,
         family=f"logged_{role}",
-        summary=f"The {role} that is logged has lost most of what it had gained.",
+        summary=f"The {role} that is logged has lost most of what it had gained, or of what it began with.",
         description=f"The {role} ('{{signal}}') was {{best:.4g}} at best and is {{now:.4g}}: {{{lost}:.0%}} of what it "
-        "had gained is lost.",
+        "had gained, or of its first level if it never gained, is lost.",
         thresholds=(Threshold(severity="warning", when=(Condition(lost, above=0.8),), for_points=16),),
         abnormal=(Condition(lost, above=0.5),),
         source="four fifths of a gain of four times the scatter and twice a random walk, in the median of eight, at 16 "
-        "points: an exploration comes back sooner",
+        "points: an exploration comes back sooner; without a gain four fifths of the first level, beyond chance",
         remedy=remedy,
     )
 

@@ -24,10 +24,12 @@ def note_inputs(run: RunAccumulators, inputs: Iterable[Any], named: Mapping[str,
 
 
 def note_size(run: RunAccumulators, inputs: Iterable[Any]) -> None:
-    """The model is called: how large is its first input that is not a single number?"""
-    batch = first_tensor([x for x in inputs if not isinstance(x, Tensor) or x.dim()])
+    """The model is called: how large is the largest of its inputs that are not single numbers?"""
+    given = [x for x in inputs if not isinstance(x, Tensor) or x.dim()]
+    batch = first_tensor(given)
     if batch is not None and batch.numel() and batch.layout == torch.strided:
-        run.update_input(batch)
+        beside = [x for x in given if isinstance(x, Tensor) and x is not batch and is_plain(x) and x.numel()]
+        run.update_input(batch, [x for x in beside if x.is_floating_point()])
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -180,11 +180,10 @@ class RunAccumulators:
         merge_(HOST_COUNT, self.leak, torch.stack((torch.ones_like(share), share)))
 
     @torch.no_grad()
-    def update_input(self, batch: Tensor) -> None:
-        """Note the root mean square of an input, of at most 65,536 numbers of it."""
-        flat = batch.detach().reshape(-1)
-        rms = flat[:: max(1, -(-len(flat) // INPUTS))].float().square().mean().sqrt()
-        rms = rms.to(self._device, non_blocking=True)
+    def update_input(self, batch: Tensor, beside: Sequence[Tensor] = ()) -> None:
+        """Note the largest root mean square of an input and of those beside it, of at most 65,536 numbers of each."""
+        sizes = [_root_mean_square(x).to(self._device, non_blocking=True) for x in (batch, *beside)]
+        rms = torch.stack(sizes).amax() if beside else sizes[0]
         merge_(HOST, self.input, torch.stack((torch.ones_like(rms), rms)))
         if batch.dim() and len(batch) >= FEWEST and batch.is_floating_point():
             self.note(INPUT_SPREAD, apart(batch) / apart_from_zero(batch))
@@ -221,6 +220,11 @@ class RunAccumulators:
             return
         value = value.to(accumulator.device, torch.float32, non_blocking=True).reshape(())
         merge_(MEAN, accumulator, mean_aggregates(value, 1.0))
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    flat = x.detach().reshape(-1)
+    return flat[:: max(1, -(-len(flat) // INPUTS))].float().square().mean().sqrt()
 
 
 def _together(accumulators: tuple[Accumulator, ...], device: torch.device) -> tuple[Tensor, dict[Accumulator, Tensor]]:
