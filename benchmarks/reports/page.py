@@ -231,7 +231,9 @@ twins' 6,300 steps; the 18 workloads of `healthy/typical.py` had one alarm in 7,
 of `cases/asked_values.py` and `cases/asked_loops.py` are such reports once more. At their first reading 16 were found,
 14 first causes were right, and 2 of 2 places, with four alarms in the twins' 6,940 steps; the 19 workloads of
 `healthy/common.py` and `healthy/common_more.py` had no alarm in 7,500 steps. After that rules were added, whose names
-older cases accept since; one case (`only_background`) gave its loss a weight of 1, which it leaves out now.
+older cases accept since; one case (`only_background`) gave its loss a weight of 1, which it leaves out now. The 10
+cases of `cases/asked_again.py` are siblings, written after those rules: at their first reading all 10 were found, 9
+first causes were right, and 1 of 1 places, with no alarm in the twins' 2,720 steps.
 
 Found: a warning or a critical alarm begins at or after the fault, and the twin does not raise the same within 20 steps.
 First cause right: the diagnosis names first what the report was about, by a name that the case accepts; many cases

@@ -125,6 +125,8 @@ def _rate_spike(e: Evidence) -> Found | None:
 def _rate_too_high(e: Evidence) -> Found | None:
     if _first_is_non_finite(e) or _rate_spike(e) or _recurrent_overflow(e) or _never_trained(e):
         return None
+    if e.begins_with("TargetsRunAway"):
+        return None  # updates grow with what is asked for
     if e.alerts and all(a.rule == "NoUpdates" for a in e.alerts):
         return None  # large steps are no reason for steps that change nothing
     alert = next((a for a in e.of("UpdateTooLarge") if a.onset <= e.onset + e.together), None)

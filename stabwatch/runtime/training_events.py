@@ -173,7 +173,7 @@ class TrainingEvents(PipelineEvents):
         self.isolation.run("token_groups", "always", self.context.token_groups.forward_begins, self._model, named)
         if self.flags.open:
             self.isolation.run("batch", "always", self._taps.batches.forward_begins, self.context.step, inputs)
-        if self.flags.losses:
+        if self.flags.looks:
             self.isolation.run("batch", "sampled", note_size, self.context.run, inputs)
         if self.flags.sampled:
             self.isolation.run("alike", "sampled", note_inputs, self.context.run, inputs, named)

@@ -2,6 +2,7 @@
 
 from benchmarks.reports.case import REGISTRY
 from benchmarks.reports.cases import (
+    asked_again,
     asked_loops,
     asked_values,
     collapse,
@@ -22,9 +23,9 @@ from benchmarks.reports.cases import (
 )
 
 __all__ = [
-    "CASES", "asked_loops", "asked_values", "collapse", "data", "fresh_data", "fresh_setup", "gradients",
-    "later", "loop", "losses", "nonfinite", "policy", "precision", "typical_again", "typical_loops",
-    "typical_values", "unseen",
+    "CASES", "asked_again", "asked_loops", "asked_values", "collapse", "data", "fresh_data", "fresh_setup",
+    "gradients", "later", "loop", "losses", "nonfinite", "policy", "precision", "typical_again",
+    "typical_loops", "typical_values", "unseen",
 ]  # fmt: skip
 
 CASES = tuple(REGISTRY.cases)

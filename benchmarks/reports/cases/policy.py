@@ -128,7 +128,7 @@ def reference_is_policy(trial: Trial) -> None:
 @report(
     source="https://github.com/abhi1345/deep-q-rank/issues/4, https://github.com/danijar/dreamer/issues/20",
     mechanism="The target of the value is taken from the same network that is trained: values run away.",
-    causes=("LossDivergence",),
+    causes=("LossDivergence", "TargetsRunAway"),
     check=not_finite,
     steps=300,
     shown_by="output_rms and activation_abs_max of the last layer grow without end, long before they overflow",

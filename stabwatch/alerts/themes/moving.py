@@ -8,65 +8,79 @@ from collections import deque
 import numpy as np
 
 from stabwatch.alerts.features import DerivedSignal, Feature, RunFeature
-from stabwatch.alerts.objectives import EQUAL
 from stabwatch.alerts.rule import Condition, Rule, Threshold
 from stabwatch.alerts.statistics import Array, Bools, median
 
-FEW = 4
-"""Looks at the targets, each sixteen steps after the one before, whose median is a level."""
+FEW, STEPS = 4, 16
+"""Looks at the targets whose median is a level, and steps between two looks."""
+LEAST = 0.1
+"""Smallest size from which growth is counted: values that begin next to zero may grow to what rewards are."""
+FAST = 1.6
+"""Growth over four looks, 64 steps and more, that is fast."""
+EXPLODED = 100.0
+"""Times the first size from which on one look is enough."""
 LOOKS = 3 * FEW
 """Looks over which the growth is followed."""
-APART = 1.5
+APART = 2.0
 """Targets over outputs in root mean square, or the reverse, up to which the one follows the other."""
 ALIKE = 3.0
 """Shift of the batches up to which the data are the same."""
 
 
 class RunawayFeature(RunFeature):
-    """How large the targets of the trained loss have become, and whether they grow as fast as before.
+    """How large the targets of `mse_loss` and its kin have become, and whether they grow as fast as before.
 
     Only where outputs follow the targets and the inputs stay what they were: then the program makes them grow.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
-        DerivedSignal("target_growth_ratio", "Targets over their first size, at least 1.", "ratio", "run"),
+        DerivedSignal("target_growth_ratio", f"Targets over their first size, at least {LEAST:g}.", "ratio", "run"),
         DerivedSignal(
             "target_doubling_ratio",
             f"Growth of the logarithm of the targets in the last {FEW} looks over that in the {FEW} before; 0 where "
-            "they grow by less than a fifth.",
+            f"they grow less than {FAST:g} times, 1 where they are {EXPLODED:g} times as large as at first.",
             "ratio",
             "run",
         ),
     )
 
     def __init__(self) -> None:
-        super().__init__(
-            "target_growth", "target_rms", "target_size_ratio", "loss", "compared_loss", "batch_shift_ratio"
-        )
+        super().__init__("target_growth", "target_rms", "target_size_ratio", "batch_shift_ratio")
 
     def _begin(self) -> None:
         self._sizes: deque[float] = deque(maxlen=LOOKS)
         self._shifts: deque[float] = deque(maxlen=LOOKS)
         self._first: list[float] = []
+        self._next = -math.inf
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        size, ratio, loss, compared, shift = (self._one(signal, values) for signal in self._columns.signals)
+        size, ratio, shift = (self._one(signal, values) for signal in self._columns.signals)
         if shift == shift:
             self._shifts.append(shift)
-        if not math.isfinite(size + ratio) or not abs(loss - compared) <= EQUAL * abs(compared):
+        if not math.isfinite(size + ratio):
             return None
         self._first = self._first if len(self._first) == FEW else [*self._first, size]
-        if size <= 0 or not 1 / APART < ratio < APART:
+        growth = size / max(LEAST, median(np.array(self._first)))
+        follows = size > 0 and 1 / APART < ratio < APART
+        same = not self._shifts or median(np.array(self._shifts)) <= ALIKE
+        if growth > EXPLODED and follows and same:
+            return self._told(growth, 1.0, size)
+        if self._step < self._next:
+            return None
+        self._next = self._step + STEPS
+        if not follows:
             self._sizes.clear()
             return None
         self._sizes.append(size)
-        if len(self._sizes) < LOOKS or not self._shifts or median(np.array(self._shifts)) > ALIKE:
+        if len(self._sizes) < LOOKS or not self._shifts or not same:
             return None
         before, then, now = np.log(np.array(self._sizes)).reshape(3, FEW)
         old, new = (float(np.median(b) - np.median(a)) for a, b in ((before, then), (then, now)))
-        growth = float(np.exp(np.median(now))) / max(1.0, median(np.array(self._first)))
-        doubling = new / old if old > 0 and new > math.log(1.2) else 0.0
-        return dict(zip((g.name for g in self.gauges), (growth, doubling), strict=True)) | {"target_rms": size}
+        growth *= math.exp(float(np.median(now))) / size
+        return self._told(growth, new / old if old > 0 and new > math.log(FAST) else 0.0, size)
+
+    def _told(self, *numbers: float) -> dict[str, float]:
+        return dict(zip((*(g.name for g in self.gauges), "target_rms"), numbers, strict=True))
 
     def measures(self, values: Array) -> Bools:
         """See `blocks`: each record counts."""
@@ -93,9 +107,14 @@ RULES: tuple[Rule, ...] = (
                 when=(Condition("target_growth_ratio", above=20.0), Condition("target_doubling_ratio", above=0.8)),
                 for_points=2,
             ),
+            Threshold(
+                severity="warning",
+                when=(Condition("target_growth_ratio", above=EXPLODED), Condition("target_doubling_ratio", above=0.8)),
+            ),
         ),
         abnormal=(Condition("target_growth_ratio", above=5.0), Condition("target_doubling_ratio", above=0.8)),
-        source="twenty times, and as fast as before: values that near what rewards allow grow more and more slowly",
+        source="twenty times, and as fast as before: values that near what rewards allow grow more and more slowly; "
+        "a hundred times at once",
         remedy=(
             "Values: a target network that follows slowly, clipped or scaled rewards, a discount below 1, the end of "
             "an episode masked.",
@@ -103,5 +122,6 @@ RULES: tuple[Rule, ...] = (
             "Is a teacher or an average trained with the student, or without its normalisation?",
         ),
         references=("van Hasselt et al. 2018, Deep Reinforcement Learning and the Deadly Triad, arXiv:1812.02648",),
+        fact=True,
     ),
 )
