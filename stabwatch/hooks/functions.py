@@ -7,6 +7,8 @@ The wrappers are installed while at least one watch is attached.
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -180,14 +182,34 @@ def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
         _note_clip_in_graph()
         return _clip_grad_norm_(parameters, *args, **kwargs)
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    return _clip(lambda parameters: _clip_grad_norm_(parameters, *args, **kwargs), parameters, args, kwargs)
+
+
+def _clip(
+    clip: Callable[[list[Tensor]], Tensor], parameters: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     for context in tuple(LISTENERS):
         with shielded(context.isolation, "clip"):
             context.events.clips(parameters)
-    norm = _clip_grad_norm_(parameters, *args, **kwargs)
+    norm = clip(parameters)
     for context in tuple(LISTENERS):
         with shielded(context.isolation, "clip"):
             context.events.clipped(parameters, norm, args, kwargs)
     return norm
+
+
+def fsdp_patches() -> list[MethodPatch]:
+    """For the method of FSDP1 that clips the gradients of all ranks, if it is loaded."""
+    owner: Any = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    if owner is None:
+        return []
+    original = owner.clip_grad_norm_
+
+    @functools.wraps(original)
+    def clip(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return _clip(lambda parameters: original(self, *args, **kwargs), list(self.parameters()), args, kwargs)
+
+    return [MethodPatch(owner, "clip_grad_norm_", clip)]
 
 
 def scaler_update(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -232,7 +254,7 @@ _PICKLING = pickling_patches(_PAIRS)
 class FunctionTaps:
     """Counts the watches that need the wrappers; installs them for the first, removes them after the last."""
 
-    _of_stages: list[MethodPatch] = []  # noqa: RUF012  (those that are installed now)
+    _of_ranks: list[MethodPatch] = []  # noqa: RUF012  (those that are installed now)
 
     @classmethod
     def install(cls, context: TapContext) -> None:
@@ -240,8 +262,8 @@ class FunctionTaps:
         LISTENERS.append(context)
         if len(LISTENERS) == 1:
             try:
-                cls._of_stages = stage_patches()
-                install_patches((*_PATCHES, *_PICKLING, *cls._of_stages))
+                cls._of_ranks = [*stage_patches(), *fsdp_patches()]
+                install_patches((*_PATCHES, *_PICKLING, *cls._of_ranks))
             except BaseException:
                 cls.remove(context)
                 raise
@@ -252,4 +274,4 @@ class FunctionTaps:
         LISTENERS.remove(context)
         if not LISTENERS:
             SOFTMAX_METHOD.set_installed(False)
-            remove_patches((*_PATCHES, *_PICKLING, *cls._of_stages))
+            remove_patches((*_PATCHES, *_PICKLING, *cls._of_ranks))

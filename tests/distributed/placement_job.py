@@ -297,6 +297,8 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
                 (F.cross_entropy(model(piece), piece[:, :4].argmax(1)) / len(pieces)).backward()
         if mode == "tp_sequence":  # no number is so large: only the norm of the gradients is asked for
             nn.utils.clip_grad_norm_([p for p in model.parameters() if hasattr(p, "placements")], 1e9, foreach=False)
+        if mode in ("fsdp1", "fsdp1_flat"):
+            model.clip_grad_norm_(1e9)
         if mode == "manual":
             for p in (p for p in inner.parameters() if p.grad is not None):
                 dist.all_reduce(p.grad)

@@ -101,6 +101,9 @@ def test_the_values_are_those_of_one_process(mode, run_of):
             np.testing.assert_allclose(values, expected, rtol=RTOL, atol=1e-9, err_msg=f"{mode} {key}")
             compared.add(key.signal)
     assert {"gradient_norm", "weight_rms", "loss"} <= compared, compared
+    if mode.startswith("fsdp1"):  # by a method of its own
+        norms = [run.series(f"gradient_norm{what}")[1] for run, what in ((job, "_before_clip"), (single, ""))]
+        np.testing.assert_allclose(*norms, rtol=RTOL)
 
 
 @pytest.mark.parametrize("mode", sample([*MODES, "tp_sequence"], *SAMPLE, "tp_sequence"))

@@ -37,7 +37,7 @@ class Reach:
     def __init__(
         self, model: nn.Module, parameters: ParameterTaps, device: torch.device, before: Reach | None = None
     ) -> None:
-        hidden = list(_unregistered(model))
+        hidden = list(unregistered(model))
         self._parameters = parameters
         self.layers = tuple(dict.fromkeys([*parameters.layers, *(name for name, _ in hidden)]))
         self._rows = {layer: i for i, layer in enumerate(self.layers)}
@@ -116,15 +116,18 @@ def _add(out: dict[int, tuple[int, int, int, int]], row: int, *more: int) -> Non
     out[row] = a, b, c, d
 
 
-def _unregistered(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """(place, parameter) of parameters in plain lists, tuples and dicts, which `model.parameters()` leaves out."""
+def unregistered(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(place, parameter) of parameters in plain lists, tuples and dicts, which `model.parameters()` leaves out.
+
+    Not the flat parameters of FSDP1, which keeps them so beside the parameters that they are made of.
+    """
     seen = {id(p) for p in model.parameters()}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if not isinstance(value, list | tuple | dict) or len(value) > MOST_ITEMS:
                 continue
             for p in _parameters(value.values() if isinstance(value, dict) else value):
-                if p.requires_grad and id(p) not in seen:
+                if p.requires_grad and id(p) not in seen and not hasattr(p, "_shard_param_infos"):
                     seen.add(id(p))
                     yield (f"{name}.{attribute}" if name else attribute), p
 
