@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from stabwatch.hooks.base.entry import Callback
@@ -36,13 +37,14 @@ class OwnCall:
 class DirectionalDerivative:
     """Keeps a slice of the last training batch of a model, and evaluates the model on it along a direction.
 
-    samples: of the batch; by default an eighth of it, at least one and at most eight.
+    samples: of the batch; by default an eighth of it, at most eight, and at least one, or two for batch normalisation.
     isolation: counts what fails while a batch is kept.
     """
 
     def __init__(self, model: nn.Module, samples: int | None = None, isolation: Isolation | None = None) -> None:
         self._model = model
         self._samples = samples
+        self._fewest = 1 + any(isinstance(m, _BatchNorm) for m in model.modules())
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._forward_mode = True
         self.sizes = 0, 0
@@ -53,9 +55,10 @@ class DirectionalDerivative:
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if module.training and torch.is_grad_enabled() and not OwnCall.now and not torch.compiler.is_compiling():
             size = _batch_size((*args, *kwargs.values()))
-            part = _first(size, min(size, self._samples or max(1, min(MOST, size // MOST))))
+            count = min(size, self._samples or max(self._fewest, min(MOST, size // MOST)))
+            part = _first(size, count)
             self._call = part(args), part(kwargs)
-            self.sizes = size, min(size, self._samples or max(1, min(MOST, size // MOST)))
+            self.sizes = size, count
 
     @property
     def ready(self) -> bool:

@@ -37,6 +37,21 @@ def mlp():
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
+class OfWholeBatches(nn.Module):
+    """Refuses a part of a batch."""
+
+    def forward(self, x):
+        if len(x) != 8:
+            raise ValueError("these are no 8 samples")
+        return x
+
+
+def test_batch_normalisation_gets_two_samples(attach):
+    model = nn.Sequential(mlp(), nn.BatchNorm1d(4))
+    log, _ = train(attach, model, [torch.optim.SGD(model.parameters(), lr=0.1)], classes_of, inputs=(8, 6))
+    assert all(len(log.series(signal)[0]) for signal in SIGNALS)
+
+
 def test_a_step_is_what_all_optimizers_change_together(attach):
     model = mlp()
     one, _ = train(attach, model, [torch.optim.SGD(model.parameters(), lr=0.1)], classes_of)
@@ -59,7 +74,7 @@ def test_a_quantile_of_few_samples_is_not_above_the_largest(attach):
     ("make", "loss_of", "reason"),
     [
         (mlp, lambda out: out.square().mean(), "no call of `cross_entropy` was seen"),
-        (lambda: nn.Sequential(mlp(), nn.BatchNorm1d(4)), classes_of, "more than 1 value per channel"),
+        (lambda: nn.Sequential(mlp(), OfWholeBatches()), classes_of, "these are no 8 samples"),
     ],
 )
 def test_where_there_is_no_radius_it_says_so(attach, make, loss_of, reason):
