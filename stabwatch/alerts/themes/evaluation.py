@@ -36,7 +36,7 @@ class EvaluationFeature(RoleFeature):
             "ratio",
             "run",
         ),
-        DerivedSignal("eval_loss_growth_ratio", "That ratio over what it was at the first validation.", "ratio", "run"),
+        DerivedSignal("eval_loss_to_first_ratio", "Logged validation loss over the first one.", "ratio", "run"),
         DerivedSignal(
             "loss_since_first_eval_ratio", "Training loss over what it was at the first validation.", "ratio", "run"
         ),
@@ -55,8 +55,8 @@ class EvaluationFeature(RoleFeature):
         self._trained: deque[float] = deque(maxlen=TRAINED)
         self._evaluated: deque[float] = deque(maxlen=EVALUATED)
         self._best, self._then = math.inf, math.nan
-        self._ratios: list[float] = []
-        self._first_loss = self._first_ratio = self._least = math.nan
+        self._told: list[float] = []
+        self._first_loss = self._first_told = self._least = math.nan
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         if not self._roles.bound:
@@ -81,14 +81,14 @@ class EvaluationFeature(RoleFeature):
         """A validation loss beside the training loss, both above zero; NaN for the first ones."""
         if not (evaluated > 0 and trained > 0):
             return math.nan, math.nan, math.nan
-        if not self._ratios:
-            self._first_loss = trained
-            self._first_ratio = self._least = evaluated / trained
+        if not self._told:
+            self._first_loss, self._first_told = trained, evaluated
+            self._least = evaluated / trained
         self._least = min(self._least, evaluated / trained)
-        self._ratios = [*self._ratios[1 - EVALUATED :], evaluated / trained]
-        if len(self._ratios) < EVALUATED:
+        self._told = [*self._told[1 - EVALUATED :], evaluated]
+        if len(self._told) < EVALUATED:
             return math.nan, math.nan, math.nan
-        return self._least, median(np.array(self._ratios)) / self._first_ratio, trained / self._first_loss
+        return self._least, median(np.array(self._told)) / self._first_told, trained / self._first_loss
 
     def measures(self, values: Array) -> Bools:
         """See `blocks`: each record counts once such a loss is logged."""
@@ -136,24 +136,24 @@ RULES: tuple[Rule, ...] = (
         title="Evaluation far from training",
         family="logged_eval_loss",
         summary="The validation loss that is logged has never been near the training loss, and does not fall with it: "
-        "evaluation sees other data, or another model, than training.",
+        "evaluation may see other data or another model than training, or few samples are learned by heart.",
         description="The validation loss ('{signal}') was {eval_loss_least_ratio:.3g} times the training loss at "
         "least, and is {now:.4g} beside {trained:.4g}; the training loss is {loss_since_first_eval_ratio:.0%} of what "
-        "it was at the first validation, and the ratio has grown {eval_loss_growth_ratio:.2g} times.",
+        "it was at the first validation, the validation loss {eval_loss_to_first_ratio:.0%}.",
         thresholds=(
             Threshold(
                 severity="warning",
                 when=(
                     Condition("eval_loss_least_ratio", above=3.0),
-                    Condition("eval_loss_growth_ratio", above=1.5),
+                    Condition("eval_loss_to_first_ratio", above=0.6),
                     Condition("loss_since_first_eval_ratio", below=0.5),
                 ),
                 for_points=2,
             ),
         ),
-        abnormal=(Condition("eval_loss_least_ratio", above=3.0), Condition("eval_loss_growth_ratio", above=1.25)),
-        source="three times the training loss in each validation, and more than at first: a model that overfits begins "
-        "with both alike, and a sum in place of a mean stays as many times larger",
+        abnormal=(Condition("eval_loss_least_ratio", above=3.0), Condition("eval_loss_to_first_ratio", above=0.5)),
+        source="three times the training loss in each validation, and hardly below the first while that has halved: a "
+        "model that overfits begins with both alike, and a sum in place of a mean falls with the training loss",
         remedy=(
             "Evaluate on batches of the training data: the loss must be that of training, but for dropout.",
             "Compare the preparation of the data, and normalisation layers in evaluation mode (`model.eval()`).",
