@@ -58,6 +58,11 @@ NO_SATURATION = (
     "seen"
 )
 
+NO_NORM = (
+    "the norm of all gradients is not known, as that of some layers is not (see there); where gradients are clipped, "
+    "`gradient_norm_before_clip` is"
+)
+"""Why a run has no `gradient_norm`."""
 UNATTACHED: dict[str, Any] = {
     "taps": [],
     "fired": 0,
@@ -170,7 +175,9 @@ class Coverage:
         ]
         if self._has_no_classes(fired):
             out.append({"tap": LOGITS.tap, "site": "", "reason": self._reasons.get(LOGITS.tap, "") or NO_CLASSES})
-        out += [{"tap": a.tap, "site": a.site, "reason": SPREAD} for a in sorted(self._summed(), key=lambda a: a.site)]
+        summed = sorted(self._summed(), key=lambda a: a.site)
+        out += [{"tap": a.tap, "site": a.site, "reason": SPREAD} for a in summed]
+        out += [{"tap": summed[0].tap, "site": "", "reason": NO_NORM}] if summed else []
         return out + [self._no_bracket(site) for site in self._sites if self._exact_only(site, fired)]
 
     def _summed(self) -> set[Accumulator]:

@@ -9,6 +9,7 @@ import pytest
 
 from stabwatch.hooks.probes.loss import CLASSES_ELSEWHERE
 from stabwatch.runlog import read_run
+from stabwatch.runtime.coverage import NO_NORM
 from stabwatch.runtime.pipeline_events import OTHER_STAGE, WITHIN_STAGE
 from stabwatch.signals import CATALOGUE
 from tests.distributed.placement_job import GROWS_AT, INTERLEAVED, PIPELINES, STEPS
@@ -136,7 +137,8 @@ def test_a_gradient_that_is_a_sum_over_ranks_is_absent_and_its_reason_is_said(on
     assert "gradient_norm" in {key.signal for key in single.keys} - {key.signal for key in job.keys}
     assert not [key for key in job.keys if key.signal == "group_gradient_norm"]
     [coverage] = [event.data for event in job.events if event.kind == "coverage"]
-    assert absent == {each["site"] for each in coverage["unmeasured"] if each["tap"] == "gradient"}
+    assert {*absent, ""} == {each["site"] for each in coverage["unmeasured"] if each["tap"] == "gradient"}
+    assert NO_NORM in {each["reason"] for each in coverage["unmeasured"]}, "that of all gradients is not known either"
     assert not coverage["missing"]
     assert not [event for event in job.events if event.kind == "error"]
     clipped = [key.layer for key in single.keys if key.signal == "layer_gradient_norm" and key.layer != "enter"]
