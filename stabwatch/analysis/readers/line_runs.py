@@ -90,6 +90,21 @@ class _Texts:
             return None
         return np.array([self.worth(raw) for raw in self._whole.split(b"\n")])[self.lines - self.lines[0]]
 
+    def relevant(self, some: list[int], judge: Callable[[bytes], Worth | None]) -> list[int]:
+        """Those of some that may be relevant, without a look at the others: these are nearly all of a block.
+
+        judge: gives the test for the lines of a block.
+        """
+        if {"worth", "_worthy"} & vars(self).keys():  # the others were looked at already
+            return [i for i in some if self.is_worth(i)]
+        some = [i for i in some if self.raws[i]] if self._whole is not None else some
+        texts = self.raws if self._whole is None else self._whole.split(b"\n")
+        places = some if self._whole is None else (self.lines[some] - self.lines[0]).tolist()
+        worth = judge(b"\n".join([texts[i] for i in dict.fromkeys(places)])) if some else None
+        if worth is None:
+            return [i for i in some if self.is_worth(i)]
+        return [i for i, place in zip(some, places, strict=True) if worth(texts[place])]
+
     def after(self, i: int) -> _Texts:
         """Those behind one of them."""
         later = _Texts(b"\n".join(self.raws[i + 1 :]), self.lines[i + 1 :], lambda: self.worth)
@@ -167,7 +182,7 @@ class LineRuns:
             return False
         same, numbers = found
         template = self._template  # a line between may be the first of another
-        others = [i for i in np.flatnonzero(~same).tolist() if texts.is_worth(i)]
+        others = texts.relevant(np.flatnonzero(~same).tolist(), self._worth)
         places, start = np.flatnonzero(same), 0
         for i in [*others, len(same)]:
             stop = int(np.searchsorted(places, i))

@@ -29,10 +29,11 @@ class RunsParser(Parser):
             return 0
         if template.unnamed and (steps % 1).any():
             return 0
-        if self.tables.header or self._pending or not (np.abs([*steps, *epochs]) < 1 << 62).all():  # also not for NaN
+        if self.tables.header or self._pending or not (_countable(steps) and _countable(epochs)):
             return 0
         whole = steps.astype(np.int64)
-        before = np.append(self._raw, whole[:-1])
+        before = np.empty_like(whole)
+        before[:1], before[1:] = self._raw, whole[:-1]
         same = whole == before  # a bar that is drawn again
         if same[0] and not (self._epoch_of_step == self.epoch and places.keys() <= self._keys):
             return 0
@@ -80,6 +81,11 @@ class RunsParser(Parser):
         alike = lengths == lengths[:1] if len(lengths) else np.ones(len(own), np.bool_)
         known = len(lengths) > 0 and np.isfinite(lengths[0]) and abs(lengths[0]) < 1 << 62
         return _prefix(own & alike) if known and len(own) == len(alike) else 0
+
+
+def _countable(numbers: Floats) -> bool:
+    """Are they whole numbers that a computer can count? Not if one is NaN."""
+    return not len(numbers) or bool(max(numbers.max(), -numbers.min()) < 1 << 62)
 
 
 def _prefix(good: NDArray[np.bool_]) -> int:
