@@ -98,7 +98,7 @@ def theirs(path: str) -> None:
 def _child(read: Callable[[str], None], path: str, out: multiprocessing.Queue[tuple[float, float]]) -> None:
     import tensorboard.backend.event_processing.event_accumulator  # noqa: F401 -- the time of starting is not what counts
 
-    import stabwatch.analysis.readers  # noqa: F401
+    import stabwatch.analysis.readers.any_log  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()

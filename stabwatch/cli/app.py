@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -48,12 +49,22 @@ app = typer.Typer(
 )
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command so that it always ends with a documented exit code."""
+SELDOM = 50_000
+"""New objects between two collections in a command that answers and ends: most of what it makes it keeps."""
+
+
+def guarded(command: Callable[..., None], *, ends: bool = False) -> Callable[..., None]:
+    """Wrap a command so that it always ends with a documented exit code.
+
+    ends: it answers and ends, and neither trains nor serves in this process.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        thresholds = gc.get_threshold()
         try:
+            if ends:
+                gc.set_threshold(SELDOM, *thresholds[1:])
             from stabwatch.config import check_variables
 
             check_variables()
@@ -78,10 +89,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             traceback.print_exc()
             print("stabwatch: this is a bug in stabwatch, please report it with the lines above.", file=sys.stderr)
             raise typer.Exit(Exit.BUG) from None
+        finally:
+            gc.set_threshold(*thresholds)
 
     return run
 
 
+STAY = ("demo", "agent", "serve", "top")
+"""Commands that train, or do not end by themselves."""
 for name, command in (
     ("demo", demo.demo),
     ("agent", agent.agent),
@@ -99,7 +114,7 @@ for name, command in (
     ("runbook", runbook.runbook),
     ("doctor", doctor.doctor),
 ):
-    app.command(name)(guarded(command))
+    app.command(name)(guarded(command, ends=name not in STAY))
 app.command("preflight", context_settings=run.CONTEXT)(guarded(preflight.preflight))
 app.command("run", context_settings=run.CONTEXT)(guarded(run.run))
 

@@ -123,8 +123,8 @@ class _SinceFirst(PlainFeature):
         rows, numbers = super().observe_block(steps, values)
         now = numbers.of(self.signal)
         so, known = self._so(now, values)
-        begun = np.minimum.accumulate(np.where(known & so, steps[:, None], np.inf), axis=0)  # steps ascend
-        since = np.where(np.isinf(self._since), begun, self._since)
+        first = np.minimum.accumulate(np.where(known & so, np.arange(len(steps))[:, None], len(steps)), axis=0)
+        since = np.where(np.isinf(self._since), np.append(steps, np.inf)[first], self._since)
         since = np.where(np.logical_or.accumulate(known & ~so, axis=0), np.nan, since)
         self._since = since[-1].copy()
         lasting = {self.gauges[0].name: _steps(np.asarray(steps[:, None] - since, np.float64), known)}
