@@ -96,7 +96,8 @@ def _check_one(model: Any) -> None:
 class Watch:
     """A watched run; `attach` makes it.
 
-    A context manager: leaving the block ends the run. `detach` and the end of the process end it too.
+    A context manager: leaving the block ends the run. `detach` ends it too, and so does the end of the process, or that
+    of the model, when nobody holds it any more.
     """
 
     def __init__(self, session: Session, make: Callable[..., Session]) -> None:

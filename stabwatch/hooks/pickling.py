@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from stabwatch.hooks.backward import LISTENERS
 from stabwatch.hooks.patching import MethodPatch
-from stabwatch.hooks.presence import without_ours
+from stabwatch.hooks.presence import ATTRIBUTES, without_ours
 
 _reduce_package = GraphModule.__reduce_package__
 _SHALLOW = copy.copy.__code__
@@ -66,7 +66,7 @@ def _freed(part: Any, replaced: Sequence[tuple[Any, Any]], shallow: bool, depth:
         new = type(part)(_freed(inner, replaced, shallow, depth - 1) for inner in part)
         return part if all(map(is_, new, part)) else new
     if depth and type(part) is dict:
-        state = {k: _freed(value, replaced, shallow, depth - 1) for k, value in part.items() if k != "_stabwatch"}
+        state = {k: _freed(value, replaced, shallow, depth - 1) for k, value in part.items() if k not in ATTRIBUTES}
         if not shallow and "_forward_hooks" in state:
             state.update(without_ours(state))
         return part if len(state) == len(part) and all(map(is_, state.values(), part.values())) else state

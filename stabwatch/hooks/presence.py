@@ -11,6 +11,11 @@ from torch import nn
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import HOOK_TABLES, Ours
 
+OWNER = "_stabwatch_run"
+"""Attribute of the modules of a watched model that keeps the session alive."""
+ATTRIBUTES = ("_stabwatch", OWNER)
+"""What a module has of ours, besides hooks."""
+
 
 def contexts_on(model: nn.Module) -> list[TapContext]:
     """The watches that have hooks on modules of this model."""
@@ -36,10 +41,11 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         attributes = vars(module)
         if tables := without_ours(attributes):
-            kept.append((attributes, {name: attributes[name] for name in tables}, attributes.pop("_stabwatch", None)))
+            mine = {name: attributes.pop(name) for name in ATTRIBUTES if name in attributes}
+            kept.append((attributes, mine | {name: attributes[name] for name in tables}))
             attributes.update(tables)
     try:
         yield
     finally:
-        for attributes, tables, site in kept:
-            attributes.update(tables, _stabwatch=site)
+        for attributes, before in kept:
+            attributes.update(before)

@@ -17,6 +17,7 @@ from stabwatch.runlog import Event, Writer
 from stabwatch.runlog.stores import shown
 from stabwatch.runlog.upload import Uploader
 from stabwatch.runtime.agent_process import AgentProcess
+from stabwatch.runtime.lifetime import end_left
 from stabwatch.runtime.resume import launch, open_run
 
 
@@ -60,6 +61,7 @@ class RunOutput:
         if self._agent is not None:
             self._agent.check()
         self._idle()
+        end_left(wait=False)
 
     def settle(self, records: int, seconds: float) -> None:
         """Wait until so many records are written or dropped, at most so long."""

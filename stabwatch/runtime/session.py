@@ -27,6 +27,7 @@ from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.runtime.batch_shift import BatchShift
 from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.host_numbers import HostPart
+from stabwatch.runtime.lifetime import free_memory, keep, leave, release, weakly
 from stabwatch.runtime.model_changes import TOO_OFTEN
 from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems, steps_copies
@@ -76,8 +77,10 @@ class Session(SessionRanks):
         self.inputs: ScriptInputs | None = None
         """What the script says; None while no run is open."""
         self._pid = os.getpid()
+        self._leave = weakly(self._at_exit)
         self._blind = self._detached = True
         try:
+            free_memory()
             self._attach(model, optimizer, loss_fn, run_dir, on_alert, first_step, resume)
         except Exception:
             _log.exception("stabwatch: attaching failed; training goes on unwatched")
@@ -86,7 +89,8 @@ class Session(SessionRanks):
             return
         self._blind = self._detached = False
         self.inputs = ScriptInputs(self.context, self._taps)
-        atexit.register(self._at_exit)
+        keep(self, self._model)
+        atexit.register(self._leave)
 
     # -- setting up ---------------------------------------------------------------------------------
 
@@ -328,7 +332,8 @@ class Session(SessionRanks):
         self.flags.attached = self.flags.open = self.flags.sampled = self.flags.looks = self.flags.deep = False
         self.flags.in_forward = False
         self.isolation.run("detach", "always", self._taps.remove)
-        atexit.unregister(self._at_exit)
+        atexit.unregister(self._leave)
+        release(self, self._model)
         self.isolation.run("snapshot", "always", self._dispatcher.close, reason)
         self._shared.close(reason)
         self._shared.receive_errors()
@@ -347,6 +352,10 @@ class Session(SessionRanks):
     def ended(self, error: BaseException | None) -> None:
         """The training has ended, by `error` where that is given."""
         self.detach(how_it_ended(error), error)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_detached", True) and os.getpid() == self._pid:
+            leave(self)
 
     def _at_exit(self) -> None:
         shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()  # scripts import IPython as well

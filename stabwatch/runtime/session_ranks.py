@@ -17,6 +17,7 @@ from stabwatch.guards.dispatcher import make_dispatcher, step_guards
 from stabwatch.guards.taylor import OVER_RANKS
 from stabwatch.runlog import Event
 from stabwatch.runtime.answers import SessionAnswers
+from stabwatch.runtime.lifetime import weakly
 from stabwatch.runtime.optimizer_check import zero_note
 from stabwatch.runtime.overdue import Overdue
 from stabwatch.runtime.pace import Pace
@@ -45,7 +46,13 @@ class SessionRanks(SessionAnswers):
 
     def _open(self) -> None:
         self._output = RunOutput(
-            *self._where, self.config, self._ranks, self._model, self._taps.now.names, self.context.step, self._idle
+            *self._where,
+            self.config,
+            self._ranks,
+            self._model,
+            self._taps.now.names,
+            self.context.step,
+            weakly(self._idle),
         )
         self.run, self.run_dir, self._writer = self._output.run, self._output.path, self._output.writer
 

@@ -19,6 +19,7 @@ from stabwatch.hooks.functions import FunctionTaps
 from stabwatch.hooks.optimizer_step import StepGuards
 from stabwatch.hooks.probes.batches import Batches
 from stabwatch.runtime.governor import Governor
+from stabwatch.runtime.lifetime import weakly
 from stabwatch.runtime.model_taps import ModelTaps
 
 
@@ -58,12 +59,12 @@ class Taps:
             self.batches = Batches(context.device)
             FunctionTaps.install(context)
             undo.callback(FunctionTaps.remove, context)
-            before_step = Callback("optimizer_step", context.isolation, context.events.before_step)
-            after_step = Callback("optimizer_step", context.isolation, context.events.after_step)
+            before_step = Callback("optimizer_step", context.isolation, weakly(context.events.before_step))
+            after_step = Callback("optimizer_step", context.isolation, weakly(context.events.after_step))
             undo.callback(register_optimizer_step_pre_hook(before_step).remove)
             undo.callback(register_optimizer_step_post_hook(after_step).remove)
             if isinstance(loss_fn, nn.Module):
-                seen = Callback("loss", context.isolation, context.events.loss_module)
+                seen = Callback("loss", context.isolation, weakly(context.events.loss_module))
                 undo.callback(loss_fn.register_forward_hook(seen).remove)
             self._undo = undo.pop_all()
 

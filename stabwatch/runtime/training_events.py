@@ -25,6 +25,7 @@ from stabwatch.hooks.optimizer_step import has_closure
 from stabwatch.kernels.where import tracing
 from stabwatch.runlog import Writer
 from stabwatch.runtime.host_numbers import HostNumbers
+from stabwatch.runtime.lifetime import weakly
 from stabwatch.runtime.loop_checks import LoopChecks
 from stabwatch.runtime.loop_order import LoopOrder
 from stabwatch.runtime.loss_events import LossEvents
@@ -57,7 +58,7 @@ class TrainingEvents(PipelineEvents):
         self._model = model = unwrap(whole)
         self._offset = first_step
         device = device_of(whole, torch.device("cpu"))
-        self.context = TapContext(self, self._report_error, device, (TrainingUnstableError,))
+        self.context = TapContext(self, weakly(self._report_error), device, (TrainingUnstableError,))
         self.flags, self.isolation = self.context.flags, self.context.isolation
         self._asked = partial(self.isolation.ask, "clock")
         """The answer of a part that must not raise an error in training; False if it does."""

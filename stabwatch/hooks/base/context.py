@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,6 +94,8 @@ class TapEvents(Protocol):
 class TapContext:
     """The shared state of the hooks of one watch.
 
+    events: to whom they report, by a weak reference: what torch keeps of ours must not keep the model.
+
     probes: those that were registered when it was made; others that are registered later are not measured.
     accumulators, run, brackets: where aggregates go on the device. reasons: why something was not measured.
     step: number of the open step, from 0. forwards: training forwards of the model so far. actions: calls
@@ -108,7 +111,7 @@ class TapContext:
         device: torch.device,
         passes: tuple[type[BaseException], ...] = (),
     ) -> None:
-        self.events = events
+        self.events: TapEvents = weakref.proxy(events)
         self.flags = MeasurementFlags()
         self.isolation = Isolation(report, passes=passes)
         self.token_groups = TokenGroups()
