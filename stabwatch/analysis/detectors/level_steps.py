@@ -1,7 +1,8 @@
 """Steps up of a loss of few records: some in a row above all those just before, by more than these scatter.
 
 It is judged in logarithms and with the records just before alone. So a curve that has fallen to a hundredth is compared
-with what it is now, and its first descent is no noise.
+with what it is now, and its first descent is no noise. A long step from which the curve falls to below where it was is
+a warm restart of a schedule, whose rate such logs often leave out: it is not told.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ ALIKE = 0.3
 """Largest scatter of the changes before, in logarithms: above it, single records say little."""
 BACK = 1.1
 """Ratio to that record at which the curve is back."""
+CYCLE, LOWER = 10, 0.95
+"""Fewest records of a step that falls back to below this share of the best before it: a new cycle of a schedule."""
 REST = 1.25
 """Ratio of the lowest record of the step to all later ones that are back: noise is as high again."""
 
@@ -57,6 +60,8 @@ def _step(values: Array, logs: Array, i: int) -> Excursion | None:
     stop = i + int(back[0]) if len(back) else len(values)
     later = values[stop:]
     if len(later) and later.max() * REST > low and later.max() > RISE * top:
+        return None
+    if stop - i >= CYCLE and len(later) and later.min() < LOWER * values[:i].min():
         return None
     peak = i + int(np.argmax(values[i:stop]))
     base = float(np.median(values[i - BEFORE[0] : i]))

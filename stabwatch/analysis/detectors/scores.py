@@ -10,6 +10,7 @@ import numpy as np
 
 from stabwatch.alerts.incidents import Incident
 from stabwatch.analysis.detectors.learning import nothing_learned
+from stabwatch.analysis.detectors.robust import Array
 from stabwatch.analysis.detectors.segments import RunSegment
 from stabwatch.analysis.detectors.wording import how_sure, number_of
 from stabwatch.analysis.readers.log import Column
@@ -45,6 +46,8 @@ _WRONG = re.compile(rf"{_BEFORE}(?:wer|cer)$")
 """Shares of words and characters that are wrong."""
 THREE = 3
 """Fewest evaluations in which all are wrong, while the loss does not fall. At first they are in a healthy run too."""
+WHOLE = 0.99
+"""Least share, in percent, that is all of the words."""
 EIGHT, STILL = 8, 0.005
 """Fewest records of an accuracy of 0 beside others, and the largest movement of the loss, as a share of it."""
 FALLS = 0.5
@@ -98,18 +101,20 @@ def _all_wrong(segment: RunSegment) -> list[Incident]:
     if loss is None or len(loss) < THREE or float(loss.values[-1]) < float(loss.values[0]):
         return []
     for column in segment.columns:
-        if (
-            _WRONG.search(plain(column.name))
-            and len(column) >= THREE
-            and set(column.values.tolist()) in ({1.0}, {100.0})
-        ):
+        if _WRONG.search(plain(column.name)) and len(column) >= THREE and _are_all(column.values):
             text = (
-                f"'{column.name}' is {column.values[0]:g} in each of {number_of(len(column))}: nothing is recognised. "
+                f"'{column.name}' is {column.values.min():g} or more in each of {number_of(len(column))}: nothing is "
+                f"recognised. "
                 f"The {segment.loss_name} goes from {loss.values[0]:.4g} to {loss.values[-1]:.4g}."
             )
             told = nothing_learned(column, text + how_sure(len(column), "possible"))
             return [replace(told, signal=column.name, confidence="possible")]
     return []
+
+
+def _are_all(shares: Array) -> bool:
+    """Whether shares of errors are all 1, or around 100 %: with insertions there may be more."""
+    return bool((shares == 1).all()) or bool(100 * WHOLE <= shares.min() <= shares.max() < 200)
 
 
 def _shows_in_few(segment: RunSegment, scores: list[Column], evaluated: bool) -> bool:

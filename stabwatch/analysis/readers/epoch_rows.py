@@ -41,7 +41,7 @@ class EpochRows:
         names = self._names or (_UNTITLED if len(cells) >= 7 and _MEMORY.match(cells[0]) else ())
         if found is None or not names or (len(cells) < len(names) - 1 and names is not _UNTITLED):
             return None
-        if found[4] is not None and int(found[4]) < 100:
-            return int(found[1]), {}
         values = {n: number(c) for n, c in zip(names, cells, strict=False) if not _MEMORY.match(c)}
+        if found[4] is not None and int(found[4]) < 100 and not any(v is not None and v != v for v in values.values()):
+            return int(found[1]), {}  # means of the epoch so far; one that is NaN remains NaN
         return int(found[1]), {n: v for n, v in values.items() if v is not None}

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from stabwatch.analysis.readers import epoch_rows, messages
 from stabwatch.analysis.readers.cell_tables import CellTables
+from stabwatch.analysis.readers.lines_above import HEADING, NameAbove
 from stabwatch.analysis.readers.nameless import Row, cells_of, columns_of, is_odd, lone_tensor, nameless
 from stabwatch.analysis.readers.names import EPOCH_KEYS, is_eval, number, plain, role_of
 from stabwatch.analysis.readers.rewriting import parts_of, rewritten
@@ -24,12 +25,6 @@ _RANK_IN_BRACKETS = re.compile(r"\s*\[(?:default|rank)\s*(\d+)\]:?\s")
 _RANK_OF_ALL = re.compile(r"\.py:\d+\] \((\d+)/\d+\) |\((\d+)/\d+\) Epoch")
 _EPOCH_BATCHES = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch:")
 _EPOCH_TOLD = re.compile(r"(\d+)(?:epoch results: |/\d+epoch started)")
-_HEADING = re.compile(
-    r"\W{0,12}(?:(train(?:ing)?)|val(?:id(?:ation)?)?|eval(?:uation)?|test(?:ing)?|dev)"
-    r"(?: (?:results?|metrics?|set|phase|scores?|summary|performance))?\W{0,80}",
-    re.IGNORECASE,
-)
-"""A line above values without names of their own."""
 _MOST_UNSTEPPED, _MOST_BARE = 400_000, 1_000_000
 """Most records without a step, which are numbered at the end of the file; further ones are not read."""
 _MANY = 4
@@ -62,6 +57,7 @@ class Parser:
         self.columns: list[Row] = []
         self.tables = CellTables(self._named)
         self.rows = epoch_rows.EpochRows()
+        self._above_line = NameAbove()
         self._raw = -1
         self._offset = 0
         self._with_values, self._apart = -1, 1
@@ -91,7 +87,7 @@ class Parser:
 
     def take(self, line: int, text: str) -> None:
         """One line, or the parts of a line in which something follows a progress bar at once."""
-        usual = rewritten(text)
+        usual = rewritten(self._above_line.joined(text))
         read = [self._understands(line, part) for part in parts_of(usual)]
         self.latest = self.latest if usual is text else None
         if any(read):
@@ -137,7 +133,7 @@ class Parser:
 
     def _heading(self, text: str) -> bool:
         """Whether the line says only what follows: `Training:` or `Validation:`."""
-        found = _HEADING.fullmatch(text)
+        found = HEADING.fullmatch(text)
         if found:
             self._evaluation = found[1] is None
         return found is not None

@@ -161,8 +161,9 @@ _OF_ITS_OWN = re.compile(
 )
 _PART = re.compile(
     r"l_(?:[gd]_)?(?:pix|total|percep|style|gan|real|fake|fea|rec|all)|[gd]_(?:gan|l|l1|vgg|feat|real|fake|[ab])|(?:cycle|idt)_[ab]|err_?[dg]"
+    r"|(?:rpn|rcnn|smooth|b?box|loc|reg)\w*_?l1"
 )
-"""Names of loss components in image restoration (BasicSR) and translation (CycleGAN, pix2pix)."""
+"""Names of loss components in image restoration (BasicSR), translation (CycleGAN, pix2pix) and detection (MXNet)."""
 _OF_TRAINING = re.compile(
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*(?:train(?:ing)?_)?"
     r"(?:(?:avg|average|mean|total|epoch|batch|step|running|smoothed|meta)_)*loss(?:_(?:so_far|avg|mean|value|epoch|step))*"

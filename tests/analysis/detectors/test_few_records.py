@@ -77,3 +77,15 @@ def test_a_mean_reward_that_falls_below_zero(name, told):
     assert [
         kind for kind, _ in _told(run_of(**{f"other__{name}": [272.0, -21.5], "other__entropy": [3.3, 0.4]}))
     ] == told
+
+
+def test_a_cycle_of_the_rate_that_comes_back_lower():
+    first = 0.1 + 8 * np.exp(-np.arange(30) / 5)
+    again = np.concatenate((np.linspace(0.2, 0.33, 4), np.linspace(0.32, 0.08, 26)))
+    assert not _told(run_of(loss=np.concatenate((first, again))))
+
+
+def test_words_that_are_all_wrong_and_inserted_ones():
+    wer = {"other__train-WER": [100.33, 100.73, 102.58]}
+    assert [kind for kind, _ in _told(run_of(loss=[78.5, 80.9, 81.5], **wer))] == ["NotLearning"]
+    assert not _told(run_of(loss=[78.5, 70.9, 61.5], **wer))

@@ -75,3 +75,25 @@ def test_a_cost_in_words(tmp_path):
     path = tmp_path / "cost"
     path.write_text("cost is: nan\nbinary cost is: 1.8876\ninstance cost is: inf\n")
     assert _told(path) == ["NonFinite"]
+
+
+def test_a_name_above_its_number(tmp_path):
+    path = tmp_path / "below"
+    path.write_text("".join(f"current training loss is :\n{v}\n.....\nDEV: f1\n" for v in (0.5, 0.4, "nan", "nan")))
+    assert read_log(path).runs[0].of("loss").values[:2].tolist() == [0.5, 0.4] and _told(path) == ["NonFinite"]
+
+
+def test_a_mean_of_an_epoch_that_is_nan_already(tmp_path):
+    path = tmp_path / "bar"
+    path.write_text(
+        "     Epoch   gpu_mem       box       obj       cls     total    labels  img_size\n"
+        "     0/299     18.5G    0.1126     2.552    0.4747     3.139       540       768: 0%|  | 1/234 [00:04<18]\n"
+        "     0/299     18.7G       nan     2.028       nan       nan       521       768: 6%|# | 15/234 [00:23<04]\n"
+    )
+    assert _told(path) == ["NonFinite"]
+
+
+def test_a_box_loss_that_is_named_l1(tmp_path):
+    path = tmp_path / "rcnn"
+    path.write_text("Epoch[0] Batch [3300]\tTrain-RpnAcc=0.918204,\tRpnL1=nan,\tRcnnAcc=0.940387,\tRcnnL1=nan,\n")
+    assert _told(path) == ["NonFinite"]

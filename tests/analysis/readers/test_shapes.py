@@ -64,7 +64,7 @@ SECTIONS = {
 @pytest.mark.parametrize("name", SECTIONS)
 def test_training_and_evaluation_under_one_name_stay_apart(name, tmp_path):
     head = "| Epoch | Training Loss | Validation Loss |\n|---|---|---|\n" if name == "markdown" else ""
-    train, valid = [2 - 0.05 * e for e in range(1, 31)], [9 - 0.05 * e for e in range(1, 31)]
+    train, valid = [2 - 0.05 * e for e in range(1, 31)], [3 - 0.05 * e for e in range(1, 31)]
     text = "".join(SECTIONS[name].format(e=e, t=train[e - 1], v=valid[e - 1]) for e in range(1, 31))
     (run,) = read_log(_write(tmp_path, head + text)).runs
     assert run.of("loss").steps.tolist() == run.of("eval_loss").steps.tolist() == list(range(1, 31))
