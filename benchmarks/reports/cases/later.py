@@ -313,7 +313,7 @@ def warm_up_of_whole_numbers(trial: Trial) -> None:
 @report(
     source="https://discuss.pytorch.org/t/loss-not-decreasing-in-lstm-network/159152",
     mechanism="A ReLU is the last layer of a regression: outputs are cut off at zero, and most targets lie below.",
-    causes=("ZeroGradients", "DeadUnits", "LossConstant", "ReluOnLogits"),
+    causes=("ZeroGradients", "DeadUnits", "LossConstant", "ReluOnLogits", "TargetsOutOfReach"),
     check=all_of(loss_hurt, fact("zero", (0.95, 1), (0, 0.1))),
     shown_by="all outputs are exactly 0 and so are all gradients",
 )

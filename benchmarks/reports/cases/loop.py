@@ -246,7 +246,7 @@ def average_left_in(trial: Trial) -> None:
     source="https://github.com/deeplearning4j/deeplearning4j/issues/8737, "
     "https://github.com/JulianKlug/PerfusionCT-Net/issues/34",
     mechanism="Weight decay outweighs the gradient: the weights go to zero and the loss to that of a uniform guess.",
-    causes=("WeightsDecayAway",),
+    causes=("WeightsDecayAway", "WeightDecayTooLarge"),
     check=all_of(loss_hurt, fact("norm", (0, 1), (5, 1e9))),
     steps=300,
     shown_by="weight_rms 0.07 -> 1e-13 in every layer at 10 points, update_to_weight_ratio 0.1 = rate x decay at "
