@@ -120,7 +120,7 @@ def test_a_sigmoid_before_a_loss_that_has_one(tmp_path):
     ("loss", "cause"),
     [
         (lambda m, x, y: F.mse_loss(m(x)[:, 0], 5000 + y.float()), "TargetsNotScaled"),
-        (lambda m, x, y: F.mse_loss(0 * m(x)[:, 0] + m[2].bias[0], x[:, 0]), "OutputsConstant"),
+        (lambda m, x, y: F.mse_loss(0 * m(x)[:, 0] + m[2].bias[0], x[:, 0] * x[:, 1]), "OutputsConstant"),
         (lambda m, x, y: F.cross_entropy(m(x), (y / 255).long()), "TargetsConstant"),
     ],
 )
