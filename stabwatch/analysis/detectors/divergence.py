@@ -17,7 +17,7 @@ from stabwatch.analysis.readers.names import is_eval, is_perplexity
 
 LOST = 0.4
 """A curve that does not turn back has diverged if it is this many levels above its best."""
-SLOWLY, SMOOTH, MANY = 0.25, 0.05, 100
+SLOWLY, SMOOTH, MANY = 0.33, 0.05, 100
 """The same for a smooth curve: its rise, the scatter of its changes in levels, and its fewest records."""
 NEAR = 0.7
 """Share of the rise from best to worst at which a curve still counts as not having turned back."""
@@ -46,7 +46,7 @@ BEST = 1.1
 LEARNED = 0.9
 """Share of the first loss that the best is below, where a loss that ends above all before it has lost what it had."""
 LAST = 2
-"""Records at the end that are."""
+"""Records at the end that are, in an excerpt; in a longer curve, as many as an excursion has."""
 FEW = 4
 """Consecutive rises up to the end that count as a trend in an excerpt."""
 
@@ -244,9 +244,9 @@ def ends_high(values: Array, times: float = LATER) -> tuple[int, float] | None:
     """
     if len(values) < FEW or values.min() <= 0:
         return None
-    k = int(np.argmin(values))
-    before, best, end = values[: k + 1], float(values[k]), values[-LAST:]
-    if k < LAST or len(values) - 1 - k <= LAST or best > LEARNED * float(values[0]):
+    k, last = int(np.argmin(values)), LAST if len(values) <= EXCERPT else SUSTAINED
+    before, best, end = values[: k + 1], float(values[k]), values[-last:]
+    if k < LAST or len(values) - 1 - k <= last or best > LEARNED * float(values[0]):
         return None
     if float(end.min()) < max(times * best, float(before.max())) or float(end[-1]) < float(values.max()) / 2:
         return None

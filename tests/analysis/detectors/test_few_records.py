@@ -43,7 +43,7 @@ def test_noise_and_four_bad_records_are_no_step():
 
 def test_a_smooth_loss_that_rises_by_a_third_over_many_records():
     rng = np.random.default_rng(2)
-    loss = np.concatenate((np.linspace(4, 2, 100), np.linspace(2, 2.7, 150))) + 0.02 * rng.standard_normal(250)
+    loss = np.concatenate((np.linspace(4, 2, 100), np.linspace(2, 2.8, 150))) + 0.02 * rng.standard_normal(250)
     assert [kind for kind, _ in _told(run_of(loss=loss))] == ["LossDivergence"]
 
 
@@ -64,6 +64,8 @@ def test_a_loss_that_goes_up_and_down_to_an_end_above_all_before():
     found = _told(run_of(loss=[6.1, 4.2, 3.4, 3.3, 3.4, 5.1, 8.5, 8.3, 16.0, 83.0, 184.0, 211.0]))
     assert found and found[0][0] == "LossDivergence"
     assert not _told(run_of(loss=[6.1, 4.2, 3.4, 3.3, 3.4, 5.1, 4.5, 4.3, 5.0, 5.3, 4.4, 5.1]))
+    fallen = [6 / (1 + i / 2) for i in range(30)]
+    assert not _told(run_of(loss=[*fallen, 9.0, 11.0])), "two bad batches at the end"
 
 
 def test_validations_that_leave_for_good_while_training_falls():
