@@ -228,7 +228,7 @@ bits of frozen weights were taken for rounding.
 |---|---|---|---|---|---|---|---|
 {short}
 
-No fault:
+No fault. Where other jobs keep the cores busy, a rank that gets less of them is slow (`SlowRank`):
 
 | ranks | settings | steps | rules that fired | which |
 |---|---|---|---|---|
