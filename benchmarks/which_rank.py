@@ -228,7 +228,8 @@ bits of frozen weights were taken for rounding.
 |---|---|---|---|---|---|---|---|
 {short}
 
-No fault. Where other jobs keep the cores busy, a rank that gets less of them is slow (`SlowRank`):
+No fault, and nothing else on the machine (`--seeds --short`). Beside other jobs, of which one rank may get more than
+the others, `SlowRank` rang once in 2,000 steps of two ranks with everything measured:
 
 | ranks | settings | steps | rules that fired | which |
 |---|---|---|---|---|
