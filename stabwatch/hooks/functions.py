@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -182,16 +181,10 @@ def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
         _note_clip_in_graph()
         return _clip_grad_norm_(parameters, *args, **kwargs)
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    return _clip(lambda parameters: _clip_grad_norm_(parameters, *args, **kwargs), parameters, args, kwargs)
-
-
-def _clip(
-    clip: Callable[[list[Tensor]], Tensor], parameters: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
     for context in tuple(LISTENERS):
         with shielded(context.isolation, "clip"):
             context.events.clips(parameters)
-    norm = clip(parameters)
+    norm = _clip_grad_norm_(parameters, *args, **kwargs)
     for context in tuple(LISTENERS):
         with shielded(context.isolation, "clip"):
             context.events.clipped(parameters, norm, args, kwargs)
@@ -207,7 +200,14 @@ def fsdp_patches() -> list[MethodPatch]:
 
     @functools.wraps(original)
     def clip(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return _clip(lambda parameters: original(self, *args, **kwargs), list(self.parameters()), args, kwargs)
+        for context in tuple(LISTENERS):
+            with shielded(context.isolation, "clip"):
+                context.events.clips(list(self.parameters()))
+        norm: Tensor = original(self, *args, **kwargs)
+        for context in tuple(LISTENERS):
+            with shielded(context.isolation, "clip"):
+                context.events.clipped(list(self.parameters()), norm, args, kwargs)
+        return norm
 
     return [MethodPatch(owner, "clip_grad_norm_", clip)]
 
