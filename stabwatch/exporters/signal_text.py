@@ -44,7 +44,7 @@ class _Family:
 
 @dataclass(frozen=True)
 class _Written:
-    """The lines of a run's series in one format, by metric."""
+    """The lines of a run's series in one format, by metric. derived: all that it ever had; some come and go."""
 
     keys: Sequence[SeriesKey]
     derived: Sequence[SeriesKey]
@@ -75,9 +75,6 @@ class SignalText:
 
         kind: identifies the format that the encoder writes.
         """
-        each = [_numbers(s) for s in snapshots]
-        shown = np.concatenate([np.empty(0, np.bool_), *map(_shown, snapshots, each)])
-        numbers = np.concatenate([np.empty(0), *each])
         with self._lock:
             known = self._written.pop(kind, {})
             mine = {s.run: self._of(s, known.get(s.run), encoder) for s in snapshots}
@@ -86,14 +83,18 @@ class SignalText:
                 del self._written[old]
                 self._templates.pop(old, None)
             written, last = list(mine.values()), self._templates.get(kind)
+            each = [_numbers(s, mine[s.run]) for s in snapshots]
+            shown = np.concatenate([np.empty(0, np.bool_), *map(_shown, snapshots, each)])
+            numbers = np.concatenate([np.empty(0), *each])
             if last is None or not _same(last.written, written) or not np.array_equal(last.shown, shown):
                 last = self._templates[kind] = _template(written, [*map(len, each)], shown)
             return (last.text % tuple(numbers[last.places].tolist())).encode()
 
     def _of(self, s: Snapshot, known: _Written | None, encoder: Encoder) -> _Written:
         """The lines of a run, found by writing the place of each number instead of the number."""
-        size, derived = len(s.keys), [key for key, _ in s.derived]
-        if known is not None and (known.keys, known.derived) == (s.keys, derived):
+        size, known = len(s.keys), known if known is not None and known.keys == s.keys else None
+        derived = list(dict.fromkeys([*(key for key, _ in s.derived), *(known.derived if known is not None else ())]))
+        if known is not None and len(derived) == len(known.derived):
             return known
         last, window, totals = (np.arange(i * size, (i + 1) * size, dtype=np.float64) for i in range(3))
         numbered = tuple((key, float(3 * size + i)) for i, key in enumerate(derived) if key.signal in self._derived)
@@ -135,8 +136,10 @@ def _template(written: list[_Written], sizes: list[int], shown: NDArray[np.bool_
     return _Template(written, shown, text, np.array(list(chain.from_iterable(places.values())), np.int64))
 
 
-def _numbers(s: Snapshot) -> NDArray[np.float64]:
-    return np.concatenate([s.last, s.window, s.totals, [value for _, value in s.derived]]).astype(np.float64)
+def _numbers(s: Snapshot, written: _Written) -> NDArray[np.float64]:
+    values = dict(s.derived)
+    derived = [values.get(key, np.nan) for key in written.derived]
+    return np.concatenate([s.last, s.window, s.totals, derived]).astype(np.float64)
 
 
 def _shown(s: Snapshot, numbers: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -60,6 +60,23 @@ def test_it_is_what_the_library_writes(kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+def test_derived_signals_that_come_and_go_are_not_written_anew(kind):
+    encoder, parse = FORMATS[kind]
+    text, calls = SignalText(DERIVED), []
+
+    def counted(registry):
+        calls.append(registry)
+        return encoder(registry)
+
+    whole = snapshot(1.0)
+    for derived in (whole.derived, whole.derived[:1], whole.derived[1:], (), whole.derived[::-1]):
+        s = replace(whole, derived=derived)
+        found = text.encode([s], counted, kind)
+        assert samples(found + (END if kind == "openmetrics" else b""), parse) == samples(encoder(_registry(s)), parse)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_many_runs_share_the_head_of_a_metric(kind):
     encoder, parse = FORMATS[kind]
     text = SignalText(DERIVED)
