@@ -163,11 +163,12 @@ def plain_loop(
     *,
     schedule: Any = None,
     after: Callable[[int], Facts] | None = None,
+    tell: bool = False,
 ) -> None:
     """The loop of every tutorial: zero_grad, backward, step.
 
     loss_of: the loss of a step, and further facts of it, if there are any. schedule: steps after the optimizer.
-    after: is called after the step, and gives facts of what it did.
+    after: is called after the step, and gives facts of what it did. tell: facts are also what the loop logs.
     """
     trial.attach(model, optimizer)
     for step in range(trial.steps):
@@ -178,4 +179,6 @@ def plain_loop(
         optimizer.step()
         if schedule is not None:
             schedule.step()
+        if tell:
+            trial.tell(**facts)
         trial.log(loss, **facts, **(after(step) if after else {}))

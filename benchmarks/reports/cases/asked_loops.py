@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.reports.case import Trial, report
-from benchmarks.reports.cases.policy import ACTIONS, GROUP, STATES
+from benchmarks.reports.cases.policy import ACTIONS, GROUP, STATES, hits, play
 from benchmarks.reports.checks import all_of, fact, loss_hurt
 from benchmarks.reports.data import Assembled, Facts, digits, digits_loss, draw_digits, draw_images, mlp, plain_loop
 
@@ -172,14 +172,6 @@ class _Agent(nn.Module):
         return self.actor(state).log_softmax(-1), self.critic(state)[:, 0]
 
 
-def _play(trial: Trial, agent: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions that are sampled, and rewards: 1 for two of ten actions, and noise."""
-    with torch.no_grad():
-        action = torch.multinomial(agent(states)[0].exp(), 1, generator=trial.generator)[:, 0]
-    hit = (action == states % ACTIONS) | (action == (states + 1) % ACTIONS)
-    return action, hit.float() + 0.1 * trial.randn(len(states))
-
-
 @report(
     source="https://github.com/nikhilbarhate99/PPO-PyTorch/issues/12, https://github.com/tensorforce/tensorforce/issues/312",
     mechanism="The old log-probabilities come from the same forward and are not detached: the ratio is 1 and has no "
@@ -193,21 +185,19 @@ def _play(trial: Trial, agent: nn.Module, states: Tensor) -> tuple[Tensor, Tenso
 def old_policy_in_the_graph(trial: Trial) -> None:
     agent = _Agent()
     optimizer = torch.optim.Adam(agent.parameters(), lr=3e-3)
-    trial.attach(agent, optimizer)
-    for _ in range(trial.steps):
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
         state = trial.randint(STATES, 64)
-        action, reward = _play(trial, agent, state)
+        action, reward = play(trial, agent, state)
         logs, value = agent(state)
         chosen = logs[torch.arange(64), action]
         old = chosen if trial.broken else chosen.detach()
         gain = reward - value.detach()
         ratio = (chosen - old).exp()
-        loss = -torch.minimum(ratio * gain, ratio.clamp(0.8, 1.2) * gain).mean() + 0.5 * F.mse_loss(value, reward)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        trial.tell(reward=reward.mean())
-        trial.log(loss, reward=reward.mean())
+        clipped = torch.minimum(ratio * gain, ratio.clamp(0.8, 1.2) * gain)
+        return -clipped.mean() + 0.5 * F.mse_loss(value, reward), {"reward": reward.mean()}
+
+    plain_loop(trial, agent, optimizer, loss, tell=True)
 
 
 @report(
@@ -251,8 +241,7 @@ def _group(trial: Trial, rate: float, beta: float, *, cut: bool = False) -> None
         state = trial.randint(STATES, 16).repeat_interleave(GROUP)
         logs = policy(state).log_softmax(-1)
         action = torch.multinomial(logs.detach().exp(), 1, generator=trial.generator)[:, 0]
-        hit = (action == state % ACTIONS) | (action == (state + 1) % ACTIONS)
-        reward = (0.0 * hit if cut else hit.float()).view(-1, GROUP)
+        reward = ((0.0 if cut else 1.0) * hits(state, action)).view(-1, GROUP)
         spread = reward.std(1, keepdim=True)
         gain = ((reward - reward.mean(1, keepdim=True)) / (spread + 1e-4)).flatten()
         mine = logs[torch.arange(len(action)), action]
@@ -306,19 +295,16 @@ def completions_all_cut(trial: Trial) -> None:
 def policy_loss_sign(trial: Trial) -> None:
     agent = _Agent()
     optimizer = torch.optim.Adam(agent.parameters(), lr=3e-3)
-    trial.attach(agent, optimizer)
-    for _ in range(trial.steps):
+    sign = 1 if trial.broken else -1
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
         state = trial.randint(STATES, 64)
-        action, reward = _play(trial, agent, state)
+        action, reward = play(trial, agent, state)
         logs, value = agent(state)
-        gain = reward - value.detach()
-        sign = 1 if trial.broken else -1
-        loss = sign * (gain * logs[torch.arange(64), action]).mean() + 0.5 * F.mse_loss(value, reward)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        trial.tell(reward=reward.mean())
-        trial.log(loss, reward=reward.mean())
+        policy = sign * ((reward - value.detach()) * logs[torch.arange(64), action]).mean()
+        return policy + 0.5 * F.mse_loss(value, reward), {"reward": reward.mean()}
+
+    plain_loop(trial, agent, optimizer, loss, tell=True)
 
 
 @report(

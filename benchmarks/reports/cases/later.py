@@ -11,6 +11,7 @@ from benchmarks.reports.checks import all_of, fact, loss_hurt, not_finite
 from benchmarks.reports.data import (
     VOCABULARY,
     Assembled,
+    Facts,
     digits,
     digits_loss,
     draw_digits,
@@ -215,16 +216,15 @@ def exponential_of_box(trial: Trial) -> None:
 def mask_as_picture(trial: Trial) -> None:
     model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    trial.attach(model, optimizer)
-    for _ in range(trial.steps):
-        x, _ = draw_images(trial, 16)
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
+        x, _y = draw_images(trial, 16)
         mask = (x[:, 0] * 3.99).to(torch.uint8)
         labels = (mask.float() / 255 if trial.broken else mask).long()
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x + 0.1 * trial.randn(16, 1, 8, 8)), labels)
-        loss.backward()
-        optimizer.step()
-        trial.log(loss, classes=len(labels.unique()))
+        logits = model(x + 0.1 * trial.randn(16, 1, 8, 8))
+        return F.cross_entropy(logits, labels), {"classes": float(len(labels.unique()))}
+
+    plain_loop(trial, model, optimizer, loss)
 
 
 @report(

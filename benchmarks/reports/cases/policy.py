@@ -19,10 +19,21 @@ def _policy() -> nn.Sequential:
     return nn.Sequential(nn.Embedding(STATES, 32), mlp(32, 64, ACTIONS, act=nn.Tanh))
 
 
+def hits(state: Tensor, action: Tensor) -> Tensor:
+    """1 for two of the ten actions, else 0."""
+    return ((action == state % ACTIONS) | (action == (state + 1) % ACTIONS)).float()
+
+
+def play(trial: Trial, agent: nn.Module, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions that an actor (and critic) samples, and rewards: hits, and noise."""
+    with torch.no_grad():
+        action = torch.multinomial(agent(state)[0].exp(), 1, generator=trial.generator)[:, 0]
+    return action, hits(state, action) + 0.1 * trial.randn(len(state))
+
+
 def _rewards(state: Tensor, action: Tensor, trial: Trial) -> Tensor:
-    """1 for two of the ten actions, and noise; (groups, GROUP)."""
-    right = (action == state % ACTIONS) | (action == (state + 1) % ACTIONS)
-    return (right.float() + 0.1 * trial.randn(len(action))).view(-1, GROUP)
+    """Hits, and noise; (groups, GROUP)."""
+    return (hits(state, action) + 0.1 * trial.randn(len(action))).view(-1, GROUP)
 
 
 def _grpo(trial: Trial, beta: float, scored: object) -> None:

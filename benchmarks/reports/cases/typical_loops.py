@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.reports.case import Trial, report
-from benchmarks.reports.cases.policy import ACTIONS, STATES
+from benchmarks.reports.cases.policy import ACTIONS, STATES, play
 from benchmarks.reports.checks import all_of, fact, loss_hurt
-from benchmarks.reports.data import Assembled, SelfAttention, digits, digits_loss, draw_digits, mlp, plain_loop
+from benchmarks.reports.data import Assembled, Facts, SelfAttention, digits, digits_loss, draw_digits, mlp, plain_loop
 
 
 @report(
@@ -228,15 +228,6 @@ class _Agent(nn.Module):
         return self.actor(z).log_softmax(-1), self.critic(z)[:, 0]
 
 
-def _bandit(trial: Trial, agent: nn.Module, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """States, actions that the agent samples, and rewards: 1 for two of ten actions."""
-    state = trial.randint(STATES, size)
-    with torch.no_grad():
-        action = torch.multinomial(agent(state)[0].exp(), 1, generator=trial.generator)[:, 0]
-    right = (action == state % ACTIONS) | (action == (state + 1) % ACTIONS)
-    return state, action, right.float() + 0.1 * trial.randn(size)
-
-
 @report(
     source="https://github.com/DLR-RM/stable-baselines3/issues/2240",
     mechanism="Rewards are in the thousands and are not scaled: the critic never comes near them, and its error drowns "
@@ -252,7 +243,8 @@ def rewards_not_scaled(trial: Trial) -> None:
     trial.attach(agent, optimizer)
     size = 3000.0 if trial.broken else 1.0
     for _ in range(trial.steps):
-        state, action, reward = _bandit(trial, agent)
+        state = trial.randint(STATES, 64)
+        action, reward = play(trial, agent, state)
         logs, value = agent(state)
         gain = size * reward - value.detach()
         gain = (gain - gain.mean()) / (gain.std() + 1e-8)
@@ -280,19 +272,18 @@ def rewards_not_scaled(trial: Trial) -> None:
 def entropy_bonus_sign(trial: Trial) -> None:
     agent = _Agent()
     optimizer = torch.optim.Adam(agent.parameters(), lr=5e-3)
-    trial.attach(agent, optimizer)
-    for _ in range(trial.steps):
-        state, action, reward = _bandit(trial, agent)
+
+    def loss(_: int) -> tuple[Tensor, Facts]:
+        state = trial.randint(STATES, 64)
+        action, reward = play(trial, agent, state)
         logs, value = agent(state)
         gain = reward - value.detach()
         entropy = -(logs.exp() * logs).sum(-1).mean()
         bonus = (-0.5 if trial.broken else 0.05) * entropy
-        loss = -(gain * logs[torch.arange(64), action]).mean() + 0.5 * F.mse_loss(value, reward) - bonus
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        trial.tell(reward=reward.mean(), entropy=entropy)
-        trial.log(loss, reward=reward.mean(), entropy=entropy)
+        policy = -(gain * logs[torch.arange(64), action]).mean()
+        return policy + 0.5 * F.mse_loss(value, reward) - bonus, {"reward": reward.mean(), "entropy": entropy}
+
+    plain_loop(trial, agent, optimizer, loss, tell=True)
 
 
 @report(
@@ -313,7 +304,8 @@ def too_many_epochs(trial: Trial) -> None:
     for step in range(trial.steps):
         if step % epochs == 0:
             old.load_state_dict(agent.state_dict())
-            state, action, reward = _bandit(trial, old)
+            state = trial.randint(STATES, 64)
+            action, reward = play(trial, old, state)
             with torch.no_grad():
                 before = old(state)[0][torch.arange(64), action]
                 gain = (reward - reward.mean()) / (reward.std() + 1e-8)
