@@ -1,8 +1,8 @@
 """One bit of one replica turns over in a short run: is it found, where it is, and on the rank that it is on?
 
 Jobs of 100 to 200 steps of two and four gloo ranks at default settings. A seed chooses the step, the rank, the bit (of
-all 32), and the parameter or buffer: some are frozen, and of the buffers one never changes and one is written by each
-rank alike. `benchmarks.which_rank` runs them and writes the table.
+all 32), and the parameter or buffer: some are frozen, and of the buffers one never changes and each rank writes
+the same into one. `benchmarks.which_rank` runs them and writes the table.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ Row = NDArray[np.float64]
 COMPARING = ("rank_busy", "rank_loss", "rank_nonfinite", "replica_")
 """How the taps of accumulators begin that compare ranks."""
 CHECKS = ("checksum", "buffer_checksum")
-"""Taps of what replicas have alike, from which ranks are compared; it is not written to the log."""
+"""Taps of what equal replicas share, from which ranks are compared; it is not written to the log."""
 ROUNDING = 1e-6
 _ORDER: tuple[Op, ...] = ("sum", "max", "min", "arg")
 

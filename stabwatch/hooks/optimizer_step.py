@@ -59,7 +59,7 @@ class StepTaps:
     Guards come first: what is measured afterwards is the step that was really taken. taylor: measure the Taylor radius.
     derivative: what that and the guard of the same name call the model with, if the settings ask for either. sharpness:
     the same for the Hessian, with more samples. jacobian: the same for that of the output by the input.
-    replicas: what all ranks should have alike, where there are several.
+    replicas: what should be the same on all ranks, where there are several.
     before: those whose place they take, when the model has changed.
     """
 

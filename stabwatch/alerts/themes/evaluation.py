@@ -153,7 +153,7 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("eval_loss_least_ratio", above=3.0), Condition("eval_loss_to_first_ratio", above=0.5)),
         source="three times the training loss in each validation, and hardly below the first while that has halved: a "
-        "model that overfits begins with both alike, and a sum in place of a mean falls with the training loss",
+        "model that overfits begins with both equal, and a sum in place of a mean falls with the training loss",
         remedy=(
             "Evaluate on batches of the training data: the loss must be that of training, but for dropout.",
             "Compare the preparation of the data, and normalisation layers in evaluation mode (`model.eval()`).",

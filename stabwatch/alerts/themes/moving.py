@@ -23,7 +23,7 @@ LOOKS = 3 * FEW
 """Looks over which the growth is followed."""
 APART = 2.0
 """Targets over outputs in root mean square, or the reverse, up to which the one follows the other."""
-ALIKE = 3.0
+SAME_DATA = 3.0
 """Shift of the batches up to which the data are the same."""
 
 
@@ -62,7 +62,7 @@ class RunawayFeature(RunFeature):
         self._first = self._first if len(self._first) == FEW else [*self._first, size]
         growth = size / max(LEAST, median(np.array(self._first)))
         follows = size > 0 and 1 / APART < ratio < APART
-        same = not self._shifts or median(np.array(self._shifts)) <= ALIKE
+        same = not self._shifts or median(np.array(self._shifts)) <= SAME_DATA
         if growth > EXPLODED and follows and same:
             return self._told(growth, 1.0, size)
         if self._step < self._next:

@@ -20,7 +20,7 @@ AFTER = 5
 """Records in a row that are above."""
 RISE, SCATTERS = 1.4, 3.0
 """Smallest ratio to the highest record before, and the same in scatters of the changes before."""
-ALIKE = 0.3
+STEADY = 0.3
 """Largest scatter of the changes before, in logarithms: above it, single records say little."""
 BACK = 1.1
 """Ratio to that record at which the curve is back."""
@@ -48,13 +48,12 @@ def steps_up(values: Array) -> list[Excursion]:
 
 def _step(values: Array, logs: Array, i: int) -> Excursion | None:
     past = slice(max(0, i - BEFORE[1]), i)
-    top, low = float(values[past].max()), float(values[i : i + AFTER].min())
-    near = float(values[i - BEFORE[0] : i].max())
+    low, near = float(values[i : i + AFTER].min()), float(values[i - BEFORE[0] : i].max())
     if low < RISE * near:
         return None
-    top = near if _falls(values[past]) else top
+    top = near if _falls(values[past]) else float(values[past].max())
     noise = scatter(np.diff(logs[past]))
-    if noise > ALIKE or np.log(low / top) < max(np.log(RISE), SCATTERS * noise):
+    if noise > STEADY or np.log(low / top) < max(np.log(RISE), SCATTERS * noise):
         return None
     back = np.flatnonzero(values[i:] <= BACK * top)
     stop = i + int(back[0]) if len(back) else len(values)

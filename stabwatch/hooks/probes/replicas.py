@@ -1,4 +1,4 @@
-"""What equal replicas of a model have alike: a checksum of each layer's parameters, and of each buffer.
+"""What is the same in equal replicas of a model: a checksum of each layer's parameters, and of each buffer.
 
 Parameters that are frozen count too. Running statistics are left out: each rank has those of its own data.
 """
