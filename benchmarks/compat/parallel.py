@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "parallel.json"
 MODES = {
     "ddp": 2, "zero": 2, "replicate": 2, "manual": 2, "compiled": 2, "fsdp1": 2, "fsdp1_flat": 2, "fsdp2": 2, "hsdp": 4,
-    "tp": 2, "tp_sequence": 2, "tp_loss": 2, "2d": 4, "1f1b": 2, "gpipe": 2, "1f1b_fsdp": 4, "1f1b_ddp": 4,
-    "interleaved": 2, "zero_bubble": 2, "v": 2, "fsdp2_accumulates": 2,
+    "tp": 2, "tp_sequence": 2, "tp_loss": 2, "2d": 4, "2d_sequence": 4, "1f1b": 2, "gpipe": 2, "1f1b_fsdp": 4,
+    "1f1b_ddp": 4, "interleaved": 2, "zero_bubble": 2, "v": 2, "fsdp2_accumulates": 2,
 }  # fmt: skip
 """Name in tests/distributed/placement_job.py -> number of processes."""
 STEPS = 48
@@ -43,10 +43,11 @@ Each signal against its value in one process that trains the same model on the s
 - **–**: not measured; the reasons are below the table.
 
 `manual` is an all-reduce of gradients by hand, `compiled` is `torch.compile` of DistributedDataParallel, `fsdp1_flat`
-is without `use_orig_params`, `2d` is FSDP2 over tensor parallelism, `tp_loss` also splits the classes of the loss over
-ranks, `fsdp2_accumulates` leaves out the first of two gradient synchronisations; `interleaved`, `zero_bubble` and `v`
-have two stages on each rank. Some differ by their nature: tokens of the residual stream are drawn within the batch of
-each rank, and the gradients of activations and of a writer's modes are those of the loss of that batch.
+is without `use_orig_params`, `2d` is FSDP2 over tensor parallelism, `_sequence` is with sequence parallelism
+(`tp_sequence` adds up two micro-batches), `tp_loss` also splits the classes of the loss over ranks, `fsdp2_accumulates`
+leaves out the first of two gradient synchronisations; `interleaved`, `zero_bubble` and `v` have two stages on each
+rank. Some differ by their nature: tokens of the residual stream are drawn within the batch of each rank, and the
+gradients of activations and of a writer's modes are those of the loss of that batch.
 """
 
 

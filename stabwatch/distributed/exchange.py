@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from stabwatch.distributed.health import RankHealth
 from stabwatch.distributed.layout import MergeLayout, Partial
 from stabwatch.distributed.merger import OWN, Merger
 from stabwatch.distributed.stages import MEET_SECONDS, Measured, Stage, StagedLayout
+from stabwatch.distributed.summands import Summands, Transfer
 from stabwatch.distributed.tree import children, height, size
 from stabwatch.runlog import Accumulator
 
@@ -43,16 +44,6 @@ MOST_TOPIC = 1024
 """Messages of one topic that wait for their reader."""
 
 
-class Transfer(Protocol):
-    """A row on its way to the host."""
-
-    def arrived(self) -> bool:
-        """`wait` would not block."""
-
-    def wait(self) -> NDArray[np.float32]:
-        """The row."""
-
-
 @dataclass(frozen=True)
 class Merged:
     """A step over ranks, on rank 0. row: fields on the device, NaN where not measured. health: fields of
@@ -63,6 +54,21 @@ class Merged:
     health: NDArray[np.float64]
     covered: int
     extra: Any
+
+
+class _Own(NamedTuple):
+    """What this rank has submitted of a step."""
+
+    step: int
+    transfer: Transfer | None
+    extra: Any
+    failed: frozenset[Accumulator]
+    summands: Summands | None
+
+    def arrived(self) -> bool:
+        """All of it is in the host's memory."""
+        row = self.transfer is None or self.transfer.arrived()
+        return row and (self.summands is None or self.summands.arrived())
 
 
 class Exchange:
@@ -102,7 +108,7 @@ class Exchange:
         self._stage, self._widened = stage, widened
         self._compares = health
         self._stages: dict[str, str | None] = {}
-        self._submitted: deque[tuple[int, Transfer | None, Any, frozenset[Accumulator]]] = deque()
+        self._submitted: deque[_Own] = deque()
         self._outgoing: deque[Message] = deque()
         self._topics: dict[str, deque[Any]] = {}
         self._thread: threading.Thread | None = None
@@ -124,11 +130,13 @@ class Exchange:
         transfer: Transfer | None,
         extra: Any = None,
         failed: frozenset[Accumulator] = frozenset(),
+        summands: Summands | None = None,
     ) -> None:
         """This rank has ended a step. Never waits.
 
         step: how many steps came before it on this rank. transfer: (fields on the device,), None if not measured.
         failed: what this rank should have measured and could not: a value of the other ranks would be another one.
+        summands: what it has of gradients that are sums over ranks.
         """
         if self.broken or os.getpid() != self._pid:
             return
@@ -139,7 +147,7 @@ class Exchange:
                 self.broken = True
                 self._failed(error)
                 return
-        self._submitted.append((step, transfer, extra, failed))
+        self._submitted.append(_Own(step, transfer, extra, failed, summands))
         self._wake()
 
     @property
@@ -273,12 +281,12 @@ class Exchange:
         """One round: what this rank measured, what is complete, what is to be said."""
         now = time.monotonic()
         while self._submitted:
-            step, transfer, extra, failed = self._submitted[0]
-            if transfer is not None and not transfer.arrived():
+            own = self._submitted[0]
+            if not own.arrived():
                 break
-            partial = self._own(transfer, failed)
-            self._report(step, partial)
-            self._merger.put(OWN, step, partial, now, extra)
+            partial = self._own(own)
+            self._report(own.step, partial)
+            self._merger.put(OWN, own.step, partial, now, own.extra)
             self._submitted.popleft()
         for step, entry in self._merger.take(now):
             self._pass_on(step, entry.partial, entry.extra, entry.own)
@@ -287,17 +295,19 @@ class Exchange:
             for news in self._coverage.news(now):
                 self._changed(news)
 
-    def _own(self, transfer: Transfer | None, failed: frozenset[Accumulator]) -> Partial:
-        if transfer is None:
+    def _own(self, own: _Own) -> Partial:
+        if own.transfer is None:
             return self._layout.partial(self.rank, None)
-        row = transfer.wait()
+        row = own.transfer.wait()
         starts = self._local.layout.starts
         self.measured.update(
             i for i, start in enumerate(starts) if start < len(row) and i not in self.measured and row[start] > 0
         )
+        if own.summands is not None:
+            self.measured.update(self._local.numbers[a] for a in own.summands.layers)
         whole = np.concatenate([row, self._health.own(self.number, row)])
         whole[self._health.spent] = 0.0
-        return self._layout.partial(self.rank, whole, failed)
+        return self._layout.partial(self.rank, whole, own.failed, own.summands)
 
     def _report(self, step: int, partial: Partial) -> None:
         """To rank 0, what it compares with that of other ranks which are given the same data."""

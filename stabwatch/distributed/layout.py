@@ -21,12 +21,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stabwatch.distributed import summands as sums
+from stabwatch.distributed.summands import Summands, Sums
 from stabwatch.distributed.tree import RankSet, union
 from stabwatch.runlog import Accumulator, RecordLayout
 from stabwatch.signals.reductions import IDENTITY, Op
@@ -46,12 +48,19 @@ class Partial:
     """Partial aggregates of one step over some ranks.
 
     values: float64 (fields,), sorted by operator, the identity where not measured. lacking: bool (accumulators,), parts
-    that a rank has and did not measure, and what a rank could not measure because its probe failed.
+    that a rank has and did not measure, and what a rank could not measure because its probe failed. sums: of gradients
+    of which each rank has a summand (see summands.py).
     """
 
     ranks: RankSet
     values: Row
     lacking: NDArray[np.bool_]
+    sums: Sums = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that its numbers take."""
+        return self.values.nbytes + sum(each.values.nbytes for each in self.sums.values())
 
 
 class MergeLayout:
@@ -86,7 +95,9 @@ class MergeLayout:
         self._identity = np.array([IDENTITY[op] for op in ops])[self._order]  # type: ignore[index]
         accumulators = np.repeat(np.arange(len(layout.accumulators)), [len(f) for f in layout.fields])
         self._cell = accumulators[self._order]
-        self._counts = self._back[np.array(layout.starts, dtype=np.int64)]
+        self._starts = np.array(layout.starts, dtype=np.int64)
+        self._counts = self._back[self._starts]
+        self.numbers = {accumulator: i for i, accumulator in enumerate(layout.accumulators)}
         self._whole = np.array([kind != "part" for kind in self._kinds], dtype=bool)
         self.holds = holds
         self._holds = np.array([accumulator in holds for accumulator in layout.accumulators], dtype=bool) & ~self._whole
@@ -115,11 +126,16 @@ class MergeLayout:
         return hashlib.sha256(self.description.encode()).hexdigest()[:16]
 
     def partial(
-        self, rank: int, row: NDArray[np.floating] | None, failed: frozenset[Accumulator] = frozenset()
+        self,
+        rank: int,
+        row: NDArray[np.floating] | None,
+        failed: frozenset[Accumulator] = frozenset(),
+        summands: Summands | None = None,
     ) -> Partial:
         """What one rank measured in a step; row: (fields,) in the order of the table, None for nothing.
 
-        failed: what it could not measure although it should have. Raises ValueError when the row does not fit.
+        failed: what it could not measure although it should have. summands: what it has of gradients that are sums
+        over ranks. Raises ValueError when the row does not fit.
         """
         ranks = ((rank, rank + 1),)
         if row is None:
@@ -132,7 +148,11 @@ class MergeLayout:
         lacking = self._holds & ~present
         if failed:
             lacking = lacking | (np.array([a in failed for a in self.layout.accumulators]) & self._own & ~present)
-        return Partial(ranks, values, lacking)
+        if summands is None:
+            return Partial(ranks, values, lacking)
+        lacking = lacking.copy()
+        lacking[[self.numbers[a] for a in summands.layers]] = False
+        return Partial(ranks, values, lacking, sums.sums_of(summands, self.numbers))
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """Partial aggregates over the ranks of both, which must be disjoint."""
@@ -147,13 +167,14 @@ class MergeLayout:
             more = (best_x > best_y) | (np.isnan(best_x) & ~np.isnan(best_y))
             tie = (best_x == best_y) | (np.isnan(best_x) & np.isnan(best_y))
         out[self._args] = np.where(more, i, np.where(tie, np.minimum(i, j), j))
-        return Partial(union((a.ranks, b.ranks)), out, a.lacking | b.lacking)
+        return Partial(union((a.ranks, b.ranks)), out, a.lacking | b.lacking, sums.merged(a.sums, b.sums))
 
     def row(self, partial: Partial, complete: bool, times: Row | None = None) -> Row:
         """(fields,) in the order of the table, NaN where not measured; parts only if all ranks are in (`complete`).
 
         times: of each accumulator, how many ranks have added the same (see `Copies`).
         """
+        partial = self._summed(partial)
         present = self.present(partial)
         present &= ~partial.lacking & (self._whole | complete)
         values = partial.values
@@ -161,6 +182,26 @@ class MergeLayout:
             values = values.copy()
             values[self._sums] /= times[self._cell[self._sums]]
         return np.where(present[self._cell], values, np.nan)[self._back]
+
+    def _summed(self, partial: Partial) -> Partial:
+        """With the moments of gradients whose summands have come from all ranks; others are lacking."""
+        if not partial.sums:
+            return partial
+        values, lacking = partial.values.copy(), partial.lacking.copy()
+        for group, each in partial.sums.items():
+            if not each.whole(group):
+                cells = each.cells[:, :2].ravel()
+                lacking[cells[cells != sums.NOWHERE]] = True
+                continue
+            found = sums.moments(each)
+            fields = [found.count, found.sumsq, found.nonfinite, found.abs_max]
+            for cells, mine in zip(found.cells.T, (fields, fields[:2]), strict=True):
+                known = cells != sums.NOWHERE
+                for i, numbers in enumerate(mine):
+                    places = self._back[self._starts[cells[known]] + i]
+                    values[places] = np.maximum(values[places], 0.0)  # the identity of what replicas have alike is -inf
+                    (np.maximum if i == 3 else np.add).at(values, places, numbers[known])
+        return Partial(partial.ranks, values, lacking)
 
     def present(self, partial: Partial) -> NDArray[np.bool_]:
         """bool (accumulators,): what was measured."""
@@ -179,10 +220,11 @@ class MergeLayout:
         return np.bincount(self._cell[apart], minlength=len(self.data)) == 0
 
     def pack(self, partial: Partial) -> bytes:
-        """The numbers of a partial, without its ranks. Nothing is rounded.
+        """The numbers of a partial, without its ranks. Nothing is rounded but sums of gradients, to float32.
 
         Two bit sets over accumulators (measured, lacking), a bit for each number that was measured (float32 holds it),
-        those numbers, and the others as float64. Ranks measure in float32; sums over several need more.
+        those numbers, and the others as float64. Ranks measure in float32; sums over several need more. Gradients that
+        are sums over ranks come last.
         """
         present = self.present(partial)
         numbers = partial.values[present[self._cell]]
@@ -190,7 +232,7 @@ class MergeLayout:
             short = numbers.astype(np.float32)
         exact = (short == numbers) | np.isnan(numbers)
         bits = [np.packbits(each).tobytes() for each in (present, partial.lacking, exact)]
-        return b"".join((*bits, short[exact].tobytes(), numbers[~exact].tobytes()))
+        return b"".join((*bits, short[exact].tobytes(), numbers[~exact].tobytes(), sums.pack(partial.sums)))
 
     def unpack(self, ranks: RankSet, block: bytes) -> Partial:
         """Inverse of `pack`. Raises ValueError when the block is not of this layout."""
@@ -202,10 +244,11 @@ class MergeLayout:
         first = 2 * size + -(-len(exact) // 8)
         numbers = np.empty(len(exact))
         numbers[exact] = np.frombuffer(block, np.float32, int(exact.sum()), first)
-        numbers[~exact] = np.frombuffer(block, np.float64, offset=first + 4 * int(exact.sum()))
+        first += 4 * int(exact.sum())
+        numbers[~exact] = np.frombuffer(block, np.float64, int((~exact).sum()), first)
         values = self._identity.copy()
         values[measured] = numbers
-        return Partial(ranks, values, lacking)
+        return Partial(ranks, values, lacking, sums.unpack(block, first + 8 * int((~exact).sum())))
 
 
 def _bits(block: bytes, first: int, number: int) -> NDArray[np.bool_]:

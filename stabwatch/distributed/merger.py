@@ -84,7 +84,7 @@ class Merger:
         if partial is not None:
             entry.partial = partial if entry.partial is None else self._layout.merge(entry.partial, partial)
             if not entry.bytes:
-                entry.bytes = partial.values.nbytes
+                entry.bytes = partial.nbytes
                 self._bytes += entry.bytes
 
     def take(self, now: float) -> Iterable[tuple[int, Pending]]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stabwatch.distributed.health import REPLICATED, RankHealth
 from stabwatch.distributed.layout import Kind, MergeLayout, Partial
+from stabwatch.distributed.summands import Summands
 from stabwatch.runlog import Accumulator, RecordLayout
 
 NO_LAYER = frozenset({"loss_source", "rank_source", "group", "host", "logged"})
@@ -173,15 +174,18 @@ class StagedLayout(MergeLayout):
         self._local_width = local.width
         others = common if not stage.counts else set()
         self._silent = np.array([a in others for a in whole.accumulators], dtype=bool)
-        self._starts = np.array(whole.starts, dtype=np.int64)
         self._names = dict(zip(local.accumulators, mine, strict=True))
         held = {self._names[a] for a in holds} | (common & set(mine))
         super().__init__(whole, kinds, frozenset(held - others), group)
 
     def partial(
-        self, rank: int, row: NDArray[np.floating] | None, failed: frozenset[Accumulator] = frozenset()
+        self,
+        rank: int,
+        row: NDArray[np.floating] | None,
+        failed: frozenset[Accumulator] = frozenset(),
+        summands: Summands | None = None,
     ) -> Partial:
-        """See MergeLayout. row, failed: of this rank's own layout."""
+        """See MergeLayout. row, failed, summands: of this rank's own layout."""
         if row is None:
             return super().partial(rank, None)
         if len(row) != self._local_width:
@@ -189,7 +193,8 @@ class StagedLayout(MergeLayout):
         whole = np.full(self.layout.width, np.nan)
         whole[self._positions] = row
         whole[self._starts[self._silent]] = np.nan
-        return super().partial(rank, whole, frozenset(self._names[a] for a in failed if a in self._names))
+        named = None if summands is None else summands.named(self._names)
+        return super().partial(rank, whole, frozenset(self._names[a] for a in failed if a in self._names), named)
 
 
 def _in_order(ranks: Sequence[Measured], names: Sequence[Mapping[str, str]]) -> list[Entry]:

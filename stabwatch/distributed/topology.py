@@ -157,6 +157,22 @@ class Topology:
         _ = self._held  # now, at an optimizer's step: FSDP1 has whole parameters at other times
         return self._placed.get(id(parameter), (False, self._rank == 0))[1]
 
+    def ranks_of(self, gradient: Any) -> tuple[int, ...] | None:
+        """The ranks whose summands make a gradient (a DTensor) whole with that of this one, as the job calls them.
+
+        None of them where other ranks have the same and come first. It is not known (None) of anything but sums.
+        """
+        mesh, placements = gradient.device_mesh, gradient.placements
+        coordinate = mesh.get_coordinate()
+        known = all(_is_sum(placement) for placement in placements if placement.is_partial())
+        if self._world == 1 or coordinate is None or not known:
+            return None
+        first = all(c == 0 for c, placement in zip(coordinate, placements, strict=True) if placement.is_replicate())
+        if not first or not _first_outside(mesh, self._stage(), self._first):
+            return ()
+        place = tuple(slice(None) if p.is_partial() else c for c, p in zip(coordinate, placements, strict=True))
+        return tuple(sorted(mesh.mesh[place].flatten().tolist()))
+
     @cached_property
     def _held(self) -> frozenset[str]:
         """Layers of which this rank counts something."""
@@ -203,6 +219,11 @@ def _left_out_of_ddp(model: nn.Module) -> Iterable[int]:
         if isinstance(wrapper, nn.parallel.DistributedDataParallel):
             left_out = wrapper.parameters_to_ignore
             yield from (id(p) for name, p in wrapper.module.named_parameters() if name in left_out and p.requires_grad)
+
+
+def _is_sum(placement: Any) -> bool:
+    """Of a Partial placement: are the summands just to be added up?"""
+    return type(placement).__name__ == "Partial" and placement.reduce_op == "sum"
 
 
 def _along(mesh: Any, dim: int) -> set[int]:

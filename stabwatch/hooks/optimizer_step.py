@@ -107,9 +107,15 @@ class StepTaps:
             model, modules.sites, context, None if before is None else before.tracked_batch
         )
 
-    def count_only(self, counts: Callable[[nn.Parameter], bool]) -> None:
-        """Measure only the parameters for which `counts` is true. Others are counted by another rank that has them."""
+    def count_only(
+        self, counts: Callable[[nn.Parameter], bool], ranks_of: Callable[[Any], tuple[int, ...] | None]
+    ) -> None:
+        """Measure only the parameters for which `counts` is true. Others are counted by another rank that has them.
+
+        ranks_of: see `SpreadGradients`.
+        """
         self._parameters.counts = self._probes.counts = counts
+        self._parameters.spread.ranks_of = ranks_of
 
     def with_state(self) -> frozenset[str] | None:
         """See `ParameterProbes`."""

@@ -20,6 +20,7 @@ from stabwatch.hooks.base.parameter_views import (
     WholeGradient,
 )
 from stabwatch.hooks.base.probe import Probe
+from stabwatch.hooks.base.spread_gradients import only_moments
 from stabwatch.hooks.base.tensors import SPREAD, gradient_shard, is_elsewhere, local
 from stabwatch.hooks.base.tracked import TrackedParameter
 from stabwatch.hooks.probes.last_update import LastChanges
@@ -139,6 +140,9 @@ class ParameterProbes:
         scale = scale if isinstance(scale, Tensor) else None
         gradients = self._gradients(due, scale, closure)
         self._before = list(zip(due, copies, gradients, strict=True))
+        for m in due:
+            if is_elsewhere(m.parameter):
+                self._context.unmeasured("note", "spread gradients", only_moments(m.tracked.name))
         self._measure(
             ParameterGradient,
             [g for g in gradients if not is_elsewhere(g.parameter)],

@@ -9,7 +9,6 @@ from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.base.tensors import SPREAD
 from stabwatch.hooks.probes.activation import ACTIVATION
 from stabwatch.hooks.probes.attention import BRACKET, EXACT, SOFTMAX
 from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, ParameterTaps
@@ -104,7 +103,7 @@ class Coverage:
         hooked, unseen = _hooked(fired), self._unseen(fired)
         not_called = NOT_CALLED if hooked else unseen or COMPILED
         no_logits = {LOGITS} if self._has_no_classes(fired) else set()
-        left_out = fired | no_logits | self._summed()
+        left_out = fired | no_logits | self._unsummed()
         expected = [a for a in self._expected if a not in left_out and not self._early(a) and not self._is_left(a)]
         out = [self._entry(a, not_called, unseen) for a in expected]
         for site in self._sites:
@@ -175,15 +174,14 @@ class Coverage:
         ]
         if self._has_no_classes(fired):
             out.append({"tap": LOGITS.tap, "site": "", "reason": self._reasons.get(LOGITS.tap, "") or NO_CLASSES})
-        summed = sorted(self._summed(), key=lambda a: a.site)
-        out += [{"tap": a.tap, "site": a.site, "reason": SPREAD} for a in summed]
-        out += [{"tap": summed[0].tap, "site": "", "reason": NO_NORM}] if summed else []
+        unsummed = sorted(self._unsummed(), key=lambda a: a.site)
+        out += [{"tap": a.tap, "site": a.site, "reason": self._parameters.unsummed[a.site]} for a in unsummed]
+        out += [{"tap": unsummed[0].tap, "site": "", "reason": NO_NORM}] if unsummed else []
         return out + [self._no_bracket(site) for site in self._sites if self._exact_only(site, fired)]
 
-    def _summed(self) -> set[Accumulator]:
-        """Gradients of which each rank has only a summand; the norm of all of them is not known then either."""
-        layers = self._parameters.summed
-        return {GRADIENT.accumulator(layer) for layer in layers}
+    def _unsummed(self) -> set[Accumulator]:
+        """Gradients of which each rank has a summand that is not added up; the norm of all is not known then either."""
+        return {GRADIENT.accumulator(layer) for layer in self._parameters.unsummed}
 
     def _exact_only(self, site: Site, fired: set[Accumulator]) -> bool:
         return EXACT.accumulator(site.name) in fired and BRACKET.accumulator(site.name) not in fired

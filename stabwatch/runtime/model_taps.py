@@ -107,7 +107,7 @@ class ModelTaps:
                 whole, ranks.rank, ranks.world if ranks.wanted else 1,
                 lambda: self.parameters.tracked, self.steps.with_state, lambda: ranks.stage, ranks.numbers[0],
             )  # fmt: skip
-            self.steps.count_only(self.topology.counts)
+            self.steps.count_only(self.topology.counts, self.topology.ranks_of)
             if replicas is not None:
                 replicas.compares = self.topology.has_replicas
             self.layout = RecordLayout.without_series(self.buffer.accumulators)
@@ -117,7 +117,7 @@ class ModelTaps:
             def assembler(accumulators: Iterable[Accumulator], health: RankHealth, old: Assembler | None) -> Assembler:
                 return Assembler(
                     accumulators, expected, context.probes, health, governor.ask_deep, config.attention_limit,
-                    lambda: OF_ALL_LAYERS if self.parameters.summed else frozenset(), old,
+                    lambda: OF_ALL_LAYERS if self.parameters.unsummed else frozenset(), old,
                 )  # fmt: skip
 
             self._assembler = assembler

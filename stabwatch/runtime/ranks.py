@@ -23,6 +23,7 @@ from stabwatch.distributed.health import SHARDED
 from stabwatch.distributed.layout import MergeLayout
 from stabwatch.distributed.ranks import Ranks, steps_alone
 from stabwatch.distributed.stages import StagedLayout
+from stabwatch.distributed.summands import Summands
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.host_transfer import HostTransfer
 from stabwatch.hooks.base.parameter_views import ParameterView, WholeGradient
@@ -225,16 +226,23 @@ class SharedSteps:
         """Where ranks find each other, if steps are exchanged."""
         return self.exchange.directory if self.exchange is not None else None
 
-    def submit(self, watched: int, number: int, transfer: HostTransfer | None, part: HostPart | None) -> bool:
+    def submit(
+        self,
+        watched: int,
+        number: int,
+        transfer: HostTransfer | None,
+        part: HostPart | None,
+        summands: Summands | None = None,
+    ) -> bool:
         """This rank has ended a step; False if it is not exchanged.
 
-        watched: how many steps came before it. transfer: None if it was not measured.
+        watched: how many steps came before it. transfer: None if it was not measured. summands: see `Exchange.submit`.
         """
         if self.exchange is None or self.exchange.broken:
             return False
         if number - watched != self._offsets[-1][1]:
             self._offsets.append((watched, number - watched))
-        self.exchange.submit(watched, transfer, part, self._failed_now())
+        self.exchange.submit(watched, transfer, part, self._failed_now(), summands)
         if not self._said and watched >= UNHEARD_STEPS and time.monotonic() - self._began > UNHEARD_SECONDS:
             self.say_unheard()
         return not self.exchange.broken

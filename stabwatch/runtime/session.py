@@ -192,7 +192,8 @@ class Session(SessionRanks):
             self._host.overhead, self._host.dropped = self._pace.governor.overhead, self._writer.dropped
             self._host.errors = self.isolation.errors.total() + self._shared.errors.total
             part = self._host.part(self.context.run.take_logged())
-        exchanged = self._shared.submit(step - self._offset, step, transfer, part)
+        summands = self._taps.now.parameters.spread.take()
+        exchanged = self._shared.submit(step - self._offset, step, transfer, part, summands)
         if part is not None and not exchanged:
             self._write(step, transfer.part, None, part, places=transfer.places)
 

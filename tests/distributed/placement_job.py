@@ -42,7 +42,7 @@ from torch.distributed.tensor.parallel import (
 import stabwatch
 
 STEPS = int(os.environ.get("PLACEMENT_STEPS", "6"))
-MIXED = ("tp", "2d", "tp_sequence", "tp_loss")
+MIXED = ("tp", "2d", "tp_sequence", "2d_sequence", "tp_loss")
 """Modes with some parameters that are DTensors, and some that are not."""
 PIPELINES = ("1f1b", "gpipe", "1f1b_fsdp", "1f1b_ddp")
 INTERLEAVED = {
@@ -211,13 +211,18 @@ def _groups() -> list[dist.ProcessGroup]:
 
 
 def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.Module, int, int]:
-    if mode in ("2d", "ddp_tp"):
+    if mode in ("2d", "ddp_tp", "2d_sequence"):
         whole = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", "tp"))
         mesh = whole["tp"]
     else:
         mesh = init_device_mesh("cpu", (world,))
-    if mode == "tp_sequence":
-        return _sequence_parallel(model, mesh), 1, 0
+    if mode.endswith("_sequence"):
+        model, shares, mine = _sequence_parallel(model, mesh), world // mesh.size(), rank // mesh.size()
+        if mode == "2d_sequence":
+            for block in model.blocks:
+                fully_shard(block, mesh=whole["dp"])
+            fully_shard(model, mesh=whole["dp"])
+        return model, shares, mine
     for block in model.blocks:
         parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
     if mode == "tp_loss":
@@ -235,7 +240,7 @@ def _tensor_parallel(mode: str, model: Net, rank: int, world: int) -> tuple[nn.M
     return fully_shard(model, mesh=whole["dp"]), world // 2, rank // 2
 
 
-def _sequence_parallel(model: Net, mesh: DeviceMesh) -> nn.Module:
+def _sequence_parallel(model: Net, mesh: DeviceMesh) -> Net:
     """Each rank normalises its share of the rows, so the gradient of a norm's weight is a sum over ranks."""
     rows = Shard(0)
     for block in model.blocks:
@@ -243,7 +248,8 @@ def _sequence_parallel(model: Net, mesh: DeviceMesh) -> nn.Module:
         parallelize_module(block, mesh, {"norm": SequenceParallel(sequence_dim=0), "up": up, "down": down})
     split = PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(rows,), use_local_output=True)
     leave = ColwiseParallel(input_layouts=rows, output_layouts=Replicate())
-    return parallelize_module(model, mesh, {"blocks.0": split, "leave": leave})
+    parallelize_module(model, mesh, {"blocks.0": split, "leave": leave})
+    return model
 
 
 def early(rank: int, world: int, out: Path, mode: str) -> tuple[Net, stabwatch.Watch]:
@@ -289,7 +295,7 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
         x = torch.randn(16, 8, generator=generator)
         part = x.chunk(shares)[mine]
         optimizer.zero_grad()
-        pieces = part.chunk(2) if mode == "fsdp2_accumulates" else [part]
+        pieces = part.chunk(2) if mode in ("fsdp2_accumulates", "tp_sequence") else [part]
         for i, piece in enumerate(pieces):
             if mode == "fsdp2_accumulates":
                 model.set_requires_gradient_sync(i == len(pieces) - 1)
@@ -304,7 +310,7 @@ def main(rank: int, world: int, out: Path, mode: str) -> None:
                 dist.all_reduce(p.grad)
                 p.grad /= world
         optimizer.step()
-    if mode in ("2d", "tp"):
+    if mode in ("2d", "tp", "tp_sequence"):
         _leave(watch, rank, out, mode)
     watch.detach()
 

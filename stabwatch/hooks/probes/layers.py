@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stabwatch.hooks.base.accumulators import Buffer, source_of
 from stabwatch.hooks.base.copies import Copies
 from stabwatch.hooks.base.probe import PROBES, Probe
+from stabwatch.hooks.base.spread_gradients import Spread, SpreadGradients
 from stabwatch.hooks.base.tensors import gradient_shard, is_elsewhere, new_accumulator
 from stabwatch.hooks.base.tracked import TrackedParameter, tracked_parameters
 from stabwatch.kernels.constants import device_constant
@@ -24,6 +25,7 @@ from stabwatch.signals.reductions import GROUP, MOMENTS, UPDATE, UPDATE_LOST
 GROUPS = 16
 """Parameter groups that have a series of their own; all others share the last one."""
 LOST_SAMPLE = 1 << 16
+NO_GROUP = -1
 GROUP_NAMES = (*(f"group{i}" for i in range(GROUPS)), "other groups")
 
 GRADIENT = PROBES.register(Probe(name="gradient", tap="gradient", reduction=MOMENTS, tier="sampled"))
@@ -62,8 +64,8 @@ class ParameterTaps:
     Updates need copies of the parameters from before the step, at most `update_bytes` at a time. Where the copies of
     all layers do not fit together, layers are measured in turn. `too_large` names the layers that do not fit alone;
     their updates are not measured.
-    counts: whether this rank counts a parameter. Another rank may hold the same one and count it. summed: layers
-    whose gradient is not measured, because each rank has only a summand of it.
+    counts: whether this rank counts a parameter. Another rank may hold the same one and count it. spread: gradients of
+    which each rank has a summand. unsummed: layers whose gradient is not measured, as these are not added up, and why.
     before: those whose place they take, when the model has changed. keep: its parameters stay, even if they are frozen
     now: they may be unfrozen again at the next step.
     """
@@ -84,7 +86,8 @@ class ParameterTaps:
         tracked = tracked_parameters(model, self._sites, self._kept)
         self.layers = tuple(dict.fromkeys(t.layer for t in tracked))
         rows = self._rows = {name: i for i, name in enumerate(self.layers)}
-        self.summed: set[str] = set()
+        self.spread: SpreadGradients = SpreadGradients() if before is None else before.spread
+        self.unsummed: dict[str, str] = {}
         self._take(tracked)
         self.gradient = _empty("moments", len(rows), device)
         self.weight = _empty("moments", len(rows), device)
@@ -163,13 +166,14 @@ class ParameterTaps:
 
     def read_gradients(self, optimizer: Any) -> None:
         """Keep the moments of its gradients as they are now, in place of those that were read before."""
-        found, incomplete = self._whole(self._by_group(optimizer))
+        scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
+        scale = scale if isinstance(scale, Tensor) else None
+        found, incomplete = self._whole(self._by_group(optimizer), scale)
         pairs = list(dict.fromkeys((o.row, group) for o, group in found))
         rows = {pair: i for i, pair in enumerate(pairs)}
         out = _empty("moments", len(pairs), self.gradient.device)
         _grouped([o.gradient for o, _ in found], [rows[o.row, group] for o, group in found], out)
-        scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its own kernel
-        if isinstance(scale, Tensor):
+        if scale is not None:
             out[:, 1].div_(scale.square())
             out[:, 3].div_(scale)
         if pairs:
@@ -178,18 +182,31 @@ class ParameterTaps:
     def add_gradients(self) -> None:
         """Add the moments that were read last to those of the step."""
         read, self._read = self._read, None
+        self.spread.add()
         if read is not None:
             self._add(*read)
 
-    def _whole(self, found: list[tuple[Owned, int]]) -> tuple[list[tuple[Owned, int]], frozenset[int]]:
-        """What this rank counts, without layers of which it has only summands of gradients, and the groups of those."""
-        partial = {o.row for o, _ in found if is_elsewhere(o.tracked.parameter)}
-        found = [(o, group) for o, group in found if self.counts(o.tracked.parameter) or o.row in partial]
-        if not partial:
-            return found, frozenset()
-        self.summed.update(self.layers[row] for row in partial)
-        groups = frozenset(group for o, group in found if o.row in partial)
-        return [(o, group) for o, group in found if o.row not in partial], groups
+    def _whole(
+        self, found: list[tuple[Owned, int]], scale: Tensor | None
+    ) -> tuple[list[tuple[Owned, int]], frozenset[int]]:
+        """What this rank counts, and groups that are incomplete: of which summands are not added up.
+
+        What it has of gradients that are spread in another way is read. scale: what gradients are to be divided by.
+        """
+        elsewhere = [each for each in found if is_elsewhere(each[0].tracked.parameter)]
+        rows: set[int] = set()
+        if elsewhere:
+            lost = self.spread.read([self._spread(o, group) for o, group in elsewhere], scale)
+            self.unsummed.update(lost)
+            rows = {self._rows[layer] for layer in lost}
+        here = [(o, group) for o, group in found if o.row not in rows and not is_elsewhere(o.tracked.parameter)]
+        groups = frozenset(group for o, group in elsewhere if o.row in rows)
+        return [(o, group) for o, group in here if self.counts(o.tracked.parameter)], groups
+
+    def _spread(self, o: Owned, group: int) -> Spread:
+        layer = GRADIENT.accumulator(o.tracked.layer)
+        named = None if group < 0 else GROUP_NORM.accumulator(GROUP_NAMES[group])
+        return Spread(layer, named, o.tracked.parameter.grad)
 
     def _by_group(self, optimizer: Any) -> list[tuple[Owned, int]]:
         """The parameters that will be stepped, each with the number of its group."""
@@ -221,7 +238,8 @@ class ParameterTaps:
         """The same for all parameters, when no optimizer is going to step (a skipped step)."""
         every = [o for owned in self._by_id.values() for o in owned]
         held = [o for o in every if o.tracked.parameter.grad is not None]
-        mine = [o for o, _ in self._whole([(o, 0) for o in held])[0]]
+        mine = [o for o, _ in self._whole([(o, NO_GROUP) for o in held], None)[0]]
+        self.spread.add()
         _grouped([o.gradient for o in mine], [o.row for o in mine], self.gradient)
 
     def measure_weights(self, optimizer: Any) -> None:
