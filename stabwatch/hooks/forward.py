@@ -18,6 +18,7 @@ from stabwatch.hooks.base.accumulators import Buffer
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.hooks.base.entry import Hook, is_exporting, runs_for_real, unseen_by_modes
 from stabwatch.hooks.base.parts import has_forward
+from stabwatch.hooks.base.site_accumulators import register_own
 from stabwatch.hooks.base.sites import Site, Target, WatchedModule
 from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
 from stabwatch.hooks.base.views import CALL_VIEWS
@@ -350,11 +351,8 @@ class ModuleTaps:
 
     def register(self, buffer: Buffer) -> None:
         """Put the sites' own accumulators into the step's buffer."""
-        for site in self.sites.values():
-            if site.activation is not None:
-                buffer.add((activation.ACTIVATION.accumulator(site.name),), partial(getattr, site, "activation"))
-            if site.exact is not None:
-                buffer.add((EXACT.accumulator(site.name),), partial(getattr, site, "exact"))
+        own = {"activation": activation.ACTIVATION.accumulator, "exact": EXACT.accumulator}
+        register_own(self.sites.values(), own, self._context.strays, buffer)
         self.stacks.register(buffer)
         self.loops.register(buffer)
 

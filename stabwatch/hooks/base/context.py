@@ -21,6 +21,7 @@ from stabwatch.hooks.base.parts import Parts
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.reasons import Reasons
 from stabwatch.hooks.base.run_accumulators import RunAccumulators
+from stabwatch.hooks.base.site_accumulators import Strays
 from stabwatch.hooks.base.token_groups import TokenGroups
 from stabwatch.hooks.base.trace import ForwardTrace
 from stabwatch.hooks.base.view import View
@@ -97,7 +98,8 @@ class TapContext:
     events: to whom they report, by a weak reference: what torch keeps of ours must not keep the model.
 
     probes: those that were registered when it was made; others that are registered later are not measured.
-    accumulators, run, brackets: where aggregates go on the device. reasons: why something was not measured.
+    accumulators, run, brackets: where aggregates go on the device. strays: those of sites that have moved.
+    reasons: why something was not measured.
     step: number of the open step, from 0. forwards: training forwards of the model so far. actions: calls
     without gradients since the step before. looped: names of modules that were seen to be called several
     times in one forward. generator: for everything that probes draw at random.
@@ -141,6 +143,7 @@ class TapContext:
         """Forget all places, to declare those of a model that has changed, or moved to this device."""
         self.device = device
         self.accumulators = Accumulators(device)
+        self.strays = Strays()
         self.run = self.run.renewed(device)
         self.brackets = Brackets(device)
         self._declared: dict[tuple[tuple[str, str], str], tuple[Accumulator, ...]] = {}

@@ -8,7 +8,7 @@ import torch
 
 from stabwatch.hooks.base.probe import PROBES, Probe
 from stabwatch.hooks.base.sites import Site
-from stabwatch.hooks.base.tensors import first_local, first_tensor, new_accumulator
+from stabwatch.hooks.base.tensors import first_local, first_tensor
 from stabwatch.kernels.moments import update_moments
 from stabwatch.kernels.where import is_fake, tracing
 from stabwatch.signals.reductions import MOMENTS
@@ -33,5 +33,5 @@ def measure(site: Site, output: Any) -> None:
         return
     with torch.no_grad():
         if not tracing() and site.activation.device != x.device:
-            site.activation = new_accumulator("moments", x.device)
+            site.activation = site.context.strays.on(x.device, MOMENTS, site.activation)
         update_moments(x.detach(), site.activation)

@@ -101,7 +101,7 @@ def measure(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_caus
 def exact(site: Site, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
     """Update the site's exact largest logit with a call as `as_heads` returns it."""
     if not tracing():
-        site.exact = _on(site.exact, "attention_exact", query.device)
+        _follow(site, query.device)
     assert site.exact is not None
     update_largest_logit(query, key, mask, is_causal, scale, site.exact)
 
@@ -134,7 +134,7 @@ def exact_of_scores(site: Site, scores: Tensor) -> None:
     scores = scores if scores.dim() > 2 else scores.unsqueeze(0)
     heads = scores.shape[-3] if scores.dim() > 3 else max(1, site.heads)
     if not tracing():
-        site.exact = _on(site.exact, "attention_exact", scores.device)
+        _follow(site, scores.device)
         _spread_of(site, scores.reshape(-1, heads, *scores.shape[-2:]))
     assert site.exact is not None
     merge_(ATTENTION_EXACT, site.exact, largest_score(scores, heads))
@@ -168,10 +168,12 @@ def saved_logsumexp(out: Tensor) -> Tensor | None:
     return None
 
 
-def _on(accumulator: Tensor | None, reduction: str, device: torch.device) -> Tensor:
-    if accumulator is None or accumulator.device != device:
-        return new_accumulator(reduction, device)
-    return accumulator
+def _follow(site: Site, device: torch.device) -> None:
+    """Have the accumulator of its largest logit on this device."""
+    if site.exact is None:
+        site.exact = new_accumulator(ATTENTION_EXACT.name, device)
+    elif site.exact.device != device:
+        site.exact = site.context.strays.on(device, ATTENTION_EXACT, site.exact)
 
 
 def _entropy(x: AttentionCall) -> Aggregates:
