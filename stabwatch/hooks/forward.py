@@ -356,6 +356,11 @@ class ModuleTaps:
         self.stacks.register(buffer)
         self.loops.register(buffer)
 
+    @property
+    def in_turn(self) -> int:
+        """Number of sites that are measured in turn."""
+        return sum(site.index is not None for site in self.sites.values())
+
     def step_ends(self) -> None:
         """The step is over: what is computed from all calls of its forwards."""
         self.stacks.update()

@@ -20,7 +20,8 @@ import json
 import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ _FEW = 8
 """Fields whose sum does not depend on their layout in memory: NumPy adds fewer than eight one after the other."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class SeriesKey:
     """The key of a series: a signal, and the layer where it was measured ('' for the whole run)."""
 
@@ -64,7 +65,7 @@ class Accumulator(NamedTuple):
     reduction: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Series:
     """How a series is computed from columns."""
 
@@ -96,18 +97,19 @@ class RecordLayout:
         series: list[Series] = []
         for signal in catalogue:
             group = [] if signal.name in without else groups.get((signal.tap, signal.reduction), [])
-            offsets = [REDUCTIONS[signal.reduction].index(f) for f in signal.fields] if group else []
-            mine = [
-                (accumulator, tuple(start + offset for offset in offsets))
-                for accumulator, start in group
-                if _named(accumulator, signal.name)
-            ]
+            if signal.tap == "host":
+                group = [(accumulator, start) for accumulator, start in group if accumulator.site == signal.name]
+            if not group:
+                continue
+            offsets = [REDUCTIONS[signal.reduction].index(f) for f in signal.fields]
+            starts = np.array([start for _, start in group])
+            indices = zip(*((starts + offset).tolist() for offset in offsets), strict=True)
             if signal.scope == "layer":
-                series += [Series(SeriesKey(signal.name, c.site), signal.formula, indices) for c, indices in mine]
-            elif mine:
-                assert len(mine) == 1 or len(signal.fields) == 1, f"{signal.name}: several cells, several fields"
-                indices = tuple(index for _, indices in mine for index in indices)
-                series.append(Series(SeriesKey(signal.name), signal.formula, indices))
+                keys = (SeriesKey(signal.name, accumulator.site) for accumulator, _ in group)
+                series += map(Series, keys, repeat(signal.formula), indices)
+            else:
+                assert len(group) == 1 or len(offsets) == 1, f"{signal.name}: several cells, several fields"
+                series.append(Series(SeriesKey(signal.name), signal.formula, tuple(chain.from_iterable(indices))))
         return cls(bare.accumulators, bare.fields, tuple(series))
 
     @classmethod
@@ -196,20 +198,17 @@ class RecordLayout:
 
     def to_json(self) -> str:
         """The layout as stored in the schema metadata."""
-        return json.dumps(
-            {
-                "schema": SCHEMA_VERSION,
-                "accumulators": [
-                    {**c._asdict(), "fields": [list(f) for f in fields]}
-                    for c, fields in zip(self.accumulators, self.fields, strict=True)
-                ],
-                "series": [
-                    {"signal": s.key.signal, "layer": s.key.layer, "formula": s.formula, "indices": list(s.indices)}
-                    for s in self.series
-                ],
-            },
-            separators=(",", ":"),
+        quoted = cache(partial(json.dumps, separators=(",", ":")))  # names recur; a dict of each would be slow garbage
+        accumulators = (
+            f'{{"tap":{quoted(c.tap)},"site":{quoted(c.site)},"reduction":{quoted(c.reduction)},"fields":{quoted(f)}}}'
+            for c, f in zip(self.accumulators, self.fields, strict=True)
         )
+        series = (
+            f'{{"signal":{quoted(s.key.signal)},"layer":{quoted(s.key.layer)},"formula":{quoted(s.formula)},'
+            f'"indices":[{",".join(map(str, s.indices))}]}}'
+            for s in self.series
+        )
+        return f'{{"schema":{SCHEMA_VERSION},"accumulators":[{",".join(accumulators)}],"series":[{",".join(series)}]}}'
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RecordLayout:
@@ -225,19 +224,14 @@ class RecordLayout:
         """Raise ValueError if a layout from a file is inconsistent or needs newer code."""
         if not self.width:
             raise ValueError("a layout needs at least one field")
-        for name, op in (pair for fields in self.fields for pair in fields):
+        for name, op in (pair for fields in {id(f): f for f in self.fields}.values() for pair in fields):
             if op not in IDENTITY:
                 raise ValueError(f"field {name!r} has the unknown merge operator {op!r}")
         for s in self.series:
             if s.formula not in FORMULAS:
                 raise ValueError(f"{s.key} has the unknown formula {s.formula!r}")
-            if not s.indices or not all(0 <= index < self.width for index in s.indices):
+            if not s.indices or min(s.indices) < 0 or max(s.indices) >= self.width:
                 raise ValueError(f"{s.key} names the fields {s.indices}, and there are {self.width}")
-
-
-def _named(accumulator: Accumulator, signal: str) -> bool:
-    """Whether an accumulator serves a signal. A host accumulator has the name of its signal."""
-    return accumulator.tap != "host" or accumulator.site == signal
 
 
 def host_accumulator(signal: str) -> Accumulator:

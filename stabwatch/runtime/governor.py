@@ -29,6 +29,8 @@ ESCALATE_AGAIN = 32
 CONTROLS_UNTIL = 24
 """Up to this step every second one omits the more expensive tiers, to learn early what they really cost."""
 MAX_PHASES = 256
+AT_ONCE = 128
+"""Sites that a deep step measures at most before their cost is known."""
 EXPENSIVE, CHEAP = 0.2, 0.05
 """Where a deep step is longer by more than `EXPENSIVE` of a step, its sites are spread over more phases; by less than
 `CHEAP`, over fewer."""
@@ -136,6 +138,11 @@ class Governor:
     def overhead(self) -> float:
         """Share of recent wall time spent inside stabwatch: an exponential average over some hundred steps."""
         return self._spent / self._elapsed if self._elapsed else math.nan
+
+    def spread(self, sites: int) -> None:
+        """So many sites are measured in turn: thousands of them are spread over more phases from the start."""
+        while self._phases * AT_ONCE < sites and self._phases < MAX_PHASES and not self._every_step:
+            self._phases *= 2
 
     def warm_up(self) -> None:
         """Something new is to be measured: everything at each of the next steps, as at the start of a run."""

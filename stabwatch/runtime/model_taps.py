@@ -72,6 +72,7 @@ class ModelTaps:
             context.declare_run()
             self.modules = ModuleTaps(targets, context, None if before is None else before.modules)
             undo.callback(self.modules.remove)
+            governor.spread(self.modules.in_turn)
             owners = [t.name for t in targets if t.name and (t.activation or t.contains) and not t.role.gate]
             self.parameters = ParameterTaps(
                 whole,

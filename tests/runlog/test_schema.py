@@ -115,3 +115,13 @@ def test_the_example_layout_covers_every_reduction_but_the_rare(layout: RecordLa
     """What the tests beside this one write is close to what is really written."""
     missing = {s.reduction for s in CATALOGUE if s.tier != "deep"} - {c.reduction for c in layout.accumulators}
     assert missing <= set(RARE)
+
+
+def test_the_stored_text_is_what_json_makes_of_it(layout: RecordLayout) -> None:
+    odd = RecordLayout.build([Accumulator("activation", 'a"\\\n\u00e9 \U0001f600', "moments"), *layout.accumulators])
+    stored = json.loads(odd.to_json())
+    assert json.dumps(stored, separators=(",", ":")) == odd.to_json()
+    assert stored["accumulators"][0]["site"] == odd.accumulators[0].site
+    assert stored["accumulators"][0]["fields"] == [list(field) for field in odd.fields[0]]
+    assert [(s["signal"], s["layer"]) for s in stored["series"]] == [(k.signal, k.layer) for k in odd.keys]
+    assert RecordLayout.from_json(odd.to_json()) == odd

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from stabwatch.hooks.base.flags import PHASES
-from stabwatch.runtime.governor import EXPENSIVE, LONGEST, WARM_UP, Governor
+from stabwatch.runtime.governor import AT_ONCE, EXPENSIVE, LONGEST, MAX_PHASES, WARM_UP, Governor
 
 
 def _simulate(governor, steps, step_seconds, cost, hidden=0.0):
@@ -103,6 +103,16 @@ def test_a_deep_step_that_is_dear_is_dealt_out_over_more_phases():
         governor.observe(plan, 0.06 + sum(cost.values()), cost)
     assert 0.1 * PHASES / governor.phases <= EXPENSIVE * 0.06
     assert governor.phases <= 2 * PHASES * 0.1 / 0.06 / EXPENSIVE
+
+
+@pytest.mark.parametrize("sites", [0, 400, PHASES * AT_ONCE, PHASES * AT_ONCE + 1, 10_000, 10**6])
+def test_thousands_of_sites_are_dealt_out_before_their_cost_is_known(sites):
+    few, all_at_once = Governor(0.01), Governor(0.01, every_step=True)
+    few.spread(sites)
+    all_at_once.spread(sites)
+    assert all_at_once.phases == PHASES
+    assert (few.phases == PHASES) == (sites <= PHASES * AT_ONCE)
+    assert sites / few.phases <= AT_ONCE or few.phases == MAX_PHASES
 
 
 def test_what_does_not_take_turns_does_not_make_rounds_longer():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +51,7 @@ class Strays:
 
 
 def register_own(
-    sites: Iterable[Site], which: dict[str, Callable[[str], Accumulator]], strays: Strays, buffer: Buffer
+    sites: Iterable[Site], which: Mapping[str, Callable[..., Accumulator]], strays: Strays, buffer: Buffer
 ) -> None:
     """Put the sites' own accumulators into the step's buffer: those of one device become parts of one tensor.
 

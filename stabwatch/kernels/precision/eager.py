@@ -38,12 +38,13 @@ def precisions(tensors: Sequence[Tensor]) -> list[Tensor]:
 def together(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
     """Places of successive tensors that are on one device and fit into a processor's cache together."""
     taken: list[int] = []
+    size = 0
     for i, x in enumerate(tensors):
-        size = sum(tensors[j].numel() for j in taken)
         if taken and (x.device != tensors[i - 1].device or size + x.numel() > TOGETHER):
             yield taken
-            taken = []
+            taken, size = [], 0
         taken.append(i)
+        size += x.numel()
     if taken:
         yield taken
 
