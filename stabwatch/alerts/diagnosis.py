@@ -194,7 +194,7 @@ def _verdict(groups: Sequence[_Group], engine: Engine) -> str:
     summary = first.summary.rstrip(".")
     still = any(a.rule == first.rule for a in engine.active)
     over = "" if still else " It has returned to normal since."
-    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first)}{over}{known}"
+    return f"{summary}{where}, since step {first.onset}.{others}{_loss_so_far(first, groups)}{over}{known}"
 
 
 def _in_doubt(causes: Sequence[Cause], engine: Engine) -> str:
@@ -226,7 +226,7 @@ def _guarded(engine: Engine) -> str:
     return f" At step {done[-1][0]} the guard {done[-1][1]}{times}."
 
 
-def _loss_so_far(alert: Alert) -> str:
+def _loss_so_far(alert: Alert, groups: Sequence[_Group]) -> str:
     before, now = alert.context.get("loss_at_onset"), alert.context.get("loss")
     if alert.rule in _LOSS:
         return ""
@@ -241,6 +241,9 @@ def _loss_so_far(alert: Alert) -> str:
     if before is None:
         return ""
     if abs(now - before) <= 0.25 * abs(before) or now < before:
+        shown = min((g.onset for g in groups if g.name in _LOSS and g.onset < alert.onset), default=None)
+        if shown is not None:
+            return f" The loss had left its normal range before, at step {shown}: {now:.3g} {when}."
         return f" The loss did not show it: {before:.3g} before, {now:.3g} {when}."
     return f" The loss went from {before:.3g} to {now:.3g}."
 

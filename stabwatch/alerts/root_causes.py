@@ -334,7 +334,7 @@ ROOT_CAUSES: tuple[RootCause, ...] = (
     ),
     RootCause(
         "AdamSecondMomentStale",
-        "Adam's second moment is stale",
+        "Adam's second moment is too small for its gradients",
         _stale_moment,
         (
             "What changed at this step: the data, a loss weight, a layer that was unfrozen? Introduce it slowly.",

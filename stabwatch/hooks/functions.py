@@ -41,6 +41,7 @@ _softmax = F.softmax
 _cross_entropy = F.cross_entropy
 _create_script_module: Any = torch.jit._recursive.create_script_module
 _clip_grad_norm_ = torch.nn.utils.clip_grad_norm_
+_clip_grad_value_ = torch.nn.utils.clip_grad_value_
 _scaler_update = torch.amp.GradScaler.update
 
 
@@ -191,6 +192,18 @@ def clip_grad_norm_(parameters: Any, *args: Any, **kwargs: Any) -> Tensor:
     return norm
 
 
+@functools.wraps(_clip_grad_value_)
+def clip_grad_value_(parameters: Any, clip_value: float, *args: Any, **kwargs: Any) -> None:
+    if torch.compiler.is_dynamo_compiling():
+        _clip_grad_value_(parameters, clip_value, *args, **kwargs)
+        return
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    _clip_grad_value_(parameters, clip_value, *args, **kwargs)
+    for context in tuple(LISTENERS):
+        with shielded(context.isolation, "clip"):
+            context.events.values_clipped(parameters, clip_value)
+
+
 def fsdp_patches() -> list[MethodPatch]:
     """For the method of FSDP1 that clips the gradients of all ranks, if it is loaded."""
     owner: Any = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
@@ -242,6 +255,7 @@ _PATCHES: tuple[Patch | MethodPatch, ...] = (
     MethodPatch(torch.jit._recursive, "create_script_module", create_script_module),
     Patch(_cross_entropy, cross_entropy),
     Patch(_clip_grad_norm_, clip_grad_norm_),
+    Patch(_clip_grad_value_, clip_grad_value_),
     *LOSS_PATCHES,
     *BACKWARD_PATCHES,
     *scale_patches(),

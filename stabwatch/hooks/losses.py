@@ -14,7 +14,9 @@ from stabwatch.hooks.base.last_function import is_linear, range_of
 from stabwatch.hooks.base.loss_call import LossCall
 from stabwatch.hooks.base.run_accumulators import (
     BETWEEN,
+    COMPARED_DEVIATION,
     COMPARED_LOSS,
+    COMPARED_MEAN,
     FIT,
     MIXED,
     OUT_OF_RANGE,
@@ -64,6 +66,7 @@ def _saw(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) 
                     context.isolation.run("leak", "sampled", note_leak, context, target)
                 context.isolation.run("loss", "always", _note_sizes, context, input, target)
                 context.isolation.run("loss", "always", _note_spread, context, input, target)
+                context.isolation.run("loss", "always", _note_level, context, input, target)
                 context.isolation.run("loss", "always", _note_fit, context, out, input, target)
 
 
@@ -83,6 +86,7 @@ def _saw_binary(out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs
         with unseen_by_modes():
             context.isolation.run("loss", "always", _note_range, context, input, target)
             context.isolation.run("loss", "always", _note_spread, context, input, target)
+            context.isolation.run("loss", "always", _note_level, context, input, target)
             if not any(isinstance(x, Tensor) for x in (*args, *kwargs.values())):  # weights want other outputs
                 context.isolation.run("loss", "always", _note_fit, context, out, input.detach().sigmoid(), target)
             if context.flags.sampled:
@@ -120,6 +124,15 @@ def _note_spread(context: TapContext, input: Tensor, target: Tensor) -> None:
         if target.dim() == 2 and target.shape[1] >= FEATURES:
             context.run.note(WANTED, targets)
         context.run.note(SPREAD, torch.where(targets > EQUAL, outputs / targets.clamp(min=EQUAL), 1.0))
+
+
+def _note_level(context: TapContext, input: Tensor, target: Tensor) -> None:
+    """The mean of the targets of a batch, and the deviation of the means of its samples."""
+    if input.shape == target.shape and input.dim() and len(input) >= FEWEST and target.numel():
+        rows = target.detach().reshape(len(target), -1)
+        means = rows[:, :: -(-rows.numel() // SAMPLED) or 1].float().mean(1)
+        context.run.note(COMPARED_MEAN, means.mean())
+        context.run.note(COMPARED_DEVIATION, means.std(correction=0))
 
 
 def _note_fit(context: TapContext, out: Tensor, output: Tensor, target: Tensor) -> None:

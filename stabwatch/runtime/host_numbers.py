@@ -22,7 +22,7 @@ BATCH = 8
 """Samples of a forward beside which one of a single sample acts, and does not train."""
 _HOST_GAUGES = (
     "step_seconds", "data_wait_seconds", "samples_per_second", "learning_rate", "overhead_ratio", "taps_missing",
-    "evaluation_mode_ratio", "clip_limit", "backward_passes", "forward_passes", "calls_without_gradient",
+    "evaluation_mode_ratio", "clip_limit", "clip_value", "backward_passes", "forward_passes", "calls_without_gradient",
     "batch_repeated", "opponent_steps", "clip_late_ratio", "scaled_step_ratio", "weight_decay_ratio",
     "weights_written", "batch_shift_ratio",
 )  # fmt: skip
@@ -84,6 +84,7 @@ class HostNumbers:
     batch: BatchNumbers | None = None
     _some: bytes = b""
     clip_limit: float = math.nan
+    clip_value: float = math.nan
     clip_late: float = math.nan
     scaled_step: float = math.nan
     decay: float = math.nan
@@ -111,16 +112,29 @@ class HostNumbers:
         self.repeated = float(now == before) if now and before else math.nan
         self._some = now
 
-    def clipped(self, late: float) -> None:
-        """Gradients were clipped; late: 1 if after the step that used them, 0 if before, NaN if that is not known."""
+    def clipped(self, late: float, limit: Any = None, value: Any = None) -> None:
+        """Gradients were clipped, to a norm of `limit` or to numbers of `value`.
+
+        late: 1 if after the step that used them, 0 if before, NaN if that is not known.
+        """
+        if isinstance(limit, int | float):
+            self.clip_limit = max(float(limit), self.clip_limit)  # NaN, of none so far, is never kept
+        if isinstance(value, int | float):
+            self.clip_value = max(float(value), self.clip_value)
         if not math.isnan(late) and not self.clip_late <= late:
             self.clip_late = late
+
+    @property
+    def has_clipped(self) -> bool:
+        """Were gradients clipped in the open step?"""
+        return not math.isnan(self.clip_limit) or not math.isnan(self.clip_value)
 
     def next_step(self) -> None:
         """Reset what is counted within a step."""
         self.data_wait, self.samples, self.passes, self.forwards = math.nan, 0, 0, 0
         self.singles = self.largest = 0
-        self.evaluating = self.clip_limit = self.repeated = self.clip_late = self.scaled_step = math.nan
+        self.clip_limit = self.clip_value = math.nan
+        self.evaluating = self.repeated = self.clip_late = self.scaled_step = math.nan
         self.batch, self.written = None, math.nan
 
     def part(self, logged: Mapping[str, Tensor]) -> HostPart:
@@ -135,7 +149,7 @@ class HostNumbers:
         return (
             self.step_seconds, self.data_wait, self.samples / self.step_seconds if self.samples else math.nan,
             self.learning_rate, self.overhead, self.taps_missing, self.evaluating, self.clip_limit,
-            self.passes or math.nan, self.forwards or math.nan,
+            self.clip_value, self.passes or math.nan, self.forwards or math.nan,
             self.acted + (self.singles if self.largest >= BATCH else 0), self.repeated, self.opposed,
             self.clip_late, self.scaled_step, self.decay, self.written,
             self.skipped - skipped, self.errors - errors, self.dropped - dropped, self.resets - resets,

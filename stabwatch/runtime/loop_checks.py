@@ -28,6 +28,9 @@ class LoopChecks:
         self._model = model
         self._witnesses: WeakKeyDictionary[Any, list[nn.Parameter]] = WeakKeyDictionary()
         self._kept: WeakKeyDictionary[Any, Tensor | float | None] = WeakKeyDictionary()
+        """Of each optimizer the least share over the backward passes since it stepped."""
+        self._told: WeakKeyDictionary[Any, Tensor | float | None] = WeakKeyDictionary()
+        """The same, of those that stepped in the open step: at their steps."""
         self._had_state: dict[tuple[str, int, int], bool] = {}
         self._stepped = False
         self._reached = 0
@@ -42,8 +45,8 @@ class LoopChecks:
     def backward_begins(self, sampled: bool = False) -> None:
         """A backward pass begins: are gradients of earlier steps, or of the pass before, still there?
 
-        sampled: more is measured in this step. The answer is kept for each optimizer: where each has its own backward
-        pass, the others are not set to zero yet.
+        sampled: more is measured in this step. The answer is kept for each optimizer until it steps: where each has its
+        own backward pass, the others are not set to zero yet.
         """
         if not self._stepped:
             return
@@ -77,14 +80,22 @@ class LoopChecks:
         return (most == 0).float() if isinstance(most, Tensor) else float(most == 0.0)
 
     def take_kept(self) -> Tensor | float | None:
-        """Of each optimizer the least share over the backward passes of the step that ends now, and their mean.
+        """Of each optimizer that stepped the least share over the backward passes since its last step: the largest.
 
-        float32 (); None without any.
+        float32 (); None without any, and on several devices.
         """
-        kept = [share for share in self._kept.values() if share is not None]
-        self._kept.clear()
+        kept = [share for share in self._told.values() if share is not None]
+        self._told.clear()
         self._stepped = bool(self._witnesses)
-        return sum(kept) / len(kept) if kept else None
+        devices = {share.device for share in kept if isinstance(share, Tensor)}
+        return _largest(kept) if kept and len(devices) < 2 else None
+
+    def step_unseen(self) -> None:
+        """A step ends whose backward passes were not looked at: who did not step may have been set to zero in it."""
+        for optimizer in self._witnesses:
+            if optimizer not in self._told:
+                self._kept[optimizer] = 0.0
+        self._told.clear()
 
     def before_step(self, optimizer: Any, run: RunAccumulators) -> None:
         """An optimizer is about to step: note what can be seen then.
@@ -97,6 +108,7 @@ class LoopChecks:
         if thrown is not None:
             run.note(THROWN, thrown)
         if optimizer in self._witnesses:
+            self._told[optimizer] = self._kept.pop(optimizer, None)
             return
         self.rewrites.follow(optimizer)
         if not self._witnesses and (alike := self.rewrites.alike(optimizer)) is not None:

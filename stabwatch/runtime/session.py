@@ -178,6 +178,8 @@ class Session(SessionRanks):
         if plan.always:
             self.context.brackets.update()
             self.isolation.run("checks", "always", self._take_kept)
+        else:
+            self._checks.step_unseen()
         if self.flags.sampled:
             self.isolation.run("depth", "sampled", self._taps.now.modules.step_ends)
         if self._shared.active:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from typing import Any
+from weakref import WeakSet
 
 from stabwatch.hooks.base.tensors import first_tensor
 
@@ -27,15 +28,23 @@ class Silence:
         self._graph: weakref.ref[_Kept] | None = None
         self._others: Counter[str] = Counter()
         self._own: Counter[int] = Counter()
+        self._steppers: WeakSet[Any] = WeakSet()
+        """Optimizers that have held parameters of the model."""
         self.forwards = 0
         """Training forwards of the model."""
 
-    def stepped(self, optimizer: Any, own: bool) -> None:
-        """An optimizer steps; `own`: it holds parameters of the model."""
+    def stepped(self, optimizer: Any, own: bool, reached: bool) -> bool:
+        """An optimizer steps; `own`: it holds parameters of the model. Returns whether its step is one of this model.
+
+        It is also where it held such parameters before, and gradients have reached the model in this step: then the
+        model has lost them (a layer was copied or made anew), and training goes on without effect.
+        """
         if own:
+            self._steppers.add(optimizer)
             self._own[id(optimizer)] += 1
-        else:
-            self._others[type(optimizer).__name__] += 1
+            return True
+        self._others[type(optimizer).__name__] += 1
+        return reached and optimizer in self._steppers
 
     def forward_ended(self, output: Any) -> None:
         """A training forward of the model has returned this."""

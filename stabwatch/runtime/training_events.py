@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -282,9 +281,7 @@ class TrainingEvents(PipelineEvents):
         if self._prepared:
             self._taps.now.steps.gradients_ready(self._parameter_steps.optimizer)
         limit = kwargs.get("max_norm", args[0] if args else None)
-        self._host.clipped(self._order.clipped(limit))
-        if isinstance(limit, int | float):
-            self._host.clip_limit = max(float(limit), self._host.clip_limit)  # NaN, of none so far, is never kept
+        self._host.clipped(self._order.clipped(limit), limit)
         kind = kwargs.get("norm_type", args[1] if len(args) > 1 else 2.0)
         if float(kind) != 2.0:
             return
@@ -292,8 +289,13 @@ class TrainingEvents(PipelineEvents):
         if self.flags.attached:
             self.context.run.update_clip(norm)
 
+    def values_clipped(self, parameters: Sequence[Tensor], limit: float) -> None:
+        """`clip_grad_value_` was called: no gradient is larger than its limit now."""
+        if self._asked(self._taps.now.parameters.owns, parameters):
+            self._host.clipped(self._order.clipped(limit), value=limit)
+
     def _note_scaled(self, optimizer: Any) -> None:
-        untouched = not math.isnan(self._host.clip_limit) or not self._loss.trained.gone()
+        untouched = self._host.has_clipped or not self._loss.trained.gone()
         self._host.scaled_step = self._order.before_step(optimizer, untouched)
 
     def scaler_updated(self, scaler: Any, stepped: set[int]) -> None:
@@ -319,7 +321,7 @@ class TrainingEvents(PipelineEvents):
         if self._clock.inside is None and not self._changes.seen_in_forward(self._watched, self._since_step):
             self._isolated(self._follow, self._changes.between, self._watched)
         own = self._asked(self._taps.now.parameters.tracks, optimizer)
-        self._silence.stepped(optimizer, own)
+        own = self._asked(self._silence.stepped, optimizer, own, self._host.passes > 0)
         self.isolation.run("opponents", "always", self._opponents.stepped, optimizer)
         if not self._sent and self._silence.long:
             self._say_silence()

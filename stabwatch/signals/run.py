@@ -137,6 +137,16 @@ SIGNALS = (
         "What `mse_loss` and its kin and `binary_cross_entropy_with_logits` returned; mean over the losses.",
     ),
     _host(
+        "compared_mean",
+        "Mean of the targets of `mse_loss`, its kin and the binary cross-entropy in the batch.",
+        tier="sampled",
+    ),
+    _host(
+        "compared_deviation",
+        "Standard deviation of the same over the samples of the batch, of the mean of each.",
+        tier="sampled",
+    ),
+    _host(
         "target_unreachable_ratio",
         "Share of the targets of `mse_loss` and its kin that lie outside of what the output's last function gives.",
         "ratio",
@@ -215,6 +225,7 @@ SIGNALS = (
         "ratio",
     ),
     _host("clip_limit", "Largest `max_norm` that `clip_grad_norm_` was given in the step."),
+    _host("clip_value", "Largest `clip_value` that `clip_grad_value_` was given in the step."),
     _host(
         "clip_late_ratio",
         "Whether gradients were clipped only after the optimizer had used them: 1, or 0.",

@@ -245,6 +245,41 @@ def test_another_task_is_no_order_of_the_labels(length, each, told):
     assert bool(_states_of({"label_mean": labels}, "DataNotShuffled")) == told
 
 
+@pytest.mark.parametrize(
+    ("deviation", "beside", "told"),
+    [(0.05, {}, True), (1.0, {}, False), (0.05, {"acted": 1.0}, False), (0.05, {"opposed": 1.0}, False)],
+    ids=["sorted", "shuffled", "the model makes its data", "a game"],
+)
+def test_numbers_in_their_order_are_not_shuffled(deviation, beside, told):
+    means = [math.sin(3.0 * i) for i in range(100)]
+    series = {"number_mean": means, **around({"number_deviation": deviation, **beside}, 0, 100)}
+    assert bool(_states_of(series, "DataNotShuffled")) == told
+
+
+def test_batches_whose_targets_are_alike_do_not_say_that_nothing_is_learned():
+    error = {"fit": [1.5] * 300, "loss": [0.1] * 300, "compared": [0.1] * 300}
+    assert _states_of(error, "NoBetterThanMean") == ["firing"]
+    levels = {"number_mean": [math.sin(3.0 * i) for i in range(300)], "number_deviation": [0.05] * 300}
+    assert not _states_of(error | levels, "NoBetterThanMean")
+
+
+@pytest.mark.parametrize(("largest", "told"), [(0.5 / 2048, True), (0.4 / 2048, False), (0.5, False)])
+def test_values_that_are_clipped_before_they_are_unscaled(largest, told):
+    series = around({"clip_value": 0.5, "loss_scale": 2048.0, "flow a": largest}, 0, 60)
+    assert bool(_states_of(series, "ClipOnScaledGradients")) == told
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [([1.0] * 100 + [1.02**i for i in range(300)], True), ([1.0] * 100 + [1000.0] * 300, False)],
+    ids=["they run away", "they jump"],
+)
+def test_targets_that_the_outputs_do_not_follow_any_more_run_away(sizes, told):
+    ratios = [1.0] * 100 + [10.0] * 300
+    series = {"target_rms": sizes, "target_size": ratios, "shift": [1.0] * 400}
+    assert bool(_states_of(series, "TargetsRunAway")) == told
+
+
 @pytest.mark.parametrize("rate", [lambda step: 1e-3, lambda step: 1e-3 * (2 if 40 < step < 60 or step > 100 else 1)])
 def test_a_loss_that_rises_at_a_rate_it_has_known_is_not_put_down_to_it(rate):
     scenario = SCENARIOS["LossRisesWithRate"]

@@ -110,6 +110,28 @@ def no_zero_grad_in_an_ensemble():
         yield step
 
 
+def one_of_two_zeroed():
+    model = _Parts()
+    slow, quick = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model.encoder, model.head))
+    yield model, [slow, quick]
+    for step in range(STEPS):
+        quick.zero_grad()
+        x, y = _batch(step)
+        F.cross_entropy(model(x), y).backward()
+        slow.step()
+        quick.step()
+        yield step
+
+
+def copied_and_not_given_again():
+    model = _Parts()
+    optimizer = torch.optim.Adam(model.parameters())
+    yield model, optimizer
+    yield from _plain(model, optimizer)
+    model.encoder, model.head = copy.deepcopy(model.encoder), copy.deepcopy(model.head)
+    yield from _plain(model, optimizer)
+
+
 def evaluated_first():
     model = nn.Sequential(_net(6, 8), nn.Dropout(0.1), nn.Linear(8, 2)).eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -152,6 +174,8 @@ def schedule_past_its_end():
         (list_of_layers, "ParametersNotRegistered", ("extra",)),
         (no_zero_grad, "GradientsAccumulate", ()),
         (no_zero_grad_in_an_ensemble, "GradientsAccumulate", ()),
+        (one_of_two_zeroed, "GradientsAccumulate", ()),
+        (copied_and_not_given_again, "ParametersNotInOptimizer", ("encoder.0", "head.0")),
         (evaluated_first, "EvalModeInTraining", ()),
         (made_anew, "OptimizerStateLost", ()),
         (rate_gone, "LearningRateZero", ()),

@@ -45,6 +45,27 @@ def norm_asked_for(loss, parameters, optimizer, scaler):
     nn.utils.clip_grad_norm_(parameters, float("inf"))
 
 
+def values_late(loss, parameters, optimizer, scaler):
+    loss.backward()
+    optimizer.step()
+    nn.utils.clip_grad_value_(parameters, 0.5)
+
+
+def values_clipped_while_scaled(loss, parameters, optimizer, scaler):
+    scaler.scale(loss).backward()
+    nn.utils.clip_grad_value_(parameters, clip_value=0.01)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def values_clipped_when_unscaled(loss, parameters, optimizer, scaler):
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_value_(parameters, 0.01)
+    scaler.step(optimizer)
+    scaler.update()
+
+
 def without_scaler(loss, parameters, optimizer, scaler):
     scaler.scale(loss).backward()
     optimizer.step()
@@ -72,13 +93,23 @@ def divided_by_hand(loss, parameters, optimizer, scaler):
 
 
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize(("step", "cause"), [(late, "ClipAfterStep"), (without_scaler, "GradientsNotUnscaled")])
+@pytest.mark.parametrize(
+    ("step", "cause"),
+    [
+        (late, "ClipAfterStep"),
+        (values_late, "ClipAfterStep"),
+        (values_clipped_while_scaled, "ClipOnScaledGradients"),
+        (without_scaler, "GradientsNotUnscaled"),
+    ],
+)
 def test_a_wrong_order_is_named_first(step, cause, given, tmp_path):
     assert _first_causes(tmp_path, step, given=given)[:1] == [cause]
 
 
 @pytest.mark.parametrize(
-    "step", [in_time, norm_asked_for, with_scaler, unscaled_and_clipped, divided_by_hand], ids=lambda f: f.__name__
+    "step",
+    [in_time, norm_asked_for, with_scaler, unscaled_and_clipped, values_clipped_when_unscaled, divided_by_hand],
+    ids=lambda f: f.__name__,
 )
 def test_a_usual_order_is_calm(step, tmp_path):
     assert _first_causes(tmp_path, step) == []

@@ -2,6 +2,8 @@
 
 from benchmarks.reports.case import REGISTRY
 from benchmarks.reports.healthy import (
+    again,
+    again_more,
     common,
     common_more,
     fresh,
@@ -17,6 +19,8 @@ from benchmarks.reports.healthy import (
 
 __all__ = [
     "WORKLOADS",
+    "again",
+    "again_more",
     "common",
     "common_more",
     "fresh",

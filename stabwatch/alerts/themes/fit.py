@@ -15,6 +15,8 @@ from stabwatch.alerts.statistics import Array, Bools, median
 
 WINDOW = 4
 """Looks at the losses whose median counts: 64 steps of a long run, so that one that begins to learn is seen."""
+LEVELS = 16
+"""Looks whose means of the targets show how much of their variance lies between batches."""
 NOTHING = 0.97
 """Squared error over the variance of the targets: what is above it explains next to nothing of them."""
 AFTER = 3
@@ -27,11 +29,17 @@ class FitFeature(RunFeature):
     """The squared error over the variance of the targets, and for how many steps it was that of their mean.
 
     Only where the trained loss is the one that compares outputs with targets; NaN where the model makes its own data,
-    plays against another one, or where the targets grow: a value is mostly chance.
+    plays against another one, or where the targets grow: a value is mostly chance. The variance is that of all batches:
+    targets of one batch may be alike.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
-        DerivedSignal("unexplained_ratio", "Median squared error over the variance of the targets.", "ratio", "run"),
+        DerivedSignal(
+            "unexplained_ratio",
+            "Median squared error over the variance of the targets of several batches.",
+            "ratio",
+            "run",
+        ),
         DerivedSignal(
             "unexplained_steps", f"Steps for which unexplained_ratio has been {NOTHING:g} or more.", "1", "run"
         ),
@@ -46,21 +54,24 @@ class FitFeature(RunFeature):
             "calls_without_gradient",
             "opponent_steps",
             "target_rms",
+            "compared_mean",
+            "compared_deviation",
         )
 
     def _begin(self) -> None:
         self._past: deque[float] = deque(maxlen=WINDOW)
+        self._levels: deque[tuple[float, float]] = deque(maxlen=LEVELS)
         self._same: deque[bool] = deque(maxlen=WINDOW)
         self._lasts, self._targets = Duration(), MovingTargets()
         self._records = self._played = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        ratio, compared, loss, acted, opposed, size = (self._one(s, values) for s in self._columns.signals)
+        ratio, compared, loss, acted, opposed, size, *level = (self._one(s, values) for s in self._columns.signals)
         if not math.isfinite(ratio + compared + loss):
             return None
         self._records += 1
         self._played += acted > 0 or opposed > 0
-        self._past.append(ratio)
+        self._past.append(ratio * self._within(*level))
         self._same.append(abs(loss - compared) <= EQUAL * abs(compared))
         self._targets.observe(loss, compared, size)
         moves = self._targets.grown or makes_its_data(self._played, self._records)
@@ -68,6 +79,14 @@ class FitFeature(RunFeature):
         now = median(np.array(self._past))
         steps = self._lasts.at(self._step, now >= NOTHING and judged)
         return dict(zip((g.name for g in self.gauges), (now, steps), strict=True)) | {"loss": loss}
+
+    def _within(self, mean: float, deviation: float) -> float:
+        """The share of the variance of the targets that lies within batches; 1 where it is not known."""
+        if math.isfinite(mean + deviation):
+            self._levels.append((mean, deviation))
+        means, deviations = np.array(self._levels).reshape(-1, 2).T
+        within = float(np.square(deviations).mean()) if len(deviations) else 0.0
+        return within / (within + float(means.var())) if within > 0 else 1.0
 
     def measures(self, values: Array) -> Bools:
         """See `blocks`: records of steps in which losses were looked at."""

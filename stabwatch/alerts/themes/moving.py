@@ -30,7 +30,8 @@ SAME_DATA = 3.0
 class RunawayFeature(RunFeature):
     """How large the targets of `mse_loss` and its kin have become, and whether they grow as fast as before.
 
-    Only where outputs follow the targets and the inputs stay what they were: then the program makes them grow.
+    Only where outputs follow the targets, or have followed them until they ran away for good, and the inputs stay what
+    they were: then the program makes them grow.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
@@ -52,6 +53,7 @@ class RunawayFeature(RunFeature):
         self._shifts: deque[float] = deque(maxlen=LOOKS)
         self._first: list[float] = []
         self._next = -math.inf
+        self._followed = 0
 
     def _observe(self, values: Array) -> dict[str, float] | None:
         size, ratio, shift = (self._one(signal, values) for signal in self._columns.signals)
@@ -68,7 +70,8 @@ class RunawayFeature(RunFeature):
         if self._step < self._next:
             return None
         self._next = self._step + STEPS
-        if not follows:
+        self._followed += follows
+        if not follows and (self._followed < FEW or ratio <= 1):
             self._sizes.clear()
             return None
         self._sizes.append(size)
@@ -77,7 +80,9 @@ class RunawayFeature(RunFeature):
         before, then, now = np.log(np.array(self._sizes)).reshape(3, FEW)
         old, new = (float(np.median(b) - np.median(a)) for a, b in ((before, then), (then, now)))
         growth *= math.exp(float(np.median(now))) / size
-        return self._told(growth, new / old if old > 0 and new > math.log(FAST) else 0.0, size)
+        goes_on = follows or (old > math.log(FAST) and now[-1] - now[0] > math.log(FAST) / 2)  # and is no jump
+        fast = old > 0 and new > math.log(FAST) and goes_on
+        return self._told(growth, new / old if fast else 0.0, size)
 
     def _told(self, *numbers: float) -> dict[str, float]:
         return dict(zip((*(g.name for g in self.gauges), "target_rms"), numbers, strict=True))

@@ -38,9 +38,9 @@ RULES: tuple[Rule, ...] = (
         "Gradients are clipped after the step",
         "clip_late_ratio",
         "Gradients are clipped after the optimizer has used them: no step is limited.",
-        "`clip_grad_norm_` was called after the optimizer's step and before the next backward pass.",
+        "Gradients were clipped after the optimizer's step and before the next backward pass.",
         "each clipping of four steps; a call with an infinite limit asks for the norm, and does not count",
-        "Call `clip_grad_norm_` between `backward` and `step`.",
+        "Call `clip_grad_norm_` (or `clip_grad_value_`) between `backward` and `step`.",
     ),
     _rule(
         "GradientsNotUnscaled",

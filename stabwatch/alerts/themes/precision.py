@@ -17,6 +17,8 @@ from stabwatch.alerts.statistics import Array, Bools, Ints, median
 from stabwatch.runlog import SeriesKey
 
 WINDOW = 32
+JUST = 1e-3
+"""Relative difference that rounding leaves between equal numbers."""
 SMALL = 2.0**-11
 """Eight times the smallest normal number of float16."""
 
@@ -136,28 +138,45 @@ class ClipFeature(RunFeature):
     """The gradient norm at the step times the loss scale, over what clipping has left: the scale itself, or 1.
 
     Clipped after unscaling, the norm at the step is what clipping has left. Clipped before, it is that over the scale.
+    Of clipped values, the largest gradient at the step: that it is just the limit over the scale is no chance.
     """
 
     gauges: tuple[DerivedSignal, ...] = (
         DerivedSignal(
             "clip_scaled_ratio",
-            "Gradient norm times loss scale over the norm that clipping left: the scale; 1 if clipped before "
-            "unscaling.",
+            "Gradient norm (or largest gradient) times loss scale over what clipping left: the scale; 1 if clipped "
+            "before unscaling.",
             "ratio",
             "run",
         ),
     )
 
     def __init__(self) -> None:
-        super().__init__("clip_limit", "clip_limit", "gradient_norm", "gradient_norm_before_clip", "loss_scale")
+        super().__init__(
+            "clip_limit", "clip_limit", "gradient_norm", "gradient_norm_before_clip", "loss_scale", "clip_value",
+            "gradient_abs_max",
+        )  # fmt: skip
 
     def _observe(self, values: Array) -> dict[str, float] | None:
-        limit, norm, before, scale = (self._one(signal, values) for signal in self._columns.signals)
+        limit, norm, before, scale, value = (self._one(signal, values) for signal in self._columns.signals[:5])
+        if not math.isnan(value):
+            return self._of_values(value, scale, self._columns.of("gradient_abs_max", values))
         if not math.isfinite(limit + norm + before + scale) or min(limit, before) <= 0:
             return None
         return {self.gauges[0].name: norm * scale / min(limit, before), "loss_scale": scale, "clip_limit": limit}
 
-    measures = own_signals
+    def _of_values(self, limit: float, scale: float, largest: Array) -> dict[str, float] | None:
+        largest = largest[np.isfinite(largest)]
+        if not math.isfinite(limit + scale) or limit <= 0 or not len(largest):
+            return None
+        ratio = float(largest.max()) * scale / limit
+        just = abs(ratio - 1) <= JUST
+        return {self.gauges[0].name: 1.0 if just else scale, "loss_scale": scale, "clip_limit": limit}
+
+    def measures(self, values: Array) -> Bools:
+        """See `blocks`: records in which something was clipped."""
+        limits = (self._columns.of_run(signal, values) for signal in ("clip_limit", "clip_value"))
+        return np.logical_or(*map(np.isfinite, limits))
 
 
 def features() -> tuple[Feature, ...]:
@@ -186,8 +205,7 @@ RULES: tuple[Rule, ...] = (
         title="Gradients are clipped before they are unscaled",
         family="clip_limit",
         summary="Gradients are clipped while they are multiplied by the loss scale: each step is far too small.",
-        description="At the step the gradient norm is what clipping left (at most {clip_limit:.3g}) over the loss "
-        "scale "
+        description="At the step gradients are what clipping left (at most {clip_limit:.3g}) over the loss scale "
         "({loss_scale:.3g}).",
         thresholds=(
             Threshold(
@@ -198,7 +216,7 @@ RULES: tuple[Rule, ...] = (
         ),
         abnormal=(Condition("clip_scaled_ratio", above=0.5, below=2.0), Condition("loss_scale", above=8.0)),
         source="clipped in the right order the ratio is the loss scale itself, which is above 8 here",
-        remedy=("Call `scaler.unscale_(optimizer)` before `clip_grad_norm_`.",),
+        remedy=("Call `scaler.unscale_(optimizer)` before `clip_grad_norm_` or `clip_grad_value_`.",),
         references=(MIXED,),
         fact=True,
     ),

@@ -272,9 +272,11 @@ RULES: tuple[Rule, ...] = (
         "number after the step.",
         thresholds=(
             Threshold(severity="warning", when=(Condition("update_lost_median_ratio", above=0.75),), for_points=3),
+            Threshold(severity="warning", when=(Condition("update_lost_median_ratio", above=0.95),), for_points=2),
         ),
         abnormal=(Condition("update_lost_median_ratio", above=0.75),),
-        source="three quarters of the weights; bfloat16 has 8 bits, so an update below 1/512 of its weight is lost",
+        source="three quarters of the weights, or nearly all at two points; bfloat16 has 8 bits, so an update below "
+        "1/512 of its weight is lost",
         remedy=(
             "Keep the weights in float32 and compute in bfloat16 (`torch.autocast`), or keep a float32 copy.",
             "Or use an optimizer that rounds stochastically or carries the rounding error (Kahan summation).",
@@ -300,9 +302,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="AdamStepTooLarge",
-        title="Stale second moment in Adam",
+        title="Adam's steps exceed the learning rate",
         family="adam_step_rms",
-        summary="Adam's second moment is stale: its steps exceed the learning rate.",
+        summary="Adam's second moment is too small for its gradients: its steps exceed the learning rate.",
         description="The root mean square of m / (sqrt(v) + eps) of {where} is {adam_step_rms:.3g}. Constant gradients "
         "give at most 1.",
         thresholds=(
@@ -316,6 +318,7 @@ RULES: tuple[Rule, ...] = (
         remedy=(
             "Find what changed here: the data, a loss weight, a layer that was unfrozen.",
             "Lower beta2 (0.95), clip updates (StableAdamW), or clip the gradient.",
+            "Are the optimizer's states float16? Small squares round to zero there: keep them in float32.",
         ),
         references=(ADAM,),
     ),

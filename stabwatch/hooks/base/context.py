@@ -67,6 +67,9 @@ class TapEvents(Protocol):
     ) -> None:
         """`clip_grad_norm_` was called for these parameters, with these arguments, and returned this norm."""
 
+    def values_clipped(self, parameters: Sequence[Tensor], limit: float) -> None:
+        """`clip_grad_value_` was called for these parameters, with this limit."""
+
     def scaler_updated(self, scaler: Any, stepped: set[int]) -> None:
         """`GradScaler.update` was called, after steps of the optimizers with these ids."""
 

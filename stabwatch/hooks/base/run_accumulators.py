@@ -42,6 +42,8 @@ WANTED = host_accumulator("wanted_deviation")
 APART = host_accumulator("output_deviation")
 FIT = host_accumulator("error_to_variance_ratio")
 COMPARED_LOSS = host_accumulator("compared_loss")
+COMPARED_MEAN = host_accumulator("compared_mean")
+COMPARED_DEVIATION = host_accumulator("compared_deviation")
 MIXED = host_accumulator("samples_mixed_ratio")
 UNITS = host_accumulator("units_alike_ratio")
 THROWN = host_accumulator("gradients_thrown_ratio")
@@ -68,7 +70,7 @@ The busy time and the sources of the loss come first: the record leaves out ever
 """
 NOTED = (
     OUT_OF_RANGE, BETWEEN, UNNORMALISED, ALIKE, TARGET_RMS, TARGET_SIZE, SPREAD, UNREACHABLE, WANTED, APART, MIXED,
-    UNITS, THROWN, FIT, COMPARED_LOSS, INPUT_SPREAD,
+    UNITS, THROWN, FIT, COMPARED_LOSS, INPUT_SPREAD, COMPARED_MEAN, COMPARED_DEVIATION,
 )  # fmt: skip
 SUMMED = (SPREAD, FIT, COMPARED_LOSS)
 """Those that are a mean over the losses of the step."""
