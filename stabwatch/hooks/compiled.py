@@ -99,6 +99,9 @@ def observe_attention(
     site = _sites.get(int(graph_handle[0]))
     if site is None or torch._C._current_graph_task_id() != -1:
         return
+    if site.flags.sampled:
+        given = site.context.input.attention
+        site.context.isolation.run("token_order", "sampled", given, query, key, mask, is_causal)
     if site.exact is not None:
         call = (site, query, key, mask, is_causal, scale)
         site.context.isolation.run(attention.EXACT.name, site.flags.tier, attention.exact, *call)

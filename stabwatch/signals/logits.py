@@ -21,9 +21,9 @@ def _form(name: str, help: str, field: str, of: str = "count", unit: str = "rati
     )  # fmt: skip
 
 
-def _order(name: str, help: str, field: str) -> Signal:
+def _order(name: str, help: str, field: str, of: str = "count") -> Signal:
     return Signal(
-        name=name, help=help, unit="ratio", tap="logits", reduction="token_order", fields=(field, "count"),
+        name=name, help=help, unit="ratio", tap="logits", reduction="token_order", fields=(field, of),
         formula="quotient", scope="run",
     )  # fmt: skip
 
@@ -146,7 +146,13 @@ SIGNALS = (
         "attention_open_ratio",
         "Share of the targets that were guessed with attention over the whole sequence, without any mask.",
         "open",
+        "read",
     ),
-    _order("attention_causal_ratio", "Share of the targets that were guessed with causal attention alone.", "causal"),
+    _order(
+        "attention_causal_ratio",
+        "Share of the targets that were guessed with causal attention alone.",
+        "causal",
+        "read",
+    ),
     _form("label_logit_gap", "Mean logit of a row minus that of its label.", "gap", of="known", unit="nat"),
 )

@@ -155,8 +155,9 @@ LOG_RATIO = _reduction(
 """highest: the largest log ratio; lowest: minus the smallest."""
 ADVANTAGE = _reduction("advantage", count="sum", sum="sum", sumsq="sum", zero="sum", abs_max="max")
 TOKEN_ORDER = _reduction(
-    "token_order", count="sum", own="sum", following="sum", second="sum", open="sum", causal="sum", common="sum"
-)
+    "token_order",
+    count="sum", own="sum", following="sum", second="sum", open="sum", causal="sum", common="sum", read="sum",
+)  # fmt: skip
 LOGIT_FORM = _reduction("logit_form", count="sum", probability="sum", cut="sum", known="sum", gap="sum")
 CLASSES = _reduction("classes", count="sum", entropy="sum", max="max")
 CODES = _reduction("codes", count="sum", unused="sum", looked="sum")

@@ -78,6 +78,21 @@ def test_masked_tokens_are_guessed_with_open_attention_in_health(tmp_path):
     assert found["attention_open_ratio"] == 1.0 and not rules & set(SHIFTS)
 
 
+def test_of_weights_that_the_model_makes_by_hand_nothing_is_said(tmp_path):
+    """Its mask may be causal or not: neither share is 0."""
+    torch.manual_seed(0)
+    model = _Text(causal=True)
+    model.forward = lambda ids: model.head(torch.tril(torch.ones(18, 18)) @ model.embed(ids))
+
+    def loss():
+        tokens = torch.randint(50, (4, 20))
+        yield F.cross_entropy(model(tokens[:, :18]).flatten(0, 1), tokens[:, 1:19].flatten())
+
+    found, rules = _watched(tmp_path / "run", model, loss, steps=8)
+    assert found["target_next_token_ratio"] == 1.0 and not rules & set(SHIFTS)
+    assert np.isnan([found["attention_open_ratio"], found["attention_causal_ratio"]]).all()
+
+
 @pytest.mark.parametrize(("column", "rare", "said"), [(True, False, True), (False, False, False), (True, True, False)])
 def test_a_column_that_is_the_target(column, rare, said, tmp_path):
     """A rare feature that fits the one rare target of a batch says nothing."""

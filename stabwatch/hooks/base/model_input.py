@@ -112,11 +112,11 @@ class ModelInput:
         return any(a == len(target) > 1 and b != len(target) and b > 1 for a, b in self.lengths)
 
     def order(self, target: Tensor, ignored: int) -> Tensor | None:
-        """float32 (7,): targets, how many are the token at their own place, at the next, at the one after.
+        """float32 (8,): targets, how many are the token at their own place, at the next, at the one after.
 
-        Then how many were guessed with attention that is open, and with attention that is causal, and how many are the
-        most frequent one; none where most are ignored. target: class
-        indices in the order of the tokens, of which the last ones of each sequence may be left out.
+        Then how many were guessed with attention that is open, and with attention that is causal, how many are the
+        most frequent one, and how many were guessed with either; none where most are ignored. target: class indices in
+        the order of the tokens, of which the last ones of each sequence may be left out.
         """
         ids = self.ids
         if ids is None or target.is_floating_point() or target.device != ids.device or target.numel() % len(ids):
@@ -132,7 +132,7 @@ class ModelInput:
         shown = torch.where(known, wanted, -1)
         common = (known & (shown == shown.flatten().mode().values)).sum(dtype=torch.float32)
         seen = (count * bool(self.open), count * bool(self.causal and not self.open))
-        return torch.stack((count, *same, *seen, common))
+        return torch.stack((count, *same, *seen, common, count * bool(self.open or self.causal)))
 
     def leak(self, target: Tensor) -> Tensor | None:
         """float32 (): the largest share of samples, over the columns of the input, whose number is the target's.
