@@ -34,6 +34,8 @@ ENGINE_EVENTS = ("start", "end", "flight", "guard", "change", "held_up", "nonfin
 """Kinds of events that an engine reads."""
 BASELINE_FEATURES = ("loss", "gradient_norm", "logged_reward", "logged_accuracy")
 """Features whose baselines restart at an announced change."""
+WEIGHT_FEATURE = "weight"
+"""Restarts where the model has changed: new parameters in the place of others are no step of the optimizer."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 20
 PACES = 101
@@ -75,6 +77,7 @@ class Engine:
         self.first_step: int | None = None
         self.last_step: int | None = None
         self._changes: list[int] = []
+        self._model_changes: list[int] = []
         self._last_time = math.nan
         self._pace: deque[float] = deque(maxlen=PACES)
         self._pause = 0.0
@@ -222,6 +225,8 @@ class Engine:
         if any(before < change <= step for change in self._changes):
             for name in BASELINE_FEATURES:
                 self._features[name].restart()
+        if any(before < change <= step for change in self._model_changes):
+            self._features[WEIGHT_FEATURE].restart()
 
     def _restart(self) -> None:
         """The run continues from an earlier step in the same folder: from a checkpoint, or from the beginning."""
@@ -285,6 +290,8 @@ class Engine:
         self.memory.note(event)
         if event.kind == "change" and event.step is not None:
             self._changes.append(event.step)
+            if event.data.get("seen"):
+                self._model_changes.append(event.step)
         if event.kind == "nonfinite":
             return self._traced(Origin.of(event), event.time)
         if event.kind == "start":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,13 @@ ROLES: dict[str, Role] = {
 """Run-scope signals that the detectors read, in addition to values logged by the user."""
 
 
+class _Label(NamedTuple):
+    """Name of a column. logged: by the training loop, or by its trainer, which may give it the name of a signal."""
+
+    name: str
+    logged: bool
+
+
 @dataclass
 class _Curve:
     """Points of one column, in pieces. at: record number of each point. values: likewise."""
@@ -50,7 +58,7 @@ class RunCurves:
     """Takes the records of a run, batch by batch, in bounded memory."""
 
     def __init__(self) -> None:
-        self._curves: dict[str, _Curve] = {}
+        self._curves: dict[_Label, _Curve] = {}
         self._number: list[NDArray[np.int64]] = []
         self._steps: list[NDArray[np.int64]] = []
         self._times: list[NDArray[np.float64]] = []
@@ -67,8 +75,8 @@ class RunCurves:
         self._times.append(batch.times.copy())
         values, measured = batch.values, batch.measured
         for i, key in enumerate(batch.layout.keys):
-            name = _name(key)
-            curve = self._curve(name) if name else None
+            label = _label(key)
+            curve = self._curve(label) if label.name else None
             if curve is not None and (there := measured[:, i]).any():
                 curve.at.append(numbers[there])
                 curve.values.append(values[there, i])
@@ -81,9 +89,12 @@ class RunCurves:
         numbers = np.concatenate([np.empty(0, np.int64), *self._number])
         times = np.concatenate([np.empty(0), *self._times])
         columns = []
+        measured = {label.name for label, curve in self._curves.items() if not label.logged and len(curve)}
         for label, curve in self._curves.items():
+            if label.logged and label.name in measured:
+                continue
             at, values = curve.joined()
-            columns.append(Column(label, curve.role, steps[np.searchsorted(numbers, at)], values, at + 1))
+            columns.append(Column(label.name, curve.role, steps[np.searchsorted(numbers, at)], values, at + 1))
         return LogRun(name, _one_loss(columns), steps, numbers + 1, times)
 
     @property
@@ -96,10 +107,10 @@ class RunCurves:
             "unusual values."
         )
 
-    def _curve(self, name: str) -> _Curve | None:
-        if name not in self._curves and len(self._curves) < MOST_COLUMNS:
-            self._curves[name] = _Curve(ROLES.get(name) or role_of(name))
-        return self._curves.get(name)
+    def _curve(self, label: _Label) -> _Curve | None:
+        if label not in self._curves and len(self._curves) < MOST_COLUMNS:
+            self._curves[label] = _Curve(ROLES.get(label.name) or role_of(label.name))
+        return self._curves.get(label)
 
     def _points(self) -> int:
         return sum(map(len, self._number)) + sum(map(len, self._curves.values()))
@@ -119,11 +130,11 @@ class RunCurves:
         self._check = max(MOST_POINTS, 2 * self._points())
 
 
-def _name(key: SeriesKey) -> str:
-    """Name of the column of a series; empty if detectors do not read it."""
+def _label(key: SeriesKey) -> _Label:
+    """Of the column of a series; an empty name if detectors do not read it."""
     if key.signal == LOGGED:
-        return key.layer
-    return key.signal if key.signal in ROLES and not key.layer else ""
+        return _Label(key.layer, True)
+    return _Label(key.signal if key.signal in ROLES and not key.layer else "", False)
 
 
 def _one_loss(columns: list[Column]) -> tuple[Column, ...]:

@@ -166,13 +166,19 @@ class StepTaps:
         if self._context.flags.sampled:
             self._context.isolate(layers.GRADIENT, self._parameters.read_gradients, optimizer)
 
-    def before_unannounced(self, optimizer: Any) -> None:
-        """The first backward pass of a step whose optimizer announces nothing has ended."""
-        self._context.isolate(REACH, self._reach.before, optimizer)
+    def before_unannounced(self, optimizer: Any, taken: bool) -> None:
+        """The first backward pass of a step whose optimizer announces nothing has ended.
+
+        taken: `torch.autograd.grad` has returned the gradients, and `.grad` is empty.
+        """
+        if taken:
+            self._context.unmeasured(layers.TAKEN, "", layers.NOT_KEPT)
+        else:
+            self._context.isolate(REACH, self._reach.before, optimizer)
         self._check_replicas()
         if self._context.flags.sampled:
             self._context.isolate(layers.WEIGHT, self._parameters.measure_weights, optimizer)
-            self._context.isolate(layers.CHANGE, self._parameters.snapshot, optimizer)
+            self._context.isolate(layers.CHANGE, self._parameters.snapshot, optimizer, taken)
 
     def after_unannounced(self) -> None:
         """Such a step was taken."""

@@ -11,7 +11,7 @@ from stabwatch.hooks.base.run_accumulators import LOGITS, LOSS
 from stabwatch.hooks.base.sites import Site
 from stabwatch.hooks.probes.activation import ACTIVATION
 from stabwatch.hooks.probes.attention import BRACKET, EXACT, SOFTMAX
-from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, ParameterTaps
+from stabwatch.hooks.probes.layers import CHANGE, GRADIENT, TAKEN, ParameterTaps
 from stabwatch.hooks.probes.row_sums import ROW_SUM
 from stabwatch.hooks.probes.writer import BRANCH
 from stabwatch.runlog import Accumulator
@@ -26,6 +26,10 @@ COMPILED = (
 )
 REPLICA = "replica"
 """The comparison of ranks, which is no probe."""
+DIRECT = (
+    "no call of it is seen, though its parameters get gradients: they are used directly, or it was compiled before "
+    "`attach`"
+)
 NOT_CALLED = "this module was not called in the training forward (its parameters may be used directly)"
 NO_LOSS = (
     "no backward pass to this model's parameters, no `.loss` on its output and no cross_entropy was seen; use "
@@ -38,19 +42,22 @@ OTHER_LOSS = (
 NO_LOGITS = "no call of `cross_entropy` was seen in training steps"
 NO_GRADIENT = "no optimizer step updated these parameters"
 FROZEN = "its parameters are frozen (requires_grad is False)"
-COMPLEX = "its parameters are complex numbers, which are not measured"
 NO_ATTENTION = "this module looks like attention, but no call of `scaled_dot_product_attention` or `softmax` was seen"
 IN_CHECKPOINT = (
     "inside a compiled graph it is part of an activation checkpoint, which is computed again in the backward: nothing "
     "is measured there"
 )
-NO_CLASSES = "no call of `cross_entropy` was seen, so this loss has no logits (a regression, say)"
+NO_CLASSES = (
+    "no call of `cross_entropy` was seen: this loss has no logits (a regression, say), or computes its cross-entropy "
+    "without it"
+)
 ONE_CALL = (
     "no attention call was seen: inside a compiled graph that of nn.MultiheadAttention is a single call of the "
     "compiler's own"
 )
 NO_SAVED = "inside a compiled graph there is no saved logsumexp"
 MHA = "nn.MultiheadAttention applies its output projection as a function, for which there is no hook"
+GRAPH = "it is part of a graph (torch.export, torch.fx) that uses its parameters and does not call it"
 SCRIPTED = "it is TorchScript: the modules in it run as one graph, and no hook of theirs is called"
 NO_SATURATION = (
     "no activation module that saturates was found; one that is called as a function, or inside a fused kernel, is not "
@@ -103,12 +110,24 @@ class Coverage:
         hooked, unseen = _hooked(fired), self._unseen(fired)
         not_called = NOT_CALLED if hooked else unseen or COMPILED
         no_logits = {LOGITS} if self._has_no_classes(fired) else set()
-        left_out = fired | no_logits | self._unsummed()
+        left_out = fired | no_logits | self._unsummed() | set(self._direct(fired))
         expected = [a for a in self._expected if a not in left_out and not self._early(a) and not self._is_left(a)]
         out = [self._entry(a, not_called, unseen) for a in expected]
         for site in self._sites:
             if site.attention_like and site.bracket is not None:
                 out += self._attention(site, fired, unseen)
+        return out
+
+    def _direct(self, fired: set[Accumulator]) -> dict[Accumulator, str]:
+        """Outputs of single layers that nobody calls, while something else computes with their parameters; and why."""
+        out = {}
+        for site in self._sites:
+            output, module = ACTIVATION.accumulator(site.name), site.module()
+            noted = self._reasons.get(ACTIVATION.tap, site.name)
+            if site.activation is None or output in fired or GRADIENT.accumulator(site.name) not in fired:
+                continue
+            if noted == GRAPH or (noted is None and _hooked(fired) and module is not None and not module._modules):
+                out[output] = noted or DIRECT
         return out
 
     def _unseen(self, fired: set[Accumulator]) -> str | None:
@@ -128,6 +147,7 @@ class Coverage:
             not_called = IN_CHECKPOINT
         of_layer = dict.fromkeys(("gradient", "weight", "update"), self._no_step(accumulator.site))
         by_tap = {"activation": not_called, **of_layer}
+        by_tap["gradient"] = self._reasons.get(TAKEN, "") or by_tap["gradient"]
         of_run = {LOSS: unseen or NO_LOSS, LOGITS: unseen or NO_LOGITS}
         reason = of_run.get(accumulator, by_tap.get(accumulator.tap, "it was never measured"))
         probe = PROBES.find(accumulator.tap, accumulator.reduction)
@@ -141,7 +161,7 @@ class Coverage:
             return NO_GRADIENT
         if self._parameters.is_frozen(layer):
             return FROZEN
-        return NO_GRADIENT if self._parameters.has_numbers(layer) else COMPLEX
+        return NO_GRADIENT
 
     def _attention(self, site: Site, fired: set[Accumulator], unseen: str | None) -> list[dict[str, str]]:
         """Why nothing is known of a module that looks like attention, unless it or a part of it was seen.
@@ -174,6 +194,7 @@ class Coverage:
         ]
         if self._has_no_classes(fired):
             out.append({"tap": LOGITS.tap, "site": "", "reason": self._reasons.get(LOGITS.tap, "") or NO_CLASSES})
+        out += [{"tap": a.tap, "site": a.site, "reason": why} for a, why in self._direct(fired).items()]
         unsummed = sorted(self._unsummed(), key=lambda a: a.site)
         out += [{"tap": a.tap, "site": a.site, "reason": self._parameters.unsummed[a.site]} for a in unsummed]
         out += [{"tap": unsummed[0].tap, "site": "", "reason": NO_NORM}] if unsummed else []

@@ -35,14 +35,14 @@ class LossEvents:
         self._ids = {id(p) for p in model.parameters() if p.requires_grad}
 
     def follow(self, model: nn.Module) -> None:
-        """The model has changed: compare the parameters that it has now."""
+        """The model has changed: compare the parameters that it has now, also those that are frozen for a while."""
         self._model, self._unreached = model, 0
-        fresh = TrainedLoss.of(model.parameters(), kept_by=holders(model))
+        fresh = TrainedLoss.of(model.parameters(), kept_by=holders(model), known=self._ids)
         unsure = self.trained.unsure
         fresh.inherit(self.trained)
         fresh.unsure = unsure
         self.trained = fresh
-        self._ids = {id(p) for p in model.parameters() if p.requires_grad}
+        self._ids = {id(p) for p in model.parameters() if p.requires_grad or id(p) in self._ids}
 
     @property
     def _looks(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,7 +30,7 @@ from stabwatch.hooks.probes.layers import ParameterTaps
 from stabwatch.hooks.probes.replicas import ReplicaChecks
 from stabwatch.hooks.probes.sharpness import SAMPLES
 from stabwatch.runlog import Accumulator, RecordLayout
-from stabwatch.runtime.coverage import MHA, NO_SATURATION, SCRIPTED, Coverage
+from stabwatch.runtime.coverage import GRAPH, MHA, NO_SATURATION, SCRIPTED, Coverage
 from stabwatch.runtime.governor import Governor
 from stabwatch.runtime.record import OF_ALL_LAYERS, Assembler
 from stabwatch.runtime.step_buffer import StepBuffer
@@ -180,7 +180,19 @@ def _blind_spots(targets: list[Target]) -> Iterable[tuple[str, str, str]]:
     if not any(t.role.nonlinear for t in targets):
         yield "nonlinearity", "", NO_SATURATION
     for t in targets:
+        if isinstance(t.module, torch.fx.GraphModule):
+            yield from ((ACTIVATION.tap, name, GRAPH) for name in _not_called(t.name, t.module, targets))
         if isinstance(t.module, torch.jit.ScriptModule):
             yield from ((tap, t.name, SCRIPTED) for tap in ("forward", ACTIVATION.tap, BRACKET.report_key))
         if isinstance(t.module, nn.MultiheadAttention):
             yield "writer", f"{t.name}.out_proj", MHA
+
+
+def _not_called(name: str, graph: torch.fx.GraphModule, targets: list[Target]) -> Iterator[str]:
+    """The watched modules inside of a graph that its code does not call."""
+    called = tuple(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    start = f"{name}." if name else ""
+    for inner in (t.name for t in targets if t.name != name and t.name.startswith(start)):
+        target = inner.removeprefix(start)
+        if not any(target == c or target.startswith(f"{c}.") for c in called):
+            yield inner

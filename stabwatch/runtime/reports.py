@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stabwatch.hooks.base.context import TapContext
 from stabwatch.runtime.coverage import OTHER_LOSS, REPORT_AFTER, not_in_graph, summary
@@ -12,6 +13,9 @@ from stabwatch.runtime.host_numbers import HostNumbers
 from stabwatch.runtime.model_taps import ModelTaps
 
 _log = logging.getLogger("stabwatch")
+AGAIN = 8
+"""The coverage is reported again after as many times the records: what is trained later is not missing any more."""
+SAID = ("missing", "unmeasured", "notes")
 
 
 class RunReports:
@@ -27,13 +31,14 @@ class RunReports:
         self.records = 0
         """Records that were written."""
         self._due = REPORT_AFTER
-        self._reported: ModelTaps | None = None
+        self._reported: tuple[ModelTaps, dict[str, Any]] | None = None
         self._said = ""
 
     def recorded(self, taps: ModelTaps) -> None:
         """A record was written, measured by `taps`."""
         self.records += 1
         if self.records == self._due:
+            self._due *= AGAIN
             self._coverage(taps)
 
     def model_followed(self) -> None:
@@ -41,8 +46,8 @@ class RunReports:
         self._due = self.records + REPORT_AFTER
 
     def run_ends(self, taps: ModelTaps) -> None:
-        """Report the coverage of the model as it is at the end, if that was not done."""
-        if self.records and self._reported is not taps:
+        """Report the coverage of the model as it is at the end."""
+        if self.records:
             self._coverage(taps)
 
     def no_records(self, reason: str) -> None:
@@ -59,7 +64,7 @@ class RunReports:
         return bool(self._said)
 
     def _coverage(self, taps: ModelTaps) -> None:
-        self._reported = taps
+        """Report what is measured by now, unless all of it was said before; warn once for these taps."""
         if taps.assembler.trains_another_loss:
             self._context.unmeasured("note", "loss", OTHER_LOSS)
         if self._context.flags.traced:
@@ -67,8 +72,10 @@ class RunReports:
         report = taps.report(taps.assembler.fired)
         missing = report["missing"]
         self._host.taps_missing = float(len(missing))
-        self._event("coverage", self._context.step, **report)
-        if missing:
+        told, self._reported = self._reported, (taps, report)
+        if told is None or any(told[1][kind] != report[kind] for kind in SAID):
+            self._event("coverage", self._context.step, **report)
+        if missing and (told is None or told[0] is not taps):
             verb = "lists it" if len(missing) == 1 else "lists them"
             text = summary(missing, taps.assembler.fired)
             _log.warning("stabwatch: %s `stabwatch doctor %s` %s.", text, self._run_dir(), verb)

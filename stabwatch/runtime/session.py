@@ -25,6 +25,7 @@ from stabwatch.hooks.presence import contexts_on
 from stabwatch.runlog import Event, RecordLayout, Writer
 from stabwatch.runlog.schema import GOOD_ENDS
 from stabwatch.runtime.batch_shift import BatchShift
+from stabwatch.runtime.call_depth import CALL_DEPTH
 from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.host_numbers import HostPart
 from stabwatch.runtime.lifetime import free_memory, keep, leave, release, weakly
@@ -90,6 +91,7 @@ class Session(SessionRanks):
         self._blind = self._detached = False
         self.inputs = ScriptInputs(self.context, self._taps)
         keep(self, self._model)
+        CALL_DEPTH.make_room()
         atexit.register(self._leave)
 
     # -- setting up ---------------------------------------------------------------------------------
@@ -133,6 +135,15 @@ class Session(SessionRanks):
             self.context.unmeasured("note", "optimizer", problem)
             self._problem = self._problem or problem
 
+    def _problem_is_over(self) -> None:
+        """Take back what was said of the optimizer at `attach` where it holds no more: parameters were added since."""
+        noted = self.context.reasons.get("note", "optimizer")
+        if noted is None or noted != self._problem:
+            return
+        if noted not in optimizer_problems(self._ranks.model, self._optimizer):
+            self.context.reasons.withdraw("note", "optimizer")
+            self._problem = None
+
     # -- the step loop ------------------------------------------------------------------------------
 
     def _end_step(self) -> None:
@@ -167,6 +178,8 @@ class Session(SessionRanks):
         self._plan_next()
         if self.flags.open:
             self.isolation.run("checks", "always", self._checks.rewrites.step_ended, measured or self.flags.sampled)
+        if self._problem and not self._sent & (self._sent - 1):
+            self.isolation.run("optimizer", "always", self._problem_is_over)
         if what := self._changes.frozen(self._taps.now):
             self._dispatcher.announce(self.step, what, seen=True)
 
@@ -335,12 +348,14 @@ class Session(SessionRanks):
         self.flags.attached = self.flags.open = self.flags.sampled = self.flags.looks = self.flags.deep = False
         self.flags.in_forward = False
         self.isolation.run("detach", "always", self._taps.remove)
+        self.isolation.run("detach", "always", CALL_DEPTH.give_back)
         atexit.unregister(self._leave)
         release(self, self._model)
         self.isolation.run("snapshot", "always", self._dispatcher.close, reason)
         self._shared.close(reason)
         self._shared.receive_errors()
         if self._output is not None:
+            self.isolation.run("optimizer", "always", self._problem_is_over)
             if reason != "replaced":
                 self._say_silence(last=True)
             end = Event("end", time.time(), self.step - 1, {"reason": reason, **facts})

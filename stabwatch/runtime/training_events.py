@@ -241,7 +241,15 @@ class TrainingEvents(PipelineEvents):
             self._end_unannounced()
         self.isolation.run("loss", "always", self._loss.taken, outputs, gradients, inputs)
         self._order.pass_ended()
+        if self._parameter_steps.active and self._asked(self._taps.now.parameters.owns, inputs):
+            self._prepare(taken=True)
         self.isolation.run("clock", "always", self._parameter_steps.pass_ended)
+
+    def _prepare(self, taken: bool = False) -> None:
+        """The gradients of a step are there that nothing will announce."""
+        if not self._prepared:
+            self._prepared = True
+            self._taps.now.steps.before_unannounced(self._parameter_steps.optimizer, taken)
 
     def _pass_ended(self) -> None:
         """The gradients may be those of the step: of a closure, and of a step that nothing announces."""
@@ -254,9 +262,7 @@ class TrainingEvents(PipelineEvents):
         if self._clock.inside is not None:
             self._taps.now.steps.gradients_ready(self._clock.inside)
         elif self._parameter_steps.active:
-            if not self._prepared:
-                self._prepared = True
-                self._taps.now.steps.before_unannounced(self._parameter_steps.optimizer)
+            self._prepare()
             self._taps.now.steps.gradients_ready(self._parameter_steps.optimizer)
         self._parameter_steps.pass_ended()
 

@@ -9,6 +9,7 @@ import pytest
 
 from stabwatch.alerts import Engine
 from stabwatch.alerts.root_causes import ROOT_CAUSES
+from stabwatch.runlog import Event
 from tests.alerts.scenarios import Scenario, around, block, uneven, wave
 
 
@@ -366,3 +367,12 @@ def test_a_program_that_begins_anew_is_told_and_is_no_alarm(each):
 def test_one_batch_with_an_odd_sample_is_no_measure_of_how_far_samples_are_apart():
     apart = [*wave(40, 1.0, 0.1), 500.0, *wave(120, 1.0, 0.1)]
     assert _states_of({"wanted": apart}, "EmbeddingCollapse") == []
+
+
+def test_weights_that_take_the_place_of_others_are_no_change_from_outside():
+    engine = Engine()
+    engine.observe(block({"weight a": [1.0] * 20, "update a": [0.001] * 20}, 0))
+    engine.observe_event(Event("change", 0.0, 20, {"what": "the model has changed: ...", "seen": True}))
+    engine.observe(block({"weight a": [2.0] * 20 + [3.0], "update a": [0.001] * 21}, 20))
+    fired = [(a.rule, a.step) for a in engine.history if a.rule == "WeightsChangedOutsideStep"]
+    assert fired == [("WeightsChangedOutsideStep", 40)]

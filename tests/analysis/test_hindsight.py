@@ -197,6 +197,16 @@ def test_the_curves_of_a_long_run_are_thinned_and_keep_what_stands_out(monkeypat
     assert (loss.lines == loss.steps + 1).all()
 
 
+def test_a_number_that_the_loop_logs_under_the_name_of_a_signal_is_no_second_curve():
+    """Trainers of transformers log `learning_rate`."""
+    curves, rates = RunCurves(), np.linspace(1e-3, 1e-4, 10).tolist()
+    for start in (0, 5):
+        part = rates[start : start + 5]
+        curves.add(block({"learning_rate": part, "logged learning_rate": part}, first=start))
+    found = [c for c in curves.run("r").columns if c.name == "learning_rate"]
+    assert [c.steps.tolist() for c in found] == [list(range(10))]
+
+
 LONG = """
 import resource, sys
 import numpy as np

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+from stabwatch.analysis import analyze
 from stabwatch.runlog import Run
 
 
@@ -102,6 +103,7 @@ def test_the_gradient_norm_is_that_of_the_model_as_it_is(name, attach) -> None:
     ((step, what),) = changes(log)
     assert step == 3 and what.startswith("the model has changed: ")
     assert 3 in [int(block.steps[0]) for block in log.blocks]
+    assert "WeightsChangedOutsideStep" not in {i.condition for i in analyze(attach.watches[-1].run_dir).incidents}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -189,6 +191,42 @@ def test_networks_that_are_frozen_in_turn_are_no_changes(attach) -> None:
     log = attach.finish()
     assert len(log.steps) == 12 and len(log.blocks) < 6  # not one for each step
     assert len(changes(log)) <= 1
+
+
+def test_each_network_that_is_frozen_in_turn_has_its_part_of_the_loss(attach) -> None:
+    """As Lightning's `toggle_optimizer` does: the other network is trained again when the pass is over."""
+    model = nn.ModuleDict({"made": nn.Linear(4, 8), "judge": nn.Linear(8, 1)})
+    made, judge = model["made"], model["judge"]
+    optimizers = {m: torch.optim.SGD(m.parameters(), lr=0.1) for m in (judge, made)}
+    attach(model, list(optimizers.values()))
+    totals = []
+    for _ in range(6):
+        totals.append(0.0)
+        z = torch.randn(3, 4)
+        for own, other in ((judge, made), (made, judge)):
+            other.requires_grad_(False)
+            fake = made(z)
+            loss = (judge(fake.detach()) if own is judge else -judge(fake)).mean()
+            optimizers[own].zero_grad()
+            loss.backward()
+            optimizers[own].step()
+            other.requires_grad_(True)
+            totals[-1] += loss.item()
+    assert attach.finish().series("loss")[1] == pytest.approx(totals, rel=1e-5, abs=1e-6)
+
+
+def test_what_is_trained_later_is_not_missing_at_the_end(attach, caplog) -> None:
+    """A group that the optimizer gets after the first report of the coverage."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model[4].parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+    rest = [p for layer in list(model)[:4] for p in layer.parameters()]
+    train(model, optimizer, change=lambda m, o: o.add_param_group({"params": rest}), at=9)
+    log = attach.finish()
+    assert caplog.text.count("no optimizer step updated these parameters") == 1
+    reports = [e.data for e in log.events if e.kind == "coverage"]
+    assert reports[0]["missing"] and "trainable parameters are in no optimizer" in caplog.text
+    assert reports[-1]["missing"] == reports[-1]["notes"] == watch.coverage()["missing"] == []
 
 
 def test_parameters_that_are_lent_for_a_call_are_no_change(attach) -> None:

@@ -20,6 +20,7 @@ from stabwatch.hooks.probes.activation import NO_TENSOR, TRANSFORMED
 from stabwatch.hooks.probes.attention import OTHER_SOFTMAX, OTHER_TOKENS
 from stabwatch.hooks.probes.drift import COLLECTIVE
 from stabwatch.hooks.probes.experts import CALL, MANY, NO_CAPACITY
+from stabwatch.hooks.probes.layers import NOT_KEPT
 from stabwatch.hooks.probes.nonlinearity import IN_PLACE, OWN_CLASS
 from stabwatch.hooks.probes.taylor import NO_SOFTMAX
 from stabwatch.hooks.probes.weights import CLOSURE
@@ -27,8 +28,9 @@ from stabwatch.hooks.probes.writer import NO_TOKENS, NO_TRUNK
 from stabwatch.runlog import read_run
 from stabwatch.runtime.coverage import (
     COMPILED,
-    COMPLEX,
+    DIRECT,
     FROZEN,
+    GRAPH,
     MHA,
     NO_ATTENTION,
     NO_CLASSES,
@@ -54,7 +56,7 @@ class Trial:
     """What is trained, and how.
 
     each: called before every step. settings: of `attach`. tracked: a batch to track. closure: gradients are computed
-    inside of the step.
+    inside of the step. stepped: by an optimizer, which is given.
     """
 
     model: nn.Module
@@ -67,26 +69,28 @@ class Trial:
     settings: dict[str, Any] = field(default_factory=dict)
     tracked: torch.Tensor | None = None
     closure: bool = False
+    stepped: bool = True
 
     def reasons(self, attach: Any) -> set[str]:
         """All reasons in the report."""
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3) if self.stepped else None
         watch = attach(self.model, optimizer, **self.settings)
         call = self.model if self.call is None else self.call
         if self.tracked is not None:
             watch.probe(self.tracked)
 
         def gradients() -> None:
-            optimizer.zero_grad()
+            self.model.zero_grad()
             self.backward(self.loss(call(torch.randn(self.shape))))
 
         for _ in range(self.steps):
             self.each()
-            if self.closure:
+            if optimizer is not None and self.closure:
                 optimizer.step(gradients)
             else:
                 gradients()
-                optimizer.step()
+                if optimizer is not None:
+                    optimizer.step()
         attach.finish()
         assert not watch._session.isolation.errors
         return {entry["reason"] for part in ("missing", "unmeasured", "notes") for entry in watch.coverage()[part]}
@@ -174,15 +178,16 @@ def mixture(**options: Any) -> Trial:
 
 
 class Spare(nn.Module):
-    """A layer that is called, and one that is not."""
+    """A layer that is called, and one that is not. direct: its weight is used."""
 
-    def __init__(self, spare: bool = True) -> None:
+    def __init__(self, spare: bool = True, direct: bool = False) -> None:
         super().__init__()
-        self.used = nn.Linear(WIDTH, WIDTH)
+        self.used, self.direct = nn.Linear(WIDTH, WIDTH), direct
         self.spare = nn.Linear(WIDTH, WIDTH) if spare else None
 
     def forward(self, x):
-        return self.used(x)
+        x = self.used(x)
+        return x @ self.spare.weight if self.direct else x
 
 
 class Cut(nn.Module):
@@ -366,6 +371,26 @@ def taylor(cross_entropy: bool) -> Trial:
     return trial
 
 
+def exported() -> Trial:
+    return Trial(torch.export.export(Cut(False), (torch.randn(TOKENS),)).module())
+
+
+def taken(kept: bool) -> Trial:
+    """Gradients that the program asks for, and steps of its own; kept: where `backward` puts them."""
+    model = Cut(False)
+    parameters = list(model.parameters())
+
+    def step(loss: torch.Tensor) -> None:
+        found = torch.autograd.grad(loss, parameters)
+        for p, gradient in zip(parameters, found, strict=True):
+            p.grad = gradient if kept else None
+            if not kept:
+                with torch.no_grad():
+                    p.sub_(gradient, alpha=1e-3)
+
+    return Trial(model, backward=step, stepped=kept)
+
+
 TOO_LARGE = "its parameters do not fit into `update_bytes`"
 CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "no capacity": (NO_CAPACITY, lambda: mixture(capacity=None), lambda: mixture(capacity=1.25)),
@@ -406,8 +431,13 @@ CASES: dict[str, tuple[str, Callable[[], Trial], Callable[[], Trial]]] = {
     "nothing returned is a call": (NOT_CALLED, lambda: Trial(Spare()), lambda: inside("none")),
     "in a transform": (TRANSFORMED, lambda: inside("vmap"), lambda: inside("plain")),
     "a transform calls": (NOT_CALLED, lambda: Trial(Spare()), lambda: inside("vmap")),
-    "complex": (COMPLEX, lambda: inside("complex"), lambda: inside("plain")),
     "complex ones are updated": (NO_GRADIENT, lambda: Trial(Cut(True)), lambda: inside("complex")),
+    "used directly": (DIRECT, lambda: Trial(Spare(direct=True)), lambda: Trial(Spare())),
+    "not used directly": (NOT_CALLED, lambda: Trial(Spare()), lambda: Trial(Spare(direct=True))),
+    "a graph": (GRAPH, exported, lambda: Trial(torch.fx.symbolic_trace(Cut(False)))),
+    "a graph is not another model": (COMPILED, lambda: twin(True), exported),
+    "gradients that are taken": (NOT_KEPT, lambda: taken(False), lambda: taken(True)),
+    "gradients that are taken are of a step": (NO_GRADIENT, lambda: Trial(Cut(True)), lambda: taken(False)),
     "own activation": (OWN_CLASS, lambda: Trial(residual(OwnGELU)), lambda: Trial(residual(nn.GELU))),
     "a closure": (
         CLOSURE, lambda: Trial(Cut(False), closure=True, settings={"every_step": True}),

@@ -213,3 +213,29 @@ def test_a_bracket_that_holds_the_limit_asks_for_the_exact_value(attach):
     ends = [log.series(f"attention_logit_{end}", "blocks.0.attn")[1][0] for end in ("lower", "upper")]
     assert ends[0] < 3.0 < ends[1]
     assert watch._session._pace.governor._asked_deep
+
+
+def test_complex_parameters_count_with_both_their_parts(attach):
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.filter = nn.Parameter(0.1 * torch.randn(8, 4, dtype=torch.complex64))
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head((torch.fft.fft(x) @ self.filter).abs())
+
+    model = Spectral()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = attach(model, optimizer)
+    norms, weights = [], []
+    for _ in range(9):
+        optimizer.zero_grad()
+        model(torch.randn(5, 8)).square().mean().backward()
+        norms.append(math.sqrt(sum(float(p.grad.abs().square().sum()) for p in model.parameters())))
+        weights.append(float(torch.view_as_real(model.filter.detach()).square().mean().sqrt()))
+        optimizer.step()
+    log = attach.finish()
+    assert log.series("gradient_norm")[1] == pytest.approx(norms, rel=1e-5)
+    assert log.series("weight_rms", "")[1] == pytest.approx(weights, rel=1e-5)
+    assert (log.series("update_to_weight_ratio", "")[1] > 0).all() and watch.coverage()["missing"] == []

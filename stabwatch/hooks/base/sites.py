@@ -177,6 +177,9 @@ def _is_candidate(name: str, tree: ModuleTree, blocks: set[str]) -> bool:
         return False  # it computes one tensor of a layer
     if _contains(module):
         return True
+    around = tree.modules[next(tree.above(name), "")]
+    if isinstance(around, nn.MultiheadAttention) and type(around).forward is nn.MultiheadAttention.forward:
+        return False  # its projections are applied as functions
     if not is_flattened(module) and not any(True for _ in module.parameters()):
         return False
     inside = [outer for outer in tree.above(name) if outer in blocks]

@@ -34,6 +34,9 @@ WEIGHT = PROBES.register(Probe(name="weight", tap="weight", reduction=MOMENTS, t
 CHANGE = PROBES.register(Probe(name="update", tap="update", reduction=UPDATE, tier="sampled"))
 LOST = PROBES.register(Probe(name="update", tap="update", reduction=UPDATE_LOST, tier="sampled", optional=True))
 """Collected by `ParameterTaps`: all layers are reduced together, in a few launches."""
+TAKEN = "gradients taken"
+NOT_KEPT = "`torch.autograd.grad` returned its gradient, which was not kept in `.grad`, where gradients are measured"
+"""Why there is no gradient of a layer; noted under the name above."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,15 @@ class Owned:
 
     @property
     def weight(self) -> Tensor:
-        """This rank's shard."""
-        return self.tracked.of(self.tracked.parameter)
+        """This rank's shard; of complex numbers their real and imaginary parts."""
+        return _in_parts(self.tracked.of(self.tracked.parameter))
 
     @property
     def gradient(self) -> Tensor:
         """This rank's shard of it, where there is one."""
         found = gradient_shard(self.tracked.parameter)
         assert found is not None
-        return self.tracked.of(found)
+        return _in_parts(self.tracked.of(found))
 
 
 class ParameterTaps:
@@ -132,10 +135,6 @@ class ParameterTaps:
     def is_frozen(self, layer: str) -> bool:
         """True if no parameter of a layer is trained now."""
         return not any(p.requires_grad for p in self._by_layer.get(layer, ()))
-
-    def has_numbers(self, layer: str) -> bool:
-        """Are some of its parameters floating-point numbers? Nothing is measured of complex ones."""
-        return any(p.is_floating_point() for p in self._by_layer.get(layer, ()))
 
     def awaits_phase(self, layer: str) -> bool:
         """True while the updates of a layer have not been due yet."""
@@ -253,8 +252,9 @@ class ParameterTaps:
         mine = [
             o for o in self._stepped(optimizer) if o.row in due and (closure or o.tracked.parameter.grad is not None)
         ]
-        mine = [o for o in mine if o.tracked.parameter.is_floating_point()]
-        live = [o.weight for o in mine]
+        found = [(o, o.weight) for o in mine]
+        mine = [o for o, weight in found if weight.is_floating_point()]
+        live = [weight for _, weight in found if weight.is_floating_point()]
         copies = self._copies.of(live)
         self._before = [(p, b, o.row) for p, b, o in zip(live, copies, mine, strict=True)]
         self._half = [(o, b) for o, b in zip(mine, copies, strict=True) if b.element_size() == 2]
@@ -325,6 +325,12 @@ def _grouped(tensors: list[Tensor], rows: list[int], out: Tensor) -> None:
             moved = target.to(out.device, non_blocking=True)
             out[:, :3].add_(moved[:, :3])
             out[:, 3] = torch.maximum(out[:, 3], moved[:, 3])
+
+
+def _in_parts(x: Tensor) -> Tensor:
+    if not x.is_complex() or x.layout != torch.strided:
+        return x
+    return torch.view_as_real(x.detach().resolve_conj())
 
 
 def _empty(reduction: str, rows: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ the parameters (LBFGS, SAM), the first evaluation counts: the loss of the weight
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -144,10 +144,14 @@ class TrainedLoss:
 
     @classmethod
     def of(
-        cls, parameters: Iterable[nn.Parameter], most: int = MOST, kept_by: Mapping[int, Any] | None = None
+        cls,
+        parameters: Iterable[nn.Parameter],
+        most: int = MOST,
+        kept_by: Mapping[int, Any] | None = None,
+        known: Collection[int] = (),
     ) -> TrainedLoss:
-        """Watch some of these parameters, evenly spread."""
-        trained = [p for p in parameters if p.requires_grad]
+        """Watch some of these parameters, evenly spread: those that are trained, and those with an id in `known`."""
+        trained = [p for p in parameters if p.requires_grad or id(p) in known]
         stride = max(1, -(-len(trained) // most))
         return cls(trained[::stride], kept_by or {})
 

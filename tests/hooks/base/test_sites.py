@@ -47,6 +47,15 @@ def test_branches_without_a_module_of_their_own_are_shown_by_their_leaves():
     assert not [n for n in names if "norm" in n]
 
 
+def test_the_projection_that_multi_head_attention_applies_as_a_function_is_not_shown():
+    class Own(nn.MultiheadAttention):
+        def forward(self, x):
+            return self.out_proj(x)
+
+    whole = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": Own(8, 2)})
+    assert _shown(whole) == ["a", "b", "b.out_proj"]
+
+
 def test_filters_choose_by_name():
     model = GPT(DemoConfig(layers=2))
     assert _shown(model, include=r"\.attn$") == ["blocks.0.attn", "blocks.1.attn"]
