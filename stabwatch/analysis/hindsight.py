@@ -44,6 +44,8 @@ LATER_FALL = 0.9
 SHARE = 0.25
 """Share of a rise that may come before the change of the data that explains it."""
 _MAY_BE_NOISE = ("LossSpike", "LossShift", "GradientNormExplosion")
+FEW_DIGITS = 2
+"""Digits of a loss that hide how it moves late in a training."""
 HIGH = 1 / 3
 """Share of the height of a spike from which records elsewhere in the curve count as its noise."""
 USUAL = 3.0
@@ -198,6 +200,8 @@ def _judged(incident: Incident, found: Sequence[RunSegment]) -> Incident:
     """An incident that only rules found; it becomes information if the whole run shows no problem."""
     if incident.condition == "LearningRateZero" and (text := _never_above_zero(incident, found)):
         return replace(incident, severity="info", text=text)
+    if incident.condition == "LossConstant" and (text := _too_coarse(incident, found)):
+        return replace(incident, severity="info", text=text)
     if not incident.is_problem or (incident.last_step is None and incident.condition != "LossSpike"):
         return incident
     if incident.condition == "RankHoldsUp":
@@ -239,6 +243,18 @@ def _learned_later(incident: Incident, segment: RunSegment) -> str:
     if not len(after) or float(np.median(after)) > LATER_FALL * float(np.median(before)):
         return ""
     return f"From step {incident.last_step} on it fell, to {np.median(after[-PART:]):.4g} at the end: a late start."
+
+
+def _too_coarse(incident: Incident, found: Sequence[RunSegment]) -> str:
+    """What to say of a loss from the middle of another trainer's training, printed with too few digits to move."""
+    segment = _segment_of(incident, found)
+    loss = None if segment is None or segment.watched or segment.fresh else segment.finite_loss
+    if loss is None or not len(loss):
+        return ""
+    middle = f"{abs(float(np.median(loss.values))):.12g}".partition("e")[0]
+    if len(middle.replace(".", "").strip("0")) > FEW_DIGITS:
+        return ""
+    return f"{incident.text} The log prints {FEW_DIGITS} digits at most, and late in a training it may move by less."
 
 
 def _never_above_zero(incident: Incident, found: Sequence[RunSegment]) -> str:

@@ -31,6 +31,7 @@ from stabwatch.analysis.detectors import (
     reinitialisation,
     restarts,
     scores,
+    side_losses,
     spikes,
     too_good,
 )
@@ -54,6 +55,7 @@ DETECTORS: tuple[Detector, ...] = (
     pace.find,
     policy.find,
     adversarial.find,
+    side_losses.find,
     policy_divergence.find,
     scores.find,
     messages.find,

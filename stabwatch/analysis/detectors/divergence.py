@@ -169,7 +169,9 @@ def _validation_falls(segment: RunSegment, loss: Column, start: int) -> bool:
     if evaluated is None or segment.dies or not np.isfinite(evaluated.values).all():
         return False
     during = evaluated.steps >= loss.steps[start]
-    values = evaluated.values[during]
+    values, before = evaluated.values[during], evaluated.values[~during]
+    if len(before) and len(values) and values[0] > BEST * before[-1]:
+        return False  # it jumped too, and falls back from there
     left = len(loss) - int(np.searchsorted(loss.steps, evaluated.steps[-1])) if len(evaluated) else 0
     late = left <= (len(loss) - start) // VALIDATED
     return len(values) >= VALIDATED and late and bool(0 < values[-1] <= BEST * values.min() and values[-1] < values[0])

@@ -31,6 +31,8 @@ FLAT = 0.01
 """Largest change of a flat loss from the first fifth to the last fifth, relative to its level."""
 GUESS = 0.003
 """Largest relative distance from such a logarithm."""
+TOKENS, AS_MANY = 1000, 0.03
+"""Fewest tokens of a vocabulary, and the largest relative distance of a perplexity from their number."""
 EXACTLY = 2e-4
 """The same for a loss that became one number: four digits."""
 CONSTANT = 5
@@ -244,6 +246,9 @@ def _reason(segment: RunSegment, loss: Column, values: Array) -> str:
     if len(np.unique(loss.values)) == 1 and loss.values[0] != 0:
         return "it is the same number in every record"
     middle = float(np.median(values))
+    if is_perplexity(loss.name):
+        classes = next((n for n in CLASSES if n >= TOKENS and abs(middle / n - 1) < AS_MANY), None)
+        return "" if classes is None else f"guessing among {classes} tokens has that perplexity"
     for classes in CLASSES:
         if abs(middle / math.log(classes) - 1) < GUESS:
             return f"that is ln {classes}, the loss of guessing among {classes} classes"

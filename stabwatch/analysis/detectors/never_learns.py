@@ -15,7 +15,10 @@ from stabwatch.analysis.readers.log import Column
 from stabwatch.analysis.readers.names import is_eval, is_perplexity, plain
 
 ACCURACY = re.compile(r"(?:^|[/_ ])(?:\w+_)?(?:acc?|accuracy)$")
-CLASSES = (2, 3, 4, 5, 10, 100, 256, 1000, 32_000, 32_768, 50_257, 65_536, 128_256)
+CLASSES = (
+    2, 3, 4, 5, 10, 100, 256, 1000, 28_996, 30_522, 32_000, 32_768, 49_152, 50_257, 65_536, 100_277, 128_256, 151_936,
+    200_019, 250_112, 256_000, 262_144,
+)  # fmt: skip
 """Numbers of classes, byte values and tokens; the logarithm of such a number is the loss of guessing."""
 STUCK = 4
 """Fewest epochs after the first in which loss and accuracy are the same numbers."""

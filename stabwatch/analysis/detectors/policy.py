@@ -27,6 +27,8 @@ SHAPED = 0.7
 """Share of the changes of an excerpt that rise before its best record, and that fall after it."""
 GAPS = 60
 """Most records of such an excerpt: for a few, the reach of a random walk says little."""
+AT_ONCE, OTHERS = 2, 0.5
+"""Records within which a reward falls by all that was gained, and the largest share of that of any other change."""
 DOWN = 6
 """Fewest records of a reward that falls from the first on."""
 SLIPS = 0.1
@@ -56,6 +58,8 @@ SEVERAL = 4
 """Records from which a value loss is compared with those before."""
 EXPLODES = 1e4
 """Ratio of a value loss to all before it, to the square of the largest reward before it, and to 1."""
+LASTS, LASTING = 3, 100.0
+"""Fewest records up to the end of one that stays, and the same ratio for it, where rewards are printed."""
 
 
 NEVER, STILL_NEVER = 40, 10
@@ -99,11 +103,18 @@ def _value_loss(segment: RunSegment) -> list[Incident]:
         known = np.searchsorted(reward.steps, loss.steps[1:], side="left")
         largest = np.maximum.accumulate(np.abs(reward.values))
         base = np.maximum(base, np.where(known > 0, largest[np.maximum(known - 1, 0)], 0.0) ** 2)
-    beyond = np.flatnonzero(loss.values[1:] > EXPLODES * base)
+    limit = EXPLODES
+    beyond = np.flatnonzero(loss.values[1:] > limit * base)
+    if not len(beyond) and reward is not None and len(reward):
+        least = np.minimum.accumulate(loss.values[:0:-1])[::-1]  # of a record and all later ones
+        limit, beyond = (
+            LASTING,
+            np.flatnonzero(least[: len(least) - LASTS + 1] > LASTING * base[: len(least) - LASTS + 1]),
+        )
     if not len(beyond):
         return []
     start = int(beyond[0]) + 1
-    high = loss.values[start:] > EXPLODES * base[start - 1]
+    high = loss.values[start:] > limit * base[start - 1]
     count = len(high) if high.all() else int(np.argmin(high))
     ends = count == len(high)
     worst = float(loss.values[start : start + count].max())
@@ -156,7 +167,7 @@ def _reward(segment: RunSegment) -> list[Incident]:
     tail = smooth[k:]
     changes = smooth[width:] - smooth[:-width]
     walk = WALK * scatter(changes) * float(np.sqrt(len(smooth) / width)) if len(changes) >= 8 else 0.0
-    walk = 0.0 if len(values) <= GAPS and _rises_and_falls(values) else walk
+    walk = 0.0 if (len(values) <= GAPS and _rises_and_falls(values)) or _is_lost_at_once(values, gained) else walk
     if (
         gained <= max(CLEAR * scatter(np.diff(values)), walk)
         or len(tail) < width
@@ -190,6 +201,16 @@ def _never_rewarded(segment: RunSegment) -> list[Incident]:
     )
     found = to_the_end(reward, 0, text, condition="NotLearning", signal=reward.name)
     return [replace(found, confidence="possible")]
+
+
+def _is_lost_at_once(values: Array, gained: float) -> bool:
+    """Whether all that was gained is lost within a few records, and no other change is nearly as large."""
+    falls = values[:-AT_ONCE] - values[AT_ONCE:]
+    if len(falls) < FEWEST // 2:
+        return False
+    at = int(np.argmax(falls))
+    others = np.abs(np.delete(falls, slice(max(at - AT_ONCE, 0), at + AT_ONCE + 1)))
+    return bool(falls[at] >= LOST * gained and len(others) and others.max() <= OTHERS * falls[at])
 
 
 def _rises_and_falls(values: Array) -> bool:

@@ -21,6 +21,8 @@ GROWS = 100.0
 """Ratio of the last of them to the first."""
 OF_A_TOKEN, OF_A_TEXT = 1.0, 100.0
 """Least divergence at the end, in nats: of one token or action, and of whole texts."""
+LONGEST, TIMES = 64, 10.0
+"""Most records of a log in which a divergence that stays at ten times all before is told; the rule needs more."""
 SHORTEST = 2
 LEAP = 20.0
 """Ratio of the divergence of one update, at least `OF_A_TOKEN`, to all before."""
@@ -39,6 +41,7 @@ def find(segment: RunSegment) -> list[Incident]:
         start = _runs_away(known)
         if start is None and is_called("old_kl", column.name):
             start = _leaps(known)
+        start = _stays(known) if start is None else start
         if start is not None:
             return [_told(known, start)]
     return []
@@ -68,9 +71,24 @@ def _leaps(kl: Column) -> int | None:
     return start if leaps and float(values[-1]) >= LEAP * before else None
 
 
+def _stays(kl: Column) -> int | None:
+    """The same where it leaves the level of all records before at once, and stays there to the end."""
+    values = kl.values
+    if not 2 * FEWEST <= len(kl) <= LONGEST:
+        return None
+    least = OF_A_TEXT if _SUMMED.search(spelled(kl.name)) else OF_A_TOKEN
+    for i in range(FEWEST, len(values) - 1):
+        top = float(values[:i].max())
+        if top > 0 and float(values[i:].min()) >= TIMES * top and float(values[-FEWEST // 2 :].min()) >= least:
+            return i - 1
+    return None
+
+
 def _told(kl: Column, start: int) -> Incident:
+    tail = kl.values[start:]
+    course = "rises in each record" if (np.diff(tail) > 0).all() else "is far above all records before"
     text = (
-        f"The divergence of the policy ('{kl.name}') rises in each record from step {kl.steps[start + 1]} on, from "
+        f"The divergence of the policy ('{kl.name}') {course} from step {kl.steps[start + 1]} on, from "
         f"{kl.values[start]:.3g} to {kl.values[-1]:.4g} at the end." + how_sure(len(kl), "possible")
     )
     ratio = float(kl.values[-1] / kl.values[start])

@@ -208,7 +208,7 @@ def _relapse(values: Array) -> list[Excursion]:
     i = int(high[0])
     while i > 0 and values[i - 1] > 1 / RELAPSE * base:
         i -= 1
-    back = np.flatnonzero(values[i:] <= base / RELAPSE)
+    back = np.flatnonzero(values[i:] < base / RELAPSE)
     stop = i + int(back[0]) if len(back) else len(values)
     peak = i + int(np.argmax(values[i:stop]))
     over = float(values[peak]) / max(base, LEAST * float(values[0]))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabwatch.alerts.incidents import Incident
-from stabwatch.analysis.detectors import validated
+from stabwatch.analysis.detectors import cycles, validated
 from stabwatch.analysis.detectors.confidence import confidence_of
 from stabwatch.analysis.detectors.divergence import EXPLODES, diverges
 from stabwatch.analysis.detectors.excursions import BASE, EXCERPT, FIRST, Excursion, outliers
@@ -92,6 +92,9 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
     text += "" if e.recovered else how_sure(len(loss), sure)
     if cycle is not None:
         text += f" The learning rate was raised again at step {cycle}, as in a schedule with warm restarts."
+    every = cycles.period(loss.values, e, segment.fresh) if cycle is None else None
+    if every is not None:
+        text += f" It does so every {every} records or more, and is as low again each time, as with warm restarts."
     added = _new_terms(segment, onset)
     if added:
         text += f" From there on the log has {added} too: the loss has another term."
@@ -102,6 +105,7 @@ def _spike(segment: RunSegment, loss: Column, e: Excursion) -> Incident:
     grave = (
         segment.must_fall
         and cycle is None
+        and every is None
         and not added
         and not early
         and not overfits

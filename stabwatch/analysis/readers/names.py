@@ -59,7 +59,8 @@ _EVAL = re.compile(
 )
 _TRAIN = re.compile(r"(^|[^a-z])(train|training|trl)([^a-z]|$)")
 _LOSS = {
-    "loss", "losses", "lm_loss", "train_loss", "training_loss", "total_loss", "trl", "cost", "train_cost", "objective",
+    "loss", "losses", "lm_loss", "train_loss", "training_loss", "total_loss", "trl", "cost", "train_cost",
+    "total_cost", "objective",
     "crossentropyloss", "train_loss/train/total", "loss/train/total", "cross_entropy_loss", "ce_loss", "nll_loss",
     "loss_step", "train_loss_step", "average_loss", "step_loss", "tot_loss",
     "loss_train", "mlm_loss", "loss_avg", "batch_loss", "avg_loss", "main_loss", "train_main_loss", "loss_total",
@@ -93,7 +94,8 @@ _BOOSTED = re.compile(
 """XGBoost's and LightGBM's metrics that fall: `train-error`, `valid_0's l2`."""
 _LOSS_ORDER = (
     "loss", "train_loss", "training_loss", "trl", "lm_loss", "total_loss", "tot_loss", "loss_total", "crossentropyloss",
-    "cross_entropy_loss", "main_loss", "loss_step", "train_loss_step", "step_loss", "batch_loss", "cost", "objective",
+    "cross_entropy_loss", "main_loss", "loss_step", "train_loss_step", "step_loss", "batch_loss", "cost",
+    "total_cost", "objective",
     "loss_train", "mlm_loss", "average_loss", "avg_loss", "loss_avg", "ce_loss", "nll_loss", "loss_epoch",
     "train_loss_epoch", "ce", "xent", "nll",
 )  # fmt: skip

@@ -21,6 +21,7 @@ _BARE_LENGTH = 48
 _SIGNS = (
     b"oss", b"tep", b"|", b"iter", b"Iter", b"poch", b"orm", b"lr", b"ost ", b"Up.", b"OSS", b"earning", b"verflow",
     b"[batch", b"bjective", b"trl:", b"tel:", b"ccuracy", b"tensor(", b"core:", b"hmean", b"dice", b"Dice",
+    b"cost", b"Cost", b"ppl", b"PPL", b"erplex", b"xent", b"nll", b"NLL", b"mse", b"MSE", b"elbo", b"ELBO",
     b"STEP", b"EPOCH", b"ITER", b"VERFLOW", b"rror", b"xception", b"raceback", b"iverge", b"illed", b"signal",
     b"heckpoint", b"esum", b"---", b"nan", b"NaN", b"Nan", b"rad", b"eward", b"Rew", b"eturn", b"ntropy", b"KL", b"kl",
     "损失".encode(), "次数".encode(), "━".encode(), b"learn:", b"NAN", b"nvalid loss",

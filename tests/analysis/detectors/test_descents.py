@@ -1,0 +1,117 @@
+"""Short descents that break off, jumps at equal distances, and losses of data beside those of a game or a policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stabwatch.analysis.detectors import detect
+from tests.analysis.curves import analysed, run_of
+
+
+def _told(run):
+    return [(i.condition, i.first_step) for i in detect(run) if i.is_problem]
+
+
+def test_a_jump_of_two_records_in_a_short_steady_descent():
+    loss = [2.31, 2.05, 1.87, 1.72, 1.61, 1.52, 5.3, 4.4, 1.41, 1.36, 1.32, 1.3]
+    assert _told(run_of(loss=loss)) == [("LossSpike", 6)]
+    assert not _told(run_of(loss=[*loss[:6], 5.3, *loss[8:]])), "one bad batch"
+    assert not _told(run_of(loss=[2.31, 1.7, 2.2, 1.6, 1.9, 1.5, 2.9, 2.4, 1.41, 1.9, 1.32, 1.8])), "noise"
+    assert not _told(run_of(loss=[2.31, 2.1, 5.3, 4.4, 1.9, 1.7, 1.6, 1.5])), "the hump of a start without a warm-up"
+
+
+@pytest.mark.parametrize(
+    ("loss", "at"),
+    [
+        ([2.32, 2.0, 1.77, 1.61, 2.2, 2.99, 3.79, 4.62], 4),
+        ([10.9, 8.6, 6.9, 5.8, 10.9, 10.9, 10.9, 10.9], 4),
+        ([10.8, 7.5, 5.7, 8.5, 12.3], 3),
+        ([0.3, 0.1, -0.1, -0.25, 0.4, 0.6, 0.9], 4),
+    ],
+)
+def test_a_descent_of_which_nothing_is_left(loss, at):
+    assert ("LossDivergence", at) in _told(run_of(loss=loss))
+    assert not _told(run_of(loss=[*loss[:at], loss[at], *(loss[at - 1] * 0.98 for _ in loss[at + 1 :])]))
+
+
+def test_two_records_of_another_height_in_an_excerpt_of_five_are_no_divergence():
+    assert not _told(run_of(loss=[2.1, 1.5, 1.2, 1.9, 1.7]))
+
+
+def test_a_value_twice_as_high_as_the_best_is_no_error():
+    assert detect(run_of(loss=[0.0004, 0.0002, 0.0004, 0.0004, 0.0004, 0.0004, 0.0004, 0.0004])) is not None
+
+
+def _cycles(length: int, cycle: int, rise: float) -> np.ndarray:
+    at = np.arange(length)
+    loss = 0.5 + 2 * np.exp(-at / (length / 3)) + rise * (1 - at % cycle / cycle) * (at >= cycle)
+    return loss * np.exp(0.004 * np.random.default_rng(0).standard_normal(length))
+
+
+def test_jumps_at_equal_distances_that_come_back_are_a_schedule():
+    found = detect(run_of(loss=_cycles(300, 60, 0.4)))
+    assert not [i for i in found if i.is_problem]
+    assert any("warm restarts" in i.text for i in found)
+
+
+def test_jumps_at_other_distances_are_told():
+    at = np.arange(300)
+    loss = 0.5 + 2 * np.exp(-at / 100)
+    for start in (60, 150, 190):
+        loss[start : start + 20] += 0.6 * np.exp(-np.arange(20) / 8)
+    loss *= np.exp(0.004 * np.random.default_rng(0).standard_normal(300))
+    assert [step for name, step in _told(run_of(loss=loss)) if name == "LossSpike"] == [60, 150, 190]
+
+
+def _with_a_game(mel):
+    return run_of(component__loss_disc=[2.5] * 40, component__loss_gen=[2.2] * 40, component__loss_mel=mel)
+
+
+def test_a_reconstruction_loss_beside_those_of_a_game():
+    mel = 20 + 25 * np.exp(-np.arange(40) / 10)
+    assert not _told(_with_a_game(mel))
+    mel[25:] *= np.linspace(3, 6, 15)
+    found = [i for i in detect(_with_a_game(mel)) if i.is_problem]
+    assert [(i.condition, i.first_step, i.signal) for i in found] == [("LossDivergence", 25, "loss_mel")]
+    assert "'loss_mel'" in found[0].text
+
+
+def test_a_reward_that_is_lost_at_once():
+    rng = np.random.default_rng(0)
+    reward = 20 * (1 - np.exp(-np.arange(40) / 12)) + 0.3 * rng.standard_normal(40)
+    assert not _told(run_of(other__reward=reward, component__value_loss=[0.3] * 40))
+    reward[24:] = 0.4 + 0.1 * rng.standard_normal(16)
+    assert _told(run_of(other__reward=reward, component__value_loss=[0.3] * 40)) == [("RewardCollapse", 24)]
+
+
+def test_a_value_loss_that_stays_far_above_what_rewards_explain():
+    loss = [0.4, 0.35, 0.3, 0.28, 0.25, 6e4, 1.1e5, 1.6e5, 2e5]
+    found = _told(run_of(component__value_loss=loss, other__mean_reward=[2.0, 3, 4, 5, 6, 7, 8, 9, 10]))
+    assert found == [("LossDivergence", 5)]
+    assert not _told(run_of(component__value_loss=[1.0, 2, 4, 9, 20, 60, 80, 90, 99], other__mean_reward=range(1, 10)))
+
+
+def test_a_divergence_of_the_policy_that_stays_high():
+    kl = [0.01, 0.008, 0.012, 0.009, 0.011] * 4 + [0.2, 0.9, 3.1, 12.0] + [50.0] * 16
+    names = [i.condition for i in analysed(run_of(other__kl=kl, other__reward=[0.3] * 40)).incidents if i.is_problem]
+    assert "KLRunaway" in names
+
+
+def test_a_training_whose_validation_jumps_too_did_not_get_harder_data():
+    loss = [6.9, 5.9, 5.5, 4.9, 4.3, 3.6, 6.9, 6.91, 6.9, 6.88, 6.88, 6.87]
+    assert ("LossDivergence", 6) in _told(run_of(loss=loss, eval_loss=[1.05 * x for x in loss]))
+
+
+def test_a_perplexity_of_guessing():
+    rng = np.random.default_rng(0)
+    ppl = 32000 * np.exp(0.002 * rng.standard_normal(40))
+    assert [name for name, _ in _told(run_of(loss__ppl=ppl))] == ["NotLearning"]
+
+
+def test_a_loss_of_two_digits_late_in_a_training_may_move_unseen():
+    steps = [50_000 + 50 * i for i in range(120)]
+    found = analysed(run_of(loss=[0.31] * 120, steps=steps)).incidents
+    assert not [i for i in found if i.is_problem and i.condition == "LossConstant"]
+    found = analysed(run_of(loss=[0.31213] * 120, steps=steps)).incidents
+    assert [i for i in found if i.is_problem and i.condition == "LossConstant"]
