@@ -329,9 +329,9 @@ class Exchange:
             message = {"kind": "row", "step": step, "ranks": partial.ranks}
             self._channel.up(message, self._layout.pack(partial))
             return
-        self.covered = size(partial.ranks)
-        self._coverage.observe(step, partial.ranks)
-        if own:
+        if own:  # else rank 0 has left, and there is no record
+            self.covered = size(partial.ranks)
+            self._coverage.observe(step, partial.ranks)
             times = self._copies.times(partial.ranks, self.world)
             row = self._layout.row(partial, self.covered == self.world, times)
             width = len(row) - self._compares.width

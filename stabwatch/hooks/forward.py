@@ -20,7 +20,7 @@ from stabwatch.hooks.base.entry import Hook, is_exporting, runs_for_real, unseen
 from stabwatch.hooks.base.parts import has_forward
 from stabwatch.hooks.base.site_accumulators import register_own
 from stabwatch.hooks.base.sites import Site, Target, WatchedModule
-from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator
+from stabwatch.hooks.base.tensors import device_of, first_tensor, new_accumulator, of_this_rank
 from stabwatch.hooks.base.views import CALL_VIEWS
 from stabwatch.hooks.cursor import CURSOR, caller, in_backward, root_of
 from stabwatch.hooks.module_calls import measure_call
@@ -59,7 +59,8 @@ def _model_begins(site: Site, module: nn.Module, args: Any, kwargs: Any) -> None
         if compilers_used():
             insert_hooks()
         with unseen_by_modes():
-            site.context.events.forward_begins((*args, *kwargs.values()), kwargs)
+            named = {name: of_this_rank(value) for name, value in kwargs.items()}
+            site.context.events.forward_begins((*map(of_this_rank, args), *named.values()), named)
         site = vars(module).get("_stabwatch") or site  # another one where the model has changed
         site.context.forwards += 1
     elif module.training and not OwnCall.now:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import multiprocessing
+import multiprocessing.util
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 0.5
 """Most time to wait for what is left to be written of a run, before another model is attached."""
+FIRST = 100
+"""Priority among what `multiprocessing` calls when a child ends."""
 _SCRIPTED = torch.jit.ScriptModule
 _left: list[Session] = []
 """Sessions that are garbage, and have to be ended."""
@@ -77,6 +82,24 @@ def release(session: Session, model: nn.Module) -> None:
 def leave(session: Session) -> None:
     """Called while garbage is collected, wherever the thread is: takes no lock and starts nothing."""
     _left.append(session)
+
+
+def when_child_ends(end: Callable[[BaseException | None], object]) -> Callable[[], object]:
+    """In a child of `multiprocessing`: call `end` when it ends, with the error that has left its function, if one has.
+
+    The interpreter never sees such an error, and a forked child does not run `atexit`. Returns what takes that back.
+    """
+    if multiprocessing.parent_process() is None:
+        return lambda: None
+    found = multiprocessing.util.Finalize(None, lambda: end(_behind(sys.exc_info()[1])), exitpriority=FIRST)
+    return found.cancel
+
+
+def _behind(error: BaseException | None) -> BaseException | None:
+    """The error for which a process exits: `torch.multiprocessing.spawn` catches it, and exits with 1."""
+    if isinstance(error, SystemExit) and error.code and error.__context__ is not None:
+        return error.__context__
+    return error
 
 
 def free_memory() -> None:

@@ -28,7 +28,7 @@ from stabwatch.runtime.batch_shift import BatchShift
 from stabwatch.runtime.call_depth import CALL_DEPTH
 from stabwatch.runtime.governor import Plan
 from stabwatch.runtime.host_numbers import HostPart
-from stabwatch.runtime.lifetime import free_memory, keep, leave, release, weakly
+from stabwatch.runtime.lifetime import free_memory, keep, leave, release, weakly, when_child_ends
 from stabwatch.runtime.model_changes import TOO_OFTEN
 from stabwatch.runtime.model_taps import ModelTaps
 from stabwatch.runtime.optimizer_check import optimizer_problems, steps_copies
@@ -79,6 +79,7 @@ class Session(SessionRanks):
         """What the script says; None while no run is open."""
         self._pid = os.getpid()
         self._leave = weakly(self._at_exit)
+        self._stay: Callable[[], object] = lambda: None
         self._blind = self._detached = True
         try:
             free_memory()
@@ -93,6 +94,7 @@ class Session(SessionRanks):
         keep(self, self._model)
         CALL_DEPTH.make_room()
         atexit.register(self._leave)
+        self._stay = when_child_ends(weakly(self.ended))
 
     # -- setting up ---------------------------------------------------------------------------------
 
@@ -350,6 +352,7 @@ class Session(SessionRanks):
         self.isolation.run("detach", "always", self._taps.remove)
         self.isolation.run("detach", "always", CALL_DEPTH.give_back)
         atexit.unregister(self._leave)
+        self._stay()
         release(self, self._model)
         self.isolation.run("snapshot", "always", self._dispatcher.close, reason)
         self._shared.close(reason)

@@ -110,6 +110,16 @@ def _begin(job):
     job.wait(lambda: job.merged and job.merged[-1].covered == WORLD)
 
 
+def test_steps_after_the_last_one_of_rank_0_have_no_record_and_no_news(make):
+    job = make()
+    _begin(job)
+    job.step(2, range(1, WORLD))
+    time.sleep(0.1)
+    job.ranks[0].close("finished")
+    assert [merged.step for merged in job.merged] == [0, 1] or [merged.step for merged in job.merged] == [1]
+    assert not [news for news in job.news if news.missing]
+
+
 def test_rank_0_gets_the_merge_of_all(make):
     job = make()
     job.step(0)

@@ -38,6 +38,27 @@ ENDS = {
 }
 
 
+IN_CHILDREN = f"""
+import sys
+from torch import multiprocessing
+
+def train(rank, folder, last):
+    sys.argv[1] = folder
+    exec({LOOP!r} + last, {{}})
+
+root, fork = sys.argv[1], multiprocessing.get_context("fork")
+for name, last in (("finished", ""), ("error", "raise ValueError('no')"), ("code", "sys.exit(3)")):
+    child = fork.Process(target=train, args=(0, f"{{root}}/{{name}}", last))
+    child.start()
+    child.join()
+    print(child.exitcode)
+try:
+    multiprocessing.start_processes(train, (f"{{root}}/spawned", "raise ValueError('no')"), 1, start_method="fork")
+except multiprocessing.ProcessRaisedException:
+    print("raised")
+"""
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Run folder by the way in which its training ended; no agent was there."""
@@ -57,6 +78,17 @@ def test_analyze_and_doctor_say_how_a_run_ended(ended: dict[str, Path], name: st
     assert found.exit_code == failed
     (check,) = [c for c in check_run(ended[name]) if c.name == "end"]
     assert check.state == ("bad" if failed else "ok") and check.found.startswith(name)
+
+
+def test_a_child_of_multiprocessing_says_what_has_left_its_function(tmp_path: Path) -> None:
+    """`multiprocessing` catches it, and so does torch's `spawn`; a forked child leaves without `atexit`."""
+    done = run_python("-c", IN_CHILDREN, tmp_path)
+    assert done.stdout.split() == ["0", "1", "3", "raised"], done.stderr
+    ends = {path.name: next(e.data for e in read_run(path).events if e.kind == "end") for path in tmp_path.iterdir()}
+    assert {name: end["reason"] for name, end in ends.items()} == {
+        "finished": "finished", "error": "exception", "code": "exception", "spawned": "exception",
+    }  # fmt: skip
+    assert ends["error"]["error"] == ends["spawned"]["error"] == "ValueError: no"
 
 
 def test_a_killed_run_says_when_it_was_last_heard_of(ended: dict[str, Path]) -> None:

@@ -25,6 +25,13 @@ def is_partial(tensor: Any) -> bool:
     return hasattr(tensor, "_local_tensor") and any(placement.is_partial() for placement in tensor.placements)
 
 
+def of_this_rank(value: Any) -> Any:
+    """What this rank has of a DTensor that the model is called with: its shard, None of a summand; else the value."""
+    if not hasattr(value, "_local_tensor"):
+        return value
+    return None if is_partial(value) else local(value)
+
+
 SPREAD = (
     "its gradient is spread over ranks in another way than itself (each rank has a summand, or another part), and "
     "putting it together is a collective"

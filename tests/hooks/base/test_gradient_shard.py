@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from stabwatch.hooks.base.tensors import gradient_shard, is_elsewhere
+from stabwatch.hooks.base.tensors import gradient_shard, is_elsewhere, of_this_rank
 
 WORLD = 4
 WHOLE = torch.arange(30.0).reshape(10, 3)
@@ -54,6 +54,14 @@ def test_what_another_rank_has_is_not_made_up(rank, has, wanted):
     found = WHOLE if has.is_partial() else WHOLE.chunk(WORLD, has.dim)[min(rank, 2)]
     p = _parameter(init_device_mesh("cpu", (WORLD,)), [wanted], found, [has])
     assert gradient_shard(p) is None and is_elsewhere(p)
+
+
+def test_of_an_input_it_is_what_this_rank_has(rank):
+    mesh = init_device_mesh("cpu", (WORLD,))
+    shard, summand = (DTensor.from_local(WHOLE, mesh, [p], run_check=False) for p in (Shard(0), Partial()))
+    assert type(of_this_rank(shard)) is torch.Tensor and torch.equal(of_this_rank(shard), WHOLE)
+    assert of_this_rank(summand) is None
+    assert of_this_rank(WHOLE) is WHOLE and of_this_rank("name") == "name"
 
 
 def test_of_plain_tensors_it_is_the_gradient():
